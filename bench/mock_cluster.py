@@ -1,0 +1,68 @@
+"""librdkafka's mock cluster in a process of its own: a sink that costs the client's process nothing.
+
+Run as a script it prints its bootstrap addresses and serves until its standard input closes.
+The mock cluster answers newer ApiVersions requests in a way kafka-python can't read: clients are
+given ``api_version=(2, 3)``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import glob
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+TOPIC = "bench"
+
+
+def _library() -> ctypes.CDLL:
+    import confluent_kafka
+    import confluent_kafka.cimpl  # loads librdkafka into this process
+
+    root = os.path.dirname(confluent_kafka.__file__)
+    bundled = glob.glob(os.path.join(os.path.dirname(root), "confluent_kafka.libs", "librdkafka*"))
+    return ctypes.CDLL(bundled[0] if bundled else confluent_kafka.cimpl.__file__)
+
+
+def serve(partitions: int) -> None:
+    """Serve one broker with one topic until standard input closes."""
+    lib = _library()
+    pointer, text = ctypes.c_void_p, ctypes.c_char_p
+    lib.rd_kafka_conf_new.restype = pointer
+    lib.rd_kafka_new.restype = pointer
+    lib.rd_kafka_new.argtypes = [ctypes.c_int, pointer, text, ctypes.c_size_t]
+    lib.rd_kafka_mock_cluster_new.restype = pointer
+    lib.rd_kafka_mock_cluster_new.argtypes = [pointer, ctypes.c_int]
+    lib.rd_kafka_mock_cluster_bootstraps.restype = text
+    lib.rd_kafka_mock_cluster_bootstraps.argtypes = [pointer]
+    lib.rd_kafka_mock_topic_create.argtypes = [pointer, text, ctypes.c_int, ctypes.c_int]
+    handle = lib.rd_kafka_new(0, lib.rd_kafka_conf_new(), ctypes.create_string_buffer(512), 512)
+    cluster = lib.rd_kafka_mock_cluster_new(handle, 1)
+    lib.rd_kafka_mock_topic_create(cluster, TOPIC.encode(), partitions, 1)
+    print(lib.rd_kafka_mock_cluster_bootstraps(cluster).decode(), flush=True)
+    sys.stdin.read()
+
+
+@contextmanager
+def mock_cluster(partitions: int) -> Iterator[str]:
+    """Run the mock cluster in another process; gives its bootstrap addresses."""
+    process = subprocess.Popen(
+        [sys.executable, os.path.abspath(__file__), str(partitions)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        yield process.stdout.readline().strip()
+    finally:
+        process.stdin.close()
+        process.wait()
+        process.stdout.close()
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]))

@@ -1,0 +1,85 @@
+"""A Kafka producer for structured concurrency, on Trio and asyncio.
+
+::
+
+    from anyio_sendproducer import ProducerRecord, ProducerSettings, open_send_producer
+
+    async with open_send_producer(ProducerSettings(bootstrap_servers="localhost:9092")) as producer:
+        metadata = await producer.send(ProducerRecord("orders", value=b"...", key=b"42"))
+
+The producer lives in a task group and can't outlive it. Each record is sent on its own, and the
+caller awaits what became of it.
+"""
+
+from ._exceptions import (
+    DeliveryError,
+    DeliveryTimeout,
+    DiscoveryError,
+    MultiDeliveryError,
+    Persistence,
+    ProducerBroken,
+    ProducerClosed,
+    ProducerFenced,
+    ProducerMisused,
+    ProducerStartError,
+    RecordRejected,
+    SendProducerError,
+    SerializationFailed,
+    SettingsError,
+    TransactionAborted,
+    TransactionError,
+    UndeliveredRecords,
+)
+from ._ledger import Statistics
+from ._producer import Delivery, SendProducer, open_send_producer, start_send_producer
+from ._records import (
+    Envelope,
+    Message,
+    MultiMessage,
+    MultiResult,
+    MultiResultPart,
+    PassThroughMessage,
+    PassThroughResult,
+    ProducerRecord,
+    RecordMetadata,
+    Result,
+    Results,
+)
+from ._settings import ProducerSettings
+
+__all__ = [
+    "Delivery",
+    "DeliveryError",
+    "DeliveryTimeout",
+    "DiscoveryError",
+    "Envelope",
+    "Message",
+    "MultiDeliveryError",
+    "MultiMessage",
+    "MultiResult",
+    "MultiResultPart",
+    "PassThroughMessage",
+    "PassThroughResult",
+    "Persistence",
+    "ProducerBroken",
+    "ProducerClosed",
+    "ProducerFenced",
+    "ProducerMisused",
+    "ProducerRecord",
+    "ProducerSettings",
+    "ProducerStartError",
+    "RecordMetadata",
+    "RecordRejected",
+    "Result",
+    "Results",
+    "SendProducer",
+    "SendProducerError",
+    "SerializationFailed",
+    "SettingsError",
+    "Statistics",
+    "TransactionAborted",
+    "TransactionError",
+    "UndeliveredRecords",
+    "open_send_producer",
+    "start_send_producer",
+]

@@ -1,0 +1,13 @@
+"""``python -m anyio_sendproducer``: the command line, where its script is not on the path.
+
+May import: ``cli``.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,320 @@
+"""Where the event loop and the driver's thread meet, and nowhere else.
+
+Loop to thread goes a batch of records as one command. Thread to loop come events: they gather in a
+deque, one wake-up of the loop brings over all that there are, and they go on as one item of a
+memory object stream to the task that settles them. So a crossing is paid once a batch, never once
+a record.
+
+The thread is the bridge's own and not AnyIO's: it lives as long as the producer, and a call of the
+client library that hangs must not keep the loop from ending.
+
+May import: ``drivers``, ``_loops``, ``_ledger``, ``_exceptions``.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import itertools
+import logging
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Generic, TypeVar, Union
+
+import anyio
+
+from ._exceptions import ProducerClosed, SendProducerError
+from ._ledger import Entry
+from ._loops import Loop
+from .drivers import Driver, Outcome, Submitted
+
+__all__ = [
+    "Bridge",
+    "Broken",
+    "Completed",
+    "Event",
+    "GenerationEnded",
+    "Lost",
+    "MetadataChanged",
+    "Opened",
+    "Taken",
+]
+
+T = TypeVar("T")
+
+_log = logging.getLogger("anyio_sendproducer")
+
+#: How long the threads may take to end after the driver's own bound; then they are left behind.
+_GRACE_SECONDS: Final = 5.0
+#: Between attempts to open a client in place of one that broke.
+_REOPEN_SECONDS: Final = 0.5
+
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """The driver is done with these."""
+
+    completions: Sequence[tuple[Entry, Outcome]]
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The driver went through the batch; it is ready for the next."""
+
+    answer: Submitted[Entry]
+
+
+@dataclass(frozen=True, slots=True)
+class MetadataChanged:
+    """Topics that were missing may be known now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """This generation's client can't send any more."""
+
+    generation: int
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationEnded:
+    """The client that broke is closed; all that it still says was said before."""
+
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """Another client is open in its place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The driver raised what it must not: it can't be trusted any more."""
+
+    error: BaseException
+
+
+Event = Union[Completed, Taken, MetadataChanged, Broken, GenerationEnded, Opened, Lost]
+
+
+class _Reply(Generic[T]):
+    """The answer to one call, and the cell of the task that awaits it."""
+
+    __slots__ = ("cell", "error", "value")
+
+    def __init__(self, cell: Any) -> None:
+        self.cell = cell
+        self.value: T | None = None
+        self.error: BaseException | None = None
+
+
+class _Port:
+    """One generation's :class:`~anyio_sendproducer.drivers.Sink`."""
+
+    __slots__ = ("_generation", "_post")
+
+    def __init__(self, post: Callable[[Event], None], generation: int) -> None:
+        self._post = post
+        self._generation = generation
+
+    def completed(self, completions: Sequence[tuple[Any, Outcome]], /) -> None:
+        self._post(Completed(completions))
+
+    def metadata_changed(self) -> None:
+        self._post(MetadataChanged())
+
+    def broken(self, error: BaseException, /) -> None:
+        self._post(Broken(self._generation, error))
+
+
+class Bridge:
+    """A driver on a thread of its own, as seen from the loop.
+
+    Args:
+        loop: the loop to bring events to.
+        make: makes a driver; called once here, and again for each further generation.
+
+    Raises:
+        SettingsError: the driver refuses the settings.
+    """
+
+    def __init__(self, loop: Loop, make: Callable[[], Driver]) -> None:
+        self._loop = loop
+        self._make = make
+        self._driver = make()
+        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._outbox: collections.deque[Event | _Reply[Any]] = collections.deque()
+        self._signalled = False
+        self._stopping = threading.Event()
+        self._replies: set[_Reply[Any]] = set()
+        self._send, self.events = anyio.create_memory_object_stream[list[Event]](math.inf)
+        self._number = next(_numbers)
+        self._thread = self._new_thread("", self._serve)
+        self.generation = 1
+        self.hand_overs = 0
+        self.wake_ups = 0
+
+    def _new_thread(self, suffix: str, target: Callable[[], None]) -> threading.Thread:
+        return threading.Thread(
+            target=target, name=f"anyio-sendproducer-{self._number}{suffix}", daemon=True
+        )
+
+    # --- on the loop -------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Start the thread and open the driver on it.
+
+        Raises:
+            ProducerStartError: the driver could not connect.
+            SettingsError: the client refused a setting.
+
+        Cancellation leaves the thread on its way out: :meth:`stop` is to follow.
+        """
+        self._thread.start()
+        port = _Port(self._post, self.generation)
+        await self.call(lambda driver: driver.open(port))
+
+    async def call(self, function: Callable[[Driver], T]) -> T:
+        """Run a function of the driver on its thread, behind what is there already.
+
+        Raises:
+            ProducerClosed: the bridge was stopped before there was an answer.
+
+        Cancellation stops the waiting; the function runs all the same.
+        """
+        reply: _Reply[T] = _Reply(self._loop.cell())
+        self._replies.add(reply)
+        self._inbox.put(functools.partial(self._answer, reply, function))
+        try:
+            await reply.cell
+        finally:
+            self._replies.discard(reply)
+        if reply.error is not None:
+            raise reply.error
+        return reply.value  # type: ignore[return-value]  # there is a value where no error is
+
+    def submit(self, batch: Sequence[Entry]) -> None:
+        """Hand a batch over. One :class:`Taken` or :class:`Lost` will follow."""
+        self.hand_overs += 1
+        self._inbox.put(functools.partial(self._submit, batch))
+
+    def reopen(self, error: BaseException) -> None:
+        """Give the client up for another. :class:`GenerationEnded` will follow, and then, when the
+        cluster answers, :class:`Opened`."""
+        self.generation += 1
+        self._inbox.put(functools.partial(self._reopen, error, self.generation))
+
+    def ring(self) -> None:
+        """Have the receiver of the events look at the queue."""
+        self._send.send_nowait([])
+
+    async def stop(self, timeout: float) -> None:
+        """Close the driver, end the threads, and end the stream of events. Never raises.
+
+        Args:
+            timeout: seconds for the driver to close; 0: by force.
+
+        Must run shielded from cancellation. Bounded: a thread that does not end is left behind,
+        which is logged.
+        """
+        self._stopping.set()
+        self._inbox.put(None)
+        closer = self._new_thread("-closer", functools.partial(self._close, timeout))
+        closer.start()
+        # Real time, whatever clock the loop has: it is threads that are waited for.
+        give_up = time.monotonic() + timeout + _GRACE_SECONDS
+        threads = [thread for thread in (closer, self._thread) if thread.ident is not None]
+        pause = 0.0005
+        while any(thread.is_alive() for thread in threads) and time.monotonic() < give_up:
+            await anyio.sleep(pause)
+            pause = min(pause * 2, 0.02)
+        for thread in threads:
+            if thread.is_alive():
+                _log.error("the thread %s hangs in the client library: left behind", thread.name)
+        self._collect()
+        for reply in list(self._replies):
+            reply.error = ProducerClosed("the producer was closed before the answer came")
+            self._loop.wake(reply.cell)
+        self._send.close()
+
+    def _collect(self) -> None:
+        """Take over what the threads posted. Called by the loop after a wake-up."""
+        # Cleared first: whoever posts from now on wakes the loop again.
+        self._signalled = False
+        self.wake_ups += 1
+        outbox = self._outbox
+        events: list[Event] = []
+        while outbox:
+            item = outbox.popleft()
+            if isinstance(item, _Reply):
+                self._loop.wake(item.cell)
+            else:
+                events.append(item)
+        if events:
+            try:
+                self._send.send_nowait(events)
+            except (anyio.ClosedResourceError, anyio.BrokenResourceError):
+                pass  # a wake-up that was under way when the bridge stopped
+
+    # --- on threads --------------------------------------------------------------------------
+
+    def _post(self, item: Event | _Reply[Any]) -> None:
+        self._outbox.append(item)
+        if not self._signalled:
+            self._signalled = True
+            self._loop.call_soon_threadsafe(self._collect)
+
+    def _serve(self) -> None:
+        while (command := self._inbox.get()) is not None:
+            command()
+
+    def _answer(self, reply: _Reply[T], function: Callable[[Driver], T]) -> None:
+        try:
+            reply.value = function(self._driver)
+        except BaseException as error:
+            reply.error = error
+        self._post(reply)
+
+    def _submit(self, batch: Sequence[Entry]) -> None:
+        try:
+            event: Event = Taken(self._driver.submit(batch))
+        except BaseException as error:
+            event = Lost(error)
+        self._post(event)
+
+    def _reopen(self, error: BaseException, generation: int) -> None:
+        self._close_driver(0)
+        self._post(GenerationEnded(error))
+        while not self._stopping.is_set():
+            try:
+                self._driver = self._make()
+                if self._stopping.is_set():
+                    break
+                self._driver.open(_Port(self._post, generation))
+            except SendProducerError as failure:
+                _log.warning("no client in place of the one that broke, trying on: %s", failure)
+                self._close_driver(0)
+                self._stopping.wait(_REOPEN_SECONDS)
+            except BaseException as failure:
+                self._post(Lost(failure))
+                return
+            else:
+                self._post(Opened())
+                return
+
+    def _close(self, timeout: float) -> None:
+        self._close_driver(timeout)
+
+    def _close_driver(self, timeout: float) -> None:
+        try:
+            self._driver.close(timeout)
+        except Exception:
+            _log.exception("the driver raised while it was closed")

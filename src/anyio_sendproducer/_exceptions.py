@@ -1,0 +1,227 @@
+"""The exceptions of the package, all in one tree.
+
+::
+
+    SendProducerError
+    ├── SettingsError            (also ValueError)  a setting is wrong or contradicts another
+    ├── DiscoveryError                              the brokers' addresses could not be found
+    ├── ProducerStartError                          no producer came up within ``start_timeout``
+    ├── ProducerClosed           (also anyio.ClosedResourceError)  used after it was closed
+    ├── ProducerBroken           (also anyio.BrokenResourceError)  it can never send again
+    ├── ProducerMisused          (also RuntimeError)  wrong loop, thread or process
+    ├── DeliveryError                               one record was not delivered
+    │   ├── DeliveryTimeout                         no answer within ``delivery_timeout``
+    │   ├── RecordRejected                          too large, invalid, unknown topic, not allowed
+    │   └── SerializationFailed                     a serializer raised, or gave no bytes
+    ├── MultiDeliveryError                          some of several records were not delivered
+    ├── UndeliveredRecords                          failures nobody awaited, at the end of the scope
+    └── TransactionError
+        ├── TransactionAborted
+        └── ProducerFenced
+
+Errors of the client library never leave bare: its driver translates each at one seam and keeps the
+original as ``__cause__``.
+
+May import: anyio, for two of its exceptions; nothing else of the package at run time.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ._records import MultiResultPart, ProducerRecord
+
+__all__ = [
+    "DeliveryError",
+    "DeliveryTimeout",
+    "DiscoveryError",
+    "MultiDeliveryError",
+    "Persistence",
+    "ProducerBroken",
+    "ProducerClosed",
+    "ProducerFenced",
+    "ProducerMisused",
+    "ProducerStartError",
+    "RecordRejected",
+    "SendProducerError",
+    "SerializationFailed",
+    "SettingsError",
+    "TransactionAborted",
+    "TransactionError",
+    "UndeliveredRecords",
+]
+
+
+class Persistence(enum.Enum):
+    """What is known about a record's place in Kafka's log.
+
+    The three values are librdkafka's (``rd_kafka_msg_status_t``): they decide whether sending the
+    record once more can write it twice.
+    """
+
+    NOT_PERSISTED = "not persisted"
+    """The record is not in the log and never will be. Sending it again is safe."""
+
+    POSSIBLY_PERSISTED = "possibly persisted"
+    """The record was handed to the client, and its fate is unknown: it may be in the log now or
+    later. Sending it again may write it twice."""
+
+    PERSISTED = "persisted"
+    """A broker acknowledged the record."""
+
+
+class SendProducerError(Exception):
+    """The base of every exception of this package."""
+
+
+class SettingsError(SendProducerError, ValueError):
+    """A setting is wrong, unknown, missing or contradicts another; the message names it."""
+
+
+class DiscoveryError(SendProducerError):
+    """The addresses of the brokers could not be looked up."""
+
+
+class ProducerStartError(SendProducerError):
+    """The producer could not start: no broker answered within ``start_timeout``, or the client
+    refused to be made. The message names the addresses; the client's error is ``__cause__``."""
+
+
+class ProducerClosed(SendProducerError, anyio.ClosedResourceError):
+    """The producer was used after it began to close, or after its scope ended."""
+
+
+class ProducerBroken(SendProducerError, anyio.BrokenResourceError):
+    """The producer can never send again; ``__cause__`` is what broke it."""
+
+
+class ProducerMisused(SendProducerError, RuntimeError):
+    """The producer was used from another event loop, another thread or a forked child."""
+
+
+class DeliveryError(SendProducerError):
+    """One record was not delivered.
+
+    Attributes:
+        record: the :class:`ProducerRecord` as it was sent.
+        persistence: whether it may be in the log all the same.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        record: ProducerRecord[Any, Any],
+        persistence: Persistence,
+    ) -> None:
+        super().__init__(message)
+        self.record: ProducerRecord[Any, Any] = record
+        self.persistence: Persistence = persistence
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exception's own __reduce__ would call the class with the message alone.
+        return (_remake, (type(self), str(self), self.record, self.persistence))
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+    @property
+    def _note(self) -> str:
+        return f"{type(self).__name__}: {self} [{self.persistence.value}]"
+
+
+class DeliveryTimeout(DeliveryError):
+    """The record had no outcome within ``delivery_timeout``.
+
+    ``persistence`` is ``NOT_PERSISTED`` where the record was never handed to the client, otherwise
+    ``POSSIBLY_PERSISTED``: the client may still write it after this error.
+    """
+
+
+class RecordRejected(DeliveryError):
+    """The record can't be written as it is: it is invalid or too large, its topic or partition
+    does not exist, or this producer may not write there. Sending it again changes nothing."""
+
+
+class SerializationFailed(DeliveryError):
+    """The key or the value could not be turned into bytes. Always ``NOT_PERSISTED``; what the
+    serializer raised is ``__cause__``."""
+
+
+def _remake(
+    cls: type[DeliveryError],
+    message: str,
+    record: ProducerRecord[Any, Any],
+    persistence: Persistence,
+) -> DeliveryError:
+    return cls(message, record=record, persistence=persistence)
+
+
+class MultiDeliveryError(SendProducerError):
+    """At least one of several records was not delivered; the fate of each is in ``parts``.
+
+    Attributes:
+        parts: one entry for each record, in the order of the call: a :class:`MultiResultPart`
+            where it was delivered, the :class:`DeliveryError` where it was not.
+        pass_through: the envelope's pass-through value; None from ``send_many``.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[MultiResultPart[Any, Any] | DeliveryError],
+        pass_through: Any = None,
+    ) -> None:
+        super().__init__(parts, pass_through)
+        self.parts: tuple[MultiResultPart[Any, Any] | DeliveryError, ...] = tuple(parts)
+        self.pass_through: Any = pass_through
+
+    @property
+    def errors(self) -> tuple[DeliveryError, ...]:
+        """The failures alone, in the order of the call."""
+        return tuple(part for part in self.parts if isinstance(part, DeliveryError))
+
+    def __str__(self) -> str:
+        errors = self.errors
+        return (
+            f"{len(errors)} of {len(self.parts)} records were not delivered; "
+            f"the first: {errors[0]._note}"
+            if errors
+            else f"0 of {len(self.parts)} records were not delivered"
+        )
+
+
+class UndeliveredRecords(SendProducerError):
+    """Records failed and nobody awaited their outcome: raised when the scope ends cleanly.
+
+    Attributes:
+        count: how many records failed so.
+        errors: their :class:`DeliveryError` objects, oldest first; the first thousand of them
+            where there are more.
+    """
+
+    def __init__(self, errors: Sequence[DeliveryError], count: int) -> None:
+        super().__init__(errors, count)
+        self.errors: tuple[DeliveryError, ...] = tuple(errors)
+        self.count: int = count
+
+    def __str__(self) -> str:
+        first = self.errors[0]._note if self.errors else "none kept"
+        return f"{self.count} record(s) failed and nobody awaited the outcome; the first: {first}"
+
+
+class TransactionError(SendProducerError):
+    """A transaction did not commit."""
+
+
+class TransactionAborted(TransactionError):
+    """The transaction was aborted; none of its records is visible to ``read_committed``."""
+
+
+class ProducerFenced(TransactionError):
+    """Another producer took over this ``transactional_id``; this one can never send again."""

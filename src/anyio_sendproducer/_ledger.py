@@ -1,0 +1,724 @@
+"""The life of every delivery, and of the producer, as two state machines: pure and synchronous.
+
+No AnyIO, no clock, no thread: time comes in as an argument, and whoever is to be woken goes out
+as a return value. Everything that decides over an outcome stands in this file, so that it can be
+tested without any I/O.
+
+A delivery that waits for room or in the queue can still be withdrawn; once it is SUBMITTED it is
+with the driver and only the driver's completion, or a deadline, ends it. Room is held for as long
+as the driver holds the record, also past the deadline: otherwise a dead cluster would let memory
+grow by ``max_buffered_bytes`` with each ``delivery_timeout``.
+
+May import: ``_records``, ``_exceptions``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Final
+
+from ._exceptions import (
+    DeliveryError,
+    DeliveryTimeout,
+    Persistence,
+    ProducerBroken,
+    ProducerClosed,
+    RecordRejected,
+    SendProducerError,
+)
+from ._records import ProducerRecord, RecordMetadata
+
+__all__ = [
+    "DELIVERY_TRANSITIONS",
+    "PRODUCER_TRANSITIONS",
+    "DeliveryState",
+    "Entry",
+    "Group",
+    "Ledger",
+    "ProducerState",
+    "Statistics",
+]
+
+
+class DeliveryState(enum.Enum):
+    """Where a delivery stands."""
+
+    WAITING = "waiting"
+    """It waits for room; it is not accepted yet."""
+    QUEUED = "queued"
+    """It is accepted and waits for the driver, or for its topic's metadata."""
+    SUBMITTED = "submitted"
+    """The driver has it."""
+    DELIVERED = "delivered"
+    """A broker acknowledged it."""
+    FAILED = "failed"
+    """It has its error."""
+    WITHDRAWN = "withdrawn"
+    """Its caller was cancelled before the driver had it; it is never written."""
+
+
+class ProducerState(enum.Enum):
+    """Where the producer stands."""
+
+    OPEN = "open"
+    """It takes records."""
+    DRAINING = "draining"
+    """It takes no more, and delivers what it has accepted."""
+    BROKEN = "broken"
+    """It can never send again, and waits to be closed."""
+    CLOSED = "closed"
+    """Everything has its outcome; nothing is left."""
+
+
+#: What can happen to a delivery: state -> event -> the next state. The ledger moves along these
+#: alone, and the documentation's picture is drawn from them.
+DELIVERY_TRANSITIONS: Final[Mapping[DeliveryState, Mapping[str, DeliveryState]]] = MappingProxyType(
+    {
+        DeliveryState.WAITING: {
+            "room": DeliveryState.QUEUED,
+            "cancelled": DeliveryState.WITHDRAWN,
+            "deadline or close": DeliveryState.FAILED,
+        },
+        DeliveryState.QUEUED: {
+            "handed over": DeliveryState.SUBMITTED,
+            "cancelled": DeliveryState.WITHDRAWN,
+            "deadline or close": DeliveryState.FAILED,
+        },
+        DeliveryState.SUBMITTED: {
+            "acknowledged": DeliveryState.DELIVERED,
+            "refused, deadline or close": DeliveryState.FAILED,
+            "topic not known yet": DeliveryState.QUEUED,
+            "topic not known, caller gone": DeliveryState.WITHDRAWN,
+        },
+        DeliveryState.DELIVERED: {},
+        DeliveryState.FAILED: {},
+        DeliveryState.WITHDRAWN: {},
+    }
+)
+
+#: What can happen to the producer: state -> event -> the next state.
+PRODUCER_TRANSITIONS: Final[Mapping[ProducerState, Mapping[str, ProducerState]]] = MappingProxyType(
+    {
+        ProducerState.OPEN: {
+            "close": ProducerState.DRAINING,
+            "driver lost": ProducerState.BROKEN,
+        },
+        ProducerState.DRAINING: {
+            "drained or out of time": ProducerState.CLOSED,
+            "driver lost": ProducerState.BROKEN,
+        },
+        ProducerState.BROKEN: {"close": ProducerState.CLOSED},
+        ProducerState.CLOSED: {},
+    }
+)
+
+# Enum members are looked up through a descriptor; these are read several times a record.
+_WAITING = DeliveryState.WAITING
+_QUEUED = DeliveryState.QUEUED
+_SUBMITTED = DeliveryState.SUBMITTED
+_DELIVERED = DeliveryState.DELIVERED
+_FAILED = DeliveryState.FAILED
+_WITHDRAWN = DeliveryState.WITHDRAWN
+_OPEN = ProducerState.OPEN
+
+#: How many failures nobody awaited are kept whole until the end of the scope; more are counted.
+KEPT_FAILURES: Final = 1000
+
+
+class Group:
+    """Several deliveries whose caller waits once, for all of them."""
+
+    __slots__ = ("remaining", "waiter")
+
+    def __init__(self, remaining: int, waiter: object) -> None:
+        self.remaining = remaining
+        self.waiter: object | None = waiter
+
+
+class Entry:
+    """One delivery. The ledger alone changes it, but for the waiters and the group, which whoever
+    waits sets: ``room_waiter`` is woken when the record is accepted or can't be, ``waiter`` when it
+    has its outcome, and ``group`` counts the outcomes of several."""
+
+    __slots__ = (
+        "abandoned",
+        "deadline",
+        "group",
+        "has_room",
+        "late",
+        "missed",
+        "outcome",
+        "record",
+        "room_waiter",
+        "seq",
+        "size",
+        "state",
+        "waiter",
+    )
+
+    def __init__(self, record: ProducerRecord[Any, Any], size: int, deadline: float) -> None:
+        self.record = record
+        self.size = size
+        self.deadline = deadline
+        self.state = _WAITING
+        self.seq = 0
+        self.has_room = False
+        self.abandoned = False
+        self.late = False
+        self.missed = False
+        self.outcome: RecordMetadata | DeliveryError | None = None
+        self.room_waiter: object | None = None
+        self.waiter: object | None = None
+        self.group: Group | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Statistics:
+    """The figures of one producer at one moment. Times and rates are for whoever takes two."""
+
+    state: str
+    """``"open"``, ``"draining"``, ``"broken"`` or ``"closed"``."""
+    waiting: int
+    """Records whose ``send`` or ``enqueue`` waits for room; not accepted yet."""
+    queued: int
+    """Accepted records that the client has not been given yet."""
+    in_flight: int
+    """Accepted records that hold room: queued, or with the client."""
+    in_flight_bytes: int
+    """The bytes of their keys, values and headers."""
+    accepted: int
+    """Records accepted so far; each of them ends up in one of the next four, or is on its way."""
+    delivered: int
+    """Records acknowledged."""
+    failed: int
+    """Accepted records whose outcome was an error."""
+    withdrawn: int
+    """Accepted records that were cancelled before the client was given them, never written."""
+    abandoned: int
+    """Records whose caller was cancelled after the client was given them. They went on, and are
+    counted under ``delivered`` or ``failed`` as well."""
+    generations: int
+    """How many clients there have been: 1, and 1 more each time a broken one was replaced."""
+    hand_overs: int
+    """Batches of records that crossed from the event loop to the client's thread."""
+    wake_ups: int
+    """Times that outcomes crossed back: each brings all that there were."""
+
+
+class Ledger:
+    """The book of all deliveries of one producer."""
+
+    def __init__(
+        self, *, max_in_flight: int, max_buffered_bytes: int, delivery_timeout: float
+    ) -> None:
+        self.state = _OPEN
+        self.broken_by: BaseException | None = None
+        self._max_records = max_in_flight
+        self._max_bytes = max_buffered_bytes
+        self._timeout = delivery_timeout
+        self._records = 0
+        self._bytes = 0
+        # Insertion-ordered sets: first in first out, and any can be taken out in O(1).
+        self._waiting: dict[Entry, None] = {}
+        self._queue: dict[Entry, None] = {}
+        self._alive: dict[Entry, None] = {}
+        self._held: dict[str, dict[Entry, None]] = {}
+        self._barriers: list[tuple[int, object]] = []
+        self._late_records = 0
+        self._late_bytes = 0
+        self._unseen: dict[Entry, None] = {}
+        self._unseen_more = 0
+        self._accepted = 0
+        self._delivered = 0
+        self._failed = 0
+        self._withdrawn = 0
+        self._abandoned = 0
+
+    # --- taking records in -------------------------------------------------------------------
+
+    def enter(self, record: ProducerRecord[Any, Any], size: int, now: float) -> Entry:
+        """Take a record in: QUEUED where there is room, otherwise last in line for room.
+
+        Raises:
+            ProducerClosed: the producer is closing or closed.
+            ProducerBroken: it is broken.
+            RecordRejected: the record alone is larger than all room.
+        """
+        if self.state is not _OPEN:
+            raise self.refusal()
+        if size > self._max_bytes:
+            raise RecordRejected(
+                f"the record has {size} bytes, max_buffered_bytes is {self._max_bytes}",
+                record=record,
+                persistence=Persistence.NOT_PERSISTED,
+            )
+        entry = Entry(record, size, now + self._timeout)
+        if self._waiting or not self._fits(size):
+            self._waiting[entry] = None
+        else:
+            self._admit(entry)
+        return entry
+
+    def has_room(self, size: int) -> bool:
+        """Whether a record of this size would be accepted at once."""
+        return not self._waiting and self._fits(size)
+
+    def refusal(self) -> SendProducerError:
+        """Why no record is taken now."""
+        if self.state is ProducerState.BROKEN:
+            error: SendProducerError = ProducerBroken(
+                f"the producer can't send any more: {self.broken_by}"
+            )
+            error.__cause__ = self.broken_by
+            return error
+        return ProducerClosed("the producer is closed: send within its `async with` block")
+
+    def _fits(self, size: int) -> bool:
+        return self._records < self._max_records and self._bytes + size <= self._max_bytes
+
+    def _admit(self, entry: Entry) -> None:
+        self._accepted = entry.seq = self._accepted + 1
+        self._records += 1
+        self._bytes += entry.size
+        entry.has_room = True
+        entry.state = _QUEUED
+        self._queue[entry] = None
+        self._alive[entry] = None
+
+    def _release(self, entry: Entry) -> None:
+        entry.has_room = False
+        self._records -= 1
+        self._bytes -= entry.size
+        if entry.late:
+            self._late_records -= 1
+            self._late_bytes -= entry.size
+
+    def _admit_waiting(self, woken: list[object]) -> None:
+        waiting = self._waiting
+        while waiting:
+            entry = next(iter(waiting))
+            if not self._fits(entry.size):
+                return
+            del waiting[entry]
+            self._admit(entry)
+            if entry.room_waiter is not None:
+                woken.append(entry.room_waiter)
+                entry.room_waiter = None
+
+    # --- to the driver and back --------------------------------------------------------------
+
+    def take(self) -> list[Entry]:
+        """Hand over all that is queued, in order; what its topic holds up stays behind."""
+        if not self._held:
+            batch = list(self._queue)
+            for entry in batch:
+                entry.state = _SUBMITTED
+        else:
+            batch = []
+            for entry in self._queue:
+                held = self._held.get(entry.record.topic)
+                if held is None:
+                    entry.state = _SUBMITTED
+                    batch.append(entry)
+                else:
+                    held[entry] = None
+        self._queue.clear()
+        return batch
+
+    def hold(self, entries: Iterable[Entry]) -> list[object]:
+        """The driver did not take these: their topics' metadata is missing. They, and what comes
+        after them for the same topics, wait for :meth:`release_held`.
+
+        Returns:
+            Who is to be woken: room was freed by those that nobody waits for any more.
+        """
+        woken: list[object] = []
+        for entry in entries:
+            if entry.state is not _SUBMITTED:
+                self._release(entry)  # its deadline came first
+            elif entry.abandoned:
+                self._abandoned -= 1
+                self._withdraw(entry)
+            else:
+                entry.state = _QUEUED
+                self._held.setdefault(entry.record.topic, {})[entry] = None
+        self._admit_waiting(woken)
+        self._pass_barriers(woken)
+        return woken
+
+    def release_held(self) -> bool:
+        """Put all that is held up back in front of the queue; True where there was any."""
+        if not self._held:
+            return False
+        queue: dict[Entry, None] = {}
+        for held in self._held.values():
+            queue.update(held)
+        self._held.clear()
+        queue.update(self._queue)
+        self._queue = queue
+        return bool(queue)
+
+    def resize(self, sizes: Iterable[tuple[Entry, int]]) -> list[object]:
+        """Correct estimated sizes by those of the serialized records."""
+        for entry, size in sizes:
+            if entry.has_room:
+                self._bytes += size - entry.size
+                if entry.late:
+                    self._late_bytes += size - entry.size
+                entry.size = size
+        woken: list[object] = []
+        self._admit_waiting(woken)
+        return woken
+
+    def settle(
+        self, completions: Iterable[tuple[Entry, RecordMetadata | DeliveryError]]
+    ) -> list[object]:
+        """The driver is done with these.
+
+        Returns:
+            Who is to be woken: those who await an outcome, room, or a flush.
+        """
+        woken: list[object] = []
+        for entry, outcome in completions:
+            if not entry.has_room:
+                continue
+            self._release(entry)
+            if entry.state is _SUBMITTED:
+                if type(outcome) is RecordMetadata:
+                    entry.state = _DELIVERED
+                    self._delivered += 1
+                    entry.outcome = outcome
+                    del self._alive[entry]
+                    if (waiter := entry.waiter) is not None:
+                        woken.append(waiter)
+                    elif entry.group is not None:
+                        self._count_down(entry.group, woken)
+                else:
+                    self._fail(entry, outcome, woken)
+        if self._waiting:
+            self._admit_waiting(woken)
+        if self._barriers:
+            self._pass_barriers(woken)
+        return woken
+
+    def _fail(self, entry: Entry, outcome: Any, woken: list[object]) -> None:
+        if entry.state is not _WAITING:
+            self._failed += 1
+            del self._alive[entry]
+        entry.state = _FAILED
+        entry.outcome = outcome
+        told = False
+        if entry.room_waiter is not None:
+            woken.append(entry.room_waiter)
+            entry.room_waiter = None
+            told = True
+        if entry.waiter is not None:
+            woken.append(entry.waiter)
+            told = True
+        if entry.group is not None:
+            self._count_down(entry.group, woken)
+            told = True
+        if not told:
+            self._miss(entry)
+
+    def _count_down(self, group: Group, woken: list[object]) -> None:
+        group.remaining -= 1
+        if group.remaining == 0 and group.waiter is not None:
+            woken.append(group.waiter)
+
+    # --- callers that give up ----------------------------------------------------------------
+
+    def cancel(self, entry: Entry) -> list[object]:
+        """The caller of a ``send`` was cancelled. Not with the driver yet: withdrawn, for good.
+        With the driver: it goes on, abandoned. With an outcome already: that counts as missed.
+
+        Returns:
+            Who is to be woken, for the room that became free.
+        """
+        woken: list[object] = []
+        entry.waiter = entry.room_waiter = entry.group = None
+        state = entry.state
+        if state is _WAITING:
+            del self._waiting[entry]
+            entry.state = _WITHDRAWN
+        elif state is _QUEUED:
+            self._unqueue(entry)
+            self._withdraw(entry)
+        else:
+            entry.abandoned = True
+            self._abandoned += 1
+            if state is _FAILED:
+                self._miss(entry)
+        self._admit_waiting(woken)
+        self._pass_barriers(woken)
+        return woken
+
+    def _withdraw(self, entry: Entry) -> None:
+        entry.state = _WITHDRAWN
+        self._withdrawn += 1
+        self._release(entry)
+        del self._alive[entry]
+
+    def _miss(self, entry: Entry) -> None:
+        entry.missed = True
+        if len(self._unseen) < KEPT_FAILURES:
+            self._unseen[entry] = None
+        else:
+            self._unseen_more += 1
+
+    def unwatch(self, entry: Entry) -> None:
+        """Whoever waited for this accepted record's outcome gave up; the record goes on."""
+        entry.waiter = None
+        if entry.state is _FAILED:
+            self._miss(entry)
+
+    def saw(self, entry: Entry) -> None:
+        """Somebody was told this entry's outcome, perhaps after it had been missed."""
+        if entry.missed:
+            entry.missed = False
+            if entry in self._unseen:
+                del self._unseen[entry]
+            else:
+                self._unseen_more = max(0, self._unseen_more - 1)
+
+    def undelivered(self) -> tuple[list[DeliveryError], int]:
+        """The failures nobody was told of since this was last asked, and how many there were."""
+        errors = [entry.outcome for entry in self._unseen]
+        count = len(errors) + self._unseen_more
+        self._unseen.clear()
+        self._unseen_more = 0
+        return [error for error in errors if isinstance(error, DeliveryError)], count
+
+    # --- time --------------------------------------------------------------------------------
+
+    def next_deadline(self, now: float) -> float:
+        """When :meth:`expire` is to be called next. Deadlines come in the order of entering, as
+        all deliveries have the same time: no record that enters later has an earlier one."""
+        deadline = now + self._timeout
+        for line in (self._alive, self._waiting):
+            for entry in line:
+                deadline = min(deadline, entry.deadline)
+                break
+        return deadline
+
+    def expire(self, now: float) -> list[object]:
+        """Fail what is past its deadline.
+
+        Returns:
+            Who is to be woken.
+        """
+        woken: list[object] = []
+        for line in (self._alive, self._waiting):
+            late: list[Entry] = []
+            for entry in line:
+                if entry.deadline > now:
+                    break
+                late.append(entry)
+            for entry in late:
+                self._expire_one(entry, woken)
+        self._admit_waiting(woken)
+        self._pass_barriers(woken)
+        return woken
+
+    def _expire_one(self, entry: Entry, woken: list[object]) -> None:
+        seconds = f"{self._timeout:g} s"
+        if entry.state is _SUBMITTED:
+            entry.late = True
+            self._late_records += 1
+            self._late_bytes += entry.size
+            self._fail(
+                entry,
+                DeliveryTimeout(
+                    f"no broker acknowledged the record within {seconds} (delivery_timeout); "
+                    "it may be written all the same",
+                    record=entry.record,
+                    persistence=Persistence.POSSIBLY_PERSISTED,
+                ),
+                woken,
+            )
+            return
+        reason = (
+            "there was no room for the record"
+            if entry.state is _WAITING
+            else "the record could not be handed to the client"
+        )
+        self._end_unsubmitted(
+            entry,
+            DeliveryTimeout(
+                f"{reason} within {seconds} (delivery_timeout); it was not sent",
+                record=entry.record,
+                persistence=Persistence.NOT_PERSISTED,
+            ),
+            woken,
+        )
+
+    def _end_unsubmitted(self, entry: Entry, error: DeliveryError, woken: list[object]) -> None:
+        if entry.state is _WAITING:
+            del self._waiting[entry]
+        else:
+            self._unqueue(entry)
+            self._release(entry)
+        self._fail(entry, error, woken)
+
+    def _unqueue(self, entry: Entry) -> None:
+        if entry in self._queue:
+            del self._queue[entry]
+        else:
+            held = self._held[entry.record.topic]
+            del held[entry]
+            if not held:
+                del self._held[entry.record.topic]
+
+    @property
+    def stuck(self) -> bool:
+        """Whether records past their deadline, which the client still holds, take up half of all
+        room: then it is better to give that client up."""
+        return (
+            self._late_records * 2 >= self._max_records or self._late_bytes * 2 >= self._max_bytes
+        )
+
+    # --- flush -------------------------------------------------------------------------------
+
+    def barrier(self, waiter: object) -> bool:
+        """Have ``waiter`` woken when all that is accepted by now has its outcome.
+
+        Returns:
+            False where that is so already; then nobody is going to be woken.
+        """
+        if not self._alive:
+            return False
+        self._barriers.append((self._accepted, waiter))
+        return True
+
+    def drop_barrier(self, waiter: object) -> None:
+        """Whoever waited at a barrier gave up."""
+        self._barriers = [barrier for barrier in self._barriers if barrier[1] is not waiter]
+
+    def _pass_barriers(self, woken: list[object]) -> None:
+        while self._barriers:
+            for first in self._alive:
+                if first.seq <= self._barriers[0][0]:
+                    return
+                break
+            woken.append(self._barriers.pop(0)[1])
+
+    # --- the end -----------------------------------------------------------------------------
+
+    def drain(self) -> list[object]:
+        """Take no more records: what is accepted goes on, what waits for room fails.
+
+        Returns:
+            Who is to be woken.
+        """
+        woken: list[object] = []
+        if self.state is _OPEN:
+            self.state = ProducerState.DRAINING
+            self._fail_waiting("the producer was closed while the record waited for room", woken)
+        return woken
+
+    def end_generation(self, reason: BaseException) -> list[object]:
+        """The client was closed by force and replaced by another: what it had and did not
+        complete has its outcome now. What is queued stays queued.
+
+        Returns:
+            Who is to be woken.
+        """
+        completions: list[tuple[Entry, RecordMetadata | DeliveryError]] = []
+        for entry in self._alive:
+            if entry.state is _SUBMITTED:
+                error = DeliveryError(
+                    f"the client was given up before the record was acknowledged: {reason}; "
+                    "it may be written all the same",
+                    record=entry.record,
+                    persistence=Persistence.POSSIBLY_PERSISTED,
+                )
+                error.__cause__ = reason
+                completions.append((entry, error))
+        return self.settle(completions)
+
+    def break_(self, reason: BaseException) -> list[object]:
+        """The driver is lost: everything gets its outcome now, and nothing is taken any more.
+
+        Returns:
+            Who is to be woken.
+        """
+        if self.state not in {_OPEN, ProducerState.DRAINING}:
+            return []
+        self.state = ProducerState.BROKEN
+        self.broken_by = reason
+        return self._fail_all(f"the producer broke: {reason}", reason)
+
+    def close(self) -> list[object]:
+        """The end: whatever has no outcome yet gets it now.
+
+        Returns:
+            Who is to be woken.
+        """
+        woken = self._fail_all("the producer was closed before the record was acknowledged", None)
+        self.state = ProducerState.CLOSED
+        return woken
+
+    def _fail_waiting(self, message: str, woken: list[object]) -> None:
+        for entry in list(self._waiting):
+            self._end_unsubmitted(
+                entry,
+                DeliveryError(
+                    message, record=entry.record, persistence=Persistence.NOT_PERSISTED
+                ),
+                woken,
+            )
+
+    def _fail_all(self, message: str, cause: BaseException | None) -> list[object]:
+        woken: list[object] = []
+        self._fail_waiting(message, woken)
+        for entry in list(self._alive):
+            submitted = entry.state is _SUBMITTED
+            error = DeliveryError(
+                f"{message}; it may be written all the same"
+                if submitted
+                else f"{message}; it was not sent",
+                record=entry.record,
+                persistence=Persistence.POSSIBLY_PERSISTED
+                if submitted
+                else Persistence.NOT_PERSISTED,
+            )
+            error.__cause__ = cause
+            if submitted:
+                self._fail(entry, error, woken)
+            else:
+                self._end_unsubmitted(entry, error, woken)
+        self._pass_barriers(woken)
+        return woken
+
+    # --- looking on --------------------------------------------------------------------------
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything accepted has its outcome."""
+        return not self._alive
+
+    @property
+    def has_queued(self) -> bool:
+        """Whether :meth:`take` may have something to hand over."""
+        return bool(self._queue)
+
+    def statistics(self, *, generations: int, hand_overs: int, wake_ups: int) -> Statistics:
+        """The figures as they stand; the three arguments are kept elsewhere."""
+        return Statistics(
+            state=self.state.value,
+            waiting=len(self._waiting),
+            queued=len(self._queue) + sum(map(len, self._held.values())),
+            in_flight=self._records,
+            in_flight_bytes=self._bytes,
+            accepted=self._accepted,
+            delivered=self._delivered,
+            failed=self._failed,
+            withdrawn=self._withdrawn,
+            abandoned=self._abandoned,
+            generations=generations,
+            hand_overs=hand_overs,
+            wake_ups=wake_ups,
+        )

@@ -1,0 +1,352 @@
+"""Records, envelopes and what they give back: the values that cross the public API.
+
+All are frozen. Envelopes and results follow Alpakka Kafka's ``ProducerMessage``: a pass-through
+value of any type travels with what is sent and comes back with its result.
+
+May import: ``_exceptions`` alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Union, cast, overload
+
+from ._exceptions import Persistence, RecordRejected
+
+if TYPE_CHECKING:
+    # Type checkers bring this module along; at run time the core needs no more than typing's own.
+    from typing_extensions import TypeVar
+
+    K = TypeVar("K", default=None)
+    V = TypeVar("V", default=None)
+    P = TypeVar("P", default=None)
+    Q = TypeVar("Q")
+else:
+    from typing import TypeVar
+
+    K = TypeVar("K")
+    V = TypeVar("V")
+    P = TypeVar("P")
+    Q = TypeVar("Q")
+
+__all__ = [
+    "Envelope",
+    "Message",
+    "MultiMessage",
+    "MultiResult",
+    "MultiResultPart",
+    "PassThroughMessage",
+    "PassThroughResult",
+    "ProducerRecord",
+    "RecordMetadata",
+    "Result",
+    "Results",
+    "check_record",
+]
+
+#: A topic's name as the broker takes it (``org.apache.kafka.common.internals.Topic``).
+_TOPIC_NAME: Final = re.compile(r"[a-zA-Z0-9._-]{1,249}")
+_MAX_INT32: Final = 2**31 - 1
+_MAX_INT64: Final = 2**63 - 1
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ProducerRecord(Generic[K, V]):
+    """One record to be written to one topic.
+
+    A record is checked when it is sent, not when it is made, so that every refusal comes out of
+    one place, as :class:`RecordRejected` with this record in it.
+
+    Args:
+        topic: the topic's name, 1 to 249 of the characters ``a-z A-Z 0-9 . _ -``.
+        value: the value; bytes, or whatever the producer's ``value_serializer`` takes. None is a
+            tombstone: it deletes the key from a compacted topic.
+        key: the key; bytes, or whatever ``key_serializer`` takes. Records of one key go to one
+            partition. A record needs a key or a value.
+        partition: the partition's number, or None to have it chosen: by the key's hash (murmur2,
+            as Kafka's Java client does), otherwise one partition after the other.
+        timestamp_ms: milliseconds since 1970-01-01 UTC, or None for the time of sending.
+        headers: pairs of a str and bytes, in order; names may repeat.
+    """
+
+    topic: str
+    value: V = cast("V", None)
+    key: K = cast("K", None)
+    _: dataclasses.KW_ONLY
+    partition: int | None = None
+    timestamp_ms: int | None = None
+    headers: Sequence[tuple[str, bytes]] = ()
+
+    def __post_init__(self) -> None:
+        # A list is what other clients take; a copy keeps the record frozen in depth.
+        if type(cast("object", self.headers)) is list:
+            object.__setattr__(self, "headers", tuple(self.headers))
+
+
+class RecordMetadata(NamedTuple):
+    """Where a record was written, as the broker acknowledged it."""
+
+    topic: str
+    """The topic's name."""
+    partition: int
+    """The partition's number."""
+    offset: int | None
+    """The record's place in the partition; None where the broker gave none (``acks=0``)."""
+    timestamp_ms: int | None
+    """Milliseconds since 1970-01-01 UTC: the broker's, where the topic is set to
+    ``LogAppendTime``, otherwise the record's; None where the broker gave no answer (``acks=0``)."""
+    serialized_key_size: int | None
+    """Bytes of the key as sent; None without a key."""
+    serialized_value_size: int | None
+    """Bytes of the value as sent; None for a tombstone."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, init=False)
+class Message(Generic[K, V, P]):
+    """An envelope of one record and a pass-through value; gives a :class:`Result`."""
+
+    record: ProducerRecord[K, V]
+    pass_through: P
+
+    @overload
+    def __init__(self: Message[K, V, None], record: ProducerRecord[K, V]) -> None: ...
+    @overload
+    def __init__(self, record: ProducerRecord[K, V], pass_through: P) -> None: ...
+    def __init__(self, record: ProducerRecord[K, V], pass_through: Any = None) -> None:
+        object.__setattr__(self, "record", record)
+        object.__setattr__(self, "pass_through", pass_through)
+
+    def with_pass_through(self, value: Q) -> Message[K, V, Q]:
+        """The same envelope with another pass-through value."""
+        return Message(self.record, value)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, init=False)
+class MultiMessage(Generic[K, V, P]):
+    """An envelope of any number of records and one pass-through value; gives a
+    :class:`MultiResult`. The records may go to different topics."""
+
+    records: tuple[ProducerRecord[K, V], ...]
+    pass_through: P
+
+    @overload
+    def __init__(
+        self: MultiMessage[K, V, None], records: Iterable[ProducerRecord[K, V]]
+    ) -> None: ...
+    @overload
+    def __init__(self, records: Iterable[ProducerRecord[K, V]], pass_through: P) -> None: ...
+    def __init__(
+        self, records: Iterable[ProducerRecord[K, V]], pass_through: Any = None
+    ) -> None:
+        object.__setattr__(self, "records", tuple(records))
+        object.__setattr__(self, "pass_through", pass_through)
+
+    def with_pass_through(self, value: Q) -> MultiMessage[K, V, Q]:
+        """The same envelope with another pass-through value."""
+        return MultiMessage(self.records, value)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, init=False)
+class PassThroughMessage(Generic[P]):
+    """An envelope of nothing but a pass-through value; gives a :class:`PassThroughResult` and
+    touches no broker. It keeps its place in a stream of envelopes."""
+
+    pass_through: P
+
+    @overload
+    def __init__(self: PassThroughMessage[None]) -> None: ...
+    @overload
+    def __init__(self, pass_through: P) -> None: ...
+    def __init__(self, pass_through: Any = None) -> None:
+        object.__setattr__(self, "pass_through", pass_through)
+
+    def with_pass_through(self, value: Q) -> PassThroughMessage[Q]:
+        """The same envelope with another pass-through value."""
+        return PassThroughMessage(value)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Result(Generic[K, V, P]):
+    """What a :class:`Message` gives back."""
+
+    metadata: RecordMetadata
+    """Where the record was written."""
+    message: Message[K, V, P]
+    """The envelope as it was sent."""
+
+    @property
+    def offset(self) -> int | None:
+        """The record's offset; None where the broker gave none (``acks=0``)."""
+        return self.metadata.offset
+
+    @property
+    def pass_through(self) -> P:
+        """The envelope's pass-through value."""
+        return self.message.pass_through
+
+    @property
+    def record(self) -> ProducerRecord[K, V]:
+        """The envelope's record."""
+        return self.message.record
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MultiResultPart(Generic[K, V]):
+    """One record of a :class:`MultiMessage` and where it was written."""
+
+    metadata: RecordMetadata
+    record: ProducerRecord[K, V]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MultiResult(Generic[K, V, P]):
+    """What a :class:`MultiMessage` gives back: a part for each record, in their order."""
+
+    parts: tuple[MultiResultPart[K, V], ...]
+    pass_through: P
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PassThroughResult(Generic[P]):
+    """What a :class:`PassThroughMessage` gives back."""
+
+    pass_through: P
+
+
+# Union[...] and not X | Y: an alias with type variables in it is subscripted at run time.
+Envelope = Union[Message[K, V, P], MultiMessage[K, V, P], PassThroughMessage[P]]
+"""Whatever :meth:`SendProducer.send_envelope` takes."""
+
+Results = Union[Result[K, V, P], MultiResult[K, V, P], PassThroughResult[P]]
+"""Whatever :meth:`SendProducer.send_envelope` gives back."""
+
+
+def check_record(
+    record: ProducerRecord[Any, Any],
+    known_topics: set[str],
+    key_serialized: bool,
+    value_serialized: bool,
+) -> tuple[ProducerRecord[Any, Any], int]:
+    """Check a record as far as that needs no broker, and tell its size in bytes.
+
+    Args:
+        record: the record to check.
+        known_topics: names that passed before; a good name is added.
+        key_serialized: whether a serializer will turn the key into bytes.
+        value_serialized: the same for the value.
+
+    Returns:
+        The record to send, which is another one where a mutable buffer had to be copied, and the
+        bytes of its key, value and headers. Where a serializer stands between, the size is that
+        of the object in memory: an estimate, until it is serialized.
+
+    Raises:
+        RecordRejected: something about it can't be sent; the message names the field.
+    """
+    if record.topic not in known_topics:
+        _check_topic(record)
+        # A name per message instead of a topic would make this set grow for ever.
+        if len(known_topics) >= 10_000:
+            known_topics.clear()
+        known_topics.add(record.topic)
+    key = record.key
+    value = record.value
+    if key is None and value is None:
+        raise _rejected(record, "neither key nor value is set: give the record at least one")
+    size = 0
+    if type(value) is bytes:
+        size = len(value)
+    elif value is not None:
+        if value_serialized:
+            size = _estimate(value)
+        else:
+            value = _as_bytes(record, "value", value)
+            record = dataclasses.replace(record, value=value)
+            size = len(value)
+    if type(key) is bytes:
+        size += len(key)
+    elif key is not None:
+        if key_serialized:
+            size += _estimate(key)
+        else:
+            key = _as_bytes(record, "key", key)
+            record = dataclasses.replace(record, key=key)
+            size += len(key)
+    if record.partition is not None:
+        _check_number(record, "partition", record.partition, _MAX_INT32)
+    if record.timestamp_ms is not None:
+        _check_number(record, "timestamp_ms", record.timestamp_ms, _MAX_INT64)
+    if record.headers:
+        size += _check_headers(record)
+    elif record.headers != ():
+        raise _rejected(record, f"headers must be pairs of (str, bytes), not {record.headers!r}")
+    return record, size
+
+
+def _rejected(record: ProducerRecord[Any, Any], message: str) -> RecordRejected:
+    return RecordRejected(message, record=record, persistence=Persistence.NOT_PERSISTED)
+
+
+def _check_topic(record: ProducerRecord[Any, Any]) -> None:
+    topic: object = record.topic
+    if not isinstance(topic, str):
+        raise _rejected(record, f"topic must be a str, not {type(topic).__name__}: {topic!r}")
+    if not topic:
+        raise _rejected(record, "topic is empty: name the topic to write to")
+    if len(topic) > 249:
+        raise _rejected(
+            record, f"topic is {len(topic)} characters long, Kafka takes 249: {topic[:40]!r}…"
+        )
+    if topic in {".", ".."}:
+        raise _rejected(record, f"topic {topic!r} is a name that Kafka does not take")
+    if not _TOPIC_NAME.fullmatch(topic):
+        raise _rejected(
+            record, f"topic {topic!r} has characters other than a-z, A-Z, 0-9, '.', '_' and '-'"
+        )
+
+
+def _check_number(
+    record: ProducerRecord[Any, Any], field: str, number: object, largest: int
+) -> None:
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise _rejected(
+            record, f"{field} must be an int or None, not {type(number).__name__}: {number!r}"
+        )
+    if not 0 <= number <= largest:
+        raise _rejected(record, f"{field} must be from 0 to {largest}, not {number}")
+
+
+def _check_headers(record: ProducerRecord[Any, Any]) -> int:
+    headers: object = record.headers
+    if not isinstance(headers, tuple):
+        raise _rejected(
+            record,
+            f"headers must be a list or tuple of (str, bytes) pairs, not {type(headers).__name__}",
+        )
+    size = 0
+    for position, header in enumerate(cast("tuple[object, ...]", headers)):
+        match header:
+            case (str() as name, bytes() as content) if isinstance(header, tuple):
+                size += len(name) + len(content)
+            case _:
+                raise _rejected(
+                    record, f"headers[{position}] must be a (str, bytes) tuple, not {header!r}"
+                )
+    return size
+
+
+def _as_bytes(record: ProducerRecord[Any, Any], field: str, content: object) -> bytes:
+    if isinstance(content, (bytes, bytearray, memoryview)):
+        # The caller may change a buffer while the record is under way: send a copy.
+        return bytes(cast("bytes", content))
+    raise _rejected(
+        record,
+        f"{field} must be bytes, not {type(content).__name__}: "
+        f"encode it, or give ProducerSettings a {field}_serializer",
+    )
+
+
+def _estimate(content: object) -> int:
+    return content.__sizeof__()

@@ -1,0 +1,306 @@
+"""The settings of a producer: one frozen value, checked when it is made.
+
+What only a client library can judge (the names and values of ``properties``) is judged by its
+driver, before it connects.
+
+May import: ``_exceptions`` alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, Final, Protocol, Union, cast, runtime_checkable
+
+from ._exceptions import SettingsError
+
+__all__ = ["AnySerializer", "ProducerSettings", "Serializer"]
+
+
+@runtime_checkable
+class Serializer(Protocol):
+    """The shape of kafka-python's ``Serializer``: it is told the topic and the headers.
+
+    The list of headers is the serializer's own copy of the record's: it may add to it, and what
+    it adds is sent.
+    """
+
+    def serialize(self, topic: str, headers: list[tuple[str, bytes]], data: Any) -> bytes | None:
+        """Turn a key or a value into bytes."""
+        ...
+
+
+AnySerializer = Union[Serializer, Callable[[Any], Union[bytes, None]]]
+"""A :class:`Serializer`, or a plain callable that turns one object into bytes."""
+
+#: The values of these properties are shown in ``repr``; every other value is hidden. Alpakka
+#: Kafka's ``ProducerSettings.toString`` does the same with a list of its own.
+_SHOWN_PROPERTIES: Final = frozenset(
+    {
+        "acks",
+        "allow_auto_create_topics",
+        "api_version",
+        "batch_size",
+        "compression_type",
+        "connections_max_idle_ms",
+        "enable_idempotence",
+        "linger_ms",
+        "max_in_flight_requests_per_connection",
+        "max_request_size",
+        "metadata_max_age_ms",
+        "reconnect_backoff_max_ms",
+        "reconnect_backoff_ms",
+        "request_timeout_ms",
+        "retries",
+        "retry_backoff_ms",
+        "sasl_mechanism",
+        "security_protocol",
+        "ssl_check_hostname",
+    }
+)
+
+_HOST_PORT: Final = re.compile(r"(\[[0-9a-fA-F:.%a-z]+\]|[^\s:/@,\[\]]+):([0-9]{1,5})")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProducerSettings:
+    """How a producer finds its cluster and how it behaves; frozen, every field a keyword.
+
+    The names and the defaults of what Alpakka Kafka has too are Alpakka's
+    (``akka.kafka.producer``). All durations are in seconds.
+
+    Args:
+        bootstrap_servers: where to find the cluster: ``"host:port"``, several joined by commas or
+            in a list. Required.
+        client_id: the name that this client tells the brokers, for their logs and quotas.
+        key_serializer: turns each key into bytes: an object with kafka-python's
+            ``serialize(topic, headers, data)``, or any callable of one argument. It runs on the
+            producer's own thread, never on the event loop's. None: keys are bytes already.
+        value_serializer: the same for values.
+        properties: further settings of the client, by Kafka's names (``"compression.type"``) or
+            kafka-python's (``"compression_type"``). The names and values are checked when the
+            producer starts.
+        max_in_flight: how many records may be accepted and not yet acknowledged.
+        max_buffered_bytes: how many bytes of keys, values and headers these may have in all.
+        delivery_timeout: how long a record may take from the call of ``send`` to its outcome, the
+            wait for room included.
+        unknown_topic_timeout: how long the cluster may go on answering that it does not know a
+            topic until records for it are rejected. It gives a topic that is created on first
+            use the time to appear.
+        start_timeout: how long it may take until the cluster has answered.
+        close_timeout: how long a clean exit may take in all, to deliver what was accepted.
+        cancel_timeout: the same where the body was cancelled or failed.
+
+    Raises:
+        SettingsError: a value is wrong; the message names the field.
+    """
+
+    bootstrap_servers: str | Iterable[str] = ""
+    client_id: str = "anyio-sendproducer"
+    key_serializer: AnySerializer | None = None
+    value_serializer: AnySerializer | None = None
+    properties: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
+    max_in_flight: int = 10_000
+    max_buffered_bytes: int = 32 * 1024 * 1024
+    delivery_timeout: float = 120.0
+    unknown_topic_timeout: float = 5.0
+    start_timeout: float = 30.0
+    close_timeout: float = 60.0
+    cancel_timeout: float = 5.0
+
+    def __post_init__(self) -> None:
+        set_field = object.__setattr__
+        set_field(self, "bootstrap_servers", _servers(self.bootstrap_servers))
+        if not isinstance(cast("object", self.client_id), str) or not self.client_id:
+            raise SettingsError(f"client_id must be a str that is not empty: {self.client_id!r}")
+        for field in ("key_serializer", "value_serializer"):
+            serializer = getattr(self, field)
+            if not (
+                serializer is None or isinstance(serializer, Serializer) or callable(serializer)
+            ):
+                raise SettingsError(
+                    f"{field} must be a callable or have a serialize(topic, headers, data) "
+                    f"method, not {type(serializer).__name__}"
+                )
+        set_field(self, "properties", _properties(self.properties))
+        for field in ("max_in_flight", "max_buffered_bytes"):
+            number: object = getattr(self, field)
+            if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+                raise SettingsError(f"{field} must be an int of 1 or more: {number!r}")
+        for field in ("delivery_timeout", "start_timeout"):
+            _check_duration(field, getattr(self, field), zero=False)
+        for field in ("unknown_topic_timeout", "close_timeout", "cancel_timeout"):
+            _check_duration(field, getattr(self, field), zero=True)
+
+    def __repr__(self) -> str:
+        shown: list[str] = []
+        for field in dataclasses.fields(self):
+            value: Any = getattr(self, field.name)
+            if field.name == "properties":
+                if value:
+                    shown.append(f"properties={_redacted(value)}")
+            elif value != field.default:
+                shown.append(f"{field.name}={value!r}")
+        return f"ProducerSettings({', '.join(shown)})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A mapping proxy can't be pickled.
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return (_remake, ({**fields, "properties": dict(self.properties)},))
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """``bootstrap_servers`` one by one, each as ``"host:port"``."""
+        return tuple(cast("str", self.bootstrap_servers).split(","))
+
+    def evolve(self, **changes: Any) -> ProducerSettings:
+        """A copy with some fields changed.
+
+        Args:
+            changes: fields by their names.
+
+        Raises:
+            SettingsError: there is no such field, or a value is wrong.
+        """
+        names = {field.name for field in dataclasses.fields(self)}
+        for name in changes:
+            if name not in names:
+                raise SettingsError(
+                    f"{name} is not a field of ProducerSettings; there are {', '.join(sorted(names))}"
+                )
+        return dataclasses.replace(self, **changes)
+
+    def with_bootstrap_servers(self, bootstrap_servers: str | Iterable[str]) -> ProducerSettings:
+        """A copy with other ``bootstrap_servers``."""
+        return self.evolve(bootstrap_servers=bootstrap_servers)
+
+    def with_client_id(self, client_id: str) -> ProducerSettings:
+        """A copy with another ``client_id``."""
+        return self.evolve(client_id=client_id)
+
+    def with_key_serializer(self, serializer: AnySerializer | None) -> ProducerSettings:
+        """A copy with another ``key_serializer``."""
+        return self.evolve(key_serializer=serializer)
+
+    def with_value_serializer(self, serializer: AnySerializer | None) -> ProducerSettings:
+        """A copy with another ``value_serializer``."""
+        return self.evolve(value_serializer=serializer)
+
+    def with_property(self, name: str, value: Any) -> ProducerSettings:
+        """A copy with one property of the client set, in whichever spelling it had before."""
+        return self.with_properties({name: value})
+
+    def with_properties(self, properties: Mapping[str, Any]) -> ProducerSettings:
+        """A copy with these properties of the client added or replaced."""
+        changed = {canonical_name(name) for name in properties}
+        kept = {
+            name: value
+            for name, value in self.properties.items()
+            if canonical_name(name) not in changed
+        }
+        return self.evolve(properties={**kept, **properties})
+
+    def with_max_in_flight(self, records: int) -> ProducerSettings:
+        """A copy with another ``max_in_flight``."""
+        return self.evolve(max_in_flight=records)
+
+    def with_max_buffered_bytes(self, size: int) -> ProducerSettings:
+        """A copy with another ``max_buffered_bytes``."""
+        return self.evolve(max_buffered_bytes=size)
+
+    def with_delivery_timeout(self, seconds: float) -> ProducerSettings:
+        """A copy with another ``delivery_timeout``."""
+        return self.evolve(delivery_timeout=seconds)
+
+    def with_unknown_topic_timeout(self, seconds: float) -> ProducerSettings:
+        """A copy with another ``unknown_topic_timeout``."""
+        return self.evolve(unknown_topic_timeout=seconds)
+
+    def with_start_timeout(self, seconds: float) -> ProducerSettings:
+        """A copy with another ``start_timeout``."""
+        return self.evolve(start_timeout=seconds)
+
+    def with_close_timeout(self, seconds: float) -> ProducerSettings:
+        """A copy with another ``close_timeout``."""
+        return self.evolve(close_timeout=seconds)
+
+    def with_cancel_timeout(self, seconds: float) -> ProducerSettings:
+        """A copy with another ``cancel_timeout``."""
+        return self.evolve(cancel_timeout=seconds)
+
+
+def canonical_name(name: str) -> str:
+    """A property's name in the one spelling that is compared: ``linger.ms`` is ``linger_ms``."""
+    return name.replace(".", "_")
+
+
+def _remake(fields: dict[str, Any]) -> ProducerSettings:
+    return ProducerSettings(**fields)
+
+
+def _servers(given: object) -> str:
+    if isinstance(given, str):
+        parts: list[object] = [*given.split(",")]
+    elif isinstance(given, Iterable):
+        parts = [*cast("Iterable[object]", given)]
+    else:
+        raise SettingsError(f"bootstrap_servers must be a str or a list of str: {given!r}")
+    servers: list[str] = []
+    for part in parts:
+        if not isinstance(part, str):
+            raise SettingsError(f"bootstrap_servers must be a str or a list of str: {part!r}")
+        server = part.strip()
+        if not server:
+            continue
+        found = _HOST_PORT.fullmatch(server)
+        # What does not look like an address may hold a password: it is not repeated.
+        shown = repr(server) if "@" not in server else "(hidden, it has an '@')"
+        if found is None:
+            raise SettingsError(
+                f"bootstrap_servers: {shown} is not host:port, such as localhost:9092"
+            )
+        if not 1 <= int(found[2]) <= 65535:
+            raise SettingsError(f"bootstrap_servers: the port of {shown} is not from 1 to 65535")
+        servers.append(server)
+    if not servers:
+        raise SettingsError(
+            "bootstrap_servers is missing: name at least one broker, such as 'localhost:9092'"
+        )
+    return ",".join(servers)
+
+
+def _properties(given: object) -> Mapping[str, Any]:
+    if not isinstance(given, Mapping):
+        raise SettingsError(f"properties must be a mapping, not {type(given).__name__}")
+    properties = dict(cast("Mapping[object, object]", given))
+    seen: dict[str, str] = {}
+    for name in properties:
+        if not isinstance(name, str):
+            raise SettingsError(f"properties: a name must be a str: {name!r}")
+        twin = seen.setdefault(canonical_name(name), name)
+        if twin != name:
+            raise SettingsError(f"properties: {twin!r} and {name!r} are one setting; give one")
+    return MappingProxyType(cast("dict[str, Any]", properties))
+
+
+def _check_duration(field: str, value: object, *, zero: bool) -> None:
+    if (
+        not isinstance(value, (int, float))
+        or isinstance(value, bool)
+        or not math.isfinite(value)
+        or value < 0
+        or (value == 0 and not zero)
+    ):
+        least = "0 or more" if zero else "more than 0"
+        raise SettingsError(f"{field} must be {least} seconds, and finite: {value!r}")
+
+
+def _redacted(properties: Mapping[str, Any]) -> str:
+    shown = (
+        f"{name!r}: {value!r}" if canonical_name(name) in _SHOWN_PROPERTIES else f"{name!r}: ***"
+        for name, value in properties.items()
+    )
+    return "{" + ", ".join(shown) + "}"

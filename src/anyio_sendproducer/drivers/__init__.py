@@ -1,0 +1,118 @@
+"""What the producer asks of a client library: plain blocking Python, no AnyIO, no futures.
+
+A driver is used from one thread at a time, the producer's own, but for :meth:`Driver.close`, which
+may come from another thread while a call is under way and must make that call return soon.
+
+May import: ``_records``, ``_exceptions``, ``_settings``. The drivers themselves are imported when
+they are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar, Union
+
+from .._exceptions import DeliveryError, SettingsError
+from .._records import ProducerRecord, RecordMetadata
+from .._settings import ProducerSettings
+
+__all__ = ["Driver", "DriverFactory", "Outcome", "Sink", "Submission", "make_driver"]
+
+Outcome = Union[RecordMetadata, DeliveryError]
+"""What becomes of one record."""
+
+
+class Submission(Protocol):
+    """One record on its way through a driver, and its identity on the way back."""
+
+    record: ProducerRecord[Any, Any]
+    size: int
+
+
+S = TypeVar("S", bound=Submission)
+
+
+class Sink(Protocol):
+    """Where a driver reports to. Every method may be called from any thread, never blocks, and
+    never raises."""
+
+    def completed(self, completions: Sequence[tuple[Any, Outcome]], /) -> None:
+        """These submissions have their outcome. Each is reported once."""
+        ...
+
+    def metadata_changed(self) -> None:
+        """What :meth:`Driver.submit` gave back may be taken now."""
+        ...
+
+    def broken(self, error: BaseException, /) -> None:
+        """The client can't send any more: close this driver and open another."""
+        ...
+
+
+class Driver(Protocol):
+    """A blocking Kafka producer."""
+
+    def open(self, sink: Sink, /) -> None:
+        """Connect; return when the cluster has answered.
+
+        Bounded by ``start_timeout``, and by :meth:`close` from another thread.
+
+        Raises:
+            ProducerStartError: no broker answered in time, or the client refused to be made.
+            SettingsError: the client refused a setting.
+        """
+        ...
+
+    def submit(self, batch: Sequence[S], /) -> Submitted[S]:
+        """Serialize these and hand them to the client, in order, without waiting for a broker.
+
+        Whatever goes wrong with a single record is reported as its completion. A record whose
+        topic's metadata is missing is given back, with all later ones of that topic; the driver
+        asks for the metadata meanwhile.
+        """
+        ...
+
+    def partitions_for(self, topic: str, /) -> frozenset[int] | None:
+        """The topic's partitions; None where its metadata is missing (it is asked for).
+
+        Raises:
+            SendProducerError: the cluster says that there is no such topic, or that this client
+                may not know.
+        """
+        ...
+
+    def close(self, timeout: float, /) -> None:
+        """Close the client and end its threads, within about ``timeout`` seconds; 0: by force.
+
+        Every submission without an outcome gets one, where the client still can. A second call
+        does nothing.
+        """
+        ...
+
+
+class Submitted(Protocol[S]):
+    """What a driver says of a batch."""
+
+    held: Sequence[S]
+    """Not taken, in order: their topics' metadata is missing."""
+    sizes: Sequence[tuple[S, int]]
+    """The bytes of those whose size was an estimate until they were serialized."""
+
+
+DriverFactory = Callable[[ProducerSettings], Driver]
+"""Makes a driver; it checks the settings and does not connect."""
+
+
+def make_driver(chosen: str | DriverFactory | None, settings: ProducerSettings) -> Driver:
+    """The driver that was asked for: by name, by a factory, or None for the default.
+
+    Raises:
+        SettingsError: there is no driver of that name, or it refuses the settings.
+    """
+    if callable(chosen):
+        return chosen(settings)
+    if chosen is None or chosen == "kafka-python":
+        from ._kafka_python import KafkaPythonDriver
+
+        return KafkaPythonDriver(settings)
+    raise SettingsError(f"driver must be 'kafka-python' or a factory, not {chosen!r}")

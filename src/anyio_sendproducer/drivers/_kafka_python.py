@@ -1,0 +1,714 @@
+"""The default driver: kafka-python's ``KafkaProducer``, off the loop and kept from hanging.
+
+The only module that imports ``kafka``, and the one seam at which its exceptions are translated.
+What it works around was read in and run against kafka-python 3.0.12; each place says so.
+
+May import: ``kafka``, ``drivers``, ``_records``, ``_settings``, ``_exceptions``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import functools
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import kafka.errors as kafka_errors
+from kafka import KafkaProducer
+from kafka.net.compat import KafkaNetClient
+from kafka.partitioner import murmur2
+
+from .._exceptions import (
+    DeliveryError,
+    Persistence,
+    ProducerStartError,
+    RecordRejected,
+    SendProducerError,
+    SerializationFailed,
+    SettingsError,
+)
+from .._records import ProducerRecord, RecordMetadata
+from .._settings import AnySerializer, ProducerSettings, Serializer, canonical_name
+from . import Outcome, S, Sink
+
+__all__ = ["KafkaPythonDriver"]
+
+#: What we set where the user does not. Measured choices: batches of 256 KiB carry seven times what
+#: 16 KiB do at 20 ms round trip on one partition (idempotence sends one batch per partition at a
+#: time); without a linger the next batch gathers while one is under way; the client's metrics cost
+#: time and cannot be reached through us; the Java client too backs off for 1 s at most, not 30.
+_DEFAULTS: Final[dict[str, Any]] = {
+    "batch_size": 256 * 1024,
+    "linger_ms": 0,
+    "metrics_enabled": False,
+    "reconnect_backoff_max_ms": 1000,
+}
+
+#: What the producer itself decides, and what to set instead.
+_MANAGED: Final[dict[str, str]] = {
+    "bootstrap_servers": "use ProducerSettings(bootstrap_servers=...)",
+    "bootstrap_timeout_ms": "use ProducerSettings(start_timeout=...), in seconds",
+    "buffer_memory": "use ProducerSettings(max_buffered_bytes=...)",
+    "client_id": "use ProducerSettings(client_id=...)",
+    "delivery_timeout_ms": "use ProducerSettings(delivery_timeout=...), in seconds",
+    "kafka_client": "the driver makes its own",
+    "key_serializer": "use ProducerSettings(key_serializer=...)",
+    "max_block_ms": "nothing blocks; ProducerSettings(delivery_timeout=...) bounds every wait",
+    "transaction_timeout_ms": "this producer does not do transactions",
+    "transactional_id": "this producer does not do transactions",
+    "value_serializer": "use ProducerSettings(value_serializer=...)",
+}
+
+_ACKS: Final[dict[Any, Any]] = {0: 0, 1: 1, -1: "all", "all": "all", "0": 0, "1": 1, "-1": "all"}
+_COMPRESSIONS: Final = (None, "gzip", "snappy", "lz4", "zstd")
+_TRUTH: Final = {"true": True, "false": False}
+
+#: Kafka answers these for a batch that it did not and will not write.
+_REFUSALS: Final[tuple[type[Exception], ...]] = (
+    kafka_errors.AuthorizationError,
+    kafka_errors.CorruptRecordError,
+    kafka_errors.InvalidRecordError,
+    kafka_errors.InvalidRequiredAcksError,
+    kafka_errors.InvalidTimestampError,
+    kafka_errors.InvalidTopicError,
+    kafka_errors.MessageSizeTooLargeError,
+    kafka_errors.PolicyViolationError,
+    kafka_errors.RecordListTooLargeError,
+    kafka_errors.UnsupportedCompressionTypeError,
+    kafka_errors.UnsupportedForMessageFormatError,
+    kafka_errors.UnsupportedVersionError,
+)
+
+#: From these the idempotent client recovers by itself, with a new epoch (KIP-360).
+_RECOVERED: Final[tuple[type[Exception], ...]] = (
+    kafka_errors.InvalidProducerEpochError,
+    kafka_errors.OutOfOrderSequenceNumberError,
+    kafka_errors.UnknownProducerIdError,
+)
+
+#: After this many bytes the next partition's turn comes for records without a key, and one callback
+#: reports what went before to one partition.
+_RUN_BYTES: Final = 64 * 1024
+
+#: How long the client's thread may take to end once it was told to.
+_JOIN_SECONDS: Final = 2.0
+
+_log = logging.getLogger("anyio_sendproducer.kafka_python")
+
+
+# --- settings ------------------------------------------------------------------------------------
+
+
+def client_config(settings: ProducerSettings) -> dict[str, Any]:
+    """kafka-python's configuration for these settings.
+
+    Raises:
+        SettingsError: a property is unknown, managed by the producer, of a wrong kind, or
+            contradicts another.
+    """
+    known: dict[str, Any] = KafkaProducer.DEFAULT_CONFIG
+    config = dict(_DEFAULTS)
+    for given, value in settings.properties.items():
+        name = canonical_name(given)
+        if name in _MANAGED:
+            raise SettingsError(f"properties: {given!r} can't be set here: {_MANAGED[name]}")
+        if name not in known:
+            near = difflib.get_close_matches(name, sorted(known.keys() - _MANAGED.keys()), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise SettingsError(f"properties: {given!r} is not a setting of kafka-python{hint}")
+        config[name] = _property(given, name, value, known[name])
+    if config.get("enable_idempotence") is True:
+        for name, bad in (
+            ("acks", lambda acks: acks != "all"),
+            ("retries", lambda retries: retries == 0),
+            ("max_in_flight_requests_per_connection", lambda requests: requests > 5),
+        ):
+            if name in config and bad(config[name]):
+                raise SettingsError(
+                    f"properties: {name}={config[name]!r} contradicts enable_idempotence=True"
+                )
+    config.update(
+        bootstrap_servers=list(settings.addresses),
+        client_id=settings.client_id,
+        # send() must never wait: a topic whose metadata is missing is held up on the loop's side.
+        max_block_ms=0,
+        # A batch that expires while it is retried leaves the idempotent client hanging for good,
+        # so the client never expires one: the deadlines are the ledger's.
+        delivery_timeout_ms=2**31 - 1,
+    )
+    return config
+
+
+def _property(given: str, name: str, value: Any, default: Any) -> Any:
+    if name == "acks":
+        try:
+            return _ACKS[value]
+        except (KeyError, TypeError):
+            raise SettingsError(
+                f"properties: {given!r} must be 0, 1 or 'all', not {value!r}"
+            ) from None
+    if name == "compression_type":
+        chosen = None if value == "none" else value
+        if chosen not in _COMPRESSIONS:
+            raise SettingsError(
+                f"properties: {given!r} must be one of gzip, snappy, lz4, zstd, none, "
+                f"not {value!r}"
+            )
+        return chosen
+    if isinstance(default, bool):
+        if isinstance(value, str):
+            value = _TRUTH.get(value.strip().lower(), value)
+        if not isinstance(value, bool):
+            raise SettingsError(f"properties: {given!r} must be true or false")
+    elif isinstance(default, (int, float)):
+        if isinstance(value, str):
+            with contextlib.suppress(ValueError):
+                value = int(value)
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or value < 0:
+            raise SettingsError(f"properties: {given!r} must be a number of 0 or more")
+    return value
+
+
+Serialize = Callable[[str, list[tuple[str, bytes]], Any], Any]
+
+
+def _serialize_with(serializer: AnySerializer | None) -> Serialize | None:
+    if serializer is None:
+        return None
+    if isinstance(serializer, Serializer):
+        return serializer.serialize
+    plain = serializer
+    return lambda _topic, _headers, data: plain(data)
+
+
+# --- the client, tamed ---------------------------------------------------------------------------
+
+
+class _NetClient(KafkaNetClient):
+    """kafka-python's network client, which tells when its thread is through with it.
+
+    The ``kafka_client`` setting is the public way in. The producer's sender thread closes its
+    client as its last act, so this is how to know that thread and to wait for it.
+    """
+
+    def __init__(self, **configs: Any) -> None:
+        super().__init__(**configs)
+        self.closed_by: threading.Thread | None = None
+        self.is_closed = threading.Event()
+
+    def close(self, node_id: Any = None) -> None:
+        """Close a connection or, without an argument, everything."""
+        try:
+            super().close(node_id)
+        finally:
+            if node_id is None:
+                self.closed_by = threading.current_thread()
+                self.is_closed.set()
+
+
+class _Producer(KafkaProducer):
+    """KafkaProducer, but for three habits of 3.0.12."""
+
+    _text = "<KafkaProducer>"
+
+    def __init__(self, **configs: Any) -> None:
+        self._text = f"<KafkaProducer client_id={configs['client_id']}>"
+        super().__init__(**configs)
+
+    def __str__(self) -> str:
+        # send() formats the client once or twice a record, for debug messages that are off.
+        return self._text
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Nothing. ``close`` flushes first, raises when that takes too long, and then leaves the
+        sender thread alive: what is to be waited for was waited for before."""
+
+    def close(self, timeout: float | None = None, null_logger: bool = False) -> None:
+        """Close, and never silence the whole module's logger, as collecting garbage does."""
+        super().close(timeout)
+
+
+class _LastWords(logging.Handler):
+    """Keeps the client's last error in this thread: its only word of why it did not connect."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self._thread = threading.get_ident()
+        self.text = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the record's message."""
+        message = record.getMessage()
+        # That says no more than that time is up.
+        if record.thread == self._thread and not message.startswith("Bootstrap failed"):
+            self.text = message
+
+
+class _Aborted(Exception):
+    """Closed while it was opening."""
+
+
+# --- the way of records --------------------------------------------------------------------------
+
+
+class _Route:
+    """Where the records of one topic may go, until the next change of metadata."""
+
+    __slots__ = ("available", "filled", "partitions", "turn")
+
+    def __init__(self, partitions: set[int], available: set[int], turn: int) -> None:
+        self.partitions = sorted(partitions)
+        self.available = sorted(available) or self.partitions
+        self.turn = turn
+        self.filled = 0
+
+    def next_turn(self) -> None:
+        """A new batch goes to the next partition (KIP-480)."""
+        self.turn = (self.turn + 1) % len(self.available)
+        self.filled = 0
+
+    def without_key(self, size: int) -> int:
+        if self.filled >= _RUN_BYTES:
+            self.next_turn()
+        self.filled += size
+        return self.available[self.turn % len(self.available)]
+
+
+@functools.lru_cache(maxsize=16_384)
+def _hash_of_short_key(key: bytes) -> int:
+    return murmur2(key) & 0x7FFFFFFF
+
+
+def _hash(key: bytes) -> int:
+    # murmur2 in Python costs more than the rest of a send. Long keys would fill memory with
+    # entries that hardly ever come again.
+    return _hash_of_short_key(key) if len(key) <= 64 else murmur2(key) & 0x7FFFFFFF
+
+
+class _Run:
+    """Records handed to one partition one after the other, reported by one callback.
+
+    The client completes a partition's batches in order, so that when the last of these is done the
+    others are; where the client aborts, in no order, whoever is not done yet gets a callback of
+    its own.
+    """
+
+    __slots__ = ("_driver", "_where", "items", "size")
+
+    def __init__(self, driver: KafkaPythonDriver, where: tuple[str, int]) -> None:
+        self._driver = driver
+        self._where = where
+        self.items: list[tuple[Any, Any]] = []
+        self.size = 0
+
+    def watch(self) -> None:
+        last = self.items[-1][1]
+        last.add_callback(self)
+        last.add_errback(self)
+
+    def __call__(self, _result: Any) -> None:
+        completions: list[tuple[Any, Outcome]] = []
+        for item in self.items:
+            submission, future = item
+            if future.is_done:
+                outcome = self._driver.outcome(submission, future, self._where)
+                completions.append((submission, outcome))
+            else:
+                alone = _Run(self._driver, self._where)
+                alone.items.append(item)
+                alone.watch()
+        self._driver.report(completions)
+
+
+class _Submitted:
+    __slots__ = ("held", "sizes")
+
+    def __init__(self) -> None:
+        self.held: list[Any] = []
+        self.sizes: list[tuple[Any, int]] = []
+
+
+class KafkaPythonDriver:
+    """A :class:`~anyio_sendproducer.drivers.Driver` on kafka-python 3.0.
+
+    Args:
+        settings: checked here, as far as that needs no broker.
+
+    Raises:
+        SettingsError: see :func:`client_config`.
+    """
+
+    def __init__(self, settings: ProducerSettings) -> None:
+        self._settings = settings
+        self._config = client_config(settings)
+        self._serializers = (settings.key_serializer, settings.value_serializer)
+        self._key = _serialize_with(settings.key_serializer)
+        self._value = _serialize_with(settings.value_serializer)
+        # A partitioner of the user's own is left to choose; ours goes by runs.
+        self._chooses = "partitioner" not in self._config
+        self._closing = threading.Event()
+        self._close_lock = threading.Lock()
+        self._closed = False
+        self._producer: _Producer | None = None
+        self._client: _NetClient | None = None
+        self._sink: Sink | None = None
+        self._routes: dict[str, _Route] = {}
+        self._turns: dict[str, int] = {}
+        self._asked: dict[str, float | None] = {}
+        self._idempotent = False
+        self._broken_at: tuple[str, int] | None = None
+
+    # --- opening and closing -----------------------------------------------------------------
+
+    def open(self, sink: Sink, /) -> None:
+        """Connect; see :meth:`anyio_sendproducer.drivers.Driver.open`."""
+        self._sink = sink
+        deadline = time.monotonic() + self._settings.start_timeout
+        words = _LastWords()
+        client_log = logging.getLogger("kafka")
+        client_log.addHandler(words)
+        try:
+            producer = _Producer(
+                **self._config, kafka_client=functools.partial(self._connect, deadline)
+            )
+        except _Aborted:
+            self._discard_client()
+            raise ProducerStartError("the producer was closed while it was starting") from None
+        except (
+            kafka_errors.KafkaConfigurationError,
+            AssertionError,
+            TypeError,
+            ValueError,
+        ) as error:
+            self._discard_client()
+            raise SettingsError(f"kafka-python refuses the settings: {error}") from error
+        except Exception as error:
+            self._discard_client()
+            said = f"; the client's last words: {words.text}" if words.text else ""
+            raise ProducerStartError(
+                f"no producer for {', '.join(self._settings.addresses)} within "
+                f"{self._settings.start_timeout:g} s (start_timeout): {error}{said}"
+            ) from error
+        finally:
+            client_log.removeHandler(words)
+        self._idempotent = bool(producer.config["enable_idempotence"])
+        self._producer = producer
+        if self._closing.is_set():
+            self._close_producer(producer, 0)
+
+    def _connect(self, deadline: float, **configs: Any) -> _NetClient:
+        """Make the client and let it bootstrap, in slices, so that it can be told to stop.
+
+        The constructor's own bootstrap takes as long as ``bootstrap_timeout_ms`` says, whatever
+        happens; it leaves out what is done already.
+        """
+        self._client = client = _NetClient(**configs)
+        cluster = client.cluster
+        # 3.0.12 takes these settings and does not pass them on to the one who uses them.
+        for name in ("allow_auto_create_topics", "retry_backoff_ms"):
+            cluster.config[name] = configs[name]
+        cluster.add_listener(self._metadata_changed)
+        updated = cluster.request_update()
+        while True:
+            if self._closing.is_set():
+                raise _Aborted
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                raise kafka_errors.KafkaTimeoutError("no broker answered")
+            if updated.is_done:
+                if updated.succeeded():
+                    break
+                updated = cluster.request_update()
+            client.poll(timeout_ms=min(remaining * 1000, 50), future=updated)
+        client.get_broker_version(timeout_ms=max(1, remaining * 1000))
+        return client
+
+    def _discard_client(self) -> None:
+        if self._client is not None:
+            with contextlib.suppress(Exception):
+                self._client.close()
+
+    def close(self, timeout: float, /) -> None:
+        """Close; see :meth:`anyio_sendproducer.drivers.Driver.close`."""
+        self._closing.set()
+        if self._producer is not None:
+            self._close_producer(self._producer, timeout)
+
+    def _close_producer(self, producer: _Producer, timeout: float) -> None:
+        with self._close_lock:
+            if self._closed:
+                return
+            self._closed = True
+        try:
+            producer.close(timeout)
+        finally:
+            client = self._client
+            if client is not None and client.is_closed.wait(_JOIN_SECONDS):
+                if client.closed_by is not None:
+                    client.closed_by.join(_JOIN_SECONDS)
+            else:
+                _log.warning(
+                    "the thread of kafka-python did not end within %s s", _JOIN_SECONDS
+                )
+            for serializer in self._serializers:
+                close = getattr(serializer, "close", None)
+                if callable(close):
+                    close()
+
+    # --- records -----------------------------------------------------------------------------
+
+    def submit(self, batch: Sequence[S], /) -> _Submitted:
+        """Hand over a batch; see :meth:`anyio_sendproducer.drivers.Driver.submit`."""
+        producer = self._producer
+        assert producer is not None
+        send = producer.send
+        answer = _Submitted()
+        failed: list[tuple[Any, Outcome]] = []
+        routes: dict[str, _Route | SendProducerError | None] = {}
+        runs: dict[tuple[str, int], _Run] = {}
+        serialized = self._key is not None or self._value is not None
+        for submission in batch:
+            record = submission.record
+            topic = record.topic
+            try:
+                route = routes[topic]
+            except KeyError:
+                route = routes[topic] = self._route(topic)
+                if type(route) is _Route:
+                    route.next_turn()
+            if type(route) is not _Route:
+                if route is None:
+                    answer.held.append(submission)
+                else:
+                    failed.append((submission, _rejected(record, str(route), route)))
+                continue
+            key = record.key
+            value = record.value
+            headers = [*record.headers] if record.headers else None
+            try:
+                if serialized:
+                    headers = headers or []
+                    key = self._bytes_of(record, "key", self._key, headers, key)
+                    value = self._bytes_of(record, "value", self._value, headers, value)
+                    answer.sizes.append((submission, _size(key, value, headers)))
+                partition = record.partition
+                if partition is None:
+                    if self._chooses:
+                        if key is None:
+                            partition = route.without_key(submission.size)
+                        else:
+                            numbers = route.partitions
+                            partition = numbers[_hash(key) % len(numbers)]
+                elif partition not in route.partitions:
+                    raise _rejected(
+                        record,
+                        f"topic {topic!r} has no partition {partition}; "
+                        f"it has {len(route.partitions)}, numbered from 0",
+                    )
+                future = send(topic, value, key, headers, partition, record.timestamp_ms)
+            except DeliveryError as error:
+                failed.append((submission, error))
+                continue
+            except kafka_errors.KafkaTimeoutError:
+                # A refresh of the metadata dropped the topic just now.
+                routes[topic] = None
+                self._asked.setdefault(topic, None)
+                answer.held.append(submission)
+                continue
+            except Exception as error:
+                failed.append((submission, _not_taken(record, error)))
+                continue
+            where = (topic, -1 if partition is None else partition)
+            run = runs.get(where)
+            if run is None:
+                run = runs[where] = _Run(self, where)
+            run.items.append((submission, future))
+            run.size += submission.size
+            if run.size >= _RUN_BYTES:
+                del runs[where]
+                run.watch()
+        for run in runs.values():
+            run.watch()
+        if failed:
+            self.report(failed)
+        return answer
+
+    def _bytes_of(
+        self,
+        record: ProducerRecord[Any, Any],
+        field: str,
+        serialize: Serialize | None,
+        headers: list[tuple[str, bytes]],
+        data: Any,
+    ) -> Any:
+        # None is not serialized: JSON's "null" in place of a tombstone would delete nothing.
+        if serialize is None or data is None:
+            return data
+        try:
+            content = serialize(record.topic, headers, data)
+        except Exception as error:
+            raise SerializationFailed(
+                f"the {field}_serializer raised {type(error).__name__}: {error}",
+                record=record,
+                persistence=Persistence.NOT_PERSISTED,
+            ) from error
+        if content is None or type(content) is bytes:
+            return content
+        if isinstance(content, (bytearray, memoryview)):
+            return bytes(content)
+        raise SerializationFailed(
+            f"the {field}_serializer gave {type(content).__name__}, not bytes",
+            record=record,
+            persistence=Persistence.NOT_PERSISTED,
+        )
+
+    def report(self, completions: Sequence[tuple[Any, Outcome]]) -> None:
+        """Pass completions on to whoever opened this driver."""
+        assert self._sink is not None
+        self._sink.completed(completions)
+
+    def outcome(self, submission: Any, future: Any, where: tuple[str, int]) -> Outcome:
+        """What a future of the client says, in our terms."""
+        error: Exception | None = future.exception
+        if error is not None:
+            return self._failure(submission.record, error, where)
+        written = future.value
+        offset = written.offset
+        timestamp_ms = written.timestamp
+        if offset < 0:
+            offset = timestamp_ms = None
+        key_size = written.serialized_key_size
+        value_size = written.serialized_value_size
+        return RecordMetadata(
+            written.topic,
+            written.partition,
+            offset,
+            timestamp_ms,
+            key_size if key_size >= 0 else None,
+            value_size if value_size >= 0 else None,
+        )
+
+    def _failure(
+        self, record: ProducerRecord[Any, Any], error: Exception, where: tuple[str, int]
+    ) -> DeliveryError:
+        refused = isinstance(error, _REFUSALS)
+        if self._idempotent and not self._closing.is_set() and not isinstance(error, _RECOVERED):
+            # Seen in 3.0.12: one refusal ends the whole idempotent client. It fails whatever else
+            # is under way with the very same error, though that may have been written. The first
+            # to fail is the culprit; behind it on its partition nothing had been sent.
+            if self._broken_at is None:
+                self._broken_at = where
+                if self._sink is not None:
+                    self._sink.broken(error)
+            elif where != self._broken_at or where[1] < 0:
+                refused = False
+        if refused:
+            return _rejected(record, f"the broker refused the record: {error}", error)
+        failure = DeliveryError(
+            f"the record was not acknowledged: {error}",
+            record=record,
+            persistence=Persistence.POSSIBLY_PERSISTED,
+        )
+        failure.__cause__ = error
+        return failure
+
+    # --- topics ------------------------------------------------------------------------------
+
+    def partitions_for(self, topic: str, /) -> frozenset[int] | None:
+        """A topic's partitions; see :meth:`anyio_sendproducer.drivers.Driver.partitions_for`."""
+        route = self._route(topic)
+        if isinstance(route, SendProducerError):
+            raise route
+        return None if route is None else frozenset(route.partitions)
+
+    def _route(self, topic: str) -> _Route | SendProducerError | None:
+        route = self._routes.get(topic)
+        if route is not None:
+            return route
+        producer = self._producer
+        client = self._client
+        assert producer is not None and client is not None
+        cluster = client.cluster
+        routes = self._routes
+        try:
+            # With max_block_ms=0 this never waits: it raises, and asks in the background.
+            partitions = producer.partitions_for(topic)
+        except kafka_errors.KafkaTimeoutError:
+            return self._unknown(topic, cluster)
+        except kafka_errors.KafkaError as error:
+            return _translated(error, f"the metadata of topic {topic!r} can't be had: {error}")
+        self._asked.pop(topic, None)
+        available = cluster.available_partitions_for_topic(topic) or set()
+        turn = self._turns.get(topic, hash(topic) % 1024)
+        self._turns[topic] = turn + 1
+        route = routes[topic] = _Route(partitions, available, turn)
+        return route
+
+    def _unknown(self, topic: str, cluster: Any) -> SendProducerError | None:
+        if topic in cluster.unauthorized_topics:
+            cluster.request_update()  # so that the next record finds it allowed, if it is by then
+            error = kafka_errors.TopicAuthorizationFailedError(topic)
+            return _translated(error, f"this client may not use topic {topic!r}: {error}")
+        since = self._asked.setdefault(topic, None)
+        patience = self._settings.unknown_topic_timeout
+        if since is None or time.monotonic() - since < patience:
+            return None
+        del self._asked[topic]
+        error = kafka_errors.UnknownTopicOrPartitionError(topic)
+        return _translated(
+            error,
+            f"the cluster does not know topic {topic!r} and did not create it within "
+            f"{patience:g} s (unknown_topic_timeout)",
+        )
+
+    def _metadata_changed(self, cluster: Any) -> None:
+        """Called by the client, on its thread, after each answer with metadata."""
+        self._routes = {}
+        now = time.monotonic()
+        for topic, since in list(self._asked.items()):
+            if since is None and cluster.partitions_for_topic(topic) is None:
+                self._asked[topic] = now
+        if self._asked and self._sink is not None:
+            self._sink.metadata_changed()
+
+
+def _size(key: Any, value: Any, headers: Sequence[tuple[str, bytes]]) -> int:
+    size = sum(len(name) + len(content) for name, content in headers)
+    if key is not None:
+        size += len(key)
+    if value is not None:
+        size += len(value)
+    return size
+
+
+def _translated(cause: Exception, message: str) -> SendProducerError:
+    error = SendProducerError(message)
+    error.__cause__ = cause
+    return error
+
+
+def _rejected(
+    record: ProducerRecord[Any, Any], message: str, cause: BaseException | None = None
+) -> RecordRejected:
+    error = RecordRejected(message, record=record, persistence=Persistence.NOT_PERSISTED)
+    error.__cause__ = cause
+    return error
+
+
+def _not_taken(record: ProducerRecord[Any, Any], cause: Exception) -> DeliveryError:
+    """``send()`` raised. What it checks first was refused; of the rest it is not sure whether the
+    record was in the client's buffer by then."""
+    if isinstance(cause, (kafka_errors.MessageSizeTooLargeError, ValueError, TypeError)):
+        return _rejected(record, f"kafka-python refused the record: {cause}", cause)
+    closed = isinstance(cause, kafka_errors.IllegalStateError)
+    error = DeliveryError(
+        f"kafka-python did not take the record: {cause}",
+        record=record,
+        persistence=Persistence.NOT_PERSISTED if closed else Persistence.POSSIBLY_PERSISTED,
+    )
+    error.__cause__ = cause
+    return error

