@@ -58,9 +58,10 @@ _numbers = itertools.count(1)
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """The driver is done with these."""
+    """The driver is done with these; the outcomes stand in the same order."""
 
-    completions: Sequence[tuple[Entry, Outcome]]
+    entries: Sequence[Entry]
+    outcomes: Sequence[Outcome]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +126,8 @@ class _Port:
         self._post = post
         self._generation = generation
 
-    def completed(self, completions: Sequence[tuple[Any, Outcome]], /) -> None:
-        self._post(Completed(completions))
+    def completed(self, submissions: Sequence[Any], outcomes: Sequence[Outcome], /) -> None:
+        self._post(Completed(submissions, outcomes))
 
     def metadata_changed(self) -> None:
         self._post(MetadataChanged())
@@ -242,7 +243,7 @@ class Bridge:
         self._collect()
         for reply in list(self._replies):
             reply.error = ProducerClosed("the producer was closed before the answer came")
-            self._loop.wake(reply.cell)
+            self._loop.wake((reply.cell,))
         self._send.close()
 
     def _collect(self) -> None:
@@ -255,7 +256,7 @@ class Bridge:
         while outbox:
             item = outbox.popleft()
             if isinstance(item, _Reply):
-                self._loop.wake(item.cell)
+                self._loop.wake((item.cell,))
             else:
                 events.append(item)
         if events:

@@ -249,17 +249,28 @@ class Ledger:
         """
         if self.state is not _OPEN:
             raise self.refusal()
+        entry = Entry(record, size, now + self._timeout)
+        # has_room() and _admit(), written out: this is the way of every record.
+        if (
+            not self._waiting
+            and self._records < self._max_records
+            and self._bytes + size <= self._max_bytes
+        ):
+            self._accepted = entry.seq = self._accepted + 1
+            self._records += 1
+            self._bytes += size
+            entry.has_room = True
+            entry.state = _QUEUED
+            self._queue[entry] = None
+            self._alive[entry] = None
+            return entry
         if size > self._max_bytes:
             raise RecordRejected(
                 f"the record has {size} bytes, max_buffered_bytes is {self._max_bytes}",
                 record=record,
                 persistence=Persistence.NOT_PERSISTED,
             )
-        entry = Entry(record, size, now + self._timeout)
-        if self._waiting or not self._fits(size):
-            self._waiting[entry] = None
-        else:
-            self._admit(entry)
+        self._waiting[entry] = None
         return entry
 
     def has_room(self, size: int) -> bool:
@@ -374,30 +385,38 @@ class Ledger:
         return woken
 
     def settle(
-        self, completions: Iterable[tuple[Entry, RecordMetadata | DeliveryError]]
+        self, entries: Iterable[Entry], outcomes: Iterable[RecordMetadata | DeliveryError]
     ) -> list[object]:
-        """The driver is done with these.
+        """The driver is done with these, one outcome for each.
 
         Returns:
             Who is to be woken: those who await an outcome, room, or a flush.
         """
         woken: list[object] = []
-        for entry, outcome in completions:
+        alive = self._alive
+        delivered = freed = 0
+        for entry, outcome in zip(entries, outcomes):
             if not entry.has_room:
+                continue
+            if entry.state is _SUBMITTED and type(outcome) is RecordMetadata:
+                # _release(), written out.
+                entry.has_room = False
+                freed += entry.size
+                entry.state = _DELIVERED
+                delivered += 1
+                entry.outcome = outcome
+                del alive[entry]
+                if (waiter := entry.waiter) is not None:
+                    woken.append(waiter)
+                elif entry.group is not None:
+                    self._count_down(entry.group, woken)
                 continue
             self._release(entry)
             if entry.state is _SUBMITTED:
-                if type(outcome) is RecordMetadata:
-                    entry.state = _DELIVERED
-                    self._delivered += 1
-                    entry.outcome = outcome
-                    del self._alive[entry]
-                    if (waiter := entry.waiter) is not None:
-                        woken.append(waiter)
-                    elif entry.group is not None:
-                        self._count_down(entry.group, woken)
-                else:
-                    self._fail(entry, outcome, woken)
+                self._fail(entry, outcome, woken)
+        self._delivered += delivered
+        self._records -= delivered
+        self._bytes -= freed
         if self._waiting:
             self._admit_waiting(woken)
         if self._barriers:
@@ -626,7 +645,8 @@ class Ledger:
         Returns:
             Who is to be woken.
         """
-        completions: list[tuple[Entry, RecordMetadata | DeliveryError]] = []
+        entries: list[Entry] = []
+        errors: list[RecordMetadata | DeliveryError] = []
         for entry in self._alive:
             if entry.state is _SUBMITTED:
                 error = DeliveryError(
@@ -636,8 +656,9 @@ class Ledger:
                     persistence=Persistence.POSSIBLY_PERSISTED,
                 )
                 error.__cause__ = reason
-                completions.append((entry, error))
-        return self.settle(completions)
+                entries.append(entry)
+                errors.append(error)
+        return self.settle(entries, errors)
 
     def break_(self, reason: BaseException) -> list[object]:
         """The driver is lost: everything gets its outcome now, and nothing is taken any more.

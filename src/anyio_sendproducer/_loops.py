@@ -10,16 +10,16 @@ May import: asyncio, trio (when it is running), ``_exceptions``.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Protocol
+import threading
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from ._exceptions import ProducerMisused
 
 if TYPE_CHECKING:
     from collections.abc import Generator
-
-    import trio
 
 __all__ = ["Loop", "current_loop"]
 
@@ -48,8 +48,9 @@ class Loop(Protocol):
         """A new cell: one task awaits it, once, until it is woken."""
         ...
 
-    def wake(self, cell: Any, /) -> None:
-        """Wake whoever awaits the cell, or will; a second time does nothing. On the loop alone."""
+    def wake(self, waiters: Iterable[Any], /) -> None:
+        """Wake whoever awaits these cells, or will. A cell may come twice; in place of a cell a
+        list of cells may stand. On the loop's own thread alone."""
         ...
 
 
@@ -61,75 +62,79 @@ class _AsyncioLoop:
 
     def check(self) -> None:
         try:
-            loop: object = asyncio.get_running_loop()
+            if asyncio.get_running_loop() is self._loop:
+                return
         except RuntimeError:
-            loop = None
-        if loop is not self._loop:
-            raise _misused()
+            pass  # another thread, or no loop at all
+        raise _misused()
 
     def call_soon_threadsafe(self, function: Callable[[], object], /) -> None:
-        try:
+        # Where the loop is closed, nobody is left to be told.
+        with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(function)
-        except RuntimeError:
-            pass  # the loop is closed: nobody is left to be told
 
-    def wake(self, cell: Any, /) -> None:
-        if not cell.done():
-            cell.set_result(None)
-
-
-class _TrioCell:
-    __slots__ = ("_task", "_trio", "_woken")
-
-    def __init__(self, lowlevel: Any) -> None:
-        self._trio = lowlevel
-        self._task: Any = None
-        self._woken = False
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        if self._woken:
-            yield from self._trio.checkpoint().__await__()
-            return
-        self._task = self._trio.current_task()
-        yield from self._trio.wait_task_rescheduled(self._abort).__await__()
-
-    def _abort(self, _raise_cancel: Any) -> Any:
-        self._task = None
-        return self._trio.Abort.SUCCEEDED
-
-    def wake(self) -> None:
-        self._woken = True
-        if self._task is not None:
-            task, self._task = self._task, None
-            self._trio.reschedule(task)
+    def wake(self, waiters: Iterable[Any], /) -> None:
+        for cell in waiters:
+            if type(cell) is list:
+                self.wake(cast("list[Any]", cell))
+            elif not cell.done():
+                cell.set_result(None)
 
 
-class _TrioLoop:
-    def __init__(self, lowlevel: Any, token: trio.lowlevel.TrioToken, run_finished: Any) -> None:
-        self._trio = lowlevel
-        self._token = token
-        self._run_finished = run_finished
-        self.now: Callable[[], float] = lowlevel.current_clock().current_time
+def _trio_loop(module: Any, token: Any) -> Loop:
+    # Made inside a function, so that what is called for each record is a plain local name: trio
+    # is not imported unless somebody runs it.
+    lowlevel: Any = module.lowlevel
+    current_task: Callable[[], Any] = lowlevel.current_task
+    wait_task_rescheduled: Callable[[Callable[[Any], Any]], Any] = lowlevel.wait_task_rescheduled
+    reschedule: Callable[[Any], None] = lowlevel.reschedule
+    succeeded: Any = lowlevel.Abort.SUCCEEDED
+    get_ident = threading.get_ident
+    thread = get_ident()
 
-    def check(self) -> None:
-        try:
-            token: object = self._trio.current_trio_token()
-        except RuntimeError:
-            token = None
-        if token is not self._token:
-            raise _misused()
+    class TrioCell:
+        __slots__ = ("task", "woken")
 
-    def call_soon_threadsafe(self, function: Callable[[], object], /) -> None:
-        try:
-            self._token.run_sync_soon(function)
-        except self._run_finished:
-            pass  # the run is over: nobody is left to be told
+        def __init__(self) -> None:
+            self.task: Any = None
+            self.woken = False
 
-    def cell(self) -> _TrioCell:
-        return _TrioCell(self._trio)
+        def __await__(self) -> Generator[Any, Any, None]:
+            if self.woken:
+                return lowlevel.checkpoint().__await__()
+            self.task = current_task()
+            return wait_task_rescheduled(self.abort).__await__()
 
-    def wake(self, cell: Any, /) -> None:
-        cell.wake()
+        def abort(self, _raise_cancel: Any) -> Any:
+            self.task = None
+            return succeeded
+
+    class TrioLoop:
+        now: Callable[[], float] = lowlevel.current_clock().current_time
+        cell = TrioCell
+
+        def check(self) -> None:
+            # No producer outlives its run, so that another run in this thread finds it closed.
+            if get_ident() != thread:
+                raise _misused()
+
+        def call_soon_threadsafe(self, function: Callable[[], object], /) -> None:
+            # Where the run is over, nobody is left to be told.
+            with contextlib.suppress(module.RunFinishedError):
+                token.run_sync_soon(function)
+
+        def wake(self, waiters: Iterable[Any], /) -> None:
+            for cell in waiters:
+                if type(cell) is list:
+                    self.wake(cast("list[Any]", cell))
+                else:
+                    cell.woken = True
+                    task = cell.task
+                    if task is not None:
+                        cell.task = None
+                        reschedule(task)
+
+    return TrioLoop()
 
 
 def _misused() -> ProducerMisused:
@@ -151,5 +156,5 @@ def current_loop() -> Loop:
         except RuntimeError:
             pass
         else:
-            return _TrioLoop(trio_module.lowlevel, token, trio_module.RunFinishedError)
+            return _trio_loop(trio_module, token)
     return _AsyncioLoop(asyncio.get_running_loop())

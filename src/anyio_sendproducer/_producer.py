@@ -444,9 +444,7 @@ class SendProducer:
     def _enter(self, record: ProducerRecord[Any, Any], *, wait: bool = True) -> Entry:
         if not isinstance(cast("object", record), ProducerRecord):
             _not_a_record(record)
-        if self._forked:
-            self._check_loop()
-        self._loop.check()
+        self._check_loop()
         checked, size = check_record(
             record, self._topics, self._key_serialized, self._value_serialized
         )
@@ -556,13 +554,7 @@ class SendProducer:
             raise
 
     def _wake(self, woken: Iterable[Any]) -> None:
-        wake = self._loop.wake
-        for waiter in woken:
-            if type(waiter) is list:  # several tasks wait for one Delivery
-                for cell in cast("list[Any]", waiter):
-                    wake(cell)
-            else:
-                wake(waiter)
+        self._loop.wake(woken)
 
     # --- the pump ----------------------------------------------------------------------------
 
@@ -594,8 +586,8 @@ class SendProducer:
     def _apply(self, event: _bridge.Event, tasks: anyio.abc.TaskGroup) -> Iterable[object]:
         ledger = self._ledger
         match event:
-            case _bridge.Completed(completions):
-                return ledger.settle(completions)
+            case _bridge.Completed(entries, outcomes):
+                return ledger.settle(entries, outcomes)
             case _bridge.Taken(answer):
                 self._busy = False
                 woken: list[object] = []

@@ -95,7 +95,9 @@ def _servers(text: str) -> str:
 
 def _topic(text: str) -> str:
     try:
-        check_record(ProducerRecord(text, value=b""), set(), False, False)
+        check_record(
+            ProducerRecord(text, value=b""), set(), key_serialized=False, value_serialized=False
+        )
     except DeliveryError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     return text

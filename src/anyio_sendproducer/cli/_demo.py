@@ -21,7 +21,7 @@ import signal
 import statistics
 import sys
 import uuid
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from typing import Any, Final, NamedTuple, Protocol, cast
 
 import anyio
@@ -59,6 +59,9 @@ _TASKS: Final = 64
 
 #: The number of partitions of a topic that the demo creates.
 _PARTITIONS: Final = 4
+
+#: Seconds until a broker that is gone is reported; a minute or two is long before a terminal.
+_SEND_TIMEOUT: Final = 20.0
 
 #: Seconds for reading everything back; it takes about one.
 _READ_TIMEOUT: Final = 60.0
@@ -107,8 +110,9 @@ def run(backend: str, bootstrap_servers: str | None, topic: str) -> int:
         SIGINT (Ctrl-C) or a SIGTERM; the broker that it started has ended in each case.
     """
     try:
-        # All of rich that is used later, so that nothing is imported while the loop runs.
-        _require("rich.console", "rich.progress", "rich.table", "vega_datasets", "confluent_kafka")
+        # Down to the modules that are used later, so that nothing is imported while the loop runs.
+        _require("rich.console", "rich.progress", "rich.table")
+        _require("vega_datasets", "confluent_kafka.admin")
         if backend == "trio":
             _require("trio")
         if bootstrap_servers is None:
@@ -176,7 +180,12 @@ async def _send_and_judge(
     days = [list(day) for _, day in itertools.groupby(readings, key=lambda reading: reading.day)]
     hourly = [[hourly_record(topic, reading, run_id) for reading in day] for day in days]
     monthly = monthly_records(topic, readings, run_id)
-    settings = ProducerSettings(bootstrap_servers=bootstrap_servers, value_serializer=to_json)
+    settings = ProducerSettings(
+        bootstrap_servers=bootstrap_servers,
+        value_serializer=to_json,
+        delivery_timeout=_SEND_TIMEOUT,
+        close_timeout=_SEND_TIMEOUT,
+    )
 
     began = anyio.current_time()
     async with open_send_producer(settings) as producer:
@@ -314,16 +323,19 @@ def _require(*modules: str) -> None:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise MissingExtra(f"the demo needs the package {module}: {_EXTRA}") from error
+            package = module.partition(".")[0]
+            raise MissingExtra(f"the demo needs the package {package}: {_EXTRA}") from error
 
 
 def _complain(error: Exception | str, code: int) -> int:
-    print(f"anyio-sendproducer: {error}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
+    print(
+        f"anyio-sendproducer: {error}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr
+    )
     return code
 
 
 @contextlib.contextmanager
-def _progress_bar(total: int) -> Iterator[_Progress]:
+def _progress_bar(total: int) -> Generator[_Progress, None, None]:
     """A bar where the output is a terminal, and nothing where it is not."""
     import rich.console
     import rich.progress

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from typing import Any, Final, cast
 
 import confluent_kafka
@@ -59,9 +60,10 @@ def prepare_topic(bootstrap_servers: str, topic: str, partitions: int) -> dict[i
         # Without a name: asking for one topic may create it, with a number of partitions of the
         # broker's own.
         if topic not in admin.list_topics(timeout=_REQUEST_TIMEOUT).topics:
-            admin.create_topics([NewTopic(topic, num_partitions=partitions)])[topic].result(
-                _REQUEST_TIMEOUT
-            )
+            wanted = NewTopic(topic, num_partitions=partitions)
+            # Its type hints leave open what the futures give.
+            created = cast("dict[str, Future[None]]", admin.create_topics([wanted]))  # pyright: ignore[reportUnknownMemberType]
+            created[topic].result(_REQUEST_TIMEOUT)
         consumer = _consumer(configuration)
         try:
             return {
@@ -101,9 +103,7 @@ def read_back(
     deadline = clock() + timeout
     consumer = _consumer({**_QUIET, "bootstrap.servers": bootstrap_servers})
     try:
-        consumer.assign(
-            [confluent_kafka.TopicPartition(topic, *start) for start in starts.items()]
-        )
+        consumer.assign([confluent_kafka.TopicPartition(topic, *start) for start in starts.items()])
         return list(_read_to_ends(consumer, set(starts), bootstrap_servers, deadline, clock))
     except confluent_kafka.KafkaException as error:
         raise _cluster_error(bootstrap_servers, error.args[0]) from error
@@ -149,6 +149,8 @@ def _consumer(configuration: Mapping[str, Any]) -> confluent_kafka.Consumer:
             "group.id": "anyio-sendproducer-demo",
             "enable.auto.commit": False,
             "enable.partition.eof": True,
+            # An end is told after a fetch that found nothing, which waits so many milliseconds.
+            "fetch.wait.max.ms": 50,
             # An offset that is not there is an error, not a reason to begin elsewhere.
             "auto.offset.reset": "error",
         }

@@ -76,9 +76,7 @@ class Verdict:
         return not self.problems
 
 
-def judge(
-    written: Sequence[Written], read: Sequence[ReadBack], mark: tuple[str, bytes]
-) -> Verdict:
+def judge(written: Sequence[Written], read: Sequence[ReadBack], mark: tuple[str, bytes]) -> Verdict:
     """Compare what was acknowledged with what was read back.
 
     Args:

@@ -36,8 +36,12 @@ class Sink(Protocol):
     """Where a driver reports to. Every method may be called from any thread, never blocks, and
     never raises."""
 
-    def completed(self, completions: Sequence[tuple[Any, Outcome]], /) -> None:
-        """These submissions have their outcome. Each is reported once."""
+    def completed(self, submissions: Sequence[Any], outcomes: Sequence[Outcome], /) -> None:
+        """These submissions have these outcomes, one for one. Each is reported once.
+
+        Two sequences, since a pair for each record would double the work of the garbage
+        collector.
+        """
         ...
 
     def metadata_changed(self) -> None:

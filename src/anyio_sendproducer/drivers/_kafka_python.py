@@ -15,7 +15,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import kafka.errors as kafka_errors
 from kafka import KafkaProducer
@@ -258,24 +258,17 @@ class _Aborted(Exception):
 class _Route:
     """Where the records of one topic may go, until the next change of metadata."""
 
-    __slots__ = ("available", "filled", "partitions", "turn")
+    __slots__ = ("_available", "_turn", "partitions")
 
     def __init__(self, partitions: set[int], available: set[int], turn: int) -> None:
         self.partitions = sorted(partitions)
-        self.available = sorted(available) or self.partitions
-        self.turn = turn
-        self.filled = 0
+        self._available = sorted(available) or self.partitions
+        self._turn = turn % len(self._available)
 
-    def next_turn(self) -> None:
-        """A new batch goes to the next partition (KIP-480)."""
-        self.turn = (self.turn + 1) % len(self.available)
-        self.filled = 0
-
-    def without_key(self, size: int) -> int:
-        if self.filled >= _RUN_BYTES:
-            self.next_turn()
-        self.filled += size
-        return self.available[self.turn % len(self.available)]
+    def next_in_turn(self) -> int:
+        """The partition for the next batch of records without a key (KIP-480)."""
+        self._turn = (self._turn + 1) % len(self._available)
+        return self._available[self._turn]
 
 
 @functools.lru_cache(maxsize=16_384)
@@ -297,31 +290,108 @@ class _Run:
     its own.
     """
 
-    __slots__ = ("_driver", "_where", "items", "size")
+    __slots__ = ("_driver", "futures", "partition", "size", "submissions", "topic")
 
-    def __init__(self, driver: KafkaPythonDriver, where: tuple[str, int]) -> None:
+    def __init__(self, driver: KafkaPythonDriver, topic: str, partition: int | None) -> None:
         self._driver = driver
-        self._where = where
-        self.items: list[tuple[Any, Any]] = []
+        self.topic = topic
+        self.partition = partition
+        self.submissions: list[Any] = []
+        self.futures: list[Any] = []
         self.size = 0
 
     def watch(self) -> None:
-        last = self.items[-1][1]
+        """Have the last one's completion report them all."""
+        last = self.futures[-1]
         last.add_callback(self)
         last.add_errback(self)
 
     def __call__(self, _result: Any) -> None:
-        completions: list[tuple[Any, Outcome]] = []
-        for item in self.items:
-            submission, future = item
-            if future.is_done:
-                outcome = self._driver.outcome(submission, future, self._where)
-                completions.append((submission, outcome))
-            else:
-                alone = _Run(self._driver, self._where)
-                alone.items.append(item)
-                alone.watch()
-        self._driver.report(completions)
+        submissions = self.submissions
+        outcomes: list[Outcome] = []
+        for submission, future in zip(submissions, self.futures):
+            if not future.is_done:
+                self._report_done(outcomes)
+                return
+            if future.exception is not None:
+                outcomes.append(self._driver.failure(submission.record, future.exception, self))
+                continue
+            written = future.value
+            offset = written.offset
+            timestamp_ms = written.timestamp
+            if offset < 0:
+                offset = timestamp_ms = None
+            key_size = written.serialized_key_size
+            value_size = written.serialized_value_size
+            outcomes.append(
+                RecordMetadata(
+                    self.topic,
+                    written.partition,
+                    offset,
+                    timestamp_ms,
+                    key_size if key_size >= 0 else None,
+                    value_size if value_size >= 0 else None,
+                )
+            )
+        self._driver.report(submissions, outcomes)
+
+    def _report_done(self, outcomes: list[Outcome]) -> None:
+        """Report those before the first that is not done; each of the others for itself."""
+        done = len(outcomes)
+        rest = list(zip(self.submissions, self.futures))[done:]
+        self._driver.report(self.submissions[:done], outcomes)
+        for submission, future in rest:
+            alone = _Run(self._driver, self.topic, self.partition)
+            alone.submissions.append(submission)
+            alone.futures.append(future)
+            alone.watch()
+
+
+class _Line:
+    """The records of one topic in one batch: where they may go, and the runs they form."""
+
+    __slots__ = ("_driver", "_keyed", "_keyless", "_topic", "route")
+
+    def __init__(
+        self, driver: KafkaPythonDriver, topic: str, route: _Route | SendProducerError | None
+    ) -> None:
+        self._driver = driver
+        self._topic = topic
+        self.route = route
+        self._keyed: dict[int, _Run] = {}
+        self._keyless: _Run | None = None
+
+    def run_to(self, partition: int) -> _Run:
+        """The run to this partition."""
+        run = self._keyed.get(partition)
+        if run is None:
+            run = self._keyed[partition] = _Run(self._driver, self._topic, partition)
+        return run
+
+    def run_without_key(self) -> _Run:
+        """The run of records that may go anywhere."""
+        run = self._keyless
+        if run is None:
+            chooses = self._driver.chooses and isinstance(self.route, _Route)
+            partition = self.route.next_in_turn() if chooses else None
+            run = self._keyless = _Run(self._driver, self._topic, partition)
+        return run
+
+    def end_run(self, run: _Run) -> None:
+        """This run is long enough."""
+        if run is self._keyless:
+            self._keyless = None
+        else:
+            del self._keyed[run.partition]
+        run.watch()
+
+    def end(self) -> None:
+        """The batch is through."""
+        if self._keyless is not None and self._keyless.futures:
+            self._keyless.watch()
+        for run in self._keyed.values():
+            if run.futures:
+                run.watch()
 
 
 class _Submitted:
@@ -349,7 +419,7 @@ class KafkaPythonDriver:
         self._key = _serialize_with(settings.key_serializer)
         self._value = _serialize_with(settings.value_serializer)
         # A partitioner of the user's own is left to choose; ours goes by runs.
-        self._chooses = "partitioner" not in self._config
+        self.chooses = "partitioner" not in self._config
         self._closing = threading.Event()
         self._close_lock = threading.Lock()
         self._closed = False
@@ -360,7 +430,7 @@ class KafkaPythonDriver:
         self._turns: dict[str, int] = {}
         self._asked: dict[str, float | None] = {}
         self._idempotent = False
-        self._broken_at: tuple[str, int] | None = None
+        self._broken_at: tuple[str, int | None] | None = None
 
     # --- opening and closing -----------------------------------------------------------------
 
@@ -467,28 +537,30 @@ class KafkaPythonDriver:
         assert producer is not None
         send = producer.send
         answer = _Submitted()
-        failed: list[tuple[Any, Outcome]] = []
-        routes: dict[str, _Route | SendProducerError | None] = {}
-        runs: dict[tuple[str, int], _Run] = {}
+        failed: list[Any] = []
+        failures: list[Outcome] = []
+        lines: dict[str, _Line] = {}
         serialized = self._key is not None or self._value is not None
+        now_ms = int(time.time() * 1000)
         for submission in batch:
             record = submission.record
             topic = record.topic
             try:
-                route = routes[topic]
+                line = lines[topic]
             except KeyError:
-                route = routes[topic] = self._route(topic)
-                if type(route) is _Route:
-                    route.next_turn()
+                line = lines[topic] = _Line(self, topic, self._route(topic))
+            route = line.route
             if type(route) is not _Route:
                 if route is None:
                     answer.held.append(submission)
                 else:
-                    failed.append((submission, _rejected(record, str(route), route)))
+                    failed.append(submission)
+                    failures.append(_rejected(record, str(route), cast("SendProducerError", route)))
                 continue
             key = record.key
             value = record.value
             headers = [*record.headers] if record.headers else None
+            timestamp_ms = record.timestamp_ms
             try:
                 if serialized:
                     headers = headers or []
@@ -496,45 +568,50 @@ class KafkaPythonDriver:
                     value = self._bytes_of(record, "value", self._value, headers, value)
                     answer.sizes.append((submission, _size(key, value, headers)))
                 partition = record.partition
-                if partition is None:
-                    if self._chooses:
-                        if key is None:
-                            partition = route.without_key(submission.size)
-                        else:
-                            numbers = route.partitions
-                            partition = numbers[_hash(key) % len(numbers)]
-                elif partition not in route.partitions:
-                    raise _rejected(
-                        record,
-                        f"topic {topic!r} has no partition {partition}; "
-                        f"it has {len(route.partitions)}, numbered from 0",
-                    )
-                future = send(topic, value, key, headers, partition, record.timestamp_ms)
+                if partition is not None:
+                    if partition not in route.partitions:
+                        raise _rejected(
+                            record,
+                            f"topic {topic!r} has no partition {partition}; "
+                            f"it has {len(route.partitions)}, numbered from 0",
+                        )
+                    run = line.run_to(partition)
+                elif key is None or not self.chooses:
+                    run = line.run_without_key()
+                else:
+                    numbers = route.partitions
+                    run = line.run_to(numbers[_hash(key) % len(numbers)])
+                future = send(
+                    topic,
+                    value,
+                    key,
+                    headers,
+                    run.partition,
+                    now_ms if timestamp_ms is None else timestamp_ms,
+                )
             except DeliveryError as error:
-                failed.append((submission, error))
+                failed.append(submission)
+                failures.append(error)
                 continue
             except kafka_errors.KafkaTimeoutError:
                 # A refresh of the metadata dropped the topic just now.
-                routes[topic] = None
+                line.route = None
                 self._asked.setdefault(topic, None)
                 answer.held.append(submission)
                 continue
             except Exception as error:
-                failed.append((submission, _not_taken(record, error)))
+                failed.append(submission)
+                failures.append(_not_taken(record, error))
                 continue
-            where = (topic, -1 if partition is None else partition)
-            run = runs.get(where)
-            if run is None:
-                run = runs[where] = _Run(self, where)
-            run.items.append((submission, future))
+            run.submissions.append(submission)
+            run.futures.append(future)
             run.size += submission.size
             if run.size >= _RUN_BYTES:
-                del runs[where]
-                run.watch()
-        for run in runs.values():
-            run.watch()
+                line.end_run(run)
+        for line in lines.values():
+            line.end()
         if failed:
-            self.report(failed)
+            self.report(failed, failures)
         return answer
 
     def _bytes_of(
@@ -566,45 +643,26 @@ class KafkaPythonDriver:
             persistence=Persistence.NOT_PERSISTED,
         )
 
-    def report(self, completions: Sequence[tuple[Any, Outcome]]) -> None:
-        """Pass completions on to whoever opened this driver."""
+    def report(self, submissions: Sequence[Any], outcomes: Sequence[Outcome]) -> None:
+        """Pass outcomes on to whoever opened this driver."""
         assert self._sink is not None
-        self._sink.completed(completions)
+        self._sink.completed(submissions, outcomes)
 
-    def outcome(self, submission: Any, future: Any, where: tuple[str, int]) -> Outcome:
-        """What a future of the client says, in our terms."""
-        error: Exception | None = future.exception
-        if error is not None:
-            return self._failure(submission.record, error, where)
-        written = future.value
-        offset = written.offset
-        timestamp_ms = written.timestamp
-        if offset < 0:
-            offset = timestamp_ms = None
-        key_size = written.serialized_key_size
-        value_size = written.serialized_value_size
-        return RecordMetadata(
-            written.topic,
-            written.partition,
-            offset,
-            timestamp_ms,
-            key_size if key_size >= 0 else None,
-            value_size if value_size >= 0 else None,
-        )
-
-    def _failure(
-        self, record: ProducerRecord[Any, Any], error: Exception, where: tuple[str, int]
+    def failure(
+        self, record: ProducerRecord[Any, Any], error: Exception, run: _Run
     ) -> DeliveryError:
+        """What an error of the client says of a record, in our terms."""
         refused = isinstance(error, _REFUSALS)
         if self._idempotent and not self._closing.is_set() and not isinstance(error, _RECOVERED):
             # Seen in 3.0.12: one refusal ends the whole idempotent client. It fails whatever else
             # is under way with the very same error, though that may have been written. The first
             # to fail is the culprit; behind it on its partition nothing had been sent.
+            where = (run.topic, run.partition)
             if self._broken_at is None:
                 self._broken_at = where
                 if self._sink is not None:
                     self._sink.broken(error)
-            elif where != self._broken_at or where[1] < 0:
+            elif where != self._broken_at or run.partition is None:
                 refused = False
         if refused:
             return _rejected(record, f"the broker refused the record: {error}", error)

@@ -27,7 +27,8 @@ import struct
 import subprocess
 import tempfile
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from functools import partial
 from pathlib import Path
 from typing import Final, Protocol, cast
 
@@ -89,6 +90,27 @@ class _CalfkitMesh(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
+class _Started:
+    """A process of the broker, whether or not it has come up."""
+
+    port: int
+    process: anyio.abc.Process
+    log: Path
+    kill_asked: anyio.Event
+
+    def __str__(self) -> str:
+        return f"{_HOST}:{self.port}"
+
+    @property
+    def running(self) -> bool:
+        return self.process.returncode is None
+
+    @property
+    def ended_by_itself(self) -> bool:
+        return not self.running and not self.kill_asked.is_set()
+
+
+@dataclasses.dataclass(frozen=True)
 class EmbeddedBroker:
     """A broker that runs; :func:`embedded_broker` makes it. ``str()`` of it is its address."""
 
@@ -96,9 +118,7 @@ class EmbeddedBroker:
     """Its port on 127.0.0.1."""
     pid: int
     """The id of its process."""
-    _process: anyio.abc.Process = dataclasses.field(repr=False)
-    _log: Path = dataclasses.field(repr=False)
-    _kill_asked: anyio.Event = dataclasses.field(repr=False)
+    _started: _Started = dataclasses.field(repr=False)
 
     def __str__(self) -> str:
         return self.bootstrap_servers
@@ -106,12 +126,12 @@ class EmbeddedBroker:
     @property
     def bootstrap_servers(self) -> str:
         """Where to connect to, as ``"host:port"``."""
-        return f"{_HOST}:{self.port}"
+        return str(self._started)
 
     @property
     def running(self) -> bool:
         """Whether its process is alive; a paused one is."""
-        return self._process.returncode is None
+        return self._started.running
 
     async def kill(self) -> None:
         """End the process at once, as a crash does (SIGKILL), and wait until it is gone.
@@ -119,10 +139,10 @@ class EmbeddedBroker:
         What it stored is lost. ``embedded_broker(port=...)`` starts another one in its place. A
         second call does nothing. Where the wait is cancelled the process is killed all the same.
         """
-        self._kill_asked.set()
+        self._started.kill_asked.set()
         with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
-        await self._process.wait()
+            self._started.process.kill()
+        await self._started.process.wait()
 
     def pause(self) -> None:
         """Freeze the process (SIGSTOP): connections stay open, and nothing answers. POSIX only.
@@ -142,19 +162,19 @@ class EmbeddedBroker:
 
     async def output(self) -> str:
         """The last lines that the broker printed, to stdout and stderr, within 4,000 bytes."""
-        return await anyio.to_thread.run_sync(_tail, self._log)
+        return await anyio.to_thread.run_sync(_tail, self._started.log)
 
     def _signal(self, number: signal.Signals) -> None:
         if not self.running:
             raise EmbeddedBrokerError(f"the embedded broker on {self} has ended")
         with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(number)
+            self._started.process.send_signal(number)
 
 
 @contextlib.asynccontextmanager
 async def embedded_broker(
     *, port: int | None = None, start_timeout: float = 10.0
-) -> AsyncIterator[EmbeddedBroker]:
+) -> AsyncGenerator[EmbeddedBroker, None]:
     """Run a Kafka broker in a process of its own, on this machine's loopback, in memory.
 
     ::
@@ -186,25 +206,23 @@ async def embedded_broker(
     # Tansu reads a file .env in its working directory: give it an empty one.
     directory = Path(await anyio.to_thread.run_sync(tempfile.mkdtemp, None, "embedded-broker-"))
     try:
-        broker = await _start(binary, directory / "output.log", port, start_timeout)
+        started = await _start(binary, directory / "output.log", port, start_timeout)
         try:
-            yield broker
+            yield EmbeddedBroker(started.port, started.process.pid, started)
         except BaseException as error:
-            if _ended_by_itself(broker):
+            if started.ended_by_itself:
                 # What add_note() does; Python 3.10 has none, yet shows nothing either.
                 notes: list[str] = error.__dict__.setdefault("__notes__", [])
-                notes.append(f"The embedded broker on {broker} had ended by itself.")
+                notes.append(f"The embedded broker on {started} had ended by itself.")
             raise
         else:
-            if _ended_by_itself(broker):
-                raise EmbeddedBrokerError(
-                    await _describe(f"the embedded broker on {broker} ended by itself", broker)
-                )
+            if started.ended_by_itself:
+                raise await _error(started, "ended by itself")
         finally:
-            await _stop(broker)
+            await _stop(started)
     finally:
         with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(shutil.rmtree, directory, True)
+            await anyio.to_thread.run_sync(partial(shutil.rmtree, directory, ignore_errors=True))
 
 
 def _check(port: int | None, start_timeout: float) -> None:
@@ -228,35 +246,32 @@ def _find_binary() -> str:
         raise EmbeddedBrokerError(f"no binary of the embedded broker: {error}") from error
 
 
-async def _start(
-    binary: str, log: Path, port: int | None, start_timeout: float
-) -> EmbeddedBroker:
+async def _start(binary: str, log: Path, port: int | None, start_timeout: float) -> _Started:
     """Start a broker and wait until it answers; try again where its port was taken meanwhile."""
     deadline = anyio.current_time() + start_timeout
-    for attempt in range(1, _ATTEMPTS + 1):
+    attempt = 0
+    while True:
+        attempt += 1
         cluster_id = uuid.uuid4().hex
-        broker = await _spawn(binary, log, port or _free_port(), cluster_id)
+        started = await _spawn(binary, log, port or _free_port(), cluster_id)
         try:
             with anyio.CancelScope(deadline=deadline):
-                if await _comes_up(broker, cluster_id):
-                    return broker
-            if broker.running:
-                message = f"the embedded broker on {broker} did not answer in {start_timeout} s"
-            else:
-                message = f"the embedded broker on {broker} did not start"
-            message = await _describe(message, broker)
+                if await _comes_up(started, cluster_id):
+                    return started
+            if started.running:
+                raise await _error(started, f"did not answer within {start_timeout} s")
+            error = await _error(started, "did not start")
+            # Rust's name for EADDRINUSE; Tansu's return code is 0 then.
+            if "AddrInUse" not in str(error) or attempt == _ATTEMPTS:
+                raise error
         except BaseException:
-            await _stop(broker)
+            await _stop(started)
             raise
-        await _stop(broker)
-        # Rust's name for EADDRINUSE. Tansu ends with the return code 0 then.
-        if "AddrInUse" not in message or attempt == _ATTEMPTS:
-            break
+        await _stop(started)
         await anyio.sleep(0.05 * attempt)
-    raise EmbeddedBrokerError(message)
 
 
-async def _spawn(binary: str, log: Path, port: int, cluster_id: str) -> EmbeddedBroker:
+async def _spawn(binary: str, log: Path, port: int, cluster_id: str) -> _Started:
     url = f"tcp://{_HOST}:{port}"
     command = [
         binary,
@@ -283,7 +298,7 @@ async def _spawn(binary: str, log: Path, port: int, cluster_id: str) -> Embedded
             raise EmbeddedBrokerError(
                 f"the embedded broker can't be run, {binary}: {error}"
             ) from error
-    return EmbeddedBroker(port, process.pid, process, log, anyio.Event())
+    return _Started(port, process, log, anyio.Event())
 
 
 def _free_port() -> int:
@@ -292,10 +307,10 @@ def _free_port() -> int:
         return cast("int", probe.getsockname()[1])
 
 
-async def _comes_up(broker: EmbeddedBroker, cluster_id: str) -> bool:
+async def _comes_up(started: _Started, cluster_id: str) -> bool:
     """Wait until the broker answers; False where its process ends before that."""
-    while broker.running:
-        if await _answers(broker.port, cluster_id.encode()):
+    while started.running:
+        if await _answers(started.port, cluster_id.encode()):
             return True
         await anyio.sleep(_POLL_INTERVAL)
     return False
@@ -320,13 +335,9 @@ async def _answers(port: int, cluster_id: bytes) -> bool:
     return cluster_id in answer
 
 
-def _ended_by_itself(broker: EmbeddedBroker) -> bool:
-    return not broker.running and not broker._kill_asked.is_set()
-
-
-async def _stop(broker: EmbeddedBroker) -> None:
+async def _stop(started: _Started) -> None:
     """End the process if it runs, and reap it, also where the caller is cancelled."""
-    process = broker._process
+    process = started.process
     with anyio.CancelScope(shield=True):
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
@@ -337,8 +348,11 @@ async def _stop(broker: EmbeddedBroker) -> None:
         await process.wait()
 
 
-async def _describe(message: str, broker: EmbeddedBroker) -> str:
-    return f"{message}; it printed:\n{await broker.output() or '(nothing)'}"
+async def _error(started: _Started, what: str) -> EmbeddedBrokerError:
+    output = await anyio.to_thread.run_sync(_tail, started.log)
+    return EmbeddedBrokerError(
+        f"the embedded broker on {started} {what}; it printed:\n{output or '(nothing)'}"
+    )
 
 
 def _tail(log: Path) -> str:

@@ -1,0 +1,81 @@
+"""Resolves what the documents refer to, and fails for what does not exist.
+
+Every reference to nothing is a warning, and a warning fails the build. Names of other packages
+are looked up by importing them, since that needs no network: ``asyncio.Tack`` is still a warning,
+and ``asyncio.Task`` is not, though it leads nowhere.
+
+Types in signatures carry the name of the module that defines them. Readers know them by the name
+that they import, so that is where such a reference goes.
+"""
+
+from __future__ import annotations
+
+import builtins
+import importlib
+import re
+from typing import Any, TypeVar
+
+from docutils import nodes
+from sphinx.addnodes import pending_xref
+from sphinx.application import Sphinx
+from sphinx.domains import Domain
+from sphinx.environment import BuildEnvironment
+from sphinx.util.typing import ExtensionMetadata
+
+_PACKAGE = "anyio_sendproducer"
+_PRIVATE_MODULE = re.compile(r"(?<=\.)_\w+\.")
+
+
+def resolve_public_name(
+    app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: nodes.Element
+) -> nodes.Element | None:
+    """Find ``package._module.Name`` where it is documented: as ``package.Name``."""
+    target = node.get("reftarget", "")
+    public = _PRIVATE_MODULE.sub("", target)
+    if node.get("refdomain") != "py" or public == target or not target.startswith(_PACKAGE):
+        return None
+    domain = env.domains["py"]
+    kind = node["reftype"]
+    for reftype in dict.fromkeys((kind, "obj")):
+        found = domain.resolve_xref(
+            env, node["refdoc"], app.builder, reftype, public, node, contnode
+        )
+        if found is not None:
+            return found
+    return None
+
+
+def exists_elsewhere(app: Sphinx, domain: Domain | None, node: pending_xref) -> bool | None:
+    """Keep quiet about what exists, and is not ours to document."""
+    if domain is None or domain.name != "py":
+        return None
+    target = node["reftarget"]
+    module = node.get("py:module") or _PACKAGE
+    for name in (target, f"builtins.{target}", f"{module}.{target}"):
+        found = _find(name)
+        if isinstance(found, TypeVar):
+            return True
+        if found is not None and not target.startswith(_PACKAGE):
+            return name != f"{module}.{target}" or None
+    return None
+
+
+def _find(name: str) -> Any:
+    """Import what has this dotted name; None where nothing has."""
+    parts = name.split(".")
+    for length in range(len(parts) - 1, 0, -1):
+        try:
+            found: Any = importlib.import_module(".".join(parts[:length]))
+        except ImportError:
+            continue
+        for part in parts[length:]:
+            found = getattr(found, part, None)
+        return found
+    return getattr(builtins, name, None)
+
+
+def setup(app: Sphinx) -> ExtensionMetadata:
+    """Listen for references that Sphinx does not resolve."""
+    app.connect("missing-reference", resolve_public_name)
+    app.connect("warn-missing-reference", exists_elsewhere)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,47 @@
+"""How Sphinx builds the documents: with no network, and with every warning an error."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+
+project = "anyio-sendproducer"
+author = "the anyio-sendproducer authors"
+project_copyright = f"2026, {author}"
+release = version = importlib.metadata.version(project)
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "outside_names",
+    "state_diagrams",
+]
+# The extensions' docstrings show Markdown; _build is what was built.
+exclude_patterns = ["_build", "_ext"]
+nitpicky = True
+
+# Directives fenced with colons show as text in an editor that knows plain Markdown alone.
+myst_enable_extensions = ["colon_fence", "deflist"]
+# Readers link to sections, so every heading down to this level gets an anchor.
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+# A signature is short where the types stand in it once, and not again in a table below.
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+python_use_unqualified_type_names = True
+# Long signatures get a line for each argument.
+maximum_signature_line_length = 80
+
+napoleon_numpy_docstring = False
+napoleon_google_docstring = True
+
+html_theme = "furo"
+html_title = f"{project} {version}"
+# Nothing is fetched from elsewhere, and readers need not see the sources of the documents.
+html_show_sourcelink = False
+html_copy_source = False

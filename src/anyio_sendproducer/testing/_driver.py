@@ -1,0 +1,246 @@
+"""A driver without a broker, whose every step waits for the test where the test wants it to.
+
+Instead of sleeping and hoping, a test shuts a gate, does what it came for while the driver stands
+before it, and opens the gate again.
+
+May import: ``drivers``, ``_records``, ``_settings``, ``_exceptions``.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .._exceptions import DeliveryError, Persistence, SendProducerError
+from .._records import ProducerRecord, RecordMetadata
+from .._settings import ProducerSettings
+from ..drivers import Outcome, Sink
+
+__all__ = ["FakeDriver", "Gate"]
+
+
+class Gate:
+    """Open, or shut: whoever passes while it is shut waits until it is opened.
+
+    Used from several threads. A gate is open at first.
+    """
+
+    def __init__(self) -> None:
+        self._open = threading.Event()
+        self._open.set()
+        self._waiting = threading.Semaphore(0)
+
+    def shut(self) -> None:
+        """From now on, whoever passes waits."""
+        self._open.clear()
+
+    def open(self) -> None:
+        """Let through whoever waits, and whoever comes."""
+        self._open.set()
+
+    def pass_through(self) -> None:
+        """Pass; where the gate is shut, wait until it is opened."""
+        if not self._open.is_set():
+            self._waiting.release()
+            self._open.wait()
+
+    def wait_until_someone_waits(self, timeout: float = 10.0) -> None:
+        """Block the calling thread until somebody stands before the shut gate.
+
+        Raises:
+            TimeoutError: nobody came.
+        """
+        if not self._waiting.acquire(timeout=timeout):
+            raise TimeoutError(f"nobody came to the gate within {timeout:g} s")
+
+
+class _Submitted:
+    def __init__(self) -> None:
+        self.held: list[Any] = []
+        self.sizes: list[tuple[Any, int]] = []
+
+
+class FakeDriver:
+    """A :class:`~anyio_sendproducer.drivers.Driver` in memory; its own factory as well::
+
+        fake = FakeDriver()
+        async with open_send_producer(settings, driver=fake) as producer: ...
+
+    It acknowledges what it is given at once, unless ``manual`` is set: then everything stays under
+    way until the test calls :meth:`acknowledge` or :meth:`fail`. Serializers are not called.
+
+    Args:
+        partitions: how many partitions each topic has.
+        manual: leave it to the test when, and how, each record is completed.
+
+    Attributes:
+        on_open: a gate in :meth:`open`.
+        on_submit: a gate in :meth:`submit`, before the batch is looked at.
+        on_close: a gate in :meth:`close`.
+        unknown_topics: topics without metadata; see :meth:`learn`.
+        written: the records acknowledged, by topic and partition, in the order of their offsets.
+        submitted: every record ever taken, in order.
+        batches: how many records each batch brought.
+        opened: how often it was opened.
+        closed: the time-out that each call of :meth:`close` gave.
+        open_error: raised by :meth:`open`.
+        submit_error: raised by :meth:`submit`, which a driver must not do.
+        judge: asked about each record before it is acknowledged: an error makes it fail.
+    """
+
+    def __init__(self, *, partitions: int = 4, manual: bool = False) -> None:
+        self.partitions = partitions
+        self.manual = manual
+        self.on_open = Gate()
+        self.on_submit = Gate()
+        self.on_close = Gate()
+        self.unknown_topics: set[str] = set()
+        self.written: dict[tuple[str, int], list[ProducerRecord[Any, Any]]] = {}
+        self.submitted: list[ProducerRecord[Any, Any]] = []
+        self.batches: list[int] = []
+        self.opened = 0
+        self.closed: list[float] = []
+        self.open_error: BaseException | None = None
+        self.submit_error: BaseException | None = None
+        self.judge: Callable[[ProducerRecord[Any, Any]], DeliveryError | None] = lambda _: None
+        self.settings: ProducerSettings | None = None
+        self._sink: Sink | None = None
+        self._lock = threading.Lock()
+        self._under_way: list[Any] = []
+        self._turn = 0
+
+    def __call__(self, settings: ProducerSettings) -> FakeDriver:
+        """Be the factory of itself; each further generation of a producer is this driver too."""
+        self.settings = settings
+        return self
+
+    # --- what the producer calls -------------------------------------------------------------
+
+    def open(self, sink: Sink, /) -> None:
+        """Connect to nothing."""
+        self.on_open.pass_through()
+        if self.open_error is not None:
+            raise self.open_error
+        self._sink = sink
+        self.opened += 1
+
+    def submit(self, batch: Sequence[Any], /) -> _Submitted:
+        """Take a batch."""
+        self.on_submit.pass_through()
+        if self.submit_error is not None:
+            raise self.submit_error
+        answer = _Submitted()
+        with self._lock:
+            self.batches.append(len(batch))
+            for submission in batch:
+                if submission.record.topic in self.unknown_topics:
+                    answer.held.append(submission)
+                else:
+                    self.submitted.append(submission.record)
+                    self._under_way.append(submission)
+        if not self.manual:
+            self.acknowledge()
+        return answer
+
+    def partitions_for(self, topic: str, /) -> frozenset[int] | None:
+        """The same partitions for each topic that is known."""
+        if topic in self.unknown_topics:
+            return None
+        return frozenset(range(self.partitions))
+
+    def close(self, timeout: float, /) -> None:
+        """Close: what is under way fails, as possibly persisted."""
+        self.closed.append(timeout)
+        self.on_submit.open()
+        self.on_open.open()
+        self.on_close.pass_through()
+        self.fail(
+            lambda record: DeliveryError(
+                "the fake driver was closed",
+                record=record,
+                persistence=Persistence.POSSIBLY_PERSISTED,
+            )
+        )
+
+    # --- what the test calls -----------------------------------------------------------------
+
+    @property
+    def under_way(self) -> list[ProducerRecord[Any, Any]]:
+        """The records taken and not completed, in order."""
+        with self._lock:
+            return [submission.record for submission in self._under_way]
+
+    def acknowledge(self, count: int | None = None) -> int:
+        """Complete the oldest records under way: written, unless ``judge`` has an error for them.
+
+        Args:
+            count: how many; None for all.
+
+        Returns:
+            How many there were.
+        """
+        with self._lock:
+            submissions = self._take(count)
+            outcomes = [self._write(submission.record) for submission in submissions]
+        return self._report(submissions, outcomes)
+
+    def fail(
+        self, error: Callable[[ProducerRecord[Any, Any]], DeliveryError], count: int | None = None
+    ) -> int:
+        """Fail the oldest records under way.
+
+        Args:
+            error: makes the error of each.
+            count: how many; None for all.
+
+        Returns:
+            How many there were.
+        """
+        with self._lock:
+            submissions = self._take(count)
+        return self._report(submissions, [error(submission.record) for submission in submissions])
+
+    def learn(self, topic: str) -> None:
+        """From now on this topic has metadata."""
+        self.unknown_topics.discard(topic)
+        if self._sink is not None:
+            self._sink.metadata_changed()
+
+    def break_client(self, error: BaseException | None = None) -> None:
+        """Say that the client is broken for good: the producer opens another."""
+        if self._sink is not None:
+            self._sink.broken(error or SendProducerError("the fake client broke"))
+
+    # -----------------------------------------------------------------------------------------
+
+    def _take(self, count: int | None) -> list[Any]:
+        taken = self._under_way[:count]
+        del self._under_way[: len(taken)]
+        return taken
+
+    def _write(self, record: ProducerRecord[Any, Any]) -> Outcome:
+        error = self.judge(record)
+        if error is not None:
+            return error
+        partition = record.partition
+        if partition is None:
+            if record.key is not None:
+                partition = hash(record.key) % self.partitions
+            else:
+                partition = self._turn = (self._turn + 1) % self.partitions
+        log = self.written.setdefault((record.topic, partition), [])
+        log.append(record)
+        return RecordMetadata(
+            record.topic,
+            partition,
+            len(log) - 1,
+            record.timestamp_ms or 0,
+            None if record.key is None else len(record.key),
+            None if record.value is None else len(record.value),
+        )
+
+    def _report(self, submissions: list[Any], outcomes: list[Outcome]) -> int:
+        if submissions and self._sink is not None:
+            self._sink.completed(submissions, outcomes)
+        return len(submissions)

@@ -1,0 +1,80 @@
+"""Fixtures of all tests. Every async test runs on each of the loops."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import pytest
+from anyio_sendproducer.testing import EmbeddedBroker, FakeDriver, embedded_broker
+
+from anyio_sendproducer import ProducerSettings
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> Any:
+    """The loops: asyncio, and Trio."""
+    return request.param
+
+
+@pytest.fixture
+def settings() -> ProducerSettings:
+    """Settings for a fake driver: no such broker exists, and short bounds for what hangs."""
+    return ProducerSettings(
+        bootstrap_servers="broker.invalid:9092", close_timeout=5.0, cancel_timeout=1.0
+    )
+
+
+@pytest.fixture
+def fake() -> FakeDriver:
+    """A driver without a broker."""
+    return FakeDriver()
+
+
+@pytest.fixture
+async def broker() -> AsyncIterator[EmbeddedBroker]:
+    """An embedded broker of the test's own."""
+    async with embedded_broker() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def shared_broker() -> Iterator[str]:
+    """The address of one embedded broker for the whole run; tests use topics of their own."""
+    address: list[str] = []
+    ready = threading.Event()
+    stop = threading.Event()
+
+    async def serve() -> None:
+        async with embedded_broker() as running:
+            address.append(running.bootstrap_servers)
+            ready.set()
+            await anyio.to_thread.run_sync(stop.wait)
+
+    thread = threading.Thread(target=anyio.run, args=(serve,), name="shared-broker")
+    thread.start()
+    try:
+        assert ready.wait(30), "the embedded broker did not come up"
+        yield address[0]
+    finally:
+        stop.set()
+        thread.join()
+
+
+def client_threads() -> list[str]:
+    """The names of the threads that a producer of ours, or kafka-python, has left."""
+    return [
+        thread.name
+        for thread in threading.enumerate()
+        if thread.name.startswith("anyio-sendproducer") or thread.name.endswith("-network-thread")
+    ]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> Iterator[None]:  # pyright: ignore[reportUnusedFunction]
+    """No test leaves a thread of a producer behind."""
+    yield
+    assert client_threads() == []

