@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import os
 import runpy
 import signal
@@ -399,14 +400,22 @@ def test_the_demo_in_a_terminal(
     assert "acknowledged" in capsys.readouterr().out.partition("A MultiMessage")[0]
 
 
+def lose_one(read: list[ReadBack]) -> list[ReadBack]:
+    return read[:-1]
+
+
+def double_one(read: list[ReadBack]) -> list[ReadBack]:
+    return [*read, read[-1]]
+
+
+def lose_all(read: list[ReadBack]) -> list[ReadBack]:
+    return read[:0]
+
+
 @pytest.mark.usefixtures("short")
 @pytest.mark.parametrize(
     ("spoil", "problems", "more"),
-    [
-        pytest.param(lambda read: read[:-1], 1, False, id="one-missing"),
-        pytest.param(lambda read: [*read, read[-1]], 1, False, id="one-doubled"),
-        pytest.param(lambda read: [], 73, True, id="all-missing"),
-    ],
+    [(lose_one, 1, False), (double_one, 1, False), (lose_all, 73, True)],
 )
 def test_the_demo_judges_what_was_read(
     spoil: Callable[[list[ReadBack]], list[ReadBack]],
@@ -418,7 +427,11 @@ def test_the_demo_judges_what_was_read(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     read_back = _reading.read_back
-    monkeypatch.setattr(_reading, "read_back", lambda *arguments: spoil(read_back(*arguments)))
+
+    def read_badly(*arguments: Any) -> list[ReadBack]:
+        return spoil(read_back(*arguments))
+
+    monkeypatch.setattr(_reading, "read_back", read_badly)
     arguments = ["demo", "--bootstrap-servers", cluster, "--topic", "spoilt"]
     assert run_main(*arguments) == _demo.INCOMPLETE
     printed = capsys.readouterr().out
@@ -569,7 +582,11 @@ class FakeConsumer:
 def test_the_cluster_answers_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     code = confluent_kafka.KafkaError.TOPIC_AUTHORIZATION_FAILED
     consumer = FakeConsumer(FakeMessage(confluent_kafka.KafkaError(code)))
-    monkeypatch.setattr(_reading, "_consumer", lambda configuration: consumer)
+
+    def make(configuration: object) -> FakeConsumer:
+        return consumer
+
+    monkeypatch.setattr(_reading, "_consumer", make)
     with pytest.raises(_reading.ClusterError, match=r"^the cluster at here:9: .*authorization"):
         _reading.read_back("here:9", "topic", {0: 0}, 5)
     assert consumer.closed

@@ -88,20 +88,28 @@ async def test_no_file_is_left_open() -> None:
 
 
 async def test_nothing_is_left_after_an_error() -> None:
-    with pytest.raises(ZeroDivisionError) as caught:
+    pids: list[int] = []
+
+    async def fail() -> None:
         async with embedded_broker() as broker:
+            pids.append(broker.pid)
             raise ZeroDivisionError
-    assert is_gone(broker.pid)
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        await fail()
+    assert is_gone(pids[0])
     assert not hasattr(caught.value, "__notes__")
 
 
 async def test_nothing_is_left_after_a_cancellation() -> None:
+    pids: list[int] = []
     with anyio.CancelScope() as scope:
         async with embedded_broker() as broker:
+            pids.append(broker.pid)
             scope.cancel()
             await anyio.sleep_forever()
     assert scope.cancelled_caught
-    assert is_gone(broker.pid)
+    assert is_gone(pids[0])
 
 
 async def test_nothing_is_left_after_a_cancellation_of_the_start(

@@ -104,7 +104,7 @@ def draw(table: Transitions, *, title: str, name: str) -> str:
             f'<svg class="state-machine" role="img" viewBox="{view}" '
             f'aria-labelledby="{ident}-title {ident}-desc" xmlns="http://www.w3.org/2000/svg" '
             f'style="display: block; margin: 1.5rem auto; width: 100%; max-width: {width:.0f}px; '
-            'height: auto" color="currentColor" fill="none" stroke="currentColor" '
+            'height: auto" fill="none" stroke="currentColor" '
             f'stroke-width="1.3" font-family="system-ui, sans-serif" font-size="{_FONT:g}">',
             f'<title id="{ident}-title">{html.escape(title)}</title>',
             f'<desc id="{ident}-desc">{html.escape(_describe(table))}</desc>',

@@ -68,7 +68,7 @@ class Completed:
 class Taken:
     """The driver went through the batch; it is ready for the next."""
 
-    answer: Submitted[Entry]
+    answer: Submitted
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ import asyncio
 import contextlib
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterable
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ._exceptions import ProducerMisused
 
@@ -76,7 +76,7 @@ class _AsyncioLoop:
     def wake(self, waiters: Iterable[Any], /) -> None:
         for cell in waiters:
             if type(cell) is list:
-                self.wake(cast("list[Any]", cell))
+                self.wake(cell)
             elif not cell.done():
                 cell.set_result(None)
 
@@ -85,8 +85,10 @@ def _trio_loop(module: Any, token: Any) -> Loop:
     # Made inside a function, so that what is called for each record is a plain local name: trio
     # is not imported unless somebody runs it.
     lowlevel: Any = module.lowlevel
+    checkpoint: Callable[[], Coroutine[Any, Any, None]] = lowlevel.checkpoint
     current_task: Callable[[], Any] = lowlevel.current_task
-    wait_task_rescheduled: Callable[[Callable[[Any], Any]], Any] = lowlevel.wait_task_rescheduled
+    wait_task_rescheduled: Callable[[Callable[[Any], Any]], Coroutine[Any, Any, None]]
+    wait_task_rescheduled = lowlevel.wait_task_rescheduled
     reschedule: Callable[[Any], None] = lowlevel.reschedule
     succeeded: Any = lowlevel.Abort.SUCCEEDED
     get_ident = threading.get_ident
@@ -101,7 +103,7 @@ def _trio_loop(module: Any, token: Any) -> Loop:
 
         def __await__(self) -> Generator[Any, Any, None]:
             if self.woken:
-                return lowlevel.checkpoint().__await__()
+                return checkpoint().__await__()
             self.task = current_task()
             return wait_task_rescheduled(self.abort).__await__()
 
@@ -126,7 +128,7 @@ def _trio_loop(module: Any, token: Any) -> Loop:
         def wake(self, waiters: Iterable[Any], /) -> None:
             for cell in waiters:
                 if type(cell) is list:
-                    self.wake(cast("list[Any]", cell))
+                    self.wake(cell)
                 else:
                     cell.woken = True
                     task = cell.task

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
@@ -25,7 +26,7 @@ import anyio.lowlevel
 from anyio import CancelScope
 
 from . import _bridge
-from ._bridge import Bridge
+from ._bridge import Bridge, Event
 from ._exceptions import (
     DeliveryError,
     MultiDeliveryError,
@@ -98,6 +99,9 @@ class Delivery:
 
     __slots__ = ("_entry", "_producer")
 
+    _entry: Entry
+    _producer: SendProducer
+
     def __init__(self) -> None:
         raise TypeError("a Delivery is made by SendProducer.enqueue() and enqueue_nowait()")
 
@@ -149,6 +153,19 @@ class SendProducer:
     _ledger: Ledger
     _bridge: Bridge
     _forked: bool
+    _key_serialized: bool
+    _value_serialized: bool
+    _topics: set[str]
+    _rung: bool  # the pump was told to look at the queue
+    _busy: bool  # the driver is going through a batch
+    _reopening: bool  # a client is being opened in place of one that broke
+    _retrying: bool  # topics without metadata are asked for again before long
+    _generations: int
+    _metadata_waiters: set[Any]
+    _close_requested: anyio.Event
+    _close_deadline: float
+    _drain_scope: CancelScope | None
+    _done: anyio.Event
 
     def __init__(self) -> None:
         raise TypeError(
@@ -172,16 +189,13 @@ class SendProducer:
         self._forked = False
         self._key_serialized = settings.key_serializer is not None
         self._value_serialized = settings.value_serializer is not None
-        self._topics: set[str] = set()
-        self._rung = False  # the pump was told to look at the queue
-        self._busy = False  # the driver is going through a batch
-        self._reopening = False
+        self._topics = set()
+        self._rung = self._busy = self._reopening = self._retrying = False
         self._generations = 1
-        self._retrying = False
-        self._metadata_waiters: set[Any] = set()
+        self._metadata_waiters = set()
         self._close_requested = anyio.Event()
-        self._close_deadline = float("inf")
-        self._drain_scope: CancelScope | None = None
+        self._close_deadline = math.inf
+        self._drain_scope = None
         self._done = anyio.Event()
         return self
 
@@ -583,7 +597,7 @@ class SendProducer:
                 self._busy = True
                 self._bridge.submit(batch)
 
-    def _apply(self, event: _bridge.Event, tasks: anyio.abc.TaskGroup) -> Iterable[object]:
+    def _apply(self, event: Event, tasks: anyio.abc.TaskGroup) -> Iterable[object]:
         ledger = self._ledger
         match event:
             case _bridge.Completed(entries, outcomes):

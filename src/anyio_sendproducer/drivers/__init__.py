@@ -9,14 +9,15 @@ they are asked for.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar, Union
+from typing import Any, Protocol, Union
 
 from .._exceptions import DeliveryError, SettingsError
 from .._records import ProducerRecord, RecordMetadata
 from .._settings import ProducerSettings
 
-__all__ = ["Driver", "DriverFactory", "Outcome", "Sink", "Submission", "make_driver"]
+__all__ = ["Driver", "DriverFactory", "Outcome", "Sink", "Submission", "Submitted", "make_driver"]
 
 Outcome = Union[RecordMetadata, DeliveryError]
 """What becomes of one record."""
@@ -27,9 +28,6 @@ class Submission(Protocol):
 
     record: ProducerRecord[Any, Any]
     size: int
-
-
-S = TypeVar("S", bound=Submission)
 
 
 class Sink(Protocol):
@@ -53,6 +51,16 @@ class Sink(Protocol):
         ...
 
 
+@dataclasses.dataclass(slots=True)
+class Submitted:
+    """What a driver says of a batch."""
+
+    held: list[Any] = dataclasses.field(default_factory=list[Any])
+    """The submissions not taken, in order: their topics' metadata is missing."""
+    sizes: list[tuple[Any, int]] = dataclasses.field(default_factory=list[tuple[Any, int]])
+    """The bytes of those whose size was an estimate until they were serialized."""
+
+
 class Driver(Protocol):
     """A blocking Kafka producer."""
 
@@ -67,7 +75,7 @@ class Driver(Protocol):
         """
         ...
 
-    def submit(self, batch: Sequence[S], /) -> Submitted[S]:
+    def submit(self, batch: Sequence[Submission], /) -> Submitted:
         """Serialize these and hand them to the client, in order, without waiting for a broker.
 
         Whatever goes wrong with a single record is reported as its completion. A record whose
@@ -92,15 +100,6 @@ class Driver(Protocol):
         does nothing.
         """
         ...
-
-
-class Submitted(Protocol[S]):
-    """What a driver says of a batch."""
-
-    held: Sequence[S]
-    """Not taken, in order: their topics' metadata is missing."""
-    sizes: Sequence[tuple[S, int]]
-    """The bytes of those whose size was an estimate until they were serialized."""
 
 
 DriverFactory = Callable[[ProducerSettings], Driver]

@@ -33,7 +33,7 @@ from .._exceptions import (
 )
 from .._records import ProducerRecord, RecordMetadata
 from .._settings import AnySerializer, ProducerSettings, Serializer, canonical_name
-from . import Outcome, S, Sink
+from . import Outcome, Sink, Submission, Submitted
 
 __all__ = ["KafkaPythonDriver"]
 
@@ -372,8 +372,9 @@ class _Line:
         """The run of records that may go anywhere."""
         run = self._keyless
         if run is None:
-            chooses = self._driver.chooses and isinstance(self.route, _Route)
-            partition = self.route.next_in_turn() if chooses else None
+            route = self.route
+            chooses = self._driver.chooses and isinstance(route, _Route)
+            partition = route.next_in_turn() if chooses else None
             run = self._keyless = _Run(self._driver, self._topic, partition)
         return run
 
@@ -381,7 +382,7 @@ class _Line:
         """This run is long enough."""
         if run is self._keyless:
             self._keyless = None
-        else:
+        elif run.partition is not None:
             del self._keyed[run.partition]
         run.watch()
 
@@ -392,14 +393,6 @@ class _Line:
         for run in self._keyed.values():
             if run.futures:
                 run.watch()
-
-
-class _Submitted:
-    __slots__ = ("held", "sizes")
-
-    def __init__(self) -> None:
-        self.held: list[Any] = []
-        self.sizes: list[tuple[Any, int]] = []
 
 
 class KafkaPythonDriver:
@@ -531,12 +524,12 @@ class KafkaPythonDriver:
 
     # --- records -----------------------------------------------------------------------------
 
-    def submit(self, batch: Sequence[S], /) -> _Submitted:
+    def submit(self, batch: Sequence[Submission], /) -> Submitted:
         """Hand over a batch; see :meth:`anyio_sendproducer.drivers.Driver.submit`."""
         producer = self._producer
         assert producer is not None
         send = producer.send
-        answer = _Submitted()
+        answer = Submitted()
         failed: list[Any] = []
         failures: list[Outcome] = []
         lines: dict[str, _Line] = {}

@@ -15,7 +15,7 @@ from typing import Any
 from .._exceptions import DeliveryError, Persistence, SendProducerError
 from .._records import ProducerRecord, RecordMetadata
 from .._settings import ProducerSettings
-from ..drivers import Outcome, Sink
+from ..drivers import Outcome, Sink, Submission, Submitted
 
 __all__ = ["FakeDriver", "Gate"]
 
@@ -53,12 +53,6 @@ class Gate:
         """
         if not self._waiting.acquire(timeout=timeout):
             raise TimeoutError(f"nobody came to the gate within {timeout:g} s")
-
-
-class _Submitted:
-    def __init__(self) -> None:
-        self.held: list[Any] = []
-        self.sizes: list[tuple[Any, int]] = []
 
 
 class FakeDriver:
@@ -125,12 +119,12 @@ class FakeDriver:
         self._sink = sink
         self.opened += 1
 
-    def submit(self, batch: Sequence[Any], /) -> _Submitted:
+    def submit(self, batch: Sequence[Submission], /) -> Submitted:
         """Take a batch."""
         self.on_submit.pass_through()
         if self.submit_error is not None:
             raise self.submit_error
-        answer = _Submitted()
+        answer = Submitted()
         with self._lock:
             self.batches.append(len(batch))
             for submission in batch:
