@@ -1,4 +1,4 @@
-"""librdkafka's mock cluster in a process of its own: a sink that costs the client's process nothing.
+"""librdkafka's mock cluster in a process of its own: a sink that costs the client's nothing.
 
 Run as a script it prints its bootstrap addresses and serves until its standard input closes.
 The mock cluster answers newer ApiVersions requests in a way kafka-python can't read: clients are
@@ -8,12 +8,12 @@ given ``api_version=(2, 3)``.
 from __future__ import annotations
 
 import ctypes
-import glob
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, cast
 
 TOPIC = "bench"
 
@@ -22,9 +22,9 @@ def _library() -> ctypes.CDLL:
     import confluent_kafka
     import confluent_kafka.cimpl  # loads librdkafka into this process
 
-    root = os.path.dirname(confluent_kafka.__file__)
-    bundled = glob.glob(os.path.join(os.path.dirname(root), "confluent_kafka.libs", "librdkafka*"))
-    return ctypes.CDLL(bundled[0] if bundled else confluent_kafka.cimpl.__file__)
+    packages = Path(confluent_kafka.__file__).parent.parent
+    bundled = [*packages.glob("confluent_kafka.libs/librdkafka*")]
+    return ctypes.CDLL(str(bundled[0]) if bundled else confluent_kafka.cimpl.__file__)
 
 
 def serve(partitions: int) -> None:
@@ -49,19 +49,14 @@ def serve(partitions: int) -> None:
 @contextmanager
 def mock_cluster(partitions: int) -> Iterator[str]:
     """Run the mock cluster in another process; gives its bootstrap addresses."""
-    process = subprocess.Popen(
-        [sys.executable, os.path.abspath(__file__), str(partitions)],
+    process = subprocess.Popen(  # noqa: S603  # this very file
+        [sys.executable, str(Path(__file__).resolve()), str(partitions)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert process.stdin is not None and process.stdout is not None
-    try:
-        yield process.stdout.readline().strip()
-    finally:
-        process.stdin.close()
-        process.wait()
-        process.stdout.close()
+    with process:  # closes its input, which ends it
+        yield cast("IO[str]", process.stdout).readline().strip()
 
 
 if __name__ == "__main__":

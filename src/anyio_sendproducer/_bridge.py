@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Generic, TypeVar, Union
+from typing import Any, Final, Generic, TypeVar, cast
 
 import anyio
 
@@ -103,7 +103,7 @@ class Lost:
     error: BaseException
 
 
-Event = Union[Completed, Taken, MetadataChanged, Broken, GenerationEnded, Opened, Lost]
+Event = Completed | Taken | MetadataChanged | Broken | GenerationEnded | Opened | Lost
 
 
 class _Reply(Generic[T]):
@@ -141,16 +141,14 @@ class Bridge:
 
     Args:
         loop: the loop to bring events to.
-        make: makes a driver; called once here, and again for each further generation.
-
-    Raises:
-        SettingsError: the driver refuses the settings.
+        make: makes a driver, for each generation another. It is called on the bridge's thread,
+            since it may import a whole client library.
     """
 
     def __init__(self, loop: Loop, make: Callable[[], Driver]) -> None:
         self._loop = loop
         self._make = make
-        self._driver = make()
+        self._driver: Driver | None = None
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._outbox: collections.deque[Event | _Reply[Any]] = collections.deque()
         self._signalled = False
@@ -180,8 +178,7 @@ class Bridge:
         Cancellation leaves the thread on its way out: :meth:`stop` is to follow.
         """
         self._thread.start()
-        port = _Port(self._post, self.generation)
-        await self.call(lambda driver: driver.open(port))
+        await self._call(functools.partial(self._open, self.generation))
 
     async def call(self, function: Callable[[Driver], T]) -> T:
         """Run a function of the driver on its thread, behind what is there already.
@@ -191,6 +188,9 @@ class Bridge:
 
         Cancellation stops the waiting; the function runs all the same.
         """
+        return await self._call(lambda: function(self._opened()))
+
+    async def _call(self, function: Callable[[], T]) -> T:
         reply: _Reply[T] = _Reply(self._loop.cell())
         self._replies.add(reply)
         self._inbox.put(functools.partial(self._answer, reply, function))
@@ -200,7 +200,7 @@ class Bridge:
             self._replies.discard(reply)
         if reply.error is not None:
             raise reply.error
-        return reply.value  # type: ignore[return-value]  # there is a value where no error is
+        return cast("T", reply.value)
 
     def submit(self, batch: Sequence[Entry]) -> None:
         """Hand a batch over. One :class:`Taken` or :class:`Lost` will follow."""
@@ -217,21 +217,21 @@ class Bridge:
         """Have the receiver of the events look at the queue."""
         self._send.send_nowait([])
 
-    async def stop(self, timeout: float) -> None:
+    async def stop(self, seconds: float) -> None:
         """Close the driver, end the threads, and end the stream of events. Never raises.
 
         Args:
-            timeout: seconds for the driver to close; 0: by force.
+            seconds: how long the driver may take to close; 0: by force.
 
         Must run shielded from cancellation. Bounded: a thread that does not end is left behind,
         which is logged.
         """
         self._stopping.set()
         self._inbox.put(None)
-        closer = self._new_thread("-closer", functools.partial(self._close, timeout))
+        closer = self._new_thread("-closer", functools.partial(self._close_driver, seconds))
         closer.start()
         # Real time, whatever clock the loop has: it is threads that are waited for.
-        give_up = time.monotonic() + timeout + _GRACE_SECONDS
+        give_up = time.monotonic() + seconds + _GRACE_SECONDS
         threads = [thread for thread in (closer, self._thread) if thread.ident is not None]
         pause = 0.0005
         while any(thread.is_alive() for thread in threads) and time.monotonic() < give_up:
@@ -277,17 +277,26 @@ class Bridge:
         while (command := self._inbox.get()) is not None:
             command()
 
-    def _answer(self, reply: _Reply[T], function: Callable[[Driver], T]) -> None:
+    def _open(self, generation: int) -> None:
+        self._driver = driver = self._make()
+        if self._stopping.is_set():
+            raise ProducerClosed("the producer was closed while it was starting")
+        driver.open(_Port(self._post, generation))
+
+    def _opened(self) -> Driver:
+        return cast("Driver", self._driver)  # nothing is asked of it before it is open
+
+    def _answer(self, reply: _Reply[T], function: Callable[[], T]) -> None:
         try:
-            reply.value = function(self._driver)
-        except BaseException as error:
+            reply.value = function()
+        except BaseException as error:  # noqa: BLE001  # raised again where it is awaited
             reply.error = error
         self._post(reply)
 
     def _submit(self, batch: Sequence[Entry]) -> None:
         try:
-            event: Event = Taken(self._driver.submit(batch))
-        except BaseException as error:
+            event: Event = Taken(self._opened().submit(batch))
+        except BaseException as error:  # noqa: BLE001  # told to the loop, which ends it all
             event = Lost(error)
         self._post(event)
 
@@ -296,26 +305,21 @@ class Bridge:
         self._post(GenerationEnded(error))
         while not self._stopping.is_set():
             try:
-                self._driver = self._make()
-                if self._stopping.is_set():
-                    break
-                self._driver.open(_Port(self._post, generation))
+                self._open(generation)
             except SendProducerError as failure:
                 _log.warning("no client in place of the one that broke, trying on: %s", failure)
                 self._close_driver(0)
                 self._stopping.wait(_REOPEN_SECONDS)
-            except BaseException as failure:
+            except BaseException as failure:  # noqa: BLE001  # as above
                 self._post(Lost(failure))
                 return
             else:
                 self._post(Opened())
                 return
 
-    def _close(self, timeout: float) -> None:
-        self._close_driver(timeout)
-
     def _close_driver(self, timeout: float) -> None:
         try:
-            self._driver.close(timeout)
-        except Exception:
+            if self._driver is not None:
+                self._driver.close(timeout)
+        except Exception:  # noqa: BLE001  # closing goes on
             _log.exception("the driver raised while it was closed")

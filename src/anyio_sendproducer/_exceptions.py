@@ -132,7 +132,8 @@ class DeliveryError(SendProducerError):
         return str(self.args[0])
 
     @property
-    def _note(self) -> str:
+    def summary(self) -> str:
+        """The error in one line, with its kind and the persistence."""
         return f"{type(self).__name__}: {self} [{self.persistence.value}]"
 
 
@@ -190,7 +191,7 @@ class MultiDeliveryError(SendProducerError):
         errors = self.errors
         return (
             f"{len(errors)} of {len(self.parts)} records were not delivered; "
-            f"the first: {errors[0]._note}"
+            f"the first: {errors[0].summary}"
             if errors
             else f"0 of {len(self.parts)} records were not delivered"
         )
@@ -211,7 +212,7 @@ class UndeliveredRecords(SendProducerError):
         self.count: int = count
 
     def __str__(self) -> str:
-        first = self.errors[0]._note if self.errors else "none kept"
+        first = self.errors[0].summary if self.errors else "none kept"
         return f"{self.count} record(s) failed and nobody awaited the outcome; the first: {first}"
 
 

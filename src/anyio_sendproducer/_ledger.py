@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -323,12 +323,12 @@ class Ledger:
 
     def take(self) -> list[Entry]:
         """Hand over all that is queued, in order; what its topic holds up stays behind."""
+        batch: list[Entry] = []
         if not self._held:
-            batch = list(self._queue)
+            batch.extend(self._queue)
             for entry in batch:
                 entry.state = _SUBMITTED
         else:
-            batch = []
             for entry in self._queue:
                 held = self._held.get(entry.record.topic)
                 if held is None:
@@ -395,7 +395,7 @@ class Ledger:
         woken: list[object] = []
         alive = self._alive
         delivered = freed = 0
-        for entry, outcome in zip(entries, outcomes):
+        for entry, outcome in zip(entries, outcomes, strict=True):
             if not entry.has_room:
                 continue
             if entry.state is _SUBMITTED and type(outcome) is RecordMetadata:
@@ -686,9 +686,7 @@ class Ledger:
         for entry in list(self._waiting):
             self._end_unsubmitted(
                 entry,
-                DeliveryError(
-                    message, record=entry.record, persistence=Persistence.NOT_PERSISTED
-                ),
+                DeliveryError(message, record=entry.record, persistence=Persistence.NOT_PERSISTED),
                 woken,
             )
 

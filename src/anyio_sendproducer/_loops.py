@@ -21,7 +21,11 @@ from ._exceptions import ProducerMisused
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-__all__ = ["Loop", "current_loop"]
+__all__ = ["Loop", "Several", "current_loop"]
+
+
+class Several(list[Any]):
+    """The cells of several tasks that wait for one thing."""
 
 
 class Loop(Protocol):
@@ -49,8 +53,8 @@ class Loop(Protocol):
         ...
 
     def wake(self, waiters: Iterable[Any], /) -> None:
-        """Wake whoever awaits these cells, or will. A cell may come twice; in place of a cell a
-        list of cells may stand. On the loop's own thread alone."""
+        """Wake whoever awaits these cells, or will. A cell may come twice; :class:`Several`
+        may stand in place of one. On the loop's own thread alone."""
         ...
 
 
@@ -75,7 +79,7 @@ class _AsyncioLoop:
 
     def wake(self, waiters: Iterable[Any], /) -> None:
         for cell in waiters:
-            if type(cell) is list:
+            if type(cell) is Several:
                 self.wake(cell)
             elif not cell.done():
                 cell.set_result(None)
@@ -112,8 +116,9 @@ def _trio_loop(module: Any, token: Any) -> Loop:
             return succeeded
 
     class TrioLoop:
-        now: Callable[[], float] = lowlevel.current_clock().current_time
-        cell = TrioCell
+        def __init__(self) -> None:
+            self.now: Callable[[], float] = lowlevel.current_clock().current_time
+            self.cell: Callable[[], TrioCell] = TrioCell
 
         def check(self) -> None:
             # No producer outlives its run, so that another run in this thread finds it closed.
@@ -127,7 +132,7 @@ def _trio_loop(module: Any, token: Any) -> Loop:
 
         def wake(self, waiters: Iterable[Any], /) -> None:
             for cell in waiters:
-                if type(cell) is list:
+                if type(cell) is Several:
                     self.wake(cell)
                 else:
                     cell.woken = True

@@ -16,7 +16,7 @@ import logging
 import math
 import os
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NoReturn, Protocol, TypeVar, cast, overload
 
@@ -39,7 +39,7 @@ from ._exceptions import (
     UndeliveredRecords,
 )
 from ._ledger import DeliveryState, Entry, Group, Ledger, ProducerState, Statistics
-from ._loops import Loop, current_loop
+from ._loops import Loop, Several, current_loop
 from ._records import (
     Envelope,
     Message,
@@ -388,7 +388,7 @@ class SendProducer:
         Cancellation stops the waiting and nothing else.
         """
         self._check_usable()
-        check_record(ProducerRecord(topic, b""), self._topics, False, False)
+        check_record(ProducerRecord(topic, b""), self._topics)
         with anyio.move_on_after(self._settings.delivery_timeout):
             while True:
                 found = await self._bridge.call(lambda driver: driver.partitions_for(topic))
@@ -460,7 +460,10 @@ class SendProducer:
             _not_a_record(record)
         self._check_loop()
         checked, size = check_record(
-            record, self._topics, self._key_serialized, self._value_serialized
+            record,
+            self._topics,
+            key_serialized=self._key_serialized,
+            value_serialized=self._value_serialized,
         )
         ledger = self._ledger
         if not wait and ledger.state is ProducerState.OPEN and not ledger.has_room(size):
@@ -489,9 +492,9 @@ class SendProducer:
             await anyio.lowlevel.checkpoint()
         else:
             cell = self._loop.cell()
-            waiters = cast("list[Any] | None", entry.waiter)
+            waiters = cast("Several | None", entry.waiter)
             if waiters is None:
-                waiters = entry.waiter = []
+                waiters = entry.waiter = Several()
             waiters.append(cell)
             try:
                 await cell
@@ -583,7 +586,7 @@ class SendProducer:
                             for event in events:
                                 self._wake(self._apply(event, tasks))
                             self._hand_over()
-                except Exception as error:
+                except Exception as error:  # noqa: BLE001  # told to all who wait
                     _log.exception("the producer's own fault; it is broken")
                     self._wake(self._ledger.break_(error))
                 finally:
@@ -731,7 +734,7 @@ def _parts(
 ) -> tuple[MultiResultPart[K, V], ...]:
     parts: list[MultiResultPart[K, V] | DeliveryError] = [
         MultiResultPart(outcome, record) if isinstance(outcome, RecordMetadata) else outcome
-        for record, outcome in zip(records, outcomes)
+        for record, outcome in zip(records, outcomes, strict=True)
     ]
     if any(isinstance(part, DeliveryError) for part in parts):
         raise MultiDeliveryError(parts, pass_through)
@@ -775,7 +778,7 @@ async def open_send_producer(
     settings: ProducerSettings,
     *,
     driver: str | DriverFactory | None = None,
-) -> AsyncIterator[SendProducer]:
+) -> AsyncGenerator[SendProducer]:
     """Open a producer for the length of an ``async with`` block.
 
     When the block ends, so have the producer's tasks, threads and sockets, whatever ended it. A
@@ -809,7 +812,7 @@ async def open_send_producer(
                 _note_undelivered(error, producer)
                 raise
             await producer.aclose()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  # raised again below
             failure = error
     if failure is not None:
         raise failure

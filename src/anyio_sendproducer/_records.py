@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     V = TypeVar("V", default=None)
     P = TypeVar("P", default=None)
     Q = TypeVar("Q")
+    A = TypeVar("A")
+    B = TypeVar("B")
 else:
     from typing import TypeVar
 
@@ -52,7 +54,11 @@ _MAX_INT32: Final = 2**31 - 1
 _MAX_INT64: Final = 2**63 - 1
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+#: None, where a type variable's own default says that it stands for None.
+_NONE: Final[Any] = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, init=False)
 class ProducerRecord(Generic[K, V]):
     """One record to be written to one topic.
 
@@ -72,17 +78,40 @@ class ProducerRecord(Generic[K, V]):
     """
 
     topic: str
-    value: V = cast("V", None)
-    key: K = cast("K", None)
+    value: V
+    key: K
     _: dataclasses.KW_ONLY
     partition: int | None = None
     timestamp_ms: int | None = None
     headers: Sequence[tuple[str, bytes]] = ()
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        topic: str,
+        value: V = _NONE,
+        key: K = _NONE,
+        *,
+        partition: int | None = None,
+        timestamp_ms: int | None = None,
+        headers: Sequence[tuple[str, bytes]] = (),
+    ) -> None:
+        # Half the price of what a frozen dataclass generates: one of these is made per record.
+        _set_topic(self, topic)
+        _set_value(self, value)
+        _set_key(self, key)
+        _set_partition(self, partition)
+        _set_timestamp_ms(self, timestamp_ms)
         # A list is what other clients take; a copy keeps the record frozen in depth.
-        if type(cast("object", self.headers)) is list:
-            object.__setattr__(self, "headers", tuple(self.headers))
+        _set_headers(self, tuple(headers) if isinstance(headers, list) else headers)
+
+
+_slots: Any = ProducerRecord
+_set_topic: Final = _slots.topic.__set__
+_set_value: Final = _slots.value.__set__
+_set_key: Final = _slots.key.__set__
+_set_partition: Final = _slots.partition.__set__
+_set_timestamp_ms: Final = _slots.timestamp_ms.__set__
+_set_headers: Final = _slots.headers.__set__
 
 
 class RecordMetadata(NamedTuple):
@@ -111,10 +140,10 @@ class Message(Generic[K, V, P]):
     pass_through: P
 
     @overload
-    def __init__(self: Message[K, V, None], record: ProducerRecord[K, V]) -> None: ...
+    def __init__(self: Message[A, B, None], record: ProducerRecord[A, B]) -> None: ...
     @overload
     def __init__(self, record: ProducerRecord[K, V], pass_through: P) -> None: ...
-    def __init__(self, record: ProducerRecord[K, V], pass_through: Any = None) -> None:
+    def __init__(self, record: Any, pass_through: Any = None) -> None:
         object.__setattr__(self, "record", record)
         object.__setattr__(self, "pass_through", pass_through)
 
@@ -133,13 +162,11 @@ class MultiMessage(Generic[K, V, P]):
 
     @overload
     def __init__(
-        self: MultiMessage[K, V, None], records: Iterable[ProducerRecord[K, V]]
+        self: MultiMessage[A, B, None], records: Iterable[ProducerRecord[A, B]]
     ) -> None: ...
     @overload
     def __init__(self, records: Iterable[ProducerRecord[K, V]], pass_through: P) -> None: ...
-    def __init__(
-        self, records: Iterable[ProducerRecord[K, V]], pass_through: Any = None
-    ) -> None:
+    def __init__(self, records: Any, pass_through: Any = None) -> None:
         object.__setattr__(self, "records", tuple(records))
         object.__setattr__(self, "pass_through", pass_through)
 
@@ -215,19 +242,20 @@ class PassThroughResult(Generic[P]):
     pass_through: P
 
 
-# Union[...] and not X | Y: an alias with type variables in it is subscripted at run time.
-Envelope = Union[Message[K, V, P], MultiMessage[K, V, P], PassThroughMessage[P]]
+# Union and not X | Y: these are subscripted, and Python 3.10 can't do that with the other.
+Envelope = Union[Message[K, V, P], MultiMessage[K, V, P], PassThroughMessage[P]]  # noqa: UP007
 """Whatever :meth:`SendProducer.send_envelope` takes."""
 
-Results = Union[Result[K, V, P], MultiResult[K, V, P], PassThroughResult[P]]
+Results = Union[Result[K, V, P], MultiResult[K, V, P], PassThroughResult[P]]  # noqa: UP007
 """Whatever :meth:`SendProducer.send_envelope` gives back."""
 
 
 def check_record(
     record: ProducerRecord[Any, Any],
     known_topics: set[str],
-    key_serialized: bool,
-    value_serialized: bool,
+    *,
+    key_serialized: bool = False,
+    value_serialized: bool = False,
 ) -> tuple[ProducerRecord[Any, Any], int]:
     """Check a record as far as that needs no broker, and tell its size in bytes.
 
@@ -290,7 +318,7 @@ def _rejected(record: ProducerRecord[Any, Any], message: str) -> RecordRejected:
 
 
 def _check_topic(record: ProducerRecord[Any, Any]) -> None:
-    topic: object = record.topic
+    topic = cast("object", record.topic)
     if not isinstance(topic, str):
         raise _rejected(record, f"topic must be a str, not {type(topic).__name__}: {topic!r}")
     if not topic:

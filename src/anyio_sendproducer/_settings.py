@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, Final, Protocol, Union, cast, runtime_checkable
+from typing import Any, Final, Protocol, cast, runtime_checkable
 
 from ._exceptions import SettingsError
 
@@ -33,7 +33,7 @@ class Serializer(Protocol):
         ...
 
 
-AnySerializer = Union[Serializer, Callable[[Any], Union[bytes, None]]]
+AnySerializer = Serializer | Callable[[Any], bytes | None]
 """A :class:`Serializer`, or a plain callable that turns one object into bytes."""
 
 #: The values of these properties are shown in ``repr``; every other value is hidden. Alpakka
@@ -169,7 +169,8 @@ class ProducerSettings:
         for name in changes:
             if name not in names:
                 raise SettingsError(
-                    f"{name} is not a field of ProducerSettings; there are {', '.join(sorted(names))}"
+                    f"{name} is not a field of ProducerSettings, which has "
+                    f"{', '.join(sorted(names))}"
                 )
         return dataclasses.replace(self, **changes)
 

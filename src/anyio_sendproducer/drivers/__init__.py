@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, Union
+from typing import Any, Protocol
 
 from .._exceptions import DeliveryError, SettingsError
 from .._records import ProducerRecord, RecordMetadata
@@ -19,7 +19,7 @@ from .._settings import ProducerSettings
 
 __all__ = ["Driver", "DriverFactory", "Outcome", "Sink", "Submission", "Submitted", "make_driver"]
 
-Outcome = Union[RecordMetadata, DeliveryError]
+Outcome = RecordMetadata | DeliveryError
 """What becomes of one record."""
 
 

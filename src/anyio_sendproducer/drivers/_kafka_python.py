@@ -3,13 +3,19 @@
 The only module that imports ``kafka``, and the one seam at which its exceptions are translated.
 What it works around was read in and run against kafka-python 3.0.12; each place says so.
 
-May import: ``kafka``, ``drivers``, ``_records``, ``_settings``, ``_exceptions``.
+May import: ``kafka``, ``drivers`` and its ``_kafka_config`` and ``_runs``, ``_records``,
+``_settings``, ``_exceptions``.
 """
+
+# kafka-python has no types of its own: what comes from it is unknown, and is cast where it leaves.
+# mypy: disable-error-code="misc"
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
 
 from __future__ import annotations
 
 import contextlib
-import difflib
+import dataclasses
 import functools
 import logging
 import threading
@@ -31,41 +37,13 @@ from .._exceptions import (
     SerializationFailed,
     SettingsError,
 )
-from .._records import ProducerRecord, RecordMetadata
-from .._settings import AnySerializer, ProducerSettings, Serializer, canonical_name
+from .._records import ProducerRecord
+from .._settings import AnySerializer, ProducerSettings, Serializer
 from . import Outcome, Sink, Submission, Submitted
+from ._kafka_config import client_config
+from ._runs import RUN_BYTES, Line, Route, Run
 
 __all__ = ["KafkaPythonDriver"]
-
-#: What we set where the user does not. Measured choices: batches of 256 KiB carry seven times what
-#: 16 KiB do at 20 ms round trip on one partition (idempotence sends one batch per partition at a
-#: time); without a linger the next batch gathers while one is under way; the client's metrics cost
-#: time and cannot be reached through us; the Java client too backs off for 1 s at most, not 30.
-_DEFAULTS: Final[dict[str, Any]] = {
-    "batch_size": 256 * 1024,
-    "linger_ms": 0,
-    "metrics_enabled": False,
-    "reconnect_backoff_max_ms": 1000,
-}
-
-#: What the producer itself decides, and what to set instead.
-_MANAGED: Final[dict[str, str]] = {
-    "bootstrap_servers": "use ProducerSettings(bootstrap_servers=...)",
-    "bootstrap_timeout_ms": "use ProducerSettings(start_timeout=...), in seconds",
-    "buffer_memory": "use ProducerSettings(max_buffered_bytes=...)",
-    "client_id": "use ProducerSettings(client_id=...)",
-    "delivery_timeout_ms": "use ProducerSettings(delivery_timeout=...), in seconds",
-    "kafka_client": "the driver makes its own",
-    "key_serializer": "use ProducerSettings(key_serializer=...)",
-    "max_block_ms": "nothing blocks; ProducerSettings(delivery_timeout=...) bounds every wait",
-    "transaction_timeout_ms": "this producer does not do transactions",
-    "transactional_id": "this producer does not do transactions",
-    "value_serializer": "use ProducerSettings(value_serializer=...)",
-}
-
-_ACKS: Final[dict[Any, Any]] = {0: 0, 1: 1, -1: "all", "all": "all", "0": 0, "1": 1, "-1": "all"}
-_COMPRESSIONS: Final = (None, "gzip", "snappy", "lz4", "zstd")
-_TRUTH: Final = {"true": True, "false": False}
 
 #: Kafka answers these for a batch that it did not and will not write.
 _REFUSALS: Final[tuple[type[Exception], ...]] = (
@@ -90,87 +68,10 @@ _RECOVERED: Final[tuple[type[Exception], ...]] = (
     kafka_errors.UnknownProducerIdError,
 )
 
-#: After this many bytes the next partition's turn comes for records without a key, and one callback
-#: reports what went before to one partition.
-_RUN_BYTES: Final = 64 * 1024
-
 #: How long the client's thread may take to end once it was told to.
 _JOIN_SECONDS: Final = 2.0
 
 _log = logging.getLogger("anyio_sendproducer.kafka_python")
-
-
-# --- settings ------------------------------------------------------------------------------------
-
-
-def client_config(settings: ProducerSettings) -> dict[str, Any]:
-    """kafka-python's configuration for these settings.
-
-    Raises:
-        SettingsError: a property is unknown, managed by the producer, of a wrong kind, or
-            contradicts another.
-    """
-    known: dict[str, Any] = KafkaProducer.DEFAULT_CONFIG
-    config = dict(_DEFAULTS)
-    for given, value in settings.properties.items():
-        name = canonical_name(given)
-        if name in _MANAGED:
-            raise SettingsError(f"properties: {given!r} can't be set here: {_MANAGED[name]}")
-        if name not in known:
-            near = difflib.get_close_matches(name, sorted(known.keys() - _MANAGED.keys()), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise SettingsError(f"properties: {given!r} is not a setting of kafka-python{hint}")
-        config[name] = _property(given, name, value, known[name])
-    if config.get("enable_idempotence") is True:
-        for name, bad in (
-            ("acks", lambda acks: acks != "all"),
-            ("retries", lambda retries: retries == 0),
-            ("max_in_flight_requests_per_connection", lambda requests: requests > 5),
-        ):
-            if name in config and bad(config[name]):
-                raise SettingsError(
-                    f"properties: {name}={config[name]!r} contradicts enable_idempotence=True"
-                )
-    config.update(
-        bootstrap_servers=list(settings.addresses),
-        client_id=settings.client_id,
-        # send() must never wait: a topic whose metadata is missing is held up on the loop's side.
-        max_block_ms=0,
-        # A batch that expires while it is retried leaves the idempotent client hanging for good,
-        # so the client never expires one: the deadlines are the ledger's.
-        delivery_timeout_ms=2**31 - 1,
-    )
-    return config
-
-
-def _property(given: str, name: str, value: Any, default: Any) -> Any:
-    if name == "acks":
-        try:
-            return _ACKS[value]
-        except (KeyError, TypeError):
-            raise SettingsError(
-                f"properties: {given!r} must be 0, 1 or 'all', not {value!r}"
-            ) from None
-    if name == "compression_type":
-        chosen = None if value == "none" else value
-        if chosen not in _COMPRESSIONS:
-            raise SettingsError(
-                f"properties: {given!r} must be one of gzip, snappy, lz4, zstd, none, "
-                f"not {value!r}"
-            )
-        return chosen
-    if isinstance(default, bool):
-        if isinstance(value, str):
-            value = _TRUTH.get(value.strip().lower(), value)
-        if not isinstance(value, bool):
-            raise SettingsError(f"properties: {given!r} must be true or false")
-    elif isinstance(default, (int, float)):
-        if isinstance(value, str):
-            with contextlib.suppress(ValueError):
-                value = int(value)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or value < 0:
-            raise SettingsError(f"properties: {given!r} must be a number of 0 or more")
-    return value
 
 
 Serialize = Callable[[str, list[tuple[str, bytes]], Any], Any]
@@ -227,7 +128,7 @@ class _Producer(KafkaProducer):
         """Nothing. ``close`` flushes first, raises when that takes too long, and then leaves the
         sender thread alive: what is to be waited for was waited for before."""
 
-    def close(self, timeout: float | None = None, null_logger: bool = False) -> None:
+    def close(self, timeout: float | None = None, null_logger: Any = None) -> None:  # noqa: ARG002
         """Close, and never silence the whole module's logger, as collecting garbage does."""
         super().close(timeout)
 
@@ -255,144 +156,24 @@ class _Aborted(Exception):
 # --- the way of records --------------------------------------------------------------------------
 
 
-class _Route:
-    """Where the records of one topic may go, until the next change of metadata."""
-
-    __slots__ = ("_available", "_turn", "partitions")
-
-    def __init__(self, partitions: set[int], available: set[int], turn: int) -> None:
-        self.partitions = sorted(partitions)
-        self._available = sorted(available) or self.partitions
-        self._turn = turn % len(self._available)
-
-    def next_in_turn(self) -> int:
-        """The partition for the next batch of records without a key (KIP-480)."""
-        self._turn = (self._turn + 1) % len(self._available)
-        return self._available[self._turn]
-
-
 @functools.lru_cache(maxsize=16_384)
 def _hash_of_short_key(key: bytes) -> int:
-    return murmur2(key) & 0x7FFFFFFF
+    return cast("int", murmur2(key)) & 0x7FFFFFFF
 
 
 def _hash(key: bytes) -> int:
     # murmur2 in Python costs more than the rest of a send. Long keys would fill memory with
     # entries that hardly ever come again.
-    return _hash_of_short_key(key) if len(key) <= 64 else murmur2(key) & 0x7FFFFFFF
+    if len(key) <= 64:
+        return _hash_of_short_key(key)
+    return cast("int", murmur2(key)) & 0x7FFFFFFF
 
 
-class _Run:
-    """Records handed to one partition one after the other, reported by one callback.
-
-    The client completes a partition's batches in order, so that when the last of these is done the
-    others are; where the client aborts, in no order, whoever is not done yet gets a callback of
-    its own.
-    """
-
-    __slots__ = ("_driver", "futures", "partition", "size", "submissions", "topic")
-
-    def __init__(self, driver: KafkaPythonDriver, topic: str, partition: int | None) -> None:
-        self._driver = driver
-        self.topic = topic
-        self.partition = partition
-        self.submissions: list[Any] = []
-        self.futures: list[Any] = []
-        self.size = 0
-
-    def watch(self) -> None:
-        """Have the last one's completion report them all."""
-        last = self.futures[-1]
-        last.add_callback(self)
-        last.add_errback(self)
-
-    def __call__(self, _result: Any) -> None:
-        submissions = self.submissions
-        outcomes: list[Outcome] = []
-        for submission, future in zip(submissions, self.futures):
-            if not future.is_done:
-                self._report_done(outcomes)
-                return
-            if future.exception is not None:
-                outcomes.append(self._driver.failure(submission.record, future.exception, self))
-                continue
-            written = future.value
-            offset = written.offset
-            timestamp_ms = written.timestamp
-            if offset < 0:
-                offset = timestamp_ms = None
-            key_size = written.serialized_key_size
-            value_size = written.serialized_value_size
-            outcomes.append(
-                RecordMetadata(
-                    self.topic,
-                    written.partition,
-                    offset,
-                    timestamp_ms,
-                    key_size if key_size >= 0 else None,
-                    value_size if value_size >= 0 else None,
-                )
-            )
-        self._driver.report(submissions, outcomes)
-
-    def _report_done(self, outcomes: list[Outcome]) -> None:
-        """Report those before the first that is not done; each of the others for itself."""
-        done = len(outcomes)
-        rest = list(zip(self.submissions, self.futures))[done:]
-        self._driver.report(self.submissions[:done], outcomes)
-        for submission, future in rest:
-            alone = _Run(self._driver, self.topic, self.partition)
-            alone.submissions.append(submission)
-            alone.futures.append(future)
-            alone.watch()
-
-
-class _Line:
-    """The records of one topic in one batch: where they may go, and the runs they form."""
-
-    __slots__ = ("_driver", "_keyed", "_keyless", "_topic", "route")
-
-    def __init__(
-        self, driver: KafkaPythonDriver, topic: str, route: _Route | SendProducerError | None
-    ) -> None:
-        self._driver = driver
-        self._topic = topic
-        self.route = route
-        self._keyed: dict[int, _Run] = {}
-        self._keyless: _Run | None = None
-
-    def run_to(self, partition: int) -> _Run:
-        """The run to this partition."""
-        run = self._keyed.get(partition)
-        if run is None:
-            run = self._keyed[partition] = _Run(self._driver, self._topic, partition)
-        return run
-
-    def run_without_key(self) -> _Run:
-        """The run of records that may go anywhere."""
-        run = self._keyless
-        if run is None:
-            route = self.route
-            chooses = self._driver.chooses and isinstance(route, _Route)
-            partition = route.next_in_turn() if chooses else None
-            run = self._keyless = _Run(self._driver, self._topic, partition)
-        return run
-
-    def end_run(self, run: _Run) -> None:
-        """This run is long enough."""
-        if run is self._keyless:
-            self._keyless = None
-        elif run.partition is not None:
-            del self._keyed[run.partition]
-        run.watch()
-
-    def end(self) -> None:
-        """The batch is through."""
-        if self._keyless is not None and self._keyless.futures:
-            self._keyless.watch()
-        for run in self._keyed.values():
-            if run.futures:
-                run.watch()
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Opened:
+    producer: _Producer
+    client: _NetClient
+    sink: Sink
 
 
 class KafkaPythonDriver:
@@ -407,7 +188,7 @@ class KafkaPythonDriver:
 
     def __init__(self, settings: ProducerSettings) -> None:
         self._settings = settings
-        self._config = client_config(settings)
+        self._config = client_config(settings, KafkaProducer.DEFAULT_CONFIG)
         self._serializers = (settings.key_serializer, settings.value_serializer)
         self._key = _serialize_with(settings.key_serializer)
         self._value = _serialize_with(settings.value_serializer)
@@ -416,10 +197,9 @@ class KafkaPythonDriver:
         self._closing = threading.Event()
         self._close_lock = threading.Lock()
         self._closed = False
-        self._producer: _Producer | None = None
+        self._opened: _Opened | None = None
         self._client: _NetClient | None = None
-        self._sink: Sink | None = None
-        self._routes: dict[str, _Route] = {}
+        self._routes: dict[str, Route] = {}
         self._turns: dict[str, int] = {}
         self._asked: dict[str, float | None] = {}
         self._idempotent = False
@@ -429,14 +209,13 @@ class KafkaPythonDriver:
 
     def open(self, sink: Sink, /) -> None:
         """Connect; see :meth:`anyio_sendproducer.drivers.Driver.open`."""
-        self._sink = sink
         deadline = time.monotonic() + self._settings.start_timeout
         words = _LastWords()
         client_log = logging.getLogger("kafka")
         client_log.addHandler(words)
         try:
             producer = _Producer(
-                **self._config, kafka_client=functools.partial(self._connect, deadline)
+                **self._config, kafka_client=functools.partial(self._connect, sink, deadline)
             )
         except _Aborted:
             self._discard_client()
@@ -459,11 +238,11 @@ class KafkaPythonDriver:
         finally:
             client_log.removeHandler(words)
         self._idempotent = bool(producer.config["enable_idempotence"])
-        self._producer = producer
+        self._opened = _Opened(producer, cast("_NetClient", self._client), sink)
         if self._closing.is_set():
-            self._close_producer(producer, 0)
+            self._close_client(self._opened, 0)
 
-    def _connect(self, deadline: float, **configs: Any) -> _NetClient:
+    def _connect(self, sink: Sink, deadline: float, **configs: Any) -> _NetClient:
         """Make the client and let it bootstrap, in slices, so that it can be told to stop.
 
         The constructor's own bootstrap takes as long as ``bootstrap_timeout_ms`` says, whatever
@@ -474,7 +253,7 @@ class KafkaPythonDriver:
         # 3.0.12 takes these settings and does not pass them on to the one who uses them.
         for name in ("allow_auto_create_topics", "retry_backoff_ms"):
             cluster.config[name] = configs[name]
-        cluster.add_listener(self._metadata_changed)
+        cluster.add_listener(functools.partial(self._metadata_changed, sink))
         updated = cluster.request_update()
         while True:
             if self._closing.is_set():
@@ -498,41 +277,41 @@ class KafkaPythonDriver:
     def close(self, timeout: float, /) -> None:
         """Close; see :meth:`anyio_sendproducer.drivers.Driver.close`."""
         self._closing.set()
-        if self._producer is not None:
-            self._close_producer(self._producer, timeout)
+        if self._opened is not None:
+            self._close_client(self._opened, timeout)
 
-    def _close_producer(self, producer: _Producer, timeout: float) -> None:
+    def _close_client(self, opened: _Opened, timeout: float) -> None:
         with self._close_lock:
             if self._closed:
                 return
             self._closed = True
         try:
-            producer.close(timeout)
+            opened.producer.close(timeout)
         finally:
-            client = self._client
-            if client is not None and client.is_closed.wait(_JOIN_SECONDS):
-                if client.closed_by is not None:
-                    client.closed_by.join(_JOIN_SECONDS)
+            client = opened.client
+            if client.is_closed.wait(_JOIN_SECONDS) and client.closed_by is not None:
+                client.closed_by.join(_JOIN_SECONDS)
             else:
-                _log.warning(
-                    "the thread of kafka-python did not end within %s s", _JOIN_SECONDS
-                )
+                _log.warning("the thread of kafka-python did not end within %s s", _JOIN_SECONDS)
             for serializer in self._serializers:
                 close = getattr(serializer, "close", None)
                 if callable(close):
                     close()
 
+    def _ready(self) -> _Opened:
+        if self._opened is None:
+            raise SendProducerError("the driver is not open")
+        return self._opened
+
     # --- records -----------------------------------------------------------------------------
 
     def submit(self, batch: Sequence[Submission], /) -> Submitted:
         """Hand over a batch; see :meth:`anyio_sendproducer.drivers.Driver.submit`."""
-        producer = self._producer
-        assert producer is not None
-        send = producer.send
+        send = self._ready().producer.send
         answer = Submitted()
         failed: list[Any] = []
         failures: list[Outcome] = []
-        lines: dict[str, _Line] = {}
+        lines: dict[str, Line] = {}
         serialized = self._key is not None or self._value is not None
         now_ms = int(time.time() * 1000)
         for submission in batch:
@@ -541,9 +320,9 @@ class KafkaPythonDriver:
             try:
                 line = lines[topic]
             except KeyError:
-                line = lines[topic] = _Line(self, topic, self._route(topic))
+                line = lines[topic] = Line(self, topic, self._route(topic))
             route = line.route
-            if type(route) is not _Route:
+            if type(route) is not Route:
                 if route is None:
                     answer.held.append(submission)
                 else:
@@ -592,14 +371,14 @@ class KafkaPythonDriver:
                 self._asked.setdefault(topic, None)
                 answer.held.append(submission)
                 continue
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  # becomes this record's outcome
                 failed.append(submission)
                 failures.append(_not_taken(record, error))
                 continue
             run.submissions.append(submission)
             run.futures.append(future)
             run.size += submission.size
-            if run.size >= _RUN_BYTES:
+            if run.size >= RUN_BYTES:
                 line.end_run(run)
         for line in lines.values():
             line.end()
@@ -638,11 +417,10 @@ class KafkaPythonDriver:
 
     def report(self, submissions: Sequence[Any], outcomes: Sequence[Outcome]) -> None:
         """Pass outcomes on to whoever opened this driver."""
-        assert self._sink is not None
-        self._sink.completed(submissions, outcomes)
+        self._ready().sink.completed(submissions, outcomes)
 
     def failure(
-        self, record: ProducerRecord[Any, Any], error: Exception, run: _Run
+        self, record: ProducerRecord[Any, Any], error: Exception, run: Run
     ) -> DeliveryError:
         """What an error of the client says of a record, in our terms."""
         refused = isinstance(error, _REFUSALS)
@@ -653,8 +431,7 @@ class KafkaPythonDriver:
             where = (run.topic, run.partition)
             if self._broken_at is None:
                 self._broken_at = where
-                if self._sink is not None:
-                    self._sink.broken(error)
+                self._ready().sink.broken(error)
             elif where != self._broken_at or run.partition is None:
                 refused = False
         if refused:
@@ -676,18 +453,16 @@ class KafkaPythonDriver:
             raise route
         return None if route is None else frozenset(route.partitions)
 
-    def _route(self, topic: str) -> _Route | SendProducerError | None:
+    def _route(self, topic: str) -> Route | SendProducerError | None:
         route = self._routes.get(topic)
         if route is not None:
             return route
-        producer = self._producer
-        client = self._client
-        assert producer is not None and client is not None
-        cluster = client.cluster
+        opened = self._ready()
+        cluster = opened.client.cluster
         routes = self._routes
         try:
             # With max_block_ms=0 this never waits: it raises, and asks in the background.
-            partitions = producer.partitions_for(topic)
+            partitions = opened.producer.partitions_for(topic)
         except kafka_errors.KafkaTimeoutError:
             return self._unknown(topic, cluster)
         except kafka_errors.KafkaError as error:
@@ -696,7 +471,7 @@ class KafkaPythonDriver:
         available = cluster.available_partitions_for_topic(topic) or set()
         turn = self._turns.get(topic, hash(topic) % 1024)
         self._turns[topic] = turn + 1
-        route = routes[topic] = _Route(partitions, available, turn)
+        route = routes[topic] = Route(partitions, available, turn)
         return route
 
     def _unknown(self, topic: str, cluster: Any) -> SendProducerError | None:
@@ -716,15 +491,15 @@ class KafkaPythonDriver:
             f"{patience:g} s (unknown_topic_timeout)",
         )
 
-    def _metadata_changed(self, cluster: Any) -> None:
+    def _metadata_changed(self, sink: Sink, cluster: Any) -> None:
         """Called by the client, on its thread, after each answer with metadata."""
         self._routes = {}
         now = time.monotonic()
         for topic, since in list(self._asked.items()):
             if since is None and cluster.partitions_for_topic(topic) is None:
                 self._asked[topic] = now
-        if self._asked and self._sink is not None:
-            self._sink.metadata_changed()
+        if self._asked:
+            sink.metadata_changed()
 
 
 def _size(key: Any, value: Any, headers: Sequence[tuple[str, bytes]]) -> int:

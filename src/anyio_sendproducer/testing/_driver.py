@@ -56,7 +56,9 @@ class Gate:
 
 
 class FakeDriver:
-    """A :class:`~anyio_sendproducer.drivers.Driver` in memory; its own factory as well::
+    """A :class:`~anyio_sendproducer.drivers.Driver` in memory, and its own factory.
+
+    ::
 
         fake = FakeDriver()
         async with open_send_producer(settings, driver=fake) as producer: ...

@@ -1,0 +1,169 @@
+"""Where the records of a batch go, and the runs in which their outcomes come back.
+
+Choosing the partition here, one for a whole run of records without a key, and having one callback
+for a run instead of two for each record, makes a record a third cheaper with kafka-python.
+
+May import: ``drivers``, ``_records``, ``_exceptions``; not ``kafka``: of a future of the client it
+needs ``is_done``, ``value``, ``exception``, ``add_callback`` and ``add_errback``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
+
+from .._exceptions import DeliveryError, SendProducerError
+from .._records import ProducerRecord, RecordMetadata
+from . import Outcome
+
+__all__ = ["RUN_BYTES", "Line", "Reporter", "Route", "Run"]
+
+#: After this many bytes the next partition's turn comes for records without a key, and one callback
+#: reports what went before to one partition.
+RUN_BYTES: Final = 64 * 1024
+
+
+class Reporter(Protocol):
+    """The driver, as far as runs know it."""
+
+    #: Whether the driver chooses partitions; otherwise the client does.
+    chooses: bool
+
+    def report(self, submissions: Sequence[Any], outcomes: Sequence[Outcome]) -> None:
+        """Pass outcomes on."""
+        ...
+
+    def failure(
+        self, record: ProducerRecord[Any, Any], error: Exception, run: Run
+    ) -> DeliveryError:
+        """What an error of the client says of a record."""
+        ...
+
+
+class Route:
+    """Where the records of one topic may go, until the next change of metadata."""
+
+    __slots__ = ("_available", "_turn", "partitions")
+
+    def __init__(self, partitions: set[int], available: set[int], turn: int) -> None:
+        self.partitions = sorted(partitions)
+        self._available = sorted(available) or self.partitions
+        self._turn = turn % len(self._available)
+
+    def next_in_turn(self) -> int:
+        """The partition for the next batch of records without a key (KIP-480)."""
+        self._turn = (self._turn + 1) % len(self._available)
+        return self._available[self._turn]
+
+
+class Run:
+    """Records handed to one partition one after the other, reported by one callback.
+
+    The client completes a partition's batches in order, so that when the last of these is done the
+    others are; where the client aborts, in no order, whoever is not done yet gets a callback of
+    its own.
+    """
+
+    __slots__ = ("_driver", "futures", "partition", "size", "submissions", "topic")
+
+    def __init__(self, driver: Reporter, topic: str, partition: int | None) -> None:
+        self._driver = driver
+        self.topic = topic
+        self.partition = partition
+        self.submissions: list[Any] = []
+        self.futures: list[Any] = []
+        self.size = 0
+
+    def watch(self) -> None:
+        """Have the last one's completion report them all."""
+        last = self.futures[-1]
+        last.add_callback(self)
+        last.add_errback(self)
+
+    def __call__(self, _result: Any) -> None:
+        submissions = self.submissions
+        outcomes: list[Outcome] = []
+        for submission, future in zip(submissions, self.futures, strict=True):
+            if not future.is_done:
+                self._report_done(outcomes)
+                return
+            if future.exception is not None:
+                outcomes.append(self._driver.failure(submission.record, future.exception, self))
+                continue
+            written = future.value
+            offset = written.offset
+            timestamp_ms = written.timestamp
+            if offset < 0:
+                offset = timestamp_ms = None
+            key_size = written.serialized_key_size
+            value_size = written.serialized_value_size
+            outcomes.append(
+                RecordMetadata(
+                    self.topic,
+                    written.partition,
+                    offset,
+                    timestamp_ms,
+                    key_size if key_size >= 0 else None,
+                    value_size if value_size >= 0 else None,
+                )
+            )
+        self._driver.report(submissions, outcomes)
+
+    def _report_done(self, outcomes: list[Outcome]) -> None:
+        """Report those before the first that is not done; each of the others for itself."""
+        done = len(outcomes)
+        rest = list(zip(self.submissions, self.futures, strict=True))[done:]
+        self._driver.report(self.submissions[:done], outcomes)
+        for submission, future in rest:
+            alone = Run(self._driver, self.topic, self.partition)
+            alone.submissions.append(submission)
+            alone.futures.append(future)
+            alone.watch()
+
+
+class Line:
+    """The records of one topic in one batch: where they may go, and the runs they form."""
+
+    __slots__ = ("_driver", "_keyed", "_keyless", "_topic", "route")
+
+    def __init__(
+        self, driver: Reporter, topic: str, route: Route | SendProducerError | None
+    ) -> None:
+        self._driver = driver
+        self._topic = topic
+        self.route = route
+        self._keyed: dict[int, Run] = {}
+        self._keyless: Run | None = None
+
+    def run_to(self, partition: int) -> Run:
+        """The run to this partition."""
+        run = self._keyed.get(partition)
+        if run is None:
+            run = self._keyed[partition] = Run(self._driver, self._topic, partition)
+        return run
+
+    def run_without_key(self) -> Run:
+        """The run of records that may go anywhere."""
+        run = self._keyless
+        if run is None:
+            partition = None
+            if self._driver.chooses and isinstance(self.route, Route):
+                partition = self.route.next_in_turn()
+            run = self._keyless = Run(self._driver, self._topic, partition)
+        return run
+
+    def end_run(self, run: Run) -> None:
+        """This run is long enough."""
+        if run is self._keyless:
+            self._keyless = None
+        elif run.partition is not None:
+            del self._keyed[run.partition]
+        run.watch()
+
+    def end(self) -> None:
+        """The batch is through."""
+        if self._keyless is not None and self._keyless.futures:
+            self._keyless.watch()
+        for run in self._keyed.values():
+            if run.futures:
+                run.watch()
