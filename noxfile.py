@@ -112,7 +112,7 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def package(session: nox.Session) -> None:
     """Build what would be published, and see that each of the two installs and works alone."""
-    dist = Path(session.create_tmp(), "dist")
+    dist = Path(session.create_tmp(), "dist").absolute()
     shutil.rmtree(dist, ignore_errors=True)
     session.install("build")
     session.run("python", "-m", "build", "--outdir", str(dist))

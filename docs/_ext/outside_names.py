@@ -45,7 +45,7 @@ def resolve_public_name(
     return None
 
 
-def exists_elsewhere(app: Sphinx, domain: Domain | None, node: pending_xref) -> bool | None:
+def exists_elsewhere(_app: Sphinx, domain: Domain | None, node: pending_xref) -> bool | None:
     """Keep quiet about what exists, and is not ours to document."""
     if domain is None or domain.name != "py":
         return None

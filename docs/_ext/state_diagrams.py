@@ -99,22 +99,22 @@ def draw(table: Transitions, *, title: str, name: str) -> str:
     width = layout.width + 2 * _MARGIN
     height = layout.height + _START + 2 * _MARGIN
     view = f"{-_MARGIN:g} {-_MARGIN - _START:g} {width:.0f} {height:.0f}"
-    return "\n".join(
-        [
-            f'<svg class="state-machine" role="img" viewBox="{view}" '
-            f'aria-labelledby="{ident}-title {ident}-desc" xmlns="http://www.w3.org/2000/svg" '
-            f'style="display: block; margin: 1.5rem auto; width: 100%; max-width: {width:.0f}px; '
-            'height: auto" fill="none" stroke="currentColor" '
-            f'stroke-width="1.3" font-family="system-ui, sans-serif" font-size="{_FONT:g}">',
-            f'<title id="{ident}-title">{html.escape(title)}</title>',
-            f'<desc id="{ident}-desc">{html.escape(_describe(table))}</desc>',
-            f'<defs><marker id="{ident}-arrow" viewBox="0 0 10 10" refX="9" refY="5" '
-            'markerWidth="7" markerHeight="7" orient="auto">'
-            '<path d="M0 1 L10 5 L0 9 z" fill="currentColor" stroke="none"/></marker></defs>',
-            *parts,
-            "</svg>",
-        ]
-    )
+    style = "display: block; margin: 1.5rem auto; width: 100%; height: auto"
+    return f"""\
+<svg xmlns="http://www.w3.org/2000/svg" class="state-machine" viewBox="{view}"
+ role="img" aria-labelledby="{ident}-title {ident}-desc"
+ style="{style}; max-width: {width:.0f}px" fill="none" stroke="currentColor" stroke-width="1.3"
+ font-family="system-ui, sans-serif" font-size="{_FONT:g}">
+<title id="{ident}-title">{html.escape(title)}</title>
+<desc id="{ident}-desc">{html.escape(_describe(table))}</desc>
+<defs>
+<marker id="{ident}-arrow" viewBox="0 0 10 10" refX="9" refY="5"
+ markerWidth="7" markerHeight="7" orient="auto">
+<path d="M0 1 L10 5 L0 9 z" fill="currentColor" stroke="none"/>
+</marker>
+</defs>
+{chr(10).join(parts)}
+</svg>"""
 
 
 def _labels(table: Transitions) -> dict[tuple[enum.Enum, enum.Enum], list[str]]:
@@ -162,8 +162,9 @@ def _state(state: enum.Enum, box: Box, *, end: bool) -> str:
 def _start(box: Box, arrow: str) -> str:
     top = box.y - _STATE_HEIGHT / 2
     return (
-        f'<circle cx="{box.x:.1f}" cy="{top - _START + 5:.1f}" r="5" fill="currentColor" stroke="none"/>'
-        f'<path d="M{box.x:.1f} {top - _START + 10:.1f} V{top:.1f}" marker-end="url(#{arrow})"/>'
+        f'<circle cx="{box.x:.1f}" cy="{top - _START + 5:.1f}" r="5" fill="currentColor" '
+        f'stroke="none"/><path d="M{box.x:.1f} {top - _START + 10:.1f} V{top:.1f}" '
+        f'marker-end="url(#{arrow})"/>'
     )
 
 

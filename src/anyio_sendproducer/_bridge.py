@@ -153,6 +153,7 @@ class Bridge:
         self._outbox: collections.deque[Event | _Reply[Any]] = collections.deque()
         self._signalled = False
         self._stopping = threading.Event()
+        self._stopped = False
         self._replies: set[_Reply[Any]] = set()
         self._send, self.events = anyio.create_memory_object_stream[list[Event]](math.inf)
         self._number = next(_numbers)
@@ -191,6 +192,8 @@ class Bridge:
         return await self._call(lambda: function(self._opened()))
 
     async def _call(self, function: Callable[[], T]) -> T:
+        if self._stopping.is_set():
+            raise ProducerClosed("the producer is closed")
         reply: _Reply[T] = _Reply(self._loop.cell())
         self._replies.add(reply)
         self._inbox.put(functools.partial(self._answer, reply, function))
@@ -214,8 +217,9 @@ class Bridge:
         self._inbox.put(functools.partial(self._reopen, error, self.generation))
 
     def ring(self) -> None:
-        """Have the receiver of the events look at the queue."""
-        self._send.send_nowait([])
+        """Have the receiver of the events look at the queue; nothing, after :meth:`stop`."""
+        if not self._stopped:
+            self._send.send_nowait([])
 
     async def stop(self, seconds: float) -> None:
         """Close the driver, end the threads, and end the stream of events. Never raises.
@@ -244,6 +248,7 @@ class Bridge:
         for reply in list(self._replies):
             reply.error = ProducerClosed("the producer was closed before the answer came")
             self._loop.wake((reply.cell,))
+        self._stopped = True
         self._send.close()
 
     def _collect(self) -> None:
@@ -259,11 +264,9 @@ class Bridge:
                 self._loop.wake((item.cell,))
             else:
                 events.append(item)
-        if events:
-            try:
-                self._send.send_nowait(events)
-            except (anyio.ClosedResourceError, anyio.BrokenResourceError):
-                pass  # a wake-up that was under way when the bridge stopped
+        # A wake-up may have been under way when the bridge stopped.
+        if events and not self._stopped:
+            self._send.send_nowait(events)
 
     # --- on threads --------------------------------------------------------------------------
 

@@ -1,15 +1,15 @@
 """The life of every delivery, and of the producer, as two state machines: pure and synchronous.
 
-No AnyIO, no clock, no thread: time comes in as an argument, and whoever is to be woken goes out
-as a return value. Everything that decides over an outcome stands in this file, so that it can be
-tested without any I/O.
+No event loop, no clock, no thread: time comes in as an argument, and whoever is to be woken goes
+out as a return value. Everything that decides over an outcome stands in this file, so that it can
+be tested without any I/O.
 
 A delivery that waits for room or in the queue can still be withdrawn; once it is SUBMITTED it is
 with the driver and only the driver's completion, or a deadline, ends it. Room is held for as long
 as the driver holds the record, also past the deadline: otherwise a dead cluster would let memory
 grow by ``max_buffered_bytes`` with each ``delivery_timeout``.
 
-May import: ``_records``, ``_exceptions``.
+May import: ``_records``, ``_exceptions``, and anyio for the name of one exception.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import enum
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
+
+from anyio import WouldBlock
 
 from ._exceptions import (
     DeliveryError,
@@ -148,7 +150,6 @@ class Entry:
         "deadline",
         "group",
         "has_room",
-        "late",
         "missed",
         "outcome",
         "record",
@@ -167,7 +168,6 @@ class Entry:
         self.seq = 0
         self.has_room = False
         self.abandoned = False
-        self.late = False
         self.missed = False
         self.outcome: RecordMetadata | DeliveryError | None = None
         self.room_waiter: object | None = None
@@ -227,7 +227,7 @@ class Ledger:
         self._alive: dict[Entry, None] = {}
         self._held: dict[str, dict[Entry, None]] = {}
         self._barriers: list[tuple[int, object]] = []
-        self._late_records = 0
+        self._late: dict[Entry, None] = {}
         self._late_bytes = 0
         self._unseen: dict[Entry, None] = {}
         self._unseen_more = 0
@@ -239,10 +239,17 @@ class Ledger:
 
     # --- taking records in -------------------------------------------------------------------
 
-    def enter(self, record: ProducerRecord[Any, Any], size: int, now: float) -> Entry:
+    def enter(
+        self,
+        record: ProducerRecord[Any, Any],
+        size: int,
+        now: float,
+        wait: bool = True,  # noqa: FBT001, FBT002  # a keyword costs time for each record
+    ) -> Entry:
         """Take a record in: QUEUED where there is room, otherwise last in line for room.
 
         Raises:
+            anyio.WouldBlock: there is no room, and the caller does not ``wait``.
             ProducerClosed: the producer is closing or closed.
             ProducerBroken: it is broken.
             RecordRejected: the record alone is larger than all room.
@@ -250,7 +257,7 @@ class Ledger:
         if self.state is not _OPEN:
             raise self.refusal()
         entry = Entry(record, size, now + self._timeout)
-        # has_room() and _admit(), written out: this is the way of every record.
+        # _fits() and _admit(), written out: this is the way of every record.
         if (
             not self._waiting
             and self._records < self._max_records
@@ -270,12 +277,10 @@ class Ledger:
                 record=record,
                 persistence=Persistence.NOT_PERSISTED,
             )
+        if not wait:
+            raise WouldBlock
         self._waiting[entry] = None
         return entry
-
-    def has_room(self, size: int) -> bool:
-        """Whether a record of this size would be accepted at once."""
-        return not self._waiting and self._fits(size)
 
     def refusal(self) -> SendProducerError:
         """Why no record is taken now."""
@@ -303,8 +308,8 @@ class Ledger:
         entry.has_room = False
         self._records -= 1
         self._bytes -= entry.size
-        if entry.late:
-            self._late_records -= 1
+        if entry in self._late:
+            del self._late[entry]
             self._late_bytes -= entry.size
 
     def _admit_waiting(self, woken: list[object]) -> None:
@@ -377,7 +382,7 @@ class Ledger:
         for entry, size in sizes:
             if entry.has_room:
                 self._bytes += size - entry.size
-                if entry.late:
+                if entry in self._late:
                     self._late_bytes += size - entry.size
                 entry.size = size
         woken: list[object] = []
@@ -545,8 +550,7 @@ class Ledger:
     def _expire_one(self, entry: Entry, woken: list[object]) -> None:
         seconds = f"{self._timeout:g} s"
         if entry.state is _SUBMITTED:
-            entry.late = True
-            self._late_records += 1
+            self._late[entry] = None
             self._late_bytes += entry.size
             self._fail(
                 entry,
@@ -595,9 +599,7 @@ class Ledger:
     def stuck(self) -> bool:
         """Whether records past their deadline, which the client still holds, take up half of all
         room: then it is better to give that client up."""
-        return (
-            self._late_records * 2 >= self._max_records or self._late_bytes * 2 >= self._max_bytes
-        )
+        return len(self._late) * 2 >= self._max_records or self._late_bytes * 2 >= self._max_bytes
 
     # --- flush -------------------------------------------------------------------------------
 
@@ -645,6 +647,8 @@ class Ledger:
         Returns:
             Who is to be woken.
         """
+        for entry in [*self._late]:
+            self._release(entry)
         entries: list[Entry] = []
         errors: list[RecordMetadata | DeliveryError] = []
         for entry in self._alive:

@@ -4,7 +4,7 @@ A waiting cell on native means halves the price of an awaited record against ``a
 AnyIO has no public call that wakes its loop from a foreign thread without blocking that thread.
 Everything here is public API of asyncio and trio.
 
-May import: asyncio, trio (when it is running), ``_exceptions``.
+May import: asyncio, and trio when it is running.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
-
-from ._exceptions import ProducerMisused
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -31,11 +29,16 @@ class Several(list[Any]):
 class Loop(Protocol):
     """The event loop that a producer was opened on."""
 
-    def check(self) -> None:
-        """Check that this is called on the producer's own loop.
+    @property
+    def home(self) -> object:
+        """Equals :meth:`whereabouts` on this loop, and nowhere else."""
+        ...
+
+    def whereabouts(self) -> object:
+        """Which loop, or which thread, runs the caller. Cheap: it is asked for each record.
 
         Raises:
-            ProducerMisused: it is another loop, or another thread.
+            RuntimeError: no loop does.
         """
         ...
 
@@ -61,16 +64,10 @@ class Loop(Protocol):
 class _AsyncioLoop:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        self.home: object = loop
+        self.whereabouts = asyncio.get_running_loop
         self.now = loop.time
         self.cell = loop.create_future
-
-    def check(self) -> None:
-        try:
-            if asyncio.get_running_loop() is self._loop:
-                return
-        except RuntimeError:
-            pass  # another thread, or no loop at all
-        raise _misused()
 
     def call_soon_threadsafe(self, function: Callable[[], object], /) -> None:
         # Where the loop is closed, nobody is left to be told.
@@ -95,8 +92,6 @@ def _trio_loop(module: Any, token: Any) -> Loop:
     wait_task_rescheduled = lowlevel.wait_task_rescheduled
     reschedule: Callable[[Any], None] = lowlevel.reschedule
     succeeded: Any = lowlevel.Abort.SUCCEEDED
-    get_ident = threading.get_ident
-    thread = get_ident()
 
     class TrioCell:
         __slots__ = ("task", "woken")
@@ -117,13 +112,11 @@ def _trio_loop(module: Any, token: Any) -> Loop:
 
     class TrioLoop:
         def __init__(self) -> None:
+            # No producer outlives its run: another run in this thread finds it closed.
+            self.home: object = threading.get_ident()
+            self.whereabouts = threading.get_ident
             self.now: Callable[[], float] = lowlevel.current_clock().current_time
             self.cell: Callable[[], TrioCell] = TrioCell
-
-        def check(self) -> None:
-            # No producer outlives its run, so that another run in this thread finds it closed.
-            if get_ident() != thread:
-                raise _misused()
 
         def call_soon_threadsafe(self, function: Callable[[], object], /) -> None:
             # Where the run is over, nobody is left to be told.
@@ -142,13 +135,6 @@ def _trio_loop(module: Any, token: Any) -> Loop:
                         reschedule(task)
 
     return TrioLoop()
-
-
-def _misused() -> ProducerMisused:
-    return ProducerMisused(
-        "the producer belongs to the event loop that it was opened on: use it from that loop's "
-        "tasks alone, and open another for another loop, thread or process"
-    )
 
 
 def current_loop() -> Loop:

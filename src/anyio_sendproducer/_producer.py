@@ -16,9 +16,9 @@ import logging
 import math
 import os
 import weakref
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, NoReturn, Protocol, TypeVar, cast, overload
+from typing import Any, Protocol, TypeVar, cast, overload
 
 import anyio
 import anyio.abc
@@ -70,13 +70,16 @@ _ENTERED_AT_ONCE = 500
 #: How often topics without metadata are asked for again, where no answer brings them up before.
 _RETRY_SECONDS = 0.25
 
+#: The home of a producer whose process was forked: nobody is ever there.
+_NOWHERE = object()
+
 _producers: weakref.WeakSet[SendProducer] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
     # The child has neither the threads nor the sockets: its records would wait for ever.
     for producer in list(_producers):
-        producer._forked = True  # pyright: ignore[reportPrivateUsage]
+        producer._home = _NOWHERE  # pyright: ignore[reportPrivateUsage]
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
@@ -152,7 +155,10 @@ class SendProducer:
     _loop: Loop
     _ledger: Ledger
     _bridge: Bridge
-    _forked: bool
+    _whereabouts: Callable[[], object]
+    _home: object
+    _new_cell: Callable[[], Awaitable[object]]
+    _now: Callable[[], float]
     _key_serialized: bool
     _value_serialized: bool
     _topics: set[str]
@@ -160,6 +166,7 @@ class SendProducer:
     _busy: bool  # the driver is going through a batch
     _reopening: bool  # a client is being opened in place of one that broke
     _retrying: bool  # topics without metadata are asked for again before long
+    _stopping: bool  # the driver takes no more
     _generations: int
     _metadata_waiters: set[Any]
     _close_requested: anyio.Event
@@ -186,11 +193,15 @@ class SendProducer:
             delivery_timeout=settings.delivery_timeout,
         )
         self._bridge = Bridge(loop, functools.partial(make_driver, driver, settings))
-        self._forked = False
+        # These are looked up for each record.
+        self._whereabouts = loop.whereabouts
+        self._home = loop.home
+        self._new_cell = loop.cell
+        self._now = loop.now
         self._key_serialized = settings.key_serializer is not None
         self._value_serialized = settings.value_serializer is not None
         self._topics = set()
-        self._rung = self._busy = self._reopening = self._retrying = False
+        self._rung = self._busy = self._reopening = self._retrying = self._stopping = False
         self._generations = 1
         self._metadata_waiters = set()
         self._close_requested = anyio.Event()
@@ -231,14 +242,15 @@ class SendProducer:
 
         Cancellation, also by a deadline: a record that the client was not given yet is withdrawn
         and never written. After that the record goes on, and only the waiting ends;
-        ``statistics().abandoned`` counts it. Records of others are never touched.
+        ``statistics().abandoned`` counts it. Records of others are never touched. Called where
+        cancellation has come already, it may do either; :meth:`enqueue` looks first.
         """
         entry = self._enter(record)
-        cell = entry.waiter = self._loop.cell()
+        cell = entry.waiter = self._new_cell()
         try:
             await cell
         except BaseException:
-            self._wake(self._ledger.cancel(entry))
+            self._cancel(entry)
             raise
         outcome = entry.outcome
         if type(outcome) is RecordMetadata:
@@ -335,8 +347,9 @@ class SendProducer:
         entry = self._enter(record)
         if entry.state is DeliveryState.WAITING:
             await self._wait_for_room(entry)
-            if entry.outcome is not None:
-                raise cast("DeliveryError", entry.outcome)
+            if isinstance(entry.outcome, DeliveryError):
+                self._ledger.saw(entry)
+                raise entry.outcome
         else:
             await anyio.lowlevel.cancel_shielded_checkpoint()
         return Delivery._create(self, entry)  # pyright: ignore[reportPrivateUsage]
@@ -396,9 +409,11 @@ class SendProducer:
                     return found
                 cell = self._loop.cell()
                 self._metadata_waiters.add(cell)
-                with anyio.move_on_after(_RETRY_SECONDS):
-                    await cell
-                self._metadata_waiters.discard(cell)
+                try:
+                    with anyio.move_on_after(_RETRY_SECONDS):
+                        await cell
+                finally:
+                    self._metadata_waiters.discard(cell)
         raise SendProducerError(
             f"no broker told the partitions of topic {topic!r} within "
             f"{self._settings.delivery_timeout:g} s (delivery_timeout)"
@@ -443,12 +458,20 @@ class SendProducer:
     # --- on the caller's task ----------------------------------------------------------------
 
     def _check_loop(self) -> None:
-        if self._forked:
+        try:
+            if self._whereabouts() == self._home:
+                return
+        except RuntimeError:
+            pass  # no loop runs in this thread
+        if self._home is _NOWHERE:
             raise ProducerMisused(
                 "the producer was opened before this process was forked, and its thread stayed "
                 "behind: open a producer in the child"
             )
-        self._loop.check()
+        raise ProducerMisused(
+            "the producer belongs to the event loop that it was opened on: use it from that loop's "
+            "tasks alone, and open another for another loop, thread or process"
+        )
 
     def _check_usable(self) -> None:
         self._check_loop()
@@ -456,34 +479,39 @@ class SendProducer:
             raise self._ledger.refusal()
 
     def _enter(self, record: ProducerRecord[Any, Any], *, wait: bool = True) -> Entry:
-        if not isinstance(cast("object", record), ProducerRecord):
-            _not_a_record(record)
+        if type(record) is not ProducerRecord:
+            _check_is_record(record)
         self._check_loop()
         checked, size = check_record(
-            record,
-            self._topics,
-            key_serialized=self._key_serialized,
-            value_serialized=self._value_serialized,
+            record, self._topics, self._key_serialized, self._value_serialized
         )
         ledger = self._ledger
-        if not wait and ledger.state is ProducerState.OPEN and not ledger.has_room(size):
-            raise anyio.WouldBlock
-        entry = ledger.enter(checked, size, self._loop.now())
+        entry = ledger.enter(checked, size, self._now(), wait)
         if not self._rung and not self._busy:
             self._ring()
         return entry
 
     def _ring(self) -> None:
-        if not self._rung:
+        """Have the pump look at the queue, unless it is going to anyway."""
+        if not self._rung and not self._busy:
             self._rung = True
             self._bridge.ring()
+
+    def _cancel(self, entry: Entry) -> None:
+        self._moved(self._ledger.cancel(entry))
+
+    def _moved(self, woken: Iterable[object]) -> None:
+        """Room may have become free elsewhere than in the pump: others may be queued now."""
+        self._wake(woken)
+        if self._ledger.has_queued:
+            self._ring()
 
     async def _wait_for_room(self, entry: Entry) -> None:
         cell = entry.room_waiter = self._loop.cell()
         try:
             await cell
         except BaseException:
-            self._wake(self._ledger.cancel(entry))
+            self._cancel(entry)
             raise
 
     async def _wait_for(self, entry: Entry) -> RecordMetadata:
@@ -513,8 +541,7 @@ class SendProducer:
         self, records: Sequence[ProducerRecord[Any, Any]]
     ) -> list[RecordMetadata | DeliveryError]:
         for record in records:
-            if not isinstance(cast("object", record), ProducerRecord):
-                _not_a_record(record)
+            _check_is_record(record)
         self._check_loop()
         if not records:
             await anyio.lowlevel.checkpoint()
@@ -532,7 +559,7 @@ class SendProducer:
                     group.remaining -= 1
                     continue
                 except (ProducerClosed, ProducerBroken) as error:
-                    if not line:
+                    if not any(isinstance(one, Entry) for one in line):
                         raise
                     line.append(_not_entered(record, error))
                     group.remaining -= 1
@@ -552,7 +579,7 @@ class SendProducer:
             group.waiter = None
             for one in line:
                 if isinstance(one, Entry) and one.state is not DeliveryState.WITHDRAWN:
-                    self._wake(self._ledger.cancel(one))
+                    self._cancel(one)
             raise
         return [
             cast("RecordMetadata | DeliveryError", one.outcome) if isinstance(one, Entry) else one
@@ -594,6 +621,8 @@ class SendProducer:
                     self._wake(self._ledger.close())
 
     def _hand_over(self) -> None:
+        if self._stopping:
+            return  # nobody would take it: what is queued was not sent
         if not self._busy and not self._reopening and self._ledger.has_queued:
             batch = self._ledger.take()
             if batch:
@@ -633,7 +662,7 @@ class SendProducer:
         return ()
 
     def _give_up_client(self, error: BaseException) -> None:
-        if not self._reopening and not self._done.is_set():
+        if not self._reopening and not self._stopping:
             _log.warning("the client is given up, another one takes its place: %s", error)
             self._reopening = True
             self._bridge.reopen(error)
@@ -641,13 +670,13 @@ class SendProducer:
     async def _retry_held(self) -> None:
         await anyio.sleep(_RETRY_SECONDS)
         self._retrying = False
-        if self._ledger.release_held():
-            self._ring()
+        self._ledger.release_held()
+        self._moved(())
 
     async def _expire(self) -> None:
         while True:
             now = self._loop.now()
-            self._wake(self._ledger.expire(now))
+            self._moved(self._ledger.expire(now))
             if self._ledger.stuck:
                 self._give_up_client(
                     TimeoutError("it holds too many records past their delivery_timeout")
@@ -680,6 +709,7 @@ class SendProducer:
                         await self._drain()
                     raise
                 finally:
+                    self._stopping = True
                     with CancelScope(shield=True):
                         await self._bridge.stop(self._closing_time())
         finally:
@@ -713,8 +743,9 @@ class SendProducer:
             await self._done.wait()
 
 
-def _not_a_record(given: object) -> NoReturn:
-    raise TypeError(f"a ProducerRecord is sent, not {type(given).__name__}: {given!r}")
+def _check_is_record(given: object) -> None:
+    if not isinstance(given, ProducerRecord):
+        raise TypeError(f"a ProducerRecord is sent, not {type(given).__name__}: {given!r}")
 
 
 def _not_entered(record: ProducerRecord[Any, Any], cause: SendProducerError) -> DeliveryError:

@@ -253,9 +253,8 @@ Results = Union[Result[K, V, P], MultiResult[K, V, P], PassThroughResult[P]]  # 
 def check_record(
     record: ProducerRecord[Any, Any],
     known_topics: set[str],
-    *,
-    key_serialized: bool = False,
-    value_serialized: bool = False,
+    key_serialized: bool = False,  # noqa: FBT001, FBT002  # a keyword costs time for each record
+    value_serialized: bool = False,  # noqa: FBT001, FBT002
 ) -> tuple[ProducerRecord[Any, Any], int]:
     """Check a record as far as that needs no broker, and tell its size in bytes.
 
@@ -273,12 +272,13 @@ def check_record(
     Raises:
         RecordRejected: something about it can't be sent; the message names the field.
     """
-    if record.topic not in known_topics:
+    topic = record.topic
+    if type(topic) is not str or topic not in known_topics:
         _check_topic(record)
         # A name per message instead of a topic would make this set grow for ever.
         if len(known_topics) >= 10_000:
             known_topics.clear()
-        known_topics.add(record.topic)
+        known_topics.add(topic)
     key = record.key
     value = record.value
     if key is None and value is None:

@@ -26,6 +26,7 @@ from typing import Any, Final, cast
 import kafka.errors as kafka_errors
 from kafka import KafkaProducer
 from kafka.net.compat import KafkaNetClient
+from kafka.net.inet import KafkaNetSocket
 from kafka.partitioner import murmur2
 
 from .._exceptions import (
@@ -87,6 +88,24 @@ def _serialize_with(serializer: AnySerializer | None) -> Serialize | None:
 
 
 # --- the client, tamed ---------------------------------------------------------------------------
+
+
+class _Socket(KafkaNetSocket):
+    """A plain connection that closes its socket where it fails.
+
+    3.0.12 leaves that to the garbage collector: one more descriptor for each attempt to reach a
+    broker that is down. A class with SCHEMES is chosen by the setting ``proxy_url``.
+    """
+
+    SCHEMES = ("direct",)
+
+    async def sock_connect(self, net: Any, sock: Any, *args: Any, **options: Any) -> Any:
+        """Connect, or close."""
+        try:
+            return await super().sock_connect(net, sock, *args, **options)
+        except BaseException:
+            sock.close()
+            raise
 
 
 class _NetClient(KafkaNetClient):
@@ -189,6 +208,8 @@ class KafkaPythonDriver:
     def __init__(self, settings: ProducerSettings) -> None:
         self._settings = settings
         self._config = client_config(settings, KafkaProducer.DEFAULT_CONFIG)
+        if not self._config.get("proxy_url") and not self._config.get("socks5_proxy"):
+            self._config["proxy_url"] = f"{_Socket.SCHEMES[0]}://"
         self._serializers = (settings.key_serializer, settings.value_serializer)
         self._key = _serialize_with(settings.key_serializer)
         self._value = _serialize_with(settings.value_serializer)
@@ -313,6 +334,7 @@ class KafkaPythonDriver:
         failures: list[Outcome] = []
         lines: dict[str, Line] = {}
         serialized = self._key is not None or self._value is not None
+        chooses = self.chooses
         now_ms = int(time.time() * 1000)
         for submission in batch:
             record = submission.record
@@ -348,8 +370,8 @@ class KafkaPythonDriver:
                             f"it has {len(route.partitions)}, numbered from 0",
                         )
                     run = line.run_to(partition)
-                elif key is None or not self.chooses:
-                    run = line.run_without_key()
+                elif key is None or not chooses:
+                    run = line.keyless or line.run_without_key()
                 else:
                     numbers = route.partitions
                     run = line.run_to(numbers[_hash(key) % len(numbers)])

@@ -4,7 +4,8 @@ Choosing the partition here, one for a whole run of records without a key, and h
 for a run instead of two for each record, makes a record a third cheaper with kafka-python.
 
 May import: ``drivers``, ``_records``, ``_exceptions``; not ``kafka``: of a future of the client it
-needs ``is_done``, ``value``, ``exception``, ``add_callback`` and ``add_errback``.
+needs ``is_done``, ``exception``, ``add_callback``, ``add_errback``, and ``value`` with the nine
+fields of kafka-python's ``RecordMetadata``.
 """
 
 from __future__ import annotations
@@ -82,6 +83,7 @@ class Run:
 
     def __call__(self, _result: Any) -> None:
         submissions = self.submissions
+        topic = self.topic
         outcomes: list[Outcome] = []
         for submission, future in zip(submissions, self.futures, strict=True):
             if not future.is_done:
@@ -90,17 +92,13 @@ class Run:
             if future.exception is not None:
                 outcomes.append(self._driver.failure(submission.record, future.exception, self))
                 continue
-            written = future.value
-            offset = written.offset
-            timestamp_ms = written.timestamp
+            _, partition, _, offset, timestamp_ms, _, key_size, value_size, _ = future.value
             if offset < 0:
                 offset = timestamp_ms = None
-            key_size = written.serialized_key_size
-            value_size = written.serialized_value_size
             outcomes.append(
                 RecordMetadata(
-                    self.topic,
-                    written.partition,
+                    topic,
+                    partition,
                     offset,
                     timestamp_ms,
                     key_size if key_size >= 0 else None,
@@ -124,7 +122,7 @@ class Run:
 class Line:
     """The records of one topic in one batch: where they may go, and the runs they form."""
 
-    __slots__ = ("_driver", "_keyed", "_keyless", "_topic", "route")
+    __slots__ = ("_driver", "_keyed", "_topic", "keyless", "route")
 
     def __init__(
         self, driver: Reporter, topic: str, route: Route | SendProducerError | None
@@ -133,7 +131,7 @@ class Line:
         self._topic = topic
         self.route = route
         self._keyed: dict[int, Run] = {}
-        self._keyless: Run | None = None
+        self.keyless: Run | None = None
 
     def run_to(self, partition: int) -> Run:
         """The run to this partition."""
@@ -144,26 +142,26 @@ class Line:
 
     def run_without_key(self) -> Run:
         """The run of records that may go anywhere."""
-        run = self._keyless
+        run = self.keyless
         if run is None:
             partition = None
             if self._driver.chooses and isinstance(self.route, Route):
                 partition = self.route.next_in_turn()
-            run = self._keyless = Run(self._driver, self._topic, partition)
+            run = self.keyless = Run(self._driver, self._topic, partition)
         return run
 
     def end_run(self, run: Run) -> None:
         """This run is long enough."""
-        if run is self._keyless:
-            self._keyless = None
+        if run is self.keyless:
+            self.keyless = None
         elif run.partition is not None:
             del self._keyed[run.partition]
         run.watch()
 
     def end(self) -> None:
         """The batch is through."""
-        if self._keyless is not None and self._keyless.futures:
-            self._keyless.watch()
+        if self.keyless is not None and self.keyless.futures:
+            self.keyless.watch()
         for run in self._keyed.values():
             if run.futures:
                 run.watch()

@@ -102,7 +102,7 @@ class FakeDriver:
         self.judge: Callable[[ProducerRecord[Any, Any]], DeliveryError | None] = lambda _: None
         self.settings: ProducerSettings | None = None
         self._sink: Sink | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.Condition(threading.Lock())
         self._under_way: list[Any] = []
         self._turn = 0
 
@@ -135,6 +135,7 @@ class FakeDriver:
                 else:
                     self.submitted.append(submission.record)
                     self._under_way.append(submission)
+            self._lock.notify_all()
         if not self.manual:
             self.acknowledge()
         return answer
@@ -166,6 +167,17 @@ class FakeDriver:
         """The records taken and not completed, in order."""
         with self._lock:
             return [submission.record for submission in self._under_way]
+
+    def wait_until_taken(self, count: int, timeout: float = 10.0) -> None:
+        """Block the calling thread until the driver has taken so many records, counted from its
+        making.
+
+        Raises:
+            TimeoutError: it was not given so many.
+        """
+        with self._lock:
+            if not self._lock.wait_for(lambda: len(self.submitted) >= count, timeout):
+                raise TimeoutError(f"{count} records were not taken within {timeout:g} s")
 
     def acknowledge(self, count: int | None = None) -> int:
         """Complete the oldest records under way: written, unless ``judge`` has an error for them.
@@ -199,7 +211,8 @@ class FakeDriver:
 
     def learn(self, topic: str) -> None:
         """From now on this topic has metadata."""
-        self.unknown_topics.discard(topic)
+        with self._lock:  # not in the middle of a batch: its records would be parted
+            self.unknown_topics.discard(topic)
         if self._sink is not None:
             self._sink.metadata_changed()
 

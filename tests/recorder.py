@@ -1,0 +1,96 @@
+"""What stands in for the producer where a driver is tested alone: blocking, without a loop."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from anyio_sendproducer import ProducerRecord
+from anyio_sendproducer.drivers import Driver, Outcome
+
+__all__ = ["PATIENCE", "Parcel", "Recorder", "learn", "open_sockets", "submit"]
+
+#: Seconds for anything that is waited for; none takes more than a fraction of it.
+PATIENCE = 20.0
+
+
+class Parcel:
+    """A submission, told from every other by its identity."""
+
+    def __init__(self, record: ProducerRecord[Any, Any], size: int = 100) -> None:
+        self.record = record
+        self.size = size
+
+    def __repr__(self) -> str:
+        return f"Parcel({self.record!r})"
+
+
+class Recorder:
+    """A sink that keeps what it is told, and lets a test wait for it."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self.reports: list[tuple[Parcel, Outcome]] = []
+        self.metadata_changes = 0
+        self.breaks: list[BaseException] = []
+
+    def completed(self, submissions: Sequence[Any], outcomes: Sequence[Outcome], /) -> None:
+        with self._changed:
+            assert len(submissions) == len(outcomes)
+            self.reports.extend(zip(submissions, outcomes, strict=True))
+            self._changed.notify_all()
+
+    def metadata_changed(self) -> None:
+        with self._changed:
+            self.metadata_changes += 1
+            self._changed.notify_all()
+
+    def broken(self, error: BaseException, /) -> None:
+        with self._changed:
+            self.breaks.append(error)
+            self._changed.notify_all()
+
+    def wait(self, condition: Callable[[], bool]) -> None:
+        with self._changed:
+            assert self._changed.wait_for(condition, PATIENCE), self.reports
+
+    def wait_for_change_after(self, changes: int) -> None:
+        self.wait(lambda: self.metadata_changes > changes)
+
+    def outcomes_of(self, parcels: Sequence[Parcel]) -> list[Outcome]:
+        """The outcome of each, once all have one: exactly one, and nobody else has any."""
+        self.wait(lambda: len(self.reports) >= len(parcels))
+        found = {id(parcel): outcome for parcel, outcome in self.reports}
+        assert len(found) == len(self.reports) == len(parcels)
+        return [found[id(parcel)] for parcel in parcels]
+
+
+def learn(driver: Driver, recorder: Recorder, topic: str) -> frozenset[int]:
+    """Wait until a topic's metadata is there."""
+    while True:
+        changes = recorder.metadata_changes
+        partitions = driver.partitions_for(topic)
+        if partitions is not None:
+            return partitions
+        recorder.wait_for_change_after(changes)
+
+
+def submit(driver: Driver, recorder: Recorder, parcels: Sequence[Parcel]) -> None:
+    """Submit, again and again what is given back, until all is taken."""
+    while parcels:
+        changes = recorder.metadata_changes
+        parcels = driver.submit(parcels).held
+        if parcels:
+            recorder.wait_for_change_after(changes)
+
+
+def open_sockets() -> set[str]:
+    """The sockets that this process has open; none where there is no /proc."""
+    found: set[str] = set()
+    for link in Path("/proc/self/fd").glob("*"):
+        with contextlib.suppress(OSError):  # the one that this very loop had open
+            found.add(str(link.readlink()))
+    return {name for name in found if name.startswith("socket:")}

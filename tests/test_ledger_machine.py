@@ -1,0 +1,593 @@
+"""The ledger against a plain model: any calls in any order, and after each the two must agree.
+
+The model knows no queues or counters. It keeps a list of fates, one for each delivery, and works
+everything out from it anew. Who may call what, and when, is as the producer does it: one batch is
+with the driver's thread at a time, and what the driver gives back it has not completed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from anyio_sendproducer import (
+    DeliveryError,
+    Persistence,
+    ProducerBroken,
+    ProducerClosed,
+    ProducerRecord,
+    RecordMetadata,
+    RecordRejected,
+)
+from anyio_sendproducer._ledger import (
+    DELIVERY_TRANSITIONS,
+    PRODUCER_TRANSITIONS,
+    DeliveryState,
+    Entry,
+    Group,
+    Ledger,
+    ProducerState,
+)
+
+WAITING = DeliveryState.WAITING
+QUEUED = DeliveryState.QUEUED
+SUBMITTED = DeliveryState.SUBMITTED
+DELIVERED = DeliveryState.DELIVERED
+FAILED = DeliveryState.FAILED
+WITHDRAWN = DeliveryState.WITHDRAWN
+
+TIMEOUT: Final = 10.0
+#: So few that runs get past it.
+KEPT: Final = 3
+
+topics = st.sampled_from(["a", "b", "c"])
+sizes = st.integers(0, 12)
+
+
+class Waiter:
+    """Somebody who waits."""
+
+
+@dataclasses.dataclass(eq=False)
+class Several:
+    """A caller that waits for several deliveries at once."""
+
+    waiter: Waiter
+    group: Group
+    fates: list[Fate] = dataclasses.field(default_factory=list["Fate"])
+    left: int = 0
+
+
+@dataclasses.dataclass(eq=False)
+class Fate:
+    """What the model knows of one delivery."""
+
+    entry: Entry
+    topic: str
+    size: int
+    deadline: float
+    way: str
+    state: DeliveryState = WAITING
+    accepted: int = 0
+    has_room: bool = False
+    given: bool = False
+    held: bool = False
+    coming_back: bool = False
+    late: bool = False
+    ended_with_client: bool = False
+    cancelled: bool = False
+    seen: bool = False
+    room_waiter: Waiter | None = None
+    waiter: Waiter | None = None
+    several: Several | None = None
+    expected: RecordMetadata | DeliveryError | Persistence | None = None
+    outcome: RecordMetadata | DeliveryError | None = None
+
+    @property
+    def alive(self) -> bool:
+        return self.state in {QUEUED, SUBMITTED}
+
+    @property
+    def ended(self) -> bool:
+        return not DELIVERY_TRANSITIONS[self.state]
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr("anyio_sendproducer._ledger.KEPT_FAILURES", KEPT)
+        self.now = 0.0
+        self.state = ProducerState.OPEN
+        self.reason = RuntimeError("the driver is gone")
+        self.fates: list[Fate] = []
+        self.groups: list[Several] = []
+        self.barriers: list[tuple[Waiter, list[Fate]]] = []
+        self.missed: list[Fate] = []
+        self.most_missed = 0
+        self.busy = False
+        self.to_wake: list[Waiter] = []
+        self.admitted: list[Waiter] = []
+        self.observed: dict[Fate, DeliveryState] = {}
+        self.observed_producer = ProducerState.OPEN
+        self.handed_over: dict[str, list[int]] = {}
+
+    def teardown(self) -> None:
+        self.patch.undo()
+
+    @initialize(records=st.integers(1, 5), size=st.integers(1, 24))
+    def open(self, records: int, size: int) -> None:
+        self.max_records = records
+        self.max_bytes = size
+        self.ledger = Ledger(
+            max_in_flight=records, max_buffered_bytes=size, delivery_timeout=TIMEOUT
+        )
+
+    # --- the model ---------------------------------------------------------------------------
+
+    @property
+    def line(self) -> list[Fate]:
+        """Who waits for room, in the order of coming."""
+        return [fate for fate in self.fates if fate.state is WAITING]
+
+    @property
+    def used(self) -> tuple[int, int]:
+        sizes_ = [fate.size for fate in self.fates if fate.has_room]
+        return len(sizes_), sum(sizes_)
+
+    @property
+    def late(self) -> list[Fate]:
+        return [fate for fate in self.fates if fate.late and fate.has_room]
+
+    def fits(self, size: int) -> bool:
+        records, taken = self.used
+        return records < self.max_records and taken + size <= self.max_bytes
+
+    def accept(self, fate: Fate) -> None:
+        fate.accepted = 1 + max((other.accepted for other in self.fates), default=0)
+        fate.has_room = True
+        fate.state = QUEUED
+        if fate.room_waiter is not None:
+            self.admitted.append(fate.room_waiter)
+            fate.room_waiter = None
+
+    def end(
+        self,
+        fate: Fate,
+        state: DeliveryState,
+        expected: RecordMetadata | DeliveryError | Persistence,
+    ) -> None:
+        """It gets its outcome; whoever waits for that is told."""
+        fate.ended_with_client = fate.state is SUBMITTED
+        fate.state = state
+        fate.expected = expected
+        told = [waiter for waiter in (fate.room_waiter, fate.waiter) if waiter is not None]
+        self.to_wake += told
+        fate.room_waiter = None
+        if fate.several is not None:
+            fate.several.left -= 1
+            if fate.several.left == 0:
+                self.to_wake.append(fate.several.waiter)
+        elif not told and state is FAILED:
+            self.miss(fate)
+
+    def miss(self, fate: Fate) -> None:
+        if fate not in self.missed:
+            self.missed.append(fate)
+            self.most_missed = max(self.most_missed, len(self.missed))
+
+    def fail_unsent(self, fates: Iterable[Fate]) -> None:
+        for fate in fates:
+            fate.has_room = False
+            self.end(fate, FAILED, Persistence.NOT_PERSISTED)
+
+    def fail_sent(self, fates: Iterable[Fate]) -> None:
+        for fate in fates:
+            self.end(fate, FAILED, Persistence.POSSIBLY_PERSISTED)
+
+    def agree(self, woken: Sequence[object]) -> None:
+        """What follows from room that is free and from outcomes that are there; then: was it the
+        right ones that were woken, each as often as there is a reason?"""
+        while (line := self.line) and self.fits(line[0].size):
+            self.accept(line[0])
+        for barrier in list(self.barriers):
+            waiter, before = barrier
+            if all(fate.ended for fate in before):
+                self.to_wake.append(waiter)
+                self.barriers.remove(barrier)
+        assert Counter(woken) == Counter([*self.to_wake, *self.admitted])
+        # First come, first served.
+        assert [waiter for waiter in woken if waiter in self.admitted] == self.admitted
+        self.to_wake.clear()
+        self.admitted.clear()
+
+    # --- callers -----------------------------------------------------------------------------
+
+    def take_in(self, topic: str, size: int, way: str) -> Fate:
+        record = ProducerRecord(topic, f"{len(self.fates)}".encode())
+        fits = not self.line and self.fits(size)
+        entry = self.ledger.enter(record, size, self.now)
+        fate = Fate(entry, topic, size, self.now + TIMEOUT, way)
+        assert entry.record is record
+        self.fates.append(fate)
+        self.observed[fate] = WAITING
+        if fits:
+            self.accept(fate)
+        elif way != "send":
+            fate.room_waiter = entry.room_waiter = Waiter()
+        if way == "send":
+            fate.waiter = entry.waiter = Waiter()
+        return fate
+
+    def refused(self, size: int) -> bool:
+        record = ProducerRecord("a", b"")
+        refusal: type[Exception]
+        if self.state is ProducerState.OPEN:
+            if size <= self.max_bytes:
+                return False
+            refusal = RecordRejected
+        else:
+            broken = self.state is ProducerState.BROKEN
+            refusal = ProducerBroken if broken else ProducerClosed
+        with pytest.raises(refusal) as caught:
+            self.ledger.enter(record, size, self.now)
+        if isinstance(caught.value, RecordRejected):
+            assert caught.value.record is record
+            assert caught.value.persistence is Persistence.NOT_PERSISTED
+        if isinstance(caught.value, ProducerBroken):
+            assert caught.value.__cause__ is self.reason
+        return True
+
+    @rule(topic=topics, size=sizes)
+    def send(self, topic: str, size: int) -> None:
+        if not self.refused(size):
+            self.take_in(topic, size, "send")
+
+    @rule(topic=topics, size=sizes)
+    def enqueue(self, topic: str, size: int) -> None:
+        if not self.refused(size):
+            self.take_in(topic, size, "enqueue")
+
+    @rule(topic=topics, size=sizes)
+    def enqueue_nowait(self, topic: str, size: int) -> None:
+        has_room = not self.line and self.fits(size)
+        assert self.ledger.has_room(size) == has_room
+        if has_room and not self.refused(size):
+            assert self.take_in(topic, size, "enqueue").state is QUEUED
+
+    @rule(records=st.lists(st.tuples(topics, sizes), min_size=1, max_size=4))
+    def send_many(self, records: list[tuple[str, int]]) -> None:
+        records = [(topic, size) for topic, size in records if not self.refused(size)]
+        if records:
+            waiter = Waiter()
+            several = Several(waiter, Group(len(records), waiter), left=len(records))
+            self.groups.append(several)
+            for topic, size in records:
+                fate = self.take_in(topic, size, "group")
+                fate.several = several
+                fate.entry.group = several.group
+                several.fates.append(fate)
+
+    def cancel(self, fate: Fate) -> None:
+        woken = self.ledger.cancel(fate.entry)
+        fate.waiter = fate.room_waiter = fate.several = None
+        if fate.state in {WAITING, QUEUED}:
+            fate.state = WITHDRAWN
+            fate.has_room = False
+        elif fate.state is not WITHDRAWN:
+            fate.cancelled = True
+            if fate.state is FAILED and not fate.seen:
+                self.miss(fate)
+        self.agree(woken)
+
+    @precondition(lambda self: self.cancellable)
+    @rule(data=st.data())
+    def cancel_one(self, data: st.DataObject) -> None:
+        fate = data.draw(st.sampled_from(self.cancellable))
+        already_asked = fate.seen
+        self.cancel(fate)
+        if not already_asked:
+            # Twice is once.
+            self.cancel(fate)
+
+    @property
+    def cancellable(self) -> list[Fate]:
+        """Those whose caller is still there; in any state."""
+        return [
+            fate
+            for fate in self.fates
+            if not (fate.cancelled or fate.seen)
+            and (fate.waiter if fate.way == "send" else fate.room_waiter) is not None
+        ]
+
+    @precondition(lambda self: self.groups)
+    @rule(data=st.data())
+    def cancel_several(self, data: st.DataObject) -> None:
+        several = data.draw(st.sampled_from(self.groups))
+        self.groups.remove(several)
+        several.group.waiter = None
+        for fate in several.fates:
+            self.cancel(fate)
+
+    @property
+    def deliveries(self) -> list[Fate]:
+        """What `enqueue` gave back, as far as nobody has its outcome."""
+        return [
+            fate
+            for fate in self.fates
+            if fate.way == "enqueue" and fate.accepted and fate.state is not WITHDRAWN
+        ]
+
+    @precondition(lambda self: self.deliveries)
+    @rule(data=st.data())
+    def wait_for(self, data: st.DataObject) -> None:
+        fate = data.draw(st.sampled_from(self.deliveries))
+        if fate.ended:
+            self.ledger.saw(fate.entry)
+            fate.seen = True
+            if fate in self.missed:
+                self.missed.remove(fate)
+        elif fate.waiter is None:
+            fate.waiter = fate.entry.waiter = Waiter()
+
+    @precondition(lambda self: self.deliveries)
+    @rule(data=st.data())
+    def stop_waiting_for(self, data: st.DataObject) -> None:
+        fate = data.draw(st.sampled_from(self.deliveries))
+        if fate.waiter is not None and not fate.seen:
+            self.ledger.unwatch(fate.entry)
+            fate.waiter = None
+            if fate.state is FAILED:
+                self.miss(fate)
+
+    @rule()
+    def ask_for_undelivered(self) -> None:
+        errors, count = self.ledger.undelivered()
+        assert count == len(self.missed)
+        outcomes = {id(fate.outcome) for fate in self.missed}
+        kept = {id(error) for error in errors}
+        assert len(kept) == len(errors) <= KEPT
+        assert kept <= outcomes
+        if self.most_missed <= KEPT:
+            assert kept == outcomes
+        self.missed.clear()
+        self.most_missed = 0
+        assert self.ledger.undelivered() == ([], 0)
+
+    @rule()
+    def flush(self) -> None:
+        waiter = Waiter()
+        before = [fate for fate in self.fates if fate.alive]
+        assert self.ledger.barrier(waiter) == bool(before)
+        if before:
+            self.barriers.append((waiter, before))
+
+    @precondition(lambda self: self.barriers)
+    @rule(data=st.data())
+    def stop_flushing(self, data: st.DataObject) -> None:
+        barrier = data.draw(st.sampled_from(self.barriers))
+        self.ledger.drop_barrier(barrier[0])
+        self.barriers.remove(barrier)
+
+    # --- the driver --------------------------------------------------------------------------
+
+    @precondition(lambda self: not self.busy)
+    @rule(unknown=st.sets(topics, max_size=2))
+    def hand_over(self, unknown: set[str]) -> None:
+        queued = [fate for fate in self.fates if fate.state is QUEUED]
+        held_up = {fate.topic for fate in queued if fate.held}
+        batch = self.ledger.take()
+        by_entry = {fate.entry: fate for fate in queued}
+        given = [by_entry[entry] for entry in batch]
+        assert set(given) == {fate for fate in queued if fate.topic not in held_up}
+        if given:
+            assert self.state in {ProducerState.OPEN, ProducerState.DRAINING}
+            self.busy = True
+        for fate in queued:
+            if fate.topic in held_up:
+                fate.held = True
+        for fate in given:
+            fate.state = SUBMITTED
+            fate.given = True
+            fate.coming_back = fate.topic in unknown
+            if not fate.coming_back:
+                before = self.handed_over.setdefault(fate.topic, [])
+                assert fate.accepted > max(before, default=0)
+                before.append(fate.accepted)
+        for topic in unknown:
+            numbers = [fate.accepted for fate in given if fate.topic == topic]
+            assert numbers == sorted(numbers)
+
+    @precondition(lambda self: self.busy)
+    @rule()
+    def give_back(self) -> None:
+        self.busy = False
+        back = [fate for fate in self.fates if fate.coming_back]
+        back.sort(key=lambda fate: fate.accepted)
+        woken = self.ledger.hold([fate.entry for fate in back])
+        for fate in back:
+            fate.coming_back = False
+            if fate.state is not SUBMITTED:
+                fate.has_room = False
+            elif fate.cancelled:
+                fate.cancelled = False
+                fate.state = WITHDRAWN
+                fate.has_room = False
+            else:
+                fate.state = QUEUED
+                fate.held = True
+        self.agree(woken)
+
+    @rule()
+    def release_held(self) -> None:
+        held = [fate for fate in self.fates if fate.held and fate.state is QUEUED]
+        assert self.ledger.release_held() == bool(held)
+        for fate in held:
+            fate.held = False
+
+    @property
+    def with_driver(self) -> list[Fate]:
+        """What a driver may speak of: also what it has completed before."""
+        return [
+            fate
+            for fate in self.fates
+            if fate.given and not fate.coming_back and fate.state not in {QUEUED, WITHDRAWN}
+        ]
+
+    @precondition(lambda self: self.with_driver)
+    @rule(data=st.data())
+    def settle(self, data: st.DataObject) -> None:
+        chosen = data.draw(st.lists(st.sampled_from(self.with_driver), min_size=1, max_size=6))
+        outcomes: list[RecordMetadata | DeliveryError] = []
+        for fate in chosen:
+            well = data.draw(st.booleans())
+            persistence = data.draw(st.sampled_from(Persistence))
+            record = fate.entry.record
+            outcomes.append(
+                RecordMetadata(fate.topic, 0, len(outcomes), 0, None, 1)
+                if well
+                else DeliveryError("no", record=record, persistence=persistence)
+            )
+        woken = self.ledger.settle([fate.entry for fate in chosen], outcomes)
+        for fate, outcome in zip(chosen, outcomes, strict=True):
+            if fate.has_room:
+                fate.has_room = False
+                if fate.state is SUBMITTED:
+                    well = isinstance(outcome, RecordMetadata)
+                    self.end(fate, DELIVERED if well else FAILED, outcome)
+        self.agree(woken)
+
+    @precondition(lambda self: self.with_driver)
+    @rule(data=st.data())
+    def resize(self, data: st.DataObject) -> None:
+        fates = st.sampled_from(self.with_driver)
+        changes = data.draw(st.lists(st.tuples(fates, st.integers(0, 30)), min_size=1, max_size=3))
+        woken = self.ledger.resize([(fate.entry, size) for fate, size in changes])
+        for fate, size in changes:
+            if fate.has_room:
+                fate.size = size
+        self.agree(woken)
+
+    # --- time, and the end -------------------------------------------------------------------
+
+    @rule(seconds=st.sampled_from([0.0, 1.0, 4.0, TIMEOUT]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule()
+    def expire(self) -> None:
+        woken = self.ledger.expire(self.now)
+        due = [fate for fate in self.fates if not fate.ended and fate.deadline <= self.now]
+        sent = [fate for fate in due if fate.state is SUBMITTED]
+        self.fail_unsent(fate for fate in due if fate.state is not SUBMITTED)
+        self.fail_sent(sent)
+        for fate in sent:
+            fate.late = True
+        self.agree(woken)
+
+    @rule()
+    def end_generation(self) -> None:
+        woken = self.ledger.end_generation(self.reason)
+        sent = [fate for fate in self.fates if fate.state is SUBMITTED]
+        for fate in [*sent, *self.late]:
+            fate.has_room = False
+        self.fail_sent(sent)
+        self.agree(woken)
+
+    def fail_all(self) -> None:
+        self.fail_unsent([fate for fate in self.fates if fate.state in {WAITING, QUEUED}])
+        self.fail_sent([fate for fate in self.fates if fate.state is SUBMITTED])
+
+    @rule(how=st.sampled_from(["drain", "drain", "break", "close"]))
+    def come_to_an_end(self, how: str) -> None:
+        if how == "drain":
+            woken = self.ledger.drain()
+            if self.state is ProducerState.OPEN:
+                self.state = ProducerState.DRAINING
+                self.fail_unsent(self.line)
+        elif how == "break":
+            woken = self.ledger.break_(self.reason)
+            if self.state in {ProducerState.OPEN, ProducerState.DRAINING}:
+                self.state = ProducerState.BROKEN
+                self.fail_all()
+        else:
+            woken = self.ledger.close()
+            self.state = ProducerState.CLOSED
+            self.fail_all()
+        self.agree(woken)
+
+    # --- what always holds -------------------------------------------------------------------
+
+    @invariant()
+    def each_delivery_is_where_it_belongs(self) -> None:
+        for fate in self.fates:
+            entry = fate.entry
+            assert entry.state is fate.state
+            before = self.observed[fate]
+            assert entry.state is before or entry.state in DELIVERY_TRANSITIONS[before].values()
+            self.observed[fate] = entry.state
+            if fate.outcome is None and fate.expected is not None:
+                fate.outcome = entry.outcome
+                if isinstance(fate.expected, Persistence):
+                    assert isinstance(fate.outcome, DeliveryError)
+                    assert fate.outcome.persistence is fate.expected
+                    assert fate.outcome.record is entry.record
+                else:
+                    assert fate.outcome is fate.expected
+            # The one outcome never changes.
+            assert entry.outcome is fate.outcome
+            assert (fate.outcome is not None) == (fate.state in {DELIVERED, FAILED})
+
+    @invariant()
+    def the_producers_state_follows_its_table(self) -> None:
+        now, before = self.ledger.state, self.observed_producer
+        assert now is self.state
+        assert now is before or now in PRODUCER_TRANSITIONS[before].values()
+        self.observed_producer = now
+
+    @invariant()
+    def the_figures_are_those_of_the_fates(self) -> None:
+        figures = self.ledger.statistics(generations=7, hand_overs=8, wake_ups=9)
+        states = Counter(fate.state for fate in self.fates)
+        accepted = [fate for fate in self.fates if fate.accepted]
+        assert figures.state == self.state.value
+        assert figures.waiting == states[WAITING]
+        assert figures.queued == states[QUEUED]
+        assert (figures.in_flight, figures.in_flight_bytes) == self.used
+        assert figures.in_flight <= self.max_records
+        assert figures.accepted == len(accepted)
+        ends = Counter(fate.state for fate in accepted)
+        assert figures.delivered == ends[DELIVERED]
+        assert figures.failed == ends[FAILED]
+        assert figures.withdrawn == ends[WITHDRAWN]
+        alive = sum(fate.alive for fate in self.fates)
+        assert figures.accepted == figures.delivered + figures.failed + figures.withdrawn + alive
+        assert figures.abandoned == sum(
+            fate.cancelled and (fate.state is SUBMITTED or fate.ended_with_client)
+            for fate in self.fates
+        )
+        assert (figures.generations, figures.hand_overs, figures.wake_ups) == (7, 8, 9)
+        assert self.ledger.idle == (alive == 0)
+
+    @invariant()
+    def what_is_to_be_done_next_is_known(self) -> None:
+        queued = [fate for fate in self.fates if fate.state is QUEUED]
+        assert self.ledger.has_queued == any(not fate.held for fate in queued)
+        deadlines = [fate.deadline for fate in self.fates if not fate.ended]
+        assert self.ledger.next_deadline(self.now) == min([self.now + TIMEOUT, *deadlines])
+        late = self.late
+        assert self.ledger.stuck == (
+            len(late) * 2 >= self.max_records
+            or sum(fate.size for fate in late) * 2 >= self.max_bytes
+        )
+
+
+TestLedgerMachine = LedgerMachine.TestCase
+TestLedgerMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
