@@ -132,7 +132,6 @@ def main() -> None:
             for name, config in BARE.items():
                 _quieten()
                 this_round[name] = {"rate": bare(bootstrap, count, value, config)}
-            best = max(figure["rate"] for figure in this_round.values())
             for job, run in jobs.items():
                 for loop, (backend, backend_options) in loops.items():
                     _quieten()
@@ -141,15 +140,19 @@ def main() -> None:
                     )
             if number:
                 for name, figure in this_round.items():
-                    figures.setdefault(name, []).append({**figure, "ratio": figure["rate"] / best})
+                    figures.setdefault(name, []).append(figure)
+    best = max(BARE, key=lambda name: statistics.median(row["rate"] for row in figures[name]))
     print(
         f"anyio-sendproducer {anyio_sendproducer.__name__} on Python {platform.python_version()}, "
         f"{count} records of {options.size} B, {PARTITIONS} partitions, {options.rounds} rounds"
     )
-    print("| contender | records/s | of best bare (least-most) | crossings per record |")
+    print(f"| contender | records/s | of {best} (least-most) | crossings per record |")
     print("|---|---:|---:|---:|")
     for name, rows in figures.items():
-        ratios = [row["ratio"] for row in rows]
+        ratios = [
+            row["rate"] / bare_row["rate"]
+            for row, bare_row in zip(rows, figures[best], strict=True)
+        ]
         crossings = (
             f"{statistics.median(row['crossings'] for row in rows):.4f}"
             if "crossings" in rows[0]

@@ -14,6 +14,7 @@ May import: ``drivers``, ``_loops``, ``_ledger``, ``_exceptions``.
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import itertools
 import logging
@@ -153,7 +154,6 @@ class Bridge:
         self._outbox: collections.deque[Event | _Reply[Any]] = collections.deque()
         self._signalled = False
         self._stopping = threading.Event()
-        self._stopped = False
         self._replies: set[_Reply[Any]] = set()
         self._send, self.events = anyio.create_memory_object_stream[list[Event]](math.inf)
         self._number = next(_numbers)
@@ -217,9 +217,8 @@ class Bridge:
         self._inbox.put(functools.partial(self._reopen, error, self.generation))
 
     def ring(self) -> None:
-        """Have the receiver of the events look at the queue; nothing, after :meth:`stop`."""
-        if not self._stopped:
-            self._send.send_nowait([])
+        """Have the receiver of the events look at the queue."""
+        self._pass_on([])
 
     async def stop(self, seconds: float) -> None:
         """Close the driver, end the threads, and end the stream of events. Never raises.
@@ -248,7 +247,6 @@ class Bridge:
         for reply in list(self._replies):
             reply.error = ProducerClosed("the producer was closed before the answer came")
             self._loop.wake((reply.cell,))
-        self._stopped = True
         self._send.close()
 
     def _collect(self) -> None:
@@ -264,8 +262,12 @@ class Bridge:
                 self._loop.wake((item.cell,))
             else:
                 events.append(item)
-        # A wake-up may have been under way when the bridge stopped.
-        if events and not self._stopped:
+        if events:
+            self._pass_on(events)
+
+    def _pass_on(self, events: list[Event]) -> None:
+        # A wake-up may be under way when the bridge has stopped, or when nobody receives any more.
+        with contextlib.suppress(anyio.ClosedResourceError, anyio.BrokenResourceError):
             self._send.send_nowait(events)
 
     # --- on threads --------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -29,17 +28,8 @@ class Several(list[Any]):
 class Loop(Protocol):
     """The event loop that a producer was opened on."""
 
-    @property
-    def home(self) -> object:
-        """Equals :meth:`whereabouts` on this loop, and nowhere else."""
-        ...
-
-    def whereabouts(self) -> object:
-        """Which loop, or which thread, runs the caller. Cheap: it is asked for each record.
-
-        Raises:
-            RuntimeError: no loop does.
-        """
+    def is_current(self) -> bool:
+        """Whether this loop runs the caller."""
         ...
 
     def now(self) -> float:
@@ -64,10 +54,14 @@ class Loop(Protocol):
 class _AsyncioLoop:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self.home: object = loop
-        self.whereabouts = asyncio.get_running_loop
         self.now = loop.time
         self.cell = loop.create_future
+
+    def is_current(self) -> bool:
+        try:
+            return asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            return False  # no loop runs in this thread
 
     def call_soon_threadsafe(self, function: Callable[[], object], /) -> None:
         # Where the loop is closed, nobody is left to be told.
@@ -112,11 +106,14 @@ def _trio_loop(module: Any, token: Any) -> Loop:
 
     class TrioLoop:
         def __init__(self) -> None:
-            # No producer outlives its run: another run in this thread finds it closed.
-            self.home: object = threading.get_ident()
-            self.whereabouts = threading.get_ident
             self.now: Callable[[], float] = lowlevel.current_clock().current_time
             self.cell: Callable[[], TrioCell] = TrioCell
+
+        def is_current(self) -> bool:
+            try:
+                return lowlevel.current_trio_token() is token
+            except RuntimeError:
+                return False
 
         def call_soon_threadsafe(self, function: Callable[[], object], /) -> None:
             # Where the run is over, nobody is left to be told.

@@ -18,6 +18,7 @@ import os
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from threading import get_ident
 from typing import Any, Protocol, TypeVar, cast, overload
 
 import anyio
@@ -70,8 +71,8 @@ _ENTERED_AT_ONCE = 500
 #: How often topics without metadata are asked for again, where no answer brings them up before.
 _RETRY_SECONDS = 0.25
 
-#: The home of a producer whose process was forked: nobody is ever there.
-_NOWHERE = object()
+#: The thread of a producer whose process was forked: no thread has this number.
+_NO_THREAD = -1
 
 _producers: weakref.WeakSet[SendProducer] = weakref.WeakSet()
 
@@ -79,7 +80,7 @@ _producers: weakref.WeakSet[SendProducer] = weakref.WeakSet()
 def _after_fork_in_child() -> None:
     # The child has neither the threads nor the sockets: its records would wait for ever.
     for producer in list(_producers):
-        producer._home = _NOWHERE  # pyright: ignore[reportPrivateUsage]
+        producer._thread = _NO_THREAD  # pyright: ignore[reportPrivateUsage]
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
@@ -155,8 +156,7 @@ class SendProducer:
     _loop: Loop
     _ledger: Ledger
     _bridge: Bridge
-    _whereabouts: Callable[[], object]
-    _home: object
+    _thread: int
     _new_cell: Callable[[], Awaitable[object]]
     _now: Callable[[], float]
     _key_serialized: bool
@@ -193,9 +193,8 @@ class SendProducer:
             delivery_timeout=settings.delivery_timeout,
         )
         self._bridge = Bridge(loop, functools.partial(make_driver, driver, settings))
+        self._thread = get_ident()
         # These are looked up for each record.
-        self._whereabouts = loop.whereabouts
-        self._home = loop.home
         self._new_cell = loop.cell
         self._now = loop.now
         self._key_serialized = settings.key_serializer is not None
@@ -245,12 +244,17 @@ class SendProducer:
         ``statistics().abandoned`` counts it. Records of others are never touched. Called where
         cancellation has come already, it may do either; :meth:`enqueue` looks first.
         """
+        # Half of the check: to ask asyncio for its loop is a system call on Python 3.11. Another
+        # loop in this very thread can't await the cell, and the other half says why.
+        if self._thread != get_ident():
+            self._check_loop()
         entry = self._enter(record)
         cell = entry.waiter = self._new_cell()
         try:
             await cell
         except BaseException:
             self._cancel(entry)
+            self._check_loop()
             raise
         outcome = entry.outcome
         if type(outcome) is RecordMetadata:
@@ -343,6 +347,7 @@ class SendProducer:
 
         Cancellation: the record is withdrawn and never written.
         """
+        self._check_loop()
         await anyio.lowlevel.checkpoint_if_cancelled()
         entry = self._enter(record)
         if entry.state is DeliveryState.WAITING:
@@ -368,6 +373,7 @@ class SendProducer:
             RecordRejected, ProducerClosed, ProducerBroken, ProducerMisused, TypeError: as
                 :meth:`enqueue`.
         """
+        self._check_loop()
         entry = self._enter(record, wait=False)
         return Delivery._create(self, entry)  # pyright: ignore[reportPrivateUsage]
 
@@ -458,12 +464,9 @@ class SendProducer:
     # --- on the caller's task ----------------------------------------------------------------
 
     def _check_loop(self) -> None:
-        try:
-            if self._whereabouts() == self._home:
-                return
-        except RuntimeError:
-            pass  # no loop runs in this thread
-        if self._home is _NOWHERE:
+        if self._thread == get_ident() and self._loop.is_current():
+            return
+        if self._thread == _NO_THREAD:
             raise ProducerMisused(
                 "the producer was opened before this process was forked, and its thread stayed "
                 "behind: open a producer in the child"
@@ -481,7 +484,6 @@ class SendProducer:
     def _enter(self, record: ProducerRecord[Any, Any], *, wait: bool = True) -> Entry:
         if type(record) is not ProducerRecord:
             _check_is_record(record)
-        self._check_loop()
         checked, size = check_record(
             record, self._topics, self._key_serialized, self._value_serialized
         )
@@ -618,7 +620,6 @@ class SendProducer:
                     self._wake(self._ledger.break_(error))
                 finally:
                     tasks.cancel_scope.cancel()
-                    self._wake(self._ledger.close())
 
     def _hand_over(self) -> None:
         if self._stopping:
@@ -713,6 +714,7 @@ class SendProducer:
                     with CancelScope(shield=True):
                         await self._bridge.stop(self._closing_time())
         finally:
+            self._wake(self._ledger.close())
             self._done.set()
 
     def _request_close(self, seconds: float) -> None:

@@ -242,6 +242,26 @@ class PassThroughResult(Generic[P]):
     pass_through: P
 
 
+def _refuse_change(instance: object, name: str, *_value: object) -> None:
+    raise dataclasses.FrozenInstanceError(f"{type(instance).__name__}.{name} can't be changed")
+
+
+# What dataclasses generate for a frozen class with slots raises TypeError before Python 3.12 when
+# typing sets __orig_class__ on a new instance of a subscripted class; typing expects AttributeError.
+for _class in (
+    ProducerRecord,
+    Message,
+    MultiMessage,
+    PassThroughMessage,
+    Result,
+    MultiResultPart,
+    MultiResult,
+    PassThroughResult,
+):
+    setattr(_class, "__setattr__", _refuse_change)  # noqa: B010  # no type checker likes the other
+    setattr(_class, "__delattr__", _refuse_change)  # noqa: B010
+
+
 # Union and not X | Y: these are subscripted, and Python 3.10 can't do that with the other.
 Envelope = Union[Message[K, V, P], MultiMessage[K, V, P], PassThroughMessage[P]]  # noqa: UP007
 """Whatever :meth:`SendProducer.send_envelope` takes."""

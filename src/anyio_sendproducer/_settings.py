@@ -78,7 +78,8 @@ class ProducerSettings:
         client_id: the name that this client tells the brokers, for their logs and quotas.
         key_serializer: turns each key into bytes: an object with kafka-python's
             ``serialize(topic, headers, data)``, or any callable of one argument. It runs on the
-            producer's own thread, never on the event loop's. None: keys are bytes already.
+            producer's own thread, never on the event loop's, and is not called for None. Whoever
+            made it closes it. None: keys are bytes already.
         value_serializer: the same for values.
         properties: further settings of the client, by Kafka's names (``"compression.type"``) or
             kafka-python's (``"compression_type"``). The names and values are checked when the

@@ -43,6 +43,7 @@ _MANAGED: Final[dict[str, str]] = {
 
 _ACKS: Final[dict[Any, Any]] = {0: 0, 1: 1, -1: "all", "all": "all", "0": 0, "1": 1, "-1": "all"}
 _COMPRESSIONS: Final = (None, "gzip", "snappy", "lz4", "zstd")
+_PROTOCOLS: Final = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 _TRUTH: Final = {"true": True, "false": False}
 
 
@@ -104,6 +105,11 @@ def _property(given: str, name: str, value: Any, default: Any) -> Any:
                 f"properties: {given!r} must be one of gzip, snappy, lz4, zstd, none, not {value!r}"
             )
         return chosen
+    if name == "security_protocol" and value not in _PROTOCOLS:
+        # kafka-python takes what it does not know for PLAINTEXT.
+        raise SettingsError(
+            f"properties: {given!r} must be one of {', '.join(_PROTOCOLS)}, not {value!r}"
+        )
     if isinstance(default, bool):
         if isinstance(value, str):
             value = _TRUTH.get(value.strip().lower(), value)

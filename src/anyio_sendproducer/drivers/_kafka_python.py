@@ -62,7 +62,8 @@ _REFUSALS: Final[tuple[type[Exception], ...]] = (
     kafka_errors.UnsupportedVersionError,
 )
 
-#: From these the idempotent client recovers by itself, with a new epoch (KIP-360).
+#: From these the idempotent client recovers by itself, with a new epoch (KIP-360), where the
+#: brokers are of 2.5 or later. With older ones 3.0.12 never gets a producer id again and hangs.
 _RECOVERED: Final[tuple[type[Exception], ...]] = (
     kafka_errors.InvalidProducerEpochError,
     kafka_errors.OutOfOrderSequenceNumberError,
@@ -210,7 +211,6 @@ class KafkaPythonDriver:
         self._config = client_config(settings, KafkaProducer.DEFAULT_CONFIG)
         if not self._config.get("proxy_url") and not self._config.get("socks5_proxy"):
             self._config["proxy_url"] = f"{_Socket.SCHEMES[0]}://"
-        self._serializers = (settings.key_serializer, settings.value_serializer)
         self._key = _serialize_with(settings.key_serializer)
         self._value = _serialize_with(settings.value_serializer)
         # A partitioner of the user's own is left to choose; ours goes by runs.
@@ -224,7 +224,8 @@ class KafkaPythonDriver:
         self._turns: dict[str, int] = {}
         self._asked: dict[str, float | None] = {}
         self._idempotent = False
-        self._broken_at: tuple[str, int | None] | None = None
+        self._recovers = False
+        self._culprit: object = None
 
     # --- opening and closing -----------------------------------------------------------------
 
@@ -259,6 +260,7 @@ class KafkaPythonDriver:
         finally:
             client_log.removeHandler(words)
         self._idempotent = bool(producer.config["enable_idempotence"])
+        self._recovers = producer.config["api_version"] >= (2, 5)
         self._opened = _Opened(producer, cast("_NetClient", self._client), sink)
         if self._closing.is_set():
             self._close_client(self._opened, 0)
@@ -314,10 +316,6 @@ class KafkaPythonDriver:
                 client.closed_by.join(_JOIN_SECONDS)
             else:
                 _log.warning("the thread of kafka-python did not end within %s s", _JOIN_SECONDS)
-            for serializer in self._serializers:
-                close = getattr(serializer, "close", None)
-                if callable(close):
-                    close()
 
     def _ready(self) -> _Opened:
         if self._opened is None:
@@ -397,6 +395,10 @@ class KafkaPythonDriver:
                 failed.append(submission)
                 failures.append(_not_taken(record, error))
                 continue
+            if run.on_failure is None:
+                future.add_errback(functools.partial(self._failed_first, submission))
+            else:
+                future.add_errback(run.on_failure)
             run.submissions.append(submission)
             run.futures.append(future)
             run.size += submission.size
@@ -441,26 +443,41 @@ class KafkaPythonDriver:
         """Pass outcomes on to whoever opened this driver."""
         self._ready().sink.completed(submissions, outcomes)
 
-    def failure(
-        self, record: ProducerRecord[Any, Any], error: Exception, run: Run
-    ) -> DeliveryError:
+    def failed_on(self, topic: str, partition: int, error: Exception) -> None:
+        """A record to this partition failed; called for each that does, in the client's order.
+
+        Seen in 3.0.12: one refusal ends the whole idempotent client, which then fails whatever
+        else is under way with the very same error, though that may have been written. The first to
+        fail tells the partition that was refused. Behind it there nothing had been sent.
+        """
+        self._failed(error, (topic, partition))
+
+    def _failed_first(self, submission: Submission, error: Exception) -> None:
+        # Where a partitioner of the user's own chooses, nobody says which partition it was: of
+        # this one record alone it is sure that it was refused.
+        self._failed(error, id(submission))
+
+    def _failed(self, error: Exception, culprit: object) -> None:
+        if not self._ends_with(error) or self._closing.is_set() or self._culprit is not None:
+            return
+        self._culprit = culprit
+        self._ready().sink.broken(error)
+
+    def _ends_with(self, error: Exception) -> bool:
+        """Whether a client to which this happened can't send any more."""
+        return self._idempotent and not (self._recovers and isinstance(error, _RECOVERED))
+
+    def failure(self, submission: Submission, error: Exception, run: Run) -> DeliveryError:
         """What an error of the client says of a record, in our terms."""
         refused = isinstance(error, _REFUSALS)
-        if self._idempotent and not self._closing.is_set() and not isinstance(error, _RECOVERED):
-            # Seen in 3.0.12: one refusal ends the whole idempotent client. It fails whatever else
-            # is under way with the very same error, though that may have been written. The first
-            # to fail is the culprit; behind it on its partition nothing had been sent.
-            where = (run.topic, run.partition)
-            if self._broken_at is None:
-                self._broken_at = where
-                self._ready().sink.broken(error)
-            elif where != self._broken_at or run.partition is None:
-                refused = False
+        if refused and self._ends_with(error):
+            culprit = (run.topic, run.partition) if run.on_failure else id(submission)
+            refused = self._culprit == culprit
         if refused:
-            return _rejected(record, f"the broker refused the record: {error}", error)
+            return _rejected(submission.record, f"the broker refused the record: {error}", error)
         failure = DeliveryError(
             f"the record was not acknowledged: {error}",
-            record=record,
+            record=submission.record,
             persistence=Persistence.POSSIBLY_PERSISTED,
         )
         failure.__cause__ = error

@@ -10,11 +10,12 @@ fields of kafka-python's ``RecordMetadata``.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
 from .._exceptions import DeliveryError, SendProducerError
-from .._records import ProducerRecord, RecordMetadata
+from .._records import RecordMetadata
 from . import Outcome
 
 __all__ = ["RUN_BYTES", "Line", "Reporter", "Route", "Run"]
@@ -34,9 +35,11 @@ class Reporter(Protocol):
         """Pass outcomes on."""
         ...
 
-    def failure(
-        self, record: ProducerRecord[Any, Any], error: Exception, run: Run
-    ) -> DeliveryError:
+    def failed_on(self, topic: str, partition: int, error: Exception) -> None:
+        """A record to this partition failed."""
+        ...
+
+    def failure(self, submission: Any, error: Exception, run: Run) -> DeliveryError:
         """What an error of the client says of a record."""
         ...
 
@@ -65,7 +68,7 @@ class Run:
     its own.
     """
 
-    __slots__ = ("_driver", "futures", "partition", "size", "submissions", "topic")
+    __slots__ = ("_driver", "futures", "on_failure", "partition", "size", "submissions", "topic")
 
     def __init__(self, driver: Reporter, topic: str, partition: int | None) -> None:
         self._driver = driver
@@ -74,6 +77,10 @@ class Run:
         self.submissions: list[Any] = []
         self.futures: list[Any] = []
         self.size = 0
+        #: Called for each record that fails. None where the client chooses the partition.
+        self.on_failure = (
+            None if partition is None else functools.partial(driver.failed_on, topic, partition)
+        )
 
     def watch(self) -> None:
         """Have the last one's completion report them all."""
@@ -90,7 +97,7 @@ class Run:
                 self._report_done(outcomes)
                 return
             if future.exception is not None:
-                outcomes.append(self._driver.failure(submission.record, future.exception, self))
+                outcomes.append(self._driver.failure(submission, future.exception, self))
                 continue
             _, partition, _, offset, timestamp_ms, _, key_size, value_size, _ = future.value
             if offset < 0:
