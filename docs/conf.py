@@ -17,12 +17,15 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
+    "attribute_texts",
     "outside_names",
     "state_diagrams",
 ]
 # The extensions' docstrings show Markdown; _build is what was built.
 exclude_patterns = ["_build", "_ext"]
 nitpicky = True
+# Type variables that exist for type checkers alone.
+nitpick_ignore = [("py:class", "A"), ("py:class", "B")]
 
 # Directives fenced with colons show as text in an editor that knows plain Markdown alone.
 myst_enable_extensions = ["colon_fence", "deflist"]
@@ -34,6 +37,8 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
+# Each page says at its top where its names are imported from.
+add_module_names = False
 # Long signatures get a line for each argument.
 maximum_signature_line_length = 80
 

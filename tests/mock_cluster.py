@@ -1,4 +1,4 @@
-"""librdkafka's mock cluster, in this process: brokers that refuse, dawdle and die when told to.
+"""librdkafka's mock cluster, in this process: brokers that refuse and dawdle when told to.
 
 It is a C library inside the ``confluent_kafka`` wheel, reached through ctypes; its threads are not
 Python's. It answers newer ApiVersions requests in a way that kafka-python can't read, so clients
@@ -45,12 +45,10 @@ def _library() -> Any:
         ("rd_kafka_mock_topic_set_error", None, [pointer, text, number]),
         ("rd_kafka_mock_partition_set_leader", number, [pointer, text, number, number]),
         ("rd_kafka_mock_broker_set_rtt", number, [pointer, number, number]),
-        ("rd_kafka_mock_broker_set_down", number, [pointer, number]),
-        ("rd_kafka_mock_broker_set_up", number, [pointer, number]),
         # What follows are pairs of an error and a round-trip time, as many as `size` says.
         ("rd_kafka_mock_broker_push_request_error_rtts", number, [pointer, number, short, size]),
     ):
-        function = getattr(library, f"{name}")
+        function = getattr(library, name)
         function.restype = result
         function.argtypes = arguments
     return library
@@ -62,6 +60,7 @@ class MockCluster:
     def __init__(self, handle: int) -> None:
         self._library = _library()
         self._handle = handle
+        self._slow: set[int] = set()
         self.bootstrap_servers: str = self._library.rd_kafka_mock_cluster_bootstraps(
             handle
         ).decode()
@@ -83,15 +82,14 @@ class MockCluster:
 
     def set_rtt(self, broker: int, milliseconds: int) -> None:
         """How long each answer of this broker takes from now on."""
+        self._slow.add(broker)
         self._call("broker_set_rtt", broker, milliseconds)
 
-    def set_down(self, broker: int) -> None:
-        """Close the broker's connections, and take no more."""
-        self._call("broker_set_down", broker)
-
-    def set_up(self, broker: int) -> None:
-        """Take connections again."""
-        self._call("broker_set_up", broker)
+    def behave(self) -> None:
+        """Forget what it was told to do to requests."""
+        for broker in self._slow:
+            self._call("broker_set_rtt", broker, 0)
+        self._slow.clear()
 
     def _call(self, name: str, *arguments: Any) -> None:
         error = getattr(self._library, f"rd_kafka_mock_{name}")(self._handle, *arguments)

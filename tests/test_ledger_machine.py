@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+import anyio
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -210,10 +211,10 @@ class LedgerMachine(RuleBasedStateMachine):
 
     # --- callers -----------------------------------------------------------------------------
 
-    def take_in(self, topic: str, size: int, way: str) -> Fate:
+    def take_in(self, topic: str, size: int, way: str, *, wait: bool = True) -> Fate:
         record = ProducerRecord(topic, f"{len(self.fates)}".encode())
         fits = not self.line and self.fits(size)
-        entry = self.ledger.enter(record, size, self.now)
+        entry = self.ledger.enter(record, size, self.now, wait)
         fate = Fate(entry, topic, size, self.now + TIMEOUT, way)
         assert entry.record is record
         self.fates.append(fate)
@@ -257,10 +258,13 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(topic=topics, size=sizes)
     def enqueue_nowait(self, topic: str, size: int) -> None:
-        has_room = not self.line and self.fits(size)
-        assert self.ledger.has_room(size) == has_room
-        if has_room and not self.refused(size):
-            assert self.take_in(topic, size, "enqueue").state is QUEUED
+        if self.refused(size):
+            return
+        if not self.line and self.fits(size):
+            self.take_in(topic, size, "enqueue", wait=False)
+        else:
+            with pytest.raises(anyio.WouldBlock):
+                self.ledger.enter(ProducerRecord(topic, b""), size, self.now, False)
 
     @rule(records=st.lists(st.tuples(topics, sizes), min_size=1, max_size=4))
     def send_many(self, records: list[tuple[str, int]]) -> None:

@@ -13,6 +13,8 @@ from __future__ import annotations
 import builtins
 import importlib
 import re
+import sys
+from types import ModuleType
 from typing import Any, TypeVar
 
 from docutils import nodes
@@ -50,14 +52,15 @@ def exists_elsewhere(_app: Sphinx, domain: Domain | None, node: pending_xref) ->
     if domain is None or domain.name != "py":
         return None
     target = node["reftarget"]
-    module = node.get("py:module") or _PACKAGE
-    for name in (target, f"builtins.{target}", f"{module}.{target}"):
-        found = _find(name)
-        if isinstance(found, TypeVar):
-            return True
-        if found is not None and not target.startswith(_PACKAGE):
-            return name != f"{module}.{target}" or None
-    return None
+    if any(isinstance(getattr(module, target, None), TypeVar) for module in _our_modules()):
+        return True
+    if target.startswith(_PACKAGE):
+        return isinstance(_find(target), TypeVar) or None
+    return _find(target) is not None or None
+
+
+def _our_modules() -> list[ModuleType]:
+    return [module for name, module in sys.modules.items() if name.startswith(_PACKAGE)]
 
 
 def _find(name: str) -> Any:

@@ -146,8 +146,12 @@ class DeliveryTimeout(DeliveryError):
 
 
 class RecordRejected(DeliveryError):
-    """The record can't be written as it is: it is invalid or too large, its topic or partition
-    does not exist, or this producer may not write there. Sending it again changes nothing."""
+    """The record was refused: it is invalid or too large, its topic or partition does not exist,
+    or this producer may not write there. Always ``NOT_PERSISTED``.
+
+    A broker refuses a whole batch. What shared one with the culprit, or stood behind it on its
+    partition, is rejected with it, and may well pass when it is sent again.
+    """
 
 
 class SerializationFailed(DeliveryError):

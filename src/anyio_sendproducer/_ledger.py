@@ -107,6 +107,7 @@ PRODUCER_TRANSITIONS: Final[Mapping[ProducerState, Mapping[str, ProducerState]]]
         ProducerState.OPEN: {
             "close": ProducerState.DRAINING,
             "driver lost": ProducerState.BROKEN,
+            "start failed": ProducerState.CLOSED,
         },
         ProducerState.DRAINING: {
             "drained or out of time": ProducerState.CLOSED,
@@ -158,6 +159,7 @@ class Entry:
         "size",
         "state",
         "waiter",
+        "was_submitted",
     )
 
     def __init__(self, record: ProducerRecord[Any, Any], size: int, deadline: float) -> None:
@@ -168,7 +170,8 @@ class Entry:
         self.seq = 0
         self.has_room = False
         self.abandoned = False
-        self.missed = False
+        self.missed = 0
+        self.was_submitted = False
         self.outcome: RecordMetadata | DeliveryError | None = None
         self.room_waiter: object | None = None
         self.waiter: object | None = None
@@ -231,6 +234,8 @@ class Ledger:
         self._late_bytes = 0
         self._unseen: dict[Entry, None] = {}
         self._unseen_more = 0
+        #: The number of the next report of what was missed; an entry has that of its own, or 0.
+        self._report = 1
         self._accepted = 0
         self._delivered = 0
         self._failed = 0
@@ -353,6 +358,8 @@ class Ledger:
         """
         woken: list[object] = []
         for entry in entries:
+            if not entry.has_room:
+                continue  # its client was given up
             if entry.state is not _SUBMITTED:
                 self._release(entry)  # its deadline came first
             elif entry.abandoned:
@@ -432,6 +439,7 @@ class Ledger:
         if entry.state is not _WAITING:
             self._failed += 1
             del self._alive[entry]
+            entry.was_submitted = entry.state is _SUBMITTED
         entry.state = _FAILED
         entry.outcome = outcome
         told = False
@@ -463,8 +471,10 @@ class Ledger:
             Who is to be woken, for the room that became free.
         """
         woken: list[object] = []
-        entry.waiter = entry.room_waiter = entry.group = None
         state = entry.state
+        if state is _WITHDRAWN or entry.abandoned or entry.missed:
+            return woken
+        entry.waiter = entry.room_waiter = entry.group = None
         if state is _WAITING:
             del self._waiting[entry]
             entry.state = _WITHDRAWN
@@ -472,8 +482,9 @@ class Ledger:
             self._unqueue(entry)
             self._withdraw(entry)
         else:
-            entry.abandoned = True
-            self._abandoned += 1
+            if state is not _FAILED or entry.was_submitted:
+                entry.abandoned = True
+                self._abandoned += 1
             if state is _FAILED:
                 self._miss(entry)
         self._admit_waiting(woken)
@@ -487,7 +498,7 @@ class Ledger:
         del self._alive[entry]
 
     def _miss(self, entry: Entry) -> None:
-        entry.missed = True
+        entry.missed = self._report
         if len(self._unseen) < KEPT_FAILURES:
             self._unseen[entry] = None
         else:
@@ -501,12 +512,12 @@ class Ledger:
 
     def saw(self, entry: Entry) -> None:
         """Somebody was told this entry's outcome, perhaps after it had been missed."""
-        if entry.missed:
-            entry.missed = False
+        if entry.missed == self._report:
+            entry.missed = 0
             if entry in self._unseen:
                 del self._unseen[entry]
             else:
-                self._unseen_more = max(0, self._unseen_more - 1)
+                self._unseen_more -= 1
 
     def undelivered(self) -> tuple[list[DeliveryError], int]:
         """The failures nobody was told of since this was last asked, and how many there were."""
@@ -514,6 +525,7 @@ class Ledger:
         count = len(errors) + self._unseen_more
         self._unseen.clear()
         self._unseen_more = 0
+        self._report += 1
         return [error for error in errors if isinstance(error, DeliveryError)], count
 
     # --- time --------------------------------------------------------------------------------
@@ -682,6 +694,8 @@ class Ledger:
         Returns:
             Who is to be woken.
         """
+        if self.state is ProducerState.CLOSED:
+            return []
         woken = self._fail_all("the producer was closed before the record was acknowledged", None)
         self.state = ProducerState.CLOSED
         return woken

@@ -747,7 +747,7 @@ class SendProducer:
 
 def _check_is_record(given: object) -> None:
     if not isinstance(given, ProducerRecord):
-        raise TypeError(f"a ProducerRecord is sent, not {type(given).__name__}: {given!r}")
+        raise TypeError(f"a ProducerRecord is sent, not {type(given).__name__}: {given!r:.80}")
 
 
 def _not_entered(record: ProducerRecord[Any, Any], cause: SendProducerError) -> DeliveryError:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Union, cast, overload
 
@@ -246,8 +247,8 @@ def _refuse_change(instance: object, name: str, *_value: object) -> None:
     raise dataclasses.FrozenInstanceError(f"{type(instance).__name__}.{name} can't be changed")
 
 
-# What dataclasses generate for a frozen class with slots raises TypeError before Python 3.12 when
-# typing sets __orig_class__ on a new instance of a subscripted class; typing expects AttributeError.
+# What dataclasses generate for a frozen class with slots raises TypeError before Python 3.12 where
+# typing sets __orig_class__ on an instance of a subscripted class, and expects AttributeError.
 for _class in (
     ProducerRecord,
     Message,
@@ -329,7 +330,11 @@ def check_record(
     if record.headers:
         size += _check_headers(record)
     elif record.headers != ():
-        raise _rejected(record, f"headers must be pairs of (str, bytes), not {record.headers!r}")
+        raise _rejected(
+            record,
+            f"headers must be a list or tuple of (str, bytes) pairs, not "
+            f"{type(record.headers).__name__}",
+        )
     return record, size
 
 
@@ -397,4 +402,4 @@ def _as_bytes(record: ProducerRecord[Any, Any], field: str, content: object) -> 
 
 
 def _estimate(content: object) -> int:
-    return content.__sizeof__()
+    return sys.getsizeof(content)

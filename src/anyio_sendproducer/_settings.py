@@ -9,7 +9,6 @@ May import: ``_exceptions`` alone.
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
@@ -63,6 +62,10 @@ _SHOWN_PROPERTIES: Final = frozenset(
 )
 
 _HOST_PORT: Final = re.compile(r"(\[[0-9a-fA-F:.%a-z]+\]|[^\s:/@,\[\]]+):([0-9]{1,5})")
+
+
+#: Thirty years: longer than any process runs, short enough for every clock.
+_LONGEST: Final = 1e9
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,6 +146,11 @@ class ProducerSettings:
             if field.name == "properties":
                 if value:
                     shown.append(f"properties={_redacted(value)}")
+            elif field.name.endswith("_serializer"):
+                if value is not None:
+                    # Its own repr may show what it was made with, a registry's password say.
+                    name = getattr(value, "__qualname__", type(value).__qualname__)
+                    shown.append(f"{field.name}={name}")
             elif value != field.default:
                 shown.append(f"{field.name}={value!r}")
         return f"ProducerSettings({', '.join(shown)})"
@@ -197,7 +205,7 @@ class ProducerSettings:
 
     def with_properties(self, properties: Mapping[str, Any]) -> ProducerSettings:
         """A copy with these properties of the client added or replaced."""
-        changed = {canonical_name(name) for name in properties}
+        changed = {canonical_name(name) for name in _properties(properties)}
         kept = {
             name: value
             for name, value in self.properties.items()
@@ -250,6 +258,8 @@ def _servers(given: object) -> str:
         parts = [*cast("Iterable[object]", given)]
     else:
         raise SettingsError(f"bootstrap_servers must be a str or a list of str: {given!r}")
+    # What does not look like addresses may hold a password: then nothing of it is repeated.
+    secret = any("@" in part for part in parts if isinstance(part, str))
     servers: list[str] = []
     for part in parts:
         if not isinstance(part, str):
@@ -258,8 +268,7 @@ def _servers(given: object) -> str:
         if not server:
             continue
         found = _HOST_PORT.fullmatch(server)
-        # What does not look like an address may hold a password: it is not repeated.
-        shown = repr(server) if "@" not in server else "(hidden, it has an '@')"
+        shown = "a value that is hidden, for there is an '@' in it," if secret else repr(server)
         if found is None:
             raise SettingsError(
                 f"bootstrap_servers: {shown} is not host:port, such as localhost:9092"
@@ -292,12 +301,11 @@ def _check_duration(field: str, value: object, *, zero: bool) -> None:
     if (
         not isinstance(value, (int, float))
         or isinstance(value, bool)
-        or not math.isfinite(value)
-        or value < 0
+        or not 0 <= value <= _LONGEST
         or (value == 0 and not zero)
     ):
         least = "0 or more" if zero else "more than 0"
-        raise SettingsError(f"{field} must be {least} seconds, and finite: {value!r}")
+        raise SettingsError(f"{field} must be {least} seconds, and finite: {value!r:.40}")
 
 
 def _redacted(properties: Mapping[str, Any]) -> str:

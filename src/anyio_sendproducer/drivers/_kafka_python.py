@@ -215,6 +215,7 @@ class KafkaPythonDriver:
         self._value = _serialize_with(settings.value_serializer)
         # A partitioner of the user's own is left to choose; ours goes by runs.
         self.chooses = "partitioner" not in self._config
+        self.answered = self._config.get("acks") != 0
         self._closing = threading.Event()
         self._close_lock = threading.Lock()
         self._closed = False

@@ -9,6 +9,7 @@ May import: ``drivers``, ``_records``, ``_settings``, ``_exceptions``.
 from __future__ import annotations
 
 import threading
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -235,7 +236,7 @@ class FakeDriver:
         partition = record.partition
         if partition is None:
             if record.key is not None:
-                partition = hash(record.key) % self.partitions
+                partition = zlib.crc32(repr(record.key).encode()) % self.partitions
             else:
                 partition = self._turn = (self._turn + 1) % self.partitions
         log = self.written.setdefault((record.topic, partition), [])

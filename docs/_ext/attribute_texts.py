@@ -1,0 +1,35 @@
+"""Keeps Napoleon away from the docstrings of attributes.
+
+It takes what stands before a colon for the attribute's type, and ours are sentences: "Accepted
+records that hold room: waiting or under way". The types are in the annotations.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sphinx.application import Sphinx
+from sphinx.util.typing import ExtensionMetadata
+
+#: Napoleon's listener has Sphinx's usual priority; one of ours comes before it and one after.
+_NAPOLEON = 500
+
+_kept: dict[str, list[str]] = {}
+
+
+def _keep(_app: Sphinx, what: str, name: str, _obj: Any, _options: Any, lines: list[str]) -> None:
+    if what in {"attribute", "data"}:
+        _kept[name] = list(lines)
+
+
+def _restore(
+    _app: Sphinx, _what: str, name: str, _obj: Any, _options: Any, lines: list[str]
+) -> None:
+    lines[:] = _kept.pop(name, lines)
+
+
+def setup(app: Sphinx) -> ExtensionMetadata:
+    """Listen before and after Napoleon."""
+    app.connect("autodoc-process-docstring", _keep, priority=_NAPOLEON - 1)
+    app.connect("autodoc-process-docstring", _restore, priority=_NAPOLEON + 1)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,110 @@
+"""Calls in tasks of their own, and ways to bring the producer and its driver to a known point."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Generic, TypeVar
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+import anyio.to_thread
+
+from anyio_sendproducer import ProducerRecord, SendProducerError
+from anyio_sendproducer.testing import FakeDriver, Gate
+
+__all__ = ["PATIENCE", "Call", "at_gate", "quiet", "record", "taken", "until"]
+
+T = TypeVar("T")
+
+#: Seconds for anything that is waited for; none takes more than a fraction of it.
+PATIENCE = 10.0
+
+AnyRecord = ProducerRecord["bytes | None", bytes]
+
+
+def record(
+    value: bytes = b"v", topic: str = "t", *, key: bytes | None = None, partition: int | None = 0
+) -> AnyRecord:
+    """A record, to partition 0 unless told otherwise, so that there is one order."""
+    return ProducerRecord(topic, value, key, partition=partition)
+
+
+class Call(Generic[T]):
+    """A call in a task of its own: it can be cancelled, and tells how it ended."""
+
+    def __init__(
+        self,
+        tasks: anyio.abc.TaskGroup,
+        function: Callable[..., Awaitable[T]],
+        *args: Any,
+        scope: anyio.CancelScope | None = None,
+    ) -> None:
+        self.scope = scope or anyio.CancelScope()
+        self.ended = anyio.Event()
+        self.error: SendProducerError | None = None
+        self._values: list[T] = []
+        tasks.start_soon(self._run, function, args)
+
+    async def _run(self, function: Callable[..., Awaitable[T]], args: tuple[Any, ...]) -> None:
+        try:
+            with self.scope:
+                self._values.append(await function(*args))
+        except SendProducerError as error:
+            self.error = error
+        finally:
+            self.ended.set()
+
+    @property
+    def running(self) -> bool:
+        return not self.ended.is_set()
+
+    @property
+    def cancelled(self) -> bool:
+        return self.ended.is_set() and not self._values and self.error is None
+
+    @property
+    def value(self) -> T:
+        """What it returned."""
+        assert self.error is None
+        return self._values[0]
+
+    async def wait(self) -> Call[T]:
+        """Wait until it has ended."""
+        with anyio.fail_after(PATIENCE):
+            await self.ended.wait()
+        return self
+
+    async def cancel(self) -> None:
+        """Cancel it from outside, and wait until it has ended so."""
+        self.scope.cancel()
+        await self.wait()
+        assert self.cancelled
+
+
+async def quiet() -> None:
+    """Let every task run until it waits.
+
+    On asyncio, AnyIO's own function sleeps for a tenth of a second where it finds one that does
+    not wait yet, so the tasks get their turns first.
+    """
+    for _ in range(12):
+        await anyio.lowlevel.checkpoint()
+    await anyio.wait_all_tasks_blocked()
+
+
+async def taken(fake: FakeDriver, count: int) -> None:
+    """Wait until the driver has taken so many records in all."""
+    await anyio.to_thread.run_sync(fake.wait_until_taken, count)
+
+
+async def at_gate(gate: Gate) -> None:
+    """Wait until somebody stands before the gate."""
+    await anyio.to_thread.run_sync(gate.wait_until_someone_waits)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what is brought about by a thread, and has no gate to tell of it."""
+    with anyio.fail_after(PATIENCE):
+        while not condition():
+            await anyio.sleep(0.0005)

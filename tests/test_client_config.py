@@ -1,0 +1,284 @@
+"""What becomes of the settings in kafka-python's configuration, and what is refused on the way."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anyio_sendproducer import ProducerSettings, SettingsError
+from anyio_sendproducer._settings import canonical_name
+from anyio_sendproducer.drivers import _kafka_config, _kafka_python, make_driver
+from anyio_sendproducer.testing import FakeDriver
+
+SECRET = "hunter2-s3cr3t"
+#: kafka-python's settings and their defaults, as the driver passes them on.
+KNOWN: Final[dict[str, Any]] = cast("Any", _kafka_python).KafkaProducer.DEFAULT_CONFIG
+make = functools.partial(
+    cast("Callable[..., ProducerSettings]", ProducerSettings), bootstrap_servers="a:1,b:2"
+)
+
+
+def config(**properties: Any) -> dict[str, Any]:
+    settings = make(properties=properties)
+    return _kafka_config.client_config(settings, KNOWN)
+
+
+def refusal(**properties: Any) -> str:
+    with pytest.raises(SettingsError) as caught:
+        config(**properties)
+    return str(caught.value)
+
+
+def test_what_the_client_is_given_where_nothing_is_said() -> None:
+    assert config() == {
+        "bootstrap_servers": ["a:1", "b:2"],
+        "client_id": "anyio-sendproducer",
+        "batch_size": 256 * 1024,
+        "linger_ms": 0,
+        "metrics_enabled": False,
+        "reconnect_backoff_max_ms": 1000,
+        "max_block_ms": 0,
+        "delivery_timeout_ms": 2**31 - 1,
+    }
+
+
+def test_whatever_the_client_is_given_it_knows() -> None:
+    assert config().keys() <= KNOWN.keys()
+
+
+def test_each_configuration_is_its_own() -> None:
+    config()["batch_size"] = 1
+    assert config()["batch_size"] == 256 * 1024
+
+
+def test_properties_go_before_our_defaults() -> None:
+    changed = config(batch_size=1000, linger_ms=7, metrics_enabled=True)
+    assert (changed["batch_size"], changed["linger_ms"], changed["metrics_enabled"]) == (
+        1000,
+        7,
+        True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("given_", "name", "value", "wanted"),
+    [
+        ("linger.ms", "linger_ms", 5, 5),
+        ("linger_ms", "linger_ms", "5", 5),
+        ("batch.size", "batch_size", " 16384 ", 16384),
+        ("request.timeout.ms", "request_timeout_ms", 1.5, 1.5),
+        ("retries", "retries", "3", 3),
+        ("retries", "retries", float("inf"), float("inf")),
+        ("acks", "acks", "all", "all"),
+        ("acks", "acks", "-1", "all"),
+        ("acks", "acks", -1, "all"),
+        ("acks", "acks", "0", 0),
+        ("acks", "acks", 0, 0),
+        ("acks", "acks", "1", 1),
+        ("acks", "acks", 1, 1),
+        ("compression.type", "compression_type", "none", None),
+        ("compression.type", "compression_type", None, None),
+        ("compression.type", "compression_type", "zstd", "zstd"),
+        ("enable.idempotence", "enable_idempotence", "false", False),
+        ("enable.idempotence", "enable_idempotence", " True ", True),
+        ("enable.idempotence", "enable_idempotence", False, False),
+        ("ssl_check_hostname", "ssl_check_hostname", "FALSE", False),
+        ("security.protocol", "security_protocol", "SASL_SSL", "SASL_SSL"),
+        ("ssl_password", "ssl_password", SECRET, SECRET),
+        ("api_version", "api_version", (2, 3), (2, 3)),
+        ("sasl_plain_username", "sasl_plain_username", "5", "5"),
+    ],
+    ids=repr,
+)
+def test_values_are_taken_as_a_file_or_a_program_gives_them(
+    given_: str, name: str, value: Any, wanted: Any
+) -> None:
+    made = config(**{given_: value})[name]
+    assert made == wanted
+    assert type(made) is type(wanted)
+
+
+@pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
+def test_all_four_compressions_are_known(codec: str) -> None:
+    assert config(compression_type=codec)["compression_type"] == codec
+
+
+@pytest.mark.parametrize(
+    ("given_", "near"),
+    [
+        ("lingerms", "linger_ms"),
+        ("linger", "linger_ms"),
+        ("compression", "compression_type"),
+        ("sasl.plain.pasword", "sasl_plain_password"),
+        ("batch.sizes", "batch_size"),
+        ("ACKS", None),
+        ("schema.registry.url", None),
+        ("", None),
+    ],
+)
+def test_an_unknown_property_is_refused_with_the_nearest_known_name(
+    given_: str, near: str | None
+) -> None:
+    message = refusal(**{given_: 1})
+    assert f"{given_!r} is not a setting of kafka-python" in message
+    if near is None:
+        assert "did you mean" not in message
+    else:
+        assert message.endswith(f"; did you mean {near!r}?")
+
+
+def test_what_cannot_be_set_is_not_suggested() -> None:
+    assert "did you mean" not in refusal(buffer_memori=1)
+    assert "client_id'?" not in refusal(client_ids=1)
+
+
+MANAGED = {
+    "bootstrap.servers": "ProducerSettings(bootstrap_servers=...)",
+    "bootstrap_timeout_ms": "ProducerSettings(start_timeout=...)",
+    "buffer.memory": "ProducerSettings(max_buffered_bytes=...)",
+    "client.id": "ProducerSettings(client_id=...)",
+    "delivery.timeout.ms": "ProducerSettings(delivery_timeout=...)",
+    "key.serializer": "ProducerSettings(key_serializer=...)",
+    "value_serializer": "ProducerSettings(value_serializer=...)",
+    "max.block.ms": "ProducerSettings(delivery_timeout=...)",
+    "kafka_client": "the driver makes its own",
+    "transactional.id": "does not do transactions",
+    "transaction_timeout_ms": "does not do transactions",
+}
+
+
+@pytest.mark.parametrize(("given_", "way_out"), MANAGED.items())
+def test_what_the_producer_decides_is_refused_with_the_way_out(given_: str, way_out: str) -> None:
+    for name in (given_, given_.replace(".", "_"), given_.replace("_", ".")):
+        message = refusal(**{name: SECRET})
+        assert f"{name!r} can't be set here" in message
+        assert way_out in message
+        assert SECRET not in message
+
+
+def test_each_way_out_that_names_a_setting_names_one_that_there_is() -> None:
+    for way_out in MANAGED.values():
+        if way_out.startswith("ProducerSettings("):
+            name = way_out.removeprefix("ProducerSettings(").removesuffix("=...)")
+            assert hasattr(make(), name)
+
+
+@pytest.mark.parametrize(
+    ("properties", "says"),
+    [
+        ({"acks": 2}, "'acks' must be 0, 1 or 'all', not 2"),
+        ({"acks": "ALL"}, "'acks' must be 0, 1 or 'all', not 'ALL'"),
+        ({"acks": None}, "'acks' must be 0, 1 or 'all', not None"),
+        ({"acks": ["all"]}, "'acks' must be 0, 1 or 'all', not ['all']"),
+        ({"acks": True}, "'acks' must be 0, 1 or 'all', not True"),
+        ({"acks": False}, "'acks' must be 0, 1 or 'all', not False"),
+        ({"compression.type": "brotli"}, "'compression.type' must be one of gzip, snappy, lz4"),
+        ({"compression_type": "GZIP"}, "none, not 'GZIP'"),
+        ({"compression_type": ["gzip"]}, "none, not ['gzip']"),
+        ({"compression_type": ""}, "none, not ''"),
+        ({"security.protocol": "TLS"}, "'security.protocol' must be one of PLAINTEXT, SSL, SASL_"),
+        ({"security_protocol": None}, "SASL_SSL, not None"),
+        ({"security_protocol": ["SSL"]}, "SASL_SSL, not ['SSL']"),
+        ({"enable.idempotence": "yes"}, "'enable.idempotence' must be true or false"),
+        ({"enable_idempotence": 1}, "'enable_idempotence' must be true or false"),
+        ({"ssl_check_hostname": None}, "'ssl_check_hostname' must be true or false"),
+        ({"linger.ms": -1}, "'linger.ms' must be a number of 0 or more"),
+        ({"linger.ms": "-1"}, "'linger.ms' must be a number of 0 or more"),
+        ({"linger_ms": "soon"}, "'linger_ms' must be a number of 0 or more"),
+        ({"linger_ms": True}, "'linger_ms' must be a number of 0 or more"),
+        ({"linger_ms": None}, "'linger_ms' must be a number of 0 or more"),
+        ({"linger_ms": float("nan")}, "'linger_ms' must be a number of 0 or more"),
+        ({"batch.size": [1]}, "'batch.size' must be a number of 0 or more"),
+    ],
+    ids=str,
+)
+def test_a_value_of_the_wrong_kind_is_refused_by_name(
+    properties: dict[str, Any], says: str
+) -> None:
+    message = refusal(**properties)
+    assert message.startswith("properties: ")
+    assert says in message
+
+
+@pytest.mark.parametrize(
+    ("properties", "says"),
+    [
+        ({"acks": 1}, "acks=1 contradicts enable_idempotence=True"),
+        ({"acks": "0"}, "acks=0 contradicts enable_idempotence=True"),
+        ({"retries": 0}, "retries=0 contradicts enable_idempotence=True"),
+        ({"retries": "0"}, "retries=0 contradicts enable_idempotence=True"),
+        (
+            {"max.in.flight.requests.per.connection": 6},
+            "max_in_flight_requests_per_connection=6 contradicts enable_idempotence=True",
+        ),
+    ],
+    ids=str,
+)
+def test_settings_that_contradict_idempotence_are_refused_where_it_is_asked_for(
+    properties: dict[str, Any], says: str
+) -> None:
+    assert says in refusal(**properties, **{"enable.idempotence": "true"})
+    config(**properties, enable_idempotence=False)
+    config(**properties)
+
+
+def test_settings_that_agree_with_idempotence_are_taken() -> None:
+    made = config(
+        enable_idempotence=True, acks=-1, retries=1, max_in_flight_requests_per_connection=5
+    )
+    assert made["enable_idempotence"] is True
+
+
+shown = {"acks", "compression_type", "security_protocol"}
+names = (st.sampled_from(sorted(KNOWN)) | st.text(max_size=20)).filter(
+    lambda name: canonical_name(name) not in shown
+)
+secrets = st.text().map(lambda text: f"{SECRET}{text}")
+values = st.one_of(
+    secrets,
+    secrets.map(lambda secret: [secret]),
+    secrets.map(lambda secret: {"password": secret}),
+    secrets.map(lambda secret: secret.encode("utf-8", "replace")),
+)
+
+
+@given(st.dictionaries(names, values, max_size=3))
+def test_no_message_repeats_the_value_of_a_property(properties: dict[str, Any]) -> None:
+    try:
+        settings = make(properties={**properties, "enable_idempotence": True, "retries": 0})
+    except SettingsError:
+        return  # two spellings of one name
+    with pytest.raises(SettingsError) as caught:
+        _kafka_config.client_config(settings, KNOWN)
+    error: BaseException | None = caught.value
+    while error is not None:
+        assert SECRET not in str(error)
+        error = error.__cause__ or error.__context__
+
+
+# --- choosing a driver ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [None, "kafka-python"])
+def test_the_default_driver_is_kafka_python_and_checks_the_settings(name: str | None) -> None:
+    assert isinstance(make_driver(name, make()), _kafka_python.KafkaPythonDriver)
+    with pytest.raises(SettingsError, match="did you mean 'linger_ms'"):
+        make_driver(name, make(properties={"lingerms": 5}))
+
+
+def test_a_factory_is_given_the_settings() -> None:
+    fake = FakeDriver()
+    settings = make(properties={"whatever": "the factory knows"})
+    assert make_driver(fake, settings) is fake
+    assert fake.settings is settings
+
+
+@pytest.mark.parametrize("name", ["librdkafka", "", 7])
+def test_an_unknown_driver_is_refused_by_name(name: Any) -> None:
+    with pytest.raises(SettingsError, match=f"driver must be .* not {name!r}"):
+        make_driver(name, make())

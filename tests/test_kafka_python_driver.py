@@ -1,0 +1,896 @@
+"""The kafka-python driver: what it chooses, corrects and translates, and what it relies on.
+
+The last part notices when kafka-python changes what the driver works around or leans on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import logging
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any
+
+import anyio
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from anyio_sendproducer import (
+    DeliveryError,
+    Persistence,
+    ProducerRecord,
+    ProducerSettings,
+    ProducerStartError,
+    RecordMetadata,
+    RecordRejected,
+    SendProducerError,
+    SerializationFailed,
+    SettingsError,
+    open_send_producer,
+)
+from anyio_sendproducer.drivers import Outcome, Submission, _kafka_python, _runs
+from anyio_sendproducer.drivers._kafka_python import KafkaPythonDriver
+from tests.mock_cluster import MockCluster, mock_cluster
+from tests.recorder import PATIENCE, Parcel, Recorder, learn, submit
+
+# kafka-python has no types: whatever is taken from it here is Any.
+kafka: Any = importlib.import_module("kafka")
+kafka_errors: Any = importlib.import_module("kafka.errors")
+kafka_future: Any = importlib.import_module("kafka.future")
+kafka_partitioner: Any = importlib.import_module("kafka.partitioner")
+kafka_producer_future: Any = importlib.import_module("kafka.producer.future")
+kafka_producer_module: Any = importlib.import_module("kafka.producer.kafka")
+kafka_sender: Any = importlib.import_module("kafka.producer.sender")
+kafka_serializer: Any = importlib.import_module("kafka.serializer")
+
+#: The mock cluster's answers to newer requests for the API's versions can't be read.
+FOR_MOCK = {"api_version": (2, 3)}
+
+#: Error codes of Kafka's protocol.
+MSG_SIZE_TOO_LARGE = 10
+TOPIC_AUTHORIZATION_FAILED = 29
+OUT_OF_ORDER_SEQUENCE_NUMBER = 45
+INVALID_RECORD = 87
+
+TWELVE = "twelve-partitions"
+TWO_LEADERS = "two-leaders"
+
+
+@pytest.fixture(scope="module")
+def one_cluster() -> Iterator[MockCluster]:
+    # For the whole module, with topics for all: the mock now and then takes a second for a command.
+    with mock_cluster(2) as mock:
+        mock.create_topic(TWO_LEADERS, [1, 2])
+        mock.create_topic(TWELVE, [1] * 12)
+        yield mock
+
+
+@pytest.fixture
+def cluster(one_cluster: MockCluster) -> Iterator[MockCluster]:
+    """Two brokers, each the leader of one of the two partitions of a topic."""
+    yield one_cluster
+    one_cluster.behave()
+
+
+def settings_for(servers: str | MockCluster, **changes: Any) -> ProducerSettings:
+    if isinstance(servers, MockCluster):
+        changes["properties"] = {**FOR_MOCK, **changes.get("properties", {})}
+        servers = servers.bootstrap_servers
+    return ProducerSettings(
+        **{"bootstrap_servers": servers, "start_timeout": PATIENCE, "cancel_timeout": 1, **changes}
+    )
+
+
+@contextlib.contextmanager
+def opened(
+    servers: str | MockCluster, **changes: Any
+) -> Generator[tuple[KafkaPythonDriver, Recorder], None, None]:
+    driver = KafkaPythonDriver(settings_for(servers, **changes))
+    recorder = Recorder()
+    driver.open(recorder)
+    try:
+        yield driver, recorder
+    finally:
+        driver.close(0)
+
+
+def send_all(
+    driver: KafkaPythonDriver, recorder: Recorder, records: Sequence[ProducerRecord[Any, Any]]
+) -> list[Outcome]:
+    """Submit these as one batch, and give their outcomes."""
+    recorder.reports.clear()
+    parcels = [Parcel(record) for record in records]
+    submit(driver, recorder, parcels)
+    return recorder.outcomes_of(parcels)
+
+
+def metadata_of(outcome: Outcome) -> RecordMetadata:
+    assert isinstance(outcome, RecordMetadata), outcome
+    return outcome
+
+
+def counted_from(those: Sequence[RecordMetadata], one: RecordMetadata) -> int:
+    """How far it is behind the first of those on its partition."""
+    offsets = [other.offset for other in those if other.partition == one.partition]
+    assert offsets[0] is not None
+    assert one.offset is not None
+    return one.offset - offsets[0]
+
+
+def new_topic() -> str:
+    return f"topic-{uuid.uuid4().hex}"
+
+
+# --- partitions ----------------------------------------------------------------------------------
+
+
+def test_a_key_goes_where_kafka_pythons_own_partitioner_sends_it(cluster: MockCluster) -> None:
+    with opened(cluster) as (driver, recorder):
+        learn(driver, recorder, TWELVE)
+        client: Any = driver._client
+        default = kafka_partitioner.DefaultPartitioner()
+
+        @given(st.lists(st.binary(max_size=100), min_size=1, max_size=50))
+        @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+        def check(keys: list[bytes]) -> None:
+            records = [ProducerRecord(TWELVE, b"value", key) for key in keys]
+            for key, outcome in zip(keys, send_all(driver, recorder, records), strict=True):
+                expected = default.partition(TWELVE, key, key, b"value", b"value", client.cluster)
+                assert metadata_of(outcome).partition == expected
+
+        check()
+
+
+def test_records_without_a_key_go_to_one_partition_after_the_other(cluster: MockCluster) -> None:
+    with opened(cluster) as (driver, recorder):
+        learn(driver, recorder, TWELVE)
+        batch = [ProducerRecord(TWELVE, b"value")] * 10
+        visited: list[int] = []
+        for _ in range(24):
+            [partition] = {metadata_of(one).partition for one in send_all(driver, recorder, batch)}
+            visited.append(partition)
+        assert sorted(visited[:12]) == list(range(12))
+        assert visited[12:] == visited[:12]
+
+
+def test_a_long_batch_without_keys_is_spread_too(cluster: MockCluster) -> None:
+    with opened(cluster) as (driver, recorder):
+        learn(driver, recorder, TWELVE)
+        size = _runs.RUN_BYTES // 4
+        parcels = [Parcel(ProducerRecord(TWELVE, bytes(size)), size) for _ in range(24)]
+        submit(driver, recorder, parcels)
+        partitions = [metadata_of(one).partition for one in recorder.outcomes_of(parcels)]
+        runs = [partitions[start : start + 4] for start in range(0, 24, 4)]
+        assert [len(set(run)) for run in runs] == [1] * 6
+        assert len({run[0] for run in runs}) == 6
+
+
+def test_a_long_batch_with_one_key_stays_in_order_on_its_partition(cluster: MockCluster) -> None:
+    with opened(cluster) as (driver, recorder):
+        learn(driver, recorder, TWELVE)
+        size = _runs.RUN_BYTES // 2
+        parcels = [Parcel(ProducerRecord(TWELVE, bytes(size), b"key"), size) for _ in range(9)]
+        submit(driver, recorder, parcels)
+        found = [metadata_of(one) for one in recorder.outcomes_of(parcels)]
+        assert len({one.partition for one in found}) == 1
+        assert [counted_from(found, one) for one in found] == list(range(9))
+
+
+def test_partitions_without_a_leader_are_passed_over_unless_there_are_no_others() -> None:
+    some = _runs.Route({0, 1, 2}, {0, 2}, 5)
+    assert {some.next_in_turn() for _ in range(4)} == {0, 2}
+    none = _runs.Route({0, 1, 2}, set(), 5)
+    assert {none.next_in_turn() for _ in range(4)} == {0, 1, 2}
+
+
+def partitioner(choose: Any) -> Any:
+    return type(
+        "Chosen",
+        (kafka_partitioner.abc.Partitioner,),
+        {"partition": lambda _self, topic, key, *_rest: choose(topic, key)},
+    )()
+
+
+def test_a_partitioner_of_the_users_own_is_respected(cluster: MockCluster) -> None:
+    """Its records go to several partitions in one run, which are acknowledged in any order."""
+    chosen = partitioner(lambda _topic, key: int(key))
+    with opened(cluster, properties={"partitioner": chosen}) as (driver, recorder):
+        learn(driver, recorder, TWO_LEADERS)
+        cluster.set_rtt(1, 150)
+        # The last of the run is the first to be acknowledged.
+        keys = [0, 1, 0, 0, 1, 1]
+        records = [ProducerRecord(TWO_LEADERS, b"value", b"%d" % key) for key in keys]
+        found = [metadata_of(one) for one in send_all(driver, recorder, records)]
+        assert [one.partition for one in found] == keys
+        assert [counted_from(found, one) for one in found] == [0, 0, 1, 2, 1, 2]
+
+
+def test_a_partitioner_that_raises_fails_its_record_alone(cluster: MockCluster) -> None:
+    def choose(_topic: str, key: bytes) -> int:
+        if key == b"bad":
+            raise RuntimeError("no idea")
+        return 0
+
+    with opened(cluster, properties={"partitioner": partitioner(choose)}) as (driver, recorder):
+        learn(driver, recorder, TWO_LEADERS)
+        keys = [b"good", b"bad", b"good"]
+        records = [ProducerRecord(TWO_LEADERS, b"value", key) for key in keys]
+        first, bad, last = send_all(driver, recorder, records)
+        assert counted_from([metadata_of(first)], metadata_of(last)) == 1
+        assert isinstance(bad, DeliveryError)
+        assert isinstance(bad.__cause__, RuntimeError)
+
+
+# --- runs ----------------------------------------------------------------------------------------
+
+
+class Told:
+    """What a run is told to report to."""
+
+    chooses = True
+
+    def __init__(self) -> None:
+        self.reports: list[tuple[Any, Outcome]] = []
+
+    def report(self, submissions: Sequence[Any], outcomes: Sequence[Outcome]) -> None:
+        self.reports.extend(zip(submissions, outcomes, strict=True))
+
+    def failed_on(self, topic: str, partition: int, error: Exception) -> None:
+        raise AssertionError("it is for the driver to have this called")
+
+    def failure(self, submission: Submission, error: Exception, run: _runs.Run) -> DeliveryError:
+        return DeliveryError(
+            f"{error} on {run.partition}",
+            record=submission.record,
+            persistence=Persistence.POSSIBLY_PERSISTED,
+        )
+
+
+@given(
+    st.integers(min_value=1, max_value=7).flatmap(
+        lambda count: st.tuples(
+            st.permutations(range(count)),
+            st.lists(st.booleans(), min_size=count, max_size=count),
+            st.integers(min_value=0, max_value=count),
+        )
+    )
+)
+@settings(deadline=None)
+def test_a_run_reports_each_once_in_whichever_order_they_are_completed(
+    drawn: tuple[list[int], list[bool], int],
+) -> None:
+    order, successes, watched_after = drawn
+    told = Told()
+    run = _runs.Run(told, "topic", 3)
+    run.submissions = [Parcel(ProducerRecord("topic", b"%d" % number)) for number in order]
+    run.futures = [kafka_future.Future() for _ in order]
+
+    def complete(number: int) -> None:
+        if successes[number]:
+            at = kafka.TopicPartition("topic", 3)
+            run.futures[number].success(
+                kafka_producer_future.RecordMetadata(
+                    topic="topic",
+                    partition=3,
+                    topic_partition=at,
+                    offset=number,
+                    timestamp=7,
+                    checksum=None,
+                    serialized_key_size=-1,
+                    serialized_value_size=1,
+                    serialized_header_size=-1,
+                )
+            )
+        else:
+            run.futures[number].failure(kafka_errors.KafkaError(f"failure {number}"))
+
+    for number in order[:watched_after]:
+        complete(number)
+    run.watch()
+    for number in order[watched_after:]:
+        complete(number)
+
+    found = {id(parcel): outcome for parcel, outcome in told.reports}
+    assert len(found) == len(told.reports) == len(order)
+    for number, parcel in enumerate(run.submissions):
+        outcome = found[id(parcel)]
+        if successes[number]:
+            assert outcome == RecordMetadata("topic", 3, number, 7, None, 1)
+        else:
+            assert isinstance(outcome, DeliveryError)
+            assert outcome.record is parcel.record
+            assert f"failure {number} on 3" in str(outcome)
+
+
+# --- serializers ---------------------------------------------------------------------------------
+
+
+class Shout:
+    """A serializer in kafka-python's shape that says so in a header."""
+
+    def __init__(self) -> None:
+        self.closed = 0
+
+    def serialize(self, topic: str, headers: list[tuple[str, bytes]], data: Any) -> bytes:
+        headers.append(("shouted", f"in {topic}".encode()))
+        return str(data).upper().encode()
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def test_kafka_pythons_own_serializer_is_one() -> None:
+    own = type("Own", (kafka_serializer.Serializer,), {"serialize": lambda _, _t, _h, data: data})()
+    driver = KafkaPythonDriver(settings_for("127.0.0.1:1", value_serializer=own))
+    assert driver._value == own.serialize
+
+
+def test_serializers_give_the_bytes_the_headers_and_the_true_size(cluster: MockCluster) -> None:
+    shout = Shout()
+    with opened(cluster, key_serializer=str.encode, value_serializer=shout) as (driver, recorder):
+        learn(driver, recorder, TWELVE)
+        record = ProducerRecord(TWELVE, "value", "kéy", headers=[("own", b"12")])
+        parcel = Parcel(record)
+        answer = driver.submit([parcel])
+        [outcome] = recorder.outcomes_of([parcel])
+        found = metadata_of(outcome)
+        assert (found.serialized_key_size, found.serialized_value_size) == (4, 5)
+        headers = len("own12") + len(f"shoutedin {TWELVE}")
+        assert answer.sizes == [(parcel, 4 + 5 + headers)]
+        # The record's own headers are not touched.
+        assert record.headers == (("own", b"12"),)
+        # The key alone decides over the partition, once it is serialized.
+        default = kafka_partitioner.DefaultPartitioner()
+        client: Any = driver._client
+        key = "kéy".encode()
+        assert found.partition == default.partition(TWELVE, key, key, None, None, client.cluster)
+    # It is closed by whoever made it.
+    assert shout.closed == 0
+
+
+def test_none_is_not_serialized(cluster: MockCluster) -> None:
+    def never(data: object) -> bytes:
+        assert data is not None
+        return b"some"
+
+    with opened(cluster, key_serializer=never, value_serializer=never) as (driver, recorder):
+        tombstone, keyless = send_all(
+            driver, recorder, [ProducerRecord(TWELVE, None, 1), ProducerRecord(TWELVE, 1)]
+        )
+        assert metadata_of(tombstone).serialized_value_size is None
+        assert metadata_of(keyless).serialized_key_size is None
+
+
+@pytest.mark.parametrize("content", [bytearray(b"1234"), memoryview(b"1234")])
+def test_a_serializer_may_give_other_kinds_of_bytes(cluster: MockCluster, content: Any) -> None:
+    with opened(cluster, value_serializer=lambda _: content) as (driver, recorder):
+        [outcome] = send_all(driver, recorder, [ProducerRecord(TWELVE, object())])
+        assert metadata_of(outcome).serialized_value_size == 4
+
+
+def test_a_serializer_may_make_a_tombstone(cluster: MockCluster) -> None:
+    with opened(cluster, value_serializer=lambda _: None) as (driver, recorder):
+        kept, lost = send_all(
+            driver, recorder, [ProducerRecord(TWELVE, 1, b"key"), ProducerRecord(TWELVE, 1)]
+        )
+        assert metadata_of(kept).serialized_value_size is None
+        # Neither a key nor a value is left of that one.
+        assert isinstance(lost, RecordRejected)
+        assert lost.persistence is Persistence.NOT_PERSISTED
+
+
+def test_a_serializer_that_fails_fails_its_record_alone(cluster: MockCluster) -> None:
+    def serialize(data: Any) -> Any:
+        if data == "raise":
+            raise KeyError("no schema")
+        return data
+
+    records = [ProducerRecord(TWELVE, value, b"key") for value in (b"1", "raise", "a str", b"2")]
+    with opened(cluster, value_serializer=serialize) as (driver, recorder):
+        one, raised, wrong, two = send_all(driver, recorder, records)
+    assert counted_from([metadata_of(one)], metadata_of(two)) == 1
+    for outcome, record in ((raised, records[1]), (wrong, records[2])):
+        assert isinstance(outcome, SerializationFailed)
+        assert outcome.record is record
+        assert outcome.persistence is Persistence.NOT_PERSISTED
+    assert isinstance(raised, SerializationFailed)
+    assert isinstance(raised.__cause__, KeyError)
+    assert "value_serializer raised KeyError" in str(raised)
+    assert "value_serializer gave str, not bytes" in str(wrong)
+
+
+# --- topics --------------------------------------------------------------------------------------
+
+
+def test_a_topic_that_may_not_be_created_is_rejected_in_the_end(shared_broker: str) -> None:
+    topic = new_topic()
+    parcel = Parcel(ProducerRecord(topic, b"value"))
+    with opened(
+        shared_broker,
+        unknown_topic_timeout=0.3,
+        properties={"allow.auto.create.topics": "false"},
+    ) as (driver, recorder):
+        began = time.monotonic()
+        submit(driver, recorder, [parcel])
+        [outcome] = recorder.outcomes_of([parcel])
+        assert time.monotonic() - began >= 0.3
+        assert isinstance(outcome, RecordRejected)
+        assert outcome.persistence is Persistence.NOT_PERSISTED
+        assert topic in str(outcome)
+        assert "unknown_topic_timeout" in str(outcome)
+        # It was not created by the asking; and the question begins anew.
+        assert driver.partitions_for(topic) is None
+        assert recorder.breaks == []
+        [outcome] = send_all(driver, recorder, [ProducerRecord("some-topic", b"value")])
+        assert isinstance(outcome, RecordRejected)
+    with opened(shared_broker) as (driver, recorder):
+        # Whoever may create it gets it.
+        assert metadata_of(send_all(driver, recorder, [parcel.record])[0]).offset == 0
+
+
+def test_partitions_for_raises_where_there_is_no_such_topic(shared_broker: str) -> None:
+    with opened(
+        shared_broker,
+        unknown_topic_timeout=0,
+        properties={"allow_auto_create_topics": False},
+    ) as (driver, recorder):
+        with pytest.raises(SendProducerError, match="does not know topic") as caught:
+            learn(driver, recorder, new_topic())
+        assert isinstance(caught.value.__cause__, kafka_errors.UnknownTopicOrPartitionError)
+
+
+def test_a_topic_that_this_client_may_not_use(cluster: MockCluster) -> None:
+    topic = cluster.create_topic(new_topic(), [1])
+    cluster.set_topic_error(topic, TOPIC_AUTHORIZATION_FAILED)
+    with opened(cluster) as (driver, recorder):
+        record = ProducerRecord(topic, b"value")
+        [outcome] = send_all(driver, recorder, [record])
+        assert isinstance(outcome, RecordRejected)
+        assert outcome.persistence is Persistence.NOT_PERSISTED
+        cause = outcome.__cause__
+        assert cause is not None
+        assert isinstance(cause.__cause__, kafka_errors.TopicAuthorizationFailedError)
+        assert f"may not use topic '{topic}'" in str(outcome)
+        with pytest.raises(SendProducerError, match="may not use"):
+            driver.partitions_for(topic)
+        # Once it may, the next records go through.
+        cluster.set_topic_error(topic, 0)
+        deadline = time.monotonic() + PATIENCE
+        while not isinstance(outcome, RecordMetadata) and time.monotonic() < deadline:
+            [outcome] = send_all(driver, recorder, [record])
+        metadata_of(outcome)
+
+
+def test_an_error_of_the_metadata_itself_is_told(
+    cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(cluster) as (driver, recorder):
+
+        def refuse(topic: str) -> None:
+            raise kafka_errors.InvalidTopicError(topic)
+
+        monkeypatch.setattr(driver._ready().producer, "partitions_for", refuse)
+        [outcome] = send_all(driver, recorder, [ProducerRecord(TWELVE, b"value")])
+        assert isinstance(outcome, RecordRejected)
+        assert "can't be had" in str(outcome)
+
+
+def test_a_topic_that_is_dropped_while_its_records_are_handed_over(cluster: MockCluster) -> None:
+    """What was handed over before goes on; the rest is given back, and taken the next time."""
+    taken: list[object] = []
+
+    def drop_after_two(data: Any) -> Any:
+        taken.append(data)
+        if len(taken) == 3:
+            client: Any = driver._client
+            del client.cluster._partitions[TWO_LEADERS]
+        return data
+
+    parcels = [Parcel(ProducerRecord(TWO_LEADERS, b"%d" % number, b"k")) for number in range(5)]
+    with opened(cluster, value_serializer=drop_after_two) as (driver, recorder):
+        learn(driver, recorder, TWO_LEADERS)
+        answer = driver.submit(parcels)
+        assert answer.held == parcels[2:]
+        submit(driver, recorder, answer.held)
+        found = [metadata_of(one) for one in recorder.outcomes_of(parcels)]
+        assert [counted_from(found, one) for one in found] == [0, 1, 2, 3, 4]
+
+
+# --- refusals ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [
+        (MSG_SIZE_TOO_LARGE, "MessageSizeTooLargeError"),
+        (INVALID_RECORD, "InvalidRecordError"),
+        (TOPIC_AUTHORIZATION_FAILED, "TopicAuthorizationFailedError"),
+    ],
+)
+def test_one_refusal_is_told_apart_from_what_it_takes_along(
+    cluster: MockCluster, code: int, name: str
+) -> None:
+    """kafka-python fails everything under way with the error of the one that was refused."""
+    with opened(cluster) as (driver, recorder):
+        learn(driver, recorder, TWO_LEADERS)
+        cluster.set_rtt(2, 1_000)
+        cluster.answer_next(1, code, rtt_ms=100)
+        culprit, innocent = send_all(
+            driver,
+            recorder,
+            [ProducerRecord(TWO_LEADERS, b"value", partition=number) for number in (0, 1)],
+        )
+        assert isinstance(culprit, RecordRejected)
+        assert culprit.persistence is Persistence.NOT_PERSISTED
+        assert type(culprit.__cause__).__name__ == name
+        assert isinstance(innocent, DeliveryError)
+        assert not isinstance(innocent, RecordRejected)
+        assert innocent.persistence is Persistence.POSSIBLY_PERSISTED
+        assert [type(error).__name__ for error in recorder.breaks] == [name]
+
+
+@pytest.mark.parametrize("attempt", range(4))
+@pytest.mark.parametrize("own_partitioner", [False, True])
+def test_the_innocent_are_never_called_refused(
+    cluster: MockCluster, attempt: int, own_partitioner: bool
+) -> None:
+    """Also where the refused partition's records fill several of the client's batches, the last of
+    which is failed after the others' in no particular order."""
+    properties: dict[str, Any] = {"batch_size": 1_000}
+    if own_partitioner:
+        properties["partitioner"] = partitioner(lambda _topic, key: int(key))
+    with opened(cluster, properties=properties) as (driver, recorder):
+        learn(driver, recorder, TWO_LEADERS)
+        cluster.set_rtt(2, 1_000)
+        cluster.answer_next(1, INVALID_RECORD, rtt_ms=100)
+        partitions = [1] + [0] * 20 + [1]
+        innocent, *guilty, innocent_too = send_all(
+            driver,
+            recorder,
+            [
+                ProducerRecord(
+                    TWO_LEADERS,
+                    bytes(300),
+                    b"%d" % number,
+                    partition=None if own_partitioner else number,
+                )
+                for number in partitions
+            ],
+        )
+        for outcome in (innocent, innocent_too):
+            assert isinstance(outcome, DeliveryError)
+            assert not isinstance(outcome, RecordRejected)
+            assert outcome.persistence is Persistence.POSSIBLY_PERSISTED
+        assert isinstance(guilty[0], RecordRejected)
+        if not own_partitioner:
+            # Behind the one that was refused nothing had been sent.
+            assert {type(outcome) for outcome in guilty} == {RecordRejected}
+
+
+def test_without_idempotence_a_refusal_stays_with_its_record(cluster: MockCluster) -> None:
+    with opened(cluster, properties={"enable.idempotence": "false"}) as (driver, recorder):
+        learn(driver, recorder, TWO_LEADERS)
+        cluster.answer_next(1, INVALID_RECORD, rtt_ms=100)
+        records = [ProducerRecord(TWO_LEADERS, b"value", partition=number) for number in (0, 1)]
+        culprit, innocent = send_all(driver, recorder, records)
+        assert isinstance(culprit, RecordRejected)
+        metadata_of(innocent)
+        metadata_of(send_all(driver, recorder, records)[0])
+        assert recorder.breaks == []
+
+
+def test_what_the_client_recovers_from_does_not_break_it(
+    shared_broker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle: Any = kafka_sender.Sender._handle_produce_response
+    to_spoil: list[int] = []
+
+    def spoil(sender: Any, node_id: Any, sent: Any, batches: Any, response: Any) -> None:
+        if to_spoil:
+            response.responses[0].partition_responses[0].error_code = to_spoil.pop()
+        handle(sender, node_id, sent, batches, response)
+
+    monkeypatch.setattr(kafka_sender.Sender, "_handle_produce_response", spoil)
+    with opened(shared_broker) as (driver, recorder):
+        record = ProducerRecord(new_topic(), b"value", partition=0)
+        metadata_of(send_all(driver, recorder, [record])[0])
+        to_spoil.append(OUT_OF_ORDER_SEQUENCE_NUMBER)
+        [outcome] = send_all(driver, recorder, [record])
+        assert isinstance(outcome, DeliveryError)
+        assert outcome.persistence is Persistence.POSSIBLY_PERSISTED
+        # The embedded broker does not know KIP-360, so it ends here.
+        assert recorder.breaks == []
+
+
+def test_where_the_client_can_not_recover_it_is_broken(cluster: MockCluster) -> None:
+    """Brokers before 2.5 do not know KIP-360, and kafka-python then hangs."""
+    with opened(cluster) as (driver, recorder):
+        learn(driver, recorder, TWO_LEADERS)
+        record = ProducerRecord(TWO_LEADERS, b"value", partition=0)
+        cluster.answer_next(1, OUT_OF_ORDER_SEQUENCE_NUMBER)
+        [outcome] = send_all(driver, recorder, [record])
+        assert isinstance(outcome, DeliveryError)
+        assert outcome.persistence is Persistence.POSSIBLY_PERSISTED
+        assert [type(error).__name__ for error in recorder.breaks] == [
+            "OutOfOrderSequenceNumberError"
+        ]
+
+
+@pytest.mark.parametrize("code", [MSG_SIZE_TOO_LARGE, INVALID_RECORD, TOPIC_AUTHORIZATION_FAILED])
+async def test_the_producer_heals_and_goes_on(cluster: MockCluster, code: int) -> None:
+    shout = Shout()
+    async with open_send_producer(settings_for(cluster, value_serializer=shout)) as producer:
+        outcomes: dict[int, object] = {}
+
+        async def send(partition: int) -> None:
+            try:
+                record = ProducerRecord(TWO_LEADERS, "value", partition=partition)
+                outcomes[partition] = await producer.send(record)
+            except DeliveryError as error:
+                outcomes[partition] = error
+
+        await producer.partitions_for(TWO_LEADERS)
+        cluster.set_rtt(2, 1_000)
+        cluster.answer_next(1, code, rtt_ms=100)
+        async with anyio.create_task_group() as senders:
+            senders.start_soon(send, 0)
+            senders.start_soon(send, 1)
+        culprit, innocent = outcomes[0], outcomes[1]
+        assert isinstance(culprit, RecordRejected)
+        assert culprit.persistence is Persistence.NOT_PERSISTED
+        assert isinstance(innocent, DeliveryError)
+        assert innocent.persistence is Persistence.POSSIBLY_PERSISTED
+        cluster.set_rtt(2, 0)
+        with anyio.fail_after(PATIENCE):
+            for partition in (0, 1):
+                await send(partition)
+                assert isinstance(outcomes[partition], RecordMetadata)
+        assert producer.statistics().generations == 2
+    assert shout.closed == 0
+
+
+# --- opening and closing -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("properties", "message"),
+    [
+        ({"api_version": "nonsense"}, "invalid literal"),
+        ({**FOR_MOCK, "compression_type": "zstd", "api_version": (0, 11)}, "Zstd"),
+    ],
+)
+def test_what_only_the_client_can_judge_is_a_settings_error(
+    cluster: MockCluster, properties: dict[str, Any], message: str
+) -> None:
+    driver = KafkaPythonDriver(settings_for(cluster, properties=properties))
+    try:
+        with pytest.raises(SettingsError, match=message):
+            driver.open(Recorder())
+    finally:
+        driver.close(0)
+
+
+def test_an_unknown_security_protocol_is_not_taken_for_none(cluster: MockCluster) -> None:
+    changed = settings_for(cluster, properties={"security.protocol": "SLL"})
+    with pytest.raises(SettingsError, match=r"security\.protocol"):
+        KafkaPythonDriver(changed)
+
+
+def test_a_driver_that_is_not_open_takes_nothing() -> None:
+    driver = KafkaPythonDriver(settings_for("127.0.0.1:1"))
+    with pytest.raises(SendProducerError, match="not open"):
+        driver.submit([Parcel(ProducerRecord("topic", b"value"))])
+    with pytest.raises(SendProducerError, match="not open"):
+        driver.partitions_for("topic")
+
+
+def test_the_error_names_the_address_and_the_clients_last_words() -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{bound.getsockname()[1]}"
+        driver = KafkaPythonDriver(settings_for(address, start_timeout=0.2))
+        with pytest.raises(ProducerStartError) as caught:
+            driver.open(Recorder())
+    assert address in str(caught.value)
+    assert "0.2 s (start_timeout)" in str(caught.value)
+    assert "ECONNREFUSED" in str(caught.value)
+    # Its handler is gone from the client's logger.
+    handlers = logging.getLogger("kafka").handlers
+    assert not any(isinstance(handler, _kafka_python._LastWords) for handler in handlers)
+
+
+def test_close_at_the_last_moment_of_open_closes_what_was_opened(
+    cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = KafkaPythonDriver(settings_for(cluster))
+    connect = driver._connect
+
+    def connect_and_close(*args: Any, **configs: Any) -> Any:
+        client = connect(*args, **configs)
+        driver.close(0)
+        return client
+
+    monkeypatch.setattr(driver, "_connect", connect_and_close)
+    driver.open(Recorder())
+    client: Any = driver._client
+    assert client.is_closed.is_set()
+    assert not client.closed_by.is_alive()
+
+
+def test_after_close_records_are_not_taken(cluster: MockCluster) -> None:
+    with opened(cluster) as (driver, recorder):
+        learn(driver, recorder, TWELVE)
+        driver.close(1)
+        [outcome] = send_all(driver, recorder, [ProducerRecord(TWELVE, b"value")])
+        assert isinstance(outcome, DeliveryError)
+        assert outcome.persistence is Persistence.NOT_PERSISTED
+
+
+def test_a_record_larger_than_a_request_is_rejected(cluster: MockCluster) -> None:
+    with opened(cluster, properties={"max_request_size": 1_000}) as (driver, recorder):
+        large, small = send_all(
+            driver,
+            recorder,
+            [ProducerRecord(TWELVE, bytes(size)) for size in (1_000, 100)],
+        )
+        assert isinstance(large, RecordRejected)
+        assert large.persistence is Persistence.NOT_PERSISTED
+        assert "max_request_size" in str(large)
+        metadata_of(small)
+
+
+def test_closing_with_records_pending_leaves_no_sender_thread(cluster: MockCluster) -> None:
+    with opened(cluster) as (driver, recorder):
+        learn(driver, recorder, TWELVE)
+        for broker in (1, 2):
+            cluster.set_rtt(broker, 60_000)
+        parcels = [Parcel(ProducerRecord(TWELVE, b"value")) for _ in range(100)]
+        driver.submit(parcels)
+        client: Any = driver._client
+        began = time.monotonic()
+        driver.close(0)
+        assert time.monotonic() - began < 1
+        sender = client.closed_by
+        assert sender.name.endswith("-network-thread")
+        assert not sender.is_alive()
+        assert len(recorder.outcomes_of(parcels)) == 100
+
+
+def test_a_thread_that_does_not_end_is_left_behind_and_said_so(
+    cluster: MockCluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_kafka_python, "_JOIN_SECONDS", 0.01)
+    called, let_go = threading.Event(), threading.Event()
+
+    class Blocking(Recorder):
+        def completed(self, submissions: Sequence[Any], outcomes: Sequence[Outcome], /) -> None:
+            called.set()
+            assert let_go.wait(PATIENCE)
+            super().completed(submissions, outcomes)
+
+    driver = KafkaPythonDriver(settings_for(cluster))
+    recorder = Blocking()
+    driver.open(recorder)
+    learn(driver, recorder, TWELVE)
+    parcels = [Parcel(ProducerRecord(TWELVE, b"value"))]
+    driver.submit(parcels)
+    assert called.wait(PATIENCE)
+    driver.close(0)
+    assert "the thread of kafka-python did not end" in caplog.text
+    let_go.set()
+    client: Any = driver._client
+    assert client.is_closed.wait(PATIENCE)
+    client.closed_by.join(PATIENCE)
+    recorder.outcomes_of(parcels)
+
+
+def test_collecting_a_driver_does_not_silence_the_clients_logger(cluster: MockCluster) -> None:
+    with opened(cluster) as (driver, recorder):
+        learn(driver, recorder, TWELVE)
+    del driver
+    refused = KafkaPythonDriver(settings_for(cluster, properties={"api_version": "nonsense"}))
+    with pytest.raises(SettingsError):
+        refused.open(recorder)
+    del refused
+    gc.collect()
+    assert isinstance(kafka_producer_module.log, logging.Logger)
+
+
+# --- what kafka-python must go on doing ----------------------------------------------------------
+
+
+@pytest.fixture
+def bare(cluster: MockCluster) -> Iterator[Any]:
+    """kafka-python's own producer, as it comes, but for the setting that keeps it from waiting."""
+    producer = kafka.KafkaProducer(
+        bootstrap_servers=cluster.bootstrap_servers,
+        max_block_ms=0,
+        allow_auto_create_topics=False,
+        retry_backoff_ms=77,
+        **FOR_MOCK,
+    )
+    try:
+        yield producer
+    finally:
+        producer.close(1)
+        producer._sender.join(PATIENCE)
+
+
+def test_without_metadata_send_raises_at_once_and_asks_in_the_background(bare: Any) -> None:
+    began = time.monotonic()
+    with pytest.raises(kafka_errors.KafkaTimeoutError):
+        bare.send(TWELVE, b"value")
+    with pytest.raises(kafka_errors.KafkaTimeoutError):
+        bare.partitions_for(TWO_LEADERS)
+    assert time.monotonic() - began < 0.5
+    asked = threading.Event()
+    bare._metadata.add_listener(
+        lambda metadata: asked.set() if {TWELVE, TWO_LEADERS} <= metadata.topics() else None
+    )
+    assert asked.wait(PATIENCE)
+    assert bare.partitions_for(TWELVE) == set(range(12))
+
+
+def test_settings_that_the_driver_passes_on_by_hand_are_still_not_passed_on(bare: Any) -> None:
+    """Where this fails, kafka-python does it by itself, and the driver's own loop can go."""
+    assert bare.config["allow_auto_create_topics"] is False
+    assert bare._metadata.config["allow_auto_create_topics"] is True
+
+
+def test_a_future_has_what_runs_read_off_it(bare: Any) -> None:
+    asked = threading.Event()
+    bare._metadata.add_listener(
+        lambda metadata: asked.set() if TWELVE in metadata.topics() else None
+    )
+    with pytest.raises(kafka_errors.KafkaTimeoutError):
+        bare.send(TWELVE, b"value")
+    assert asked.wait(PATIENCE)
+    future = bare.send(TWELVE, b"value", partition=3)
+    assert future.get(PATIENCE) is future.value
+    assert (future.is_done, future.exception) == (True, None)
+    assert future.value._fields == (
+        "topic",
+        "partition",
+        "topic_partition",
+        "offset",
+        "timestamp",
+        "checksum",
+        "serialized_key_size",
+        "serialized_value_size",
+        "serialized_header_size",
+    )
+    assert (future.value.topic, future.value.partition) == (TWELVE, 3)
+    called: list[object] = []
+    future.add_callback(called.append).add_errback(called.append)
+    assert called == [future.value]
+
+
+def test_the_clients_thread_closes_the_client_that_it_was_given(cluster: MockCluster) -> None:
+    with opened(cluster) as (driver, _):
+        client: Any = driver._client
+        assert driver._ready().producer.config["kafka_client"].func == driver._connect
+        assert isinstance(client, importlib.import_module("kafka.net.compat").KafkaNetClient)
+        assert client.cluster.unauthorized_topics == set()
+        assert client.cluster.config["allow_auto_create_topics"] is True
+        driver.close(1)
+        assert client.closed_by.name == "anyio-sendproducer-network-thread"
+
+
+def test_allow_auto_create_topics_reaches_the_one_who_asks(cluster: MockCluster) -> None:
+    properties = {"allow_auto_create_topics": False, "retry_backoff_ms": 77}
+    with opened(cluster, properties=properties) as (driver, _):
+        client: Any = driver._client
+        assert client.cluster.config["allow_auto_create_topics"] is False
+        assert client.cluster.config["retry_backoff_ms"] == 77
+        assert client.cluster.metadata_request().allow_auto_topic_creation is False
+
+
+def test_the_client_formats_itself_cheaply(cluster: MockCluster) -> None:
+    with opened(cluster) as (driver, _):
+        assert str(driver._ready().producer) == "<KafkaProducer client_id=anyio-sendproducer>"

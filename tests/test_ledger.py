@@ -1,0 +1,788 @@
+"""The ledger, case by case: those that random calls reach rarely, and what its errors say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import pytest
+
+from anyio_sendproducer import (
+    DeliveryError,
+    DeliveryTimeout,
+    Persistence,
+    ProducerBroken,
+    ProducerClosed,
+    ProducerRecord,
+    RecordMetadata,
+    RecordRejected,
+)
+from anyio_sendproducer._ledger import (
+    DELIVERY_TRANSITIONS,
+    KEPT_FAILURES,
+    PRODUCER_TRANSITIONS,
+    DeliveryState,
+    Entry,
+    Group,
+    Ledger,
+    ProducerState,
+    Statistics,
+)
+
+WRITTEN = RecordMetadata("a", 0, 0, 0, None, 1)
+GONE = RuntimeError("the driver is gone")
+WAITING = DeliveryState.WAITING
+QUEUED = DeliveryState.QUEUED
+SUBMITTED = DeliveryState.SUBMITTED
+
+
+def make(records: int = 10, size: int = 100, timeout: float = 10.0) -> Ledger:
+    return Ledger(max_in_flight=records, max_buffered_bytes=size, delivery_timeout=timeout)
+
+
+def enter(ledger: Ledger, topic: str = "a", *, size: int = 1, now: float = 0.0) -> Entry:
+    return ledger.enter(ProducerRecord(topic, b"x"), size, now)
+
+
+def submitted(ledger: Ledger, topic: str = "a", *, size: int = 1) -> Entry:
+    entry = enter(ledger, topic, size=size)
+    ledger.take()
+    assert entry.state is SUBMITTED
+    return entry
+
+
+def waiting(ledger: Ledger) -> Entry:
+    """One that waits; there must be room for just one."""
+    enter(ledger)
+    entry = enter(ledger)
+    assert entry.state is WAITING
+    return entry
+
+
+def refused(entry: Entry) -> DeliveryError:
+    return DeliveryError("no", record=entry.record, persistence=Persistence.NOT_PERSISTED)
+
+
+def figures(ledger: Ledger) -> Statistics:
+    return ledger.statistics(generations=1, hand_overs=0, wake_ups=0)
+
+
+def room(ledger: Ledger) -> tuple[int, int]:
+    now = figures(ledger)
+    return now.in_flight, now.in_flight_bytes
+
+
+# --- the two tables ------------------------------------------------------------------------------
+
+
+def _held_back(ledger: Ledger) -> Entry:
+    entry = submitted(ledger)
+    ledger.hold([entry])
+    return entry
+
+
+def _held_back_and_cancelled(ledger: Ledger) -> Entry:
+    entry = submitted(ledger)
+    ledger.cancel(entry)
+    ledger.hold([entry])
+    return entry
+
+
+def _after(
+    make_entry: Callable[[Ledger], Entry], act: Callable[[Ledger, Entry], object]
+) -> Callable[[Ledger], Entry]:
+    def run(ledger: Ledger) -> Entry:
+        entry = make_entry(ledger)
+        act(ledger, entry)
+        return entry
+
+    return run
+
+
+def _free_room(ledger: Ledger, entry: Entry) -> None:
+    ledger.settle(ledger.take(), [WRITTEN])
+
+
+DELIVERY_ARROWS: dict[tuple[DeliveryState, str], list[Callable[[Ledger], Entry]]] = {
+    (WAITING, "room"): [_after(waiting, _free_room)],
+    (WAITING, "cancelled"): [_after(waiting, Ledger.cancel)],
+    (WAITING, "deadline or close"): [
+        _after(waiting, lambda ledger, _: ledger.expire(10.0)),
+        _after(waiting, lambda ledger, _: ledger.drain()),
+        _after(waiting, lambda ledger, _: ledger.break_(GONE)),
+        _after(waiting, lambda ledger, _: ledger.close()),
+    ],
+    (QUEUED, "handed over"): [_after(enter, lambda ledger, _: ledger.take())],
+    (QUEUED, "cancelled"): [
+        _after(enter, Ledger.cancel),
+        _after(_held_back, Ledger.cancel),
+    ],
+    (QUEUED, "deadline or close"): [
+        _after(enter, lambda ledger, _: ledger.expire(10.0)),
+        _after(enter, lambda ledger, _: ledger.break_(GONE)),
+        _after(enter, lambda ledger, _: ledger.close()),
+        _after(_held_back, lambda ledger, _: ledger.expire(10.0)),
+        _after(_held_back, lambda ledger, _: ledger.close()),
+    ],
+    (SUBMITTED, "acknowledged"): [
+        _after(submitted, lambda ledger, entry: ledger.settle([entry], [WRITTEN])),
+    ],
+    (SUBMITTED, "refused, deadline or close"): [
+        _after(submitted, lambda ledger, entry: ledger.settle([entry], [refused(entry)])),
+        _after(submitted, lambda ledger, _: ledger.expire(10.0)),
+        _after(submitted, lambda ledger, _: ledger.end_generation(GONE)),
+        _after(submitted, lambda ledger, _: ledger.break_(GONE)),
+        _after(submitted, lambda ledger, _: ledger.close()),
+    ],
+    (SUBMITTED, "topic not known yet"): [_held_back],
+    (SUBMITTED, "topic not known, caller gone"): [_held_back_and_cancelled],
+}
+
+
+@pytest.mark.parametrize(
+    ("arrow", "scenario"),
+    [(arrow, scenario) for arrow, several in DELIVERY_ARROWS.items() for scenario in several],
+)
+def test_each_arrow_of_a_deliverys_table_is_made(
+    arrow: tuple[DeliveryState, str], scenario: Callable[[Ledger], Entry]
+) -> None:
+    state, event = arrow
+    assert scenario(make(records=1)).state is DELIVERY_TRANSITIONS[state][event]
+
+
+def test_no_arrow_of_a_deliverys_table_is_left_out() -> None:
+    assert set(DELIVERY_ARROWS) == {
+        (state, event) for state, events in DELIVERY_TRANSITIONS.items() for event in events
+    }
+    assert set(DELIVERY_TRANSITIONS) == set(DeliveryState)
+
+
+def test_the_producers_states_follow_its_table() -> None:
+    def draining() -> Ledger:
+        ledger = make()
+        ledger.drain()
+        return ledger
+
+    def broken() -> Ledger:
+        ledger = make()
+        ledger.break_(GONE)
+        return ledger
+
+    seen: set[tuple[ProducerState, ProducerState]] = set()
+    calls: list[Callable[[Ledger], object]] = [
+        Ledger.drain,
+        Ledger.close,
+        lambda ledger: ledger.break_(GONE),
+    ]
+    for start in (make, draining, broken):
+        for call in calls:
+            ledger = start()
+            before = ledger.state
+            call(ledger)
+            if ledger.state is not before:
+                seen.add((before, ledger.state))
+    assert seen == {
+        (state, target)
+        for state, events in PRODUCER_TRANSITIONS.items()
+        for target in events.values()
+    }
+    assert set(PRODUCER_TRANSITIONS) == set(ProducerState)
+
+
+@pytest.mark.parametrize("table", [DELIVERY_TRANSITIONS, PRODUCER_TRANSITIONS])
+def test_the_tables_cannot_be_changed(table: Any) -> None:
+    with pytest.raises(TypeError):
+        table[next(iter(table))] = {}
+
+
+# --- room ----------------------------------------------------------------------------------------
+
+
+def test_a_record_larger_than_all_room_is_rejected_for_good() -> None:
+    ledger = make(size=100)
+    record = ProducerRecord("a", b"x")
+    with pytest.raises(RecordRejected, match=r"101 bytes, max_buffered_bytes is 100") as caught:
+        ledger.enter(record, 101, 0.0)
+    assert caught.value.record is record
+    assert caught.value.persistence is Persistence.NOT_PERSISTED
+    assert figures(ledger).waiting == 0
+    assert enter(ledger, size=100).state is QUEUED
+
+
+def test_who_does_not_wait_is_turned_away_at_once() -> None:
+    ledger = make(records=1)
+    enter(ledger)
+    with pytest.raises(anyio.WouldBlock):
+        ledger.enter(ProducerRecord("a", b"x"), 1, 0.0, False)
+    assert figures(ledger).waiting == 0
+
+
+def test_who_does_not_wait_does_not_jump_the_queue() -> None:
+    ledger = make(size=10)
+    enter(ledger, size=6)
+    assert enter(ledger, size=6).state is WAITING
+    with pytest.raises(anyio.WouldBlock):
+        ledger.enter(ProducerRecord("a", b"x"), 1, 0.0, False)
+
+
+def test_a_small_record_does_not_overtake_a_large_one_that_waits() -> None:
+    ledger = make(size=10)
+    first = submitted(ledger, size=6)
+    large = enter(ledger, size=6)
+    small = enter(ledger, size=1)
+    assert (large.state, small.state) == (WAITING, WAITING)
+    large.room_waiter, small.room_waiter = "large", "small"
+    assert ledger.settle([first], [WRITTEN]) == ["large", "small"]
+    assert ledger.take() == [large, small]
+
+
+def test_when_the_first_in_line_gives_up_the_next_may_fit() -> None:
+    ledger = make(size=10)
+    enter(ledger, size=6)
+    large = enter(ledger, size=6)
+    small = enter(ledger, size=1)
+    small.room_waiter = "small"
+    assert ledger.cancel(large) == ["small"]
+    assert small.state is QUEUED
+    # It was never accepted, so it counts nowhere.
+    assert figures(ledger).withdrawn == 0
+
+
+def test_a_record_that_proves_larger_than_estimated_takes_room_from_others() -> None:
+    ledger = make(size=10)
+    first = submitted(ledger, size=2)
+    assert ledger.resize([(first, 20)]) == []
+    assert room(ledger) == (1, 20)
+    second = enter(ledger, size=1)
+    second.room_waiter = "second"
+    assert second.state is WAITING
+    assert ledger.resize([(first, 9)]) == ["second"]
+    assert room(ledger) == (2, 10)
+
+
+def test_the_size_of_a_record_that_is_done_changes_nothing() -> None:
+    ledger = make()
+    entry = submitted(ledger)
+    ledger.settle([entry], [WRITTEN])
+    assert ledger.resize([(entry, 50)]) == []
+    assert room(ledger) == (0, 0)
+
+
+# --- deadlines -----------------------------------------------------------------------------------
+
+
+def test_the_deadline_comes_at_its_moment_and_not_before() -> None:
+    ledger = make(timeout=10.0)
+    entry = enter(ledger, now=5.0)
+    assert ledger.next_deadline(5.0) == 15.0
+    ledger.expire(14.999)
+    assert entry.state is QUEUED
+    ledger.expire(15.0)
+    assert entry.state is DeliveryState.FAILED
+    assert ledger.next_deadline(15.0) == 25.0
+
+
+def test_a_record_that_found_no_room_in_time_was_not_sent() -> None:
+    ledger = make(records=1, timeout=1.5)
+    entry = waiting(ledger)
+    entry.room_waiter = "its caller"
+    assert ledger.expire(2.0) == ["its caller"]
+    assert isinstance(entry.outcome, DeliveryTimeout)
+    assert str(entry.outcome) == (
+        "there was no room for the record within 1.5 s (delivery_timeout); it was not sent"
+    )
+    assert entry.outcome.persistence is Persistence.NOT_PERSISTED
+    assert entry.outcome.record is entry.record
+    # It was not accepted; the other, which was, failed.
+    assert (figures(ledger).accepted, figures(ledger).failed) == (1, 1)
+
+
+@pytest.mark.parametrize("make_entry", [enter, _held_back])
+def test_a_record_that_the_client_was_not_given_in_time_was_not_sent(
+    make_entry: Callable[[Ledger], Entry],
+) -> None:
+    ledger = make()
+    entry = make_entry(ledger)
+    ledger.expire(10.0)
+    assert isinstance(entry.outcome, DeliveryTimeout)
+    assert str(entry.outcome) == (
+        "the record could not be handed to the client within 10 s (delivery_timeout); "
+        "it was not sent"
+    )
+    assert entry.outcome.persistence is Persistence.NOT_PERSISTED
+    assert room(ledger) == (0, 0)
+    assert ledger.take() == []
+
+
+def test_a_record_that_was_not_acknowledged_in_time_may_be_written_and_keeps_its_room() -> None:
+    ledger = make()
+    entry = submitted(ledger, size=7)
+    ledger.expire(10.0)
+    assert isinstance(entry.outcome, DeliveryTimeout)
+    assert str(entry.outcome) == (
+        "no broker acknowledged the record within 10 s (delivery_timeout); "
+        "it may be written all the same"
+    )
+    assert entry.outcome.persistence is Persistence.POSSIBLY_PERSISTED
+    assert room(ledger) == (1, 7)
+    error = entry.outcome
+    assert ledger.settle([entry], [WRITTEN]) == []
+    assert room(ledger) == (0, 0)
+    assert entry.outcome is error
+    assert entry.state is DeliveryState.FAILED
+    assert (figures(ledger).delivered, figures(ledger).failed) == (0, 1)
+
+
+def test_room_that_a_late_record_held_goes_to_who_waits() -> None:
+    ledger = make(records=1)
+    entry = submitted(ledger)
+    ledger.expire(10.0)
+    later = enter(ledger, now=10.0)
+    later.room_waiter = "later"
+    assert later.state is WAITING
+    assert ledger.settle([entry], [WRITTEN]) == ["later"]
+
+
+def test_one_deadline_wakes_the_line_behind_it() -> None:
+    ledger = make(records=1)
+    enter(ledger, now=0.0)
+    second = enter(ledger, now=1.0)
+    second.room_waiter = "second"
+    assert ledger.expire(10.0) == ["second"]
+    assert second.state is QUEUED
+
+
+# --- topics without metadata ---------------------------------------------------------------------
+
+
+def test_an_unknown_topic_holds_up_its_own_records_only() -> None:
+    ledger = make()
+    first = submitted(ledger, "unknown")
+    ledger.hold([first])
+    second = enter(ledger, "unknown")
+    other = enter(ledger, "known")
+    before = ledger.has_queued
+    assert ledger.take() == [other]
+    assert (before, ledger.has_queued) == (True, False)
+    assert figures(ledger).queued == 2
+    third = enter(ledger, "unknown")
+    assert ledger.release_held()
+    assert ledger.take() == [first, second, third]
+    assert not ledger.release_held()
+
+
+def test_what_is_released_goes_before_what_came_meanwhile() -> None:
+    ledger = make()
+    a = submitted(ledger, "a")
+    b = submitted(ledger, "b")
+    ledger.hold([b, a])
+    later = enter(ledger, "c")
+    ledger.release_held()
+    assert ledger.take() == [b, a, later]
+
+
+def test_a_topic_is_free_again_when_the_last_of_its_held_records_is_cancelled() -> None:
+    ledger = make()
+    first, second = enter(ledger), enter(ledger)
+    ledger.hold(ledger.take())
+    ledger.cancel(first)
+    third = enter(ledger)
+    assert ledger.take() == []
+    ledger.cancel(second)
+    ledger.cancel(third)
+    fourth = enter(ledger)
+    assert ledger.take() == [fourth]
+
+
+def test_given_back_after_its_deadline_a_record_frees_its_room() -> None:
+    ledger = make(records=1)
+    entry = submitted(ledger)
+    ledger.expire(10.0)
+    later = enter(ledger, now=10.0)
+    later.room_waiter = "later"
+    assert ledger.hold([entry]) == ["later"]
+    assert entry.state is DeliveryState.FAILED
+    assert room(ledger) == (1, 1)
+    assert not ledger.release_held()
+    assert not ledger.stuck
+
+
+def test_given_back_after_its_caller_left_a_record_is_withdrawn_and_not_abandoned() -> None:
+    ledger = make(records=1)
+    entry = submitted(ledger)
+    ledger.cancel(entry)
+    assert figures(ledger).abandoned == 1
+    later = enter(ledger)
+    later.room_waiter = "later"
+    ledger.barrier("flush")
+    assert ledger.hold([entry]) == ["later", "flush"]
+    assert entry.state is DeliveryState.WITHDRAWN
+    assert (figures(ledger).withdrawn, figures(ledger).abandoned) == (1, 0)
+    assert ledger.take() == [later]
+
+
+def test_given_back_after_its_client_was_given_up_a_record_frees_no_room_twice() -> None:
+    ledger = make()
+    entry = submitted(ledger)
+    ledger.end_generation(GONE)
+    ledger.hold([entry])
+    assert room(ledger) == (0, 0)
+
+
+# --- outcomes, and who is told -------------------------------------------------------------------
+
+
+def test_the_first_outcome_stands() -> None:
+    ledger = make()
+    entry = submitted(ledger)
+    entry.waiter = "its caller"
+    assert ledger.settle([entry, entry], [WRITTEN, refused(entry)]) == ["its caller"]
+    assert ledger.settle([entry], [refused(entry)]) == []
+    assert entry.outcome is WRITTEN
+    assert (figures(ledger).delivered, figures(ledger).failed) == (1, 0)
+
+
+def test_a_caller_of_several_is_woken_once_by_the_last() -> None:
+    ledger = make()
+    entries = [enter(ledger) for _ in range(3)]
+    group = Group(3, "their caller")
+    for entry in entries:
+        entry.group = group
+    ledger.take()
+    assert ledger.settle(entries[:1], [WRITTEN]) == []
+    assert ledger.settle(entries[1:2], [refused(entries[1])]) == []
+    assert ledger.settle(entries[2:], [WRITTEN]) == ["their caller"]
+    # It is told of the failure, which is therefore not a missed one.
+    assert ledger.undelivered() == ([], 0)
+
+
+def test_a_caller_of_several_that_left_is_not_woken() -> None:
+    ledger = make()
+    entry = submitted(ledger)
+    entry.group = Group(1, None)
+    assert ledger.settle([entry], [WRITTEN]) == []
+
+
+def test_a_failure_nobody_awaited_is_told_once() -> None:
+    ledger = make()
+    first, second = enter(ledger), enter(ledger)
+    ledger.take()
+    errors = [refused(first), refused(second)]
+    ledger.settle([first, second], errors)
+    assert ledger.undelivered() == (errors, 2)
+    assert ledger.undelivered() == ([], 0)
+
+
+def test_a_failure_that_is_awaited_later_is_not_told_again() -> None:
+    ledger = make()
+    entry = submitted(ledger)
+    ledger.settle([entry], [refused(entry)])
+    ledger.saw(entry)
+    ledger.saw(entry)
+    assert ledger.undelivered() == ([], 0)
+
+
+@pytest.mark.parametrize("leave", [Ledger.cancel, Ledger.unwatch])
+def test_a_caller_that_leaves_as_its_failure_comes_was_not_told(
+    leave: Callable[[Ledger, Entry], object],
+) -> None:
+    ledger = make()
+    entry = submitted(ledger)
+    entry.waiter = "its caller"
+    error = refused(entry)
+    assert ledger.settle([entry], [error]) == ["its caller"]
+    leave(ledger, entry)
+    assert ledger.undelivered() == ([error], 1)
+
+
+def test_a_caller_that_left_is_not_woken_and_its_failure_is_told() -> None:
+    ledger = make()
+    entry = submitted(ledger)
+    entry.waiter = "its caller"
+    ledger.unwatch(entry)
+    assert figures(ledger).abandoned == 0
+    error = refused(entry)
+    assert ledger.settle([entry], [error]) == []
+    assert ledger.undelivered() == ([error], 1)
+
+
+def test_past_so_many_failures_the_rest_are_counted() -> None:
+    ledger = make(records=KEPT_FAILURES + 3, size=KEPT_FAILURES + 3)
+    entries = [enter(ledger) for _ in range(KEPT_FAILURES + 3)]
+    ledger.take()
+    errors = [refused(entry) for entry in entries]
+    ledger.settle(entries, errors)
+    # One of those that are kept, and one of those that are not.
+    ledger.saw(entries[0])
+    ledger.saw(entries[-1])
+    told, count = ledger.undelivered()
+    assert told == errors[1:KEPT_FAILURES]
+    assert count == KEPT_FAILURES + 1
+
+
+def test_awaiting_a_failure_that_was_told_before_hides_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("anyio_sendproducer._ledger.KEPT_FAILURES", 1)
+    ledger = make()
+    entries = [enter(ledger) for _ in range(3)]
+    ledger.take()
+    ledger.settle(entries[:1], [refused(entries[0])])
+    assert ledger.undelivered()[1] == 1
+    ledger.settle(entries[1:], [refused(entry) for entry in entries[1:]])
+    ledger.saw(entries[0])
+    assert ledger.undelivered()[1] == 2
+
+
+# --- callers that give up ------------------------------------------------------------------------
+
+
+def test_a_second_cancellation_changes_nothing() -> None:
+    ledger = make()
+    entry = submitted(ledger)
+    ledger.cancel(entry)
+    ledger.cancel(entry)
+    assert figures(ledger).abandoned == 1
+
+
+def test_cancelling_what_is_withdrawn_changes_nothing() -> None:
+    ledger = make()
+    entry = enter(ledger)
+    ledger.cancel(entry)
+    ledger.cancel(entry)
+    assert (figures(ledger).withdrawn, figures(ledger).abandoned) == (1, 0)
+
+
+def test_a_second_cancellation_counts_no_failure_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anyio_sendproducer._ledger.KEPT_FAILURES", 0)
+    ledger = make()
+    entry = submitted(ledger)
+    entry.waiter = "its caller"
+    ledger.settle([entry], [refused(entry)])
+    ledger.cancel(entry)
+    ledger.cancel(entry)
+    assert ledger.undelivered() == ([], 1)
+
+
+def test_abandoned_are_only_those_that_the_client_was_given() -> None:
+    ledger = make(records=1)
+    entry = waiting(ledger)
+    entry.waiter = "its caller"
+    # Both fail unsent; the caller of one is cancelled before it wakes up.
+    ledger.expire(10.0)
+    ledger.cancel(entry)
+    assert figures(ledger).abandoned == 0
+
+
+def test_an_acknowledged_record_whose_caller_left_is_abandoned_and_delivered() -> None:
+    ledger = make()
+    entry = submitted(ledger)
+    ledger.settle([entry], [WRITTEN])
+    ledger.cancel(entry)
+    assert (figures(ledger).abandoned, figures(ledger).delivered) == (1, 1)
+    assert ledger.undelivered() == ([], 0)
+
+
+# --- flush ---------------------------------------------------------------------------------------
+
+
+def test_flush_waits_for_what_was_accepted_before_and_for_nothing_else() -> None:
+    ledger = make()
+    assert not ledger.barrier("nothing to wait for")
+    before = submitted(ledger)
+    assert ledger.barrier("first")
+    assert ledger.barrier("second")
+    after = submitted(ledger)
+    assert ledger.barrier("third")
+    assert ledger.settle([after], [WRITTEN]) == []
+    ledger.drop_barrier("second")
+    assert ledger.settle([before], [WRITTEN]) == ["first", "third"]
+    assert ledger.idle
+
+
+def test_flush_ends_when_the_last_is_withdrawn() -> None:
+    ledger = make()
+    entry = enter(ledger)
+    ledger.barrier("flush")
+    assert ledger.cancel(entry) == ["flush"]
+
+
+def test_flush_ends_at_the_deadline_of_the_last() -> None:
+    ledger = make()
+    submitted(ledger)
+    ledger.barrier("flush")
+    assert ledger.expire(10.0) == ["flush"]
+
+
+def test_dropping_a_barrier_that_was_passed_does_nothing() -> None:
+    ledger = make()
+    entry = submitted(ledger)
+    ledger.barrier("flush")
+    ledger.settle([entry], [WRITTEN])
+    ledger.drop_barrier("flush")
+
+
+# --- clients that are given up -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("records", "size", "late", "stuck"),
+    [
+        (4, 1000, [1], False),
+        (4, 1000, [1, 1], True),
+        (5, 1000, [1, 1], False),
+        (1, 1000, [1], True),
+        (100, 10, [4], False),
+        (100, 10, [5], True),
+        (100, 10, [2, 3], True),
+    ],
+)
+def test_a_client_is_stuck_when_late_records_hold_half_of_all_room(
+    records: int, size: int, late: list[int], stuck: bool
+) -> None:
+    ledger = make(records=records, size=size)
+    assert not ledger.stuck
+    entries = [enter(ledger, size=one) for one in late]
+    ledger.take()
+    assert not ledger.stuck
+    ledger.expire(10.0)
+    assert ledger.stuck == stuck
+    ledger.settle(entries, [WRITTEN] * len(entries))
+    assert not ledger.stuck
+
+
+def test_late_records_that_prove_larger_than_estimated_count_with_their_true_size() -> None:
+    ledger = make(records=100, size=10)
+    entry = submitted(ledger, size=1)
+    ledger.expire(10.0)
+    assert not ledger.stuck
+    ledger.resize([(entry, 5)])
+    assert ledger.stuck
+
+
+def test_with_its_client_given_up_a_record_may_be_written_and_what_is_queued_goes_on() -> None:
+    ledger = make()
+    sent = submitted(ledger)
+    sent.waiter = "its caller"
+    queued = enter(ledger)
+    assert ledger.end_generation(GONE) == ["its caller"]
+    assert isinstance(sent.outcome, DeliveryError)
+    assert not isinstance(sent.outcome, DeliveryTimeout)
+    assert str(sent.outcome) == (
+        "the client was given up before the record was acknowledged: the driver is gone; "
+        "it may be written all the same"
+    )
+    assert sent.outcome.persistence is Persistence.POSSIBLY_PERSISTED
+    assert sent.outcome.__cause__ is GONE
+    assert room(ledger) == (1, 1)
+    assert ledger.take() == [queued]
+
+
+def test_a_client_that_is_given_up_holds_no_room_for_late_records() -> None:
+    ledger = make(records=1)
+    submitted(ledger)
+    ledger.expire(10.0)
+    later = enter(ledger, now=10.0)
+    later.room_waiter = "later"
+    before = ledger.stuck
+    assert ledger.end_generation(GONE) == ["later"]
+    assert (before, ledger.stuck) == (True, False)
+    assert room(ledger) == (1, 1)
+
+
+# --- the end -------------------------------------------------------------------------------------
+
+
+def test_draining_delivers_what_was_accepted_and_refuses_the_rest() -> None:
+    ledger = make(records=1)
+    accepted = enter(ledger)
+    in_line = enter(ledger)
+    in_line.room_waiter = "in line"
+    assert ledger.drain() == ["in line"]
+    assert isinstance(in_line.outcome, DeliveryError)
+    assert str(in_line.outcome) == "the producer was closed while the record waited for room"
+    assert in_line.outcome.persistence is Persistence.NOT_PERSISTED
+    assert ledger.drain() == []
+    with pytest.raises(ProducerClosed, match="the producer is closed"):
+        enter(ledger)
+    assert ledger.take() == [accepted]
+    ledger.settle([accepted], [WRITTEN])
+    assert accepted.outcome is WRITTEN
+
+
+def break_(ledger: Ledger) -> list[object]:
+    return ledger.break_(GONE)
+
+
+@pytest.mark.parametrize(
+    ("end", "says", "cause"),
+    [
+        (break_, "the producer broke: the driver is gone", GONE),
+        (Ledger.close, "the producer was closed before the record was acknowledged", None),
+    ],
+)
+def test_at_the_end_each_record_learns_whether_it_may_be_written(
+    end: Callable[[Ledger], list[object]], says: str, cause: BaseException | None
+) -> None:
+    ledger = make(records=3)
+    held = _held_back(ledger)
+    sent = submitted(ledger, "b")
+    queued = enter(ledger)
+    in_line = enter(ledger)
+    callers: list[tuple[Entry, object]] = [
+        (held, "held"),
+        (sent, "sent"),
+        (queued, "queued"),
+        (in_line, "in line"),
+    ]
+    for entry, caller in callers:
+        entry.waiter = caller
+    ledger.barrier("flush")
+    assert set(end(ledger)) == {"held", "sent", "queued", "in line", "flush"}
+    for entry in (held, queued):
+        assert isinstance(entry.outcome, DeliveryError)
+        assert str(entry.outcome) == f"{says}; it was not sent"
+        assert entry.outcome.persistence is Persistence.NOT_PERSISTED
+        assert entry.outcome.__cause__ is cause
+    assert isinstance(in_line.outcome, DeliveryError)
+    assert in_line.outcome.persistence is Persistence.NOT_PERSISTED
+    assert isinstance(sent.outcome, DeliveryError)
+    assert str(sent.outcome) == f"{says}; it may be written all the same"
+    assert sent.outcome.persistence is Persistence.POSSIBLY_PERSISTED
+    assert sent.outcome.__cause__ is cause
+    assert ledger.take() == []
+    assert ledger.idle
+    assert end(ledger) == []
+
+
+def test_a_broken_producer_says_what_broke_it() -> None:
+    ledger = make()
+    ledger.break_(GONE)
+    ledger.break_(RuntimeError("something else"))
+    with pytest.raises(ProducerBroken, match="can't send any more: the driver is gone") as caught:
+        enter(ledger)
+    assert caught.value.__cause__ is GONE
+    ledger.drain()
+    assert ledger.state is ProducerState.BROKEN
+    ledger.close()
+    with pytest.raises(ProducerClosed):
+        enter(ledger)
+
+
+def test_a_producer_that_is_closed_does_not_break() -> None:
+    ledger = make()
+    ledger.close()
+    assert ledger.break_(GONE) == []
+    assert ledger.state is ProducerState.CLOSED
+    assert ledger.broken_by is None
+
+
+def test_what_a_client_completes_after_the_end_frees_its_room_and_changes_no_outcome() -> None:
+    ledger = make()
+    entry = submitted(ledger)
+    ledger.close()
+    error = entry.outcome
+    ledger.settle([entry], [WRITTEN])
+    assert entry.outcome is error
+    assert room(ledger) == (0, 0)

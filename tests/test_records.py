@@ -1,0 +1,460 @@
+"""Records, envelopes and results: values of any shape; and which records are refused, and how."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import pickle
+import sys
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anyio_sendproducer import (
+    Envelope,
+    Message,
+    MultiMessage,
+    MultiResult,
+    MultiResultPart,
+    PassThroughMessage,
+    PassThroughResult,
+    Persistence,
+    ProducerRecord,
+    RecordMetadata,
+    RecordRejected,
+    Result,
+    Results,
+)
+from anyio_sendproducer._records import check_record
+
+METADATA = RecordMetadata("orders", 3, 42, 1_700_000_000_000, 2, 5)
+
+topics = st.text("abcdefghijklmnopqrstuvwxyzABCXYZ0189._-", min_size=1, max_size=249).filter(
+    lambda name: name not in {".", ".."}
+)
+headers = st.lists(st.tuples(st.text("abc-", max_size=5), st.binary(max_size=8)), max_size=4)
+numbers = st.none() | st.integers(0, 2**31 - 1)
+times = st.none() | st.integers(0, 2**63 - 1)
+contents = st.none() | st.binary(max_size=50)
+
+
+@st.composite
+def records(draw: st.DrawFn) -> ProducerRecord[bytes | None, bytes | None]:
+    """Any record that can be sent."""
+    key, value = draw(
+        st.tuples(contents, contents).filter(lambda both: both != (None, None)),
+    )
+    return ProducerRecord(
+        draw(topics),
+        value,
+        key,
+        partition=draw(numbers),
+        timestamp_ms=draw(times),
+        headers=draw(headers),
+    )
+
+
+#: Whatever somebody may want to have back.
+anything: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text() | st.binary() | st.just(object()),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=5,
+)
+
+
+def reject(record: ProducerRecord[Any, Any], **serialized: bool) -> RecordRejected:
+    with pytest.raises(RecordRejected) as caught:
+        check_record(record, set(), **serialized)
+    assert caught.value.persistence is Persistence.NOT_PERSISTED
+    assert caught.value.record == record
+    return caught.value
+
+
+# --- records -------------------------------------------------------------------------------------
+
+
+def test_a_record_has_the_fields_it_was_given() -> None:
+    record = ProducerRecord(
+        "orders", b"v", b"k", partition=1, timestamp_ms=2, headers=[("h", b"x")]
+    )
+    assert [getattr(record, field.name) for field in dataclasses.fields(record)] == [
+        "orders",
+        b"v",
+        b"k",
+        1,
+        2,
+        (("h", b"x"),),
+    ]
+
+
+def test_all_but_the_topic_of_a_record_can_be_left_out() -> None:
+    record = ProducerRecord("orders")
+    assert (record.value, record.key, record.partition, record.timestamp_ms, record.headers) == (
+        None,
+        None,
+        None,
+        None,
+        (),
+    )
+
+
+def test_partition_time_and_headers_are_keywords() -> None:
+    make = cast("Callable[..., object]", ProducerRecord)
+    with pytest.raises(TypeError):
+        make("orders", b"v", b"k", 1)
+
+
+@given(records())
+def test_any_good_record_passes_the_check_as_it_is(
+    record: ProducerRecord[bytes | None, bytes | None],
+) -> None:
+    checked, size = check_record(record, set())
+    assert checked is record
+    assert size == len(record.key or b"") + len(record.value or b"") + sum(
+        len(name) + len(content) for name, content in record.headers
+    )
+
+
+@given(records())
+def test_a_record_survives_copies_and_pickling(
+    record: ProducerRecord[bytes | None, bytes | None],
+) -> None:
+    for other in (
+        pickle.loads(pickle.dumps(record)),
+        copy.copy(record),
+        copy.deepcopy(record),
+        dataclasses.replace(record),
+    ):
+        assert other == record
+        assert hash(other) == hash(record)
+        assert repr(other) == repr(record)
+
+
+@given(records(), headers)
+def test_the_headers_of_a_record_are_a_copy_of_the_list(
+    record: ProducerRecord[bytes | None, bytes | None], given_: list[tuple[str, bytes]]
+) -> None:
+    kept = tuple(given_)
+    record = dataclasses.replace(record, headers=given_)
+    given_.append(("later", b""))
+    assert record.headers == kept
+
+
+@given(records(), st.sampled_from(["topic", "value", "key", "partition", "headers"]))
+def test_records_that_differ_are_not_equal(
+    record: ProducerRecord[bytes | None, bytes | None], field: str
+) -> None:
+    others: dict[str, Any] = {
+        "topic": f"{record.topic[:200]}-",
+        "value": b"another value: longer than the longest, which makes sure that it is another",
+        "key": b"another key: longer than the longest, which makes sure that it is another one",
+        "partition": -1,
+        "headers": (("another", b""),),
+    }
+    assert dataclasses.replace(record, **{field: others[field]}) != record
+
+
+# --- the check -----------------------------------------------------------------------------------
+
+BAD_FIELDS: list[tuple[str, dict[str, Any], list[str]]] = [
+    ("empty topic", {"topic": ""}, ["topic is empty"]),
+    ("topic of 250", {"topic": "x" * 250}, ["topic is 250 characters", "249", "'xxxx"]),
+    ("topic with a space", {"topic": "my orders"}, ["topic 'my orders' has characters"]),
+    ("topic with a newline", {"topic": "orders\n"}, [r"topic 'orders\n' has characters"]),
+    ("topic not ASCII", {"topic": "größe"}, ["topic 'größe' has characters"]),
+    ("topic with digits of elsewhere", {"topic": "a٣"}, ["topic 'a٣' has characters"]),
+    ("topic .", {"topic": "."}, ["topic '.'"]),
+    ("topic ..", {"topic": ".."}, ["topic '..'"]),
+    ("topic of bytes", {"topic": b"orders"}, ["topic must be a str", "bytes", "b'orders'"]),
+    ("topic None", {"topic": None}, ["topic must be a str", "NoneType: None"]),
+    ("topic a number", {"topic": 7}, ["topic must be a str", "int: 7"]),
+    ("topic a list", {"topic": ["orders"]}, ["topic must be a str", "list: ['orders']"]),
+    ("negative partition", {"partition": -1}, ["partition must be from 0", "not -1"]),
+    ("partition too large", {"partition": 2**31}, ["partition must be", f"not {2**31}"]),
+    ("partition True", {"partition": True}, ["partition must be an int or None", "bool: True"]),
+    ("partition a str", {"partition": "1"}, ["partition must be an int or None", "str: '1'"]),
+    ("partition a float", {"partition": 1.0}, ["partition must be an int", "float: 1.0"]),
+    ("negative time", {"timestamp_ms": -1}, ["timestamp_ms must be from 0", "not -1"]),
+    ("time too large", {"timestamp_ms": 2**63}, ["timestamp_ms must be", f"not {2**63}"]),
+    ("time a float", {"timestamp_ms": 1.5}, ["timestamp_ms must be an int", "float: 1.5"]),
+    ("time False", {"timestamp_ms": False}, ["timestamp_ms must be an int", "bool: False"]),
+    ("headers None", {"headers": None}, ["headers must be", "None"]),
+    ("headers an empty dict", {"headers": {}}, ["headers must be", "{}"]),
+    ("headers a dict", {"headers": {"h": b"x"}}, ["headers must be a list or tuple", "dict"]),
+    ("headers a str", {"headers": "h"}, ["headers must be a list or tuple", "str"]),
+    ("headers a generator", {"headers": iter([("h", b"")])}, ["headers must be", "iterator"]),
+    ("header not a pair", {"headers": [("h", b"x"), "hx"]}, ["headers[1]", "'hx'"]),
+    ("header of three", {"headers": [("h", b"x", b"y")]}, ["headers[0]", "('h', b'x', b'y')"]),
+    ("header a list", {"headers": [["h", b"x"]]}, ["headers[0]", "['h', b'x']"]),
+    ("header's name bytes", {"headers": [(b"h", b"x")]}, ["headers[0]", "(b'h', b'x')"]),
+    ("header's content str", {"headers": [("h", "x")]}, ["headers[0]", "('h', 'x')"]),
+    ("header's content None", {"headers": [("h", None)]}, ["headers[0]", "('h', None)"]),
+    ("header's content bytearray", {"headers": [("h", bytearray(b"x"))]}, ["headers[0]"]),
+    ("neither key nor value", {"value": None}, ["neither key nor value"]),
+    ("value a str", {"value": "text"}, ["value must be bytes, not str", "value_serializer"]),
+    ("value a dict", {"value": {"a": 1}}, ["value must be bytes, not dict", "value_serializer"]),
+    ("value a list of numbers", {"value": [1, 2]}, ["value must be bytes, not list"]),
+    ("value a number", {"value": 7}, ["value must be bytes, not int", "value_serializer"]),
+    ("key a str", {"key": "text"}, ["key must be bytes, not str", "key_serializer"]),
+    ("key a number", {"key": 0}, ["key must be bytes, not int", "key_serializer"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"), [pytest.param(*case, id=name) for name, *case in BAD_FIELDS]
+)
+def test_a_record_that_cannot_be_sent_is_rejected_by_name(
+    fields: dict[str, Any], says: list[str]
+) -> None:
+    record = cast("Callable[..., ProducerRecord[Any, Any]]", ProducerRecord)(
+        **{"topic": "orders", "value": b"v", **fields}
+    )
+    message = str(reject(record))
+    assert all(part in message for part in says), message
+
+
+@pytest.mark.parametrize("topic", ["a", "x" * 249, "...", "a.b", "_", "-", "A-Z_0.9"])
+def test_topics_that_kafka_takes_are_taken(topic: str) -> None:
+    known: set[str] = set()
+    check_record(ProducerRecord(topic, b"v"), known)
+    assert known == {topic}
+
+
+@pytest.mark.parametrize("partition", [0, 2**31 - 1])
+@pytest.mark.parametrize("timestamp_ms", [0, 2**63 - 1])
+def test_the_ends_of_what_numbers_may_be(partition: int, timestamp_ms: int) -> None:
+    record = ProducerRecord("orders", b"v", partition=partition, timestamp_ms=timestamp_ms)
+    assert check_record(record, set())[0] is record
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "size"),
+    [(b"k", None, 1), (None, b"", 0), (b"", b"", 0), (b"kk", b"vvv", 5)],
+)
+def test_a_record_needs_a_key_or_a_value_and_either_may_be_empty(
+    key: bytes | None, value: bytes | None, size: int
+) -> None:
+    assert check_record(ProducerRecord("orders", value, key), set())[1] == size
+
+
+class OwnBytes(bytes):
+    """Another kind of bytes."""
+
+
+def every_other(content: bytearray) -> memoryview:
+    return memoryview(content)[::2]
+
+
+@pytest.mark.parametrize(
+    ("make", "content"),
+    [
+        (bytearray, b"12345"),
+        (memoryview, bytearray(b"12345")),
+        (every_other, bytearray(b"1x2x3x4x5")),
+        (OwnBytes, b"12345"),
+    ],
+    ids=["array", "view", "view-with-gaps", "own-bytes"],
+)
+@pytest.mark.parametrize("field", ["key", "value"])
+def test_a_buffer_is_copied_so_that_it_may_be_used_again(
+    field: str, make: Callable[[Any], Any], content: Any
+) -> None:
+    buffer = make(copy.copy(content))
+    record: ProducerRecord[Any, Any] = dataclasses.replace(
+        ProducerRecord("orders", b"v", b"k", partition=1, timestamp_ms=2, headers=(("h", b""),)),
+        **{field: buffer},
+    )
+    checked, size = check_record(record, set())
+    bare: dict[str, Any] = {field: b"12345"}
+    wanted = dataclasses.replace(record, **bare)
+    if not isinstance(buffer, bytes):
+        buffer[0] = 0
+    assert type(getattr(checked, field)) is bytes
+    assert checked == wanted
+    assert size == 5 + 1 + 1
+
+
+@pytest.mark.parametrize("content", [{"a": 1}, "text", 7, [1], object(), int])
+def test_what_is_to_be_serialized_is_left_as_it_is_and_its_size_estimated(content: Any) -> None:
+    for record, serialized in (
+        (ProducerRecord("orders", value=content), {"value_serialized": True}),
+        (ProducerRecord("orders", key=content), {"key_serialized": True}),
+    ):
+        checked, size = check_record(record, set(), **serialized)
+        assert checked is record
+        assert 0 < size <= sys.getsizeof(content)
+
+
+def test_bytes_that_are_to_be_serialized_count_as_many_as_they_are() -> None:
+    record = ProducerRecord("orders", b"123", b"45")
+    assert check_record(record, set(), key_serialized=True, value_serialized=True) == (record, 5)
+
+
+def test_a_serializer_for_values_is_none_for_keys() -> None:
+    record = ProducerRecord("orders", "text", "text")
+    assert "key must be bytes" in str(reject(record, value_serialized=True))
+    assert "value must be bytes" in str(reject(record, key_serialized=True))
+
+
+def test_a_topic_that_is_known_is_not_checked_again() -> None:
+    check_record(ProducerRecord("not / checked", b"v"), {"not / checked"})
+
+
+def test_a_topic_that_is_refused_does_not_become_known() -> None:
+    known: set[str] = set()
+    for _ in range(2):
+        with pytest.raises(RecordRejected):
+            check_record(ProducerRecord("not / good", b"v"), known)
+    assert known == set()
+
+
+def test_a_topic_of_another_type_is_refused_though_it_equals_a_known_one() -> None:
+    class Sly:
+        def __eq__(self, other: object) -> bool:
+            return True
+
+        def __hash__(self) -> int:
+            return hash("orders")
+
+    record = ProducerRecord(cast("str", Sly()), b"v")
+    with pytest.raises(RecordRejected, match="topic must be a str, not Sly"):
+        check_record(record, {"orders"})
+
+
+def test_a_topic_for_each_record_does_not_fill_memory() -> None:
+    known: set[str] = set()
+    most = 0
+    for number in range(10_500):
+        check_record(ProducerRecord(f"topic-{number}", b"v"), known)
+        most = max(most, len(known))
+    assert most == 10_000
+    assert "topic-10499" in known
+
+
+# --- envelopes and results -----------------------------------------------------------------------
+
+
+@given(records(), anything)
+def test_a_message_and_its_result_carry_anything(
+    record: ProducerRecord[bytes | None, bytes | None], carried: Any
+) -> None:
+    message = Message(record, carried)
+    result = Result(METADATA, message)
+    assert message.record is result.record is record
+    assert message.pass_through is result.pass_through is carried
+    assert result.message is message
+    assert result.metadata is METADATA
+    assert result.offset == 42
+
+
+@given(st.lists(records(), max_size=5), anything)
+def test_a_multi_message_takes_any_number_of_records_in_their_order(
+    several: list[ProducerRecord[bytes | None, bytes | None]], carried: Any
+) -> None:
+    message = MultiMessage(iter(several), carried)
+    assert message.records == tuple(several)
+    assert message.pass_through is carried
+    assert message == MultiMessage(several, carried)
+    parts = tuple(MultiResultPart(METADATA, record) for record in several)
+    result = MultiResult(parts, carried)
+    assert [part.record for part in result.parts] == several
+    assert all(part.metadata is METADATA for part in result.parts)
+    assert result.pass_through is carried
+
+
+@given(anything)
+def test_a_pass_through_message_carries_anything(carried: Any) -> None:
+    assert PassThroughMessage(carried).pass_through is carried
+    assert PassThroughResult(carried).pass_through is carried
+
+
+@given(records(), anything, anything)
+def test_another_pass_through_value_changes_nothing_else(
+    record: ProducerRecord[bytes | None, bytes | None], first: Any, second: Any
+) -> None:
+    envelopes: list[tuple[Any, Any]] = [
+        (Message(record, first), Message(record, second)),
+        (MultiMessage([record], first), MultiMessage([record], second)),
+        (PassThroughMessage(first), PassThroughMessage(second)),
+    ]
+    for envelope, wanted in envelopes:
+        changed = envelope.with_pass_through(second)
+        assert type(changed) is type(envelope)
+        assert changed == wanted
+        assert changed.pass_through is second
+        assert envelope.pass_through is first
+
+
+def test_without_a_pass_through_value_it_is_none() -> None:
+    record = ProducerRecord("orders", b"v")
+    assert Message(record).pass_through is None
+    assert MultiMessage([record]).pass_through is None
+    assert PassThroughMessage().pass_through is None
+
+
+VALUES: list[Any] = [
+    ProducerRecord("orders", b"v"),
+    Message(ProducerRecord("orders", b"v"), 1),
+    MultiMessage([ProducerRecord("orders", b"v")], 1),
+    PassThroughMessage(1),
+    Result(METADATA, Message(ProducerRecord("orders", b"v"), 1)),
+    MultiResultPart(METADATA, ProducerRecord("orders", b"v")),
+    MultiResult((MultiResultPart(METADATA, ProducerRecord("orders", b"v")),), 1),
+    PassThroughResult(1),
+    METADATA,
+]
+each_value = pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
+
+
+@each_value
+def test_values_are_frozen(value: Any) -> None:
+    names = getattr(value, "_fields", None) or [field.name for field in dataclasses.fields(value)]
+    for name in names:
+        with pytest.raises(AttributeError):
+            setattr(value, name, None)
+        with pytest.raises(AttributeError):
+            delattr(value, name)
+
+
+@each_value
+def test_values_take_no_attribute_that_they_do_not_have(value: Any) -> None:
+    with pytest.raises(AttributeError):
+        value.another = 1
+
+
+@each_value
+def test_values_survive_pickling_and_can_be_kept_in_sets(value: Any) -> None:
+    other = pickle.loads(pickle.dumps(value))
+    assert other == value
+    assert {other, value} == {value}
+    assert type(value).__name__ in repr(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [value for value in VALUES if value is not METADATA],
+    ids=lambda value: type(value).__name__,
+)
+def test_generic_values_can_be_made_with_their_types_spelled_out(value: Any) -> None:
+    cls = cast("Any", type(value))
+    given_ = [
+        getattr(value, field.name) for field in dataclasses.fields(value) if not field.kw_only
+    ]
+    parameters = (int,) * len(cls.__parameters__)
+    made = cls[parameters](*given_)
+    assert type(made) is cls
+    assert made == value
+
+
+def test_the_unions_can_be_subscripted_at_run_time() -> None:
+    for union in (Envelope, Results):
+        alias = cast("Any", union)
+        assert alias[bytes, bytes, int] != alias[bytes, bytes, str]
+
+
+def test_metadata_of_a_record_that_no_broker_acknowledged() -> None:
+    metadata = RecordMetadata("orders", 0, None, None, None, 5)
+    assert Result(metadata, Message(ProducerRecord("orders", b"v"))).offset is None

@@ -1,0 +1,431 @@
+"""The settings: what they refuse, how they are changed, and that they keep secrets."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import pickle
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, cast
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from anyio_sendproducer import ProducerSettings, SettingsError
+from anyio_sendproducer._settings import Serializer, canonical_name
+
+SECRET = "hunter2-s3cr3t"
+make = functools.partial(
+    cast("Callable[..., ProducerSettings]", ProducerSettings), bootstrap_servers="localhost:9092"
+)
+
+
+class UpperCase:
+    """A serializer in kafka-python's shape."""
+
+    def serialize(self, topic: str, headers: list[tuple[str, bytes]], data: str) -> bytes:
+        return data.upper().encode()
+
+
+class Plain:
+    """Neither a serializer nor callable."""
+
+
+def encode(text: str) -> bytes:
+    return text.encode()
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+DURATIONS = [
+    "delivery_timeout",
+    "unknown_topic_timeout",
+    "start_timeout",
+    "close_timeout",
+    "cancel_timeout",
+]
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"bootstrap_servers": ""}, r"bootstrap_servers is missing"),
+    ({"bootstrap_servers": " , ,"}, r"bootstrap_servers is missing"),
+    ({"bootstrap_servers": []}, r"bootstrap_servers is missing"),
+    ({"bootstrap_servers": None}, r"bootstrap_servers must be a str or a list of str: None"),
+    ({"bootstrap_servers": 9092}, r"bootstrap_servers must be a str or a list of str: 9092"),
+    ({"bootstrap_servers": b"localhost:9092"}, r"bootstrap_servers must be a str or a list"),
+    ({"bootstrap_servers": ["a:1", 2]}, r"bootstrap_servers must be a str or a list of str: 2"),
+    ({"bootstrap_servers": "localhost"}, r"'localhost' is not host:port, such as"),
+    ({"bootstrap_servers": "localhost:"}, r"'localhost:' is not host:port"),
+    ({"bootstrap_servers": ":9092"}, r"':9092' is not host:port"),
+    ({"bootstrap_servers": "localhost:kafka"}, r"'localhost:kafka' is not host:port"),
+    ({"bootstrap_servers": "localhost:٩٠٩٢"}, r"is not host:port"),
+    ({"bootstrap_servers": "local host:9092"}, r"'local host:9092' is not host:port"),
+    ({"bootstrap_servers": "kafka://localhost:9092"}, r"'kafka://localhost:9092' is not host"),
+    ({"bootstrap_servers": "::1:9092"}, r"'::1:9092' is not host:port"),
+    ({"bootstrap_servers": ["a:1,b:2"]}, r"'a:1,b:2' is not host:port"),
+    ({"bootstrap_servers": "a:1,b"}, r"'b' is not host:port"),
+    ({"bootstrap_servers": "a:0"}, r"the port of 'a:0' is not from 1 to 65535"),
+    ({"bootstrap_servers": "a:65536"}, r"the port of 'a:65536' is not from 1 to 65535"),
+    ({"client_id": ""}, r"client_id must be a str that is not empty: ''"),
+    ({"client_id": None}, r"client_id must be a str that is not empty: None"),
+    ({"client_id": b"me"}, r"client_id must be a str that is not empty: b'me'"),
+    ({"key_serializer": "json"}, r"key_serializer must be a callable or have .*, not str"),
+    ({"value_serializer": Plain()}, r"value_serializer must be a callable .*, not Plain"),
+    ({"properties": None}, r"properties must be a mapping, not NoneType"),
+    ({"properties": [("acks", 1)]}, r"properties must be a mapping, not list"),
+    ({"properties": {1: 2}}, r"properties: a name must be a str: 1"),
+    (
+        {"properties": {"linger.ms": 1, "linger_ms": 1}},
+        r"properties: 'linger.ms' and 'linger_ms' are one setting; give one",
+    ),
+    *(
+        ({field: value}, rf"{field} must be an int of 1 or more: ")
+        for field in ("max_in_flight", "max_buffered_bytes")
+        for value in (0, -1, 1.0, True, "10", None)
+    ),
+    *(
+        ({field: value}, rf"{field} must be (0 or )?more (than 0 )?seconds, and finite: ")
+        for field in DURATIONS
+        for value in (-1, -0.001, float("inf"), float("nan"), True, "10", None, 10**400)
+    ),
+    *(
+        ({field: value}, rf"{field} must be more than 0 seconds")
+        for field in ("delivery_timeout", "start_timeout")
+        for value in (0, 0.0, -0.0)
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [pytest.param(*case, id=f"{number}-{next(iter(case[0]))}") for number, case in enumerate(BAD)],
+)
+def test_a_bad_setting_is_refused_by_name(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(SettingsError, match=says):
+        make(**fields)
+
+
+def test_without_brokers_there_are_no_settings() -> None:
+    with pytest.raises(SettingsError, match="bootstrap_servers is missing: name at least one"):
+        ProducerSettings()
+
+
+@pytest.mark.parametrize("field", ["unknown_topic_timeout", "close_timeout", "cancel_timeout"])
+def test_not_to_wait_at_all_is_fine_where_nothing_hangs_on_it(field: str) -> None:
+    assert getattr(make(**{field: 0}), field) == 0
+
+
+def test_every_field_is_a_keyword() -> None:
+    with pytest.raises(TypeError):
+        cast("Callable[..., object]", ProducerSettings)("localhost:9092")
+
+
+def test_the_defaults() -> None:
+    settings = make()
+    assert {
+        field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)
+    } == {
+        "bootstrap_servers": "localhost:9092",
+        "client_id": "anyio-sendproducer",
+        "key_serializer": None,
+        "value_serializer": None,
+        "properties": {},
+        "max_in_flight": 10_000,
+        "max_buffered_bytes": 32 * 2**20,
+        "delivery_timeout": 120.0,
+        "unknown_topic_timeout": 5.0,
+        "start_timeout": 30.0,
+        "close_timeout": 60.0,
+        "cancel_timeout": 5.0,
+    }
+
+
+# --- addresses -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("servers", "addresses"),
+    [
+        ("a:1", ("a:1",)),
+        ("a:1,b:65535", ("a:1", "b:65535")),
+        (" a:1 , b:2 ,", ("a:1", "b:2")),
+        (["a:1", " b:2"], ("a:1", "b:2")),
+        (("a:1",), ("a:1",)),
+        (iter(["a:1", "b:2"]), ("a:1", "b:2")),
+        ("[::1]:9092,10.0.0.1:9092", ("[::1]:9092", "10.0.0.1:9092")),
+        ("[fe80::1%eth0]:9092", ("[fe80::1%eth0]:9092",)),
+        ("kafka-1.example.com:9092", ("kafka-1.example.com:9092",)),
+    ],
+)
+def test_addresses_are_the_brokers_one_by_one(servers: Any, addresses: tuple[str, ...]) -> None:
+    settings = make(bootstrap_servers=servers)
+    assert settings.addresses == addresses
+    assert settings.bootstrap_servers == ",".join(addresses)
+    assert settings == make(bootstrap_servers=list(addresses))
+
+
+# --- changed copies ------------------------------------------------------------------------------
+
+hosts = st.from_regex(r"[a-z][a-z0-9.-]{0,20}", fullmatch=True)
+servers = st.lists(
+    st.builds("{}:{}".format, hosts, st.integers(1, 65535)), min_size=1, max_size=3
+).map(",".join)
+names = st.from_regex(r"[a-z]{1,8}([._][a-z]{1,8}){0,3}", fullmatch=True)
+property_values = st.none() | st.booleans() | st.integers() | st.text() | st.binary()
+properties = st.dictionaries(names, property_values, max_size=5).filter(
+    lambda given_: len({canonical_name(name) for name in given_}) == len(given_)
+)
+durations = st.floats(0, 1e9, exclude_min=True) | st.integers(1, 10**9)
+serializers = st.sampled_from([None, encode, str.encode])
+fields: dict[str, st.SearchStrategy[Any]] = {
+    "bootstrap_servers": servers,
+    "client_id": st.text(min_size=1),
+    "key_serializer": serializers,
+    "value_serializer": serializers,
+    "properties": properties,
+    "max_in_flight": st.integers(1),
+    "max_buffered_bytes": st.integers(1),
+    **dict.fromkeys(DURATIONS, durations),
+}
+changes = st.fixed_dictionaries({}, optional=fields)
+all_settings = st.fixed_dictionaries(
+    {"bootstrap_servers": servers},
+    optional={name: some for name, some in fields.items() if name != "bootstrap_servers"},
+).map(lambda given_: make(**given_))
+
+
+def as_dict(settings: ProducerSettings) -> dict[str, Any]:
+    return {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+
+
+@given(all_settings)
+def test_settings_survive_pickling_and_copying(settings: ProducerSettings) -> None:
+    for other in (
+        pickle.loads(pickle.dumps(settings)),
+        copy.copy(settings),
+        copy.deepcopy(settings),
+        settings.evolve(),
+    ):
+        assert other == settings
+        assert as_dict(other) == as_dict(settings)
+        assert repr(other) == repr(settings)
+        assert isinstance(other.properties, MappingProxyType)
+
+
+@given(all_settings, changes)
+def test_evolve_changes_what_it_is_told_to_and_nothing_else(
+    settings: ProducerSettings, changed: dict[str, Any]
+) -> None:
+    before = as_dict(settings)
+    after = settings.evolve(**changed)
+    assert as_dict(after) == {**before, **changed}
+    assert as_dict(settings) == before
+    assert after.evolve(**{name: before[name] for name in changed}) == settings
+
+
+@given(all_settings, changes)
+def test_each_with_method_changes_its_field_and_nothing_else(
+    settings: ProducerSettings, changed: dict[str, Any]
+) -> None:
+    changed.pop("properties", None)
+    for name, value in changed.items():
+        after = getattr(settings, f"with_{name}")(value)
+        assert as_dict(after) == {**as_dict(settings), name: value}
+
+
+def test_every_field_has_its_with_method() -> None:
+    named = {field.name for field in dataclasses.fields(ProducerSettings)}
+    methods = {name.removeprefix("with_") for name in dir(ProducerSettings) if name[:5] == "with_"}
+    assert methods == named | {"property"}
+
+
+@given(all_settings, names, property_values)
+def test_a_property_is_replaced_in_whichever_spelling_it_had(
+    settings: ProducerSettings, name: str, value: Any
+) -> None:
+    dotted, underscored = name.replace("_", "."), name.replace(".", "_")
+    rest = {
+        other: kept
+        for other, kept in settings.properties.items()
+        if canonical_name(other) != underscored
+    }
+    once = settings.with_property(dotted, "before").with_property(underscored, value)
+    assert once.properties == {**rest, underscored: value}
+    assert once.with_property(dotted, value).properties == {**rest, dotted: value}
+    assert once == settings.with_properties({underscored: value})
+
+
+@given(all_settings, properties)
+def test_several_properties_are_added_at_once(
+    settings: ProducerSettings, added: dict[str, Any]
+) -> None:
+    one_by_one = settings
+    for name, value in added.items():
+        one_by_one = one_by_one.with_property(name, value)
+    assert settings.with_properties(added).properties == one_by_one.properties
+
+
+@pytest.mark.parametrize(
+    ("added", "says"),
+    [
+        ({"linger.ms": 1, "linger_ms": 2}, "are one setting"),
+        ({1: 2}, "a name must be a str: 1"),
+    ],
+)
+def test_properties_that_are_added_are_checked(added: Mapping[Any, Any], says: str) -> None:
+    with pytest.raises(SettingsError, match=says):
+        make().with_properties(added)
+
+
+def test_evolve_names_what_it_does_not_know() -> None:
+    with pytest.raises(SettingsError, match=r"linger_ms is not a field .* max_in_flight"):
+        make().evolve(linger_ms=1)
+
+
+def test_evolve_checks_what_it_changes() -> None:
+    with pytest.raises(SettingsError, match="max_in_flight must be"):
+        make().evolve(max_in_flight=0)
+
+
+def test_settings_are_frozen_in_depth() -> None:
+    given_ = {"acks": "all"}
+    settings = make(properties=given_)
+    given_["acks"] = "0"
+    assert settings.properties == {"acks": "all"}
+    with pytest.raises(AttributeError):
+        settings.client_id = "another"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(TypeError):
+        settings.properties["acks"] = "0"  # type: ignore[index]  # pyright: ignore[reportIndexIssue]
+
+
+@pytest.mark.parametrize("serializer", [encode, UpperCase(), UpperCase().serialize, bytes, None])
+def test_whatever_serializes_is_taken(serializer: Any) -> None:
+    settings = make(key_serializer=serializer, value_serializer=serializer)
+    assert settings.key_serializer == settings.value_serializer == serializer
+
+
+def test_a_serializer_is_told_by_its_method() -> None:
+    assert isinstance(UpperCase(), Serializer)
+    assert not isinstance(encode, Serializer)
+
+
+# --- secrets -------------------------------------------------------------------------------------
+
+#: Properties without secrets, which help whoever reads a log.
+SHOWN = [
+    "acks",
+    "api_version",
+    "batch_size",
+    "compression_type",
+    "linger_ms",
+    "request_timeout_ms",
+    "sasl_mechanism",
+    "security_protocol",
+]
+HIDDEN = [
+    "sasl_plain_password",
+    "sasl_plain_username",
+    "sasl.jaas.config",
+    "sasl_oauth_token_provider",
+    "ssl_cafile",
+    "ssl_context",
+    "ssl_keyfile",
+    "ssl_password",
+    "ssl.key.password",
+    "proxy_url",
+    "socks5_proxy",
+    "linger_ms_",
+    "ACKS",
+    "password",
+]
+
+
+def test_repr_shows_what_was_set_and_hides_other_properties() -> None:
+    settings = make(
+        client_id="me",
+        max_in_flight=7,
+        properties={"linger.ms": 5, "ssl_password": SECRET, "acks": "all"},
+    )
+    assert repr(settings) == (
+        "ProducerSettings(bootstrap_servers='localhost:9092', client_id='me', "
+        "properties={'linger.ms': 5, 'ssl_password': ***, 'acks': 'all'}, max_in_flight=7)"
+    )
+    assert repr(make()) == "ProducerSettings(bootstrap_servers='localhost:9092')"
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_repr_shows_harmless_properties_in_either_spelling(name: str) -> None:
+    assert f"'{name}': 'shown'" in repr(make(properties={name: "shown"}))
+    dotted = name.replace("_", ".")
+    assert f"'{dotted}': 'shown'" in repr(make(properties={dotted: "shown"}))
+
+
+secrets = st.text(min_size=1).map(lambda text: f"{SECRET}{text}") | st.just(SECRET)
+wrapped = secrets.flatmap(
+    lambda secret: st.sampled_from(
+        [secret, secret.encode("utf-8", "replace"), [secret], {"password": secret}, (1, secret)]
+    )
+)
+
+
+@given(st.sampled_from(HIDDEN) | names, wrapped)
+@example("sasl_plain_password", SECRET)
+def test_repr_never_shows_the_value_of_another_property(name: str, value: Any) -> None:
+    if canonical_name(name) in {canonical_name(shown) for shown in SHOWN}:
+        return
+    settings = make(properties={name: value, "linger_ms_of_another": SECRET})
+    for text in (repr(settings), str(settings), f"{settings}", repr([settings])):
+        assert SECRET not in text
+
+
+@pytest.mark.parametrize("field", ["key_serializer", "value_serializer"])
+@pytest.mark.parametrize(
+    "serializer",
+    [functools.partial(encode, SECRET), functools.partial(UpperCase().serialize, data=SECRET)],
+    ids=["positional", "keyword"],
+)
+def test_repr_does_not_show_what_a_serializer_was_made_with(field: str, serializer: Any) -> None:
+    text = repr(make(**{field: serializer}))
+    assert SECRET not in text
+    assert field in text
+
+
+@given(
+    secrets.map(lambda secret: secret.replace(",", "").strip()),
+    st.sampled_from(["{0}@h:1", "me:{0}@h:1", "kafka://me:{0}@h:1", "a:1,kafka://me:{0}@h:1"]),
+)
+def test_an_address_with_a_password_is_refused_without_repeating_it(
+    secret: str, shape: str
+) -> None:
+    with pytest.raises(SettingsError, match="bootstrap_servers") as caught:
+        make(bootstrap_servers=shape.format(secret))
+    assert SECRET not in str(caught.value)
+
+
+def test_a_password_with_a_comma_in_an_address_is_not_repeated_either() -> None:
+    with pytest.raises(SettingsError, match="bootstrap_servers") as caught:
+        make(bootstrap_servers=f"kafka://me:{SECRET},more@localhost:9092")
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"properties": f"sasl_plain_password={SECRET}"},
+        {"properties": [("sasl_plain_password", SECRET)]},
+        {"properties": {"ssl.password": SECRET, "ssl_password": SECRET}},
+        {"properties": {"ssl_password": SECRET, 1: SECRET}},
+        {"key_serializer": SECRET},
+        {"properties": {"ssl_password": SECRET}, "max_in_flight": 0},
+        {"properties": {"ssl_password": SECRET}, "another": SECRET},
+    ],
+    ids=str,
+)
+def test_no_refusal_repeats_the_value_of_a_property(fields: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError) as caught:
+        make().evolve(**fields)
+    error: BaseException | None = caught.value
+    while error is not None:
+        assert SECRET not in str(error)
+        error = error.__cause__ or error.__context__

@@ -1,0 +1,155 @@
+"""What type checkers are to see of the public API. It is checked and never run."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+from typing import Any
+
+import anyio.abc
+from typing_extensions import assert_type
+
+from anyio_sendproducer import (
+    Delivery,
+    DeliveryError,
+    Envelope,
+    Message,
+    MultiDeliveryError,
+    MultiMessage,
+    MultiResult,
+    MultiResultPart,
+    PassThroughMessage,
+    PassThroughResult,
+    Persistence,
+    ProducerRecord,
+    ProducerSettings,
+    RecordMetadata,
+    Result,
+    Results,
+    SendProducer,
+    Statistics,
+    UndeliveredRecords,
+    open_send_producer,
+    start_send_producer,
+)
+
+
+def records() -> None:
+    """A record knows the types of its value and its key."""
+    assert_type(ProducerRecord("orders", b"v"), ProducerRecord[None, bytes])
+    assert_type(ProducerRecord("orders", b"v", b"k"), ProducerRecord[bytes, bytes])
+    assert_type(ProducerRecord("orders", key="k"), ProducerRecord[str, None])
+    assert_type(ProducerRecord("orders"), ProducerRecord[None, None])
+    record = ProducerRecord("orders", {"total": 1.5}, 7, partition=1, headers=[("h", b"x")])
+    assert_type(record, ProducerRecord[int, dict[str, float]])
+    assert_type(record.key, int)
+    assert_type(record.value, dict[str, float])
+    assert_type(record.partition, int | None)
+    ProducerRecord(b"orders", b"v")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    ProducerRecord("orders", b"v", b"k", 1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
+def frozen(record: ProducerRecord[bytes, bytes]) -> None:
+    """Nothing can be set."""
+    record.topic = "others"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def envelopes(record: ProducerRecord[bytes, str], day: dt.date) -> None:
+    """An envelope knows the type of its pass-through value, and another one's."""
+    assert_type(Message(record), Message[bytes, str, None])
+    assert_type(Message(record, day), Message[bytes, str, dt.date])
+    assert_type(Message(record, day).pass_through, dt.date)
+    assert_type(Message(record).with_pass_through(day), Message[bytes, str, dt.date])
+    assert_type(MultiMessage([record]), MultiMessage[bytes, str, None])
+    assert_type(MultiMessage([record], day), MultiMessage[bytes, str, dt.date])
+    assert_type(MultiMessage([record], day).records, tuple[ProducerRecord[bytes, str], ...])
+    assert_type(MultiMessage([record], day).with_pass_through(1), MultiMessage[bytes, str, int])
+    assert_type(PassThroughMessage(), PassThroughMessage[None])
+    assert_type(PassThroughMessage(day), PassThroughMessage[dt.date])
+    assert_type(PassThroughMessage(day).with_pass_through("x"), PassThroughMessage[str])
+
+
+async def sending(
+    producer: SendProducer,
+    record: ProducerRecord[bytes, str],
+    envelope: Envelope[bytes, str, dt.date],
+    day: dt.date,
+) -> None:
+    """What is sent says what comes back."""
+    assert_type(await producer.send(record), RecordMetadata)
+    assert_type(await producer.send_many([record]), list[RecordMetadata])
+    assert_type(await producer.enqueue(record), Delivery)
+    assert_type(producer.enqueue_nowait(record), Delivery)
+
+    one = await producer.send_envelope(Message(record, day))
+    assert_type(one, Result[bytes, str, dt.date])
+    assert_type(one.pass_through, dt.date)
+    assert_type(one.record, ProducerRecord[bytes, str])
+    assert_type(one.offset, int | None)
+    assert_type(one.metadata, RecordMetadata)
+    assert_type(await producer.send_envelope(Message(record)), Result[bytes, str, None])
+
+    several = await producer.send_envelope(MultiMessage([record], day))
+    assert_type(several, MultiResult[bytes, str, dt.date])
+    assert_type(several.parts, tuple[MultiResultPart[bytes, str], ...])
+    assert_type(several.parts[0].record, ProducerRecord[bytes, str])
+    assert_type(several.pass_through, dt.date)
+
+    nothing = await producer.send_envelope(PassThroughMessage(day))
+    assert_type(nothing, PassThroughResult[dt.date])
+
+    whatever = await producer.send_envelope(envelope)
+    assert_type(whatever, Results[bytes, str, dt.date])
+    results(whatever)
+
+    await producer.send(b"v")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await producer.send_envelope(record)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+def results(result: Results[bytes, str, dt.date]) -> None:
+    """A union of results is taken apart by class."""
+    assert_type(result.pass_through, dt.date)
+    match result:
+        case Result():
+            assert_type(result.message, Message[bytes, str, dt.date])
+        case MultiResult():
+            assert_type(result.parts, tuple[MultiResultPart[bytes, str], ...])
+        case PassThroughResult():
+            assert_type(result, PassThroughResult[dt.date])
+
+
+async def the_rest(producer: SendProducer, delivery: Delivery) -> None:
+    """The other methods."""
+    assert_type(await producer.partitions_for("orders"), frozenset[int])
+    assert_type(producer.statistics(), Statistics)
+    assert_type(delivery.done, bool)
+    assert_type(delivery.record, ProducerRecord[Any, Any])
+    assert_type(await delivery.wait(), RecordMetadata)
+
+
+async def opening(settings: ProducerSettings, tasks: anyio.abc.TaskGroup) -> None:
+    """The two ways in."""
+    opened = open_send_producer(settings, driver="kafka-python")
+    with_statement: contextlib.AbstractAsyncContextManager[SendProducer] = opened
+    async with with_statement as producer:
+        assert_type(producer, SendProducer)
+    assert_type(await start_send_producer(tasks, settings), SendProducer)
+
+
+def settings() -> None:
+    """Each change gives settings."""
+    made = ProducerSettings(bootstrap_servers=["a:1"], value_serializer=str.encode)
+    assert_type(made.with_property("acks", "all"), ProducerSettings)
+    assert_type(made.evolve(max_in_flight=1).with_close_timeout(5), ProducerSettings)
+    assert_type(made.addresses, tuple[str, ...])
+    ProducerSettings(linger_ms=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
+def failures(one: DeliveryError, several: MultiDeliveryError, last: UndeliveredRecords) -> None:
+    """What exceptions carry."""
+    assert_type(one.record, ProducerRecord[Any, Any])
+    assert_type(one.persistence, Persistence)
+    assert_type(several.parts, tuple[MultiResultPart[Any, Any] | DeliveryError, ...])
+    assert_type(several.errors, tuple[DeliveryError, ...])
+    assert_type(last.errors, tuple[DeliveryError, ...])
+    assert_type(last.count, int)
