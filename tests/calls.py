@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Generic, TypeVar
 
 import anyio
 import anyio.abc
 import anyio.lowlevel
 import anyio.to_thread
+import pytest
 
 from anyio_sendproducer import ProducerRecord, SendProducerError
 from anyio_sendproducer.testing import FakeDriver, Gate
 
-__all__ = ["PATIENCE", "Call", "at_gate", "quiet", "record", "taken", "until"]
+__all__ = [
+    "PATIENCE",
+    "Call",
+    "at_gate",
+    "quiet",
+    "raising",
+    "record",
+    "taken",
+    "task_group",
+    "until",
+]
 
 T = TypeVar("T")
+E = TypeVar("E", bound=SendProducerError)
+X = TypeVar("X", bound=BaseException)
 
 #: Seconds for anything that is waited for; none takes more than a fraction of it.
 PATIENCE = 10.0
@@ -69,6 +83,10 @@ class Call(Generic[T]):
         assert self.error is None
         return self._values[0]
 
+    def error_or_value(self, kind: type[E]) -> E | T:
+        """How it ended, where an error of that kind is an end like any other."""
+        return self.error if isinstance(self.error, kind) else self.value
+
     async def wait(self) -> Call[T]:
         """Wait until it has ended."""
         with anyio.fail_after(PATIENCE):
@@ -80,6 +98,24 @@ class Call(Generic[T]):
         self.scope.cancel()
         await self.wait()
         assert self.cancelled
+
+
+@contextmanager
+def raising(
+    kind: type[X], match: str | None = None
+) -> Generator[pytest.ExceptionInfo[X], None, None]:
+    """pytest.raises() around a block whose end is what raises: it is run to its last statement, so
+    what is assigned in it is there after it."""
+    with pytest.raises(kind, match=match) as caught:
+        yield caught
+
+
+@asynccontextmanager
+async def task_group() -> AsyncGenerator[anyio.abc.TaskGroup, None]:
+    """AnyIO's task group, whose type says that it may swallow an exception; it does not, and what
+    is assigned in its block is there after it."""
+    async with anyio.create_task_group() as tasks:
+        yield tasks
 
 
 async def quiet() -> None:
@@ -106,5 +142,5 @@ async def at_gate(gate: Gate) -> None:
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for what is brought about by a thread, and has no gate to tell of it."""
     with anyio.fail_after(PATIENCE):
-        while not condition():
+        while not condition():  # noqa: ASYNC110  # a thread sets no event of the loop's
             await anyio.sleep(0.0005)

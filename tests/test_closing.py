@@ -33,7 +33,7 @@ from anyio_sendproducer import (
     start_send_producer,
 )
 from anyio_sendproducer.testing import FakeDriver, Gate
-from tests.calls import Call, at_gate, quiet, record, taken, until
+from tests.calls import Call, at_gate, quiet, raising, record, taken, task_group, until
 
 #: Far more than any of these ends takes, and far less than what it must not wait for; seconds.
 GENEROUS = 3.0
@@ -71,12 +71,14 @@ async def test_a_clean_end_delivers_what_was_accepted(
 ) -> None:
     before = anyio.get_running_tasks()
     fake.on_submit.shut()
-    async with anyio.create_task_group() as tasks:
-        async with open_send_producer(settings, driver=fake) as producer:
-            deliveries = [producer.enqueue_nowait(record(b"%d" % n)) for n in range(10)]
-            await at_gate(fake.on_submit)
-            deliveries += [producer.enqueue_nowait(record(b"%d" % n)) for n in range(10, 20)]
-            tasks.start_soon(_open_when_draining, producer, fake.on_submit)
+    async with (
+        task_group() as tasks,
+        open_send_producer(settings, driver=fake) as producer,
+    ):
+        deliveries = [producer.enqueue_nowait(record(b"%d" % n)) for n in range(10)]
+        await at_gate(fake.on_submit)
+        deliveries += [producer.enqueue_nowait(record(b"%d" % n)) for n in range(10, 20)]
+        tasks.start_soon(_open_when_draining, producer, fake.on_submit)
     assert values(fake) == [b"%d" % n for n in range(20)]
     assert all(delivery.done for delivery in deliveries)
     assert producer.statistics().delivered == 20
@@ -120,11 +122,13 @@ async def test_records_of_an_unknown_topic_are_drained_too(
         await until(lambda: producer.statistics().state == "draining")
         fake.learn("new")
 
-    async with anyio.create_task_group() as tasks:
-        async with open_send_producer(settings, driver=fake) as producer:
-            delivery = producer.enqueue_nowait(record(topic="new"))
-            await until(lambda: bool(fake.batches))
-            tasks.start_soon(learn, producer)
+    async with (
+        task_group() as tasks,
+        open_send_producer(settings, driver=fake) as producer,
+    ):
+        delivery = producer.enqueue_nowait(record(topic="new"))
+        await until(lambda: bool(fake.batches))
+        tasks.start_soon(learn, producer)
     assert (await delivery.wait()).topic == "new"
 
 
@@ -135,7 +139,7 @@ async def test_a_clean_end_is_bounded_by_close_timeout(
     settings: ProducerSettings, stopwatch: Stopwatch
 ) -> None:
     fake = FakeDriver(manual=True)
-    with pytest.raises(UndeliveredRecords):
+    with raising(UndeliveredRecords):
         async with open_send_producer(settings.evolve(close_timeout=0.02), driver=fake) as producer:
             delivery = producer.enqueue_nowait(record())
             await taken(fake, 1)
@@ -195,7 +199,7 @@ async def test_an_unclean_end_still_delivers_what_it_can(
             scope.cancel()
             await anyio.sleep_forever()
 
-    async with anyio.create_task_group() as tasks:
+    async with task_group() as tasks:
         with anyio.CancelScope() as scope:
             if how == "failed":
                 with pytest.raises(KeyError):
@@ -210,7 +214,7 @@ async def test_what_the_driver_never_had_is_not_persisted(
     settings: ProducerSettings, fake: FakeDriver, stopwatch: Stopwatch
 ) -> None:
     fake.on_submit.shut()
-    with pytest.raises(UndeliveredRecords):
+    with raising(UndeliveredRecords):
         async with open_send_producer(settings.evolve(close_timeout=0.02), driver=fake) as producer:
             producer.enqueue_nowait(record(b"at the gate"))
             await at_gate(fake.on_submit)
@@ -224,7 +228,7 @@ async def test_what_an_unknown_topic_held_up_is_not_persisted(
     settings: ProducerSettings, fake: FakeDriver, stopwatch: Stopwatch
 ) -> None:
     fake.unknown_topics.add("new")
-    with pytest.raises(UndeliveredRecords):
+    with raising(UndeliveredRecords):
         async with open_send_producer(settings.evolve(close_timeout=0.02), driver=fake) as producer:
             held = producer.enqueue_nowait(record(topic="new"))
             await producer.partitions_for("t")
@@ -234,44 +238,48 @@ async def test_what_an_unknown_topic_held_up_is_not_persisted(
 
 async def test_what_waits_for_room_is_told_at_once(settings: ProducerSettings) -> None:
     fake = FakeDriver(manual=True)
-    async with anyio.create_task_group() as tasks:
-        async with open_send_producer(settings.evolve(max_in_flight=1), driver=fake) as producer:
-            delivery = producer.enqueue_nowait(record(b"accepted"))
-            await taken(fake, 1)
-            calls: list[Call[Any]] = [
-                Call(tasks, producer.send, record(b"never")),
-                Call(tasks, producer.enqueue, record(b"never")),
-            ]
-            many = Call(tasks, producer.send_many, [record(b"never"), record(b"never")])
-            await quiet()
-            closing = Call(tasks, producer.aclose)
-            for call in calls:
-                await call.wait()
-                assert isinstance(call.error, DeliveryError)
-                assert call.error.persistence is Persistence.NOT_PERSISTED
-            await many.wait()
-            assert isinstance(many.error, MultiDeliveryError)
-            for error in many.error.errors:
-                assert error.persistence is Persistence.NOT_PERSISTED
-            # The second was not even in line: its cause says why.
-            assert isinstance(many.error.errors[1].__cause__, ProducerClosed)
-            assert closing.running  # there was no hurry for what was accepted
-            fake.acknowledge()
+    async with (
+        task_group() as tasks,
+        open_send_producer(settings.evolve(max_in_flight=1), driver=fake) as producer,
+    ):
+        delivery = producer.enqueue_nowait(record(b"accepted"))
+        await taken(fake, 1)
+        calls: list[Call[Any]] = [
+            Call(tasks, producer.send, record(b"never")),
+            Call(tasks, producer.enqueue, record(b"never")),
+        ]
+        many = Call(tasks, producer.send_many, [record(b"never"), record(b"never")])
+        await quiet()
+        closing = Call(tasks, producer.aclose)
+        for call in calls:
+            await call.wait()
+            assert isinstance(call.error, DeliveryError)
+            assert call.error.persistence is Persistence.NOT_PERSISTED
+        await many.wait()
+        assert isinstance(many.error, MultiDeliveryError)
+        for error in many.error.errors:
+            assert error.persistence is Persistence.NOT_PERSISTED
+        # The second was not even in line: its cause says why.
+        assert isinstance(many.error.errors[1].__cause__, ProducerClosed)
+        assert closing.running  # there was no hurry for what was accepted
+        fake.acknowledge()
     assert (await delivery.wait()).offset == 0
     assert values(fake) == [b"accepted"]
 
 
 async def test_send_many_when_the_producer_closes_halfway(settings: ProducerSettings) -> None:
     fake = FakeDriver(manual=True)
-    async with anyio.create_task_group() as tasks:
-        async with open_send_producer(settings.evolve(max_in_flight=1), driver=fake) as producer:
-            many = Call(tasks, producer.send_many, [record(b"%d" % n) for n in range(3)])
-            await taken(fake, 1)
-            await quiet()
-            closing = Call(tasks, producer.aclose)
-            await quiet()
-            fake.acknowledge()
-            await closing.wait()
+    async with (
+        task_group() as tasks,
+        open_send_producer(settings.evolve(max_in_flight=1), driver=fake) as producer,
+    ):
+        many = Call(tasks, producer.send_many, [record(b"%d" % n) for n in range(3)])
+        await taken(fake, 1)
+        await quiet()
+        closing = Call(tasks, producer.aclose)
+        await quiet()
+        fake.acknowledge()
+        await closing.wait()
     assert isinstance(many.error, MultiDeliveryError)
     kinds = [type(part) for part in many.error.parts]
     assert kinds == [MultiResultPart, DeliveryError, DeliveryError]
@@ -280,9 +288,9 @@ async def test_send_many_when_the_producer_closes_halfway(settings: ProducerSett
 
 async def test_flush_while_the_producer_closes(settings: ProducerSettings) -> None:
     fake = FakeDriver(manual=True)
-    async with anyio.create_task_group() as tasks:
+    async with task_group() as tasks:
         hasty = settings.evolve(close_timeout=0.02)
-        with pytest.raises(UndeliveredRecords):
+        with raising(UndeliveredRecords):
             async with open_send_producer(hasty, driver=fake) as producer:
                 producer.enqueue_nowait(record())
                 flush = Call(tasks, producer.flush)
@@ -295,13 +303,15 @@ async def test_awaited_records_at_a_forced_end(settings: ProducerSettings) -> No
     """Every waiter of every kind returns, and nothing is reported twice."""
     fake = FakeDriver(manual=True)
     hasty = settings.evolve(close_timeout=0.02)
-    async with anyio.create_task_group() as tasks:
-        async with open_send_producer(hasty, driver=fake) as producer:
-            sending = Call(tasks, producer.send, record())
-            many = Call(tasks, producer.send_many, [record(), record()])
-            waiting = Call(tasks, producer.enqueue_nowait(record()).wait)
-            await taken(fake, 4)
-            await quiet()
+    async with (
+        task_group() as tasks,
+        open_send_producer(hasty, driver=fake) as producer,
+    ):
+        sending = Call(tasks, producer.send, record())
+        many = Call(tasks, producer.send_many, [record(), record()])
+        waiting = Call(tasks, producer.enqueue_nowait(record()).wait)
+        await taken(fake, 4)
+        await quiet()
     for call in (sending, waiting):
         assert isinstance(call.error, DeliveryError)
         assert call.error.persistence is Persistence.POSSIBLY_PERSISTED
@@ -330,7 +340,7 @@ async def test_aclose_from_two_tasks(settings: ProducerSettings) -> None:
     async with open_send_producer(settings, driver=fake) as producer:
         producer.enqueue_nowait(record())
         await taken(fake, 1)
-        async with anyio.create_task_group() as tasks:
+        async with task_group() as tasks:
             calls = [Call(tasks, producer.aclose) for _ in range(2)]
             await quiet()
             assert all(call.running for call in calls)
@@ -345,7 +355,7 @@ async def test_undelivered_records_are_raised_once(settings: ProducerSettings) -
     async with open_send_producer(hasty, driver=fake) as producer:
         producer.enqueue_nowait(record())
         await taken(fake, 1)
-        async with anyio.create_task_group() as tasks:
+        async with task_group() as tasks:
             calls = [Call(tasks, producer.aclose) for _ in range(3)]
         errors = [call.error for call in calls if call.error is not None]
         assert [type(error) for error in errors] == [UndeliveredRecords]
@@ -357,17 +367,22 @@ async def test_a_later_and_hastier_close_counts(
     """The body fails while a task drains with more patience."""
     fake = FakeDriver(manual=True)
     hasty = settings.evolve(close_timeout=60.0, cancel_timeout=0.02)
-    async with anyio.create_task_group() as tasks:
+
+    async def body(tasks: anyio.abc.TaskGroup) -> None:
+        async with open_send_producer(hasty, driver=fake) as producer:
+            producer.enqueue_nowait(record())
+            await taken(fake, 1)
+            closes.append(Call(tasks, producer.aclose))
+            await quiet()
+            raise KeyError
+
+    closes: list[Call[None]] = []
+    async with task_group() as tasks:
         with pytest.raises(KeyError):
-            async with open_send_producer(hasty, driver=fake) as producer:
-                producer.enqueue_nowait(record())
-                await taken(fake, 1)
-                closing = Call(tasks, producer.aclose)
-                await quiet()
-                raise KeyError
-        await closing.wait()
+            await body(tasks)
+        await closes[0].wait()
     stopwatch.check()
-    assert producer.statistics().state == "closed"
+    assert fake.closed == [0]
 
 
 # --- after the end ---------------------------------------------------------------------------
@@ -411,7 +426,7 @@ async def test_send_while_it_drains(settings: ProducerSettings) -> None:
     async with open_send_producer(settings, driver=fake) as producer:
         producer.enqueue_nowait(record())
         await taken(fake, 1)
-        async with anyio.create_task_group() as tasks:
+        async with task_group() as tasks:
             Call(tasks, producer.aclose)
             await quiet()
             with pytest.raises(ProducerClosed):
@@ -470,7 +485,7 @@ async def test_asking_again_after_the_close(
             except SendProducerError as error:
                 errors.append(error)
 
-    async with anyio.create_task_group() as tasks:
+    async with task_group() as tasks:
         hasty = settings.evolve(close_timeout=0.02)
         producer = await start_send_producer(tasks, hasty, driver=fake)
         tasks.start_soon(ask, producer)
@@ -489,7 +504,7 @@ async def test_held_records_are_not_retried_on_a_closed_bridge(
     monkeypatch.setattr(_producer, "_RETRY_SECONDS", 0.05)
     fake.unknown_topics.add("new")
     fake.on_close.shut()
-    async with anyio.create_task_group() as tasks:
+    async with task_group() as tasks:
         hasty = settings.evolve(close_timeout=0.01)
         producer = await start_send_producer(tasks, hasty, driver=fake)
         held = producer.enqueue_nowait(record(topic="new"))
@@ -564,7 +579,7 @@ async def test_a_driver_that_hangs_at_the_end_is_left_behind(
     driver = Hanging(where)
     driver.gate.shut()
     deliveries: list[Delivery] = []
-    with pytest.raises(UndeliveredRecords) as caught:
+    with raising(UndeliveredRecords) as caught:
         hasty = settings.evolve(close_timeout=0.02)
         async with open_send_producer(hasty, driver=driver) as producer:
             deliveries.append(producer.enqueue_nowait(record()))
@@ -590,8 +605,8 @@ async def test_a_question_that_is_not_answered_before_the_end(
 ) -> None:
     driver = Hanging("submit")
     driver.gate.shut()
-    async with anyio.create_task_group() as tasks:
-        with pytest.raises(UndeliveredRecords):
+    async with task_group() as tasks:
+        with raising(UndeliveredRecords):
             async with open_send_producer(
                 settings.evolve(close_timeout=0.02), driver=driver
             ) as producer:
@@ -660,7 +675,7 @@ async def test_many_producers_at_once(settings: ProducerSettings) -> None:
         async with open_send_producer(settings, driver=fake) as producer:
             await producer.send(record())
 
-    async with anyio.create_task_group() as tasks:
+    async with task_group() as tasks:
         for fake in fakes:
             tasks.start_soon(use, fake)
     assert [values(fake) for fake in fakes] == [[b"v"]] * 5
@@ -678,8 +693,8 @@ async def test_failures_while_it_drains_are_raised(settings: ProducerSettings) -
         await until(lambda: producer.statistics().state == "draining")
         fake.fail(refuse)
 
-    async with anyio.create_task_group() as tasks:
-        with pytest.raises(UndeliveredRecords, match="refused") as caught:
+    async with task_group() as tasks:
+        with raising(UndeliveredRecords, match="refused") as caught:
             async with open_send_producer(settings, driver=fake) as producer:
                 producer.enqueue_nowait(record())
                 await taken(fake, 1)

@@ -26,7 +26,7 @@ from anyio_sendproducer import (
     open_send_producer,
 )
 from anyio_sendproducer.testing import FakeDriver
-from tests.calls import Call, at_gate, quiet, record, taken, until
+from tests.calls import Call, at_gate, quiet, raising, record, taken, task_group, until
 
 
 def values(fake: FakeDriver) -> list[bytes]:
@@ -59,7 +59,7 @@ async def test_a_broken_client_is_replaced(
     fake = driver(manual=True)
     cause = SendProducerError("sequence numbers went astray")
     async with open_send_producer(settings, driver=fake) as producer:
-        async with anyio.create_task_group() as tasks:
+        async with task_group() as tasks:
             sending = Call(tasks, producer.send, record(b"1"))
             many = Call(tasks, producer.send_many, [record(b"2"), record(b"3")])
             await taken(fake, 3)
@@ -96,7 +96,7 @@ async def test_what_was_queued_is_written_by_the_next_client_in_order(
         await at_gate(fake.on_close)
         fake.manual = False
         # Queued while the old client is being closed, and one of them waits for room.
-        async with anyio.create_task_group() as tasks:
+        async with task_group() as tasks:
             calls: list[Call[Any]] = []
             for number in range(4):
                 calls.append(Call(tasks, producer.send, record(b"%d" % number)))
@@ -223,7 +223,7 @@ async def test_closing_is_bounded_while_no_client_can_be_opened(
 ) -> None:
     """The pause between two attempts is longer than the closing takes."""
     began = time.monotonic()
-    with pytest.raises(UndeliveredRecords):
+    with raising(UndeliveredRecords):
         async with open_send_producer(settings.evolve(close_timeout=0.05), driver=fake) as producer:
             fake.open_error = ProducerStartError("no broker answers")
             fake.break_client()
@@ -236,15 +236,15 @@ async def test_closing_is_bounded_while_no_client_can_be_opened(
     assert values(fake) == []
 
 
-async def test_closing_while_the_next_client_is_being_opened(
-    settings: ProducerSettings, fake: FakeDriver
-) -> None:
-    async with open_send_producer(settings, driver=fake) as producer:
-        fake.on_open.shut()
-        fake.break_client()
-        await at_gate(fake.on_open)
+async def test_closing_while_the_next_client_is_being_opened(settings: ProducerSettings) -> None:
+    clients = [FakeDriver(), FakeDriver()]
+    made = iter(clients)
+    clients[1].on_open.shut()
+    async with open_send_producer(settings, driver=lambda _: next(made)) as producer:
+        clients[0].break_client()
+        await at_gate(clients[1].on_open)
     assert producer.statistics().state == "closed"
-    assert len(fake.closed) == 2
+    assert [len(client.closed) for client in clients] == [1, 1]
 
 
 async def test_closing_while_the_old_client_is_being_closed(
@@ -258,11 +258,13 @@ async def test_closing_while_the_old_client_is_being_closed(
         return fake
 
     fake.on_close.shut()
-    async with anyio.create_task_group() as tasks:
-        async with open_send_producer(settings, driver=factory) as producer:
-            fake.break_client()
-            await at_gate(fake.on_close)
-            tasks.start_soon(_open_when_closing, fake)
+    async with (
+        task_group() as tasks,
+        open_send_producer(settings, driver=factory) as producer,
+    ):
+        fake.break_client()
+        await at_gate(fake.on_close)
+        tasks.start_soon(_open_when_closing, fake)
     assert producer.statistics().generations == 1
     assert len(made) == 1
     assert fake.opened == 1
@@ -282,7 +284,7 @@ async def test_closing_while_a_driver_is_being_made(settings: ProducerSettings) 
         return fake
 
     fake.on_open.shut()
-    async with anyio.create_task_group() as tasks:
+    async with task_group() as tasks:
 
         async def body() -> None:
             async with open_send_producer(settings, driver=slow_factory):
@@ -332,7 +334,7 @@ async def test_a_failure_told_by_enqueue_is_not_told_again(settings: ProducerSet
     async with open_send_producer(settings.evolve(max_in_flight=1), driver=fake) as producer:
         first = producer.enqueue_nowait(record())
         await taken(fake, 1)
-        async with anyio.create_task_group() as tasks:
+        async with task_group() as tasks:
             waiting = Call(tasks, producer.enqueue, record())
             await quiet()
             fake.on_close.shut()
@@ -354,7 +356,7 @@ async def test_partitions_are_asked_of_the_next_client(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     async with open_send_producer(settings, driver=fake) as producer:
-        async with anyio.create_task_group() as tasks:
+        async with task_group() as tasks:
             fake.on_close.shut()
             fake.break_client()
             await at_gate(fake.on_close)

@@ -13,12 +13,12 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import anyio
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from anyio_sendproducer import (
@@ -83,8 +83,8 @@ def settings_for(servers: str | MockCluster, **changes: Any) -> ProducerSettings
         changes["properties"] = {**FOR_MOCK, **changes.get("properties", {})}
         servers = servers.bootstrap_servers
     return ProducerSettings(
-        **{"bootstrap_servers": servers, "start_timeout": PATIENCE, "cancel_timeout": 1, **changes}
-    )
+        bootstrap_servers=servers, start_timeout=PATIENCE, cancel_timeout=1
+    ).evolve(**changes)
 
 
 @contextlib.contextmanager
@@ -137,7 +137,8 @@ def test_a_key_goes_where_kafka_pythons_own_partitioner_sends_it(cluster: MockCl
         default = kafka_partitioner.DefaultPartitioner()
 
         @given(st.lists(st.binary(max_size=100), min_size=1, max_size=50))
-        @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+        @example([b"", bytes(64), bytes(65), bytes(range(256))])
+        @settings(max_examples=40, deadline=None)
         def check(keys: list[bytes]) -> None:
             records = [ProducerRecord(TWELVE, b"value", key) for key in keys]
             for key, outcome in zip(keys, send_all(driver, recorder, records), strict=True):
@@ -157,6 +158,16 @@ def test_records_without_a_key_go_to_one_partition_after_the_other(cluster: Mock
             visited.append(partition)
         assert sorted(visited[:12]) == list(range(12))
         assert visited[12:] == visited[:12]
+
+
+def test_news_of_the_topic_does_not_begin_the_round_anew(cluster: MockCluster) -> None:
+    with opened(cluster) as (driver, recorder):
+        visited: list[int] = []
+        for _ in range(12):
+            driver._routes = {}
+            [outcome] = send_all(driver, recorder, [ProducerRecord(TWELVE, b"value")])
+            visited.append(metadata_of(outcome).partition)
+        assert sorted(visited) == list(range(12))
 
 
 def test_a_long_batch_without_keys_is_spread_too(cluster: MockCluster) -> None:
@@ -189,17 +200,16 @@ def test_partitions_without_a_leader_are_passed_over_unless_there_are_no_others(
     assert {none.next_in_turn() for _ in range(4)} == {0, 1, 2}
 
 
-def partitioner(choose: Any) -> Any:
-    return type(
-        "Chosen",
-        (kafka_partitioner.abc.Partitioner,),
-        {"partition": lambda _self, topic, key, *_rest: choose(topic, key)},
-    )()
+def partitioner(choose: Callable[[bytes], int]) -> Any:
+    def partition(_self: object, _topic: str, key: bytes, *_rest: object) -> int:
+        return choose(key)
+
+    return type("Chosen", (kafka_partitioner.abc.Partitioner,), {"partition": partition})()
 
 
 def test_a_partitioner_of_the_users_own_is_respected(cluster: MockCluster) -> None:
     """Its records go to several partitions in one run, which are acknowledged in any order."""
-    chosen = partitioner(lambda _topic, key: int(key))
+    chosen = partitioner(int)
     with opened(cluster, properties={"partitioner": chosen}) as (driver, recorder):
         learn(driver, recorder, TWO_LEADERS)
         cluster.set_rtt(1, 150)
@@ -212,7 +222,7 @@ def test_a_partitioner_of_the_users_own_is_respected(cluster: MockCluster) -> No
 
 
 def test_a_partitioner_that_raises_fails_its_record_alone(cluster: MockCluster) -> None:
-    def choose(_topic: str, key: bytes) -> int:
+    def choose(key: bytes) -> int:
         if key == b"bad":
             raise RuntimeError("no idea")
         return 0
@@ -234,6 +244,7 @@ class Told:
     """What a run is told to report to."""
 
     chooses = True
+    answered = True
 
     def __init__(self) -> None:
         self.reports: list[tuple[Any, Outcome]] = []
@@ -250,6 +261,14 @@ class Told:
             record=submission.record,
             persistence=Persistence.POSSIBLY_PERSISTED,
         )
+
+
+def test_without_acknowledgements_there_is_no_offset_and_no_timestamp(cluster: MockCluster) -> None:
+    """kafka-python makes up an answer, with the offset 0."""
+    with opened(cluster, properties={"acks": 0}) as (driver, recorder):
+        record = ProducerRecord(TWELVE, b"value", b"key", partition=2)
+        for outcome in send_all(driver, recorder, [record, record]):
+            assert outcome == RecordMetadata(TWELVE, 2, None, None, 3, 5)
 
 
 @given(
@@ -326,7 +345,10 @@ class Shout:
 
 
 def test_kafka_pythons_own_serializer_is_one() -> None:
-    own = type("Own", (kafka_serializer.Serializer,), {"serialize": lambda _, _t, _h, data: data})()
+    def serialize(_self: object, _topic: str, _headers: object, data: bytes) -> bytes:
+        return data
+
+    own: Any = type("Own", (kafka_serializer.Serializer,), {"serialize": serialize})()
     driver = KafkaPythonDriver(settings_for("127.0.0.1:1", value_serializer=own))
     assert driver._value == own.serialize
 
@@ -369,13 +391,19 @@ def test_none_is_not_serialized(cluster: MockCluster) -> None:
 
 @pytest.mark.parametrize("content", [bytearray(b"1234"), memoryview(b"1234")])
 def test_a_serializer_may_give_other_kinds_of_bytes(cluster: MockCluster, content: Any) -> None:
-    with opened(cluster, value_serializer=lambda _: content) as (driver, recorder):
+    def serialize(_: object) -> Any:
+        return content
+
+    with opened(cluster, value_serializer=serialize) as (driver, recorder):
         [outcome] = send_all(driver, recorder, [ProducerRecord(TWELVE, object())])
         assert metadata_of(outcome).serialized_value_size == 4
 
 
 def test_a_serializer_may_make_a_tombstone(cluster: MockCluster) -> None:
-    with opened(cluster, value_serializer=lambda _: None) as (driver, recorder):
+    def serialize(_: object) -> None:
+        return None
+
+    with opened(cluster, value_serializer=serialize) as (driver, recorder):
         kept, lost = send_all(
             driver, recorder, [ProducerRecord(TWELVE, 1, b"key"), ProducerRecord(TWELVE, 1)]
         )
@@ -463,6 +491,7 @@ def test_a_topic_that_this_client_may_not_use(cluster: MockCluster) -> None:
         cluster.set_topic_error(topic, 0)
         deadline = time.monotonic() + PATIENCE
         while not isinstance(outcome, RecordMetadata) and time.monotonic() < deadline:
+            time.sleep(0.02)  # nobody tells when, and the client is asked again each time
             [outcome] = send_all(driver, recorder, [record])
         metadata_of(outcome)
 
@@ -544,7 +573,7 @@ def test_the_innocent_are_never_called_refused(
     which is failed after the others' in no particular order."""
     properties: dict[str, Any] = {"batch_size": 1_000}
     if own_partitioner:
-        properties["partitioner"] = partitioner(lambda _topic, key: int(key))
+        properties["partitioner"] = partitioner(int)
     with opened(cluster, properties=properties) as (driver, recorder):
         learn(driver, recorder, TWO_LEADERS)
         cluster.set_rtt(2, 1_000)
@@ -705,6 +734,24 @@ def test_the_error_names_the_address_and_the_clients_last_words() -> None:
     assert not any(isinstance(handler, _kafka_python._LastWords) for handler in handlers)
 
 
+def test_a_first_answer_that_fails_is_asked_for_again(
+    cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metadata: Any = importlib.import_module("kafka.cluster").ClusterMetadata
+    request_update = metadata.request_update
+    failures = [kafka_errors.KafkaConnectionError("gone"), kafka_errors.UnknownError("what?")]
+
+    def fail_at_first(asked: Any) -> Any:
+        if failures:
+            return kafka_future.Future().failure(failures.pop())
+        return request_update(asked)
+
+    monkeypatch.setattr(metadata, "request_update", fail_at_first)
+    with opened(cluster) as (driver, recorder):
+        assert failures == []
+        metadata_of(send_all(driver, recorder, [ProducerRecord(TWELVE, b"value")])[0])
+
+
 def test_close_at_the_last_moment_of_open_closes_what_was_opened(
     cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -760,6 +807,22 @@ def test_closing_with_records_pending_leaves_no_sender_thread(cluster: MockClust
         assert sender.name.endswith("-network-thread")
         assert not sender.is_alive()
         assert len(recorder.outcomes_of(parcels)) == 100
+
+
+def test_close_waits_for_the_end_of_the_clients_thread(
+    cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = kafka_sender.Sender.run
+
+    def run_and_linger(sender: Any) -> None:
+        run(sender)
+        time.sleep(0.2)
+
+    monkeypatch.setattr(kafka_sender.Sender, "run", run_and_linger)
+    with opened(cluster) as (driver, _):
+        client: Any = driver._client
+        driver.close(0)
+        assert not client.closed_by.is_alive()
 
 
 def test_a_thread_that_does_not_end_is_left_behind_and_said_so(
@@ -822,18 +885,27 @@ def bare(cluster: MockCluster) -> Iterator[Any]:
         producer._sender.join(PATIENCE)
 
 
+def told_of(bare: Any, topics: set[str]) -> threading.Event:
+    """Set when the client learns of these topics."""
+    known = threading.Event()
+
+    def look(metadata: Any) -> None:
+        if topics <= metadata.topics():
+            known.set()
+
+    bare._metadata.add_listener(look)
+    return known
+
+
 def test_without_metadata_send_raises_at_once_and_asks_in_the_background(bare: Any) -> None:
+    known = told_of(bare, {TWELVE, TWO_LEADERS})
     began = time.monotonic()
     with pytest.raises(kafka_errors.KafkaTimeoutError):
         bare.send(TWELVE, b"value")
     with pytest.raises(kafka_errors.KafkaTimeoutError):
         bare.partitions_for(TWO_LEADERS)
     assert time.monotonic() - began < 0.5
-    asked = threading.Event()
-    bare._metadata.add_listener(
-        lambda metadata: asked.set() if {TWELVE, TWO_LEADERS} <= metadata.topics() else None
-    )
-    assert asked.wait(PATIENCE)
+    assert known.wait(PATIENCE)
     assert bare.partitions_for(TWELVE) == set(range(12))
 
 
@@ -844,13 +916,10 @@ def test_settings_that_the_driver_passes_on_by_hand_are_still_not_passed_on(bare
 
 
 def test_a_future_has_what_runs_read_off_it(bare: Any) -> None:
-    asked = threading.Event()
-    bare._metadata.add_listener(
-        lambda metadata: asked.set() if TWELVE in metadata.topics() else None
-    )
+    known = told_of(bare, {TWELVE})
     with pytest.raises(kafka_errors.KafkaTimeoutError):
         bare.send(TWELVE, b"value")
-    assert asked.wait(PATIENCE)
+    assert known.wait(PATIENCE)
     future = bare.send(TWELVE, b"value", partition=3)
     assert future.get(PATIENCE) is future.value
     assert (future.is_done, future.exception) == (True, None)
@@ -880,6 +949,23 @@ def test_the_clients_thread_closes_the_client_that_it_was_given(cluster: MockClu
         assert client.cluster.config["allow_auto_create_topics"] is True
         driver.close(1)
         assert client.closed_by.name == "anyio-sendproducer-network-thread"
+
+
+def test_a_connection_that_is_closed_does_not_close_the_client(cluster: MockCluster) -> None:
+    with opened(cluster) as (driver, recorder):
+        metadata_of(send_all(driver, recorder, [ProducerRecord(TWELVE, b"value")])[0])
+        client: Any = driver._client
+        client.close(1)
+        assert not client.is_closed.is_set()
+        metadata_of(send_all(driver, recorder, [ProducerRecord(TWELVE, b"value")])[0])
+
+
+@pytest.mark.parametrize("name", ["proxy_url", "socks5_proxy"])
+def test_a_proxy_of_the_users_own_is_used(name: str) -> None:
+    proxy = "socks5://127.0.0.1:1"
+    driver = KafkaPythonDriver(settings_for("127.0.0.1:1", properties={name: proxy}))
+    assert driver._config[name] == proxy
+    assert driver._config.get("proxy_url", proxy) == proxy
 
 
 def test_allow_auto_create_topics_reaches_the_one_who_asks(cluster: MockCluster) -> None:

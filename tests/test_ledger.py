@@ -21,6 +21,7 @@ from anyio_sendproducer import (
 from anyio_sendproducer._ledger import (
     DELIVERY_TRANSITIONS,
     KEPT_FAILURES,
+    PATIENCE,
     PRODUCER_TRANSITIONS,
     DeliveryState,
     Entry,
@@ -45,8 +46,8 @@ def enter(ledger: Ledger, topic: str = "a", *, size: int = 1, now: float = 0.0) 
     return ledger.enter(ProducerRecord(topic, b"x"), size, now)
 
 
-def submitted(ledger: Ledger, topic: str = "a", *, size: int = 1) -> Entry:
-    entry = enter(ledger, topic, size=size)
+def submitted(ledger: Ledger, topic: str = "a", *, size: int = 1, now: float = 0.0) -> Entry:
+    entry = enter(ledger, topic, size=size, now=now)
     ledger.take()
     assert entry.state is SUBMITTED
     return entry
@@ -405,7 +406,7 @@ def test_given_back_after_its_deadline_a_record_frees_its_room() -> None:
     assert entry.state is DeliveryState.FAILED
     assert room(ledger) == (1, 1)
     assert not ledger.release_held()
-    assert not ledger.stuck
+    assert not ledger.stuck(10.0)
 
 
 def test_given_back_after_its_caller_left_a_record_is_withdrawn_and_not_abandoned() -> None:
@@ -642,23 +643,23 @@ def test_a_client_is_stuck_when_late_records_hold_half_of_all_room(
     records: int, size: int, late: list[int], stuck: bool
 ) -> None:
     ledger = make(records=records, size=size)
-    assert not ledger.stuck
+    assert not ledger.stuck(10.0)
     entries = [enter(ledger, size=one) for one in late]
     ledger.take()
-    assert not ledger.stuck
+    assert not ledger.stuck(10.0)
     ledger.expire(10.0)
-    assert ledger.stuck == stuck
+    assert ledger.stuck(10.0) == stuck
     ledger.settle(entries, [WRITTEN] * len(entries))
-    assert not ledger.stuck
+    assert not ledger.stuck(10.0)
 
 
 def test_late_records_that_prove_larger_than_estimated_count_with_their_true_size() -> None:
     ledger = make(records=100, size=10)
     entry = submitted(ledger, size=1)
     ledger.expire(10.0)
-    assert not ledger.stuck
+    assert not ledger.stuck(10.0)
     ledger.resize([(entry, 5)])
-    assert ledger.stuck
+    assert ledger.stuck(10.0)
 
 
 def test_with_its_client_given_up_a_record_may_be_written_and_what_is_queued_goes_on() -> None:
@@ -685,10 +686,31 @@ def test_a_client_that_is_given_up_holds_no_room_for_late_records() -> None:
     ledger.expire(10.0)
     later = enter(ledger, now=10.0)
     later.room_waiter = "later"
-    before = ledger.stuck
+    before = ledger.stuck(10.0)
     assert ledger.end_generation(GONE) == ["later"]
-    assert (before, ledger.stuck) == (True, False)
+    assert (before, ledger.stuck(10.0)) == (True, False)
     assert room(ledger) == (1, 1)
+
+
+def test_a_client_is_stuck_when_it_delivers_nothing_for_a_while_after_a_deadline() -> None:
+    ledger = make(records=100)
+    submitted(ledger)
+    ledger.expire(10.0)
+    assert ledger.next_deadline(10.0) == min(20.0, 10.0 + PATIENCE)
+    assert not ledger.stuck(10.0 + PATIENCE - 0.1)
+    assert ledger.stuck(10.0 + PATIENCE)
+
+
+def test_a_client_that_goes_on_delivering_is_not_stuck() -> None:
+    ledger = make(records=100)
+    submitted(ledger)
+    other = submitted(ledger, now=5.0)
+    ledger.expire(10.0)
+    ledger.settle([other], [WRITTEN])
+    ledger.expire(10.0 + PATIENCE)
+    assert not ledger.stuck(10.0 + PATIENCE)
+    ledger.expire(10.0 + 2 * PATIENCE)
+    assert ledger.stuck(10.0 + 2 * PATIENCE)
 
 
 # --- the end -------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from anyio_sendproducer import (
 )
 from anyio_sendproducer._ledger import (
     DELIVERY_TRANSITIONS,
+    PATIENCE,
     PRODUCER_TRANSITIONS,
     DeliveryState,
     Entry,
@@ -106,6 +107,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr("anyio_sendproducer._ledger.KEPT_FAILURES", KEPT)
         self.now = 0.0
+        self.late_since = 0.0
+        self.delivered_when_late = -1
         self.state = ProducerState.OPEN
         self.reason = RuntimeError("the driver is gone")
         self.fates: list[Fate] = []
@@ -487,6 +490,8 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule()
     def expire(self) -> None:
+        had_late = bool(self.late)
+        delivered = sum(fate.state is DELIVERED for fate in self.fates)
         woken = self.ledger.expire(self.now)
         due = [fate for fate in self.fates if not fate.ended and fate.deadline <= self.now]
         sent = [fate for fate in due if fate.state is SUBMITTED]
@@ -494,6 +499,9 @@ class LedgerMachine(RuleBasedStateMachine):
         self.fail_sent(sent)
         for fate in sent:
             fate.late = True
+        if not had_late or delivered != self.delivered_when_late:
+            self.late_since = self.now
+            self.delivered_when_late = delivered
         self.agree(woken)
 
     @rule()
@@ -585,11 +593,17 @@ class LedgerMachine(RuleBasedStateMachine):
         queued = [fate for fate in self.fates if fate.state is QUEUED]
         assert self.ledger.has_queued == any(not fate.held for fate in queued)
         deadlines = [fate.deadline for fate in self.fates if not fate.ended]
-        assert self.ledger.next_deadline(self.now) == min([self.now + TIMEOUT, *deadlines])
         late = self.late
-        assert self.ledger.stuck == (
-            len(late) * 2 >= self.max_records
-            or sum(fate.size for fate in late) * 2 >= self.max_bytes
+        if late:
+            deadlines.append(self.late_since + PATIENCE)
+        assert self.ledger.next_deadline(self.now) == min([self.now + TIMEOUT, *deadlines])
+        assert self.ledger.stuck(self.now) == bool(
+            late
+            and (
+                len(late) * 2 >= self.max_records
+                or sum(fate.size for fate in late) * 2 >= self.max_bytes
+                or self.now - self.late_since >= PATIENCE
+            )
         )
 
 

@@ -16,7 +16,7 @@ import trio
 from anyio_sendproducer import ProducerSettings, open_send_producer
 from anyio_sendproducer._loops import Loop, Several, current_loop
 from anyio_sendproducer.testing import FakeDriver
-from tests.calls import Call, quiet, record
+from tests.calls import Call, quiet, record, task_group
 
 EVERY_LOOP = [
     pytest.param("asyncio", id="asyncio"),
@@ -26,7 +26,11 @@ EVERY_LOOP = [
 if sys.platform == "win32" or sys.implementation.name != "cpython":  # pragma: no cover
     del EVERY_LOOP[1]
 
-pytestmark = pytest.mark.parametrize("anyio_backend", EVERY_LOOP)
+
+@pytest.fixture(params=EVERY_LOOP)
+def anyio_backend(request: pytest.FixtureRequest) -> Any:
+    """Every loop there is, in place of the usual two."""
+    return request.param
 
 
 async def wait(cell: Awaitable[object]) -> str:
@@ -56,7 +60,7 @@ async def test_it_knows_where_it_is() -> None:
 async def test_a_cell_is_woken() -> None:
     loop = current_loop()
     cell = loop.cell()
-    async with anyio.create_task_group() as tasks:
+    async with task_group() as tasks:
         call = Call(tasks, wait, cell)
         await quiet()
         assert call.running
@@ -75,7 +79,7 @@ async def test_woken_before_it_is_awaited() -> None:
 async def test_woken_twice() -> None:
     loop = current_loop()
     before, while_awaited = loop.cell(), loop.cell()
-    async with anyio.create_task_group() as tasks:
+    async with task_group() as tasks:
         loop.wake([before, before])
         first = Call(tasks, wait, before)
         second = Call(tasks, wait, while_awaited)
@@ -89,7 +93,7 @@ async def test_woken_twice() -> None:
 async def test_several_cells_in_place_of_one() -> None:
     loop = current_loop()
     cells = [loop.cell() for _ in range(4)]
-    async with anyio.create_task_group() as tasks:
+    async with task_group() as tasks:
         calls = [Call(tasks, wait, cell) for cell in cells]
         await quiet()
         loop.wake([cells[0], Several(cells[1:3]), Several()])
@@ -103,7 +107,7 @@ async def test_several_cells_in_place_of_one() -> None:
 async def test_cancelled_and_then_woken() -> None:
     loop = current_loop()
     cell, other = loop.cell(), loop.cell()
-    async with anyio.create_task_group() as tasks:
+    async with task_group() as tasks:
         call = Call(tasks, wait, cell)
         witness = Call(tasks, wait, other)
         await quiet()
@@ -118,7 +122,7 @@ async def test_cancelled_and_woken_at_once() -> None:
     """Whichever it is, it is one of the two, and the task goes on only once."""
     loop = current_loop()
     cell = loop.cell()
-    async with anyio.create_task_group() as tasks:
+    async with task_group() as tasks:
         call = Call(tasks, wait, cell)
         await quiet()
         call.scope.cancel()
@@ -148,7 +152,7 @@ async def test_called_from_another_thread() -> None:
         threads.append(threading.get_ident())
         loop.wake([cell])
 
-    async with anyio.create_task_group() as tasks:
+    async with task_group() as tasks:
         call = Call(tasks, wait, cell)
         await anyio.to_thread.run_sync(loop.call_soon_threadsafe, called)
     assert call.value == "woken"
@@ -156,6 +160,8 @@ async def test_called_from_another_thread() -> None:
 
 
 async def test_called_when_the_loop_has_ended(anyio_backend: Any) -> None:
+    name: str
+    options: dict[str, Any]
     name, options = (anyio_backend, {}) if isinstance(anyio_backend, str) else anyio_backend
     called: list[str] = []
 
@@ -180,7 +186,7 @@ async def test_trio_need_not_be_there(
         assert "trio" not in sys.modules
 
 
-def test_in_no_loop(anyio_backend: Any) -> None:
+def test_in_no_loop() -> None:
     with pytest.raises(RuntimeError):
         current_loop()
 
@@ -205,20 +211,13 @@ def run_as_guest(main: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(host())
 
 
-@pytest.fixture
-def one_loop(anyio_backend_name: str) -> None:
-    if anyio_backend_name != "trio":
-        pytest.skip("it brings its own loops")
-
-
-@pytest.mark.usefixtures("one_loop")
 def test_as_a_guest_it_is_trio_that_runs() -> None:
     async def main() -> None:
         loop = current_loop()
         assert loop.is_current()
         assert abs(loop.now() - trio.current_time()) < 1
         cell = loop.cell()
-        async with anyio.create_task_group() as tasks:
+        async with task_group() as tasks:
             call = Call(tasks, wait, cell)
             await anyio.to_thread.run_sync(loop.call_soon_threadsafe, lambda: loop.wake([cell]))
         assert call.value == "woken"
@@ -226,7 +225,6 @@ def test_as_a_guest_it_is_trio_that_runs() -> None:
     run_as_guest(main)
 
 
-@pytest.mark.usefixtures("one_loop")
 def test_a_producer_as_a_guest(settings: ProducerSettings, fake: FakeDriver) -> None:
     async def main() -> None:
         async with open_send_producer(settings, driver=fake) as producer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
-from typing import Any, cast
+from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -27,7 +27,7 @@ from anyio_sendproducer import (
     start_send_producer,
 )
 from anyio_sendproducer.testing import FakeDriver
-from tests.calls import record
+from tests.calls import record, task_group
 
 LOOPS = ["asyncio", "trio"]
 
@@ -128,24 +128,6 @@ def test_on_another_loop_in_the_same_thread(settings: ProducerSettings, fake: Fa
     finally:
         home.close()
         other.close()
-
-
-@pytest.mark.parametrize("anyio_backend", ["trio"])
-@pytest.mark.parametrize("name", USES)
-async def test_on_asyncio_inside_a_task_of_trio(
-    settings: ProducerSettings, fake: FakeDriver, name: str
-) -> None:
-    """Nobody should hold Trio up so; but where it is done, it does not hang."""
-    async with open_send_producer(settings, driver=fake) as producer:
-        delivery = producer.enqueue_nowait(record())
-
-        async def use() -> None:
-            with pytest.raises((ProducerMisused, RuntimeError)):
-                await asyncio.wait_for(cast("Any", USES[name](producer, delivery)), 5)
-
-        asyncio.run(use())
-        with anyio.fail_after(5):
-            await producer.send(record(b"after"))
 
 
 async def test_from_a_callback_on_the_drivers_thread(
@@ -258,7 +240,7 @@ async def test_not_settings(fake: FakeDriver, what: Any) -> None:
     with pytest.raises(TypeError, match=f"ProducerSettings, not {type(what).__name__}"):
         async with open_send_producer(what, driver=fake):
             pytest.fail("the block was entered")
-    async with anyio.create_task_group() as tasks:
+    async with task_group() as tasks:
         with pytest.raises(TypeError, match=f"ProducerSettings, not {type(what).__name__}"):
             await start_send_producer(tasks, what, driver=fake)
 

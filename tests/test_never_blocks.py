@@ -21,7 +21,7 @@ from anyio_sendproducer import (
     open_send_producer,
 )
 from anyio_sendproducer.testing import FakeDriver, Gate
-from tests.calls import Call, at_gate, quiet, record, taken, until
+from tests.calls import Call, at_gate, quiet, raising, record, taken, task_group, until
 
 ASYNCIO = [
     pytest.param("asyncio", id="asyncio"),
@@ -62,7 +62,7 @@ async def test_the_detector_detects() -> None:
 async def test_the_whole_life_of_a_producer(settings: ProducerSettings, fake: FakeDriver) -> None:
     narrow = settings.evolve(max_in_flight=10)
     async with open_send_producer(narrow, driver=fake) as producer:
-        async with anyio.create_task_group() as tasks:
+        async with task_group() as tasks:
             for number in range(100):
                 tasks.start_soon(producer.send, record(b"%d" % number))
         await producer.send_many([record()] * 30)
@@ -81,9 +81,9 @@ async def test_a_broken_client_and_a_forced_end(
     settings: ProducerSettings, detector: BlockBuster
 ) -> None:
     fake = FakeDriver(manual=True)
-    with pytest.raises(UndeliveredRecords):
+    with raising(UndeliveredRecords):
         async with open_send_producer(settings.evolve(close_timeout=0.01), driver=fake) as producer:
-            async with anyio.create_task_group() as tasks:
+            async with task_group() as tasks:
                 first = Call(tasks, producer.send, record())
                 await until(lambda: bool(fake.submitted))
                 fake.break_client()
@@ -125,7 +125,7 @@ async def test_the_loop_ticks_on_while_the_driver_stands_still(
     gate: Gate = {"open": fake.on_open, "submit": fake.on_submit, "close": fake.on_close}[where]
     gate.shut()
     ticker = Ticker()
-    async with anyio.create_task_group() as tasks:
+    async with task_group() as tasks:
         tasks.start_soon(ticker.run)
         tasks.start_soon(anyio.to_thread.run_sync, let_through_later, gate)
         began = time.monotonic()
@@ -153,7 +153,7 @@ async def test_others_use_the_producer_while_the_driver_stands_still(
         assert producer.statistics().queued == 1
         assert not first.done
         assert not second.done
-        async with anyio.create_task_group() as tasks:
+        async with task_group() as tasks:
             call = Call(tasks, producer.send, record())
             await quiet()
             await call.cancel()

@@ -87,7 +87,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     *(
         ({field: value}, rf"{field} must be (0 or )?more (than 0 )?seconds, and finite: ")
         for field in DURATIONS
-        for value in (-1, -0.001, float("inf"), float("nan"), True, "10", None, 10**400)
+        for value in (-1, -0.001, float("inf"), float("nan"), True, "10", None, 2e9, 10**400)
     ),
     *(
         ({field: value}, rf"{field} must be more than 0 seconds")

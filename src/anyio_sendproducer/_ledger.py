@@ -127,6 +127,10 @@ _FAILED = DeliveryState.FAILED
 _WITHDRAWN = DeliveryState.WITHDRAWN
 _OPEN = ProducerState.OPEN
 
+#: Seconds, at most, that a client which holds records past their deadline may go on without
+#: delivering any record at all.
+PATIENCE: Final = 10.0
+
 #: How many failures nobody awaited are kept whole until the end of the scope; more are counted.
 KEPT_FAILURES: Final = 1000
 
@@ -230,7 +234,12 @@ class Ledger:
         self._alive: dict[Entry, None] = {}
         self._held: dict[str, dict[Entry, None]] = {}
         self._barriers: list[tuple[int, object]] = []
+        # What the driver still holds past its deadline, since when it has delivered nothing at
+        # all, and how many records it had delivered by then.
         self._late: dict[Entry, None] = {}
+        self._late_since = 0.0
+        self._delivered_when_late = -1
+        self._patience = PATIENCE
         self._late_bytes = 0
         self._unseen: dict[Entry, None] = {}
         self._unseen_more = 0
@@ -474,6 +483,8 @@ class Ledger:
         state = entry.state
         if state is _WITHDRAWN or entry.abandoned or entry.missed:
             return woken
+        if state is _FAILED and entry.seq == 0:
+            return woken  # it was never accepted: nobody is owed its failure
         entry.waiter = entry.room_waiter = entry.group = None
         if state is _WAITING:
             del self._waiting[entry]
@@ -538,6 +549,8 @@ class Ledger:
             for entry in line:
                 deadline = min(deadline, entry.deadline)
                 break
+        if self._late:
+            deadline = min(deadline, self._late_since + self._patience)
         return deadline
 
     def expire(self, now: float) -> list[object]:
@@ -547,6 +560,7 @@ class Ledger:
             Who is to be woken.
         """
         woken: list[object] = []
+        had_late = bool(self._late)
         for line in (self._alive, self._waiting):
             late: list[Entry] = []
             for entry in line:
@@ -555,6 +569,9 @@ class Ledger:
                 late.append(entry)
             for entry in late:
                 self._expire_one(entry, woken)
+        if not had_late or self._delivered_when_late != self._delivered:
+            self._late_since = now
+            self._delivered_when_late = self._delivered
         self._admit_waiting(woken)
         self._pass_barriers(woken)
         return woken
@@ -607,11 +624,17 @@ class Ledger:
             if not held:
                 del self._held[entry.record.topic]
 
-    @property
-    def stuck(self) -> bool:
-        """Whether records past their deadline, which the client still holds, take up half of all
-        room: then it is better to give that client up."""
-        return len(self._late) * 2 >= self._max_records or self._late_bytes * 2 >= self._max_bytes
+    def stuck(self, now: float) -> bool:
+        """Whether it is better to give the client up: the records that it holds past their
+        deadline take up half of all room, or it has delivered nothing since, for a while.
+
+        To be asked after :meth:`expire`.
+        """
+        return bool(self._late) and (
+            len(self._late) * 2 >= self._max_records
+            or self._late_bytes * 2 >= self._max_bytes
+            or now - self._late_since >= self._patience
+        )
 
     # --- flush -------------------------------------------------------------------------------
 

@@ -59,7 +59,7 @@ class _AsyncioLoop:
 
     def is_current(self) -> bool:
         try:
-            return asyncio.get_running_loop() is self._loop
+            return asyncio.get_running_loop() is self._loop and _running_trio() is None
         except RuntimeError:
             return False  # no loop runs in this thread
 
@@ -110,10 +110,7 @@ def _trio_loop(module: Any, token: Any) -> Loop:
             self.cell: Callable[[], TrioCell] = TrioCell
 
         def is_current(self) -> bool:
-            try:
-                return lowlevel.current_trio_token() is token
-            except RuntimeError:
-                return False
+            return _running_trio() is module and lowlevel.current_trio_token() is token
 
         def call_soon_threadsafe(self, function: Callable[[], object], /) -> None:
             # Where the run is over, nobody is left to be told.
@@ -134,17 +131,23 @@ def _trio_loop(module: Any, token: Any) -> Loop:
     return TrioLoop()
 
 
-def current_loop() -> Loop:
-    """The loop that runs the caller.
+def _running_trio() -> Any:
+    """The trio module, where a task of Trio's is running now.
 
-    Trio is asked first: in guest mode an asyncio loop is running beneath it.
+    That is to be asked before asyncio: in guest mode an asyncio loop is running beneath the task.
     """
-    trio_module = sys.modules.get("trio")
-    if trio_module is not None:
+    module: Any = sys.modules.get("trio")
+    if module is not None:
         try:
-            token = trio_module.lowlevel.current_trio_token()
+            module.lowlevel.current_task()
         except RuntimeError:
-            pass
-        else:
-            return _trio_loop(trio_module, token)
+            return None
+    return module
+
+
+def current_loop() -> Loop:
+    """The loop that runs the caller."""
+    module = _running_trio()
+    if module is not None:
+        return _trio_loop(module, module.lowlevel.current_trio_token())
     return _AsyncioLoop(asyncio.get_running_loop())

@@ -678,9 +678,9 @@ class SendProducer:
         while True:
             now = self._loop.now()
             self._moved(self._ledger.expire(now))
-            if self._ledger.stuck:
+            if self._ledger.stuck(now):
                 self._give_up_client(
-                    TimeoutError("it holds too many records past their delivery_timeout")
+                    TimeoutError("it holds records past their delivery_timeout and gets nowhere")
                 )
             await anyio.sleep(max(0.0, self._ledger.next_deadline(now) - now))
 

@@ -55,10 +55,6 @@ _MAX_INT32: Final = 2**31 - 1
 _MAX_INT64: Final = 2**63 - 1
 
 
-#: None, where a type variable's own default says that it stands for None.
-_NONE: Final[Any] = None
-
-
 @dataclasses.dataclass(frozen=True, slots=True, init=False)
 class ProducerRecord(Generic[K, V]):
     """One record to be written to one topic.
@@ -86,24 +82,39 @@ class ProducerRecord(Generic[K, V]):
     timestamp_ms: int | None = None
     headers: Sequence[tuple[str, bytes]] = ()
 
-    def __init__(
-        self,
-        topic: str,
-        value: V = _NONE,
-        key: K = _NONE,
-        *,
-        partition: int | None = None,
-        timestamp_ms: int | None = None,
-        headers: Sequence[tuple[str, bytes]] = (),
-    ) -> None:
-        # Half the price of what a frozen dataclass generates: one of these is made per record.
-        _set_topic(self, topic)
-        _set_value(self, value)
-        _set_key(self, key)
-        _set_partition(self, partition)
-        _set_timestamp_ms(self, timestamp_ms)
-        # A list is what other clients take; a copy keeps the record frozen in depth.
-        _set_headers(self, tuple(headers) if isinstance(headers, list) else headers)
+    if TYPE_CHECKING:
+        # Without values for the defaults, from which pyright would conclude what K and V are.
+        def __init__(
+            self,
+            topic: str,
+            value: V = ...,
+            key: K = ...,
+            *,
+            partition: int | None = None,
+            timestamp_ms: int | None = None,
+            headers: Sequence[tuple[str, bytes]] = (),
+        ) -> None: ...
+
+    else:
+
+        def __init__(
+            self,
+            topic: str,
+            value: V = None,
+            key: K = None,
+            *,
+            partition: int | None = None,
+            timestamp_ms: int | None = None,
+            headers: Sequence[tuple[str, bytes]] = (),
+        ) -> None:
+            # Half the price of what a frozen dataclass generates: there is one for each record.
+            _set_topic(self, topic)
+            _set_value(self, value)
+            _set_key(self, key)
+            _set_partition(self, partition)
+            _set_timestamp_ms(self, timestamp_ms)
+            # A list is what other clients take; a copy keeps the record frozen in depth.
+            _set_headers(self, tuple(headers) if isinstance(headers, list) else headers)
 
 
 _slots: Any = ProducerRecord
@@ -247,7 +258,7 @@ def _refuse_change(instance: object, name: str, *_value: object) -> None:
     raise dataclasses.FrozenInstanceError(f"{type(instance).__name__}.{name} can't be changed")
 
 
-# What dataclasses generate for a frozen class with slots raises TypeError before Python 3.12 where
+# What dataclasses generate for a frozen class with slots raises TypeError before Python 3.13 where
 # typing sets __orig_class__ on an instance of a subscripted class, and expects AttributeError.
 for _class in (
     ProducerRecord,
@@ -382,7 +393,7 @@ def _check_headers(record: ProducerRecord[Any, Any]) -> int:
     for position, header in enumerate(cast("tuple[object, ...]", headers)):
         match header:
             case (str() as name, bytes() as content) if isinstance(header, tuple):
-                size += len(name) + len(content)
+                size += len(name.encode()) + len(content)
             case _:
                 raise _rejected(
                     record, f"headers[{position}] must be a (str, bytes) tuple, not {header!r}"

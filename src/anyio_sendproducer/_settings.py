@@ -304,8 +304,10 @@ def _check_duration(field: str, value: object, *, zero: bool) -> None:
         or not 0 <= value <= _LONGEST
         or (value == 0 and not zero)
     ):
-        least = "0 or more" if zero else "more than 0"
-        raise SettingsError(f"{field} must be {least} seconds, and finite: {value!r:.40}")
+        least = "0" if zero else "more than 0"
+        raise SettingsError(
+            f"{field} must be from {least} to {_LONGEST:g} seconds, not {value!r:.40}"
+        )
 
 
 def _redacted(properties: Mapping[str, Any]) -> str:

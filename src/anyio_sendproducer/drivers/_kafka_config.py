@@ -92,12 +92,10 @@ def client_config(settings: ProducerSettings, known: Mapping[str, Any]) -> dict[
 
 def _property(given: str, name: str, value: Any, default: Any) -> Any:
     if name == "acks":
-        try:
+        # True and False are 1 and 0 to a dict.
+        if isinstance(value, (int, str)) and not isinstance(value, bool) and value in _ACKS:
             return _ACKS[value]
-        except (KeyError, TypeError):
-            raise SettingsError(
-                f"properties: {given!r} must be 0, 1 or 'all', not {value!r}"
-            ) from None
+        raise SettingsError(f"properties: {given!r} must be 0, 1 or 'all', not {value!r}")
     if name == "compression_type":
         chosen = None if value == "none" else value
         if chosen not in _COMPRESSIONS:
@@ -119,6 +117,6 @@ def _property(given: str, name: str, value: Any, default: Any) -> Any:
         if isinstance(value, str):
             with contextlib.suppress(ValueError):
                 value = int(value)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or value < 0:
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= 0:
             raise SettingsError(f"properties: {given!r} must be a number of 0 or more")
     return value

@@ -1,0 +1,189 @@
+"""How much memory a producer takes while no broker answers: 200,000 sends from 1,000 tasks.
+
+The producer is opened against the embedded broker, which is then frozen: connections stay open and
+nothing is acknowledged. The tasks send on regardless, because each send ends soon, in one of two
+ways: by its ``delivery_timeout``, or because its caller gives up (``move_on_after``). The growth of
+the process is sampled all the while. Each run has a process of its own. Linux only.
+
+``python bench/memory.py [--sends N] [--tasks N] [--patience SECONDS]``
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gc
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import anyio
+
+from anyio_sendproducer import (
+    DeliveryError,
+    ProducerRecord,
+    ProducerSettings,
+    SendProducer,
+    UndeliveredRecords,
+    open_send_producer,
+)
+from anyio_sendproducer.testing import embedded_broker
+
+MIB: Final = 1024 * 1024
+TOPIC: Final = "memory"
+
+
+@dataclasses.dataclass
+class Run:
+    """One way to send, and what came of it."""
+
+    backend: str
+    size: int
+    way: str
+    sends: int
+    tasks: int
+    patience: float
+    ended: int = 0
+    seconds: float = 0.0
+    peak: int = 0
+    in_flight: int = 0
+    in_flight_bytes: int = 0
+    statistics: str = ""
+
+
+def resident() -> int:
+    """The bytes of this process that are in memory."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+class Sampler:
+    """Takes the greatest growth in memory and the fullest buffer that it sees."""
+
+    def __init__(self, producer: SendProducer, run: Run) -> None:
+        gc.collect()
+        self._from = resident()
+        self._producer = producer
+        self._run = run
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        run = self._run
+        while not self._stop.wait(0.01):
+            run.peak = max(run.peak, resident() - self._from)
+            now = self._producer.statistics()
+            run.in_flight = max(run.in_flight, now.in_flight)
+            run.in_flight_bytes = max(run.in_flight_bytes, now.in_flight_bytes)
+
+
+async def warm_up(producer: SendProducer) -> None:
+    """Have the topic created and a record acknowledged, which may take more than one's patience."""
+    while True:
+        try:
+            await producer.send(ProducerRecord(TOPIC, b"warm"))
+            return
+        except DeliveryError:
+            pass
+
+
+async def measure(run: Run) -> None:
+    """Do one run."""
+    settings = ProducerSettings(
+        bootstrap_servers="replaced.invalid:9092", close_timeout=2.0, cancel_timeout=2.0
+    )
+    if run.way == "deadline":
+        settings = settings.with_delivery_timeout(run.patience)
+
+    async def send_on(producer: SendProducer) -> None:
+        for _ in range(run.sends // run.tasks):
+            # New bytes each time, as from a program that has them from somewhere else.
+            record = ProducerRecord(TOPIC, os.urandom(run.size), os.urandom(8))
+            if run.way == "deadline":
+                try:
+                    await producer.send(record)
+                except DeliveryError:
+                    run.ended += 1
+            else:
+                with anyio.move_on_after(run.patience) as scope:
+                    await producer.send(record)
+                run.ended += scope.cancelled_caught
+
+    async with embedded_broker() as broker:
+        settings = settings.with_bootstrap_servers(broker.bootstrap_servers)
+        try:
+            async with open_send_producer(settings) as producer:
+                await warm_up(producer)
+                broker.pause()
+                began = time.perf_counter()
+                with Sampler(producer, run):
+                    async with anyio.create_task_group() as tasks:
+                        for _ in range(run.tasks):
+                            tasks.start_soon(send_on, producer)
+                run.seconds = time.perf_counter() - began
+                run.statistics = repr(producer.statistics())
+        except UndeliveredRecords:
+            pass  # those whose callers gave up
+        broker.resume()
+
+
+def table(run: Run, bound: int) -> str:
+    """A row of figures."""
+    overhead = (run.peak - run.in_flight_bytes) / max(1, run.in_flight)
+    return (
+        f"{run.backend:8}{run.size:8} B  {run.way:10}{run.ended:9,}{run.seconds:8.1f} s"
+        f"{run.in_flight:9,}{run.in_flight_bytes / MIB:9.1f}{bound / MIB:8.0f}"
+        f"{run.peak / MIB:9.1f}{overhead:10,.0f} B"
+    )
+
+
+def main() -> None:
+    """Do all runs, each in a process of its own, and print their figures."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--sends", type=int, default=200_000)
+    parser.add_argument("--tasks", type=int, default=1_000)
+    parser.add_argument("--patience", type=float, default=0.05)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        run = Run(**json.loads(options.one))
+        # That the client is given up and another can't be opened is the point of it all.
+        logging.disable(logging.CRITICAL)
+        anyio.run(measure, run, backend=run.backend)
+        print(json.dumps(dataclasses.asdict(run)))
+        return
+    bound = ProducerSettings(bootstrap_servers="replaced.invalid:9092").max_buffered_bytes
+    print(f"{options.sends:,} sends from {options.tasks:,} tasks; nobody answers; sizes in MiB")
+    print(
+        "loop      record    ended by    ended    time  records    bytes  bound   growth  over/rec"
+    )
+    for backend in ("asyncio", "trio"):
+        for size in (100, 10_000):
+            for way in ("deadline", "caller"):
+                asked: dict[str, Any] = dataclasses.asdict(
+                    Run(backend, size, way, options.sends, options.tasks, options.patience)
+                )
+                done = subprocess.run(  # noqa: S603  # this very script
+                    [sys.executable, __file__, "--one", json.dumps(asked)],
+                    check=True,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+                print(table(Run(**json.loads(done.stdout)), bound), flush=True)
+
+
+if __name__ == "__main__":
+    main()
