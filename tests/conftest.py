@@ -9,9 +9,9 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import pytest
-from anyio_sendproducer.testing import EmbeddedBroker, FakeDriver, embedded_broker
 
 from anyio_sendproducer import ProducerSettings
+from anyio_sendproducer.testing import EmbeddedBroker, FakeDriver, embedded_broker
 
 
 @pytest.fixture(params=["asyncio", "trio"])

@@ -29,11 +29,12 @@ from anyio_sendproducer import (
     RecordMetadata,
     SendProducer,
     UndeliveredRecords,
+    _ledger,
     open_send_producer,
 )
 from anyio_sendproducer.cli._reading import read_back
 from anyio_sendproducer.testing import EmbeddedBroker, embedded_broker
-from tests.recorder import open_sockets
+from tests.recorder import freeze, open_sockets
 
 #: Seconds for anything that is waited for; none takes more than a fraction of it.
 PATIENCE = 30.0
@@ -235,7 +236,7 @@ async def test_paused_and_resumed_everything_is_delivered_once(broker: EmbeddedB
             for task in range(1_000):
                 tasks.start_soon(outcomes.send_some, producer, range(task * 5, task * 5 + 5))
             await until(lambda: len(outcomes.delivered) >= 500)
-            broker.pause()
+            freeze(broker)
             stood_at = len(outcomes.of)
             # What was on its way from the broker still arrives.
             await anyio.sleep(0.3)
@@ -262,8 +263,11 @@ async def test_paused_and_resumed_everything_is_delivered_once(broker: EmbeddedB
         assert places[metadata.partition, metadata.offset or 0] == b"%d" % number
 
 
-async def test_a_broker_that_comes_back_is_used_again(broker: EmbeddedBroker) -> None:
+async def test_a_broker_that_comes_back_is_used_again(
+    broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another process on the same port, which knows nothing of what was there before."""
+    monkeypatch.setattr(_ledger, "PATIENCE", 0.5)
     settings = settings_for(broker, delivery_timeout=1.0)
     async with open_send_producer(settings) as producer:
         await producer.send(ProducerRecord("before", b"value"))
@@ -323,7 +327,7 @@ async def test_the_exit_is_bounded_whatever_ends_the_block(
                 if gone == "killed":
                     await broker.kill()
                 else:
-                    broker.pause()
+                    freeze(broker)
                 deliveries = await enqueue_some(producer, 500)
                 began = time.monotonic()
                 if how == "error":
@@ -367,7 +371,7 @@ async def test_a_clean_exit_waits_for_a_broker_that_comes_round(broker: Embedded
 
         async with open_send_producer(settings) as producer:
             await producer.send(ProducerRecord("topic", b"value"))
-            broker.pause()
+            freeze(broker)
             deliveries = await enqueue_some(producer, 500)
             tasks.start_soon(resume_while_it_closes, producer)
         for delivery in deliveries:
@@ -382,7 +386,7 @@ async def test_aclose_while_tasks_are_sending_gives_each_its_outcome(
     outcomes = Outcomes()
     async with anyio.create_task_group() as tasks, open_send_producer(settings) as producer:
         await producer.send(ProducerRecord("topic", b"value"))
-        broker.pause()
+        freeze(broker)
         for number in range(300):
             tasks.start_soon(outcomes.send, producer, number)
         await until(lambda: producer.statistics().waiting == 200)

@@ -385,6 +385,22 @@ async def test_a_later_and_hastier_close_counts(
     assert fake.closed == [0]
 
 
+async def test_a_later_and_more_patient_close_does_not_count(
+    settings: ProducerSettings, stopwatch: Stopwatch
+) -> None:
+    fake = FakeDriver(manual=True)
+    odd = settings.evolve(close_timeout=0.05, cancel_timeout=60.0)
+    with raising(UndeliveredRecords):
+        async with task_group() as tasks, open_send_producer(odd, driver=fake) as producer:
+            producer.enqueue_nowait(record())
+            await taken(fake, 1)
+            closing = Call(tasks, producer.aclose)
+            await quiet()
+            await closing.cancel()
+            await producer.aclose()
+    stopwatch.check()
+
+
 # --- after the end ---------------------------------------------------------------------------
 
 

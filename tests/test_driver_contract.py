@@ -12,6 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from typing import Any, Protocol
 
 import pytest
@@ -29,7 +30,7 @@ from anyio_sendproducer import (
 from anyio_sendproducer.drivers import Driver
 from anyio_sendproducer.drivers._kafka_python import KafkaPythonDriver
 from anyio_sendproducer.testing import FakeDriver, embedded_broker
-from tests.recorder import PATIENCE, Parcel, Recorder, learn, open_sockets, submit
+from tests.recorder import PATIENCE, Parcel, Recorder, freeze, learn, open_sockets, submit
 
 
 class Rig(Protocol):
@@ -158,7 +159,9 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
         start_blocking_portal() as portal,
         portal.wrap_async_context_manager(embedded_broker()) as broker,
     ):
-        kafka_python = KafkaPythonRig(broker.bootstrap_servers, lambda: portal.call(broker.pause))
+        kafka_python = KafkaPythonRig(
+            broker.bootstrap_servers, partial(portal.call, freeze, broker)
+        )
         try:
             yield kafka_python
         finally:

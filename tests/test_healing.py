@@ -426,3 +426,23 @@ async def test_room_of_late_records_comes_back_with_the_next_client(
         # The next client is not blamed for it.
         await anyio.sleep(0.06)
         assert producer.statistics().generations == 2
+
+
+async def test_a_stuck_client_is_given_up_once(settings: ProducerSettings, fake: FakeDriver) -> None:
+    """Further deadlines pass while its end is still awaited."""
+    fake.on_submit.shut()
+    narrow = settings.evolve(max_in_flight=2, delivery_timeout=0.02)
+    async with open_send_producer(narrow, driver=fake) as producer:
+        first = producer.enqueue_nowait(record(b"at the gate"))
+        await at_gate(fake.on_submit)
+        for _ in range(3):
+            with pytest.raises(DeliveryTimeout):
+                await producer.send(record(b"queued"))
+        with pytest.raises(DeliveryTimeout):
+            await first.wait()
+        fake.on_submit.open()
+        await until(generation(producer, 2))
+        await producer.partitions_for("t")
+        await quiet()
+        assert producer.statistics().generations == 2
+        assert fake.opened == 2

@@ -290,7 +290,8 @@ class LedgerMachine(RuleBasedStateMachine):
             fate.has_room = False
         elif fate.state is not WITHDRAWN:
             fate.cancelled = True
-            if fate.state is FAILED and not fate.seen:
+            # Nobody is owed the failure of what was never accepted.
+            if fate.state is FAILED and fate.accepted and not fate.seen:
                 self.miss(fate)
         self.agree(woken)
 

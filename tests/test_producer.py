@@ -130,6 +130,24 @@ async def test_a_record_is_handed_over_at_once_while_the_driver_is_idle(
         assert fake.batches == [1, 1, 1]
 
 
+async def test_the_next_batch_forms_while_the_driver_is_busy(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    """Whatever else happens meanwhile."""
+    fake.on_submit.shut()
+    async with open_send_producer(settings, driver=fake) as producer:
+        producer.enqueue_nowait(record())
+        await at_gate(fake.on_submit)
+        for _ in range(3):
+            producer.enqueue_nowait(record())
+            fake.learn("another topic")
+            await quiet()
+        assert producer.statistics().hand_overs == 1
+        fake.on_submit.open()
+        await producer.flush()
+        assert fake.batches == [1, 3]
+
+
 # --- envelopes -------------------------------------------------------------------------------
 
 
@@ -637,6 +655,9 @@ async def test_two_topics_are_held_and_tried_again_once(
         await producer.partitions_for("t")
         second = producer.enqueue_nowait(record(topic="two"))
         await producer.partitions_for("t")
+        await until(lambda: producer.statistics().queued == 2)
+        names = [task.name or "" for task in anyio.get_running_tasks()]
+        assert len([name for name in names if "_retry_held" in name]) <= 1
         fake.unknown_topics.clear()
         assert (await first.wait()).topic == "one"
         assert (await second.wait()).topic == "two"

@@ -16,6 +16,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
+import gc
 import itertools
 import logging
 import math
@@ -289,7 +290,9 @@ class Bridge:
         driver.open(_Port(self._post, generation))
 
     def _opened(self) -> Driver:
-        return cast("Driver", self._driver)  # nothing is asked of it before it is open
+        if self._driver is None:
+            raise ProducerClosed("the producer is closed")
+        return self._driver
 
     def _answer(self, reply: _Reply[T], function: Callable[[], T]) -> None:
         try:
@@ -308,6 +311,10 @@ class Bridge:
     def _reopen(self, error: BaseException, generation: int) -> None:
         self._close_driver(0)
         self._post(GenerationEnded(error))
+        # A client lies in reference cycles, with all the records it held. They are few and large:
+        # the collector, which counts objects, would leave them for long.
+        self._driver = None
+        gc.collect()
         while not self._stopping.is_set():
             try:
                 self._open(generation)

@@ -70,6 +70,9 @@ _RECOVERED: Final[tuple[type[Exception], ...]] = (
     kafka_errors.UnknownProducerIdError,
 )
 
+#: Between two requests for the metadata of topics that this client may not use.
+_ASK_AGAIN_SECONDS: Final = 0.5
+
 #: How long the client's thread may take to end once it was told to.
 _JOIN_SECONDS: Final = 2.0
 
@@ -225,6 +228,7 @@ class KafkaPythonDriver:
         self._turns: dict[str, int] = {}
         self._asked: dict[str, float | None] = {}
         self._idempotent = False
+        self._asked_again = 0.0
         self._recovers = False
         self._culprit: object = None
 
@@ -516,7 +520,11 @@ class KafkaPythonDriver:
 
     def _unknown(self, topic: str, cluster: Any) -> SendProducerError | None:
         if topic in cluster.unauthorized_topics:
-            cluster.request_update()  # so that the next record finds it allowed, if it is by then
+            # So that a later record finds it allowed, if it is by then; not for each record, or
+            # the requests would never get their turn.
+            if time.monotonic() - self._asked_again >= _ASK_AGAIN_SECONDS:
+                self._asked_again = time.monotonic()
+                cluster.request_update()
             error = kafka_errors.TopicAuthorizationFailedError(topic)
             return _translated(error, f"this client may not use topic {topic!r}: {error}")
         since = self._asked.setdefault(topic, None)
