@@ -74,7 +74,7 @@ def client_threads() -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_left() -> Iterator[None]:  # pyright: ignore[reportUnusedFunction]
+def _nothing_left() -> Iterator[None]:
     """No test leaves a thread of a producer behind."""
     yield
     assert client_threads() == []

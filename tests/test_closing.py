@@ -390,15 +390,27 @@ async def test_a_later_and_more_patient_close_does_not_count(
 ) -> None:
     fake = FakeDriver(manual=True)
     odd = settings.evolve(close_timeout=0.05, cancel_timeout=60.0)
+    async with task_group() as tasks, open_send_producer(odd, driver=fake) as producer:
+        sending = Call(tasks, producer.send, record())
+        await taken(fake, 1)
+        closing = Call(tasks, producer.aclose)
+        await quiet()
+        await closing.cancel()
+    stopwatch.check()
+    assert isinstance(sending.error, DeliveryError)
+
+
+async def test_undelivered_records_after_a_cancelled_aclose(settings: ProducerSettings) -> None:
+    """The block goes on, and ends cleanly; it is there that they are raised."""
+    fake = FakeDriver(manual=True)
+    hasty = settings.evolve(cancel_timeout=0.02)
     with raising(UndeliveredRecords):
-        async with task_group() as tasks, open_send_producer(odd, driver=fake) as producer:
+        async with task_group() as tasks, open_send_producer(hasty, driver=fake) as producer:
             producer.enqueue_nowait(record())
             await taken(fake, 1)
             closing = Call(tasks, producer.aclose)
             await quiet()
             await closing.cancel()
-            await producer.aclose()
-    stopwatch.check()
 
 
 # --- after the end ---------------------------------------------------------------------------

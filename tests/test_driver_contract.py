@@ -12,7 +12,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterator
-from functools import partial
 from typing import Any, Protocol
 
 import pytest
@@ -159,9 +158,8 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
         start_blocking_portal() as portal,
         portal.wrap_async_context_manager(embedded_broker()) as broker,
     ):
-        kafka_python = KafkaPythonRig(
-            broker.bootstrap_servers, partial(portal.call, freeze, broker)
-        )
+        address = broker.bootstrap_servers
+        kafka_python = KafkaPythonRig(address, lambda: portal.call(freeze, broker))
         try:
             yield kafka_python
         finally:

@@ -252,9 +252,6 @@ class Told:
     def report(self, submissions: Sequence[Any], outcomes: Sequence[Outcome]) -> None:
         self.reports.extend(zip(submissions, outcomes, strict=True))
 
-    def failed_on(self, topic: str, partition: int, error: Exception) -> None:
-        raise AssertionError("it is for the driver to have this called")
-
     def failure(self, submission: Submission, error: Exception, run: _runs.Run) -> DeliveryError:
         return DeliveryError(
             f"{error} on {run.partition}",

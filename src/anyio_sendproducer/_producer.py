@@ -450,13 +450,13 @@ class SendProducer:
         self._check_loop()
         if self._done.is_set():
             await anyio.lowlevel.checkpoint()
-            return
-        self._request_close(self._settings.close_timeout)
-        try:
-            await self._done.wait()
-        except BaseException:
-            await self._close_hurriedly()
-            raise
+        else:
+            self._request_close(self._settings.close_timeout)
+            try:
+                await self._done.wait()
+            except BaseException:
+                await self._close_hurriedly()
+                raise
         errors, count = self._ledger.undelivered()
         if count:
             raise UndeliveredRecords(errors, count)

@@ -28,6 +28,7 @@ from kafka import KafkaProducer
 from kafka.net.compat import KafkaNetClient
 from kafka.net.inet import KafkaNetSocket
 from kafka.partitioner import murmur2
+from kafka.protocol.producer import ProduceRequest
 
 from .._exceptions import (
     DeliveryError,
@@ -123,6 +124,27 @@ class _NetClient(KafkaNetClient):
         super().__init__(**configs)
         self.closed_by: threading.Thread | None = None
         self.is_closed = threading.Event()
+        #: Topics and partitions whose last produce request was refused.
+        self.refused: set[tuple[str, int]] = set()
+
+    def send(self, node_id: Any, request: Any, **options: Any) -> Any:
+        """Send a request, and note which partitions the answer says are refused."""
+        answer = super().send(node_id, request, **options)
+        if isinstance(request, ProduceRequest):
+            for topic in request.topic_data:
+                for partition in topic.partition_data:
+                    self.refused.discard((topic.name, partition.index))
+            # Before the sender's own callback, which fails the records.
+            answer.add_callback(self._note_refusals)
+        return answer
+
+    def _note_refusals(self, response: Any) -> None:
+        if response is None:
+            return  # acks=0
+        for topic in response.responses:
+            for partition in topic.partition_responses:
+                if issubclass(kafka_errors.for_code(partition.error_code), _REFUSALS):
+                    self.refused.add((topic.name, partition.index))
 
     def close(self, node_id: Any = None) -> None:
         """Close a connection or, without an argument, everything."""
@@ -230,7 +252,8 @@ class KafkaPythonDriver:
         self._idempotent = False
         self._asked_again = 0.0
         self._recovers = False
-        self._culprit: object = None
+        self._broken = False
+        self._first_to_fail: Submission | None = None
 
     # --- opening and closing -----------------------------------------------------------------
 
@@ -400,10 +423,8 @@ class KafkaPythonDriver:
                 failed.append(submission)
                 failures.append(_not_taken(record, error))
                 continue
-            if run.on_failure is None:
+            if not chooses and run.partition is None:
                 future.add_errback(functools.partial(self._failed_first, submission))
-            else:
-                future.add_errback(run.on_failure)
             run.submissions.append(submission)
             run.futures.append(future)
             run.size += submission.size
@@ -448,25 +469,11 @@ class KafkaPythonDriver:
         """Pass outcomes on to whoever opened this driver."""
         self._ready().sink.completed(submissions, outcomes)
 
-    def failed_on(self, topic: str, partition: int, error: Exception) -> None:
-        """A record to this partition failed; called for each that does, in the client's order.
-
-        Seen in 3.0.12: one refusal ends the whole idempotent client, which then fails whatever
-        else is under way with the very same error, though that may have been written. The first to
-        fail tells the partition that was refused. Behind it there nothing had been sent.
-        """
-        self._failed(error, (topic, partition))
-
     def _failed_first(self, submission: Submission, error: Exception) -> None:
-        # Where a partitioner of the user's own chooses, nobody says which partition it was: of
-        # this one record alone it is sure that it was refused.
-        self._failed(error, id(submission))
-
-    def _failed(self, error: Exception, culprit: object) -> None:
-        if not self._ends_with(error) or self._closing.is_set() or self._culprit is not None:
-            return
-        self._culprit = culprit
-        self._ready().sink.broken(error)
+        # Where a partitioner of the user's own chooses, nobody says which partition it was: of the
+        # first record to fail alone it is sure that it was refused.
+        if self._first_to_fail is None and self._ends_with(error):
+            self._first_to_fail = submission
 
     def _ends_with(self, error: Exception) -> bool:
         """Whether a client to which this happened can't send any more."""
@@ -475,9 +482,18 @@ class KafkaPythonDriver:
     def failure(self, submission: Submission, error: Exception, run: Run) -> DeliveryError:
         """What an error of the client says of a record, in our terms."""
         refused = isinstance(error, _REFUSALS)
-        if refused and self._ends_with(error):
-            culprit = (run.topic, run.partition) if run.on_failure else id(submission)
-            refused = self._culprit == culprit
+        if self._ends_with(error):
+            # Seen in 3.0.12: one refusal ends the whole idempotent client, which then fails all
+            # that is under way with the very same error, though it may have been written. What
+            # the broker's answer named was refused; behind it there nothing had been sent.
+            opened = self._ready()
+            if run.partition is None:
+                refused = refused and submission is self._first_to_fail
+            else:
+                refused = refused and (run.topic, run.partition) in opened.client.refused
+            if not self._broken and not self._closing.is_set():
+                self._broken = True
+                opened.sink.broken(error)
         if refused:
             return _rejected(submission.record, f"the broker refused the record: {error}", error)
         failure = DeliveryError(

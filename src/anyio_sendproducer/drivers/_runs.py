@@ -10,7 +10,6 @@ fields of kafka-python's ``RecordMetadata``.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
@@ -35,10 +34,6 @@ class Reporter(Protocol):
 
     def report(self, submissions: Sequence[Any], outcomes: Sequence[Outcome]) -> None:
         """Pass outcomes on."""
-        ...
-
-    def failed_on(self, topic: str, partition: int, error: Exception) -> None:
-        """A record to this partition failed."""
         ...
 
     def failure(self, submission: Any, error: Exception, run: Run) -> DeliveryError:
@@ -70,7 +65,7 @@ class Run:
     its own.
     """
 
-    __slots__ = ("_driver", "futures", "on_failure", "partition", "size", "submissions", "topic")
+    __slots__ = ("_driver", "futures", "partition", "size", "submissions", "topic")
 
     def __init__(self, driver: Reporter, topic: str, partition: int | None) -> None:
         self._driver = driver
@@ -79,16 +74,13 @@ class Run:
         self.submissions: list[Any] = []
         self.futures: list[Any] = []
         self.size = 0
-        #: Called for each record that fails. None where the client chooses the partition.
-        self.on_failure = (
-            None if partition is None else functools.partial(driver.failed_on, topic, partition)
-        )
 
     def watch(self) -> None:
         """Have the last one's completion report them all."""
-        last = self.futures[-1]
-        last.add_callback(self)
-        last.add_errback(self)
+        if self.futures:
+            last = self.futures[-1]
+            last.add_callback(self)
+            last.add_errback(self)
 
     def __call__(self, _result: Any) -> None:
         submissions = self.submissions
@@ -171,8 +163,8 @@ class Line:
 
     def end(self) -> None:
         """The batch is through."""
-        if self.keyless is not None and self.keyless.futures:
-            self.keyless.watch()
-        for run in self._keyed.values():
-            if run.futures:
-                run.watch()
+        runs = [*self._keyed.values()]
+        if self.keyless is not None:
+            runs.append(self.keyless)
+        for run in runs:
+            run.watch()
