@@ -266,6 +266,8 @@ async def test_closing_while_the_old_client_is_being_closed(
     ):
         fake.break_client()
         await at_gate(fake.on_close)
+        question = Call(tasks, producer.partitions_for, "t")
+        await quiet()
         tasks.start_soon(_open_when_closing, fake)
     assert isinstance(question.error, ProducerClosed)  # there is nobody left to ask
     assert producer.statistics().generations == 1

@@ -509,8 +509,9 @@ class LedgerMachine(RuleBasedStateMachine):
     def end_generation(self) -> None:
         woken = self.ledger.end_generation(self.reason)
         sent = [fate for fate in self.fates if fate.state is SUBMITTED]
-        for fate in [*sent, *self.late]:
-            fate.has_room = False
+        for fate in self.fates:
+            if fate.state in {SUBMITTED, FAILED}:
+                fate.has_room = False
         self.fail_sent(sent)
         self.agree(woken)
 

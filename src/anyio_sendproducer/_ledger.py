@@ -151,10 +151,8 @@ class Entry:
     has its outcome, and ``group`` counts the outcomes of several."""
 
     __slots__ = (
-        "abandoned",
         "deadline",
         "group",
-        "has_room",
         "missed",
         "outcome",
         "record",
@@ -166,20 +164,26 @@ class Entry:
         "was_submitted",
     )
 
-    def __init__(self, record: ProducerRecord[Any, Any], size: int, deadline: float) -> None:
+    # There is an entry for each record: these two are set when it fails.
+    missed: int
+    was_submitted: bool
+
+    def __init__(
+        self, record: ProducerRecord[Any, Any], size: int, deadline: float, seq: int
+    ) -> None:
         self.record = record
         self.size = size
         self.deadline = deadline
-        self.state = _WAITING
-        self.seq = 0
-        self.has_room = False
-        self.abandoned = False
-        self.missed = 0
-        self.was_submitted = False
+        self.seq = seq
+        self.state = _QUEUED
         self.outcome: RecordMetadata | DeliveryError | None = None
         self.room_waiter: object | None = None
         self.waiter: object | None = None
         self.group: Group | None = None
+
+
+#: The group of those whose caller was cancelled when the driver had them.
+_ABANDONED: Final = Group(0, None)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -234,6 +238,8 @@ class Ledger:
         self._alive: dict[Entry, None] = {}
         self._held: dict[str, dict[Entry, None]] = {}
         self._barriers: list[tuple[int, object]] = []
+        # What failed while the driver had it, and still has; of that, what is past its deadline.
+        self._lingering: dict[Entry, None] = {}
         # What the driver still holds past its deadline, since when it has delivered nothing at
         # all, and how many records it had delivered by then.
         self._late: dict[Entry, None] = {}
@@ -270,18 +276,16 @@ class Ledger:
         """
         if self.state is not _OPEN:
             raise self.refusal()
-        entry = Entry(record, size, now + self._timeout)
         # _fits() and _admit(), written out: this is the way of every record.
         if (
             not self._waiting
             and self._records < self._max_records
             and self._bytes + size <= self._max_bytes
         ):
-            self._accepted = entry.seq = self._accepted + 1
+            self._accepted = seq = self._accepted + 1
+            entry = Entry(record, size, now + self._timeout, seq)
             self._records += 1
             self._bytes += size
-            entry.has_room = True
-            entry.state = _QUEUED
             self._queue[entry] = None
             self._alive[entry] = None
             return entry
@@ -293,6 +297,8 @@ class Ledger:
             )
         if not wait:
             raise WouldBlock
+        entry = Entry(record, size, now + self._timeout, 0)
+        entry.state = _WAITING
         self._waiting[entry] = None
         return entry
 
@@ -313,15 +319,14 @@ class Ledger:
         self._accepted = entry.seq = self._accepted + 1
         self._records += 1
         self._bytes += entry.size
-        entry.has_room = True
         entry.state = _QUEUED
         self._queue[entry] = None
         self._alive[entry] = None
 
     def _release(self, entry: Entry) -> None:
-        entry.has_room = False
         self._records -= 1
         self._bytes -= entry.size
+        self._lingering.pop(entry, None)
         if entry in self._late:
             del self._late[entry]
             self._late_bytes -= entry.size
@@ -367,11 +372,11 @@ class Ledger:
         """
         woken: list[object] = []
         for entry in entries:
-            if not entry.has_room:
-                continue  # its client was given up
-            if entry.state is not _SUBMITTED:
+            if entry in self._lingering:
                 self._release(entry)  # its deadline came first
-            elif entry.abandoned:
+            elif entry.state is not _SUBMITTED:
+                pass  # its client was given up
+            elif entry.group is _ABANDONED:
                 self._abandoned -= 1
                 self._withdraw(entry)
             else:
@@ -396,7 +401,7 @@ class Ledger:
     def resize(self, sizes: Iterable[tuple[Entry, int]]) -> list[object]:
         """Correct estimated sizes by those of the serialized records."""
         for entry, size in sizes:
-            if entry.has_room:
+            if entry.state is _SUBMITTED or entry in self._lingering:
                 self._bytes += size - entry.size
                 if entry in self._late:
                     self._late_bytes += size - entry.size
@@ -417,11 +422,8 @@ class Ledger:
         alive = self._alive
         delivered = freed = 0
         for entry, outcome in zip(entries, outcomes, strict=True):
-            if not entry.has_room:
-                continue
             if entry.state is _SUBMITTED and type(outcome) is RecordMetadata:
                 # _release(), written out.
-                entry.has_room = False
                 freed += entry.size
                 entry.state = _DELIVERED
                 delivered += 1
@@ -432,9 +434,11 @@ class Ledger:
                 elif entry.group is not None:
                     self._count_down(entry.group, woken)
                 continue
-            self._release(entry)
             if entry.state is _SUBMITTED:
+                self._release(entry)
                 self._fail(entry, outcome, woken)
+            elif entry in self._lingering:
+                self._release(entry)
         self._delivered += delivered
         self._records -= delivered
         self._bytes -= freed
@@ -445,10 +449,11 @@ class Ledger:
         return woken
 
     def _fail(self, entry: Entry, outcome: Any, woken: list[object]) -> None:
+        entry.missed = 0
+        entry.was_submitted = entry.state is _SUBMITTED
         if entry.state is not _WAITING:
             self._failed += 1
             del self._alive[entry]
-            entry.was_submitted = entry.state is _SUBMITTED
         entry.state = _FAILED
         entry.outcome = outcome
         told = False
@@ -459,7 +464,7 @@ class Ledger:
         if entry.waiter is not None:
             woken.append(entry.waiter)
             told = True
-        if entry.group is not None:
+        if entry.group is not None and entry.group is not _ABANDONED:
             self._count_down(entry.group, woken)
             told = True
         if not told:
@@ -481,10 +486,10 @@ class Ledger:
         """
         woken: list[object] = []
         state = entry.state
-        if state is _WITHDRAWN or entry.abandoned or entry.missed:
+        if state is _WITHDRAWN or entry.group is _ABANDONED:
             return woken
-        if state is _FAILED and entry.seq == 0:
-            return woken  # it was never accepted: nobody is owed its failure
+        if state is _FAILED and (entry.missed or entry.seq == 0):
+            return woken  # where it was never accepted, nobody is owed its failure
         entry.waiter = entry.room_waiter = entry.group = None
         if state is _WAITING:
             del self._waiting[entry]
@@ -494,7 +499,7 @@ class Ledger:
             self._withdraw(entry)
         else:
             if state is not _FAILED or entry.was_submitted:
-                entry.abandoned = True
+                entry.group = _ABANDONED
                 self._abandoned += 1
             if state is _FAILED:
                 self._miss(entry)
@@ -523,7 +528,7 @@ class Ledger:
 
     def saw(self, entry: Entry) -> None:
         """Somebody was told this entry's outcome, perhaps after it had been missed."""
-        if entry.missed == self._report:
+        if entry.state is _FAILED and entry.missed == self._report:
             entry.missed = 0
             if entry in self._unseen:
                 del self._unseen[entry]
@@ -579,6 +584,7 @@ class Ledger:
     def _expire_one(self, entry: Entry, woken: list[object]) -> None:
         seconds = f"{self._timeout:g} s"
         if entry.state is _SUBMITTED:
+            self._lingering[entry] = None
             self._late[entry] = None
             self._late_bytes += entry.size
             self._fail(
@@ -682,7 +688,7 @@ class Ledger:
         Returns:
             Who is to be woken.
         """
-        for entry in [*self._late]:
+        for entry in [*self._lingering]:
             self._release(entry)
         entries: list[Entry] = []
         errors: list[RecordMetadata | DeliveryError] = []
@@ -747,6 +753,7 @@ class Ledger:
             )
             error.__cause__ = cause
             if submitted:
+                self._lingering[entry] = None
                 self._fail(entry, error, woken)
             else:
                 self._end_unsubmitted(entry, error, woken)

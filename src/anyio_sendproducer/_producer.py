@@ -83,7 +83,7 @@ def _after_fork_in_child() -> None:
         producer._thread = _NO_THREAD  # pyright: ignore[reportPrivateUsage]
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+if hasattr(os, "register_at_fork"):  # pragma: no branch  # Windows has none, and does not fork
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
@@ -345,7 +345,8 @@ class SendProducer:
                 wrong is found later, and comes out of :meth:`Delivery.wait`.
             ProducerClosed, ProducerBroken, ProducerMisused, TypeError: as :meth:`send`.
 
-        Cancellation: the record is withdrawn and never written.
+        Cancellation: the record is withdrawn and never written. (asyncio's own ``task.cancel()``
+        can come in the very step in which room was granted: then it goes on, abandoned.)
         """
         self._check_loop()
         await anyio.lowlevel.checkpoint_if_cancelled()
@@ -658,7 +659,7 @@ class SendProducer:
             case _bridge.Opened():
                 self._reopening = False
                 self._generations += 1
-            case _bridge.Lost(error):
+            case _bridge.Lost(error):  # pragma: no branch  # there are no other events
                 return ledger.break_(error)
         return ()
 
