@@ -404,13 +404,14 @@ async def test_undelivered_records_after_a_cancelled_aclose(settings: ProducerSe
     """The block goes on, and ends cleanly; it is there that they are raised."""
     fake = FakeDriver(manual=True)
     hasty = settings.evolve(cancel_timeout=0.02)
-    with raising(UndeliveredRecords):
-        async with task_group() as tasks, open_send_producer(hasty, driver=fake) as producer:
-            producer.enqueue_nowait(record())
-            await taken(fake, 1)
-            closing = Call(tasks, producer.aclose)
-            await quiet()
-            await closing.cancel()
+    async with task_group() as tasks:
+        with raising(UndeliveredRecords):
+            async with open_send_producer(hasty, driver=fake) as producer:
+                producer.enqueue_nowait(record())
+                await taken(fake, 1)
+                closing = Call(tasks, producer.aclose)
+                await quiet()
+                await closing.cancel()
 
 
 # --- after the end ---------------------------------------------------------------------------

@@ -133,7 +133,7 @@ class Line:
         self._driver = driver
         self._topic = topic
         self.route = route
-        self._keyed: dict[int, Run] = {}
+        self._keyed: dict[int | None, Run] = {}
         self.keyless: Run | None = None
 
     def run_to(self, partition: int) -> Run:
@@ -144,20 +144,18 @@ class Line:
         return run
 
     def run_without_key(self) -> Run:
-        """The run of records that may go anywhere."""
-        run = self.keyless
-        if run is None:
-            partition = None
-            if self._driver.chooses and isinstance(self.route, Route):
-                partition = self.route.next_in_turn()
-            run = self.keyless = Run(self._driver, self._topic, partition)
+        """A new run of records that may go anywhere, where there is no such run now."""
+        partition = None
+        if self._driver.chooses and isinstance(self.route, Route):
+            partition = self.route.next_in_turn()
+        self.keyless = run = Run(self._driver, self._topic, partition)
         return run
 
     def end_run(self, run: Run) -> None:
         """This run is long enough."""
         if run is self.keyless:
             self.keyless = None
-        elif run.partition is not None:
+        else:
             del self._keyed[run.partition]
         run.watch()
 
