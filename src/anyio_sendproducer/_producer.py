@@ -259,7 +259,12 @@ class SendProducer:
         outcome = entry.outcome
         if type(outcome) is RecordMetadata:
             return outcome
-        raise cast("DeliveryError", outcome)
+        try:
+            raise cast("DeliveryError", outcome)
+        finally:
+            # The error knows this frame. Without these the record would stay in memory until the
+            # garbage collector comes by.
+            del outcome, entry, cell, record
 
     @overload
     async def send_envelope(self, envelope: Message[K, V, P]) -> Result[K, V, P]: ...
@@ -355,7 +360,10 @@ class SendProducer:
             await self._wait_for_room(entry)
             if isinstance(entry.outcome, DeliveryError):
                 self._ledger.saw(entry)
-                raise entry.outcome
+                try:
+                    raise entry.outcome
+                finally:
+                    del entry, record  # as in send()
         else:
             await anyio.lowlevel.cancel_shielded_checkpoint()
         return Delivery._create(self, entry)  # pyright: ignore[reportPrivateUsage]
@@ -538,7 +546,10 @@ class SendProducer:
         outcome = entry.outcome
         if type(outcome) is RecordMetadata:
             return outcome
-        raise cast("DeliveryError", outcome).with_traceback(None)
+        try:
+            raise cast("DeliveryError", outcome).with_traceback(None)
+        finally:
+            del outcome, entry  # as in send()
 
     async def _send_group(
         self, records: Sequence[ProducerRecord[Any, Any]]

