@@ -21,7 +21,7 @@ __all__ = ["RUN_BYTES", "Line", "Reporter", "Route", "Run"]
 
 #: After this many bytes the next partition's turn comes for records without a key, and one callback
 #: reports what went before to one partition.
-RUN_BYTES: Final = 64 * 1024
+RUN_BYTES: Final = 256 * 1024
 
 
 #: Makes a RecordMetadata at half the price of calling the class, whose __new__ is Python code.
