@@ -89,14 +89,14 @@ class FakeDriver:
     def __init__(self, *, partitions: int = 4, manual: bool = False) -> None:
         self.partitions = partitions
         self.manual = manual
-        self.on_open = Gate()
-        self.on_submit = Gate()
-        self.on_close = Gate()
+        self.on_open: Gate = Gate()
+        self.on_submit: Gate = Gate()
+        self.on_close: Gate = Gate()
         self.unknown_topics: set[str] = set()
         self.written: dict[tuple[str, int], list[ProducerRecord[Any, Any]]] = {}
         self.submitted: list[ProducerRecord[Any, Any]] = []
         self.batches: list[int] = []
-        self.opened = 0
+        self.opened: int = 0
         self.closed: list[float] = []
         self.open_error: BaseException | None = None
         self.submit_error: BaseException | None = None
