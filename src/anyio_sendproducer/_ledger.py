@@ -245,7 +245,6 @@ class Ledger:
         self._late: dict[Entry, None] = {}
         self._late_since = 0.0
         self._delivered_when_late = -1
-        self._patience = PATIENCE
         self._late_bytes = 0
         self._unseen: dict[Entry, None] = {}
         self._unseen_more = 0
@@ -555,7 +554,7 @@ class Ledger:
                 deadline = min(deadline, entry.deadline)
                 break
         if self._late:
-            deadline = min(deadline, self._late_since + self._patience)
+            deadline = min(deadline, self._late_since + PATIENCE)
         return deadline
 
     def expire(self, now: float) -> list[object]:
@@ -639,7 +638,7 @@ class Ledger:
         return bool(self._late) and (
             len(self._late) * 2 >= self._max_records
             or self._late_bytes * 2 >= self._max_bytes
-            or now - self._late_since >= self._patience
+            or now - self._late_since >= PATIENCE
         )
 
     # --- flush -------------------------------------------------------------------------------

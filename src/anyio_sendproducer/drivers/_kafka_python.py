@@ -458,7 +458,7 @@ class KafkaPythonDriver:
                 failed.append(submission)
                 failures.append(_not_taken(record, error))
                 continue
-            if not chooses and run.partition is None:
+            if run.partition is None:
                 future.add_errback(functools.partial(self._failed_first, submission))
             run.submissions.append(submission)
             run.futures.append(future)
