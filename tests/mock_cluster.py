@@ -17,10 +17,15 @@ from typing import Any
 import confluent_kafka
 import confluent_kafka.cimpl
 
-__all__ = ["PRODUCE", "MockCluster", "mock_cluster"]
+__all__ = ["INIT_PRODUCER_ID", "METADATA", "PRODUCE", "MockCluster", "mock_cluster"]
 
-#: The number of Kafka's Produce request.
+#: The numbers of Kafka's requests.
 PRODUCE = 0
+METADATA = 3
+INIT_PRODUCER_ID = 22
+
+#: rd_kafka_resp_err_t's RD_KAFKA_RESP_ERR__TRANSPORT.
+_TRANSPORT = -195
 
 #: rd_kafka_type_t's RD_KAFKA_PRODUCER.
 _PRODUCER = 0
@@ -45,6 +50,14 @@ def _library() -> Any:
         ("rd_kafka_mock_topic_set_error", None, [pointer, text, number]),
         ("rd_kafka_mock_partition_set_leader", number, [pointer, text, number, number]),
         ("rd_kafka_mock_broker_set_rtt", number, [pointer, number, number]),
+        ("rd_kafka_mock_broker_set_down", number, [pointer, number]),
+        ("rd_kafka_mock_broker_set_up", number, [pointer, number]),
+        ("rd_kafka_mock_clear_request_errors", None, [pointer, short]),
+        (
+            "rd_kafka_mock_push_request_errors_array",
+            None,
+            [pointer, short, size, ctypes.POINTER(ctypes.c_int)],
+        ),
         # What follows are pairs of an error and a round-trip time, as many as `size` says.
         ("rd_kafka_mock_broker_push_request_error_rtts", number, [pointer, number, short, size]),
     ):
@@ -84,6 +97,31 @@ class MockCluster:
         """How long each answer of this broker takes from now on."""
         self._slow.add(broker)
         self._call("broker_set_rtt", broker, milliseconds)
+
+    def answer_any(self, error: int, times: int = 1, *, api: int = PRODUCE) -> None:
+        """Answer so many requests of this kind, to whichever broker, with an error."""
+        errors = (ctypes.c_int * times)(*[error] * times)
+        self._library.rd_kafka_mock_push_request_errors_array(self._handle, api, times, errors)
+
+    def close_on(self, times: int = 1, *, api: int = PRODUCE) -> None:
+        """Close the connection on which a request of this kind comes, so many times."""
+        self.answer_any(_TRANSPORT, times, api=api)
+
+    def forget_answers(self, api: int = PRODUCE) -> None:
+        """Forget what is left of `answer_any` and `close_on`."""
+        self._library.rd_kafka_mock_clear_request_errors(self._handle, api)
+
+    def move(self, topic: str, partition: int, broker: int) -> None:
+        """Have another broker lead a partition."""
+        self._call("partition_set_leader", topic.encode(), partition, broker)
+
+    def set_down(self, broker: int) -> None:
+        """Close a broker's connections, and refuse others."""
+        self._call("broker_set_down", broker)
+
+    def set_up(self, broker: int) -> None:
+        """Let a broker that is down listen again."""
+        self._call("broker_set_up", broker)
 
     def behave(self) -> None:
         """Forget what it was told to do to requests."""

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from anyio_sendproducer import ProducerRecord
 from anyio_sendproducer.drivers import Driver, Outcome
-from anyio_sendproducer.testing import EmbeddedBroker
 
-__all__ = ["PATIENCE", "Parcel", "Recorder", "freeze", "learn", "open_sockets", "submit"]
+__all__ = ["PATIENCE", "Parcel", "Recorder", "learn", "open_sockets", "submit"]
 
 #: Seconds for anything that is waited for; none takes more than a fraction of it.
 PATIENCE = 20.0
@@ -87,18 +85,6 @@ def submit(driver: Driver, recorder: Recorder, parcels: Sequence[Parcel]) -> Non
         parcels = driver.submit(parcels).held
         if parcels:
             recorder.wait_for_change_after(changes)
-
-
-def freeze(broker: EmbeddedBroker) -> None:
-    """Pause a broker, and wait until each of its threads has stopped: one that runs on another
-    core may still answer for a moment. Blocks for that moment."""
-    broker.pause()
-    deadline = time.monotonic() + PATIENCE
-    for thread in Path(f"/proc/{broker.pid}/task").glob("*"):
-        # The state is the first word behind the name, which is in brackets.
-        while (thread / "stat").read_text().rpartition(")")[2].split()[0] != "T":
-            assert time.monotonic() < deadline, "the broker does not stop"
-            time.sleep(0.0005)
 
 
 def open_sockets() -> set[str]:

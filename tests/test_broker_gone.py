@@ -34,7 +34,7 @@ from anyio_sendproducer import (
 )
 from anyio_sendproducer.cli._reading import read_back
 from anyio_sendproducer.testing import EmbeddedBroker, embedded_broker
-from tests.recorder import freeze, open_sockets
+from tests.recorder import open_sockets
 
 #: Seconds for anything that is waited for; none takes more than a fraction of it.
 PATIENCE = 30.0
@@ -236,7 +236,7 @@ async def test_paused_and_resumed_everything_is_delivered_once(broker: EmbeddedB
             for task in range(1_000):
                 tasks.start_soon(outcomes.send_some, producer, range(task * 5, task * 5 + 5))
             await until(lambda: len(outcomes.delivered) >= 500)
-            freeze(broker)
+            broker.pause()
             stood_at = len(outcomes.of)
             # What was on its way from the broker still arrives.
             await anyio.sleep(0.3)
@@ -327,7 +327,7 @@ async def test_the_exit_is_bounded_whatever_ends_the_block(
                 if gone == "killed":
                     await broker.kill()
                 else:
-                    freeze(broker)
+                    broker.pause()
                 deliveries = await enqueue_some(producer, 500)
                 began = time.monotonic()
                 if how == "error":
@@ -371,7 +371,7 @@ async def test_a_clean_exit_waits_for_a_broker_that_comes_round(broker: Embedded
 
         async with open_send_producer(settings) as producer:
             await producer.send(ProducerRecord("topic", b"value"))
-            freeze(broker)
+            broker.pause()
             deliveries = await enqueue_some(producer, 500)
             tasks.start_soon(resume_while_it_closes, producer)
         for delivery in deliveries:
@@ -386,7 +386,7 @@ async def test_aclose_while_tasks_are_sending_gives_each_its_outcome(
     outcomes = Outcomes()
     async with anyio.create_task_group() as tasks, open_send_producer(settings) as producer:
         await producer.send(ProducerRecord("topic", b"value"))
-        freeze(broker)
+        broker.pause()
         for number in range(300):
             tasks.start_soon(outcomes.send, producer, number)
         await until(lambda: producer.statistics().waiting == 200)

@@ -29,7 +29,7 @@ from anyio_sendproducer import (
 from anyio_sendproducer.drivers import Driver
 from anyio_sendproducer.drivers._kafka_python import KafkaPythonDriver
 from anyio_sendproducer.testing import FakeDriver, embedded_broker
-from tests.recorder import PATIENCE, Parcel, Recorder, freeze, learn, open_sockets, submit
+from tests.recorder import PATIENCE, Parcel, Recorder, learn, open_sockets, submit
 
 
 class Rig(Protocol):
@@ -159,7 +159,7 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
         portal.wrap_async_context_manager(embedded_broker()) as broker,
     ):
         address = broker.bootstrap_servers
-        kafka_python = KafkaPythonRig(address, lambda: portal.call(freeze, broker))
+        kafka_python = KafkaPythonRig(address, lambda: portal.call(broker.pause))
         try:
             yield kafka_python
         finally:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import inspect
 import logging
 import socket
 import threading
 import time
+import types
 import uuid
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
@@ -41,9 +43,11 @@ from tests.recorder import PATIENCE, Parcel, Recorder, learn, submit
 
 # kafka-python has no types: whatever is taken from it here is Any.
 kafka: Any = importlib.import_module("kafka")
+kafka_accumulator: Any = importlib.import_module("kafka.producer.record_accumulator")
 kafka_errors: Any = importlib.import_module("kafka.errors")
 kafka_future: Any = importlib.import_module("kafka.future")
 kafka_partitioner: Any = importlib.import_module("kafka.partitioner")
+kafka_producer_batch: Any = importlib.import_module("kafka.producer.producer_batch")
 kafka_producer_future: Any = importlib.import_module("kafka.producer.future")
 kafka_producer_module: Any = importlib.import_module("kafka.producer.kafka")
 kafka_sender: Any = importlib.import_module("kafka.producer.sender")
@@ -53,11 +57,15 @@ kafka_serializer: Any = importlib.import_module("kafka.serializer")
 FOR_MOCK = {"api_version": (2, 3)}
 
 #: Error codes of Kafka's protocol.
+NOT_LEADER_OR_FOLLOWER = 6
 MSG_SIZE_TOO_LARGE = 10
 TOPIC_AUTHORIZATION_FAILED = 29
+CLUSTER_AUTHORIZATION_FAILED = 31
+INVALID_TIMESTAMP = 32
 OUT_OF_ORDER_SEQUENCE_NUMBER = 45
 INVALID_RECORD = 87
 
+ONE_IN_FLIGHT = "max.in.flight.requests.per.connection"
 TWELVE = "twelve-partitions"
 TWO_LEADERS = "two-leaders"
 
@@ -108,6 +116,11 @@ def send_all(
     parcels = [Parcel(record) for record in records]
     submit(driver, recorder, parcels)
     return recorder.outcomes_of(parcels)
+
+
+def no_short_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every record go through KafkaProducer.send()."""
+    monkeypatch.setattr(_kafka_python, "_APPEND", ("as", "it", "never", "was"))
 
 
 def metadata_of(outcome: Outcome) -> RecordMetadata:
@@ -237,6 +250,91 @@ def test_a_partitioner_that_raises_fails_its_record_alone(cluster: MockCluster) 
         assert isinstance(bad.__cause__, RuntimeError)
 
 
+# --- the way past send() -------------------------------------------------------------------------
+
+
+def sent_with(driver: KafkaPythonDriver, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The values that go through KafkaProducer.send() from now on."""
+    sent: list[object] = []
+    producer: Any = driver._ready().producer
+    send = producer.send
+
+    def noting_send(topic: str, value: object, *rest: object) -> object:
+        sent.append(value)
+        return send(topic, value, *rest)
+
+    monkeypatch.setattr(producer, "send", noting_send)
+    return sent
+
+
+def test_what_is_plain_goes_past_send_and_the_rest_through_it(
+    cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(cluster, properties={"max_request_size": 2_000}) as (driver, recorder):
+        sent = sent_with(driver, monkeypatch)
+        plain: list[ProducerRecord[Any, Any]] = [
+            ProducerRecord(TWELVE, b"value"),
+            ProducerRecord(TWELVE, b"", b"key"),
+            ProducerRecord(TWELVE, b"value", partition=1, timestamp_ms=3),
+            ProducerRecord(TWELVE, b"value", headers=[("name", b"content"), ("name", b"")]),
+        ]
+        checked: list[ProducerRecord[Any, Any]] = [
+            ProducerRecord(TWELVE, None, b"a tombstone"),
+            ProducerRecord(TWELVE, bytes(1_900)),
+            ProducerRecord(TWELVE, bytes(900), bytes(900)),
+            ProducerRecord(TWELVE, b"many headers", headers=[("", b"")] * 200),
+            ProducerRecord(TWELVE, b"long names", headers=[("n" * 450, b"")]),
+        ]
+        for outcome in send_all(driver, recorder, [*plain, *checked]):
+            metadata_of(outcome)
+        assert sent == [record.value for record in checked]
+
+
+def like_a_producer(accumulator: object, transactional_id: str | None = None) -> Any:
+    config = {"transactional_id": transactional_id}
+    return types.SimpleNamespace(config=config, _accumulator=accumulator)
+
+
+def test_a_transactional_client_is_told_of_each_record() -> None:
+    accumulator = kafka_accumulator.RecordAccumulator()
+    assert _kafka_python._past_send(like_a_producer(accumulator, "id")) is None
+    assert _kafka_python._past_send(like_a_producer(accumulator)) == accumulator.append
+
+
+@pytest.mark.parametrize("accumulator", [None, object(), bytearray()], ids=repr)
+def test_where_the_way_past_send_is_closed_send_serves(accumulator: object) -> None:
+    assert _kafka_python._past_send(like_a_producer(accumulator)) is None
+
+
+@pytest.mark.parametrize("way", ["append", "send"])
+def test_both_ways_write_the_same_record(
+    shared_broker: str, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    if way == "send":
+        no_short_cut(monkeypatch)
+    with opened(shared_broker) as (driver, recorder):
+        sent = sent_with(driver, monkeypatch)
+        topic = new_topic()
+        learn(driver, recorder, topic)
+        headers = [("name", b"content"), ("n\N{LATIN SMALL LETTER U WITH DIAERESIS}", b"")]
+        [outcome] = send_all(
+            driver,
+            recorder,
+            [ProducerRecord(topic, b"value", b"key", partition=0, timestamp_ms=7, headers=headers)],
+        )
+        assert outcome == RecordMetadata(topic, 0, 0, 7, 3, 5)
+        assert sent == ([b"value"] if way == "send" else [])
+    consumer = kafka.KafkaConsumer(bootstrap_servers=shared_broker)
+    try:
+        consumer.assign([kafka.TopicPartition(topic, 0)])
+        consumer.seek_to_beginning()
+        read = next(consumer)
+        assert (read.key, read.value, read.timestamp) == (b"key", b"value", 7)
+        assert [*read.headers] == headers
+    finally:
+        consumer.close()
+
+
 # --- runs ----------------------------------------------------------------------------------------
 
 
@@ -251,6 +349,9 @@ class Told:
 
     def report(self, submissions: Sequence[Any], outcomes: Sequence[Outcome]) -> None:
         self.reports.extend(zip(submissions, outcomes, strict=True))
+
+    def target(self, topic: str, partition: int) -> object:
+        return topic, partition
 
     def failure(self, submission: Submission, error: Exception, run: _runs.Run) -> DeliveryError:
         return DeliveryError(
@@ -493,6 +594,74 @@ def test_a_topic_that_this_client_may_not_use(cluster: MockCluster) -> None:
         metadata_of(outcome)
 
 
+def test_nothing_overtakes_a_record_that_is_held(cluster: MockCluster) -> None:
+    """Also where its topic becomes known in the middle of the batch."""
+    known = threading.Event()
+
+    def wait_for_news(data: Any) -> Any:
+        if data == b"wait":
+            assert known.wait(PATIENCE)
+        return data
+
+    with opened(cluster, value_serializer=wait_for_news) as (driver, recorder):
+        learn(driver, recorder, TWELVE)
+        client: Any = driver._client
+
+        def look(_: Any) -> None:
+            if driver._asked_for >= {TWO_LEADERS}:
+                known.set()
+
+        client.cluster.add_listener(look)
+        parcels = [
+            Parcel(ProducerRecord(topic, value, partition=0))
+            for topic, value in [(TWO_LEADERS, b"1"), (TWELVE, b"wait"), (TWO_LEADERS, b"2")]
+        ]
+        answer = driver.submit(parcels)
+        assert answer.held == [parcels[0], parcels[2]]
+        submit(driver, recorder, answer.held)
+        first, _, second = recorder.outcomes_of(parcels)
+        assert counted_from([metadata_of(first)], metadata_of(second)) == 1
+
+
+def test_a_topic_that_a_broker_tells_of_unasked_is_asked_for(shared_broker: str) -> None:
+    """Or the client forgets it when it asks for another, and what was sent there never leaves."""
+    topic = new_topic()
+    with opened(shared_broker) as (driver, recorder):
+        learn(driver, recorder, topic)
+    with opened(shared_broker) as (driver, recorder):
+        client: Any = driver._client
+        assert topic in client.cluster._partitions
+        learn(driver, recorder, topic)
+        assert topic in {asked.name for asked in client.cluster.metadata_request().topics}
+
+
+def test_an_answer_says_nothing_of_a_topic_that_was_not_asked_for() -> None:
+    """One that was under way when the topic came up must not have it called unknown."""
+    driver = KafkaPythonDriver(settings_for("127.0.0.1:1"))
+    recorder = Recorder()
+    partitions: dict[str, set[int]] = {}
+    knows_none = types.SimpleNamespace(partitions_for_topic=partitions.get)
+    driver._asked["late"] = None
+
+    def answer(*topics: str) -> None:
+        asked = [types.SimpleNamespace(name=topic) for topic in topics]
+        driver._asking(lambda: types.SimpleNamespace(topics=asked))
+        driver._metadata_changed(recorder, knows_none)
+
+    def unknown_since() -> float | None:
+        return driver._asked["late"]
+
+    answer()
+    answer("other")
+    assert unknown_since() is None
+    answer("other", "late")
+    since = unknown_since()
+    assert since is not None
+    answer("late")
+    assert unknown_since() == since
+    assert recorder.metadata_changes == 4
+
+
 def test_an_error_of_the_metadata_itself_is_told(
     cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -507,8 +676,13 @@ def test_an_error_of_the_metadata_itself_is_told(
         assert "can't be had" in str(outcome)
 
 
-def test_a_topic_that_is_dropped_while_its_records_are_handed_over(cluster: MockCluster) -> None:
+@pytest.mark.parametrize(("way", "gone_on"), [("append", 3), ("send", 2)])
+def test_a_topic_that_is_dropped_while_its_records_are_handed_over(
+    cluster: MockCluster, monkeypatch: pytest.MonkeyPatch, way: str, gone_on: int
+) -> None:
     """What was handed over before goes on; the rest is given back, and taken the next time."""
+    if way == "send":
+        no_short_cut(monkeypatch)
     taken: list[object] = []
 
     def drop_after_two(data: Any) -> Any:
@@ -524,7 +698,7 @@ def test_a_topic_that_is_dropped_while_its_records_are_handed_over(cluster: Mock
     with opened(cluster, value_serializer=drop_after_two) as (driver, recorder):
         learn(driver, recorder, TWO_LEADERS)
         answer = driver.submit(parcels)
-        assert answer.held == parcels[2:]
+        assert answer.held == parcels[gone_on:]
         submit(driver, recorder, answer.held)
         found = [metadata_of(one) for one in recorder.outcomes_of(parcels)]
         assert [counted_from(found, one) for one in found] == [0, 1, 2, 3, 4]
@@ -533,6 +707,106 @@ def test_a_topic_that_is_dropped_while_its_records_are_handed_over(cluster: Mock
 # --- refusals ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("code", [MSG_SIZE_TOO_LARGE, INVALID_RECORD, TOPIC_AUTHORIZATION_FAILED])
+def test_what_is_refused_fails_alone(cluster: MockCluster, code: int) -> None:
+    """Whatever was under way elsewhere arrives, and so does what comes after it."""
+    with opened(cluster) as (driver, recorder):
+        learn(driver, recorder, TWO_LEADERS)
+        records = [ProducerRecord(TWO_LEADERS, b"value", partition=number) for number in (0, 1)]
+        before = metadata_of(send_all(driver, recorder, records)[0])
+        cluster.set_rtt(2, 200)
+        cluster.answer_next(1, code, rtt_ms=50)
+        culprit, innocent = send_all(driver, recorder, records)
+        assert isinstance(culprit, RecordRejected)
+        assert culprit.persistence is Persistence.NOT_PERSISTED
+        metadata_of(innocent)
+        after = metadata_of(send_all(driver, recorder, records)[0])
+        assert counted_from([before], after) == 1
+        assert recorder.breaks == []
+
+
+@pytest.mark.parametrize("code", [MSG_SIZE_TOO_LARGE, INVALID_RECORD, INVALID_TIMESTAMP])
+@pytest.mark.parametrize("idempotence", [True, False])
+def test_of_a_batch_that_was_refused_the_halves_are_tried(
+    cluster: MockCluster, code: int, idempotence: bool
+) -> None:
+    # One request at a time, so that it is known which gets which answer.
+    properties = {} if idempotence else {"enable.idempotence": False, ONE_IN_FLIGHT: 1}
+    with opened(cluster, properties=properties) as (driver, recorder):
+        learn(driver, recorder, TWO_LEADERS)
+        # The first answer is for the whole batch, the second for the first half of it, and so on.
+        for _ in range(4):
+            cluster.answer_next(1, code)
+        records = [ProducerRecord(TWO_LEADERS, b"%d" % n, partition=0) for n in range(8)]
+        first, *others = send_all(driver, recorder, records)
+        assert isinstance(first, RecordRejected)
+        found = [metadata_of(other) for other in others]
+        assert [counted_from(found, one) for one in found] == [0, 1, 2, 3, 4, 5, 6]
+        assert recorder.breaks == []
+
+
+def test_a_topic_that_is_refused_is_refused_with_all_its_records(cluster: MockCluster) -> None:
+    with opened(cluster) as (driver, recorder):
+        learn(driver, recorder, TWO_LEADERS)
+        cluster.answer_next(1, TOPIC_AUTHORIZATION_FAILED)
+        records = [ProducerRecord(TWO_LEADERS, b"%d" % n, partition=0) for n in range(8)]
+        for outcome in send_all(driver, recorder, records):
+            assert isinstance(outcome, RecordRejected)
+        metadata_of(send_all(driver, recorder, records[:1])[0])
+        assert recorder.breaks == []
+
+
+def test_what_is_refused_when_it_is_sent_again_may_have_been_written(cluster: MockCluster) -> None:
+    """The answer to the first attempt may have been lost, so its numbers can't be taken back."""
+    with opened(cluster) as (driver, recorder):
+        learn(driver, recorder, TWO_LEADERS)
+        cluster.answer_next(1, NOT_LEADER_OR_FOLLOWER)
+        cluster.answer_next(1, INVALID_RECORD)
+        record = ProducerRecord(TWO_LEADERS, b"value", partition=0)
+        [outcome] = send_all(driver, recorder, [record])
+        assert isinstance(outcome, DeliveryError)
+        assert not isinstance(outcome, RecordRejected)
+        assert outcome.persistence is Persistence.POSSIBLY_PERSISTED
+        assert [type(error).__name__ for error in recorder.breaks] == ["InvalidRecordError"]
+
+
+def test_a_client_that_may_not_write_at_all_is_broken(cluster: MockCluster) -> None:
+    with opened(cluster) as (driver, recorder):
+        learn(driver, recorder, TWO_LEADERS)
+        cluster.answer_next(1, CLUSTER_AUTHORIZATION_FAILED)
+        [outcome] = send_all(driver, recorder, [ProducerRecord(TWO_LEADERS, b"value", partition=0)])
+        assert isinstance(outcome, RecordRejected)
+        assert len(recorder.breaks) == 1
+
+
+def test_a_client_with_transactions_is_left_as_it_is() -> None:
+    sender = types.SimpleNamespace(_can_split=None)
+    producer = types.SimpleNamespace(config={"transactional_id": "id"}, _sender=sender)
+    assert _kafka_python._fail_alone(producer, set()) is None
+    assert vars(sender) == {"_can_split": None}
+
+
+def test_a_client_that_is_not_as_it_was_is_left_as_it_is() -> None:
+    config = {"transactional_id": None}
+    for sender in (None, types.SimpleNamespace(_can_split=None)):
+        producer = types.SimpleNamespace(
+            config=config, _transaction_manager=types.SimpleNamespace(), _sender=sender
+        )
+        assert _kafka_python._fail_alone(producer, set()) is None
+        assert vars(producer._transaction_manager) == {}
+
+
+@pytest.fixture
+def refusals_break(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that is not as it was when the driver was written, and left as it is."""
+
+    def leave_it(_producer: object, _refused: object) -> None:
+        pass
+
+    monkeypatch.setattr(_kafka_python, "_fail_alone", leave_it)
+
+
+@pytest.mark.usefixtures("refusals_break")
 @pytest.mark.parametrize(
     ("code", "name"),
     [
@@ -563,6 +837,7 @@ def test_one_refusal_is_told_apart_from_what_it_takes_along(
         assert [type(error).__name__ for error in recorder.breaks] == [name]
 
 
+@pytest.mark.usefixtures("refusals_break")
 @pytest.mark.parametrize("attempt", range(4))
 @pytest.mark.parametrize("own_partitioner", [False, True])
 def test_the_innocent_are_never_called_refused(
@@ -651,6 +926,7 @@ def test_where_the_client_can_not_recover_it_is_broken(cluster: MockCluster) -> 
         ]
 
 
+@pytest.mark.usefixtures("refusals_break")
 @pytest.mark.parametrize("code", [MSG_SIZE_TOO_LARGE, INVALID_RECORD, TOPIC_AUTHORIZATION_FAILED])
 async def test_the_producer_heals_and_goes_on(cluster: MockCluster, code: int) -> None:
     shout = Shout()
@@ -941,6 +1217,32 @@ def test_a_future_has_what_runs_read_off_it(bare: Any) -> None:
     called: list[object] = []
     future.add_callback(called.append).add_errback(called.append)
     assert called == [future.value]
+
+
+def test_a_refusal_still_ends_the_client(bare: Any) -> None:
+    """Where this fails, kafka-python takes sequence numbers back by itself, and ours can go."""
+    manager = bare._transaction_manager
+    refusal = kafka_errors.InvalidRecordError()
+    assert manager.classify_batch_error(refusal, None) == manager.ERROR_CLASS_FATAL
+    batch = kafka_producer_batch.ProducerBatch(kafka.TopicPartition(TWELVE, 3), None)
+    assert (batch.attempts, batch.final_state) == (0, None)
+    assert bare._sender._can_split.__code__.co_varnames[1:3] == ("batch", "error")
+    assert _kafka_python._fail_alone(bare, set()) == manager.has_fatal_error
+
+
+def test_the_way_past_send_is_open(bare: Any) -> None:
+    """Where this fails every record goes through KafkaProducer.send(), at half the speed."""
+    known = told_of(bare, {TWELVE})
+    with pytest.raises(kafka_errors.KafkaTimeoutError):
+        bare.send(TWELVE, b"value")
+    assert known.wait(PATIENCE)
+    parameters = [*inspect.signature(bare._accumulator.append).parameters]
+    assert (*parameters[:5],) == _kafka_python._APPEND
+    at = kafka.TopicPartition(TWELVE, 3)
+    future, is_full, is_new, undone = bare._accumulator.append(at, 7, None, b"value", [])
+    assert (is_full, is_new, undone) == (False, True, False)
+    bare._sender.wakeup()
+    assert future.get(PATIENCE).partition == 3
 
 
 def test_the_clients_thread_closes_the_client_that_it_was_given(cluster: MockCluster) -> None:

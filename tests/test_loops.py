@@ -33,8 +33,19 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
+class Place:
+    """Where somebody waits."""
+
+    waiter: object = None
+
+
 async def wait(cell: Awaitable[object]) -> str:
     await cell
+    return "woken"
+
+
+async def wait_in(loop: Loop, place: Place) -> str:
+    await loop.park(place)
     return "woken"
 
 
@@ -66,6 +77,35 @@ async def test_a_cell_is_woken() -> None:
         assert call.running
         loop.wake([cell])
     assert call.value == "woken"
+
+
+async def test_whoever_is_parked_is_woken() -> None:
+    loop = current_loop()
+    places = [Place(), Place()]
+    async with task_group() as tasks:
+        calls = [Call(tasks, wait_in, loop, place) for place in places]
+        await quiet()
+        assert all(call.running for call in calls)
+        loop.wake([places[1].waiter, places[0].waiter])
+    assert [call.value for call in calls] == ["woken", "woken"]
+
+
+async def test_whoever_is_parked_can_be_cancelled() -> None:
+    """Also in the step in which it is woken: what is left behind wakes nobody."""
+    loop = current_loop()
+    cancelled, both = Place(), Place()
+    async with task_group() as tasks:
+        call = Call(tasks, wait_in, loop, cancelled)
+        other = Call(tasks, wait_in, loop, both)
+        await quiet()
+        call.scope.cancel()
+        await call.wait()
+        assert call.cancelled
+        loop.wake([] if cancelled.waiter is None else [cancelled.waiter])
+        loop.wake([both.waiter])
+        other.scope.cancel()
+        await other.wait()
+    assert other.cancelled or other.value == "woken"
 
 
 async def test_woken_before_it_is_awaited() -> None:

@@ -159,6 +159,7 @@ LAYERS: Final = [
 GUESTS: Final = {
     "kafka": {"drivers._kafka_python"},
     "trio": set[str](),
+    "outcome": {"_loops"},
     "confluent_kafka": {"cli._reading"},
     "rich": {"cli._demo"},
     "vega_datasets": set[str](),

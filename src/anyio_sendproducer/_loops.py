@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
@@ -45,6 +46,11 @@ class Loop(Protocol):
         """A new cell: one task awaits it, once, until it is woken."""
         ...
 
+    def park(self, place: Any, /) -> Awaitable[object]:
+        """What a cell is for, in the least time: to be awaited at once, by the caller. Who is to
+        be woken stands in ``place.waiter`` from now on, until it is woken, once, or cancelled."""
+        ...
+
     def wake(self, waiters: Iterable[Any], /) -> None:
         """Wake whoever awaits these cells, or will. A cell may come twice; :class:`Several`
         may stand in place of one. On the loop's own thread alone."""
@@ -55,7 +61,13 @@ class _AsyncioLoop:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self.now = loop.time
-        self.cell = loop.create_future
+        self.cell = create_future = loop.create_future
+
+        def park(place: Any) -> asyncio.Future[None]:
+            future = place.waiter = create_future()
+            return future
+
+        self.park = park
 
     def is_current(self) -> bool:
         try:
@@ -79,13 +91,37 @@ class _AsyncioLoop:
 def _trio_loop(module: Any, token: Any) -> Loop:
     # Made inside a function, so that what is called for each record is a plain local name: trio
     # is not imported unless somebody runs it.
+    import outcome  # trio's own
+
     lowlevel: Any = module.lowlevel
     checkpoint: Callable[[], Coroutine[Any, Any, None]] = lowlevel.checkpoint
     current_task: Callable[[], Any] = lowlevel.current_task
     wait_task_rescheduled: Callable[[Callable[[Any], Any]], Coroutine[Any, Any, None]]
     wait_task_rescheduled = lowlevel.wait_task_rescheduled
-    reschedule: Callable[[Any], None] = lowlevel.reschedule
+    reschedule: Callable[[Any, Any], None] = lowlevel.reschedule
     succeeded: Any = lowlevel.Abort.SUCCEEDED
+    task_type: Any = lowlevel.Task
+    partial = functools.partial
+
+    class Woken(outcome.Outcome[None]):
+        """What a task is woken with: None, as trio does; but trio's can be used only once."""
+
+        def unwrap(self) -> None:
+            pass
+
+        def send(self, gen: Any) -> Any:  # pragma: no cover  # trio awaits, and calls unwrap()
+            return gen.send(None)
+
+        async def asend(self, agen: Any) -> Any:  # pragma: no cover  # as send()
+            return await agen.asend(None)
+
+    woken = Woken()
+    nobody = Several()
+
+    def unpark(place: Any, _raise_cancel: Any) -> Any:
+        # Until the task has run, somebody is to be told of what becomes of it.
+        place.waiter = nobody
+        return succeeded
 
     class TrioCell:
         __slots__ = ("task", "woken")
@@ -109,6 +145,10 @@ def _trio_loop(module: Any, token: Any) -> Loop:
             self.now: Callable[[], float] = lowlevel.current_clock().current_time
             self.cell: Callable[[], TrioCell] = TrioCell
 
+        def park(self, place: Any, /) -> Awaitable[None]:
+            place.waiter = current_task()
+            return wait_task_rescheduled(partial(unpark, place))
+
         def is_current(self) -> bool:
             return _running_trio() is module and lowlevel.current_trio_token() is token
 
@@ -119,14 +159,16 @@ def _trio_loop(module: Any, token: Any) -> Loop:
 
         def wake(self, waiters: Iterable[Any], /) -> None:
             for cell in waiters:
-                if type(cell) is Several:
+                if type(cell) is task_type:
+                    reschedule(cell, woken)
+                elif type(cell) is Several:
                     self.wake(cell)
                 else:
                     cell.woken = True
                     task = cell.task
                     if task is not None:
                         cell.task = None
-                        reschedule(task)
+                        reschedule(task, woken)
 
     return TrioLoop()
 

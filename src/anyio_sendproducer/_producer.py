@@ -157,7 +157,7 @@ class SendProducer:
     _ledger: Ledger
     _bridge: Bridge
     _thread: int
-    _new_cell: Callable[[], Awaitable[object]]
+    _park: Callable[[Entry], Awaitable[object]]
     _now: Callable[[], float]
     _key_serialized: bool
     _value_serialized: bool
@@ -195,7 +195,7 @@ class SendProducer:
         self._bridge = Bridge(loop, functools.partial(make_driver, driver, settings))
         self._thread = get_ident()
         # These are looked up for each record.
-        self._new_cell = loop.cell
+        self._park = loop.park
         self._now = loop.now
         self._key_serialized = settings.key_serializer is not None
         self._value_serialized = settings.value_serializer is not None
@@ -249,9 +249,8 @@ class SendProducer:
         if self._thread != get_ident():
             self._check_loop()
         entry = self._enter(record)
-        cell = entry.waiter = self._new_cell()
         try:
-            await cell
+            await self._park(entry)
         except BaseException:
             self._cancel(entry)
             self._check_loop()
@@ -264,7 +263,7 @@ class SendProducer:
         finally:
             # The error knows this frame. Without these the record would stay in memory until the
             # garbage collector comes by.
-            del outcome, entry, cell, record
+            del outcome, entry, record
 
     @overload
     async def send_envelope(self, envelope: Message[K, V, P]) -> Result[K, V, P]: ...

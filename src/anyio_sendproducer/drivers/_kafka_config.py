@@ -1,6 +1,7 @@
 """kafka-python's configuration, made of a producer's settings and checked before any connection.
 
-May import: ``_settings``, ``_exceptions``; not ``kafka``, whose own defaults come as an argument.
+May import: ``_security``, ``_settings``, ``_exceptions``; not ``kafka``, whose own defaults come as
+an argument.
 """
 
 from __future__ import annotations
@@ -12,17 +13,21 @@ from typing import Any, Final
 
 from .._exceptions import SettingsError
 from .._settings import ProducerSettings, canonical_name
+from ._security import NAMES, security_config
 
 __all__ = ["client_config"]
 
 #: What we set where the user does not. Measured choices: batches of 256 KiB carry seven times what
 #: 16 KiB do at 20 ms round trip on one partition (idempotence sends one batch per partition at a
 #: time); without a linger the next batch gathers while one is under way; the client's metrics cost
-#: time and cannot be reached through us; the Java client too backs off for 1 s at most, not 30.
+#: time and cannot be reached through us; the Java client too backs off for 1 s at most, not 30; the
+#: client makes room for an answer when it has read no more than its length, and it would believe
+#: 100 MB, where answers to a producer have some KB, or MB where there are very many partitions.
 _DEFAULTS: Final[dict[str, Any]] = {
     "batch_size": 256 * 1024,
     "linger_ms": 0,
     "metrics_enabled": False,
+    "receive_message_max_bytes": 16 * 1024 * 1024,
     "reconnect_backoff_max_ms": 1000,
 }
 
@@ -43,12 +48,11 @@ _MANAGED: Final[dict[str, str]] = {
 
 _ACKS: Final[dict[Any, Any]] = {0: 0, 1: 1, -1: "all", "all": "all", "0": 0, "1": 1, "-1": "all"}
 _COMPRESSIONS: Final = (None, "gzip", "snappy", "lz4", "zstd")
-_PROTOCOLS: Final = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 _TRUTH: Final = {"true": True, "false": False}
 
 
 def client_config(settings: ProducerSettings, known: Mapping[str, Any]) -> dict[str, Any]:
-    """kafka-python's configuration for these settings.
+    """kafka-python's configuration for these settings. Certificates are read here.
 
     Args:
         settings: the producer's settings.
@@ -58,13 +62,15 @@ def client_config(settings: ProducerSettings, known: Mapping[str, Any]) -> dict[
         SettingsError: a property is unknown, managed by the producer, of a wrong kind, or
             contradicts another.
     """
-    config = dict(_DEFAULTS)
-    for given, value in settings.properties.items():
+    security, properties = security_config(settings.properties)
+    config = {**_DEFAULTS, **security}
+    for given, value in properties.items():
         name = canonical_name(given)
         if name in _MANAGED:
             raise SettingsError(f"properties: {given!r} can't be set here: {_MANAGED[name]}")
         if name not in known:
-            near = difflib.get_close_matches(name, sorted(known.keys() - _MANAGED.keys()), n=1)
+            names = (known.keys() | NAMES) - _MANAGED.keys()
+            near = difflib.get_close_matches(name, sorted(names), n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise SettingsError(f"properties: {given!r} is not a setting of kafka-python{hint}")
         config[name] = _property(given, name, value, known[name])
@@ -103,11 +109,6 @@ def _property(given: str, name: str, value: Any, default: Any) -> Any:
                 f"properties: {given!r} must be one of gzip, snappy, lz4, zstd, none, not {value!r}"
             )
         return chosen
-    if name == "security_protocol" and value not in _PROTOCOLS:
-        # kafka-python takes what it does not know for PLAINTEXT.
-        raise SettingsError(
-            f"properties: {given!r} must be one of {', '.join(_PROTOCOLS)}, not {value!r}"
-        )
     if isinstance(default, bool):
         if isinstance(value, str):
             value = _TRUTH.get(value.strip().lower(), value)

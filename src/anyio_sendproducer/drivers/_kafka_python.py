@@ -3,8 +3,7 @@
 The only module that imports ``kafka``, and the one seam at which its exceptions are translated.
 What it works around was read in and run against kafka-python 3.0.12; each place says so.
 
-May import: ``kafka``, ``drivers`` and its ``_kafka_config`` and ``_runs``, ``_records``,
-``_settings``, ``_exceptions``.
+May import: ``kafka``, ``drivers`` and its modules, ``_records``, ``_settings``, ``_exceptions``.
 """
 
 # kafka-python has no types of its own: what comes from it is unknown, and is cast where it leaves.
@@ -17,7 +16,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import inspect
 import logging
+import re
+import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -26,9 +28,14 @@ from typing import Any, Final, cast
 import kafka.errors as kafka_errors
 from kafka import KafkaProducer
 from kafka.net.compat import KafkaNetClient
-from kafka.net.inet import KafkaNetSocket
+from kafka.net.inet import KafkaNetSocket, create_connection
+from kafka.net.manager import KafkaConnectionManager
+from kafka.net.sasl.oauth import AbstractTokenProvider
+from kafka.net.selector import NetworkSelector
+from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 from kafka.partitioner import murmur2
 from kafka.protocol.producer import ProduceRequest
+from kafka.structs import TopicPartition
 
 from .._exceptions import (
     DeliveryError,
@@ -42,8 +49,11 @@ from .._exceptions import (
 from .._records import ProducerRecord
 from .._settings import AnySerializer, ProducerSettings, Serializer
 from . import Outcome, Sink, Submission, Submitted
+from ._discreet import Discreet, one_line
 from ._kafka_config import client_config
 from ._runs import RUN_BYTES, Line, Route, Run
+from ._security import TokenSource
+from ._tls import tls_refusal
 
 __all__ = ["KafkaPythonDriver"]
 
@@ -71,13 +81,33 @@ _RECOVERED: Final[tuple[type[Exception], ...]] = (
     kafka_errors.UnknownProducerIdError,
 )
 
+#: Refusals of which single records of a batch are the reason.
+_OF_ONE_RECORD: Final[tuple[type[Exception], ...]] = (
+    kafka_errors.InvalidRecordError,
+    kafka_errors.InvalidTimestampError,
+)
+
+#: Refusals of this client whatever it sends.
+_OF_EVERYTHING: Final[tuple[type[Exception], ...]] = (
+    kafka_errors.ClusterAuthorizationFailedError,
+    kafka_errors.TransactionalIdAuthorizationFailedError,
+    kafka_errors.UnsupportedVersionError,
+)
+
 #: Between two requests for the metadata of topics that this client may not use.
 _ASK_AGAIN_SECONDS: Final = 0.5
 
 #: How long the client's thread may take to end once it was told to.
 _JOIN_SECONDS: Final = 2.0
 
+#: How much is read from a connection at a time.
+_READ_BYTES: Final = 256 * 1024
+
 _log = logging.getLogger("anyio_sendproducer.kafka_python")
+# All of its loggers are there by now.
+Discreet.watch("kafka")
+# 3.0.12 looks whether it is one, when it connects.
+AbstractTokenProvider.register(TokenSource)
 
 
 Serialize = Callable[[str, list[tuple[str, bytes]], Any], Any]
@@ -113,6 +143,136 @@ class _Socket(KafkaNetSocket):
             raise
 
 
+def _receive(transport: Any) -> tuple[bytes, Any]:
+    """Read what has come in, and no more than so much at a time.
+
+    3.0.12 reads on for as long as anything comes, and where a broker answers and closes the
+    connection, as Kafka does when it refuses a login, it throws the answer away.
+    """
+    received: list[bytes] = []
+    size = 0
+    failure: Exception | None = None
+    sock = transport._sock
+    while size < _READ_BYTES or (isinstance(sock, ssl.SSLSocket) and sock.pending()):
+        try:
+            data = sock.recv(65_536)
+        except (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            break
+        except Exception as error:  # noqa: BLE001  # goes to those who wait for answers
+            failure = kafka_errors.KafkaConnectionError(error)
+            break
+        if not data:
+            failure = kafka_errors.KafkaConnectionError("socket disconnected")
+            break
+        received.append(data)
+        size += len(data)
+    # Where there is both, the failure will be there at the next attempt again.
+    return b"".join(received), None if received else failure
+
+
+#: What kafka-python puts before the broker's own words.
+_BOILERPLATE: Final = re.compile(r"^(\[Error \d+\] |\w+Error: )+")
+
+#: The lengths for which it takes the beginning of an alert of TLS 1.0, 1.1 and 1.2.
+_TLS_ALERTS: Final = tuple(f"length: {0x15030000 + minor * 256}" for minor in (1, 2, 3))
+
+
+class _Manager(KafkaConnectionManager):
+    """Makes the connections, and keeps what became of the last attempt at each broker."""
+
+    def __init__(self, net: Any, **configs: Any) -> None:
+        super().__init__(net, **configs)
+        #: Why the last connection to a broker did not come about.
+        self.failures: dict[Any, Exception] = {}
+
+    def get_connection(self, node_id: Any, *args: Any, **options: Any) -> Any:
+        """A connection, new or not."""
+        known = self._conns.get(node_id)
+        connection = super().get_connection(node_id, *args, **options)
+        if connection is not known:
+            connection.init_future.add_callback(functools.partial(self._succeeded, node_id))
+            connection.init_future.add_errback(
+                functools.partial(self.failures.__setitem__, node_id)
+            )
+        return connection
+
+    def _succeeded(self, node_id: Any, _: Any) -> None:
+        self.failures.pop(node_id, None)
+
+    def reset_backoff(self, node_id: Any) -> None:
+        """Connect at once where that is next needed. 3.0.12 does so even after a failed login."""
+        if node_id not in self.failures:
+            super().reset_backoff(node_id)
+        else:
+            self.update_backoff(node_id)
+
+    async def _build_transport(self, node: Any, timeout_at: float | None = None) -> Any:
+        # As in 3.0.12, which waits for the end of a TLS handshake without a bound, and leaves the
+        # socket to the garbage collector where it fails.
+        config = self.config
+        sock = await create_connection(
+            self._net,
+            node.host,
+            node.port,
+            config["socket_options"],
+            proxy_url=config["proxy_url"],
+            timeout_at=timeout_at,
+        )
+        made: Any = sock
+        done = False
+        try:
+            if self.ssl_enabled:
+                context = config["ssl_context"]
+                made = KafkaSSLTransport(self._net, sock, node.host, ssl_context=context)
+                await self._shake_hands(made._sock, timeout_at)
+            else:
+                made = KafkaTCPTransport(self._net, sock, node.host)
+            made._sock_recv = functools.partial(_receive, made)
+            done = True
+        except Exception as error:
+            raise kafka_errors.KafkaConnectionError(f"Handshake failed: {error}") from error
+        finally:
+            if not done:
+                made.close()
+        return made
+
+    async def _shake_hands(self, sock: ssl.SSLSocket, timeout_at: float | None) -> None:
+        while True:
+            try:
+                return sock.do_handshake()
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
+                net = self._net
+                reads = isinstance(error, ssl.SSLWantReadError)
+                await (net.wait_read if reads else net.wait_write)(sock, timeout_at=timeout_at)
+
+    def refusal(self) -> tuple[str, Exception] | None:
+        """Why no broker lets us in, where to go on trying won't help: each was tried, none can be
+        had, and one of them refuses what it is shown."""
+        brokers: list[Any] = cast("Any", self.cluster).bootstrap_brokers()
+        if any(broker.node_id not in self.failures for broker in brokers):
+            return None
+        for broker in brokers:
+            error = self.failures[broker.node_id]
+            why = self._refusal(error)
+            if why is not None:
+                return f"{broker.host}:{broker.port} {why}", error
+        return None
+
+    def _refusal(self, error: Exception) -> str | None:
+        protocol, mechanism = self.config["security_protocol"], self.config["sasl_mechanism"]
+        said = one_line(_BOILERPLATE.sub("", str(error)))
+        if isinstance(error, kafka_errors.SaslAuthenticationFailedError):
+            return f"refused the login with {mechanism}: {said}"
+        if isinstance(error, kafka_errors.UnsupportedSaslMechanismError):
+            return f"does not offer {mechanism}: {said}"
+        if isinstance(error, kafka_errors.IllegalSaslStateError):
+            return f"expects no login, and security.protocol is {protocol}"
+        if isinstance(error, kafka_errors.InvalidReceiveError) and said.endswith(_TLS_ALERTS):
+            return f"speaks TLS, and security.protocol is {protocol}"
+        refused = tls_refusal(error) if self.ssl_enabled else None
+        return None if refused is None else f"can't be spoken to by TLS: {refused}"
+
+
 class _NetClient(KafkaNetClient):
     """kafka-python's network client, which tells when its thread is through with it.
 
@@ -121,7 +281,9 @@ class _NetClient(KafkaNetClient):
     """
 
     def __init__(self, **configs: Any) -> None:
-        super().__init__(**configs)
+        net = NetworkSelector(**configs)
+        self.manager = _Manager(net, **configs)
+        super().__init__(net, self.manager, **configs)
         self.closed_by: threading.Thread | None = None
         self.is_closed = threading.Event()
         #: Topics and partitions whose last produce request was refused.
@@ -156,6 +318,14 @@ class _NetClient(KafkaNetClient):
                 self.is_closed.set()
 
 
+#: What ``RecordAccumulator.append`` of 3.0.12 takes first, and in this order.
+_APPEND: Final = ("tp", "timestamp_ms", "key", "value", "headers")
+
+#: Topic and partition, milliseconds, key, value, headers; gives the record's future, whether its
+#: batch is full, whether it is a new one, and whether nothing was done.
+Append = Callable[[Any, int, Any, Any, list[tuple[str, bytes]]], tuple[Any, bool, bool, bool]]
+
+
 class _Producer(KafkaProducer):
     """KafkaProducer, but for three habits of 3.0.12."""
 
@@ -178,20 +348,104 @@ class _Producer(KafkaProducer):
         super().close(timeout)
 
 
+def _past_send(producer: Any) -> Append | None:
+    """What ``send`` does with a record when it has checked it; None where it does more.
+
+    In 3.0.12 the checks, look-ups and messages for a log that is off take more than half of the
+    time of ``send``. Ours are done by then, and there is no public way past them. Where this is
+    not as it was when this was written, ``send`` serves, only slower.
+    """
+    if producer.config["transactional_id"] is not None:
+        return None  # a transaction is told of each partition
+    append = getattr(getattr(producer, "_accumulator", None), "append", None)
+    try:
+        parameters = [*inspect.signature(cast("Append", append)).parameters]
+    except (TypeError, ValueError):
+        return None
+    return cast("Append", append) if tuple(parameters[: len(_APPEND)]) == _APPEND else None
+
+
+def _fail_alone(producer: Any, refused: set[tuple[str, int]]) -> Callable[[], bool] | None:
+    """Have what a broker refuses fail alone, as with the Java client.
+
+    In 3.0.12 one refusal ends the whole idempotent client, for the sake of the sequence numbers:
+    the broker never saw those of the refused batch. The Java client takes them back, which is safe
+    for a batch that was sent once: of each partition one is under way at a time. And where single
+    records of a batch are at fault, halves of it are tried, as 3.0.12 does with one that is too
+    large, until what is refused is alone. There is no public way to either.
+
+    Args:
+        producer: the client.
+        refused: topics and partitions whose last produce request was refused.
+
+    Returns:
+        Tells whether the client is broken, by whatever else; None where the client is not
+        idempotent, or not as it was when this was written, and left as it is.
+    """
+    if producer.config["transactional_id"] is not None:
+        return None
+    manager: Any = getattr(producer, "_transaction_manager", None)
+    sender: Any = getattr(producer, "_sender", None)
+    if not hasattr(sender, "_can_split"):
+        return None
+    can_split = sender._can_split
+
+    def can_split_refused(batch: Any, error: type[Exception]) -> bool:
+        return can_split(batch, error) or (
+            issubclass(error, _OF_ONE_RECORD)
+            and batch.record_count > 1
+            and batch.attempts == 0
+            and batch.final_state is None
+        )
+
+    sender._can_split = can_split_refused
+    try:
+        classify = manager.classify_batch_error
+        goes_on = manager.ERROR_CLASS_RETRIABLE
+        take_back = manager.set_sequence_number
+        is_broken = manager.has_fatal_error
+    except AttributeError:  # of None too: not idempotent
+        return None
+
+    def classify_refused(error: Exception, batch: Any, **details: Any) -> Any:
+        where = batch.topic_partition
+        if (where.topic, where.partition) in refused:
+            if batch.attempts:
+                # What went before may have been written, with its answer lost.
+                refused.discard((where.topic, where.partition))
+            elif not isinstance(error, _OF_EVERYTHING) and manager.producer_id_and_epoch.match(
+                batch
+            ):
+                take_back(where, batch.base_sequence)
+                return goes_on
+        return classify(error, batch, **details)
+
+    manager.classify_batch_error = classify_refused
+    return cast("Callable[[], bool]", is_broken)
+
+
 def _look_up_once(cluster: Any) -> None:
     """Have the metadata of topics looked up once for each answer of the brokers.
 
     3.0.12 makes three new sets of it in every ``send``, a twentieth of the whole call's price. The
     answers stand in for the public methods of this one object, and are dropped by its own listener.
+
+    A topic that nobody asked for is not known, even if a broker told of it: some answer the first
+    request with all that they have. The client's next request is for what was asked for, it forgets
+    the others, and 3.0.12 then keeps their records for ever.
     """
     partitions_for_topic = cluster.partitions_for_topic
     topics = cluster.topics
     partitions: dict[str, set[int]] = {}
     names: dict[bool, set[str]] = {}
+    asked: set[str] = set()
 
     def partitions_once(topic: str) -> set[int] | None:
         found = partitions.get(topic)
         if found is None:
+            if topic not in asked:
+                asked.add(topic)  # the client does, when it is told that this is not known
+                return None
             found = partitions_for_topic(topic)
             if found is not None:
                 partitions[topic] = found
@@ -232,6 +486,10 @@ class _Aborted(Exception):
     """Closed while it was opening."""
 
 
+class _Refused(Exception):
+    """No broker lets us in, and none will; with the client's own error as its cause."""
+
+
 # --- the way of records --------------------------------------------------------------------------
 
 
@@ -251,6 +509,8 @@ def _hash(key: bytes) -> int:
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Opened:
     producer: _Producer
+    append: Append | None
+    is_broken: Callable[[], bool] | None
     client: _NetClient
     sink: Sink
 
@@ -282,12 +542,16 @@ class KafkaPythonDriver:
         self._client: _NetClient | None = None
         self._routes: dict[str, Route] = {}
         self._turns: dict[str, int] = {}
+        #: Topics without metadata, and since when the cluster says that it does not know them.
         self._asked: dict[str, float | None] = {}
+        #: What the last request for metadata asked for.
+        self._asked_for: set[str] = set()
         self._idempotent = False
         self._asked_again = 0.0
         self._recovers = False
         self._broken = False
         self._first_to_fail: Submission | None = None
+        self._largest = 0
 
     # --- opening and closing -----------------------------------------------------------------
 
@@ -304,6 +568,11 @@ class KafkaPythonDriver:
         except _Aborted:
             self._discard_client()
             raise ProducerStartError("the producer was closed while it was starting") from None
+        except _Refused as refused:
+            self._discard_client()
+            raise ProducerStartError(
+                f"no producer for {', '.join(self._settings.addresses)}: {refused}"
+            ) from refused.__cause__
         except (
             kafka_errors.KafkaConfigurationError,
             AssertionError,
@@ -314,7 +583,7 @@ class KafkaPythonDriver:
             raise SettingsError(f"kafka-python refuses the settings: {error}") from error
         except Exception as error:
             self._discard_client()
-            said = f"; the client's last words: {words.text}" if words.text else ""
+            said = f"; the client's last words: {one_line(words.text)}" if words.text else ""
             raise ProducerStartError(
                 f"no producer for {', '.join(self._settings.addresses)} within "
                 f"{self._settings.start_timeout:g} s (start_timeout): {error}{said}"
@@ -323,7 +592,16 @@ class KafkaPythonDriver:
             client_log.removeHandler(words)
         self._idempotent = bool(producer.config["enable_idempotence"])
         self._recovers = producer.config["api_version"] >= (2, 5)
-        self._opened = _Opened(producer, cast("_NetClient", self._client), sink)
+        client = cast("_NetClient", self._client)
+        self._opened = _Opened(
+            producer=producer,
+            append=_past_send(producer),
+            is_broken=_fail_alone(producer, client.refused),
+            client=client,
+            sink=sink,
+        )
+        # What a record adds to its key and value is less.
+        self._largest = producer.config["max_request_size"] - 256
         if self._closing.is_set():
             self._close_client(self._opened, 0)
 
@@ -334,11 +612,12 @@ class KafkaPythonDriver:
         happens; it leaves out what is done already.
         """
         self._client = client = _NetClient(**configs)
-        cluster = client.cluster
+        cluster: Any = client.cluster
         # 3.0.12 takes these settings and does not pass them on to the one who uses them.
         for name in ("allow_auto_create_topics", "retry_backoff_ms"):
             cluster.config[name] = configs[name]
         _look_up_once(cluster)
+        cluster.metadata_request = functools.partial(self._asking, cluster.metadata_request)
         cluster.add_listener(functools.partial(self._metadata_changed, sink))
         updated = cluster.request_update()
         while True:
@@ -347,6 +626,9 @@ class KafkaPythonDriver:
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 raise kafka_errors.KafkaTimeoutError("no broker answered")
+            refusal = client.manager.refusal()
+            if refusal is not None:
+                raise _Refused(refusal[0]) from refusal[1]
             if updated.is_done:
                 if updated.succeeded():
                     break
@@ -389,7 +671,11 @@ class KafkaPythonDriver:
 
     def submit(self, batch: Sequence[Submission], /) -> Submitted:
         """Hand over a batch; see :meth:`anyio_sendproducer.drivers.Driver.submit`."""
-        send = self._ready().producer.send
+        opened = self._ready()
+        send = opened.producer.send
+        append = opened.append
+        largest = self._largest
+        wakes = False
         answer = Submitted()
         failed: list[Any] = []
         failures: list[Outcome] = []
@@ -397,7 +683,14 @@ class KafkaPythonDriver:
         serialized = self._key is not None or self._value is not None
         chooses = self.chooses
         now_ms = int(time.time() * 1000)
+        routes = self._routes
         for submission in batch:
+            if routes is not self._routes:  # news of the topics came meanwhile
+                routes = self._routes
+                for line in lines.values():
+                    # What is behind a record that is held must not go before it.
+                    if type(line.route) is Route:
+                        line.route = self._route(line.topic)
             record = submission.record
             topic = record.topic
             try:
@@ -436,14 +729,23 @@ class KafkaPythonDriver:
                 else:
                     numbers = route.partitions
                     run = line.run_to(numbers[_hash(key) % len(numbers)])
-                future = send(
-                    topic,
-                    value,
-                    key,
-                    headers,
-                    run.partition,
-                    now_ms if timestamp_ms is None else timestamp_ms,
-                )
+                if timestamp_ms is None:
+                    timestamp_ms = now_ms
+                if (
+                    append is not None
+                    and value is not None
+                    and run.target is not None
+                    and (len(value) if key is None else len(value) + len(key))
+                    + (_most_bytes(headers) if headers else 0)
+                    <= largest
+                ):
+                    future, is_full, is_new, _ = append(
+                        run.target, timestamp_ms, key, value, headers or []
+                    )
+                    if is_new or is_full:
+                        wakes = True
+                else:
+                    future = send(topic, value, key, headers, run.partition, timestamp_ms)
             except DeliveryError as error:
                 failed.append(submission)
                 failures.append(error)
@@ -465,6 +767,9 @@ class KafkaPythonDriver:
             run.size += submission.size
             if run.size >= RUN_BYTES:
                 line.end_run(run)
+                opened.client.wakeup()
+        if wakes:
+            opened.client.wakeup()
         for line in lines.values():
             line.end()
         if failed:
@@ -512,15 +817,20 @@ class KafkaPythonDriver:
 
     def _ends_with(self, error: Exception) -> bool:
         """Whether a client to which this happened can't send any more."""
-        return self._idempotent and not (self._recovers and isinstance(error, _RECOVERED))
+        if not self._idempotent:
+            return False
+        if isinstance(error, _RECOVERED):
+            return not self._recovers
+        is_broken = self._ready().is_broken
+        return is_broken is None or is_broken()
 
     def failure(self, submission: Submission, error: Exception, run: Run) -> DeliveryError:
         """What an error of the client says of a record, in our terms."""
         refused = isinstance(error, _REFUSALS)
         if self._ends_with(error):
-            # Seen in 3.0.12: one refusal ends the whole idempotent client, which then fails all
-            # that is under way with the very same error, though it may have been written. What
-            # the broker's answer named was refused; behind it there nothing had been sent.
+            # Seen in 3.0.12: what ends the idempotent client fails all that is under way with the
+            # very same error, though it may have been written. What the broker's answer named was
+            # refused; behind it there nothing had been sent.
             opened = self._ready()
             if run.partition is None:
                 refused = refused and submission is self._first_to_fail
@@ -538,6 +848,10 @@ class KafkaPythonDriver:
         )
         failure.__cause__ = error
         return failure
+
+    def target(self, topic: str, partition: int) -> Any:
+        """A partition, as the client knows it."""
+        return TopicPartition(topic, partition)
 
     # --- topics ------------------------------------------------------------------------------
 
@@ -571,8 +885,8 @@ class KafkaPythonDriver:
 
     def _unknown(self, topic: str, cluster: Any) -> SendProducerError | None:
         if topic in cluster.unauthorized_topics:
-            # So that a later record finds it allowed, if it is by then; not for each record, or
-            # the requests would never get their turn.
+            # So that a later record finds it allowed, if it is by then; one answer will do for
+            # many.
             if time.monotonic() - self._asked_again >= _ASK_AGAIN_SECONDS:
                 self._asked_again = time.monotonic()
                 cluster.request_update()
@@ -590,12 +904,23 @@ class KafkaPythonDriver:
             f"{patience:g} s (unknown_topic_timeout)",
         )
 
+    def _asking(self, make_request: Callable[[], Any]) -> Any:
+        """Called by the client before it asks for metadata, which it does not twice at a time."""
+        request = make_request()
+        self._asked_for = {topic.name for topic in request.topics or ()}
+        return request
+
     def _metadata_changed(self, sink: Sink, cluster: Any) -> None:
         """Called by the client, on its thread, after each answer with metadata."""
         self._routes = {}
         now = time.monotonic()
         for topic, since in list(self._asked.items()):
-            if since is None and cluster.partitions_for_topic(topic) is None:
+            # An answer says nothing of a topic that came up when the request was under way.
+            if (
+                since is None
+                and topic in self._asked_for
+                and cluster.partitions_for_topic(topic) is None
+            ):
                 self._asked[topic] = now
         if self._asked:
             sink.metadata_changed()
@@ -608,6 +933,11 @@ def _size(key: Any, value: Any, headers: Sequence[tuple[str, bytes]]) -> int:
     if value is not None:
         size += len(value)
     return size
+
+
+def _most_bytes(headers: Sequence[tuple[str, bytes]]) -> int:
+    """More than these headers take: four bytes for each character, and two lengths."""
+    return sum(4 * len(name) + len(content) + 16 for name, content in headers)
 
 
 def _translated(cause: Exception, message: str) -> SendProducerError:

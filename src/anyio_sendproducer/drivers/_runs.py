@@ -36,6 +36,10 @@ class Reporter(Protocol):
     #: Whether brokers answer; with acks=0 they do not.
     answered: bool
 
+    def target(self, topic: str, partition: int) -> Any:
+        """A partition, as the client knows it."""
+        ...
+
     def report(self, submissions: Sequence[Any], outcomes: Sequence[Outcome]) -> None:
         """Pass outcomes on."""
         ...
@@ -69,12 +73,13 @@ class Run:
     its own.
     """
 
-    __slots__ = ("_driver", "futures", "partition", "size", "submissions", "topic")
+    __slots__ = ("_driver", "futures", "partition", "size", "submissions", "target", "topic")
 
     def __init__(self, driver: Reporter, topic: str, partition: int | None) -> None:
         self._driver = driver
         self.topic = topic
         self.partition = partition
+        self.target = None if partition is None else driver.target(topic, partition)
         self.submissions: list[Any] = []
         self.futures: list[Any] = []
         self.size = 0
@@ -133,13 +138,13 @@ class Run:
 class Line:
     """The records of one topic in one batch: where they may go, and the runs they form."""
 
-    __slots__ = ("_driver", "_keyed", "_topic", "keyless", "route")
+    __slots__ = ("_driver", "_keyed", "keyless", "route", "topic")
 
     def __init__(
         self, driver: Reporter, topic: str, route: Route | SendProducerError | None
     ) -> None:
         self._driver = driver
-        self._topic = topic
+        self.topic = topic
         self.route = route
         self._keyed: dict[int | None, Run] = {}
         self.keyless: Run | None = None
@@ -148,7 +153,7 @@ class Line:
         """The run to this partition."""
         run = self._keyed.get(partition)
         if run is None:
-            run = self._keyed[partition] = Run(self._driver, self._topic, partition)
+            run = self._keyed[partition] = Run(self._driver, self.topic, partition)
         return run
 
     def run_without_key(self) -> Run:
@@ -156,7 +161,7 @@ class Line:
         partition = None
         if self._driver.chooses and isinstance(self.route, Route):
             partition = self.route.next_in_turn()
-        self.keyless = run = Run(self._driver, self._topic, partition)
+        self.keyless = run = Run(self._driver, self.topic, partition)
         return run
 
     def end_run(self, run: Run) -> None:

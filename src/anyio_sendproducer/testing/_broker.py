@@ -27,6 +27,7 @@ import socket
 import struct
 import subprocess
 import tempfile
+import time
 import uuid
 from collections.abc import AsyncGenerator
 from functools import partial
@@ -53,6 +54,9 @@ _ANSWER_TIMEOUT: Final = 0.25
 #: Seconds between SIGTERM and SIGKILL. Without connections Tansu ends within 5 ms; with one left
 #: open it waits 5 s for it, which helps nobody: what it stores is in memory.
 _TERMINATE_TIMEOUT: Final = 0.5
+
+#: Seconds that a process which was told to stop may go on.
+_STOP_TIMEOUT: Final = 1.0
 
 #: How much of what the broker printed goes into an error, in bytes.
 _TAIL: Final = 4_000
@@ -146,12 +150,14 @@ class EmbeddedBroker:
         await self._started.process.wait()
 
     def pause(self) -> None:
-        """Freeze the process (SIGSTOP): connections stay open, and nothing answers. POSIX only.
+        """Freeze the process (SIGSTOP): connections stay open, and nothing answers from the moment
+        that this returns. POSIX only.
 
         Raises:
             EmbeddedBrokerError: it has ended.
         """
         self._signal(signal.SIGSTOP)
+        _wait_until_stopped(self.pid)
 
     def resume(self) -> None:
         """Let a paused process go on (SIGCONT). POSIX only.
@@ -170,6 +176,19 @@ class EmbeddedBroker:
             raise EmbeddedBrokerError(f"the embedded broker on {self} has ended")
         with contextlib.suppress(ProcessLookupError):
             self._started.process.send_signal(number)
+
+
+def _wait_until_stopped(pid: int) -> None:
+    """Wait for the process's last thread to stop: one that runs on another core goes on for a
+    moment. Blocks for that moment."""
+    if not hasattr(os, "waitid"):  # pragma: no cover  # macOS, before Python 3.13
+        return
+    give_up = time.monotonic() + _STOP_TIMEOUT
+    # WNOWAIT: what is told here is told again to whoever waits for the process's end.
+    while os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is None:
+        if time.monotonic() >= give_up:  # pragma: no cover  # it was killed just now
+            return
+        time.sleep(0.0002)
 
 
 @contextlib.asynccontextmanager

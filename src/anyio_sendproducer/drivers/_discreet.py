@@ -1,0 +1,74 @@
+"""What others say and what kafka-python logs, without secrets and on one line.
+
+May import: nothing of the package.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any, Final, cast
+
+__all__ = ["Discreet", "one_line"]
+
+
+def one_line(text: object, most: int = 300) -> str:
+    """What somebody else said, so that it can't pass for a line of a log of its own."""
+    return "".join(
+        character if character.isprintable() else repr(character)[1:-1]
+        for character in str(text)[:most]
+    )
+
+
+#: Of these kafka-python would write down what is in them: passwords, tokens, records.
+_FULL_OF_SECRETS: Final = re.compile(r"(Sasl|Produce)\w*(Request|Response)(_v\d+)?")
+
+
+class Discreet(logging.Filter):
+    """Takes what may be secret out of kafka-python's messages, and line ends.
+
+    On the level DEBUG, 3.0.12 logs each request, and each byte that it sends and receives: the
+    passwords, the tokens and the records.
+    """
+
+    @classmethod
+    def watch(cls, library: str) -> None:
+        """See to all loggers that a library has made so far, from now on."""
+        for name in list(logging.root.manager.loggerDict):
+            # A logger's filters are not asked about what its children say.
+            if f"{name}.".startswith(f"{library}."):
+                logging.getLogger(name).addFilter(_DISCREET)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Change the message where it needs it; all are passed on."""
+        if isinstance(record.args, tuple):
+            record.args = tuple(map(_harmless, record.args))
+        message = record.getMessage()
+        if not message.isprintable():
+            record.msg, record.args = "%s", (one_line(message, len(message)),)
+        return True
+
+
+_DISCREET: Final = Discreet()
+
+
+class _Stands:
+    """Stands in a message for what does not belong there."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return self._text
+
+
+def _harmless(argument: Any) -> Any:
+    if isinstance(argument, (bytes, bytearray)):
+        return _Stands(f"<{len(argument)} bytes>")
+    if _FULL_OF_SECRETS.fullmatch(type(argument).__name__):
+        return _Stands(f"<{type(argument).__name__}>")
+    if type(argument) in {list, tuple}:
+        return [*map(_harmless, argument)]
+    if type(argument) is dict:
+        return {key: _harmless(value) for key, value in cast("Any", argument).items()}
+    return argument

@@ -1,0 +1,373 @@
+"""TLS and SASL settings: Kafka's names, librdkafka's and kafka-python's made into one, and checked.
+
+No message has a value in it that may be secret.
+
+May import: ``_jaas``, ``_tls``, ``_settings``, ``_exceptions``; not ``kafka``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import ssl
+from collections.abc import Mapping
+from typing import Any, Final, cast
+from urllib.parse import urlsplit
+
+from .._exceptions import SettingsError
+from .._settings import canonical_name
+from ._jaas import credentials
+from ._tls import CONVERT, FILES, Given, Tls, truth
+
+__all__ = ["NAMES", "TokenSource", "security_config"]
+
+#: What each name stands for here. Dots and underscores are the same.
+_MEANINGS: Final = {
+    "security_protocol": "protocol",
+    # Kafka's ssl.*, then librdkafka's, then kafka-python's.
+    "ssl_truststore_location": "ca",
+    "ssl_ca_location": "ca",
+    "ssl_cafile": "ca",
+    "ssl_truststore_certificates": "ca_pem",
+    "ssl_ca_pem": "ca_pem",
+    "ssl_truststore_type": "ca_type",
+    "ssl_keystore_location": "chain",
+    "ssl_certificate_location": "chain",
+    "ssl_certfile": "chain",
+    "ssl_key_location": "key",
+    "ssl_keyfile": "key",
+    "ssl_keystore_certificate_chain": "chain_pem",
+    "ssl_certificate_pem": "chain_pem",
+    "ssl_keystore_key": "key_pem",
+    "ssl_key_pem": "key_pem",
+    "ssl_keystore_type": "chain_type",
+    "ssl_key_password": "password",
+    "ssl_password": "password",
+    "ssl_crl_location": "crl",
+    "ssl_crlfile": "crl",
+    "ssl_endpoint_identification_algorithm": "host_names",
+    "ssl_check_hostname": "host_names",
+    "enable_ssl_certificate_verification": "verify",
+    "ssl_enabled_protocols": "versions",
+    "ssl_protocol": "version",
+    "ssl_cipher_suites": "ciphers",
+    "ssl_ciphers": "ciphers",
+    "ssl_context": "context",
+    "sasl_mechanism": "mechanism",
+    "sasl_mechanisms": "mechanism",
+    "sasl_jaas_config": "jaas",
+    "sasl_username": "user",
+    "sasl_plain_username": "user",
+    "sasl_password": "user_password",
+    "sasl_plain_password": "user_password",
+    "sasl_oauth_token_provider": "tokens",
+    "sasl_kerberos_name": "kerberos_name",
+    "sasl_kerberos_service_name": "kerberos_service_name",
+    "sasl_kerberos_domain_name": "kerberos_domain_name",
+    "proxy_url": "proxy",
+    "socks5_proxy": "proxy",
+}
+
+#: All names that are taken, in the one spelling that is compared.
+NAMES: Final = frozenset(_MEANINGS)
+
+_PEM_ONLY: Final = f"stores are read in PEM format alone, where it has no use; {CONVERT}"
+_NO_TOKENS: Final = "set 'sasl_oauth_token_provider' to an object whose token() gives one"
+_JAVA_CLASS: Final = "it names a class of Java"
+
+#: Names of Kafka's that can't be had, and what to do.
+_REFUSED: Final = {
+    "ssl_truststore_password": _PEM_ONLY,
+    "ssl_keystore_password": f"{_PEM_ONLY}. The password of a key is 'ssl.key.password'",
+    "ssl_engine_factory_class": f"{_JAVA_CLASS}; make an ssl.SSLContext and set 'ssl_context'",
+    "ssl_provider": _JAVA_CLASS,
+    "sasl_client_callback_handler_class": _JAVA_CLASS,
+    "sasl_login_callback_handler_class": f"{_JAVA_CLASS}; for OAUTHBEARER, {_NO_TOKENS}",
+    "sasl_login_class": _JAVA_CLASS,
+    "sasl_oauthbearer_token_endpoint_url": f"no token is fetched here; {_NO_TOKENS}",
+    "sasl_oauthbearer_config": _NO_TOKENS,
+    "sasl_oauthbearer_method": _NO_TOKENS,
+}
+
+_PROTOCOLS: Final = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
+_SCRAM: Final = ("SCRAM-SHA-256", "SCRAM-SHA-512")
+#: What each mechanism is told, and whether it can't do without.
+_MECHANISMS: Final[dict[str, dict[str, bool]]] = {
+    "PLAIN": {"user": True, "user_password": True},
+    "SCRAM-SHA-256": {"user": True, "user_password": True},
+    "SCRAM-SHA-512": {"user": True, "user_password": True},
+    "OAUTHBEARER": {"tokens": True},
+    "GSSAPI": {
+        "kerberos_name": False,
+        "kerberos_service_name": False,
+        "kerberos_domain_name": False,
+    },
+    "AWS_MSK_IAM": {},
+}
+#: What kafka-python imports for a mechanism, when it connects.
+_NEEDED: Final = {"GSSAPI": "sspi" if os.name == "nt" else "gssapi", "AWS_MSK_IAM": "botocore"}
+_HOW_TO_SET: Final = {
+    "user": "'sasl.username', or 'sasl.jaas.config'",
+    "user_password": "'sasl.password', or 'sasl.jaas.config'",
+    "tokens": "'sasl_oauth_token_provider'",
+}
+_SASL: Final = frozenset({"mechanism", "jaas"}.union(*_MECHANISMS.values()))
+_TEXTS: Final = ("ca_pem", "chain_pem", "key_pem", "ciphers", "user", "user_password")
+_PROXIES: Final = ("http", "socks5", "socks5h")
+
+
+def security_config(properties: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """kafka-python's settings for TLS and SASL, and the properties that are about something else.
+
+    Files are read here.
+
+    Raises:
+        SettingsError: a value is wrong, contradicts another, or can't be had with kafka-python.
+    """
+    given, others = _sorted(properties)
+    _check_types(given)
+    config: dict[str, Any] = {}
+    protocol = "PLAINTEXT"
+    if "protocol" in given:
+        value = given.get("protocol")
+        protocol = value.upper() if isinstance(value, str) else ""
+        if protocol not in _PROTOCOLS:
+            # kafka-python takes what it does not know for PLAINTEXT.
+            raise given.wrong(
+                "protocol", f"must be one of {', '.join(_PROTOCOLS)}, not {value!r:.40}"
+            )
+        config["security_protocol"] = protocol
+    encrypts, logs_in = protocol.endswith("SSL"), protocol.startswith("SASL")
+    said = protocol if "protocol" in given else f"{protocol}, which is the default"
+    for meaning in given.values:
+        if meaning in {"protocol", "proxy"}:
+            continue
+        if meaning in _SASL and not logs_in:
+            raise given.wrong(
+                meaning,
+                f"has no effect, since 'security.protocol' is {said}: set it to SASL_SSL, "
+                "or leave this out",
+            )
+        if meaning not in _SASL and not encrypts:
+            raise given.wrong(
+                meaning,
+                f"has no effect, since 'security.protocol' is {said}, and nothing is encrypted: "
+                f"set it to {'SASL_SSL' if logs_in else 'SSL'}, or leave this out",
+            )
+    if "proxy" in given:
+        config[canonical_name(given.names["proxy"])] = _proxy(given)
+    if logs_in:
+        config.update(_sasl(given, protocol))
+    if encrypts:
+        config["ssl_context"] = _tls(given)
+    return config, others
+
+
+def _sorted(properties: Mapping[str, Any]) -> tuple[Given, dict[str, Any]]:
+    given = Given({}, {})
+    others: dict[str, Any] = {}
+    for name, value in properties.items():
+        canonical = canonical_name(name)
+        if canonical in _REFUSED:
+            raise SettingsError(f"properties: {name!r} can't be set: {_REFUSED[canonical]}")
+        meaning = _MEANINGS.get(canonical)
+        if meaning is None:
+            others[name] = value
+        elif value is not None:  # to kafka-python, None is the default
+            if meaning in given:
+                twin = given.names[meaning]
+                raise SettingsError(f"properties: {twin!r} and {name!r} are one setting; give one")
+            given.values[meaning] = value
+            given.names[meaning] = name
+    return given, others
+
+
+def _check_types(given: Given) -> None:
+    for meaning in FILES:
+        if meaning in given:
+            value: object = given.get(meaning)
+            path = cast(
+                "object", os.fspath(given.get(meaning)) if hasattr(value, "__fspath__") else value
+            )
+            if not isinstance(path, str) or not path:
+                raise given.wrong(meaning, "must be the path of a file")
+            if "-----BEGIN" in path:
+                raise given.wrong(meaning, "must be the path of a file, not what stands in it")
+            if "\0" in path:
+                raise given.wrong(meaning, "must be the path of a file; this one has a NUL in it")
+            given.values[meaning] = path
+    for meaning in (*_TEXTS, "jaas"):
+        if meaning in given:
+            text = given.get(meaning)
+            if not isinstance(text, str):
+                raise given.wrong(meaning, f"must be a str, not {type(text).__name__}")
+            if not text:
+                raise given.wrong(meaning, "is empty")
+    if "password" in given and not isinstance(given.get("password"), (str, bytes)):
+        raise given.wrong("password", "must be a str")
+
+
+def _proxy(given: Given) -> str:
+    # kafka-python repeats one that it can't read in an error, with the password in it.
+    problem = ""
+    value = given.get("proxy")
+    try:
+        parts = urlsplit(value if isinstance(value, str) else "")
+        if parts.scheme not in _PROXIES or not parts.hostname or not parts.port:
+            problem = f"must be SCHEME://host:port, with a scheme of {', '.join(_PROXIES)}"
+    except ValueError:
+        problem = "must be SCHEME://host:port"
+    if problem:
+        raise given.wrong("proxy", problem)
+    return str(value)
+
+
+# --- SASL ----------------------------------------------------------------------------------------
+
+
+class TokenSource:
+    """What gives kafka-python its tokens for OAUTHBEARER: the user's own object, looked over.
+
+    kafka-python would send ``Bearer None``, and a token with a line end in it as it is.
+    """
+
+    def __init__(self, provider: Any) -> None:
+        self._provider = provider
+
+    def token(self) -> str:
+        """A token."""
+        token: object = self._provider.token()
+        if not isinstance(token, str) or not re.fullmatch(r"[\x21-\x7e]+", token):
+            raise ValueError(
+                "token() of sasl_oauth_token_provider gave no token: a str of printable ASCII "
+                "characters without spaces"
+            )
+        return token
+
+    def extensions(self) -> dict[str, str]:
+        """What goes with it."""
+        extensions = getattr(self._provider, "extensions", None)
+        return {} if extensions is None else dict(extensions())
+
+
+def _sasl(given: Given, protocol: str) -> dict[str, Any]:
+    mechanism = given.get("mechanism")
+    if mechanism is None:
+        raise SettingsError(
+            f"properties: 'sasl.mechanism' is missing, which 'security.protocol' {protocol} "
+            f"needs: one of {', '.join(_MECHANISMS)}"
+        )
+    if not isinstance(mechanism, str) or mechanism not in _MECHANISMS:
+        raise given.wrong(
+            "mechanism", f"must be one of {', '.join(_MECHANISMS)}, not {mechanism!r:.40}"
+        )
+    if mechanism in _NEEDED and importlib.util.find_spec(_NEEDED[mechanism]) is None:
+        raise given.wrong(
+            "mechanism", f"{mechanism} needs the package {_NEEDED[mechanism]}, which is missing"
+        )
+    if mechanism == "AWS_MSK_IAM" and protocol != "SASL_SSL":
+        raise given.wrong("mechanism", f"{mechanism} needs 'security.protocol' SASL_SSL")
+    wanted = _MECHANISMS[mechanism]
+    _unfold_jaas(given, mechanism)
+    for meaning in given.values:
+        if meaning in _SASL - {"mechanism"} and meaning not in wanted:
+            raise given.wrong(meaning, f"has no effect with 'sasl.mechanism' {mechanism}")
+    for meaning, needed in wanted.items():
+        if needed and meaning not in given:
+            raise SettingsError(
+                f"properties: 'sasl.mechanism' {mechanism} needs {_HOW_TO_SET[meaning]}"
+            )
+    config: dict[str, Any] = {"sasl_mechanism": mechanism}
+    if "user" in wanted:
+        user, password = str(given.get("user")), str(given.get("user_password"))
+        for meaning, text in (("user", user), ("user_password", password)):
+            if "\0" in text:
+                raise given.wrong(meaning, "has a NUL character in it, which SASL can't carry")
+            if not _encodes(text):
+                raise given.wrong(meaning, "has characters in it that are no text")
+        if mechanism in _SCRAM:
+            # RFC 5802 has these two in names so, and 3.0.12 leaves them as they are.
+            user = user.replace("=", "=3D").replace(",", "=2C")
+        config.update(sasl_plain_username=user, sasl_plain_password=password)
+    if "tokens" in wanted:
+        provider = given.get("tokens")
+        if not callable(getattr(provider, "token", None)):
+            raise given.wrong("tokens", "must be an object with a method token() that gives a str")
+        config["sasl_oauth_token_provider"] = TokenSource(provider)
+    for meaning in given.values:
+        if meaning.startswith("kerberos"):
+            config[f"sasl_{meaning}"] = given.get(meaning)
+    return config
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _unfold_jaas(given: Given, mechanism: str) -> None:
+    if "jaas" not in given:
+        return
+    for meaning in ("user", "user_password"):
+        if meaning in given:
+            raise SettingsError(
+                f"properties: {given.names['jaas']!r} and {given.names[meaning]!r} are one "
+                "setting; give one"
+            )
+    name = given.names.pop("jaas")
+    mechanisms, user, password = credentials(name, given.values.pop("jaas"))
+    if mechanism not in mechanisms:
+        raise SettingsError(
+            f"properties: the login module of {name!r} is for {' or '.join(mechanisms)}, and "
+            f"'sasl.mechanism' is {mechanism}"
+        )
+    given.values.update(user=user, user_password=password)
+    given.names.update(user=name, user_password=name)
+
+
+# --- TLS -----------------------------------------------------------------------------------------
+
+
+def _tls(given: Given) -> ssl.SSLContext | Tls:
+    if "context" in given:
+        for meaning in given.values:
+            if meaning not in _SASL | {"context", "protocol", "proxy"}:
+                raise given.wrong(
+                    meaning,
+                    f"has no effect beside {given.names['context']!r}: set it up in the context",
+                )
+        context = given.get("context")
+        if not isinstance(context, ssl.SSLContext):
+            raise given.wrong("context", f"must be an ssl.SSLContext, not {type(context).__name__}")
+        if context.protocol == ssl.PROTOCOL_TLS_SERVER:
+            raise given.wrong("context", "is one for servers: make it with PROTOCOL_TLS_CLIENT")
+        return context
+    for store, pem in (("ca", "ca_pem"), ("chain", "chain_pem"), ("key", "key_pem")):
+        if store in given and pem in given:
+            raise SettingsError(
+                f"properties: {given.names[store]!r} and {given.names[pem]!r} contradict each "
+                "other; give one"
+            )
+    for kind in ("ca_type", "chain_type"):
+        if kind in given and str(given.get(kind)).upper() != "PEM":
+            raise given.wrong(kind, f"must be PEM. As for other stores, {CONVERT}")
+    for key, chains in (("key", ("chain",)), ("key_pem", ("chain_pem",))):
+        if key in given and not any(chain in given for chain in chains):
+            raise given.wrong(key, "is a key without its certificate")
+    if "chain_pem" in given and "key_pem" not in given:
+        raise given.wrong("chain_pem", "is a certificate without its key")
+    if "password" in given and not {"chain", "chain_pem"} & given.values.keys():
+        raise given.wrong("password", "is the password of a key, and no key is given")
+    if given.get("verify") is not None and not truth(given, "verify"):
+        for meaning in ("ca", "ca_pem", "crl"):
+            if meaning in given:
+                raise given.wrong(
+                    meaning,
+                    f"has no effect, since {given.names['verify']!r} turns all checking of "
+                    "certificates off",
+                )
+    return Tls(given)

@@ -1,0 +1,352 @@
+"""TLS: the context of all connections, made of settings and files; and what is told when it fails.
+
+What would fail at each connection anew, as a wrong password for a key does, fails here, once and
+before the first.
+
+May import: ``_discreet``, ``_settings``, ``_exceptions``; not ``kafka``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import re
+import ssl
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from .._exceptions import SettingsError
+from .._settings import canonical_name
+from ._discreet import one_line
+
+__all__ = ["CONVERT", "FILES", "Given", "Tls", "tls_refusal", "truth"]
+
+#: What to do with a store that is not in PEM format.
+CONVERT: Final = (
+    "convert it to PEM: keytool -importkeystore -srckeystore STORE -destkeystore store.p12 "
+    "-deststoretype PKCS12, then openssl pkcs12 -in store.p12 -out store.pem"
+)
+#: The settings that are paths of files.
+FILES: Final = ("ca", "chain", "key", "crl")
+_VERSIONS: Final = {"TLSv1.2": ssl.TLSVersion.TLSv1_2, "TLSv1.3": ssl.TLSVersion.TLSv1_3}
+_TRUTH: Final = {"true": True, "false": False}
+
+_log = logging.getLogger("anyio_sendproducer.security")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Given:
+    """The settings that are about security, by their meanings; each knows how it was spelt."""
+
+    values: dict[str, Any]
+    names: dict[str, str]
+
+    def __contains__(self, meaning: str) -> bool:
+        return meaning in self.values
+
+    def get(self, meaning: str) -> Any:
+        """The value, or None."""
+        return self.values.get(meaning)
+
+    def wrong(self, meaning: str, what: str) -> SettingsError:
+        """The error that something is wrong with this one."""
+        return SettingsError(f"properties: {self.names[meaning]!r} {what}")
+
+
+def truth(given: Given, meaning: str) -> bool:
+    value = given.get(meaning)
+    if isinstance(value, str):
+        value = _TRUTH.get(value.strip().lower())
+    if not isinstance(value, bool):
+        raise given.wrong(meaning, "must be true or false")
+    return value
+
+
+class Tls:
+    """What kafka-python takes for an ``ssl.SSLContext``: one context for all connections.
+
+    Where one of its files has changed since, as certificates do that live for a day, the next
+    connection has a new one. Files that can't be used leave the old context in its place.
+    """
+
+    def __init__(self, given: Given) -> None:
+        self._given = given
+        self._minimum, self._maximum = _tls_versions(given)
+        self._verify = "verify" not in given or truth(given, "verify")
+        self._check_host_names = self._verify and _checks_host_names(given)
+        self._stamps = self._look()
+        self._context = self._build()
+
+    def wrap_socket(self, sock: Any, **options: Any) -> ssl.SSLSocket:
+        """What kafka-python asks of a context, for each connection."""
+        return self.context().wrap_socket(sock, **options)
+
+    def context(self) -> ssl.SSLContext:
+        """The context to be used now."""
+        stamps = self._look()
+        if stamps != self._stamps:
+            try:
+                self._context = self._build()
+                self._stamps = stamps
+            except SettingsError as error:
+                _log.warning("what was read before stays in use: %s", error)
+        return self._context
+
+    def _look(self) -> list[object]:
+        stamps: list[object] = []
+        for meaning in FILES:
+            if meaning in self._given:
+                with contextlib.suppress(OSError):
+                    found = Path(self._given.get(meaning)).stat()
+                    stamps.append((meaning, found.st_mtime_ns, found.st_size, found.st_ino))
+        return stamps
+
+    def _build(self) -> ssl.SSLContext:
+        given = self._given
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = self._minimum
+        context.maximum_version = self._maximum
+        context.check_hostname = self._check_host_names
+        if not self._verify:
+            context.verify_mode = ssl.CERT_NONE
+        if "ciphers" in given:
+            self._set_ciphers(context)
+        if "ca" in given:
+            path = given.get("ca")
+            if Path(path).is_dir():  # librdkafka takes those too, and so does OpenSSL
+                context.load_verify_locations(capath=path)
+            else:
+                self._trust(context, "ca", "CERTIFICATE", _pem_file(given, "ca"))
+        elif "ca_pem" in given:
+            self._trust(context, "ca_pem", "CERTIFICATE", _pem_text(given, "ca_pem"))
+        else:
+            context.load_default_certs()
+        if "crl" in given:
+            # 3.0.12 itself fails over this one at each connection.
+            self._trust(context, "crl", "X509 CRL", _pem_file(given, "crl"))
+            context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+        if "chain" in given:
+            self._show(context)
+        elif "chain_pem" in given:
+            text = _pem_text(given, "key_pem") + _pem_text(given, "chain_pem")
+            # Python's ssl reads keys from files alone. mkstemp() makes one for this user's eyes.
+            with tempfile.TemporaryDirectory(prefix="anyio-sendproducer-") as directory:
+                handle, path = tempfile.mkstemp(dir=directory)
+                with os.fdopen(handle, "w") as file:
+                    file.write(text)
+                self._load_chain(context, "key_pem", path, None)
+        return context
+
+    def _trust(self, context: ssl.SSLContext, meaning: str, label: str, text: str) -> None:
+        if f"-----BEGIN {label}-----" not in text.replace("TRUSTED ", ""):
+            raise self._given.wrong(meaning, f"has no {label} in it")
+        problem = ""
+        try:
+            context.load_verify_locations(cadata=text) if meaning != "crl" else (
+                context.load_verify_locations(self._given.get("crl"))
+            )
+        except (ssl.SSLError, ValueError) as error:
+            problem = _reason(error)
+        if problem:
+            raise self._given.wrong(meaning, f"can't be read: {problem}")
+
+    def _show(self, context: ssl.SSLContext) -> None:
+        given = self._given
+        chain = _pem_file(given, "chain")
+        if "-----BEGIN CERTIFICATE-----" not in chain:
+            raise given.wrong("chain", "has no CERTIFICATE in it")
+        if "key" in given:
+            if "PRIVATE KEY-----" not in _pem_file(given, "key"):
+                raise given.wrong("key", "has no PRIVATE KEY in it")
+        elif "PRIVATE KEY-----" not in chain:
+            raise given.wrong(
+                "chain",
+                "has no PRIVATE KEY in it: put the key there too, or name its file in "
+                "'ssl.key.location'",
+            )
+        self._load_chain(context, "key" if "key" in given else "chain", given.get("chain"), "key")
+
+    def _load_chain(
+        self, context: ssl.SSLContext, meaning: str, chain: str, key: str | None
+    ) -> None:
+        given = self._given
+        asked: list[bool] = []
+
+        def password() -> str | bytes:
+            # Without this function OpenSSL would ask at the terminal, and wait.
+            asked.append(True)
+            known: str | bytes = given.get("password") or ""
+            return known
+
+        problem = ""
+        try:
+            context.load_cert_chain(chain, given.get(key) if key else None, password)
+        except (ssl.SSLError, ValueError, OSError) as error:
+            problem = _reason(error)
+        if not problem:
+            return
+        if asked:
+            if "password" in given:
+                raise given.wrong("password", "does not fit the key")
+            raise given.wrong(meaning, "has a key that is encrypted: set 'ssl.key.password'")
+        if "VALUES_MISMATCH" in problem:
+            raise given.wrong(meaning, "has a key that does not belong to the certificate")
+        raise given.wrong(meaning, f"can't be read: {problem}")
+
+    def _set_ciphers(self, context: ssl.SSLContext) -> None:
+        names = [name for name in re.split(r"[,:\s]+", self._given.get("ciphers")) if name]
+        if any(name.startswith("TLS_") and "_WITH_" not in name for name in names):
+            raise self._given.wrong(
+                "ciphers",
+                "names a suite of TLS 1.3, among which Python does not let us choose; name those "
+                "of TLS 1.2 alone. To have no others, set 'ssl.enabled.protocols' to TLSv1.2",
+            )
+        problem = ""
+        try:
+            context.set_ciphers(":".join(map(_openssl_name, names)))
+        except ssl.SSLError as error:
+            problem = _reason(error)
+        if problem:
+            raise self._given.wrong("ciphers", "names no cipher that OpenSSL has here")
+
+
+def _reason(error: Exception) -> str:
+    """What OpenSSL or the system says, without a file's name or content."""
+    if isinstance(error, ssl.SSLError):
+        return _openssl_reason(error) or "OpenSSL can't make anything of it"
+    if isinstance(error, OSError):
+        return os.strerror(error.errno) if error.errno else type(error).__name__
+    return "OpenSSL can't make anything of it"
+
+
+def _openssl_reason(error: ssl.SSLError) -> str:
+    # Those that Python raises by itself have none, not even None.
+    return getattr(error, "reason", None) or ""
+
+
+def _openssl_name(name: str) -> str:
+    """OpenSSL's name of a cipher suite that Java names: ``TLS_ECDHE_RSA_WITH_AES_128_...``."""
+    found = re.fullmatch(r"TLS_(.+)_WITH_(.+)", name)
+    if found is None:
+        return name
+    exchange, cipher = found.groups()
+    cipher = re.sub(r"(AES|ARIA|CAMELLIA)_(\d+)", r"\1\2", cipher)
+    # OpenSSL leaves out what goes without saying.
+    cipher = cipher.replace("_CBC", "").replace("CHACHA20_POLY1305_SHA256", "CHACHA20-POLY1305")
+    exchange = "" if exchange == "RSA" else f"{exchange}-"
+    return (exchange + cipher).replace("_", "-")
+
+
+def _tls_versions(given: Given) -> tuple[ssl.TLSVersion, ssl.TLSVersion]:
+    chosen = list(_VERSIONS)
+    if "versions" in given:
+        chosen = [one.strip() for one in str(given.get("versions")).split(",") if one.strip()]
+        if not chosen or any(one not in _VERSIONS for one in chosen):
+            raise given.wrong("versions", "must be TLSv1.2, TLSv1.3 or both, with a comma")
+    if "version" in given:
+        version = given.get("version")
+        if version not in ("TLS", *_VERSIONS):
+            raise given.wrong("version", "must be TLS, TLSv1.2 or TLSv1.3")
+        if version in _VERSIONS:
+            if version not in chosen:
+                raise given.wrong("version", f"is not among {given.names['versions']!r}")
+            if "versions" not in given:
+                chosen = [one for one in chosen if one >= version]
+    allowed = [_VERSIONS[one] for one in chosen]
+    return min(allowed), max(allowed)
+
+
+def _checks_host_names(given: Given) -> bool:
+    if "host_names" not in given:
+        return True
+    if canonical_name(given.names["host_names"]) == "ssl_check_hostname":
+        return truth(given, "host_names")
+    value = given.get("host_names")
+    if not isinstance(value, str) or value.lower() not in {"https", "", "none"}:
+        raise given.wrong("host_names", "must be https or, to check no host names, an empty str")
+    return value.lower() == "https"
+
+
+def _pem_file(given: Given, meaning: str) -> str:
+    """What stands in a file that is to be in PEM format."""
+    problem = ""
+    content = b""
+    try:
+        content = Path(given.get(meaning)).read_bytes()
+    except FileNotFoundError:
+        problem = "names a file that does not exist"
+    except OSError as error:
+        problem = f"names a file that can't be read: {_reason(error)}"
+    if not problem and b"-----BEGIN " not in content:
+        problem = "names a file that is not in PEM format"
+        if content[:4] == b"\xfe\xed\xfe\xed":
+            problem += f" but in Java's, JKS; {CONVERT}"
+        elif content[:1] == b"\x30":
+            problem += f" but in a binary one. If it is PKCS #12, {CONVERT}"
+    if problem:
+        raise given.wrong(meaning, problem)
+    return content.decode("ascii", "replace")
+
+
+_BLOCK: Final = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----(.*?)-----END \1-----", re.DOTALL)
+
+
+def _pem_text(given: Given, meaning: str) -> str:
+    """Text in PEM format, with its lines: in a properties file all of it may stand in one."""
+    blocks: list[str] = []
+    for label, body in _BLOCK.findall(given.get(meaning)):
+        if ":" in body:  # headers of an older kind of encryption, which need their lines
+            lines = body.strip()
+        else:
+            bare = "".join(body.split())
+            lines = "\n".join(bare[at : at + 64] for at in range(0, len(bare), 64))
+        blocks.append(f"-----BEGIN {label}-----\n{lines}\n-----END {label}-----\n")
+    if not blocks:
+        raise given.wrong(meaning, "must be text in PEM format, from -----BEGIN to -----END")
+    return "".join(blocks)
+
+
+# --- what is told when a connection fails ---------------------------------------------------------
+
+#: What X509_V_ERR_* of OpenSSL says of the broker's certificate, in our words.
+_VERDICTS: Final[Mapping[int, str]] = {
+    9: "is not valid yet",
+    10: "has expired",
+    18: "is not trusted: it signed itself",
+    19: "is not trusted: whoever signed it is not among those that are",
+    20: "is not trusted: whoever signed it is not among those that are",
+    21: "is not trusted: whoever signed it is not among those that are",
+    23: "was revoked",
+    62: "is for another host name",
+    64: "is for another address",
+}
+#: Alerts of TLS by which a broker refuses what a client shows, by OpenSSL's names for them.
+_ALERTS: Final = re.compile(r"(SSLV3|TLSV1|TLSV13)_ALERT_(.+)")
+
+
+def tls_refusal(error: BaseException) -> str | None:
+    """What of TLS stands in the way, where trying again won't help; else None."""
+    seen: set[int] = set()
+    below: BaseException | None = error
+    while below is not None and id(below) not in seen:
+        seen.add(id(below))
+        if isinstance(below, ssl.SSLCertVerificationError):
+            verdict = _VERDICTS.get(below.verify_code, "can't be accepted")
+            return f"its certificate {verdict} ({one_line(below.verify_message)})"
+        if isinstance(below, ssl.SSLError):
+            reason = _openssl_reason(below)
+            alert = _ALERTS.fullmatch(reason)
+            if alert is not None:
+                said = alert[2].replace("_", " ").lower()
+                return f"it sent the alert '{said}', as when it misses or mistrusts our certificate"
+            if reason in {"WRONG_VERSION_NUMBER", "UNSUPPORTED_PROTOCOL", "NO_PROTOCOLS_AVAILABLE"}:
+                return f"it does not speak the TLS that is asked for: {reason}"
+            return None
+        # kafka-python packs it into an error of its own.
+        packed = next((one for one in below.args if isinstance(one, BaseException)), None)
+        below = packed or below.__cause__ or below.__context__
+    return None

@@ -1,0 +1,348 @@
+"""A broker of a few lines: it lets clients log in, takes records, and answers as it is told to.
+
+It speaks Kafka's protocol with the classes of kafka-python, on a thread for each connection, and
+keeps nothing. A test puts a function of its own in the place of any answer, or bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import hmac
+import importlib
+import os
+import socket
+import ssl
+import struct
+import threading
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+__all__ = [
+    "METADATA",
+    "PRODUCE",
+    "SASL_AUTHENTICATE",
+    "Answer",
+    "ScriptedBroker",
+    "scripted_broker",
+]
+
+_metadata: Any = importlib.import_module("kafka.protocol.metadata")
+_producer: Any = importlib.import_module("kafka.protocol.producer")
+_sasl: Any = importlib.import_module("kafka.protocol.sasl")
+
+#: The numbers of Kafka's requests.
+PRODUCE: Final = 0
+METADATA: Final = 3
+SASL_HANDSHAKE: Final = 17
+API_VERSIONS: Final = 18
+INIT_PRODUCER_ID: Final = 22
+SASL_AUTHENTICATE: Final = 36
+
+#: The versions of each that it speaks.
+_VERSIONS: Final = {
+    PRODUCE: (7, 7),
+    METADATA: (7, 7),
+    SASL_HANDSHAKE: (1, 1),
+    API_VERSIONS: (0, 0),
+    INIT_PRODUCER_ID: (1, 1),
+    SASL_AUTHENTICATE: (1, 1),
+    # It does not, but by this clients tell that it is as new as Kafka 2.3.
+    1: (11, 11),
+}
+_AUTHENTICATION_FAILED: Final = 58
+_UNSUPPORTED_MECHANISM: Final = 33
+_UNSUPPORTED_VERSION: Final = 35
+
+#: What is sent in place of an answer: bytes as they are, several of them one after another, or
+#: nothing at all for None; a None in a list ends the connection.
+Answer = Callable[[bytes], "bytes | Sequence[bytes | None] | None"]
+
+
+class ScriptedBroker:
+    """The broker, as the one who tells it what to do sees it."""
+
+    def __init__(self, server: socket.socket, context: ssl.SSLContext | None) -> None:
+        self._server = server
+        self._context = context
+        self.port = int(server.getsockname()[1])
+        self.host = "127.0.0.1"
+        #: The mechanisms it offers; none for no login.
+        self.mechanisms: tuple[str, ...] = ()
+        self.users: Mapping[str, str] = {}
+        self.tokens: frozenset[str] = frozenset()
+        #: What it says of a login that it refuses.
+        self.refusal = "Authentication failed: Invalid username or password"
+        #: Whether it hangs up on whoever it refuses, as Apache Kafka does.
+        self.hangs_up = True
+        #: Where it says that the brokers are.
+        self.brokers: list[tuple[int, str, int]] = []
+        self.partitions = 1
+        #: By the number of the request.
+        self.answers: dict[int, Answer] = {}
+        self.requests: list[int] = []
+        self.connections = 0
+        self.logins: list[bool] = []
+        self._connections: set[socket.socket] = set()
+        self._threads: list[threading.Thread] = []
+        self._closed = False
+
+    @property
+    def address(self) -> str:
+        return f"{self.host}:{self.port}"
+
+    def run(self) -> None:
+        while True:
+            try:
+                connection, _ = self._server.accept()
+            except OSError:
+                return
+            self.connections += 1
+            self._connections.add(connection)
+            thread = threading.Thread(target=self._serve, args=(connection,))
+            self._threads.append(thread)
+            thread.start()
+
+    def disconnect(self) -> None:
+        """End all connections."""
+        for connection in list(self._connections):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._closed = True
+        with contextlib.suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+        self.disconnect()
+        for thread in list(self._threads):
+            thread.join(10)
+
+    # --- one connection --------------------------------------------------------------------------
+
+    def _serve(self, plain: socket.socket) -> None:
+        connection = plain
+        try:
+            with contextlib.suppress(OSError, ssl.SSLError, EOFError):
+                if self._context is not None:
+                    connection = self._context.wrap_socket(plain, server_side=True)
+                    self._connections.add(connection)
+                self._talk(connection)
+        finally:
+            self._connections -= {plain, connection}
+            connection.close()
+            plain.close()
+
+    def _talk(self, connection: socket.socket) -> None:
+        login = _Login(self)
+        while True:
+            size = struct.unpack(">i", _read(connection, 4))[0]
+            frame = _read(connection, size)
+            api, version, correlation, length = struct.unpack_from(">hhih", frame)
+            body = frame[10 + max(0, length) :]
+            self.requests.append(api)
+            scripted = self.answers.get(api)
+            if scripted is not None:
+                sent = scripted(struct.pack(">i", correlation))
+                for piece in [sent or b""] if sent is None or isinstance(sent, bytes) else sent:
+                    if piece is None:
+                        return
+                    connection.sendall(piece)
+                continue
+            answer, good = self._answer(api, version, body, login)
+            if answer is not None:
+                payload = struct.pack(">i", correlation) + answer
+                connection.sendall(struct.pack(">i", len(payload)) + payload)
+            if not good and self.hangs_up:
+                return
+
+    def _answer(
+        self, api: int, version: int, body: bytes, login: _Login
+    ) -> tuple[bytes | None, bool]:
+        if api == API_VERSIONS:
+            return self._api_versions(version), True
+        if api == SASL_HANDSHAKE:
+            login.mechanism = body[2:].decode()
+            known = login.mechanism in self.mechanisms
+            response = _sasl.SaslHandshakeResponse(
+                version=1,
+                error_code=0 if known else _UNSUPPORTED_MECHANISM,
+                mechanisms=list(self.mechanisms),
+            )
+            return response.encode(), known
+        if api == SASL_AUTHENTICATE:
+            good, answer = login.step(body[4:])
+            if login.done:
+                self.logins.append(good)
+            response = _sasl.SaslAuthenticateResponse(
+                version=1,
+                error_code=0 if good else _AUTHENTICATION_FAILED,
+                error_message=None if good else self.refusal,
+                auth_bytes=answer,
+                session_lifetime_ms=0,
+            )
+            return response.encode(), good
+        if self.mechanisms and not login.done:
+            return None, False
+        if api == METADATA:
+            return self.metadata(body), True
+        if api == INIT_PRODUCER_ID:
+            response = _producer.InitProducerIdResponse(
+                version=1, throttle_time_ms=0, error_code=0, producer_id=1, producer_epoch=0
+            )
+            return response.encode(), True
+        return self.produced(body), True
+
+    def _api_versions(self, version: int) -> bytes:
+        # Whoever asks in a newer version is told so, in the oldest, as KIP-511 has it.
+        error = 0 if version == 0 else _UNSUPPORTED_VERSION
+        rows = b"".join(struct.pack(">hhh", api, *range_) for api, range_ in _VERSIONS.items())
+        return struct.pack(">hi", error, len(_VERSIONS)) + rows
+
+    def metadata(self, body: bytes) -> bytes:
+        """An answer about the topics that are asked for: each has its partitions, and a leader."""
+        request = _metadata.MetadataRequest.decode(body, version=7)
+        brokers = self.brokers or [(1, self.host, self.port)]
+        leader = brokers[0][0]
+        response = _metadata.MetadataResponse(
+            version=7,
+            throttle_time_ms=0,
+            brokers=[
+                _metadata.MetadataResponse.MetadataResponseBroker(
+                    version=7, node_id=node, host=host, port=port, rack=None
+                )
+                for node, host, port in brokers
+            ],
+            cluster_id="scripted",
+            controller_id=leader,
+            topics=[
+                _metadata.MetadataResponse.MetadataResponseTopic(
+                    version=7,
+                    error_code=0,
+                    name=topic.name,
+                    is_internal=False,
+                    partitions=[
+                        _metadata.MetadataResponse.MetadataResponseTopic.MetadataResponsePartition(
+                            version=7,
+                            error_code=0,
+                            partition_index=index,
+                            leader_id=leader,
+                            leader_epoch=0,
+                            replica_nodes=[leader],
+                            isr_nodes=[leader],
+                            offline_replicas=[],
+                        )
+                        for index in range(self.partitions)
+                    ],
+                )
+                for topic in request.topics or ()
+            ],
+        )
+        encoded: bytes = response.encode()
+        return encoded
+
+    def produced(self, body: bytes) -> bytes:
+        """An answer that all is written."""
+        request = _producer.ProduceRequest.decode(body, version=7)
+        rows = b""
+        for topic in request.topic_data:
+            name = topic.name.encode()
+            rows += (
+                struct.pack(">h", len(name)) + name + struct.pack(">i", len(topic.partition_data))
+            )
+            for partition in topic.partition_data:
+                rows += struct.pack(">ihqqq", partition.index, 0, 7, -1, 0)
+        return struct.pack(">i", len(request.topic_data)) + rows + struct.pack(">i", 0)
+
+
+class _Login:
+    """The broker's side of a login."""
+
+    def __init__(self, broker: ScriptedBroker) -> None:
+        self._broker = broker
+        self.mechanism = ""
+        self.done = False
+        self._first = b""
+        self._second = b""
+        self._key = b""
+
+    def step(self, message: bytes) -> tuple[bool, bytes]:
+        """Whether all is well so far, and what to answer."""
+        if self.mechanism == "PLAIN":
+            self.done = True
+            _, user, password = message.split(b"\0")
+            return self._broker.users.get(user.decode()) == password.decode(), b""
+        if self.mechanism == "OAUTHBEARER":
+            self.done = True
+            token = message.partition(b"auth=Bearer ")[2].partition(b"\1")[0].decode()
+            return token in self._broker.tokens, b""
+        return self._scram(message)
+
+    def _scram(self, message: bytes) -> tuple[bool, bytes]:
+        name = self.mechanism.removeprefix("SCRAM-").replace("-", "").lower()
+        if not self._first:
+            self._first = message[3:]
+            parts = dict(part.split(b"=", 1) for part in self._first.split(b","))
+            user = parts[b"n"].replace(b"=2C", b",").replace(b"=3D", b"=").decode()
+            salt = os.urandom(16)
+            password = self._broker.users.get(user, "").encode()
+            self._key = hashlib.pbkdf2_hmac(name, password, salt, 4096)
+            nonce = parts[b"r"] + b"and-the-brokers"
+            self._second = b"r=%b,s=%b,i=4096" % (nonce, base64.b64encode(salt))
+            return True, self._second
+        self.done = True
+        final, _, proof = message.rpartition(b",p=")
+
+        def mac(key: bytes, text: bytes) -> bytes:
+            return hmac.digest(key, text, name)
+
+        client = mac(self._key, b"Client Key")
+        said = b",".join((self._first, self._second, final))
+        signature = mac(hashlib.new(name, client).digest(), said)
+        wanted = bytes(one ^ other for one, other in zip(client, signature, strict=True))
+        server = mac(mac(self._key, b"Server Key"), said)
+        return base64.b64decode(proof) == wanted, b"v=" + base64.b64encode(server)
+
+
+def _read(connection: socket.socket, size: int) -> bytes:
+    content = b""
+    while len(content) < size:
+        piece = connection.recv(min(size - len(content), 2**20))
+        if not piece:
+            raise EOFError
+        content += piece
+    return content
+
+
+@contextmanager
+def scripted_broker(
+    context: ssl.SSLContext | None = None, **attributes: Any
+) -> Generator[ScriptedBroker, None, None]:
+    """Run one, with these of its attributes set.
+
+    Args:
+        context: for TLS.
+        attributes: such as ``mechanisms``.
+    """
+    server = socket.create_server(("127.0.0.1", 0))
+    broker = ScriptedBroker(server, context)
+    for name, value in attributes.items():
+        setattr(broker, name, value)
+    thread = threading.Thread(target=broker.run)
+    thread.start()
+    try:
+        yield broker
+    finally:
+        broker.close()
+        thread.join(10)
+
+
+def eventually(condition: Callable[[], bool], patience: float = 10.0) -> None:
+    """Wait until something is so."""
+    deadline = time.monotonic() + patience
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
