@@ -93,6 +93,35 @@ def minimums(session: nox.Session) -> None:
 
 
 @nox.session
+def kafka(session: nox.Session) -> None:
+    """Run the tests against Apache Kafka itself, which needs Java, and Maven to fetch Kafka."""
+    session.install(".", "--group", "test")
+    session.run("pytest", "tests/kafka", *session.posargs)
+
+
+@nox.session
+def security(session: nox.Session) -> None:
+    """Ask whether a dependency has a known hole. The code itself is checked by lint.
+
+    This needs PyPI's own service of advisories, which mirrors seldom have. What can't be looked up
+    is a failure, and not passed over, as it is without ``--strict``.
+    """
+    session.install(".[demo]")
+    # The package itself is on no index.
+    lister = """
+from importlib.metadata import distributions
+for one in distributions():
+    if one.name != "anyio-sendproducer":
+        print(f"{one.name}=={one.version}")
+"""
+    found = session.run("python", "-c", lister, silent=True)
+    listed = Path(session.create_tmp(), "installed.txt")
+    listed.write_text(str(found))
+    session.install("pip-audit")
+    session.run("pip-audit", "--strict", "--no-deps", "--disable-pip", "-r", str(listed))
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """Build the documents; a warning is an error, and so is a reference to nothing."""
     session.install(".", "--group", "docs")

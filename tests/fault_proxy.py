@@ -1,0 +1,468 @@
+"""A TCP proxy that does to connections what networks do: refuse, swallow, reset, dribble, dawdle.
+
+It stands before one broker, which has to advertise the proxy's address in place of its own, or
+clients would go past it: Tansu is told so by `proxied_broker`, Apache Kafka by
+`advertised.listeners`; a cluster takes one proxy for each broker.
+
+It runs on a thread of its own. The switches may be called from any thread, and have taken effect
+when they return.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import fcntl
+import os
+import random
+import socket
+import struct
+import subprocess
+import tempfile
+import termios
+import threading
+import time
+import uuid
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from anyio_sendproducer.testing import _broker
+
+__all__ = ["PRODUCE", "FaultProxy", "Way", "fault_proxy", "proxied_broker"]
+
+_HOST: Final = "127.0.0.1"
+
+#: The number of Kafka's Produce request.
+PRODUCE: Final = 0
+
+#: Bytes of a request up to its correlation id, the length in front included; of an answer, fewer.
+_HEADER: Final = {True: 12, False: 8}
+
+#: Seconds for a switch, and for the proxy's end.
+_PATIENCE: Final = 10.0
+
+
+class Way(enum.Enum):
+    """Where bytes go."""
+
+    TO_BROKER = "to the broker"
+    TO_CLIENT = "to the client"
+
+
+class _Cut:
+    """A reset that is to come: after so many bytes of a frame, a few times."""
+
+    def __init__(self, way: Way, after: int, api: int | None, times: int) -> None:
+        self.way = way
+        self.after = after
+        self.api = api
+        self.times = times
+
+
+class _Frames:
+    """Follows the frames of one way of a connection."""
+
+    def __init__(self, way: Way, apis: dict[int, int]) -> None:
+        self._way = way
+        self._apis = apis
+        self._size = _HEADER[way is Way.TO_BROKER]
+        self._header = b""
+        self._rest = 0  # bytes of the frame that are still to come, once its header is known
+        self._cut_in: int | None = None  # bytes until the reset
+
+    def cut(self, chunk: bytes, due: Callable[[Way, int | None], int | None]) -> int | None:
+        """How many bytes of the chunk are to be passed on before a reset; None for no reset.
+
+        Args:
+            chunk: what came.
+            due: told the kind of each request, tells after how many bytes of it, or of the answer
+                to it, a reset is due.
+        """
+        at = 0
+        while at < len(chunk):
+            if self._cut_in is not None:
+                if self._cut_in <= len(chunk) - at:
+                    return at + self._cut_in
+                self._cut_in -= len(chunk) - at
+                return None
+            if self._rest:
+                taken = min(self._rest, len(chunk) - at)
+                self._rest -= taken
+                at += taken
+                continue
+            missing = chunk[at : at + self._size - len(self._header)]
+            self._header += missing
+            at += len(missing)
+            if len(self._header) == self._size:
+                length = 4 + int(struct.unpack_from(">i", self._header)[0])
+                after = due(self._way, self._api(self._header))
+                if after is not None:
+                    # In the middle: neither before the first byte nor behind the last.
+                    self._cut_in = max(0, min(after, length - 1) - self._size)
+                    if self._cut_in == 0:
+                        return at
+                self._rest = length - self._size
+                self._header = b""
+        return None
+
+    def _api(self, header: bytes) -> int | None:
+        if self._way is Way.TO_BROKER:
+            api, _, correlation = struct.unpack_from(">hhi", header, 4)
+            self._apis[correlation] = api
+            return int(api)
+        return self._apis.pop(struct.unpack_from(">i", header, 4)[0], None)
+
+
+class _Connection:
+    def __init__(self, client: socket.socket) -> None:
+        self.client = client
+        self.broker: socket.socket | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.half_closed: set[Way] = set()
+
+    def target(self, way: Way) -> socket.socket | None:
+        return self.broker if way is Way.TO_BROKER else self.client
+
+    def close(self, *, reset: bool) -> None:
+        for one in (self.client, self.broker):
+            if one is not None:
+                if reset and one.fileno() >= 0:
+                    # Closed so, a socket sends no FIN but RST.
+                    one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                one.close()
+
+
+class FaultProxy:
+    """The proxy, as the one who tells it what to do sees it; `fault_proxy` makes it."""
+
+    def __init__(self, upstream: str) -> None:
+        self._upstream = upstream
+        self._loop = asyncio.new_event_loop()
+        self._listening = _bound(0)
+        self.port: int = self._listening.getsockname()[1]
+        self.address = f"{_HOST}:{self.port}"
+        """Where clients connect to."""
+        self.accepted = 0
+        """Connections taken so far."""
+        self.resets = 0
+        """Connections reset so far."""
+        self.swallowed = 0
+        """Bytes that came while nothing was passed on."""
+        self._connections: set[_Connection] = set()
+        self._cuts: list[_Cut] = []
+        self._dribbles = False
+        self._latency = self._jitter = 0.0
+        self._random = random.Random(20)  # the same pauses each time
+        self._passes = asyncio.Event()
+        self._passes.set()
+        self._thread = threading.Thread(target=self._serve, name="fault-proxy", daemon=True)
+
+    # --- switches ------------------------------------------------------------------------------
+
+    def heal(self) -> None:
+        """Pass everything on, from now on. What was held back is passed on, too."""
+
+        def switch() -> None:
+            self._cuts.clear()
+            self._dribbles = False
+            self._latency = self._jitter = 0.0
+            self._passes.set()
+            self._listen()
+
+        self._do(switch)
+
+    def refuse(self) -> None:
+        """Refuse connections, and reset those that there are, as where a host's broker ended."""
+
+        def switch() -> None:
+            self._unlisten()
+            # Bound and not listening: the system refuses, and nobody else gets the port.
+            self._listening = _bound(self.port)
+            self._cut_all()
+
+        self._do(switch)
+
+    def black_hole(self) -> None:
+        """Take connections, and pass nothing on, neither way, until healed."""
+        self._do(self._passes.clear)
+
+    def cut(self) -> None:
+        """Reset all connections that there are, wherever in a frame they are."""
+        self._do(self._cut_all)
+
+    def reset_in_frame(
+        self, way: Way, *, after: int = 40, api: int | None = PRODUCE, times: int = 1
+    ) -> None:
+        """Reset a connection in the middle of a request, or of the answer to one.
+
+        Args:
+            way: of requests, or of answers.
+            after: how many bytes of the frame are passed on.
+            api: of which kind of request; None: any.
+            times: how many connections, each at its next such frame.
+        """
+        self._do(lambda: self._cuts.append(_Cut(way, after, api, times)))
+
+    def dribble(self) -> None:
+        """Pass on one byte at a time."""
+
+        def switch() -> None:
+            self._dribbles = True
+
+        self._do(switch)
+
+    def delay(self, latency: float, jitter: float = 0.0) -> None:
+        """Hold back whatever comes for so many seconds, and up to `jitter` more, each way; what
+        comes meanwhile waits with it."""
+
+        def switch() -> None:
+            self._latency, self._jitter = latency, jitter
+
+        self._do(switch)
+
+    def half_close(self, way: Way) -> None:
+        """End one way of all connections that there are: FIN, and nothing more comes there."""
+
+        def switch() -> None:
+            for connection in self._connections:
+                target = connection.target(way)
+                if target is not None and way not in connection.half_closed:
+                    connection.half_closed.add(way)
+                    with contextlib.suppress(OSError):
+                        target.shutdown(socket.SHUT_WR)
+
+        self._do(switch)
+
+    @property
+    def open_connections(self) -> int:
+        """Connections that there are."""
+        return len(self._connections)
+
+    # --- the beginning and the end -------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to serve."""
+        self._thread.start()
+        self._do(self._listen)
+
+    def stop(self) -> None:
+        """Close everything, and wait for the thread."""
+        self._do(self._end)
+        self._thread.join(_PATIENCE)
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+        self._loop.run_until_complete(asyncio.sleep(0))
+        self._loop.close()
+
+    def _do(self, switch: Callable[[], object]) -> None:
+        async def run() -> None:
+            switch()
+
+        asyncio.run_coroutine_threadsafe(run(), self._loop).result(_PATIENCE)
+
+    def _listen(self) -> None:
+        self._listening.listen(128)
+        self._loop.add_reader(self._listening, self._accept)
+
+    def _unlisten(self) -> None:
+        self._loop.remove_reader(self._listening)
+        self._listening.close()
+
+    def _end(self) -> None:
+        self._unlisten()
+        self._cut_all()
+        # The tasks that were cancelled get their turn first.
+        self._loop.call_later(0.01, self._loop.stop)
+
+    # --- on the thread -------------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            client, _ = self._listening.accept()
+            self.accepted += 1
+            connection = _Connection(client)
+            self._connections.add(connection)
+            connection.task = self._loop.create_task(self._handle(connection))
+
+    async def _handle(self, connection: _Connection) -> None:
+        try:
+            _prepare(connection.client)
+            await self._passes.wait()
+            host, port = self._upstream.rsplit(":", 1)
+            connection.broker = broker = socket.socket()
+            _prepare(broker)
+            await self._loop.sock_connect(broker, (host, int(port)))
+            apis: dict[int, int] = {}
+            ways = ((Way.TO_BROKER, connection.client), (Way.TO_CLIENT, broker))
+            await _all(
+                [
+                    self._loop.create_task(self._pump(connection, way, source, apis))
+                    for way, source in ways
+                ]
+            )
+        except OSError:
+            # The other side is gone, or was never there: so is this one.
+            connection.close(reset=True)
+        finally:
+            connection.close(reset=False)
+            self._connections.discard(connection)
+
+    async def _pump(
+        self, connection: _Connection, way: Way, source: socket.socket, apis: dict[int, int]
+    ) -> None:
+        frames = _Frames(way, apis)
+        target = connection.target(way)
+        assert target is not None
+        while chunk := await self._loop.sock_recv(source, 65_536):
+            if way in connection.half_closed:
+                continue
+            passed_on = frames.cut(chunk, self._due)
+            await self._pass_on(chunk[:passed_on], target)
+            if passed_on is not None:
+                await _sent(target)
+                self._cut(connection)
+        if way not in connection.half_closed:
+            connection.half_closed.add(way)
+            target.shutdown(socket.SHUT_WR)
+
+    async def _pass_on(self, chunk: bytes, target: socket.socket) -> None:
+        if self._latency or self._jitter:
+            await asyncio.sleep(self._latency + self._random.random() * self._jitter)
+        if not self._passes.is_set():
+            self.swallowed += len(chunk)
+            await self._passes.wait()
+        if not self._dribbles:
+            await self._loop.sock_sendall(target, chunk)
+            return
+        for at in range(len(chunk)):
+            await self._loop.sock_sendall(target, chunk[at : at + 1])
+            if at % 32 == 0:
+                await asyncio.sleep(0)
+
+    def _due(self, way: Way, api: int | None) -> int | None:
+        for cut in self._cuts:
+            if cut.way is way and cut.times and (cut.api is None or cut.api == api):
+                cut.times -= 1
+                return cut.after
+        return None
+
+    def _cut_all(self) -> None:
+        for connection in list(self._connections):
+            self._cut(connection)
+
+    def _cut(self, connection: _Connection) -> None:
+        self.resets += 1
+        if connection.task is not None:
+            connection.task.cancel()
+        # A socket that is closed while the loop looks at it confuses the loop.
+        for one in (connection.client, connection.broker):
+            if one is not None and one.fileno() >= 0:
+                self._loop.remove_reader(one)
+                self._loop.remove_writer(one)
+        connection.close(reset=True)
+
+
+async def _sent(one: socket.socket) -> None:
+    """Wait until all that was written has arrived: a reset throws away what is still to be sent."""
+    for _ in range(1_000):
+        if fcntl.ioctl(one, termios.TIOCOUTQ, bytes(4)) == bytes(4):
+            return
+        await asyncio.sleep(0.001)
+
+
+async def _all(tasks: list[asyncio.Task[None]]) -> None:
+    """Wait for all tasks; where one fails, or this one is cancelled, end the others."""
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _bound(port: int) -> socket.socket:
+    bound = socket.socket()
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.setblocking(False)  # its only argument
+    bound.bind((_HOST, port))
+    return bound
+
+
+def _prepare(one: socket.socket) -> None:
+    one.setblocking(False)  # as above
+    # A byte that is sent alone is to come alone.
+    one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+@contextmanager
+def fault_proxy(upstream: str) -> Generator[FaultProxy, None, None]:
+    """Run a proxy before what listens at `upstream`, which need not be there yet."""
+    proxy = FaultProxy(upstream)
+    proxy.start()
+    try:
+        yield proxy
+    finally:
+        proxy.stop()
+
+
+# --- the embedded broker behind it ---------------------------------------------------------------
+
+
+@contextmanager
+def proxied_broker() -> Generator[FaultProxy, None, None]:
+    """Run an embedded broker that knows no other address of its own than that of a proxy.
+
+    `embedded_broker` tells the broker to advertise where it listens; this one is started here.
+    """
+    port = _broker._free_port()
+    with fault_proxy(f"{_HOST}:{port}") as proxy, tempfile.TemporaryDirectory() as directory:
+        log = Path(directory) / "output.log"
+        cluster = uuid.uuid4().hex
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [
+                    _broker._find_binary(),
+                    "broker",
+                    *("--cluster-id", cluster),
+                    *("--listener-url", f"tcp://{_HOST}:{port}"),
+                    *("--advertised-listener-url", f"tcp://{proxy.address}"),
+                    *("--storage-engine", "memory://tansu/"),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=directory,
+                env={
+                    name: os.environ[name]
+                    for name in os.environ
+                    if name not in _broker._NOT_INHERITED
+                },
+                start_new_session=True,
+            )
+        try:
+            deadline = time.monotonic() + _PATIENCE
+            while not _answers(port, cluster.encode()):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"the broker did not come up:\n{log.read_text()}")
+                time.sleep(0.005)
+            yield proxy
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _answers(port: int, cluster: bytes) -> bool:
+    answer = b""
+    with (
+        contextlib.suppress(OSError),
+        socket.create_connection((_HOST, port), timeout=0.25) as connection,
+    ):
+        connection.sendall(_broker._METADATA_REQUEST)
+        while cluster not in answer and (more := connection.recv(1_000)):
+            answer += more
+    return cluster in answer

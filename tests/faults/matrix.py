@@ -1,0 +1,289 @@
+"""The fault matrix: what became of a load under each fault, one row for each cell and loop.
+
+A cell is a test. Where the variable FAULT_ROWS names a directory, each writes its row there; then
+``python -m tests.faults.matrix DIRECTORY [PAGE]`` makes the table of all rows that it finds there,
+in the same order each time. With FULL_FAULTS=1 a load has 20,000 records, otherwise 2,000.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import anyio
+import anyio.to_thread
+
+from anyio_sendproducer import ProducerSettings
+from tests.history import GRACE, History, Logged, Reader, Report, check, read_topic
+from tests.load import Ran
+
+__all__ = ["FULL", "RECORDS", "Cell", "Row", "judge", "judge_history", "page", "write_row"]
+
+#: Whether the whole matrix is run, with many records.
+FULL: Final = os.environ.get("FULL_FAULTS", "") not in {"", "0"}
+
+#: How many records a load has.
+RECORDS: Final = 20_000 if FULL else 2_000
+
+_READERS: Final[tuple[Reader, ...]] = ("kafka-python", "confluent-kafka")
+
+#: The page's groups, in this order; others follow.
+_GROUPS: Final = ("injected", "wire", "process")
+
+_BEGIN: Final = """\
+# The fault matrix
+
+What became of every record of a load while something went wrong, as counted afterwards by two
+independent readers of the log. Each row is a test. `pytest tests/faults` runs those that need no
+cluster; see `tests/faults/matrix.py` for how this page is made.
+
+- **failed**: records whose outcome was an error, by its kind and its `persistence`.
+- **doubled**, **lost**, **reordered**: what must be 0. *Lost* is acknowledged and not there.
+- **misreported**: of which something untrue was said, or nothing, or too late; 0 as well.
+- **repeated**: copies that the client sent again with the same sequence number. Apache Kafka and
+  the embedded broker drop them; the mock cluster, which answers what it is told, keeps them.
+- Times are in seconds: the longest that one record waited for its outcome, and from the end of
+  the block's body until it was left.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """Which row it is."""
+
+    group: str
+    name: str
+    loop: str
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One cell on one loop."""
+
+    group: str
+    cell: str
+    loop: str
+    records: int
+    acknowledged: int
+    failed: Mapping[str, int]
+    withdrawn: int
+    abandoned: int
+    never_accepted: int
+    doubled: int
+    repeated: int
+    lost: int
+    reordered: int
+    misreported: int
+    damaged: int
+    longest_wait: float
+    time_to_exit: float
+    note: str = ""
+
+    @classmethod
+    def of(cls, cell: Cell, report: Report) -> Row:
+        """The row of a report."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        shared = {
+            field.name: getattr(report, field.name)
+            for field in dataclasses.fields(report)
+            if field.name in names
+        }
+        return cls(
+            group=cell.group,
+            cell=cell.name,
+            loop=cell.loop,
+            note=cell.note,
+            records=report.sent,
+            **shared,
+        )
+
+
+def write_row(row: Row) -> None:
+    """Write a row where it is to be collected; nothing where it is not."""
+    directory = os.environ.get("FAULT_ROWS")
+    if directory:
+        name = re.sub(r"[^a-z0-9]+", "-", f"{row.group} {row.cell} {row.loop}".lower())
+        path = Path(directory) / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(dataclasses.asdict(row), indent=1, sort_keys=True) + "\n")
+
+
+async def judge(
+    cell: Cell,
+    ran: Ran,
+    settings: ProducerSettings,
+    topic: str,
+    *,
+    address: str = "",
+    repeats: bool = False,
+    grace: float = GRACE,
+    readers: Mapping[Reader, Mapping[str, Any]] | None = None,
+) -> Report:
+    """Read the topic with both readers, check, and write the row; then fail where there is a fault.
+
+    Args:
+        cell: which row it is.
+        ran: what came of the load.
+        settings: the producer's.
+        topic: where the load went.
+        address: where to read; where the producer wrote, if it is not given.
+        repeats: the broker does not look at sequence numbers; see `check`.
+        grace: how much later than `delivery_timeout` an outcome may come.
+        readers: further settings of each reader.
+    """
+    return await judge_history(
+        cell,
+        ran.history,
+        address or settings.addresses[0],
+        topic,
+        delivery_timeout=settings.delivery_timeout,
+        time_to_exit=ran.time_to_exit,
+        repeats=repeats,
+        grace=grace,
+        readers=readers,
+    )
+
+
+async def judge_history(
+    cell: Cell,
+    history: History,
+    address: str,
+    topic: str,
+    *,
+    delivery_timeout: float,
+    time_to_exit: float,
+    repeats: bool = False,
+    grace: float = GRACE,
+    killed: bool = False,
+    readers: Mapping[Reader, Mapping[str, Any]] | None = None,
+) -> Report:
+    """As `judge`, of a history that was kept elsewhere, such as in another process."""
+    logs: dict[Reader, list[Logged]] = {}
+
+    async def read(reader: Reader) -> None:
+        config = (readers or {}).get(reader)
+        logs[reader] = await anyio.to_thread.run_sync(
+            partial(read_topic, reader=reader, config=config), address, topic
+        )
+
+    async with anyio.create_task_group() as tasks:
+        for reader in _READERS:
+            tasks.start_soon(read, reader)
+    report = check(
+        history,
+        # This one tells sequence numbers.
+        logs["kafka-python"],
+        delivery_timeout=delivery_timeout,
+        grace=grace,
+        time_to_exit=time_to_exit,
+        repeats=repeats,
+        killed=killed,
+    )
+    write_row(Row.of(cell, report))
+    assert report.faults == (), str(report)
+    assert _places(logs["kafka-python"]) == _places(logs["confluent-kafka"]), "readers disagree"
+    return report
+
+
+def _places(log: Iterable[Logged]) -> set[tuple[Any, ...]]:
+    return {(one.partition, one.offset, one.content) for one in log}
+
+
+# --- the page ------------------------------------------------------------------------------------
+
+
+def page(rows: Iterable[Row]) -> str:
+    """The page of these rows: a table for each group, a row for each cell and loop."""
+    groups: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: (row.cell, row.loop)):
+        groups.setdefault(row.group, []).append(row)
+    parts = [_BEGIN]
+    for group in sorted(groups, key=_rank):
+        parts.append(f"## {group.capitalize()}\n")
+        notes: list[str] = []
+        parts.append(_table(groups[group], notes))
+        if notes:
+            parts.append("\n".join(f"{number}. {note}" for number, note in enumerate(notes, 1)))
+            parts[-1] += "\n"
+    return "\n".join(parts)
+
+
+def _rank(group: str) -> tuple[int, str]:
+    return (_GROUPS.index(group) if group in _GROUPS else len(_GROUPS), group)
+
+
+_HEAD: Final = (
+    "cell",
+    "loop",
+    "records",
+    "acknowledged",
+    "failed",
+    "withdrawn",
+    "abandoned",
+    "doubled",
+    "repeated",
+    "lost",
+    "reordered",
+    "misreported",
+    "longest wait",
+    "time to exit",
+)
+
+
+def _table(rows: Sequence[Row], notes: list[str]) -> str:
+    lines = [
+        "| " + " | ".join(_HEAD) + " |",
+        "|"
+        + "|".join("---" if name in {"cell", "loop", "failed"} else "---:" for name in _HEAD)
+        + "|",
+    ]
+    for row in rows:
+        cell = row.cell
+        if row.note:
+            if row.note not in notes:
+                notes.append(row.note)
+            cell += f" ({notes.index(row.note) + 1})"
+        failed = "; ".join(f"{count:,} {kind}" for kind, count in sorted(row.failed.items()))
+        shown = (
+            cell,
+            row.loop,
+            f"{row.records:,}",
+            f"{row.acknowledged:,}",
+            failed or "0",
+            f"{row.withdrawn + row.never_accepted:,}",
+            f"{row.abandoned:,}",
+            f"{row.doubled:,}",
+            f"{row.repeated:,}",
+            f"{row.lost:,}",
+            f"{row.reordered:,}",
+            f"{row.misreported + row.damaged:,}",
+            f"{row.longest_wait:.2f}",
+            f"{row.time_to_exit:.2f}",
+        )
+        lines.append("| " + " | ".join(shown) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _main(arguments: Sequence[str]) -> int:
+    if len(arguments) not in {1, 2}:
+        sys.stderr.write("usage: python -m tests.faults.matrix DIRECTORY [PAGE]\n")
+        return 2
+    rows = [Row(**json.loads(path.read_text())) for path in Path(arguments[0]).glob("*.json")]
+    text = page(rows)
+    if len(arguments) == 2:
+        Path(arguments[1]).write_text(text)
+    else:
+        sys.stdout.write(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main(sys.argv[1:]))

@@ -1,0 +1,117 @@
+"""A program that sends, for tests that do things to a whole process.
+
+It is run as ``python -m tests.faults.sending``, with its orders as JSON in its first argument, and
+keeps its history in a journal. It prints a line of JSON where the test has to know how far it is,
+and a last one with what came of it.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from anyio_sendproducer import ProducerRecord, ProducerSettings, SendProducer, open_send_producer
+from tests.history import History
+from tests.load import Load, Running, run_load
+
+
+def tell(**what: Any) -> None:
+    """Tell the test."""
+    sys.stdout.write(json.dumps(what) + "\n")
+    sys.stdout.flush()
+
+
+async def _load(orders: dict[str, Any], history: History) -> None:
+    settings = ProducerSettings(
+        bootstrap_servers=orders["address"],
+        delivery_timeout=20.0,
+        close_timeout=orders["close_timeout"],
+        cancel_timeout=orders["cancel_timeout"],
+    )
+    load = Load(
+        topic=orders["topic"],
+        records=orders["records"],
+        seconds=orders["seconds"],
+        leave=orders["when"] in {"drain", "close"},
+        calls=("enqueue",) if orders["when"] in {"drain", "close"} else ("send", "enqueue"),
+    )
+
+    async def during(running: Running) -> None:
+        await running.until_sent(0.5)
+        tell(now="sending")
+
+    async def watch(scope: anyio.CancelScope) -> None:
+        # What services do: a signal ends the work in good order.
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for _ in signals:
+                scope.cancel()
+                return
+
+    async with anyio.create_task_group() as tasks:
+        if orders["handler"]:
+            tasks.start_soon(watch, tasks.cancel_scope)
+        ran = await run_load(settings, load, during=during, history=history)
+        tell(now="left", undelivered=ran.undelivered)
+        tasks.cancel_scope.cancel()
+
+
+async def _exit_with_records_pending(orders: dict[str, Any]) -> None:
+    """Leave by an exception while records are under way, or with a producer that nobody closes."""
+    settings = ProducerSettings(bootstrap_servers=orders["address"], cancel_timeout=0.5)
+    if orders["how"] == "forgotten":
+        # Neither left nor closed: the loop ends in the middle of the block.
+        context = open_send_producer(settings)
+        producer: SendProducer = await context.__aenter__()
+        _enqueue_some(producer, orders["topic"])
+        tell(now="pending")
+        return
+    async with open_send_producer(settings) as producer:
+        await producer.send(ProducerRecord("t", b"first"))
+        _enqueue_some(producer, orders["topic"])
+        tell(now="pending")
+        if orders["how"] == "sys.exit":
+            sys.exit(7)
+        raise ZeroDivisionError
+
+
+def _enqueue_some(producer: SendProducer, topic: str) -> None:
+    for number in range(500):
+        producer.enqueue_nowait(ProducerRecord(topic, b"%d" % number, partition=0))
+
+
+def _is_interrupt(error: BaseException) -> bool:
+    inside = getattr(error, "exceptions", None)
+    if inside is None:
+        return isinstance(error, KeyboardInterrupt)
+    return all(map(_is_interrupt, inside))
+
+
+def main() -> None:
+    """Do as ordered."""
+    orders: dict[str, Any] = json.loads(sys.argv[1])
+    if "how" in orders:
+        anyio.run(_exit_with_records_pending, orders, backend=orders["loop"])
+        return
+    history = History(Path(orders["journal"]))
+    began = time.monotonic()
+    ended = "well"
+    try:
+        anyio.run(_load, orders, history, backend=orders["loop"])
+    except BaseException as error:
+        # A task group wraps it, where it comes up in one of its tasks.
+        if not _is_interrupt(error):
+            raise
+        ended = "KeyboardInterrupt"
+    finally:
+        history.close()
+    tell(ended=ended, took=time.monotonic() - began)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,439 @@
+"""What a cluster answers, and how: each error of the protocol, silence, moves, closed connections.
+
+librdkafka's mock cluster answers as it is told. A request that it answers with an error it does not
+write, whatever the error; what is under way to other partitions meanwhile it does. So what is
+judged is what the producer makes of an answer. It keeps what the client sends again because an
+answer was lost: such copies are counted as repeated, and not as doubled.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import anyio
+import pytest
+
+from anyio_sendproducer import ProducerSettings
+from tests.calls import until
+from tests.faults.matrix import FULL, RECORDS, Cell, judge
+from tests.history import Report
+from tests.load import During, Load, Ran, Running, run_load
+from tests.mock_cluster import INIT_PRODUCER_ID, METADATA, MockCluster, mock_cluster
+
+#: Seconds over which a load is spread: a fault comes and goes within them.
+SECONDS = 3.0 if FULL else 0.2
+
+#: The mock cluster's answers to newer requests for the API's versions can't be read.
+FOR_MOCK = {"api_version": (2, 3)}
+
+_topics = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def one_cluster() -> Iterator[MockCluster]:
+    with mock_cluster(2) as running:
+        yield running
+
+
+@pytest.fixture
+def cluster(one_cluster: MockCluster) -> Iterator[MockCluster]:
+    yield one_cluster
+    one_cluster.behave()
+    for api in (0, METADATA, INIT_PRODUCER_ID):
+        one_cluster.forget_answers(api)
+
+
+@pytest.fixture
+def fresh() -> Iterator[MockCluster]:
+    """A cluster of the test's own: what one of its brokers is told to answer, it can't be told to
+    forget, and it hides what all are told."""
+    with mock_cluster(2) as running:
+        yield running
+
+
+@pytest.fixture
+def topic() -> str:
+    # Created when it is first asked for, with four partitions, which the brokers lead in turn. To
+    # create it by hand now and then takes the mock seconds.
+    return f"t{next(_topics)}"
+
+
+def settings_for(cluster: MockCluster, **changes: Any) -> ProducerSettings:
+    properties = {**FOR_MOCK, **changes.pop("properties", {})}
+    return ProducerSettings(
+        bootstrap_servers=cluster.bootstrap_servers,
+        delivery_timeout=10.0,
+        close_timeout=10.0,
+        properties=properties,
+    ).evolve(**changes)
+
+
+async def run(
+    cell: str,
+    loop: str,
+    settings: ProducerSettings,
+    topic: str,
+    during: During,
+    *,
+    note: str = "",
+) -> tuple[Ran, Report]:
+    """Run a load under a fault, judge it, and write the row."""
+    load = Load(topic=topic, records=RECORDS, seconds=SECONDS)
+    ran = await run_load(settings, load, during=during)
+    readers: Any = {"kafka-python": FOR_MOCK}
+    report = await judge(
+        Cell("injected", cell, loop, note), ran, settings, topic, repeats=True, readers=readers
+    )
+    return ran, report
+
+
+# --- each error of a produce answer --------------------------------------------------------------
+
+#: The client sends again, and everything is delivered.
+RETRIED = {
+    3: "UNKNOWN_TOPIC_OR_PARTITION",
+    5: "LEADER_NOT_AVAILABLE",
+    6: "NOT_LEADER_OR_FOLLOWER",
+    7: "REQUEST_TIMED_OUT",
+    13: "NETWORK_EXCEPTION",
+    19: "NOT_ENOUGH_REPLICAS",
+    20: "NOT_ENOUGH_REPLICAS_AFTER_APPEND",
+    56: "KAFKA_STORAGE_ERROR",
+    74: "FENCED_LEADER_EPOCH",
+    75: "UNKNOWN_LEADER_EPOCH",
+    89: "THROTTLING_QUOTA_EXCEEDED",
+}
+
+#: The broker has not written the batch and never will: the records in it are rejected.
+REFUSED = {
+    2: "CORRUPT_MESSAGE",
+    17: "INVALID_TOPIC_EXCEPTION",
+    21: "INVALID_REQUIRED_ACKS",
+    29: "TOPIC_AUTHORIZATION_FAILED",
+    31: "CLUSTER_AUTHORIZATION_FAILED",
+    35: "UNSUPPORTED_VERSION",
+    43: "UNSUPPORTED_FOR_MESSAGE_FORMAT",
+    44: "POLICY_VIOLATION",
+    53: "TRANSACTIONAL_ID_AUTHORIZATION_FAILED",
+    76: "UNSUPPORTED_COMPRESSION_TYPE",
+}
+
+#: The client splits the batch and sends the halves; a record that is alone is rejected.
+SPLIT = {
+    10: "MESSAGE_TOO_LARGE",
+    18: "RECORD_LIST_TOO_LARGE",
+    32: "INVALID_TIMESTAMP",
+    87: "INVALID_RECORD",
+}
+
+#: Refusals of the client, which another takes the place of, and not of what it sent.
+OF_EVERYTHING = {31, 35, 53}
+
+#: Nobody can tell whether the batch was written, and the client does not send it again.
+UNSURE = {
+    -1: "UNKNOWN_SERVER_ERROR",
+    45: "OUT_OF_ORDER_SEQUENCE_NUMBER",
+    47: "INVALID_PRODUCER_EPOCH",
+    48: "INVALID_TXN_STATE",
+    49: "INVALID_PRODUCER_ID_MAPPING",
+    59: "UNKNOWN_PRODUCER_ID",
+    90: "PRODUCER_FENCED",
+    120: "TRANSACTION_ABORTABLE",
+}
+
+#: How often in a row the two brokers give an answer.
+TIMES = {"once": 1, "repeated": 6}
+
+
+def answering(cluster: MockCluster, code: int, times: int) -> During:
+    """Have the brokers answer so, when a quarter of the load is through."""
+
+    async def during(running: Running) -> None:
+        await running.until_settled(0.25)
+        cluster.answer_any(code, times)
+        await running.until_sent(0.8)
+        cluster.forget_answers()
+
+    return during
+
+
+@pytest.mark.parametrize("times", TIMES)
+@pytest.mark.parametrize("code", RETRIED, ids=RETRIED.get)
+async def test_an_error_that_passes(
+    cluster: MockCluster, topic: str, anyio_backend: str, code: int, times: str
+) -> None:
+    settings = settings_for(cluster)
+    during = answering(cluster, code, TIMES[times])
+    cell = f"{RETRIED[code]}, {times}"
+    ran, report = await run(cell, anyio_backend, settings, topic, during)
+    assert report.acknowledged == report.sent == RECORDS
+    assert ran.statistics.generations == 1
+
+
+@pytest.mark.parametrize("times", TIMES)
+@pytest.mark.parametrize("code", REFUSED, ids=REFUSED.get)
+async def test_a_refusal(
+    cluster: MockCluster, topic: str, anyio_backend: str, code: int, times: str
+) -> None:
+    settings = settings_for(cluster)
+    during = answering(cluster, code, TIMES[times])
+    cell = f"{REFUSED[code]}, {times}"
+    ran, report = await run(cell, anyio_backend, settings, topic, during)
+    assert report.failed.get("RecordRejected, not persisted", 0) > 0
+    assert set(report.failed) <= {
+        "RecordRejected, not persisted",
+        "DeliveryError, possibly persisted",
+    }
+    assert report.acknowledged + report.failures == report.sent == RECORDS
+    assert (ran.statistics.generations > 1) == (code in OF_EVERYTHING)
+    _assert_it_went_on(report, ran)
+
+
+@pytest.mark.parametrize("times", TIMES)
+@pytest.mark.parametrize("code", UNSURE, ids=UNSURE.get)
+async def test_an_answer_that_leaves_it_open(
+    cluster: MockCluster, topic: str, anyio_backend: str, code: int, times: str
+) -> None:
+    settings = settings_for(cluster)
+    during = answering(cluster, code, TIMES[times])
+    cell = f"{UNSURE[code]}, {times}"
+    ran, report = await run(cell, anyio_backend, settings, topic, during)
+    assert set(report.failed) == {"DeliveryError, possibly persisted"}
+    assert report.acknowledged + report.failures == report.sent == RECORDS
+    _assert_it_went_on(report, ran)
+
+
+def _assert_it_went_on(report: Report, ran: Ran) -> None:
+    """What came when the fault was over was delivered."""
+    last = list(ran.history.sent)[-20:]
+    outcomes = {type(ran.history.outcome(id_)).__name__ for id_ in last}
+    assert outcomes == {"Acknowledged"}, str(report)
+
+
+@pytest.mark.parametrize("times", TIMES)
+@pytest.mark.parametrize("code", SPLIT, ids=SPLIT.get)
+async def test_a_batch_that_is_split(
+    cluster: MockCluster, topic: str, anyio_backend: str, code: int, times: str
+) -> None:
+    settings = settings_for(cluster)
+    during = answering(cluster, code, TIMES[times])
+    cell = f"{SPLIT[code]}, {times}"
+    _, report = await run(cell, anyio_backend, settings, topic, during)
+    assert set(report.failed) <= {
+        "RecordRejected, not persisted",
+        "DeliveryError, possibly persisted",
+    }
+    assert report.acknowledged + report.failures == report.sent == RECORDS
+
+
+async def test_duplicate_sequence_number(
+    fresh: MockCluster, topic: str, anyio_backend: str
+) -> None:
+    """The broker has the batch already, from an attempt whose answer was lost.
+
+    The mock writes what is sent, delays that answer until the client gives up waiting for it, and
+    calls the repetition a duplicate.
+    """
+
+    async def during(running: Running) -> None:
+        await running.until_settled(0.25)
+        for broker in (1, 2):
+            fresh.answer_next(broker, 0, rtt_ms=2_000)
+            fresh.answer_next(broker, 46)
+
+    settings = settings_for(fresh, properties={"request_timeout_ms": 300})
+    cell = "DUPLICATE_SEQUENCE_NUMBER, after a lost answer"
+    _, report = await run(cell, anyio_backend, settings, topic, during)
+    assert report.acknowledged == report.sent
+
+
+# --- answers that come late, or not at all -------------------------------------------------------
+
+
+async def test_slow_answers(cluster: MockCluster, topic: str, anyio_backend: str) -> None:
+    async def during(running: Running) -> None:
+        await running.until_settled(0.25)
+        for broker in (1, 2):
+            cluster.set_rtt(broker, 300)
+        await running.until_settled(0.75)
+        for broker in (1, 2):
+            cluster.set_rtt(broker, 0)
+
+    settings = settings_for(cluster)
+    _, report = await run("slow answers", anyio_backend, settings, topic, during)
+    assert report.acknowledged == report.sent
+    assert report.longest_wait > 0.25
+
+
+async def test_answers_slower_than_the_deadline(
+    fresh: MockCluster, topic: str, anyio_backend: str
+) -> None:
+    async def during(running: Running) -> None:
+        await running.until_settled(0.25)
+        fresh.answer_next(1, 0, rtt_ms=1_500)
+
+    settings = settings_for(fresh, delivery_timeout=0.4)
+    cell = "answers slower than delivery_timeout"
+    _, report = await run(cell, anyio_backend, settings, topic, during)
+    assert report.failed["DeliveryTimeout, possibly persisted"] > 0
+    assert report.acknowledged > 0
+
+
+async def test_an_answer_that_is_lost(fresh: MockCluster, topic: str, anyio_backend: str) -> None:
+    async def during(running: Running) -> None:
+        await running.until_settled(0.25)
+        fresh.answer_next(1, 0, rtt_ms=2_000)
+
+    settings = settings_for(fresh, properties={"request_timeout_ms": 300})
+    cell = "a written batch whose answer is lost"
+    _, report = await run(cell, anyio_backend, settings, topic, during)
+    assert report.acknowledged == report.sent
+    assert report.repeated > 0
+
+
+async def test_an_answer_that_is_lost_and_then_a_refusal(
+    fresh: MockCluster, topic: str, anyio_backend: str
+) -> None:
+    """What was written is refused when it is sent again: rights were taken away meanwhile, say."""
+
+    async def during(running: Running) -> None:
+        await running.until_settled(0.25)
+        fresh.answer_next(1, 0, rtt_ms=2_000)
+        for _ in range(4):
+            # An answer to another partition, behind the one that is late, is lost as well.
+            fresh.answer_next(1, 29)
+
+    settings = settings_for(fresh, properties={"request_timeout_ms": 300})
+    cell = "a written batch whose answer is lost, then TOPIC_AUTHORIZATION_FAILED"
+    _, report = await run(cell, anyio_backend, settings, topic, during)
+    assert report.failures > 0
+
+
+# --- connections, leaders, metadata --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("times", TIMES)
+async def test_closed_connections(
+    cluster: MockCluster, topic: str, anyio_backend: str, times: str
+) -> None:
+    async def during(running: Running) -> None:
+        await running.until_settled(0.25)
+        cluster.close_on(TIMES[times])
+
+    settings = settings_for(cluster)
+    cell = f"connection closed on a produce request, {times}"
+    ran, report = await run(cell, anyio_backend, settings, topic, during)
+    assert report.acknowledged == report.sent
+    assert ran.statistics.generations == 1
+
+
+LEADER_UNKNOWN = (
+    "a leader that is not in the metadata: kafka-python raises in its loop, and does not ask again"
+)
+
+
+@pytest.mark.parametrize(
+    "down",
+    [
+        pytest.param(
+            (1,),
+            id="one",
+            marks=pytest.mark.xfail(strict=False, reason=LEADER_UNKNOWN),
+        ),
+        # One goes, and comes, a moment before the other.
+        pytest.param(
+            (1, 2), id="all", marks=pytest.mark.xfail(strict=False, reason=LEADER_UNKNOWN)
+        ),
+    ],
+)
+async def test_brokers_that_are_down_for_a_while(
+    cluster: MockCluster, topic: str, anyio_backend: str, down: tuple[int, ...]
+) -> None:
+    async def during(running: Running) -> None:
+        await running.until_settled(0.25)
+        for broker in down:
+            cluster.set_down(broker)
+        try:
+            # All of the load is there, and what it has to wait for as well.
+            await running.until_sent(0.4)
+            await anyio.sleep(SECONDS)
+        finally:
+            for broker in down:
+                cluster.set_up(broker)
+
+    settings = settings_for(cluster, delivery_timeout=SECONDS + 2)
+    cell = f"{len(down)} of 2 brokers down for {SECONDS:g} s"
+    _, report = await run(cell, anyio_backend, settings, topic, during)
+    assert report.acknowledged == report.sent
+    assert report.longest_wait > SECONDS / 2
+
+
+async def test_leaders_that_move(cluster: MockCluster, topic: str, anyio_backend: str) -> None:
+    async def during(running: Running) -> None:
+        for turn in range(1, 9):
+            await running.until_settled(turn / 10)
+            for partition in range(4):
+                cluster.move(topic, partition, 1 + (partition + turn) % 2)
+
+    settings = settings_for(cluster)
+    _, report = await run("leaders move eight times", anyio_backend, settings, topic, during)
+    assert report.acknowledged == report.sent
+
+
+@pytest.mark.parametrize(
+    "code", [3, 5, -1], ids=["UNKNOWN_TOPIC", "LEADER_NOT_AVAILABLE", "UNKNOWN_SERVER_ERROR"]
+)
+async def test_errors_of_the_topic_in_the_metadata(
+    cluster: MockCluster, topic: str, anyio_backend: str, code: int
+) -> None:
+    """The cluster forgets the topic for a while: the client is made to ask, and does not learn."""
+
+    async def during(running: Running) -> None:
+        await running.until_settled(0.25)
+        cluster.set_topic_error(topic, code)
+        cluster.answer_any(6, 2)
+        await running.until_sent(0.6)
+        cluster.set_topic_error(topic, 0)
+
+    settings = settings_for(cluster)
+    cell = f"metadata of the topic: error {code}"
+    _, report = await run(cell, anyio_backend, settings, topic, during)
+    assert report.acknowledged == report.sent
+
+
+async def test_metadata_requests_that_fail(
+    cluster: MockCluster, topic: str, anyio_backend: str
+) -> None:
+    async def during(running: Running) -> None:
+        await running.until_settled(0.25)
+        cluster.close_on(6, api=METADATA)
+        cluster.answer_any(6, 2)
+        await running.until_settled(1)
+        cluster.forget_answers(METADATA)
+
+    settings = settings_for(cluster)
+    cell = "connection closed on metadata requests"
+    _, report = await run(cell, anyio_backend, settings, topic, during)
+    assert report.acknowledged == report.sent
+
+
+async def test_producer_ids_that_are_not_given_at_once(
+    fresh: MockCluster, topic: str, anyio_backend: str
+) -> None:
+    """To the first client, and to the one that takes its place."""
+    code = 14  # COORDINATOR_LOAD_IN_PROGRESS: the brokers have no ids left for now
+    fresh.answer_any(code, 2, api=INIT_PRODUCER_ID)
+
+    async def during(running: Running) -> None:
+        await running.until_settled(0.25)
+        fresh.answer_any(code, 2, api=INIT_PRODUCER_ID)
+        fresh.answer_any(31)
+        await until(lambda: running.producer.statistics().generations == 2)
+
+    settings = settings_for(fresh)
+    cell = "no producer ids for now (COORDINATOR_LOAD_IN_PROGRESS), at first and after a refusal"
+    ran, report = await run(cell, anyio_backend, settings, topic, during)
+    assert report.acknowledged + report.failures == report.sent
+    _assert_it_went_on(report, ran)

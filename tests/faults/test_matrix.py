@@ -1,0 +1,62 @@
+"""The page of the fault matrix."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.faults.matrix import Cell, Row, page, write_row
+from tests.history import History, check
+
+ROOT = Path(__file__).parents[2]
+
+
+def row(group: str, cell: str, loop: str, note: str = "") -> Row:
+    report = check(History(), [], delivery_timeout=1, time_to_exit=0.125)
+    return Row.of(Cell(group, cell, loop, note), report)
+
+
+ROWS = [
+    row(group, cell, loop, note)
+    for group in ("cluster", "process", "wire", "injected")
+    for cell, note in (("a", ""), ("b", "About b."))
+    for loop in ("asyncio", "trio")
+]
+
+
+def test_the_page_is_the_same_in_whatever_order_the_rows_come() -> None:
+    shuffled = ROWS[:]
+    random.Random(1).shuffle(shuffled)  # no secret
+    assert page(shuffled) == page(ROWS)
+
+
+def test_the_page_has_a_row_for_each_cell_and_loop() -> None:
+    lines = page(ROWS).splitlines()
+    heads = [line for line in lines if line.startswith("## ")]
+    assert heads == ["## Injected", "## Wire", "## Process", "## Cluster"]
+    table = lines[lines.index("## Wire") : lines.index("## Process")]
+    assert [line.split("|")[1:3] for line in table if line.startswith("| ")] == [
+        [" cell ", " loop "],
+        [" a ", " asyncio "],
+        [" a ", " trio "],
+        [" b (1) ", " asyncio "],
+        [" b (1) ", " trio "],
+    ]
+    assert "1. About b." in table
+
+
+def test_rows_are_collected_by_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAULT_ROWS", str(tmp_path / "rows"))
+    for one in ROWS:
+        write_row(one)
+    command = [sys.executable, "-m", "tests.faults.matrix", str(tmp_path / "rows")]
+    target = tmp_path / "page.md"
+    subprocess.run([*command, str(target)], check=True, cwd=ROOT)
+    assert target.read_text() == page(ROWS)
+    printed = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
+    assert printed.stdout == page(ROWS)
+    assert subprocess.run(command[:3], check=False, cwd=ROOT, capture_output=True).returncode == 2

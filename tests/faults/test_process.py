@@ -1,0 +1,393 @@
+"""What is done to the process that sends: signals, fork, its end, a thread that dies, a loop that
+stands still."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from anyio_sendproducer import (
+    ProducerBroken,
+    ProducerMisused,
+    ProducerRecord,
+    ProducerSettings,
+)
+from anyio_sendproducer.drivers._kafka_python import KafkaPythonDriver
+from anyio_sendproducer.testing import EmbeddedBroker
+from tests.calls import until
+from tests.faults.matrix import FULL, RECORDS, Cell, judge, judge_history
+from tests.history import History
+from tests.load import Load, Running, run_load
+
+#: Seconds over which a load is spread.
+SECONDS = 5.0 if FULL else 0.5
+
+#: Seconds for anything that a process is waited for.
+PATIENCE = 30.0
+
+ROOT = Path(__file__).parents[2]
+
+
+class Child:
+    """A process that sends, and what it tells."""
+
+    def __init__(self, orders: dict[str, Any]) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.sending", json.dumps(orders)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            # Of its own, so that a signal to it is not one to the tests.
+            start_new_session=True,
+        )
+
+    def wait_for(self, word: str) -> dict[str, Any]:
+        """The next line that has this word in it."""
+        assert self.process.stdout is not None
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            assert select.select([self.process.stdout], [], [], deadline - time.monotonic())[0], (
+                word
+            )
+            line = self.process.stdout.readline()
+            assert line, f"it ended before {word}: {self.end()}"
+            told: dict[str, Any] = json.loads(line)
+            if word in told or told.get("now") == word:
+                return told
+
+    def end(self) -> tuple[int, str]:
+        """Its return code, and what it printed to stderr."""
+        _, errors = self.process.communicate(timeout=PATIENCE)
+        return self.process.returncode, errors
+
+    def kill(self) -> None:
+        """End it in any case."""
+        self.process.kill()
+        self.process.communicate()
+
+
+def orders_for(
+    broker: EmbeddedBroker, loop: str, journal: Path, when: str, **more: Any
+) -> dict[str, Any]:
+    return {
+        "address": broker.bootstrap_servers,
+        "topic": "t",
+        "loop": loop,
+        "journal": str(journal),
+        "records": RECORDS,
+        "seconds": None if when in {"drain", "close"} else SECONDS,
+        "when": when,
+        "handler": False,
+        "close_timeout": 3.0,
+        "cancel_timeout": 1.0,
+        **more,
+    }
+
+
+# --- signals -------------------------------------------------------------------------------------
+
+
+async def interrupted(
+    broker: EmbeddedBroker, loop: str, journal: Path, when: str, number: signal.Signals, **more: Any
+) -> tuple[float, int, str, dict[str, Any] | None]:
+    """Send a signal to a process that sends, or drains, and tell how it ended."""
+    child = Child(orders_for(broker, loop, journal, when, **more))
+    try:
+        await anyio.to_thread.run_sync(child.wait_for, "sending")
+        if when != "send":
+            # All is given to the producer by now, or will be in a moment, and nothing comes back.
+            broker.pause()
+            await anyio.sleep(0.3)
+        began = time.monotonic()
+        child.process.send_signal(number)
+        if when == "close":
+            # The second comes while the first one's closing is under way.
+            await anyio.sleep(0.2)
+            child.process.send_signal(number)
+        last = None
+        if number is signal.SIGINT or more.get("handler"):
+            last = await anyio.to_thread.run_sync(child.wait_for, "ended")
+        code, errors = await anyio.to_thread.run_sync(child.end)
+        return time.monotonic() - began, code, errors, last
+    finally:
+        child.kill()
+        if when != "send":
+            broker.resume()
+
+
+@pytest.mark.parametrize("when", ["send", "drain", "close"])
+async def test_sigint(
+    broker: EmbeddedBroker, anyio_backend: str, tmp_path: Path, when: str
+) -> None:
+    """Ctrl-C: the program ends by KeyboardInterrupt, in bounded time, and each record has its
+    outcome by then. A second one, while the first one's closing is under way, does not hurt."""
+    journal = tmp_path / "journal"
+    took, code, errors, last = await interrupted(
+        broker, anyio_backend, journal, when, signal.SIGINT
+    )
+    assert last is not None
+    assert last["ended"] == "KeyboardInterrupt"
+    assert (code, errors) == (0, "")
+    # cancel_timeout, and what a process takes to end.
+    assert took < 1.0 + 2.5
+    # Trio raises it in the middle of whatever runs, the test's own bookkeeping too.
+    anywhere = anyio_backend == "trio"
+    note = (
+        "The interrupt may come before the program has noted what it was told." if anywhere else ""
+    )
+    history = History.load(journal)
+    await judge_history(
+        Cell("process", f"SIGINT during {when}", anyio_backend, note),
+        history,
+        broker.bootstrap_servers,
+        "t",
+        delivery_timeout=20.0,
+        time_to_exit=took,
+        killed=anywhere,
+    )
+    untold = [id_ for id_ in history.sent if history.outcome(id_) is None]
+    assert len(untold) <= (1 if anywhere else 0)
+
+
+@pytest.mark.parametrize("when", ["send", "drain"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_that_is_handled_by_cancelling(
+    broker: EmbeddedBroker, anyio_backend: str, tmp_path: Path, when: str, number: signal.Signals
+) -> None:
+    journal = tmp_path / "journal"
+    took, code, errors, last = await interrupted(
+        broker, anyio_backend, journal, when, number, handler=True
+    )
+    assert last is not None
+    assert last["ended"] == "well"
+    assert (code, errors) == (0, "")
+    assert took < 1.0 + 2.5
+    cell = Cell("process", f"{number.name} handled by cancelling, during {when}", anyio_backend)
+    await judge_history(
+        cell,
+        History.load(journal),
+        broker.bootstrap_servers,
+        "t",
+        delivery_timeout=20.0,
+        time_to_exit=took,
+    )
+
+
+async def test_sigterm_that_nobody_handles(
+    broker: EmbeddedBroker, anyio_backend: str, tmp_path: Path
+) -> None:
+    """The process is gone at once. What it was told by then is true."""
+    journal = tmp_path / "journal"
+    took, code, errors, _ = await interrupted(
+        broker, anyio_backend, journal, "send", signal.SIGTERM
+    )
+    assert (code, errors) == (-signal.SIGTERM, "")
+    assert took < 2.5
+    note = "Killed: what had no outcome by then may be there or not."
+    report = await judge_history(
+        Cell("process", "SIGTERM, not handled, during send", anyio_backend, note),
+        History.load(journal),
+        broker.bootstrap_servers,
+        "t",
+        delivery_timeout=20.0,
+        time_to_exit=took,
+        killed=True,
+    )
+    assert report.acknowledged > 0
+
+
+# --- the end of the interpreter ------------------------------------------------------------------
+
+
+#: How it is left: the return code, and the exception on stderr; None where the loop complains of
+#: what was done to it, each in its own way.
+LEFT = {"sys.exit": (7, ""), "raise": (1, "ZeroDivisionError"), "forgotten": None}
+
+
+@pytest.mark.parametrize("how", LEFT)
+@pytest.mark.parametrize("gone", [False, True], ids=["broker-there", "broker-frozen"])
+async def test_the_interpreter_ends_with_records_pending(
+    broker: EmbeddedBroker, anyio_backend: str, how: str, gone: bool
+) -> None:
+    """It does not hang, and prints no more than the exception's own traceback."""
+    orders = {"how": how, "address": str(broker), "topic": "t", "loop": anyio_backend}
+    if gone:
+        orders["topic"] = "unheard-of"
+    child = Child(orders)
+    try:
+        await anyio.to_thread.run_sync(child.wait_for, "pending")
+        if gone:
+            broker.pause()
+        began = time.monotonic()
+        ended, errors = await anyio.to_thread.run_sync(child.end)
+        assert time.monotonic() - began < 0.5 + 2.5
+    finally:
+        child.kill()
+        if gone:
+            broker.resume()
+    left = LEFT[how]
+    if left is not None:
+        code, said = left
+        assert ended == code, errors
+        assert "Exception ignored" not in errors
+        assert errors.count("Traceback") == (1 if said else 0), errors
+        assert said in errors.splitlines() if said else errors == ""
+
+
+# --- fork ----------------------------------------------------------------------------------------
+
+
+async def test_fork(broker: EmbeddedBroker, anyio_backend: str) -> None:
+    """The child is refused, and the parent goes on."""
+    codes: list[int] = []
+
+    async def during(running: Running) -> None:
+        await running.until_settled(0.3)
+        producer = running.producer
+        for _ in range(3):
+            pid = os.fork()
+            if pid == 0:
+                code = 1
+                try:
+                    producer.enqueue_nowait(ProducerRecord("t", b"the child's"))
+                except ProducerMisused:
+                    code = 0
+                finally:
+                    os._exit(code)
+            _, status = await anyio.to_thread.run_sync(os.waitpid, pid, 0)
+            codes.append(os.waitstatus_to_exitcode(status))
+
+    settings = ProducerSettings(bootstrap_servers=broker.bootstrap_servers)
+    load = Load(topic="t", records=RECORDS, seconds=SECONDS)
+    ran = await run_load(settings, load, during=during)
+    cell = Cell("process", "fork in the middle, three times", anyio_backend)
+    report = await judge(cell, ran, settings, "t")
+    assert codes == [0, 0, 0]
+    assert report.acknowledged == report.sent
+
+
+# --- threads and loops ---------------------------------------------------------------------------
+
+
+class Dies(KafkaPythonDriver):
+    """A driver in which something that nobody foresaw goes wrong in the middle of a batch."""
+
+    def __init__(self, settings: ProducerSettings) -> None:
+        super().__init__(settings)
+        self.deadly = False
+
+    def submit(self, batch: Any, /) -> Any:
+        if self.deadly:
+            super().submit(batch[: len(batch) // 2])
+            raise MemoryError
+        return super().submit(batch)
+
+
+async def test_the_producers_thread_dies(broker: EmbeddedBroker, anyio_backend: str) -> None:
+    drivers: list[Dies] = []
+
+    def make(settings: ProducerSettings) -> Dies:
+        drivers.append(Dies(settings))
+        return drivers[-1]
+
+    async def during(running: Running) -> None:
+        await running.until_settled(0.3)
+        drivers[0].deadly = True
+        await until(lambda: running.producer.statistics().state == "broken")
+        with pytest.raises(ProducerBroken):
+            await running.producer.send(ProducerRecord("t", b"too late"))
+
+    settings = ProducerSettings(bootstrap_servers=broker.bootstrap_servers)
+    load = Load(topic="t", records=RECORDS, seconds=SECONDS)
+    ran = await run_load(settings, load, during=during, driver=make)
+    cell = Cell("process", "the driver raises in the middle of a batch", anyio_backend)
+    report = await judge(cell, ran, settings, "t")
+    assert report.acknowledged > 0
+    assert report.failures > 0
+    assert report.never_accepted > 0
+    assert report.time_to_exit < 2
+
+
+# It leaves its sockets to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+async def test_the_clients_thread_dies(
+    broker: EmbeddedBroker, anyio_backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kafka-python's own thread ends, and nobody tells: the client is given up when it keeps
+    records past their deadline, and another takes its place."""
+    drivers: list[KafkaPythonDriver] = []
+
+    def forget(_: object) -> None:
+        pass
+
+    # Whoever keeps the exception keeps the client.
+    monkeypatch.setattr(threading, "excepthook", forget)
+
+    def make(settings: ProducerSettings) -> KafkaPythonDriver:
+        drivers.append(KafkaPythonDriver(settings))
+        return drivers[-1]
+
+    async def during(running: Running) -> None:
+        await running.until_settled(0.3)
+        opened: Any = drivers[0]._ready()
+        sender = opened.producer._sender
+
+        def die(*_: Any) -> None:
+            raise SystemExit
+
+        sender.run_once = die
+        opened.client.wakeup()
+        await until(lambda: running.producer.statistics().generations == 2)
+
+    settings = ProducerSettings(
+        bootstrap_servers=broker.bootstrap_servers, delivery_timeout=1.0, max_in_flight=200
+    )
+    load = Load(topic="t", records=RECORDS, seconds=max(2.5, SECONDS))
+    ran = await run_load(settings, load, during=during, driver=make)
+    cell = Cell("process", "kafka-python's thread ends", anyio_backend)
+    report = await judge(cell, ran, settings, "t")
+    assert report.failures > 0
+    # Collected within this test, whose warnings are let pass.
+    drivers.clear()
+    gc.collect()
+    assert type(ran.history.outcome(list(ran.history.sent)[-1])).__name__ == "Acknowledged"
+
+
+@pytest.mark.parametrize("stands", [1.0, 3.0], ids=["within", "beyond"])
+async def test_the_loop_stands_still(
+    broker: EmbeddedBroker, anyio_backend: str, stands: float
+) -> None:
+    """Within the deadline nothing comes of it. Beyond, a record that was acknowledged meanwhile may
+    have either outcome, and never a wrong one."""
+    timeout = 2.0
+
+    async def during(running: Running) -> None:
+        await running.until_settled(0.3)
+        time.sleep(stands)  # noqa: ASYNC251  # that is the fault
+
+    settings = ProducerSettings(
+        bootstrap_servers=broker.bootstrap_servers, delivery_timeout=timeout
+    )
+    load = Load(topic="t", records=RECORDS, seconds=SECONDS)
+    ran = await run_load(settings, load, during=during)
+    cell = Cell("process", f"the loop stands still for {stands:g} s of {timeout:g}", anyio_backend)
+    report = await judge(cell, ran, settings, "t", grace=2.0 + stands)
+    if stands < timeout:
+        assert report.acknowledged == report.sent
+    else:
+        assert report.acknowledged > report.sent / 2

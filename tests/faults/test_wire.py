@@ -1,0 +1,278 @@
+"""What networks do to connections, by a proxy before the embedded broker.
+
+The embedded broker looks at sequence numbers, as Apache Kafka does: what the client sends again,
+because the answer was lost, must not be there twice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any
+
+import anyio
+import pytest
+
+from anyio_sendproducer import ProducerSettings, open_send_producer
+from tests.calls import until
+from tests.fault_proxy import FaultProxy, Way, proxied_broker
+from tests.faults.matrix import FULL, RECORDS, Cell, judge
+from tests.history import Report
+from tests.load import During, Load, Ran, Running, run_load
+
+#: Seconds over which a load is spread: a fault comes and goes within them.
+SECONDS = 6.0 if FULL else 0.8
+
+
+@pytest.fixture
+async def proxy() -> AsyncIterator[FaultProxy]:
+    # Starting and ending it blocks for some milliseconds, with nothing else on the loop.
+    with proxied_broker() as running:
+        yield running
+
+
+def settings_for(proxy: FaultProxy, **changes: Any) -> ProducerSettings:
+    return ProducerSettings(
+        bootstrap_servers=proxy.address,
+        delivery_timeout=20.0,
+        close_timeout=20.0,
+        cancel_timeout=1.0,
+    ).evolve(**changes)
+
+
+async def run(
+    cell: str,
+    loop: str,
+    proxy: FaultProxy,
+    settings: ProducerSettings,
+    during: During,
+    *,
+    tasks: int = 200,
+) -> tuple[Ran, Report]:
+    """Run a load under a fault, mend it, judge, and write the row."""
+    load = Load(topic="t", records=RECORDS, seconds=SECONDS, tasks=tasks)
+    ran = await run_load(settings, load, during=during)
+    proxy.heal()
+    return ran, await judge(Cell("wire", cell, loop), ran, settings, "t")
+
+
+async def test_refused(anyio_backend: str, proxy: FaultProxy) -> None:
+    """The broker's host is there, and for a while nobody listens."""
+
+    async def during(running: Running) -> None:
+        await running.until_settled(0.25)
+        proxy.refuse()
+        await running.until_sent(0.5)
+        proxy.heal()
+
+    settings = settings_for(proxy)
+    ran, report = await run(
+        "connections refused for a while", anyio_backend, proxy, settings, during
+    )
+    assert report.acknowledged == report.sent
+    assert ran.statistics.generations == 1
+
+
+async def test_refused_for_good(anyio_backend: str, proxy: FaultProxy) -> None:
+    """Nobody listens until the end: each record has its outcome, and the exit is bounded."""
+
+    async def during(running: Running) -> None:
+        await running.until_settled(0.25)
+        proxy.refuse()
+
+    settings = settings_for(proxy, delivery_timeout=SECONDS)
+    cell = "connections refused to the end"
+    _, report = await run(cell, anyio_backend, proxy, settings, during, tasks=RECORDS)
+    assert report.acknowledged + report.failures == report.sent
+    assert report.failures > report.sent / 10
+    assert report.time_to_exit < 2
+
+
+async def test_black_hole(anyio_backend: str, proxy: FaultProxy) -> None:
+    """Longer than the client waits for an answer: it connects again, into the hole as well."""
+
+    async def during(running: Running) -> None:
+        await running.until_settled(0.25)
+        proxy.black_hole()
+        await running.until_sent(0.5)
+        await anyio.sleep(1.0)
+        proxy.heal()
+
+    settings = settings_for(proxy, properties={"request_timeout_ms": 400})
+    cell = "black hole, longer than request.timeout.ms"
+    _, report = await run(cell, anyio_backend, proxy, settings, during)
+    assert report.acknowledged == report.sent
+    assert report.longest_wait > 1.0
+
+
+async def test_a_short_black_hole(anyio_backend: str, proxy: FaultProxy) -> None:
+    async def during(running: Running) -> None:
+        await running.until_settled(0.25)
+        proxy.black_hole()
+        await running.until_sent(0.5)
+        proxy.heal()
+
+    settings = settings_for(proxy)
+    cell = "black hole, shorter than request.timeout.ms"
+    _, report = await run(cell, anyio_backend, proxy, settings, during)
+    assert report.acknowledged == report.sent
+
+
+async def test_a_black_hole_for_good(anyio_backend: str, proxy: FaultProxy) -> None:
+    async def during(running: Running) -> None:
+        await running.until_settled(0.25)
+        proxy.black_hole()
+
+    settings = settings_for(proxy, delivery_timeout=SECONDS)
+    cell = "black hole to the end"
+    _, report = await run(cell, anyio_backend, proxy, settings, during, tasks=RECORDS)
+    assert report.acknowledged + report.failures == report.sent
+    assert report.failures > report.sent / 10
+    assert report.time_to_exit < 2
+
+
+async def test_leaving_into_a_black_hole(anyio_backend: str, proxy: FaultProxy) -> None:
+    """The block ends while everything is under way: within close_timeout, and told."""
+    settings = settings_for(proxy, close_timeout=1.0)
+
+    async def during(running: Running) -> None:
+        await running.until_sent(0.5)
+        proxy.black_hole()
+
+    load = Load(topic="t", records=RECORDS, calls=("enqueue",), leave=True)
+    ran = await run_load(settings, load, during=during)
+    proxy.heal()
+    cell = Cell("wire", "black hole, and the block is left", anyio_backend)
+    report = await judge(cell, ran, settings, "t")
+    assert report.failures > 0
+    assert 0.5 < report.time_to_exit < 1.0 + 0.75
+    assert ran.undelivered == report.failures
+
+
+@pytest.mark.xfail(
+    strict=True, reason="kafka-python waits for its first connection, and can't be told not to"
+)
+async def test_leaving_before_the_client_is_connected(
+    anyio_backend: str, proxy: FaultProxy
+) -> None:
+    """After the start it connects once more, for a producer id; so does one that takes the place of
+    another."""
+    settings = settings_for(proxy, cancel_timeout=0.5)
+    proxy.delay(0.1)
+    left: list[float] = []
+    with anyio.CancelScope() as scope:
+        async with open_send_producer(settings):
+            proxy.black_hole()
+            left.append(time.monotonic())
+            scope.cancel()
+            await anyio.sleep_forever()
+    assert time.monotonic() - left[0] < 0.5 + 0.75
+
+
+@pytest.mark.parametrize("way", list(Way), ids=["request", "answer"])
+@pytest.mark.parametrize("after", [13, 60], ids=["header", "body"])
+async def test_reset_in_the_middle_of_a_frame(
+    anyio_backend: str, proxy: FaultProxy, way: Way, after: int
+) -> None:
+    async def during(running: Running) -> None:
+        for turn in range(1, 6):
+            await running.until_settled(turn / 8)
+            before = proxy.resets
+            proxy.reset_in_frame(way, after=after)
+            await until(partial(_reset_since, proxy, before))
+
+    settings = settings_for(proxy)
+    what = "request" if way is Way.TO_BROKER else "answer"
+    cell = f"reset in a produce {what}, after {after} bytes, five times"
+    ran, report = await run(cell, anyio_backend, proxy, settings, during)
+    assert report.acknowledged == report.sent
+    assert ran.statistics.generations == 1
+
+
+def _reset_since(proxy: FaultProxy, before: int) -> bool:
+    return proxy.resets > before
+
+
+async def test_resets_at_any_moment(anyio_backend: str, proxy: FaultProxy) -> None:
+    async def during(running: Running) -> None:
+        for turn in range(1, 20):
+            await running.until_settled(turn / 25)
+            proxy.cut()
+
+    settings = settings_for(proxy)
+    cell = "all connections reset, nineteen times"
+    _, report = await run(cell, anyio_backend, proxy, settings, during)
+    assert report.acknowledged == report.sent
+
+
+async def test_one_byte_at_a_time(anyio_backend: str, proxy: FaultProxy) -> None:
+    async def during(running: Running) -> None:
+        await running.until_settled(0.1)
+        proxy.dribble()
+
+    settings = settings_for(proxy)
+    cell = "one byte at a time"
+    _, report = await run(cell, anyio_backend, proxy, settings, during)
+    assert report.acknowledged == report.sent
+
+
+async def test_latency_and_jitter(anyio_backend: str, proxy: FaultProxy) -> None:
+    async def during(running: Running) -> None:
+        await running.until_settled(0.1)
+        proxy.delay(0.05, 0.1)
+
+    settings = settings_for(proxy)
+    cell = "50 to 150 ms each way"
+    _, report = await run(cell, anyio_backend, proxy, settings, during)
+    assert report.acknowledged == report.sent
+    assert report.longest_wait > 0.1
+
+
+@pytest.mark.parametrize("way", list(Way), ids=["to-broker", "to-client"])
+async def test_half_closed(anyio_backend: str, proxy: FaultProxy, way: Way) -> None:
+    async def during(running: Running) -> None:
+        for turn in range(1, 4):
+            await running.until_settled(turn / 4)
+            proxy.half_close(way)
+
+    settings = settings_for(proxy, properties={"request_timeout_ms": 500})
+    cell = f"half closed {way.value}, three times"
+    _, report = await run(cell, anyio_backend, proxy, settings, during)
+    assert report.acknowledged == report.sent
+
+
+async def test_the_broker_goes_and_comes_many_times(anyio_backend: str, proxy: FaultProxy) -> None:
+    async def during(running: Running) -> None:
+        for turn in range(1, 8):
+            await running.until_sent(turn / 9)
+            proxy.refuse()
+            await anyio.sleep(0.02)
+            proxy.heal()
+            await anyio.sleep(0.05)
+
+    settings = settings_for(proxy)
+    cell = "connections refused seven times"
+    _, report = await run(cell, anyio_backend, proxy, settings, during)
+    assert report.acknowledged == report.sent
+
+
+async def test_cancelled_in_a_black_hole(anyio_backend: str, proxy: FaultProxy) -> None:
+    """Who is withdrawn is not there; who is abandoned may be."""
+
+    async def during(running: Running) -> None:
+        await running.until_settled(0.25)
+        proxy.black_hole()
+        await until(lambda: running.producer.statistics().waiting > 0)
+        running.scope.cancel()
+        await anyio.sleep(0.1)
+        proxy.heal()
+
+    settings = settings_for(proxy, max_in_flight=100)
+    load = Load(topic="t", records=RECORDS, calls=("send",))
+    ran = await run_load(settings, load, during=during)
+    cell = Cell("wire", "cancelled in a black hole, which ends", anyio_backend)
+    report = await judge(cell, ran, settings, "t")
+    assert report.abandoned > 0
+    assert report.withdrawn > 0
+    assert report.abandoned <= 100

@@ -1,0 +1,795 @@
+"""What was sent and what was said of it, what the log holds, and whether the two agree.
+
+A `History` is kept while a program sends. Afterwards `read_topic` reads the topic whole, with a
+client that shares no code with the one that wrote or with the same one, and `check` compares: a
+pure function, which can be tried with made-up histories.
+
+What is judged of the order: records of one `line` that stand in one partition stand there in the
+order of their numbers, which are given in the order of the calls. Calls of any number of tasks on
+one loop make one line; calls of several producers make several.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import importlib
+import json
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal, cast
+
+import confluent_kafka
+
+from anyio_sendproducer import DeliveryError, Persistence, ProducerRecord, RecordMetadata
+
+__all__ = [
+    "ABANDONED",
+    "NEVER_ACCEPTED",
+    "WITHDRAWN",
+    "Acknowledged",
+    "Ended",
+    "Failed",
+    "Fault",
+    "FaultKind",
+    "History",
+    "Logged",
+    "Outcome",
+    "Plain",
+    "ReadError",
+    "Report",
+    "Sent",
+    "check",
+    "read_topic",
+]
+
+Isolation = Literal["read_committed", "read_uncommitted"]
+Reader = Literal["confluent-kafka", "kafka-python"]
+
+#: Seconds that an outcome may come after `delivery_timeout`, on a busy machine.
+GRACE: Final = 2.0
+
+
+# --- what was said -------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Acknowledged:
+    """The broker has it, at this place; no offset where it told none."""
+
+    partition: int
+    offset: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Failed:
+    """It was not delivered: the exception's class, and whether it may be there all the same."""
+
+    error: str
+    persistence: Persistence
+
+
+@dataclasses.dataclass(frozen=True)
+class Plain:
+    """An outcome that says no more than its name."""
+
+    name: str
+
+
+#: Cancelled before the client had it: it is never written.
+WITHDRAWN: Final = Plain("withdrawn")
+#: Cancelled after the client had it: nobody waits any more, and it may be written.
+ABANDONED: Final = Plain("abandoned")
+#: It was refused, or cancelled, before it was accepted: it is never written.
+NEVER_ACCEPTED: Final = Plain("never accepted")
+
+Outcome = Acknowledged | Failed | Plain
+
+
+@dataclasses.dataclass(frozen=True)
+class Sent:
+    """A record that was given to the producer."""
+
+    id: str
+    number: int
+    """Its place in the order of the calls."""
+    at: float
+    """When, in seconds of `time.monotonic`."""
+    topic: str
+    partition: int | None
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...] = ()
+    line: str = ""
+    """Only records of one line are compared in their order."""
+    transaction: str | None = None
+
+    @property
+    def content(self) -> tuple[bytes | None, bytes | None, tuple[tuple[str, bytes], ...]]:
+        return self.key, self.value, self.headers
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """What became of a record, and when."""
+
+    at: float
+    outcome: Outcome
+
+
+class History:
+    """What was sent and what was said of it, in the order in which it happened.
+
+    Args:
+        journal: a file to which each step is written at once, so that it outlives this process;
+            `History.load` reads it.
+    """
+
+    def __init__(self, journal: Path | None = None) -> None:
+        self.sent: dict[str, Sent] = {}
+        self.ended: dict[str, list[Ended]] = defaultdict(list)
+        #: True: committed; False: aborted; None: nobody knows.
+        self.transactions: dict[str, bool | None] = {}
+        self._journal = None if journal is None else journal.open("ab", buffering=0)
+
+    def close(self) -> None:
+        """Close the journal."""
+        if self._journal is not None:
+            self._journal.close()
+
+    def sending(
+        self,
+        id: str,  # noqa: A002
+        record: ProducerRecord[Any, Any],
+        *,
+        line: str = "",
+        transaction: str | None = None,
+    ) -> Sent:
+        """Note a record: to be called in the step before the producer is called."""
+        sent = Sent(
+            id,
+            len(self.sent),
+            time.monotonic(),
+            record.topic,
+            record.partition,
+            record.key,
+            record.value,
+            tuple(record.headers),
+            line,
+            transaction,
+        )
+        self.add(sent)
+        return sent
+
+    def add(self, sent: Sent) -> None:
+        """Note a record with all that belongs to it."""
+        if sent.id in self.sent:
+            raise ValueError(f"there are two records {sent.id!r}")
+        self.sent[sent.id] = sent
+        if self._journal is not None:
+            self._write("sent", _sent_to_json(sent))
+
+    def ending(self, id: str, outcome: RecordMetadata | DeliveryError | Outcome) -> None:  # noqa: A002
+        """Note what became of a record, when it is told."""
+        if isinstance(outcome, RecordMetadata):
+            outcome = Acknowledged(outcome.partition, outcome.offset)
+        elif isinstance(outcome, DeliveryError):
+            outcome = Failed(type(outcome).__name__, outcome.persistence)
+        ended = Ended(time.monotonic(), outcome)
+        self.ended[id].append(ended)
+        if self._journal is not None:
+            self._write("ended", [id, ended.at, _outcome_to_json(outcome)])
+
+    def transaction(self, name: str, committed: bool | None) -> None:
+        """Note what became of a transaction; None where nobody knows."""
+        self.transactions[name] = committed
+        if self._journal is not None:
+            self._write("transaction", [name, committed])
+
+    def outcome(self, id: str) -> Outcome | None:  # noqa: A002
+        """The first outcome of a record."""
+        found = self.ended.get(id)
+        return found[0].outcome if found else None
+
+    @classmethod
+    def load(cls, journal: Path) -> History:
+        """Read a journal, also that of a process that was killed; a last line that is torn is left
+        out."""
+        history = cls()
+        for line in journal.read_bytes().splitlines(keepends=True):
+            if not line.endswith(b"\n"):
+                break
+            kind, content = json.loads(line)
+            if kind == "sent":
+                history.add(_sent_from_json(content))
+            elif kind == "ended":
+                id_, at, outcome = content
+                history.ended[id_].append(Ended(at, _outcome_from_json(outcome)))
+            else:
+                history.transactions[content[0]] = content[1]
+        return history
+
+    def _write(self, kind: str, content: Any) -> None:
+        assert self._journal is not None
+        self._journal.write(json.dumps([kind, content]).encode() + b"\n")
+
+
+def _text(content: bytes | None) -> str | None:
+    return None if content is None else content.decode("latin-1")
+
+
+def _bytes(content: str | None) -> bytes | None:
+    return None if content is None else content.encode("latin-1")
+
+
+def _sent_to_json(sent: Sent) -> Any:
+    return {
+        **{field.name: getattr(sent, field.name) for field in dataclasses.fields(sent)},
+        "key": _text(sent.key),
+        "value": _text(sent.value),
+        "headers": [[name, _text(content)] for name, content in sent.headers],
+    }
+
+
+def _sent_from_json(content: Any) -> Sent:
+    headers = tuple((name, value.encode("latin-1")) for name, value in content["headers"])
+    changes: dict[str, Any] = {
+        "key": _bytes(content["key"]),
+        "value": _bytes(content["value"]),
+        "headers": headers,
+    }
+    return Sent(**{**content, **changes})
+
+
+def _outcome_to_json(outcome: Outcome) -> Any:
+    match outcome:
+        case Acknowledged(partition, offset):
+            return ["acknowledged", partition, offset]
+        case Failed(error, persistence):
+            return ["failed", error, persistence.name]
+        case Plain(name):
+            return [name]
+
+
+def _outcome_from_json(content: Any) -> Outcome:
+    match content:
+        case ["acknowledged", partition, offset]:
+            return Acknowledged(partition, offset)
+        case ["failed", error, persistence]:
+            return Failed(error, Persistence[persistence])
+        case [name]:
+            return Plain(name)
+        case _:
+            raise ValueError(content)
+
+
+# --- what is there -------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Logged:
+    """A record as it was read."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...] = ()
+    sequence: tuple[int, int, int] | None = None
+    """By what a broker knows a repetition: the producer's id, its epoch and the record's number;
+    None where there is none, or where the reader does not tell."""
+
+    @property
+    def content(self) -> tuple[bytes | None, bytes | None, tuple[tuple[str, bytes], ...]]:
+        return self.key, self.value, self.headers
+
+
+class ReadError(Exception):
+    """A topic could not be read to its end."""
+
+
+def read_topic(
+    bootstrap_servers: str,
+    topic: str,
+    *,
+    reader: Reader = "confluent-kafka",
+    isolation: Isolation = "read_uncommitted",
+    timeout: float = 60.0,
+    config: Mapping[str, Any] | None = None,
+) -> list[Logged]:
+    """Read every partition of a topic from its beginning to its end. Blocks.
+
+    Args:
+        bootstrap_servers: the cluster's addresses.
+        topic: the topic's name.
+        reader: the client that reads. kafka-python tells each record's `sequence` as well.
+        isolation: whether records of transactions that did not commit are read.
+        timeout: how many seconds it may take.
+        config: further settings of that client, in its own names.
+
+    Raises:
+        ReadError: it can't be read, or not in time.
+    """
+    deadline = time.monotonic() + timeout
+    read = _read_with_confluent if reader == "confluent-kafka" else _read_with_kafka_python
+    return read(bootstrap_servers, topic, isolation, deadline, config or {})
+
+
+def _read_with_confluent(
+    bootstrap_servers: str,
+    topic: str,
+    isolation: Isolation,
+    deadline: float,
+    config: Mapping[str, Any],
+) -> list[Logged]:
+    consumer: Any = confluent_kafka.Consumer(
+        {
+            "bootstrap.servers": bootstrap_servers,
+            "group.id": "nobody",
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+            "isolation.level": isolation,
+            "auto.offset.reset": "error",
+            "fetch.wait.max.ms": 20,
+            "check.crcs": True,
+            "log_level": 0,
+            **config,
+        }
+    )
+    found: list[Logged] = []
+    try:
+        unfinished: set[int] = set()
+        while not unfinished:
+            metadata = consumer.list_topics(topic, timeout=max(0.1, deadline - time.monotonic()))
+            unfinished = set(metadata.topics[topic].partitions)
+            _check_time(deadline, topic, "its partitions are not known")
+        consumer.assign(
+            [
+                confluent_kafka.TopicPartition(
+                    topic,
+                    partition,
+                    consumer.get_watermark_offsets(
+                        confluent_kafka.TopicPartition(topic, partition),
+                        timeout=max(0.1, deadline - time.monotonic()),
+                    )[0],
+                )
+                for partition in sorted(unfinished)
+            ]
+        )
+        while unfinished:
+            _check_time(deadline, topic, f"the ends of {sorted(unfinished)} were not reached")
+            for message in consumer.consume(5_000, 0.1):
+                error = message.error()
+                if error is None:
+                    found.append(
+                        Logged(
+                            topic,
+                            message.partition(),
+                            message.offset(),
+                            message.key(),
+                            message.value(),
+                            tuple(message.headers() or ()),
+                        )
+                    )
+                elif error.code() == confluent_kafka.KafkaError._PARTITION_EOF:
+                    unfinished.discard(message.partition())
+                elif not error.retriable() and error.code() > 0:
+                    raise ReadError(f"{topic}: {error}")
+    except confluent_kafka.KafkaException as error:
+        raise ReadError(f"{topic}: {error}") from error
+    finally:
+        consumer.close()
+    return found
+
+
+def _read_with_kafka_python(
+    bootstrap_servers: str,
+    topic: str,
+    isolation: Isolation,
+    deadline: float,
+    config: Mapping[str, Any],
+) -> list[Logged]:
+    # With it comes a connection that closes its socket where it fails, by the name of "direct".
+    importlib.import_module("anyio_sendproducer.drivers._kafka_python")
+    kafka: Any = importlib.import_module("kafka")
+    consumer: Any = kafka.KafkaConsumer(
+        bootstrap_servers=bootstrap_servers.split(","),
+        group_id=None,
+        enable_auto_commit=False,
+        auto_offset_reset="none",
+        isolation_level=isolation,
+        fetch_max_wait_ms=20,
+        **{"metrics_enabled": False, "proxy_url": "direct://", **config},
+    )
+    found: list[Logged] = []
+    try:
+        sequences = _note_sequences(consumer)
+        numbers: set[int] | None = None
+        while not numbers:
+            numbers = consumer.partitions_for_topic(topic)
+            _check_time(deadline, topic, "its partitions are not known")
+        partitions = [kafka.TopicPartition(topic, number) for number in sorted(numbers)]
+        consumer.assign(partitions)
+        begins = consumer.beginning_offsets(partitions)
+        ends = consumer.end_offsets(partitions)
+        for partition in partitions:
+            consumer.seek(partition, begins[partition])
+        # What an embedded broker says of a partition's end is too low, unless it is empty; what
+        # comes with the records is right.
+        unfinished = {partition for partition in partitions if begins[partition] != ends[partition]}
+        consumer.pause(*(set(partitions) - unfinished))
+        while unfinished:
+            _check_time(deadline, topic, f"the ends of {sorted(unfinished)} were not reached")
+            for partition, records in consumer.poll(100, max_records=5_000).items():
+                found.extend(_logged(partition, record) for record in records)
+            for partition in list(unfinished):
+                # What a transaction holds back stands between the last stable offset and the end.
+                end = ends[partition]
+                if isolation == "read_uncommitted":
+                    end = consumer.highwater(partition)
+                if end is not None and consumer.position(partition) >= end:
+                    unfinished.discard(partition)
+    except kafka.errors.KafkaError as error:
+        raise ReadError(f"{topic}: {error!r}") from error
+    finally:
+        consumer.close()
+    return [
+        dataclasses.replace(one, sequence=sequences.get((one.partition, one.offset)))
+        for one in found
+    ]
+
+
+def _note_sequences(consumer: Any) -> dict[tuple[int, int], tuple[int, int, int]]:
+    """Have a consumer of kafka-python note, for each partition and offset, the number by which a
+    broker knows a repetition. Only whole batches have it, and they are not public."""
+    found: dict[tuple[int, int], tuple[int, int, int]] = {}
+    parse = consumer._fetcher.PartitionRecords
+
+    class Watched:
+        def __init__(self, partition: int, records: Any) -> None:
+            self._partition = partition
+            self._records = records
+
+        def next_batch(self) -> Any:
+            batch = self._records.next_batch()
+            if batch is not None and batch.magic == 2 and batch.producer_id >= 0:
+                for offset in range(batch.base_offset, batch.last_offset + 1):
+                    sequence = batch.base_sequence + offset - batch.base_offset
+                    identity = (batch.producer_id, batch.producer_epoch, sequence)
+                    found[self._partition, offset] = identity
+            return batch
+
+    def parse_and_watch(offset: int, partition: Any, records: Any, **options: Any) -> Any:
+        return parse(offset, partition, Watched(partition.partition, records), **options)
+
+    consumer._fetcher.PartitionRecords = parse_and_watch
+    return found
+
+
+def _logged(partition: Any, record: Any) -> Logged:
+    return Logged(
+        partition.topic,
+        partition.partition,
+        record.offset,
+        record.key,
+        record.value,
+        tuple(record.headers),
+    )
+
+
+def _check_time(deadline: float, topic: str, what: str) -> None:
+    if time.monotonic() > deadline:
+        raise ReadError(f"{topic}: {what} in time")
+
+
+# --- the comparison ------------------------------------------------------------------------------
+
+
+class FaultKind(enum.Enum):
+    """What can be wrong."""
+
+    LOST = "acknowledged and not there"
+    DOUBLED = "there more than once"
+    REORDERED = "behind one that was sent later"
+    ELSEWHERE = "not where its metadata says"
+    THERE_ALL_THE_SAME = "said not to be there, and is"
+    NO_OUTCOME = "accepted and without an outcome"
+    TWO_OUTCOMES = "with more than one outcome"
+    LATE = "its outcome came too late"
+    CHANGED = "other bytes, key or headers than were sent"
+    FOREIGN = "there and never sent"
+    ABORTED = "of an aborted transaction, and there"
+    TORN = "of a transaction that is there in part"
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong."""
+
+    kind: FaultKind
+    record: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.record}: {self.kind.value}: {self.detail}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What came of a run: counts of records, and what was wrong.
+
+    `misreported` counts records of which something untrue was said, or nothing, or too late;
+    `damaged` what is in the log and should not be, or not so. `repeated` counts copies that carry
+    the same sequence number as the first: a broker that looks at these numbers drops such copies,
+    so they are no fault of the producer's, and are not `doubled`.
+    """
+
+    sent: int
+    acknowledged: int
+    failed: Mapping[str, int]
+    withdrawn: int
+    abandoned: int
+    never_accepted: int
+    lost: int
+    doubled: int
+    repeated: int
+    reordered: int
+    misreported: int
+    damaged: int
+    longest_wait: float
+    time_to_exit: float
+    faults: tuple[Fault, ...]
+
+    @property
+    def failures(self) -> int:
+        """How many records failed, of whatever kind."""
+        return sum(self.failed.values())
+
+    def __str__(self) -> str:
+        shown = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name != "faults"
+        }
+        lines = [", ".join(f"{name} {value}" for name, value in shown.items())]
+        lines += [str(fault) for fault in self.faults[:20]]
+        if len(self.faults) > 20:
+            lines.append(f"and {len(self.faults) - 20} more")
+        return "\n".join(lines)
+
+
+_MISREPORTED: Final = {
+    FaultKind.ELSEWHERE,
+    FaultKind.THERE_ALL_THE_SAME,
+    FaultKind.NO_OUTCOME,
+    FaultKind.TWO_OUTCOMES,
+    FaultKind.LATE,
+}
+_DAMAGED: Final = {FaultKind.CHANGED, FaultKind.FOREIGN, FaultKind.ABORTED, FaultKind.TORN}
+
+
+def check(
+    history: History,
+    log: Iterable[Logged],
+    *,
+    delivery_timeout: float,
+    grace: float = GRACE,
+    time_to_exit: float = 0.0,
+    isolation: Isolation = "read_uncommitted",
+    killed: bool = False,
+    repeats: bool = False,
+    answered: bool = True,
+) -> Report:
+    """Compare what was said with what is there.
+
+    Args:
+        history: what was sent and what was said.
+        log: the whole of every topic that was sent to. A record is known by its content, so no two
+            that are sent may be alike; one whose content was changed, by a header `id`, or by
+            the first word of its value, where that is its id.
+        delivery_timeout: how long a record may take to its outcome.
+        grace: how much more, since machines are busy.
+        time_to_exit: passed on to the report.
+        isolation: how the log was read.
+        killed: the process that sent was killed: what has no outcome may be there or not.
+        repeats: the broker does not look at sequence numbers: copies that carry the first one's
+            are counted as `repeated`. Where the reader tells no numbers, every copy is.
+        answered: brokers answer; where they do not (acks=0), an acknowledgement claims nothing.
+    """
+    faults: list[Fault] = []
+
+    def found_fault(kind: FaultKind, record: str, detail: str) -> None:
+        faults.append(Fault(kind, record, detail))
+
+    copies = _match(history, log, found_fault)
+    repeated = 0
+    for id_, sent in history.sent.items():
+        there = copies.get(id_, [])
+        ended = history.ended.get(id_, [])
+        _check_telling(sent, ended, delivery_timeout + grace, killed, found_fault)
+        again = _judged_copies(there, repeats)
+        repeated += len(there) - 1 - again if there else 0
+        if again:
+            places = ", ".join(f"{one.partition}/{one.offset}" for one in there)
+            found_fault(FaultKind.DOUBLED, id_, f"at {places}")
+        if answered or not isinstance(history.outcome(id_), Acknowledged):
+            _check_presence(history, sent, there, isolation, found_fault)
+    _check_order(history, copies, found_fault)
+    _check_transactions(history, copies, isolation, found_fault)
+    return _report(history, faults, repeated, time_to_exit)
+
+
+#: Called with what is wrong, the record's id and a detail.
+_Finder = Callable[[FaultKind, str, str], None]
+
+
+def _match(history: History, log: Iterable[Logged], fault: _Finder) -> dict[str, list[Logged]]:
+    """The copies of each record that are there, in the order of the log."""
+    by_content: dict[Any, str] = {}
+    for sent in history.sent.values():
+        content = (sent.topic, *sent.content)
+        if by_content.setdefault(content, sent.id) != sent.id:
+            raise ValueError(f"{sent.id} is the same as {by_content[content]}: can't be judged")
+    copies: dict[str, list[Logged]] = defaultdict(list)
+    for logged in sorted(log, key=lambda one: (one.topic, one.partition, one.offset)):
+        id_ = by_content.get((logged.topic, *logged.content))
+        if id_ is None:
+            place = f"{logged.topic} {logged.partition}/{logged.offset}"
+            id_ = _name_in(logged)
+            known = None if id_ is None else history.sent.get(id_)
+            if id_ is None or known is None or known.topic != logged.topic:
+                fault(FaultKind.FOREIGN, id_ or place, f"at {place}: {logged.content!r:.200}")
+                continue
+            fault(FaultKind.CHANGED, id_, f"at {place}: {logged.content!r:.200}")
+        copies[id_].append(logged)
+    return copies
+
+
+def _name_in(logged: Logged) -> str | None:
+    for name, content in logged.headers:
+        # A consumer may give None for a header without a value.
+        if name == "id" and cast("bytes | None", content):
+            return content.decode(errors="replace")
+    words = (logged.value or b"").split(maxsplit=1)
+    return words[0].decode(errors="replace") if words else None
+
+
+def _check_telling(
+    sent: Sent, ended: Sequence[Ended], allowed: float, killed: bool, fault: _Finder
+) -> None:
+    if not ended and not killed:
+        fault(FaultKind.NO_OUTCOME, sent.id, "nothing was said of it")
+    if len(ended) > 1:
+        fault(FaultKind.TWO_OUTCOMES, sent.id, "; ".join(str(one.outcome) for one in ended))
+    if ended and ended[0].at - sent.at > allowed:
+        took = ended[0].at - sent.at
+        fault(FaultKind.LATE, sent.id, f"{ended[0].outcome} after {took:.3f} s, not {allowed:g} s")
+
+
+def _judged_copies(there: Sequence[Logged], repeats: bool) -> int:
+    """How many copies there are beside the first, without those that no real broker would keep."""
+    if not repeats:
+        return max(0, len(there) - 1)
+    # One without a number can't be told from a repetition.
+    return max(0, len({one.sequence for one in there if one.sequence is not None}) - 1)
+
+
+def _check_presence(
+    history: History, sent: Sent, there: Sequence[Logged], isolation: Isolation, fault: _Finder
+) -> None:
+    outcome = history.outcome(sent.id)
+    places = [(one.partition, one.offset) for one in there]
+    if sent.partition is not None and any(place[0] != sent.partition for place in places):
+        fault(FaultKind.ELSEWHERE, sent.id, f"sent to {sent.partition}, and at {places}")
+        return
+    if sent.transaction is not None and isolation == "read_committed":
+        # A record of a transaction is there if the transaction is; see _check_transactions.
+        committed = history.transactions.get(sent.transaction)
+        if committed is False:
+            if there:
+                fault(FaultKind.ABORTED, sent.id, f"{sent.transaction} was aborted; at {places}")
+            return
+        if committed is None and not there:
+            return
+    match outcome:
+        case Acknowledged(partition, offset):
+            if not there:
+                fault(FaultKind.LOST, sent.id, f"acknowledged at {partition}/{offset}")
+            elif offset is None:
+                # A broker that knew it as a repetition, and said no more.
+                if all(place[0] != partition for place in places):
+                    fault(FaultKind.ELSEWHERE, sent.id, f"acknowledged at {partition}; at {places}")
+            elif (partition, offset) not in places:
+                detail = f"acknowledged at {partition}/{offset}, and at {places}"
+                fault(FaultKind.ELSEWHERE, sent.id, detail)
+        case Failed(error, Persistence.NOT_PERSISTED):
+            if there:
+                fault(FaultKind.THERE_ALL_THE_SAME, sent.id, f"{error}; at {places}")
+        case Failed(error, Persistence.PERSISTED):
+            if not there:
+                fault(FaultKind.LOST, sent.id, f"{error}, persisted")
+        case Plain(name) if outcome != ABANDONED:
+            if there:
+                fault(FaultKind.THERE_ALL_THE_SAME, sent.id, f"{name}; at {places}")
+        case _:
+            pass
+
+
+def _check_order(history: History, copies: Mapping[str, Sequence[Logged]], fault: _Finder) -> None:
+    """Judge the order of the first copies."""
+    lines: dict[Any, list[tuple[int, Sent]]] = defaultdict(list)
+    for id_, there in copies.items():
+        sent = history.sent[id_]
+        first = there[0]
+        lines[first.topic, first.partition, sent.line].append((first.offset, sent))
+    for (topic, partition, _), line in lines.items():
+        line.sort(key=lambda one: one[0])
+        last = line[0][1]
+        for offset, sent in line[1:]:
+            if sent.number < last.number:
+                detail = f"number {sent.number} at {topic} {partition}/{offset}, behind "
+                fault(FaultKind.REORDERED, sent.id, f"{detail}{last.id}, number {last.number}")
+            else:
+                last = sent
+
+
+def _check_transactions(
+    history: History,
+    copies: Mapping[str, Sequence[Logged]],
+    isolation: Isolation,
+    fault: _Finder,
+) -> None:
+    """Where nobody knows whether a transaction was committed, all of it is there or nothing."""
+    if isolation != "read_committed":
+        return
+    members: dict[str, list[Sent]] = defaultdict(list)
+    for sent in history.sent.values():
+        if sent.transaction is not None:
+            members[sent.transaction].append(sent)
+    for transaction, of_it in members.items():
+        if history.transactions.get(transaction) is not None:
+            continue
+        owed = [one for one in of_it if isinstance(history.outcome(one.id), Acknowledged)]
+        if any(one.id in copies for one in of_it):
+            for sent in owed:
+                if sent.id not in copies:
+                    fault(FaultKind.TORN, sent.id, f"the rest of {transaction} is there")
+
+
+def _report(
+    history: History, faults: Sequence[Fault], repeated: int, time_to_exit: float
+) -> Report:
+    outcomes = [history.outcome(id_) for id_ in history.sent]
+    plain = Counter(one.name for one in outcomes if isinstance(one, Plain))
+    failed = Counter(
+        f"{one.error}, {one.persistence.value}" for one in outcomes if isinstance(one, Failed)
+    )
+
+    def records(*kinds: FaultKind) -> int:
+        return len({fault.record for fault in faults if fault.kind in kinds})
+
+    waits = [
+        ended[0].at - history.sent[id_].at
+        for id_, ended in history.ended.items()
+        if ended and id_ in history.sent
+    ]
+    return Report(
+        sent=len(outcomes),
+        acknowledged=sum(isinstance(one, Acknowledged) for one in outcomes),
+        failed=dict(sorted(failed.items())),
+        withdrawn=plain[WITHDRAWN.name],
+        abandoned=plain[ABANDONED.name],
+        never_accepted=plain[NEVER_ACCEPTED.name],
+        lost=records(FaultKind.LOST),
+        doubled=records(FaultKind.DOUBLED),
+        repeated=repeated,
+        reordered=records(FaultKind.REORDERED),
+        misreported=records(*_MISREPORTED),
+        damaged=records(*_DAMAGED),
+        longest_wait=max(waits, default=0.0),
+        time_to_exit=time_to_exit,
+        faults=tuple(faults),
+    )

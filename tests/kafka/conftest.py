@@ -1,0 +1,42 @@
+"""Fixtures of the tests that run Apache Kafka itself; ``pytest tests/kafka`` runs them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.kafka_cluster import KafkaCluster, kafka_cluster
+from tests.kafka_home import KafkaMissing, kafka_home
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _kafka_is_here() -> None:
+    """Skip the tests where Kafka can't be run; in CI that is a failure."""
+    try:
+        kafka_home()
+    except KafkaMissing as missing:
+        if os.environ.get("CI"):
+            pytest.fail(f"Apache Kafka can't be run: {missing}", pytrace=False)
+        pytest.skip(f"Apache Kafka can't be run: {missing}")
+
+
+@pytest.fixture(scope="session")
+def shared_kafka() -> Iterator[KafkaCluster]:
+    """One broker for the whole run; tests use topics of their own, and leave it running."""
+    with kafka_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def _three_for_all() -> Iterator[KafkaCluster]:
+    with kafka_cluster(3) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def three_brokers(_three_for_all: KafkaCluster) -> Iterator[KafkaCluster]:
+    """Three brokers, all of which run when a test begins, whatever the one before did to them."""
+    yield _three_for_all
+    _three_for_all.heal()

@@ -1,0 +1,350 @@
+"""TLS, each way to log in, and ACLs, against Apache Kafka: who may come in, and what is said to who
+may not."""
+
+from __future__ import annotations
+
+import datetime as dt
+import gc
+import importlib
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from anyio_sendproducer import (
+    MultiDeliveryError,
+    MultiMessage,
+    Persistence,
+    ProducerRecord,
+    ProducerSettings,
+    ProducerStartError,
+    RecordRejected,
+    open_send_producer,
+)
+from tests.kafka_cluster import KafkaCluster, kafka_cluster
+from tests.kafka_security import (
+    ACLS,
+    Authority,
+    Certificate,
+    sasl_listener,
+    ssl_listener,
+    unsecured_token,
+)
+from tests.test_end_to_end import assert_written
+
+oauth: Any = importlib.import_module("kafka.net.sasl.oauth")
+
+#: For who tries a handshake that fails; see the fixture ``refused``.
+leaves_sockets = pytest.mark.filterwarnings("ignore:unclosed <ssl.SSLSocket:ResourceWarning")
+
+#: Seconds in which a producer that will not come in gives up. It tries again until then.
+SHORT = 1.5
+
+PASSWORD = "not to be told"
+
+
+class Secured(NamedTuple):
+    """A broker with a listener of each kind, all of which heed ACLs."""
+
+    cluster: KafkaCluster
+    authority: Authority
+    stranger: Authority
+
+
+@pytest.fixture(scope="session")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+    place = tmp_path_factory.mktemp("certificates")
+    authority, stranger = Authority(place / "trusted"), Authority(place / "stranger")
+    good = authority.issue()
+    mechanisms = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"]
+    users = {"alice": PASSWORD, "bob": PASSWORD}
+    expired = authority.issue(not_after=dt.datetime(2020, 1, 1, tzinfo=dt.timezone.utc))
+    listeners = [
+        ssl_listener("SSL", good),
+        ssl_listener("MUTUAL", good, clients=authority),
+        ssl_listener("ELSEWHERE", authority.issue("elsewhere.test")),
+        ssl_listener("EXPIRED", expired),
+        ssl_listener("STRANGER", stranger.issue()),
+        sasl_listener("SASL", mechanisms, users=users),
+        sasl_listener("SASL_SSL", mechanisms, users=users, certificate=good),
+        sasl_listener("SCRAM_ONLY", ["SCRAM-SHA-512"]),
+    ]
+    with kafka_cluster(listeners=listeners, properties=ACLS) as cluster:
+        for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512"):
+            cluster.create_user("alice", PASSWORD, mechanism)
+        yield Secured(cluster, authority, stranger)
+
+
+@pytest.fixture
+def topic(secured: Secured) -> str:
+    """A topic that alice alone may write to, and who does not log in."""
+    topic = secured.cluster.create_topic()
+    secured.cluster.add_acl("User:alice", "write", topic)
+    return topic
+
+
+def settings_for(
+    secured: Secured, listener: str, properties: dict[str, Any], *, start_timeout: float = 30.0
+) -> ProducerSettings:
+    return ProducerSettings(
+        bootstrap_servers=secured.cluster.bootstrap(listener),
+        properties=properties,
+        start_timeout=start_timeout,
+    )
+
+
+def trusting(authority: Authority, shown: Certificate | None = None) -> dict[str, Any]:
+    """Properties of a client with TLS that trusts this authority, and shows a certificate."""
+    properties = {"security.protocol": "SSL", "ssl_cafile": str(authority.file)}
+    if shown is not None:
+        properties |= {"ssl_certfile": str(shown.chain), "ssl_keyfile": str(shown.key)}
+    return properties
+
+
+class Tokens(oauth.AbstractTokenProvider):  # type: ignore[misc]
+    """Gives out a token, the same one each time."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def token(self) -> str:
+        return self._token
+
+
+def logged_in(
+    mechanism: str, user: str = "alice", password: str = PASSWORD, *, valid_for: float = 3600.0
+) -> dict[str, Any]:
+    """Properties of a client that logs in."""
+    properties: dict[str, Any] = {
+        "security.protocol": "SASL_PLAINTEXT",
+        "sasl.mechanism": mechanism,
+    }
+    if mechanism == "OAUTHBEARER":
+        token = unsecured_token(user, valid_for=valid_for)
+        return {**properties, "sasl_oauth_token_provider": Tokens(token)}
+    return {**properties, "sasl_plain_username": user, "sasl_plain_password": password}
+
+
+async def assert_comes_in(
+    secured: Secured, topic: str, listener: str, properties: dict[str, Any]
+) -> None:
+    """It writes, and what it wrote is there."""
+    record = ProducerRecord(topic, b"value", b"key", headers=[("name", b"content")])
+    async with open_send_producer(settings_for(secured, listener, properties)) as producer:
+        metadata = await producer.send(record)
+    await assert_written(secured.cluster.bootstrap_servers, [(record, metadata)])
+
+
+class Refused(Protocol):
+    """What the fixture ``refused`` gives."""
+
+    async def __call__(self, listener: str, properties: dict[str, Any], said: str = "") -> None: ...
+
+
+@pytest.fixture
+def refused(secured: Secured, caplog: pytest.LogCaptureFixture) -> Iterator[Refused]:
+    """Asserts that a client does not come in: it gives up in time, and tells no secret.
+
+    Why is said where the client itself finds fault with the broker. What a broker says when it
+    refuses a client is not always heard: kafka-python drops it where the end of the connection
+    comes together with it.
+    """
+
+    async def refused(listener: str, properties: dict[str, Any], said: str = "") -> None:
+        settings = settings_for(secured, listener, properties, start_timeout=SHORT)
+        with anyio.fail_after(SHORT + 5), pytest.raises(ProducerStartError) as caught:
+            async with open_send_producer(settings):
+                raise AssertionError
+        assert re.search(said, str(caught.value)), caught.value
+        assert PASSWORD not in f"{caught.value}\n{caplog.text}"
+
+    yield refused
+    # kafka-python does not close the socket of a handshake that failed, and with the exception it
+    # is in a circle; so are the log's arguments. It is collected here, where the warning is
+    # expected, and not in another test.
+    caplog.get_records("call").clear()
+    gc.collect()
+
+
+# --- TLS -----------------------------------------------------------------------------------------
+
+
+async def test_tls(secured: Secured, topic: str) -> None:
+    await assert_comes_in(secured, topic, "SSL", trusting(secured.authority))
+
+
+@leaves_sockets
+@pytest.mark.parametrize(
+    ("listener", "said"),
+    [
+        ("ELSEWHERE", "certificate is not valid for '127.0.0.1'"),
+        ("EXPIRED", "certificate has expired"),
+        ("STRANGER", "unable to get local issuer certificate"),
+    ],
+)
+async def test_a_broker_with_a_bad_certificate_is_not_spoken_to(
+    secured: Secured, refused: Refused, listener: str, said: str
+) -> None:
+    await refused(listener, trusting(secured.authority), said)
+
+
+async def test_a_host_name_that_is_not_checked(secured: Secured, topic: str) -> None:
+    properties = {**trusting(secured.authority), "ssl_check_hostname": False}
+    await assert_comes_in(secured, topic, "ELSEWHERE", properties)
+
+
+async def test_a_client_that_shows_a_certificate_is_known_by_it(
+    secured: Secured, topic: str
+) -> None:
+    alice = secured.authority.issue("client.test", common_name="alice")
+    await assert_comes_in(secured, topic, "MUTUAL", trusting(secured.authority, alice))
+    bob = secured.authority.issue("client.test", common_name="bob")
+    settings = settings_for(secured, "MUTUAL", trusting(secured.authority, bob))
+    async with open_send_producer(settings) as producer:
+        with pytest.raises(RecordRejected, match=topic):
+            await producer.send(ProducerRecord(topic, b"value"))
+
+
+@leaves_sockets
+async def test_a_client_that_has_to_show_a_certificate_and_has_none(
+    secured: Secured, refused: Refused
+) -> None:
+    await refused("MUTUAL", trusting(secured.authority))
+
+
+@leaves_sockets
+async def test_a_client_that_shows_a_certificate_of_a_stranger(
+    secured: Secured, refused: Refused
+) -> None:
+    shown = secured.stranger.issue("client.test", common_name="alice")
+    properties = trusting(secured.authority, shown)
+    await refused("MUTUAL", properties)
+
+
+async def test_a_client_without_tls_where_there_is_tls(secured: Secured, refused: Refused) -> None:
+    await refused("SSL", {})
+
+
+@leaves_sockets
+async def test_a_client_with_tls_where_there_is_none(secured: Secured, refused: Refused) -> None:
+    await refused("PLAINTEXT", trusting(secured.authority))
+
+
+# --- logging in ----------------------------------------------------------------------------------
+
+MECHANISMS = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"]
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+async def test_logging_in(secured: Secured, topic: str, mechanism: str) -> None:
+    await assert_comes_in(secured, topic, "SASL", logged_in(mechanism))
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+async def test_logging_in_with_tls(secured: Secured, topic: str, mechanism: str) -> None:
+    properties = {
+        **trusting(secured.authority),
+        **logged_in(mechanism),
+        "security.protocol": "SASL_SSL",
+    }
+    await assert_comes_in(secured, topic, "SASL_SSL", properties)
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS[:3])
+async def test_a_wrong_password(secured: Secured, refused: Refused, mechanism: str) -> None:
+    properties = logged_in(mechanism, password=PASSWORD + "!")
+    await refused("SASL", properties)
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS[:3])
+async def test_a_user_whom_nobody_knows(secured: Secured, refused: Refused, mechanism: str) -> None:
+    properties = logged_in(mechanism, "mallory")
+    await refused("SASL", properties)
+
+
+async def test_a_token_that_has_run_out(secured: Secured, refused: Refused) -> None:
+    properties = logged_in("OAUTHBEARER", valid_for=-60.0)
+    await refused("SASL", properties)
+
+
+async def test_a_mechanism_that_the_broker_does_not_offer(
+    secured: Secured, refused: Refused
+) -> None:
+    await refused("SCRAM_ONLY", logged_in("PLAIN"))
+
+
+async def test_not_logging_in_where_one_has_to(secured: Secured, refused: Refused) -> None:
+    await refused("SASL", {})
+
+
+# --- who may do what -----------------------------------------------------------------------------
+
+
+async def test_a_topic_that_is_not_for_this_user_holds_up_no_other(
+    secured: Secured, topic: str
+) -> None:
+    """Bob may see one of the others' topics and not the other, and has one of his own."""
+    cluster = secured.cluster
+    hidden, seen, own = topic, cluster.create_topic(), cluster.create_topic()
+    cluster.add_acl("User:bob", "describe", seen)
+    cluster.add_acl("User:bob", "write", own)
+    good = [ProducerRecord(own, b"%d" % number) for number in range(4)]
+    settings = settings_for(secured, "SASL", logged_in("PLAIN", "bob"))
+    async with open_send_producer(settings) as producer:
+        sent = [(good[0], await producer.send(good[0]))]
+        for number, forbidden in enumerate((hidden, seen), start=1):
+            with pytest.raises(RecordRejected, match=forbidden) as alone:
+                await producer.send(ProducerRecord(forbidden, b"value"))
+            assert alone.value.persistence is Persistence.NOT_PERSISTED
+            sent.append((good[number], await producer.send(good[number])))
+        with pytest.raises(MultiDeliveryError) as among_others:
+            await producer.send_envelope(MultiMessage([ProducerRecord(hidden, b"value"), good[3]]))
+        refused, written = among_others.value.parts
+        assert isinstance(refused, RecordRejected)
+        assert not isinstance(written, Exception)
+        sent.append((written.record, written.metadata))
+    assert [metadata.offset for _, metadata in sent] == [0, 1, 2, 3]
+    await assert_written(cluster.bootstrap_servers, sent)
+
+
+async def test_rights_that_come_and_go_while_a_producer_runs(secured: Secured, topic: str) -> None:
+    rights = ("User:bob", "write", topic)
+    results: list[bool] = []
+    settings = settings_for(secured, "SASL", logged_in("PLAIN", "bob"))
+    async with open_send_producer(settings) as producer:
+
+        async def may_write() -> bool:
+            try:
+                await producer.send(ProducerRecord(topic, b"value"))
+            except RecordRejected:
+                return False
+            return True
+
+        async def wait_until(expected: bool) -> None:
+            with anyio.fail_after(10):
+                while await may_write() is not expected:  # noqa: ASYNC110  # told by nobody
+                    await anyio.sleep(0.05)
+            results.append(expected)
+
+        await wait_until(False)
+        await anyio.to_thread.run_sync(lambda: secured.cluster.add_acl(*rights))
+        await wait_until(True)
+        await anyio.to_thread.run_sync(lambda: secured.cluster.remove_acl(*rights))
+        await wait_until(False)
+    assert results == [False, True, False]
+
+
+async def test_a_user_who_is_deleted_does_not_come_in_again(
+    secured: Secured, refused: Refused, topic: str
+) -> None:
+    cluster = secured.cluster
+    name = f"guest-{topic}"
+    mechanism = "SCRAM-SHA-512"
+    await anyio.to_thread.run_sync(cluster.create_user, name, PASSWORD, mechanism)
+    await anyio.to_thread.run_sync(lambda: cluster.add_acl(f"User:{name}", "write", topic))
+    await assert_comes_in(secured, topic, "SCRAM_ONLY", logged_in(mechanism, name))
+    await anyio.to_thread.run_sync(cluster.delete_user, name, mechanism)
+    await refused("SCRAM_ONLY", logged_in(mechanism, name))

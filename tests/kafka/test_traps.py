@@ -1,0 +1,381 @@
+"""What becomes of kafka-python's traps with Apache Kafka itself: of the bare client, and of ours.
+
+``docs/explanation/traps-of-kafka-python.md`` lists them. Where the bare client is in none here, its
+test says so: the embedded broker and the mock cluster are harsher than Kafka 4 in some ways.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from anyio_sendproducer import (
+    DeliveryError,
+    DeliveryTimeout,
+    Persistence,
+    ProducerRecord,
+    ProducerSettings,
+    RecordMetadata,
+    RecordRejected,
+    SendProducer,
+    open_send_producer,
+)
+from tests.kafka_cluster import KafkaCluster, kafka_cluster
+from tests.kafka_security import ACLS, sasl_listener
+from tests.recorder import PATIENCE
+from tests.test_traps import (
+    NEVER,
+    bare,
+    kafka,
+    kafka_errors,
+    leaking_sockets,
+    outcome_of,
+    settles,
+)
+
+#: Seconds after which Kafka forgets a producer that is silent.
+FORGETS_AFTER = 1.0
+
+#: How Bob logs in.
+BOB = {
+    "security_protocol": "SASL_PLAINTEXT",
+    "sasl_mechanism": "PLAIN",
+    "sasl_plain_username": "bob",
+    "sasl_plain_password": "secret",
+}
+
+#: So that what is sent at a time is one batch.
+ONE_BATCH = {"linger_ms": 100, "batch_size": 100_000}
+
+#: What brokers tell of the records of a batch of which they refuse another.
+IN_A_BAD_BATCH = "part of a batch"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[KafkaCluster]:
+    """A broker that forgets producers soon, where Bob may do what he is allowed to."""
+    with kafka_cluster(
+        listeners=[sasl_listener("SASL", ["PLAIN"], users={"bob": "secret"})],
+        properties={
+            **ACLS,
+            "producer.id.expiration.ms": int(FORGETS_AFTER * 1000),
+            "producer.id.expiration.check.interval.ms": 200,
+        },
+    ) as running:
+        yield running
+
+
+@pytest.fixture
+def topic(cluster: KafkaCluster) -> str:
+    return cluster.create_topic()
+
+
+@pytest.fixture
+def small(cluster: KafkaCluster) -> str:
+    """A topic that takes small batches alone."""
+    return cluster.create_topic(configs={"max.message.bytes": 3_000})
+
+
+def settings_for(cluster: KafkaCluster, **changes: Any) -> ProducerSettings:
+    return ProducerSettings(bootstrap_servers=cluster.bootstrap_servers).evolve(**changes)
+
+
+def futures_of(producer: Any, topic: str, values: Sequence[bytes], **options: Any) -> list[Any]:
+    """What a bare client makes of these, once each has its outcome."""
+    producer.partitions_for(topic)
+    futures = [producer.send(topic, value, **options) for value in values]
+    assert all(settles(future) for future in futures)
+    return futures
+
+
+def offsets(outcomes: Sequence[object]) -> list[int | None]:
+    """Where those are that were written."""
+    return [one.offset for one in outcomes if isinstance(one, RecordMetadata)]
+
+
+async def outcomes_of(
+    producer: SendProducer, records: Sequence[ProducerRecord[Any, Any]]
+) -> list[RecordMetadata | DeliveryError]:
+    """What becomes of each of these, sent at a time."""
+    await producer.partitions_for(records[0].topic)
+    outcomes: list[RecordMetadata | DeliveryError] = []
+    for delivery in [producer.enqueue_nowait(record) for record in records]:
+        try:
+            outcomes.append(await delivery.wait())
+        except DeliveryError as error:
+            outcomes.append(error)
+    return outcomes
+
+
+def end_of(cluster: KafkaCluster, topic: str) -> int:
+    """How many records were written."""
+    consumer = kafka.KafkaConsumer(bootstrap_servers=cluster.bootstrap_servers)
+    try:
+        at = kafka.TopicPartition(topic, 0)
+        return int(consumer.end_offsets([at])[at])
+    finally:
+        consumer.close()
+
+
+# --- MESSAGE_TOO_LARGE ---------------------------------------------------------------------------
+
+#: Ten that fit alone, and not all in one batch.
+MANY = [bytes([number]) * 900 for number in range(10)]
+
+#: One that is too large even alone.
+WITH_ONE_TOO_LARGE = [bytes(number) for number in (10, 20, 5_000, 30, 40)]
+
+
+def test_bare_a_batch_that_is_too_large_is_split(cluster: KafkaCluster, small: str) -> None:
+    """No trap: each record has the offset where it is, in order."""
+    with bare(cluster.bootstrap_servers, **ONE_BATCH) as producer:
+        futures = futures_of(producer, small, MANY)
+        assert [future.value.offset for future in futures] == list(range(10))
+
+
+async def test_a_batch_that_is_too_large_is_split(cluster: KafkaCluster, small: str) -> None:
+    async with open_send_producer(settings_for(cluster, properties=ONE_BATCH)) as producer:
+        records = [ProducerRecord(small, value) for value in MANY]
+        assert offsets(await outcomes_of(producer, records)) == list(range(10))
+        assert producer.statistics().generations == 1
+
+
+def test_bare_one_record_that_is_too_large_ends_the_client(
+    cluster: KafkaCluster, small: str, topic: str
+) -> None:
+    """The batch is split until it is alone; what stood before it is written by then."""
+    with bare(cluster.bootstrap_servers, **ONE_BATCH) as producer:
+        futures = futures_of(producer, small, WITH_ONE_TOO_LARGE)
+        assert [future.value.offset for future in futures[:2]] == [0, 1]
+        error = futures[2].exception
+        assert isinstance(error, kafka_errors.MessageSizeTooLargeError)
+        assert [future.exception is error for future in futures[3:]] == [True, True]
+        [later] = futures_of(producer, topic, [b"on another topic"])
+        assert later.exception is error
+
+
+async def test_one_record_that_is_too_large_fails_alone(
+    cluster: KafkaCluster, small: str, topic: str
+) -> None:
+    async with open_send_producer(settings_for(cluster, properties=ONE_BATCH)) as producer:
+        records = [ProducerRecord(small, value) for value in WITH_ONE_TOO_LARGE]
+        outcomes = await outcomes_of(producer, records)
+        assert offsets(outcomes) == [0, 1, 2, 3]
+        refused = outcomes[2]
+        assert isinstance(refused, RecordRejected)
+        assert refused.persistence is Persistence.NOT_PERSISTED
+        for other in (topic, small):
+            assert isinstance(await outcome_of(producer, other), RecordMetadata)
+        assert producer.statistics().generations == 1
+    assert await anyio.to_thread.run_sync(end_of, cluster, small) == 5
+
+
+# --- records that the broker looks into ----------------------------------------------------------
+
+
+@pytest.fixture(params=["INVALID_RECORD", "INVALID_TIMESTAMP"])
+def strict_topic(request: pytest.FixtureRequest, cluster: KafkaCluster) -> str:
+    """A topic that refuses records without a key, or from the future."""
+    if request.param == "INVALID_RECORD":
+        return cluster.create_topic(configs={"cleanup.policy": "compact"})
+    return cluster.create_topic(configs={"message.timestamp.after.max.ms": 1_000})
+
+
+def with_a_bad_one(topic: str) -> list[ProducerRecord[Any, Any]]:
+    """Three records, of which the one in the middle has no key and is from the future."""
+    future = int(time.time() * 1000) + 3_600_000
+    return [
+        ProducerRecord(topic, b"before", b"key"),
+        ProducerRecord(topic, b"bad", partition=0, timestamp_ms=future),
+        ProducerRecord(topic, b"behind", b"key"),
+    ]
+
+
+def test_bare_one_bad_record_fails_its_batch_and_ends_the_client(
+    cluster: KafkaCluster, strict_topic: str, topic: str
+) -> None:
+    with bare(cluster.bootstrap_servers, **ONE_BATCH) as producer:
+        producer.partitions_for(strict_topic)
+        before, bad, behind = (
+            producer.send(record.topic, record.value, record.key, timestamp_ms=record.timestamp_ms)
+            for record in with_a_bad_one(strict_topic)
+        )
+        assert all(settles(future) for future in (before, bad, behind))
+        refused = (kafka_errors.InvalidRecordError, kafka_errors.InvalidTimestampError)
+        assert isinstance(bad.exception, refused)
+        for innocent in (before, behind):
+            assert type(innocent.exception) is kafka_errors.KafkaError
+            assert IN_A_BAD_BATCH in str(innocent.exception)
+        [later] = futures_of(producer, topic, [b"on another topic"])
+        assert type(later.exception) is type(bad.exception)
+
+
+async def test_one_bad_record_fails_alone(
+    cluster: KafkaCluster, strict_topic: str, topic: str
+) -> None:
+    async with open_send_producer(settings_for(cluster, properties=ONE_BATCH)) as producer:
+        before, bad, behind = await outcomes_of(producer, with_a_bad_one(strict_topic))
+        assert isinstance(bad, RecordRejected)
+        assert bad.persistence is Persistence.NOT_PERSISTED
+        assert offsets([before, behind]) == [0, 1]
+        assert isinstance(await outcome_of(producer, topic), RecordMetadata)
+        assert producer.statistics().generations == 1
+    assert await anyio.to_thread.run_sync(end_of, cluster, strict_topic) == 2
+
+
+@pytest.fixture
+def forbidden(cluster: KafkaCluster, topic: str) -> str:
+    """A topic that Bob may see and not write to; he may write to the other."""
+    seen = cluster.create_topic()
+    cluster.add_acl("User:bob", "describe", seen)
+    cluster.add_acl("User:bob", "write", topic)
+    return seen
+
+
+def test_bare_one_forbidden_topic_ends_the_client(
+    cluster: KafkaCluster, forbidden: str, topic: str
+) -> None:
+    with bare(cluster.bootstrap("SASL"), **BOB) as producer:
+        [allowed] = futures_of(producer, topic, [b"value"])
+        assert allowed.value.offset == 0
+        [refused] = futures_of(producer, forbidden, [b"value"])
+        assert isinstance(refused.exception, kafka_errors.TopicAuthorizationFailedError)
+        [later] = futures_of(producer, topic, [b"on the topic that is his"])
+        assert later.exception is refused.exception
+
+
+async def test_one_forbidden_topic_ends_no_other(
+    cluster: KafkaCluster, forbidden: str, topic: str
+) -> None:
+    settings = ProducerSettings(bootstrap_servers=cluster.bootstrap("SASL"), properties=BOB)
+    async with open_send_producer(settings) as producer:
+        assert isinstance(await outcome_of(producer, topic), RecordMetadata)
+        assert isinstance(await outcome_of(producer, forbidden), RecordRejected)
+        assert isinstance(await outcome_of(producer, topic), RecordMetadata)
+
+
+# --- what is repeated until its time is up -------------------------------------------------------
+
+
+@pytest.fixture
+def too_few(three_brokers: KafkaCluster) -> tuple[str, str]:
+    """A topic that has one replica less than it needs (NOT_ENOUGH_REPLICAS), and one that has
+    enough."""
+    lacking = three_brokers.create_topic(replicas=[[1, 2, 3]], configs={"min.insync.replicas": 3})
+    enough = three_brokers.create_topic(replicas=[[1, 2]])
+    three_brokers.stop(3)
+    return lacking, enough
+
+
+def test_bare_after_a_batch_expired_while_it_was_repeated_nothing_is_sent(
+    three_brokers: KafkaCluster, too_few: tuple[str, str]
+) -> None:
+    lacking, enough = too_few
+    options = {"delivery_timeout_ms": 1_000, "request_timeout_ms": 900}
+    with leaking_sockets(), bare(three_brokers.bootstrap_servers, **options) as producer:
+        for topic in (enough, lacking):
+            producer.partitions_for(topic)
+        futures_of(producer, enough, [b"value"])
+        [expired] = futures_of(producer, lacking, [b"value"])
+        assert isinstance(expired.exception, kafka_errors.KafkaTimeoutError)
+        # Later than delivery_timeout_ms allows.
+        assert not settles(producer.send(enough, b"value"), 1 + NEVER)
+
+
+async def test_a_record_that_expires_while_it_is_repeated_is_the_only_one(
+    three_brokers: KafkaCluster, too_few: tuple[str, str]
+) -> None:
+    lacking, enough = too_few
+    settings = settings_for(three_brokers, delivery_timeout=1.0, close_timeout=PATIENCE)
+    async with open_send_producer(settings) as producer:
+        assert isinstance(await outcome_of(producer, enough), RecordMetadata)
+        expired = await outcome_of(producer, lacking)
+        assert isinstance(expired, DeliveryTimeout)
+        assert expired.persistence is Persistence.POSSIBLY_PERSISTED
+        assert isinstance(await outcome_of(producer, enough), RecordMetadata)
+        assert producer.statistics().generations == 1
+
+
+# --- sequence numbers ----------------------------------------------------------------------------
+
+
+def lose_count(client: Any, topic: str) -> None:
+    """Have the client number its next record as if a hundred had gone before."""
+    client._sender._transaction_manager.set_sequence_number(kafka.TopicPartition(topic, 0), 100)
+
+
+def test_bare_after_an_error_of_the_sequence_it_goes_on(cluster: KafkaCluster, topic: str) -> None:
+    """No trap, from 2.5 on: one record is lost, and the client begins with another epoch."""
+    with bare(cluster.bootstrap_servers) as producer:
+        futures_of(producer, topic, [b"value"])
+        lose_count(producer, topic)
+        [lost] = futures_of(producer, topic, [b"value"])
+        assert isinstance(lost.exception, kafka_errors.OutOfOrderSequenceNumberError)
+        [next_one] = futures_of(producer, topic, [b"value"])
+        assert next_one.value.offset == 1
+
+
+async def test_after_an_error_of_the_sequence_it_goes_on(cluster: KafkaCluster, topic: str) -> None:
+    async with open_send_producer(settings_for(cluster)) as producer:
+        await outcome_of(producer, topic)
+        driver: Any = producer._bridge._driver
+        lose_count(driver._opened.producer, topic)
+        lost = await outcome_of(producer, topic)
+        assert isinstance(lost, DeliveryError)
+        assert lost.persistence is Persistence.POSSIBLY_PERSISTED
+        assert offsets([await outcome_of(producer, topic)]) == [1]
+        assert producer.statistics().generations == 1
+
+
+def test_bare_a_producer_that_kafka_forgot_goes_on(cluster: KafkaCluster, topic: str) -> None:
+    """No trap: Kafka 4 takes its records, whichever number they have."""
+    with bare(cluster.bootstrap_servers) as producer:
+        futures_of(producer, topic, [b"value"])
+        time.sleep(2 * FORGETS_AFTER)
+        lose_count(producer, topic)  # which shows that it was forgotten
+        written = futures_of(producer, topic, [b"value", b"value"])
+        assert [future.value.offset for future in written] == [1, 2]
+
+
+async def test_a_producer_that_kafka_forgot_goes_on(cluster: KafkaCluster, topic: str) -> None:
+    async with open_send_producer(settings_for(cluster)) as producer:
+        await outcome_of(producer, topic)
+        await anyio.sleep(2 * FORGETS_AFTER)
+        assert offsets([await outcome_of(producer, topic) for _ in range(2)]) == [1, 2]
+        assert producer.statistics().generations == 1
+
+
+@pytest.mark.parametrize("end", ["kill", "stop"])
+def test_bare_a_broker_that_comes_back_with_its_data_is_used_again(
+    cluster: KafkaCluster, topic: str, end: str
+) -> None:
+    """No trap: Kafka keeps what it knows of producers with the records."""
+    with (
+        leaking_sockets(),
+        bare(cluster.bootstrap_servers, reconnect_backoff_max_ms=200) as producer,
+    ):
+        futures_of(producer, topic, [b"value"])
+        getattr(cluster, end)(1)
+        meanwhile = producer.send(topic, b"value")
+        cluster.start(1)
+        assert settles(meanwhile)
+        [behind] = futures_of(producer, topic, [b"value"])
+        assert (meanwhile.value.offset, behind.value.offset) == (1, 2)
+
+
+@pytest.mark.parametrize("end", ["kill", "stop"])
+async def test_a_broker_that_comes_back_with_its_data_is_used_again(
+    cluster: KafkaCluster, topic: str, end: str
+) -> None:
+    async with open_send_producer(settings_for(cluster)) as producer:
+        await outcome_of(producer, topic)
+        await anyio.to_thread.run_sync(getattr(cluster, end), 1)
+        meanwhile = producer.enqueue_nowait(ProducerRecord(topic, b"value", partition=0))
+        await anyio.to_thread.run_sync(cluster.start, 1)
+        assert offsets([await meanwhile.wait(), await outcome_of(producer, topic)]) == [1, 2]
+        assert producer.statistics().generations == 1

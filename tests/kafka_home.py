@@ -1,0 +1,120 @@
+"""Where Apache Kafka and the Java that runs it come from.
+
+``KAFKA_HOME`` names an installation; without it Maven fetches the jars of ``kafka_cluster.pom.xml``
+into ``.kafka`` in the checkout, or wherever ``KAFKA_CACHE`` says. What was fetched once is used
+from there, without Maven and without a network.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+__all__ = ["KafkaHome", "KafkaMissing", "kafka_home"]
+
+_POM = Path(__file__).with_name("kafka_cluster.pom.xml")
+#: Pinned, so that no two runs differ by it.
+_PLUGIN = "org.apache.maven.plugins:maven-dependency-plugin:3.9.0:copy-dependencies"
+#: Kafka 4's brokers need it.
+_OLDEST_JAVA = 17
+#: Seconds that Maven may take to fetch some fifty jars.
+_FETCH_TIMEOUT = 900.0
+
+
+class KafkaMissing(RuntimeError):
+    """What it takes to run Kafka is not on this machine; the message says what."""
+
+
+class KafkaHome(NamedTuple):
+    """What runs a broker."""
+
+    java: str
+    class_path: str
+    version: str
+    archive: Path
+    """Where Java's archive of Kafka's classes is to be found, once it was made."""
+
+
+@functools.cache
+def kafka_home() -> KafkaHome:
+    """Find Kafka and a Java that runs it, and fetch Kafka where it is not here yet.
+
+    Raises:
+        KafkaMissing: there is no Java that is new enough, or no Kafka and no way to fetch it.
+    """
+    java, said = _java()
+    home = os.environ.get("KAFKA_HOME")
+    default = Path(__file__).parent.parent / ".kafka"
+    cache = Path(os.environ.get("KAFKA_CACHE") or default).absolute()
+    cache.mkdir(parents=True, exist_ok=True)
+    libraries = Path(home, "libs") if home else _fetched(cache)
+    # Written out and in order, so that each process has the very same class path.
+    jars = sorted(libraries.glob("*.jar"))
+    versions = [jar.stem.removeprefix("kafka-clients-") for jar in jars]
+    version = next((found for found in versions if re.match(r"\d+\.\d+", found)), None)
+    if version is None or int(version.split(".")[0]) < 4:
+        raise KafkaMissing(f"{libraries} has no Apache Kafka 4: found {version}")
+    class_path = os.pathsep.join(map(str, jars))
+    fits = hashlib.sha256((said + class_path).encode()).hexdigest()[:12]
+    return KafkaHome(java, class_path, version, cache / f"classes-{fits}.jsa")
+
+
+def _java() -> tuple[str, str]:
+    """Java, and what it says of its version."""
+    home = os.environ.get("JAVA_HOME")
+    java = shutil.which("java", path=str(Path(home, "bin")) if home else None)
+    if java is None:
+        raise KafkaMissing(f"no java on the PATH or in JAVA_HOME: install Java {_OLDEST_JAVA}")
+    said = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
+    found = re.search(r'version "(\d+)', said)
+    if found is None or int(found[1]) < _OLDEST_JAVA:
+        raise KafkaMissing(f"Java {_OLDEST_JAVA} or later is needed; {java} says: {said.strip()}")
+    return java, said
+
+
+def _fetched(cache: Path) -> Path:
+    """The directory that has the jars."""
+    # Another pom, another directory: what is there is what it asks for.
+    libraries = cache / hashlib.sha256(_POM.read_bytes()).hexdigest()[:12]
+    if not libraries.exists():
+        with tempfile.TemporaryDirectory(dir=cache, prefix="fetching-") as directory:
+            fetched = Path(directory, "libs")
+            _fetch(fetched)
+            try:
+                # At once, so that nobody sees half of it.
+                fetched.rename(libraries)
+            except OSError:
+                if not libraries.exists():  # else another run was faster
+                    raise
+    return libraries
+
+
+def _fetch(directory: Path) -> None:
+    maven = shutil.which("mvn")
+    if maven is None:
+        raise KafkaMissing(
+            "no mvn on the PATH to fetch Apache Kafka with: install Maven, "
+            "or set KAFKA_HOME to an installation of Kafka 4"
+        )
+    command = [maven, "--batch-mode", "--quiet", "--file", str(_POM), _PLUGIN]
+    options = ["-DincludeScope=runtime", f"-DoutputDirectory={directory}"]
+    try:
+        done = subprocess.run(
+            [*command, *options],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_FETCH_TIMEOUT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise KafkaMissing(f"Maven did not fetch Apache Kafka in {_FETCH_TIMEOUT} s") from error
+    if done.returncode != 0:
+        raise KafkaMissing(f"Maven could not fetch Apache Kafka:\n{(done.stdout + done.stderr)}")
