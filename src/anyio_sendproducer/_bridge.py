@@ -217,6 +217,11 @@ class Bridge:
         self.generation += 1
         self._inbox.put(functools.partial(self._reopen, error, self.generation))
 
+    def trouble(self) -> Exception | None:
+        """Why the client reaches no broker, where it knows of it."""
+        driver = self._driver
+        return None if driver is None else driver.trouble()
+
     def ring(self) -> None:
         """Have the receiver of the events look at the queue."""
         self._pass_on([])

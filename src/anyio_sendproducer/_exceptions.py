@@ -141,7 +141,8 @@ class DeliveryTimeout(DeliveryError):
     """The record had no outcome within ``delivery_timeout``.
 
     ``persistence`` is ``NOT_PERSISTED`` where the record was never handed to the client, otherwise
-    ``POSSIBLY_PERSISTED``: the client may still write it after this error.
+    ``POSSIBLY_PERSISTED``: the client may still write it after this error. Where the client could
+    not connect to a broker, the message says to which and why, and ``__cause__`` is that error.
     """
 
 
@@ -149,8 +150,9 @@ class RecordRejected(DeliveryError):
     """The record was refused: it is invalid or too large, its topic or partition does not exist,
     or this producer may not write there. Always ``NOT_PERSISTED``.
 
-    A broker refuses a whole batch. What shared one with the culprit, or stood behind it on its
-    partition, is rejected with it, and may well pass when it is sent again.
+    What else was in its batch is delivered, as long as the broker says which records of a batch are
+    at fault, or that one is too large: then halves of it are sent until the culprit is alone. What
+    is refused whatever is in it, as for want of permission, is rejected with all that is in it.
     """
 
 

@@ -557,8 +557,12 @@ class Ledger:
             deadline = min(deadline, self._late_since + PATIENCE)
         return deadline
 
-    def expire(self, now: float) -> list[object]:
+    def expire(self, now: float, trouble: Exception | None = None) -> list[object]:
         """Fail what is past its deadline.
+
+        Args:
+            now: what time it is.
+            trouble: why no broker was reached, where that is known.
 
         Returns:
             Who is to be woken.
@@ -572,7 +576,7 @@ class Ledger:
                     break
                 late.append(entry)
             for entry in late:
-                self._expire_one(entry, woken)
+                self._expire_one(entry, trouble, woken)
         if not had_late or self._delivered_when_late != self._delivered:
             self._late_since = now
             self._delivered_when_late = self._delivered
@@ -580,37 +584,34 @@ class Ledger:
         self._pass_barriers(woken)
         return woken
 
-    def _expire_one(self, entry: Entry, woken: list[object]) -> None:
+    def _expire_one(self, entry: Entry, trouble: Exception | None, woken: list[object]) -> None:
         seconds = f"{self._timeout:g} s"
+        known = "" if trouble is None else f": {trouble}"
         if entry.state is _SUBMITTED:
             self._lingering[entry] = None
             self._late[entry] = None
             self._late_bytes += entry.size
-            self._fail(
-                entry,
-                DeliveryTimeout(
-                    f"no broker acknowledged the record within {seconds} (delivery_timeout); "
-                    "it may be written all the same",
-                    record=entry.record,
-                    persistence=Persistence.POSSIBLY_PERSISTED,
-                ),
-                woken,
+            error = DeliveryTimeout(
+                f"no broker acknowledged the record within {seconds} (delivery_timeout); "
+                f"it may be written all the same{known}",
+                record=entry.record,
+                persistence=Persistence.POSSIBLY_PERSISTED,
             )
+            error.__cause__ = trouble
+            self._fail(entry, error, woken)
             return
         reason = (
             "there was no room for the record"
             if entry.state is _WAITING
             else "the record could not be handed to the client"
         )
-        self._end_unsubmitted(
-            entry,
-            DeliveryTimeout(
-                f"{reason} within {seconds} (delivery_timeout); it was not sent",
-                record=entry.record,
-                persistence=Persistence.NOT_PERSISTED,
-            ),
-            woken,
+        error = DeliveryTimeout(
+            f"{reason} within {seconds} (delivery_timeout); it was not sent{known}",
+            record=entry.record,
+            persistence=Persistence.NOT_PERSISTED,
         )
+        error.__cause__ = trouble
+        self._end_unsubmitted(entry, error, woken)
 
     def _end_unsubmitted(self, entry: Entry, error: DeliveryError, woken: list[object]) -> None:
         if entry.state is _WAITING:

@@ -688,11 +688,12 @@ class SendProducer:
     async def _expire(self) -> None:
         while True:
             now = self._loop.now()
-            self._moved(self._ledger.expire(now))
+            trouble = self._bridge.trouble()
+            self._moved(self._ledger.expire(now, trouble))
             if self._ledger.stuck(now):
-                self._give_up_client(
-                    TimeoutError("it holds records past their delivery_timeout and gets nowhere")
-                )
+                error = TimeoutError("it holds records past their delivery_timeout, gets nowhere")
+                error.__cause__ = trouble
+                self._give_up_client(error)
             await anyio.sleep(max(0.0, self._ledger.next_deadline(now) - now))
 
     # --- the guard ---------------------------------------------------------------------------

@@ -150,9 +150,6 @@ async def test_leaving_into_a_black_hole(anyio_backend: str, proxy: FaultProxy) 
     assert ran.undelivered == report.failures
 
 
-@pytest.mark.xfail(
-    strict=True, reason="kafka-python waits for its first connection, and can't be told not to"
-)
 async def test_leaving_before_the_client_is_connected(
     anyio_backend: str, proxy: FaultProxy
 ) -> None:

@@ -93,6 +93,14 @@ class Driver(Protocol):
         """
         ...
 
+    def trouble(self) -> Exception | None:
+        """Why the client reaches no broker, or not all that it needs; None where it knows of no
+        trouble. It is added to what is said of records whose ``delivery_timeout`` is over.
+
+        Called by the loop, which must not wait for anything.
+        """
+        ...
+
     def close(self, timeout: float, /) -> None:
         """Close the client and end its threads, within about ``timeout`` seconds; 0: by force.
 

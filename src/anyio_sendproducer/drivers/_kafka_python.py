@@ -23,7 +23,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, cast
 
 import kafka.errors as kafka_errors
 from kafka import KafkaProducer
@@ -99,6 +99,9 @@ _ASK_AGAIN_SECONDS: Final = 0.5
 
 #: How long the client's thread may take to end once it was told to.
 _JOIN_SECONDS: Final = 2.0
+
+#: How soon the client looks again at a broker that it connects to, if nothing comes of it before.
+_LOOK_AGAIN_MS: Final = 50.0
 
 #: How much is read from a connection at a time.
 _READ_BYTES: Final = 256 * 1024
@@ -191,13 +194,16 @@ class _Manager(KafkaConnectionManager):
         connection = super().get_connection(node_id, *args, **options)
         if connection is not known:
             connection.init_future.add_callback(functools.partial(self._succeeded, node_id))
-            connection.init_future.add_errback(
-                functools.partial(self.failures.__setitem__, node_id)
-            )
+            connection.init_future.add_errback(functools.partial(self._failed, node_id))
         return connection
 
     def _succeeded(self, node_id: Any, _: Any) -> None:
         self.failures.pop(node_id, None)
+
+    def _failed(self, node_id: Any, error: Exception) -> None:
+        # The last one comes last.
+        self.failures.pop(node_id, None)
+        self.failures[node_id] = error
 
     def reset_backoff(self, node_id: Any) -> None:
         """Connect at once where that is next needed. 3.0.12 does so even after a failed login."""
@@ -258,9 +264,19 @@ class _Manager(KafkaConnectionManager):
                 return f"{broker.host}:{broker.port} {why}", error
         return None
 
+    def trouble(self) -> tuple[str, Exception] | None:
+        """Which broker could not be connected to when that was tried last, and why."""
+        brokers = {broker.node_id: broker for broker in cast("Any", self.cluster).brokers()}
+        for node_id, error in reversed(list(self.failures.items())):
+            broker = brokers.get(node_id)
+            if broker is not None:
+                why = self._refusal(error) or f"can't be reached: {_words(error)}"
+                return f"{broker.host}:{broker.port} {why}", error
+        return None
+
     def _refusal(self, error: Exception) -> str | None:
         protocol, mechanism = self.config["security_protocol"], self.config["sasl_mechanism"]
-        said = one_line(_BOILERPLATE.sub("", str(error)))
+        said = _words(error)
         if isinstance(error, kafka_errors.SaslAuthenticationFailedError):
             return f"refused the login with {mechanism}: {said}"
         if isinstance(error, kafka_errors.UnsupportedSaslMechanismError):
@@ -271,6 +287,11 @@ class _Manager(KafkaConnectionManager):
             return f"speaks TLS, and security.protocol is {protocol}"
         refused = tls_refusal(error) if self.ssl_enabled else None
         return None if refused is None else f"can't be spoken to by TLS: {refused}"
+
+
+def _words(error: Exception) -> str:
+    """What an error of the client says, without what it says each time."""
+    return one_line(_BOILERPLATE.sub("", str(error)))
 
 
 class _NetClient(KafkaNetClient):
@@ -288,6 +309,33 @@ class _NetClient(KafkaNetClient):
         self.is_closed = threading.Event()
         #: Topics and partitions whose last produce request was refused.
         self.refused: set[tuple[str, int]] = set()
+        #: Set when the client is to be closed, and to wait for no connection any more.
+        self.is_closing = False
+
+    def maybe_connect(self, node_id: Any, **options: Any) -> None:
+        """Begin to connect, if it is time. 3.0.12 raises in its loop, over and over, where a leader
+        is not among the brokers that the cluster told of, and does not ask for them again."""
+        cluster: Any = self.cluster
+        if cluster.broker_metadata(node_id) is None:
+            cluster.request_update()
+        else:
+            super().maybe_connect(node_id, **options)
+
+    def connection_delay(self, node_id: Any) -> float:
+        """Milliseconds until it is worth while to look at a broker again. 3.0.12 takes the seconds
+        that it is given for milliseconds, and spins while it connects."""
+        return max(cast("float", super().connection_delay(node_id)) * 1000, _LOOK_AGAIN_MS)
+
+    def await_ready(self, node_id: Any, timeout_ms: float = 30_000) -> Literal[True]:
+        """Wait for a connection; in slices, or nothing would end it before its time."""
+        deadline = time.monotonic() + timeout_ms / 1000
+        while not self.is_ready(node_id):
+            remaining = (deadline - time.monotonic()) * 1000
+            if remaining <= 0 or self.is_closing:
+                raise kafka_errors.KafkaConnectionError(f"node {node_id} is not ready")
+            self.maybe_connect(node_id)
+            self.poll(timeout_ms=min(remaining, _LOOK_AGAIN_MS))
+        return True
 
     def send(self, node_id: Any, request: Any, **options: Any) -> Any:
         """Send a request, and note which partitions the answer says are refused."""
@@ -637,6 +685,12 @@ class KafkaPythonDriver:
         client.get_broker_version(timeout_ms=max(1, remaining * 1000))
         return client
 
+    def trouble(self) -> Exception | None:
+        """The last failure to connect; see :meth:`anyio_sendproducer.drivers.Driver.trouble`."""
+        opened = self._opened
+        trouble = None if opened is None else opened.client.manager.trouble()
+        return None if trouble is None else _translated(trouble[1], trouble[0])
+
     def _discard_client(self) -> None:
         if self._client is not None:
             with contextlib.suppress(Exception):
@@ -654,9 +708,11 @@ class KafkaPythonDriver:
                 return
             self._closed = True
         try:
+            opened.client.is_closing = timeout <= 0
             opened.producer.close(timeout)
         finally:
             client = opened.client
+            client.is_closing = True
             if client.is_closed.wait(_JOIN_SECONDS) and client.closed_by is not None:
                 client.closed_by.join(_JOIN_SECONDS)
             else:

@@ -83,6 +83,7 @@ class FakeDriver:
         closed: the time-out that each call of :meth:`close` gave.
         open_error: raised by :meth:`open`.
         submit_error: raised by :meth:`submit`, which a driver must not do.
+        in_trouble: what :meth:`trouble` says.
         judge: asked about each record before it is acknowledged: an error makes it fail.
     """
 
@@ -100,6 +101,7 @@ class FakeDriver:
         self.closed: list[float] = []
         self.open_error: BaseException | None = None
         self.submit_error: BaseException | None = None
+        self.in_trouble: Exception | None = None
         self.judge: Callable[[ProducerRecord[Any, Any]], DeliveryError | None] = lambda _: None
         self.settings: ProducerSettings | None = None
         self._sink: Sink | None = None
@@ -146,6 +148,10 @@ class FakeDriver:
         if topic in self.unknown_topics:
             return None
         return frozenset(range(self.partitions))
+
+    def trouble(self) -> Exception | None:
+        """What :attr:`in_trouble` says."""
+        return self.in_trouble
 
     def close(self, timeout: float, /) -> None:
         """Close: what is under way fails, as possibly persisted."""

@@ -1,0 +1,277 @@
+"""While a broker can't be reached: what the client does meanwhile, and what is said of it.
+
+Those of the bare client tell when a newer kafka-python mends something, as in ``test_traps.py``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from anyio_sendproducer import (
+    DeliveryTimeout,
+    Persistence,
+    ProducerRecord,
+    ProducerSettings,
+    SendProducer,
+    SendProducerError,
+    open_send_producer,
+)
+from anyio_sendproducer.drivers import _kafka_python
+from anyio_sendproducer.testing import FakeDriver
+from tests.calls import until
+from tests.fault_proxy import FaultProxy, proxied_broker
+from tests.mock_cluster import MockCluster, mock_cluster
+from tests.scripted_broker import scripted_broker
+
+# kafka-python has no types: whatever is taken from it here is Any.
+kafka: Any = importlib.import_module("kafka")
+kafka_compat: Any = importlib.import_module("kafka.net.compat")
+kafka_sender: Any = importlib.import_module("kafka.producer.sender")
+
+#: Seconds for which the turns of the client's loop are counted.
+A_WHILE = 0.3
+
+#: More turns than a loop takes in that time that waits for something in each of them.
+MANY = 100
+
+PATIENCE = 30.0
+
+
+@pytest.fixture
+def proxy() -> Iterator[FaultProxy]:
+    with proxied_broker() as running:
+        yield running
+
+
+@pytest.fixture
+def turns(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """One more for each turn of a client's loop, from now on."""
+    counted: list[None] = []
+    poll = kafka_compat.KafkaNetClient.poll
+
+    def counting(client: Any, *args: Any, **options: Any) -> Any:
+        counted.append(None)
+        return poll(client, *args, **options)
+
+    monkeypatch.setattr(kafka_compat.KafkaNetClient, "poll", counting)
+    return counted
+
+
+def cut_off(proxy: FaultProxy) -> None:
+    """Have the client connect again, and nothing come of it."""
+    proxy.black_hole()
+    proxy.cut()
+
+
+# --- the processor --------------------------------------------------------------------------------
+
+
+def nothing(*_: object, **__: object) -> None:
+    """What some methods of the bare client do here."""
+
+
+# As it comes, but that its collection as garbage does not silence the client's logger for the
+# tests that follow.
+BareProducer: Any = type("BareProducer", (kafka.KafkaProducer,), {"__del__": nothing})
+
+
+def end(producer: Any) -> None:
+    """In the one way that works, whatever it hangs in."""
+    producer.flush = nothing
+    producer.close(0)
+    producer._sender.join(PATIENCE)
+
+
+def test_bare_while_it_connects_it_spins(proxy: FaultProxy, turns: list[None]) -> None:
+    producer = BareProducer(bootstrap_servers=proxy.address)
+    try:
+        producer.send("orders", b"two tins").get(PATIENCE)
+        cut_off(proxy)
+        producer.send("orders", b"a brush")
+        time.sleep(A_WHILE)
+        turns.clear()
+        time.sleep(A_WHILE)
+        assert len(turns) > MANY
+    finally:
+        end(producer)
+
+
+async def test_while_it_connects_it_waits(proxy: FaultProxy, turns: list[None]) -> None:
+    async with open_send_producer(ProducerSettings(bootstrap_servers=proxy.address)) as producer:
+        await producer.send(ProducerRecord("orders", b"two tins"))
+        cut_off(proxy)
+        delivery = await producer.enqueue(ProducerRecord("orders", b"a brush"))
+        await anyio.sleep(A_WHILE)
+        turns.clear()
+        await anyio.sleep(A_WHILE)
+        assert len(turns) < MANY
+        proxy.heal()
+        await delivery.wait()
+
+
+# --- a leader that nobody knows -------------------------------------------------------------------
+
+
+#: So that the client sees soon that a broker is not there. Newer requests for the versions of the
+#: API the mock cluster answers with what can't be read.
+ASKS_OFTEN = {"api_version": (2, 3), "metadata_max_age_ms": 100}
+
+
+@pytest.fixture
+def uncaught(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """One more for each error that the client's thread does not catch, and logs."""
+    counted: list[None] = []
+
+    def counting(*_: object) -> None:
+        counted.append(None)
+
+    monkeypatch.setattr(kafka_sender.log, "exception", counting)
+    return counted
+
+
+@pytest.fixture
+def cluster() -> Iterator[MockCluster]:
+    """Two brokers. One that is down is still said to lead, and is not said to be there."""
+    with mock_cluster(2) as running:
+        running.create_topic("led-by-1", [1])
+        yield running
+
+
+def test_bare_a_leader_that_is_not_among_the_brokers_is_an_error_without_end(
+    cluster: MockCluster, uncaught: list[None]
+) -> None:
+    """It raises in each turn of its loop, and asks nobody for the brokers."""
+    producer = BareProducer(bootstrap_servers=cluster.bootstrap_servers, **ASKS_OFTEN)
+    try:
+        producer.send("led-by-1", b"two tins").get(PATIENCE)
+        cluster.set_down(1)
+        time.sleep(A_WHILE)
+        sent = producer.send("led-by-1", b"a brush")
+        time.sleep(A_WHILE)
+        assert len(uncaught) > MANY
+        cluster.set_up(1)
+        time.sleep(A_WHILE)
+        assert not sent.is_done
+    finally:
+        end(producer)
+
+
+async def test_a_leader_that_is_not_among_the_brokers_is_asked_for_again(
+    cluster: MockCluster, uncaught: list[None]
+) -> None:
+    settings = ProducerSettings(bootstrap_servers=cluster.bootstrap_servers, properties=ASKS_OFTEN)
+    async with open_send_producer(settings) as producer:
+        await producer.send(ProducerRecord("led-by-1", b"two tins"))
+        cluster.set_down(1)
+        await anyio.sleep(A_WHILE)
+        delivery = await producer.enqueue(ProducerRecord("led-by-1", b"a brush"))
+        await anyio.sleep(A_WHILE)
+        cluster.set_up(1)
+        await delivery.wait()
+    assert uncaught == []
+
+
+# --- what is said ---------------------------------------------------------------------------------
+
+
+async def timed_out(producer: SendProducer) -> DeliveryTimeout:
+    with pytest.raises(DeliveryTimeout) as caught:
+        await producer.send(ProducerRecord("orders", b"a brush"))
+    return caught.value
+
+
+async def test_a_time_out_says_which_broker_can_not_be_reached(proxy: FaultProxy) -> None:
+    settings = ProducerSettings(
+        bootstrap_servers=proxy.address, delivery_timeout=2.0, cancel_timeout=0.5
+    )
+    async with open_send_producer(settings) as producer:
+        await producer.send(ProducerRecord("orders", b"two tins"))
+        proxy.refuse()
+        error = await timed_out(producer)
+        assert f"{proxy.address} can't be reached: " in str(error)
+        assert "ECONNREFUSED" in str(error)
+        assert isinstance(error.__cause__, SendProducerError)
+        assert isinstance(error.__cause__.__cause__, OSError | kafka.errors.KafkaConnectionError)
+        # When it is over, nothing of it is left.
+        proxy.heal()
+        await producer.send(ProducerRecord("orders", b"a shirt"))
+        proxy.black_hole()
+        error = await timed_out(producer)
+        assert (error.__cause__, "reached" in str(error)) == (None, False)
+        proxy.heal()
+
+
+async def test_a_time_out_says_that_the_login_is_refused() -> None:
+    """Rights are taken away from a producer that has long been running."""
+    with scripted_broker(mechanisms=("PLAIN",), users={"me": "s3cret"}) as broker:
+        settings = ProducerSettings(
+            bootstrap_servers=broker.address,
+            delivery_timeout=2.0,
+            cancel_timeout=0.5,
+            properties={
+                "security.protocol": "SASL_PLAINTEXT",
+                "sasl.mechanism": "PLAIN",
+                "sasl.username": "me",
+                "sasl.password": "s3cret",
+            },
+        )
+        async with open_send_producer(settings) as producer:
+            await producer.send(ProducerRecord("orders", b"two tins"))
+            broker.users = {}
+            await anyio.to_thread.run_sync(broker.disconnect)
+            error = await timed_out(producer)
+            assert f"{broker.address} refused the login with PLAIN: " in str(error)
+            assert "s3cret" not in str(error)
+            # And they are given back.
+            broker.users = {"me": "s3cret"}
+            await producer.flush()
+            await producer.send(ProducerRecord("orders", b"a shirt"))
+
+
+@pytest.mark.parametrize("taken", [True, False], ids=["taken", "not taken"])
+async def test_what_the_driver_knows_is_added_to_a_time_out(taken: bool) -> None:
+    fake = FakeDriver(manual=True)
+    fake.in_trouble = ConnectionError("the cable is out")
+    if not taken:
+        fake.unknown_topics.add("orders")
+    settings = ProducerSettings(
+        bootstrap_servers="nowhere:9092", delivery_timeout=0.1, cancel_timeout=0.1
+    )
+    async with open_send_producer(settings, driver=fake) as producer:
+        error = await timed_out(producer)
+        assert str(error).endswith("; it may be written all the same: the cable is out") == taken
+        assert str(error).endswith("; it was not sent: the cable is out") != taken
+        assert error.__cause__ is fake.in_trouble
+        expected = Persistence.POSSIBLY_PERSISTED if taken else Persistence.NOT_PERSISTED
+        assert error.persistence is expected
+
+
+async def test_before_it_was_opened_a_driver_knows_of_no_trouble() -> None:
+    settings = ProducerSettings(bootstrap_servers="nowhere:9092")
+    assert _kafka_python.KafkaPythonDriver(settings).trouble() is None
+
+
+# --- the end --------------------------------------------------------------------------------------
+
+
+async def test_the_end_waits_for_no_connection(proxy: FaultProxy) -> None:
+    """A client that is new connects once more, for its producer id, and waits for that."""
+    settings = ProducerSettings(bootstrap_servers=proxy.address, close_timeout=0.5)
+    proxy.delay(0.1)
+    async with open_send_producer(settings):
+        proxy.black_hole()
+        began = time.monotonic()
+    assert time.monotonic() - began < 2.0
+    await until(lambda: not _network_threads())
+
+
+def _network_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if "network" in thread.name]
