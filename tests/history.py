@@ -125,9 +125,13 @@ class History:
     Args:
         journal: a file to which each step is written at once, so that it outlives this process;
             `History.load` reads it.
+        keep: False to forget each record when its outcome is in the journal, so that a process may
+            send for long.
     """
 
-    def __init__(self, journal: Path | None = None) -> None:
+    def __init__(self, journal: Path | None = None, *, keep: bool = True) -> None:
+        self._keep = keep
+        self._count = 0
         self.sent: dict[str, Sent] = {}
         self.ended: dict[str, list[Ended]] = defaultdict(list)
         #: True: committed; False: aborted; None: nobody knows.
@@ -150,7 +154,7 @@ class History:
         """Note a record: to be called in the step before the producer is called."""
         sent = Sent(
             id,
-            len(self.sent),
+            self._count,
             time.monotonic(),
             record.topic,
             record.partition,
@@ -168,6 +172,7 @@ class History:
         if sent.id in self.sent:
             raise ValueError(f"there are two records {sent.id!r}")
         self.sent[sent.id] = sent
+        self._count += 1
         if self._journal is not None:
             self._write("sent", _sent_to_json(sent))
 
@@ -178,7 +183,10 @@ class History:
         elif isinstance(outcome, DeliveryError):
             outcome = Failed(type(outcome).__name__, outcome.persistence)
         ended = Ended(time.monotonic(), outcome)
-        self.ended[id].append(ended)
+        if self._keep:
+            self.ended[id].append(ended)
+        else:
+            del self.sent[id]
         if self._journal is not None:
             self._write("ended", [id, ended.at, _outcome_to_json(outcome)])
 
