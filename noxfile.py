@@ -100,6 +100,28 @@ def kafka(session: nox.Session) -> None:
 
 
 @nox.session
+def faults(session: nox.Session) -> None:
+    """Run the fault matrix with all its records, and write the documents' table of it.
+
+    It takes about an hour. ``nox -s faults -- --brief`` runs each cell with a tenth of the records,
+    and writes no table; further arguments go to pytest.
+    """
+    arguments = [*session.posargs]
+    brief = "--brief" in arguments
+    if brief:
+        arguments.remove("--brief")
+    session.install(".", "--group", "test")
+    rows = Path(session.create_tmp(), "rows")
+    shutil.rmtree(rows, ignore_errors=True)
+    env = {"FULL_FAULTS": "" if brief else "1", "FAULT_ROWS": str(rows)}
+    session.run("pytest", "tests/faults", *arguments, env=env)
+    if not brief:
+        session.run(
+            "python", "-m", "tests.faults.matrix", str(rows), "docs/reference/fault-matrix.md"
+        )
+
+
+@nox.session
 def security(session: nox.Session) -> None:
     """Ask whether a dependency has a known hole. The code itself is checked by lint.
 

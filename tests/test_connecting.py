@@ -26,6 +26,7 @@ from anyio_sendproducer import (
 )
 from anyio_sendproducer.drivers import _kafka_python
 from anyio_sendproducer.testing import FakeDriver
+from tests.bare import FOR_MOCK, bare, leaking_sockets
 from tests.calls import until
 from tests.fault_proxy import FaultProxy, proxied_broker
 from tests.mock_cluster import MockCluster, mock_cluster
@@ -74,25 +75,8 @@ def cut_off(proxy: FaultProxy) -> None:
 # --- the processor --------------------------------------------------------------------------------
 
 
-def nothing(*_: object, **__: object) -> None:
-    """What some methods of the bare client do here."""
-
-
-# As it comes, but that its collection as garbage does not silence the client's logger for the
-# tests that follow.
-BareProducer: Any = type("BareProducer", (kafka.KafkaProducer,), {"__del__": nothing})
-
-
-def end(producer: Any) -> None:
-    """In the one way that works, whatever it hangs in."""
-    producer.flush = nothing
-    producer.close(0)
-    producer._sender.join(PATIENCE)
-
-
 def test_bare_while_it_connects_it_spins(proxy: FaultProxy, turns: list[None]) -> None:
-    producer = BareProducer(bootstrap_servers=proxy.address)
-    try:
+    with leaking_sockets(), bare(proxy.address) as producer:
         producer.send("orders", b"two tins").get(PATIENCE)
         cut_off(proxy)
         producer.send("orders", b"a brush")
@@ -100,8 +84,6 @@ def test_bare_while_it_connects_it_spins(proxy: FaultProxy, turns: list[None]) -
         turns.clear()
         time.sleep(A_WHILE)
         assert len(turns) > MANY
-    finally:
-        end(producer)
 
 
 async def test_while_it_connects_it_waits(proxy: FaultProxy, turns: list[None]) -> None:
@@ -120,9 +102,8 @@ async def test_while_it_connects_it_waits(proxy: FaultProxy, turns: list[None]) 
 # --- a leader that nobody knows -------------------------------------------------------------------
 
 
-#: So that the client sees soon that a broker is not there. Newer requests for the versions of the
-#: API the mock cluster answers with what can't be read.
-ASKS_OFTEN = {"api_version": (2, 3), "metadata_max_age_ms": 100}
+#: So that the client sees soon that a broker is not there.
+ASKS_OFTEN = {**FOR_MOCK, "metadata_max_age_ms": 100}
 
 
 @pytest.fixture
@@ -149,8 +130,7 @@ def test_bare_a_leader_that_is_not_among_the_brokers_is_an_error_without_end(
     cluster: MockCluster, uncaught: list[None]
 ) -> None:
     """It raises in each turn of its loop, and asks nobody for the brokers."""
-    producer = BareProducer(bootstrap_servers=cluster.bootstrap_servers, **ASKS_OFTEN)
-    try:
+    with leaking_sockets(), bare(cluster, **ASKS_OFTEN) as producer:
         producer.send("led-by-1", b"two tins").get(PATIENCE)
         cluster.set_down(1)
         time.sleep(A_WHILE)
@@ -160,8 +140,6 @@ def test_bare_a_leader_that_is_not_among_the_brokers_is_an_error_without_end(
         cluster.set_up(1)
         time.sleep(A_WHILE)
         assert not sent.is_done
-    finally:
-        end(producer)
 
 
 async def test_a_leader_that_is_not_among_the_brokers_is_asked_for_again(

@@ -21,7 +21,6 @@ import subprocess
 import sys
 import time
 import uuid
-import warnings
 from collections.abc import AsyncGenerator, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -44,6 +43,7 @@ from anyio_sendproducer import (
     open_send_producer,
 )
 from anyio_sendproducer.testing import embedded_broker
+from tests.bare import FOR_MOCK, BareProducer, bare, leaking_sockets
 from tests.mock_cluster import MockCluster, mock_cluster
 from tests.recorder import PATIENCE, open_sockets
 
@@ -53,9 +53,6 @@ kafka_compat: Any = importlib.import_module("kafka.net.compat")
 kafka_errors: Any = importlib.import_module("kafka.errors")
 kafka_producer_module: Any = importlib.import_module("kafka.producer.kafka")
 kafka_record_util: Any = importlib.import_module("kafka.record.util")
-
-#: The mock cluster's answers to newer requests for the API's versions can't be read.
-FOR_MOCK = {"api_version": (2, 3)}
 
 #: Numbers of Kafka's requests.
 INIT_PRODUCER_ID = 22
@@ -112,54 +109,6 @@ def refusing() -> Iterator[str]:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield f"127.0.0.1:{bound.getsockname()[1]}"
-
-
-def nothing(*_: object, **__: object) -> None:
-    """What some methods of the bare client do here."""
-
-
-# As it comes, but that its collection as garbage does not silence the client's logger for the
-# tests that follow.
-BareProducer: Any = type("BareProducer", (kafka.KafkaProducer,), {"__del__": nothing})
-
-
-@contextlib.contextmanager
-def bare(servers: str | MockCluster, **configs: Any) -> Generator[Any, None, None]:
-    """kafka-python's own producer; ended in the one way that works, whatever it hangs in."""
-    if isinstance(servers, MockCluster):
-        configs = {**FOR_MOCK, **configs}
-        servers = servers.bootstrap_servers
-    producer = BareProducer(bootstrap_servers=servers, **configs)
-    try:
-        yield producer
-    finally:
-        producer.flush = nothing  # close() begins with it, and raises where it takes too long
-        producer.close(0)
-        producer._sender.join(PATIENCE)
-
-
-def collect_sockets() -> None:
-    """Close what the bare client leaves to the collection of garbage."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
-
-
-@contextlib.contextmanager
-def leaking_sockets() -> Generator[None, None, None]:
-    """Around what leaves sockets to the collection of garbage."""
-    # The records of these logs would keep them from it.
-    logs = [logging.getLogger(name) for name in ("kafka.net", "kafka.cluster")]
-    for log in logs:
-        log.setLevel(logging.CRITICAL)
-    gc.disable()  # it would complain of them, whenever it comes
-    try:
-        yield
-    finally:
-        for log in logs:
-            log.setLevel(logging.NOTSET)
-        collect_sockets()
-        gc.enable()
 
 
 def settles(future: Any, seconds: float = PATIENCE) -> bool:

@@ -25,18 +25,11 @@ from anyio_sendproducer import (
     SendProducer,
     open_send_producer,
 )
+from tests.bare import bare, leaking_sockets
 from tests.kafka_cluster import KafkaCluster, kafka_cluster
 from tests.kafka_security import ACLS, sasl_listener
 from tests.recorder import PATIENCE
-from tests.test_traps import (
-    NEVER,
-    bare,
-    kafka,
-    kafka_errors,
-    leaking_sockets,
-    outcome_of,
-    settles,
-)
+from tests.test_traps import NEVER, kafka, kafka_errors, outcome_of, settles
 
 #: Seconds after which Kafka forgets a producer that is silent.
 FORGETS_AFTER = 1.0
