@@ -35,7 +35,7 @@ RECORDS: Final = 20_000 if FULL else 2_000
 _READERS: Final[tuple[Reader, ...]] = ("kafka-python", "confluent-kafka")
 
 #: The page's groups, in this order; others follow.
-_GROUPS: Final = ("injected", "wire", "process")
+_GROUPS: Final = ("cluster", "injected", "wire", "process")
 
 _BEGIN: Final = """\
 # The fault matrix

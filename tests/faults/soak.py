@@ -26,7 +26,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -222,7 +222,7 @@ def _say(text: str) -> None:
 @contextlib.contextmanager
 def _programs(
     cluster: KafkaCluster, directory: Path, records: int, seconds: float, partitions: int
-) -> Iterator[list[_Program]]:
+) -> Generator[list[_Program], None, None]:
     programs: list[_Program] = []
     try:
         for loop in _LOOPS:

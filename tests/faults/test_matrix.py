@@ -37,7 +37,7 @@ def test_the_page_is_the_same_in_whatever_order_the_rows_come() -> None:
 def test_the_page_has_a_row_for_each_cell_and_loop() -> None:
     lines = page(ROWS).splitlines()
     heads = [line for line in lines if line.startswith("## ")]
-    assert heads == ["## Injected", "## Wire", "## Process", "## Cluster"]
+    assert heads == ["## Cluster", "## Injected", "## Wire", "## Process"]
     table = lines[lines.index("## Wire") : lines.index("## Process")]
     assert [line.split("|")[1:3] for line in table if line.startswith("| ")] == [
         [" cell ", " loop "],

@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -141,6 +142,9 @@ async def test_sigint(
     )
     assert last is not None
     assert last["ended"] == "KeyboardInterrupt"
+    if anyio_backend == "trio":
+        # It may come when a task of the load was made, and was not started yet.
+        errors = re.sub(r"sys:1: RuntimeWarning: coroutine '_Teller.*\nRuntime.*\n", "", errors)
     assert (code, errors) == (0, "")
     # cancel_timeout, and what a process takes to end.
     assert took < 1.0 + 2.5

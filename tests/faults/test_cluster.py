@@ -1,0 +1,199 @@
+"""What happens to a real cluster: three brokers of Apache Kafka that are killed, stopped, frozen,
+throttled, and come back.
+
+All records are on three brokers, of which two have to have one before it is acknowledged. Whatever
+one broker does, and all of them within the deadline, everything is delivered: once, and in order.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+from anyio.to_thread import run_sync
+
+from anyio_sendproducer import ProducerSettings
+from tests.faults.matrix import FULL, RECORDS, Cell, judge
+from tests.history import Report
+from tests.kafka_cluster import KafkaCluster, kafka_cluster
+from tests.kafka_home import KafkaMissing, kafka_home
+from tests.load import Load, Running, run_load
+
+#: Seconds over which a load is spread: a fault comes and goes within them.
+SECONDS = 20.0 if FULL else 6.0
+
+PARTITIONS = 4
+
+
+@pytest.fixture(scope="module")
+def _three() -> Iterator[KafkaCluster]:
+    try:
+        kafka_home()
+    except KafkaMissing as missing:
+        if os.environ.get("CI"):
+            pytest.fail(f"Apache Kafka can't be run: {missing}", pytrace=False)
+        pytest.skip(f"Apache Kafka can't be run: {missing}")
+    with kafka_cluster(3) as running:
+        yield running
+
+
+@pytest.fixture
+def cluster(_three: KafkaCluster) -> Iterator[KafkaCluster]:
+    """All of them run when a test begins."""
+    yield _three
+    _three.heal()
+
+
+@pytest.fixture
+def topic(cluster: KafkaCluster) -> str:
+    """A topic whose partitions are led by different brokers."""
+    replicas = [[1, 2, 3], [2, 3, 1], [3, 1, 2], [1, 3, 2]]
+    return cluster.create_topic(configs={"min.insync.replicas": 2}, replicas=replicas)
+
+
+async def run(
+    cell: str,
+    loop: str,
+    cluster: KafkaCluster,
+    topic: str,
+    fault: Callable[[], None],
+    *,
+    tasks: int = 200,
+    **changes: Any,
+) -> Report:
+    """Run a load, bring the fault about when a quarter of it is through, judge, write the row."""
+    settings = ProducerSettings(
+        bootstrap_servers=cluster.bootstrap_servers, client_id=topic, delivery_timeout=90.0
+    ).evolve(**changes)
+
+    async def during(running: Running) -> None:
+        await running.until_settled(0.25)
+        await run_sync(fault)
+
+    load = Load(topic=topic, records=RECORDS, seconds=SECONDS, tasks=tasks, partitions=PARTITIONS)
+    ran = await run_load(settings, load, during=during)
+    await run_sync(cluster.heal)
+    report = await judge(Cell("cluster", cell, loop), ran, settings, topic)
+    # Both come in time where nothing is left to deliver.
+    assert report.time_to_exit < 5
+    return report
+
+
+async def test_the_leader_is_killed(anyio_backend: str, cluster: KafkaCluster, topic: str) -> None:
+    def fault() -> None:
+        cluster.kill(1)
+        cluster.wait_for_leader(topic, 0, other_than=1)
+        cluster.start(1)
+
+    report = await run("SIGKILL of a leader", anyio_backend, cluster, topic, fault)
+    assert report.acknowledged == report.sent
+
+
+async def test_a_rolling_restart(anyio_backend: str, cluster: KafkaCluster, topic: str) -> None:
+    def fault() -> None:
+        for broker in cluster.brokers:
+            cluster.stop(broker)
+            cluster.start(broker)
+            cluster.wait_until_in_sync(topic)
+
+    report = await run("rolling restart of all brokers", anyio_backend, cluster, topic, fault)
+    assert report.acknowledged == report.sent
+
+
+@pytest.mark.parametrize("request_timeout_ms", [30_000, 2_000], ids=["patient", "impatient"])
+async def test_a_leader_freezes(
+    anyio_backend: str, cluster: KafkaCluster, topic: str, request_timeout_ms: int
+) -> None:
+    seconds = 10.0 if FULL else 4.0
+
+    def fault() -> None:
+        cluster.pause(1)
+        time.sleep(seconds)
+        cluster.resume(1)
+        cluster.wait_until_ready()
+
+    cell = f"SIGSTOP of a leader for {seconds:g} s, request.timeout.ms {request_timeout_ms}"
+    properties = {"request.timeout.ms": request_timeout_ms}
+    report = await run(cell, anyio_backend, cluster, topic, fault, properties=properties)
+    assert report.acknowledged == report.sent
+
+
+async def test_leadership_moves_back_and_forth(
+    anyio_backend: str, cluster: KafkaCluster, topic: str
+) -> None:
+    def fault() -> None:
+        for turn in range(20 if FULL else 6):
+            for partition in range(PARTITIONS):
+                cluster.move_leader(topic, partition, 1 + (partition + turn) % 3)
+
+    report = await run("leadership moved back and forth", anyio_backend, cluster, topic, fault)
+    assert report.acknowledged == report.sent
+
+
+@pytest.mark.parametrize("patient", [True, False], ids=["longer-deadline", "shorter-deadline"])
+async def test_all_brokers_are_gone(
+    anyio_backend: str, cluster: KafkaCluster, topic: str, patient: bool
+) -> None:
+    seconds = 30.0 if FULL else 5.0
+
+    def fault() -> None:
+        for broker in cluster.brokers:
+            cluster.kill(broker)
+        time.sleep(seconds)
+        cluster.heal()
+
+    deadline = 90.0 if patient else seconds / 3
+    cell = f"all brokers killed for {seconds:g} s, delivery_timeout {deadline:.3g} s"
+    report = await run(
+        cell,
+        anyio_backend,
+        cluster,
+        topic,
+        fault,
+        delivery_timeout=deadline,
+        # Where nothing comes back, only one that does not wait for others sends on.
+        tasks=200 if patient else RECORDS,
+    )
+    if patient:
+        assert report.acknowledged == report.sent
+        assert report.longest_wait > seconds / 2
+    else:
+        assert report.acknowledged + report.failures == report.sent
+        assert report.failures > 0
+        kinds = {"DeliveryTimeout, not persisted", "DeliveryTimeout, possibly persisted"}
+        assert set(report.failed) <= kinds
+
+
+async def test_min_insync_replicas_is_not_met_for_a_while(
+    anyio_backend: str, cluster: KafkaCluster, topic: str
+) -> None:
+    def fault() -> None:
+        cluster.alter_topic(topic, {"min.insync.replicas": 3})
+        cluster.kill(3)
+        cluster.wait_for_leader(topic, 2, other_than=3)
+        time.sleep(2.0)
+        cluster.start(3)
+        cluster.wait_until_in_sync(topic)
+
+    report = await run(
+        "min.insync.replicas not met for a while", anyio_backend, cluster, topic, fault
+    )
+    assert report.acknowledged == report.sent
+    assert report.longest_wait > 1
+
+
+async def test_a_quota_throttles(anyio_backend: str, cluster: KafkaCluster, topic: str) -> None:
+    limit = partial(cluster.set_quota, client_id=topic)
+
+    def fault() -> None:
+        limit(producer_byte_rate=2_000)
+        time.sleep(SECONDS / 2)
+        limit(producer_byte_rate=None)
+
+    report = await run("a quota throttles", anyio_backend, cluster, topic, fault)
+    assert report.acknowledged == report.sent
+    assert report.longest_wait > 0.5
