@@ -77,6 +77,8 @@ async def run(
     load = Load(topic=topic, records=RECORDS, seconds=SECONDS, tasks=tasks, partitions=PARTITIONS)
     ran = await run_load(settings, load, during=during)
     await run_sync(cluster.heal)
+    # Until then a new leader may not tell how much there is.
+    await run_sync(cluster.wait_until_in_sync, topic)
     report = await judge(Cell("cluster", cell, loop), ran, settings, topic)
     # Both come in time where nothing is left to deliver.
     assert report.time_to_exit < 5
