@@ -10,16 +10,13 @@ import warnings
 from collections.abc import Generator
 from typing import Any
 
-from tests.mock_cluster import MockCluster
+from tests.mock_cluster import FOR_MOCK, MockCluster
 from tests.recorder import PATIENCE
 
-__all__ = ["FOR_MOCK", "BareProducer", "bare", "collect_sockets", "leaking_sockets"]
+__all__ = ["BareProducer", "bare", "leaking_sockets"]
 
 # kafka-python has no types: whatever is taken from it here is Any.
 kafka: Any = importlib.import_module("kafka")
-
-#: The mock cluster's answers to newer requests for the API's versions can't be read.
-FOR_MOCK = {"api_version": (2, 3)}
 
 
 def nothing(*_: object, **__: object) -> None:
@@ -46,13 +43,6 @@ def bare(servers: str | MockCluster, **configs: Any) -> Generator[Any, None, Non
         producer._sender.join(PATIENCE)
 
 
-def collect_sockets() -> None:
-    """Close what the bare client leaves to the collection of garbage."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
-
-
 @contextlib.contextmanager
 def leaking_sockets() -> Generator[None, None, None]:
     """Around what leaves sockets to the collection of garbage."""
@@ -66,5 +56,7 @@ def leaking_sockets() -> Generator[None, None, None]:
     finally:
         for log in logs:
             log.setLevel(logging.NOTSET)
-        collect_sockets()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
         gc.enable()

@@ -17,7 +17,9 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["KafkaHome", "KafkaMissing", "kafka_home"]
+import pytest
+
+__all__ = ["KafkaHome", "KafkaMissing", "kafka_home", "require_kafka"]
 
 _POM = Path(__file__).with_name("kafka_cluster.pom.xml")
 #: Pinned, so that no two runs differ by it.
@@ -64,6 +66,16 @@ def kafka_home() -> KafkaHome:
     class_path = os.pathsep.join(map(str, jars))
     fits = hashlib.sha256((said + class_path).encode()).hexdigest()[:12]
     return KafkaHome(java, class_path, version, cache / f"classes-{fits}.jsa")
+
+
+def require_kafka() -> None:
+    """Skip the test where Kafka can't be run; in CI that is a failure."""
+    try:
+        kafka_home()
+    except KafkaMissing as missing:
+        if os.environ.get("CI"):
+            pytest.fail(f"Apache Kafka can't be run: {missing}", pytrace=False)
+        pytest.skip(f"Apache Kafka can't be run: {missing}")
 
 
 def _java() -> tuple[str, str]:

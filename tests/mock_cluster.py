@@ -17,7 +17,14 @@ from typing import Any
 import confluent_kafka
 import confluent_kafka.cimpl
 
-__all__ = ["INIT_PRODUCER_ID", "METADATA", "PRODUCE", "MockCluster", "mock_cluster"]
+__all__ = [
+    "FOR_MOCK",
+    "INIT_PRODUCER_ID",
+    "METADATA",
+    "PRODUCE",
+    "MockCluster",
+    "mock_cluster",
+]
 
 #: The numbers of Kafka's requests.
 PRODUCE = 0
@@ -29,6 +36,10 @@ _TRANSPORT = -195
 
 #: rd_kafka_type_t's RD_KAFKA_PRODUCER.
 _PRODUCER = 0
+
+
+#: The mock cluster's answers to newer requests for the API's versions can't be read.
+FOR_MOCK = {"api_version": (2, 3)}
 
 
 @functools.cache

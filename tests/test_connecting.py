@@ -26,10 +26,10 @@ from anyio_sendproducer import (
 )
 from anyio_sendproducer.drivers import _kafka_python
 from anyio_sendproducer.testing import FakeDriver
-from tests.bare import FOR_MOCK, bare, leaking_sockets
+from tests.bare import bare, leaking_sockets
 from tests.calls import until
 from tests.fault_proxy import FaultProxy, proxied_broker
-from tests.mock_cluster import MockCluster, mock_cluster
+from tests.mock_cluster import FOR_MOCK, MockCluster, mock_cluster
 from tests.scripted_broker import scripted_broker
 
 # kafka-python has no types: whatever is taken from it here is Any.

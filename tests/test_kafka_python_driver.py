@@ -38,7 +38,7 @@ from anyio_sendproducer import (
 )
 from anyio_sendproducer.drivers import Outcome, Submission, _kafka_python, _runs
 from anyio_sendproducer.drivers._kafka_python import KafkaPythonDriver
-from tests.mock_cluster import MockCluster, mock_cluster
+from tests.mock_cluster import FOR_MOCK, MockCluster, mock_cluster
 from tests.recorder import PATIENCE, Parcel, Recorder, learn, submit
 
 # kafka-python has no types: whatever is taken from it here is Any.
@@ -52,9 +52,6 @@ kafka_producer_future: Any = importlib.import_module("kafka.producer.future")
 kafka_producer_module: Any = importlib.import_module("kafka.producer.kafka")
 kafka_sender: Any = importlib.import_module("kafka.producer.sender")
 kafka_serializer: Any = importlib.import_module("kafka.serializer")
-
-#: The mock cluster's answers to newer requests for the API's versions can't be read.
-FOR_MOCK = {"api_version": (2, 3)}
 
 #: Error codes of Kafka's protocol.
 NOT_LEADER_OR_FOLLOWER = 6

@@ -43,8 +43,8 @@ from anyio_sendproducer import (
     open_send_producer,
 )
 from anyio_sendproducer.testing import embedded_broker
-from tests.bare import FOR_MOCK, BareProducer, bare, leaking_sockets
-from tests.mock_cluster import MockCluster, mock_cluster
+from tests.bare import BareProducer, bare, leaking_sockets
+from tests.mock_cluster import FOR_MOCK, MockCluster, mock_cluster
 from tests.recorder import PATIENCE, open_sockets
 
 # kafka-python has no types: whatever is taken from it here is Any.

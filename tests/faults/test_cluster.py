@@ -7,7 +7,6 @@ one broker does, and all of them within the deadline, everything is delivered: o
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -20,7 +19,7 @@ from anyio_sendproducer import ProducerSettings
 from tests.faults.matrix import FULL, RECORDS, Cell, judge
 from tests.history import Report
 from tests.kafka_cluster import KafkaCluster, kafka_cluster
-from tests.kafka_home import KafkaMissing, kafka_home
+from tests.kafka_home import require_kafka
 from tests.load import Load, Running, run_load
 
 #: Seconds over which a load is spread: a fault comes and goes within them.
@@ -31,12 +30,7 @@ PARTITIONS = 4
 
 @pytest.fixture(scope="module")
 def _three() -> Iterator[KafkaCluster]:
-    try:
-        kafka_home()
-    except KafkaMissing as missing:
-        if os.environ.get("CI"):
-            pytest.fail(f"Apache Kafka can't be run: {missing}", pytrace=False)
-        pytest.skip(f"Apache Kafka can't be run: {missing}")
+    require_kafka()
     with kafka_cluster(3) as running:
         yield running
 

@@ -20,13 +20,10 @@ from tests.calls import until
 from tests.faults.matrix import FULL, RECORDS, Cell, judge
 from tests.history import Report
 from tests.load import During, Load, Ran, Running, run_load
-from tests.mock_cluster import INIT_PRODUCER_ID, METADATA, MockCluster, mock_cluster
+from tests.mock_cluster import FOR_MOCK, INIT_PRODUCER_ID, METADATA, MockCluster, mock_cluster
 
 #: Seconds over which a load is spread: a fault comes and goes within them.
 SECONDS = 3.0 if FULL else 0.2
-
-#: The mock cluster's answers to newer requests for the API's versions can't be read.
-FOR_MOCK = {"api_version": (2, 3)}
 
 _topics = itertools.count()
 

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
 
 from tests.kafka_cluster import KafkaCluster, kafka_cluster
-from tests.kafka_home import KafkaMissing, kafka_home
+from tests.kafka_home import require_kafka
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _kafka_is_here() -> None:
     """Skip the tests where Kafka can't be run; in CI that is a failure."""
-    try:
-        kafka_home()
-    except KafkaMissing as missing:
-        if os.environ.get("CI"):
-            pytest.fail(f"Apache Kafka can't be run: {missing}", pytrace=False)
-        pytest.skip(f"Apache Kafka can't be run: {missing}")
+    require_kafka()
 
 
 @pytest.fixture(scope="session")
