@@ -88,13 +88,16 @@ class ScriptedBroker:
         self.logins: list[bool] = []
         self._connections: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
-        self._closed = False
+        self._accepting = threading.Thread(target=self._accept)
 
     @property
     def address(self) -> str:
         return f"{self.host}:{self.port}"
 
-    def run(self) -> None:
+    def start(self) -> None:
+        self._accepting.start()
+
+    def _accept(self) -> None:
         while True:
             try:
                 connection, _ = self._server.accept()
@@ -113,12 +116,13 @@ class ScriptedBroker:
                 connection.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        self._closed = True
         with contextlib.suppress(OSError):
             self._server.shutdown(socket.SHUT_RDWR)
         self._server.close()
+        # From here on there comes no connection, and no thread, that was not there before.
+        self._accepting.join(10)
         self.disconnect()
-        for thread in list(self._threads):
+        for thread in self._threads:
             thread.join(10)
 
     # --- one connection --------------------------------------------------------------------------
@@ -331,13 +335,11 @@ def scripted_broker(
     broker = ScriptedBroker(server, context)
     for name, value in attributes.items():
         setattr(broker, name, value)
-    thread = threading.Thread(target=broker.run)
-    thread.start()
+    broker.start()
     try:
         yield broker
     finally:
         broker.close()
-        thread.join(10)
 
 
 def eventually(condition: Callable[[], bool], patience: float = 10.0) -> None:
