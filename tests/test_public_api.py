@@ -149,7 +149,7 @@ LAYERS: Final = [
     {"_exceptions"},
     {"_records", "_settings"},
     {"_ledger", "_loops", "drivers"},
-    {"_bridge"},
+    {"_bridge", "_sending"},
     {"_producer"},
     {"", "testing"},
     {"cli"},

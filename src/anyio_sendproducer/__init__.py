@@ -31,7 +31,7 @@ from ._exceptions import (
     UndeliveredRecords,
 )
 from ._ledger import Statistics
-from ._producer import Delivery, SendProducer, open_send_producer, start_send_producer
+from ._producer import SendProducer, open_send_producer, start_send_producer
 from ._records import (
     Envelope,
     Message,
@@ -45,6 +45,7 @@ from ._records import (
     Result,
     Results,
 )
+from ._sending import Delivery
 from ._settings import ProducerSettings
 
 __all__ = [

@@ -1,0 +1,448 @@
+"""What callers do: send records, and wait for what becomes of them.
+
+The part of a producer that stands on the caller's task. A :class:`Sender` enters records in the
+ledger and waits; who moves the ledger is none of its business.
+
+May import: everything below ``_producer`` but ``_bridge`` and the drivers.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from threading import get_ident
+from typing import Any, TypeVar, cast, overload
+
+import anyio
+import anyio.lowlevel
+
+from ._exceptions import (
+    DeliveryError,
+    MultiDeliveryError,
+    Persistence,
+    ProducerBroken,
+    ProducerClosed,
+    ProducerMisused,
+    RecordRejected,
+    SendProducerError,
+)
+from ._ledger import DeliveryState, Entry, Group, Ledger
+from ._loops import Loop, Several
+from ._records import (
+    Envelope,
+    Message,
+    MultiMessage,
+    MultiResult,
+    MultiResultPart,
+    PassThroughMessage,
+    PassThroughResult,
+    ProducerRecord,
+    RecordMetadata,
+    Result,
+    Results,
+)
+
+__all__ = ["Delivery", "Sender", "check_is_record"]
+
+K = TypeVar("K")
+V = TypeVar("V")
+P = TypeVar("P")
+
+#: Records entered in one go before other tasks get their turn: about a millisecond's work.
+_ENTERED_AT_ONCE = 500
+
+#: The thread of a producer whose process was forked: no thread has this number.
+_NO_THREAD = -1
+
+_senders: weakref.WeakSet[Sender] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    # The child has neither the threads nor the sockets: its records would wait for ever.
+    for sender in list(_senders):
+        sender._thread = _NO_THREAD  # pyright: ignore[reportPrivateUsage]
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch  # Windows has none, and does not fork
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+class Delivery:
+    """A record that was accepted, and the way to its outcome.
+
+    Made by :meth:`SendProducer.enqueue` and :meth:`SendProducer.enqueue_nowait`. A delivery that
+    nobody awaits is fine as long as the record is delivered; a failure nobody awaited is raised
+    as :class:`UndeliveredRecords` when the producer is closed.
+    """
+
+    __slots__ = ("_entry", "_producer")
+
+    _entry: Entry
+    _producer: Sender
+
+    def __init__(self) -> None:
+        raise TypeError("a Delivery is made by SendProducer.enqueue() and enqueue_nowait()")
+
+    @classmethod
+    def _create(cls, producer: Sender, entry: Entry) -> Delivery:
+        delivery = object.__new__(cls)
+        delivery._producer = producer
+        delivery._entry = entry
+        return delivery
+
+    def __repr__(self) -> str:
+        return f"<Delivery {self._entry.state.value} topic={self._entry.record.topic!r}>"
+
+    @property
+    def record(self) -> ProducerRecord[Any, Any]:
+        """The record."""
+        return self._entry.record
+
+    @property
+    def done(self) -> bool:
+        """Whether there is an outcome, so that :meth:`wait` gives it at once."""
+        return self._entry.outcome is not None
+
+    async def wait(self) -> RecordMetadata:
+        """Wait for the outcome. May be called any number of times, and by several tasks.
+
+        Returns:
+            Where the record was written.
+
+        Raises:
+            DeliveryError: it was not delivered; see its ``persistence``.
+            ProducerMisused: called on another event loop, or in another thread or process.
+
+        Cancellation stops the waiting and nothing else: the record was accepted and goes on. A
+        later call gives its outcome.
+        """
+        return await self._producer._wait_for(self._entry)  # pyright: ignore[reportPrivateUsage]
+
+
+class Sender:
+    """What a producer and a transaction have in common: records are sent by them."""
+
+    _loop: Loop
+    _ledger: Ledger
+    _thread: int
+    _park: Callable[[Entry], Awaitable[object]]
+
+    def _begin(self, loop: Loop, ledger: Ledger) -> None:
+        self._loop = loop
+        self._ledger = ledger
+        self._thread = get_ident()
+        # This is looked up for each record.
+        self._park = loop.park
+        _senders.add(self)
+
+    def _enter(self, record: ProducerRecord[Any, Any], *, wait: bool = True) -> Entry:
+        """Enter a record that was just given, and see to it that it is handed over."""
+        raise NotImplementedError
+
+    def _moved(self, woken: Iterable[object]) -> None:
+        """Room may have become free elsewhere than in the pump: others may be queued now."""
+        raise NotImplementedError
+
+    # --- sending -----------------------------------------------------------------------------
+
+    async def send(self, record: ProducerRecord[Any, Any]) -> RecordMetadata:
+        """Send one record and wait until Kafka has it.
+
+        Records that one task sends one after the other, or several tasks in some order, are
+        written in that order on each partition. Where there is no room (``max_in_flight``,
+        ``max_buffered_bytes``) this waits for it, first come first served.
+
+        Args:
+            record: what to send.
+
+        Returns:
+            Where it was written.
+
+        Raises:
+            DeliveryTimeout: no outcome within ``delivery_timeout``.
+            RecordRejected: it is invalid or too large, its topic or partition does not exist, or
+                the broker refused it.
+            SerializationFailed: its key or value could not be turned into bytes.
+            DeliveryError: it was not delivered for another reason. Each DeliveryError says in
+                ``persistence`` whether the record may be in the log all the same.
+            ProducerClosed: the producer is closing or closed.
+            ProducerBroken: it can never send again.
+            ProducerMisused: called on another event loop, or in another thread or process.
+            TypeError: this is no ProducerRecord.
+
+        Cancellation, also by a deadline: a record that the client was not given yet is withdrawn
+        and never written. After that the record goes on, and only the waiting ends;
+        ``statistics().abandoned`` counts it. Records of others are never touched. Called where
+        cancellation has come already, it may do either; :meth:`enqueue` looks first.
+        """
+        # Half of the check: to ask asyncio for its loop is a system call on Python 3.11. Another
+        # loop in this very thread can't await the cell, and the other half says why.
+        if self._thread != get_ident():
+            self._check_loop()
+        entry = self._enter(record)
+        try:
+            await self._park(entry)
+        except BaseException:
+            self._cancel(entry)
+            self._check_loop()
+            raise
+        outcome = entry.outcome
+        if type(outcome) is RecordMetadata:
+            return outcome
+        try:
+            raise cast("DeliveryError", outcome)
+        finally:
+            # The error knows this frame. Without these the record would stay in memory until the
+            # garbage collector comes by.
+            del outcome, entry, record
+
+    @overload
+    async def send_envelope(self, envelope: Message[K, V, P]) -> Result[K, V, P]: ...
+    @overload
+    async def send_envelope(self, envelope: MultiMessage[K, V, P]) -> MultiResult[K, V, P]: ...
+    @overload
+    async def send_envelope(self, envelope: PassThroughMessage[P]) -> PassThroughResult[P]: ...
+    @overload
+    async def send_envelope(self, envelope: Envelope[K, V, P]) -> Results[K, V, P]: ...
+    async def send_envelope(self, envelope: Envelope[K, V, P]) -> Results[K, V, P]:
+        """Send what an envelope holds, and get its pass-through value back with the result.
+
+        Args:
+            envelope: a :class:`Message`, a :class:`MultiMessage`, or a
+                :class:`PassThroughMessage`, which touches no broker and works on a closed producer
+                too (as in Alpakka Kafka).
+
+        Returns:
+            A :class:`Result`, a :class:`MultiResult` with one part for each record in their order,
+            or a :class:`PassThroughResult`.
+
+        Raises:
+            MultiDeliveryError: records of a MultiMessage were not delivered. Every record was
+                tried, the fate of each is in ``parts``, the pass-through value in
+                ``pass_through``.
+            DeliveryError: the record of a Message was not delivered; see :meth:`send`.
+            ProducerClosed, ProducerBroken, ProducerMisused: as :meth:`send`.
+            TypeError: this is no envelope.
+
+        Cancellation: as with :meth:`send`, for each record on its own.
+        """
+        if isinstance(envelope, Message):
+            return Result(await self.send(envelope.record), envelope)
+        if isinstance(envelope, MultiMessage):
+            records = envelope.records
+            outcomes = await self._send_group(records)
+            parts = _parts(records, outcomes, envelope.pass_through)
+            return MultiResult(parts, envelope.pass_through)
+        if isinstance(cast("object", envelope), PassThroughMessage):
+            await anyio.lowlevel.checkpoint()
+            return PassThroughResult(envelope.pass_through)
+        raise TypeError(
+            "an envelope is a Message, MultiMessage or PassThroughMessage, "
+            f"not {type(envelope).__name__}: send a bare record with send()"
+        )
+
+    async def send_many(self, records: Iterable[ProducerRecord[Any, Any]]) -> list[RecordMetadata]:
+        """Send records and wait once, for all of them.
+
+        Args:
+            records: what to send, in this order. They take their places in line one by one, as
+                room becomes free, so that a long list does not shut others out.
+
+        Returns:
+            Where each was written, in the order of ``records``; an empty list for none.
+
+        Raises:
+            MultiDeliveryError: at least one was not delivered. Every record was tried, and the
+                fate of each is in ``parts``.
+            ProducerClosed, ProducerBroken: before the first record was accepted.
+            ProducerMisused: as :meth:`send`.
+            TypeError: one of them is no ProducerRecord; none was sent.
+
+        Cancellation: as with :meth:`send`, for each record on its own.
+        """
+        all_records = tuple(records)
+        outcomes = await self._send_group(all_records)
+        return [part.metadata for part in _parts(all_records, outcomes, None)]
+
+    async def enqueue(self, record: ProducerRecord[Any, Any]) -> Delivery:
+        """Wait for room, and no longer: the record is accepted, its outcome is for later.
+
+        Args:
+            record: what to send.
+
+        Returns:
+            The accepted record; await its :meth:`Delivery.wait` for the outcome, or do not: a
+            failure that nobody awaited is raised when the producer is closed.
+
+        Raises:
+            DeliveryTimeout: there was no room within ``delivery_timeout``.
+            RecordRejected: the record is invalid. What only a broker or a serializer can find
+                wrong is found later, and comes out of :meth:`Delivery.wait`.
+            ProducerClosed, ProducerBroken, ProducerMisused, TypeError: as :meth:`send`.
+
+        Cancellation: the record is withdrawn and never written. (asyncio's own ``task.cancel()``
+        can come in the very step in which room was granted: then it goes on, abandoned.)
+        """
+        self._check_loop()
+        await anyio.lowlevel.checkpoint_if_cancelled()
+        entry = self._enter(record)
+        if entry.state is DeliveryState.WAITING:
+            await self._wait_for_room(entry)
+            if isinstance(entry.outcome, DeliveryError):
+                self._ledger.saw(entry)
+                try:
+                    raise entry.outcome
+                finally:
+                    del entry, record  # as in send()
+        else:
+            await anyio.lowlevel.cancel_shielded_checkpoint()
+        return Delivery._create(self, entry)  # pyright: ignore[reportPrivateUsage]
+
+    def enqueue_nowait(self, record: ProducerRecord[Any, Any]) -> Delivery:
+        """Accept a record at once, or not at all.
+
+        Args:
+            record: what to send.
+
+        Returns:
+            The accepted record, as :meth:`enqueue` does.
+
+        Raises:
+            anyio.WouldBlock: there is no room; nothing was accepted.
+            RecordRejected, ProducerClosed, ProducerBroken, ProducerMisused, TypeError: as
+                :meth:`enqueue`.
+        """
+        self._check_loop()
+        entry = self._enter(record, wait=False)
+        return Delivery._create(self, entry)  # pyright: ignore[reportPrivateUsage]
+
+    # --- on the caller's task ----------------------------------------------------------------
+
+    def _check_loop(self) -> None:
+        if self._thread == get_ident() and self._loop.is_current():
+            return
+        if self._thread == _NO_THREAD:
+            raise ProducerMisused(
+                "the producer was opened before this process was forked, and its thread stayed "
+                "behind: open a producer in the child"
+            )
+        raise ProducerMisused(
+            "the producer belongs to the event loop that it was opened on: use it from that loop's "
+            "tasks alone, and open another for another loop, thread or process"
+        )
+
+    def _cancel(self, entry: Entry) -> None:
+        self._moved(self._ledger.cancel(entry))
+
+    async def _wait_for_room(self, entry: Entry) -> None:
+        cell = entry.room_waiter = self._loop.cell()
+        try:
+            await cell
+        except BaseException:
+            self._cancel(entry)
+            raise
+
+    async def _wait_for(self, entry: Entry) -> RecordMetadata:
+        self._check_loop()
+        if entry.outcome is not None:
+            await anyio.lowlevel.checkpoint()
+        else:
+            cell = self._loop.cell()
+            waiters = cast("Several | None", entry.waiter)
+            if waiters is None:
+                waiters = entry.waiter = Several()
+            waiters.append(cell)
+            try:
+                await cell
+            except BaseException:
+                waiters.remove(cell)
+                if not waiters:
+                    self._ledger.unwatch(entry)
+                raise
+        self._ledger.saw(entry)
+        outcome = entry.outcome
+        if type(outcome) is RecordMetadata:
+            return outcome
+        try:
+            raise cast("DeliveryError", outcome).with_traceback(None)
+        finally:
+            del outcome, entry  # as in send()
+
+    async def _send_group(
+        self, records: Sequence[ProducerRecord[Any, Any]]
+    ) -> list[RecordMetadata | DeliveryError]:
+        for record in records:
+            check_is_record(record)
+        self._check_loop()
+        if not records:
+            await anyio.lowlevel.checkpoint()
+            return []
+        cell = self._loop.cell()
+        # One more than there are, so that nothing wakes us before all are entered.
+        group = Group(len(records) + 1, cell)
+        line: list[Entry | DeliveryError] = []
+        try:
+            for record in records:
+                try:
+                    entry = self._enter(record)
+                except RecordRejected as error:
+                    line.append(error)
+                    group.remaining -= 1
+                    continue
+                except (ProducerClosed, ProducerBroken) as error:
+                    if not any(isinstance(one, Entry) for one in line):
+                        raise
+                    line.append(_not_entered(record, error))
+                    group.remaining -= 1
+                    continue
+                entry.group = group
+                line.append(entry)
+                if entry.state is DeliveryState.WAITING:
+                    await self._wait_for_room(entry)
+                elif len(line) % _ENTERED_AT_ONCE == 0:
+                    await anyio.lowlevel.checkpoint()
+            group.remaining -= 1
+            if group.remaining:
+                await cell
+            else:
+                await anyio.lowlevel.checkpoint()
+        except BaseException:
+            group.waiter = None
+            for one in line:
+                if isinstance(one, Entry) and one.state is not DeliveryState.WITHDRAWN:
+                    self._cancel(one)
+            raise
+        return [
+            cast("RecordMetadata | DeliveryError", one.outcome) if isinstance(one, Entry) else one
+            for one in line
+        ]
+
+
+def check_is_record(given: object) -> None:
+    if not isinstance(given, ProducerRecord):
+        raise TypeError(f"a ProducerRecord is sent, not {type(given).__name__}: {given!r:.80}")
+
+
+def _not_entered(record: ProducerRecord[Any, Any], cause: SendProducerError) -> DeliveryError:
+    error = DeliveryError(
+        f"the record was not sent: {cause}",
+        record=record,
+        persistence=Persistence.NOT_PERSISTED,
+    )
+    error.__cause__ = cause
+    return error
+
+
+def _parts(
+    records: Sequence[ProducerRecord[K, V]],
+    outcomes: Sequence[RecordMetadata | DeliveryError],
+    pass_through: object,
+) -> tuple[MultiResultPart[K, V], ...]:
+    parts: list[MultiResultPart[K, V] | DeliveryError] = [
+        MultiResultPart(outcome, record) if isinstance(outcome, RecordMetadata) else outcome
+        for record, outcome in zip(records, outcomes, strict=True)
+    ]
+    if any(isinstance(part, DeliveryError) for part in parts):
+        raise MultiDeliveryError(parts, pass_through)
+    return tuple(cast("list[MultiResultPart[K, V]]", parts))
