@@ -95,6 +95,12 @@ class Running:
         while len(self.history.sent) < self.load.records * share:  # noqa: ASYNC110  # as above
             await anyio.sleep(0.001)
 
+    async def until_under_way(self, records: int = 500) -> None:
+        """Wait until so many are given to the producer and have no outcome. Where nothing is
+        delivered any more, half of 200 tasks come to one each, and half to eight."""
+        while len(self.history.sent) - self.settled < records:  # noqa: ASYNC110  # as above
+            await anyio.sleep(0.001)
+
 
 During = Callable[[Running], Coroutine[Any, Any, None]]
 

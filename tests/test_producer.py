@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import importlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import anyio
@@ -304,6 +305,62 @@ async def test_send_many_of_nothing_but_invalid_records(
         with pytest.raises(MultiDeliveryError) as caught:
             await producer.send_many([record(topic=""), record(topic="?")])
     assert len(caught.value.errors) == 2
+
+
+async def test_send_many_that_stops_gives_no_more_to_the_client(
+    settings: ProducerSettings,
+) -> None:
+    """What the client has by then goes on; what waits for it, or for room, is not sent."""
+    fake = FakeDriver(manual=True)
+    records = numbered(6)
+    async with open_send_producer(settings.evolve(max_in_flight=4), driver=fake) as producer:
+        async with task_group() as tasks:
+            fake.on_submit.shut()
+            first = Call(tasks, producer.send, record(b"other"))
+            await at_gate(fake.on_submit)
+            many = Call(tasks, partial(producer.send_many, stop_on_error=True), records)
+            await quiet()  # three are queued, and one waits for room
+            fake.on_submit.open()
+            await taken(fake, 4)
+            assert fake.fail(refuse, 1) == 1  # the other one
+            await first.wait()
+            await taken(fake, 5)  # its room is taken
+            fake.on_submit.shut()
+            assert fake.acknowledge(1) == 1
+            await at_gate(fake.on_submit)  # with the fifth
+            assert fake.fail(refuse, 1) == 1
+            await quiet()
+            fake.on_submit.open()
+            await taken(fake, 6)
+            fake.acknowledge()
+            await many.wait()
+        assert isinstance(many.error, MultiDeliveryError)
+        assert [type(part) for part in many.error.parts] == [
+            MultiResultPart,
+            DeliveryError,
+            MultiResultPart,
+            MultiResultPart,
+            MultiResultPart,
+            DeliveryError,
+        ]
+        assert "stop_on_error" in str(many.error.parts[5])
+        assert many.error.errors[1].persistence is Persistence.NOT_PERSISTED
+        assert producer.statistics().waiting == producer.statistics().queued == 0
+    assert len(fake.submitted) == 6
+
+
+@pytest.mark.parametrize("stops", [False, True])
+async def test_send_many_that_stops_at_one_that_is_refused_at_once(
+    settings: ProducerSettings, fake: FakeDriver, stops: bool
+) -> None:
+    records = numbered(5)
+    records[2] = record(b"x", topic="no such name")
+    async with open_send_producer(settings, driver=fake) as producer:
+        with pytest.raises(MultiDeliveryError) as caught:
+            await producer.send_many(records, stop_on_error=stops)
+        assert len(await producer.send_many(numbered(1), stop_on_error=stops)) == 1
+    assert len(caught.value.errors) == (5 if stops else 1)
+    assert len(fake.submitted) == (1 if stops else 5)
 
 
 async def test_send_many_with_what_is_no_record_sends_none(

@@ -42,6 +42,7 @@ __all__ = [
     "Ledger",
     "ProducerState",
     "Statistics",
+    "not_tried",
 ]
 
 
@@ -136,13 +137,17 @@ KEPT_FAILURES: Final = 1000
 
 
 class Group:
-    """Several deliveries whose caller waits once, for all of them."""
+    """Several deliveries whose caller waits once, for all of them. Where it ``stops``, the first
+    that fails ends those of its ``members`` that the driver does not have."""
 
-    __slots__ = ("remaining", "waiter")
+    __slots__ = ("members", "remaining", "stopped", "stops", "waiter")
 
-    def __init__(self, remaining: int, waiter: object) -> None:
+    def __init__(self, remaining: int, waiter: object, *, stops: bool = False) -> None:
         self.remaining = remaining
         self.waiter: object | None = waiter
+        self.stops = stops
+        self.stopped = False
+        self.members: list[Entry] = []
 
 
 class Entry:
@@ -217,6 +222,15 @@ class Statistics:
     """Batches of records that crossed from the event loop to the client's thread."""
     wake_ups: int
     """Times that outcomes crossed back: each brings all that there were."""
+
+
+def not_tried(record: ProducerRecord[Any, Any]) -> DeliveryError:
+    """The outcome of a record of a group that stopped before its turn came."""
+    return DeliveryError(
+        "the record was not sent: another one of its call failed before (stop_on_error)",
+        record=record,
+        persistence=Persistence.NOT_PERSISTED,
+    )
 
 
 class Ledger:
@@ -466,8 +480,27 @@ class Ledger:
         if entry.group is not None and entry.group is not _ABANDONED:
             self._count_down(entry.group, woken)
             told = True
+            self._stop(entry.group, woken)
         if not told:
             self._miss(entry)
+
+    def stop(self, group: Group) -> list[object]:
+        """One of a group's records was refused before it was entered.
+
+        Returns:
+            Who is to be woken.
+        """
+        woken: list[object] = []
+        self._stop(group, woken)
+        self._admit_waiting(woken)
+        return woken
+
+    def _stop(self, group: Group, woken: list[object]) -> None:
+        if group.stops and not group.stopped:
+            group.stopped = True
+            for entry in group.members:
+                if entry.state in {_QUEUED, _WAITING}:
+                    self._end_unsubmitted(entry, not_tried(entry.record), woken)
 
     def _count_down(self, group: Group, woken: list[object]) -> None:
         group.remaining -= 1

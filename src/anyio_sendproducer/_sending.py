@@ -27,7 +27,7 @@ from ._exceptions import (
     RecordRejected,
     SendProducerError,
 )
-from ._ledger import DeliveryState, Entry, Group, Ledger
+from ._ledger import DeliveryState, Entry, Group, Ledger, not_tried
 from ._loops import Loop, Several
 from ._records import (
     Envelope,
@@ -242,19 +242,24 @@ class Sender:
             f"not {type(envelope).__name__}: send a bare record with send()"
         )
 
-    async def send_many(self, records: Iterable[ProducerRecord[Any, Any]]) -> list[RecordMetadata]:
+    async def send_many(
+        self, records: Iterable[ProducerRecord[Any, Any]], *, stop_on_error: bool = False
+    ) -> list[RecordMetadata]:
         """Send records and wait once, for all of them.
 
         Args:
             records: what to send, in this order. They take their places in line one by one, as
                 room becomes free, so that a long list does not shut others out.
+            stop_on_error: give no more of them to the client once one is known to have failed.
+                Those that were not given to it fail as ``NOT_PERSISTED``. It does not wait for one
+                outcome before the next record: what the client has by then goes on.
 
         Returns:
             Where each was written, in the order of ``records``; an empty list for none.
 
         Raises:
-            MultiDeliveryError: at least one was not delivered. Every record was tried, and the
-                fate of each is in ``parts``.
+            MultiDeliveryError: at least one was not delivered. Every record was tried, but for
+                ``stop_on_error``, and the fate of each is in ``parts``.
             ProducerClosed, ProducerBroken: before the first record was accepted.
             ProducerMisused: as :meth:`send`.
             TypeError: one of them is no ProducerRecord; none was sent.
@@ -262,7 +267,7 @@ class Sender:
         Cancellation: as with :meth:`send`, for each record on its own.
         """
         all_records = tuple(records)
-        outcomes = await self._send_group(all_records)
+        outcomes = await self._send_group(all_records, stops=stop_on_error)
         return [part.metadata for part in _parts(all_records, outcomes, None)]
 
     async def enqueue(self, record: ProducerRecord[Any, Any]) -> Delivery:
@@ -370,7 +375,7 @@ class Sender:
             del outcome, entry  # as in send()
 
     async def _send_group(
-        self, records: Sequence[ProducerRecord[Any, Any]]
+        self, records: Sequence[ProducerRecord[Any, Any]], *, stops: bool = False
     ) -> list[RecordMetadata | DeliveryError]:
         for record in records:
             check_is_record(record)
@@ -380,15 +385,20 @@ class Sender:
             return []
         cell = self._loop.cell()
         # One more than there are, so that nothing wakes us before all are entered.
-        group = Group(len(records) + 1, cell)
+        group = Group(len(records) + 1, cell, stops=stops)
         line: list[Entry | DeliveryError] = []
         try:
             for record in records:
+                if group.stopped:
+                    line.append(not_tried(record))
+                    group.remaining -= 1
+                    continue
                 try:
                     entry = self._enter(record)
                 except RecordRejected as error:
                     line.append(error)
                     group.remaining -= 1
+                    self._moved(self._ledger.stop(group))
                     continue
                 except (ProducerClosed, ProducerBroken) as error:
                     if not any(isinstance(one, Entry) for one in line):
@@ -397,6 +407,8 @@ class Sender:
                     group.remaining -= 1
                     continue
                 entry.group = group
+                if stops:
+                    group.members.append(entry)
                 line.append(entry)
                 if entry.state is DeliveryState.WAITING:
                     await self._wait_for_room(entry)

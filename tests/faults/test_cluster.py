@@ -161,6 +161,8 @@ async def test_all_brokers_are_gone(
         assert report.acknowledged + report.failures == report.sent
         assert report.failures > 0
         kinds = {"DeliveryTimeout, not persisted", "DeliveryTimeout, possibly persisted"}
+        # A client that gets nowhere for long is given up, and with it what it had.
+        kinds.add("DeliveryError, possibly persisted")
         assert set(report.failed) <= kinds
 
 

@@ -338,8 +338,7 @@ async def test_brokers_that_are_down_for_a_while(
         for broker in down:
             cluster.set_down(broker)
         try:
-            # All of the load is there, and what it has to wait for as well.
-            await running.until_sent(0.4)
+            await running.until_under_way()
             await anyio.sleep(SECONDS)
         finally:
             for broker in down:
@@ -376,7 +375,7 @@ async def test_errors_of_the_topic_in_the_metadata(
         await running.until_settled(0.25)
         cluster.set_topic_error(topic, code)
         cluster.answer_any(6, 2)
-        await running.until_sent(0.6)
+        await running.until_under_way()
         cluster.set_topic_error(topic, 0)
 
     settings = settings_for(cluster)

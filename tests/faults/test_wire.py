@@ -63,7 +63,7 @@ async def test_refused(anyio_backend: str, proxy: FaultProxy) -> None:
     async def during(running: Running) -> None:
         await running.until_settled(0.25)
         proxy.refuse()
-        await running.until_sent(0.5)
+        await running.until_under_way()
         proxy.heal()
 
     settings = settings_for(proxy)
@@ -95,7 +95,7 @@ async def test_black_hole(anyio_backend: str, proxy: FaultProxy) -> None:
     async def during(running: Running) -> None:
         await running.until_settled(0.25)
         proxy.black_hole()
-        await running.until_sent(0.5)
+        await running.until_under_way()
         await anyio.sleep(1.0)
         proxy.heal()
 
@@ -110,7 +110,7 @@ async def test_a_short_black_hole(anyio_backend: str, proxy: FaultProxy) -> None
     async def during(running: Running) -> None:
         await running.until_settled(0.25)
         proxy.black_hole()
-        await running.until_sent(0.5)
+        await running.until_under_way()
         proxy.heal()
 
     settings = settings_for(proxy)
