@@ -100,6 +100,11 @@ class KafkaCluster:
         """Have a broker shut down in order: its partitions get other leaders first."""
         self._nodes[broker].end(signal.SIGTERM, PATIENCE)
 
+    def fill_disk(self, broker: int) -> None:
+        """Have a broker find its disk full, and wait until it has ended for that; something must be
+        written to it. When it is started again there is room."""
+        self._nodes[broker].fill_disk(PATIENCE)
+
     def pause(self, broker: int) -> None:
         """Freeze a broker: its connections stay open and nothing answers. After some seconds the
         controller takes it for dead."""

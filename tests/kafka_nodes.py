@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import resource
 import signal
 import socket
 import subprocess
@@ -185,6 +186,16 @@ class Node:
         """End it with a signal, and wait until it is gone."""
         self._end_asked = True
         self._signal(number)
+        self.wait(timeout)
+
+    def fill_disk(self, timeout: float) -> None:
+        """Let it write no more than 64 KiB to any file, as if the disk were full, and wait until it
+        has ended for that: Kafka halts when it can't write to its last log directory."""
+        assert self.process is not None
+        self._end_asked = True
+        resource.prlimit(
+            self.process.pid, resource.RLIMIT_FSIZE, (64 * 1024, resource.RLIM_INFINITY)
+        )
         self.wait(timeout)
 
     def pause(self) -> None:

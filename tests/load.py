@@ -58,6 +58,7 @@ class Load:
         value_bytes: the length of a value, of at least 16.
         leave: leave the block while records are under way, and look only then what became of
             them. Tasks that `send` are waited for all the same.
+        make: makes a record and its id, which no other may have, of its number.
     """
 
     topic: str
@@ -69,6 +70,9 @@ class Load:
     calls: tuple[Literal["send", "enqueue"], ...] = ("send", "enqueue")
     value_bytes: int = 100
     leave: bool = False
+    make: Callable[[Load, int], tuple[str, ProducerRecord[bytes, bytes]]] = dataclasses.field(
+        default_factory=lambda: make_record
+    )
 
 
 class Running:
@@ -84,6 +88,24 @@ class Running:
         """How many records have their outcome."""
         self.acknowledged = 0
         """How many of them are acknowledged."""
+        self._held: anyio.Event | None = None
+
+    async def hold(self) -> None:
+        """Let nothing more be sent for now, and wait until all that was has its outcome."""
+        self._held = anyio.Event()
+        while self.settled < len(self.history.sent):  # noqa: ASYNC110  # a count, no event
+            await anyio.sleep(0.001)
+
+    def release(self) -> None:
+        """Go on."""
+        if self._held is not None:
+            self._held.set()
+            self._held = None
+
+    async def until_released(self) -> None:
+        """Wait while the load is held."""
+        while self._held is not None:
+            await self._held.wait()
 
     async def until_settled(self, share: float) -> None:
         """Wait until such a share of all records has its outcome."""
@@ -96,9 +118,12 @@ class Running:
             await anyio.sleep(0.001)
 
     async def until_under_way(self, records: int = 500) -> None:
-        """Wait until so many are given to the producer and have no outcome. Where nothing is
-        delivered any more, half of 200 tasks come to one each, and half to eight."""
-        while len(self.history.sent) - self.settled < records:  # noqa: ASYNC110  # as above
+        """Wait until so many are given to the producer and have no outcome, or until all are given
+        to it. Where nothing is delivered, half of 200 tasks come to one each, half to eight."""
+        while (  # noqa: ASYNC110  # as above
+            len(self.history.sent) - self.settled < records
+            and len(self.history.sent) < self.load.records
+        ):
             await anyio.sleep(0.001)
 
 
@@ -227,10 +252,12 @@ class _Teller:
             due = self._began + self.load.seconds * number / self.load.records
             if due > anyio.current_time():
                 await anyio.sleep_until(due)
+        assert self.running is not None
+        await self.running.until_released()
 
     async def _send(self, producer: SendProducer, numbers: range) -> None:
         for number in numbers:
-            id_, record = make_record(self.load, number)
+            id_, record = self.load.make(self.load, number)
             await self._in_time(number)
             self.history.sending(id_, record)
             try:
@@ -248,10 +275,10 @@ class _Teller:
         room = anyio.Semaphore(_AT_A_TIME)
         async with anyio.create_task_group() as tasks:
             for number in numbers:
-                id_, record = make_record(self.load, number)
-                await self._in_time(number)
+                id_, record = self.load.make(self.load, number)
                 if not self.load.leave:
                     await room.acquire()
+                await self._in_time(number)
                 self.history.sending(id_, record)
                 try:
                     delivery = await producer.enqueue(record)

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,18 @@ from anyio_sendproducer import ProducerSettings
 from tests.history import GRACE, History, Logged, Reader, Report, check, read_topic
 from tests.load import Ran
 
-__all__ = ["FULL", "RECORDS", "Cell", "Row", "judge", "judge_history", "page", "write_row"]
+__all__ = [
+    "FULL",
+    "RECORDS",
+    "Cell",
+    "Row",
+    "join",
+    "judge",
+    "judge_history",
+    "page",
+    "read_log",
+    "write_row",
+]
 
 #: Whether the whole matrix is run, with many records.
 FULL: Final = os.environ.get("FULL_FAULTS", "") not in {"", "0"}
@@ -120,7 +132,7 @@ async def judge(
     cell: Cell,
     ran: Ran,
     settings: ProducerSettings,
-    topic: str,
+    topic: str | Sequence[str],
     *,
     address: str = "",
     repeats: bool = False,
@@ -133,7 +145,7 @@ async def judge(
         cell: which row it is.
         ran: what came of the load.
         settings: the producer's.
-        topic: where the load went.
+        topic: where the load went, or the topics.
         address: where to read; where the producer wrote, if it is not given.
         repeats: the broker does not look at sequence numbers; see `check`.
         grace: how much later than `delivery_timeout` an outcome may come.
@@ -156,7 +168,7 @@ async def judge_history(
     cell: Cell,
     history: History,
     address: str,
-    topic: str,
+    topic: str | Sequence[str],
     *,
     delivery_timeout: float,
     time_to_exit: float,
@@ -166,21 +178,10 @@ async def judge_history(
     readers: Mapping[Reader, Mapping[str, Any]] | None = None,
 ) -> Report:
     """As `judge`, of a history that was kept elsewhere, such as in another process."""
-    logs: dict[Reader, list[Logged]] = {}
-
-    async def read(reader: Reader) -> None:
-        config = (readers or {}).get(reader)
-        logs[reader] = await anyio.to_thread.run_sync(
-            partial(read_topic, reader=reader, config=config), address, topic
-        )
-
-    async with anyio.create_task_group() as tasks:
-        for reader in _READERS:
-            tasks.start_soon(read, reader)
+    log = await read_log(address, topic, readers)
     report = check(
         history,
-        # This one tells sequence numbers.
-        logs["kafka-python"],
+        log,
         delivery_timeout=delivery_timeout,
         grace=grace,
         time_to_exit=time_to_exit,
@@ -189,12 +190,49 @@ async def judge_history(
     )
     write_row(Row.of(cell, report))
     assert report.faults == (), str(report)
-    assert _places(logs["kafka-python"]) == _places(logs["confluent-kafka"]), "readers disagree"
     return report
 
 
+async def read_log(
+    address: str,
+    topic: str | Sequence[str],
+    readers: Mapping[Reader, Mapping[str, Any]] | None = None,
+) -> list[Logged]:
+    """All that is in these topics, as both readers agree, with the numbers that one of them has."""
+    logs: dict[Reader, list[Logged]] = {reader: [] for reader in _READERS}
+
+    async def read(reader: Reader, topic: str) -> None:
+        config = (readers or {}).get(reader)
+        logs[reader] += await anyio.to_thread.run_sync(
+            partial(read_topic, reader=reader, config=config), address, topic
+        )
+
+    async with anyio.create_task_group() as tasks:
+        for reader in _READERS:
+            for one in [topic] if isinstance(topic, str) else topic:
+                tasks.start_soon(read, reader, one)
+    assert _places(logs["kafka-python"]) == _places(logs["confluent-kafka"]), "readers disagree"
+    return logs["kafka-python"]
+
+
+def join(reports: Sequence[Report]) -> Report:
+    """Several reports as one, of histories that have no record in common."""
+    joined: dict[str, Any] = {}
+    for field in dataclasses.fields(Report):
+        values = [getattr(report, field.name) for report in reports]
+        if field.name == "failed":
+            joined[field.name] = dict(sum(map(Counter, values), Counter()))
+        elif field.name == "faults":
+            joined[field.name] = tuple(fault for faults in values for fault in faults)
+        elif field.name in {"longest_wait", "time_to_exit"}:
+            joined[field.name] = max(values)
+        else:
+            joined[field.name] = sum(values)
+    return Report(**joined)
+
+
 def _places(log: Iterable[Logged]) -> set[tuple[Any, ...]]:
-    return {(one.partition, one.offset, one.content) for one in log}
+    return {(one.topic, one.partition, one.offset, one.content) for one in log}
 
 
 # --- the page ------------------------------------------------------------------------------------

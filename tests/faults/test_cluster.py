@@ -184,6 +184,18 @@ async def test_min_insync_replicas_is_not_met_for_a_while(
     assert report.longest_wait > 1
 
 
+async def test_the_disk_of_a_leader_is_full(
+    anyio_backend: str, cluster: KafkaCluster, topic: str
+) -> None:
+    def fault() -> None:
+        cluster.fill_disk(1)
+        cluster.wait_for_leader(topic, 0, other_than=1)
+        cluster.start(1)
+
+    report = await run("disk of a leader full", anyio_backend, cluster, topic, fault)
+    assert report.acknowledged == report.sent
+
+
 async def test_a_quota_throttles(anyio_backend: str, cluster: KafkaCluster, topic: str) -> None:
     limit = partial(cluster.set_quota, client_id=topic)
 

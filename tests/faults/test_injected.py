@@ -281,11 +281,12 @@ async def test_answers_slower_than_the_deadline(
 
 async def test_an_answer_that_is_lost(fresh: MockCluster, topic: str, anyio_backend: str) -> None:
     async def during(running: Running) -> None:
-        await running.until_settled(0.25)
-        fresh.answer_next(1, 0, rtt_ms=2_000)
+        for turn in range(1, 4):
+            await running.until_settled(turn / 4)
+            fresh.answer_next(1, 0, rtt_ms=2_000)
 
     settings = settings_for(fresh, properties={"request_timeout_ms": 300})
-    cell = "a written batch whose answer is lost"
+    cell = "a written batch whose answer is lost, three times"
     _, report = await run(cell, anyio_backend, settings, topic, during)
     assert report.acknowledged == report.sent
     assert report.repeated > 0

@@ -1,0 +1,187 @@
+"""Who is let in by a real cluster, while a load runs: passwords and certificates that are wrong,
+and right again.
+
+A producer that is not let in says so at once. One that runs, and is not let in any more, holds its
+records until their deadline; where it is let in again before, everything is delivered.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import pytest
+from anyio.to_thread import run_sync
+
+from anyio_sendproducer import ProducerSettings, ProducerStartError, open_send_producer
+from tests.faults.matrix import FULL, RECORDS, Cell, judge
+from tests.history import Report
+from tests.kafka_cluster import KafkaCluster, kafka_cluster
+from tests.kafka_home import require_kafka
+from tests.kafka_security import Authority, Certificate, sasl_listener, ssl_listener
+from tests.load import Load, Ran, Running, run_load
+
+#: Seconds over which a load is spread.
+SECONDS = 20.0 if FULL else 4.0
+
+PARTITIONS = 4
+
+#: Seconds for which a producer is not let in; it tries once a second at least.
+REFUSED_FOR = 2.5
+
+PASSWORD = "not to be told"
+MECHANISM = "SCRAM-SHA-512"
+
+
+class Secured(NamedTuple):
+    """One broker, whose certificate can be exchanged."""
+
+    cluster: KafkaCluster
+    authority: Authority
+    good: Certificate
+    expired: Certificate
+    shown: Certificate
+
+    def show(self, certificate: Certificate) -> None:
+        """Have the broker come back with another certificate."""
+        self.cluster.kill(1)
+        shutil.copy(certificate.both, self.shown.both)
+        self.cluster.start(1)
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+    require_kafka()
+    place = tmp_path_factory.mktemp("certificates")
+    authority, stranger = Authority(place / "trusted"), Authority(place / "stranger")
+    expired = authority.issue(not_after=dt.datetime(2020, 1, 1, tzinfo=dt.timezone.utc))
+    shown = authority.issue()
+    listeners = [
+        sasl_listener("SASL", [MECHANISM]),
+        ssl_listener("SSL", shown),
+        ssl_listener("ELSEWHERE", authority.issue("elsewhere.test")),
+        ssl_listener("EXPIRED", expired),
+        ssl_listener("STRANGER", stranger.issue()),
+    ]
+    with kafka_cluster(listeners=listeners) as cluster:
+        yield Secured(cluster, authority, authority.issue(), expired, shown)
+
+
+def settings_for(
+    secured: Secured, listener: str, properties: Mapping[str, Any], **changes: Any
+) -> ProducerSettings:
+    return ProducerSettings(
+        bootstrap_servers=secured.cluster.bootstrap(listener),
+        properties=properties,
+        delivery_timeout=90.0,
+    ).evolve(**changes)
+
+
+def logging_in(name: str, password: str = PASSWORD) -> dict[str, Any]:
+    return {
+        "security.protocol": "SASL_PLAINTEXT",
+        "sasl.mechanism": MECHANISM,
+        "sasl.username": name,
+        "sasl.password": password,
+    }
+
+
+def trusting(authority: Authority) -> dict[str, Any]:
+    return {"security.protocol": "SSL", "ssl.ca.location": str(authority.file)}
+
+
+async def run(
+    cell: str,
+    loop: str,
+    secured: Secured,
+    settings: ProducerSettings,
+    fault: Callable[[], None] = lambda: None,
+) -> tuple[Ran, Report]:
+    """Run a load, bring the fault about when a quarter of it is through, judge, write the row."""
+    topic = secured.cluster.create_topic(partitions=PARTITIONS)
+
+    async def during(running: Running) -> None:
+        await running.until_settled(0.25)
+        await run_sync(fault)
+
+    load = Load(topic=topic, records=RECORDS, seconds=SECONDS, partitions=PARTITIONS)
+    ran = await run_load(settings, load, during=during)
+    address = secured.cluster.bootstrap_servers
+    report = await judge(Cell("cluster", cell, loop), ran, settings, topic, address=address)
+    assert report.acknowledged == report.sent
+    assert ran.statistics.generations == 1
+    return ran, report
+
+
+async def refused(settings: ProducerSettings, said: str) -> None:
+    """Not let in: told in words, long before start_timeout, and without the password."""
+    with pytest.raises(ProducerStartError, match=said) as caught:
+        async with open_send_producer(settings):
+            raise AssertionError
+    assert "start_timeout" not in str(caught.value)
+    assert PASSWORD not in str(caught.value)
+
+
+async def test_a_password_that_is_wrong_and_then_right(
+    anyio_backend: str, secured: Secured
+) -> None:
+    secured.cluster.create_user("alice", PASSWORD, MECHANISM)
+    wrong = logging_in("alice", PASSWORD + "!")
+    await refused(settings_for(secured, "SASL", wrong), f"refused the login with {MECHANISM}")
+    settings = settings_for(secured, "SASL", logging_in("alice"))
+    await run("password wrong, then right", anyio_backend, secured, settings)
+
+
+async def test_a_password_that_is_changed_and_changed_back(
+    anyio_backend: str, secured: Secured
+) -> None:
+    """By the broker, which then loses its connections."""
+    cluster = secured.cluster
+    name = f"carol-{anyio_backend}"
+    cluster.create_user(name, PASSWORD, MECHANISM)
+
+    def fault() -> None:
+        cluster.create_user(name, "another", MECHANISM)
+        cluster.kill(1)
+        cluster.start(1)
+        time.sleep(REFUSED_FOR)
+        cluster.create_user(name, PASSWORD, MECHANISM)
+
+    settings = settings_for(secured, "SASL", logging_in(name))
+    cell = "password changed and changed back, connections lost"
+    await run(cell, anyio_backend, secured, settings, fault)
+
+
+@pytest.mark.parametrize(
+    ("listener", "said"),
+    [
+        ("STRANGER", "unable to get local issuer certificate"),
+        ("ELSEWHERE", "certificate is not valid for '127.0.0.1'"),
+        ("EXPIRED", "certificate has expired"),
+    ],
+    ids=["not-trusted", "wrong-host", "expired"],
+)
+async def test_a_certificate_that_is_bad_and_then_good(
+    anyio_backend: str, secured: Secured, listener: str, said: str
+) -> None:
+    properties = trusting(secured.authority)
+    await refused(settings_for(secured, listener, properties), said)
+    names = {"STRANGER": "not trusted", "ELSEWHERE": "for another host", "EXPIRED": "expired"}
+    cell = f"certificate {names[listener]}, then good"
+    await run(cell, anyio_backend, secured, settings_for(secured, "SSL", properties))
+
+
+async def test_a_broker_that_comes_back_with_an_expired_certificate(
+    anyio_backend: str, secured: Secured
+) -> None:
+    def fault() -> None:
+        secured.show(secured.expired)
+        time.sleep(REFUSED_FOR)
+        secured.show(secured.good)
+
+    settings = settings_for(secured, "SSL", trusting(secured.authority))
+    cell = "a broker comes back with an expired certificate, then with a good one"
+    await run(cell, anyio_backend, secured, settings, fault)

@@ -1,0 +1,193 @@
+"""What happens to single topics of a real cluster under load: one that takes no large records, one
+that is not for this user, one that is deleted and made again.
+
+The others, and the other records, never notice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from anyio import sleep
+from anyio.to_thread import run_sync
+
+from anyio_sendproducer import ProducerRecord, ProducerSettings
+from tests.faults.matrix import FULL, RECORDS, Cell, Row, join, judge, read_log, write_row
+from tests.history import Acknowledged, Ended, History, Logged, Plain, check
+from tests.kafka_cluster import KafkaCluster, kafka_cluster
+from tests.kafka_home import require_kafka
+from tests.kafka_security import ACLS, sasl_listener
+from tests.load import Load, Running, make_record, run_load
+
+#: Seconds over which a load is spread.
+SECONDS = 20.0 if FULL else 4.0
+
+PARTITIONS = 4
+
+#: One of so many records is special.
+ONE_IN = 40
+
+PASSWORD = "not to be told"
+
+#: The number of a load's record, and what to do with it instead.
+Made = tuple[str, ProducerRecord[bytes, bytes]]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[KafkaCluster]:
+    require_kafka()
+    listener = sasl_listener("SASL", ["PLAIN"], users={"bob": PASSWORD})
+    with kafka_cluster(listeners=[listener], properties=ACLS) as running:
+        yield running
+
+
+def settings_for(cluster: KafkaCluster, **changes: Any) -> ProducerSettings:
+    return ProducerSettings(
+        bootstrap_servers=cluster.bootstrap_servers, delivery_timeout=60.0
+    ).evolve(**changes)
+
+
+def is_special(number: int) -> bool:
+    return number % ONE_IN == ONE_IN - 1
+
+
+async def test_records_that_are_too_large_for_the_topic(
+    anyio_backend: str, cluster: KafkaCluster
+) -> None:
+    """They fail alone: what was in their batches is delivered."""
+    limit = 100_000
+    topic = cluster.create_topic(partitions=PARTITIONS, configs={"max.message.bytes": limit})
+
+    def make(load: Load, number: int) -> Made:
+        id_, record = make_record(load, number)
+        if is_special(number):
+            content = id_.encode().ljust(limit + number % 1000, b" ")
+            record = dataclasses.replace(record, value=content)
+        return id_, record
+
+    settings = settings_for(cluster)
+    load = Load(topic=topic, records=RECORDS, seconds=SECONDS, partitions=PARTITIONS, make=make)
+    ran = await run_load(settings, load)
+    cell = Cell("cluster", "records over max.message.bytes among others", anyio_backend)
+    report = await judge(cell, ran, settings, topic)
+    assert report.failed == {"RecordRejected, not persisted": RECORDS // ONE_IN}
+    assert report.acknowledged == report.sent - RECORDS // ONE_IN
+    assert ran.statistics.generations == 1
+
+
+async def test_a_topic_that_is_forbidden_and_then_granted(
+    anyio_backend: str, cluster: KafkaCluster
+) -> None:
+    topic, forbidden = cluster.create_topic(partitions=PARTITIONS), cluster.create_topic()
+    cluster.add_acl("User:bob", "write", topic)
+    cluster.add_acl("User:alice", "write", forbidden)
+
+    def make(load: Load, number: int) -> Made:
+        id_, record = make_record(load, number)
+        if is_special(number):
+            record = dataclasses.replace(record, topic=forbidden, partition=0)
+        return id_, record
+
+    granted = [float("inf")]
+
+    async def during(running: Running) -> None:
+        await running.until_settled(0.5)
+        await run_sync(lambda: cluster.add_acl("User:bob", "write", forbidden))
+        # News of it come with the next answer that the producer asks for, and it asks twice a
+        # second while it is refused.
+        await sleep(1.5)
+        granted[0] = time.monotonic()
+
+    settings = settings_for(
+        cluster,
+        bootstrap_servers=cluster.bootstrap("SASL"),
+        properties={
+            "security.protocol": "SASL_PLAINTEXT",
+            "sasl.mechanism": "PLAIN",
+            "sasl.username": "bob",
+            "sasl.password": PASSWORD,
+        },
+    )
+    load = Load(topic=topic, records=RECORDS, seconds=SECONDS, partitions=PARTITIONS, make=make)
+    ran = await run_load(settings, load, during=during)
+    cell = Cell("cluster", "a topic that the ACL forbids, then grants, among others", anyio_backend)
+    address = cluster.bootstrap_servers
+    report = await judge(cell, ran, settings, [topic, forbidden], address=address)
+    assert report.failed.keys() == {"RecordRejected, not persisted"}
+    history = ran.history
+    for sent in history.sent.values():
+        good = isinstance(history.outcome(sent.id), Acknowledged)
+        if sent.topic == topic or sent.at > granted[0]:
+            assert good, (sent, history.outcome(sent.id))
+    assert any(sent.topic == forbidden and sent.at > granted[0] for sent in history.sent.values())
+    assert ran.statistics.generations == 1
+
+
+async def test_a_topic_is_deleted_and_made_again(anyio_backend: str, cluster: KafkaCluster) -> None:
+    """What was in it is gone with it. What is said of the rest is true; the producer goes on."""
+    topic = cluster.create_topic(partitions=PARTITIONS)
+    before: list[Logged] = []
+    moments: list[float] = []
+
+    def remake() -> None:
+        cluster.delete_topic(topic)
+        time.sleep(1.0)
+        moments.append(time.monotonic())
+        cluster.create_topic(topic, partitions=PARTITIONS)
+
+    async def during(running: Running) -> None:
+        await running.until_settled(0.25)
+        await running.hold()
+        before.extend(await read_log(cluster.bootstrap_servers, topic))
+        moments.append(time.monotonic())
+        running.release()
+        await running.until_settled(0.4)
+        await run_sync(remake)
+
+    settings = settings_for(cluster)
+    # Long enough for some to be sent when the client has looked for the topic again.
+    load = Load(topic=topic, records=RECORDS, seconds=SECONDS + 8, partitions=PARTITIONS)
+    ran = await run_load(settings, load, during=during)
+    after = await read_log(cluster.bootstrap_servers, topic)
+    read, made = moments
+    first, second = History(), History()
+    gone = 0
+    for id_, sent in ran.history.sent.items():
+        half = first if sent.at < read else second
+        half.add(sent)
+        for ended in ran.history.ended[id_]:
+            told = ended
+            if half is second and ended.at < made and isinstance(ended.outcome, Acknowledged):
+                # It was there until it was deleted. In the new topic it must not be.
+                told = Ended(ended.at, Plain("gone with its topic"))
+                gone += 1
+            half.ended[id_].append(told)
+    report = join(
+        [
+            check(
+                half,
+                log,
+                delivery_timeout=settings.delivery_timeout,
+                time_to_exit=ran.time_to_exit,
+            )
+            for half, log in ((first, before), (second, after))
+        ]
+    )
+    note = "What was acknowledged after the last look at the old topic is left out of the count."
+    cell = Cell("cluster", "a topic deleted and made again", anyio_backend, note)
+    write_row(Row.of(cell, report))
+    assert report.faults == (), str(report)
+    # Most of the load comes after it.
+    assert report.acknowledged > report.sent / 3
+    assert set(report.failed) <= {
+        "RecordRejected, not persisted",
+        "DeliveryError, possibly persisted",
+    }
+    late = [sent for sent in second.sent.values() if sent.at > made + 3]
+    assert late
+    assert all(isinstance(second.outcome(sent.id), Acknowledged) for sent in late)
+    assert gone > 0
