@@ -7,14 +7,17 @@ in the same order each time. With FULL_FAULTS=1 a load has 20,000 records, other
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+import platform
 import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +26,7 @@ import anyio.to_thread
 
 from anyio_sendproducer import ProducerSettings
 from tests.history import GRACE, History, Logged, Reader, Report, check, read_topic
+from tests.kafka_home import KafkaMissing, kafka_home
 from tests.load import Ran
 
 __all__ = [
@@ -35,6 +39,7 @@ __all__ = [
     "judge_history",
     "page",
     "read_log",
+    "versions",
     "write_row",
 ]
 
@@ -53,8 +58,11 @@ _BEGIN: Final = """\
 # The fault matrix
 
 What became of every record of a load while something went wrong, as counted afterwards by two
-independent readers of the log. Each row is a test. `pytest tests/faults` runs those that need no
-cluster; see `tests/faults/matrix.py` for how this page is made.
+independent readers of the log. Each row is a test, which fails where one of what must be 0 is not;
+`nox -s faults` runs all of them, and makes this page of what came of it. In
+{doc}`../explanation/evidence` is how loads are judged.
+
+{totals}
 
 - **failed**: records whose outcome was an error, by its kind and its `persistence`.
 - **doubled**, **lost**, **reordered**: what must be 0. *Lost* is acknowledged and not there.
@@ -221,7 +229,10 @@ def join(reports: Sequence[Report]) -> Report:
     for field in dataclasses.fields(Report):
         values = [getattr(report, field.name) for report in reports]
         if field.name == "failed":
-            joined[field.name] = dict(sum(map(Counter, values), Counter()))
+            failed: Counter[str] = Counter()
+            for counts in values:
+                failed.update(counts)
+            joined[field.name] = dict(failed)
         elif field.name == "faults":
             joined[field.name] = tuple(fault for faults in values for fault in faults)
         elif field.name in {"longest_wait", "time_to_exit"}:
@@ -238,12 +249,36 @@ def _places(log: Iterable[Logged]) -> set[tuple[Any, ...]]:
 # --- the page ------------------------------------------------------------------------------------
 
 
-def page(rows: Iterable[Row]) -> str:
+def versions() -> list[str]:
+    """What the matrix is run with."""
+    found = [f"Python {platform.python_version()}"]
+    found += [f"{name} {metadata.version(name)}" for name in ("kafka-python", "confluent-kafka")]
+    with contextlib.suppress(KafkaMissing):
+        found.insert(0, f"Apache Kafka {kafka_home().version}")
+    return found
+
+
+def _totals(rows: Sequence[Row], versions: Sequence[str]) -> str:
+    def total(name: str) -> str:
+        return f"{sum(getattr(row, name) for row in rows):,}"
+
+    cells = len({(row.group, row.cell) for row in rows})
+    failed = sum(sum(row.failed.values()) for row in rows)
+    return (
+        f"{cells} cells in {len(rows)} rows, {total('records')} records: "
+        f"{total('acknowledged')} acknowledged, {failed:,} failed with the truth told, "
+        f"{total('lost')} lost, {total('doubled')} doubled, {total('reordered')} reordered, "
+        f"{total('misreported')} misreported. Run with {', '.join(versions)}."
+    )
+
+
+def page(rows: Iterable[Row], versions: Sequence[str]) -> str:
     """The page of these rows: a table for each group, a row for each cell and loop."""
+    rows = list(rows)
     groups: dict[str, list[Row]] = {}
     for row in sorted(rows, key=lambda row: (row.cell, row.loop)):
         groups.setdefault(row.group, []).append(row)
-    parts = [_BEGIN]
+    parts = [_BEGIN.replace("{totals}", _totals(list(rows), versions))]
     for group in sorted(groups, key=_rank):
         parts.append(f"## {group.capitalize()}\n")
         notes: list[str] = []
@@ -315,7 +350,7 @@ def _main(arguments: Sequence[str]) -> int:
         sys.stderr.write("usage: python -m tests.faults.matrix DIRECTORY [PAGE]\n")
         return 2
     rows = [Row(**json.loads(path.read_text())) for path in Path(arguments[0]).glob("*.json")]
-    text = page(rows)
+    text = page(rows, versions())
     if len(arguments) == 2:
         Path(arguments[1]).write_text(text)
     else:
