@@ -35,7 +35,7 @@ PASSWORD = "do not tell"
 #: A user whose name and password are hard to write down.
 ODD_NAME, ODD_PASSWORD = "o,d=d", "\"quo\\ted\"; 'so' = ü"
 #: Seconds within which what is final is told; the start may take ten times that.
-PROMPTLY = 3.0
+PROMPTLY = 20.0
 
 
 class Place(NamedTuple):

@@ -173,6 +173,20 @@ def _receive(transport: Any) -> tuple[bytes, Any]:
     return b"".join(received), None if received else failure
 
 
+def _send(transport: Any, send: Callable[[], tuple[int, Any]]) -> tuple[int, Any]:
+    """Send, and where that fails look for what the broker said before it hung up.
+
+    With TLS 1.3 a client is through with the handshake before the broker has looked at its
+    certificate: the alert can come while it sends, and 3.0.12 then reads no more.
+    """
+    sent, failure = send()
+    if failure is not None and isinstance(transport._sock, ssl.SSLSocket):
+        _, said = _receive(transport)
+        if said is not None and tls_refusal(said) is not None:
+            failure = said
+    return sent, failure
+
+
 #: What kafka-python puts before the broker's own words.
 _BOILERPLATE: Final = re.compile(r"^(\[Error \d+\] |\w+Error: )+")
 
@@ -234,6 +248,7 @@ class _Manager(KafkaConnectionManager):
             else:
                 made = KafkaTCPTransport(self._net, sock, node.host)
             made._sock_recv = functools.partial(_receive, made)
+            made._sock_send = functools.partial(_send, made, made._sock_send)
             done = True
         except Exception as error:
             raise kafka_errors.KafkaConnectionError(f"Handshake failed: {error}") from error
