@@ -98,7 +98,7 @@ async def test_a_clean_end_is_no_wait_where_there_is_nothing_to_do(
     begun = time.monotonic()
     async with open_send_producer(settings.evolve(close_timeout=60.0), driver=fake):
         pass
-    assert time.monotonic() - begun < 1.0
+    assert time.monotonic() - begun < 20.0
     assert 0 < fake.closed[0] <= 1.0  # the client may take a little to end by itself
 
 

@@ -233,12 +233,13 @@ def test_latency_and_jitter(ends: Ends, proxy: FaultProxy) -> None:
         assert receive(broker, 1) == content
         broker.sendall(content)
         assert receive(client, 1) == content
-        assert 0.1 <= time.monotonic() - began < 0.1 + 0.1 + PATIENCE / 10
+        assert 0.1 <= time.monotonic() - began < PATIENCE
+    proxy.delay(20, 0)
     proxy.heal()
     began = time.monotonic()
     client.sendall(b"3")
     assert receive(broker, 1) == b"3"
-    assert time.monotonic() - began < 0.05
+    assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize("way", list(Way))

@@ -231,7 +231,7 @@ async def test_closing_is_bounded_while_no_client_can_be_opened(
             fake.break_client()
             await until(lambda: len(fake.closed) >= 2)
             queued = producer.enqueue_nowait(record())
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 15
     with pytest.raises(DeliveryError) as caught:
         await queued.wait()
     assert caught.value.persistence is Persistence.NOT_PERSISTED

@@ -147,7 +147,7 @@ async def test_sigint(
         errors = re.sub(r"sys:1: RuntimeWarning: coroutine '_Teller.*\nRuntime.*\n", "", errors)
     assert (code, errors) == (0, "")
     # cancel_timeout, and what a process takes to end.
-    assert took < 1.0 + 2.5
+    assert took < 1.0 + 10
     # Trio raises it in the middle of whatever runs, the test's own bookkeeping too.
     anywhere = anyio_backend == "trio"
     note = (
@@ -179,7 +179,7 @@ async def test_a_signal_that_is_handled_by_cancelling(
     assert last is not None
     assert last["ended"] == "well"
     assert (code, errors) == (0, "")
-    assert took < 1.0 + 2.5
+    assert took < 1.0 + 10
     cell = Cell("process", f"{number.name} handled by cancelling, during {when}", anyio_backend)
     await judge_history(
         cell,
@@ -200,7 +200,7 @@ async def test_sigterm_that_nobody_handles(
         broker, anyio_backend, journal, "send", signal.SIGTERM
     )
     assert (code, errors) == (-signal.SIGTERM, "")
-    assert took < 2.5
+    assert took < 10
     note = "Killed: what had no outcome by then may be there or not."
     report = await judge_history(
         Cell("process", "SIGTERM, not handled, during send", anyio_backend, note),
@@ -238,7 +238,7 @@ async def test_the_interpreter_ends_with_records_pending(
             broker.pause()
         began = time.monotonic()
         ended, errors = await anyio.to_thread.run_sync(child.end)
-        assert time.monotonic() - began < 0.5 + 2.5
+        assert time.monotonic() - began < 0.5 + 10
     finally:
         child.kill()
         if gone:

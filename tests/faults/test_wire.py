@@ -164,7 +164,7 @@ async def test_leaving_before_the_client_is_connected(
             left.append(time.monotonic())
             scope.cancel()
             await anyio.sleep_forever()
-    assert time.monotonic() - left[0] < 0.5 + 0.75
+    assert time.monotonic() - left[0] < 0.5 + 7.5  # a connection may take 10 s to come about
 
 
 @pytest.mark.parametrize("way", list(Way), ids=["request", "answer"])
