@@ -41,8 +41,8 @@ from tests.recorder import open_sockets
 #: Seconds for anything that is waited for; none takes more than a fraction of it.
 PATIENCE = 30.0
 
-#: Seconds that steps take beside the time-outs that bound them, on a machine that is very busy; what
-#: is not bounded takes longer than that.
+#: Seconds that steps take beside the time-outs that bound them, on a machine that is very busy.
+#: What is not bounded takes longer.
 SLACK = 10.0
 
 
