@@ -15,9 +15,10 @@
     │   └── SerializationFailed                     a serializer raised, or gave no bytes
     ├── MultiDeliveryError                          some of several records were not delivered
     ├── UndeliveredRecords                          failures nobody awaited, at the end of the scope
-    └── TransactionError
-        ├── TransactionAborted
-        └── ProducerFenced
+    └── TransactionError                            a transaction was not committed
+        ├── TransactionAborted                      it was aborted; nobody ever sees its records
+        ├── TransactionOutcomeUnknown               the answer to the commit was lost
+        └── ProducerFenced       another producer took over the ``transactional_id``
 
 Errors of the client library never leave bare: its driver translates each at one seam and keeps the
 original as ``__cause__``.
@@ -54,6 +55,7 @@ __all__ = [
     "SettingsError",
     "TransactionAborted",
     "TransactionError",
+    "TransactionOutcomeUnknown",
     "UndeliveredRecords",
 ]
 
@@ -223,12 +225,27 @@ class UndeliveredRecords(SendProducerError):
 
 
 class TransactionError(SendProducerError):
-    """A transaction did not commit."""
+    """A transaction could not be begun, used or ended; or there was none where one is needed."""
 
 
 class TransactionAborted(TransactionError):
-    """The transaction was aborted; none of its records is visible to ``read_committed``."""
+    """The transaction was aborted, or will be before this ``transactional_id`` can be used again:
+    no consumer with ``isolation.level=read_committed`` ever sees a record of it, and its offsets
+    are not committed. Doing it all again is safe. Where a record's failure was the reason,
+    ``__cause__`` is the :class:`DeliveryError`, which has the record."""
+
+
+class TransactionOutcomeUnknown(TransactionError):
+    """The commit was asked for, and its answer was lost: the transaction is committed as a whole,
+    or aborted as a whole. The brokers decide it before the producer's next transaction begins.
+
+    To find out, look for what it wrote. Where it had :meth:`Transaction.send_offsets`, read the
+    group's committed offsets anew and go on from there: they are committed with its records, or not
+    at all."""
 
 
 class ProducerFenced(TransactionError):
-    """Another producer took over this ``transactional_id``; this one can never send again."""
+    """Another producer took over this ``transactional_id``; this one can never send again.
+
+    The transaction that was open was aborted by that; it is committed only if its commit had been
+    asked for before, and the answer was lost."""

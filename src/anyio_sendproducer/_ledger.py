@@ -262,6 +262,8 @@ class Ledger:
         self._late_bytes = 0
         self._unseen: dict[Entry, None] = {}
         self._unseen_more = 0
+        #: The first failure since whoever asks for it last set it to None.
+        self.first_failure: DeliveryError | None = None
         #: The number of the next report of what was missed; an entry has that of its own, or 0.
         self._report = 1
         self._accepted = 0
@@ -463,6 +465,8 @@ class Ledger:
 
     def _fail(self, entry: Entry, outcome: Any, woken: list[object]) -> None:
         entry.missed = 0
+        if self.first_failure is None:
+            self.first_failure = outcome
         entry.was_submitted = entry.state is _SUBMITTED
         if entry.state is not _WAITING:
             self._failed += 1
@@ -737,6 +741,23 @@ class Ledger:
                 entries.append(entry)
                 errors.append(error)
         return self.settle(entries, errors)
+
+    def fail_unsubmitted(self, message: str, reason: BaseException) -> list[object]:
+        """What is queued, or waits for room, is not to be sent any more.
+
+        Returns:
+            Who is to be woken.
+        """
+        woken: list[object] = []
+        for entry in [one for one in self._alive if one.state is _QUEUED] + [*self._waiting]:
+            error = DeliveryError(
+                message, record=entry.record, persistence=Persistence.NOT_PERSISTED
+            )
+            error.__cause__ = reason
+            self._end_unsubmitted(entry, error, woken)
+        self._admit_waiting(woken)
+        self._pass_barriers(woken)
+        return woken
 
     def break_(self, reason: BaseException) -> list[object]:
         """The driver is lost: everything gets its outcome now, and nothing is taken any more.

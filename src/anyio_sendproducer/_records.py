@@ -35,6 +35,7 @@ else:
     Q = TypeVar("Q")
 
 __all__ = [
+    "ConsumerGroupMetadata",
     "Envelope",
     "Message",
     "MultiMessage",
@@ -142,6 +143,21 @@ class RecordMetadata(NamedTuple):
     """Bytes of the key as sent; None without a key."""
     serialized_value_size: int | None
     """Bytes of the value as sent; None for a tombstone."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ConsumerGroupMetadata:
+    """Which consumer of a group says that it has read so far (KIP-447): brokers refuse one that is
+    no longer a member. kafka-python's ``KafkaConsumer.group_metadata()`` will do as well."""
+
+    group_id: str
+    """The group's name."""
+    generation_id: int = -1
+    """The group's generation; -1 where the consumer chose its partitions by hand."""
+    member_id: str = ""
+    """The consumer's own id in the group."""
+    group_instance_id: str | None = None
+    """The id of a static member."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, init=False)

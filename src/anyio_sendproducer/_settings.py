@@ -109,6 +109,11 @@ class ProducerSettings:
         start_timeout: how long it may take until the cluster has answered.
         close_timeout: how long a clean exit may take in all, to deliver what was accepted.
         cancel_timeout: the same where the body was cancelled or failed.
+        transactional_id: makes the producer transactional: everything is sent within ``async with
+            producer.transaction()``. The brokers let one producer at a time have this name: a later
+            one ends the transaction of an earlier one, and fences it off.
+        eos_commit_interval: how long a transaction of :meth:`SendProducer.flow` gathers records
+            before it is committed.
 
     Raises:
         SettingsError: a value is wrong; the message names the field.
@@ -126,6 +131,8 @@ class ProducerSettings:
     start_timeout: float = 30.0
     close_timeout: float = 60.0
     cancel_timeout: float = 5.0
+    transactional_id: str | None = None
+    eos_commit_interval: float = 0.1
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__
@@ -146,7 +153,12 @@ class ProducerSettings:
             number: object = getattr(self, field)
             if not isinstance(number, int) or isinstance(number, bool) or number < 1:
                 raise SettingsError(f"{field} must be an int of 1 or more: {number!r}")
-        for field in ("delivery_timeout", "start_timeout"):
+        name: object = self.transactional_id
+        if name is not None and (not isinstance(name, str) or not name):
+            raise SettingsError(
+                f"transactional_id must be a str that is not empty, or None: {name!r}"
+            )
+        for field in ("delivery_timeout", "start_timeout", "eos_commit_interval"):
             _check_duration(field, getattr(self, field), zero=False)
         for field in ("unknown_topic_timeout", "close_timeout", "cancel_timeout"):
             _check_duration(field, getattr(self, field), zero=True)
@@ -252,6 +264,14 @@ class ProducerSettings:
     def with_cancel_timeout(self, seconds: float) -> ProducerSettings:
         """A copy with another ``cancel_timeout``."""
         return self.evolve(cancel_timeout=seconds)
+
+    def with_transactional_id(self, transactional_id: str | None) -> ProducerSettings:
+        """A copy with another ``transactional_id``."""
+        return self.evolve(transactional_id=transactional_id)
+
+    def with_eos_commit_interval(self, seconds: float) -> ProducerSettings:
+        """A copy with another ``eos_commit_interval``."""
+        return self.evolve(eos_commit_interval=seconds)
 
 
 def canonical_name(name: str) -> str:

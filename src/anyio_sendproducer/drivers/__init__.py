@@ -10,14 +10,25 @@ they are asked for.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from .._exceptions import DeliveryError, SettingsError
-from .._records import ProducerRecord, RecordMetadata
+from .._records import ConsumerGroupMetadata, ProducerRecord, RecordMetadata
 from .._settings import ProducerSettings
 
-__all__ = ["Driver", "DriverFactory", "Outcome", "Sink", "Submission", "Submitted", "make_driver"]
+__all__ = [
+    "ConsumedOffset",
+    "Deadline",
+    "Driver",
+    "DriverFactory",
+    "Outcome",
+    "Sink",
+    "Submission",
+    "Submitted",
+    "make_driver",
+]
 
 Outcome = RecordMetadata | DeliveryError
 """What becomes of one record."""
@@ -61,6 +72,41 @@ class Submitted:
     """The bytes of those whose size was an estimate until they were serialized."""
 
 
+class Deadline:
+    """Until when a call may take; whoever waits for the call may bring it forward.
+
+    Args:
+        seconds: from now on.
+    """
+
+    __slots__ = ("at",)
+
+    def __init__(self, seconds: float) -> None:
+        #: In seconds of :func:`time.monotonic`.
+        self.at: float = time.monotonic() + seconds
+
+    def hurry(self, seconds: float) -> None:
+        """Let it be so many seconds from now, where it is later than that."""
+        self.at = min(self.at, time.monotonic() + seconds)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has come."""
+        return time.monotonic() >= self.at
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ConsumedOffset:
+    """Up to where a consumer group has read a partition."""
+
+    topic: str
+    partition: int
+    offset: int
+    """That of the next record to read."""
+    metadata: str = ""
+    leader_epoch: int = -1
+
+
 class Driver(Protocol):
     """A blocking Kafka producer."""
 
@@ -90,6 +136,45 @@ class Driver(Protocol):
         Raises:
             SendProducerError: the cluster says that there is no such topic, or that this client
                 may not know.
+        """
+        ...
+
+    def begin_transaction(self) -> None:
+        """Begin a transaction; nothing, where one was begun and nothing was sent in it yet.
+
+        Asked for only where the settings have a ``transactional_id``, and so are the next two.
+
+        Raises:
+            TransactionError: it can't be begun; ProducerFenced, where that is the reason.
+        """
+        ...
+
+    def send_offsets(
+        self,
+        offsets: Sequence[ConsumedOffset],
+        group: ConsumerGroupMetadata,
+        deadline: Deadline,
+        /,
+    ) -> None:
+        """Make these offsets of a consumer group a part of the transaction.
+
+        Raises:
+            TransactionAborted: the transaction can only be aborted by now.
+            TransactionError: it failed otherwise; ProducerFenced, where that is the reason.
+        """
+        ...
+
+    def end_transaction(self, commit: bool, deadline: Deadline, /) -> None:  # noqa: FBT001
+        """Commit the transaction, or abort it. What was submitted in it has its outcome, when it
+        is committed; when it is aborted, the client is to give up what it has not sent.
+
+        Returns when the brokers said so, soon after the deadline, or after :meth:`close` was
+        called from another thread.
+
+        Raises:
+            TransactionAborted: it could not be committed, and is to be aborted.
+            TransactionOutcomeUnknown: the commit was asked for, and there was no answer.
+            TransactionError: it failed otherwise; ProducerFenced, where that is the reason.
         """
         ...
 

@@ -41,8 +41,7 @@ _MANAGED: Final[dict[str, str]] = {
     "kafka_client": "the driver makes its own",
     "key_serializer": "use ProducerSettings(key_serializer=...)",
     "max_block_ms": "nothing blocks; ProducerSettings(delivery_timeout=...) bounds every wait",
-    "transaction_timeout_ms": "this producer does not do transactions",
-    "transactional_id": "this producer does not do transactions",
+    "transactional_id": "use ProducerSettings(transactional_id=...)",
     "value_serializer": "use ProducerSettings(value_serializer=...)",
 }
 
@@ -74,16 +73,25 @@ def client_config(settings: ProducerSettings, known: Mapping[str, Any]) -> dict[
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise SettingsError(f"properties: {given!r} is not a setting of kafka-python{hint}")
         config[name] = _property(given, name, value, known[name])
-    if config.get("enable_idempotence") is True:
+    transactional = settings.transactional_id is not None
+    if config.get("enable_idempotence") is True or transactional:
         for name, contradicts in (
             ("acks", config.get("acks", "all") != "all"),
             ("retries", config.get("retries") == 0),
             (requests := "max_in_flight_requests_per_connection", config.get(requests, 1) > 5),
         ):
             if contradicts:
-                raise SettingsError(
-                    f"properties: {name}={config[name]!r} contradicts enable_idempotence=True"
-                )
+                other = "transactional_id" if transactional else "enable_idempotence=True"
+                raise SettingsError(f"properties: {name}={config[name]!r} contradicts {other}")
+    if settings.transactional_id is not None:
+        config["transactional_id"] = settings.transactional_id
+        if config.get("enable_idempotence") is False:
+            raise SettingsError("properties: enable_idempotence=False contradicts transactional_id")
+    elif "transaction_timeout_ms" in config:
+        raise SettingsError(
+            "properties: transaction_timeout_ms is of use with ProducerSettings(transactional_id=...)"
+            " alone"
+        )
     config.update(
         bootstrap_servers=list(settings.addresses),
         client_id=settings.client_id,

@@ -35,20 +35,26 @@ from kafka.net.selector import NetworkSelector
 from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 from kafka.partitioner import murmur2
 from kafka.protocol.producer import ProduceRequest
-from kafka.structs import TopicPartition
+from kafka.structs import ConsumerGroupMetadata as GroupMetadata
+from kafka.structs import OffsetAndMetadata, TopicPartition
 
 from .._exceptions import (
     DeliveryError,
     Persistence,
+    ProducerClosed,
+    ProducerFenced,
     ProducerStartError,
     RecordRejected,
     SendProducerError,
     SerializationFailed,
     SettingsError,
+    TransactionAborted,
+    TransactionError,
+    TransactionOutcomeUnknown,
 )
-from .._records import ProducerRecord
+from .._records import ConsumerGroupMetadata, ProducerRecord
 from .._settings import AnySerializer, ProducerSettings, Serializer
-from . import Outcome, Sink, Submission, Submitted
+from . import ConsumedOffset, Deadline, Outcome, Sink, Submission, Submitted
 from ._discreet import Discreet, one_line
 from ._kafka_config import client_config
 from ._runs import RUN_BYTES, Line, Route, Run
@@ -94,6 +100,13 @@ _OF_EVERYTHING: Final[tuple[type[Exception], ...]] = (
     kafka_errors.UnsupportedVersionError,
 )
 
+#: By these a broker says that another producer took over. The first of them can also mean that the
+#: transaction took too long; 3.0.12 finds out which, where brokers are of 2.7 or later.
+_FENCED: Final[tuple[type[Exception], ...]] = (
+    kafka_errors.InvalidProducerEpochError,
+    kafka_errors.ProducerFencedError,
+)
+
 #: Between two requests for the metadata of topics that this client may not use.
 _ASK_AGAIN_SECONDS: Final = 0.5
 
@@ -102,6 +115,9 @@ _JOIN_SECONDS: Final = 2.0
 
 #: How soon the client looks again at a broker that it connects to, if nothing comes of it before.
 _LOOK_AGAIN_MS: Final = 50.0
+
+#: How soon a wait for the transaction's coordinator notices that it is over.
+_SLICE_MS: Final = 50
 
 #: How much is read from a connection at a time.
 _READ_BYTES: Final = 256 * 1024
@@ -445,9 +461,18 @@ def _fail_alone(producer: Any, refused: set[tuple[str, int]]) -> Callable[[], bo
         Tells whether the client is broken, by whatever else; None where the client is not
         idempotent, or not as it was when this was written, and left as it is.
     """
-    if producer.config["transactional_id"] is not None:
-        return None
     manager: Any = getattr(producer, "_transaction_manager", None)
+    if producer.config["transactional_id"] is not None:
+        # What is refused there ends the transaction, and not the client.
+        classify_aborting = manager.classify_batch_error
+
+        def classify_retried(error: Exception, batch: Any, **details: Any) -> Any:
+            if batch.attempts:
+                refused.discard((batch.topic_partition.topic, batch.topic_partition.partition))
+            return classify_aborting(error, batch, **details)
+
+        manager.classify_batch_error = classify_retried
+        return cast("Callable[[], bool]", manager.has_fatal_error)
     sender: Any = getattr(producer, "_sender", None)
     if not hasattr(sender, "_can_split"):
         return None
@@ -576,6 +601,9 @@ class _Opened:
     is_broken: Callable[[], bool] | None
     client: _NetClient
     sink: Sink
+    #: The client's own account of its transactions, for 3.0.12 has no public way to end one within
+    #: bounds, or to tell why it can't be ended; None where there are none.
+    transactions: Any
 
 
 class KafkaPythonDriver:
@@ -615,6 +643,7 @@ class KafkaPythonDriver:
         self._broken = False
         self._first_to_fail: Submission | None = None
         self._largest = 0
+        self._in_transaction = False
 
     # --- opening and closing -----------------------------------------------------------------
 
@@ -653,6 +682,7 @@ class KafkaPythonDriver:
             ) from error
         finally:
             client_log.removeHandler(words)
+        transactional = self._settings.transactional_id is not None
         self._idempotent = bool(producer.config["enable_idempotence"])
         self._recovers = producer.config["api_version"] >= (2, 5)
         client = cast("_NetClient", self._client)
@@ -662,9 +692,16 @@ class KafkaPythonDriver:
             is_broken=_fail_alone(producer, client.refused),
             client=client,
             sink=sink,
+            transactions=cast("Any", producer)._transaction_manager if transactional else None,
         )
         # What a record adds to its key and value is less.
         self._largest = producer.config["max_request_size"] - 256
+        if transactional:
+            try:
+                self._init_transactions(producer, deadline)
+            except SendProducerError:
+                self._close_client(self._opened, 0)
+                raise
         if self._closing.is_set():
             self._close_client(self._opened, 0)
 
@@ -898,18 +935,22 @@ class KafkaPythonDriver:
     def failure(self, submission: Submission, error: Exception, run: Run) -> DeliveryError:
         """What an error of the client says of a record, in our terms."""
         refused = isinstance(error, _REFUSALS)
-        if self._ends_with(error):
+        opened = self._ready()
+        ends = self._ends_with(error)
+        if ends or opened.transactions is not None:
             # Seen in 3.0.12: what ends the idempotent client fails all that is under way with the
-            # very same error, though it may have been written. What the broker's answer named was
-            # refused; behind it there nothing had been sent.
-            opened = self._ready()
+            # very same error, though it may have been written; and what ends a transaction, all of
+            # that. What the broker's answer named was refused; behind it there nothing had been
+            # sent.
             if run.partition is None:
                 refused = refused and submission is self._first_to_fail
             else:
                 refused = refused and (run.topic, run.partition) in opened.client.refused
-            if not self._broken and not self._closing.is_set():
+            if ends and not self._broken and not self._closing.is_set():
                 self._broken = True
-                opened.sink.broken(error)
+                transactions = opened.transactions
+                fenced = transactions is not None and isinstance(transactions.last_error, _FENCED)
+                opened.sink.broken(self._fenced(error) if fenced else error)
         if refused:
             return _rejected(submission.record, f"the broker refused the record: {error}", error)
         failure = DeliveryError(
@@ -919,6 +960,134 @@ class KafkaPythonDriver:
         )
         failure.__cause__ = error
         return failure
+
+    # --- transactions ------------------------------------------------------------------------
+
+    def _init_transactions(self, producer: _Producer, deadline: float) -> None:
+        """End what an earlier producer of this name has left open, and fence it off."""
+        name = self._settings.transactional_id
+        while True:
+            try:
+                producer.init_transactions()
+            except kafka_errors.KafkaTimeoutError:
+                # With max_block_ms=0 it never waits; another call goes on where this one ended.
+                if time.monotonic() >= deadline:
+                    raise ProducerStartError(
+                        f"no transactions for transactional_id {name!r} within "
+                        f"{self._settings.start_timeout:g} s (start_timeout)"
+                    ) from None
+                if self._closing.wait(0.005):
+                    raise ProducerStartError("the producer was closed while it was starting") from (
+                        None
+                    )
+            except _FENCED as error:
+                raise self._fenced(error) from error
+            except Exception as error:
+                raise ProducerStartError(
+                    f"no transactions for transactional_id {name!r}: {_words(error)}"
+                ) from error
+            else:
+                return
+
+    def begin_transaction(self) -> None:
+        """Begin; see :meth:`anyio_sendproducer.drivers.Driver.begin_transaction`."""
+        if not self._in_transaction:
+            try:
+                self._ready().producer.begin_transaction()
+            except Exception as error:
+                raise self._transaction_error(error, "the transaction could not be begun") from error
+            self._in_transaction = True
+
+    def send_offsets(
+        self,
+        offsets: Sequence[ConsumedOffset],
+        group: ConsumerGroupMetadata,
+        deadline: Deadline,
+        /,
+    ) -> None:
+        """Send them; see :meth:`anyio_sendproducer.drivers.Driver.send_offsets`."""
+        opened = self._ready()
+        what = f"the offsets of group {group.group_id!r} could not be sent"
+        try:
+            result = opened.transactions.send_offsets_to_transaction(
+                {
+                    TopicPartition(one.topic, one.partition): OffsetAndMetadata(
+                        one.offset, one.metadata, one.leader_epoch
+                    )
+                    for one in offsets
+                },
+                GroupMetadata(
+                    group.group_id, group.generation_id, group.member_id, group.group_instance_id
+                ),
+            )
+            opened.client.wakeup()
+            answered = self._wait(result, deadline)
+        except Exception as error:
+            raise self._transaction_error(error, what) from error
+        if not answered:
+            raise TransactionError(f"{what}: there was no answer")
+
+    def end_transaction(self, commit: bool, deadline: Deadline, /) -> None:  # noqa: FBT001
+        """End it; see :meth:`anyio_sendproducer.drivers.Driver.end_transaction`."""
+        opened = self._ready()
+        manager = opened.transactions
+        what = f"the transaction could not be {'committed' if commit else 'aborted'}"
+        while manager.is_bumping_epoch():
+            if deadline.is_over or self._closing.wait(0.005):
+                raise TransactionError(f"{what}: the client is getting another producer epoch")
+        try:
+            result = manager.begin_commit() if commit else manager.begin_abort()
+        except kafka_errors.KafkaError as error:
+            if manager.has_error():
+                raise self._transaction_error(error, what) from error
+            # It had to get another epoch, and by that the brokers abort what was open.
+            self._in_transaction = False
+            if commit:
+                raise TransactionAborted(f"{what}: the client lost its producer epoch") from error
+            return
+        opened.client.wakeup()
+        try:
+            answered = self._wait(result, deadline)
+        except Exception as error:
+            failure = self._transaction_error(error, what)
+            if commit and type(failure) is TransactionError:
+                answered = False
+            else:
+                raise failure from error
+        if not answered:
+            if commit:
+                raise TransactionOutcomeUnknown(
+                    "the commit was asked for, and no broker said whether it was done"
+                )
+            raise TransactionError(f"{what}: there was no answer")
+        self._in_transaction = False
+
+    def _wait(self, result: Any, deadline: Deadline) -> bool:
+        """Whether there is an answer, which is raised where it is an error."""
+        while not result.wait(_SLICE_MS):
+            if deadline.is_over or self._closing.is_set():
+                return False
+        return True
+
+    def _transaction_error(self, error: Exception, what: str) -> SendProducerError:
+        opened = self._ready()
+        manager = opened.transactions
+        # What is raised may say no more than that there is an error.
+        cause = manager.last_error or error
+        if self._closing.is_set():
+            return ProducerClosed("the producer is closed")
+        if isinstance(cause, _FENCED):
+            return self._fenced(cause)
+        if manager.has_abortable_error():
+            return TransactionAborted(f"{what}: {_words(cause)}")
+        return TransactionError(f"{what}: {_words(cause)}")
+
+    def _fenced(self, error: Exception) -> ProducerFenced:
+        fenced = ProducerFenced(
+            f"another producer took over transactional_id {self._settings.transactional_id!r}"
+        )
+        fenced.__cause__ = error
+        return fenced
 
     def target(self, topic: str, partition: int) -> Any:
         """A partition, as the client knows it."""

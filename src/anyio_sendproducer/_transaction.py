@@ -1,0 +1,393 @@
+"""Transactions: what is sent in one is committed as a whole, or never seen.
+
+A transaction is over when its block is: committed where the block ended well and every record of it
+was delivered, aborted otherwise. What the loop decides stands here; what the brokers are told is
+the driver's.
+
+May import: everything below ``_producer``.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Protocol
+
+import anyio
+import anyio.lowlevel
+from anyio import CancelScope
+
+from ._bridge import Bridge
+from ._exceptions import (
+    ProducerClosed,
+    ProducerFenced,
+    RecordRejected,
+    SendProducerError,
+    TransactionAborted,
+    TransactionError,
+    TransactionOutcomeUnknown,
+)
+from ._ledger import Entry, Ledger
+from ._loops import Loop
+from ._records import ConsumerGroupMetadata, ProducerRecord
+from ._sending import Sender
+from ._settings import ProducerSettings
+from .drivers import ConsumedOffset, Deadline, Driver
+
+__all__ = ["Owner", "Transaction", "TransactionState", "run_transaction"]
+
+
+class TransactionState(enum.Enum):
+    """Where a transaction stands."""
+
+    OPEN = "open"
+    """It takes records."""
+    ENDING = "ending"
+    """Its block has ended; what was sent in it is waited for, or the brokers' answer."""
+    COMMITTED = "committed"
+    """All of it is visible, and will stay so."""
+    ABORTED = "aborted"
+    """None of it is visible to ``read_committed``, or ever will be."""
+    UNKNOWN = "unknown"
+    """It is one of the two, and the brokers' answer was lost."""
+
+
+class Owner(Protocol):
+    """The producer, as far as its transactions know it."""
+
+    @property
+    def bridge(self) -> Bridge:
+        """The way to the driver."""
+        ...
+
+    @property
+    def ledger(self) -> Ledger:
+        """The book of all deliveries."""
+        ...
+
+    @property
+    def loop(self) -> Loop:
+        """The event loop."""
+        ...
+
+    @property
+    def settings(self) -> ProducerSettings:
+        """The producer's settings."""
+        ...
+
+    @property
+    def turn(self) -> anyio.Lock:
+        """Whose turn it is: one transaction at a time."""
+        ...
+
+    def take_part(self, transaction: Transaction | None, /) -> None:
+        """From now on this one is open, or none."""
+        ...
+
+    def check(self) -> None:
+        """Raise, where the producer can't be used, or not from here."""
+        ...
+
+    def enter(self, record: ProducerRecord[Any, Any], wait: bool, /) -> Entry:  # noqa: FBT001
+        """Enter a record."""
+        ...
+
+    def moved(self, woken: Iterable[object], /) -> None:
+        """Wake these; room may have become free."""
+        ...
+
+    async def until_settled(self) -> None:
+        """Wait until all that is accepted has its outcome."""
+        ...
+
+    def give_up(self, error: BaseException, /) -> None:
+        """This client is of no use any more: take another, or none where it was fenced off."""
+        ...
+
+
+class Transaction(Sender):
+    """A transaction that is open: what is sent by it is committed with it.
+
+    Made by :meth:`SendProducer.transaction`, never by hand. It has the producer's methods that send.
+    Any number of tasks may use it while its block lasts. An acknowledged record is written; it is
+    visible to consumers with ``isolation.level=read_committed`` when the transaction is committed.
+
+    Beside what they raise on the producer, its methods raise :class:`TransactionError` when the
+    transaction is over, and :class:`TransactionAborted` where it can only be aborted.
+    """
+
+    _owner: Owner
+    _generation: int
+    _state: TransactionState
+    _refused: SendProducerError | None
+    _ended: anyio.Event
+
+    def __init__(self) -> None:
+        raise TypeError("a Transaction is made by SendProducer.transaction()")
+
+    @classmethod
+    def _create(cls, owner: Owner) -> Transaction:
+        self = object.__new__(cls)
+        self._begin(owner.loop, owner.ledger)
+        self._owner = owner
+        self._state = TransactionState.OPEN
+        self._refused = None
+        self._ended = anyio.Event()
+        return self
+
+    def __repr__(self) -> str:
+        return f"<Transaction {self._state.value} {self._owner.settings.transactional_id!r}>"
+
+    @property
+    def state(self) -> TransactionState:
+        """Where it stands. After the block it tells what became of it, also where the block was
+        cancelled."""
+        return self._state
+
+    async def send_offsets(
+        self,
+        offsets: Mapping[tuple[str, int], Any],
+        group_metadata: str | ConsumerGroupMetadata | Any,
+    ) -> None:
+        """Commit a consumer group's offsets with the transaction: what was read counts as read if
+        what was made of it is visible, and only then.
+
+        Args:
+            offsets: by topic and partition (kafka-python's and aiokafka's ``TopicPartition`` will
+                do), the offset of the next record to read: an int, or anything that has ``offset``
+                and may have ``metadata`` and ``leader_epoch``, as their ``OffsetAndMetadata`` has.
+            group_metadata: :class:`ConsumerGroupMetadata` or anything that has the same attributes,
+                as what kafka-python's ``KafkaConsumer.group_metadata()`` gives; then the brokers
+                refuse a consumer that is no member of the group any more (KIP-447). The bare id of
+                the group, where partitions are assigned by hand.
+
+        Raises:
+            TransactionAborted: the group has another generation by now, say: the transaction can
+                only be aborted, and is when its block ends.
+            ProducerFenced: another producer took over.
+            TransactionError: there was no answer within ``delivery_timeout``, or the transaction is
+                over.
+            ValueError: an offset is no int of 0 or more.
+            ProducerClosed, ProducerBroken, ProducerMisused: as :meth:`send`.
+
+        Cancellation stops the waiting; the offsets may be a part of the transaction or not, and so
+        it can only be aborted from then on.
+        """
+        self._owner.check()
+        self._check_open()
+        consumed = _consumed(offsets)
+        group = _group(group_metadata)
+        await anyio.lowlevel.checkpoint_if_cancelled()
+        deadline = Deadline(self._owner.settings.delivery_timeout)
+        try:
+            await self._owner.bridge.call(
+                lambda driver: driver.send_offsets(consumed, group, deadline)
+            )
+        except SendProducerError as error:
+            self._refused = error
+            raise
+        except BaseException:
+            deadline.hurry(0)
+            self._refused = TransactionError("sending offsets was cancelled")
+            raise
+
+    # --- what a Sender needs -----------------------------------------------------------------
+
+    def _enter(self, record: ProducerRecord[Any, Any], *, wait: bool = True) -> Entry:
+        self._check_open()
+        try:
+            return self._owner.enter(record, wait)
+        except RecordRejected as error:
+            self._refused = self._refused or error
+            raise
+
+    def _moved(self, woken: Iterable[object]) -> None:
+        self._owner.moved(woken)
+
+    def _check_open(self) -> None:
+        if self._state is not TransactionState.OPEN:
+            raise TransactionError(
+                f"the transaction is {self._state.value}: send within its `async with` block"
+            )
+        if self._is_left_behind:
+            raise TransactionAborted("the transaction was aborted: its client was given up")
+
+    @property
+    def _is_left_behind(self) -> bool:
+        """Whether there is another client by now: its first act is to abort this transaction."""
+        return self._owner.bridge.generation != self._generation
+
+    # --- beginning and ending ----------------------------------------------------------------
+
+    async def _start(self) -> None:
+        owner = self._owner
+        owner.ledger.first_failure = None
+        with anyio.move_on_after(owner.settings.delivery_timeout):
+            while True:
+                self._generation = owner.bridge.generation
+                await owner.bridge.call(lambda driver: driver.begin_transaction())
+                if not self._is_left_behind:
+                    return
+        raise TransactionError(
+            f"no transaction could be begun within {owner.settings.delivery_timeout:g} s "
+            "(delivery_timeout): there is no client that works"
+        )
+
+    async def _finish(self) -> None:
+        """The block ended well: commit, if all was delivered."""
+        self._state = TransactionState.ENDING
+        owner = self._owner
+        try:
+            await owner.until_settled()
+        except BaseException as error:
+            await self._abort(error)
+            raise
+        reason = self._refused or owner.ledger.first_failure
+        if reason is None and self._is_left_behind:
+            reason = TransactionError("its client was given up")
+        if reason is not None:
+            await self._abort(reason)
+            if isinstance(reason, (TransactionAborted, ProducerFenced)):
+                raise reason
+            said = getattr(reason, "summary", reason)
+            raise TransactionAborted(f"the transaction was aborted: {said}") from reason
+        try:
+            await self._commit()
+        except TransactionAborted as error:
+            await self._abort(error)
+            raise
+        except BaseException as error:
+            self._state = TransactionState.UNKNOWN
+            if isinstance(error, ProducerFenced):
+                self._state = TransactionState.ABORTED
+            owner.give_up(error)
+            raise
+        self._state = TransactionState.COMMITTED
+
+    async def _commit(self) -> None:
+        """Ask for the commit. Cancellation can't take that back: it shortens the wait."""
+        settings = self._owner.settings
+        deadline = Deadline(settings.delivery_timeout)
+        failure: SendProducerError | None = None
+
+        async def hurry() -> None:
+            try:
+                await anyio.sleep_forever()
+            finally:
+                deadline.hurry(settings.cancel_timeout)
+
+        await anyio.lowlevel.checkpoint_if_cancelled()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(hurry)
+            with CancelScope(shield=True):
+                try:
+                    await self._end(deadline, commit=True)
+                except ProducerClosed as error:
+                    failure = TransactionOutcomeUnknown(f"the commit was asked for, and {error}")
+                    failure.__cause__ = error
+                except SendProducerError as error:
+                    failure = error
+            tasks.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+
+    async def _abort(self, reason: BaseException) -> None:
+        """Abort, shielded and within ``cancel_timeout``. It never raises: where the brokers could
+        not be told, the next client tells them, before anything else."""
+        owner = self._owner
+        self._state = TransactionState.ENDING
+        settings = owner.settings
+        owner.moved(
+            owner.ledger.fail_unsubmitted(
+                "the record was not sent: the transaction was aborted before", reason
+            )
+        )
+        with CancelScope(shield=True):
+            if not self._is_left_behind:
+                try:
+                    await self._end(Deadline(settings.cancel_timeout), commit=False)
+                except SendProducerError as error:
+                    owner.give_up(error)
+            with anyio.move_on_after(settings.cancel_timeout):
+                await owner.until_settled()
+        self._state = TransactionState.ABORTED
+
+    async def _end(self, deadline: Deadline, *, commit: bool) -> None:
+        def end(driver: Driver) -> None:
+            driver.end_transaction(commit, deadline)
+
+        await self._owner.bridge.call(end)
+
+    async def end_by_closing(self) -> None:
+        """The producer is being closed: abort, if the block has not ended yet."""
+        if self._state is TransactionState.OPEN:
+            self._refused = ProducerClosed("the producer was closed within the transaction")
+            await self._abort(self._refused)
+            self._generation = -1
+        else:
+            await self._ended.wait()
+
+
+@asynccontextmanager
+async def run_transaction(owner: Owner) -> AsyncGenerator[Transaction]:
+    """One transaction, when its turn has come; see :meth:`SendProducer.transaction`."""
+    owner.check()
+    if owner.settings.transactional_id is None:
+        raise TransactionError(
+            "transactions need a name: give ProducerSettings a transactional_id, one for each "
+            "producer that runs at the same time"
+        )
+    async with owner.turn:
+        owner.check()
+        transaction = Transaction._create(owner)  # pyright: ignore[reportPrivateUsage]
+        await transaction._start()  # pyright: ignore[reportPrivateUsage]
+        owner.take_part(transaction)
+        try:
+            try:
+                yield transaction
+            except BaseException as error:
+                await transaction._abort(error)  # pyright: ignore[reportPrivateUsage]
+                raise
+            await transaction._finish()  # pyright: ignore[reportPrivateUsage]
+        finally:
+            owner.take_part(None)
+            transaction._ended.set()  # pyright: ignore[reportPrivateUsage]
+            # Whoever ran the block was told, by what it raised or by not being told of a commit.
+            owner.ledger.undelivered()
+
+
+def _consumed(offsets: Mapping[tuple[str, int], Any]) -> list[ConsumedOffset]:
+    consumed: list[ConsumedOffset] = []
+    for (topic, partition), given in offsets.items():
+        offset = getattr(given, "offset", given)
+        if not isinstance(offset, int) or isinstance(offset, bool) or offset < 0:
+            raise ValueError(
+                f"offsets: that of partition {partition} of topic {topic!r} must be an int of 0 or "
+                f"more, not {offset!r}"
+            )
+        consumed.append(
+            ConsumedOffset(
+                topic,
+                partition,
+                offset,
+                getattr(given, "metadata", None) or "",
+                getattr(given, "leader_epoch", -1),
+            )
+        )
+    return consumed
+
+
+def _group(given: Any) -> ConsumerGroupMetadata:
+    if isinstance(given, str):
+        return ConsumerGroupMetadata(given)
+    try:
+        return ConsumerGroupMetadata(
+            given.group_id, given.generation_id, given.member_id, given.group_instance_id
+        )
+    except AttributeError as error:
+        raise TypeError(
+            "group_metadata must be the group's id, ConsumerGroupMetadata or what has the same "
+            f"attributes, not {type(given).__name__}"
+        ) from error
