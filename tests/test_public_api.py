@@ -22,6 +22,7 @@ PACKAGE: Final = Path(anyio_sendproducer.__file__).parent
 NAME: Final = anyio_sendproducer.__name__
 
 PUBLIC: Final = {
+    "ConsumerGroupMetadata",
     "Delivery",
     "DeliveryError",
     "DeliveryTimeout",
@@ -51,8 +52,11 @@ PUBLIC: Final = {
     "SerializationFailed",
     "SettingsError",
     "Statistics",
+    "Transaction",
     "TransactionAborted",
     "TransactionError",
+    "TransactionOutcomeUnknown",
+    "TransactionState",
     "UndeliveredRecords",
     "open_send_producer",
     "start_send_producer",
@@ -150,6 +154,7 @@ LAYERS: Final = [
     {"_records", "_settings"},
     {"_ledger", "_loops", "drivers"},
     {"_bridge", "_sending"},
+    {"_transaction"},
     {"_producer"},
     {"", "testing"},
     {"cli"},

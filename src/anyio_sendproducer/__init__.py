@@ -28,11 +28,13 @@ from ._exceptions import (
     SettingsError,
     TransactionAborted,
     TransactionError,
+    TransactionOutcomeUnknown,
     UndeliveredRecords,
 )
 from ._ledger import Statistics
 from ._producer import SendProducer, open_send_producer, start_send_producer
 from ._records import (
+    ConsumerGroupMetadata,
     Envelope,
     Message,
     MultiMessage,
@@ -47,8 +49,10 @@ from ._records import (
 )
 from ._sending import Delivery
 from ._settings import ProducerSettings
+from ._transaction import Transaction, TransactionState
 
 __all__ = [
+    "ConsumerGroupMetadata",
     "Delivery",
     "DeliveryError",
     "DeliveryTimeout",
@@ -78,8 +82,11 @@ __all__ = [
     "SerializationFailed",
     "SettingsError",
     "Statistics",
+    "Transaction",
     "TransactionAborted",
     "TransactionError",
+    "TransactionOutcomeUnknown",
+    "TransactionState",
     "UndeliveredRecords",
     "open_send_producer",
     "start_send_producer",

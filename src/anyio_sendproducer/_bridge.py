@@ -29,7 +29,7 @@ from typing import Any, Final, Generic, TypeVar, cast
 
 import anyio
 
-from ._exceptions import ProducerClosed, SendProducerError
+from ._exceptions import ProducerClosed, ProducerFenced, SendProducerError
 from ._ledger import Entry
 from ._loops import Loop
 from .drivers import Driver, Outcome, Submitted
@@ -323,6 +323,9 @@ class Bridge:
         while not self._stopping.is_set():
             try:
                 self._open(generation)
+            except ProducerFenced as failure:
+                self._post(Lost(failure))
+                return
             except SendProducerError as failure:
                 _log.warning("no client in place of the one that broke, trying on: %s", failure)
                 self._close_driver(0)

@@ -9,13 +9,16 @@ May import: everything below it (``_bridge``, ``_ledger``, ``_loops``, ``_record
 ``_exceptions``, ``drivers``).
 """
 
+# What the classes and functions here know of one another is nobody else's affair.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import functools
 import logging
 import math
 from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Protocol, cast
 
 import anyio
@@ -25,12 +28,18 @@ from anyio import CancelScope
 
 from . import _bridge
 from ._bridge import Bridge, Event
-from ._exceptions import SendProducerError, UndeliveredRecords
+from ._exceptions import (
+    ProducerFenced,
+    SendProducerError,
+    TransactionError,
+    UndeliveredRecords,
+)
 from ._ledger import Entry, Ledger, ProducerState, Statistics
-from ._loops import current_loop
+from ._loops import Loop, current_loop
 from ._records import ProducerRecord, check_record
 from ._sending import Sender, check_is_record
 from ._settings import ProducerSettings
+from ._transaction import Transaction, run_transaction
 from .drivers import DriverFactory, make_driver
 
 __all__ = ["SendProducer", "open_send_producer", "start_send_producer"]
@@ -71,6 +80,8 @@ class SendProducer(Sender):
     _close_deadline: float
     _drain_scope: CancelScope | None
     _done: anyio.Event
+    _turn: anyio.Lock  # whose transaction it is
+    _transaction: Transaction | None
 
     def __init__(self) -> None:
         raise TypeError(
@@ -82,7 +93,9 @@ class SendProducer(Sender):
     def _create(
         cls, settings: ProducerSettings, driver: str | DriverFactory | None
     ) -> SendProducer:
-        self = object.__new__(cls)
+        # One for the other, so that nothing is asked for each record.
+        transactional = settings.transactional_id is not None
+        self = object.__new__(_TransactionalProducer if transactional else cls)
         self._settings = settings
         loop = current_loop()
         ledger = Ledger(
@@ -104,6 +117,8 @@ class SendProducer(Sender):
         self._close_deadline = math.inf
         self._drain_scope = None
         self._done = anyio.Event()
+        self._turn = anyio.Lock()
+        self._transaction = None
         return self
 
     def __repr__(self) -> str:
@@ -122,6 +137,34 @@ class SendProducer(Sender):
         """
         self._check_usable()
         await self._wait_until_settled()
+
+    def transaction(self) -> AbstractAsyncContextManager[Transaction]:
+        """A transaction, for the length of an ``async with`` block; its records are committed as a
+        whole, or never seen.
+
+        It is committed when the block ends well and everything that was sent in it is delivered.
+        Where the block raises, or is cancelled, it is aborted, shielded and within
+        ``cancel_timeout``; what the block raised leaves as it is. There is one at a time: others
+        wait for their turn, in the order of asking. Records are sent by the
+        :class:`Transaction` that the block gets, and by nothing else as long as the producer has a
+        ``transactional_id``.
+
+        Raises:
+            TransactionAborted: a record of it was not delivered, or the brokers would not commit
+                it, or its client was given up. It was aborted; where a record was the reason,
+                ``__cause__`` is its error.
+            TransactionOutcomeUnknown: the answer to the commit was lost, or did not come within
+                ``delivery_timeout``.
+            ProducerFenced: another producer has this ``transactional_id`` now; this one is broken.
+            TransactionError: the settings have no ``transactional_id``, or there was no client
+                that works within ``delivery_timeout``.
+            ProducerClosed, ProducerBroken, ProducerMisused: as :meth:`send`.
+
+        Cancellation, before the commit is asked for, aborts. Afterwards it can't be taken back: the
+        answer is waited for, for ``cancel_timeout`` at most, and :attr:`Transaction.state` tells
+        what became of it.
+        """
+        return run_transaction(_Ownership(self, self._ledger, self._loop))
 
     async def partitions_for(self, topic: str) -> frozenset[int]:
         """The numbers of a topic's partitions.
@@ -288,7 +331,7 @@ class SendProducer(Sender):
                 return waiters
             case _bridge.Broken(generation, error):
                 if generation == self._bridge.generation:
-                    self._give_up_client(error)
+                    return self._give_up(error)
             case _bridge.GenerationEnded(error):
                 return ledger.end_generation(error)
             case _bridge.Opened():
@@ -296,6 +339,13 @@ class SendProducer(Sender):
                 self._generations += 1
             case _bridge.Lost(error):  # pragma: no branch  # there are no other events
                 return ledger.break_(error)
+        return ()
+
+    def _give_up(self, error: BaseException) -> Iterable[object]:
+        """Take another client; or none, where this one was fenced off by another producer's."""
+        if isinstance(error, ProducerFenced):
+            return self._ledger.break_(error)
+        self._give_up_client(error)
         return ()
 
     def _give_up_client(self, error: BaseException) -> None:
@@ -365,6 +415,8 @@ class SendProducer(Sender):
     async def _drain(self) -> None:
         self._wake(self._ledger.drain())
         with CancelScope(deadline=self._close_deadline) as self._drain_scope:
+            if self._transaction is not None:
+                await self._transaction.end_by_closing()
             await self._wait_until_settled()
 
     def _closing_time(self) -> float:
@@ -379,6 +431,43 @@ class SendProducer(Sender):
         self._request_close(self._settings.cancel_timeout)
         with CancelScope(shield=True):
             await self._done.wait()
+
+
+class _TransactionalProducer(SendProducer):
+    """A producer with a ``transactional_id``: it sends in transactions alone."""
+
+    def _enter(self, record: ProducerRecord[Any, Any], *, wait: bool = True) -> Entry:  # noqa: ARG002
+        self._check_usable()
+        raise TransactionError(
+            "this producer has a transactional_id: send within `async with producer.transaction() "
+            "as tx:`, by tx.send()"
+        )
+
+    def _enter_in_transaction(self, record: ProducerRecord[Any, Any], wait: bool) -> Entry:  # noqa: FBT001
+        return super()._enter(record, wait=wait)
+
+
+class _Ownership:
+    """The producer, as its transactions know it; see :class:`._transaction.Owner`."""
+
+    def __init__(self, producer: SendProducer, ledger: Ledger, loop: Loop) -> None:
+        self._producer = producer
+        self.bridge = producer._bridge
+        self.ledger = ledger
+        self.loop = loop
+        self.settings = producer._settings
+        self.turn = producer._turn
+        self.check = producer._check_usable
+        self.moved = producer._moved
+        self.until_settled = producer._wait_until_settled
+        if isinstance(producer, _TransactionalProducer):
+            self.enter = producer._enter_in_transaction
+
+    def take_part(self, transaction: Transaction | None, /) -> None:
+        self._producer._transaction = transaction
+
+    def give_up(self, error: BaseException, /) -> None:
+        self._producer._moved(self._producer._give_up(error))
 
 
 async def start_send_producer(
@@ -408,8 +497,8 @@ async def start_send_producer(
     """
     if not isinstance(cast("object", settings), ProducerSettings):
         raise TypeError(f"settings must be ProducerSettings, not {type(settings).__name__}")
-    producer = SendProducer._create(settings, driver)  # pyright: ignore[reportPrivateUsage]
-    await task_group.start(producer._run)  # pyright: ignore[reportPrivateUsage]
+    producer = SendProducer._create(settings, driver)
+    await task_group.start(producer._run)
     return producer
 
 
@@ -448,7 +537,7 @@ async def open_send_producer(
             try:
                 yield producer
             except BaseException as error:
-                await producer._close_hurriedly()  # pyright: ignore[reportPrivateUsage]
+                await producer._close_hurriedly()
                 _note_undelivered(error, producer)
                 raise
             await producer.aclose()
@@ -459,7 +548,7 @@ async def open_send_producer(
 
 
 def _note_undelivered(error: BaseException, producer: SendProducer) -> None:
-    errors, count = producer._ledger.undelivered()  # pyright: ignore[reportPrivateUsage]
+    errors, count = producer._ledger.undelivered()
     if count:
         note = str(UndeliveredRecords(errors, count))
         # BaseException.add_note, which Python 3.10 does not have yet (PEP 678).

@@ -153,7 +153,7 @@ class ProducerSettings:
             number: object = getattr(self, field)
             if not isinstance(number, int) or isinstance(number, bool) or number < 1:
                 raise SettingsError(f"{field} must be an int of 1 or more: {number!r}")
-        name: object = self.transactional_id
+        name = cast("object", self.transactional_id)
         if name is not None and (not isinstance(name, str) or not name):
             raise SettingsError(
                 f"transactional_id must be a str that is not empty, or None: {name!r}"

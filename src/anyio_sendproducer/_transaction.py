@@ -10,8 +10,7 @@ May import: everything below ``_producer``.
 from __future__ import annotations
 
 import enum
-import functools
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
@@ -110,9 +109,10 @@ class Owner(Protocol):
 class Transaction(Sender):
     """A transaction that is open: what is sent by it is committed with it.
 
-    Made by :meth:`SendProducer.transaction`, never by hand. It has the producer's methods that send.
-    Any number of tasks may use it while its block lasts. An acknowledged record is written; it is
-    visible to consumers with ``isolation.level=read_committed`` when the transaction is committed.
+    Made by :meth:`SendProducer.transaction`, never by hand. It has the producer's methods that
+    send. Any number of tasks may use it while its block lasts. An acknowledged record is written;
+    it is visible to consumers with ``isolation.level=read_committed`` when the transaction is
+    committed.
 
     Beside what they raise on the producer, its methods raise :class:`TransactionError` when the
     transaction is over, and :class:`TransactionAborted` where it can only be aborted.

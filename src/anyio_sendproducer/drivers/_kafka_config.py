@@ -89,8 +89,7 @@ def client_config(settings: ProducerSettings, known: Mapping[str, Any]) -> dict[
             raise SettingsError("properties: enable_idempotence=False contradicts transactional_id")
     elif "transaction_timeout_ms" in config:
         raise SettingsError(
-            "properties: transaction_timeout_ms is of use with ProducerSettings(transactional_id=...)"
-            " alone"
+            "properties: transaction_timeout_ms needs ProducerSettings(transactional_id=...)"
         )
     config.update(
         bootstrap_servers=list(settings.addresses),

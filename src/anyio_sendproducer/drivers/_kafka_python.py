@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal, cast
 
 import kafka.errors as kafka_errors
-from kafka import KafkaProducer
+from kafka import KafkaProducer, structs
 from kafka.net.compat import KafkaNetClient
 from kafka.net.inet import KafkaNetSocket, create_connection
 from kafka.net.manager import KafkaConnectionManager
@@ -35,7 +35,6 @@ from kafka.net.selector import NetworkSelector
 from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 from kafka.partitioner import murmur2
 from kafka.protocol.producer import ProduceRequest
-from kafka.structs import ConsumerGroupMetadata as GroupMetadata
 from kafka.structs import OffsetAndMetadata, TopicPartition
 
 from .._exceptions import (
@@ -995,7 +994,9 @@ class KafkaPythonDriver:
             try:
                 self._ready().producer.begin_transaction()
             except Exception as error:
-                raise self._transaction_error(error, "the transaction could not be begun") from error
+                raise self._transaction_error(
+                    error, "the transaction could not be begun"
+                ) from error
             self._in_transaction = True
 
     def send_offsets(
@@ -1016,7 +1017,7 @@ class KafkaPythonDriver:
                     )
                     for one in offsets
                 },
-                GroupMetadata(
+                cast("Any", structs).ConsumerGroupMetadata(
                     group.group_id, group.generation_id, group.member_id, group.group_instance_id
                 ),
             )

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .._exceptions import DeliveryError, Persistence, SendProducerError
-from .._records import ProducerRecord, RecordMetadata
+from .._records import ConsumerGroupMetadata, ProducerRecord, RecordMetadata
 from .._settings import ProducerSettings
-from ..drivers import Outcome, Sink, Submission, Submitted
+from ..drivers import ConsumedOffset, Deadline, Outcome, Sink, Submission, Submitted
 
 __all__ = ["FakeDriver", "Gate"]
 
@@ -75,6 +75,7 @@ class FakeDriver:
         on_open: a gate in :meth:`open`.
         on_submit: a gate in :meth:`submit`, before the batch is looked at.
         on_close: a gate in :meth:`close`.
+        on_end: a gate in :meth:`end_transaction`, and in :meth:`send_offsets`.
         unknown_topics: topics without metadata; see :meth:`learn`.
         written: the records acknowledged, by topic and partition, in the order of their offsets.
         submitted: every record ever taken, in order.
@@ -84,6 +85,12 @@ class FakeDriver:
         open_error: raised by :meth:`open`.
         submit_error: raised by :meth:`submit`, which a driver must not do.
         in_trouble: what :meth:`trouble` says.
+        transactions: ``"committed"`` or ``"aborted"``, and the records that were taken in it, for
+            each transaction that has ended. Records of both are in ``written``.
+        offsets: the offsets that were sent in transactions, each with its group.
+        end_error: asked whether to commit or to abort, each time that a transaction is to end: an
+            error is raised, and the transaction goes on.
+        offsets_error: raised by :meth:`send_offsets`.
         judge: asked about each record before it is acknowledged: an error makes it fail.
     """
 
@@ -93,6 +100,7 @@ class FakeDriver:
         self.on_open: Gate = Gate()
         self.on_submit: Gate = Gate()
         self.on_close: Gate = Gate()
+        self.on_end: Gate = Gate()
         self.unknown_topics: set[str] = set()
         self.written: dict[tuple[str, int], list[ProducerRecord[Any, Any]]] = {}
         self.submitted: list[ProducerRecord[Any, Any]] = []
@@ -103,10 +111,15 @@ class FakeDriver:
         self.submit_error: BaseException | None = None
         self.in_trouble: Exception | None = None
         self.judge: Callable[[ProducerRecord[Any, Any]], DeliveryError | None] = lambda _: None
+        self.transactions: list[tuple[str, list[ProducerRecord[Any, Any]]]] = []
+        self.offsets: list[tuple[ConsumedOffset, ConsumerGroupMetadata]] = []
+        self.end_error: Callable[[bool], SendProducerError | None] = lambda _: None
+        self.offsets_error: SendProducerError | None = None
         self.settings: ProducerSettings | None = None
         self._sink: Sink | None = None
         self._lock = threading.Condition(threading.Lock())
         self._under_way: list[Any] = []
+        self._in_transaction: list[ProducerRecord[Any, Any]] | None = None
         self._turn = 0
 
     def __call__(self, settings: ProducerSettings) -> FakeDriver:
@@ -137,6 +150,8 @@ class FakeDriver:
                     answer.held.append(submission)
                 else:
                     self.submitted.append(submission.record)
+                    if self._in_transaction is not None:
+                        self._in_transaction.append(submission.record)
                     self._under_way.append(submission)
             self._lock.notify_all()
         if not self.manual:
@@ -149,6 +164,35 @@ class FakeDriver:
             return None
         return frozenset(range(self.partitions))
 
+    def begin_transaction(self) -> None:
+        """Begin one."""
+        if not self._in_transaction:
+            self._in_transaction = []
+
+    def send_offsets(
+        self,
+        offsets: Sequence[ConsumedOffset],
+        group: ConsumerGroupMetadata,
+        deadline: Deadline,  # noqa: ARG002
+        /,
+    ) -> None:
+        """Take them, unless :attr:`offsets_error` is set."""
+        self.on_end.pass_through()
+        if self.offsets_error is not None:
+            raise self.offsets_error
+        self.offsets += [(offset, group) for offset in offsets]
+
+    def end_transaction(self, commit: bool, deadline: Deadline, /) -> None:  # noqa: ARG002, FBT001
+        """End it, unless :attr:`end_error` has an error. To abort, fail what is under way."""
+        self.on_end.pass_through()
+        error = self.end_error(commit)
+        if error is not None:
+            raise error
+        if not commit:
+            self.fail(_aborted)
+        records, self._in_transaction = self._in_transaction or [], None
+        self.transactions.append(("committed" if commit else "aborted", records))
+
     def trouble(self) -> Exception | None:
         """What :attr:`in_trouble` says."""
         return self.in_trouble
@@ -158,6 +202,11 @@ class FakeDriver:
         self.closed.append(timeout)
         self.on_submit.open()
         self.on_open.open()
+        self.on_end.open()
+        # Where it was open, the next client aborts it.
+        records, self._in_transaction = self._in_transaction, None
+        if records:
+            self.transactions.append(("aborted", records))
         self.on_close.pass_through()
         self.fail(
             lambda record: DeliveryError(
@@ -260,3 +309,9 @@ class FakeDriver:
         if submissions and self._sink is not None:
             self._sink.completed(submissions, outcomes)
         return len(submissions)
+
+
+def _aborted(record: ProducerRecord[Any, Any]) -> DeliveryError:
+    return DeliveryError(
+        "the transaction was aborted", record=record, persistence=Persistence.POSSIBLY_PERSISTED
+    )
