@@ -145,7 +145,7 @@ MANAGED = {
     "value_serializer": "ProducerSettings(value_serializer=...)",
     "max.block.ms": "ProducerSettings(delivery_timeout=...)",
     "kafka_client": "the driver makes its own",
-    "transactional.id": "does not do transactions",
+    "transactional.id": "transactional_id",
     "transaction_timeout_ms": "does not do transactions",
 }
 
