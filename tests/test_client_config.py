@@ -146,7 +146,6 @@ MANAGED = {
     "max.block.ms": "ProducerSettings(delivery_timeout=...)",
     "kafka_client": "the driver makes its own",
     "transactional.id": "transactional_id",
-    "transaction_timeout_ms": "does not do transactions",
 }
 
 
@@ -201,18 +200,49 @@ def test_a_value_of_the_wrong_kind_is_refused_by_name(
     assert says in message
 
 
+CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"acks": 1}, "acks=1 contradicts enable_idempotence=True"),
+    ({"acks": "0"}, "acks=0 contradicts enable_idempotence=True"),
+    ({"retries": 0}, "retries=0 contradicts enable_idempotence=True"),
+    ({"retries": "0"}, "retries=0 contradicts enable_idempotence=True"),
+    (
+        {"max.in.flight.requests.per.connection": 6},
+        "max_in_flight_requests_per_connection=6 contradicts enable_idempotence=True",
+    ),
+]
+
+
+@pytest.mark.parametrize(("properties", "says"), CONTRADICTIONS, ids=str)
+def test_settings_that_contradict_transactions_are_refused(
+    properties: dict[str, Any], says: str
+) -> None:
+    settings = ProducerSettings(
+        bootstrap_servers="a:1", properties=properties, transactional_id="id"
+    )
+    with pytest.raises(SettingsError) as caught:
+        _kafka_config.client_config(settings, KNOWN)
+    assert says.replace("enable_idempotence=True", "transactional_id") in str(caught.value)
+
+
+def test_settings_of_transactions() -> None:
+    settings = ProducerSettings(
+        bootstrap_servers="a:1",
+        properties={"transaction.timeout.ms": "5000"},
+        transactional_id="id",
+    )
+    made = _kafka_config.client_config(settings, KNOWN)
+    assert (made["transactional_id"], made["transaction_timeout_ms"]) == ("id", 5000)
+    assert "transactional_id" not in config()
+    assert "transaction_timeout_ms needs ProducerSettings(transactional_id=...)" in refusal(
+        transaction_timeout_ms=5000
+    )
+    with pytest.raises(SettingsError, match="enable_idempotence=False contradicts transactional"):
+        _kafka_config.client_config(settings.with_property("enable.idempotence", "false"), KNOWN)
+
+
 @pytest.mark.parametrize(
     ("properties", "says"),
-    [
-        ({"acks": 1}, "acks=1 contradicts enable_idempotence=True"),
-        ({"acks": "0"}, "acks=0 contradicts enable_idempotence=True"),
-        ({"retries": 0}, "retries=0 contradicts enable_idempotence=True"),
-        ({"retries": "0"}, "retries=0 contradicts enable_idempotence=True"),
-        (
-            {"max.in.flight.requests.per.connection": 6},
-            "max_in_flight_requests_per_connection=6 contradicts enable_idempotence=True",
-        ),
-    ],
+    CONTRADICTIONS,
     ids=str,
 )
 def test_settings_that_contradict_idempotence_are_refused_where_it_is_asked_for(

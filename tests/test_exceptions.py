@@ -30,6 +30,7 @@ from anyio_sendproducer import (
     SettingsError,
     TransactionAborted,
     TransactionError,
+    TransactionOutcomeUnknown,
     UndeliveredRecords,
     _exceptions,
 )
@@ -50,6 +51,7 @@ SIMPLE = [
     ProducerBroken,
     ProducerMisused,
     TransactionError,
+    TransactionOutcomeUnknown,
     TransactionAborted,
     ProducerFenced,
 ]

@@ -776,11 +776,30 @@ def test_a_client_that_may_not_write_at_all_is_broken(cluster: MockCluster) -> N
         assert len(recorder.breaks) == 1
 
 
-def test_a_client_with_transactions_is_left_as_it_is() -> None:
+def test_in_a_transaction_what_is_refused_does_not_fail_alone() -> None:
+    """It ends the transaction. Of what was sent before, a refusal proves nothing."""
+    asked: list[Any] = []
+
+    def classify(*arguments: Any, **_details: Any) -> str:
+        asked.append(arguments)
+        return "ABORTABLE"
+
     sender = types.SimpleNamespace(_can_split=None)
-    producer = types.SimpleNamespace(config={"transactional_id": "id"}, _sender=sender)
-    assert _kafka_python._fail_alone(producer, set()) is None
+    manager = types.SimpleNamespace(classify_batch_error=classify, has_fatal_error=lambda: True)
+    producer = types.SimpleNamespace(
+        config={"transactional_id": "id"}, _sender=sender, _transaction_manager=manager
+    )
+    refused = {("t", 0), ("t", 1)}
+    is_broken = _kafka_python._fail_alone(producer, refused)
+    assert is_broken is not None
+    assert is_broken()
     assert vars(sender) == {"_can_split": None}
+    for partition, attempts in ((0, 0), (1, 1)):
+        where = types.SimpleNamespace(topic="t", partition=partition)
+        batch = types.SimpleNamespace(topic_partition=where, attempts=attempts)
+        assert manager.classify_batch_error(None, batch, log_start_offset=-1) == "ABORTABLE"
+    assert len(asked) == 2
+    assert refused == {("t", 0)}
 
 
 def test_a_client_that_is_not_as_it_was_is_left_as_it_is() -> None:

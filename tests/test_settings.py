@@ -46,6 +46,7 @@ DURATIONS = [
     "start_timeout",
     "close_timeout",
     "cancel_timeout",
+    "eos_commit_interval",
 ]
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"bootstrap_servers": ""}, r"bootstrap_servers is missing"),
@@ -91,9 +92,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     *(
         ({field: value}, rf"{field} must be from more than 0 to")
-        for field in ("delivery_timeout", "start_timeout")
+        for field in ("delivery_timeout", "start_timeout", "eos_commit_interval")
         for value in (0, 0.0, -0.0)
     ),
+    ({"transactional_id": ""}, "transactional_id must be a str that is not empty, or None: ''"),
+    ({"transactional_id": 7}, "transactional_id must be a str that is not empty, or None: 7"),
 ]
 
 
@@ -138,6 +141,8 @@ def test_the_defaults() -> None:
         "start_timeout": 30.0,
         "close_timeout": 60.0,
         "cancel_timeout": 5.0,
+        "transactional_id": None,
+        "eos_commit_interval": 0.1,
     }
 
 

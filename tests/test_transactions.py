@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
-from collections import namedtuple
 from collections.abc import Awaitable, Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import anyio
 import anyio.lowlevel
-import anyio.to_thread
 import pytest
 
 from anyio_sendproducer import (
@@ -50,6 +49,21 @@ def refuse(what: ProducerRecord[Any, Any]) -> DeliveryError:
     return DeliveryError("refused", record=what, persistence=Persistence.NOT_PERSISTED)
 
 
+def state(tx: Transaction) -> TransactionState:
+    """Its state now; type checkers believe that an attribute stays as it was."""
+    return tx.state
+
+
+def fail() -> None:
+    """End a block; a bare `raise` would have type checkers take what follows for unreachable."""
+    raise ZeroDivisionError
+
+
+def never() -> None:
+    """What is not to be reached."""
+    raise AssertionError
+
+
 def ended(fake: FakeDriver) -> list[tuple[str, list[Any]]]:
     """What became of each transaction, and the values that were taken in it."""
     return [(how, [one.value for one in records]) for how, records in fake.transactions]
@@ -63,14 +77,14 @@ async def test_a_block_that_ends_well_is_committed(
 ) -> None:
     async with open_send_producer(settings, driver=fake) as producer:
         async with producer.transaction() as tx:
-            assert tx.state is TransactionState.OPEN
+            assert state(tx) is TransactionState.OPEN
             assert repr(tx) == "<Transaction open 'id'>"
             assert (await tx.send(record(b"1"))).offset == 0
             assert len(await tx.send_many([record(b"2"), record(b"3")])) == 2
             assert isinstance(await tx.send_envelope(Message(record(b"4"), 7)), Result)
             tx.enqueue_nowait(record(b"5"))
             delivery = await tx.enqueue(record(b"6"))
-        assert tx.state is TransactionState.COMMITTED
+        assert state(tx) is TransactionState.COMMITTED
         assert (await delivery.wait()).offset == 5
         assert ended(fake) == [("committed", [b"1", b"2", b"3", b"4", b"5", b"6"])]
         async with producer.transaction():
@@ -128,9 +142,9 @@ async def test_a_block_that_raises_is_aborted_and_its_exception_leaves_as_it_is(
         with raising(ZeroDivisionError) as caught:
             async with producer.transaction() as tx:
                 await tx.send(record(b"1"))
-                raise ZeroDivisionError
+                fail()
         assert type(caught.value) is ZeroDivisionError
-        assert tx.state is TransactionState.ABORTED
+        assert state(tx) is TransactionState.ABORTED
         async with producer.transaction() as tx:
             await tx.send(record(b"2"))
     assert ended(fake) == [("aborted", [b"1"]), ("committed", [b"2"])]
@@ -193,11 +207,12 @@ async def test_what_is_queued_when_the_block_raises_is_not_sent(
         with raising(ZeroDivisionError):
             async with producer.transaction() as tx:
                 fake.on_submit.shut()
-                calls = [Call(tasks, tx.send, record(b"%d" % number)) for number in range(4)]
+                calls = [Call(tasks, tx.send, record(b"0"))]
                 await at_gate(fake.on_submit)
+                calls += [Call(tasks, tx.send, record(b"%d" % number)) for number in range(1, 4)]
                 await quiet()
                 fake.on_submit.open()
-                raise ZeroDivisionError
+                fail()
         errors = [cast("DeliveryError", (await call.wait()).error) for call in calls]
         assert [error.persistence for error in errors] == [
             Persistence.POSSIBLY_PERSISTED,
@@ -215,13 +230,15 @@ async def test_a_block_that_is_cancelled_is_aborted(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     async with open_send_producer(settings, driver=fake) as producer:
+        held: list[Transaction] = []
         with anyio.CancelScope() as scope:
             async with producer.transaction() as tx:
+                held.append(tx)
                 await tx.send(record(b"1"))
                 scope.cancel()
                 await anyio.sleep(PATIENCE)
         assert scope.cancelled_caught
-        assert tx.state is TransactionState.ABORTED
+        assert state(held[0]) is TransactionState.ABORTED
         async with producer.transaction() as tx:
             await tx.send(record(b"2"))
     assert ended(fake) == [("aborted", [b"1"]), ("committed", [b"2"])]
@@ -250,7 +267,7 @@ async def test_cancelled_at_each_checkpoint(settings: ProducerSettings, patience
         assert committed in ([], [[b"1", b"2"]])
         if states:
             expected = TransactionState.COMMITTED if committed else TransactionState.ABORTED
-            assert states[0].state is expected
+            assert state(states[0]) is expected
         async with producer.transaction() as tx:
             await tx.send(record(b"3"))
         assert ended(fake)[-1] == ("committed", [b"3"])
@@ -276,8 +293,8 @@ async def test_a_commit_that_was_asked_for_is_waited_for_in_spite_of_cancellatio
         assert call.running
         fake.on_end.open()
         await call.wait()
-        assert call.cancelled
-        assert held[0].state is TransactionState.COMMITTED
+        assert call.error is None
+        assert state(held[0]) is TransactionState.COMMITTED
 
 
 async def test_cancellation_brings_the_commits_deadline_forward(
@@ -315,7 +332,7 @@ async def test_cancelled_while_waiting_for_its_turn(
 
         async def transact() -> None:
             async with producer.transaction():
-                raise AssertionError
+                never()
 
         async with producer.transaction() as tx:
             call = Call(tasks, transact)
@@ -361,7 +378,7 @@ async def test_without_a_name_there_are_none(settings: ProducerSettings, fake: F
     async with open_send_producer(settings, driver=fake) as producer:
         with raising(TransactionError, match="give ProducerSettings a transactional_id"):
             async with producer.transaction():
-                raise AssertionError
+                never()
         await producer.send(record())
 
 
@@ -380,7 +397,13 @@ async def test_on_a_closed_producer(settings: ProducerSettings, fake: FakeDriver
 
 # --- offsets -------------------------------------------------------------------------------------
 
-Position = namedtuple("Position", "offset metadata leader_epoch")  # noqa: PYI024  # as clients do
+
+class Position(NamedTuple):
+    """As clients have it."""
+
+    offset: int
+    metadata: str | None
+    leader_epoch: int
 
 
 async def test_offsets_are_a_part_of_it(settings: ProducerSettings, fake: FakeDriver) -> None:
@@ -457,7 +480,7 @@ async def test_a_commit_that_is_refused_becomes_an_abort(
         with raising(TransactionAborted, match="would not"):
             async with producer.transaction() as tx:
                 await tx.send(record(b"1"))
-        assert tx.state is TransactionState.ABORTED
+        assert state(tx) is TransactionState.ABORTED
         async with producer.transaction() as tx:
             await tx.send(record(b"2"))
         assert producer.statistics().generations == 1
@@ -472,10 +495,10 @@ async def test_a_commit_whose_answer_is_lost_is_unknown_and_the_next_client_sett
         with raising(TransactionOutcomeUnknown, match="nobody said"):
             async with producer.transaction() as tx:
                 await tx.send(record(b"1"))
-        assert tx.state is TransactionState.UNKNOWN
+        assert state(tx) is TransactionState.UNKNOWN
         async with producer.transaction() as tx:
             await tx.send(record(b"2"))
-        assert tx.state is TransactionState.COMMITTED
+        assert state(tx) is TransactionState.COMMITTED
         assert producer.statistics().generations == 2
 
 
@@ -489,11 +512,11 @@ async def test_who_is_fenced_off_is_broken(
         with raising(ProducerFenced if commit else TransactionAborted):
             async with producer.transaction() as tx:
                 tx.enqueue_nowait(record(b"1"))
-        assert tx.state is TransactionState.ABORTED
+        assert state(tx) is TransactionState.ABORTED
         assert producer.statistics().state == "broken"
         with raising(ProducerBroken, match="another one"):
             async with producer.transaction():
-                raise AssertionError
+                never()
         assert producer.statistics().generations == 1
 
 
@@ -511,7 +534,7 @@ async def test_a_client_that_says_that_it_was_fenced_off(
                 assert isinstance(call.error, DeliveryError)
                 assert isinstance(call.error.__cause__, ProducerFenced)
                 await tx.send(record(b"2"))
-        assert tx.state is TransactionState.ABORTED
+        assert state(tx) is TransactionState.ABORTED
         assert producer.statistics().generations == 1
 
 
@@ -532,8 +555,8 @@ async def test_an_abort_that_can_not_be_told_is_left_to_the_next_client(
         with raising(ZeroDivisionError):
             async with producer.transaction() as tx:
                 await tx.send(record(b"1"))
-                raise ZeroDivisionError
-        assert tx.state is TransactionState.ABORTED
+                fail()
+        assert state(tx) is TransactionState.ABORTED
         async with producer.transaction() as tx:
             await tx.send(record(b"2"))
         assert producer.statistics().generations == 2
@@ -545,7 +568,7 @@ async def test_a_client_that_is_given_up_takes_its_transaction_with_it(
 ) -> None:
     fake = FakeDriver(manual=True)
     async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
-        with raising(TransactionAborted, match="given up") as caught:
+        with raising(TransactionAborted, match="the fake driver was closed") as caught:
             async with producer.transaction() as tx:
                 call = Call(tasks, tx.send, record(b"1"))
                 await taken(fake, 1)
@@ -591,13 +614,12 @@ async def test_what_is_queued_for_a_client_that_is_given_up_does_not_go_to_the_n
 async def test_no_client_within_the_time(settings: ProducerSettings, fake: FakeDriver) -> None:
     settings = settings.evolve(delivery_timeout=0.05)
     async with open_send_producer(settings, driver=fake) as producer:
-        fake.on_open.shut()
+        fake.open_error = SendProducerError("no broker")
         fake.break_client()
         await until(lambda: bool(fake.closed))
         with raising(TransactionError, match="no transaction could be begun within 0.05 s"):
             async with producer.transaction():
-                raise AssertionError
-        fake.on_open.open()
+                never()
 
 
 async def test_a_client_that_is_given_up_while_a_transaction_begins(
@@ -614,8 +636,6 @@ async def test_a_client_that_is_given_up_while_a_transaction_begins(
                 self.break_client()
                 assert broken.wait(PATIENCE)
             super().begin_transaction()
-
-    import threading
 
     broken = threading.Event()
     fake = Breaking()
@@ -646,7 +666,7 @@ async def test_closing_within_a_transaction_aborts_it(
                 await producer.aclose()
                 with raising(TransactionError, match="the transaction is aborted"):
                     await tx.send(record(b"2"))
-        assert tx.state is TransactionState.ABORTED
+        assert state(tx) is TransactionState.ABORTED
     assert ended(fake) == [("aborted", [b"1"])]
 
 
@@ -696,13 +716,15 @@ async def test_a_commit_that_is_cut_off_by_closing_is_unknown(
 async def test_cancelling_the_producers_task_group_aborts(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
+    held: list[Transaction] = []
     async with anyio.create_task_group() as tasks:
         producer = await start_send_producer(tasks, settings, driver=fake)
         async with producer.transaction() as tx:
+            held.append(tx)
             await tx.send(record(b"1"))
             tasks.cancel_scope.cancel()
             await anyio.sleep(PATIENCE)
-    assert tx.state is TransactionState.ABORTED
+    assert state(held[0]) is TransactionState.ABORTED
     assert ended(fake) == [("aborted", [b"1"])]
 
 

@@ -742,14 +742,26 @@ class Ledger:
                 errors.append(error)
         return self.settle(entries, errors)
 
-    def fail_unsubmitted(self, message: str, reason: BaseException) -> list[object]:
+    def fail_unsubmitted(
+        self, message: str, reason: BaseException, *, until: int | None = None
+    ) -> list[object]:
         """What is queued, or waits for room, is not to be sent any more.
+
+        Args:
+            message: what is said to those who wait for it.
+            reason: the cause of that.
+            until: how many were :attr:`accepted` when that came up; None where it is so now.
 
         Returns:
             Who is to be woken.
         """
         woken: list[object] = []
-        for entry in [one for one in self._alive if one.state is _QUEUED] + [*self._waiting]:
+        unsubmitted = [
+            entry
+            for entry in self._alive
+            if entry.state is _QUEUED and (until is None or entry.seq <= until)
+        ]
+        for entry in unsubmitted if until is not None else [*unsubmitted, *self._waiting]:
             error = DeliveryError(
                 message, record=entry.record, persistence=Persistence.NOT_PERSISTED
             )
@@ -820,6 +832,11 @@ class Ledger:
     def idle(self) -> bool:
         """Whether everything accepted has its outcome."""
         return not self._alive
+
+    @property
+    def accepted(self) -> int:
+        """How many records were accepted so far."""
+        return self._accepted
 
     @property
     def has_queued(self) -> bool:

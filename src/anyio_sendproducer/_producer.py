@@ -75,6 +75,7 @@ class SendProducer(Sender):
     _retrying: bool  # topics without metadata are asked for again before long
     _stopping: bool  # the driver takes no more
     _generations: int
+    _given_up_at: int  # how many records were accepted when the last client was given up
     _metadata_waiters: set[Any]
     _close_requested: anyio.Event
     _close_deadline: float
@@ -112,6 +113,7 @@ class SendProducer(Sender):
         self._topics = set()
         self._rung = self._busy = self._reopening = self._retrying = self._stopping = False
         self._generations = 1
+        self._given_up_at = 0
         self._metadata_waiters = set()
         self._close_requested = anyio.Event()
         self._close_deadline = math.inf
@@ -333,12 +335,16 @@ class SendProducer(Sender):
                 if generation == self._bridge.generation:
                     return self._give_up(error)
             case _bridge.GenerationEnded(error):
-                return ledger.end_generation(error)
+                return [*ledger.end_generation(error), *self._forget_queue(error)]
             case _bridge.Opened():
                 self._reopening = False
                 self._generations += 1
             case _bridge.Lost(error):  # pragma: no branch  # there are no other events
                 return ledger.break_(error)
+        return ()
+
+    def _forget_queue(self, error: BaseException) -> Iterable[object]:  # noqa: ARG002
+        """What is queued when a client was given up goes to the next one."""
         return ()
 
     def _give_up(self, error: BaseException) -> Iterable[object]:
@@ -352,6 +358,7 @@ class SendProducer(Sender):
         if not self._reopening and not self._stopping:
             _log.warning("the client is given up, another one takes its place: %s", error)
             self._reopening = True
+            self._given_up_at = self._ledger.accepted
             self._bridge.reopen(error)
 
     async def _retry_held(self) -> None:
@@ -441,6 +448,14 @@ class _TransactionalProducer(SendProducer):
         raise TransactionError(
             "this producer has a transactional_id: send within `async with producer.transaction() "
             "as tx:`, by tx.send()"
+        )
+
+    def _forget_queue(self, error: BaseException) -> Iterable[object]:
+        # The next client has no transaction open.
+        return self._ledger.fail_unsubmitted(
+            f"the record was not sent: the client was given up before: {error}",
+            error,
+            until=self._given_up_at,
         )
 
     def _enter_in_transaction(self, record: ProducerRecord[Any, Any], wait: bool) -> Entry:  # noqa: FBT001

@@ -122,6 +122,7 @@ class Transaction(Sender):
     _generation: int
     _state: TransactionState
     _refused: SendProducerError | None
+    _aborted: anyio.Event | None  # set when the abort, once it was begun, is through
     _ended: anyio.Event
 
     def __init__(self) -> None:
@@ -134,6 +135,7 @@ class Transaction(Sender):
         self._owner = owner
         self._state = TransactionState.OPEN
         self._refused = None
+        self._aborted = None
         self._ended = anyio.Event()
         return self
 
@@ -237,14 +239,15 @@ class Transaction(Sender):
 
     async def _finish(self) -> None:
         """The block ended well: commit, if all was delivered."""
-        self._state = TransactionState.ENDING
         owner = self._owner
-        try:
-            await owner.until_settled()
-        except BaseException as error:
-            await self._abort(error)
-            raise
-        reason = self._refused or owner.ledger.first_failure
+        if self._aborted is None:
+            self._state = TransactionState.ENDING
+            try:
+                await owner.until_settled()
+            except BaseException as error:
+                await self._abort(error)
+                raise
+        reason: SendProducerError | None = self._refused or owner.ledger.first_failure
         if reason is None and self._is_left_behind:
             reason = TransactionError("its client was given up")
         if reason is not None:
@@ -259,12 +262,11 @@ class Transaction(Sender):
             await self._abort(error)
             raise
         except BaseException as error:
-            self._state = TransactionState.UNKNOWN
-            if isinstance(error, ProducerFenced):
-                self._state = TransactionState.ABORTED
-            owner.give_up(error)
+            if self._state is not TransactionState.COMMITTED:
+                fenced = isinstance(error, ProducerFenced)
+                self._state = TransactionState.ABORTED if fenced else TransactionState.UNKNOWN
+                owner.give_up(error)
             raise
-        self._state = TransactionState.COMMITTED
 
     async def _commit(self) -> None:
         """Ask for the commit. Cancellation can't take that back: it shortens the wait."""
@@ -278,12 +280,12 @@ class Transaction(Sender):
             finally:
                 deadline.hurry(settings.cancel_timeout)
 
-        await anyio.lowlevel.checkpoint_if_cancelled()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(hurry)
             with CancelScope(shield=True):
                 try:
                     await self._end(deadline, commit=True)
+                    self._state = TransactionState.COMMITTED
                 except ProducerClosed as error:
                     failure = TransactionOutcomeUnknown(f"the commit was asked for, and {error}")
                     failure.__cause__ = error
@@ -297,6 +299,11 @@ class Transaction(Sender):
         """Abort, shielded and within ``cancel_timeout``. It never raises: where the brokers could
         not be told, the next client tells them, before anything else."""
         owner = self._owner
+        if self._aborted is not None:
+            with CancelScope(shield=True):
+                await self._aborted.wait()
+            return
+        self._aborted = anyio.Event()
         self._state = TransactionState.ENDING
         settings = owner.settings
         owner.moved(
@@ -313,6 +320,7 @@ class Transaction(Sender):
             with anyio.move_on_after(settings.cancel_timeout):
                 await owner.until_settled()
         self._state = TransactionState.ABORTED
+        self._aborted.set()
 
     async def _end(self, deadline: Deadline, *, commit: bool) -> None:
         def end(driver: Driver) -> None:
@@ -325,7 +333,6 @@ class Transaction(Sender):
         if self._state is TransactionState.OPEN:
             self._refused = ProducerClosed("the producer was closed within the transaction")
             await self._abort(self._refused)
-            self._generation = -1
         else:
             await self._ended.wait()
 
