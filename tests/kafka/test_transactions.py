@@ -1,0 +1,387 @@
+"""Transactions on Apache Kafka, judged by who reads with ``read_committed``: all of a transaction
+is there or nothing, and which of the two is what was said."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import time
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from typing import Any
+
+import anyio
+import pytest
+from anyio.to_thread import run_sync
+
+from anyio_sendproducer import (
+    DeliveryError,
+    ProducerBroken,
+    ProducerFenced,
+    ProducerRecord,
+    ProducerSettings,
+    ProducerStartError,
+    SendProducer,
+    SendProducerError,
+    TransactionAborted,
+    TransactionError,
+    TransactionOutcomeUnknown,
+    TransactionState,
+    open_send_producer,
+)
+from tests.calls import raising
+from tests.history import History, Isolation, Reader, check, read_topic
+from tests.kafka_cluster import KafkaCluster
+
+kafka: Any = importlib.import_module("kafka")
+
+#: Records in a transaction.
+EACH = 10
+
+PARTITIONS = 3
+
+
+@pytest.fixture
+def cluster(shared_kafka: KafkaCluster) -> KafkaCluster:
+    """One broker."""
+    return shared_kafka
+
+
+def fail() -> None:
+    """End a block; a bare `raise` would have type checkers take what follows for unreachable."""
+    raise ZeroDivisionError
+
+
+def never() -> None:
+    """What is not to be reached."""
+    raise AssertionError
+
+
+def settings_for(cluster: KafkaCluster, name: str, **changes: Any) -> ProducerSettings:
+    return ProducerSettings(
+        bootstrap_servers=cluster.bootstrap_servers, transactional_id=name, delivery_timeout=60.0
+    ).evolve(**changes)
+
+
+class Transactions:
+    """Transactions one after the other, and all that is said of them."""
+
+    def __init__(self, cluster: KafkaCluster, *, replicas: int | None = None) -> None:
+        self.cluster = cluster
+        configs = {"min.insync.replicas": 2} if len(cluster.brokers) > 1 else {}
+        self.topic = cluster.create_topic(
+            partitions=PARTITIONS, replication_factor=replicas, configs=configs
+        )
+        self.history = History()
+        self.count = 0
+
+    async def run(
+        self,
+        producer: SendProducer,
+        *,
+        before: Callable[[], Any] | None = None,
+        between: Callable[[], Any] | None = None,
+        at_end: Callable[[], Any] | None = None,
+    ) -> bool | None:
+        """Run one; what goes on beside it is called on a thread when it comes to that phase.
+
+        Returns:
+            Whether it was committed; None where nobody knows.
+        """
+        name = f"{self.topic}-{self.count}"
+        self.count += 1
+        held: list[Any] = []
+        async with anyio.create_task_group() as tasks:
+
+            def begin(fault: Callable[[], Any] | None) -> None:
+                if fault is not None:
+                    tasks.start_soon(run_sync, fault)
+
+            begin(before)
+            try:
+                async with producer.transaction() as tx:
+                    held.append(tx)
+                    for number in range(EACH):
+                        if number == EACH // 2:
+                            begin(between)
+                        id_ = f"{name}-{number}"
+                        record = ProducerRecord(
+                            self.topic, id_.encode(), partition=number % PARTITIONS
+                        )
+                        self.history.sending(id_, record, transaction=name)
+                        try:
+                            self.history.ending(id_, await tx.send(record))
+                        except DeliveryError as error:
+                            self.history.ending(id_, error)
+                            raise
+                    begin(at_end)
+            except TransactionOutcomeUnknown:
+                outcome = None
+            except (TransactionAborted, DeliveryError):
+                outcome = False
+            else:
+                outcome = True
+            if held:
+                assert (
+                    held[0].state
+                    is {
+                        None: TransactionState.UNKNOWN,
+                        False: TransactionState.ABORTED,
+                        True: TransactionState.COMMITTED,
+                    }[outcome]
+                )
+            self.history.transaction(name, outcome)
+        return outcome
+
+    async def judge(self) -> None:
+        """Compare what was said with what is there."""
+        isolations: list[Isolation] = ["read_committed", "read_uncommitted"]
+        readers: list[Reader] = ["kafka-python", "confluent-kafka"]
+        for isolation in isolations:
+            for reader in readers:
+                read = partial(read_topic, isolation=isolation, reader=reader)
+                log = await run_sync(read, self.cluster.bootstrap_servers, self.topic)
+                report = check(
+                    self.history, log, delivery_timeout=60.0, isolation=isolation, killed=True
+                )
+                assert report.faults == (), f"{isolation}, {reader}:\n{report}"
+
+
+@contextlib.asynccontextmanager
+async def transactions(
+    cluster: KafkaCluster, **changes: Any
+) -> AsyncIterator[tuple[Transactions, SendProducer]]:
+    """A producer and what it does, judged when it is through."""
+    made = Transactions(cluster)
+    async with open_send_producer(settings_for(cluster, made.topic, **changes)) as producer:
+        yield made, producer
+    await made.judge()
+
+
+# --- on one broker -------------------------------------------------------------------------------
+
+
+async def test_committed_and_aborted_in_turn(cluster: KafkaCluster) -> None:
+    async with transactions(cluster) as (made, producer):
+        for turn in range(12):
+            if turn % 3 != 1:
+                assert await made.run(producer) is True
+                continue
+            name = f"{made.topic}-aborted-{turn}"
+            with raising(ZeroDivisionError):
+                async with producer.transaction() as tx:
+                    for number in range(EACH):
+                        id_ = f"{name}-{number}"
+                        record = ProducerRecord(made.topic, id_.encode(), partition=0)
+                        made.history.sending(id_, record, transaction=name)
+                        made.history.ending(id_, await tx.send(record))
+                    fail()
+            made.history.transaction(name, committed=False)
+        assert producer.statistics().generations == 1
+
+
+@pytest.mark.parametrize("patience", range(0, 60, 3))
+async def test_cancelled_at_a_checkpoint(cluster: KafkaCluster, patience: int) -> None:
+    """It is there as a whole or not at all, its state says which, and the next one is committed."""
+    topic = cluster.create_topic()
+    held: list[Any] = []
+    async with open_send_producer(settings_for(cluster, topic)) as producer:
+        async with anyio.create_task_group() as tasks:
+            scope = anyio.CancelScope()
+
+            async def transact() -> None:
+                with scope:
+                    async with producer.transaction() as tx:
+                        held.append(tx)
+                        for number in range(3):
+                            await tx.send(ProducerRecord(topic, b"%d" % number))
+
+            tasks.start_soon(transact)
+            for _ in range(patience):
+                await anyio.sleep(0.001)
+            scope.cancel()
+        async with producer.transaction() as tx:
+            await tx.send(ProducerRecord(topic, b"after"))
+    found = await run_sync(
+        lambda: read_topic(cluster.bootstrap_servers, topic, isolation="read_committed")
+    )
+    committed = bool(held) and held[0].state is TransactionState.COMMITTED
+    assert committed or not held or held[0].state is TransactionState.ABORTED
+    expected = [b"0", b"1", b"2", b"after"] if committed else [b"after"]
+    assert [one.value for one in found] == expected
+
+
+async def test_one_that_takes_too_long_is_aborted_by_the_brokers(cluster: KafkaCluster) -> None:
+    """And the producer goes on: it is not fenced off by that."""
+    properties = {"transaction.timeout.ms": 1000}
+    async with transactions(cluster, properties=properties) as (made, producer):
+        assert await made.run(producer) is True
+        with raising(SendProducerError) as caught:
+            async with producer.transaction() as tx:
+                await tx.send(ProducerRecord(made.topic, b"never", partition=0))
+                # The broker looks for such every ten seconds.
+                await anyio.sleep(13)
+                await tx.send(ProducerRecord(made.topic, b"never again", partition=0))
+        assert not isinstance(caught.value, (ProducerFenced, ProducerBroken))
+        for one in (b"never", b"never again"):
+            record = ProducerRecord(made.topic, one, partition=0)
+            made.history.sending(one.decode(), record, transaction="too long")
+        made.history.transaction("too long", committed=False)
+        assert await made.run(producer) is True
+
+
+async def test_a_second_producer_of_that_name_fences_the_first_off(cluster: KafkaCluster) -> None:
+    made = Transactions(cluster)
+    settings = settings_for(cluster, made.topic)
+    async with open_send_producer(settings) as first:
+        assert await made.run(first) is True
+        async with contextlib.AsyncExitStack() as stack:
+            with raising(ProducerFenced):
+                async with first.transaction() as tx:
+                    record = ProducerRecord(made.topic, b"zombie", partition=0)
+                    made.history.sending("zombie", record, transaction="zombie")
+                    made.history.ending("zombie", await tx.send(record))
+                    second = await stack.enter_async_context(open_send_producer(settings))
+                    assert await made.run(second) is True
+            made.history.transaction("zombie", committed=False)
+            assert first.statistics().state == "broken"
+            with raising(ProducerBroken, match="another producer took over"):
+                async with first.transaction():
+                    never()
+            assert await made.run(second) is True
+    await made.judge()
+
+
+async def test_who_is_fenced_off_and_sends_is_told_by_the_record(cluster: KafkaCluster) -> None:
+    topic = cluster.create_topic()
+    settings = settings_for(cluster, topic)
+    async with open_send_producer(settings) as first, open_send_producer(settings):
+        with raising(DeliveryError) as caught:
+            async with first.transaction() as tx:
+                await tx.send(ProducerRecord(topic, b"zombie"))
+        assert isinstance(caught.value.__cause__, ProducerFenced)
+        assert first.statistics().generations == 1
+    found = await run_sync(lambda: read_topic(cluster.bootstrap_servers, topic))
+    assert found == []
+
+
+async def test_a_record_that_is_refused_makes_it_an_abort(cluster: KafkaCluster) -> None:
+    async with transactions(cluster) as (made, producer):
+        small = cluster.create_topic(configs={"max.message.bytes": 1000})
+        assert await made.run(producer) is True
+        with raising(TransactionAborted, match="refused the record") as caught:
+            async with producer.transaction() as tx:
+                record = ProducerRecord(made.topic, b"among bad ones", partition=0)
+                made.history.sending("good", record, transaction="refused")
+                made.history.ending("good", await tx.send(record))
+                with contextlib.suppress(DeliveryError):
+                    await tx.send(ProducerRecord(small, bytes(2000)))
+        assert isinstance(caught.value.__cause__, DeliveryError)
+        made.history.transaction("refused", committed=False)
+        assert await made.run(producer) is True
+        assert producer.statistics().generations == 1
+
+
+async def test_a_name_that_is_not_for_this_user_and_a_time_that_is_too_long(
+    cluster: KafkaCluster,
+) -> None:
+    settings = settings_for(cluster, "id", properties={"transaction.timeout.ms": 10**9})
+    with raising(ProducerStartError, match="no transactions for transactional_id 'id'"):
+        async with open_send_producer(settings):
+            never()
+
+
+# --- offsets -------------------------------------------------------------------------------------
+
+
+def committed_offset(cluster: KafkaCluster, group: str, topic: str) -> int | None:
+    consumer = kafka.KafkaConsumer(
+        bootstrap_servers=cluster.bootstrap_servers,
+        group_id=group,
+        enable_auto_commit=False,
+        metrics_enabled=False,
+    )
+    try:
+        offset: int | None = consumer.committed(kafka.TopicPartition(topic, 0))
+        return offset
+    finally:
+        consumer.close()
+
+
+async def test_offsets_are_committed_with_the_records_or_not_at_all(cluster: KafkaCluster) -> None:
+    source = cluster.create_topic()
+    async with transactions(cluster) as (made, producer):
+        for offset, good in ((5, True), (7, False), (9, True)):
+            with contextlib.suppress(ZeroDivisionError):
+                async with producer.transaction() as tx:
+                    position = kafka.structs.OffsetAndMetadata(offset, "note", -1)
+                    await tx.send_offsets({kafka.TopicPartition(source, 0): position}, made.topic)
+                    if not good:
+                        fail()
+            found = await run_sync(committed_offset, cluster, made.topic, source)
+            assert found == (offset if good else 5)
+        assert producer.statistics().generations == 1
+
+
+async def test_a_consumer_that_is_no_member_of_the_group_is_refused(cluster: KafkaCluster) -> None:
+    """KIP-447: what it has read is being read by another one by now."""
+    source = cluster.create_topic()
+    async with transactions(cluster) as (made, producer):
+        member = kafka.structs.ConsumerGroupMetadata(made.topic, 3, "nobody", None)
+        with raising(TransactionAborted, match="consumer group"):
+            async with producer.transaction() as tx:
+                await tx.send_offsets({(source, 0): 1}, member)
+        assert await made.run(producer) is True
+        assert await run_sync(committed_offset, cluster, made.topic, source) is None
+
+
+# --- under faults --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("phase", ["before", "between", "at_end"])
+async def test_a_broker_is_killed(three_brokers: KafkaCluster, phase: str) -> None:
+    """Each of the three in turn, one of which coordinates, in each phase of a transaction."""
+    async with transactions(three_brokers) as (made, producer):
+        assert await made.run(producer) is True
+        for broker in three_brokers.brokers:
+
+            def fault(broker: int = broker) -> None:
+                three_brokers.kill(broker)
+                time.sleep(1.0)
+                three_brokers.start(broker)
+
+            outcome = await made.run(producer, **{phase: fault})
+            assert outcome is not None or producer.statistics().generations > 1
+            while await made.run(producer) is not True:
+                pass
+            await run_sync(three_brokers.wait_until_in_sync, made.topic)
+
+
+async def test_all_brokers_are_killed_and_the_answer_to_the_commit_does_not_come(
+    three_brokers: KafkaCluster,
+) -> None:
+    def fault() -> None:
+        for broker in three_brokers.brokers:
+            three_brokers.kill(broker)
+
+    async with transactions(three_brokers, delivery_timeout=3.0) as (made, producer):
+        assert await made.run(producer) is True
+        name = f"{made.topic}-unknown"
+        with raising(TransactionError) as caught:
+            async with producer.transaction() as tx:
+                record = ProducerRecord(made.topic, name.encode(), partition=0)
+                made.history.sending(name, record, transaction=name)
+                made.history.ending(name, await tx.send(record))
+                await run_sync(fault)
+        assert isinstance(caught.value, TransactionOutcomeUnknown)
+        assert tx.state is TransactionState.UNKNOWN
+        made.history.transaction(name, None)
+        await run_sync(three_brokers.heal)
+        for _ in range(20):
+            with contextlib.suppress(TransactionError):
+                if await made.run(producer) is True:
+                    break
+        else:
+            raise AssertionError
+        assert producer.statistics().generations == 2
+        await run_sync(three_brokers.wait_until_in_sync, made.topic)
