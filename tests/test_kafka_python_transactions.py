@@ -143,11 +143,13 @@ def driver(manager: Manager) -> KafkaPythonDriver:
         if manager.begin_error is not None:
             raise manager.begin_error
 
+    producer: Any = types.SimpleNamespace(begin_transaction=begin)
+    client: Any = types.SimpleNamespace(wakeup=lambda: None)
     made._opened = _kafka_python._Opened(
-        producer=types.SimpleNamespace(begin_transaction=begin),  # type: ignore[arg-type]
+        producer=producer,
         append=None,
         is_broken=None,
-        client=types.SimpleNamespace(wakeup=lambda: None, refused=set()),  # type: ignore[arg-type]
+        client=client,
         sink=Recorder(),
         transactions=manager,
     )

@@ -172,7 +172,7 @@ class Transaction(Sender):
             TransactionError: there was no answer within ``delivery_timeout``, or the transaction is
                 over.
             ValueError: an offset is no int of 0 or more.
-            ProducerClosed, ProducerBroken, ProducerMisused: as :meth:`send`.
+            ProducerClosed, ProducerBroken, ProducerMisused: as :meth:`SendProducer.send`.
 
         Cancellation stops the waiting; the offsets may be a part of the transaction or not, and so
         it can only be aborted from then on.

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from functools import partial
 from typing import Any
 
@@ -91,6 +91,7 @@ class Transactions:
         name = f"{self.topic}-{self.count}"
         self.count += 1
         held: list[Any] = []
+        outcome: bool | None = None
         async with anyio.create_task_group() as tasks:
 
             def begin(fault: Callable[[], Any] | None) -> None:
@@ -150,7 +151,7 @@ class Transactions:
 @contextlib.asynccontextmanager
 async def transactions(
     cluster: KafkaCluster, **changes: Any
-) -> AsyncIterator[tuple[Transactions, SendProducer]]:
+) -> AsyncGenerator[tuple[Transactions, SendProducer]]:
     """A producer and what it does, judged when it is through."""
     made = Transactions(cluster)
     async with open_send_producer(settings_for(cluster, made.topic, **changes)) as producer:
