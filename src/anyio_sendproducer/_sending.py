@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from threading import get_ident
 from typing import Any, TypeVar, cast, overload
@@ -136,13 +137,13 @@ class Sender:
         self._park = loop.park
         _senders.add(self)
 
+    @abstractmethod
     def _enter(self, record: ProducerRecord[Any, Any], *, wait: bool = True) -> Entry:
         """Enter a record that was just given, and see to it that it is handed over."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _moved(self, woken: Iterable[object]) -> None:
         """Room may have become free elsewhere than in the pump: others may be queued now."""
-        raise NotImplementedError
 
     # --- sending -----------------------------------------------------------------------------
 
