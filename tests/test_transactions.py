@@ -90,6 +90,10 @@ async def test_a_block_that_ends_well_is_committed(
         async with producer.transaction():
             pass
         assert ended(fake)[1:] == [("committed", [])]
+        async with producer.transaction() as tx:
+            await tx.send(record(b"7"))
+            fake.begin_transaction()  # a second time: it goes on
+        assert ended(fake)[2:] == [("committed", [b"7"])]
         assert producer.statistics().generations == 1
 
 
