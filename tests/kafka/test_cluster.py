@@ -321,8 +321,10 @@ def test_an_error_of_the_block_comes_out_and_says_that_a_broker_ended() -> None:
 
 #: Runs a cluster, says so, and waits to be ended.
 WAITING = """
-import sys, threading
+import signal, sys, threading
 from tests.kafka_cluster import kafka_cluster
+# Whoever runs in the background of a shell inherits that Ctrl-C is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with kafka_cluster() as cluster:
     print(*cluster.pids(), flush=True)
     threading.Event().wait()
