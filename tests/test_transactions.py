@@ -278,6 +278,26 @@ async def test_cancelled_at_each_checkpoint(settings: ProducerSettings, patience
         assert producer.statistics().generations == 1
 
 
+async def test_cancelled_while_the_end_of_the_block_waits_for_deliveries(
+    settings: ProducerSettings,
+) -> None:
+    fake = FakeDriver(manual=True)
+    held: list[Transaction] = []
+    async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
+
+        async def transact() -> None:
+            async with producer.transaction() as tx:
+                held.append(tx)
+                await tx.enqueue(record(b"1"))
+
+        call = Call(tasks, transact)
+        await taken(fake, 1)
+        await quiet()
+        await call.cancel()
+        assert state(held[0]) is TransactionState.ABORTED
+    assert ended(fake) == [("aborted", [b"1"])]
+
+
 async def test_a_commit_that_was_asked_for_is_waited_for_in_spite_of_cancellation(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:

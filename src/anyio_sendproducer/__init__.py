@@ -31,6 +31,7 @@ from ._exceptions import (
     TransactionOutcomeUnknown,
     UndeliveredRecords,
 )
+from ._flow import FlowSummary
 from ._ledger import Statistics
 from ._producer import SendProducer, open_send_producer, start_send_producer
 from ._records import (
@@ -58,6 +59,7 @@ __all__ = [
     "DeliveryTimeout",
     "DiscoveryError",
     "Envelope",
+    "FlowSummary",
     "Message",
     "MultiDeliveryError",
     "MultiMessage",

@@ -17,32 +17,51 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast, overload
 
 import anyio
 import anyio.abc
 import anyio.lowlevel
 from anyio import CancelScope
+from anyio.abc import ObjectReceiveStream
 
 from . import _bridge
 from ._bridge import Bridge, Event
 from ._exceptions import (
     ProducerFenced,
     SendProducerError,
+    SettingsError,
     TransactionError,
     UndeliveredRecords,
 )
+from ._flow import FlowSummary, Offsets, run_flow, run_sink, run_transactional_flow
 from ._ledger import Entry, Ledger, ProducerState, Statistics
 from ._loops import Loop, current_loop
-from ._records import ProducerRecord, check_record
+from ._records import (
+    ConsumerGroupMetadata,
+    Envelope,
+    Message,
+    MultiMessage,
+    MultiResult,
+    PassThroughMessage,
+    PassThroughResult,
+    ProducerRecord,
+    Result,
+    Results,
+    check_record,
+)
 from ._sending import Sender, check_is_record
 from ._settings import ProducerSettings
 from ._transaction import Transaction, run_transaction
 from .drivers import DriverFactory, make_driver
 
 __all__ = ["SendProducer", "open_send_producer", "start_send_producer"]
+
+K = TypeVar("K")
+V = TypeVar("V")
+P = TypeVar("P")
 
 _log = logging.getLogger("anyio_sendproducer")
 
@@ -167,6 +186,141 @@ class SendProducer(Sender):
         what became of it.
         """
         return run_transaction(_Ownership(self, self._ledger, self._loop))
+
+    @overload
+    def flow(
+        self,
+        source: AsyncIterable[Message[K, V, P]],
+        *,
+        max_in_flight: int | None = None,
+        offsets: Offsets | None = None,
+        group_metadata: str | ConsumerGroupMetadata | Any = None,
+    ) -> AbstractAsyncContextManager[ObjectReceiveStream[Result[K, V, P]]]: ...
+    @overload
+    def flow(
+        self,
+        source: AsyncIterable[MultiMessage[K, V, P]],
+        *,
+        max_in_flight: int | None = None,
+        offsets: Offsets | None = None,
+        group_metadata: str | ConsumerGroupMetadata | Any = None,
+    ) -> AbstractAsyncContextManager[ObjectReceiveStream[MultiResult[K, V, P]]]: ...
+    @overload
+    def flow(
+        self,
+        source: AsyncIterable[PassThroughMessage[P]],
+        *,
+        max_in_flight: int | None = None,
+        offsets: Offsets | None = None,
+        group_metadata: str | ConsumerGroupMetadata | Any = None,
+    ) -> AbstractAsyncContextManager[ObjectReceiveStream[PassThroughResult[P]]]: ...
+    @overload
+    def flow(
+        self,
+        source: AsyncIterable[Envelope[K, V, P]],
+        *,
+        max_in_flight: int | None = None,
+        offsets: Offsets | None = None,
+        group_metadata: str | ConsumerGroupMetadata | Any = None,
+    ) -> AbstractAsyncContextManager[ObjectReceiveStream[Results[K, V, P]]]: ...
+    def flow(
+        self,
+        source: AsyncIterable[Any],
+        *,
+        max_in_flight: int | None = None,
+        offsets: Offsets | None = None,
+        group_metadata: str | ConsumerGroupMetadata | Any = None,
+    ) -> AbstractAsyncContextManager[ObjectReceiveStream[Any]]:
+        """Send a stream of envelopes, and receive their results in its order.
+
+        ::
+
+            async def envelopes():
+                for number in range(3):
+                    yield Message(ProducerRecord("orders", b"%d" % number), pass_through=number)
+
+            async with open_send_producer(settings) as producer:
+                async with producer.flow(envelopes()) as results:
+                    async for result in results:
+                        print(result.pass_through, result.offset)
+
+        Records are sent in the source's order, and as many are under way as there is room for:
+        who does not receive holds up the source, and so does a full producer. Each call of
+        ``receive`` gives the next envelope's result or raises its error, and the one after it goes
+        on with the next envelope. What the source raises is raised when all before it was received.
+
+        Where the producer has a ``transactional_id``, it begins a transaction with the first
+        envelope that comes and commits it ``eos_commit_interval`` later, or as soon as
+        ``max_in_flight`` envelopes wait for it. A result is there when its transaction is
+        committed. Where one is not, its error is raised in place of its results, and nothing
+        follows.
+
+        Args:
+            source: an AnyIO receive stream, a Trio channel, an async generator: anything that can
+                be iterated by ``async for`` and gives :class:`Message`, :class:`MultiMessage` and
+                :class:`PassThroughMessage`.
+            max_in_flight: how many envelopes may have been taken from the source, and their results
+                not received. None: the settings' ``max_in_flight``.
+            offsets: with a ``transactional_id``, tells what is read when an envelope is done:
+                offsets by topic and partition, which are committed with the records; see
+                :meth:`Transaction.send_offsets`.
+            group_metadata: the consumer group whose offsets these are.
+
+        Raises:
+            SettingsError: an argument is wrong.
+
+        Leaving the block before the end, by whatever, stops to take from the source; envelopes
+        whose results were not received are then as if their ``send`` had been cancelled.
+        """
+        settings = self._settings
+        limit = settings.max_in_flight
+        if settings.transactional_id is None:
+            if offsets is not None or group_metadata is not None:
+                raise SettingsError("flow: offsets and group_metadata need a transactional_id")
+            return run_flow(self, self._loop, source, max_in_flight, limit)
+        return run_transactional_flow(
+            self.transaction,
+            self._loop,
+            source,
+            limit=limit,
+            max_in_flight=max_in_flight,
+            interval=settings.eos_commit_interval,
+            offsets=offsets,
+            group_metadata=group_metadata,
+        )
+
+    async def sink(
+        self,
+        source: AsyncIterable[Envelope[Any, Any, Any]],
+        *,
+        max_in_flight: int | None = None,
+        offsets: Offsets | None = None,
+        group_metadata: str | ConsumerGroupMetadata | Any = None,
+    ) -> FlowSummary:
+        """Send a stream of envelopes to its end, as :meth:`flow` does, and say what came of it.
+
+        Args:
+            source: as for :meth:`flow`.
+            max_in_flight: as for :meth:`flow`.
+            offsets: as for :meth:`flow`.
+            group_metadata: as for :meth:`flow`.
+
+        Raises:
+            DeliveryError, MultiDeliveryError: of the first envelope that was not delivered; what
+                follows it is not waited for.
+            TransactionError: a transaction was not committed.
+            Exception: what the source raised.
+
+        Cancellation: as when the block of :meth:`flow` is left.
+        """
+        return await run_sink(
+            self.flow(
+                source,
+                max_in_flight=max_in_flight,
+                offsets=offsets,
+                group_metadata=group_metadata,
+            )
+        )
 
     async def partitions_for(self, topic: str) -> frozenset[int]:
         """The numbers of a topic's partitions.

@@ -44,7 +44,7 @@ from ._records import (
     Results,
 )
 
-__all__ = ["Delivery", "Sender", "check_is_record"]
+__all__ = ["Delivery", "Sender", "check_is_envelope", "check_is_record", "parts_of"]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -233,15 +233,12 @@ class Sender:
         if isinstance(envelope, MultiMessage):
             records = envelope.records
             outcomes = await self._send_group(records)
-            parts = _parts(records, outcomes, envelope.pass_through)
+            parts = parts_of(records, outcomes, envelope.pass_through)
             return MultiResult(parts, envelope.pass_through)
         if isinstance(cast("object", envelope), PassThroughMessage):
             await anyio.lowlevel.checkpoint()
             return PassThroughResult(envelope.pass_through)
-        raise TypeError(
-            "an envelope is a Message, MultiMessage or PassThroughMessage, "
-            f"not {type(envelope).__name__}: send a bare record with send()"
-        )
+        raise _no_envelope(envelope)
 
     async def send_many(
         self, records: Iterable[ProducerRecord[Any, Any]], *, stop_on_error: bool = False
@@ -269,7 +266,7 @@ class Sender:
         """
         all_records = tuple(records)
         outcomes = await self._send_group(all_records, stops=stop_on_error)
-        return [part.metadata for part in _parts(all_records, outcomes, None)]
+        return [part.metadata for part in parts_of(all_records, outcomes, None)]
 
     async def enqueue(self, record: ProducerRecord[Any, Any]) -> Delivery:
         """Wait for room, and no longer: the record is accepted, its outcome is for later.
@@ -432,6 +429,18 @@ class Sender:
         ]
 
 
+def check_is_envelope(given: object) -> None:
+    if not isinstance(given, (Message, MultiMessage, PassThroughMessage)):
+        raise _no_envelope(given)
+
+
+def _no_envelope(given: object) -> TypeError:
+    return TypeError(
+        "an envelope is a Message, MultiMessage or PassThroughMessage, "
+        f"not {type(given).__name__}: send a bare record with send()"
+    )
+
+
 def check_is_record(given: object) -> None:
     if not isinstance(given, ProducerRecord):
         raise TypeError(f"a ProducerRecord is sent, not {type(given).__name__}: {given!r:.80}")
@@ -447,7 +456,7 @@ def _not_entered(record: ProducerRecord[Any, Any], cause: SendProducerError) -> 
     return error
 
 
-def _parts(
+def parts_of(
     records: Sequence[ProducerRecord[K, V]],
     outcomes: Sequence[RecordMetadata | DeliveryError],
     pass_through: object,

@@ -112,7 +112,7 @@ class ProducerSettings:
         transactional_id: makes the producer transactional: everything is sent within ``async with
             producer.transaction()``. The brokers let one producer at a time have this name: a later
             one ends the transaction of an earlier one, and fences it off.
-        eos_commit_interval: how long a transaction of ``SendProducer.flow`` gathers records
+        eos_commit_interval: how long a transaction of :meth:`SendProducer.flow` gathers records
             before it is committed.
 
     Raises:

@@ -10,13 +10,14 @@ May import: everything below ``_producer``.
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncGenerator, Iterable, Mapping
-from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Protocol, TypeVar, overload
 
 import anyio
 import anyio.lowlevel
 from anyio import CancelScope
+from anyio.abc import ObjectReceiveStream
 
 from ._bridge import Bridge
 from ._exceptions import (
@@ -28,14 +29,31 @@ from ._exceptions import (
     TransactionError,
     TransactionOutcomeUnknown,
 )
+from ._flow import run_flow
 from ._ledger import Entry, Ledger
 from ._loops import Loop
-from ._records import ConsumerGroupMetadata, ProducerRecord
+from ._records import (
+    ConsumerGroupMetadata,
+    Envelope,
+    Message,
+    MultiMessage,
+    MultiResult,
+    PassThroughMessage,
+    PassThroughResult,
+    ProducerRecord,
+    Result,
+    Results,
+)
 from ._sending import Sender
 from ._settings import ProducerSettings
 from .drivers import ConsumedOffset, Deadline, Driver
 
 __all__ = ["Owner", "Transaction", "TransactionState", "run_transaction"]
+
+
+K = TypeVar("K")
+V = TypeVar("V")
+P = TypeVar("P")
 
 
 class TransactionState(enum.Enum):
@@ -194,6 +212,50 @@ class Transaction(Sender):
             deadline.hurry(0)
             self._refused = TransactionError("sending offsets was cancelled")
             raise
+
+    @overload
+    def flow(
+        self,
+        source: AsyncIterable[Message[K, V, P]],
+        *,
+        max_in_flight: int | None = None,
+    ) -> AbstractAsyncContextManager[ObjectReceiveStream[Result[K, V, P]]]: ...
+    @overload
+    def flow(
+        self,
+        source: AsyncIterable[MultiMessage[K, V, P]],
+        *,
+        max_in_flight: int | None = None,
+    ) -> AbstractAsyncContextManager[ObjectReceiveStream[MultiResult[K, V, P]]]: ...
+    @overload
+    def flow(
+        self,
+        source: AsyncIterable[PassThroughMessage[P]],
+        *,
+        max_in_flight: int | None = None,
+    ) -> AbstractAsyncContextManager[ObjectReceiveStream[PassThroughResult[P]]]: ...
+    @overload
+    def flow(
+        self,
+        source: AsyncIterable[Envelope[K, V, P]],
+        *,
+        max_in_flight: int | None = None,
+    ) -> AbstractAsyncContextManager[ObjectReceiveStream[Results[K, V, P]]]: ...
+    def flow(
+        self, source: AsyncIterable[Any], *, max_in_flight: int | None = None
+    ) -> AbstractAsyncContextManager[ObjectReceiveStream[Any]]:
+        """Send a stream of envelopes in this transaction, and receive their results in its order;
+        see :meth:`SendProducer.flow`, which begins transactions of its own.
+
+        Args:
+            source: as there.
+            max_in_flight: as there.
+
+        Raises:
+            SettingsError: ``max_in_flight`` is no int of 1 or more.
+        """
+        default = self._owner.settings.max_in_flight
+        return run_flow(self, self._loop, source, max_in_flight, default)
 
     # --- what a Sender needs -----------------------------------------------------------------
 

@@ -1,0 +1,420 @@
+"""Streams: envelopes in, their results out, in the same order.
+
+A *feeder* takes envelopes from the source and gives their records to the producer; whoever receives
+awaits the outcome of the oldest. Between the two stands a line of so many envelopes at most, so
+that who does not receive holds up the source. Nothing but the order of the line makes the order of
+the results: no task is started for an envelope.
+
+May import: everything below ``_transaction``, which has flows too.
+"""
+
+# What the classes and functions here know of one another is nobody else's affair.
+# pyright: reportPrivateUsage=false
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Mapping,
+    Sequence,
+)
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Generic, TypeVar, cast
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+
+from ._exceptions import DeliveryError, MultiDeliveryError, SettingsError
+from ._loops import Loop
+from ._records import (
+    Envelope,
+    Message,
+    MultiResult,
+    PassThroughMessage,
+    PassThroughResult,
+    RecordMetadata,
+    Result,
+    Results,
+)
+from ._sending import Delivery, Sender, check_is_envelope, parts_of
+
+__all__ = ["FlowSummary", "Offsets", "run_flow", "run_sink", "run_transactional_flow"]
+
+T = TypeVar("T")
+
+#: Envelopes taken in one go before other tasks get their turn.
+_AT_ONCE = 200
+
+Offsets = Callable[[Any], Mapping[tuple[str, int], Any]]
+"""Tells what is read of a source when an envelope is done: offsets by topic and partition."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FlowSummary:
+    """What came of a whole source."""
+
+    envelopes: int
+    """How many envelopes there were."""
+    records: int
+    """How many records they held, each of which was delivered."""
+    last_offsets: Mapping[tuple[str, int], int]
+    """The last offset of each topic and partition that was written to, where brokers told."""
+
+
+class _Slot:
+    """An envelope in the line, and what is known of its records."""
+
+    __slots__ = ("committed", "envelope", "error", "places")
+
+    def __init__(self, envelope: Any) -> None:
+        self.envelope = envelope
+        self.places: list[Delivery | DeliveryError] = []
+        #: Of the transaction, not of a record.
+        self.error: Exception | None = None
+        self.committed = True
+
+    async def outcome(self) -> Results[Any, Any, Any]:
+        """Wait for it. Cancelled, it can be asked again."""
+        outcomes: list[RecordMetadata | DeliveryError] = []
+        for place in self.places:
+            if isinstance(place, Delivery):
+                try:
+                    outcomes.append(await place.wait())
+                except DeliveryError as error:
+                    outcomes.append(error)
+            else:
+                outcomes.append(place)
+        if not self.places:
+            await anyio.lowlevel.checkpoint()
+        return _result(self.envelope, outcomes)
+
+    def withdraw(self) -> None:
+        """Nobody is going to ask."""
+        for place in self.places:
+            # A failure that nobody was told of counts as such by now; and who waits is told.
+            if isinstance(place, Delivery) and not place.done and place._entry.waiter is None:
+                place._producer._cancel(place._entry)
+
+
+def _result(
+    envelope: Envelope[Any, Any, Any], outcomes: Sequence[RecordMetadata | DeliveryError]
+) -> Results[Any, Any, Any]:
+    if isinstance(envelope, Message):
+        (outcome,) = outcomes
+        if isinstance(outcome, DeliveryError):
+            raise outcome.with_traceback(None)
+        return Result(outcome, envelope)
+    if isinstance(envelope, PassThroughMessage):
+        return PassThroughResult(envelope.pass_through)
+    return MultiResult(
+        parts_of(envelope.records, outcomes, envelope.pass_through), envelope.pass_through
+    )
+
+
+class _Flow(anyio.abc.ObjectReceiveStream[T], Generic[T]):
+    """The results, for whoever receives them."""
+
+    def __init__(self, loop: Loop, limit: int) -> None:
+        self._loop = loop
+        self._limit = limit
+        self._line: collections.deque[_Slot] = collections.deque()
+        self._ended = False
+        self._closed = False
+        self._error: BaseException | None = None
+        self._receiver: Any = None
+        self._feeder: Any = None
+        self._receiving = False
+
+    # --- for the feeder ----------------------------------------------------------------------
+
+    @property
+    def is_full(self) -> bool:
+        return len(self._line) >= self._limit
+
+    def append(self, slot: _Slot) -> None:
+        self._line.append(slot)
+        self.changed()
+
+    def changed(self) -> None:
+        """There may be something to receive."""
+        if self._receiver is not None:
+            self._loop.wake((self._receiver,))
+
+    async def until_not_full(self) -> None:
+        while self.is_full:
+            self._feeder = self._loop.cell()
+            try:
+                await self._feeder
+            finally:
+                self._feeder = None
+
+    def end(self, error: BaseException | None = None) -> None:
+        """There are no more; ``error`` is why, where the source or a transaction failed."""
+        self._ended = True
+        self._error = error
+        self.changed()
+
+    def withdraw(self) -> None:
+        """Nobody receives any more."""
+        self._closed = True
+        while self._line:
+            self._line.popleft().withdraw()
+
+    # --- for the receiver --------------------------------------------------------------------
+
+    async def receive(self) -> T:
+        """The result of the next envelope.
+
+        Raises:
+            DeliveryError, MultiDeliveryError: it was not delivered. The next call goes on with the
+                next envelope.
+            TransactionError: the transaction that it was a part of was not committed; nothing
+                follows.
+            anyio.EndOfStream: there is none.
+            Exception: what the source raised, when all before it was received.
+
+        Cancellation loses nothing: the next call waits for the same envelope.
+        """
+        if self._receiving:
+            raise anyio.BusyResourceError("receiving from")
+        self._receiving = True
+        try:
+            return await self._receive()
+        finally:
+            self._receiving = False
+
+    async def _receive(self) -> T:
+        while not self._line or not self._line[0].committed:
+            if self._closed:
+                raise anyio.ClosedResourceError
+            if self._ended:
+                await anyio.lowlevel.checkpoint()
+                if self._error is not None:
+                    error, self._error = self._error, None
+                    raise error
+                raise anyio.EndOfStream
+            self._receiver = self._loop.cell()
+            try:
+                await self._receiver
+            finally:
+                self._receiver = None
+        slot = self._line[0]
+        try:
+            result = await slot.outcome()
+        except (DeliveryError, MultiDeliveryError):
+            self._next()
+            raise
+        self._next()
+        return cast("T", result)
+
+    def _next(self) -> None:
+        # Leaving the block may have emptied it.
+        if self._line:
+            self._line.popleft()
+        if self._feeder is not None:
+            self._loop.wake((self._feeder,))
+
+    async def aclose(self) -> None:
+        """Receive no more; what was not received is as if its ``send`` had been cancelled."""
+        self.withdraw()
+        self.changed()
+        await anyio.lowlevel.checkpoint()
+
+
+async def _enter(sender: Sender, slot: _Slot) -> None:
+    """Give an envelope's records to the producer, in order, as room becomes free."""
+    envelope: Envelope[Any, Any, Any] = slot.envelope
+    if isinstance(envelope, PassThroughMessage):
+        return
+    records: Sequence[Any]
+    records = [envelope.record] if isinstance(envelope, Message) else envelope.records
+    for record in records:
+        try:
+            try:
+                place: Delivery | DeliveryError = sender.enqueue_nowait(record)
+            except anyio.WouldBlock:
+                place = await sender.enqueue(record)
+        except DeliveryError as error:
+            place = error
+        slot.places.append(place)
+
+
+@asynccontextmanager
+async def _iterating(source: AsyncIterable[T]) -> AsyncGenerator[AsyncIterator[T]]:
+    """Iterate, and end a generator where it is not read to its end: nobody else would, in time."""
+    iterator = aiter(source)
+    try:
+        yield iterator
+    finally:
+        if isinstance(iterator, AsyncGenerator):
+            await iterator.aclose()
+
+
+async def _feed(flow: _Flow[Any], sender: Sender, source: AsyncIterable[Any]) -> None:
+    slot: _Slot | None = None
+    try:
+        taken = 0
+        async with _iterating(source) as envelopes:
+            async for envelope in envelopes:
+                check_is_envelope(envelope)
+                await flow.until_not_full()
+                slot = _Slot(envelope)
+                await _enter(sender, slot)
+                flow.append(slot)
+                slot = None
+                taken += 1
+                if taken % _AT_ONCE == 0:
+                    await anyio.lowlevel.checkpoint()
+    except Exception as error:  # noqa: BLE001  # raised again where it is received
+        flow.end(error)
+    except BaseException:
+        if slot is not None:
+            slot.withdraw()
+        raise
+    else:
+        flow.end()
+
+
+@asynccontextmanager
+async def _running(
+    flow: _Flow[Any], *feeders: Callable[[], Any]
+) -> AsyncGenerator[anyio.abc.ObjectReceiveStream[Any]]:
+    # What the body raised leaves as it is, and not in a group; the feeders raise nothing.
+    failure: BaseException | None = None
+    async with anyio.create_task_group() as tasks:
+        try:
+            for feeder in feeders:
+                tasks.start_soon(feeder)
+            yield flow
+        except BaseException as error:  # noqa: BLE001  # raised again below
+            failure = error
+        finally:
+            tasks.cancel_scope.cancel()
+            flow.withdraw()
+    if failure is not None:
+        raise failure
+
+
+def _limit(given: int | None, default: int) -> int:
+    limit = default if given is None else given
+    if not isinstance(cast("object", limit), int) or isinstance(limit, bool) or limit < 1:
+        raise SettingsError(f"max_in_flight must be an int of 1 or more: {limit!r}")
+    return limit
+
+
+def run_flow(
+    sender: Sender, loop: Loop, source: AsyncIterable[Any], max_in_flight: int | None, default: int
+) -> AbstractAsyncContextManager[anyio.abc.ObjectReceiveStream[Any]]:
+    """See :meth:`SendProducer.flow`."""
+    flow: _Flow[Any] = _Flow(loop, _limit(max_in_flight, default))
+
+    async def feed() -> None:
+        await _feed(flow, sender, source)
+
+    return _running(flow, feed)
+
+
+# --- in transactions -----------------------------------------------------------------------------
+
+
+def run_transactional_flow(
+    begin: Callable[[], AbstractAsyncContextManager[Any]],
+    loop: Loop,
+    source: AsyncIterable[Any],
+    *,
+    limit: int,
+    max_in_flight: int | None,
+    interval: float,
+    offsets: Offsets | None,
+    group_metadata: Any,
+) -> AbstractAsyncContextManager[anyio.abc.ObjectReceiveStream[Any]]:
+    """See :meth:`SendProducer.flow`; a result is there when its transaction is committed."""
+    if (offsets is None) != (group_metadata is None):
+        raise SettingsError("flow: offsets and group_metadata are given together, or neither is")
+    flow: _Flow[Any] = _Flow(loop, _limit(max_in_flight, limit))
+    # A source need not bear to be cancelled in the middle, as an async generator does not: it is
+    # read by a task that is not, while the other one looks at the clock.
+    give, take = anyio.create_memory_object_stream[Any]()
+    failed: list[Exception] = []
+
+    async def read() -> None:
+        with give:
+            try:
+                async with _iterating(source) as envelopes:
+                    async for envelope in envelopes:
+                        check_is_envelope(envelope)
+                        await flow.until_not_full()
+                        await give.send(envelope)
+            except anyio.BrokenResourceError:
+                pass  # a transaction failed, and nobody takes any more
+            except Exception as error:  # noqa: BLE001  # raised again where it is received
+                failed.append(error)
+
+    async def commit_each() -> None:
+        try:
+            with take:
+                async for envelope in take:
+                    await commit_some(envelope)
+        except Exception as error:  # noqa: BLE001  # as above
+            flow.end(error)
+        else:
+            flow.end(failed[0] if failed else None)
+
+    async def commit_some(envelope: Any) -> None:
+        """One transaction: this envelope, and what follows it within the interval."""
+        slots: list[_Slot] = []
+        async with begin() as tx:
+            with anyio.move_on_after(interval):
+                while True:
+                    slot = _Slot(envelope)
+                    slot.committed = False
+                    slots.append(slot)
+                    with anyio.CancelScope(shield=True):
+                        # All of an envelope, or nothing: it is cut off between two of them.
+                        await _enter(tx, slot)
+                    flow.append(slot)
+                    if flow.is_full:
+                        break
+                    try:
+                        envelope = await take.receive()
+                    except anyio.EndOfStream:
+                        break
+            if offsets is not None:
+                read_so_far: dict[tuple[str, int], Any] = {}
+                for slot in slots:
+                    read_so_far.update(offsets(slot.envelope))
+                await tx.send_offsets(read_so_far, group_metadata)
+        for slot in slots:
+            slot.committed = True
+        flow.changed()
+
+    return _running(flow, read, commit_each)
+
+
+async def run_sink(
+    running: AbstractAsyncContextManager[anyio.abc.ObjectReceiveStream[Any]],
+) -> FlowSummary:
+    """See :meth:`SendProducer.sink`."""
+    envelopes = records = 0
+    last: dict[tuple[str, int], int] = {}
+    async with running as results:
+        async for result in results:
+            envelopes += 1
+            if isinstance(result, PassThroughResult):
+                continue
+            places = (
+                [result.metadata]
+                if isinstance(result, Result)
+                else [part.metadata for part in result.parts]
+            )
+            records += len(places)
+            for place in places:
+                if place.offset is not None:
+                    last[place.topic, place.partition] = place.offset
+    return FlowSummary(envelopes, records, last)
