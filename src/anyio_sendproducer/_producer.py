@@ -239,6 +239,7 @@ class SendProducer(Sender):
                 for number in range(3):
                     yield Message(ProducerRecord("orders", b"%d" % number), pass_through=number)
 
+            settings = ProducerSettings(bootstrap_servers="localhost:9092")
             async with open_send_producer(settings) as producer:
                 async with producer.flow(envelopes()) as results:
                     async for result in results:
