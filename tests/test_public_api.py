@@ -152,7 +152,8 @@ def test_each_setting_is_a_keyword() -> None:
 #: From the bottom up; a module may import from the layers below its own, and from its own package.
 LAYERS: Final = [
     {"_exceptions"},
-    {"_records", "_settings"},
+    {"_records", "_sources"},
+    {"_settings"},
     {"_ledger", "_loops", "drivers"},
     {"_bridge", "_sending"},
     {"_flow"},

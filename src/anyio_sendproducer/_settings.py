@@ -3,18 +3,20 @@
 What only a client library can judge (the names and values of ``properties``) is judged by its
 driver, before it connects.
 
-May import: ``_exceptions`` alone.
+May import: ``_exceptions``, ``_sources``.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Final, Protocol, cast, runtime_checkable
 
 from ._exceptions import SettingsError
+from ._sources import from_environment, from_mapping, from_toml
 
 __all__ = ["AnySerializer", "ProducerSettings", "Serializer"]
 
@@ -184,6 +186,58 @@ class ProducerSettings:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return (_remake, ({**fields, "properties": dict(self.properties)},))
 
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any]) -> ProducerSettings:
+        """Settings out of a mapping, such as a part of a service's own configuration.
+
+        Args:
+            mapping: by the names of the fields, or with dashes in place of underscores
+                (``"close-timeout"``). Numbers may be texts. ``properties`` may hold mappings in
+                turn, whose names are joined by dots: ``{"ssl": {"ca": {"location": ...}}}``.
+
+        Raises:
+            SettingsError: a name is unknown, which is told with the nearest known one, or a value
+                is wrong.
+        """
+        return cls(**from_mapping(mapping, _defaults()))
+
+    @classmethod
+    def from_toml(cls, path: str | os.PathLike[str], table: str = "") -> ProducerSettings:
+        """Settings out of a TOML file. On Python 3.10 this needs the extra ``toml``.
+
+        Args:
+            path: the file, in UTF-8.
+            table: the name of the table, such as ``"orders.kafka"``; empty: the whole file. Names
+                and values are as for :meth:`from_mapping`.
+
+        Raises:
+            SettingsError: the file can't be read, has no such table, or what is in it is wrong. The
+                message names the file, and no value of a property.
+        """
+        return cls(**from_toml(path, table, _defaults()))
+
+    @classmethod
+    def from_env(
+        cls, prefix: str, environment: Mapping[str, str] | None = None
+    ) -> ProducerSettings:
+        """Settings out of environment variables. They are read when this is called, and never else.
+
+        Args:
+            prefix: what their names begin with: with ``"ORDERS"``, ``ORDERS_CLOSE_TIMEOUT`` is
+                ``close_timeout``, and ``ORDERS_PROPERTIES_COMPRESSION_TYPE`` the property
+                ``compression.type``.
+            environment: the variables; None: those of the process.
+
+        Raises:
+            SettingsError: a variable with this prefix is not a setting, or a value is wrong. The
+                message names the variable, and no value of a property.
+        """
+        return cls(
+            **from_environment(
+                prefix, os.environ if environment is None else environment, _defaults()
+            )
+        )
+
     @property
     def addresses(self) -> tuple[str, ...]:
         """``bootstrap_servers`` one by one, each as ``"host:port"``."""
@@ -272,6 +326,10 @@ class ProducerSettings:
     def with_eos_commit_interval(self, seconds: float) -> ProducerSettings:
         """A copy with another ``eos_commit_interval``."""
         return self.evolve(eos_commit_interval=seconds)
+
+
+def _defaults() -> dict[str, object]:
+    return {field.name: field.default for field in dataclasses.fields(ProducerSettings)}
 
 
 def canonical_name(name: str) -> str:

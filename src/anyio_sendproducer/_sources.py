@@ -1,0 +1,153 @@
+"""Settings out of a mapping, a TOML file or the environment: names and texts, made into arguments.
+
+What the values are to be is checked where they arrive, in ``ProducerSettings`` itself.
+
+May import: ``_exceptions`` alone; tomllib, or tomli in its place, when a file is read.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final, cast
+
+from ._exceptions import SettingsError
+
+__all__ = ["from_environment", "from_mapping", "from_toml"]
+
+_PROPERTIES: Final = "properties"
+
+
+def from_mapping(given: object, fields: Mapping[str, object]) -> dict[str, Any]:
+    """The arguments that a mapping holds.
+
+    Args:
+        given: names as in ``fields``, or with dashes in place of underscores.
+        fields: the names that there are, with their defaults.
+    """
+    if not isinstance(given, Mapping):
+        raise SettingsError(f"settings must come as a mapping, not {type(given).__name__}")
+    arguments: dict[str, Any] = {}
+    spelt: dict[str, str] = {}
+    for key, value in cast("Mapping[object, Any]", given).items():
+        if not isinstance(key, str):
+            raise SettingsError(f"the name of a setting must be a str: {key!r}")
+        name = key.replace("-", "_")
+        if name not in fields:
+            raise _unknown(key, name, fields)
+        if name in spelt:
+            raise SettingsError(f"{spelt[name]!r} and {key!r} are one setting; give one")
+        spelt[name] = key
+        if name == _PROPERTIES and isinstance(value, Mapping):
+            arguments[name] = dict(_flattened(cast("Any", value)))
+        elif isinstance(value, str):
+            arguments[name] = _parsed(name, value, fields[name])
+        else:
+            arguments[name] = value
+    return arguments
+
+
+def _flattened(table: Mapping[Any, Any], above: str = "") -> Iterable[tuple[Any, Any]]:
+    # TOML makes tables of the dots in a bare key.
+    for key, value in table.items():
+        name = f"{above}{key}" if isinstance(key, str) else key
+        if isinstance(value, Mapping):
+            yield from _flattened(cast("Any", value), f"{name}.")
+        else:
+            yield name, value
+
+
+def _parsed(name: str, text: str, default: object) -> Any:
+    """A text as what the field is, where it is a number."""
+    parse: Callable[[str], Any]
+    if isinstance(default, int):
+        parse, what = int, "an int"
+    elif isinstance(default, float):
+        parse, what = float, "a number of seconds, such as 2.5"
+    else:
+        return text
+    try:
+        return parse(text)
+    except ValueError:
+        raise SettingsError(f"{name} must be {what}, not {text!r:.40}") from None
+
+
+def _unknown(shown: str, name: str, fields: Iterable[str]) -> SettingsError:
+    near = difflib.get_close_matches(name, [*fields], n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else f": there are {', '.join(sorted(fields))}"
+    return SettingsError(f"{shown!r} is not a setting{hint}")
+
+
+def from_toml(path: str | os.PathLike[str], table: str, fields: Mapping[str, object]) -> Any:
+    """The arguments that a table of a TOML file holds.
+
+    Args:
+        path: the file.
+        table: its name, with dots between those above it and its own; empty for the whole file.
+        fields: as for :func:`from_mapping`.
+    """
+    try:
+        content = _toml().loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{os.fspath(path)} can't be read: {error.strerror}") from error
+    except ValueError as error:  # of TOML, and of UTF-8
+        raise SettingsError(f"{os.fspath(path)} is not TOML: {error}") from error
+    found: Any = content
+    for name in table.split(".") if table else []:
+        found = cast("Any", found).get(name) if isinstance(found, dict) else None
+    if not isinstance(found, dict):
+        raise SettingsError(f"{os.fspath(path)} has no table [{table}]")
+    try:
+        return from_mapping(cast("dict[str, Any]", found), fields)
+    except SettingsError as error:
+        raise SettingsError(f"{os.fspath(path)}: {error}") from error
+
+
+def _toml() -> Any:
+    for name in ("tomllib", "tomli"):
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            continue
+    raise SettingsError(
+        "Python 3.10 reads no TOML by itself: install tomli, as by "
+        "pip install 'anyio-sendproducer[toml]'"
+    )
+
+
+def from_environment(
+    prefix: str, environment: Mapping[str, str], fields: Mapping[str, object]
+) -> dict[str, Any]:
+    """The arguments that environment variables hold.
+
+    Args:
+        prefix: what their names begin with.
+        environment: all variables.
+        fields: as for :func:`from_mapping`.
+    """
+    if not isinstance(cast("object", prefix), str) or not prefix.strip("_"):
+        raise SettingsError(f"prefix must be a str that is not empty, such as 'ORDERS': {prefix!r}")
+    start = prefix.rstrip("_") + "_"
+    arguments: dict[str, Any] = {}
+    properties: dict[str, str] = {}
+    for variable, text in environment.items():
+        if not variable.startswith(start):
+            continue
+        name = variable[len(start) :].lower()
+        if name.startswith(f"{_PROPERTIES}_"):
+            properties[name[len(_PROPERTIES) + 1 :]] = text
+        elif name not in fields or name == _PROPERTIES:
+            raise _unknown(variable, name, [*fields, f"{_PROPERTIES}_..."])
+        elif name.endswith("_serializer"):
+            raise SettingsError(f"{variable}: a serializer is code: use with_{name}()")
+        else:
+            try:
+                arguments[name] = _parsed(name, text, fields[name])
+            except SettingsError as error:
+                raise SettingsError(f"{variable}: {error}") from None
+    if properties:
+        arguments[_PROPERTIES] = properties
+    return arguments

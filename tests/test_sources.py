@@ -1,0 +1,244 @@
+"""Settings out of a mapping, a TOML file and the environment."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anyio_sendproducer import ProducerSettings, SettingsError
+
+SECRET = "hunter2-s3cr3t"
+
+#: Each field, as text, and what it is then.
+TEXTS: dict[str, tuple[str, Any]] = {
+    "bootstrap_servers": ("a:1, b:2", "a:1,b:2"),
+    "client_id": ("me", "me"),
+    "max_in_flight": ("7", 7),
+    "max_buffered_bytes": ("1000000", 1_000_000),
+    "delivery_timeout": ("2.5", 2.5),
+    "unknown_topic_timeout": ("0", 0.0),
+    "start_timeout": ("3", 3.0),
+    "close_timeout": ("4", 4.0),
+    "cancel_timeout": ("1", 1.0),
+    "transactional_id": ("tx", "tx"),
+    "eos_commit_interval": ("0.2", 0.2),
+}
+
+
+def test_each_field_has_its_text() -> None:
+    fields = {field.name for field in dataclasses.fields(ProducerSettings)}
+    assert fields == {*TEXTS, "key_serializer", "value_serializer", "properties"}
+
+
+def whole() -> ProducerSettings:
+    return ProducerSettings(
+        **{name: value for name, (_, value) in TEXTS.items()},
+        properties={"compression.type": "lz4", "ssl.ca.location": "/ca.pem"},
+    )
+
+
+# --- a mapping -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dashes", [False, True])
+@pytest.mark.parametrize("texts", [False, True])
+def test_out_of_a_mapping(dashes: bool, texts: bool) -> None:
+    mapping: dict[str, Any] = {
+        name.replace("_", "-") if dashes else name: text if texts else value
+        for name, (text, value) in TEXTS.items()
+    }
+    mapping["properties"] = {"compression.type": "lz4", "ssl": {"ca": {"location": "/ca.pem"}}}
+    assert ProducerSettings.from_mapping(mapping) == whole()
+
+
+def test_a_serializer_out_of_a_mapping() -> None:
+    settings = ProducerSettings.from_mapping(
+        {"bootstrap_servers": "a:1", "value_serializer": str.encode}
+    )
+    assert settings.value_serializer is str.encode
+
+
+BAD_MAPPINGS: list[tuple[Any, str]] = [
+    ([("client_id", "me")], "settings must come as a mapping, not list"),
+    ({1: 2}, "the name of a setting must be a str: 1"),
+    ({"close_timeut": 1}, "'close_timeut' is not a setting; did you mean 'close_timeout'?"),
+    ({"close-timeut": 1}, "'close-timeut' is not a setting; did you mean 'close_timeout'?"),
+    (
+        {"close-timeout": 1, "close_timeout": 1},
+        "'close-timeout' and 'close_timeout' are one setting; give one",
+    ),
+    ({"max_in_flight": "many"}, "max_in_flight must be an int, not 'many'"),
+    ({"max_in_flight": "1.5"}, "max_in_flight must be an int, not '1.5'"),
+    (
+        {"close_timeout": "60 s"},
+        "close_timeout must be a number of seconds, such as 2.5, not '60 s'",
+    ),
+    (
+        {"bootstrap_servers": "a:1", "close_timeout": "-1"},
+        "close_timeout must be from 0 to 1e+09 seconds, not -1.0",
+    ),
+    (
+        {"bootstrap_servers": "a:1", "properties": "acks=all"},
+        "properties must be a mapping, not str",
+    ),
+    ({"bootstrap_servers": "a:1", "properties": {1: 2}}, "properties: a name must be a str: 1"),
+    (
+        {"bootstrap_servers": "a:1", "key_serializer": "json"},
+        "key_serializer must be a callable or have a serialize",
+    ),
+]
+
+
+@pytest.mark.parametrize(("mapping", "says"), BAD_MAPPINGS, ids=str)
+def test_a_mapping_that_is_wrong(mapping: Any, says: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        ProducerSettings.from_mapping(mapping)
+    assert str(caught.value).startswith(says)
+
+
+def test_where_nothing_is_near_all_are_named() -> None:
+    with pytest.raises(SettingsError, match="'zzz' is not a setting: there are bootstrap_servers"):
+        ProducerSettings.from_mapping({"zzz": 1})
+
+
+def test_without_an_address() -> None:
+    with pytest.raises(SettingsError, match="bootstrap_servers is missing"):
+        ProducerSettings.from_mapping({})
+
+
+# --- TOML ----------------------------------------------------------------------------------------
+
+TOML = """
+[orders.kafka]
+bootstrap-servers = ["a:1", "b:2"]
+client_id = "me"
+max_in_flight = 7
+max_buffered_bytes = 1_000_000
+delivery_timeout = 2.5
+unknown_topic_timeout = 0
+start_timeout = 3
+close_timeout = 4
+cancel_timeout = 1
+transactional_id = "tx"
+eos_commit_interval = 0.2
+properties."compression.type" = "lz4"
+properties.ssl.ca.location = "/ca.pem"
+"""
+
+
+def test_out_of_a_toml_file(tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_text(TOML)
+    assert ProducerSettings.from_toml(path, "orders.kafka") == whole()
+    path.write_text(TOML.replace("[orders.kafka]", ""))
+    assert ProducerSettings.from_toml(str(path)) == whole()
+
+
+def test_a_toml_file_that_is_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+
+    def said(table: str = "orders.kafka") -> str:
+        with pytest.raises(SettingsError) as caught:
+            ProducerSettings.from_toml(path, table)
+        assert SECRET not in str(caught.value)
+        return str(caught.value)
+
+    assert said() == f"{path} can't be read: No such file or directory"
+    path.write_text(f'[orders.kafka]\nproperties."sasl.password" = "{SECRET}\n')
+    assert said().startswith(f"{path} is not TOML: ")
+    path.write_bytes(b"\xff")
+    assert said().startswith(f"{path} is not TOML: ")
+    path.write_text(TOML)
+    assert (
+        said("orders")
+        == f"{path}: 'kafka' is not a setting: " + said("orders").partition("a setting: ")[2]
+    )
+    assert said("orders.kafk") == f"{path} has no table [orders.kafk]"
+    assert said("orders.kafka.client_id") == f"{path} has no table [orders.kafka.client_id]"
+    assert said("orders.kafka.client_id.x").endswith("has no table [orders.kafka.client_id.x]")
+    path.write_text(f'[orders.kafka]\nsasl_password = "{SECRET}"')
+    assert "'sasl_password' is not a setting" in said()
+
+
+def test_without_a_reader_of_toml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_text(TOML)
+    for name in ("tomllib", "tomli"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(SettingsError, match=r"pip install 'anyio-sendproducer\[toml\]'"):
+        ProducerSettings.from_toml(path, "orders.kafka")
+
+
+def test_with_tomli_in_the_place_of_tomllib(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_text(TOML)
+    own = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    monkeypatch.setitem(sys.modules, "tomllib", None)
+    monkeypatch.setitem(sys.modules, "tomli", own)
+    assert ProducerSettings.from_toml(path, "orders.kafka") == whole()
+
+
+# --- the environment -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefix", ["ORDERS", "ORDERS_"])
+def test_out_of_the_environment(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORDER_CLIENT_ID", "another prefix")
+    monkeypatch.setenv("ORDERSX_CLIENT_ID", "another prefix")
+    for name, (text, _) in TEXTS.items():
+        monkeypatch.setenv(f"ORDERS_{name.upper()}", text)
+    monkeypatch.setenv("ORDERS_PROPERTIES_COMPRESSION_TYPE", "lz4")
+    monkeypatch.setenv("ORDERS_PROPERTIES_SSL_CA_LOCATION", "/ca.pem")
+    settings = ProducerSettings.from_env(prefix)
+    assert settings == whole().evolve(
+        properties={"compression_type": "lz4", "ssl_ca_location": "/ca.pem"}
+    )
+
+
+BAD_ENVIRONMENTS: list[tuple[dict[str, str], str]] = [
+    ({"P_CLOSE_TIMEUT": SECRET}, "'P_CLOSE_TIMEUT' is not a setting; did you mean 'close_timeout'"),
+    ({"P_PROPERTIES": SECRET}, "'P_PROPERTIES' is not a setting; did you mean 'properties"),
+    ({"P_SASL_PASSWORD": SECRET}, "'P_SASL_PASSWORD' is not a setting"),
+    ({"P_MAX_IN_FLIGHT": "x"}, "P_MAX_IN_FLIGHT: max_in_flight must be an int, not 'x'"),
+    (
+        {"P_VALUE_SERIALIZER": "json"},
+        "P_VALUE_SERIALIZER: a serializer is code: use with_value_serializer()",
+    ),
+]
+
+
+@pytest.mark.parametrize(("environment", "says"), BAD_ENVIRONMENTS, ids=str)
+def test_an_environment_that_is_wrong(environment: dict[str, str], says: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        ProducerSettings.from_env("P", {"P_BOOTSTRAP_SERVERS": "a:1", **environment})
+    assert str(caught.value).startswith(says)
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("prefix", ["", "_", None, 7])
+def test_a_prefix_is_needed(prefix: Any) -> None:
+    with pytest.raises(SettingsError, match="prefix must be a str that is not empty"):
+        ProducerSettings.from_env(prefix, {})
+
+
+names = st.sampled_from(sorted(TEXTS.keys() - {"bootstrap_servers"}))
+
+
+@given(st.sets(names))
+def test_all_ways_lead_to_the_same_settings(chosen: set[str]) -> None:
+    texts = {name: TEXTS[name][0] for name in chosen} | {"bootstrap_servers": "a:1"}
+    made = ProducerSettings.from_mapping(texts)
+    upper = {f"P_{name.upper()}": text for name, text in texts.items()}
+    assert ProducerSettings.from_env("P", upper) == made
+    assert made == ProducerSettings(
+        bootstrap_servers="a:1", **{name: TEXTS[name][1] for name in chosen}
+    )
