@@ -345,7 +345,7 @@ async def test_brokers_that_are_down_for_a_while(
             for broker in down:
                 cluster.set_up(broker)
 
-    settings = settings_for(cluster, delivery_timeout=SECONDS + 2)
+    settings = settings_for(cluster, delivery_timeout=SECONDS + 30)
     cell = f"{len(down)} of 2 brokers down for {SECONDS:g} s"
     _, report = await run(cell, anyio_backend, settings, topic, during)
     assert report.acknowledged == report.sent

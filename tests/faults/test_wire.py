@@ -272,4 +272,5 @@ async def test_cancelled_in_a_black_hole(anyio_backend: str, proxy: FaultProxy) 
     report = await judge(cell, ran, settings, "t")
     assert report.abandoned > 0
     assert report.withdrawn > 0
-    assert report.abandoned <= 100
+    # A hundred have room at a time, and some got theirs from the last that were answered.
+    assert report.abandoned <= load.tasks

@@ -16,6 +16,7 @@ from anyio.to_thread import run_sync
 
 from anyio_sendproducer import (
     DeliveryError,
+    Message,
     ProducerBroken,
     ProducerFenced,
     ProducerRecord,
@@ -334,6 +335,35 @@ async def test_a_consumer_that_is_no_member_of_the_group_is_refused(cluster: Kaf
                 await tx.send_offsets({(source, 0): 1}, member)
         assert await made.run(producer) is True
         assert await run_sync(committed_offset, cluster, made.topic, source) is None
+
+
+async def test_a_sink_commits_what_was_read_with_what_was_written(cluster: KafkaCluster) -> None:
+    """In transactions of its own, each of which is there as a whole."""
+    source, topic = cluster.create_topic(), cluster.create_topic(partitions=PARTITIONS)
+    count = 2_000
+
+    async def envelopes() -> AsyncGenerator[Message[None, bytes, int]]:
+        for number in range(count):
+            record = ProducerRecord(topic, b"%d" % number, partition=number % PARTITIONS)
+            yield Message(record, number)
+            if number % 100 == 0:
+                await anyio.sleep(0.02)
+
+    settings = settings_for(cluster, topic).with_eos_commit_interval(0.05)
+    async with open_send_producer(settings) as producer:
+        summary = await producer.sink(
+            envelopes(),
+            offsets=lambda envelope: {(source, 0): envelope.pass_through + 1},
+            group_metadata=topic,
+        )
+        assert (summary.envelopes, summary.records) == (count, count)
+        assert producer.statistics().generations == 1
+    assert await run_sync(committed_offset, cluster, topic, source) == count
+    read = partial(read_topic, cluster.bootstrap_servers, topic, isolation="read_committed")
+    found = await run_sync(read)
+    for partition in range(PARTITIONS):
+        values = [int(one.value or b"") for one in found if one.partition == partition]
+        assert values == list(range(partition, count, PARTITIONS))
 
 
 # --- under faults --------------------------------------------------------------------------------
