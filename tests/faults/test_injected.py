@@ -52,7 +52,7 @@ def fresh() -> Iterator[MockCluster]:
 
 @pytest.fixture
 def topic() -> str:
-    # Created when it is first asked for, with four partitions, which the brokers lead in turn. To
+    # Created when it is first asked for, with four partitions, led by whichever broker. To
     # create it by hand now and then takes the mock seconds.
     return f"t{next(_topics)}"
 
@@ -65,6 +65,15 @@ def settings_for(cluster: MockCluster, **changes: Any) -> ProducerSettings:
         close_timeout=10.0,
         properties=properties,
     ).evolve(**changes)
+
+
+async def until_both_lead(running: Running, cluster: MockCluster, topic: str) -> None:
+    """Have each broker lead two partitions, and wait until a quarter of the load is through. The
+    mock leaves to chance who leads a topic that it made by itself."""
+    await running.until_settled(0.1)
+    for partition in range(4):
+        cluster.move(topic, partition, 1 + partition % 2)
+    await running.until_settled(0.25)
 
 
 async def run(
@@ -269,7 +278,7 @@ async def test_answers_slower_than_the_deadline(
     fresh: MockCluster, topic: str, anyio_backend: str
 ) -> None:
     async def during(running: Running) -> None:
-        await running.until_settled(0.25)
+        await until_both_lead(running, fresh, topic)
         fresh.answer_next(1, 0, rtt_ms=1_500)
 
     settings = settings_for(fresh, delivery_timeout=0.4)
@@ -281,6 +290,7 @@ async def test_answers_slower_than_the_deadline(
 
 async def test_an_answer_that_is_lost(fresh: MockCluster, topic: str, anyio_backend: str) -> None:
     async def during(running: Running) -> None:
+        await until_both_lead(running, fresh, topic)
         for turn in range(1, 4):
             await running.until_settled(turn / 4)
             fresh.answer_next(1, 0, rtt_ms=2_000)
@@ -298,7 +308,7 @@ async def test_an_answer_that_is_lost_and_then_a_refusal(
     """What was written is refused when it is sent again: rights were taken away meanwhile, say."""
 
     async def during(running: Running) -> None:
-        await running.until_settled(0.25)
+        await until_both_lead(running, fresh, topic)
         fresh.answer_next(1, 0, rtt_ms=2_000)
         for _ in range(4):
             # An answer to another partition, behind the one that is late, is lost as well.
@@ -335,11 +345,12 @@ async def test_brokers_that_are_down_for_a_while(
     cluster: MockCluster, topic: str, anyio_backend: str, down: tuple[int, ...]
 ) -> None:
     async def during(running: Running) -> None:
-        await running.until_settled(0.25)
+        await until_both_lead(running, cluster, topic)
         for broker in down:
             cluster.set_down(broker)
         try:
-            await running.until_under_way()
+            # Half of them go to the other broker, and through.
+            await running.until_under_way(200)
             await anyio.sleep(SECONDS)
         finally:
             for broker in down:
