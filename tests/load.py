@@ -118,12 +118,18 @@ class Running:
             await anyio.sleep(0.001)
 
     async def until_under_way(self, records: int = 500) -> None:
-        """Wait until so many are given to the producer and have no outcome, or until all are given
-        to it. Where nothing is delivered, half of 200 tasks come to one each, half to eight."""
-        while (  # noqa: ASYNC110  # as above
-            len(self.history.sent) - self.settled < records
-            and len(self.history.sent) < self.load.records
-        ):
+        """Wait until so many are given to the producer and have no outcome, until all are given to
+        it, or until nothing moves for half a second. Where nothing is delivered, half of 200 tasks
+        come to one each, and half to eight."""
+        moved = before = (-1, -1)
+        since = anyio.current_time()
+        while before != moved or anyio.current_time() - since < 0.5:
+            sent = len(self.history.sent)
+            if sent - self.settled >= records or sent >= self.load.records:
+                return
+            before, moved = moved, (sent, self.settled)
+            if before != moved:
+                since = anyio.current_time()
             await anyio.sleep(0.001)
 
 
