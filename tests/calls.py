@@ -12,16 +12,19 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
-from anyio_sendproducer import ProducerRecord, SendProducerError
+from anyio_sendproducer import DeliveryError, Persistence, ProducerRecord, SendProducerError
 from anyio_sendproducer.testing import FakeDriver, Gate
 
 __all__ = [
     "PATIENCE",
     "Call",
     "at_gate",
+    "fail",
+    "never",
     "quiet",
     "raising",
     "record",
+    "refuse",
     "taken",
     "task_group",
     "until",
@@ -42,6 +45,21 @@ def record(
 ) -> AnyRecord:
     """A record, to partition 0 unless told otherwise, so that there is one order."""
     return ProducerRecord(topic, value, key, partition=partition)
+
+
+def refuse(what: ProducerRecord[Any, Any]) -> DeliveryError:
+    """The outcome of a record that was refused."""
+    return DeliveryError("refused", record=what, persistence=Persistence.NOT_PERSISTED)
+
+
+def fail() -> None:
+    """End a block; a bare `raise` would have type checkers take what follows for unreachable."""
+    raise ZeroDivisionError
+
+
+def never() -> None:
+    """What is not to be reached."""
+    raise AssertionError
 
 
 class Call(Generic[T]):

@@ -22,8 +22,10 @@ __all__ = [
     "ACLS",
     "Authority",
     "Certificate",
+    "logging_in",
     "sasl_listener",
     "ssl_listener",
+    "trusting",
     "unsecured_token",
 ]
 
@@ -133,6 +135,24 @@ def sasl_listener(
     if certificate is None:
         return Listener(name, "SASL_PLAINTEXT", properties)
     return Listener(name, "SASL_SSL", {**properties, **_tls(certificate, None)})
+
+
+def trusting(authority: Authority, shown: Certificate | None = None) -> dict[str, Any]:
+    """Properties of a client with TLS that trusts this authority, and shows a certificate."""
+    properties = {"security.protocol": "SSL", "ssl_cafile": str(authority.file)}
+    if shown is not None:
+        properties |= {"ssl_certfile": str(shown.chain), "ssl_keyfile": str(shown.key)}
+    return properties
+
+
+def logging_in(mechanism: str, user: str, password: str) -> dict[str, Any]:
+    """Properties of a client that logs in with a password."""
+    return {
+        "security.protocol": "SASL_PLAINTEXT",
+        "sasl.mechanism": mechanism,
+        "sasl_plain_username": user,
+        "sasl_plain_password": password,
+    }
 
 
 def unsecured_token(user: str, *, valid_for: float = 3600.0) -> str:

@@ -20,7 +20,6 @@ from anyio_sendproducer import (
     MultiMessage,
     PassThroughMessage,
     Persistence,
-    ProducerRecord,
     ProducerSettings,
     SendProducer,
     UndeliveredRecords,
@@ -28,7 +27,18 @@ from anyio_sendproducer import (
     start_send_producer,
 )
 from anyio_sendproducer.testing import FakeDriver
-from tests.calls import PATIENCE, Call, at_gate, quiet, raising, record, taken, task_group, until
+from tests.calls import (
+    PATIENCE,
+    Call,
+    at_gate,
+    quiet,
+    raising,
+    record,
+    refuse,
+    taken,
+    task_group,
+    until,
+)
 
 ASYNCIO = [
     pytest.param("asyncio", id="asyncio"),
@@ -51,10 +61,6 @@ def by_a_deadline(call: Call[Any]) -> None:
 @pytest.fixture(params=[from_outside, by_a_deadline])
 def cancel(request: pytest.FixtureRequest) -> Cancel:
     return cast("Cancel", request.param)
-
-
-def refuse(what: ProducerRecord[Any, Any]) -> DeliveryError:
-    return DeliveryError("refused", record=what, persistence=Persistence.NOT_PERSISTED)
 
 
 def values(fake: FakeDriver) -> list[bytes]:

@@ -22,7 +22,6 @@ from anyio_sendproducer import (
     PassThroughMessage,
     Persistence,
     ProducerClosed,
-    ProducerRecord,
     ProducerSettings,
     SendProducer,
     SendProducerError,
@@ -33,7 +32,7 @@ from anyio_sendproducer import (
     start_send_producer,
 )
 from anyio_sendproducer.testing import FakeDriver, Gate
-from tests.calls import Call, at_gate, quiet, raising, record, taken, task_group, until
+from tests.calls import Call, at_gate, quiet, raising, record, refuse, taken, task_group, until
 
 #: Far more than any of these ends takes, and far less than what it must not wait for; seconds.
 GENEROUS = 3.0
@@ -709,10 +708,6 @@ async def test_many_producers_at_once(settings: ProducerSettings) -> None:
             tasks.start_soon(use, fake)
     assert [values(fake) for fake in fakes] == [[b"v"]] * 5
     assert set(anyio.get_running_tasks()) == set(before)
-
-
-def refuse(what: ProducerRecord[Any, Any]) -> DeliveryError:
-    return DeliveryError("refused", record=what, persistence=Persistence.NOT_PERSISTED)
 
 
 async def test_failures_while_it_drains_are_raised(settings: ProducerSettings) -> None:

@@ -27,7 +27,6 @@ from anyio_sendproducer import (
     MultiResult,
     PassThroughMessage,
     PassThroughResult,
-    Persistence,
     ProducerClosed,
     ProducerRecord,
     ProducerSettings,
@@ -40,13 +39,21 @@ from anyio_sendproducer import (
     open_send_producer,
 )
 from anyio_sendproducer.testing import FakeDriver
-from tests.calls import PATIENCE, Call, at_gate, quiet, raising, record, taken, task_group, until
+from tests.calls import (
+    PATIENCE,
+    Call,
+    at_gate,
+    fail,
+    quiet,
+    raising,
+    record,
+    refuse,
+    taken,
+    task_group,
+    until,
+)
 
 Envelopes = AsyncIterator[Any]
-
-
-def refuse(what: ProducerRecord[Any, Any]) -> DeliveryError:
-    return DeliveryError("refused", record=what, persistence=Persistence.NOT_PERSISTED)
 
 
 class Source(AsyncIterable[Any]):
@@ -68,11 +75,6 @@ class Source(AsyncIterable[Any]):
 
 def messages(count: int) -> list[Any]:
     return [Message(record(b"%d" % number), number) for number in range(count)]
-
-
-def fail() -> None:
-    """End a block; a bare `raise` would have type checkers take what follows for unreachable."""
-    raise ZeroDivisionError
 
 
 async def collect(producer: SendProducer, source: Any, **options: Any) -> list[Any]:

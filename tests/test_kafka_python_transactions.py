@@ -27,7 +27,7 @@ from anyio_sendproducer import (
 )
 from anyio_sendproducer.drivers import ConsumedOffset, Deadline, _kafka_python
 from anyio_sendproducer.drivers._kafka_python import KafkaPythonDriver
-from tests.calls import raising
+from tests.calls import fail, raising
 from tests.recorder import Recorder
 
 SETTINGS = ProducerSettings(bootstrap_servers="broker.invalid:1", transactional_id="id")
@@ -69,11 +69,6 @@ async def test_the_first_of_two_is_fenced_off(shared_broker: str, anyio_backend:
         assert first.statistics().state == "broken"
         async with second.transaction() as tx:
             await tx.send(ProducerRecord(topic, b"good"))
-
-
-def fail() -> None:
-    """End a block; a bare `raise` would have type checkers take what follows for unreachable."""
-    raise ZeroDivisionError
 
 
 # --- with a client that does as it is told -------------------------------------------------------

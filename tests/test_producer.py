@@ -37,14 +37,10 @@ from anyio_sendproducer import (
 from anyio_sendproducer import _producer as module
 from anyio_sendproducer.drivers import Submission, Submitted
 from anyio_sendproducer.testing import FakeDriver
-from tests.calls import Call, at_gate, quiet, raising, record, taken, task_group, until
+from tests.calls import Call, at_gate, quiet, raising, record, refuse, taken, task_group, until
 
 #: A send with room for nothing else; seconds.
 SOON = 0.03
-
-
-def refuse(what: ProducerRecord[Any, Any]) -> DeliveryError:
-    return DeliveryError("refused", record=what, persistence=Persistence.NOT_PERSISTED)
 
 
 def refuse_only(*values: bytes) -> Callable[[ProducerRecord[Any, Any]], DeliveryError | None]:

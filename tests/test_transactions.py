@@ -21,7 +21,6 @@ from anyio_sendproducer import (
     ProducerBroken,
     ProducerClosed,
     ProducerFenced,
-    ProducerRecord,
     ProducerSettings,
     RecordRejected,
     Result,
@@ -37,7 +36,20 @@ from anyio_sendproducer import (
 )
 from anyio_sendproducer.drivers import ConsumedOffset, Deadline
 from anyio_sendproducer.testing import FakeDriver
-from tests.calls import PATIENCE, Call, at_gate, quiet, raising, record, taken, task_group, until
+from tests.calls import (
+    PATIENCE,
+    Call,
+    at_gate,
+    fail,
+    never,
+    quiet,
+    raising,
+    record,
+    refuse,
+    taken,
+    task_group,
+    until,
+)
 
 
 @pytest.fixture
@@ -45,23 +57,9 @@ def settings(settings: ProducerSettings) -> ProducerSettings:
     return settings.with_transactional_id("id")
 
 
-def refuse(what: ProducerRecord[Any, Any]) -> DeliveryError:
-    return DeliveryError("refused", record=what, persistence=Persistence.NOT_PERSISTED)
-
-
 def state(tx: Transaction) -> TransactionState:
     """Its state now; type checkers believe that an attribute stays as it was."""
     return tx.state
-
-
-def fail() -> None:
-    """End a block; a bare `raise` would have type checkers take what follows for unreachable."""
-    raise ZeroDivisionError
-
-
-def never() -> None:
-    """What is not to be reached."""
-    raise AssertionError
 
 
 def ended(fake: FakeDriver) -> list[tuple[str, list[Any]]]:

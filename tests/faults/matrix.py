@@ -278,7 +278,7 @@ def page(rows: Iterable[Row], versions: Sequence[str]) -> str:
     groups: dict[str, list[Row]] = {}
     for row in sorted(rows, key=lambda row: (row.cell, row.loop)):
         groups.setdefault(row.group, []).append(row)
-    parts = [_BEGIN.replace("{totals}", _totals(list(rows), versions))]
+    parts = [_BEGIN.replace("{totals}", _totals(rows, versions))]
     for group in sorted(groups, key=_rank):
         parts.append(f"## {group.capitalize()}\n")
         notes: list[str] = []

@@ -22,7 +22,14 @@ from tests.faults.matrix import FULL, RECORDS, Cell, judge
 from tests.history import Report
 from tests.kafka_cluster import KafkaCluster, kafka_cluster
 from tests.kafka_home import require_kafka
-from tests.kafka_security import Authority, Certificate, sasl_listener, ssl_listener
+from tests.kafka_security import (
+    Authority,
+    Certificate,
+    logging_in,
+    sasl_listener,
+    ssl_listener,
+    trusting,
+)
 from tests.load import Load, Ran, Running, run_load
 
 #: Seconds over which a load is spread.
@@ -92,19 +99,6 @@ def settings_for(
     ).evolve(**changes)
 
 
-def logging_in(name: str, password: str = PASSWORD) -> dict[str, Any]:
-    return {
-        "security.protocol": "SASL_PLAINTEXT",
-        "sasl.mechanism": MECHANISM,
-        "sasl.username": name,
-        "sasl.password": password,
-    }
-
-
-def trusting(authority: Authority) -> dict[str, Any]:
-    return {"security.protocol": "SSL", "ssl.ca.location": str(authority.file)}
-
-
 async def run(
     cell: str,
     loop: str,
@@ -141,9 +135,9 @@ async def test_a_password_that_is_wrong_and_then_right(
     anyio_backend: str, secured: Secured
 ) -> None:
     secured.cluster.create_user("alice", PASSWORD, MECHANISM)
-    wrong = logging_in("alice", PASSWORD + "!")
+    wrong = logging_in(MECHANISM, "alice", PASSWORD + "!")
     await refused(settings_for(secured, "SASL", wrong), f"refused the login with {MECHANISM}")
-    settings = settings_for(secured, "SASL", logging_in("alice"))
+    settings = settings_for(secured, "SASL", logging_in(MECHANISM, "alice", PASSWORD))
     await run("password wrong, then right", anyio_backend, secured, settings)
 
 
@@ -162,7 +156,7 @@ async def test_a_password_that_is_changed_and_changed_back(
         time.sleep(REFUSED_FOR)
         cluster.create_user(name, PASSWORD, MECHANISM)
 
-    settings = settings_for(secured, "SASL", logging_in(name))
+    settings = settings_for(secured, "SASL", logging_in(MECHANISM, name, PASSWORD))
     cell = "password changed and changed back, connections lost"
     await run(cell, anyio_backend, secured, settings, fault)
 

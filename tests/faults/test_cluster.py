@@ -79,13 +79,27 @@ async def run(
     return report
 
 
-async def test_the_leader_is_killed(anyio_backend: str, cluster: KafkaCluster, topic: str) -> None:
+@pytest.mark.parametrize(
+    ("end", "cell"),
+    [
+        (KafkaCluster.kill, "SIGKILL of a leader"),
+        (KafkaCluster.fill_disk, "disk of a leader full"),
+    ],
+    ids=["killed", "disk-full"],
+)
+async def test_the_leader_ends_at_once(
+    anyio_backend: str,
+    cluster: KafkaCluster,
+    topic: str,
+    end: Callable[[KafkaCluster, int], None],
+    cell: str,
+) -> None:
     def fault() -> None:
-        cluster.kill(1)
+        end(cluster, 1)
         cluster.wait_for_leader(topic, 0, other_than=1)
         cluster.start(1)
 
-    report = await run("SIGKILL of a leader", anyio_backend, cluster, topic, fault)
+    report = await run(cell, anyio_backend, cluster, topic, fault)
     assert report.acknowledged == report.sent
 
 
@@ -160,9 +174,12 @@ async def test_all_brokers_are_gone(
     else:
         assert report.acknowledged + report.failures == report.sent
         assert report.failures > 0
-        kinds = {"DeliveryTimeout, not persisted", "DeliveryTimeout, possibly persisted"}
-        # A client that gets nowhere for long is given up, and with it what it had.
-        kinds.add("DeliveryError, possibly persisted")
+        kinds = {
+            "DeliveryTimeout, not persisted",
+            "DeliveryTimeout, possibly persisted",
+            # A client that gets nowhere for long is given up, and with it what it had.
+            "DeliveryError, possibly persisted",
+        }
         assert set(report.failed) <= kinds
 
 
@@ -182,18 +199,6 @@ async def test_min_insync_replicas_is_not_met_for_a_while(
     )
     assert report.acknowledged == report.sent
     assert report.longest_wait > 1
-
-
-async def test_the_disk_of_a_leader_is_full(
-    anyio_backend: str, cluster: KafkaCluster, topic: str
-) -> None:
-    def fault() -> None:
-        cluster.fill_disk(1)
-        cluster.wait_for_leader(topic, 0, other_than=1)
-        cluster.start(1)
-
-    report = await run("disk of a leader full", anyio_backend, cluster, topic, fault)
-    assert report.acknowledged == report.sent
 
 
 async def test_a_quota_throttles(anyio_backend: str, cluster: KafkaCluster, topic: str) -> None:

@@ -20,7 +20,7 @@ from tests.faults.matrix import FULL, RECORDS, Cell, Row, join, judge, read_log,
 from tests.history import Acknowledged, Ended, History, Logged, Plain, check
 from tests.kafka_cluster import KafkaCluster, kafka_cluster
 from tests.kafka_home import require_kafka
-from tests.kafka_security import ACLS, sasl_listener
+from tests.kafka_security import ACLS, logging_in, sasl_listener
 from tests.load import Load, Running, make_record, run_load
 
 #: Seconds over which a load is spread.
@@ -105,12 +105,7 @@ async def test_a_topic_that_is_forbidden_and_then_granted(
     settings = settings_for(
         cluster,
         bootstrap_servers=cluster.bootstrap("SASL"),
-        properties={
-            "security.protocol": "SASL_PLAINTEXT",
-            "sasl.mechanism": "PLAIN",
-            "sasl.username": "bob",
-            "sasl.password": PASSWORD,
-        },
+        properties=logging_in("PLAIN", "bob", PASSWORD),
     )
     load = Load(topic=topic, records=RECORDS, seconds=SECONDS, partitions=PARTITIONS, make=make)
     ran = await run_load(settings, load, during=during)

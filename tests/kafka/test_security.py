@@ -28,9 +28,10 @@ from tests.kafka_cluster import KafkaCluster, kafka_cluster
 from tests.kafka_security import (
     ACLS,
     Authority,
-    Certificate,
+    logging_in,
     sasl_listener,
     ssl_listener,
+    trusting,
     unsecured_token,
 )
 from tests.test_end_to_end import assert_written
@@ -96,14 +97,6 @@ def settings_for(
     )
 
 
-def trusting(authority: Authority, shown: Certificate | None = None) -> dict[str, Any]:
-    """Properties of a client with TLS that trusts this authority, and shows a certificate."""
-    properties = {"security.protocol": "SSL", "ssl_cafile": str(authority.file)}
-    if shown is not None:
-        properties |= {"ssl_certfile": str(shown.chain), "ssl_keyfile": str(shown.key)}
-    return properties
-
-
 class Tokens(oauth.AbstractTokenProvider):  # type: ignore[misc]
     """Gives out a token, the same one each time."""
 
@@ -118,14 +111,13 @@ def logged_in(
     mechanism: str, user: str = "alice", password: str = PASSWORD, *, valid_for: float = 3600.0
 ) -> dict[str, Any]:
     """Properties of a client that logs in."""
-    properties: dict[str, Any] = {
+    if mechanism != "OAUTHBEARER":
+        return logging_in(mechanism, user, password)
+    return {
         "security.protocol": "SASL_PLAINTEXT",
         "sasl.mechanism": mechanism,
+        "sasl_oauth_token_provider": Tokens(unsecured_token(user, valid_for=valid_for)),
     }
-    if mechanism == "OAUTHBEARER":
-        token = unsecured_token(user, valid_for=valid_for)
-        return {**properties, "sasl_oauth_token_provider": Tokens(token)}
-    return {**properties, "sasl_plain_username": user, "sasl_plain_password": password}
 
 
 async def assert_comes_in(

@@ -30,7 +30,7 @@ from anyio_sendproducer import (
     TransactionState,
     open_send_producer,
 )
-from tests.calls import raising
+from tests.calls import fail, never, raising
 from tests.history import History, Isolation, Reader, check, read_topic
 from tests.kafka_cluster import KafkaCluster
 
@@ -48,16 +48,6 @@ def cluster(shared_kafka: KafkaCluster) -> KafkaCluster:
     return shared_kafka
 
 
-def fail() -> None:
-    """End a block; a bare `raise` would have type checkers take what follows for unreachable."""
-    raise ZeroDivisionError
-
-
-def never() -> None:
-    """What is not to be reached."""
-    raise AssertionError
-
-
 def settings_for(cluster: KafkaCluster, name: str, **changes: Any) -> ProducerSettings:
     return ProducerSettings(
         bootstrap_servers=cluster.bootstrap_servers, transactional_id=name, delivery_timeout=60.0
@@ -67,12 +57,10 @@ def settings_for(cluster: KafkaCluster, name: str, **changes: Any) -> ProducerSe
 class Transactions:
     """Transactions one after the other, and all that is said of them."""
 
-    def __init__(self, cluster: KafkaCluster, *, replicas: int | None = None) -> None:
+    def __init__(self, cluster: KafkaCluster) -> None:
         self.cluster = cluster
         configs = {"min.insync.replicas": 2} if len(cluster.brokers) > 1 else {}
-        self.topic = cluster.create_topic(
-            partitions=PARTITIONS, replication_factor=replicas, configs=configs
-        )
+        self.topic = cluster.create_topic(partitions=PARTITIONS, configs=configs)
         self.history = History()
         self.count = 0
 
