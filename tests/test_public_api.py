@@ -154,7 +154,7 @@ LAYERS: Final = [
     {"_exceptions"},
     {"_records", "_sources"},
     {"_settings"},
-    {"_ledger", "_loops", "drivers"},
+    {"_ledger", "_loops", "_scopes", "drivers"},
     {"_bridge", "_sending"},
     {"_flow"},
     {"_transaction"},

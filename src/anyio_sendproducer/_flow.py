@@ -42,7 +42,9 @@ from ._records import (
     Result,
     Results,
 )
+from ._scopes import plain_task_group
 from ._sending import Delivery, Sender, check_is_envelope, parts_of
+from ._settings import check_count
 
 __all__ = ["FlowSummary", "Offsets", "run_flow", "run_sink", "run_transactional_flow"]
 
@@ -70,13 +72,11 @@ class FlowSummary:
 class _Slot:
     """An envelope in the line, and what is known of its records."""
 
-    __slots__ = ("committed", "envelope", "error", "places")
+    __slots__ = ("committed", "envelope", "places")
 
     def __init__(self, envelope: Any) -> None:
         self.envelope = envelope
         self.places: list[Delivery | DeliveryError] = []
-        #: Of the transaction, not of a record.
-        self.error: Exception | None = None
         self.committed = True
 
     async def outcome(self) -> Results[Any, Any, Any]:
@@ -285,26 +285,20 @@ async def _feed(flow: _Flow[Any], sender: Sender, source: AsyncIterable[Any]) ->
 async def _running(
     flow: _Flow[Any], *feeders: Callable[[], Any]
 ) -> AsyncGenerator[anyio.abc.ObjectReceiveStream[Any]]:
-    # What the body raised leaves as it is, and not in a group; the feeders raise nothing.
-    failure: BaseException | None = None
-    async with anyio.create_task_group() as tasks:
+    # The feeders raise nothing.
+    async with plain_task_group() as tasks:
         try:
             for feeder in feeders:
                 tasks.start_soon(feeder)
             yield flow
-        except BaseException as error:  # noqa: BLE001  # raised again below
-            failure = error
         finally:
             tasks.cancel_scope.cancel()
             flow.withdraw()
-    if failure is not None:
-        raise failure
 
 
 def _limit(given: int | None, default: int) -> int:
     limit = default if given is None else given
-    if not isinstance(cast("object", limit), int) or isinstance(limit, bool) or limit < 1:
-        raise SettingsError(f"max_in_flight must be an int of 1 or more: {limit!r}")
+    check_count("max_in_flight", limit)
     return limit
 
 

@@ -42,6 +42,7 @@ __all__ = [
     "Ledger",
     "ProducerState",
     "Statistics",
+    "not_sent",
     "not_tried",
 ]
 
@@ -224,12 +225,19 @@ class Statistics:
     """Times that outcomes crossed back: each brings all that there were."""
 
 
+def not_sent(
+    record: ProducerRecord[Any, Any], message: str, cause: BaseException | None = None
+) -> DeliveryError:
+    """The outcome of a record that the client was never given."""
+    error = DeliveryError(message, record=record, persistence=Persistence.NOT_PERSISTED)
+    error.__cause__ = cause
+    return error
+
+
 def not_tried(record: ProducerRecord[Any, Any]) -> DeliveryError:
     """The outcome of a record of a group that stopped before its turn came."""
-    return DeliveryError(
-        "the record was not sent: another one of its call failed before (stop_on_error)",
-        record=record,
-        persistence=Persistence.NOT_PERSISTED,
+    return not_sent(
+        record, "the record was not sent: another one of its call failed before (stop_on_error)"
     )
 
 
@@ -761,12 +769,10 @@ class Ledger:
             for entry in self._alive
             if entry.state is _QUEUED and (until is None or entry.seq <= until)
         ]
-        for entry in unsubmitted if until is not None else [*unsubmitted, *self._waiting]:
-            error = DeliveryError(
-                message, record=entry.record, persistence=Persistence.NOT_PERSISTED
-            )
-            error.__cause__ = reason
-            self._end_unsubmitted(entry, error, woken)
+        for entry in unsubmitted:
+            self._end_unsubmitted(entry, not_sent(entry.record, message, reason), woken)
+        if until is None:
+            self._fail_waiting(message, woken, reason)
         self._admit_waiting(woken)
         self._pass_barriers(woken)
         return woken
@@ -795,13 +801,11 @@ class Ledger:
         self.state = ProducerState.CLOSED
         return woken
 
-    def _fail_waiting(self, message: str, woken: list[object]) -> None:
+    def _fail_waiting(
+        self, message: str, woken: list[object], cause: BaseException | None = None
+    ) -> None:
         for entry in list(self._waiting):
-            self._end_unsubmitted(
-                entry,
-                DeliveryError(message, record=entry.record, persistence=Persistence.NOT_PERSISTED),
-                woken,
-            )
+            self._end_unsubmitted(entry, not_sent(entry.record, message, cause), woken)
 
     def _fail_all(self, message: str, cause: BaseException | None) -> list[object]:
         woken: list[object] = []

@@ -52,6 +52,7 @@ from ._records import (
     Results,
     check_record,
 )
+from ._scopes import plain_task_group
 from ._sending import Sender, check_is_record
 from ._settings import ProducerSettings
 from ._transaction import Transaction, run_transaction
@@ -697,24 +698,16 @@ async def open_send_producer(
 
     Cancellation leaves nothing behind, at whichever moment it comes.
     """
-    # The policy on exceptions: what the body raised leaves as it is. A task group would wrap it,
-    # so it is kept out of the group's sight and raised again when the group has ended. The
-    # producer's tasks themselves raise nothing but cancellation.
-    failure: BaseException | None = None
-    async with anyio.create_task_group() as tasks:
+    # The producer's tasks themselves raise nothing but cancellation.
+    async with plain_task_group() as tasks:
+        producer = await start_send_producer(tasks, settings, driver=driver)
         try:
-            producer = await start_send_producer(tasks, settings, driver=driver)
-            try:
-                yield producer
-            except BaseException as error:
-                await producer._close_hurriedly()
-                _note_undelivered(error, producer)
-                raise
-            await producer.aclose()
-        except BaseException as error:  # noqa: BLE001  # raised again below
-            failure = error
-    if failure is not None:
-        raise failure
+            yield producer
+        except BaseException as error:
+            await producer._close_hurriedly()
+            _note_undelivered(error, producer)
+            raise
+        await producer.aclose()
 
 
 def _note_undelivered(error: BaseException, producer: SendProducer) -> None:

@@ -21,14 +21,12 @@ import anyio.lowlevel
 from ._exceptions import (
     DeliveryError,
     MultiDeliveryError,
-    Persistence,
     ProducerBroken,
     ProducerClosed,
     ProducerMisused,
     RecordRejected,
-    SendProducerError,
 )
-from ._ledger import DeliveryState, Entry, Group, Ledger, not_tried
+from ._ledger import DeliveryState, Entry, Group, Ledger, not_sent, not_tried
 from ._loops import Loop, Several
 from ._records import (
     Envelope,
@@ -401,7 +399,7 @@ class Sender:
                 except (ProducerClosed, ProducerBroken) as error:
                     if not any(isinstance(one, Entry) for one in line):
                         raise
-                    line.append(_not_entered(record, error))
+                    line.append(not_sent(record, f"the record was not sent: {error}", error))
                     group.remaining -= 1
                     continue
                 entry.group = group
@@ -444,16 +442,6 @@ def _no_envelope(given: object) -> TypeError:
 def check_is_record(given: object) -> None:
     if not isinstance(given, ProducerRecord):
         raise TypeError(f"a ProducerRecord is sent, not {type(given).__name__}: {given!r:.80}")
-
-
-def _not_entered(record: ProducerRecord[Any, Any], cause: SendProducerError) -> DeliveryError:
-    error = DeliveryError(
-        f"the record was not sent: {cause}",
-        record=record,
-        persistence=Persistence.NOT_PERSISTED,
-    )
-    error.__cause__ = cause
-    return error
 
 
 def parts_of(

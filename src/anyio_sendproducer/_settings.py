@@ -152,9 +152,7 @@ class ProducerSettings:
                 )
         set_field(self, "properties", _properties(self.properties))
         for field in ("max_in_flight", "max_buffered_bytes"):
-            number: object = getattr(self, field)
-            if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-                raise SettingsError(f"{field} must be an int of 1 or more: {number!r}")
+            check_count(field, getattr(self, field))
         name = cast("object", self.transactional_id)
         if name is not None and (not isinstance(name, str) or not name):
             raise SettingsError(
@@ -385,6 +383,16 @@ def _properties(given: object) -> Mapping[str, Any]:
         if twin != name:
             raise SettingsError(f"properties: {twin!r} and {name!r} are one setting; give one")
     return MappingProxyType(cast("dict[str, Any]", properties))
+
+
+def check_count(field: str, value: object) -> None:
+    """Raise where this is no number of things.
+
+    Raises:
+        SettingsError: it is no int of 1 or more; the message names the field.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise SettingsError(f"{field} must be an int of 1 or more: {value!r}")
 
 
 def _check_duration(field: str, value: object, *, zero: bool) -> None:

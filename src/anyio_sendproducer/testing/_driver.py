@@ -8,6 +8,7 @@ May import: ``drivers``, ``_records``, ``_settings``, ``_exceptions``.
 
 from __future__ import annotations
 
+import functools
 import threading
 import zlib
 from collections.abc import Callable, Sequence
@@ -189,7 +190,7 @@ class FakeDriver:
         if error is not None:
             raise error
         if not commit:
-            self.fail(_aborted)
+            self.fail(functools.partial(_left_open, "the transaction was aborted"))
         records, self._in_transaction = self._in_transaction or [], None
         self.transactions.append(("committed" if commit else "aborted", records))
 
@@ -208,13 +209,7 @@ class FakeDriver:
         if records:
             self.transactions.append(("aborted", records))
         self.on_close.pass_through()
-        self.fail(
-            lambda record: DeliveryError(
-                "the fake driver was closed",
-                record=record,
-                persistence=Persistence.POSSIBLY_PERSISTED,
-            )
-        )
+        self.fail(functools.partial(_left_open, "the fake driver was closed"))
 
     # --- what the test calls -----------------------------------------------------------------
 
@@ -311,7 +306,5 @@ class FakeDriver:
         return len(submissions)
 
 
-def _aborted(record: ProducerRecord[Any, Any]) -> DeliveryError:
-    return DeliveryError(
-        "the transaction was aborted", record=record, persistence=Persistence.POSSIBLY_PERSISTED
-    )
+def _left_open(why: str, record: ProducerRecord[Any, Any]) -> DeliveryError:
+    return DeliveryError(why, record=record, persistence=Persistence.POSSIBLY_PERSISTED)
