@@ -94,6 +94,8 @@ def _is_interrupt(error: BaseException) -> bool:
 
 def main() -> None:
     """Do as ordered."""
+    # Whoever runs in the background of a shell inherits that Ctrl-C is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     orders: dict[str, Any] = json.loads(sys.argv[1])
     if "how" in orders:
         anyio.run(_exit_with_records_pending, orders, backend=orders["loop"])
