@@ -50,7 +50,8 @@ class Child:
             [sys.executable, "-m", "tests.faults.sending", json.dumps(orders)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
+            # Without a buffer, in which lines would be hidden from select().
+            bufsize=0,
             cwd=ROOT,
             # Of its own, so that a signal to it is not one to the tests.
             start_new_session=True,
@@ -73,7 +74,7 @@ class Child:
     def end(self) -> tuple[int, str]:
         """Its return code, and what it printed to stderr."""
         _, errors = self.process.communicate(timeout=PATIENCE)
-        return self.process.returncode, errors
+        return self.process.returncode, errors.decode()
 
     def kill(self) -> None:
         """End it in any case."""
