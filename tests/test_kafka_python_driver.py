@@ -659,6 +659,80 @@ def test_an_answer_says_nothing_of_a_topic_that_was_not_asked_for() -> None:
     assert recorder.metadata_changes == 4
 
 
+def test_an_answer_that_comes_at_once_is_told(
+    cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before whoever asked has been told that the topic is not known yet."""
+    answered = threading.Event()
+    metadata_changed = KafkaPythonDriver._metadata_changed
+
+    def note(driver: KafkaPythonDriver, sink: Any, metadata: Any) -> None:
+        metadata_changed(driver, sink, metadata)
+        if driver._asked_for >= {TWELVE}:
+            answered.set()
+
+    monkeypatch.setattr(KafkaPythonDriver, "_metadata_changed", note)
+    with opened(cluster) as (driver, recorder):
+        partitions_for = driver._ready().producer.partitions_for
+
+        def ask_and_dawdle(topic: str) -> Any:
+            try:
+                return partitions_for(topic)
+            except kafka_errors.KafkaTimeoutError:
+                assert answered.wait(PATIENCE)
+                raise
+
+        monkeypatch.setattr(driver._ready().producer, "partitions_for", ask_and_dawdle)
+        changes = recorder.metadata_changes
+        assert driver.partitions_for(TWELVE) is None
+        assert recorder.metadata_changes > changes
+        assert driver.partitions_for(TWELVE) == frozenset(range(12))
+
+
+def test_an_answer_that_comes_while_a_record_is_given_back_is_told(
+    cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A topic that was dropped may be known again when the client says that it is not."""
+    no_short_cut(monkeypatch)
+    parcels = [Parcel(ProducerRecord(TWELVE, b"value"))]
+    with opened(cluster) as (driver, recorder):
+        learn(driver, recorder, TWELVE)
+
+        def refuse(*_: Any) -> Any:
+            raise kafka_errors.KafkaTimeoutError
+
+        with monkeypatch.context() as patched:
+            patched.setattr(driver._ready().producer, "send", refuse)
+            changes = recorder.metadata_changes
+            assert driver.submit(parcels).held == parcels
+            assert recorder.metadata_changes > changes
+        submit(driver, recorder, parcels)
+        [outcome] = recorder.outcomes_of(parcels)
+        metadata_of(outcome)
+
+
+def test_what_is_looked_up_while_an_answer_comes_is_looked_up_again() -> None:
+    """Or it would be taken for true until the next answer, minutes later."""
+    partitions = [{0, 1}, {0}]
+    names = [{"old", "new"}, {"old"}]
+
+    def look_up(_: object) -> Any:
+        found = partitions.pop()
+        forget()  # the client's thread brings an answer
+        return found
+
+    def look_up_names(_: object) -> Any:
+        found = names.pop()
+        forget()
+        return found
+
+    metadata: Any = types.SimpleNamespace(partitions_for_topic=look_up, topics=look_up_names)
+    forget = _kafka_python._look_up_once(metadata)
+    assert metadata.partitions_for_topic("old") is None  # nobody had asked for it
+    assert [metadata.partitions_for_topic("old") for _ in range(2)] == [{0}, {0, 1}]
+    assert [metadata.topics() for _ in range(2)] == [{"old"}, {"old", "new"}]
+
+
 def test_an_error_of_the_metadata_itself_is_told(
     cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:

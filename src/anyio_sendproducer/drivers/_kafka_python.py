@@ -472,15 +472,18 @@ def _fail_alone(producer: Any, refused: set[tuple[str, int]]) -> Callable[[], bo
     return cast("Callable[[], bool]", is_broken)
 
 
-def _look_up_once(cluster: Any) -> None:
+def _look_up_once(cluster: Any) -> Callable[[], None]:
     """Have the metadata of topics looked up once for each answer of the brokers.
 
     3.0.12 makes three new sets of it in every ``send``, a twentieth of the whole call's price. The
-    answers stand in for the public methods of this one object, and are dropped by its own listener.
+    answers stand in for the public methods of this one object.
 
     A topic that nobody asked for is not known, even if a broker told of it: some answer the first
     request with all that they have. The client's next request is for what was asked for, it forgets
     the others, and 3.0.12 then keeps their records for ever.
+
+    Returns:
+        Forgets what was looked up: to be called after each answer, before anybody is told of it.
     """
     partitions_for_topic = cluster.partitions_for_topic
     topics = cluster.topics
@@ -488,30 +491,34 @@ def _look_up_once(cluster: Any) -> None:
     names: dict[bool, set[str]] = {}
     asked: set[str] = set()
 
+    # Another answer may come while one is looked up: what is noted then is noted in what is not
+    # looked at any more.
     def partitions_once(topic: str) -> set[int] | None:
-        found = partitions.get(topic)
+        known = partitions
+        found = known.get(topic)
         if found is None:
             if topic not in asked:
                 asked.add(topic)  # the client does, when it is told that this is not known
                 return None
             found = partitions_for_topic(topic)
             if found is not None:
-                partitions[topic] = found
+                known[topic] = found
         return found
 
     def topics_once(exclude_internal_topics: bool = True) -> set[str]:  # noqa: FBT001, FBT002
-        found = names.get(exclude_internal_topics)
+        known = names
+        found = known.get(exclude_internal_topics)
         if found is None:
-            found = names[exclude_internal_topics] = topics(exclude_internal_topics)
+            found = known[exclude_internal_topics] = topics(exclude_internal_topics)
         return found
 
-    def forget(_cluster: Any) -> None:
-        partitions.clear()
-        names.clear()
+    def forget() -> None:
+        nonlocal partitions, names
+        partitions, names = {}, {}
 
     cluster.partitions_for_topic = partitions_once
     cluster.topics = topics_once
-    cluster.add_listener(forget)
+    return forget
 
 
 class _LastWords(logging.Handler):
@@ -592,6 +599,8 @@ class KafkaPythonDriver:
         self._turns: dict[str, int] = {}
         #: Topics without metadata, and since when the cluster says that it does not know them.
         self._asked: dict[str, float | None] = {}
+        #: Forgets what was looked up in the answer before.
+        self._forget: Callable[[], None] = dict[str, Any]().clear
         #: What the last request for metadata asked for.
         self._asked_for: set[str] = set()
         self._idempotent = False
@@ -664,7 +673,7 @@ class KafkaPythonDriver:
         # 3.0.12 takes these settings and does not pass them on to the one who uses them.
         for name in ("allow_auto_create_topics", "retry_backoff_ms"):
             cluster.config[name] = configs[name]
-        _look_up_once(cluster)
+        self._forget = _look_up_once(cluster)
         cluster.metadata_request = functools.partial(self._asking, cluster.metadata_request)
         cluster.add_listener(functools.partial(self._metadata_changed, sink))
         updated = cluster.request_update()
@@ -810,6 +819,9 @@ class KafkaPythonDriver:
                 # A refresh of the metadata dropped the topic just now.
                 line.route = None
                 self._asked.setdefault(topic, None)
+                if opened.client.cluster.partitions_for_topic(topic) is not None:
+                    # The answer came before it was known that anybody waits for it.
+                    opened.sink.metadata_changed()
                 answer.held.append(submission)
                 continue
             except Exception as error:  # noqa: BLE001  # becomes this record's outcome
@@ -925,12 +937,15 @@ class KafkaPythonDriver:
         opened = self._ready()
         cluster = opened.client.cluster
         routes = self._routes
+        # Before it is asked for: the answer may come at once, and is told to those who wait.
+        self._asked.setdefault(topic, None)
         try:
             # With max_block_ms=0 this never waits: it raises, and asks in the background.
             partitions = opened.producer.partitions_for(topic)
         except kafka_errors.KafkaTimeoutError:
             return self._unknown(topic, cluster)
         except kafka_errors.KafkaError as error:
+            self._asked.pop(topic, None)
             return _translated(error, f"the metadata of topic {topic!r} can't be had: {error}")
         self._asked.pop(topic, None)
         available = cluster.available_partitions_for_topic(topic) or set()
@@ -946,9 +961,10 @@ class KafkaPythonDriver:
             if time.monotonic() - self._asked_again >= _ASK_AGAIN_SECONDS:
                 self._asked_again = time.monotonic()
                 cluster.request_update()
+            self._asked.pop(topic, None)
             error = kafka_errors.TopicAuthorizationFailedError(topic)
             return _translated(error, f"this client may not use topic {topic!r}: {error}")
-        since = self._asked.setdefault(topic, None)
+        since = self._asked.get(topic)
         patience = self._settings.unknown_topic_timeout
         if since is None or time.monotonic() - since < patience:
             return None
@@ -968,6 +984,7 @@ class KafkaPythonDriver:
 
     def _metadata_changed(self, sink: Sink, cluster: Any) -> None:
         """Called by the client, on its thread, after each answer with metadata."""
+        self._forget()
         self._routes = {}
         now = time.monotonic()
         for topic, since in list(self._asked.items()):
