@@ -38,8 +38,9 @@ from anyio_sendproducer import (
 )
 from anyio_sendproducer.drivers import Outcome, Submission, _kafka_python, _runs
 from anyio_sendproducer.drivers._kafka_python import KafkaPythonDriver
-from tests.mock_cluster import FOR_MOCK, MockCluster, mock_cluster
+from tests.mock_cluster import FOR_MOCK, METADATA, MockCluster, mock_cluster
 from tests.recorder import PATIENCE, Parcel, Recorder, learn, submit
+from tests.scripted_broker import eventually
 
 # kafka-python has no types: whatever is taken from it here is Any.
 kafka: Any = importlib.import_module("kafka")
@@ -747,6 +748,38 @@ def test_an_error_of_the_metadata_itself_is_told(
         assert "can't be had" in str(outcome)
 
 
+def drop(driver: KafkaPythonDriver, topic: str) -> None:
+    """As when an answer comes that says that there is no such topic."""
+    client: Any = driver._client
+    del client.cluster._partitions[topic]
+    for listener in [*client.cluster._listeners]:
+        listener(client.cluster)
+
+
+def test_a_topic_that_was_dropped_is_asked_for_again(cluster: MockCluster) -> None:
+    """The client itself asks for it when it is new, or has records for it, and else only when all
+    that it knows is old."""
+    with opened(cluster) as (driver, recorder):
+        assert learn(driver, recorder, TWELVE) == frozenset(range(12))
+        drop(driver, TWELVE)
+        assert learn(driver, recorder, TWELVE) == frozenset(range(12))
+
+
+def test_a_topic_that_is_new_while_an_answer_is_on_its_way_is_asked_for(
+    cluster: MockCluster,
+) -> None:
+    """The client takes that answer for one about the new topic as well, and asks no more."""
+    with opened(cluster) as (driver, recorder):
+        client: Any = driver._client
+        metadata = client.cluster
+        for broker in (1, 2):
+            cluster.answer_next(broker, 0, api=METADATA, rtt_ms=200)
+        metadata.request_update()
+        eventually(lambda: metadata.metadata_refresh_in_progress, PATIENCE)
+        assert learn(driver, recorder, TWELVE) == frozenset(range(12))
+        cluster.forget_answers(METADATA)
+
+
 @pytest.mark.parametrize(("way", "gone_on"), [("append", 3), ("send", 2)])
 def test_a_topic_that_is_dropped_while_its_records_are_handed_over(
     cluster: MockCluster, monkeypatch: pytest.MonkeyPatch, way: str, gone_on: int
@@ -759,10 +792,7 @@ def test_a_topic_that_is_dropped_while_its_records_are_handed_over(
     def drop_after_two(data: Any) -> Any:
         taken.append(data)
         if len(taken) == 3:
-            client: Any = driver._client
-            del client.cluster._partitions[TWO_LEADERS]
-            for listener in [*client.cluster._listeners]:
-                listener(client.cluster)
+            drop(driver, TWO_LEADERS)
         return data
 
     parcels = [Parcel(ProducerRecord(TWO_LEADERS, b"%d" % number, b"k")) for number in range(5)]

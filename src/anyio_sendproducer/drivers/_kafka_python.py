@@ -819,7 +819,9 @@ class KafkaPythonDriver:
                 # A refresh of the metadata dropped the topic just now.
                 line.route = None
                 self._asked.setdefault(topic, None)
-                if opened.client.cluster.partitions_for_topic(topic) is not None:
+                if opened.client.cluster.partitions_for_topic(topic) is None:
+                    self._ask(opened.client.cluster)
+                else:
                     # The answer came before it was known that anybody waits for it.
                     opened.sink.metadata_changed()
                 answer.held.append(submission)
@@ -940,7 +942,8 @@ class KafkaPythonDriver:
         # Before it is asked for: the answer may come at once, and is told to those who wait.
         self._asked.setdefault(topic, None)
         try:
-            # With max_block_ms=0 this never waits: it raises, and asks in the background.
+            # With max_block_ms=0 this never waits: it raises, and asks in the background where the
+            # topic is a new one.
             partitions = opened.producer.partitions_for(topic)
         except kafka_errors.KafkaTimeoutError:
             return self._unknown(topic, cluster)
@@ -967,6 +970,7 @@ class KafkaPythonDriver:
         since = self._asked.get(topic)
         patience = self._settings.unknown_topic_timeout
         if since is None or time.monotonic() - since < patience:
+            self._ask(cluster)
             return None
         del self._asked[topic]
         error = kafka_errors.UnknownTopicOrPartitionError(topic)
@@ -975,6 +979,12 @@ class KafkaPythonDriver:
             f"the cluster does not know topic {topic!r} and did not create it within "
             f"{patience:g} s (unknown_topic_timeout)",
         )
+
+    def _ask(self, cluster: Any) -> None:
+        """Have the client ask for all its topics, unless it is going to. 3.0.12 does so by itself
+        for a topic that is new, and not for one that was known and is not any more."""
+        if not cluster.need_update:
+            cluster.request_update()
 
     def _asking(self, make_request: Callable[[], Any]) -> Any:
         """Called by the client before it asks for metadata, which it does not twice at a time."""
