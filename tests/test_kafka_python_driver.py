@@ -922,7 +922,7 @@ def test_one_refusal_is_told_apart_from_what_it_takes_along(
     """kafka-python fails everything under way with the error of the one that was refused."""
     with opened(cluster) as (driver, recorder):
         learn(driver, recorder, TWO_LEADERS)
-        cluster.set_rtt(2, 1_000)
+        cluster.answer_next(2, 0, rtt_ms=60_000)
         cluster.answer_next(1, code, rtt_ms=100)
         culprit, innocent = send_all(
             driver,
@@ -1042,7 +1042,7 @@ async def test_the_producer_heals_and_goes_on(cluster: MockCluster, code: int) -
                 outcomes[partition] = error
 
         await producer.partitions_for(TWO_LEADERS)
-        cluster.set_rtt(2, 1_000)
+        cluster.answer_next(2, 0, rtt_ms=60_000)
         cluster.answer_next(1, code, rtt_ms=100)
         async with anyio.create_task_group() as senders:
             senders.start_soon(send, 0)
@@ -1052,7 +1052,6 @@ async def test_the_producer_heals_and_goes_on(cluster: MockCluster, code: int) -
         assert culprit.persistence is Persistence.NOT_PERSISTED
         assert isinstance(innocent, DeliveryError)
         assert innocent.persistence is Persistence.POSSIBLY_PERSISTED
-        cluster.set_rtt(2, 0)
         with anyio.fail_after(PATIENCE):
             for partition in (0, 1):
                 await send(partition)
@@ -1179,7 +1178,7 @@ def test_closing_with_records_pending_leaves_no_sender_thread(cluster: MockClust
         client: Any = driver._client
         began = time.monotonic()
         driver.close(0)
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < PATIENCE / 3  # the answers take a minute
         sender = client.closed_by
         assert sender.name.endswith("-network-thread")
         assert not sender.is_alive()
@@ -1207,23 +1206,21 @@ def test_a_thread_that_does_not_end_is_left_behind_and_said_so(
 ) -> None:
     monkeypatch.setattr(_kafka_python, "_JOIN_SECONDS", 0.01)
     called, let_go = threading.Event(), threading.Event()
-
-    class Blocking(Recorder):
-        def completed(self, submissions: Sequence[Any], outcomes: Sequence[Outcome], /) -> None:
-            called.set()
-            assert let_go.wait(PATIENCE)
-            super().completed(submissions, outcomes)
-
     driver = KafkaPythonDriver(settings_for(cluster))
-    recorder = Blocking()
+    recorder = Recorder()
     driver.open(recorder)
     learn(driver, recorder, TWELVE)
-    # Not before somebody listens: it would be told on this thread.
-    for broker in (1, 2):
-        cluster.set_rtt(broker, 200)
+
+    def block(_: Any) -> None:
+        called.set()
+        assert let_go.wait(PATIENCE)
+
+    metadata: Any = driver._client
+    metadata.cluster.add_listener(block)
+    metadata.cluster.request_update()
+    assert called.wait(PATIENCE)
     parcels = [Parcel(ProducerRecord(TWELVE, b"value"))]
     driver.submit(parcels)
-    assert called.wait(PATIENCE)
     driver.close(0)
     assert "the thread of kafka-python did not end" in caplog.text
     let_go.set()
@@ -1284,7 +1281,7 @@ def test_without_metadata_send_raises_at_once_and_asks_in_the_background(bare: A
         bare.send(TWELVE, b"value")
     with pytest.raises(kafka_errors.KafkaTimeoutError):
         bare.partitions_for(TWO_LEADERS)
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - began < PATIENCE / 3  # a minute, if it waited for them
     assert known.wait(PATIENCE)
     assert bare.partitions_for(TWELVE) == set(range(12))
 
