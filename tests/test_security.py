@@ -94,7 +94,9 @@ async def send_one(
         "close_timeout": 5,
         "cancel_timeout": 1,
     }
-    made = ProducerSettings(bootstrap_servers=broker.address, properties=properties or {})
+    # The client pauses for that long before it asks for the metadata of a topic, too.
+    hasty = {"retry.backoff.ms": 10, **(properties or {})}
+    made = ProducerSettings(bootstrap_servers=broker.address, properties=hasty)
     async with open_send_producer(made.evolve(**{**bounds, **changes})) as producer:
         return await producer.send(record or ProducerRecord("orders", b"two tins"))
 
@@ -615,6 +617,21 @@ async def test_a_long_answer_is_refused_by_its_length_alone(hourglass: Hourglass
         # It hung up, and did not wait for the rest.
         hourglass.run_out_when(lambda: len(asked) > 1)
         with pytest.raises(ProducerStartError, match="Invalid frame length: 17825792"):
+            await send_one(broker)
+
+
+async def test_an_attempt_that_is_broken_off_when_time_is_up_has_not_the_last_word(
+    hourglass: Hourglass,
+) -> None:
+    asked: list[int] = []
+
+    def announce_once(_: bytes) -> bytes | None:
+        asked.append(1)
+        return struct.pack(">i", 17 * 1024 * 1024) if len(asked) == 1 else None
+
+    with scripted_broker(answers={METADATA: announce_once}) as broker:
+        hourglass.run_out_when(_since(lambda: len(asked) > 1, 0.1))
+        with pytest.raises(ProducerStartError, match=r"last words: .*Invalid frame length: 178"):
             await send_one(broker)
 
 

@@ -528,12 +528,18 @@ class _LastWords(logging.Handler):
         super().__init__(logging.ERROR)
         self._thread = threading.get_ident()
         self.text = ""
+        #: Unset when time is up: what it says of the attempt that it breaks off then says nothing.
+        self.listens = True
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep the record's message."""
         message = record.getMessage()
         # That says no more than that time is up.
-        if record.thread == self._thread and not message.startswith("Bootstrap failed"):
+        if (
+            self.listens
+            and record.thread == self._thread
+            and not message.startswith("Bootstrap failed")
+        ):
             self.text = message
 
 
@@ -620,7 +626,7 @@ class KafkaPythonDriver:
         client_log.addHandler(words)
         try:
             producer = _Producer(
-                **self._config, kafka_client=functools.partial(self._connect, sink, deadline)
+                **self._config, kafka_client=functools.partial(self._connect, sink, deadline, words)
             )
         except _Aborted:
             self._discard_client()
@@ -662,7 +668,9 @@ class KafkaPythonDriver:
         if self._closing.is_set():
             self._close_client(self._opened, 0)
 
-    def _connect(self, sink: Sink, deadline: float, **configs: Any) -> _NetClient:
+    def _connect(
+        self, sink: Sink, deadline: float, words: _LastWords, **configs: Any
+    ) -> _NetClient:
         """Make the client and let it bootstrap, in slices, so that it can be told to stop.
 
         The constructor's own bootstrap takes as long as ``bootstrap_timeout_ms`` says, whatever
@@ -682,6 +690,7 @@ class KafkaPythonDriver:
                 raise _Aborted
             remaining = deadline - time.monotonic()
             if remaining <= 0:
+                words.listens = False
                 raise kafka_errors.KafkaTimeoutError("no broker answered")
             refusal = client.manager.refusal()
             if refusal is not None:
