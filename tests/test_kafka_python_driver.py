@@ -1027,6 +1027,24 @@ def test_where_the_client_can_not_recover_it_is_broken(cluster: MockCluster) -> 
         ]
 
 
+@pytest.mark.parametrize("way", ["append", "send"])
+def test_that_it_is_broken_is_told_though_what_is_behind_hangs(
+    cluster: MockCluster, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Records that were handed over together, in more than one batch, of which the first fails."""
+    if way == "send":
+        no_short_cut(monkeypatch)
+    with opened(cluster, properties={"batch_size": 1}) as (driver, recorder):
+        learn(driver, recorder, TWO_LEADERS)
+        cluster.answer_next(1, OUT_OF_ORDER_SEQUENCE_NUMBER)
+        records = [ProducerRecord(TWO_LEADERS, b"value", partition=0) for _ in range(5)]
+        assert driver.submit([Parcel(record) for record in records]).held == []
+        recorder.wait(lambda: bool(recorder.breaks))
+        assert [type(error).__name__ for error in recorder.breaks] == [
+            "OutOfOrderSequenceNumberError"
+        ]
+
+
 @pytest.mark.usefixtures("refusals_break")
 @pytest.mark.parametrize("code", [MSG_SIZE_TOO_LARGE, INVALID_RECORD, TOPIC_AUTHORIZATION_FAILED])
 async def test_the_producer_heals_and_goes_on(cluster: MockCluster, code: int) -> None:

@@ -756,6 +756,7 @@ class KafkaPythonDriver:
         lines: dict[str, Line] = {}
         serialized = self._key is not None or self._value is not None
         chooses = self.chooses
+        recovers = self._recovers
         now_ms = int(time.time() * 1000)
         routes = self._routes
         for submission in batch:
@@ -820,6 +821,10 @@ class KafkaPythonDriver:
                         wakes = True
                 else:
                     future = send(topic, value, key, headers, run.partition, timestamp_ms)
+                    is_new = True  # perhaps
+                if is_new and not recovers:
+                    # What is behind it in the run may never be done, and the run not be looked at.
+                    future.add_errback(self._tell_if_broken)
             except DeliveryError as error:
                 failed.append(submission)
                 failures.append(error)
@@ -894,6 +899,11 @@ class KafkaPythonDriver:
         if self._first_to_fail is None and self._ends_with(error):
             self._first_to_fail = submission
 
+    def _tell_if_broken(self, error: Exception) -> None:
+        if not self._broken and not self._closing.is_set() and self._ends_with(error):
+            self._broken = True
+            self._ready().sink.broken(error)
+
     def _ends_with(self, error: Exception) -> bool:
         """Whether a client to which this happened can't send any more."""
         if not self._idempotent:
@@ -915,9 +925,7 @@ class KafkaPythonDriver:
                 refused = refused and submission is self._first_to_fail
             else:
                 refused = refused and (run.topic, run.partition) in opened.client.refused
-            if not self._broken and not self._closing.is_set():
-                self._broken = True
-                opened.sink.broken(error)
+            self._tell_if_broken(error)
         if refused:
             return _rejected(submission.record, f"the broker refused the record: {error}", error)
         failure = DeliveryError(
