@@ -8,11 +8,17 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
+import hypothesis
 import pytest
 
 from anyio_sendproducer import ProducerSettings
 from anyio_sendproducer.testing import EmbeddedBroker, FakeDriver, embedded_broker
 from tests.calls import Deadlines
+
+# No example fails for how long it takes: that says how busy the machine is. All else stays as it is
+# by default, or in CI.
+hypothesis.settings.register_profile("patient", hypothesis.settings(), deadline=None)
+hypothesis.settings.load_profile("patient")
 
 
 @pytest.fixture(params=["asyncio", "trio"])
