@@ -12,12 +12,20 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
-from anyio_sendproducer import DeliveryError, Persistence, ProducerRecord, SendProducerError
+from anyio_sendproducer import (
+    DeliveryError,
+    Persistence,
+    ProducerRecord,
+    SendProducer,
+    SendProducerError,
+    _producer,
+)
 from anyio_sendproducer.testing import FakeDriver, Gate
 
 __all__ = [
     "PATIENCE",
     "Call",
+    "Deadlines",
     "at_gate",
     "fail",
     "never",
@@ -35,7 +43,7 @@ E = TypeVar("E", bound=SendProducerError)
 X = TypeVar("X", bound=BaseException)
 
 #: Seconds for anything that is waited for; none takes more than a fraction of it.
-PATIENCE = 10.0
+PATIENCE = 60.0
 
 AnyRecord = ProducerRecord["bytes | None", bytes]
 
@@ -118,6 +126,36 @@ class Call(Generic[T]):
         assert self.cancelled
 
 
+class Deadlines:
+    """Has deadlines pass when a test says so.
+
+    They are given generously, so that none passes by itself however slow the machine is, and are
+    brought forward when all is as the test wants it.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._brought_forward = anyio.Event()
+        monkeypatch.setattr(_producer, "anyio", self)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(anyio, name)
+
+    async def sleep(self, delay: float) -> None:
+        """What the producer calls in place of anyio.sleep()."""
+        with anyio.move_on_after(delay):
+            await self._brought_forward.wait()
+
+    def bring_forward(self, producer: SendProducer, seconds: float) -> None:
+        """Have everything that was accepted so far, or waits, be so many seconds older."""
+        ledger = producer._ledger
+        for line in (ledger._alive, ledger._waiting):
+            for entry in line:
+                entry.deadline -= seconds
+        ledger._late_since -= seconds
+        over, self._brought_forward = self._brought_forward, anyio.Event()
+        over.set()
+
+
 @contextmanager
 def raising(
     kind: type[X], match: str | None = None
@@ -149,12 +187,12 @@ async def quiet() -> None:
 
 async def taken(fake: FakeDriver, count: int) -> None:
     """Wait until the driver has taken so many records in all."""
-    await anyio.to_thread.run_sync(fake.wait_until_taken, count)
+    await anyio.to_thread.run_sync(fake.wait_until_taken, count, PATIENCE)
 
 
 async def at_gate(gate: Gate) -> None:
     """Wait until somebody stands before the gate."""
-    await anyio.to_thread.run_sync(gate.wait_until_someone_waits)
+    await anyio.to_thread.run_sync(gate.wait_until_someone_waits, PATIENCE)
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -8,10 +8,17 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
+import hypothesis
 import pytest
 
 from anyio_sendproducer import ProducerSettings
 from anyio_sendproducer.testing import EmbeddedBroker, FakeDriver, embedded_broker
+from tests.calls import Deadlines
+
+# No example fails for how long it takes: that says how busy the machine is. All else stays as it is
+# by default, or in CI.
+hypothesis.settings.register_profile("patient", hypothesis.settings(), deadline=None)
+hypothesis.settings.load_profile("patient")
 
 
 @pytest.fixture(params=["asyncio", "trio"])
@@ -22,9 +29,9 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture
 def settings() -> ProducerSettings:
-    """Settings for a fake driver: no such broker exists, and short bounds for what hangs."""
+    """Settings for a fake driver: no such broker exists, and shorter bounds for what hangs."""
     return ProducerSettings(
-        bootstrap_servers="broker.invalid:9092", close_timeout=5.0, cancel_timeout=1.0
+        bootstrap_servers="broker.invalid:9092", close_timeout=30.0, cancel_timeout=20.0
     )
 
 
@@ -32,6 +39,12 @@ def settings() -> ProducerSettings:
 def fake() -> FakeDriver:
     """A driver without a broker."""
     return FakeDriver()
+
+
+@pytest.fixture
+def deadlines(monkeypatch: pytest.MonkeyPatch) -> Deadlines:
+    """The deadlines of the test's producers, which pass when the test wants it."""
+    return Deadlines(monkeypatch)
 
 
 @pytest.fixture
@@ -57,7 +70,7 @@ def shared_broker() -> Iterator[str]:
     thread = threading.Thread(target=anyio.run, args=(serve,), name="shared-broker")
     thread.start()
     try:
-        assert ready.wait(30), "the embedded broker did not come up"
+        assert ready.wait(60), "the embedded broker did not come up"
         yield address[0]
     finally:
         stop.set()

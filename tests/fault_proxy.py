@@ -42,7 +42,7 @@ PRODUCE: Final = 0
 _HEADER: Final = {True: 12, False: 8}
 
 #: Seconds for a switch, and for the proxy's end.
-_PATIENCE: Final = 10.0
+_PATIENCE: Final = 60.0
 
 
 class Way(enum.Enum):
@@ -250,13 +250,13 @@ class FaultProxy:
 
     def stop(self) -> None:
         """Close everything, and wait for the thread."""
-        self._do(self._end)
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(_PATIENCE)
+        self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_PATIENCE)
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
         self._loop.run_forever()
-        self._loop.run_until_complete(asyncio.sleep(0))
         self._loop.close()
 
     def _do(self, switch: Callable[[], object]) -> None:
@@ -273,11 +273,11 @@ class FaultProxy:
         self._loop.remove_reader(self._listening)
         self._listening.close()
 
-    def _end(self) -> None:
+    async def _end(self) -> None:
         self._unlisten()
+        tasks = [one.task for one in self._connections if one.task is not None]
         self._cut_all()
-        # The tasks that were cancelled get their turn first.
-        self._loop.call_later(0.01, self._loop.stop)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     # --- on the thread -------------------------------------------------------------------------
 

@@ -51,7 +51,7 @@ Isolation = Literal["read_committed", "read_uncommitted"]
 Reader = Literal["confluent-kafka", "kafka-python"]
 
 #: Seconds that an outcome may come after `delivery_timeout`, on a busy machine.
-GRACE: Final = 2.0
+GRACE: Final = 15.0
 
 
 # --- what was said -------------------------------------------------------------------------------

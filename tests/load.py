@@ -13,6 +13,7 @@ partition stand in its log in that order, whichever way the partition was chosen
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, Literal
@@ -59,6 +60,8 @@ class Load:
         leave: leave the block while records are under way, and look only then what became of
             them. Tasks that `send` are waited for all the same.
         make: makes a record and its id, which no other may have, of its number.
+        admitted: the share of all records that is sent by itself; what is behind it waits for
+            `Running.admit`. So a fault can be there before them, however fast they are.
     """
 
     topic: str
@@ -73,6 +76,7 @@ class Load:
     make: Callable[[Load, int], tuple[str, ProducerRecord[bytes, bytes]]] = dataclasses.field(
         default_factory=lambda: make_record
     )
+    admitted: float = 1.0
 
 
 class Running:
@@ -89,6 +93,8 @@ class Running:
         self.acknowledged = 0
         """How many of them are acknowledged."""
         self._held: anyio.Event | None = None
+        self._more = anyio.Event()
+        self.admit(load.admitted)
 
     async def hold(self) -> None:
         """Let nothing more be sent for now, and wait until all that was has its outcome."""
@@ -106,6 +112,17 @@ class Running:
         """Wait while the load is held."""
         while self._held is not None:
             await self._held.wait()
+
+    def admit(self, share: float) -> None:
+        """Let the tasks send such a share of all records."""
+        self._admitted = math.ceil(self.load.records * share)
+        more, self._more = self._more, anyio.Event()
+        more.set()
+
+    async def until_admitted(self, number: int) -> None:
+        """Wait until the record of this number may be sent."""
+        while number >= self._admitted:
+            await self._more.wait()
 
     async def until_settled(self, share: float) -> None:
         """Wait until such a share of all records has its outcome."""
@@ -233,38 +250,39 @@ class _Teller:
             async with anyio.create_task_group() as tasks:
                 if during is not None:
                     tasks.start_soon(during, self.running)
-                tasks.start_soon(self._send_all, producer, self.running.scope)
+                tasks.start_soon(self._send_all, self.running)
         finally:
             self.body_ended = time.monotonic()
 
-    async def _send_all(self, producer: SendProducer, scope: anyio.CancelScope) -> None:
+    async def _send_all(self, running: Running) -> None:
         self._began = anyio.current_time()
         load = self.load
-        with scope:
+        with running.scope:
             async with anyio.create_task_group() as tasks:
                 for task in range(min(load.tasks, load.records)):
                     numbers = range(task, load.records, load.tasks)
                     call = load.calls[task % len(load.calls)]
                     send = self._send if call == "send" else self._enqueue
-                    tasks.start_soon(send, producer, numbers)
+                    tasks.start_soon(send, running, numbers)
 
     async def collect(self) -> None:
         """What became of the records that were under way when the producer was left."""
         for id_, delivery in self._left.items():
             await self._outcome(id_, delivery)
 
-    async def _in_time(self, number: int) -> None:
+    async def _in_time(self, running: Running, number: int) -> None:
+        await running.until_admitted(number)
         if self.load.seconds is not None:
             due = self._began + self.load.seconds * number / self.load.records
             if due > anyio.current_time():
                 await anyio.sleep_until(due)
-        assert self.running is not None
-        await self.running.until_released()
+        await running.until_released()
 
-    async def _send(self, producer: SendProducer, numbers: range) -> None:
+    async def _send(self, running: Running, numbers: range) -> None:
+        producer = running.producer
         for number in numbers:
             id_, record = self.load.make(self.load, number)
-            await self._in_time(number)
+            await self._in_time(running, number)
             self.history.sending(id_, record)
             try:
                 outcome: RecordMetadata | DeliveryError | Plain = await producer.send(record)
@@ -277,14 +295,15 @@ class _Teller:
                 raise
             self._end(id_, outcome)
 
-    async def _enqueue(self, producer: SendProducer, numbers: range) -> None:
+    async def _enqueue(self, running: Running, numbers: range) -> None:
+        producer = running.producer
         room = anyio.Semaphore(_AT_A_TIME)
         async with anyio.create_task_group() as tasks:
             for number in numbers:
                 id_, record = self.load.make(self.load, number)
                 if not self.load.leave:
                     await room.acquire()
-                await self._in_time(number)
+                await self._in_time(running, number)
                 self.history.sending(id_, record)
                 try:
                     delivery = await producer.enqueue(record)

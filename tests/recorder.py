@@ -14,7 +14,7 @@ from anyio_sendproducer.drivers import Driver, Outcome
 __all__ = ["PATIENCE", "Parcel", "Recorder", "learn", "open_sockets", "submit"]
 
 #: Seconds for anything that is waited for; none takes more than a fraction of it.
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 class Parcel:

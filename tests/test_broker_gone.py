@@ -36,14 +36,15 @@ from anyio_sendproducer import (
 )
 from anyio_sendproducer.cli._reading import read_back
 from anyio_sendproducer.testing import EmbeddedBroker, embedded_broker
+from tests.calls import Deadlines
 from tests.recorder import open_sockets
 
 #: Seconds for anything that is waited for; none takes more than a fraction of it.
-PATIENCE = 30.0
+PATIENCE = 60.0
 
-#: Seconds that steps take beside the time-outs that bound them, on a machine that is very busy.
-#: What is not bounded takes longer.
-SLACK = 10.0
+#: Seconds that steps take beside the time-outs that bound them, on a machine that has more to do;
+#: far less than what they must not wait for.
+SLACK = 15.0
 
 
 # --- nobody there at the start -------------------------------------------------------------------
@@ -104,7 +105,7 @@ async def test_the_start_fails_within_start_timeout_and_names_the_address(addres
 
 async def test_a_start_that_is_cancelled_ends_promptly(address: str) -> None:
     sockets = open_sockets()
-    settings = ProducerSettings(bootstrap_servers=address, start_timeout=PATIENCE)
+    settings = ProducerSettings(bootstrap_servers=address, start_timeout=2 * PATIENCE)
     began = time.monotonic()
     with anyio.move_on_after(0.2) as scope:
         async with open_send_producer(settings):
@@ -145,7 +146,7 @@ def settings_for(broker: EmbeddedBroker, **changes: Any) -> ProducerSettings:
     return ProducerSettings(
         bootstrap_servers=broker.bootstrap_servers,
         start_timeout=PATIENCE,
-        close_timeout=3.0,
+        close_timeout=PATIENCE,
         cancel_timeout=1.0,
     ).evolve(**changes)
 
@@ -204,7 +205,7 @@ async def test_killed_in_the_middle_of_ten_thousand_sends(broker: EmbeddedBroker
     # first 500 have left room for 500 others, and what was under way may be acknowledged as well:
     # that is 1,000 and 500 in all, or some more, where several answers came at once.
     outcomes.then[500] = partial(os.kill, broker.pid, signal.SIGKILL)
-    settings = settings_for(broker, delivery_timeout=3.0, max_in_flight=1_000)
+    settings = settings_for(broker, delivery_timeout=2.0, max_in_flight=1_000)
     before: dict[int, RecordMetadata] = {}
     async with open_send_producer(settings) as producer:
         await producer.partitions_for("topic")
@@ -276,19 +277,22 @@ async def test_paused_and_resumed_everything_is_delivered_once(broker: EmbeddedB
 
 
 async def test_a_broker_that_comes_back_is_used_again(
-    broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+    broker: EmbeddedBroker, deadlines: Deadlines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another process on the same port, which knows nothing of what was there before."""
     monkeypatch.setattr(_ledger, "PATIENCE", 0.5)
-    settings = settings_for(broker, delivery_timeout=1.0)
+    settings = settings_for(broker, delivery_timeout=4 * PATIENCE)
     async with open_send_producer(settings) as producer:
         await producer.send(ProducerRecord("before", b"value"))
         await broker.kill()
+        unheard = await producer.enqueue(ProducerRecord("before", b"nobody hears it"))
+        await until(lambda: producer.statistics().queued == 0)
+        deadlines.bring_forward(producer, settings.delivery_timeout)
         with pytest.raises(DeliveryError):
-            await producer.send(ProducerRecord("before", b"nobody hears it"))
+            await unheard.wait()
         async with embedded_broker(port=broker.port) as again:
             number = 0
-            with anyio.fail_after(10):
+            with anyio.fail_after(PATIENCE):
                 while True:
                     record = ProducerRecord(f"after-{number}", b"%d" % number, partition=0)
                     number += 1
@@ -327,7 +331,10 @@ async def enqueue_some(producer: SendProducer, count: int) -> list[Any]:
 async def test_the_exit_is_bounded_whatever_ends_the_block(
     broker: EmbeddedBroker, gone: str, how: str
 ) -> None:
-    settings = settings_for(broker, close_timeout=1.0, cancel_timeout=0.4)
+    # The other one of the two would be far too long.
+    settings = settings_for(broker, close_timeout=PATIENCE, cancel_timeout=PATIENCE)
+    bound = 0.5
+    settings = settings.evolve(**{"close_timeout" if how == "success" else "cancel_timeout": bound})
     sockets = open_sockets()
     began = math.nan
     deliveries: list[Any] = []
@@ -341,6 +348,7 @@ async def test_the_exit_is_bounded_whatever_ends_the_block(
                 else:
                     broker.pause()
                 deliveries = await enqueue_some(producer, 500)
+                await until(lambda: producer.statistics().queued == 0)
                 began = time.monotonic()
                 if how == "error":
                     raise Failed
@@ -350,8 +358,7 @@ async def test_the_exit_is_bounded_whatever_ends_the_block(
         except (Failed, UndeliveredRecords) as error:
             caught = error
     took = time.monotonic() - began
-    bound = settings.close_timeout if how == "success" else settings.cancel_timeout
-    assert bound / 2 < took < bound + SLACK / 2
+    assert bound / 2 < took < bound + SLACK
     # Every one has its outcome.
     assert all(delivery.done for delivery in deliveries)
     persistence: Counter[Persistence] = Counter()
@@ -401,10 +408,12 @@ async def test_aclose_while_tasks_are_sending_gives_each_its_outcome(
         broker.pause()
         for number in range(300):
             tasks.start_soon(outcomes.send, producer, number)
-        await until(lambda: producer.statistics().waiting == 200)
+        await until(
+            lambda: (producer.statistics().waiting, producer.statistics().queued) == (200, 0)
+        )
         began = time.monotonic()
         await producer.aclose()
-        assert time.monotonic() - began < 0.5 + SLACK / 2
+        assert time.monotonic() - began < 0.5 + SLACK
     persistence = Counter(one.persistence for one in outcomes.failed)
     assert persistence == {
         Persistence.POSSIBLY_PERSISTED: 100,

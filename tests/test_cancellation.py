@@ -671,6 +671,8 @@ async def test_twice_from_two_scopes(settings: ProducerSettings) -> None:
     async def body() -> None:
         async with open_send_producer(settings.evolve(cancel_timeout=0.02), driver=fake) as it:
             producers.append(it)
+            # So that it does not come to the end of its end before the second.
+            fake.on_close.shut()
             await it.send(record())
 
     async def body_in_a_task() -> None:
@@ -684,8 +686,11 @@ async def test_twice_from_two_scopes(settings: ProducerSettings) -> None:
         outer = Call(tasks, body_in_a_task)
         await taken(fake, 1)
         inner.cancel()
-        await until(lambda: producers[0].statistics().state == "draining")
+        await at_gate(fake.on_close)
+        assert producers[0].statistics().state == "draining"
         outer.scope.cancel()
+        await quiet()
+        fake.on_close.open()
     assert outer.cancelled
     assert producers[0].statistics().state == "closed"
     assert producers[0].statistics().abandoned == 1
@@ -714,13 +719,15 @@ async def test_a_send_that_waits_while_its_scope_ends(
     """A deadline around the whole block: it ends within cancel_timeout, queued or handed over."""
     fake.on_submit.shut()
     producers: list[SendProducer] = []
-    with anyio.move_on_after(0.02) as scope:
+    with anyio.CancelScope() as scope:
         async with open_send_producer(settings.evolve(cancel_timeout=0.02), driver=fake) as it:
             producers.append(it)
             async with task_group() as tasks:
                 Call(tasks, it.send, record(b"at the gate"))
                 await at_gate(fake.on_submit)
                 Call(tasks, it.send, record(b"never"))
+                await quiet()
+                scope.deadline = anyio.current_time()
                 await anyio.sleep_forever()
     assert scope.cancelled_caught
     figures = producers[0].statistics()
@@ -867,9 +874,15 @@ async def test_natively_during_the_drain(settings: ProducerSettings, times: int)
 async def test_asyncio_timeout(settings: ProducerSettings) -> None:
     if sys.version_info >= (3, 11):
         fake = FakeDriver(manual=True)
-        async with open_send_producer(settings, driver=fake) as producer:
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.01):
+        async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
+            with raising(TimeoutError):
+                async with asyncio.timeout(None) as deadline:
+
+                    async def pass_when_it_is_taken() -> None:
+                        await taken(fake, 1)
+                        deadline.reschedule(anyio.current_time())
+
+                    tasks.start_soon(pass_when_it_is_taken)
                     await producer.send(record(b"abandoned"))
             assert producer.statistics().abandoned == 1
             await works_on(producer, fake)

@@ -35,7 +35,7 @@ from anyio_sendproducer.testing import FakeDriver, Gate
 from tests.calls import Call, at_gate, quiet, raising, record, refuse, taken, task_group, until
 
 #: Far more than any of these ends takes, and far less than what it must not wait for; seconds.
-GENEROUS = 3.0
+GENEROUS = 30.0
 
 
 class Stopwatch:
@@ -97,7 +97,7 @@ async def test_a_clean_end_is_no_wait_where_there_is_nothing_to_do(
     begun = time.monotonic()
     async with open_send_producer(settings.evolve(close_timeout=60.0), driver=fake):
         pass
-    assert time.monotonic() - begun < 20.0
+    assert time.monotonic() - begun < GENEROUS
     assert 0 < fake.closed[0] <= 1.0  # the client may take a little to end by itself
 
 
@@ -384,18 +384,23 @@ async def test_a_later_and_hastier_close_counts(
     assert fake.closed == [0]
 
 
-async def test_a_later_and_more_patient_close_does_not_count(
-    settings: ProducerSettings, stopwatch: Stopwatch
-) -> None:
+async def test_a_later_and_more_patient_close_does_not_count(settings: ProducerSettings) -> None:
     fake = FakeDriver(manual=True)
-    odd = settings.evolve(close_timeout=0.05, cancel_timeout=60.0)
+    odd = settings.evolve(close_timeout=120.0, cancel_timeout=240.0)
     async with task_group() as tasks, open_send_producer(odd, driver=fake) as producer:
         sending = Call(tasks, producer.send, record())
         await taken(fake, 1)
         closing = Call(tasks, producer.aclose)
         await quiet()
-        await closing.cancel()
-    stopwatch.check()
+        drain = producer._drain_scope
+        assert drain is not None
+        deadline = drain.deadline
+        closing.scope.cancel()
+        await quiet()
+        assert closing.running
+        assert drain.deadline == deadline
+        drain.deadline = anyio.current_time()
+        assert (await closing.wait()).cancelled
     assert isinstance(sending.error, DeliveryError)
 
 
@@ -541,9 +546,7 @@ async def test_held_records_are_not_retried_on_a_closed_bridge(
         closing = Call(tasks, producer.aclose)
         await at_gate(fake.on_close)
         fake.on_close.open()
-        for thread in threading.enumerate():
-            if thread.name.startswith("anyio-sendproducer"):
-                thread.join()
+        _join_threads()
         time.sleep(max(0.0, due + 0.01 - time.monotonic()))  # noqa: ASYNC251
     assert isinstance(closing.error, UndeliveredRecords)
     assert await fate(held) is Persistence.NOT_PERSISTED
@@ -582,10 +585,15 @@ def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_bridge, "_GRACE_SECONDS", 0.05)
 
 
+def _threads() -> list[threading.Thread]:
+    return [
+        thread for thread in threading.enumerate() if thread.name.startswith("anyio-sendproducer")
+    ]
+
+
 def _join_threads() -> None:
-    for thread in threading.enumerate():
-        if thread.name.startswith("anyio-sendproducer"):
-            thread.join()
+    for thread in _threads():
+        thread.join()
 
 
 async def let_go(driver: Hanging) -> None:
@@ -619,7 +627,9 @@ async def test_a_driver_that_hangs_at_the_end_is_left_behind(
     assert caught.value.count == 1
     assert producer.statistics().state == "closed"
     assert set(anyio.get_running_tasks()) == set(before)
-    names = [thread.name for thread in threading.enumerate() if "sendproducer" in thread.name]
+    # The other one may be about to end.
+    await until(lambda: len(_threads()) == 1)
+    names = [thread.name for thread in _threads()]
     assert [name.endswith("-closer") for name in names] == [where == "close"]
     assert f"the thread {names[0]} hangs in the client library: left behind" in caplog.text
     assert await fate(deliveries[0]) is Persistence.POSSIBLY_PERSISTED
@@ -653,9 +663,15 @@ async def test_a_driver_that_hangs_at_the_start_is_left_behind(
 ) -> None:
     driver = Hanging("open")
     driver.gate.shut()
-    with anyio.move_on_after(0.02):
+
+    async def body() -> None:
         async with open_send_producer(settings, driver=driver):
             pytest.fail("the block was entered")
+
+    async with task_group() as tasks:
+        call = Call(tasks, body)
+        await at_gate(driver.gate)
+        await call.cancel()
     stopwatch.check()
     assert "hangs in the client library: left behind" in caplog.text
     await let_go(driver)

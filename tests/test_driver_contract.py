@@ -31,12 +31,13 @@ from anyio_sendproducer.drivers._kafka_python import KafkaPythonDriver
 from anyio_sendproducer.testing import FakeDriver, embedded_broker
 from tests.recorder import PATIENCE, Parcel, Recorder, learn, open_sockets, submit
 
+#: Seconds that steps take beside the time-outs that bound them, on a machine that has more to do;
+#: far less than the time-outs that are not meant.
+SLACK = PATIENCE / 3
+
 
 class Rig(Protocol):
     """How to bring a driver into the situations that the tests are about."""
-
-    #: Seconds that its slowest step takes without anybody's fault.
-    slack: float
 
     def make(self) -> Driver:
         """A driver that finds its cluster, closed."""
@@ -68,8 +69,6 @@ class Rig(Protocol):
 
 
 class FakeRig:
-    slack = 5.0
-
     def __init__(self) -> None:
         self.fake = FakeDriver()
         self.refused: list[ProducerRecord[Any, Any]] = []
@@ -106,8 +105,6 @@ class FakeRig:
 
 
 class KafkaPythonRig:
-    slack = 10.0
-
     def __init__(self, address: str, freeze: Callable[[], None]) -> None:
         self._address = address
         self.freeze = freeze
@@ -198,7 +195,7 @@ def test_open_raises_within_start_timeout_where_nobody_is_there(rig: Rig) -> Non
     began = time.monotonic()
     with pytest.raises(ProducerStartError):
         driver.open(Recorder())
-    assert time.monotonic() - began < 0.3 + rig.slack
+    assert time.monotonic() - began < 0.3 + SLACK
     driver.close(0)
 
 
@@ -215,7 +212,7 @@ def test_close_from_another_thread_makes_open_return(rig: Rig) -> None:
     opener.start()
     assert not came_back.wait(0.1)
     driver.close(0)
-    assert came_back.wait(rig.slack)
+    assert came_back.wait(SLACK)
     opener.join()
 
 
@@ -340,7 +337,7 @@ def test_a_clean_close_is_quick_and_a_second_one_does_nothing(rig: Rig) -> None:
         driver.close(PATIENCE)
         driver.close(PATIENCE)
         driver.close(0)
-        assert time.monotonic() - began < rig.slack
+        assert time.monotonic() - began < SLACK
         assert len(recorder.reports) == len(parcels)
 
 
@@ -356,7 +353,7 @@ def test_close_completes_what_is_pending(rig: Rig, timeout: float) -> None:
         assert driver.submit(pending).held == []
         began = time.monotonic()
         driver.close(timeout)
-        assert time.monotonic() - began < timeout + rig.slack
+        assert time.monotonic() - began < timeout + SLACK
         # All is said by the time that close returns.
         assert len(recorder.reports) == 40
         outcomes = recorder.outcomes_of(acknowledged + pending)

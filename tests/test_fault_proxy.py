@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import socket
 import struct
 import threading
@@ -19,7 +18,7 @@ from tests.fault_proxy import FaultProxy, Way, fault_proxy, proxied_broker
 from tests.history import check, read_topic
 from tests.load import Load, run_load
 
-PATIENCE = 10.0
+PATIENCE = 60.0
 
 
 class Server:
@@ -114,10 +113,13 @@ def test_what_closes_behind_it_closes_before_it(ends: Ends) -> None:
 
 
 def test_nobody_behind_it(server: Server) -> None:
-    server.listening.close()
-    with fault_proxy(server.address) as proxy, raising(ConnectionResetError):
-        # At once, or as soon as it listens.
-        server.connect(proxy).recv(1)
+    # Bound and not listening: connections are refused, and nobody else gets the port.
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{bound.getsockname()[1]}"
+        with fault_proxy(address) as proxy, raising(ConnectionResetError):
+            # At once, or as soon as it listens.
+            server.connect(proxy).recv(1)
 
 
 def test_it_refuses_and_takes_again(server: Server, proxy: FaultProxy, ends: Ends) -> None:
@@ -210,18 +212,21 @@ def test_at_least_the_header_is_passed_on(ends: Ends, proxy: FaultProxy) -> None
     assert receive_until_reset(broker) == request(18, 1, 40)[:12]
 
 
-def test_one_byte_at_a_time(ends: Ends, proxy: FaultProxy) -> None:
+def test_one_byte_at_a_time(ends: Ends, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     client, broker = ends
+    sent: list[int] = []
+    sendall = proxy._loop.sock_sendall
+
+    async def note(one: socket.socket, content: bytes) -> None:
+        sent.append(len(content))
+        await sendall(one, content)
+
+    monkeypatch.setattr(proxy._loop, "sock_sendall", note)
     proxy.dribble()
     client.sendall(bytes(range(200)))
-    most = 0
-    content = b""
-    while len(content) < 200:
-        more = broker.recv(1_000)
-        most = max(most, len(more))
-        content += more
-    assert content == bytes(range(200))
-    assert most < 200
+    # Some of them together, where it is slow to take them.
+    assert receive(broker, 200) == bytes(range(200))
+    assert sent == [1] * 200
 
 
 def test_latency_and_jitter(ends: Ends, proxy: FaultProxy) -> None:
@@ -233,13 +238,11 @@ def test_latency_and_jitter(ends: Ends, proxy: FaultProxy) -> None:
         assert receive(broker, 1) == content
         broker.sendall(content)
         assert receive(client, 1) == content
-        assert 0.1 <= time.monotonic() - began < PATIENCE
-    proxy.delay(20, 0)
+        assert 0.1 <= time.monotonic() - began < 0.1 + 0.1 + PATIENCE / 4
+    proxy.delay(10 * PATIENCE)
     proxy.heal()
-    began = time.monotonic()
     client.sendall(b"3")
     assert receive(broker, 1) == b"3"
-    assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize("way", list(Way))
@@ -260,12 +263,11 @@ def test_it_leaves_nothing_behind(server: Server) -> None:
     with fault_proxy(server.address) as proxy:
         client = server.connect(proxy)
         server.accept()
-        port = proxy.port
     receive_until_reset(client)
-    assert "fault-proxy" not in {thread.name for thread in threading.enumerate()}
-    with pytest.raises(OSError) as caught:  # noqa: PT011  # which one is looked at
-        socket.create_connection(("127.0.0.1", port))
-    assert caught.value.errno == errno.ECONNREFUSED
+    assert not proxy._thread.is_alive()
+    assert proxy._loop.is_closed()
+    assert proxy._listening.fileno() == -1
+    assert proxy.open_connections == 0
 
 
 async def test_an_embedded_broker_behind_it() -> None:

@@ -6,11 +6,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import anyio
 import pytest
 
 from anyio_sendproducer import (
-    Delivery,
     DeliveryError,
     DeliveryTimeout,
     MultiDeliveryError,
@@ -27,7 +25,21 @@ from anyio_sendproducer import (
     open_send_producer,
 )
 from anyio_sendproducer.testing import FakeDriver
-from tests.calls import Call, at_gate, quiet, raising, record, taken, task_group, until
+from tests.calls import (
+    PATIENCE,
+    Call,
+    Deadlines,
+    at_gate,
+    quiet,
+    raising,
+    record,
+    taken,
+    task_group,
+    until,
+)
+
+#: A delivery_timeout that does not pass by itself; seconds.
+LONG = 120.0
 
 
 def values(fake: FakeDriver) -> list[bytes]:
@@ -223,7 +235,7 @@ async def test_closing_is_bounded_while_no_client_can_be_opened(
     settings: ProducerSettings, fake: FakeDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The pause between two attempts does not hold it up."""
-    monkeypatch.setattr(_bridge, "_REOPEN_SECONDS", 20.0)
+    monkeypatch.setattr(_bridge, "_REOPEN_SECONDS", 10 * PATIENCE)
     began = time.monotonic()
     with raising(UndeliveredRecords):
         async with open_send_producer(settings.evolve(close_timeout=0.05), driver=fake) as producer:
@@ -231,7 +243,7 @@ async def test_closing_is_bounded_while_no_client_can_be_opened(
             fake.break_client()
             await until(lambda: len(fake.closed) >= 2)
             queued = producer.enqueue_nowait(record())
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < PATIENCE
     with pytest.raises(DeliveryError) as caught:
         await queued.wait()
     assert caught.value.persistence is Persistence.NOT_PERSISTED
@@ -348,7 +360,7 @@ async def test_a_failure_told_by_enqueue_is_not_told_again(settings: ProducerSet
             await at_gate(fake.on_close)
             # The loop is held up until the outcome, the end of the client and the loss are there.
             fake.on_close.open()
-            patience = time.monotonic() + 5
+            patience = time.monotonic() + PATIENCE
             while len(producer._bridge._outbox) < 3 and time.monotonic() < patience:
                 time.sleep(0.001)  # noqa: ASYNC251
         assert isinstance(waiting.error, DeliveryError)
@@ -377,13 +389,14 @@ async def test_partitions_are_asked_of_the_next_client(
 
 @pytest.mark.parametrize("driver", [FakeDriver, Forgetful])
 async def test_a_client_that_keeps_late_records_is_given_up(
-    settings: ProducerSettings, driver: type[FakeDriver]
+    settings: ProducerSettings, deadlines: Deadlines, driver: type[FakeDriver]
 ) -> None:
     fake = driver(manual=True)
-    narrow = settings.evolve(max_in_flight=4, delivery_timeout=0.03)
+    narrow = settings.evolve(max_in_flight=4, delivery_timeout=LONG)
     async with open_send_producer(narrow, driver=fake) as producer:
         late = [producer.enqueue_nowait(record(b"late")) for _ in range(2)]
         await taken(fake, 2)
+        deadlines.bring_forward(producer, LONG)
         for delivery in late:
             with pytest.raises(DeliveryTimeout):
                 await delivery.wait()
@@ -394,57 +407,71 @@ async def test_a_client_that_keeps_late_records_is_given_up(
     assert values(fake) == [b"next"]
 
 
-async def test_a_client_that_keeps_few_late_records_is_kept(settings: ProducerSettings) -> None:
+async def late_record(
+    producer: SendProducer, fake: FakeDriver, deadlines: Deadlines, value: bytes = b"v"
+) -> None:
+    """Send a record that the driver takes and keeps past its deadline."""
+    delivery = producer.enqueue_nowait(record(value))
+    await taken(fake, 1)
+    deadlines.bring_forward(producer, LONG)
+    with pytest.raises(DeliveryTimeout):
+        await delivery.wait()
+
+
+async def test_a_client_that_keeps_few_late_records_is_kept(
+    settings: ProducerSettings, deadlines: Deadlines
+) -> None:
     fake = FakeDriver(manual=True)
-    roomy = settings.evolve(max_in_flight=4, delivery_timeout=0.02)
+    roomy = settings.evolve(max_in_flight=4, delivery_timeout=LONG)
     async with open_send_producer(roomy, driver=fake) as producer:
-        with pytest.raises(DeliveryTimeout):
-            await producer.send(record())
+        await late_record(producer, fake, deadlines)
         await quiet()
         assert producer.statistics().generations == 1
         assert fake.closed == []
         fake.acknowledge()
 
 
-async def test_a_client_that_keeps_many_late_bytes_is_given_up(settings: ProducerSettings) -> None:
+async def test_a_client_that_keeps_many_late_bytes_is_given_up(
+    settings: ProducerSettings, deadlines: Deadlines
+) -> None:
     fake = FakeDriver(manual=True)
-    narrow = settings.evolve(max_buffered_bytes=100, delivery_timeout=0.02)
+    narrow = settings.evolve(max_buffered_bytes=100, delivery_timeout=LONG)
     async with open_send_producer(narrow, driver=fake) as producer:
-        with pytest.raises(DeliveryTimeout):
-            await producer.send(record(b"x" * 50))
+        await late_record(producer, fake, deadlines, b"x" * 50)
         await until(generation(producer, 2))
 
 
 async def test_room_of_late_records_comes_back_with_the_next_client(
-    settings: ProducerSettings,
+    settings: ProducerSettings, deadlines: Deadlines
 ) -> None:
     fake = Forgetful(manual=True)
-    narrow = settings.evolve(max_in_flight=2, delivery_timeout=0.02)
+    narrow = settings.evolve(max_in_flight=2, delivery_timeout=LONG)
     async with open_send_producer(narrow, driver=fake) as producer:
-        delivery: Delivery = producer.enqueue_nowait(record())
-        with pytest.raises(DeliveryTimeout):
-            await delivery.wait()
+        await late_record(producer, fake, deadlines)
         await until(generation(producer, 2))
         await quiet()
         figures = producer.statistics()
         assert (figures.in_flight, figures.in_flight_bytes) == (0, 0)
         # The next client is not blamed for it.
-        await anyio.sleep(0.06)
+        deadlines.bring_forward(producer, LONG)
+        await quiet()
         assert producer.statistics().generations == 2
 
 
 async def test_a_stuck_client_is_given_up_once(
-    settings: ProducerSettings, fake: FakeDriver
+    settings: ProducerSettings, fake: FakeDriver, deadlines: Deadlines
 ) -> None:
     """Further deadlines pass while its end is still awaited."""
     fake.on_submit.shut()
-    narrow = settings.evolve(max_in_flight=2, delivery_timeout=0.02)
+    narrow = settings.evolve(max_in_flight=2, delivery_timeout=LONG)
     async with open_send_producer(narrow, driver=fake) as producer:
         first = producer.enqueue_nowait(record(b"at the gate"))
         await at_gate(fake.on_submit)
         for _ in range(3):
+            queued = producer.enqueue_nowait(record(b"queued"))
+            deadlines.bring_forward(producer, LONG)
             with pytest.raises(DeliveryTimeout):
-                await producer.send(record(b"queued"))
+                await queued.wait()
         with pytest.raises(DeliveryTimeout):
             await first.wait()
         fake.on_submit.open()

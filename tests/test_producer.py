@@ -37,10 +37,24 @@ from anyio_sendproducer import (
 from anyio_sendproducer import _producer as module
 from anyio_sendproducer.drivers import Submission, Submitted
 from anyio_sendproducer.testing import FakeDriver
-from tests.calls import Call, at_gate, quiet, raising, record, refuse, taken, task_group, until
+from tests.calls import (
+    Call,
+    Deadlines,
+    at_gate,
+    quiet,
+    raising,
+    record,
+    refuse,
+    taken,
+    task_group,
+    until,
+)
 
-#: A send with room for nothing else; seconds.
+#: A delivery_timeout that passes soon, wherever the record is then; seconds.
 SOON = 0.03
+
+#: One that does not pass by itself.
+LONG = 120.0
 
 
 def refuse_only(*values: bytes) -> Callable[[ProducerRecord[Any, Any]], DeliveryError | None]:
@@ -552,17 +566,26 @@ async def test_estimated_sizes_are_corrected(settings: ProducerSettings) -> None
 
 
 async def test_room_freed_by_an_expired_record_is_used(
-    settings: ProducerSettings, fake: FakeDriver, monkeypatch: pytest.MonkeyPatch
+    settings: ProducerSettings,
+    fake: FakeDriver,
+    deadlines: Deadlines,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The driver is idle, and nothing else happens that would remind the producer."""
-    monkeypatch.setattr(module, "_RETRY_SECONDS", 100.0)
+    monkeypatch.setattr(module, "_RETRY_SECONDS", 10 * LONG)
     fake.unknown_topics.add("unknown")
-    brief = settings.evolve(max_in_flight=1, delivery_timeout=0.1)
-    async with open_send_producer(brief, driver=fake) as producer:
+    narrow = settings.evolve(max_in_flight=1, delivery_timeout=LONG)
+    async with open_send_producer(narrow, driver=fake) as producer:
         unlucky = producer.enqueue_nowait(record(topic="unknown"))
         await producer.partitions_for("t")  # the driver has been asked, and has held it back
-        await anyio.sleep(0.04)  # so that the next one has some time left when the first has none
-        assert (await producer.send(record())).offset == 0
+        # So that the next one has some time left when the first has none.
+        deadlines.bring_forward(producer, LONG / 2)
+        async with task_group() as tasks:
+            lucky = Call(tasks, producer.send, record())
+            await quiet()
+            assert lucky.running
+            deadlines.bring_forward(producer, LONG / 2)
+        assert lucky.value.offset == 0
         with pytest.raises(DeliveryTimeout):
             await unlucky.wait()
 
@@ -762,16 +785,18 @@ async def test_two_topics_are_held_and_tried_again_once(
 
 
 async def test_deadline_while_waiting_for_room_and_with_the_driver(
-    settings: ProducerSettings, fake: FakeDriver
+    settings: ProducerSettings, fake: FakeDriver, deadlines: Deadlines
 ) -> None:
     fake.on_submit.shut()
-    narrow = settings.evolve(max_in_flight=1, delivery_timeout=SOON)
+    narrow = settings.evolve(max_in_flight=1, delivery_timeout=LONG)
     async with open_send_producer(narrow, driver=fake) as producer:
         async with task_group() as tasks:
             with_driver = Call(tasks, producer.send, record(b"0"))
             await at_gate(fake.on_submit)
             waiting = Call(tasks, producer.send, record(b"w"))
             enqueueing = Call(tasks, producer.enqueue, record(b"e"))
+            await quiet()
+            deadlines.bring_forward(producer, LONG)
         assert isinstance(with_driver.error, DeliveryTimeout)
         assert with_driver.error.persistence is Persistence.POSSIBLY_PERSISTED
         for call in (waiting, enqueueing):
@@ -784,13 +809,25 @@ async def test_deadline_while_waiting_for_room_and_with_the_driver(
     assert b"e" not in values(fake)
 
 
-async def test_deadline_in_the_queue(settings: ProducerSettings, fake: FakeDriver) -> None:
-    fake.on_submit.shut()
+async def test_a_deadline_passes_by_itself(settings: ProducerSettings) -> None:
+    fake = FakeDriver(manual=True)
     async with open_send_producer(settings.evolve(delivery_timeout=SOON), driver=fake) as producer:
+        with pytest.raises(DeliveryTimeout, match=r"within 0\.03 s"):
+            await producer.send(record())
+        fake.acknowledge()
+
+
+async def test_deadline_in_the_queue(
+    settings: ProducerSettings, fake: FakeDriver, deadlines: Deadlines
+) -> None:
+    fake.on_submit.shut()
+    async with open_send_producer(settings.evolve(delivery_timeout=LONG), driver=fake) as producer:
         async with task_group() as tasks:
             first = Call(tasks, producer.send, record(b"first"))
             await at_gate(fake.on_submit)
             queued = Call(tasks, producer.send, record(b"queued"))
+            await quiet()
+            deadlines.bring_forward(producer, LONG)
         assert isinstance(first.error, DeliveryTimeout)
         assert isinstance(queued.error, DeliveryTimeout)
         assert "could not be handed to the client" in str(queued.error)
@@ -801,11 +838,14 @@ async def test_deadline_in_the_queue(settings: ProducerSettings, fake: FakeDrive
     assert values(fake) == [b"first", b"next"]
 
 
-async def test_deadline_with_the_driver(settings: ProducerSettings) -> None:
+async def test_deadline_with_the_driver(settings: ProducerSettings, deadlines: Deadlines) -> None:
     fake = FakeDriver(manual=True)
-    async with open_send_producer(settings.evolve(delivery_timeout=SOON), driver=fake) as producer:
-        with pytest.raises(DeliveryTimeout, match=r"within 0\.03 s") as caught:
-            await producer.send(record())
+    async with open_send_producer(settings.evolve(delivery_timeout=LONG), driver=fake) as producer:
+        delivery = producer.enqueue_nowait(record())
+        await taken(fake, 1)
+        deadlines.bring_forward(producer, LONG)
+        with pytest.raises(DeliveryTimeout, match=r"within 120 s") as caught:
+            await delivery.wait()
         assert caught.value.persistence is Persistence.POSSIBLY_PERSISTED
         # It holds its room for as long as the driver has it.
         assert producer.statistics().in_flight == 1
@@ -815,12 +855,16 @@ async def test_deadline_with_the_driver(settings: ProducerSettings) -> None:
         assert (figures.delivered, figures.failed) == (0, 1)
 
 
-async def test_deadline_of_an_unknown_topic(settings: ProducerSettings, fake: FakeDriver) -> None:
+async def test_deadline_of_an_unknown_topic(
+    settings: ProducerSettings, fake: FakeDriver, deadlines: Deadlines
+) -> None:
     fake.unknown_topics.add("new")
-    async with open_send_producer(settings.evolve(delivery_timeout=SOON), driver=fake) as producer:
+    async with open_send_producer(settings.evolve(delivery_timeout=LONG), driver=fake) as producer:
         async with task_group() as tasks:
             held = Call(tasks, producer.send_many, numbered(2, "new"))
+            await quiet()
             await producer.send(record())
+            deadlines.bring_forward(producer, LONG)
         assert isinstance(held.error, MultiDeliveryError)
         for error in held.error.errors:
             assert isinstance(error, DeliveryTimeout)
@@ -830,15 +874,19 @@ async def test_deadline_of_an_unknown_topic(settings: ProducerSettings, fake: Fa
     assert values(fake, "new") == []
 
 
-async def test_deadlines_run_from_each_call(settings: ProducerSettings) -> None:
+async def test_deadlines_run_from_each_call(
+    settings: ProducerSettings, deadlines: Deadlines
+) -> None:
     fake = FakeDriver(manual=True)
-    async with open_send_producer(settings.evolve(delivery_timeout=0.1), driver=fake) as producer:
+    async with open_send_producer(settings.evolve(delivery_timeout=LONG), driver=fake) as producer:
         async with task_group() as tasks:
             first = Call(tasks, producer.send, record())
             await taken(fake, 1)
-            await anyio.sleep(0.05)
+            deadlines.bring_forward(producer, LONG / 2)
             second = Call(tasks, producer.send, record())
             await taken(fake, 2)
+            assert first.running
+            deadlines.bring_forward(producer, LONG / 2)
             await first.wait()
             assert isinstance(first.error, DeliveryTimeout)
             assert second.running

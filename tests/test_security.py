@@ -46,6 +46,7 @@ from anyio_sendproducer import (
 )
 from anyio_sendproducer.drivers import _discreet, _kafka_python
 from anyio_sendproducer.drivers._tls import tls_refusal
+from tests.calls import Deadlines, raising, until
 from tests.kafka_security import Authority, Certificate
 from tests.scripted_broker import (
     METADATA,
@@ -59,9 +60,11 @@ from tests.scripted_broker import (
 
 SECRET = "hunter2-s3cr3t"
 MECHANISMS = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
-#: Seconds within which what is final has to be told, on a machine that is busy with other things
-#: too; where nothing is final the start takes longer.
-PROMPTLY = 20.0
+#: Seconds within which what is final has to be told, on a machine that has more to do; the start
+#: may take many times that.
+PROMPTLY = 15.0
+#: A start_timeout, or a delivery_timeout, that does not pass by itself.
+LONG = 240.0
 
 
 class Tokens:
@@ -89,8 +92,15 @@ async def send_one(
     **changes: Any,
 ) -> RecordMetadata:
     """Start a producer, send a record, and stop."""
-    bounds: dict[str, Any] = {"delivery_timeout": 20, "close_timeout": 5, "cancel_timeout": 1}
-    made = ProducerSettings(bootstrap_servers=broker.address, properties=properties or {})
+    bounds: dict[str, Any] = {
+        "start_timeout": LONG,
+        "delivery_timeout": LONG,
+        "close_timeout": 5,
+        "cancel_timeout": 1,
+    }
+    # The client pauses for that long before it asks for the metadata of a topic, too.
+    hasty = {"retry.backoff.ms": 10, **(properties or {})}
+    made = ProducerSettings(bootstrap_servers=broker.address, properties=hasty)
     async with open_send_producer(made.evolve(**{**bounds, **changes})) as producer:
         return await producer.send(record or ProducerRecord("orders", b"two tins"))
 
@@ -102,6 +112,29 @@ async def start_error(broker: ScriptedBroker, properties: dict[str, Any], **chan
         await send_one(broker, properties, **changes)
     assert time.monotonic() - began < PROMPTLY
     return str(caught.value)
+
+
+class Hourglass:
+    """Has the start's time run out when something is so, and not before."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._is_out: Callable[[], object] = lambda: False
+        monkeypatch.setattr(_kafka_python, "time", self)
+
+    def run_out_when(self, is_out: Callable[[], object]) -> None:
+        self._is_out = is_out
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
+
+    def monotonic(self) -> float:
+        """What the driver asks for the time."""
+        return time.monotonic() + (2 * LONG if self._is_out() else 0)
+
+
+@pytest.fixture
+def hourglass(monkeypatch: pytest.MonkeyPatch) -> Hourglass:
+    return Hourglass(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -236,11 +269,13 @@ async def test_a_broker_that_lets_us_in_beside_one_that_refuses() -> None:
         await send_one(broker, login("PLAIN"), bootstrap_servers=both)
 
 
-async def test_a_token_that_can_not_be_had_is_tried_again_until_the_start_is_over() -> None:
+async def test_a_token_that_can_not_be_had_is_tried_again_until_the_start_is_over(
+    hourglass: Hourglass,
+) -> None:
     with scripted_broker(mechanisms=("OAUTHBEARER",)) as broker:
+        hourglass.run_out_when(lambda: broker.connections > 2)
         with pytest.raises(ProducerStartError, match="sasl_oauth_token_provider gave no token"):
-            await send_one(broker, login("OAUTHBEARER", "two words"), start_timeout=1)
-        assert broker.connections > 1
+            await send_one(broker, login("OAUTHBEARER", "two words"))
 
 
 async def test_a_login_that_is_refused_later_is_not_tried_without_a_pause() -> None:
@@ -249,10 +284,11 @@ async def test_a_login_that_is_refused_later_is_not_tried_without_a_pause() -> N
         def revoke() -> None:
             broker.users = {}
             before = broker.connections
+            began = time.monotonic()
             broker.disconnect()
-            # kafka-python itself would have tried some twenty times.
-            time.sleep(2)
-            assert 1 <= broker.connections - before <= 8
+            # kafka-python itself would have tried some twenty times in two seconds.
+            eventually(lambda: broker.connections - before >= 6, 60)
+            assert time.monotonic() - began > 1.0
 
         made = ProducerSettings(bootstrap_servers=broker.address, properties=login("PLAIN"))
         async with open_send_producer(made) as producer:
@@ -499,38 +535,64 @@ LIES: dict[str, Answer] = {
 # With some nonsense kafka-python 3.0.12 leaves a socket to the garbage collector.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("lie", LIES)
-async def test_nonsense_in_place_of_metadata_ends_within_the_start_timeout(lie: str) -> None:
+async def test_nonsense_in_place_of_metadata_ends_within_the_start_timeout(
+    lie: str, hourglass: Hourglass
+) -> None:
     with scripted_broker(answers={METADATA: LIES[lie]}) as broker:
+        # It has been told the lie, and has had a moment to make something of it.
+        told = _since(lambda: METADATA in broker.requests, 0.2)
+        hourglass.run_out_when(told)
         began = time.monotonic()
         with pytest.raises(ProducerStartError, match="start_timeout"):
-            await send_one(broker, start_timeout=0.7)
+            await send_one(broker)
         assert time.monotonic() - began < PROMPTLY
     gc.collect()
 
 
+def _since(condition: Callable[[], object], seconds: float) -> Callable[[], bool]:
+    """Whether it has been so for that long; it stays so."""
+    since: list[float] = []
+
+    def is_so() -> bool:
+        if not since and condition():
+            since.append(time.monotonic())
+        return bool(since) and time.monotonic() - since[0] > seconds
+
+    return is_so
+
+
 @pytest.mark.parametrize("lie", LIES)
 async def test_nonsense_in_place_of_an_acknowledgement_ends_within_the_delivery_timeout(
-    lie: str,
+    lie: str, deadlines: Deadlines
 ) -> None:
     with scripted_broker(answers={PRODUCE: LIES[lie]}) as broker:
+        made = ProducerSettings(
+            bootstrap_servers=broker.address, delivery_timeout=LONG, cancel_timeout=0.1
+        )
         began = time.monotonic()
-        with pytest.raises(DeliveryError) as caught:
-            await send_one(broker, delivery_timeout=0.7, close_timeout=1)
+        with raising(DeliveryError) as caught:
+            async with open_send_producer(made) as producer:
+                delivery = await producer.enqueue(ProducerRecord("orders", b"two tins"))
+                # It has been told the lie, and has had a moment to make something of it.
+                await until(_since(lambda: PRODUCE in broker.requests, 0.2))
+                deadlines.bring_forward(producer, LONG)
+                await delivery.wait()
         assert caught.value.persistence.value == "possibly persisted"
         assert time.monotonic() - began < PROMPTLY
 
 
 @pytest.mark.parametrize("lie", ["garbage in a frame", "empty", "nothing", "a giant"])
-async def test_nonsense_in_a_login_ends_within_the_start_timeout(lie: str) -> None:
+async def test_nonsense_in_a_login_ends_within_the_start_timeout(
+    lie: str, hourglass: Hourglass
+) -> None:
     answers = {SASL_AUTHENTICATE: LIES[lie]}
-    with (
-        scripted_broker(mechanisms=("PLAIN",), answers=answers) as broker,
-        pytest.raises(ProducerStartError),
-    ):
-        await send_one(broker, login("PLAIN"), start_timeout=0.7)
+    with scripted_broker(mechanisms=("PLAIN",), answers=answers) as broker:
+        hourglass.run_out_when(_since(lambda: SASL_AUTHENTICATE in broker.requests, 0.2))
+        with pytest.raises(ProducerStartError):
+            await send_one(broker, login("PLAIN"))
 
 
-async def test_a_broker_that_pours_out_bytes_fills_no_memory() -> None:
+async def test_a_broker_that_pours_out_bytes_fills_no_memory(hourglass: Hourglass) -> None:
     size = 1024 * 1024 * 1024
 
     def pour(_: bytes) -> list[bytes]:
@@ -542,14 +604,13 @@ async def test_a_broker_that_pours_out_bytes_fills_no_memory() -> None:
 
     with scripted_broker(answers={METADATA: pour}) as broker:
         before = grown()
+        hourglass.run_out_when(_since(lambda: METADATA in broker.requests, 1))
         with pytest.raises(ProducerStartError):
-            await send_one(broker, start_timeout=1.5)
+            await send_one(broker)
         assert grown() - before < size / 4
 
 
-async def test_a_long_answer_is_refused_by_its_length_alone(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+async def test_a_long_answer_is_refused_by_its_length_alone(hourglass: Hourglass) -> None:
     asked: list[int] = []
 
     def announce(_: bytes) -> bytes:
@@ -557,10 +618,25 @@ async def test_a_long_answer_is_refused_by_its_length_alone(
         return struct.pack(">i", 17 * 1024 * 1024)
 
     with scripted_broker(answers={METADATA: announce}) as broker:
-        with pytest.raises(ProducerStartError, match="start_timeout"):
-            await send_one(broker, start_timeout=2)
-        assert len(asked) > 1  # it hung up, and did not wait for the rest
-    assert "Invalid frame length: 17825792" in caplog.text
+        # It hung up, and did not wait for the rest.
+        hourglass.run_out_when(lambda: len(asked) > 1)
+        with pytest.raises(ProducerStartError, match="Invalid frame length: 17825792"):
+            await send_one(broker)
+
+
+async def test_an_attempt_that_is_broken_off_when_time_is_up_has_not_the_last_word(
+    hourglass: Hourglass,
+) -> None:
+    asked: list[int] = []
+
+    def announce_once(_: bytes) -> bytes | None:
+        asked.append(1)
+        return struct.pack(">i", 17 * 1024 * 1024) if len(asked) == 1 else None
+
+    with scripted_broker(answers={METADATA: announce_once}) as broker:
+        hourglass.run_out_when(_since(lambda: len(asked) > 1, 0.1))
+        with pytest.raises(ProducerStartError, match=r"last words: .*Invalid frame length: 178"):
+            await send_one(broker)
 
 
 def test_an_alert_is_heard_although_sending_failed() -> None:
@@ -604,7 +680,7 @@ async def test_an_acknowledgement_that_comes_with_the_end_of_the_connection_coun
 
 
 async def test_a_broker_that_never_ends_a_handshake_is_left_after_a_while(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, hourglass: Hourglass
 ) -> None:
     """kafka-python itself would wait for ever."""
     manager: Any = importlib.import_module("kafka.net.manager")
@@ -612,21 +688,30 @@ async def test_a_broker_that_never_ends_a_handshake_is_left_after_a_while(
     monkeypatch.setitem(defaults, "socket_connection_setup_timeout_ms", 200)  # 10 s otherwise
     properties = {"security.protocol": "SSL"}
     with scripted_broker() as broker:  # it waits for the rest of a frame
+        hourglass.run_out_when(lambda: broker.connections > 1)
         with pytest.raises(ProducerStartError, match="start_timeout"):
-            await send_one(broker, properties, start_timeout=1.5)
-        assert broker.connections > 1
+            await send_one(broker, properties)
 
 
 async def test_a_broker_sends_us_elsewhere_and_has_to_prove_itself_there(
-    authority: Authority, tmp_path: Path
+    authority: Authority, tmp_path: Path, deadlines: Deadlines
 ) -> None:
     """Any address that a broker names is connected to; with TLS, no record goes to a stranger."""
     stranger = server_side(Authority(tmp_path / "stranger"))
     with scripted_broker(server_side(authority)) as broker, scripted_broker(stranger) as other:
         broker.brokers = [(1, other.host, other.port)]
-        with pytest.raises(DeliveryError):
-            await send_one(broker, tls(authority), delivery_timeout=1)
-        assert other.connections > 0
+        made = ProducerSettings(
+            bootstrap_servers=broker.address,
+            properties=tls(authority),
+            delivery_timeout=LONG,
+            cancel_timeout=0.1,
+        )
+        with raising(DeliveryError):
+            async with open_send_producer(made) as producer:
+                delivery = await producer.enqueue(ProducerRecord("orders", b"two tins"))
+                await until(lambda: other.connections > 1)
+                deadlines.bring_forward(producer, LONG)
+                await delivery.wait()
         assert PRODUCE not in other.requests
 
 

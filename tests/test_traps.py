@@ -39,13 +39,16 @@ from anyio_sendproducer import (
     RecordMetadata,
     RecordRejected,
     SendProducer,
+    UndeliveredRecords,
     _ledger,
     open_send_producer,
 )
 from anyio_sendproducer.testing import embedded_broker
 from tests.bare import BareProducer, bare, leaking_sockets
+from tests.calls import Deadlines, raising, until
 from tests.mock_cluster import FOR_MOCK, MockCluster, mock_cluster
 from tests.recorder import PATIENCE, open_sockets
+from tests.scripted_broker import eventually
 
 # kafka-python has no types: whatever is taken from it here is Any.
 kafka: Any = importlib.import_module("kafka")
@@ -66,8 +69,9 @@ TOPIC_AUTHORIZATION_FAILED = 29
 #: For "never": the client under test does not move in the meantime, nor does it afterwards.
 NEVER = 0.3
 
-#: Seconds that steps take beside the time-outs that bound them, on a busy machine.
-SLACK = 10.0
+#: Seconds that steps take beside the time-outs that bound them, on a machine that has more to do;
+#: far less than what they must not wait for.
+SLACK = 15.0
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +121,11 @@ def settles(future: Any, seconds: float = PATIENCE) -> bool:
     while not future.is_done and time.monotonic() < deadline:
         time.sleep(0.005)
     return bool(future.is_done)
+
+
+def hurry(producer: Any, milliseconds: int) -> None:
+    """Give a bare client a delivery_timeout_ms that its first record could miss."""
+    producer._accumulator.config["delivery_timeout_ms"] = milliseconds
 
 
 def settings_for(servers: str | MockCluster, **changes: Any) -> ProducerSettings:
@@ -177,8 +186,9 @@ def test_bare_the_constructor_blocks_and_max_block_ms_does_not_bound_it() -> Non
 
 
 def test_bare_one_unknown_topic_holds_up_the_others(lone_broker: MockCluster) -> None:
-    with bare(lone_broker, max_block_ms=400) as producer:
+    with bare(lone_broker) as producer:
         assert producer.partitions_for("first") == {0}
+        producer.config["max_block_ms"] = 400
         began = time.monotonic()
         with pytest.raises(kafka_errors.KafkaTimeoutError):
             producer.send("unknown", b"value")
@@ -197,26 +207,26 @@ def test_bare_the_timeout_of_flush_is_for_each_batch(
         # Else it waits for them in the order of a set.
         monkeypatch.setattr(incomplete, "all", lambda: sorted(every()))
         cluster.set_rtt(1, 100)
+        began = time.monotonic()
         for _ in range(5):  # one batch after the other
             producer.send("first", b"value")
-        began = time.monotonic()
         producer.flush(0.3)
         assert time.monotonic() - began > 0.4
 
 
 async def test_flush_is_bounded_in_total(cluster: MockCluster) -> None:
-    settings = settings_for(cluster, properties={"batch_size": 1})
-    async with open_send_producer(settings) as producer:
-        await producer.partitions_for("first")
-        cluster.set_rtt(1, 100)
-        deliveries = [producer.enqueue_nowait(to("first")) for _ in range(5)]
-        began = time.monotonic()
-        with anyio.move_on_after(0.2) as scope:
-            await producer.flush()
-        assert scope.cancelled_caught
-        assert time.monotonic() - began < 0.2 + SLACK
-        for delivery in deliveries:
-            await delivery.wait()
+    settings = settings_for(cluster, properties={"batch_size": 1}, close_timeout=0.1)
+    with raising(UndeliveredRecords, match="5"):
+        async with open_send_producer(settings) as producer:
+            await producer.partitions_for("first")
+            cluster.set_rtt(1, 60_000)
+            deliveries = [producer.enqueue_nowait(to("first")) for _ in range(5)]
+            began = time.monotonic()
+            with anyio.move_on_after(0.2) as scope:
+                await producer.flush()
+            assert scope.cancelled_caught
+            assert time.monotonic() - began < 0.2 + SLACK
+            assert not any(delivery.done for delivery in deliveries)
 
 
 def test_bare_close_with_records_pending_raises_and_closes_nothing(cluster: MockCluster) -> None:
@@ -404,12 +414,12 @@ async def test_one_refusal_fails_its_record_and_the_producer_goes_on(
 
         for topic in ("first", "second"):
             await producer.send(to(topic))
-        cluster.set_rtt(2, 150)
+        # The other broker answers later, or has not answered when the client has come to its end.
+        cluster.answer_next(2, 0, rtt_ms=150 if sure else 60_000)
         cluster.answer_next(1, code, rtt_ms=20)
         async with anyio.create_task_group() as senders:
             senders.start_soon(send, "second")
             senders.start_soon(send, "first")
-        cluster.set_rtt(2, 0)
         culprit, innocent = outcomes["first"], outcomes["second"]
         assert isinstance(culprit, DeliveryError)
         assert isinstance(culprit, RecordRejected) is sure
@@ -430,9 +440,10 @@ def test_bare_after_a_batch_expired_while_it_was_repeated_nothing_is_sent() -> N
     # A cluster of its own: some of these answers nobody asks for.
     with (
         mock_cluster(1) as mock,
-        bare(mock, delivery_timeout_ms=300, request_timeout_ms=200) as producer,
+        bare(mock, request_timeout_ms=200) as producer,
     ):
         producer.send("first", b"value").get(PATIENCE)
+        hurry(producer, 300)
         for _ in range(10):
             mock.answer_next(1, REQUEST_TIMED_OUT)
         expired = producer.send("first", b"value")
@@ -443,20 +454,24 @@ def test_bare_after_a_batch_expired_while_it_was_repeated_nothing_is_sent() -> N
 
 
 async def test_a_record_that_expires_while_it_is_repeated_is_the_only_one(
-    lone_broker: MockCluster,
+    lone_broker: MockCluster, deadlines: Deadlines
 ) -> None:
-    settings = settings_for(lone_broker, delivery_timeout=0.3)
+    settings = settings_for(lone_broker)
     async with open_send_producer(settings) as producer:
         await producer.send(to("first"))
         for _ in range(5):
             lone_broker.answer_next(1, REQUEST_TIMED_OUT)
-        assert isinstance(await outcome_of(producer, "first"), DeliveryTimeout)
+        delivery = await producer.enqueue(to("first"))
+        await anyio.sleep(NEVER)
+        deadlines.bring_forward(producer, settings.delivery_timeout)
+        with pytest.raises(DeliveryTimeout):
+            await delivery.wait()
         await delivers_again(producer, "second", "first")
         assert producer.statistics().generations == 1
 
 
 def test_bare_without_a_producer_id_in_time_it_is_broken(lone_broker: MockCluster) -> None:
-    lone_broker.answer_next(1, 0, api=INIT_PRODUCER_ID, rtt_ms=500)
+    lone_broker.answer_next(1, 0, api=INIT_PRODUCER_ID, rtt_ms=60_000)
     with bare(lone_broker, request_timeout_ms=200) as producer:
         for topic in ("first", "second"):
             future = producer.send(topic, b"value")
@@ -470,17 +485,24 @@ def test_bare_no_coordinator_for_the_producer_id_hangs(lone_broker: MockCluster)
         assert not settles(producer.send("first", b"value"), 0.2 + NEVER)
 
 
-@pytest.mark.parametrize(("error", "milliseconds"), [(0, 500), (NOT_COORDINATOR, 0)])
+@pytest.mark.parametrize(("error", "milliseconds"), [(0, 60_000), (NOT_COORDINATOR, 0)])
 async def test_without_a_producer_id_another_client_is_made(
-    lone_broker: MockCluster, monkeypatch: pytest.MonkeyPatch, error: int, milliseconds: int
+    lone_broker: MockCluster, deadlines: Deadlines, error: int, milliseconds: int
 ) -> None:
-    monkeypatch.setattr(_ledger, "PATIENCE", 0.2)
     lone_broker.answer_next(1, error, api=INIT_PRODUCER_ID, rtt_ms=milliseconds)
-    settings = settings_for(
-        lone_broker, delivery_timeout=0.4, properties={"request_timeout_ms": 200}
-    )
+    settings = settings_for(lone_broker, properties={"request_timeout_ms": 200})
     async with open_send_producer(settings) as producer:
-        assert isinstance(await outcome_of(producer, "first"), DeliveryError)
+        await producer.partitions_for("first")
+        delivery = await producer.enqueue(to("first"))
+        await until(lambda: producer.statistics().queued == 0)
+        if error:
+            # It hangs: first the record is late, and then nothing has come for too long.
+            deadlines.bring_forward(producer, settings.delivery_timeout)
+            await until(lambda: delivery.done)
+            deadlines.bring_forward(producer, _ledger.PATIENCE)
+        with pytest.raises(DeliveryError):
+            await delivery.wait()
+        await until(lambda: producer.statistics().generations == 2)
         await delivers_again(producer, "first", "second")
         assert producer.statistics().generations == 2
 
@@ -497,8 +519,9 @@ SEQUENCE_ERRORS = [
 def test_bare_with_brokers_before_2_5_errors_of_the_sequence_hang(
     lone_broker: MockCluster, code: int
 ) -> None:
-    with bare(lone_broker, delivery_timeout_ms=200, request_timeout_ms=150) as producer:
+    with bare(lone_broker, request_timeout_ms=150) as producer:
         producer.send("first", b"value").get(PATIENCE)
+        hurry(producer, 200)
         lone_broker.answer_next(1, code)
         assert settles(producer.send("first", b"value"))
         assert not settles(producer.send("second", b"value"), 0.2 + NEVER)
@@ -562,8 +585,8 @@ async def test_bare_a_broker_that_lost_its_memory_is_asked_for_ever(
     async with with_a_broker_that_lost_its_memory() as producer:
         # Nothing was acknowledged on that topic, so it takes the producer's number for expired.
         future = producer.send("new", b"value", partition=0)
-        assert not settles(future, 0.6 + NEVER)
-    assert caplog.text.count("resetting sequence and retrying") > 5
+        eventually(lambda: caplog.text.count("resetting sequence and retrying") > 5, PATIENCE)
+        assert not future.is_done
 
 
 # --- what a program inherits ---------------------------------------------------------------------
@@ -602,12 +625,12 @@ SWIFT = {"reconnect_backoff_ms": 10, "reconnect_backoff_max_ms": 10}
 def test_bare_each_refused_connection_leaves_a_socket(refusing: str) -> None:
     def fail() -> None:
         with contextlib.suppress(kafka_errors.KafkaError):
-            BareProducer(bootstrap_servers=refusing, bootstrap_timeout_ms=300, **SWIFT)
+            BareProducer(bootstrap_servers=refusing, bootstrap_timeout_ms=500, **SWIFT)
 
     before = open_sockets()
     with leaking_sockets():
         fail()
-        assert len(open_sockets() - before) > 10
+        assert len(open_sockets() - before) > 3
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="nothing tells of open sockets")
@@ -633,12 +656,14 @@ def test_bare_a_forked_child_sends_and_nothing_comes_of_it(cluster: MockCluster)
         child = os.fork()
         if child == 0:  # pragma: no cover  # seen by the parent alone
             code = 1
+            # What the other thread held when this process was made is never let go here.
+            signal.alarm(int(PATIENCE))
             try:
                 code = 11 if settles(producer.send("first", b"value"), NEVER) else 10
             finally:
                 os._exit(code)
         _, status = os.waitpid(child, 0)
-        assert os.waitstatus_to_exitcode(status) == 10
+        assert os.waitstatus_to_exitcode(status) in {10, -signal.SIGALRM}
 
 
 # --- the end of a program ------------------------------------------------------------------------
@@ -653,6 +678,7 @@ producer.partitions_for(topic)
 for number in range(int(count)):
     producer.send(topic, b"value", partition=0)
 print("sent", flush=True)
+print(time.monotonic(), flush=True)
 """
 
 OUR_SCRIPT = """
@@ -705,20 +731,27 @@ anyio.run(main, backend=backend)
 LOOPS = ("asyncio", "trio")
 
 
-def start(source: str, *arguments: str) -> subprocess.Popen[str]:
+def start(source: str, *arguments: str) -> subprocess.Popen[bytes]:
     """A program in a process of its own."""
     pipe = subprocess.PIPE
     command = [sys.executable, "-c", source, *arguments]
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
+    # Without a buffer, in which lines would be lost that come with the one that is read by itself.
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, bufsize=0)
+
+
+def rest(process: subprocess.Popen[bytes]) -> tuple[str, str]:
+    """What else it prints until it ends, to each of its streams."""
+    said, complaint = process.communicate(timeout=PATIENCE)
+    return said.decode(), complaint.decode()
 
 
 @contextlib.contextmanager
-def running(process: subprocess.Popen[str]) -> Generator[subprocess.Popen[str], None, None]:
+def running(process: subprocess.Popen[bytes]) -> Generator[subprocess.Popen[bytes], None, None]:
     """A program, once it has printed that its records are sent."""
     with process:
         try:
             assert process.stdout is not None
-            assert process.stdout.readline() == "sent\n"
+            assert process.stdout.readline() == b"sent\n"
             yield process
         finally:
             process.kill()
@@ -727,7 +760,7 @@ def running(process: subprocess.Popen[str]) -> Generator[subprocess.Popen[str], 
 @contextlib.contextmanager
 def on_both_loops(
     source: str, *arguments: str
-) -> Generator[list[subprocess.Popen[str]], None, None]:
+) -> Generator[list[subprocess.Popen[bytes]], None, None]:
     """A program that is told the loop by its last argument, on each of them."""
     with contextlib.ExitStack() as stack:
         processes = [start(source, *arguments, loop) for loop in LOOPS]
@@ -743,9 +776,9 @@ def test_bare_at_exit_with_records_pending_it_waits_and_prints_a_traceback(
     script = BARE_SCRIPT.replace("json.loads(options)", "{'api_version': (2, 3)}")
     program = start(script, cluster.bootstrap_servers, "first", "1", options)
     with running(program) as process:
-        began = time.monotonic()
-        _, complaint = process.communicate(timeout=PATIENCE)
-        assert time.monotonic() - began > 0.9
+        # Its clock is this one's.
+        began, complaint = rest(process)
+        assert time.monotonic() - float(began) > 0.9
     assert "Traceback" in complaint
     assert "KafkaTimeoutError" in complaint
 
@@ -757,13 +790,17 @@ def test_at_exit_with_records_pending_it_says_what_is_lost(cluster: MockCluster)
     with on_both_loops(script, cluster.bootstrap_servers, "first", "1", "") as processes:
         for process in processes:
             began = time.monotonic()
-            said, complaint = process.communicate(timeout=PATIENCE)
+            said, complaint = rest(process)
+            # Sixty seconds, if it waited for the answer.
             assert time.monotonic() - began < 0.5 + SLACK
             assert (said, complaint, process.returncode) == ("1 undelivered\n", "", 0)
 
 
 #: Records stay with the client for that long, in milliseconds.
 LINGER = '{"linger_ms": 500}'
+
+#: And so they do for longer than a test takes.
+LINGER_ON = '{"linger_ms": 600000, "delivery_timeout_ms": 1200000}'
 
 
 def written(servers: str, topic: str) -> int:
@@ -784,8 +821,8 @@ def written(servers: str, topic: str) -> int:
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGTERM to handle")
 def test_bare_sigterm_loses_what_is_pending(shared_broker: str) -> None:
     topic = f"topic-{uuid.uuid4().hex}"
-    script = BARE_SCRIPT + "time.sleep(60)"
-    with running(start(script, shared_broker, topic, "10", LINGER)) as process:
+    script = BARE_SCRIPT + "time.sleep(600)"
+    with running(start(script, shared_broker, topic, "10", LINGER_ON)) as process:
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE) == -signal.SIGTERM
     assert written(shared_broker, topic) == 0
@@ -799,7 +836,7 @@ def test_on_sigterm_a_cancelled_block_delivers_what_is_pending(shared_broker: st
         for process in processes:
             process.send_signal(signal.SIGTERM)
         for process in processes:
-            _, complaint = process.communicate(timeout=PATIENCE)
+            _, complaint = rest(process)
             assert (complaint, process.returncode) == ("", 0)
     assert written(shared_broker, topic) == 10 * len(LOOPS)
 

@@ -2,7 +2,8 @@
 
 It is run as ``python -m tests.faults.sending``, with its orders as JSON in its first argument, and
 keeps its history in a journal. It prints a line of JSON where the test has to know how far it is,
-and a last one with what came of it.
+and a last one with what came of it. What it does next, where that is to wait for the test, it does
+when it is sent a line.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 
 from anyio_sendproducer import ProducerRecord, ProducerSettings, SendProducer, open_send_producer
 from tests.history import History
@@ -34,17 +36,33 @@ async def _load(orders: dict[str, Any], history: History) -> None:
         close_timeout=orders["close_timeout"],
         cancel_timeout=orders["cancel_timeout"],
     )
+    drains = orders["when"] in {"drain", "close"}
     load = Load(
         topic=orders["topic"],
         records=orders["records"],
         seconds=orders["seconds"],
-        leave=orders["when"] in {"drain", "close"},
-        calls=("enqueue",) if orders["when"] in {"drain", "close"} else ("send", "enqueue"),
+        leave=drains,
+        calls=("enqueue",) if drains else ("send", "enqueue"),
+        admitted=0.5,
     )
 
     async def during(running: Running) -> None:
         await running.until_sent(0.5)
+        if not drains:
+            await running.until_settled(0.3)
         tell(now="sending")
+        if drains:
+            await anyio.to_thread.run_sync(sys.stdin.readline)
+            tasks.start_soon(tell_when_it_drains, running)
+        running.admit(1)
+        if not drains:
+            # However late the signal is, it finds the program here.
+            await anyio.sleep_forever()
+
+    async def tell_when_it_drains(running: Running) -> None:
+        while running.producer.statistics().state == "open":  # noqa: ASYNC110  # no event tells
+            await anyio.sleep(0.005)
+        tell(now="draining")
 
     async def watch(scope: anyio.CancelScope) -> None:
         # What services do: a signal ends the work in good order.
@@ -97,6 +115,8 @@ def main() -> None:
     # Whoever runs in the background of a shell inherits that Ctrl-C is ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     orders: dict[str, Any] = json.loads(sys.argv[1])
+    # It is ignored by what is run in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if "how" in orders:
         anyio.run(_exit_with_records_pending, orders, backend=orders["loop"])
         return

@@ -61,8 +61,8 @@ def settings_for(cluster: MockCluster, **changes: Any) -> ProducerSettings:
     properties = {**FOR_MOCK, **changes.pop("properties", {})}
     return ProducerSettings(
         bootstrap_servers=cluster.bootstrap_servers,
-        delivery_timeout=10.0,
-        close_timeout=10.0,
+        delivery_timeout=60.0,
+        close_timeout=60.0,
         properties=properties,
     ).evolve(**changes)
 
@@ -86,8 +86,11 @@ async def run(
     note: str = "",
     seconds: float = SECONDS,
 ) -> tuple[Ran, Report]:
-    """Run a load under a fault, judge it, and write the row."""
-    load = Load(topic=topic, records=RECORDS, seconds=seconds)
+    """Run a load under a fault, judge it, and write the row.
+
+    Most of the records are sent when `during` admits them: there is the fault by then.
+    """
+    load = Load(topic=topic, records=RECORDS, seconds=seconds, admitted=0.3)
     ran = await run_load(settings, load, during=during)
     readers: Any = {"kafka-python": FOR_MOCK}
     report = await judge(
@@ -160,8 +163,10 @@ def answering(cluster: MockCluster, code: int, times: int) -> During:
     async def during(running: Running) -> None:
         await running.until_settled(0.25)
         cluster.answer_any(code, times)
-        await running.until_sent(0.8)
+        running.admit(0.8)
+        await running.until_settled(0.8)
         cluster.forget_answers()
+        running.admit(1)
 
     return during
 
@@ -249,6 +254,7 @@ async def test_duplicate_sequence_number(
         for broker in (1, 2):
             fresh.answer_next(broker, 0, rtt_ms=2_000)
             fresh.answer_next(broker, 46)
+        running.admit(1)
 
     settings = settings_for(fresh, properties={"request_timeout_ms": 300})
     cell = "DUPLICATE_SEQUENCE_NUMBER, after a lost answer"
@@ -264,9 +270,11 @@ async def test_slow_answers(cluster: MockCluster, topic: str, anyio_backend: str
         await running.until_settled(0.25)
         for broker in (1, 2):
             cluster.set_rtt(broker, 300)
+        running.admit(0.75)
         await running.until_settled(0.75)
         for broker in (1, 2):
             cluster.set_rtt(broker, 0)
+        running.admit(1)
 
     settings = settings_for(cluster)
     _, report = await run("slow answers", anyio_backend, settings, topic, during)
@@ -280,6 +288,7 @@ async def test_answers_slower_than_the_deadline(
     async def during(running: Running) -> None:
         await until_both_lead(running, fresh, topic)
         fresh.answer_next(1, 0, rtt_ms=1_500)
+        running.admit(1)
 
     settings = settings_for(fresh, delivery_timeout=0.4)
     cell = "answers slower than delivery_timeout"
@@ -294,6 +303,7 @@ async def test_an_answer_that_is_lost(fresh: MockCluster, topic: str, anyio_back
         for turn in range(1, 4):
             await running.until_settled(turn / 4)
             fresh.answer_next(1, 0, rtt_ms=2_000)
+            running.admit((turn + 1) / 4)
 
     settings = settings_for(fresh, properties={"request_timeout_ms": 300})
     cell = "a written batch whose answer is lost, three times"
@@ -310,9 +320,11 @@ async def test_an_answer_that_is_lost_and_then_a_refusal(
     async def during(running: Running) -> None:
         await until_both_lead(running, fresh, topic)
         fresh.answer_next(1, 0, rtt_ms=2_000)
-        for _ in range(4):
-            # An answer to another partition, behind the one that is late, is lost as well.
+        for _ in range(12):
+            # Answers behind the one that is late are lost as well: up to four, as five requests
+            # may be under way on a connection.
             fresh.answer_next(1, 29)
+        running.admit(1)
 
     settings = settings_for(fresh, properties={"request_timeout_ms": 300})
     cell = "a written batch whose answer is lost, then TOPIC_AUTHORIZATION_FAILED"
@@ -331,6 +343,7 @@ async def test_closed_connections(
     async def during(running: Running) -> None:
         await running.until_settled(0.25)
         cluster.close_on(TIMES[times])
+        running.admit(1)
 
     settings = settings_for(cluster)
     cell = f"connection closed on a produce request, {times}"
@@ -348,6 +361,7 @@ async def test_brokers_that_are_down_for_a_while(
         await until_both_lead(running, cluster, topic)
         for broker in down:
             cluster.set_down(broker)
+        running.admit(1)
         try:
             # Half of them go to the other broker, and through.
             await running.until_under_way(200)
@@ -356,7 +370,7 @@ async def test_brokers_that_are_down_for_a_while(
             for broker in down:
                 cluster.set_up(broker)
 
-    settings = settings_for(cluster, delivery_timeout=SECONDS + 30)
+    settings = settings_for(cluster, delivery_timeout=SECONDS + 60)
     cell = f"{len(down)} of 2 brokers down for {SECONDS:g} s"
     _, report = await run(cell, anyio_backend, settings, topic, during)
     assert report.acknowledged == report.sent
@@ -369,6 +383,7 @@ async def test_leaders_that_move(cluster: MockCluster, topic: str, anyio_backend
             await running.until_settled(turn / 10)
             for partition in range(4):
                 cluster.move(topic, partition, 1 + (partition + turn) % 2)
+            running.admit((turn + 2) / 10)
 
     settings = settings_for(cluster)
     _, report = await run("leaders move eight times", anyio_backend, settings, topic, during)
@@ -387,6 +402,7 @@ async def test_errors_of_the_topic_in_the_metadata(
         await running.until_settled(0.25)
         cluster.set_topic_error(topic, code)
         cluster.answer_any(6, 2)
+        running.admit(1)
         await running.until_under_way()
         cluster.set_topic_error(topic, 0)
 
@@ -403,6 +419,7 @@ async def test_metadata_requests_that_fail(
         await running.until_settled(0.25)
         cluster.close_on(6, api=METADATA)
         cluster.answer_any(6, 2)
+        running.admit(1)
         await running.until_settled(1)
         cluster.forget_answers(METADATA)
 
@@ -423,7 +440,9 @@ async def test_producer_ids_that_are_not_given_at_once(
         await running.until_settled(0.25)
         fresh.answer_any(code, 2, api=INIT_PRODUCER_ID)
         fresh.answer_any(31)
+        running.admit(0.6)
         await until(lambda: running.producer.statistics().generations == 2)
+        running.admit(1)
 
     settings = settings_for(fresh)
     cell = "no producer ids for now (COORDINATOR_LOAD_IN_PROGRESS), at first and after a refusal"

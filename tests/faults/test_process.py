@@ -37,7 +37,11 @@ from tests.load import Load, Running, run_load
 SECONDS = 5.0 if FULL else 0.5
 
 #: Seconds for anything that a process is waited for.
-PATIENCE = 30.0
+PATIENCE = 60.0
+
+#: Seconds that an end takes beside the time-out that bounds it, on a machine that has more to do;
+#: far less than what it must not wait for.
+SLACK = 15.0
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,9 +52,11 @@ class Child:
     def __init__(self, orders: dict[str, Any]) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.sending", json.dumps(orders)],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
+            # Without a buffer, in which lines would be hidden from select().
+            bufsize=0,
             cwd=ROOT,
             # Of its own, so that a signal to it is not one to the tests.
             start_new_session=True,
@@ -70,10 +76,15 @@ class Child:
             if word in told or told.get("now") == word:
                 return told
 
+    def go_on(self) -> None:
+        """Have it do what it waits to do."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(b"go on\n")
+
     def end(self) -> tuple[int, str]:
         """Its return code, and what it printed to stderr."""
         _, errors = self.process.communicate(timeout=PATIENCE)
-        return self.process.returncode, errors
+        return self.process.returncode, errors.decode()
 
     def kill(self) -> None:
         """End it in any case."""
@@ -110,9 +121,10 @@ async def interrupted(
     try:
         await anyio.to_thread.run_sync(child.wait_for, "sending")
         if when != "send":
-            # All is given to the producer by now, or will be in a moment, and nothing comes back.
+            # Of the rest, which is given to the producer now, nothing comes back.
             broker.pause()
-            await anyio.sleep(0.3)
+            child.go_on()
+            await anyio.to_thread.run_sync(child.wait_for, "draining")
         began = time.monotonic()
         child.process.send_signal(number)
         if when == "close":
@@ -147,7 +159,7 @@ async def test_sigint(
         errors = re.sub(r"sys:1: RuntimeWarning: coroutine '_Teller.*\nRuntime.*\n", "", errors)
     assert (code, errors) == (0, "")
     # cancel_timeout, and what a process takes to end.
-    assert took < 1.0 + 10
+    assert took < 1.0 + SLACK
     # Trio raises it in the middle of whatever runs, the test's own bookkeeping too.
     anywhere = anyio_backend == "trio"
     note = (
@@ -179,7 +191,7 @@ async def test_a_signal_that_is_handled_by_cancelling(
     assert last is not None
     assert last["ended"] == "well"
     assert (code, errors) == (0, "")
-    assert took < 1.0 + 10
+    assert took < 1.0 + SLACK
     cell = Cell("process", f"{number.name} handled by cancelling, during {when}", anyio_backend)
     await judge_history(
         cell,
@@ -200,7 +212,7 @@ async def test_sigterm_that_nobody_handles(
         broker, anyio_backend, journal, "send", signal.SIGTERM
     )
     assert (code, errors) == (-signal.SIGTERM, "")
-    assert took < 10
+    assert took < SLACK
     note = "Killed: what had no outcome by then may be there or not."
     report = await judge_history(
         Cell("process", "SIGTERM, not handled, during send", anyio_backend, note),
@@ -238,7 +250,7 @@ async def test_the_interpreter_ends_with_records_pending(
             broker.pause()
         began = time.monotonic()
         ended, errors = await anyio.to_thread.run_sync(child.end)
-        assert time.monotonic() - began < 0.5 + 10
+        assert time.monotonic() - began < 0.5 + SLACK
     finally:
         child.kill()
         if gone:
@@ -311,19 +323,20 @@ async def test_the_producers_thread_dies(broker: EmbeddedBroker, anyio_backend: 
     async def during(running: Running) -> None:
         await running.until_settled(0.3)
         drivers[0].deadly = True
+        running.admit(1)
         await until(lambda: running.producer.statistics().state == "broken")
         with pytest.raises(ProducerBroken):
             await running.producer.send(ProducerRecord("t", b"too late"))
 
     settings = ProducerSettings(bootstrap_servers=broker.bootstrap_servers)
-    load = Load(topic="t", records=RECORDS, seconds=SECONDS)
+    load = Load(topic="t", records=RECORDS, seconds=SECONDS, admitted=0.5)
     ran = await run_load(settings, load, during=during, driver=make)
     cell = Cell("process", "the driver raises in the middle of a batch", anyio_backend)
     report = await judge(cell, ran, settings, "t")
     assert report.acknowledged > 0
     assert report.failures > 0
     assert report.never_accepted > 0
-    assert report.time_to_exit < 2
+    assert report.time_to_exit < SLACK
 
 
 # It leaves its sockets to the garbage collector.
@@ -356,12 +369,15 @@ async def test_the_clients_thread_dies(
 
         sender.run_once = die
         opened.client.wakeup()
+        # These are what it keeps; the last ones are for its successor.
+        running.admit(0.7)
         await until(lambda: running.producer.statistics().generations == 2)
+        running.admit(1)
 
     settings = ProducerSettings(
-        bootstrap_servers=broker.bootstrap_servers, delivery_timeout=1.0, max_in_flight=200
+        bootstrap_servers=broker.bootstrap_servers, delivery_timeout=2.0, max_in_flight=200
     )
-    load = Load(topic="t", records=RECORDS, seconds=max(2.5, SECONDS))
+    load = Load(topic="t", records=RECORDS, seconds=SECONDS, admitted=0.5)
     ran = await run_load(settings, load, during=during, driver=make)
     cell = Cell("process", "kafka-python's thread ends", anyio_backend)
     report = await judge(cell, ran, settings, "t")
@@ -372,26 +388,29 @@ async def test_the_clients_thread_dies(
     assert type(ran.history.outcome(list(ran.history.sent)[-1])).__name__ == "Acknowledged"
 
 
-@pytest.mark.parametrize("stands", [1.0, 3.0], ids=["within", "beyond"])
+@pytest.mark.parametrize(
+    ("stands", "delivery_timeout"), [(1.0, 30.0), (3.0, 2.0)], ids=["within", "beyond"]
+)
 async def test_the_loop_stands_still(
-    broker: EmbeddedBroker, anyio_backend: str, stands: float
+    broker: EmbeddedBroker, anyio_backend: str, stands: float, delivery_timeout: float
 ) -> None:
     """Within the deadline nothing comes of it. Beyond, a record that was acknowledged meanwhile may
     have either outcome, and never a wrong one."""
-    timeout = 2.0
 
     async def during(running: Running) -> None:
         await running.until_settled(0.3)
         time.sleep(stands)  # noqa: ASYNC251  # that is the fault
 
     settings = ProducerSettings(
-        bootstrap_servers=broker.bootstrap_servers, delivery_timeout=timeout
+        bootstrap_servers=broker.bootstrap_servers, delivery_timeout=delivery_timeout
     )
     load = Load(topic="t", records=RECORDS, seconds=SECONDS)
     ran = await run_load(settings, load, during=during)
-    cell = Cell("process", f"the loop stands still for {stands:g} s of {timeout:g}", anyio_backend)
+    cell = Cell(
+        "process", f"the loop stands still for {stands:g} s of {delivery_timeout:g}", anyio_backend
+    )
     report = await judge(cell, ran, settings, "t", grace=2.0 + stands)
-    if stands < timeout:
+    if stands < delivery_timeout:
         assert report.acknowledged == report.sent
     else:
         assert report.acknowledged > report.sent / 2

@@ -21,6 +21,10 @@ from tests.faults.matrix import FULL, RECORDS, Cell, judge
 from tests.history import Report
 from tests.load import During, Load, Ran, Running, run_load
 
+#: Seconds that an end takes beside the time-out that bounds it, on a machine that has more to do;
+#: far less than what it must not wait for.
+SLACK = 10.0
+
 #: Seconds over which a load is spread: a fault comes and goes within them.
 SECONDS = 6.0 if FULL else 0.8
 
@@ -49,9 +53,10 @@ async def run(
     during: During,
     *,
     tasks: int = 200,
+    admitted: float = 1.0,
 ) -> tuple[Ran, Report]:
     """Run a load under a fault, mend it, judge, and write the row."""
-    load = Load(topic="t", records=RECORDS, seconds=SECONDS, tasks=tasks)
+    load = Load(topic="t", records=RECORDS, seconds=SECONDS, tasks=tasks, admitted=admitted)
     ran = await run_load(settings, load, during=during)
     proxy.heal()
     return ran, await judge(Cell("wire", cell, loop), ran, settings, "t")
@@ -63,12 +68,13 @@ async def test_refused(anyio_backend: str, proxy: FaultProxy) -> None:
     async def during(running: Running) -> None:
         await running.until_settled(0.25)
         proxy.refuse()
+        running.admit(1)
         await running.until_under_way()
         proxy.heal()
 
     settings = settings_for(proxy)
     ran, report = await run(
-        "connections refused for a while", anyio_backend, proxy, settings, during
+        "connections refused for a while", anyio_backend, proxy, settings, during, admitted=0.4
     )
     assert report.acknowledged == report.sent
     assert ran.statistics.generations == 1
@@ -80,13 +86,14 @@ async def test_refused_for_good(anyio_backend: str, proxy: FaultProxy) -> None:
     async def during(running: Running) -> None:
         await running.until_settled(0.25)
         proxy.refuse()
+        running.admit(1)
 
     settings = settings_for(proxy, delivery_timeout=SECONDS)
     cell = "connections refused to the end"
-    _, report = await run(cell, anyio_backend, proxy, settings, during, tasks=RECORDS)
+    _, report = await run(cell, anyio_backend, proxy, settings, during, tasks=RECORDS, admitted=0.5)
     assert report.acknowledged + report.failures == report.sent
     assert report.failures > report.sent / 10
-    assert report.time_to_exit < 2
+    assert report.time_to_exit < SLACK
 
 
 async def test_black_hole(anyio_backend: str, proxy: FaultProxy) -> None:
@@ -95,13 +102,14 @@ async def test_black_hole(anyio_backend: str, proxy: FaultProxy) -> None:
     async def during(running: Running) -> None:
         await running.until_settled(0.25)
         proxy.black_hole()
+        running.admit(1)
         await running.until_under_way()
         await anyio.sleep(1.0)
         proxy.heal()
 
     settings = settings_for(proxy, properties={"request_timeout_ms": 400})
     cell = "black hole, longer than request.timeout.ms"
-    _, report = await run(cell, anyio_backend, proxy, settings, during)
+    _, report = await run(cell, anyio_backend, proxy, settings, during, admitted=0.4)
     assert report.acknowledged == report.sent
     assert report.longest_wait > 1.0
 
@@ -110,12 +118,13 @@ async def test_a_short_black_hole(anyio_backend: str, proxy: FaultProxy) -> None
     async def during(running: Running) -> None:
         await running.until_settled(0.25)
         proxy.black_hole()
+        running.admit(1)
         await running.until_under_way()
         proxy.heal()
 
     settings = settings_for(proxy)
     cell = "black hole, shorter than request.timeout.ms"
-    _, report = await run(cell, anyio_backend, proxy, settings, during)
+    _, report = await run(cell, anyio_backend, proxy, settings, during, admitted=0.4)
     assert report.acknowledged == report.sent
 
 
@@ -123,13 +132,14 @@ async def test_a_black_hole_for_good(anyio_backend: str, proxy: FaultProxy) -> N
     async def during(running: Running) -> None:
         await running.until_settled(0.25)
         proxy.black_hole()
+        running.admit(1)
 
     settings = settings_for(proxy, delivery_timeout=SECONDS)
     cell = "black hole to the end"
-    _, report = await run(cell, anyio_backend, proxy, settings, during, tasks=RECORDS)
+    _, report = await run(cell, anyio_backend, proxy, settings, during, tasks=RECORDS, admitted=0.5)
     assert report.acknowledged + report.failures == report.sent
     assert report.failures > report.sent / 10
-    assert report.time_to_exit < 2
+    assert report.time_to_exit < SLACK
 
 
 async def test_leaving_into_a_black_hole(anyio_backend: str, proxy: FaultProxy) -> None:
@@ -139,14 +149,15 @@ async def test_leaving_into_a_black_hole(anyio_backend: str, proxy: FaultProxy) 
     async def during(running: Running) -> None:
         await running.until_sent(0.5)
         proxy.black_hole()
+        running.admit(1)
 
-    load = Load(topic="t", records=RECORDS, calls=("enqueue",), leave=True)
+    load = Load(topic="t", records=RECORDS, calls=("enqueue",), leave=True, admitted=0.5)
     ran = await run_load(settings, load, during=during)
     proxy.heal()
     cell = Cell("wire", "black hole, and the block is left", anyio_backend)
     report = await judge(cell, ran, settings, "t")
     assert report.failures > 0
-    assert 0.5 < report.time_to_exit < 1.0 + 0.75
+    assert 0.5 < report.time_to_exit < 1.0 + SLACK
     assert ran.undelivered == report.failures
 
 
@@ -164,7 +175,7 @@ async def test_leaving_before_the_client_is_connected(
             left.append(time.monotonic())
             scope.cancel()
             await anyio.sleep_forever()
-    assert time.monotonic() - left[0] < 0.5 + 7.5  # a connection may take 10 s to come about
+    assert time.monotonic() - left[0] < 0.5 + SLACK
 
 
 @pytest.mark.parametrize("way", list(Way), ids=["request", "answer"])
@@ -177,12 +188,14 @@ async def test_reset_in_the_middle_of_a_frame(
             await running.until_settled(turn / 8)
             before = proxy.resets
             proxy.reset_in_frame(way, after=after)
+            running.admit((turn + 1) / 8)
             await until(partial(_reset_since, proxy, before))
+        running.admit(1)
 
     settings = settings_for(proxy)
     what = "request" if way is Way.TO_BROKER else "answer"
     cell = f"reset in a produce {what}, after {after} bytes, five times"
-    ran, report = await run(cell, anyio_backend, proxy, settings, during)
+    ran, report = await run(cell, anyio_backend, proxy, settings, during, admitted=1 / 8)
     assert report.acknowledged == report.sent
     assert ran.statistics.generations == 1
 
@@ -207,10 +220,11 @@ async def test_one_byte_at_a_time(anyio_backend: str, proxy: FaultProxy) -> None
     async def during(running: Running) -> None:
         await running.until_settled(0.1)
         proxy.dribble()
+        running.admit(1)
 
     settings = settings_for(proxy)
     cell = "one byte at a time"
-    _, report = await run(cell, anyio_backend, proxy, settings, during)
+    _, report = await run(cell, anyio_backend, proxy, settings, during, admitted=0.1)
     assert report.acknowledged == report.sent
 
 
@@ -218,10 +232,11 @@ async def test_latency_and_jitter(anyio_backend: str, proxy: FaultProxy) -> None
     async def during(running: Running) -> None:
         await running.until_settled(0.1)
         proxy.delay(0.05, 0.1)
+        running.admit(1)
 
     settings = settings_for(proxy)
     cell = "50 to 150 ms each way"
-    _, report = await run(cell, anyio_backend, proxy, settings, during)
+    _, report = await run(cell, anyio_backend, proxy, settings, during, admitted=0.1)
     assert report.acknowledged == report.sent
     assert report.longest_wait > 0.1
 
@@ -260,13 +275,14 @@ async def test_cancelled_in_a_black_hole(anyio_backend: str, proxy: FaultProxy) 
     async def during(running: Running) -> None:
         await running.until_settled(0.25)
         proxy.black_hole()
+        running.admit(1)
         await until(lambda: running.producer.statistics().waiting > 0)
         running.scope.cancel()
         await anyio.sleep(0.1)
         proxy.heal()
 
     settings = settings_for(proxy, max_in_flight=100)
-    load = Load(topic="t", records=RECORDS, calls=("send",))
+    load = Load(topic="t", records=RECORDS, calls=("send",), admitted=0.5)
     ran = await run_load(settings, load, during=during)
     cell = Cell("wire", "cancelled in a black hole, which ends", anyio_backend)
     report = await judge(cell, ran, settings, "t")

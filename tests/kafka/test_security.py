@@ -42,7 +42,7 @@ oauth: Any = importlib.import_module("kafka.net.sasl.oauth")
 leaves_sockets = pytest.mark.filterwarnings("ignore:unclosed <ssl.SSLSocket:ResourceWarning")
 
 #: Seconds in which a producer that will not come in gives up. It tries again until then.
-SHORT = 1.5
+SHORT = 4.0
 
 PASSWORD = "not to be told"
 
@@ -147,7 +147,7 @@ def refused(secured: Secured, caplog: pytest.LogCaptureFixture) -> Iterator[Refu
 
     async def refused(listener: str, properties: dict[str, Any], said: str = "") -> None:
         settings = settings_for(secured, listener, properties, start_timeout=SHORT)
-        with anyio.fail_after(SHORT + 5), pytest.raises(ProducerStartError) as caught:
+        with anyio.fail_after(SHORT + 60), pytest.raises(ProducerStartError) as caught:
             async with open_send_producer(settings):
                 raise AssertionError
         assert re.search(said, str(caught.value)), caught.value
@@ -316,7 +316,7 @@ async def test_rights_that_come_and_go_while_a_producer_runs(secured: Secured, t
             return True
 
         async def wait_until(expected: bool) -> None:
-            with anyio.fail_after(10):
+            with anyio.fail_after(60):
                 while await may_write() is not expected:  # noqa: ASYNC110  # told by nobody
                     await anyio.sleep(0.05)
             results.append(expected)

@@ -26,13 +26,14 @@ from anyio_sendproducer import (
     open_send_producer,
 )
 from tests.bare import bare, leaking_sockets
+from tests.calls import Deadlines, until
 from tests.kafka_cluster import KafkaCluster, kafka_cluster
 from tests.kafka_security import ACLS, sasl_listener
 from tests.recorder import PATIENCE
-from tests.test_traps import NEVER, kafka, kafka_errors, outcome_of, settles
+from tests.test_traps import NEVER, hurry, kafka, kafka_errors, outcome_of, settles
 
 #: Seconds after which Kafka forgets a producer that is silent.
-FORGETS_AFTER = 1.0
+FORGETS_AFTER = 2.0
 
 #: How Bob logs in.
 BOB = {
@@ -43,7 +44,7 @@ BOB = {
 }
 
 #: So that what is sent at a time is one batch.
-ONE_BATCH = {"linger_ms": 100, "batch_size": 100_000}
+ONE_BATCH = {"linger_ms": 300, "batch_size": 100_000}
 
 #: What brokers tell of the records of a batch of which they refuse another.
 IN_A_BAD_BATCH = "part of a batch"
@@ -269,11 +270,14 @@ def test_bare_after_a_batch_expired_while_it_was_repeated_nothing_is_sent(
     three_brokers: KafkaCluster, too_few: tuple[str, str]
 ) -> None:
     lacking, enough = too_few
-    options = {"delivery_timeout_ms": 1_000, "request_timeout_ms": 900}
-    with leaking_sockets(), bare(three_brokers.bootstrap_servers, **options) as producer:
+    with (
+        leaking_sockets(),
+        bare(three_brokers.bootstrap_servers, request_timeout_ms=900) as producer,
+    ):
         for topic in (enough, lacking):
             producer.partitions_for(topic)
         futures_of(producer, enough, [b"value"])
+        hurry(producer, 1_000)
         [expired] = futures_of(producer, lacking, [b"value"])
         assert isinstance(expired.exception, kafka_errors.KafkaTimeoutError)
         # Later than delivery_timeout_ms allows.
@@ -281,15 +285,20 @@ def test_bare_after_a_batch_expired_while_it_was_repeated_nothing_is_sent(
 
 
 async def test_a_record_that_expires_while_it_is_repeated_is_the_only_one(
-    three_brokers: KafkaCluster, too_few: tuple[str, str]
+    three_brokers: KafkaCluster, too_few: tuple[str, str], deadlines: Deadlines
 ) -> None:
     lacking, enough = too_few
-    settings = settings_for(three_brokers, delivery_timeout=1.0, close_timeout=PATIENCE)
+    settings = settings_for(three_brokers, close_timeout=PATIENCE)
     async with open_send_producer(settings) as producer:
         assert isinstance(await outcome_of(producer, enough), RecordMetadata)
-        expired = await outcome_of(producer, lacking)
-        assert isinstance(expired, DeliveryTimeout)
-        assert expired.persistence is Persistence.POSSIBLY_PERSISTED
+        await producer.partitions_for(lacking)
+        delivery = await producer.enqueue(ProducerRecord(lacking, b"value", partition=0))
+        await until(lambda: producer.statistics().queued == 0)
+        await anyio.sleep(NEVER)
+        deadlines.bring_forward(producer, settings.delivery_timeout)
+        with pytest.raises(DeliveryTimeout) as expired:
+            await delivery.wait()
+        assert expired.value.persistence is Persistence.POSSIBLY_PERSISTED
         assert isinstance(await outcome_of(producer, enough), RecordMetadata)
         assert producer.statistics().generations == 1
 

@@ -511,15 +511,18 @@ def _fail_alone(producer: Any, refused: set[tuple[str, int]]) -> Callable[[], bo
     return cast("Callable[[], bool]", is_broken)
 
 
-def _look_up_once(cluster: Any) -> None:
+def _look_up_once(cluster: Any) -> Callable[[], None]:
     """Have the metadata of topics looked up once for each answer of the brokers.
 
     3.0.12 makes three new sets of it in every ``send``, a twentieth of the whole call's price. The
-    answers stand in for the public methods of this one object, and are dropped by its own listener.
+    answers stand in for the public methods of this one object.
 
     A topic that nobody asked for is not known, even if a broker told of it: some answer the first
     request with all that they have. The client's next request is for what was asked for, it forgets
     the others, and 3.0.12 then keeps their records for ever.
+
+    Returns:
+        Forgets what was looked up: to be called after each answer, before anybody is told of it.
     """
     partitions_for_topic = cluster.partitions_for_topic
     topics = cluster.topics
@@ -527,30 +530,34 @@ def _look_up_once(cluster: Any) -> None:
     names: dict[bool, set[str]] = {}
     asked: set[str] = set()
 
+    # Another answer may come while one is looked up: what is noted then is noted in what is not
+    # looked at any more.
     def partitions_once(topic: str) -> set[int] | None:
-        found = partitions.get(topic)
+        known = partitions
+        found = known.get(topic)
         if found is None:
             if topic not in asked:
                 asked.add(topic)  # the client does, when it is told that this is not known
                 return None
             found = partitions_for_topic(topic)
             if found is not None:
-                partitions[topic] = found
+                known[topic] = found
         return found
 
     def topics_once(exclude_internal_topics: bool = True) -> set[str]:  # noqa: FBT001, FBT002
-        found = names.get(exclude_internal_topics)
+        known = names
+        found = known.get(exclude_internal_topics)
         if found is None:
-            found = names[exclude_internal_topics] = topics(exclude_internal_topics)
+            found = known[exclude_internal_topics] = topics(exclude_internal_topics)
         return found
 
-    def forget(_cluster: Any) -> None:
-        partitions.clear()
-        names.clear()
+    def forget() -> None:
+        nonlocal partitions, names
+        partitions, names = {}, {}
 
     cluster.partitions_for_topic = partitions_once
     cluster.topics = topics_once
-    cluster.add_listener(forget)
+    return forget
 
 
 class _LastWords(logging.Handler):
@@ -560,12 +567,18 @@ class _LastWords(logging.Handler):
         super().__init__(logging.ERROR)
         self._thread = threading.get_ident()
         self.text = ""
+        #: Unset when time is up: what it says of the attempt that it breaks off then says nothing.
+        self.listens = True
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep the record's message."""
         message = record.getMessage()
         # That says no more than that time is up.
-        if record.thread == self._thread and not message.startswith("Bootstrap failed"):
+        if (
+            self.listens
+            and record.thread == self._thread
+            and not message.startswith("Bootstrap failed")
+        ):
             self.text = message
 
 
@@ -634,6 +647,8 @@ class KafkaPythonDriver:
         self._turns: dict[str, int] = {}
         #: Topics without metadata, and since when the cluster says that it does not know them.
         self._asked: dict[str, float | None] = {}
+        #: Forgets what was looked up in the answer before.
+        self._forget: Callable[[], None] = dict[str, Any]().clear
         #: What the last request for metadata asked for.
         self._asked_for: set[str] = set()
         self._idempotent = False
@@ -654,7 +669,7 @@ class KafkaPythonDriver:
         client_log.addHandler(words)
         try:
             producer = _Producer(
-                **self._config, kafka_client=functools.partial(self._connect, sink, deadline)
+                **self._config, kafka_client=functools.partial(self._connect, sink, deadline, words)
             )
         except _Aborted:
             self._discard_client()
@@ -704,7 +719,9 @@ class KafkaPythonDriver:
         if self._closing.is_set():
             self._close_client(self._opened, 0)
 
-    def _connect(self, sink: Sink, deadline: float, **configs: Any) -> _NetClient:
+    def _connect(
+        self, sink: Sink, deadline: float, words: _LastWords, **configs: Any
+    ) -> _NetClient:
         """Make the client and let it bootstrap, in slices, so that it can be told to stop.
 
         The constructor's own bootstrap takes as long as ``bootstrap_timeout_ms`` says, whatever
@@ -715,7 +732,7 @@ class KafkaPythonDriver:
         # 3.0.12 takes these settings and does not pass them on to the one who uses them.
         for name in ("allow_auto_create_topics", "retry_backoff_ms"):
             cluster.config[name] = configs[name]
-        _look_up_once(cluster)
+        self._forget = _look_up_once(cluster)
         cluster.metadata_request = functools.partial(self._asking, cluster.metadata_request)
         cluster.add_listener(functools.partial(self._metadata_changed, sink))
         updated = cluster.request_update()
@@ -724,6 +741,7 @@ class KafkaPythonDriver:
                 raise _Aborted
             remaining = deadline - time.monotonic()
             if remaining <= 0:
+                words.listens = False
                 raise kafka_errors.KafkaTimeoutError("no broker answered")
             refusal = client.manager.refusal()
             if refusal is not None:
@@ -789,6 +807,7 @@ class KafkaPythonDriver:
         lines: dict[str, Line] = {}
         serialized = self._key is not None or self._value is not None
         chooses = self.chooses
+        recovers = self._recovers
         now_ms = int(time.time() * 1000)
         routes = self._routes
         for submission in batch:
@@ -853,6 +872,10 @@ class KafkaPythonDriver:
                         wakes = True
                 else:
                     future = send(topic, value, key, headers, run.partition, timestamp_ms)
+                    is_new = True  # perhaps
+                if is_new and not recovers:
+                    # What is behind it in the run may never be done, and the run not be looked at.
+                    future.add_errback(self._tell_if_broken)
             except DeliveryError as error:
                 failed.append(submission)
                 failures.append(error)
@@ -861,6 +884,11 @@ class KafkaPythonDriver:
                 # A refresh of the metadata dropped the topic just now.
                 line.route = None
                 self._asked.setdefault(topic, None)
+                if opened.client.cluster.partitions_for_topic(topic) is None:
+                    self._ask(opened.client.cluster)
+                else:
+                    # The answer came before it was known that anybody waits for it.
+                    opened.sink.metadata_changed()
                 answer.held.append(submission)
                 continue
             except Exception as error:  # noqa: BLE001  # becomes this record's outcome
@@ -922,6 +950,14 @@ class KafkaPythonDriver:
         if self._first_to_fail is None and self._ends_with(error):
             self._first_to_fail = submission
 
+    def _tell_if_broken(self, error: Exception) -> None:
+        if not self._broken and not self._closing.is_set() and self._ends_with(error):
+            self._broken = True
+            opened = self._ready()
+            transactions = opened.transactions
+            fenced = transactions is not None and isinstance(transactions.last_error, _FENCED)
+            opened.sink.broken(self._fenced(error) if fenced else error)
+
     def _ends_with(self, error: Exception) -> bool:
         """Whether a client to which this happened can't send any more."""
         if not self._idempotent:
@@ -945,11 +981,7 @@ class KafkaPythonDriver:
                 refused = refused and submission is self._first_to_fail
             else:
                 refused = refused and (run.topic, run.partition) in opened.client.refused
-            if ends and not self._broken and not self._closing.is_set():
-                self._broken = True
-                transactions = opened.transactions
-                fenced = transactions is not None and isinstance(transactions.last_error, _FENCED)
-                opened.sink.broken(self._fenced(error) if fenced else error)
+            self._tell_if_broken(error)
         if refused:
             return _rejected(submission.record, f"the broker refused the record: {error}", error)
         failure = DeliveryError(
@@ -1110,12 +1142,16 @@ class KafkaPythonDriver:
         opened = self._ready()
         cluster = opened.client.cluster
         routes = self._routes
+        # Before it is asked for: the answer may come at once, and is told to those who wait.
+        self._asked.setdefault(topic, None)
         try:
-            # With max_block_ms=0 this never waits: it raises, and asks in the background.
+            # With max_block_ms=0 this never waits: it raises, and asks in the background where the
+            # topic is a new one.
             partitions = opened.producer.partitions_for(topic)
         except kafka_errors.KafkaTimeoutError:
             return self._unknown(topic, cluster)
         except kafka_errors.KafkaError as error:
+            self._asked.pop(topic, None)
             return _translated(error, f"the metadata of topic {topic!r} can't be had: {error}")
         self._asked.pop(topic, None)
         available = cluster.available_partitions_for_topic(topic) or set()
@@ -1131,11 +1167,13 @@ class KafkaPythonDriver:
             if time.monotonic() - self._asked_again >= _ASK_AGAIN_SECONDS:
                 self._asked_again = time.monotonic()
                 cluster.request_update()
+            self._asked.pop(topic, None)
             error = kafka_errors.TopicAuthorizationFailedError(topic)
             return _translated(error, f"this client may not use topic {topic!r}: {error}")
-        since = self._asked.setdefault(topic, None)
+        since = self._asked.get(topic)
         patience = self._settings.unknown_topic_timeout
         if since is None or time.monotonic() - since < patience:
+            self._ask(cluster)
             return None
         del self._asked[topic]
         error = kafka_errors.UnknownTopicOrPartitionError(topic)
@@ -1145,6 +1183,12 @@ class KafkaPythonDriver:
             f"{patience:g} s (unknown_topic_timeout)",
         )
 
+    def _ask(self, cluster: Any) -> None:
+        """Have the client ask for all its topics, unless it is going to. 3.0.12 does so by itself
+        for a topic that is new, and not for one that was known and is not any more."""
+        if not cluster.need_update:
+            cluster.request_update()
+
     def _asking(self, make_request: Callable[[], Any]) -> Any:
         """Called by the client before it asks for metadata, which it does not twice at a time."""
         request = make_request()
@@ -1153,6 +1197,7 @@ class KafkaPythonDriver:
 
     def _metadata_changed(self, sink: Sink, cluster: Any) -> None:
         """Called by the client, on its thread, after each answer with metadata."""
+        self._forget()
         self._routes = {}
         now = time.monotonic()
         for topic, since in list(self._asked.items()):
