@@ -1,0 +1,145 @@
+"""What is looked up, and what is found.
+
+May import: ``_exceptions`` alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, Protocol, cast, runtime_checkable
+
+from .._exceptions import SettingsError
+
+__all__ = ["Lookup", "Resolver", "ResolverLike", "Target", "as_resolver"]
+
+#: ``_port._protocol.name``, as RFC 2782 writes services, and as Akka Discovery parses them.
+_SERVICE: Final = re.compile(r"_(?P<port>[^.]+)\._(?P<protocol>[^.]+)\.(?P<name>.+)")
+_TARGET: Final = re.compile(
+    r"(?:\[(?P<six>[0-9a-fA-F:.%a-z]+)\]|(?P<host>[^\s:/@,\[\]]+))(?::(?P<port>[0-9]{1,5}))?"
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Lookup:
+    """What a :class:`Resolver` is asked for. The names are Akka Discovery's.
+
+    Args:
+        service_name: the name of the service, such as ``"kafka.internal"``.
+        port_name: the name of one of its ports, as in the first part of an SRV record's name,
+            without the underscore; None: whichever it has.
+        protocol: the protocol of that port, such as ``"tcp"``.
+
+    Raises:
+        SettingsError: the service has no name, or only one of the others is there.
+    """
+
+    service_name: str
+    port_name: str | None = None
+    protocol: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(cast("object", self.service_name), str) or not self.service_name:
+            raise SettingsError(
+                f"service_name must be a str that is not empty: {self.service_name!r}"
+            )
+        if (self.port_name is None) != (self.protocol is None):
+            raise SettingsError(
+                f"port_name and protocol belong together: {self.port_name!r} and {self.protocol!r}"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> Lookup:
+        """What a name asks for: ``"_kafka._tcp.example.org"`` for a port and its protocol, anything
+        else for a service."""
+        found = _SERVICE.fullmatch(text) if isinstance(cast("object", text), str) else None
+        if found is None:
+            return cls(text)
+        return cls(found["name"], found["port"], found["protocol"])
+
+    def __str__(self) -> str:
+        if self.port_name is None:
+            return self.service_name
+        return f"_{self.port_name}._{self.protocol}.{self.service_name}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Target:
+    """Where a service was found.
+
+    Args:
+        host: a name or an address; an IPv6 address without brackets.
+        port: its port; None where whoever was asked does not know it.
+
+    Raises:
+        SettingsError: the host is empty, or the port is not from 1 to 65535.
+    """
+
+    host: str
+    port: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(cast("object", self.host), str) or not self.host:
+            raise SettingsError(f"host must be a str that is not empty: {self.host!r}")
+        port = cast("object", self.port)
+        if port is not None and (
+            not isinstance(port, int) or isinstance(port, bool) or not 1 <= port <= 65535
+        ):
+            raise SettingsError(f"port must be an int from 1 to 65535, or None: {port!r}")
+
+    @classmethod
+    def parse(cls, text: str) -> Target:
+        """A target out of ``"host"``, ``"host:port"``, ``"[::1]"`` or ``"[::1]:port"``.
+
+        Raises:
+            SettingsError: it is none of these.
+        """
+        found = _TARGET.fullmatch(text)
+        if found is None:
+            raise SettingsError(f"{text!r} is neither host nor host:port, such as localhost:9092")
+        port = found["port"]
+        return cls(found["six"] or found["host"], None if port is None else int(port))
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port is None else f"{host}:{self.port}"
+
+
+@runtime_checkable
+class Resolver(Protocol):
+    """Whoever knows where services are."""
+
+    async def resolve(self, lookup: Lookup, /) -> Sequence[Target]:
+        """Where this service is; the best first, none where there is none.
+
+        It is called under a time-out, so it must stand cancellation. It raises what it likes: that
+        becomes the cause of a :class:`~anyio_sendproducer.DiscoveryError`.
+        """
+        ...
+
+
+ResolverLike = Resolver | Callable[[Lookup], Awaitable[Sequence[Target]]]
+"""A :class:`Resolver`, or any asynchronous callable that does what its ``resolve`` does."""
+
+
+class _Calling:
+    def __init__(self, function: Callable[[Lookup], Awaitable[Sequence[Target]]]) -> None:
+        self.resolve: Any = function
+        self._name = getattr(function, "__qualname__", type(function).__qualname__)
+
+    def __repr__(self) -> str:
+        return f"{self._name}()"
+
+
+def as_resolver(given: ResolverLike) -> Resolver:
+    """A resolver out of whatever stands for one.
+
+    Raises:
+        TypeError: it has no ``resolve``, and can't be called either.
+    """
+    if isinstance(given, Resolver):
+        return given
+    if callable(given):
+        return cast("Resolver", _Calling(given))
+    raise TypeError(f"neither a Resolver nor an async callable: {type(given).__name__}")
