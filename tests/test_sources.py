@@ -29,12 +29,21 @@ TEXTS: dict[str, tuple[str, Any]] = {
     "cancel_timeout": ("1", 1.0),
     "transactional_id": ("tx", "tx"),
     "eos_commit_interval": ("0.2", 0.2),
+    "resolve_timeout": ("0.5", 0.5),
+    "discovery_method": ("dns", "dns"),
 }
+#: What is not in the others: code, properties, and what can't stand beside bootstrap_servers.
+OTHERS = {"key_serializer", "value_serializer", "properties", "service_name", "enrich"}
 
 
 def test_each_field_has_its_text() -> None:
     fields = {field.name for field in dataclasses.fields(ProducerSettings)}
-    assert fields == {*TEXTS, "key_serializer", "value_serializer", "properties"}
+    assert fields == {*TEXTS, *OTHERS}
+
+
+def test_a_service_may_be_named_in_a_file() -> None:
+    given = {"service-name": "_kafka._tcp.x.test", "discovery-method": "dns"}
+    assert ProducerSettings.from_mapping(given).service_name == "_kafka._tcp.x.test"
 
 
 def whole() -> ProducerSettings:
@@ -211,7 +220,7 @@ BAD_ENVIRONMENTS: list[tuple[dict[str, str], str]] = [
     ({"P_MAX_IN_FLIGHT": "x"}, "P_MAX_IN_FLIGHT: max_in_flight must be an int, not 'x'"),
     (
         {"P_VALUE_SERIALIZER": "json"},
-        "P_VALUE_SERIALIZER: a serializer is code: use with_value_serializer()",
+        "P_VALUE_SERIALIZER: that is code: use with_value_serializer()",
     ),
 ]
 

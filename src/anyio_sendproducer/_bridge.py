@@ -222,6 +222,11 @@ class Bridge:
         driver = self._driver
         return None if driver is None else driver.trouble()
 
+    def cut_off(self) -> bool:
+        """Whether the client reaches no broker at all."""
+        driver = self._driver
+        return driver is not None and driver.cut_off()
+
     def ring(self) -> None:
         """Have the receiver of the events look at the queue."""
         self._pass_on([])

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-__all__ = ["Loop", "Several", "current_loop"]
+__all__ = ["Loop", "Several", "current_library", "current_loop"]
 
 
 class Several(list[Any]):
@@ -185,6 +185,11 @@ def _running_trio() -> Any:
         except RuntimeError:
             return None
     return module
+
+
+def current_library() -> str:
+    """Which library's loop runs the caller: ``"asyncio"`` or ``"trio"``."""
+    return "asyncio" if _running_trio() is None else "trio"
 
 
 def current_loop() -> Loop:

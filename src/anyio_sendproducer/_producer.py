@@ -5,8 +5,8 @@ the end is reached in bounded time, whatever happens meanwhile. The *pump* moves
 hands over what is queued, settles what comes back, and wakes who waits. It is shielded, since
 records still have to be settled while the scope around it is being cancelled; the guard ends it.
 
-May import: everything below it (``_bridge``, ``_ledger``, ``_loops``, ``_records``, ``_settings``,
-``_exceptions``, ``drivers``).
+May import: everything below it (``_bridge``, ``_finding``, ``_ledger``, ``_loops``, ``_records``,
+``_settings``, ``_exceptions``, ``drivers``).
 """
 
 # What the classes and functions here know of one another is nobody else's affair.
@@ -14,7 +14,6 @@ May import: everything below it (``_bridge``, ``_ledger``, ``_loops``, ``_record
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
@@ -36,6 +35,7 @@ from ._exceptions import (
     TransactionError,
     UndeliveredRecords,
 )
+from ._finding import Finder
 from ._flow import FlowSummary, Offsets, run_flow, run_sink, run_transactional_flow
 from ._ledger import Entry, Ledger, ProducerState, Statistics
 from ._loops import Loop, current_loop
@@ -69,6 +69,9 @@ _log = logging.getLogger("anyio_sendproducer")
 #: How often topics without metadata are asked for again, where no answer brings them up before.
 _RETRY_SECONDS = 0.25
 
+#: How long no broker is to be reached until the service is looked up again, and between look-ups.
+_WATCH_SECONDS = 5.0
+
 
 class _Starter(Protocol):
     """AnyIO's TaskGroup and Trio's Nursery, as far as they are needed here."""
@@ -84,6 +87,7 @@ class SendProducer(Sender):
     """
 
     _settings: ProducerSettings
+    _finder: Finder
     _bridge: Bridge
     _now: Callable[[], float]
     _key_serialized: bool
@@ -101,6 +105,7 @@ class SendProducer(Sender):
     _close_deadline: float
     _drain_scope: CancelScope | None
     _done: anyio.Event
+    _tasks: anyio.abc.TaskGroup  # the pump's
     _turn: anyio.Lock  # whose transaction it is
     _transaction: Transaction | None
 
@@ -111,13 +116,13 @@ class SendProducer(Sender):
         )
 
     @classmethod
-    def _create(
-        cls, settings: ProducerSettings, driver: str | DriverFactory | None
-    ) -> SendProducer:
+    def _create(cls, finder: Finder, driver: str | DriverFactory | None) -> SendProducer:
+        settings = finder.settings
         # One for the other, so that nothing is asked for each record.
         transactional = settings.transactional_id is not None
         self = object.__new__(_TransactionalProducer if transactional else cls)
         self._settings = settings
+        self._finder = finder
         loop = current_loop()
         ledger = Ledger(
             max_in_flight=settings.max_in_flight,
@@ -125,7 +130,7 @@ class SendProducer(Sender):
             delivery_timeout=settings.delivery_timeout,
         )
         self._begin(loop, ledger)
-        self._bridge = Bridge(loop, functools.partial(make_driver, driver, settings))
+        self._bridge = Bridge(loop, lambda: make_driver(driver, finder.for_client()))
         # These are looked up for each record.
         self._now = loop.now
         self._key_serialized = settings.key_serializer is not None
@@ -144,7 +149,8 @@ class SendProducer(Sender):
         return self
 
     def __repr__(self) -> str:
-        return f"<SendProducer {self._ledger.state.value} {', '.join(self._settings.addresses)}>"
+        addresses = ", ".join(self._finder.settings.addresses)
+        return f"<SendProducer {self._ledger.state.value} {addresses}>"
 
     async def flush(self) -> None:
         """Wait until everything that was accepted before this call has its outcome.
@@ -444,13 +450,16 @@ class SendProducer(Sender):
     async def _pump(self) -> None:
         with CancelScope(shield=True):
             async with anyio.create_task_group() as tasks:
+                self._tasks = tasks
                 tasks.start_soon(self._expire)
+                if self._finder.looks_up:
+                    tasks.start_soon(self._watch)
                 try:
                     with self._bridge.events:
                         async for events in self._bridge.events:
                             self._rung = False
                             for event in events:
-                                self._wake(self._apply(event, tasks))
+                                self._wake(self._apply(event))
                             self._hand_over()
                 except Exception as error:  # noqa: BLE001  # told to all who wait
                     _log.exception("the producer's own fault; it is broken")
@@ -467,7 +476,7 @@ class SendProducer(Sender):
                 self._busy = True
                 self._bridge.submit(batch)
 
-    def _apply(self, event: Event, tasks: anyio.abc.TaskGroup) -> Iterable[object]:
+    def _apply(self, event: Event) -> Iterable[object]:
         ledger = self._ledger
         match event:
             case _bridge.Completed(entries, outcomes):
@@ -481,7 +490,7 @@ class SendProducer(Sender):
                     woken += ledger.hold(answer.held)
                     if not self._retrying:
                         self._retrying = True
-                        tasks.start_soon(self._retry_held)
+                        self._tasks.start_soon(self._retry_held)
                 return woken
             case _bridge.MetadataChanged():
                 ledger.release_held()
@@ -511,11 +520,19 @@ class SendProducer(Sender):
         return ()
 
     def _give_up_client(self, error: BaseException) -> None:
-        if not self._reopening and not self._stopping:
+        is_broken = self._ledger.state is ProducerState.BROKEN
+        if not self._reopening and not self._stopping and not is_broken:
             _log.warning("the client is given up, another one takes its place: %s", error)
             self._reopening = True
             self._given_up_at = self._ledger.accepted
-            self._bridge.reopen(error)
+            if self._finder.asks:
+                self._tasks.start_soon(self._reopen, error)
+            else:
+                self._bridge.reopen(error)
+
+    async def _reopen(self, error: BaseException) -> None:
+        await self._finder.find_again()
+        self._bridge.reopen(error)
 
     async def _retry_held(self) -> None:
         await anyio.sleep(_RETRY_SECONDS)
@@ -533,6 +550,21 @@ class SendProducer(Sender):
                 error.__cause__ = trouble
                 self._give_up_client(error)
             await anyio.sleep(max(0.0, self._ledger.next_deadline(now) - now))
+
+    async def _watch(self) -> None:
+        """Look the service up again while no broker is reached, or no client is there."""
+        was_cut_off = False
+        while True:
+            await anyio.sleep(_WATCH_SECONDS)
+            cut_off = self._reopening or self._bridge.cut_off()
+            if cut_off and was_cut_off and await self._finder.moved():
+                # None can be reached any more: what was under way has no other end.
+                addresses = ", ".join(self._finder.settings.addresses)
+                trouble = self._bridge.trouble()
+                error = ConnectionError(f"no broker is reached, and now they are at {addresses}")
+                error.__cause__ = trouble
+                self._give_up_client(error)
+            was_cut_off = cut_off
 
     # --- the guard ---------------------------------------------------------------------------
 
@@ -662,13 +694,16 @@ async def start_send_producer(
 
     Raises:
         SettingsError: a setting is wrong.
+        DiscoveryError: the ``service_name`` was not found.
         ProducerStartError: no broker answered within ``start_timeout``.
 
     Cancellation leaves nothing behind.
     """
     if not isinstance(cast("object", settings), ProducerSettings):
         raise TypeError(f"settings must be ProducerSettings, not {type(settings).__name__}")
-    producer = SendProducer._create(settings, driver)
+    finder = Finder(settings)
+    await finder.find()
+    producer = SendProducer._create(finder, driver)
     await task_group.start(producer._run)
     return producer
 
@@ -691,6 +726,7 @@ async def open_send_producer(
 
     Raises:
         SettingsError: a setting is wrong.
+        DiscoveryError: the ``service_name`` was not found.
         ProducerStartError: no broker answered within ``start_timeout``.
         UndeliveredRecords: the block ended cleanly, and deliveries failed that nobody awaited.
             Where the block failed, its own exception comes out, not in a group, with a note that

@@ -3,7 +3,7 @@
 What only a client library can judge (the names and values of ``properties``) is judged by its
 driver, before it connects.
 
-May import: ``_exceptions``, ``_sources``.
+May import: ``_exceptions``, ``_sources``, ``discovery``.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, Final, Protocol, cast, runtime_checkable
+from typing import Any, Final, Literal, Protocol, cast, runtime_checkable
 
 from ._exceptions import SettingsError
 from ._sources import from_environment, from_mapping, from_toml
+from .discovery import Lookup, Resolver, ResolverLike
 
 __all__ = ["AnySerializer", "ProducerSettings", "Serializer"]
 
@@ -78,6 +79,9 @@ _SHOWN_PROPERTIES: Final = frozenset(
 _HOST_PORT: Final = re.compile(r"(\[[0-9a-fA-F:.%a-z]+\]|[^\s:/@,\[\]]+):([0-9]{1,5})")
 
 
+#: Fields that hold code, of which ``repr`` shows the name.
+_CODE: Final = frozenset({"key_serializer", "value_serializer", "discovery_method", "enrich"})
+
 #: Thirty years: longer than any process runs, short enough for every clock.
 _LONGEST: Final = 1e9
 
@@ -91,7 +95,7 @@ class ProducerSettings:
 
     Args:
         bootstrap_servers: where to find the cluster: ``"host:port"``, several joined by commas or
-            in a list. Required.
+            in a list. Required, unless there is a ``service_name``, or ``enrich`` gives it.
         client_id: the name that this client tells the brokers, for their logs and quotas.
         key_serializer: turns each key into bytes: an object with kafka-python's
             ``serialize(topic, headers, data)``, or any callable of one argument. It runs on the
@@ -116,6 +120,19 @@ class ProducerSettings:
             one ends the transaction of an earlier one, and fences it off.
         eos_commit_interval: how long a transaction of :meth:`SendProducer.flow` gathers records
             before it is committed.
+        service_name: looked up in place of ``bootstrap_servers``: the name of a service, such as
+            ``"kafka.internal"``, or of one of its ports, such as ``"_kafka._tcp.example.org"``.
+            It is looked up when the producer starts, again for each client that takes the place
+            of one that broke, and again while no broker can be reached.
+        discovery_method: whom to ask: ``"dns"``, a resolver of
+            :mod:`anyio_sendproducer.discovery`, or any asynchronous callable that takes a
+            ``Lookup`` and returns ``Target`` objects.
+        resolve_timeout: how long one look-up may take.
+        enrich: an asynchronous callable that is given these settings and returns those that the
+            client is made with, with secrets from a vault, say. It is called before the look-up
+            and within ``start_timeout``, which it shares with what follows. It is called again for
+            each client that takes the place of one that broke; of what it returns then,
+            ``bootstrap_servers``, ``service_name``, ``client_id`` and ``properties`` count.
 
     Raises:
         SettingsError: a value is wrong; the message names the field.
@@ -135,10 +152,15 @@ class ProducerSettings:
     cancel_timeout: float = 5.0
     transactional_id: str | None = None
     eos_commit_interval: float = 0.1
+    service_name: str = ""
+    discovery_method: ResolverLike | Literal["dns"] = "dns"
+    resolve_timeout: float = 3.0
+    enrich: Callable[[ProducerSettings], Awaitable[ProducerSettings]] | None = None
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__
         set_field(self, "bootstrap_servers", _servers(self.bootstrap_servers))
+        self._check_finding()
         if not isinstance(cast("object", self.client_id), str) or not self.client_id:
             raise SettingsError(f"client_id must be a str that is not empty: {self.client_id!r}")
         for field in ("key_serializer", "value_serializer"):
@@ -158,10 +180,43 @@ class ProducerSettings:
             raise SettingsError(
                 f"transactional_id must be a str that is not empty, or None: {name!r}"
             )
-        for field in ("delivery_timeout", "start_timeout", "eos_commit_interval"):
+        for field in (
+            "delivery_timeout",
+            "start_timeout",
+            "eos_commit_interval",
+            "resolve_timeout",
+        ):
             _check_duration(field, getattr(self, field), zero=False)
         for field in ("unknown_topic_timeout", "close_timeout", "cancel_timeout"):
             _check_duration(field, getattr(self, field), zero=True)
+
+    def _check_finding(self) -> None:
+        service = cast("object", self.service_name)
+        if not isinstance(service, str) or any(character.isspace() for character in service):
+            raise SettingsError(f"service_name must be a str without blanks: {service!r}")
+        if service:
+            Lookup.parse(service)
+            if self.bootstrap_servers:
+                raise SettingsError(
+                    f"bootstrap_servers {self.bootstrap_servers!r} and service_name {service!r}: "
+                    "give one, for what is looked up takes the place of the other"
+                )
+        method = cast("object", self.discovery_method)
+        if method != "dns" and not isinstance(method, Resolver) and not callable(method):
+            shown = repr(method) if isinstance(method, str) else type(method).__name__
+            raise SettingsError(
+                "discovery_method must be 'dns', a resolver of anyio_sendproducer.discovery or an "
+                f"async callable, not {shown}"
+            )
+        if self.enrich is not None and not callable(cast("object", self.enrich)):
+            raise SettingsError(
+                f"enrich must be an async callable, not {type(self.enrich).__name__}"
+            )
+        if not (self.bootstrap_servers or service or self.enrich):
+            raise SettingsError(
+                "bootstrap_servers is missing: name at least one broker, such as "
+                "'localhost:9092', or a service_name"
+            )
 
     def __repr__(self) -> str:
         shown: list[str] = []
@@ -170,12 +225,13 @@ class ProducerSettings:
             if field.name == "properties":
                 if value:
                     shown.append(f"properties={_redacted(value)}")
-            elif field.name.endswith("_serializer"):
-                if value is not None:
-                    # Its own repr may show what it was made with, a registry's password say.
-                    name = getattr(value, "__qualname__", type(value).__qualname__)
-                    shown.append(f"{field.name}={name}")
-            elif value != field.default:
+            elif value == field.default:
+                pass
+            elif field.name in _CODE:
+                # Its own repr may show what it was made with, a registry's password say.
+                name = getattr(value, "__qualname__", type(value).__qualname__)
+                shown.append(f"{field.name}={name}")
+            else:
                 shown.append(f"{field.name}={value!r}")
         return f"ProducerSettings({', '.join(shown)})"
 
@@ -238,8 +294,9 @@ class ProducerSettings:
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """``bootstrap_servers`` one by one, each as ``"host:port"``."""
-        return tuple(cast("str", self.bootstrap_servers).split(","))
+        """``bootstrap_servers`` one by one, each as ``"host:port"``; none, where they are to be
+        found."""
+        return tuple(filter(None, cast("str", self.bootstrap_servers).split(",")))
 
     def evolve(self, **changes: Any) -> ProducerSettings:
         """A copy with some fields changed.
@@ -260,8 +317,8 @@ class ProducerSettings:
         return dataclasses.replace(self, **changes)
 
     def with_bootstrap_servers(self, bootstrap_servers: str | Iterable[str]) -> ProducerSettings:
-        """A copy with other ``bootstrap_servers``."""
-        return self.evolve(bootstrap_servers=bootstrap_servers)
+        """A copy with other ``bootstrap_servers``, in place of its ``service_name``."""
+        return self.evolve(bootstrap_servers=bootstrap_servers, service_name="")
 
     def with_client_id(self, client_id: str) -> ProducerSettings:
         """A copy with another ``client_id``."""
@@ -325,6 +382,26 @@ class ProducerSettings:
         """A copy with another ``eos_commit_interval``."""
         return self.evolve(eos_commit_interval=seconds)
 
+    def with_service_name(self, service_name: str) -> ProducerSettings:
+        """A copy that looks this service up, in place of its ``bootstrap_servers``."""
+        return self.evolve(service_name=service_name, bootstrap_servers="")
+
+    def with_discovery_method(
+        self, discovery_method: ResolverLike | Literal["dns"]
+    ) -> ProducerSettings:
+        """A copy with another ``discovery_method``."""
+        return self.evolve(discovery_method=discovery_method)
+
+    def with_resolve_timeout(self, seconds: float) -> ProducerSettings:
+        """A copy with another ``resolve_timeout``."""
+        return self.evolve(resolve_timeout=seconds)
+
+    def with_enrich(
+        self, enrich: Callable[[ProducerSettings], Awaitable[ProducerSettings]] | None
+    ) -> ProducerSettings:
+        """A copy with another ``enrich``."""
+        return self.evolve(enrich=enrich)
+
 
 def _defaults() -> dict[str, object]:
     return {field.name: field.default for field in dataclasses.fields(ProducerSettings)}
@@ -364,10 +441,6 @@ def _servers(given: object) -> str:
         if not 1 <= int(found[2]) <= 65535:
             raise SettingsError(f"bootstrap_servers: the port of {shown} is not from 1 to 65535")
         servers.append(server)
-    if not servers:
-        raise SettingsError(
-            "bootstrap_servers is missing: name at least one broker, such as 'localhost:9092'"
-        )
     return ",".join(servers)
 
 

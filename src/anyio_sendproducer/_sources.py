@@ -141,8 +141,8 @@ def from_environment(
             properties[name[len(_PROPERTIES) + 1 :]] = text
         elif name not in fields or name == _PROPERTIES:
             raise _unknown(variable, name, [*fields, f"{_PROPERTIES}_..."])
-        elif name.endswith("_serializer"):
-            raise SettingsError(f"{variable}: a serializer is code: use with_{name}()")
+        elif name.endswith("_serializer") or name == "enrich":
+            raise SettingsError(f"{variable}: that is code: use with_{name}()")
         else:
             try:
                 arguments[name] = _parsed(name, text, fields[name])

@@ -186,6 +186,14 @@ class Driver(Protocol):
         """
         ...
 
+    def cut_off(self) -> bool:
+        """Whether the client, as far as it knows, can reach none of the brokers: each was tried,
+        and the last attempt failed.
+
+        Called by the loop, which must not wait for anything.
+        """
+        ...
+
     def close(self, timeout: float, /) -> None:
         """Close the client and end its threads, within about ``timeout`` seconds; 0: by force.
 

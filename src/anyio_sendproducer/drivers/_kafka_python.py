@@ -304,6 +304,11 @@ class _Manager(KafkaConnectionManager):
                 return f"{broker.host}:{broker.port} {why}", error
         return None
 
+    def cut_off(self) -> bool:
+        """Whether no broker could be connected to when that was tried last."""
+        brokers: list[Any] = cast("Any", self.cluster).brokers()
+        return bool(brokers) and all(broker.node_id in self.failures for broker in brokers)
+
     def _refusal(self, error: Exception) -> str | None:
         protocol, mechanism = self.config["security_protocol"], self.config["sasl_mechanism"]
         said = _words(error)
@@ -759,6 +764,11 @@ class KafkaPythonDriver:
         opened = self._opened
         trouble = None if opened is None else opened.client.manager.trouble()
         return None if trouble is None else _translated(trouble[1], trouble[0])
+
+    def cut_off(self) -> bool:
+        """Whether it reaches no broker; see :meth:`anyio_sendproducer.drivers.Driver.cut_off`."""
+        opened = self._opened
+        return opened is not None and opened.client.manager.cut_off()
 
     def _discard_client(self) -> None:
         if self._client is not None:

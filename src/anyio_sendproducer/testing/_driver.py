@@ -86,6 +86,7 @@ class FakeDriver:
         open_error: raised by :meth:`open`.
         submit_error: raised by :meth:`submit`, which a driver must not do.
         in_trouble: what :meth:`trouble` says.
+        is_cut_off: what :meth:`cut_off` says.
         transactions: ``"committed"`` or ``"aborted"``, and the records that were taken in it, for
             each transaction that has ended. Records of both are in ``written``.
         offsets: the offsets that were sent in transactions, each with its group.
@@ -111,6 +112,7 @@ class FakeDriver:
         self.open_error: BaseException | None = None
         self.submit_error: BaseException | None = None
         self.in_trouble: Exception | None = None
+        self.is_cut_off: bool = False
         self.judge: Callable[[ProducerRecord[Any, Any]], DeliveryError | None] = lambda _: None
         self.transactions: list[tuple[str, list[ProducerRecord[Any, Any]]]] = []
         self.offsets: list[tuple[ConsumedOffset, ConsumerGroupMetadata]] = []
@@ -197,6 +199,10 @@ class FakeDriver:
     def trouble(self) -> Exception | None:
         """What :attr:`in_trouble` says."""
         return self.in_trouble
+
+    def cut_off(self) -> bool:
+        """What :attr:`is_cut_off` says."""
+        return self.is_cut_off
 
     def close(self, timeout: float, /) -> None:
         """Close: what is under way fails, as possibly persisted."""

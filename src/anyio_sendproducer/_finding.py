@@ -1,0 +1,166 @@
+"""What a client is made with: the settings, enriched, with the addresses that were looked up.
+
+All of it runs on the loop. The driver's thread reads what was found last.
+
+May import: ``_settings``, ``_exceptions``, ``discovery``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Final, cast
+
+import anyio
+
+from . import discovery
+from ._exceptions import DiscoveryError, ProducerStartError, SettingsError
+from ._settings import ProducerSettings
+from .discovery import Lookup, Resolver, Target
+
+__all__ = ["Finder"]
+
+_log = logging.getLogger("anyio_sendproducer")
+
+#: The least that is left of start_timeout for the client, in seconds.
+_LEAST: Final = 0.001
+
+
+class Finder:
+    """Finds out what the clients of one producer are made with.
+
+    Args:
+        given: the settings as the caller made them.
+
+    Attributes:
+        settings: as they are by now: :meth:`find` has completed them, and :meth:`find_again` keeps
+            what belongs to the client up to date.
+    """
+
+    def __init__(self, given: ProducerSettings) -> None:
+        self._given = given
+        self._left: float | None = None
+        self._lookup: Lookup | None = None
+        self._resolver: Resolver | None = None
+        self.settings = given
+
+    @property
+    def looks_up(self) -> bool:
+        """Whether there is a service to look up, and not an address that is fixed."""
+        return self._lookup is not None
+
+    @property
+    def asks(self) -> bool:
+        """Whether anybody is to be asked before a client is made."""
+        return self._given.enrich is not None or self.looks_up
+
+    def for_client(self) -> ProducerSettings:
+        """The settings for the next client. What enriching and looking up took at the start is
+        taken from the first one's ``start_timeout``."""
+        left, self._left = self._left, None
+        return self.settings if left is None else self.settings.evolve(start_timeout=left)
+
+    async def find(self) -> None:
+        """Complete the settings for the first client.
+
+        Raises:
+            DiscoveryError: the service was not found.
+            ProducerStartError: there was no answer within ``start_timeout``.
+            SettingsError: there is no address when all is done, or ``enrich`` gave no settings.
+            Exception: what ``enrich`` raised.
+
+        Cancellation leaves nothing behind.
+        """
+        given = self._given
+        if given.enrich is not None or given.service_name:
+            began = anyio.current_time()
+            with anyio.move_on_after(given.start_timeout) as scope:
+                self.settings = await self._with_addresses(await self._enriched())
+            if scope.cancelled_caught:
+                asked = "enrich" if self._lookup is None else f"the look-up of {self._lookup}"
+                raise ProducerStartError(
+                    f"{asked} was not done within {given.start_timeout:g} s (start_timeout)"
+                )
+            left = given.start_timeout - (anyio.current_time() - began)
+            self._left = round(max(left, _LEAST), 3)
+
+    async def find_again(self) -> None:
+        """Do all of it once more, for the next client. Where that fails, what was found last stays,
+        which is logged."""
+        try:
+            with anyio.move_on_after(self.settings.start_timeout) as scope:
+                found = await self._with_addresses(await self._enriched())
+                # The rest is the producer's own, which goes on.
+                self._take(
+                    found.bootstrap_servers, client_id=found.client_id, properties=found.properties
+                )
+            if scope.cancelled_caught:
+                raise TimeoutError("no answer within start_timeout")
+        except Exception as error:  # noqa: BLE001  # the producer goes on with what it has
+            _log.warning("the client's settings are those of the last time: %s", error)
+
+    async def moved(self) -> bool:
+        """Look the service up once more, and say whether it is elsewhere now. Where that fails, it
+        is where it was, which is logged."""
+        before = set(self.settings.addresses)
+        try:
+            found = await self._look_up()
+        except DiscoveryError as error:
+            _log.warning("the addresses are those of the last time: %s", error)
+            return False
+        self._take(found)
+        return set(self.settings.addresses) != before
+
+    def _take(self, servers: object, **changes: object) -> None:
+        before = self.settings
+        self.settings = before.evolve(bootstrap_servers=servers, **changes)
+        if self.settings.addresses != before.addresses:
+            _log.info("the brokers are looked for at %s now", ", ".join(self.settings.addresses))
+
+    async def _enriched(self) -> ProducerSettings:
+        given = self._given
+        if given.enrich is None:
+            return given
+        enriched = await given.enrich(given)
+        if not isinstance(cast("object", enriched), ProducerSettings):
+            raise SettingsError(
+                f"enrich must return ProducerSettings, not {type(enriched).__name__}"
+            )
+        return enriched
+
+    async def _with_addresses(self, settings: ProducerSettings) -> ProducerSettings:
+        # Enriched, they have to be complete.
+        if not settings.service_name:
+            return settings.evolve(enrich=None)
+        self._lookup = Lookup.parse(settings.service_name)
+        if self._resolver is None:
+            method = settings.discovery_method
+            self._resolver = discovery.dns() if method == "dns" else discovery.as_resolver(method)
+        found = await self._look_up(settings.resolve_timeout)
+        return settings.evolve(bootstrap_servers=found, service_name="", enrich=None)
+
+    async def _look_up(self, seconds: float | None = None) -> list[str]:
+        seconds = self.settings.resolve_timeout if seconds is None else seconds
+        lookup, resolver = cast("Lookup", self._lookup), cast("Resolver", self._resolver)
+        what = f"service_name {str(lookup)!r}, asked of {resolver!r}"
+        targets: Sequence[Target] | None = None
+        with anyio.move_on_after(seconds):
+            try:
+                targets = await resolver.resolve(lookup)
+            except Exception as error:
+                raise DiscoveryError(f"{what}: {str(error) or type(error).__name__}") from error
+        if targets is None:
+            raise DiscoveryError(f"{what}: no answer within {seconds:g} s (resolve_timeout)")
+        found: list[str] = []
+        for target in targets:
+            if not isinstance(cast("object", target), Target):
+                raise DiscoveryError(f"{what}: a Target was expected, not {type(target).__name__}")
+            if target.port is None:
+                raise DiscoveryError(
+                    f"{what}: {target.host} was found without a port; look for SRV records, as by "
+                    "'_port._tcp.name', or give the port to the resolver"
+                )
+            found.append(str(target))
+        if not found:
+            raise DiscoveryError(f"{what}: nothing was found")
+        return found

@@ -1,0 +1,118 @@
+"""Resolvers that ask nobody themselves.
+
+May import: ``_exceptions``, and the other modules here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import cast
+
+import anyio
+
+from .._exceptions import SettingsError
+from ._types import Lookup, Resolver, ResolverLike, Target, as_resolver
+
+__all__ = ["aggregate", "static"]
+
+
+class _Static:
+    def __init__(
+        self, always: tuple[Target, ...], by_name: Mapping[str, tuple[Target, ...]]
+    ) -> None:
+        self._always = always
+        self._by_name = by_name
+
+    async def resolve(self, lookup: Lookup, /) -> Sequence[Target]:
+        return self._by_name.get(str(lookup), self._always)
+
+    def __repr__(self) -> str:
+        if self._always:
+            return f"static({', '.join(map(str, self._always))})"
+        return f"static(for {', '.join(self._by_name)})"
+
+
+def static(
+    targets: Iterable[str | Target] | Mapping[str, Iterable[str | Target]],
+) -> Resolver:
+    """A resolver that is told the answers: for tests, and as the last one of :func:`aggregate`.
+
+    Args:
+        targets: the answer to every look-up, each as ``"host:port"`` or a :class:`Target`; or the
+            answers by the names of services.
+
+    Raises:
+        SettingsError: a target is wrong, or there is none.
+    """
+    if isinstance(targets, Mapping):
+        named = cast("Mapping[str, Iterable[str | Target]]", targets)
+        by_name = {name: _targets(those) for name, those in named.items()}
+        if by_name:
+            return _Static((), by_name)
+    always = _targets(cast("object", targets))
+    if not always:
+        raise SettingsError("static: give at least one target, such as 'localhost:9092'")
+    return _Static(always, {})
+
+
+def _targets(given: object) -> tuple[Target, ...]:
+    if isinstance(given, (str, Target)):
+        given = [given]
+    if not isinstance(given, Iterable):
+        raise SettingsError(f"static: targets must be an iterable, not {type(given).__name__}")
+    found: list[Target] = []
+    for one in cast("Iterable[object]", given):
+        if isinstance(one, str):
+            found.append(Target.parse(one))
+        elif isinstance(one, Target):
+            found.append(one)
+        else:
+            raise SettingsError(f"static: a target must be a str or a Target: {one!r}")
+    return tuple(found)
+
+
+class _Aggregate:
+    def __init__(self, resolvers: tuple[Resolver, ...], seconds: float) -> None:
+        self._resolvers = resolvers
+        self._seconds = seconds
+
+    async def resolve(self, lookup: Lookup, /) -> Sequence[Target]:
+        said: list[str] = []
+        last = self._resolvers[-1]
+        for resolver in self._resolvers:
+            words = f"no answer within {self._seconds:g} s"
+            # Whoever calls bounds the whole, and so the last.
+            with anyio.move_on_after(math.inf if resolver is last else self._seconds):
+                try:
+                    found = await resolver.resolve(lookup)
+                except Exception as error:  # noqa: BLE001  # the next one may know
+                    words = str(error) or type(error).__name__
+                else:
+                    if found:
+                        return found
+                    words = "nothing was found"
+            said.append(f"{resolver!r}: {words}")
+        raise LookupError("; ".join(said))
+
+    def __repr__(self) -> str:
+        return f"aggregate({', '.join(map(repr, self._resolvers))})"
+
+
+def aggregate(*resolvers: ResolverLike, seconds: float = 1.0) -> Resolver:
+    """Ask several, one after the other: the first that finds something has answered.
+
+    Args:
+        resolvers: whom to ask, in this order.
+        seconds: how long each may take until the next one is asked. The last has what is left of
+            ``resolve_timeout``.
+
+    Raises:
+        SettingsError: there is none, or ``seconds`` is not more than 0.
+        TypeError: one is no resolver.
+    """
+    if not resolvers:
+        raise SettingsError("aggregate: give at least one resolver")
+    if not isinstance(cast("object", seconds), (int, float)) or not seconds > 0:
+        raise SettingsError(f"aggregate: seconds must be a number of more than 0: {seconds!r}")
+    return _Aggregate(tuple(map(as_resolver, resolvers)), seconds)
