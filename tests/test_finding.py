@@ -407,7 +407,7 @@ async def test_a_real_cluster_that_moves_is_found_by_a_real_name_server(
                 with anyio.fail_after(PATIENCE):
                     while offset < 0:
                         try:
-                            offset = (await producer.send(record(b"at the new"))).offset
+                            offset = (await producer.send(record(b"at the new"))).offset or 0
                         except DeliveryError as error:
                             assert error.persistence is Persistence.POSSIBLY_PERSISTED  # noqa: PT017
                 assert offset == 0
