@@ -39,6 +39,17 @@ def require_name_server() -> str:
     return found
 
 
+def _both() -> tuple[socket.socket, socket.socket]:
+    """Sockets for UDP and for TCP, at one port."""
+    while True:
+        udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        udp.bind(("127.0.0.1", 0))
+        try:
+            return udp, socket.create_server(udp.getsockname())
+        except OSError:  # somebody has that one
+            udp.close()
+
+
 class NameServer:
     """A dnsmasq on a port of its own, which answers with what :meth:`answer` was told last.
 
@@ -50,9 +61,10 @@ class NameServer:
         self._program = require_name_server()
         self._directory = directory
         self._process: subprocess.Popen[bytes] | None = None
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
+        udp, tcp = _both()
+        self.port: int = udp.getsockname()[1]
+        udp.close()
+        tcp.close()
 
     @property
     def address(self) -> str:
@@ -115,10 +127,8 @@ class LyingServer:
         self.answer = answer
         self.asked: list[str] = []
         """What it was asked, and how: ``"udp SRV _a._b.c."``."""
-        self._udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._udp.bind(("127.0.0.1", 0))
+        self._udp, self._tcp = _both()
         self.port: int = self._udp.getsockname()[1]
-        self._tcp = socket.create_server(("127.0.0.1", self.port))
         self._threads = [
             threading.Thread(target=serve, daemon=True) for serve in (self._by_udp, self._by_tcp)
         ]

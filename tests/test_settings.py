@@ -168,6 +168,9 @@ def test_the_defaults() -> None:
         "discovery_method": "dns",
         "resolve_timeout": 3.0,
         "enrich": None,
+        "producer": None,
+        "producer_factory": None,
+        "close_producer_on_exit": True,
     }
 
 

@@ -31,9 +31,18 @@ TEXTS: dict[str, tuple[str, Any]] = {
     "eos_commit_interval": ("0.2", 0.2),
     "resolve_timeout": ("0.5", 0.5),
     "discovery_method": ("dns", "dns"),
+    "close_producer_on_exit": ("True", True),
 }
 #: What is not in the others: code, properties, and what can't stand beside bootstrap_servers.
-OTHERS = {"key_serializer", "value_serializer", "properties", "service_name", "enrich"}
+OTHERS = {
+    "key_serializer",
+    "value_serializer",
+    "properties",
+    "service_name",
+    "enrich",
+    "producer",
+    "producer_factory",
+}
 
 
 def test_each_field_has_its_text() -> None:
@@ -137,6 +146,7 @@ close_timeout = 4
 cancel_timeout = 1
 transactional_id = "tx"
 eos_commit_interval = 0.2
+resolve_timeout = 0.5
 properties."compression.type" = "lz4"
 properties.ssl.ca.location = "/ca.pem"
 """

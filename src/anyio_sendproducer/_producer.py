@@ -30,6 +30,7 @@ from . import _bridge
 from ._bridge import Bridge, Event
 from ._exceptions import (
     ProducerFenced,
+    ProducerStartError,
     SendProducerError,
     SettingsError,
     TransactionError,
@@ -68,6 +69,9 @@ _log = logging.getLogger("anyio_sendproducer")
 
 #: How often topics without metadata are asked for again, where no answer brings them up before.
 _RETRY_SECONDS = 0.25
+
+#: How much longer than start_timeout the driver may take to open until it is left behind.
+_PATIENCE_SECONDS = 5.0
 
 #: How long no broker is to be reached until the service is looked up again, and between look-ups.
 _WATCH_SECONDS = 5.0
@@ -149,8 +153,9 @@ class SendProducer(Sender):
         return self
 
     def __repr__(self) -> str:
-        addresses = ", ".join(self._finder.settings.addresses)
-        return f"<SendProducer {self._ledger.state.value} {addresses}>"
+        settings = self._finder.settings
+        client = ", ".join(settings.addresses) or type(settings.producer).__name__
+        return f"<SendProducer {self._ledger.state.value} {client}>"
 
     async def flush(self) -> None:
         """Wait until everything that was accepted before this call has its outcome.
@@ -516,6 +521,9 @@ class SendProducer(Sender):
         """Take another client; or none, where this one was fenced off by another producer's."""
         if isinstance(error, ProducerFenced):
             return self._ledger.break_(error)
+        if self._settings.producer is not None:
+            # The owner's client: nobody else can make another one.
+            return self._ledger.break_(error)
         self._give_up_client(error)
         return ()
 
@@ -548,7 +556,7 @@ class SendProducer(Sender):
             if self._ledger.stuck(now):
                 error = TimeoutError("it holds records past their delivery_timeout, gets nowhere")
                 error.__cause__ = trouble
-                self._give_up_client(error)
+                self._wake(self._give_up(error))
             await anyio.sleep(max(0.0, self._ledger.next_deadline(now) - now))
 
     async def _watch(self) -> None:
@@ -570,7 +578,14 @@ class SendProducer(Sender):
 
     async def _run(self, *, task_status: anyio.abc.TaskStatus[SendProducer]) -> None:
         try:
-            await self._bridge.open()
+            # A driver keeps to its time, but may call what others wrote, which may not.
+            with anyio.move_on_after(self._settings.start_timeout + _PATIENCE_SECONDS) as scope:
+                await self._bridge.open()
+            if scope.cancelled_caught:
+                raise ProducerStartError(
+                    f"the client was not made within {self._settings.start_timeout:g} s "
+                    f"(start_timeout), nor within {_PATIENCE_SECONDS:g} s more"
+                )
         except BaseException:
             with CancelScope(shield=True):
                 await self._bridge.stop(0)

@@ -80,7 +80,16 @@ _HOST_PORT: Final = re.compile(r"(\[[0-9a-fA-F:.%a-z]+\]|[^\s:/@,\[\]]+):([0-9]{
 
 
 #: Fields that hold code, of which ``repr`` shows the name.
-_CODE: Final = frozenset({"key_serializer", "value_serializer", "discovery_method", "enrich"})
+_CODE: Final = frozenset(
+    {
+        "key_serializer",
+        "value_serializer",
+        "discovery_method",
+        "enrich",
+        "producer",
+        "producer_factory",
+    }
+)
 
 #: Thirty years: longer than any process runs, short enough for every clock.
 _LONGEST: Final = 1e9
@@ -133,6 +142,14 @@ class ProducerSettings:
             and within ``start_timeout``, which it shares with what follows. It is called again for
             each client that takes the place of one that broke; of what it returns then,
             ``bootstrap_servers``, ``service_name``, ``client_id`` and ``properties`` count.
+        producer: a client that is there already, of kafka-python's ``KafkaProducer``, in place of
+            one that is made; see :meth:`with_producer`.
+        producer_factory: makes the client: it is called with kafka-python's whole configuration, a
+            dict, and returns ``KafkaProducer(**configs)`` or an instance of a subclass. It is
+            called on the producer's own thread, for each client that takes the place of one that
+            broke, too. Whatever it raises ends the start as a :exc:`ProducerStartError`.
+        close_producer_on_exit: whether the client is closed at the end. It may be False only
+            where there is a ``producer``, whose records are waited for all the same.
 
     Raises:
         SettingsError: a value is wrong; the message names the field.
@@ -156,10 +173,14 @@ class ProducerSettings:
     discovery_method: ResolverLike | Literal["dns"] = "dns"
     resolve_timeout: float = 3.0
     enrich: Callable[[ProducerSettings], Awaitable[ProducerSettings]] | None = None
+    producer: Any = None
+    producer_factory: Callable[[dict[str, Any]], Any] | None = None
+    close_producer_on_exit: bool = True
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__
         set_field(self, "bootstrap_servers", _servers(self.bootstrap_servers))
+        self._check_client()
         self._check_finding()
         if not isinstance(cast("object", self.client_id), str) or not self.client_id:
             raise SettingsError(f"client_id must be a str that is not empty: {self.client_id!r}")
@@ -190,6 +211,41 @@ class ProducerSettings:
         for field in ("unknown_topic_timeout", "close_timeout", "cancel_timeout"):
             _check_duration(field, getattr(self, field), zero=True)
 
+    def _check_client(self) -> None:
+        if not isinstance(cast("object", self.close_producer_on_exit), bool):
+            raise SettingsError(
+                f"close_producer_on_exit must be True or False, not {self.close_producer_on_exit!r}"
+            )
+        factory = cast("object", self.producer_factory)
+        if factory is not None and not callable(factory):
+            raise SettingsError(f"producer_factory must be callable, not {type(factory).__name__}")
+        if self.producer is None:
+            if not self.close_producer_on_exit:
+                raise SettingsError(
+                    "close_producer_on_exit=False needs a producer: nobody else could close the "
+                    "client"
+                )
+            return
+        if not all(
+            callable(getattr(self.producer, name, None))
+            for name in ("close", "flush", "partitions_for", "send")
+        ):
+            raise SettingsError(
+                f"producer must be a KafkaProducer, not {type(self.producer).__name__}"
+            )
+        for field in (
+            "bootstrap_servers",
+            "service_name",
+            "properties",
+            "enrich",
+            "producer_factory",
+            "transactional_id",
+        ):
+            if getattr(self, field):
+                raise SettingsError(
+                    f"{field} and producer: give one, for the producer is made already"
+                )
+
     def _check_finding(self) -> None:
         service = cast("object", self.service_name)
         if not isinstance(service, str) or any(character.isspace() for character in service):
@@ -212,7 +268,7 @@ class ProducerSettings:
             raise SettingsError(
                 f"enrich must be an async callable, not {type(self.enrich).__name__}"
             )
-        if not (self.bootstrap_servers or service or self.enrich):
+        if not (self.bootstrap_servers or service or self.enrich or self.producer is not None):
             raise SettingsError(
                 "bootstrap_servers is missing: name at least one broker, such as "
                 "'localhost:9092', or a service_name"
@@ -401,6 +457,33 @@ class ProducerSettings:
     ) -> ProducerSettings:
         """A copy with another ``enrich``."""
         return self.evolve(enrich=enrich)
+
+    def with_producer(self, producer: Any) -> ProducerSettings:
+        """A copy that sends with a client that is there already, and does not close it.
+
+        Args:
+            producer: a ``KafkaProducer`` of kafka-python. Others may use it, too. Its own settings
+                hold, so ``bootstrap_servers`` and ``service_name`` are dropped here.
+
+        Set ``close_producer_on_exit`` afterwards to have it closed all the same. Where the client
+        breaks, so does the producer: nobody could make another one.
+        """
+        return self.evolve(
+            producer=producer,
+            close_producer_on_exit=False,
+            bootstrap_servers="",
+            service_name="",
+        )
+
+    def with_producer_factory(
+        self, producer_factory: Callable[[dict[str, Any]], Any] | None
+    ) -> ProducerSettings:
+        """A copy with another ``producer_factory``."""
+        return self.evolve(producer_factory=producer_factory)
+
+    def with_close_producer_on_exit(self, close: bool) -> ProducerSettings:  # noqa: FBT001
+        """A copy with another ``close_producer_on_exit``."""
+        return self.evolve(close_producer_on_exit=close)
 
 
 def _defaults() -> dict[str, object]:

@@ -19,6 +19,9 @@ from ._exceptions import SettingsError
 __all__ = ["from_environment", "from_mapping", "from_toml"]
 
 _PROPERTIES: Final = "properties"
+#: What no text stands for.
+_CODE: Final = frozenset({"enrich", "producer", "producer_factory"})
+_TRUTH: Final = {"true": True, "false": False}
 
 
 def from_mapping(given: object, fields: Mapping[str, object]) -> dict[str, Any]:
@@ -63,6 +66,9 @@ def _flattened(table: Mapping[Any, Any], above: str = "") -> Iterable[tuple[Any,
 def _parsed(name: str, text: str, default: object) -> Any:
     """A text as what the field is, where it is a number."""
     parse: Callable[[str], Any]
+    if isinstance(default, bool):
+        # What is neither is refused where it arrives.
+        return _TRUTH.get(text.strip().lower(), text)
     if isinstance(default, int):
         parse, what = int, "an int"
     elif isinstance(default, float):
@@ -141,7 +147,7 @@ def from_environment(
             properties[name[len(_PROPERTIES) + 1 :]] = text
         elif name not in fields or name == _PROPERTIES:
             raise _unknown(variable, name, [*fields, f"{_PROPERTIES}_..."])
-        elif name.endswith("_serializer") or name == "enrich":
+        elif name.endswith("_serializer") or name in _CODE:
             raise SettingsError(f"{variable}: that is code: use with_{name}()")
         else:
             try:

@@ -213,6 +213,14 @@ def make_driver(chosen: str | DriverFactory | None, settings: ProducerSettings) 
     Raises:
         SettingsError: there is no driver of that name, or it refuses the settings.
     """
+    if settings.producer is not None:
+        if chosen not in {None, "kafka-python"}:
+            raise SettingsError(
+                "driver and producer: give one, for the producer is one of kafka-python"
+            )
+        from ._given_client import GivenClientDriver
+
+        return GivenClientDriver(settings)
     if callable(chosen):
         return chosen(settings)
     if chosen is None or chosen == "kafka-python":

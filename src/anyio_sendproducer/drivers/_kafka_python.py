@@ -45,22 +45,22 @@ from .._exceptions import (
     ProducerStartError,
     RecordRejected,
     SendProducerError,
-    SerializationFailed,
     SettingsError,
     TransactionAborted,
     TransactionError,
     TransactionOutcomeUnknown,
 )
 from .._records import ConsumerGroupMetadata, ProducerRecord
-from .._settings import AnySerializer, ProducerSettings, Serializer
+from .._settings import ProducerSettings
 from . import ConsumedOffset, Deadline, Outcome, Sink, Submission, Submitted
 from ._discreet import Discreet, one_line
 from ._kafka_config import client_config
 from ._runs import RUN_BYTES, Line, Route, Run
 from ._security import TokenSource
+from ._serializing import bytes_of, serialize_with, size_of
 from ._tls import tls_refusal
 
-__all__ = ["KafkaPythonDriver"]
+__all__ = ["KafkaPythonDriver", "is_metadata_missing", "not_taken"]
 
 #: Kafka answers these for a batch that it did not and will not write.
 _REFUSALS: Final[tuple[type[Exception], ...]] = (
@@ -126,18 +126,6 @@ _log = logging.getLogger("anyio_sendproducer.kafka_python")
 Discreet.watch("kafka")
 # 3.0.12 looks whether it is one, when it connects.
 AbstractTokenProvider.register(TokenSource)
-
-
-Serialize = Callable[[str, list[tuple[str, bytes]], Any], Any]
-
-
-def _serialize_with(serializer: AnySerializer | None) -> Serialize | None:
-    if serializer is None:
-        return None
-    if isinstance(serializer, Serializer):
-        return serializer.serialize
-    plain = serializer
-    return lambda _topic, _headers, data: plain(data)
 
 
 # --- the client, tamed ---------------------------------------------------------------------------
@@ -410,7 +398,7 @@ Append = Callable[[Any, int, Any, Any, list[tuple[str, bytes]]], tuple[Any, bool
 
 
 class _Producer(KafkaProducer):
-    """KafkaProducer, but for three habits of 3.0.12."""
+    """KafkaProducer, but for two habits of 3.0.12."""
 
     _text = "<KafkaProducer>"
 
@@ -422,13 +410,14 @@ class _Producer(KafkaProducer):
         # send() formats the client once or twice a record, for debug messages that are off.
         return self._text
 
-    def flush(self, timeout: float | None = None) -> None:
-        """Nothing. ``close`` flushes first, raises when that takes too long, and then leaves the
-        sender thread alive: what is to be waited for was waited for before."""
-
     def close(self, timeout: float | None = None, null_logger: Any = None) -> None:  # noqa: ARG002
         """Close, and never silence the whole module's logger, as collecting garbage does."""
         super().close(timeout)
+
+
+def _flush_nothing(timeout: float | None = None) -> None:
+    """In place of a client's ``flush``: ``close`` calls it first, raises when that takes too long,
+    and then leaves the sender thread alive. What is to be waited for was waited for before."""
 
 
 def _past_send(producer: Any) -> Append | None:
@@ -638,8 +627,8 @@ class KafkaPythonDriver:
         self._config = client_config(settings, KafkaProducer.DEFAULT_CONFIG)
         if not self._config.get("proxy_url") and not self._config.get("socks5_proxy"):
             self._config["proxy_url"] = f"{_Socket.SCHEMES[0]}://"
-        self._key = _serialize_with(settings.key_serializer)
-        self._value = _serialize_with(settings.value_serializer)
+        self._key = serialize_with(settings.key_serializer)
+        self._value = serialize_with(settings.value_serializer)
         # A partitioner of the user's own is left to choose; ours goes by runs.
         self.chooses = "partitioner" not in self._config
         self.answered = self._config.get("acks") != 0
@@ -673,12 +662,15 @@ class KafkaPythonDriver:
         client_log = logging.getLogger("kafka")
         client_log.addHandler(words)
         try:
-            producer = _Producer(
+            producer = self._make(
                 **self._config, kafka_client=functools.partial(self._connect, sink, deadline, words)
             )
         except _Aborted:
             self._discard_client()
             raise ProducerStartError("the producer was closed while it was starting") from None
+        except SettingsError:
+            self._discard_client()
+            raise
         except _Refused as refused:
             self._discard_client()
             raise ProducerStartError(
@@ -704,6 +696,7 @@ class KafkaPythonDriver:
         transactional = self._settings.transactional_id is not None
         self._idempotent = bool(producer.config["enable_idempotence"])
         self._recovers = producer.config["api_version"] >= (2, 5)
+        producer.flush = _flush_nothing
         client = cast("_NetClient", self._client)
         self._opened = _Opened(
             producer=producer,
@@ -711,7 +704,7 @@ class KafkaPythonDriver:
             is_broken=_fail_alone(producer, client.refused),
             client=client,
             sink=sink,
-            transactions=cast("Any", producer)._transaction_manager if transactional else None,
+            transactions=producer._transaction_manager if transactional else None,
         )
         # What a record adds to its key and value is less.
         self._largest = producer.config["max_request_size"] - 256
@@ -723,6 +716,24 @@ class KafkaPythonDriver:
                 raise
         if self._closing.is_set():
             self._close_client(self._opened, 0)
+
+    def _make(self, **configs: Any) -> Any:
+        factory = self._settings.producer_factory
+        if factory is None:
+            return _Producer(**configs)
+        client = configs["kafka_client"]
+        made = factory(configs)
+        if not isinstance(made, KafkaProducer):
+            raise SettingsError(
+                f"producer_factory must return a KafkaProducer, not {type(made).__name__}"
+            )
+        if self._client is None or made.config["kafka_client"] is not client:
+            made.close(1)
+            raise SettingsError(
+                "producer_factory must pass on all of the configuration, as by "
+                "KafkaProducer(**configs)"
+            )
+        return made
 
     def _connect(
         self, sink: Sink, deadline: float, words: _LastWords, **configs: Any
@@ -848,9 +859,9 @@ class KafkaPythonDriver:
             try:
                 if serialized:
                     headers = headers or []
-                    key = self._bytes_of(record, "key", self._key, headers, key)
-                    value = self._bytes_of(record, "value", self._value, headers, value)
-                    answer.sizes.append((submission, _size(key, value, headers)))
+                    key = bytes_of(record, "key", self._key, headers, key)
+                    value = bytes_of(record, "value", self._value, headers, value)
+                    answer.sizes.append((submission, size_of(key, value, headers)))
                 partition = record.partition
                 if partition is not None:
                     if partition not in route.partitions:
@@ -903,7 +914,7 @@ class KafkaPythonDriver:
                 continue
             except Exception as error:  # noqa: BLE001  # becomes this record's outcome
                 failed.append(submission)
-                failures.append(_not_taken(record, error))
+                failures.append(not_taken(record, error))
                 continue
             if run.partition is None:
                 future.add_errback(functools.partial(self._failed_first, submission))
@@ -920,35 +931,6 @@ class KafkaPythonDriver:
         if failed:
             self.report(failed, failures)
         return answer
-
-    def _bytes_of(
-        self,
-        record: ProducerRecord[Any, Any],
-        field: str,
-        serialize: Serialize | None,
-        headers: list[tuple[str, bytes]],
-        data: Any,
-    ) -> Any:
-        # None is not serialized: JSON's "null" in place of a tombstone would delete nothing.
-        if serialize is None or data is None:
-            return data
-        try:
-            content = serialize(record.topic, headers, data)
-        except Exception as error:
-            raise SerializationFailed(
-                f"the {field}_serializer raised {type(error).__name__}: {error}",
-                record=record,
-                persistence=Persistence.NOT_PERSISTED,
-            ) from error
-        if content is None or type(content) is bytes:
-            return content
-        if isinstance(content, (bytearray, memoryview)):
-            return bytes(content)
-        raise SerializationFailed(
-            f"the {field}_serializer gave {type(content).__name__}, not bytes",
-            record=record,
-            persistence=Persistence.NOT_PERSISTED,
-        )
 
     def report(self, submissions: Sequence[Any], outcomes: Sequence[Outcome]) -> None:
         """Pass outcomes on to whoever opened this driver."""
@@ -1222,18 +1204,14 @@ class KafkaPythonDriver:
             sink.metadata_changed()
 
 
-def _size(key: Any, value: Any, headers: Sequence[tuple[str, bytes]]) -> int:
-    size = sum(len(name) + len(content) for name, content in headers)
-    if key is not None:
-        size += len(key)
-    if value is not None:
-        size += len(value)
-    return size
-
-
 def _most_bytes(headers: Sequence[tuple[str, bytes]]) -> int:
     """More than these headers take: four bytes for each character, and two lengths."""
     return sum(4 * len(name) + len(content) + 16 for name, content in headers)
+
+
+def is_metadata_missing(error: Exception) -> bool:
+    """Whether ``send`` or ``partitions_for`` did not know the topic within ``max_block_ms``."""
+    return isinstance(error, kafka_errors.KafkaTimeoutError)
 
 
 def _translated(cause: Exception, message: str) -> SendProducerError:
@@ -1250,7 +1228,7 @@ def _rejected(
     return error
 
 
-def _not_taken(record: ProducerRecord[Any, Any], cause: Exception) -> DeliveryError:
+def not_taken(record: ProducerRecord[Any, Any], cause: Exception) -> DeliveryError:
     """``send()`` raised. What it checks first was refused; of the rest it is not sure whether the
     record was in the client's buffer by then."""
     if isinstance(cause, (kafka_errors.MessageSizeTooLargeError, ValueError, TypeError)):

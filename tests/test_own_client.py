@@ -1,0 +1,440 @@
+"""A client that its owner made, and a factory that makes it."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import threading
+from collections.abc import AsyncGenerator, Generator
+from typing import Any, cast
+
+import anyio
+import anyio.to_thread
+import kafka
+import kafka.errors
+import pytest
+from kafka.future import Future
+
+from anyio_sendproducer import (
+    DeliveryError,
+    DeliveryTimeout,
+    Message,
+    Persistence,
+    ProducerBroken,
+    ProducerRecord,
+    ProducerSettings,
+    ProducerStartError,
+    RecordRejected,
+    SendProducerError,
+    SerializationFailed,
+    SettingsError,
+    TransactionError,
+    _producer,
+    drivers,
+    open_send_producer,
+)
+from anyio_sendproducer.drivers._given_client import GivenClientDriver
+from anyio_sendproducer.testing import EmbeddedBroker, FakeDriver, embedded_broker
+from tests.calls import Call, Deadlines, raising, record, task_group, until
+from tests.recorder import open_sockets
+
+
+@pytest.fixture(autouse=True)
+def _loud() -> Generator[None, None, None]:
+    """A bare client that is collected silences its module's logger for good."""
+    module: Any = sys.modules["kafka.producer.kafka"]
+    log = module.log
+    yield
+    gc.collect()
+    module.log = log
+
+
+class FakeClient:
+    """The public methods of a KafkaProducer, as far as they are called."""
+
+    def __init__(self, **config: Any) -> None:
+        self.config = config
+        self.sent: list[tuple[tuple[Any, ...], Future]] = []
+        self.errors: list[Exception] = []
+        self.known: set[int] | Exception = {0, 1}
+        self.closed: list[float] = []
+        self.close_error: Exception | None = None
+        self.answers = True
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def send(self, *record_: Any) -> Future:
+        self.gate.wait()
+        if self.errors:
+            raise self.errors.pop(0)
+        future = Future()
+        self.sent.append((record_, future))
+        if self.answers:
+            self.answer(future)
+        return future
+
+    def answer(self, future: Future, error: Exception | None = None) -> None:
+        if error is not None:
+            cast("Any", future).failure(error)
+        else:
+            where = ("t", 0)
+            cast("Any", future).success(("t", 0, where, 7, 5, None, 1, 2, -1))
+
+    def partitions_for(self, _: str) -> set[int]:
+        if isinstance(self.known, Exception):
+            raise self.known
+        return self.known
+
+    def flush(self, timeout: float | None = None) -> None:
+        raise AssertionError(timeout)
+
+    def close(self, timeout: float) -> None:
+        self.closed.append(timeout)
+        if self.close_error is not None:
+            raise self.close_error
+
+
+def with_client(client: Any, **changes: Any) -> ProducerSettings:
+    return ProducerSettings(bootstrap_servers="x:1").with_producer(client).evolve(**changes)
+
+
+# --- a client that is there ----------------------------------------------------------------------
+
+
+@pytest.fixture
+async def broker() -> AsyncGenerator[EmbeddedBroker, None]:
+    async with embedded_broker() as running:
+        yield running
+
+
+@pytest.fixture
+async def client(broker: EmbeddedBroker) -> AsyncGenerator[Any, None]:
+    make = cast("Any", kafka.KafkaProducer)
+    made = await anyio.to_thread.run_sync(lambda: make(bootstrap_servers=broker.bootstrap_servers))
+    yield made
+    await anyio.to_thread.run_sync(made.close, 10)
+
+
+async def test_a_real_client_that_others_use_too(client: Any) -> None:
+    settings = ProducerSettings(producer=client, close_producer_on_exit=False)
+    assert (
+        repr(settings) == "ProducerSettings(producer=KafkaProducer, close_producer_on_exit=False)"
+    )
+    async with open_send_producer(settings) as producer:
+        assert repr(producer) == "<SendProducer open KafkaProducer>"
+        metadata = await producer.send(ProducerRecord("t", b"ours", b"k", partition=0))
+        assert (metadata.partition, metadata.offset) == (0, 0)
+        result = await producer.send_envelope(
+            Message(ProducerRecord("t", b"with headers", headers=[("a", b"b")], partition=0), "p")
+        )
+        assert (result.offset, result.pass_through) == (1, "p")
+        assert await producer.partitions_for("t")
+        with pytest.raises(RecordRejected, match="refused the record") as caught:
+            await producer.send(ProducerRecord("t", b"v", partition=700))
+        assert caught.value.persistence is Persistence.NOT_PERSISTED
+        left = producer.enqueue_nowait(ProducerRecord("t", b"left", partition=0))
+    assert (await left.wait()).offset == 2
+    # It is its owner's, and works on.
+    future = client.send("t", b"theirs", partition=0)
+    assert (await anyio.to_thread.run_sync(future.get, 10)).offset == 3
+
+
+async def test_it_is_closed_where_that_is_asked_for(broker: EmbeddedBroker) -> None:
+    make = cast("Any", kafka.KafkaProducer)
+    made = await anyio.to_thread.run_sync(lambda: make(bootstrap_servers=broker.bootstrap_servers))
+    settings = ProducerSettings(producer=made)
+    async with open_send_producer(settings) as producer:
+        await producer.send(record())
+    with pytest.raises(kafka.errors.IllegalStateError):
+        made.send("t", b"v")
+    async with open_send_producer(settings) as producer:
+        with pytest.raises(DeliveryError, match="already closed") as caught:
+            await producer.send(record())
+        assert caught.value.persistence is Persistence.NOT_PERSISTED
+
+
+@pytest.mark.parametrize("closes", [True, False])
+async def test_what_is_under_way_is_waited_for_and_then_it_is_closed_or_not(closes: bool) -> None:
+    fake = FakeClient()
+    fake.answers = False
+    settings = with_client(fake).with_close_producer_on_exit(closes)
+    async with task_group() as tasks:
+        async with open_send_producer(settings) as producer:
+            delivery = producer.enqueue_nowait(record(b"1"))
+            await until(lambda: len(fake.sent) == 1)
+
+            async def answer() -> None:
+                assert fake.closed == []
+                fake.answer(fake.sent[0][1])
+
+            tasks.start_soon(answer)
+        assert (await delivery.wait()).offset == 7
+    assert len(fake.closed) == closes
+
+
+async def test_a_client_that_can_not_be_closed_is_told_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    fake = FakeClient()
+    fake.close_error = kafka.errors.KafkaTimeoutError("records pending")
+    async with open_send_producer(with_client(fake, close_producer_on_exit=True)):
+        pass
+    assert "the producer that was given could not be closed" in caplog.text
+
+
+async def test_serializers_run_on_the_producer_s_thread() -> None:
+    threads: list[str] = []
+
+    def serialize(text: str) -> bytes:
+        threads.append(threading.current_thread().name)
+        return text.encode()
+
+    fake = FakeClient()
+    settings = with_client(fake, value_serializer=serialize)
+    async with open_send_producer(settings) as producer:
+        await producer.send(ProducerRecord("t", "text", b"key"))
+        with pytest.raises(SerializationFailed):
+            await producer.send(ProducerRecord("t", cast("str", 7)))
+    sent = fake.sent[0][0]
+    assert (sent[1], sent[2]) == (b"text", b"key")
+    assert all(name.startswith("anyio-sendproducer") for name in threads)
+
+
+async def test_what_it_fails_may_have_been_written() -> None:
+    fake = FakeClient()
+    fake.answers = False
+    async with open_send_producer(with_client(fake)) as producer:
+        async with task_group() as tasks:
+            call = Call(tasks, producer.send, record())
+            await until(lambda: len(fake.sent) == 1)
+            cause = kafka.errors.TopicAuthorizationFailedError()
+            fake.answer(fake.sent[0][1], cause)
+        assert isinstance(call.error, DeliveryError)
+        assert call.error.persistence is Persistence.POSSIBLY_PERSISTED
+        assert call.error.__cause__ is cause
+
+
+async def test_a_topic_without_metadata_is_asked_for_again_and_keeps_its_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_producer, "_RETRY_SECONDS", 0.01)
+    fake = FakeClient()
+    fake.errors = [kafka.errors.KafkaTimeoutError() for _ in range(3)]
+    fake.gate.clear()
+    async with open_send_producer(with_client(fake)) as producer:
+        deliveries = [producer.enqueue_nowait(record(b"%d" % number)) for number in range(5)]
+        fake.gate.set()
+        for delivery in deliveries:
+            await delivery.wait()
+        assert [sent[1] for sent, _ in fake.sent] == [b"%d" % number for number in range(5)]
+        fake.known = kafka.errors.KafkaTimeoutError()
+        with anyio.move_on_after(0.05) as scope:
+            await producer.partitions_for("t")
+        assert scope.cancelled_caught
+        fake.known = kafka.errors.TopicAuthorizationFailedError()
+        with pytest.raises(kafka.errors.TopicAuthorizationFailedError):
+            await producer.partitions_for("t")
+
+
+async def test_with_acks_0_there_is_no_offset() -> None:
+    async with open_send_producer(with_client(FakeClient(acks=0))) as producer:
+        assert (await producer.send(record())).offset is None
+
+
+async def test_a_client_that_gets_nowhere_breaks_the_producer(deadlines: Deadlines) -> None:
+    fake = FakeClient()
+    fake.answers = False
+    async with open_send_producer(with_client(fake)) as producer:
+        delivery = producer.enqueue_nowait(record())
+        await until(lambda: len(fake.sent) == 1)
+        deadlines.bring_forward(producer, 121)
+        with pytest.raises(DeliveryTimeout):
+            await delivery.wait()
+        deadlines.bring_forward(producer, 11)
+        await until(lambda: producer.statistics().state == "broken")
+        with pytest.raises(ProducerBroken) as caught:
+            await producer.send(record())
+        assert "past their delivery_timeout" in str(caught.value.__cause__)
+
+
+async def test_a_client_that_blocks_holds_up_nobody_for_longer_than_the_deadline() -> None:
+    fake = FakeClient()
+    fake.gate.clear()
+    async with open_send_producer(with_client(fake, delivery_timeout=0.05)) as producer:
+        with pytest.raises(DeliveryTimeout):
+            await producer.send(record())
+        fake.gate.set()
+
+
+def test_it_sends_no_transactions() -> None:
+    with pytest.raises(SettingsError, match="producer: it has a transactional_id; let a producer_"):
+        GivenClientDriver(with_client(FakeClient(transactional_id="tx")))
+    driver: Any = GivenClientDriver(with_client(FakeClient()))
+    for call in (
+        driver.begin_transaction,
+        lambda: driver.send_offsets([], None, None),
+        lambda: driver.end_transaction(True, None),
+    ):
+        with pytest.raises(TransactionError, match="sends no transactions"):
+            call()
+    assert (driver.trouble(), driver.cut_off()) == (None, False)
+    driver.close(0)
+    driver.close(0)
+
+
+# --- a factory -----------------------------------------------------------------------------------
+
+
+class Counting(cast("Any", kafka.KafkaProducer)):  # type: ignore[misc]
+    """A client with something of its own."""
+
+    sends = 0
+
+    def send(self, *args: Any, **options: Any) -> Any:
+        self.sends += 1
+        return super().send(*args, **options)
+
+
+async def test_a_factory_makes_the_client(broker: EmbeddedBroker) -> None:
+    made: list[Counting] = []
+
+    def factory(configs: dict[str, Any]) -> Counting:
+        assert threading.current_thread().name.startswith("anyio-sendproducer")
+        made.append(Counting(**configs))
+        return made[-1]
+
+    settings = ProducerSettings(
+        bootstrap_servers=broker.bootstrap_servers, client_id="mine"
+    ).with_producer_factory(factory)
+    before = open_sockets()
+    async with open_send_producer(settings) as producer:
+        assert (await producer.send(record())).offset == 0
+        producer.enqueue_nowait(record())
+    assert made[0].config["client_id"] == "mine"
+    assert open_sockets() == before
+    with pytest.raises(kafka.errors.IllegalStateError):
+        made[0].send("t", b"v")
+
+
+def gives_nothing(_: dict[str, Any]) -> None:
+    return None
+
+
+def leaves_out(configs: dict[str, Any]) -> Any:
+    return cast("Any", kafka.KafkaProducer)(bootstrap_servers=configs["bootstrap_servers"])
+
+
+def raises(_: dict[str, Any]) -> Any:
+    raise LookupError("no such plug-in")
+
+
+def misspells(configs: dict[str, Any]) -> Any:
+    return cast("Any", kafka.KafkaProducer)(**configs, lingerms=1)
+
+
+@pytest.mark.parametrize(
+    ("factory", "kind", "says"),
+    [
+        (
+            gives_nothing,
+            SettingsError,
+            "producer_factory must return a KafkaProducer, not NoneType",
+        ),
+        (leaves_out, SettingsError, "producer_factory must pass on all of the configuration"),
+        (raises, ProducerStartError, "no such plug-in"),
+        (misspells, SettingsError, "lingerms"),
+    ],
+)
+async def test_a_factory_that_is_wrong_ends_the_start(
+    broker: EmbeddedBroker, factory: Any, kind: type[SendProducerError], says: str
+) -> None:
+    settings = ProducerSettings(
+        bootstrap_servers=broker.bootstrap_servers, producer_factory=factory
+    )
+    before = open_sockets()
+    with raising(kind, match=says):
+        async with open_send_producer(settings):
+            pass
+    await until(lambda: open_sockets() == before)
+
+
+async def test_a_factory_that_blocks_is_left_behind(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_producer, "_PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr("anyio_sendproducer._bridge._GRACE_SECONDS", 0.01)
+    gate = threading.Event()
+
+    def block(_: dict[str, Any]) -> Any:
+        gate.wait()
+
+    settings = ProducerSettings(
+        bootstrap_servers="127.0.0.1:1", producer_factory=block, start_timeout=0.05
+    )
+    says = r"the client was not made within 0\.05 s \(start_timeout\), nor within 0\.01 s more"
+    with raising(ProducerStartError, match=says):
+        async with open_send_producer(settings):
+            pass
+    assert "hangs in the client library" in caplog.text
+    gate.set()
+    await until(lambda: not _threads())
+
+
+def _threads() -> list[str]:
+    names = [thread.name for thread in threading.enumerate()]
+    return [name for name in names if name.startswith("anyio-sendproducer")]
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+FAKE = FakeClient()
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"producer": 7}, "producer must be a KafkaProducer, not int"),
+    *(
+        (
+            {"producer": FAKE, field: value},
+            f"{field} and producer: give one, for the producer is made already",
+        )
+        for field, value in (
+            ("bootstrap_servers", "a:1"),
+            ("service_name", "kafka"),
+            ("properties", {"acks": 1}),
+            ("enrich", print),
+            ("producer_factory", print),
+            ("transactional_id", "tx"),
+        )
+    ),
+    (
+        {"bootstrap_servers": "a:1", "producer_factory": "json"},
+        "producer_factory must be callable, not str",
+    ),
+    (
+        {"bootstrap_servers": "a:1", "close_producer_on_exit": "no"},
+        "close_producer_on_exit must be True or False, not 'no'",
+    ),
+    (
+        {"bootstrap_servers": "a:1", "close_producer_on_exit": False},
+        "close_producer_on_exit=False needs a producer: nobody else could close the client",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [pytest.param(*case, id=f"{number}-{[*case[0]][-1]}") for number, case in enumerate(BAD)],
+)
+def test_a_bad_setting_is_refused_by_name(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        ProducerSettings(**fields)
+    assert str(caught.value) == says
+
+
+@pytest.mark.parametrize("driver", ["other", FakeDriver()])
+def test_another_driver_and_a_producer_are_one_too_many(driver: Any) -> None:
+    with pytest.raises(SettingsError, match="driver and producer: give one, for the producer is"):
+        drivers.make_driver(driver, with_client(FakeClient()))
+
+
+def test_a_factory_is_shown_by_its_name() -> None:
+    settings = ProducerSettings(bootstrap_servers="a:1", producer_factory=raises)
+    assert repr(settings).endswith(", producer_factory=raises)")
