@@ -94,6 +94,10 @@ async def text(_: Lookup) -> Any:
     return ["a:1"]
 
 
+async def no_list(_: Lookup) -> Any:
+    return None
+
+
 async def failing(_: Lookup) -> Sequence[Target]:
     raise OSError("the oracle is on holiday")
 
@@ -119,6 +123,7 @@ async def too_late(_: Lookup) -> Sequence[Target]:
             ),
         ),
         (text, "text(): a Target was expected, not str"),
+        (no_list, "no_list(): targets were expected, not NoneType"),
         (failing, "failing(): the oracle is on holiday"),
         (wordless, "wordless(): TimeoutError"),
         (too_late, "too_late(): no answer within 0.05 s (resolve_timeout)"),

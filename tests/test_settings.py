@@ -101,24 +101,63 @@ BAD: list[tuple[dict[str, Any], str]] = [
         )
         for value in (0, 0.0, -0.0)
     ),
+]
+
+
+DURATION = "must be from more than 0 to 1e+09 seconds, not"
+#: What is wrong, and the whole message.
+BAD_EXACTLY: list[tuple[dict[str, Any], str]] = [
     ({"transactional_id": ""}, "transactional_id must be a str that is not empty, or None: ''"),
     ({"transactional_id": 7}, "transactional_id must be a str that is not empty, or None: 7"),
+    ({"eos_commit_interval": 0}, f"eos_commit_interval {DURATION} 0"),
+    ({"eos_commit_interval": "1"}, f"eos_commit_interval {DURATION} '1'"),
+    ({"resolve_timeout": 0}, f"resolve_timeout {DURATION} 0"),
+    ({"resolve_timeout": None}, f"resolve_timeout {DURATION} None"),
     ({"service_name": None}, "service_name must be a str without blanks: None"),
     ({"service_name": "a b"}, "service_name must be a str without blanks: 'a b'"),
     (
         {"service_name": "kafka.test"},
-        r"'localhost:9092' and service_name 'kafka.test': give one, for what is looked up takes",
+        (
+            "bootstrap_servers 'localhost:9092' and service_name 'kafka.test': give one, for what "
+            "is looked up takes the place of the other"
+        ),
     ),
     (
         {"discovery_method": "consul"},
-        r"discovery_method must be 'dns', a resolver of .* or an async callable, not 'consul'",
+        (
+            "discovery_method must be 'dns', a resolver of anyio_sendproducer.discovery or an "
+            "async callable, not 'consul'"
+        ),
     ),
     (
         {"discovery_method": None},
-        r"discovery_method must be 'dns', a resolver of .* or an async callable, not NoneType",
+        (
+            "discovery_method must be 'dns', a resolver of anyio_sendproducer.discovery or an "
+            "async callable, not NoneType"
+        ),
     ),
     ({"enrich": "vault"}, "enrich must be an async callable, not str"),
+    ({"close_producer_on_exit": 1}, "close_producer_on_exit must be True or False, not 1"),
+    (
+        {"close_producer_on_exit": False},
+        "close_producer_on_exit=False needs a producer: nobody else could close the client",
+    ),
+    ({"producer_factory": "json"}, "producer_factory must be callable, not str"),
+    ({"producer": 7}, "producer must be a KafkaProducer, not int"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        pytest.param(*case, id=f"{number}-{next(iter(case[0]))}")
+        for number, case in enumerate(BAD_EXACTLY)
+    ],
+)
+def test_a_bad_setting_is_refused_with_these_words(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        make(**fields)
+    assert str(caught.value) == says
 
 
 @pytest.mark.parametrize(

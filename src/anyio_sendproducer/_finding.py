@@ -8,7 +8,7 @@ May import: ``_settings``, ``_exceptions``, ``discovery``.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Final, cast
 
 import anyio
@@ -143,16 +143,18 @@ class Finder:
         seconds = self.settings.resolve_timeout if seconds is None else seconds
         lookup, resolver = cast("Lookup", self._lookup), cast("Resolver", self._resolver)
         what = f"service_name {str(lookup)!r}, asked of {resolver!r}"
-        targets: Sequence[Target] | None = None
-        with anyio.move_on_after(seconds):
+        targets: object = None
+        with anyio.move_on_after(seconds) as scope:
             try:
                 targets = await resolver.resolve(lookup)
             except Exception as error:
                 raise DiscoveryError(f"{what}: {str(error) or type(error).__name__}") from error
-        if targets is None:
+        if scope.cancelled_caught:
             raise DiscoveryError(f"{what}: no answer within {seconds:g} s (resolve_timeout)")
+        if not isinstance(targets, Iterable):
+            raise DiscoveryError(f"{what}: targets were expected, not {type(targets).__name__}")
         found: list[str] = []
-        for target in targets:
+        for target in cast("Iterable[Target]", targets):
             if not isinstance(cast("object", target), Target):
                 raise DiscoveryError(f"{what}: a Target was expected, not {type(target).__name__}")
             if target.port is None:
