@@ -14,11 +14,11 @@ import time
 from collections.abc import Sequence
 from typing import Any, cast
 
-from .._exceptions import DeliveryError, Persistence, SettingsError, TransactionError
+from .._exceptions import DeliveryError, SettingsError, TransactionError
 from .._records import ConsumerGroupMetadata
 from .._settings import ProducerSettings
 from . import ConsumedOffset, Deadline, Outcome, Sink, Submission, Submitted
-from ._kafka_python import is_metadata_missing, not_taken
+from ._kafka_python import is_metadata_missing, not_acknowledged, not_taken
 from ._runs import Run
 from ._serializing import bytes_of, serialize_with, size_of
 
@@ -114,13 +114,7 @@ class GivenClientDriver:
 
     def failure(self, submission: Submission, error: Exception, run: Run) -> DeliveryError:  # noqa: ARG002
         """What an error of the client says of a record."""
-        failure = DeliveryError(
-            f"the record was not acknowledged: {error}",
-            record=submission.record,
-            persistence=Persistence.POSSIBLY_PERSISTED,
-        )
-        failure.__cause__ = error
-        return failure
+        return not_acknowledged(submission.record, error)
 
     def target(self, topic: str, partition: int) -> Any:
         """Nobody asks: the client chooses."""

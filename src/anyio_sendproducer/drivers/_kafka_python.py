@@ -60,7 +60,7 @@ from ._security import TokenSource
 from ._serializing import bytes_of, serialize_with, size_of
 from ._tls import tls_refusal
 
-__all__ = ["KafkaPythonDriver", "is_metadata_missing", "not_taken"]
+__all__ = ["KafkaPythonDriver", "is_metadata_missing", "not_acknowledged", "not_taken"]
 
 #: Kafka answers these for a batch that it did not and will not write.
 _REFUSALS: Final[tuple[type[Exception], ...]] = (
@@ -976,13 +976,7 @@ class KafkaPythonDriver:
             self._tell_if_broken(error)
         if refused:
             return _rejected(submission.record, f"the broker refused the record: {error}", error)
-        failure = DeliveryError(
-            f"the record was not acknowledged: {error}",
-            record=submission.record,
-            persistence=Persistence.POSSIBLY_PERSISTED,
-        )
-        failure.__cause__ = error
-        return failure
+        return not_acknowledged(submission.record, error)
 
     # --- transactions ------------------------------------------------------------------------
 
@@ -1224,6 +1218,17 @@ def _rejected(
     record: ProducerRecord[Any, Any], message: str, cause: BaseException | None = None
 ) -> RecordRejected:
     error = RecordRejected(message, record=record, persistence=Persistence.NOT_PERSISTED)
+    error.__cause__ = cause
+    return error
+
+
+def not_acknowledged(record: ProducerRecord[Any, Any], cause: Exception) -> DeliveryError:
+    """The client failed the record when it had it: nobody can say what was written."""
+    error = DeliveryError(
+        f"the record was not acknowledged: {cause}",
+        record=record,
+        persistence=Persistence.POSSIBLY_PERSISTED,
+    )
     error.__cause__ = cause
     return error
 
