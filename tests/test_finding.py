@@ -288,7 +288,7 @@ async def test_where_nothing_is_found_again_the_last_will_do(
     async def enrich(settings: ProducerSettings) -> ProducerSettings:
         return await hooks[-1](settings)
 
-    patience = 0.5 if failing_part == "enrich for too long" else LONG
+    patience = 2 if failing_part == "enrich for too long" else LONG
     settings = looking_up(oracle, enrich=enrich, start_timeout=patience)
     async with open_send_producer(settings, driver=fake) as producer:
         if failing_part == "resolve":
