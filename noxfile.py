@@ -124,6 +124,13 @@ def faults(session: nox.Session) -> None:
 
 
 @nox.session
+def bench(session: nox.Session) -> None:
+    """Measure this package beside its peers; arguments go to bench/compare.py."""
+    session.install(".", "--group", "bench")
+    session.run("python", "bench/compare.py", *session.posargs)
+
+
+@nox.session
 def security(session: nox.Session) -> None:
     """Ask whether a dependency has a known hole. The code itself is checked by lint.
 

@@ -27,7 +27,7 @@ def _library() -> ctypes.CDLL:
     return ctypes.CDLL(str(bundled[0]) if bundled else confluent_kafka.cimpl.__file__)
 
 
-def serve(partitions: int) -> None:
+def serve(partitions: int, rtt_ms: int) -> None:
     """Serve one broker with one topic until standard input closes."""
     lib = _library()
     pointer, text = ctypes.c_void_p, ctypes.c_char_p
@@ -42,15 +42,18 @@ def serve(partitions: int) -> None:
     handle = lib.rd_kafka_new(0, lib.rd_kafka_conf_new(), ctypes.create_string_buffer(512), 512)
     cluster = lib.rd_kafka_mock_cluster_new(handle, 1)
     lib.rd_kafka_mock_topic_create(cluster, TOPIC.encode(), partitions, 1)
+    if rtt_ms:
+        lib.rd_kafka_mock_broker_set_rtt.argtypes = [pointer, ctypes.c_int32, ctypes.c_int]
+        lib.rd_kafka_mock_broker_set_rtt(cluster, 1, rtt_ms)
     print(lib.rd_kafka_mock_cluster_bootstraps(cluster).decode(), flush=True)
     sys.stdin.read()
 
 
 @contextmanager
-def mock_cluster(partitions: int) -> Iterator[str]:
+def mock_cluster(partitions: int, rtt_ms: int = 0) -> Iterator[str]:
     """Run the mock cluster in another process; gives its bootstrap addresses."""
     process = subprocess.Popen(  # noqa: S603  # this very file
-        [sys.executable, str(Path(__file__).resolve()), str(partitions)],
+        [sys.executable, str(Path(__file__).resolve()), str(partitions), str(rtt_ms)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -60,4 +63,4 @@ def mock_cluster(partitions: int) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    serve(int(sys.argv[1]))
+    serve(int(sys.argv[1]), int(sys.argv[2]))

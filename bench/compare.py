@@ -1,0 +1,234 @@
+"""All contenders in turn, on the same broker, several rounds; a table, JSON, and a picture.
+
+    python bench/compare.py [--rounds 5] [--records 50000] [--sink mock] [--size 100] ...
+    nox -s bench -- --sink kafka
+
+Each contender has a process of its own (``bench/contender.py``), and in each round all of them have
+their turn, so that what else the machine does meets all alike. What is compared are the ratios
+within a round; what is shown is their median, with the least and the most, since absolute figures
+drift from run to run.
+
+Sinks: ``mock``, librdkafka's mock cluster in a process of its own, which measures the client;
+``mock-20ms``, the same with a round trip of 20 ms, which measures batching; ``kafka``, Apache Kafka
+with one broker, which measures the whole (Java and Maven are needed).
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mock_cluster import TOPIC, mock_cluster
+
+HERE = Path(__file__).resolve().parent
+LOOPS = ("asyncio", "uvloop", "trio")
+TASKS = ("tasks-1", "tasks-10", "tasks-1000", "tasks-10000")
+#: In one task, or with the default AIOProducer, this many times fewer records do.
+SLOW = 25
+#: What the ratios are of.
+BARE, BARE_CONFLUENT = "kafka-python", "confluent"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A client, a way to call it, and a loop."""
+
+    client: str
+    workload: str
+    loop: str
+
+    def __str__(self) -> str:
+        loop = "" if self.loop == "none" else f", {self.loop}"
+        return f"{self.client}, {self.workload}{loop}"
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether a few records tell as much as many."""
+        return self.workload in {"tasks-1", "tasks-10"} or self.client == "confluent-aio"
+
+
+def contenders() -> list[Contender]:
+    """All of them, in the order of their turns."""
+    all_: list[Contender] = []
+    for client in (BARE, BARE_CONFLUENT):
+        all_ += [Contender(client, workload, "none") for workload in ("forget", "tasks-1")]
+    for loop in LOOPS:
+        workloads = (*TASKS, "many-1000", "many-10000", "flow", "forget")
+        all_ += [Contender("ours", workload, loop) for workload in workloads]
+    for loop in ("asyncio", "uvloop"):
+        workloads = (*TASKS, "many-1000", "many-10000", "forget")
+        all_ += [Contender("aiokafka", workload, loop) for workload in workloads]
+    for client in ("confluent-aio", "confluent-aio, tuned"):
+        all_ += [Contender(client, workload, "asyncio") for workload in TASKS]
+    return all_
+
+
+@contextmanager
+def sink(name: str, partitions: int) -> Iterator[tuple[str, str]]:
+    """The address of what records are sent to, and what kafka-python has to be told of it."""
+    if name == "kafka":
+        sys.path.insert(0, str(HERE.parent))
+        from tests.kafka_cluster import kafka_cluster
+
+        with kafka_cluster() as cluster:
+            cluster.create_topic(TOPIC, partitions)
+            yield cluster.bootstrap_servers, ""
+    else:
+        with mock_cluster(partitions, rtt_ms=20 if name == "mock-20ms" else 0) as address:
+            yield address, "2.3"
+
+
+def run(contender: Contender, options: argparse.Namespace, address: str, api: str) -> Any:
+    """Let one contender have its turn; None where it failed."""
+    records = options.records // (SLOW if contender.is_slow else 1)
+    command = [sys.executable, str(HERE / "contender.py"), contender.client, contender.workload]
+    command += ["--loop", contender.loop, "--bootstrap", address, "--topic", TOPIC]
+    command += ["--records", str(records), "--size", str(options.size)]
+    command += ["--compression", options.compression, "--api-version", api, "--ticks"]
+    try:
+        done = subprocess.run(  # noqa: S603  # a script of ours
+            command, capture_output=True, text=True, check=False, timeout=options.patience
+        )
+    except subprocess.TimeoutExpired:
+        print(f"  {contender}: not done within {options.patience} s", file=sys.stderr)
+        return None
+    if done.returncode != 0:
+        print(f"  {contender}: {done.stderr[-2000:]}", file=sys.stderr)
+        return None
+    return json.loads(done.stdout)
+
+
+def machine() -> dict[str, str]:
+    """What the figures hold for."""
+    names = ("anyio-sendproducer", "kafka-python", "anyio", "trio", "uvloop", "aiokafka")
+    return {
+        "date": dt.datetime.now(dt.timezone.utc).date().isoformat(),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors",
+        **{name: version(name) for name in (*names, "confluent-kafka")},
+    }
+
+
+def ratios(rows: list[Any], of: list[Any]) -> list[float]:
+    """Round by round, where both were there."""
+    return [mine["rate"] / its["rate"] for mine, its in zip(rows, of, strict=True) if mine and its]
+
+
+def shown(values: list[float]) -> str:
+    """A median, with the least and the most."""
+    if not values:
+        return ""
+    return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
+
+
+def table(figures: dict[Contender, list[Any]]) -> Iterator[str]:
+    """The rows of a Markdown table."""
+    yield (
+        "| client | workload | loop | records/s | of bare kafka-python | of bare confluent-kafka "
+        "| CPU us | crossings | late p99 ms | latency median, p99 ms | MiB |"
+    )
+    yield "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|"
+
+    def middle(rows: list[Any], name: str, digits: int = 1) -> str:
+        values = [row[name] for row in rows if row and name in row]
+        return f"{statistics.median(values):,.{digits}f}" if values else ""
+
+    for contender, rows in figures.items():
+        workload = "tasks-1" if contender.workload == "tasks-1" else "forget"
+        of = [
+            shown(ratios(rows, figures.get(Contender(bare, workload, "none"), [])))
+            if Contender(bare, workload, "none") in figures
+            else ""
+            for bare in (BARE, BARE_CONFLUENT)
+        ]
+        latency = ", ".join(
+            filter(None, (middle(rows, f"latency_{name}_ms", 2) for name in ("median", "p99")))
+        )
+        yield (
+            f"| {contender.client} | {contender.workload} | {contender.loop} "
+            f"| {middle(rows, 'rate', 0)} | {of[0]} | {of[1]} | {middle(rows, 'cpu_us')} "
+            f"| {middle(rows, 'crossings', 4)} | {middle(rows, 'late_p99_ms')} | {latency} "
+            f"| {middle(rows, 'memory_mib', 0)} |"
+        )
+
+
+def draw(figures: dict[Contender, list[Any]], path: Path, title: str) -> None:
+    """Records per second of each, as bars from the least to the most of the rounds."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    import matplotlib.pyplot as plt
+
+    named = {
+        str(contender): [row["rate"] for row in rows if row]
+        for contender, rows in figures.items()
+        if contender.workload != "tasks-1"
+    }
+    named = {name: rates for name, rates in named.items() if rates}
+    figure, axes = plt.subplots(figsize=(9, 0.28 * len(named) + 1.2), layout="constrained")
+    medians = [statistics.median(rates) for rates in named.values()]
+    around = [
+        [middle - min(rates) for middle, rates in zip(medians, named.values(), strict=True)],
+        [max(rates) - middle for middle, rates in zip(medians, named.values(), strict=True)],
+    ]
+    colours = ["#2a6fbb" if name.startswith("ours") else "#b0b0b0" for name in named]
+    axes.barh([*named], medians, xerr=around, color=colours, error_kw={"linewidth": 0.8})
+    axes.invert_yaxis()
+    axes.set_xlabel("records per second")
+    axes.set_title(title)
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Run the rounds, and write what came of them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--records", type=int, default=50_000)
+    parser.add_argument("--size", type=int, default=100, help="bytes of a value")
+    parser.add_argument("--partitions", type=int, default=4)
+    parser.add_argument("--compression", default="none", choices=["none", "lz4", "zstd"])
+    parser.add_argument("--sink", default="mock", choices=["mock", "mock-20ms", "kafka"])
+    parser.add_argument("--only", default="", help="a regular expression of the contenders' names")
+    parser.add_argument("--patience", type=float, default=300, help="seconds for one turn")
+    parser.add_argument("--out", type=Path, default=Path("bench-results"), help="a directory")
+    options = parser.parse_args()
+    chosen = [one for one in contenders() if re.search(options.only, str(one))]
+    figures: dict[Contender, list[Any]] = {one: [] for one in chosen}
+    with sink(options.sink, options.partitions) as (address, api):
+        for number in range(options.rounds):
+            print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
+            for contender in chosen:
+                figures[contender].append(run(contender, options, address, api))
+    about = machine()
+    title = (
+        f"{options.records:,} records of {options.size} B, {options.partitions} partitions, "
+        f"compression {options.compression}, {options.sink}, {options.rounds} rounds"
+    )
+    lines = [f"{title}; {', '.join(f'{name} {what}' for name, what in about.items())}.", ""]
+    lines += table(figures)
+    print("\n".join(lines))
+    options.out.mkdir(parents=True, exist_ok=True)
+    stem = f"{options.sink}-{options.size}B-{options.partitions}p-{options.compression}"
+    (options.out / f"{stem}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    rows = {str(contender): rows for contender, rows in figures.items()}
+    content = {"about": about, "options": title, "rounds": rows}
+    (options.out / f"{stem}.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+    draw(figures, options.out / f"{stem}.svg", title)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,401 @@
+"""One contender, once: a client and a way to call it, against a broker that is there.
+
+    python bench/contender.py CLIENT WORKLOAD --bootstrap ADDRESS [--loop asyncio|uvloop|trio] ...
+
+It prints a JSON object: records per second, seconds of processor time per record, latencies where
+one record follows the other, how late a 1 ms ticker on the same loop was, and the most memory that
+the process had. ``bench/compare.py`` runs many of these in turn; each has a process of its own, so
+none pays for what another has imported or left behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import json
+import resource
+import statistics
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+
+#: Seconds between two ticks.
+TICK = 0.001
+
+
+@dataclass
+class Job:
+    """What is to be done, and what came of it."""
+
+    client: str
+    workload: str
+    bootstrap: str
+    topic: str
+    records: int
+    size: int
+    compression: str
+    #: Of kafka-python, where the sink is one that it can't ask.
+    api_version: str
+    seconds: float = 0.0
+    processor: float = 0.0
+    latencies: list[float] = field(default_factory=list[float])
+    extra: dict[str, float] = field(default_factory=dict[str, float])
+
+    @property
+    def value(self) -> bytes:
+        """What each record holds: little that can be compressed away, and the same in each run."""
+        pattern = bytes(range(32, 127))
+        return (pattern * (self.size // len(pattern) + 1))[: self.size]
+
+    @property
+    def kafka_python(self) -> dict[str, Any]:
+        """What kafka-python has to be told of the sink."""
+        version = tuple(map(int, self.api_version.split("."))) if self.api_version else None
+        return {"api_version": version} if version else {}
+
+    def begin(self) -> None:
+        """All is warm: the time runs from now on."""
+        # What was imported is not to be gone through at each of the collector's full rounds.
+        gc.collect()
+        gc.freeze()
+        self._processor = time.process_time()
+        self._start = time.perf_counter()
+
+    def end(self, records: int) -> None:
+        """So many records are through."""
+        self.seconds = time.perf_counter() - self._start
+        self.processor = time.process_time() - self._processor
+        self.records = records
+
+
+Send = Callable[[], Awaitable[Any]]
+
+
+async def crowd(job: Job, send: Send, tasks: int) -> None:
+    """So many tasks, each of which awaits one record after the other."""
+    await send()
+    each = max(1, job.records // tasks)
+    latencies = job.latencies if tasks == 1 else None
+
+    async def one() -> None:
+        for _ in range(each):
+            await send()
+
+    async def timed() -> None:
+        for _ in range(each):
+            start = time.perf_counter()
+            await send()
+            job.latencies.append(time.perf_counter() - start)
+
+    job.begin()
+    async with anyio.create_task_group() as group:
+        for _ in range(tasks):
+            group.start_soon(one if latencies is None else timed)
+    job.end(each * tasks)
+
+
+def tasks_of(workload: str) -> int | None:
+    """How many tasks a workload named ``tasks-N`` has."""
+    return int(workload[6:]) if workload.startswith("tasks-") else None
+
+
+# --- ours ----------------------------------------------------------------------------------------
+
+
+async def ours(job: Job) -> None:
+    """This package, as it comes, but for what the sink asks of kafka-python."""
+    from anyio_sendproducer import (
+        Message,
+        ProducerRecord,
+        ProducerSettings,
+        UndeliveredRecords,
+        open_send_producer,
+    )
+
+    value = job.value
+    properties: dict[str, Any] = {**job.kafka_python, "compression_type": job.compression}
+    settings = ProducerSettings(bootstrap_servers=job.bootstrap, properties=properties)
+    async with open_send_producer(settings) as producer:
+        await producer.send(ProducerRecord(job.topic, value))
+        before = producer.statistics()
+        tasks = tasks_of(job.workload)
+        if tasks is not None:
+            await crowd(job, lambda: producer.send(ProducerRecord(job.topic, value)), tasks)
+        elif job.workload.startswith("many-"):
+            at_once = min(int(job.workload[5:]), job.records)
+            job.begin()
+            for _ in range(job.records // at_once):
+                await producer.send_many([ProducerRecord(job.topic, value) for _ in range(at_once)])
+            job.end(job.records // at_once * at_once)
+        elif job.workload == "flow":
+
+            async def envelopes() -> AsyncIterator[Message[None, bytes, None]]:
+                for _ in range(job.records):
+                    yield Message(ProducerRecord(job.topic, value))
+
+            job.begin()
+            summary = await producer.sink(envelopes())
+            job.end(summary.records)
+        elif job.workload == "forget":
+            job.begin()
+            for _ in range(job.records):
+                await producer.enqueue(ProducerRecord(job.topic, value))
+            await producer.flush()
+            job.end(job.records)
+        else:
+            raise NotImplementedError(job.workload)
+        after = producer.statistics()
+        if after.failed:
+            raise UndeliveredRecords([], after.failed)
+        crossings = after.hand_overs - before.hand_overs + after.wake_ups - before.wake_ups
+        job.extra["crossings"] = crossings / job.records
+
+
+# --- the others ----------------------------------------------------------------------------------
+
+
+def bare(job: Job) -> None:
+    """kafka-python, with the batches and the linger that are best for it here."""
+    from kafka import KafkaProducer
+
+    linger = 0 if job.workload == "tasks-1" else 5
+    client: Any = KafkaProducer(
+        bootstrap_servers=job.bootstrap,
+        metrics_enabled=False,
+        linger_ms=linger,
+        batch_size=256 * 1024,
+        compression_type=None if job.compression == "none" else job.compression,
+        **job.kafka_python,
+    )
+    value = job.value
+    try:
+        client.send(job.topic, value).get(30)
+        job.begin()
+        if job.workload == "tasks-1":
+            for _ in range(job.records):
+                start = time.perf_counter()
+                client.send(job.topic, value).get(30)
+                job.latencies.append(time.perf_counter() - start)
+        elif job.workload == "forget":
+            for _ in range(job.records):
+                client.send(job.topic, value)
+            client.flush()
+        else:
+            raise NotImplementedError(job.workload)
+        job.end(job.records)
+    finally:
+        client.close()
+
+
+async def aiokafka(job: Job) -> None:
+    """aiokafka, as it comes, but for batches that serve many records at once."""
+    from aiokafka import AIOKafkaProducer
+
+    client: Any = AIOKafkaProducer(
+        bootstrap_servers=job.bootstrap,
+        max_batch_size=256 * 1024,
+        compression_type=None if job.compression == "none" else job.compression,
+    )
+    value = job.value
+    await client.start()
+    try:
+        tasks = tasks_of(job.workload)
+        if tasks is not None:
+            await crowd(job, lambda: client.send_and_wait(job.topic, value), tasks)
+        elif job.workload.startswith("many-"):
+            at_once = min(int(job.workload[5:]), job.records)
+            await client.send_and_wait(job.topic, value)
+            job.begin()
+            for _ in range(job.records // at_once):
+                futures = [await client.send(job.topic, value) for _ in range(at_once)]
+                await asyncio.gather(*futures)
+            job.end(job.records // at_once * at_once)
+        elif job.workload == "forget":
+            await client.send_and_wait(job.topic, value)
+            job.begin()
+            for _ in range(job.records):
+                await client.send(job.topic, value)
+            await client.flush()
+            job.end(job.records)
+        else:
+            raise NotImplementedError(job.workload)
+    finally:
+        await client.stop()
+
+
+def _librdkafka(job: Job) -> dict[str, Any]:
+    return {
+        "bootstrap.servers": job.bootstrap,
+        "enable.idempotence": True,
+        "compression.type": job.compression,
+        "log_level": 0,
+    }
+
+
+def confluent(job: Job) -> None:
+    """confluent-kafka's Producer, with a callback for each record, as it comes."""
+    from confluent_kafka import KafkaException, Producer
+
+    done = 0
+
+    def delivered(error: Any, _message: Any) -> None:
+        nonlocal done
+        if error is not None:
+            raise KafkaException(error)
+        done += 1
+
+    lone = {"linger.ms": 0} if job.workload == "tasks-1" else {}
+    client: Any = Producer(_librdkafka(job) | lone)
+    value = job.value
+    client.produce(job.topic, value, on_delivery=delivered)
+    client.flush()
+    done = 0
+    job.begin()
+    if job.workload == "tasks-1":
+        for number in range(job.records):
+            start = time.perf_counter()
+            client.produce(job.topic, value, on_delivery=delivered)
+            while done <= number:
+                client.poll(1)
+            job.latencies.append(time.perf_counter() - start)
+    elif job.workload == "forget":
+        for _ in range(job.records):
+            while True:
+                try:
+                    client.produce(job.topic, value, on_delivery=delivered)
+                except BufferError:
+                    client.poll(0.01)
+                else:
+                    break
+            client.poll(0)
+        client.flush()
+    else:
+        raise NotImplementedError(job.workload)
+    job.end(done)
+
+
+async def _confluent_aio(job: Job, **options: Any) -> None:
+    from confluent_kafka.aio import AIOProducer
+
+    client: Any = AIOProducer(_librdkafka(job), **options)
+    value = job.value
+
+    async def send() -> None:
+        await (await client.produce(job.topic, value))
+
+    try:
+        tasks = tasks_of(job.workload)
+        if tasks is None:
+            raise NotImplementedError(job.workload)
+        await crowd(job, send, tasks)
+    finally:
+        await client.close()
+
+
+async def confluent_aio(job: Job) -> None:
+    """confluent-kafka's AIOProducer, as it comes."""
+    await _confluent_aio(job)
+
+
+async def confluent_aio_tuned(job: Job) -> None:
+    """confluent-kafka's AIOProducer, whose buffer is emptied often."""
+    await _confluent_aio(job, batch_size=100, buffer_timeout=0.002)
+
+
+#: Clients that need no loop.
+THREADED: dict[str, Callable[[Job], None]] = {"kafka-python": bare, "confluent": confluent}
+#: Clients by name, and whether they run on trio.
+LOOPED: dict[str, tuple[Callable[[Job], Awaitable[None]], bool]] = {
+    "ours": (ours, True),
+    "aiokafka": (aiokafka, False),
+    "confluent-aio": (confluent_aio, False),
+    "confluent-aio, tuned": (confluent_aio_tuned, False),
+}
+
+
+@asynccontextmanager
+async def ticking(late: list[float]) -> AsyncIterator[None]:
+    """Have a task wake up every millisecond meanwhile, and note how late it was."""
+
+    async def tick() -> None:
+        while True:
+            due = time.perf_counter() + TICK
+            await anyio.sleep(TICK)
+            late.append(time.perf_counter() - due)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(tick)
+        yield
+        tasks.cancel_scope.cancel()
+
+
+async def _run(job: Job, ticks: bool, late: list[float]) -> None:  # noqa: FBT001
+    async with AsyncExitStack() as stack:
+        if ticks:
+            await stack.enter_async_context(ticking(late))
+        await LOOPED[job.client][0](job)
+
+
+def share(values: list[float], of: float) -> float:
+    """The value that this share of all do not exceed."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * of))]
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median, 99th percentile and most, in milliseconds."""
+    return {
+        "median_ms": statistics.median(values) * 1e3,
+        "p99_ms": share(values, 0.99) * 1e3,
+        "max_ms": max(values) * 1e3,
+    }
+
+
+def main() -> None:
+    """Run one contender."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("client", choices=[*THREADED, *LOOPED])
+    parser.add_argument("workload", help="tasks-N, many-N, flow or forget")
+    parser.add_argument("--bootstrap", required=True)
+    parser.add_argument("--topic", default="bench")
+    parser.add_argument("--loop", choices=["asyncio", "uvloop", "trio", "none"], default="asyncio")
+    parser.add_argument("--records", type=int, default=50_000)
+    parser.add_argument("--size", type=int, default=100)
+    parser.add_argument("--compression", default="none")
+    parser.add_argument("--api-version", default="", help="of kafka-python, such as 2.3")
+    parser.add_argument("--ticks", action="store_true", help="run the 1 ms ticker beside it")
+    options = vars(parser.parse_args())
+    loop, ticks = options.pop("loop"), options.pop("ticks")
+    job = Job(**options)
+    late: list[float] = []
+    if job.client in THREADED:
+        THREADED[job.client](job)
+    else:
+        anyio.run(
+            _run,
+            job,
+            ticks,
+            late,
+            backend="trio" if loop == "trio" else "asyncio",
+            backend_options={"use_uvloop": True} if loop == "uvloop" else {},
+        )
+    figures: dict[str, float] = {
+        "rate": job.records / job.seconds,
+        "cpu_us": job.processor / job.records * 1e6,
+        "memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        **job.extra,
+    }
+    if job.latencies:
+        figures |= {f"latency_{name}": figure for name, figure in spread(job.latencies).items()}
+    if late:
+        figures |= {f"late_{name}": figure for name, figure in spread(late).items()}
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
