@@ -578,8 +578,11 @@ class SendProducer(Sender):
 
     async def _run(self, *, task_status: anyio.abc.TaskStatus[SendProducer]) -> None:
         try:
-            # A driver keeps to its time, but may call what others wrote, which may not.
-            with anyio.move_on_after(self._settings.start_timeout + _PATIENCE_SECONDS) as scope:
+            # A driver keeps to its time, which is real time, whatever clock the loop has; what
+            # others wrote, and it calls, may not.
+            bounded = self._settings.producer_factory is None
+            patience = self._settings.start_timeout + _PATIENCE_SECONDS
+            with anyio.move_on_after(None if bounded else patience) as scope:
                 await self._bridge.open()
             if scope.cancelled_caught:
                 raise ProducerStartError(
