@@ -104,7 +104,7 @@ class Finder:
         is where it was, which is logged."""
         before = set(self.settings.addresses)
         try:
-            found = await self._look_up()
+            found = await self._look_up(self.settings.resolve_timeout)
         except DiscoveryError as error:
             _log.warning("the addresses are those of the last time: %s", error)
             return False
@@ -139,8 +139,7 @@ class Finder:
         found = await self._look_up(settings.resolve_timeout)
         return settings.evolve(bootstrap_servers=found, service_name="", enrich=None)
 
-    async def _look_up(self, seconds: float | None = None) -> list[str]:
-        seconds = self.settings.resolve_timeout if seconds is None else seconds
+    async def _look_up(self, seconds: float) -> list[str]:
         lookup, resolver = cast("Lookup", self._lookup), cast("Resolver", self._resolver)
         what = f"service_name {str(lookup)!r}, asked of {resolver!r}"
         targets: object = None

@@ -70,7 +70,7 @@ _log = logging.getLogger("anyio_sendproducer")
 #: How often topics without metadata are asked for again, where no answer brings them up before.
 _RETRY_SECONDS = 0.25
 
-#: How much longer than start_timeout the driver may take to open until it is left behind.
+#: How much longer than start_timeout a producer_factory may take until it is left behind.
 _PATIENCE_SECONDS = 5.0
 
 #: How long no broker is to be reached until the service is looked up again, and between look-ups.
@@ -518,11 +518,9 @@ class SendProducer(Sender):
         return ()
 
     def _give_up(self, error: BaseException) -> Iterable[object]:
-        """Take another client; or none, where this one was fenced off by another producer's."""
-        if isinstance(error, ProducerFenced):
-            return self._ledger.break_(error)
-        if self._settings.producer is not None:
-            # The owner's client: nobody else can make another one.
+        """Take another client; or none, where this one was fenced off by another producer's, or is
+        its owner's, who alone could make another one."""
+        if isinstance(error, ProducerFenced) or self._settings.producer is not None:
             return self._ledger.break_(error)
         self._give_up_client(error)
         return ()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Final, Literal, Protocol, cast, runtime_checkable
@@ -18,6 +17,7 @@ from typing import Any, Final, Literal, Protocol, cast, runtime_checkable
 from ._exceptions import SettingsError
 from ._sources import from_environment, from_mapping, from_toml
 from .discovery import Lookup, Resolver, ResolverLike
+from .discovery._types import ADDRESS
 
 __all__ = ["AnySerializer", "ProducerSettings", "Serializer"]
 
@@ -75,8 +75,6 @@ _SHOWN_PROPERTIES: Final = frozenset(
         "ssl_truststore_type",
     }
 )
-
-_HOST_PORT: Final = re.compile(r"(\[[0-9a-fA-F:.%a-z]+\]|[^\s:/@,\[\]]+):([0-9]{1,5})")
 
 
 #: Fields that hold code, of which ``repr`` shows the name.
@@ -515,13 +513,13 @@ def _servers(given: object) -> str:
         server = part.strip()
         if not server:
             continue
-        found = _HOST_PORT.fullmatch(server)
+        found = ADDRESS.fullmatch(server)
         shown = "a value that is hidden, for there is an '@' in it," if secret else repr(server)
-        if found is None:
+        if found is None or found["port"] is None:
             raise SettingsError(
                 f"bootstrap_servers: {shown} is not host:port, such as localhost:9092"
             )
-        if not 1 <= int(found[2]) <= 65535:
+        if not 1 <= int(found["port"]) <= 65535:
             raise SettingsError(f"bootstrap_servers: the port of {shown} is not from 1 to 65535")
         servers.append(server)
     return ",".join(servers)

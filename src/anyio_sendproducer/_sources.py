@@ -16,12 +16,17 @@ from typing import Any, Final, cast
 
 from ._exceptions import SettingsError
 
-__all__ = ["from_environment", "from_mapping", "from_toml"]
+__all__ = ["from_environment", "from_mapping", "from_toml", "truth_of"]
 
 _PROPERTIES: Final = "properties"
 #: What no text stands for.
 _CODE: Final = frozenset({"enrich", "producer", "producer_factory"})
 _TRUTH: Final = {"true": True, "false": False}
+
+
+def truth_of(text: str) -> bool | None:
+    """What a text says, in whichever case: true or false; None where it is neither."""
+    return _TRUTH.get(text.strip().lower())
 
 
 def from_mapping(given: object, fields: Mapping[str, object]) -> dict[str, Any]:
@@ -67,8 +72,9 @@ def _parsed(name: str, text: str, default: object) -> Any:
     """A text as what the field is, where it is a number."""
     parse: Callable[[str], Any]
     if isinstance(default, bool):
+        truth = truth_of(text)
         # What is neither is refused where it arrives.
-        return _TRUTH.get(text.strip().lower(), text)
+        return text if truth is None else truth
     if isinstance(default, int):
         parse, what = int, "an int"
     elif isinstance(default, float):

@@ -12,11 +12,12 @@ from typing import Any, Final, Protocol, cast, runtime_checkable
 
 from .._exceptions import SettingsError
 
-__all__ = ["Lookup", "Resolver", "ResolverLike", "Target", "as_resolver"]
+__all__ = ["ADDRESS", "Lookup", "Resolver", "ResolverLike", "Target", "as_resolver"]
 
 #: ``_port._protocol.name``, as RFC 2782 writes services, and as Akka Discovery parses them.
 _SERVICE: Final = re.compile(r"_(?P<port>[^.]+)\._(?P<protocol>[^.]+)\.(?P<name>.+)")
-_TARGET: Final = re.compile(
+#: A host, an IPv6 address in brackets, with a port or without.
+ADDRESS: Final = re.compile(
     r"(?:\[(?P<six>[0-9a-fA-F:.%a-z]+)\]|(?P<host>[^\s:/@,\[\]]+))(?::(?P<port>[0-9]{1,5}))?"
 )
 
@@ -95,7 +96,7 @@ class Target:
         Raises:
             SettingsError: it is none of these.
         """
-        found = _TARGET.fullmatch(text)
+        found = ADDRESS.fullmatch(text)
         if found is None:
             raise SettingsError(f"{text!r} is neither host nor host:port, such as localhost:9092")
         port = found["port"]

@@ -9,7 +9,6 @@ May import: ``drivers`` and its modules, ``_records``, ``_settings``, ``_excepti
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Sequence
 from typing import Any, cast
@@ -54,7 +53,7 @@ class GivenClientDriver:
         self._key = serialize_with(settings.key_serializer)
         self._value = serialize_with(settings.value_serializer)
         self._sink: Sink | None = None
-        self._closed = threading.Event()
+        self._closed = False
 
     def open(self, sink: Sink, /) -> None:
         """Take the client as it is."""
@@ -157,10 +156,8 @@ class GivenClientDriver:
 
     def close(self, timeout: float, /) -> None:
         """Leave the client as it is; or close it, where ``close_producer_on_exit`` says so."""
-        if self._closed.is_set():
-            return
-        self._closed.set()
-        if self._settings.close_producer_on_exit:
+        closed, self._closed = self._closed, True
+        if self._settings.close_producer_on_exit and not closed:
             try:
                 self._producer.close(timeout)
             except Exception:  # noqa: BLE001  # it is its owner's

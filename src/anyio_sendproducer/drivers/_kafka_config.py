@@ -1,7 +1,7 @@
 """kafka-python's configuration, made of a producer's settings and checked before any connection.
 
-May import: ``_security``, ``_settings``, ``_exceptions``; not ``kafka``, whose own defaults come as
-an argument.
+May import: ``_security``, ``_settings``, ``_sources``, ``_exceptions``; not ``kafka``, whose own
+defaults come as an argument.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from .._exceptions import SettingsError
 from .._settings import ProducerSettings, canonical_name
+from .._sources import truth_of
 from ._security import NAMES, security_config
 
 __all__ = ["client_config"]
@@ -47,7 +48,6 @@ _MANAGED: Final[dict[str, str]] = {
 
 _ACKS: Final[dict[Any, Any]] = {0: 0, 1: 1, -1: "all", "all": "all", "0": 0, "1": 1, "-1": "all"}
 _COMPRESSIONS: Final = (None, "gzip", "snappy", "lz4", "zstd")
-_TRUTH: Final = {"true": True, "false": False}
 
 
 def client_config(settings: ProducerSettings, known: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def _property(given: str, name: str, value: Any, default: Any) -> Any:
         return chosen
     if isinstance(default, bool):
         if isinstance(value, str):
-            value = _TRUTH.get(value.strip().lower(), value)
+            value = truth_of(value)
         if not isinstance(value, bool):
             raise SettingsError(f"properties: {given!r} must be true or false")
     elif isinstance(default, (int, float)):

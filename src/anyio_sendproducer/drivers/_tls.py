@@ -3,7 +3,7 @@
 What would fail at each connection anew, as a wrong password for a key does, fails here, once and
 before the first.
 
-May import: ``_discreet``, ``_settings``, ``_exceptions``; not ``kafka``.
+May import: ``_discreet``, ``_settings``, ``_sources``, ``_exceptions``; not ``kafka``.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from .._exceptions import SettingsError
 from .._settings import canonical_name
+from .._sources import truth_of
 from ._discreet import one_line
 
 __all__ = ["CONVERT", "FILES", "Given", "Tls", "tls_refusal", "truth"]
@@ -33,7 +34,6 @@ CONVERT: Final = (
 #: The settings that are paths of files.
 FILES: Final = ("ca", "chain", "key", "crl")
 _VERSIONS: Final = {"TLSv1.2": ssl.TLSVersion.TLSv1_2, "TLSv1.3": ssl.TLSVersion.TLSv1_3}
-_TRUTH: Final = {"true": True, "false": False}
 
 _log = logging.getLogger("anyio_sendproducer.security")
 
@@ -60,7 +60,7 @@ class Given:
 def truth(given: Given, meaning: str) -> bool:
     value = given.get(meaning)
     if isinstance(value, str):
-        value = _TRUTH.get(value.strip().lower())
+        value = truth_of(value)
     if not isinstance(value, bool):
         raise given.wrong(meaning, "must be true or false")
     return value
