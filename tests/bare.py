@@ -25,7 +25,7 @@ def nothing(*_: object, **__: object) -> None:
 
 # As it comes, but that its collection as garbage does not silence the client's logger for the
 # tests that follow.
-BareProducer: Any = type("BareProducer", (kafka.KafkaProducer,), {"__del__": nothing})
+BareProducer: Any = type("KafkaProducer", (kafka.KafkaProducer,), {"__del__": nothing})
 
 
 @contextlib.contextmanager

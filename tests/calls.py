@@ -28,6 +28,7 @@ __all__ = [
     "Deadlines",
     "at_gate",
     "fail",
+    "generation",
     "never",
     "quiet",
     "raising",
@@ -68,6 +69,11 @@ def fail() -> None:
 def never() -> None:
     """What is not to be reached."""
     raise AssertionError
+
+
+def generation(producer: SendProducer, number: int) -> Callable[[], bool]:
+    """Whether so many clients were opened one after the other."""
+    return lambda: producer.statistics().generations == number
 
 
 class Call(Generic[T]):

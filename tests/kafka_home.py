@@ -14,12 +14,13 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-__all__ = ["KafkaHome", "KafkaMissing", "kafka_home", "require_kafka"]
+__all__ = ["KafkaHome", "KafkaMissing", "fetched", "kafka_home", "require_kafka", "run_maven"]
 
 _POM = Path(__file__).with_name("kafka_cluster.pom.xml")
 #: Pinned, so that no two runs differ by it.
@@ -53,10 +54,9 @@ def kafka_home() -> KafkaHome:
     """
     java, said = _java()
     home = os.environ.get("KAFKA_HOME")
-    default = Path(__file__).parent.parent / ".kafka"
-    cache = Path(os.environ.get("KAFKA_CACHE") or default).absolute()
-    cache.mkdir(parents=True, exist_ok=True)
-    libraries = Path(home, "libs") if home else _fetched(cache)
+    # Another pom, another directory: what is there is what it asks for.
+    name = hashlib.sha256(_POM.read_bytes()).hexdigest()[:12]
+    libraries = Path(home, "libs") if home else fetched(name, _fetch)
     # Written out and in order, so that each process has the very same class path.
     jars = sorted(libraries.glob("*.jar"))
     versions = [jar.stem.removeprefix("kafka-clients-") for jar in jars]
@@ -65,7 +65,7 @@ def kafka_home() -> KafkaHome:
         raise KafkaMissing(f"{libraries} has no Apache Kafka 4: found {version}")
     class_path = os.pathsep.join(map(str, jars))
     fits = hashlib.sha256((said + class_path).encode()).hexdigest()[:12]
-    return KafkaHome(java, class_path, version, cache / f"classes-{fits}.jsa")
+    return KafkaHome(java, class_path, version, _cache() / f"classes-{fits}.jsa")
 
 
 def require_kafka() -> None:
@@ -91,35 +91,64 @@ def _java() -> tuple[str, str]:
     return java, said
 
 
-def _fetched(cache: Path) -> Path:
-    """The directory that has the jars."""
-    # Another pom, another directory: what is there is what it asks for.
-    libraries = cache / hashlib.sha256(_POM.read_bytes()).hexdigest()[:12]
-    if not libraries.exists():
-        with tempfile.TemporaryDirectory(dir=cache, prefix="fetching-") as directory:
-            fetched = Path(directory, "libs")
-            _fetch(fetched)
+def _cache() -> Path:
+    """The directory for what was fetched."""
+    default = Path(__file__).parent.parent / ".kafka"
+    cache = Path(os.environ.get("KAFKA_CACHE") or default).absolute()
+    cache.mkdir(parents=True, exist_ok=True)
+    return cache
+
+
+def fetched(name: str, fetch: Callable[[Path], None]) -> Path:
+    """The directory of this name in the cache.
+
+    Args:
+        name: says what is in it, and which version.
+        fetch: makes such a directory, where there is none yet.
+    """
+    there = _cache() / name
+    if not there.exists():
+        with tempfile.TemporaryDirectory(dir=_cache(), prefix="fetching-") as directory:
+            made = Path(directory, "made")
+            fetch(made)
             try:
                 # At once, so that nobody sees half of it.
-                fetched.rename(libraries)
+                made.rename(there)
             except OSError:
-                if not libraries.exists():  # else another run was faster
+                if not there.exists():  # else another run was faster
                     raise
-    return libraries
+    return there
 
 
 def _fetch(directory: Path) -> None:
+    run_maven(
+        "Apache Kafka",
+        "--file",
+        str(_POM),
+        _PLUGIN,
+        "-DincludeScope=runtime",
+        f"-DoutputDirectory={directory}",
+        instead=", or set KAFKA_HOME to an installation of Kafka 4",
+    )
+
+
+def run_maven(what: str, *arguments: str, instead: str = "") -> None:
+    """Have Maven fetch something.
+
+    Args:
+        what: its name, for errors.
+        arguments: what Maven is told.
+        instead: what else can be done where Maven is missing.
+
+    Raises:
+        KafkaMissing: Maven is missing, or could not fetch it.
+    """
     maven = shutil.which("mvn")
     if maven is None:
-        raise KafkaMissing(
-            "no mvn on the PATH to fetch Apache Kafka with: install Maven, "
-            "or set KAFKA_HOME to an installation of Kafka 4"
-        )
-    command = [maven, "--batch-mode", "--quiet", "--file", str(_POM), _PLUGIN]
-    options = ["-DincludeScope=runtime", f"-DoutputDirectory={directory}"]
+        raise KafkaMissing(f"no mvn on the PATH to fetch {what} with: install Maven{instead}")
     try:
         done = subprocess.run(
-            [*command, *options],
+            [maven, "--batch-mode", "--quiet", *arguments],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -127,6 +156,6 @@ def _fetch(directory: Path) -> None:
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise KafkaMissing(f"Maven did not fetch Apache Kafka in {_FETCH_TIMEOUT} s") from error
+        raise KafkaMissing(f"Maven did not fetch {what} in {_FETCH_TIMEOUT} s") from error
     if done.returncode != 0:
-        raise KafkaMissing(f"Maven could not fetch Apache Kafka:\n{(done.stdout + done.stderr)}")
+        raise KafkaMissing(f"Maven could not fetch {what}:\n{(done.stdout + done.stderr)}")

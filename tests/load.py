@@ -92,26 +92,8 @@ class Running:
         """How many records have their outcome."""
         self.acknowledged = 0
         """How many of them are acknowledged."""
-        self._held: anyio.Event | None = None
         self._more = anyio.Event()
         self.admit(load.admitted)
-
-    async def hold(self) -> None:
-        """Let nothing more be sent for now, and wait until all that was has its outcome."""
-        self._held = anyio.Event()
-        while self.settled < len(self.history.sent):  # noqa: ASYNC110  # a count, no event
-            await anyio.sleep(0.001)
-
-    def release(self) -> None:
-        """Go on."""
-        if self._held is not None:
-            self._held.set()
-            self._held = None
-
-    async def until_released(self) -> None:
-        """Wait while the load is held."""
-        while self._held is not None:
-            await self._held.wait()
 
     def admit(self, share: float) -> None:
         """Let the tasks send such a share of all records."""
@@ -276,7 +258,6 @@ class _Teller:
             due = self._began + self.load.seconds * number / self.load.records
             if due > anyio.current_time():
                 await anyio.sleep_until(due)
-        await running.until_released()
 
     async def _send(self, running: Running, numbers: range) -> None:
         producer = running.producer

@@ -17,7 +17,6 @@ from typing import Any, TypeVar, get_args
 
 import anyio.to_thread
 import pytest
-from kafka.future import Future
 
 import anyio_sendproducer
 from anyio_sendproducer import (
@@ -41,7 +40,6 @@ from anyio_sendproducer import (
     RecordRejected,
     Result,
     Results,
-    SendProducer,
     SettingsError,
     open_send_producer,
     start_send_producer,
@@ -49,8 +47,20 @@ from anyio_sendproducer import (
 from anyio_sendproducer.discovery import Target
 from anyio_sendproducer.serializers import StringSerializer
 from anyio_sendproducer.testing import EmbeddedBroker, FakeDriver
-from tests.calls import Call, at_gate, quiet, raising, record, refuse, taken, task_group, until
+from tests.calls import (
+    Call,
+    at_gate,
+    generation,
+    quiet,
+    raising,
+    record,
+    refuse,
+    taken,
+    task_group,
+    until,
+)
 from tests.history import read_topic
+from tests.lent_client import FakeClient
 
 PAGE = Path(__file__).parents[1] / "docs/explanation/coming-from-alpakka.md"
 #: The first cells of the page's tables, each of which is a line.
@@ -318,51 +328,31 @@ def test_properties() -> None:
     assert "secret" not in repr(changed)
 
 
-class Lent:
-    """A client of somebody else's."""
-
-    def __init__(self) -> None:
-        self.futures: list[Any] = []
-        self.closed = 0
-
-    def send(self, *_: Any) -> Any:
-        self.futures.append(Future())
-        return self.futures[-1]
-
-    def partitions_for(self, _: str) -> set[int]:
-        return {0}
-
-    def flush(self, timeout: float | None = None) -> None:
-        raise AssertionError(timeout)
-
-    def close(self, _: float) -> None:
-        self.closed += 1
-
-
 @line(
     "`close-on-producer-stop`, `withCloseProducerOnStop`",
     "`withProducer`",
     "A lent producer is neither flushed nor closed",
 )
 async def test_a_lent_producer() -> None:
-    lent = Lent()
+    lent = FakeClient()
+    lent.answers = False
     settings = EMPTY.with_producer(lent)
     assert EMPTY.close_producer_on_exit
     assert not settings.close_producer_on_exit
     async with task_group() as tasks:
         async with open_send_producer(settings) as producer:
             accepted = producer.enqueue_nowait(record())
-            await until(lambda: len(lent.futures) == 1)
+            await until(lambda: len(lent.sent) == 1)
 
             async def answer() -> None:
-                lent.futures[0].success(("t", 0, None, 4, 5, None, 1, 1, -1))
+                lent.answer(lent.sent[0][1], offset=4)
 
             tasks.start_soon(answer)
         assert (await accepted.wait()).offset == 4
-    assert lent.closed == 0
+    assert lent.closed == []
     async with open_send_producer(settings.with_close_producer_on_exit(True)):
         pass
-    assert lent.closed == 1
+    assert len(lent.closed) == 1
 
 
 @line("`use-dispatcher`, `withDispatcher`")
@@ -476,12 +466,8 @@ async def test_looking_up_again(fake: FakeDriver) -> None:
     async with open_send_producer(settings, driver=fake) as producer:
         assert repr(producer) == "<SendProducer open b:1>"
         fake.break_client()
-        await until(_generation(producer, 2))
+        await until(generation(producer, 2))
         assert repr(producer) == "<SendProducer open b:2>"
-
-
-def _generation(producer: SendProducer, number: int) -> Callable[[], bool]:
-    return lambda: producer.statistics().generations == number
 
 
 @line("A target without a port is an error")
@@ -499,7 +485,7 @@ async def test_a_target_without_a_port(fake: FakeDriver) -> None:
 async def test_broken_for_good_or_not(settings: ProducerSettings, fake: FakeDriver) -> None:
     async with open_send_producer(settings, driver=fake) as producer:
         fake.break_client()
-        await until(_generation(producer, 2))
+        await until(generation(producer, 2))
         await producer.send(record())
         fake.break_client(ProducerFenced("another one has this transactional_id"))
         await until(lambda: producer.statistics().state == "broken")

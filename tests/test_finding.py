@@ -16,7 +16,6 @@ from anyio_sendproducer import (
     Persistence,
     ProducerSettings,
     ProducerStartError,
-    SendProducer,
     SettingsError,
     _producer,
     discovery,
@@ -24,7 +23,7 @@ from anyio_sendproducer import (
 )
 from anyio_sendproducer.discovery import Lookup, Target
 from anyio_sendproducer.testing import EmbeddedBroker, FakeDriver, embedded_broker
-from tests.calls import PATIENCE, Call, raising, record, taken, task_group, until
+from tests.calls import PATIENCE, Call, generation, raising, record, taken, task_group, until
 from tests.name_server import NameServer
 from tests.recorder import open_sockets
 
@@ -248,10 +247,6 @@ async def test_the_start_can_be_cancelled(stage: str) -> None:
 
 
 # --- the next client -----------------------------------------------------------------------------
-
-
-def generation(producer: SendProducer, number: int) -> Callable[[], bool]:
-    return lambda: producer.statistics().generations == number
 
 
 async def test_the_next_client_is_made_with_what_is_found_then() -> None:

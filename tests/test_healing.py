@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -30,6 +29,7 @@ from tests.calls import (
     Call,
     Deadlines,
     at_gate,
+    generation,
     quiet,
     raising,
     record,
@@ -44,10 +44,6 @@ LONG = 120.0
 
 def values(fake: FakeDriver) -> list[bytes]:
     return [what.value for log in fake.written.values() for what in log]
-
-
-def generation(producer: SendProducer, number: int) -> Callable[[], bool]:
-    return lambda: producer.statistics().generations == number
 
 
 @pytest.fixture

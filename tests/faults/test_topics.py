@@ -135,17 +135,24 @@ async def test_a_topic_is_deleted_and_made_again(anyio_backend: str, cluster: Ka
         cluster.create_topic(topic, partitions=PARTITIONS)
 
     async def during(running: Running) -> None:
+        # All that is admitted: nothing else was sent.
         await running.until_settled(0.25)
-        await running.hold()
+        assert running.settled == len(running.history.sent)
         before.extend(await read_log(cluster.bootstrap_servers, topic))
         moments.append(time.monotonic())
-        running.release()
+        running.admit(1)
         await running.until_settled(0.4)
         await run_sync(remake)
 
     settings = settings_for(cluster)
     # Long enough for some to be sent when the client has looked for the topic again.
-    load = Load(topic=topic, records=RECORDS, seconds=SECONDS + 8, partitions=PARTITIONS)
+    load = Load(
+        topic=topic,
+        records=RECORDS,
+        seconds=SECONDS + 8,
+        partitions=PARTITIONS,
+        admitted=0.25,
+    )
     ran = await run_load(settings, load, during=during)
     after = await read_log(cluster.bootstrap_servers, topic)
     read, made = moments

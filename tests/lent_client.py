@@ -1,0 +1,55 @@
+"""A client that is lent to the producer, without a broker."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, cast
+
+from kafka.future import Future
+
+__all__ = ["FakeClient"]
+
+
+class FakeClient:
+    """The public methods of a KafkaProducer, as far as they are called."""
+
+    def __init__(self, **config: Any) -> None:
+        self.config = config
+        self.sent: list[tuple[tuple[Any, ...], Future]] = []
+        self.errors: list[Exception] = []
+        self.known: set[int] | Exception = {0, 1}
+        self.closed: list[float] = []
+        self.close_error: Exception | None = None
+        self.answers = True
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def send(self, *record_: Any) -> Future:
+        self.gate.wait()
+        if self.errors:
+            raise self.errors.pop(0)
+        future = Future()
+        self.sent.append((record_, future))
+        if self.answers:
+            self.answer(future)
+        return future
+
+    def answer(self, future: Future, error: Exception | None = None, offset: int = 7) -> None:
+        if error is not None:
+            cast("Any", future).failure(error)
+        else:
+            where = ("t", 0)
+            cast("Any", future).success(("t", 0, where, offset, 5, None, 1, 2, -1))
+
+    def partitions_for(self, _: str) -> set[int]:
+        if isinstance(self.known, Exception):
+            raise self.known
+        return self.known
+
+    def flush(self, timeout: float | None = None) -> None:
+        raise AssertionError(timeout)
+
+    def close(self, timeout: float) -> None:
+        self.closed.append(timeout)
+        if self.close_error is not None:
+            raise self.close_error
