@@ -152,10 +152,8 @@ def table(figures: dict[Contender, list[Any]]) -> Iterator[str]:
     for contender, rows in figures.items():
         workload = "tasks-1" if contender.workload == "tasks-1" else "forget"
         of = [
-            shown(ratios(rows, figures.get(Contender(bare, workload, "none"), [])))
-            if Contender(bare, workload, "none") in figures
-            else ""
-            for bare in (BARE, BARE_CONFLUENT)
+            shown(ratios(rows, figures[lone])) if lone in figures else ""
+            for lone in (Contender(bare, workload, "none") for bare in (BARE, BARE_CONFLUENT))
         ]
         latency = ", ".join(
             filter(None, (middle(rows, f"latency_{name}_ms", 2) for name in ("median", "p99")))

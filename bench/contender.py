@@ -80,7 +80,6 @@ async def crowd(job: Job, send: Send, tasks: int) -> None:
     """So many tasks, each of which awaits one record after the other."""
     await send()
     each = max(1, job.records // tasks)
-    latencies = job.latencies if tasks == 1 else None
 
     async def one() -> None:
         for _ in range(each):
@@ -95,7 +94,7 @@ async def crowd(job: Job, send: Send, tasks: int) -> None:
     job.begin()
     async with anyio.create_task_group() as group:
         for _ in range(tasks):
-            group.start_soon(one if latencies is None else timed)
+            group.start_soon(timed if tasks == 1 else one)
     job.end(each * tasks)
 
 
