@@ -106,7 +106,7 @@ def tasks_of(workload: str) -> int | None:
 # --- ours ----------------------------------------------------------------------------------------
 
 
-async def ours(job: Job) -> None:
+async def ours(job: Job, driver: str = "kafka-python") -> None:
     """This package, as it comes, but for what the sink asks of kafka-python."""
     from anyio_sendproducer import (
         Message,
@@ -117,9 +117,11 @@ async def ours(job: Job) -> None:
     )
 
     value = job.value
-    properties: dict[str, Any] = {**job.kafka_python, "compression_type": job.compression}
+    properties: dict[str, Any] = {"compression.type": job.compression}
+    if driver == "kafka-python":
+        properties |= job.kafka_python
     settings = ProducerSettings(bootstrap_servers=job.bootstrap, properties=properties)
-    async with open_send_producer(settings) as producer:
+    async with open_send_producer(settings, driver=driver) as producer:
         await producer.send(ProducerRecord(job.topic, value))
         before = producer.statistics()
         tasks = tasks_of(job.workload)
@@ -153,6 +155,11 @@ async def ours(job: Job) -> None:
             raise UndeliveredRecords([], after.failed)
         crossings = after.hand_overs - before.hand_overs + after.wake_ups - before.wake_ups
         job.extra["crossings"] = crossings / job.records
+
+
+async def ours_confluent(job: Job) -> None:
+    """This package with the driver on librdkafka, as it comes."""
+    await ours(job, "confluent")
 
 
 # --- the others ----------------------------------------------------------------------------------
@@ -311,6 +318,7 @@ THREADED: dict[str, Callable[[Job], None]] = {"kafka-python": bare, "confluent":
 #: Clients by name, and whether they run on trio.
 LOOPED: dict[str, tuple[Callable[[Job], Awaitable[None]], bool]] = {
     "ours": (ours, True),
+    "ours, confluent": (ours_confluent, True),
     "aiokafka": (aiokafka, False),
     "confluent-aio": (confluent_aio, False),
     "confluent-aio, tuned": (confluent_aio_tuned, False),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 from anyio_sendproducer import ProducerRecord
-from anyio_sendproducer.drivers import Driver, Outcome
+from anyio_sendproducer.drivers import Driver, Outcome, PolledDriver
 
-__all__ = ["PATIENCE", "Parcel", "Recorder", "learn", "open_sockets", "submit"]
+__all__ = ["PATIENCE", "Parcel", "Recorder", "asked", "learn", "open_sockets", "submit"]
 
 #: Seconds for anything that is waited for; none takes more than a fraction of it.
 PATIENCE = 60.0
@@ -36,6 +36,7 @@ class Recorder:
         self.reports: list[tuple[Parcel, Outcome]] = []
         self.metadata_changes = 0
         self.breaks: list[BaseException] = []
+        self.bell = threading.Event()
 
     def completed(self, submissions: Sequence[Any], outcomes: Sequence[Outcome], /) -> None:
         with self._changed:
@@ -53,6 +54,9 @@ class Recorder:
             self.breaks.append(error)
             self._changed.notify_all()
 
+    def ready(self) -> None:
+        self.bell.set()
+
     def wait(self, condition: Callable[[], bool]) -> None:
         with self._changed:
             assert self._changed.wait_for(condition, PATIENCE), self.reports
@@ -68,6 +72,34 @@ class Recorder:
         return [found[id(parcel)] for parcel in parcels]
 
 
+@contextlib.contextmanager
+def asked(driver: Driver, recorder: Recorder) -> Generator[None]:
+    """Have a driver that is to be asked be asked meanwhile, when it rings and not before."""
+    if not isinstance(driver, PolledDriver):
+        yield
+        return
+    polled = driver
+    done = False
+
+    def ask() -> None:
+        while not done:
+            recorder.bell.clear()
+            reported = len(recorder.reports)
+            if not polled.poll(7) or len(recorder.reports) == reported:
+                polled.watch()
+                recorder.bell.wait(PATIENCE)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield
+    finally:
+        done = True
+        recorder.bell.set()
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+
+
 def learn(driver: Driver, recorder: Recorder, topic: str) -> frozenset[int]:
     """Wait until a topic's metadata is there."""
     while True:
@@ -75,7 +107,8 @@ def learn(driver: Driver, recorder: Recorder, topic: str) -> frozenset[int]:
         partitions = driver.partitions_for(topic)
         if partitions is not None:
             return partitions
-        recorder.wait_for_change_after(changes)
+        if not isinstance(driver, PolledDriver):  # it tells of no changes, and waits by itself
+            recorder.wait_for_change_after(changes)
 
 
 def submit(driver: Driver, recorder: Recorder, parcels: Sequence[Parcel]) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import itertools
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
@@ -220,9 +221,14 @@ class Statistics:
     generations: int
     """How many clients there have been: 1, and 1 more each time a broken one was replaced."""
     hand_overs: int
-    """Batches of records that crossed from the event loop to the client's thread."""
+    """Batches of records that were handed to the client."""
     wake_ups: int
-    """Times that outcomes crossed back: each brings all that there were."""
+    """Times that outcomes crossed back: each brings all that there were. None, where the event loop
+    asks for them itself."""
+    client: Mapping[str, Any]
+    """What the client counts by itself, under its own names; empty where it does not. With the
+    driver ``"confluent"`` these are librdkafka's statistics, as new as ``statistics.interval.ms``
+    makes them; with ``"kafka-python"`` its metrics, where ``metrics_enabled`` is set."""
 
 
 def not_sent(
@@ -368,22 +374,33 @@ class Ledger:
 
     # --- to the driver and back --------------------------------------------------------------
 
-    def take(self) -> list[Entry]:
-        """Hand over all that is queued, in order; what its topic holds up stays behind."""
-        batch: list[Entry] = []
+    def take(self, most: int | None = None) -> list[Entry]:
+        """Hand over what is queued, in order; what its topic holds up stays behind.
+
+        Args:
+            most: no more than so many; None for all.
+        """
+        queue = self._queue
+        if most is None or len(queue) <= most:
+            taken = [*queue]
+            queue.clear()
+        else:
+            taken = [*itertools.islice(queue, most)]
+            for entry in taken:
+                del queue[entry]
         if not self._held:
-            batch.extend(self._queue)
+            batch = taken
             for entry in batch:
                 entry.state = _SUBMITTED
         else:
-            for entry in self._queue:
+            batch = []
+            for entry in taken:
                 held = self._held.get(entry.record.topic)
                 if held is None:
                     entry.state = _SUBMITTED
                     batch.append(entry)
                 else:
                     held[entry] = None
-        self._queue.clear()
         return batch
 
     def hold(self, entries: Iterable[Entry]) -> list[object]:
@@ -847,8 +864,10 @@ class Ledger:
         """Whether :meth:`take` may have something to hand over."""
         return bool(self._queue)
 
-    def statistics(self, *, generations: int, hand_overs: int, wake_ups: int) -> Statistics:
-        """The figures as they stand; the three arguments are kept elsewhere."""
+    def statistics(
+        self, *, generations: int, hand_overs: int, wake_ups: int, client: Mapping[str, Any]
+    ) -> Statistics:
+        """The figures as they stand; the arguments are kept elsewhere."""
         return Statistics(
             state=self.state.value,
             waiting=len(self._waiting),
@@ -863,4 +882,5 @@ class Ledger:
             generations=generations,
             hand_overs=hand_overs,
             wake_ups=wake_ups,
+            client=client,
         )

@@ -57,7 +57,7 @@ from ._scopes import plain_task_group
 from ._sending import Sender, check_is_record
 from ._settings import ProducerSettings
 from ._transaction import Transaction, run_transaction
-from .drivers import DriverFactory, make_driver
+from .drivers import DriverFactory, Submitted, make_driver
 
 __all__ = ["SendProducer", "open_send_producer", "start_send_producer"]
 
@@ -375,6 +375,7 @@ class SendProducer(Sender):
             generations=self._generations,
             hand_overs=self._bridge.hand_overs,
             wake_ups=self._bridge.wake_ups,
+            client=self._bridge.figures(),
         )
 
     async def aclose(self) -> None:
@@ -466,6 +467,7 @@ class SendProducer(Sender):
                             for event in events:
                                 self._wake(self._apply(event))
                             self._hand_over()
+                            self._bridge.ask()
                 except Exception as error:  # noqa: BLE001  # told to all who wait
                     _log.exception("the producer's own fault; it is broken")
                     self._wake(self._ledger.break_(error))
@@ -476,10 +478,28 @@ class SendProducer(Sender):
         if self._stopping:
             return  # nobody would take it: what is queued was not sent
         if not self._busy and not self._reopening and self._ledger.has_queued:
-            batch = self._ledger.take()
+            batch = self._ledger.take(self._bridge.at_once)
             if batch:
-                self._busy = True
-                self._bridge.submit(batch)
+                answer = self._bridge.submit(batch)
+                if answer is None:
+                    self._busy = True
+                else:
+                    self._wake(self._taken(answer))
+                    if self._ledger.has_queued:
+                        self._ring()
+
+    def _taken(self, answer: Submitted) -> Iterable[object]:
+        """The driver went through a batch."""
+        ledger = self._ledger
+        woken: list[object] = []
+        if answer.sizes:
+            woken += ledger.resize(answer.sizes)
+        if answer.held:
+            woken += ledger.hold(answer.held)
+            if not self._retrying:
+                self._retrying = True
+                self._tasks.start_soon(self._retry_held)
+        return woken
 
     def _apply(self, event: Event) -> Iterable[object]:
         ledger = self._ledger
@@ -488,15 +508,7 @@ class SendProducer(Sender):
                 return ledger.settle(entries, outcomes)
             case _bridge.Taken(answer):
                 self._busy = False
-                woken: list[object] = []
-                if answer.sizes:
-                    woken += ledger.resize(answer.sizes)
-                if answer.held:
-                    woken += ledger.hold(answer.held)
-                    if not self._retrying:
-                        self._retrying = True
-                        self._tasks.start_soon(self._retry_held)
-                return woken
+                return self._taken(answer)
             case _bridge.MetadataChanged():
                 ledger.release_held()
                 waiters, self._metadata_waiters = self._metadata_waiters, set()
@@ -509,6 +521,8 @@ class SendProducer(Sender):
             case _bridge.Opened():
                 self._reopening = False
                 self._generations += 1
+            case _bridge.Ready():
+                pass  # it is asked at the end of each turn
             case _bridge.Lost(error):  # pragma: no branch  # there are no other events
                 return ledger.break_(error)
         return ()

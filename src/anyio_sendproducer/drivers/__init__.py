@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from .._exceptions import DeliveryError, SettingsError
 from .._records import ConsumerGroupMetadata, ProducerRecord, RecordMetadata
@@ -24,6 +24,7 @@ __all__ = [
     "Driver",
     "DriverFactory",
     "Outcome",
+    "PolledDriver",
     "Sink",
     "Submission",
     "Submitted",
@@ -59,6 +60,10 @@ class Sink(Protocol):
 
     def broken(self, error: BaseException, /) -> None:
         """The client can't send any more: close this driver and open another."""
+        ...
+
+    def ready(self) -> None:
+        """:meth:`PolledDriver.poll` has something to report, or may have."""
         ...
 
 
@@ -194,11 +199,49 @@ class Driver(Protocol):
         """
         ...
 
+    def figures(self) -> Mapping[str, Any]:
+        """What the client counts by itself, by its own names; empty where it does not.
+
+        Called by the loop, which must not wait for anything.
+        """
+        ...
+
     def close(self, timeout: float, /) -> None:
         """Close the client and end its threads, within about ``timeout`` seconds; 0: by force.
 
         Every submission without an outcome gets one, where the client still can. A second call
         does nothing.
+        """
+        ...
+
+
+@runtime_checkable
+class PolledDriver(Driver, Protocol):
+    """A driver whose client takes records without waiting, and reports only when it is asked to.
+
+    There the loop hands over and asks by itself, which saves the way to a thread and back. Whoever
+    calls :meth:`poll` pays for what is reported, so a thread that asked would only wrestle with
+    the loop for the interpreter. The driver's own thread does no more than ring.
+    """
+
+    direct: bool
+    """Whether the loop may call :meth:`Driver.submit` too, also while another thread calls what
+    else there is. False where code of the user's runs in it, such as a serializer."""
+
+    def poll(self, most: int, /) -> bool:
+        """Report what there is to report by now, and about so many outcomes at most.
+
+        Called by the loop, which must not wait for anything.
+
+        Returns:
+            Whether anything is under way, or waits to be reported.
+        """
+        ...
+
+    def watch(self) -> None:
+        """Have :meth:`Sink.ready` called, once, when there is something to report.
+
+        Called by the loop.
         """
         ...
 
@@ -227,4 +270,16 @@ def make_driver(chosen: str | DriverFactory | None, settings: ProducerSettings) 
         from ._kafka_python import KafkaPythonDriver
 
         return KafkaPythonDriver(settings)
-    raise SettingsError(f"driver must be 'kafka-python' or a factory, not {chosen!r}")
+    if chosen == "confluent":
+        try:
+            from ._confluent import ConfluentDriver
+        except ImportError as error:
+            raise SettingsError(
+                "driver 'confluent' needs confluent-kafka: pip install "
+                f"'anyio-sendproducer[confluent]' ({error})"
+            ) from error
+
+        return ConfluentDriver(settings)
+    raise SettingsError(
+        f"driver must be 'kafka-python', 'confluent' or a factory, not {chosen!r}"
+    )

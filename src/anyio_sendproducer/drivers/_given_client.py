@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from .._exceptions import DeliveryError, SettingsError, TransactionError
@@ -153,6 +153,10 @@ class GivenClientDriver:
     def cut_off(self) -> bool:
         """The client does not tell."""
         return False
+
+    def figures(self) -> Mapping[str, Any]:
+        """They are its owner's."""
+        return {}
 
     def close(self, timeout: float, /) -> None:
         """Leave the client as it is; or close it, where ``close_producer_on_exit`` says so."""

@@ -22,7 +22,7 @@ import re
 import ssl
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal, cast
 
 import kafka.errors as kafka_errors
@@ -780,6 +780,12 @@ class KafkaPythonDriver:
         """Whether it reaches no broker; see :meth:`anyio_sendproducer.drivers.Driver.cut_off`."""
         opened = self._opened
         return opened is not None and opened.client.manager.cut_off()
+
+    def figures(self) -> Mapping[str, Any]:
+        """Its metrics; see :meth:`anyio_sendproducer.drivers.Driver.figures`."""
+        opened = self._opened
+        metrics: Any = None if opened is None else opened.producer.metrics()
+        return metrics or {}
 
     def _discard_client(self) -> None:
         if self._client is not None:

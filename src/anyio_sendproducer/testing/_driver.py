@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import threading
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .._exceptions import DeliveryError, Persistence, SendProducerError
@@ -203,6 +203,10 @@ class FakeDriver:
     def cut_off(self) -> bool:
         """What :attr:`is_cut_off` says."""
         return self.is_cut_off
+
+    def figures(self) -> Mapping[str, Any]:
+        """Nothing is counted."""
+        return {}
 
     def close(self, timeout: float, /) -> None:
         """Close: what is under way fails, as possibly persisted."""

@@ -1,0 +1,762 @@
+"""A driver on librdkafka, by way of confluent-kafka's ``Producer``: faster by far than the default.
+
+The only module of the drivers that imports ``confluent_kafka``, and the one seam at which its
+errors are translated. What it works around was read in and run against confluent-kafka 2.16.1.
+
+``produce`` does not wait, so the loop calls it, and it calls ``poll``, which runs the callbacks of
+deliveries on whoever calls it. The driver's one thread sits in ``poll`` only while the loop has
+nothing better to do than to wait: the first callback there makes it ring and stop, and the others
+are left to the loop. A thread that went on would take the interpreter from the loop for each of
+them.
+
+May import: ``confluent_kafka``, ``drivers`` and its modules, ``_records``, ``_settings``,
+``_exceptions``.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import ctypes
+import json
+import logging
+import math
+import os
+import struct
+import threading
+import time
+import types
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, cast
+
+import confluent_kafka
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+
+from .._exceptions import (
+    DeliveryError,
+    DeliveryTimeout,
+    Persistence,
+    ProducerClosed,
+    ProducerFenced,
+    ProducerStartError,
+    RecordRejected,
+    SendProducerError,
+    SettingsError,
+    TransactionAborted,
+    TransactionError,
+    TransactionOutcomeUnknown,
+)
+from .._records import ConsumerGroupMetadata, ProducerRecord, RecordMetadata
+from .._settings import ProducerSettings
+from . import ConsumedOffset, Deadline, Outcome, Sink, Submission, Submitted
+from ._discreet import one_line
+from ._librdkafka_config import librdkafka_config
+from ._serializing import bytes_of, serialize_with, size_of
+
+__all__ = ["ConfluentDriver"]
+
+#: Answers of a broker, or of the client before it asked one, to a record that is not written. With
+#: the same codes librdkafka gives the status NOT_PERSISTED, which its Python client does not pass
+#: on; it does not either look whether an earlier attempt was lost on its way back.
+_REFUSALS: Final = frozenset(
+    {
+        KafkaError._INVALID_ARG,
+        KafkaError._INVALID_DIFFERENT_RECORD,
+        KafkaError._UNKNOWN_PARTITION,
+        KafkaError._UNKNOWN_TOPIC,
+        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+        KafkaError.INVALID_MSG_SIZE,
+        KafkaError.INVALID_RECORD,
+        KafkaError.INVALID_REQUIRED_ACKS,
+        KafkaError.INVALID_TIMESTAMP,
+        KafkaError.MSG_SIZE_TOO_LARGE,
+        KafkaError.POLICY_VIOLATION,
+        KafkaError.RECORD_LIST_TOO_LARGE,
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.TOPIC_EXCEPTION,
+        KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError.UNSUPPORTED_COMPRESSION_TYPE,
+        KafkaError.UNSUPPORTED_FOR_MESSAGE_FORMAT,
+        KafkaError.UNSUPPORTED_VERSION,
+    }
+)
+
+#: By these a broker says that another producer took over.
+_FENCED: Final = frozenset(
+    {KafkaError._FENCED, KafkaError.INVALID_PRODUCER_EPOCH, KafkaError.PRODUCER_FENCED}
+)
+
+#: What is in the way of reaching a broker.
+_UNREACHED: Final = frozenset(
+    {
+        KafkaError._ALL_BROKERS_DOWN,
+        KafkaError._AUTHENTICATION,
+        KafkaError._RESOLVE,
+        KafkaError._SSL,
+        KafkaError._TIMED_OUT,
+        KafkaError._TRANSPORT,
+        KafkaError.SASL_AUTHENTICATION_FAILED,
+    }
+)
+
+#: Of these, what does not go away by trying again.
+_NOT_LET_IN: Final = frozenset(
+    {KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError.SASL_AUTHENTICATION_FAILED}
+)
+
+#: How long one call of the client waits where it could go on for longer. It looks for signals, and
+#: does not end when there is something, where it is to wait for 0.2 s or more.
+_SLICE_SECONDS: Final = 0.1
+#: How often the client is asked while nothing is under way, for its errors, its log, and to have it
+#: ask for tokens.
+_IDLE_SECONDS: Final = 1.0
+#: How long it may take until all that is given up has been reported, and until a thread has ended.
+_LAST_SECONDS: Final = 2.0
+#: How long a token is good for, where nobody says: the time after which it is asked for anew.
+_TOKEN_SECONDS: Final = 300.0
+
+_log = logging.getLogger("anyio_sendproducer.confluent")
+
+#: Makes a RecordMetadata at half the price of calling the class, whose __new__ is Python code.
+_new_tuple: Final[Callable[[Any, Any], RecordMetadata]] = cast("Any", tuple).__new__
+
+_clients: weakref.WeakSet[ConfluentDriver] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    # The client's threads stayed behind, and to end it is to wait for them, for ever. So it is
+    # never ended here, not even when the child's interpreter is.
+    for driver in list(_clients):
+        driver.disown()
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch  # Windows has none, and does not fork
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+class _Enough(Exception):
+    """Raised by a callback, to have the client's ``poll`` come back before it is through."""
+
+
+class ConfluentDriver:
+    """A :class:`~anyio_sendproducer.drivers.PolledDriver` on librdkafka.
+
+    Args:
+        settings: checked here, as far as that needs no broker.
+
+    Raises:
+        SettingsError: see :func:`librdkafka_config`.
+    """
+
+    def __init__(self, settings: ProducerSettings) -> None:
+        self._settings = settings
+        self._config = librdkafka_config(settings)
+        self._key = serialize_with(settings.key_serializer)
+        self._value = serialize_with(settings.value_serializer)
+        #: Serializers are not to run on the loop.
+        self.direct = self._key is None and self._value is None
+        self._client: Any = None
+        self._sink: Sink | None = None
+        self._closing = threading.Event()
+        #: Held by whoever calls the client and must find it there; nobody waits for anything then.
+        self._using = threading.Lock()
+        self._is_usable = False
+        self._closed = False
+        self._thread: threading.Thread | None = None
+        self._bell = threading.Event()
+        self._is_watching = False
+        # What the callbacks were told, for whoever asked to make outcomes of.
+        self._done: collections.deque[tuple[Any, Any, Any]] = collections.deque()
+        self._most: float = math.inf
+        self._delivered = self._callback()
+        self._trouble: SendProducerError | None = None
+        self._is_cut_off = False
+        self._is_broken = False
+        self._statistics = ""
+        self._read: tuple[str, Mapping[str, Any]] = ("", {})
+        self._asked: dict[str, float] = {}
+        self._in_transaction = False
+
+    # --- opening and closing -----------------------------------------------------------------
+
+    def open(self, sink: Sink, /) -> None:
+        """Connect; see :meth:`anyio_sendproducer.drivers.Driver.open`."""
+        deadline = time.monotonic() + self._settings.start_timeout
+        self._sink = sink
+        config: dict[str, Any] = {
+            **self._config,
+            "error_cb": self._failed,
+            "stats_cb": self._counted,
+        }
+        try:
+            self._client = confluent_kafka.Producer(config, logger=_log)
+        except (KafkaException, TypeError, ValueError) as error:
+            raise SettingsError(
+                f"librdkafka refuses the settings: {_words_of(error)}"
+            ) from error
+        _clients.add(self)
+        try:
+            self._connect(deadline)
+            if self._settings.transactional_id is not None:
+                self._init_transactions(deadline)
+        except BaseException:
+            self._end_client()
+            raise
+        self._is_usable = True
+        self._thread = threading.Thread(
+            target=self._attend, name=f"{threading.current_thread().name}-poll", daemon=True
+        )
+        self._thread.start()
+
+    def _connect(self, deadline: float) -> None:
+        addresses = ", ".join(self._settings.addresses)
+        slice_ = _SLICE_SECONDS
+        while True:
+            remaining = deadline - time.monotonic()
+            if self._closing.is_set():
+                raise ProducerStartError("the producer was closed while it was starting")
+            failure = self._trouble
+            if isinstance(failure, _NotLetIn) and self._is_cut_off:
+                raise ProducerStartError(f"no producer for {addresses}: {failure}") from failure
+            if remaining <= 0:
+                said = "no broker answered" if failure is None else str(failure)
+                raise ProducerStartError(
+                    f"no producer for {addresses} within {self._settings.start_timeout:g} s "
+                    f"(start_timeout): {said}"
+                ) from failure
+            try:
+                self._client.list_topics(timeout=max(0.001, min(slice_, remaining)))
+            except KafkaException as error:
+                self._note(error.args[0])
+                self._poll(0)
+                # An answer that takes longer than one slice comes within one of the next.
+                slice_ = min(slice_ * 2, 1.0)
+            else:
+                self._trouble = None
+                self._is_cut_off = False
+                return
+
+    def close(self, timeout: float, /) -> None:
+        """Close; see :meth:`anyio_sendproducer.drivers.Driver.close`."""
+        self._closing.set()
+        with self._using:
+            if self._closed or not self._is_usable:
+                return
+            self._closed = True
+            self._is_usable = False
+        client = self._client
+        self._bell.set()
+        self._empty(client, timeout)
+        if len(client):
+            client.purge(blocking=False)
+            self._empty(client, _LAST_SECONDS)
+        thread = cast("threading.Thread", self._thread)
+        thread.join(_LAST_SECONDS)
+        if thread.is_alive() or len(client):
+            _log.warning("librdkafka did not give up its records, and is left as it is")
+        else:
+            self._end_client()
+
+    def _empty(self, client: Any, seconds: float) -> None:
+        """Ask until nothing is under way, for so many seconds at most."""
+        deadline = time.monotonic() + seconds
+        while len(client) and (remaining := deadline - time.monotonic()) > 0:
+            self._poll(min(remaining, _SLICE_SECONDS))
+            self._report()
+        self._poll(0)
+        self._report()
+
+    def _end_client(self) -> None:
+        client, self._client = self._client, None
+        _clients.discard(self)
+        with contextlib.suppress(KafkaException):  # its fatal error, once more
+            client.close()
+
+    def disown(self) -> None:
+        """Leave the client as it is, for as long as the process lives."""
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._client))
+
+    def _ready(self) -> Any:
+        client = self._client
+        if client is None or self._closing.is_set():
+            raise ProducerClosed("the producer is closed")
+        return client
+
+    # --- what the client says ----------------------------------------------------------------
+
+    def _poll(self, seconds: float) -> None:
+        """Let the client run its callbacks."""
+        client = self._client
+        if client is None:
+            return
+        try:
+            client.poll(seconds)
+        except _Enough:
+            pass
+        except KafkaException as error:
+            # Its fatal error is raised here, and told to no callback.
+            self._break(error.args[0])
+
+    def _break(self, error: Any) -> None:
+        if not self._is_broken and not self._closing.is_set():
+            self._is_broken = True
+            failure = self._fenced(error) if error.code() in _FENCED else _translated(error)
+            cast("Sink", self._sink).broken(failure)
+
+    def _failed(self, error: Any) -> None:
+        """Called by the client, with what is no record's own."""
+        if error.fatal():
+            self._break(error)
+        else:
+            self._note(error)
+
+    def _note(self, error: Any) -> None:
+        code = error.code()
+        if code == KafkaError._ALL_BROKERS_DOWN:
+            self._is_cut_off = True
+            if self._trouble is not None:
+                return  # it says less than what went before
+        if code in _UNREACHED:
+            kind = _NotLetIn if code in _NOT_LET_IN else SendProducerError
+            self._trouble = kind(one_line(error.str()))
+
+    def _counted(self, statistics: str) -> None:
+        """Called by the client every ``statistics.interval.ms``."""
+        self._statistics = statistics
+
+    def trouble(self) -> Exception | None:
+        """The last failure to connect; see :meth:`anyio_sendproducer.drivers.Driver.trouble`."""
+        return self._trouble
+
+    def cut_off(self) -> bool:
+        """Whether it reaches no broker; see :meth:`anyio_sendproducer.drivers.Driver.cut_off`."""
+        return self._is_cut_off
+
+    def figures(self) -> Mapping[str, Any]:
+        """librdkafka's statistics; see :meth:`anyio_sendproducer.drivers.Driver.figures`."""
+        text = self._statistics
+        if text and text is not self._read[0]:
+            self._read = (text, json.loads(text))
+        return self._read[1]
+
+    # --- records -----------------------------------------------------------------------------
+
+    def submit(self, batch: Sequence[Submission], /) -> Submitted:
+        """Hand over a batch; see :meth:`anyio_sendproducer.drivers.Driver.submit`."""
+        answer = Submitted()
+        failed: list[Any] = []
+        failures: list[Outcome] = []
+        with self._using:
+            if self._is_usable:
+                self._produce(batch, answer, failed, failures)
+            else:
+                failed += batch
+                failures += [_not_taken(one.record) for one in batch]
+        if failed:
+            cast("Sink", self._sink).completed(failed, failures)
+        return answer
+
+    def _produce(
+        self,
+        batch: Sequence[Submission],
+        answer: Submitted,
+        failed: list[Any],
+        failures: list[Outcome],
+    ) -> None:
+        produce = self._client.produce
+        delivered = self._delivered
+        bind = types.MethodType
+        direct = self.direct
+        for place, submission in enumerate(batch):
+            record = submission.record
+            partition = record.partition
+            if partition is None:
+                partition = -1
+            try:
+                if direct and record.timestamp_ms is None and not record.headers:
+                    produce(
+                        record.topic, record.value, record.key, partition, bind(delivered, submission)
+                    )
+                else:
+                    self._produce_one(produce, submission, partition, answer)
+            except DeliveryError as error:
+                failed.append(submission)
+                failures.append(error)
+            except BufferError:
+                # Its own bound is above ours; whatever takes it up is on its way out.
+                answer.held += batch[place:]
+                return
+            except KafkaException as error:
+                failed.append(submission)
+                failures.append(_refused(record, error.args[0]))
+            except Exception as error:  # noqa: BLE001  # becomes this record's outcome
+                failed.append(submission)
+                failures.append(
+                    _rejected(record, f"confluent-kafka refused the record: {error}", error)
+                )
+
+    def _produce_one(
+        self, produce: Any, submission: Submission, partition: int, answer: Submitted
+    ) -> None:
+        """Hand over a record with all that it can have."""
+        record = submission.record
+        key, value, headers = record.key, record.value, [*record.headers]
+        if not self.direct:
+            key = bytes_of(record, "key", self._key, headers, key)
+            value = bytes_of(record, "value", self._value, headers, value)
+            answer.sizes.append((submission, size_of(key, value, headers)))
+        timestamp_ms = record.timestamp_ms
+        if timestamp_ms == 0:
+            raise _rejected(
+                record,
+                "timestamp_ms=0 can't be sent by librdkafka, which takes it for none given",
+            )
+        produce(
+            record.topic,
+            value,
+            key,
+            partition,
+            types.MethodType(self._delivered, submission),
+            None,
+            timestamp_ms or 0,
+            headers,
+        )
+
+    def _callback(self) -> Callable[[Any, Any, Any], None]:
+        """What the client calls for each record that it is through with."""
+        done = self._done
+        append = done.append
+
+        def delivered(submission: Any, error: Any, message: Any) -> None:
+            append((submission, error, message))
+            if len(done) >= self._most:
+                raise _Enough
+
+        return delivered
+
+    def _report(self) -> bool:
+        """Make outcomes of what the callbacks were told, and say whether there was anything."""
+        done = self._done
+        count = len(done)
+        if not count:
+            return False
+        new = _new_tuple
+        submissions: list[Any] = []
+        outcomes: list[Outcome] = []
+        for _ in range(count):
+            try:
+                submission, error, message = done.popleft()
+            except IndexError:  # another thread reports, too
+                break
+            submissions.append(submission)
+            if error is None:
+                offset = message.offset()
+                timestamp_ms = message.timestamp()[1]
+                if offset is None or offset < 0:
+                    offset = timestamp_ms = None
+                key, value = message.key(), message.value()
+                outcomes.append(
+                    new(
+                        RecordMetadata,
+                        (
+                            submission.record.topic,
+                            message.partition(),
+                            offset,
+                            timestamp_ms,
+                            None if key is None else len(key),
+                            None if value is None else len(value),
+                        ),
+                    )
+                )
+            else:
+                outcomes.append(self._failure(submission.record, error))
+        if self._trouble is not None and any(type(one) is RecordMetadata for one in outcomes):
+            self._trouble = None
+            self._is_cut_off = False
+        cast("Sink", self._sink).completed(submissions, outcomes)
+        return True
+
+    def _failure(self, record: ProducerRecord[Any, Any], error: Any) -> DeliveryError:
+        """What an error of the client says of a record that it had."""
+        code = error.code()
+        if error.fatal() or code in _FENCED:
+            self._break(error)
+        if code in _REFUSALS:
+            return _refused(record, error)
+        cause = _translated(error)
+        if code == KafkaError._MSG_TIMED_OUT:
+            trouble = self._trouble
+            known = "" if trouble is None else f": {trouble}"
+            failure: DeliveryError = DeliveryTimeout(
+                f"no broker acknowledged the record within {self._settings.delivery_timeout:g} s "
+                f"(delivery_timeout); it may be written all the same{known}",
+                record=record,
+                persistence=Persistence.POSSIBLY_PERSISTED,
+            )
+            cause = trouble or cause
+        else:
+            failure = DeliveryError(
+                f"the record was not acknowledged: {_words(error)}",
+                record=record,
+                persistence=Persistence.POSSIBLY_PERSISTED,
+            )
+        failure.__cause__ = cause
+        return failure
+
+    # --- asking ------------------------------------------------------------------------------
+
+    def poll(self, most: int, /) -> bool:
+        """Report; see :meth:`anyio_sendproducer.drivers.PolledDriver.poll`."""
+        with self._using:
+            if not self._is_usable:
+                return False
+            self._most = most
+            self._poll(0)
+            is_under_way = bool(len(self._client))
+        self._report()
+        return is_under_way
+
+    def watch(self) -> None:
+        """Ring; see :meth:`anyio_sendproducer.drivers.PolledDriver.watch`."""
+        if not self._is_watching:
+            self._is_watching = True
+            self._most = 1
+            self._bell.set()
+
+    def _attend(self) -> None:
+        """The thread: waits for the client to say something, when the loop does not."""
+        while not self._closing.is_set():
+            if self._is_watching:
+                self._poll(_SLICE_SECONDS)
+                if self._done:
+                    self._is_watching = False
+                    cast("Sink", self._sink).ready()
+            elif not self._bell.wait(_IDLE_SECONDS):
+                self._poll(0)
+            else:
+                self._bell.clear()
+
+    # --- topics ------------------------------------------------------------------------------
+
+    def partitions_for(self, topic: str, /) -> frozenset[int] | None:
+        """A topic's partitions; see :meth:`anyio_sendproducer.drivers.Driver.partitions_for`."""
+        client = self._ready()
+        since = self._asked.setdefault(topic, time.monotonic())
+        try:
+            found = client.list_topics(topic, timeout=_IDLE_SECONDS).topics[topic]
+        except KafkaException as error:
+            self._note(error.args[0])
+            return None
+        error = found.error
+        if error is None and found.partitions:
+            del self._asked[topic]
+            return frozenset(found.partitions)
+        patience = self._settings.unknown_topic_timeout
+        missing = error is None or error.code() in {
+            KafkaError.LEADER_NOT_AVAILABLE,
+            KafkaError.UNKNOWN_TOPIC_OR_PART,
+        }
+        if missing and time.monotonic() - since < patience:
+            return None
+        del self._asked[topic]
+        failure = SendProducerError(
+            f"the cluster does not know topic {topic!r} and did not create it within "
+            f"{patience:g} s (unknown_topic_timeout)"
+            if missing
+            else f"this client may not use topic {topic!r}: {_words(error)}"
+        )
+        failure.__cause__ = None if error is None else KafkaException(error)
+        raise failure
+
+    # --- transactions ------------------------------------------------------------------------
+
+    def _init_transactions(self, deadline: float) -> None:
+        """End what an earlier producer of this name has left open, and fence it off."""
+        name = self._settings.transactional_id
+        while True:
+            try:
+                self._client.init_transactions(_SLICE_SECONDS)
+            except KafkaException as failure:
+                error = failure.args[0]
+                if error.code() in _FENCED:
+                    raise self._fenced(error) from failure
+                if not error.retriable():
+                    raise ProducerStartError(
+                        f"no transactions for transactional_id {name!r}: {_words(error)}"
+                    ) from failure
+                if time.monotonic() >= deadline:
+                    raise ProducerStartError(
+                        f"no transactions for transactional_id {name!r} within "
+                        f"{self._settings.start_timeout:g} s (start_timeout): {_words(error)}"
+                    ) from failure
+                if self._closing.wait(0.005):
+                    raise ProducerStartError(
+                        "the producer was closed while it was starting"
+                    ) from failure
+            else:
+                return
+
+    def begin_transaction(self) -> None:
+        """Begin; see :meth:`anyio_sendproducer.drivers.Driver.begin_transaction`."""
+        if not self._in_transaction:
+            try:
+                self._ready().begin_transaction()
+            except KafkaException as failure:
+                raise self._transaction_error(
+                    failure, "the transaction could not be begun"
+                ) from failure
+            self._in_transaction = True
+
+    def send_offsets(
+        self,
+        offsets: Sequence[ConsumedOffset],
+        group: ConsumerGroupMetadata,
+        deadline: Deadline,
+        /,
+    ) -> None:
+        """Send them; see :meth:`anyio_sendproducer.drivers.Driver.send_offsets`."""
+        what = f"the offsets of group {group.group_id!r} could not be sent"
+        partitions = [
+            TopicPartition(
+                one.topic,
+                one.partition,
+                one.offset,
+                one.metadata,
+                None if one.leader_epoch < 0 else one.leader_epoch,
+            )
+            for one in offsets
+        ]
+        metadata = _group_metadata(group)
+        if not self._persist(
+            lambda client, seconds: client.send_offsets_to_transaction(
+                partitions, metadata, seconds
+            ),
+            deadline,
+            what,
+        ):
+            raise TransactionError(f"{what}: there was no answer")
+
+    def end_transaction(self, commit: bool, deadline: Deadline, /) -> None:  # noqa: FBT001
+        """End it; see :meth:`anyio_sendproducer.drivers.Driver.end_transaction`."""
+        what = f"the transaction could not be {'committed' if commit else 'aborted'}"
+        try:
+            answered = self._persist(
+                lambda client, seconds: (
+                    client.commit_transaction(seconds)
+                    if commit
+                    else client.abort_transaction(seconds)
+                ),
+                deadline,
+                what,
+            )
+        finally:
+            self._report()
+        if not answered:
+            if commit:
+                raise TransactionOutcomeUnknown(
+                    "the commit was asked for, and no broker said whether it was done"
+                )
+            raise TransactionError(f"{what}: there was no answer")
+        self._in_transaction = False
+
+    def _persist(
+        self, call: Callable[[Any, float], object], deadline: Deadline, what: str
+    ) -> bool:
+        """Call, again for as long as the client says so; whether there was an answer by then."""
+        client = self._ready()
+        while True:
+            try:
+                call(client, _SLICE_SECONDS)
+            except _Enough:
+                continue
+            except KafkaException as failure:
+                if not failure.args[0].retriable() or self._closing.is_set():
+                    raise self._transaction_error(failure, what) from failure
+                if deadline.is_over:
+                    return False
+            else:
+                return True
+
+    def _transaction_error(self, failure: KafkaException, what: str) -> SendProducerError:
+        error = failure.args[0]
+        if self._closing.is_set():
+            return ProducerClosed("the producer is closed")
+        if error.code() in _FENCED:
+            return self._fenced(error)
+        if error.txn_requires_abort():
+            return TransactionAborted(f"{what}: {_words(error)}")
+        return TransactionError(f"{what}: {_words(error)}")
+
+    def _fenced(self, error: Any) -> ProducerFenced:
+        fenced = ProducerFenced(
+            f"another producer took over transactional_id {self._settings.transactional_id!r}"
+        )
+        fenced.__cause__ = KafkaException(error)
+        return fenced
+
+
+class _NotLetIn(SendProducerError):
+    """A broker refuses what it is shown, and will do so again."""
+
+
+def _group_metadata(group: ConsumerGroupMetadata) -> bytes:
+    """A consumer's group metadata, as librdkafka writes them down.
+
+    Its Python client makes them of a consumer of its own alone, and takes bytes. How they are laid
+    out is said in ``rdkafka_cgrp.c`` of 2.16 and nowhere else; a consumer's are compared in a test.
+    """
+    parts = [b"CGMDv2:", struct.pack("=i", group.generation_id)]
+    parts += [group.group_id.encode(), b"\0", group.member_id.encode(), b"\0"]
+    if group.group_instance_id is None:
+        parts.append(b"\1")
+    else:
+        parts += [b"\0", group.group_instance_id.encode(), b"\0"]
+    return b"".join(parts)
+
+
+def _words(error: Any) -> str:
+    """What an error of the client says."""
+    return one_line(error.str())
+
+
+def _words_of(error: Exception) -> str:
+    """The same, of whatever the client raises."""
+    first = error.args[0] if error.args else error
+    return _words(first) if isinstance(first, KafkaError) else one_line(error)
+
+
+def _translated(error: Any) -> SendProducerError:
+    translated = SendProducerError(f"{error.name()}: {_words(error)}")
+    translated.__cause__ = KafkaException(error)
+    return translated
+
+
+def _rejected(
+    record: ProducerRecord[Any, Any], message: str, cause: BaseException | None = None
+) -> RecordRejected:
+    error = RecordRejected(message, record=record, persistence=Persistence.NOT_PERSISTED)
+    error.__cause__ = cause
+    return error
+
+
+def _refused(record: ProducerRecord[Any, Any], error: Any) -> DeliveryError:
+    """The record was not taken, or a broker refused it: either way it is not written."""
+    if error.code() in _REFUSALS:
+        return _rejected(record, f"the record was refused: {_words(error)}", KafkaException(error))
+    failure = DeliveryError(
+        f"librdkafka did not take the record: {_words(error)}",
+        record=record,
+        persistence=Persistence.NOT_PERSISTED,
+    )
+    failure.__cause__ = KafkaException(error)
+    return failure
+
+
+def _not_taken(record: ProducerRecord[Any, Any]) -> DeliveryError:
+    return DeliveryError(
+        "the record was not sent: the client is closed",
+        record=record,
+        persistence=Persistence.NOT_PERSISTED,
+    )
