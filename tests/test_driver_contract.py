@@ -30,6 +30,7 @@ from anyio_sendproducer.drivers import Driver, DriverFactory
 from anyio_sendproducer.drivers._confluent import ConfluentDriver
 from anyio_sendproducer.drivers._kafka_python import KafkaPythonDriver
 from anyio_sendproducer.testing import FakeDriver, embedded_broker
+from tests.asked_driver import AskedDriver
 from tests.recorder import PATIENCE, Parcel, Recorder, asked, learn, open_sockets, submit
 
 #: Seconds that steps take beside the time-outs that bound them, on a machine that has more to do;
@@ -75,8 +76,8 @@ class Rig(Protocol):
 class FakeRig:
     keeps = False
 
-    def __init__(self) -> None:
-        self.fake = FakeDriver()
+    def __init__(self, fake: FakeDriver) -> None:
+        self.fake = fake
         self.refused: list[ProducerRecord[Any, Any]] = []
         self.fake.judge = self._judge
 
@@ -160,10 +161,13 @@ class ConfluentRig(KafkaPythonRig):
 NO_SUCH_PARTITION = 1_000
 
 
-@pytest.fixture(params=["fake", "kafka-python", "confluent"])
+@pytest.fixture(params=["fake", "asked fake", "kafka-python", "confluent"])
 def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
     if request.param == "fake":
-        yield FakeRig()
+        yield FakeRig(FakeDriver())
+        return
+    if request.param == "asked fake":
+        yield FakeRig(AskedDriver())
         return
     with (
         start_blocking_portal() as portal,
@@ -260,9 +264,7 @@ def test_order_and_true_metadata_of_each_record_exactly_once(rig: Rig) -> None:
             by_hand = partitions[number % len(partitions)] if number % 11 == 0 else None
             parcels.append(
                 Parcel(
-                    ProducerRecord(
-                        "known", value, key, partition=by_hand, timestamp_ms=number + 1
-                    )
+                    ProducerRecord("known", value, key, partition=by_hand, timestamp_ms=number + 1)
                 )
             )
         for start in range(0, len(parcels), 150):

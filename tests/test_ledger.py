@@ -66,7 +66,7 @@ def refused(entry: Entry) -> DeliveryError:
 
 
 def figures(ledger: Ledger) -> Statistics:
-    return ledger.statistics(generations=1, hand_overs=0, wake_ups=0)
+    return ledger.statistics(generations=1, hand_overs=0, wake_ups=0, client={})
 
 
 def room(ledger: Ledger) -> tuple[int, int]:

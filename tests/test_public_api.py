@@ -169,7 +169,7 @@ GUESTS: Final = {
     "kafka": {"drivers._kafka_python"},
     "trio": set[str](),
     "outcome": {"_loops"},
-    "confluent_kafka": {"cli._reading", "serializers"},
+    "confluent_kafka": {"cli._reading", "drivers._confluent", "serializers"},
     "rich": {"cli._demo"},
     "dns": {"discovery._dns"},
     "vega_datasets": set[str](),
@@ -304,7 +304,13 @@ def test_what_is_not_ours_is_imported_where_it_may_be(module: str) -> None:
 def test_a_package_that_an_extra_brings_is_imported_when_it_is_needed(module: str) -> None:
     # What is imported at once is imported by nobody at once.
     at_once = {own(one) for one in imports(module) if one.at_once}
-    guests = {"discovery._dns", "drivers._given_client", "drivers._kafka_python", "cli._reading"}
+    guests = {
+        "discovery._dns",
+        "drivers._confluent",
+        "drivers._given_client",
+        "drivers._kafka_python",
+        "cli._reading",
+    }
     assert not at_once & guests or module in guests
 
 

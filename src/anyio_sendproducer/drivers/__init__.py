@@ -280,6 +280,4 @@ def make_driver(chosen: str | DriverFactory | None, settings: ProducerSettings) 
             ) from error
 
         return ConfluentDriver(settings)
-    raise SettingsError(
-        f"driver must be 'kafka-python', 'confluent' or a factory, not {chosen!r}"
-    )
+    raise SettingsError(f"driver must be 'kafka-python', 'confluent' or a factory, not {chosen!r}")

@@ -193,9 +193,7 @@ class ConfluentDriver:
         try:
             self._client = confluent_kafka.Producer(config, logger=_log)
         except (KafkaException, TypeError, ValueError) as error:
-            raise SettingsError(
-                f"librdkafka refuses the settings: {_words_of(error)}"
-            ) from error
+            raise SettingsError(f"librdkafka refuses the settings: {_words_of(error)}") from error
         _clients.add(self)
         try:
             self._connect(deadline)
@@ -377,7 +375,11 @@ class ConfluentDriver:
             try:
                 if direct and record.timestamp_ms is None and not record.headers:
                     produce(
-                        record.topic, record.value, record.key, partition, bind(delivered, submission)
+                        record.topic,
+                        record.value,
+                        record.key,
+                        partition,
+                        bind(delivered, submission),
                     )
                 else:
                     self._produce_one(produce, submission, partition, answer)
@@ -549,12 +551,12 @@ class ConfluentDriver:
         except KafkaException as error:
             self._note(error.args[0])
             return None
-        error = found.error
-        if error is None and found.partitions:
+        said = found.error
+        if said is None and found.partitions:
             del self._asked[topic]
             return frozenset(found.partitions)
         patience = self._settings.unknown_topic_timeout
-        missing = error is None or error.code() in {
+        missing = said is None or said.code() in {
             KafkaError.LEADER_NOT_AVAILABLE,
             KafkaError.UNKNOWN_TOPIC_OR_PART,
         }
@@ -565,9 +567,9 @@ class ConfluentDriver:
             f"the cluster does not know topic {topic!r} and did not create it within "
             f"{patience:g} s (unknown_topic_timeout)"
             if missing
-            else f"this client may not use topic {topic!r}: {_words(error)}"
+            else f"this client may not use topic {topic!r}: {_words(said)}"
         )
-        failure.__cause__ = None if error is None else KafkaException(error)
+        failure.__cause__ = None if said is None else KafkaException(said)
         raise failure
 
     # --- transactions ------------------------------------------------------------------------
@@ -661,9 +663,7 @@ class ConfluentDriver:
             raise TransactionError(f"{what}: there was no answer")
         self._in_transaction = False
 
-    def _persist(
-        self, call: Callable[[Any, float], object], deadline: Deadline, what: str
-    ) -> bool:
+    def _persist(self, call: Callable[[Any, float], object], deadline: Deadline, what: str) -> bool:
         """Call, again for as long as the client says so; whether there was an answer by then."""
         client = self._ready()
         while True:
