@@ -182,6 +182,9 @@ class Bridge:
         self._is_waiting = False
         self._waits_since = 0.0
         self._answers_soon = False
+        #: How many records the client that is asked has, as far as is known.
+        self._under_way = 0
+        self._gathers = False
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._outbox: list[Event | _Reply[Any]] = []
         self._signalled = False
@@ -247,9 +250,11 @@ class Bridge:
         """
         self.hand_overs += 1
         polled = self._polled
-        if polled is not None and not self._is_waiting:
-            self._is_waiting = True
-            self._waits_since = time.monotonic()
+        if polled is not None:
+            self._under_way += len(batch)
+            if not self._is_waiting:
+                self._is_waiting = True
+                self._waits_since = time.monotonic()
         if polled is None or not polled.direct:
             self._inbox.put(functools.partial(self._submit, batch))
             return None
@@ -258,6 +263,25 @@ class Bridge:
         except Exception as error:  # noqa: BLE001  # as in _submit()
             self._pass_on([Lost(error)])
             return None
+
+    def gathers(self, queued: int) -> bool:
+        """Whether it is better to let so many records wait for more than to hand them over.
+
+        It is as long as an answer is going to come soon, and the client has more records than
+        these. Otherwise each answer would let few go on, whose records would be a small batch with
+        an answer of its own, and so on: small batches would never become larger.
+        """
+        self._gathers = (
+            queued < self._under_way and queued < _GIVEN_AT_ONCE and self._answers_are_near()
+        )
+        return self._gathers
+
+    def _answers_are_near(self) -> bool:
+        return (
+            self._is_waiting
+            and self._answers_soon
+            and time.monotonic() - self._waits_since < _ASK_SECONDS
+        )
 
     @property
     def at_once(self) -> int | None:
@@ -277,17 +301,16 @@ class Bridge:
         # Nobody has to wake the loop for what is reported meanwhile.
         self._signalled = True
         try:
-            is_under_way = polled.poll(_ASKED_AT_ONCE)
+            self._under_way = polled.poll(_ASKED_AT_ONCE)
         except Exception as error:  # noqa: BLE001  # as in _submit()
             self._post(Lost(error))
-            is_under_way = False
-        now = time.monotonic()
         if self._take_over():
+            now = time.monotonic()
             self._answers_soon = now - self._waits_since < _SOON_SECONDS
             self._waits_since = now
-        elif not is_under_way:
+        elif not self._under_way:
             self._is_waiting = False
-        elif self._answers_soon and now - self._waits_since < _ASK_SECONDS:
+        elif self._gathers or self._answers_are_near():
             self.ring()
         else:
             polled.watch()

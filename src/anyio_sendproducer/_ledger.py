@@ -860,9 +860,9 @@ class Ledger:
         return self._accepted
 
     @property
-    def has_queued(self) -> bool:
-        """Whether :meth:`take` may have something to hand over."""
-        return bool(self._queue)
+    def queued(self) -> int:
+        """How many records :meth:`take` may have to hand over."""
+        return len(self._queue)
 
     def statistics(
         self, *, generations: int, hand_overs: int, wake_ups: int, client: Mapping[str, Any]

@@ -434,7 +434,7 @@ class SendProducer(Sender):
     def _moved(self, woken: Iterable[object]) -> None:
         """Room may have become free elsewhere than in the pump: others may be queued now."""
         self._wake(woken)
-        if self._ledger.has_queued:
+        if self._ledger.queued:
             self._ring()
 
     async def _wait_until_settled(self) -> None:
@@ -477,7 +477,8 @@ class SendProducer(Sender):
     def _hand_over(self) -> None:
         if self._stopping:
             return  # nobody would take it: what is queued was not sent
-        if not self._busy and not self._reopening and self._ledger.has_queued:
+        queued = self._ledger.queued
+        if queued and not self._busy and not self._reopening and not self._bridge.gathers(queued):
             batch = self._ledger.take(self._bridge.at_once)
             if batch:
                 answer = self._bridge.submit(batch)
@@ -485,7 +486,7 @@ class SendProducer(Sender):
                     self._busy = True
                 else:
                     self._wake(self._taken(answer))
-                    if self._ledger.has_queued:
+                    if self._ledger.queued:
                         self._ring()
 
     def _taken(self, answer: Submitted) -> Iterable[object]:

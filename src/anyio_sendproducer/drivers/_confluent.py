@@ -509,16 +509,16 @@ class ConfluentDriver:
 
     # --- asking ------------------------------------------------------------------------------
 
-    def poll(self, most: int, /) -> bool:
+    def poll(self, most: int, /) -> int:
         """Report; see :meth:`anyio_sendproducer.drivers.PolledDriver.poll`."""
         with self._using:
             if not self._is_usable:
-                return False
+                return 0
             self._most = most
             self._poll(0)
-            is_under_way = bool(len(self._client))
+            under_way = len(self._client)
         self._report()
-        return is_under_way
+        return under_way
 
     def watch(self) -> None:
         """Ring; see :meth:`anyio_sendproducer.drivers.PolledDriver.watch`."""
