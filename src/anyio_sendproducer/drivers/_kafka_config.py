@@ -65,7 +65,7 @@ def client_config(settings: ProducerSettings, known: Mapping[str, Any]) -> dict[
             raise SettingsError(f"properties: {given!r} can't be set here: {_MANAGED[name]}")
         if name not in known:
             names = (known.keys() | NAMES) - _MANAGED.keys()
-            raise unknown(given, name, "kafka-python", names)
+            raise unknown(given, name, "kafka-python", dict(zip(names, names, strict=True)))
         config[name] = _property(given, name, value, known[name])
     check_agreement(config, settings)
     if settings.transactional_id is not None:

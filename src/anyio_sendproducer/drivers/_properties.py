@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Mapping
 from typing import Any, Final
 
 from .._exceptions import SettingsError
@@ -53,17 +54,17 @@ COMPRESSIONS: Final = (None, "gzip", "snappy", "lz4", "zstd")
 _REQUESTS: Final = "max_in_flight_requests_per_connection"
 
 
-def unknown(given: str, name: str, library: str, names: Iterable[str]) -> SettingsError:
+def unknown(given: str, name: str, library: str, shown: Mapping[str, str]) -> SettingsError:
     """The error that there is no such property, with the nearest that there is.
 
     Args:
         given: how it was spelt.
-        name: in the spelling of ``names``.
+        name: in the spelling that is compared.
         library: whose properties they are.
-        names: those that there are.
+        shown: those that there are, each with how it is to be written.
     """
-    near = difflib.get_close_matches(name, sorted(names), n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    near = difflib.get_close_matches(name, sorted(shown), n=1)
+    hint = f"; did you mean {shown[near[0]]!r}?" if near else ""
     return SettingsError(f"properties: {given!r} is not a setting of {library}{hint}")
 
 
@@ -94,13 +95,14 @@ def truth_in(given: str, value: Any) -> bool:
     return value
 
 
-def number_of(given: str, value: Any) -> int | float:
-    """A number, which may be a text where it is whole."""
+def number_of(given: str, value: Any, least: float = 0, most: float = math.inf) -> int | float:
+    """A number within bounds, which may be a text where it is whole."""
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
             value = int(value)
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= 0:
-        raise SettingsError(f"properties: {given!r} must be a number of 0 or more")
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not least <= value <= most:
+        bounds = f"of {least} or more" if most == math.inf else f"from {least} to {most}"
+        raise SettingsError(f"properties: {given!r} must be a number {bounds}")
     return value
 
 
