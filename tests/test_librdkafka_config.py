@@ -400,6 +400,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "must be TLSv1.2, TLSv1.3 or both, with a comma",
     ),
     ({**TLS, "ssl.cipher.suites": "TLS_AES_256_GCM_SHA384"}, SUITES),
+    (
+        {**TLS, "ssl.cipher.suites": "DEFAULT@SECLEVEL=0"},
+        "asks for security level 0, with which librdkafka would speak TLS 1.0 and 1.1",
+    ),
     ({**TLS, "ssl.curves.list": 7}, EMPTY),
     ({"ssl.curves.list": "P-256"}, IDLE),
     ({**TLS, "ssl.ca.location": f"/{SECRET}"}, "names a file that does not exist"),
