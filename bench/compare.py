@@ -11,6 +11,9 @@ drift from run to run.
 Sinks: ``mock``, librdkafka's mock cluster in a process of its own, which measures the client;
 ``mock-20ms``, the same with a round trip of 20 ms, which measures batching; ``kafka``, Apache Kafka
 with one broker, which measures the whole (Java and Maven are needed).
+
+The contender on the JVM, Pekko's SendProducer, needs Java and Maven too, and is left out without
+them (``bench/pekko.py``).
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pekko
 from mock_cluster import TOPIC, mock_cluster
 
 HERE = Path(__file__).resolve().parent
@@ -76,6 +80,7 @@ def contenders() -> list[Contender]:
         all_ += [Contender("aiokafka", workload, loop) for workload in workloads]
     for client in ("confluent-aio", "confluent-aio, tuned"):
         all_ += [Contender(client, workload, "asyncio") for workload in TASKS]
+    all_ += [Contender(pekko.CLIENT, workload, "none") for workload in pekko.WORKLOADS]
     return all_
 
 
@@ -97,7 +102,9 @@ def sink(name: str, partitions: int) -> Iterator[tuple[str, str]]:
 def run(contender: Contender, options: argparse.Namespace, address: str, api: str) -> Any:
     """Let one contender have its turn; None where it failed."""
     records = contender.records(options.records)
-    command = [sys.executable, str(HERE / "contender.py"), contender.client, contender.workload]
+    python = (sys.executable, str(HERE / "contender.py"))
+    command = [*(pekko.command() if contender.client == pekko.CLIENT else python)]
+    command += [contender.client, contender.workload]
     command += ["--loop", contender.loop, "--bootstrap", address, "--topic", TOPIC]
     command += ["--records", str(records), "--size", str(options.size)]
     command += ["--compression", options.compression, "--api-version", api, "--ticks"]
@@ -208,13 +215,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("bench-results"), help="a directory")
     options = parser.parse_args()
     chosen = [one for one in contenders() if re.search(options.only, str(one))]
+    jvm = any(one.client == pekko.CLIENT for one in chosen)
+    if jvm and not pekko.ready():
+        jvm, chosen = False, [one for one in chosen if one.client != pekko.CLIENT]
     figures: dict[Contender, list[Any]] = {one: [] for one in chosen}
     with sink(options.sink, options.partitions) as (address, api):
         for number in range(options.rounds):
             print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
             for contender in chosen:
                 figures[contender].append(run(contender, options, address, api))
-    about = machine()
+    about = machine() | (pekko.versions() if jvm else {})
     title = (
         f"{options.records:,} records of {options.size} B, {options.partitions} partitions, "
         f"compression {options.compression}, {options.sink}, {options.rounds} rounds"

@@ -20,7 +20,15 @@ from typing import NamedTuple
 
 import pytest
 
-__all__ = ["KafkaHome", "KafkaMissing", "fetched", "kafka_home", "require_kafka", "run_maven"]
+__all__ = [
+    "KafkaHome",
+    "KafkaMissing",
+    "fetched",
+    "find_java",
+    "kafka_home",
+    "require_kafka",
+    "run_maven",
+]
 
 _POM = Path(__file__).with_name("kafka_cluster.pom.xml")
 #: Pinned, so that no two runs differ by it.
@@ -52,7 +60,7 @@ def kafka_home() -> KafkaHome:
     Raises:
         KafkaMissing: there is no Java that is new enough, or no Kafka and no way to fetch it.
     """
-    java, said = _java()
+    java, said = find_java()
     home = os.environ.get("KAFKA_HOME")
     # Another pom, another directory: what is there is what it asks for.
     name = hashlib.sha256(_POM.read_bytes()).hexdigest()[:12]
@@ -78,8 +86,12 @@ def require_kafka() -> None:
         pytest.skip(f"Apache Kafka can't be run: {missing}")
 
 
-def _java() -> tuple[str, str]:
-    """Java, and what it says of its version."""
+def find_java() -> tuple[str, str]:
+    """Java, and what it says of its version.
+
+    Raises:
+        KafkaMissing: there is no Java, or none that is new enough.
+    """
     home = os.environ.get("JAVA_HOME")
     java = shutil.which("java", path=str(Path(home, "bin")) if home else None)
     if java is None:
