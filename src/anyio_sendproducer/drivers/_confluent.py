@@ -15,7 +15,6 @@ May import: ``confluent_kafka``, ``drivers`` and its modules, ``_records``, ``_s
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import ctypes
 import json
@@ -170,9 +169,11 @@ class ConfluentDriver:
         self._thread: threading.Thread | None = None
         self._bell = threading.Event()
         self._is_watching = False
-        # What the callbacks were told, for whoever asked to make outcomes of.
-        self._done: collections.deque[tuple[Any, Any, Any]] = collections.deque()
+        # Submissions and their outcomes, in turn, that were not passed on yet; and how long that
+        # may become until a poll ends.
+        self._said: list[Any] = []
         self._most: float = math.inf
+        self._reporting = threading.Lock()
         self._delivered = self._callback()
         self._trouble: SendProducerError | None = None
         self._is_cut_off = False
@@ -437,58 +438,53 @@ class ConfluentDriver:
         )
 
     def _callback(self) -> Callable[[Any, Any, Any], None]:
-        """What the client calls for each record that it is through with."""
-        done = self._done
-        append = done.append
+        """What the client calls for each record that it is through with, whoever polls."""
+        said = self._said
+        extend = said.extend
+        new = _new_tuple
+        direct = self.direct
 
         def delivered(submission: Any, error: Any, message: Any) -> None:
-            append((submission, error, message))
-            if len(done) >= self._most:
-                raise _Enough
-
-        return delivered
-
-    def _report(self) -> bool:
-        """Make outcomes of what the callbacks were told, and say whether there was anything."""
-        done = self._done
-        count = len(done)
-        if not count:
-            return False
-        new = _new_tuple
-        submissions: list[Any] = []
-        outcomes: list[Outcome] = []
-        for _ in range(count):
-            try:
-                submission, error, message = done.popleft()
-            except IndexError:  # another thread reports, too
-                break
-            submissions.append(submission)
+            record = submission.record
             if error is None:
                 offset = message.offset()
                 timestamp_ms = message.timestamp()[1]
                 if offset is None or offset < 0:
                     offset = timestamp_ms = None
-                key, value = message.key(), message.value()
-                outcomes.append(
-                    new(
-                        RecordMetadata,
-                        (
-                            submission.record.topic,
-                            message.partition(),
-                            offset,
-                            timestamp_ms,
-                            None if key is None else len(key),
-                            None if value is None else len(value),
-                        ),
-                    )
+                if direct:
+                    key, value = record.key, record.value
+                else:
+                    key, value = message.key(), message.value()
+                outcome: Outcome = new(
+                    RecordMetadata,
+                    (
+                        record.topic,
+                        message.partition(),
+                        offset,
+                        timestamp_ms,
+                        None if key is None else len(key),
+                        None if value is None else len(value),
+                    ),
                 )
+                if self._trouble is not None:
+                    self._trouble = None
+                    self._is_cut_off = False
             else:
-                outcomes.append(self._failure(submission.record, error))
-        if self._trouble is not None and any(type(one) is RecordMetadata for one in outcomes):
-            self._trouble = None
-            self._is_cut_off = False
-        cast("Sink", self._sink).completed(submissions, outcomes)
-        return True
+                outcome = self._failure(record, error)
+            # In one step, since another thread may be taking what is there.
+            extend((submission, outcome))
+            if len(said) >= self._most:
+                raise _Enough
+
+        return delivered
+
+    def _report(self) -> None:
+        """Pass on what the callbacks made of it."""
+        with self._reporting:
+            said = self._said[:]
+            del self._said[: len(said)]
+        if said:
+            cast("Sink", self._sink).completed(said[::2], said[1::2])
 
     def _failure(self, record: ProducerRecord[Any, Any], error: Any) -> DeliveryError:
         """What an error of the client says of a record that it had."""
@@ -524,7 +520,7 @@ class ConfluentDriver:
         with self._using:
             if not self._is_usable:
                 return 0
-            self._most = most
+            self._most = 2 * most
             self._poll(0)
             under_way = len(self._client)
         self._report()
@@ -542,7 +538,7 @@ class ConfluentDriver:
         while not self._closing.is_set():
             if self._is_watching:
                 self._poll(_SLICE_SECONDS)
-                if self._done:
+                if self._said:
                     self._is_watching = False
                     cast("Sink", self._sink).ready()
             elif not self._bell.wait(_IDLE_SECONDS):
