@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import pytest
 
@@ -27,8 +27,11 @@ __all__ = [
     "find_java",
     "kafka_home",
     "require_kafka",
+    "required",
     "run_maven",
 ]
+
+T = TypeVar("T")
 
 _POM = Path(__file__).with_name("kafka_cluster.pom.xml")
 #: Pinned, so that no two runs differ by it.
@@ -78,12 +81,22 @@ def kafka_home() -> KafkaHome:
 
 def require_kafka() -> None:
     """Skip the test where Kafka can't be run; in CI that is a failure."""
+    required("Apache Kafka", kafka_home)
+
+
+def required(what: str, find: Callable[[], T]) -> T:
+    """What a test can't do without; where it is not to be had the test is skipped, and in CI fails.
+
+    Args:
+        what: its name.
+        find: gives it, or raises :exc:`KafkaMissing`.
+    """
     try:
-        kafka_home()
+        return find()
     except KafkaMissing as missing:
         if os.environ.get("CI"):
-            pytest.fail(f"Apache Kafka can't be run: {missing}", pytrace=False)
-        pytest.skip(f"Apache Kafka can't be run: {missing}")
+            pytest.fail(f"{what} can't be run: {missing}", pytrace=False)
+        pytest.skip(f"{what} can't be run: {missing}")
 
 
 def find_java() -> tuple[str, str]:
