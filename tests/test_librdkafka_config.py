@@ -535,6 +535,10 @@ def test_a_client_of_ones_own_is_kafka_pythons() -> None:
     assert str(caught.value) == f"producer {WORDS}the driver 'kafka-python'"
 
 
+STATISTICS = (
+    "set 'statistics.interval.ms': what librdkafka counts is in statistics().client from then on"
+)
+
 DECIDED = {
     "bootstrap.servers": "use ProducerSettings(bootstrap_servers=...)",
     "metadata.broker.list": "use ProducerSettings(bootstrap_servers=...)",
@@ -555,10 +559,8 @@ DECIDED = {
     "on_delivery": "what became of a record is what send() returns or raises",
     "delivery.report.only.error": "what became of a record is what send() returns or raises",
     "error_cb": "the driver serves the client's events itself",
-    "stats_cb": "metrics of the client could not be reached through the producer; leave it out",
-    "metrics_enabled": (
-        "metrics of the client could not be reached through the producer; leave it out"
-    ),
+    "stats_cb": STATISTICS,
+    "metrics_enabled": (STATISTICS),
     "logger": "what librdkafka logs goes to the module logging, where levels are set",
     "log_level": "what librdkafka logs goes to the module logging, where levels are set",
     "oauth_cb": TOKENS,

@@ -1,14 +1,15 @@
 """Where the event loop and the driver's thread meet, and nowhere else.
 
 Loop to thread goes a batch of records as one command. Thread to loop come events: they gather in a
-deque, one wake-up of the loop brings over all that there are, and they go on as one item of a
+list, one wake-up of the loop brings over all that there are, and they go on as one item of a
 memory object stream to the task that settles them. So a crossing is paid once a batch, never once
 a record.
 
 A client that takes records without waiting, and reports when it is asked to, needs no thread for
-that (see :class:`~anyio_sendproducer.drivers.PolledDriver`): the loop hands over and asks by itself.
-Between two questions it lets everybody else have their turn; where no answer comes soon, it leaves
-the waiting to the driver's thread, which wakes it up.
+that: the loop hands over and asks by itself (see
+:class:`~anyio_sendproducer.drivers.PolledDriver`). Between two questions it lets everybody else
+have their turn; where no answer comes soon, it leaves the waiting to the driver's thread, which
+wakes it up.
 
 The thread is the bridge's own and not AnyIO's: it lives as long as the producer, and a call of the
 client library that hangs must not keep the loop from ending.

@@ -344,7 +344,7 @@ class ConfluentDriver:
         return self._is_cut_off
 
     def figures(self) -> Mapping[str, Any]:
-        """librdkafka's statistics; see :meth:`anyio_sendproducer.drivers.Driver.figures`."""
+        """Its statistics; see :meth:`anyio_sendproducer.drivers.Driver.figures`."""
         text = self._statistics
         if text and text is not self._read[0]:
             self._read = (text, json.loads(text))
