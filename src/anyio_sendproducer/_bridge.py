@@ -189,6 +189,8 @@ class Bridge:
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._outbox: list[Event | _Reply[Any]] = []
         self._signalled = False
+        #: Whether the loop has more for the driver when that is through with a batch.
+        self._is_wanted = False
         # What is posted and whether the loop knows of it go together, with or without a GIL.
         self._posting = threading.Lock()
         self._stopping = threading.Event()
@@ -257,6 +259,7 @@ class Bridge:
                 self._is_waiting = True
                 self._waits_since = time.monotonic()
         if polled is None or not polled.direct:
+            self._is_wanted = False
             self._inbox.put(functools.partial(self._submit, batch))
             return None
         try:
@@ -264,6 +267,13 @@ class Bridge:
         except Exception as error:  # noqa: BLE001  # as in _submit()
             self._pass_on([Lost(error)])
             return None
+
+    def want(self) -> None:
+        """There is more to hand over: have the receiver of the events told when the driver is
+        through with the batch. Where nobody wants to know, that waits for what comes next."""
+        with self._posting:
+            self._is_wanted = True
+        self._take_over()
 
     def gathers(self, queued: int) -> bool:
         """Whether it is better to let so many records wait for more than to hand them over.
@@ -399,10 +409,12 @@ class Bridge:
 
     # --- on threads --------------------------------------------------------------------------
 
-    def _post(self, item: Event | _Reply[Any]) -> None:
+    def _post(self, item: Event | _Reply[Any], *, urgent: bool = True) -> None:
         with self._posting:
             self._outbox.append(item)
-            wakes, self._signalled = not self._signalled, True
+            wakes = not self._signalled and (urgent or self._is_wanted)
+            if wakes:
+                self._signalled = True
         if wakes:
             self._loop.call_soon_threadsafe(self._collect)
 
@@ -431,10 +443,11 @@ class Bridge:
 
     def _submit(self, batch: Sequence[Entry]) -> None:
         try:
-            event: Event = Taken(self._opened().submit(batch))
+            answer = self._opened().submit(batch)
         except BaseException as error:  # noqa: BLE001  # told to the loop, which ends it all
-            event = Lost(error)
-        self._post(event)
+            self._post(Lost(error))
+        else:
+            self._post(Taken(answer), urgent=bool(answer.held or answer.sizes))
 
     def _reopen(self, error: BaseException, generation: int) -> None:
         self._polled = None

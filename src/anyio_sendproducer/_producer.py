@@ -421,15 +421,19 @@ class SendProducer(Sender):
         )
         ledger = self._ledger
         entry = ledger.enter(checked, size, self._now(), wait)
-        if not self._rung and not self._busy:
+        if not self._rung:
             self._ring()
         return entry
 
     def _ring(self) -> None:
-        """Have the pump look at the queue, unless it is going to anyway."""
-        if not self._rung and not self._busy:
+        """Have the pump look at the queue, as soon as the driver can take what is there; unless it
+        is going to anyway."""
+        if not self._rung:
             self._rung = True
-            self._bridge.ring()
+            if self._busy:
+                self._bridge.want()
+            else:
+                self._bridge.ring()
 
     def _moved(self, woken: Iterable[object]) -> None:
         """Room may have become free elsewhere than in the pump: others may be queued now."""
@@ -478,16 +482,20 @@ class SendProducer(Sender):
         if self._stopping:
             return  # nobody would take it: what is queued was not sent
         queued = self._ledger.queued
-        if queued and not self._busy and not self._reopening and not self._bridge.gathers(queued):
-            batch = self._ledger.take(self._bridge.at_once)
-            if batch:
-                answer = self._bridge.submit(batch)
-                if answer is None:
-                    self._busy = True
-                else:
-                    self._wake(self._taken(answer))
-                    if self._ledger.queued:
-                        self._ring()
+        if not queued or self._reopening:
+            return
+        if self._busy:
+            self._ring()
+        elif not self._bridge.gathers(queued) and (
+            batch := self._ledger.take(self._bridge.at_once)
+        ):
+            answer = self._bridge.submit(batch)
+            if answer is None:
+                self._busy = True
+            else:
+                self._wake(self._taken(answer))
+                if self._ledger.queued:
+                    self._ring()
 
     def _taken(self, answer: Submitted) -> Iterable[object]:
         """The driver went through a batch."""
