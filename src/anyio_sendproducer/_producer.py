@@ -726,7 +726,8 @@ async def start_send_producer(
     Args:
         task_group: AnyIO's TaskGroup, or Trio's Nursery.
         settings: see :class:`ProducerSettings`.
-        driver: ``"kafka-python"``, or a callable that makes a driver; None for the default.
+        driver: ``"kafka-python"``, which None stands for; ``"confluent"``, on librdkafka (extra
+            ``confluent``); or a callable that makes a driver of yours.
 
     Returns:
         The producer, connected.
@@ -761,7 +762,8 @@ async def open_send_producer(
 
     Args:
         settings: see :class:`ProducerSettings`.
-        driver: ``"kafka-python"``, or a callable that makes a driver; None for the default.
+        driver: ``"kafka-python"``, which None stands for; ``"confluent"``, on librdkafka (extra
+            ``confluent``); or a callable that makes a driver of yours.
 
     Raises:
         SettingsError: a setting is wrong.

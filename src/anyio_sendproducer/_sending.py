@@ -358,7 +358,8 @@ class Sender:
             raise
 
     async def _wait_for(self, entry: Entry) -> RecordMetadata:
-        self._check_loop()
+        if self._thread != get_ident():  # the other half of the check is below, as in send()
+            self._check_loop()
         if entry.outcome is not None:
             if self._is_others_turn():
                 await anyio.lowlevel.checkpoint()
@@ -376,6 +377,7 @@ class Sender:
                 waiters.remove(cell)
                 if not waiters:
                     self._ledger.unwatch(entry)
+                self._check_loop()
                 raise
         self._ledger.saw(entry)
         outcome = entry.outcome
