@@ -447,7 +447,9 @@ class Bridge:
         except BaseException as error:  # noqa: BLE001  # told to the loop, which ends it all
             self._post(Lost(error))
         else:
-            self._post(Taken(answer), urgent=bool(answer.held or answer.sizes))
+            # A client that is asked is to be asked from now on.
+            tells = self._polled is None and not answer.held and not answer.sizes
+            self._post(Taken(answer), urgent=not tells)
 
     def _reopen(self, error: BaseException, generation: int) -> None:
         self._polled = None
