@@ -56,9 +56,8 @@ from ._serializing import bytes_of, serialize_with, size_of
 
 __all__ = ["ConfluentDriver"]
 
-#: Answers of a broker, or of the client before it asked one, to a record that is not written. With
-#: the same codes librdkafka gives the status NOT_PERSISTED, which its Python client does not pass
-#: on; it does not either look whether an earlier attempt was lost on its way back.
+#: Answers of a broker, or of the client before it asked one, to a record that is not written, but
+#: where an earlier attempt was: librdkafka knows, and its Python client does not pass it on.
 _REFUSALS: Final = frozenset(
     {
         KafkaError._INVALID_ARG,
@@ -83,6 +82,9 @@ _REFUSALS: Final = frozenset(
     }
 )
 
+#: Of these, what the whole cluster says: what is not there has nothing written in it.
+_OF_NO_TOPIC: Final = frozenset({KafkaError._UNKNOWN_PARTITION, KafkaError._UNKNOWN_TOPIC})
+
 #: By these a broker says that another producer took over.
 _FENCED: Final = frozenset(
     {KafkaError._FENCED, KafkaError.INVALID_PRODUCER_EPOCH, KafkaError.PRODUCER_FENCED}
@@ -105,6 +107,12 @@ _UNREACHED: Final = frozenset(
 _NOT_LET_IN: Final = frozenset(
     {KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError.SASL_AUTHENTICATION_FAILED}
 )
+
+#: How soon librdkafka sends again what it sent: its retry.backoff.ms, where nobody set it, and what
+#: chance takes off.
+_BACKOFF_MS: Final = 100.0
+_BACKOFF_MAX_MS: Final = 1000.0
+_LEAST_BACKOFF: Final = 0.8
 
 #: How long one call of the client waits where it could go on for longer.
 _SLICE_SECONDS: Final = 0.1
@@ -172,7 +180,12 @@ class ConfluentDriver:
         # may become until a poll ends.
         self._said: list[Any] = []
         self._most: float = math.inf
+        #: A record that the client had for less was sent once, if at all.
+        self._sent_once_seconds = 0.0
         self._reporting = threading.Lock()
+        # What a broker knows as a repetition it may confirm without an offset, by -1, from where
+        # librdkafka counts on. Up to where the offsets of a topic's partition may be such.
+        self._unplaced: dict[tuple[str, int], int] = {}
         self._delivered = self._callback()
         self._trouble: SendProducerError | None = None
         self._is_cut_off = False
@@ -200,6 +213,12 @@ class ConfluentDriver:
         except (KafkaException, TypeError, ValueError) as error:
             raise SettingsError(f"librdkafka refuses the settings: {_words_of(error)}") from error
         _clients.add(self)
+        # Numbers, as the client took them.
+        backoff_ms = min(
+            float(self._config.get("retry.backoff.ms", _BACKOFF_MS)),
+            float(self._config.get("retry.backoff.max.ms", _BACKOFF_MAX_MS)),
+        )
+        self._sent_once_seconds = backoff_ms / 1000 * _LEAST_BACKOFF
         try:
             self._connect(deadline)
             if self._settings.transactional_id is not None:
@@ -279,8 +298,15 @@ class ConfluentDriver:
             client.close()
 
     def disown(self) -> None:
-        """Leave the client as it is, for as long as the process lives."""
+        """Leave the client as it is, for as long as the process lives, and be closed."""
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._client))
+        self._client = None
+        self._is_usable = False
+        self._closed = True
+        # Whoever holds its lock, or is about to set it, stayed behind as well.
+        self._using = threading.Lock()
+        self._closing = threading.Event()
+        self._closing.set()
 
     def _ready(self) -> Any:
         client = self._client
@@ -306,7 +332,7 @@ class ConfluentDriver:
     def _break(self, error: Any) -> None:
         if not self._is_broken and not self._closing.is_set():
             self._is_broken = True
-            failure = self._fenced(error) if error.code() in _FENCED else _translated(error)
+            failure = self._fenced(error) if self._is_fenced(error) else _translated(error)
             cast("Sink", self._sink).broken(failure)
 
     def _failed(self, error: Any) -> None:
@@ -402,6 +428,12 @@ class ConfluentDriver:
                 answer.held += batch[place:]
                 return
             except KafkaException as error:
+                if error.args[0].code() == KafkaError._FATAL:
+                    # It takes no more. They are for the next client.
+                    self._poll(0)  # which knows why
+                    self._break(error.args[0])
+                    answer.held += batch[place:]
+                    return
                 failed.append(submission)
                 failures.append(_refused(record, error.args[0]))
             except Exception as error:  # noqa: BLE001  # becomes this record's outcome
@@ -450,13 +482,14 @@ class ConfluentDriver:
         extend = said.extend
         new = _new_tuple
         direct = self.direct
+        unplaced = self._unplaced
 
         def delivered(submission: Any, error: Any, message: Any) -> None:
             record = submission.record
             if error is None:
                 offset = message.offset()
                 timestamp_ms = message.timestamp()[1]
-                if offset is None or offset < 0:
+                if (offset is None or unplaced) and not self._is_placed(message, offset):
                     offset = timestamp_ms = None
                 if direct:
                     key, value = record.key, record.value
@@ -477,7 +510,7 @@ class ConfluentDriver:
                     self._trouble = None
                     self._is_cut_off = False
             else:
-                outcome = self._failure(record, error)
+                outcome = self._failure(record, error, message)
             # In one step, since another thread may be taking what is there.
             extend((submission, outcome))
             if len(said) >= self._most:
@@ -493,12 +526,29 @@ class ConfluentDriver:
         if said:
             cast("Sink", self._sink).completed(said[::2], said[1::2])
 
-    def _failure(self, record: ProducerRecord[Any, Any], error: Any) -> DeliveryError:
+    def _is_placed(self, message: Any, offset: int | None) -> bool:
+        """Whether this is the record's offset, and not counted on from -1."""
+        where = (message.topic(), message.partition())
+        if offset is None:
+            self._unplaced.setdefault(where, 0)
+            return False
+        # What was sent once is no repetition.
+        if offset > self._unplaced.get(where, -1) or self._is_sent_once(message):
+            return True
+        self._unplaced[where] = offset + 1
+        return False
+
+    def _is_sent_once(self, message: Any) -> bool:
+        """Whether there was no time to send it again; otherwise nobody knows."""
+        seconds = message.latency()
+        return seconds is not None and seconds < self._sent_once_seconds
+
+    def _failure(self, record: ProducerRecord[Any, Any], error: Any, message: Any) -> DeliveryError:
         """What an error of the client says of a record that it had."""
         code = error.code()
-        if error.fatal() or code in _FENCED:
+        if error.fatal() or self._is_fenced(error):
             self._break(error)
-        if code in _REFUSALS:
+        if code in _OF_NO_TOPIC or (code in _REFUSALS and self._is_sent_once(message)):
             return _refused(record, error)
         cause = _translated(error)
         if code == KafkaError._MSG_TIMED_OUT:
@@ -701,6 +751,10 @@ class ConfluentDriver:
         if error.txn_requires_abort():
             return TransactionAborted(f"{what}: {_words(error)}")
         return TransactionError(f"{what}: {_words(error)}")
+
+    def _is_fenced(self, error: Any) -> bool:
+        # Without a name nobody can take over: a broker merely forgot, or mixed up, who this is.
+        return self._settings.transactional_id is not None and error.code() in _FENCED
 
     def _fenced(self, error: Any) -> ProducerFenced:
         fenced = ProducerFenced(
