@@ -41,7 +41,6 @@ __all__ = [
     "page",
     "read_log",
     "versions",
-    "waiting",
     "write_row",
 ]
 
@@ -142,13 +141,6 @@ def write_row(row: Row) -> None:
         path = Path(directory) / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(dataclasses.asdict(row), indent=1, sort_keys=True) + "\n")
-
-
-def waiting(driver: str, seconds: float) -> dict[str, Any]:
-    """Properties by which a client waits so long for an answer, before it connects anew."""
-    # librdkafka's request.timeout.ms is how long the broker may wait for its replicas.
-    name = "request.timeout.ms" if driver == DEFAULT_DRIVER else "socket.timeout.ms"
-    return {name: round(seconds * 1000)}
 
 
 async def judge(

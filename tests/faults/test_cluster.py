@@ -16,7 +16,7 @@ import pytest
 from anyio.to_thread import run_sync
 
 from anyio_sendproducer import ProducerSettings
-from tests.faults.matrix import FULL, RECORDS, Cell, judge, waiting
+from tests.faults.matrix import FULL, RECORDS, Cell, judge
 from tests.history import Report
 from tests.kafka_cluster import KafkaCluster, kafka_cluster
 from tests.kafka_home import require_kafka
@@ -120,9 +120,9 @@ async def test_a_rolling_restart(
     assert report.acknowledged == report.sent
 
 
-@pytest.mark.parametrize("patience", [30, 2], ids=["patient", "impatient"])
+@pytest.mark.parametrize("request_timeout_ms", [30_000, 2_000], ids=["patient", "impatient"])
 async def test_a_leader_freezes(
-    anyio_backend: str, driver: str, cluster: KafkaCluster, topic: str, patience: int
+    anyio_backend: str, driver: str, cluster: KafkaCluster, topic: str, request_timeout_ms: int
 ) -> None:
     seconds = 10.0 if FULL else 4.0
 
@@ -132,8 +132,8 @@ async def test_a_leader_freezes(
         cluster.resume(1)
         cluster.wait_until_ready()
 
-    cell = f"SIGSTOP of a leader for {seconds:g} s, request.timeout.ms {patience * 1000}"
-    properties = waiting(driver, patience)
+    cell = f"SIGSTOP of a leader for {seconds:g} s, request.timeout.ms {request_timeout_ms}"
+    properties = {"request.timeout.ms": request_timeout_ms}
     report = await run(cell, anyio_backend, driver, cluster, topic, fault, properties=properties)
     assert report.acknowledged == report.sent
 

@@ -17,7 +17,7 @@ import pytest
 
 from anyio_sendproducer import ProducerSettings
 from tests.calls import until
-from tests.faults.matrix import DEFAULT_DRIVER, FULL, RECORDS, Cell, judge, waiting
+from tests.faults.matrix import DEFAULT_DRIVER, FULL, RECORDS, Cell, judge
 from tests.history import Report
 from tests.load import During, Load, Ran, Running, run_load
 from tests.mock_cluster import FOR_MOCK, INIT_PRODUCER_ID, METADATA, MockCluster, mock_cluster
@@ -300,7 +300,7 @@ async def test_duplicate_sequence_number(
             fresh.answer_next(broker, 46)
         running.admit(1)
 
-    settings = settings_for(fresh, driver, properties=waiting(driver, 0.3))
+    settings = settings_for(fresh, driver, properties={"request_timeout_ms": 300})
     cell = "DUPLICATE_SEQUENCE_NUMBER, after a lost answer"
     # librdkafka's requests are for one partition each: with two to a broker, the mock would call
     # a duplicate what it never had.
@@ -358,7 +358,7 @@ async def test_an_answer_that_is_lost(
             fresh.answer_next(1, 0, rtt_ms=2_000)
             running.admit((turn + 1) / 4)
 
-    settings = settings_for(fresh, driver, properties=waiting(driver, 0.3))
+    settings = settings_for(fresh, driver, properties={"request_timeout_ms": 300})
     cell = "a written batch whose answer is lost, three times"
     _, report = await run(cell, anyio_backend, driver, settings, topic, during)
     assert report.acknowledged == report.sent
@@ -379,7 +379,7 @@ async def test_an_answer_that_is_lost_and_then_a_refusal(
             fresh.answer_next(1, 29)
         running.admit(1)
 
-    settings = settings_for(fresh, driver, properties=waiting(driver, 0.3))
+    settings = settings_for(fresh, driver, properties={"request_timeout_ms": 300})
     cell = "a written batch whose answer is lost, then TOPIC_AUTHORIZATION_FAILED"
     # Time for the second answer, however few requests a busy machine makes of the load.
     _, report = await run(

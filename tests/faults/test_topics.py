@@ -17,7 +17,7 @@ from anyio.to_thread import run_sync
 
 from anyio_sendproducer import ProducerRecord, ProducerSettings
 from tests.faults.matrix import FULL, RECORDS, Cell, Row, join, judge, read_log, write_row
-from tests.history import Acknowledged, Ended, History, Logged, Plain, check
+from tests.history import Acknowledged, Ended, Failed, History, Logged, Plain, check
 from tests.kafka_cluster import KafkaCluster, kafka_cluster
 from tests.kafka_home import require_kafka
 from tests.kafka_security import ACLS, logging_in, sasl_listener
@@ -74,6 +74,16 @@ async def test_records_that_are_too_large_for_the_topic(
     ran = await run_load(settings, load, driver=driver)
     cell = Cell("cluster", "records over max.message.bytes among others", anyio_backend, driver)
     report = await judge(cell, ran, settings, topic)
+    if driver == "confluent":
+        # librdkafka does not split a batch that is too large: what else is in it fails as well.
+        # And what took longer than until an attempt is repeated may have been sent before.
+        kinds = {"RecordRejected, not persisted", "DeliveryError, possibly persisted"}
+        assert set(report.failed) <= kinds
+        for id_ in ran.history.sent:
+            assert not is_special(int(id_[1:])) or isinstance(ran.history.outcome(id_), Failed)
+        assert report.acknowledged > report.sent / 2
+        assert ran.statistics.generations == 1
+        return
     assert report.failed == {"RecordRejected, not persisted": RECORDS // ONE_IN}
     assert report.acknowledged == report.sent - RECORDS // ONE_IN
     assert ran.statistics.generations == 1

@@ -17,7 +17,7 @@ import pytest
 from anyio_sendproducer import ProducerSettings, open_send_producer
 from tests.calls import until
 from tests.fault_proxy import FaultProxy, Way, proxied_broker
-from tests.faults.matrix import FULL, RECORDS, Cell, judge, waiting
+from tests.faults.matrix import FULL, RECORDS, Cell, judge
 from tests.history import Report
 from tests.load import During, Load, Ran, Running, run_load
 
@@ -116,7 +116,7 @@ async def test_black_hole(anyio_backend: str, driver: str, proxy: FaultProxy) ->
         await anyio.sleep(1.0)
         proxy.heal()
 
-    settings = settings_for(proxy, properties=waiting(driver, 0.4))
+    settings = settings_for(proxy, properties={"request_timeout_ms": 400})
     cell = "black hole, longer than request.timeout.ms"
     _, report = await run(cell, anyio_backend, driver, proxy, settings, during, admitted=0.4)
     assert report.acknowledged == report.sent
@@ -261,7 +261,7 @@ async def test_half_closed(anyio_backend: str, driver: str, proxy: FaultProxy, w
             await running.until_settled(turn / 4)
             proxy.half_close(way)
 
-    settings = settings_for(proxy, properties=waiting(driver, 0.5))
+    settings = settings_for(proxy, properties={"request_timeout_ms": 500})
     cell = f"half closed {way.value}, three times"
     _, report = await run(cell, anyio_backend, driver, proxy, settings, during)
     assert report.acknowledged == report.sent

@@ -82,8 +82,15 @@ _REFUSALS: Final = frozenset(
     }
 )
 
-#: Of these, what the whole cluster says: what is not there has nothing written in it.
-_OF_NO_TOPIC: Final = frozenset({KafkaError._UNKNOWN_PARTITION, KafkaError._UNKNOWN_TOPIC})
+#: Of these, what is said of a topic that is not there. A broker that says so to what was sent is
+#: asked again; in the end it is what the metadata say.
+_OF_NO_TOPIC: Final = frozenset(
+    {
+        KafkaError._UNKNOWN_PARTITION,
+        KafkaError._UNKNOWN_TOPIC,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+    }
+)
 
 #: By these a broker says that another producer took over.
 _FENCED: Final = frozenset(
@@ -186,7 +193,8 @@ class ConfluentDriver:
         # What a broker knows as a repetition it may confirm without an offset, by -1, from where
         # librdkafka counts on. Up to where the offsets of a topic's partition may be such.
         self._unplaced: dict[tuple[str, int], int] = {}
-        self._delivered = self._callback()
+        #: Topics that something was written to. One may be taken for gone, for a moment.
+        self._known: set[str] = set()
         self._trouble: SendProducerError | None = None
         self._is_cut_off = False
         self._is_broken = False
@@ -194,6 +202,7 @@ class ConfluentDriver:
         self._read: tuple[str, Mapping[str, Any]] = ("", {})
         self._asked: dict[str, float] = {}
         self._in_transaction = False
+        self._delivered = self._callback()
 
     # --- opening and closing -----------------------------------------------------------------
 
@@ -435,7 +444,7 @@ class ConfluentDriver:
                     answer.held += batch[place:]
                     return
                 failed.append(submission)
-                failures.append(_refused(record, error.args[0]))
+                failures.append(self._refused(record, error.args[0]))
             except Exception as error:  # noqa: BLE001  # becomes this record's outcome
                 failed.append(submission)
                 failures.append(
@@ -483,6 +492,7 @@ class ConfluentDriver:
         new = _new_tuple
         direct = self.direct
         unplaced = self._unplaced
+        known = self._known
 
         def delivered(submission: Any, error: Any, message: Any) -> None:
             record = submission.record
@@ -506,6 +516,8 @@ class ConfluentDriver:
                         None if value is None else len(value),
                     ),
                 )
+                if record.topic not in known:
+                    known.add(record.topic)
                 if self._trouble is not None:
                     self._trouble = None
                     self._is_cut_off = False
@@ -548,8 +560,9 @@ class ConfluentDriver:
         code = error.code()
         if error.fatal() or self._is_fenced(error):
             self._break(error)
-        if code in _OF_NO_TOPIC or (code in _REFUSALS and self._is_sent_once(message)):
-            return _refused(record, error)
+        never_written = code in _OF_NO_TOPIC and record.topic not in self._known
+        if never_written or (code in _REFUSALS and self._is_sent_once(message)):
+            return self._refused(record, error)
         cause = _translated(error)
         if code == KafkaError._MSG_TIMED_OUT:
             trouble = self._trouble
@@ -569,6 +582,31 @@ class ConfluentDriver:
             )
         failure.__cause__ = cause
         return failure
+
+    def _refused(self, record: ProducerRecord[Any, Any], error: Any) -> DeliveryError:
+        """The record was not taken, or a broker refused it: either way it is not written."""
+        code = error.code()
+        cause = KafkaException(error)
+        if code == KafkaError._UNKNOWN_PARTITION:
+            said = f"topic {record.topic!r} has no partition {record.partition}"
+        elif code in _OF_NO_TOPIC:
+            said = (
+                f"the cluster does not know topic {record.topic!r} and did not create it within "
+                f"{self._settings.unknown_topic_timeout:g} s (unknown_topic_timeout)"
+            )
+        elif code in _REFUSALS:
+            said = f"the record was refused: {_words(error)}"
+            if code == KafkaError.MSG_SIZE_TOO_LARGE:
+                said += " (max_request_size, or what the topic's brokers allow)"
+        else:
+            failure = DeliveryError(
+                f"librdkafka did not take the record: {_words(error)}",
+                record=record,
+                persistence=Persistence.NOT_PERSISTED,
+            )
+            failure.__cause__ = cause
+            return failure
+        return _rejected(record, said, cause)
 
     # --- asking ------------------------------------------------------------------------------
 
@@ -806,19 +844,6 @@ def _rejected(
     error = RecordRejected(message, record=record, persistence=Persistence.NOT_PERSISTED)
     error.__cause__ = cause
     return error
-
-
-def _refused(record: ProducerRecord[Any, Any], error: Any) -> DeliveryError:
-    """The record was not taken, or a broker refused it: either way it is not written."""
-    if error.code() in _REFUSALS:
-        return _rejected(record, f"the record was refused: {_words(error)}", KafkaException(error))
-    failure = DeliveryError(
-        f"librdkafka did not take the record: {_words(error)}",
-        record=record,
-        persistence=Persistence.NOT_PERSISTED,
-    )
-    failure.__cause__ = KafkaException(error)
-    return failure
 
 
 def _not_taken(record: ProducerRecord[Any, Any]) -> DeliveryError:
