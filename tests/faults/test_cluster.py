@@ -58,6 +58,7 @@ async def run(
     fault: Callable[[], None],
     *,
     tasks: int = 200,
+    value_bytes: int = 100,
     **changes: Any,
 ) -> Report:
     """Run a load, bring the fault about when a quarter of it is through, judge, write the row."""
@@ -69,7 +70,14 @@ async def run(
         await running.until_settled(0.25)
         await run_sync(fault)
 
-    load = Load(topic=topic, records=RECORDS, seconds=SECONDS, tasks=tasks, partitions=PARTITIONS)
+    load = Load(
+        topic=topic,
+        records=RECORDS,
+        seconds=SECONDS,
+        tasks=tasks,
+        partitions=PARTITIONS,
+        value_bytes=value_bytes,
+    )
     ran = await run_load(settings, load, during=during, driver=driver)
     await run_sync(cluster.heal)
     # Until then a new leader may not tell how much there is.
@@ -101,7 +109,8 @@ async def test_the_leader_ends_at_once(
         cluster.wait_for_leader(topic, 0, other_than=1)
         cluster.start(1)
 
-    report = await run(cell, anyio_backend, driver, cluster, topic, fault)
+    # In however few batches it comes, it is more than a full disk takes of a partition.
+    report = await run(cell, anyio_backend, driver, cluster, topic, fault, value_bytes=500)
     assert report.acknowledged == report.sent
 
 
