@@ -373,7 +373,7 @@ SHOWN = {"security_protocol", "sasl_mechanism", "sasl_mechanisms"}
     st.sampled_from(["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]),
     st.sampled_from([None, *_security._MECHANISMS]),
     st.dictionaries(
-        st.sampled_from(sorted((_security.NAMES | _security._REFUSED.keys()) - SHOWN)),
+        st.sampled_from(sorted((_security.NAMES | _security.REFUSED.keys()) - SHOWN)),
         anything,
         min_size=1,
         max_size=4,

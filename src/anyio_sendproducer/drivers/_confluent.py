@@ -52,6 +52,7 @@ from .._settings import ProducerSettings
 from . import ConsumedOffset, Deadline, Outcome, Sink, Submission, Submitted
 from ._discreet import one_line
 from ._librdkafka_config import librdkafka_config
+from ._security import TokenSource
 from ._serializing import bytes_of, serialize_with, size_of
 
 __all__ = ["ConfluentDriver"]
@@ -152,7 +153,9 @@ class ConfluentDriver:
 
     def __init__(self, settings: ProducerSettings) -> None:
         self._settings = settings
-        self._config = librdkafka_config(settings)
+        made = librdkafka_config(settings)
+        self._config = made.config
+        self._tokens = made.tokens
         self._key = serialize_with(settings.key_serializer)
         self._value = serialize_with(settings.value_serializer)
         #: Serializers are not to run on the loop.
@@ -190,6 +193,8 @@ class ConfluentDriver:
             "error_cb": self._failed,
             "stats_cb": self._counted,
         }
+        if self._tokens is not None:
+            config["oauth_cb"] = self._token
         try:
             self._client = confluent_kafka.Producer(config, logger=_log)
         except (KafkaException, TypeError, ValueError) as error:
@@ -323,6 +328,10 @@ class ConfluentDriver:
     def _counted(self, statistics: str) -> None:
         """Called by the client every ``statistics.interval.ms``."""
         self._statistics = statistics
+
+    def _token(self, _: str) -> tuple[str, float]:
+        """Called by the client, on a thread of its own, when it wants a token."""
+        return cast("TokenSource", self._tokens).token(), time.time() + _TOKEN_SECONDS
 
     def trouble(self) -> Exception | None:
         """The last failure to connect; see :meth:`anyio_sendproducer.drivers.Driver.trouble`."""

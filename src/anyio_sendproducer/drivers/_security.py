@@ -1,12 +1,16 @@
 """TLS and SASL settings: Kafka's names, librdkafka's and kafka-python's made into one, and checked.
 
+What is wrong whichever client library it is for is told here; what a library can do at all, it says
+by its ``Abilities``. What each is given in the end stands in the module with its configuration.
+
 No message has a value in it that may be secret.
 
-May import: ``_jaas``, ``_tls``, ``_settings``, ``_exceptions``; not ``kafka``.
+May import: ``_jaas``, ``_tls``, ``_settings``, ``_exceptions``; no client library.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import os
 import re
@@ -18,12 +22,24 @@ from urllib.parse import urlsplit
 from .._exceptions import SettingsError
 from .._settings import canonical_name
 from ._jaas import credentials
-from ._tls import CONVERT, FILES, Given, Tls, truth
+from ._tls import CONVERT, FILES, Given, truth
 
-__all__ = ["NAMES", "TokenSource", "security_config"]
+__all__ = [
+    "KAFKA_PYTHON",
+    "MEANINGS",
+    "NAMES",
+    "NO_TOKENS",
+    "REFUSED",
+    "SCRAM",
+    "Abilities",
+    "Security",
+    "TokenSource",
+    "encodes",
+    "judged",
+]
 
 #: What each name stands for here. Dots and underscores are the same.
-_MEANINGS: Final = {
+MEANINGS: Final = {
     "security_protocol": "protocol",
     # Kafka's ssl.*, then librdkafka's, then kafka-python's.
     "ssl_truststore_location": "ca",
@@ -70,28 +86,28 @@ _MEANINGS: Final = {
 }
 
 #: All names that are taken, in the one spelling that is compared.
-NAMES: Final = frozenset(_MEANINGS)
+NAMES: Final = frozenset(MEANINGS)
 
 _PEM_ONLY: Final = f"stores are read in PEM format alone, where it has no use; {CONVERT}"
-_NO_TOKENS: Final = "set 'sasl_oauth_token_provider' to an object whose token() gives one"
+NO_TOKENS: Final = "set 'sasl_oauth_token_provider' to an object whose token() gives one"
 _JAVA_CLASS: Final = "it names a class of Java"
 
 #: Names of Kafka's that can't be had, and what to do.
-_REFUSED: Final = {
+REFUSED: Final = {
     "ssl_truststore_password": _PEM_ONLY,
     "ssl_keystore_password": f"{_PEM_ONLY}. The password of a key is 'ssl.key.password'",
     "ssl_engine_factory_class": f"{_JAVA_CLASS}; make an ssl.SSLContext and set 'ssl_context'",
     "ssl_provider": _JAVA_CLASS,
     "sasl_client_callback_handler_class": _JAVA_CLASS,
-    "sasl_login_callback_handler_class": f"{_JAVA_CLASS}; for OAUTHBEARER, {_NO_TOKENS}",
+    "sasl_login_callback_handler_class": f"{_JAVA_CLASS}; for OAUTHBEARER, {NO_TOKENS}",
     "sasl_login_class": _JAVA_CLASS,
-    "sasl_oauthbearer_token_endpoint_url": f"no token is fetched here; {_NO_TOKENS}",
-    "sasl_oauthbearer_config": _NO_TOKENS,
-    "sasl_oauthbearer_method": _NO_TOKENS,
+    "sasl_oauthbearer_token_endpoint_url": f"no token is fetched here; {NO_TOKENS}",
+    "sasl_oauthbearer_config": NO_TOKENS,
+    "sasl_oauthbearer_method": NO_TOKENS,
 }
 
 _PROTOCOLS: Final = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
-_SCRAM: Final = ("SCRAM-SHA-256", "SCRAM-SHA-512")
+SCRAM: Final = ("SCRAM-SHA-256", "SCRAM-SHA-512")
 #: What each mechanism is told, and whether it can't do without.
 _MECHANISMS: Final[dict[str, dict[str, bool]]] = {
     "PLAIN": {"user": True, "user_password": True},
@@ -112,22 +128,66 @@ _HOW_TO_SET: Final = {
     "user_password": "'sasl.password', or 'sasl.jaas.config'",
     "tokens": "'sasl_oauth_token_provider'",
 }
-_SASL: Final = frozenset({"mechanism", "jaas"}.union(*_MECHANISMS.values()))
 _TEXTS: Final = ("ca_pem", "chain_pem", "key_pem", "ciphers", "user", "user_password")
 _PROXIES: Final = ("http", "socks5", "socks5h")
 
 
-def security_config(properties: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """kafka-python's settings for TLS and SASL, and the properties that are about something else.
+@dataclasses.dataclass(frozen=True, slots=True)
+class Abilities:
+    """What a client library can do for security, and how it is told."""
 
-    Files are read here.
+    #: What each name that it takes stands for, in the one spelling that is compared.
+    meanings: Mapping[str, str]
+    #: Names that can't be had with it, and what to do.
+    refused: Mapping[str, str]
+    #: What each mechanism is told, and whether it can't do without.
+    mechanisms: Mapping[str, Mapping[str, bool]]
+    #: Mechanisms that it lacks, and what to do.
+    lacking: Mapping[str, str]
+    #: The package that it needs for a mechanism.
+    packages: Mapping[str, str]
+
+    @property
+    def sasl(self) -> frozenset[str]:
+        """The meanings that are about a login."""
+        return frozenset({"mechanism", "jaas"}.union(*self.mechanisms.values()))
+
+
+KAFKA_PYTHON: Final = Abilities(MEANINGS, REFUSED, _MECHANISMS, {}, _NEEDED)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Security:
+    """What was asked for, in settings that agree with each other."""
+
+    given: Given
+    protocol: str
+    #: Empty, where there is no login.
+    mechanism: str
+
+    @property
+    def encrypts(self) -> bool:
+        """Whether connections are encrypted."""
+        return self.protocol.endswith("SSL")
+
+    @property
+    def tokens(self) -> TokenSource | None:
+        """What gives the tokens, where they are what the login is by."""
+        return TokenSource(self.given.get("tokens")) if "tokens" in self.given else None
+
+
+def judged(properties: Mapping[str, Any], abilities: Abilities) -> tuple[Security, dict[str, Any]]:
+    """What is asked for, and the properties that are about something else. No file is read here.
+
+    Args:
+        properties: all of them, as they were given.
+        abilities: of the client library that it is for.
 
     Raises:
-        SettingsError: a value is wrong, contradicts another, or can't be had with kafka-python.
+        SettingsError: a value is wrong, contradicts another, or can't be had with this library.
     """
-    given, others = _sorted(properties)
+    given, others = _sorted(properties, abilities)
     _check_types(given)
-    config: dict[str, Any] = {}
     protocol = "PLAINTEXT"
     if "protocol" in given:
         value = given.get("protocol")
@@ -137,41 +197,41 @@ def security_config(properties: Mapping[str, Any]) -> tuple[dict[str, Any], dict
             raise given.wrong(
                 "protocol", f"must be one of {', '.join(_PROTOCOLS)}, not {value!r:.40}"
             )
-        config["security_protocol"] = protocol
     encrypts, logs_in = protocol.endswith("SSL"), protocol.startswith("SASL")
     said = protocol if "protocol" in given else f"{protocol}, which is the default"
     for meaning in given.values:
         if meaning in {"protocol", "proxy"}:
             continue
-        if meaning in _SASL and not logs_in:
+        if meaning in abilities.sasl and not logs_in:
             raise given.wrong(
                 meaning,
                 f"has no effect, since 'security.protocol' is {said}: set it to SASL_SSL, "
                 "or leave this out",
             )
-        if meaning not in _SASL and not encrypts:
+        if meaning not in abilities.sasl and not encrypts:
             raise given.wrong(
                 meaning,
                 f"has no effect, since 'security.protocol' is {said}, and nothing is encrypted: "
                 f"set it to {'SASL_SSL' if logs_in else 'SSL'}, or leave this out",
             )
     if "proxy" in given:
-        config[canonical_name(given.names["proxy"])] = _proxy(given)
-    if logs_in:
-        config.update(_sasl(given, protocol))
+        _check_proxy(given)
+    mechanism = _mechanism(given, protocol, abilities) if logs_in else ""
     if encrypts:
-        config["ssl_context"] = _tls(given)
-    return config, others
+        _check_tls(given, abilities)
+    return Security(given, protocol, mechanism), others
 
 
-def _sorted(properties: Mapping[str, Any]) -> tuple[Given, dict[str, Any]]:
+def _sorted(properties: Mapping[str, Any], abilities: Abilities) -> tuple[Given, dict[str, Any]]:
     given = Given({}, {})
     others: dict[str, Any] = {}
     for name, value in properties.items():
         canonical = canonical_name(name)
-        if canonical in _REFUSED:
-            raise SettingsError(f"properties: {name!r} can't be set: {_REFUSED[canonical]}")
-        meaning = _MEANINGS.get(canonical)
+        if canonical in abilities.refused:
+            raise SettingsError(
+                f"properties: {name!r} can't be set: {abilities.refused[canonical]}"
+            )
+        meaning = abilities.meanings.get(canonical)
         if meaning is None:
             others[name] = value
         elif value is not None:  # to kafka-python, None is the default
@@ -208,7 +268,7 @@ def _check_types(given: Given) -> None:
         raise given.wrong("password", "must be a str")
 
 
-def _proxy(given: Given) -> str:
+def _check_proxy(given: Given) -> None:
     # kafka-python repeats one that it can't read in an error, with the password in it.
     problem = ""
     value = given.get("proxy")
@@ -220,14 +280,13 @@ def _proxy(given: Given) -> str:
         problem = "must be SCHEME://host:port"
     if problem:
         raise given.wrong("proxy", problem)
-    return str(value)
 
 
 # --- SASL ----------------------------------------------------------------------------------------
 
 
 class TokenSource:
-    """What gives kafka-python its tokens for OAUTHBEARER: the user's own object, looked over.
+    """What gives a client its tokens for OAUTHBEARER: the user's own object, looked over.
 
     kafka-python would send ``Bearer None``, and a token with a line end in it as it is.
     """
@@ -251,57 +310,47 @@ class TokenSource:
         return {} if extensions is None else dict(extensions())
 
 
-def _sasl(given: Given, protocol: str) -> dict[str, Any]:
+def _mechanism(given: Given, protocol: str, abilities: Abilities) -> str:
     mechanism = given.get("mechanism")
+    known = abilities.mechanisms
     if mechanism is None:
         raise SettingsError(
             f"properties: 'sasl.mechanism' is missing, which 'security.protocol' {protocol} "
-            f"needs: one of {', '.join(_MECHANISMS)}"
+            f"needs: one of {', '.join(known)}"
         )
-    if not isinstance(mechanism, str) or mechanism not in _MECHANISMS:
-        raise given.wrong(
-            "mechanism", f"must be one of {', '.join(_MECHANISMS)}, not {mechanism!r:.40}"
-        )
-    if mechanism in _NEEDED and importlib.util.find_spec(_NEEDED[mechanism]) is None:
-        raise given.wrong(
-            "mechanism", f"{mechanism} needs the package {_NEEDED[mechanism]}, which is missing"
-        )
+    if isinstance(mechanism, str) and mechanism in abilities.lacking:
+        raise given.wrong("mechanism", f"can't be {mechanism}: {abilities.lacking[mechanism]}")
+    if not isinstance(mechanism, str) or mechanism not in known:
+        raise given.wrong("mechanism", f"must be one of {', '.join(known)}, not {mechanism!r:.40}")
+    package = abilities.packages.get(mechanism)
+    if package is not None and importlib.util.find_spec(package) is None:
+        raise given.wrong("mechanism", f"{mechanism} needs the package {package}, which is missing")
     if mechanism == "AWS_MSK_IAM" and protocol != "SASL_SSL":
         raise given.wrong("mechanism", f"{mechanism} needs 'security.protocol' SASL_SSL")
-    wanted = _MECHANISMS[mechanism]
+    wanted = known[mechanism]
     _unfold_jaas(given, mechanism)
     for meaning in given.values:
-        if meaning in _SASL - {"mechanism"} and meaning not in wanted:
+        if meaning in abilities.sasl - {"mechanism"} and meaning not in wanted:
             raise given.wrong(meaning, f"has no effect with 'sasl.mechanism' {mechanism}")
     for meaning, needed in wanted.items():
         if needed and meaning not in given:
             raise SettingsError(
                 f"properties: 'sasl.mechanism' {mechanism} needs {_HOW_TO_SET[meaning]}"
             )
-    config: dict[str, Any] = {"sasl_mechanism": mechanism}
     if "user" in wanted:
-        user, password = str(given.get("user")), str(given.get("user_password"))
-        for meaning, text in (("user", user), ("user_password", password)):
+        for meaning in ("user", "user_password"):
+            text = str(given.get(meaning))
             if "\0" in text:
                 raise given.wrong(meaning, "has a NUL character in it, which SASL can't carry")
-            if not _encodes(text):
+            if not encodes(text):
                 raise given.wrong(meaning, "has characters in it that are no text")
-        if mechanism in _SCRAM:
-            # RFC 5802 has these two in names so, and 3.0.12 leaves them as they are.
-            user = user.replace("=", "=3D").replace(",", "=2C")
-        config.update(sasl_plain_username=user, sasl_plain_password=password)
-    if "tokens" in wanted:
-        provider = given.get("tokens")
-        if not callable(getattr(provider, "token", None)):
-            raise given.wrong("tokens", "must be an object with a method token() that gives a str")
-        config["sasl_oauth_token_provider"] = TokenSource(provider)
-    for meaning in given.values:
-        if meaning.startswith("kerberos"):
-            config[f"sasl_{meaning}"] = given.get(meaning)
-    return config
+    if "tokens" in wanted and not callable(getattr(given.get("tokens"), "token", None)):
+        raise given.wrong("tokens", "must be an object with a method token() that gives a str")
+    return mechanism
 
 
-def _encodes(text: str) -> bool:
+def encodes(text: str) -> bool:
+    """Whether it can be written in UTF-8, as what has half a character in it can't."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -332,10 +381,10 @@ def _unfold_jaas(given: Given, mechanism: str) -> None:
 # --- TLS -----------------------------------------------------------------------------------------
 
 
-def _tls(given: Given) -> ssl.SSLContext | Tls:
+def _check_tls(given: Given, abilities: Abilities) -> None:
     if "context" in given:
         for meaning in given.values:
-            if meaning not in _SASL | {"context", "protocol", "proxy"}:
+            if meaning not in abilities.sasl | {"context", "protocol", "proxy"}:
                 raise given.wrong(
                     meaning,
                     f"has no effect beside {given.names['context']!r}: set it up in the context",
@@ -345,7 +394,7 @@ def _tls(given: Given) -> ssl.SSLContext | Tls:
             raise given.wrong("context", f"must be an ssl.SSLContext, not {type(context).__name__}")
         if context.protocol == ssl.PROTOCOL_TLS_SERVER:
             raise given.wrong("context", "is one for servers: make it with PROTOCOL_TLS_CLIENT")
-        return context
+        return
     for store, pem in (("ca", "ca_pem"), ("chain", "chain_pem"), ("key", "key_pem")):
         if store in given and pem in given:
             raise SettingsError(
@@ -370,4 +419,3 @@ def _tls(given: Given) -> ssl.SSLContext | Tls:
                     f"has no effect, since {given.names['verify']!r} turns all checking of "
                     "certificates off",
                 )
-    return Tls(given)

@@ -24,7 +24,19 @@ from .._settings import canonical_name
 from .._sources import truth_of
 from ._discreet import one_line
 
-__all__ = ["CONVERT", "FILES", "Given", "Tls", "tls_refusal", "truth"]
+__all__ = [
+    "CONVERT",
+    "FILES",
+    "Given",
+    "Tls",
+    "checks_host_names",
+    "cipher_names",
+    "pem_text",
+    "tls_refusal",
+    "tls_versions",
+    "truth",
+    "verifies",
+]
 
 #: What to do with a store that is not in PEM format.
 CONVERT: Final = (
@@ -75,9 +87,9 @@ class Tls:
 
     def __init__(self, given: Given) -> None:
         self._given = given
-        self._minimum, self._maximum = _tls_versions(given)
-        self._verify = "verify" not in given or truth(given, "verify")
-        self._check_host_names = self._verify and _checks_host_names(given)
+        self._minimum, self._maximum = tls_versions(given)
+        self._verify = verifies(given)
+        self._check_host_names = checks_host_names(given)
         self._stamps = self._look()
         self._context = self._build()
 
@@ -122,7 +134,7 @@ class Tls:
             else:
                 self._trust(context, "ca", "CERTIFICATE", _pem_file(given, "ca"))
         elif "ca_pem" in given:
-            self._trust(context, "ca_pem", "CERTIFICATE", _pem_text(given, "ca_pem"))
+            self._trust(context, "ca_pem", "CERTIFICATE", pem_text(given, "ca_pem"))
         else:
             context.load_default_certs()
         if "crl" in given:
@@ -132,7 +144,7 @@ class Tls:
         if "chain" in given:
             self._show(context)
         elif "chain_pem" in given:
-            text = _pem_text(given, "key_pem") + _pem_text(given, "chain_pem")
+            text = pem_text(given, "key_pem") + pem_text(given, "chain_pem")
             # Python's ssl reads keys from files alone. mkstemp() makes one for this user's eyes.
             with tempfile.TemporaryDirectory(prefix="anyio-sendproducer-") as directory:
                 handle, path = tempfile.mkstemp(dir=directory)
@@ -198,8 +210,8 @@ class Tls:
         raise given.wrong(meaning, f"can't be read: {problem}")
 
     def _set_ciphers(self, context: ssl.SSLContext) -> None:
-        names = [name for name in re.split(r"[,:\s]+", self._given.get("ciphers")) if name]
-        if any(name.startswith("TLS_") and "_WITH_" not in name for name in names):
+        names, newer = cipher_names(self._given)
+        if newer:
             raise self._given.wrong(
                 "ciphers",
                 "names a suite of TLS 1.3, among which Python does not let us choose; name those "
@@ -207,7 +219,7 @@ class Tls:
             )
         problem = ""
         try:
-            context.set_ciphers(":".join(map(_openssl_name, names)))
+            context.set_ciphers(":".join(names))
         except ssl.SSLError as error:
             problem = _reason(error)
         if problem:
@@ -228,6 +240,13 @@ def _openssl_reason(error: ssl.SSLError) -> str:
     return getattr(error, "reason", None) or ""
 
 
+def cipher_names(given: Given) -> tuple[list[str], bool]:
+    """The cipher suites that were asked for, by OpenSSL's names, and whether one is of TLS 1.3."""
+    names = [name for name in re.split(r"[,:\s]+", given.get("ciphers")) if name]
+    newer = any(name.startswith("TLS_") and "_WITH_" not in name for name in names)
+    return list(map(_openssl_name, names)), newer
+
+
 def _openssl_name(name: str) -> str:
     """OpenSSL's name of a cipher suite that Java names: ``TLS_ECDHE_RSA_WITH_AES_128_...``."""
     found = re.fullmatch(r"TLS_(.+)_WITH_(.+)", name)
@@ -241,7 +260,8 @@ def _openssl_name(name: str) -> str:
     return (exchange + cipher).replace("_", "-")
 
 
-def _tls_versions(given: Given) -> tuple[ssl.TLSVersion, ssl.TLSVersion]:
+def tls_versions(given: Given) -> tuple[ssl.TLSVersion, ssl.TLSVersion]:
+    """The lowest version that may be spoken, and the highest."""
     chosen = list(_VERSIONS)
     if "versions" in given:
         chosen = [one.strip() for one in str(given.get("versions")).split(",") if one.strip()]
@@ -260,7 +280,15 @@ def _tls_versions(given: Given) -> tuple[ssl.TLSVersion, ssl.TLSVersion]:
     return min(allowed), max(allowed)
 
 
-def _checks_host_names(given: Given) -> bool:
+def verifies(given: Given) -> bool:
+    """Whether the broker's certificate is looked at."""
+    return "verify" not in given or truth(given, "verify")
+
+
+def checks_host_names(given: Given) -> bool:
+    """Whether it has to be for the host name that we connect to."""
+    if not verifies(given):
+        return False
     if "host_names" not in given:
         return True
     if canonical_name(given.names["host_names"]) == "ssl_check_hostname":
@@ -295,7 +323,7 @@ def _pem_file(given: Given, meaning: str) -> str:
 _BLOCK: Final = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----(.*?)-----END \1-----", re.DOTALL)
 
 
-def _pem_text(given: Given, meaning: str) -> str:
+def pem_text(given: Given, meaning: str) -> str:
     """Text in PEM format, with its lines: in a properties file all of it may stand in one."""
     blocks: list[str] = []
     for label, body in _BLOCK.findall(given.get(meaning)):

@@ -1,0 +1,139 @@
+"""What is the same for a property, whichever client library it is for: names, values, and which of
+them go together.
+
+Names here are Kafka's, in the one spelling that is compared. No message has a value in it that may
+be secret.
+
+May import: ``_settings``, ``_sources``, ``_exceptions``; no client library.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+from .._exceptions import SettingsError
+from .._settings import ProducerSettings
+from .._sources import truth_of
+
+__all__ = [
+    "COMPRESSIONS",
+    "MANAGED",
+    "RECEIVE_MAX",
+    "acks_of",
+    "check_agreement",
+    "compression_of",
+    "contradicting",
+    "number_of",
+    "truth_in",
+    "unknown",
+]
+
+#: What the producer itself decides, and what to set instead.
+MANAGED: Final[Mapping[str, str]] = {
+    "bootstrap_servers": "use ProducerSettings(bootstrap_servers=...)",
+    "buffer_memory": "use ProducerSettings(max_buffered_bytes=...)",
+    "client_id": "use ProducerSettings(client_id=...)",
+    "delivery_timeout_ms": "use ProducerSettings(delivery_timeout=...), in seconds",
+    "key_serializer": "use ProducerSettings(key_serializer=...)",
+    "max_block_ms": "nothing blocks; ProducerSettings(delivery_timeout=...) bounds every wait",
+    "transactional_id": "use ProducerSettings(transactional_id=...)",
+    "value_serializer": "use ProducerSettings(value_serializer=...)",
+}
+
+#: How long an answer may be. A client makes room for it when it has read no more than its length,
+#: and by itself would believe 100 MB, where answers to a producer have some KB, or MB where there
+#: are very many partitions.
+RECEIVE_MAX: Final = 16 * 1024 * 1024
+
+_ACKS: Final[dict[Any, Any]] = {0: 0, 1: 1, -1: "all", "all": "all", "0": 0, "1": 1, "-1": "all"}
+COMPRESSIONS: Final = (None, "gzip", "snappy", "lz4", "zstd")
+_REQUESTS: Final = "max_in_flight_requests_per_connection"
+
+
+def unknown(given: str, name: str, library: str, shown: Mapping[str, str]) -> SettingsError:
+    """The error that there is no such property, with the nearest that there is.
+
+    Args:
+        given: how it was spelt.
+        name: in the spelling that is compared.
+        library: whose properties they are.
+        shown: those that there are, each with how it is to be written.
+    """
+    near = difflib.get_close_matches(name, sorted(shown), n=1)
+    hint = f"; did you mean {shown[near[0]]!r}?" if near else ""
+    return SettingsError(f"properties: {given!r} is not a setting of {library}{hint}")
+
+
+def acks_of(given: str, value: Any) -> Any:
+    """0, 1 or ``"all"``."""
+    # True and False are 1 and 0 to a dict.
+    if isinstance(value, (int, str)) and not isinstance(value, bool) and value in _ACKS:
+        return _ACKS[value]
+    raise SettingsError(f"properties: {given!r} must be 0, 1 or 'all', not {value!r}")
+
+
+def compression_of(given: str, value: Any) -> str | None:
+    """Its name, or None."""
+    chosen: str | None = None if value == "none" else value
+    if chosen not in COMPRESSIONS:
+        raise SettingsError(
+            f"properties: {given!r} must be one of gzip, snappy, lz4, zstd, none, not {value!r}"
+        )
+    return chosen
+
+
+def truth_in(given: str, value: Any) -> bool:
+    """True or False, which may be a text."""
+    if isinstance(value, str):
+        value = truth_of(value)
+    if not isinstance(value, bool):
+        raise SettingsError(f"properties: {given!r} must be true or false")
+    return value
+
+
+def number_of(given: str, value: Any, least: float = 0, most: float = math.inf) -> int | float:
+    """A number within bounds, which may be a text where it is whole."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = int(value)
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not least <= value <= most:
+        bounds = f"of {least} or more" if most == math.inf else f"from {least} to {most}"
+        raise SettingsError(f"properties: {given!r} must be a number {bounds}")
+    return value
+
+
+def contradicting(config: Mapping[str, Any]) -> list[str]:
+    """The settings in a configuration, with values as made here, that idempotence rules out."""
+    return [
+        name
+        for name, contradicts in (
+            ("acks", config.get("acks", "all") != "all"),
+            ("retries", config.get("retries") == 0),
+            (_REQUESTS, config.get(_REQUESTS, 1) > 5),
+        )
+        if contradicts
+    ]
+
+
+def check_agreement(config: Mapping[str, Any], settings: ProducerSettings) -> None:
+    """See that a configuration agrees with what is asked for of idempotence and transactions.
+
+    Raises:
+        SettingsError: it does not.
+    """
+    transactional = settings.transactional_id is not None
+    if config.get("enable_idempotence") is True or transactional:
+        other = "transactional_id" if transactional else "enable_idempotence=True"
+        for name in contradicting(config):
+            raise SettingsError(f"properties: {name}={config[name]!r} contradicts {other}")
+    if transactional:
+        if config.get("enable_idempotence") is False:
+            raise SettingsError("properties: enable_idempotence=False contradicts transactional_id")
+    elif "transaction_timeout_ms" in config:
+        raise SettingsError(
+            "properties: transaction_timeout_ms needs ProducerSettings(transactional_id=...)"
+        )
