@@ -51,6 +51,20 @@ class Certificate(NamedTuple):
     authority: Path
     """Whom to trust so that it is trusted."""
 
+    def locked(self, password: str) -> Path:
+        """The key and the chain in another file, in which the key is encrypted."""
+        key = serialization.load_pem_private_key(self.key.read_bytes(), None)
+        path = self.key.with_name("locked.pem")
+        path.write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.BestAvailableEncryption(password.encode()),
+            )
+            + self.chain.read_bytes()
+        )
+        return path
+
 
 class Authority:
     """One who makes certificates, in a directory."""

@@ -24,6 +24,7 @@ __all__ = [
     "PRODUCE",
     "MockCluster",
     "mock_cluster",
+    "properties_table",
 ]
 
 #: The numbers of Kafka's requests.
@@ -52,6 +53,7 @@ def _library() -> Any:
     for name, result, arguments in (
         ("rd_kafka_conf_new", pointer, []),
         ("rd_kafka_conf_set", number, [pointer, text, text, text, size]),
+        ("rd_kafka_conf_properties_show", None, [pointer]),
         ("rd_kafka_new", pointer, [number, pointer, text, size]),
         ("rd_kafka_destroy", None, [pointer]),
         ("rd_kafka_mock_cluster_new", pointer, [pointer, number]),
@@ -76,6 +78,17 @@ def _library() -> Any:
         function.restype = result
         function.argtypes = arguments
     return library
+
+
+def properties_table(path: Path) -> str:
+    """What librdkafka says of its own settings, which it writes to a file: the tables of its
+    CONFIGURATION.md."""
+    system = ctypes.CDLL(None)
+    system.fopen.restype = ctypes.c_void_p
+    file = ctypes.c_void_p(system.fopen(str(path).encode(), b"w"))
+    _library().rd_kafka_conf_properties_show(file)
+    system.fclose(file)
+    return path.read_text()
 
 
 class MockCluster:

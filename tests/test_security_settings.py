@@ -76,17 +76,7 @@ def certificate(authority: Authority) -> Certificate:
 @pytest.fixture(scope="module")
 def locked(certificate: Certificate) -> Path:
     """The certificate with its key, which has a password."""
-    key = serialization.load_pem_private_key(certificate.key.read_bytes(), None)
-    path = certificate.key.with_name("locked.pem")
-    path.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.BestAvailableEncryption(SECRET.encode()),
-        )
-        + certificate.chain.read_bytes()
-    )
-    return path
+    return certificate.locked(SECRET)
 
 
 # --- logging in ----------------------------------------------------------------------------------

@@ -314,6 +314,12 @@ def _tls_config(given: Given) -> dict[str, Any]:
                 "names a suite of TLS 1.3, among which librdkafka lets nobody choose; name those "
                 "of TLS 1.2 alone",
             )
+        if any("@SECLEVEL=0" in name for name in names):
+            # Tried with 2.16: it is this level alone that keeps librdkafka from TLS 1.0 and 1.1.
+            raise given.wrong(
+                "ciphers",
+                "asks for security level 0, with which librdkafka would speak TLS 1.0 and 1.1",
+            )
         config["ssl.cipher.suites"] = ":".join(names)
     if config.get("ssl.ca.location") == "probe":
         # librdkafka would look for the system's certificates, and not at this file.

@@ -94,6 +94,7 @@ KINDS: Final[Mapping[str, Number | tuple[str, ...] | type[object]]] = {
     "sticky.partitioning.linger.ms": Number(0, 900_000),
     "topic.blacklist": str,
     "topic.metadata.refresh.fast.interval.ms": Number(1, 60_000),
+    # With less it would never ask again.
     "topic.metadata.refresh.interval.ms": Number(1, 3_600_000),
     "topic.metadata.refresh.sparse": bool,
     "transaction.timeout.ms": Number(1000, _INT_MAX),
