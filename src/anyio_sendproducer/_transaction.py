@@ -47,6 +47,7 @@ from ._records import (
 from ._sending import Sender
 from ._settings import ProducerSettings
 from .drivers import ConsumedOffset, Deadline, Driver
+from .drivers._group_metadata import group_from_bytes
 
 __all__ = ["Owner", "Transaction", "TransactionState", "run_transaction"]
 
@@ -177,9 +178,11 @@ class Transaction(Sender):
         Args:
             offsets: by topic and partition (kafka-python's and aiokafka's ``TopicPartition`` will
                 do), the offset of the next record to read: an int, or anything that has ``offset``
-                and may have ``metadata`` and ``leader_epoch``, as their ``OffsetAndMetadata`` has.
+                and may have ``metadata`` and ``leader_epoch``, as their ``OffsetAndMetadata`` and
+                confluent-kafka's ``TopicPartition`` have.
             group_metadata: :class:`ConsumerGroupMetadata` or anything that has the same attributes,
-                as what kafka-python's ``KafkaConsumer.group_metadata()`` gives; then the brokers
+                as what kafka-python's ``KafkaConsumer.group_metadata()`` gives, or the bytes that
+                confluent-kafka's ``Consumer.consumer_group_metadata()`` gives; then the brokers
                 refuse a consumer that is no member of the group any more (KIP-447). The bare id of
                 the group, where partitions are assigned by hand.
 
@@ -189,7 +192,7 @@ class Transaction(Sender):
             ProducerFenced: another producer took over.
             TransactionError: there was no answer within ``delivery_timeout``, or the transaction is
                 over.
-            ValueError: an offset is no int of 0 or more.
+            ValueError: an offset is no int of 0 or more, or bytes are no group metadata.
             ProducerClosed, ProducerBroken, ProducerMisused: as :meth:`SendProducer.send`.
 
         Cancellation stops the waiting; the offsets may be a part of the transaction or not, and so
@@ -436,13 +439,14 @@ def _consumed(offsets: Mapping[tuple[str, int], Any]) -> list[ConsumedOffset]:
                 f"offsets: that of partition {partition} of topic {topic!r} must be an int of 0 or "
                 f"more, not {offset!r}"
             )
+        epoch = getattr(given, "leader_epoch", None)
         consumed.append(
             ConsumedOffset(
                 topic,
                 partition,
                 offset,
                 getattr(given, "metadata", None) or "",
-                getattr(given, "leader_epoch", -1),
+                -1 if epoch is None else epoch,
             )
         )
     return consumed
@@ -451,6 +455,8 @@ def _consumed(offsets: Mapping[tuple[str, int], Any]) -> list[ConsumedOffset]:
 def _group(given: Any) -> ConsumerGroupMetadata:
     if isinstance(given, str):
         return ConsumerGroupMetadata(given)
+    if isinstance(given, bytes):
+        return group_from_bytes(given)
     try:
         return ConsumerGroupMetadata(
             given.group_id, given.generation_id, given.member_id, given.group_instance_id

@@ -22,7 +22,6 @@ import json
 import logging
 import math
 import os
-import struct
 import threading
 import time
 import types
@@ -51,6 +50,7 @@ from .._records import ConsumerGroupMetadata, ProducerRecord, RecordMetadata
 from .._settings import ProducerSettings
 from . import ConsumedOffset, Deadline, Outcome, Sink, Submission, Submitted
 from ._discreet import one_line
+from ._group_metadata import group_to_bytes
 from ._librdkafka_config import librdkafka_config
 from ._security import TokenSource
 from ._serializing import bytes_of, serialize_with, size_of
@@ -63,7 +63,6 @@ __all__ = ["ConfluentDriver"]
 _REFUSALS: Final = frozenset(
     {
         KafkaError._INVALID_ARG,
-        KafkaError._INVALID_DIFFERENT_RECORD,
         KafkaError._UNKNOWN_PARTITION,
         KafkaError._UNKNOWN_TOPIC,
         KafkaError.CLUSTER_AUTHORIZATION_FAILED,
@@ -110,6 +109,8 @@ _NOT_LET_IN: Final = frozenset(
 #: How long one call of the client waits where it could go on for longer. It looks for signals, and
 #: does not end when there is something, where it is to wait for 0.2 s or more.
 _SLICE_SECONDS: Final = 0.1
+#: Before a call that did not get anywhere is made again.
+_PAUSE_SECONDS: Final = 0.005
 #: How often the client is asked while nothing is under way, for its errors, its log, and to have it
 #: ask for tokens.
 _IDLE_SECONDS: Final = 1.0
@@ -135,6 +136,10 @@ def _after_fork_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch  # Windows has none, and does not fork
     os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+class _NoAnswer(Exception):
+    """There was no answer in time, and what waits for it is left to itself."""
 
 
 class _Enough(Exception):
@@ -165,6 +170,10 @@ class ConfluentDriver:
         self._closing = threading.Event()
         #: Held by whoever calls the client and must find it there; nobody waits for anything then.
         self._using = threading.Lock()
+        #: Held by the one thread that calls the client and may wait in it, while it does.
+        self._calling = threading.Lock()
+        #: That thread, while it ends a transaction: no callback is to stop that half-way.
+        self._ending: int | None = None
         self._is_usable = False
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -181,6 +190,7 @@ class ConfluentDriver:
         self._read: tuple[str, Mapping[str, Any]] = ("", {})
         self._asked: dict[str, float] = {}
         self._in_transaction = False
+        self._began = 0.0
 
     # --- opening and closing -----------------------------------------------------------------
 
@@ -249,17 +259,20 @@ class ConfluentDriver:
                 return
             self._closed = True
             self._is_usable = False
-        client = self._client
         self._bell.set()
+        # A call that is under way notices, and the next ones find it closed.
+        is_free = self._calling.acquire(timeout=_LAST_SECONDS)
+        client = self._client
         self._empty(client, timeout)
         if len(client):
             client.purge(blocking=False)
             self._empty(client, _LAST_SECONDS)
         thread = cast("threading.Thread", self._thread)
         thread.join(_LAST_SECONDS)
-        if thread.is_alive() or len(client):
+        if thread.is_alive() or len(client) or not is_free:
             _log.warning("librdkafka did not give up its records, and is left as it is")
         else:
+            del client
             self._end_client()
 
     def _empty(self, client: Any, seconds: float) -> None:
@@ -274,18 +287,20 @@ class ConfluentDriver:
     def _end_client(self) -> None:
         client, self._client = self._client, None
         _clients.discard(self)
-        with contextlib.suppress(KafkaException):  # its fatal error, once more
-            client.close()
+        if self._settings.transactional_id is None:
+            with contextlib.suppress(KafkaException):  # its fatal error, once more
+                client.close()
+        # Where there are transactions its close() would abort the one that is open, and wait for
+        # that for ever. Without, it ends with the last reference; so no frame has one, for the
+        # exceptions that are raised through frames are kept by whoever likes.
 
     def disown(self) -> None:
         """Leave the client as it is, for as long as the process lives."""
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._client))
 
-    def _ready(self) -> Any:
-        client = self._client
-        if client is None or self._closing.is_set():
+    def _check_open(self) -> None:
+        if self._client is None or self._closing.is_set():
             raise ProducerClosed("the producer is closed")
-        return client
 
     # --- what the client says ----------------------------------------------------------------
 
@@ -342,7 +357,7 @@ class ConfluentDriver:
         return self._is_cut_off
 
     def figures(self) -> Mapping[str, Any]:
-        """librdkafka's statistics; see :meth:`anyio_sendproducer.drivers.Driver.figures`."""
+        """What librdkafka counts; see :meth:`anyio_sendproducer.drivers.Driver.figures`."""
         text = self._statistics
         if text and text is not self._read[0]:
             self._read = (text, json.loads(text))
@@ -394,7 +409,8 @@ class ConfluentDriver:
                     self._produce_one(produce, submission, partition, answer)
             except DeliveryError as error:
                 failed.append(submission)
-                failures.append(error)
+                # In this frame there is a reference to the client.
+                failures.append(error.with_traceback(None))
             except BufferError:
                 # Its own bound is above ours; whatever takes it up is on its way out.
                 answer.held += batch[place:]
@@ -405,7 +421,11 @@ class ConfluentDriver:
             except Exception as error:  # noqa: BLE001  # becomes this record's outcome
                 failed.append(submission)
                 failures.append(
-                    _rejected(record, f"confluent-kafka refused the record: {error}", error)
+                    _rejected(
+                        record,
+                        f"confluent-kafka refused the record: {error}",
+                        error.with_traceback(None),  # as above
+                    )
                 )
 
     def _produce_one(
@@ -442,7 +462,7 @@ class ConfluentDriver:
 
         def delivered(submission: Any, error: Any, message: Any) -> None:
             append((submission, error, message))
-            if len(done) >= self._most:
+            if len(done) >= self._most and threading.get_ident() != self._ending:
                 raise _Enough
 
         return delivered
@@ -495,8 +515,11 @@ class ConfluentDriver:
         if error.fatal() or code in _FENCED:
             self._break(error)
         if code in _REFUSALS:
-            return _refused(record, error)
-        cause = _translated(error)
+            return _refused(record, error, by="the broker" if code > 0 else "librdkafka")
+        if code == KafkaError._INVALID_DIFFERENT_RECORD:
+            # To send it once more would put it behind what was sent after it.
+            return _not_written(record, "another record of its batch was refused", error)
+        cause = self._fenced(error) if code in _FENCED else _translated(error)
         if code == KafkaError._MSG_TIMED_OUT:
             trouble = self._trouble
             known = "" if trouble is None else f": {trouble}"
@@ -553,10 +576,11 @@ class ConfluentDriver:
 
     def partitions_for(self, topic: str, /) -> frozenset[int] | None:
         """A topic's partitions; see :meth:`anyio_sendproducer.drivers.Driver.partitions_for`."""
-        client = self._ready()
         since = self._asked.setdefault(topic, time.monotonic())
         try:
-            found = client.list_topics(topic, timeout=_IDLE_SECONDS).topics[topic]
+            with self._calling:
+                self._check_open()
+                found = self._client.list_topics(topic, timeout=_IDLE_SECONDS).topics[topic]
         except KafkaException as error:
             self._note(error.args[0])
             return None
@@ -613,12 +637,15 @@ class ConfluentDriver:
         """Begin; see :meth:`anyio_sendproducer.drivers.Driver.begin_transaction`."""
         if not self._in_transaction:
             try:
-                self._ready().begin_transaction()
+                with self._calling:
+                    self._check_open()
+                    self._client.begin_transaction()
             except KafkaException as failure:
                 raise self._transaction_error(
                     failure, "the transaction could not be begun"
                 ) from failure
             self._in_transaction = True
+            self._began = time.monotonic()
 
     def send_offsets(
         self,
@@ -630,39 +657,39 @@ class ConfluentDriver:
         """Send them; see :meth:`anyio_sendproducer.drivers.Driver.send_offsets`."""
         what = f"the offsets of group {group.group_id!r} could not be sent"
         partitions = [
-            TopicPartition(
-                one.topic,
-                one.partition,
-                one.offset,
-                one.metadata,
-                None if one.leader_epoch < 0 else one.leader_epoch,
-            )
+            TopicPartition(one.topic, one.partition, one.offset, one.metadata, one.leader_epoch)
             for one in offsets
         ]
-        metadata = _group_metadata(group)
-        if not self._persist(
-            lambda client, seconds: client.send_offsets_to_transaction(
-                partitions, metadata, seconds
-            ),
-            deadline,
-            what,
-        ):
+        metadata = group_to_bytes(group)
+
+        def send(_: float) -> None:
+            # Cut into slices it would fail the transaction at the end of one, if a broker wants to
+            # be asked again by then.
+            seconds = max(_SLICE_SECONDS, deadline.at - time.monotonic())
+            self._client.send_offsets_to_transaction(partitions, metadata, seconds)
+
+        if not self._persist(lambda seconds: self._beside(send, seconds, deadline), deadline, what):
             raise TransactionError(f"{what}: there was no answer")
 
     def end_transaction(self, commit: bool, deadline: Deadline, /) -> None:  # noqa: FBT001
         """End it; see :meth:`anyio_sendproducer.drivers.Driver.end_transaction`."""
         what = f"the transaction could not be {'committed' if commit else 'aborted'}"
+
+        def end(seconds: float) -> None:
+            if commit:
+                self._client.commit_transaction(seconds)
+            else:
+                self._client.abort_transaction(seconds)
+
+        self._ending = threading.get_ident()
         try:
-            answered = self._persist(
-                lambda client, seconds: (
-                    client.commit_transaction(seconds)
-                    if commit
-                    else client.abort_transaction(seconds)
-                ),
-                deadline,
-                what,
-            )
+            answered = self._persist(end, deadline, what)
+        except TransactionError as error:
+            if commit and type(error) is TransactionError:
+                raise TransactionOutcomeUnknown(f"the commit was asked for, and {error}") from error
+            raise
         finally:
+            self._ending = None
             self._report()
         if not answered:
             if commit:
@@ -672,21 +699,51 @@ class ConfluentDriver:
             raise TransactionError(f"{what}: there was no answer")
         self._in_transaction = False
 
-    def _persist(self, call: Callable[[Any, float], object], deadline: Deadline, what: str) -> bool:
+    def _persist(self, call: Callable[[float], object], deadline: Deadline, what: str) -> bool:
         """Call, again for as long as the client says so; whether there was an answer by then."""
-        client = self._ready()
         while True:
             try:
-                call(client, _SLICE_SECONDS)
-            except _Enough:
-                continue
+                with self._calling:
+                    self._check_open()
+                    call(_SLICE_SECONDS)
             except KafkaException as failure:
                 if not failure.args[0].retriable() or self._closing.is_set():
                     raise self._transaction_error(failure, what) from failure
-                if deadline.is_over:
-                    return False
+            except _NoAnswer:
+                return False
             else:
                 return True
+            if deadline.is_over:
+                return False
+            # It says so at once where another of its calls is under way. And what it has to say of
+            # one that it gave up would be taken for the next one's, if that came right behind.
+            self._closing.wait(_PAUSE_SECONDS)
+
+    def _beside(self, call: Callable[[float], object], seconds: float, deadline: Deadline) -> None:
+        """Call what waits in the client for an answer, however long that takes.
+
+        Raises:
+            _NoAnswer: the deadline has come, or the driver is being closed; the call is left to
+                itself on its thread.
+        """
+        ended = threading.Event()
+        failures: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                call(seconds)
+            except BaseException as failure:  # noqa: BLE001  # raised again by who waits
+                failures.append(failure)
+            finally:
+                ended.set()
+
+        name = f"{threading.current_thread().name}-offsets"
+        threading.Thread(target=run, name=name, daemon=True).start()
+        while not ended.wait(_SLICE_SECONDS):
+            if deadline.is_over or self._closing.is_set():
+                raise _NoAnswer
+        if failures:
+            raise failures[0]
 
     def _transaction_error(self, failure: KafkaException, what: str) -> SendProducerError:
         error = failure.args[0]
@@ -699,30 +756,18 @@ class ConfluentDriver:
         return TransactionError(f"{what}: {_words(error)}")
 
     def _fenced(self, error: Any) -> ProducerFenced:
-        fenced = ProducerFenced(
-            f"another producer took over transactional_id {self._settings.transactional_id!r}"
-        )
+        said = f"another producer took over transactional_id {self._settings.transactional_id!r}"
+        # The brokers say the same in either case, and librdkafka does not find out which it is.
+        limit = self._config.get("transaction.timeout.ms", 60_000)
+        if self._in_transaction and time.monotonic() - self._began > limit / 1000:
+            said += f", or its transaction took longer than transaction.timeout.ms={limit}"
+        fenced = ProducerFenced(said)
         fenced.__cause__ = KafkaException(error)
         return fenced
 
 
 class _NotLetIn(SendProducerError):
     """A broker refuses what it is shown, and will do so again."""
-
-
-def _group_metadata(group: ConsumerGroupMetadata) -> bytes:
-    """A consumer's group metadata, as librdkafka writes them down.
-
-    Its Python client makes them of a consumer of its own alone, and takes bytes. How they are laid
-    out is said in ``rdkafka_cgrp.c`` of 2.16 and nowhere else; a consumer's are compared in a test.
-    """
-    parts = [b"CGMDv2:", struct.pack("=i", group.generation_id)]
-    parts += [group.group_id.encode(), b"\0", group.member_id.encode(), b"\0"]
-    if group.group_instance_id is None:
-        parts.append(b"\1")
-    else:
-        parts += [b"\0", group.group_instance_id.encode(), b"\0"]
-    return b"".join(parts)
 
 
 def _words(error: Any) -> str:
@@ -750,14 +795,29 @@ def _rejected(
     return error
 
 
-def _refused(record: ProducerRecord[Any, Any], error: Any) -> DeliveryError:
+def _refused(
+    record: ProducerRecord[Any, Any], error: Any, *, by: str = "librdkafka"
+) -> DeliveryError:
     """The record was not taken, or a broker refused it: either way it is not written."""
-    if error.code() in _REFUSALS:
-        return _rejected(record, f"the record was refused: {_words(error)}", KafkaException(error))
+    code = error.code()
+    if code not in _REFUSALS:
+        return _not_written(record, f"librdkafka did not take it: {_words(error)}", error)
+    said = f"{by} refused the record: {_words(error)}"
+    if code in {KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_OR_PART}:
+        said = (
+            f"the cluster does not know topic {record.topic!r} and did not create it within "
+            "unknown_topic_timeout"
+        )
+    elif code == KafkaError._UNKNOWN_PARTITION:
+        said = f"topic {record.topic!r} has no partition {record.partition}"
+    elif code == KafkaError.MSG_SIZE_TOO_LARGE and by == "librdkafka":
+        said = "the record is larger than message.max.bytes, which is Kafka's max.request.size"
+    return _rejected(record, said, KafkaException(error))
+
+
+def _not_written(record: ProducerRecord[Any, Any], why: str, error: Any) -> DeliveryError:
     failure = DeliveryError(
-        f"librdkafka did not take the record: {_words(error)}",
-        record=record,
-        persistence=Persistence.NOT_PERSISTED,
+        f"the record was not written: {why}", record=record, persistence=Persistence.NOT_PERSISTED
     )
     failure.__cause__ = KafkaException(error)
     return failure
