@@ -26,7 +26,7 @@ import threading
 import time
 import types
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Final, cast
 
 import confluent_kafka
@@ -146,6 +146,11 @@ class _Enough(Exception):
     """Raised by a callback, to have the client's ``poll`` come back before it is through."""
 
 
+#: The only one: where Python is older than 3.12, confluent-kafka keeps for ever what a callback raised,
+#: and with that all that is in its traceback.
+_ENOUGH: Final = _Enough()
+
+
 class ConfluentDriver:
     """A :class:`~anyio_sendproducer.drivers.PolledDriver` on librdkafka.
 
@@ -260,20 +265,28 @@ class ConfluentDriver:
             self._closed = True
             self._is_usable = False
         self._bell.set()
-        # A call that is under way notices, and the next ones find it closed.
+        # A call that is under way notices, and those that come find it closed.
         is_free = self._calling.acquire(timeout=_LAST_SECONDS)
+        try:
+            if not self._gives_up(timeout) or not is_free:
+                _log.warning("librdkafka does not give up what it does, and is left as it is")
+                return
+            self._end_client()
+        finally:
+            if is_free:
+                self._calling.release()
+
+    def _gives_up(self, seconds: float) -> bool:
+        """Whether the client is through with its records, after so many seconds by force, and
+        nobody asks it any more."""
         client = self._client
-        self._empty(client, timeout)
+        self._empty(client, seconds)
         if len(client):
             client.purge(blocking=False)
             self._empty(client, _LAST_SECONDS)
         thread = cast("threading.Thread", self._thread)
         thread.join(_LAST_SECONDS)
-        if thread.is_alive() or len(client) or not is_free:
-            _log.warning("librdkafka did not give up its records, and is left as it is")
-        else:
-            del client
-            self._end_client()
+        return not thread.is_alive() and not len(client)
 
     def _empty(self, client: Any, seconds: float) -> None:
         """Ask until nothing is under way, for so many seconds at most."""
@@ -298,6 +311,14 @@ class ConfluentDriver:
         """Leave the client as it is, for as long as the process lives."""
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._client))
 
+    @contextlib.contextmanager
+    def _call(self) -> Generator[None]:
+        """One call of the client, which is there for as long as it takes."""
+        self._check_open()
+        with self._calling:
+            self._check_open()
+            yield
+
     def _check_open(self) -> None:
         if self._client is None or self._closing.is_set():
             raise ProducerClosed("the producer is closed")
@@ -306,13 +327,12 @@ class ConfluentDriver:
 
     def _poll(self, seconds: float) -> None:
         """Let the client run its callbacks."""
-        client = self._client
-        if client is None:
+        if self._client is None:
             return
         try:
-            client.poll(seconds)
-        except _Enough:
-            pass
+            self._client.poll(seconds)
+        except _Enough as enough:
+            enough.__traceback__ = None
         except KafkaException as error:
             # Its fatal error is raised here, and told to no callback.
             self._break(error.args[0])
@@ -463,7 +483,7 @@ class ConfluentDriver:
         def delivered(submission: Any, error: Any, message: Any) -> None:
             append((submission, error, message))
             if len(done) >= self._most and threading.get_ident() != self._ending:
-                raise _Enough
+                raise _ENOUGH
 
         return delivered
 
@@ -578,8 +598,7 @@ class ConfluentDriver:
         """A topic's partitions; see :meth:`anyio_sendproducer.drivers.Driver.partitions_for`."""
         since = self._asked.setdefault(topic, time.monotonic())
         try:
-            with self._calling:
-                self._check_open()
+            with self._call():
                 found = self._client.list_topics(topic, timeout=_IDLE_SECONDS).topics[topic]
         except KafkaException as error:
             self._note(error.args[0])
@@ -637,8 +656,7 @@ class ConfluentDriver:
         """Begin; see :meth:`anyio_sendproducer.drivers.Driver.begin_transaction`."""
         if not self._in_transaction:
             try:
-                with self._calling:
-                    self._check_open()
+                with self._call():
                     self._client.begin_transaction()
             except KafkaException as failure:
                 raise self._transaction_error(
@@ -703,8 +721,7 @@ class ConfluentDriver:
         """Call, again for as long as the client says so; whether there was an answer by then."""
         while True:
             try:
-                with self._calling:
-                    self._check_open()
+                with self._call():
                     call(_SLICE_SECONDS)
             except KafkaException as failure:
                 if not failure.args[0].retriable() or self._closing.is_set():
