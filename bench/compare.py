@@ -11,6 +11,9 @@ drift from run to run.
 Sinks: ``mock``, librdkafka's mock cluster in a process of its own, which measures the client;
 ``mock-20ms``, the same with a round trip of 20 ms, which measures batching; ``kafka``, Apache Kafka
 with one broker, which measures the whole (Java and Maven are needed).
+
+The contender on the JVM, Pekko's SendProducer, needs Java and Maven too, and is left out without
+them (``bench/pekko.py``).
 """
 
 from __future__ import annotations
@@ -31,17 +34,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pekko
 from mock_cluster import TOPIC, mock_cluster
 
 HERE = Path(__file__).resolve().parent
 LOOPS = ("asyncio", "uvloop", "trio")
-TASKS = ("tasks-1", "tasks-10", "tasks-1000", "tasks-10000")
+TASKS = ("tasks-1", "tasks-10", "tasks-100", "tasks-1000", "tasks-10000")
+MANY = ("many-1000", "many-10000")
 #: In few tasks this many times fewer records do.
 SLOW = 25
-#: So many do where AIOProducer as it comes waits a second for its buffer to fill, each time.
+#: So many do where AIOProducer waits for its buffer to fill, each time.
 FEW = 20
 #: What the ratios are of.
 BARE, BARE_CONFLUENT = "kafka-python", "confluent"
+#: Both drivers.
+OURS, OURS_CONFLUENT = "ours", "ours, confluent"
 
 
 @dataclass(frozen=True)
@@ -58,9 +65,12 @@ class Contender:
 
     def records(self, of: int) -> int:
         """How many records tell enough, where others have so many."""
+        if self.client.startswith("confluent-aio"):
+            return FEW if self.workload in {"tasks-1", "tasks-10"} else of // SLOW
         if self.workload in {"tasks-1", "tasks-10"}:
-            return FEW if self.client == "confluent-aio" else of // SLOW
-        return of // SLOW if self.client == "confluent-aio" else of
+            return of // SLOW
+        # As many for each task as a thousand of them have: to start a task is not what is measured.
+        return of * 10 if self.workload == "tasks-10000" else of
 
 
 def contenders() -> list[Contender]:
@@ -69,14 +79,75 @@ def contenders() -> list[Contender]:
     for client in (BARE, BARE_CONFLUENT):
         all_ += [Contender(client, workload, "none") for workload in ("forget", "tasks-1")]
     for loop in LOOPS:
-        workloads = (*TASKS, "many-1000", "many-10000", "flow", "forget")
-        all_ += [Contender("ours", workload, loop) for workload in workloads]
+        all_ += [Contender("nothing", workload, loop) for workload in ("tasks-100", "tasks-1000")]
+        for client in (OURS, OURS_CONFLUENT):
+            all_ += [Contender(client, work, loop) for work in (*TASKS, *MANY, "flow", "forget")]
     for loop in ("asyncio", "uvloop"):
-        workloads = (*TASKS, "many-1000", "many-10000", "forget")
-        all_ += [Contender("aiokafka", workload, loop) for workload in workloads]
+        all_ += [Contender("aiokafka", workload, loop) for workload in (*TASKS, *MANY, "forget")]
+    for client in ("aiokafka, tuned", "aiokafka, idempotent"):
+        all_ += [Contender(client, workload, "asyncio") for workload in (*TASKS, "many-10000")]
     for client in ("confluent-aio", "confluent-aio, tuned"):
         all_ += [Contender(client, workload, "asyncio") for workload in TASKS]
+    all_ += [Contender(pekko.CLIENT, workload, "none") for workload in pekko.WORKLOADS]
     return all_
+
+
+@dataclass(frozen=True)
+class Promise:
+    """Two contenders whose ratio the documents speak of: in rate, or else in median latency."""
+
+    one: Contender
+    other: Contender
+    least: float | None = None
+    most: float | None = None
+
+    def __str__(self) -> str:
+        bound = f"at least {self.least}" if self.most is None else f"at most {self.most}"
+        return f"{self.one} / {self.other} | {'' if self.least == 0 else bound}"
+
+    def ratios(self, figures: dict[Contender, list[Any]]) -> list[float]:
+        """Round by round."""
+        name = "rate" if self.most is None else "latency_median_ms"
+        pairs = zip(figures.get(self.one, []), figures.get(self.other, []), strict=False)
+        return [one[name] / other[name] for one, other in pairs if one and other]
+
+
+def promises() -> list[Promise]:
+    """What the documents promise of the mock cluster, with 100 B and 4 partitions."""
+    found: list[Promise] = []
+
+    def least(bound: float, client: str, workload: str, loop: str, of: Contender) -> None:
+        found.append(Promise(Contender(client, workload, loop), of, least=bound))
+
+    bare, bare_confluent = (Contender(one, "forget", "none") for one in (BARE, BARE_CONFLUENT))
+    for loop in ("asyncio", "trio"):
+        least(0.9, OURS, "tasks-1000", loop, bare)
+        least(0.75, OURS, "tasks-100", loop, bare)
+        least(1.1, OURS, "many-10000", loop, bare)
+        least(0.85, OURS_CONFLUENT, "many-10000", loop, bare_confluent)
+    aiokafka = {
+        work: Contender("aiokafka", work, "asyncio") for work in ("tasks-100", "tasks-1000")
+    }
+    least(3.0, OURS_CONFLUENT, "tasks-1000", "asyncio", aiokafka["tasks-1000"])
+    least(1.8, OURS_CONFLUENT, "tasks-1000", "trio", aiokafka["tasks-1000"])
+    least(2.0, OURS_CONFLUENT, "tasks-100", "asyncio", aiokafka["tasks-100"])
+    aio = Contender("confluent-aio", "tasks-1000", "asyncio")
+    for loop in ("asyncio", "trio"):
+        least(100.0, OURS_CONFLUENT, "tasks-1000", loop, aio)
+        for client, lone in ((OURS, BARE), (OURS_CONFLUENT, BARE_CONFLUENT)):
+            one = Contender(client, "tasks-1", loop)
+            found.append(Promise(one, Contender(lone, "tasks-1", "none"), most=1.25))
+        for client in (OURS, OURS_CONFLUENT):
+            least(0.8, client, "tasks-10000", loop, Contender(client, "tasks-1000", loop))
+    for client, bound in ((OURS, 0.85), (OURS_CONFLUENT, 0)):
+        least(bound, client, "tasks-1000", "trio", Contender(client, "tasks-1000", "asyncio"))
+    least(0, "nothing", "tasks-1000", "trio", Contender("nothing", "tasks-1000", "asyncio"))
+    for client in ("aiokafka, tuned", "aiokafka, idempotent", pekko.CLIENT):
+        loop = "none" if client == pekko.CLIENT else "asyncio"
+        for workload in ("tasks-100", "tasks-1000", "many-10000"):
+            other = Contender(client, workload, loop)
+            least(0, OURS_CONFLUENT, workload, "asyncio", other)
+    return found
 
 
 @contextmanager
@@ -97,7 +168,9 @@ def sink(name: str, partitions: int) -> Iterator[tuple[str, str]]:
 def run(contender: Contender, options: argparse.Namespace, address: str, api: str) -> Any:
     """Let one contender have its turn; None where it failed."""
     records = contender.records(options.records)
-    command = [sys.executable, str(HERE / "contender.py"), contender.client, contender.workload]
+    python = (sys.executable, str(HERE / "contender.py"))
+    command = [*(pekko.command() if contender.client == pekko.CLIENT else python)]
+    command += [contender.client, contender.workload]
     command += ["--loop", contender.loop, "--bootstrap", address, "--topic", TOPIC]
     command += ["--records", str(records), "--size", str(options.size)]
     command += ["--compression", options.compression, "--api-version", api, "--ticks"]
@@ -141,7 +214,7 @@ def table(figures: dict[Contender, list[Any]]) -> Iterator[str]:
     """The rows of a Markdown table."""
     yield (
         "| client | workload | loop | records/s | of bare kafka-python | of bare confluent-kafka "
-        "| CPU us | crossings | late p99 ms | latency median, p99 ms | MiB |"
+        "| CPU us | crossings | late median, p99, max ms | latency median, p99 ms | MiB |"
     )
     yield "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|"
 
@@ -158,12 +231,27 @@ def table(figures: dict[Contender, list[Any]]) -> Iterator[str]:
         latency = ", ".join(
             filter(None, (middle(rows, f"latency_{name}_ms", 2) for name in ("median", "p99")))
         )
+        late = ", ".join(
+            filter(None, (middle(rows, f"late_{name}_ms") for name in ("median", "p99", "max")))
+        )
         yield (
             f"| {contender.client} | {contender.workload} | {contender.loop} "
             f"| {middle(rows, 'rate', 0)} | {of[0]} | {of[1]} | {middle(rows, 'cpu_us')} "
-            f"| {middle(rows, 'crossings', 4)} | {middle(rows, 'late_p99_ms')} | {latency} "
+            f"| {middle(rows, 'crossings', 4)} | {late} | {latency} "
             f"| {middle(rows, 'memory_mib', 0)} |"
         )
+
+
+def beside(figures: dict[Contender, list[Any]]) -> Iterator[str]:
+    """What is spoken of, two and two."""
+    rows = [(promise, promise.ratios(figures)) for promise in promises()]
+    if any(ratios for _, ratios in rows):
+        yield ""
+        yield "| one / other | promised | ratio |"
+        yield "|---|---|---:|"
+    for promise, ratios in rows:
+        if ratios:
+            yield f"| {promise} | {shown(ratios)} |"
 
 
 def draw(figures: dict[Contender, list[Any]], path: Path, title: str) -> None:
@@ -208,19 +296,23 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("bench-results"), help="a directory")
     options = parser.parse_args()
     chosen = [one for one in contenders() if re.search(options.only, str(one))]
+    jvm = any(one.client == pekko.CLIENT for one in chosen)
+    if jvm and not pekko.ready():
+        jvm, chosen = False, [one for one in chosen if one.client != pekko.CLIENT]
     figures: dict[Contender, list[Any]] = {one: [] for one in chosen}
     with sink(options.sink, options.partitions) as (address, api):
         for number in range(options.rounds):
             print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
             for contender in chosen:
                 figures[contender].append(run(contender, options, address, api))
-    about = machine()
+    about = machine() | (pekko.versions() if jvm else {})
     title = (
         f"{options.records:,} records of {options.size} B, {options.partitions} partitions, "
         f"compression {options.compression}, {options.sink}, {options.rounds} rounds"
     )
     lines = [f"{title}; {', '.join(f'{name} {what}' for name, what in about.items())}.", ""]
     lines += table(figures)
+    lines += beside(figures)
     print("\n".join(lines))
     options.out.mkdir(parents=True, exist_ok=True)
     stem = f"{options.sink}-{options.size}B-{options.partitions}p-{options.compression}"

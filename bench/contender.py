@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 
 #: Seconds between two ticks.
 TICK = 0.001
@@ -101,6 +102,45 @@ async def crowd(job: Job, send: Send, tasks: int) -> None:
 def tasks_of(workload: str) -> int | None:
     """How many tasks a workload named ``tasks-N`` has."""
     return int(workload[6:]) if workload.startswith("tasks-") else None
+
+
+async def nothing(job: Job) -> None:
+    """No client at all: each task waits until the loop's own means wake it up. What a loop needs to
+    let a task wait and go on, and so the most that can be awaited on it."""
+    parked: list[Any] = []
+    import sniffio
+
+    if sniffio.current_async_library() == "trio":
+        from trio import lowlevel
+
+        async def send() -> None:
+            parked.append(lowlevel.current_task())
+            await lowlevel.wait_task_rescheduled(lambda _: lowlevel.Abort.SUCCEEDED)
+
+        wake = lowlevel.reschedule
+    else:
+        loop = asyncio.get_running_loop()
+
+        async def send() -> None:
+            future = loop.create_future()
+            parked.append(future)
+            await future
+
+        def wake(future: Any) -> None:
+            future.set_result(None)
+
+    async def wake_all() -> None:
+        while True:
+            waiting = parked[:]
+            parked.clear()
+            for one in waiting:
+                wake(one)
+            await anyio.lowlevel.checkpoint()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(wake_all)
+        await crowd(job, send, tasks_of(job.workload) or 1)
+        group.cancel_scope.cancel()
 
 
 # --- ours ----------------------------------------------------------------------------------------
@@ -198,14 +238,14 @@ def bare(job: Job) -> None:
         client.close()
 
 
-async def aiokafka(job: Job) -> None:
-    """aiokafka, as it comes, but for batches that serve many records at once."""
+async def aiokafka(job: Job, **options: Any) -> None:
+    """aiokafka, as it comes."""
     from aiokafka import AIOKafkaProducer
 
     client: Any = AIOKafkaProducer(
         bootstrap_servers=job.bootstrap,
-        max_batch_size=256 * 1024,
         compression_type=None if job.compression == "none" else job.compression,
+        **options,
     )
     value = job.value
     await client.start()
@@ -232,6 +272,16 @@ async def aiokafka(job: Job) -> None:
             raise NotImplementedError(job.workload)
     finally:
         await client.stop()
+
+
+async def aiokafka_tuned(job: Job) -> None:
+    """aiokafka, with batches that serve many records at once."""
+    await aiokafka(job, max_batch_size=256 * 1024)
+
+
+async def aiokafka_idempotent(job: Job) -> None:
+    """aiokafka, with such batches and with the guarantees that ours has as it comes."""
+    await aiokafka(job, max_batch_size=256 * 1024, enable_idempotence=True, acks="all")
 
 
 def _librdkafka(job: Job) -> dict[str, Any]:
@@ -319,7 +369,10 @@ THREADED: dict[str, Callable[[Job], None]] = {"kafka-python": bare, "confluent":
 LOOPED: dict[str, tuple[Callable[[Job], Awaitable[None]], bool]] = {
     "ours": (ours, True),
     "ours, confluent": (ours_confluent, True),
+    "nothing": (nothing, True),
     "aiokafka": (aiokafka, False),
+    "aiokafka, tuned": (aiokafka_tuned, False),
+    "aiokafka, idempotent": (aiokafka_idempotent, False),
     "confluent-aio": (confluent_aio, False),
     "confluent-aio, tuned": (confluent_aio_tuned, False),
 }

@@ -45,15 +45,15 @@ class AskedDriver(FakeDriver):
         self.threads.add(threading.current_thread().name)
         return super().submit(batch)
 
-    def poll(self, most: int, /) -> bool:
+    def poll(self, most: int, /) -> int:
         self.asked += 1
         if self.poll_error is not None:
             raise self.poll_error
         with self._guard:
             said, self._unsaid = self._unsaid[:most], self._unsaid[most:]
-            is_under_way = bool(self._unsaid or self.under_way)
+            under_way = len(self._unsaid) + len(self.under_way)
         self._say(said)
-        return is_under_way
+        return under_way
 
     def watch(self) -> None:
         self.watched += 1

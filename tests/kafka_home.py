@@ -16,11 +16,22 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import pytest
 
-__all__ = ["KafkaHome", "KafkaMissing", "fetched", "kafka_home", "require_kafka", "run_maven"]
+__all__ = [
+    "KafkaHome",
+    "KafkaMissing",
+    "fetched",
+    "find_java",
+    "kafka_home",
+    "require_kafka",
+    "required",
+    "run_maven",
+]
+
+T = TypeVar("T")
 
 _POM = Path(__file__).with_name("kafka_cluster.pom.xml")
 #: Pinned, so that no two runs differ by it.
@@ -52,7 +63,7 @@ def kafka_home() -> KafkaHome:
     Raises:
         KafkaMissing: there is no Java that is new enough, or no Kafka and no way to fetch it.
     """
-    java, said = _java()
+    java, said = find_java()
     home = os.environ.get("KAFKA_HOME")
     # Another pom, another directory: what is there is what it asks for.
     name = hashlib.sha256(_POM.read_bytes()).hexdigest()[:12]
@@ -70,16 +81,30 @@ def kafka_home() -> KafkaHome:
 
 def require_kafka() -> None:
     """Skip the test where Kafka can't be run; in CI that is a failure."""
+    required("Apache Kafka", kafka_home)
+
+
+def required(what: str, find: Callable[[], T]) -> T:
+    """What a test can't do without; where it is not to be had the test is skipped, and in CI fails.
+
+    Args:
+        what: its name.
+        find: gives it, or raises :exc:`KafkaMissing`.
+    """
     try:
-        kafka_home()
+        return find()
     except KafkaMissing as missing:
         if os.environ.get("CI"):
-            pytest.fail(f"Apache Kafka can't be run: {missing}", pytrace=False)
-        pytest.skip(f"Apache Kafka can't be run: {missing}")
+            pytest.fail(f"{what} can't be run: {missing}", pytrace=False)
+        pytest.skip(f"{what} can't be run: {missing}")
 
 
-def _java() -> tuple[str, str]:
-    """Java, and what it says of its version."""
+def find_java() -> tuple[str, str]:
+    """Java, and what it says of its version.
+
+    Raises:
+        KafkaMissing: there is no Java, or none that is new enough.
+    """
     home = os.environ.get("JAVA_HOME")
     java = shutil.which("java", path=str(Path(home, "bin")) if home else None)
     if java is None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any, cast
 
 from kafka.future import Future
+
+from anyio_sendproducer.testing import Gate
 
 __all__ = ["FakeClient"]
 
@@ -21,15 +22,16 @@ class FakeClient:
         self.closed: list[float] = []
         self.close_error: Exception | None = None
         self.answers = True
-        self.gate = threading.Event()
-        self.gate.set()
+        self.gate = Gate()
+        #: For the topics that have a gate of their own.
+        self.gates: dict[str, Gate] = {}
 
-    def send(self, *record_: Any) -> Future:
-        self.gate.wait()
+    def send(self, topic: str, *rest: Any) -> Future:
+        self.gates.get(topic, self.gate).pass_through()
         if self.errors:
             raise self.errors.pop(0)
         future = Future()
-        self.sent.append((record_, future))
+        self.sent.append(((topic, *rest), future))
         if self.answers:
             self.answer(future)
         return future

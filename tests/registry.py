@@ -17,7 +17,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.kafka_home import fetched, kafka_home, run_maven
+from tests.kafka_home import fetched, kafka_home, required, run_maven
 
 __all__ = ["running_registry"]
 
@@ -42,13 +42,17 @@ def _fetch(directory: Path) -> None:
 
 @contextmanager
 def running_registry() -> Generator[str, None, None]:
-    """A registry for the length of a block; gives the URL of its API in Confluent's way."""
-    home = fetched(f"apicurio-{_VERSION}", _fetch)
+    """A registry for the length of a block; gives the URL of its API in Confluent's way.
+
+    Where it can't be run the test is skipped; in CI that is a failure.
+    """
+    home = required("Apicurio Registry", lambda: fetched(f"apicurio-{_VERSION}", _fetch))
+    java = required("Apicurio Registry", kafka_home).java
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     runner = next(home.glob("*runner.jar"))
-    command = [kafka_home().java, "-Xmx512m", "-Dquarkus.http.host=127.0.0.1"]
+    command = [java, "-Xmx512m", "-Dquarkus.http.host=127.0.0.1"]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             [*command, f"-Dquarkus.http.port={port}", "-jar", str(runner)],

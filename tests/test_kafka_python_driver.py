@@ -219,17 +219,28 @@ def partitioner(choose: Callable[[bytes], int]) -> Any:
 
 
 def test_a_partitioner_of_the_users_own_is_respected(cluster: MockCluster) -> None:
-    """Its records go to several partitions in one run, which are acknowledged in any order."""
+    """Its records go to several partitions in one batch, which are acknowledged in any order."""
     chosen = partitioner(int)
     with opened(cluster, properties={"partitioner": chosen}) as (driver, recorder):
         learn(driver, recorder, TWO_LEADERS)
         cluster.set_rtt(1, 150)
-        # The last of the run is the first to be acknowledged.
+        # The last of the batch is the first to be acknowledged.
         keys = [0, 1, 0, 0, 1, 1]
         records = [ProducerRecord(TWO_LEADERS, b"value", b"%d" % key) for key in keys]
         found = [metadata_of(one) for one in send_all(driver, recorder, records)]
         assert [one.partition for one in found] == keys
         assert [counted_from(found, one) for one in found] == [0, 0, 1, 2, 1, 2]
+
+
+def test_where_a_partitioner_chooses_no_partition_waits_for_another(cluster: MockCluster) -> None:
+    with opened(cluster, properties={"partitioner": partitioner(int)}) as (driver, recorder):
+        learn(driver, recorder, TWO_LEADERS)
+        cluster.set_rtt(2, 5000)
+        records = [ProducerRecord(TWO_LEADERS, b"value", b"%d" % key) for key in (0, 1)]
+        parcels = [Parcel(record) for record in records]
+        submit(driver, recorder, parcels)
+        recorder.wait(lambda: bool(recorder.reports))
+        assert [parcel for parcel, _ in recorder.reports] == parcels[:1]
 
 
 def test_a_partitioner_that_raises_fails_its_record_alone(cluster: MockCluster) -> None:

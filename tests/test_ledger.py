@@ -363,9 +363,9 @@ def test_an_unknown_topic_holds_up_its_own_records_only() -> None:
     ledger.hold([first])
     second = enter(ledger, "unknown")
     other = enter(ledger, "known")
-    before = ledger.has_queued
+    before = ledger.queued
     assert ledger.take() == [other]
-    assert (before, ledger.has_queued) == (True, False)
+    assert (before, ledger.queued) == (2, 0)
     assert figures(ledger).queued == 2
     third = enter(ledger, "unknown")
     assert ledger.release_held()

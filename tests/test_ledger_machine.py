@@ -593,7 +593,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @invariant()
     def what_is_to_be_done_next_is_known(self) -> None:
         queued = [fate for fate in self.fates if fate.state is QUEUED]
-        assert self.ledger.has_queued == any(not fate.held for fate in queued)
+        assert self.ledger.queued == sum(not fate.held for fate in queued)
         deadlines = [fate.deadline for fate in self.fates if not fate.ended]
         late = self.late
         if late:

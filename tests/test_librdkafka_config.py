@@ -86,6 +86,7 @@ def test_what_the_client_is_given_where_nothing_is_said() -> None:
         "receive.message.max.bytes": 16 * 1024 * 1024,
         "reconnect.backoff.max.ms": 1000,
         "retry.backoff.max.ms": 1000,
+        "sticky.partitioning.linger.ms": 10,
         "topic.metadata.propagation.max.ms": 5000,
     }
     assert made({}).tokens is None
@@ -534,6 +535,10 @@ def test_a_client_of_ones_own_is_kafka_pythons() -> None:
     assert str(caught.value) == f"producer {WORDS}the driver 'kafka-python'"
 
 
+STATISTICS = (
+    "set 'statistics.interval.ms': what librdkafka counts is in statistics().client from then on"
+)
+
 DECIDED = {
     "bootstrap.servers": "use ProducerSettings(bootstrap_servers=...)",
     "metadata.broker.list": "use ProducerSettings(bootstrap_servers=...)",
@@ -554,10 +559,8 @@ DECIDED = {
     "on_delivery": "what became of a record is what send() returns or raises",
     "delivery.report.only.error": "what became of a record is what send() returns or raises",
     "error_cb": "the driver serves the client's events itself",
-    "stats_cb": "metrics of the client could not be reached through the producer; leave it out",
-    "metrics_enabled": (
-        "metrics of the client could not be reached through the producer; leave it out"
-    ),
+    "stats_cb": STATISTICS,
+    "metrics_enabled": (STATISTICS),
     "logger": "what librdkafka logs goes to the module logging, where levels are set",
     "log_level": "what librdkafka logs goes to the module logging, where levels are set",
     "oauth_cb": TOKENS,

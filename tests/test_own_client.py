@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import threading
 from collections.abc import AsyncGenerator
 from typing import Any, cast
@@ -21,25 +23,52 @@ from anyio_sendproducer import (
     ProducerRecord,
     ProducerSettings,
     ProducerStartError,
+    RecordMetadata,
     RecordRejected,
+    SendProducer,
     SendProducerError,
     SerializationFailed,
     SettingsError,
+    Statistics,
     TransactionError,
+    UndeliveredRecords,
     _producer,
     drivers,
     open_send_producer,
 )
+from anyio_sendproducer.drivers import Submitted
 from anyio_sendproducer.drivers._given_client import GivenClientDriver
-from anyio_sendproducer.testing import EmbeddedBroker, FakeDriver
-from tests.bare import BareProducer
-from tests.calls import Call, Deadlines, raising, record, task_group, until
+from anyio_sendproducer.testing import EmbeddedBroker, FakeDriver, Gate
+from tests.bare import BareProducer, bare, nothing
+from tests.calls import (
+    Call,
+    Deadlines,
+    at_gate,
+    quiet,
+    raising,
+    record,
+    task_group,
+    until,
+)
+from tests.conftest import client_threads
 from tests.lent_client import FakeClient
-from tests.recorder import open_sockets
+from tests.mock_cluster import mock_cluster
+from tests.recorder import PATIENCE, Parcel, Recorder, open_sockets
+
+Partitioner: Any = importlib.import_module("kafka.partitioner.abc").Partitioner
+Serializer: Any = importlib.import_module("kafka.serializer").Serializer
+
+#: What a broker answers for a record that it refuses.
+INVALID_RECORD = 87
 
 
 def with_client(client: Any, **changes: Any) -> ProducerSettings:
     return ProducerSettings(bootstrap_servers="x:1").with_producer(client).evolve(**changes)
+
+
+def figures(producer: SendProducer) -> Statistics:
+    """Those of the records; who comes late may still wake the loop."""
+    return dataclasses.replace(producer.statistics(), wake_ups=0)
 
 
 # --- a client that is there ----------------------------------------------------------------------
@@ -160,10 +189,10 @@ async def test_a_topic_without_metadata_is_asked_for_again_and_keeps_its_order(
     monkeypatch.setattr(_producer, "_RETRY_SECONDS", 0.01)
     fake = FakeClient()
     fake.errors = [kafka.errors.KafkaTimeoutError() for _ in range(3)]
-    fake.gate.clear()
+    fake.gate.shut()
     async with open_send_producer(with_client(fake)) as producer:
         deliveries = [producer.enqueue_nowait(record(b"%d" % number)) for number in range(5)]
-        fake.gate.set()
+        fake.gate.open()
         for delivery in deliveries:
             await delivery.wait()
         assert [sent[1] for sent, _ in fake.sent] == [b"%d" % number for number in range(5)]
@@ -171,9 +200,11 @@ async def test_a_topic_without_metadata_is_asked_for_again_and_keeps_its_order(
         with anyio.move_on_after(0.05) as scope:
             await producer.partitions_for("t")
         assert scope.cancelled_caught
-        fake.known = kafka.errors.TopicAuthorizationFailedError()
-        with pytest.raises(kafka.errors.TopicAuthorizationFailedError):
+        fake.known = cause = kafka.errors.TopicAuthorizationFailedError()
+        says = r"the metadata of topic 't' can't be had: .*TopicAuthorizationFailedError"
+        with pytest.raises(SendProducerError, match=says) as caught:
             await producer.partitions_for("t")
+        assert caught.value.__cause__ is cause
 
 
 async def test_with_acks_0_there_is_no_offset() -> None:
@@ -199,11 +230,243 @@ async def test_a_client_that_gets_nowhere_breaks_the_producer(deadlines: Deadlin
 
 async def test_a_client_that_blocks_holds_up_nobody_for_longer_than_the_deadline() -> None:
     fake = FakeClient()
-    fake.gate.clear()
+    fake.gate.shut()
     async with open_send_producer(with_client(fake, delivery_timeout=0.05)) as producer:
         with pytest.raises(DeliveryTimeout):
             await producer.send(record())
-        fake.gate.set()
+        fake.gate.open()
+
+
+async def test_what_comes_back_when_another_record_is_held_up_is_told_at_once() -> None:
+    fake = FakeClient()
+    gate = fake.gates["slow"] = Gate()
+    gate.shut()
+    async with open_send_producer(with_client(fake, value_serializer=str.encode)) as producer:
+        values = [("t", "1"), ("t", cast("str", 7)), ("slow", "2"), ("t", "3")]
+        first, refused, *rest = [
+            producer.enqueue_nowait(ProducerRecord(topic, value)) for topic, value in values
+        ]
+        await at_gate(gate)
+        assert (await first.wait()).offset == 7
+        with pytest.raises(SerializationFailed):
+            await refused.wait()
+        gate.open()
+        for delivery in rest:
+            await delivery.wait()
+
+
+async def test_what_is_acknowledged_waits_for_no_other_partition() -> None:
+    fake = FakeClient()
+    fake.answers = False
+    async with open_send_producer(with_client(fake)) as producer:
+        deliveries = [producer.enqueue_nowait(record(b"%d" % number)) for number in range(3)]
+        await until(lambda: len(fake.sent) == 3)
+        for number in (1, 0, 2):
+            fake.answer(fake.sent[number][1], offset=number)
+            assert (await deliveries[number].wait()).offset == number
+
+
+async def test_beyond_the_end_of_the_block_it_is_given_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("anyio_sendproducer._bridge._GRACE_SECONDS", 0.01)
+    fake = FakeClient()
+    fake.gate.shut()
+    with raising(UndeliveredRecords) as caught:
+        async with open_send_producer(with_client(fake, close_timeout=0.05)) as producer:
+            deliveries = [producer.enqueue_nowait(record(b"%d" % number)) for number in range(3)]
+            await at_gate(fake.gate)
+    assert "hangs in the client library: left behind" in caplog.text
+    assert {error.record.value: error.persistence for error in caught.value.errors} == {
+        b"0": Persistence.POSSIBLY_PERSISTED,
+        b"1": Persistence.NOT_PERSISTED,
+        b"2": Persistence.NOT_PERSISTED,
+    }
+    before = figures(producer)
+    fake.gate.open()
+    await until(lambda: not _threads())
+    await quiet()
+    # The one that was under way is all that it was given, and what it says of that touches nothing.
+    assert [sent[1] for sent, _ in fake.sent] == [b"0"]
+    assert figures(producer) == before
+    for delivery in deliveries:
+        with pytest.raises(DeliveryError):
+            await delivery.wait()
+
+
+async def test_what_it_says_after_the_block_touches_nothing() -> None:
+    fake = FakeClient()
+    fake.answers = False
+    with raising(UndeliveredRecords):
+        async with open_send_producer(with_client(fake, close_timeout=0.05)) as producer:
+            delivery = producer.enqueue_nowait(record())
+            await until(lambda: len(fake.sent) == 1)
+    before = figures(producer)
+    fake.answer(fake.sent[0][1])
+    await quiet()
+    assert figures(producer) == before
+    with pytest.raises(DeliveryError, match="was closed before the record was acknowledged"):
+        await delivery.wait()
+
+
+def test_what_is_held_or_behind_when_it_is_closed_was_not_sent() -> None:
+    fake = FakeClient()
+    gate = fake.gates["slow"] = Gate()
+    gate.shut()
+    fake.errors = [kafka.errors.KafkaTimeoutError()]
+    driver = GivenClientDriver(with_client(fake))
+    recorder = Recorder()
+    driver.open(recorder)
+    parcels = [Parcel(record(topic=topic)) for topic in ("unknown", "slow", "t", "unknown")]
+    answers: list[Submitted] = []
+    thread = threading.Thread(target=lambda: answers.append(driver.submit(parcels)))
+    thread.start()
+    gate.wait_until_someone_waits(PATIENCE)
+    driver.close(0)
+    refused = {id(parcel) for parcel, _ in recorder.reports}
+    assert refused == {id(parcels[number]) for number in (0, 2, 3)}
+    gate.open()
+    thread.join()
+    assert answers == [Submitted()]
+    late = [Parcel(record())]
+    assert driver.submit(late) == Submitted()
+    outcomes = recorder.outcomes_of([*parcels, *late])
+    for outcome in (outcomes[0], *outcomes[2:]):
+        assert isinstance(outcome, DeliveryError)
+        assert outcome.persistence is Persistence.NOT_PERSISTED
+    assert isinstance(outcomes[1], RecordMetadata)
+    assert [sent[0] for sent, _ in fake.sent] == ["slow"]
+
+
+class Auditing(BareProducer):  # type: ignore[misc]
+    """A client that fails when it has sent the record."""
+
+    error: Exception
+
+    def send(self, *args: Any, **options: Any) -> Any:
+        BareProducer.send(self, *args, **options)
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [ValueError("ours"), kafka.errors.IllegalStateError("ours")])
+@pytest.mark.parametrize("lent", [True, False])
+async def test_of_what_a_subclass_raises_it_is_not_sure(
+    broker: EmbeddedBroker, error: Exception, lent: bool
+) -> None:
+    def make(configs: dict[str, Any]) -> Auditing:
+        made = Auditing(**configs)
+        made.error = error
+        return made
+
+    servers = broker.bootstrap_servers
+    settings = ProducerSettings(bootstrap_servers=servers, producer_factory=make)
+    if lent:
+        settings = ProducerSettings(
+            producer=await anyio.to_thread.run_sync(make, {"bootstrap_servers": servers})
+        )
+    async with open_send_producer(settings) as producer:
+        with pytest.raises(DeliveryError, match=r"did not take the record: .*ours") as caught:
+            await producer.send(ProducerRecord("t", None, b"key"))
+        assert caught.value.persistence is Persistence.POSSIBLY_PERSISTED
+
+
+# --- a client that breaks, or is closed ----------------------------------------------------------
+
+
+async def test_a_client_that_broke_breaks_the_producer() -> None:
+    with mock_cluster(1) as cluster, bare(cluster) as made:
+        cluster.create_topic("t", [1])
+        async with open_send_producer(with_client(made)) as producer:
+            await producer.send(record())
+            cluster.answer_next(1, INVALID_RECORD)
+            with pytest.raises(DeliveryError, match="not acknowledged") as refused:
+                await producer.send(record())
+            assert isinstance(refused.value.__cause__, kafka.errors.InvalidRecordError)
+            await until(lambda: producer.statistics().state == "broken")
+            with pytest.raises(ProducerBroken) as caught:
+                await producer.send(record())
+            assert caught.value.__cause__ is refused.value.__cause__
+
+
+async def test_where_a_broker_is_away_a_client_is_closed_all_the_same(
+    broker: EmbeddedBroker,
+) -> None:
+    made = await anyio.to_thread.run_sync(_bare, broker)
+    settings = ProducerSettings(producer=made, close_timeout=0.05)
+    with raising(UndeliveredRecords) as caught:
+        async with open_send_producer(settings) as producer:
+            await producer.send(record())
+            broker.pause()
+            producer.enqueue_nowait(record())
+    assert caught.value.errors[0].persistence is Persistence.POSSIBLY_PERSISTED
+    with pytest.raises(kafka.errors.IllegalStateError):
+        made.send("t", b"v")
+    await until(lambda: not client_threads())
+
+
+async def test_its_owner_closes_it_meanwhile(broker: EmbeddedBroker) -> None:
+    made = await anyio.to_thread.run_sync(_bare, broker)
+    async with open_send_producer(with_client(made)) as producer:
+        await producer.send(record())
+        broker.pause()
+        under_way = producer.enqueue_nowait(record())
+        await until(lambda: producer.statistics().hand_overs == 2)
+        await producer.partitions_for("t")  # the thread is through with it
+        made.flush = nothing
+        made.close(0)
+        with pytest.raises(DeliveryError, match=r"not acknowledged: .*closed") as caught:
+            await under_way.wait()
+        assert caught.value.persistence is Persistence.POSSIBLY_PERSISTED
+        with pytest.raises(DeliveryError, match="already closed") as caught:
+            await producer.send(record())
+        assert caught.value.persistence is Persistence.NOT_PERSISTED
+        await until(lambda: not any("network" in name for name in client_threads()))
+        with pytest.raises(SendProducerError, match="topic 'new' can't be had"):
+            await producer.partitions_for("new")
+
+
+# --- a client with settings of its own -----------------------------------------------------------
+
+
+class Exclaiming(Serializer):  # type: ignore[misc]
+    def serialize(self, _topic: str, _headers: Any, data: bytes) -> bytes:
+        return data + b"!"
+
+
+class Last(Partitioner):  # type: ignore[misc]
+    """Sends everything to partition 3."""
+
+    def partition(self, *_: object) -> int:
+        return 3
+
+
+@pytest.mark.parametrize("acks", [0, 1])
+async def test_two_producers_on_a_client_with_settings_of_its_own(
+    broker: EmbeddedBroker, acks: int
+) -> None:
+    def make() -> Any:
+        return BareProducer(
+            bootstrap_servers=broker.bootstrap_servers,
+            acks=acks,
+            enable_idempotence=False,
+            partitioner=Last(),
+            value_serializer=Exclaiming(),
+        )
+
+    made = await anyio.to_thread.run_sync(make)
+    texts = ProducerSettings(producer=made, value_serializer=str.encode)
+    async with open_send_producer(texts) as one:
+        async with open_send_producer(with_client(made)) as other:
+            found = [
+                await one.send(ProducerRecord("t", "text")),
+                await other.send(ProducerRecord("t", b"bytes")),
+            ]
+        # The one that has left took nothing along.
+        found.append(await one.send(ProducerRecord("t", "text", b"key")))
+    assert [metadata.partition for metadata in found] == [3, 3, 3]
+    assert [metadata.offset for metadata in found] == ([0, 1, 2] if acks else [None] * 3)
+    # What the settings' serializer gives goes through the client's own.
+    assert [metadata.serialized_value_size for metadata in found] == [5, 6, 5]
 
 
 def test_it_sends_no_transactions() -> None:

@@ -1,14 +1,15 @@
 """Where the event loop and the driver's thread meet, and nowhere else.
 
 Loop to thread goes a batch of records as one command. Thread to loop come events: they gather in a
-deque, one wake-up of the loop brings over all that there are, and they go on as one item of a
+list, one wake-up of the loop brings over all that there are, and they go on as one item of a
 memory object stream to the task that settles them. So a crossing is paid once a batch, never once
 a record.
 
 A client that takes records without waiting, and reports when it is asked to, needs no thread for
-that (see :class:`~anyio_sendproducer.drivers.PolledDriver`): the loop hands over and asks by itself.
-Between two questions it lets everybody else have their turn; where no answer comes soon, it leaves
-the waiting to the driver's thread, which wakes it up.
+that: the loop hands over and asks by itself (see
+:class:`~anyio_sendproducer.drivers.PolledDriver`). Between two questions it lets everybody else
+have their turn; where no answer comes soon, it leaves the waiting to the driver's thread, which
+wakes it up.
 
 The thread is the bridge's own and not AnyIO's: it lives as long as the producer, and a call of the
 client library that hangs must not keep the loop from ending.
@@ -182,9 +183,14 @@ class Bridge:
         self._is_waiting = False
         self._waits_since = 0.0
         self._answers_soon = False
+        #: How many records the client that is asked has, as far as is known.
+        self._under_way = 0
+        self._gathers = False
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._outbox: list[Event | _Reply[Any]] = []
         self._signalled = False
+        #: Whether the loop has more for the driver when that is through with a batch.
+        self._is_wanted = False
         # What is posted and whether the loop knows of it go together, with or without a GIL.
         self._posting = threading.Lock()
         self._stopping = threading.Event()
@@ -247,10 +253,13 @@ class Bridge:
         """
         self.hand_overs += 1
         polled = self._polled
-        if polled is not None and not self._is_waiting:
-            self._is_waiting = True
-            self._waits_since = time.monotonic()
+        if polled is not None:
+            self._under_way += len(batch)
+            if not self._is_waiting:
+                self._is_waiting = True
+                self._waits_since = time.monotonic()
         if polled is None or not polled.direct:
+            self._is_wanted = False
             self._inbox.put(functools.partial(self._submit, batch))
             return None
         try:
@@ -258,6 +267,32 @@ class Bridge:
         except Exception as error:  # noqa: BLE001  # as in _submit()
             self._pass_on([Lost(error)])
             return None
+
+    def want(self) -> None:
+        """There is more to hand over: have the receiver of the events told when the driver is
+        through with the batch. Where nobody wants to know, that waits for what comes next."""
+        with self._posting:
+            self._is_wanted = True
+        self._take_over()
+
+    def gathers(self, queued: int) -> bool:
+        """Whether it is better to let so many records wait for more than to hand them over.
+
+        It is as long as an answer is going to come soon, and the client has more records than
+        these. Otherwise each answer would let few go on, whose records would be a small batch with
+        an answer of its own, and so on: small batches would never become larger.
+        """
+        self._gathers = (
+            queued < self._under_way and queued < _GIVEN_AT_ONCE and self._answers_are_near()
+        )
+        return self._gathers
+
+    def _answers_are_near(self) -> bool:
+        return (
+            self._is_waiting
+            and self._answers_soon
+            and time.monotonic() - self._waits_since < _ASK_SECONDS
+        )
 
     @property
     def at_once(self) -> int | None:
@@ -277,17 +312,16 @@ class Bridge:
         # Nobody has to wake the loop for what is reported meanwhile.
         self._signalled = True
         try:
-            is_under_way = polled.poll(_ASKED_AT_ONCE)
+            self._under_way = polled.poll(_ASKED_AT_ONCE)
         except Exception as error:  # noqa: BLE001  # as in _submit()
             self._post(Lost(error))
-            is_under_way = False
-        now = time.monotonic()
         if self._take_over():
+            now = time.monotonic()
             self._answers_soon = now - self._waits_since < _SOON_SECONDS
             self._waits_since = now
-        elif not is_under_way:
+        elif not self._under_way:
             self._is_waiting = False
-        elif self._answers_soon and now - self._waits_since < _ASK_SECONDS:
+        elif self._gathers or self._answers_are_near():
             self.ring()
         else:
             polled.watch()
@@ -375,10 +409,12 @@ class Bridge:
 
     # --- on threads --------------------------------------------------------------------------
 
-    def _post(self, item: Event | _Reply[Any]) -> None:
+    def _post(self, item: Event | _Reply[Any], *, urgent: bool = True) -> None:
         with self._posting:
             self._outbox.append(item)
-            wakes, self._signalled = not self._signalled, True
+            wakes = not self._signalled and (urgent or self._is_wanted)
+            if wakes:
+                self._signalled = True
         if wakes:
             self._loop.call_soon_threadsafe(self._collect)
 
@@ -407,10 +443,11 @@ class Bridge:
 
     def _submit(self, batch: Sequence[Entry]) -> None:
         try:
-            event: Event = Taken(self._opened().submit(batch))
+            answer = self._opened().submit(batch)
         except BaseException as error:  # noqa: BLE001  # told to the loop, which ends it all
-            event = Lost(error)
-        self._post(event)
+            self._post(Lost(error))
+        else:
+            self._post(Taken(answer), urgent=bool(answer.held or answer.sizes))
 
     def _reopen(self, error: BaseException, generation: int) -> None:
         self._polled = None

@@ -381,26 +381,24 @@ class Ledger:
             most: no more than so many; None for all.
         """
         queue = self._queue
-        if most is None or len(queue) <= most:
-            taken = [*queue]
+        taken = [*itertools.islice(queue, most)]
+        if len(taken) == len(queue):
             queue.clear()
         else:
-            taken = [*itertools.islice(queue, most)]
             for entry in taken:
                 del queue[entry]
         if not self._held:
-            batch = taken
-            for entry in batch:
-                entry.state = _SUBMITTED
-        else:
-            batch = []
             for entry in taken:
-                held = self._held.get(entry.record.topic)
-                if held is None:
-                    entry.state = _SUBMITTED
-                    batch.append(entry)
-                else:
-                    held[entry] = None
+                entry.state = _SUBMITTED
+            return taken
+        batch: list[Entry] = []
+        for entry in taken:
+            held = self._held.get(entry.record.topic)
+            if held is None:
+                entry.state = _SUBMITTED
+                batch.append(entry)
+            else:
+                held[entry] = None
         return batch
 
     def hold(self, entries: Iterable[Entry]) -> list[object]:
@@ -860,9 +858,9 @@ class Ledger:
         return self._accepted
 
     @property
-    def has_queued(self) -> bool:
-        """Whether :meth:`take` may have something to hand over."""
-        return bool(self._queue)
+    def queued(self) -> int:
+        """How many records :meth:`take` may have to hand over."""
+        return len(self._queue)
 
     def statistics(
         self, *, generations: int, hand_overs: int, wake_ups: int, client: Mapping[str, Any]

@@ -421,20 +421,24 @@ class SendProducer(Sender):
         )
         ledger = self._ledger
         entry = ledger.enter(checked, size, self._now(), wait)
-        if not self._rung and not self._busy:
+        if not self._rung:
             self._ring()
         return entry
 
     def _ring(self) -> None:
-        """Have the pump look at the queue, unless it is going to anyway."""
-        if not self._rung and not self._busy:
+        """Have the pump look at the queue, as soon as the driver can take what is there; unless it
+        is going to anyway."""
+        if not self._rung:
             self._rung = True
-            self._bridge.ring()
+            if self._busy:
+                self._bridge.want()
+            else:
+                self._bridge.ring()
 
     def _moved(self, woken: Iterable[object]) -> None:
         """Room may have become free elsewhere than in the pump: others may be queued now."""
         self._wake(woken)
-        if self._ledger.has_queued:
+        if self._ledger.queued:
             self._ring()
 
     async def _wait_until_settled(self) -> None:
@@ -477,16 +481,21 @@ class SendProducer(Sender):
     def _hand_over(self) -> None:
         if self._stopping:
             return  # nobody would take it: what is queued was not sent
-        if not self._busy and not self._reopening and self._ledger.has_queued:
-            batch = self._ledger.take(self._bridge.at_once)
-            if batch:
-                answer = self._bridge.submit(batch)
-                if answer is None:
-                    self._busy = True
-                else:
-                    self._wake(self._taken(answer))
-                    if self._ledger.has_queued:
-                        self._ring()
+        queued = self._ledger.queued
+        if not queued or self._reopening:
+            return
+        if self._busy:
+            self._ring()
+        elif not self._bridge.gathers(queued) and (
+            batch := self._ledger.take(self._bridge.at_once)
+        ):
+            answer = self._bridge.submit(batch)
+            if answer is None:
+                self._busy = True
+            else:
+                self._wake(self._taken(answer))
+                if self._ledger.queued:
+                    self._ring()
 
     def _taken(self, answer: Submitted) -> Iterable[object]:
         """The driver went through a batch."""
@@ -717,7 +726,8 @@ async def start_send_producer(
     Args:
         task_group: AnyIO's TaskGroup, or Trio's Nursery.
         settings: see :class:`ProducerSettings`.
-        driver: ``"kafka-python"``, or a callable that makes a driver; None for the default.
+        driver: ``"kafka-python"``, which None stands for; ``"confluent"``, on librdkafka (extra
+            ``confluent``); or a callable that makes a driver of yours.
 
     Returns:
         The producer, connected.
@@ -752,7 +762,8 @@ async def open_send_producer(
 
     Args:
         settings: see :class:`ProducerSettings`.
-        driver: ``"kafka-python"``, or a callable that makes a driver; None for the default.
+        driver: ``"kafka-python"``, which None stands for; ``"confluent"``, on librdkafka (extra
+            ``confluent``); or a callable that makes a driver of yours.
 
     Raises:
         SettingsError: a setting is wrong.

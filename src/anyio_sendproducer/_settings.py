@@ -109,9 +109,9 @@ class ProducerSettings:
             producer's own thread, never on the event loop's, and is not called for None. Whoever
             made it closes it. None: keys are bytes already.
         value_serializer: the same for values.
-        properties: further settings of the client, by Kafka's names (``"compression.type"``) or
-            kafka-python's (``"compression_type"``). The names and values are checked when the
-            producer starts.
+        properties: further settings of the client, by Kafka's names (``"compression.type"``),
+            kafka-python's (``"compression_type"``) or, with the driver ``"confluent"``,
+            librdkafka's. The names and values are checked when the producer starts.
         max_in_flight: how many records may be accepted and not yet acknowledged.
         max_buffered_bytes: how many bytes of keys, values and headers these may have in all.
         delivery_timeout: how long a record may take from the call of ``send`` to its outcome, the

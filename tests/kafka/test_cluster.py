@@ -22,6 +22,7 @@ from tests import kafka_home, kafka_wire
 from tests.calls import raising
 from tests.kafka_cluster import KafkaCluster, KafkaClusterError, Listener, kafka_cluster
 from tests.kafka_home import KafkaMissing
+from tests.registry import running_registry
 from tests.test_end_to_end import read_back
 
 #: Seconds that a broker may take to start; 2.5 on two cores when nothing else runs.
@@ -412,6 +413,21 @@ def test_without_java_the_tests_are_skipped_and_in_ci_they_fail(
     assert outcome in done.stdout.splitlines()[-1]
     assert "Apache Kafka can't be run: no java" in done.stdout
     assert bool(done.returncode) is bool(ci)
+
+
+@pytest.mark.usefixtures("nothing_here")
+@pytest.mark.parametrize(
+    ("ci", "outcome"), [("", pytest.skip.Exception), ("1", pytest.fail.Exception)]
+)
+def test_without_maven_what_needs_a_registry_is_skipped_and_in_ci_it_fails(
+    monkeypatch: pytest.MonkeyPatch, ci: str, outcome: type[BaseException]
+) -> None:
+    monkeypatch.setenv("CI", ci)
+    with (
+        pytest.raises(outcome, match="Apicurio Registry can't be run: no mvn on the PATH"),
+        running_registry(),
+    ):
+        pass
 
 
 def test_an_installation_is_taken_as_it_is(

@@ -228,13 +228,13 @@ class PolledDriver(Driver, Protocol):
     """Whether the loop may call :meth:`Driver.submit` too, also while another thread calls what
     else there is. False where code of the user's runs in it, such as a serializer."""
 
-    def poll(self, most: int, /) -> bool:
+    def poll(self, most: int, /) -> int:
         """Report what there is to report by now, and about so many outcomes at most.
 
         Called by the loop, which must not wait for anything.
 
         Returns:
-            Whether anything is under way, or waits to be reported.
+            How many records are under way, or wait to be reported.
         """
         ...
 

@@ -15,7 +15,6 @@ May import: ``confluent_kafka``, ``drivers`` and its modules, ``_records``, ``_s
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import ctypes
 import json
@@ -146,8 +145,8 @@ class _Enough(Exception):
     """Raised by a callback, to have the client's ``poll`` come back before it is through."""
 
 
-#: The only one: where Python is older than 3.12, confluent-kafka keeps for ever what a callback raised,
-#: and with that all that is in its traceback.
+#: The only one: where Python is older than 3.12, confluent-kafka keeps for ever what a callback
+#: raised, and all that is in its traceback.
 _ENOUGH: Final = _Enough()
 
 
@@ -184,9 +183,11 @@ class ConfluentDriver:
         self._thread: threading.Thread | None = None
         self._bell = threading.Event()
         self._is_watching = False
-        # What the callbacks were told, for whoever asked to make outcomes of.
-        self._done: collections.deque[tuple[Any, Any, Any]] = collections.deque()
+        # Submissions and their outcomes, in turn, that were not passed on yet; and how long that
+        # may become until a poll ends.
+        self._said: list[Any] = []
         self._most: float = math.inf
+        self._reporting = threading.Lock()
         self._delivered = self._callback()
         self._trouble: SendProducerError | None = None
         self._is_cut_off = False
@@ -209,7 +210,7 @@ class ConfluentDriver:
             "stats_cb": self._counted,
         }
         if self._tokens is not None:
-            config["oauth_cb"] = self._token
+            config["oauth_cb"] = self._new_token
         try:
             self._client = confluent_kafka.Producer(config, logger=_log)
         except (KafkaException, TypeError, ValueError) as error:
@@ -364,9 +365,10 @@ class ConfluentDriver:
         """Called by the client every ``statistics.interval.ms``."""
         self._statistics = statistics
 
-    def _token(self, _: str) -> tuple[str, float]:
-        """Called by the client, on a thread of its own, when it wants a token."""
-        return cast("TokenSource", self._tokens).token(), time.time() + _TOKEN_SECONDS
+    def _new_token(self, _: str) -> tuple[str, float, str, dict[str, str]]:
+        """Called by the client when it needs a token; what this raises it takes for a failure."""
+        tokens = cast("TokenSource", self._tokens)
+        return tokens.token(), time.time() + _TOKEN_SECONDS, "", tokens.extensions()
 
     def trouble(self) -> Exception | None:
         """The last failure to connect; see :meth:`anyio_sendproducer.drivers.Driver.trouble`."""
@@ -377,7 +379,7 @@ class ConfluentDriver:
         return self._is_cut_off
 
     def figures(self) -> Mapping[str, Any]:
-        """What librdkafka counts; see :meth:`anyio_sendproducer.drivers.Driver.figures`."""
+        """Its statistics; see :meth:`anyio_sendproducer.drivers.Driver.figures`."""
         text = self._statistics
         if text and text is not self._read[0]:
             self._read = (text, json.loads(text))
@@ -476,58 +478,53 @@ class ConfluentDriver:
         )
 
     def _callback(self) -> Callable[[Any, Any, Any], None]:
-        """What the client calls for each record that it is through with."""
-        done = self._done
-        append = done.append
+        """What the client calls for each record that it is through with, whoever polls."""
+        said = self._said
+        extend = said.extend
+        new = _new_tuple
+        direct = self.direct
 
         def delivered(submission: Any, error: Any, message: Any) -> None:
-            append((submission, error, message))
-            if len(done) >= self._most and threading.get_ident() != self._ending:
-                raise _ENOUGH
-
-        return delivered
-
-    def _report(self) -> bool:
-        """Make outcomes of what the callbacks were told, and say whether there was anything."""
-        done = self._done
-        count = len(done)
-        if not count:
-            return False
-        new = _new_tuple
-        submissions: list[Any] = []
-        outcomes: list[Outcome] = []
-        for _ in range(count):
-            try:
-                submission, error, message = done.popleft()
-            except IndexError:  # another thread reports, too
-                break
-            submissions.append(submission)
+            record = submission.record
             if error is None:
                 offset = message.offset()
                 timestamp_ms = message.timestamp()[1]
                 if offset is None or offset < 0:
                     offset = timestamp_ms = None
-                key, value = message.key(), message.value()
-                outcomes.append(
-                    new(
-                        RecordMetadata,
-                        (
-                            submission.record.topic,
-                            message.partition(),
-                            offset,
-                            timestamp_ms,
-                            None if key is None else len(key),
-                            None if value is None else len(value),
-                        ),
-                    )
+                if direct:
+                    key, value = record.key, record.value
+                else:
+                    key, value = message.key(), message.value()
+                outcome: Outcome = new(
+                    RecordMetadata,
+                    (
+                        record.topic,
+                        message.partition(),
+                        offset,
+                        timestamp_ms,
+                        None if key is None else len(key),
+                        None if value is None else len(value),
+                    ),
                 )
+                if self._trouble is not None:
+                    self._trouble = None
+                    self._is_cut_off = False
             else:
-                outcomes.append(self._failure(submission.record, error))
-        if self._trouble is not None and any(type(one) is RecordMetadata for one in outcomes):
-            self._trouble = None
-            self._is_cut_off = False
-        cast("Sink", self._sink).completed(submissions, outcomes)
-        return True
+                outcome = self._failure(record, error)
+            # In one step, since another thread may be taking what is there.
+            extend((submission, outcome))
+            if len(said) >= self._most and threading.get_ident() != self._ending:
+                raise _ENOUGH
+
+        return delivered
+
+    def _report(self) -> None:
+        """Pass on what the callbacks made of it."""
+        with self._reporting:
+            said = self._said[:]
+            del self._said[: len(said)]
+        if said:
+            cast("Sink", self._sink).completed(said[::2], said[1::2])
 
     def _failure(self, record: ProducerRecord[Any, Any], error: Any) -> DeliveryError:
         """What an error of the client says of a record that it had."""
@@ -561,16 +558,16 @@ class ConfluentDriver:
 
     # --- asking ------------------------------------------------------------------------------
 
-    def poll(self, most: int, /) -> bool:
+    def poll(self, most: int, /) -> int:
         """Report; see :meth:`anyio_sendproducer.drivers.PolledDriver.poll`."""
         with self._using:
             if not self._is_usable:
-                return False
-            self._most = most
+                return 0
+            self._most = 2 * most
             self._poll(0)
-            is_under_way = bool(len(self._client))
+            under_way = len(self._client)
         self._report()
-        return is_under_way
+        return under_way
 
     def watch(self) -> None:
         """Ring; see :meth:`anyio_sendproducer.drivers.PolledDriver.watch`."""
@@ -584,7 +581,7 @@ class ConfluentDriver:
         while not self._closing.is_set():
             if self._is_watching:
                 self._poll(_SLICE_SECONDS)
-                if self._done:
+                if self._said:
                     self._is_watching = False
                     cast("Sink", self._sink).ready()
             elif not self._bell.wait(_IDLE_SECONDS):

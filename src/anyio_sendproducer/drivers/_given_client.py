@@ -8,16 +8,24 @@ May import: ``drivers`` and its modules, ``_records``, ``_settings``, ``_excepti
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
-from .._exceptions import DeliveryError, SettingsError, TransactionError
-from .._records import ConsumerGroupMetadata
+from .._exceptions import DeliveryError, Persistence, SettingsError, TransactionError
+from .._records import ConsumerGroupMetadata, ProducerRecord
 from .._settings import ProducerSettings
 from . import ConsumedOffset, Deadline, Outcome, Sink, Submission, Submitted
-from ._kafka_python import is_metadata_missing, not_acknowledged, not_taken
+from ._kafka_python import (
+    flush_nothing,
+    is_metadata_missing,
+    no_metadata,
+    not_acknowledged,
+    not_taken,
+)
 from ._runs import Run
 from ._serializing import bytes_of, serialize_with, size_of
 
@@ -52,27 +60,42 @@ class GivenClientDriver:
         self.answered = config.get("acks") != 0
         self._key = serialize_with(settings.key_serializer)
         self._value = serialize_with(settings.value_serializer)
+        #: Whether the client, where it is idempotent, can never send again. It has no public way to
+        #: tell, and would fail record after record; where it is not as it was when this was
+        #: written, it is left at that.
+        manager: Any = getattr(self._producer, "_transaction_manager", None)
+        self._is_broken: Callable[[], bool] | None = getattr(manager, "has_fatal_error", None)
         self._sink: Sink | None = None
         self._closed = False
+        self._broken = False
+        self._broken_by: Exception | None = None
+        # What the client was not given yet, and what it would not take for want of metadata. The
+        # thread that hands over may be held up for long: who closes meanwhile takes the records
+        # out, and whoever has taken one out is who sends it, or says what became of it.
+        self._behind: collections.deque[Submission] = collections.deque()
+        self._held: collections.deque[Submission] = collections.deque()
 
     def open(self, sink: Sink, /) -> None:
         """Take the client as it is."""
         self._sink = sink
 
     def submit(self, batch: Sequence[Submission], /) -> Submitted:
-        """Hand over a batch; see :meth:`anyio_sendproducer.drivers.Driver.submit`."""
+        """Hand over a batch; see :meth:`anyio_sendproducer.drivers.Driver.submit`.
+
+        Once this is closed no record is handed over, also where ``send`` was waiting until then.
+        """
         answer = Submitted()
-        failed: list[Any] = []
-        failures: list[Outcome] = []
         held: set[str] = set()
-        runs: dict[str, Run] = {}
         serialized = self._key is not None or self._value is not None
         now_ms = int(time.time() * 1000)
-        for submission in batch:
+        self._behind.extend(batch)
+        if self._closed:
+            self._refuse(self._behind)
+        for submission in _taken_out(self._behind):
             record = submission.record
             topic = record.topic
             if topic in held:
-                answer.held.append(submission)
+                self._held.append(submission)
                 continue
             key, value, headers = record.key, record.value, [*record.headers]
             timestamp_ms = now_ms if record.timestamp_ms is None else record.timestamp_ms
@@ -85,34 +108,33 @@ class GivenClientDriver:
                     topic, value, key, headers, record.partition, timestamp_ms
                 )
             except DeliveryError as error:
-                failed.append(submission)
-                failures.append(error)
-                continue
+                self.report([submission], [error])
             except Exception as error:  # noqa: BLE001  # becomes this record's outcome
                 if is_metadata_missing(error):
                     held.add(topic)
-                    answer.held.append(submission)
+                    self._held.append(submission)
                 else:
-                    failed.append(submission)
-                    failures.append(not_taken(record, error))
-                continue
-            run = runs.get(topic)
-            if run is None:
-                run = runs[topic] = Run(self, topic, None)
-            run.submissions.append(submission)
-            run.futures.append(future)
-        for run in runs.values():
-            run.watch()
-        if failed:
-            self.report(failed, failures)
+                    self.report([submission], [not_taken(record, error)])
+            else:
+                # At once and one by one: the next `send` may block for a minute, and to which
+                # partition the client gave this record nobody knows.
+                Run.of_one(self, topic, None, submission, future).watch()
+        answer.held.extend(_taken_out(self._held))
         return answer
 
     def report(self, submissions: Sequence[Any], outcomes: Sequence[Outcome]) -> None:
         """Pass outcomes on to whoever opened this driver."""
-        cast("Sink", self._sink).completed(submissions, outcomes)
+        sink = cast("Sink", self._sink)
+        sink.completed(submissions, outcomes)
+        broken_by, self._broken_by = self._broken_by, None
+        if broken_by is not None and not self._closed:
+            sink.broken(broken_by)
 
     def failure(self, submission: Submission, error: Exception, run: Run) -> DeliveryError:  # noqa: ARG002
         """What an error of the client says of a record."""
+        if not self._broken and self._is_broken is not None and self._is_broken():
+            self._broken = True
+            self._broken_by = error
         return not_acknowledged(submission.record, error)
 
     def target(self, topic: str, partition: int) -> Any:
@@ -126,7 +148,7 @@ class GivenClientDriver:
         except Exception as error:
             if is_metadata_missing(error):
                 return None
-            raise
+            raise no_metadata(topic, error) from error
 
     def begin_transaction(self) -> None:
         """Never asked for: these settings have no ``transactional_id``."""
@@ -161,11 +183,41 @@ class GivenClientDriver:
     def close(self, timeout: float, /) -> None:
         """Leave the client as it is; or close it, where ``close_producer_on_exit`` says so."""
         closed, self._closed = self._closed, True
+        self._refuse(self._behind)
+        self._refuse(self._held)
         if self._settings.close_producer_on_exit and not closed:
             try:
-                self._producer.close(timeout)
+                self._close_client(timeout)
             except Exception:  # noqa: BLE001  # it is its owner's
                 _log.exception("the producer that was given could not be closed")
+
+    def _close_client(self, timeout: float) -> None:
+        try:
+            self._producer.close(timeout)
+        except Exception:  # noqa: BLE001  # by force, then
+            # 3.0.12 flushes first, and where that takes too long it stays open and goes on sending.
+            self._producer.flush = flush_nothing
+            self._producer.close(0)
+
+    def _refuse(self, line: collections.deque[Submission]) -> None:
+        refused = [*_taken_out(line)]
+        if refused:
+            self.report(refused, [_not_sent(submission.record) for submission in refused])
+
+
+def _taken_out(line: collections.deque[Submission]) -> Iterator[Submission]:
+    """Those of a line one by one, until it is empty; each goes to one thread alone."""
+    with contextlib.suppress(IndexError):
+        while True:
+            yield line.popleft()
+
+
+def _not_sent(record: ProducerRecord[Any, Any]) -> DeliveryError:
+    return DeliveryError(
+        "the record was not sent: the producer was closed before the client was given it",
+        record=record,
+        persistence=Persistence.NOT_PERSISTED,
+    )
 
 
 def _no_transactions() -> TransactionError:

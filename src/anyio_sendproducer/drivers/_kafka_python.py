@@ -60,7 +60,14 @@ from ._security import TokenSource
 from ._serializing import bytes_of, serialize_with, size_of
 from ._tls import tls_refusal
 
-__all__ = ["KafkaPythonDriver", "is_metadata_missing", "not_acknowledged", "not_taken"]
+__all__ = [
+    "KafkaPythonDriver",
+    "flush_nothing",
+    "is_metadata_missing",
+    "no_metadata",
+    "not_acknowledged",
+    "not_taken",
+]
 
 #: Kafka answers these for a batch that it did not and will not write.
 _REFUSALS: Final[tuple[type[Exception], ...]] = (
@@ -415,7 +422,7 @@ class _Producer(KafkaProducer):
         super().close(timeout)
 
 
-def _flush_nothing(timeout: float | None = None) -> None:
+def flush_nothing(timeout: float | None = None) -> None:
     """In place of a client's ``flush``: ``close`` calls it first, raises when that takes too long,
     and then leaves the sender thread alive. What is to be waited for was waited for before."""
 
@@ -696,7 +703,7 @@ class KafkaPythonDriver:
         transactional = self._settings.transactional_id is not None
         self._idempotent = bool(producer.config["enable_idempotence"])
         self._recovers = producer.config["api_version"] >= (2, 5)
-        producer.flush = _flush_nothing
+        producer.flush = flush_nothing
         client = cast("_NetClient", self._client)
         self._opened = _Opened(
             producer=producer,
@@ -927,7 +934,10 @@ class KafkaPythonDriver:
             run.submissions.append(submission)
             run.futures.append(future)
             run.size += submission.size
-            if run.size >= RUN_BYTES:
+            if run.partition is None:
+                # Where it went nobody knows, nor whether what follows it goes there too.
+                line.end_run(run)
+            elif run.size >= RUN_BYTES:
                 line.end_run(run)
                 opened.client.wakeup()
         if wakes:
@@ -949,7 +959,10 @@ class KafkaPythonDriver:
             self._first_to_fail = submission
 
     def _tell_if_broken(self, error: Exception) -> None:
-        if not self._broken and not self._closing.is_set() and self._ends_with(error):
+        self._tell(error, ends=self._ends_with(error))
+
+    def _tell(self, error: Exception, *, ends: bool) -> None:
+        if ends and not self._broken and not self._closing.is_set():
             self._broken = True
             opened = self._ready()
             transactions = opened.transactions
@@ -979,7 +992,7 @@ class KafkaPythonDriver:
                 refused = refused and submission is self._first_to_fail
             else:
                 refused = refused and (run.topic, run.partition) in opened.client.refused
-            self._tell_if_broken(error)
+            self._tell(error, ends=ends)
         if refused:
             return _rejected(submission.record, f"the broker refused the record: {error}", error)
         return not_acknowledged(submission.record, error)
@@ -1144,7 +1157,7 @@ class KafkaPythonDriver:
             return self._unknown(topic, cluster)
         except kafka_errors.KafkaError as error:
             self._asked.pop(topic, None)
-            return _translated(error, f"the metadata of topic {topic!r} can't be had: {error}")
+            return no_metadata(topic, error)
         self._asked.pop(topic, None)
         available = cluster.available_partitions_for_topic(topic) or set()
         turn = self._turns.get(topic, hash(topic) % 1024)
@@ -1220,6 +1233,11 @@ def _translated(cause: Exception, message: str) -> SendProducerError:
     return error
 
 
+def no_metadata(topic: str, cause: Exception) -> SendProducerError:
+    """``partitions_for`` raised, and not for want of time."""
+    return _translated(cause, f"the metadata of topic {topic!r} can't be had: {cause}")
+
+
 def _rejected(
     record: ProducerRecord[Any, Any], message: str, cause: BaseException | None = None
 ) -> RecordRejected:
@@ -1241,10 +1259,14 @@ def not_acknowledged(record: ProducerRecord[Any, Any], cause: Exception) -> Deli
 
 def not_taken(record: ProducerRecord[Any, Any], cause: Exception) -> DeliveryError:
     """``send()`` raised. What it checks first was refused; of the rest it is not sure whether the
-    record was in the client's buffer by then."""
-    if isinstance(cause, (kafka_errors.MessageSizeTooLargeError, ValueError, TypeError)):
+    record was in the client's buffer by then, and of what a ``send`` of somebody else's raises
+    neither."""
+    checked = _is_raised_by_kafka_python(cause)
+    if checked and isinstance(
+        cause, (kafka_errors.MessageSizeTooLargeError, ValueError, TypeError)
+    ):
         return _rejected(record, f"kafka-python refused the record: {cause}", cause)
-    closed = isinstance(cause, kafka_errors.IllegalStateError)
+    closed = checked and isinstance(cause, kafka_errors.IllegalStateError)
     error = DeliveryError(
         f"kafka-python did not take the record: {cause}",
         record=record,
@@ -1252,3 +1274,14 @@ def not_taken(record: ProducerRecord[Any, Any], cause: Exception) -> DeliveryErr
     )
     error.__cause__ = cause
     return error
+
+
+def _is_raised_by_kafka_python(error: Exception) -> bool:
+    """Whether it came out of kafka-python's code, or of what that called; a subclass of the user's
+    own may raise whatever it likes when its record is sent."""
+    traceback = error.__traceback__
+    while traceback is not None:
+        if str(traceback.tb_frame.f_globals.get("__name__")).startswith("kafka."):
+            return True
+        traceback = traceback.tb_next
+    return False

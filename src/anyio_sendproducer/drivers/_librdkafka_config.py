@@ -110,6 +110,9 @@ def librdkafka_config(settings: ProducerSettings) -> LibrdkafkaConfig:
         "receive.message.max.bytes": RECEIVE_MAX,
         # What Kafka's clients do by a record's key; librdkafka by itself would take CRC32.
         "partitioner": "murmur2_random",
+        # Records without a key go to one partition for so long (KIP-480). By itself librdkafka
+        # takes twice the linger; where that is 0, each goes elsewhere, in a request of its own.
+        "sticky.partitioning.linger.ms": 10,
         # The producer's own bounds are reached before these: none, and 2 TiB.
         "queue.buffering.max.messages": 0,
         "queue.buffering.max.kbytes": _INT_MAX,

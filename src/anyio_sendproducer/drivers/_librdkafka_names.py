@@ -91,6 +91,7 @@ KINDS: Final[Mapping[str, Number | tuple[str, ...] | type[object]]] = {
     "socket.receive.buffer.bytes": Number(0, 100_000_000),
     "socket.send.buffer.bytes": Number(0, 100_000_000),
     "socket.timeout.ms": Number(10, 300_000),
+    "statistics.interval.ms": Number(0, 86_400_000),
     "sticky.partitioning.linger.ms": Number(0, 900_000),
     "topic.blacklist": str,
     "topic.metadata.refresh.fast.interval.ms": Number(1, 60_000),
@@ -132,7 +133,9 @@ _OUTCOMES: Final = "what became of a record is what send() returns or raises"
 _SERVED: Final = "the driver serves the client's events itself"
 _LOG: Final = "what librdkafka logs goes to the module logging, where levels are set"
 _ASKS: Final = "librdkafka asks the brokers for their versions"
-_METRICS: Final = "metrics of the client could not be reached through the producer; leave it out"
+_METRICS: Final = (
+    "set 'statistics.interval.ms': what librdkafka counts is in statistics().client from then on"
+)
 _NO_USE: Final = "librdkafka itself makes no use of it any more; leave it out"
 _ONE_BY_ONE: Final = "where one record fails, others are to go on"
 _ORDER: Final = "records of a partition are sent in their order"
@@ -170,7 +173,6 @@ DECIDED: Final[Mapping[str, str]] = {
     "metrics_enabled": _METRICS,
     "metrics_num_samples": _METRICS,
     "metrics_sample_window_ms": _METRICS,
-    "statistics_interval_ms": _METRICS,
     "stats_cb": _METRICS,
     "enable_gapless_guarantee": _ONE_BY_ONE,
     "msg_order_cmp": _ORDER,

@@ -70,7 +70,7 @@ class Run:
 
     The client completes a partition's batches in order, so that when the last of these is done the
     others are; where the client aborts, in no order, whoever is not done yet gets a callback of
-    its own.
+    its own. Where nobody knows which partition the client chose, a run is one record.
     """
 
     __slots__ = ("_driver", "futures", "partition", "size", "submissions", "target", "topic")
@@ -83,6 +83,16 @@ class Run:
         self.submissions: list[Any] = []
         self.futures: list[Any] = []
         self.size = 0
+
+    @classmethod
+    def of_one(
+        cls, driver: Reporter, topic: str, partition: int | None, submission: Any, future: Any
+    ) -> Run:
+        """The run of a record whose completion says nothing of others'."""
+        run = cls(driver, topic, partition)
+        run.submissions.append(submission)
+        run.futures.append(future)
+        return run
 
     def watch(self) -> None:
         """Have the last one's completion report them all."""
@@ -129,10 +139,7 @@ class Run:
         rest = list(zip(self.submissions, self.futures, strict=True))[done:]
         self._driver.report(self.submissions[:done], outcomes)
         for submission, future in rest:
-            alone = Run(self._driver, self.topic, self.partition)
-            alone.submissions.append(submission)
-            alone.futures.append(future)
-            alone.watch()
+            Run.of_one(self._driver, self.topic, self.partition, submission, future).watch()
 
 
 class Line:
