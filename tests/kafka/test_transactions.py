@@ -11,10 +11,12 @@ from functools import partial
 from typing import Any
 
 import anyio
+import confluent_kafka
 import pytest
 from anyio.to_thread import run_sync
 
 from anyio_sendproducer import (
+    ConsumerGroupMetadata,
     DeliveryError,
     Message,
     ProducerBroken,
@@ -30,7 +32,8 @@ from anyio_sendproducer import (
     TransactionState,
     open_send_producer,
 )
-from tests.calls import fail, never, raising
+from anyio_sendproducer.drivers._group_metadata import group_from_bytes, group_to_bytes
+from tests.calls import PATIENCE, fail, never, raising
 from tests.history import History, Isolation, Reader, check, read_topic
 from tests.kafka_cluster import KafkaCluster
 
@@ -356,6 +359,102 @@ async def test_a_consumer_that_is_no_member_of_the_group_is_refused(
                 await tx.send_offsets({(source, 0): 1}, member)
         assert await made.run(producer) is True
         assert await run_sync(committed_offset, cluster, made.topic, source) is None
+
+
+class Member:
+    """A consumer that has joined its group and reads the one partition of a topic."""
+
+    def __init__(self, cluster: KafkaCluster, kind: str, group: str, topic: str) -> None:
+        self._kind = kind
+        if kind == "kafka-python":
+            self._consumer: Any = kafka.KafkaConsumer(
+                topic,
+                bootstrap_servers=cluster.bootstrap_servers,
+                group_id=group,
+                enable_auto_commit=False,
+                metrics_enabled=False,
+            )
+        else:
+            self._consumer = confluent_kafka.Consumer(
+                {
+                    "bootstrap.servers": cluster.bootstrap_servers,
+                    "group.id": group,
+                    "enable.auto.commit": False,
+                    **({"group.instance.id": "instance"} if kind == "static" else {}),
+                }
+            )
+            self._consumer.subscribe([topic])
+        deadline = time.monotonic() + PATIENCE
+        while not self._consumer.assignment():
+            assert time.monotonic() < deadline
+            self._poll()
+
+    def _poll(self) -> None:
+        if self._kind == "kafka-python":
+            self._consumer.poll(timeout_ms=50)
+        else:
+            self._consumer.poll(0.05)
+
+    def group_metadata(self) -> Any:
+        """What it says of itself, as its client does."""
+        if self._kind == "kafka-python":
+            return self._consumer.group_metadata()
+        return self._consumer.consumer_group_metadata()
+
+    def id(self) -> str:
+        """What the group knows it by."""
+        member: str = self._consumer.memberid()
+        return member
+
+    def close(self) -> None:
+        """Leave the group."""
+        self._consumer.close()
+
+
+@pytest.mark.parametrize("kind", ["confluent", "static"])
+def test_a_group_that_was_joined_is_written_down_as_librdkafka_does(
+    cluster: KafkaCluster, kind: str
+) -> None:
+    topic = cluster.create_topic()
+    member = Member(cluster, kind, topic, topic)
+    try:
+        given = member.group_metadata()
+        group = ConsumerGroupMetadata(
+            topic, 1, member.id(), "instance" if kind == "static" else None
+        )
+        assert group.member_id
+        assert group_to_bytes(group) == given
+        assert group_from_bytes(given) == group
+    finally:
+        member.close()
+
+
+@pytest.mark.parametrize("kind", ["kafka-python", "confluent", "static"])
+async def test_offsets_of_a_member_of_the_group_until_it_is_none_any_more(
+    cluster: KafkaCluster, driver: str, kind: str
+) -> None:
+    source = cluster.create_topic()
+    async with transactions(cluster, driver) as (made, producer):
+        member = await run_sync(Member, cluster, kind, made.topic, source)
+        try:
+            metadata = await run_sync(member.group_metadata)
+            async with producer.transaction() as tx:
+                position = confluent_kafka.TopicPartition(source, 0, 5)
+                await tx.send_offsets({(source, 0): position}, metadata)
+        finally:
+            await run_sync(member.close)
+        assert await run_sync(committed_offset, cluster, made.topic, source) == 5
+        # A static member stays one when it leaves, until another takes its place.
+        another = await run_sync(Member, cluster, kind, made.topic, source)
+        try:
+            with raising(TransactionAborted):
+                async with producer.transaction() as tx:
+                    await tx.send_offsets({(source, 0): 7}, metadata)
+        finally:
+            await run_sync(another.close)
+        assert await run_sync(committed_offset, cluster, made.topic, source) == 5
+        assert await made.run(producer) is True
+        assert producer.statistics().generations == 1
 
 
 async def test_a_sink_commits_what_was_read_with_what_was_written(
