@@ -141,6 +141,7 @@ class Transaction(Sender):
     _generation: int
     _state: TransactionState
     _refused: SendProducerError | None
+    _waits: set[Deadline]  # of those who send offsets
     _aborted: anyio.Event | None  # set when the abort, once it was begun, is through
     _ended: anyio.Event
 
@@ -154,6 +155,7 @@ class Transaction(Sender):
         self._owner = owner
         self._state = TransactionState.OPEN
         self._refused = None
+        self._waits = set()
         self._aborted = None
         self._ended = anyio.Event()
         return self
@@ -204,6 +206,7 @@ class Transaction(Sender):
         group = _group(group_metadata)
         await anyio.lowlevel.checkpoint_if_cancelled()
         deadline = Deadline(self._owner.settings.delivery_timeout)
+        self._waits.add(deadline)
         try:
             await self._owner.bridge.call(
                 lambda driver: driver.send_offsets(consumed, group, deadline)
@@ -215,6 +218,8 @@ class Transaction(Sender):
             deadline.hurry(0)
             self._refused = TransactionError("sending offsets was cancelled")
             raise
+        finally:
+            self._waits.discard(deadline)
 
     @overload
     def flow(
@@ -371,6 +376,9 @@ class Transaction(Sender):
         self._aborted = anyio.Event()
         self._state = TransactionState.ENDING
         settings = owner.settings
+        for deadline in self._waits:
+            # The driver does one thing after the other, and this is of no use any more.
+            deadline.hurry(0)
         owner.moved(
             owner.ledger.fail_unsubmitted(
                 "the record was not sent: the transaction was aborted before", reason

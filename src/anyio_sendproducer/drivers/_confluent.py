@@ -118,6 +118,15 @@ _LAST_SECONDS: Final = 2.0
 #: How long a token is good for, where nobody says: the time after which it is asked for anew.
 _TOKEN_SECONDS: Final = 300.0
 
+#: For who has transactions. When librdkafka 2.16 has lost its last broker it begins anew, and then
+#: may never answer who asks for a coordinator that it knew before; one of its threads runs wild.
+#: Where a client gets nowhere another one is opened all the same.
+_TRANSACTIONAL: Final[Mapping[str, Any]] = (
+    {"metadata.recovery.strategy": "none"}
+    if confluent_kafka.libversion()[1] >= 0x020A0000  # the first that has it
+    else {}
+)
+
 _log = logging.getLogger("anyio_sendproducer.confluent")
 
 #: Makes a RecordMetadata at half the price of calling the class, whose __new__ is Python code.
@@ -205,6 +214,7 @@ class ConfluentDriver:
         deadline = time.monotonic() + self._settings.start_timeout
         self._sink = sink
         config: dict[str, Any] = {
+            **(_TRANSACTIONAL if self._settings.transactional_id is not None else {}),
             **self._config,
             "error_cb": self._failed,
             "stats_cb": self._counted,
