@@ -69,9 +69,13 @@ _GIVEN_AT_ONCE: Final = 500
 #: How long a client is asked over and over, before a thread is to wait for its answer. To be woken
 #: by a thread takes the loop some 0.1 ms, so that a broker on the same machine is twice as near.
 _ASK_SECONDS: Final = 0.0002
-#: An answer that came within this time, the wake-up by a thread included, would have come while it
-#: was asked for over and over; after any other, the next one is left to the thread at once.
+#: It is worth while as long as the last answers came within this time, on the average, and the
+#: wake-up by a thread included.
 _SOON_SECONDS: Final = 0.0003
+#: How much one answer counts for that, and the longest that it may count for: so one that is late for
+#: a reason of its own is soon made up for.
+_WEIGHT: Final = 0.2
+_LATE_SECONDS: Final = 0.001
 
 _numbers = itertools.count(1)
 
@@ -178,11 +182,11 @@ class Bridge:
         self._make = make
         self._driver: Driver | None = None
         self._polled: PolledDriver | None = None
-        #: Whether an answer of the client that is asked is waited for, since when, and whether the
-        #: last one came soon.
+        #: Whether an answer of the client that is asked is waited for, since when, and how long the
+        #: last ones took.
         self._is_waiting = False
         self._waits_since = 0.0
-        self._answers_soon = False
+        self._usual_wait = _LATE_SECONDS
         #: How many records the client that is asked has, as far as is known.
         self._under_way = 0
         self._gathers = False
@@ -255,18 +259,23 @@ class Bridge:
         polled = self._polled
         if polled is not None:
             self._under_way += len(batch)
-            if not self._is_waiting:
-                self._is_waiting = True
-                self._waits_since = time.monotonic()
         if polled is None or not polled.direct:
             self._is_wanted = False
             self._inbox.put(functools.partial(self._submit, batch))
+            self._begin_to_wait()
             return None
         try:
-            return polled.submit(batch)
+            answer = polled.submit(batch)
         except Exception as error:  # noqa: BLE001  # as in _submit()
             self._pass_on([Lost(error)])
             return None
+        self._begin_to_wait()
+        return answer
+
+    def _begin_to_wait(self) -> None:
+        if not self._is_waiting:
+            self._is_waiting = True
+            self._waits_since = time.monotonic()
 
     def want(self) -> None:
         """There is more to hand over: have the receiver of the events told when the driver is
@@ -290,7 +299,7 @@ class Bridge:
     def _answers_are_near(self) -> bool:
         return (
             self._is_waiting
-            and self._answers_soon
+            and self._usual_wait < _SOON_SECONDS
             and time.monotonic() - self._waits_since < _ASK_SECONDS
         )
 
@@ -316,9 +325,12 @@ class Bridge:
         except Exception as error:  # noqa: BLE001  # as in _submit()
             self._post(Lost(error))
         if self._take_over():
-            now = time.monotonic()
-            self._answers_soon = now - self._waits_since < _SOON_SECONDS
-            self._waits_since = now
+            if self._is_waiting:
+                now = time.monotonic()
+                waited = min(now - self._waits_since, _LATE_SECONDS)
+                self._usual_wait += (waited - self._usual_wait) * _WEIGHT
+                self._waits_since = now
+            self._is_waiting = self._under_way > 0
         elif not self._under_way:
             self._is_waiting = False
         elif self._gathers or self._answers_are_near():
@@ -447,7 +459,9 @@ class Bridge:
         except BaseException as error:  # noqa: BLE001  # told to the loop, which ends it all
             self._post(Lost(error))
         else:
-            self._post(Taken(answer), urgent=bool(answer.held or answer.sizes))
+            # A client that is asked is to be asked from now on.
+            tells = self._polled is None and not answer.held and not answer.sizes
+            self._post(Taken(answer), urgent=not tells)
 
     def _reopen(self, error: BaseException, generation: int) -> None:
         self._polled = None

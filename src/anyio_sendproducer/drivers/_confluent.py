@@ -51,7 +51,7 @@ from . import ConsumedOffset, Deadline, Outcome, Sink, Submission, Submitted
 from ._discreet import one_line
 from ._group_metadata import group_to_bytes
 from ._librdkafka_config import librdkafka_config
-from ._security import TokenSource
+from ._security import TokenSource, encodes
 from ._serializing import bytes_of, serialize_with, size_of
 
 __all__ = ["ConfluentDriver"]
@@ -105,8 +105,7 @@ _NOT_LET_IN: Final = frozenset(
     {KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError.SASL_AUTHENTICATION_FAILED}
 )
 
-#: How long one call of the client waits where it could go on for longer. It looks for signals, and
-#: does not end when there is something, where it is to wait for 0.2 s or more.
+#: How long one call of the client waits where it could go on for longer.
 _SLICE_SECONDS: Final = 0.1
 #: Before a call that did not get anywhere is made again.
 _PAUSE_SECONDS: Final = 0.005
@@ -258,8 +257,9 @@ class ConfluentDriver:
             try:
                 self._client.list_topics(timeout=max(0.001, min(slice_, remaining)))
             except KafkaException as error:
-                self._note(error.args[0])
                 self._poll(0)
+                if self._trouble is None:  # this says less than what it was told
+                    self._note(error.args[0])
                 # An answer that takes longer than one slice comes within one of the next.
                 slice_ = min(slice_ * 2, 1.0)
             else:
@@ -470,6 +470,13 @@ class ConfluentDriver:
             key = bytes_of(record, "key", self._key, headers, key)
             value = bytes_of(record, "value", self._value, headers, value)
             answer.sizes.append((submission, size_of(key, value, headers)))
+        for name, _ in headers:
+            # confluent-kafka ends the process at a name that has no encoding, and cuts one short
+            # at a NUL.
+            if "\0" in name or not encodes(name):
+                raise _rejected(
+                    record, f"librdkafka can't send a header with the name {name!r:.80}"
+                )
         timestamp_ms = record.timestamp_ms
         if timestamp_ms == 0:
             raise _rejected(
