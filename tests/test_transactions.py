@@ -502,7 +502,7 @@ async def test_closing_ends_the_wait_of_who_sends_offsets(settings: ProducerSett
     driver = Unanswered()
     settings = settings.evolve(delivery_timeout=1000.0)
     async with open_send_producer(settings, driver=driver) as producer, task_group() as tasks:
-        with raising(TransactionError, match="there was no answer"):
+        with raising(TransactionAborted):
             async with producer.transaction() as tx:
                 driver.on_end.shut()
                 call = Call(tasks, tx.send_offsets, {("t", 0): 1}, "group")
@@ -511,9 +511,7 @@ async def test_closing_ends_the_wait_of_who_sends_offsets(settings: ProducerSett
                 with anyio.fail_after(PATIENCE):
                     await producer.aclose()
                 await call.wait()
-                assert call.error is not None
-                raise call.error
-    assert tx.state is TransactionState.ABORTED
+    assert "there was no answer" in str(call.error)
     assert ended(driver) == [("aborted", [])]
 
 

@@ -280,7 +280,7 @@ class ConfluentDriver:
         is_free = self._calling.acquire(timeout=_LAST_SECONDS)
         try:
             if not self._gives_up(timeout) or not is_free:
-                _log.warning("librdkafka does not give up what it does, and is left as it is")
+                _log.warning("librdkafka did not give up its records, and is left as it is")
                 return
             self._end_client()
         finally:
@@ -833,7 +833,7 @@ def _refused(
     code = error.code()
     if code not in _REFUSALS:
         return _not_written(record, f"librdkafka did not take it: {_words(error)}", error)
-    said = f"{by} refused the record: {_words(error)}"
+    said = f"{by} refused the record for topic {record.topic!r}: {_words(error)}"
     if code in {KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_OR_PART}:
         said = (
             f"the cluster does not know topic {record.topic!r} and did not create it within "
