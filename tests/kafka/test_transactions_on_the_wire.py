@@ -26,7 +26,7 @@ from anyio_sendproducer import (
     TransactionState,
     open_send_producer,
 )
-from tests.calls import PATIENCE, fail, raising
+from tests.calls import PATIENCE, fail, raising, task_group
 from tests.fault_proxy import PRODUCE, FaultProxy, Way, fault_proxy
 from tests.history import read_topic
 from tests.kafka_cluster import KafkaCluster, kafka_cluster
@@ -159,7 +159,7 @@ async def test_cancelled_while_nothing_answers(proxied: Proxied, driver: str, st
     held: list[Transaction] = []
     async with open_send_producer(settings_for(proxied, topic), driver=driver) as producer:
         await until_committed(producer, topic, b"before")
-        async with anyio.create_task_group() as tasks:
+        async with task_group() as tasks:
             in_step = anyio.Event()
             scope = anyio.CancelScope()
 
@@ -226,7 +226,7 @@ async def test_closed_while_nothing_answers(proxied: Proxied, driver: str, step:
     async with contextlib.AsyncExitStack() as stack:
         producer = await stack.enter_async_context(open_send_producer(settings, driver=driver))
         await until_committed(producer, topic, b"before")
-        async with anyio.create_task_group() as tasks:
+        async with task_group() as tasks:
             in_step = anyio.Event()
 
             async def transact() -> None:
