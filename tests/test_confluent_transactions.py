@@ -181,6 +181,9 @@ class Client:
         self._called("topics")
         raise slow()
 
+    def produce(self, *_: object) -> None:
+        self._called("produce")
+
     def poll(self, _: float) -> int:
         return 0
 
@@ -392,6 +395,41 @@ def message_of(value: bytes) -> Any:
             return value
 
     return Message()
+
+
+def test_a_record_that_comes_when_the_transaction_has_failed(
+    driver: ConfluentDriver, client: Client, recorder: Recorder
+) -> None:
+    client.todo = [error(KafkaError._STATE, "not in this state")]
+    parcel = Parcel(ProducerRecord("t", b"v"))
+    assert driver.submit([parcel]).held == []
+    [outcome] = recorder.outcomes_of([parcel])
+    assert isinstance(outcome, DeliveryError)
+    assert outcome.persistence is Persistence.NOT_PERSISTED
+    assert str(outcome) == (
+        "the record was not written: librdkafka did not take it: not in this state"
+    )
+
+
+def test_what_is_told_of_records_beside_one_that_is_refused(
+    driver: ConfluentDriver, recorder: Recorder
+) -> None:
+    parcel = Parcel(ProducerRecord("t", b"v"))
+    driver._delivered(parcel, KafkaError(KafkaError._INVALID_DIFFERENT_RECORD), message_of(b"v"))
+    driver.poll(10)
+    [outcome] = recorder.outcomes_of([parcel])
+    assert type(outcome) is DeliveryError
+    assert outcome.persistence is Persistence.NOT_PERSISTED
+
+
+def test_who_is_fenced_off_is_told_by_a_record(driver: ConfluentDriver, recorder: Recorder) -> None:
+    parcel = Parcel(ProducerRecord("t", b"v"))
+    driver._delivered(parcel, KafkaError(KafkaError._FENCED), message_of(b"v"))
+    driver.poll(10)
+    [outcome] = recorder.outcomes_of([parcel])
+    assert isinstance(outcome, DeliveryError)
+    assert isinstance(outcome.__cause__, ProducerFenced)
+    assert [type(one) for one in recorder.breaks] == [ProducerFenced]
 
 
 def test_what_the_brokers_refuse_is_to_be_aborted(driver: ConfluentDriver, client: Client) -> None:
