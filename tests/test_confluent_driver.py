@@ -204,7 +204,7 @@ def test_a_serializer_that_fails_fails_its_record_alone(cluster: MockCluster) ->
     ("record", "says"),
     [
         (ProducerRecord(FOUR, b"v", partition=9), "has no partition 9"),
-        (ProducerRecord(FOUR, bytes(2_000_000)), "too large"),
+        (ProducerRecord(FOUR, bytes(2_000_000)), "larger than message.max.bytes"),
         (ProducerRecord(FOUR, b"v", timestamp_ms=0), "takes it for none given"),
         (ProducerRecord(FOUR, b"v", headers=[("\ud800", b"")]), "a header with the name '\\ud800'"),
         (ProducerRecord(FOUR, b"v", headers=[("a\0b", b"")]), "a header with the name 'a\\x00b'"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import anyio
@@ -483,6 +483,36 @@ async def test_sending_offsets_that_is_cancelled_makes_it_an_abort(
                 await call.cancel()
                 fake.on_end.open()
     assert ended(fake) == [("aborted", [])]
+
+
+class Unanswered(FakeDriver):
+    """A driver to whose offsets there is no answer."""
+
+    def send_offsets(
+        self, offsets: Sequence[ConsumedOffset], group: ConsumerGroupMetadata, deadline: Deadline, /
+    ) -> None:
+        super().send_offsets(offsets, group, deadline)
+        while not deadline.is_over:
+            time.sleep(0.001)
+        raise TransactionError("there was no answer")
+
+
+async def test_closing_ends_the_wait_of_who_sends_offsets(settings: ProducerSettings) -> None:
+    """The abort would else stand behind it, until its delivery_timeout is over."""
+    driver = Unanswered()
+    settings = settings.evolve(delivery_timeout=1000.0)
+    async with open_send_producer(settings, driver=driver) as producer, task_group() as tasks:
+        with raising(TransactionAborted):
+            async with producer.transaction() as tx:
+                driver.on_end.shut()
+                call = Call(tasks, tx.send_offsets, {("t", 0): 1}, "group")
+                await at_gate(driver.on_end)
+                driver.on_end.open()
+                with anyio.fail_after(PATIENCE):
+                    await producer.aclose()
+                await call.wait()
+    assert "there was no answer" in str(call.error)
+    assert ended(driver) == [("aborted", [])]
 
 
 # --- commits that go wrong -----------------------------------------------------------------------

@@ -72,8 +72,8 @@ _ASK_SECONDS: Final = 0.0002
 #: It is worth while as long as the last answers came within this time, on the average, and the
 #: wake-up by a thread included.
 _SOON_SECONDS: Final = 0.0003
-#: How much one answer counts for that, and the longest that it may count for: so one that is late for
-#: a reason of its own is soon made up for.
+#: How much one answer counts for that, and the longest that it may count for: so one that is late
+#: for a reason of its own is soon made up for.
 _WEIGHT: Final = 0.2
 _LATE_SECONDS: Final = 0.001
 
@@ -324,9 +324,9 @@ class Bridge:
     def ask(self) -> Sequence[Event]:
         """Have a client that reports only when it is asked say what there is.
 
-        Where there is nothing, and something is under way, the receiver of the events is rung for to
-        ask again, or the client's thread is told to wake it. Where there was something, it is rung
-        for too: there may be more, and there will be more to hand over.
+        Where there is nothing, and something is under way, the receiver of the events is rung for
+        to ask again, or the client's thread is told to wake it. Where there was something, it is
+        rung for too: there may be more, and there will be more to hand over.
 
         Returns:
             What was posted meanwhile, by whomever.

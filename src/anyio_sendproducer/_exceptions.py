@@ -155,6 +155,7 @@ class RecordRejected(DeliveryError):
     What else was in its batch is delivered, as long as the broker says which records of a batch are
     at fault, or that one is too large: then halves of it are sent until the culprit is alone. What
     is refused whatever is in it, as for want of permission, is rejected with all that is in it.
+    With the driver ``"confluent"`` no batch is divided: what else was in it fails, not persisted.
     """
 
 

@@ -47,6 +47,7 @@ from ._records import (
 from ._sending import Sender
 from ._settings import ProducerSettings
 from .drivers import ConsumedOffset, Deadline, Driver
+from .drivers._group_metadata import group_from_bytes
 
 __all__ = ["Owner", "Transaction", "TransactionState", "run_transaction"]
 
@@ -140,6 +141,7 @@ class Transaction(Sender):
     _generation: int
     _state: TransactionState
     _refused: SendProducerError | None
+    _waits: set[Deadline]  # of those who send offsets
     _aborted: anyio.Event | None  # set when the abort, once it was begun, is through
     _ended: anyio.Event
 
@@ -153,6 +155,7 @@ class Transaction(Sender):
         self._owner = owner
         self._state = TransactionState.OPEN
         self._refused = None
+        self._waits = set()
         self._aborted = None
         self._ended = anyio.Event()
         return self
@@ -177,9 +180,11 @@ class Transaction(Sender):
         Args:
             offsets: by topic and partition (kafka-python's and aiokafka's ``TopicPartition`` will
                 do), the offset of the next record to read: an int, or anything that has ``offset``
-                and may have ``metadata`` and ``leader_epoch``, as their ``OffsetAndMetadata`` has.
+                and may have ``metadata`` and ``leader_epoch``, as their ``OffsetAndMetadata`` and
+                confluent-kafka's ``TopicPartition`` have.
             group_metadata: :class:`ConsumerGroupMetadata` or anything that has the same attributes,
-                as what kafka-python's ``KafkaConsumer.group_metadata()`` gives; then the brokers
+                as what kafka-python's ``KafkaConsumer.group_metadata()`` gives, or the bytes that
+                confluent-kafka's ``Consumer.consumer_group_metadata()`` gives; then the brokers
                 refuse a consumer that is no member of the group any more (KIP-447). The bare id of
                 the group, where partitions are assigned by hand.
 
@@ -189,7 +194,7 @@ class Transaction(Sender):
             ProducerFenced: another producer took over.
             TransactionError: there was no answer within ``delivery_timeout``, or the transaction is
                 over.
-            ValueError: an offset is no int of 0 or more.
+            ValueError: an offset is no int of 0 or more, or bytes are no group metadata.
             ProducerClosed, ProducerBroken, ProducerMisused: as :meth:`SendProducer.send`.
 
         Cancellation stops the waiting; the offsets may be a part of the transaction or not, and so
@@ -201,6 +206,7 @@ class Transaction(Sender):
         group = _group(group_metadata)
         await anyio.lowlevel.checkpoint_if_cancelled()
         deadline = Deadline(self._owner.settings.delivery_timeout)
+        self._waits.add(deadline)
         try:
             await self._owner.bridge.call(
                 lambda driver: driver.send_offsets(consumed, group, deadline)
@@ -212,6 +218,8 @@ class Transaction(Sender):
             deadline.hurry(0)
             self._refused = TransactionError("sending offsets was cancelled")
             raise
+        finally:
+            self._waits.discard(deadline)
 
     @overload
     def flow(
@@ -368,6 +376,9 @@ class Transaction(Sender):
         self._aborted = anyio.Event()
         self._state = TransactionState.ENDING
         settings = owner.settings
+        for deadline in self._waits:
+            # The driver does one thing after the other, and this is of no use any more.
+            deadline.hurry(0)
         owner.moved(
             owner.ledger.fail_unsubmitted(
                 "the record was not sent: the transaction was aborted before", reason
@@ -436,13 +447,14 @@ def _consumed(offsets: Mapping[tuple[str, int], Any]) -> list[ConsumedOffset]:
                 f"offsets: that of partition {partition} of topic {topic!r} must be an int of 0 or "
                 f"more, not {offset!r}"
             )
+        epoch = getattr(given, "leader_epoch", None)
         consumed.append(
             ConsumedOffset(
                 topic,
                 partition,
                 offset,
                 getattr(given, "metadata", None) or "",
-                getattr(given, "leader_epoch", -1),
+                -1 if epoch is None else epoch,
             )
         )
     return consumed
@@ -451,6 +463,8 @@ def _consumed(offsets: Mapping[tuple[str, int], Any]) -> list[ConsumedOffset]:
 def _group(given: Any) -> ConsumerGroupMetadata:
     if isinstance(given, str):
         return ConsumerGroupMetadata(given)
+    if isinstance(given, bytes):
+        return group_from_bytes(given)
     try:
         return ConsumerGroupMetadata(
             given.group_id, given.generation_id, given.member_id, given.group_instance_id

@@ -11,6 +11,8 @@ from typing import Any
 import anyio
 from anyio.to_thread import run_sync
 
+# It registers the proxy_url with which the page's consumer is opened here.
+import anyio_sendproducer.drivers._kafka_python  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from anyio_sendproducer import ProducerRecord, ProducerSettings, open_send_producer
 from tests.history import read_topic
 from tests.kafka_cluster import KafkaCluster
@@ -44,6 +46,7 @@ def the_loop(address: str, source: str, target: str) -> dict[str, Any]:
 
 async def test_each_record_is_copied_once_while_brokers_are_killed(
     three_brokers: KafkaCluster,
+    driver: str,
 ) -> None:
     cluster = three_brokers
     source = cluster.create_topic(configs={"min.insync.replicas": 2})
@@ -70,7 +73,7 @@ async def test_each_record_is_copied_once_while_brokers_are_killed(
 
     async def feed() -> None:
         """For as long as brokers are killed, and at least so many."""
-        async with open_send_producer(settings) as producer:
+        async with open_send_producer(settings, driver=driver) as producer:
             for first in range(0, COUNT, 20):
                 await producer.send_many(
                     ProducerRecord(source, word, partition=0) for word in words[first : first + 20]
@@ -81,7 +84,7 @@ async def test_each_record_is_copied_once_while_brokers_are_killed(
     consumer = await run_sync(names["open_consumer"])
     try:
         async with (
-            open_send_producer(settings.with_transactional_id(target)) as producer,
+            open_send_producer(settings.with_transactional_id(target), driver=driver) as producer,
             anyio.create_task_group() as tasks,
         ):
             tasks.start_soon(kill)

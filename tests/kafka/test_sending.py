@@ -53,7 +53,10 @@ def settings(cluster: KafkaCluster) -> ProducerSettings:
 
 @pytest.mark.parametrize("compression", ["none", "gzip", "snappy", "lz4", "zstd"])
 async def test_a_thousand_tasks_at_once(
-    settings: ProducerSettings, topic: str, compression: str
+    settings: ProducerSettings,
+    topic: str,
+    compression: str,
+    driver: str,
 ) -> None:
     """With and without keys and headers, tombstones among them."""
     settings = settings.with_property("compression.type", compression)
@@ -62,7 +65,10 @@ async def test_a_thousand_tasks_at_once(
     async def send_one(producer: SendProducer, record: AnyRecord) -> None:
         sent.append((record, await producer.send(record)))
 
-    async with open_send_producer(settings) as producer, anyio.create_task_group() as tasks:
+    async with (
+        open_send_producer(settings, driver=driver) as producer,
+        anyio.create_task_group() as tasks,
+    ):
         for record in records_of_every_kind(topic, 1_000):
             tasks.start_soon(send_one, producer, record)
     statistics = producer.statistics()
@@ -79,14 +85,14 @@ async def test_a_thousand_tasks_at_once(
         assert sorted(found) == list(range(len(found)))
 
 
-async def test_every_way_to_send(settings: ProducerSettings, topic: str) -> None:
+async def test_every_way_to_send(settings: ProducerSettings, topic: str, driver: str) -> None:
     sent: list[tuple[AnyRecord, RecordMetadata]] = []
     pass_through = object()
 
     def record(text: str) -> AnyRecord:
         return ProducerRecord(topic, text.encode(), b"one key", headers=[("way", text.encode())])
 
-    async with open_send_producer(settings) as producer:
+    async with open_send_producer(settings, driver=driver) as producer:
         assert await producer.partitions_for(topic) == frozenset(range(4))
         one = record("send")
         sent.append((one, await producer.send(one)))
@@ -115,10 +121,10 @@ async def test_every_way_to_send(settings: ProducerSettings, topic: str) -> None
 
 
 @pytest.mark.parametrize("acks", [0, 1, "all"])
-async def test_acks(settings: ProducerSettings, topic: str, acks: object) -> None:
+async def test_acks(settings: ProducerSettings, topic: str, acks: object, driver: str) -> None:
     settings = settings.with_property("acks", acks)
     records = [ProducerRecord(topic, b"%d" % number, partition=1) for number in range(50)]
-    async with open_send_producer(settings) as producer:
+    async with open_send_producer(settings, driver=driver) as producer:
         given = await producer.send_many(records)
     if acks == 0:
         # Nobody says where they are.
@@ -130,7 +136,10 @@ async def test_acks(settings: ProducerSettings, topic: str, acks: object) -> Non
 
 @pytest.mark.parametrize("compression", ["none", "zstd"])
 async def test_records_of_a_megabyte(
-    cluster: KafkaCluster, settings: ProducerSettings, compression: str
+    cluster: KafkaCluster,
+    settings: ProducerSettings,
+    compression: str,
+    driver: str,
 ) -> None:
     topic = cluster.create_topic(partitions=4, configs={"max.message.bytes": 2 * MEGABYTE})
     settings = settings.with_properties(
@@ -141,7 +150,7 @@ async def test_records_of_a_megabyte(
         ProducerRecord(topic, chance.randbytes(MEGABYTE), partition=number % 4)
         for number in range(12)
     ]
-    async with open_send_producer(settings) as producer:
+    async with open_send_producer(settings, driver=driver) as producer:
         given = await producer.send_many(records)
         assert producer.statistics().generations == 1
     await assert_written(settings.addresses[0], list(zip(records, given, strict=True)))
@@ -163,21 +172,39 @@ def no_such_partition(topic: str) -> AnyRecord:
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("make", "messages"),
     [
-        (too_large_for_the_client, "max_request_size"),
-        (no_such_topic, r"does not know topic 'missing-\w+'"),
-        (no_such_partition, r"has no partition 4; it has 4"),
+        (
+            too_large_for_the_client,
+            {"kafka-python": "max_request_size", "confluent": "max.request.size"},
+        ),
+        (
+            no_such_topic,
+            {
+                "kafka-python": r"does not know topic 'missing-\w+'",
+                "confluent": r"does not know topic 'missing-\w+'",
+            },
+        ),
+        (
+            no_such_partition,
+            # librdkafka does not say how many there are.
+            {"kafka-python": r"has no partition 4; it has 4", "confluent": r"has no partition 4"},
+        ),
     ],
+    ids=["too large", "topic", "partition"],
 )
 async def test_bad_input_is_refused_alone(
-    settings: ProducerSettings, topic: str, make: Callable[[str], AnyRecord], message: str
+    settings: ProducerSettings,
+    topic: str,
+    make: Callable[[str], AnyRecord],
+    messages: dict[str, str],
+    driver: str,
 ) -> None:
     settings = settings.with_property("max.request.size", 5_000).with_unknown_topic_timeout(0.5)
     good = [ProducerRecord(topic, b"%d" % number, partition=0) for number in range(4)]
     bad = make(topic)
-    async with open_send_producer(settings) as producer:
-        with pytest.raises(RecordRejected, match=message) as alone:
+    async with open_send_producer(settings, driver=driver) as producer:
+        with pytest.raises(RecordRejected, match=messages[driver]) as alone:
             await producer.send(bad)
         assert alone.value.record is bad
         assert alone.value.persistence is Persistence.NOT_PERSISTED
@@ -197,13 +224,16 @@ async def test_bad_input_is_refused_alone(
 
 
 async def test_a_record_that_the_broker_finds_too_large_is_refused_alone(
-    cluster: KafkaCluster, settings: ProducerSettings, topic: str
+    cluster: KafkaCluster,
+    settings: ProducerSettings,
+    topic: str,
+    driver: str,
 ) -> None:
     """The client lets it pass, and an idempotent client is broken by what the broker says."""
     small = cluster.create_topic(configs={"max.message.bytes": 5_000})
     good = [ProducerRecord(topic, b"%d" % number, partition=0) for number in range(3)]
     bad = ProducerRecord(small, bytes(10_000), partition=0)
-    async with open_send_producer(settings) as producer:
+    async with open_send_producer(settings, driver=driver) as producer:
         sent = [(good[0], await producer.send(good[0]))]
         with pytest.raises(RecordRejected) as alone:
             await producer.send(bad)

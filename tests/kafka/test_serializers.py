@@ -86,10 +86,16 @@ def settings_for(cluster: KafkaCluster, serializer: Any) -> ProducerSettings:
 
 @pytest.mark.parametrize("kind", ["avro", "json", "protobuf"])
 async def test_what_is_written_by_a_schema_is_read_by_it(
-    shared_kafka: KafkaCluster, client: Any, topic: str, kind: str
+    shared_kafka: KafkaCluster,
+    client: Any,
+    topic: str,
+    kind: str,
+    driver: str,
 ) -> None:
     serializer, deserializer, data = pair(client, kind)
-    async with open_send_producer(settings_for(shared_kafka, serializer)) as producer:
+    async with open_send_producer(
+        settings_for(shared_kafka, serializer), driver=driver
+    ) as producer:
         for _ in range(3):
             await producer.send(ProducerRecord(topic, data, "k"))
         await producer.send(ProducerRecord(topic, None, "k"))
@@ -105,23 +111,29 @@ async def test_what_is_written_by_a_schema_is_read_by_it(
 
 
 async def test_a_key_has_a_subject_of_its_own(
-    shared_kafka: KafkaCluster, client: Any, topic: str
+    shared_kafka: KafkaCluster,
+    client: Any,
+    topic: str,
+    driver: str,
 ) -> None:
     serializer = AvroSerializer(client, AVRO)
     settings = ProducerSettings(
         bootstrap_servers=shared_kafka.bootstrap_servers,
         key_serializer=SchemaRegistrySerializer(serializer, "key"),
     )
-    async with open_send_producer(settings) as producer:
+    async with open_send_producer(settings, driver=driver) as producer:
         await producer.send(ProducerRecord(topic, b"v", {"amount": 1}))
     assert f"{topic}-key" in await anyio.to_thread.run_sync(client.get_subjects)
 
 
 async def test_data_against_its_schema_fails_alone(
-    shared_kafka: KafkaCluster, client: Any, topic: str
+    shared_kafka: KafkaCluster,
+    client: Any,
+    topic: str,
+    driver: str,
 ) -> None:
     settings = settings_for(shared_kafka, AvroSerializer(client, AVRO))
-    async with open_send_producer(settings) as producer:
+    async with open_send_producer(settings, driver=driver) as producer:
         wrong = producer.enqueue_nowait(ProducerRecord(topic, {"amount": "much"}))
         right = producer.enqueue_nowait(ProducerRecord(topic, {"amount": 1}))
         with pytest.raises(SerializationFailed) as caught:
@@ -131,7 +143,10 @@ async def test_data_against_its_schema_fails_alone(
 
 
 async def test_a_schema_that_the_registry_refuses(
-    shared_kafka: KafkaCluster, client: Any, topic: str
+    shared_kafka: KafkaCluster,
+    client: Any,
+    topic: str,
+    driver: str,
 ) -> None:
     def backward_only() -> None:
         client.register_schema(f"{topic}-value", confluent.Schema(AVRO, "AVRO"))
@@ -139,20 +154,20 @@ async def test_a_schema_that_the_registry_refuses(
 
     await anyio.to_thread.run_sync(backward_only)
     settings = settings_for(shared_kafka, AvroSerializer(client, AVRO_OF_TEXT))
-    async with open_send_producer(settings) as producer:
+    async with open_send_producer(settings, driver=driver) as producer:
         with pytest.raises(SerializationFailed, match="SchemaRegistryError") as caught:
             await producer.send(ProducerRecord(topic, {"amount": "much"}))
         assert caught.value.persistence is Persistence.NOT_PERSISTED
 
 
-async def test_a_registry_that_is_away(shared_kafka: KafkaCluster, topic: str) -> None:
+async def test_a_registry_that_is_away(shared_kafka: KafkaCluster, topic: str, driver: str) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
         config: Any = {"url": url, "max.retries": 0, "timeout": 5}
         with confluent.SchemaRegistryClient(config) as away:
             settings = settings_for(shared_kafka, AvroSerializer(away, AVRO))
-            async with open_send_producer(settings) as producer:
+            async with open_send_producer(settings, driver=driver) as producer:
                 with pytest.raises(SerializationFailed) as caught:
                     await producer.send(ProducerRecord(topic, {"amount": 1}))
                 assert caught.value.persistence is Persistence.NOT_PERSISTED

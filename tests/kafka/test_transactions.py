@@ -11,10 +11,12 @@ from functools import partial
 from typing import Any
 
 import anyio
+import confluent_kafka
 import pytest
 from anyio.to_thread import run_sync
 
 from anyio_sendproducer import (
+    ConsumerGroupMetadata,
     DeliveryError,
     Message,
     ProducerBroken,
@@ -30,7 +32,8 @@ from anyio_sendproducer import (
     TransactionState,
     open_send_producer,
 )
-from tests.calls import fail, never, raising
+from anyio_sendproducer.drivers._group_metadata import group_from_bytes, group_to_bytes
+from tests.calls import PATIENCE, fail, never, raising
 from tests.history import History, Isolation, Reader, check, read_topic
 from tests.kafka_cluster import KafkaCluster
 
@@ -139,11 +142,13 @@ class Transactions:
 
 @contextlib.asynccontextmanager
 async def transactions(
-    cluster: KafkaCluster, **changes: Any
+    cluster: KafkaCluster, driver: str, **changes: Any
 ) -> AsyncGenerator[tuple[Transactions, SendProducer]]:
     """A producer and what it does, judged when it is through."""
     made = Transactions(cluster)
-    async with open_send_producer(settings_for(cluster, made.topic, **changes)) as producer:
+    async with open_send_producer(
+        settings_for(cluster, made.topic, **changes), driver=driver
+    ) as producer:
         yield made, producer
     await made.judge()
 
@@ -151,8 +156,8 @@ async def transactions(
 # --- on one broker -------------------------------------------------------------------------------
 
 
-async def test_committed_and_aborted_in_turn(cluster: KafkaCluster) -> None:
-    async with transactions(cluster) as (made, producer):
+async def test_committed_and_aborted_in_turn(cluster: KafkaCluster, driver: str) -> None:
+    async with transactions(cluster, driver) as (made, producer):
         for turn in range(12):
             if turn % 3 != 1:
                 assert await made.run(producer) is True
@@ -171,11 +176,11 @@ async def test_committed_and_aborted_in_turn(cluster: KafkaCluster) -> None:
 
 
 @pytest.mark.parametrize("patience", range(0, 60, 3))
-async def test_cancelled_at_a_checkpoint(cluster: KafkaCluster, patience: int) -> None:
+async def test_cancelled_at_a_checkpoint(cluster: KafkaCluster, patience: int, driver: str) -> None:
     """It is there as a whole or not at all, its state says which, and the next one is committed."""
     topic = cluster.create_topic()
     held: list[Any] = []
-    async with open_send_producer(settings_for(cluster, topic)) as producer:
+    async with open_send_producer(settings_for(cluster, topic), driver=driver) as producer:
         async with anyio.create_task_group() as tasks:
             scope = anyio.CancelScope()
 
@@ -201,10 +206,14 @@ async def test_cancelled_at_a_checkpoint(cluster: KafkaCluster, patience: int) -
     assert [one.value for one in found] == expected
 
 
-async def test_one_that_takes_too_long_is_aborted_by_the_brokers(cluster: KafkaCluster) -> None:
-    """And the producer goes on: it is not fenced off by that."""
+async def test_one_that_takes_too_long_is_aborted_by_the_brokers(
+    cluster: KafkaCluster, driver: str
+) -> None:
+    """And the producer goes on: it is not fenced off by that. librdkafka does not ask the brokers
+    which of the two it was (KIP-588): it takes itself for fenced off, as it has to in doubt."""
     properties = {"transaction.timeout.ms": 1000}
-    async with transactions(cluster, properties=properties) as (made, producer):
+    goes_on = driver == "kafka-python"
+    async with transactions(cluster, driver, properties=properties) as (made, producer):
         assert await made.run(producer) is True
         with raising(SendProducerError) as caught:
             async with producer.transaction() as tx:
@@ -212,18 +221,30 @@ async def test_one_that_takes_too_long_is_aborted_by_the_brokers(cluster: KafkaC
                 # The broker looks for such every ten seconds.
                 await anyio.sleep(13)
                 await tx.send(ProducerRecord(made.topic, b"never again", partition=0))
-        assert not isinstance(caught.value, (ProducerFenced, ProducerBroken))
         for one in (b"never", b"never again"):
             record = ProducerRecord(made.topic, one, partition=0)
             made.history.sending(one.decode(), record, transaction="too long")
         made.history.transaction("too long", committed=False)
-        assert await made.run(producer) is True
+        if goes_on:
+            assert not isinstance(caught.value, (ProducerFenced, ProducerBroken))
+            assert await made.run(producer) is True
+        else:
+            assert isinstance(caught.value.__cause__, ProducerFenced)
+            with raising(ProducerBroken, match=r"or its transaction took longer than .*=1000"):
+                async with producer.transaction():
+                    never()
+    if not goes_on:
+        async with open_send_producer(settings_for(cluster, made.topic), driver=driver) as another:
+            assert await made.run(another) is True
+        await made.judge()
 
 
-async def test_a_second_producer_of_that_name_fences_the_first_off(cluster: KafkaCluster) -> None:
+async def test_a_second_producer_of_that_name_fences_the_first_off(
+    cluster: KafkaCluster, driver: str
+) -> None:
     made = Transactions(cluster)
     settings = settings_for(cluster, made.topic)
-    async with open_send_producer(settings) as first:
+    async with open_send_producer(settings, driver=driver) as first:
         assert await made.run(first) is True
         async with contextlib.AsyncExitStack() as stack:
             with raising(ProducerFenced):
@@ -231,7 +252,9 @@ async def test_a_second_producer_of_that_name_fences_the_first_off(cluster: Kafk
                     record = ProducerRecord(made.topic, b"zombie", partition=0)
                     made.history.sending("zombie", record, transaction="zombie")
                     made.history.ending("zombie", await tx.send(record))
-                    second = await stack.enter_async_context(open_send_producer(settings))
+                    second = await stack.enter_async_context(
+                        open_send_producer(settings, driver=driver)
+                    )
                     assert await made.run(second) is True
             made.history.transaction("zombie", committed=False)
             assert first.statistics().state == "broken"
@@ -242,10 +265,15 @@ async def test_a_second_producer_of_that_name_fences_the_first_off(cluster: Kafk
     await made.judge()
 
 
-async def test_who_is_fenced_off_and_sends_is_told_by_the_record(cluster: KafkaCluster) -> None:
+async def test_who_is_fenced_off_and_sends_is_told_by_the_record(
+    cluster: KafkaCluster, driver: str
+) -> None:
     topic = cluster.create_topic()
     settings = settings_for(cluster, topic)
-    async with open_send_producer(settings) as first, open_send_producer(settings):
+    async with (
+        open_send_producer(settings, driver=driver) as first,
+        open_send_producer(settings, driver=driver),
+    ):
         with raising(DeliveryError) as caught:
             async with first.transaction() as tx:
                 await tx.send(ProducerRecord(topic, b"zombie"))
@@ -255,11 +283,13 @@ async def test_who_is_fenced_off_and_sends_is_told_by_the_record(cluster: KafkaC
     assert found == []
 
 
-async def test_a_record_that_is_refused_makes_it_an_abort(cluster: KafkaCluster) -> None:
-    async with transactions(cluster) as (made, producer):
+async def test_a_record_that_is_refused_makes_it_an_abort(
+    cluster: KafkaCluster, driver: str
+) -> None:
+    async with transactions(cluster, driver) as (made, producer):
         small = cluster.create_topic(configs={"max.message.bytes": 1000})
         assert await made.run(producer) is True
-        with raising(TransactionAborted, match="refused the record") as caught:
+        with raising(TransactionAborted, match="the broker refused the record") as caught:
             async with producer.transaction() as tx:
                 record = ProducerRecord(made.topic, b"among bad ones", partition=0)
                 made.history.sending("good", record, transaction="refused")
@@ -274,10 +304,11 @@ async def test_a_record_that_is_refused_makes_it_an_abort(cluster: KafkaCluster)
 
 async def test_a_name_that_is_not_for_this_user_and_a_time_that_is_too_long(
     cluster: KafkaCluster,
+    driver: str,
 ) -> None:
     settings = settings_for(cluster, "id", properties={"transaction.timeout.ms": 10**9})
     with raising(ProducerStartError, match="no transactions for transactional_id 'id'"):
-        async with open_send_producer(settings):
+        async with open_send_producer(settings, driver=driver):
             never()
 
 
@@ -298,9 +329,11 @@ def committed_offset(cluster: KafkaCluster, group: str, topic: str) -> int | Non
         consumer.close()
 
 
-async def test_offsets_are_committed_with_the_records_or_not_at_all(cluster: KafkaCluster) -> None:
+async def test_offsets_are_committed_with_the_records_or_not_at_all(
+    cluster: KafkaCluster, driver: str
+) -> None:
     source = cluster.create_topic()
-    async with transactions(cluster) as (made, producer):
+    async with transactions(cluster, driver) as (made, producer):
         for offset, good in ((5, True), (7, False), (9, True)):
             with contextlib.suppress(ZeroDivisionError):
                 async with producer.transaction() as tx:
@@ -313,19 +346,120 @@ async def test_offsets_are_committed_with_the_records_or_not_at_all(cluster: Kaf
         assert producer.statistics().generations == 1
 
 
-async def test_a_consumer_that_is_no_member_of_the_group_is_refused(cluster: KafkaCluster) -> None:
+async def test_a_consumer_that_is_no_member_of_the_group_is_refused(
+    cluster: KafkaCluster, driver: str
+) -> None:
     """KIP-447: what it has read is being read by another one by now."""
     source = cluster.create_topic()
-    async with transactions(cluster) as (made, producer):
+    async with transactions(cluster, driver) as (made, producer):
         member = kafka.structs.ConsumerGroupMetadata(made.topic, 3, "nobody", None)
-        with raising(TransactionAborted, match="consumer group"):
+        # Each client has its own words for ILLEGAL_GENERATION.
+        with raising(TransactionAborted, match=r"consumer group|group generation id"):
             async with producer.transaction() as tx:
                 await tx.send_offsets({(source, 0): 1}, member)
         assert await made.run(producer) is True
         assert await run_sync(committed_offset, cluster, made.topic, source) is None
 
 
-async def test_a_sink_commits_what_was_read_with_what_was_written(cluster: KafkaCluster) -> None:
+class Member:
+    """A consumer that has joined its group and reads the one partition of a topic."""
+
+    def __init__(self, cluster: KafkaCluster, kind: str, group: str, topic: str) -> None:
+        self._kind = kind
+        if kind == "kafka-python":
+            self._consumer: Any = kafka.KafkaConsumer(
+                topic,
+                bootstrap_servers=cluster.bootstrap_servers,
+                group_id=group,
+                enable_auto_commit=False,
+                metrics_enabled=False,
+            )
+        else:
+            self._consumer = confluent_kafka.Consumer(
+                {
+                    "bootstrap.servers": cluster.bootstrap_servers,
+                    "group.id": group,
+                    "enable.auto.commit": False,
+                    **({"group.instance.id": "instance"} if kind == "static" else {}),
+                }
+            )
+            self._consumer.subscribe([topic])
+        deadline = time.monotonic() + PATIENCE
+        while not self._consumer.assignment():
+            assert time.monotonic() < deadline
+            self._poll()
+
+    def _poll(self) -> None:
+        if self._kind == "kafka-python":
+            self._consumer.poll(timeout_ms=50)
+        else:
+            self._consumer.poll(0.05)
+
+    def group_metadata(self) -> Any:
+        """What it says of itself, as its client does."""
+        if self._kind == "kafka-python":
+            return self._consumer.group_metadata()
+        return self._consumer.consumer_group_metadata()
+
+    def id(self) -> str:
+        """What the group knows it by."""
+        member: str = self._consumer.memberid()
+        return member
+
+    def close(self) -> None:
+        """Leave the group."""
+        self._consumer.close()
+
+
+@pytest.mark.parametrize("kind", ["confluent", "static"])
+def test_a_group_that_was_joined_is_written_down_as_librdkafka_does(
+    cluster: KafkaCluster, kind: str
+) -> None:
+    topic = cluster.create_topic()
+    member = Member(cluster, kind, topic, topic)
+    try:
+        given = member.group_metadata()
+        group = ConsumerGroupMetadata(
+            topic, 1, member.id(), "instance" if kind == "static" else None
+        )
+        assert group.member_id
+        assert group_to_bytes(group) == given
+        assert group_from_bytes(given) == group
+    finally:
+        member.close()
+
+
+@pytest.mark.parametrize("kind", ["kafka-python", "confluent", "static"])
+async def test_offsets_of_a_member_of_the_group_until_it_is_none_any_more(
+    cluster: KafkaCluster, driver: str, kind: str
+) -> None:
+    source = cluster.create_topic()
+    async with transactions(cluster, driver) as (made, producer):
+        member = await run_sync(Member, cluster, kind, made.topic, source)
+        try:
+            metadata = await run_sync(member.group_metadata)
+            async with producer.transaction() as tx:
+                position = confluent_kafka.TopicPartition(source, 0, 5)
+                await tx.send_offsets({(source, 0): position}, metadata)
+        finally:
+            await run_sync(member.close)
+        assert await run_sync(committed_offset, cluster, made.topic, source) == 5
+        # A static member stays one when it leaves, until another takes its place.
+        another = await run_sync(Member, cluster, kind, made.topic, source)
+        try:
+            with raising(TransactionAborted):
+                async with producer.transaction() as tx:
+                    await tx.send_offsets({(source, 0): 7}, metadata)
+        finally:
+            await run_sync(another.close)
+        assert await run_sync(committed_offset, cluster, made.topic, source) == 5
+        assert await made.run(producer) is True
+        assert producer.statistics().generations == 1
+
+
+async def test_a_sink_commits_what_was_read_with_what_was_written(
+    cluster: KafkaCluster, driver: str
+) -> None:
     """In transactions of its own, each of which is there as a whole."""
     source, topic = cluster.create_topic(), cluster.create_topic(partitions=PARTITIONS)
     count = 2_000
@@ -338,7 +472,7 @@ async def test_a_sink_commits_what_was_read_with_what_was_written(cluster: Kafka
                 await anyio.sleep(0.02)
 
     settings = settings_for(cluster, topic).with_eos_commit_interval(0.05)
-    async with open_send_producer(settings) as producer:
+    async with open_send_producer(settings, driver=driver) as producer:
         summary = await producer.sink(
             envelopes(),
             offsets=lambda envelope: {(source, 0): envelope.pass_through + 1},
@@ -358,9 +492,9 @@ async def test_a_sink_commits_what_was_read_with_what_was_written(cluster: Kafka
 
 
 @pytest.mark.parametrize("phase", ["before", "between", "at_end"])
-async def test_a_broker_is_killed(three_brokers: KafkaCluster, phase: str) -> None:
+async def test_a_broker_is_killed(three_brokers: KafkaCluster, phase: str, driver: str) -> None:
     """Each of the three in turn, one of which coordinates, in each phase of a transaction."""
-    async with transactions(three_brokers) as (made, producer):
+    async with transactions(three_brokers, driver) as (made, producer):
         assert await made.run(producer) is True
         for broker in three_brokers.brokers:
 
@@ -377,13 +511,13 @@ async def test_a_broker_is_killed(three_brokers: KafkaCluster, phase: str) -> No
 
 
 async def test_all_brokers_are_killed_and_the_answer_to_the_commit_does_not_come(
-    three_brokers: KafkaCluster,
+    three_brokers: KafkaCluster, driver: str
 ) -> None:
     def fault() -> None:
         for broker in three_brokers.brokers:
             three_brokers.kill(broker)
 
-    async with transactions(three_brokers, delivery_timeout=3.0) as (made, producer):
+    async with transactions(three_brokers, driver, delivery_timeout=3.0) as (made, producer):
         assert await made.run(producer) is True
         name = f"{made.topic}-unknown"
         with raising(TransactionError) as caught:

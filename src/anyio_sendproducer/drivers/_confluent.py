@@ -21,12 +21,11 @@ import json
 import logging
 import math
 import os
-import struct
 import threading
 import time
 import types
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Final, cast
 
 import confluent_kafka
@@ -50,6 +49,7 @@ from .._records import ConsumerGroupMetadata, ProducerRecord, RecordMetadata
 from .._settings import ProducerSettings
 from . import ConsumedOffset, Deadline, Outcome, Sink, Submission, Submitted
 from ._discreet import one_line
+from ._group_metadata import group_to_bytes
 from ._librdkafka_config import librdkafka_config
 from ._security import TokenSource, encodes
 from ._serializing import bytes_of, serialize_with, size_of
@@ -61,7 +61,6 @@ __all__ = ["ConfluentDriver"]
 _REFUSALS: Final = frozenset(
     {
         KafkaError._INVALID_ARG,
-        KafkaError._INVALID_DIFFERENT_RECORD,
         KafkaError._UNKNOWN_PARTITION,
         KafkaError._UNKNOWN_TOPIC,
         KafkaError.CLUSTER_AUTHORIZATION_FAILED,
@@ -123,6 +122,8 @@ _LEAST_BACKOFF: Final = 0.8
 
 #: How long one call of the client waits where it could go on for longer.
 _SLICE_SECONDS: Final = 0.1
+#: Before a call that did not get anywhere is made again.
+_PAUSE_SECONDS: Final = 0.005
 #: How often the client is asked while nothing is under way, for its errors, its log, and to have it
 #: ask for tokens.
 _IDLE_SECONDS: Final = 1.0
@@ -130,6 +131,15 @@ _IDLE_SECONDS: Final = 1.0
 _LAST_SECONDS: Final = 2.0
 #: How long a token is good for, where nobody says: the time after which it is asked for anew.
 _TOKEN_SECONDS: Final = 300.0
+
+#: For who has transactions. When librdkafka 2.16 has lost its last broker it begins anew, and then
+#: may never answer who asks for a coordinator that it knew before; one of its threads runs wild.
+#: Where a client gets nowhere another one is opened all the same.
+_TRANSACTIONAL: Final[Mapping[str, Any]] = (
+    {"metadata.recovery.strategy": "none"}
+    if confluent_kafka.libversion()[1] >= 0x020A0000  # the first that has it
+    else {}
+)
 
 _log = logging.getLogger("anyio_sendproducer.confluent")
 
@@ -150,8 +160,17 @@ if hasattr(os, "register_at_fork"):  # pragma: no branch  # Windows has none, an
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
+class _NoAnswer(Exception):
+    """There was no answer in time, and what waits for it is left to itself."""
+
+
 class _Enough(Exception):
     """Raised by a callback, to have the client's ``poll`` come back before it is through."""
+
+
+#: The only one: where Python is older than 3.12, confluent-kafka keeps for ever what a callback
+#: raised, and all that is in its traceback.
+_ENOUGH: Final = _Enough()
 
 
 class ConfluentDriver:
@@ -178,6 +197,10 @@ class ConfluentDriver:
         self._closing = threading.Event()
         #: Held by whoever calls the client and must find it there; nobody waits for anything then.
         self._using = threading.Lock()
+        #: Held by the one thread that calls the client and may wait in it, while it does.
+        self._calling = threading.Lock()
+        #: That thread, while it ends a transaction: no callback is to stop that half-way.
+        self._ending: int | None = None
         self._is_usable = False
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -203,6 +226,7 @@ class ConfluentDriver:
         self._asked: dict[str, float] = {}
         self._in_transaction = False
         self._delivered = self._callback()
+        self._began = 0.0
 
     # --- opening and closing -----------------------------------------------------------------
 
@@ -211,6 +235,7 @@ class ConfluentDriver:
         deadline = time.monotonic() + self._settings.start_timeout
         self._sink = sink
         config: dict[str, Any] = {
+            **(_TRANSACTIONAL if self._settings.transactional_id is not None else {}),
             **self._config,
             "error_cb": self._failed,
             "stats_cb": self._counted,
@@ -278,18 +303,29 @@ class ConfluentDriver:
                 return
             self._closed = True
             self._is_usable = False
-        client = self._client
         self._bell.set()
-        self._empty(client, timeout)
+        # A call that is under way notices, and those that come find it closed.
+        is_free = self._calling.acquire(timeout=_LAST_SECONDS)
+        try:
+            if not self._gives_up(timeout) or not is_free:
+                _log.warning("librdkafka did not give up its records, and is left as it is")
+                return
+            self._end_client()
+        finally:
+            if is_free:
+                self._calling.release()
+
+    def _gives_up(self, seconds: float) -> bool:
+        """Whether the client is through with its records, after so many seconds by force, and
+        nobody asks it any more."""
+        client = self._client
+        self._empty(client, seconds)
         if len(client):
             client.purge(blocking=False)
             self._empty(client, _LAST_SECONDS)
         thread = cast("threading.Thread", self._thread)
         thread.join(_LAST_SECONDS)
-        if thread.is_alive() or len(client):
-            _log.warning("librdkafka did not give up its records, and is left as it is")
-        else:
-            self._end_client()
+        return not thread.is_alive() and not len(client)
 
     def _empty(self, client: Any, seconds: float) -> None:
         """Ask until nothing is under way, for so many seconds at most."""
@@ -303,8 +339,12 @@ class ConfluentDriver:
     def _end_client(self) -> None:
         client, self._client = self._client, None
         _clients.discard(self)
-        with contextlib.suppress(KafkaException):  # its fatal error, once more
-            client.close()
+        if self._settings.transactional_id is None:
+            with contextlib.suppress(KafkaException):  # its fatal error, once more
+                client.close()
+        # Where there are transactions its close() would abort the one that is open, and wait for
+        # that for ever. Without, it ends with the last reference; so no frame has one, for the
+        # exceptions that are raised through frames are kept by whoever likes.
 
     def disown(self) -> None:
         """Leave the client as it is, for as long as the process lives, and be closed."""
@@ -317,23 +357,28 @@ class ConfluentDriver:
         self._closing = threading.Event()
         self._closing.set()
 
-    def _ready(self) -> Any:
-        client = self._client
-        if client is None or self._closing.is_set():
+    @contextlib.contextmanager
+    def _call(self) -> Generator[None]:
+        """One call of the client, which is there for as long as it takes."""
+        self._check_open()
+        with self._calling:
+            self._check_open()
+            yield
+
+    def _check_open(self) -> None:
+        if self._client is None or self._closing.is_set():
             raise ProducerClosed("the producer is closed")
-        return client
 
     # --- what the client says ----------------------------------------------------------------
 
     def _poll(self, seconds: float) -> None:
         """Let the client run its callbacks."""
-        client = self._client
-        if client is None:
+        if self._client is None:
             return
         try:
-            client.poll(seconds)
-        except _Enough:
-            pass
+            self._client.poll(seconds)
+        except _Enough as enough:
+            enough.__traceback__ = None
         except KafkaException as error:
             # Its fatal error is raised here, and told to no callback.
             self._break(error.args[0])
@@ -431,7 +476,8 @@ class ConfluentDriver:
                     self._produce_one(produce, submission, partition, answer)
             except DeliveryError as error:
                 failed.append(submission)
-                failures.append(error)
+                # In this frame there is a reference to the client.
+                failures.append(error.with_traceback(None))
             except BufferError:
                 # Its own bound is above ours; whatever takes it up is on its way out.
                 answer.held += batch[place:]
@@ -448,7 +494,11 @@ class ConfluentDriver:
             except Exception as error:  # noqa: BLE001  # becomes this record's outcome
                 failed.append(submission)
                 failures.append(
-                    _rejected(record, f"confluent-kafka refused the record: {error}", error)
+                    _rejected(
+                        record,
+                        f"confluent-kafka refused the record: {error}",
+                        error.with_traceback(None),  # as above
+                    )
                 )
 
     def _produce_one(
@@ -525,8 +575,8 @@ class ConfluentDriver:
                 outcome = self._failure(record, error, message)
             # In one step, since another thread may be taking what is there.
             extend((submission, outcome))
-            if len(said) >= self._most:
-                raise _Enough
+            if len(said) >= self._most and threading.get_ident() != self._ending:
+                raise _ENOUGH
 
         return delivered
 
@@ -562,8 +612,11 @@ class ConfluentDriver:
             self._break(error)
         never_written = code in _OF_NO_TOPIC and record.topic not in self._known
         if never_written or (code in _REFUSALS and self._is_sent_once(message)):
-            return self._refused(record, error)
-        cause = _translated(error)
+            return self._refused(record, error, by="the broker" if code > 0 else "librdkafka")
+        if code == KafkaError._INVALID_DIFFERENT_RECORD and self._is_sent_once(message):
+            # To send it once more would put it behind what was sent after it.
+            return _not_written(record, "another record of its batch was refused", error)
+        cause = self._fenced(error) if self._is_fenced(error) else _translated(error)
         if code == KafkaError._MSG_TIMED_OUT:
             trouble = self._trouble
             known = "" if trouble is None else f": {trouble}"
@@ -583,10 +636,14 @@ class ConfluentDriver:
         failure.__cause__ = cause
         return failure
 
-    def _refused(self, record: ProducerRecord[Any, Any], error: Any) -> DeliveryError:
+    def _refused(
+        self, record: ProducerRecord[Any, Any], error: Any, *, by: str = "librdkafka"
+    ) -> DeliveryError:
         """The record was not taken, or a broker refused it: either way it is not written."""
         code = error.code()
-        cause = KafkaException(error)
+        if code not in _REFUSALS:
+            return _not_written(record, f"librdkafka did not take it: {_words(error)}", error)
+        said = f"{by} refused the record for topic {record.topic!r}: {_words(error)}"
         if code == KafkaError._UNKNOWN_PARTITION:
             said = f"topic {record.topic!r} has no partition {record.partition}"
         elif code in _OF_NO_TOPIC:
@@ -594,19 +651,9 @@ class ConfluentDriver:
                 f"the cluster does not know topic {record.topic!r} and did not create it within "
                 f"{self._settings.unknown_topic_timeout:g} s (unknown_topic_timeout)"
             )
-        elif code in _REFUSALS:
-            said = f"the record was refused: {_words(error)}"
-            if code == KafkaError.MSG_SIZE_TOO_LARGE:
-                said += " (max_request_size, or what the topic's brokers allow)"
-        else:
-            failure = DeliveryError(
-                f"librdkafka did not take the record: {_words(error)}",
-                record=record,
-                persistence=Persistence.NOT_PERSISTED,
-            )
-            failure.__cause__ = cause
-            return failure
-        return _rejected(record, said, cause)
+        elif code == KafkaError.MSG_SIZE_TOO_LARGE and by == "librdkafka":
+            said = "the record is larger than message.max.bytes, which is Kafka's max.request.size"
+        return _rejected(record, said, KafkaException(error))
 
     # --- asking ------------------------------------------------------------------------------
 
@@ -645,10 +692,10 @@ class ConfluentDriver:
 
     def partitions_for(self, topic: str, /) -> frozenset[int] | None:
         """A topic's partitions; see :meth:`anyio_sendproducer.drivers.Driver.partitions_for`."""
-        client = self._ready()
         since = self._asked.setdefault(topic, time.monotonic())
         try:
-            found = client.list_topics(topic, timeout=_IDLE_SECONDS).topics[topic]
+            with self._call():
+                found = self._client.list_topics(topic, timeout=_IDLE_SECONDS).topics[topic]
         except KafkaException as error:
             self._note(error.args[0])
             return None
@@ -705,12 +752,14 @@ class ConfluentDriver:
         """Begin; see :meth:`anyio_sendproducer.drivers.Driver.begin_transaction`."""
         if not self._in_transaction:
             try:
-                self._ready().begin_transaction()
+                with self._call():
+                    self._client.begin_transaction()
             except KafkaException as failure:
                 raise self._transaction_error(
                     failure, "the transaction could not be begun"
                 ) from failure
             self._in_transaction = True
+            self._began = time.monotonic()
 
     def send_offsets(
         self,
@@ -722,39 +771,39 @@ class ConfluentDriver:
         """Send them; see :meth:`anyio_sendproducer.drivers.Driver.send_offsets`."""
         what = f"the offsets of group {group.group_id!r} could not be sent"
         partitions = [
-            TopicPartition(
-                one.topic,
-                one.partition,
-                one.offset,
-                one.metadata,
-                None if one.leader_epoch < 0 else one.leader_epoch,
-            )
+            TopicPartition(one.topic, one.partition, one.offset, one.metadata, one.leader_epoch)
             for one in offsets
         ]
-        metadata = _group_metadata(group)
-        if not self._persist(
-            lambda client, seconds: client.send_offsets_to_transaction(
-                partitions, metadata, seconds
-            ),
-            deadline,
-            what,
-        ):
+        metadata = group_to_bytes(group)
+
+        def send(_: float) -> None:
+            # Cut into slices it would fail the transaction at the end of one, if a broker wants to
+            # be asked again by then.
+            seconds = max(_SLICE_SECONDS, deadline.at - time.monotonic())
+            self._client.send_offsets_to_transaction(partitions, metadata, seconds)
+
+        if not self._persist(lambda seconds: self._beside(send, seconds, deadline), deadline, what):
             raise TransactionError(f"{what}: there was no answer")
 
     def end_transaction(self, commit: bool, deadline: Deadline, /) -> None:  # noqa: FBT001
         """End it; see :meth:`anyio_sendproducer.drivers.Driver.end_transaction`."""
         what = f"the transaction could not be {'committed' if commit else 'aborted'}"
+
+        def end(seconds: float) -> None:
+            if commit:
+                self._client.commit_transaction(seconds)
+            else:
+                self._client.abort_transaction(seconds)
+
+        self._ending = threading.get_ident()
         try:
-            answered = self._persist(
-                lambda client, seconds: (
-                    client.commit_transaction(seconds)
-                    if commit
-                    else client.abort_transaction(seconds)
-                ),
-                deadline,
-                what,
-            )
+            answered = self._persist(end, deadline, what)
+        except TransactionError as error:
+            if commit and type(error) is TransactionError:
+                raise TransactionOutcomeUnknown(f"the commit was asked for, and {error}") from error
+            raise
         finally:
+            self._ending = None
             self._report()
         if not answered:
             if commit:
@@ -764,21 +813,50 @@ class ConfluentDriver:
             raise TransactionError(f"{what}: there was no answer")
         self._in_transaction = False
 
-    def _persist(self, call: Callable[[Any, float], object], deadline: Deadline, what: str) -> bool:
+    def _persist(self, call: Callable[[float], object], deadline: Deadline, what: str) -> bool:
         """Call, again for as long as the client says so; whether there was an answer by then."""
-        client = self._ready()
         while True:
             try:
-                call(client, _SLICE_SECONDS)
-            except _Enough:
-                continue
+                with self._call():
+                    call(_SLICE_SECONDS)
             except KafkaException as failure:
                 if not failure.args[0].retriable() or self._closing.is_set():
                     raise self._transaction_error(failure, what) from failure
-                if deadline.is_over:
-                    return False
+            except _NoAnswer:
+                return False
             else:
                 return True
+            if deadline.is_over:
+                return False
+            # It says so at once where another of its calls is under way. And what it has to say of
+            # one that it gave up would be taken for the next one's, if that came right behind.
+            self._closing.wait(_PAUSE_SECONDS)
+
+    def _beside(self, call: Callable[[float], object], seconds: float, deadline: Deadline) -> None:
+        """Call what waits in the client for an answer, however long that takes.
+
+        Raises:
+            _NoAnswer: the deadline has come, or the driver is being closed; the call is left to
+                itself on its thread.
+        """
+        ended = threading.Event()
+        failures: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                call(seconds)
+            except BaseException as failure:  # noqa: BLE001  # raised again by who waits
+                failures.append(failure)
+            finally:
+                ended.set()
+
+        name = f"{threading.current_thread().name}-offsets"
+        threading.Thread(target=run, name=name, daemon=True).start()
+        while not ended.wait(_SLICE_SECONDS):
+            if deadline.is_over or self._closing.is_set():
+                raise _NoAnswer
+        if failures:
+            raise failures[0]
 
     def _transaction_error(self, failure: KafkaException, what: str) -> SendProducerError:
         error = failure.args[0]
@@ -795,30 +873,18 @@ class ConfluentDriver:
         return self._settings.transactional_id is not None and error.code() in _FENCED
 
     def _fenced(self, error: Any) -> ProducerFenced:
-        fenced = ProducerFenced(
-            f"another producer took over transactional_id {self._settings.transactional_id!r}"
-        )
+        said = f"another producer took over transactional_id {self._settings.transactional_id!r}"
+        # The brokers say the same in either case, and librdkafka does not find out which it is.
+        limit = self._config.get("transaction.timeout.ms", 60_000)
+        if self._in_transaction and time.monotonic() - self._began > limit / 1000:
+            said += f", or its transaction took longer than transaction.timeout.ms={limit}"
+        fenced = ProducerFenced(said)
         fenced.__cause__ = KafkaException(error)
         return fenced
 
 
 class _NotLetIn(SendProducerError):
     """A broker refuses what it is shown, and will do so again."""
-
-
-def _group_metadata(group: ConsumerGroupMetadata) -> bytes:
-    """A consumer's group metadata, as librdkafka writes them down.
-
-    Its Python client makes them of a consumer of its own alone, and takes bytes. How they are laid
-    out is said in ``rdkafka_cgrp.c`` of 2.16 and nowhere else; a consumer's are compared in a test.
-    """
-    parts = [b"CGMDv2:", struct.pack("=i", group.generation_id)]
-    parts += [group.group_id.encode(), b"\0", group.member_id.encode(), b"\0"]
-    if group.group_instance_id is None:
-        parts.append(b"\1")
-    else:
-        parts += [b"\0", group.group_instance_id.encode(), b"\0"]
-    return b"".join(parts)
 
 
 def _words(error: Any) -> str:
@@ -844,6 +910,14 @@ def _rejected(
     error = RecordRejected(message, record=record, persistence=Persistence.NOT_PERSISTED)
     error.__cause__ = cause
     return error
+
+
+def _not_written(record: ProducerRecord[Any, Any], why: str, error: Any) -> DeliveryError:
+    failure = DeliveryError(
+        f"the record was not written: {why}", record=record, persistence=Persistence.NOT_PERSISTED
+    )
+    failure.__cause__ = KafkaException(error)
+    return failure
 
 
 def _not_taken(record: ProducerRecord[Any, Any]) -> DeliveryError:

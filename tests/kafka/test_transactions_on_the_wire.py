@@ -1,0 +1,261 @@
+"""Transactions on Apache Kafka behind a proxy that loses what is asked or answered, or all of it:
+what is said of each is so, and nothing takes longer than it may."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import anyio
+import pytest
+from anyio.to_thread import run_sync
+
+from anyio_sendproducer import (
+    DeliveryError,
+    ProducerRecord,
+    ProducerSettings,
+    SendProducer,
+    SendProducerError,
+    Transaction,
+    TransactionError,
+    TransactionOutcomeUnknown,
+    TransactionState,
+    open_send_producer,
+)
+from tests.calls import PATIENCE, fail, raising, task_group
+from tests.fault_proxy import PRODUCE, FaultProxy, Way, fault_proxy
+from tests.history import read_topic
+from tests.kafka_cluster import KafkaCluster, kafka_cluster
+from tests.kafka_nodes import Listener
+
+#: The numbers of Kafka's requests.
+INIT_PRODUCER_ID = 22
+ADD_PARTITIONS_TO_TXN = 24
+ADD_OFFSETS_TO_TXN = 25
+END_TXN = 26
+TXN_OFFSET_COMMIT = 28
+
+#: Seconds that steps take beside the time-outs that bound them, on a machine that has more to do;
+#: far less than those that must not be waited for.
+SLACK = 15.0
+
+
+class Proxied(NamedTuple):
+    """A broker, and the proxy before the listener that the producers use."""
+
+    cluster: KafkaCluster
+    proxy: FaultProxy
+
+
+@pytest.fixture(scope="module")
+def _behind_a_proxy() -> Iterator[Proxied]:
+    with contextlib.ExitStack() as stack:
+        proxies: list[FaultProxy] = []
+
+        def advertised(_: int, port: int) -> str:
+            proxies.append(stack.enter_context(fault_proxy(f"127.0.0.1:{port}")))
+            return proxies[0].address
+
+        listener = Listener("PROXY", advertised=advertised)
+        cluster = stack.enter_context(kafka_cluster(listeners=[listener]))
+        yield Proxied(cluster, proxies[0])
+
+
+@pytest.fixture
+def proxied(_behind_a_proxy: Proxied) -> Iterator[Proxied]:
+    """Behind a proxy that passes everything on when a test begins."""
+    yield _behind_a_proxy
+    _behind_a_proxy.proxy.heal()
+    # What was left to itself, since there was no answer, gets it now.
+    for thread in threading.enumerate():
+        if thread.name.endswith("-offsets"):
+            thread.join(PATIENCE)
+
+
+def settings_for(proxied: Proxied, name: str, **changes: Any) -> ProducerSettings:
+    return ProducerSettings(
+        bootstrap_servers=proxied.proxy.address,
+        transactional_id=name,
+        delivery_timeout=60.0,
+        cancel_timeout=1.0,
+    ).evolve(**changes)
+
+
+async def visible(proxied: Proxied, topic: str) -> list[bytes | None]:
+    """What a consumer sees that reads what is committed."""
+    read = partial(read_topic, isolation="read_committed")
+    found = await run_sync(read, proxied.cluster.bootstrap_servers, topic)
+    return [one.value for one in found]
+
+
+async def until_committed(producer: SendProducer, topic: str, value: bytes) -> None:
+    """Send in transactions until one is committed; what went wrong before may last."""
+    with anyio.fail_after(60):
+        while True:
+            with contextlib.suppress(TransactionError, DeliveryError):
+                async with producer.transaction() as tx:
+                    await tx.send(ProducerRecord(topic, value))
+                return
+
+
+@pytest.mark.parametrize("way", list(Way), ids=["request", "answer"])
+@pytest.mark.parametrize(
+    "api",
+    [
+        pytest.param(INIT_PRODUCER_ID, id="init"),
+        pytest.param(ADD_PARTITIONS_TO_TXN, id="partitions"),
+        pytest.param(PRODUCE, id="produce"),
+        pytest.param(ADD_OFFSETS_TO_TXN, id="offsets"),
+        pytest.param(TXN_OFFSET_COMMIT, id="offset commit"),
+        pytest.param(END_TXN, id="end"),
+    ],
+)
+async def test_what_was_lost_once_is_asked_for_again(
+    proxied: Proxied, driver: str, api: int, way: Way
+) -> None:
+    """Most of all the answer to a commit that was done."""
+    topic = proxied.cluster.create_topic()
+    proxied.proxy.reset_in_frame(way, api=api, after=0 if way is Way.TO_CLIENT else 40)
+    async with open_send_producer(settings_for(proxied, topic), driver=driver) as producer:
+        async with producer.transaction() as tx:
+            await tx.send(ProducerRecord(topic, b"committed"))
+            await tx.send_offsets({(topic, 0): 1}, topic)
+        assert tx.state is TransactionState.COMMITTED
+        proxied.proxy.reset_in_frame(way, api=api, after=0 if way is Way.TO_CLIENT else 40)
+        with raising(ZeroDivisionError):
+            async with producer.transaction() as tx:
+                await tx.send(ProducerRecord(topic, b"aborted"))
+                await tx.send_offsets({(topic, 0): 2}, topic)
+                fail()
+        assert tx.state is TransactionState.ABORTED
+        proxied.proxy.heal()
+        await until_committed(producer, topic, b"last")
+    assert await visible(proxied, topic) == [b"committed", b"last"]
+
+
+Step = Callable[[Transaction, str], Any]
+
+
+async def send(tx: Transaction, topic: str) -> None:
+    await tx.send(ProducerRecord(topic, b"not seen"))
+
+
+async def send_offsets(tx: Transaction, topic: str) -> None:
+    await tx.send_offsets({(topic, 0): 1}, topic)
+
+
+async def end(_: Transaction, topic: str) -> None:
+    """End the block well, and so commit."""
+
+
+@pytest.mark.parametrize("step", [send, send_offsets, end], ids=["send", "offsets", "commit"])
+async def test_cancelled_while_nothing_answers(proxied: Proxied, driver: str, step: Step) -> None:
+    """It takes `cancel_timeout` for what can't be taken back, and as much for the abort."""
+    topic = proxied.cluster.create_topic()
+    held: list[Transaction] = []
+    async with open_send_producer(settings_for(proxied, topic), driver=driver) as producer:
+        await until_committed(producer, topic, b"before")
+        async with task_group() as tasks:
+            in_step = anyio.Event()
+            scope = anyio.CancelScope()
+
+            async def transact() -> None:
+                with scope, contextlib.suppress(TransactionOutcomeUnknown):
+                    async with producer.transaction() as tx:
+                        held.append(tx)
+                        await tx.send(ProducerRecord(topic, b"not seen"))
+                        await run_sync(proxied.proxy.black_hole)
+                        in_step.set()
+                        await step(tx, topic)
+
+            tasks.start_soon(transact)
+            await in_step.wait()
+            await anyio.wait_all_tasks_blocked()
+            began = time.monotonic()
+            scope.cancel()
+        assert time.monotonic() - began < 2 * 1.0 + SLACK
+        assert held[0].state is (
+            TransactionState.UNKNOWN if step is end else TransactionState.ABORTED
+        )
+        await run_sync(proxied.proxy.heal)
+        await until_committed(producer, topic, b"after")
+    found = await visible(proxied, topic)
+    if step is end and b"not seen" in found:  # it had come through
+        found.remove(b"not seen")
+    assert found == [b"before", b"after"]
+
+
+@pytest.mark.parametrize("step", [send, send_offsets, end], ids=["send", "offsets", "commit"])
+async def test_no_answer_within_delivery_timeout(proxied: Proxied, driver: str, step: Step) -> None:
+    topic = proxied.cluster.create_topic()
+    settings = settings_for(proxied, topic, delivery_timeout=2.0)
+    async with open_send_producer(settings, driver=driver) as producer:
+        await until_committed(producer, topic, b"before")
+        began = 0.0
+        with raising(SendProducerError) as caught:
+            async with producer.transaction() as tx:
+                await tx.send(ProducerRecord(topic, b"not seen"))
+                await run_sync(proxied.proxy.black_hole)
+                began = time.monotonic()
+                await step(tx, topic)
+        assert time.monotonic() - began < 2.0 + 2 * 1.0 + SLACK
+        if step is end:
+            assert isinstance(caught.value, TransactionOutcomeUnknown)
+            assert tx.state is TransactionState.UNKNOWN
+        else:
+            assert not isinstance(caught.value, TransactionOutcomeUnknown)
+            assert tx.state is TransactionState.ABORTED
+        await run_sync(proxied.proxy.heal)
+        await until_committed(producer, topic, b"after")
+    found = await visible(proxied, topic)
+    if step is end and b"not seen" in found:
+        found.remove(b"not seen")
+    assert found == [b"before", b"after"]
+
+
+@pytest.mark.parametrize("step", [send, send_offsets, end], ids=["send", "offsets", "commit"])
+async def test_closed_while_nothing_answers(proxied: Proxied, driver: str, step: Step) -> None:
+    topic = proxied.cluster.create_topic()
+    held: list[Transaction] = []
+    errors: list[SendProducerError] = []
+    settings = settings_for(proxied, topic, close_timeout=2.0)
+    async with contextlib.AsyncExitStack() as stack:
+        producer = await stack.enter_async_context(open_send_producer(settings, driver=driver))
+        await until_committed(producer, topic, b"before")
+        async with task_group() as tasks:
+            in_step = anyio.Event()
+
+            async def transact() -> None:
+                try:
+                    async with producer.transaction() as tx:
+                        held.append(tx)
+                        await tx.send(ProducerRecord(topic, b"not seen"))
+                        await run_sync(proxied.proxy.black_hole)
+                        in_step.set()
+                        await step(tx, topic)
+                except SendProducerError as error:
+                    errors.append(error)
+
+            tasks.start_soon(transact)
+            await in_step.wait()
+            await anyio.wait_all_tasks_blocked()
+            began = time.monotonic()
+            with contextlib.suppress(SendProducerError):
+                await producer.aclose()
+            assert time.monotonic() - began < 2.0 + SLACK
+        assert time.monotonic() - began < 2.0 + SLACK
+        assert len(errors) == 1
+        assert held[0].state is (
+            TransactionState.UNKNOWN if step is end else TransactionState.ABORTED
+        )
+    await run_sync(proxied.proxy.heal)
+    async with open_send_producer(settings_for(proxied, topic), driver=driver) as another:
+        await until_committed(another, topic, b"after")
+    found = await visible(proxied, topic)
+    if step is end and b"not seen" in found:
+        found.remove(b"not seen")
+    assert found == [b"before", b"after"]
