@@ -357,7 +357,7 @@ def larger_than_all_room(topic: str) -> ProducerRecord[Any, Any]:
     [
         (no_such_topic, r"does not know topic 'missing-\w+'.*unknown_topic_timeout"),
         (no_such_partition, r"topic '.*' has no partition 99"),
-        (too_large, "max_request_size"),
+        (too_large, r"max[._]request[._]size"),
         (larger_than_all_room, "max_buffered_bytes is 100000"),
     ],
 )
