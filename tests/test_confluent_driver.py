@@ -257,7 +257,7 @@ def test_a_record_whose_time_is_over_is_told_so(cluster: MockCluster) -> None:
 def test_where_its_queue_is_full_the_rest_is_given_back(
     cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with opened(cluster) as (driver, recorder):
+    with opened(cluster) as (driver, _):
         config: dict[str, Any] = {
             "bootstrap.servers": cluster.bootstrap_servers,
             "queue.buffering.max.messages": 3,
@@ -272,7 +272,6 @@ def test_where_its_queue_is_full_the_rest_is_given_back(
         while len(full):
             with contextlib.suppress(_confluent._Enough):
                 full.flush(PATIENCE)
-        assert recorder.reports == []
 
 
 # --- opening and closing -------------------------------------------------------------------------
