@@ -125,9 +125,18 @@ def faults(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure this package beside its peers; arguments go to bench/compare.py."""
+    """Measure this package beside its peers; arguments go to bench/compare.py.
+
+    ``nox -s bench -- --suite`` runs it under all circumstances that the documents speak of, which
+    takes half an hour, and writes their figures.
+    """
     session.install(".", "--group", "bench")
-    session.run("python", "bench/compare.py", *session.posargs)
+    arguments = [*session.posargs]
+    script = "bench/compare.py"
+    if "--suite" in arguments:
+        arguments.remove("--suite")
+        script = "bench/suite.py"
+    session.run("python", script, *arguments)
 
 
 @nox.session

@@ -27,6 +27,13 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
+@pytest.fixture(params=["kafka-python", "confluent"])
+def driver(request: pytest.FixtureRequest) -> str:
+    """The drivers that need a broker, by name."""
+    name: str = request.param
+    return name
+
+
 @pytest.fixture
 def settings() -> ProducerSettings:
     """Settings for a fake driver: no such broker exists, and shorter bounds for what hangs."""

@@ -591,6 +591,7 @@ def check(
     isolation: Isolation = "read_uncommitted",
     killed: bool = False,
     repeats: bool = False,
+    concludes: bool = False,
     answered: bool = True,
 ) -> Report:
     """Compare what was said with what is there.
@@ -607,6 +608,9 @@ def check(
         killed: the process that sent was killed: what has no outcome may be there or not.
         repeats: the broker does not look at sequence numbers: copies that carry the first one's
             are counted as `repeated`. Where the reader tells no numbers, every copy is.
+        concludes: the client takes an acknowledgement for one of what it sent before as well, for a
+            broker that looks at sequence numbers gives none otherwise, and this one does not look
+            at them: an acknowledgement without an offset claims nothing.
         answered: brokers answer; where they do not (acks=0), an acknowledgement claims nothing.
     """
     faults: list[Fault] = []
@@ -625,7 +629,11 @@ def check(
         if again:
             places = ", ".join(f"{one.partition}/{one.offset}" for one in there)
             found_fault(FaultKind.DOUBLED, id_, f"at {places}")
-        if answered or not isinstance(history.outcome(id_), Acknowledged):
+        outcome = history.outcome(id_)
+        claims = not isinstance(outcome, Acknowledged) or (
+            answered and not (concludes and outcome.offset is None)
+        )
+        if claims:
             _check_presence(history, sent, there, isolation, found_fault)
     _check_order(history, copies, found_fault)
     _check_transactions(history, copies, isolation, found_fault)

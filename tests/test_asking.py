@@ -102,10 +102,10 @@ async def test_records_gather_while_an_answer_is_near(settings: ProducerSettings
         held = [producer.enqueue_nowait(record()) for _ in range(3)]
         for _ in range(20):
             await anyio.lowlevel.checkpoint()
-        assert driver.batches == [1, 4]  # as many as are under way would go
+        assert driver.batches == [1, 1, 3]  # as many as are under way would go
         driver.acknowledge(2)
         await until(lambda: len(driver.under_way) == 5)
-        assert driver.batches == [1, 4, 3]
+        assert driver.batches == [1, 1, 3, 3]
         driver.acknowledge()
         for delivery in held:
             await delivery.wait()
@@ -125,6 +125,32 @@ async def test_records_do_not_gather_for_longer_than_that(
         await until(lambda: len(driver.under_way) == 4)
         producer.enqueue_nowait(record())
         await until(lambda: len(driver.under_way) == 5)
+        driver.acknowledge()
+
+
+async def test_a_record_that_is_alone_is_handed_over_where_it_stands(
+    settings: ProducerSettings,
+) -> None:
+    driver = AskedDriver()
+    async with open_send_producer(settings, driver=driver) as producer:
+        await producer.send(record())
+        await quiet()
+        delivery = producer.enqueue_nowait(record())
+        assert len(driver.submitted) == 2
+        await delivery.wait()
+        await quiet()
+        driver.manual = True
+        await producer.partitions_for("t")
+        several = [producer.enqueue_nowait(record()) for _ in range(3)]
+        assert len(driver.submitted) == 3  # what comes behind it has company
+        await until(lambda: len(driver.submitted) == 5)
+        driver.acknowledge()
+        for one in several:
+            await one.wait()
+        await quiet()
+        producer.enqueue_nowait(record())
+        assert len(driver.submitted) == 5  # there may be others again
+        await quiet()
         driver.acknowledge()
 
 

@@ -90,12 +90,14 @@ def address(request: pytest.FixtureRequest) -> str:
     return str(request.getfixturevalue(request.param))
 
 
-async def test_the_start_fails_within_start_timeout_and_names_the_address(address: str) -> None:
+async def test_the_start_fails_within_start_timeout_and_names_the_address(
+    driver: str, address: str
+) -> None:
     sockets = open_sockets()
     began = time.monotonic()
     settings = ProducerSettings(bootstrap_servers=address, start_timeout=0.5)
     with pytest.raises(ProducerStartError, match=address) as caught:
-        async with open_send_producer(settings):
+        async with open_send_producer(settings, driver=driver):
             pytest.fail("there is nobody")
     assert 0.4 < time.monotonic() - began < 0.5 + SLACK
     assert "start_timeout" in str(caught.value)
@@ -103,23 +105,25 @@ async def test_the_start_fails_within_start_timeout_and_names_the_address(addres
     await assert_no_socket_beside(sockets)
 
 
-async def test_a_start_that_is_cancelled_ends_promptly(address: str) -> None:
+async def test_a_start_that_is_cancelled_ends_promptly(driver: str, address: str) -> None:
     sockets = open_sockets()
     settings = ProducerSettings(bootstrap_servers=address, start_timeout=2 * PATIENCE)
     began = time.monotonic()
     with anyio.move_on_after(0.2) as scope:
-        async with open_send_producer(settings):
+        async with open_send_producer(settings, driver=driver):
             pytest.fail("there is nobody")
     assert scope.cancelled_caught
     assert time.monotonic() - began < 0.2 + SLACK
     await assert_no_socket_beside(sockets)
 
 
-async def test_one_address_of_several_is_enough(refusing: str, broker: EmbeddedBroker) -> None:
+async def test_one_address_of_several_is_enough(
+    driver: str, refusing: str, broker: EmbeddedBroker
+) -> None:
     settings = ProducerSettings(
         bootstrap_servers=[refusing, broker.bootstrap_servers], start_timeout=PATIENCE
     )
-    async with open_send_producer(settings) as producer:
+    async with open_send_producer(settings, driver=driver) as producer:
         assert (await producer.send(ProducerRecord("topic", b"value", partition=0))).offset == 0
 
 
@@ -197,7 +201,9 @@ async def until(condition: Callable[[], object]) -> None:
             await anyio.sleep(0.002)
 
 
-async def test_killed_in_the_middle_of_ten_thousand_sends(broker: EmbeddedBroker) -> None:
+async def test_killed_in_the_middle_of_ten_thousand_sends(
+    driver: str, broker: EmbeddedBroker
+) -> None:
     """The broker dies when the first are acknowledged, others are on their way, others wait for
     room, and others are sent only afterwards."""
     outcomes = Outcomes()
@@ -207,7 +213,7 @@ async def test_killed_in_the_middle_of_ten_thousand_sends(broker: EmbeddedBroker
     outcomes.then[500] = partial(os.kill, broker.pid, signal.SIGKILL)
     settings = settings_for(broker, delivery_timeout=2.0, max_in_flight=1_000)
     before: dict[int, RecordMetadata] = {}
-    async with open_send_producer(settings) as producer:
+    async with open_send_producer(settings, driver=driver) as producer:
         await producer.partitions_for("topic")
         async with anyio.create_task_group() as tasks:
             for number in range(5_000):
@@ -240,10 +246,12 @@ async def test_killed_in_the_middle_of_ten_thousand_sends(broker: EmbeddedBroker
     assert set(persistence) == {Persistence.NOT_PERSISTED, Persistence.POSSIBLY_PERSISTED}
 
 
-async def test_paused_and_resumed_everything_is_delivered_once(broker: EmbeddedBroker) -> None:
+async def test_paused_and_resumed_everything_is_delivered_once(
+    driver: str, broker: EmbeddedBroker
+) -> None:
     outcomes = Outcomes()
     settings = settings_for(broker, delivery_timeout=PATIENCE)
-    async with open_send_producer(settings) as producer:
+    async with open_send_producer(settings, driver=driver) as producer:
         await producer.partitions_for("topic")
         async with anyio.create_task_group() as tasks:
             for task in range(1_000):
@@ -277,12 +285,12 @@ async def test_paused_and_resumed_everything_is_delivered_once(broker: EmbeddedB
 
 
 async def test_a_broker_that_comes_back_is_used_again(
-    broker: EmbeddedBroker, deadlines: Deadlines, monkeypatch: pytest.MonkeyPatch
+    driver: str, broker: EmbeddedBroker, deadlines: Deadlines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another process on the same port, which knows nothing of what was there before."""
     monkeypatch.setattr(_ledger, "PATIENCE", 0.5)
     settings = settings_for(broker, delivery_timeout=4 * PATIENCE)
-    async with open_send_producer(settings) as producer:
+    async with open_send_producer(settings, driver=driver) as producer:
         await producer.send(ProducerRecord("before", b"value"))
         await broker.kill()
         unheard = await producer.enqueue(ProducerRecord("before", b"nobody hears it"))
@@ -329,7 +337,7 @@ async def enqueue_some(producer: SendProducer, count: int) -> list[Any]:
 @pytest.mark.parametrize("gone", ["killed", "paused"])
 @pytest.mark.parametrize("how", ["success", "error", "cancellation"])
 async def test_the_exit_is_bounded_whatever_ends_the_block(
-    broker: EmbeddedBroker, gone: str, how: str
+    driver: str, broker: EmbeddedBroker, gone: str, how: str
 ) -> None:
     # The other one of the two would be far too long.
     settings = settings_for(broker, close_timeout=PATIENCE, cancel_timeout=PATIENCE)
@@ -341,7 +349,7 @@ async def test_the_exit_is_bounded_whatever_ends_the_block(
     caught: BaseException | None = None
     with anyio.CancelScope() as scope:
         try:
-            async with open_send_producer(settings) as producer:
+            async with open_send_producer(settings, driver=driver) as producer:
                 await producer.send(ProducerRecord("topic", b"value"))
                 if gone == "killed":
                     await broker.kill()
@@ -380,7 +388,9 @@ async def test_the_exit_is_bounded_whatever_ends_the_block(
     await assert_no_socket_beside(sockets)
 
 
-async def test_a_clean_exit_waits_for_a_broker_that_comes_round(broker: EmbeddedBroker) -> None:
+async def test_a_clean_exit_waits_for_a_broker_that_comes_round(
+    driver: str, broker: EmbeddedBroker
+) -> None:
     settings = settings_for(broker, close_timeout=PATIENCE)
     async with anyio.create_task_group() as tasks:
 
@@ -388,7 +398,7 @@ async def test_a_clean_exit_waits_for_a_broker_that_comes_round(broker: Embedded
             await until(lambda: producer.statistics().state == "draining")
             broker.resume()
 
-        async with open_send_producer(settings) as producer:
+        async with open_send_producer(settings, driver=driver) as producer:
             await producer.send(ProducerRecord("topic", b"value"))
             broker.pause()
             deliveries = await enqueue_some(producer, 500)
@@ -399,11 +409,15 @@ async def test_a_clean_exit_waits_for_a_broker_that_comes_round(broker: Embedded
 
 
 async def test_aclose_while_tasks_are_sending_gives_each_its_outcome(
+    driver: str,
     broker: EmbeddedBroker,
 ) -> None:
     settings = settings_for(broker, close_timeout=0.5, max_in_flight=100)
     outcomes = Outcomes()
-    async with anyio.create_task_group() as tasks, open_send_producer(settings) as producer:
+    async with (
+        anyio.create_task_group() as tasks,
+        open_send_producer(settings, driver=driver) as producer,
+    ):
         await producer.send(ProducerRecord("topic", b"value"))
         broker.pause()
         for number in range(300):

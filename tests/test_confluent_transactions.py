@@ -207,6 +207,7 @@ def driver(client: Client, recorder: Recorder) -> ConfluentDriver:
     made._client = client
     made._sink = recorder
     made._is_usable = True
+    made._sent_once_seconds = 0.08
     made._thread = threading.Thread(target=lambda: None)
     made._thread.start()
     return made
@@ -399,7 +400,7 @@ def message_of(value: bytes) -> Any:
         timestamp = staticmethod(lambda: (1, 5))
         partition = staticmethod(lambda: 3)
         key = staticmethod(lambda: None)
-        latency = staticmethod(lambda: 0.1)
+        latency = staticmethod(lambda: 0.001)
 
         @staticmethod
         def value() -> bytes:

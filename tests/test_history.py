@@ -271,6 +271,13 @@ def test_where_nobody_answers_an_acknowledgement_claims_nothing() -> None:
     assert check(history, doubled, delivery_timeout=TIMEOUT, answered=False).doubled == 1
 
 
+def test_what_is_concluded_claims_nothing_and_what_is_said_does() -> None:
+    history, log = run(Acknowledged(0, None), Acknowledged(0, 1))
+    assert check(history, log[1:], delivery_timeout=TIMEOUT).lost == 1
+    assert check(history, log[1:], delivery_timeout=TIMEOUT, concludes=True).faults == ()
+    assert check(history, log[:1], delivery_timeout=TIMEOUT, concludes=True).lost == 1
+
+
 def in_transaction(committed: bool | None) -> tuple[History, Log]:
     history, log = acknowledged(3)
     history.sent = {

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -27,9 +29,11 @@ from anyio_sendproducer import (
     start_send_producer,
 )
 from anyio_sendproducer.testing import FakeDriver
-from tests.calls import record, task_group
+from tests.calls import PATIENCE, record, task_group
 
 LOOPS = ["asyncio", "trio"]
+
+ROOT = Path(__file__).parents[1]
 
 #: Every use that waits. Each is made on the spot, in the place where it is not allowed.
 USES: dict[str, Callable[[SendProducer, Delivery], Awaitable[Any]]] = {
@@ -168,6 +172,18 @@ async def test_in_a_forked_child(settings: ProducerSettings, fake: FakeDriver) -
         _, status = await anyio.to_thread.run_sync(os.waitpid, child, 0)
         assert os.waitstatus_to_exitcode(status) == 10 + len(USES) + 1
         await works_on(producer, fake)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.parametrize("driver", ["kafka-python", "confluent"])
+async def test_a_forked_child_ends_as_any_program_does(
+    shared_broker: str, anyio_backend: str, driver: str
+) -> None:
+    """The client's threads are the parent's, and nothing waits for them in the child."""
+    command = [sys.executable, "-m", "tests.forking", shared_broker, driver, anyio_backend]
+    with anyio.fail_after(PATIENCE):
+        ended = await anyio.run_process(command, check=False, cwd=ROOT)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"7\n", b"")
 
 
 def _refusals(producer: SendProducer, delivery: Delivery) -> int:  # pragma: no cover  # in a child

@@ -72,8 +72,8 @@ _ASK_SECONDS: Final = 0.0002
 #: It is worth while as long as the last answers came within this time, on the average, and the
 #: wake-up by a thread included.
 _SOON_SECONDS: Final = 0.0003
-#: How much one answer counts for that, and the longest that it may count for: so one that is late for
-#: a reason of its own is soon made up for.
+#: How much one answer counts for that, and the longest that it may count for: so one that is late
+#: for a reason of its own is soon made up for.
 _WEIGHT: Final = 0.2
 _LATE_SECONDS: Final = 0.001
 
@@ -190,6 +190,7 @@ class Bridge:
         #: How many records the client that is asked has, as far as is known.
         self._under_way = 0
         self._gathers = False
+        self._last_batch = 0
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._outbox: list[Event | _Reply[Any]] = []
         self._signalled = False
@@ -259,6 +260,7 @@ class Bridge:
         polled = self._polled
         if polled is not None:
             self._under_way += len(batch)
+            self._last_batch = len(batch)
         if polled is None or not polled.direct:
             self._is_wanted = False
             self._inbox.put(functools.partial(self._submit, batch))
@@ -309,34 +311,51 @@ class Bridge:
         polled = self._polled
         return _GIVEN_AT_ONCE if polled is not None and polled.direct else None
 
-    def ask(self) -> None:
+    @property
+    def takes_at_once(self) -> bool:
+        """Whether a record that is alone may be handed over where it stands: nothing is under way,
+        nor was anything but one record the last time. Where there are many, they wait for each
+        other, if only until the receiver of the events has its turn."""
+        polled = self._polled
+        return (
+            polled is not None and polled.direct and not self._is_waiting and self._last_batch == 1
+        )
+
+    def ask(self) -> Sequence[Event]:
         """Have a client that reports only when it is asked say what there is.
 
-        Its events come as all others do. Where there are none, and something is under way, the
-        receiver of the events is rung for to ask again, or the client's thread is told to wake it.
+        Where there is nothing, and something is under way, the receiver of the events is rung for
+        to ask again, or the client's thread is told to wake it. Where there was something, it is
+        rung for too: there may be more, and there will be more to hand over.
+
+        Returns:
+            What was posted meanwhile, by whomever.
         """
         polled = self._polled
         if polled is None:
-            return
+            return ()
         # Nobody has to wake the loop for what is reported meanwhile.
         self._signalled = True
         try:
             self._under_way = polled.poll(_ASKED_AT_ONCE)
         except Exception as error:  # noqa: BLE001  # as in _submit()
             self._post(Lost(error))
-        if self._take_over():
+        events = self._take_out()
+        if events:
             if self._is_waiting:
                 now = time.monotonic()
                 waited = min(now - self._waits_since, _LATE_SECONDS)
                 self._usual_wait += (waited - self._usual_wait) * _WEIGHT
                 self._waits_since = now
             self._is_waiting = self._under_way > 0
+            self.ring()
         elif not self._under_way:
             self._is_waiting = False
         elif self._gathers or self._answers_are_near():
             self.ring()
         else:
             polled.watch()
+        return events
 
     def reopen(self, error: BaseException) -> None:
         """Give the client up for another. :class:`GenerationEnded` will follow, and then, when the
@@ -397,8 +416,14 @@ class Bridge:
         self.wake_ups += 1
         self._take_over()
 
-    def _take_over(self) -> bool:
-        """Take over what was posted, and say whether there were events among it."""
+    def _take_over(self) -> None:
+        """Have the receiver of the events get what was posted."""
+        events = self._take_out()
+        if events:
+            self._pass_on(events)
+
+    def _take_out(self) -> list[Event]:
+        """The events among what was posted; whoever awaits an answer is woken."""
         with self._posting:
             # Whoever posts from now on wakes the loop again.
             self._signalled = False
@@ -410,9 +435,7 @@ class Bridge:
                 self._loop.wake((item.cell,))
             else:
                 events.append(item)
-        if events:
-            self._pass_on(events)
-        return bool(events)
+        return events
 
     def _pass_on(self, events: list[Event]) -> None:
         # A wake-up may be under way when the bridge has stopped, or when nobody receives any more.

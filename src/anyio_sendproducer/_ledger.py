@@ -469,8 +469,11 @@ class Ledger:
                 del alive[entry]
                 if (waiter := entry.waiter) is not None:
                     woken.append(waiter)
-                elif entry.group is not None:
-                    self._count_down(entry.group, woken)
+                elif (group := entry.group) is not None:
+                    # _count_down(), written out.
+                    group.remaining = remaining = group.remaining - 1
+                    if remaining == 0 and group.waiter is not None:
+                        woken.append(group.waiter)
                 continue
             if entry.state is _SUBMITTED:
                 self._release(entry)

@@ -433,6 +433,8 @@ class SendProducer(Sender):
             if self._busy:
                 self._bridge.want()
             else:
+                if self._bridge.takes_at_once:
+                    self._hand_over()
                 self._bridge.ring()
 
     def _moved(self, woken: Iterable[object]) -> None:
@@ -468,15 +470,18 @@ class SendProducer(Sender):
                     with self._bridge.events:
                         async for events in self._bridge.events:
                             self._rung = False
-                            for event in events:
-                                self._wake(self._apply(event))
+                            self._apply_all(events)
                             self._hand_over()
-                            self._bridge.ask()
+                            self._apply_all(self._bridge.ask())
                 except Exception as error:  # noqa: BLE001  # told to all who wait
                     _log.exception("the producer's own fault; it is broken")
                     self._wake(self._ledger.break_(error))
                 finally:
                     tasks.cancel_scope.cancel()
+
+    def _apply_all(self, events: Iterable[Event]) -> None:
+        for event in events:
+            self._wake(self._apply(event))
 
     def _hand_over(self) -> None:
         if self._stopping:

@@ -1,4 +1,4 @@
-"""The fault matrix: what became of a load under each fault, one row for each cell and loop.
+"""The fault matrix: what became of a load under each fault, one row for each cell, driver and loop.
 
 A cell is a test. Where the variable FAULT_ROWS names a directory, each writes its row there; then
 ``python -m tests.faults.matrix DIRECTORY [PAGE]`` makes the table of all rows that it finds there,
@@ -30,6 +30,7 @@ from tests.kafka_home import KafkaMissing, kafka_home
 from tests.load import Ran
 
 __all__ = [
+    "DEFAULT_DRIVER",
     "FULL",
     "RECORDS",
     "Cell",
@@ -45,6 +46,9 @@ __all__ = [
 
 #: Whether the whole matrix is run, with many records.
 FULL: Final = os.environ.get("FULL_FAULTS", "") not in {"", "0"}
+
+#: The driver of rows that name none.
+DEFAULT_DRIVER: Final = "kafka-python"
 
 #: How many records a load has.
 RECORDS: Final = 20_000 if FULL else 2_000
@@ -81,12 +85,13 @@ class Cell:
     group: str
     name: str
     loop: str
+    driver: str = DEFAULT_DRIVER
     note: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One cell on one loop."""
+    """One cell with one driver on one loop."""
 
     group: str
     cell: str
@@ -106,6 +111,7 @@ class Row:
     longest_wait: float
     time_to_exit: float
     note: str = ""
+    driver: str = DEFAULT_DRIVER
 
     @classmethod
     def of(cls, cell: Cell, report: Report) -> Row:
@@ -120,6 +126,7 @@ class Row:
             group=cell.group,
             cell=cell.name,
             loop=cell.loop,
+            driver=cell.driver,
             note=cell.note,
             records=report.sent,
             **shared,
@@ -130,7 +137,7 @@ def write_row(row: Row) -> None:
     """Write a row where it is to be collected; nothing where it is not."""
     directory = os.environ.get("FAULT_ROWS")
     if directory:
-        name = re.sub(r"[^a-z0-9]+", "-", f"{row.group} {row.cell} {row.loop}".lower())
+        name = re.sub(r"[^a-z0-9]+", "-", f"{row.group} {row.cell} {row.driver} {row.loop}".lower())
         path = Path(directory) / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(dataclasses.asdict(row), indent=1, sort_keys=True) + "\n")
@@ -144,6 +151,7 @@ async def judge(
     *,
     address: str = "",
     repeats: bool = False,
+    concludes: bool = False,
     grace: float = GRACE,
     readers: Mapping[Reader, Mapping[str, Any]] | None = None,
 ) -> Report:
@@ -156,6 +164,7 @@ async def judge(
         topic: where the load went, or the topics.
         address: where to read; where the producer wrote, if it is not given.
         repeats: the broker does not look at sequence numbers; see `check`.
+        concludes: the client concludes from one acknowledgement on others; see `check`.
         grace: how much later than `delivery_timeout` an outcome may come.
         readers: further settings of each reader.
     """
@@ -167,6 +176,7 @@ async def judge(
         delivery_timeout=settings.delivery_timeout,
         time_to_exit=ran.time_to_exit,
         repeats=repeats,
+        concludes=concludes,
         grace=grace,
         readers=readers,
     )
@@ -181,6 +191,7 @@ async def judge_history(
     delivery_timeout: float,
     time_to_exit: float,
     repeats: bool = False,
+    concludes: bool = False,
     grace: float = GRACE,
     killed: bool = False,
     readers: Mapping[Reader, Mapping[str, Any]] | None = None,
@@ -194,6 +205,7 @@ async def judge_history(
         grace=grace,
         time_to_exit=time_to_exit,
         repeats=repeats,
+        concludes=concludes,
         killed=killed,
     )
     write_row(Row.of(cell, report))
@@ -273,10 +285,10 @@ def _totals(rows: Sequence[Row], versions: Sequence[str]) -> str:
 
 
 def page(rows: Iterable[Row], versions: Sequence[str]) -> str:
-    """The page of these rows: a table for each group, a row for each cell and loop."""
+    """The page of these rows: a table for each group, a row for each cell, driver and loop."""
     rows = list(rows)
     groups: dict[str, list[Row]] = {}
-    for row in sorted(rows, key=lambda row: (row.cell, row.loop)):
+    for row in sorted(rows, key=_place):
         groups.setdefault(row.group, []).append(row)
     parts = [_BEGIN.replace("{totals}", _totals(rows, versions))]
     for group in sorted(groups, key=_rank):
@@ -289,12 +301,17 @@ def page(rows: Iterable[Row], versions: Sequence[str]) -> str:
     return "\n".join(parts)
 
 
+def _place(row: Row) -> tuple[Any, ...]:
+    return row.cell, row.driver != DEFAULT_DRIVER, row.driver, row.loop
+
+
 def _rank(group: str) -> tuple[int, str]:
     return (_GROUPS.index(group) if group in _GROUPS else len(_GROUPS), group)
 
 
 _HEAD: Final = (
     "cell",
+    "driver",
     "loop",
     "records",
     "acknowledged",
@@ -315,7 +332,9 @@ def _table(rows: Sequence[Row], notes: list[str]) -> str:
     lines = [
         "| " + " | ".join(_HEAD) + " |",
         "|"
-        + "|".join("---" if name in {"cell", "loop", "failed"} else "---:" for name in _HEAD)
+        + "|".join(
+            "---" if name in {"cell", "driver", "loop", "failed"} else "---:" for name in _HEAD
+        )
         + "|",
     ]
     for row in rows:
@@ -327,6 +346,7 @@ def _table(rows: Sequence[Row], notes: list[str]) -> str:
         failed = "; ".join(f"{count:,} {kind}" for kind, count in sorted(row.failed.items()))
         shown = (
             cell,
+            row.driver,
             row.loop,
             f"{row.records:,}",
             f"{row.acknowledged:,}",

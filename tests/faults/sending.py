@@ -74,7 +74,9 @@ async def _load(orders: dict[str, Any], history: History) -> None:
     async with anyio.create_task_group() as tasks:
         if orders["handler"]:
             tasks.start_soon(watch, tasks.cancel_scope)
-        ran = await run_load(settings, load, during=during, history=history)
+        ran = await run_load(
+            settings, load, during=during, history=history, driver=orders["driver"]
+        )
         tell(now="left", undelivered=ran.undelivered)
         tasks.cancel_scope.cancel()
 
@@ -84,12 +86,12 @@ async def _exit_with_records_pending(orders: dict[str, Any]) -> None:
     settings = ProducerSettings(bootstrap_servers=orders["address"], cancel_timeout=0.5)
     if orders["how"] == "forgotten":
         # Neither left nor closed: the loop ends in the middle of the block.
-        context = open_send_producer(settings)
+        context = open_send_producer(settings, driver=orders["driver"])
         producer: SendProducer = await context.__aenter__()
         _enqueue_some(producer, orders["topic"])
         tell(now="pending")
         return
-    async with open_send_producer(settings) as producer:
+    async with open_send_producer(settings, driver=orders["driver"]) as producer:
         await producer.send(ProducerRecord("t", b"first"))
         _enqueue_some(producer, orders["topic"])
         tell(now="pending")

@@ -102,6 +102,7 @@ def settings_for(
 async def run(
     cell: str,
     loop: str,
+    driver: str,
     secured: Secured,
     settings: ProducerSettings,
     fault: Callable[[], None] = lambda: None,
@@ -114,9 +115,9 @@ async def run(
         await run_sync(fault)
 
     load = Load(topic=topic, records=RECORDS, seconds=SECONDS, partitions=PARTITIONS)
-    ran = await run_load(settings, load, during=during)
+    ran = await run_load(settings, load, during=during, driver=driver)
     address = secured.cluster.bootstrap_servers
-    report = await judge(Cell("cluster", cell, loop), ran, settings, topic, address=address)
+    report = await judge(Cell("cluster", cell, loop, driver), ran, settings, topic, address=address)
     assert report.acknowledged == report.sent
     assert ran.statistics.generations == 1
     return ran, report
@@ -132,17 +133,17 @@ async def refused(settings: ProducerSettings, said: str) -> None:
 
 
 async def test_a_password_that_is_wrong_and_then_right(
-    anyio_backend: str, secured: Secured
+    anyio_backend: str, driver: str, secured: Secured
 ) -> None:
     secured.cluster.create_user("alice", PASSWORD, MECHANISM)
     wrong = logging_in(MECHANISM, "alice", PASSWORD + "!")
     await refused(settings_for(secured, "SASL", wrong), f"refused the login with {MECHANISM}")
     settings = settings_for(secured, "SASL", logging_in(MECHANISM, "alice", PASSWORD))
-    await run("password wrong, then right", anyio_backend, secured, settings)
+    await run("password wrong, then right", anyio_backend, driver, secured, settings)
 
 
 async def test_a_password_that_is_changed_and_changed_back(
-    anyio_backend: str, secured: Secured
+    anyio_backend: str, driver: str, secured: Secured
 ) -> None:
     """By the broker, which then loses its connections."""
     cluster = secured.cluster
@@ -158,7 +159,7 @@ async def test_a_password_that_is_changed_and_changed_back(
 
     settings = settings_for(secured, "SASL", logging_in(MECHANISM, name, PASSWORD))
     cell = "password changed and changed back, connections lost"
-    await run(cell, anyio_backend, secured, settings, fault)
+    await run(cell, anyio_backend, driver, secured, settings, fault)
 
 
 @pytest.mark.parametrize(
@@ -171,17 +172,17 @@ async def test_a_password_that_is_changed_and_changed_back(
     ids=["not-trusted", "wrong-host", "expired"],
 )
 async def test_a_certificate_that_is_bad_and_then_good(
-    anyio_backend: str, secured: Secured, listener: str, said: str
+    anyio_backend: str, driver: str, secured: Secured, listener: str, said: str
 ) -> None:
     properties = trusting(secured.authority)
     await refused(settings_for(secured, listener, properties), said)
     names = {"STRANGER": "not trusted", "ELSEWHERE": "for another host", "EXPIRED": "expired"}
     cell = f"certificate {names[listener]}, then good"
-    await run(cell, anyio_backend, secured, settings_for(secured, "SSL", properties))
+    await run(cell, anyio_backend, driver, secured, settings_for(secured, "SSL", properties))
 
 
 async def test_a_broker_that_comes_back_with_an_expired_certificate(
-    anyio_backend: str, secured: Secured
+    anyio_backend: str, driver: str, secured: Secured
 ) -> None:
     def fault() -> None:
         secured.show(secured.expired)
@@ -190,4 +191,4 @@ async def test_a_broker_that_comes_back_with_an_expired_certificate(
 
     settings = settings_for(secured, "SSL", trusting(secured.authority))
     cell = "a broker comes back with an expired certificate, then with a good one"
-    await run(cell, anyio_backend, secured, settings, fault)
+    await run(cell, anyio_backend, driver, secured, settings, fault)

@@ -52,6 +52,7 @@ def topic(cluster: KafkaCluster) -> str:
 async def run(
     cell: str,
     loop: str,
+    driver: str,
     cluster: KafkaCluster,
     topic: str,
     fault: Callable[[], None],
@@ -69,11 +70,11 @@ async def run(
         await run_sync(fault)
 
     load = Load(topic=topic, records=RECORDS, seconds=SECONDS, tasks=tasks, partitions=PARTITIONS)
-    ran = await run_load(settings, load, during=during)
+    ran = await run_load(settings, load, during=during, driver=driver)
     await run_sync(cluster.heal)
     # Until then a new leader may not tell how much there is.
     await run_sync(cluster.wait_until_in_sync, topic)
-    report = await judge(Cell("cluster", cell, loop), ran, settings, topic)
+    report = await judge(Cell("cluster", cell, loop, driver), ran, settings, topic)
     # Both come in time where nothing is left to deliver.
     assert report.time_to_exit < 5
     return report
@@ -89,6 +90,7 @@ async def run(
 )
 async def test_the_leader_ends_at_once(
     anyio_backend: str,
+    driver: str,
     cluster: KafkaCluster,
     topic: str,
     end: Callable[[KafkaCluster, int], None],
@@ -99,24 +101,28 @@ async def test_the_leader_ends_at_once(
         cluster.wait_for_leader(topic, 0, other_than=1)
         cluster.start(1)
 
-    report = await run(cell, anyio_backend, cluster, topic, fault)
+    report = await run(cell, anyio_backend, driver, cluster, topic, fault)
     assert report.acknowledged == report.sent
 
 
-async def test_a_rolling_restart(anyio_backend: str, cluster: KafkaCluster, topic: str) -> None:
+async def test_a_rolling_restart(
+    anyio_backend: str, driver: str, cluster: KafkaCluster, topic: str
+) -> None:
     def fault() -> None:
         for broker in cluster.brokers:
             cluster.stop(broker)
             cluster.start(broker)
             cluster.wait_until_in_sync(topic)
 
-    report = await run("rolling restart of all brokers", anyio_backend, cluster, topic, fault)
+    report = await run(
+        "rolling restart of all brokers", anyio_backend, driver, cluster, topic, fault
+    )
     assert report.acknowledged == report.sent
 
 
 @pytest.mark.parametrize("request_timeout_ms", [30_000, 2_000], ids=["patient", "impatient"])
 async def test_a_leader_freezes(
-    anyio_backend: str, cluster: KafkaCluster, topic: str, request_timeout_ms: int
+    anyio_backend: str, driver: str, cluster: KafkaCluster, topic: str, request_timeout_ms: int
 ) -> None:
     seconds = 10.0 if FULL else 4.0
 
@@ -128,25 +134,27 @@ async def test_a_leader_freezes(
 
     cell = f"SIGSTOP of a leader for {seconds:g} s, request.timeout.ms {request_timeout_ms}"
     properties = {"request.timeout.ms": request_timeout_ms}
-    report = await run(cell, anyio_backend, cluster, topic, fault, properties=properties)
+    report = await run(cell, anyio_backend, driver, cluster, topic, fault, properties=properties)
     assert report.acknowledged == report.sent
 
 
 async def test_leadership_moves_back_and_forth(
-    anyio_backend: str, cluster: KafkaCluster, topic: str
+    anyio_backend: str, driver: str, cluster: KafkaCluster, topic: str
 ) -> None:
     def fault() -> None:
         for turn in range(20 if FULL else 6):
             for partition in range(PARTITIONS):
                 cluster.move_leader(topic, partition, 1 + (partition + turn) % 3)
 
-    report = await run("leadership moved back and forth", anyio_backend, cluster, topic, fault)
+    report = await run(
+        "leadership moved back and forth", anyio_backend, driver, cluster, topic, fault
+    )
     assert report.acknowledged == report.sent
 
 
 @pytest.mark.parametrize("patient", [True, False], ids=["longer-deadline", "shorter-deadline"])
 async def test_all_brokers_are_gone(
-    anyio_backend: str, cluster: KafkaCluster, topic: str, patient: bool
+    anyio_backend: str, driver: str, cluster: KafkaCluster, topic: str, patient: bool
 ) -> None:
     seconds = 30.0 if FULL else 5.0
 
@@ -161,6 +169,7 @@ async def test_all_brokers_are_gone(
     report = await run(
         cell,
         anyio_backend,
+        driver,
         cluster,
         topic,
         fault,
@@ -184,7 +193,7 @@ async def test_all_brokers_are_gone(
 
 
 async def test_min_insync_replicas_is_not_met_for_a_while(
-    anyio_backend: str, cluster: KafkaCluster, topic: str
+    anyio_backend: str, driver: str, cluster: KafkaCluster, topic: str
 ) -> None:
     def fault() -> None:
         cluster.alter_topic(topic, {"min.insync.replicas": 3})
@@ -195,13 +204,15 @@ async def test_min_insync_replicas_is_not_met_for_a_while(
         cluster.wait_until_in_sync(topic)
 
     report = await run(
-        "min.insync.replicas not met for a while", anyio_backend, cluster, topic, fault
+        "min.insync.replicas not met for a while", anyio_backend, driver, cluster, topic, fault
     )
     assert report.acknowledged == report.sent
     assert report.longest_wait > 1
 
 
-async def test_a_quota_throttles(anyio_backend: str, cluster: KafkaCluster, topic: str) -> None:
+async def test_a_quota_throttles(
+    anyio_backend: str, driver: str, cluster: KafkaCluster, topic: str
+) -> None:
     limit = partial(cluster.set_quota, client_id=topic)
 
     def fault() -> None:
@@ -209,6 +220,6 @@ async def test_a_quota_throttles(anyio_backend: str, cluster: KafkaCluster, topi
         time.sleep(SECONDS / 2)
         limit(producer_byte_rate=None)
 
-    report = await run("a quota throttles", anyio_backend, cluster, topic, fault)
+    report = await run("a quota throttles", anyio_backend, driver, cluster, topic, fault)
     assert report.acknowledged == report.sent
     assert report.longest_wait > 0.5

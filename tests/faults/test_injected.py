@@ -17,7 +17,7 @@ import pytest
 
 from anyio_sendproducer import ProducerSettings
 from tests.calls import until
-from tests.faults.matrix import FULL, RECORDS, Cell, judge
+from tests.faults.matrix import DEFAULT_DRIVER, FULL, RECORDS, Cell, judge
 from tests.history import Report
 from tests.load import During, Load, Ran, Running, run_load
 from tests.mock_cluster import FOR_MOCK, INIT_PRODUCER_ID, METADATA, MockCluster, mock_cluster
@@ -57,8 +57,17 @@ def topic() -> str:
     return f"t{next(_topics)}"
 
 
-def settings_for(cluster: MockCluster, **changes: Any) -> ProducerSettings:
-    properties = {**FOR_MOCK, **changes.pop("properties", {})}
+#: The mock writes a batch that comes before an earlier one, whose sequence numbers are missing
+#: then; a broker refuses it. So librdkafka takes the answer for one to the earlier as well. With
+#: one batch under way at a time that happens where the second waits to be sent.
+_FOR_MOCK: dict[str, dict[str, Any]] = {
+    "kafka-python": FOR_MOCK,
+    "confluent": {"max.in.flight.requests.per.connection": 1},
+}
+
+
+def settings_for(cluster: MockCluster, driver: str, **changes: Any) -> ProducerSettings:
+    properties = {**_FOR_MOCK[driver], **changes.pop("properties", {})}
     return ProducerSettings(
         bootstrap_servers=cluster.bootstrap_servers,
         delivery_timeout=60.0,
@@ -79,22 +88,30 @@ async def until_both_lead(running: Running, cluster: MockCluster, topic: str) ->
 async def run(
     cell: str,
     loop: str,
+    driver: str,
     settings: ProducerSettings,
     topic: str,
     during: During,
     *,
     note: str = "",
     seconds: float = SECONDS,
+    partitions: int = 4,
 ) -> tuple[Ran, Report]:
     """Run a load under a fault, judge it, and write the row.
 
     Most of the records are sent when `during` admits them: there is the fault by then.
     """
-    load = Load(topic=topic, records=RECORDS, seconds=seconds, admitted=0.3)
-    ran = await run_load(settings, load, during=during)
+    load = Load(topic=topic, records=RECORDS, seconds=seconds, admitted=0.3, partitions=partitions)
+    ran = await run_load(settings, load, during=during, driver=driver)
     readers: Any = {"kafka-python": FOR_MOCK}
     report = await judge(
-        Cell("injected", cell, loop, note), ran, settings, topic, repeats=True, readers=readers
+        Cell("injected", cell, loop, driver, note),
+        ran,
+        settings,
+        topic,
+        repeats=True,
+        concludes=driver == "confluent",
+        readers=readers,
     )
     return ran, report
 
@@ -115,6 +132,9 @@ RETRIED = {
     75: "UNKNOWN_LEADER_EPOCH",
     89: "THROTTLING_QUOTA_EXCEEDED",
 }
+
+#: Of these, what librdkafka does not send again: brokers do not give them to produce requests.
+NOT_RETRIED_BY_LIBRDKAFKA = {13, 74, 75, 89}
 
 #: The broker has not written the batch and never will: the records in it are rejected.
 REFUSED = {
@@ -138,8 +158,16 @@ SPLIT = {
     87: "INVALID_RECORD",
 }
 
-#: Refusals of the client, which another takes the place of, and not of what it sent.
-OF_EVERYTHING = {31, 35, 53}
+#: Of these, what librdkafka sends again.
+RETRIED_BY_LIBRDKAFKA = {2}
+
+#: Refusals of the client, which another takes the place of, and not of what it sent. librdkafka
+#: goes on after each, with new sequence numbers.
+OF_EVERYTHING = {"kafka-python": {31, 35, 53}, "confluent": set[int]()}
+
+#: By librdkafka a topic is taken to be forbidden from such an answer on until the next look at its
+#: metadata, a second later; seconds over which the load is spread.
+SECONDS_AFTER = {("confluent", 29): max(3.0, SECONDS)}
 
 #: Nobody can tell whether the batch was written, and the client does not send it again.
 UNSURE = {
@@ -152,6 +180,10 @@ UNSURE = {
     90: "PRODUCER_FENCED",
     120: "TRANSACTION_ABORTABLE",
 }
+
+#: Of these, what librdkafka recovers from where it is the first answer to a batch: nothing was
+#: written by this producer for long.
+RECOVERED_BY_LIBRDKAFKA = {59}
 
 #: How often in a row the two brokers give an answer.
 TIMES = {"once": 1, "repeated": 6}
@@ -174,44 +206,56 @@ def answering(cluster: MockCluster, code: int, times: int) -> During:
 @pytest.mark.parametrize("times", TIMES)
 @pytest.mark.parametrize("code", RETRIED, ids=RETRIED.get)
 async def test_an_error_that_passes(
-    cluster: MockCluster, topic: str, anyio_backend: str, code: int, times: str
+    cluster: MockCluster, topic: str, anyio_backend: str, driver: str, code: int, times: str
 ) -> None:
-    settings = settings_for(cluster)
+    settings = settings_for(cluster, driver)
     during = answering(cluster, code, TIMES[times])
     cell = f"{RETRIED[code]}, {times}"
-    ran, report = await run(cell, anyio_backend, settings, topic, during)
-    assert report.acknowledged == report.sent == RECORDS
+    ran, report = await run(cell, anyio_backend, driver, settings, topic, during)
     assert ran.statistics.generations == 1
+    if driver == "confluent" and code in NOT_RETRIED_BY_LIBRDKAFKA:
+        assert set(report.failed) == {"DeliveryError, possibly persisted"}
+        assert report.acknowledged + report.failures == report.sent == RECORDS
+        _assert_it_went_on(report, ran)
+    else:
+        assert report.acknowledged == report.sent == RECORDS
 
 
 @pytest.mark.parametrize("times", TIMES)
 @pytest.mark.parametrize("code", REFUSED, ids=REFUSED.get)
 async def test_a_refusal(
-    cluster: MockCluster, topic: str, anyio_backend: str, code: int, times: str
+    cluster: MockCluster, topic: str, anyio_backend: str, driver: str, code: int, times: str
 ) -> None:
-    settings = settings_for(cluster)
+    settings = settings_for(cluster, driver)
     during = answering(cluster, code, TIMES[times])
     cell = f"{REFUSED[code]}, {times}"
-    ran, report = await run(cell, anyio_backend, settings, topic, during)
+    seconds = SECONDS_AFTER.get((driver, code), SECONDS)
+    ran, report = await run(cell, anyio_backend, driver, settings, topic, during, seconds=seconds)
+    if driver == "confluent" and code in RETRIED_BY_LIBRDKAFKA:
+        assert report.acknowledged == report.sent == RECORDS
+        return
     assert report.failed.get("RecordRejected, not persisted", 0) > 0
     assert set(report.failed) <= {
         "RecordRejected, not persisted",
         "DeliveryError, possibly persisted",
     }
     assert report.acknowledged + report.failures == report.sent == RECORDS
-    assert (ran.statistics.generations > 1) == (code in OF_EVERYTHING)
+    assert (ran.statistics.generations > 1) == (code in OF_EVERYTHING[driver])
     _assert_it_went_on(report, ran)
 
 
 @pytest.mark.parametrize("times", TIMES)
 @pytest.mark.parametrize("code", UNSURE, ids=UNSURE.get)
 async def test_an_answer_that_leaves_it_open(
-    cluster: MockCluster, topic: str, anyio_backend: str, code: int, times: str
+    cluster: MockCluster, topic: str, anyio_backend: str, driver: str, code: int, times: str
 ) -> None:
-    settings = settings_for(cluster)
+    settings = settings_for(cluster, driver)
     during = answering(cluster, code, TIMES[times])
     cell = f"{UNSURE[code]}, {times}"
-    ran, report = await run(cell, anyio_backend, settings, topic, during)
+    ran, report = await run(cell, anyio_backend, driver, settings, topic, during)
+    if driver == "confluent" and code in RECOVERED_BY_LIBRDKAFKA:
+        assert report.acknowledged == report.sent == RECORDS
+        return
     assert set(report.failed) == {"DeliveryError, possibly persisted"}
     assert report.acknowledged + report.failures == report.sent == RECORDS
     _assert_it_went_on(report, ran)
@@ -227,12 +271,12 @@ def _assert_it_went_on(report: Report, ran: Ran) -> None:
 @pytest.mark.parametrize("times", TIMES)
 @pytest.mark.parametrize("code", SPLIT, ids=SPLIT.get)
 async def test_a_batch_that_is_split(
-    cluster: MockCluster, topic: str, anyio_backend: str, code: int, times: str
+    cluster: MockCluster, topic: str, anyio_backend: str, driver: str, code: int, times: str
 ) -> None:
-    settings = settings_for(cluster)
+    settings = settings_for(cluster, driver)
     during = answering(cluster, code, TIMES[times])
     cell = f"{SPLIT[code]}, {times}"
-    _, report = await run(cell, anyio_backend, settings, topic, during)
+    _, report = await run(cell, anyio_backend, driver, settings, topic, during)
     assert set(report.failed) <= {
         "RecordRejected, not persisted",
         "DeliveryError, possibly persisted",
@@ -241,7 +285,7 @@ async def test_a_batch_that_is_split(
 
 
 async def test_duplicate_sequence_number(
-    fresh: MockCluster, topic: str, anyio_backend: str
+    fresh: MockCluster, topic: str, anyio_backend: str, driver: str
 ) -> None:
     """The broker has the batch already, from an attempt whose answer was lost.
 
@@ -250,22 +294,29 @@ async def test_duplicate_sequence_number(
     """
 
     async def during(running: Running) -> None:
-        await running.until_settled(0.25)
+        await until_both_lead(running, fresh, topic)
         for broker in (1, 2):
             fresh.answer_next(broker, 0, rtt_ms=2_000)
             fresh.answer_next(broker, 46)
         running.admit(1)
 
-    settings = settings_for(fresh, properties={"request_timeout_ms": 300})
+    settings = settings_for(fresh, driver, properties={"request_timeout_ms": 300})
     cell = "DUPLICATE_SEQUENCE_NUMBER, after a lost answer"
-    _, report = await run(cell, anyio_backend, settings, topic, during)
+    # librdkafka's requests are for one partition each: with two to a broker, the mock would call
+    # a duplicate what it never had.
+    partitions = 4 if driver == DEFAULT_DRIVER else 2
+    _, report = await run(
+        cell, anyio_backend, driver, settings, topic, during, partitions=partitions
+    )
     assert report.acknowledged == report.sent
 
 
 # --- answers that come late, or not at all -------------------------------------------------------
 
 
-async def test_slow_answers(cluster: MockCluster, topic: str, anyio_backend: str) -> None:
+async def test_slow_answers(
+    cluster: MockCluster, topic: str, anyio_backend: str, driver: str
+) -> None:
     async def during(running: Running) -> None:
         await running.until_settled(0.25)
         for broker in (1, 2):
@@ -276,28 +327,30 @@ async def test_slow_answers(cluster: MockCluster, topic: str, anyio_backend: str
             cluster.set_rtt(broker, 0)
         running.admit(1)
 
-    settings = settings_for(cluster)
-    _, report = await run("slow answers", anyio_backend, settings, topic, during)
+    settings = settings_for(cluster, driver)
+    _, report = await run("slow answers", anyio_backend, driver, settings, topic, during)
     assert report.acknowledged == report.sent
     assert report.longest_wait > 0.25
 
 
 async def test_answers_slower_than_the_deadline(
-    fresh: MockCluster, topic: str, anyio_backend: str
+    fresh: MockCluster, topic: str, anyio_backend: str, driver: str
 ) -> None:
     async def during(running: Running) -> None:
         await until_both_lead(running, fresh, topic)
         fresh.answer_next(1, 0, rtt_ms=1_500)
         running.admit(1)
 
-    settings = settings_for(fresh, delivery_timeout=0.4)
+    settings = settings_for(fresh, driver, delivery_timeout=0.4)
     cell = "answers slower than delivery_timeout"
-    _, report = await run(cell, anyio_backend, settings, topic, during)
+    _, report = await run(cell, anyio_backend, driver, settings, topic, during)
     assert report.failed["DeliveryTimeout, possibly persisted"] > 0
     assert report.acknowledged > 0
 
 
-async def test_an_answer_that_is_lost(fresh: MockCluster, topic: str, anyio_backend: str) -> None:
+async def test_an_answer_that_is_lost(
+    fresh: MockCluster, topic: str, anyio_backend: str, driver: str
+) -> None:
     async def during(running: Running) -> None:
         await until_both_lead(running, fresh, topic)
         for turn in range(1, 4):
@@ -305,15 +358,15 @@ async def test_an_answer_that_is_lost(fresh: MockCluster, topic: str, anyio_back
             fresh.answer_next(1, 0, rtt_ms=2_000)
             running.admit((turn + 1) / 4)
 
-    settings = settings_for(fresh, properties={"request_timeout_ms": 300})
+    settings = settings_for(fresh, driver, properties={"request_timeout_ms": 300})
     cell = "a written batch whose answer is lost, three times"
-    _, report = await run(cell, anyio_backend, settings, topic, during)
+    _, report = await run(cell, anyio_backend, driver, settings, topic, during)
     assert report.acknowledged == report.sent
     assert report.repeated > 0
 
 
 async def test_an_answer_that_is_lost_and_then_a_refusal(
-    fresh: MockCluster, topic: str, anyio_backend: str
+    fresh: MockCluster, topic: str, anyio_backend: str, driver: str
 ) -> None:
     """What was written is refused when it is sent again: rights were taken away meanwhile, say."""
 
@@ -326,10 +379,45 @@ async def test_an_answer_that_is_lost_and_then_a_refusal(
             fresh.answer_next(1, 29)
         running.admit(1)
 
-    settings = settings_for(fresh, properties={"request_timeout_ms": 300})
+    settings = settings_for(fresh, driver, properties={"request_timeout_ms": 300})
     cell = "a written batch whose answer is lost, then TOPIC_AUTHORIZATION_FAILED"
     # Time for the second answer, however few requests a busy machine makes of the load.
-    _, report = await run(cell, anyio_backend, settings, topic, during, seconds=max(2.0, SECONDS))
+    _, report = await run(
+        cell, anyio_backend, driver, settings, topic, during, seconds=max(2.0, SECONDS)
+    )
+    assert report.failures > 0
+
+
+async def test_an_answer_that_is_lost_and_a_refusal_of_others(
+    request: pytest.FixtureRequest,
+    fresh: MockCluster,
+    topic: str,
+    anyio_backend: str,
+    driver: str,
+) -> None:
+    """A gap in the numbers of one partition, while what another one has is to be sent again."""
+    note = ""
+    if driver == "confluent":
+        # Now and then, as it comes: so it may as well pass.
+        note = (
+            "After a refusal librdkafka numbers anew all that it still has, of all partitions: "
+            "what was written before, with its answer lost, no broker knows as a repetition then."
+        )
+        request.applymarker(pytest.mark.xfail(reason=note, strict=False))
+
+    async def during(running: Running) -> None:
+        await until_both_lead(running, fresh, topic)
+        fresh.answer_next(1, 0, rtt_ms=2_000)
+        for _ in range(20):
+            fresh.answer_next(2, 44)
+        running.admit(1)
+
+    settings = settings_for(fresh, driver, properties={"request_timeout_ms": 300})
+    cell = "a written batch whose answer is lost, and POLICY_VIOLATION to others"
+    seconds = max(2.0, SECONDS)
+    _, report = await run(
+        cell, anyio_backend, driver, settings, topic, during, note=note, seconds=seconds
+    )
     assert report.failures > 0
 
 
@@ -338,16 +426,16 @@ async def test_an_answer_that_is_lost_and_then_a_refusal(
 
 @pytest.mark.parametrize("times", TIMES)
 async def test_closed_connections(
-    cluster: MockCluster, topic: str, anyio_backend: str, times: str
+    cluster: MockCluster, topic: str, anyio_backend: str, driver: str, times: str
 ) -> None:
     async def during(running: Running) -> None:
         await running.until_settled(0.25)
         cluster.close_on(TIMES[times])
         running.admit(1)
 
-    settings = settings_for(cluster)
+    settings = settings_for(cluster, driver)
     cell = f"connection closed on a produce request, {times}"
-    ran, report = await run(cell, anyio_backend, settings, topic, during)
+    ran, report = await run(cell, anyio_backend, driver, settings, topic, during)
     assert report.acknowledged == report.sent
     assert ran.statistics.generations == 1
 
@@ -355,7 +443,7 @@ async def test_closed_connections(
 #: All: one goes, and comes, a moment before the other.
 @pytest.mark.parametrize("down", [(1,), (1, 2)], ids=["one", "all"])
 async def test_brokers_that_are_down_for_a_while(
-    cluster: MockCluster, topic: str, anyio_backend: str, down: tuple[int, ...]
+    cluster: MockCluster, topic: str, anyio_backend: str, driver: str, down: tuple[int, ...]
 ) -> None:
     async def during(running: Running) -> None:
         await until_both_lead(running, cluster, topic)
@@ -370,14 +458,16 @@ async def test_brokers_that_are_down_for_a_while(
             for broker in down:
                 cluster.set_up(broker)
 
-    settings = settings_for(cluster, delivery_timeout=SECONDS + 60)
+    settings = settings_for(cluster, driver, delivery_timeout=SECONDS + 60)
     cell = f"{len(down)} of 2 brokers down for {SECONDS:g} s"
-    _, report = await run(cell, anyio_backend, settings, topic, during)
+    _, report = await run(cell, anyio_backend, driver, settings, topic, during)
     assert report.acknowledged == report.sent
     assert report.longest_wait > SECONDS / 2
 
 
-async def test_leaders_that_move(cluster: MockCluster, topic: str, anyio_backend: str) -> None:
+async def test_leaders_that_move(
+    cluster: MockCluster, topic: str, anyio_backend: str, driver: str
+) -> None:
     async def during(running: Running) -> None:
         for turn in range(1, 9):
             await running.until_settled(turn / 10)
@@ -385,8 +475,10 @@ async def test_leaders_that_move(cluster: MockCluster, topic: str, anyio_backend
                 cluster.move(topic, partition, 1 + (partition + turn) % 2)
             running.admit((turn + 2) / 10)
 
-    settings = settings_for(cluster)
-    _, report = await run("leaders move eight times", anyio_backend, settings, topic, during)
+    settings = settings_for(cluster, driver)
+    _, report = await run(
+        "leaders move eight times", anyio_backend, driver, settings, topic, during
+    )
     assert report.acknowledged == report.sent
 
 
@@ -394,7 +486,7 @@ async def test_leaders_that_move(cluster: MockCluster, topic: str, anyio_backend
     "code", [3, 5, -1], ids=["UNKNOWN_TOPIC", "LEADER_NOT_AVAILABLE", "UNKNOWN_SERVER_ERROR"]
 )
 async def test_errors_of_the_topic_in_the_metadata(
-    cluster: MockCluster, topic: str, anyio_backend: str, code: int
+    cluster: MockCluster, topic: str, anyio_backend: str, driver: str, code: int
 ) -> None:
     """The cluster forgets the topic for a while: the client is made to ask, and does not learn."""
 
@@ -406,14 +498,14 @@ async def test_errors_of_the_topic_in_the_metadata(
         await running.until_under_way()
         cluster.set_topic_error(topic, 0)
 
-    settings = settings_for(cluster)
+    settings = settings_for(cluster, driver)
     cell = f"metadata of the topic: error {code}"
-    _, report = await run(cell, anyio_backend, settings, topic, during)
+    _, report = await run(cell, anyio_backend, driver, settings, topic, during)
     assert report.acknowledged == report.sent
 
 
 async def test_metadata_requests_that_fail(
-    cluster: MockCluster, topic: str, anyio_backend: str
+    cluster: MockCluster, topic: str, anyio_backend: str, driver: str
 ) -> None:
     async def during(running: Running) -> None:
         await running.until_settled(0.25)
@@ -423,29 +515,31 @@ async def test_metadata_requests_that_fail(
         await running.until_settled(1)
         cluster.forget_answers(METADATA)
 
-    settings = settings_for(cluster)
+    settings = settings_for(cluster, driver)
     cell = "connection closed on metadata requests"
-    _, report = await run(cell, anyio_backend, settings, topic, during)
+    _, report = await run(cell, anyio_backend, driver, settings, topic, during)
     assert report.acknowledged == report.sent
 
 
 async def test_producer_ids_that_are_not_given_at_once(
-    fresh: MockCluster, topic: str, anyio_backend: str
+    fresh: MockCluster, topic: str, anyio_backend: str, driver: str
 ) -> None:
     """To the first client, and to the one that takes its place."""
+    # CLUSTER_AUTHORIZATION_FAILED; librdkafka only breaks by OUT_OF_ORDER_SEQUENCE_NUMBER.
+    breaking = 31 if driver == DEFAULT_DRIVER else 45
     code = 14  # COORDINATOR_LOAD_IN_PROGRESS: the brokers have no ids left for now
     fresh.answer_any(code, 2, api=INIT_PRODUCER_ID)
 
     async def during(running: Running) -> None:
         await running.until_settled(0.25)
         fresh.answer_any(code, 2, api=INIT_PRODUCER_ID)
-        fresh.answer_any(31)
+        fresh.answer_any(breaking)
         running.admit(0.6)
         await until(lambda: running.producer.statistics().generations == 2)
         running.admit(1)
 
-    settings = settings_for(fresh)
+    settings = settings_for(fresh, driver)
     cell = "no producer ids for now (COORDINATOR_LOAD_IN_PROGRESS), at first and after a refusal"
-    ran, report = await run(cell, anyio_backend, settings, topic, during)
+    ran, report = await run(cell, anyio_backend, driver, settings, topic, during)
     assert report.acknowledged + report.failures == report.sent
     _assert_it_went_on(report, ran)

@@ -10,21 +10,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.matrix import Cell, Row, page, versions, write_row
+from tests.faults.matrix import DEFAULT_DRIVER, Cell, Row, page, versions, write_row
 from tests.history import History, check
 
 ROOT = Path(__file__).parents[2]
 
 
-def row(group: str, cell: str, loop: str, note: str = "") -> Row:
+def row(group: str, cell: str, loop: str, driver: str = DEFAULT_DRIVER, note: str = "") -> Row:
     report = check(History(), [], delivery_timeout=1, time_to_exit=0.125)
-    return Row.of(Cell(group, cell, loop, note), report)
+    return Row.of(Cell(group, cell, loop, driver, note), report)
 
 
 ROWS = [
-    row(group, cell, loop, note)
+    row(group, cell, loop, driver, note)
     for group in ("cluster", "process", "wire", "injected")
     for cell, note in (("a", ""), ("b", "About b."))
+    for driver in ("confluent", "kafka-python")
     for loop in ("asyncio", "trio")
 ]
 
@@ -35,17 +36,21 @@ def test_the_page_is_the_same_in_whatever_order_the_rows_come() -> None:
     assert page(shuffled, []) == page(ROWS, [])
 
 
-def test_the_page_has_a_row_for_each_cell_and_loop() -> None:
+def test_the_page_has_a_row_for_each_cell_driver_and_loop() -> None:
     lines = page(ROWS, []).splitlines()
     heads = [line for line in lines if line.startswith("## ")]
     assert heads == ["## Cluster", "## Injected", "## Wire", "## Process"]
     table = lines[lines.index("## Wire") : lines.index("## Process")]
-    assert [line.split("|")[1:3] for line in table if line.startswith("| ")] == [
-        [" cell ", " loop "],
-        [" a ", " asyncio "],
-        [" a ", " trio "],
-        [" b (1) ", " asyncio "],
-        [" b (1) ", " trio "],
+    assert [line.split("|")[1:4] for line in table if line.startswith("| ")] == [
+        [" cell ", " driver ", " loop "],
+        [" a ", " kafka-python ", " asyncio "],
+        [" a ", " kafka-python ", " trio "],
+        [" a ", " confluent ", " asyncio "],
+        [" a ", " confluent ", " trio "],
+        [" b (1) ", " kafka-python ", " asyncio "],
+        [" b (1) ", " kafka-python ", " trio "],
+        [" b (1) ", " confluent ", " asyncio "],
+        [" b (1) ", " confluent ", " trio "],
     ]
     assert "1. About b." in table
 
@@ -54,7 +59,7 @@ def test_the_page_begins_with_what_it_comes_to() -> None:
     rows = [dataclasses.replace(one, records=1_000, acknowledged=900) for one in ROWS]
     rows[0] = dataclasses.replace(rows[0], failed={"DeliveryTimeout, not persisted": 100}, lost=2)
     assert (
-        "8 cells in 16 rows, 16,000 records: 14,400 acknowledged, 100 failed with the truth told, "
+        "8 cells in 32 rows, 32,000 records: 28,800 acknowledged, 100 failed with the truth told, "
         "2 lost, 0 doubled, 0 reordered, 0 misreported. Run with A 1, B 2."
     ) in page(rows, ["A 1", "B 2"])
 
@@ -70,3 +75,9 @@ def test_rows_are_collected_by_the_command(tmp_path: Path, monkeypatch: pytest.M
     printed = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
     assert printed.stdout == page(ROWS, versions())
     assert subprocess.run(command[:3], check=False, cwd=ROOT, capture_output=True).returncode == 2
+
+
+def test_a_row_that_names_no_driver_is_of_the_default_one() -> None:
+    old = dataclasses.asdict(ROWS[0])
+    del old["driver"]
+    assert Row(**old).driver == "kafka-python"

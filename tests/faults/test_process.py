@@ -93,12 +93,13 @@ class Child:
 
 
 def orders_for(
-    broker: EmbeddedBroker, loop: str, journal: Path, when: str, **more: Any
+    broker: EmbeddedBroker, loop: str, driver: str, journal: Path, when: str, **more: Any
 ) -> dict[str, Any]:
     return {
         "address": broker.bootstrap_servers,
         "topic": "t",
         "loop": loop,
+        "driver": driver,
         "journal": str(journal),
         "records": RECORDS,
         "seconds": None if when in {"drain", "close"} else SECONDS,
@@ -114,10 +115,16 @@ def orders_for(
 
 
 async def interrupted(
-    broker: EmbeddedBroker, loop: str, journal: Path, when: str, number: signal.Signals, **more: Any
+    broker: EmbeddedBroker,
+    loop: str,
+    driver: str,
+    journal: Path,
+    when: str,
+    number: signal.Signals,
+    **more: Any,
 ) -> tuple[float, int, str, dict[str, Any] | None]:
     """Send a signal to a process that sends, or drains, and tell how it ended."""
-    child = Child(orders_for(broker, loop, journal, when, **more))
+    child = Child(orders_for(broker, loop, driver, journal, when, **more))
     try:
         await anyio.to_thread.run_sync(child.wait_for, "sending")
         if when != "send":
@@ -144,13 +151,13 @@ async def interrupted(
 
 @pytest.mark.parametrize("when", ["send", "drain", "close"])
 async def test_sigint(
-    broker: EmbeddedBroker, anyio_backend: str, tmp_path: Path, when: str
+    broker: EmbeddedBroker, anyio_backend: str, driver: str, tmp_path: Path, when: str
 ) -> None:
     """Ctrl-C: the program ends by KeyboardInterrupt, in bounded time, and each record has its
     outcome by then. A second one, while the first one's closing is under way, does not hurt."""
     journal = tmp_path / "journal"
     took, code, errors, last = await interrupted(
-        broker, anyio_backend, journal, when, signal.SIGINT
+        broker, anyio_backend, driver, journal, when, signal.SIGINT
     )
     assert last is not None
     assert last["ended"] == "KeyboardInterrupt"
@@ -167,7 +174,7 @@ async def test_sigint(
     )
     history = History.load(journal)
     await judge_history(
-        Cell("process", f"SIGINT during {when}", anyio_backend, note),
+        Cell("process", f"SIGINT during {when}", anyio_backend, driver, note),
         history,
         broker.bootstrap_servers,
         "t",
@@ -182,17 +189,24 @@ async def test_sigint(
 @pytest.mark.parametrize("when", ["send", "drain"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_that_is_handled_by_cancelling(
-    broker: EmbeddedBroker, anyio_backend: str, tmp_path: Path, when: str, number: signal.Signals
+    broker: EmbeddedBroker,
+    anyio_backend: str,
+    driver: str,
+    tmp_path: Path,
+    when: str,
+    number: signal.Signals,
 ) -> None:
     journal = tmp_path / "journal"
     took, code, errors, last = await interrupted(
-        broker, anyio_backend, journal, when, number, handler=True
+        broker, anyio_backend, driver, journal, when, number, handler=True
     )
     assert last is not None
     assert last["ended"] == "well"
     assert (code, errors) == (0, "")
     assert took < 1.0 + SLACK
-    cell = Cell("process", f"{number.name} handled by cancelling, during {when}", anyio_backend)
+    cell = Cell(
+        "process", f"{number.name} handled by cancelling, during {when}", anyio_backend, driver
+    )
     await judge_history(
         cell,
         History.load(journal),
@@ -204,18 +218,18 @@ async def test_a_signal_that_is_handled_by_cancelling(
 
 
 async def test_sigterm_that_nobody_handles(
-    broker: EmbeddedBroker, anyio_backend: str, tmp_path: Path
+    broker: EmbeddedBroker, anyio_backend: str, driver: str, tmp_path: Path
 ) -> None:
     """The process is gone at once. What it was told by then is true."""
     journal = tmp_path / "journal"
     took, code, errors, _ = await interrupted(
-        broker, anyio_backend, journal, "send", signal.SIGTERM
+        broker, anyio_backend, driver, journal, "send", signal.SIGTERM
     )
     assert (code, errors) == (-signal.SIGTERM, "")
     assert took < SLACK
     note = "Killed: what had no outcome by then may be there or not."
     report = await judge_history(
-        Cell("process", "SIGTERM, not handled, during send", anyio_backend, note),
+        Cell("process", "SIGTERM, not handled, during send", anyio_backend, driver, note),
         History.load(journal),
         broker.bootstrap_servers,
         "t",
@@ -237,10 +251,16 @@ LEFT = {"sys.exit": (7, ""), "raise": (1, "ZeroDivisionError"), "forgotten": Non
 @pytest.mark.parametrize("how", LEFT)
 @pytest.mark.parametrize("gone", [False, True], ids=["broker-there", "broker-frozen"])
 async def test_the_interpreter_ends_with_records_pending(
-    broker: EmbeddedBroker, anyio_backend: str, how: str, gone: bool
+    broker: EmbeddedBroker, anyio_backend: str, driver: str, how: str, gone: bool
 ) -> None:
     """It does not hang, and prints no more than the exception's own traceback."""
-    orders = {"how": how, "address": str(broker), "topic": "t", "loop": anyio_backend}
+    orders = {
+        "how": how,
+        "address": str(broker),
+        "topic": "t",
+        "loop": anyio_backend,
+        "driver": driver,
+    }
     if gone:
         orders["topic"] = "unheard-of"
     child = Child(orders)
@@ -267,7 +287,7 @@ async def test_the_interpreter_ends_with_records_pending(
 # --- fork ----------------------------------------------------------------------------------------
 
 
-async def test_fork(broker: EmbeddedBroker, anyio_backend: str) -> None:
+async def test_fork(broker: EmbeddedBroker, anyio_backend: str, driver: str) -> None:
     """The child is refused, and the parent goes on."""
     codes: list[int] = []
 
@@ -289,8 +309,8 @@ async def test_fork(broker: EmbeddedBroker, anyio_backend: str) -> None:
 
     settings = ProducerSettings(bootstrap_servers=broker.bootstrap_servers)
     load = Load(topic="t", records=RECORDS, seconds=SECONDS)
-    ran = await run_load(settings, load, during=during)
-    cell = Cell("process", "fork in the middle, three times", anyio_backend)
+    ran = await run_load(settings, load, during=during, driver=driver)
+    cell = Cell("process", "fork in the middle, three times", anyio_backend, driver)
     report = await judge(cell, ran, settings, "t")
     assert codes == [0, 0, 0]
     assert report.acknowledged == report.sent
@@ -313,7 +333,9 @@ class Dies(KafkaPythonDriver):
         return super().submit(batch)
 
 
-async def test_the_producers_thread_dies(broker: EmbeddedBroker, anyio_backend: str) -> None:
+async def test_the_producers_thread_dies(
+    broker: EmbeddedBroker, anyio_backend: str, driver: str
+) -> None:
     drivers: list[Dies] = []
 
     def make(settings: ProducerSettings) -> Dies:
@@ -343,7 +365,7 @@ async def test_the_producers_thread_dies(broker: EmbeddedBroker, anyio_backend: 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 async def test_the_clients_thread_dies(
-    broker: EmbeddedBroker, anyio_backend: str, monkeypatch: pytest.MonkeyPatch
+    broker: EmbeddedBroker, anyio_backend: str, driver: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """kafka-python's own thread ends, and nobody tells: the client is given up when it keeps
     records past their deadline, and another takes its place."""
@@ -379,7 +401,7 @@ async def test_the_clients_thread_dies(
     )
     load = Load(topic="t", records=RECORDS, seconds=SECONDS, admitted=0.5)
     ran = await run_load(settings, load, during=during, driver=make)
-    cell = Cell("process", "kafka-python's thread ends", anyio_backend)
+    cell = Cell("process", "kafka-python's thread ends", anyio_backend, driver)
     report = await judge(cell, ran, settings, "t")
     assert report.failures > 0
     # Collected within this test, whose warnings are let pass.
@@ -392,7 +414,7 @@ async def test_the_clients_thread_dies(
     ("stands", "delivery_timeout"), [(1.0, 30.0), (3.0, 2.0)], ids=["within", "beyond"]
 )
 async def test_the_loop_stands_still(
-    broker: EmbeddedBroker, anyio_backend: str, stands: float, delivery_timeout: float
+    broker: EmbeddedBroker, anyio_backend: str, driver: str, stands: float, delivery_timeout: float
 ) -> None:
     """Within the deadline nothing comes of it. Beyond, a record that was acknowledged meanwhile may
     have either outcome, and never a wrong one."""
@@ -405,7 +427,7 @@ async def test_the_loop_stands_still(
         bootstrap_servers=broker.bootstrap_servers, delivery_timeout=delivery_timeout
     )
     load = Load(topic="t", records=RECORDS, seconds=SECONDS)
-    ran = await run_load(settings, load, during=during)
+    ran = await run_load(settings, load, during=during, driver=driver)
     cell = Cell(
         "process", f"the loop stands still for {stands:g} s of {delivery_timeout:g}", anyio_backend
     )

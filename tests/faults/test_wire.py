@@ -48,6 +48,7 @@ def settings_for(proxy: FaultProxy, **changes: Any) -> ProducerSettings:
 async def run(
     cell: str,
     loop: str,
+    driver: str,
     proxy: FaultProxy,
     settings: ProducerSettings,
     during: During,
@@ -57,12 +58,12 @@ async def run(
 ) -> tuple[Ran, Report]:
     """Run a load under a fault, mend it, judge, and write the row."""
     load = Load(topic="t", records=RECORDS, seconds=SECONDS, tasks=tasks, admitted=admitted)
-    ran = await run_load(settings, load, during=during)
+    ran = await run_load(settings, load, during=during, driver=driver)
     proxy.heal()
-    return ran, await judge(Cell("wire", cell, loop), ran, settings, "t")
+    return ran, await judge(Cell("wire", cell, loop, driver), ran, settings, "t")
 
 
-async def test_refused(anyio_backend: str, proxy: FaultProxy) -> None:
+async def test_refused(anyio_backend: str, driver: str, proxy: FaultProxy) -> None:
     """The broker's host is there, and for a while nobody listens."""
 
     async def during(running: Running) -> None:
@@ -74,13 +75,19 @@ async def test_refused(anyio_backend: str, proxy: FaultProxy) -> None:
 
     settings = settings_for(proxy)
     ran, report = await run(
-        "connections refused for a while", anyio_backend, proxy, settings, during, admitted=0.4
+        "connections refused for a while",
+        anyio_backend,
+        driver,
+        proxy,
+        settings,
+        during,
+        admitted=0.4,
     )
     assert report.acknowledged == report.sent
     assert ran.statistics.generations == 1
 
 
-async def test_refused_for_good(anyio_backend: str, proxy: FaultProxy) -> None:
+async def test_refused_for_good(anyio_backend: str, driver: str, proxy: FaultProxy) -> None:
     """Nobody listens until the end: each record has its outcome, and the exit is bounded."""
 
     async def during(running: Running) -> None:
@@ -90,13 +97,15 @@ async def test_refused_for_good(anyio_backend: str, proxy: FaultProxy) -> None:
 
     settings = settings_for(proxy, delivery_timeout=SECONDS)
     cell = "connections refused to the end"
-    _, report = await run(cell, anyio_backend, proxy, settings, during, tasks=RECORDS, admitted=0.5)
+    _, report = await run(
+        cell, anyio_backend, driver, proxy, settings, during, tasks=RECORDS, admitted=0.5
+    )
     assert report.acknowledged + report.failures == report.sent
     assert report.failures > report.sent / 10
     assert report.time_to_exit < SLACK
 
 
-async def test_black_hole(anyio_backend: str, proxy: FaultProxy) -> None:
+async def test_black_hole(anyio_backend: str, driver: str, proxy: FaultProxy) -> None:
     """Longer than the client waits for an answer: it connects again, into the hole as well."""
 
     async def during(running: Running) -> None:
@@ -109,12 +118,12 @@ async def test_black_hole(anyio_backend: str, proxy: FaultProxy) -> None:
 
     settings = settings_for(proxy, properties={"request_timeout_ms": 400})
     cell = "black hole, longer than request.timeout.ms"
-    _, report = await run(cell, anyio_backend, proxy, settings, during, admitted=0.4)
+    _, report = await run(cell, anyio_backend, driver, proxy, settings, during, admitted=0.4)
     assert report.acknowledged == report.sent
     assert report.longest_wait > 1.0
 
 
-async def test_a_short_black_hole(anyio_backend: str, proxy: FaultProxy) -> None:
+async def test_a_short_black_hole(anyio_backend: str, driver: str, proxy: FaultProxy) -> None:
     async def during(running: Running) -> None:
         await running.until_settled(0.25)
         proxy.black_hole()
@@ -124,11 +133,11 @@ async def test_a_short_black_hole(anyio_backend: str, proxy: FaultProxy) -> None
 
     settings = settings_for(proxy)
     cell = "black hole, shorter than request.timeout.ms"
-    _, report = await run(cell, anyio_backend, proxy, settings, during, admitted=0.4)
+    _, report = await run(cell, anyio_backend, driver, proxy, settings, during, admitted=0.4)
     assert report.acknowledged == report.sent
 
 
-async def test_a_black_hole_for_good(anyio_backend: str, proxy: FaultProxy) -> None:
+async def test_a_black_hole_for_good(anyio_backend: str, driver: str, proxy: FaultProxy) -> None:
     async def during(running: Running) -> None:
         await running.until_settled(0.25)
         proxy.black_hole()
@@ -136,13 +145,17 @@ async def test_a_black_hole_for_good(anyio_backend: str, proxy: FaultProxy) -> N
 
     settings = settings_for(proxy, delivery_timeout=SECONDS)
     cell = "black hole to the end"
-    _, report = await run(cell, anyio_backend, proxy, settings, during, tasks=RECORDS, admitted=0.5)
+    _, report = await run(
+        cell, anyio_backend, driver, proxy, settings, during, tasks=RECORDS, admitted=0.5
+    )
     assert report.acknowledged + report.failures == report.sent
     assert report.failures > report.sent / 10
     assert report.time_to_exit < SLACK
 
 
-async def test_leaving_into_a_black_hole(anyio_backend: str, proxy: FaultProxy) -> None:
+async def test_leaving_into_a_black_hole(
+    anyio_backend: str, driver: str, proxy: FaultProxy
+) -> None:
     """The block ends while everything is under way: within close_timeout, and told."""
     settings = settings_for(proxy, close_timeout=1.0)
 
@@ -152,9 +165,9 @@ async def test_leaving_into_a_black_hole(anyio_backend: str, proxy: FaultProxy) 
         running.admit(1)
 
     load = Load(topic="t", records=RECORDS, calls=("enqueue",), leave=True, admitted=0.5)
-    ran = await run_load(settings, load, during=during)
+    ran = await run_load(settings, load, during=during, driver=driver)
     proxy.heal()
-    cell = Cell("wire", "black hole, and the block is left", anyio_backend)
+    cell = Cell("wire", "black hole, and the block is left", anyio_backend, driver)
     report = await judge(cell, ran, settings, "t")
     assert report.failures > 0
     assert 0.5 < report.time_to_exit < 1.0 + SLACK
@@ -162,7 +175,7 @@ async def test_leaving_into_a_black_hole(anyio_backend: str, proxy: FaultProxy) 
 
 
 async def test_leaving_before_the_client_is_connected(
-    anyio_backend: str, proxy: FaultProxy
+    anyio_backend: str, driver: str, proxy: FaultProxy
 ) -> None:
     """After the start it connects once more, for a producer id; so does one that takes the place of
     another."""
@@ -170,7 +183,7 @@ async def test_leaving_before_the_client_is_connected(
     proxy.delay(0.1)
     left: list[float] = []
     with anyio.CancelScope() as scope:
-        async with open_send_producer(settings):
+        async with open_send_producer(settings, driver=driver):
             proxy.black_hole()
             left.append(time.monotonic())
             scope.cancel()
@@ -181,7 +194,7 @@ async def test_leaving_before_the_client_is_connected(
 @pytest.mark.parametrize("way", list(Way), ids=["request", "answer"])
 @pytest.mark.parametrize("after", [13, 60], ids=["header", "body"])
 async def test_reset_in_the_middle_of_a_frame(
-    anyio_backend: str, proxy: FaultProxy, way: Way, after: int
+    anyio_backend: str, driver: str, proxy: FaultProxy, way: Way, after: int
 ) -> None:
     async def during(running: Running) -> None:
         for turn in range(1, 6):
@@ -195,7 +208,7 @@ async def test_reset_in_the_middle_of_a_frame(
     settings = settings_for(proxy)
     what = "request" if way is Way.TO_BROKER else "answer"
     cell = f"reset in a produce {what}, after {after} bytes, five times"
-    ran, report = await run(cell, anyio_backend, proxy, settings, during, admitted=1 / 8)
+    ran, report = await run(cell, anyio_backend, driver, proxy, settings, during, admitted=1 / 8)
     assert report.acknowledged == report.sent
     assert ran.statistics.generations == 1
 
@@ -204,7 +217,7 @@ def _reset_since(proxy: FaultProxy, before: int) -> bool:
     return proxy.resets > before
 
 
-async def test_resets_at_any_moment(anyio_backend: str, proxy: FaultProxy) -> None:
+async def test_resets_at_any_moment(anyio_backend: str, driver: str, proxy: FaultProxy) -> None:
     async def during(running: Running) -> None:
         for turn in range(1, 20):
             await running.until_settled(turn / 25)
@@ -212,11 +225,11 @@ async def test_resets_at_any_moment(anyio_backend: str, proxy: FaultProxy) -> No
 
     settings = settings_for(proxy)
     cell = "all connections reset, nineteen times"
-    _, report = await run(cell, anyio_backend, proxy, settings, during)
+    _, report = await run(cell, anyio_backend, driver, proxy, settings, during)
     assert report.acknowledged == report.sent
 
 
-async def test_one_byte_at_a_time(anyio_backend: str, proxy: FaultProxy) -> None:
+async def test_one_byte_at_a_time(anyio_backend: str, driver: str, proxy: FaultProxy) -> None:
     async def during(running: Running) -> None:
         await running.until_settled(0.1)
         proxy.dribble()
@@ -224,11 +237,11 @@ async def test_one_byte_at_a_time(anyio_backend: str, proxy: FaultProxy) -> None
 
     settings = settings_for(proxy)
     cell = "one byte at a time"
-    _, report = await run(cell, anyio_backend, proxy, settings, during, admitted=0.1)
+    _, report = await run(cell, anyio_backend, driver, proxy, settings, during, admitted=0.1)
     assert report.acknowledged == report.sent
 
 
-async def test_latency_and_jitter(anyio_backend: str, proxy: FaultProxy) -> None:
+async def test_latency_and_jitter(anyio_backend: str, driver: str, proxy: FaultProxy) -> None:
     async def during(running: Running) -> None:
         await running.until_settled(0.1)
         proxy.delay(0.05, 0.1)
@@ -236,13 +249,13 @@ async def test_latency_and_jitter(anyio_backend: str, proxy: FaultProxy) -> None
 
     settings = settings_for(proxy)
     cell = "50 to 150 ms each way"
-    _, report = await run(cell, anyio_backend, proxy, settings, during, admitted=0.1)
+    _, report = await run(cell, anyio_backend, driver, proxy, settings, during, admitted=0.1)
     assert report.acknowledged == report.sent
     assert report.longest_wait > 0.1
 
 
 @pytest.mark.parametrize("way", list(Way), ids=["to-broker", "to-client"])
-async def test_half_closed(anyio_backend: str, proxy: FaultProxy, way: Way) -> None:
+async def test_half_closed(anyio_backend: str, driver: str, proxy: FaultProxy, way: Way) -> None:
     async def during(running: Running) -> None:
         for turn in range(1, 4):
             await running.until_settled(turn / 4)
@@ -250,11 +263,13 @@ async def test_half_closed(anyio_backend: str, proxy: FaultProxy, way: Way) -> N
 
     settings = settings_for(proxy, properties={"request_timeout_ms": 500})
     cell = f"half closed {way.value}, three times"
-    _, report = await run(cell, anyio_backend, proxy, settings, during)
+    _, report = await run(cell, anyio_backend, driver, proxy, settings, during)
     assert report.acknowledged == report.sent
 
 
-async def test_the_broker_goes_and_comes_many_times(anyio_backend: str, proxy: FaultProxy) -> None:
+async def test_the_broker_goes_and_comes_many_times(
+    anyio_backend: str, driver: str, proxy: FaultProxy
+) -> None:
     async def during(running: Running) -> None:
         for turn in range(1, 8):
             await running.until_sent(turn / 9)
@@ -265,11 +280,13 @@ async def test_the_broker_goes_and_comes_many_times(anyio_backend: str, proxy: F
 
     settings = settings_for(proxy)
     cell = "connections refused seven times"
-    _, report = await run(cell, anyio_backend, proxy, settings, during)
+    _, report = await run(cell, anyio_backend, driver, proxy, settings, during)
     assert report.acknowledged == report.sent
 
 
-async def test_cancelled_in_a_black_hole(anyio_backend: str, proxy: FaultProxy) -> None:
+async def test_cancelled_in_a_black_hole(
+    anyio_backend: str, driver: str, proxy: FaultProxy
+) -> None:
     """Who is withdrawn is not there; who is abandoned may be."""
 
     async def during(running: Running) -> None:
@@ -283,8 +300,8 @@ async def test_cancelled_in_a_black_hole(anyio_backend: str, proxy: FaultProxy) 
 
     settings = settings_for(proxy, max_in_flight=100)
     load = Load(topic="t", records=RECORDS, calls=("send",), admitted=0.5)
-    ran = await run_load(settings, load, during=during)
-    cell = Cell("wire", "cancelled in a black hole, which ends", anyio_backend)
+    ran = await run_load(settings, load, during=during, driver=driver)
+    cell = Cell("wire", "cancelled in a black hole, which ends", anyio_backend, driver)
     report = await judge(cell, ran, settings, "t")
     assert report.abandoned > 0
     assert report.withdrawn > 0

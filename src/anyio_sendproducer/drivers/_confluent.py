@@ -56,9 +56,8 @@ from ._serializing import bytes_of, serialize_with, size_of
 
 __all__ = ["ConfluentDriver"]
 
-#: Answers of a broker, or of the client before it asked one, to a record that is not written. With
-#: the same codes librdkafka gives the status NOT_PERSISTED, which its Python client does not pass
-#: on; it does not either look whether an earlier attempt was lost on its way back.
+#: Answers of a broker, or of the client before it asked one, to a record that is not written, but
+#: where an earlier attempt was: librdkafka knows, and its Python client does not pass it on.
 _REFUSALS: Final = frozenset(
     {
         KafkaError._INVALID_ARG,
@@ -79,6 +78,16 @@ _REFUSALS: Final = frozenset(
         KafkaError.UNSUPPORTED_COMPRESSION_TYPE,
         KafkaError.UNSUPPORTED_FOR_MESSAGE_FORMAT,
         KafkaError.UNSUPPORTED_VERSION,
+    }
+)
+
+#: Of these, what is said of a topic that is not there. A broker that says so to what was sent is
+#: asked again; in the end it is what the metadata say.
+_OF_NO_TOPIC: Final = frozenset(
+    {
+        KafkaError._UNKNOWN_PARTITION,
+        KafkaError._UNKNOWN_TOPIC,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
     }
 )
 
@@ -104,6 +113,12 @@ _UNREACHED: Final = frozenset(
 _NOT_LET_IN: Final = frozenset(
     {KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError.SASL_AUTHENTICATION_FAILED}
 )
+
+#: How soon librdkafka sends again what it sent: its retry.backoff.ms, where nobody set it, and what
+#: chance takes off.
+_BACKOFF_MS: Final = 100.0
+_BACKOFF_MAX_MS: Final = 1000.0
+_LEAST_BACKOFF: Final = 0.8
 
 #: How long one call of the client waits where it could go on for longer.
 _SLICE_SECONDS: Final = 0.1
@@ -199,8 +214,14 @@ class ConfluentDriver:
         # may become until a poll ends.
         self._said: list[Any] = []
         self._most: float = math.inf
+        #: A record that the client had for less was sent once, if at all.
+        self._sent_once_seconds = 0.0
         self._reporting = threading.Lock()
-        self._delivered = self._callback()
+        # What a broker knows as a repetition it may confirm without an offset, by -1, from where
+        # librdkafka counts on. Up to where the offsets of a topic's partition may be such.
+        self._unplaced: dict[tuple[str, int], int] = {}
+        #: Topics that something was written to. One may be taken for gone, for a moment.
+        self._known: set[str] = set()
         self._trouble: SendProducerError | None = None
         self._is_cut_off = False
         self._is_broken = False
@@ -208,6 +229,7 @@ class ConfluentDriver:
         self._read: tuple[str, Mapping[str, Any]] = ("", {})
         self._asked: dict[str, float] = {}
         self._in_transaction = False
+        self._delivered = self._callback()
         self._began = 0.0
 
     # --- opening and closing -----------------------------------------------------------------
@@ -229,6 +251,12 @@ class ConfluentDriver:
         except (KafkaException, TypeError, ValueError) as error:
             raise SettingsError(f"librdkafka refuses the settings: {_words_of(error)}") from error
         _clients.add(self)
+        # Numbers, as the client took them.
+        backoff_ms = min(
+            float(self._config.get("retry.backoff.ms", _BACKOFF_MS)),
+            float(self._config.get("retry.backoff.max.ms", _BACKOFF_MAX_MS)),
+        )
+        self._sent_once_seconds = backoff_ms / 1000 * _LEAST_BACKOFF
         try:
             self._connect(deadline)
             if self._settings.transactional_id is not None:
@@ -323,8 +351,15 @@ class ConfluentDriver:
         # exceptions that are raised through frames are kept by whoever likes.
 
     def disown(self) -> None:
-        """Leave the client as it is, for as long as the process lives."""
+        """Leave the client as it is, for as long as the process lives, and be closed."""
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._client))
+        self._client = None
+        self._is_usable = False
+        self._closed = True
+        # Whoever holds its lock, or is about to set it, stayed behind as well.
+        self._using = threading.Lock()
+        self._closing = threading.Event()
+        self._closing.set()
 
     @contextlib.contextmanager
     def _call(self) -> Generator[None]:
@@ -355,7 +390,7 @@ class ConfluentDriver:
     def _break(self, error: Any) -> None:
         if not self._is_broken and not self._closing.is_set():
             self._is_broken = True
-            failure = self._fenced(error) if error.code() in _FENCED else _translated(error)
+            failure = self._fenced(error) if self._is_fenced(error) else _translated(error)
             cast("Sink", self._sink).broken(failure)
 
     def _failed(self, error: Any) -> None:
@@ -452,8 +487,14 @@ class ConfluentDriver:
                 answer.held += batch[place:]
                 return
             except KafkaException as error:
+                if error.args[0].code() == KafkaError._FATAL:
+                    # It takes no more. They are for the next client.
+                    self._poll(0)  # which knows why
+                    self._break(error.args[0])
+                    answer.held += batch[place:]
+                    return
                 failed.append(submission)
-                failures.append(_refused(record, error.args[0]))
+                failures.append(self._refused(record, error.args[0]))
             except Exception as error:  # noqa: BLE001  # becomes this record's outcome
                 failed.append(submission)
                 failures.append(
@@ -504,13 +545,15 @@ class ConfluentDriver:
         extend = said.extend
         new = _new_tuple
         direct = self.direct
+        unplaced = self._unplaced
+        known = self._known
 
         def delivered(submission: Any, error: Any, message: Any) -> None:
             record = submission.record
             if error is None:
                 offset = message.offset()
                 timestamp_ms = message.timestamp()[1]
-                if offset is None or offset < 0:
+                if (offset is None or unplaced) and not self._is_placed(message, offset):
                     offset = timestamp_ms = None
                 if direct:
                     key, value = record.key, record.value
@@ -527,11 +570,13 @@ class ConfluentDriver:
                         None if value is None else len(value),
                     ),
                 )
+                if record.topic not in known:
+                    known.add(record.topic)
                 if self._trouble is not None:
                     self._trouble = None
                     self._is_cut_off = False
             else:
-                outcome = self._failure(record, error)
+                outcome = self._failure(record, error, message)
             # In one step, since another thread may be taking what is there.
             extend((submission, outcome))
             if len(said) >= self._most and threading.get_ident() != self._ending:
@@ -547,17 +592,35 @@ class ConfluentDriver:
         if said:
             cast("Sink", self._sink).completed(said[::2], said[1::2])
 
-    def _failure(self, record: ProducerRecord[Any, Any], error: Any) -> DeliveryError:
+    def _is_placed(self, message: Any, offset: int | None) -> bool:
+        """Whether this is the record's offset, and not counted on from -1."""
+        where = (message.topic(), message.partition())
+        if offset is None:
+            self._unplaced.setdefault(where, 0)
+            return False
+        # What was sent once is no repetition.
+        if offset > self._unplaced.get(where, -1) or self._is_sent_once(message):
+            return True
+        self._unplaced[where] = offset + 1
+        return False
+
+    def _is_sent_once(self, message: Any) -> bool:
+        """Whether there was no time to send it again; otherwise nobody knows."""
+        seconds = message.latency()
+        return seconds is not None and seconds < self._sent_once_seconds
+
+    def _failure(self, record: ProducerRecord[Any, Any], error: Any, message: Any) -> DeliveryError:
         """What an error of the client says of a record that it had."""
         code = error.code()
-        if error.fatal() or code in _FENCED:
+        if error.fatal() or self._is_fenced(error):
             self._break(error)
-        if code in _REFUSALS:
-            return _refused(record, error, by="the broker" if code > 0 else "librdkafka")
-        if code == KafkaError._INVALID_DIFFERENT_RECORD:
+        never_written = code in _OF_NO_TOPIC and record.topic not in self._known
+        if never_written or (code in _REFUSALS and self._is_sent_once(message)):
+            return self._refused(record, error, by="the broker" if code > 0 else "librdkafka")
+        if code == KafkaError._INVALID_DIFFERENT_RECORD and self._is_sent_once(message):
             # To send it once more would put it behind what was sent after it.
             return _not_written(record, "another record of its batch was refused", error)
-        cause = self._fenced(error) if code in _FENCED else _translated(error)
+        cause = self._fenced(error) if self._is_fenced(error) else _translated(error)
         if code == KafkaError._MSG_TIMED_OUT:
             trouble = self._trouble
             known = "" if trouble is None else f": {trouble}"
@@ -576,6 +639,25 @@ class ConfluentDriver:
             )
         failure.__cause__ = cause
         return failure
+
+    def _refused(
+        self, record: ProducerRecord[Any, Any], error: Any, *, by: str = "librdkafka"
+    ) -> DeliveryError:
+        """The record was not taken, or a broker refused it: either way it is not written."""
+        code = error.code()
+        if code not in _REFUSALS:
+            return _not_written(record, f"librdkafka did not take it: {_words(error)}", error)
+        said = f"{by} refused the record for topic {record.topic!r}: {_words(error)}"
+        if code == KafkaError._UNKNOWN_PARTITION:
+            said = f"topic {record.topic!r} has no partition {record.partition}"
+        elif code in _OF_NO_TOPIC:
+            said = (
+                f"the cluster does not know topic {record.topic!r} and did not create it within "
+                f"{self._settings.unknown_topic_timeout:g} s (unknown_topic_timeout)"
+            )
+        elif code == KafkaError.MSG_SIZE_TOO_LARGE and by == "librdkafka":
+            said = "the record is larger than message.max.bytes, which is Kafka's max.request.size"
+        return _rejected(record, said, KafkaException(error))
 
     # --- asking ------------------------------------------------------------------------------
 
@@ -799,6 +881,10 @@ class ConfluentDriver:
             return TransactionAborted(f"{what}: {_words(error)}")
         return TransactionError(f"{what}: {_words(error)}")
 
+    def _is_fenced(self, error: Any) -> bool:
+        # Without a name nobody can take over: a broker merely forgot, or mixed up, who this is.
+        return self._settings.transactional_id is not None and error.code() in _FENCED
+
     def _fenced(self, error: Any) -> ProducerFenced:
         said = f"another producer took over transactional_id {self._settings.transactional_id!r}"
         # The brokers say the same in either case, and librdkafka does not find out which it is.
@@ -837,26 +923,6 @@ def _rejected(
     error = RecordRejected(message, record=record, persistence=Persistence.NOT_PERSISTED)
     error.__cause__ = cause
     return error
-
-
-def _refused(
-    record: ProducerRecord[Any, Any], error: Any, *, by: str = "librdkafka"
-) -> DeliveryError:
-    """The record was not taken, or a broker refused it: either way it is not written."""
-    code = error.code()
-    if code not in _REFUSALS:
-        return _not_written(record, f"librdkafka did not take it: {_words(error)}", error)
-    said = f"{by} refused the record for topic {record.topic!r}: {_words(error)}"
-    if code in {KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_OR_PART}:
-        said = (
-            f"the cluster does not know topic {record.topic!r} and did not create it within "
-            "unknown_topic_timeout"
-        )
-    elif code == KafkaError._UNKNOWN_PARTITION:
-        said = f"topic {record.topic!r} has no partition {record.partition}"
-    elif code == KafkaError.MSG_SIZE_TOO_LARGE and by == "librdkafka":
-        said = "the record is larger than message.max.bytes, which is Kafka's max.request.size"
-    return _rejected(record, said, KafkaException(error))
 
 
 def _not_written(record: ProducerRecord[Any, Any], why: str, error: Any) -> DeliveryError:
