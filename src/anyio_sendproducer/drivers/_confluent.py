@@ -130,8 +130,8 @@ _IDLE_SECONDS: Final = 1.0
 #: How long it may take until all that is given up has been reported, and until a thread has ended.
 _LAST_SECONDS: Final = 2.0
 #: How long offsets may take. When the coordinator of their group is gone, librdkafka 2.16 waits for
-#: a sign of one of its connections, which may never come (nobody looks
-#: at ``creq_ts_timeout`` in ``rdkafka_coord.c``): another client finds the next coordinator.
+#: a sign of one of its connections, which may never come: nobody looks at ``creq_ts_timeout`` in
+#: ``rdkafka_coord.c``. Another client finds the next coordinator.
 _OFFSETS_SECONDS: Final = 20.0
 #: How long a token is good for, where nobody says: the time after which it is asked for anew.
 _TOKEN_SECONDS: Final = 300.0
