@@ -291,6 +291,17 @@ def test_offsets_that_get_no_answer_are_left_to_themselves(
     assert client.calls == ["offsets", "abort", "abort"]
 
 
+def test_offsets_that_librdkafka_has_lost(
+    driver: ConfluentDriver, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is safe to do it all again, with another client, long before delivery_timeout is over."""
+    monkeypatch.setattr(_confluent, "_OFFSETS_SECONDS", 0.05)
+    monkeypatch.setattr(_confluent, "_LAST_SECONDS", 0.05)
+    with hanging(client), pytest.raises(TransactionAborted, match="get to the group's coordinator"):
+        send_offsets(driver)
+    joined("-offsets")
+
+
 def test_offsets_whose_deadline_is_brought_forward(driver: ConfluentDriver, client: Client) -> None:
     """As when the one who sends them is cancelled."""
     deadline = Deadline(1000)

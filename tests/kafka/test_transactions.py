@@ -32,6 +32,7 @@ from anyio_sendproducer import (
     TransactionState,
     open_send_producer,
 )
+from anyio_sendproducer._scopes import plain_task_group
 from anyio_sendproducer.drivers._group_metadata import group_from_bytes, group_to_bytes
 from tests.calls import PATIENCE, fail, never, raising
 from tests.history import History, Isolation, Reader, check, read_topic
@@ -84,7 +85,7 @@ class Transactions:
         self.count += 1
         held: list[Any] = []
         outcome: bool | None = None
-        async with anyio.create_task_group() as tasks:
+        async with plain_task_group() as tasks:
 
             def begin(fault: Callable[[], Any] | None) -> None:
                 if fault is not None:

@@ -129,6 +129,10 @@ _PAUSE_SECONDS: Final = 0.005
 _IDLE_SECONDS: Final = 1.0
 #: How long it may take until all that is given up has been reported, and until a thread has ended.
 _LAST_SECONDS: Final = 2.0
+#: How long offsets may take. When the coordinator of their group is gone, librdkafka 2.16 waits for
+#: a sign of one of its connections, which may never come: nobody looks at ``creq_ts_timeout`` in
+#: ``rdkafka_coord.c``. Another client finds the next coordinator.
+_OFFSETS_SECONDS: Final = 20.0
 #: How long a token is good for, where nobody says: the time after which it is asked for anew.
 _TOKEN_SECONDS: Final = 300.0
 
@@ -779,11 +783,19 @@ class ConfluentDriver:
         def send(_: float) -> None:
             # Cut into slices it would fail the transaction at the end of one, if a broker wants to
             # be asked again by then.
-            seconds = max(_SLICE_SECONDS, deadline.at - time.monotonic())
-            self._client.send_offsets_to_transaction(partitions, metadata, seconds)
+            remaining = max(_SLICE_SECONDS, deadline.at - time.monotonic())
+            seconds = min(remaining, _OFFSETS_SECONDS)
 
-        if not self._persist(lambda seconds: self._beside(send, seconds, deadline), deadline, what):
-            raise TransactionError(f"{what}: there was no answer")
+            def call() -> None:
+                self._client.send_offsets_to_transaction(partitions, metadata, seconds)
+
+            self._beside(call, seconds + _LAST_SECONDS, deadline)
+
+        if not self._persist(send, deadline, what):
+            self._check_open()
+            if deadline.is_over:
+                raise TransactionError(f"{what}: there was no answer")
+            raise TransactionAborted(f"{what}: librdkafka does not get to the group's coordinator")
 
     def end_transaction(self, commit: bool, deadline: Deadline, /) -> None:  # noqa: FBT001
         """End it; see :meth:`anyio_sendproducer.drivers.Driver.end_transaction`."""
@@ -832,28 +844,29 @@ class ConfluentDriver:
             # one that it gave up would be taken for the next one's, if that came right behind.
             self._closing.wait(_PAUSE_SECONDS)
 
-    def _beside(self, call: Callable[[float], object], seconds: float, deadline: Deadline) -> None:
+    def _beside(self, call: Callable[[], object], seconds: float, deadline: Deadline) -> None:
         """Call what waits in the client for an answer, however long that takes.
 
         Raises:
-            _NoAnswer: the deadline has come, or the driver is being closed; the call is left to
-                itself on its thread.
+            _NoAnswer: it took so many seconds, the deadline has come, or the driver is being
+                closed; the call is left to itself on its thread.
         """
+        patience = Deadline(seconds)
         ended = threading.Event()
         failures: list[BaseException] = []
 
         def run() -> None:
             try:
-                call(seconds)
+                call()
             except BaseException as failure:  # noqa: BLE001  # raised again by who waits
                 failures.append(failure)
             finally:
                 ended.set()
 
-        name = f"{threading.current_thread().name}-offsets"
-        threading.Thread(target=run, name=name, daemon=True).start()
+        # Where it is left it is librdkafka's, and ends when that finds a way to.
+        threading.Thread(target=run, name="librdkafka-offsets", daemon=True).start()
         while not ended.wait(_SLICE_SECONDS):
-            if deadline.is_over or self._closing.is_set():
+            if deadline.is_over or patience.is_over or self._closing.is_set():
                 raise _NoAnswer
         if failures:
             raise failures[0]
