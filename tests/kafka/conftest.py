@@ -16,13 +16,6 @@ def _kafka_is_here() -> None:
     require_kafka()
 
 
-@pytest.fixture(params=["kafka-python", "confluent"])
-def driver(request: pytest.FixtureRequest) -> str:
-    """The name of each driver in turn: both are held to the same."""
-    name: str = request.param
-    return name
-
-
 @pytest.fixture(scope="session")
 def shared_kafka() -> Iterator[KafkaCluster]:
     """One broker for the whole run; tests use topics of their own, and leave it running."""
