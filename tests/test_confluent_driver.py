@@ -291,6 +291,41 @@ def test_nobody_there() -> None:
     driver.close(0)
 
 
+def test_who_is_not_let_in_is_told_so_before_the_time_is_over(cluster: MockCluster) -> None:
+    driver = ConfluentDriver(settings_for(cluster))
+    for code in (KafkaError._AUTHENTICATION, KafkaError._ALL_BROKERS_DOWN):
+        driver._failed(KafkaError(code, "wrong password"))
+    with pytest.raises(ProducerStartError, match=r"no producer for 127.*: wrong password"):
+        driver.open(Recorder())
+
+
+def test_the_client_is_given_the_tokens_of_the_users_own(cluster: MockCluster) -> None:
+    class Tokens:
+        def token(self) -> str:
+            return "a-token"
+
+        def extensions(self) -> dict[str, str]:
+            return {"traceId": "1"}
+
+    login = {
+        "security.protocol": "SASL_PLAINTEXT",
+        "sasl.mechanism": "OAUTHBEARER",
+        "sasl_oauth_token_provider": Tokens(),
+    }
+    driver = ConfluentDriver(settings_for(cluster, properties=login, start_timeout=0.3))
+    token, until_when, principal, extensions = driver._new_token("")
+    assert (token, principal, extensions) == ("a-token", "", {"traceId": "1"})
+    assert until_when > time.time()
+    with pytest.raises(ProducerStartError):  # the mock knows no logins
+        driver.open(Recorder())
+
+
+def test_a_driver_that_was_never_opened_has_nothing_to_ask() -> None:
+    driver = ConfluentDriver(ProducerSettings(bootstrap_servers="a:1"))
+    driver._poll(0)
+    assert driver.poll(1) == 0
+
+
 def test_a_driver_that_is_closed_takes_nothing_and_says_nothing(cluster: MockCluster) -> None:
     with opened(cluster) as (driver, recorder):
         driver.close(0)
@@ -346,6 +381,21 @@ def test_its_statistics_are_those_of_the_last_time(cluster: MockCluster) -> None
         while not driver.figures() and time.monotonic() < deadline:
             send_all(driver, recorder, [ProducerRecord(FOUR, b"v")])
         assert driver.figures()["type"] == "producer"
+
+
+def test_the_client_is_asked_now_and_then_though_nothing_is_under_way(
+    cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_confluent, "_IDLE_SECONDS", 0.01)
+    driver = ConfluentDriver(settings_for(cluster, properties={"statistics.interval.ms": 10}))
+    driver.open(Recorder())
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while not driver.figures() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        assert driver.figures()["type"] == "producer"
+    finally:
+        driver.close(0)
 
 
 def test_trouble_is_told_and_forgotten_when_a_record_is_delivered() -> None:

@@ -145,7 +145,7 @@ class Client:
     """Does what was put down for each call, in turn; after that, nothing."""
 
     def __init__(self) -> None:
-        self.todo: list[Exception | Callable[[], None]] = []
+        self.todo: list[Exception | Callable[[], object]] = []
         self.calls: list[str] = []
         self.offsets: list[Any] = []
 
@@ -289,6 +289,16 @@ def test_offsets_that_get_no_answer_are_left_to_themselves(
         driver.end_transaction(False, Deadline(PATIENCE))
     joined("-offsets")
     assert client.calls == ["offsets", "abort", "abort"]
+
+
+def test_offsets_whose_answer_takes_a_while(
+    driver: ConfluentDriver, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_confluent, "_SLICE_SECONDS", 0.001)
+    answered = threading.Event()
+    client.todo = [lambda: answered.wait(0.05)]
+    send_offsets(driver)
+    assert client.calls == ["offsets"]
 
 
 def test_offsets_that_librdkafka_has_lost(

@@ -35,6 +35,7 @@ from anyio_sendproducer import (
     start_send_producer,
 )
 from anyio_sendproducer.drivers import ConsumedOffset, Deadline
+from anyio_sendproducer.drivers._group_metadata import group_to_bytes
 from anyio_sendproducer.testing import FakeDriver
 from tests.calls import (
     PATIENCE,
@@ -436,10 +437,13 @@ async def test_offsets_are_a_part_of_it(settings: ProducerSettings, fake: FakeDr
     ):
         await tx.send_offsets({("t", 0): 5, ("t", 1): Position(6, "note", 7)}, "group")
         await tx.send_offsets({("u", 2): Position(0, None, -1)}, member)
+        # As confluent-kafka's consumer gives them.
+        await tx.send_offsets({("u", 3): 1}, group_to_bytes(member))
     assert fake.offsets == [
         (ConsumedOffset("t", 0, 5), ConsumerGroupMetadata("group")),
         (ConsumedOffset("t", 1, 6, "note", 7), ConsumerGroupMetadata("group")),
         (ConsumedOffset("u", 2, 0), member),
+        (ConsumedOffset("u", 3, 1), member),
     ]
 
 
