@@ -76,12 +76,16 @@ def page(out: Path) -> Iterator[str]:
     yield from lines[beside:]
     yield "\n## All contenders\n"
     yield from lines[main : beside - 1]
-    yield "\n## Other circumstances\n"
-    yield "Records per second, medians of three rounds.\n"
     found: dict[str, dict[str, str]] = {}
     for name, arguments in OTHERS.items():
-        content = json.loads((out / f"{stem(arguments)}.json").read_text(encoding="utf-8"))
-        found[name] = {who: median(rows) for who, rows in content["rounds"].items()}
+        results = out / f"{stem(arguments)}.json"
+        if results.exists():
+            content = json.loads(results.read_text(encoding="utf-8"))
+            found[name] = {who: median(rows) for who, rows in content["rounds"].items()}
+    if not found:
+        return
+    yield "\n## Other circumstances\n"
+    yield "Records per second, medians of three rounds.\n"
     yield "| contender | " + " | ".join(found) + " |"
     yield "|---|" + "---:|" * len(found)
     for who in dict.fromkeys(who for figures in found.values() for who in figures):
