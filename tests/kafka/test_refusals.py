@@ -53,8 +53,8 @@ REFUSED = [
 
 
 def is_truly_told(error: DeliveryError, driver: str) -> bool:
-    """Whether the refusal is told as one. Where the answer took longer than librdkafka waits to send
-    once more, its driver can't know that it did not, and claims no more than it knows."""
+    """Whether the refusal is told as one. Where the answer took longer than librdkafka waits to
+    send once more, its driver can't know that it did not, and claims no more than it knows."""
     if driver == "confluent" and error.persistence is Persistence.POSSIBLY_PERSISTED:
         return type(error) is DeliveryError
     return isinstance(error, RecordRejected) and error.persistence is Persistence.NOT_PERSISTED
