@@ -180,7 +180,10 @@ async def test_a_forked_child_ends_as_any_program_does(
     shared_broker: str, anyio_backend: str, driver: str
 ) -> None:
     """The client's threads are the parent's, and nothing waits for them in the child."""
-    command = [sys.executable, "-m", "tests.forking", shared_broker, driver, anyio_backend]
+    # Python 3.12 and later warn that a process with threads forks, which is what it is about.
+    quiet = "ignore:This process:DeprecationWarning"
+    arguments = ["-m", "tests.forking", shared_broker, driver, anyio_backend]
+    command = [sys.executable, "-W", quiet, *arguments]
     with anyio.fail_after(PATIENCE):
         ended = await anyio.run_process(command, check=False, cwd=ROOT)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"7\n", b"")
