@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import anyio
@@ -70,6 +71,25 @@ async def test_what_does_not_answer_soon_rings(settings: ProducerSettings) -> No
         await call.wait()
         assert call.value is not None
         assert driver.watched == 1
+
+
+async def test_the_way_from_the_thread_is_not_the_clients(
+    settings: ProducerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loop that is late to hear of an answer does not take the client for slow."""
+    monkeypatch.setattr(_bridge, "_SOON_SECONDS", 0.3)
+    monkeypatch.setattr(_bridge, "_LATE_SECONDS", 60.0)
+    monkeypatch.setattr(_bridge, "_ASK_SECONDS", 0.0)
+    driver = AskedDriver(manual=True)
+    async with open_send_producer(settings, driver=driver) as producer, task_group() as tasks:
+        bridge = producer._bridge
+        bridge._usual_wait = 0.0
+        call = Call(tasks, producer.send, record())
+        await until(lambda: driver.watched == 1)
+        driver.acknowledge()
+        time.sleep(1)  # noqa: ASYNC251  # the loop has something else to do
+        await call.wait()
+        assert bridge._usual_wait < 0.15
 
 
 @pytest.mark.usefixtures("always_near")

@@ -282,6 +282,29 @@ class LedgerMachine(RuleBasedStateMachine):
                 fate.entry.group = several.group
                 several.fates.append(fate)
 
+    @rule(records=st.lists(st.tuples(topics, sizes), min_size=1, max_size=4))
+    def send_many_in_one_go(self, records: list[tuple[str, int]]) -> None:
+        """As many as there is room for, and nobody is overtaken."""
+        pairs = [(ProducerRecord(topic, b"x"), size) for topic, size in records]
+        waiter = Waiter()
+        several = Several(waiter, Group(len(records), waiter))
+        is_free = self.state is ProducerState.OPEN and not self.line
+        entries = self.ledger.enter_several(pairs, self.now, several.group)
+        for entry, (topic, size) in zip(entries, records, strict=False):
+            assert self.fits(size)
+            fate = Fate(entry, topic, size, self.now + TIMEOUT, "group", several=several)
+            self.fates.append(fate)
+            self.observed[fate] = WAITING
+            self.accept(fate)
+            several.fates.append(fate)
+        assert [entry.record for entry in entries] == [one for one, _ in pairs[: len(entries)]]
+        several.left = several.group.remaining = len(entries)
+        if len(entries) < len(records):
+            assert not is_free or not self.fits(records[len(entries)][1])
+        if entries:
+            assert is_free
+            self.groups.append(several)
+
     def cancel(self, fate: Fate) -> None:
         woken = self.ledger.cancel(fate.entry)
         fate.waiter = fate.room_waiter = fate.several = None

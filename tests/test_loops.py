@@ -6,6 +6,7 @@ import asyncio
 import sys
 import threading
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from typing import Any
 
 import anyio
@@ -53,6 +54,32 @@ async def test_time_is_the_loops() -> None:
     before = anyio.current_time()
     now = current_loop().now()
     assert before <= now <= anyio.current_time()
+
+
+def test_a_loop_may_have_a_time_and_futures_of_its_own() -> None:
+    class OwnLoop(asyncio.SelectorEventLoop):
+        futures = 0
+
+        def time(self) -> float:
+            return 1e6 + super().time()
+
+        def create_future(self) -> asyncio.Future[Any]:
+            self.futures += 1
+            return super().create_future()
+
+    async def use() -> tuple[float, int]:
+        loop = current_loop()
+        running = asyncio.get_running_loop()
+        assert isinstance(running, OwnLoop)
+        before = running.futures
+        loop.park(Place())
+        loop.cell()
+        return loop.now(), running.futures - before
+
+    with closing(OwnLoop()) as own:
+        now, futures = own.run_until_complete(use())
+    assert now > 1e6
+    assert futures == 2
 
 
 async def test_it_knows_where_it_is() -> None:

@@ -142,13 +142,15 @@ class Group:
     """Several deliveries whose caller waits once, for all of them. Where it ``stops``, the first
     that fails ends those of its ``members`` that the driver does not have."""
 
-    __slots__ = ("members", "remaining", "stopped", "stops", "waiter")
+    __slots__ = ("failed", "members", "remaining", "stopped", "stops", "waiter")
 
     def __init__(self, remaining: int, waiter: object, *, stops: bool = False) -> None:
         self.remaining = remaining
         self.waiter: object | None = waiter
         self.stops = stops
         self.stopped = False
+        #: Whether there is one that has no metadata for an outcome.
+        self.failed = False
         self.members: list[Entry] = []
 
 
@@ -331,6 +333,35 @@ class Ledger:
         self._waiting[entry] = None
         return entry
 
+    def enter_several(
+        self, records: Iterable[tuple[ProducerRecord[Any, Any], int]], now: float, group: Group
+    ) -> list[Entry]:
+        """Take records of one group in, with their sizes: as many from the first on as there is
+        room for at once. Whoever waits for room is not overtaken."""
+        entries: list[Entry] = []
+        if self.state is not _OPEN or self._waiting:
+            return entries
+        room = self._max_records - self._records
+        total = self._bytes
+        deadline = now + self._timeout
+        for seq, (record, size) in enumerate(
+            itertools.islice(records, room), start=self._accepted + 1
+        ):
+            total += size
+            if total > self._max_bytes:
+                total -= size
+                break
+            entry = Entry(record, size, deadline, seq)
+            entry.group = group
+            entries.append(entry)
+        self._accepted += len(entries)
+        self._records += len(entries)
+        self._bytes = total
+        line = dict.fromkeys(entries)
+        self._queue.update(line)
+        self._alive.update(line)
+        return entries
+
     def refusal(self) -> SendProducerError:
         """Why no record is taken now."""
         if self.state is ProducerState.BROKEN:
@@ -508,6 +539,7 @@ class Ledger:
             woken.append(entry.waiter)
             told = True
         if entry.group is not None and entry.group is not _ABANDONED:
+            entry.group.failed = True
             self._count_down(entry.group, woken)
             told = True
             self._stop(entry.group, woken)

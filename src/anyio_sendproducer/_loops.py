@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import functools
 import sys
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -60,11 +61,19 @@ class Loop(Protocol):
 class _AsyncioLoop:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self.now = loop.time
-        self.cell = create_future = loop.create_future
+        self.now: Callable[[], float] = loop.time
+        cell: Callable[[], asyncio.Future[None]] = loop.create_future
+        # asyncio's own loops have these in Python, which costs as much again as what they do.
+        if isinstance(loop, asyncio.BaseEventLoop):
+            if type(loop).time is asyncio.BaseEventLoop.time:
+                self.now = time.monotonic
+            if type(loop).create_future is asyncio.BaseEventLoop.create_future:
+                future_type: Any = asyncio.Future
+                cell = functools.partial(future_type, loop=loop)
+        self.cell = cell
 
         def park(place: Any) -> asyncio.Future[None]:
-            future = place.waiter = create_future()
+            future = place.waiter = cell()
             return future
 
         self.park = park

@@ -31,6 +31,7 @@ from ._bridge import Bridge, Event
 from ._exceptions import (
     ProducerFenced,
     ProducerStartError,
+    RecordRejected,
     SendProducerError,
     SettingsError,
     TransactionError,
@@ -38,7 +39,7 @@ from ._exceptions import (
 )
 from ._finding import Finder
 from ._flow import FlowSummary, Offsets, run_flow, run_sink, run_transactional_flow
-from ._ledger import Entry, Ledger, ProducerState, Statistics
+from ._ledger import Entry, Group, Ledger, ProducerState, Statistics
 from ._loops import Loop, current_loop
 from ._records import (
     ConsumerGroupMetadata,
@@ -425,6 +426,26 @@ class SendProducer(Sender):
             self._ring()
         return entry
 
+    def _enter_several(
+        self, records: Iterable[ProducerRecord[Any, Any]], group: Group
+    ) -> list[Entry]:
+        topics, key_serialized, value_serialized = (
+            self._topics,
+            self._key_serialized,
+            self._value_serialized,
+        )
+        checked: list[tuple[ProducerRecord[Any, Any], int]] = []
+        try:
+            checked.extend(
+                check_record(record, topics, key_serialized, value_serialized) for record in records
+            )
+        except RecordRejected:
+            pass  # when it is the first, and entered alone, somebody is told
+        entries = self._ledger.enter_several(checked, self._now(), group)
+        if entries and not self._rung:
+            self._ring()
+        return entries
+
     def _ring(self) -> None:
         """Have the pump look at the queue, as soon as the driver can take what is there; unless it
         is going to anyway."""
@@ -681,6 +702,13 @@ class _TransactionalProducer(SendProducer):
             "this producer has a transactional_id: send within `async with producer.transaction() "
             "as tx:`, by tx.send()"
         )
+
+    def _enter_several(
+        self,
+        records: Iterable[ProducerRecord[Any, Any]],  # noqa: ARG002
+        group: Group,  # noqa: ARG002
+    ) -> list[Entry]:
+        return []
 
     def _forget_queue(self, error: BaseException) -> Iterable[object]:
         # The next client has no transaction open.

@@ -144,6 +144,15 @@ class Sender:
     def _enter(self, record: ProducerRecord[Any, Any], *, wait: bool = True) -> Entry:
         """Enter a record that was just given, and see to it that it is handed over."""
 
+    def _enter_several(
+        self,
+        records: Iterable[ProducerRecord[Any, Any]],  # noqa: ARG002
+        group: Group,  # noqa: ARG002
+    ) -> list[Entry]:
+        """Enter records of one group in one go: as many from the first on as can be entered at
+        once. The next one, if any, is to be entered alone."""
+        return []
+
     @abstractmethod
     def _moved(self, woken: Iterable[object]) -> None:
         """Room may have become free elsewhere than in the pump: others may be queued now."""
@@ -235,7 +244,7 @@ class Sender:
             return Result(await self.send(envelope.record), envelope)
         if isinstance(envelope, MultiMessage):
             records = envelope.records
-            outcomes = await self._send_group(records)
+            outcomes, _ = await self._send_group(records)
             parts = parts_of(records, outcomes, envelope.pass_through)
             return MultiResult(parts, envelope.pass_through)
         if isinstance(cast("object", envelope), PassThroughMessage):
@@ -268,8 +277,10 @@ class Sender:
         Cancellation: as with :meth:`send`, for each record on its own.
         """
         all_records = tuple(records)
-        outcomes = await self._send_group(all_records, stops=stop_on_error)
-        return [part.metadata for part in parts_of(all_records, outcomes, None)]
+        outcomes, is_well = await self._send_group(all_records, stops=stop_on_error)
+        if not is_well:
+            parts_of(all_records, outcomes, None)  # raises
+        return cast("list[RecordMetadata]", outcomes)
 
     async def enqueue(self, record: ProducerRecord[Any, Any]) -> Delivery:
         """Wait for room, and no longer: the record is accepted, its outcome is for later.
@@ -390,44 +401,20 @@ class Sender:
 
     async def _send_group(
         self, records: Sequence[ProducerRecord[Any, Any]], *, stops: bool = False
-    ) -> list[RecordMetadata | DeliveryError]:
+    ) -> tuple[list[RecordMetadata | DeliveryError], bool]:
+        """Their outcomes, and whether all of them are delivered."""
         for record in records:
             check_is_record(record)
         self._check_loop()
         if not records:
             await anyio.lowlevel.checkpoint()
-            return []
+            return [], True
         cell = self._loop.cell()
         # One more than there are, so that nothing wakes us before all are entered.
         group = Group(len(records) + 1, cell, stops=stops)
         line: list[Entry | DeliveryError] = []
         try:
-            for record in records:
-                if group.stopped:
-                    line.append(not_tried(record))
-                    group.remaining -= 1
-                    continue
-                try:
-                    entry = self._enter(record)
-                except RecordRejected as error:
-                    line.append(error)
-                    group.remaining -= 1
-                    self._moved(self._ledger.stop(group))
-                    continue
-                except (ProducerClosed, ProducerBroken) as error:
-                    if not any(isinstance(one, Entry) for one in line):
-                        raise
-                    line.append(not_sent(record, f"the record was not sent: {error}", error))
-                    group.remaining -= 1
-                    continue
-                entry.group = group
-                if stops:
-                    group.members.append(entry)
-                line.append(entry)
-                if entry.state is DeliveryState.WAITING:
-                    await self._wait_for_room(entry)
-                elif len(line) % _ENTERED_AT_ONCE == 0:
-                    await anyio.lowlevel.checkpoint()
+            await self._enter_group(records, group, line)
             group.remaining -= 1
             if group.remaining:
                 await cell
@@ -439,10 +426,56 @@ class Sender:
                 if isinstance(one, Entry) and one.state is not DeliveryState.WITHDRAWN:
                     self._cancel(one)
             raise
-        return [
-            cast("RecordMetadata | DeliveryError", one.outcome) if isinstance(one, Entry) else one
-            for one in line
-        ]
+        outcomes = [one.outcome if type(one) is Entry else one for one in line]
+        return cast("list[RecordMetadata | DeliveryError]", outcomes), not group.failed
+
+    async def _enter_group(
+        self,
+        records: Sequence[ProducerRecord[Any, Any]],
+        group: Group,
+        line: list[Entry | DeliveryError],
+    ) -> None:
+        """Enter them one after the other, or have them fail; ``line`` is what became of each."""
+        others_turn = _ENTERED_AT_ONCE
+        while (done := len(line)) < len(records):
+            if done >= others_turn:
+                others_turn = done + _ENTERED_AT_ONCE
+                await anyio.lowlevel.checkpoint()
+            if not group.stopped:
+                several = self._enter_several(records[done : done + _ENTERED_AT_ONCE], group)
+                if several:
+                    line += several
+                    if group.stops:
+                        group.members += several
+                    continue
+            one = self._enter_member(records[done], group, line)
+            line.append(one)
+            if isinstance(one, DeliveryError):
+                group.failed = True
+                group.remaining -= 1
+            elif one.state is DeliveryState.WAITING:
+                await self._wait_for_room(one)
+
+    def _enter_member(
+        self, record: ProducerRecord[Any, Any], group: Group, before: list[Entry | DeliveryError]
+    ) -> Entry | DeliveryError:
+        """Enter one record of a group, or say why not. Where none was entered before, what keeps
+        it out is raised, unless it is something about the record."""
+        if group.stopped:
+            return not_tried(record)
+        try:
+            entry = self._enter(record)
+        except RecordRejected as error:
+            self._moved(self._ledger.stop(group))
+            return error
+        except (ProducerClosed, ProducerBroken) as error:
+            if not any(isinstance(one, Entry) for one in before):
+                raise
+            return not_sent(record, f"the record was not sent: {error}", error)
+        entry.group = group
+        if group.stops:
+            group.members.append(entry)
+        return entry
 
 
 def check_is_envelope(given: object) -> None:
