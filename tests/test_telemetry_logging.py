@@ -74,10 +74,10 @@ async def test_the_life_of_a_record_line_by_line(
     number = delivered.pop("anyio_sendproducer.record")
     assert delivered == {
         "event.name": "anyio_sendproducer.delivered",
-        "messaging.system.name": "kafka",
+        "messaging.system": "kafka",
         "messaging.destination.name": "t",
         "messaging.destination.partition.id": "0",
-        "kafka.offset": 0,
+        "messaging.kafka.offset": 0,
         "anyio_sendproducer.size": 12,
     }
     assert lines.messages[3] == f"record {number} to topic t was delivered"
@@ -162,12 +162,12 @@ def test_each_event_has_its_line(lines: pytest.LogCaptureFixture) -> None:
         "not persisted); the first: the serializer failed with UnicodeError",
     ]
     extras = [fields(line) for line in lines.records]
-    assert "kafka.offset" not in extras[2]
+    assert "messaging.kafka.offset" not in extras[2]
     assert extras[4]["error.type"] == "anyio_sendproducer.RecordRejected"
     assert extras[5]["error.type"] == "cancelled"
     assert "messaging.destination.name" not in extras[6]
     assert extras[7]["messaging.destination.name"] == "t"
-    assert all(extra["messaging.system.name"] == "kafka" for extra in extras)
+    assert all(extra["messaging.system"] == "kafka" for extra in extras)
     assert "secret" not in json.dumps(extras)
 
 

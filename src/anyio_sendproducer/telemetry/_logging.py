@@ -55,7 +55,7 @@ class LoggingObserver:
     and no header is ever logged.
 
     Each line has fields (``extra``), by the names of OpenTelemetry's conventions where these have
-    one, such as ``messaging.destination.name``, ``kafka.offset`` and ``error.type``.
+    one, such as ``messaging.destination.name``, ``messaging.kafka.offset`` and ``error.type``.
 
     Args:
         logger: where to; None: ``anyio_sendproducer.events``.
@@ -153,7 +153,7 @@ class LoggingObserver:
             fields |= _fields("delivered", topic)
             fields["messaging.destination.partition.id"] = str(event.metadata.partition)
             if event.metadata.offset is not None:
-                fields["kafka.offset"] = event.metadata.offset
+                fields["messaging.kafka.offset"] = event.metadata.offset
             fields["anyio_sendproducer.size"] = event.size
             what = "delivered"
         elif isinstance(event, Withdrawn):
@@ -172,7 +172,7 @@ class LoggingObserver:
 def _fields(event: str, topic: str | None = None) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "event.name": f"anyio_sendproducer.{event}",
-        "messaging.system.name": "kafka",
+        "messaging.system": "kafka",
     }
     if topic is not None:
         fields["messaging.destination.name"] = topic

@@ -1,8 +1,9 @@
 """Events as OpenTelemetry's spans and metrics, by its semantic conventions for messaging.
 
-The names are those of version 1.45.0 of the conventions, which are still in development. They are
-written out here, since OpenTelemetry's package of names keeps these in a module that may change
-with every release. All that is made names its schema, by which a collector translates.
+The names are those of version 1.44.0 of the conventions, the newest that OpenTelemetry's packages for
+Python have; they are still in development. They are written out here, since those packages keep them
+in a module that may change with every release. All that is made names its schema, by which a
+collector translates.
 
 May import: ``_events``, ``_logging``, ``_exceptions``; OpenTelemetry's API, when it is asked for.
 """
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SCHEMA_URL", "OpenTelemetryObserver"]
 
-SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.45.0"
+SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.44.0"
 
 #: The conventions' buckets for durations in seconds.
 _BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
@@ -168,7 +169,7 @@ class OpenTelemetryObserver:
         span = self._batches.get(batch.number)
         if span is None:
             attributes = {
-                "messaging.system.name": "kafka",
+                "messaging.system": "kafka",
                 "messaging.operation.name": "send",
                 "messaging.operation.type": "send",
                 "messaging.client.id": client_id,
@@ -189,7 +190,7 @@ class OpenTelemetryObserver:
         """What is known before anything has happened, so that samplers can decide by it."""
         record = given.record
         attributes: dict[str, str | bool] = {
-            "messaging.system.name": "kafka",
+            "messaging.system": "kafka",
             "messaging.operation.name": operation,
             "messaging.operation.type": operation,
             "messaging.destination.name": record.topic,
@@ -198,11 +199,11 @@ class OpenTelemetryObserver:
         if record.partition is not None:
             attributes["messaging.destination.partition.id"] = str(record.partition)
         if record.value is None:
-            attributes["kafka.message.tombstone"] = True
+            attributes["messaging.kafka.message.tombstone"] = True
         if self._message_keys:
             key = _text(record.key)
             if key is not None:
-                attributes["kafka.message.key"] = key
+                attributes["messaging.kafka.message.key"] = key
         return attributes
 
     # --- what became of it -------------------------------------------------------------------
@@ -235,7 +236,7 @@ class OpenTelemetryObserver:
             metadata = event.metadata
             span.set_attribute("messaging.destination.partition.id", str(metadata.partition))
             if metadata.offset is not None:
-                span.set_attribute("kafka.offset", metadata.offset)
+                span.set_attribute("messaging.kafka.offset", metadata.offset)
             if event.abandoned:
                 span.set_attribute("anyio_sendproducer.abandoned", True)
             span.end()
@@ -375,7 +376,7 @@ class _Metrics:
 
 
 def _labels(topic: str, kind: str) -> dict[str, str]:
-    labels = {"messaging.system.name": "kafka"}
+    labels = {"messaging.system": "kafka"}
     if topic:
         labels["messaging.destination.name"] = topic
     if kind:
