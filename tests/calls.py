@@ -44,7 +44,7 @@ E = TypeVar("E", bound=SendProducerError)
 X = TypeVar("X", bound=BaseException)
 
 #: Seconds for anything that is waited for; none takes more than a fraction of it.
-PATIENCE = 6.0
+PATIENCE = 60.0
 
 AnyRecord = ProducerRecord["bytes | None", bytes]
 

@@ -113,9 +113,7 @@ def check_story(recorder: Recorder, figures: Statistics) -> None:
 
 def _check_generations(recorder: Recorder, figures: Statistics) -> None:
     lives = [
-        event
-        for event in recorder.events
-        if isinstance(event, (GenerationOpened, GenerationEnded))
+        event for event in recorder.events if isinstance(event, (GenerationOpened, GenerationEnded))
     ]
     numbers = [event.generation for event in lives]
     expected = [number for number in range(1, figures.generations + 1) for _ in range(2)]

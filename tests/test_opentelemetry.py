@@ -316,22 +316,20 @@ async def test_a_record_whose_caller_is_cancelled(
     assert len(telemetry.spans) == 2
 
 
-async def test_a_record_that_is_abandoned(
-    settings: ProducerSettings, telemetry: Telemetry
-) -> None:
+async def test_a_record_that_is_abandoned(settings: ProducerSettings, telemetry: Telemetry) -> None:
     fake = FakeDriver(manual=True)
-    async with open_send_producer(
-        settings, driver=fake, observers=[telemetry.observer()]
-    ) as producer:
-        async with task_group() as tasks:
-            calls = [Call(tasks, producer.send, record()) for _ in range(2)]
-            await taken(fake, 2)
-            for call in calls:
-                await call.cancel()
-            fake.acknowledge(1)
-            fake.fail(refuse)
-            await until(lambda: len(telemetry.spans) == 2)
-            producer._ledger.undelivered()
+    async with (
+        open_send_producer(settings, driver=fake, observers=[telemetry.observer()]) as producer,
+        task_group() as tasks,
+    ):
+        calls = [Call(tasks, producer.send, record()) for _ in range(2)]
+        await taken(fake, 2)
+        for call in calls:
+            await call.cancel()
+        fake.acknowledge(1)
+        fake.fail(refuse)
+        await until(lambda: len(telemetry.spans) == 2)
+        producer._ledger.undelivered()
     well, badly = telemetry.spans
     assert attributes(well)["anyio_sendproducer.abandoned"] is True
     assert well.status.status_code is StatusCode.UNSET
@@ -511,7 +509,9 @@ async def test_a_propagator_of_ones_own(
     settings: ProducerSettings, fake: FakeDriver, telemetry: Telemetry
 ) -> None:
     class Own(TextMapPropagator):
-        fields = {"own"}  # noqa: RUF012  # as the base class has it
+        @property
+        def fields(self) -> set[str]:
+            return {"own"}
 
         def extract(self, carrier: Any, context: Any = None, getter: Any = None) -> Any:
             raise AssertionError
@@ -544,7 +544,9 @@ async def test_what_is_sampled_out_still_tells_the_consumer(
     assert telemetry.sums("messaging.client.sent.messages") == 2
 
 
-async def test_without_an_sdk_nothing_is_added(settings: ProducerSettings, fake: FakeDriver) -> None:
+async def test_without_an_sdk_nothing_is_added(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
     async with open_send_producer(
         settings,
         driver=fake,
@@ -623,15 +625,15 @@ async def test_a_call_of_which_a_record_fails(
 
 async def test_a_call_that_is_cancelled(settings: ProducerSettings, telemetry: Telemetry) -> None:
     fake = FakeDriver(manual=True)
-    async with open_send_producer(
-        settings, driver=fake, observers=[telemetry.observer()]
-    ) as producer:
-        async with task_group() as tasks:
-            call = Call(tasks, producer.send_many, [record(), record()])
-            await taken(fake, 2)
-            await call.cancel()
-            await until(lambda: len(telemetry.spans) == 1)
-            fake.acknowledge()
+    async with (
+        open_send_producer(settings, driver=fake, observers=[telemetry.observer()]) as producer,
+        task_group() as tasks,
+    ):
+        call = Call(tasks, producer.send_many, [record(), record()])
+        await taken(fake, 2)
+        await call.cancel()
+        await until(lambda: len(telemetry.spans) == 1)
+        fake.acknowledge()
     (span, *others) = telemetry.spans
     assert span.name == "send t"
     assert attributes(span)["error.type"] == "cancelled"
@@ -643,21 +645,22 @@ async def test_a_call_that_is_refused_halfway(
 ) -> None:
     fake = FakeDriver(manual=True)
     settings = settings.with_transactional_id("id").with_max_in_flight(1)
-    async with open_send_producer(
-        settings, driver=fake, observers=[telemetry.observer()]
-    ) as producer:
-        async with task_group() as tasks, producer.transaction() as tx:
+    async with (
+        open_send_producer(settings, driver=fake, observers=[telemetry.observer()]) as producer,
+        task_group() as tasks,
+        producer.transaction() as tx,
+    ):
 
-            async def end() -> None:
-                with raising(TransactionError):
-                    await tx.send_many([record(b"1"), record(b"2"), record(b"3")])
+        async def end() -> None:
+            with raising(TransactionError):
+                await tx.send_many([record(b"1"), record(b"2"), record(b"3")])
 
-            call = Call(tasks, end)
-            await taken(fake, 1)
-            vars(tx)["_check_open"] = partial(raise_, TransactionError("it is over"))
-            fake.manual = False
-            fake.acknowledge()
-            await call.wait()
+        call = Call(tasks, end)
+        await taken(fake, 1)
+        vars(tx)["_check_open"] = partial(raise_, TransactionError("it is over"))
+        fake.manual = False
+        fake.acknowledge()
+        await call.wait()
     (span,) = [span for span in telemetry.spans if span.name == "send t"]
     assert attributes(span)["error.type"] == "anyio_sendproducer.TransactionError"
     assert span.status.description == "it is over"
@@ -697,7 +700,7 @@ async def test_keys_are_shown_where_that_is_asked_for_and_they_are_text(
 async def test_keys_of_a_serializer(
     settings: ProducerSettings, fake: FakeDriver, telemetry: Telemetry
 ) -> None:
-    settings = settings.with_key_serializer(str)
+    settings = settings.with_key_serializer(lambda key: str(key).encode())
     fake.judge = refuse  # it can tell no sizes
     async with open_send_producer(
         settings, driver=fake, observers=[telemetry.observer(message_keys=True)]
@@ -777,17 +780,19 @@ async def test_what_was_never_handed_over_is_not_counted_as_sent(
     fake.on_submit.shut()
     settings = settings.with_close_timeout(0.05)
     observers = [telemetry.observer()]
-    async with open_send_producer(settings, driver=fake, observers=observers) as producer:
-        async with task_group() as tasks:
-            first = Call(tasks, producer.send, record(b"1"))
-            await at_gate(fake.on_submit)
-            second = Call(tasks, producer.send, record(b"2"))
-            third = Call(tasks, producer.send, record(b"3"))
-            await quiet()
-            await third.cancel()
-            await producer.aclose()
-            await first.wait()
-            await second.wait()
+    async with (
+        open_send_producer(settings, driver=fake, observers=observers) as producer,
+        task_group() as tasks,
+    ):
+        first = Call(tasks, producer.send, record(b"1"))
+        await at_gate(fake.on_submit)
+        second = Call(tasks, producer.send, record(b"2"))
+        third = Call(tasks, producer.send, record(b"3"))
+        await quiet()
+        await third.cancel()
+        await producer.aclose()
+        await first.wait()
+        await second.wait()
     assert telemetry.sums("messaging.client.sent.messages") == 1
     durations = telemetry.points("messaging.client.operation.duration")
     assert sum(point.count for _, point in durations) == 2
@@ -855,11 +860,11 @@ async def test_one_observer_for_several_producers(
     async with (
         open_send_producer(settings, driver=first, observers=observers) as one,
         open_send_producer(settings, driver=second, observers=observers) as other,
+        task_group() as tasks,
     ):
-        async with task_group() as tasks:
-            for producer in (one, other):
-                for _ in range(10):
-                    tasks.start_soon(producer.send, record())
+        for producer in (one, other):
+            for _ in range(10):
+                tasks.start_soon(producer.send, record())
     assert len(telemetry.spans) == 20
     sent = [*first.written["t", 0], *second.written["t", 0]]
     assert {carried(written.headers).span_id for written in sent} == {

@@ -14,6 +14,7 @@ import anyio
 import pytest
 
 from anyio_sendproducer import (
+    Delivery,
     DeliveryError,
     DeliveryTimeout,
     Message,
@@ -125,17 +126,19 @@ async def test_a_record_that_is_withdrawn_from_the_queue(
     settings: ProducerSettings, fake: FakeDriver, recorder: Recorder
 ) -> None:
     fake.on_submit.shut()
-    async with open_send_producer(settings, driver=fake, observers=[recorder]) as producer:
-        async with task_group() as tasks:
-            first = Call(tasks, producer.send, record(b"1"))
-            await at_gate(fake.on_submit)
-            second = Call(tasks, producer.send, record(b"2"))
-            await quiet()
-            await second.cancel()
-            # The driver still stands there: nobody else has the pump come by.
-            await until(of(recorder, Withdrawn))
-            fake.on_submit.open()
-            await first.wait()
+    async with (
+        open_send_producer(settings, driver=fake, observers=[recorder]) as producer,
+        task_group() as tasks,
+    ):
+        first = Call(tasks, producer.send, record(b"1"))
+        await at_gate(fake.on_submit)
+        second = Call(tasks, producer.send, record(b"2"))
+        await quiet()
+        await second.cancel()
+        # The driver still stands there: nobody else has the pump come by.
+        await until(of(recorder, Withdrawn))
+        fake.on_submit.open()
+        await first.wait()
     (withdrawn,) = recorder.of(Withdrawn)
     assert withdrawn.record.value == b"2"
     check_story(recorder, producer.statistics())
@@ -146,16 +149,18 @@ async def test_a_record_that_is_withdrawn_while_it_waits_for_room(
 ) -> None:
     fake = FakeDriver(manual=True)
     settings = settings.with_max_in_flight(1)
-    async with open_send_producer(settings, driver=fake, observers=[recorder]) as producer:
-        async with task_group() as tasks:
-            first = Call(tasks, producer.send, record(b"1"))
-            await taken(fake, 1)
-            second = Call(tasks, producer.send, record(b"2"))
-            await quiet()
-            await second.cancel()
-            await until(of(recorder, Refused))
-            fake.acknowledge()
-            await first.wait()
+    async with (
+        open_send_producer(settings, driver=fake, observers=[recorder]) as producer,
+        task_group() as tasks,
+    ):
+        first = Call(tasks, producer.send, record(b"1"))
+        await taken(fake, 1)
+        second = Call(tasks, producer.send, record(b"2"))
+        await quiet()
+        await second.cancel()
+        await until(of(recorder, Refused))
+        fake.acknowledge()
+        await first.wait()
     (refused,) = recorder.of(Refused)
     assert refused.record.value == b"2"
     assert refused.error is None
@@ -167,16 +172,18 @@ async def test_a_record_that_gets_its_room_later(
 ) -> None:
     fake = FakeDriver(manual=True)
     settings = settings.with_max_in_flight(1)
-    async with open_send_producer(settings, driver=fake, observers=[recorder]) as producer:
-        async with task_group() as tasks:
-            calls = [Call(tasks, producer.send, record(b"%d" % number)) for number in range(2)]
-            await taken(fake, 1)
-            await until(of(recorder, HandedOver))
-            assert len(recorder.of(Accepted)) == 1
-            fake.manual = False
-            fake.acknowledge()
-            for call in calls:
-                await call.wait()
+    async with (
+        open_send_producer(settings, driver=fake, observers=[recorder]) as producer,
+        task_group() as tasks,
+    ):
+        calls = [Call(tasks, producer.send, record(b"%d" % number)) for number in range(2)]
+        await taken(fake, 1)
+        await until(of(recorder, HandedOver))
+        assert len(recorder.of(Accepted)) == 1
+        fake.manual = False
+        fake.acknowledge()
+        for call in calls:
+            await call.wait()
     assert recorder.story == "ahaDhD"
     check_story(recorder, producer.statistics())
 
@@ -186,14 +193,16 @@ async def test_a_record_that_never_gets_room(
 ) -> None:
     fake = FakeDriver(manual=True)
     settings = settings.with_max_in_flight(1)
-    async with open_send_producer(settings, driver=fake, observers=[recorder]) as producer:
-        async with task_group() as tasks:
-            Call(tasks, producer.send, record(b"1"))
-            await taken(fake, 1)
-            second = Call(tasks, producer.send, record(b"2"))
-            await quiet()
-            deadlines.bring_forward(producer, 1000.0)
-            await second.wait()
+    async with (
+        open_send_producer(settings, driver=fake, observers=[recorder]) as producer,
+        task_group() as tasks,
+    ):
+        Call(tasks, producer.send, record(b"1"))
+        await taken(fake, 1)
+        second = Call(tasks, producer.send, record(b"2"))
+        await quiet()
+        deadlines.bring_forward(producer, 1000.0)
+        await second.wait()
     (refused,) = recorder.of(Refused)
     assert isinstance(refused.error, DeliveryTimeout)
     assert refused.error is second.error
@@ -207,16 +216,18 @@ async def test_a_record_that_is_abandoned_goes_on(
     settings: ProducerSettings, recorder: Recorder
 ) -> None:
     fake = FakeDriver(manual=True)
-    async with open_send_producer(settings, driver=fake, observers=[recorder]) as producer:
-        async with task_group() as tasks:
-            calls = [Call(tasks, producer.send, record(b"%d" % number)) for number in range(2)]
-            await taken(fake, 2)
-            for call in calls:
-                await call.cancel()
-            fake.acknowledge(1)
-            fake.fail(refuse)
-            await until(of(recorder, Delivered, Failed))
-            producer._ledger.undelivered()
+    async with (
+        open_send_producer(settings, driver=fake, observers=[recorder]) as producer,
+        task_group() as tasks,
+    ):
+        calls = [Call(tasks, producer.send, record(b"%d" % number)) for number in range(2)]
+        await taken(fake, 2)
+        for call in calls:
+            await call.cancel()
+        fake.acknowledge(1)
+        fake.fail(refuse)
+        await until(of(recorder, Delivered, Failed))
+        producer._ledger.undelivered()
     assert recorder.of(Delivered)[0].abandoned
     assert recorder.of(Failed)[0].abandoned
     check_story(recorder, producer.statistics())
@@ -226,12 +237,14 @@ async def test_a_record_that_comes_back_for_want_of_metadata(
     settings: ProducerSettings, fake: FakeDriver, recorder: Recorder
 ) -> None:
     fake.unknown_topics.add("t")
-    async with open_send_producer(settings, driver=fake, observers=[recorder]) as producer:
-        async with task_group() as tasks:
-            call = Call(tasks, producer.send, record())
-            await until(lambda: producer._ledger._held != {})
-            fake.learn("t")
-            await call.wait()
+    async with (
+        open_send_producer(settings, driver=fake, observers=[recorder]) as producer,
+        task_group() as tasks,
+    ):
+        call = Call(tasks, producer.send, record())
+        await until(lambda: producer._ledger._held != {})
+        fake.learn("t")
+        await call.wait()
     # It is asked for again by and by, too.
     assert recorder.story.startswith("ahh")
     assert recorder.story.endswith("hD")
@@ -320,18 +333,18 @@ async def test_where_the_headers_take_the_last_room_the_record_is_refused(
     check_story(numbering, producer.statistics())
 
 
-async def test_of_another_client(
-    settings: ProducerSettings, recorder: Recorder
-) -> None:
+async def test_of_another_client(settings: ProducerSettings, recorder: Recorder) -> None:
     fake = FakeDriver(manual=True)
-    async with open_send_producer(settings, driver=fake, observers=[recorder]) as producer:
-        async with task_group() as tasks:
-            call = Call(tasks, producer.send, record())
-            await taken(fake, 1)
-            broke = ValueError("broke")
-            fake.break_client(broke)
-            await call.wait()
-            await until(generation(producer, 2))
+    async with (
+        open_send_producer(settings, driver=fake, observers=[recorder]) as producer,
+        task_group() as tasks,
+    ):
+        call = Call(tasks, producer.send, record())
+        await taken(fake, 1)
+        broke = ValueError("broke")
+        fake.break_client(broke)
+        await call.wait()
+        await until(generation(producer, 2))
     failed, ended = [
         event for event in recorder.events if isinstance(event, (Failed, GenerationEnded))
     ][:2]
@@ -456,39 +469,39 @@ async def test_a_call_of_whose_records_some_fail(
     check_story(numbering, producer.statistics())
 
 
-async def test_a_call_that_is_cancelled(
-    settings: ProducerSettings, numbering: Numbering
-) -> None:
+async def test_a_call_that_is_cancelled(settings: ProducerSettings, numbering: Numbering) -> None:
     fake = FakeDriver(manual=True)
     settings = settings.with_max_in_flight(2)
     records = [record(b"%d" % number) for number in range(4)]
-    async with open_send_producer(settings, driver=fake, observers=[numbering]) as producer:
-        async with task_group() as tasks:
-            call = Call(tasks, producer.send_many, records)
-            await taken(fake, 2)
-            await call.cancel()
-            await until(of(numbering, BatchEnded))
-            fake.acknowledge()
+    async with (
+        open_send_producer(settings, driver=fake, observers=[numbering]) as producer,
+        task_group() as tasks,
+    ):
+        call = Call(tasks, producer.send_many, records)
+        await taken(fake, 2)
+        await call.cancel()
+        await until(of(numbering, BatchEnded))
+        fake.acknowledge()
     (ended,) = numbering.of(BatchEnded)
     assert (ended.cancelled, ended.error) == (True, None)
     check_story(numbering, producer.statistics())
 
 
-async def test_a_call_on_a_closed_producer(
-    settings: ProducerSettings, recorder: Recorder
-) -> None:
+async def test_a_call_on_a_closed_producer(settings: ProducerSettings, recorder: Recorder) -> None:
     fake = FakeDriver(manual=True)
-    async with open_send_producer(settings, driver=fake, observers=[recorder]) as producer:
-        async with task_group() as tasks:
-            waiting = Call(tasks, producer.send, record())
-            await taken(fake, 1)
-            closing = Call(tasks, producer.aclose)
-            await until(of(recorder, Closing))
-            with raising(ProducerClosed) as caught:
-                await producer.send_many([record(b"1"), record(b"2")])
-            fake.acknowledge()
-            await waiting.wait()
-            await closing.wait()
+    async with (
+        open_send_producer(settings, driver=fake, observers=[recorder]) as producer,
+        task_group() as tasks,
+    ):
+        waiting = Call(tasks, producer.send, record())
+        await taken(fake, 1)
+        closing = Call(tasks, producer.aclose)
+        await until(of(recorder, Closing))
+        with raising(ProducerClosed) as caught:
+            await producer.send_many([record(b"1"), record(b"2")])
+        fake.acknowledge()
+        await waiting.wait()
+        await closing.wait()
     (ended,) = recorder.of(BatchEnded)
     assert ended.error is caught.value
     assert not ended.cancelled
@@ -619,16 +632,17 @@ async def test_an_error_has_the_callers_record(
     fake = FakeDriver(manual=True)
     settings = settings.with_close_timeout(0.05)
     sent = record()
+    deliveries: list[Delivery] = []
     with contextlib.suppress(UndeliveredRecords):
         async with open_send_producer(settings, driver=fake, observers=[numbering]) as producer:
-            delivery = producer.enqueue_nowait(sent)
+            deliveries.append(producer.enqueue_nowait(sent))
             await taken(fake, 1)
             if how == "judged":
                 fake.fail(refuse)
             elif how == "timed out":
                 deadlines.bring_forward(producer, 1000.0)
     with raising(DeliveryError) as caught:
-        await delivery.wait()
+        await deliveries[0].wait()
     assert caught.value.record is sent
     assert fake.submitted[0].headers
 
@@ -769,9 +783,7 @@ async def test_it_is_said_again_after_a_while(
         def inject(self, given: Given, /) -> Iterable[tuple[str, bytes]]:
             raise ValueError
 
-    async with open_send_producer(
-        settings, driver=fake, observers=[FaultyInjector()]
-    ) as producer:
+    async with open_send_producer(settings, driver=fake, observers=[FaultyInjector()]) as producer:
         for _ in range(5):
             await producer.send(record())
         clock.now += 61
@@ -793,7 +805,8 @@ async def test_headers_that_are_none_harm_nobody(
 ) -> None:
     class Odd(Recorder):
         def inject(self, given: Given, /) -> Iterable[tuple[str, bytes]]:
-            return cast("Any", headers)
+            odd: Iterable[tuple[str, bytes]] = headers
+            return odd
 
     async with open_send_producer(settings, driver=fake, observers=[Odd()]) as producer:
         await producer.send(record())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 from typing import Any, cast
@@ -158,8 +159,10 @@ def test_each_event_has_its_line(lines: pytest.LogCaptureFixture) -> None:
         "client 1 is closed",
         "client 1 was given up: ValueError",
         "the producer is closing; 3 record(s) are on their way",
-        "1 record(s) to topic t were not delivered (anyio_sendproducer.SerializationFailed, "
-        "not persisted); the first: the serializer failed with UnicodeError",
+        (
+            "1 record(s) to topic t were not delivered (anyio_sendproducer.SerializationFailed, "
+            "not persisted); the first: the serializer failed with UnicodeError"
+        ),
     ]
     extras = [fields(line) for line in lines.records]
     assert "messaging.kafka.offset" not in extras[2]
@@ -211,9 +214,8 @@ async def test_what_a_serializer_quotes_is_not_logged(
 
 
 def test_all_loggers_are_of_one_tree() -> None:
-    import anyio_sendproducer.drivers._confluent
-    import anyio_sendproducer.drivers._kafka_python  # noqa: F401
-
+    for driver in ("_confluent", "_kafka_python"):
+        importlib.import_module(f"anyio_sendproducer.drivers.{driver}")
     ours = [name for name in logging.root.manager.loggerDict if "sendproducer" in name]
     assert set(ours) >= {
         "anyio_sendproducer",
@@ -222,4 +224,6 @@ def test_all_loggers_are_of_one_tree() -> None:
         "anyio_sendproducer.security",
         "anyio_sendproducer.telemetry",
     }
-    assert all(name == "anyio_sendproducer" or name.startswith("anyio_sendproducer.") for name in ours)
+    assert all(
+        name == "anyio_sendproducer" or name.startswith("anyio_sendproducer.") for name in ours
+    )

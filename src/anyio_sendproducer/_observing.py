@@ -157,9 +157,7 @@ class Observation:
         """A record was given."""
         return Given(next(_records), record, now, self._client_id, _batch.get())
 
-    def enrich(
-        self, given: Given, size: int, most: int
-    ) -> tuple[ProducerRecord[Any, Any], int]:
+    def enrich(self, given: Given, size: int, most: int) -> tuple[ProducerRecord[Any, Any], int]:
         """The record with the headers that observers add, and its size with these; as it is where
         it would be larger than ``most``."""
         record = given.record

@@ -936,9 +936,7 @@ async def open_send_producer(
     """
     # The producer's tasks themselves raise nothing but cancellation.
     async with plain_task_group() as tasks:
-        producer = await start_send_producer(
-            tasks, settings, driver=driver, observers=observers
-        )
+        producer = await start_send_producer(tasks, settings, driver=driver, observers=observers)
         try:
             yield producer
         except BaseException as error:

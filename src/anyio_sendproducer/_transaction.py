@@ -161,7 +161,7 @@ class Transaction(Sender):
             self = object.__new__(cls)
         else:
             self = observed = object.__new__(_ObservedTransaction)
-            observed._observing = owner.observation
+            observed._observing = owner.observation  # pyright: ignore[reportPrivateUsage]
         self._begin(owner.loop, owner.ledger)
         self._owner = owner
         self._state = TransactionState.OPEN

@@ -49,10 +49,10 @@ def describe(error: BaseException) -> str:
 class LoggingObserver:
     """An :class:`Observer` that logs what it is told.
 
-    Failures are warnings, one for each topic and kind of error in a batch of events, which says
-    how many records it is about: a cluster that is away makes a few lines, and not ten thousand. The
-    lives of clients and of the producer are at level INFO, single records at DEBUG. No key, no value
-    and no header is ever logged.
+    Failures are warnings, one for each topic and kind of error in a batch of events, which says how
+    many records it is about: a cluster that is away makes a few lines, and not ten thousand. The
+    lives of clients and of the producer are at level INFO, single records at DEBUG. No key, no
+    value and no header is ever logged.
 
     Each line has fields (``extra``), by the names of OpenTelemetry's conventions where these have
     one, such as ``messaging.destination.name``, ``messaging.kafka.offset`` and ``error.type``.
@@ -72,8 +72,8 @@ class LoggingObserver:
         for event in events:
             if isinstance(event, Failed):
                 error = event.error
-                kind = (event.record.topic, error_type(error), error.persistence.value)
-                failed.setdefault(kind, []).append(event)
+                group = (event.record.topic, error_type(error), error.persistence.value)
+                failed.setdefault(group, []).append(event)
             elif isinstance(event, (GenerationOpened, GenerationEnded, Closing)):
                 self._log_life(event)
             elif debug:
@@ -127,21 +127,21 @@ class LoggingObserver:
         logger = self._logger
         if isinstance(event, BatchEnded):
             batch = event.batch
-            fields = _fields("batch_ended", batch.topic)
-            fields["messaging.batch.message_count"] = batch.count
-            fields["anyio_sendproducer.batch"] = batch.number
-            fields["anyio_sendproducer.failed"] = event.failed
-            how = "was cancelled" if event.cancelled else "ended"
             logger.debug(
                 "a call with %d records %s, %d failed",
                 batch.count,
-                how,
+                "was cancelled" if event.cancelled else "ended",
                 event.failed,
-                extra=fields,
+                extra={
+                    **_fields("batch_ended", batch.topic),
+                    "messaging.batch.message_count": batch.count,
+                    "anyio_sendproducer.batch": batch.number,
+                    "anyio_sendproducer.failed": event.failed,
+                },
             )
             return
         topic = event.record.topic
-        fields = {"anyio_sendproducer.record": event.number}
+        fields: dict[str, Any] = {"anyio_sendproducer.record": event.number}
         if isinstance(event, Accepted):
             fields |= _fields("accepted", topic)
             fields["anyio_sendproducer.size"] = event.size

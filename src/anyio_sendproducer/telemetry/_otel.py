@@ -1,8 +1,8 @@
 """Events as OpenTelemetry's spans and metrics, by its semantic conventions for messaging.
 
-The names are those of version 1.44.0 of the conventions, the newest that OpenTelemetry's packages for
-Python have; they are still in development. They are written out here, since those packages keep them
-in a module that may change with every release. All that is made names its schema, by which a
+The names are those of version 1.44.0 of the conventions, the newest that OpenTelemetry's packages
+for Python have; they are still in development. They are written out here, since those packages keep
+them in a module that may change with every release. All that is made names its schema, by which a
 collector translates.
 
 May import: ``_events``, ``_logging``, ``_exceptions``; OpenTelemetry's API, when it is asked for.
@@ -49,6 +49,8 @@ _NAME: Final = __name__.partition(".")[0]
 #: What becomes of a caller that was cancelled, as an ``error.type``.
 _CANCELLED: Final = "cancelled"
 
+_ABANDONED: Final = {"anyio_sendproducer.abandoned": True}
+
 _END_WITHDRAWN: Final = (
     "withdrawn: its caller was cancelled before the client had it; it is never written"
 )
@@ -62,12 +64,13 @@ class OpenTelemetryObserver:
 
     Each record has a span, whose parent is the span that is current where the record is given, and
     whose context goes into the record's headers, so that its consumer can go on with the trace. The
-    span ends with the record's outcome. Records of one ``send_many`` or ``MultiMessage`` have a span
-    for their call as well, which links to theirs. Where a record has a trace context in its headers
-    already, as one that is passed on, its headers stay as they are, and the span links to that.
+    span ends with the record's outcome. Records of one ``send_many`` or ``MultiMessage`` have a
+    span for their call as well, which links to theirs. Where a record has a trace context in its
+    headers already, as one that is passed on, its headers stay as they are, and the span links to
+    that.
 
-    The guide *Observe a producer* has the names of all spans, attributes and metrics. One observer
-    may serve any number of producers.
+    The reference has the names of all spans, attributes and metrics. One observer may serve any
+    number of producers.
 
     Args:
         tracer_provider: makes the spans; None: the global one.
@@ -103,7 +106,8 @@ class OpenTelemetryObserver:
         self._trace = trace
         self._tracer = trace.get_tracer(_NAME, version, tracer_provider, SCHEMA_URL)
         self._nowhere = Context()
-        self._propagator: Callable[[], TextMapPropagator] = (
+        # Any: pyright and OpenTelemetry's own types do not agree on what a carrier is.
+        self._propagator: Callable[[], Any] = (
             propagate.get_global_textmap if propagator is None else lambda: propagator
         )
         self._message_keys = message_keys
@@ -154,9 +158,7 @@ class OpenTelemetryObserver:
             (name, content.encode()) for name, content in written.items() if name not in carried
         ]
 
-    def _creation_context(
-        self, carried: Mapping[str, str], propagator: TextMapPropagator
-    ) -> SpanContext | None:
+    def _creation_context(self, carried: Mapping[str, str], propagator: Any) -> SpanContext | None:
         """That of which the record's headers tell already."""
         if not carried:
             return None
@@ -168,7 +170,7 @@ class OpenTelemetryObserver:
         """The span of a call that sends several records; it begins with the first of them."""
         span = self._batches.get(batch.number)
         if span is None:
-            attributes = {
+            attributes: dict[str, str | int] = {
                 "messaging.system": "kafka",
                 "messaging.operation.name": "send",
                 "messaging.operation.type": "send",
@@ -238,7 +240,7 @@ class OpenTelemetryObserver:
             if metadata.offset is not None:
                 span.set_attribute("messaging.kafka.offset", metadata.offset)
             if event.abandoned:
-                span.set_attribute("anyio_sendproducer.abandoned", True)
+                span.set_attributes(_ABANDONED)
             span.end()
 
     def _failed(self, event: Failed) -> None:
@@ -247,7 +249,7 @@ class OpenTelemetryObserver:
             error = event.error
             span.set_attribute("anyio_sendproducer.persistence", error.persistence.value)
             if event.abandoned:
-                span.set_attribute("anyio_sendproducer.abandoned", True)
+                span.set_attributes(_ABANDONED)
             self._end_badly(span, error_type(error), describe(error))
 
     def _withdrawn(self, event: Withdrawn) -> None:
