@@ -110,7 +110,14 @@ class World:
             self.entered.append(entry)
             return entry
 
-        vars(self.producer._ledger)["enter"] = entering
+        enter_several = self.producer._ledger.enter_several
+
+        def entering_several(*args: Any) -> list[Entry]:
+            entries = enter_several(*args)
+            self.entered.extend(entries)
+            return entries
+
+        vars(self.producer._ledger).update(enter=entering, enter_several=entering_several)
 
     def record(self, shape: Shape) -> AnyRecord:
         self.made += 1
