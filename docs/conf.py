@@ -24,8 +24,8 @@ extensions = [
 # The extensions' docstrings show Markdown; _build is what was built.
 exclude_patterns = ["_build", "_ext"]
 nitpicky = True
-# Type variables that exist for type checkers alone, and types of OpenTelemetry, likewise: it need not
-# be installed where the documents are built.
+# Type variables that exist for type checkers alone, and so do types of OpenTelemetry here: it need
+# not be installed where the documents are built.
 nitpick_ignore = [
     ("py:class", name)
     for name in ("A", "B", "MeterProvider", "TextMapPropagator", "TracerProvider")
