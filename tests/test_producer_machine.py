@@ -108,7 +108,15 @@ class World:
             self.entered.append(entry)
             return entry
 
+        enter_several = self.producer._ledger.enter_several
+
+        def entering_several(*args: Any) -> list[Entry]:
+            entries = enter_several(*args)
+            self.entered += entries
+            return entries
+
         vars(self.producer._ledger)["enter"] = entering
+        vars(self.producer._ledger)["enter_several"] = entering_several
 
     def record(self, shape: Shape) -> AnyRecord:
         self.made += 1

@@ -620,7 +620,7 @@ class _Opened:
 
 
 class KafkaPythonDriver:
-    """A :class:`~anyio_sendproducer.drivers.Driver` on kafka-python 3.0.
+    """A :class:`~anyio_sendproducer.drivers.DirectDriver` on kafka-python 3.0.
 
     Args:
         settings: checked here, as far as that needs no broker.
@@ -639,6 +639,9 @@ class KafkaPythonDriver:
         # A partitioner of the user's own is left to choose; ours goes by runs.
         self.chooses = "partitioner" not in self._config
         self.answered = self._config.get("acks") != 0
+        #: Set when it is open: where nothing of the user's runs, a record goes to the client's
+        #: queue, and that is all.
+        self.direct = False
         self._closing = threading.Event()
         self._close_lock = threading.Lock()
         self._closed = False
@@ -713,6 +716,8 @@ class KafkaPythonDriver:
             sink=sink,
             transactions=producer._transaction_manager if transactional else None,
         )
+        serializes = self._key is not None or self._value is not None
+        self.direct = self._opened.append is not None and self.chooses and not serializes
         # What a record adds to its key and value is less.
         self._largest = producer.config["max_request_size"] - 256
         if transactional:
