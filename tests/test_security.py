@@ -46,6 +46,7 @@ from anyio_sendproducer import (
 )
 from anyio_sendproducer.drivers import _discreet, _kafka_python
 from anyio_sendproducer.drivers._tls import tls_refusal
+from anyio_sendproducer.testing import strategies
 from tests.calls import Deadlines, raising, until
 from tests.kafka_security import Authority, Certificate
 from tests.scripted_broker import (

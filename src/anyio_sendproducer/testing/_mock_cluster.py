@@ -65,7 +65,7 @@ def librdkafka() -> Any:
     package = Path(str(confluent_kafka.__file__)).parent
     # Where the wheel has no directory of its own for it, it is a part of the extension module.
     bundled = sorted((package.parent / "confluent_kafka.libs").glob("librdkafka*"))
-    library: Any = ctypes.CDLL(str([*bundled, Path(confluent_kafka.cimpl.__file__)][0]))
+    library: Any = ctypes.CDLL(str([*bundled, Path(str(confluent_kafka.cimpl.__file__))][0]))
     pointer, text, number, short = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_int16
     size = ctypes.c_size_t
     for name, result, arguments in (

@@ -20,7 +20,7 @@ May import: ``_exceptions``, ``_records``.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar, cast, overload
+from typing import Any, TypeVar, overload
 
 from .._exceptions import (
     DeliveryError,
@@ -347,12 +347,11 @@ def multi_delivery_error(
             one that was delivered and one that was :func:`rejected`.
         pass_through: the envelope's pass-through value.
     """
+    given: list[AnyRecord | DeliveryError | MultiResultPart[Any, Any]]
     given = [record(), rejected()] if of is None else [*of]
     delivered = iter(_in_a_row(one for one in given if isinstance(one, ProducerRecord)))
     parts = [
-        MultiResultPart(next(delivered), cast("AnyRecord", one))
-        if isinstance(one, ProducerRecord)
-        else one
+        MultiResultPart(next(delivered), one) if isinstance(one, ProducerRecord) else one
         for one in given
     ]
     return MultiDeliveryError(parts, pass_through)

@@ -136,23 +136,19 @@ def records(
     ask for: give ``partitions=st.none()`` there.
     """
 
-    def make(**fields: Any) -> BytesRecord:
-        return ProducerRecord(fields.pop("topic"), **fields)
+    return st.builds(
+        _make_record,
+        topic=_topics() if topics is None else topics,
+        key=_keys() if keys is None else keys,
+        value=_values() if values is None else values,
+        headers=_headers() if headers is None else headers,
+        partition=_partitions() if partitions is None else partitions,
+        timestamp_ms=_timestamps() if timestamps is None else timestamps,
+    ).filter(lambda record: record.key is not None or record.value is not None)
 
-    return (
-        st.fixed_dictionaries(
-            {
-                "topic": _topics() if topics is None else topics,
-                "key": _keys() if keys is None else keys,
-                "value": _values() if values is None else values,
-                "headers": _headers() if headers is None else headers,
-                "partition": _partitions() if partitions is None else partitions,
-                "timestamp_ms": _timestamps() if timestamps is None else timestamps,
-            }
-        )
-        .filter(lambda fields: fields["key"] is not None or fields["value"] is not None)
-        .map(lambda fields: make(**fields))
-    )
+
+def _make_record(topic: str, key: Any, value: Any, **fields: Any) -> BytesRecord:
+    return ProducerRecord(topic, value, key, **fields)
 
 
 def invalid_records() -> st.SearchStrategy[AnyRecord]:
@@ -183,14 +179,15 @@ def invalid_records() -> st.SearchStrategy[AnyRecord]:
     }
 
     def with_bad(field: str) -> st.SearchStrategy[AnyRecord]:
-        return st.builds(
-            lambda good, content: dataclasses.replace(good, **{field: content}),
-            records(),
-            bad[field],
-        )
+        return st.builds(_with, records(), st.just(field), bad[field])
 
     neither = records().map(lambda good: dataclasses.replace(good, key=None, value=None))
     return st.sampled_from(sorted(bad)).flatmap(with_bad) | neither
+
+
+def _with(good: AnyRecord, field: str, content: Any) -> AnyRecord:
+    changes: dict[str, Any] = {field: content}
+    return dataclasses.replace(good, **changes)
 
 
 def _not_from_0_to(largest: int) -> st.SearchStrategy[Any]:
@@ -240,7 +237,7 @@ def messages(
         records: the records; None: :func:`records`.
         pass_throughs: the pass-through values; None: :func:`pass_throughs`.
     """
-    return st.builds(Message, _records(records), _carried(pass_throughs))
+    return st.builds(_message, _records(records), _carried(pass_throughs))
 
 
 def multi_messages(
@@ -257,7 +254,7 @@ def multi_messages(
         max_size: how many records one has at most.
     """
     return st.builds(
-        MultiMessage, st.lists(_records(records), max_size=max_size), _carried(pass_throughs)
+        _multi_message, st.lists(_records(records), max_size=max_size), _carried(pass_throughs)
     )
 
 
@@ -269,7 +266,7 @@ def pass_through_messages(
     Args:
         pass_throughs: as for :func:`messages`.
     """
-    return st.builds(PassThroughMessage, _carried(pass_throughs))
+    return _carried(pass_throughs).map(PassThroughMessage)
 
 
 def envelopes(
@@ -288,6 +285,14 @@ def envelopes(
         multi_messages(records=records, pass_throughs=pass_throughs),
         pass_through_messages(pass_throughs=pass_throughs),
     )
+
+
+def _message(record: AnyRecord, carried: Any) -> Message[Any, Any, Any]:
+    return Message(record, carried)
+
+
+def _multi_message(records: list[AnyRecord], carried: Any) -> MultiMessage[Any, Any, Any]:
+    return MultiMessage(records, carried)
 
 
 _all_records = records
@@ -318,25 +323,26 @@ def metadata(record: AnyRecord | None = None) -> st.SearchStrategy[RecordMetadat
         record: the record; None: any of :func:`records`.
     """
 
-    def of(one: AnyRecord) -> st.SearchStrategy[RecordMetadata]:
-        numbers = st.integers(0, 99) if one.partition is None else st.just(one.partition)
-        times = st.integers(0, _MAX_INT64)
-        if one.timestamp_ms is not None:
-            times = st.just(one.timestamp_ms) | times
-        return st.builds(
-            lambda partition, offset, timestamp_ms: factories.metadata(
-                one, partition=partition, offset=offset, timestamp_ms=timestamp_ms
-            ),
-            numbers,
-            st.integers(0, _MAX_INT64),
-            times,
-        ) | numbers.map(
-            lambda partition: factories.metadata(one, partition=partition, offset=None)._replace(
-                timestamp_ms=None
-            )
+    return _each(record).flatmap(_metadata_of)
+
+
+def _metadata_of(record: AnyRecord) -> st.SearchStrategy[RecordMetadata]:
+    def acknowledged(partition: int, offset: int, timestamp_ms: int) -> RecordMetadata:
+        return factories.metadata(
+            record, partition=partition, offset=offset, timestamp_ms=timestamp_ms
         )
 
-    return _each(record).flatmap(of)
+    def not_asked(partition: int) -> RecordMetadata:
+        made = factories.metadata(record, partition=partition, offset=None)
+        return made._replace(timestamp_ms=None)
+
+    numbers = st.integers(0, 99) if record.partition is None else st.just(record.partition)
+    # The broker's own, with LogAppendTime.
+    times = st.integers(0, _MAX_INT64)
+    if record.timestamp_ms is not None:
+        times = st.just(record.timestamp_ms) | times
+    offsets = st.integers(0, _MAX_INT64)
+    return st.builds(acknowledged, numbers, offsets, times) | numbers.map(not_asked)
 
 
 def delivery_errors(record: AnyRecord | None = None) -> st.SearchStrategy[DeliveryError]:
@@ -351,10 +357,15 @@ def delivery_errors(record: AnyRecord | None = None) -> st.SearchStrategy[Delive
         factories.not_persisted,
         factories.possibly_persisted,
     ]
-    return st.builds(
-        lambda one, make: make(one), _each(record), st.sampled_from(kinds)
-    ) | st.builds(
-        lambda one, known: factories.timeout(one, persistence=known), _each(record), persistence()
+
+    def fail(one: AnyRecord, make: Callable[[AnyRecord], DeliveryError]) -> DeliveryError:
+        return make(one)
+
+    def time_out(one: AnyRecord, known: Persistence) -> DeliveryError:
+        return factories.timeout(one, persistence=known)
+
+    return st.builds(fail, _each(record), st.sampled_from(kinds)) | st.builds(
+        time_out, _each(record), persistence()
     )
 
 
@@ -438,15 +449,19 @@ def multi_delivery_errors(
                 else delivery_errors(record)
                 for position, record in enumerate(several)
             )
-        ).flatmap(st.permutations)
+        ).flatmap(lambda parts: st.permutations(parts))
     )
     return st.builds(MultiDeliveryError, parts, _carried(pass_throughs))
 
 
 def undelivered_records() -> st.SearchStrategy[UndeliveredRecords]:
     """What a scope may end with where records failed and nobody awaited them."""
+
+    def end(errors: list[DeliveryError], more: int) -> UndeliveredRecords:
+        return UndeliveredRecords(errors, len(errors) + more)
+
     return st.builds(
-        lambda errors, more: UndeliveredRecords(errors, len(errors) + more),
+        end,
         st.lists(delivery_errors(), min_size=1, max_size=3),
         st.just(0) | st.integers(0, 10_000),
     )
@@ -454,21 +469,16 @@ def undelivered_records() -> st.SearchStrategy[UndeliveredRecords]:
 
 def producer_errors() -> st.SearchStrategy[SendProducerError]:
     """Errors of a producer and of its transactions, of each kind, that are not about a record."""
-    return st.sampled_from(
-        [
-            factories.start_failed,
-            factories.discovery_failed,
-            factories.closed,
-            factories.broken,
-            factories.fenced,
-            factories.transaction_aborted,
-            factories.transaction_outcome_unknown,
-        ]
-    ).map(_make)
-
-
-def _make(factory: Callable[[], SendProducerError]) -> SendProducerError:
-    return factory()
+    kinds: list[Callable[[], SendProducerError]] = [
+        factories.start_failed,
+        factories.discovery_failed,
+        factories.closed,
+        factories.broken,
+        factories.fenced,
+        factories.transaction_aborted,
+        factories.transaction_outcome_unknown,
+    ]
+    return st.sampled_from(kinds).map(lambda make: make())
 
 
 def _part(record: AnyRecord) -> st.SearchStrategy[MultiResultPart[Any, Any]]:
