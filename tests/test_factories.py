@@ -104,9 +104,7 @@ PRODUCER_ERRORS: list[tuple[Any, type[SendProducerError]]] = [
 
 
 @pytest.mark.parametrize(("make", "kind", "persistence"), DELIVERY_ERRORS)
-def test_errors_of_a_record(
-    make: Any, kind: type[DeliveryError], persistence: Persistence
-) -> None:
+def test_errors_of_a_record(make: Any, kind: type[DeliveryError], persistence: Persistence) -> None:
     error = make()
     assert type(error) is kind
     assert error.record == factories.record()
@@ -170,7 +168,9 @@ def test_there_is_a_factory_for_each_kind_that_is_made_while_sending() -> None:
     def kinds(base: type[Any]) -> set[type[Any]]:
         return {base}.union(*(kinds(kind) for kind in base.__subclasses__()))
 
-    named = {kind.__name__ for kind in kinds(SendProducerError) if "sendproducer" in kind.__module__}
+    named = {
+        kind.__name__ for kind in kinds(SendProducerError) if "sendproducer" in kind.__module__
+    }
     # Bases, and what is raised for a fault of the caller's own.
     others = {"SendProducerError", "TransactionError", "SettingsError", "ProducerMisused"}
     assert named - others == {kind.__name__ for kind in made}

@@ -233,7 +233,9 @@ def test_deadlines_pass_with_trio_s_clock() -> None:
 
 async def values(fake: FakeProducer, count: int) -> None:
     for number in range(count):
-        fake.producer.enqueue_nowait(record(b"%d" % number, topic="even" if number % 2 == 0 else "odd"))
+        fake.producer.enqueue_nowait(
+            record(b"%d" % number, topic="even" if number % 2 == 0 else "odd")
+        )
     await fake.wait_until_sent(count)
 
 
@@ -259,7 +261,8 @@ async def test_answers_by_hand_are_for_the_oldest(by_hand: FakeProducer) -> None
 async def test_failures_by_hand(by_hand: FakeProducer) -> None:
     async with task_group() as tasks:
         calls = [
-            Call(tasks, by_hand.producer.send, record(topic=topic)) for topic in ("a", "b", "a", "b")
+            Call(tasks, by_hand.producer.send, record(topic=topic))
+            for topic in ("a", "b", "a", "b")
         ]
         await by_hand.wait_until_sent(4)
         assert by_hand.fail(factories.timeout, 1) == 1

@@ -73,7 +73,9 @@ class Project:
     def pytest(self, *arguments: str) -> dict[str, int]:
         """How many tests passed, failed and so on; all must pass."""
         said = self.python("-m", "pytest", "-p", "no:cacheprovider", *arguments)
-        return {what: int(count) for count, what in re.findall(r"(\d+) ([a-z]+)", said.splitlines()[-1])}
+        return {
+            what: int(count) for count, what in re.findall(r"(\d+) ([a-z]+)", said.splitlines()[-1])
+        }
 
 
 @pytest.fixture
@@ -81,7 +83,7 @@ def project(tmp_path: Path) -> Project:
     return Project(tmp_path)
 
 
-FAKE: Final = '''
+FAKE: Final = """
 import pytest
 
 from anyio_sendproducer import ProducerRecord, ProducerSettings
@@ -108,18 +110,18 @@ class TestWithSettings:
     async def test_serialized(self, kafka_fake_producer):
         metadata = await kafka_fake_producer.producer.send(ProducerRecord("t", "text"))
         assert metadata.serialized_value_size == 4
-'''
+"""
 
 
 @each_plugin
 def test_the_fake_producer(project: Project, plugin: str) -> None:
     ini, arguments = PLUGINS[plugin]
     project.write(FAKE, ini)
-    loops = 1 if "trio" in plugin.split(",")[0] else 2
+    loops = 1 if "trio" in plugin.split(",", maxsplit=1)[0] else 2
     assert project.pytest(*arguments)["passed"] == 3 * loops
 
 
-FAILED_BEHIND: Final = '''
+FAILED_BEHIND: Final = """
 from anyio_sendproducer import ProducerRecord
 from anyio_sendproducer.testing import factories
 
@@ -127,7 +129,7 @@ from anyio_sendproducer.testing import factories
 async def test_nobody_looks(kafka_fake_producer):
     kafka_fake_producer.answer = factories.rejected
     kafka_fake_producer.producer.enqueue_nowait(ProducerRecord("t", b"v"))
-'''
+"""
 
 
 @each_plugin
@@ -140,7 +142,7 @@ def test_a_failure_that_nobody_awaited_is_an_error_of_the_test(
         project.pytest(*arguments)
 
 
-SYNCHRONOUS: Final = '''
+SYNCHRONOUS: Final = """
 import anyio
 import pytest
 
@@ -181,7 +183,7 @@ class TestMore:
 
     def test_brokers(self, kafka_mock_cluster):
         assert kafka_mock_cluster.brokers == 3
-'''
+"""
 
 
 def test_what_starts_something_needs_neither_plugin(project: Project) -> None:
@@ -189,7 +191,7 @@ def test_what_starts_something_needs_neither_plugin(project: Project) -> None:
     assert project.pytest("-p", "no:anyio", "-p", "no:trio") == {"passed": 5}
 
 
-ASYNCHRONOUS: Final = '''
+ASYNCHRONOUS: Final = """
 import pytest
 
 from anyio_sendproducer import ProducerRecord, RecordRejected, open_send_producer, ProducerSettings
@@ -207,14 +209,14 @@ async def test_on_a_mock_cluster(kafka_mock_cluster):
         kafka_mock_cluster.answer_next(1, "POLICY_VIOLATION")
         with pytest.raises(RecordRejected):
             await producer.send(ProducerRecord("t", b"v"))
-'''
+"""
 
 
 @each_plugin
 def test_what_starts_something_works_with_each(project: Project, plugin: str) -> None:
     ini, arguments = PLUGINS[plugin]
     project.write(ASYNCHRONOUS, ini)
-    loops = 1 if "trio" in plugin.split(",")[0] else 2
+    loops = 1 if "trio" in plugin.split(",", maxsplit=1)[0] else 2
     assert project.pytest(*arguments)["passed"] == 2 * loops
 
 
@@ -229,7 +231,7 @@ def test_the_examples_of_the_guide_are_tests(project: Project, plugin: str) -> N
     synchronous = len(re.findall(r"^def test_", source, re.MULTILINE))
     asynchronous = len(re.findall(r"^async def test_", source, re.MULTILINE))
     assert asynchronous > 8
-    loops = 1 if "trio" in plugin.split(",")[0] else 2
+    loops = 1 if "trio" in plugin.split(",", maxsplit=1)[0] else 2
     assert passed == synchronous + asynchronous * loops
 
 

@@ -33,6 +33,7 @@ from anyio_sendproducer.testing import strategies
 
 METADATA = RecordMetadata("orders", 3, 42, 1_700_000_000_000, 2, 5)
 
+
 def reject(record: ProducerRecord[Any, Any], **serialized: bool) -> RecordRejected:
     with pytest.raises(RecordRejected) as caught:
         check_record(record, set(), **serialized)

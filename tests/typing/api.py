@@ -170,7 +170,9 @@ async def test_kit(record: ProducerRecord[bytes, str], day: dt.date) -> None:
     assert_type(factories.result(record, pass_through=day), Result[bytes, str, dt.date])
     assert_type(factories.result(Message(record, day)), Result[bytes, str, dt.date])
     assert_type(factories.multi_result([record]), MultiResult[bytes, str, None])
-    assert_type(factories.multi_result([record], pass_through=day), MultiResult[bytes, str, dt.date])
+    assert_type(
+        factories.multi_result([record], pass_through=day), MultiResult[bytes, str, dt.date]
+    )
     assert_type(
         factories.multi_result(MultiMessage([record], day)), MultiResult[bytes, str, dt.date]
     )

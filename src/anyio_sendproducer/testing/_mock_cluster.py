@@ -230,9 +230,7 @@ class MockCluster:
             rtt_ms,
         )
 
-    def answer_any(
-        self, error: str | int, times: int = 1, *, api: str | int = "Produce"
-    ) -> None:
+    def answer_any(self, error: str | int, times: int = 1, *, api: str | int = "Produce") -> None:
         """Answer the next requests of a kind, to whichever broker, with an error.
 
         Args:

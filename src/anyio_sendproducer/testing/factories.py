@@ -158,9 +158,7 @@ def result(
     of: ProducerRecord[K, V], *, pass_through: P, metadata: RecordMetadata | None = None
 ) -> Result[K, V, P]: ...
 @overload
-def result(
-    of: Message[K, V, P], *, metadata: RecordMetadata | None = None
-) -> Result[K, V, P]: ...
+def result(of: Message[K, V, P], *, metadata: RecordMetadata | None = None) -> Result[K, V, P]: ...
 def result(
     of: Any = None, *, pass_through: Any = None, metadata: RecordMetadata | None = None
 ) -> Result[Any, Any, Any]:
@@ -208,9 +206,7 @@ def multi_result(
     message: MultiMessage[Any, Any, Any]
     message = of if isinstance(of, MultiMessage) else MultiMessage(of, pass_through)
     written = _in_a_row(message.records) if metadata is None else metadata
-    parts = (
-        MultiResultPart(one, sent) for one, sent in zip(written, message.records, strict=True)
-    )
+    parts = (MultiResultPart(one, sent) for one, sent in zip(written, message.records, strict=True))
     return MultiResult(tuple(parts), message.pass_through)
 
 
@@ -382,7 +378,9 @@ def start_failed(
 
 
 def discovery_failed(
-    message: str = "the service 'kafka.invalid' was not found", *, cause: BaseException | None = None
+    message: str = "the service 'kafka.invalid' was not found",
+    *,
+    cause: BaseException | None = None,
 ) -> DiscoveryError:
     """A cluster whose addresses could not be looked up."""
     error = DiscoveryError(message)

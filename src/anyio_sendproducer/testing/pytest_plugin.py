@@ -72,14 +72,13 @@ def kafka_broker() -> Iterator[BlockingEmbeddedBroker]:
 
 @pytest.fixture
 def kafka_mock_cluster_brokers() -> int:
-    """How many brokers kafka_mock_cluster has; give a fixture of this name to have another number.
-    """
+    """How many brokers kafka_mock_cluster has; give a fixture of this name to have another number."""
     return 1
 
 
 @pytest.fixture
 def kafka_mock_cluster(kafka_mock_cluster_brokers: int) -> Iterator[MockCluster]:
-    """librdkafka's mock cluster, whose brokers answer with errors, late, or not at all, as they are
+    """Librdkafka's mock cluster, whose brokers answer with errors, late, or not at all, as they are
     told to (extra `confluent`)."""
     with mock_cluster(kafka_mock_cluster_brokers) as cluster:
         yield cluster

@@ -135,7 +135,6 @@ def records(
     strategy of that name in this module. A real cluster has not as many partitions as a record may
     ask for: give ``partitions=st.none()`` there.
     """
-
     return st.builds(
         _make_record,
         topic=_topics() if topics is None else topics,
@@ -158,7 +157,9 @@ def invalid_records() -> st.SearchStrategy[AnyRecord]:
     ``send`` raises :exc:`~anyio_sendproducer.RecordRejected` for each.
     """
     bad: dict[str, st.SearchStrategy[Any]] = {
-        "topic": st.sampled_from(["", ".", "..", "my orders", "orders\n", "größe", "a/b", "x" * 250])
+        "topic": st.sampled_from(
+            ["", ".", "..", "my orders", "orders\n", "größe", "a/b", "x" * 250]
+        )
         | st.none()
         | st.integers()
         | st.binary(max_size=5),
@@ -322,7 +323,6 @@ def metadata(record: AnyRecord | None = None) -> st.SearchStrategy[RecordMetadat
     Args:
         record: the record; None: any of :func:`records`.
     """
-
     return _each(record).flatmap(_metadata_of)
 
 
