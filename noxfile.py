@@ -180,7 +180,8 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def package(session: nox.Session) -> None:
-    """Build what would be published, and see that each of the two installs and works alone."""
+    """Build what would be published, and see that each of the two installs and works alone, and
+    that pytest finds its fixtures where nothing else is there that tests are made with."""
     dist = Path(session.create_tmp(), "dist").absolute()
     shutil.rmtree(dist, ignore_errors=True)
     session.install("build")
@@ -190,3 +191,7 @@ def package(session: nox.Session) -> None:
         session.install("--force-reinstall", str(archive))
         session.run("python", "-c", "import anyio_sendproducer, anyio_sendproducer.testing")
         session.run("anyio-sendproducer", "--version")
+    session.install("pytest")
+    found = session.run("pytest", "--fixtures", silent=True)
+    if "kafka_fake_producer" not in str(found):
+        session.error(f"pytest does not find the fixtures:\n{found}")
