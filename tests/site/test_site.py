@@ -78,7 +78,7 @@ def test_on_a_phone_the_menu_opens_and_leads_on(site: Path, chromium: Browser) -
         assert not page.evaluate(
             "(e) => e.getBoundingClientRect().right > 0", link.element_handle()
         )
-        page.locator("label[for=__navigation]:visible").first.click()
+        page.locator(".nav-overlay-icon:visible").first.click()
         link.click()
         page.wait_for_url(re.compile(r"tutorial/first-records\.html"))
     assert not complaints, complaints
