@@ -198,9 +198,9 @@ def demo(session: nox.Session) -> None:
         session.run("anyio-sendproducer", "demo", "--backend", backend, *session.posargs)
 
 
-#: What is in the repository, and not in the sdist: what only a checkout has a use for.
+#: What is in the repository and not in the sdist: only a checkout has a use for it.
 LEFT_OUT = {".ci/run", ".gitignore", ".pre-commit-config.yaml"}
-#: The tests that are run on what was installed: each part of the package, with a broker and without.
+#: The tests that are run on what was installed: each part, with a broker and without.
 ON_THE_PACKAGE = (
     "tests/test_records.py",
     "tests/test_settings.py",
@@ -217,9 +217,9 @@ ON_THE_PACKAGE = (
 def package(session: nox.Session) -> None:
     """Build what would be published, twice, and see that each of the two works alone.
 
-    The second build is made of the first one's sdist, elsewhere: it must be the same, bit for bit. Both
-    archives are installed into environments of their own, and tested there with the sdist's own tests,
-    where there is no source. What is in the repository has to be in the sdist.
+    The second build is made of the first one's sdist, elsewhere: it must be the same, bit for bit.
+    Both archives are installed into environments of their own, and tested there with the tests of
+    the sdist, where there is no source. What is in the repository has to be in the sdist.
     """
     work = Path(session.create_tmp()).absolute()
     shutil.rmtree(work)

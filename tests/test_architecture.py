@@ -1,11 +1,11 @@
-"""The architecture page: its driver keeps the drivers' contract, and its resolvers do their work."""
+"""The architecture page: its driver keeps the drivers' contract, its resolvers do their work."""
 
 from __future__ import annotations
 
 import json
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -60,7 +60,7 @@ class FileRig:
         driver: Driver = page.FileDriver(self._directory, SETTINGS)
         return driver
 
-    def make_unreachable(self, start_timeout: float) -> Driver:  # noqa: ARG002
+    def make_unreachable(self, start_timeout: float) -> Driver:
         driver: Driver = page.FileDriver(self._directory / "nowhere", SETTINGS)
         return driver
 
@@ -81,8 +81,8 @@ class FileRig:
 
 
 @pytest.fixture
-def rig(tmp_path: Path) -> Iterator[contract.Rig]:
-    yield FileRig(tmp_path)
+def rig(tmp_path: Path) -> contract.Rig:
+    return FileRig(tmp_path)
 
 
 #: What it can't come into: it opens at once, and has nothing pending.
@@ -91,9 +91,7 @@ BEYOND: Final = {
     contract.test_close_completes_what_is_pending,
 }
 CONTRACT: Final[list[Callable[[contract.Rig], None]]] = [
-    test
-    for name, test in vars(contract).items()
-    if name.startswith("test_") and test not in BEYOND
+    test for name, test in vars(contract).items() if name.startswith("test_") and test not in BEYOND
 ]
 
 
@@ -131,7 +129,7 @@ def test_the_driver_refuses_what_it_cannot_do(tmp_path: Path) -> None:
     for call in (
         driver.begin_transaction,
         lambda: driver.send_offsets([], None, Deadline(1)),
-        lambda: driver.end_transaction(True, Deadline(1)),  # noqa: FBT003  # as the protocol has it
+        lambda: driver.end_transaction(True, Deadline(1)),  # as the protocol has it
     ):
         with pytest.raises(TransactionError):
             call()
@@ -166,7 +164,7 @@ async def test_where_nothing_is_found_the_message_names_the_resolver(tmp_path: P
 async def test_the_last_answer_is_remembered_and_the_first_failure_is_not_hidden() -> None:
     answers: list[Any] = [LookupError("not yet"), [Target("a", 1)], LookupError("not now")]
 
-    async def resolve(lookup: Lookup) -> Any:  # noqa: ARG001
+    async def resolve(lookup: Lookup) -> Any:
         answer = answers.pop(0)
         if isinstance(answer, Exception):
             raise answer

@@ -1,6 +1,6 @@
 """Each public name is used in an example that the tests run.
 
-A new name needs an example: in a page of ``docs``, in a block of ``python``, or in a docstring, in an
+A new name needs an example: in a page of ``docs``, in a block of ``python``, or in a docstring, in
 indented block after ``::``. To import it is not enough. Where it is used is then listed in
 ``docs/reference/examples.md`` by itself.
 """

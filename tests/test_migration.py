@@ -1,4 +1,4 @@
-"""What the guides for those who come from other clients say of these clients, and of the settings."""
+"""What the guides from other clients say of these clients, and of the settings."""
 
 from __future__ import annotations
 
@@ -66,10 +66,7 @@ def test_the_default_there_is_what_the_guide_says(
     guide: str, theirs: str, default: str, _here: str, _our_default: str
 ) -> None:
     [name] = code(theirs)
-    if guide == "kafka-python":
-        found = KNOWN[name]
-    else:
-        found = AIOKAFKA[name].default
+    found = KNOWN[name] if guide == "kafka-python" else AIOKAFKA[name].default
     if name == "acks" and guide == "aiokafka":  # two, of which one is not in the signature
         assert "If unset, defaults to ``acks=1``" in str(aiokafka.AIOKafkaProducer.__doc__)
         return
@@ -189,7 +186,7 @@ def test_each_name_of_ours_exists(guide: str) -> None:
         (confluent_kafka.Producer.produce, "BufferError"),
         (confluent_kafka.Producer.produce, "that will be called from :py:func:`poll()`"),
         (confluent_kafka.Producer.flush, "Number of messages still in queue"),
-        (kafka.KafkaProducer.send, "to obtain memory buffer prior to configured max_block_ms"),
+        (kafka.KafkaProducer.send, "KafkaTimeoutError: if unable to fetch topic metadata"),
         (kafka.KafkaProducer, "The producer is thread safe"),
     ],
 )
@@ -200,11 +197,18 @@ def test_their_documentation_says_so(where: Any, words: str) -> None:
 @pytest.mark.parametrize(
     ("where", "words"),
     [
+        (
+            importlib.import_module("kafka.producer.sender"),
+            "self._complete_batch_with_exception(expired_batch, Errors.KafkaTimeoutError(",
+        ),
         # What idempotence does to batches that are late.
         (sender, "never expire batches, but retry until"),
         (sender, "self._sender._txn_manager is None and batch.expired()"),
         # An unknown topic, and for how long.
-        (aiokafka.client.AIOKafkaClient, "(time.monotonic() - t0) > (self._request_timeout_ms / 1000)"),
+        (
+            aiokafka.client.AIOKafkaClient,
+            "(time.monotonic() - t0) > (self._request_timeout_ms / 1000)",
+        ),
         (aiokafka.client.AIOKafkaClient, "raise UnknownTopicOrPartitionError()"),
         (importlib.import_module("aiokafka.partitioner"), "return random.choice(available)"),
         # Serializers run where `send` is called.

@@ -1,7 +1,6 @@
 """The directive ``example-index``: for each public name, the pages whose examples use it.
 
-    ```{example-index}
-    ```
+```{example-index} ```
 """
 
 from __future__ import annotations

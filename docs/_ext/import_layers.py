@@ -1,8 +1,8 @@
 """The directives ``import-layers`` and ``import-guests``: which module may import which.
 
-They show ``LAYERS`` and ``GUESTS`` of ``tests/test_public_api.py``, with which the tests hold every module
-to the rule, so that the documents cannot tell another one. They are read, not imported, since what the
-tests need is not there when the documents are built.
+They show ``LAYERS`` and ``GUESTS`` of ``tests/test_public_api.py``, with which the tests hold every
+module to the rule, so that the documents cannot tell another one. They are read, not imported,
+since what the tests need is not there when the documents are built.
 """
 
 from __future__ import annotations
@@ -62,18 +62,22 @@ class ImportGuests(_Table):
 
 
 def _value(name: str) -> Any:
-    """What is assigned to a name in the tests' module: literals, and empty sets as ``set[str]()``."""
+    """What a name of the tests' module is: literals, and empty sets as ``set[str]()``."""
     for statement in ast.parse(TABLES.read_text(encoding="utf-8")).body:
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-            if statement.target.id == name and statement.value is not None:
-                return ast.literal_eval(_EmptySets().visit(statement.value))
+        if (
+            isinstance(statement, ast.AnnAssign)
+            and isinstance(statement.target, ast.Name)
+            and statement.target.id == name
+            and statement.value is not None
+        ):
+            return ast.literal_eval(_EmptySets().visit(statement.value))
     raise LookupError(f"{TABLES} has no {name}")
 
 
 class _EmptySets(ast.NodeTransformer):
     """There is no literal of an empty set, but ``set()`` is taken for one."""
 
-    def visit_Call(self, node: ast.Call) -> ast.expr:  # noqa: N802  # as ast asks for
+    def visit_Call(self, node: ast.Call) -> ast.expr:  # as ast asks for
         """``set[str]()`` as ``set()``."""
         if isinstance(node.func, ast.Subscript) and not node.args:
             node.func = node.func.value

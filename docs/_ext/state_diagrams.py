@@ -102,10 +102,11 @@ def draw(table: Transitions, *, title: str, name: str) -> str:
     height = layout.height + _START + 2 * _MARGIN
     view = f"{-_MARGIN:g} {-_MARGIN - _START:g} {width:.0f} {height:.0f}"
     style = "display: block; margin: 1.5rem auto; width: 100%; height: auto"
+    style += f"; min-width: {_SMALLEST * width:.0f}px; max-width: {width:.0f}px"
     return f"""\
 <svg xmlns="http://www.w3.org/2000/svg" class="state-machine" viewBox="{view}"
  role="img" aria-labelledby="{ident}-title {ident}-desc"
- style="{style}; min-width: {_SMALLEST * width:.0f}px; max-width: {width:.0f}px" fill="none" stroke="currentColor" stroke-width="1.3"
+ style="{style}" fill="none" stroke="currentColor" stroke-width="1.3"
  font-family="system-ui, sans-serif" font-size="{_FONT:g}">
 <title id="{ident}-title">{html.escape(title)}</title>
 <desc id="{ident}-desc">{html.escape(_describe(table))}</desc>

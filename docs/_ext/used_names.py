@@ -1,7 +1,7 @@
 """Which public names the examples use: those that the tests run, and readers see.
 
-They are the blocks of ``python`` in the pages, and the indented blocks of the docstrings. An import alone
-is no use of a name. This knows nothing of Sphinx, so that the tests can ask it too.
+They are the blocks of ``python`` in the pages, and the indented blocks of the docstrings. An import
+alone is no use of a name. This knows nothing of Sphinx, so that the tests can ask it too.
 """
 
 from __future__ import annotations
@@ -31,11 +31,8 @@ Name = tuple[str, str]
 def public_modules() -> list[str]:
     """The modules that users import from."""
     package = importlib.import_module(PACKAGE)
-    found = [PACKAGE]
-    for module in pkgutil.iter_modules(package.__path__, f"{PACKAGE}."):
-        if not module.name.rpartition(".")[2].startswith("_") and module.name not in NO_API:
-            found.append(module.name)
-    return found
+    modules = [module.name for module in pkgutil.iter_modules(package.__path__, f"{PACKAGE}.")]
+    return [PACKAGE, *(name for name in modules if "._" not in name and name not in NO_API)]
 
 
 def public_names() -> dict[str, list[str]]:

@@ -1,7 +1,7 @@
 """The picture of the fault matrix: what became of the records of each cell, and the longest wait.
 
-It is drawn from the tables of the page, so it shows what they say. It is SVG in the text's own colour, put
-into the page itself, so that it follows the reader's choice of a light or a dark page.
+It is drawn from the tables of the page, so it shows what they say. It is SVG in the text's own
+colour, put into the page itself, so that it follows the reader's choice of a light or a dark page.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _number(text: str) -> int:
 
 
 def draw(page: str) -> str:
-    """The picture of a page, as an ``svg`` element; the box around it has to scroll where it is narrow."""
+    """The picture of a page, as an ``svg`` element. Its box has to scroll where it is narrow."""
     drawn = bars(page)
     groups = list(dict.fromkeys(bar.group for bar in drawn))
     body: list[str] = []
@@ -145,9 +145,7 @@ def _widths(bar: Bar) -> list[float]:
     counts = [*bar.parts.values()]
     if not bar.records:
         return [0.0] * len(counts)
-    widths = [
-        max(_LEAST, count / bar.records * _SHARES) if count else 0.0 for count in counts
-    ]
+    widths = [max(_LEAST, count / bar.records * _SHARES) if count else 0.0 for count in counts]
     over = sum(widths) - _SHARES
     if over > 0:
         widths[widths.index(max(widths))] -= over
@@ -191,8 +189,8 @@ def _describe(drawn: Sequence[Bar]) -> str:
     whole = sum(bar.parts["acknowledged"] == bar.records for bar in drawn)
     slowest = max(drawn, key=lambda bar: bar.longest_wait, default=None)
     text = (
-        f"A bar for each of {len(drawn)} cells. In {whole} of them each record was acknowledged; in "
-        "the others some failed or were withdrawn, as their bars show."
+        f"A bar for each of {len(drawn)} cells. In {whole} of them each record was acknowledged; "
+        "in the others some failed or were withdrawn, as their bars show."
     )
     if slowest is not None:
         text += f" The longest wait was {slowest.longest_wait:g} s, under: {slowest.cell}."

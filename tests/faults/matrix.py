@@ -2,8 +2,8 @@
 
 A cell is a test. Where the variable FAULT_ROWS names a directory, each writes its row there; then
 ``python -m tests.faults.matrix DIRECTORY [PAGE]`` makes the table of all rows that it finds there,
-in the same order each time, and beside the page its picture; ``--draw PAGE`` makes the picture alone,
-of the page as it is. With FULL_FAULTS=1 a load has 20,000 records, otherwise 2,000.
+in the same order each time, and beside the page its picture; ``--draw PAGE`` makes the picture
+alone, of the page as it is. With FULL_FAULTS=1 a load has 20,000 records, otherwise 2,000.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -116,13 +116,17 @@ def test_a_cell_is_one_bar_of_all_its_rows() -> None:
 
 
 def widths(picture: str) -> list[float]:
-    root = ElementTree.fromstring(picture)
+    root = ET.fromstring(picture)
     rows = root.iter("{http://www.w3.org/2000/svg}g")
-    return [float(rect.attrib["width"]) for row in rows for rect in row.iter() if "width" in rect.attrib]
+    return [
+        float(rect.attrib["width"]) for row in rows for rect in row.iter() if "width" in rect.attrib
+    ]
 
 
 def test_one_record_of_many_is_seen_and_no_bar_is_longer_than_all() -> None:
-    wide = widths(draw(drawn(records=1_000_000, acknowledged=999_999, failed={"X, not persisted": 1})))
+    wide = widths(
+        draw(drawn(records=1_000_000, acknowledged=999_999, failed={"X, not persisted": 1}))
+    )
     assert min(wide) == 2
     assert sum(wide) == pytest.approx(250)
     assert sum(widths(draw(drawn(records=1_000, acknowledged=500)))) == pytest.approx(125)
@@ -130,7 +134,7 @@ def test_one_record_of_many_is_seen_and_no_bar_is_longer_than_all() -> None:
 
 def test_a_longer_wait_is_further_to_the_right() -> None:
     def place(seconds: float) -> float:
-        root = ElementTree.fromstring(draw(drawn(longest_wait=seconds)))
+        root = ET.fromstring(draw(drawn(longest_wait=seconds)))
         [circle] = root.iter("{http://www.w3.org/2000/svg}circle")
         return float(circle.attrib["cx"])
 

@@ -56,19 +56,31 @@ def test_a_good_site_is_not_complained_of(tmp_path: Path, chromium: Browser) -> 
         ("<script>throw new Error('oh')</script>", "raises oh"),
         ('<img src="gone.png" alt="x">', "has 404 for"),
         ('<img src="gone.png" alt="x">', "shows no picture"),
-        ('<img src="https://example.org/x.png" alt="x">', "asks elsewhere, for https://example.org"),
-        ("<script>fetch('http://127.0.0.1:1/')</script>", "asks elsewhere, for http://127.0.0.1:1/"),
+        (
+            '<img src="https://example.org/x.png" alt="x">',
+            "asks elsewhere, for https://example.org",
+        ),
+        (
+            "<script>fetch('http://127.0.0.1:1/')</script>",
+            "asks elsewhere, for http://127.0.0.1:1/",
+        ),
         ('<p style="color: #ccc; background: #fff">pale</p>', "index.html: color-contrast"),
         ('<p style="color: #111">for light pages alone</p>', "index.html, dark: color-contrast"),
         ('<img src="data:image/gif;base64,R0lGODlhAQABAAAAACw=">', "index.html: image-alt"),
         ('<p style="width: 900px">wide</p>', "is cut off at 360 pixels: <p> wide"),
-        ('<p style="overflow-x: hidden"><span style="display: block; width: 900px">wide</span></p>',
-         "is cut off at 360 pixels: <span> wide"),
+        (
+            '<p style="overflow: hidden"><span style="display: block; width: 900px">wide</span></p>',
+            "is cut off at 360 pixels: <span> wide",
+        ),
         ('<p style="font-size: 6px">tiny</p>', "has text of 6.0 pixels: <p> tiny"),
-        ('<svg viewBox="0 0 1000 20" width="100%"><text y="15" font-size="14">x</text></svg>',
-         "pixels: <text> x"),
-        ('<svg viewBox="0 0 100 20" width="100"><text y="15" fill="#ddd">pale</text></svg>',
-         "in a picture: pale"),
+        (
+            '<svg viewBox="0 0 1000 20" width="100%"><text y="15" font-size="14">x</text></svg>',
+            "pixels: <text> x",
+        ),
+        (
+            '<svg viewBox="0 0 100 20" width="100"><text y="15" fill="#ddd">pale</text></svg>',
+            "in a picture: pale",
+        ),
     ],
 )
 def test_it_complains(tmp_path: Path, chromium: Browser, body: str, complaint: str) -> None:

@@ -1,9 +1,10 @@
 """Walks a site of static pages in a real browser, and tells what a reader would complain of.
 
-Each page is opened on a wide screen, light and dark, and on one of 360 pixels. What is told: a link or an
-anchor that leads nowhere, a page that nothing leads to, an error or a warning in the console, a request
-that fails or goes elsewhere, what axe (https://github.com/dequelabs/axe-core) finds against WCAG 2 AA,
-and what is cut off or too small on a phone. Links that lead out of the site are listed, and not followed.
+Each page is opened on a wide screen, light and dark, and on one of 360 pixels. What is told: a link
+or an anchor that leads nowhere, a page that nothing leads to, an error or a warning in the console,
+a request that fails or goes elsewhere, what axe (https://github.com/dequelabs/axe-core) finds
+against WCAG 2 AA, and what is cut off or too small on a phone. Links that lead out of the site are
+listed, and not followed.
 
 The browser is Chromium, as the system has it: ``CHROMIUM`` names it where it has another name.
 """
@@ -37,8 +38,8 @@ UNLINKED: Final = frozenset({"search.html", "genindex.html", "py-modindex.html",
 RULES: Final = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}}
 CONTRAST: Final = {"runOnly": {"type": "rule", "values": ["color-contrast"]}}
 
-#: The width of the page, and what of its text lies beyond it or is too small to be read. What lies in
-#: a box of its own that scrolls is not cut off.
+#: The width of the page, and what of its text lies beyond it or is too small to be read. What lies
+#: in a box of its own that scrolls is not cut off.
 _CUT_OFF: Final = """
 () => {
   const width = document.documentElement.clientWidth;
@@ -207,16 +208,20 @@ def listen(page: Page, base: str, complaints: list[str]) -> None:
     page.route(lambda url: not url.startswith((base, "data:", "blob:")), hold_back)
     page.on(
         "console",
-        lambda said: complaints.append(f"{where()}: says in the console: {said.text}")
-        if said.type in {"error", "warning"}
-        else None,
+        lambda said: (
+            complaints.append(f"{where()}: says in the console: {said.text}")
+            if said.type in {"error", "warning"}
+            else None
+        ),
     )
     page.on("pageerror", lambda error: complaints.append(f"{where()}: raises {error.message}"))
     page.on(
         "response",
-        lambda answer: complaints.append(f"{where()}: has {answer.status} for {answer.url}")
-        if answer.status >= 400
-        else None,
+        lambda answer: (
+            complaints.append(f"{where()}: has {answer.status} for {answer.url}")
+            if answer.status >= 400
+            else None
+        ),
     )
 
 
@@ -293,7 +298,9 @@ def _follow(root: Path, base: str, seen: dict[str, _Seen], report: Report) -> No
                 if target != name:
                     reached.add(target)
                 if fragment and unquote(fragment) not in seen[target].ids:
-                    report.complaints.append(f"{name}: leads to {link}, where there is no such part")
+                    report.complaints.append(
+                        f"{name}: leads to {link}, where there is no such part"
+                    )
     for name in _unreached(seen, reached):
         report.complaints.append(f"{name}: nothing leads to it")
 
