@@ -69,8 +69,8 @@ def test_a_good_site_is_not_complained_of(tmp_path: Path, chromium: Browser) -> 
         ('<img src="data:image/gif;base64,R0lGODlhAQABAAAAACw=">', "index.html: image-alt"),
         ('<p style="width: 900px">wide</p>', "is cut off at 360 pixels: <p> wide"),
         (
-            '<p style="overflow: hidden"><span style="display: block; width: 900px">wide</span></p>',
-            "is cut off at 360 pixels: <span> wide",
+            '<p style="overflow: hidden"><b style="display: block; width: 900px">wide</b></p>',
+            "is cut off at 360 pixels: <b> wide",
         ),
         ('<p style="font-size: 6px">tiny</p>', "has text of 6.0 pixels: <p> tiny"),
         (
