@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -95,9 +96,9 @@ def test_a_row_that_names_no_driver_is_of_the_default_one() -> None:
 FAILED = {"DeliveryTimeout, not persisted": 300, "DeliveryError, possibly persisted": 1}
 
 
-def drawn(**changes: object) -> str:
+def drawn(**changes: Any) -> str:
     rows = [
-        dataclasses.replace(row("wire", "a <cell>", loop, driver, "A note."), **changes)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        dataclasses.replace(row("wire", "a <cell>", loop, driver, "A note."), **changes)
         for driver in ("confluent", "kafka-python")
         for loop in ("asyncio", "trio")
     ]

@@ -24,7 +24,16 @@ from typing import Any, Final, Literal
 from urllib.parse import unquote, urldefrag, urlsplit
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, Page, Route, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Error,
+    Page,
+    Response,
+    Route,
+    sync_playwright,
+)
 
 __all__ = ["Report", "browser", "context", "listen", "serve", "walk"]
 
@@ -205,24 +214,21 @@ def listen(page: Page, base: str, complaints: list[str]) -> None:
         complaints.append(f"{where()}: asks elsewhere, for {route.request.url}")
         route.abort()
 
-    page.route(lambda url: not url.startswith((base, "data:", "blob:")), hold_back)
-    page.on(
-        "console",
-        lambda said: (
+    def console(said: ConsoleMessage) -> None:
+        if said.type in {"error", "warning"}:
             complaints.append(f"{where()}: says in the console: {said.text}")
-            if said.type in {"error", "warning"}
-            else None
-        ),
-    )
-    page.on("pageerror", lambda error: complaints.append(f"{where()}: raises {error.message}"))
-    page.on(
-        "response",
-        lambda answer: (
+
+    def error(raised: Error) -> None:
+        complaints.append(f"{where()}: raises {raised.message}")
+
+    def response(answer: Response) -> None:
+        if answer.status >= 400:
             complaints.append(f"{where()}: has {answer.status} for {answer.url}")
-            if answer.status >= 400
-            else None
-        ),
-    )
+
+    page.route(lambda url: not url.startswith((base, "data:", "blob:")), hold_back)
+    page.on("console", console)
+    page.on("pageerror", error)
+    page.on("response", response)
 
 
 def walk(root: Path, launched: Browser) -> Report:
