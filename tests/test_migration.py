@@ -226,6 +226,15 @@ def test_neither_asyncio_client_takes_a_time_out_to_stop() -> None:
         assert list(inspect.signature(stop).parameters) == ["self"]
 
 
+def test_transactions_of_aiokafka_are_called_as_the_guide_does() -> None:
+    """No test runs them: the embedded broker has an error for its first request."""
+    assert list(inspect.signature(aiokafka.AIOKafkaProducer.transaction).parameters) == ["self"]
+    assert "transactional_id" in AIOKAFKA
+    context = inspect.getsource(type(aiokafka.AIOKafkaProducer.transaction(None)))
+    assert "__aexit__" in context
+    assert "commit_transaction()" in context
+
+
 def test_the_buffer_of_aioproducer_has_these_defaults() -> None:
     known = inspect.signature(confluent_kafka.aio.AIOProducer).parameters
     assert (known["batch_size"].default, known["buffer_timeout"].default) == (1000, 1.0)
