@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 import pytest
 from playwright.sync_api import Browser
@@ -15,6 +16,7 @@ PAGE = """\
 <link rel="icon" href="data:,">
 <style>
 body {{ background: #fff; color: #111; font: 16px sans-serif }}
+a {{ color: inherit }}
 @media (prefers-color-scheme: dark) {{ body {{ background: #111; color: #eee }} }}
 </style></head>
 <body><main><h1 id="top">{title}</h1>{body}</main></body></html>
@@ -45,47 +47,62 @@ def test_a_good_site_is_not_complained_of(tmp_path: Path, chromium: Browser) -> 
     assert report.outside == ["https://example.org/"]
 
 
-@pytest.mark.parametrize(
-    ("body", "complaint"),
-    [
-        ('<a href="gone.html">a</a>', "leads to gone.html, which is not there"),
-        ('<a href="index.html#gone">a</a>', "leads to index.html#gone, where there is no such"),
-        ('<a href="#gone">a</a>', "leads to index.html#gone, where there is no such part"),
-        ("<script>console.error('oh')</script>", "says in the console: oh"),
-        ("<script>console.warn('oh')</script>", "says in the console: oh"),
-        ("<script>throw new Error('oh')</script>", "raises oh"),
-        ('<img src="gone.png" alt="x">', "has 404 for"),
-        ('<img src="gone.png" alt="x">', "shows no picture"),
-        (
-            '<img src="https://example.org/x.png" alt="x">',
-            "asks elsewhere, for https://example.org",
-        ),
-        (
-            "<script>fetch('http://127.0.0.1:1/')</script>",
-            "asks elsewhere, for http://127.0.0.1:1/",
-        ),
-        ('<p style="color: #ccc; background: #fff">pale</p>', "index.html: color-contrast"),
-        ('<p style="color: #111">for light pages alone</p>', "index.html, dark: color-contrast"),
-        ('<img src="data:image/gif;base64,R0lGODlhAQABAAAAACw=">', "index.html: image-alt"),
-        ('<p style="width: 900px">wide</p>', "is cut off at 360 pixels: <p> wide"),
-        (
-            '<p style="overflow: hidden"><b style="display: block; width: 900px">wide</b></p>',
-            "is cut off at 360 pixels: <b> wide",
-        ),
-        ('<p style="font-size: 6px">tiny</p>', "has text of 6.0 pixels: <p> tiny"),
-        (
-            '<svg viewBox="0 0 1000 20" width="100%"><text y="15" font-size="14">x</text></svg>',
-            "pixels: <text> x",
-        ),
-        (
-            '<svg viewBox="0 0 100 20" width="100"><text y="15" fill="#ddd">pale</text></svg>',
-            "in a picture: pale",
-        ),
-    ],
-)
-def test_it_complains(tmp_path: Path, chromium: Browser, body: str, complaint: str) -> None:
-    report = walk(make(tmp_path, index=body), chromium)
-    assert any(complaint in found for found in report.complaints), report.complaints
+#: What is on a page, and what is to be said of it.
+BAD: Final = [
+    ('<a href="gone.html">a</a>', "leads to gone.html, which is not there"),
+    ('<a href="index.html#gone">a</a>', "leads to index.html#gone, where there is no such"),
+    ('<a href="#gone">a</a>', "#gone, where there is no such part"),
+    ("<script>console.error('oh')</script>", "says in the console: oh"),
+    ("<script>console.warn('oh')</script>", "says in the console: oh"),
+    ("<script>throw new Error('oh')</script>", "raises oh"),
+    ('<img src="gone.png" alt="x">', "has 404 for"),
+    ('<img src="gone.png" alt="x">', "shows no picture"),
+    (
+        '<img src="https://example.org/x.png" alt="x">',
+        "asks elsewhere, for https://example.org",
+    ),
+    (
+        "<script>fetch('http://127.0.0.1:1/')</script>",
+        "asks elsewhere, for http://127.0.0.1:1/",
+    ),
+    ('<p style="color: #ccc; background: #fff">pale</p>', "html: color-contrast"),
+    ('<p style="color: #222">for light pages alone</p>', "html, dark: color-contrast"),
+    ('<img src="data:image/gif;base64,R0lGODlhAQABAAAAACw=">', "html: image-alt"),
+    ('<p style="width: 900px">wide</p>', "is cut off at 360 pixels: <p> wide"),
+    (
+        '<p style="overflow: hidden"><b style="display: block; width: 900px">wide</b></p>',
+        "is cut off at 360 pixels: <b> wide",
+    ),
+    ('<p style="font-size: 6px">tiny</p>', "has text of 6.0 pixels: <p> tiny"),
+    (
+        '<svg viewBox="0 0 1000 20" width="100%"><text y="15" font-size="14">x</text></svg>',
+        "pixels: <text> x",
+    ),
+    (
+        '<svg viewBox="0 0 100 20" width="100"><text y="15" fill="#ddd">pale</text></svg>',
+        "in a picture: pale",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def complaints(tmp_path_factory: pytest.TempPathFactory, chromium: Browser) -> list[str]:
+    """What is said of a site of all of them."""
+    root = tmp_path_factory.mktemp("bad")
+    for number, (body, _) in enumerate(BAD):
+        make(root, **{f"page{number}": body})
+    links = "".join(f'<a href="page{number}.html">{number}</a> ' for number in range(len(BAD)))
+    return walk(make(root, index=f"<p>{links}</p>"), chromium).complaints
+
+
+@pytest.mark.parametrize("number", range(len(BAD)), ids=[complaint for _, complaint in BAD])
+def test_it_complains(complaints: list[str], number: int) -> None:
+    said = [found for found in complaints if found.startswith(f"page{number}.html")]
+    assert any(BAD[number][1] in found for found in said), complaints
+
+
+def test_it_complains_of_nothing_else(complaints: list[str]) -> None:
+    assert not [found for found in complaints if found.startswith("index.html")]
 
 
 def test_it_complains_of_a_page_that_nothing_leads_to(tmp_path: Path, chromium: Browser) -> None:
