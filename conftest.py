@@ -6,6 +6,7 @@
 * A script that ends in ``anyio.run(main)`` is run as it stands, and with ``backend="trio"``.
 * ``localhost:9092``, where a reader's broker would be, is replaced by the embedded broker's
   address; nothing else that a reader sees is changed. The broker starts when a page first asks.
+* A block of ``py`` is for other clients, beside which ours is shown: it is run on asyncio alone.
 * A block of ``text`` is what the block before it prints; ``...`` stands for anything.
 * An HTML comment ``invisible-code-block: python`` checks what the example before it did.
 * In a docstring, an indented block after ``::`` is an example, unless it draws a tree.
@@ -101,6 +102,11 @@ def _run(example: Example) -> None:
         world.run(example.parsed, example.path, example.line + example.parsed.line_offset)
 
 
+def _run_peer(example: Example) -> None:
+    asyncio_world = example.namespace["worlds"][0]
+    asyncio_world.run(example.parsed, example.path, example.line + example.parsed.line_offset)
+
+
 def _compare_output(example: Example) -> None:
     checker = doctest.OutputChecker()
     options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -118,7 +124,11 @@ def _docstring_examples(document: Document) -> Iterable[Region]:
 
 _pages = Sybil(
     name="pages",
-    parsers=[CodeBlockParser("python", _run), CodeBlockParser("text", _compare_output)],
+    parsers=[
+        CodeBlockParser("python", _run),
+        CodeBlockParser("py", _run_peer),
+        CodeBlockParser("text", _compare_output),
+    ],
     patterns=["README.md", "docs/**/*.md", "docs/*.md"],
     excludes=["docs/_build/**"],
     path=str(Path(__file__).parent),
