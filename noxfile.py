@@ -108,7 +108,7 @@ def kafka(session: nox.Session) -> None:
 def faults(session: nox.Session) -> None:
     """Run the fault matrix with all its records, and write the documents' table of it.
 
-    It takes about an hour. ``nox -s faults -- --brief`` runs each cell with a tenth of the records,
+    It takes about two hours. ``nox -s faults -- --brief`` runs each cell with a tenth of the records,
     and writes no table; further arguments go to pytest.
     """
     arguments = [*session.posargs]
