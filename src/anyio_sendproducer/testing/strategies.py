@@ -449,7 +449,7 @@ def multi_delivery_errors(
                 else delivery_errors(record)
                 for position, record in enumerate(several)
             )
-        ).flatmap(lambda parts: st.permutations(parts))
+        ).flatmap(st.permutations)
     )
     return st.builds(MultiDeliveryError, parts, _carried(pass_throughs))
 
