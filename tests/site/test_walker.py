@@ -95,7 +95,9 @@ def complaints(tmp_path_factory: pytest.TempPathFactory, chromium: Browser) -> l
     return walk(make(root, index=f"<p>{links}</p>"), chromium).complaints
 
 
-@pytest.mark.parametrize("number", range(len(BAD)), ids=[complaint for _, complaint in BAD])
+@pytest.mark.parametrize(
+    "number", range(len(BAD)), ids=lambda number: f"{number}, {BAD[number][1]}"
+)
 def test_it_complains(complaints: list[str], number: int) -> None:
     said = [found for found in complaints if found.startswith(f"page{number}.html")]
     assert any(BAD[number][1] in found for found in said), complaints
