@@ -16,11 +16,11 @@ from typing import Final
 __all__ = ["Bar", "bars", "draw"]
 
 # In pixels.
-_WIDTH: Final = 760
-_LABELS: Final = 330
-_SHARES: Final = 250
-_GAP: Final = 22
-_WAITS: Final = _WIDTH - _LABELS - _SHARES - 2 * _GAP
+_WIDTH: Final = 800
+_LABELS: Final = 320
+_SHARES: Final = 240
+_GAP: Final = 20
+_WAITS: Final = _WIDTH - _LABELS - _SHARES - 2 * _GAP - 18  # half of the last mark's text
 _ROW: Final = 15
 _HEAD: Final = 44
 _GROUP: Final = 30
@@ -125,7 +125,7 @@ def draw(page: str) -> str:
 
 def _bar(bar: Bar, y: float) -> Iterator[str]:
     yield f"<g><title>{html.escape(str(bar))}</title>"
-    shown = bar.cell if len(bar.cell) <= 58 else f"{bar.cell[:57]}…"
+    shown = bar.cell if len(bar.cell) <= 50 else f"{bar.cell[:49]}…"
     yield _text(_LABELS - 8, y + 10, shown, 'text-anchor="end"')
     x = float(_LABELS)
     for width, colour in zip(_widths(bar), _PARTS.values(), strict=True):
@@ -179,8 +179,7 @@ def _scale(height: float) -> str:
             f'<path d="M{x:.1f} {_HEAD + 10} V{height - 4:.0f}" stroke="currentColor" '
             'stroke-opacity="0.25" stroke-width="0.7"/>'
         )
-        anchor = "end" if seconds == _LONGEST else "middle"
-        lines.append(_text(x, _HEAD + 6, f"{seconds:g} s", f'text-anchor="{anchor}"'))
+        lines.append(_text(x, _HEAD + 6, f"{seconds:g} s", 'text-anchor="middle"'))
     return "\n".join(lines)
 
 
