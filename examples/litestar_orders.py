@@ -30,12 +30,13 @@ import logging
 import os
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import anyio
 import uvicorn
 from litestar import Litestar, Request, Response, get, post
 from litestar.datastructures import State
+from litestar.params import Body
 
 from anyio_sendproducer import (
     DeliveryError,
@@ -91,7 +92,7 @@ class PageView:
 
 
 @post("/orders")
-async def place_order(data: Order, state: State) -> dict[str, int | None]:
+async def place_order(data: Annotated[Order, Body()], state: State) -> dict[str, int | None]:
     """Answer when the order is in Kafka. A customer's orders keep their order, by the key."""
     producer: SendProducer = state.producer
     metadata = await producer.send(
@@ -106,7 +107,7 @@ async def place_order(data: Order, state: State) -> dict[str, int | None]:
 
 
 @post("/page-views", status_code=202)
-async def count_page_view(data: PageView, state: State) -> dict[str, str]:
+async def count_page_view(data: Annotated[PageView, Body()], state: State) -> dict[str, str]:
     """Answer at once. There is no ``await`` at which a client that hangs up could cancel it."""
     producer: SendProducer = state.producer
     producer.enqueue_nowait(ProducerRecord("page-views", value=data.page.encode()))

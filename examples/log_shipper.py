@@ -342,6 +342,4 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
-    anyio.run(
-        partial(main, arguments.file.absolute(), arguments.topic), backend=arguments.backend
-    )
+    anyio.run(partial(main, arguments.file.absolute(), arguments.topic), backend=arguments.backend)

@@ -78,7 +78,7 @@ POLL_SECONDS: Final = 0.2
 RETRY_SECONDS: Final = 1.0
 
 #: Seconds that the consumer waits for an answer.
-ANSWER_SECONDS: Final = 30.0
+ANSWER_SECONDS: Final = 10.0
 
 DEFAULTS: Final[Mapping[str, str]] = {
     "OUTBOX_BOOTSTRAP_SERVERS": "localhost:9092",

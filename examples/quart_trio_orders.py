@@ -147,7 +147,7 @@ async def no_room(error: Exception) -> Response:  # noqa: ARG001  # Quart gives 
     return answer(503, detail="not accepted: send it again")
 
 
-def answer(status: int, **content: object) -> Response:
+def answer(status: int, /, **content: object) -> Response:
     """JSON; who may try again is told when."""
     headers = {"Retry-After": "1"} if status == 503 else {}
     return Response(json.dumps(content), status, headers, content_type="application/json")

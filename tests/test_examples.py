@@ -1,5 +1,5 @@
-"""Each example, in a process of its own: it starts, does its work, and ends on Ctrl-C in order while
-records are in flight. The outbox on Apache Kafka is in ``tests/kafka``."""
+"""Each example in a process of its own: it starts, does its work, and ends on Ctrl-C in order, with
+records in flight. The outbox on Apache Kafka is in ``tests/kafka``."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import signal
 import sqlite3
 import sys
 import tempfile
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import anyio
 import anyio.abc
@@ -32,6 +32,8 @@ from examples import log_shipper, outbox
 from tests.calls import PATIENCE, task_group, until
 from tests.example_process import EXAMPLES, Example, running
 from tests.history import Logged, read_topic
+
+T = TypeVar("T")
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")
 
@@ -58,6 +60,13 @@ def test_each_example_is_tested() -> None:
         "log_shipper.py",
         "pipeline.py",
     }
+
+
+async def until_true(ask: Callable[[], Awaitable[T]], condition: Callable[[T], bool]) -> None:
+    """Wait until an answer is as it should be."""
+    with anyio.fail_after(PATIENCE):
+        while not condition(await ask()):  # noqa: ASYNC110  # another process sets no event
+            await anyio.sleep(0.02)
 
 
 async def read(broker: EmbeddedBroker | str, topic: str) -> list[Logged]:
@@ -133,11 +142,9 @@ async def test_an_order_that_was_answered_is_in_kafka(service: str, broker: Embe
 
         for number in range(CUSTOMERS):
             tasks.start_soon(order_for_ever, f"customer {number}")
-        await until(lambda: len(answers) > 10 * CUSTOMERS)
+        await until(lambda: len(answers) > 5 * CUSTOMERS)
         broker.pause()
-        with anyio.fail_after(PATIENCE):
-            while await running_service.in_flight() < CUSTOMERS:
-                await anyio.sleep(0.01)
+        await until_true(running_service.in_flight, CUSTOMERS.__le__)
         answered = len(answers)
         running_service.example.interrupt()
         await running_service.takes_no_more()
@@ -211,13 +218,18 @@ async def test_what_was_not_delivered_is_answered_as_what_it_is(
         unknown = await running_service.order("unknown")
         assert unknown.status_code == 504
         assert str(broker) not in unknown.text
-        views = [await running_service.view(f"{number}") for number in range(4)]
-        assert [view.status_code for view in views] == [202, 202, 202, 503]
+        # The client still has that one, so there is room for two more.
+        views = [await running_service.view(f"{number}") for number in range(3)]
+        assert [view.status_code for view in views] == [202, 202, 503]
         assert views[-1].headers["Retry-After"] == "1"
+        no_room = await running_service.order("no room")
+        assert no_room.status_code == 503
+        assert no_room.json() == {"detail": "not written: send it again"}
+        assert no_room.headers["Retry-After"] == "1"
         running_service.example.interrupt()
         # The broker does not come back, and the end comes all the same.
         assert await running_service.example.code(within=SOON) == 0
-        assert "page views were lost: 3 record(s) failed" in running_service.example.errors
+        assert "page views were lost: 2 record(s) failed" in running_service.example.errors
 
 
 @services
@@ -392,9 +404,7 @@ async def shipped(broker: EmbeddedBroker | str) -> list[bytes | None]:
 
 
 async def until_shipped(broker: EmbeddedBroker, lines: Sequence[bytes]) -> None:
-    with anyio.fail_after(PATIENCE):
-        while await shipped(broker) != lines:
-            await anyio.sleep(0.05)
+    await until_true(partial(shipped, broker), lambda found: found == lines)
 
 
 async def test_lines_are_shipped_in_order_whatever_becomes_of_the_file(
@@ -463,9 +473,7 @@ async def test_no_line_is_lost_where_the_shipper_is_killed(
             example.send(signal.SIGKILL)
             assert await example.code(within=SOON) == -signal.SIGKILL
     async with shipping(log, broker, anyio_backend_name) as example:
-        with anyio.fail_after(PATIENCE):
-            while set(log.written) != set(await shipped(broker)):
-                await anyio.sleep(0.05)
+        await until_true(partial(shipped, broker), set(log.written).issubset)
         example.interrupt()
         assert await example.code(within=SOON) == 0
     # What is there twice follows where it was begun again.
@@ -488,9 +496,7 @@ async def test_the_shipper_outlives_the_broker(log: Log, anyio_backend_name: str
             await example.line("again from the last line that is in Kafka")
         async with embedded_broker(port=port) as broker:
             log.write(300)
-            with anyio.fail_after(PATIENCE):
-                while not set(log.written[before:]) <= set(await shipped(broker)):
-                    await anyio.sleep(0.05)
+            await until_true(partial(shipped, broker), set(log.written[before:]).issubset)
             example.interrupt()
             assert await example.code(within=SOON) == 0
             assert log.written[-1] == (await shipped(broker))[-1]
@@ -512,9 +518,7 @@ async def test_ctrl_c_ends_the_shipper_where_the_broker_is_away(
         assert await example.code(within=SOON) == 0
         broker.resume()
     async with shipping(log, broker, anyio_backend_name) as example:
-        with anyio.fail_after(PATIENCE):
-            while set(log.written) != set(await shipped(broker)):
-                await anyio.sleep(0.05)
+        await until_true(partial(shipped, broker), set(log.written).issubset)
         example.interrupt()
         assert await example.code(within=SOON) == 0
 
@@ -536,9 +540,8 @@ async def test_the_shipper_reads_no_more_than_there_is_room_for(
         broker.pause()
         log.write(1_000, padding=100_000)  # 100 MB
         await example.line("100 shipped, [1-9][0-9]* in flight")
-        size = (await example.line("100 shipped, ([0-9]+) in flight", after=len(example.printed)))[1]
-        # 8 MiB may be in flight.
-        assert int(size) < 90
+        # It says so again when the number has changed, which it does until there is no room.
+        await example.line("100 shipped, 8[0-9] in flight")
         assert resident_megabytes(example.pid) - before < 50
         broker.resume()
         await until_shipped(broker, log.written)

@@ -43,10 +43,7 @@ class Outbox:
         with outbox.connect(self.database) as db:
             db.executemany(
                 "INSERT INTO outbox (topic, value) VALUES (?, ?)",
-                [
-                    (self.topic, b"%d" % number)
-                    for number in range(self.count, self.count + count)
-                ],
+                [(self.topic, b"%d" % number) for number in range(self.count, self.count + count)],
             )
         self.count += count
 
