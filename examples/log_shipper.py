@@ -117,23 +117,27 @@ class Follower:
             self._open_first()
             if self._file is None:
                 return []
-        chunk = self._file.read(CHUNK)
-        if not chunk:
-            if os.fstat(self._file.fileno()).st_size < self._file.tell():
+        lines: list[Line] = []
+        while not lines:
+            chunk = self._file.read(CHUNK)
+            if chunk:
+                lines = self._split(chunk)
+            elif os.fstat(self._file.fileno()).st_size < self._file.tell():
                 # It was copied and truncated. What was written just before that is in the copy
                 # alone, which is why renaming is the better way.
                 log.warning("%s was truncated: begins again", self._path)
                 self._open(self._file, 0)
-                return []
-            successor = self._successor()
-            if successor is None:
-                return []
-            # Whoever writes is with the next one by now: what comes here is the last of this one.
-            chunk = self._file.read(CHUNK)
-            if not chunk:
-                last = self._cut() if self._begun else []
+            elif (successor := self._successor()) is None:
+                break
+            elif chunk := self._file.read(CHUNK):
+                # Whoever writes is with the next file by now: this is the last of this one.
+                lines = self._split(chunk)
+            else:
+                lines = self._cut() if self._begun else []
                 self._open(successor.open("rb"), 0)
-                return last
+        return lines
+
+    def _split(self, chunk: bytes) -> list[Line]:
         self._begun += chunk
         *texts, self._begun = self._begun.split(b"\n")
         lines = [self._line(text, len(text) + 1) for text in texts]

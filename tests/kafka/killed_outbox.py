@@ -33,6 +33,11 @@ def die() -> NoReturn:
     raise AssertionError
 
 
+def die_after(milliseconds: int) -> None:
+    time.sleep(milliseconds / 1_000)
+    die()
+
+
 def at(moment: str, times: int, outbox: dict[str, Any]) -> None:
     """Prepare the end."""
     left = times
@@ -71,11 +76,11 @@ def at(moment: str, times: int, outbox: dict[str, Any]) -> None:
         left -= 1
         if left == 0:
             # While the commit is on its way, and a little later each time.
-            threading.Thread(target=lambda: (time.sleep(times / 1_000), die())).start()
+            threading.Thread(target=die_after, args=(times,), daemon=True).start()
         await end(self, deadline, commit=commit)
 
     def later(function: Callable[..., Any]) -> Callable[..., Any]:
-        timer = threading.Thread(target=lambda: (time.sleep(times / 1_000), die()), daemon=True)
+        timer = threading.Thread(target=die_after, args=(times,), daemon=True)
 
         def call(*arguments: Any) -> Any:
             if not timer.is_alive():

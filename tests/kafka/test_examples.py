@@ -49,16 +49,15 @@ class Outbox:
 
     def rows_left(self) -> int:
         with outbox.connect(self.database) as db:
-            (count,) = db.execute("SELECT count(*) FROM outbox").fetchone()
-            return count
+            return int(db.execute("SELECT count(*) FROM outbox").fetchone()[0])
 
     @property
-    def arguments(self) -> list[str | Path]:
-        return [self.database, "--name", self.name, "--backend", self.backend]
+    def arguments(self) -> list[str]:
+        return [str(self.database), "--name", self.name, "--backend", self.backend]
 
     async def killed(self, moment: str, times: int) -> None:
         """Run it until it is killed."""
-        arguments = [moment, str(times), self.database, self.name, self.backend]
+        arguments = [moment, str(times), str(self.database), self.name, self.backend]
         async with running(KILLED, *arguments, env=self.env) as example:
             assert await example.code(within=PATIENCE) == -signal.SIGKILL
 
