@@ -16,7 +16,7 @@ from anyio.to_thread import run_sync
 
 from examples import outbox
 from tests.calls import task_group, until
-from tests.example_process import Example, running
+from tests.example_process import running
 from tests.history import Isolation, read_topic
 from tests.kafka_cluster import KafkaCluster
 
@@ -110,35 +110,21 @@ async def test_each_row_is_moved_once_whenever_the_relay_is_killed(shop: Outbox)
 
 async def test_of_two_relays_the_earlier_one_ends(shop: Outbox) -> None:
     async with (
-        running("outbox.py", *shop.arguments, env=shop.env) as earlier,
-        running("outbox.py", *shop.arguments, env=shop.env) as later,
-        task_group() as tasks,
+        running("outbox.py", *shop.arguments, env=shop.env) as one,
+        running("outbox.py", *shop.arguments, env=shop.env) as two,
     ):
-        await earlier.line("Kafka has the rows to")
-        await later.line("Kafka has the rows to")
-
-        async def fill_for_ever() -> None:
-            while True:
+        await one.line("Kafka has the rows to")
+        await two.line("Kafka has the rows to")
+        with anyio.fail_after(PATIENCE):
+            # Which of the two was the earlier one is theirs to know.
+            while not (one.ended or two.ended):
                 await run_sync(shop.fill, 10)
                 await anyio.sleep(0.01)
-
-        tasks.start_soon(fill_for_ever)
-        # Which of the two was the later one is theirs to know.
-        with anyio.move_on_after(PATIENCE):
-            async with anyio.create_task_group() as both:
-
-                async def until_one_ends(one: Example) -> None:
-                    await one.code(within=PATIENCE)
-                    both.cancel_scope.cancel()
-
-                both.start_soon(until_one_ends, earlier)
-                both.start_soon(until_one_ends, later)
-        tasks.cancel_scope.cancel()
-        ended, other = (earlier, later) if earlier.ended else (later, earlier)
+        ended, other = (one, two) if one.ended else (two, one)
         assert await ended.code() == 1
         assert "outbox: " in ended.errors
-        assert not other.ended
         await until(lambda: shop.rows_left() == 0)
+        assert not other.ended
         other.interrupt()
         assert await other.code(within=PATIENCE) == 0
     await shop.assert_each_once()
