@@ -108,8 +108,8 @@ def kafka(session: nox.Session) -> None:
 def faults(session: nox.Session) -> None:
     """Run the fault matrix with all its records, and write the documents' table of it.
 
-    It takes about two hours. ``nox -s faults -- --brief`` runs each cell with a tenth of the records,
-    and writes no table; further arguments go to pytest.
+    It takes about two hours. ``nox -s faults -- --brief`` runs each cell with a tenth of the
+    records, on one loop, and writes no table; further arguments go to pytest.
     """
     arguments = [*session.posargs]
     brief = "--brief" in arguments
@@ -296,7 +296,7 @@ def _try_out(session: nox.Session, archive: Path, sdist: Path, where: Path) -> N
         run("pip", "install", "--quiet", str(archive))
         run("pip", "check")
         run("anyio_sendproducer", "--version")
-        # Where nothing else is there that tests are made with, pytest starts, and finds the fixtures.
+        # Where nothing else is there to test with, pytest starts, and finds the fixtures.
         run("pip", "install", "--quiet", "pytest")
         empty = where / "empty"
         empty.mkdir()

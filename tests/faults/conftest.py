@@ -15,8 +15,8 @@ LOOPS: Final = ("asyncio", "trio")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """In brief, each cell is run on one of the two loops. That it does not matter on which is tested
-    elsewhere, and both take a quarter of an hour more."""
+    """In brief, each cell is run on one of the two loops. That it does not matter on which is
+    tested elsewhere, and both take a quarter of an hour more."""
     if FULL:
         return
     left_out = [item for item in items if HERE in item.path.parents and _is_left_out(item)]
