@@ -14,7 +14,7 @@ wakes it up.
 The thread is the bridge's own and not AnyIO's: it lives as long as the producer, and a call of the
 client library that hangs must not keep the loop from ending.
 
-May import: ``drivers``, ``_loops``, ``_ledger``, ``_exceptions``.
+May import: ``drivers``, ``_loops``, ``_ledger``, ``_exceptions``, ``telemetry`` for names in logs.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from ._exceptions import ProducerClosed, ProducerFenced, SendProducerError
 from ._ledger import Entry
 from ._loops import Loop
 from .drivers import DirectDriver, Driver, Outcome, PolledDriver, Submitted
+from .telemetry._logging import error_type
 
 __all__ = [
     "Bridge",
@@ -427,7 +428,11 @@ class Bridge:
             pause = min(pause * 2, 0.02)
         for thread in threads:
             if thread.is_alive():
-                _log.error("the thread %s hangs in the client library: left behind", thread.name)
+                _log.error(
+                    "the thread %s hangs in the client library: left behind",
+                    thread.name,
+                    extra={"thread.name": thread.name},
+                )
         self._take_over()
         for reply in list(self._replies):
             reply.error = ProducerClosed("the producer was closed before the answer came")
@@ -529,7 +534,11 @@ class Bridge:
                 self._post(Lost(failure))
                 return
             except SendProducerError as failure:
-                _log.warning("no client in place of the one that broke, trying on: %s", failure)
+                _log.warning(
+                    "no client in place of the one that broke, trying on: %s",
+                    failure,
+                    extra={"error.type": error_type(failure)},
+                )
                 self._close_driver(0)
                 self._stopping.wait(_REOPEN_SECONDS)
             except BaseException as failure:  # noqa: BLE001  # as above
@@ -543,5 +552,7 @@ class Bridge:
         try:
             if self._driver is not None:
                 self._driver.close(timeout)
-        except Exception:  # noqa: BLE001  # closing goes on
-            _log.exception("the driver raised while it was closed")
+        except Exception as error:  # noqa: BLE001  # closing goes on
+            _log.exception(
+                "the driver raised while it was closed", extra={"error.type": error_type(error)}
+            )
