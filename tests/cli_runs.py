@@ -25,9 +25,7 @@ __all__ = ["PATIENCE", "Run", "entries", "producing", "values_in", "wait_for"]
 PATIENCE: Final = 120.0
 
 #: What the bar shows, and the sequences by which a terminal is told how to.
-_BAR: Final = re.compile(
-    r"([\d,]+) sent +([\d,]+)/s +([\d,]+) in flight +([\d,]+) failed"
-)
+_BAR: Final = re.compile(r"([\d,]+) sent +([\d,]+)/s +([\d,]+) in flight +([\d,]+) failed")
 _ESCAPE: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -128,8 +126,6 @@ def producing(*arguments: str, directory: Path, stdin: bool = False) -> Generato
         stderr=its_end,
         cwd=directory,
         env={**os.environ, "COLUMNS": "200", "TERM": "xterm"},
-        # What a shell runs in the background inherits that Ctrl-C is ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     os.close(its_end)
     run = Run(process, screen)

@@ -28,7 +28,6 @@ def test_a_broker_until_a_signal(number: signal.Signals, tmp_path: Path) -> None
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as process:
         assert process.stdout is not None
         said = process.stdout.readline()
@@ -103,6 +102,7 @@ def test_bash_completes_words(tmp_path: Path) -> None:
         COMP_CWORD=2
         _anyio_sendproducer_completion anyio-sendproducer
         echo "${COMPREPLY[@]}"
+        COMPREPLY=()
         COMP_WORDS=(anyio-sendproducer produce --driver c)
         COMP_CWORD=3
         _anyio_sendproducer_completion anyio-sendproducer

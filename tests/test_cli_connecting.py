@@ -110,7 +110,7 @@ def test_a_file_that_is_wrong(name: str, content: bytes, message: str, tmp_path:
 
 
 def test_a_file_that_is_gone(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="x.properties can't be read: No such file"):
+    with pytest.raises(SettingsError, match=r"x\.properties can't be read: No such file"):
         settings_of(Connection(config=tmp_path / "x.properties"))
 
 
@@ -123,7 +123,7 @@ def test_properties_one_by_one() -> None:
     assert parse_property("a.b=c=d") == ("a.b", "c=d")
     assert parse_property(" a = ") == ("a", " ")
     for text in ("a", "=b", " =b"):
-        with pytest.raises(ValueError, match="^a property is given as name=value$"):
+        with pytest.raises(ValueError, match=r"^a property is given as name=value$"):
             parse_property(text)
 
 

@@ -60,7 +60,7 @@ def test_a_line_says_why() -> None:
 
 @given(given_=st.binary(max_size=10))
 def test_what_was_no_record_comes_back_as_it_was_and_is_none_again(given_: bytes) -> None:
-    with pytest.raises(Unreadable, match="^not this$") as caught:
+    with pytest.raises(Unreadable, match=r"^not this$") as caught:
         load(dump(failure(given_, "not this")), "t")
     assert caught.value.given == given_
 

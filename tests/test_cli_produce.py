@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import importlib
+import contextlib
 import json
-import os
 import signal
+import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import anyio
 import pytest
 
 from anyio_sendproducer import (
-    DeliveryError,
     ProducerBroken,
     ProducerSettings,
-    ProducerStartError,
     SendProducer,
-    SettingsError,
-    cli,
     open_send_producer,
 )
-from anyio_sendproducer.cli import _commands, _display, _produce
+from anyio_sendproducer.cli import _produce
 from anyio_sendproducer.testing import FakeDriver
-from tests.calls import until
 from tests.cli_runs import Run, entries, producing, values_in, wait_for
 from tests.fault_proxy import FaultProxy, proxied_broker
 from tests.test_cli import run_main
@@ -138,7 +131,7 @@ def test_in_a_terminal(
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "150")
     (here / "in").write_bytes(b"a\nb\n")
-    assert run_main("produce", "-b", shared_broker, "-t", "bar[x".replace("[", "."), "in") == 0
+    assert run_main("produce", "-b", shared_broker, "-t", "bar", "in") == 0
     printed = capsys.readouterr()
     assert "2 sent" in printed.err
     assert "delivered, by partition" in printed.out
@@ -205,7 +198,7 @@ def test_standard_input_and_ctrl_c(loop: str, shared_broker: str, here: Path) ->
 
 
 @pytest.fixture
-def _proxy() -> Any:
+def proxied() -> Any:
     with proxied_broker() as proxy:
         yield proxy
 
@@ -213,19 +206,19 @@ def _proxy() -> Any:
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("name", ["kafka-python", "confluent"])
 def test_the_broker_goes_away_and_comes_back(
-    loop: str, name: str, _proxy: FaultProxy, here: Path
+    loop: str, name: str, proxied: FaultProxy, here: Path
 ) -> None:
     account_for_each_line(
-        _proxy, here, lines=20_000, loop=loop, driver=name, timeout="60", as_file=False
+        proxied, here, lines=20_000, loop=loop, driver=name, timeout="60", as_file=False
     )
 
 
 @pytest.mark.parametrize("name", ["kafka-python", "confluent"])
 def test_the_broker_stays_away_for_longer_than_records_wait(
-    name: str, _proxy: FaultProxy, here: Path
+    name: str, proxied: FaultProxy, here: Path
 ) -> None:
     account_for_each_line(
-        _proxy, here, lines=20_000, loop="asyncio", driver=name, timeout="2", as_file=False
+        proxied, here, lines=20_000, loop="asyncio", driver=name, timeout="2", as_file=False
     )
 
 
@@ -272,9 +265,11 @@ def account_for_each_line(
         else:
             # It stands still, with records under way.
             wait_for(
-                lambda: len(run.bars) > before + 20
-                and len({bar[0] for bar in run.bars[-10:]}) == 1
-                and run.bars[-1][2] > 0
+                lambda: (
+                    len(run.bars) > before + 20
+                    and len({bar[0] for bar in run.bars[-10:]}) == 1
+                    and run.bars[-1][2] > 0
+                )
             )
         proxy.heal()
         if not as_file:
@@ -290,15 +285,13 @@ def account_for_each_line(
     assert report["delivered"] + len(failed) == lines
     assert report["failed"] == len(failed)
     assert sum(row["records"] for row in report["partitions"]) == report["delivered"]
-    # And truly so: what is not in the file is in the log; what is said to be in neither, is in none.
+    # And truly so: what is not in the file is in the log, and what is said not to be there is not.
     everything = {b"%d" % number for number in range(lines)}
     missing = {entry["value"].encode() for entry in failed}
     assert len(missing) == len(failed)
     held = set(values_in(proxy.address, "outage"))
     assert everything - missing <= held <= everything
-    never = {
-        entry["value"].encode() for entry in failed if entry["persistence"] == "not persisted"
-    }
+    never = {entry["value"].encode() for entry in failed if entry["persistence"] == "not persisted"}
     assert not never & held
     # A second time it arrives.
     if failed:
@@ -313,14 +306,14 @@ def account_for_each_line(
 @pytest.mark.parametrize("hurries", [False, True])
 @pytest.mark.parametrize("loop", LOOPS)
 def test_ctrl_c_while_the_broker_is_away(
-    loop: str, hurries: bool, _proxy: FaultProxy, here: Path
+    loop: str, hurries: bool, proxied: FaultProxy, here: Path
 ) -> None:
-    arguments = ["-b", _proxy.address, "-t", "away", "--loop", loop, "--failed", "failed"]
+    arguments = ["-b", proxied.address, "-t", "away", "--loop", loop, "--failed", "failed"]
     arguments += ["--close-timeout", "60" if hurries else "2", "--max-in-flight", "50", "--json"]
     with producing(*arguments, directory=here, stdin=True) as run:
         run.write(numbered(100))
         run.wait_for_bar(lambda bar: bar[0] == 100)
-        _proxy.black_hole()
+        proxied.black_hole()
         run.write(numbered(400, 100))
         run.wait_for_bar(lambda bar: bar[2] == 50)
         run.signal(signal.SIGTERM)
@@ -346,10 +339,8 @@ def test_ctrl_c_while_it_starts(here: Path) -> None:
         wait_for(lambda: bool([*here.iterdir()]))
         while run.process.poll() is None:
             run.signal()
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):  # it was too early
                 run.process.wait(0.5)
-            except Exception:  # noqa: BLE001, S112  # once more
-                continue
         assert run.end() == 128 + signal.SIGINT
         assert run.out == ""
         assert "Traceback" not in run.screen
@@ -394,7 +385,9 @@ def test_the_producer_breaks(
 
 
 def test_fail_fast(
-    fake_producer: FakeDriver, here: Path, monkeypatch: pytest.MonkeyPatch,
+    fake_producer: FakeDriver,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(_produce, "_BATCH", 1)
@@ -454,9 +447,7 @@ def test_no_broker_there(here: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert [path.name for path in here.iterdir()] == ["in"]
 
 
-def test_a_property_that_the_driver_refuses(
-    here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_property_that_the_driver_refuses(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["-b", "x:1", "-t", "t", "-X", "sasl.password=s3cret", "-X", "speed=9", "--json"]
     assert run_main("produce", *arguments, "/dev/null") == 2
     printed = capsys.readouterr()
@@ -491,6 +482,8 @@ def test_a_property_that_the_driver_refuses(
         (["-b", "x:1", "-t", "t", "--failed", "full"], "is there already, and not empty"),
         (["-b", "x:1", "-t", "t", "--failed", "no/where"], "no/where can't be written to"),
         (["-b", "x:1", "-t", "t", "nowhere"], "does not exist"),
+        (["-b", "x:1", "-t", "t", "--close-timeout", "0"], "'0' is not a number of seconds"),
+        (["-b", "x:1", "-t", "t", "--close-timeout", "soon"], "'soon' is not a number of seconds"),
     ],
 )
 def test_a_wrong_command_line(
@@ -538,6 +531,7 @@ def test_a_package_is_missing(
     module: str,
     arguments: list[str],
     message: str,
+    *,
     here: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

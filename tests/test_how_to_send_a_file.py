@@ -1,4 +1,4 @@
-"""The guide to the command line: each of its commands is run by a shell, and prints what it says."""
+"""The guide to the command line: a shell runs each of its commands, which print what it says."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ END = "<!-- made by docs/_ext/command_reference.py: end -->\n"
 
 def reference() -> str:
     """The reference, in MyST Markdown."""
-    context = click.Context(command, info_name=NAME)
+    context = click.Context(command, info_name=NAME, **command.context_settings)
     parts: list[str] = []
     for name in command.list_commands(context):
         found = command.get_command(context, name)

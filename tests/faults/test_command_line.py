@@ -1,4 +1,4 @@
-"""``produce`` sends a long file while the broker goes away and comes back, and accounts for every line."""
+"""``produce`` sends a long file past a broker that goes and comes, and accounts for every line."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.matrix import FULL
 from tests.fault_proxy import proxied_broker
+from tests.faults.matrix import FULL
 from tests.test_cli_produce import account_for_each_line
 
 LINES = 1_000_000 if FULL else 300_000

@@ -1,7 +1,7 @@
 """The command ``anyio-sendproducer``.
 
-Printing the version needs nothing but this package's core, and so does saying what is not installed;
-the commands need the extra ``cli``, and import what else they need when they run.
+Printing the version needs nothing but this package's core, and so does saying what is not
+installed; the commands need the extra ``cli``, and import what else they need when they run.
 
 May import: its own modules.
 """

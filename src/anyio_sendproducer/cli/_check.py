@@ -1,7 +1,7 @@
 """``anyio-sendproducer check``: what a producer does to reach its cluster, one step at a time.
 
-A client tries everything at once, and tells in the end that nothing answered. Here each step is made
-by itself, and the first that fails says what is wrong in words, and what to do about it.
+A client tries everything at once, and tells in the end that nothing answered. Here each step is
+made by itself, and the first that fails says what is wrong in words, and what to do about it.
 
 May import: the public API, ``discovery``, ``drivers`` and ``drivers._describe``, its own helpers;
 ``rich`` (extra ``cli``) by way of ``_display``, only when it runs.
@@ -64,13 +64,11 @@ _HINTS: Final = tuple(
         (r"does not offer|unsupported.+mechanism", "ask which sasl.mechanism this listener has"),
         (
             r"refused the login|authentication fail|SASL authentication error",
-            "look at the user's name and password, and whether it has credentials for this "
-            "sasl.mechanism",
+            "look at the user's name and password, and at its credentials for this sasl.mechanism",
         ),
         (
-            r"no broker answered|timed out|disconnected|closed",
-            "what listens there may be no broker, or expect TLS or a login: look at "
-            "-X security.protocol",
+            r"no broker answered|brokers are down|timed out|disconnected|closed",
+            "it may be no broker, or expect TLS or a login: look at -X security.protocol",
         ),
     )
 )
@@ -248,7 +246,7 @@ async def _look_up(seen: _Seen) -> list[str]:
             found = await discovery.dns().resolve(Lookup.parse(name))
     except SettingsError as error:
         raise _Failed(str(error)) from None
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  # whatever a resolver raises
         raise _Failed(f"{name}: {_said(error)}") from None
     addresses = [str(target) for target in found if target.port is not None]
     if not addresses:
@@ -291,7 +289,7 @@ async def _tls(seen: _Seen) -> tuple[str, ...]:
         except (OSError, anyio.BrokenResourceError, anyio.EndOfStream) as error:
             bad.append(f"{host}:{port}: {tls_refusal(error) or _said(error)}")
             continue
-        version = stream.extra(TLSAttribute.tls_version)
+        version = stream.extra(TLSAttribute.tls_version)  # noqa: S610  # not Django's
         await anyio.aclose_forcefully(stream)
         good.append(f"{host}:{port}: {version}")
     if not good:
@@ -354,9 +352,7 @@ async def _brokers(seen: _Seen) -> tuple[str, ...]:
     return tuple(good)
 
 
-async def _reach(
-    seen: _Seen, addresses: list[tuple[str, int]]
-) -> tuple[list[str], list[str]]:
+async def _reach(seen: _Seen, addresses: list[tuple[str, int]]) -> tuple[list[str], list[str]]:
     """Which can be connected to, and which can't, and why."""
     good: list[str] = []
     bad: list[str] = []
@@ -387,10 +383,10 @@ def _said(error: BaseException) -> str:
     if isinstance(error, TimeoutError) and not error.args:
         return "no answer in time"
     if isinstance(error, ssl.SSLError):
-        return f"TLS failed: {error.reason or error}"
+        return f"TLS failed: {error}"
     cause: Any = error.__cause__
     # AnyIO's own says that all attempts failed; what is below says why.
     inside = getattr(cause, "exceptions", (cause,) if isinstance(cause, OSError) else ())
     if inside:
         return "; ".join(dict.fromkeys(_said(one) for one in inside))
-    return str(getattr(error, "strerror", None) or error or type(error).__name__)
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -51,7 +51,8 @@ class Command(click.Command):
         found: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(context):
             record = parameter.get_help_record(context)
-            if record is not None:
+            # Newer releases of Click have one for arguments, too, which the usage shows.
+            if record is not None and isinstance(parameter, click.Option):
                 section = getattr(parameter, "section", "Options")
                 found.setdefault(section, []).append(record)
         return found
@@ -173,7 +174,25 @@ def _unescaped(text: str) -> str:
     return text.replace("\\t", "\t")
 
 
-_SECONDS: Final = click.FloatRange(min=0, min_open=True, max=1e9)
+class _Seconds(click.ParamType):
+    """A duration. Click's own type would show its bounds, which nobody needs to be told."""
+
+    name = "seconds"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The number in a text."""
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = 0.0
+        if not 0 < seconds <= 1e9:
+            self.fail(f"{value!r} is not a number of seconds above 0", param, ctx)
+        return seconds
+
+
+_SECONDS: Final = _Seconds()
 _COUNT: Final = click.IntRange(min=1)
 
 
@@ -234,8 +253,8 @@ def _of_cluster(default_timeout: float) -> Callable[[_F], _F]:
             type=_SECONDS,
             metavar="SECONDS",
             default=default_timeout,
-            show_default=True,
-            help="How long it may take until the cluster has answered.",
+            help="How long it may take until the cluster has answered. Without it: "
+            f"{default_timeout:g}.",
         ),
     )
 
@@ -306,8 +325,8 @@ def command() -> None:
     type=click.Choice(FORMATS),
     default="lines",
     show_default=True,
-    help="What the input is: each line a value; JSON Lines; CSV, whose first row names the columns; "
-    "or the file of records that failed before.",
+    help="What the input is: each line a value; JSON Lines; CSV, whose first row names the "
+    "columns; or the file of records that failed before.",
 )
 @_input(
     "-K",
@@ -446,8 +465,8 @@ def produce(
     """Send lines, JSON Lines or CSV, from files or from standard input.
 
     Each line is a record. They are sent in their order, with bounded memory, and every one is
-    accounted for: it is delivered, or it stands in the failed file, with the reason and with whether
-    it may be written all the same. That file can be fed in again by --format failed.
+    accounted for: it is delivered, or it stands in the failed file, with the reason and with
+    whether it may be written all the same. That file can be fed in again by --format failed.
 
     Ctrl-C ends the reading. What was read by then is delivered within --close-timeout; what is not,
     goes to the failed file. Ctrl-C once more hurries it.
@@ -527,7 +546,9 @@ def check(*, as_json: bool, loop: str, start_timeout: float, **cluster: Any) -> 
         f"{FAILED}": "It is not installed, did not come up, or ended by itself.",
     },
 )
-@_in("Options")("--port", type=click.IntRange(1, 65_535), help="Where to listen. Without it: a free port.")
+@_in("Options")(
+    "--port", type=click.IntRange(1, 65_535), help="Where to listen. Without it: a free port."
+)
 def broker(*, port: int | None) -> int:
     """Run a broker to try things out with: on this machine, in memory, for as long as this runs.
 

@@ -1,5 +1,4 @@
-"""What ``produce`` and ``check`` show: a progress bar in a terminal, tables, plain lines where there is
-none.
+"""What ``produce`` and ``check`` show: a progress bar and a table in a terminal, else plain lines.
 
 May import: ``rich`` (extra ``cli``), so import this module only where that is there.
 """

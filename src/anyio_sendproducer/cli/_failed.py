@@ -163,8 +163,8 @@ def _as_bytes(name: str, given: Any) -> bytes | None:
 
 
 class FailedFile:
-    """The file. It is there from the beginning, so that what fails has somewhere to go, and is taken
-    away at the end where nothing did. Its methods block.
+    """The file. It is there from the beginning, so that what fails has somewhere to go, and is
+    taken away at the end where nothing did. Its methods block.
 
     Args:
         path: its name.

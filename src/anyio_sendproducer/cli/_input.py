@@ -12,13 +12,13 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
-import datetime
-import io
+import datetime as dt
 import json
 import math
 import os
 import stat
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol, cast
 
 import anyio
@@ -60,7 +60,11 @@ class Fields(NamedTuple):
     @property
     def any(self) -> bool:
         """Whether there is one."""
-        return self != Fields()
+        return self != NO_FIELDS
+
+
+#: Nothing of what is read is looked into.
+NO_FIELDS: Final = Fields()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,7 +77,7 @@ class Layout:
     partition: int | None = None
     headers: tuple[tuple[str, bytes], ...] = ()
     key_separator: bytes | None = None
-    fields: Fields = Fields()
+    fields: Fields = NO_FIELDS
     csv_delimiter: str = ","
     csv_columns: tuple[str, ...] = ()
 
@@ -391,7 +395,7 @@ def _milliseconds(name: str, value: Any) -> int | None:
     if isinstance(value, str):
         with contextlib.suppress(ValueError, OverflowError):
             # Python 3.10 knows no Z.
-            when = datetime.datetime.fromisoformat(value.replace("Z", "+00:00"))
+            when = dt.datetime.fromisoformat(value.replace("Z", "+00:00"))
             if when.tzinfo is None:
                 raise Unreadable(f"{name!r} has no time zone: {value!r:.40}")
             return round(when.timestamp() * 1000)
@@ -413,7 +417,7 @@ def size_of(names: Sequence[str]) -> int | None:
     total = 0
     for name in names:
         try:
-            found = os.stat(0 if name == "-" else name)
+            found = os.fstat(0) if name == "-" else Path(name).stat()
         except OSError:  # whoever reads it will say so
             return None
         if not stat.S_ISREG(found.st_mode):

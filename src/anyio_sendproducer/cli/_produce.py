@@ -1,15 +1,14 @@
-"""``anyio-sendproducer produce``: lines, JSON Lines or CSV in, records out, and an account of each.
+"""``anyio-sendproducer produce``: lines, JSON or CSV in, records out, and an account of each.
 
 A reader makes chunks of records of the input, a few in advance. The sender takes what there is by
-then, sends it with one wait, and writes down what failed before it takes more: so memory is bounded,
-records of one key stay in order, and whatever was read has an outcome at any moment but one batch's
-length ago.
+then, sends it with one wait, and writes down what failed before it takes more: so memory is
+bounded, and records of one key stay in order.
 
 A signal ends the reading. What was read is delivered as far as the time goes; then the producer is
 closed in a hurry, whereby every record has its outcome, and the account is as complete as ever.
 
-May import: the public API, its own helpers; ``rich`` (extra ``cli``) by way of ``_display``, only when
-it runs.
+May import: the public API, its own helpers; ``rich`` (extra ``cli``) by way of ``_display``, only
+when it runs.
 """
 
 from __future__ import annotations
@@ -107,8 +106,8 @@ def run(order: Order) -> int:
 
     Returns:
         An exit code: ``COMPLETE``; ``INCOMPLETE`` where records failed; ``USAGE`` for settings that
-        are wrong and packages that are missing; ``FAILED`` where there was no producer, or it broke,
-        or input could not be read; 128 and the signal's number.
+        are wrong and packages that are missing; ``FAILED`` where there was no producer, or it
+        broke, or input could not be read; 128 and the signal's number.
     """
     try:
         require("the command line", _EXTRA, "rich.console", "rich.progress", "rich.table")
@@ -122,7 +121,9 @@ def run(order: Order) -> int:
     except (MissingExtra, SettingsError, FileExistsError) as error:
         return complain(error, USAGE)
     except OSError as error:
-        return complain(f"{order.failed or Path.cwd()} can't be written to: {error.strerror}", USAGE)
+        return complain(
+            f"{order.failed or Path.cwd()} can't be written to: {error.strerror}", USAGE
+        )
     shows = is_terminal(stderr=True) if order.progress is None else order.progress
     try:
         job = _Job(order, settings, failed, shows=shows)
@@ -378,9 +379,7 @@ class _Job:
         self._history.append((now, counted.delivered))
         then, before = self._history[0]
         rate = (counted.delivered - before) / (now - then) if now > then else 0.0
-        return Figures(
-            self._position, counted.delivered, self.failures, counted.in_flight, rate
-        )
+        return Figures(self._position, counted.delivered, self.failures, counted.in_flight, rate)
 
     @property
     def has_begun(self) -> bool:
@@ -466,9 +465,7 @@ def _as_json(job: _Job, failed: FailedFile, code: int) -> dict[str, Any]:
         "delivered": job.delivered,
         "failed": job.failures,
         "all_read": job.all_read,
-        "last_read": None
-        if job.last is None
-        else {"source": job.last[0], "line": job.last[1]},
+        "last_read": None if job.last is None else {"source": job.last[0], "line": job.last[1]},
         "seconds": round(job.seconds, 3),
         "persistence": _persistence(job),
         "errors": dict(job.errors),

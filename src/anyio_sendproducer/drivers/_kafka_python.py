@@ -625,6 +625,13 @@ class _Opened:
     transactions: Any
 
 
+def _config_of(settings: ProducerSettings) -> dict[str, Any]:
+    config = client_config(settings, KafkaProducer.DEFAULT_CONFIG)
+    if not config.get("proxy_url") and not config.get("socks5_proxy"):
+        config["proxy_url"] = f"{_Socket.SCHEMES[0]}://"
+    return config
+
+
 class KafkaPythonDriver:
     """A :class:`~anyio_sendproducer.drivers.Driver` on kafka-python 3.0.
 
@@ -637,9 +644,7 @@ class KafkaPythonDriver:
 
     def __init__(self, settings: ProducerSettings) -> None:
         self._settings = settings
-        self._config = client_config(settings, KafkaProducer.DEFAULT_CONFIG)
-        if not self._config.get("proxy_url") and not self._config.get("socks5_proxy"):
-            self._config["proxy_url"] = f"{_Socket.SCHEMES[0]}://"
+        self._config = _config_of(settings)
         self._key = serialize_with(settings.key_serializer)
         self._value = serialize_with(settings.value_serializer)
         # A partitioner of the user's own is left to choose; ours goes by runs.
@@ -1298,7 +1303,7 @@ def _is_raised_by_kafka_python(error: Exception) -> bool:
 
 def describe(settings: ProducerSettings) -> ClusterDescription:
     """See :func:`anyio_sendproducer.drivers._describe.describe_cluster`."""
-    config = client_config(settings, KafkaProducer.DEFAULT_CONFIG)
+    config = _config_of(settings)
     shared = {name: config[name] for name in config.keys() & KafkaAdminClient.DEFAULT_CONFIG.keys()}
     shared["bootstrap_timeout_ms"] = shared["request_timeout_ms"] = settings.start_timeout * 1000
     clients: list[_NetClient] = []
