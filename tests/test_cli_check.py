@@ -192,7 +192,7 @@ def authority(tmp_path: Path) -> tuple[trustme.CA, Path]:
 
 def serving(authority: trustme.CA, name: str = "127.0.0.1") -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert(name).configure_cert(context)
+    authority.issue_cert(name).configure_cert(context)  # pyright: ignore[reportUnknownMemberType]
     return context
 
 
@@ -244,7 +244,10 @@ async def test_a_login(broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) 
         async def __aenter__(self) -> None: ...
         async def __aexit__(self, *_: object) -> None: ...
 
-    monkeypatch.setattr(_check, "open_send_producer", lambda *_, **__: LetIn())
+    def let_in(*_: Any, **__: Any) -> LetIn:
+        return LetIn()
+
+    monkeypatch.setattr(_check, "open_send_producer", let_in)
     asked = settings(
         broker.bootstrap_servers,
         security_protocol="SASL_PLAINTEXT",
@@ -253,7 +256,11 @@ async def test_a_login(broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) 
         sasl_password="s3cret",
     )
     found = ClusterDescription(None, None, (BrokerDescription(7, "127.0.0.1", 1, None),))
-    monkeypatch.setattr(_check, "describe_cluster", lambda *_: found)
+
+    def describe(*_: Any) -> ClusterDescription:
+        return found
+
+    monkeypatch.setattr(_check, "describe_cluster", describe)
     steps, cluster = await check(asked, None)
     assert one(steps, "settings").details == (
         "driver kafka-python, SASL_PLAINTEXT, login by PLAIN",

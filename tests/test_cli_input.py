@@ -380,16 +380,16 @@ async def test_nothing_is_read_by_who_is_told_to_stop_before(path: Path) -> None
 
 
 async def test_somebody_else_was_faster(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reads = iter([BlockingIOError(), b"a\n", b""])
+    reads = iter([None, b"a\n", b""])
 
     def slow(_descriptor: int, _count: int) -> bytes:
         found = next(reads)
-        if isinstance(found, bytes):
-            return found
-        raise found
+        if found is None:
+            raise BlockingIOError
+        return found
 
     put(path, b"")
-    monkeypatch.setattr(_input.os, "read", slow)
+    monkeypatch.setattr(os, "read", slow)
     assert [record.value for record in await records_of(path, LINES)] == [b"a"]
 
 

@@ -266,8 +266,8 @@ def account_for_each_line(
             # It stands still, with records under way.
             wait_for(
                 lambda: (
-                    len(run.bars) > before + 20
-                    and len({bar[0] for bar in run.bars[-10:]}) == 1
+                    len(run.bars) > before + 10
+                    and len({bar[0] for bar in run.bars[-5:]}) == 1
                     and run.bars[-1][2] > 0
                 )
             )
@@ -390,6 +390,14 @@ def test_fail_fast(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    send = _produce._Job._send
+
+    async def send_later(self: Any, *arguments: Any) -> None:
+        # As many are read in advance as there is room for.
+        await until(lambda: self.read == 4)
+        await send(self, *arguments)
+
+    monkeypatch.setattr(_produce._Job, "_send", send_later)
     monkeypatch.setattr(_produce, "_BATCH", 1)
     for number in range(9):
         (here / f"in{number}").write_bytes(b"%d\n" % number)
@@ -401,6 +409,7 @@ def test_fail_fast(
     printed = capsys.readouterr().out
     failed = entries(here / "failed")
     assert failed[0]["input"] == "{"
+    assert [entry["value"] for entry in failed[1:3]] == ["3", "4"]
     assert {entry["reason"] for entry in failed[1:]} == {
         "the record was not sent: another one failed (--fail-fast)"
     }

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import socket
 import ssl
@@ -389,4 +390,7 @@ def _said(error: BaseException) -> str:
     inside = getattr(cause, "exceptions", (cause,) if isinstance(cause, OSError) else ())
     if inside:
         return "; ".join(dict.fromkeys(_said(one) for one in inside))
+    if isinstance(error, OSError) and error.errno and not isinstance(error, socket.gaierror):
+        # asyncio and Trio have words of their own.
+        return os.strerror(error.errno)
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -165,6 +165,19 @@ def _delimiter(_: click.Context, parameter: click.Parameter, text: str) -> str:
     return character
 
 
+def _seconds(_: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
+    # Click's own type would show its bounds, which nobody needs to be told.
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 1e9:
+        raise click.BadParameter(f"{text!r} is not a number of seconds above 0", param=parameter)
+    return seconds
+
+
 def _columns(_: click.Context, __: click.Parameter, text: str | None) -> tuple[str, ...]:
     return () if text is None else tuple(text.split(","))
 
@@ -174,25 +187,6 @@ def _unescaped(text: str) -> str:
     return text.replace("\\t", "\t")
 
 
-class _Seconds(click.ParamType):
-    """A duration. Click's own type would show its bounds, which nobody needs to be told."""
-
-    name = "seconds"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        """The number in a text."""
-        try:
-            seconds = float(value)
-        except ValueError:
-            seconds = 0.0
-        if not 0 < seconds <= 1e9:
-            self.fail(f"{value!r} is not a number of seconds above 0", param, ctx)
-        return seconds
-
-
-_SECONDS: Final = _Seconds()
 _COUNT: Final = click.IntRange(min=1)
 
 
@@ -250,9 +244,9 @@ def _of_cluster(default_timeout: float) -> Callable[[_F], _F]:
         ),
         _cluster(
             "--start-timeout",
-            type=_SECONDS,
+            callback=_seconds,
             metavar="SECONDS",
-            default=default_timeout,
+            default=f"{default_timeout:g}",
             help="How long it may take until the cluster has answered. Without it: "
             f"{default_timeout:g}.",
         ),
@@ -407,13 +401,13 @@ def command() -> None:
 )
 @_delivery(
     "--delivery-timeout",
-    type=_SECONDS,
+    callback=_seconds,
     metavar="SECONDS",
     help="How long a record may take until it counts as failed. Without it: 120.",
 )
 @_delivery(
     "--close-timeout",
-    type=_SECONDS,
+    callback=_seconds,
     metavar="SECONDS",
     help="How long it may take, after Ctrl-C, to deliver what was read. Without it: 60.",
 )

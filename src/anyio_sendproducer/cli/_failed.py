@@ -128,7 +128,8 @@ def load(line: bytes, topic: str | None) -> ProducerRecord[Any, Any]:
 
 def _headers(given: Any) -> list[tuple[str, bytes]]:
     headers: list[tuple[str, bytes]] = []
-    for header in cast("list[Any]", given if isinstance(given, list) else [given]):
+    pairs: list[Any] = given if isinstance(given, list) else [given]
+    for header in pairs:
         match header:
             case [str() as name, content] if content is not None:
                 _as_bytes("headers", name)

@@ -351,11 +351,12 @@ def _record_of(layout: Layout, found: Any, whole: bytes | None) -> AnyRecord:
 
 def _field(found: Any, name: str) -> Any:
     """The field of this name; or, where there is none, what the dots in it lead to."""
-    value = found.get(name, _MISSING)
+    value: Any = found.get(name, _MISSING)
     if value is _MISSING and "." in name:
         value = found
         for part in name.split("."):
-            value = value.get(part, _MISSING) if isinstance(value, dict) else _MISSING
+            inside = isinstance(value, dict)
+            value = cast("dict[str, Any]", value).get(part, _MISSING) if inside else _MISSING
     if value is _MISSING:
         raise Unreadable(f"there is no field {name!r}")
     return value
@@ -481,6 +482,7 @@ class Input:
 
     async def _read_all(self) -> AsyncGenerator[Chunk]:
         more = True
+        chunk: Chunk | None = None
         while more:
             if self._waits and not self._stopped:
                 with anyio.CancelScope() as self._waiting:

@@ -295,13 +295,13 @@ class _Job:
             placed = await producer.send_many(records, stop_on_error=self._order.fail_fast)
         except MultiDeliveryError as error:
             failures: list[Failure] = []
-            placed = []
+            delivered: list[RecordMetadata] = []
             for (_, source, line), part in zip(iterate(chunks), error.parts, strict=True):
                 if isinstance(part, DeliveryError):
                     failures.append(Failure.of(source, line, part))
                 else:
-                    placed.append(part.metadata)
-            self._count(placed)
+                    delivered.append(part.metadata)
+            self._count(delivered)
             return failures
         except (ProducerBroken, ProducerClosed) as error:
             if isinstance(error, ProducerBroken):

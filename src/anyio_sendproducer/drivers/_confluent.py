@@ -964,8 +964,20 @@ def _not_taken(record: ProducerRecord[Any, Any]) -> DeliveryError:
     )
 
 
-class _Nobody(Sink):
+class _Nobody:
     """Whoever is told, where there is nothing to tell."""
+
+    def completed(self, submissions: Sequence[Any], outcomes: Sequence[Outcome], /) -> None:
+        """There are no records."""
+
+    def metadata_changed(self) -> None:
+        """Nobody waits for them."""
+
+    def broken(self, error: BaseException, /) -> None:
+        """It is closed in any case."""
+
+    def ready(self) -> None:
+        """There is nothing to report."""
 
 
 def describe(settings: ProducerSettings) -> ClusterDescription:
