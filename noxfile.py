@@ -94,7 +94,7 @@ def minimums(session: nox.Session) -> None:
     session.install(
         "--resolution",
         "lowest-direct",
-        ".[confluent,demo,dns,otel,schema-registry]",
+        ".[cli,confluent,demo,dns,otel,schema-registry,testing]",
         "--group",
         "test",
     )
