@@ -29,7 +29,6 @@ PLUGINS: Final = {
     "pytest-trio": ("trio_mode = true", ["-p", "no:anyio"]),
     "pytest-trio, anyio idle": ("trio_mode = true", []),
 }
-each_plugin = pytest.mark.parametrize("plugin", PLUGINS)
 
 
 #: With what every project had better have, but for what pyproject.toml lets kafka-python do.
@@ -37,6 +36,16 @@ INI: Final = """[pytest]
 filterwarnings =
     error
     ignore:(read_text|open_text) is deprecated:DeprecationWarning"""
+
+
+#: How long Hypothesis takes says how busy the machine is.
+PATIENT: Final = """
+from hypothesis import HealthCheck, settings
+
+slow = [HealthCheck.too_slow]
+settings.register_profile("patient", deadline=None, max_examples=10, suppress_health_check=slow)
+settings.load_profile("patient")
+"""
 
 
 class Project:
@@ -60,8 +69,9 @@ class Project:
         source = Path(anyio_sendproducer.__file__).parents[1]
         self.environment = {**os.environ, "PYTHONPATH": f"{installed}{os.pathsep}{source}"}
 
-    def write(self, tests: str, ini: str = "") -> None:
-        (self.path / "test_it.py").write_text(tests)
+    def write(self, *modules: str, ini: str = "") -> None:
+        for number, tests in enumerate(modules):
+            (self.path / f"test_{number}.py").write_text(tests)
         (self.path / "pytest.ini").write_text(f"{INI}\n{ini}\n")
 
     def python(self, *arguments: str) -> str:
@@ -78,11 +88,10 @@ class Project:
         return done.stdout
 
     def pytest(self, *arguments: str) -> dict[str, int]:
-        """How many tests passed, failed and so on; all must pass."""
-        said = self.python("-m", "pytest", "-p", "no:cacheprovider", *arguments)
-        return {
-            what: int(count) for count, what in re.findall(r"(\d+) ([a-z]+)", said.splitlines()[-1])
-        }
+        """How many tests passed, and so on; all must pass."""
+        plugins = ["-p", "no:cacheprovider", "-p", "no:hypothesispytest", *arguments]
+        last = self.python("-m", "pytest", *plugins).splitlines()[-1]
+        return {what: int(count) for count, what in re.findall(r"(\d+) ([a-z]+)", last)}
 
 
 @pytest.fixture
@@ -120,14 +129,6 @@ class TestWithSettings:
 """
 
 
-@each_plugin
-def test_the_fake_producer(project: Project, plugin: str) -> None:
-    ini, arguments = PLUGINS[plugin]
-    project.write(FAKE, ini)
-    loops = 1 if "trio" in plugin.split(",", maxsplit=1)[0] else 2
-    assert project.pytest(*arguments)["passed"] == 3 * loops
-
-
 FAILED_BEHIND: Final = """
 from anyio_sendproducer import ProducerRecord
 from anyio_sendproducer.testing import factories
@@ -139,12 +140,12 @@ async def test_nobody_looks(kafka_fake_producer):
 """
 
 
-@each_plugin
+@pytest.mark.parametrize("plugin", ["anyio", "pytest-trio"])
 def test_a_failure_that_nobody_awaited_is_an_error_of_the_test(
     project: Project, plugin: str
 ) -> None:
     ini, arguments = PLUGINS[plugin]
-    project.write(FAILED_BEHIND, ini)
+    project.write(FAILED_BEHIND, ini=ini)
     with pytest.raises(AssertionError, match="nobody awaited the outcome"):
         project.pytest(*arguments)
 
@@ -219,27 +220,24 @@ async def test_on_a_mock_cluster(kafka_mock_cluster):
 """
 
 
-@each_plugin
-def test_what_starts_something_works_with_each(project: Project, plugin: str) -> None:
-    ini, arguments = PLUGINS[plugin]
-    project.write(ASYNCHRONOUS, ini)
-    loops = 1 if "trio" in plugin.split(",", maxsplit=1)[0] else 2
-    assert project.pytest(*arguments)["passed"] == 2 * loops
-
-
-@each_plugin
-def test_the_examples_of_the_guide_are_tests(project: Project, plugin: str) -> None:
-    ini, arguments = PLUGINS[plugin]
+def guide() -> str:
+    """The examples of the guide, which make up a module of tests."""
     page = (ROOT / "docs/how-to/test-your-code.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    project.write("\n\n".join(blocks), ini)
-    passed = project.pytest(*arguments)["passed"]
-    source = (project.path / "test_it.py").read_text()
-    synchronous = len(re.findall(r"^def test_", source, re.MULTILINE))
-    asynchronous = len(re.findall(r"^async def test_", source, re.MULTILINE))
-    assert asynchronous > 8
-    loops = 1 if "trio" in plugin.split(",", maxsplit=1)[0] else 2
-    assert passed == synchronous + asynchronous * loops
+    return "\n\n".join(re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL))
+
+
+@pytest.mark.parametrize("plugin", PLUGINS)
+def test_they_work_with_each_plugin_and_so_do_the_examples_of_the_guide(
+    project: Project, plugin: str
+) -> None:
+    ini, arguments = PLUGINS[plugin]
+    modules = [FAKE, ASYNCHRONOUS, PATIENT + guide()]
+    project.write(*modules, ini=ini)
+    synchronous = len(re.findall(r"^ *def test_", "\n".join(modules), re.MULTILINE))
+    asynchronous = len(re.findall(r"^ *async def test_", "\n".join(modules), re.MULTILINE))
+    assert asynchronous > 15
+    loops = 2 if plugin.startswith("anyio") else 1
+    assert project.pytest(*arguments) == {"passed": synchronous + asynchronous * loops}
 
 
 def test_pytest_s_start_imports_nothing_that_the_fixtures_need(project: Project) -> None:

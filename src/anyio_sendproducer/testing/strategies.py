@@ -103,10 +103,8 @@ def values() -> st.SearchStrategy[bytes | None]:
 
 def headers() -> st.SearchStrategy[list[tuple[str, bytes]]]:
     """Headers: names of any characters, some of them twice."""
-    # Surrogates have no UTF-8, so no client can send them.
-    names = st.sampled_from(["a", "b"]) | st.text(
-        st.characters(exclude_categories=["Cs"]), max_size=8
-    )
+    # Text has no surrogates, which have no UTF-8 and can't be sent.
+    names = st.sampled_from(["a", "b"]) | st.text(max_size=8)
     return st.lists(st.tuples(names, st.binary(max_size=8)), max_size=4)
 
 
