@@ -37,7 +37,7 @@ def from_the_page(*wanted: str) -> Any:
     sys.modules[module.__name__] = module  # dataclasses and get_type_hints look there
     for code in names.examples_of(PAGE):
         if "\nclass " in code:
-            exec(code, vars(module))  # run by Sybil as well
+            exec(code, module.__dict__)  # run by Sybil as well
     assert all(hasattr(module, name) for name in wanted), wanted
     return module
 

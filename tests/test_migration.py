@@ -230,9 +230,8 @@ def test_transactions_of_aiokafka_are_called_as_the_guide_does() -> None:
     """No test runs them: the embedded broker has an error for its first request."""
     assert list(inspect.signature(aiokafka.AIOKafkaProducer.transaction).parameters) == ["self"]
     assert "transactional_id" in AIOKAFKA
-    context = inspect.getsource(type(aiokafka.AIOKafkaProducer.transaction(None)))
-    assert "__aexit__" in context
-    assert "commit_transaction()" in context
+    context: Any = aiokafka.AIOKafkaProducer.transaction(None)
+    assert "commit_transaction()" in inspect.getsource(context.__aexit__)
 
 
 def test_the_buffer_of_aioproducer_has_these_defaults() -> None:

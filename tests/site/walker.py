@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import functools
 import http.server
+import importlib
 import os
 import shutil
 import threading
@@ -23,7 +24,6 @@ from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import unquote, urldefrag, urlsplit
 
-from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import (
     Browser,
     BrowserContext,
@@ -36,6 +36,9 @@ from playwright.sync_api import (
 )
 
 __all__ = ["Report", "browser", "context", "listen", "serve", "walk"]
+
+# It has no types to be found.
+Axe: Final[Any] = importlib.import_module("axe_playwright_python.sync_playwright").Axe
 
 WIDE: Final = (1280, 900)
 PHONE: Final = (360, 740)
