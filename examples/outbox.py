@@ -233,7 +233,7 @@ async def relay(
                 position = await find_position(producer, servers, name)
                 log.info("Kafka has the rows to %d", position)
                 await run_sync(forget_rows, database, position)
-            rows = await run_sync(read_rows, database, position)
+            rows: list[Row] = await run_sync(read_rows, database, position)
             if not rows:
                 await pause(stopping, POLL_SECONDS)
                 continue

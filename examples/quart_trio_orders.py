@@ -32,7 +32,7 @@ from typing import Any, Final
 import anyio
 import trio
 from hypercorn.config import Config
-from hypercorn.trio import serve
+from hypercorn.trio import serve  # pyright: ignore[reportUnknownVariableType]  # WSGI's part
 from quart import Response, request
 from quart_trio import QuartTrio
 

@@ -115,7 +115,7 @@ class Example:
         async with anyio.create_task_group() as tasks:
             assert self._process.stdout is not None
             assert self._process.stderr is not None
-            tasks.start_soon(self._read, self._process.stdout, [])
+            tasks.start_soon(self._read, self._process.stdout, list[str]())
             tasks.start_soon(self._read, self._process.stderr, self._errors)
             await self._process.wait()
         self._ended.set()

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import anyio
-import anyio.abc
 import httpx
 import pytest
 from anyio.to_thread import run_sync
