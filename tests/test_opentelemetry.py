@@ -38,12 +38,22 @@ from anyio_sendproducer import (
     ProducerClosed,
     ProducerRecord,
     ProducerSettings,
+    RecordMetadata,
     RecordRejected,
     SettingsError,
     TransactionError,
     open_send_producer,
 )
-from anyio_sendproducer.telemetry import OpenTelemetryObserver, _otel
+from anyio_sendproducer.telemetry import (
+    Batch,
+    BatchEnded,
+    Delivered,
+    Failed,
+    OpenTelemetryObserver,
+    Refused,
+    Withdrawn,
+    _otel,
+)
 from anyio_sendproducer.testing import FakeDriver
 from tests.calls import (
     Call,
@@ -850,6 +860,22 @@ async def test_an_instrument_that_raises_keeps_no_span_from_ending(
         await producer.send(record())
     assert len(telemetry.spans) == 1
     assert [line.name for line in caplog.records] == ["anyio_sendproducer.telemetry"]
+
+
+def test_what_was_given_without_it_has_no_span(telemetry: Telemetry) -> None:
+    sent = record()
+    error = refuse(sent)
+    telemetry.observer().observe(
+        [
+            Delivered(1, sent, 0.0, 0.5, 1, RecordMetadata("t", 0, 0, 0, 0, 1), abandoned=False),
+            Failed(2, sent, 0.0, 0.5, error, handed_over=False, abandoned=False),
+            Withdrawn(3, sent, 0.0, 0.5),
+            Refused(4, sent, 0.0, 0.5, error),
+            BatchEnded(Batch(5, 1, "t"), 0.0, 0, None, cancelled=False),
+        ]
+    )
+    assert telemetry.spans == []
+    assert telemetry.sums("messaging.client.sent.messages") == 1
 
 
 async def test_one_observer_for_several_producers(

@@ -114,11 +114,10 @@ class World:
 
         def entering_several(*args: Any) -> list[Entry]:
             entries = enter_several(*args)
-            self.entered += entries
+            self.entered.extend(entries)
             return entries
 
-        vars(self.producer._ledger)["enter"] = entering
-        vars(self.producer._ledger)["enter_several"] = entering_several
+        vars(self.producer._ledger).update(enter=entering, enter_several=entering_several)
 
     def record(self, shape: Shape) -> AnyRecord:
         self.made += 1

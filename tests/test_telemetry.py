@@ -27,6 +27,7 @@ from anyio_sendproducer import (
     ProducerStartError,
     RecordRejected,
     SendProducer,
+    SendProducerError,
     TransactionError,
     UndeliveredRecords,
     _observing,
@@ -351,6 +352,34 @@ async def test_of_another_client(settings: ProducerSettings, recorder: Recorder)
     assert isinstance(failed, Failed)
     assert isinstance(ended, GenerationEnded)
     assert ended.error is broke
+    check_story(recorder, producer.statistics())
+
+
+async def test_of_a_producer_that_is_closed_while_there_is_no_client(
+    settings: ProducerSettings, fake: FakeDriver, recorder: Recorder
+) -> None:
+    async with open_send_producer(settings, driver=fake, observers=[recorder]) as producer:
+        fake.open_error = SendProducerError("not now")
+        fake.break_client()
+        await until(of(recorder, GenerationEnded))
+    assert len(recorder.of(GenerationEnded)) == 1
+    check_story(recorder, producer.statistics())
+
+
+async def test_of_a_producer_whose_closing_is_cancelled(
+    settings: ProducerSettings, recorder: Recorder
+) -> None:
+    fake = FakeDriver(manual=True)
+    settings = settings.with_cancel_timeout(0.05)
+    with anyio.CancelScope() as scope:
+        async with open_send_producer(settings, driver=fake, observers=[recorder]) as producer:
+            producer.enqueue_nowait(record())
+            await taken(fake, 1)
+            async with task_group() as tasks:
+                Call(tasks, producer.aclose)
+                await until(of(recorder, Closing))
+                scope.cancel()
+    assert len(recorder.of(Closing)) == 1
     check_story(recorder, producer.statistics())
 
 

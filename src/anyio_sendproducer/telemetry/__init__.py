@@ -2,12 +2,10 @@
 
 ::
 
-    import logging
-
-    from anyio_sendproducer import ProducerRecord, open_send_producer
+    from anyio_sendproducer import ProducerRecord, ProducerSettings, open_send_producer
     from anyio_sendproducer.telemetry import LoggingObserver
 
-    logging.basicConfig(level=logging.INFO)
+    settings = ProducerSettings(bootstrap_servers="localhost:9092")
     async with open_send_producer(settings, observers=[LoggingObserver()]) as producer:
         await producer.send(ProducerRecord("orders", b"..."))
 
