@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
-import subprocess
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,15 @@ import pytest
 
 from anyio_sendproducer import (
     ProducerBroken,
+    ProducerClosed,
     ProducerSettings,
     SendProducer,
+    SendProducerError,
     open_send_producer,
 )
 from anyio_sendproducer.cli import _produce
 from anyio_sendproducer.testing import FakeDriver
+from tests.calls import until
 from tests.cli_runs import Run, entries, producing, values_in, wait_for
 from tests.fault_proxy import FaultProxy, proxied_broker
 from tests.test_cli import run_main
@@ -218,7 +220,7 @@ def test_the_broker_stays_away_for_longer_than_records_wait(
     name: str, proxied: FaultProxy, here: Path
 ) -> None:
     account_for_each_line(
-        proxied, here, lines=20_000, loop="asyncio", driver=name, timeout="2", as_file=False
+        proxied, here, lines=4_000, loop="asyncio", driver=name, timeout="5", as_file=False
     )
 
 
@@ -258,7 +260,7 @@ def account_for_each_line(
         run.wait_for_bar(lambda bar: bar[0] >= (half if not as_file else lines // 10))
         proxy.refuse()
         if not as_file:
-            run.write(numbered(1_000, half))
+            run.write(numbered(500, half))
         before = len(run.bars)
         if fails:
             run.wait_for_bar(lambda bar: bar[3] > 0)
@@ -273,7 +275,7 @@ def account_for_each_line(
             )
         proxy.heal()
         if not as_file:
-            run.write(numbered(lines - half - 1_000, half + 1_000))
+            run.write(numbered(lines - half - 500, half + 500))
             run.close_input()
         code = run.end()
         report = run.report
@@ -333,17 +335,16 @@ def test_ctrl_c_while_the_broker_is_away(
 
 
 def test_ctrl_c_while_it_starts(here: Path) -> None:
-    arguments = ["-b", "127.0.0.1:1", "-t", "t"]
-    with producing(*arguments, directory=here, stdin=True) as run:
-        # The file is made before, and the signals are listened to soon after.
-        wait_for(lambda: bool([*here.iterdir()]))
-        while run.process.poll() is None:
-            run.signal()
-            with contextlib.suppress(subprocess.TimeoutExpired):  # it was too early
-                run.process.wait(0.5)
-        assert run.end() == 128 + signal.SIGINT
-        assert run.out == ""
-        assert "Traceback" not in run.screen
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        arguments = ["-b", f"127.0.0.1:{silent.getsockname()[1]}", "-t", "t"]
+        with producing(*arguments, directory=here, stdin=True) as run:
+            # Signals are listened to before it connects.
+            connection, _ = silent.accept()
+            with connection:
+                run.signal()
+                assert run.end() == 128 + signal.SIGINT
+    assert run.out == ""
+    assert run.screen == "anyio-sendproducer: interrupted\r\n"
     assert not [*here.iterdir()]
 
 
@@ -363,24 +364,29 @@ def fake_producer(fake: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> FakeDriv
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_the_producer_breaks(
+@pytest.mark.parametrize(("kind", "code"), [(ProducerBroken, 3), (ProducerClosed, 1)])
+def test_the_producer_takes_no_more(
+    kind: type[SendProducerError],
+    code: int,
     loop: str,
+    *,
     fake_producer: FakeDriver,
     here: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    async def broken(self: SendProducer, *_: Any, **__: Any) -> Any:
-        raise ProducerBroken("it is broken")
+    async def refuse(self: SendProducer, *_: Any, **__: Any) -> Any:
+        raise kind("it takes no more")
 
-    monkeypatch.setattr(SendProducer, "send_many", broken)
+    monkeypatch.setattr(SendProducer, "send_many", refuse)
     (here / "in").write_bytes(b"a\nb\n")
     arguments = ["-b", "x:1", "-t", "t", "--loop", loop, "--failed", "failed", "in", "in"]
-    assert run_main("produce", *arguments) == 3
+    assert run_main("produce", *arguments) == code
     printed = capsys.readouterr()
-    assert printed.err == "anyio-sendproducer: it is broken\n"
+    # Where it is closed a signal has said why.
+    assert printed.err == ("anyio-sendproducer: it takes no more\n" if code == 3 else "")
     failed = entries(here / "failed")
-    assert {entry["reason"] for entry in failed} == {"the record was not sent: it is broken"}
+    assert {entry["reason"] for entry in failed} == {"the record was not sent: it takes no more"}
     assert f"{len(failed)} records are in failed ({len(failed)} not persisted)." in printed.out
 
 

@@ -33,9 +33,13 @@ def run(port: int | None) -> int:
         ended by itself.
     """
     try:
-        code = run_on("asyncio", until_terminated, _serve, port)
+        return _meant(run_on("asyncio", until_terminated, _serve, port))
     except KeyboardInterrupt:  # before the loop listens to signals, and where it can't
         return COMPLETE
+
+
+def _meant(code: int) -> int:
+    """A signal is how it is to end."""
     return COMPLETE if code > _SIGNALLED else code
 
 

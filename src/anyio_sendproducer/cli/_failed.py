@@ -128,8 +128,7 @@ def load(line: bytes, topic: str | None) -> ProducerRecord[Any, Any]:
 
 def _headers(given: Any) -> list[tuple[str, bytes]]:
     headers: list[tuple[str, bytes]] = []
-    pairs: list[Any] = given if isinstance(given, list) else [given]
-    for header in pairs:
+    for header in cast("Any", given if isinstance(given, list) else [given]):
         match header:
             case [str() as name, content] if content is not None:
                 _as_bytes("headers", name)

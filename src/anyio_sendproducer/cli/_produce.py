@@ -265,9 +265,12 @@ class _Job:
             self._input.stop()
 
     async def _send(self, producer: SendProducer, take: MemoryObjectReceiveStream[Chunk]) -> None:
-        async for first in take:
-            chunks = [first]
-            count = first.count
+        while True:
+            try:
+                chunks = [await take.receive()]
+            except anyio.EndOfStream:
+                return
+            count = chunks[0].count
             while count < _BATCH:
                 try:
                     chunk = take.receive_nowait()
