@@ -6,6 +6,7 @@
 * A script that ends in ``anyio.run(main)`` is run as it stands, and with ``backend="trio"``.
 * ``localhost:9092``, where a reader's broker would be, is replaced by the embedded broker's
   address; nothing else that a reader sees is changed. The broker starts when a page first asks.
+* A block of ``py`` is for other clients, beside which ours is shown: it is run on asyncio alone.
 * A block of ``text`` is what the block before it prints; ``...`` stands for anything.
 * An HTML comment ``invisible-code-block: python`` checks what the example before it did.
 * In a docstring, an indented block after ``::`` is an example, unless it draws a tree.
@@ -25,13 +26,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import anyio
-import anyio.from_thread
 from sybil import Document, Example, Lexeme, Region, Sybil
 from sybil.parsers.myst import CodeBlockParser
 
 import anyio_sendproducer
 import anyio_sendproducer.testing
-from anyio_sendproducer.testing import embedded_broker
+from anyio_sendproducer.testing import blocking_embedded_broker
 
 _BACKENDS: Final = ("asyncio", "trio")
 _ADDRESS: Final = "localhost:9092"
@@ -75,9 +75,8 @@ class _World:
 
     def _address(self) -> str:
         if not self._broker:
-            portal = self._resources.enter_context(anyio.from_thread.start_blocking_portal())
-            running = portal.wrap_async_context_manager(embedded_broker())
-            self._broker = self._resources.enter_context(running).bootstrap_servers
+            running = self._resources.enter_context(blocking_embedded_broker())
+            self._broker = running.bootstrap_servers
         return self._broker
 
 
@@ -103,6 +102,11 @@ def _run(example: Example) -> None:
         world.run(example.parsed, example.path, example.line + example.parsed.line_offset)
 
 
+def _run_peer(example: Example) -> None:
+    asyncio_world = example.namespace["worlds"][0]
+    asyncio_world.run(example.parsed, example.path, example.line + example.parsed.line_offset)
+
+
 def _compare_output(example: Example) -> None:
     checker = doctest.OutputChecker()
     options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -120,7 +124,11 @@ def _docstring_examples(document: Document) -> Iterable[Region]:
 
 _pages = Sybil(
     name="pages",
-    parsers=[CodeBlockParser("python", _run), CodeBlockParser("text", _compare_output)],
+    parsers=[
+        CodeBlockParser("python", _run),
+        CodeBlockParser("py", _run_peer),
+        CodeBlockParser("text", _compare_output),
+    ],
     patterns=["README.md", "docs/**/*.md", "docs/*.md"],
     excludes=["docs/_build/**"],
     path=str(Path(__file__).parent),

@@ -6,10 +6,13 @@ coverage and docs. ``nox -s NAME`` runs one, ``nox -l`` lists them.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
-from pathlib import Path
+import tarfile
+import zipfile
+from pathlib import Path, PurePosixPath
 
 import nox
 
@@ -91,7 +94,7 @@ def minimums(session: nox.Session) -> None:
     session.install(
         "--resolution",
         "lowest-direct",
-        ".[confluent,demo,dns,otel,schema-registry]",
+        ".[cli,confluent,demo,dns,otel,schema-registry,testing]",
         "--group",
         "test",
     )
@@ -109,8 +112,8 @@ def kafka(session: nox.Session) -> None:
 def faults(session: nox.Session) -> None:
     """Run the fault matrix with all its records, and write the documents' table of it.
 
-    It takes about an hour. ``nox -s faults -- --brief`` runs each cell with a tenth of the records,
-    and writes no table; further arguments go to pytest.
+    It takes about two hours. ``nox -s faults -- --brief`` runs each cell with a tenth of the
+    records, on one loop, and writes no table; further arguments go to pytest.
     """
     arguments = [*session.posargs]
     brief = "--brief" in arguments
@@ -169,9 +172,26 @@ for one in distributions():
 def docs(session: nox.Session) -> None:
     """Build the documents; a warning is an error, and so is a reference to nothing."""
     session.install(".", "--group", "docs")
+    build_docs(session)
+
+
+def build_docs(session: nox.Session) -> None:
+    """Build them, into docs/_build."""
+    shutil.rmtree("docs/_build", ignore_errors=True)  # a page that is gone stays there
     # -E: what is left of an earlier build hides warnings.
     options = ["-E", "-W", "--keep-going", "--nitpicky", "--builder", "html"]
     session.run("sphinx-build", *options, "docs", "docs/_build")
+
+
+@nox.session
+def site(session: nox.Session) -> None:
+    """Build the documents, and walk every page in a real browser: Chromium, which has to be there.
+
+    The check itself is tested too, on pages that have what it is to complain of.
+    """
+    session.install(".", "--group", "site")
+    build_docs(session)
+    session.run("pytest", "tests/site", *session.posargs, env={"DOCS_SITE": "docs/_build"})
 
 
 @nox.session
@@ -182,15 +202,112 @@ def demo(session: nox.Session) -> None:
         session.run("anyio-sendproducer", "demo", "--backend", backend, *session.posargs)
 
 
+#: What is in the repository and not in the sdist: only a checkout has a use for it.
+LEFT_OUT = {".ci/run", ".gitignore", ".pre-commit-config.yaml"}
+#: The tests that are run on what was installed: each part, with a broker and without.
+ON_THE_PACKAGE = (
+    "tests/test_records.py",
+    "tests/test_settings.py",
+    "tests/test_ledger.py",
+    "tests/test_exceptions.py",
+    "tests/test_public_api.py",
+    "tests/test_end_to_end.py",
+    "tests/test_discovery.py",
+    "README.md",
+)
+
+
 @nox.session
 def package(session: nox.Session) -> None:
-    """Build what would be published, and see that each of the two installs and works alone."""
-    dist = Path(session.create_tmp(), "dist").absolute()
-    shutil.rmtree(dist, ignore_errors=True)
+    """Build what would be published, twice, and see that each of the two works alone.
+
+    The second build is made of the first one's sdist, elsewhere: it must be the same, bit for bit.
+    Both archives are installed into environments of their own, and tested there with the tests of
+    the sdist, where there is no source. What is in the repository has to be in the sdist.
+    """
+    work = Path(session.create_tmp()).absolute()
+    shutil.rmtree(work)
+    work.mkdir()
     session.install("build")
-    session.run("python", "-m", "build", "--outdir", str(dist))
-    session.chdir(dist)  # the checkout must not be what is imported
-    for archive in sorted(dist.iterdir()):
-        session.install("--force-reinstall", str(archive))
-        session.run("python", "-c", "import anyio_sendproducer, anyio_sendproducer.testing")
-        session.run("anyio-sendproducer", "--version")
+    tracked = _tracked(session)
+    # The time of the commit, so that whoever has it can build the same.
+    epoch = str(session.run("git", "log", "-1", "--format=%ct", external=True, silent=True)).strip()
+    env = {"SOURCE_DATE_EPOCH": epoch}
+    session.run("python", "-m", "build", "--outdir", str(work / "first"), env=env)
+    [sdist] = (work / "first").glob("*.tar.gz")
+    [wheel] = (work / "first").glob("*.whl")
+    _see_that_all_is_there(session, tracked, sdist, wheel)
+
+    source = _unpack(sdist, work / "again")
+    session.run("python", "-m", "build", "--outdir", str(work / "second"), str(source), env=env)
+    for archive in (sdist, wheel):
+        one, other = (_digest(work / build / archive.name) for build in ("first", "second"))
+        session.log(f"{archive.name}: sha256 {one}")
+        if one != other:
+            session.error(f"{archive.name} is another one when it is built again: sha256 {other}")
+
+    for archive in (wheel, sdist):
+        _try_out(session, archive, sdist, work / f"with-{archive.name}")
+
+
+def _tracked(session: nox.Session) -> set[str]:
+    if not Path(".git").exists():
+        session.error("what is to be in the sdist is known from a checkout alone: there is no .git")
+    return set(str(session.run("git", "ls-files", external=True, silent=True)).split("\n")) - {""}
+
+
+def _see_that_all_is_there(
+    session: nox.Session, tracked: set[str], sdist: Path, wheel: Path
+) -> None:
+    with tarfile.open(sdist) as archive:
+        packed = {str(PurePosixPath(*PurePosixPath(name).parts[1:])) for name in archive.getnames()}
+    missing = {name for name in tracked if Path(name).exists()} - packed - LEFT_OUT
+    if missing:
+        session.error(f"not in the sdist, see [tool.hatch.build] and LEFT_OUT: {sorted(missing)}")
+    with zipfile.ZipFile(wheel) as archive:
+        code = {name for name in archive.namelist() if ".dist-info/" not in name}
+    wanted = {name.removeprefix("src/") for name in tracked if name.startswith("src/")}
+    if not wanted <= code:
+        session.error(f"not in the wheel: {sorted(wanted - code)}")
+    if any(not name.startswith("anyio_sendproducer/") for name in code):
+        session.error(f"in the wheel beside the package: {sorted(code - wanted)}")
+
+
+def _unpack(sdist: Path, where: Path) -> Path:
+    shutil.unpack_archive(sdist, where)
+    [source] = where.iterdir()
+    return source
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _try_out(session: nox.Session, archive: Path, sdist: Path, where: Path) -> None:
+    """Install an archive apart from all else, and run the sdist's tests on it."""
+    session.run("python", "-m", "venv", str(where / "venv"))
+    python = str(where / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python")
+    source = _unpack(sdist, where / "source")
+    shutil.rmtree(source / "src")  # what is imported is what was installed
+
+    def run(*arguments: str) -> None:
+        session.run(python, "-m", *arguments, external=True)
+
+    with session.chdir(source):
+        # 25.1 is the first to know dependency groups.
+        run("pip", "install", "--quiet", "--upgrade", "pip>=25.1")
+        # Alone first: nothing that the tests bring may be needed.
+        run("pip", "install", "--quiet", str(archive))
+        run("pip", "check")
+        run("anyio_sendproducer", "--version")
+        # Where nothing else is there to test with, pytest starts, and finds the fixtures.
+        run("pip", "install", "--quiet", "pytest")
+        empty = where / "empty"
+        empty.mkdir()
+        command = (python, "-m", "pytest", "--rootdir", str(empty), "--fixtures", str(empty))
+        found = session.run(*command, external=True, silent=True, success_codes=[0, 5])
+        if "kafka_fake_producer" not in str(found):
+            session.error(f"pytest does not find the fixtures:\n{found}")
+        run("pip", "install", "--quiet", str(archive), "--group", "test")
+        run("pip", "check")
+        run("pytest", *ON_THE_PACKAGE)

@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """Runs the demo or the tests from a fresh checkout, with nothing but Python.
 
-    python3 run.py demo    the main job, on Trio and then on asyncio, against a broker of its own
-    python3 run.py test    the tests
+    python3 run.py demo     the main job, on Trio and then on asyncio, against a broker of its own
+    python3 run.py test     the tests
+    python3 run.py style    ruff's checks, and whether all is formatted; with --fix, mended
+    python3 run.py types    mypy
 
 What follows is passed on: ``python3 run.py test -k ledger``.
 
@@ -25,7 +27,12 @@ PROJECT = Path(__file__).resolve().parent
 VENV = PROJECT / ".venv"
 PYTHON = VENV / ("Scripts" if os.name == "nt" else "bin") / "python"
 #: What to install for each command.
-NEEDS = {"demo": ["--editable", ".[demo]"], "test": ["--editable", ".", "--group", "test"]}
+NEEDS = {
+    "demo": ["--editable", ".[demo]"],
+    "test": ["--editable", ".", "--group", "test"],
+    "style": ["--group", "lint"],
+    "types": ["--editable", ".", "--group", "types"],
+}
 
 
 def main(arguments: list[str]) -> int:
@@ -42,12 +49,26 @@ def main(arguments: list[str]) -> int:
         return complain("Could not prepare " + str(VENV) + ": see above.", error.returncode)
     if command == "test":
         return call("-m", "pytest", *rest)
+    if command == "types":
+        return call("-m", "mypy", *rest)
+    if command == "style":
+        return style(rest)
     chosen = any(argument.split("=")[0] == "--backend" for argument in rest)
     for backend in [[]] if chosen else [["--backend", "trio"], ["--backend", "asyncio"]]:
         code = call("-m", "anyio_sendproducer", "demo", *backend, *rest)
         if code != 0:
             return code
     return 0
+
+
+def style(rest: list[str]) -> int:
+    """Check style and format, or mend them."""
+    fix = "--fix" in rest
+    codes = [
+        call("-m", "ruff", "check", *(["--fix"] if fix else [])),
+        call("-m", "ruff", "format", *([] if fix else ["--diff"])),
+    ]
+    return max(codes)
 
 
 def prepare(command: str) -> None:

@@ -17,7 +17,10 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
+    "sphinx_design",
     "attribute_texts",
+    "example_index",
+    "import_layers",
     "outside_names",
     "state_diagrams",
 ]
@@ -48,6 +51,9 @@ maximum_signature_line_length = 80
 
 napoleon_numpy_docstring = False
 napoleon_google_docstring = True
+
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 
 html_theme = "furo"
 html_title = f"{project} {version}"

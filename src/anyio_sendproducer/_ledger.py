@@ -924,6 +924,11 @@ class Ledger:
         """How many records :meth:`take` may have to hand over."""
         return len(self._queue)
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether there is one record that is queued, and none that the driver has."""
+        return self._records == 1 and len(self._queue) == 1
+
     def statistics(
         self, *, generations: int, hand_overs: int, wake_ups: int, client: Mapping[str, Any]
     ) -> Statistics:

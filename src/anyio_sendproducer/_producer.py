@@ -476,7 +476,7 @@ class SendProducer(Sender):
             if self._busy:
                 self._bridge.want()
             else:
-                if self._bridge.takes_at_once:
+                if self._bridge.takes_at_once and self._ledger.is_alone:
                     self._hand_over()
                 self._bridge.ring()
 

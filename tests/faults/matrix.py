@@ -2,7 +2,8 @@
 
 A cell is a test. Where the variable FAULT_ROWS names a directory, each writes its row there; then
 ``python -m tests.faults.matrix DIRECTORY [PAGE]`` makes the table of all rows that it finds there,
-in the same order each time. With FULL_FAULTS=1 a load has 20,000 records, otherwise 2,000.
+in the same order each time, and beside the page its picture; ``--draw PAGE`` makes the picture
+alone, of the page as it is. With FULL_FAULTS=1 a load has 20,000 records, otherwise 2,000.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import anyio
 import anyio.to_thread
 
 from anyio_sendproducer import ProducerSettings
+from tests.faults.drawing import draw
 from tests.history import GRACE, History, Logged, Reader, Report, check, read_topic
 from tests.kafka_home import KafkaMissing, kafka_home
 from tests.load import Ran
@@ -67,6 +69,12 @@ independent readers of the log. Each row is a test, which fails where one of wha
 {doc}`../explanation/evidence` is how loads are judged.
 
 {totals}
+
+:::{container} wide-picture
+```{raw} html
+:file: fault-matrix.svg
+```
+:::
 
 - **failed**: records whose outcome was an error, by its kind and its `persistence`.
 - **doubled**, **lost**, **reordered**: what must be 0. *Lost* is acknowledged and not there.
@@ -365,14 +373,22 @@ def _table(rows: Sequence[Row], notes: list[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _draw(page: Path) -> None:
+    page.with_suffix(".svg").write_text(draw(page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
 def _main(arguments: Sequence[str]) -> int:
     if len(arguments) not in {1, 2}:
-        sys.stderr.write("usage: python -m tests.faults.matrix DIRECTORY [PAGE]\n")
+        sys.stderr.write("usage: python -m tests.faults.matrix DIRECTORY [PAGE] | --draw PAGE\n")
         return 2
+    if arguments[0] == "--draw":
+        _draw(Path(arguments[-1]))
+        return 0
     rows = [Row(**json.loads(path.read_text())) for path in Path(arguments[0]).glob("*.json")]
     text = page(rows, versions())
     if len(arguments) == 2:
-        Path(arguments[1]).write_text(text)
+        Path(arguments[1]).write_text(text, encoding="utf-8")
+        _draw(Path(arguments[1]))
     else:
         sys.stdout.write(text)
     return 0

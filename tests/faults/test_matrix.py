@@ -7,9 +7,12 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
 
+from tests.faults.drawing import bars, draw
 from tests.faults.matrix import DEFAULT_DRIVER, Cell, Row, page, versions, write_row
 from tests.history import History, check
 
@@ -72,6 +75,11 @@ def test_rows_are_collected_by_the_command(tmp_path: Path, monkeypatch: pytest.M
     target = tmp_path / "page.md"
     subprocess.run([*command, str(target)], check=True, cwd=ROOT)
     assert target.read_text() == page(ROWS, versions())
+    picture = target.with_suffix(".svg").read_text()
+    assert picture == draw(page(ROWS, versions()))
+    target.with_suffix(".svg").unlink()
+    subprocess.run([*command[:3], "--draw", str(target)], check=True, cwd=ROOT)
+    assert target.with_suffix(".svg").read_text() == picture
     printed = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
     assert printed.stdout == page(ROWS, versions())
     assert subprocess.run(command[:3], check=False, cwd=ROOT, capture_output=True).returncode == 2
@@ -81,3 +89,71 @@ def test_a_row_that_names_no_driver_is_of_the_default_one() -> None:
     old = dataclasses.asdict(ROWS[0])
     del old["driver"]
     assert Row(**old).driver == "kafka-python"
+
+
+# --- the picture ---------------------------------------------------------------------------------
+
+FAILED = {"DeliveryTimeout, not persisted": 300, "DeliveryError, possibly persisted": 1}
+
+
+def drawn(**changes: Any) -> str:
+    rows = [
+        dataclasses.replace(row("wire", "a <cell>", loop, driver, "A note."), **changes)
+        for driver in ("confluent", "kafka-python")
+        for loop in ("asyncio", "trio")
+    ]
+    return page(rows, [])
+
+
+def test_a_cell_is_one_bar_of_all_its_rows() -> None:
+    [bar] = bars(drawn(records=1_000, acknowledged=600, failed=FAILED, withdrawn=99))
+    assert (bar.group, bar.cell, bar.records) == ("Wire", "a <cell>", 4_000)
+    assert bar.parts == {
+        "acknowledged": 2_400,
+        "failed, not persisted": 1_200,
+        "failed, possibly persisted": 4,
+        "withdrawn": 396,
+    }
+
+
+def widths(picture: str) -> list[float]:
+    root = ET.fromstring(picture)
+    rows = root.iter("{http://www.w3.org/2000/svg}g")
+    return [
+        float(rect.attrib["width"]) for row in rows for rect in row.iter() if "width" in rect.attrib
+    ]
+
+
+def test_one_record_of_many_is_seen_and_no_bar_is_longer_than_all() -> None:
+    wide = widths(
+        draw(drawn(records=1_000_000, acknowledged=999_999, failed={"X, not persisted": 1}))
+    )
+    assert min(wide) == 2
+    assert sum(wide) == pytest.approx(240)
+    assert sum(widths(draw(drawn(records=1_000, acknowledged=500)))) == pytest.approx(120)
+
+
+def test_a_longer_wait_is_further_to_the_right() -> None:
+    def place(seconds: float) -> float:
+        root = ET.fromstring(draw(drawn(longest_wait=seconds)))
+        [circle] = root.iter("{http://www.w3.org/2000/svg}circle")
+        return float(circle.attrib["cx"])
+
+    places = [place(seconds) for seconds in (0.01, 0.02, 1, 30, 1_000)]
+    assert places == sorted(places)
+    assert len(set(places)) == 5
+
+
+def test_the_picture_is_told_in_words_and_says_nothing_else_than_the_tables() -> None:
+    picture = draw(drawn(records=10, acknowledged=10, longest_wait=1.5))
+    assert "In 1 of them each record was acknowledged" in picture
+    assert "The longest wait was 1.5 s, under: a &lt;cell&gt;." in picture
+    with pytest.raises(ValueError, match="acknowledged"):
+        draw("## Wire\n\n| cell | records |\n|---|---|\n| a | 1 |\n")
+
+
+def test_the_documents_picture_is_of_their_page() -> None:
+    target = ROOT / "docs/reference/fault-matrix.md"
+    assert target.with_suffix(".svg").read_text(encoding="utf-8") == draw(
+        target.read_text(encoding="utf-8")
+    )

@@ -1,0 +1,39 @@
+"""The directive ``example-index``: for each public name, the pages whose examples use it.
+
+```{example-index} ```
+"""
+
+from __future__ import annotations
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+from sphinx.util.typing import ExtensionMetadata
+from used_names import pages, public_names, where_used
+
+
+class ExampleIndex(SphinxDirective):
+    """``example-index``: a table for each public module."""
+
+    def run(self) -> list[nodes.Node]:
+        """Make the tables."""
+        for page in pages():
+            self.env.note_dependency(str(page))
+        places = where_used()
+        lines: list[str] = []
+        for module, names in public_names().items():
+            lines += ["", f"`{module}`", "", "| name | used in |", "|---|---|"]
+            for name in names:
+                found = ", ".join(map(_link, places.get((module, name), [])))
+                lines.append(f"| {{py:obj}}`{name} <{module}.{name}>` | {found} |")
+        return self.parse_text_to_nodes("\n".join(lines))
+
+
+def _link(page: str) -> str:
+    return f"{{doc}}`/{page}`" if page else "its docstring"
+
+
+def setup(app: Sphinx) -> ExtensionMetadata:
+    """Add the directive."""
+    app.add_directive("example-index", ExampleIndex)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,85 @@
+"""The documents, as they are built, in a real browser."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, expect
+
+from tests.site.walker import PHONE, WIDE, context, listen, serve, walk
+
+
+def test_no_page_has_anything_to_complain_of(
+    site: Path, chromium: Browser, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = walk(site, chromium)
+    with capsys.disabled():
+        sys.stdout.write(f"\n{len(report.pages)} pages. These links lead out of the site:\n")
+        sys.stdout.writelines(f"{link}\n" for link in report.outside)
+    assert len(report.pages) > 30
+    assert not report.complaints, "\n" + "\n".join(report.complaints)
+
+
+@pytest.mark.parametrize(
+    ("asked", "page"),
+    [
+        ("open_send_producer", "reference/api.html#anyio_sendproducer.open_send_producer"),
+        ("FakeDriver", "reference/testing.html#anyio_sendproducer.testing.FakeDriver"),
+        ("withdrawn", "explanation/cancellation.html"),
+    ],
+)
+def test_the_search_finds_it(site: Path, chromium: Browser, asked: str, page: str) -> None:
+    complaints: list[str] = []
+    with serve(site) as base, context(chromium, WIDE) as wide:
+        opened = wide.new_page()
+        listen(opened, base, complaints)
+        opened.goto(base + "index.html")
+        opened.locator("input[name=q]").first.fill(asked)
+        opened.keyboard.press("Enter")
+        opened.wait_for_url(re.compile(r"search\.html\?q="))
+        found = opened.locator(f'#search-results a[href*="{page}"]').first
+        expect(found).to_be_visible()
+        found.click()
+        opened.wait_for_url(re.compile(re.escape(page.partition("#")[0])))
+        expect(opened.locator("h1").first).to_be_visible()
+    assert not complaints, complaints
+
+
+def test_the_reader_chooses_between_light_and_dark(site: Path, chromium: Browser) -> None:
+    complaints: list[str] = []
+    backgrounds: dict[str | None, str] = {}
+    with serve(site) as base, context(chromium, WIDE) as wide:
+        page = wide.new_page()
+        listen(page, base, complaints)
+        page.goto(base + "index.html")
+        for _ in range(3):
+            page.locator(".theme-toggle:visible").first.click()
+            chosen = page.locator("body").get_attribute("data-theme")
+            backgrounds[chosen] = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        # It is kept on the next page.
+        page.locator(".theme-toggle:visible").first.click()
+        kept = page.locator("body").get_attribute("data-theme")
+        page.goto(base + "reference/api.html")
+        assert page.locator("body").get_attribute("data-theme") == kept
+    assert set(backgrounds) == {"auto", "light", "dark"}
+    assert backgrounds["light"] == backgrounds["auto"] != backgrounds["dark"]
+    assert not complaints, complaints
+
+
+def test_on_a_phone_the_menu_opens_and_leads_on(site: Path, chromium: Browser) -> None:
+    complaints: list[str] = []
+    with serve(site) as base, context(chromium, PHONE) as phone:
+        page = phone.new_page()
+        listen(page, base, complaints)
+        page.goto(base + "index.html")
+        link = page.locator(".sidebar-tree a", has_text="Your first records")
+        assert not page.evaluate(
+            "(e) => e.getBoundingClientRect().right > 0", link.element_handle()
+        )
+        page.locator(".nav-overlay-icon:visible").first.click()
+        link.click()
+        page.wait_for_url(re.compile(r"tutorial/first-records\.html"))
+    assert not complaints, complaints

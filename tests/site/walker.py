@@ -1,0 +1,367 @@
+"""Walks a site of static pages in a real browser, and tells what a reader would complain of.
+
+Each page is opened on a wide screen, light and dark, and on one of 360 pixels. What is told: a link
+or an anchor that leads nowhere, a page that nothing leads to, an error or a warning in the console,
+a request that fails or goes elsewhere, what axe (https://github.com/dequelabs/axe-core) finds
+against WCAG 2 AA, and what is cut off or too small on a phone. Links that lead out of the site are
+listed, and not followed.
+
+The browser is Chromium, as the system has it: ``CHROMIUM`` names it where it has another name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import http.server
+import importlib
+import os
+import shutil
+import threading
+from collections.abc import Generator, Iterable
+from pathlib import Path
+from typing import Any, Final, Literal
+from urllib.parse import unquote, urldefrag, urlsplit
+
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Error,
+    Page,
+    Response,
+    Route,
+    sync_playwright,
+)
+
+__all__ = ["Report", "browser", "context", "listen", "serve", "walk"]
+
+# It has no types to be found.
+Axe: Final[Any] = importlib.import_module("axe_playwright_python.sync_playwright").Axe
+
+WIDE: Final = (1280, 900)
+PHONE: Final = (360, 740)
+#: Milliseconds for anything that the browser is asked for.
+PATIENCE: Final = 60_000
+#: Pages that readers come to by a form, or by a name that they know.
+UNLINKED: Final = frozenset({"search.html", "genindex.html", "py-modindex.html", "404.html"})
+#: What is asked of axe: the rules of WCAG 2, levels A and AA, but that of contrast.
+RULES: Final = {
+    "runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]},
+    "rules": {
+        "color-contrast": {"enabled": False},
+        # Sphinx's own: the captions in the menu are headings that do not say of which level.
+        "aria-required-attr": {"enabled": False},
+        # Sphinx's own: the arguments of a long signature are a list without terms.
+        "definition-list": {"enabled": False},
+        # Chromium and Firefox let the keyboard scroll whatever scrolls.
+        "scrollable-region-focusable": {"enabled": False},
+    },
+    "resultTypes": ["violations"],
+}
+
+#: The width of the page, and what of its text lies beyond it or is too small to be read. What lies
+#: in a box of its own that scrolls is not cut off.
+_CUT_OFF: Final = """
+() => {
+  const width = document.documentElement.clientWidth;
+  const scrolls = (element) => {
+    for (let e = element.parentElement; e; e = e.parentElement) {
+      const style = getComputedStyle(e);
+      if (/auto|scroll/.test(style.overflowX) && e.getBoundingClientRect().right <= width + 1)
+        return true;
+    }
+    return false;
+  };
+  const said = (element) =>
+    `<${element.tagName.toLowerCase()}> ${(element.textContent || "").trim().slice(0, 40)}`;
+  const found = [];
+  for (const element of document.querySelectorAll("main *, article *, body > *")) {
+    const box = element.getBoundingClientRect();
+    const style = getComputedStyle(element);
+    if (!box.width || !box.height || style.visibility === "hidden" || style.position === "fixed")
+      continue;
+    if (box.right > width + 1 && box.left < width && !scrolls(element))
+      found.push(`is cut off at ${width} pixels: ${said(element)}`);
+    const text = [...element.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
+    if (text) {
+      const matrix = element.getScreenCTM ? element.getScreenCTM() : null;
+      const size = parseFloat(style.fontSize) * (matrix ? matrix.a : 1);
+      if (size < 9) found.push(`has text of ${size.toFixed(1)} pixels: ${said(element)}`);
+    }
+  }
+  if (document.documentElement.scrollWidth > width)
+    found.push(`is ${document.documentElement.scrollWidth} pixels wide, on ${width}`);
+  return found.slice(0, 5);
+}
+"""
+
+#: The contrast of all text, that in pictures too, with what is behind it, by the formula of WCAG 2.
+#: axe has a rule for it, which takes seconds for a page of code and leaves pictures out.
+_CONTRAST: Final = """
+() => {
+  const parse = (colour) => {
+    const [r, g, b, a = 1] = (colour.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
+    return [r, g, b, a];
+  };
+  const over = ([r, g, b, a], [R, G, B]) =>
+    [r * a + R * (1 - a), g * a + G * (1 - a), b * a + B * (1 - a), 1];
+  const light = (rgb) => {
+    const [r, g, b] = rgb.slice(0, 3).map((c) => {
+      c /= 255;
+      return c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+    });
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = new Map();
+  const backdrop = (element) => {
+    if (!element) return [255, 255, 255, 1];
+    if (!behind.has(element)) {
+      const own = parse(getComputedStyle(element).backgroundColor);
+      behind.set(element, own[3] === 1 ? own : over(own, backdrop(element.parentElement)));
+    }
+    return behind.get(element);
+  };
+  const onShape = (text, back) => {  // a number in a disc, say
+    const box = text.getBoundingClientRect();
+    const shapes = text.closest("svg")?.querySelectorAll("circle, rect") || [];
+    for (const shape of shapes) {
+      const outer = shape.getBoundingClientRect();
+      const {fill, fillOpacity} = getComputedStyle(shape);
+      const x = box.left + box.width / 2, y = box.top + box.height / 2;
+      const within =
+        x > outer.left && x < outer.right && y > outer.top && y < outer.bottom;
+      if (within && fill !== "none")
+        back = over([...parse(fill).slice(0, 3), Number(fillOpacity)], back);
+    }
+    return back;
+  };
+  const found = new Set();
+  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (texts.nextNode()) {
+    const text = texts.currentNode.data.trim();
+    const element = texts.currentNode.parentElement;
+    const kinds = {visibilityProperty: true, opacityProperty: true};
+    if (!text || !element || !element.checkVisibility(kinds)) continue;
+    const style = getComputedStyle(element);
+    if (element.closest("title, desc, script, style, noscript, [aria-hidden=true]")) continue;
+    const drawn = element.closest("svg") ? style.fill : style.color;
+    let back = backdrop(element);
+    if (style.fill === drawn) back = onShape(element, back);
+    const [a, b] = [light(over(parse(drawn), back)), light(back)].sort((x, y) => y - x);
+    const ratio = (a + 0.05) / (b + 0.05);
+    const size = parseFloat(style.fontSize);
+    const large = size >= 24 || (size >= 18.66 && parseInt(style.fontWeight) >= 700);
+    if (ratio < (large ? 3 : 4.5))
+      found.add(`has a contrast of ${ratio.toFixed(1)}: ${text.slice(0, 40)} ` +
+        `(<${element.tagName.toLowerCase()} class="${element.getAttribute("class") || ""}">)`);
+  }
+  return [...found].slice(0, 8);
+}
+"""
+
+_PARTS: Final = """
+() => ({
+  links: [...document.querySelectorAll("a[href], area[href]")].map((e) => e.href),
+  ids: [...document.querySelectorAll("[id], a[name]")].map((e) => e.id || e.name),
+  images: [...document.images].filter((e) => e.complete && !e.naturalWidth).map((e) => e.src),
+})
+"""
+
+
+@dataclasses.dataclass
+class Report:
+    """What was found."""
+
+    complaints: list[str] = dataclasses.field(default_factory=list[str])
+    pages: list[str] = dataclasses.field(default_factory=list[str])
+    outside: list[str] = dataclasses.field(default_factory=list[str])
+
+
+@dataclasses.dataclass
+class _Seen:
+    """A page, as far as others lead to it."""
+
+    ids: set[str]
+    links: set[str]
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # as it is called there
+        """Nothing: what matters is in the report."""
+
+
+@contextlib.contextmanager
+def serve(root: Path) -> Generator[str]:
+    """Serve a directory on this machine alone; gives the address."""
+    handler = functools.partial(_Quiet, directory=str(root))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, name="site")
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def _chromium() -> str:
+    names = [os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome"]
+    for name in filter(None, names):
+        found = shutil.which(name)
+        if found:
+            return found
+    raise FileNotFoundError(
+        "there is no Chromium: install it (Debian: apt-get install chromium), or say in the "
+        "environment variable CHROMIUM where it is"
+    )
+
+
+@contextlib.contextmanager
+def browser() -> Generator[Browser]:
+    """A browser without a window.
+
+    Raises:
+        FileNotFoundError: there is none on this machine.
+    """
+    executable = _chromium()
+    with sync_playwright() as playwright:
+        # Root, as in a container, gets no sandbox; the pages are our own.
+        arguments = ["--no-sandbox"] if os.getuid() == 0 else []
+        launched = playwright.chromium.launch(executable_path=executable, args=arguments)
+        try:
+            yield launched
+        finally:
+            launched.close()
+
+
+@contextlib.contextmanager
+def context(
+    launched: Browser, size: tuple[int, int], scheme: Literal["light", "dark"] = "light"
+) -> Generator[BrowserContext]:
+    """A profile of its own, with nothing kept from others."""
+    width, height = size
+    made = launched.new_context(
+        viewport={"width": width, "height": height}, color_scheme=scheme, reduced_motion="reduce"
+    )
+    made.set_default_timeout(PATIENCE)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def listen(page: Page, base: str, complaints: list[str]) -> None:
+    """Have a page complain of what goes wrong in it; whatever it asks of others is not let out."""
+
+    def where() -> str:
+        return page.url.removeprefix(base) or "index.html"
+
+    def hold_back(route: Route) -> None:
+        complaints.append(f"{where()}: asks elsewhere, for {route.request.url}")
+        route.abort()
+
+    def console(said: ConsoleMessage) -> None:
+        if said.type in {"error", "warning"}:
+            complaints.append(f"{where()}: says in the console: {said.text}")
+
+    def error(raised: Error) -> None:
+        complaints.append(f"{where()}: raises {raised.message}")
+
+    def response(answer: Response) -> None:
+        if answer.status >= 400:
+            complaints.append(f"{where()}: has {answer.status} for {answer.url}")
+
+    page.route(lambda url: not url.startswith((base, "data:", "blob:")), hold_back)
+    page.on("console", console)
+    page.on("pageerror", error)
+    page.on("response", response)
+
+
+def walk(root: Path, launched: Browser) -> Report:
+    """Open every page below a directory.
+
+    Args:
+        root: what is to be served, with an ``index.html``.
+        launched: the browser.
+    """
+    report = Report()
+    report.pages = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.html"))
+    seen: dict[str, _Seen] = {}
+    with serve(root) as base:
+        with context(launched, WIDE) as light:
+            page = light.new_page()
+            listen(page, base, report.complaints)
+            for name in report.pages:
+                page.goto(base + name, wait_until="load")
+                seen[name] = _look_around(page, base, name, report)
+                _judge(page, name, report)
+                _see_contrast(page, name, report)
+        with context(launched, WIDE, "dark") as dark:
+            page = dark.new_page()
+            listen(page, base, report.complaints)
+            for name in report.pages:
+                page.goto(base + name, wait_until="load")
+                _see_contrast(page, f"{name}, dark", report)
+        with context(launched, PHONE) as phone:
+            page = phone.new_page()
+            listen(page, base, report.complaints)
+            for name in report.pages:
+                page.goto(base + name, wait_until="load")
+                found: list[str] = page.evaluate(_CUT_OFF)
+                report.complaints += [f"{name}: {what}" for what in found]
+        _follow(root, base, seen, report)
+    report.complaints = list(dict.fromkeys(report.complaints))
+    report.outside = sorted(set(report.outside))
+    return report
+
+
+def _look_around(page: Page, base: str, name: str, report: Report) -> _Seen:
+    parts: dict[str, list[str]] = page.evaluate(_PARTS)
+    report.complaints += [f"{name}: shows no picture {source}" for source in parts["images"]]
+    inside = {link for link in parts["links"] if link.startswith(base)}
+    report.outside += [
+        link
+        for link in parts["links"]
+        if link not in inside and urlsplit(link).scheme in {"http", "https", "mailto"}
+    ]
+    return _Seen(set(parts["ids"]), {link.removeprefix(base) for link in inside})
+
+
+def _judge(page: Page, name: str, report: Report) -> None:
+    found: Any = Axe().run(page, options=RULES).response
+    for violation in found["violations"]:
+        for node in violation["nodes"][:3]:
+            why = " ".join(str(node.get("failureSummary", "")).split())
+            report.complaints.append(f"{name}: {violation['id']}: {node['html'][:120]}: {why}")
+
+
+def _see_contrast(page: Page, name: str, report: Report) -> None:
+    found: list[str] = page.evaluate(_CONTRAST)
+    report.complaints += [f"{name}: {what}" for what in found]
+
+
+def _follow(root: Path, base: str, seen: dict[str, _Seen], report: Report) -> None:
+    reached = {"index.html"}
+    for name, page in seen.items():
+        for link in sorted(page.links):
+            target, fragment = urldefrag(link)
+            target = unquote(target.partition("?")[0]) or "index.html"
+            if target.endswith("/"):
+                target += "index.html"
+            if not (root / target).is_file():
+                report.complaints.append(f"{name}: leads to {link}, which is not there")
+            elif target in seen:
+                if target != name:
+                    reached.add(target)
+                if fragment and unquote(fragment) not in seen[target].ids:
+                    report.complaints.append(
+                        f"{name}: leads to {link}, where there is no such part"
+                    )
+    for name in _unreached(seen, reached):
+        report.complaints.append(f"{name}: nothing leads to it")
+
+
+def _unreached(seen: Iterable[str], reached: set[str]) -> list[str]:
+    return sorted(set(seen) - reached - UNLINKED)
