@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
@@ -110,10 +112,25 @@ def test_what_failed_is_fed_in_again(
     assert f"2 records are in {failed.name} (2 not persisted)." in printed.out
     assert f"--format failed {failed.name}" in printed.out
     # Somebody mends it.
-    failed.write_text(failed.read_text().replace("99", "2"))
+    failed.write_text(failed.read_text().replace('"partition": 99', '"partition": 2'))
     assert run_main("produce", "-b", shared_broker, "-f", "failed", failed.name) == 0
     assert "again, partition 2: 2 records" in capsys.readouterr().out
     assert values_in(shared_broker, "again") == [b"good", b"\xff"]
+
+
+def test_each_run_has_a_file_of_its_own(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "strftime", lambda _: "now")
+    for _ in range(3):
+        file = _produce._open_failed(None)
+        file.write([])
+        file.path.write_text("x")
+        file.close()
+    name = f"failed-now-{os.getpid()}"
+    assert {path.name for path in here.iterdir()} == {
+        f"{name}.jsonl",
+        f"{name}-1.jsonl",
+        f"{name}-2.jsonl",
+    }
 
 
 def test_no_acknowledgements(
@@ -224,8 +241,17 @@ def test_the_broker_stays_away_for_longer_than_records_wait(
     )
 
 
+class Comes(Protocol):
+    """A broker that goes away and comes back; the fault proxy is one."""
+
+    address: str
+
+    def refuse(self) -> None: ...
+    def heal(self) -> None: ...
+
+
 def account_for_each_line(
-    proxy: FaultProxy,
+    proxy: Comes,
     directory: Path,
     *,
     lines: int,
@@ -237,7 +263,7 @@ def account_for_each_line(
     """Send so many lines through an outage, and see what became of each.
 
     Args:
-        proxy: what stands before the broker.
+        proxy: what goes away, or what stands before it.
         directory: an empty one.
         lines: how many.
         loop: on which loop.

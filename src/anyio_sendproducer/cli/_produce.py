@@ -16,6 +16,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -144,8 +145,9 @@ def _settings(order: Order) -> ProducerSettings:
 
 def _open_failed(path: Path | None) -> FailedFile:
     if path is None:
-        now = time.strftime("%Y%m%d-%H%M%S")
-        path = Path(f"failed-{now}-{os.getpid()}.jsonl")
+        name = f"failed-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        names = (f"{name}-{number}" if number else name for number in itertools.count())
+        path = next(path for name in names if not (path := Path(f"{name}.jsonl")).exists())
     return FailedFile(path)
 
 
