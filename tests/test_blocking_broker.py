@@ -19,11 +19,13 @@ def test_it_runs_is_paused_and_killed() -> None:
         assert repr(broker) == f"BlockingEmbeddedBroker(port={broker.port}, pid={broker.pid})"
         assert "listening on" in broker.output()
         broker.pause()
-        assert broker.running
+        runs = broker.running
+        assert runs
         broker.resume()
         broker.kill()
         broker.kill()
-        assert not broker.running
+        runs = broker.running
+        assert not runs
         with pytest.raises(EmbeddedBrokerError, match="has ended"):
             broker.pause()
         with blocking_embedded_broker(port=broker.port) as other:

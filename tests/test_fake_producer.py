@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator
 from typing import Any
 
 import anyio
@@ -143,7 +143,9 @@ async def test_it_holds_up_who_sends_too_much(settings: ProducerSettings) -> Non
         fake_producer(settings.evolve(max_in_flight=1), manual=True) as fake,
         task_group() as tasks,
     ):
-        first, second = (Call(tasks, fake.producer.send, record(value)) for value in (b"1", b"2"))
+        first = Call(tasks, fake.producer.send, record(b"1"))
+        await fake.wait_until_sent(1)
+        second = Call(tasks, fake.producer.send, record(b"2"))
         await quiet()
         with pytest.raises(anyio.WouldBlock):
             fake.producer.enqueue_nowait(record())
@@ -259,22 +261,17 @@ async def test_answers_by_hand_are_for_the_oldest(by_hand: FakeProducer) -> None
 
 
 async def test_failures_by_hand(by_hand: FakeProducer) -> None:
-    async with task_group() as tasks:
-        calls = [
-            Call(tasks, by_hand.producer.send, record(topic=topic))
-            for topic in ("a", "b", "a", "b")
-        ]
-        await by_hand.wait_until_sent(4)
-        assert by_hand.fail(factories.timeout, 1) == 1
-        assert by_hand.fail(factories.possibly_persisted, topic="b", where=lambda _: True) == 2
-        assert by_hand.fail() == 1
-        errors = [(await call.wait()).error for call in calls]
-    assert [type(error) for error in errors] == [
-        DeliveryTimeout,
-        DeliveryError,
-        RecordRejected,
-        DeliveryError,
-    ]
+    sent = [by_hand.producer.enqueue_nowait(record(topic=topic)) for topic in "abab"]
+    await by_hand.wait_until_sent(4)
+    assert by_hand.fail(factories.timeout, 1) == 1
+    assert by_hand.fail(factories.possibly_persisted, topic="b", where=lambda _: True) == 2
+    assert by_hand.fail() == 1
+    errors: list[type[DeliveryError]] = []
+    for delivery in sent:
+        with pytest.raises(DeliveryError) as caught:
+            await delivery.wait()
+        errors.append(type(caught.value))
+    assert errors == [DeliveryTimeout, DeliveryError, RecordRejected, DeliveryError]
 
 
 async def test_by_hand_for_a_while(fake: FakeProducer) -> None:
@@ -303,6 +300,10 @@ async def outcomes(fake: FakeProducer, topics: str) -> str:
     return letters
 
 
+def fail_b(one: ProducerRecord[Any, Any]) -> DeliveryError | None:
+    return factories.serialization_failed(one) if one.topic == "b" else None
+
+
 @pytest.mark.parametrize(
     ("rule", "wanted"),
     [
@@ -312,7 +313,7 @@ async def outcomes(fake: FakeProducer, topics: str) -> str:
         (FailWhen(factories.rejected, times=2), "RR...."),
         (FailWhen(factories.rejected, topic="b", every=2, times=1), "...R.."),
         (FailWhen(factories.rejected, where=lambda one: one.topic == "b", times=1), ".R...."),
-        (lambda one: factories.serialization_failed(one) if one.topic == "b" else None, ".S.S.S"),
+        (fail_b, ".S.S.S"),
     ],
 )
 async def test_answers_by_rule(rule: Any, wanted: str) -> None:
@@ -493,7 +494,7 @@ async def test_a_serializer_that_raises_fails_its_record_alone() -> None:
 
 
 @contextlib.contextmanager
-def failing(kind: type[TransactionError]) -> Iterator[None]:
+def failing(kind: type[TransactionError]) -> Generator[None, None, None]:
     with pytest.raises(TransactionError) as caught:
         yield
     assert type(caught.value) is kind

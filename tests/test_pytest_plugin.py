@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
 import anyio_sendproducer
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+#: Without types, so that checkers need not have the one that is not there.
+toml: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
 ROOT: Final = Path(__file__).parents[1]
 
 #: The settings of a project, and the arguments of pytest: with AnyIO's plugin and with pytest-trio,
 #: each alone and beside the other.
-PLUGINS: Final = {
+PLUGINS: Final[dict[str, tuple[str, list[str]]]] = {
     "anyio": ("anyio_mode = auto", ["-p", "no:trio"]),
     "anyio, pytest-trio idle": ("anyio_mode = auto", []),
     "pytest-trio": ("trio_mode = true", ["-p", "no:anyio"]),
@@ -59,7 +58,7 @@ class Project:
         installed = path / "installed"
         metadata = installed / "anyio_sendproducer-0.dist-info"
         metadata.mkdir(parents=True)
-        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        project = toml.loads((ROOT / "pyproject.toml").read_text())["project"]
         points = project["entry-points"]["pytest11"]
         lines = [f"{name} = {module}" for name, module in points.items()]
         (metadata / "entry_points.txt").write_text("\n".join(["[pytest11]", *lines, ""]))

@@ -300,7 +300,9 @@ class FakeDriver:
         """
         with self._lock:
             taken = self._take(count, topic, where)
-            outcomes = [self._write(submission.record, wire) for submission, wire in taken]
+            outcomes = [
+                self.judge(submission.record) or self._write(wire) for submission, wire in taken
+            ]
         return self._report([submission for submission, _ in taken], outcomes)
 
     def fail(
@@ -361,10 +363,7 @@ class FakeDriver:
         self._under_way = [one for one in self._under_way if id(one) not in chosen]
         return matching
 
-    def _write(self, sent: ProducerRecord[Any, Any], record: ProducerRecord[Any, Any]) -> Outcome:
-        error = self.judge(sent)
-        if error is not None:
-            return error
+    def _write(self, record: ProducerRecord[Any, Any]) -> Outcome:
         partition = record.partition
         if partition is None:
             if record.key is not None:

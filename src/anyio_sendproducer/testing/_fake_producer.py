@@ -68,7 +68,7 @@ class FakeProducer:
         self.answer = answer
         self._driver = driver
         self._changed = anyio.Event()
-        self._commit_errors: list[SendProducerError] = []
+        self._commit_errors = []
         driver.judge = self._judge
         driver.end_error = self._end_error
         driver.listener = self._listener()

@@ -170,7 +170,7 @@ def result(
         metadata: where it was written; None: what :func:`metadata` says of the record.
     """
     message: Message[Any, Any, Any]
-    message = of if isinstance(of, Message) else Message(of or record(), pass_through)
+    message = of if type(of) is Message else Message(of or record(), pass_through)
     return Result(metadata or _metadata(message.record), message)
 
 
@@ -204,7 +204,7 @@ def multi_result(
         ValueError: there are not as many metadata as records.
     """
     message: MultiMessage[Any, Any, Any]
-    message = of if isinstance(of, MultiMessage) else MultiMessage(of, pass_through)
+    message = of if type(of) is MultiMessage else MultiMessage(of, pass_through)
     written = _in_a_row(message.records) if metadata is None else metadata
     parts = (MultiResultPart(one, sent) for one, sent in zip(written, message.records, strict=True))
     return MultiResult(tuple(parts), message.pass_through)
