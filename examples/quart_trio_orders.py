@@ -166,6 +166,8 @@ async def main(port: int) -> None:
     config = Config()
     config.bind = [f"127.0.0.1:{port}"]
     config.graceful_timeout = GRACE_SECONDS
+    # Connections without a request hold up the end as long as they are kept.
+    config.keep_alive_timeout = 2
     await serve(app, config, shutdown_trigger=until_signal)
 
 
