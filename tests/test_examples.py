@@ -186,6 +186,8 @@ async def test_a_page_view_that_was_accepted_is_in_kafka_after_the_end(
         for page in range(100):
             assert (await running_service.view(f"page {page}")).status_code == 202
         assert await running_service.in_flight() >= 100
+        # Hypercorn would wait for the connection.
+        await running_service.client.aclose()
         running_service.example.send(number)
         await running_service.takes_no_more()
         broker.resume()
@@ -230,6 +232,7 @@ async def test_what_was_not_delivered_is_answered_as_what_it_is(
         assert no_room.status_code == 503
         assert no_room.json() == {"detail": "not written: send it again"}
         assert no_room.headers["Retry-After"] == "1"
+        await running_service.client.aclose()
         running_service.example.interrupt()
         # The broker does not come back, and the end comes all the same.
         assert await running_service.example.code(within=SOON) == 0
