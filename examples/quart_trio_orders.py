@@ -165,6 +165,7 @@ async def main(port: int) -> None:
     """Serve until a signal comes."""
     config = Config()
     config.bind = [f"127.0.0.1:{port}"]
+    # On Trio it waits so long for connections without a request too, where clients keep them.
     config.graceful_timeout = GRACE_SECONDS
     await serve(app, config, shutdown_trigger=until_signal)
 
