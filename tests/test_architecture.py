@@ -25,7 +25,7 @@ from anyio_sendproducer.discovery import Lookup, Resolver, Target
 from anyio_sendproducer.drivers import Deadline, Driver
 from tests import test_driver_contract as contract
 from tests.recorder import Parcel, Recorder
-from tests.test_examples import ROOT, names
+from tests.test_names_in_examples import ROOT, names
 
 PAGE: Final = ROOT / "docs/explanation/architecture.md"
 SETTINGS: Final = ProducerSettings(bootstrap_servers="nowhere.invalid:9092")
