@@ -26,13 +26,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import anyio
-import anyio.from_thread
 from sybil import Document, Example, Lexeme, Region, Sybil
 from sybil.parsers.myst import CodeBlockParser
 
 import anyio_sendproducer
 import anyio_sendproducer.testing
-from anyio_sendproducer.testing import embedded_broker
+from anyio_sendproducer.testing import blocking_embedded_broker
 
 _BACKENDS: Final = ("asyncio", "trio")
 _ADDRESS: Final = "localhost:9092"
@@ -76,9 +75,8 @@ class _World:
 
     def _address(self) -> str:
         if not self._broker:
-            portal = self._resources.enter_context(anyio.from_thread.start_blocking_portal())
-            running = portal.wrap_async_context_manager(embedded_broker())
-            self._broker = self._resources.enter_context(running).bootstrap_servers
+            running = self._resources.enter_context(blocking_embedded_broker())
+            self._broker = running.bootstrap_servers
         return self._broker
 
 

@@ -92,7 +92,11 @@ def minimums(session: nox.Session) -> None:
         session.error("only uv can choose the oldest dependencies: pip install uv")
     # The extra by name: what it needs counts as direct then, and comes in its oldest version too.
     session.install(
-        "--resolution", "lowest-direct", ".[confluent,demo,dns,schema-registry]", "--group", "test"
+        "--resolution",
+        "lowest-direct",
+        ".[cli,confluent,demo,dns,otel,schema-registry,testing]",
+        "--group",
+        "test",
     )
     session.run("pytest", *session.posargs)
 
@@ -108,8 +112,8 @@ def kafka(session: nox.Session) -> None:
 def faults(session: nox.Session) -> None:
     """Run the fault matrix with all its records, and write the documents' table of it.
 
-    It takes about an hour. ``nox -s faults -- --brief`` runs each cell with a tenth of the records,
-    and writes no table; further arguments go to pytest.
+    It takes about two hours. ``nox -s faults -- --brief`` runs each cell with a tenth of the
+    records, on one loop, and writes no table; further arguments go to pytest.
     """
     arguments = [*session.posargs]
     brief = "--brief" in arguments
@@ -296,6 +300,14 @@ def _try_out(session: nox.Session, archive: Path, sdist: Path, where: Path) -> N
         run("pip", "install", "--quiet", str(archive))
         run("pip", "check")
         run("anyio_sendproducer", "--version")
+        # Where nothing else is there to test with, pytest starts, and finds the fixtures.
+        run("pip", "install", "--quiet", "pytest")
+        empty = where / "empty"
+        empty.mkdir()
+        command = (python, "-m", "pytest", "--rootdir", str(empty), "--fixtures", str(empty))
+        found = session.run(*command, external=True, silent=True, success_codes=[0, 5])
+        if "kafka_fake_producer" not in str(found):
+            session.error(f"pytest does not find the fixtures:\n{found}")
         run("pip", "install", "--quiet", str(archive), "--group", "test")
         run("pip", "check")
         run("pytest", *ON_THE_PACKAGE)

@@ -10,7 +10,8 @@ import warnings
 from collections.abc import Generator
 from typing import Any
 
-from tests.mock_cluster import FOR_MOCK, MockCluster
+from anyio_sendproducer.testing import MockCluster
+from tests.mock_cluster import FOR_MOCK
 from tests.recorder import PATIENCE
 
 __all__ = ["BareProducer", "bare", "leaking_sockets"]

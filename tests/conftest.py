@@ -6,13 +6,16 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-import anyio
-import anyio.to_thread
 import hypothesis
 import pytest
 
 from anyio_sendproducer import ProducerSettings
-from anyio_sendproducer.testing import EmbeddedBroker, FakeDriver, embedded_broker
+from anyio_sendproducer.testing import (
+    EmbeddedBroker,
+    FakeDriver,
+    blocking_embedded_broker,
+    embedded_broker,
+)
 from tests.calls import Deadlines
 
 # No example fails for how long it takes: that says how busy the machine is. All else stays as it is
@@ -64,24 +67,8 @@ async def broker() -> AsyncIterator[EmbeddedBroker]:
 @pytest.fixture(scope="session")
 def shared_broker() -> Iterator[str]:
     """The address of one embedded broker for the whole run; tests use topics of their own."""
-    address: list[str] = []
-    ready = threading.Event()
-    stop = threading.Event()
-
-    async def serve() -> None:
-        async with embedded_broker() as running:
-            address.append(running.bootstrap_servers)
-            ready.set()
-            await anyio.to_thread.run_sync(stop.wait)
-
-    thread = threading.Thread(target=anyio.run, args=(serve,), name="shared-broker")
-    thread.start()
-    try:
-        assert ready.wait(60), "the embedded broker did not come up"
-        yield address[0]
-    finally:
-        stop.set()
-        thread.join()
+    with blocking_embedded_broker() as broker:
+        yield broker.bootstrap_servers
 
 
 def client_threads() -> list[str]:

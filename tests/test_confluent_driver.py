@@ -33,8 +33,8 @@ from anyio_sendproducer import (
 )
 from anyio_sendproducer.drivers import Outcome, PolledDriver, _confluent, make_driver
 from anyio_sendproducer.drivers._confluent import ConfluentDriver
+from anyio_sendproducer.testing import MockCluster, mock_cluster
 from tests.calls import generation, until
-from tests.mock_cluster import MockCluster, mock_cluster
 from tests.recorder import PATIENCE, Parcel, Recorder, asked, learn
 
 MSG_SIZE_TOO_LARGE = 10
@@ -56,7 +56,6 @@ def one_cluster() -> Iterator[MockCluster]:
 def cluster(one_cluster: MockCluster) -> Iterator[MockCluster]:
     yield one_cluster
     one_cluster.behave()
-    one_cluster.forget_answers()
 
 
 def settings_for(cluster: MockCluster, **changes: Any) -> ProducerSettings:

@@ -19,7 +19,7 @@ from anyio_sendproducer import (
     RecordRejected,
 )
 from anyio_sendproducer.drivers._confluent import ConfluentDriver
-from tests.mock_cluster import MockCluster, mock_cluster
+from anyio_sendproducer.testing import MockCluster, mock_cluster
 from tests.recorder import Parcel, Recorder, asked, learn
 
 

@@ -25,11 +25,11 @@ from anyio_sendproducer import (
     open_send_producer,
 )
 from anyio_sendproducer.drivers import _kafka_python
-from anyio_sendproducer.testing import FakeDriver
+from anyio_sendproducer.testing import FakeDriver, MockCluster, mock_cluster
 from tests.bare import bare, leaking_sockets
 from tests.calls import Deadlines, until
 from tests.fault_proxy import FaultProxy, proxied_broker
-from tests.mock_cluster import FOR_MOCK, MockCluster, mock_cluster
+from tests.mock_cluster import FOR_MOCK
 from tests.scripted_broker import eventually, scripted_broker
 
 # kafka-python has no types: whatever is taken from it here is Any.

@@ -15,7 +15,6 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Any, Protocol
 
 import pytest
-from anyio.from_thread import start_blocking_portal
 
 from anyio_sendproducer import (
     DeliveryError,
@@ -29,7 +28,7 @@ from anyio_sendproducer import (
 from anyio_sendproducer.drivers import Driver, DriverFactory
 from anyio_sendproducer.drivers._confluent import ConfluentDriver
 from anyio_sendproducer.drivers._kafka_python import KafkaPythonDriver
-from anyio_sendproducer.testing import FakeDriver, embedded_broker
+from anyio_sendproducer.testing import FakeDriver, blocking_embedded_broker
 from tests.asked_driver import AskedDriver
 from tests.recorder import PATIENCE, Parcel, Recorder, asked, learn, open_sockets, submit
 
@@ -169,13 +168,9 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
     if request.param == "asked fake":
         yield FakeRig(AskedDriver())
         return
-    with (
-        start_blocking_portal() as portal,
-        portal.wrap_async_context_manager(embedded_broker()) as broker,
-    ):
-        address = broker.bootstrap_servers
+    with blocking_embedded_broker() as broker:
         make = KafkaPythonRig if request.param == "kafka-python" else ConfluentRig
-        real = make(address, lambda: portal.call(broker.pause))
+        real = make(broker.bootstrap_servers, broker.pause)
         try:
             yield real
         finally:

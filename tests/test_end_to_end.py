@@ -29,8 +29,9 @@ from anyio_sendproducer import (
     SendProducer,
     open_send_producer,
 )
+from anyio_sendproducer.testing import mock_cluster
 from tests.calls import Deadlines
-from tests.mock_cluster import FOR_MOCK, mock_cluster
+from tests.mock_cluster import FOR_MOCK
 
 #: Seconds for anything that is waited for; none takes more than a fraction of it.
 PATIENCE = 60.0

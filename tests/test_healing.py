@@ -173,11 +173,11 @@ async def test_a_late_answer_of_the_old_client_changes_nothing(
         assert old is not None
         delivery = producer.enqueue_nowait(record())
         await taken(fake, 1)
-        submissions = list(fake._under_way)
+        submissions = [one for one, _ in fake._under_way]
         fake.break_client()
         with pytest.raises(DeliveryError) as caught:
             await delivery.wait()
-        old.completed(submissions, [fake._write(record())])
+        old.completed(submissions, [fake._write(record(), record())])
         await until(generation(producer, 2))
         await producer.partitions_for("t")
         with pytest.raises(DeliveryError) as again:

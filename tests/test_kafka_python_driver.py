@@ -38,7 +38,8 @@ from anyio_sendproducer import (
 )
 from anyio_sendproducer.drivers import Outcome, Submission, _kafka_python, _runs
 from anyio_sendproducer.drivers._kafka_python import KafkaPythonDriver
-from tests.mock_cluster import FOR_MOCK, MockCluster, mock_cluster
+from anyio_sendproducer.testing import MockCluster, mock_cluster
+from tests.mock_cluster import FOR_MOCK
 from tests.recorder import PATIENCE, Parcel, Recorder, learn, submit
 from tests.scripted_broker import eventually
 

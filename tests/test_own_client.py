@@ -38,7 +38,7 @@ from anyio_sendproducer import (
 )
 from anyio_sendproducer.drivers import Submitted
 from anyio_sendproducer.drivers._given_client import GivenClientDriver
-from anyio_sendproducer.testing import EmbeddedBroker, FakeDriver, Gate
+from anyio_sendproducer.testing import EmbeddedBroker, FakeDriver, Gate, mock_cluster
 from tests.bare import BareProducer, bare, nothing
 from tests.calls import (
     Call,
@@ -52,7 +52,6 @@ from tests.calls import (
 )
 from tests.conftest import client_threads
 from tests.lent_client import FakeClient
-from tests.mock_cluster import mock_cluster
 from tests.recorder import PATIENCE, Parcel, Recorder, open_sockets
 
 Partitioner: Any = importlib.import_module("kafka.partitioner.abc").Partitioner

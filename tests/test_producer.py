@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
@@ -35,7 +35,6 @@ from anyio_sendproducer import (
     start_send_producer,
 )
 from anyio_sendproducer import _producer as module
-from anyio_sendproducer.drivers import Submission, Submitted
 from anyio_sendproducer.testing import FakeDriver
 from tests.calls import (
     Call,
@@ -542,17 +541,8 @@ async def test_larger_than_all_room(settings: ProducerSettings, fake: FakeDriver
         assert (await producer.send(record(b"x" * 10))).offset == 0
 
 
-class Weighing(FakeDriver):
-    """Tells the sizes of the serialized records, as a driver does that serializes."""
-
-    def submit(self, batch: Sequence[Submission], /) -> Submitted:
-        answer = super().submit(batch)
-        answer.sizes.extend((one, len(one.record.value)) for one in batch)
-        return answer
-
-
 async def test_estimated_sizes_are_corrected(settings: ProducerSettings) -> None:
-    fake = Weighing(manual=True)
+    fake = FakeDriver(manual=True)
     heavy = settings.evolve(value_serializer=str.encode)
     sent = ProducerRecord("t", "123", partition=0)
     async with open_send_producer(heavy, driver=fake) as producer:

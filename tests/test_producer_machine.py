@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -42,9 +42,11 @@ from anyio_sendproducer import (
     open_send_producer,
 )
 from anyio_sendproducer._ledger import Entry
+from anyio_sendproducer.telemetry import Delivered, Observer
 from anyio_sendproducer.testing import FakeDriver
 from tests.asked_driver import AskedDriver
 from tests.calls import Call
+from tests.observers import Numbering, Recorder, check_story
 
 AnyRecord = ProducerRecord[None, bytes]
 Outcome = RecordMetadata | DeliveryError
@@ -108,7 +110,14 @@ class World:
             self.entered.append(entry)
             return entry
 
-        vars(self.producer._ledger)["enter"] = entering
+        enter_several = self.producer._ledger.enter_several
+
+        def entering_several(*args: Any) -> list[Entry]:
+            entries = enter_several(*args)
+            self.entered.extend(entries)
+            return entries
+
+        vars(self.producer._ledger).update(enter=entering, enter_several=entering_several)
 
     def record(self, shape: Shape) -> AnyRecord:
         self.made += 1
@@ -318,7 +327,9 @@ endings = st.sampled_from(["clean", "clean", "drained", "drained", "failed", "ca
 # --- the course and its judgement ------------------------------------------------------------
 
 
-async def live(course: list[Step], ending: str, kind: str) -> None:
+async def live(
+    course: list[Step], ending: str, kind: str, observers: Sequence[Observer] = ()
+) -> World:
     tasks_before = anyio.get_running_tasks()
     fake = DRIVERS[kind]()
     fake.unknown_topics.add("unknown")
@@ -327,7 +338,9 @@ async def live(course: list[Step], ending: str, kind: str) -> None:
         async with anyio.create_task_group() as tasks:
             with anyio.CancelScope() as scope:
                 try:
-                    async with open_send_producer(SETTINGS, driver=fake) as producer:
+                    async with open_send_producer(
+                        SETTINGS, driver=fake, observers=observers
+                    ) as producer:
                         world = World(producer, fake, tasks)
                         worlds.append(world)
                         for step in course:
@@ -343,6 +356,7 @@ async def live(course: list[Step], ending: str, kind: str) -> None:
     assert not [name for name in threads if name.startswith("anyio-sendproducer")]
     assert anyio.get_running_tasks() == tasks_before
     await judge(worlds[0], clean=ending in {"clean", "drained"})
+    return worlds[0]
 
 
 async def end(world: World, ending: str, scope: anyio.CancelScope) -> None:
@@ -507,3 +521,34 @@ def test_a_subsequence() -> None:
 @given(course=st.lists(steps, max_size=40), ending=endings, kind=st.sampled_from([*DRIVERS]))
 def test_any_course_of_events(backend: str, course: list[Step], ending: str, kind: str) -> None:
     anyio.run(live, course, ending, kind, backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@settings(deadline=None, max_examples=200)
+@given(
+    course=st.lists(steps, max_size=40),
+    ending=endings,
+    kind=st.sampled_from([*DRIVERS]),
+    injects=st.booleans(),
+)
+def test_what_observers_are_told_of_any_course_of_events(
+    backend: str, course: list[Step], ending: str, kind: str, injects: bool
+) -> None:
+    recorder = Numbering() if injects else Recorder()
+    world = anyio.run(live, course, ending, kind, [recorder], backend=backend)
+    # Each accepted record has one end, in order, and the figures agree.
+    check_story(recorder, world.producer.statistics())
+    outcomes = {event.number: event for event in recorder.of(Delivered)}
+    for (topic, partition), log in world.fake.written.items():
+        for offset, written in enumerate(log):
+            # Where headers would make a record too large for all room, it goes without.
+            for name, content in written.headers if injects else ():
+                assert name == "n"
+                delivered = outcomes.get(int(content))
+                if delivered is not None:  # it was not too late
+                    metadata = delivered.metadata
+                    place = (metadata.topic, metadata.partition, metadata.offset)
+                    assert place == (topic, partition, offset)
+                    assert delivered.record.value == written.value
+    for delivery in world.deliveries:
+        assert delivery.record.headers == ()

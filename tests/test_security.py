@@ -46,6 +46,7 @@ from anyio_sendproducer import (
 )
 from anyio_sendproducer.drivers import _discreet, _kafka_python
 from anyio_sendproducer.drivers._tls import tls_refusal
+from anyio_sendproducer.testing import strategies
 from tests.calls import Deadlines, raising, until
 from tests.kafka_security import Authority, Certificate
 from tests.scripted_broker import (
@@ -761,19 +762,14 @@ async def test_topics_named_by_users_are_not_created_unless_the_settings_say_so(
             assert set(seen) == {allowed}
 
 
-HEADERS = st.lists(
-    st.tuples(st.text(st.characters(exclude_categories=["Cs"])), st.binary()), max_size=4
-)
-
-
-@given(st.binary(), st.none() | st.binary(), HEADERS)
+@given(strategies.records(topics=st.just("orders"), partitions=st.none(), timestamps=st.none()))
 @settings(max_examples=25, deadline=None)
 def test_any_bytes_are_a_value_a_key_or_a_header(
-    value: bytes, key: bytes | None, headers: list[tuple[str, bytes]]
+    record: ProducerRecord[bytes | None, bytes | None],
 ) -> None:
     with scripted_broker() as broker:
-        record = ProducerRecord("orders", value, key, headers=headers)
-        assert anyio.run(send_one, broker, None, record).serialized_value_size == len(value)
+        size = anyio.run(send_one, broker, None, record).serialized_value_size
+        assert size == (None if record.value is None else len(record.value))
 
 
 async def test_a_record_that_is_too_large_is_refused_alone() -> None:

@@ -43,10 +43,10 @@ from anyio_sendproducer import (
     _ledger,
     open_send_producer,
 )
-from anyio_sendproducer.testing import embedded_broker
+from anyio_sendproducer.testing import MockCluster, embedded_broker, mock_cluster
 from tests.bare import BareProducer, bare, leaking_sockets
 from tests.calls import Deadlines, raising, until
-from tests.mock_cluster import FOR_MOCK, MockCluster, mock_cluster
+from tests.mock_cluster import FOR_MOCK
 from tests.recorder import PATIENCE, open_sockets
 from tests.scripted_broker import eventually
 
@@ -104,7 +104,7 @@ def lone_broker(one_broker: MockCluster) -> Iterator[MockCluster]:
     """One broker, which leads all topics."""
     yield one_broker
     one_broker.behave()
-    one_broker.set_topic_error("forbidden", 0)
+    one_broker.set_topic_error("unknown", UNKNOWN_TOPIC_OR_PARTITION)
 
 
 @pytest.fixture

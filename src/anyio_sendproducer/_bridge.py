@@ -14,7 +14,7 @@ wakes it up.
 The thread is the bridge's own and not AnyIO's: it lives as long as the producer, and a call of the
 client library that hangs must not keep the loop from ending.
 
-May import: ``drivers``, ``_loops``, ``_ledger``, ``_exceptions``.
+May import: ``drivers``, ``_loops``, ``_ledger``, ``_exceptions``, ``telemetry`` for names in logs.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ import anyio
 from ._exceptions import ProducerClosed, ProducerFenced, SendProducerError
 from ._ledger import Entry
 from ._loops import Loop
-from .drivers import Driver, Outcome, PolledDriver, Submitted
+from .drivers import DirectDriver, Driver, Outcome, PolledDriver, Submitted
+from .telemetry._logging import error_type
 
 __all__ = [
     "Bridge",
@@ -186,6 +187,11 @@ class Bridge:
         self._make = make
         self._driver: Driver | None = None
         self._polled: PolledDriver | None = None
+        #: Whether the loop may hand over a record that is alone, where the thread does all else.
+        self._is_direct = False
+        #: How many commands the thread was given, and how many it is through with.
+        self._given = 0
+        self._served = 0
         #: Whether an answer of the client that is asked is waited for, since when, and how long the
         #: last ones took.
         self._is_waiting = False
@@ -247,7 +253,7 @@ class Bridge:
             raise ProducerClosed("the producer is closed")
         reply: _Reply[T] = _Reply(self._loop.cell())
         self._replies.add(reply)
-        self._inbox.put(functools.partial(self._answer, reply, function))
+        self._give(functools.partial(self._answer, reply, function))
         try:
             await reply.cell
         finally:
@@ -263,25 +269,34 @@ class Bridge:
             What the driver says of it; None where one :class:`Taken` or :class:`Lost` will follow.
         """
         self.hand_overs += 1
+        self._last_batch = len(batch)
         polled = self._polled
-        if polled is not None:
+        if polled is None:
+            if not self._is_direct or len(batch) > 1 or self._given != self._served:
+                self._is_wanted = False
+                self._give(functools.partial(self._submit, batch))
+                return None
+        else:
             self._under_way += len(batch)
-            self._last_batch = len(batch)
-        if polled is None or not polled.direct:
-            self._is_wanted = False
-            self._inbox.put(functools.partial(self._submit, batch))
-            self._begin_to_wait()
-            return None
+            if not polled.direct:
+                self._give(functools.partial(self._submit, batch))
+                self._begin_to_wait()
+                return None
         try:
-            answer = polled.submit(batch)
+            answer = self._opened().submit(batch)
         except Exception as error:  # noqa: BLE001  # as in _submit()
             self._pass_on([Lost(error)])
             return None
         self._begin_to_wait()
         return answer
 
+    def _give(self, command: Callable[[], None]) -> None:
+        """Have the thread do this, behind what is there already."""
+        self._given += 1
+        self._inbox.put(command)
+
     def _begin_to_wait(self) -> None:
-        if not self._is_waiting:
+        if self._polled is not None and not self._is_waiting:
             self._is_waiting = True
             self._waits_since = time.monotonic()
 
@@ -319,12 +334,12 @@ class Bridge:
 
     @property
     def takes_at_once(self) -> bool:
-        """Whether a record that is alone may be handed over where it stands: nothing is under way,
-        nor was anything but one record the last time. Where there are many, they wait for each
-        other, if only until the receiver of the events has its turn."""
+        """Whether a record that is alone, with none under way, may be handed over where it stands:
+        it was so the last time. Where there are many, they wait for each other, if only until the
+        receiver of the events has its turn."""
         polled = self._polled
-        return (
-            polled is not None and polled.direct and not self._is_waiting and self._last_batch == 1
+        return self._last_batch == 1 and (
+            self._is_direct if polled is None else polled.direct and not self._is_waiting
         )
 
     def ask(self) -> Sequence[Event]:
@@ -370,7 +385,7 @@ class Bridge:
         """Give the client up for another. :class:`GenerationEnded` will follow, and then, when the
         cluster answers, :class:`Opened`."""
         self.generation += 1
-        self._inbox.put(functools.partial(self._reopen, error, self.generation))
+        self._give(functools.partial(self._reopen, error, self.generation))
 
     def trouble(self) -> Exception | None:
         """Why the client reaches no broker, where it knows of it."""
@@ -413,7 +428,11 @@ class Bridge:
             pause = min(pause * 2, 0.02)
         for thread in threads:
             if thread.is_alive():
-                _log.error("the thread %s hangs in the client library: left behind", thread.name)
+                _log.error(
+                    "the thread %s hangs in the client library: left behind",
+                    thread.name,
+                    extra={"thread.name": thread.name},
+                )
         self._take_over()
         for reply in list(self._replies):
             reply.error = ProducerClosed("the producer was closed before the answer came")
@@ -467,6 +486,7 @@ class Bridge:
     def _serve(self) -> None:
         while (command := self._inbox.get()) is not None:
             command()
+            self._served += 1
 
     def _open(self, generation: int) -> None:
         self._driver = driver = self._make()
@@ -474,6 +494,7 @@ class Bridge:
             raise ProducerClosed("the producer was closed while it was starting")
         driver.open(_Port(self._post, generation))
         self._polled = driver if isinstance(driver, PolledDriver) else None
+        self._is_direct = isinstance(driver, DirectDriver) and driver.direct
 
     def _opened(self) -> Driver:
         if self._driver is None:
@@ -499,6 +520,7 @@ class Bridge:
 
     def _reopen(self, error: BaseException, generation: int) -> None:
         self._polled = None
+        self._is_direct = False
         self._close_driver(0)
         self._post(GenerationEnded(error))
         # A client lies in reference cycles, with all the records it held. They are few and large:
@@ -512,7 +534,11 @@ class Bridge:
                 self._post(Lost(failure))
                 return
             except SendProducerError as failure:
-                _log.warning("no client in place of the one that broke, trying on: %s", failure)
+                _log.warning(
+                    "no client in place of the one that broke, trying on: %s",
+                    failure,
+                    extra={"error.type": error_type(failure)},
+                )
                 self._close_driver(0)
                 self._stopping.wait(_REOPEN_SECONDS)
             except BaseException as failure:  # noqa: BLE001  # as above
@@ -526,5 +552,7 @@ class Bridge:
         try:
             if self._driver is not None:
                 self._driver.close(timeout)
-        except Exception:  # noqa: BLE001  # closing goes on
-            _log.exception("the driver raised while it was closed")
+        except Exception as error:  # noqa: BLE001  # closing goes on
+            _log.exception(
+                "the driver raised while it was closed", extra={"error.type": error_type(error)}
+            )

@@ -2,7 +2,7 @@
 
 All of it runs on the loop. The driver's thread reads what was found last.
 
-May import: ``_settings``, ``_exceptions``, ``discovery``.
+May import: ``_settings``, ``_exceptions``, ``discovery``, ``telemetry`` for names in logs.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from . import discovery
 from ._exceptions import DiscoveryError, ProducerStartError, SettingsError
 from ._settings import ProducerSettings
 from .discovery import Lookup, Resolver, Target
+from .telemetry._logging import error_type
 
 __all__ = ["Finder"]
 
@@ -97,7 +98,11 @@ class Finder:
             if scope.cancelled_caught:
                 raise TimeoutError("no answer within start_timeout")
         except Exception as error:  # noqa: BLE001  # the producer goes on with what it has
-            _log.warning("the client's settings are those of the last time: %s", error)
+            _log.warning(
+                "the client's settings are those of the last time: %s",
+                error,
+                extra={"error.type": error_type(error)},
+            )
 
     async def moved(self) -> bool:
         """Look the service up once more, and say whether it is elsewhere now. Where that fails, it
@@ -106,7 +111,11 @@ class Finder:
         try:
             found = await self._look_up(self.settings.resolve_timeout)
         except DiscoveryError as error:
-            _log.warning("the addresses are those of the last time: %s", error)
+            _log.warning(
+                "the addresses are those of the last time: %s",
+                error,
+                extra={"error.type": error_type(error)},
+            )
             return False
         self._take(found)
         return set(self.settings.addresses) != before
@@ -115,7 +124,12 @@ class Finder:
         before = self.settings
         self.settings = before.evolve(bootstrap_servers=servers, **changes)
         if self.settings.addresses != before.addresses:
-            _log.info("the brokers are looked for at %s now", ", ".join(self.settings.addresses))
+            addresses = ", ".join(self.settings.addresses)
+            _log.info(
+                "the brokers are looked for at %s now",
+                addresses,
+                extra={"anyio_sendproducer.addresses": addresses},
+            )
 
     async def _enriched(self) -> ProducerSettings:
         given = self._given

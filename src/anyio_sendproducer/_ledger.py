@@ -19,7 +19,7 @@ import enum
 import itertools
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from anyio import WouldBlock
 
@@ -33,6 +33,9 @@ from ._exceptions import (
     SendProducerError,
 )
 from ._records import ProducerRecord, RecordMetadata
+
+if TYPE_CHECKING:
+    from .telemetry import Given
 
 __all__ = [
     "DELIVERY_TRANSITIONS",
@@ -161,6 +164,7 @@ class Entry:
 
     __slots__ = (
         "deadline",
+        "given",
         "group",
         "missed",
         "outcome",
@@ -173,9 +177,12 @@ class Entry:
         "was_submitted",
     )
 
-    # There is an entry for each record: these two are set when it fails.
+    # There is an entry for each record: these two are set when it fails,
     missed: int
     was_submitted: bool
+    # and this one where somebody observes: then the record may have headers that its caller's has
+    # not.
+    given: Given
 
     def __init__(
         self, record: ProducerRecord[Any, Any], size: int, deadline: float, seq: int
@@ -189,6 +196,12 @@ class Entry:
         self.room_waiter: object | None = None
         self.waiter: object | None = None
         self.group: Group | None = None
+
+    @property
+    def callers_record(self) -> ProducerRecord[Any, Any]:
+        """The record as its caller knows it."""
+        given: Given | None = getattr(self, "given", None)
+        return self.record if given is None else given.record
 
 
 #: The group of those whose caller was cancelled when the driver had them.
@@ -371,6 +384,10 @@ class Ledger:
             error.__cause__ = self.broken_by
             return error
         return ProducerClosed("the producer is closed: send within its `async with` block")
+
+    def has_room(self, size: int) -> bool:
+        """Whether a record of this size would be accepted at once."""
+        return not self._waiting and self._fits(size)
 
     def _fits(self, size: int) -> bool:
         return self._records < self._max_records and self._bytes + size <= self._max_bytes
@@ -888,6 +905,16 @@ class Ledger:
         return not self._alive
 
     @property
+    def pending(self) -> int:
+        """How many accepted records have no outcome yet."""
+        return len(self._alive)
+
+    @property
+    def most_bytes(self) -> int:
+        """How many bytes all accepted records may have."""
+        return self._max_bytes
+
+    @property
     def accepted(self) -> int:
         """How many records were accepted so far."""
         return self._accepted
@@ -896,6 +923,11 @@ class Ledger:
     def queued(self) -> int:
         """How many records :meth:`take` may have to hand over."""
         return len(self._queue)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether there is one record that is queued, and none that the driver has."""
+        return self._records == 1 and len(self._queue) == 1
 
     def statistics(
         self, *, generations: int, hand_overs: int, wake_ups: int, client: Mapping[str, Any]

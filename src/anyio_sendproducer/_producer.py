@@ -5,8 +5,8 @@ the end is reached in bounded time, whatever happens meanwhile. The *pump* moves
 hands over what is queued, settles what comes back, and wakes who waits. It is shielded, since
 records still have to be settled while the scope around it is being cancelled; the guard ends it.
 
-May import: everything below it (``_bridge``, ``_finding``, ``_ledger``, ``_loops``, ``_records``,
-``_settings``, ``_exceptions``, ``drivers``).
+May import: everything below it (``_bridge``, ``_finding``, ``_ledger``, ``_loops``, ``_observing``,
+``_records``, ``_settings``, ``_exceptions``, ``drivers``, ``telemetry``).
 """
 
 # What the classes and functions here know of one another is nobody else's affair.
@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Protocol, TypeVar, cast, overload
 
 import anyio
 import anyio.abc
 import anyio.lowlevel
-from anyio import CancelScope
+from anyio import CancelScope, WouldBlock
 from anyio.abc import ObjectReceiveStream
 
 from . import _bridge
@@ -39,8 +39,9 @@ from ._exceptions import (
 )
 from ._finding import Finder
 from ._flow import FlowSummary, Offsets, run_flow, run_sink, run_transactional_flow
-from ._ledger import Entry, Group, Ledger, ProducerState, Statistics
+from ._ledger import DeliveryState, Entry, Group, Ledger, ProducerState, Statistics
 from ._loops import Loop, current_loop
+from ._observing import Observation, ObservedLedger, ObservedSender, check_observers
 from ._records import (
     ConsumerGroupMetadata,
     Envelope,
@@ -59,6 +60,8 @@ from ._sending import Sender, check_is_record
 from ._settings import ProducerSettings
 from ._transaction import Transaction, run_transaction
 from .drivers import DriverFactory, Submitted, make_driver
+from .telemetry import Observer
+from .telemetry._logging import error_type
 
 __all__ = ["SendProducer", "open_send_producer", "start_send_producer"]
 
@@ -113,6 +116,7 @@ class SendProducer(Sender):
     _tasks: anyio.abc.TaskGroup  # the pump's
     _turn: anyio.Lock  # whose transaction it is
     _transaction: Transaction | None
+    _observation: Observation | None  # None where nobody observes
 
     def __init__(self) -> None:
         raise TypeError(
@@ -121,21 +125,39 @@ class SendProducer(Sender):
         )
 
     @classmethod
-    def _create(cls, finder: Finder, driver: str | DriverFactory | None) -> SendProducer:
+    def _create(
+        cls,
+        finder: Finder,
+        driver: str | DriverFactory | None,
+        observers: Sequence[Observer],
+    ) -> SendProducer:
         settings = finder.settings
+        loop = current_loop()
+        bridge = Bridge(loop, lambda: make_driver(driver, finder.for_client()))
+        bounds: dict[str, Any] = {
+            "max_in_flight": settings.max_in_flight,
+            "max_buffered_bytes": settings.max_buffered_bytes,
+            "delivery_timeout": settings.delivery_timeout,
+        }
         # One for the other, so that nothing is asked for each record.
         transactional = settings.transactional_id is not None
-        self = object.__new__(_TransactionalProducer if transactional else cls)
+        if observers:
+            observed = object.__new__(
+                _ObservedTransactionalProducer if transactional else _ObservedProducer
+            )
+            observation = Observation(
+                observers, client_id=settings.client_id, now=loop.now, ring=bridge.ring
+            )
+            observed._observation = observed._observing = observation
+            observed._begin(loop, ObservedLedger(observation, **bounds))
+            self: SendProducer = observed
+        else:
+            self = object.__new__(_TransactionalProducer if transactional else cls)
+            self._observation = None
+            self._begin(loop, Ledger(**bounds))
         self._settings = settings
         self._finder = finder
-        loop = current_loop()
-        ledger = Ledger(
-            max_in_flight=settings.max_in_flight,
-            max_buffered_bytes=settings.max_buffered_bytes,
-            delivery_timeout=settings.delivery_timeout,
-        )
-        self._begin(loop, ledger)
-        self._bridge = Bridge(loop, lambda: make_driver(driver, finder.for_client()))
+        self._bridge = bridge
         # These are looked up for each record.
         self._now = loop.now
         self._key_serialized = settings.key_serializer is not None
@@ -454,7 +476,7 @@ class SendProducer(Sender):
             if self._busy:
                 self._bridge.want()
             else:
-                if self._bridge.takes_at_once:
+                if self._bridge.takes_at_once and self._ledger.is_alone:
                     self._hand_over()
                 self._bridge.ring()
 
@@ -481,6 +503,7 @@ class SendProducer(Sender):
     # --- the pump ----------------------------------------------------------------------------
 
     async def _pump(self) -> None:
+        observation = self._observation
         with CancelScope(shield=True):
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
@@ -490,15 +513,24 @@ class SendProducer(Sender):
                 try:
                     with self._bridge.events:
                         async for events in self._bridge.events:
+                            if observation is not None:
+                                observation.begin_turn()
                             self._rung = False
                             self._apply_all(events)
                             self._hand_over()
                             self._apply_all(self._bridge.ask())
+                            if observation is not None:
+                                observation.tell()
                 except Exception as error:  # noqa: BLE001  # told to all who wait
-                    _log.exception("the producer's own fault; it is broken")
+                    _log.exception(
+                        "the producer's own fault; it is broken",
+                        extra={"error.type": error_type(error)},
+                    )
                     self._wake(self._ledger.break_(error))
                 finally:
                     tasks.cancel_scope.cancel()
+                    if observation is not None:
+                        observation.tell()
 
     def _apply_all(self, events: Iterable[Event]) -> None:
         for event in events:
@@ -552,10 +584,15 @@ class SendProducer(Sender):
                 if generation == self._bridge.generation:
                     return self._give_up(error)
             case _bridge.GenerationEnded(error):
-                return [*ledger.end_generation(error), *self._forget_queue(error)]
+                woken = [*ledger.end_generation(error), *self._forget_queue(error)]
+                if self._observation is not None:
+                    self._observation.ended(error)
+                return woken
             case _bridge.Opened():
                 self._reopening = False
                 self._generations += 1
+                if self._observation is not None:
+                    self._observation.opened(self._generations)
             case _bridge.Ready():
                 pass  # it is asked at the end of each turn
             case _bridge.Lost(error):  # pragma: no branch  # there are no other events
@@ -577,7 +614,14 @@ class SendProducer(Sender):
     def _give_up_client(self, error: BaseException) -> None:
         is_broken = self._ledger.state is ProducerState.BROKEN
         if not self._reopening and not self._stopping and not is_broken:
-            _log.warning("the client is given up, another one takes its place: %s", error)
+            _log.warning(
+                "the client is given up, another one takes its place: %s",
+                error,
+                extra={
+                    "error.type": error_type(error),
+                    "anyio_sendproducer.generation": self._generations,
+                },
+            )
             self._reopening = True
             self._given_up_at = self._ledger.accepted
             if self._finder.asks:
@@ -643,6 +687,8 @@ class SendProducer(Sender):
             self._ledger.close()
             self._done.set()
             raise
+        if self._observation is not None:
+            self._observation.opened(self._generations)
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._pump)
@@ -661,7 +707,12 @@ class SendProducer(Sender):
                         await self._bridge.stop(self._closing_time())
         finally:
             self._wake(self._ledger.close())
-            self._done.set()
+            try:
+                if self._observation is not None:
+                    self._observation.ended(self._ledger.broken_by)
+                    self._observation.tell()
+            finally:
+                self._done.set()
 
     def _request_close(self, seconds: float) -> None:
         """Close within so many seconds from now, or sooner where that was asked for before."""
@@ -722,6 +773,75 @@ class _TransactionalProducer(SendProducer):
         return super()._enter(record, wait=wait)
 
 
+class _ObservedProducer(ObservedSender, SendProducer):
+    """A producer that is observed."""
+
+    def _enter(self, record: ProducerRecord[Any, Any], *, wait: bool = True) -> Entry:
+        check_is_record(record)
+        if self._ledger.state is not ProducerState.OPEN:
+            raise self._ledger.refusal()
+        try:
+            checked, size = check_record(
+                record, self._topics, self._key_serialized, self._value_serialized
+            )
+        except RecordRejected as error:
+            self._observing.refuse(self._observing.give(record, self._now()), error)
+            raise
+        entry = self._enter_checked(checked, size, wait=wait)
+        if not self._rung:
+            self._ring()
+        return entry
+
+    def _enter_several(
+        self, records: Iterable[ProducerRecord[Any, Any]], group: Group
+    ) -> list[Entry]:
+        ledger = self._ledger
+        entries: list[Entry] = []
+        for record in records:
+            try:
+                checked, size = check_record(
+                    record, self._topics, self._key_serialized, self._value_serialized
+                )
+            except RecordRejected:
+                break  # when it is the first, and entered alone, somebody is told
+            if ledger.state is not ProducerState.OPEN or not ledger.has_room(size):
+                break
+            entry = self._enter_checked(checked, size)
+            entry.group = group
+            entries.append(entry)
+        if entries and not self._rung:
+            self._ring()
+        return entries
+
+    def _enter_checked(
+        self, record: ProducerRecord[Any, Any], size: int, *, wait: bool = True
+    ) -> Entry:
+        ledger, observing = self._ledger, self._observing
+        now = self._now()
+        given = observing.give(record, now)
+        sent = record
+        # Where it is going to be refused, nobody is to take it for one that is on its way.
+        if size <= ledger.most_bytes and (wait or ledger.has_room(size)):
+            sent, size = observing.enrich(given, size, ledger.most_bytes)
+        try:
+            entry = ledger.enter(sent, size, now, wait)
+        except RecordRejected as error:
+            observing.refuse(given, error)
+            raise
+        except WouldBlock as error:
+            if sent is not record:
+                observing.refuse(given, error)
+            raise
+        entry.given = given
+        if entry.state is DeliveryState.QUEUED:
+            observing.accept(entry)
+        return entry
+
+
+class _ObservedTransactionalProducer(_TransactionalProducer, _ObservedProducer):
+    """A producer with a ``transactional_id`` that is observed."""
+
+
 class _Ownership:
     """The producer, as its transactions know it; see :class:`._transaction.Owner`."""
 
@@ -732,6 +852,7 @@ class _Ownership:
         self.loop = loop
         self.settings = producer._settings
         self.turn = producer._turn
+        self.observation = producer._observation
         self.check = producer._check_usable
         self.moved = producer._moved
         self.until_settled = producer._wait_until_settled
@@ -750,6 +871,7 @@ async def start_send_producer(
     settings: ProducerSettings,
     *,
     driver: str | DriverFactory | None = None,
+    observers: Iterable[Observer] = (),
 ) -> SendProducer:
     """Start a producer in the caller's own task group.
 
@@ -761,6 +883,7 @@ async def start_send_producer(
         settings: see :class:`ProducerSettings`.
         driver: ``"kafka-python"``, which None stands for; ``"confluent"``, on librdkafka (extra
             ``confluent``); or a callable that makes a driver of yours.
+        observers: told what becomes of records; see :mod:`anyio_sendproducer.telemetry`.
 
     Returns:
         The producer, connected.
@@ -774,9 +897,10 @@ async def start_send_producer(
     """
     if not isinstance(cast("object", settings), ProducerSettings):
         raise TypeError(f"settings must be ProducerSettings, not {type(settings).__name__}")
+    checked = check_observers(observers)
     finder = Finder(settings)
     await finder.find()
-    producer = SendProducer._create(finder, driver)
+    producer = SendProducer._create(finder, driver, checked)
     await task_group.start(producer._run)
     return producer
 
@@ -786,6 +910,7 @@ async def open_send_producer(
     settings: ProducerSettings,
     *,
     driver: str | DriverFactory | None = None,
+    observers: Iterable[Observer] = (),
 ) -> AsyncGenerator[SendProducer]:
     """Open a producer for the length of an ``async with`` block.
 
@@ -797,6 +922,7 @@ async def open_send_producer(
         settings: see :class:`ProducerSettings`.
         driver: ``"kafka-python"``, which None stands for; ``"confluent"``, on librdkafka (extra
             ``confluent``); or a callable that makes a driver of yours.
+        observers: told what becomes of records; see :mod:`anyio_sendproducer.telemetry`.
 
     Raises:
         SettingsError: a setting is wrong.
@@ -810,7 +936,7 @@ async def open_send_producer(
     """
     # The producer's tasks themselves raise nothing but cancellation.
     async with plain_task_group() as tasks:
-        producer = await start_send_producer(tasks, settings, driver=driver)
+        producer = await start_send_producer(tasks, settings, driver=driver, observers=observers)
         try:
             yield producer
         except BaseException as error:

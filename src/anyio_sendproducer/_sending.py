@@ -100,7 +100,7 @@ class Delivery:
     @property
     def record(self) -> ProducerRecord[Any, Any]:
         """The record."""
-        return self._entry.record
+        return self._entry.callers_record
 
     @property
     def done(self) -> bool:

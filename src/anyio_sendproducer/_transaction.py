@@ -32,6 +32,7 @@ from ._exceptions import (
 from ._flow import run_flow
 from ._ledger import Entry, Ledger
 from ._loops import Loop
+from ._observing import Observation, ObservedSender
 from ._records import (
     ConsumerGroupMetadata,
     Envelope,
@@ -100,6 +101,11 @@ class Owner(Protocol):
         """Whose turn it is: one transaction at a time."""
         ...
 
+    @property
+    def observation(self) -> Observation | None:
+        """What observers are told by; None where there are none."""
+        ...
+
     def take_part(self, transaction: Transaction | None, /) -> None:
         """From now on this one is open, or none."""
         ...
@@ -150,7 +156,12 @@ class Transaction(Sender):
 
     @classmethod
     def _create(cls, owner: Owner) -> Transaction:
-        self = object.__new__(cls)
+        self: Transaction
+        if owner.observation is None:
+            self = object.__new__(cls)
+        else:
+            self = observed = object.__new__(_ObservedTransaction)
+            observed._observing = owner.observation  # pyright: ignore[reportPrivateUsage]
         self._begin(owner.loop, owner.ledger)
         self._owner = owner
         self._state = TransactionState.OPEN
@@ -408,6 +419,10 @@ class Transaction(Sender):
             await self._abort(self._refused)
         else:
             await self._ended.wait()
+
+
+class _ObservedTransaction(ObservedSender, Transaction):
+    """A transaction of a producer that is observed."""
 
 
 @asynccontextmanager

@@ -16,11 +16,12 @@ import anyio
 import pytest
 
 from anyio_sendproducer import ProducerSettings
+from anyio_sendproducer.testing import MockCluster, mock_cluster
 from tests.calls import until
 from tests.faults.matrix import DEFAULT_DRIVER, FULL, RECORDS, Cell, judge
 from tests.history import Report
 from tests.load import During, Load, Ran, Running, run_load
-from tests.mock_cluster import FOR_MOCK, INIT_PRODUCER_ID, METADATA, MockCluster, mock_cluster
+from tests.mock_cluster import FOR_MOCK, INIT_PRODUCER_ID, METADATA
 
 #: Seconds over which a load is spread: a fault comes and goes within them.
 SECONDS = 3.0 if FULL else 0.2
@@ -38,8 +39,6 @@ def one_cluster() -> Iterator[MockCluster]:
 def cluster(one_cluster: MockCluster) -> Iterator[MockCluster]:
     yield one_cluster
     one_cluster.behave()
-    for api in (0, METADATA, INIT_PRODUCER_ID):
-        one_cluster.forget_answers(api)
 
 
 @pytest.fixture

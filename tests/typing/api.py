@@ -32,6 +32,7 @@ from anyio_sendproducer import (
     open_send_producer,
     start_send_producer,
 )
+from anyio_sendproducer.testing import FakeProducer, factories, fake_producer
 
 
 def records() -> None:
@@ -153,3 +154,27 @@ def failures(one: DeliveryError, several: MultiDeliveryError, last: UndeliveredR
     assert_type(several.errors, tuple[DeliveryError, ...])
     assert_type(last.errors, tuple[DeliveryError, ...])
     assert_type(last.count, int)
+
+
+async def test_kit(record: ProducerRecord[bytes, str], day: dt.date) -> None:
+    """What is made for tests is typed as what a producer gives."""
+    async with fake_producer(answer=factories.rejected) as fake:
+        assert_type(fake, FakeProducer)
+        assert_type(fake.producer, SendProducer)
+        assert_type(fake.sent, list[ProducerRecord[Any, Any]])
+        fake.answer = lambda sent: factories.timeout(sent) if sent.key else None
+        fake.fail(factories.possibly_persisted, 1)
+        fake.fail(factories.closed)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    assert_type(factories.metadata(record), RecordMetadata)
+    assert_type(factories.result(record), Result[bytes, str, None])
+    assert_type(factories.result(record, pass_through=day), Result[bytes, str, dt.date])
+    assert_type(factories.result(Message(record, day)), Result[bytes, str, dt.date])
+    assert_type(factories.multi_result([record]), MultiResult[bytes, str, None])
+    assert_type(
+        factories.multi_result([record], pass_through=day), MultiResult[bytes, str, dt.date]
+    )
+    assert_type(
+        factories.multi_result(MultiMessage([record], day)), MultiResult[bytes, str, dt.date]
+    )
+    assert_type(factories.pass_through_result(day), PassThroughResult[dt.date])
+    assert_type(factories.undelivered(), UndeliveredRecords)

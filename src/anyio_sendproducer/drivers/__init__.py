@@ -21,6 +21,7 @@ from .._settings import ProducerSettings
 __all__ = [
     "ConsumedOffset",
     "Deadline",
+    "DirectDriver",
     "Driver",
     "DriverFactory",
     "Outcome",
@@ -213,6 +214,19 @@ class Driver(Protocol):
         does nothing.
         """
         ...
+
+
+@runtime_checkable
+class DirectDriver(Driver, Protocol):
+    """A driver whose client takes a record without waiting for anything.
+
+    There the loop itself hands over a record that is alone, which saves the way to the thread.
+    """
+
+    direct: bool
+    """Whether the loop may call :meth:`Driver.submit` with one record, while no other thread calls
+    the driver but to close it. False where code of the user's runs in it, such as a serializer.
+    Looked at once, when the driver is open."""
 
 
 @runtime_checkable

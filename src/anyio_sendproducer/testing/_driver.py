@@ -14,10 +14,11 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .._exceptions import DeliveryError, Persistence, SendProducerError
+from .._exceptions import DeliveryError, Persistence, SendProducerError, SerializationFailed
 from .._records import ConsumerGroupMetadata, ProducerRecord, RecordMetadata
 from .._settings import ProducerSettings
 from ..drivers import ConsumedOffset, Deadline, Outcome, Sink, Submission, Submitted
+from ..drivers._serializing import Serialize, bytes_of, serialize_with, size_of
 
 __all__ = ["FakeDriver", "Gate"]
 
@@ -66,7 +67,8 @@ class FakeDriver:
         async with open_send_producer(settings, driver=fake) as producer: ...
 
     It acknowledges what it is given at once, unless ``manual`` is set: then everything stays under
-    way until the test calls :meth:`acknowledge` or :meth:`fail`. Serializers are not called.
+    way until the test calls :meth:`acknowledge` or :meth:`fail`. The settings' serializers are
+    called, and what they raise fails the record.
 
     Args:
         partitions: how many partitions each topic has.
@@ -78,8 +80,9 @@ class FakeDriver:
         on_close: a gate in :meth:`close`.
         on_end: a gate in :meth:`end_transaction`, and in :meth:`send_offsets`.
         unknown_topics: topics without metadata; see :meth:`learn`.
-        written: the records acknowledged, by topic and partition, in the order of their offsets.
-        submitted: every record ever taken, in order.
+        written: the records acknowledged, as a consumer would read them, by topic and partition, in
+            the order of their offsets.
+        submitted: every record ever taken, as it was sent, in order.
         batches: how many records each batch brought.
         opened: how often it was opened.
         closed: the time-out that each call of :meth:`close` gave.
@@ -120,14 +123,20 @@ class FakeDriver:
         self.offsets_error: SendProducerError | None = None
         self.settings: ProducerSettings | None = None
         self._sink: Sink | None = None
-        self._lock = threading.Condition(threading.Lock())
-        self._under_way: list[Any] = []
+        # One that may be taken again: what the test gives to be asked may look at what is here.
+        self._lock = threading.Condition(threading.RLock())
+        self._under_way: list[tuple[Any, ProducerRecord[Any, Any]]] = []
         self._in_transaction: list[ProducerRecord[Any, Any]] | None = None
         self._turn = 0
+        self._serializes: dict[str, Serialize | None] = {"key": None, "value": None}
 
     def __call__(self, settings: ProducerSettings) -> FakeDriver:
         """Be the factory of itself; each further generation of a producer is this driver too."""
         self.settings = settings
+        self._serializes = {
+            "key": serialize_with(settings.key_serializer),
+            "value": serialize_with(settings.value_serializer),
+        }
         return self
 
     # --- what the producer calls -------------------------------------------------------------
@@ -148,18 +157,50 @@ class FakeDriver:
         answer = Submitted()
         with self._lock:
             self.batches.append(len(batch))
+            taken: list[Submission] = []
             for submission in batch:
-                if submission.record.topic in self.unknown_topics:
-                    answer.held.append(submission)
-                else:
-                    self.submitted.append(submission.record)
-                    if self._in_transaction is not None:
-                        self._in_transaction.append(submission.record)
-                    self._under_way.append(submission)
+                unknown = submission.record.topic in self.unknown_topics
+                (answer.held if unknown else taken).append(submission)
+        # The user's code runs without the lock: it may look at what is here.
+        ready: list[tuple[Submission, ProducerRecord[Any, Any]]] = []
+        bad: list[Submission] = []
+        errors: list[Outcome] = []
+        for submission in taken:
+            try:
+                ready.append((submission, self._serialize(submission, answer)))
+            except SerializationFailed as error:
+                bad.append(submission)
+                errors.append(error)
+        with self._lock:
+            records = [submission.record for submission in taken]
+            self.submitted += records
+            if self._in_transaction is not None:
+                self._in_transaction += records
+            self._under_way += ready
             self._lock.notify_all()
+        self._report(bad, errors)
         if not self.manual:
             self.acknowledge()
         return answer
+
+    def _serialize(self, submission: Submission, answer: Submitted) -> ProducerRecord[Any, Any]:
+        record = submission.record
+        if not any(self._serializes.values()):
+            return record
+        headers = [*record.headers]
+        key, value = (
+            bytes_of(record, field, serialize, headers, getattr(record, field))
+            for field, serialize in self._serializes.items()
+        )
+        answer.sizes.append((submission, size_of(key, value, headers)))
+        return ProducerRecord(
+            record.topic,
+            value,
+            key,
+            partition=record.partition,
+            timestamp_ms=record.timestamp_ms,
+            headers=headers,
+        )
 
     def partitions_for(self, topic: str, /) -> frozenset[int] | None:
         """The same partitions for each topic that is known."""
@@ -227,7 +268,7 @@ class FakeDriver:
     def under_way(self) -> list[ProducerRecord[Any, Any]]:
         """The records taken and not completed, in order."""
         with self._lock:
-            return [submission.record for submission in self._under_way]
+            return [submission.record for submission, _ in self._under_way]
 
     def wait_until_taken(self, count: int, timeout: float = 10.0) -> None:
         """Block the calling thread until the driver has taken so many records, counted from its
@@ -240,34 +281,53 @@ class FakeDriver:
             if not self._lock.wait_for(lambda: len(self.submitted) >= count, timeout):
                 raise TimeoutError(f"{count} records were not taken within {timeout:g} s")
 
-    def acknowledge(self, count: int | None = None) -> int:
+    def acknowledge(
+        self,
+        count: int | None = None,
+        *,
+        topic: str | None = None,
+        where: Callable[[ProducerRecord[Any, Any]], bool] | None = None,
+    ) -> int:
         """Complete the oldest records under way: written, unless ``judge`` has an error for them.
 
         Args:
             count: how many; None for all.
+            topic: those to this topic alone; None for all.
+            where: those alone for which it returns True; None for all.
 
         Returns:
             How many there were.
         """
         with self._lock:
-            submissions = self._take(count)
-            outcomes = [self._write(submission.record) for submission in submissions]
-        return self._report(submissions, outcomes)
+            taken = self._take(count, topic, where)
+            outcomes = [
+                self.judge(submission.record) or self._write(wire) for submission, wire in taken
+            ]
+        return self._report([submission for submission, _ in taken], outcomes)
 
     def fail(
-        self, error: Callable[[ProducerRecord[Any, Any]], DeliveryError], count: int | None = None
+        self,
+        error: Callable[[ProducerRecord[Any, Any]], DeliveryError],
+        count: int | None = None,
+        *,
+        topic: str | None = None,
+        where: Callable[[ProducerRecord[Any, Any]], bool] | None = None,
     ) -> int:
         """Fail the oldest records under way.
 
         Args:
-            error: makes the error of each.
+            error: makes the error of each, as the factories of
+                :mod:`~anyio_sendproducer.testing.factories` do.
             count: how many; None for all.
+            topic: those to this topic alone; None for all.
+            where: those alone for which it returns True; None for all.
 
         Returns:
             How many there were.
         """
         with self._lock:
-            submissions = self._take(count)
+            taken = self._take(count, topic, where)
+        submissions = [submission for submission, _ in taken]
         return self._report(submissions, [error(submission.record) for submission in submissions])
 
     def learn(self, topic: str) -> None:
@@ -284,15 +344,26 @@ class FakeDriver:
 
     # -----------------------------------------------------------------------------------------
 
-    def _take(self, count: int | None) -> list[Any]:
-        taken = self._under_way[:count]
-        del self._under_way[: len(taken)]
-        return taken
+    def _take(
+        self,
+        count: int | None,
+        topic: str | None,
+        where: Callable[[ProducerRecord[Any, Any]], bool] | None,
+    ) -> list[tuple[Any, ProducerRecord[Any, Any]]]:
+        if topic is None and where is None:
+            matching = self._under_way[:count]
+            del self._under_way[: len(matching)]
+            return matching
+        matching = [
+            one
+            for one in self._under_way
+            if topic in {None, one[0].record.topic} and (where is None or where(one[0].record))
+        ][:count]
+        chosen = {id(one) for one in matching}
+        self._under_way = [one for one in self._under_way if id(one) not in chosen]
+        return matching
 
     def _write(self, record: ProducerRecord[Any, Any]) -> Outcome:
-        error = self.judge(record)
-        if error is not None:
-            return error
         partition = record.partition
         if partition is None:
             if record.key is not None:

@@ -1,0 +1,179 @@
+"""Events as lines in a log, with fields for those who read logs by machine.
+
+May import: ``_events``, ``_exceptions``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Final
+
+from .._exceptions import SerializationFailed
+from ._events import (
+    Accepted,
+    BatchEnded,
+    Closing,
+    Delivered,
+    Event,
+    Failed,
+    GenerationEnded,
+    GenerationOpened,
+    HandedOver,
+    Refused,
+    Withdrawn,
+)
+
+__all__ = ["LoggingObserver", "describe", "error_type"]
+
+_PACKAGE: Final = __name__.partition(".")[0]
+
+
+def error_type(error: BaseException) -> str:
+    """The name of an error's class, as users import it."""
+    cls = type(error)
+    module = cls.__module__
+    if module.partition(".")[0] == _PACKAGE:
+        module = _PACKAGE
+    return cls.__qualname__ if module == "builtins" else f"{module}.{cls.__qualname__}"
+
+
+def describe(error: BaseException) -> str:
+    """What an error says, without anything of the record: a serializer's error may quote it."""
+    if isinstance(error, SerializationFailed):
+        cause = error.__cause__
+        return f"the serializer failed with {type(cause).__name__}"
+    return str(error) or type(error).__name__
+
+
+class LoggingObserver:
+    """An :class:`Observer` that logs what it is told.
+
+    Failures are warnings, one for each topic and kind of error in a batch of events, which says how
+    many records it is about: a cluster that is away makes a few lines, and not ten thousand. The
+    lives of clients and of the producer are at level INFO, single records at DEBUG. No key, no
+    value and no header is ever logged.
+
+    Each line has fields (``extra``), by the names of OpenTelemetry's conventions where these have
+    one, such as ``messaging.destination.name``, ``messaging.kafka.offset`` and ``error.type``.
+
+    Args:
+        logger: where to; None: ``anyio_sendproducer.events``.
+    """
+
+    def __init__(self, logger: logging.Logger | None = None) -> None:
+        self._logger = logging.getLogger(f"{_PACKAGE}.events") if logger is None else logger
+
+    def observe(self, events: Sequence[Event], /) -> None:
+        """Log these."""
+        logger = self._logger
+        debug = logger.isEnabledFor(logging.DEBUG)
+        failed: dict[tuple[str, str, str], list[Failed]] = {}
+        for event in events:
+            if isinstance(event, Failed):
+                error = event.error
+                group = (event.record.topic, error_type(error), error.persistence.value)
+                failed.setdefault(group, []).append(event)
+            elif isinstance(event, (GenerationOpened, GenerationEnded, Closing)):
+                self._log_life(event)
+            elif debug:
+                self._log_detail(event)
+        for (topic, kind, persistence), several in failed.items():
+            logger.warning(
+                "%d record(s) to topic %s were not delivered (%s, %s); the first: %s",
+                len(several),
+                topic,
+                kind,
+                persistence,
+                describe(several[0].error),
+                extra={
+                    **_fields("failed", topic),
+                    "error.type": kind,
+                    "anyio_sendproducer.count": len(several),
+                    "anyio_sendproducer.persistence": persistence,
+                    "anyio_sendproducer.duration": max(one.duration for one in several),
+                },
+            )
+
+    def _log_life(self, event: GenerationOpened | GenerationEnded | Closing) -> None:
+        logger = self._logger
+        if isinstance(event, Closing):
+            logger.info(
+                "the producer is closing; %d record(s) are on their way",
+                event.pending,
+                extra={**_fields("closing"), "anyio_sendproducer.count": event.pending},
+            )
+            return
+        fields: dict[str, Any] = {"anyio_sendproducer.generation": event.generation}
+        if isinstance(event, GenerationOpened):
+            fields |= _fields("generation_opened")
+            logger.info("client %d is open", event.generation, extra=fields)
+        elif event.error is None:
+            fields |= _fields("generation_ended")
+            logger.info("client %d is closed", event.generation, extra=fields)
+        else:
+            fields |= _fields("generation_ended")
+            fields["error.type"] = error_type(event.error)
+            logger.warning(
+                "client %d was given up: %s",
+                event.generation,
+                describe(event.error),
+                extra=fields,
+            )
+
+    def _log_detail(
+        self, event: Accepted | HandedOver | Delivered | Withdrawn | Refused | BatchEnded
+    ) -> None:
+        logger = self._logger
+        if isinstance(event, BatchEnded):
+            batch = event.batch
+            logger.debug(
+                "a call with %d records %s, %d failed",
+                batch.count,
+                "was cancelled" if event.cancelled else "ended",
+                event.failed,
+                extra={
+                    **_fields("batch_ended", batch.topic),
+                    "messaging.batch.message_count": batch.count,
+                    "anyio_sendproducer.batch": batch.number,
+                    "anyio_sendproducer.failed": event.failed,
+                },
+            )
+            return
+        topic = event.record.topic
+        fields: dict[str, Any] = {"anyio_sendproducer.record": event.number}
+        if isinstance(event, Accepted):
+            fields |= _fields("accepted", topic)
+            fields["anyio_sendproducer.size"] = event.size
+            what = "accepted"
+        elif isinstance(event, HandedOver):
+            fields |= _fields("handed_over", topic)
+            what = "handed to the client"
+        elif isinstance(event, Delivered):
+            fields |= _fields("delivered", topic)
+            fields["messaging.destination.partition.id"] = str(event.metadata.partition)
+            if event.metadata.offset is not None:
+                fields["messaging.kafka.offset"] = event.metadata.offset
+            fields["anyio_sendproducer.size"] = event.size
+            what = "delivered"
+        elif isinstance(event, Withdrawn):
+            fields |= _fields("withdrawn", topic)
+            what = "withdrawn"
+        else:
+            fields |= _fields("refused", topic)
+            # Not what the error says: it may quote the record.
+            fields["error.type"] = "cancelled" if event.error is None else error_type(event.error)
+            what = "refused"
+        if not isinstance(event, (Accepted, HandedOver)):
+            fields["anyio_sendproducer.duration"] = event.duration
+        logger.debug("record %d to topic %s was %s", event.number, topic, what, extra=fields)
+
+
+def _fields(event: str, topic: str | None = None) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "event.name": f"anyio_sendproducer.{event}",
+        "messaging.system": "kafka",
+    }
+    if topic is not None:
+        fields["messaging.destination.name"] = topic
+    return fields

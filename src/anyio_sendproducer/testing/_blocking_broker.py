@@ -1,0 +1,122 @@
+"""The embedded broker for whoever has no event loop, or has another one for each test.
+
+A broker belongs to the loop that started it, and a test's loop ends with the test. Here the broker
+has a loop of its own, on a thread, so that one broker can serve tests on asyncio and on Trio, and
+tests that are not asynchronous at all.
+
+May import: ``_broker``, and anyio.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator
+
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from ._broker import EmbeddedBroker, embedded_broker
+
+__all__ = ["BlockingEmbeddedBroker", "blocking_embedded_broker"]
+
+
+class BlockingEmbeddedBroker:
+    """A broker that runs; :func:`blocking_embedded_broker` makes it. ``str()`` of it is its
+    address.
+
+    Each method blocks for some milliseconds at most. It may be called from any thread.
+    """
+
+    _broker: EmbeddedBroker
+    _portal: BlockingPortal
+
+    def __init__(self) -> None:
+        raise TypeError(
+            "BlockingEmbeddedBroker is made by `with blocking_embedded_broker() as broker:`"
+        )
+
+    @classmethod
+    def _create(cls, broker: EmbeddedBroker, portal: BlockingPortal) -> BlockingEmbeddedBroker:
+        self = object.__new__(cls)
+        self._broker = broker
+        self._portal = portal
+        return self
+
+    def __str__(self) -> str:
+        return self.bootstrap_servers
+
+    def __repr__(self) -> str:
+        return f"BlockingEmbeddedBroker(port={self.port}, pid={self.pid})"
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """Where to connect to, as ``"host:port"``."""
+        return self._broker.bootstrap_servers
+
+    @property
+    def port(self) -> int:
+        """Its port on 127.0.0.1."""
+        return self._broker.port
+
+    @property
+    def pid(self) -> int:
+        """The id of its process."""
+        return self._broker.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether its process is alive; a paused one is."""
+        return self._portal.call(lambda: self._broker.running)
+
+    def kill(self) -> None:
+        """End the process at once, as :meth:`EmbeddedBroker.kill` does."""
+        self._portal.call(self._broker.kill)
+
+    def pause(self) -> None:
+        """Freeze the process, as :meth:`EmbeddedBroker.pause` does.
+
+        Raises:
+            EmbeddedBrokerError: it has ended.
+        """
+        self._portal.call(self._broker.pause)
+
+    def resume(self) -> None:
+        """Let a paused process go on.
+
+        Raises:
+            EmbeddedBrokerError: it has ended.
+        """
+        self._portal.call(self._broker.resume)
+
+    def output(self) -> str:
+        """The last lines that the broker printed, within 4,000 bytes."""
+        return self._portal.call(self._broker.output)
+
+
+@contextlib.contextmanager
+def blocking_embedded_broker(
+    *, port: int | None = None, start_timeout: float = 10.0
+) -> Generator[BlockingEmbeddedBroker, None, None]:
+    """Run a Kafka broker as :func:`embedded_broker` does, for a ``with`` block in blocking code.
+
+    ::
+
+        with blocking_embedded_broker() as broker:
+            settings = ProducerSettings(bootstrap_servers=broker.bootstrap_servers)
+
+    Args:
+        port: as for :func:`embedded_broker`.
+        start_timeout: as for :func:`embedded_broker`.
+
+    Yields:
+        The broker.
+
+    Raises:
+        ValueError, EmbeddedBrokerError: as for :func:`embedded_broker`.
+    """
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(
+            embedded_broker(port=port, start_timeout=start_timeout)
+        ) as broker,
+    ):
+        yield BlockingEmbeddedBroker._create(broker, portal)  # pyright: ignore[reportPrivateUsage]

@@ -1,0 +1,369 @@
+"""librdkafka's mock cluster, in this process: brokers that refuse, dawdle and go away when told to.
+
+The embedded broker does what it is asked to; errors of the protocol, slow answers, and leaders that
+move have to come from somewhere else. This is a C library inside the ``confluent_kafka`` wheel,
+which has no Python interface to it: it is reached through ctypes. Its threads are not Python's, so
+it answers while the interpreter is busy, and its brokers listen on this machine's loopback.
+
+Its functions are those of ``rdkafka_mock.h``, of which librdkafka says that they may change; the
+floor of the extra ``confluent`` is the oldest that has them all.
+
+May import: ``_kafka_names``, ``_settings``. ``confluent_kafka`` (extra ``confluent``) is imported
+when a cluster is started.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+from .._settings import ProducerSettings
+from ._kafka_names import REQUESTS, error_code, request_key
+
+__all__ = ["MockCluster", "MockClusterError", "librdkafka", "mock_cluster"]
+
+#: rd_kafka_resp_err_t's RD_KAFKA_RESP_ERR__TRANSPORT: the mock closes the connection.
+_TRANSPORT: Final = -195
+
+#: rd_kafka_type_t's RD_KAFKA_PRODUCER.
+_PRODUCER: Final = 0
+
+#: What each driver has to be told.
+_PROPERTIES: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+    {
+        # The mock answers newer requests for the API's versions in a way that kafka-python can't
+        # read.
+        "kafka-python": MappingProxyType({"api_version": (2, 3)}),
+        # With more, a batch whose predecessor was refused is written all the same, where a broker
+        # would refuse it; librdkafka then takes the answer for one to both.
+        "confluent": MappingProxyType({"max.in.flight.requests.per.connection": 1}),
+    }
+)
+
+
+class MockClusterError(RuntimeError):
+    """The mock cluster is not installed, or would not do what it was told."""
+
+
+@functools.cache
+def librdkafka() -> Any:
+    """The library that ``confluent_kafka`` uses, by ctypes."""
+    import ctypes
+
+    try:
+        import confluent_kafka
+        import confluent_kafka.cimpl
+    except ImportError as error:
+        raise MockClusterError(
+            "the mock cluster needs confluent-kafka: "
+            f'pip install "anyio-sendproducer[confluent]" ({error})'
+        ) from error
+    package = Path(str(confluent_kafka.__file__)).parent
+    # Where the wheel has no directory of its own for it, it is a part of the extension module.
+    bundled = sorted((package.parent / "confluent_kafka.libs").glob("librdkafka*"))
+    library: Any = ctypes.CDLL(str([*bundled, Path(str(confluent_kafka.cimpl.__file__))][0]))
+    pointer, text, number, short = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_int16
+    size = ctypes.c_size_t
+    for name, result, arguments in (
+        ("rd_kafka_conf_new", pointer, []),
+        ("rd_kafka_conf_set", number, [pointer, text, text, text, size]),
+        ("rd_kafka_conf_properties_show", None, [pointer]),
+        ("rd_kafka_new", pointer, [number, pointer, text, size]),
+        ("rd_kafka_destroy", None, [pointer]),
+        ("rd_kafka_mock_cluster_new", pointer, [pointer, number]),
+        ("rd_kafka_mock_cluster_destroy", None, [pointer]),
+        ("rd_kafka_mock_cluster_bootstraps", text, [pointer]),
+        ("rd_kafka_mock_topic_create", number, [pointer, text, number, number]),
+        ("rd_kafka_mock_topic_set_error", None, [pointer, text, number]),
+        ("rd_kafka_mock_partition_set_leader", number, [pointer, text, number, number]),
+        ("rd_kafka_mock_broker_set_rtt", number, [pointer, number, number]),
+        ("rd_kafka_mock_broker_set_down", number, [pointer, number]),
+        ("rd_kafka_mock_broker_set_up", number, [pointer, number]),
+        ("rd_kafka_mock_clear_request_errors", None, [pointer, short]),
+        (
+            "rd_kafka_mock_push_request_errors_array",
+            None,
+            [pointer, short, size, ctypes.POINTER(ctypes.c_int)],
+        ),
+        # What follows are pairs of an error and a round-trip time, as many as `size` says.
+        ("rd_kafka_mock_broker_push_request_error_rtts", number, [pointer, number, short, size]),
+    ):
+        function = getattr(library, name)
+        function.restype = result
+        function.argtypes = arguments
+    return library
+
+
+class MockCluster:
+    """A cluster of librdkafka's, as the one who tells it what to do sees it; :func:`mock_cluster`
+    makes it. ``str()`` of it is its address.
+
+    Its brokers are 1, 2, and so on. A topic is created when its metadata is first asked for, with
+    four partitions whose leaders are left to chance. Errors are given by their names in Kafka's
+    protocol, such as ``"NOT_LEADER_OR_FOLLOWER"``, or by their numbers; requests likewise, such as
+    ``"Produce"``. It answers transactions too, and keeps offsets of groups.
+
+    A request that it answers with an error it does not write, whatever the error. It hides nothing
+    from readers before it is committed, knows no logins, and drops the oldest records of a
+    partition when there are many.
+
+    Attributes:
+        brokers: how many brokers it has.
+        bootstrap_servers: where to connect to, ``"host:port"`` for each broker, joined by commas.
+    """
+
+    brokers: int
+    bootstrap_servers: str
+    _library: Any
+    _handle: int
+    _slow: set[int]
+    _down: set[int]
+    _failing_topics: set[str]
+
+    def __init__(self) -> None:
+        raise TypeError("MockCluster is made by `with mock_cluster() as cluster:`")
+
+    @classmethod
+    def _create(cls, handle: int, brokers: int) -> MockCluster:
+        self = object.__new__(cls)
+        self._library = librdkafka()
+        self._handle = handle
+        self._slow = set()
+        self._down = set()
+        self._failing_topics = set()
+        self.brokers = brokers
+        self.bootstrap_servers = self._library.rd_kafka_mock_cluster_bootstraps(handle).decode()
+        return self
+
+    def __str__(self) -> str:
+        return self.bootstrap_servers
+
+    def __repr__(self) -> str:
+        return f"<MockCluster {self.bootstrap_servers}>"
+
+    def settings(self, driver: str = "kafka-python", **fields: Any) -> ProducerSettings:
+        """Settings of a producer that sends to it.
+
+        Args:
+            driver: ``"kafka-python"`` or ``"confluent"``: each has to be told something that it
+                need not know of a real cluster.
+            **fields: further fields of :class:`~anyio_sendproducer.ProducerSettings`.
+
+        Raises:
+            SettingsError: a field is wrong.
+            ValueError: there is no such driver.
+        """
+        if driver not in _PROPERTIES:
+            raise ValueError(f"driver must be 'kafka-python' or 'confluent', not {driver!r}")
+        properties = {**_PROPERTIES[driver], **fields.pop("properties", {})}
+        return ProducerSettings(
+            bootstrap_servers=self.bootstrap_servers, properties=properties, **fields
+        )
+
+    # --- topics ------------------------------------------------------------------------------
+
+    def create_topic(self, topic: str, leaders: Iterable[int] = (1,)) -> str:
+        """Create a topic.
+
+        Args:
+            topic: its name.
+            leaders: for each partition, the broker that leads it.
+
+        Returns:
+            Its name.
+
+        Raises:
+            MockClusterError: there is no such broker, or the topic is there already.
+        """
+        brokers = [*leaders]
+        self._call("topic_create", topic.encode(), len(brokers), 1)
+        for partition, broker in enumerate(brokers):
+            self.move(topic, partition, broker)
+        return topic
+
+    def move(self, topic: str, partition: int, broker: int) -> None:
+        """Have another broker lead a partition.
+
+        Raises:
+            MockClusterError: there is no such topic, partition or broker.
+        """
+        self._call("partition_set_leader", topic.encode(), partition, broker)
+
+    def set_topic_error(self, topic: str, error: str | int) -> None:
+        """Answer requests for a topic's metadata with an error from now on; ``"NONE"``: no longer.
+
+        Raises:
+            ValueError: Kafka has no such error.
+        """
+        code = error_code(error)
+        (self._failing_topics.add if code else self._failing_topics.discard)(topic)
+        self._library.rd_kafka_mock_topic_set_error(self._handle, topic.encode(), code)
+
+    # --- answers -----------------------------------------------------------------------------
+
+    def answer_next(
+        self, broker: int, error: str | int, *, api: str | int = "Produce", rtt_ms: int = 0
+    ) -> None:
+        """Answer the next request of a kind that comes to one broker with an error. Further calls
+        are for the requests that follow it. It can't be taken back.
+
+        Args:
+            broker: the broker.
+            error: the error; ``"NONE"``: it is answered as usual, only later.
+            api: the kind of request.
+            rtt_ms: after how many milliseconds.
+
+        Raises:
+            ValueError: Kafka has no such error or request.
+            MockClusterError: there is no such broker.
+        """
+        self._call(
+            "broker_push_request_error_rtts",
+            broker,
+            request_key(api),
+            1,
+            error_code(error),
+            rtt_ms,
+        )
+
+    def answer_any(self, error: str | int, times: int = 1, *, api: str | int = "Produce") -> None:
+        """Answer the next requests of a kind, to whichever broker, with an error.
+
+        Args:
+            error: the error.
+            times: how many requests.
+            api: the kind of request.
+
+        Raises:
+            ValueError: Kafka has no such error or request.
+        """
+        self._push(error_code(error), times, api)
+
+    def close_on(self, times: int = 1, *, api: str | int = "Produce") -> None:
+        """Close the connections on which the next requests of a kind come, in place of an answer.
+
+        Args:
+            times: how many requests.
+            api: the kind of request.
+
+        Raises:
+            ValueError: Kafka has no such request.
+        """
+        self._push(_TRANSPORT, times, api)
+
+    def _push(self, code: int, times: int, api: str | int) -> None:
+        import ctypes
+
+        errors = (ctypes.c_int * times)(*[code] * times)
+        self._library.rd_kafka_mock_push_request_errors_array(
+            self._handle, request_key(api), times, errors
+        )
+
+    def forget_answers(self, api: str | int = "Produce") -> None:
+        """Forget what is left of :meth:`answer_any` and :meth:`close_on`.
+
+        Raises:
+            ValueError: Kafka has no such request.
+        """
+        self._library.rd_kafka_mock_clear_request_errors(self._handle, request_key(api))
+
+    # --- brokers -----------------------------------------------------------------------------
+
+    def set_rtt(self, broker: int, milliseconds: int) -> None:
+        """How long each answer of a broker takes from now on; 0: as long as it takes.
+
+        Raises:
+            MockClusterError: there is no such broker.
+        """
+        self._call("broker_set_rtt", broker, milliseconds)
+        self._slow.add(broker)
+
+    def set_down(self, broker: int) -> None:
+        """Close a broker's connections, and refuse others.
+
+        Raises:
+            MockClusterError: there is no such broker.
+        """
+        self._call("broker_set_down", broker)
+        self._down.add(broker)
+
+    def set_up(self, broker: int) -> None:
+        """Let a broker that is down listen again.
+
+        Raises:
+            MockClusterError: there is no such broker.
+        """
+        self._call("broker_set_up", broker)
+        self._down.discard(broker)
+
+    def behave(self) -> None:
+        """Answer as usual from now on, with all brokers up. What is left of :meth:`answer_next`
+        can't be taken back, and leaders stay where they are."""
+        for broker in [*self._down]:
+            self.set_up(broker)
+        for broker in self._slow:
+            self._call("broker_set_rtt", broker, 0)
+        self._slow.clear()
+        for topic in [*self._failing_topics]:
+            self.set_topic_error(topic, "NONE")
+        for api in REQUESTS:
+            self.forget_answers(api)
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        error = getattr(self._library, f"rd_kafka_mock_{name}")(self._handle, *arguments)
+        if error:
+            said = ", ".join(
+                one.decode() if isinstance(one, bytes) else repr(one) for one in arguments
+            )
+            raise MockClusterError(
+                f"the mock cluster of {self.brokers} broker(s) would not do {name}({said}): "
+                f"librdkafka's error {error}"
+            )
+
+
+@contextmanager
+def mock_cluster(brokers: int = 1) -> Generator[MockCluster, None, None]:
+    """Run a mock cluster in this process, for a ``with`` block.
+
+    ::
+
+        with mock_cluster() as cluster:
+            cluster.answer_any("NOT_LEADER_OR_FOLLOWER", times=2)
+            async with open_send_producer(cluster.settings()) as producer:
+                await producer.send(ProducerRecord("orders", b"two tins"))
+
+    Nothing of it waits for an event loop. A command, and the end, block for a moment; now and then
+    for a second.
+
+    Args:
+        brokers: how many brokers it has.
+
+    Yields:
+        The cluster.
+
+    Raises:
+        ValueError: ``brokers`` is no int of 1 or more.
+        MockClusterError: ``confluent-kafka`` is not installed, or the cluster did not start.
+    """
+    if type(brokers) is not int or brokers < 1:
+        raise ValueError(f"brokers must be an int of 1 or more: {brokers!r}")
+    library = librdkafka()
+    import ctypes
+
+    said = ctypes.create_string_buffer(512)
+    configuration = library.rd_kafka_conf_new()
+    # It would complain on stderr that it has no brokers to connect to.
+    library.rd_kafka_conf_set(configuration, b"log_level", b"0", said, len(said))
+    client = library.rd_kafka_new(_PRODUCER, configuration, said, len(said))
+    if not client:  # pragma: no cover  # threads or memory ran out
+        raise MockClusterError(f"the mock cluster did not start: {said.value.decode()}")
+    handle = library.rd_kafka_mock_cluster_new(client, brokers)
+    try:
+        yield MockCluster._create(handle, brokers)  # pyright: ignore[reportPrivateUsage]
+    finally:
+        library.rd_kafka_mock_cluster_destroy(handle)
+        library.rd_kafka_destroy(client)

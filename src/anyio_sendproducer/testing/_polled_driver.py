@@ -1,0 +1,104 @@
+"""The driver without a broker as one that the loop hands over to, and asks, by itself.
+
+So nothing that a test waits for is on its way through a thread: when all tasks are blocked, nothing
+more will come by itself.
+
+May import: ``_driver``, ``drivers``, ``_settings``.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .._settings import ProducerSettings
+from ..drivers import Outcome, Sink, Submission, Submitted
+from ._driver import FakeDriver
+
+__all__ = ["PolledFakeDriver"]
+
+
+class PolledFakeDriver(FakeDriver):
+    """A :class:`~anyio_sendproducer.drivers.PolledDriver` in memory.
+
+    Its gates must stay open where it is ``direct``: the loop itself would wait before them.
+
+    Attributes:
+        direct: whether the loop may call `submit`. False where the settings have serializers,
+            which may block.
+        poll_error: raised by `poll`, which a driver must not do.
+        listener: called, on whichever thread, when records were taken.
+    """
+
+    _polled_sink: Sink
+
+    def __init__(self, *, partitions: int = 4, manual: bool = False, direct: bool = True) -> None:
+        super().__init__(partitions=partitions, manual=manual)
+        self.direct = direct
+        self.poll_error: Exception | None = None
+        self.listener: Callable[[], None] = lambda: None
+        self._guard = threading.Lock()
+        self._unsaid: list[tuple[Any, Outcome]] = []
+        self._watching = False
+
+    def __call__(self, settings: ProducerSettings) -> PolledFakeDriver:
+        """Be the factory of itself."""
+        super().__call__(settings)
+        if any(self._serializes.values()):
+            self.direct = False
+        return self
+
+    def open(self, sink: Sink, /) -> None:
+        """Connect to nothing."""
+        super().open(sink)
+        self._polled_sink = sink
+
+    def submit(self, batch: Sequence[Submission], /) -> Submitted:
+        """Take a batch, and tell the listener."""
+        answer = super().submit(batch)
+        self.listener()
+        return answer
+
+    def poll(self, most: int, /) -> int:
+        """Report so many outcomes at most."""
+        if self.poll_error is not None:
+            raise self.poll_error
+        with self._guard:
+            said, self._unsaid = self._unsaid[:most], self._unsaid[most:]
+            under_way = len(self._unsaid) + len(self.under_way)
+        self._say(said)
+        return under_way
+
+    def watch(self) -> None:
+        """Ring when there is something to report, once."""
+        with self._guard:
+            rings = bool(self._unsaid)
+            self._watching = not rings
+        if rings:
+            self.ring()
+
+    def ring(self) -> None:
+        """Have the loop ask."""
+        self._polled_sink.ready()
+
+    def close(self, timeout: float, /) -> None:
+        """Close: what is under way fails, as possibly persisted."""
+        super().close(timeout)
+        with self._guard:
+            said, self._unsaid = self._unsaid, []
+        self._say(said)
+
+    def _report(self, submissions: list[Any], outcomes: list[Outcome]) -> int:
+        with self._guard:
+            self._unsaid += zip(submissions, outcomes, strict=True)
+            rings = self._watching and bool(submissions)
+            if rings:
+                self._watching = False
+        if rings:
+            self.ring()
+        return len(submissions)
+
+    def _say(self, said: list[tuple[Any, Outcome]]) -> None:
+        if said:
+            self._polled_sink.completed([one for one, _ in said], [outcome for _, outcome in said])

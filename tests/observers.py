@@ -1,0 +1,122 @@
+"""Observers that keep what they are told, and the rules that it always follows."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Final, TypeVar
+
+from anyio_sendproducer import Statistics
+from anyio_sendproducer.telemetry import (
+    Accepted,
+    BatchEnded,
+    Closing,
+    Delivered,
+    Event,
+    Failed,
+    GenerationEnded,
+    GenerationOpened,
+    Given,
+    HandedOver,
+    Refused,
+    Withdrawn,
+)
+
+__all__ = ["Numbering", "RecordEvent", "Recorder", "check_story"]
+
+E = TypeVar("E")
+
+RecordEvent = Accepted | HandedOver | Delivered | Failed | Withdrawn | Refused
+
+_LETTERS: Final = {
+    Accepted: "a",
+    HandedOver: "h",
+    Delivered: "D",
+    Failed: "F",
+    Withdrawn: "W",
+    Refused: "R",
+}
+
+#: What a record may go through, in this order.
+_STORY: Final = re.compile(r"ah+D|ah*F|ah*W|R")
+
+
+class Recorder:
+    """An observer that keeps all that it is told."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[Event, ...]] = []
+
+    def observe(self, events: Sequence[Event], /) -> None:
+        self.batches.append(tuple(events))
+
+    @property
+    def events(self) -> list[Event]:
+        return [event for batch in self.batches for event in batch]
+
+    def of(self, kind: type[E]) -> list[E]:
+        """The events of one kind."""
+        return [event for event in self.events if isinstance(event, kind)]
+
+    @property
+    def story(self) -> str:
+        """What happened to records, a letter for each."""
+        return "".join(
+            _LETTERS[type(event)] for event in self.events if isinstance(event, RecordEvent)
+        )
+
+
+class Numbering(Recorder):
+    """One that gives each record its number for a header."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[Given] = []
+
+    def inject(self, given: Given, /) -> Iterable[tuple[str, bytes]]:
+        self.given.append(given)
+        return [("n", b"%d" % given.number)]
+
+
+def check_story(recorder: Recorder, figures: Statistics) -> None:
+    """What was told is a story that can be, and the statistics of a closed producer agree."""
+    assert all(recorder.batches), "told of nothing"
+    stories: dict[int, str] = defaultdict(str)
+    records: dict[int, set[int]] = defaultdict(set)
+    last = float("-inf")
+    for event in recorder.events:
+        assert event.at >= last
+        last = event.at
+        if isinstance(event, RecordEvent):
+            stories[event.number] += _LETTERS[type(event)]
+            records[event.number].add(id(event.record))
+        if isinstance(event, Failed):
+            # One that came back for want of metadata is not with the client any more.
+            assert not event.handed_over or "h" in stories[event.number]
+        if isinstance(event, (Failed, Refused)) and hasattr(event.error, "record"):
+            assert getattr(event.error, "record", None) is event.record
+    for number, story in stories.items():
+        assert _STORY.fullmatch(story), (number, story)
+        assert len(records[number]) == 1
+
+    told = Counter(type(event) for event in recorder.events)
+    assert told[Accepted] == figures.accepted
+    assert told[Delivered] == figures.delivered
+    assert told[Failed] == figures.failed
+    assert told[Withdrawn] == figures.withdrawn
+    assert told[Closing] == 1
+    _check_generations(recorder, figures)
+    ended = [event.batch.number for event in recorder.of(BatchEnded)]
+    assert len(set(ended)) == len(ended)
+
+
+def _check_generations(recorder: Recorder, figures: Statistics) -> None:
+    lives = [
+        event for event in recorder.events if isinstance(event, (GenerationOpened, GenerationEnded))
+    ]
+    numbers = [event.generation for event in lives]
+    expected = [number for number in range(1, figures.generations + 1) for _ in range(2)]
+    assert numbers == expected
+    assert {type(event) for event in lives[::2]} == {GenerationOpened}
+    assert {type(event) for event in lives[1::2]} == {GenerationEnded}
