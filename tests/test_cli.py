@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import os
-import runpy
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
@@ -276,15 +276,12 @@ def test_version_where_it_is_not_installed(
     assert capsys.readouterr().out == "anyio-sendproducer (not installed)\n"
 
 
-def test_as_a_module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_as_a_module(capsys: pytest.CaptureFixture[str]) -> None:
     importlib.import_module("anyio_sendproducer.__main__")
     assert capsys.readouterr().out == ""
-    monkeypatch.delitem(sys.modules, "anyio_sendproducer.__main__")
-    monkeypatch.setattr(sys, "argv", ["anyio-sendproducer", "--help"])
-    with pytest.raises(SystemExit) as caught:
-        runpy.run_module("anyio_sendproducer", run_name="__main__")
-    assert caught.value.code == 0
-    assert "demo" in capsys.readouterr().out
+    command = [sys.executable, "-m", "anyio_sendproducer", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "demo" in done.stdout
 
 
 def test_the_extra_is_missing(

@@ -119,7 +119,10 @@ def test_what_failed_is_fed_in_again(
 
 
 def test_each_run_has_a_file_of_its_own(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(time, "strftime", lambda _: "now")
+    def now(_: str) -> str:
+        return "now"
+
+    monkeypatch.setattr(time, "strftime", now)
     for _ in range(3):
         file = _produce._open_failed(None)
         file.write([])

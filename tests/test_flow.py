@@ -465,8 +465,8 @@ async def test_a_sink_says_what_came_of_it(
 
 async def test_a_sink_without_offsets(settings: ProducerSettings) -> None:
     class Silent(FakeDriver):
-        def _write(self, sent: ProducerRecord[Any, Any], record: ProducerRecord[Any, Any]) -> Any:
-            written: Any = super()._write(sent, record)
+        def _write(self, record: ProducerRecord[Any, Any]) -> Any:
+            written: Any = super()._write(record)
             return written._replace(offset=None)
 
     async with open_send_producer(settings, driver=Silent()) as producer:

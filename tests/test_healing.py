@@ -177,7 +177,7 @@ async def test_a_late_answer_of_the_old_client_changes_nothing(
         fake.break_client()
         with pytest.raises(DeliveryError) as caught:
             await delivery.wait()
-        old.completed(submissions, [fake._write(record(), record())])
+        old.completed(submissions, [fake._write(record())])
         await until(generation(producer, 2))
         await producer.partitions_for("t")
         with pytest.raises(DeliveryError) as again:

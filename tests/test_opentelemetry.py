@@ -351,8 +351,8 @@ async def test_no_offset_where_the_broker_gave_none(
     settings: ProducerSettings, telemetry: Telemetry
 ) -> None:
     class Silent(FakeDriver):
-        def _write(self, sent: ProducerRecord[Any, Any], record: ProducerRecord[Any, Any]) -> Any:
-            written: Any = super()._write(sent, record)
+        def _write(self, record: ProducerRecord[Any, Any]) -> Any:
+            written: Any = super()._write(record)
             return written._replace(offset=None)
 
     async with open_send_producer(
