@@ -64,7 +64,7 @@ def test_each_field_may_be_what_is_invalid(field: str) -> None:
 
 
 def find(strategy: st.SearchStrategy[T], condition: Callable[[T], Any]) -> T:
-    """One that there is, not the smallest, which would take its time; raises where there is none."""
+    """One that there is, not the smallest, which takes its time; raises where there is none."""
     only = hypothesis.settings(max_examples=5_000, phases=[hypothesis.Phase.generate])
     return hypothesis.find(strategy, condition, settings=only)
 

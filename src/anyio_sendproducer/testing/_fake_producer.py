@@ -92,7 +92,7 @@ class FakeProducer:
 
     @property
     def written(self) -> dict[tuple[str, int], list[ProducerRecord[Any, Any]]]:
-        """The records that were acknowledged, as a consumer would read them: serialized, by topic
+        """The records that were acknowledged, serialized as a consumer would read them, by topic
         and partition, in the order of their offsets."""
         return {place: [*records] for place, records in self._driver.written.items()}
 
@@ -190,7 +190,7 @@ class FakeProducer:
         """Have the next commit of a transaction fail.
 
         Args:
-            error: what it fails with; None: :func:`~factories.transaction_outcome_unknown`.
+            error: what it fails with; None: ``factories.transaction_outcome_unknown()``.
         """
         self._commit_errors.append(error or factories.transaction_outcome_unknown())
 

@@ -162,7 +162,7 @@ def result(of: Message[K, V, P], *, metadata: RecordMetadata | None = None) -> R
 def result(
     of: Any = None, *, pass_through: Any = None, metadata: RecordMetadata | None = None
 ) -> Result[Any, Any, Any]:
-    """What a :class:`Message` gives back.
+    """What a :class:`~anyio_sendproducer.Message` gives back.
 
     Args:
         of: the message, or a record; nothing: that of :func:`record`.
@@ -192,7 +192,7 @@ def multi_result(
 def multi_result(
     of: Any, *, pass_through: Any = None, metadata: Sequence[RecordMetadata] | None = None
 ) -> MultiResult[Any, Any, Any]:
-    """What a :class:`MultiMessage` gives back.
+    """What a :class:`~anyio_sendproducer.MultiMessage` gives back.
 
     Args:
         of: the message, or its records.
@@ -211,7 +211,7 @@ def multi_result(
 
 
 def pass_through_result(pass_through: P) -> PassThroughResult[P]:
-    """What a :class:`PassThroughMessage` gives back."""
+    """What a :class:`~anyio_sendproducer.PassThroughMessage` gives back."""
     return PassThroughResult(pass_through)
 
 
