@@ -18,7 +18,7 @@ _kept: dict[str, list[str]] = {}
 
 
 def _keep(_app: Sphinx, what: str, name: str, _obj: Any, _options: Any, lines: list[str]) -> None:
-    if what in {"attribute", "data"}:
+    if what in {"attribute", "data", "property"}:
         _kept[name] = list(lines)
 
 
