@@ -44,7 +44,9 @@ from anyio_sendproducer.testing import (
     factories,
     fake_producer,
 )
+from anyio_sendproducer.testing._polled_driver import PolledFakeDriver
 from tests.calls import Call, fail, quiet, raising, record, task_group
+from tests.recorder import Parcel, Recorder
 
 ORDER = ProducerRecord("orders", b"two tins", b"42", headers=[("trace", b"1")])
 
@@ -128,6 +130,17 @@ async def test_waiting_for_more_than_is_sent(fake: FakeProducer) -> None:
     with pytest.raises(TimeoutError, match=r"1 records were sent within 0.01 s, not 2"):
         await fake.wait_until_sent(2, timeout=0.01)
     await fake.wait_until_sent(1, timeout=0.01)
+
+
+def test_its_driver_rings_at_once_where_there_is_something_to_tell() -> None:
+    driver, recorder, parcel = PolledFakeDriver(), Recorder(), Parcel(record())
+    driver.open(recorder)
+    driver.submit([parcel])
+    assert not recorder.bell.is_set()
+    driver.watch()
+    assert recorder.bell.is_set()
+    assert driver.poll(1) == 0
+    assert isinstance(recorder.outcomes_of([parcel])[0], RecordMetadata)
 
 
 def test_it_is_not_made_by_hand() -> None:

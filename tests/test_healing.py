@@ -173,7 +173,7 @@ async def test_a_late_answer_of_the_old_client_changes_nothing(
         assert old is not None
         delivery = producer.enqueue_nowait(record())
         await taken(fake, 1)
-        submissions = [one for one, _ in fake._under_way]
+        submissions = [submission for submission, _ in fake._under_way]
         fake.break_client()
         with pytest.raises(DeliveryError) as caught:
             await delivery.wait()
