@@ -89,7 +89,11 @@ def minimums(session: nox.Session) -> None:
         session.error("only uv can choose the oldest dependencies: pip install uv")
     # The extra by name: what it needs counts as direct then, and comes in its oldest version too.
     session.install(
-        "--resolution", "lowest-direct", ".[confluent,demo,dns,schema-registry]", "--group", "test"
+        "--resolution",
+        "lowest-direct",
+        ".[cli,confluent,demo,dns,schema-registry]",
+        "--group",
+        "test",
     )
     session.run("pytest", *session.posargs)
 

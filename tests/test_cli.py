@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anyio_sendproducer import cli
-from anyio_sendproducer.cli import _demo, _reading
+from anyio_sendproducer.cli import _demo, _reading, _running
 from anyio_sendproducer.cli._verdict import (
     Content,
     PartitionRow,
@@ -233,10 +233,10 @@ def run_main(*arguments: str) -> int:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        pytest.param([], "required: command", id="nothing"),
-        pytest.param(["dmo"], "invalid choice: 'dmo'", id="unknown-command"),
-        pytest.param(["demo", "--speed", "9"], "unrecognized arguments", id="unknown-option"),
-        pytest.param(["demo", "--backend", "curio"], "invalid choice: 'curio'", id="backend"),
+        pytest.param([], "Usage: anyio-sendproducer [OPTIONS] COMMAND", id="nothing"),
+        pytest.param(["dmo"], "No such command 'dmo'", id="unknown-command"),
+        pytest.param(["demo", "--speed", "9"], "No such option", id="unknown-option"),
+        pytest.param(["demo", "--backend", "curio"], "'curio' is not one of", id="backend"),
         pytest.param(["demo", "--topic", ""], "topic is empty", id="topic-empty"),
         pytest.param(["demo", "--topic", "a/b"], "characters other than", id="topic-characters"),
         pytest.param(["demo", "--topic", "x" * 250], "250 characters", id="topic-too-long"),
@@ -247,14 +247,14 @@ def run_main(*arguments: str) -> int:
 def test_a_wrong_command_line(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_main(*arguments) == _demo.USAGE
-    assert message in capsys.readouterr().err
+    assert run_main(*arguments) == _running.USAGE
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 def test_help_tells_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_main("demo", "--help") == 0
     printed = capsys.readouterr().out
-    for code in (_demo.COMPLETE, _demo.INCOMPLETE, _demo.USAGE, _demo.FAILED):
+    for code in (_running.COMPLETE, _running.INCOMPLETE, _running.USAGE, _running.FAILED):
         assert f"\n  {code}  " in printed
 
 
@@ -287,6 +287,19 @@ def test_as_a_module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert "demo" in capsys.readouterr().out
 
 
+def test_the_extra_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "click", None)
+    assert run_main("produce", "--help") == _running.USAGE
+    assert capsys.readouterr().err == (
+        "anyio-sendproducer: the command line needs the package click: "
+        'pip install "anyio-sendproducer[cli]"\n'
+    )
+    # This much can be told without.
+    assert run_main("--version") == 0
+
+
 @pytest.mark.parametrize(
     ("module", "package", "arguments"),
     [
@@ -297,7 +310,7 @@ def test_as_a_module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
         ("trio", "trio", ["--backend", "trio"]),
     ],
 )
-def test_a_package_is_missing(
+def test_a_package_of_the_demo_is_missing(
     module: str,
     package: str,
     arguments: list[str],
@@ -305,7 +318,7 @@ def test_a_package_is_missing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    assert run_main("demo", *arguments) == _demo.USAGE
+    assert run_main("demo", *arguments) == _running.USAGE
     assert capsys.readouterr().err == (
         f"anyio-sendproducer: the demo needs the package {package}: "
         'pip install "anyio-sendproducer[demo]"\n'
@@ -344,7 +357,7 @@ def test_the_records() -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_demo(backend: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_main("demo", "--backend", backend) == _demo.COMPLETE
+    assert run_main("demo", "--backend", backend) == _running.COMPLETE
     printed = capsys.readouterr()
     assert printed.err == ""
     assert "Started a broker at 127.0.0.1:" in printed.out
@@ -379,7 +392,7 @@ def test_the_demo_on_a_cluster_whose_topic_holds_records(
     arguments = ["demo", "--backend", backend, "--bootstrap-servers", cluster]
     arguments += ["--topic", f"reused-{backend}"]
     for _ in range(3):
-        assert run_main(*arguments) == _demo.COMPLETE
+        assert run_main(*arguments) == _running.COMPLETE
         printed = capsys.readouterr().out
         assert "Started a broker" not in printed
         assert "COMPLETE: each of 73 records" in printed
@@ -396,7 +409,7 @@ def test_the_demo_in_a_terminal(
 ) -> None:
     # Rich takes this for a terminal.
     monkeypatch.setenv("FORCE_COLOR", "1")
-    assert run_main("demo", "--bootstrap-servers", cluster, "--topic", "bar") == _demo.COMPLETE
+    assert run_main("demo", "--bootstrap-servers", cluster, "--topic", "bar") == _running.COMPLETE
     assert "acknowledged" in capsys.readouterr().out.partition("A MultiMessage")[0]
 
 
@@ -433,7 +446,7 @@ def test_the_demo_judges_what_was_read(
 
     monkeypatch.setattr(_reading, "read_back", read_badly)
     arguments = ["demo", "--bootstrap-servers", cluster, "--topic", "spoilt"]
-    assert run_main(*arguments) == _demo.INCOMPLETE
+    assert run_main(*arguments) == _running.INCOMPLETE
     printed = capsys.readouterr().out
     assert f"INCOMPLETE: {problems} problems in 73 records." in printed
     assert ("... and 63 more" in printed) is more
@@ -445,7 +458,7 @@ def test_no_broker_there(
 ) -> None:
     monkeypatch.setattr(_reading, "_REQUEST_TIMEOUT", 0.5)
     arguments = ["demo", "--backend", backend, "--bootstrap-servers", "127.0.0.1:1"]
-    assert run_main(*arguments) == _demo.FAILED
+    assert run_main(*arguments) == _running.FAILED
     assert capsys.readouterr().err.startswith(
         "anyio-sendproducer: the cluster at 127.0.0.1:1: Failed to get metadata"
     )
@@ -461,7 +474,7 @@ def test_the_producer_fails(
 
     monkeypatch.setattr(_demo, "to_json", fail)
     arguments = ["demo", "--backend", backend, "--bootstrap-servers", cluster]
-    assert run_main(*arguments) == _demo.FAILED
+    assert run_main(*arguments) == _running.FAILED
     message = capsys.readouterr().err
     assert message.startswith("anyio-sendproducer: ")
     assert "Traceback" not in message
@@ -472,14 +485,14 @@ def test_the_broker_does_not_start(
     backend: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("CALF_TANSU_BIN", "/nowhere")
-    assert run_main("demo", "--backend", backend) == _demo.FAILED
+    assert run_main("demo", "--backend", backend) == _running.FAILED
     assert "/nowhere" in capsys.readouterr().err
 
 
 def test_notes_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     error = ValueError("the message")
     error.__dict__["__notes__"] = ["a note"]
-    assert _demo._complain(error, 3) == 3
+    assert _running.complain(error, 3) == 3
     assert capsys.readouterr().err == "anyio-sendproducer: the message\na note\n"
 
 

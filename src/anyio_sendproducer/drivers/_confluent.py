@@ -48,13 +48,14 @@ from .._exceptions import (
 from .._records import ConsumerGroupMetadata, ProducerRecord, RecordMetadata
 from .._settings import ProducerSettings
 from . import ConsumedOffset, Deadline, Outcome, Sink, Submission, Submitted
+from ._describe import BrokerDescription, ClusterDescription
 from ._discreet import one_line
 from ._group_metadata import group_to_bytes
 from ._librdkafka_config import librdkafka_config
 from ._security import TokenSource, encodes
 from ._serializing import bytes_of, serialize_with, size_of
 
-__all__ = ["ConfluentDriver"]
+__all__ = ["ConfluentDriver", "describe"]
 
 #: Answers of a broker, or of the client before it asked one, to a record that is not written, but
 #: where an earlier attempt was: librdkafka knows, and its Python client does not pass it on.
@@ -724,6 +725,28 @@ class ConfluentDriver:
         failure.__cause__ = None if said is None else KafkaException(said)
         raise failure
 
+    def describe(self) -> ClusterDescription:
+        """What the cluster says of itself.
+
+        Raises:
+            SendProducerError: it does not answer.
+        """
+        try:
+            with self._call():
+                found = self._client.list_topics(timeout=self._settings.start_timeout)
+        except KafkaException as error:
+            raise SendProducerError(
+                f"the cluster does not say what it is: {_words_of(error)}"
+            ) from error
+        return ClusterDescription(
+            found.cluster_id,
+            None if found.controller_id < 0 else found.controller_id,
+            tuple(
+                BrokerDescription(number, broker.host, broker.port, None)
+                for number, broker in sorted(found.brokers.items())
+            ),
+        )
+
     # --- transactions ------------------------------------------------------------------------
 
     def _init_transactions(self, deadline: float) -> None:
@@ -939,3 +962,29 @@ def _not_taken(record: ProducerRecord[Any, Any]) -> DeliveryError:
         record=record,
         persistence=Persistence.NOT_PERSISTED,
     )
+
+
+class _Nobody:
+    """Whoever is told, where there is nothing to tell."""
+
+    def completed(self, submissions: Sequence[Any], outcomes: Sequence[Outcome], /) -> None:
+        """There are no records."""
+
+    def metadata_changed(self) -> None:
+        """Nobody waits for them."""
+
+    def broken(self, error: BaseException, /) -> None:
+        """It is closed in any case."""
+
+    def ready(self) -> None:
+        """There is nothing to report."""
+
+
+def describe(settings: ProducerSettings) -> ClusterDescription:
+    """See :func:`anyio_sendproducer.drivers._describe.describe_cluster`."""
+    driver = ConfluentDriver(settings)
+    driver.open(_Nobody())
+    try:
+        return driver.describe()
+    finally:
+        driver.close(0)

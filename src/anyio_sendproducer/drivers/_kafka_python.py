@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal, cast
 
 import kafka.errors as kafka_errors
-from kafka import KafkaProducer, structs
+from kafka import KafkaAdminClient, KafkaProducer, structs
 from kafka.net.compat import KafkaNetClient
 from kafka.net.inet import KafkaNetSocket, create_connection
 from kafka.net.manager import KafkaConnectionManager
@@ -53,6 +53,7 @@ from .._exceptions import (
 from .._records import ConsumerGroupMetadata, ProducerRecord
 from .._settings import ProducerSettings
 from . import ConsumedOffset, Deadline, Outcome, Sink, Submission, Submitted
+from ._describe import BrokerDescription, ClusterDescription
 from ._discreet import Discreet, one_line
 from ._kafka_config import client_config
 from ._runs import RUN_BYTES, Line, Route, Run
@@ -62,6 +63,7 @@ from ._tls import tls_refusal
 
 __all__ = [
     "KafkaPythonDriver",
+    "describe",
     "flush_nothing",
     "is_metadata_missing",
     "no_metadata",
@@ -131,6 +133,10 @@ _READ_BYTES: Final = 256 * 1024
 _log = logging.getLogger("anyio_sendproducer.kafka_python")
 # All of its loggers are there by now.
 Discreet.watch("kafka")
+# This one writes down its whole configuration, passwords and all.
+logging.getLogger("kafka.admin.client").addFilter(
+    lambda record: "configuration" not in str(record.msg)
+)
 # 3.0.12 looks whether it is one, when it connects.
 AbstractTokenProvider.register(TokenSource)
 
@@ -332,9 +338,9 @@ class _NetClient(KafkaNetClient):
     """
 
     def __init__(self, **configs: Any) -> None:
-        net = NetworkSelector(**configs)
-        self.manager = _Manager(net, **configs)
-        super().__init__(net, self.manager, **configs)
+        self.net = NetworkSelector(**configs)
+        self.manager = _Manager(self.net, **configs)
+        super().__init__(self.net, self.manager, **configs)
         self.closed_by: threading.Thread | None = None
         self.is_closed = threading.Event()
         #: Topics and partitions whose last produce request was refused.
@@ -619,6 +625,13 @@ class _Opened:
     transactions: Any
 
 
+def _config_of(settings: ProducerSettings) -> dict[str, Any]:
+    config = client_config(settings, KafkaProducer.DEFAULT_CONFIG)
+    if not config.get("proxy_url") and not config.get("socks5_proxy"):
+        config["proxy_url"] = f"{_Socket.SCHEMES[0]}://"
+    return config
+
+
 class KafkaPythonDriver:
     """A :class:`~anyio_sendproducer.drivers.Driver` on kafka-python 3.0.
 
@@ -631,9 +644,7 @@ class KafkaPythonDriver:
 
     def __init__(self, settings: ProducerSettings) -> None:
         self._settings = settings
-        self._config = client_config(settings, KafkaProducer.DEFAULT_CONFIG)
-        if not self._config.get("proxy_url") and not self._config.get("socks5_proxy"):
-            self._config["proxy_url"] = f"{_Socket.SCHEMES[0]}://"
+        self._config = _config_of(settings)
         self._key = serialize_with(settings.key_serializer)
         self._value = serialize_with(settings.value_serializer)
         # A partitioner of the user's own is left to choose; ours goes by runs.
@@ -1285,3 +1296,53 @@ def _is_raised_by_kafka_python(error: Exception) -> bool:
             return True
         traceback = traceback.tb_next
     return False
+
+
+# --- what a cluster is ---------------------------------------------------------------------------
+
+
+def describe(settings: ProducerSettings) -> ClusterDescription:
+    """See :func:`anyio_sendproducer.drivers._describe.describe_cluster`."""
+    config = _config_of(settings)
+    shared = {name: config[name] for name in config.keys() & KafkaAdminClient.DEFAULT_CONFIG.keys()}
+    shared["bootstrap_timeout_ms"] = shared["request_timeout_ms"] = settings.start_timeout * 1000
+    clients: list[_NetClient] = []
+
+    def make(**configs: Any) -> _NetClient:
+        clients.append(_NetClient(**configs))
+        return clients[0]
+
+    try:
+        admin: Any = KafkaAdminClient(**shared, kafka_client=make)
+        found: dict[str, Any] = admin.describe_cluster()
+        brokers = tuple(
+            BrokerDescription(
+                broker["broker_id"],
+                broker["host"],
+                broker["port"],
+                _version_of(admin, broker["broker_id"]),
+            )
+            for broker in sorted(found["brokers"], key=lambda one: one["broker_id"])
+        )
+    except Exception as error:
+        raise _translated(
+            error, f"the cluster does not say what it is: {_words(error) or type(error).__name__}"
+        ) from error
+    finally:
+        # Where it could not be made 3.0.12 leaves its thread behind.
+        for client in clients:
+            client.close()
+            client.net.stop()
+    controller = found["controller_id"]
+    return ClusterDescription(
+        found["cluster_id"] or None, None if controller < 0 else controller, brokers
+    )
+
+
+def _version_of(admin: Any, broker: int) -> str | None:
+    """The version of Kafka whose requests a broker takes; None where it can't be asked."""
+    try:
+        known = admin.get_broker_version_data(broker)
+    except Exception:  # noqa: BLE001  # that it can't be reached, whoever connects to it will say
+        return None
+    return ".".join(map(str, known.broker_version))

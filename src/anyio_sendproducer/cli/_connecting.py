@@ -1,0 +1,153 @@
+"""The producer's settings, made of a file, of properties and of options.
+
+Properties have Kafka's names here, also for what the producer decides itself: those who have a
+``producer.properties`` need not know what is a field of its settings and what a property of the
+client.
+
+No message has a value in it that may be secret.
+
+May import: the public API, ``_sources``; ``javaproperties`` (extra ``cli``) when there is such a
+file to read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from .. import ProducerSettings, SettingsError
+from .._sources import from_toml
+
+__all__ = ["Connection", "parse_property", "settings_of"]
+
+#: What Kafka has as a property, and the producer as a field of its settings.
+_FIELDS: Final = {
+    "bootstrap.servers": "bootstrap_servers",
+    "client.id": "client_id",
+    "transactional.id": "transactional_id",
+}
+#: The same, where Kafka counts in milliseconds.
+_DURATIONS: Final = {"delivery.timeout.ms": "delivery_timeout"}
+#: The same, in bytes.
+_SIZES: Final = {"buffer.memory": "max_buffered_bytes"}
+#: Classes of Java; what is sent is bytes by then.
+_LEFT_OUT: Final = frozenset({"key.serializer", "value.serializer"})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Connection:
+    """What a command line says about the cluster, and how to reach it."""
+
+    bootstrap_servers: str | None = None
+    service_name: str | None = None
+    config: Path | None = None
+    config_table: str = ""
+    properties: tuple[tuple[str, str], ...] = dataclasses.field(default=(), repr=False)
+    driver: str | None = None
+
+
+def parse_property(text: str) -> tuple[str, str]:
+    """The name and the value of ``name=value``.
+
+    Raises:
+        ValueError: there is no ``=`` in it, or nothing before it. It does not tell the text, which
+            may be a password.
+    """
+    name, equals, value = text.partition("=")
+    name = name.strip()
+    if not equals or not name:
+        raise ValueError("a property is given as name=value")
+    return name, value
+
+
+def settings_of(connection: Connection, **fields: Any) -> ProducerSettings:
+    """The settings: what the file says, over it the properties, over these the options.
+
+    Args:
+        connection: what was said about the cluster.
+        fields: of the settings; None for what was not said. Those under ``properties`` count as
+            given by ``-X``, before the others of these.
+
+    Raises:
+        SettingsError: the file can't be read, or something in it or in the options is wrong.
+    """
+    arguments = {} if connection.config is None else _from_file(connection)
+    for layer in (fields.pop("properties", {}).items(), connection.properties):
+        _add(arguments, _by_field(layer))
+    if connection.bootstrap_servers is not None or connection.service_name is not None:
+        # Either takes the place of both.
+        arguments.pop("bootstrap_servers", None)
+        arguments.pop("service_name", None)
+        fields |= {
+            "bootstrap_servers": connection.bootstrap_servers,
+            "service_name": connection.service_name,
+        }
+    _add(arguments, {name: value for name, value in fields.items() if value is not None})
+    return ProducerSettings.from_mapping(arguments)
+
+
+def _from_file(connection: Connection) -> dict[str, Any]:
+    path = connection.config
+    assert path is not None  # noqa: S101  # for type checkers
+    if path.suffix == ".toml":
+        known = {field.name: field.default for field in dataclasses.fields(ProducerSettings)}
+        found: dict[str, Any] = from_toml(path, connection.config_table, known)
+        return found
+    if path.suffix != ".properties":
+        raise SettingsError(f"{path}: the name of a settings file ends in .properties or in .toml")
+    if connection.config_table:
+        raise SettingsError(f"{path} has no tables: those are TOML's")
+    import javaproperties
+
+    try:
+        # ValueError, and what is under it: of UTF-8, and of an escape that is none.
+        properties: dict[str, str] = javaproperties.loads(path.read_text(encoding="utf-8"))
+        return _by_field(properties.items())
+    except OSError as error:
+        raise SettingsError(f"{path} can't be read: {error.strerror}") from error
+    except ValueError as error:
+        raise SettingsError(f"{path}: {error}") from error
+
+
+def _by_field(properties: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    arguments: dict[str, Any] = {}
+    others: dict[str, str] = {}
+    for given, value in properties:
+        name = given.replace("_", ".")
+        if name in _LEFT_OUT:
+            continue
+        if name in _FIELDS:
+            arguments[_FIELDS[name]] = value
+        elif name in _DURATIONS:
+            arguments[_DURATIONS[name]] = _number(given, value) / 1000
+        elif name in _SIZES:
+            arguments[_SIZES[name]] = _number(given, value)
+        else:
+            others[given] = value
+    if others:
+        arguments["properties"] = others
+    return arguments
+
+
+def _number(name: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise SettingsError(f"{name!r} must be a whole number") from None
+
+
+def _add(arguments: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    """Put a layer over what there is; of properties, each by itself, in whichever spelling."""
+    properties: dict[str, Any] = dict(arguments.get("properties", {}))
+    added: Mapping[str, Any] = layer.get("properties", {})
+    replaced = {_compared(name) for name in added}
+    kept = {name: value for name, value in properties.items() if _compared(name) not in replaced}
+    arguments |= layer
+    if kept or added:
+        arguments["properties"] = kept | dict(added)
+
+
+def _compared(name: str) -> str:
+    return name.replace(".", "_")

@@ -1,0 +1,222 @@
+"""The file of records that were not delivered: JSON Lines that can be fed in again.
+
+A line has all that the record had, why it failed, and whether it may be in the log all the same.
+Bytes that are UTF-8 stand there as text, others as ``{"base64": "..."}``. What could not be read as
+a record stands under ``input``, as it was.
+
+May import: the public API.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final, NamedTuple, cast
+
+from .. import DeliveryError, Persistence, ProducerRecord
+
+__all__ = ["FailedFile", "Failure", "Unreadable", "dump", "load"]
+
+#: A record's parts, each as it stands in a line.
+_NUMBERS: Final = ("partition", "timestamp_ms")
+
+
+class Unreadable(Exception):
+    """Some input is no record; the message says why.
+
+    Attributes:
+        given: the input, where that is another one than was read.
+    """
+
+    def __init__(self, message: str, given: bytes | None = None) -> None:
+        super().__init__(message)
+        self.given: bytes | None = given
+
+
+class Failure(NamedTuple):
+    """One record that was not delivered, or some input that is no record."""
+
+    source: str
+    """The name of the input."""
+    line: int
+    """The line that it began on, from 1."""
+    what: ProducerRecord[Any, Any] | bytes
+    """The record, or the input."""
+    reason: str
+    error: str
+    """The name of the error's class."""
+    persistence: Persistence
+
+    @classmethod
+    def of(cls, source: str, line: int, error: DeliveryError) -> Failure:
+        """What an error says of its record."""
+        name = type(error).__name__
+        return cls(source, line, error.record, str(error), name, error.persistence)
+
+
+def dump(failure: Failure) -> bytes:
+    """A failure as a line."""
+    entry: dict[str, Any]
+    if isinstance(failure.what, bytes):
+        entry = {"input": _as_json(failure.what)}
+    else:
+        record = failure.what
+        entry = {
+            "topic": record.topic,
+            "partition": record.partition,
+            "timestamp_ms": record.timestamp_ms,
+            "key": _as_json(record.key),
+            "value": _as_json(record.value),
+            "headers": [[name, _as_json(content)] for name, content in record.headers],
+        }
+    entry |= {
+        "reason": failure.reason,
+        "error": failure.error,
+        "persistence": failure.persistence.value,
+        "source": failure.source,
+        "line": failure.line,
+    }
+    try:
+        return json.dumps(entry, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:  # half of a surrogate pair, in an error's words or a header's name
+        return json.dumps(entry).encode() + b"\n"
+
+
+def load(line: bytes, topic: str | None) -> ProducerRecord[Any, Any]:
+    """The record of a line.
+
+    Args:
+        line: as :func:`dump` made it.
+        topic: in place of the one that stands there; None: that one.
+
+    Raises:
+        Unreadable: it is no such line, or was no record before.
+    """
+    try:
+        entry: Any = json.loads(line)
+    except ValueError as error:
+        raise Unreadable(f"not JSON: {error}") from None
+    if not isinstance(entry, dict):
+        raise Unreadable("not a JSON object")
+    entry = cast("dict[str, Any]", entry)
+    if "input" in entry:
+        raise Unreadable(
+            str(entry.get("reason", "it was no record before")),
+            _as_bytes("input", entry["input"]),
+        )
+    topic = entry.get("topic") if topic is None else topic
+    if not isinstance(topic, str):
+        raise Unreadable("'topic' is not a text")
+    for name in _NUMBERS:
+        number = entry.get(name)
+        if number is not None and (not isinstance(number, int) or isinstance(number, bool)):
+            raise Unreadable(f"{name!r} is not a whole number")
+    return ProducerRecord(
+        topic,
+        _as_bytes("value", entry.get("value")),
+        _as_bytes("key", entry.get("key")),
+        partition=entry.get("partition"),
+        timestamp_ms=entry.get("timestamp_ms"),
+        headers=_headers(entry.get("headers", [])),
+    )
+
+
+def _headers(given: Any) -> list[tuple[str, bytes]]:
+    headers: list[tuple[str, bytes]] = []
+    for header in cast("Any", given if isinstance(given, list) else [given]):
+        match header:
+            case [str() as name, content] if content is not None:
+                _as_bytes("headers", name)
+                headers.append((name, cast("bytes", _as_bytes("headers", content))))
+            case _:
+                raise Unreadable("'headers' is not a list of pairs of a name and a value")
+    return headers
+
+
+def _as_json(content: bytes | None) -> Any:
+    if content is None:
+        return None
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(content).decode()}
+
+
+def _as_bytes(name: str, given: Any) -> bytes | None:
+    match given:
+        case None:
+            return None
+        case str():
+            with contextlib.suppress(UnicodeEncodeError):  # half of a surrogate pair
+                return given.encode()
+        case {"base64": str() as encoded}:
+            with contextlib.suppress(ValueError):
+                return base64.b64decode(encoded, validate=True)
+        case _:
+            pass
+    raise Unreadable(f'{name!r} is neither a text, nor null, nor {{"base64": "..."}}')
+
+
+class FailedFile:
+    """The file. It is there from the beginning, so that what fails has somewhere to go, and is
+    taken away at the end where nothing did. Its methods block.
+
+    Args:
+        path: its name.
+
+    Raises:
+        FileExistsError: there is a file of this name, and something in it.
+        OSError: it can't be written to.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.written = 0
+        """How many failures are in it."""
+        self.spilt = 0
+        """How many could not be written, and went to standard error."""
+        # Made here, or empty, or no file on a disk.
+        if path.is_file() and path.stat().st_size:
+            raise FileExistsError(
+                f"{path} is there already, and not empty: name another file for what fails now"
+            )
+        self._is_ours = not path.exists()
+        # Unbuffered: what is written is there whatever becomes of this process.
+        self._file = path.open("ab", buffering=0)
+
+    def write(self, failures: Iterable[Failure]) -> None:
+        """Write these down, all of them, before this returns. Where the file takes no more, they go
+        to standard error."""
+        data = b"".join(map(dump, failures))
+        done = 0
+        try:
+            while done < len(data):
+                # Less than all of it may be written where a disk is almost full.
+                done += self._file.write(memoryview(data)[done:])
+        except OSError as error:
+            print(
+                f"anyio-sendproducer: {self.path} takes no more ({error.strerror}); what is not in "
+                "it follows:",
+                file=sys.stderr,
+                flush=True,
+            )
+            # Whole lines; half of one may be in the file as well.
+            begin = data.rfind(b"\n", 0, done) + 1
+            sys.stderr.buffer.write(data[begin:])
+            sys.stderr.buffer.flush()
+            self.spilt += data.count(b"\n", begin)
+            done = begin
+        self.written += data.count(b"\n", 0, done)
+
+    def close(self) -> None:
+        """Close it, and take it away where nothing is in it, and it was not there before."""
+        with contextlib.suppress(OSError):  # no file on a disk
+            os.fsync(self._file.fileno())
+        self._file.close()
+        if self._is_ours and not self.path.stat().st_size:
+            self.path.unlink()

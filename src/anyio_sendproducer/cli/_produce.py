@@ -1,0 +1,482 @@
+"""``anyio-sendproducer produce``: lines, JSON or CSV in, records out, and an account of each.
+
+A reader makes chunks of records of the input, a few in advance. The sender takes what there is by
+then, sends it with one wait, and writes down what failed before it takes more: so memory is
+bounded, and records of one key stay in order.
+
+A signal ends the reading. What was read is delivered as far as the time goes; then the producer is
+closed in a hurry, whereby every record has its outcome, and the account is as complete as ever.
+
+May import: the public API, its own helpers; ``rich`` (extra ``cli``) by way of ``_display``, only
+when it runs.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+import anyio.abc
+import anyio.to_thread
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+from .. import (
+    DeliveryError,
+    MultiDeliveryError,
+    Persistence,
+    ProducerBroken,
+    ProducerClosed,
+    ProducerRecord,
+    ProducerSettings,
+    RecordMetadata,
+    SendProducer,
+    SendProducerError,
+    SettingsError,
+    open_send_producer,
+)
+from ._connecting import Connection, settings_of
+from ._failed import FailedFile, Failure
+from ._input import Chunk, Input, InputError, Layout, iterate, size_of
+from ._running import (
+    COMPLETE,
+    FAILED,
+    INCOMPLETE,
+    USAGE,
+    MissingExtra,
+    complain,
+    interrupted,
+    require,
+    require_loop,
+    run_on,
+)
+
+if TYPE_CHECKING:
+    from ._display import Bar, Figures, PartitionRow
+
+__all__ = ["Order", "run"]
+
+_EXTRA: Final = 'pip install "anyio-sendproducer[cli]"'
+
+#: Records that are sent with one wait, about: as many as may be in flight by default.
+_BATCH: Final = 10_000
+
+#: Chunks that are read in advance.
+_IN_ADVANCE: Final = 4
+
+#: Seconds between two looks at the figures.
+_TICK: Final = 0.1
+
+#: Looks over which the rate is taken.
+_TICKS: Final = 20
+
+#: Seconds of the time for closing that are kept for its end, where there are as many.
+_HURRY: Final = 5.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Order:
+    """What the command line asks for."""
+
+    connection: Connection
+    layout: Layout
+    inputs: tuple[str, ...] = ("-",)
+    fields: dict[str, Any] = dataclasses.field(default_factory=dict[str, Any])
+    """Of the producer's settings; see :func:`settings_of`."""
+    loop: str = "asyncio"
+    fail_fast: bool = False
+    failed: Path | None = None
+    """Where failed records go; None: a new file in the working directory."""
+    as_json: bool = False
+    progress: bool | None = None
+    """Whether there is a progress bar; None: where standard error is a terminal."""
+
+
+def run(order: Order) -> int:
+    """Send what there is, and print what came of it.
+
+    Returns:
+        An exit code: ``COMPLETE``; ``INCOMPLETE`` where records failed; ``USAGE`` for settings that
+        are wrong and packages that are missing; ``FAILED`` where there was no producer, or it
+        broke, or input could not be read; 128 and the signal's number.
+    """
+    try:
+        require("the command line", _EXTRA, "rich.console", "rich.progress", "rich.table")
+        require_loop("--loop", order.loop)
+        if order.connection.config is not None and order.connection.config.suffix == ".properties":
+            require("--config", _EXTRA, "javaproperties")
+        from ._display import is_terminal
+
+        settings = _settings(order)
+        failed = _open_failed(order.failed)
+    except (MissingExtra, SettingsError, FileExistsError) as error:
+        return complain(error, USAGE)
+    except OSError as error:
+        return complain(
+            f"{order.failed or Path.cwd()} can't be written to: {error.strerror}", USAGE
+        )
+    shows = is_terminal(stderr=True) if order.progress is None else order.progress
+    try:
+        job = _Job(order, settings, failed, shows=shows)
+        run_on(order.loop, job.run)
+    finally:
+        failed.close()
+    return _report(order, job, failed)
+
+
+def _settings(order: Order) -> ProducerSettings:
+    settings = settings_of(order.connection, **order.fields)
+    if settings.transactional_id is not None:
+        raise SettingsError("transactional_id: records are sent one by one here, in no transaction")
+    # All of the time that there is for closing: most of it to deliver, the rest to end.
+    hurry = min(_HURRY, settings.close_timeout / 4)
+    return settings.with_cancel_timeout(hurry)
+
+
+def _open_failed(path: Path | None) -> FailedFile:
+    if path is None:
+        name = f"failed-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        names = (f"{name}-{number}" if number else name for number in itertools.count())
+        path = next(path for name in names if not (path := Path(f"{name}.jsonl")).exists())
+    return FailedFile(path)
+
+
+class _Place:
+    """What went to one partition."""
+
+    __slots__ = ("count", "first", "last")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first: int | None = None
+        self.last: int | None = None
+
+
+class _Job:
+    """One run, and what came of it."""
+
+    def __init__(
+        self, order: Order, settings: ProducerSettings, failed: FailedFile, *, shows: bool
+    ) -> None:
+        self._order = order
+        self._shows = shows
+        self._settings = settings
+        self._failed = failed
+        self._producer: SendProducer | None = None
+        self._starting: anyio.CancelScope
+        self._hurried = anyio.Event()
+        self._input: Input | None = None
+        self._stopped = False
+        self._position = 0
+        self._position_before = 0
+        self._history: collections.deque[tuple[float, int]] = collections.deque(maxlen=_TICKS)
+        self._places: dict[tuple[str, int], _Place] = {}
+        self.read = 0
+        self.delivered = 0
+        self.failures = 0
+        self.persistence: collections.Counter[Persistence] = collections.Counter()
+        self.errors: collections.Counter[str] = collections.Counter()
+        self.seconds = 0.0
+        self.last: tuple[str, int] | None = None
+        """The input and its line up to which everything was read."""
+        self.signal: int | None = None
+        self.all_read = False
+        self.trouble: SendProducerError | InputError | None = None
+
+    # --- the tasks -----------------------------------------------------------------------------
+
+    async def run(self) -> int:
+        """Do it all; what came of it, the attributes tell."""
+        self._starting = anyio.CancelScope()
+        async with anyio.create_task_group() as tasks:
+            # asyncio can't receive signals there; Ctrl-C is an exception.
+            if sys.platform != "win32":  # pragma: no branch
+                await tasks.start(self._watch_signals, tasks)
+            try:
+                with self._starting:
+                    await self._send_all(tasks)
+            except SendProducerError as error:
+                # Not raised here: it would come out of the task group in an exception group.
+                self.trouble = error
+            tasks.cancel_scope.cancel()
+        return COMPLETE
+
+    async def _send_all(self, tasks: anyio.abc.TaskGroup) -> None:
+        from ._display import progress_bar
+
+        order = self._order
+        driver = order.connection.driver
+        async with open_send_producer(self._settings, driver=driver) as producer:
+            self._producer = producer
+            began = anyio.current_time()
+            with contextlib.ExitStack() as stack:
+                if self._shows:
+                    bar = stack.enter_context(progress_bar(size_of(order.inputs)))
+                    tasks.start_soon(self._tick, producer, bar)
+                    # As it is in the end.
+                    stack.callback(lambda: bar.show(self._figures(producer)))
+                await self._pass_on(producer)
+            self.seconds = anyio.current_time() - began
+
+    async def _pass_on(self, producer: SendProducer) -> None:
+        give, take = anyio.create_memory_object_stream[Chunk](_IN_ADVANCE)
+        async with anyio.create_task_group() as readers:
+            readers.start_soon(self._read, give)
+            with take:
+                await self._send(producer, take)
+
+    async def _read(self, give: MemoryObjectSendStream[Chunk]) -> None:
+        with give:
+            try:
+                for name in self._order.inputs:
+                    if self._stopped:
+                        break
+                    self._input = Input(name, self._order.layout)
+                    async with contextlib.aclosing(self._input.chunks()) as chunks:
+                        async for chunk in chunks:
+                            self._note(chunk)
+                            # It was read, and is not to be lost.
+                            with anyio.CancelScope(shield=True):
+                                await give.send(chunk)
+                    self._position_before = self._position
+                    if not self._input.ended:
+                        break
+                else:
+                    self.all_read = True
+            except InputError as error:
+                self.trouble = error
+
+    def _note(self, chunk: Chunk) -> None:
+        self.read += chunk.count
+        self.last = (chunk.source, chunk.last)
+        self._position = self._position_before + chunk.position
+
+    def _stop_reading(self) -> None:
+        self._stopped = True
+        if self._input is not None:
+            self._input.stop()
+
+    async def _send(self, producer: SendProducer, take: MemoryObjectReceiveStream[Chunk]) -> None:
+        while True:
+            try:
+                chunks = [await take.receive()]
+            except anyio.EndOfStream:
+                return
+            count = chunks[0].count
+            while count < _BATCH:
+                try:
+                    chunk = take.receive_nowait()
+                except (anyio.WouldBlock, anyio.EndOfStream):
+                    break
+                chunks.append(chunk)
+                count += chunk.count
+            failures = [failure for chunk in chunks for failure in chunk.failures]
+            records = [record for chunk in chunks for record in chunk.records]
+            if records:
+                failures += await self._send_batch(producer, records, chunks)
+            if failures:
+                await self._write_down(failures)
+
+    async def _send_batch(
+        self,
+        producer: SendProducer,
+        records: Sequence[ProducerRecord[Any, Any]],
+        chunks: Sequence[Chunk],
+    ) -> list[Failure]:
+        """Send some records, and give back what failed."""
+        if self._order.fail_fast and self.failures:
+            return _all_failed(chunks, "the record was not sent: another one failed (--fail-fast)")
+        try:
+            placed = await producer.send_many(records, stop_on_error=self._order.fail_fast)
+        except MultiDeliveryError as error:
+            failures: list[Failure] = []
+            delivered: list[RecordMetadata] = []
+            for (_, source, line), part in zip(iterate(chunks), error.parts, strict=True):
+                if isinstance(part, DeliveryError):
+                    failures.append(Failure.of(source, line, part))
+                else:
+                    delivered.append(part.metadata)
+            self._count(delivered)
+            return failures
+        except (ProducerBroken, ProducerClosed) as error:
+            if isinstance(error, ProducerBroken):
+                self.trouble = error
+                self._stop_reading()
+            return _all_failed(chunks, f"the record was not sent: {error}")
+        self._count(placed)
+        return []
+
+    def _count(self, placed: Sequence[RecordMetadata]) -> None:
+        self.delivered += len(placed)
+        places = self._places
+        for topic, partition, offset, _, _, _ in placed:
+            place = places.get((topic, partition))
+            if place is None:
+                place = places[topic, partition] = _Place()
+                place.first = offset
+            place.count += 1
+            # Brokers give none where they are not asked to, or do not know it any more.
+            if offset is not None:
+                place.last = offset
+
+    async def _write_down(self, failures: Sequence[Failure]) -> None:
+        self.failures += len(failures)
+        self.persistence.update(failure.persistence for failure in failures)
+        self.errors.update(failure.error for failure in failures)
+        await anyio.to_thread.run_sync(self._failed.write, failures)
+        if self._order.fail_fast:
+            self._stop_reading()
+
+    # --- beside them ---------------------------------------------------------------------------
+
+    async def _watch_signals(
+        self, tasks: anyio.abc.TaskGroup, *, task_status: anyio.abc.TaskStatus[None]
+    ) -> None:
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            task_status.started()
+            async for number in signals:
+                if self.signal is not None:
+                    self._hurried.set()
+                    continue
+                self.signal = number
+                self._stop_reading()
+                if self._producer is None:
+                    interrupted(number)
+                    self._starting.cancel()
+                else:
+                    tasks.start_soon(self._close_in_time, self._producer)
+
+    async def _close_in_time(self, producer: SendProducer) -> None:
+        settings = self._settings
+        patience = settings.close_timeout - settings.cancel_timeout
+        complain(
+            f"interrupted: what was read is delivered, within {settings.close_timeout:g} s; "
+            "once more to hurry",
+            FAILED,
+        )
+        with anyio.move_on_after(patience):
+            await self._hurried.wait()
+        with anyio.CancelScope() as now:
+            now.cancel()
+            # Cancelled, it takes cancel_timeout at most, and every record has its outcome.
+            await producer.aclose()
+
+    async def _tick(self, producer: SendProducer, bar: Bar) -> None:
+        while True:
+            await anyio.to_thread.run_sync(bar.show, self._figures(producer))
+            await anyio.sleep(_TICK)
+
+    def _figures(self, producer: SendProducer) -> Figures:
+        from ._display import Figures
+
+        counted = producer.statistics()
+        now = anyio.current_time()
+        self._history.append((now, counted.delivered))
+        then, before = self._history[0]
+        rate = (counted.delivered - before) / (now - then) if now > then else 0.0
+        return Figures(self._position, counted.delivered, self.failures, counted.in_flight, rate)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there was a producer."""
+        return self._producer is not None
+
+    @property
+    def places(self) -> list[PartitionRow]:
+        """What went to each partition."""
+        from ._display import PartitionRow
+
+        return [
+            PartitionRow(topic, partition, place.count, place.first, place.last)
+            for (topic, partition), place in sorted(self._places.items())
+        ]
+
+
+def _all_failed(chunks: Sequence[Chunk], reason: str) -> list[Failure]:
+    name, persistence = DeliveryError.__name__, Persistence.NOT_PERSISTED
+    return [
+        Failure(source, line, record, reason, name, persistence)
+        for record, source, line in iterate(chunks)
+    ]
+
+
+# --- what came of it -----------------------------------------------------------------------------
+
+
+def _code(job: _Job) -> int:
+    if job.signal is not None:
+        return 128 + job.signal
+    if job.trouble is not None:
+        return USAGE if isinstance(job.trouble, SettingsError) else FAILED
+    return INCOMPLETE if job.failures else COMPLETE
+
+
+def _report(order: Order, job: _Job, failed: FailedFile) -> int:
+    from ._display import print_partitions
+
+    code = _code(job)
+    if job.trouble is not None:
+        complain(job.trouble, code)
+    if order.as_json:
+        print(json.dumps(_as_json(job, failed, code), ensure_ascii=False))
+        return code
+    if not job.has_begun:
+        return code
+    print_partitions(job.places)
+    rate = job.delivered / job.seconds if job.seconds else 0.0
+    print(
+        f"{job.read:,} records read, {job.delivered:,} delivered, {job.failures:,} failed, in "
+        f"{job.seconds:.1f} s ({rate:,.0f} records/s)."
+    )
+    if not job.all_read:
+        where = "before the first line"
+        if job.last is not None:
+            source, line = job.last
+            where = f"after line {line:,} of {source}"
+        print(f"The reading stopped {where}; what follows was not read.")
+    if failed.written:
+        states = ", ".join(f"{count:,} {state}" for state, count in _persistence(job).items())
+        print(
+            f"{failed.written:,} records are in {failed.path} ({states}). To send them again:\n"
+            f"  anyio-sendproducer produce ... --format failed {failed.path}"
+        )
+    if failed.spilt:
+        print(f"{failed.spilt:,} more could only be written to standard error.")
+    return code
+
+
+def _persistence(job: _Job) -> dict[str, int]:
+    return {
+        persistence.value: job.persistence[persistence]
+        for persistence in Persistence
+        if job.persistence[persistence]
+    }
+
+
+def _as_json(job: _Job, failed: FailedFile, code: int) -> dict[str, Any]:
+    return {
+        "exit_code": code,
+        "read": job.read,
+        "delivered": job.delivered,
+        "failed": job.failures,
+        "all_read": job.all_read,
+        "last_read": None if job.last is None else {"source": job.last[0], "line": job.last[1]},
+        "seconds": round(job.seconds, 3),
+        "persistence": _persistence(job),
+        "errors": dict(job.errors),
+        "failed_file": str(failed.path) if failed.written else None,
+        "spilt": failed.spilt,
+        "partitions": [row._asdict() for row in job.places],
+        "signal": None if job.signal is None else signal.Signals(job.signal).name,
+        "error": None if job.trouble is None else str(job.trouble),
+    }

@@ -1,0 +1,127 @@
+"""What all commands have in common: exit codes, complaints, and how a run begins and ends.
+
+May import: anyio; a package of an extra only to see whether it is there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import anyio
+import anyio.abc
+
+__all__ = [
+    "COMPLETE",
+    "FAILED",
+    "INCOMPLETE",
+    "LOOPS",
+    "USAGE",
+    "MissingExtra",
+    "complain",
+    "interrupted",
+    "require",
+    "require_loop",
+    "run_on",
+    "until_terminated",
+]
+
+#: The exit codes; what each of them means for a command, its help says.
+COMPLETE: Final = 0
+INCOMPLETE: Final = 1
+USAGE: Final = 2
+FAILED: Final = 3
+
+#: The event loops that a command may be told to run on.
+LOOPS: Final = ("asyncio", "trio", "uvloop")
+
+#: What brings each loop that does not come by itself.
+_LOOP_PACKAGES: Final = {
+    "trio": 'pip install "anyio-sendproducer[trio]"',
+    "uvloop": "pip install uvloop",
+}
+
+
+class MissingExtra(Exception):
+    """A package that a command needs is not installed."""
+
+
+def require(who: str, remedy: str, *modules: str) -> None:
+    """See that modules can be imported, before the loop runs, and import them.
+
+    Args:
+        who: what needs them, as in "the demo".
+        remedy: what to do about it.
+        modules: their full names.
+
+    Raises:
+        MissingExtra: one can't; the message names its package and the remedy.
+    """
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            package = module.partition(".")[0]
+            raise MissingExtra(f"{who} needs the package {package}: {remedy}") from error
+
+
+def require_loop(who: str, loop: str) -> None:
+    """The same for what a loop is in."""
+    if loop in _LOOP_PACKAGES:
+        require(who, _LOOP_PACKAGES[loop], loop)
+
+
+def run_on(loop: str, function: Callable[..., Awaitable[int]], *arguments: Any) -> int:
+    """Run a function to its end on a loop of its own.
+
+    Args:
+        loop: one of ``LOOPS``.
+        function: what to run; it gives the exit code.
+        arguments: its arguments.
+    """
+    if loop == "uvloop":
+        return anyio.run(
+            function, *arguments, backend="asyncio", backend_options={"use_uvloop": True}
+        )
+    return anyio.run(function, *arguments, backend=loop)
+
+
+def complain(error: Exception | str, code: int) -> int:
+    """Say on standard error what is wrong, with the error's notes, and give the exit code back."""
+    print(
+        f"anyio-sendproducer: {error}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr
+    )
+    return code
+
+
+def interrupted(signal_number: int) -> int:
+    """Say so, and give the exit code that shells use: 128 and the signal's number."""
+    return complain("interrupted", 128 + signal_number)
+
+
+async def until_terminated(function: Callable[..., Awaitable[int]], *arguments: Any) -> int:
+    """Call the function; where a signal comes, cancel it, so that what it started is ended too.
+
+    SIGTERM would end this process alone. SIGINT would come out of the task group in an exception
+    group on one of the loops.
+    """
+    code = FAILED
+
+    async def cancel_on_signal(*, task_status: anyio.abc.TaskStatus[None]) -> None:
+        nonlocal code
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            task_status.started()
+            async for number in signals:
+                code = interrupted(number)
+                task_group.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as task_group:
+        # asyncio can't receive signals there; Ctrl-C works all the same, as KeyboardInterrupt.
+        if sys.platform != "win32":  # pragma: no branch
+            await task_group.start(cancel_on_signal)
+        code = await function(*arguments)
+        task_group.cancel_scope.cancel()
+    return code

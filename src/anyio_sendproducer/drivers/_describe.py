@@ -1,0 +1,93 @@
+"""What a cluster says of itself, and what a client would show it: for who looks for what is wrong.
+
+May import: ``_librdkafka_names``, ``_security``, ``_tls``, ``_settings``. The drivers themselves
+are imported when they are asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import ssl
+from typing import Any
+
+from .._settings import ProducerSettings
+from ._librdkafka_names import LIBRDKAFKA
+from ._security import KAFKA_PYTHON, judged
+from ._tls import Tls
+
+__all__ = ["BrokerDescription", "ClusterDescription", "Protocol", "describe_cluster", "protocol_of"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BrokerDescription:
+    """A broker, as the cluster tells clients of it."""
+
+    id: int
+    host: str
+    """Where it says that it is to be reached."""
+    port: int
+    version: str | None
+    """The version of Kafka whose requests it takes; None where the client does not tell."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ClusterDescription:
+    """A cluster, as one of its brokers describes it."""
+
+    id: str | None
+    controller: int | None
+    """The id of the broker to ask for changes; with KRaft, any."""
+    brokers: tuple[BrokerDescription, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Protocol:
+    """How brokers are spoken to."""
+
+    name: str
+    """``security.protocol``."""
+    mechanism: str
+    """``sasl.mechanism``; empty, where there is no login."""
+    context: ssl.SSLContext | None
+    """What TLS is spoken with; None where it is not."""
+    is_direct: bool
+    """Whether there is no proxy between."""
+
+
+def protocol_of(chosen: str | None, settings: ProducerSettings) -> Protocol:
+    """How brokers are spoken to. Certificates are read here.
+
+    Args:
+        chosen: the driver, by name; None: the default.
+        settings: how to reach the cluster.
+
+    Raises:
+        SettingsError: a setting of the security is wrong, or can't be had with this driver.
+    """
+    abilities = LIBRDKAFKA if chosen == "confluent" else KAFKA_PYTHON
+    security, _ = judged(settings.properties, abilities)
+    given = security.given
+    context: Any = None
+    if security.encrypts:
+        context = given.get("context") or Tls(given).context()
+    return Protocol(security.protocol, security.mechanism, context, "proxy" not in given)
+
+
+def describe_cluster(chosen: str | None, settings: ProducerSettings) -> ClusterDescription:
+    """Connect, ask the cluster what it is, and leave it. Blocks, for ``start_timeout`` about.
+
+    Args:
+        chosen: the driver whose client is to ask, by name; None: the default.
+        settings: how to reach it.
+
+    Raises:
+        SettingsError: a setting is wrong.
+        SendProducerError: the cluster did not answer.
+    """
+    if chosen == "confluent":
+        from ._confluent import describe
+
+        return describe(settings)
+    from ._kafka_python import describe
+
+    return describe(settings)

@@ -1,0 +1,27 @@
+"""``produce`` sends a long file past a broker that goes and comes, and accounts for every line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.fault_proxy import proxied_broker
+from tests.faults.matrix import FULL
+from tests.test_cli_produce import account_for_each_line
+
+LINES = 1_000_000 if FULL else 300_000
+
+
+@pytest.mark.parametrize("timeout", ["60", "5"])
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+@pytest.mark.parametrize("driver", ["kafka-python", "confluent"])
+def test_a_long_file(driver: str, loop: str, timeout: str, tmp_path: Path) -> None:
+    with proxied_broker() as proxy:
+        run = account_for_each_line(
+            proxy, tmp_path, lines=LINES, loop=loop, driver=driver, timeout=timeout, as_file=True
+        )
+    # There was a progress bar, and it got somewhere.
+    sent = [bar[0] for bar in run.bars]
+    assert len(set(sent)) > 5
+    assert sent[-1] == run.report["delivered"]

@@ -1,0 +1,132 @@
+"""The settings of the command line: a file, properties, options, and which of them counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anyio_sendproducer import ProducerSettings, SettingsError
+from anyio_sendproducer.cli._connecting import Connection, parse_property, settings_of
+
+PROPERTIES = """\
+# Kafka's own
+bootstrap.servers = one:1,\\
+    two:2
+client.id: me
+key.serializer=org.apache.kafka.common.serialization.StringSerializer
+delivery.timeout.ms=5000
+buffer.memory=1000
+linger.ms=7
+compression.type=gzip
+sasl.password=s3cret
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "producer.properties"
+    path.write_text(PROPERTIES)
+    return path
+
+
+def test_kafkas_properties(file: Path) -> None:
+    settings = settings_of(Connection(config=file))
+    assert settings == ProducerSettings(
+        bootstrap_servers="one:1,two:2",
+        client_id="me",
+        delivery_timeout=5.0,
+        max_buffered_bytes=1000,
+        properties={"linger.ms": "7", "compression.type": "gzip", "sasl.password": "s3cret"},
+    )
+    assert "s3cret" not in repr(settings)
+
+
+def test_toml(tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_text('[orders]\nclient-id = "me"\n[orders.properties]\nlinger.ms = 7\n')
+    connection = Connection(config=path, config_table="orders", bootstrap_servers="one:1")
+    assert settings_of(connection) == ProducerSettings(
+        bootstrap_servers="one:1", client_id="me", properties={"linger.ms": 7}
+    )
+
+
+def test_what_counts_more(file: Path) -> None:
+    connection = Connection(
+        config=file,
+        bootstrap_servers="three:3",
+        properties=(("linger_ms", "8"), ("client.id", "you"), ("compression.type", "lz4")),
+    )
+    settings = settings_of(
+        connection,
+        properties={"compression.type": "zstd", "acks": "1"},
+        delivery_timeout=9.0,
+        close_timeout=None,
+    )
+    assert settings == ProducerSettings(
+        bootstrap_servers="three:3",
+        client_id="you",
+        delivery_timeout=9.0,
+        max_buffered_bytes=1000,
+        properties={
+            "sasl.password": "s3cret",
+            "acks": "1",
+            "linger_ms": "8",
+            "compression.type": "lz4",
+        },
+    )
+
+
+@pytest.mark.parametrize("properties", [(), (("bootstrap.servers", "three:3"),)])
+def test_a_service_takes_the_place_of_addresses(file: Path, properties: Any) -> None:
+    connection = Connection(config=file, service_name="kafka.internal", properties=properties)
+    settings = settings_of(connection)
+    assert settings.service_name == "kafka.internal"
+    assert settings.addresses == ()
+
+
+def test_no_properties_at_all() -> None:
+    assert settings_of(Connection(bootstrap_servers="one:1")) == ProducerSettings(
+        bootstrap_servers="one:1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.properties", b"delivery.timeout.ms=soon", "'delivery.timeout.ms' must be a whole"),
+        ("x.properties", b"\xff", "x.properties: .*codec"),
+        ("x.properties", b"a=\\u12", "x.properties: "),
+        ("x.conf", b"", "ends in .properties or in .toml"),
+        ("x.toml", b"speed = 1", "'speed' is not a setting"),
+    ],
+)
+def test_a_file_that_is_wrong(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(SettingsError, match=message):
+        settings_of(Connection(config=path))
+
+
+def test_a_file_that_is_gone(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"x\.properties can't be read: No such file"):
+        settings_of(Connection(config=tmp_path / "x.properties"))
+
+
+def test_a_table_of_properties(file: Path) -> None:
+    with pytest.raises(SettingsError, match="has no tables"):
+        settings_of(Connection(config=file, config_table="orders"))
+
+
+def test_properties_one_by_one() -> None:
+    assert parse_property("a.b=c=d") == ("a.b", "c=d")
+    assert parse_property(" a = ") == ("a", " ")
+    for text in ("a", "=b", " =b"):
+        with pytest.raises(ValueError, match=r"^a property is given as name=value$"):
+            parse_property(text)
+
+
+def test_secrets_are_not_shown() -> None:
+    connection = Connection(bootstrap_servers="a:1", properties=(("sasl.password", "s3cret"),))
+    assert "s3cret" not in repr(connection)

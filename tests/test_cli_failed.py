@@ -1,0 +1,177 @@
+"""The file of failed records: what is written can be read again, and nothing is lost on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anyio_sendproducer import DeliveryTimeout, Persistence, ProducerRecord
+from anyio_sendproducer.cli._failed import FailedFile, Failure, Unreadable, dump, load
+
+CONTENT = st.none() | st.binary(max_size=8) | st.text(max_size=8).map(str.encode)
+NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=4)
+RECORDS = st.builds(
+    ProducerRecord,
+    st.just("t"),
+    CONTENT,
+    CONTENT,
+    partition=st.none() | st.integers(0, 5),
+    timestamp_ms=st.none() | st.integers(0, 2**62),
+    headers=st.lists(st.tuples(NAMES, st.binary(max_size=4))),
+)
+
+
+def failure(what: Any, reason: str = "r") -> Failure:
+    return Failure("in", 3, what, reason, "E", Persistence.NOT_PERSISTED)
+
+
+@given(record=RECORDS)
+def test_a_record_comes_back_as_it_was(record: ProducerRecord[Any, Any]) -> None:
+    line = dump(failure(record))
+    assert line.count(b"\n") == 1
+    assert load(line, None) == record
+    assert load(line, "other").topic == "other"
+
+
+def test_a_line_says_why() -> None:
+    record = ProducerRecord("t", b"\xff", b"key", headers=[("h", b"x")])
+    error = DeliveryTimeout("too late", record=record, persistence=Persistence.POSSIBLY_PERSISTED)
+    assert json.loads(dump(Failure.of("in", 3, error))) == {
+        "topic": "t",
+        "partition": None,
+        "timestamp_ms": None,
+        "key": "key",
+        "value": {"base64": "/w=="},
+        "headers": [["h", "x"]],
+        "reason": "too late",
+        "error": "DeliveryTimeout",
+        "persistence": "possibly persisted",
+        "source": "in",
+        "line": 3,
+    }
+
+
+@given(given_=st.binary(max_size=10))
+def test_what_was_no_record_comes_back_as_it_was_and_is_none_again(given_: bytes) -> None:
+    with pytest.raises(Unreadable, match=r"^not this$") as caught:
+        load(dump(failure(given_, "not this")), "t")
+    assert caught.value.given == given_
+
+
+def test_half_of_a_surrogate_pair_in_a_reason() -> None:
+    line = dump(failure(b"x", "\ud800 ä"))
+    assert json.loads(line)["reason"] == "\ud800 ä"
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ("{", "not JSON"),
+        ("[]", "not a JSON object"),
+        ("{}", "'topic' is not a text"),
+        ('{"topic": "t", "partition": "1"}', "'partition' is not a whole number"),
+        ('{"topic": "t", "timestamp_ms": true}', "'timestamp_ms' is not a whole number"),
+        ('{"topic": "t", "value": 1}', "'value' is neither"),
+        ('{"topic": "t", "key": {"base64": "*"}}', "'key' is neither"),
+        ('{"topic": "t", "key": {"base64": 1}}', "'key' is neither"),
+        ('{"topic": "t", "key": "\\ud800"}', "'key' is neither"),
+        ('{"topic": "t", "headers": [["a"]]}', "'headers' is not a list"),
+        ('{"topic": "t", "headers": [["a", null]]}', "'headers' is not a list"),
+        ('{"topic": "t", "headers": {"a": "b"}}', "'headers' is not a list"),
+        ('{"topic": "t", "headers": [["\\ud800", "b"]]}', "'headers' is neither"),
+    ],
+)
+def test_what_is_no_such_line(entry: str, reason: str) -> None:
+    with pytest.raises(Unreadable, match=f"^{reason}") as caught:
+        load(entry.encode(), None)
+    assert caught.value.given is None
+
+
+def test_the_file_is_there_from_the_beginning_and_goes_where_nothing_failed(tmp_path: Path) -> None:
+    path = tmp_path / "failed"
+    file = FailedFile(path)
+    assert path.exists()
+    file.close()
+    assert not path.exists()
+
+
+def test_the_file_is_whole_at_any_moment(tmp_path: Path) -> None:
+    path = tmp_path / "failed"
+    file = FailedFile(path)
+    for number in range(1, 4):
+        file.write([failure(b"%d" % number), failure(b"x")])
+        assert len(path.read_bytes().splitlines()) == file.written == 2 * number
+    file.close()
+    assert path.exists()
+
+
+def test_an_empty_file_is_used_and_stays(tmp_path: Path) -> None:
+    path = tmp_path / "failed"
+    path.touch()
+    FailedFile(path).close()
+    assert path.exists()
+
+
+def test_a_file_with_something_in_it_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "failed"
+    path.write_text("x")
+    with pytest.raises(FileExistsError, match="failed is there already, and not empty"):
+        FailedFile(path)
+    assert path.read_text() == "x"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no disk that is always full")
+def test_what_a_full_disk_does_not_take_goes_to_standard_error(
+    capfdbinary: pytest.CaptureFixture[bytes],
+) -> None:
+    file = FailedFile(Path("/dev/full"))
+    file.write([failure(b"1"), failure(b"2")])
+    file.close()
+    first, *lines = capfdbinary.readouterr().err.splitlines()
+    assert first == (
+        b"anyio-sendproducer: /dev/full takes no more (No space left on device); what is not in it "
+        b"follows:"
+    )
+    assert [json.loads(line)["input"] for line in lines] == ["1", "2"]
+    assert (file.written, file.spilt) == (0, 2)
+
+
+class Narrow:
+    """A file on a disk that has room for so many bytes more."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.content = b""
+
+    def write(self, data: memoryview) -> int:
+        taken = min(self.room, 7, len(data))
+        if not taken:
+            raise OSError(28, os.strerror(28))
+        self.room -= taken
+        self.content += data[:taken]
+        return taken
+
+
+@pytest.mark.parametrize("room", [0, 1, 100, 150, 10_000])
+def test_a_disk_that_becomes_full_loses_nothing(
+    room: int, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    file = FailedFile(tmp_path / "failed")
+    disk = Narrow(room)
+    with file._file as real:
+        file._file = disk  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue]
+        file.write([failure(b"%d" % number) for number in range(3)])
+        file._file = real
+    sys.stderr.flush()
+    spilt = capfdbinary.readouterr().err.splitlines()[1:]
+    whole = disk.content.splitlines()[: file.written]
+    assert [json.loads(line)["input"] for line in [*whole, *spilt]] == ["0", "1", "2"]
+    assert file.spilt == len(spilt) == 3 - file.written
+    assert bool(spilt) is (room < 10_000)
