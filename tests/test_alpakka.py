@@ -46,6 +46,7 @@ from anyio_sendproducer import (
 )
 from anyio_sendproducer.discovery import Target
 from anyio_sendproducer.serializers import StringSerializer
+from anyio_sendproducer.telemetry import Event
 from anyio_sendproducer.testing import EmbeddedBroker, FakeDriver
 from tests.calls import (
     Call,
@@ -491,3 +492,25 @@ async def test_broken_for_good_or_not(settings: ProducerSettings, fake: FakeDriv
         await until(lambda: producer.statistics().state == "broken")
         with pytest.raises(ProducerBroken):
             await producer.send(record())
+
+
+@line("Telemetry is the Java client's interceptors, named in `properties`")
+async def test_observers_beside_the_settings(settings: ProducerSettings, fake: FakeDriver) -> None:
+    class Told:
+        def __init__(self) -> None:
+            self.events: list[Event] = []
+
+        def observe(self, events: Sequence[Event], /) -> None:
+            self.events += events
+
+    told = Told()
+    async with open_send_producer(settings, driver=fake, observers=[told]) as producer:
+        await producer.send(record())
+    assert [type(event).__name__ for event in told.events] == [
+        "GenerationOpened",
+        "Accepted",
+        "HandedOver",
+        "Delivered",
+        "Closing",
+        "GenerationEnded",
+    ]
