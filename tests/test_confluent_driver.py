@@ -373,8 +373,9 @@ def test_records_that_the_client_does_not_give_up_are_left_with_it(
 
 
 def test_its_statistics_are_those_of_the_last_time(cluster: MockCluster) -> None:
-    with opened(cluster, properties={"statistics.interval.ms": 20}) as (driver, recorder):
-        assert driver.figures() == {}
+    statistics = {"statistics.interval.ms": 20}
+    assert ConfluentDriver(settings_for(cluster, properties=statistics)).figures() == {}
+    with opened(cluster, properties=statistics) as (driver, recorder):
         send_all(driver, recorder, [ProducerRecord(FOUR, b"v")])
         deadline = time.monotonic() + PATIENCE
         while not driver.figures() and time.monotonic() < deadline:
