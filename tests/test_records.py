@@ -159,6 +159,7 @@ BAD_FIELDS: list[tuple[str, dict[str, Any], list[str]]] = [
     ("header of three", {"headers": [("h", b"x", b"y")]}, ["headers[0]", "('h', b'x', b'y')"]),
     ("header a list", {"headers": [["h", b"x"]]}, ["headers[0]", "['h', b'x']"]),
     ("header's name bytes", {"headers": [(b"h", b"x")]}, ["headers[0]", "(b'h', b'x')"]),
+    ("header's name no text", {"headers": [("\ud800", b"x")]}, ["headers[0]", "UTF-8"]),
     ("header's content str", {"headers": [("h", "x")]}, ["headers[0]", "('h', 'x')"]),
     ("header's content None", {"headers": [("h", None)]}, ["headers[0]", "('h', None)"]),
     ("header's content bytearray", {"headers": [("h", bytearray(b"x"))]}, ["headers[0]"]),

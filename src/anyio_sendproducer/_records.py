@@ -409,7 +409,12 @@ def _check_headers(record: ProducerRecord[Any, Any]) -> int:
     for position, header in enumerate(cast("tuple[object, ...]", headers)):
         match header:
             case (str() as name, bytes() as content) if isinstance(header, tuple):
-                size += len(name.encode()) + len(content)
+                try:
+                    size += len(name.encode()) + len(content)
+                except UnicodeEncodeError as error:
+                    raise _rejected(
+                        record, f"headers[{position}] has a name that is no UTF-8: {name!r:.80}"
+                    ) from error
             case _:
                 raise _rejected(
                     record, f"headers[{position}] must be a (str, bytes) tuple, not {header!r}"
