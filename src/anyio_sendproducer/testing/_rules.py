@@ -55,7 +55,7 @@ class FailWhen:
         for name, number in (("every", every), ("times", times)):
             if number is not None and (type(number) is not int or number < 1):
                 raise ValueError(f"{name} must be an int of 1 or more: {number!r}")
-        self.failed = 0
+        self.failed: int = 0
         self._error = error
         self._topic = topic
         self._where = where

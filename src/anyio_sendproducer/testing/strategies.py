@@ -37,12 +37,12 @@ from . import factories
 
 try:
     from hypothesis import strategies as st
-except ImportError as error:
+except ImportError as _error:
     raise ImportError(
         "anyio_sendproducer.testing.strategies needs Hypothesis: "
         'pip install "anyio-sendproducer[testing]"',
         name="hypothesis",
-    ) from error
+    ) from _error
 
 __all__ = [
     "delivery_errors",
