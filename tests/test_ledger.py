@@ -808,3 +808,15 @@ def test_what_a_client_completes_after_the_end_frees_its_room_and_changes_no_out
     ledger.settle([entry], [WRITTEN])
     assert entry.outcome is error
     assert room(ledger) == (0, 0)
+
+
+def test_cancelled_when_it_had_failed_unsent() -> None:
+    """Somebody was to be told, and was gone; nobody has abandoned it, for it was never sent."""
+    ledger = make()
+    entry = enter(ledger)
+    entry.waiter = waiter = object()
+    assert ledger.fail_unsubmitted("it was not sent", GONE) == [waiter]
+    assert ledger.cancel(entry) == []
+    assert ledger.undelivered() == ([entry.outcome], 1)
+    figures = ledger.statistics(generations=1, hand_overs=0, wake_ups=0, client={})
+    assert (figures.failed, figures.abandoned) == (1, 0)
