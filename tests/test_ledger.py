@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import anyio
@@ -820,3 +820,20 @@ def test_cancelled_when_it_had_failed_unsent() -> None:
     assert ledger.undelivered() == ([entry.outcome], 1)
     figures = ledger.statistics(generations=1, hand_overs=0, wake_ups=0, client={})
     assert (figures.failed, figures.abandoned) == (1, 0)
+
+
+@pytest.mark.parametrize(("sizes", "entered", "looked_at"), [([1] * 5, 3, 3), ([40] * 3, 2, 3)])
+def test_of_several_none_is_looked_at_that_can_not_come_in(
+    sizes: list[int], entered: int, looked_at: int
+) -> None:
+    """A long list that waits for room is checked once, and not anew with each place that is free."""
+    ledger = make(records=3, size=100)
+    seen: list[int] = []
+
+    def records() -> Iterator[tuple[ProducerRecord[Any, Any], int]]:
+        for size in sizes:
+            seen.append(size)
+            yield ProducerRecord("a", b"x"), size
+
+    assert len(ledger.enter_several(records(), 0.0, Group(9, None))) == entered
+    assert len(seen) == looked_at

@@ -145,15 +145,13 @@ class Group:
     """Several deliveries whose caller waits once, for all of them. Where it ``stops``, the first
     that fails ends those of its ``members`` that the driver does not have."""
 
-    __slots__ = ("failed", "members", "remaining", "stopped", "stops", "waiter")
+    __slots__ = ("members", "remaining", "stopped", "stops", "waiter")
 
     def __init__(self, remaining: int, waiter: object, *, stops: bool = False) -> None:
         self.remaining = remaining
         self.waiter: object | None = waiter
         self.stops = stops
         self.stopped = False
-        #: Whether there is one that has no metadata for an outcome.
-        self.failed = False
         self.members: list[Entry] = []
 
 
@@ -350,7 +348,8 @@ class Ledger:
         self, records: Iterable[tuple[ProducerRecord[Any, Any], int]], now: float, group: Group
     ) -> list[Entry]:
         """Take records of one group in, with their sizes: as many from the first on as there is
-        room for at once. Whoever waits for room is not overtaken."""
+        room for at once. Whoever waits for room is not overtaken. No more of the records are
+        looked at than the first one that there is no room for."""
         entries: list[Entry] = []
         if self.state is not _OPEN or self._waiting:
             return entries
@@ -360,10 +359,9 @@ class Ledger:
         for seq, (record, size) in enumerate(
             itertools.islice(records, room), start=self._accepted + 1
         ):
-            total += size
-            if total > self._max_bytes:
-                total -= size
+            if total + size > self._max_bytes:
                 break
+            total += size
             entry = Entry(record, size, deadline, seq)
             entry.group = group
             entries.append(entry)
@@ -556,7 +554,6 @@ class Ledger:
             woken.append(entry.waiter)
             told = True
         if entry.group is not None and entry.group is not _ABANDONED:
-            entry.group.failed = True
             self._count_down(entry.group, woken)
             told = True
             self._stop(entry.group, woken)

@@ -346,7 +346,7 @@ class ObservedSender(Sender):
 
     async def _send_group(
         self, records: Sequence[ProducerRecord[Any, Any]], *, stops: bool = False
-    ) -> tuple[list[RecordMetadata | DeliveryError], bool]:
+    ) -> list[RecordMetadata | DeliveryError]:
         for record in records:
             check_is_record(record)
         if not records:
@@ -355,11 +355,11 @@ class ObservedSender(Sender):
         batch = observing.begin_batch(records)
         token = _batch.set(batch)
         try:
-            outcomes, is_well = await super()._send_group(records, stops=stops)
+            outcomes = await super()._send_group(records, stops=stops)
         except BaseException as error:
             observing.end_batch(batch, error=error)
             raise
         finally:
             _batch.reset(token)
         observing.end_batch(batch, outcomes)
-        return outcomes, is_well
+        return outcomes

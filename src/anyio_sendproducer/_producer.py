@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Protocol, TypeVar, cast, overload
 
@@ -451,22 +451,27 @@ class SendProducer(Sender):
     def _enter_several(
         self, records: Iterable[ProducerRecord[Any, Any]], group: Group
     ) -> list[Entry]:
+        entries = self._ledger.enter_several(self._checked(records), self._now(), group)
+        if entries and not self._rung:
+            self._ring()
+        return entries
+
+    def _checked(
+        self, records: Iterable[ProducerRecord[Any, Any]]
+    ) -> Iterator[tuple[ProducerRecord[Any, Any], int]]:
+        """These with their sizes, up to the first that can't be sent: when that is entered alone,
+        somebody is told."""
         topics, key_serialized, value_serialized = (
             self._topics,
             self._key_serialized,
             self._value_serialized,
         )
-        checked: list[tuple[ProducerRecord[Any, Any], int]] = []
-        try:
-            checked.extend(
-                check_record(record, topics, key_serialized, value_serialized) for record in records
-            )
-        except RecordRejected:
-            pass  # when it is the first, and entered alone, somebody is told
-        entries = self._ledger.enter_several(checked, self._now(), group)
-        if entries and not self._rung:
-            self._ring()
-        return entries
+        for record in records:
+            try:
+                checked = check_record(record, topics, key_serialized, value_serialized)
+            except RecordRejected:
+                return
+            yield checked
 
     def _ring(self) -> None:
         """Have the pump look at the queue, as soon as the driver can take what is there; unless it
@@ -754,12 +759,8 @@ class _TransactionalProducer(SendProducer):
             "as tx:`, by tx.send()"
         )
 
-    def _enter_several(
-        self,
-        records: Iterable[ProducerRecord[Any, Any]],  # noqa: ARG002
-        group: Group,  # noqa: ARG002
-    ) -> list[Entry]:
-        return []
+    # One by one, and the first of them is refused.
+    _enter_several = Sender._enter_several
 
     def _forget_queue(self, error: BaseException) -> Iterable[object]:
         # The next client has no transaction open.
@@ -797,13 +798,7 @@ class _ObservedProducer(ObservedSender, SendProducer):
     ) -> list[Entry]:
         ledger = self._ledger
         entries: list[Entry] = []
-        for record in records:
-            try:
-                checked, size = check_record(
-                    record, self._topics, self._key_serialized, self._value_serialized
-                )
-            except RecordRejected:
-                break  # when it is the first, and entered alone, somebody is told
+        for checked, size in self._checked(records):
             if ledger.state is not ProducerState.OPEN or not ledger.has_room(size):
                 break
             entry = self._enter_checked(checked, size)

@@ -244,7 +244,7 @@ class Sender:
             return Result(await self.send(envelope.record), envelope)
         if isinstance(envelope, MultiMessage):
             records = envelope.records
-            outcomes, _ = await self._send_group(records)
+            outcomes = await self._send_group(records)
             parts = parts_of(records, outcomes, envelope.pass_through)
             return MultiResult(parts, envelope.pass_through)
         if isinstance(cast("object", envelope), PassThroughMessage):
@@ -277,8 +277,8 @@ class Sender:
         Cancellation: as with :meth:`send`, for each record on its own.
         """
         all_records = tuple(records)
-        outcomes, is_well = await self._send_group(all_records, stops=stop_on_error)
-        if not is_well:
+        outcomes = await self._send_group(all_records, stops=stop_on_error)
+        if any(isinstance(outcome, DeliveryError) for outcome in outcomes):
             parts_of(all_records, outcomes, None)  # raises
         return cast("list[RecordMetadata]", outcomes)
 
@@ -401,14 +401,13 @@ class Sender:
 
     async def _send_group(
         self, records: Sequence[ProducerRecord[Any, Any]], *, stops: bool = False
-    ) -> tuple[list[RecordMetadata | DeliveryError], bool]:
-        """Their outcomes, and whether all of them are delivered."""
+    ) -> list[RecordMetadata | DeliveryError]:
         for record in records:
             check_is_record(record)
         self._check_loop()
         if not records:
             await anyio.lowlevel.checkpoint()
-            return [], True
+            return []
         cell = self._loop.cell()
         # One more than there are, so that nothing wakes us before all are entered.
         group = Group(len(records) + 1, cell, stops=stops)
@@ -427,7 +426,7 @@ class Sender:
                     self._cancel(one)
             raise
         outcomes = [one.outcome if type(one) is Entry else one for one in line]
-        return cast("list[RecordMetadata | DeliveryError]", outcomes), not group.failed
+        return cast("list[RecordMetadata | DeliveryError]", outcomes)
 
     async def _enter_group(
         self,
@@ -451,7 +450,6 @@ class Sender:
             one = self._enter_member(records[done], group, line)
             line.append(one)
             if isinstance(one, DeliveryError):
-                group.failed = True
                 group.remaining -= 1
             elif one.state is DeliveryState.WAITING:
                 await self._wait_for_room(one)
