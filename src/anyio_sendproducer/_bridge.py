@@ -187,7 +187,8 @@ class Bridge:
         self._make = make
         self._driver: Driver | None = None
         self._polled: PolledDriver | None = None
-        #: Whether the loop may hand over a record that is alone, where the thread does all else.
+        #: Whether the loop may hand over: all records to a client that is asked, and otherwise one
+        #: that is alone.
         self._is_direct = False
         #: How many commands the thread was given, and how many it is through with.
         self._given = 0
@@ -270,18 +271,16 @@ class Bridge:
         """
         self.hand_overs += 1
         self._last_batch = len(batch)
-        polled = self._polled
-        if polled is None:
-            if not self._is_direct or len(batch) > 1 or self._given != self._served:
-                self._is_wanted = False
-                self._give(functools.partial(self._submit, batch))
-                return None
-        else:
+        by_loop = self._is_direct
+        if self._polled is not None:
             self._under_way += len(batch)
-            if not polled.direct:
-                self._give(functools.partial(self._submit, batch))
-                self._begin_to_wait()
-                return None
+        elif len(batch) > 1 or self._given != self._served:
+            by_loop = False
+        if not by_loop:
+            self._is_wanted = False
+            self._give(functools.partial(self._submit, batch))
+            self._begin_to_wait()
+            return None
         try:
             answer = self._opened().submit(batch)
         except Exception as error:  # noqa: BLE001  # as in _submit()
@@ -329,18 +328,14 @@ class Bridge:
     @property
     def at_once(self) -> int | None:
         """How many records are to be handed over at once, where that takes the loop's time."""
-        polled = self._polled
-        return _GIVEN_AT_ONCE if polled is not None and polled.direct else None
+        return _GIVEN_AT_ONCE if self._polled is not None and self._is_direct else None
 
     @property
     def takes_at_once(self) -> bool:
         """Whether a record that is alone, with none under way, may be handed over where it stands:
         it was so the last time. Where there are many, they wait for each other, if only until the
         receiver of the events has its turn."""
-        polled = self._polled
-        return self._last_batch == 1 and (
-            self._is_direct if polled is None else polled.direct and not self._is_waiting
-        )
+        return self._is_direct and self._last_batch == 1
 
     def ask(self) -> Sequence[Event]:
         """Have a client that reports only when it is asked say what there is.

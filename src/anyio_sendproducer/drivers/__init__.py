@@ -230,7 +230,7 @@ class DirectDriver(Driver, Protocol):
 
 
 @runtime_checkable
-class PolledDriver(Driver, Protocol):
+class PolledDriver(DirectDriver, Protocol):
     """A driver whose client takes records without waiting, and reports only when it is asked to.
 
     There the loop hands over and asks by itself, which saves the way to a thread and back. Whoever
