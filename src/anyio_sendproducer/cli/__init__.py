@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final, cast
 
-from ._running import USAGE, MissingExtra, complain, require
+from ._running import EXTRA, USAGE, MissingExtra, complain, require
 
 __all__ = ["main"]
 
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{_DISTRIBUTION} {_version()}")
         return 0
     try:
-        require("the command line", 'pip install "anyio-sendproducer[cli]"', "click")
+        require("the command line", EXTRA, "click")
     except MissingExtra as error:
         return complain(error, USAGE)
     import click

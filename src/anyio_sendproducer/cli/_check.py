@@ -28,22 +28,18 @@ from ..discovery import Lookup
 from ..drivers import make_driver
 from ..drivers._describe import ClusterDescription, Protocol, describe_cluster, protocol_of
 from ..drivers._tls import tls_refusal
-from ._connecting import Connection, settings_of
+from ._connecting import Connection, require_for, settings_of
 from ._running import (
     COMPLETE,
     INCOMPLETE,
     USAGE,
     MissingExtra,
     complain,
-    require,
-    require_loop,
     run_on,
     until_terminated,
 )
 
 __all__ = ["STEPS", "Step", "check", "run"]
-
-_EXTRA: Final = 'pip install "anyio-sendproducer[cli]"'
 
 #: The steps, in order, each with what it is; the documents list them.
 STEPS: Final = {
@@ -131,10 +127,7 @@ def run(connection: Connection, loop: str, timeout: float, *, as_json: bool) -> 
         package is missing; 128 and the signal's number.
     """
     try:
-        require("the command line", _EXTRA, "rich.console", "rich.table", "rich.progress")
-        require_loop("--loop", loop)
-        if connection.config is not None and connection.config.suffix == ".properties":
-            require("--config", _EXTRA, "javaproperties")
+        require_for(connection, loop)
         settings = settings_of(connection, start_timeout=timeout, resolve_timeout=timeout)
     except (MissingExtra, SettingsError) as error:
         return complain(error, USAGE)

@@ -6,8 +6,8 @@ client.
 
 No message has a value in it that may be secret.
 
-May import: the public API, ``_sources``; ``javaproperties`` (extra ``cli``) when there is such a
-file to read.
+May import: the public API, ``_sources``, its own helpers; ``javaproperties`` (extra ``cli``) when
+there is such a file to read.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from typing import Any, Final
 
 from .. import ProducerSettings, SettingsError
 from .._sources import from_toml
+from ._running import EXTRA, require, require_loop
 
-__all__ = ["Connection", "parse_property", "settings_of"]
+__all__ = ["Connection", "parse_property", "require_for", "settings_of"]
 
 #: What Kafka has as a property, and the producer as a field of its settings.
 _FIELDS: Final = {
@@ -60,6 +61,18 @@ def parse_property(text: str) -> tuple[str, str]:
     if not equals or not name:
         raise ValueError("a property is given as name=value")
     return name, value
+
+
+def require_for(connection: Connection, loop: str) -> None:
+    """See that what a command with a connection needs is installed.
+
+    Raises:
+        MissingExtra: something is not; see :func:`require`.
+    """
+    require("the command line", EXTRA, "rich.console", "rich.progress", "rich.table")
+    require_loop("--loop", loop)
+    if connection.config is not None and connection.config.suffix == ".properties":
+        require("--config", EXTRA, "javaproperties")
 
 
 def settings_of(connection: Connection, **fields: Any) -> ProducerSettings:

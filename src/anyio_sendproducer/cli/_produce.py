@@ -45,7 +45,7 @@ from .. import (
     SettingsError,
     open_send_producer,
 )
-from ._connecting import Connection, settings_of
+from ._connecting import Connection, require_for, settings_of
 from ._failed import FailedFile, Failure
 from ._input import Chunk, Input, InputError, Layout, iterate, size_of
 from ._running import (
@@ -56,8 +56,6 @@ from ._running import (
     MissingExtra,
     complain,
     interrupted,
-    require,
-    require_loop,
     run_on,
 )
 
@@ -65,8 +63,6 @@ if TYPE_CHECKING:
     from ._display import Bar, Figures, PartitionRow
 
 __all__ = ["Order", "run"]
-
-_EXTRA: Final = 'pip install "anyio-sendproducer[cli]"'
 
 #: Records that are sent with one wait, about: as many as may be in flight by default.
 _BATCH: Final = 10_000
@@ -111,10 +107,7 @@ def run(order: Order) -> int:
         broke, or input could not be read; 128 and the signal's number.
     """
     try:
-        require("the command line", _EXTRA, "rich.console", "rich.progress", "rich.table")
-        require_loop("--loop", order.loop)
-        if order.connection.config is not None and order.connection.config.suffix == ".properties":
-            require("--config", _EXTRA, "javaproperties")
+        require_for(order.connection, order.loop)
         from ._display import is_terminal
 
         settings = _settings(order)

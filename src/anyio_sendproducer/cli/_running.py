@@ -16,6 +16,7 @@ import anyio.abc
 
 __all__ = [
     "COMPLETE",
+    "EXTRA",
     "FAILED",
     "INCOMPLETE",
     "LOOPS",
@@ -37,6 +38,9 @@ FAILED: Final = 3
 
 #: The event loops that a command may be told to run on.
 LOOPS: Final = ("asyncio", "trio", "uvloop")
+
+#: What to do where the command line's packages are missing.
+EXTRA: Final = 'pip install "anyio-sendproducer[cli]"'
 
 #: What brings each loop that does not come by itself.
 _LOOP_PACKAGES: Final = {
