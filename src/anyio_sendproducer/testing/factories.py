@@ -74,6 +74,7 @@ __all__ = [
 K = TypeVar("K")
 V = TypeVar("V")
 P = TypeVar("P")
+E = TypeVar("E", bound=DeliveryError)
 
 AnyRecord = ProducerRecord[Any, Any]
 
@@ -232,6 +233,18 @@ _metadata = metadata
 # --- errors of one record ------------------------------------------------------------------------
 
 
+def _of_record(
+    kind: type[E],
+    of: AnyRecord | None,
+    message: str,
+    persistence: Persistence,
+    cause: BaseException | None,
+) -> E:
+    error = kind(message, record=of or record(), persistence=persistence)
+    error.__cause__ = cause
+    return error
+
+
 def timeout(
     of: AnyRecord | None = None,
     *,
@@ -247,9 +260,7 @@ def timeout(
         persistence: ``NOT_PERSISTED`` for one that the client was never given.
         cause: why no broker was reached.
     """
-    error = DeliveryTimeout(message, record=of or record(), persistence=persistence)
-    error.__cause__ = cause
-    return error
+    return _of_record(DeliveryTimeout, of, message, persistence, cause)
 
 
 def rejected(
@@ -265,9 +276,7 @@ def rejected(
         message: what the error says.
         cause: the client's error.
     """
-    error = RecordRejected(message, record=of or record(), persistence=Persistence.NOT_PERSISTED)
-    error.__cause__ = cause
-    return error
+    return _of_record(RecordRejected, of, message, Persistence.NOT_PERSISTED, cause)
 
 
 def serialization_failed(
@@ -283,11 +292,13 @@ def serialization_failed(
         message: what the error says.
         cause: what the serializer raised; None: a ValueError.
     """
-    error = SerializationFailed(
-        message, record=of or record(), persistence=Persistence.NOT_PERSISTED
+    return _of_record(
+        SerializationFailed,
+        of,
+        message,
+        Persistence.NOT_PERSISTED,
+        cause or ValueError("no such field"),
     )
-    error.__cause__ = cause or ValueError("no such field")
-    return error
 
 
 def not_persisted(
@@ -303,9 +314,7 @@ def not_persisted(
         message: what the error says.
         cause: the client's error.
     """
-    error = DeliveryError(message, record=of or record(), persistence=Persistence.NOT_PERSISTED)
-    error.__cause__ = cause
-    return error
+    return _of_record(DeliveryError, of, message, Persistence.NOT_PERSISTED, cause)
 
 
 def possibly_persisted(
@@ -321,11 +330,7 @@ def possibly_persisted(
         message: what the error says.
         cause: the client's error.
     """
-    error = DeliveryError(
-        message, record=of or record(), persistence=Persistence.POSSIBLY_PERSISTED
-    )
-    error.__cause__ = cause
-    return error
+    return _of_record(DeliveryError, of, message, Persistence.POSSIBLY_PERSISTED, cause)
 
 
 # --- errors of several records -------------------------------------------------------------------
