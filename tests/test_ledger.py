@@ -826,7 +826,7 @@ def test_cancelled_when_it_had_failed_unsent() -> None:
 def test_of_several_none_is_looked_at_that_can_not_come_in(
     sizes: list[int], entered: int, looked_at: int
 ) -> None:
-    """A long list that waits for room is checked once, and not anew with each place that is free."""
+    """A long list that waits for room is checked once, not anew with each place that is free."""
     ledger = make(records=3, size=100)
     seen: list[int] = []
 
