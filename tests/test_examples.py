@@ -87,6 +87,10 @@ class Service:
         assert response.status_code == 200
         return int(response.json()["in_flight"])
 
+    async def until_delivered(self) -> None:
+        """Wait until the producer has nothing left to deliver."""
+        await until_true(self.in_flight, lambda count: count == 0)
+
     async def order(self, id_: str, customer: str = "alice", item: str = "tin") -> httpx.Response:
         return await self.client.post(
             "/orders", json={"id": id_, "customer": customer, "items": [item]}
@@ -180,8 +184,8 @@ async def test_a_page_view_that_was_accepted_is_in_kafka_after_the_end(
     number: signal.Signals, service: str, broker: EmbeddedBroker
 ) -> None:
     async with serving(service, broker) as running_service:
-        # The topic is there.
         assert (await running_service.view("first")).status_code == 202
+        await running_service.until_delivered()
         broker.pause()
         for page in range(100):
             assert (await running_service.view(f"page {page}")).status_code == 202
@@ -213,6 +217,7 @@ async def test_what_was_not_delivered_is_answered_as_what_it_is(
     async with serving(service, broker, **limits) as running_service:
         assert (await running_service.order("good")).status_code == 201
         assert (await running_service.view("good")).status_code == 202
+        await running_service.until_delivered()
         for wrong in ({}, {"id": 1}, ["order"]):
             response = await running_service.client.post("/orders", json=wrong)
             assert response.status_code == (422 if service == "fastapi_orders.py" else 400)
