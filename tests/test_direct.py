@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from anyio_sendproducer import (
     ProducerBroken,
     ProducerRecord,
     ProducerSettings,
+    SendProducer,
     open_send_producer,
 )
 from anyio_sendproducer.drivers import (
@@ -25,8 +26,10 @@ from anyio_sendproducer.drivers import (
     make_driver,
 )
 from anyio_sendproducer.serializers import StringSerializer
+from anyio_sendproducer.telemetry import Delivered
 from anyio_sendproducer.testing import FakeDriver
 from tests.calls import Call, generation, quiet, record, task_group, until
+from tests.observers import Recorder
 
 
 class DirectFake(FakeDriver):
@@ -60,6 +63,84 @@ async def test_what_is_alone_goes_by_the_loop(settings: ProducerSettings) -> Non
         delivery = producer.enqueue_nowait(record())
         assert len(driver.submitted) == 11  # at once
         await delivery.wait()
+
+
+class Turns:
+    """Counts what the pump has to do."""
+
+    def __init__(self, producer: SendProducer, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        apply_all = producer._apply_all
+
+        def counted(events: Iterable[Any]) -> None:
+            self.count += 1
+            apply_all(events)
+
+        monkeypatch.setattr(producer, "_apply_all", counted)
+
+
+async def test_what_is_alone_never_waits_for_the_pump(
+    settings: ProducerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = DirectFake()
+    async with open_send_producer(settings, driver=driver) as producer:
+        await until(lambda: producer._bridge._served == 1)
+        await producer.send(record())
+        await quiet()
+        turns = Turns(producer, monkeypatch)
+        for number in range(1, 10):
+            assert (await producer.send(record())).offset == number
+        assert turns.count == 0
+        # What has company does.
+        await producer.send_many([record(), record()])
+        assert turns.count > 0
+        assert producer.statistics().delivered == 12
+
+
+async def test_who_observes_has_the_pumps_turns(settings: ProducerSettings) -> None:
+    driver = DirectFake()
+    seen = Recorder()
+    async with open_send_producer(settings, driver=driver, observers=[seen]) as producer:
+        for _ in range(3):
+            await producer.send(record())
+            await quiet()
+            assert driver.threads[-1] is LOOP
+        assert len(seen.of(Delivered)) == 3
+
+
+async def test_room_that_one_leaves_is_the_next_ones(settings: ProducerSettings) -> None:
+    driver = DirectFake(manual=True)
+    async with (
+        open_send_producer(settings.evolve(max_in_flight=1), driver=driver) as producer,
+        task_group() as tasks,
+    ):
+        await until(lambda: producer._bridge._served == 1)
+        calls = [Call(tasks, producer.send, record()) for _ in range(3)]
+        for number in range(1, 4):
+            await until(lambda: len(driver.submitted) == number)  # noqa: B023  # at once
+            driver.acknowledge()
+        for call in calls:
+            await call.wait()
+        assert {call.value.offset for call in calls} == {0, 1, 2}
+
+
+async def test_a_fault_of_its_own_breaks_the_producer_and_not_the_loop(
+    settings: ProducerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = DirectFake()
+    async with open_send_producer(settings, driver=driver) as producer:
+        await until(lambda: producer._bridge._served == 1)
+        await producer.send(record())
+        await quiet()
+
+        def fail(*_: object) -> Any:
+            raise KeyError("a fault")
+
+        monkeypatch.setattr(producer._ledger, "settle", fail)
+        with pytest.raises(DeliveryError, match="the producer broke"):
+            await producer.send(record())
+        with pytest.raises(ProducerBroken):
+            await producer.send(record())
 
 
 async def test_where_it_must_not_the_thread_does_it(settings: ProducerSettings) -> None:

@@ -3,7 +3,7 @@
 Loop to thread goes a batch of records as one command. Thread to loop come events: they gather in a
 list, one wake-up of the loop brings over all that there are, and they go on as one item of a
 memory object stream to the task that settles them. So a crossing is paid once a batch, never once
-a record.
+a record. What comes alone, while that task waits, may be taken without its turn.
 
 A client that takes records without waiting, and reports when it is asked to, needs no thread for
 that: the loop hands over and asks by itself (see
@@ -185,6 +185,9 @@ class Bridge:
     def __init__(self, loop: Loop, make: Callable[[], Driver]) -> None:
         self._loop = loop
         self._make = make
+        #: Is offered, on the loop, an event that comes alone while their receiver waits for any;
+        #: says whether it took it. What it does not take goes the way of all.
+        self.take_at_once: Callable[[Event], bool] = lambda _: False
         self._driver: Driver | None = None
         self._polled: PolledDriver | None = None
         #: Whether the loop may hand over: all records to a client that is asked, and otherwise one
@@ -331,6 +334,11 @@ class Bridge:
         return _GIVEN_AT_ONCE if self._polled is not None and self._is_direct else None
 
     @property
+    def is_asked(self) -> bool:
+        """Whether the client reports only when it is asked."""
+        return self._polled is not None
+
+    @property
     def takes_at_once(self) -> bool:
         """Whether a record that is alone, with none under way, may be handed over where it stands:
         it was so the last time. Where there are many, they wait for each other, if only until the
@@ -437,7 +445,15 @@ class Bridge:
     def _collect(self) -> None:
         """Called by the loop after a wake-up."""
         self.wake_ups += 1
-        self._take_over()
+        events = self._take_out()
+        if (
+            len(events) == 1
+            and self.events.statistics().tasks_waiting_receive
+            and self.take_at_once(events[0])
+        ):
+            return
+        if events:
+            self._pass_on(events)
 
     def _take_over(self) -> None:
         """Have the receiver of the events get what was posted."""

@@ -158,6 +158,7 @@ class SendProducer(Sender):
         self._settings = settings
         self._finder = finder
         self._bridge = bridge
+        bridge.take_at_once = self._take_at_once
         # These are looked up for each record.
         self._now = loop.now
         self._key_serialized = settings.key_serializer is not None
@@ -480,10 +481,30 @@ class SendProducer(Sender):
             self._rung = True
             if self._busy:
                 self._bridge.want()
+            elif self._bridge.takes_at_once and self._ledger.is_alone:
+                self._hand_over()
+                if self._bridge.is_asked or self._observation is not None or self._ledger.queued:
+                    self._bridge.ring()
+                else:
+                    # There is nothing for the pump to do until the client reports.
+                    self._rung = False
             else:
-                if self._bridge.takes_at_once and self._ledger.is_alone:
-                    self._hand_over()
                 self._bridge.ring()
+
+    def _take_at_once(self, event: Event) -> bool:
+        """Settle a record that comes back alone where the loop learns of it. The pump's turn would
+        be as much work again, and its caller has waited for nothing else."""
+        if (
+            self._observation is not None
+            or not isinstance(event, _bridge.Completed)
+            or len(event.entries) > 1
+        ):
+            return False
+        try:
+            self._moved(self._apply(event))
+        except Exception as error:  # noqa: BLE001  # told to all who wait
+            self._break(error)
+        return True
 
     def _moved(self, woken: Iterable[object]) -> None:
         """Room may have become free elsewhere than in the pump: others may be queued now."""
@@ -527,15 +548,17 @@ class SendProducer(Sender):
                             if observation is not None:
                                 observation.tell()
                 except Exception as error:  # noqa: BLE001  # told to all who wait
-                    _log.exception(
-                        "the producer's own fault; it is broken",
-                        extra={"error.type": error_type(error)},
-                    )
-                    self._wake(self._ledger.break_(error))
+                    self._break(error)
                 finally:
                     tasks.cancel_scope.cancel()
                     if observation is not None:
                         observation.tell()
+
+    def _break(self, error: Exception) -> None:
+        _log.exception(
+            "the producer's own fault; it is broken", extra={"error.type": error_type(error)}
+        )
+        self._wake(self._ledger.break_(error))
 
     def _apply_all(self, events: Iterable[Event]) -> None:
         for event in events:
