@@ -101,6 +101,7 @@ async def test_who_observes_has_the_pumps_turns(settings: ProducerSettings) -> N
     driver = DirectFake()
     seen = Recorder()
     async with open_send_producer(settings, driver=driver, observers=[seen]) as producer:
+        await until(lambda: producer._bridge._served == 1)
         for _ in range(3):
             await producer.send(record())
             await quiet()
