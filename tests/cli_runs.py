@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from anyio_sendproducer.cli import _reading
 
-__all__ = ["PATIENCE", "Run", "entries", "producing", "values_in", "wait_for"]
+__all__ = ["PATIENCE", "Run", "entries", "plain", "producing", "values_in", "wait_for"]
 
 #: Seconds for anything that is waited for.
 PATIENCE: Final = 120.0
@@ -27,6 +27,11 @@ PATIENCE: Final = 120.0
 #: What the bar shows, and the sequences by which a terminal is told how to.
 _BAR: Final = re.compile(r"([\d,]+) sent +([\d,]+)/s +([\d,]+) in flight +([\d,]+) failed")
 _ESCAPE: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+def plain(text: str) -> str:
+    """What was sent to a terminal, without what tells it how to show that."""
+    return _ESCAPE.sub("", text)
 
 
 def wait_for(condition: Callable[[], bool], patience: float = PATIENCE) -> None:
@@ -65,7 +70,7 @@ class Run:
     @property
     def screen(self) -> str:
         """What the terminal was sent, as text."""
-        return _ESCAPE.sub("", b"".join(self._seen).decode())
+        return plain(b"".join(self._seen).decode())
 
     @property
     def bars(self) -> list[tuple[int, ...]]:

@@ -284,6 +284,18 @@ def test_as_a_module(capsys: pytest.CaptureFixture[str]) -> None:
     assert "demo" in done.stdout
 
 
+def test_the_script_is_the_module() -> None:
+    scripts = importlib.metadata.distribution("anyio-sendproducer").entry_points
+    (script,) = scripts.select(group="console_scripts")
+    assert script.name == "anyio-sendproducer"
+    module = importlib.import_module("anyio_sendproducer.__main__")
+    assert script.load() is module.main is cli.main
+    # Scripts end with what that gives back, and so does the module.
+    command = [sys.executable, "-m", "anyio_sendproducer", "dmo"]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert done.returncode == _running.USAGE
+
+
 def test_the_extra_is_missing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -88,7 +88,7 @@ def test_ctrl_c_before_the_broker_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_main("completion", shell) == 0
-    assert "_ANYIO_SENDPRODUCER_COMPLETE" in capsys.readouterr().out
+    assert f"_ANYIO_SENDPRODUCER_COMPLETE={shell}_complete" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="has no bash")
@@ -117,6 +117,53 @@ def test_bash_completes_words(tmp_path: Path) -> None:
         timeout=60,
     )
     assert done.stdout.split() == ["--driver", "confluent"]
+
+
+def asked_of_zsh(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    """What its script sets: the words, and the place of the one that is to be completed."""
+    monkeypatch.setenv("_ANYIO_SENDPRODUCER_COMPLETE", "zsh_complete")
+    monkeypatch.setenv("COMP_WORDS", " ".join(("anyio-sendproducer", *words)))
+    monkeypatch.setenv("COMP_CWORD", f"{len(words)}")
+
+
+def asked_of_fish(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    """The same, with that word itself."""
+    monkeypatch.setenv("_ANYIO_SENDPRODUCER_COMPLETE", "fish_complete")
+    monkeypatch.setenv("COMP_WORDS", " ".join(("anyio-sendproducer", *words)))
+    monkeypatch.setenv("COMP_CWORD", words[-1])
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["pro"], ["plain", "produce", "Send lines, JSON Lines or CSV, "]),
+        (["produce", "--dri"], ["plain", "--driver", "The client library. "]),
+        (["produce", "--driver", "c"], ["plain", "confluent", "_"]),
+        (["check", "--loop", "u"], ["plain", "uvloop", "_"]),
+        (["produce", "--config", "x"], ["file", "x", "_"]),
+    ],
+)
+def test_words_are_completed(
+    words: list[str],
+    answer: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # Its kind, the word and its help, a line each.
+    asked_of_zsh(monkeypatch, *words)
+    assert run_main() == 0
+    found = capsys.readouterr().out.splitlines()
+    assert found[:2] == answer[:2]
+    assert len(found) == 3
+    assert found[2].startswith(answer[2])
+    # The kind and the word; help, where there is any, after a tabulator.
+    asked_of_fish(monkeypatch, *words)
+    assert run_main() == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    kind, _, rest = line.partition(",")
+    word, _, text = rest.partition("\t")
+    assert [kind, word] == answer[:2]
+    assert text.startswith(answer[2].rstrip("_"))
 
 
 # --- the reference -------------------------------------------------------------------------------

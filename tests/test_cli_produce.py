@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -22,9 +24,11 @@ from anyio_sendproducer import (
     open_send_producer,
 )
 from anyio_sendproducer.cli import _produce
+from anyio_sendproducer.cli._connecting import Connection
+from anyio_sendproducer.cli._input import Layout
 from anyio_sendproducer.testing import FakeDriver
 from tests.calls import until
-from tests.cli_runs import Run, entries, producing, values_in, wait_for
+from tests.cli_runs import Run, entries, plain, producing, values_in, wait_for
 from tests.fault_proxy import FaultProxy, proxied_broker
 from tests.test_cli import run_main
 
@@ -77,7 +81,7 @@ def test_a_report_for_machines(
     arguments += ["--key-field", "k", "--partition-field", "p", "--failed", "failed", "--json"]
     assert run_main("produce", *arguments, "in.jsonl") == 1
     report = json.loads(capsys.readouterr().out)
-    assert report.pop("seconds") >= 0
+    assert report.pop("seconds") > 0
     (partition,) = report.pop("partitions")
     assert partition.pop("first_offset") == partition.pop("last_offset")
     assert partition == {"topic": "machines", "partition": 1, "records": 1}
@@ -152,11 +156,21 @@ def test_in_a_terminal(
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "150")
-    (here / "in").write_bytes(b"a\nb\n")
-    assert run_main("produce", "-b", shared_broker, "-t", "bar", "in") == 0
+    (here / "one").write_bytes(b"".join(numbered(700)))
+    (here / "two").write_bytes(b"".join(numbered(500, 700)))
+    arguments = ["-b", shared_broker, "-t", "bar", "-p", "2", "one", "two"]
+    assert run_main("produce", *arguments) == 0
     printed = capsys.readouterr()
-    assert "2 sent" in printed.err
-    assert "delivered, by partition" in printed.out
+    last = plain(printed.err).splitlines()[-1]
+    assert "1,200 sent" in last
+    # Of both files.
+    assert "100%" in last
+    title, *table = plain(printed.out).splitlines()
+    assert title.strip() == "delivered, by partition"
+    (row,) = [line for line in table if "bar" in line]
+    # Topic, partition, records, first offset and last offset.
+    cells = [cell.strip() for cell in row.strip("│").split("│")]
+    assert cells == ["bar", "2", "1,200", "0", "1,199"]
 
 
 def test_no_progress(
@@ -191,6 +205,10 @@ def test_input_that_can_not_be_read_on(
         "anyio-sendproducer: in.csv, line 1: there is no column 'c' among 'a', 'b'\n"
     )
     assert "The reading stopped before the first line; what follows was not read." in printed.out
+    assert run_main("produce", *arguments, "--json") == 3
+    report = json.loads(capsys.readouterr().out)
+    assert report["error"] == "in.csv, line 1: there is no column 'c' among 'a', 'b'"
+    assert (report["exit_code"], report["all_read"], report["last_read"]) == (3, False, None)
 
 
 @pytest.mark.parametrize("loop", LOOPS)
@@ -309,6 +327,10 @@ def account_for_each_line(
         code = run.end()
         report = run.report
     failed = entries(directory / "failed")
+    # The bar had a rate, and it ends with what the account says.
+    assert max(bar[1] for bar in run.bars) > 0
+    sent, _, in_flight, bad = run.bars[-1]
+    assert (sent, in_flight, bad) == (report["delivered"], 0, report["failed"])
     assert code == report["exit_code"] == (1 if failed else 0)
     assert bool(failed) is fails
     # Every line is accounted for.
@@ -340,19 +362,24 @@ def test_ctrl_c_while_the_broker_is_away(
     loop: str, hurries: bool, proxied: FaultProxy, here: Path
 ) -> None:
     arguments = ["-b", proxied.address, "-t", "away", "--loop", loop, "--failed", "failed"]
-    arguments += ["--close-timeout", "60" if hurries else "2", "--max-in-flight", "50", "--json"]
+    timeout = 60 if hurries else 2
+    arguments += ["--close-timeout", f"{timeout}", "--max-in-flight", "50", "--json"]
     with producing(*arguments, directory=here, stdin=True) as run:
         run.write(numbered(100))
         run.wait_for_bar(lambda bar: bar[0] == 100)
         proxied.black_hole()
         run.write(numbered(400, 100))
         run.wait_for_bar(lambda bar: bar[2] == 50)
+        began = time.monotonic()
         run.signal(signal.SIGTERM)
         wait_for(lambda: "once more to hurry" in run.screen)
         if hurries:
             run.signal()
         code = run.end()
+        seconds = time.monotonic() - began
         report = run.report
+    # Hurried, it does not wait for as long as it could.
+    assert seconds < (timeout / 2 if hurries else timeout + 5)
     assert code == 128 + signal.SIGTERM
     assert report["signal"] == "SIGTERM"
     failed = entries(here / "failed")
@@ -361,6 +388,44 @@ def test_ctrl_c_while_the_broker_is_away(
     assert report["delivered"] == 100
     assert {entry["value"] for entry in failed} == {str(number) for number in range(100, 500)}
     assert report["persistence"]["not persisted"] >= 350
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_what_was_read_before_ctrl_c_is_delivered_in_time(
+    loop: str, proxied: FaultProxy, here: Path
+) -> None:
+    arguments = ["-b", proxied.address, "-t", "patience", "--loop", loop, "--failed", "failed"]
+    with producing(*arguments, "--close-timeout", "60", directory=here, stdin=True) as run:
+        run.write(numbered(10))
+        run.wait_for_bar(lambda bar: bar[0] == 10)
+        proxied.black_hole()
+        run.write(numbered(50, 10))
+        run.wait_for_bar(lambda bar: bar[2] == 50)
+        run.signal()
+        wait_for(lambda: "once more to hurry" in run.screen)
+        # It would give up within so many seconds, if it were hurried.
+        with pytest.raises(subprocess.TimeoutExpired):
+            run.process.wait(_produce._HURRY + 1)
+        proxied.heal()
+        assert run.end() == 128 + signal.SIGINT
+    *_, total, stopped = run.out.splitlines()
+    assert total.startswith("60 records read, 60 delivered, 0 failed, in ")
+    assert stopped == (
+        "The reading stopped after line 60 of standard input; what follows was not read."
+    )
+    assert set(values_in(proxied.address, "patience")) == {b"%d" % number for number in range(60)}
+    assert not [*here.iterdir()]
+
+
+@pytest.mark.parametrize(("timeout", "kept"), [(8.0, 2.0), (20.0, 5.0), (60.0, 5.0)])
+def test_what_is_kept_of_the_time_for_closing(timeout: float, kept: float) -> None:
+    order = _produce.Order(
+        connection=Connection(bootstrap_servers="x:1"),
+        layout=Layout(format="lines", topic="t"),
+        fields={"close_timeout": timeout},
+    )
+    settings = _produce._settings(order)
+    assert (settings.close_timeout, settings.cancel_timeout) == (timeout, kept)
 
 
 def test_ctrl_c_while_it_starts(here: Path) -> None:
@@ -392,6 +457,31 @@ def fake_producer(fake: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> FakeDriv
     return fake
 
 
+def running_loop() -> str:
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return "trio"
+    return "uvloop" if type(loop).__module__ == "uvloop" else "asyncio"
+
+
+@pytest.mark.parametrize("loop", [*LOOPS, "uvloop"])
+@pytest.mark.parametrize("name", ["kafka-python", "confluent"])
+def test_the_producer_is_the_one_that_was_asked_for(
+    loop: str, name: str, fake: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    def opened(settings: ProducerSettings, *, driver: str | None) -> Any:
+        asked.append((running_loop(), driver))
+        return open_send_producer(settings, driver=lambda _: fake)
+
+    monkeypatch.setattr(_produce, "open_send_producer", opened)
+    arguments = ["-b", "x:1", "-t", "t", "--loop", loop, "--driver", name, "/dev/null"]
+    assert run_main("produce", *arguments) == 0
+    assert asked == [(loop, name)]
+
+
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize(("kind", "code"), [(ProducerBroken, 3), (ProducerClosed, 1)])
 def test_the_producer_takes_no_more(
@@ -417,6 +507,29 @@ def test_the_producer_takes_no_more(
     failed = entries(here / "failed")
     assert {entry["reason"] for entry in failed} == {"the record was not sent: it takes no more"}
     assert f"{len(failed)} records are in failed ({len(failed)} not persisted)." in printed.out
+
+
+def test_nothing_more_is_read_for_a_broken_producer(
+    fake_producer: FakeDriver,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def refuse(self: SendProducer, *_: Any, **__: Any) -> Any:
+        raise ProducerBroken("it takes no more")
+
+    monkeypatch.setattr(SendProducer, "send_many", refuse)
+    monkeypatch.setattr(_produce, "_BATCH", 1)
+    names = [f"in{number}" for number in range(50)]
+    for name in names:
+        (here / name).write_bytes(b"a\n")
+    arguments = ["-b", "x:1", "-t", "t", "--failed", "failed", "--json"]
+    assert run_main("produce", *arguments, *names) == 3
+    report = json.loads(capsys.readouterr().out)
+    assert report["error"] == "it takes no more"
+    assert not report["all_read"]
+    assert report["last_read"] == {"source": names[report["read"] - 1], "line": 1}
+    assert 0 < report["read"] == report["failed"] == len(entries(here / "failed")) < 20
 
 
 def test_fail_fast(
@@ -489,6 +602,10 @@ def test_no_broker_there(here: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert printed.err.startswith("anyio-sendproducer: no producer for 127.0.0.1:1 within 0.2 s")
     assert printed.out == ""
     assert [path.name for path in here.iterdir()] == ["in"]
+    assert run_main("produce", *arguments, "--json") == 3
+    report = json.loads(capsys.readouterr().out)
+    assert report["error"].startswith("no producer for 127.0.0.1:1 within 0.2 s")
+    assert (report["exit_code"], report["read"], report["all_read"]) == (3, 0, False)
 
 
 def test_a_property_that_the_driver_refuses(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -549,7 +666,9 @@ def test_the_words_become_an_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_produce, "run", run)
     arguments = ["-b", "x:1", "-t", "t", "-f", "csv", "--csv-delimiter", r"\t", "--csv-columns"]
     arguments += ["a,b", "--header-field", "h=a", "--header-field", "b", "-H", "n=v=w"]
-    arguments += ["--max-in-flight", "7", "--delivery-timeout", "1.5"]
+    arguments += ["--max-in-flight", "7", "--delivery-timeout", "1.5", "--close-timeout", "2.5"]
+    arguments += ["--start-timeout", "3.5", "-z", "lz4", "-a", "1", "--driver", "confluent"]
+    arguments += ["--loop", "trio", "--fail-fast", "--failed", "failed", "--json", "--no-progress"]
     assert run_main("produce", *arguments) == 0
     (order,) = orders
     assert order.inputs == ("-",)
@@ -557,7 +676,16 @@ def test_the_words_become_an_order(monkeypatch: pytest.MonkeyPatch) -> None:
     assert order.layout.csv_columns == ("a", "b")
     assert order.layout.fields.headers == (("h", "a"), ("b", "b"))
     assert order.layout.headers == (("n", b"v=w"),)
-    assert order.fields["max_in_flight"] == 7
+    assert order.connection == Connection(bootstrap_servers="x:1", driver="confluent")
+    assert order.fields == {
+        "properties": {"compression.type": "lz4", "acks": "1"},
+        "start_timeout": 3.5,
+        "max_in_flight": 7,
+        "delivery_timeout": 1.5,
+        "close_timeout": 2.5,
+    }
+    assert (order.loop, order.failed) == ("trio", Path("failed"))
+    assert (order.fail_fast, order.as_json, order.progress) == (True, True, False)
 
 
 @pytest.mark.parametrize(

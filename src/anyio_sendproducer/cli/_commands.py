@@ -526,6 +526,9 @@ def check(*, as_json: bool, loop: str, start_timeout: float, **cluster: Any) -> 
     It goes step by step: the settings, the brokers' names, a connection, TLS, the login, what the
     cluster tells of itself, and a connection to each of its brokers. The first step that fails says
     what is wrong and what to do about it.
+
+    With the driver confluent the brokers' versions are missing, since librdkafka does not tell
+    them.
     """
     return _until_interrupted(
         _check.run, _connection(**cluster), loop, start_timeout, as_json=as_json
