@@ -171,7 +171,8 @@ for one in distributions():
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documents; a warning is an error, and so is a reference to nothing."""
-    session.install(".", "--group", "docs")
+    # The extra for Hypothesis and pytest: what needs them is documented too, and imported for it.
+    session.install(".[testing]", "--group", "docs")
     build_docs(session)
 
 
@@ -192,6 +193,18 @@ def site(session: nox.Session) -> None:
     session.install(".", "--group", "site")
     build_docs(session)
     session.run("pytest", "tests/site", *session.posargs, env={"DOCS_SITE": "docs/_build"})
+
+
+@nox.session
+def links(session: nox.Session) -> None:
+    """Look up each link that leads out of the documents.
+
+    CI leaves this out: it needs the internet, and what is wrong with another's site is no reason to
+    hold up a change. It is on the list of what a release needs.
+    """
+    session.install(".[testing]", "--group", "docs")
+    options = ["-E", "--keep-going", "--builder", "linkcheck"]
+    session.run("sphinx-build", *options, "docs", str(Path(session.create_tmp(), "links")))
 
 
 @nox.session

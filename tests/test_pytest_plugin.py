@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import os
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -225,6 +227,23 @@ def guide() -> str:
     return "\n\n".join(re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL))
 
 
+def count_tests(kind: type[ast.FunctionDef | ast.AsyncFunctionDef], module: str) -> int:
+    """How many tests of a kind there are, each as often as it is parametrized."""
+    tests = [
+        node
+        for node in ast.walk(ast.parse(module))
+        if isinstance(node, kind) and node.name.startswith("test_")
+    ]
+    return len(tests) + sum(
+        len(values.elts) - 1
+        for test in tests
+        for decorator in test.decorator_list
+        if isinstance(decorator, ast.Call)
+        for values in decorator.args
+        if isinstance(values, ast.List)
+    )
+
+
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_they_work_with_each_plugin_and_so_do_the_examples_of_the_guide(
     project: Project, plugin: str
@@ -232,11 +251,20 @@ def test_they_work_with_each_plugin_and_so_do_the_examples_of_the_guide(
     ini, arguments = PLUGINS[plugin]
     modules = [FAKE, ASYNCHRONOUS, PATIENT + guide()]
     project.write(*modules, ini=ini)
-    synchronous = len(re.findall(r"^ *def test_", "\n".join(modules), re.MULTILINE))
-    asynchronous = len(re.findall(r"^ *async def test_", "\n".join(modules), re.MULTILINE))
+    synchronous = sum(map(partial(count_tests, ast.FunctionDef), modules))
+    asynchronous = sum(map(partial(count_tests, ast.AsyncFunctionDef), modules))
     assert asynchronous > 15
     loops = 2 if plugin.startswith("anyio") else 1
     assert project.pytest(*arguments) == {"passed": synchronous + asynchronous * loops}
+
+
+def test_with_the_settings_that_the_guide_shows_tests_run_on_both_loops(project: Project) -> None:
+    page = (ROOT / "docs/how-to/test-your-code.md").read_text(encoding="utf-8")
+    [settings] = re.findall(r"^```toml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    project.write(FAKE)
+    (project.path / "pytest.ini").unlink()  # it would be taken instead
+    (project.path / "pyproject.toml").write_text(settings)
+    assert project.pytest("-p", "no:trio", "-p", "no:warnings") == {"passed": 6}
 
 
 def test_pytest_s_start_imports_nothing_that_the_fixtures_need(project: Project) -> None:

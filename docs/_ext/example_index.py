@@ -9,7 +9,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
-from used_names import pages, public_names, where_used
+from used_names import FIXTURES, pages, public_names, where_used
 
 
 class ExampleIndex(SphinxDirective):
@@ -25,8 +25,14 @@ class ExampleIndex(SphinxDirective):
             lines += ["", f"`{module}`", "", "| name | used in |", "|---|---|"]
             for name in names:
                 found = ", ".join(map(_link, places.get((module, name), [])))
-                lines.append(f"| {{py:obj}}`{name} <{module}.{name}>` | {found} |")
+                # Fixtures are documented in a table, to which no reference leads.
+                shown = f"`{name}`" if module == FIXTURES else _reference(module, name)
+                lines.append(f"| {shown} | {found} |")
         return self.parse_text_to_nodes("\n".join(lines))
+
+
+def _reference(module: str, name: str) -> str:
+    return f"{{py:obj}}`{name} <{module}.{name}>`"
 
 
 def _link(page: str) -> str:

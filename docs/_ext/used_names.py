@@ -1,7 +1,9 @@
 """Which public names the examples use: those that the tests run, and readers see.
 
 They are the blocks of ``python`` in the pages, and the indented blocks of the docstrings. An import
-alone is no use of a name. This knows nothing of Sphinx, so that the tests can ask it too.
+alone is no use of a name. Fixtures are not imported: one is used by a function that asks for it by
+an argument, or that is called as it is, and takes its place. This knows nothing of Sphinx, so that
+the tests can ask it too.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from typing import Final
 PACKAGE: Final = "anyio_sendproducer"
 #: Where examples of these modules are commands, and not Python.
 NO_API: Final = frozenset({f"{PACKAGE}.cli"})
+#: What it exports are fixtures.
+FIXTURES: Final = f"{PACKAGE}.testing.pytest_plugin"
 DOCS: Final = Path(__file__).resolve().parents[1]
 
 _FENCE: Final = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -29,10 +33,14 @@ Name = tuple[str, str]
 
 
 def public_modules() -> list[str]:
-    """The modules that users import from."""
+    """The modules that users import from, at any depth, and those that pytest finds by itself."""
     package = importlib.import_module(PACKAGE)
-    modules = [module.name for module in pkgutil.iter_modules(package.__path__, f"{PACKAGE}.")]
-    return [PACKAGE, *(name for name in modules if "._" not in name and name not in NO_API)]
+    found = pkgutil.walk_packages(package.__path__, f"{PACKAGE}.")
+    return [PACKAGE, *(module.name for module in found if _is_public(module.name))]
+
+
+def _is_public(module: str) -> bool:
+    return "._" not in module and module not in NO_API
 
 
 def public_names() -> dict[str, list[str]]:
@@ -95,9 +103,11 @@ def used_in(
     """
     names = dict(at_hand or {})
     modules: dict[str, str] = {}
+    fixtures = frozenset(public.get(FIXTURES, ()))
     used: set[Name] = set()
     for example in examples:
         tree = ast.parse(example)
+        used |= {(FIXTURES, name) for name in fixtures & _asked_for(tree)}
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
                 for alias in node.names:
@@ -121,6 +131,15 @@ def used_in(
                 if module is not None and node.attr in public[module]:
                     used.add((module, node.attr))
     return used
+
+
+def _asked_for(tree: ast.Module) -> set[str]:
+    """The names of all functions and of their arguments."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            found |= {node.name, *(argument.arg for argument in node.args.args)}
+    return found
 
 
 def _module_of(

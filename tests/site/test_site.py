@@ -10,6 +10,7 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from tests.site.walker import PHONE, WIDE, context, listen, serve, walk
+from tests.test_state_drawing import TABLES, Picture, table
 
 
 def test_no_page_has_anything_to_complain_of(
@@ -21,6 +22,14 @@ def test_no_page_has_anything_to_complain_of(
         sys.stdout.writelines(f"{link}\n" for link in report.outside)
     assert len(report.pages) > 30
     assert not report.complaints, "\n" + "\n".join(report.complaints)
+
+
+def test_the_state_machines_are_on_their_page(site: Path) -> None:
+    html = (site / "explanation/what-can-happen-to-a-record.html").read_text(encoding="utf-8")
+    pictures = re.findall(r'<svg [^>]*class="state-machine".*?</svg>', html, re.DOTALL)
+    assert len(pictures) == len(TABLES)
+    for name, picture in zip(TABLES, map(Picture, pictures), strict=True):
+        assert set(picture.states) == {state.name for state in table(name)}
 
 
 @pytest.mark.parametrize(
