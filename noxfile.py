@@ -220,6 +220,10 @@ LEFT_OUT = {".ci/run", ".gitignore", ".pre-commit-config.yaml"}
 #: The tests that are run on what was installed: each part, with a broker and without.
 ON_THE_PACKAGE = (
     "tests/test_records.py",
+    "tests/test_fake_producer.py",
+    "tests/test_telemetry.py",
+    "tests/test_cli.py",
+    "tests/test_cli_broker.py",
     "tests/test_settings.py",
     "tests/test_ledger.py",
     "tests/test_exceptions.py",
@@ -259,8 +263,8 @@ def package(session: nox.Session) -> None:
         if one != other:
             session.error(f"{archive.name} is another one when it is built again: sha256 {other}")
 
-    # What is in both is the same by then.
-    for archive, tests in ((wheel, ON_THE_PACKAGE), (sdist, ON_THE_PACKAGE[:1])):
+    # What is in both is the same by then: of the sdist, whether it can be imported and used at all.
+    for archive, tests in ((wheel, ON_THE_PACKAGE), (sdist, ON_THE_PACKAGE[:3])):
         _try_out(session, archive, tests, sdist, work / f"with-{archive.name}")
 
 
@@ -302,7 +306,8 @@ def _try_out(
 ) -> None:
     """Install an archive apart from all else, and run tests of the sdist on it."""
     session.run("python", "-m", "venv", str(where / "venv"))
-    python = str(where / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python")
+    programs = where / "venv" / ("Scripts" if os.name == "nt" else "bin")
+    python = str(programs / "python")
     source = _unpack(sdist, where / "source")
     shutil.rmtree(source / "src")  # what is imported is what was installed
 
@@ -325,6 +330,12 @@ def _try_out(
         found = session.run(*command, external=True, silent=True, success_codes=[0, 5])
         if "kafka_fake_producer" not in str(found):
             session.error(f"pytest does not find the fixtures:\n{found}")
+        # The command, by its own name, with what its extra brings and no more.
+        run("pip", "install", "--quiet", f"{archive}[cli]")
+        run("pip", "check")
+        command_line = str(programs / "anyio-sendproducer")
+        session.run(command_line, "--version", external=True)
+        session.run(command_line, "produce", "--help", external=True, silent=True)
         run("pip", "install", "--quiet", str(archive), "--group", "test")
         run("pip", "check")
         run("pytest", *tests)

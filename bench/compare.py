@@ -2,6 +2,7 @@
 
     python bench/compare.py [--rounds 5] [--records 50000] [--sink mock] [--size 100] ...
     nox -s bench -- --sink kafka
+    nox -s bench -- --only observed
 
 Each contender has a process of its own (``bench/contender.py``), and in each round all of them have
 their turn, so that what else the machine does meets all alike. What is compared are the ratios
@@ -11,6 +12,9 @@ drift from run to run.
 Sinks: ``mock``, librdkafka's mock cluster in a process of its own, which measures the client;
 ``mock-20ms``, the same with a round trip of 20 ms, which measures batching; ``kafka``, Apache Kafka
 with one broker, which measures the whole (Java and Maven are needed).
+
+Ours with an observer is ``observed``: by one that does nothing, or by OpenTelemetry's on its SDK,
+whose spans go nowhere. Whoever chooses these gets the same without an observer too, and the ratio.
 
 The contender on the JVM, Pekko's SendProducer, needs Java and Maven too, and is left out without
 them (``bench/pekko.py``).
@@ -30,7 +34,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -52,6 +56,10 @@ FEW = 20
 BARE, BARE_CONFLUENT = "kafka-python", "confluent"
 #: Both drivers.
 OURS, OURS_CONFLUENT = "ours", "ours, confluent"
+#: What is behind their names where an observer is told of each record.
+OBSERVED = (", observed", ", observed by OpenTelemetry")
+#: What the picture shows: all of it would be a wall.
+DRAWN = ("tasks-100", "tasks-1000", "many-10000", "forget")
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,16 @@ class Contender:
     def __str__(self) -> str:
         loop = "" if self.loop == "none" else f", {self.loop}"
         return f"{self.client}, {self.workload}{loop}"
+
+    @property
+    def unobserved(self) -> Contender:
+        """The same without an observer; where there is none, itself."""
+        return replace(self, client=self.client.partition(OBSERVED[0])[0])
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether the picture shows it: the clients in what is most asked for."""
+        return self.workload in DRAWN and self.client != "nothing" and self.unobserved == self
 
     def records(self, of: int) -> int:
         """How many records tell enough, where others have so many."""
@@ -99,7 +117,31 @@ def contenders() -> list[Contender]:
     for client in ("confluent-aio", "confluent-aio, tuned"):
         all_ += [Contender(client, workload, "asyncio") for workload in TASKS]
     all_ += [Contender(pekko.CLIENT, workload, "none") for workload in pekko.WORKLOADS]
-    return all_
+    return all_ + observed()
+
+
+def observed() -> list[Contender]:
+    """Those that tell what an observer costs."""
+    return [
+        Contender(client + how, workload, loop)
+        for loop in ("asyncio", "trio")
+        for client in (OURS, OURS_CONFLUENT)
+        for how in OBSERVED
+        for workload in ("tasks-1000", "many-10000")
+    ]
+
+
+def chosen(only: str) -> list[Contender]:
+    """Those whose name has what this regular expression finds, and what they are compared with
+    where they have an observer."""
+    found = {one for one in contenders() if re.search(only, str(one))}
+    found |= {one.unobserved for one in found}
+    return [one for one in contenders() if one in found]
+
+
+def by_contender(rows: dict[str, Any]) -> dict[Contender, Any]:
+    """What JSON has by the names of contenders, by themselves; those that are no more left out."""
+    return {one: rows[str(one)] for one in contenders() if str(one) in rows}
 
 
 @dataclass(frozen=True)
@@ -157,6 +199,8 @@ def promises() -> list[Promise]:
         for workload in ("tasks-100", "tasks-1000", "many-10000"):
             other = Contender(client, workload, loop)
             least(0, OURS_CONFLUENT, workload, "asyncio", other)
+    for one in observed():
+        least(0, one.client, one.workload, one.loop, one.unobserved)
     return found
 
 
@@ -268,10 +312,6 @@ def beside(figures: dict[Contender, list[Any]]) -> Iterator[str]:
             yield f"| {promise} | {shown(ratios)} |"
 
 
-#: What the picture shows: all of it would be a wall.
-DRAWN = ("tasks-100", "tasks-1000", "many-10000", "forget")
-
-
 def draw(figures: dict[Contender, list[Any]], path: Path, title: str) -> None:
     """Records per second of each, as bars from the least to the most of the rounds."""
     import matplotlib as mpl
@@ -286,7 +326,7 @@ def draw(figures: dict[Contender, list[Any]], path: Path, title: str) -> None:
         str(contender): [row["rate"] for row in rows if row]
         for workload in DRAWN
         for contender, rows in figures.items()
-        if contender.workload == workload and contender.client != "nothing"
+        if contender.workload == workload and contender.is_drawn
     }
     named = {name: rates for name, rates in named.items() if rates}
     figure, axes = plt.subplots(figsize=(9, 0.24 * len(named) + 1.2), layout="constrained")
@@ -337,15 +377,15 @@ def main() -> None:
     parser.add_argument("--patience", type=float, default=300, help="seconds for one turn")
     parser.add_argument("--out", type=Path, default=Path("bench-results"), help="a directory")
     options = parser.parse_args()
-    chosen = [one for one in contenders() if re.search(options.only, str(one))]
-    jvm = any(one.client == pekko.CLIENT for one in chosen)
+    turns = chosen(options.only)
+    jvm = any(one.client == pekko.CLIENT for one in turns)
     if jvm and not pekko.ready():
-        jvm, chosen = False, [one for one in chosen if one.client != pekko.CLIENT]
-    figures: dict[Contender, list[Any]] = {one: [] for one in chosen}
+        jvm, turns = False, [one for one in turns if one.client != pekko.CLIENT]
+    figures: dict[Contender, list[Any]] = {one: [] for one in turns}
     with sink(options.sink, options.partitions) as (address, api):
         for number in range(options.rounds):
             print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
-            for contender in chosen:
+            for contender in turns:
                 figures[contender].append(run(contender, options, address, api))
     about = machine() | (pekko.versions() if jvm else {})
     title = (

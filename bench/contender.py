@@ -17,9 +17,10 @@ import json
 import resource
 import statistics
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import anyio
@@ -146,7 +147,7 @@ async def nothing(job: Job) -> None:
 # --- ours ----------------------------------------------------------------------------------------
 
 
-async def ours(job: Job, driver: str = "kafka-python") -> None:
+async def ours(job: Job, driver: str = "kafka-python", observers: Sequence[Any] = ()) -> None:
     """This package, as it comes, but for what the sink asks of kafka-python."""
     from anyio_sendproducer import (
         Message,
@@ -161,7 +162,7 @@ async def ours(job: Job, driver: str = "kafka-python") -> None:
     if driver == "kafka-python":
         properties |= job.kafka_python
     settings = ProducerSettings(bootstrap_servers=job.bootstrap, properties=properties)
-    async with open_send_producer(settings, driver=driver) as producer:
+    async with open_send_producer(settings, driver=driver, observers=observers) as producer:
         await producer.send(ProducerRecord(job.topic, value))
         before = producer.statistics()
         tasks = tasks_of(job.workload)
@@ -200,6 +201,53 @@ async def ours(job: Job, driver: str = "kafka-python") -> None:
 async def ours_confluent(job: Job) -> None:
     """This package with the driver on librdkafka, as it comes."""
     await ours(job, "confluent")
+
+
+class Idle:
+    """An observer that does nothing: what it costs is to be told."""
+
+    def observe(self, events: Sequence[Any], /) -> None:
+        """Don't look."""
+
+
+@contextmanager
+def opentelemetry() -> Iterator[Any]:
+    """OpenTelemetry's observer on its SDK, with the batch processor that its guide sets up. What
+    is exported goes nowhere: what that costs is the exporter's affair."""
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import (
+        BatchSpanProcessor,
+        SpanExporter,
+        SpanExportResult,
+    )
+
+    from anyio_sendproducer.telemetry import OpenTelemetryObserver
+
+    class Nowhere(SpanExporter):
+        def export(self, spans: Sequence[Any]) -> SpanExportResult:  # noqa: ARG002  # the SDK's
+            return SpanExportResult.SUCCESS
+
+    tracers = TracerProvider(shutdown_on_exit=False)
+    tracers.add_span_processor(BatchSpanProcessor(Nowhere()))
+    meters = MeterProvider([InMemoryMetricReader()], shutdown_on_exit=False)
+    try:
+        yield OpenTelemetryObserver(tracer_provider=tracers, meter_provider=meters)
+    finally:
+        tracers.shutdown()
+        meters.shutdown()
+
+
+async def ours_observed(job: Job, driver: str = "kafka-python") -> None:
+    """This package with an observer that does nothing."""
+    await ours(job, driver, [Idle()])
+
+
+async def ours_traced(job: Job, driver: str = "kafka-python") -> None:
+    """This package with OpenTelemetry's observer: a span for each record, and metrics."""
+    with opentelemetry() as observer:
+        await ours(job, driver, [observer])
 
 
 # --- the others ----------------------------------------------------------------------------------
@@ -369,6 +417,10 @@ THREADED: dict[str, Callable[[Job], None]] = {"kafka-python": bare, "confluent":
 LOOPED: dict[str, tuple[Callable[[Job], Awaitable[None]], bool]] = {
     "ours": (ours, True),
     "ours, confluent": (ours_confluent, True),
+    "ours, observed": (ours_observed, True),
+    "ours, observed by OpenTelemetry": (ours_traced, True),
+    "ours, confluent, observed": (partial(ours_observed, driver="confluent"), True),
+    "ours, confluent, observed by OpenTelemetry": (partial(ours_traced, driver="confluent"), True),
     "nothing": (nothing, True),
     "aiokafka": (aiokafka, False),
     "aiokafka, tuned": (aiokafka_tuned, False),

@@ -13,13 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import shutil
 import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from compare import by_contender, draw
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "explanation" / "benchmark.md"
@@ -111,7 +112,9 @@ def main() -> None:
     figures = "\n".join(page(options.out))
     made = re.sub(f"{begin}.*{end}", lambda _: f"{begin}\n{figures}\n{end}", text, flags=re.DOTALL)
     PAGE.write_text(made, encoding="utf-8")
-    shutil.copy(options.out / f"{MAIN}.svg", PICTURE)
+    main_run = json.loads((options.out / f"{MAIN}.json").read_text(encoding="utf-8"))
+    # Of the figures, and not the picture that lies beside them: that is as it was drawn then.
+    draw(by_contender(main_run["rounds"]), PICTURE, main_run["options"])
 
 
 if __name__ == "__main__":
