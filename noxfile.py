@@ -101,11 +101,22 @@ def minimums(session: nox.Session) -> None:
     session.run("pytest", *session.posargs)
 
 
+def in_brief(session: nox.Session) -> tuple[bool, list[str]]:
+    """Whether ``--brief`` is among a session's arguments, and the others."""
+    others = [argument for argument in session.posargs if argument != "--brief"]
+    return len(others) < len(session.posargs), others
+
+
 @nox.session
 def kafka(session: nox.Session) -> None:
-    """Run the tests against Apache Kafka itself, which needs Java, and Maven to fetch Kafka."""
+    """Run the tests against Apache Kafka itself, which needs Java, and Maven to fetch Kafka.
+
+    ``nox -s kafka -- --brief`` runs each on one loop; further arguments go to pytest.
+    """
+    brief, arguments = in_brief(session)
     session.install(".", "--group", "test")
-    session.run("pytest", "tests/kafka", *session.posargs)
+    env = {"KAFKA_IN_BRIEF": "1" if brief else ""}
+    session.run("pytest", "tests/kafka", *arguments, env=env)
 
 
 @nox.session
@@ -115,10 +126,7 @@ def faults(session: nox.Session) -> None:
     It takes about two hours. ``nox -s faults -- --brief`` runs each cell with a tenth of the
     records, on one loop, and writes no table; further arguments go to pytest.
     """
-    arguments = [*session.posargs]
-    brief = "--brief" in arguments
-    if brief:
-        arguments.remove("--brief")
+    brief, arguments = in_brief(session)
     session.install(".", "--group", "test")
     rows = Path(session.create_tmp(), "rows")
     shutil.rmtree(rows, ignore_errors=True)

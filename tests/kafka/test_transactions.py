@@ -8,7 +8,7 @@ import importlib
 import time
 from collections.abc import AsyncGenerator, Callable
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import anyio
 import confluent_kafka
@@ -362,6 +362,10 @@ async def test_a_consumer_that_is_no_member_of_the_group_is_refused(
         assert await run_sync(committed_offset, cluster, made.topic, source) is None
 
 
+#: After so long the group goes on without a member whose leaving did not reach the broker.
+SESSION_MS: Final = 10_000
+
+
 class Member:
     """A consumer that has joined its group and reads the one partition of a topic."""
 
@@ -374,6 +378,7 @@ class Member:
                 group_id=group,
                 enable_auto_commit=False,
                 metrics_enabled=False,
+                session_timeout_ms=SESSION_MS,
             )
         else:
             self._consumer = confluent_kafka.Consumer(
@@ -381,6 +386,7 @@ class Member:
                     "bootstrap.servers": cluster.bootstrap_servers,
                     "group.id": group,
                     "enable.auto.commit": False,
+                    "session.timeout.ms": SESSION_MS,
                     **({"group.instance.id": "instance"} if kind == "static" else {}),
                 }
             )
