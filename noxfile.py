@@ -24,6 +24,9 @@ nox.options.sessions = ["lint", "types", "tests", "coverage", "docs"]
 
 SUPPORTED = ("3.10", "3.11", "3.12", "3.13", "3.14")
 
+#: Most tests wait, most of the time. Those of one page build on each other and stay together.
+IN_PARALLEL = ("-n", "3", "--dist", "loadgroup")
+
 
 def interpreters() -> list[str]:
     """The supported versions of Python that really run here, oldest first.
@@ -72,9 +75,9 @@ def types(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Run the tests on the built package; arguments go to pytest."""
+    """Run the tests on the built package, three at a time; arguments go to pytest."""
     session.install(".", "--group", "test")
-    session.run("coverage", "run", "-m", "pytest", *session.posargs)
+    session.run("coverage", "run", "-m", "pytest", *IN_PARALLEL, *session.posargs)
 
 
 @nox.session
@@ -98,7 +101,7 @@ def minimums(session: nox.Session) -> None:
         "--group",
         "test",
     )
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *IN_PARALLEL, *session.posargs)
 
 
 def in_brief(session: nox.Session) -> tuple[bool, list[str]]:

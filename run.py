@@ -2,7 +2,7 @@
 """Runs the demo or the tests from a fresh checkout, with nothing but Python.
 
     python3 run.py demo     the main job, on Trio and then on asyncio, against a broker of its own
-    python3 run.py test     the tests
+    python3 run.py test     the tests, three at a time
     python3 run.py style    ruff's checks, and whether all is formatted; with --fix, mended
     python3 run.py types    mypy
 
@@ -33,6 +33,8 @@ NEEDS = {
     "style": ["--group", "lint"],
     "types": ["--editable", ".", "--group", "types"],
 }
+#: Most tests wait, most of the time. Those of one page build on each other and stay together.
+IN_PARALLEL = ["-n", "3", "--dist", "loadgroup"]
 
 
 def main(arguments: list[str]) -> int:
@@ -48,7 +50,7 @@ def main(arguments: list[str]) -> int:
     except subprocess.CalledProcessError as error:
         return complain("Could not prepare " + str(VENV) + ": see above.", error.returncode)
     if command == "test":
-        return call("-m", "pytest", *rest)
+        return call("-m", "pytest", *(rest or IN_PARALLEL))
     if command == "types":
         return call("-m", "mypy", *rest)
     if command == "style":
