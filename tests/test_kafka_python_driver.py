@@ -311,7 +311,9 @@ def test_a_transactional_client_is_told_of_each_record() -> None:
     assert _kafka_python._past_send(like_a_producer(accumulator)) == accumulator.append
 
 
-@pytest.mark.parametrize("accumulator", [None, object(), bytearray()], ids=repr)
+@pytest.mark.parametrize(
+    "accumulator", [None, object(), bytearray()], ids=["None", "object", "bytearray"]
+)
 def test_where_the_way_past_send_is_closed_send_serves(accumulator: object) -> None:
     assert _kafka_python._past_send(like_a_producer(accumulator)) is None
 
