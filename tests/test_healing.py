@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from typing import Any
 
@@ -476,3 +477,23 @@ async def test_a_stuck_client_is_given_up_once(
         await quiet()
         assert producer.statistics().generations == 2
         assert fake.opened == 2
+
+
+@pytest.mark.parametrize(
+    ("size", "times"), [(_bridge._WORTH_COLLECTING, 1), (_bridge._WORTH_COLLECTING // 2, 0)]
+)
+async def test_the_collector_is_called_for_a_client_that_holds_much(
+    size: int, times: int, settings: ProducerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeDriver(manual=True)
+    async with open_send_producer(settings, driver=fake) as producer:
+        sent = producer.enqueue_nowait(record(b"x" * size))
+        await taken(fake, 1)
+        collected: list[int] = []
+        monkeypatch.setattr(gc, "collect", lambda: collected.append(1))
+        fake.break_client()
+        await until(generation(producer, 2))
+        monkeypatch.undo()
+        assert len(collected) == times
+        with pytest.raises(DeliveryError):
+            await sent.wait()

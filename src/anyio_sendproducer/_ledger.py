@@ -922,6 +922,11 @@ class Ledger:
         return len(self._queue)
 
     @property
+    def in_flight_bytes(self) -> int:
+        """The size of all that is accepted and not settled, or that the driver still has."""
+        return self._bytes
+
+    @property
     def is_alone(self) -> bool:
         """Whether there is one record that is queued, and none that the driver has."""
         return self._records == 1 and len(self._queue) == 1

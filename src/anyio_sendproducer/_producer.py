@@ -655,11 +655,11 @@ class SendProducer(Sender):
             if self._finder.asks:
                 self._tasks.start_soon(self._reopen, error)
             else:
-                self._bridge.reopen(error)
+                self._bridge.reopen(error, self._ledger.in_flight_bytes)
 
     async def _reopen(self, error: BaseException) -> None:
         await self._finder.find_again()
-        self._bridge.reopen(error)
+        self._bridge.reopen(error, self._ledger.in_flight_bytes)
 
     async def _retry_held(self) -> None:
         await anyio.sleep(_RETRY_SECONDS)
