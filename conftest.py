@@ -26,9 +26,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import anyio
-import pytest
 from sybil import Document, Example, Lexeme, Region, Sybil
-from sybil.integration.pytest import SybilItem
 from sybil.parsers.myst import CodeBlockParser
 
 import anyio_sendproducer
@@ -147,11 +145,3 @@ _docstrings = Sybil(
     teardown=_tear_down,
 )
 pytest_collect_file = (_pages + _docstrings).pytest()
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where tests run in parallel, keep the examples of a page together and in their order."""
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            if isinstance(item, SybilItem):
-                item.add_marker(pytest.mark.xdist_group(str(item.path)))

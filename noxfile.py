@@ -25,7 +25,7 @@ nox.options.sessions = ["lint", "types", "tests", "coverage", "docs"]
 SUPPORTED = ("3.10", "3.11", "3.12", "3.13", "3.14")
 
 #: Most tests wait, most of the time. Those of one page build on each other and stay together.
-IN_PARALLEL = ("-n", "3", "--dist", "loadgroup")
+IN_PARALLEL = ("-n", "3", "--dist", "loadfile")
 
 
 def interpreters() -> list[str]:

@@ -34,7 +34,7 @@ NEEDS = {
     "types": ["--editable", ".", "--group", "types"],
 }
 #: Most tests wait, most of the time. Those of one page build on each other and stay together.
-IN_PARALLEL = ["-n", "3", "--dist", "loadgroup"]
+IN_PARALLEL = ["-n", "3", "--dist", "loadfile"]
 
 
 def main(arguments: list[str]) -> int:
