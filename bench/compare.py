@@ -340,7 +340,7 @@ def draw(figures: dict[Contender, list[Any]], path: Path, title: str) -> None:
     axes.invert_yaxis()
     axes.margins(y=0.01)
     axes.set_xlabel("records per second")
-    axes.set_title(title, fontsize=9)
+    axes.set_title(title, fontsize=10)
     figure.savefig(path, metadata={"Date": None}, transparent=True)
     plt.close(figure)
     path.write_text(for_a_page(path.read_text(encoding="utf-8"), title), encoding="utf-8")
