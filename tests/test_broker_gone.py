@@ -238,11 +238,11 @@ async def test_killed_in_the_middle_of_ten_thousand_sends(
     failed = outcomes.failed
     assert len(delivered) + len(failed) == 10_000
     assert (left.delivered, left.waiting, left.queued) == (len(delivered), 0, 0)
-    # What never reached the client is known not to be written; what did may be, and that is no
-    # more than there is room for, for each client anew.
+    # What never reached the client is known not to be written; what did may be. That is as much as
+    # there is room for, and some more, where room comes back just before the others' time is over.
     persistence = Counter(one.persistence for one in failed)
     assert persistence[Persistence.NOT_PERSISTED] >= 5_000 - 1_000
-    assert 0 < persistence[Persistence.POSSIBLY_PERSISTED] <= 1_000 * left.generations
+    assert 0 < persistence[Persistence.POSSIBLY_PERSISTED] < 5_000
     assert set(persistence) == {Persistence.NOT_PERSISTED, Persistence.POSSIBLY_PERSISTED}
 
 
