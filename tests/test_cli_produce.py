@@ -482,6 +482,15 @@ def test_the_producer_is_the_one_that_was_asked_for(
     assert asked == [(loop, name)]
 
 
+def refuse_all(monkeypatch: pytest.MonkeyPatch, kind: type[SendProducerError]) -> None:
+    """Have producers take no more records."""
+
+    async def refuse(self: SendProducer, *_: Any, **__: Any) -> Any:
+        raise kind("it takes no more")
+
+    monkeypatch.setattr(SendProducer, "send_many", refuse)
+
+
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize(("kind", "code"), [(ProducerBroken, 3), (ProducerClosed, 1)])
 def test_the_producer_takes_no_more(
@@ -494,10 +503,7 @@ def test_the_producer_takes_no_more(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    async def refuse(self: SendProducer, *_: Any, **__: Any) -> Any:
-        raise kind("it takes no more")
-
-    monkeypatch.setattr(SendProducer, "send_many", refuse)
+    refuse_all(monkeypatch, kind)
     (here / "in").write_bytes(b"a\nb\n")
     arguments = ["-b", "x:1", "-t", "t", "--loop", loop, "--failed", "failed", "in", "in"]
     assert run_main("produce", *arguments) == code
@@ -515,10 +521,7 @@ def test_nothing_more_is_read_for_a_broken_producer(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    async def refuse(self: SendProducer, *_: Any, **__: Any) -> Any:
-        raise ProducerBroken("it takes no more")
-
-    monkeypatch.setattr(SendProducer, "send_many", refuse)
+    refuse_all(monkeypatch, ProducerBroken)
     monkeypatch.setattr(_produce, "_BATCH", 1)
     names = [f"in{number}" for number in range(50)]
     for name in names:

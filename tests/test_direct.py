@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ from anyio_sendproducer.drivers import (
     make_driver,
 )
 from anyio_sendproducer.serializers import StringSerializer
-from anyio_sendproducer.telemetry import Delivered
+from anyio_sendproducer.telemetry import Delivered, Observer
 from anyio_sendproducer.testing import FakeDriver
 from tests.calls import Call, generation, quiet, record, task_group, until
 from tests.observers import Recorder
@@ -53,10 +54,19 @@ def settings() -> ProducerSettings:
     return ProducerSettings(bootstrap_servers="broker.invalid:9092", cancel_timeout=0.5)
 
 
+@asynccontextmanager
+async def opened(
+    settings: ProducerSettings, driver: DirectFake, observers: Sequence[Observer] = ()
+) -> AsyncGenerator[SendProducer]:
+    """A producer whose thread is through with the opening; until then, it does what comes."""
+    async with open_send_producer(settings, driver=driver, observers=observers) as producer:
+        await until(lambda: producer._bridge._served == 1)
+        yield producer
+
+
 async def test_what_is_alone_goes_by_the_loop(settings: ProducerSettings) -> None:
     driver = DirectFake()
-    async with open_send_producer(settings, driver=driver) as producer:
-        await until(lambda: producer._bridge._served == 1)
+    async with opened(settings, driver) as producer:
         for number in range(10):
             assert (await producer.send(record())).offset == number
         assert driver.threads == [LOOP] * 10
@@ -83,8 +93,7 @@ async def test_what_is_alone_never_waits_for_the_pump(
     settings: ProducerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     driver = DirectFake()
-    async with open_send_producer(settings, driver=driver) as producer:
-        await until(lambda: producer._bridge._served == 1)
+    async with opened(settings, driver) as producer:
         await producer.send(record())
         await quiet()
         turns = Turns(producer, monkeypatch)
@@ -100,8 +109,7 @@ async def test_what_is_alone_never_waits_for_the_pump(
 async def test_who_observes_has_the_pumps_turns(settings: ProducerSettings) -> None:
     driver = DirectFake()
     seen = Recorder()
-    async with open_send_producer(settings, driver=driver, observers=[seen]) as producer:
-        await until(lambda: producer._bridge._served == 1)
+    async with opened(settings, driver, observers=[seen]) as producer:
         for _ in range(3):
             await producer.send(record())
             await quiet()
@@ -112,10 +120,9 @@ async def test_who_observes_has_the_pumps_turns(settings: ProducerSettings) -> N
 async def test_room_that_one_leaves_is_the_next_ones(settings: ProducerSettings) -> None:
     driver = DirectFake(manual=True)
     async with (
-        open_send_producer(settings.evolve(max_in_flight=1), driver=driver) as producer,
+        opened(settings.evolve(max_in_flight=1), driver) as producer,
         task_group() as tasks,
     ):
-        await until(lambda: producer._bridge._served == 1)
         calls = [Call(tasks, producer.send, record()) for _ in range(3)]
         for number in range(1, 4):
             await until(lambda: len(driver.submitted) == number)  # noqa: B023  # at once
@@ -129,8 +136,7 @@ async def test_a_fault_of_its_own_breaks_the_producer_and_not_the_loop(
     settings: ProducerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     driver = DirectFake()
-    async with open_send_producer(settings, driver=driver) as producer:
-        await until(lambda: producer._bridge._served == 1)
+    async with opened(settings, driver) as producer:
         await producer.send(record())
         await quiet()
 
@@ -154,8 +160,7 @@ async def test_where_it_must_not_the_thread_does_it(settings: ProducerSettings) 
 
 async def test_what_has_company_goes_by_the_thread(settings: ProducerSettings) -> None:
     driver = DirectFake(manual=True)
-    async with open_send_producer(settings, driver=driver) as producer:
-        await until(lambda: producer._bridge._served == 1)
+    async with opened(settings, driver) as producer:
         several = [producer.enqueue_nowait(record()) for _ in range(3)]
         await until(lambda: len(driver.submitted) == 3)
         assert driver.threads == [THREAD]
@@ -178,8 +183,7 @@ async def test_while_the_thread_has_something_to_do_it_does_that_too(
 ) -> None:
     driver = DirectFake()
     go_on = threading.Event()
-    async with open_send_producer(settings, driver=driver) as producer, task_group() as tasks:
-        await until(lambda: producer._bridge._served == 1)
+    async with opened(settings, driver) as producer, task_group() as tasks:
         await producer.send(record())
 
         def wait(_: Driver) -> bool:
@@ -200,8 +204,7 @@ async def test_while_the_thread_has_something_to_do_it_does_that_too(
 async def test_what_is_given_back_waits_for_its_topic(settings: ProducerSettings) -> None:
     driver = DirectFake()
     driver.unknown_topics.add("unknown")
-    async with open_send_producer(settings, driver=driver) as producer, task_group() as tasks:
-        await until(lambda: producer._bridge._served == 1)
+    async with opened(settings, driver) as producer, task_group() as tasks:
         waits = Call(tasks, producer.send, ProducerRecord("unknown", b"v"))
         await until(lambda: driver.threads == [LOOP])
         await producer.send(record())
@@ -213,8 +216,7 @@ async def test_what_is_given_back_waits_for_its_topic(settings: ProducerSettings
 
 async def test_what_the_driver_raises_breaks_the_producer(settings: ProducerSettings) -> None:
     driver = DirectFake()
-    async with open_send_producer(settings, driver=driver) as producer:
-        await until(lambda: producer._bridge._served == 1)
+    async with opened(settings, driver) as producer:
         driver.submit_error = KeyError("the driver's own")
         with pytest.raises(DeliveryError, match="the producer broke"):
             await producer.send(record())
