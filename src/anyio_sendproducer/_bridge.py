@@ -191,7 +191,7 @@ class Bridge:
         self._make = make
         #: Is offered, on the loop, an event that comes alone while their receiver waits for any;
         #: says whether it took it. What it does not take goes the way of all.
-        self.take_at_once: Callable[[Event], bool] = lambda _: False
+        self.take_at_once: Callable[[Event], bool] | None = None
         self._driver: Driver | None = None
         self._polled: PolledDriver | None = None
         #: Whether the loop may hand over: all records to a client that is asked, and otherwise one
@@ -457,6 +457,7 @@ class Bridge:
         events = self._take_out()
         if (
             len(events) == 1
+            and self.take_at_once is not None
             and self.events.statistics().tasks_waiting_receive
             and self.take_at_once(events[0])
         ):

@@ -158,7 +158,8 @@ class SendProducer(Sender):
         self._settings = settings
         self._finder = finder
         self._bridge = bridge
-        bridge.take_at_once = self._take_at_once
+        if not observers:  # they are told in the pump's turns
+            bridge.take_at_once = self._take_at_once
         # These are looked up for each record.
         self._now = loop.now
         self._key_serialized = settings.key_serializer is not None
@@ -494,11 +495,7 @@ class SendProducer(Sender):
     def _take_at_once(self, event: Event) -> bool:
         """Settle a record that comes back alone where the loop learns of it. The pump's turn would
         be as much work again, and its caller has waited for nothing else."""
-        if (
-            self._observation is not None
-            or not isinstance(event, _bridge.Completed)
-            or len(event.entries) > 1
-        ):
+        if not isinstance(event, _bridge.Completed) or len(event.entries) > 1:
             return False
         try:
             self._moved(self._apply(event))
