@@ -262,6 +262,22 @@ def test_the_broker_stays_away_for_longer_than_records_wait(
     )
 
 
+def test_what_has_failed_is_not_in_flight_any_more(proxied: FaultProxy, here: Path) -> None:
+    arguments = ["-b", proxied.address, "-t", "late", "--failed", "failed"]
+    arguments += ["--delivery-timeout", "2"]
+    with producing(*arguments, directory=here, stdin=True) as run:
+        run.write(numbered(10))
+        run.wait_for_bar(lambda bar: bar[0] == 10)
+        proxied.black_hole()
+        run.write(numbered(50, 10))
+        run.wait_for_bar(lambda bar: bar[2] == 50)
+        # The client has them still, since nothing came back for them.
+        run.wait_for_bar(lambda bar: bar[3] == 50)
+        assert {(bar[2], bar[3]) for bar in run.bars if bar[3]} == {(0, 50)}
+        run.close_input()
+        assert run.end() == 1
+
+
 class Comes(Protocol):
     """A broker that goes away and comes back; the fault proxy is one."""
 

@@ -26,6 +26,7 @@ class Figures(NamedTuple):
     delivered: int
     failed: int
     in_flight: int
+    """Records whose outcome is not known yet."""
     rate: float
     """Records per second, of late."""
 

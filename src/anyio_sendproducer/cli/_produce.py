@@ -377,7 +377,9 @@ class _Job:
         self._history.append((now, counted.delivered))
         then, before = self._history[0]
         rate = (counted.delivered - before) / (now - then) if now > then else 0.0
-        return Figures(self._position, counted.delivered, self.failures, counted.in_flight, rate)
+        # Not counted.in_flight: what the client still holds past its deadline is among the failed.
+        awaited = counted.accepted - counted.delivered - counted.failed - counted.withdrawn
+        return Figures(self._position, counted.delivered, self.failures, awaited, rate)
 
     @property
     def has_begun(self) -> bool:
