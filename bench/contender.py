@@ -60,11 +60,16 @@ class Job:
         version = tuple(map(int, self.api_version.split("."))) if self.api_version else None
         return {"api_version": version} if version else {}
 
-    def begin(self) -> None:
-        """All is warm: the time runs from now on."""
-        # What was imported is not to be gone through at each of the collector's full rounds.
+    def freeze(self) -> None:
+        """All is warm. What was imported is not to be gone through at each of the collector's full
+        rounds."""
         gc.collect()
         gc.freeze()
+
+    def begin(self) -> None:
+        """The time runs from now on."""
+        if not gc.get_freeze_count():
+            self.freeze()
         self._processor = time.process_time()
         self._start = time.perf_counter()
 
@@ -82,6 +87,8 @@ async def crowd(job: Job, send: Send, tasks: int) -> None:
     """So many tasks, each of which awaits one record after the other."""
     await send()
     each = max(1, job.records // tasks)
+    there = 0
+    go = anyio.Event()
 
     async def one() -> None:
         for _ in range(each):
@@ -93,10 +100,20 @@ async def crowd(job: Job, send: Send, tasks: int) -> None:
             await send()
             job.latencies.append(time.perf_counter() - start)
 
-    job.begin()
+    async def when_all_are_there() -> None:
+        nonlocal there
+        there += 1
+        if there == tasks:
+            # To make the tasks is not the client's work.
+            job.begin()
+            go.set()
+        await go.wait()
+        await (timed if tasks == 1 else one)()
+
+    job.freeze()
     async with anyio.create_task_group() as group:
         for _ in range(tasks):
-            group.start_soon(timed if tasks == 1 else one)
+            group.start_soon(when_all_are_there)
     job.end(each * tasks)
 
 

@@ -46,6 +46,7 @@ from anyio_sendproducer import (
 from anyio_sendproducer.testing import MockCluster, embedded_broker, mock_cluster
 from tests.bare import BareProducer, bare, leaking_sockets
 from tests.calls import Deadlines, raising, until
+from tests.fault_proxy import FaultProxy, proxied_broker
 from tests.mock_cluster import FOR_MOCK
 from tests.recorder import PATIENCE, open_sockets
 from tests.scripted_broker import eventually
@@ -646,6 +647,54 @@ async def test_refused_connections_leave_no_socket(refusing: str) -> None:
         assert len(open_sockets() - before) <= 3
     finally:
         gc.enable()
+
+
+# More than the system's buffers take for a broker that does not.
+STALLS = {"max_request_size": 30_000_000}
+LARGE = bytes(20_000_000)
+
+
+@pytest.fixture
+def stalling() -> Iterator[FaultProxy]:
+    with proxied_broker() as proxy:
+        yield proxy
+
+
+def test_bare_what_the_broker_does_not_take_leaves_a_socket(stalling: FaultProxy) -> None:
+    with bare(stalling.address, **STALLS) as producer:
+        producer.send("first", b"value").get(PATIENCE)
+        stalling.black_hole()
+        producer.send("first", LARGE)
+        transport = unsent(producer._sender._client)
+    with transport._sock as left:
+        assert left.fileno() >= 0
+
+
+async def test_what_the_broker_does_not_take_leaves_no_socket(stalling: FaultProxy) -> None:
+    settings = settings_for(stalling.address, properties=STALLS, close_timeout=0.1)
+    with raising(UndeliveredRecords):
+        async with open_send_producer(settings) as producer:
+            await producer.send(to("first"))
+            stalling.black_hole()
+            producer.enqueue_nowait(ProducerRecord("first", LARGE))
+            driver: Any = producer._bridge._driver
+            sock = (await anyio.to_thread.run_sync(unsent, driver._opened.client))._sock
+    assert sock.fileno() == -1
+
+
+def unsent(client: Any) -> Any:
+    """The connection that has something to send which the broker does not take, as soon as there is
+    one."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        for connection in [*client._manager._conns.values()]:
+            transport = connection.transport
+            if transport is not None and transport._write_buffer:
+                time.sleep(NEVER)
+                if transport._write_buffer:
+                    return transport
+        time.sleep(0.005)
+    pytest.fail("the broker took all")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")

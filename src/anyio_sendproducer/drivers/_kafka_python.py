@@ -22,6 +22,7 @@ import re
 import ssl
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal, cast
 
@@ -217,6 +218,7 @@ class _Manager(KafkaConnectionManager):
         super().__init__(net, **configs)
         #: Why the last connection to a broker did not come about.
         self.failures: dict[Any, Exception] = {}
+        self._transports: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def get_connection(self, node_id: Any, *args: Any, **options: Any) -> Any:
         """A connection, new or not."""
@@ -265,6 +267,7 @@ class _Manager(KafkaConnectionManager):
                 made = KafkaTCPTransport(self._net, sock, node.host)
             made._sock_recv = functools.partial(_receive, made)
             made._sock_send = functools.partial(_send, made, made._sock_send)
+            self._transports.add(made)
             done = True
         except Exception as error:
             raise kafka_errors.KafkaConnectionError(f"Handshake failed: {error}") from error
@@ -272,6 +275,14 @@ class _Manager(KafkaConnectionManager):
             if not done:
                 made.close()
         return made
+
+    def close(self, node_id: Any = None, timeout_ms: float | None = None) -> None:
+        """Close a connection or, without an argument, everything. 3.0.12 leaves a connection to the
+        garbage collector where it has something to send that the broker does not take."""
+        super().close(node_id, timeout_ms)
+        if node_id is None:
+            for transport in [*self._transports]:
+                transport._close()
 
     async def _shake_hands(self, sock: ssl.SSLSocket, timeout_at: float | None) -> None:
         while True:
