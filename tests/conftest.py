@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -84,4 +85,7 @@ def client_threads() -> list[str]:
 def _nothing_left() -> Iterator[None]:
     """No test leaves a thread of a producer behind."""
     yield
+    deadline = time.monotonic() + 60
+    while client_threads() and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert client_threads() == []

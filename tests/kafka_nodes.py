@@ -338,7 +338,7 @@ def _properties(node: Node, brokers: int, listeners: Sequence[Listener]) -> dict
         # Leaders stay where a test put them.
         "auto.leader.rebalance.enable": False,
         # How long a broker that was killed counts as alive; until then it can't come back either.
-        "broker.session.timeout.ms": 3_000,
+        "broker.session.timeout.ms": 6_000,
         "broker.heartbeat.interval.ms": 300,
         # The default, 128 MiB, is half of the heap.
         "log.cleaner.dedupe.buffer.size": 4 * 1024 * 1024,

@@ -12,6 +12,7 @@ partition stand in its log in that order, whichever way the partition was chosen
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -29,6 +30,7 @@ from anyio_sendproducer import (
     ProducerSettings,
     RecordMetadata,
     SendProducer,
+    SendProducerError,
     UndeliveredRecords,
     open_send_producer,
 )
@@ -190,7 +192,12 @@ async def run_load(
     undelivered = 0
     try:
         async with open_send_producer(settings, driver=driver) as producer:
-            await producer.partitions_for(load.topic)
+            with anyio.fail_after(60):
+                while True:
+                    # Within delivery_timeout, which is short where records are to miss it.
+                    with contextlib.suppress(SendProducerError):
+                        await producer.partitions_for(load.topic)
+                        break
             await teller.run(producer, during)
     except UndeliveredRecords as error:
         undelivered = error.count

@@ -228,3 +228,62 @@ async def test_what_the_driver_gives_back_waits_for_the_topic(settings: Producer
         assert producer.statistics().queued == 1
         driver.learn("unknown")
         await call.wait()
+
+
+@pytest.mark.usefixtures("always_near")
+async def test_who_gathers_for_records_that_are_withdrawn_does_not_ask_on_and_on(
+    settings: ProducerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = AskedDriver(manual=True)
+    async with open_send_producer(settings, driver=driver) as producer:
+        deliveries = [producer.enqueue_nowait(record()) for _ in range(20)]
+        await until(lambda: len(driver.submitted) == 20)
+        async with task_group() as tasks:
+            for _ in range(3):
+                tasks.start_soon(producer.send, record())
+            while producer.statistics().queued < 3:
+                await anyio.lowlevel.checkpoint()
+            await anyio.lowlevel.checkpoint()
+            tasks.cancel_scope.cancel()
+        monkeypatch.setattr(_bridge, "_SOON_SECONDS", 0.0)
+        await quiet()
+        asked = driver.asked
+        await quiet()
+        assert driver.asked == asked
+        assert producer.statistics().withdrawn == 3
+        driver.acknowledge()
+        for delivery in deliveries:
+            await delivery.wait()
+
+
+async def test_what_came_before_is_settled_before_the_end_of_its_client(
+    settings: ProducerSettings,
+) -> None:
+    """However much it is, and however soon the next client is open."""
+    driver = AskedDriver(manual=True)
+    async with open_send_producer(settings, driver=driver) as producer:
+        deliveries = [producer.enqueue_nowait(record()) for _ in range(3000)]
+        await until(lambda: len(driver.submitted) == 3000)
+        driver.acknowledge()
+        driver.break_client()
+        while not all(delivery.done for delivery in deliveries):
+            time.sleep(0.02)  # noqa: ASYNC251  # what else the program does
+            await anyio.lowlevel.checkpoint()
+        for delivery in deliveries:
+            await delivery.wait()
+        await until(generation(producer, 2))
+
+
+async def test_behind_records_that_are_held_up_the_others_go_on(
+    settings: ProducerSettings,
+) -> None:
+    driver = AskedDriver()
+    driver.unknown_topics.add("unknown")
+    async with open_send_producer(settings, driver=driver) as producer:
+        held = [producer.enqueue_nowait(ProducerRecord("unknown", b"")) for _ in range(600)]
+        await until(lambda: producer.statistics().in_flight == 600)
+        await producer.send(record())
+        driver.unknown_topics.clear()
+        driver.learn("unknown")
+        for delivery in held:
+            await delivery.wait()

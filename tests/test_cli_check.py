@@ -164,7 +164,7 @@ def listening(
 @pytest.mark.parametrize("name", ["kafka-python", "confluent"])
 async def test_no_broker_listens(name: str) -> None:
     with listening() as address:
-        steps, _ = await check(settings(address).with_start_timeout(0.5), name)
+        steps, _ = await check(settings(address).with_start_timeout(2), name)
     assert states(steps) == expected("authenticate")
     assert "it may be no broker" in one(steps, "authenticate").hint
 
@@ -200,7 +200,7 @@ async def test_a_certificate_that_is_good(authority: tuple[trustme.CA, Path]) ->
     made, path = authority
     with listening(context=serving(made)) as address:
         asked = settings(address, security_protocol="SSL", ssl_truststore_location=str(path))
-        steps, _ = await check(asked.with_start_timeout(0.5), None)
+        steps, _ = await check(asked.with_start_timeout(2), None)
     # It is no broker.
     assert states(steps) == expected("authenticate", frozenset())
     assert one(steps, "tls").details == (f"{address}: TLSv1.3",)
@@ -394,7 +394,7 @@ def test_nobody_to_describe(name: str) -> None:
     threads = threading.active_count()
     with pytest.raises(SendProducerError):
         describe_cluster(name, asked)
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads
 
 
 def test_a_broker_that_tells_no_version() -> None:

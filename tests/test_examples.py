@@ -150,8 +150,12 @@ async def test_an_order_that_was_answered_is_in_kafka(service: str, broker: Embe
         await until(lambda: len(answers) > 5 * CUSTOMERS)
         broker.pause()
         await until_true(running_service.in_flight, CUSTOMERS.__le__)
-        in_flight = ordered - set(answers)
-        assert len(in_flight) == CUSTOMERS
+        # What the broker answered just before may still be on its way.
+        in_flight: set[str] = set()
+        with anyio.fail_after(PATIENCE):
+            while (seen := ordered - set(answers)) != in_flight or len(seen) != CUSTOMERS:
+                in_flight = seen
+                await anyio.sleep(0.5)
         running_service.example.interrupt()
         await running_service.takes_no_more()
         assert in_flight.isdisjoint(answers)
@@ -210,7 +214,7 @@ async def test_what_was_not_delivered_is_answered_as_what_it_is(
     service: str, broker: EmbeddedBroker
 ) -> None:
     limits = {
-        "ORDERS_DELIVERY_TIMEOUT": "2",
+        "ORDERS_DELIVERY_TIMEOUT": "6",
         "ORDERS_CLOSE_TIMEOUT": "3",
         "ORDERS_MAX_IN_FLIGHT": "3",
     }
@@ -497,7 +501,7 @@ async def test_no_line_is_lost_where_the_shipper_is_killed(
 
 
 async def test_the_shipper_outlives_the_broker(log: Log, anyio_backend_name: str) -> None:
-    settings = {"LOGS_DELIVERY_TIMEOUT": "2", "LOGS_START_TIMEOUT": "1"}
+    settings = {"LOGS_DELIVERY_TIMEOUT": "6", "LOGS_START_TIMEOUT": "1"}
     async with embedded_broker() as first:
         port = first.port
     log.write(200)
@@ -523,9 +527,10 @@ async def test_ctrl_c_ends_the_shipper_where_the_broker_is_away(
     log.write(100)
     async with shipping(log, broker, anyio_backend_name) as example:
         await until_shipped(broker, log.written)
+        await example.line("100 shipped, 0 in flight")
         broker.pause()
         log.write(100)
-        await example.line("in flight", after=len(example.printed))
+        await example.line("100 shipped, [1-9][0-9]* in flight")
         example.interrupt()
         # The two would be one, if nobody had looked between them.
         await example.line("shipping what was read")

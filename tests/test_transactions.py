@@ -188,6 +188,29 @@ async def test_failures_that_nobody_awaited_are_told_by_the_transaction(
     assert [how for how, _ in fake.transactions] == ["aborted", "aborted"]
 
 
+async def test_what_is_still_told_of_one_transaction_is_not_the_next_ones_affair(
+    settings: ProducerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeDriver(manual=True)
+    settings = settings.evolve(cancel_timeout=0.01)
+    async with open_send_producer(settings, driver=fake) as producer:
+        with monkeypatch.context() as patch, raising(ZeroDivisionError):
+            async with producer.transaction() as tx:
+                old = [tx.enqueue_nowait(record()) for _ in range(2)]
+                await taken(fake, 2)
+                patch.setattr(fake, "fail", lambda _: 0)  # it says so later than it may
+                fail()
+        async with producer.transaction() as tx:
+            new = await tx.enqueue(record())
+            await taken(fake, 3)
+            fake.fail(refuse, 2)
+            fake.acknowledge()
+        assert (await new.wait()).offset == 0
+        for delivery in old:
+            with raising(DeliveryError):
+                await delivery.wait()
+
+
 async def test_a_record_that_is_refused_at_once_makes_it_an_abort(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:

@@ -1,10 +1,9 @@
 """Where the event loop and the driver's thread meet, and nowhere else.
 
 Loop to thread goes a batch of records as one command. Thread to loop come events: they gather in a
-list, one wake-up of the loop brings over all that there are, and they go on by a memory object
-stream to the task that settles them: in portions, so that other tasks have their turn between. So
-a crossing is paid once a batch, never once a record. What comes alone, while that task waits, may
-be taken without its turn.
+list, one wake-up of the loop brings over all that there are, and they go on as one item of a
+memory object stream to the task that settles them. So a crossing is paid once a batch, never once
+a record. What comes alone, while that task waits, may be taken without its turn.
 
 A client that takes records without waiting, and reports when it is asked to, needs no thread for
 that: the loop hands over and asks by itself (see
@@ -29,7 +28,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar, cast
 
@@ -52,6 +51,7 @@ __all__ = [
     "Opened",
     "Ready",
     "Taken",
+    "in_portions",
 ]
 
 T = TypeVar("T")
@@ -94,14 +94,6 @@ class Completed:
 
     entries: Sequence[Entry]
     outcomes: Sequence[Outcome]
-
-    def cut(self, count: int) -> tuple[Completed, Completed]:
-        """The first so many of them, and the others."""
-        entries, outcomes = self.entries, self.outcomes
-        return (
-            Completed(entries[:count], outcomes[:count]),
-            Completed(entries[count:], outcomes[count:]),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,19 +146,31 @@ class Lost:
 Event = Completed | Taken | MetadataChanged | Ready | Broken | GenerationEnded | Opened | Lost
 
 
-def _in_portions(events: list[Event]) -> Iterator[list[Event]]:
-    """The same in order, with no more outcomes in each portion than are settled at once."""
+def in_portions(events: Iterable[Event]) -> Iterator[list[Event]]:
+    """The same in order, with no more outcomes in each portion than are settled at once. Where
+    there are several the last one is empty: it comes when those have had their turn who are woken
+    by all before."""
     portion: list[Event] = []
     room = _SETTLED_AT_ONCE
+    is_cut = False
     for event in events:
-        while isinstance(event, Completed) and len(event.entries) > room:
-            first, event = event.cut(room)  # noqa: PLW2901  # what is left of it
-            yield [*portion, first]
-            portion, room = [], _SETTLED_AT_ONCE
-        portion.append(event)
-        if isinstance(event, Completed):
-            room -= len(event.entries)
+        if not isinstance(event, Completed) or len(event.entries) <= room:
+            portion.append(event)
+            room -= len(event.entries) if isinstance(event, Completed) else 0
+            continue
+        start = 0
+        while start < len(event.entries):
+            if room == 0:
+                yield portion
+                portion, room, is_cut = [], _SETTLED_AT_ONCE, True
+            part = slice(start, start + room)
+            entries = event.entries[part]
+            portion.append(Completed(entries, event.outcomes[part]))
+            start += len(entries)
+            room -= len(entries)
     yield portion
+    if is_cut:
+        yield []
 
 
 class _Reply(Generic[T]):
@@ -341,14 +345,10 @@ class Bridge:
     def gathers(self, queued: int) -> bool:
         """Whether it is better to let so many records wait for more than to hand them over.
 
-        It is while outcomes wait to be settled, since those who are woken by them may send again.
-        With a client that is asked it is as long as an answer is going to come soon, and the client
-        has more records than these. Otherwise each answer would let few go on, whose records would
-        be a small batch with an answer of its own, and so on: small batches would never become
-        larger.
+        It is as long as an answer is going to come soon, and the client has more records than
+        these. Otherwise each answer would let few go on, whose records would be a small batch with
+        an answer of its own, and so on: small batches would never become larger.
         """
-        if self._polled is None:
-            return self.events.statistics().current_buffer_used > 0
         self._gathers = (
             queued < self._under_way and queued < _GIVEN_AT_ONCE and self._answers_are_near()
         )
@@ -397,6 +397,7 @@ class Bridge:
             self._under_way = polled.poll(_SETTLED_AT_ONCE)
         except Exception as error:  # noqa: BLE001  # as in _submit()
             self._post(Lost(error))
+        has_passed_on = self._has_passed_on
         events = self._take_out()
         if events:
             if self._is_waiting:
@@ -415,7 +416,18 @@ class Bridge:
             self.ring()
         else:
             polled.watch()
+        # It holds for the turn in which it was found.
+        self._gathers = False
+        if events and has_passed_on:
+            # What came before comes first.
+            self._pass_on(events)
+            return ()
         return events
+
+    @property
+    def _has_passed_on(self) -> bool:
+        """Whether there is something that the receiver of the events has not taken yet."""
+        return self.events.statistics().current_buffer_used > 0
 
     def reopen(self, error: BaseException, held: int) -> None:
         """Give the client up for another. :class:`GenerationEnded` will follow, and then, when the
@@ -444,8 +456,9 @@ class Bridge:
         return {} if driver is None else driver.figures()
 
     def ring(self) -> None:
-        """Have the receiver of the events look at the queue."""
-        self._pass_on([])
+        """Have the receiver of the events look at the queue, unless it is going to."""
+        if not self._has_passed_on:
+            self._pass_on([])
 
     async def stop(self, seconds: float) -> None:
         """Close the driver, end the threads, and end the stream of events. Never raises.
@@ -520,8 +533,7 @@ class Bridge:
     def _pass_on(self, events: list[Event]) -> None:
         # A wake-up may be under way when the bridge has stopped, or when nobody receives any more.
         with contextlib.suppress(anyio.ClosedResourceError, anyio.BrokenResourceError):
-            for portion in _in_portions(events):
-                self._send.send_nowait(portion)
+            self._send.send_nowait(events)
 
     # --- on threads --------------------------------------------------------------------------
 
@@ -602,9 +614,10 @@ class Bridge:
                 return
 
     def _close_driver(self, timeout: float) -> None:
+        driver = self._driver  # another thread may take it away
         try:
-            if self._driver is not None:
-                self._driver.close(timeout)
+            if driver is not None:
+                driver.close(timeout)
         except Exception as error:  # noqa: BLE001  # closing goes on
             _log.exception(
                 "the driver raised while it was closed", extra={"error.type": error_type(error)}

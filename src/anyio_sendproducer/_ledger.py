@@ -289,8 +289,9 @@ class Ledger:
         self._late_bytes = 0
         self._unseen: dict[Entry, None] = {}
         self._unseen_more = 0
-        #: The first failure since whoever asks for it last set it to None.
+        #: The first failure of what was taken in since :meth:`look_for_failures`.
         self.first_failure: DeliveryError | None = None
+        self._looked_before = 0
         #: The number of the next report of what was missed; an entry has that of its own, or 0.
         self._report = 1
         self._accepted = 0
@@ -537,7 +538,8 @@ class Ledger:
 
     def _fail(self, entry: Entry, outcome: Any, woken: list[object]) -> None:
         entry.missed = 0
-        if self.first_failure is None:
+        # What waits for room has no number yet.
+        if self.first_failure is None and not 0 < entry.seq <= self._looked_before:
             self.first_failure = outcome
         entry.was_submitted = entry.state is _SUBMITTED
         if entry.state is not _WAITING:
@@ -582,6 +584,11 @@ class Ledger:
         group.remaining -= 1
         if group.remaining == 0 and group.waiter is not None:
             woken.append(group.waiter)
+
+    def look_for_failures(self) -> None:
+        """From now on, :attr:`first_failure` is of what is taken in from now on."""
+        self.first_failure = None
+        self._looked_before = self._accepted
 
     # --- callers that give up ----------------------------------------------------------------
 

@@ -103,6 +103,7 @@ class SendProducer(Sender):
     _topics: set[str]
     _rung: bool  # the pump was told to look at the queue
     _busy: bool  # the driver is going through a batch
+    _settling: bool  # others have their turn before all that came together is settled
     _reopening: bool  # a client is being opened in place of one that broke
     _retrying: bool  # topics without metadata are asked for again before long
     _stopping: bool  # the driver takes no more
@@ -165,7 +166,8 @@ class SendProducer(Sender):
         self._key_serialized = settings.key_serializer is not None
         self._value_serialized = settings.value_serializer is not None
         self._topics = set()
-        self._rung = self._busy = self._reopening = self._retrying = self._stopping = False
+        self._rung = self._busy = self._settling = False
+        self._reopening = self._retrying = self._stopping = False
         self._generations = 1
         self._given_up_at = 0
         self._metadata_waiters = set()
@@ -538,8 +540,7 @@ class SendProducer(Sender):
                         async for events in self._bridge.events:
                             if observation is not None:
                                 observation.begin_turn()
-                            self._rung = False
-                            self._apply_all(events)
+                            await self._settle(events)
                             self._hand_over()
                             self._apply_all(self._bridge.ask())
                             if observation is not None:
@@ -550,6 +551,18 @@ class SendProducer(Sender):
                     tasks.cancel_scope.cancel()
                     if observation is not None:
                         observation.tell()
+
+    async def _settle(self, events: Sequence[Event]) -> None:
+        """Apply what came together; where it is much, with everybody's turn between."""
+        # Until the end nobody needs to ring: those who are woken may send again, and that is to go
+        # together.
+        self._rung = True
+        for portion in _bridge.in_portions(events):
+            if self._settling:
+                await anyio.lowlevel.cancel_shielded_checkpoint()
+            self._apply_all(portion)
+            self._settling = True
+        self._rung = self._settling = False
 
     def _break(self, error: Exception) -> None:
         _log.exception(
@@ -569,10 +582,9 @@ class SendProducer(Sender):
             return
         if self._busy:
             self._ring()
-        elif not self._bridge.gathers(queued) and (
-            batch := self._ledger.take(self._bridge.at_once)
-        ):
-            answer = self._bridge.submit(batch)
+        elif not self._bridge.gathers(queued):
+            batch = self._ledger.take(self._bridge.at_once)
+            answer = self._bridge.submit(batch) if batch else Submitted()
             if answer is None:
                 self._busy = True
             else:
@@ -666,6 +678,8 @@ class SendProducer(Sender):
 
     async def _expire(self) -> None:
         while True:
+            while self._settling:  # what has come is not late
+                await anyio.lowlevel.checkpoint()
             now = self._loop.now()
             trouble = self._bridge.trouble()
             self._moved(self._ledger.expire(now, trouble))

@@ -306,7 +306,7 @@ class Transaction(Sender):
 
     async def _start(self) -> None:
         owner = self._owner
-        owner.ledger.first_failure = None
+        owner.ledger.look_for_failures()
         with anyio.move_on_after(owner.settings.delivery_timeout):
             while True:
                 self._generation = owner.bridge.generation

@@ -347,7 +347,7 @@ def test_nothing_is_left_when_the_test_run_is_ended(
         assert all(map(alive, pids))
         run.send_signal(number)
     # A broker whose files are gone ends by itself as well, but not as soon.
-    until(lambda: not any(map(alive, pids)) and not list(temporary.iterdir()), 5.0)
+    until(lambda: not any(map(alive, pids)) and not list(temporary.iterdir()), 15.0)
 
 
 def test_a_cluster_outlives_the_thread_that_restarts_a_broker() -> None:

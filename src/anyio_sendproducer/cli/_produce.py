@@ -22,7 +22,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -197,27 +197,19 @@ class _Job:
                 await tasks.start(self._watch_signals, tasks)
             try:
                 with self._starting:
-                    await self._send_all(tasks)
+                    await self._send_all()
             except SendProducerError as error:
                 # Not raised here: it would come out of the task group in an exception group.
                 self.trouble = error
             tasks.cancel_scope.cancel()
         return COMPLETE
 
-    async def _send_all(self, tasks: anyio.abc.TaskGroup) -> None:
-        from ._display import progress_bar
-
-        order = self._order
-        driver = order.connection.driver
+    async def _send_all(self) -> None:
+        driver = self._order.connection.driver
         async with open_send_producer(self._settings, driver=driver) as producer:
             self._producer = producer
             began = anyio.current_time()
-            with contextlib.ExitStack() as stack:
-                if self._shows:
-                    bar = stack.enter_context(progress_bar(size_of(order.inputs)))
-                    tasks.start_soon(self._tick, producer, bar)
-                    # As it is in the end.
-                    stack.callback(lambda: bar.show(self._figures(producer)))
+            async with self._shown(producer) if self._shows else contextlib.nullcontext():
                 await self._pass_on(producer)
             self.seconds = anyio.current_time() - began
 
@@ -363,6 +355,23 @@ class _Job:
             now.cancel()
             # Cancelled, it takes cancel_timeout at most, and every record has its outcome.
             await producer.aclose()
+
+    @contextlib.asynccontextmanager
+    async def _shown(self, producer: SendProducer) -> AsyncGenerator[None]:
+        """Meanwhile, show how far it is."""
+        from ._display import progress_bar
+
+        with progress_bar(size_of(self._order.inputs)) as bar:
+            try:
+                async with anyio.create_task_group() as beside:
+                    beside.start_soon(self._tick, producer, bar)
+                    try:
+                        yield
+                    finally:
+                        beside.cancel_scope.cancel()
+            finally:
+                # As it is in the end, when no thread draws any more what it was before.
+                bar.show(self._figures(producer))
 
     async def _tick(self, producer: SendProducer, bar: Bar) -> None:
         while True:

@@ -276,13 +276,12 @@ class _Manager(KafkaConnectionManager):
                 made.close()
         return made
 
-    def close(self, node_id: Any = None, timeout_ms: float | None = None) -> None:
-        """Close a connection or, without an argument, everything. 3.0.12 leaves a connection to the
-        garbage collector where it has something to send that the broker does not take."""
-        super().close(node_id, timeout_ms)
-        if node_id is None:
-            for transport in [*self._transports]:
-                transport._close()
+    def let_go(self) -> None:
+        """Close what is open when all is closed. 3.0.12 leaves a connection to the garbage
+        collector where it has something to send that the broker does not take."""
+        for transport in [*self._transports]:
+            if transport._sock is not None:
+                transport._sock.close()
 
     async def _shake_hands(self, sock: ssl.SSLSocket, timeout_at: float | None) -> None:
         while True:
@@ -409,6 +408,7 @@ class _NetClient(KafkaNetClient):
             super().close(node_id)
         finally:
             if node_id is None:
+                self.manager.let_go()
                 self.closed_by = threading.current_thread()
                 self.is_closed.set()
 
