@@ -226,7 +226,7 @@ async def test_a_crowd_that_never_pauses_does_not_keep_its_records_from_the_driv
                 assert len(deliveries) < settings.max_in_flight
                 deliveries.append(producer.enqueue_nowait(record()))
                 await anyio.lowlevel.checkpoint()
-                assert producer._bridge.events.statistics().current_buffer_used <= 1
+                assert producer._bridge.events.statistics().current_buffer_used < 20
             for delivery in deliveries:
                 await delivery.wait()
 
