@@ -15,11 +15,12 @@ from anyio_sendproducer import (
     ProducerBroken,
     ProducerRecord,
     ProducerSettings,
+    SendProducer,
     _bridge,
     open_send_producer,
 )
 from tests.asked_driver import AskedDriver
-from tests.calls import Call, generation, quiet, record, task_group, until
+from tests.calls import PATIENCE, Call, generation, quiet, record, task_group, until
 
 
 @pytest.fixture
@@ -287,3 +288,35 @@ async def test_behind_records_that_are_held_up_the_others_go_on(
         driver.learn("unknown")
         for delivery in held:
             await delivery.wait()
+
+
+class Miscounting(AskedDriver):
+    """Says how many were under way before it reported, as if that were after it."""
+
+    miscounts = False
+
+    def poll(self, most: int, /) -> int:
+        with self._guard:
+            before = len(self._unsaid) + len(self.under_way)
+        now = super().poll(most)
+        return before if self.miscounts and before else now
+
+
+@pytest.mark.usefixtures("always_near")
+async def test_who_gathers_for_an_answer_that_has_come_waits_for_nobody(
+    settings: ProducerSettings,
+) -> None:
+    driver = Miscounting()
+
+    async def one_or_two(producer: SendProducer, count: int) -> None:
+        for _ in range(count):
+            await producer.send(record())
+
+    async with open_send_producer(settings, driver=driver) as producer:
+        await producer.send(record())
+        driver.miscounts = True
+        with anyio.fail_after(PATIENCE):
+            for _ in range(50):
+                async with task_group() as tasks:
+                    for number in range(5):
+                        tasks.start_soon(one_or_two, producer, 2 if number < 2 else 1)

@@ -19,7 +19,6 @@ May import: ``drivers``, ``_loops``, ``_ledger``, ``_exceptions``, ``telemetry``
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import gc
 import itertools
@@ -412,17 +411,16 @@ class Bridge:
             self.ring()
         elif not self._under_way:
             self._is_waiting = False
+            if self._gathers:  # for an answer that has come, as it turns out
+                self.ring()
         elif self._gathers or self._answers_are_near():
             self.ring()
         else:
             polled.watch()
         # It holds for the turn in which it was found.
         self._gathers = False
-        if events and has_passed_on:
-            # What came before comes first.
-            self._pass_on(events)
-            return ()
-        return events
+        # What came before comes first.
+        return () if events and has_passed_on and self._pass_on(events) else events
 
     @property
     def _has_passed_on(self) -> bool:
@@ -530,10 +528,14 @@ class Bridge:
                 events.append(item)
         return events
 
-    def _pass_on(self, events: list[Event]) -> None:
-        # A wake-up may be under way when the bridge has stopped, or when nobody receives any more.
-        with contextlib.suppress(anyio.ClosedResourceError, anyio.BrokenResourceError):
+    def _pass_on(self, events: list[Event]) -> bool:
+        """Give these to the receiver of the events; False where there is none any more: a wake-up
+        may be under way when the bridge has stopped."""
+        try:
             self._send.send_nowait(events)
+        except (anyio.ClosedResourceError, anyio.BrokenResourceError):
+            return False
+        return True
 
     # --- on threads --------------------------------------------------------------------------
 

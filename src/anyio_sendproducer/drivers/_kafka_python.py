@@ -281,7 +281,8 @@ class _Manager(KafkaConnectionManager):
         collector where it has something to send that the broker does not take."""
         for transport in [*self._transports]:
             if transport._sock is not None:
-                transport._sock.close()
+                with contextlib.suppress(OSError):
+                    transport._sock.close()
 
     async def _shake_hands(self, sock: ssl.SSLSocket, timeout_at: float | None) -> None:
         while True:
