@@ -37,6 +37,7 @@ from anyio_sendproducer import (
 from anyio_sendproducer.drivers import ConsumedOffset, Deadline
 from anyio_sendproducer.drivers._group_metadata import group_to_bytes
 from anyio_sendproducer.testing import FakeDriver
+from tests.bare import nothing
 from tests.calls import (
     PATIENCE,
     Call,
@@ -198,7 +199,7 @@ async def test_what_is_still_told_of_one_transaction_is_not_the_next_ones_affair
             async with producer.transaction() as tx:
                 old = [tx.enqueue_nowait(record()) for _ in range(2)]
                 await taken(fake, 2)
-                patch.setattr(fake, "fail", lambda _: 0)  # it says so later than it may
+                patch.setattr(fake, "fail", nothing)  # it says so later than it may
                 fail()
         async with producer.transaction() as tx:
             new = await tx.enqueue(record())
