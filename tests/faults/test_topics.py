@@ -111,13 +111,21 @@ async def test_a_topic_that_is_forbidden_and_then_granted(
         # second while it is refused.
         await sleep(1.5)
         granted[0] = time.monotonic()
+        running.admit(1.0)
 
     settings = settings_for(
         cluster,
         bootstrap_servers=cluster.bootstrap("SASL"),
         properties=logging_in("PLAIN", "bob", PASSWORD),
     )
-    load = Load(topic=topic, records=RECORDS, seconds=SECONDS, partitions=PARTITIONS, make=make)
+    load = Load(
+        topic=topic,
+        records=RECORDS,
+        seconds=SECONDS,
+        partitions=PARTITIONS,
+        make=make,
+        admitted=0.8,  # however long that takes
+    )
     ran = await run_load(settings, load, during=during, driver=driver)
     cell = Cell(
         "cluster", "a topic that the ACL forbids, then grants, among others", anyio_backend, driver
