@@ -740,3 +740,17 @@ async def test_failures_while_it_drains_are_raised(settings: ProducerSettings) -
                 await taken(fake, 1)
                 tasks.start_soon(fail, producer)
     assert caught.value.count == 1
+
+
+async def test_what_a_client_says_after_its_end_harms_nobody(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    async with open_send_producer(settings, driver=fake) as producer:
+        await producer.send(record())
+    before = producer.statistics()
+    fake.learn("another topic")
+    await quiet()
+    after = producer.statistics()
+    assert (after.state, after.delivered) == ("closed", 1)
+    # The loop was told, and had nobody to tell.
+    assert after.wake_ups == before.wake_ups + 1
