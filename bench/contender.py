@@ -60,16 +60,18 @@ class Job:
         version = tuple(map(int, self.api_version.split("."))) if self.api_version else None
         return {"api_version": version} if version else {}
 
+    def begin(self) -> None:
+        """All is warm: the time runs from now on."""
+        self.freeze()
+        self.start()
+
     def freeze(self) -> None:
-        """All is warm. What was imported is not to be gone through at each of the collector's full
-        rounds."""
+        """What was imported is not to be gone through at each of the collector's full rounds."""
         gc.collect()
         gc.freeze()
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """The time runs from now on."""
-        if not gc.get_freeze_count():
-            self.freeze()
         self._processor = time.process_time()
         self._start = time.perf_counter()
 
@@ -105,7 +107,7 @@ async def crowd(job: Job, send: Send, tasks: int) -> None:
         there += 1
         if there == tasks:
             # To make the tasks is not the client's work.
-            job.begin()
+            job.start()
             go.set()
         await go.wait()
         await (timed if tasks == 1 else one)()

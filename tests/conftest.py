@@ -18,6 +18,7 @@ from anyio_sendproducer.testing import (
     embedded_broker,
 )
 from tests.calls import Deadlines
+from tests.fault_proxy import FaultProxy, proxied_broker
 
 # No example fails for how long it takes: that says how busy the machine is. All else stays as it is
 # by default, or in CI.
@@ -63,6 +64,13 @@ async def broker() -> AsyncIterator[EmbeddedBroker]:
     """An embedded broker of the test's own."""
     async with embedded_broker() as running:
         yield running
+
+
+@pytest.fixture
+def proxied() -> Iterator[FaultProxy]:
+    """A fault proxy before an embedded broker of the test's own."""
+    with proxied_broker() as proxy:
+        yield proxy
 
 
 @pytest.fixture(scope="session")

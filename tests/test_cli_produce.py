@@ -31,7 +31,7 @@ from anyio_sendproducer.cli._input import Layout
 from anyio_sendproducer.testing import FakeDriver
 from tests.calls import until
 from tests.cli_runs import Run, entries, plain, producing, values_in, wait_for
-from tests.fault_proxy import FaultProxy, proxied_broker
+from tests.fault_proxy import FaultProxy
 from tests.test_cli import run_main
 
 LOOPS = ["asyncio", "trio"]
@@ -260,10 +260,14 @@ def test_standard_input_and_ctrl_c(loop: str, shared_broker: str, here: Path) ->
 # --- a broker that goes away ---------------------------------------------------------------------
 
 
-@pytest.fixture
-def proxied() -> Any:
-    with proxied_broker() as proxy:
-        yield proxy
+def stall(run: Run, proxied: FaultProxy, *, delivered: int, more: int) -> None:
+    """Have so many lines delivered; then the broker says nothing any more, there are so many more,
+    and 50 of them are in flight."""
+    run.write(numbered(delivered))
+    run.wait_for_bar(lambda bar: bar[0] == delivered)
+    proxied.black_hole()
+    run.write(numbered(more, delivered))
+    run.wait_for_bar(lambda bar: bar[2] == 50)
 
 
 @pytest.mark.parametrize("loop", LOOPS)
@@ -289,11 +293,7 @@ def test_what_has_failed_is_not_in_flight_any_more(proxied: FaultProxy, here: Pa
     arguments = ["-b", proxied.address, "-t", "late", "--failed", "failed"]
     arguments += ["--delivery-timeout", "8"]
     with producing(*arguments, directory=here, stdin=True) as run:
-        run.write(numbered(10))
-        run.wait_for_bar(lambda bar: bar[0] == 10)
-        proxied.black_hole()
-        run.write(numbered(50, 10))
-        run.wait_for_bar(lambda bar: bar[2] == 50)
+        stall(run, proxied, delivered=10, more=50)
         # The client has them still, since nothing came back for them.
         run.wait_for_bar(lambda bar: bar[3] == 50)
         assert {(bar[2], bar[3]) for bar in run.bars if bar[3]} == {(0, 50)}
@@ -404,11 +404,7 @@ def test_ctrl_c_while_the_broker_is_away(
     timeout = 60 if hurries else 2
     arguments += ["--close-timeout", f"{timeout}", "--max-in-flight", "50", "--json"]
     with producing(*arguments, directory=here, stdin=True) as run:
-        run.write(numbered(100))
-        run.wait_for_bar(lambda bar: bar[0] == 100)
-        proxied.black_hole()
-        run.write(numbered(400, 100))
-        run.wait_for_bar(lambda bar: bar[2] == 50)
+        stall(run, proxied, delivered=100, more=400)
         began = time.monotonic()
         run.signal(signal.SIGTERM)
         wait_for(lambda: "once more to hurry" in run.screen)
@@ -435,11 +431,7 @@ def test_what_was_read_before_ctrl_c_is_delivered_in_time(
 ) -> None:
     arguments = ["-b", proxied.address, "-t", "patience", "--loop", loop, "--failed", "failed"]
     with producing(*arguments, "--close-timeout", "60", directory=here, stdin=True) as run:
-        run.write(numbered(10))
-        run.wait_for_bar(lambda bar: bar[0] == 10)
-        proxied.black_hole()
-        run.write(numbered(50, 10))
-        run.wait_for_bar(lambda bar: bar[2] == 50)
+        stall(run, proxied, delivered=10, more=50)
         run.signal()
         wait_for(lambda: "once more to hurry" in run.screen)
         # It would give up within so many seconds, if it were hurried.

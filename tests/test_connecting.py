@@ -28,7 +28,7 @@ from anyio_sendproducer.drivers import _kafka_python
 from anyio_sendproducer.testing import FakeDriver, MockCluster, mock_cluster
 from tests.bare import bare, leaking_sockets
 from tests.calls import Deadlines, until
-from tests.fault_proxy import FaultProxy, proxied_broker
+from tests.fault_proxy import FaultProxy
 from tests.mock_cluster import FOR_MOCK
 from tests.scripted_broker import eventually, scripted_broker
 
@@ -50,12 +50,6 @@ LONG = 240.0
 
 
 @pytest.fixture
-def proxy() -> Iterator[FaultProxy]:
-    with proxied_broker() as running:
-        yield running
-
-
-@pytest.fixture
 def turns(monkeypatch: pytest.MonkeyPatch) -> list[None]:
     """One more for each turn of a client's loop, from now on."""
     counted: list[None] = []
@@ -69,19 +63,19 @@ def turns(monkeypatch: pytest.MonkeyPatch) -> list[None]:
     return counted
 
 
-def cut_off(proxy: FaultProxy) -> None:
+def cut_off(proxied: FaultProxy) -> None:
     """Have the client connect again, and nothing come of it."""
-    proxy.black_hole()
-    proxy.cut()
+    proxied.black_hole()
+    proxied.cut()
 
 
 # --- the processor --------------------------------------------------------------------------------
 
 
-def test_bare_while_it_connects_it_spins(proxy: FaultProxy, turns: list[None]) -> None:
-    with leaking_sockets(), bare(proxy.address) as producer:
+def test_bare_while_it_connects_it_spins(proxied: FaultProxy, turns: list[None]) -> None:
+    with leaking_sockets(), bare(proxied.address) as producer:
         producer.send("orders", b"two tins").get(PATIENCE)
-        cut_off(proxy)
+        cut_off(proxied)
         producer.send("orders", b"a brush")
         time.sleep(A_WHILE)
         # However little of the processor it gets: ours would take minutes over so many.
@@ -89,17 +83,17 @@ def test_bare_while_it_connects_it_spins(proxy: FaultProxy, turns: list[None]) -
         eventually(lambda: len(turns) > before + 10 * MANY, PATIENCE / 4)
 
 
-async def test_while_it_connects_it_waits(proxy: FaultProxy, turns: list[None]) -> None:
-    async with open_send_producer(ProducerSettings(bootstrap_servers=proxy.address)) as producer:
+async def test_while_it_connects_it_waits(proxied: FaultProxy, turns: list[None]) -> None:
+    async with open_send_producer(ProducerSettings(bootstrap_servers=proxied.address)) as producer:
         await producer.send(ProducerRecord("orders", b"two tins"))
-        cut_off(proxy)
+        cut_off(proxied)
         delivery = await producer.enqueue(ProducerRecord("orders", b"a brush"))
         await anyio.sleep(A_WHILE)
         turns.clear()
         began = time.monotonic()
         await anyio.sleep(A_WHILE)
         assert len(turns) < MANY * (time.monotonic() - began)
-        proxy.heal()
+        proxied.heal()
         await delivery.wait()
 
 
@@ -172,28 +166,28 @@ async def timed_out(
 
 
 async def test_a_time_out_says_which_broker_can_not_be_reached(
-    proxy: FaultProxy, deadlines: Deadlines
+    proxied: FaultProxy, deadlines: Deadlines
 ) -> None:
     settings = ProducerSettings(
-        bootstrap_servers=proxy.address, delivery_timeout=LONG, cancel_timeout=0.5
+        bootstrap_servers=proxied.address, delivery_timeout=LONG, cancel_timeout=0.5
     )
     async with open_send_producer(settings) as producer:
         await producer.send(ProducerRecord("orders", b"two tins"))
-        proxy.refuse()
+        proxied.refuse()
         error = await timed_out(
             producer, deadlines, lambda: "ECONNREFUSED" in str(producer._bridge.trouble())
         )
-        assert f"{proxy.address} can't be reached: " in str(error)
+        assert f"{proxied.address} can't be reached: " in str(error)
         assert "ECONNREFUSED" in str(error)
         assert isinstance(error.__cause__, SendProducerError)
         assert isinstance(error.__cause__.__cause__, OSError | kafka.errors.KafkaConnectionError)
         # When it is over, nothing of it is left.
-        proxy.heal()
+        proxied.heal()
         await producer.send(ProducerRecord("orders", b"a shirt"))
-        proxy.black_hole()
-        error = await timed_out(producer, deadlines, lambda: proxy.swallowed > 0)
+        proxied.black_hole()
+        error = await timed_out(producer, deadlines, lambda: proxied.swallowed > 0)
         assert (error.__cause__, "reached" in str(error)) == (None, False)
-        proxy.heal()
+        proxied.heal()
 
 
 async def test_a_time_out_says_that_the_login_is_refused(deadlines: Deadlines) -> None:
@@ -259,13 +253,13 @@ async def test_before_it_was_opened_a_driver_knows_of_no_trouble() -> None:
 
 
 async def test_the_end_waits_for_no_connection(
-    proxy: FaultProxy, caplog: pytest.LogCaptureFixture
+    proxied: FaultProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A client that is new connects once more, for its producer id, and waits for that."""
-    settings = ProducerSettings(bootstrap_servers=proxy.address, close_timeout=0.5)
-    proxy.delay(0.1)
+    settings = ProducerSettings(bootstrap_servers=proxied.address, close_timeout=0.5)
+    proxied.delay(0.1)
     async with open_send_producer(settings):
-        proxy.black_hole()
+        proxied.black_hole()
         began = time.monotonic()
     # Ten seconds, if it waited for the connection; two until it is left behind.
     assert time.monotonic() - began < 9

@@ -46,7 +46,7 @@ from anyio_sendproducer import (
 from anyio_sendproducer.testing import MockCluster, embedded_broker, mock_cluster
 from tests.bare import BareProducer, bare, leaking_sockets
 from tests.calls import Deadlines, raising, until
-from tests.fault_proxy import FaultProxy, proxied_broker
+from tests.fault_proxy import FaultProxy
 from tests.mock_cluster import FOR_MOCK
 from tests.recorder import PATIENCE, open_sockets
 from tests.scripted_broker import eventually
@@ -654,28 +654,22 @@ STALLS = {"max_request_size": 30_000_000}
 LARGE = bytes(20_000_000)
 
 
-@pytest.fixture
-def stalling() -> Iterator[FaultProxy]:
-    with proxied_broker() as proxy:
-        yield proxy
-
-
-def test_bare_what_the_broker_does_not_take_leaves_a_socket(stalling: FaultProxy) -> None:
-    with bare(stalling.address, **STALLS) as producer:
+def test_bare_what_the_broker_does_not_take_leaves_a_socket(proxied: FaultProxy) -> None:
+    with bare(proxied.address, **STALLS) as producer:
         producer.send("first", b"value").get(PATIENCE)
-        stalling.black_hole()
+        proxied.black_hole()
         producer.send("first", LARGE)
         transport = unsent(producer._sender._client)
     with transport._sock as left:
         assert left.fileno() >= 0
 
 
-async def test_what_the_broker_does_not_take_leaves_no_socket(stalling: FaultProxy) -> None:
-    settings = settings_for(stalling.address, properties=STALLS, close_timeout=0.1)
+async def test_what_the_broker_does_not_take_leaves_no_socket(proxied: FaultProxy) -> None:
+    settings = settings_for(proxied.address, properties=STALLS, close_timeout=0.1)
     with raising(UndeliveredRecords):
         async with open_send_producer(settings) as producer:
             await producer.send(to("first"))
-            stalling.black_hole()
+            proxied.black_hole()
             producer.enqueue_nowait(ProducerRecord("first", LARGE))
             driver: Any = producer._bridge._driver
             sock = (await anyio.to_thread.run_sync(unsent, driver._opened.client))._sock
