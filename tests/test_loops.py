@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import functools
 import sys
 import threading
 from collections.abc import Awaitable, Callable
@@ -21,17 +23,23 @@ from tests.calls import Call, quiet, record, task_group
 
 EVERY_LOOP = [
     pytest.param("asyncio", id="asyncio"),
+    pytest.param(("asyncio", {"debug": True}), id="asyncio-debug"),
     pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
     pytest.param("trio", id="trio"),
 ]
 if sys.platform == "win32" or sys.implementation.name != "cpython":  # pragma: no cover
-    del EVERY_LOOP[1]
+    del EVERY_LOOP[2]
 
 
 @pytest.fixture(params=EVERY_LOOP)
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
     """Every loop there is, in place of the usual two."""
     return request.param
+
+
+asyncio_only = pytest.mark.parametrize(
+    "anyio_backend", [one for one in EVERY_LOOP if one.id != "trio"], indirect=True
+)
 
 
 class Place:
@@ -133,6 +141,57 @@ async def test_whoever_is_parked_can_be_cancelled() -> None:
         other.scope.cancel()
         await other.wait()
     assert other.cancelled or other.value == "woken"
+
+
+async def test_what_a_parked_task_waited_for_is_not_lost_to_a_cancellation() -> None:
+    """It was woken first, so that it goes on."""
+    loop = current_loop()
+    place = Place()
+    async with task_group() as tasks:
+        call = Call(tasks, wait_in, loop, place)
+        await quiet()
+        loop.wake([place.waiter])
+        call.scope.cancel()
+    assert call.value == "woken"
+
+
+async def test_a_parked_task_is_woken_twice() -> None:
+    """By who does not know of the other, at once or in turns that follow each other."""
+    loop = current_loop()
+    place, other = Place(), Place()
+    async with task_group() as tasks:
+        calls = [Call(tasks, wait_in, loop, one) for one in (place, other)]
+        await quiet()
+        if not isinstance(place.waiter, trio.lowlevel.Task):  # those are given out once
+            loop.wake([place.waiter, place.waiter])
+        loop.wake([place.waiter])
+        loop.wake([other.waiter])
+    assert [call.value for call in calls] == ["woken", "woken"]
+
+
+async def test_those_who_are_woken_go_on_in_their_order() -> None:
+    """asyncio's loops give turns in the order of asking, and the parked have theirs among them."""
+    loop = current_loop()
+    said: list[int] = []
+    places = [Place() for _ in range(3)]
+    cells = [loop.cell() for _ in range(3)]
+
+    async def say(number: int, waiting: Callable[[], Awaitable[object]]) -> None:
+        await waiting()
+        said.append(number)
+
+    async with task_group() as tasks:
+        for number, place, cell in zip((0, 2, 4), places, cells, strict=True):
+            tasks.start_soon(say, number, functools.partial(loop.park, place))
+            tasks.start_soon(say, number + 1, functools.partial(wait, cell))
+        await quiet()
+        line = [
+            one for place, cell in zip(places, cells, strict=True) for one in (place.waiter, cell)
+        ]
+        loop.wake([*line[:3], Several(line[3:4]), *line[4:]])
+    assert len(said) == 6
+    if not isinstance(places[0].waiter, trio.lowlevel.Task):  # which has no order
+        assert said == sorted(said)
 
 
 async def test_woken_before_it_is_awaited() -> None:
@@ -256,6 +315,158 @@ async def test_trio_need_not_be_there(
 def test_in_no_loop() -> None:
     with pytest.raises(RuntimeError):
         current_loop()
+
+
+# --- tasks of asyncio that are parked ------------------------------------------------------------
+
+
+class Parked:
+    """Tasks that are parked on an asyncio loop, and what they say when they go on."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.places: list[Place] = []
+        self.loop = current_loop()
+
+    async def task(self, name: str, error: BaseException | None = None) -> None:
+        place = Place()
+        self.places.append(place)
+        try:
+            await self.loop.park(place)
+        except asyncio.CancelledError as cancelled:
+            self.said.append(f"{name} cancelled {cancelled.args}")
+            raise
+        self.said.append(name)
+        if error is not None:
+            raise error
+
+    def wake(self) -> None:
+        self.loop.wake(place.waiter for place in self.places)
+
+
+@asyncio_only
+async def test_a_task_knows_what_it_is_parked_in_for_a_future() -> None:
+    parked = Parked()
+    async with task_group() as tasks:
+        call = Call(tasks, parked.task, "task")
+        await quiet()
+        (place,) = parked.places
+        assert asyncio.isfuture(place.waiter)
+        assert isinstance(place.waiter, asyncio.Future)
+        assert not place.waiter.done()
+        parked.wake()
+        assert place.waiter.done()
+        assert not place.waiter.cancel()
+        await call.wait()
+        assert parked.said == ["task"]
+
+
+def test_in_debug_mode_each_parked_task_is_woken_by_itself() -> None:
+    """So that asyncio says which of them takes long."""
+
+    async def parked() -> type[object]:
+        place = Place()
+        current_loop().park(place)
+        return type(place.waiter)
+
+    assert asyncio.run(parked(), debug=True) is asyncio.Future
+    assert asyncio.run(parked(), debug=False) is not asyncio.Future
+
+
+@asyncio_only
+async def test_parked_tasks_are_cancelled_by_asyncio_s_own_means() -> None:
+    parked = Parked()
+    first = asyncio.create_task(parked.task("first"))
+    late = asyncio.create_task(parked.task("late"))
+    await asyncio.sleep(0)
+    first.cancel("why")
+    first.cancel("again")
+    await asyncio.wait([first])
+    assert first.cancelled()
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(parked.task("timed"), 0.001)
+    parked.wake()
+    late.cancel("too late to be asked")
+    await asyncio.wait([late])
+    assert late.cancelled()  # asyncio's own means do not ask whether it was woken
+    assert [said.partition(" ")[0] for said in parked.said] == ["first", "timed", "late"]
+    assert all("cancelled" in said for said in parked.said)
+    if sys.version_info >= (3, 11):
+        assert parked.said[0] == "first cancelled ('why',)"
+
+
+@asyncio_only
+async def test_a_task_that_is_cancelled_before_it_parks_does_not_wait() -> None:
+    parked = Parked()
+
+    async def cancel_and_park() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await parked.task("task")
+
+    task = asyncio.create_task(cancel_and_park())
+    await asyncio.wait([task], timeout=5)
+    assert task.cancelled()
+    parked.wake()
+
+
+@asyncio_only
+async def test_each_parked_task_goes_on_in_its_own_context() -> None:
+    name = contextvars.ContextVar[str]("name")
+    parked = Parked()
+
+    async def named(own: str) -> str:
+        name.set(own)
+        await parked.task(own)
+        return name.get()
+
+    tasks = [asyncio.create_task(named(own)) for own in "abc"]
+    await asyncio.sleep(0)
+    parked.wake()
+    assert await asyncio.gather(*tasks) == ["a", "b", "c"]
+    assert parked.said == ["a", "b", "c"]
+
+
+@asyncio_only
+async def test_a_parked_task_may_be_one_in_python() -> None:
+    """Debuggers and ``nest_asyncio`` use them. What they ask of a future is what all may ask."""
+    in_python: Callable[..., asyncio.Task[None]] = vars(asyncio.tasks)["_PyTask"]
+    parked = Parked()
+    tasks = [in_python(parked.task(name)) for name in ("woken", "cancelled")]
+    await asyncio.sleep(0)
+    tasks[1].cancel()
+    parked.wake()
+    await asyncio.wait(tasks)
+    assert sorted(parked.said) == ["cancelled cancelled ()", "woken"]
+
+
+def test_a_parked_task_that_ends_the_loop_keeps_no_other_from_going_on() -> None:
+    async def begin() -> tuple[Parked, list[asyncio.Task[None]]]:
+        parked = Parked()
+        errors = {"exits": SystemExit(3), "fails": ValueError("its own")}
+        names = ("first", "fails", "exits", "last")
+        tasks = [asyncio.create_task(parked.task(name, errors.get(name))) for name in names]
+        await asyncio.sleep(0)
+        return parked, tasks
+
+    async def rest(tasks: list[asyncio.Task[None]]) -> None:
+        await asyncio.wait(tasks, timeout=5)
+
+    with closing(asyncio.SelectorEventLoop()) as loop:
+        parked, tasks = loop.run_until_complete(begin())
+        loop.call_soon(parked.wake)
+        with pytest.raises(SystemExit):
+            loop.run_forever()
+        assert parked.said == ["first", "fails", "exits"]
+        loop.run_until_complete(rest(tasks))
+        assert parked.said == ["first", "fails", "exits", "last"]
+        assert [type(task.exception()) for task in tasks] == [
+            type(None),
+            ValueError,
+            SystemExit,
+            type(None),
+        ]
 
 
 # --- Trio as a guest of asyncio --------------------------------------------------------------

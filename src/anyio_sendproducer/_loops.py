@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import functools
 import sys
 import time
@@ -58,25 +59,77 @@ class Loop(Protocol):
         ...
 
 
+class _Parked:
+    """Where a task of asyncio's waits: a future, as far as a task asks one that it awaits.
+
+    asyncio's own loops schedule whoever waits for a future one by one, in Python, which takes as
+    much time as all that the future itself does. These are woken many at a time.
+    """
+
+    __slots__ = ("_asyncio_future_blocking", "_loop", "callback", "context", "is_over")
+
+    # AnyIO does not cancel a task whose future is done: what it waited for is not lost to it.
+    __class__: Any = asyncio.Future
+    callback: Callable[[Any], object]
+    context: contextvars.Context
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        # By this asyncio.isfuture() knows a future, and a task one that it was given by ``await``.
+        self._asyncio_future_blocking = True
+        self.is_over = False
+
+    def __await__(self) -> Generator[Any, None, None]:
+        yield self
+
+    def add_done_callback(
+        self, function: Callable[[Any], object], /, *, context: contextvars.Context
+    ) -> None:
+        self.callback = function
+        self.context = context
+
+    def done(self) -> bool:
+        return self.is_over
+
+    def cancel(self, msg: Any = None) -> bool:
+        if self.is_over:
+            return False
+        self.is_over = True
+        cancelled: asyncio.Future[None] = self._loop.create_future()
+        cancelled.cancel(msg)
+        self._loop.call_soon(self.callback, cancelled, context=self.context)
+        return True
+
+
 class _AsyncioLoop:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self.now: Callable[[], float] = loop.time
-        cell: Callable[[], asyncio.Future[None]] = loop.create_future
-        # asyncio's own loops have these in Python, which costs as much again as what they do.
-        if isinstance(loop, asyncio.BaseEventLoop):
-            if type(loop).time is asyncio.BaseEventLoop.time:
-                self.now = time.monotonic
-            if type(loop).create_future is asyncio.BaseEventLoop.create_future:
-                future_type: Any = asyncio.Future
-                cell = functools.partial(future_type, loop=loop)
-        self.cell = cell
+        self.cell: Callable[[], asyncio.Future[None]] = loop.create_future
 
-        def park(place: Any) -> asyncio.Future[None]:
-            future = place.waiter = cell()
+        def park(place: Any) -> Awaitable[None]:
+            future = place.waiter = loop.create_future()
             return future
 
-        self.park = park
+        def park_together(place: Any) -> Awaitable[None]:
+            parked = place.waiter = _Parked(loop)
+            return parked
+
+        self.park: Callable[[Any], Awaitable[None]] = park
+        # asyncio's own loops have these in Python, which costs as much again as what they do.
+        if isinstance(loop, asyncio.BaseEventLoop):
+            own, its = asyncio.BaseEventLoop, type(loop)
+            if its.time is own.time:
+                self.now = time.monotonic
+            if its.create_future is own.create_future:
+                future_type: Any = asyncio.Future
+                self.cell = functools.partial(future_type, loop=loop)
+                # Who looks for what takes long is to be shown each task by itself.
+                if its.call_soon is own.call_soon and not loop.get_debug():
+                    self.park = park_together
+        #: What a task is given that is woken: it asks for its result, and for nothing else.
+        self._woken = self.cell()
+        self._woken.set_result(None)
 
     def is_current(self) -> bool:
         try:
@@ -90,11 +143,33 @@ class _AsyncioLoop:
             self._loop.call_soon_threadsafe(function)
 
     def wake(self, waiters: Iterable[Any], /) -> None:
+        parked: list[_Parked] = []
         for cell in waiters:
+            if type(cell) is _Parked:
+                if not cell.is_over:
+                    cell.is_over = True
+                    parked.append(cell)
+                continue
+            if parked:  # who comes first goes on first
+                self._loop.call_soon(self._go_on, parked)
+                parked = []
             if type(cell) is Several:
                 self.wake(cell)
             elif not cell.done():
                 cell.set_result(None)
+        if parked:
+            self._loop.call_soon(self._go_on, parked)
+
+    def _go_on(self, parked: Iterable[_Parked]) -> None:
+        """Give these tasks their turn."""
+        woken = self._woken
+        line = iter(parked)
+        try:
+            for cell in line:
+                cell.context.run(cell.callback, woken)
+        finally:  # a task may end the loop, by SystemExit or KeyboardInterrupt
+            if rest := [*line]:
+                self._loop.call_soon(self._go_on, rest)
 
 
 def _trio_loop(module: Any, token: Any) -> Loop:
