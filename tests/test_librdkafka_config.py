@@ -106,6 +106,8 @@ def test_what_may_be_secret_is_not_shown() -> None:
     [
         ("linger.ms", 5, "linger.ms", 5),
         ("linger_ms", "5", "linger.ms", 5),
+        ("linger.ms", "0.5", "linger.ms", 0.5),
+        ("batch.size", "1000.5", "batch.size", 1001),
         ("queue.buffering.max.ms", 0.5, "linger.ms", 0.5),
         ("batch.size", " 16384 ", "batch.size", 16384),
         ("batch_size", 0, "batch.size", 1),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from anyio_sendproducer import (
@@ -25,7 +26,7 @@ from anyio_sendproducer import (
     open_send_producer,
 )
 from tests.kafka_cluster import KafkaCluster
-from tests.test_end_to_end import PATIENCE, assert_written, records_of_every_kind
+from tests.test_end_to_end import PATIENCE, assert_written, read_back, records_of_every_kind
 
 AnyRecord = ProducerRecord[Any, Any]
 
@@ -132,6 +133,22 @@ async def test_acks(settings: ProducerSettings, topic: str, acks: object, driver
     else:
         assert [one.offset for one in given] == list(range(50))
         await assert_written(settings.addresses[0], list(zip(records, given, strict=True)))
+
+
+async def test_with_acks_0_a_clean_close_leaves_nothing_behind(
+    settings: ProducerSettings, topic: str, driver: str
+) -> None:
+    """What was accepted is on its way to the broker when the block ends, also where it is more than
+    a socket takes at once; nobody can say more."""
+    settings = settings.with_property("acks", 0)
+    values = [b"%d " % number + bytes(900_000) for number in range(10)]
+    for value in values:  # a client for each, which is closed right behind it
+        async with open_send_producer(settings, driver=driver) as producer:
+            await producer.send(ProducerRecord(topic, value, partition=1))
+    # Nobody says where they are; but there is nothing else.
+    places = [RecordMetadata(topic, 1, place, None, None, None) for place in range(len(values))]
+    found = await anyio.to_thread.run_sync(read_back, settings.addresses[0], places)
+    assert sorted(cast("bytes", read.value) for read in found.values()) == values
 
 
 @pytest.mark.parametrize("compression", ["none", "zstd"])

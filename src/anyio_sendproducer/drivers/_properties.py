@@ -9,9 +9,9 @@ May import: ``_settings``, ``_sources``, ``_exceptions``; no client library.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -96,10 +96,9 @@ def truth_in(given: str, value: Any) -> bool:
 
 
 def number_of(given: str, value: Any, least: float = 0, most: float = math.inf) -> int | float:
-    """A number within bounds, which may be a text where it is whole."""
-    if isinstance(value, str):
-        with contextlib.suppress(ValueError):
-            value = int(value)
+    """A number within bounds, which may be a text, as in a file of properties."""
+    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d+(\.\d+)?\s*", value):
+        value = float(value) if "." in value else int(value)
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not least <= value <= most:
         bounds = f"of {least} or more" if most == math.inf else f"from {least} to {most}"
         raise SettingsError(f"properties: {given!r} must be a number {bounds}")
