@@ -396,6 +396,23 @@ async def test_parked_tasks_are_cancelled_by_asyncio_s_own_means() -> None:
 
 
 @asyncio_only
+async def test_anyio_knows_whether_a_parked_task_is_being_cancelled() -> None:
+    parked = Parked()
+    tasks = [asyncio.create_task(parked.task(name)) for name in ("cancelled", "woken")]
+    await asyncio.sleep(0)
+    by_id = {info.id: info for info in anyio.get_running_tasks()}
+    cancelled, woken = (by_id[id(task)] for task in tasks)
+    assert not cancelled.has_pending_cancellation()
+    tasks[0].cancel()
+    parked.wake()
+    assert cancelled.has_pending_cancellation()
+    assert not woken.has_pending_cancellation()
+    await asyncio.wait(tasks)
+    assert tasks[0].cancelled()
+    assert not tasks[1].cancelled()
+
+
+@asyncio_only
 async def test_a_task_that_is_cancelled_before_it_parks_does_not_wait() -> None:
     parked = Parked()
 

@@ -66,7 +66,14 @@ class _Parked:
     much time as all that the future itself does. These are woken many at a time.
     """
 
-    __slots__ = ("_asyncio_future_blocking", "_loop", "callback", "context", "is_over")
+    __slots__ = (
+        "_asyncio_future_blocking",
+        "_loop",
+        "callback",
+        "context",
+        "is_cancelled",
+        "is_over",
+    )
 
     # AnyIO does not cancel a task whose future is done: what it waited for is not lost to it.
     __class__: Any = asyncio.Future
@@ -77,7 +84,7 @@ class _Parked:
         self._loop = loop
         # By this asyncio.isfuture() knows a future, and a task one that it was given by ``await``.
         self._asyncio_future_blocking = True
-        self.is_over = False
+        self.is_over = self.is_cancelled = False
 
     def __await__(self) -> Generator[Any, None, None]:
         yield self
@@ -91,10 +98,13 @@ class _Parked:
     def done(self) -> bool:
         return self.is_over
 
+    def cancelled(self) -> bool:
+        return self.is_cancelled
+
     def cancel(self, msg: Any = None) -> bool:
         if self.is_over:
             return False
-        self.is_over = True
+        self.is_over = self.is_cancelled = True
         cancelled: asyncio.Future[None] = self._loop.create_future()
         cancelled.cancel(msg)
         self._loop.call_soon(self.callback, cancelled, context=self.context)
