@@ -13,12 +13,13 @@ May import: ``_ledger``, ``_sending``, ``_records``, ``_exceptions``, ``telemetr
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 from ._exceptions import DeliveryError
 from ._ledger import _ABANDONED, DeliveryState, Entry, Ledger
@@ -50,11 +51,37 @@ _log = logging.getLogger("anyio_sendproducer.telemetry")
 #: How often at most, in seconds, it is logged that an observer raised the same kind of error.
 _COMPLAINT_SECONDS: Final = 60.0
 
+T = TypeVar("T")
+
 _records = itertools.count(1)
 _batches = itertools.count(1)
 
 #: Which call the records are a part of that a task is giving.
 _batch: ContextVar[Batch | None] = ContextVar("anyio_sendproducer.batch", default=None)
+
+
+def _made_fast(cls: T) -> T:
+    """A frozen dataclass's constructor, for those of which there is one for each record.
+
+    What dataclasses generate sets each field by ``object.__setattr__``, which takes three times as
+    long. Here an instance of a twin that is not frozen is filled, and becomes one of the class.
+    """
+    frozen: Any = cls
+    fields = [(field.name, field.type) for field in dataclasses.fields(frozen)]
+    twin = dataclasses.make_dataclass(frozen.__name__, fields, slots=True)
+
+    def make(*values: object) -> Any:
+        made = twin(*values)
+        made.__class__ = frozen
+        return made
+
+    return cast("T", make)
+
+
+_given = _made_fast(Given)
+_accepted = _made_fast(Accepted)
+_handed_over = _made_fast(HandedOver)
+_delivered = _made_fast(Delivered)
 
 
 def check_observers(observers: Iterable[Observer]) -> tuple[Observer, ...]:
@@ -155,7 +182,7 @@ class Observation:
 
     def give(self, record: ProducerRecord[Any, Any], now: float) -> Given:
         """A record was given."""
-        return Given(next(_records), record, now, self._client_id, _batch.get())
+        return _given(next(_records), record, now, self._client_id, _batch.get())
 
     def enrich(self, given: Given, size: int, most: int) -> tuple[ProducerRecord[Any, Any], int]:
         """The record with the headers that observers add, and its size with these; as it is where
@@ -194,7 +221,7 @@ class Observation:
     def accept(self, entry: Entry) -> None:
         """It was accepted."""
         given = entry.given
-        self.add(Accepted(given.number, given.record, self.now(), entry.size))
+        self.add(_accepted(given.number, given.record, self.now(), entry.size))
 
     # --- calls with several records ----------------------------------------------------------
 
@@ -265,7 +292,7 @@ class ObservedLedger(Ledger):
         now = observation.now()
         for entry in batch:
             given = entry.given
-            observation.add(HandedOver(given.number, given.record, now))
+            observation.add(_handed_over(given.number, given.record, now))
         return batch
 
     def settle(
@@ -283,7 +310,7 @@ class ObservedLedger(Ledger):
             if entry.state is DeliveryState.DELIVERED:
                 given = entry.given
                 observation.add(
-                    Delivered(
+                    _delivered(
                         given.number,
                         given.record,
                         now,
