@@ -379,6 +379,9 @@ class Member:
                 enable_auto_commit=False,
                 metrics_enabled=False,
                 session_timeout_ms=SESSION_MS,
+                # It may be made the leader, and divide up a topic, before it has its metadata. When
+                # these come it divides anew.
+                metadata_max_age_ms=500,
             )
         else:
             self._consumer = confluent_kafka.Consumer(
