@@ -358,14 +358,9 @@ def _read_with_confluent(
             _check_time(deadline, topic, "its partitions are not known")
         consumer.assign(
             [
-                confluent_kafka.TopicPartition(
-                    topic,
-                    partition,
-                    consumer.get_watermark_offsets(
-                        confluent_kafka.TopicPartition(topic, partition),
-                        timeout=max(0.1, deadline - time.monotonic()),
-                    )[0],
-                )
+                # To ask for its number is no way: where a leader has just changed, librdkafka says
+                # so, or takes the end for the beginning.
+                confluent_kafka.TopicPartition(topic, partition, confluent_kafka.OFFSET_BEGINNING)
                 for partition in sorted(unfinished)
             ]
         )

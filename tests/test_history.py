@@ -18,7 +18,7 @@ from anyio_sendproducer import (
     ProducerSettings,
     RecordMetadata,
 )
-from anyio_sendproducer.testing import FakeDriver
+from anyio_sendproducer.testing import FakeDriver, mock_cluster
 from tests.calls import quiet
 from tests.history import (
     ABANDONED,
@@ -479,6 +479,18 @@ async def test_a_topic_is_read_whole(
     assert judge(ran.history, log).faults == ()
     assert {one.partition for one in log} == {0, 1, 2}
     assert all((one.sequence is None) == (reader == "confluent-kafka") for one in log)
+
+
+@pytest.mark.parametrize("error", ["OFFSET_NOT_AVAILABLE", "LEADER_NOT_AVAILABLE"])
+async def test_a_topic_whose_leader_has_just_changed_is_read_whole(error: str) -> None:
+    with mock_cluster() as cluster:
+        cluster.create_topic("t")
+        load = Load(topic="t", records=20, tasks=2, partitions=1)
+        ran = await run_load(cluster.settings("confluent"), load, driver="confluent")
+        for _ in range(3):
+            cluster.answer_next(1, error, api="ListOffsets")
+        log = await anyio.to_thread.run_sync(read_topic, cluster.bootstrap_servers, "t")
+    assert judge(ran.history, log).acknowledged == len(log) == 20
 
 
 def test_what_cannot_be_read_in_time_is_an_error() -> None:
