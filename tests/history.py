@@ -297,6 +297,18 @@ class Logged:
         return self.key, self.value, self.headers
 
 
+#: What brokers say of a partition whose leader changes, or has just changed.
+_LEADER_CHANGES: Final = frozenset(
+    {
+        confluent_kafka.KafkaError.FENCED_LEADER_EPOCH,
+        confluent_kafka.KafkaError.LEADER_NOT_AVAILABLE,
+        confluent_kafka.KafkaError.NOT_LEADER_FOR_PARTITION,
+        confluent_kafka.KafkaError.OFFSET_NOT_AVAILABLE,
+        confluent_kafka.KafkaError.UNKNOWN_LEADER_EPOCH,
+    }
+)
+
+
 class ReadError(Exception):
     """A topic could not be read to its end."""
 
@@ -356,10 +368,9 @@ def _read_with_confluent(
             metadata = consumer.list_topics(topic, timeout=max(0.1, deadline - time.monotonic()))
             unfinished = set(metadata.topics[topic].partitions)
             _check_time(deadline, topic, "its partitions are not known")
+        ends = {partition: _end(consumer, topic, partition, deadline) for partition in unfinished}
         consumer.assign(
             [
-                # To ask for its number is no way: where a leader has just changed, librdkafka says
-                # so, or takes the end for the beginning.
                 confluent_kafka.TopicPartition(topic, partition, confluent_kafka.OFFSET_BEGINNING)
                 for partition in sorted(unfinished)
             ]
@@ -380,7 +391,9 @@ def _read_with_confluent(
                         )
                     )
                 elif error.code() == confluent_kafka.KafkaError._PARTITION_EOF:
-                    unfinished.discard(message.partition())
+                    # A leader that is new may know of less at first.
+                    if message.offset() >= ends[message.partition()]:
+                        unfinished.discard(message.partition())
                 elif not error.retriable() and error.code() > 0:
                     raise ReadError(f"{topic}: {error}")
     except confluent_kafka.KafkaException as error:
@@ -388,6 +401,23 @@ def _read_with_confluent(
     finally:
         consumer.close()
     return found
+
+
+def _end(consumer: Any, topic: str, partition: int, deadline: float) -> int:
+    """The offset behind a partition's last record. A leader that is new does not tell it before it
+    knows it; what librdkafka then tells as the beginning may be anything."""
+    place = confluent_kafka.TopicPartition(topic, partition)
+    while True:
+        try:
+            seconds = max(0.1, deadline - time.monotonic())
+            end: int = consumer.get_watermark_offsets(place, timeout=seconds)[1]
+        except confluent_kafka.KafkaException as error:
+            if error.args[0].code() not in _LEADER_CHANGES:
+                raise
+            _check_time(deadline, topic, f"the end of {partition} was not told: {error}")
+            time.sleep(0.05)
+        else:
+            return end
 
 
 def _read_with_kafka_python(
