@@ -391,8 +391,10 @@ def _read_with_confluent(
                         )
                     )
                 elif error.code() == confluent_kafka.KafkaError._PARTITION_EOF:
-                    # A leader that is new may know of less at first.
-                    if message.offset() >= ends[message.partition()]:
+                    # A leader that is new may know of less at first. Where a transaction is open,
+                    # who reads what is committed comes to its own end before that.
+                    is_end = message.offset() >= ends[message.partition()]
+                    if is_end or isolation == "read_committed":
                         unfinished.discard(message.partition())
                 elif not error.retriable() and error.code() > 0:
                     raise ReadError(f"{topic}: {error}")
