@@ -116,16 +116,7 @@ class _AsyncioLoop:
         self._loop = loop
         self.now: Callable[[], float] = loop.time
         self.cell: Callable[[], asyncio.Future[None]] = loop.create_future
-
-        def park(place: Any) -> Awaitable[None]:
-            future = place.waiter = loop.create_future()
-            return future
-
-        def park_together(place: Any) -> Awaitable[None]:
-            parked = place.waiter = _Parked(loop)
-            return parked
-
-        self.park: Callable[[Any], Awaitable[None]] = park
+        are_woken_together = False
         # asyncio's own loops have these in Python, which costs as much again as what they do.
         if isinstance(loop, asyncio.BaseEventLoop):
             own, its = asyncio.BaseEventLoop, type(loop)
@@ -135,8 +126,14 @@ class _AsyncioLoop:
                 future_type: Any = asyncio.Future
                 self.cell = functools.partial(future_type, loop=loop)
                 # Who looks for what takes long is to be shown each task by itself.
-                if its.call_soon is own.call_soon and not loop.get_debug():
-                    self.park = park_together
+                are_woken_together = its.call_soon is own.call_soon and not loop.get_debug()
+        new: Any = functools.partial(_Parked, loop) if are_woken_together else self.cell
+
+        def park(place: Any) -> Any:
+            waiter = place.waiter = new()
+            return waiter
+
+        self.park: Callable[[Any], Awaitable[None]] = park
         #: What a task is given that is woken: it asks for its result, and for nothing else.
         self._woken = self.cell()
         self._woken.set_result(None)
