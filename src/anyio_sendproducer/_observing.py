@@ -14,6 +14,7 @@ May import: ``_ledger``, ``_sending``, ``_records``, ``_exceptions``, ``telemetr
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import logging
 import time
@@ -67,8 +68,7 @@ def _made_fast(cls: T) -> T:
     long. Here an instance of a twin that is not frozen is filled, and becomes one of the class.
     """
     frozen: Any = cls
-    fields = [(field.name, field.type) for field in dataclasses.fields(frozen)]
-    twin = dataclasses.make_dataclass(frozen.__name__, fields, slots=True)
+    twin = _twin(frozen)
 
     def make(*values: object) -> Any:
         made = twin(*values)
@@ -78,10 +78,10 @@ def _made_fast(cls: T) -> T:
     return cast("T", make)
 
 
-_given = _made_fast(Given)
-_accepted = _made_fast(Accepted)
-_handed_over = _made_fast(HandedOver)
-_delivered = _made_fast(Delivered)
+@functools.cache
+def _twin(frozen: type[Any]) -> type[Any]:
+    fields = [(field.name, field.type) for field in dataclasses.fields(frozen)]
+    return dataclasses.make_dataclass(frozen.__name__, fields, slots=True)
 
 
 def check_observers(observers: Iterable[Observer]) -> tuple[Observer, ...]:
@@ -123,6 +123,12 @@ class Observation:
         self._client_id = client_id
         self._ring = ring
         self.now = now
+        # Here and not for the module: to generate a class takes a millisecond.
+        self._given = _made_fast(Given)
+        self._accepted = _made_fast(Accepted)
+        #: These two are the ledger's.
+        self.handed_over = _made_fast(HandedOver)
+        self.delivered = _made_fast(Delivered)
         self._events: list[Event] = []
         self._is_turn = False
         self._generation = 0
@@ -182,7 +188,7 @@ class Observation:
 
     def give(self, record: ProducerRecord[Any, Any], now: float) -> Given:
         """A record was given."""
-        return _given(next(_records), record, now, self._client_id, _batch.get())
+        return self._given(next(_records), record, now, self._client_id, _batch.get())
 
     def enrich(self, given: Given, size: int, most: int) -> tuple[ProducerRecord[Any, Any], int]:
         """The record with the headers that observers add, and its size with these; as it is where
@@ -221,7 +227,7 @@ class Observation:
     def accept(self, entry: Entry) -> None:
         """It was accepted."""
         given = entry.given
-        self.add(_accepted(given.number, given.record, self.now(), entry.size))
+        self.add(self._accepted(given.number, given.record, self.now(), entry.size))
 
     # --- calls with several records ----------------------------------------------------------
 
@@ -292,7 +298,7 @@ class ObservedLedger(Ledger):
         now = observation.now()
         for entry in batch:
             given = entry.given
-            observation.add(_handed_over(given.number, given.record, now))
+            observation.add(observation.handed_over(given.number, given.record, now))
         return batch
 
     def settle(
@@ -310,7 +316,7 @@ class ObservedLedger(Ledger):
             if entry.state is DeliveryState.DELIVERED:
                 given = entry.given
                 observation.add(
-                    _delivered(
+                    observation.delivered(
                         given.number,
                         given.record,
                         now,
