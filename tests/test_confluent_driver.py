@@ -35,6 +35,7 @@ from anyio_sendproducer.drivers import Outcome, PolledDriver, _confluent, make_d
 from anyio_sendproducer.drivers._confluent import ConfluentDriver
 from anyio_sendproducer.testing import MockCluster, mock_cluster
 from tests.calls import generation, until
+from tests.mock_cluster import SENT_ONCE
 from tests.recorder import PATIENCE, Parcel, Recorder, asked, learn
 
 MSG_SIZE_TOO_LARGE = 10
@@ -225,7 +226,7 @@ def test_what_the_client_does_not_take_is_rejected_and_nothing_else(
 
 @pytest.mark.parametrize("code", [MSG_SIZE_TOO_LARGE, TOPIC_AUTHORIZATION_FAILED])
 def test_what_a_broker_refuses_fails_as_not_persisted(code: int) -> None:
-    with mock_cluster(1) as cluster, opened(cluster) as (driver, recorder):
+    with mock_cluster(1) as cluster, opened(cluster, properties=SENT_ONCE) as (driver, recorder):
         send_all(driver, recorder, [ProducerRecord(FOUR, b"v")])
         cluster.answer_any(code)
         [outcome] = send_all(driver, recorder, [ProducerRecord(FOUR, b"v")])

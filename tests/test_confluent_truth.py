@@ -20,6 +20,7 @@ from anyio_sendproducer import (
 )
 from anyio_sendproducer.drivers._confluent import ConfluentDriver
 from anyio_sendproducer.testing import MockCluster, mock_cluster
+from tests.mock_cluster import SENT_ONCE
 from tests.recorder import Parcel, Recorder, asked, learn
 
 
@@ -67,7 +68,7 @@ def answer_soon(cluster: MockCluster, error: int) -> None:
 
 
 def test_a_refusal_of_what_was_sent_once_is_believed(cluster: MockCluster) -> None:
-    with opened(cluster, properties={"retry.backoff.ms": 20_000}) as (driver, recorder):
+    with opened(cluster, properties=SENT_ONCE) as (driver, recorder):
         cluster.answer_next(1, KafkaError.POLICY_VIOLATION)
         [refused] = sent(driver, recorder, 1)
         assert isinstance(refused, RecordRejected)
