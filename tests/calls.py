@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Generic, TypeVar
@@ -16,6 +17,7 @@ from anyio_sendproducer import (
     DeliveryError,
     Persistence,
     ProducerRecord,
+    ProducerSettings,
     SendProducer,
     SendProducerError,
     _producer,
@@ -24,9 +26,11 @@ from anyio_sendproducer.testing import FakeDriver, Gate
 
 __all__ = [
     "PATIENCE",
+    "SENT_ONCE",
     "Call",
     "Deadlines",
     "at_gate",
+    "eventually",
     "fail",
     "generation",
     "never",
@@ -34,6 +38,7 @@ __all__ = [
     "raising",
     "record",
     "refuse",
+    "sure_of_refusals",
     "taken",
     "task_group",
     "until",
@@ -47,6 +52,16 @@ X = TypeVar("X", bound=BaseException)
 PATIENCE = 60.0
 
 AnyRecord = ProducerRecord["bytes | None", bytes]
+
+#: librdkafka does not say whether it sent a record before. Its driver takes a record to have been
+#: sent once as long as it can't have been sent again: by default no longer than a busy machine may
+#: hold up an answer. So whoever looks for a refusal has nothing sent again for seconds.
+SENT_ONCE = {"retry.backoff.ms": 5_000, "retry.backoff.max.ms": 5_000}
+
+
+def sure_of_refusals(settings: ProducerSettings, driver: str) -> ProducerSettings:
+    """Settings by which a refusal is told as one, however slow the machine is."""
+    return settings.with_properties(SENT_ONCE) if driver == "confluent" else settings
 
 
 def record(
@@ -199,6 +214,14 @@ async def taken(fake: FakeDriver, count: int) -> None:
 async def at_gate(gate: Gate) -> None:
     """Wait until somebody stands before the gate."""
     await anyio.to_thread.run_sync(gate.wait_until_someone_waits, PATIENCE)
+
+
+def eventually(condition: Callable[[], object], patience: float = PATIENCE) -> None:
+    """Wait, in a thread, until something is so."""
+    deadline = time.monotonic() + patience
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 async def until(condition: Callable[[], bool]) -> None:

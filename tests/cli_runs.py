@@ -11,15 +11,15 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 from anyio_sendproducer.cli import _reading
+from tests.calls import eventually
 
-__all__ = ["PATIENCE", "Run", "entries", "plain", "producing", "values_in", "wait_for"]
+__all__ = ["PATIENCE", "Run", "entries", "plain", "producing", "values_in"]
 
 #: Seconds for anything that is waited for.
 PATIENCE: Final = 120.0
@@ -32,14 +32,6 @@ _ESCAPE: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 def plain(text: str) -> str:
     """What was sent to a terminal, without what tells it how to show that."""
     return _ESCAPE.sub("", text)
-
-
-def wait_for(condition: Callable[[], bool], patience: float = PATIENCE) -> None:
-    """Wait for what another process does."""
-    deadline = time.monotonic() + patience
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 class Run:
@@ -83,7 +75,7 @@ class Run:
 
     def wait_for_bar(self, condition: Callable[[tuple[int, ...]], bool]) -> None:
         """Wait until the bar shows it."""
-        wait_for(lambda: self.process.poll() is not None or any(map(condition, self.bars[-20:])))
+        eventually(lambda: self.process.poll() is not None or any(map(condition, self.bars[-20:])))
         assert any(map(condition, self.bars)), self.screen[-2_000:]
 
     def write(self, lines: Iterable[bytes]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from anyio_sendproducer.testing._mock_cluster import librdkafka
 
-__all__ = ["FOR_MOCK", "INIT_PRODUCER_ID", "METADATA", "SENT_ONCE", "properties_table"]
+__all__ = ["FOR_MOCK", "INIT_PRODUCER_ID", "METADATA", "properties_table"]
 
 #: The numbers of Kafka's requests.
 METADATA = 3
@@ -15,11 +15,6 @@ INIT_PRODUCER_ID = 22
 
 #: The mock cluster's answers to newer requests for the API's versions can't be read.
 FOR_MOCK = {"api_version": (2, 3)}
-
-#: librdkafka does not say whether it sent a record before. The driver takes it to have been sent
-#: once for as long as it can't have been sent again, which by default is no longer than a busy
-#: machine may hold up an answer. So whoever looks for a refusal has nothing sent again.
-SENT_ONCE = {"retry.backoff.ms": 60_000, "retry.backoff.max.ms": 60_000}
 
 
 def properties_table(path: Path) -> str:

@@ -16,7 +16,6 @@ import socket
 import ssl
 import struct
 import threading
-import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
@@ -340,11 +339,3 @@ def scripted_broker(
         yield broker
     finally:
         broker.close()
-
-
-def eventually(condition: Callable[[], bool], patience: float = 10.0) -> None:
-    """Wait until something is so."""
-    deadline = time.monotonic() + patience
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)

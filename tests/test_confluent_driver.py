@@ -34,8 +34,7 @@ from anyio_sendproducer import (
 from anyio_sendproducer.drivers import Outcome, PolledDriver, _confluent, make_driver
 from anyio_sendproducer.drivers._confluent import ConfluentDriver
 from anyio_sendproducer.testing import MockCluster, mock_cluster
-from tests.calls import generation, until
-from tests.mock_cluster import SENT_ONCE
+from tests.calls import SENT_ONCE, generation, until
 from tests.recorder import PATIENCE, Parcel, Recorder, asked, learn
 
 MSG_SIZE_TOO_LARGE = 10

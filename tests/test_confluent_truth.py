@@ -20,7 +20,7 @@ from anyio_sendproducer import (
 )
 from anyio_sendproducer.drivers._confluent import ConfluentDriver
 from anyio_sendproducer.testing import MockCluster, mock_cluster
-from tests.mock_cluster import SENT_ONCE
+from tests.calls import SENT_ONCE
 from tests.recorder import Parcel, Recorder, asked, learn
 
 

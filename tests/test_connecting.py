@@ -27,10 +27,10 @@ from anyio_sendproducer import (
 from anyio_sendproducer.drivers import _kafka_python
 from anyio_sendproducer.testing import FakeDriver, MockCluster, mock_cluster
 from tests.bare import bare, leaking_sockets
-from tests.calls import Deadlines, until
+from tests.calls import Deadlines, eventually, until
 from tests.fault_proxy import FaultProxy
 from tests.mock_cluster import FOR_MOCK
-from tests.scripted_broker import eventually, scripted_broker
+from tests.scripted_broker import scripted_broker
 
 # kafka-python has no types: whatever is taken from it here is Any.
 kafka: Any = importlib.import_module("kafka")

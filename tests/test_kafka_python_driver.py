@@ -39,9 +39,9 @@ from anyio_sendproducer import (
 from anyio_sendproducer.drivers import Outcome, Submission, _kafka_python, _runs
 from anyio_sendproducer.drivers._kafka_python import KafkaPythonDriver
 from anyio_sendproducer.testing import MockCluster, mock_cluster
+from tests.calls import eventually
 from tests.mock_cluster import FOR_MOCK
 from tests.recorder import PATIENCE, Parcel, Recorder, learn, submit
-from tests.scripted_broker import eventually
 
 # kafka-python has no types: whatever is taken from it here is Any.
 kafka: Any = importlib.import_module("kafka")

@@ -22,8 +22,7 @@ from anyio_sendproducer import (
 from anyio_sendproducer.testing import MockCluster, MockClusterError, mock_cluster
 from anyio_sendproducer.testing._kafka_names import ERRORS, REQUESTS, error_code, request_key
 from anyio_sendproducer.testing._mock_cluster import librdkafka
-from tests.calls import Deadlines, until
-from tests.mock_cluster import SENT_ONCE
+from tests.calls import Deadlines, sure_of_refusals, until
 
 # kafka-python has no types: whatever is taken from it here is Any.
 kafka_errors: Any = importlib.import_module("kafka.errors")
@@ -59,9 +58,7 @@ async def test_an_error_that_passes(cluster: MockCluster, driver: str) -> None:
 
 
 async def test_a_refusal(cluster: MockCluster, driver: str) -> None:
-    settings = settings_for(cluster, driver)
-    if driver == "confluent":
-        settings = settings.with_properties(SENT_ONCE)
+    settings = sure_of_refusals(settings_for(cluster, driver), driver)
     async with open_send_producer(settings, driver=driver) as producer:
         await producer.send(RECORD)
         cluster.answer_next(1, "INVALID_RECORD")

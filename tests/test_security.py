@@ -47,7 +47,7 @@ from anyio_sendproducer import (
 from anyio_sendproducer.drivers import _discreet, _kafka_python
 from anyio_sendproducer.drivers._tls import tls_refusal
 from anyio_sendproducer.testing import strategies
-from tests.calls import Deadlines, raising, until
+from tests.calls import Deadlines, eventually, raising, until
 from tests.kafka_security import Authority, Certificate
 from tests.scripted_broker import (
     METADATA,
@@ -55,7 +55,6 @@ from tests.scripted_broker import (
     SASL_AUTHENTICATE,
     Answer,
     ScriptedBroker,
-    eventually,
     scripted_broker,
 )
 

@@ -45,11 +45,10 @@ from anyio_sendproducer import (
 )
 from anyio_sendproducer.testing import MockCluster, embedded_broker, mock_cluster
 from tests.bare import BareProducer, bare, leaking_sockets
-from tests.calls import Deadlines, raising, until
+from tests.calls import Deadlines, eventually, raising, until
 from tests.fault_proxy import FaultProxy
 from tests.mock_cluster import FOR_MOCK
 from tests.recorder import PATIENCE, open_sockets
-from tests.scripted_broker import eventually
 
 # kafka-python has no types: whatever is taken from it here is Any.
 kafka: Any = importlib.import_module("kafka")

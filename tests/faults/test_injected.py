@@ -17,11 +17,11 @@ import pytest
 
 from anyio_sendproducer import ProducerSettings
 from anyio_sendproducer.testing import MockCluster, mock_cluster
-from tests.calls import until
+from tests.calls import sure_of_refusals, until
 from tests.faults.matrix import DEFAULT_DRIVER, FULL, RECORDS, Cell, judge
 from tests.history import Report
 from tests.load import During, Load, Ran, Running, run_load
-from tests.mock_cluster import FOR_MOCK, INIT_PRODUCER_ID, METADATA, SENT_ONCE
+from tests.mock_cluster import FOR_MOCK, INIT_PRODUCER_ID, METADATA
 
 #: Seconds over which a load is spread: a fault comes and goes within them.
 SECONDS = 3.0 if FULL else 0.2
@@ -226,8 +226,9 @@ async def test_a_refusal(
     cluster: MockCluster, topic: str, anyio_backend: str, driver: str, code: int, times: str
 ) -> None:
     repeats = driver == "confluent" and code in RETRIED_BY_LIBRDKAFKA
-    properties = SENT_ONCE if driver == "confluent" and not repeats else {}
-    settings = settings_for(cluster, driver, properties=properties)
+    settings = settings_for(cluster, driver)
+    if not repeats:
+        settings = sure_of_refusals(settings, driver)
     during = answering(cluster, code, TIMES[times])
     cell = f"{REFUSED[code]}, {times}"
     seconds = SECONDS_AFTER.get((driver, code), SECONDS)

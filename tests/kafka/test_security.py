@@ -24,6 +24,7 @@ from anyio_sendproducer import (
     RecordRejected,
     open_send_producer,
 )
+from tests.calls import sure_of_refusals
 from tests.kafka_cluster import KafkaCluster, kafka_cluster
 from tests.kafka_security import (
     ACLS,
@@ -200,6 +201,7 @@ async def test_a_client_that_shows_a_certificate_is_known_by_it(
     await assert_comes_in(driver, secured, topic, "MUTUAL", trusting(secured.authority, alice))
     bob = secured.authority.issue("client.test", common_name="bob")
     settings = settings_for(secured, "MUTUAL", trusting(secured.authority, bob))
+    settings = sure_of_refusals(settings, driver)
     async with open_send_producer(settings, driver=driver) as producer:
         with pytest.raises(RecordRejected, match=topic):
             await producer.send(ProducerRecord(topic, b"value"))
@@ -292,6 +294,7 @@ async def test_a_topic_that_is_not_for_this_user_holds_up_no_other(
     cluster.add_acl("User:bob", "write", own)
     good = [ProducerRecord(own, b"%d" % number) for number in range(4)]
     settings = settings_for(secured, "SASL", logged_in("PLAIN", "bob"))
+    settings = sure_of_refusals(settings, driver)
     async with open_send_producer(settings, driver=driver) as producer:
         sent = [(good[0], await producer.send(good[0]))]
         for number, forbidden in enumerate((hidden, seen), start=1):
@@ -315,6 +318,7 @@ async def test_rights_that_come_and_go_while_a_producer_runs(
     rights = ("User:bob", "write", topic)
     results: list[bool] = []
     settings = settings_for(secured, "SASL", logged_in("PLAIN", "bob"))
+    settings = sure_of_refusals(settings, driver)
     async with open_send_producer(settings, driver=driver) as producer:
 
         async def may_write() -> bool:

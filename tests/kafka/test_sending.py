@@ -25,6 +25,7 @@ from anyio_sendproducer import (
     SendProducer,
     open_send_producer,
 )
+from tests.calls import sure_of_refusals
 from tests.kafka_cluster import KafkaCluster
 from tests.test_end_to_end import PATIENCE, assert_written, read_back, records_of_every_kind
 
@@ -250,6 +251,7 @@ async def test_a_record_that_the_broker_finds_too_large_is_refused_alone(
     small = cluster.create_topic(configs={"max.message.bytes": 5_000})
     good = [ProducerRecord(topic, b"%d" % number, partition=0) for number in range(3)]
     bad = ProducerRecord(small, bytes(10_000), partition=0)
+    settings = sure_of_refusals(settings, driver)
     async with open_send_producer(settings, driver=driver) as producer:
         sent = [(good[0], await producer.send(good[0]))]
         with pytest.raises(RecordRejected) as alone:

@@ -34,7 +34,7 @@ from anyio_sendproducer import (
 )
 from anyio_sendproducer._scopes import plain_task_group
 from anyio_sendproducer.drivers._group_metadata import group_from_bytes, group_to_bytes
-from tests.calls import PATIENCE, fail, never, raising
+from tests.calls import SENT_ONCE, eventually, fail, never, raising
 from tests.history import History, Isolation, Reader, check, read_topic
 from tests.kafka_cluster import KafkaCluster
 
@@ -287,7 +287,8 @@ async def test_who_is_fenced_off_and_sends_is_told_by_the_record(
 async def test_a_record_that_is_refused_makes_it_an_abort(
     cluster: KafkaCluster, driver: str
 ) -> None:
-    async with transactions(cluster, driver) as (made, producer):
+    properties = SENT_ONCE if driver == "confluent" else {}
+    async with transactions(cluster, driver, properties=properties) as (made, producer):
         small = cluster.create_topic(configs={"max.message.bytes": 1000})
         assert await made.run(producer) is True
         with raising(TransactionAborted, match="the broker refused the record") as caught:
@@ -373,16 +374,15 @@ class Member:
         self._kind = kind
         if kind == "kafka-python":
             self._consumer: Any = kafka.KafkaConsumer(
-                topic,
                 bootstrap_servers=cluster.bootstrap_servers,
                 group_id=group,
                 enable_auto_commit=False,
                 metrics_enabled=False,
                 session_timeout_ms=SESSION_MS,
-                # It may be made the leader, and divide up a topic, before it has its metadata. When
-                # these come it divides anew.
-                metadata_max_age_ms=500,
             )
+            # One that is made the leader before it knows of a topic gives it to nobody, and may
+            # leave it at that.
+            eventually(lambda: self._consumer.partitions_for_topic(topic))
         else:
             self._consumer = confluent_kafka.Consumer(
                 {
@@ -393,17 +393,15 @@ class Member:
                     **({"group.instance.id": "instance"} if kind == "static" else {}),
                 }
             )
-            self._consumer.subscribe([topic])
-        deadline = time.monotonic() + PATIENCE
-        while not self._consumer.assignment():
-            assert time.monotonic() < deadline
-            self._poll()
+        self._consumer.subscribe([topic])
+        eventually(self._is_given_some)
 
-    def _poll(self) -> None:
+    def _is_given_some(self) -> bool:
         if self._kind == "kafka-python":
             self._consumer.poll(timeout_ms=50)
         else:
             self._consumer.poll(0.05)
+        return bool(self._consumer.assignment())
 
     def group_metadata(self) -> Any:
         """What it says of itself, as its client does."""
