@@ -24,6 +24,7 @@ from typing import Any, Final, Literal, cast
 import confluent_kafka
 
 from anyio_sendproducer import DeliveryError, Persistence, ProducerRecord, RecordMetadata
+from anyio_sendproducer.cli._reading import ClusterError, end_of
 
 __all__ = [
     "ABANDONED",
@@ -297,18 +298,6 @@ class Logged:
         return self.key, self.value, self.headers
 
 
-#: What brokers say of a partition whose leader changes, or has just changed.
-_LEADER_CHANGES: Final = frozenset(
-    {
-        confluent_kafka.KafkaError.FENCED_LEADER_EPOCH,
-        confluent_kafka.KafkaError.LEADER_NOT_AVAILABLE,
-        confluent_kafka.KafkaError.NOT_LEADER_FOR_PARTITION,
-        confluent_kafka.KafkaError.OFFSET_NOT_AVAILABLE,
-        confluent_kafka.KafkaError.UNKNOWN_LEADER_EPOCH,
-    }
-)
-
-
 class ReadError(Exception):
     """A topic could not be read to its end."""
 
@@ -368,7 +357,7 @@ def _read_with_confluent(
             metadata = consumer.list_topics(topic, timeout=max(0.1, deadline - time.monotonic()))
             unfinished = set(metadata.topics[topic].partitions)
             _check_time(deadline, topic, "its partitions are not known")
-        ends = {partition: _end(consumer, topic, partition, deadline) for partition in unfinished}
+        ends = {partition: end_of(consumer, topic, partition, deadline) for partition in unfinished}
         consumer.assign(
             [
                 confluent_kafka.TopicPartition(topic, partition, confluent_kafka.OFFSET_BEGINNING)
@@ -398,28 +387,11 @@ def _read_with_confluent(
                         unfinished.discard(message.partition())
                 elif not error.retriable() and error.code() > 0:
                     raise ReadError(f"{topic}: {error}")
-    except confluent_kafka.KafkaException as error:
+    except (confluent_kafka.KafkaException, ClusterError) as error:
         raise ReadError(f"{topic}: {error}") from error
     finally:
         consumer.close()
     return found
-
-
-def _end(consumer: Any, topic: str, partition: int, deadline: float) -> int:
-    """The offset behind a partition's last record. A leader that is new does not tell it before it
-    knows it; what librdkafka then tells as the beginning may be anything."""
-    place = confluent_kafka.TopicPartition(topic, partition)
-    while True:
-        try:
-            seconds = max(0.1, deadline - time.monotonic())
-            end: int = consumer.get_watermark_offsets(place, timeout=seconds)[1]
-        except confluent_kafka.KafkaException as error:
-            if error.args[0].code() not in _LEADER_CHANGES:
-                raise
-            _check_time(deadline, topic, f"the end of {partition} was not told: {error}")
-            time.sleep(0.05)
-        else:
-            return end
 
 
 def _read_with_kafka_python(

@@ -28,7 +28,7 @@ from anyio_sendproducer.cli._verdict import (
     Written,
     judge,
 )
-from anyio_sendproducer.testing import embedded_broker
+from anyio_sendproducer.testing import embedded_broker, mock_cluster
 
 BACKENDS = ["asyncio", "trio"]
 
@@ -548,6 +548,23 @@ def test_ctrl_c_before_the_loop_runs(
 def test_a_topic_gets_the_partitions_that_were_asked_for(cluster: str) -> None:
     assert _reading.prepare_topic(cluster, "six", 6) == dict.fromkeys(range(6), 0)
     assert sorted(_reading.prepare_topic(cluster, "six", 2)) == list(range(6))
+
+
+@pytest.mark.parametrize("error", ["OFFSET_NOT_AVAILABLE", "LEADER_NOT_AVAILABLE"])
+def test_a_topic_whose_leader_is_new(error: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with mock_cluster() as cluster:
+        cluster.create_topic("t")
+        cluster.answer_any(error, 4, api="ListOffsets")
+        assert _reading.prepare_topic(cluster.bootstrap_servers, "t", 1) == {0: 0}
+        cluster.answer_any("GROUP_AUTHORIZATION_FAILED", 2, api="ListOffsets")
+        with pytest.raises(_reading.ClusterError, match="Group authorization failed"):
+            _reading.prepare_topic(cluster.bootstrap_servers, "t", 1)
+        monkeypatch.setattr(_reading, "_REQUEST_TIMEOUT", 1.0)
+        cluster.answer_any(error, 1_000, api="ListOffsets")
+        # Of some errors librdkafka itself asks again.
+        said = "the end of partition 0 of topic 't' was not told|Timed out"
+        with pytest.raises(_reading.ClusterError, match=said):
+            _reading.prepare_topic(cluster.bootstrap_servers, "t", 1)
 
 
 def test_the_ends_are_not_reached_in_time(cluster: str) -> None:

@@ -22,13 +22,24 @@ from confluent_kafka.cimpl import NewTopic
 
 from ._verdict import Content, ReadBack
 
-__all__ = ["ClusterError", "prepare_topic", "read_back"]
+__all__ = ["ClusterError", "end_of", "prepare_topic", "read_back"]
 
 #: Seconds for one question to the cluster.
 _REQUEST_TIMEOUT: Final = 10.0
 
 #: Seconds that a call of the consumer waits at most, so that a deadline is seen.
 _POLL: Final = 0.1
+
+#: What brokers say of a partition whose leader changes, has just changed, or was made just now.
+_LEADER_CHANGES: Final = frozenset(
+    {
+        confluent_kafka.KafkaError.FENCED_LEADER_EPOCH,
+        confluent_kafka.KafkaError.LEADER_NOT_AVAILABLE,
+        confluent_kafka.KafkaError.NOT_LEADER_FOR_PARTITION,
+        confluent_kafka.KafkaError.OFFSET_NOT_AVAILABLE,
+        confluent_kafka.KafkaError.UNKNOWN_LEADER_EPOCH,
+    }
+)
 
 #: librdkafka prints what happens to its connections to stderr; what matters comes as an error.
 _QUIET: Final[Mapping[str, Any]] = {"log_level": 0}
@@ -66,16 +77,49 @@ def prepare_topic(bootstrap_servers: str, topic: str, partitions: int) -> dict[i
             created[topic].result(_REQUEST_TIMEOUT)
         consumer = _consumer(configuration)
         try:
+            deadline = time.monotonic() + _REQUEST_TIMEOUT
             return {
-                partition: consumer.get_watermark_offsets(
-                    confluent_kafka.TopicPartition(topic, partition), timeout=_REQUEST_TIMEOUT
-                )[1]
+                partition: end_of(consumer, topic, partition, deadline)
                 for partition in _partitions(consumer, topic)
             }
         finally:
             consumer.close()
     except confluent_kafka.KafkaException as error:
         raise _cluster_error(bootstrap_servers, error.args[0]) from error
+
+
+def end_of(consumer: Any, topic: str, partition: int, deadline: float) -> int:
+    """The offset behind a partition's last record.
+
+    A leader that is new does not tell it before it knows it, so it is asked again. What librdkafka
+    tells as the beginning meanwhile may be anything.
+
+    Args:
+        consumer: the client to ask with.
+        topic: the topic's name.
+        partition: which of its partitions.
+        deadline: until when, as :func:`time.monotonic` tells it.
+
+    Raises:
+        KafkaException: nobody answers, or the answer is an error that does not pass by itself.
+        ClusterError: there was no leader that knew, until the deadline.
+    """
+    place = confluent_kafka.TopicPartition(topic, partition)
+    while True:
+        try:
+            seconds = max(_POLL, deadline - time.monotonic())
+            end: int = consumer.get_watermark_offsets(place, timeout=seconds)[1]
+        except confluent_kafka.KafkaException as error:
+            if error.args[0].code() not in _LEADER_CHANGES:
+                raise
+            if time.monotonic() > deadline:
+                raise ClusterError(
+                    f"the end of partition {partition} of topic {topic!r} was not told: "
+                    f"{error.args[0].str()}"
+                ) from error
+            time.sleep(_POLL)
+        else:
+            return end
 
 
 def read_back(
