@@ -9,8 +9,10 @@ from typing import Any
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 import anyio.to_thread
 import pytest
+from anyio import CancelScope
 
 from anyio_sendproducer import (
     Delivery,
@@ -31,6 +33,9 @@ from anyio_sendproducer import (
     open_send_producer,
     start_send_producer,
 )
+from anyio_sendproducer._bridge import Bridge
+from anyio_sendproducer._loops import current_loop
+from anyio_sendproducer.drivers import Driver
 from anyio_sendproducer.testing import FakeDriver, Gate
 from tests.calls import Call, at_gate, quiet, raising, record, refuse, taken, task_group, until
 
@@ -754,3 +759,24 @@ async def test_what_a_client_says_after_its_end_harms_nobody(
     assert (after.state, after.delivered) == ("closed", 1)
     # The loop was told, and had nobody to tell.
     assert after.wake_ups == before.wake_ups + 1
+
+
+async def test_an_answer_that_has_come_is_given_though_the_producer_is_closed() -> None:
+    """Whoever asked was woken, and has not run yet."""
+
+    def answer(_: Driver) -> str:
+        return "the answer"
+
+    fake = FakeDriver()
+    bridge = Bridge(current_loop(), lambda: fake)
+    await bridge.open()
+    async with task_group() as tasks:
+        question = Call(tasks, bridge.call, answer)
+        await anyio.lowlevel.checkpoint()
+        while not bridge._outbox:  # the loop does nothing else until it has come
+            pass
+        with CancelScope(shield=True):
+            await bridge.stop(0)
+        await question.wait()
+    bridge.events.close()
+    assert question.value == "the answer"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import anyio
@@ -837,3 +837,163 @@ def test_of_several_none_is_looked_at_that_can_not_come_in(
 
     assert len(ledger.enter_several(records(), 0.0, Group(9, None))) == entered
     assert len(seen) == looked_at
+
+
+# --- groups that stop ----------------------------------------------------------------------------
+
+
+def stopping(ledger: Ledger, *, given: int, held: bool = False) -> tuple[Group, list[Entry]]:
+    """Three of a group that stops: of so many the driver knows, and the others are queued, held
+    up, or wait for room."""
+    group = Group(3, "their caller", stops=True)
+    entries: list[Entry] = []
+    for number in range(3):
+        entries.append(enter(ledger))
+        if number < given:
+            ledger.take()
+    for entry in entries:
+        entry.group = group
+    group.members += entries
+    if held:
+        ledger.take()
+        ledger.hold(entries[given:])
+    return group, entries
+
+
+ENDS: dict[str, Callable[[Ledger], Iterable[object]]] = {
+    "expire": lambda ledger: ledger.expire(10.0),
+    "break": lambda ledger: ledger.break_(GONE),
+    "close": lambda ledger: ledger.close(),
+    "abort": lambda ledger: ledger.fail_unsubmitted("no", GONE),
+    "end of the client, then close": lambda ledger: [
+        *ledger.end_generation(GONE),
+        *ledger.close(),
+    ],
+    "drain, then close": lambda ledger: [*ledger.drain(), *ledger.close()],
+}
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["", "held"])
+@pytest.mark.parametrize("room_for", [10, 2, 1])
+@pytest.mark.parametrize("given", [0, 1, 3])
+@pytest.mark.parametrize("end", ENDS)
+def test_several_of_a_group_that_stops_end_at_once(
+    end: str, given: int, room_for: int, held: bool
+) -> None:
+    """The first one's failure ends the others, which are to end as well."""
+    ledger = make(records=room_for)
+    group, entries = stopping(ledger, given=min(given, room_for), held=held and room_for == 10)
+    sent = [entry for entry in entries if entry.state is SUBMITTED]
+    woken = [*ENDS[end](ledger)]
+    if end == "abort":
+        woken += ledger.settle(sent, [refused(entry) for entry in sent])
+    assert [entry.state for entry in entries] == [DeliveryState.FAILED] * 3
+    assert woken.count("their caller") == 1
+    assert group.remaining == 0
+    assert ledger.idle
+    assert figures(ledger).waiting == figures(ledger).queued == 0
+    ledger.settle(sent, [refused(entry) for entry in sent])  # late ones keep their room till then
+    assert room(ledger) == (0, 0)
+
+
+def test_what_comes_back_when_its_group_has_stopped_is_not_sent() -> None:
+    ledger = make()
+    group, entries = stopping(ledger, given=3)
+    ledger.settle(entries[:1], [refused(entries[0])])
+    assert ledger.hold(entries[1:]) == ["their caller"]
+    assert group.remaining == 0
+    assert [entry.state for entry in entries] == [DeliveryState.FAILED] * 3
+    for entry in entries[1:]:
+        assert isinstance(entry.outcome, DeliveryError)
+        assert entry.outcome.persistence is Persistence.NOT_PERSISTED
+        assert "stop_on_error" in str(entry.outcome)
+    assert room(ledger) == (0, 0)
+    assert not ledger.release_held()
+
+
+# --- what drivers may get wrong ------------------------------------------------------------------
+
+
+def test_more_records_than_outcomes_change_nothing() -> None:
+    ledger = make()
+    entries = [submitted(ledger) for _ in range(3)]
+    with pytest.raises(ValueError, match="2 outcomes were given for 3 records"):
+        ledger.settle(entries, [WRITTEN, WRITTEN])
+    assert [entry.state for entry in entries] == [SUBMITTED] * 3
+    assert room(ledger) == (3, 3)
+    ledger.break_(GONE)
+    assert all(isinstance(entry.outcome, DeliveryError) for entry in entries)
+
+
+class OwnMetadata(RecordMetadata):
+    """As a driver may have it."""
+
+
+def test_metadata_of_a_class_of_its_own_is_as_good() -> None:
+    ledger = make()
+    entry = submitted(ledger)
+    entry.waiter = "its caller"
+    assert ledger.settle([entry], [OwnMetadata(*WRITTEN)]) == ["its caller"]
+    assert entry.outcome == WRITTEN
+    assert type(entry.outcome) is RecordMetadata
+    assert figures(ledger).delivered == 1
+    assert room(ledger) == (0, 0)
+
+
+@pytest.mark.parametrize("outcome", [None, ("a", 0, 0), ZeroDivisionError("no")], ids=str)
+def test_what_is_no_outcome_is_a_failure_that_says_so(outcome: Any) -> None:
+    ledger = make()
+    entry = submitted(ledger)
+    ledger.settle([entry], [outcome])
+    assert isinstance(entry.outcome, DeliveryError)
+    assert entry.outcome.persistence is Persistence.POSSIBLY_PERSISTED
+    assert entry.outcome.record is entry.record
+    assert f"the driver gave {type(outcome).__name__} as the outcome" in str(entry.outcome)
+    assert entry.outcome.__cause__ is (outcome if isinstance(outcome, Exception) else None)
+    assert ledger.idle
+
+
+# --- who is told ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", ["saw", "unwatch"])
+def test_what_one_of_two_was_told_is_not_missed(first: str) -> None:
+    """Whichever comes first: that one is told, or that the other one gives up."""
+    ledger = make()
+    entry = submitted(ledger)
+    entry.waiter = ["one", "the other"]
+    ledger.settle([entry], [refused(entry)])
+    for call in (first, "unwatch" if first == "saw" else "saw"):
+        getattr(ledger, call)(entry)
+    assert ledger.undelivered() == ([], 0)
+
+
+# --- waiting for everything ----------------------------------------------------------------------
+
+
+def test_who_waits_for_everything_waits_for_what_has_no_room() -> None:
+    ledger = make(records=1)
+    first, late = submitted(ledger), enter(ledger)
+    assert ledger.barrier("all", counts_waiting=True)
+    assert ledger.barrier("first")
+    assert late.state is WAITING
+    assert ledger.settle([first], [WRITTEN]) == ["first"]
+    assert ledger.take() == [late]
+    assert ledger.settle([late], [WRITTEN]) == ["all"]
+    assert not ledger.barrier("all", counts_waiting=True)
+
+
+def test_who_waits_for_everything_is_not_done_while_a_late_one_has_the_room() -> None:
+    """Nothing that is accepted is without an outcome, and one still waits."""
+    ledger = make(records=1)
+    first = submitted(ledger)
+    second = enter(ledger, now=1.0)
+    ledger.expire(10.0)
+    assert first.outcome is not None
+    assert ledger.idle
+    assert second.state is WAITING
+    assert not ledger.barrier("accepted")
+    assert ledger.barrier("all", counts_waiting=True)
+    assert ledger.expire(10.5) == []
+    assert ledger.expire(11.0) == ["all"]
+    assert second.outcome is not None

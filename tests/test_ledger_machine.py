@@ -65,6 +65,12 @@ class Several:
     group: Group
     fates: list[Fate] = dataclasses.field(default_factory=list["Fate"])
     left: int = 0
+    stopped: bool = False
+
+    def add(self, fate: Fate) -> None:
+        self.fates.append(fate)
+        if self.group.stops:
+            self.group.members.append(fate.entry)
 
 
 @dataclasses.dataclass(eq=False)
@@ -113,7 +119,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.reason = RuntimeError("the driver is gone")
         self.fates: list[Fate] = []
         self.groups: list[Several] = []
-        self.barriers: list[tuple[Waiter, list[Fate]]] = []
+        #: Who waits, and for what; None: for everything, whenever it comes.
+        self.barriers: list[tuple[Waiter, list[Fate] | None]] = []
         self.missed: list[Fate] = []
         self.most_missed = 0
         self.busy = False
@@ -179,8 +186,16 @@ class LedgerMachine(RuleBasedStateMachine):
             fate.several.left -= 1
             if fate.several.left == 0:
                 self.to_wake.append(fate.several.waiter)
+            if state is FAILED:
+                self.stop(fate.several)
         elif not told and state is FAILED:
             self.miss(fate)
+
+    def stop(self, several: Several) -> None:
+        """One of them failed."""
+        if several.group.stops and not several.stopped:
+            several.stopped = True
+            self.fail_unsent([fate for fate in several.fates if fate.state in {QUEUED, WAITING}])
 
     def miss(self, fate: Fate) -> None:
         if fate not in self.missed:
@@ -189,8 +204,9 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def fail_unsent(self, fates: Iterable[Fate]) -> None:
         for fate in fates:
-            fate.has_room = False
-            self.end(fate, FAILED, Persistence.NOT_PERSISTED)
+            if not fate.ended:  # with its group, just now
+                fate.has_room = False
+                self.end(fate, FAILED, Persistence.NOT_PERSISTED)
 
     def fail_sent(self, fates: Iterable[Fate]) -> None:
         for fate in fates:
@@ -203,7 +219,7 @@ class LedgerMachine(RuleBasedStateMachine):
             self.accept(line[0])
         for barrier in list(self.barriers):
             waiter, before = barrier
-            if all(fate.ended for fate in before):
+            if all(fate.ended for fate in (self.fates if before is None else before)):
                 self.to_wake.append(waiter)
                 self.barriers.remove(barrier)
         assert Counter(woken) == Counter([*self.to_wake, *self.admitted])
@@ -269,25 +285,26 @@ class LedgerMachine(RuleBasedStateMachine):
             with pytest.raises(anyio.WouldBlock):
                 self.ledger.enter(ProducerRecord(topic, b""), size, self.now, False)
 
-    @rule(records=st.lists(st.tuples(topics, sizes), min_size=1, max_size=4))
-    def send_many(self, records: list[tuple[str, int]]) -> None:
+    @rule(records=st.lists(st.tuples(topics, sizes), min_size=1, max_size=4), stops=st.booleans())
+    def send_many(self, records: list[tuple[str, int]], stops: bool) -> None:
         records = [(topic, size) for topic, size in records if not self.refused(size)]
         if records:
             waiter = Waiter()
-            several = Several(waiter, Group(len(records), waiter), left=len(records))
+            group = Group(len(records), waiter, stops=stops)
+            several = Several(waiter, group, left=len(records))
             self.groups.append(several)
             for topic, size in records:
                 fate = self.take_in(topic, size, "group")
                 fate.several = several
                 fate.entry.group = several.group
-                several.fates.append(fate)
+                several.add(fate)
 
-    @rule(records=st.lists(st.tuples(topics, sizes), min_size=1, max_size=4))
-    def send_many_in_one_go(self, records: list[tuple[str, int]]) -> None:
+    @rule(records=st.lists(st.tuples(topics, sizes), min_size=1, max_size=4), stops=st.booleans())
+    def send_many_in_one_go(self, records: list[tuple[str, int]], stops: bool) -> None:
         """As many as there is room for, and nobody is overtaken."""
         pairs = [(ProducerRecord(topic, b"x"), size) for topic, size in records]
         waiter = Waiter()
-        several = Several(waiter, Group(len(records), waiter))
+        several = Several(waiter, Group(len(records), waiter, stops=stops))
         is_free = self.state is ProducerState.OPEN and not self.line
         entries = self.ledger.enter_several(pairs, self.now, several.group)
         for entry, (topic, size) in zip(entries, records, strict=False):
@@ -296,7 +313,7 @@ class LedgerMachine(RuleBasedStateMachine):
             self.fates.append(fate)
             self.observed[fate] = WAITING
             self.accept(fate)
-            several.fates.append(fate)
+            several.add(fate)
         assert [entry.record for entry in entries] == [one for one, _ in pairs[: len(entries)]]
         several.left = several.group.remaining = len(entries)
         if len(entries) < len(records):
@@ -372,10 +389,11 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def stop_waiting_for(self, data: st.DataObject) -> None:
         fate = data.draw(st.sampled_from(self.deliveries))
-        if fate.waiter is not None and not fate.seen:
+        if fate.waiter is not None:
             self.ledger.unwatch(fate.entry)
             fate.waiter = None
-            if fate.state is FAILED:
+            # Another one may have been told.
+            if fate.state is FAILED and not fate.seen:
                 self.miss(fate)
 
     @rule()
@@ -399,6 +417,14 @@ class LedgerMachine(RuleBasedStateMachine):
         assert self.ledger.barrier(waiter) == bool(before)
         if before:
             self.barriers.append((waiter, before))
+
+    @rule()
+    def wait_for_everything(self) -> None:
+        waiter = Waiter()
+        there_is_any = not all(fate.ended for fate in self.fates)
+        assert self.ledger.barrier(waiter, counts_waiting=True) == there_is_any
+        if there_is_any:
+            self.barriers.append((waiter, None))
 
     @precondition(lambda self: self.barriers)
     @rule(data=st.data())
@@ -451,6 +477,9 @@ class LedgerMachine(RuleBasedStateMachine):
                 fate.cancelled = False
                 fate.state = WITHDRAWN
                 fate.has_room = False
+            elif fate.several is not None and fate.several.stopped:
+                fate.state = QUEUED
+                self.fail_unsent([fate])
             else:
                 fate.state = QUEUED
                 fate.held = True

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import gc
 import sys
 import threading
+import weakref
 from collections.abc import Awaitable, Callable
 from contextlib import closing
 from typing import Any
@@ -88,6 +90,18 @@ def test_a_loop_may_have_a_time_and_futures_of_its_own() -> None:
         now, futures = own.run_until_complete(use())
     assert now > 1e6
     assert futures == 2
+
+
+def test_a_clock_that_a_test_gives_to_a_loop_is_the_loop_s() -> None:
+    async def use() -> float:
+        running: Any = asyncio.get_running_loop()
+        running.time = lambda: 7.0
+        try:
+            return current_loop().now()
+        finally:
+            del running.time
+
+    assert asyncio.run(use()) == 7.0
 
 
 async def test_it_knows_where_it_is() -> None:
@@ -393,6 +407,29 @@ async def test_parked_tasks_are_cancelled_by_asyncio_s_own_means() -> None:
     assert all("cancelled" in said for said in parked.said)
     if sys.version_info >= (3, 11):
         assert parked.said[0] == "first cancelled ('why',)"
+
+
+@pytest.mark.parametrize("way", ["woken", "cancelled", "woken and cancelled"])
+@pytest.mark.parametrize("anyio_backend", ["asyncio", ("asyncio", {"debug": True})], indirect=True)
+async def test_a_cell_keeps_no_task_alive_that_has_gone_on(way: str) -> None:
+    """Nor does the task's own exception: all goes at once, without the collector."""
+    parked = Parked()
+    task = asyncio.create_task(parked.task("task"))
+    await asyncio.sleep(0)
+    gone = weakref.ref(task)
+    gc.disable()
+    try:
+        if way != "cancelled":
+            parked.wake()
+        if way != "woken":
+            task.cancel()
+        await asyncio.wait([task])
+        del task
+        await asyncio.sleep(0)
+        assert gone() is None
+    finally:
+        gc.enable()
+    assert parked.places[0].waiter is not None
 
 
 @asyncio_only

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import anyio.to_thread
@@ -25,11 +25,17 @@ from anyio_sendproducer import (
     ProducerSettings,
     SendProducer,
     SettingsError,
+    Transaction,
     open_send_producer,
     start_send_producer,
 )
-from anyio_sendproducer.testing import FakeDriver
-from tests.calls import PATIENCE, record, task_group
+from anyio_sendproducer.testing import (
+    BlockingEmbeddedBroker,
+    FakeDriver,
+    FakeProducer,
+    MockCluster,
+)
+from tests.calls import PATIENCE, record, taken, task_group
 
 LOOPS = ["asyncio", "trio"]
 
@@ -58,6 +64,29 @@ async def works_on(producer: SendProducer, fake: FakeDriver) -> None:
 
 
 # --- another thread, another loop ------------------------------------------------------------
+
+
+async def test_a_call_that_the_collector_closes_in_another_thread(
+    settings: ProducerSettings,
+) -> None:
+    """It says nothing, and changes nothing that belongs to the loop."""
+    fake = FakeDriver(manual=True)
+    async with open_send_producer(settings, driver=fake) as producer:
+        producer._park = lambda _: Never()
+        call: Any = producer.send(record())
+        call.send(None)  # as a task would, which is gone by now
+        await taken(fake, 1)
+        before = producer.statistics()
+        await anyio.to_thread.run_sync(call.close)
+        assert producer.statistics() == before
+        fake.acknowledge()
+
+
+class Never:
+    """Is not awaited to its end."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        yield
 
 
 @pytest.mark.parametrize("other", LOOPS)
@@ -207,11 +236,60 @@ def _refusals(producer: SendProducer, delivery: Delivery) -> int:  # pragma: no 
 # --- by hand, and with what is something else ------------------------------------------------
 
 
-def test_made_by_hand() -> None:
-    with pytest.raises(TypeError, match="async with open_send_producer"):
-        SendProducer()
-    with pytest.raises(TypeError, match=r"made by SendProducer\.enqueue"):
-        Delivery()
+@pytest.mark.parametrize("arguments", [(), (7,), (ProducerSettings(bootstrap_servers="a:1"),)])
+def test_made_by_hand(arguments: tuple[Any, ...]) -> None:
+    makes: list[tuple[Any, str]] = [
+        (SendProducer, "async with open_send_producer"),
+        (Delivery, r"made by SendProducer\.enqueue"),
+        (Transaction, r"made by SendProducer\.transaction"),
+        (FakeProducer, "async with fake_producer"),
+        (MockCluster, "with mock_cluster"),
+        (BlockingEmbeddedBroker, "with blocking_embedded_broker"),
+    ]
+    for make, says in makes:
+        with pytest.raises(TypeError, match=says):
+            make(*arguments)
+
+
+async def test_a_task_group_that_is_none(settings: ProducerSettings, fake: FakeDriver) -> None:
+    says = "must be AnyIO's TaskGroup or Trio's Nursery, not builtins.object"
+    with pytest.raises(TypeError, match=says):
+        await start_send_producer(cast("Any", object()), settings, driver=fake)
+    assert fake.opened == 0
+
+
+async def test_observers_that_are_none(settings: ProducerSettings, fake: FakeDriver) -> None:
+    with pytest.raises(TypeError, match="observers must be a list of observers, not object"):
+        async with open_send_producer(settings, driver=fake, observers=cast("Any", object())):
+            pass
+
+
+def giving_nothing(_: ProducerSettings) -> None:
+    return None
+
+
+@pytest.mark.parametrize("factory", [dict, giving_nothing])
+async def test_a_factory_of_what_is_no_driver(settings: ProducerSettings, factory: Any) -> None:
+    with pytest.raises((SettingsError, TypeError)) as caught:
+        async with open_send_producer(settings, driver=factory):
+            pass
+    if factory is giving_nothing:
+        assert isinstance(caught.value, SettingsError)
+        assert str(caught.value) == "driver: the factory must return a Driver, not NoneType"
+
+
+@pytest.mark.parametrize(
+    "envelope",
+    [Message(record()), MultiMessage([record()]), PassThroughMessage(1)],
+    ids=lambda given: type(given).__name__,
+)
+async def test_an_envelope_in_place_of_a_record(
+    settings: ProducerSettings, fake: FakeDriver, envelope: Any
+) -> None:
+    async with open_send_producer(settings, driver=fake) as producer:
+        says = r"a ProducerRecord is sent, not \w+Message|Message: send_envelope\(\) sends that$"
+        with pytest.raises(TypeError, match=says):
+            await producer.send(envelope)
 
 
 @pytest.mark.parametrize("what", [None, "text", b"bytes", ("t", b"value"), ProducerRecord])

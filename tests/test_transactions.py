@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import threading
 import time
@@ -15,6 +16,7 @@ import pytest
 from anyio_sendproducer import (
     ConsumerGroupMetadata,
     DeliveryError,
+    DeliveryTimeout,
     Message,
     MultiDeliveryError,
     Persistence,
@@ -41,6 +43,7 @@ from tests.bare import nothing
 from tests.calls import (
     PATIENCE,
     Call,
+    Deadlines,
     at_gate,
     fail,
     never,
@@ -429,9 +432,16 @@ async def test_without_a_name_there_are_none(settings: ProducerSettings, fake: F
         await producer.send(record())
 
 
-def test_a_transaction_is_not_made_by_hand() -> None:
-    with pytest.raises(TypeError, match=r"SendProducer\.transaction\(\)"):
-        Transaction()
+async def test_one_within_the_other(settings: ProducerSettings, fake: FakeDriver) -> None:
+    async with open_send_producer(settings, driver=fake) as producer:
+        async with producer.transaction() as tx:
+            with raising(TransactionError, match="this task has a transaction open already"):
+                async with producer.transaction():
+                    never()
+            await tx.send(record(b"1"))
+        async with producer.transaction() as tx:
+            await tx.send(record(b"2"))
+    assert ended(fake) == [("committed", [b"1"]), ("committed", [b"2"])]
 
 
 async def test_on_a_closed_producer(settings: ProducerSettings, fake: FakeDriver) -> None:
@@ -483,6 +493,26 @@ async def test_an_offset_that_is_none(
             await tx.send_offsets({("t", 3): bad}, "group")
         with raising(TypeError, match="group_metadata must be the group's id"):
             await tx.send_offsets({("t", 3): 1}, 7)
+    assert ended(fake) == [("committed", [])]
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["t0", "t", 7, None, ("t",), ("t", "0"), (0, "t"), ("t", -1), ("t", 0, 1), b"t0"],
+    ids=str,
+)
+async def test_offsets_by_what_is_no_partition(
+    settings: ProducerSettings, fake: FakeDriver, key: Any
+) -> None:
+    async with (
+        open_send_producer(settings, driver=fake) as producer,
+        producer.transaction() as tx,
+    ):
+        with raising(ValueError, match=r"offsets: a key must be a tuple of a topic \(str\) and"):
+            await tx.send_offsets({key: 1}, "group")
+        with raising(TypeError, match="offsets must be a mapping .* not list"):
+            await tx.send_offsets(cast("Any", [(key, 1)]), "group")
+    assert fake.offsets == []
     assert ended(fake) == [("committed", [])]
 
 
@@ -806,6 +836,174 @@ async def test_cancelling_the_producers_task_group_aborts(
             await anyio.sleep(PATIENCE)
     assert state(held[0]) is TransactionState.ABORTED
     assert ended(fake) == [("aborted", [b"1"])]
+
+
+# --- what waits for room -------------------------------------------------------------------------
+
+
+async def test_what_waits_for_room_is_a_part_of_its_transaction(
+    settings: ProducerSettings,
+) -> None:
+    """It is sent and awaited before the commit, though nobody in the block awaits it."""
+    fake = FakeDriver(manual=True)
+    settings = settings.evolve(max_in_flight=1)
+    async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
+
+        async def transact(*values: bytes) -> None:
+            async with producer.transaction() as tx:
+                calls.extend(Call(tasks, tx.send, record(value)) for value in values)
+                await quiet()
+
+        calls: list[Call[Any]] = []
+        ending = Call(tasks, transact, b"1", b"2", b"3")
+        await quiet()
+        after = Call(tasks, transact, b"4")
+        for count in range(1, 5):
+            await taken(fake, count)
+            await quiet()
+            assert ending.running == (count < 4)
+            assert len(fake.transactions) == count // 4
+            fake.acknowledge()
+        await ending.wait()
+        await after.wait()
+        assert [call.error for call in [ending, after, *calls]] == [None] * 6
+    assert [(how, sorted(values)) for how, values in ended(fake)] == [
+        ("committed", [b"1", b"2", b"3"]),
+        ("committed", [b"4"]),
+    ]
+
+
+async def test_what_waits_for_room_in_vain_makes_it_an_abort(
+    settings: ProducerSettings, deadlines: Deadlines
+) -> None:
+    fake = FakeDriver(manual=True)
+    settings = settings.evolve(max_in_flight=2)
+    async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
+
+        async def transact() -> None:
+            async with producer.transaction() as tx:
+                calls.extend(Call(tasks, tx.send, record(b"%d" % number)) for number in range(3))
+                await quiet()
+
+        calls: list[Call[Any]] = []
+        ending = Call(tasks, transact)
+        await taken(fake, 2)
+        await quiet()
+        assert ending.running
+        deadlines.bring_forward(producer, settings.delivery_timeout)
+        await ending.wait()
+        assert isinstance(ending.error, TransactionAborted)
+        for call in calls:
+            assert isinstance((await call.wait()).error, DeliveryTimeout)
+        fake.acknowledge()
+    assert [how for how, _ in fake.transactions] == ["aborted"]
+
+
+# --- an abort that is broken off -----------------------------------------------------------------
+
+
+async def test_a_driver_that_fails_at_the_abort_while_the_producer_closes(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    """It breaks a driver's promise, and nobody waits for ever."""
+    held: list[Transaction] = []
+
+    def end(_: bool) -> SendProducerError:
+        raise ZeroDivisionError
+
+    with pytest.raises(BaseException) as caught:  # noqa: PT011, PT012  # alone, or in groups
+        async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
+
+            async def transact() -> None:
+                with contextlib.suppress(SendProducerError):
+                    async with producer.transaction() as tx:
+                        held.append(tx)
+                        await tx.send(record(b"1"))
+                        fake.end_error = end
+                        begun.set()
+                        await anyio.sleep(0.05)
+                        raise LookupError
+
+            begun = anyio.Event()
+            tasks.start_soon(transact)
+            await begun.wait()
+            await producer.aclose()
+    assert state(held[0]) is TransactionState.ABORTED
+    assert {type(error) for error in _leaves(caught.value)} <= {ZeroDivisionError, LookupError}
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    inside: Sequence[BaseException] | None = getattr(error, "exceptions", None)
+    return [error] if inside is None else [leaf for one in inside for leaf in _leaves(one)]
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_an_abort_that_asyncio_cancels_leaves_nothing_to_the_next_transaction(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    """Its own cancellation heeds no shield."""
+    held: list[Transaction] = []
+    async with open_send_producer(settings, driver=fake) as producer:
+
+        async def transact() -> None:
+            async with producer.transaction() as tx:
+                held.append(tx)
+                await tx.send(record(b"1"))
+                fake.on_end.shut()
+                fake.end_error = lambda commit: None if commit else TransactionError("not now")
+                await anyio.sleep_forever()
+
+        task = asyncio.create_task(transact())
+        await until(lambda: len(fake.submitted) == 1)
+        await quiet()
+        task.cancel()
+        await at_gate(fake.on_end)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert state(held[0]) is TransactionState.ABORTED
+        fake.on_end.open()
+        async with producer.transaction() as tx:
+            await tx.send(record(b"2"))
+        assert producer.statistics().generations == 2
+    assert ended(fake)[-1] == ("committed", [b"2"])
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_asyncio_may_cancel_all_its_tasks_at_whichever_moment(
+    settings: ProducerSettings,
+) -> None:
+    """As asyncio.run() does in the end, here while the producer is being closed. All come to their
+    end, and no transaction is left open."""
+
+    async def use(fake: FakeDriver, opened: asyncio.Event, held: list[Transaction]) -> None:
+        async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
+            tasks.start_soon(producer.aclose)
+            opened.set()
+            async with producer.transaction() as tx:
+                held.append(tx)
+                await tx.send(record(b"1"))
+
+    turns = 2
+    while True:
+        fake, opened = FakeDriver(), asyncio.Event()
+        held: list[Transaction] = []
+        before = asyncio.all_tasks()
+        task = asyncio.create_task(use(fake, opened, held))
+        await opened.wait()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if task.done():
+            assert task.exception() is not None  # it sent on a producer that is closed
+            break
+        others = asyncio.all_tasks() - before
+        for one in others:
+            one.cancel()
+        with anyio.fail_after(PATIENCE):
+            await asyncio.gather(*others, return_exceptions=True)
+        assert TransactionState.OPEN not in map(state, held)
+        turns += 1
+    assert turns > 10
 
 
 # --- deadlines -----------------------------------------------------------------------------------

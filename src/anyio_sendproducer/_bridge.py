@@ -178,10 +178,11 @@ def in_portions(events: Iterable[Event]) -> Iterator[list[Event]]:
 class _Reply(Generic[T]):
     """The answer to one call, and the cell of the task that awaits it."""
 
-    __slots__ = ("cell", "error", "value")
+    __slots__ = ("cell", "error", "is_there", "value")
 
     def __init__(self, cell: Any) -> None:
         self.cell = cell
+        self.is_there = False
         self.value: T | None = None
         self.error: BaseException | None = None
 
@@ -206,6 +207,23 @@ class _Port:
 
     def ready(self) -> None:
         self._post(Ready(time.monotonic()))
+
+
+async def _end_of(threads: Iterable[threading.Thread], seconds: float) -> None:
+    """Wait until these have ended, for so long and a moment; who does not is logged."""
+    # Real time, whatever clock the loop has: it is threads that are waited for.
+    give_up = time.monotonic() + seconds + _GRACE_SECONDS
+    pause = 0.0005
+    while any(thread.is_alive() for thread in threads) and time.monotonic() < give_up:
+        await anyio.sleep(pause)
+        pause = min(pause * 2, 0.02)
+    for thread in threads:
+        if thread.is_alive():
+            _log.error(
+                "the thread %s hangs in the client library: left behind",
+                thread.name,
+                extra={"thread.name": thread.name},
+            )
 
 
 class Bridge:
@@ -462,7 +480,8 @@ class Bridge:
             self._pass_on([])
 
     async def stop(self, seconds: float) -> None:
-        """Close the driver, end the threads, and end the stream of events. Never raises.
+        """Close the driver, end the threads, and end the stream of events. Raises nothing but
+        asyncio's own cancellation, which heeds no shield.
 
         Args:
             seconds: how long the driver may take to close; 0: by force.
@@ -474,25 +493,17 @@ class Bridge:
         self._inbox.put(None)
         closer = self._new_thread("-closer", functools.partial(self._close_driver, seconds))
         closer.start()
-        # Real time, whatever clock the loop has: it is threads that are waited for.
-        give_up = time.monotonic() + seconds + _GRACE_SECONDS
         threads = [thread for thread in (closer, self._thread) if thread.ident is not None]
-        pause = 0.0005
-        while any(thread.is_alive() for thread in threads) and time.monotonic() < give_up:
-            await anyio.sleep(pause)
-            pause = min(pause * 2, 0.02)
-        for thread in threads:
-            if thread.is_alive():
-                _log.error(
-                    "the thread %s hangs in the client library: left behind",
-                    thread.name,
-                    extra={"thread.name": thread.name},
-                )
-        self._take_over()
-        for reply in list(self._replies):
-            reply.error = ProducerClosed("the producer was closed before the answer came")
-            self._loop.wake((reply.cell,))
-        self._send.close()
+        try:
+            await _end_of(threads, seconds)
+        finally:
+            self._take_over()
+            for reply in list(self._replies):
+                # Whoever was woken has not run yet.
+                if not reply.is_there:
+                    reply.error = ProducerClosed("the producer was closed before the answer came")
+                    self._loop.wake((reply.cell,))
+            self._send.close()
 
     def _collect(self) -> None:
         """Called by the loop after a wake-up."""
@@ -524,6 +535,7 @@ class Bridge:
         events: list[Event] = []
         for item in items:
             if isinstance(item, _Reply):
+                item.is_there = True
                 self._loop.wake((item.cell,))
             else:
                 if isinstance(item, Ready):

@@ -17,9 +17,11 @@ from __future__ import annotations
 import dataclasses
 import enum
 import itertools
-from collections.abc import Iterable, Mapping
+import math
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from anyio import WouldBlock
 
@@ -137,6 +139,9 @@ _OPEN = ProducerState.OPEN
 #: delivering any record at all.
 PATIENCE: Final = 10.0
 
+#: Of an entry: no report tells of it that it was missed, for somebody was told of it.
+_SEEN: Final = -1
+
 #: How many failures nobody awaited are kept whole until the end of the scope; more are counted.
 KEPT_FAILURES: Final = 1000
 
@@ -253,6 +258,17 @@ def not_sent(
     return error
 
 
+def _no_outcome(record: ProducerRecord[Any, Any], given: object) -> DeliveryError:
+    """The outcome of a record of which a driver gave none."""
+    error = DeliveryError(
+        f"the driver gave {type(given).__name__} as the outcome of the record",
+        record=record,
+        persistence=Persistence.POSSIBLY_PERSISTED,
+    )
+    error.__cause__ = given if isinstance(given, BaseException) else None
+    return error
+
+
 def not_tried(record: ProducerRecord[Any, Any]) -> DeliveryError:
     """The outcome of a record of a group that stopped before its turn came."""
     return not_sent(
@@ -278,7 +294,7 @@ class Ledger:
         self._queue: dict[Entry, None] = {}
         self._alive: dict[Entry, None] = {}
         self._held: dict[str, dict[Entry, None]] = {}
-        self._barriers: list[tuple[int, object]] = []
+        self._barriers: list[tuple[float, object]] = []
         # What failed while the driver had it, and still has; of that, what is past its deadline.
         self._lingering: dict[Entry, None] = {}
         # What the driver still holds past its deadline, since when it has delivered nothing at
@@ -339,7 +355,7 @@ class Ledger:
                 persistence=Persistence.NOT_PERSISTED,
             )
         if not wait:
-            raise WouldBlock
+            raise WouldBlock("there is no room for the record: max_in_flight or max_buffered_bytes")
         entry = Entry(record, size, now + self._timeout, 0)
         entry.state = _WAITING
         self._waiting[entry] = None
@@ -464,6 +480,10 @@ class Ledger:
             elif entry.group is _ABANDONED:
                 self._abandoned -= 1
                 self._withdraw(entry)
+            elif entry.group is not None and entry.group.stopped:
+                entry.state = _QUEUED  # so the client has not had it
+                self._release(entry)
+                self._fail(entry, not_tried(entry.record), woken)
             else:
                 entry.state = _QUEUED
                 self._held.setdefault(entry.record.topic, {})[entry] = None
@@ -496,13 +516,18 @@ class Ledger:
         return woken
 
     def settle(
-        self, entries: Iterable[Entry], outcomes: Iterable[RecordMetadata | DeliveryError]
+        self, entries: Sequence[Entry], outcomes: Sequence[RecordMetadata | DeliveryError]
     ) -> list[object]:
         """The driver is done with these, one outcome for each.
 
         Returns:
             Who is to be woken: those who await an outcome, room, or a flush.
+
+        Raises:
+            ValueError: there are more of the one than of the other. Nothing has changed.
         """
+        if len(entries) != len(outcomes):
+            raise ValueError(f"{len(outcomes)} outcomes were given for {len(entries)} records")
         woken: list[object] = []
         alive = self._alive
         delivered = freed = 0
@@ -523,6 +548,11 @@ class Ledger:
                         woken.append(group.waiter)
                 continue
             if entry.state is _SUBMITTED:
+                if isinstance(outcome, RecordMetadata):  # a subclass of a driver's own
+                    woken += Ledger.settle(self, [entry], [RecordMetadata(*outcome)])
+                    continue
+                if not isinstance(cast("object", outcome), DeliveryError):
+                    outcome = _no_outcome(entry.record, outcome)  # noqa: PLW2901
                 self._release(entry)
                 self._fail(entry, outcome, woken)
             elif entry in self._lingering:
@@ -638,17 +668,18 @@ class Ledger:
     def unwatch(self, entry: Entry) -> None:
         """Whoever waited for this accepted record's outcome gave up; the record goes on."""
         entry.waiter = None
-        if entry.state is _FAILED:
+        if entry.state is _FAILED and entry.missed != _SEEN:
             self._miss(entry)
 
     def saw(self, entry: Entry) -> None:
         """Somebody was told this entry's outcome, perhaps after it had been missed."""
-        if entry.state is _FAILED and entry.missed == self._report:
-            entry.missed = 0
-            if entry in self._unseen:
-                del self._unseen[entry]
-            else:
-                self._unseen_more -= 1
+        if entry.state is _FAILED:
+            if entry.missed == self._report:
+                if entry in self._unseen:
+                    del self._unseen[entry]
+                else:
+                    self._unseen_more -= 1
+            entry.missed = _SEEN
 
     def undelivered(self) -> tuple[list[DeliveryError], int]:
         """The failures nobody was told of since this was last asked, and how many there were."""
@@ -730,6 +761,8 @@ class Ledger:
         self._end_unsubmitted(entry, error, woken)
 
     def _end_unsubmitted(self, entry: Entry, error: DeliveryError, woken: list[object]) -> None:
+        if entry.state is _FAILED:
+            return  # just now, with its group, when another one of that failed
         if entry.state is _WAITING:
             del self._waiting[entry]
         else:
@@ -760,15 +793,23 @@ class Ledger:
 
     # --- flush -------------------------------------------------------------------------------
 
-    def barrier(self, waiter: object) -> bool:
+    def barrier(self, waiter: object, *, counts_waiting: bool = False) -> bool:
         """Have ``waiter`` woken when all that is accepted by now has its outcome.
+
+        Args:
+            waiter: whoever that is.
+            counts_waiting: what waits for room is to have its outcome, too, and whatever comes
+                meanwhile.
 
         Returns:
             False where that is so already; then nobody is going to be woken.
         """
-        if not self._alive:
+        if not self._alive and not (counts_waiting and self._waiting):
             return False
-        self._barriers.append((self._accepted, waiter))
+        last = math.inf if counts_waiting else self._accepted
+        self._barriers.append((last, waiter))
+        # Nobody waits behind the one who waits for everything.
+        self._barriers.sort(key=operator.itemgetter(0))
         return True
 
     def drop_barrier(self, waiter: object) -> None:
@@ -777,10 +818,13 @@ class Ledger:
 
     def _pass_barriers(self, woken: list[object]) -> None:
         while self._barriers:
+            last = self._barriers[0][0]
             for first in self._alive:
-                if first.seq <= self._barriers[0][0]:
+                if first.seq <= last:
                     return
                 break
+            if last == math.inf and self._waiting:
+                return
             woken.append(self._barriers.pop(0)[1])
 
     # --- the end -----------------------------------------------------------------------------

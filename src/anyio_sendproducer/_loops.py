@@ -108,6 +108,7 @@ class _Parked:
         cancelled: asyncio.Future[None] = self._loop.create_future()
         cancelled.cancel(msg)
         self._loop.call_soon(self.callback, cancelled, context=self.context)
+        del self.callback, self.context  # as below
         return True
 
 
@@ -119,14 +120,16 @@ class _AsyncioLoop:
         are_woken_together = False
         # asyncio's own loops have these in Python, which costs as much again as what they do.
         if isinstance(loop, asyncio.BaseEventLoop):
-            own, its = asyncio.BaseEventLoop, type(loop)
-            if its.time is own.time:
+            own = asyncio.BaseEventLoop
+            if _is_method(loop.time, own.time):
                 self.now = time.monotonic
-            if its.create_future is own.create_future:
+            if _is_method(loop.create_future, own.create_future):
                 future_type: Any = asyncio.Future
                 self.cell = functools.partial(future_type, loop=loop)
                 # Who looks for what takes long is to be shown each task by itself.
-                are_woken_together = its.call_soon is own.call_soon and not loop.get_debug()
+                are_woken_together = (
+                    _is_method(loop.call_soon, own.call_soon) and not loop.get_debug()
+                )
         new: Any = functools.partial(_Parked, loop) if are_woken_together else self.cell
 
         def park(place: Any) -> Any:
@@ -173,10 +176,19 @@ class _AsyncioLoop:
         line = iter(parked)
         try:
             for cell in line:
-                cell.context.run(cell.callback, woken)
+                callback, context = cell.callback, cell.context
+                # Whoever still knows the cell, such as the record's entry, is to keep no task alive
+                # by it.
+                del cell.callback, cell.context
+                context.run(callback, woken)
         finally:  # a task may end the loop, by SystemExit or KeyboardInterrupt
             if rest := [*line]:
                 self._loop.call_soon(self._go_on, rest)
+
+
+def _is_method(bound: object, function: object) -> bool:
+    """Whether that is what is called, and neither a subclass nor a test has put its own there."""
+    return getattr(bound, "__func__", None) is function
 
 
 def _trio_loop(module: Any, token: Any) -> Loop:

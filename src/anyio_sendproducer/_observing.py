@@ -90,6 +90,8 @@ def check_observers(observers: Iterable[Observer]) -> tuple[Observer, ...]:
     Raises:
         TypeError: one of them is none.
     """
+    if not isinstance(cast("object", observers), Iterable):
+        raise TypeError(f"observers must be a list of observers, not {type(observers).__name__}")
     checked = tuple(observers)
     for position, observer in enumerate(checked):
         if not callable(getattr(observer, "observe", None)):
@@ -302,9 +304,8 @@ class ObservedLedger(Ledger):
         return batch
 
     def settle(
-        self, entries: Iterable[Entry], outcomes: Iterable[RecordMetadata | DeliveryError]
+        self, entries: Sequence[Entry], outcomes: Sequence[RecordMetadata | DeliveryError]
     ) -> list[object]:
-        entries, outcomes = [*entries], [*outcomes]
         # What a driver reports of a record for the second time is none of its outcome.
         candidates = dict.fromkeys(
             entry for entry in entries if entry.state is DeliveryState.SUBMITTED

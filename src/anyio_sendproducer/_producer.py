@@ -18,7 +18,8 @@ import logging
 import math
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Protocol, TypeVar, cast, overload
+from functools import partial
+from typing import Any, NoReturn, Protocol, TypeVar, cast, overload
 
 import anyio
 import anyio.abc
@@ -119,7 +120,7 @@ class SendProducer(Sender):
     _transaction: Transaction | None
     _observation: Observation | None  # None where nobody observes
 
-    def __init__(self) -> None:
+    def __init__(self, *_: NoReturn, **__: NoReturn) -> None:
         raise TypeError(
             "SendProducer is not made by hand: use `async with open_send_producer(settings) as "
             "producer:`, or start_send_producer(task_group, settings)"
@@ -143,7 +144,7 @@ class SendProducer(Sender):
         # One for the other, so that nothing is asked for each record.
         transactional = settings.transactional_id is not None
         if observers:
-            observed = object.__new__(
+            observed: _ObservedProducer = object.__new__(
                 _ObservedTransactionalProducer if transactional else _ObservedProducer
             )
             observation = Observation(
@@ -217,7 +218,8 @@ class SendProducer(Sender):
                 ``delivery_timeout``.
             ProducerFenced: another producer has this ``transactional_id`` now; this one is broken.
             TransactionError: the settings have no ``transactional_id``, or there was no client
-                that works within ``delivery_timeout``.
+                that works within ``delivery_timeout``, or the task is in a transaction's block
+                already.
             ProducerClosed, ProducerBroken, ProducerMisused: as :meth:`send`.
 
         Cancellation, before the commit is asked for, aborts. Afterwards it can't be taken back: the
@@ -511,9 +513,9 @@ class SendProducer(Sender):
         if self._ledger.queued:
             self._ring()
 
-    async def _wait_until_settled(self) -> None:
+    async def _wait_until_settled(self, *, counts_waiting: bool = False) -> None:
         cell = self._loop.cell()
-        if not self._ledger.barrier(cell):
+        if not self._ledger.barrier(cell, counts_waiting=counts_waiting):
             await anyio.lowlevel.checkpoint()
             return
         try:
@@ -745,8 +747,10 @@ class SendProducer(Sender):
                     with CancelScope(shield=True):
                         await self._bridge.stop(self._closing_time())
         finally:
-            self._wake(self._ledger.close())
+            # As a rule the pump has; asyncio may have cancelled it before it began.
+            self._bridge.events.close()
             try:
+                self._wake(self._ledger.close())
                 if self._observation is not None:
                     self._observation.ended(self._ledger.broken_by)
                     self._observation.tell()
@@ -884,7 +888,7 @@ class _Ownership:
         self.observation = producer._observation
         self.check = producer._check_usable
         self.moved = producer._moved
-        self.until_settled = producer._wait_until_settled
+        self.until_settled = partial(producer._wait_until_settled, counts_waiting=True)
         if isinstance(producer, _TransactionalProducer):
             self.enter = producer._enter_in_transaction
 
@@ -926,6 +930,12 @@ async def start_send_producer(
     """
     if not isinstance(cast("object", settings), ProducerSettings):
         raise TypeError(f"settings must be ProducerSettings, not {type(settings).__name__}")
+    if not callable(getattr(task_group, "start", None)):
+        kind = type(task_group)
+        raise TypeError(
+            "task_group must be AnyIO's TaskGroup or Trio's Nursery, not "
+            f"{kind.__module__}.{kind.__qualname__}"
+        )
     checked = check_observers(observers)
     finder = Finder(settings)
     await finder.find()

@@ -13,7 +13,7 @@ import weakref
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from threading import get_ident
-from typing import Any, TypeVar, cast, overload
+from typing import Any, NoReturn, TypeVar, cast, overload
 
 import anyio
 import anyio.lowlevel
@@ -84,7 +84,7 @@ class Delivery:
     _entry: Entry
     _producer: Sender
 
-    def __init__(self) -> None:
+    def __init__(self, *_: NoReturn, **__: NoReturn) -> None:
         raise TypeError("a Delivery is made by SendProducer.enqueue() and enqueue_nowait()")
 
     @classmethod
@@ -196,6 +196,11 @@ class Sender:
         entry = self._enter(record)
         try:
             await self._park(entry)
+        except GeneratorExit:
+            # A collector may close this, in whichever thread.
+            if self._thread == get_ident():
+                self._cancel(entry)
+            raise
         except BaseException:
             self._cancel(entry)
             self._check_loop()
@@ -490,7 +495,11 @@ def _no_envelope(given: object) -> TypeError:
 
 def check_is_record(given: object) -> None:
     if not isinstance(given, ProducerRecord):
-        raise TypeError(f"a ProducerRecord is sent, not {type(given).__name__}: {given!r:.80}")
+        # What an envelope holds, and bytes, may be a secret.
+        kind = type(given).__name__
+        is_envelope = isinstance(given, (Message, MultiMessage, PassThroughMessage))
+        hint = ": send_envelope() sends that" if is_envelope else ""
+        raise TypeError(f"a ProducerRecord is sent, not {kind}{hint}")
 
 
 def parts_of(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import enum
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Protocol, TypeVar, overload
+from typing import Any, NoReturn, Protocol, TypeVar, cast, overload
 
 import anyio
 import anyio.lowlevel
@@ -123,7 +123,7 @@ class Owner(Protocol):
         ...
 
     async def until_settled(self) -> None:
-        """Wait until all that is accepted has its outcome."""
+        """Wait until all that is accepted, or waits for room, has its outcome."""
         ...
 
     def give_up(self, error: BaseException, /) -> None:
@@ -151,7 +151,7 @@ class Transaction(Sender):
     _aborted: anyio.Event | None  # set when the abort, once it was begun, is through
     _ended: anyio.Event
 
-    def __init__(self) -> None:
+    def __init__(self, *_: NoReturn, **__: NoReturn) -> None:
         raise TypeError("a Transaction is made by SendProducer.transaction()")
 
     @classmethod
@@ -205,7 +205,9 @@ class Transaction(Sender):
             ProducerFenced: another producer took over.
             TransactionError: there was no answer within ``delivery_timeout``, or the transaction is
                 over.
-            ValueError: an offset is no int of 0 or more, or bytes are no group metadata.
+            TypeError: ``offsets`` is no mapping, or ``group_metadata`` none of these.
+            ValueError: a key of ``offsets`` is no topic with a partition, an offset is no int of 0
+                or more, or bytes are no group metadata.
             ProducerClosed, ProducerBroken, ProducerMisused: as :meth:`SendProducer.send`.
 
         Cancellation stops the waiting; the offsets may be a part of the transaction or not, and so
@@ -379,13 +381,20 @@ class Transaction(Sender):
     async def _abort(self, reason: BaseException) -> None:
         """Abort, shielded and within ``cancel_timeout``. It never raises: where the brokers could
         not be told, the next client tells them, before anything else."""
-        owner = self._owner
         if self._aborted is not None:
             with CancelScope(shield=True):
                 await self._aborted.wait()
             return
         self._aborted = anyio.Event()
         self._state = TransactionState.ENDING
+        try:
+            await self._abort_at_once(reason)
+        finally:  # others wait for this one
+            self._state = TransactionState.ABORTED
+            self._aborted.set()
+
+    async def _abort_at_once(self, reason: BaseException) -> None:
+        owner = self._owner
         settings = owner.settings
         for deadline in self._waits:
             # The driver does one thing after the other, and this is of no use any more.
@@ -401,10 +410,12 @@ class Transaction(Sender):
                     await self._end(Deadline(settings.cancel_timeout), commit=False)
                 except SendProducerError as error:
                     owner.give_up(error)
+                except BaseException as error:
+                    # asyncio's own cancellation, which heeds no shield, or a driver's mistake.
+                    owner.give_up(error)
+                    raise
             with anyio.move_on_after(settings.cancel_timeout):
                 await owner.until_settled()
-        self._state = TransactionState.ABORTED
-        self._aborted.set()
 
     async def _end(self, deadline: Deadline, *, commit: bool) -> None:
         def end(driver: Driver) -> None:
@@ -434,6 +445,10 @@ async def run_transaction(owner: Owner) -> AsyncGenerator[Transaction]:
             "transactions need a name: give ProducerSettings a transactional_id, one for each "
             "producer that runs at the same time"
         )
+    if owner.turn.locked() and owner.turn.statistics().owner == anyio.get_current_task():
+        raise TransactionError(
+            "this task has a transaction open already, and the next one begins when that has ended"
+        )
     async with owner.turn:
         owner.check()
         transaction = Transaction._create(owner)  # pyright: ignore[reportPrivateUsage]
@@ -454,8 +469,22 @@ async def run_transaction(owner: Owner) -> AsyncGenerator[Transaction]:
 
 
 def _consumed(offsets: Mapping[tuple[str, int], Any]) -> list[ConsumedOffset]:
+    if not isinstance(cast("object", offsets), Mapping):
+        raise TypeError(
+            f"offsets must be a mapping of (topic, partition) to offsets, "
+            f"not {type(offsets).__name__}"
+        )
     consumed: list[ConsumedOffset] = []
-    for (topic, partition), given in offsets.items():
+    for place, given in offsets.items():
+        key = cast("object", place)
+        match key:
+            case (str() as topic, int() as partition) if isinstance(key, tuple) and partition >= 0:
+                pass
+            case _:
+                raise ValueError(
+                    "offsets: a key must be a tuple of a topic (str) and a partition (int of 0 or "
+                    f"more), not {key!r:.80}"
+                )
         offset = getattr(given, "offset", given)
         if not isinstance(offset, int) or isinstance(offset, bool) or offset < 0:
             raise ValueError(

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, Final
 
 import anyio
+import anyio.lowlevel
 import confluent_kafka
 import pytest
 from anyio.to_thread import run_sync
@@ -26,6 +27,7 @@ from anyio_sendproducer import (
     ProducerStartError,
     SendProducer,
     SendProducerError,
+    Transaction,
     TransactionAborted,
     TransactionError,
     TransactionOutcomeUnknown,
@@ -282,6 +284,32 @@ async def test_who_is_fenced_off_and_sends_is_told_by_the_record(
         assert first.statistics().generations == 1
     found = await run_sync(lambda: read_topic(cluster.bootstrap_servers, topic))
     assert found == []
+
+
+async def test_what_waits_for_room_is_a_part_of_its_transaction(
+    cluster: KafkaCluster, driver: str
+) -> None:
+    """Tasks of the block's that still wait to send when it ends: before the commit, they have."""
+    async with transactions(cluster, driver, max_in_flight=2) as (made, producer):
+
+        async def send(tx: Transaction, name: str, number: int) -> None:
+            id_ = f"{name}-{number}"
+            record = ProducerRecord(made.topic, id_.encode(), partition=number % PARTITIONS)
+            made.history.sending(id_, record, transaction=name)
+            made.history.ending(id_, await tx.send(record))
+
+        async with plain_task_group() as tasks:
+            for turn in range(3):
+                name = f"{made.topic}-waits-{turn}"
+                async with producer.transaction() as tx:
+                    for number in range(EACH):
+                        tasks.start_soon(send, tx, name, number)
+                    for _ in range(2):  # all have called it by then, and few are through
+                        await anyio.lowlevel.checkpoint()
+                made.history.transaction(name, committed=True)
+                assert await made.run(producer) is True
+        assert producer.statistics().delivered == 6 * EACH
+        assert producer.statistics().generations == 1
 
 
 async def test_a_record_that_is_refused_makes_it_an_abort(
