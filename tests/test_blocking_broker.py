@@ -7,7 +7,6 @@ import pytest
 
 from anyio_sendproducer import ProducerRecord, ProducerSettings, open_send_producer
 from anyio_sendproducer.testing import (
-    BlockingEmbeddedBroker,
     EmbeddedBrokerError,
     blocking_embedded_broker,
 )
@@ -43,8 +42,3 @@ async def test_it_serves_any_loop() -> None:
 def test_wrong_arguments() -> None:
     with pytest.raises(ValueError, match=r"^port must be"), blocking_embedded_broker(port=0):
         pytest.fail("nothing was to be started")
-
-
-def test_it_is_not_made_by_hand() -> None:
-    with pytest.raises(TypeError, match="blocking_embedded_broker"):
-        BlockingEmbeddedBroker()

@@ -113,8 +113,9 @@ def test_all_four_compressions_are_known(codec: str) -> None:
         ("lingerms", "linger_ms"),
         ("linger", "linger_ms"),
         ("compression", "compression_type"),
-        ("sasl.plain.pasword", "sasl_plain_password"),
-        ("batch.sizes", "batch_size"),
+        ("sasl.plain.pasword", "sasl.plain.password"),
+        ("batch.sizes", "batch.size"),
+        ("batch_sizes", "batch_size"),
         ("ACKS", None),
         ("schema.registry.url", None),
         ("", None),
@@ -191,7 +192,13 @@ def test_each_way_out_that_names_a_setting_names_one_that_there_is() -> None:
         ({"linger_ms": True}, "'linger_ms' must be a number of 0 or more"),
         ({"linger_ms": None}, "'linger_ms' must be a number of 0 or more"),
         ({"linger_ms": float("nan")}, "'linger_ms' must be a number of 0 or more"),
-        ({"batch.size": [1]}, "'batch.size' must be a number of 0 or more"),
+        ({"batch.size": [1]}, "'batch.size' must be a whole number of 0 or more"),
+        ({"max.request.size": 1.5}, "'max.request.size' must be a whole number of 1 or more"),
+        ({"max.request.size": "1.5"}, "'max.request.size' must be a whole number of 1 or more"),
+        ({"batch_size": 0.5}, "'batch_size' must be a whole number of 0 or more"),
+        ({"request.timeout.ms": 0}, "'request.timeout.ms' must be a number of 1 or more"),
+        ({"partitioner": "consistent"}, "'partitioner' must be 'murmur2_random', which is the def"),
+        ({"partitioner": dict}, "or an instance of a kafka.partitioner.Partitioner"),
     ],
     ids=str,
 )
@@ -201,6 +208,10 @@ def test_a_value_of_the_wrong_kind_is_refused_by_name(
     message = refusal(**properties)
     assert message.startswith("properties: ")
     assert says in message
+
+
+def test_the_partitioner_that_is_ours_may_be_named() -> None:
+    assert config(partitioner="murmur2_random") == config()
 
 
 CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [

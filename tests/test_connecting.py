@@ -6,9 +6,11 @@ Those of the bare client tell when a newer kafka-python mends something, as in `
 from __future__ import annotations
 
 import importlib
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import anyio
@@ -20,6 +22,7 @@ from anyio_sendproducer import (
     Persistence,
     ProducerRecord,
     ProducerSettings,
+    ProducerStartError,
     SendProducer,
     SendProducerError,
     open_send_producer,
@@ -269,3 +272,21 @@ async def test_the_end_waits_for_no_connection(
 
 def _network_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if "network" in thread.name]
+
+
+# --- what is said where nobody answers -----------------------------------------------------------
+
+
+async def test_where_nobody_answers_the_error_says_why_and_what_to_do(driver: str) -> None:
+    with closing(socket.socket()) as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        settings = ProducerSettings(bootstrap_servers=address, start_timeout=1.0)
+        with pytest.raises(ProducerStartError) as caught:
+            async with open_send_producer(settings, driver=driver):
+                pass
+    said = str(caught.value)
+    assert said.startswith(f"no producer for {address} within 1 s (start_timeout): ")
+    assert "ECONNREFUSED" in said or "Connection refused" in said
+    assert said.endswith("; `anyio-sendproducer check` tells how far one comes")
+    assert "<" not in said  # no object as a debugger sees it

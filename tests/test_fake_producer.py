@@ -143,11 +143,6 @@ def test_its_driver_rings_at_once_where_there_is_something_to_tell() -> None:
     assert isinstance(recorder.outcomes_of([parcel])[0], RecordMetadata)
 
 
-def test_it_is_not_made_by_hand() -> None:
-    with pytest.raises(TypeError, match="fake_producer"):
-        FakeProducer()
-
-
 # --- it is the real producer ---------------------------------------------------------------------
 
 

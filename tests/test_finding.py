@@ -173,6 +173,10 @@ async def returning_nothing(_: ProducerSettings) -> Any:
     return None
 
 
+def at_once(settings: ProducerSettings) -> ProducerSettings:
+    return settings
+
+
 async def never_done(settings: ProducerSettings) -> ProducerSettings:
     await anyio.sleep(LONG)
     return settings
@@ -187,6 +191,11 @@ async def as_they_are(settings: ProducerSettings) -> ProducerSettings:
     [
         (refusing, VaultIsSealed, ""),
         (returning_nothing, SettingsError, "enrich must return ProducerSettings, not NoneType"),
+        (
+            at_once,
+            SettingsError,
+            "enrich must be an async callable: it gave ProducerSettings at once",
+        ),
         (
             never_done,
             ProducerStartError,

@@ -521,6 +521,10 @@ def test_a_serializer_may_make_a_tombstone(cluster: MockCluster) -> None:
         # Neither a key nor a value is left of that one.
         assert isinstance(lost, RecordRejected)
         assert lost.persistence is Persistence.NOT_PERSISTED
+        assert str(lost) == "the value_serializer gave None: neither key nor value is left"
+    with opened(cluster, key_serializer=serialize) as (driver, recorder):
+        [lost] = send_all(driver, recorder, [ProducerRecord(TWELVE, None, 1)])
+        assert str(lost) == "the key_serializer gave None: neither key nor value is left"
 
 
 def test_a_serializer_that_fails_fails_its_record_alone(cluster: MockCluster) -> None:
@@ -1223,6 +1227,7 @@ def test_a_record_larger_than_a_request_is_rejected(cluster: MockCluster) -> Non
         assert isinstance(large, RecordRejected)
         assert large.persistence is Persistence.NOT_PERSISTED
         assert "max_request_size" in str(large)
+        assert "properties={'max.request.size': ...}" in str(large)
         metadata_of(small)
 
 
@@ -1441,3 +1446,18 @@ def test_allow_auto_create_topics_reaches_the_one_who_asks(cluster: MockCluster)
 def test_the_client_formats_itself_cheaply(cluster: MockCluster) -> None:
     with opened(cluster) as (driver, _):
         assert str(driver._ready().producer) == "<KafkaProducer client_id=anyio-sendproducer>"
+
+
+def test_what_the_client_still_had_when_it_was_closed_says_so(cluster: MockCluster) -> None:
+    with opened(cluster) as (driver, recorder):
+        learn(driver, recorder, TWELVE)
+        cluster.set_rtt(1, 5_000)
+        parcel = Parcel(ProducerRecord(TWELVE, b"value"))
+        driver.submit([parcel])
+        driver.close(0)
+        [outcome] = recorder.outcomes_of([parcel])
+    assert isinstance(outcome, DeliveryError)
+    assert outcome.persistence is Persistence.POSSIBLY_PERSISTED
+    assert str(outcome) == (
+        "the record was not acknowledged: the client was closed before a broker had answered"
+    )

@@ -175,11 +175,6 @@ def test_as_many_brokers_as_can_be(brokers: Any) -> None:
         pytest.fail("there are none")
 
 
-def test_it_is_not_made_by_hand() -> None:
-    with pytest.raises(TypeError, match="mock_cluster"):
-        MockCluster()
-
-
 def test_without_confluent_kafka_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "confluent_kafka", None)
     librdkafka.cache_clear()

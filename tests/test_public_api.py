@@ -17,9 +17,7 @@ import pytest
 
 import anyio_sendproducer
 from anyio_sendproducer import (
-    Delivery,
     ProducerSettings,
-    SendProducer,
     drivers,
     telemetry,
     testing,
@@ -136,13 +134,6 @@ def test_a_value_is_frozen_and_documents_each_of_its_fields(name: str) -> None:
         described_above = f"\n        {field.name}: " in inspect.getsource(cls)
         described_below = f'    {field.name}: {field.type}\n    """' in source
         assert described_above or described_below, field.name
-
-
-def test_producers_and_deliveries_are_not_made_by_hand() -> None:
-    with pytest.raises(TypeError, match="open_send_producer"):
-        SendProducer()
-    with pytest.raises(TypeError, match=r"enqueue\(\)"):
-        Delivery()
 
 
 @pytest.mark.parametrize("function", ["open_send_producer", "start_send_producer"])

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from anyio_sendproducer import ProducerSettings, SettingsError
 from anyio_sendproducer._settings import Serializer, canonical_name
+from anyio_sendproducer.serializers import JSONSerializer
 
 SECRET = "hunter2-s3cr3t"
 make = functools.partial(
@@ -53,8 +54,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"bootstrap_servers": ""}, r"bootstrap_servers is missing"),
     ({"bootstrap_servers": " , ,"}, r"bootstrap_servers is missing"),
     ({"bootstrap_servers": []}, r"bootstrap_servers is missing"),
-    ({"bootstrap_servers": None}, r"bootstrap_servers must be a str or a list of str: None"),
-    ({"bootstrap_servers": 9092}, r"bootstrap_servers must be a str or a list of str: 9092"),
+    (
+        {"bootstrap_servers": None},
+        r"bootstrap_servers must be a str or a list of str, not NoneType",
+    ),
+    ({"bootstrap_servers": 9092}, r"bootstrap_servers must be a str or a list of str, not int"),
     ({"bootstrap_servers": b"localhost:9092"}, r"bootstrap_servers must be a str or a list"),
     ({"bootstrap_servers": ["a:1", 2]}, r"bootstrap_servers must be a str or a list of str: 2"),
     ({"bootstrap_servers": "localhost"}, r"'localhost' is not host:port, such as"),
@@ -87,12 +91,15 @@ BAD: list[tuple[dict[str, Any], str]] = [
         for value in (0, -1, 1.0, True, "10", None)
     ),
     *(
-        ({field: value}, rf"{field} must be from (more than )?0 to 1e\+09 seconds, not ")
+        ({field: value}, rf"{field} must be a number of seconds (above|of) 0.*, and no more than")
         for field in DURATIONS
         for value in (-1, -0.001, float("inf"), float("nan"), True, "10", None, 2e9, 10**400)
     ),
     *(
-        ({field: value}, rf"{field} must be from more than 0 to")
+        (
+            {field: value},
+            rf"{field} must be a number of seconds above 0, and no more than 1e\+09, not",
+        )
         for field in (
             "delivery_timeout",
             "start_timeout",
@@ -104,15 +111,24 @@ BAD: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-DURATION = "must be from more than 0 to 1e+09 seconds, not"
+async def serialize_later(_: object) -> bytes:
+    return b""
+
+
+class LateSerializer:
+    async def serialize(self, _topic: str, _headers: object, _data: object) -> bytes:
+        return b""
+
+
+DURATION = "must be a number of seconds above 0, and no more than 1e+09, not"
 #: What is wrong, and the whole message.
 BAD_EXACTLY: list[tuple[dict[str, Any], str]] = [
     ({"transactional_id": ""}, "transactional_id must be a str that is not empty, or None: ''"),
     ({"transactional_id": 7}, "transactional_id must be a str that is not empty, or None: 7"),
-    ({"eos_commit_interval": 0}, f"eos_commit_interval {DURATION} 0"),
-    ({"eos_commit_interval": "1"}, f"eos_commit_interval {DURATION} '1'"),
-    ({"resolve_timeout": 0}, f"resolve_timeout {DURATION} 0"),
-    ({"resolve_timeout": None}, f"resolve_timeout {DURATION} None"),
+    ({"eos_commit_interval": 0}, f"eos_commit_interval {DURATION} int 0"),
+    ({"eos_commit_interval": "1"}, f"eos_commit_interval {DURATION} str '1'"),
+    ({"resolve_timeout": 0}, f"resolve_timeout {DURATION} int 0"),
+    ({"resolve_timeout": None}, f"resolve_timeout {DURATION} NoneType None"),
     ({"service_name": None}, "service_name must be a str without blanks: None"),
     ({"service_name": "a b"}, "service_name must be a str without blanks: 'a b'"),
     (
@@ -137,6 +153,26 @@ BAD_EXACTLY: list[tuple[dict[str, Any], str]] = [
         ),
     ),
     ({"enrich": "vault"}, "enrich must be an async callable, not str"),
+    (
+        {"value_serializer": JSONSerializer},
+        "value_serializer must be an instance, JSONSerializer(), and not the class itself",
+    ),
+    (
+        {"key_serializer": LateSerializer},
+        "key_serializer must be an instance, LateSerializer(), and not the class itself",
+    ),
+    (
+        {"key_serializer": serialize_later},
+        "key_serializer must not be async: it is called on a thread, where it may block",
+    ),
+    (
+        {"key_serializer": LateSerializer()},
+        "key_serializer must not be async: it is called on a thread, where it may block",
+    ),
+    (
+        {"bootstrap_servers": b"localhost:9092"},
+        "bootstrap_servers must be a str or a list of str, not bytes",
+    ),
     ({"close_producer_on_exit": 1}, "close_producer_on_exit must be True or False, not 1"),
     (
         {"close_producer_on_exit": False},
@@ -350,9 +386,22 @@ def test_properties_that_are_added_are_checked(added: Mapping[Any, Any], says: s
         make().with_properties(added)
 
 
+def test_what_is_equal_is_so_as_a_key() -> None:
+    first = make(properties={"linger.ms": 5})
+    assert {first: 1}[make(properties={"linger.ms": 5})] == 1
+    assert make(properties={"linger.ms": 6}) not in {first: 1}
+
+
+@pytest.mark.parametrize("serializer", [bytes, str.encode, JSONSerializer()], ids=str)
+def test_classes_that_make_bytes_may_serialize(serializer: Any) -> None:
+    assert make(value_serializer=serializer).value_serializer is serializer
+
+
 def test_evolve_names_what_it_does_not_know() -> None:
-    with pytest.raises(SettingsError, match=r"linger_ms is not a field .* max_in_flight"):
-        make().evolve(linger_ms=1)
+    with pytest.raises(SettingsError, match=r"'close_timout' is not a .* mean 'close_timeout'"):
+        make().evolve(close_timout=1)
+    with pytest.raises(SettingsError, match=r"'zzz' is not .* max_in_flight, .* into 'properties'"):
+        make().evolve(zzz=1)
 
 
 def test_evolve_checks_what_it_changes() -> None:

@@ -100,7 +100,7 @@ BAD_MAPPINGS: list[tuple[Any, str]] = [
     ),
     (
         {"bootstrap_servers": "a:1", "close_timeout": "-1"},
-        "close_timeout must be from 0 to 1e+09 seconds, not -1.0",
+        "close_timeout must be a number of seconds of 0 or more, and no more than 1e+09, not",
     ),
     (
         {"bootstrap_servers": "a:1", "properties": "acks=all"},
@@ -119,6 +119,11 @@ def test_a_mapping_that_is_wrong(mapping: Any, says: str) -> None:
     with pytest.raises(SettingsError) as caught:
         ProducerSettings.from_mapping(mapping)
     assert str(caught.value).startswith(says)
+
+
+def test_out_of_the_environment_without_an_address() -> None:
+    with pytest.raises(SettingsError, match="P_BOOTSTRAP_SERVERS: bootstrap_servers is missing"):
+        ProducerSettings.from_env("P_", {})
 
 
 def test_where_nothing_is_near_all_are_named() -> None:
@@ -224,9 +229,18 @@ def test_out_of_the_environment(prefix: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 BAD_ENVIRONMENTS: list[tuple[dict[str, str], str]] = [
-    ({"P_CLOSE_TIMEUT": SECRET}, "'P_CLOSE_TIMEUT' is not a setting; did you mean 'close_timeout'"),
-    ({"P_PROPERTIES": SECRET}, "'P_PROPERTIES' is not a setting; did you mean 'properties"),
-    ({"P_SASL_PASSWORD": SECRET}, "'P_SASL_PASSWORD' is not a setting"),
+    (
+        {"P_CLOSE_TIMEUT": SECRET},
+        "'P_CLOSE_TIMEUT' is not a setting; did you mean 'P_CLOSE_TIMEOUT'",
+    ),
+    (
+        {"P_PROPERTIES": SECRET},
+        "P_PROPERTIES: each property has a variable of its own, such as P_PROPERTIES_COMPRESSION_T",
+    ),
+    ({"P_SASL_PASSWORD": SECRET}, "'P_SASL_PASSWORD' is not a setting: there are P_BOOTSTRAP_SER"),
+    ({"P_CLOSE_TIMEOUT": "-1"}, "P_CLOSE_TIMEOUT: close_timeout must be a number of seconds of 0"),
+    ({"P_BOOTSTRAP_SERVERS": "here"}, "P_BOOTSTRAP_SERVERS: bootstrap_servers: 'here' is not host"),
+    ({"P_TRANSACTIONAL_ID": ""}, "P_TRANSACTIONAL_ID: transactional_id must be a str"),
     ({"P_MAX_IN_FLIGHT": "x"}, "P_MAX_IN_FLIGHT: max_in_flight must be an int, not 'x'"),
     (
         {"P_VALUE_SERIALIZER": "json"},

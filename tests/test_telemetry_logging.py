@@ -122,6 +122,26 @@ async def test_a_client_that_was_given_up_is_a_warning(
     assert fields(second)["error.type"] == "ValueError"
 
 
+async def test_what_stands_in_place_of_a_topic_is_not_logged(
+    settings: ProducerSettings, fake: FakeDriver, lines: pytest.LogCaptureFixture
+) -> None:
+    """Arguments that were mixed up put the value there."""
+    mixed_up = ProducerRecord(cast("Any", {"password": "secret"}), b"v")
+    too_long = ProducerRecord("secret" * 100, b"v")
+    async with open_send_producer(settings, driver=fake, observers=[LoggingObserver()]) as producer:
+        for bad in (mixed_up, too_long):
+            with raising(RecordRejected):
+                await producer.send(bad)
+    refused = [line for line in lines.messages if "refused" in line]
+    assert [line.partition(" to ")[2] for line in refused] == ["topic ? was refused"] * 2
+    assert "secret" not in json.dumps([vars(line) for line in lines.records], default=str)
+
+
+def test_a_logger_is_asked_for() -> None:
+    with pytest.raises(TypeError, match=r"must be a Logger, such as logging.getLogger\('x'\)"):
+        LoggingObserver(cast("Any", "x"))
+
+
 def test_each_event_has_its_line(lines: pytest.LogCaptureFixture) -> None:
     sent = record(b"secret", key=b"secret")
     several, one_topic = Batch(1, 3, None), Batch(2, 2, "t")

@@ -8,7 +8,7 @@ May import: ``_settings``, ``_exceptions``, ``discovery``, ``telemetry`` for nam
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from typing import Final, cast
 
 import anyio
@@ -135,7 +135,12 @@ class Finder:
         given = self._given
         if given.enrich is None:
             return given
-        enriched = await given.enrich(given)
+        answer = cast("object", given.enrich(given))
+        if not isinstance(answer, Awaitable):
+            raise SettingsError(
+                f"enrich must be an async callable: it gave {type(answer).__name__} at once"
+            )
+        enriched = await cast("Awaitable[ProducerSettings]", answer)
         if not isinstance(cast("object", enriched), ProducerSettings):
             raise SettingsError(
                 f"enrich must return ProducerSettings, not {type(enriched).__name__}"

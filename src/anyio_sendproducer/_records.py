@@ -372,7 +372,8 @@ def _rejected(record: ProducerRecord[Any, Any], message: str) -> RecordRejected:
 def _check_topic(record: ProducerRecord[Any, Any]) -> None:
     topic = cast("object", record.topic)
     if not isinstance(topic, str):
-        raise _rejected(record, f"topic must be a str, not {type(topic).__name__}: {topic!r}")
+        # Not what it is: arguments that were mixed up put the value here.
+        raise _rejected(record, f"topic must be a str, not {type(topic).__name__}")
     if not topic:
         raise _rejected(record, "topic is empty: name the topic to write to")
     if len(topic) > 249:
@@ -392,7 +393,7 @@ def _check_number(
 ) -> None:
     if not isinstance(number, int) or isinstance(number, bool):
         raise _rejected(
-            record, f"{field} must be an int or None, not {type(number).__name__}: {number!r}"
+            record, f"{field} must be an int or None, not {type(number).__name__}: {number!r:.40}"
         )
     if not 0 <= number <= largest:
         raise _rejected(record, f"{field} must be from 0 to {largest}, not {number}")
@@ -416,10 +417,20 @@ def _check_headers(record: ProducerRecord[Any, Any]) -> int:
                         record, f"headers[{position}] has a name that is no UTF-8: {name!r:.80}"
                     ) from error
             case _:
-                raise _rejected(
-                    record, f"headers[{position}] must be a (str, bytes) tuple, not {header!r}"
-                )
+                raise _rejected(record, f"headers[{position}] {_wrong_header(header)}")
     return size
+
+
+def _wrong_header(header: object) -> str:
+    """What is wrong with it, without its content, which may be a secret."""
+    if not isinstance(header, tuple):
+        return f"must be a (str, bytes) tuple, not {type(header).__name__}"
+    parts = cast("tuple[object, ...]", header)
+    if len(parts) == 2 and isinstance(parts[0], str):
+        hint = ": encode it" if isinstance(parts[1], str) else ""
+        return f"({parts[0]!r:.80}): the content must be bytes, not {type(parts[1]).__name__}{hint}"
+    kinds = ", ".join(type(part).__name__ for part in parts[:3])
+    return f"must be a (str, bytes) tuple, not ({kinds}{', ...' if len(parts) > 3 else ''})"
 
 
 def _as_bytes(record: ProducerRecord[Any, Any], field: str, content: object) -> bytes:

@@ -9,13 +9,14 @@ May import: ``_exceptions``, ``_sources``, ``discovery``.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Final, Literal, Protocol, cast, runtime_checkable
 
 from ._exceptions import SettingsError
-from ._sources import from_environment, from_mapping, from_toml
+from ._sources import from_environment, from_mapping, from_toml, unknown
 from .discovery import Lookup, Resolver, ResolverLike
 from .discovery._types import ADDRESS
 
@@ -157,7 +158,7 @@ class ProducerSettings:
     client_id: str = "anyio-sendproducer"
     key_serializer: AnySerializer | None = None
     value_serializer: AnySerializer | None = None
-    properties: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
+    properties: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any], hash=False)
     max_in_flight: int = 10_000
     max_buffered_bytes: int = 32 * 1024 * 1024
     delivery_timeout: float = 120.0
@@ -184,13 +185,8 @@ class ProducerSettings:
             raise SettingsError(f"client_id must be a str that is not empty: {self.client_id!r}")
         for field in ("key_serializer", "value_serializer"):
             serializer = getattr(self, field)
-            if not (
-                serializer is None or isinstance(serializer, Serializer) or callable(serializer)
-            ):
-                raise SettingsError(
-                    f"{field} must be a callable or have a serialize(topic, headers, data) "
-                    f"method, not {type(serializer).__name__}"
-                )
+            if serializer is not None:
+                _check_serializer(field, serializer)
         set_field(self, "properties", _properties(self.properties))
         for field in ("max_in_flight", "max_buffered_bytes"):
             check_count(field, getattr(self, field))
@@ -322,7 +318,7 @@ class ProducerSettings:
             SettingsError: the file can't be read, has no such table, or what is in it is wrong. The
                 message names the file, and no value of a property.
         """
-        return cls(**from_toml(path, table, _defaults()))
+        return cls._named(from_toml(path, table, _defaults()), lambda _: os.fspath(path))
 
     @classmethod
     def from_env(
@@ -340,11 +336,22 @@ class ProducerSettings:
             SettingsError: a variable with this prefix is not a setting, or a value is wrong. The
                 message names the variable, and no value of a property.
         """
-        return cls(
-            **from_environment(
-                prefix, os.environ if environment is None else environment, _defaults()
-            )
+        arguments = from_environment(
+            prefix, os.environ if environment is None else environment, _defaults()
         )
+        start = prefix.rstrip("_")
+        return cls._named(arguments, lambda field: f"{start}_{field.upper()}")
+
+    @classmethod
+    def _named(cls, arguments: dict[str, Any], name_of: Callable[[str], str]) -> ProducerSettings:
+        """Settings of these arguments; what is wrong with one is told with where it stands."""
+        try:
+            return cls(**arguments)
+        except SettingsError as error:
+            # A message begins with the field that it is about.
+            about = [field for field in _defaults() if str(error).startswith(field)]
+            place = name_of(max(about, key=len, default="..."))
+            raise SettingsError(f"{place}: {error}") from error
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -361,13 +368,10 @@ class ProducerSettings:
         Raises:
             SettingsError: there is no such field, or a value is wrong.
         """
-        names = {field.name for field in dataclasses.fields(self)}
+        names = _defaults()
         for name in changes:
             if name not in names:
-                raise SettingsError(
-                    f"{name} is not a field of ProducerSettings, which has "
-                    f"{', '.join(sorted(names))}"
-                )
+                raise unknown(name, name, names)
         return dataclasses.replace(self, **changes)
 
     def with_bootstrap_servers(self, bootstrap_servers: str | Iterable[str]) -> ProducerSettings:
@@ -500,10 +504,12 @@ def _remake(fields: dict[str, Any]) -> ProducerSettings:
 def _servers(given: object) -> str:
     if isinstance(given, str):
         parts: list[object] = [*given.split(",")]
-    elif isinstance(given, Iterable):
+    elif isinstance(given, Iterable) and not isinstance(given, (bytes, bytearray)):
         parts = [*cast("Iterable[object]", given)]
     else:
-        raise SettingsError(f"bootstrap_servers must be a str or a list of str: {given!r}")
+        raise SettingsError(
+            f"bootstrap_servers must be a str or a list of str, not {type(given).__name__}"
+        )
     # What does not look like addresses may hold a password: then nothing of it is repeated.
     secret = any("@" in part for part in parts if isinstance(part, str))
     servers: list[str] = []
@@ -556,10 +562,39 @@ def _check_duration(field: str, value: object, *, zero: bool) -> None:
         or not 0 <= value <= _LONGEST
         or (value == 0 and not zero)
     ):
-        least = "0" if zero else "more than 0"
+        least = "of 0 or more" if zero else "above 0"
         raise SettingsError(
-            f"{field} must be from {least} to {_LONGEST:g} seconds, not {value!r:.40}"
+            f"{field} must be a number of seconds {least}, and no more than {_LONGEST:g}, not "
+            f"{type(value).__name__} {value!r:.40}"
         )
+
+
+def _check_serializer(field: str, serializer: object) -> None:
+    """Raise where this is none.
+
+    Raises:
+        SettingsError: it can't be called with a key or a value, or is asynchronous; the message
+            names the field.
+    """
+    if isinstance(serializer, type) and _makes_serializers(serializer):
+        raise SettingsError(
+            f"{field} must be an instance, {serializer.__name__}(), and not the class itself"
+        )
+    call: object = serializer.serialize if isinstance(serializer, Serializer) else serializer
+    if not callable(call):
+        raise SettingsError(
+            f"{field} must be a callable or have a serialize(topic, headers, data) method, not "
+            f"{type(serializer).__name__}"
+        )
+    if inspect.iscoroutinefunction(call):
+        raise SettingsError(
+            f"{field} must not be async: it is called on a thread, where it may block"
+        )
+
+
+def _makes_serializers(cls: type) -> bool:
+    """Whether instances are meant: those of others, such as ``bytes``, are made by the call."""
+    return hasattr(cls, "serialize") or any("__call__" in vars(one) for one in cls.__mro__)
 
 
 def _redacted(properties: Mapping[str, Any]) -> str:

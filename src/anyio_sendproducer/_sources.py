@@ -16,7 +16,7 @@ from typing import Any, Final, cast
 
 from ._exceptions import SettingsError
 
-__all__ = ["from_environment", "from_mapping", "from_toml", "truth_of"]
+__all__ = ["from_environment", "from_mapping", "from_toml", "truth_of", "unknown"]
 
 _PROPERTIES: Final = "properties"
 #: What no text stands for.
@@ -45,7 +45,7 @@ def from_mapping(given: object, fields: Mapping[str, object]) -> dict[str, Any]:
             raise SettingsError(f"the name of a setting must be a str: {key!r}")
         name = key.replace("-", "_")
         if name not in fields:
-            raise _unknown(key, name, fields)
+            raise unknown(key, name, fields)
         if name in spelt:
             raise SettingsError(f"{spelt[name]!r} and {key!r} are one setting; give one")
         spelt[name] = key
@@ -87,10 +87,27 @@ def _parsed(name: str, text: str, default: object) -> Any:
         raise SettingsError(f"{name} must be {what}, not {text!r:.40}") from None
 
 
-def _unknown(shown: str, name: str, fields: Iterable[str]) -> SettingsError:
+def unknown(
+    shown: str,
+    name: str,
+    fields: Iterable[str],
+    spell: Callable[[str], str] = str,
+    others: str = "what is for the client itself goes into 'properties'",
+) -> SettingsError:
+    """The error that there is no such setting, with the nearest that there is, or all of them.
+
+    Args:
+        shown: how it was spelt.
+        name: as it would be spelt here.
+        fields: those that there are.
+        spell: how one of them would be spelt there.
+        others: what else there is.
+    """
     near = difflib.get_close_matches(name, [*fields], n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else f": there are {', '.join(sorted(fields))}"
-    return SettingsError(f"{shown!r} is not a setting{hint}")
+    if near:
+        return SettingsError(f"{shown!r} is not a setting; did you mean {spell(near[0])!r}?")
+    known = ", ".join(map(spell, sorted(fields)))
+    return SettingsError(f"{shown!r} is not a setting: there are {known}; {others}")
 
 
 def from_toml(path: str | os.PathLike[str], table: str, fields: Mapping[str, object]) -> Any:
@@ -151,8 +168,19 @@ def from_environment(
         name = variable[len(start) :].lower()
         if name.startswith(f"{_PROPERTIES}_"):
             properties[name[len(_PROPERTIES) + 1 :]] = text
-        elif name not in fields or name == _PROPERTIES:
-            raise _unknown(variable, name, [*fields, f"{_PROPERTIES}_..."])
+        elif name == _PROPERTIES:
+            raise SettingsError(
+                f"{variable}: each property has a variable of its own, such as "
+                f"{variable}_COMPRESSION_TYPE"
+            )
+        elif name not in fields:
+            raise unknown(
+                variable,
+                name,
+                [one for one in fields if one not in _CODE and not one.endswith("_serializer")],
+                lambda field: f"{start}{field.upper()}",
+                f"what is for the client itself has a name such as {start}PROPERTIES_ACKS",
+            )
         elif name.endswith("_serializer") or name in _CODE:
             raise SettingsError(f"{variable}: that is code: use with_{name}()")
         else:

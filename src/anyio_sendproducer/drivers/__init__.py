@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from .._exceptions import DeliveryError, SettingsError
 from .._records import ConsumerGroupMetadata, ProducerRecord, RecordMetadata
@@ -279,7 +279,12 @@ def make_driver(chosen: str | DriverFactory | None, settings: ProducerSettings) 
 
         return GivenClientDriver(settings)
     if callable(chosen):
-        return chosen(settings)
+        made = cast("object", chosen(settings))
+        if not callable(getattr(made, "submit", None)):
+            raise SettingsError(
+                f"driver: the factory must return a Driver, not {type(made).__name__}"
+            )
+        return cast("Driver", made)
     if chosen is None or chosen == "kafka-python":
         from ._kafka_python import KafkaPythonDriver
 

@@ -48,12 +48,12 @@ from .._exceptions import (
 from .._records import ConsumerGroupMetadata, ProducerRecord, RecordMetadata
 from .._settings import ProducerSettings
 from . import ConsumedOffset, Deadline, Outcome, Sink, Submission, Submitted
-from ._describe import BrokerDescription, ClusterDescription
+from ._describe import HOW_FAR, BrokerDescription, ClusterDescription
 from ._discreet import one_line
 from ._group_metadata import group_to_bytes
 from ._librdkafka_config import librdkafka_config
 from ._security import TokenSource, encodes
-from ._serializing import bytes_of, serialize_with, size_of
+from ._serializing import parts_of, serialize_with, size_of
 
 __all__ = ["ConfluentDriver", "describe"]
 
@@ -285,7 +285,7 @@ class ConfluentDriver:
                 said = "no broker answered" if failure is None else str(failure)
                 raise ProducerStartError(
                     f"no producer for {addresses} within {self._settings.start_timeout:g} s "
-                    f"(start_timeout): {said}"
+                    f"(start_timeout): {said}{HOW_FAR}"
                 ) from failure
             try:
                 self._client.list_topics(timeout=max(0.001, min(slice_, remaining)))
@@ -513,8 +513,7 @@ class ConfluentDriver:
         record = submission.record
         key, value, headers = record.key, record.value, [*record.headers]
         if not self.direct:
-            key = bytes_of(record, "key", self._key, headers, key)
-            value = bytes_of(record, "value", self._value, headers, value)
+            key, value = parts_of(record, self._key, self._value, headers)
             answer.sizes.append((submission, size_of(key, value, headers)))
         for name, _ in headers:
             # confluent-kafka ends the process at a name that has no encoding, and cuts one short

@@ -8,14 +8,25 @@ from __future__ import annotations
 
 import dataclasses
 import ssl
-from typing import Any
+from typing import Any, Final
 
 from .._settings import ProducerSettings
 from ._librdkafka_names import LIBRDKAFKA
 from ._security import KAFKA_PYTHON, judged
 from ._tls import Tls
 
-__all__ = ["BrokerDescription", "ClusterDescription", "Protocol", "describe_cluster", "protocol_of"]
+__all__ = [
+    "HOW_FAR",
+    "BrokerDescription",
+    "ClusterDescription",
+    "Protocol",
+    "describe_cluster",
+    "protocol_of",
+]
+
+
+#: The way out, where a cluster does not answer.
+HOW_FAR: Final = "; `anyio-sendproducer check` tells how far one comes"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -38,6 +38,19 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "reconnect_backoff_max_ms": 1000,
 }
 
+#: How a key's partition is chosen, by librdkafka's name for it: as Kafka's Java client does.
+_PARTITIONER: Final = "murmur2_random"
+
+#: With 0 of these nothing is ever sent.
+_NO_ZERO: Final = frozenset(
+    {
+        "max_in_flight_requests_per_connection",
+        "max_request_size",
+        "receive_message_max_bytes",
+        "request_timeout_ms",
+    }
+)
+
 #: What the producer itself decides, and what to set instead.
 _MANAGED: Final[dict[str, str]] = {
     **MANAGED,
@@ -64,8 +77,14 @@ def client_config(settings: ProducerSettings, known: Mapping[str, Any]) -> dict[
         if name in _MANAGED:
             raise SettingsError(f"properties: {given!r} can't be set here: {_MANAGED[name]}")
         if name not in known:
+            # With dots, where it was written so.
+            dot = "." if "." in given else "_"
             names = (known.keys() | NAMES) - _MANAGED.keys()
-            raise unknown(given, name, "kafka-python", dict(zip(names, names, strict=True)))
+            raise unknown(
+                given, name, "kafka-python", {one: one.replace("_", dot) for one in names}
+            )
+        if name == "partitioner" and value == _PARTITIONER:
+            continue
         config[name] = _property(given, name, value, known[name])
     check_agreement(config, settings)
     if settings.transactional_id is not None:
@@ -89,8 +108,14 @@ def _property(given: str, name: str, value: Any, default: Any) -> Any:
         return compression_of(given, value)
     if isinstance(default, bool):
         return truth_in(given, value)
+    if name == "partitioner" and isinstance(value, (str, type)):
+        raise SettingsError(
+            f"properties: {given!r} must be {_PARTITIONER!r}, which is the default, or an instance "
+            "of a kafka.partitioner.Partitioner"
+        )
     if isinstance(default, (int, float)):
-        return number_of(given, value)
+        least = 1 if name in _NO_ZERO else 0
+        return number_of(given, value, least, is_whole=name.endswith(("_bytes", "_size")))
     return value
 
 

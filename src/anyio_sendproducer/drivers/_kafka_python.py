@@ -54,12 +54,12 @@ from .._exceptions import (
 from .._records import ConsumerGroupMetadata, ProducerRecord
 from .._settings import ProducerSettings
 from . import ConsumedOffset, Deadline, Outcome, Sink, Submission, Submitted
-from ._describe import BrokerDescription, ClusterDescription
+from ._describe import HOW_FAR, BrokerDescription, ClusterDescription
 from ._discreet import Discreet, one_line
 from ._kafka_config import client_config
 from ._runs import RUN_BYTES, Line, Route, Run
 from ._security import TokenSource
-from ._serializing import bytes_of, serialize_with, size_of
+from ._serializing import parts_of, serialize_with, size_of
 from ._tls import tls_refusal
 
 __all__ = [
@@ -579,6 +579,10 @@ def _look_up_once(cluster: Any) -> Callable[[], None]:
     return forget
 
 
+#: How kafka-python's messages begin: the connection, as it looks to a debugger.
+_CONNECTION: Final = re.compile(r"<\w*Connection [^>]*>:\s*")
+
+
 class _LastWords(logging.Handler):
     """Keeps the client's last error in this thread: its only word of why it did not connect."""
 
@@ -719,10 +723,11 @@ class KafkaPythonDriver:
             raise SettingsError(f"kafka-python refuses the settings: {error}") from error
         except Exception as error:
             self._discard_client()
-            said = f"; the client's last words: {one_line(words.text)}" if words.text else ""
+            text = one_line(_CONNECTION.sub("", words.text))
+            said = f"; the client's last words: {text}" if text else ""
             raise ProducerStartError(
                 f"no producer for {', '.join(self._settings.addresses)} within "
-                f"{self._settings.start_timeout:g} s (start_timeout): {error}{said}"
+                f"{self._settings.start_timeout:g} s (start_timeout): {error}{said}{HOW_FAR}"
             ) from error
         finally:
             client_log.removeHandler(words)
@@ -900,8 +905,7 @@ class KafkaPythonDriver:
             try:
                 if serialized:
                     headers = headers or []
-                    key = bytes_of(record, "key", self._key, headers, key)
-                    value = bytes_of(record, "value", self._value, headers, value)
+                    key, value = parts_of(record, self._key, self._value, headers)
                     answer.sizes.append((submission, size_of(key, value, headers)))
                 partition = record.partition
                 if partition is not None:
@@ -1276,8 +1280,10 @@ def _rejected(
 
 def not_acknowledged(record: ProducerRecord[Any, Any], cause: Exception) -> DeliveryError:
     """The client failed the record when it had it: nobody can say what was written."""
+    is_closed = isinstance(cause, kafka_errors.IllegalStateError) and "closed" in str(cause)
+    said = "the client was closed before a broker had answered" if is_closed else cause
     error = DeliveryError(
-        f"the record was not acknowledged: {cause}",
+        f"the record was not acknowledged: {said}",
         record=record,
         persistence=Persistence.POSSIBLY_PERSISTED,
     )
@@ -1293,7 +1299,9 @@ def not_taken(record: ProducerRecord[Any, Any], cause: Exception) -> DeliveryErr
     if checked and isinstance(
         cause, (kafka_errors.MessageSizeTooLargeError, ValueError, TypeError)
     ):
-        return _rejected(record, f"kafka-python refused the record: {cause}", cause)
+        is_large = isinstance(cause, kafka_errors.MessageSizeTooLargeError)
+        hint = " (properties={'max.request.size': ...}, 1 MiB by default)" if is_large else ""
+        return _rejected(record, f"kafka-python refused the record: {cause}{hint}", cause)
     closed = checked and isinstance(cause, kafka_errors.IllegalStateError)
     error = DeliveryError(
         f"kafka-python did not take the record: {cause}",

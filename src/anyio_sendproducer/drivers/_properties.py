@@ -95,13 +95,18 @@ def truth_in(given: str, value: Any) -> bool:
     return value
 
 
-def number_of(given: str, value: Any, least: float = 0, most: float = math.inf) -> int | float:
+def number_of(
+    given: str, value: Any, least: float = 0, most: float = math.inf, *, is_whole: bool = False
+) -> int | float:
     """A number within bounds, which may be a text, as in a file of properties."""
     if isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d+(\.\d+)?\s*", value):
         value = float(value) if "." in value else int(value)
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not least <= value <= most:
+    kinds = int if is_whole else (int, float)
+    if not isinstance(value, kinds) or isinstance(value, bool) or not least <= value <= most:
         bounds = f"of {least} or more" if most == math.inf else f"from {least} to {most}"
-        raise SettingsError(f"properties: {given!r} must be a number {bounds}")
+        raise SettingsError(
+            f"properties: {given!r} must be a {'whole ' if is_whole else ''}number {bounds}"
+        )
     return value
 
 

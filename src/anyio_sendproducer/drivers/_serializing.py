@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from .._exceptions import Persistence, SerializationFailed
+from .._exceptions import Persistence, RecordRejected, SerializationFailed
 from .._records import ProducerRecord
 from .._settings import AnySerializer, Serializer
 
-__all__ = ["Serialize", "bytes_of", "serialize_with", "size_of"]
+__all__ = ["Serialize", "bytes_of", "parts_of", "serialize_with", "size_of"]
 
 Serialize = Callable[[str, list[tuple[str, bytes]], Any], Any]
 
@@ -59,6 +59,30 @@ def bytes_of(
         record=record,
         persistence=Persistence.NOT_PERSISTED,
     )
+
+
+def parts_of(
+    record: ProducerRecord[Any, Any],
+    serialize_key: Serialize | None,
+    serialize_value: Serialize | None,
+    headers: list[tuple[str, bytes]],
+) -> tuple[Any, Any]:
+    """A record's key and value as bytes, or None; what serializers add to the headers is there.
+
+    Raises:
+        SerializationFailed: a serializer raised, or gave something else.
+        RecordRejected: neither a key nor a value is left.
+    """
+    key = bytes_of(record, "key", serialize_key, headers, record.key)
+    value = bytes_of(record, "value", serialize_value, headers, record.value)
+    if key is None and value is None:
+        field = "key" if record.value is None else "value"
+        raise RecordRejected(
+            f"the {field}_serializer gave None: neither key nor value is left",
+            record=record,
+            persistence=Persistence.NOT_PERSISTED,
+        )
+    return key, value
 
 
 def size_of(key: Any, value: Any, headers: Sequence[tuple[str, bytes]]) -> int:

@@ -1,15 +1,16 @@
 """Events as lines in a log, with fields for those who read logs by machine.
 
-May import: ``_events``, ``_exceptions``.
+May import: ``_events``, ``_exceptions``, ``_records``.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from .._exceptions import SerializationFailed
+from .._records import ProducerRecord
 from ._events import (
     Accepted,
     BatchEnded,
@@ -62,6 +63,8 @@ class LoggingObserver:
     """
 
     def __init__(self, logger: logging.Logger | None = None) -> None:
+        if isinstance(logger, str):
+            raise TypeError(f"logger must be a Logger, such as logging.getLogger({logger!r})")
         self._logger = logging.getLogger(f"{_PACKAGE}.events") if logger is None else logger
 
     def observe(self, events: Sequence[Event], /) -> None:
@@ -140,7 +143,7 @@ class LoggingObserver:
                 },
             )
             return
-        topic = event.record.topic
+        topic = _name_of(event.record)
         fields: dict[str, Any] = {"anyio_sendproducer.record": event.number}
         if isinstance(event, Accepted):
             fields |= _fields("accepted", topic)
@@ -167,6 +170,12 @@ class LoggingObserver:
         if not isinstance(event, (Accepted, HandedOver)):
             fields["anyio_sendproducer.duration"] = event.duration
         logger.debug("record %d to topic %s was %s", event.number, topic, what, extra=fields)
+
+
+def _name_of(record: ProducerRecord[Any, Any]) -> str:
+    """Its topic. Of a record that was refused for its topic, that may be anything."""
+    topic = cast("object", record.topic)
+    return topic if isinstance(topic, str) and len(topic) <= 249 else "?"
 
 
 def _fields(event: str, topic: str | None = None) -> dict[str, Any]:

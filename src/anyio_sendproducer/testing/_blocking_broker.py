@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator
+from typing import NoReturn
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
@@ -29,7 +30,7 @@ class BlockingEmbeddedBroker:
     _broker: EmbeddedBroker
     _portal: BlockingPortal
 
-    def __init__(self) -> None:
+    def __init__(self, *_: NoReturn, **__: NoReturn) -> None:
         raise TypeError(
             "BlockingEmbeddedBroker is made by `with blocking_embedded_broker() as broker:`"
         )

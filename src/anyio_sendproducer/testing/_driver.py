@@ -14,11 +14,11 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .._exceptions import DeliveryError, Persistence, SendProducerError, SerializationFailed
+from .._exceptions import DeliveryError, Persistence, SendProducerError
 from .._records import ConsumerGroupMetadata, ProducerRecord, RecordMetadata
 from .._settings import ProducerSettings
 from ..drivers import ConsumedOffset, Deadline, Outcome, Sink, Submission, Submitted
-from ..drivers._serializing import Serialize, bytes_of, serialize_with, size_of
+from ..drivers._serializing import Serialize, parts_of, serialize_with, size_of
 
 __all__ = ["FakeDriver", "Gate"]
 
@@ -168,7 +168,7 @@ class FakeDriver:
         for submission in taken:
             try:
                 ready.append((submission, self._serialize(submission, answer)))
-            except SerializationFailed as error:
+            except DeliveryError as error:
                 bad.append(submission)
                 errors.append(error)
         with self._lock:
@@ -188,10 +188,7 @@ class FakeDriver:
         if not any(self._serializes.values()):
             return record
         headers = [*record.headers]
-        key, value = (
-            bytes_of(record, field, serialize, headers, getattr(record, field))
-            for field, serialize in self._serializes.items()
-        )
+        key, value = parts_of(record, self._serializes["key"], self._serializes["value"], headers)
         answer.sizes.append((submission, size_of(key, value, headers)))
         return ProducerRecord(
             record.topic,

@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import anyio
 
@@ -56,7 +56,7 @@ class FakeProducer:
     _changed: anyio.Event
     _commit_errors: list[SendProducerError]
 
-    def __init__(self) -> None:
+    def __init__(self, *_: NoReturn, **__: NoReturn) -> None:
         raise TypeError("FakeProducer is made by `async with fake_producer() as fake:`")
 
     @classmethod

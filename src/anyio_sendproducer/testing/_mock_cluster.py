@@ -19,7 +19,7 @@ from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from .._settings import ProducerSettings
 from ._kafka_names import REQUESTS, error_code, request_key
@@ -124,7 +124,7 @@ class MockCluster:
     _down: set[int]
     _failing_topics: set[str]
 
-    def __init__(self) -> None:
+    def __init__(self, *_: NoReturn, **__: NoReturn) -> None:
         raise TypeError("MockCluster is made by `with mock_cluster() as cluster:`")
 
     @classmethod
