@@ -305,7 +305,7 @@ def beside(figures: dict[Contender, list[Any]]) -> Iterator[str]:
     rows = [(promise, promise.ratios(figures)) for promise in promises()]
     if any(ratios for _, ratios in rows):
         yield ""
-        yield "| one / other | promised | ratio |"
+        yield "| one / other | aim | ratio |"
         yield "|---|---|---:|"
     for promise, ratios in rows:
         if ratios:

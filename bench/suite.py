@@ -72,7 +72,7 @@ def page(out: Path) -> Iterator[str]:
     lines = (out / f"{MAIN}.md").read_text(encoding="utf-8").splitlines()
     tables = [number for number, line in enumerate(lines) if line.startswith("|---")]
     main, beside = tables[0] - 1, tables[1] - 1
-    yield "## What is promised, and what is measured\n"
+    yield "## What is aimed at, and what is measured\n"
     yield lines[0] + " Medians of the rounds' ratios, with the least and the most.\n"
     yield from lines[beside:]
     yield "\n## All contenders\n"

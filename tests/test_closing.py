@@ -9,7 +9,6 @@ from typing import Any
 
 import anyio
 import anyio.abc
-import anyio.lowlevel
 import anyio.to_thread
 import pytest
 from anyio import CancelScope
@@ -37,7 +36,18 @@ from anyio_sendproducer._bridge import Bridge
 from anyio_sendproducer._loops import current_loop
 from anyio_sendproducer.drivers import Driver
 from anyio_sendproducer.testing import FakeDriver, Gate
-from tests.calls import Call, at_gate, quiet, raising, record, refuse, taken, task_group, until
+from tests.calls import (
+    Call,
+    at_gate,
+    eventually,
+    quiet,
+    raising,
+    record,
+    refuse,
+    taken,
+    task_group,
+    until,
+)
 
 #: Far more than any of these ends takes, and far less than what it must not wait for; seconds.
 GENEROUS = 30.0
@@ -764,17 +774,21 @@ async def test_what_a_client_says_after_its_end_harms_nobody(
 async def test_an_answer_that_has_come_is_given_though_the_producer_is_closed() -> None:
     """Whoever asked was woken, and has not run yet."""
 
+    gate = Gate()
+
     def answer(_: Driver) -> str:
+        gate.pass_through()
         return "the answer"
 
     fake = FakeDriver()
     bridge = Bridge(current_loop(), lambda: fake)
     await bridge.open()
     async with task_group() as tasks:
+        gate.shut()
         question = Call(tasks, bridge.call, answer)
-        await anyio.lowlevel.checkpoint()
-        while not bridge._outbox:  # the loop does nothing else until it has come
-            pass
+        await at_gate(gate)
+        gate.open()
+        eventually(lambda: bridge._outbox)  # the loop does nothing else until it has come
         with CancelScope(shield=True):
             await bridge.stop(0)
         await question.wait()

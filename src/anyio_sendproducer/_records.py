@@ -165,7 +165,9 @@ class Message(Generic[K, V, P]):
     """An envelope of one record and a pass-through value; gives a :class:`Result`."""
 
     record: ProducerRecord[K, V]
+    """What is sent."""
     pass_through: P
+    """Anything at all; it comes back with the result, or the error. None where it is not given."""
 
     @overload
     def __init__(self: Message[A, B, None], record: ProducerRecord[A, B]) -> None: ...
@@ -186,7 +188,9 @@ class MultiMessage(Generic[K, V, P]):
     :class:`MultiResult`. The records may go to different topics."""
 
     records: tuple[ProducerRecord[K, V], ...]
+    """What is sent, in this order; there may be none."""
     pass_through: P
+    """Anything at all; it comes back with the result, or the error. None where it is not given."""
 
     @overload
     def __init__(
@@ -252,7 +256,9 @@ class MultiResultPart(Generic[K, V]):
     """One record of a :class:`MultiMessage` and where it was written."""
 
     metadata: RecordMetadata
+    """Where it was written."""
     record: ProducerRecord[K, V]
+    """The record, as it was given."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -260,7 +266,9 @@ class MultiResult(Generic[K, V, P]):
     """What a :class:`MultiMessage` gives back: a part for each record, in their order."""
 
     parts: tuple[MultiResultPart[K, V], ...]
+    """One for each record, in the order of the envelope; all of them were written."""
     pass_through: P
+    """The envelope's."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -268,6 +276,7 @@ class PassThroughResult(Generic[P]):
     """What a :class:`PassThroughMessage` gives back."""
 
     pass_through: P
+    """The envelope's."""
 
 
 def _refuse_change(instance: object, name: str, *_value: object) -> None:

@@ -109,7 +109,7 @@ class ProducerSettings:
             ``serialize(topic, headers, data)``, or any callable of one argument. It runs on the
             producer's own thread, never on the event loop's, and is not called for None. Whoever
             made it closes it. None: keys are bytes already.
-        value_serializer: the same for values.
+        value_serializer: the same for values. One that gives None makes a tombstone.
         properties: further settings of the client, by Kafka's names (``"compression.type"``),
             kafka-python's (``"compression_type"``) or, with the driver ``"confluent"``,
             librdkafka's. The names and values are checked when the producer starts.

@@ -77,6 +77,8 @@ independent readers of the log. Each row is a test, which fails where one of wha
 :::
 
 - **failed**: records whose outcome was an error, by its kind and its `persistence`.
+- **withdrawn**: those whose caller was cancelled, or refused, before the client had them; none is
+  there. What these three leave of all records is told below the tables.
 - **doubled**, **lost**, **reordered**: what must be 0. *Lost* is acknowledged and not there.
 - **misreported**: of which something untrue was said, or nothing, or too late; 0 as well.
 - **repeated**: copies that the client sent again with the same sequence number. Apache Kafka and
@@ -284,11 +286,13 @@ def _totals(rows: Sequence[Row], versions: Sequence[str]) -> str:
 
     cells = len({(row.group, row.cell) for row in rows})
     failed = sum(sum(row.failed.values()) for row in rows)
+    withdrawn = sum(row.withdrawn + row.never_accepted for row in rows)
     return (
         f"{cells} cells in {len(rows)} rows, {total('records')} records: "
         f"{total('acknowledged')} acknowledged, {failed:,} failed with the truth told, "
-        f"{total('lost')} lost, {total('doubled')} doubled, {total('reordered')} reordered, "
-        f"{total('misreported')} misreported. Run with {', '.join(versions)}."
+        f"{withdrawn:,} withdrawn, {total('lost')} lost, {total('doubled')} doubled, "
+        f"{total('reordered')} reordered, {total('misreported')} misreported. "
+        f"Run with {', '.join(versions)}."
     )
 
 

@@ -61,9 +61,10 @@ def test_the_page_has_a_row_for_each_cell_driver_and_loop() -> None:
 def test_the_page_begins_with_what_it_comes_to() -> None:
     rows = [dataclasses.replace(one, records=1_000, acknowledged=900) for one in ROWS]
     rows[0] = dataclasses.replace(rows[0], failed={"DeliveryTimeout, not persisted": 100}, lost=2)
+    rows[1] = dataclasses.replace(rows[1], withdrawn=3, never_accepted=4)
     assert (
         "8 cells in 32 rows, 32,000 records: 28,800 acknowledged, 100 failed with the truth told, "
-        "2 lost, 0 doubled, 0 reordered, 0 misreported. Run with A 1, B 2."
+        "7 withdrawn, 2 lost, 0 doubled, 0 reordered, 0 misreported. Run with A 1, B 2."
     ) in page(rows, ["A 1", "B 2"])
 
 

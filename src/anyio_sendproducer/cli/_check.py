@@ -257,8 +257,8 @@ async def _connect(seen: _Seen) -> tuple[str, ...]:
     if not good:
         raise _Failed(
             *bad,
-            hint="is a broker running there, and is this its port? A firewall swallows, where "
-            "nothing is answered",
+            hint="is a broker running there, and is this its port? Where nothing answers at all, a "
+            "firewall may be in the way",
         )
     return (*good, *bad)
 

@@ -574,12 +574,14 @@ def broker(*, port: int | None) -> int:
     help="The event loop to run on.",
 )
 @_in("Options")(
+    "-b",
     "--bootstrap-servers",
     metavar="HOST:PORT[,...]",
     callback=_servers,
     help="A cluster to send to. Without it: a broker of its own, on this machine, in memory.",
 )
 @_in("Options")(
+    "-t",
     "--topic",
     metavar="TOPIC",
     callback=_topic,

@@ -40,7 +40,9 @@ class Submission(Protocol):
     """One record on its way through a driver, and its identity on the way back."""
 
     record: ProducerRecord[Any, Any]
+    """What is to be sent; its key and value are what the settings' serializers take."""
     size: int
+    """The bytes of its key, value and headers; an estimate, where there are serializers."""
 
 
 class Sink(Protocol):
@@ -106,11 +108,15 @@ class ConsumedOffset:
     """Up to where a consumer group has read a partition."""
 
     topic: str
+    """That was read."""
     partition: int
+    """From 0."""
     offset: int
     """That of the next record to read."""
     metadata: str = ""
+    """The group's own note on it."""
     leader_epoch: int = -1
+    """That of the last record that was read; -1 where nobody knows it."""
 
 
 class Driver(Protocol):

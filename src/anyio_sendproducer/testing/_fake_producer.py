@@ -160,7 +160,9 @@ class FakeProducer:
             where: those alone for which it returns True; None for all.
 
         Returns:
-            How many there were. Whoever awaits them goes on in its next turn.
+            How many there were; 0 where the producer has not handed any over yet, as is so right
+            after a call that does not wait: await :meth:`wait_until_sent` before. Whoever awaits
+            them goes on in its next turn.
         """
         return self._driver.acknowledge(count, topic=topic, where=where)
 
