@@ -73,6 +73,17 @@ ANY: Any = None
     ("make", "says"),
     [
         bad(lambda: Lookup(""), "service_name must be a str that is not empty: ''"),
+        bad(
+            lambda: Lookup("kafka:9092"),
+            "service_name 'kafka:9092' has a port, which a look-up finds: leave it out, or give "
+            "bootstrap_servers",
+        ),
+        bad(lambda: Target("h:1"), "host 'h:1' has a port: Target.parse() takes both"),
+        bad(lambda: Target("[::1]:1"), "host '[::1]:1' has a port: Target.parse() takes both"),
+        bad(
+            lambda: discovery.aggregate(discovery.static("a:1"), seconds=True),
+            "aggregate: seconds must be a number of more than 0: True",
+        ),
         bad(lambda: Lookup.parse(ANY), "service_name must be a str that is not empty: None"),
         bad(
             lambda: Lookup("a", "kafka"), "port_name and protocol belong together: 'kafka' and None"

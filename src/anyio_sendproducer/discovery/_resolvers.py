@@ -43,7 +43,7 @@ def static(
             answers by the names of services.
 
     Raises:
-        SettingsError: a target is wrong, or there is none.
+        SettingsError: a target is wrong, or there is none at all; a name may have none.
     """
     if isinstance(targets, Mapping):
         named = cast("Mapping[str, Iterable[str | Target]]", targets)
@@ -113,6 +113,7 @@ def aggregate(*resolvers: ResolverLike, seconds: float = 1.0) -> Resolver:
     """
     if not resolvers:
         raise SettingsError("aggregate: give at least one resolver")
-    if not isinstance(cast("object", seconds), (int, float)) or not seconds > 0:
+    number = cast("object", seconds)
+    if not isinstance(number, (int, float)) or isinstance(number, bool) or not number > 0:
         raise SettingsError(f"aggregate: seconds must be a number of more than 0: {seconds!r}")
     return _Aggregate(tuple(map(as_resolver, resolvers)), seconds)

@@ -22,6 +22,11 @@ ADDRESS: Final = re.compile(
 )
 
 
+def _has_port(name: str) -> bool:
+    found = ADDRESS.fullmatch(name)
+    return found is not None and found["port"] is not None
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Lookup:
     """What a :class:`Resolver` is asked for. The names are Akka Discovery's.
@@ -44,6 +49,11 @@ class Lookup:
         if not isinstance(cast("object", self.service_name), str) or not self.service_name:
             raise SettingsError(
                 f"service_name must be a str that is not empty: {self.service_name!r}"
+            )
+        if _has_port(self.service_name):
+            raise SettingsError(
+                f"service_name {self.service_name!r} has a port, which a look-up finds: leave it "
+                "out, or give bootstrap_servers"
             )
         if (self.port_name is None) != (self.protocol is None):
             raise SettingsError(
@@ -83,6 +93,8 @@ class Target:
     def __post_init__(self) -> None:
         if not isinstance(cast("object", self.host), str) or not self.host:
             raise SettingsError(f"host must be a str that is not empty: {self.host!r}")
+        if _has_port(self.host):
+            raise SettingsError(f"host {self.host!r} has a port: Target.parse() takes both")
         port = cast("object", self.port)
         if port is not None and (
             not isinstance(port, int) or isinstance(port, bool) or not 1 <= port <= 65535
