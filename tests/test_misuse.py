@@ -82,6 +82,20 @@ async def test_a_call_that_the_collector_closes_in_another_thread(
         fake.acknowledge()
 
 
+async def test_a_call_that_is_closed_on_the_loop_withdraws_its_record(
+    settings: ProducerSettings,
+) -> None:
+    fake = FakeDriver(manual=True)
+    async with open_send_producer(settings, driver=fake) as producer:
+        producer._park = lambda _: Never()
+        call: Any = producer.send(record())
+        call.send(None)
+        call.close()
+        assert producer.statistics().withdrawn == 1
+        await producer.flush()
+    assert fake.submitted == []
+
+
 class Never:
     """Is not awaited to its end."""
 

@@ -181,6 +181,8 @@ class _AsyncioLoop:
                 # by it.
                 del cell.callback, cell.context
                 context.run(callback, woken)
+                # Nor is this frame, which the task's own exception may know.
+                del callback, context
         finally:  # a task may end the loop, by SystemExit or KeyboardInterrupt
             if rest := [*line]:
                 self._loop.call_soon(self._go_on, rest)
