@@ -38,6 +38,7 @@ __all__ = [
     "raising",
     "record",
     "refuse",
+    "sent_once",
     "sure_of_refusals",
     "taken",
     "task_group",
@@ -56,12 +57,17 @@ AnyRecord = ProducerRecord["bytes | None", bytes]
 #: librdkafka does not say whether it sent a record before. Its driver takes a record to have been
 #: sent once as long as it can't have been sent again: by default no longer than a busy machine may
 #: hold up an answer. So whoever looks for a refusal has nothing sent again for seconds.
-SENT_ONCE = {"retry.backoff.ms": 5_000, "retry.backoff.max.ms": 5_000}
+SENT_ONCE: dict[str, Any] = {"retry.backoff.ms": 5_000, "retry.backoff.max.ms": 5_000}
+
+
+def sent_once(driver: str) -> dict[str, Any]:
+    """The properties by which a driver tells a refusal as one, however slow the machine is."""
+    return SENT_ONCE if driver == "confluent" else {}
 
 
 def sure_of_refusals(settings: ProducerSettings, driver: str) -> ProducerSettings:
-    """Settings by which a refusal is told as one, however slow the machine is."""
-    return settings.with_properties(SENT_ONCE) if driver == "confluent" else settings
+    """Settings with these."""
+    return settings.with_properties(sent_once(driver))
 
 
 def record(

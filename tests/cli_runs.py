@@ -75,7 +75,10 @@ class Run:
 
     def wait_for_bar(self, condition: Callable[[tuple[int, ...]], bool]) -> None:
         """Wait until the bar shows it."""
-        eventually(lambda: self.process.poll() is not None or any(map(condition, self.bars[-20:])))
+        eventually(
+            lambda: self.process.poll() is not None or any(map(condition, self.bars[-20:])),
+            PATIENCE,
+        )
         assert any(map(condition, self.bars)), self.screen[-2_000:]
 
     def write(self, lines: Iterable[bytes]) -> None:

@@ -30,7 +30,7 @@ from anyio_sendproducer.cli._connecting import Connection
 from anyio_sendproducer.cli._input import Layout
 from anyio_sendproducer.testing import FakeDriver
 from tests.calls import eventually, until
-from tests.cli_runs import Run, entries, plain, producing, values_in
+from tests.cli_runs import PATIENCE, Run, entries, plain, producing, values_in
 from tests.fault_proxy import FaultProxy
 from tests.test_cli import run_main
 
@@ -357,7 +357,8 @@ def account_for_each_line(
                     len(run.bars) > before + 10
                     and len({bar[0] for bar in run.bars[-5:]}) == 1
                     and run.bars[-1][2] > 0
-                )
+                ),
+                PATIENCE,
             )
         proxy.heal()
         if not as_file:
@@ -407,7 +408,7 @@ def test_ctrl_c_while_the_broker_is_away(
         stall(run, proxied, delivered=100, more=400)
         began = time.monotonic()
         run.signal(signal.SIGTERM)
-        eventually(lambda: "once more to hurry" in run.screen)
+        eventually(lambda: "once more to hurry" in run.screen, PATIENCE)
         if hurries:
             run.signal()
         code = run.end()
@@ -433,7 +434,7 @@ def test_what_was_read_before_ctrl_c_is_delivered_in_time(
     with producing(*arguments, "--close-timeout", "60", directory=here, stdin=True) as run:
         stall(run, proxied, delivered=10, more=50)
         run.signal()
-        eventually(lambda: "once more to hurry" in run.screen)
+        eventually(lambda: "once more to hurry" in run.screen, PATIENCE)
         # It would give up within so many seconds, if it were hurried.
         with pytest.raises(subprocess.TimeoutExpired):
             run.process.wait(_produce._HURRY + 1)

@@ -72,9 +72,7 @@ async def test_a_call_that_the_collector_closes_in_another_thread(
     """It says nothing, and changes nothing that belongs to the loop."""
     fake = FakeDriver(manual=True)
     async with open_send_producer(settings, driver=fake) as producer:
-        producer._park = lambda _: Never()
-        call: Any = producer.send(record())
-        call.send(None)  # as a task would, which is gone by now
+        call = left_alone(producer)
         await taken(fake, 1)
         before = producer.statistics()
         await anyio.to_thread.run_sync(call.close)
@@ -87,13 +85,18 @@ async def test_a_call_that_is_closed_on_the_loop_withdraws_its_record(
 ) -> None:
     fake = FakeDriver(manual=True)
     async with open_send_producer(settings, driver=fake) as producer:
-        producer._park = lambda _: Never()
-        call: Any = producer.send(record())
-        call.send(None)
-        call.close()
+        left_alone(producer).close()
         assert producer.statistics().withdrawn == 1
         await producer.flush()
     assert fake.submitted == []
+
+
+def left_alone(producer: SendProducer) -> Any:
+    """A call of ``send`` that waits for its outcome, and no task that awaits it."""
+    producer._park = lambda _: Never()
+    call: Any = producer.send(record())
+    call.send(None)
+    return call
 
 
 class Never:

@@ -178,11 +178,10 @@ def in_portions(events: Iterable[Event]) -> Iterator[list[Event]]:
 class _Reply(Generic[T]):
     """The answer to one call, and the cell of the task that awaits it."""
 
-    __slots__ = ("cell", "error", "is_there", "value")
+    __slots__ = ("cell", "error", "value")
 
     def __init__(self, cell: Any) -> None:
         self.cell = cell
-        self.is_there = False
         self.value: T | None = None
         self.error: BaseException | None = None
 
@@ -498,11 +497,9 @@ class Bridge:
             await _end_of(threads, seconds)
         finally:
             self._take_over()
-            for reply in list(self._replies):
-                # Whoever was woken has not run yet.
-                if not reply.is_there:
-                    reply.error = ProducerClosed("the producer was closed before the answer came")
-                    self._loop.wake((reply.cell,))
+            for reply in self._replies:
+                reply.error = ProducerClosed("the producer was closed before the answer came")
+                self._loop.wake((reply.cell,))
             self._send.close()
 
     def _collect(self) -> None:
@@ -535,7 +532,8 @@ class Bridge:
         events: list[Event] = []
         for item in items:
             if isinstance(item, _Reply):
-                item.is_there = True
+                # Not only when its task runs: the producer may be closed before that.
+                self._replies.discard(item)
                 self._loop.wake((item.cell,))
             else:
                 if isinstance(item, Ready):

@@ -10,7 +10,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import pytest
 
 from anyio_sendproducer import RecordMetadata
 from tests import kafka_home, kafka_wire
-from tests.calls import raising
+from tests.calls import eventually, raising
 from tests.kafka_cluster import KafkaCluster, KafkaClusterError, Listener, kafka_cluster
 from tests.kafka_home import KafkaMissing
 from tests.registry import running_registry
@@ -59,13 +58,6 @@ def values(cluster: KafkaCluster, written: list[RecordMetadata]) -> list[bytes |
     """The values of these records, as they are read back."""
     found = read_back(cluster.bootstrap_servers, written)
     return [found[one].value for one in written]
-
-
-def until(condition: Callable[[], bool], patience: float = PATIENCE) -> None:
-    deadline = time.monotonic() + patience
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def alive(pid: int) -> bool:
@@ -129,11 +121,11 @@ def test_settings_of_a_topic(shared_kafka: KafkaCluster) -> None:
 
     assert refused()
     shared_kafka.alter_topic(topic, {"max.message.bytes": 10_000})
-    until(lambda: not refused())
+    eventually(lambda: not refused(), PATIENCE)
     shared_kafka.alter_topic(topic, {"max.message.bytes": 1_000})
-    until(refused)
+    eventually(refused, PATIENCE)
     shared_kafka.alter_topic(topic, {"max.message.bytes": None})
-    until(lambda: not refused())
+    eventually(lambda: not refused(), PATIENCE)
 
 
 def test_no_topic_is_made_by_asking_for_it(shared_kafka: KafkaCluster) -> None:
@@ -263,7 +255,7 @@ def test_a_quota_holds_a_client_up(shared_kafka: KafkaCluster) -> None:
     assert not throttled("bounded")
     shared_kafka.set_quota(client_id="bounded", producer_byte_rate=50_000)
     assert not throttled("free")
-    until(lambda: any(milliseconds > 0 for milliseconds in throttled("bounded")))
+    eventually(lambda: any(milliseconds > 0 for milliseconds in throttled("bounded")), PATIENCE)
     shared_kafka.set_quota(client_id="bounded", producer_byte_rate=None)
 
 
@@ -303,7 +295,7 @@ def test_a_broker_that_can_not_start_is_an_error_with_the_log() -> None:
 def test_a_broker_that_ends_by_itself_is_an_error() -> None:
     with raising(KafkaClusterError, r"(?s)node 1 .* ended by itself"), kafka_cluster() as cluster:
         os.kill(cluster.pid(1), signal.SIGKILL)
-        until(lambda: not cluster.running(1))
+        eventually(lambda: not cluster.running(1), PATIENCE)
 
 
 def test_an_error_of_the_block_comes_out_and_says_that_a_broker_ended() -> None:
@@ -312,7 +304,7 @@ def test_an_error_of_the_block_comes_out_and_says_that_a_broker_ended() -> None:
 
     with raising(LookupError) as caught, kafka_cluster() as cluster:
         os.kill(cluster.pid(1), signal.SIGKILL)
-        until(lambda: not cluster.running(1))
+        eventually(lambda: not cluster.running(1), PATIENCE)
         fail()
     (note,) = caught.value.__dict__["__notes__"]
     assert "node 1" in note
@@ -347,7 +339,7 @@ def test_nothing_is_left_when_the_test_run_is_ended(
         assert all(map(alive, pids))
         run.send_signal(number)
     # A broker whose files are gone ends by itself as well, but not as soon.
-    until(lambda: not any(map(alive, pids)) and not list(temporary.iterdir()), 15.0)
+    eventually(lambda: not any(map(alive, pids)) and not list(temporary.iterdir()), 15.0)
 
 
 def test_a_cluster_outlives_the_thread_that_restarts_a_broker() -> None:

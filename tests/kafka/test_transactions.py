@@ -36,7 +36,7 @@ from anyio_sendproducer import (
 )
 from anyio_sendproducer._scopes import plain_task_group
 from anyio_sendproducer.drivers._group_metadata import group_from_bytes, group_to_bytes
-from tests.calls import SENT_ONCE, eventually, fail, never, raising
+from tests.calls import eventually, fail, never, raising, sent_once
 from tests.history import History, Isolation, Reader, check, read_topic
 from tests.kafka_cluster import KafkaCluster
 
@@ -315,8 +315,7 @@ async def test_what_waits_for_room_is_a_part_of_its_transaction(
 async def test_a_record_that_is_refused_makes_it_an_abort(
     cluster: KafkaCluster, driver: str
 ) -> None:
-    properties = SENT_ONCE if driver == "confluent" else {}
-    async with transactions(cluster, driver, properties=properties) as (made, producer):
+    async with transactions(cluster, driver, properties=sent_once(driver)) as (made, producer):
         small = cluster.create_topic(configs={"max.message.bytes": 1000})
         assert await made.run(producer) is True
         with raising(TransactionAborted, match="the broker refused the record") as caught:
