@@ -230,17 +230,17 @@ def demo(session: nox.Session) -> None:
 LEFT_OUT = {".ci/run", ".gitignore", ".pre-commit-config.yaml"}
 #: The tests that are run on what was installed: each part, with a broker and without.
 ON_THE_PACKAGE = (
-    "tests/test_records.py",
-    "tests/test_fake_producer.py",
-    "tests/test_telemetry.py",
-    "tests/test_cli.py",
-    "tests/test_cli_broker.py",
-    "tests/test_settings.py",
-    "tests/test_ledger.py",
-    "tests/test_exceptions.py",
-    "tests/test_public_api.py",
-    "tests/test_end_to_end.py",
-    "tests/test_discovery.py",
+    "tests/unit/test_records.py",
+    "tests/unit/test_fake_producer.py",
+    "tests/unit/test_telemetry.py",
+    "tests/cli/test_cli.py",
+    "tests/cli/test_cli_broker.py",
+    "tests/unit/test_settings.py",
+    "tests/unit/test_ledger.py",
+    "tests/unit/test_exceptions.py",
+    "tests/unit/test_public_api.py",
+    "tests/broker/test_end_to_end.py",
+    "tests/broker/test_discovery.py",
     "README.md",
 )
 

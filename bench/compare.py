@@ -209,7 +209,7 @@ def sink(name: str, partitions: int) -> Iterator[tuple[str, str]]:
     """The address of what records are sent to, and what kafka-python has to be told of it."""
     if name == "kafka":
         sys.path.insert(0, str(HERE.parent))
-        from tests.kafka_cluster import kafka_cluster
+        from tests.support.kafka_cluster import kafka_cluster
 
         with kafka_cluster() as cluster:
             cluster.create_topic(TOPIC, partitions)

@@ -19,7 +19,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))  # the tests lie beside the benchmark, and are no package
 
-from tests.kafka_home import KafkaMissing, fetched, find_java, run_maven  # noqa: E402
+from tests.support.kafka_home import KafkaMissing, fetched, find_java, run_maven  # noqa: E402
 
 CLIENT = "pekko"
 WORKLOADS = ("tasks-1", "tasks-10", "tasks-100", "tasks-1000", "tasks-10000", "many-10000")

@@ -17,8 +17,8 @@ from anyio_sendproducer.testing import (
     blocking_embedded_broker,
     embedded_broker,
 )
-from tests.calls import Deadlines
-from tests.fault_proxy import FaultProxy, proxied_broker
+from tests.support.calls import Deadlines
+from tests.support.fault_proxy import FaultProxy, proxied_broker
 
 # No example fails for how long it takes: that says how busy the machine is. All else stays as it is
 # by default, or in CI.

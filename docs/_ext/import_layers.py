@@ -1,8 +1,8 @@
 """The directives ``import-layers`` and ``import-guests``: which module may import which.
 
-They show ``LAYERS`` and ``GUESTS`` of ``tests/test_public_api.py``, with which the tests hold every
-module to the rule, so that the documents cannot tell another one. They are read, not imported,
-since what the tests need is not there when the documents are built.
+They show ``LAYERS`` and ``GUESTS`` of ``tests/unit/test_public_api.py``. The tests enforce both, so
+the documents cannot differ from them. The tables are read, not imported, because the tests'
+dependencies are not installed when the documents are built.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata, OptionSpec
 
 PACKAGE: Final = "anyio_sendproducer"
-TABLES: Final = Path(__file__).resolve().parents[2] / "tests/test_public_api.py"
+TABLES: Final = Path(__file__).resolve().parents[2] / "tests/unit/test_public_api.py"
 
 
 class _Table(SphinxDirective):

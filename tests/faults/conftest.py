@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.matrix import FULL
-from tests.one_loop import keep_one_loop
+from tests.support.one_loop import keep_one_loop
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -27,9 +27,9 @@ import anyio.to_thread
 
 from anyio_sendproducer import ProducerSettings
 from tests.faults.drawing import draw
-from tests.history import GRACE, History, Logged, Reader, Report, check, read_topic
-from tests.kafka_home import KafkaMissing, kafka_home
-from tests.load import Ran
+from tests.support.history import GRACE, History, Logged, Reader, Report, check, read_topic
+from tests.support.kafka_home import KafkaMissing, kafka_home
+from tests.support.load import Ran
 
 __all__ = [
     "DEFAULT_DRIVER",

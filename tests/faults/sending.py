@@ -19,8 +19,8 @@ import anyio
 import anyio.to_thread
 
 from anyio_sendproducer import ProducerRecord, ProducerSettings, SendProducer, open_send_producer
-from tests.history import History
-from tests.load import Load, Running, run_load
+from tests.support.history import History
+from tests.support.load import Load, Running, run_load
 
 
 def tell(**what: Any) -> None:

@@ -33,11 +33,10 @@ from typing import Any, Final
 import anyio
 
 from anyio_sendproducer import ProducerSettings
-from tests.history import History, Logged, Reader, check, read_topic
-from tests.kafka_cluster import KafkaCluster, kafka_cluster
-from tests.load import Load, run_load
-
-_ROOT: Final = Path(__file__).parents[2]
+from tests.support.history import History, Logged, Reader, check, read_topic
+from tests.support.kafka_cluster import KafkaCluster, kafka_cluster
+from tests.support.load import Load, run_load
+from tests.support.paths import ROOT
 
 _LOOPS: Final = ("asyncio", "trio")
 
@@ -92,7 +91,7 @@ class _Program:
             stdout=subprocess.PIPE,
             # The client's many words about brokers that are gone.
             stderr=subprocess.DEVNULL,
-            cwd=_ROOT,
+            cwd=ROOT,
         )
         #: Seconds since the beginning, and MiB.
         self.memory: list[tuple[float, float]] = []

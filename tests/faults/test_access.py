@@ -19,10 +19,10 @@ from anyio.to_thread import run_sync
 
 from anyio_sendproducer import ProducerSettings, ProducerStartError, open_send_producer
 from tests.faults.matrix import FULL, RECORDS, Cell, judge
-from tests.history import Report
-from tests.kafka_cluster import KafkaCluster, kafka_cluster
-from tests.kafka_home import require_kafka
-from tests.kafka_security import (
+from tests.support.history import Report
+from tests.support.kafka_cluster import KafkaCluster, kafka_cluster
+from tests.support.kafka_home import require_kafka
+from tests.support.kafka_security import (
     Authority,
     Certificate,
     logging_in,
@@ -30,7 +30,7 @@ from tests.kafka_security import (
     ssl_listener,
     trusting,
 )
-from tests.load import Load, Ran, Running, run_load
+from tests.support.load import Load, Ran, Running, run_load
 
 #: Seconds over which a load is spread.
 SECONDS = 20.0 if FULL else 4.0

@@ -17,10 +17,10 @@ from anyio.to_thread import run_sync
 
 from anyio_sendproducer import ProducerSettings
 from tests.faults.matrix import FULL, RECORDS, Cell, judge
-from tests.history import Report
-from tests.kafka_cluster import KafkaCluster, kafka_cluster
-from tests.kafka_home import require_kafka
-from tests.load import Load, Running, run_load
+from tests.support.history import Report
+from tests.support.kafka_cluster import KafkaCluster, kafka_cluster
+from tests.support.kafka_home import require_kafka
+from tests.support.load import Load, Running, run_load
 
 #: Seconds over which a load is spread: a fault comes and goes within them.
 SECONDS = 20.0 if FULL else 6.0

@@ -14,9 +14,8 @@ import pytest
 
 from tests.faults.drawing import bars, draw
 from tests.faults.matrix import DEFAULT_DRIVER, Cell, Row, page, versions, write_row
-from tests.history import History, check
-
-ROOT = Path(__file__).parents[2]
+from tests.support.history import History, check
+from tests.support.paths import ROOT
 
 
 def row(group: str, cell: str, loop: str, driver: str = DEFAULT_DRIVER, note: str = "") -> Row:

@@ -28,10 +28,11 @@ from anyio_sendproducer import (
 )
 from anyio_sendproducer.drivers._kafka_python import KafkaPythonDriver
 from anyio_sendproducer.testing import EmbeddedBroker
-from tests.calls import until
 from tests.faults.matrix import FULL, RECORDS, Cell, judge, judge_history
-from tests.history import History
-from tests.load import Load, Running, run_load
+from tests.support.calls import until
+from tests.support.history import History
+from tests.support.load import Load, Running, run_load
+from tests.support.paths import ROOT
 
 #: Seconds over which a load is spread.
 SECONDS = 5.0 if FULL else 0.5
@@ -42,8 +43,6 @@ PATIENCE = 60.0
 #: Seconds that an end takes beside the time-out that bounds it, on a machine that has more to do;
 #: far less than what it must not wait for.
 SLACK = 15.0
-
-ROOT = Path(__file__).parents[2]
 
 
 class Child:

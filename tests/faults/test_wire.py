@@ -15,11 +15,11 @@ import anyio
 import pytest
 
 from anyio_sendproducer import ProducerSettings, open_send_producer
-from tests.calls import until
-from tests.fault_proxy import FaultProxy, Way, proxied_broker
 from tests.faults.matrix import FULL, RECORDS, Cell, judge
-from tests.history import Report
-from tests.load import During, Load, Ran, Running, run_load
+from tests.support.calls import until
+from tests.support.fault_proxy import FaultProxy, Way, proxied_broker
+from tests.support.history import Report
+from tests.support.load import During, Load, Ran, Running, run_load
 
 #: Seconds that an end takes beside the time-out that bounds it, on a machine that has more to do;
 #: far less than what it must not wait for.

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.kafka_cluster import KafkaCluster, kafka_cluster
-from tests.kafka_home import require_kafka
-from tests.one_loop import keep_one_loop
+from tests.support.kafka_cluster import KafkaCluster, kafka_cluster
+from tests.support.kafka_home import require_kafka
+from tests.support.one_loop import keep_one_loop
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

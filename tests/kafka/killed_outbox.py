@@ -21,8 +21,9 @@ from typing import Any, Final, NoReturn
 import anyio
 
 from anyio_sendproducer import Transaction
+from tests.support.paths import ROOT
 
-EXAMPLE: Final = Path(__file__).parents[2] / "examples/outbox.py"
+EXAMPLE: Final = ROOT / "examples/outbox.py"
 
 #: Rows in a transaction, so that there are several.
 BATCH: Final = 20

@@ -17,12 +17,13 @@ import confluent_kafka
 import pytest
 
 from anyio_sendproducer import RecordMetadata
-from tests import kafka_home, kafka_wire
-from tests.calls import eventually, raising
-from tests.kafka_cluster import KafkaCluster, KafkaClusterError, Listener, kafka_cluster
-from tests.kafka_home import KafkaMissing
-from tests.registry import running_registry
-from tests.test_end_to_end import read_back
+from tests.broker.test_end_to_end import read_back
+from tests.support import kafka_home, kafka_wire
+from tests.support.calls import eventually, raising
+from tests.support.kafka_cluster import KafkaCluster, KafkaClusterError, Listener, kafka_cluster
+from tests.support.kafka_home import KafkaMissing
+from tests.support.paths import ROOT
+from tests.support.registry import running_registry
 
 #: Seconds that a broker may take to start; 2.5 on two cores when nothing else runs.
 START = 60.0
@@ -313,7 +314,7 @@ def test_an_error_of_the_block_comes_out_and_says_that_a_broker_ended() -> None:
 #: Runs a cluster, says so, and waits to be ended.
 WAITING = """
 import signal, sys, threading
-from tests.kafka_cluster import kafka_cluster
+from tests.support.kafka_cluster import kafka_cluster
 # Whoever runs in the background of a shell inherits that Ctrl-C is ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 with kafka_cluster() as cluster:
@@ -328,7 +329,7 @@ def test_nothing_is_left_when_the_test_run_is_ended(
 ) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", WAITING],
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -396,7 +397,7 @@ def test_without_java_the_tests_are_skipped_and_in_ci_they_fail(
     one_test = f"{__file__}::test_topics"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", one_test],
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=PATIENCE,

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from tests.kafka_cluster import KafkaCluster, kafka_cluster
-from tests.kafka_security import Authority, sasl_listener, ssl_listener
-from tests.test_cli import run_main
-from tests.test_cli_produce import account_for_each_line
+from tests.cli.test_cli import run_main
+from tests.cli.test_cli_produce import account_for_each_line
+from tests.support.kafka_cluster import KafkaCluster, kafka_cluster
+from tests.support.kafka_security import Authority, sasl_listener, ssl_listener
 
 
 class Killed:

@@ -15,10 +15,10 @@ import pytest
 from anyio.to_thread import run_sync
 
 from examples import outbox
-from tests.calls import task_group, until
-from tests.example_process import running
-from tests.history import Isolation, read_topic
-from tests.kafka_cluster import KafkaCluster
+from tests.support.calls import task_group, until
+from tests.support.example_process import running
+from tests.support.history import Isolation, read_topic
+from tests.support.kafka_cluster import KafkaCluster
 
 KILLED: Final = Path(__file__).parent / "killed_outbox.py"
 

@@ -19,17 +19,18 @@ from anyio_sendproducer import (
     RecordRejected,
     open_send_producer,
 )
-from tests.kafka_cluster import KafkaCluster, kafka_cluster
-from tests.kafka_security import (
+from tests.broker.test_end_to_end import assert_written
+from tests.support.kafka_cluster import KafkaCluster, kafka_cluster
+from tests.support.kafka_security import (
     ACLS,
     Authority,
     sasl_listener,
     ssl_listener,
     unsecured_token,
 )
-from tests.test_end_to_end import assert_written
+from tests.support.paths import ROOT
 
-PAGE = Path(__file__).parents[2] / "docs/how-to/secure-the-connection.md"
+PAGE = ROOT / "docs/how-to/secure-the-connection.md"
 #: The password in the page's examples.
 PASSWORD = "do not tell"
 #: A user whose name and password are hard to write down.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -14,10 +13,11 @@ from anyio.to_thread import run_sync
 # It registers the proxy_url with which the page's consumer is opened here.
 import anyio_sendproducer.drivers._kafka_python  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from anyio_sendproducer import ProducerRecord, ProducerSettings, open_send_producer
-from tests.history import read_topic
-from tests.kafka_cluster import KafkaCluster
+from tests.support.history import read_topic
+from tests.support.kafka_cluster import KafkaCluster
+from tests.support.paths import ROOT
 
-PAGE = Path(__file__).parents[2] / "docs/how-to/send-in-transactions.md"
+PAGE = ROOT / "docs/how-to/send-in-transactions.md"
 
 #: How many records are copied.
 COUNT = 3_000

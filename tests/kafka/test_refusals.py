@@ -18,8 +18,8 @@ from anyio_sendproducer import (
     RecordRejected,
     open_send_producer,
 )
-from tests.kafka_cluster import KafkaCluster
-from tests.test_end_to_end import PATIENCE, assert_written
+from tests.broker.test_end_to_end import PATIENCE, assert_written
+from tests.support.kafka_cluster import KafkaCluster
 
 AnyRecord = ProducerRecord[Any, Any]
 Make = Callable[[str, bytes, int], AnyRecord]

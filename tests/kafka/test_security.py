@@ -24,9 +24,10 @@ from anyio_sendproducer import (
     RecordRejected,
     open_send_producer,
 )
-from tests.calls import sure_of_refusals
-from tests.kafka_cluster import KafkaCluster, kafka_cluster
-from tests.kafka_security import (
+from tests.broker.test_end_to_end import assert_written
+from tests.support.calls import sure_of_refusals
+from tests.support.kafka_cluster import KafkaCluster, kafka_cluster
+from tests.support.kafka_security import (
     ACLS,
     Authority,
     logging_in,
@@ -35,7 +36,6 @@ from tests.kafka_security import (
     trusting,
     unsecured_token,
 )
-from tests.test_end_to_end import assert_written
 
 oauth: Any = importlib.import_module("kafka.net.sasl.oauth")
 

@@ -22,9 +22,9 @@ from anyio_sendproducer import (
     open_send_producer,
 )
 from anyio_sendproducer.serializers import SchemaRegistrySerializer, StringSerializer
-from tests.history import read_topic
-from tests.kafka_cluster import KafkaCluster
-from tests.registry import running_registry
+from tests.support.history import read_topic
+from tests.support.kafka_cluster import KafkaCluster
+from tests.support.registry import running_registry
 
 #: These have no types, or types of more than is called here.
 confluent: Any = schema_registry

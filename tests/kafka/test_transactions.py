@@ -36,9 +36,9 @@ from anyio_sendproducer import (
 )
 from anyio_sendproducer._scopes import plain_task_group
 from anyio_sendproducer.drivers._group_metadata import group_from_bytes, group_to_bytes
-from tests.calls import eventually, fail, never, raising, sent_once
-from tests.history import History, Isolation, Reader, check, read_topic
-from tests.kafka_cluster import KafkaCluster
+from tests.support.calls import eventually, fail, never, raising, sent_once
+from tests.support.history import History, Isolation, Reader, check, read_topic
+from tests.support.kafka_cluster import KafkaCluster
 
 kafka: Any = importlib.import_module("kafka")
 

@@ -25,12 +25,12 @@ from anyio_sendproducer import (
     SendProducer,
     open_send_producer,
 )
-from tests.bare import bare, leaking_sockets
-from tests.calls import Deadlines, until
-from tests.kafka_cluster import KafkaCluster, kafka_cluster
-from tests.kafka_security import ACLS, sasl_listener
-from tests.recorder import PATIENCE
-from tests.test_traps import NEVER, hurry, kafka, kafka_errors, outcome_of, settles
+from tests.broker.test_traps import NEVER, hurry, kafka, kafka_errors, outcome_of, settles
+from tests.support.bare import bare, leaking_sockets
+from tests.support.calls import Deadlines, until
+from tests.support.kafka_cluster import KafkaCluster, kafka_cluster
+from tests.support.kafka_security import ACLS, sasl_listener
+from tests.support.recorder import PATIENCE
 
 #: Seconds after which Kafka forgets a producer that is silent.
 FORGETS_AFTER = 2.0

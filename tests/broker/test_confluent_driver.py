@@ -1,0 +1,518 @@
+"""The driver on librdkafka: what it chooses and translates, and what it relies on.
+
+The last part notices when confluent-kafka changes what the driver leans on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any
+
+import confluent_kafka
+import pytest
+from confluent_kafka import KafkaError
+
+from anyio_sendproducer import (
+    DeliveryError,
+    DeliveryTimeout,
+    Persistence,
+    ProducerRecord,
+    ProducerSettings,
+    ProducerStartError,
+    RecordMetadata,
+    RecordRejected,
+    SendProducerError,
+    SerializationFailed,
+    SettingsError,
+    open_send_producer,
+)
+from anyio_sendproducer.drivers import Outcome, PolledDriver, _confluent, make_driver
+from anyio_sendproducer.drivers._confluent import ConfluentDriver
+from anyio_sendproducer.testing import MockCluster, mock_cluster
+from tests.support.calls import SENT_ONCE, generation, until
+from tests.support.recorder import PATIENCE, Parcel, Recorder, asked, learn
+
+MSG_SIZE_TOO_LARGE = 10
+TOPIC_AUTHORIZATION_FAILED = 29
+OUT_OF_ORDER_SEQUENCE_NUMBER = 45
+UNKNOWN_SERVER_ERROR = -1
+
+FOUR = "four-partitions"
+
+
+@pytest.fixture(scope="module")
+def one_cluster() -> Iterator[MockCluster]:
+    with mock_cluster(1) as mock:
+        mock.create_topic(FOUR, [1] * 4)
+        yield mock
+
+
+@pytest.fixture
+def cluster(one_cluster: MockCluster) -> Iterator[MockCluster]:
+    yield one_cluster
+    one_cluster.behave()
+
+
+def settings_for(cluster: MockCluster, **changes: Any) -> ProducerSettings:
+    return ProducerSettings(
+        bootstrap_servers=cluster.bootstrap_servers, start_timeout=PATIENCE, cancel_timeout=1
+    ).evolve(**changes)
+
+
+@contextlib.contextmanager
+def opened(
+    cluster: MockCluster, **changes: Any
+) -> Generator[tuple[ConfluentDriver, Recorder], None, None]:
+    driver = ConfluentDriver(settings_for(cluster, **changes))
+    recorder = Recorder()
+    driver.open(recorder)
+    try:
+        with asked(driver, recorder):
+            yield driver, recorder
+    finally:
+        driver.close(0)
+
+
+def send_all(
+    driver: ConfluentDriver, recorder: Recorder, records: Sequence[ProducerRecord[Any, Any]]
+) -> list[Outcome]:
+    recorder.reports.clear()
+    parcels = [Parcel(record) for record in records]
+    assert driver.submit(parcels).held == []
+    return recorder.outcomes_of(parcels)
+
+
+def metadata_of(outcome: Outcome) -> RecordMetadata:
+    assert isinstance(outcome, RecordMetadata), outcome
+    return outcome
+
+
+def rejected(outcome: Outcome) -> RecordRejected:
+    assert isinstance(outcome, RecordRejected), outcome
+    assert outcome.persistence is Persistence.NOT_PERSISTED
+    return outcome
+
+
+# --- which driver it is --------------------------------------------------------------------------
+
+
+def test_it_is_had_by_its_name_and_is_asked() -> None:
+    settings = ProducerSettings(bootstrap_servers="a:1")
+    driver = make_driver("confluent", settings)
+    assert isinstance(driver, ConfluentDriver)
+    assert isinstance(driver, PolledDriver)
+    assert driver.direct
+    serializing = make_driver("confluent", settings.with_value_serializer(str.encode))
+    assert isinstance(serializing, PolledDriver)
+    assert not serializing.direct
+    assert not isinstance(make_driver(None, settings), PolledDriver)
+
+
+def test_without_the_package_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, _confluent.__name__, None)
+    with pytest.raises(SettingsError, match=r"pip install 'anyio-sendproducer\[confluent\]'"):
+        make_driver("confluent", ProducerSettings(bootstrap_servers="a:1"))
+
+
+def test_a_name_that_is_none() -> None:
+    with pytest.raises(SettingsError, match="must be 'kafka-python', 'confluent' or a factory"):
+        make_driver("librdkafka", ProducerSettings(bootstrap_servers="a:1"))
+
+
+# --- records -------------------------------------------------------------------------------------
+
+
+def test_a_record_with_all_that_it_can_have(cluster: MockCluster) -> None:
+    with opened(cluster) as (driver, recorder):
+        record = ProducerRecord(
+            FOUR, b"value", b"key", partition=3, timestamp_ms=1_700, headers=[("a", b"1")]
+        )
+        [first, second] = send_all(driver, recorder, [record, ProducerRecord(FOUR, None, b"")])
+        assert metadata_of(first)._replace(offset=None, timestamp_ms=None) == RecordMetadata(
+            FOUR, 3, None, None, 3, 5
+        )
+        assert metadata_of(second)[4:] == (0, None)
+
+
+def test_a_key_goes_where_kafkas_own_partitioner_sends_it(cluster: MockCluster) -> None:
+    """The partitions are those that Kafka's Java client chooses among four."""
+    with opened(cluster) as (driver, recorder):
+        keys = [b"a", b"b", b"c", b"42", b"orders", b"\xff\x00"]
+        outcomes = send_all(driver, recorder, [ProducerRecord(FOUR, b"v", key) for key in keys])
+        murmur2: Callable[[bytes], int] = __import__(
+            "kafka.partitioner", fromlist=["murmur2"]
+        ).murmur2
+        assert [metadata_of(one).partition for one in outcomes] == [
+            (murmur2(key) & 0x7FFFFFFF) % 4 for key in keys
+        ]
+
+
+def test_records_without_a_key_stay_together_for_a_while(cluster: MockCluster) -> None:
+    with opened(cluster, properties={"sticky.partitioning.linger.ms": 60_000}) as (
+        driver,
+        recorder,
+    ):
+        send_all(driver, recorder, [ProducerRecord(FOUR, b"v")])  # from now on it knows the topic
+        outcomes = send_all(driver, recorder, [ProducerRecord(FOUR, b"v")] * 100)
+        assert len({metadata_of(one).partition for one in outcomes}) == 1
+
+
+def test_without_acknowledgements_there_is_no_offset_and_no_timestamp(cluster: MockCluster) -> None:
+    with opened(cluster, properties={"acks": 0}) as (driver, recorder):
+        [outcome] = send_all(driver, recorder, [ProducerRecord(FOUR, b"v")])
+        assert metadata_of(outcome)[2:4] == (None, None)
+
+
+def test_serializers_give_the_bytes_the_headers_and_the_true_size(cluster: MockCluster) -> None:
+    class Tagging:
+        def serialize(self, topic: str, headers: list[tuple[str, bytes]], data: Any) -> bytes:
+            headers.append(("kind", topic.encode()))
+            return str(data).encode()
+
+    with opened(cluster, value_serializer=Tagging(), key_serializer=str.encode) as (
+        driver,
+        recorder,
+    ):
+        parcel = Parcel(ProducerRecord(FOUR, 12345, "k"))
+        answer = driver.submit([parcel])
+        assert answer.sizes == [(parcel, 1 + 5 + len("kind") + len(FOUR))]
+        [outcome] = recorder.outcomes_of([parcel])
+        assert metadata_of(outcome)[4:] == (1, 5)
+
+
+def test_a_serializer_that_fails_fails_its_record_alone(cluster: MockCluster) -> None:
+    def careful(data: object) -> bytes:
+        if data == "bad":
+            raise ValueError("no")
+        return b"good"
+
+    with opened(cluster, value_serializer=careful) as (driver, recorder):
+        good, bad = send_all(
+            driver, recorder, [ProducerRecord(FOUR, "good"), ProducerRecord(FOUR, "bad")]
+        )
+        assert isinstance(good, RecordMetadata)
+        assert isinstance(bad, SerializationFailed)
+
+
+@pytest.mark.parametrize(
+    ("record", "says"),
+    [
+        (ProducerRecord(FOUR, b"v", partition=9), "has no partition 9"),
+        (ProducerRecord(FOUR, bytes(2_000_000)), "larger than message.max.bytes"),
+        (ProducerRecord(FOUR, b"v", timestamp_ms=0), "takes it for none given"),
+        (ProducerRecord(FOUR, b"v", headers=[("\ud800", b"")]), "a header with the name '\\ud800'"),
+        (ProducerRecord(FOUR, b"v", headers=[("a\0b", b"")]), "a header with the name 'a\\x00b'"),
+    ],
+    ids=["partition", "size", "timestamp", "no text", "NUL"],
+)
+def test_what_the_client_does_not_take_is_rejected_and_nothing_else(
+    cluster: MockCluster, record: ProducerRecord[Any, Any], says: str
+) -> None:
+    with opened(cluster) as (driver, recorder):
+        learn(driver, recorder, FOUR)
+        good = ProducerRecord(FOUR, b"v")
+        first, refused, last = send_all(driver, recorder, [good, record, good])
+        assert isinstance(first, RecordMetadata)
+        assert isinstance(last, RecordMetadata)
+        assert says in str(rejected(refused))
+        assert rejected(refused).record is record
+
+
+@pytest.mark.parametrize("code", [MSG_SIZE_TOO_LARGE, TOPIC_AUTHORIZATION_FAILED])
+def test_what_a_broker_refuses_fails_as_not_persisted(code: int) -> None:
+    with mock_cluster(1) as cluster, opened(cluster, properties=SENT_ONCE) as (driver, recorder):
+        send_all(driver, recorder, [ProducerRecord(FOUR, b"v")])
+        cluster.answer_any(code)
+        [outcome] = send_all(driver, recorder, [ProducerRecord(FOUR, b"v")])
+        assert isinstance(rejected(outcome).__cause__, confluent_kafka.KafkaException)
+        assert recorder.breaks == []
+
+
+def test_what_nobody_can_tell_is_possibly_persisted(cluster: MockCluster) -> None:
+    with opened(cluster) as (driver, recorder):
+        send_all(driver, recorder, [ProducerRecord(FOUR, b"v")])
+        cluster.answer_any(UNKNOWN_SERVER_ERROR)
+        [outcome] = send_all(driver, recorder, [ProducerRecord(FOUR, b"v")])
+        assert type(outcome) is DeliveryError
+        assert outcome.persistence is Persistence.POSSIBLY_PERSISTED
+        assert "UNKNOWN" in str(outcome.__cause__)
+
+
+def test_a_record_whose_time_is_over_is_told_so(cluster: MockCluster) -> None:
+    with opened(cluster, delivery_timeout=0.5) as (driver, recorder):
+        send_all(driver, recorder, [ProducerRecord(FOUR, b"v")])
+        cluster.set_rtt(1, 20_000)
+        [outcome] = send_all(driver, recorder, [ProducerRecord(FOUR, b"v")])
+        assert isinstance(outcome, DeliveryTimeout)
+        assert outcome.persistence is Persistence.POSSIBLY_PERSISTED
+        assert "within 0.5 s (delivery_timeout)" in str(outcome)
+
+
+def test_where_its_queue_is_full_the_rest_is_given_back(
+    cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(cluster) as (driver, _):
+        config: dict[str, Any] = {
+            "bootstrap.servers": cluster.bootstrap_servers,
+            "queue.buffering.max.messages": 3,
+            "linger.ms": 60_000,
+        }
+        full = confluent_kafka.Producer(config)
+        with monkeypatch.context() as patch:
+            patch.setattr(driver, "_client", full)
+            parcels = [Parcel(ProducerRecord(FOUR, b"v")) for _ in range(5)]
+            assert driver.submit(parcels).held == parcels[3:]
+        full.purge()
+        while len(full):
+            with contextlib.suppress(_confluent._Enough):
+                full.flush(PATIENCE)
+
+
+# --- opening and closing -------------------------------------------------------------------------
+
+
+def test_what_only_the_client_can_judge_is_a_settings_error(cluster: MockCluster) -> None:
+    driver = ConfluentDriver(settings_for(cluster, properties={"debug": "nonsense"}))
+    with pytest.raises(SettingsError, match="librdkafka refuses the settings"):
+        driver.open(Recorder())
+
+
+def test_nobody_there() -> None:
+    driver = ConfluentDriver(ProducerSettings(bootstrap_servers="127.0.0.1:1", start_timeout=3))
+    with pytest.raises(ProducerStartError, match=r"within 3 s \(start_timeout\): .*127.0.0.1:1"):
+        driver.open(Recorder())
+    assert driver.trouble() is not None
+    driver.close(0)
+
+
+def test_who_is_not_let_in_is_told_so_before_the_time_is_over(cluster: MockCluster) -> None:
+    driver = ConfluentDriver(settings_for(cluster))
+    for code in (KafkaError._AUTHENTICATION, KafkaError._ALL_BROKERS_DOWN):
+        driver._failed(KafkaError(code, "wrong password"))
+    with pytest.raises(ProducerStartError, match=r"no producer for 127.*: wrong password"):
+        driver.open(Recorder())
+
+
+def test_the_client_is_given_the_tokens_of_the_users_own(cluster: MockCluster) -> None:
+    class Tokens:
+        def token(self) -> str:
+            return "a-token"
+
+        def extensions(self) -> dict[str, str]:
+            return {"traceId": "1"}
+
+    login = {
+        "security.protocol": "SASL_PLAINTEXT",
+        "sasl.mechanism": "OAUTHBEARER",
+        "sasl_oauth_token_provider": Tokens(),
+    }
+    driver = ConfluentDriver(settings_for(cluster, properties=login, start_timeout=0.3))
+    token, until_when, principal, extensions = driver._new_token("")
+    assert (token, principal, extensions) == ("a-token", "", {"traceId": "1"})
+    assert until_when > time.time()
+    with pytest.raises(ProducerStartError):  # the mock knows no logins
+        driver.open(Recorder())
+
+
+def test_a_driver_that_was_never_opened_has_nothing_to_ask() -> None:
+    driver = ConfluentDriver(ProducerSettings(bootstrap_servers="a:1"))
+    driver._poll(0)
+    assert driver.poll(1) == 0
+
+
+def test_a_driver_that_is_closed_takes_nothing_and_says_nothing(cluster: MockCluster) -> None:
+    with opened(cluster) as (driver, recorder):
+        driver.close(0)
+        [outcome] = send_all(driver, recorder, [ProducerRecord(FOUR, b"v")])
+        assert isinstance(outcome, DeliveryError)
+        assert outcome.persistence is Persistence.NOT_PERSISTED
+        assert driver.poll(1) == 0
+        with pytest.raises(SendProducerError, match="closed"):
+            driver.partitions_for(FOUR)
+
+
+def test_a_clean_close_leaves_no_thread(cluster: MockCluster) -> None:
+    before = set(threading.enumerate())
+    with opened(cluster) as (driver, recorder):
+        send_all(driver, recorder, [ProducerRecord(FOUR, b"v")] * 10)
+        driver.close(PATIENCE)
+    assert set(threading.enumerate()) <= before
+
+
+def test_records_that_the_client_does_not_give_up_are_left_with_it(
+    cluster: MockCluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Clinging:
+        def __init__(self, client: Any) -> None:
+            self._client = client
+
+        def __len__(self) -> int:
+            return 1
+
+        def purge(self, **_: Any) -> None:
+            pass
+
+        def poll(self, seconds: float) -> int:
+            return int(self._client.poll(seconds))
+
+    monkeypatch.setattr(_confluent, "_LAST_SECONDS", 0.3)
+    with opened(cluster) as (driver, _):
+        client = driver._client
+        driver._client = Clinging(client)
+        driver.close(0)
+        assert "did not give up its records" in caplog.text
+        client.close()
+
+
+# --- what the client says ------------------------------------------------------------------------
+
+
+def test_its_statistics_are_those_of_the_last_time(cluster: MockCluster) -> None:
+    statistics = {"statistics.interval.ms": 20}
+    assert ConfluentDriver(settings_for(cluster, properties=statistics)).figures() == {}
+    with opened(cluster, properties=statistics) as (driver, recorder):
+        send_all(driver, recorder, [ProducerRecord(FOUR, b"v")])
+        deadline = time.monotonic() + PATIENCE
+        while not driver.figures() and time.monotonic() < deadline:
+            send_all(driver, recorder, [ProducerRecord(FOUR, b"v")])
+        assert driver.figures()["type"] == "producer"
+
+
+def test_the_client_is_asked_now_and_then_though_nothing_is_under_way(
+    cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_confluent, "_IDLE_SECONDS", 0.01)
+    driver = ConfluentDriver(settings_for(cluster, properties={"statistics.interval.ms": 10}))
+    driver.open(Recorder())
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while not driver.figures() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        assert driver.figures()["type"] == "producer"
+    finally:
+        driver.close(0)
+
+
+def test_trouble_is_told_and_forgotten_when_a_record_is_delivered() -> None:
+    with mock_cluster(1) as cluster, opened(cluster) as (driver, recorder):
+        send_all(driver, recorder, [ProducerRecord(FOUR, b"v")])
+        assert (driver.trouble(), driver.cut_off()) == (None, False)
+        cluster.set_down(1)
+        deadline = time.monotonic() + PATIENCE
+        while "127.0.0.1" not in str(driver.trouble()) and time.monotonic() < deadline:
+            driver.poll(1)
+            time.sleep(0.01)
+        assert driver.cut_off()
+        cluster.set_up(1)
+        send_all(driver, recorder, [ProducerRecord(FOUR, b"v")])
+        assert (driver.trouble(), driver.cut_off()) == (None, False)
+
+
+def test_a_fatal_error_breaks_the_client_once(cluster: MockCluster) -> None:
+    with opened(cluster) as (driver, recorder):
+        error: Any = KafkaError(KafkaError._FATAL, "the end", fatal=True)
+        driver._failed(error)
+        driver._failed(error)
+        [broken] = recorder.breaks
+        assert "the end" in str(broken)
+
+
+async def test_the_producer_heals_and_goes_on() -> None:
+    with mock_cluster(1) as cluster:
+        async with open_send_producer(settings_for(cluster), driver="confluent") as producer:
+            await producer.send(ProducerRecord(FOUR, b"v"))
+            driver: Any = producer._bridge._driver
+            driver._failed(KafkaError(KafkaError._FATAL, "the end", fatal=True))
+            await until(generation(producer, 2))
+            assert (await producer.send(ProducerRecord(FOUR, b"v"))).offset is not None
+
+
+# --- topics --------------------------------------------------------------------------------------
+
+
+def test_a_topic_that_may_not_be_created_is_rejected_in_the_end(shared_broker: str) -> None:
+    settings = ProducerSettings(
+        bootstrap_servers=shared_broker,
+        unknown_topic_timeout=0.3,
+        properties={"allow.auto.create.topics": False},
+    )
+    driver, recorder = ConfluentDriver(settings), Recorder()
+    driver.open(recorder)
+    try:
+        with asked(driver, recorder):
+            [outcome] = send_all(driver, recorder, [ProducerRecord("nowhere-at-all", b"v")])
+            rejected(outcome)
+            with pytest.raises(SendProducerError, match=r"within 0.3 s \(unknown_topic_timeout\)"):
+                learn(driver, recorder, "nowhere-at-all")
+    finally:
+        driver.close(0)
+
+
+def test_a_topic_that_this_client_may_not_use(cluster: MockCluster) -> None:
+    with opened(cluster) as (driver, recorder):
+        cluster.create_topic("forbidden", [1])
+        cluster.set_topic_error("forbidden", TOPIC_AUTHORIZATION_FAILED)
+        with pytest.raises(SendProducerError, match="may not use topic 'forbidden'"):
+            learn(driver, recorder, "forbidden")
+
+
+def test_partitions_are_not_known_while_no_broker_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_confluent, "_IDLE_SECONDS", 0.1)
+    with mock_cluster(1) as cluster, opened(cluster) as (driver, _):
+        cluster.set_down(1)
+        assert driver.partitions_for("a-new-one") is None
+
+
+# --- what the driver leans on --------------------------------------------------------------------
+
+
+def test_a_callback_that_raises_ends_a_poll_and_loses_nothing(cluster: MockCluster) -> None:
+    class Stop(Exception):
+        pass
+
+    told: list[int] = []
+
+    def tell(number: int, _error: Any, _message: Any) -> None:
+        told.append(number)
+        raise Stop
+
+    client = confluent_kafka.Producer({"bootstrap.servers": cluster.bootstrap_servers})
+    for number in range(50):
+        client.produce(FOUR, b"v", on_delivery=functools.partial(tell, number))
+    deadline = time.monotonic() + PATIENCE
+    while len(client) and time.monotonic() < deadline:
+        before = len(told)
+        with contextlib.suppress(Stop):
+            client.poll(0.1)
+        assert len(told) - before <= 1
+    assert sorted(told) == list(range(50))
+    client.close()
+
+
+def test_a_time_of_zero_is_taken_for_none(cluster: MockCluster) -> None:
+    found: list[int] = []
+
+    def tell(_error: Any, message: confluent_kafka.Message) -> None:
+        found.append(message.timestamp()[1])
+
+    client = confluent_kafka.Producer({"bootstrap.servers": cluster.bootstrap_servers, "acks": 0})
+    client.produce(FOUR, b"v", on_delivery=tell, timestamp=0)
+    client.flush(PATIENCE)
+    assert found != [0]
+    client.close()
+
+
+def test_its_log_goes_to_a_logger_of_ours(
+    cluster: MockCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "anyio_sendproducer.confluent")
+    with opened(cluster, properties={"debug": "broker"}) as (driver, recorder):
+        send_all(driver, recorder, [ProducerRecord(FOUR, b"v")])
+    assert any(one.name == "anyio_sendproducer.confluent" for one in caplog.records)

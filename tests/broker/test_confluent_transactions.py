@@ -1,0 +1,589 @@
+"""The transactions of the driver on librdkafka: with a broker that has them, and with a client that
+answers as it is told to, where no broker would."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+import weakref
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any
+
+import confluent_kafka
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+
+from anyio_sendproducer import (
+    ConsumerGroupMetadata,
+    DeliveryError,
+    Persistence,
+    ProducerClosed,
+    ProducerFenced,
+    ProducerRecord,
+    ProducerSettings,
+    ProducerStartError,
+    RecordMetadata,
+    TransactionAborted,
+    TransactionError,
+    TransactionOutcomeUnknown,
+    TransactionState,
+    open_send_producer,
+)
+from anyio_sendproducer.drivers import ConsumedOffset, Deadline, _confluent
+from anyio_sendproducer.drivers._confluent import ConfluentDriver
+from anyio_sendproducer.drivers._group_metadata import group_from_bytes, group_to_bytes
+from anyio_sendproducer.testing import EmbeddedBroker
+from tests.support.calls import PATIENCE, fail, raising
+from tests.support.recorder import Parcel, Recorder, asked
+
+SETTINGS = ProducerSettings(bootstrap_servers="broker.invalid:1", transactional_id="id")
+GROUP = ConsumerGroupMetadata("group", 7, "member", "instance")
+
+
+# --- with a broker -------------------------------------------------------------------------------
+
+
+def settings_for(address: str, name: str) -> ProducerSettings:
+    return ProducerSettings(bootstrap_servers=address, transactional_id=name)
+
+
+async def test_one_is_committed_and_one_aborted(shared_broker: str, anyio_backend: str) -> None:
+    topic = f"confluent-transactions-{anyio_backend}"
+    settings = settings_for(shared_broker, topic)
+    async with open_send_producer(settings, driver="confluent") as producer:
+        async with producer.transaction() as tx:
+            places = [await tx.send(ProducerRecord(topic, b"%d" % n)) for n in range(3)]
+            await tx.send_offsets({("source", 0): 7}, f"group-{topic}")
+        assert [place.topic for place in places] == [topic] * 3
+        assert tx.state is TransactionState.COMMITTED
+        with raising(ZeroDivisionError):
+            async with producer.transaction() as tx:
+                await tx.send(ProducerRecord(topic, b"never"))
+                fail()
+        async with producer.transaction():
+            pass
+        assert producer.statistics().generations == 1
+
+
+async def test_the_first_of_two_is_fenced_off(shared_broker: str, anyio_backend: str) -> None:
+    topic = f"confluent-fenced-{anyio_backend}"
+    settings = settings_for(shared_broker, topic)
+    async with (
+        open_send_producer(settings, driver="confluent") as first,
+        open_send_producer(settings, driver="confluent") as second,
+    ):
+        with raising(DeliveryError) as caught:
+            async with first.transaction() as tx:
+                await tx.send(ProducerRecord(topic, b"zombie"))
+        assert isinstance(caught.value.__cause__, ProducerFenced)
+        assert first.statistics().state == "broken"
+        async with second.transaction() as tx:
+            await tx.send(ProducerRecord(topic, b"good"))
+
+
+async def test_a_client_with_a_transaction_open_is_closed_at_once(
+    broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its own close() it would wait for a broker to abort it, for ever; and it is gone, whoever
+    keeps what was raised."""
+
+    class Watched(confluent_kafka.Producer):  # its own class has no weak references
+        pass
+
+    monkeypatch.setattr(confluent_kafka, "Producer", Watched)
+    driver = ConfluentDriver(settings_for(broker.bootstrap_servers, "id"))
+    recorder = Recorder()
+    driver.open(recorder)
+    client = weakref.ref(driver._client)
+    driver.begin_transaction()
+    kept: list[object] = []
+    for group in ("\u00fc", "nul\0"):  # which librdkafka does not take
+        with pytest.raises(TransactionError) as refused:
+            driver.send_offsets(
+                [ConsumedOffset("t", 0, 1)], ConsumerGroupMetadata(group), Deadline(10)
+            )
+        kept.append(refused.value)
+    parcels = [Parcel(ProducerRecord("t", b"v")), Parcel(ProducerRecord("t", {}))]
+    with asked(driver, recorder):
+        assert driver.submit(parcels).held == []
+        kept += recorder.outcomes_of(parcels)
+    broker.pause()
+    with pytest.raises(TransactionError, match="could not be aborted: there was no answer") as told:
+        driver.end_transaction(False, Deadline(0))
+    kept.append(told.value)
+    began = time.monotonic()
+    driver.close(0)
+    assert time.monotonic() - began < PATIENCE / 2
+    assert client() is None
+    assert [type(one).__name__ for one in kept] == [
+        "TransactionError",
+        "TransactionError",
+        "RecordMetadata",
+        "RecordRejected",
+        "TransactionError",
+    ]
+    broker.resume()
+
+
+# --- with a client that does as it is told -------------------------------------------------------
+
+
+def error(code: int, said: str = "so", *, retriable: bool = False, abort: bool = False) -> Any:
+    """What the client raises."""
+    kind: Any = KafkaError
+    return KafkaException(kind(code, said, False, retriable, abort))
+
+
+def slow() -> Any:
+    """What it raises at the end of a time-out, and wants to be called again."""
+    return error(KafkaError._TIMED_OUT, "timed out", retriable=True)
+
+
+class Client:
+    """Does what was put down for each call, in turn; after that, nothing."""
+
+    def __init__(self) -> None:
+        self.todo: list[Exception | Callable[[], object]] = []
+        self.calls: list[str] = []
+        self.offsets: list[Any] = []
+
+    def _called(self, name: str) -> None:
+        self.calls.append(name)
+        if self.todo:
+            one = self.todo.pop(0)
+            if isinstance(one, Exception):
+                raise one
+            one()
+
+    def init_transactions(self, _: float) -> None:
+        self._called("init")
+
+    def begin_transaction(self) -> None:
+        self._called("begin")
+
+    def commit_transaction(self, _: float) -> None:
+        self._called("commit")
+
+    def abort_transaction(self, _: float) -> None:
+        self._called("abort")
+
+    def send_offsets_to_transaction(self, offsets: list[Any], group: bytes, _: float) -> None:
+        self.offsets = [
+            (one.topic, one.partition, one.offset, one.metadata, one.leader_epoch)
+            for one in offsets
+        ]
+        assert group_from_bytes(group) == GROUP
+        self._called("offsets")
+
+    def list_topics(self, _: str, timeout: float) -> Any:
+        self._called("topics")
+        raise slow()
+
+    def produce(self, *_: object) -> None:
+        self._called("produce")
+
+    def poll(self, _: float) -> int:
+        return 0
+
+    def __len__(self) -> int:
+        return 0
+
+
+@pytest.fixture
+def client() -> Client:
+    return Client()
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture
+def driver(client: Client, recorder: Recorder) -> ConfluentDriver:
+    made = ConfluentDriver(SETTINGS)
+    made._client = client
+    made._sink = recorder
+    made._is_usable = True
+    made._sent_once_seconds = 0.08
+    made._thread = threading.Thread(target=lambda: None)
+    made._thread.start()
+    return made
+
+
+def send_offsets(driver: ConfluentDriver, seconds: float = PATIENCE) -> None:
+    offsets = [ConsumedOffset("t", 1, 5, "note", 2), ConsumedOffset("t", 2, 6)]
+    driver.send_offsets(offsets, GROUP, Deadline(seconds))
+
+
+def test_it_is_begun_once(driver: ConfluentDriver, client: Client) -> None:
+    """What was begun and left by whoever asked for it serves the next."""
+    driver.begin_transaction()
+    driver.begin_transaction()
+    assert client.calls == ["begin"]
+    driver.end_transaction(True, Deadline(PATIENCE))
+    client.todo = [error(KafkaError._STATE, "no")]
+    with pytest.raises(TransactionError, match="could not be begun: no"):
+        driver.begin_transaction()
+    driver.begin_transaction()
+
+
+def test_an_answer_that_takes_a_while(driver: ConfluentDriver, client: Client) -> None:
+    client.todo = [slow(), slow()]
+    send_offsets(driver)
+    assert client.offsets == [("t", 1, 5, "note", 2), ("t", 2, 6, "", None)]
+    client.todo = [slow(), slow()]
+    driver.end_transaction(True, Deadline(PATIENCE))
+    assert client.calls == ["offsets"] * 3 + ["commit"] * 3
+
+
+def test_no_answer_in_time(driver: ConfluentDriver, client: Client) -> None:
+    client.todo = [slow() for _ in range(3)]
+    with pytest.raises(TransactionError, match="offsets of group 'group' could not be sent: there"):
+        send_offsets(driver, 0)
+    with pytest.raises(TransactionOutcomeUnknown, match="no broker said whether it was done"):
+        driver.end_transaction(True, Deadline(0))
+    with pytest.raises(TransactionError, match="could not be aborted: there was no answer"):
+        driver.end_transaction(False, Deadline(0))
+
+
+@contextmanager
+def hanging(client: Client) -> Generator[threading.Event]:
+    """Has the next call of the client wait, beyond all time-outs, while the block runs.
+
+    Yields:
+        what is set when it does.
+    """
+    waits, goes_on = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        waits.set()
+        assert goes_on.wait(PATIENCE)
+
+    client.todo = [hang]
+    try:
+        yield waits
+    finally:
+        goes_on.set()
+
+
+def joined(suffix: str) -> None:
+    """Wait for the threads of that name to end."""
+    for thread in threading.enumerate():
+        if thread.name.endswith(suffix):
+            thread.join(PATIENCE)
+            assert not thread.is_alive()
+
+
+def test_offsets_that_get_no_answer_are_left_to_themselves(
+    driver: ConfluentDriver, client: Client
+) -> None:
+    """librdkafka waits for it however long it takes, up to its socket.timeout.ms."""
+    with hanging(client):
+        with pytest.raises(TransactionError, match="could not be sent: there was no answer"):
+            send_offsets(driver, 0)
+        # Until then librdkafka lets nobody abort.
+        client.todo = [error(KafkaError._CONFLICT, "already in progress", retriable=True)]
+        driver.end_transaction(False, Deadline(PATIENCE))
+    joined("-offsets")
+    assert client.calls == ["offsets", "abort", "abort"]
+
+
+def test_offsets_whose_answer_takes_a_while(
+    driver: ConfluentDriver, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_confluent, "_SLICE_SECONDS", 0.001)
+    answered = threading.Event()
+    client.todo = [lambda: answered.wait(0.05)]
+    send_offsets(driver)
+    assert client.calls == ["offsets"]
+
+
+def test_offsets_that_librdkafka_has_lost(
+    driver: ConfluentDriver, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is safe to do it all again, with another client, long before delivery_timeout is over."""
+    monkeypatch.setattr(_confluent, "_OFFSETS_SECONDS", 0.05)
+    monkeypatch.setattr(_confluent, "_LAST_SECONDS", 0.05)
+    with hanging(client), pytest.raises(TransactionAborted, match="get to the group's coordinator"):
+        send_offsets(driver)
+    joined("-offsets")
+
+
+def test_offsets_whose_deadline_is_brought_forward(driver: ConfluentDriver, client: Client) -> None:
+    """As when the one who sends them is cancelled."""
+    deadline = Deadline(1000)
+    with hanging(client) as waits:
+        told: list[BaseException] = []
+
+        def send() -> None:
+            try:
+                driver.send_offsets([ConsumedOffset("t", 1, 5)], GROUP, deadline)
+            except TransactionError as failure:
+                told.append(failure)
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        assert waits.wait(PATIENCE)
+        deadline.hurry(0)
+        sender.join(PATIENCE)
+        assert len(told) == 1
+    joined("-offsets")
+
+
+@pytest.mark.parametrize("what", ["offsets", "commit"])
+def test_closing_ends_the_wait(driver: ConfluentDriver, client: Client, what: str) -> None:
+    ended: list[BaseException] = []
+    waits = threading.Event()
+
+    def once_more() -> None:
+        waits.set()
+        client.todo.append(once_more)
+        raise slow()
+
+    client.todo = [once_more]
+
+    def call() -> None:
+        try:
+            if what == "commit":
+                driver.end_transaction(True, Deadline(1000))
+            else:
+                send_offsets(driver, 1000)
+        except ProducerClosed as failure:
+            ended.append(failure)
+
+    waiting = threading.Thread(target=call)
+    waiting.start()
+    assert waits.wait(PATIENCE)
+    driver.close(0)
+    waiting.join(PATIENCE)
+    assert len(ended) == 1
+    assert driver._client is None
+
+
+def test_the_client_is_there_while_a_call_is_under_way(
+    driver: ConfluentDriver, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And where that does not end it is left as it is."""
+    monkeypatch.setattr(_confluent, "_LAST_SECONDS", 0.01)
+    with hanging(client) as waits:
+        asking = threading.Thread(target=driver.partitions_for, args=("t",))
+        asking.start()
+        assert waits.wait(PATIENCE)
+        driver.close(0)
+        assert driver._client is client
+    asking.join(PATIENCE)
+    driver.close(0)
+    with pytest.raises(ProducerClosed):
+        driver.partitions_for("t")
+
+
+def test_an_outcome_that_comes_while_it_is_ended_does_not_stop_that(
+    driver: ConfluentDriver, client: Client, recorder: Recorder
+) -> None:
+    """By what stops a poll it was called once more when all was done, which is an error."""
+
+    def delivered() -> None:
+        told = message_of(b"v")
+        driver._delivered(parcel, None, told)
+        driver._delivered(failed, KafkaError(KafkaError._PURGE_QUEUE), told)
+
+    parcel, failed = Parcel(ProducerRecord("t", b"v")), Parcel(ProducerRecord("t", b"v"))
+    driver.watch()
+    client.todo = [delivered, error(KafkaError._STATE, "not valid in state Ready")]
+    driver.end_transaction(False, Deadline(PATIENCE))
+    outcomes = recorder.outcomes_of([parcel, failed])
+    assert outcomes[0] == RecordMetadata("t", 3, 4, 5, None, 1)
+    assert isinstance(outcomes[1], DeliveryError)
+    assert outcomes[1].persistence is Persistence.POSSIBLY_PERSISTED
+    with pytest.raises(_confluent._Enough):
+        driver._delivered(parcel, None, message_of(b"v"))
+
+
+def message_of(value: bytes) -> Any:
+    """What the client tells of a record that is written."""
+
+    class Message:
+        offset = staticmethod(lambda: 4)
+        timestamp = staticmethod(lambda: (1, 5))
+        partition = staticmethod(lambda: 3)
+        key = staticmethod(lambda: None)
+        latency = staticmethod(lambda: 0.001)
+
+        @staticmethod
+        def value() -> bytes:
+            return value
+
+    return Message()
+
+
+def test_a_record_that_comes_when_the_transaction_has_failed(
+    driver: ConfluentDriver, client: Client, recorder: Recorder
+) -> None:
+    client.todo = [error(KafkaError._STATE, "not in this state")]
+    parcel = Parcel(ProducerRecord("t", b"v"))
+    assert driver.submit([parcel]).held == []
+    [outcome] = recorder.outcomes_of([parcel])
+    assert isinstance(outcome, DeliveryError)
+    assert outcome.persistence is Persistence.NOT_PERSISTED
+    assert str(outcome) == (
+        "the record was not written: librdkafka did not take it: not in this state"
+    )
+
+
+def test_what_is_told_of_records_beside_one_that_is_refused(
+    driver: ConfluentDriver, recorder: Recorder
+) -> None:
+    parcel = Parcel(ProducerRecord("t", b"v"))
+    driver._delivered(parcel, KafkaError(KafkaError._INVALID_DIFFERENT_RECORD), message_of(b"v"))
+    driver.poll(10)
+    [outcome] = recorder.outcomes_of([parcel])
+    assert type(outcome) is DeliveryError
+    assert outcome.persistence is Persistence.NOT_PERSISTED
+
+
+def test_who_is_fenced_off_is_told_by_a_record(driver: ConfluentDriver, recorder: Recorder) -> None:
+    parcel = Parcel(ProducerRecord("t", b"v"))
+    driver._delivered(parcel, KafkaError(KafkaError._FENCED), message_of(b"v"))
+    driver.poll(10)
+    [outcome] = recorder.outcomes_of([parcel])
+    assert isinstance(outcome, DeliveryError)
+    assert isinstance(outcome.__cause__, ProducerFenced)
+    assert [type(one) for one in recorder.breaks] == [ProducerFenced]
+
+
+def test_what_the_brokers_refuse_is_to_be_aborted(driver: ConfluentDriver, client: Client) -> None:
+    refused = error(KafkaError.TOPIC_AUTHORIZATION_FAILED, "t", abort=True)
+    client.todo = [refused, refused]
+    with pytest.raises(TransactionAborted, match="could not be committed: t") as caught:
+        driver.end_transaction(True, Deadline(PATIENCE))
+    assert caught.value.__cause__ is refused
+    with pytest.raises(TransactionAborted, match="could not be sent: t"):
+        send_offsets(driver)
+    driver.end_transaction(False, Deadline(PATIENCE))
+
+
+def test_any_other_error_leaves_a_commit_unknown(driver: ConfluentDriver, client: Client) -> None:
+    client.todo = [error(KafkaError.INVALID_TXN_STATE, "how come") for _ in range(2)]
+    with pytest.raises(TransactionOutcomeUnknown, match=r"asked for, and .*: how come"):
+        driver.end_transaction(True, Deadline(PATIENCE))
+    with pytest.raises(TransactionError, match="could not be aborted: how come"):
+        driver.end_transaction(False, Deadline(PATIENCE))
+
+
+@pytest.mark.parametrize(
+    "code", [KafkaError._FENCED, KafkaError.INVALID_PRODUCER_EPOCH, KafkaError.PRODUCER_FENCED]
+)
+def test_who_is_fenced_off(driver: ConfluentDriver, client: Client, code: int) -> None:
+    driver.begin_transaction()
+    client.todo = [error(code) for _ in range(3)]
+    for commit in (True, False):
+        with pytest.raises(ProducerFenced, match=r"took over transactional_id 'id'$") as caught:
+            driver.end_transaction(commit, Deadline(PATIENCE))
+        assert isinstance(caught.value.__cause__, KafkaException)
+    # It is what the brokers say, too, of one that took too long.
+    driver._began -= 61
+    with pytest.raises(ProducerFenced, match=r"'id', or its .* than transaction.timeout.ms=60000$"):
+        driver.end_transaction(True, Deadline(PATIENCE))
+
+
+def test_on_a_driver_that_is_closed(driver: ConfluentDriver, client: Client) -> None:
+    driver.close(0)
+    for call in (driver.begin_transaction, lambda: send_offsets(driver)):
+        with pytest.raises(ProducerClosed):
+            call()
+    with pytest.raises(ProducerClosed):
+        driver.end_transaction(True, Deadline(PATIENCE))
+    assert client.calls == []
+
+
+def test_what_is_said_of_a_call_while_it_is_being_closed(
+    driver: ConfluentDriver, client: Client
+) -> None:
+    def close() -> None:
+        driver._closing.set()
+        raise error(KafkaError._DESTROY)
+
+    client.todo = [close]
+    with pytest.raises(ProducerClosed):
+        driver.begin_transaction()
+
+
+# --- getting the name ----------------------------------------------------------------------------
+
+
+def init(driver: ConfluentDriver, seconds: float = PATIENCE) -> None:
+    driver._init_transactions(time.monotonic() + seconds)
+
+
+def test_the_name_is_waited_for(driver: ConfluentDriver, client: Client) -> None:
+    client.todo = [slow() for _ in range(3)]
+    init(driver)
+    client.todo = [slow()]
+    with pytest.raises(ProducerStartError, match=r"for transactional_id 'id' within 30 s \(start"):
+        init(driver, -1)
+    client.todo = [error(KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED, "not for you")]
+    with pytest.raises(ProducerStartError, match="no transactions for transactional_id 'id': not"):
+        init(driver)
+    client.todo = [error(KafkaError._FENCED)]
+    with pytest.raises(ProducerFenced):
+        init(driver)
+    driver._closing.set()
+    client.todo = [slow()]
+    with pytest.raises(ProducerStartError, match="closed while it was starting"):
+        init(driver)
+
+
+async def test_a_name_that_can_not_be_had(
+    shared_broker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ProducerStartError("no name")
+
+    monkeypatch.setattr(ConfluentDriver, "_init_transactions", refuse)
+    with pytest.raises(ProducerStartError, match="no name"):
+        async with open_send_producer(settings_for(shared_broker, "id"), driver="confluent"):
+            raise AssertionError
+
+
+# --- what is known of a consumer's group ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("instance", [None, "instance"])
+def test_a_group_is_written_down_as_librdkafka_does(instance: str | None) -> None:
+    config: dict[str, Any] = {"bootstrap.servers": "broker.invalid:1", "group.id": "group"}
+    if instance is not None:
+        config["group.instance.id"] = instance
+    consumer = confluent_kafka.Consumer({**config, "log_level": 0})
+    try:
+        given = consumer.consumer_group_metadata()
+    finally:
+        consumer.close()
+    group = ConsumerGroupMetadata("group", group_instance_id=instance)
+    assert group_to_bytes(group) == given
+    assert group_from_bytes(given) == group
+
+
+@pytest.mark.parametrize("changes", [{}, {"group_instance_id": None}, {"group_id": "\u00fc"}])
+def test_a_group_that_was_written_down_is_read(changes: dict[str, Any]) -> None:
+    group = dataclasses.replace(GROUP, **changes)
+    assert group_from_bytes(group_to_bytes(group)) == group
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"CGMDv2:",
+        b"CGMDv3:" + group_to_bytes(GROUP)[7:],
+        group_to_bytes(GROUP) + b"more",
+        group_to_bytes(GROUP)[:-1],
+        group_to_bytes(ConsumerGroupMetadata("group"))[:-1] + b"\2",
+        b"CGMDv2:\0\0\0\0\xff\0\0\1",
+    ],
+)
+def test_what_is_no_group(data: bytes) -> None:
+    with pytest.raises(ValueError, match="no group metadata that librdkafka 2 has written"):
+        group_from_bytes(data)

@@ -1,0 +1,147 @@
+"""What the driver on librdkafka says of records that went wrong, on a mock cluster."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError
+
+from anyio_sendproducer import (
+    DeliveryError,
+    Persistence,
+    ProducerFenced,
+    ProducerRecord,
+    ProducerSettings,
+    RecordMetadata,
+    RecordRejected,
+)
+from anyio_sendproducer.drivers._confluent import ConfluentDriver
+from anyio_sendproducer.testing import MockCluster, mock_cluster
+from tests.support.calls import SENT_ONCE
+from tests.support.recorder import Parcel, Recorder, asked, learn
+
+
+@pytest.fixture
+def cluster() -> Iterator[MockCluster]:
+    with mock_cluster(1) as running:
+        running.create_topic("t", [1])
+        yield running
+
+
+@contextlib.contextmanager
+def opened(
+    cluster: MockCluster, **changes: Any
+) -> Generator[tuple[ConfluentDriver, Recorder], None, None]:
+    """A driver that has sent a record, by which the topic is known and a producer id is there."""
+    settings = ProducerSettings(bootstrap_servers=cluster.bootstrap_servers).evolve(**changes)
+    driver, recorder = ConfluentDriver(settings), Recorder()
+    driver.open(recorder)
+    try:
+        with asked(driver, recorder):
+            learn(driver, recorder, "t")
+            [first] = sent(driver, recorder, 1)
+            assert isinstance(first, RecordMetadata)
+            yield driver, recorder
+    finally:
+        driver.close(0)
+
+
+def sent(driver: ConfluentDriver, recorder: Recorder, count: int) -> list[Any]:
+    """Send so many, and wait for what becomes of them."""
+    recorder.reports.clear()
+    parcels = parcels_of(count)
+    assert driver.submit(parcels).held == []
+    return list(recorder.outcomes_of(parcels))
+
+
+def parcels_of(count: int) -> list[Parcel]:
+    return [Parcel(ProducerRecord("t", b"%d" % number, partition=0)) for number in range(count)]
+
+
+def answer_soon(cluster: MockCluster, error: int) -> None:
+    """Answer the next requests so. One behind an answer that is late may be lost as well."""
+    for _ in range(4):
+        cluster.answer_next(1, error)
+
+
+def test_a_refusal_of_what_was_sent_once_is_believed(cluster: MockCluster) -> None:
+    with opened(cluster, properties=SENT_ONCE) as (driver, recorder):
+        cluster.answer_next(1, KafkaError.POLICY_VIOLATION)
+        [refused] = sent(driver, recorder, 1)
+        assert isinstance(refused, RecordRejected)
+        assert refused.persistence is Persistence.NOT_PERSISTED
+        assert recorder.breaks == []
+
+
+def test_a_refusal_of_what_may_have_been_sent_before_is_not(cluster: MockCluster) -> None:
+    """The first attempt is written, and its answer comes too late."""
+    with opened(cluster, properties={"socket.timeout.ms": 300}) as (driver, recorder):
+        cluster.answer_next(1, 0, rtt_ms=3_000)
+        answer_soon(cluster, KafkaError.TOPIC_AUTHORIZATION_FAILED)
+        [refused] = sent(driver, recorder, 1)
+        assert type(refused) is DeliveryError
+        assert refused.persistence is Persistence.POSSIBLY_PERSISTED
+
+
+def test_what_has_no_offset_has_none_in_the_whole_batch(cluster: MockCluster) -> None:
+    """A repetition that a broker knows, and tells no offset of: librdkafka counts on from -1."""
+    # Long enough for all three to be in one batch.
+    properties = {"linger.ms": 100, "socket.timeout.ms": 300}
+    with opened(cluster, properties=properties) as (driver, recorder):
+        cluster.answer_next(1, 0, rtt_ms=3_000)
+        answer_soon(cluster, KafkaError.DUPLICATE_SEQUENCE_NUMBER)
+        told = sent(driver, recorder, 3)
+        while told[0].offset is None:
+            assert told == [RecordMetadata("t", 0, None, None, None, 1)] * 3
+            told = sent(driver, recorder, 3)
+        # Those that come when such answers are used up have theirs.
+        assert [one.offset for one in told] == [4, 5, 6]
+
+
+def test_what_a_broken_client_does_not_take_is_given_back(cluster: MockCluster) -> None:
+    """For the one that takes its place."""
+    with opened(cluster) as (driver, recorder):
+        cluster.answer_next(1, KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER)
+        [failed] = sent(driver, recorder, 1)
+        assert type(failed) is DeliveryError
+        assert failed.persistence is Persistence.POSSIBLY_PERSISTED
+        recorder.wait(lambda: len(recorder.breaks) == 1)
+        parcels = parcels_of(3)
+        assert driver.submit(parcels).held == parcels
+        assert len(recorder.breaks) == 1
+
+
+@pytest.mark.parametrize(
+    "code", [KafkaError.INVALID_PRODUCER_EPOCH, KafkaError.PRODUCER_FENCED], ids=["epoch", "fenced"]
+)
+def test_a_producer_without_a_name_is_not_fenced(cluster: MockCluster, code: int) -> None:
+    with opened(cluster) as (driver, recorder):
+        cluster.answer_next(1, code)
+        [failed] = sent(driver, recorder, 1)
+        assert type(failed) is DeliveryError
+        assert failed.persistence is Persistence.POSSIBLY_PERSISTED
+        assert not any(isinstance(error, ProducerFenced) for error in recorder.breaks)
+        assert isinstance(sent(driver, recorder, 1)[0], RecordMetadata)
+
+
+def test_a_topic_that_is_gone_may_hold_what_was_sent(cluster: MockCluster) -> None:
+    """It was there, so it may be there again."""
+    with opened(cluster, unknown_topic_timeout=0.001) as (driver, recorder):
+        known = ProducerRecord("t", b"", partition=0)
+        never = ProducerRecord("never", b"", partition=0)
+        error = KafkaError(KafkaError._UNKNOWN_TOPIC)
+
+        class Message:
+            def latency(self) -> float:
+                return 1.0
+
+        outcomes = [driver._failure(record, error, Message()) for record in (known, never)]
+        assert [one.persistence for one in outcomes] == [
+            Persistence.POSSIBLY_PERSISTED,
+            Persistence.NOT_PERSISTED,
+        ]
+        assert "does not know topic 'never'" in str(outcomes[1])
+        assert recorder.breaks == []

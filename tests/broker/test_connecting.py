@@ -1,0 +1,292 @@
+"""While a broker can't be reached: what the client does meanwhile, and what is said of it.
+
+Those of the bare client tell when a newer kafka-python mends something, as in ``test_traps.py``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from anyio_sendproducer import (
+    DeliveryTimeout,
+    Persistence,
+    ProducerRecord,
+    ProducerSettings,
+    ProducerStartError,
+    SendProducer,
+    SendProducerError,
+    open_send_producer,
+)
+from anyio_sendproducer.drivers import _kafka_python
+from anyio_sendproducer.testing import FakeDriver, MockCluster, mock_cluster
+from tests.support.bare import bare, leaking_sockets
+from tests.support.calls import Deadlines, eventually, until
+from tests.support.fault_proxy import FaultProxy
+from tests.support.mock_cluster import FOR_MOCK
+from tests.support.scripted_broker import scripted_broker
+
+# kafka-python has no types: whatever is taken from it here is Any.
+kafka: Any = importlib.import_module("kafka")
+kafka_compat: Any = importlib.import_module("kafka.net.compat")
+kafka_sender: Any = importlib.import_module("kafka.producer.sender")
+
+#: Seconds for which the turns of the client's loop are counted, at least.
+A_WHILE = 0.3
+
+#: More turns in a second than a loop takes that waits for something in each of them.
+MANY = 300
+
+PATIENCE = 60.0
+
+#: A delivery_timeout that does not pass by itself; seconds.
+LONG = 240.0
+
+
+@pytest.fixture
+def turns(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """One more for each turn of a client's loop, from now on."""
+    counted: list[None] = []
+    poll = kafka_compat.KafkaNetClient.poll
+
+    def counting(client: Any, *args: Any, **options: Any) -> Any:
+        counted.append(None)
+        return poll(client, *args, **options)
+
+    monkeypatch.setattr(kafka_compat.KafkaNetClient, "poll", counting)
+    return counted
+
+
+def cut_off(proxied: FaultProxy) -> None:
+    """Have the client connect again, and nothing come of it."""
+    proxied.black_hole()
+    proxied.cut()
+
+
+# --- the processor --------------------------------------------------------------------------------
+
+
+def test_bare_while_it_connects_it_spins(proxied: FaultProxy, turns: list[None]) -> None:
+    with leaking_sockets(), bare(proxied.address) as producer:
+        producer.send("orders", b"two tins").get(PATIENCE)
+        cut_off(proxied)
+        producer.send("orders", b"a brush")
+        time.sleep(A_WHILE)
+        # However little of the processor it gets: ours would take minutes over so many.
+        before = len(turns)
+        eventually(lambda: len(turns) > before + 10 * MANY, PATIENCE / 4)
+
+
+async def test_while_it_connects_it_waits(proxied: FaultProxy, turns: list[None]) -> None:
+    async with open_send_producer(ProducerSettings(bootstrap_servers=proxied.address)) as producer:
+        await producer.send(ProducerRecord("orders", b"two tins"))
+        cut_off(proxied)
+        delivery = await producer.enqueue(ProducerRecord("orders", b"a brush"))
+        await anyio.sleep(A_WHILE)
+        turns.clear()
+        began = time.monotonic()
+        await anyio.sleep(A_WHILE)
+        assert len(turns) < MANY * (time.monotonic() - began)
+        proxied.heal()
+        await delivery.wait()
+
+
+# --- a leader that nobody knows -------------------------------------------------------------------
+
+
+#: So that the client sees soon that a broker is not there.
+ASKS_OFTEN = {**FOR_MOCK, "metadata_max_age_ms": 100}
+
+
+@pytest.fixture
+def uncaught(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """One more for each error that the client's thread does not catch, and logs."""
+    counted: list[None] = []
+
+    def counting(*_: object) -> None:
+        counted.append(None)
+
+    monkeypatch.setattr(kafka_sender.log, "exception", counting)
+    return counted
+
+
+@pytest.fixture
+def cluster() -> Iterator[MockCluster]:
+    """Two brokers. One that is down is still said to lead, and is not said to be there."""
+    with mock_cluster(2) as running:
+        running.create_topic("led-by-1", [1])
+        yield running
+
+
+def test_bare_a_leader_that_is_not_among_the_brokers_is_an_error_without_end() -> None:
+    """What its thread calls in each turn raises, and nobody is asked for the brokers."""
+    client = kafka_compat.KafkaNetClient(bootstrap_servers="127.0.0.1:9")
+    try:
+        for _ in range(2):
+            with pytest.raises(kafka.errors.UnknownBrokerIdError):
+                client.maybe_connect(7)
+    finally:
+        client.close()
+
+
+async def test_a_leader_that_is_not_among_the_brokers_is_asked_for_again(
+    cluster: MockCluster, uncaught: list[None]
+) -> None:
+    settings = ProducerSettings(bootstrap_servers=cluster.bootstrap_servers, properties=ASKS_OFTEN)
+    async with open_send_producer(settings) as producer:
+        await producer.send(ProducerRecord("led-by-1", b"two tins"))
+        cluster.set_down(1)
+        await anyio.sleep(A_WHILE)
+        delivery = await producer.enqueue(ProducerRecord("led-by-1", b"a brush"))
+        await anyio.sleep(A_WHILE)
+        cluster.set_up(1)
+        await delivery.wait()
+    assert uncaught == []
+
+
+# --- what is said ---------------------------------------------------------------------------------
+
+
+async def timed_out(
+    producer: SendProducer, deadlines: Deadlines, until_then: Callable[[], bool]
+) -> DeliveryTimeout:
+    """Send a record, whose deadline passes when something is so."""
+    delivery = await producer.enqueue(ProducerRecord("orders", b"a brush"))
+    await until(until_then)
+    deadlines.bring_forward(producer, LONG)
+    with pytest.raises(DeliveryTimeout) as caught:
+        await delivery.wait()
+    return caught.value
+
+
+async def test_a_time_out_says_which_broker_can_not_be_reached(
+    proxied: FaultProxy, deadlines: Deadlines
+) -> None:
+    settings = ProducerSettings(
+        bootstrap_servers=proxied.address, delivery_timeout=LONG, cancel_timeout=0.5
+    )
+    async with open_send_producer(settings) as producer:
+        await producer.send(ProducerRecord("orders", b"two tins"))
+        proxied.refuse()
+        error = await timed_out(
+            producer, deadlines, lambda: "ECONNREFUSED" in str(producer._bridge.trouble())
+        )
+        assert f"{proxied.address} can't be reached: " in str(error)
+        assert "ECONNREFUSED" in str(error)
+        assert isinstance(error.__cause__, SendProducerError)
+        assert isinstance(error.__cause__.__cause__, OSError | kafka.errors.KafkaConnectionError)
+        # When it is over, nothing of it is left.
+        proxied.heal()
+        await producer.send(ProducerRecord("orders", b"a shirt"))
+        proxied.black_hole()
+        error = await timed_out(producer, deadlines, lambda: proxied.swallowed > 0)
+        assert (error.__cause__, "reached" in str(error)) == (None, False)
+        proxied.heal()
+
+
+async def test_a_time_out_says_that_the_login_is_refused(deadlines: Deadlines) -> None:
+    """Rights are taken away from a producer that has long been running."""
+    with scripted_broker(mechanisms=("PLAIN",), users={"me": "s3cret"}) as broker:
+        settings = ProducerSettings(
+            bootstrap_servers=broker.address,
+            delivery_timeout=LONG,
+            cancel_timeout=0.5,
+            properties={
+                "security.protocol": "SASL_PLAINTEXT",
+                "sasl.mechanism": "PLAIN",
+                "sasl.username": "me",
+                "sasl.password": "s3cret",
+            },
+        )
+        async with open_send_producer(settings) as producer:
+            await producer.send(ProducerRecord("orders", b"two tins"))
+            broker.users = {}
+            await anyio.to_thread.run_sync(broker.disconnect)
+            error = await timed_out(
+                producer, deadlines, lambda: "refused" in str(producer._bridge.trouble())
+            )
+            assert f"{broker.address} refused the login with PLAIN: " in str(error)
+            assert "s3cret" not in str(error)
+            # And they are given back.
+            broker.users = {"me": "s3cret"}
+            await producer.flush()
+            await producer.send(ProducerRecord("orders", b"a shirt"))
+
+
+@pytest.mark.parametrize("taken", [True, False], ids=["taken", "not taken"])
+async def test_what_the_driver_knows_is_added_to_a_time_out(
+    taken: bool, deadlines: Deadlines
+) -> None:
+    fake = FakeDriver(manual=True)
+    fake.in_trouble = ConnectionError("the cable is out")
+    if not taken:
+        fake.unknown_topics.add("orders")
+    settings = ProducerSettings(
+        bootstrap_servers="nowhere:9092", delivery_timeout=LONG, cancel_timeout=0.1
+    )
+    async with open_send_producer(settings, driver=fake) as producer:
+
+        def tried() -> bool:
+            given_back = producer.statistics().queued == 1
+            return bool(fake.submitted) if taken else bool(fake.batches) and given_back
+
+        error = await timed_out(producer, deadlines, tried)
+        assert str(error).endswith("; it may be written all the same: the cable is out") == taken
+        assert str(error).endswith("; it was not sent: the cable is out") != taken
+        assert error.__cause__ is fake.in_trouble
+        expected = Persistence.POSSIBLY_PERSISTED if taken else Persistence.NOT_PERSISTED
+        assert error.persistence is expected
+
+
+async def test_before_it_was_opened_a_driver_knows_of_no_trouble() -> None:
+    settings = ProducerSettings(bootstrap_servers="nowhere:9092")
+    assert _kafka_python.KafkaPythonDriver(settings).trouble() is None
+
+
+# --- the end --------------------------------------------------------------------------------------
+
+
+async def test_the_end_waits_for_no_connection(
+    proxied: FaultProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A client that is new connects once more, for its producer id, and waits for that."""
+    settings = ProducerSettings(bootstrap_servers=proxied.address, close_timeout=0.5)
+    proxied.delay(0.1)
+    async with open_send_producer(settings):
+        proxied.black_hole()
+        began = time.monotonic()
+    # Ten seconds, if it waited for the connection; two until it is left behind.
+    assert time.monotonic() - began < 9
+    assert "did not end" not in caplog.text
+    await until(lambda: not _network_threads())
+
+
+def _network_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if "network" in thread.name]
+
+
+# --- what is said where nobody answers -----------------------------------------------------------
+
+
+async def test_where_nobody_answers_the_error_says_why_and_what_to_do(driver: str) -> None:
+    with closing(socket.socket()) as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        settings = ProducerSettings(bootstrap_servers=address, start_timeout=1.0)
+        with pytest.raises(ProducerStartError) as caught:
+            async with open_send_producer(settings, driver=driver):
+                pass
+    said = str(caught.value)
+    assert said.startswith(f"no producer for {address} within 1 s (start_timeout): ")
+    assert "ECONNREFUSED" in said or "Connection refused" in said
+    assert said.endswith("; `anyio-sendproducer check` tells how far one comes")
+    assert "<" not in said  # no object as a debugger sees it

@@ -1,0 +1,427 @@
+"""Everything that is sent arrives, byte by byte, as a client with other code reads it back."""
+
+from __future__ import annotations
+
+import random
+import time
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import anyio
+import anyio.to_thread
+import confluent_kafka
+import pytest
+
+from anyio_sendproducer import (
+    DeliveryError,
+    DeliveryTimeout,
+    Message,
+    MultiDeliveryError,
+    MultiMessage,
+    PassThroughMessage,
+    Persistence,
+    ProducerClosed,
+    ProducerRecord,
+    ProducerSettings,
+    RecordMetadata,
+    RecordRejected,
+    SendProducer,
+    open_send_producer,
+)
+from anyio_sendproducer.testing import mock_cluster
+from tests.support.calls import Deadlines
+from tests.support.mock_cluster import FOR_MOCK
+
+#: Seconds for anything that is waited for; none takes more than a fraction of it.
+PATIENCE = 60.0
+
+#: A moment in the past, which no clock gives.
+LONG_AGO_MS = 1_234_567_890_123
+
+
+class Read(NamedTuple):
+    """A record as it was read."""
+
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...]
+    timestamp_ms: int
+
+
+def read_back(address: str, written: Iterable[RecordMetadata]) -> dict[RecordMetadata, Read]:
+    """Read the partitions from their beginning until all of these were seen."""
+    missing = {(one.topic, one.partition, one.offset): one for one in written}
+    consumer: Any = confluent_kafka.Consumer(
+        {
+            "bootstrap.servers": address,
+            "group.id": "none",
+            "enable.auto.commit": False,
+            "log_level": 0,
+            "fetch.wait.max.ms": 20,
+            "check.crcs": True,
+        }
+    )
+    found: dict[RecordMetadata, Read] = {}
+    deadline = time.monotonic() + PATIENCE
+    try:
+        consumer.assign(
+            [
+                confluent_kafka.TopicPartition(topic, partition, 0)
+                for topic, partition in {(topic, partition) for topic, partition, _ in missing}
+            ]
+        )
+        while missing:
+            assert time.monotonic() < deadline, missing
+            for message in consumer.consume(1_000, 0.1):
+                assert message.error() is None, message.error()
+                place = (message.topic(), message.partition(), message.offset())
+                metadata = missing.pop(place, None)
+                if metadata is not None:
+                    found[metadata] = Read(
+                        message.key(),
+                        message.value(),
+                        tuple(message.headers() or ()),
+                        message.timestamp()[1],
+                    )
+    finally:
+        consumer.close()
+    return found
+
+
+async def assert_written(
+    address: str, sent: Sequence[tuple[ProducerRecord[Any, Any], RecordMetadata]]
+) -> None:
+    """Each record is where its metadata says, as it was sent, and no two are in one place."""
+    found = await anyio.to_thread.run_sync(read_back, address, [metadata for _, metadata in sent])
+    assert len(found) == len(sent)
+    for record, metadata in sent:
+        read = found[metadata]
+        assert metadata.topic == record.topic
+        assert (read.key, read.value) == (record.key, record.value)
+        assert read.headers == tuple(record.headers)
+        assert metadata.timestamp_ms == read.timestamp_ms
+        if record.timestamp_ms is not None:
+            assert read.timestamp_ms == record.timestamp_ms
+        if record.partition is not None:
+            assert metadata.partition == record.partition
+        key_size = None if record.key is None else len(record.key)
+        value_size = None if record.value is None else len(record.value)
+        assert (metadata.serialized_key_size, metadata.serialized_value_size) == (
+            key_size,
+            value_size,
+        )
+
+
+@pytest.fixture
+def topic() -> str:
+    return f"topic-{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def settings(shared_broker: str) -> ProducerSettings:
+    return ProducerSettings(bootstrap_servers=shared_broker, close_timeout=PATIENCE)
+
+
+def records_of_every_kind(topic: str, count: int) -> list[ProducerRecord[Any, Any]]:
+    chance = random.Random(count)  # the same ones each time
+    records: list[ProducerRecord[Any, Any]] = []
+    for number in range(count):
+        key = chance.choice([None, b"", b"key", f"ключ {number % 7}".encode(), bytes(range(256))])
+        value = chance.choice([b"", b"v", b"text " * 50, chance.randbytes(chance.randrange(500))])
+        records.append(
+            ProducerRecord(
+                topic,
+                None if key is not None and number % 10 == 0 else value,
+                key,
+                partition=number % 4 if number % 3 == 0 else None,
+                timestamp_ms=LONG_AGO_MS + number if number % 2 == 0 else None,
+                headers=[
+                    ("number", b"%d" % number),
+                    *([("ключ", bytes([number % 256, 0])), ("number", b"")] if number % 5 else []),
+                ],
+            )
+        )
+    return records
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip", "snappy", "lz4", "zstd"])
+async def test_a_thousand_tasks_at_once(
+    driver: str, settings: ProducerSettings, topic: str, compression: str
+) -> None:
+    settings = settings.with_property("compression.type", compression)
+    in_order: list[ProducerRecord[Any, Any]] = []
+    written: dict[int, RecordMetadata] = {}
+
+    async def send_one(producer: SendProducer, record: ProducerRecord[Any, Any]) -> None:
+        in_order.append(record)
+        written[id(record)] = await producer.send(record)
+
+    async with (
+        open_send_producer(settings, driver=driver) as producer,
+        anyio.create_task_group() as tasks,
+    ):
+        for record in records_of_every_kind(topic, 1_000):
+            tasks.start_soon(send_one, producer, record)
+    statistics = producer.statistics()
+    assert (statistics.delivered, statistics.failed, statistics.generations) == (1_000, 0, 1)
+    # Crossings between loop and thread are paid by the batch.
+    assert statistics.hand_overs < 100
+    sent = [(record, written[id(record)]) for record in in_order]
+    await assert_written(str(settings.bootstrap_servers), sent)
+    # As they were sent, so they stand on their partitions, from the very beginning.
+    offsets: dict[int, list[int | None]] = {}
+    partition_of: dict[bytes, int] = {}
+    for record, metadata in sent:
+        offsets.setdefault(metadata.partition, []).append(metadata.offset)
+        if record.key is not None and record.partition is None:
+            assert partition_of.setdefault(record.key, metadata.partition) == metadata.partition
+    for found in offsets.values():
+        assert found == list(range(len(found)))
+
+
+@pytest.mark.parametrize("acks", [1, "all"])
+async def test_acks(driver: str, settings: ProducerSettings, topic: str, acks: object) -> None:
+    settings = settings.with_property("acks", acks)
+    records = [ProducerRecord(topic, b"%d" % number, partition=1) for number in range(50)]
+    async with open_send_producer(settings, driver=driver) as producer:
+        given = await producer.send_many(records)
+    assert [one.offset for one in given] == list(range(50))
+    await assert_written(settings.addresses[0], list(zip(records, given, strict=True)))
+
+
+async def test_without_acknowledgements_records_arrive_all_the_same(
+    driver: str, topic: str
+) -> None:
+    """On another broker: of requests that want no answer, the embedded one loses a few."""
+    records = [ProducerRecord(topic, b"%d" % number, partition=1) for number in range(50)]
+    with mock_cluster(1) as cluster:
+        settings = ProducerSettings(
+            bootstrap_servers=cluster.bootstrap_servers,
+            properties={"acks": 0, **(FOR_MOCK if driver == "kafka-python" else {})},
+        )
+        async with open_send_producer(settings, driver=driver) as producer:
+            given = await producer.send_many(records)
+        # Nobody says where they are: that they were handed to the network is all there is.
+        assert set(given) == {RecordMetadata(topic, 1, None, None, None, len(b"1"))} | {
+            RecordMetadata(topic, 1, None, None, None, len(b"10"))
+        }
+        places = [RecordMetadata(topic, 1, number, None, None, None) for number in range(50)]
+        found = await anyio.to_thread.run_sync(read_back, cluster.bootstrap_servers, places)
+        assert [found[place].value for place in places] == [record.value for record in records]
+
+
+async def test_every_way_to_send(driver: str, settings: ProducerSettings, topic: str) -> None:
+    sent: list[tuple[ProducerRecord[Any, Any], RecordMetadata]] = []
+    pass_through = object()
+
+    def record(text: str) -> ProducerRecord[bytes, bytes]:
+        return ProducerRecord(topic, text.encode(), b"one key")
+
+    async with open_send_producer(settings, driver=driver) as producer:
+        assert await producer.partitions_for(topic) == frozenset(range(4))
+
+        one = record("send")
+        sent.append((one, await producer.send(one)))
+
+        result = await producer.send_envelope(Message(record("message"), pass_through))
+        assert result.pass_through is pass_through
+        sent.append((result.record, result.metadata))
+
+        many = await producer.send_envelope(
+            MultiMessage([record("multi 1"), record("multi 2")], pass_through)
+        )
+        assert many.pass_through is pass_through
+        sent += [(part.record, part.metadata) for part in many.parts]
+
+        accepted = producer.statistics().accepted
+        nothing = await producer.send_envelope(PassThroughMessage(pass_through))
+        assert nothing.pass_through is pass_through
+        assert producer.statistics().accepted == accepted
+
+        records = [record(f"many {number}") for number in range(3)]
+        sent += list(zip(records, await producer.send_many(records), strict=True))
+
+        deliveries = [await producer.enqueue(record("enqueue"))]
+        deliveries.append(producer.enqueue_nowait(record("enqueue_nowait")))
+        await producer.flush()
+        assert all(delivery.done for delivery in deliveries)
+        deliveries.append(await producer.enqueue(record("enqueued before aclose")))
+        await producer.aclose()
+        assert deliveries[-1].done
+        sent += [(delivery.record, await delivery.wait()) for delivery in deliveries]
+
+        with pytest.raises(ProducerClosed):
+            await producer.send(record("too late"))
+        assert (await producer.send_envelope(PassThroughMessage("still"))).pass_through == "still"
+        await producer.aclose()
+
+    # They all have one key: one partition, in the order in which they were sent.
+    assert [metadata.offset for _, metadata in sent] == list(range(10))
+    await assert_written(str(settings.bootstrap_servers), sent)
+
+
+async def test_order_of_each_key_over_many_tasks(
+    driver: str, settings: ProducerSettings, topic: str
+) -> None:
+    """Fifty tasks, each with a key of its own, none of which waits for an outcome before the next;
+    with so little room that most of the records have to wait for it."""
+    settings = settings.with_max_in_flight(64)
+    sent: dict[bytes, list[tuple[ProducerRecord[Any, Any], RecordMetadata]]] = {}
+
+    async def send_some(producer: SendProducer, key: bytes) -> None:
+        deliveries = [
+            await producer.enqueue(ProducerRecord(topic, b"%d" % number, key))
+            for number in range(40)
+        ]
+        sent[key] = [(delivery.record, await delivery.wait()) for delivery in deliveries]
+
+    async with (
+        open_send_producer(settings, driver=driver) as producer,
+        anyio.create_task_group() as tasks,
+    ):
+        for number in range(50):
+            tasks.start_soon(send_some, producer, b"key %d" % number)
+    for pairs in sent.values():
+        assert len({metadata.partition for _, metadata in pairs}) == 1
+        offsets = [metadata.offset or 0 for _, metadata in pairs]
+        assert sorted(set(offsets)) == offsets
+    everything = [pair for pairs in sent.values() for pair in pairs]
+    assert len(everything) == 2_000
+    await assert_written(str(settings.bootstrap_servers), everything)
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+async def test_records_of_a_megabyte(
+    driver: str, settings: ProducerSettings, topic: str, compression: str
+) -> None:
+    settings = settings.with_properties(
+        {"compression.type": compression, "max.request.size": 2 * 1024 * 1024}
+    )
+    # Twelve of them do not fit in at once.
+    settings = settings.with_max_buffered_bytes(4 * 1024 * 1024)
+    chance = random.Random(1)  # the same ones each time
+    records = [
+        ProducerRecord(topic, chance.randbytes(1024 * 1024), partition=number % 4)
+        for number in range(12)
+    ]
+    async with open_send_producer(settings, driver=driver) as producer:
+        given = await producer.send_many(records)
+    await assert_written(str(settings.bootstrap_servers), list(zip(records, given, strict=True)))
+
+
+async def test_serialized_records_arrive_as_their_bytes(
+    driver: str, settings: ProducerSettings, topic: str
+) -> None:
+    class Described:
+        def serialize(self, topic: str, headers: list[tuple[str, bytes]], data: object) -> bytes:
+            headers.append(("type", type(data).__name__.encode()))
+            return repr(data).encode()
+
+    settings = settings.with_key_serializer(str.encode).with_value_serializer(Described())
+    record = ProducerRecord(topic, {"a": 1}, "ключ", headers=[("own", b"1")])
+    async with open_send_producer(settings, driver=driver) as producer:
+        metadata = await producer.send(record)
+        tombstone = await producer.send(ProducerRecord(topic, None, "ключ"))
+    found = await anyio.to_thread.run_sync(
+        read_back, str(settings.bootstrap_servers), [metadata, tombstone]
+    )
+    assert found[metadata][:3] == (
+        "ключ".encode(),
+        b"{'a': 1}",
+        (("own", b"1"), ("type", b"dict")),
+    )
+    assert found[tombstone][:3] == ("ключ".encode(), None, ())
+
+
+# --- bad input: each its own clear error, and the producer works on ------------------------------
+
+
+def no_such_topic(_: str) -> ProducerRecord[Any, Any]:
+    return ProducerRecord(f"missing-{uuid.uuid4().hex}", b"value")
+
+
+def no_such_partition(topic: str) -> ProducerRecord[Any, Any]:
+    return ProducerRecord(topic, b"value", partition=99)
+
+
+def too_large(topic: str) -> ProducerRecord[Any, Any]:
+    return ProducerRecord(topic, bytes(10_000))
+
+
+def larger_than_all_room(topic: str) -> ProducerRecord[Any, Any]:
+    return ProducerRecord(topic, bytes(200_000))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (no_such_topic, r"does not know topic 'missing-\w+'.*unknown_topic_timeout"),
+        (no_such_partition, r"topic '.*' has no partition 99"),
+        (too_large, r"max[._]request[._]size"),
+        (larger_than_all_room, "max_buffered_bytes is 100000"),
+    ],
+)
+async def test_bad_input_is_rejected_and_the_producer_works_on(
+    driver: str,
+    settings: ProducerSettings,
+    topic: str,
+    make: Callable[[str], ProducerRecord[Any, Any]],
+    message: str,
+) -> None:
+    async with open_send_producer(settings, driver=driver) as creating:
+        await creating.send(ProducerRecord(topic, b"0", partition=0))
+    settings = settings.with_properties(
+        {"allow.auto.create.topics": False, "max.request.size": 5_000}
+    ).evolve(unknown_topic_timeout=0.2, max_buffered_bytes=100_000)
+    good = [ProducerRecord(topic, b"%d" % number, partition=0) for number in (1, 2, 3, 4)]
+    bad = make(topic)
+    async with open_send_producer(settings, driver=driver) as producer:
+        with pytest.raises(RecordRejected, match=message) as alone:
+            await producer.send(bad)
+        assert alone.value.record is bad
+        assert alone.value.persistence is Persistence.NOT_PERSISTED
+        if make is no_such_partition and driver == "kafka-python":
+            assert "it has 4" in str(alone.value)
+
+        sent = [(good[0], await producer.send(good[0]))]
+
+        with pytest.raises(MultiDeliveryError) as among_others:
+            await producer.send_envelope(MultiMessage([good[1], bad, good[2]], "kept"))
+        assert among_others.value.pass_through == "kept"
+        first, rejected, last = among_others.value.parts
+        assert isinstance(rejected, RecordRejected)
+        assert rejected.record is bad
+        for part in (first, last):
+            assert not isinstance(part, DeliveryError)
+            sent.append((part.record, part.metadata))
+
+        sent.append((good[3], await producer.send(good[3])))
+        assert producer.statistics().generations == 1
+    assert [metadata.offset for _, metadata in sent] == [1, 2, 3, 4]
+    await assert_written(str(settings.bootstrap_servers), sent)
+
+
+async def test_a_missing_topic_holds_up_only_itself(
+    driver: str, settings: ProducerSettings, deadlines: Deadlines, topic: str
+) -> None:
+    async with open_send_producer(settings, driver=driver) as creating:
+        await creating.send(ProducerRecord(topic, b"0"))
+    settings = settings.with_property("allow.auto.create.topics", "false")
+    missing = no_such_topic(topic)
+    # It is not given up before the others were sent, however long they take.
+    settings = settings.with_unknown_topic_timeout(PATIENCE)
+    async with open_send_producer(settings, driver=driver) as producer:
+        held = await producer.enqueue(missing)
+        await anyio.wait_all_tasks_blocked()
+        for number in range(5):
+            await producer.send(ProducerRecord(topic, b"%d" % number))
+        assert not held.done
+        deadlines.bring_forward(producer, settings.delivery_timeout)
+        with pytest.raises(DeliveryTimeout):
+            await held.wait()
+    # And in the end it is told what it is.
+    settings = settings.with_unknown_topic_timeout(0.2)
+    async with open_send_producer(settings, driver=driver) as producer:
+        with pytest.raises(RecordRejected):
+            await producer.send(missing)

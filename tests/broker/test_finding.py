@@ -1,0 +1,442 @@
+"""What a client is made with: enriched settings, and addresses that were looked up."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from anyio_sendproducer import (
+    DeliveryError,
+    DiscoveryError,
+    Persistence,
+    ProducerSettings,
+    ProducerStartError,
+    SettingsError,
+    _producer,
+    discovery,
+    open_send_producer,
+)
+from anyio_sendproducer.discovery import Lookup, Target
+from anyio_sendproducer.testing import EmbeddedBroker, FakeDriver, embedded_broker
+from tests.support.calls import (
+    PATIENCE,
+    Call,
+    generation,
+    raising,
+    record,
+    taken,
+    task_group,
+    until,
+)
+from tests.support.name_server import NameServer
+from tests.support.recorder import open_sockets
+
+#: A resolver that is asked in vain would be waited for this long, unless it is cancelled; seconds.
+LONG = 240.0
+
+Answer = Callable[[Lookup], Awaitable[Sequence[Target]]]
+
+
+class Oracle:
+    """Says where the brokers are, as it is told."""
+
+    def __init__(self, *targets: str) -> None:
+        self.targets: Sequence[Target] | Exception = [*map(Target.parse, targets)]
+        self.asked: list[Lookup] = []
+
+    def say(self, *targets: str) -> None:
+        self.targets = [*map(Target.parse, targets)]
+
+    async def resolve(self, lookup: Lookup, /) -> Sequence[Target]:
+        self.asked.append(lookup)
+        await anyio.lowlevel.checkpoint()
+        if isinstance(self.targets, Exception):
+            raise self.targets
+        return self.targets
+
+    def __repr__(self) -> str:
+        return "oracle"
+
+
+def looking_up(oracle: Any, **changes: Any) -> ProducerSettings:
+    return ProducerSettings(service_name="_kafka._tcp.x.test", discovery_method=oracle).evolve(
+        **changes
+    )
+
+
+def made_with(fake: FakeDriver) -> ProducerSettings:
+    """The settings that its last client was made with."""
+    assert fake.settings is not None
+    return fake.settings
+
+
+# --- at the start --------------------------------------------------------------------------------
+
+
+async def test_what_is_looked_up_is_where_the_client_connects() -> None:
+    oracle, fake = Oracle("a:1", "[::1]:2"), FakeDriver()
+    async with open_send_producer(looking_up(oracle), driver=fake) as producer:
+        assert made_with(fake).addresses == ("a:1", "[::1]:2")
+        assert repr(producer) == "<SendProducer open a:1, [::1]:2>"
+        assert 0 < made_with(fake).start_timeout <= 30
+    assert oracle.asked == [Lookup("x.test", "kafka", "tcp")]
+
+
+NOBODY = "service_name '_kafka._tcp.x.test', asked of "
+
+
+async def nothing(_: Lookup) -> Sequence[Target]:
+    return []
+
+
+async def without_port(_: Lookup) -> Sequence[Target]:
+    return [Target("a", 1), Target("b")]
+
+
+async def text(_: Lookup) -> Any:
+    return ["a:1"]
+
+
+async def no_list(_: Lookup) -> Any:
+    return None
+
+
+async def failing(_: Lookup) -> Sequence[Target]:
+    raise OSError("the oracle is on holiday")
+
+
+async def wordless(_: Lookup) -> Sequence[Target]:
+    raise TimeoutError
+
+
+async def too_late(_: Lookup) -> Sequence[Target]:
+    await anyio.sleep(LONG)
+    return []
+
+
+@pytest.mark.parametrize(
+    ("method", "says"),
+    [
+        (nothing, "nothing(): nothing was found"),
+        (
+            without_port,
+            (
+                "without_port(): b was found without a port; look for SRV records, as by "
+                "'_port._tcp.name', or give the port to the resolver"
+            ),
+        ),
+        (text, "text(): a Target was expected, not str"),
+        (no_list, "no_list(): targets were expected, not NoneType"),
+        (failing, "failing(): the oracle is on holiday"),
+        (wordless, "wordless(): TimeoutError"),
+        (too_late, "too_late(): no answer within 0.05 s (resolve_timeout)"),
+    ],
+    ids=lambda given: given.__name__ if callable(given) else "",
+)
+async def test_what_was_asked_in_vain_is_told_with_whom(method: Answer, says: str) -> None:
+    settings = looking_up(method, resolve_timeout=0.05 if method is too_late else LONG)
+    before = open_sockets()
+    with pytest.raises(DiscoveryError) as caught:
+        async with open_send_producer(settings, driver=FakeDriver()):
+            pass
+    assert str(caught.value) == NOBODY + says
+    assert isinstance(caught.value.__cause__, OSError) == (method in {failing, wordless})
+    assert open_sockets() == before
+
+
+async def test_enriching_comes_first_and_may_change_everything() -> None:
+    async def enrich(settings: ProducerSettings) -> ProducerSettings:
+        assert settings is given
+        await anyio.lowlevel.checkpoint()
+        return (
+            settings.with_service_name("x.test")
+            .with_discovery_method(discovery.static({"x.test": "a:1"}))
+            .with_property("sasl_plain_password", "from the vault")
+            .with_max_in_flight(7)
+        )
+
+    given = ProducerSettings(enrich=enrich, client_id="before")
+    fake = FakeDriver()
+    async with open_send_producer(given, driver=fake):
+        made = made_with(fake)
+        assert made.addresses == ("a:1",)
+        assert made.properties == {"sasl_plain_password": "from the vault"}
+        assert made.max_in_flight == 7
+        assert "vault" not in repr(made)
+
+
+class VaultIsSealed(Exception):
+    """Raised by the hook of the application."""
+
+
+async def refusing(_: ProducerSettings) -> ProducerSettings:
+    raise VaultIsSealed
+
+
+async def returning_nothing(_: ProducerSettings) -> Any:
+    return None
+
+
+def at_once(settings: ProducerSettings) -> ProducerSettings:
+    return settings
+
+
+async def never_done(settings: ProducerSettings) -> ProducerSettings:
+    await anyio.sleep(LONG)
+    return settings
+
+
+async def as_they_are(settings: ProducerSettings) -> ProducerSettings:
+    return settings
+
+
+@pytest.mark.parametrize(
+    ("hook", "kind", "says"),
+    [
+        (refusing, VaultIsSealed, ""),
+        (returning_nothing, SettingsError, "enrich must return ProducerSettings, not NoneType"),
+        (
+            at_once,
+            SettingsError,
+            "enrich must be an async callable: it gave ProducerSettings at once",
+        ),
+        (
+            never_done,
+            ProducerStartError,
+            "enrich was not done within 0.05 s (start_timeout)",
+        ),
+        (
+            as_they_are,
+            SettingsError,
+            (
+                "bootstrap_servers is missing: name at least one broker, such as 'localhost:9092', "
+                "or a service_name"
+            ),
+        ),
+    ],
+    ids=lambda given: given.__name__ if callable(given) else "",
+)
+async def test_enriching_that_fails_ends_the_start(
+    hook: Any, kind: type[Exception], says: str
+) -> None:
+    settings = ProducerSettings(enrich=hook, start_timeout=0.05 if hook is never_done else LONG)
+    with pytest.raises(kind) as caught:
+        async with open_send_producer(settings, driver=FakeDriver()):
+            pass
+    assert str(caught.value) == says
+
+
+async def test_a_look_up_is_bounded_by_the_start_too() -> None:
+    settings = looking_up(too_late, resolve_timeout=LONG, start_timeout=0.05)
+    says = r"the look-up of _kafka._tcp.x.test was not done within 0.05 s \(start_timeout\)"
+    with pytest.raises(ProducerStartError, match=says):
+        async with open_send_producer(settings, driver=FakeDriver()):
+            pass
+
+
+@pytest.mark.parametrize("stage", ["enrich", "resolve"])
+async def test_the_start_can_be_cancelled(stage: str) -> None:
+    reached = anyio.Event()
+
+    async def wait(_: Any) -> Any:
+        reached.set()
+        await anyio.sleep_forever()
+
+    if stage == "enrich":
+        settings = ProducerSettings(enrich=wait)
+    else:
+        settings = looking_up(wait, resolve_timeout=LONG)
+    fake = FakeDriver()
+
+    async def start() -> None:
+        async with open_send_producer(settings, driver=fake):
+            pass
+
+    async with task_group() as tasks:
+        call = Call(tasks, start)
+        await reached.wait()
+        await call.cancel()
+    assert fake.opened == 0
+
+
+# --- the next client -----------------------------------------------------------------------------
+
+
+async def test_the_next_client_is_made_with_what_is_found_then() -> None:
+    oracle, fake = Oracle("a:1"), FakeDriver()
+    turn = 0
+
+    async def enrich(settings: ProducerSettings) -> ProducerSettings:
+        nonlocal turn
+        turn += 1
+        return settings.evolve(
+            client_id=f"turn {turn}", properties={"acks": turn}, max_in_flight=turn
+        )
+
+    settings = looking_up(oracle, enrich=enrich)
+    async with open_send_producer(settings, driver=fake) as producer:
+        oracle.say("b:2")
+        fake.break_client()
+        await until(generation(producer, 2))
+        made = made_with(fake)
+        assert (made.addresses, made.client_id) == (("b:2",), "turn 2")
+        assert (made.properties, made.max_in_flight) == ({"acks": 2}, 1)
+        assert made.start_timeout == 30
+        await producer.send(record())
+        assert repr(producer) == "<SendProducer open b:2>"
+
+
+@pytest.mark.parametrize("failing_part", ["resolve", "enrich", "enrich for too long"])
+async def test_where_nothing_is_found_again_the_last_will_do(
+    failing_part: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    oracle, fake = Oracle("a:1"), FakeDriver()
+    hooks: list[Callable[[ProducerSettings], Awaitable[ProducerSettings]]] = [as_they_are]
+
+    async def enrich(settings: ProducerSettings) -> ProducerSettings:
+        return await hooks[-1](settings)
+
+    patience = 2 if failing_part == "enrich for too long" else LONG
+    settings = looking_up(oracle, enrich=enrich, start_timeout=patience)
+    async with open_send_producer(settings, driver=fake) as producer:
+        if failing_part == "resolve":
+            oracle.targets = OSError("the oracle is on holiday")
+        else:
+            hooks.append(refusing if failing_part == "enrich" else never_done)
+        fake.break_client()
+        await until(generation(producer, 2))
+        assert made_with(fake).addresses == ("a:1",)
+        await producer.send(record())
+    assert "the client's settings are those of the last time" in caplog.text
+
+
+# --- a cluster that moves ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def watchful(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the five seconds between two looks at whether a broker can be reached."""
+    monkeypatch.setattr(_producer, "_WATCH_SECONDS", 0.001)
+
+
+@pytest.mark.usefixtures("watchful")
+async def test_a_cluster_that_moved_is_found_and_what_was_under_way_has_its_outcome() -> None:
+    oracle, fake = Oracle("a:1"), FakeDriver(manual=True)
+    async with open_send_producer(looking_up(oracle), driver=fake) as producer:
+        async with task_group() as tasks:
+            call = Call(tasks, producer.send, record(b"1"))
+            await taken(fake, 1)
+            oracle.say("b:2")
+            fake.in_trouble = OSError("refused")
+            fake.is_cut_off = True
+        error = call.error
+        assert isinstance(error, DeliveryError)
+        assert error.persistence is Persistence.POSSIBLY_PERSISTED
+        await until(generation(producer, 2))
+        fake.is_cut_off, fake.manual = False, False
+        assert made_with(fake).addresses == ("b:2",)
+        await producer.send(record(b"2"))
+        assert producer.statistics().generations == 2
+
+
+@pytest.mark.usefixtures("watchful")
+@pytest.mark.parametrize("says", ["the same", "in another order", "nothing", "an error"])
+async def test_a_client_is_kept_where_the_cluster_is_where_it_was(
+    says: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    oracle, fake = Oracle("a:1", "b:2"), FakeDriver(manual=True)
+    async with open_send_producer(looking_up(oracle), driver=fake) as producer:
+        call = producer.enqueue_nowait(record(b"1"))
+        await taken(fake, 1)
+        if says == "in another order":
+            oracle.say("b:2", "a:1")
+        elif says == "nothing":
+            oracle.say()
+        elif says == "an error":
+            oracle.targets = OSError("the oracle is on holiday")
+        fake.is_cut_off = True
+        await until(lambda: len(oracle.asked) > 5)
+        fake.is_cut_off = False
+        fake.acknowledge()
+        await call.wait()
+        assert producer.statistics().generations == 1
+    warned = "the addresses are those of the last time" in caplog.text
+    assert warned == (says in {"nothing", "an error"})
+
+
+@pytest.mark.usefixtures("watchful")
+async def test_nobody_is_asked_while_a_broker_is_reached() -> None:
+    oracle, fake = Oracle("a:1"), FakeDriver()
+    fake.in_trouble = OSError("one of three is away")
+    async with open_send_producer(looking_up(oracle), driver=fake):
+        for _ in range(20):
+            await anyio.sleep(0.002)
+    assert len(oracle.asked) == 1
+
+
+@pytest.mark.usefixtures("watchful")
+async def test_while_no_client_can_be_had_the_service_is_looked_up_again(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("anyio_sendproducer._bridge._REOPEN_SECONDS", 0.001)
+    oracle, fake = Oracle("a:1"), FakeDriver()
+    async with open_send_producer(looking_up(oracle), driver=fake) as producer:
+        fake.open_error = ProducerStartError("nobody there")
+        fake.break_client()
+        await until(lambda: "trying on" in caplog.text)
+        oracle.say("b:2")
+        await until(lambda: made_with(fake).addresses == ("b:2",))
+        fake.open_error = None
+        await until(generation(producer, 2))
+        await producer.send(record())
+
+
+async def test_a_real_cluster_that_moves_is_found_by_a_real_name_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two brokers and a name server in processes of their own; the first broker goes for good."""
+    monkeypatch.setattr(_producer, "_WATCH_SECONDS", 0.2)
+    names = NameServer(tmp_path)
+    in_thread = anyio.to_thread.run_sync
+
+    def at(broker: EmbeddedBroker) -> None:
+        port = int(broker.bootstrap_servers.rpartition(":")[2])
+        names.answer(srv=[("_kafka._tcp.moving.test", "127.0.0.1", port)])
+
+    try:
+        async with embedded_broker() as old, embedded_broker() as new:
+            await in_thread(at, old)
+            settings = ProducerSettings(
+                service_name="_kafka._tcp.moving.test",
+                discovery_method=discovery.dns(names.address),
+                resolve_timeout=PATIENCE,
+            )
+            async with open_send_producer(settings) as producer:
+                assert (await producer.send(record(b"at the old"))).offset == 0
+                await in_thread(at, new)
+                assert (await producer.send(record(b"at the old, too"))).offset == 1
+                await old.kill()
+                offset = -1
+                with anyio.fail_after(PATIENCE):
+                    while offset < 0:
+                        try:
+                            offset = (await producer.send(record(b"at the new"))).offset or 0
+                        except DeliveryError as error:
+                            assert error.persistence is Persistence.POSSIBLY_PERSISTED  # noqa: PT017
+                assert offset == 0
+                assert producer.statistics().generations == 2
+                assert new.bootstrap_servers in repr(producer)
+    finally:
+        names.stop()
+
+
+async def test_dns_is_the_method_where_none_is_given() -> None:
+    settings = ProducerSettings(service_name="_kafka._tcp.nowhere.invalid", resolve_timeout=0.001)
+    with raising(DiscoveryError, match=r"asked of dns\(\): "):
+        async with open_send_producer(settings, driver=FakeDriver()):
+            pass

@@ -1,0 +1,1463 @@
+"""The kafka-python driver: what it chooses, corrects and translates, and what it relies on.
+
+The last part notices when kafka-python changes what the driver works around or leans on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import inspect
+import logging
+import socket
+import threading
+import time
+import types
+import uuid
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any
+
+import anyio
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from anyio_sendproducer import (
+    DeliveryError,
+    Persistence,
+    ProducerRecord,
+    ProducerSettings,
+    ProducerStartError,
+    RecordMetadata,
+    RecordRejected,
+    SendProducerError,
+    SerializationFailed,
+    SettingsError,
+    open_send_producer,
+)
+from anyio_sendproducer.drivers import Outcome, Submission, _kafka_python, _runs
+from anyio_sendproducer.drivers._kafka_python import KafkaPythonDriver
+from anyio_sendproducer.testing import MockCluster, mock_cluster
+from tests.support.calls import eventually
+from tests.support.mock_cluster import FOR_MOCK
+from tests.support.recorder import PATIENCE, Parcel, Recorder, learn, submit
+
+# kafka-python has no types: whatever is taken from it here is Any.
+kafka: Any = importlib.import_module("kafka")
+kafka_accumulator: Any = importlib.import_module("kafka.producer.record_accumulator")
+kafka_errors: Any = importlib.import_module("kafka.errors")
+kafka_future: Any = importlib.import_module("kafka.future")
+kafka_partitioner: Any = importlib.import_module("kafka.partitioner")
+kafka_producer_batch: Any = importlib.import_module("kafka.producer.producer_batch")
+kafka_producer_future: Any = importlib.import_module("kafka.producer.future")
+kafka_producer_module: Any = importlib.import_module("kafka.producer.kafka")
+kafka_sender: Any = importlib.import_module("kafka.producer.sender")
+kafka_serializer: Any = importlib.import_module("kafka.serializer")
+
+#: Error codes of Kafka's protocol.
+NOT_LEADER_OR_FOLLOWER = 6
+MSG_SIZE_TOO_LARGE = 10
+TOPIC_AUTHORIZATION_FAILED = 29
+CLUSTER_AUTHORIZATION_FAILED = 31
+INVALID_TIMESTAMP = 32
+OUT_OF_ORDER_SEQUENCE_NUMBER = 45
+INVALID_RECORD = 87
+
+ONE_IN_FLIGHT = "max.in.flight.requests.per.connection"
+TWELVE = "twelve-partitions"
+TWO_LEADERS = "two-leaders"
+
+
+@pytest.fixture(scope="module")
+def one_cluster() -> Iterator[MockCluster]:
+    # For the whole module, with topics for all: the mock now and then takes a second for a command.
+    with mock_cluster(2) as mock:
+        mock.create_topic(TWO_LEADERS, [1, 2])
+        mock.create_topic(TWELVE, [1] * 12)
+        yield mock
+
+
+@pytest.fixture
+def cluster(one_cluster: MockCluster) -> Iterator[MockCluster]:
+    """Two brokers, each the leader of one of the two partitions of a topic."""
+    yield one_cluster
+    one_cluster.behave()
+
+
+def settings_for(servers: str | MockCluster, **changes: Any) -> ProducerSettings:
+    if isinstance(servers, MockCluster):
+        changes["properties"] = {**FOR_MOCK, **changes.get("properties", {})}
+        servers = servers.bootstrap_servers
+    return ProducerSettings(
+        bootstrap_servers=servers, start_timeout=PATIENCE, cancel_timeout=1
+    ).evolve(**changes)
+
+
+@contextlib.contextmanager
+def opened(
+    servers: str | MockCluster, **changes: Any
+) -> Generator[tuple[KafkaPythonDriver, Recorder], None, None]:
+    driver = KafkaPythonDriver(settings_for(servers, **changes))
+    recorder = Recorder()
+    driver.open(recorder)
+    try:
+        yield driver, recorder
+    finally:
+        driver.close(0)
+
+
+def send_all(
+    driver: KafkaPythonDriver, recorder: Recorder, records: Sequence[ProducerRecord[Any, Any]]
+) -> list[Outcome]:
+    """Submit these as one batch, and give their outcomes."""
+    recorder.reports.clear()
+    parcels = [Parcel(record) for record in records]
+    submit(driver, recorder, parcels)
+    return recorder.outcomes_of(parcels)
+
+
+def no_short_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every record go through KafkaProducer.send()."""
+    monkeypatch.setattr(_kafka_python, "_APPEND", ("as", "it", "never", "was"))
+
+
+def metadata_of(outcome: Outcome) -> RecordMetadata:
+    assert isinstance(outcome, RecordMetadata), outcome
+    return outcome
+
+
+def counted_from(those: Sequence[RecordMetadata], one: RecordMetadata) -> int:
+    """How far it is behind the first of those on its partition."""
+    offsets = [other.offset for other in those if other.partition == one.partition]
+    assert offsets[0] is not None
+    assert one.offset is not None
+    return one.offset - offsets[0]
+
+
+def new_topic() -> str:
+    return f"topic-{uuid.uuid4().hex}"
+
+
+# --- partitions ----------------------------------------------------------------------------------
+
+
+def test_a_key_goes_where_kafka_pythons_own_partitioner_sends_it(cluster: MockCluster) -> None:
+    with opened(cluster) as (driver, recorder):
+        learn(driver, recorder, TWELVE)
+        client: Any = driver._client
+        default = kafka_partitioner.DefaultPartitioner()
+
+        @given(st.lists(st.binary(max_size=100), min_size=1, max_size=50))
+        @example([b"", bytes(64), bytes(65), bytes(range(256))])
+        @settings(max_examples=40, deadline=None)
+        def check(keys: list[bytes]) -> None:
+            records = [ProducerRecord(TWELVE, b"value", key) for key in keys]
+            for key, outcome in zip(keys, send_all(driver, recorder, records), strict=True):
+                expected = default.partition(TWELVE, key, key, b"value", b"value", client.cluster)
+                assert metadata_of(outcome).partition == expected
+
+        check()
+
+
+def test_records_without_a_key_go_to_one_partition_after_the_other(cluster: MockCluster) -> None:
+    with opened(cluster) as (driver, recorder):
+        learn(driver, recorder, TWELVE)
+        batch = [ProducerRecord(TWELVE, b"value")] * 10
+        visited: list[int] = []
+        for _ in range(24):
+            [partition] = {metadata_of(one).partition for one in send_all(driver, recorder, batch)}
+            visited.append(partition)
+        assert sorted(visited[:12]) == list(range(12))
+        assert visited[12:] == visited[:12]
+
+
+def test_news_of_the_topic_does_not_begin_the_round_anew(cluster: MockCluster) -> None:
+    with opened(cluster) as (driver, recorder):
+        visited: list[int] = []
+        for _ in range(12):
+            driver._routes = {}
+            [outcome] = send_all(driver, recorder, [ProducerRecord(TWELVE, b"value")])
+            visited.append(metadata_of(outcome).partition)
+        assert sorted(visited) == list(range(12))
+
+
+def test_a_long_batch_without_keys_is_spread_too(cluster: MockCluster) -> None:
+    with opened(cluster) as (driver, recorder):
+        learn(driver, recorder, TWELVE)
+        size = _runs.RUN_BYTES // 4
+        parcels = [Parcel(ProducerRecord(TWELVE, bytes(size)), size) for _ in range(24)]
+        submit(driver, recorder, parcels)
+        partitions = [metadata_of(one).partition for one in recorder.outcomes_of(parcels)]
+        runs = [partitions[start : start + 4] for start in range(0, 24, 4)]
+        assert [len(set(run)) for run in runs] == [1] * 6
+        assert len({run[0] for run in runs}) == 6
+
+
+def test_a_long_batch_with_one_key_stays_in_order_on_its_partition(cluster: MockCluster) -> None:
+    with opened(cluster) as (driver, recorder):
+        learn(driver, recorder, TWELVE)
+        size = _runs.RUN_BYTES // 2
+        parcels = [Parcel(ProducerRecord(TWELVE, bytes(size), b"key"), size) for _ in range(9)]
+        submit(driver, recorder, parcels)
+        found = [metadata_of(one) for one in recorder.outcomes_of(parcels)]
+        assert len({one.partition for one in found}) == 1
+        assert [counted_from(found, one) for one in found] == list(range(9))
+
+
+def test_partitions_without_a_leader_are_passed_over_unless_there_are_no_others() -> None:
+    some = _runs.Route({0, 1, 2}, {0, 2}, 5)
+    assert {some.next_in_turn() for _ in range(4)} == {0, 2}
+    none = _runs.Route({0, 1, 2}, set(), 5)
+    assert {none.next_in_turn() for _ in range(4)} == {0, 1, 2}
+
+
+def partitioner(choose: Callable[[bytes], int]) -> Any:
+    def partition(_self: object, _topic: str, key: bytes, *_rest: object) -> int:
+        return choose(key)
+
+    return type("Chosen", (kafka_partitioner.abc.Partitioner,), {"partition": partition})()
+
+
+def test_a_partitioner_of_the_users_own_is_respected(cluster: MockCluster) -> None:
+    """Its records go to several partitions in one batch, which are acknowledged in any order."""
+    chosen = partitioner(int)
+    with opened(cluster, properties={"partitioner": chosen}) as (driver, recorder):
+        learn(driver, recorder, TWO_LEADERS)
+        cluster.set_rtt(1, 150)
+        # The last of the batch is the first to be acknowledged.
+        keys = [0, 1, 0, 0, 1, 1]
+        records = [ProducerRecord(TWO_LEADERS, b"value", b"%d" % key) for key in keys]
+        found = [metadata_of(one) for one in send_all(driver, recorder, records)]
+        assert [one.partition for one in found] == keys
+        assert [counted_from(found, one) for one in found] == [0, 0, 1, 2, 1, 2]
+
+
+def test_where_a_partitioner_chooses_no_partition_waits_for_another(cluster: MockCluster) -> None:
+    with opened(cluster, properties={"partitioner": partitioner(int)}) as (driver, recorder):
+        learn(driver, recorder, TWO_LEADERS)
+        cluster.set_rtt(2, 5000)
+        records = [ProducerRecord(TWO_LEADERS, b"value", b"%d" % key) for key in (0, 1)]
+        parcels = [Parcel(record) for record in records]
+        submit(driver, recorder, parcels)
+        recorder.wait(lambda: bool(recorder.reports))
+        assert [parcel for parcel, _ in recorder.reports] == parcels[:1]
+
+
+def test_a_partitioner_that_raises_fails_its_record_alone(cluster: MockCluster) -> None:
+    def choose(key: bytes) -> int:
+        if key == b"bad":
+            raise RuntimeError("no idea")
+        return 0
+
+    with opened(cluster, properties={"partitioner": partitioner(choose)}) as (driver, recorder):
+        learn(driver, recorder, TWO_LEADERS)
+        keys = [b"good", b"bad", b"good"]
+        records = [ProducerRecord(TWO_LEADERS, b"value", key) for key in keys]
+        first, bad, last = send_all(driver, recorder, records)
+        assert counted_from([metadata_of(first)], metadata_of(last)) == 1
+        assert isinstance(bad, DeliveryError)
+        assert isinstance(bad.__cause__, RuntimeError)
+
+
+# --- the way past send() -------------------------------------------------------------------------
+
+
+def sent_with(driver: KafkaPythonDriver, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The values that go through KafkaProducer.send() from now on."""
+    sent: list[object] = []
+    producer: Any = driver._ready().producer
+    send = producer.send
+
+    def noting_send(topic: str, value: object, *rest: object) -> object:
+        sent.append(value)
+        return send(topic, value, *rest)
+
+    monkeypatch.setattr(producer, "send", noting_send)
+    return sent
+
+
+def test_what_is_plain_goes_past_send_and_the_rest_through_it(
+    cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(cluster, properties={"max_request_size": 2_000}) as (driver, recorder):
+        sent = sent_with(driver, monkeypatch)
+        plain: list[ProducerRecord[Any, Any]] = [
+            ProducerRecord(TWELVE, b"value"),
+            ProducerRecord(TWELVE, b"", b"key"),
+            ProducerRecord(TWELVE, b"value", partition=1, timestamp_ms=3),
+            ProducerRecord(TWELVE, b"value", headers=[("name", b"content"), ("name", b"")]),
+        ]
+        checked: list[ProducerRecord[Any, Any]] = [
+            ProducerRecord(TWELVE, None, b"a tombstone"),
+            ProducerRecord(TWELVE, bytes(1_900)),
+            ProducerRecord(TWELVE, bytes(900), bytes(900)),
+            ProducerRecord(TWELVE, b"many headers", headers=[("", b"")] * 200),
+            ProducerRecord(TWELVE, b"long names", headers=[("n" * 450, b"")]),
+        ]
+        for outcome in send_all(driver, recorder, [*plain, *checked]):
+            metadata_of(outcome)
+        assert sent == [record.value for record in checked]
+
+
+def like_a_producer(accumulator: object, transactional_id: str | None = None) -> Any:
+    config = {"transactional_id": transactional_id}
+    return types.SimpleNamespace(config=config, _accumulator=accumulator)
+
+
+def test_a_transactional_client_is_told_of_each_record() -> None:
+    accumulator = kafka_accumulator.RecordAccumulator()
+    assert _kafka_python._past_send(like_a_producer(accumulator, "id")) is None
+    assert _kafka_python._past_send(like_a_producer(accumulator)) == accumulator.append
+
+
+@pytest.mark.parametrize(
+    "accumulator", [None, object(), bytearray()], ids=["None", "object", "bytearray"]
+)
+def test_where_the_way_past_send_is_closed_send_serves(accumulator: object) -> None:
+    assert _kafka_python._past_send(like_a_producer(accumulator)) is None
+
+
+@pytest.mark.parametrize("way", ["append", "send"])
+def test_both_ways_write_the_same_record(
+    shared_broker: str, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    if way == "send":
+        no_short_cut(monkeypatch)
+    with opened(shared_broker) as (driver, recorder):
+        sent = sent_with(driver, monkeypatch)
+        topic = new_topic()
+        learn(driver, recorder, topic)
+        headers = [("name", b"content"), ("n\N{LATIN SMALL LETTER U WITH DIAERESIS}", b"")]
+        [outcome] = send_all(
+            driver,
+            recorder,
+            [ProducerRecord(topic, b"value", b"key", partition=0, timestamp_ms=7, headers=headers)],
+        )
+        assert outcome == RecordMetadata(topic, 0, 0, 7, 3, 5)
+        assert sent == ([b"value"] if way == "send" else [])
+    consumer = kafka.KafkaConsumer(bootstrap_servers=shared_broker)
+    try:
+        consumer.assign([kafka.TopicPartition(topic, 0)])
+        consumer.seek_to_beginning()
+        read = next(consumer)
+        assert (read.key, read.value, read.timestamp) == (b"key", b"value", 7)
+        assert [*read.headers] == headers
+    finally:
+        consumer.close()
+
+
+# --- runs ----------------------------------------------------------------------------------------
+
+
+class Told:
+    """What a run is told to report to."""
+
+    chooses = True
+    answered = True
+
+    def __init__(self) -> None:
+        self.reports: list[tuple[Any, Outcome]] = []
+
+    def report(self, submissions: Sequence[Any], outcomes: Sequence[Outcome]) -> None:
+        self.reports.extend(zip(submissions, outcomes, strict=True))
+
+    def target(self, topic: str, partition: int) -> object:
+        return topic, partition
+
+    def failure(self, submission: Submission, error: Exception, run: _runs.Run) -> DeliveryError:
+        return DeliveryError(
+            f"{error} on {run.partition}",
+            record=submission.record,
+            persistence=Persistence.POSSIBLY_PERSISTED,
+        )
+
+
+def test_without_acknowledgements_there_is_no_offset_and_no_timestamp(cluster: MockCluster) -> None:
+    """kafka-python makes up an answer, with the offset 0."""
+    with opened(cluster, properties={"acks": 0}) as (driver, recorder):
+        record = ProducerRecord(TWELVE, b"value", b"key", partition=2)
+        for outcome in send_all(driver, recorder, [record, record]):
+            assert outcome == RecordMetadata(TWELVE, 2, None, None, 3, 5)
+
+
+@given(
+    st.integers(min_value=1, max_value=7).flatmap(
+        lambda count: st.tuples(
+            st.permutations(range(count)),
+            st.lists(st.booleans(), min_size=count, max_size=count),
+            st.integers(min_value=0, max_value=count),
+        )
+    )
+)
+@settings(deadline=None)
+def test_a_run_reports_each_once_in_whichever_order_they_are_completed(
+    drawn: tuple[list[int], list[bool], int],
+) -> None:
+    order, successes, watched_after = drawn
+    told = Told()
+    run = _runs.Run(told, "topic", 3)
+    run.submissions = [Parcel(ProducerRecord("topic", b"%d" % number)) for number in order]
+    run.futures = [kafka_future.Future() for _ in order]
+
+    def complete(number: int) -> None:
+        if successes[number]:
+            at = kafka.TopicPartition("topic", 3)
+            run.futures[number].success(
+                kafka_producer_future.RecordMetadata(
+                    topic="topic",
+                    partition=3,
+                    topic_partition=at,
+                    offset=number,
+                    timestamp=7,
+                    checksum=None,
+                    serialized_key_size=-1,
+                    serialized_value_size=1,
+                    serialized_header_size=-1,
+                )
+            )
+        else:
+            run.futures[number].failure(kafka_errors.KafkaError(f"failure {number}"))
+
+    for number in order[:watched_after]:
+        complete(number)
+    run.watch()
+    for number in order[watched_after:]:
+        complete(number)
+
+    found = {id(parcel): outcome for parcel, outcome in told.reports}
+    assert len(found) == len(told.reports) == len(order)
+    for number, parcel in enumerate(run.submissions):
+        outcome = found[id(parcel)]
+        if successes[number]:
+            assert outcome == RecordMetadata("topic", 3, number, 7, None, 1)
+        else:
+            assert isinstance(outcome, DeliveryError)
+            assert outcome.record is parcel.record
+            assert f"failure {number} on 3" in str(outcome)
+
+
+# --- serializers ---------------------------------------------------------------------------------
+
+
+class Shout:
+    """A serializer in kafka-python's shape that says so in a header."""
+
+    def __init__(self) -> None:
+        self.closed = 0
+
+    def serialize(self, topic: str, headers: list[tuple[str, bytes]], data: Any) -> bytes:
+        headers.append(("shouted", f"in {topic}".encode()))
+        return str(data).upper().encode()
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def test_kafka_pythons_own_serializer_is_one() -> None:
+    def serialize(_self: object, _topic: str, _headers: object, data: bytes) -> bytes:
+        return data
+
+    own: Any = type("Own", (kafka_serializer.Serializer,), {"serialize": serialize})()
+    driver = KafkaPythonDriver(settings_for("127.0.0.1:1", value_serializer=own))
+    assert driver._value == own.serialize
+
+
+def test_serializers_give_the_bytes_the_headers_and_the_true_size(cluster: MockCluster) -> None:
+    shout = Shout()
+    with opened(cluster, key_serializer=str.encode, value_serializer=shout) as (driver, recorder):
+        learn(driver, recorder, TWELVE)
+        record = ProducerRecord(TWELVE, "value", "kéy", headers=[("own", b"12")])
+        parcel = Parcel(record)
+        answer = driver.submit([parcel])
+        [outcome] = recorder.outcomes_of([parcel])
+        found = metadata_of(outcome)
+        assert (found.serialized_key_size, found.serialized_value_size) == (4, 5)
+        headers = len("own12") + len(f"shoutedin {TWELVE}")
+        assert answer.sizes == [(parcel, 4 + 5 + headers)]
+        # The record's own headers are not touched.
+        assert record.headers == (("own", b"12"),)
+        # The key alone decides over the partition, once it is serialized.
+        default = kafka_partitioner.DefaultPartitioner()
+        client: Any = driver._client
+        key = "kéy".encode()
+        assert found.partition == default.partition(TWELVE, key, key, None, None, client.cluster)
+    # It is closed by whoever made it.
+    assert shout.closed == 0
+
+
+def test_none_is_not_serialized(cluster: MockCluster) -> None:
+    def never(data: object) -> bytes:
+        assert data is not None
+        return b"some"
+
+    with opened(cluster, key_serializer=never, value_serializer=never) as (driver, recorder):
+        tombstone, keyless = send_all(
+            driver, recorder, [ProducerRecord(TWELVE, None, 1), ProducerRecord(TWELVE, 1)]
+        )
+        assert metadata_of(tombstone).serialized_value_size is None
+        assert metadata_of(keyless).serialized_key_size is None
+
+
+@pytest.mark.parametrize("content", [bytearray(b"1234"), memoryview(b"1234")])
+def test_a_serializer_may_give_other_kinds_of_bytes(cluster: MockCluster, content: Any) -> None:
+    def serialize(_: object) -> Any:
+        return content
+
+    with opened(cluster, value_serializer=serialize) as (driver, recorder):
+        [outcome] = send_all(driver, recorder, [ProducerRecord(TWELVE, object())])
+        assert metadata_of(outcome).serialized_value_size == 4
+
+
+def test_a_serializer_may_make_a_tombstone(cluster: MockCluster) -> None:
+    def serialize(_: object) -> None:
+        return None
+
+    with opened(cluster, value_serializer=serialize) as (driver, recorder):
+        kept, lost = send_all(
+            driver, recorder, [ProducerRecord(TWELVE, 1, b"key"), ProducerRecord(TWELVE, 1)]
+        )
+        assert metadata_of(kept).serialized_value_size is None
+        # Neither a key nor a value is left of that one.
+        assert isinstance(lost, RecordRejected)
+        assert lost.persistence is Persistence.NOT_PERSISTED
+        assert str(lost) == "the value_serializer gave None: neither key nor value is left"
+    with opened(cluster, key_serializer=serialize) as (driver, recorder):
+        [lost] = send_all(driver, recorder, [ProducerRecord(TWELVE, None, 1)])
+        assert str(lost) == "the key_serializer gave None: neither key nor value is left"
+
+
+def test_a_serializer_that_fails_fails_its_record_alone(cluster: MockCluster) -> None:
+    def serialize(data: Any) -> Any:
+        if data == "raise":
+            raise KeyError("no schema")
+        return data
+
+    records = [ProducerRecord(TWELVE, value, b"key") for value in (b"1", "raise", "a str", b"2")]
+    with opened(cluster, value_serializer=serialize) as (driver, recorder):
+        one, raised, wrong, two = send_all(driver, recorder, records)
+    assert counted_from([metadata_of(one)], metadata_of(two)) == 1
+    for outcome, record in ((raised, records[1]), (wrong, records[2])):
+        assert isinstance(outcome, SerializationFailed)
+        assert outcome.record is record
+        assert outcome.persistence is Persistence.NOT_PERSISTED
+    assert isinstance(raised, SerializationFailed)
+    assert isinstance(raised.__cause__, KeyError)
+    assert "value_serializer raised KeyError" in str(raised)
+    assert "value_serializer gave str, not bytes" in str(wrong)
+
+
+# --- topics --------------------------------------------------------------------------------------
+
+
+def test_a_topic_that_may_not_be_created_is_rejected_in_the_end(shared_broker: str) -> None:
+    topic = new_topic()
+    parcel = Parcel(ProducerRecord(topic, b"value"))
+    with opened(
+        shared_broker,
+        unknown_topic_timeout=0.3,
+        properties={"allow.auto.create.topics": "false"},
+    ) as (driver, recorder):
+        began = time.monotonic()
+        submit(driver, recorder, [parcel])
+        [outcome] = recorder.outcomes_of([parcel])
+        assert time.monotonic() - began >= 0.3
+        assert isinstance(outcome, RecordRejected)
+        assert outcome.persistence is Persistence.NOT_PERSISTED
+        assert topic in str(outcome)
+        assert "unknown_topic_timeout" in str(outcome)
+        # It was not created by the asking; and the question begins anew.
+        assert driver.partitions_for(topic) is None
+        assert recorder.breaks == []
+        [outcome] = send_all(driver, recorder, [ProducerRecord("some-topic", b"value")])
+        assert isinstance(outcome, RecordRejected)
+    with opened(shared_broker) as (driver, recorder):
+        # Whoever may create it gets it.
+        assert metadata_of(send_all(driver, recorder, [parcel.record])[0]).offset == 0
+
+
+def test_partitions_for_raises_where_there_is_no_such_topic(shared_broker: str) -> None:
+    with opened(
+        shared_broker,
+        unknown_topic_timeout=0,
+        properties={"allow_auto_create_topics": False},
+    ) as (driver, recorder):
+        with pytest.raises(SendProducerError, match="does not know topic") as caught:
+            learn(driver, recorder, new_topic())
+        assert isinstance(caught.value.__cause__, kafka_errors.UnknownTopicOrPartitionError)
+
+
+def test_a_topic_that_this_client_may_not_use(cluster: MockCluster) -> None:
+    topic = cluster.create_topic(new_topic(), [1])
+    cluster.set_topic_error(topic, TOPIC_AUTHORIZATION_FAILED)
+    with opened(cluster) as (driver, recorder):
+        record = ProducerRecord(topic, b"value")
+        [outcome] = send_all(driver, recorder, [record])
+        assert isinstance(outcome, RecordRejected)
+        assert outcome.persistence is Persistence.NOT_PERSISTED
+        cause = outcome.__cause__
+        assert cause is not None
+        assert isinstance(cause.__cause__, kafka_errors.TopicAuthorizationFailedError)
+        assert f"may not use topic '{topic}'" in str(outcome)
+        with pytest.raises(SendProducerError, match="may not use"):
+            driver.partitions_for(topic)
+        # Once it may, the next records go through.
+        cluster.set_topic_error(topic, 0)
+        deadline = time.monotonic() + PATIENCE
+        while not isinstance(outcome, RecordMetadata) and time.monotonic() < deadline:
+            time.sleep(0.02)  # nobody tells when, and the client is asked again each time
+            [outcome] = send_all(driver, recorder, [record])
+        metadata_of(outcome)
+
+
+def test_nothing_overtakes_a_record_that_is_held(cluster: MockCluster) -> None:
+    """Also where its topic becomes known in the middle of the batch."""
+    known = threading.Event()
+
+    def wait_for_news(data: Any) -> Any:
+        if data == b"wait":
+            assert known.wait(PATIENCE)
+        return data
+
+    with opened(cluster, value_serializer=wait_for_news) as (driver, recorder):
+        learn(driver, recorder, TWELVE)
+        client: Any = driver._client
+
+        def look(_: Any) -> None:
+            if driver._asked_for >= {TWO_LEADERS}:
+                known.set()
+
+        client.cluster.add_listener(look)
+        parcels = [
+            Parcel(ProducerRecord(topic, value, partition=0))
+            for topic, value in [(TWO_LEADERS, b"1"), (TWELVE, b"wait"), (TWO_LEADERS, b"2")]
+        ]
+        answer = driver.submit(parcels)
+        assert answer.held == [parcels[0], parcels[2]]
+        submit(driver, recorder, answer.held)
+        first, _, second = recorder.outcomes_of(parcels)
+        assert counted_from([metadata_of(first)], metadata_of(second)) == 1
+
+
+def test_a_topic_that_a_broker_tells_of_unasked_is_asked_for(shared_broker: str) -> None:
+    """Or the client forgets it when it asks for another, and what was sent there never leaves."""
+    topic = new_topic()
+    with opened(shared_broker) as (driver, recorder):
+        learn(driver, recorder, topic)
+    with opened(shared_broker) as (driver, recorder):
+        client: Any = driver._client
+        assert topic in client.cluster._partitions
+        learn(driver, recorder, topic)
+        assert topic in {asked.name for asked in client.cluster.metadata_request().topics}
+
+
+def test_an_answer_says_nothing_of_a_topic_that_was_not_asked_for() -> None:
+    """One that was under way when the topic came up must not have it called unknown."""
+    driver = KafkaPythonDriver(settings_for("127.0.0.1:1"))
+    recorder = Recorder()
+    partitions: dict[str, set[int]] = {}
+    knows_none = types.SimpleNamespace(partitions_for_topic=partitions.get)
+    driver._asked["late"] = None
+
+    def answer(*topics: str) -> None:
+        asked = [types.SimpleNamespace(name=topic) for topic in topics]
+        driver._asking(lambda: types.SimpleNamespace(topics=asked))
+        driver._metadata_changed(recorder, knows_none)
+
+    def unknown_since() -> float | None:
+        return driver._asked["late"]
+
+    answer()
+    answer("other")
+    assert unknown_since() is None
+    answer("other", "late")
+    since = unknown_since()
+    assert since is not None
+    answer("late")
+    assert unknown_since() == since
+    assert recorder.metadata_changes == 4
+
+
+def test_an_answer_that_comes_at_once_is_told(
+    cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before whoever asked has been told that the topic is not known yet."""
+    answered = threading.Event()
+    metadata_changed = KafkaPythonDriver._metadata_changed
+
+    def note(driver: KafkaPythonDriver, sink: Any, metadata: Any) -> None:
+        metadata_changed(driver, sink, metadata)
+        if driver._asked_for >= {TWELVE}:
+            answered.set()
+
+    monkeypatch.setattr(KafkaPythonDriver, "_metadata_changed", note)
+    with opened(cluster) as (driver, recorder):
+        partitions_for = driver._ready().producer.partitions_for
+
+        def ask_and_dawdle(topic: str) -> Any:
+            try:
+                return partitions_for(topic)
+            except kafka_errors.KafkaTimeoutError:
+                assert answered.wait(PATIENCE)
+                raise
+
+        monkeypatch.setattr(driver._ready().producer, "partitions_for", ask_and_dawdle)
+        changes = recorder.metadata_changes
+        assert driver.partitions_for(TWELVE) is None
+        assert recorder.metadata_changes > changes
+        assert driver.partitions_for(TWELVE) == frozenset(range(12))
+
+
+def test_an_answer_that_comes_while_a_record_is_given_back_is_told(
+    cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A topic that was dropped may be known again when the client says that it is not."""
+    no_short_cut(monkeypatch)
+    parcels = [Parcel(ProducerRecord(TWELVE, b"value"))]
+    with opened(cluster) as (driver, recorder):
+        learn(driver, recorder, TWELVE)
+
+        def refuse(*_: Any) -> Any:
+            raise kafka_errors.KafkaTimeoutError
+
+        with monkeypatch.context() as patched:
+            patched.setattr(driver._ready().producer, "send", refuse)
+            changes = recorder.metadata_changes
+            assert driver.submit(parcels).held == parcels
+            assert recorder.metadata_changes > changes
+        submit(driver, recorder, parcels)
+        [outcome] = recorder.outcomes_of(parcels)
+        metadata_of(outcome)
+
+
+def test_what_is_looked_up_while_an_answer_comes_is_looked_up_again() -> None:
+    """Or it would be taken for true until the next answer, minutes later."""
+    partitions = [{0, 1}, {0}]
+    names = [{"old", "new"}, {"old"}]
+
+    def look_up(_: object) -> Any:
+        found = partitions.pop()
+        forget()  # the client's thread brings an answer
+        return found
+
+    def look_up_names(_: object) -> Any:
+        found = names.pop()
+        forget()
+        return found
+
+    metadata: Any = types.SimpleNamespace(partitions_for_topic=look_up, topics=look_up_names)
+    forget = _kafka_python._look_up_once(metadata)
+    assert metadata.partitions_for_topic("old") is None  # nobody had asked for it
+    assert [metadata.partitions_for_topic("old") for _ in range(2)] == [{0}, {0, 1}]
+    assert [metadata.topics() for _ in range(2)] == [{"old"}, {"old", "new"}]
+
+
+def test_an_error_of_the_metadata_itself_is_told(
+    cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(cluster) as (driver, recorder):
+
+        def refuse(topic: str) -> None:
+            raise kafka_errors.InvalidTopicError(topic)
+
+        monkeypatch.setattr(driver._ready().producer, "partitions_for", refuse)
+        [outcome] = send_all(driver, recorder, [ProducerRecord(TWELVE, b"value")])
+        assert isinstance(outcome, RecordRejected)
+        assert "can't be had" in str(outcome)
+
+
+def drop(driver: KafkaPythonDriver, topic: str) -> None:
+    """As when an answer comes that says that there is no such topic."""
+    client: Any = driver._client
+    del client.cluster._partitions[topic]
+    for listener in [*client.cluster._listeners]:
+        listener(client.cluster)
+
+
+def test_a_topic_that_was_dropped_is_asked_for_again(cluster: MockCluster) -> None:
+    """The client itself asks for it when it is new, or has records for it, and else only when all
+    that it knows is old."""
+    with opened(cluster) as (driver, recorder):
+        assert learn(driver, recorder, TWELVE) == frozenset(range(12))
+        drop(driver, TWELVE)
+        assert learn(driver, recorder, TWELVE) == frozenset(range(12))
+
+
+def test_a_topic_that_is_new_while_an_answer_is_on_its_way_is_asked_for(
+    cluster: MockCluster,
+) -> None:
+    """The client takes that answer for one about the new topic as well, and asks no more."""
+    with opened(cluster) as (driver, recorder):
+        client: Any = driver._client
+        metadata = client.cluster
+        for broker in (1, 2):
+            cluster.set_rtt(broker, 500)
+
+        def on_its_way() -> bool:
+            # Again, where one came and went before anybody looked.
+            if not metadata.metadata_refresh_in_progress:
+                metadata.request_update()
+            return bool(metadata.metadata_refresh_in_progress)
+
+        eventually(on_its_way, PATIENCE)
+        assert learn(driver, recorder, TWELVE) == frozenset(range(12))
+        for broker in (1, 2):
+            cluster.set_rtt(broker, 0)
+
+
+@pytest.mark.parametrize(("way", "gone_on"), [("append", 3), ("send", 2)])
+def test_a_topic_that_is_dropped_while_its_records_are_handed_over(
+    cluster: MockCluster, monkeypatch: pytest.MonkeyPatch, way: str, gone_on: int
+) -> None:
+    """What was handed over before goes on; the rest is given back, and taken the next time."""
+    if way == "send":
+        no_short_cut(monkeypatch)
+    taken: list[object] = []
+
+    def drop_after_two(data: Any) -> Any:
+        taken.append(data)
+        if len(taken) == 3:
+            drop(driver, TWO_LEADERS)
+        return data
+
+    parcels = [Parcel(ProducerRecord(TWO_LEADERS, b"%d" % number, b"k")) for number in range(5)]
+    with opened(cluster, value_serializer=drop_after_two) as (driver, recorder):
+        learn(driver, recorder, TWO_LEADERS)
+        answer = driver.submit(parcels)
+        assert answer.held == parcels[gone_on:]
+        submit(driver, recorder, answer.held)
+        found = [metadata_of(one) for one in recorder.outcomes_of(parcels)]
+        assert [counted_from(found, one) for one in found] == [0, 1, 2, 3, 4]
+
+
+# --- refusals ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [MSG_SIZE_TOO_LARGE, INVALID_RECORD, TOPIC_AUTHORIZATION_FAILED])
+def test_what_is_refused_fails_alone(cluster: MockCluster, code: int) -> None:
+    """Whatever was under way elsewhere arrives, and so does what comes after it."""
+    with opened(cluster) as (driver, recorder):
+        learn(driver, recorder, TWO_LEADERS)
+        records = [ProducerRecord(TWO_LEADERS, b"value", partition=number) for number in (0, 1)]
+        before = metadata_of(send_all(driver, recorder, records)[0])
+        cluster.set_rtt(2, 200)
+        cluster.answer_next(1, code, rtt_ms=50)
+        culprit, innocent = send_all(driver, recorder, records)
+        assert isinstance(culprit, RecordRejected)
+        assert culprit.persistence is Persistence.NOT_PERSISTED
+        metadata_of(innocent)
+        after = metadata_of(send_all(driver, recorder, records)[0])
+        assert counted_from([before], after) == 1
+        assert recorder.breaks == []
+
+
+@pytest.mark.parametrize("code", [MSG_SIZE_TOO_LARGE, INVALID_RECORD, INVALID_TIMESTAMP])
+@pytest.mark.parametrize("idempotence", [True, False])
+def test_of_a_batch_that_was_refused_the_halves_are_tried(
+    cluster: MockCluster, code: int, idempotence: bool
+) -> None:
+    # One request at a time, so that it is known which gets which answer.
+    properties = {} if idempotence else {"enable.idempotence": False, ONE_IN_FLIGHT: 1}
+    with opened(cluster, properties=properties) as (driver, recorder):
+        learn(driver, recorder, TWO_LEADERS)
+        # The first answer is for the whole batch, the second for the first half of it, and so on.
+        for _ in range(4):
+            cluster.answer_next(1, code)
+        records = [ProducerRecord(TWO_LEADERS, b"%d" % n, partition=0) for n in range(8)]
+        first, *others = send_all(driver, recorder, records)
+        assert isinstance(first, RecordRejected)
+        found = [metadata_of(other) for other in others]
+        assert [counted_from(found, one) for one in found] == [0, 1, 2, 3, 4, 5, 6]
+        assert recorder.breaks == []
+
+
+def test_a_topic_that_is_refused_is_refused_with_all_its_records(cluster: MockCluster) -> None:
+    with opened(cluster) as (driver, recorder):
+        learn(driver, recorder, TWO_LEADERS)
+        cluster.answer_next(1, TOPIC_AUTHORIZATION_FAILED)
+        records = [ProducerRecord(TWO_LEADERS, b"%d" % n, partition=0) for n in range(8)]
+        for outcome in send_all(driver, recorder, records):
+            assert isinstance(outcome, RecordRejected)
+        metadata_of(send_all(driver, recorder, records[:1])[0])
+        assert recorder.breaks == []
+
+
+def test_what_is_refused_when_it_is_sent_again_may_have_been_written(cluster: MockCluster) -> None:
+    """The answer to the first attempt may have been lost, so its numbers can't be taken back."""
+    with opened(cluster) as (driver, recorder):
+        learn(driver, recorder, TWO_LEADERS)
+        cluster.answer_next(1, NOT_LEADER_OR_FOLLOWER)
+        cluster.answer_next(1, INVALID_RECORD)
+        record = ProducerRecord(TWO_LEADERS, b"value", partition=0)
+        [outcome] = send_all(driver, recorder, [record])
+        assert isinstance(outcome, DeliveryError)
+        assert not isinstance(outcome, RecordRejected)
+        assert outcome.persistence is Persistence.POSSIBLY_PERSISTED
+        assert [type(error).__name__ for error in recorder.breaks] == ["InvalidRecordError"]
+
+
+def test_a_client_that_may_not_write_at_all_is_broken(cluster: MockCluster) -> None:
+    with opened(cluster) as (driver, recorder):
+        learn(driver, recorder, TWO_LEADERS)
+        cluster.answer_next(1, CLUSTER_AUTHORIZATION_FAILED)
+        [outcome] = send_all(driver, recorder, [ProducerRecord(TWO_LEADERS, b"value", partition=0)])
+        assert isinstance(outcome, RecordRejected)
+        assert len(recorder.breaks) == 1
+
+
+def test_in_a_transaction_what_is_refused_does_not_fail_alone() -> None:
+    """It ends the transaction. Of what was sent before, a refusal proves nothing."""
+    asked: list[Any] = []
+
+    def classify(*arguments: Any, **_details: Any) -> str:
+        asked.append(arguments)
+        return "ABORTABLE"
+
+    sender = types.SimpleNamespace(_can_split=None)
+    manager = types.SimpleNamespace(classify_batch_error=classify, has_fatal_error=lambda: True)
+    producer = types.SimpleNamespace(
+        config={"transactional_id": "id"}, _sender=sender, _transaction_manager=manager
+    )
+    refused = {("t", 0), ("t", 1)}
+    is_broken = _kafka_python._fail_alone(producer, refused)
+    assert is_broken is not None
+    assert is_broken()
+    assert vars(sender) == {"_can_split": None}
+    for partition, attempts in ((0, 0), (1, 1)):
+        where = types.SimpleNamespace(topic="t", partition=partition)
+        batch = types.SimpleNamespace(topic_partition=where, attempts=attempts)
+        assert manager.classify_batch_error(None, batch, log_start_offset=-1) == "ABORTABLE"
+    assert len(asked) == 2
+    assert refused == {("t", 0)}
+
+
+def test_a_client_that_is_not_as_it_was_is_left_as_it_is() -> None:
+    config = {"transactional_id": None}
+    for sender in (None, types.SimpleNamespace(_can_split=None)):
+        producer = types.SimpleNamespace(
+            config=config, _transaction_manager=types.SimpleNamespace(), _sender=sender
+        )
+        assert _kafka_python._fail_alone(producer, set()) is None
+        assert vars(producer._transaction_manager) == {}
+
+
+@pytest.fixture
+def refusals_break(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that is not as it was when the driver was written, and left as it is."""
+
+    def leave_it(_producer: object, _refused: object) -> None:
+        pass
+
+    monkeypatch.setattr(_kafka_python, "_fail_alone", leave_it)
+
+
+@pytest.mark.usefixtures("refusals_break")
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [
+        (MSG_SIZE_TOO_LARGE, "MessageSizeTooLargeError"),
+        (INVALID_RECORD, "InvalidRecordError"),
+        (TOPIC_AUTHORIZATION_FAILED, "TopicAuthorizationFailedError"),
+    ],
+)
+def test_one_refusal_is_told_apart_from_what_it_takes_along(
+    cluster: MockCluster, code: int, name: str
+) -> None:
+    """kafka-python fails everything under way with the error of the one that was refused."""
+    with opened(cluster) as (driver, recorder):
+        learn(driver, recorder, TWO_LEADERS)
+        cluster.answer_next(2, 0, rtt_ms=60_000)
+        cluster.answer_next(1, code, rtt_ms=100)
+        culprit, innocent = send_all(
+            driver,
+            recorder,
+            [ProducerRecord(TWO_LEADERS, b"value", partition=number) for number in (0, 1)],
+        )
+        assert isinstance(culprit, RecordRejected)
+        assert culprit.persistence is Persistence.NOT_PERSISTED
+        assert type(culprit.__cause__).__name__ == name
+        assert isinstance(innocent, DeliveryError)
+        assert not isinstance(innocent, RecordRejected)
+        assert innocent.persistence is Persistence.POSSIBLY_PERSISTED
+        assert [type(error).__name__ for error in recorder.breaks] == [name]
+
+
+@pytest.mark.usefixtures("refusals_break")
+@pytest.mark.parametrize("attempt", range(4))
+@pytest.mark.parametrize("own_partitioner", [False, True])
+def test_the_innocent_are_never_called_refused(
+    cluster: MockCluster, attempt: int, own_partitioner: bool
+) -> None:
+    """Also where the records of each partition fill several of the client's batches, which fail in
+    no particular order once the first was refused."""
+    properties: dict[str, Any] = {"batch_size": 1_000}
+    if own_partitioner:
+        properties["partitioner"] = partitioner(int)
+    with opened(cluster, properties=properties) as (driver, recorder):
+        learn(driver, recorder, TWO_LEADERS)
+        cluster.set_rtt(2, 60_000)
+        cluster.answer_next(1, INVALID_RECORD, rtt_ms=100)
+        partitions = [1] * 8 + [0] * 16 + [1] * 8
+        outcomes = send_all(
+            driver,
+            recorder,
+            [
+                ProducerRecord(
+                    TWO_LEADERS,
+                    bytes(300),
+                    b"%d" % number,
+                    partition=None if own_partitioner else number,
+                )
+                for number in partitions
+            ],
+        )
+        guilty = outcomes[8:24]
+        for outcome in outcomes[:8] + outcomes[24:]:
+            assert isinstance(outcome, DeliveryError)
+            assert not isinstance(outcome, RecordRejected)
+            assert outcome.persistence is Persistence.POSSIBLY_PERSISTED
+        assert isinstance(guilty[0], RecordRejected)
+        if not own_partitioner:
+            # Behind the one that was refused nothing had been sent.
+            assert {type(outcome) for outcome in guilty} == {RecordRejected}
+
+
+def test_without_idempotence_a_refusal_stays_with_its_record(cluster: MockCluster) -> None:
+    with opened(cluster, properties={"enable.idempotence": "false"}) as (driver, recorder):
+        learn(driver, recorder, TWO_LEADERS)
+        cluster.answer_next(1, INVALID_RECORD, rtt_ms=100)
+        records = [ProducerRecord(TWO_LEADERS, b"value", partition=number) for number in (0, 1)]
+        culprit, innocent = send_all(driver, recorder, records)
+        assert isinstance(culprit, RecordRejected)
+        metadata_of(innocent)
+        metadata_of(send_all(driver, recorder, records)[0])
+        assert recorder.breaks == []
+
+
+def test_what_the_client_recovers_from_does_not_break_it(
+    shared_broker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle: Any = kafka_sender.Sender._handle_produce_response
+    to_spoil: list[int] = []
+
+    def spoil(sender: Any, node_id: Any, sent: Any, batches: Any, response: Any) -> None:
+        if to_spoil:
+            response.responses[0].partition_responses[0].error_code = to_spoil.pop()
+        handle(sender, node_id, sent, batches, response)
+
+    monkeypatch.setattr(kafka_sender.Sender, "_handle_produce_response", spoil)
+    with opened(shared_broker) as (driver, recorder):
+        record = ProducerRecord(new_topic(), b"value", partition=0)
+        metadata_of(send_all(driver, recorder, [record])[0])
+        to_spoil.append(OUT_OF_ORDER_SEQUENCE_NUMBER)
+        [outcome] = send_all(driver, recorder, [record])
+        assert isinstance(outcome, DeliveryError)
+        assert outcome.persistence is Persistence.POSSIBLY_PERSISTED
+        # The embedded broker does not know KIP-360, so it ends here.
+        assert recorder.breaks == []
+
+
+def test_where_the_client_can_not_recover_it_is_broken(cluster: MockCluster) -> None:
+    """Brokers before 2.5 do not know KIP-360, and kafka-python then hangs."""
+    with opened(cluster) as (driver, recorder):
+        learn(driver, recorder, TWO_LEADERS)
+        record = ProducerRecord(TWO_LEADERS, b"value", partition=0)
+        cluster.answer_next(1, OUT_OF_ORDER_SEQUENCE_NUMBER)
+        [outcome] = send_all(driver, recorder, [record])
+        assert isinstance(outcome, DeliveryError)
+        assert outcome.persistence is Persistence.POSSIBLY_PERSISTED
+        assert [type(error).__name__ for error in recorder.breaks] == [
+            "OutOfOrderSequenceNumberError"
+        ]
+
+
+@pytest.mark.parametrize("way", ["append", "send"])
+def test_that_it_is_broken_is_told_though_what_is_behind_hangs(
+    cluster: MockCluster, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Records that were handed over together, in more than one batch, of which the first fails."""
+    if way == "send":
+        no_short_cut(monkeypatch)
+    with opened(cluster, properties={"batch_size": 1}) as (driver, recorder):
+        learn(driver, recorder, TWO_LEADERS)
+        cluster.answer_next(1, OUT_OF_ORDER_SEQUENCE_NUMBER)
+        records = [ProducerRecord(TWO_LEADERS, b"value", partition=0) for _ in range(5)]
+        assert driver.submit([Parcel(record) for record in records]).held == []
+        recorder.wait(lambda: bool(recorder.breaks))
+        assert [type(error).__name__ for error in recorder.breaks] == [
+            "OutOfOrderSequenceNumberError"
+        ]
+
+
+@pytest.mark.usefixtures("refusals_break")
+@pytest.mark.parametrize("code", [MSG_SIZE_TOO_LARGE, INVALID_RECORD, TOPIC_AUTHORIZATION_FAILED])
+async def test_the_producer_heals_and_goes_on(cluster: MockCluster, code: int) -> None:
+    shout = Shout()
+    async with open_send_producer(settings_for(cluster, value_serializer=shout)) as producer:
+        outcomes: dict[int, object] = {}
+
+        async def send(partition: int) -> None:
+            try:
+                record = ProducerRecord(TWO_LEADERS, "value", partition=partition)
+                outcomes[partition] = await producer.send(record)
+            except DeliveryError as error:
+                outcomes[partition] = error
+
+        await producer.partitions_for(TWO_LEADERS)
+        cluster.answer_next(2, 0, rtt_ms=60_000)
+        cluster.answer_next(1, code, rtt_ms=100)
+        async with anyio.create_task_group() as senders:
+            senders.start_soon(send, 0)
+            senders.start_soon(send, 1)
+        culprit, innocent = outcomes[0], outcomes[1]
+        assert isinstance(culprit, RecordRejected)
+        assert culprit.persistence is Persistence.NOT_PERSISTED
+        assert isinstance(innocent, DeliveryError)
+        assert innocent.persistence is Persistence.POSSIBLY_PERSISTED
+        with anyio.fail_after(PATIENCE):
+            for partition in (0, 1):
+                await send(partition)
+                assert isinstance(outcomes[partition], RecordMetadata)
+        assert producer.statistics().generations == 2
+    assert shout.closed == 0
+
+
+# --- opening and closing -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("properties", "message"),
+    [
+        ({"api_version": "nonsense"}, "invalid literal"),
+        ({**FOR_MOCK, "compression_type": "zstd", "api_version": (0, 11)}, "Zstd"),
+    ],
+)
+def test_what_only_the_client_can_judge_is_a_settings_error(
+    cluster: MockCluster, properties: dict[str, Any], message: str
+) -> None:
+    driver = KafkaPythonDriver(settings_for(cluster, properties=properties))
+    try:
+        with pytest.raises(SettingsError, match=message):
+            driver.open(Recorder())
+    finally:
+        driver.close(0)
+
+
+def test_an_unknown_security_protocol_is_not_taken_for_none(cluster: MockCluster) -> None:
+    changed = settings_for(cluster, properties={"security.protocol": "SLL"})
+    with pytest.raises(SettingsError, match=r"security\.protocol"):
+        KafkaPythonDriver(changed)
+
+
+def test_a_driver_that_is_not_open_takes_nothing() -> None:
+    driver = KafkaPythonDriver(settings_for("127.0.0.1:1"))
+    with pytest.raises(SendProducerError, match="not open"):
+        driver.submit([Parcel(ProducerRecord("topic", b"value"))])
+    with pytest.raises(SendProducerError, match="not open"):
+        driver.partitions_for("topic")
+
+
+def test_the_error_names_the_address_and_the_clients_last_words() -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{bound.getsockname()[1]}"
+        driver = KafkaPythonDriver(settings_for(address, start_timeout=2))
+        with pytest.raises(ProducerStartError) as caught:
+            driver.open(Recorder())
+    assert address in str(caught.value)
+    assert "2 s (start_timeout)" in str(caught.value)
+    assert "ECONNREFUSED" in str(caught.value)
+    # Its handler is gone from the client's logger.
+    handlers = logging.getLogger("kafka").handlers
+    assert not any(isinstance(handler, _kafka_python._LastWords) for handler in handlers)
+
+
+def test_a_first_answer_that_fails_is_asked_for_again(
+    cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metadata: Any = importlib.import_module("kafka.cluster").ClusterMetadata
+    request_update = metadata.request_update
+    failures = [kafka_errors.KafkaConnectionError("gone"), kafka_errors.UnknownError("what?")]
+
+    def fail_at_first(asked: Any) -> Any:
+        if failures:
+            return kafka_future.Future().failure(failures.pop())
+        return request_update(asked)
+
+    monkeypatch.setattr(metadata, "request_update", fail_at_first)
+    with opened(cluster) as (driver, recorder):
+        assert failures == []
+        metadata_of(send_all(driver, recorder, [ProducerRecord(TWELVE, b"value")])[0])
+
+
+def test_close_at_the_last_moment_of_open_closes_what_was_opened(
+    cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = KafkaPythonDriver(settings_for(cluster))
+    connect = driver._connect
+
+    def connect_and_close(*args: Any, **configs: Any) -> Any:
+        client = connect(*args, **configs)
+        driver.close(0)
+        return client
+
+    monkeypatch.setattr(driver, "_connect", connect_and_close)
+    driver.open(Recorder())
+    client: Any = driver._client
+    assert client.is_closed.is_set()
+    assert not client.closed_by.is_alive()
+
+
+def test_after_close_records_are_not_taken(cluster: MockCluster) -> None:
+    with opened(cluster) as (driver, recorder):
+        learn(driver, recorder, TWELVE)
+        driver.close(1)
+        [outcome] = send_all(driver, recorder, [ProducerRecord(TWELVE, b"value")])
+        assert isinstance(outcome, DeliveryError)
+        assert outcome.persistence is Persistence.NOT_PERSISTED
+
+
+def test_a_record_larger_than_a_request_is_rejected(cluster: MockCluster) -> None:
+    with opened(cluster, properties={"max_request_size": 1_000}) as (driver, recorder):
+        large, small = send_all(
+            driver,
+            recorder,
+            [ProducerRecord(TWELVE, bytes(size)) for size in (1_000, 100)],
+        )
+        assert isinstance(large, RecordRejected)
+        assert large.persistence is Persistence.NOT_PERSISTED
+        assert "max_request_size" in str(large)
+        assert "properties={'max.request.size': ...}" in str(large)
+        metadata_of(small)
+
+
+def test_closing_with_records_pending_leaves_no_sender_thread(cluster: MockCluster) -> None:
+    with opened(cluster) as (driver, recorder):
+        learn(driver, recorder, TWELVE)
+        for broker in (1, 2):
+            cluster.set_rtt(broker, 60_000)
+        parcels = [Parcel(ProducerRecord(TWELVE, b"value")) for _ in range(100)]
+        driver.submit(parcels)
+        client: Any = driver._client
+        began = time.monotonic()
+        driver.close(0)
+        assert time.monotonic() - began < PATIENCE / 3  # the answers take a minute
+        sender = client.closed_by
+        assert sender.name.endswith("-network-thread")
+        assert not sender.is_alive()
+        assert len(recorder.outcomes_of(parcels)) == 100
+
+
+def test_close_waits_for_the_end_of_the_clients_thread(
+    cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = kafka_sender.Sender.run
+
+    def run_and_linger(sender: Any) -> None:
+        run(sender)
+        time.sleep(0.2)
+
+    monkeypatch.setattr(kafka_sender.Sender, "run", run_and_linger)
+    with opened(cluster) as (driver, _):
+        client: Any = driver._client
+        driver.close(0)
+        assert not client.closed_by.is_alive()
+
+
+def test_a_thread_that_does_not_end_is_left_behind_and_said_so(
+    cluster: MockCluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_kafka_python, "_JOIN_SECONDS", 0.01)
+    called, let_go = threading.Event(), threading.Event()
+    driver = KafkaPythonDriver(settings_for(cluster))
+    recorder = Recorder()
+    driver.open(recorder)
+    learn(driver, recorder, TWELVE)
+
+    def block(_: Any) -> None:
+        called.set()
+        assert let_go.wait(PATIENCE)
+
+    metadata: Any = driver._client
+    metadata.cluster.add_listener(block)
+    metadata.cluster.request_update()
+    assert called.wait(PATIENCE)
+    parcels = [Parcel(ProducerRecord(TWELVE, b"value"))]
+    driver.submit(parcels)
+    driver.close(0)
+    assert "the thread of kafka-python did not end" in caplog.text
+    let_go.set()
+    client: Any = driver._client
+    assert client.is_closed.wait(PATIENCE)
+    client.closed_by.join(PATIENCE)
+    recorder.outcomes_of(parcels)
+
+
+def test_collecting_a_driver_does_not_silence_the_clients_logger(cluster: MockCluster) -> None:
+    with opened(cluster) as (driver, recorder):
+        learn(driver, recorder, TWELVE)
+    del driver
+    refused = KafkaPythonDriver(settings_for(cluster, properties={"api_version": "nonsense"}))
+    with pytest.raises(SettingsError):
+        refused.open(recorder)
+    del refused
+    gc.collect()
+    assert isinstance(kafka_producer_module.log, logging.Logger)
+
+
+# --- what kafka-python must go on doing ----------------------------------------------------------
+
+
+@pytest.fixture
+def bare(cluster: MockCluster) -> Iterator[Any]:
+    """kafka-python's own producer, as it comes, but for the setting that keeps it from waiting."""
+    producer = kafka.KafkaProducer(
+        bootstrap_servers=cluster.bootstrap_servers,
+        max_block_ms=0,
+        allow_auto_create_topics=False,
+        retry_backoff_ms=77,
+        **FOR_MOCK,
+    )
+    try:
+        yield producer
+    finally:
+        producer.close(1)
+        producer._sender.join(PATIENCE)
+
+
+def told_of(bare: Any, topics: set[str]) -> threading.Event:
+    """Set when the client learns of these topics."""
+    known = threading.Event()
+
+    def look(metadata: Any) -> None:
+        if topics <= metadata.topics():
+            known.set()
+
+    bare._metadata.add_listener(look)
+    return known
+
+
+def test_without_metadata_send_raises_at_once_and_asks_in_the_background(bare: Any) -> None:
+    known = told_of(bare, {TWELVE, TWO_LEADERS})
+    began = time.monotonic()
+    with pytest.raises(kafka_errors.KafkaTimeoutError):
+        bare.send(TWELVE, b"value")
+    with pytest.raises(kafka_errors.KafkaTimeoutError):
+        bare.partitions_for(TWO_LEADERS)
+    assert time.monotonic() - began < PATIENCE / 3  # a minute, if it waited for them
+    assert known.wait(PATIENCE)
+    assert bare.partitions_for(TWELVE) == set(range(12))
+
+
+def test_settings_that_the_driver_passes_on_by_hand_are_still_not_passed_on(bare: Any) -> None:
+    """Where this fails, kafka-python does it by itself, and the driver's own loop can go."""
+    assert bare.config["allow_auto_create_topics"] is False
+    assert bare._metadata.config["allow_auto_create_topics"] is True
+
+
+def test_a_future_has_what_runs_read_off_it(bare: Any) -> None:
+    known = told_of(bare, {TWELVE})
+    with pytest.raises(kafka_errors.KafkaTimeoutError):
+        bare.send(TWELVE, b"value")
+    assert known.wait(PATIENCE)
+    future = bare.send(TWELVE, b"value", partition=3)
+    assert future.get(PATIENCE) is future.value
+    assert (future.is_done, future.exception) == (True, None)
+    assert future.value._fields == (
+        "topic",
+        "partition",
+        "topic_partition",
+        "offset",
+        "timestamp",
+        "checksum",
+        "serialized_key_size",
+        "serialized_value_size",
+        "serialized_header_size",
+    )
+    assert (future.value.topic, future.value.partition) == (TWELVE, 3)
+    called: list[object] = []
+    future.add_callback(called.append).add_errback(called.append)
+    assert called == [future.value]
+
+
+def test_a_refusal_still_ends_the_client(bare: Any) -> None:
+    """Where this fails, kafka-python takes sequence numbers back by itself, and ours can go."""
+    manager = bare._transaction_manager
+    refusal = kafka_errors.InvalidRecordError()
+    assert manager.classify_batch_error(refusal, None) == manager.ERROR_CLASS_FATAL
+    batch = kafka_producer_batch.ProducerBatch(kafka.TopicPartition(TWELVE, 3), None)
+    assert (batch.attempts, batch.final_state) == (0, None)
+    assert bare._sender._can_split.__code__.co_varnames[1:3] == ("batch", "error")
+    assert _kafka_python._fail_alone(bare, set()) == manager.has_fatal_error
+
+
+def test_the_way_past_send_is_open(bare: Any) -> None:
+    """Where this fails every record goes through KafkaProducer.send(), at half the speed."""
+    known = told_of(bare, {TWELVE})
+    with pytest.raises(kafka_errors.KafkaTimeoutError):
+        bare.send(TWELVE, b"value")
+    assert known.wait(PATIENCE)
+    parameters = [*inspect.signature(bare._accumulator.append).parameters]
+    assert (*parameters[:5],) == _kafka_python._APPEND
+    at = kafka.TopicPartition(TWELVE, 3)
+    future, is_full, is_new, undone = bare._accumulator.append(at, 7, None, b"value", [])
+    assert (is_full, is_new, undone) == (False, True, False)
+    bare._sender.wakeup()
+    assert future.get(PATIENCE).partition == 3
+
+
+def test_the_clients_thread_closes_the_client_that_it_was_given(cluster: MockCluster) -> None:
+    with opened(cluster) as (driver, _):
+        client: Any = driver._client
+        assert driver._ready().producer.config["kafka_client"].func == driver._connect
+        assert isinstance(client, importlib.import_module("kafka.net.compat").KafkaNetClient)
+        assert client.cluster.unauthorized_topics == set()
+        assert client.cluster.config["allow_auto_create_topics"] is True
+        driver.close(1)
+        assert client.closed_by.name == "anyio-sendproducer-network-thread"
+
+
+def test_a_connection_that_is_closed_does_not_close_the_client(cluster: MockCluster) -> None:
+    with opened(cluster) as (driver, recorder):
+        metadata_of(send_all(driver, recorder, [ProducerRecord(TWELVE, b"value")])[0])
+        client: Any = driver._client
+        client.close(1)
+        assert not client.is_closed.is_set()
+        metadata_of(send_all(driver, recorder, [ProducerRecord(TWELVE, b"value")])[0])
+
+
+@pytest.mark.parametrize("name", ["proxy_url", "socks5_proxy"])
+def test_a_proxy_of_the_users_own_is_used(name: str) -> None:
+    proxy = "socks5://127.0.0.1:1"
+    driver = KafkaPythonDriver(settings_for("127.0.0.1:1", properties={name: proxy}))
+    assert driver._config[name] == proxy
+    assert driver._config.get("proxy_url", proxy) == proxy
+
+
+def test_allow_auto_create_topics_reaches_the_one_who_asks(cluster: MockCluster) -> None:
+    properties = {"allow_auto_create_topics": False, "retry_backoff_ms": 77}
+    with opened(cluster, properties=properties) as (driver, _):
+        client: Any = driver._client
+        assert client.cluster.config["allow_auto_create_topics"] is False
+        assert client.cluster.config["retry_backoff_ms"] == 77
+        assert client.cluster.metadata_request().allow_auto_topic_creation is False
+
+
+def test_the_client_formats_itself_cheaply(cluster: MockCluster) -> None:
+    with opened(cluster) as (driver, _):
+        assert str(driver._ready().producer) == "<KafkaProducer client_id=anyio-sendproducer>"
+
+
+def test_what_the_client_still_had_when_it_was_closed_says_so(cluster: MockCluster) -> None:
+    with opened(cluster) as (driver, recorder):
+        learn(driver, recorder, TWELVE)
+        cluster.set_rtt(1, 5_000)
+        parcel = Parcel(ProducerRecord(TWELVE, b"value"))
+        driver.submit([parcel])
+        driver.close(0)
+        [outcome] = recorder.outcomes_of([parcel])
+    assert isinstance(outcome, DeliveryError)
+    assert outcome.persistence is Persistence.POSSIBLY_PERSISTED
+    assert str(outcome) == (
+        "the record was not acknowledged: the client was closed before a broker had answered"
+    )

@@ -1,0 +1,228 @@
+"""The mock cluster does what it is told to, by the names of Kafka's protocol."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from anyio_sendproducer import (
+    DeliveryError,
+    Persistence,
+    ProducerRecord,
+    ProducerSettings,
+    ProducerStartError,
+    RecordRejected,
+    SettingsError,
+    open_send_producer,
+)
+from anyio_sendproducer.testing import MockCluster, MockClusterError, mock_cluster
+from anyio_sendproducer.testing._kafka_names import ERRORS, REQUESTS, error_code, request_key
+from anyio_sendproducer.testing._mock_cluster import librdkafka
+from tests.support.calls import Deadlines, sure_of_refusals, until
+
+# kafka-python has no types: whatever is taken from it here is Any.
+kafka_errors: Any = importlib.import_module("kafka.errors")
+
+RECORD = ProducerRecord("orders", b"two tins", partition=0)
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[MockCluster]:
+    with mock_cluster(2) as cluster:
+        cluster.create_topic("orders", [1, 2])
+        yield cluster
+
+
+@pytest.fixture
+def cluster(running: MockCluster) -> Iterator[MockCluster]:
+    yield running
+    running.behave()
+    running.move("orders", 0, 1)
+
+
+def settings_for(cluster: MockCluster, driver: str, **fields: Any) -> ProducerSettings:
+    return cluster.settings(driver, cancel_timeout=0.5, **fields)
+
+
+# --- what it is told -----------------------------------------------------------------------------
+
+
+async def test_an_error_that_passes(cluster: MockCluster, driver: str) -> None:
+    cluster.answer_any("NOT_ENOUGH_REPLICAS", 2)
+    async with open_send_producer(settings_for(cluster, driver), driver=driver) as producer:
+        assert (await producer.send(RECORD)).offset is not None
+
+
+async def test_a_refusal(cluster: MockCluster, driver: str) -> None:
+    settings = sure_of_refusals(settings_for(cluster, driver), driver)
+    async with open_send_producer(settings, driver=driver) as producer:
+        await producer.send(RECORD)
+        cluster.answer_next(1, "INVALID_RECORD")
+        with pytest.raises(RecordRejected):
+            await producer.send(RECORD)
+        await producer.send(RECORD)
+
+
+async def test_an_answer_that_comes_too_late(
+    cluster: MockCluster, driver: str, deadlines: Deadlines
+) -> None:
+    settings = settings_for(cluster, driver)
+    async with open_send_producer(settings, driver=driver) as producer:
+        await producer.partitions_for("orders")
+        cluster.set_rtt(1, 2_000)
+        delivery = await producer.enqueue(RECORD)
+        await until(lambda: producer.statistics().queued == 0)
+        deadlines.bring_forward(producer, settings.delivery_timeout)
+        with pytest.raises(DeliveryError) as caught:
+            await delivery.wait()
+        assert caught.value.persistence is Persistence.POSSIBLY_PERSISTED
+        cluster.set_rtt(1, 0)
+
+
+async def test_connections_that_are_closed_and_leaders_that_move(
+    cluster: MockCluster, driver: str
+) -> None:
+    async with open_send_producer(settings_for(cluster, driver), driver=driver) as producer:
+        await producer.send(RECORD)
+        cluster.close_on()
+        await producer.send(RECORD)
+        cluster.move("orders", 0, 2)
+        await producer.send(RECORD)
+
+
+async def test_brokers_that_are_down_and_up_again(cluster: MockCluster, driver: str) -> None:
+    for broker in (1, 2):
+        cluster.set_down(broker)
+    settings = settings_for(cluster, driver, start_timeout=0.3)
+    with pytest.raises(ProducerStartError):
+        async with open_send_producer(settings, driver=driver):
+            pytest.fail("there is nobody")
+    cluster.set_up(2)
+    cluster.behave()
+    async with open_send_producer(settings_for(cluster, driver), driver=driver) as producer:
+        await producer.send(RECORD)
+
+
+async def test_a_topic_s_error(cluster: MockCluster, driver: str) -> None:
+    cluster.set_topic_error("orders", "TOPIC_AUTHORIZATION_FAILED")
+    async with open_send_producer(settings_for(cluster, driver), driver=driver) as producer:
+        # By librdkafka it is refused where a topic is new to it, and fails where it is not.
+        with pytest.raises(DeliveryError, match=r"(?i)authoriz|may not use"):
+            await producer.send(RECORD)
+    cluster.behave()
+    assert cluster._failing_topics == set()
+    async with open_send_producer(settings_for(cluster, driver), driver=driver) as producer:
+        await producer.send(RECORD)
+
+
+async def test_behave_takes_back_what_was_asked_for(cluster: MockCluster) -> None:
+    cluster.answer_any("POLICY_VIOLATION", 5)
+    cluster.close_on(5, api="Metadata")
+    cluster.set_rtt(1, 60_000)
+    cluster.set_topic_error("orders", "UNKNOWN_TOPIC_OR_PARTITION")
+    cluster.set_topic_error("orders", "NONE")
+    cluster.set_down(2)
+    cluster.behave()
+    async with open_send_producer(settings_for(cluster, "kafka-python")) as producer:
+        await producer.send(RECORD)
+
+
+def test_a_topic_of_one_partition(cluster: MockCluster) -> None:
+    assert cluster.create_topic("lone") == "lone"
+
+
+# --- settings and misuse -------------------------------------------------------------------------
+
+
+def test_settings_are_those_that_the_driver_needs(cluster: MockCluster) -> None:
+    assert str(cluster) == cluster.bootstrap_servers == cluster.settings().bootstrap_servers
+    assert cluster.bootstrap_servers in repr(cluster)
+    made = cluster.settings(client_id="orders", properties={"acks": 1})
+    assert made.client_id == "orders"
+    assert made.properties == {"api_version": (2, 3), "acks": 1}
+    made = cluster.settings("confluent", properties={"max.in.flight.requests.per.connection": 5})
+    assert made.properties == {"max.in.flight.requests.per.connection": 5}
+    with pytest.raises(ValueError, match="not 'fake'"):
+        cluster.settings("fake")
+    with pytest.raises(SettingsError):
+        cluster.settings(client_id="")
+
+
+def test_what_it_can_t_do(cluster: MockCluster) -> None:
+    calls: list[Callable[[], None]] = [
+        lambda: cluster.set_down(3),
+        lambda: cluster.set_rtt(3, 1),
+        lambda: cluster.move("orders", 0, 3),
+        lambda: cluster.answer_next(3, "NONE"),
+    ]
+    for call in calls:
+        with pytest.raises(MockClusterError, match=r"of 2 broker\(s\) would not do \w+\(.*3.*\)"):
+            call()
+    # What failed is not to be taken back.
+    cluster.behave()
+
+
+@pytest.mark.parametrize("brokers", [0, -1, True, "1", 1.0])
+def test_as_many_brokers_as_can_be(brokers: Any) -> None:
+    with (
+        pytest.raises(ValueError, match=f"brokers must be an int of 1 or more: {brokers!r}"),
+        mock_cluster(brokers),
+    ):
+        pytest.fail("there are none")
+
+
+def test_without_confluent_kafka_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "confluent_kafka", None)
+    librdkafka.cache_clear()
+    try:
+        with (
+            pytest.raises(MockClusterError, match=r'pip install "anyio-sendproducer\[confluent\]"'),
+            mock_cluster(),
+        ):
+            pytest.fail("there is none")
+    finally:
+        librdkafka.cache_clear()
+
+
+# --- names ---------------------------------------------------------------------------------------
+
+
+def test_the_names_of_errors_are_those_of_other_clients_too() -> None:
+    theirs: dict[int, str] = {}
+    for name in dir(kafka_errors):
+        error = getattr(kafka_errors, name)
+        if getattr(error, "errno", None) is not None and getattr(error, "message", None):
+            theirs[error.errno] = error.message
+    assert set(theirs) <= set(ERRORS.values())
+    # What Kafka calls otherwise by now.
+    renamed = {
+        "UNKNOWN_SERVER_ERROR": "UNKNOWN",
+        "NONE": "NO_ERROR",
+        "NOT_LEADER_OR_FOLLOWER": "NOT_LEADER_FOR_PARTITION",
+        "MESSAGE_TOO_LARGE": "MESSAGE_SIZE_TOO_LARGE",
+        "INVALID_TOPIC_EXCEPTION": "INVALID_TOPIC",
+        "INVALID_REPLICA_ASSIGNMENT": "INVALID_REPLICATION_ASSIGNMENT",
+    }
+    assert {renamed.get(name, name): code for name, code in ERRORS.items()} == {
+        message: code for code, message in theirs.items()
+    }
+
+
+def test_numbers_and_names_are_taken() -> None:
+    assert error_code("NOT_LEADER_OR_FOLLOWER") == error_code(6) == 6
+    assert request_key("InitProducerId") == request_key(22) == 22
+    assert len(set(ERRORS.values())) == len(ERRORS)
+    assert len(set(REQUESTS.values())) == len(REQUESTS)
+
+
+def test_names_that_do_not_exist() -> None:
+    with pytest.raises(ValueError, match="no error 'not_leader'; did you mean 'NOT_LEADER_OR_"):
+        error_code("not_leader")
+    with pytest.raises(ValueError, match="no request 'produce'; did you mean 'Produce'"):
+        request_key("produce")
+    with pytest.raises(ValueError, match="no request 'xyz': Produce, Fetch, "):
+        request_key("xyz")

@@ -1,0 +1,633 @@
+"""A client that its owner made, and a factory that makes it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import threading
+from collections.abc import AsyncGenerator
+from typing import Any, cast
+
+import anyio
+import anyio.to_thread
+import kafka
+import kafka.errors
+import pytest
+
+from anyio_sendproducer import (
+    DeliveryError,
+    DeliveryTimeout,
+    Message,
+    Persistence,
+    ProducerBroken,
+    ProducerRecord,
+    ProducerSettings,
+    ProducerStartError,
+    RecordMetadata,
+    RecordRejected,
+    SendProducer,
+    SendProducerError,
+    SerializationFailed,
+    SettingsError,
+    Statistics,
+    TransactionError,
+    UndeliveredRecords,
+    _producer,
+    drivers,
+    open_send_producer,
+)
+from anyio_sendproducer.drivers import Submitted
+from anyio_sendproducer.drivers._given_client import GivenClientDriver
+from anyio_sendproducer.testing import EmbeddedBroker, FakeDriver, Gate, mock_cluster
+from tests.conftest import client_threads
+from tests.support.bare import BareProducer, bare, nothing
+from tests.support.calls import (
+    Call,
+    Deadlines,
+    at_gate,
+    quiet,
+    raising,
+    record,
+    task_group,
+    until,
+)
+from tests.support.lent_client import FakeClient
+from tests.support.recorder import PATIENCE, Parcel, Recorder, open_sockets
+
+Partitioner: Any = importlib.import_module("kafka.partitioner.abc").Partitioner
+Serializer: Any = importlib.import_module("kafka.serializer").Serializer
+
+#: What a broker answers for a record that it refuses.
+INVALID_RECORD = 87
+
+
+def with_client(client: Any, **changes: Any) -> ProducerSettings:
+    return ProducerSettings(bootstrap_servers="x:1").with_producer(client).evolve(**changes)
+
+
+def figures(producer: SendProducer) -> Statistics:
+    """Those of the records; who comes late may still wake the loop."""
+    return dataclasses.replace(producer.statistics(), wake_ups=0)
+
+
+# --- a client that is there ----------------------------------------------------------------------
+
+
+def _bare(broker: EmbeddedBroker) -> Any:
+    return BareProducer(bootstrap_servers=broker.bootstrap_servers)
+
+
+@pytest.fixture
+async def client(broker: EmbeddedBroker) -> AsyncGenerator[Any, None]:
+    made = await anyio.to_thread.run_sync(_bare, broker)
+    yield made
+    await anyio.to_thread.run_sync(made.close, 10)
+
+
+async def test_a_real_client_that_others_use_too(client: Any) -> None:
+    settings = ProducerSettings(producer=client, close_producer_on_exit=False)
+    assert (
+        repr(settings) == "ProducerSettings(producer=KafkaProducer, close_producer_on_exit=False)"
+    )
+    async with open_send_producer(settings) as producer:
+        assert repr(producer) == "<SendProducer open KafkaProducer>"
+        metadata = await producer.send(ProducerRecord("t", b"ours", b"k", partition=0))
+        assert (metadata.partition, metadata.offset) == (0, 0)
+        result = await producer.send_envelope(
+            Message(ProducerRecord("t", b"with headers", headers=[("a", b"b")], partition=0), "p")
+        )
+        assert (result.offset, result.pass_through) == (1, "p")
+        assert await producer.partitions_for("t")
+        with pytest.raises(RecordRejected, match="refused the record") as caught:
+            await producer.send(ProducerRecord("t", b"v", partition=700))
+        assert caught.value.persistence is Persistence.NOT_PERSISTED
+        left = producer.enqueue_nowait(ProducerRecord("t", b"left", partition=0))
+    assert (await left.wait()).offset == 2
+    # It is its owner's, and works on.
+    future = client.send("t", b"theirs", partition=0)
+    assert (await anyio.to_thread.run_sync(future.get, 10)).offset == 3
+
+
+async def test_it_is_closed_where_that_is_asked_for(broker: EmbeddedBroker) -> None:
+    made = await anyio.to_thread.run_sync(_bare, broker)
+    settings = ProducerSettings(producer=made)
+    async with open_send_producer(settings) as producer:
+        await producer.send(record())
+    with pytest.raises(kafka.errors.IllegalStateError):
+        made.send("t", b"v")
+    async with open_send_producer(settings) as producer:
+        with pytest.raises(DeliveryError, match="already closed") as caught:
+            await producer.send(record())
+        assert caught.value.persistence is Persistence.NOT_PERSISTED
+
+
+@pytest.mark.parametrize("closes", [True, False])
+async def test_what_is_under_way_is_waited_for_and_then_it_is_closed_or_not(closes: bool) -> None:
+    fake = FakeClient()
+    fake.answers = False
+    settings = with_client(fake).with_close_producer_on_exit(closes)
+    async with task_group() as tasks:
+        async with open_send_producer(settings) as producer:
+            delivery = producer.enqueue_nowait(record(b"1"))
+            await until(lambda: len(fake.sent) == 1)
+
+            async def answer() -> None:
+                assert fake.closed == []
+                fake.answer(fake.sent[0][1])
+
+            tasks.start_soon(answer)
+        assert (await delivery.wait()).offset == 7
+    assert len(fake.closed) == closes
+
+
+async def test_a_client_that_can_not_be_closed_is_told_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    fake = FakeClient()
+    fake.close_error = kafka.errors.KafkaTimeoutError("records pending")
+    async with open_send_producer(with_client(fake, close_producer_on_exit=True)):
+        pass
+    assert "the producer that was given could not be closed" in caplog.text
+
+
+async def test_serializers_run_on_the_producer_s_thread() -> None:
+    threads: list[str] = []
+
+    def serialize(text: str) -> bytes:
+        threads.append(threading.current_thread().name)
+        return text.encode()
+
+    fake = FakeClient()
+    settings = with_client(fake, value_serializer=serialize)
+    async with open_send_producer(settings) as producer:
+        await producer.send(ProducerRecord("t", "text", b"key"))
+        with pytest.raises(SerializationFailed):
+            await producer.send(ProducerRecord("t", cast("str", 7)))
+    sent = fake.sent[0][0]
+    assert (sent[1], sent[2]) == (b"text", b"key")
+    assert all(name.startswith("anyio-sendproducer") for name in threads)
+
+
+async def test_what_it_fails_may_have_been_written() -> None:
+    fake = FakeClient()
+    fake.answers = False
+    async with open_send_producer(with_client(fake)) as producer:
+        async with task_group() as tasks:
+            call = Call(tasks, producer.send, record())
+            await until(lambda: len(fake.sent) == 1)
+            cause = kafka.errors.TopicAuthorizationFailedError()
+            fake.answer(fake.sent[0][1], cause)
+        assert isinstance(call.error, DeliveryError)
+        assert call.error.persistence is Persistence.POSSIBLY_PERSISTED
+        assert call.error.__cause__ is cause
+
+
+async def test_a_topic_without_metadata_is_asked_for_again_and_keeps_its_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_producer, "_RETRY_SECONDS", 0.01)
+    fake = FakeClient()
+    fake.errors = [kafka.errors.KafkaTimeoutError() for _ in range(3)]
+    fake.gate.shut()
+    async with open_send_producer(with_client(fake)) as producer:
+        deliveries = [producer.enqueue_nowait(record(b"%d" % number)) for number in range(5)]
+        fake.gate.open()
+        for delivery in deliveries:
+            await delivery.wait()
+        assert [sent[1] for sent, _ in fake.sent] == [b"%d" % number for number in range(5)]
+        fake.known = kafka.errors.KafkaTimeoutError()
+        with anyio.move_on_after(0.05) as scope:
+            await producer.partitions_for("t")
+        assert scope.cancelled_caught
+        fake.known = cause = kafka.errors.TopicAuthorizationFailedError()
+        says = r"the metadata of topic 't' can't be had: .*TopicAuthorizationFailedError"
+        with pytest.raises(SendProducerError, match=says) as caught:
+            await producer.partitions_for("t")
+        assert caught.value.__cause__ is cause
+
+
+async def test_with_acks_0_there_is_no_offset() -> None:
+    async with open_send_producer(with_client(FakeClient(acks=0))) as producer:
+        assert (await producer.send(record())).offset is None
+
+
+async def test_a_client_that_gets_nowhere_breaks_the_producer(deadlines: Deadlines) -> None:
+    fake = FakeClient()
+    fake.answers = False
+    async with open_send_producer(with_client(fake)) as producer:
+        delivery = producer.enqueue_nowait(record())
+        await until(lambda: len(fake.sent) == 1)
+        deadlines.bring_forward(producer, 121)
+        with pytest.raises(DeliveryTimeout):
+            await delivery.wait()
+        deadlines.bring_forward(producer, 11)
+        await until(lambda: producer.statistics().state == "broken")
+        with pytest.raises(ProducerBroken) as caught:
+            await producer.send(record())
+        assert "past their delivery_timeout" in str(caught.value.__cause__)
+
+
+async def test_a_client_that_blocks_holds_up_nobody_for_longer_than_the_deadline() -> None:
+    fake = FakeClient()
+    fake.gate.shut()
+    async with open_send_producer(with_client(fake, delivery_timeout=0.05)) as producer:
+        with pytest.raises(DeliveryTimeout):
+            await producer.send(record())
+        fake.gate.open()
+
+
+async def test_what_comes_back_when_another_record_is_held_up_is_told_at_once() -> None:
+    fake = FakeClient()
+    gate = fake.gates["slow"] = Gate()
+    gate.shut()
+    async with open_send_producer(with_client(fake, value_serializer=str.encode)) as producer:
+        values = [("t", "1"), ("t", cast("str", 7)), ("slow", "2"), ("t", "3")]
+        first, refused, *rest = [
+            producer.enqueue_nowait(ProducerRecord(topic, value)) for topic, value in values
+        ]
+        await at_gate(gate)
+        assert (await first.wait()).offset == 7
+        with pytest.raises(SerializationFailed):
+            await refused.wait()
+        gate.open()
+        for delivery in rest:
+            await delivery.wait()
+
+
+async def test_what_is_acknowledged_waits_for_no_other_partition() -> None:
+    fake = FakeClient()
+    fake.answers = False
+    async with open_send_producer(with_client(fake)) as producer:
+        deliveries = [producer.enqueue_nowait(record(b"%d" % number)) for number in range(3)]
+        await until(lambda: len(fake.sent) == 3)
+        for number in (1, 0, 2):
+            fake.answer(fake.sent[number][1], offset=number)
+            assert (await deliveries[number].wait()).offset == number
+
+
+async def test_beyond_the_end_of_the_block_it_is_given_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("anyio_sendproducer._bridge._GRACE_SECONDS", 0.01)
+    fake = FakeClient()
+    fake.gate.shut()
+    with raising(UndeliveredRecords) as caught:
+        async with open_send_producer(with_client(fake, close_timeout=0.05)) as producer:
+            deliveries = [producer.enqueue_nowait(record(b"%d" % number)) for number in range(3)]
+            await at_gate(fake.gate)
+    assert "hangs in the client library: left behind" in caplog.text
+    assert {error.record.value: error.persistence for error in caught.value.errors} == {
+        b"0": Persistence.POSSIBLY_PERSISTED,
+        b"1": Persistence.NOT_PERSISTED,
+        b"2": Persistence.NOT_PERSISTED,
+    }
+    before = figures(producer)
+    fake.gate.open()
+    await until(lambda: not _threads())
+    await quiet()
+    # The one that was under way is all that it was given, and what it says of that touches nothing.
+    assert [sent[1] for sent, _ in fake.sent] == [b"0"]
+    assert figures(producer) == before
+    for delivery in deliveries:
+        with pytest.raises(DeliveryError):
+            await delivery.wait()
+
+
+async def test_what_it_says_after_the_block_touches_nothing() -> None:
+    fake = FakeClient()
+    fake.answers = False
+    with raising(UndeliveredRecords):
+        async with open_send_producer(with_client(fake, close_timeout=0.05)) as producer:
+            delivery = producer.enqueue_nowait(record())
+            await until(lambda: len(fake.sent) == 1)
+    before = figures(producer)
+    fake.answer(fake.sent[0][1])
+    await quiet()
+    assert figures(producer) == before
+    with pytest.raises(DeliveryError, match="was closed before the record was acknowledged"):
+        await delivery.wait()
+
+
+def test_what_is_held_or_behind_when_it_is_closed_was_not_sent() -> None:
+    fake = FakeClient()
+    gate = fake.gates["slow"] = Gate()
+    gate.shut()
+    fake.errors = [kafka.errors.KafkaTimeoutError()]
+    driver = GivenClientDriver(with_client(fake))
+    recorder = Recorder()
+    driver.open(recorder)
+    parcels = [Parcel(record(topic=topic)) for topic in ("unknown", "slow", "t", "unknown")]
+    answers: list[Submitted] = []
+    thread = threading.Thread(target=lambda: answers.append(driver.submit(parcels)))
+    thread.start()
+    gate.wait_until_someone_waits(PATIENCE)
+    driver.close(0)
+    refused = {id(parcel) for parcel, _ in recorder.reports}
+    assert refused == {id(parcels[number]) for number in (0, 2, 3)}
+    gate.open()
+    thread.join()
+    assert answers == [Submitted()]
+    late = [Parcel(record())]
+    assert driver.submit(late) == Submitted()
+    outcomes = recorder.outcomes_of([*parcels, *late])
+    for outcome in (outcomes[0], *outcomes[2:]):
+        assert isinstance(outcome, DeliveryError)
+        assert outcome.persistence is Persistence.NOT_PERSISTED
+    assert isinstance(outcomes[1], RecordMetadata)
+    assert [sent[0] for sent, _ in fake.sent] == ["slow"]
+
+
+class Auditing(BareProducer):  # type: ignore[misc]
+    """A client that fails when it has sent the record."""
+
+    error: Exception
+
+    def send(self, *args: Any, **options: Any) -> Any:
+        BareProducer.send(self, *args, **options)
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [ValueError("ours"), kafka.errors.IllegalStateError("ours")])
+@pytest.mark.parametrize("lent", [True, False])
+async def test_of_what_a_subclass_raises_it_is_not_sure(
+    broker: EmbeddedBroker, error: Exception, lent: bool
+) -> None:
+    def make(configs: dict[str, Any]) -> Auditing:
+        made = Auditing(**configs)
+        made.error = error
+        return made
+
+    servers = broker.bootstrap_servers
+    settings = ProducerSettings(bootstrap_servers=servers, producer_factory=make)
+    if lent:
+        settings = ProducerSettings(
+            producer=await anyio.to_thread.run_sync(make, {"bootstrap_servers": servers})
+        )
+    async with open_send_producer(settings) as producer:
+        with pytest.raises(DeliveryError, match=r"did not take the record: .*ours") as caught:
+            await producer.send(ProducerRecord("t", None, b"key"))
+        assert caught.value.persistence is Persistence.POSSIBLY_PERSISTED
+
+
+# --- a client that breaks, or is closed ----------------------------------------------------------
+
+
+async def test_a_client_that_broke_breaks_the_producer() -> None:
+    with mock_cluster(1) as cluster, bare(cluster) as made:
+        cluster.create_topic("t", [1])
+        async with open_send_producer(with_client(made)) as producer:
+            await producer.send(record())
+            cluster.answer_next(1, INVALID_RECORD)
+            with pytest.raises(DeliveryError, match="not acknowledged") as refused:
+                await producer.send(record())
+            assert isinstance(refused.value.__cause__, kafka.errors.InvalidRecordError)
+            await until(lambda: producer.statistics().state == "broken")
+            with pytest.raises(ProducerBroken) as caught:
+                await producer.send(record())
+            assert caught.value.__cause__ is refused.value.__cause__
+
+
+async def test_where_a_broker_is_away_a_client_is_closed_all_the_same(
+    broker: EmbeddedBroker,
+) -> None:
+    made = await anyio.to_thread.run_sync(_bare, broker)
+    settings = ProducerSettings(producer=made, close_timeout=0.05)
+    with raising(UndeliveredRecords) as caught:
+        async with open_send_producer(settings) as producer:
+            await producer.send(record())
+            broker.pause()
+            producer.enqueue_nowait(record())
+    assert caught.value.errors[0].persistence is Persistence.POSSIBLY_PERSISTED
+    with pytest.raises(kafka.errors.IllegalStateError):
+        made.send("t", b"v")
+    await until(lambda: not client_threads())
+
+
+async def test_its_owner_closes_it_meanwhile(broker: EmbeddedBroker) -> None:
+    made = await anyio.to_thread.run_sync(_bare, broker)
+    async with open_send_producer(with_client(made)) as producer:
+        await producer.send(record())
+        broker.pause()
+        under_way = producer.enqueue_nowait(record())
+        await until(lambda: producer.statistics().hand_overs == 2)
+        await producer.partitions_for("t")  # the thread is through with it
+        made.flush = nothing
+        made.close(0)
+        with pytest.raises(DeliveryError, match=r"not acknowledged: .*closed") as caught:
+            await under_way.wait()
+        assert caught.value.persistence is Persistence.POSSIBLY_PERSISTED
+        with pytest.raises(DeliveryError, match="already closed") as caught:
+            await producer.send(record())
+        assert caught.value.persistence is Persistence.NOT_PERSISTED
+        await until(lambda: not any("network" in name for name in client_threads()))
+        with pytest.raises(SendProducerError, match="topic 'new' can't be had"):
+            await producer.partitions_for("new")
+
+
+# --- a client with settings of its own -----------------------------------------------------------
+
+
+class Exclaiming(Serializer):  # type: ignore[misc]
+    def serialize(self, _topic: str, _headers: Any, data: bytes) -> bytes:
+        return data + b"!"
+
+
+class Last(Partitioner):  # type: ignore[misc]
+    """Sends everything to partition 3."""
+
+    def partition(self, *_: object) -> int:
+        return 3
+
+
+@pytest.mark.parametrize("acks", [0, 1])
+async def test_two_producers_on_a_client_with_settings_of_its_own(
+    broker: EmbeddedBroker, acks: int
+) -> None:
+    def make() -> Any:
+        return BareProducer(
+            bootstrap_servers=broker.bootstrap_servers,
+            acks=acks,
+            enable_idempotence=False,
+            partitioner=Last(),
+            value_serializer=Exclaiming(),
+        )
+
+    made = await anyio.to_thread.run_sync(make)
+    texts = ProducerSettings(producer=made, value_serializer=str.encode)
+    async with open_send_producer(texts) as one:
+        async with open_send_producer(with_client(made)) as other:
+            found = [
+                await one.send(ProducerRecord("t", "text")),
+                await other.send(ProducerRecord("t", b"bytes")),
+            ]
+        # The one that has left took nothing along.
+        found.append(await one.send(ProducerRecord("t", "text", b"key")))
+    assert [metadata.partition for metadata in found] == [3, 3, 3]
+    assert [metadata.offset for metadata in found] == ([0, 1, 2] if acks else [None] * 3)
+    # What the settings' serializer gives goes through the client's own.
+    assert [metadata.serialized_value_size for metadata in found] == [5, 6, 5]
+
+
+def test_it_sends_no_transactions() -> None:
+    with pytest.raises(SettingsError, match="producer: it has a transactional_id; let a producer_"):
+        GivenClientDriver(with_client(FakeClient(transactional_id="tx")))
+    driver: Any = GivenClientDriver(with_client(FakeClient()))
+    for call in (
+        driver.begin_transaction,
+        lambda: driver.send_offsets([], None, None),
+        lambda: driver.end_transaction(True, None),
+    ):
+        with pytest.raises(TransactionError, match="sends no transactions"):
+            call()
+    assert (driver.trouble(), driver.cut_off()) == (None, False)
+    driver.close(0)
+    driver.close(0)
+
+
+# --- a factory -----------------------------------------------------------------------------------
+
+
+class Counting(BareProducer):  # type: ignore[misc]
+    """A client with something of its own."""
+
+    sends = 0
+
+    def send(self, *args: Any, **options: Any) -> Any:
+        self.sends += 1
+        return BareProducer.send(self, *args, **options)
+
+
+async def test_a_factory_makes_the_client(broker: EmbeddedBroker) -> None:
+    made: list[Counting] = []
+
+    def factory(configs: dict[str, Any]) -> Counting:
+        assert threading.current_thread().name.startswith("anyio-sendproducer")
+        made.append(Counting(**configs))
+        return made[-1]
+
+    settings = ProducerSettings(
+        bootstrap_servers=broker.bootstrap_servers, client_id="mine"
+    ).with_producer_factory(factory)
+    before = open_sockets()
+    async with open_send_producer(settings) as producer:
+        assert (await producer.send(record())).offset == 0
+        producer.enqueue_nowait(record())
+    assert made[0].config["client_id"] == "mine"
+    assert open_sockets() == before
+    with pytest.raises(kafka.errors.IllegalStateError):
+        made[0].send("t", b"v")
+
+
+def gives_nothing(_: dict[str, Any]) -> None:
+    return None
+
+
+def leaves_out(configs: dict[str, Any]) -> Any:
+    return BareProducer(bootstrap_servers=configs["bootstrap_servers"])
+
+
+def raises(_: dict[str, Any]) -> Any:
+    raise LookupError("no such plug-in")
+
+
+def misspells(configs: dict[str, Any]) -> Any:
+    return BareProducer(**configs, lingerms=1)
+
+
+@pytest.mark.parametrize(
+    ("factory", "kind", "says"),
+    [
+        (
+            gives_nothing,
+            SettingsError,
+            "producer_factory must return a KafkaProducer, not NoneType",
+        ),
+        (leaves_out, SettingsError, "producer_factory must pass on all of the configuration"),
+        (raises, ProducerStartError, "no such plug-in"),
+        (misspells, SettingsError, "lingerms"),
+    ],
+)
+async def test_a_factory_that_is_wrong_ends_the_start(
+    broker: EmbeddedBroker, factory: Any, kind: type[SendProducerError], says: str
+) -> None:
+    settings = ProducerSettings(
+        bootstrap_servers=broker.bootstrap_servers, producer_factory=factory
+    )
+    before = open_sockets()
+    with raising(kind, match=says):
+        async with open_send_producer(settings):
+            pass
+    await until(lambda: open_sockets() == before)
+
+
+async def test_a_factory_that_blocks_is_left_behind(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_producer, "_PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr("anyio_sendproducer._bridge._GRACE_SECONDS", 0.01)
+    gate = threading.Event()
+
+    def block(_: dict[str, Any]) -> Any:
+        gate.wait()
+
+    settings = ProducerSettings(
+        bootstrap_servers="127.0.0.1:1", producer_factory=block, start_timeout=0.05
+    )
+    says = r"the client was not made within 0\.05 s \(start_timeout\), nor within 0\.01 s more"
+    with raising(ProducerStartError, match=says):
+        async with open_send_producer(settings):
+            pass
+    assert "hangs in the client library" in caplog.text
+    gate.set()
+    await until(lambda: not _threads())
+
+
+def _threads() -> list[str]:
+    names = [thread.name for thread in threading.enumerate()]
+    return [name for name in names if name.startswith("anyio-sendproducer")]
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+FAKE = FakeClient()
+BAD: list[tuple[dict[str, Any], str]] = [
+    *(
+        (
+            {"producer": FAKE, field: value},
+            f"{field} and producer: give one, for the producer is made already",
+        )
+        for field, value in (
+            ("bootstrap_servers", "a:1"),
+            ("service_name", "kafka"),
+            ("properties", {"acks": 1}),
+            ("enrich", print),
+            ("producer_factory", print),
+            ("transactional_id", "tx"),
+        )
+    ),
+    (
+        {"bootstrap_servers": "a:1", "close_producer_on_exit": "no"},
+        "close_producer_on_exit must be True or False, not 'no'",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [pytest.param(*case, id=f"{number}-{[*case[0]][-1]}") for number, case in enumerate(BAD)],
+)
+def test_a_bad_setting_is_refused_by_name(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        ProducerSettings(**fields)
+    assert str(caught.value) == says
+
+
+@pytest.mark.parametrize("driver", ["other", FakeDriver()])
+def test_another_driver_and_a_producer_are_one_too_many(driver: Any) -> None:
+    with pytest.raises(SettingsError, match="driver and producer: give one, for the producer is"):
+        drivers.make_driver(driver, with_client(FakeClient()))
+
+
+def test_a_factory_is_shown_by_its_name() -> None:
+    settings = ProducerSettings(bootstrap_servers="a:1", producer_factory=raises)
+    assert repr(settings).endswith(", producer_factory=raises)")

@@ -1,0 +1,811 @@
+"""What brokers, records, settings and the network can do to a producer; SECURITY.md names these.
+
+The brokers are scripted ones, which lie as they are told to. Apache Kafka itself is asked in
+``tests/kafka/test_security.py``.
+"""
+
+from __future__ import annotations
+
+import copy
+import datetime as dt
+import gc
+import importlib
+import logging
+import os
+import pickle
+import random
+import re
+import socket
+import ssl
+import struct
+import time
+import traceback
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import anyio
+import anyio.to_thread
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from anyio_sendproducer import (
+    DeliveryError,
+    ProducerRecord,
+    ProducerSettings,
+    ProducerStartError,
+    RecordMetadata,
+    RecordRejected,
+    SettingsError,
+    open_send_producer,
+)
+from anyio_sendproducer.drivers import _discreet, _kafka_python
+from anyio_sendproducer.drivers._tls import tls_refusal
+from anyio_sendproducer.testing import strategies
+from tests.support.calls import Deadlines, eventually, raising, until
+from tests.support.kafka_security import Authority, Certificate
+from tests.support.paths import ROOT
+from tests.support.scripted_broker import (
+    METADATA,
+    PRODUCE,
+    SASL_AUTHENTICATE,
+    Answer,
+    ScriptedBroker,
+    scripted_broker,
+)
+
+SECRET = "hunter2-s3cr3t"
+MECHANISMS = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
+#: Seconds within which what is final has to be told, on a machine that has more to do; the start
+#: may take many times that.
+PROMPTLY = 15.0
+#: A start_timeout, or a delivery_timeout, that does not pass by itself.
+LONG = 240.0
+
+
+class Tokens:
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def token(self) -> str:
+        return self._token
+
+
+def login(mechanism: str, password: str = SECRET, user: str = "me") -> dict[str, Any]:
+    properties: dict[str, Any] = {
+        "security.protocol": "SASL_PLAINTEXT",
+        "sasl.mechanism": mechanism,
+    }
+    if mechanism == "OAUTHBEARER":
+        return {**properties, "sasl_oauth_token_provider": Tokens(password)}
+    return {**properties, "sasl.username": user, "sasl.password": password}
+
+
+async def send_one(
+    broker: ScriptedBroker,
+    properties: dict[str, Any] | None = None,
+    record: ProducerRecord[Any, Any] | None = None,
+    **changes: Any,
+) -> RecordMetadata:
+    """Start a producer, send a record, and stop."""
+    bounds: dict[str, Any] = {
+        "start_timeout": LONG,
+        "delivery_timeout": LONG,
+        "close_timeout": 5,
+        "cancel_timeout": 1,
+    }
+    # The client pauses for that long before it asks for the metadata of a topic, too.
+    hasty = {"retry.backoff.ms": 10, **(properties or {})}
+    made = ProducerSettings(bootstrap_servers=broker.address, properties=hasty)
+    async with open_send_producer(made.evolve(**{**bounds, **changes})) as producer:
+        return await producer.send(record or ProducerRecord("orders", b"two tins"))
+
+
+async def start_error(broker: ScriptedBroker, properties: dict[str, Any], **changes: Any) -> str:
+    """What a start that is refused says; it does so promptly."""
+    began = time.monotonic()
+    with pytest.raises(ProducerStartError) as caught:
+        await send_one(broker, properties, **changes)
+    assert time.monotonic() - began < PROMPTLY
+    return str(caught.value)
+
+
+class Hourglass:
+    """Has the start's time run out when something is so, and not before."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._is_out: Callable[[], object] = lambda: False
+        monkeypatch.setattr(_kafka_python, "time", self)
+
+    def run_out_when(self, is_out: Callable[[], object]) -> None:
+        self._is_out = is_out
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
+
+    def monotonic(self) -> float:
+        """What the driver asks for the time."""
+        return time.monotonic() + (2 * LONG if self._is_out() else 0)
+
+
+@pytest.fixture
+def hourglass(monkeypatch: pytest.MonkeyPatch) -> Hourglass:
+    return Hourglass(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("certificates") / "authority")
+
+
+def served(certificate: Certificate) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate.both)
+    return context
+
+
+def server_side(authority: Authority, *hosts: str, **options: Any) -> ssl.SSLContext:
+    return served(authority.issue(*hosts, **options))
+
+
+def revoked(authority: Authority, certificate: Certificate) -> bytes:
+    """The authority's list of those that it no longer stands for: this one."""
+    issuer = x509.load_pem_x509_certificate(authority.file.read_bytes())
+    culprit = x509.load_pem_x509_certificate(certificate.chain.read_bytes())
+    key: Any = serialization.load_pem_private_key(authority._ca.private_key_pem.bytes(), None)
+    now = dt.datetime.now(dt.timezone.utc)
+    entry = x509.RevokedCertificateBuilder(culprit.serial_number, now).build()
+    made = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(issuer.subject)
+        .last_update(now - dt.timedelta(days=1))
+        .next_update(now + dt.timedelta(days=1))
+        .add_revoked_certificate(entry)
+        .sign(key, hashes.SHA256())
+    )
+    return made.public_bytes(serialization.Encoding.PEM)
+
+
+def tls(authority: Authority, **properties: Any) -> dict[str, Any]:
+    return {"security.protocol": "SSL", "ssl.ca.location": authority.file, **properties}
+
+
+class Kept(logging.Handler):
+    """Keeps what is logged, as a file would have it."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(f"{record.name} {record.levelname} {self.format(record)}")
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines)
+
+
+@pytest.fixture
+def everything_logged() -> Iterator[Kept]:
+    kept = Kept()
+    loggers = [logging.getLogger(name) for name in ("kafka", "anyio_sendproducer")]
+    before = [(logger.level, logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(kept)
+        logger.setLevel(logging.DEBUG)
+        logger.propagate = False
+    yield kept
+    for logger, (level, propagate) in zip(loggers, before, strict=True):
+        logger.removeHandler(kept)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+# --- logging in ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+async def test_a_login_succeeds(mechanism: str) -> None:
+    with scripted_broker(mechanisms=(mechanism,), users={"me": SECRET}) as broker:
+        assert (await send_one(broker, login(mechanism))).topic == "orders"
+        assert set(broker.logins) == {True}
+
+
+@pytest.mark.parametrize("mechanism", ["SCRAM-SHA-256", "SCRAM-SHA-512"])
+async def test_a_name_with_commas_logs_in(mechanism: str) -> None:
+    with scripted_broker(mechanisms=(mechanism,), users={"a,b=c": SECRET}) as broker:
+        await send_one(broker, login(mechanism, user="a,b=c"))
+
+
+async def test_a_token_logs_in() -> None:
+    with scripted_broker(mechanisms=("OAUTHBEARER",), tokens={"t0k3n"}) as broker:
+        await send_one(broker, login("OAUTHBEARER", "t0k3n"))
+
+
+@pytest.mark.parametrize("hangs_up", [True, False])
+@pytest.mark.parametrize("mechanism", [*MECHANISMS, "OAUTHBEARER"])
+async def test_a_refused_login_is_told_at_once(mechanism: str, hangs_up: bool) -> None:
+    with scripted_broker(mechanisms=(mechanism,), hangs_up=hangs_up) as broker:
+        said = await start_error(broker, login(mechanism))
+        assert said == (
+            f"no producer for {broker.address}: {broker.address} refused the login with "
+            f"{mechanism}: Authentication failed: Invalid username or password"
+        )
+
+
+async def test_a_mechanism_that_is_not_offered_is_told_at_once() -> None:
+    with scripted_broker(mechanisms=("PLAIN",)) as broker:
+        said = await start_error(broker, login("SCRAM-SHA-256"))
+        assert f"{broker.address} does not offer SCRAM-SHA-256" in said
+
+
+async def test_a_broker_that_expects_no_login_is_told_at_once() -> None:
+    def refuse(correlation: bytes) -> bytes:
+        return framed(correlation, struct.pack(">hi", 34, 0))
+
+    with scripted_broker(answers={17: refuse}) as broker:
+        said = await start_error(broker, login("PLAIN"))
+        assert f"{broker.address} expects no login, and security.protocol is SASL_PLAIN" in said
+
+
+async def test_a_broker_that_is_gone_beside_one_that_refuses() -> None:
+    with scripted_broker(mechanisms=("PLAIN",)) as broker, scripted_broker() as gone:
+        gone.close()
+        both = f"{gone.address},{broker.address}"
+        said = await start_error(broker, login("PLAIN"), bootstrap_servers=both)
+        assert f"{broker.address} refused the login with PLAIN" in said
+
+
+async def test_a_broker_that_lets_us_in_beside_one_that_refuses() -> None:
+    with (
+        scripted_broker(mechanisms=("PLAIN",)) as refusing,
+        scripted_broker(mechanisms=("PLAIN",), users={"me": SECRET}) as broker,
+    ):
+        both = f"{refusing.address},{broker.address}"
+        await send_one(broker, login("PLAIN"), bootstrap_servers=both)
+
+
+async def test_a_token_that_can_not_be_had_is_tried_again_until_the_start_is_over(
+    hourglass: Hourglass,
+) -> None:
+    with scripted_broker(mechanisms=("OAUTHBEARER",)) as broker:
+        hourglass.run_out_when(lambda: broker.connections > 2)
+        with pytest.raises(ProducerStartError, match="sasl_oauth_token_provider gave no token"):
+            await send_one(broker, login("OAUTHBEARER", "two words"))
+
+
+async def test_a_login_that_is_refused_later_is_not_tried_without_a_pause() -> None:
+    with scripted_broker(mechanisms=("PLAIN",), users={"me": SECRET}) as broker:
+
+        def revoke() -> None:
+            broker.users = {}
+            before = broker.connections
+            began = time.monotonic()
+            broker.disconnect()
+            # kafka-python itself would have tried some twenty times in two seconds.
+            eventually(lambda: broker.connections - before >= 6, 60)
+            assert time.monotonic() - began > 1.0
+
+        made = ProducerSettings(bootstrap_servers=broker.address, properties=login("PLAIN"))
+        async with open_send_producer(made) as producer:
+            await producer.send(ProducerRecord("orders", b"two tins"))
+            delivery = await producer.enqueue(ProducerRecord("orders", b"a brush"))
+            await anyio.to_thread.run_sync(revoke)
+            broker.users = {"me": SECRET}
+            await delivery.wait()
+
+
+# --- TLS -----------------------------------------------------------------------------------------
+
+
+async def test_records_go_over_tls(authority: Authority) -> None:
+    with scripted_broker(server_side(authority)) as broker:
+        big = ProducerRecord("orders", bytes(200_000))
+        assert (await send_one(broker, tls(authority), big)).serialized_value_size == 200_000
+
+
+@pytest.mark.parametrize(
+    ("hosts", "options", "says"),
+    [
+        ((), {}, "its certificate is not trusted: whoever signed it is not among those that are"),
+        (("elsewhere.test",), {}, "its certificate is for another address (IP address mismatch"),
+        ((), {"not_after": dt.datetime(2020, 1, 1)}, "its certificate has expired"),  # noqa: DTZ001
+    ],
+    ids=["stranger", "host", "expired"],
+)
+async def test_a_certificate_that_does_not_fit_is_told_at_once(
+    hosts: tuple[str, ...], options: dict[str, Any], says: str, authority: Authority, tmp_path: Path
+) -> None:
+    signs = authority if hosts or options else Authority(tmp_path / "stranger")
+    with scripted_broker(server_side(signs, *hosts, **options)) as broker:
+        said = await start_error(broker, tls(authority))
+        assert f"{broker.address} can't be spoken to by TLS: {says}" in said
+        if hosts:
+            await send_one(broker, tls(authority, **{"ssl.endpoint.identification.algorithm": ""}))
+        await send_one(
+            broker,
+            {"security.protocol": "SSL", "enable.ssl.certificate.verification": "false"},
+        )
+
+
+async def test_a_client_without_a_certificate_is_told_so(authority: Authority) -> None:
+    context = server_side(authority)
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(authority.file)
+    mine = authority.issue("client.test").both
+    with scripted_broker(context) as broker:
+        said = await start_error(broker, tls(authority))
+        assert "it sent the alert" in said
+        await send_one(broker, tls(authority, **{"ssl.keystore.location": mine}))
+
+
+async def test_a_listener_with_tls_tells_who_comes_without(authority: Authority) -> None:
+    # What OpenSSL sends to those who do not speak TLS.
+    answer: Answer = lambda _: b"\x15\x03\x03\x00\x02\x02\x46"  # noqa: E731
+    with scripted_broker(answers={18: answer}) as broker:
+        said = await start_error(broker, {})
+        assert f"{broker.address} speaks TLS, and security.protocol is PLAINTEXT" in said
+
+
+@pytest.mark.parametrize("name", ["ssl_crlfile", "ssl.crl.location"])
+async def test_a_certificate_that_was_revoked_is_told_at_once(
+    name: str, authority: Authority, tmp_path: Path
+) -> None:
+    """kafka-python itself fails over any such file."""
+    mine, others = authority.issue(), authority.issue()
+    with scripted_broker(served(mine)) as broker:
+        lists: list[Path] = []
+        for certificate in (others, mine):
+            lists.append(tmp_path / f"{len(lists)}.pem")
+            await anyio.Path(lists[-1]).write_bytes(revoked(authority, certificate))
+        await send_one(broker, tls(authority, **{name: lists[0]}))
+        said = await start_error(broker, tls(authority, **{name: lists[1]}))
+        assert "its certificate was revoked" in said
+
+
+async def test_a_context_of_ones_own_is_used(authority: Authority) -> None:
+    context = ssl.create_default_context(cafile=str(authority.file))
+    with scripted_broker(server_side(authority)) as broker:
+        await send_one(broker, {"security.protocol": "SSL", "ssl_context": context})
+
+
+async def test_nothing_is_sent_in_the_clear_by_mistake(authority: Authority) -> None:
+    """Whoever gives TLS or a password, and a protocol without them, is not connected at all."""
+    with scripted_broker() as broker:
+        for properties in (
+            {"ssl.ca.location": authority.file},
+            {"sasl.mechanism": "PLAIN", "sasl.username": "me", "sasl.password": SECRET},
+            {**login("PLAIN"), "ssl.ca.location": authority.file},
+        ):
+            with pytest.raises(SettingsError, match=r"has no effect, since 'security\.protocol'"):
+                await send_one(broker, properties)
+        assert broker.connections == 0
+
+
+async def test_bad_files_are_told_before_any_connection(tmp_path: Path) -> None:
+    with scripted_broker() as broker:
+        with pytest.raises(SettingsError, match=r"'ssl\.ca\.location' names a file that does not"):
+            await send_one(
+                broker, {"security.protocol": "SSL", "ssl.ca.location": tmp_path / "none"}
+            )
+        assert broker.connections == 0
+
+
+# --- secrets -------------------------------------------------------------------------------------
+
+
+def all_of(error: BaseException | None) -> Iterator[str]:
+    told: list[BaseException] = []
+    # What kafka-python raises once more, when it has much to do, may have itself for a context.
+    while error is not None and error not in told:
+        told.append(error)
+        yield from (str(error), repr(error), *traceback.format_exception_only(error))
+        error = error.__cause__ or error.__context__
+
+
+passwords = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20
+).map(lambda text: f"{SECRET}{text}")
+
+
+@pytest.mark.parametrize("mechanism", [*MECHANISMS, "OAUTHBEARER"])
+def test_no_login_leaves_a_secret_behind(mechanism: str, everything_logged: Kept) -> None:
+    # The client formats what it sends in several ways.
+    with scripted_broker(mechanisms=(mechanism,)) as broker:
+
+        @given(passwords)
+        @settings(
+            max_examples=8,
+            deadline=None,
+            suppress_health_check=[HealthCheck.function_scoped_fixture],
+        )
+        def check(password: str) -> None:
+            if mechanism == "OAUTHBEARER":
+                password = re.sub(r"[^\x21-\x7e]", "_", password)
+            everything_logged.lines.clear()
+            properties = login(mechanism, password)
+            texts = [repr(ProducerSettings(bootstrap_servers="a:1", properties=properties))]
+            for broker.users, broker.tokens in (
+                ({}, frozenset[str]()),
+                ({"me": password}, frozenset({password})),
+            ):
+                try:
+                    anyio.run(send_one, broker, properties)
+                except ProducerStartError as error:
+                    texts += all_of(error)
+            assert {True, False} <= set(broker.logins)
+            texts += everything_logged.lines
+            assert len(everything_logged.lines) > 50
+            for shape in (password, repr(password)[1:-1], repr(password.encode())[2:-1]):
+                for text in texts:
+                    assert shape not in text
+            assert SECRET not in "".join(texts)
+            # Salt and proof are enough to look for the password elsewhere.
+            assert "i=4096" not in "".join(texts)
+
+        check()
+
+
+async def test_the_log_has_no_value_and_no_key_of_a_record(
+    everything_logged: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = ProducerRecord("orders", f"v-{SECRET}".encode(), f"k-{SECRET}".encode())
+    with scripted_broker() as broker:
+        await send_one(broker, record=record)
+        # Past the short cut, through the client's own send().
+        monkeypatch.setattr(_kafka_python, "_APPEND", ("as", "it", "never", "was"))
+        await send_one(broker, record=record)
+    assert len(everything_logged.lines) > 50
+    assert SECRET not in everything_logged.text
+
+
+def test_kafka_python_would_log_a_password(caplog: pytest.LogCaptureFixture) -> None:
+    """Where this fails, what the driver does about it can go."""
+    sasl: Any = importlib.import_module("kafka.protocol.sasl")
+    request = sasl.SaslAuthenticateRequest(auth_bytes=SECRET.encode())
+    assert SECRET in str(request)
+    parser: Any = importlib.import_module("kafka.protocol.parser")
+    assert parser.log.filters
+    with caplog.at_level(logging.DEBUG, "kafka"):
+        protocol = parser.KafkaProtocol(client_id="me")
+        request.API_VERSION = 1
+        protocol.send_request(request)
+        assert SECRET.encode() in protocol.send_bytes()
+    assert "Sending request 1 <SaslAuthenticateRequest>" in caplog.text
+    assert re.search(r"Send: <\d+ bytes>", caplog.text)
+    assert SECRET not in caplog.text
+
+
+def test_what_is_logged_is_made_harmless_however_it_is_packed() -> None:
+    class Request:
+        def __repr__(self) -> str:
+            return SECRET
+
+    Request.__name__ = "ProduceRequest_v7"
+    packed = {1: [Request(), (SECRET.encode(), "a")], 2: bytearray(3)}
+    assert str(_discreet._harmless(packed)) == (
+        "{1: [<ProduceRequest_v7>, [<14 bytes>, 'a']], 2: <3 bytes>}"
+    )
+    record = logging.LogRecord("kafka", 10, "", 0, "%(a)s", ({"a": "x\ny"},), None)
+    assert _discreet._DISCREET.filter(record)
+    assert record.getMessage() == "x\\ny"
+
+
+def test_settings_carry_their_secrets_where_they_are_pickled_or_copied() -> None:
+    """As they have to: the copy is as good as the first. SECURITY.md says to beware."""
+    made = ProducerSettings(bootstrap_servers="a:1", properties=login("PLAIN"))
+    assert SECRET.encode() in pickle.dumps(made)
+    for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+        assert other == made
+        assert SECRET not in repr(other)
+
+
+async def test_the_environment_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, authority: Authority
+) -> None:
+    """But for where OpenSSL looks for the authorities that the system trusts."""
+    for name in ("KAFKA_PASSWORD", "SASL_PASSWORD", "HTTPS_PROXY", "ALL_PROXY", "SSLKEYLOGFILE"):
+        monkeypatch.setenv(name, f"/nowhere/{SECRET}")
+    with scripted_broker(server_side(authority)) as broker:
+        await send_one(broker, tls(authority))
+
+
+# --- hostile brokers -----------------------------------------------------------------------------
+
+
+def framed(correlation: bytes, body: bytes) -> bytes:
+    return struct.pack(">i", len(correlation + body)) + correlation + body
+
+
+LIES: dict[str, Answer] = {
+    "garbage": lambda _: random.Random(1).randbytes(200),
+    "garbage in a frame": lambda correlation: framed(correlation, random.Random(1).randbytes(50)),
+    "empty": lambda correlation: framed(correlation, b""),
+    "zeros": lambda correlation: framed(correlation, bytes(60)),
+    "ones": lambda correlation: framed(correlation, b"\xff" * 60),
+    "a giant": lambda _: struct.pack(">i", 2**31 - 1) + bytes(100),
+    "less than nothing": lambda _: struct.pack(">i", -5),
+    "an answer to another": lambda _: framed(b"\0\0\x7f\x7f", bytes(40)),
+    "nothing": lambda _: None,
+    "byte by byte": lambda correlation: [bytes([b]) for b in framed(correlation, bytes(9))],
+}
+
+
+# With some nonsense kafka-python 3.0.12 leaves a socket to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("lie", LIES)
+async def test_nonsense_in_place_of_metadata_ends_within_the_start_timeout(
+    lie: str, hourglass: Hourglass
+) -> None:
+    with scripted_broker(answers={METADATA: LIES[lie]}) as broker:
+        # It has been told the lie, and has had a moment to make something of it.
+        told = _since(lambda: METADATA in broker.requests, 0.2)
+        hourglass.run_out_when(told)
+        began = time.monotonic()
+        with pytest.raises(ProducerStartError, match="start_timeout"):
+            await send_one(broker)
+        assert time.monotonic() - began < PROMPTLY
+    gc.collect()
+
+
+def _since(condition: Callable[[], object], seconds: float) -> Callable[[], bool]:
+    """Whether it has been so for that long; it stays so."""
+    since: list[float] = []
+
+    def is_so() -> bool:
+        if not since and condition():
+            since.append(time.monotonic())
+        return bool(since) and time.monotonic() - since[0] > seconds
+
+    return is_so
+
+
+@pytest.mark.parametrize("lie", LIES)
+async def test_nonsense_in_place_of_an_acknowledgement_ends_within_the_delivery_timeout(
+    lie: str, deadlines: Deadlines
+) -> None:
+    with scripted_broker(answers={PRODUCE: LIES[lie]}) as broker:
+        made = ProducerSettings(
+            bootstrap_servers=broker.address, delivery_timeout=LONG, cancel_timeout=0.1
+        )
+        began = time.monotonic()
+        with raising(DeliveryError) as caught:
+            async with open_send_producer(made) as producer:
+                delivery = await producer.enqueue(ProducerRecord("orders", b"two tins"))
+                # It has been told the lie, and has had a moment to make something of it.
+                await until(_since(lambda: PRODUCE in broker.requests, 0.2))
+                deadlines.bring_forward(producer, LONG)
+                await delivery.wait()
+        assert caught.value.persistence.value == "possibly persisted"
+        assert time.monotonic() - began < PROMPTLY
+
+
+@pytest.mark.parametrize("lie", ["garbage in a frame", "empty", "nothing", "a giant"])
+async def test_nonsense_in_a_login_ends_within_the_start_timeout(
+    lie: str, hourglass: Hourglass
+) -> None:
+    answers = {SASL_AUTHENTICATE: LIES[lie]}
+    with scripted_broker(mechanisms=("PLAIN",), answers=answers) as broker:
+        hourglass.run_out_when(_since(lambda: SASL_AUTHENTICATE in broker.requests, 0.2))
+        with pytest.raises(ProducerStartError):
+            await send_one(broker, login("PLAIN"))
+
+
+async def test_a_broker_that_pours_out_bytes_fills_no_memory(hourglass: Hourglass) -> None:
+    size = 1024 * 1024 * 1024
+
+    def pour(_: bytes) -> list[bytes]:
+        piece = bytes(1024 * 1024)
+        return [struct.pack(">i", 16 * 1024 * 1024), *[piece] * (size // len(piece))]
+
+    def grown() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    with scripted_broker(answers={METADATA: pour}) as broker:
+        before = grown()
+        hourglass.run_out_when(_since(lambda: METADATA in broker.requests, 1))
+        with pytest.raises(ProducerStartError):
+            await send_one(broker)
+        assert grown() - before < size / 4
+
+
+async def test_a_long_answer_is_refused_by_its_length_alone(hourglass: Hourglass) -> None:
+    asked: list[int] = []
+
+    def announce(_: bytes) -> bytes:
+        asked.append(1)
+        return struct.pack(">i", 17 * 1024 * 1024)
+
+    with scripted_broker(answers={METADATA: announce}) as broker:
+        # It hung up, and did not wait for the rest.
+        hourglass.run_out_when(lambda: len(asked) > 1)
+        with pytest.raises(ProducerStartError, match="Invalid frame length: 17825792"):
+            await send_one(broker)
+
+
+async def test_an_attempt_that_is_broken_off_when_time_is_up_has_not_the_last_word(
+    hourglass: Hourglass,
+) -> None:
+    asked: list[int] = []
+
+    def announce_once(_: bytes) -> bytes | None:
+        asked.append(1)
+        return struct.pack(">i", 17 * 1024 * 1024) if len(asked) == 1 else None
+
+    with scripted_broker(answers={METADATA: announce_once}) as broker:
+        hourglass.run_out_when(_since(lambda: len(asked) > 1, 0.1))
+        with pytest.raises(ProducerStartError, match=r"last words: .*Invalid frame length: 178"):
+            await send_one(broker)
+
+
+def test_an_alert_is_heard_although_sending_failed() -> None:
+    """A broker that hung up said why, and the end of the connection is noticed while we send."""
+    failure = OSError("broken pipe")
+    alert = ssl.SSLError(1, "[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] tlsv13 alert")
+    alert.reason = "TLSV13_ALERT_CERTIFICATE_REQUIRED"
+
+    def send(sock: Any, failed: Exception | None) -> Any:
+        transport = types.SimpleNamespace(_sock=sock)
+        return _kafka_python._send(transport, lambda: (3, failed))
+
+    def tls_socket(answer: Any) -> Any:
+        return mock.Mock(spec=ssl.SSLSocket, **{"recv.side_effect": answer})
+
+    heard = send(tls_socket(alert), failure)
+    assert heard[0] == 3
+    assert "it sent the alert" in str(tls_refusal(heard[1]))
+    assert send(tls_socket(ssl.SSLWantReadError()), failure) == (3, failure)
+    assert send(tls_socket([b""]), failure) == (3, failure)
+    assert send(mock.Mock(spec=socket.socket), failure) == (3, failure)
+    assert send(tls_socket(alert), None) == (3, None)
+
+
+async def test_an_acknowledgement_that_comes_with_the_end_of_the_connection_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """kafka-python itself throws away what came with it."""
+    body = struct.pack(">ih6si", 1, 6, b"orders", 1) + struct.pack(">ihqqqi", 0, 0, 7, -1, 0, 0)
+    with scripted_broker() as broker:
+        broker.answers[PRODUCE] = lambda correlation: [framed(correlation, body), None]
+        # There is time for both to arrive before they are read.
+        receive = _kafka_python._receive
+
+        def late(transport: Any) -> tuple[bytes, Any]:
+            time.sleep(0.1)
+            return receive(transport)
+
+        monkeypatch.setattr(_kafka_python, "_receive", late)
+        assert (await send_one(broker)).offset == 7
+
+
+async def test_a_broker_that_never_ends_a_handshake_is_left_after_a_while(
+    monkeypatch: pytest.MonkeyPatch, hourglass: Hourglass
+) -> None:
+    """kafka-python itself would wait for ever."""
+    manager: Any = importlib.import_module("kafka.net.manager")
+    defaults = manager.KafkaConnectionManager.DEFAULT_CONFIG
+    monkeypatch.setitem(defaults, "socket_connection_setup_timeout_ms", 200)  # 10 s otherwise
+    properties = {"security.protocol": "SSL"}
+    with scripted_broker() as broker:  # it waits for the rest of a frame
+        hourglass.run_out_when(lambda: broker.connections > 1)
+        with pytest.raises(ProducerStartError, match="start_timeout"):
+            await send_one(broker, properties)
+
+
+async def test_a_broker_sends_us_elsewhere_and_has_to_prove_itself_there(
+    authority: Authority, tmp_path: Path, deadlines: Deadlines
+) -> None:
+    """Any address that a broker names is connected to; with TLS, no record goes to a stranger."""
+    stranger = server_side(Authority(tmp_path / "stranger"))
+    with scripted_broker(server_side(authority)) as broker, scripted_broker(stranger) as other:
+        broker.brokers = [(1, other.host, other.port)]
+        made = ProducerSettings(
+            bootstrap_servers=broker.address,
+            properties=tls(authority),
+            delivery_timeout=LONG,
+            cancel_timeout=0.1,
+        )
+        with raising(DeliveryError):
+            async with open_send_producer(made) as producer:
+                delivery = await producer.enqueue(ProducerRecord("orders", b"two tins"))
+                await until(lambda: other.connections > 1)
+                deadlines.bring_forward(producer, LONG)
+                await delivery.wait()
+        assert PRODUCE not in other.requests
+
+
+async def test_what_a_broker_says_stays_on_one_line(everything_logged: Kept) -> None:
+    forged = "no\n2026-01-01 CRITICAL root: all is lost\r\x1b[2J"
+    with scripted_broker(mechanisms=("PLAIN",), refusal=forged) as broker:
+        said = await start_error(broker, login("PLAIN"))
+    assert said.endswith("no\\n2026-01-01 CRITICAL root: all is lost\\r\\x1b[2J")
+    for line in everything_logged.lines:
+        message = line.partition("\nTraceback")[0]
+        assert message.isprintable(), line
+
+
+# --- hostile records -----------------------------------------------------------------------------
+
+#: What nobody should name a topic, or would with bad intent.
+NO_TOPICS = ["", ".", "..", "a b", "a\nb", "a/b", "../a", "a\0", "ä", "a" * 250, "${x}", "a,b"]
+
+
+@pytest.mark.parametrize("topic", NO_TOPICS, ids=[str(n) for n in range(len(NO_TOPICS))])
+async def test_a_topic_with_a_bad_name_is_refused_before_anything_is_sent(topic: str) -> None:
+    with scripted_broker() as broker:
+        with pytest.raises((RecordRejected, ValueError)) as caught:
+            await send_one(broker, record=ProducerRecord(topic, b"two tins"))
+        assert str(caught.value).isprintable()
+        assert PRODUCE not in broker.requests
+
+
+async def test_topics_named_by_users_are_not_created_unless_the_settings_say_so() -> None:
+    metadata: Any = importlib.import_module("kafka.protocol.metadata")
+    for allowed in (True, False):
+        with scripted_broker() as broker:
+            seen: list[bool] = []
+            answer: Callable[[bytes], bytes] = broker.metadata
+
+            def look(body: bytes, *, seen: list[bool] = seen, answer: Any = answer) -> bytes:
+                request = metadata.MetadataRequest.decode(body, version=7)
+                seen.append(request.allow_auto_topic_creation)
+                found: bytes = answer(body)
+                return found
+
+            broker.metadata = look  # type: ignore[method-assign]
+            await send_one(broker, {} if allowed else {"allow_auto_create_topics": False})
+            assert set(seen) == {allowed}
+
+
+@given(strategies.records(topics=st.just("orders"), partitions=st.none(), timestamps=st.none()))
+@settings(max_examples=25, deadline=None)
+def test_any_bytes_are_a_value_a_key_or_a_header(
+    record: ProducerRecord[bytes | None, bytes | None],
+) -> None:
+    with scripted_broker() as broker:
+        size = anyio.run(send_one, broker, None, record).serialized_value_size
+        assert size == (None if record.value is None else len(record.value))
+
+
+async def test_a_record_that_is_too_large_is_refused_alone() -> None:
+    with scripted_broker() as broker:
+        made = ProducerSettings(bootstrap_servers=broker.address)
+        async with open_send_producer(made) as producer:
+            large = await producer.enqueue(ProducerRecord("orders", bytes(2 * 1024 * 1024)))
+            small = await producer.enqueue(ProducerRecord("orders", b"two tins"))
+            with pytest.raises(RecordRejected):
+                await large.wait()
+            await small.wait()
+
+
+# --- the document --------------------------------------------------------------------------------
+
+
+def test_each_test_that_security_md_names_exists() -> None:
+    root = ROOT
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (root / "SECURITY.md").read_text())
+    assert len(named) >= 20
+    for path, test in named:
+        source = (root / path).read_text()
+        assert re.search(rf"^(async )?def {test}\(", source, re.MULTILINE), f"{path}::{test}"
+
+
+def test_the_driver_reads_as_its_transport_does(authority: Authority) -> None:
+    """The names of kafka-python's that the driver reads or puts a function of its own in."""
+    transport: Any = importlib.import_module("kafka.net.transport")
+    manager: Any = importlib.import_module("kafka.net.manager")
+    for kind in (transport.KafkaTCPTransport, transport.KafkaSSLTransport):
+        assert callable(kind._sock_recv)
+    assert manager.KafkaConnectionManager._build_transport
+    assert issubclass(_kafka_python._Manager, manager.KafkaConnectionManager)
+
+
+def test_the_scripted_broker_itself_ends() -> None:
+    with scripted_broker() as broker:
+        pass
+    eventually(lambda: not broker._connections)

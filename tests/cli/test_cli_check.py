@@ -1,0 +1,443 @@
+"""``check``: which step fails, what is said of it, and that nothing is said where all is well."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import socket
+import ssl
+import sys
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+import trustme
+
+from anyio_sendproducer import (
+    ProducerSettings,
+    ProducerStartError,
+    SendProducerError,
+    discovery,
+)
+from anyio_sendproducer.cli import _check
+from anyio_sendproducer.cli._check import STEPS, Step, check
+from anyio_sendproducer.discovery import Target
+from anyio_sendproducer.drivers._describe import (
+    BrokerDescription,
+    ClusterDescription,
+    describe_cluster,
+    protocol_of,
+)
+from anyio_sendproducer.testing import EmbeddedBroker
+from tests.cli.test_cli import run_main
+
+
+def states(steps: list[Step]) -> dict[str, str]:
+    return {step.name: step.state for step in steps}
+
+
+def one(steps: list[Step], name: str) -> Step:
+    (found,) = [step for step in steps if step.name == name]
+    return found
+
+
+def expected(failed: str | None, skipped: frozenset[str] = frozenset({"tls"})) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name in STEPS:
+        if failed in found:
+            found[name] = "skipped"
+        elif name == failed:
+            found[name] = "failed"
+        else:
+            found[name] = "skipped" if name in skipped else "ok"
+    return found
+
+
+def settings(servers: str, **properties: Any) -> ProducerSettings:
+    return ProducerSettings(
+        bootstrap_servers=servers,
+        properties={name.replace("_", "."): value for name, value in properties.items()},
+        start_timeout=5.0,
+    )
+
+
+# --- all is well ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [None, "kafka-python", "confluent"])
+async def test_all_is_well(name: str | None, broker: EmbeddedBroker) -> None:
+    steps, cluster = await check(settings(broker.bootstrap_servers), name)
+    assert states(steps) == expected(None)
+    assert cluster is not None
+    assert cluster.id
+    (found,) = cluster.brokers
+    assert f"{found.host}:{found.port}" == broker.bootstrap_servers
+    assert (found.version is None) is (name == "confluent")
+    assert one(steps, "authenticate").details == ("no login is asked for",)
+    assert one(steps, "cluster").details[1].startswith(f"broker {found.id} at 127.0.0.1:")
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "trio", "uvloop"])
+def test_the_command(loop: str, shared_broker: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main("check", "-b", shared_broker, "--loop", loop) == 0
+    lines = capsys.readouterr().out.splitlines()
+    steps = [line.split()[:2] for line in lines if not line.startswith(" ")]
+    assert steps == [["skipped" if name == "tls" else "ok", name] for name in STEPS]
+    assert run_main("check", "-b", shared_broker, "--loop", loop, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [step["name"] for step in report["steps"]] == [*STEPS]
+    assert report["cluster"]["brokers"][0]["port"] == int(shared_broker.partition(":")[2])
+
+
+# --- what is wrong -------------------------------------------------------------------------------
+
+
+async def test_a_setting() -> None:
+    steps, cluster = await check(settings("x:1", speed=9), None)
+    assert states(steps) == expected("settings")
+    assert "'speed' is not a setting" in one(steps, "settings").details[0]
+    assert cluster is None
+
+
+async def test_no_such_name() -> None:
+    steps, _ = await check(settings("nowhere.invalid:1"), None)
+    assert states(steps) == expected("resolve")
+    (detail,) = one(steps, "resolve").details
+    assert detail.startswith("nowhere.invalid has no address: ")
+
+
+async def test_one_of_two_names(broker: EmbeddedBroker) -> None:
+    servers = f"nowhere.invalid:1,{broker.bootstrap_servers}"
+    steps, _ = await check(settings(servers).with_start_timeout(20), None)
+    assert states(steps) == expected(None)
+    assert one(steps, "resolve").details[1].startswith("nowhere.invalid has no address: ")
+    assert one(steps, "connect").details == (broker.bootstrap_servers,)
+
+
+def test_nobody_listens(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main("check", "-b", "127.0.0.1:1") == 1
+    printed = capsys.readouterr().out
+    assert "failed  connect       127.0.0.1:1: " in printed
+    assert "Connection refused" in printed
+    assert "-> is a broker running there" in printed
+    assert "skipped tls           not tried, since 'connect' failed" in printed
+
+
+@contextmanager
+def listening(
+    answer: bytes = b"", context: ssl.SSLContext | None = None
+) -> Generator[str, None, None]:
+    """Somebody who is no broker: says so much, and hangs up."""
+
+    def serve() -> None:
+        while True:
+            try:
+                client, _ = server.accept()
+            except OSError:
+                return
+            with client:
+                try:
+                    client.settimeout(10)
+                    if context is not None:
+                        client = context.wrap_socket(client, server_side=True)
+                    client.sendall(answer)
+                    client.close()
+                except OSError:
+                    continue
+
+    server = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+    finally:
+        server.shutdown(socket.SHUT_RDWR)
+        server.close()
+        thread.join()
+
+
+@pytest.mark.parametrize("name", ["kafka-python", "confluent"])
+async def test_no_broker_listens(name: str) -> None:
+    with listening() as address:
+        steps, _ = await check(settings(address).with_start_timeout(2), name)
+    assert states(steps) == expected("authenticate")
+    assert "it may be no broker" in one(steps, "authenticate").hint
+
+
+async def test_somebody_speaks_no_tls() -> None:
+    with listening(b"hello") as address:
+        steps, _ = await check(settings(address, security_protocol="SSL"), None)
+    assert states(steps) == expected("tls")
+    assert "it does not speak the TLS that is asked for" in one(steps, "tls").details[0]
+
+
+async def test_somebody_hangs_up_in_the_handshake() -> None:
+    with listening() as address:
+        steps, _ = await check(settings(address, security_protocol="SSL"), None)
+    assert states(steps) == expected("tls")
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> tuple[trustme.CA, Path]:
+    made = trustme.CA()
+    path = tmp_path / "ca.pem"
+    made.cert_pem.write_to_path(str(path))
+    return made, path
+
+
+def serving(authority: trustme.CA, name: str = "127.0.0.1") -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(name).configure_cert(context)  # pyright: ignore[reportUnknownMemberType]
+    return context
+
+
+async def test_a_certificate_that_is_good(authority: tuple[trustme.CA, Path]) -> None:
+    made, path = authority
+    with listening(context=serving(made)) as address:
+        asked = settings(address, security_protocol="SSL", ssl_truststore_location=str(path))
+        steps, _ = await check(asked.with_start_timeout(2), None)
+    # It is no broker.
+    assert states(steps) == expected("authenticate", frozenset())
+    assert one(steps, "tls").details == (f"{address}: TLSv1.3",)
+
+
+async def test_certificates_that_are_not_to_be_trusted(authority: tuple[trustme.CA, Path]) -> None:
+    _, path = authority
+    with listening(context=serving(trustme.CA())) as address:
+        asked = settings(address, security_protocol="SSL", ssl_truststore_location=str(path))
+        steps, _ = await check(asked, None)
+    assert states(steps) == expected("tls")
+    assert "its certificate" in one(steps, "tls").details[0]
+    assert "ssl.truststore.location" in one(steps, "tls").hint
+
+
+@pytest.mark.parametrize(
+    ("said", "hint"),
+    [
+        ("x:1 speaks TLS, and security.protocol is PLAINTEXT", "security.protocol=SSL"),
+        ("x:1 expects no login, and security.protocol is SASL_SSL", "PLAINTEXT, or SSL"),
+        ("x:1 does not offer PLAIN", "which sasl.mechanism"),
+        ("x:1 refused the login with PLAIN: no", "the user's name and password"),
+        ("something else", ""),
+    ],
+)
+async def test_what_to_do_about_a_login(
+    said: str, hint: str, broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise ProducerStartError(said)
+
+    monkeypatch.setattr(_check, "open_send_producer", refuse)
+    steps, _ = await check(settings(broker.bootstrap_servers), None)
+    assert states(steps) == expected("authenticate")
+    assert one(steps, "authenticate").details == (said,)
+    assert hint in one(steps, "authenticate").hint
+
+
+async def test_a_login(broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    class LetIn:
+        async def __aenter__(self) -> None: ...
+        async def __aexit__(self, *_: object) -> None: ...
+
+    def let_in(*_: Any, **__: Any) -> LetIn:
+        return LetIn()
+
+    monkeypatch.setattr(_check, "open_send_producer", let_in)
+    asked = settings(
+        broker.bootstrap_servers,
+        security_protocol="SASL_PLAINTEXT",
+        sasl_mechanism="PLAIN",
+        sasl_username="me",
+        sasl_password="s3cret",
+    )
+    found = ClusterDescription(None, None, (BrokerDescription(7, "127.0.0.1", 1, None),))
+
+    def describe(*_: Any) -> ClusterDescription:
+        return found
+
+    monkeypatch.setattr(_check, "describe_cluster", describe)
+    steps, cluster = await check(asked, None)
+    assert one(steps, "settings").details == (
+        "driver kafka-python, SASL_PLAINTEXT, login by PLAIN",
+    )
+    assert one(steps, "authenticate").details == ("logged in by PLAIN",)
+    assert one(steps, "cluster").details == (
+        "id unknown, controller unknown",
+        "broker 7 at 127.0.0.1:1",
+    )
+    # It says that it is where it is not.
+    assert states(steps) == expected("brokers")
+    assert "advertised.listeners" in one(steps, "brokers").hint
+    assert cluster == found
+    assert "s3cret" not in repr(steps)
+
+
+async def test_a_cluster_that_does_not_say_what_it_is(
+    broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise SendProducerError("it does not say")
+
+    monkeypatch.setattr(_check, "describe_cluster", fail)
+    steps, _ = await check(settings(broker.bootstrap_servers), None)
+    assert states(steps) == expected("cluster")
+    assert one(steps, "cluster").details == ("it does not say",)
+
+
+async def test_a_proxy_between() -> None:
+    asked = settings("x:1", proxy_url="socks5://127.0.0.1:1").with_start_timeout(0.3)
+    steps, _ = await check(asked, None)
+    skipped = frozenset({"resolve", "connect", "tls"})
+    assert states(steps) == expected("authenticate", skipped)
+    assert one(steps, "connect").details == ("there is a proxy between, which does this",)
+
+
+# --- services ------------------------------------------------------------------------------------
+
+
+class Known:
+    """A resolver that knows these."""
+
+    def __init__(self, *targets: Target, error: Exception | None = None) -> None:
+        self._targets = targets
+        self._error = error
+
+    async def resolve(self, lookup: object, /) -> Any:
+        if self._error is not None:
+            raise self._error
+        return self._targets
+
+
+def service(**changes: Any) -> ProducerSettings:
+    return ProducerSettings(service_name="_kafka._tcp.x", start_timeout=5.0).evolve(**changes)
+
+
+async def test_a_service(broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = Known(Target("127.0.0.1", broker.port), Target("nobody", None))
+    monkeypatch.setattr(discovery, "dns", lambda: known)
+    steps, _ = await check(service(discovery_method=known), None)
+    resolved = one(steps, "resolve")
+    assert resolved.details == (
+        f"_kafka._tcp.x: 127.0.0.1:{broker.port}",
+        "127.0.0.1: 127.0.0.1",
+    )
+    # The producer itself refuses what has no port.
+    assert states(steps) == expected("authenticate")
+    known = Known(Target("127.0.0.1", broker.port))
+    steps, _ = await check(service(discovery_method=known), None)
+    assert states(steps) == expected(None)
+
+
+@pytest.mark.parametrize(
+    ("known", "said"),
+    [
+        (Known(), "_kafka._tcp.x: nothing was found that has a port"),
+        (Known(error=OSError("no answer")), "_kafka._tcp.x: no answer"),
+        (Known(error=TimeoutError()), "_kafka._tcp.x: no answer in time"),
+        (Known(error=RuntimeError()), "_kafka._tcp.x: RuntimeError"),
+    ],
+)
+async def test_a_service_that_is_not_found(
+    known: Known, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(discovery, "dns", lambda: known)
+    steps, _ = await check(service(), None)
+    assert states(steps) == expected("resolve")
+    assert one(steps, "resolve").details == (said,)
+
+
+async def test_services_need_dnspython(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "anyio_sendproducer.discovery._dns", None)
+    steps, _ = await check(service(), None)
+    assert states(steps) == expected("resolve")
+    assert "anyio-sendproducer[dns]" in one(steps, "resolve").details[0]
+
+
+# --- words ---------------------------------------------------------------------------------------
+
+
+def test_a_wrong_setting_of_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main("check", "-b", "x:1", "-X", "delivery.timeout.ms=soon") == 2
+    assert "'delivery.timeout.ms' must be a whole number" in capsys.readouterr().err
+
+
+def test_ctrl_c(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    async def check_for_ever(*_: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        await anyio.sleep_forever()
+
+    monkeypatch.setattr(_check, "check", check_for_ever)
+    assert run_main("check", "-b", "x:1") == 128 + signal.SIGINT
+    assert capsys.readouterr().err == "anyio-sendproducer: interrupted\n"
+
+
+def test_what_errors_say() -> None:
+    assert _check._said(TimeoutError()) == "no answer in time"
+    assert _check._said(TimeoutError(110, "Connection timed out")) == "Connection timed out"
+    assert _check._said(ssl.SSLError(1, "what")) == "TLS failed: what"
+    outer = OSError("all failed")
+    outer.__cause__ = ConnectionRefusedError(111, "Connection refused")
+    assert _check._said(outer) == "Connection refused"
+
+
+# --- the drivers ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["kafka-python", "confluent"])
+def test_nobody_to_describe(name: str) -> None:
+    asked = settings("127.0.0.1:1").with_start_timeout(0.2)
+    threads = threading.active_count()
+    with pytest.raises(SendProducerError):
+        describe_cluster(name, asked)
+    assert threading.active_count() <= threads
+
+
+def test_a_broker_that_tells_no_version() -> None:
+    from anyio_sendproducer.drivers._kafka_python import _version_of
+
+    class Admin:
+        def get_broker_version_data(self, broker: int) -> Any:
+            raise ConnectionError
+
+    assert _version_of(Admin(), 1) is None
+
+
+def test_a_cluster_of_librdkafka_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    import confluent_kafka
+
+    from anyio_sendproducer.drivers import _confluent
+
+    class Silent:
+        def list_topics(self, timeout: float) -> Any:
+            raise confluent_kafka.KafkaException(
+                confluent_kafka.KafkaError(confluent_kafka.KafkaError._TIMED_OUT)
+            )
+
+    driver = _confluent.ConfluentDriver(settings("x:1"))
+    driver._client = Silent()
+    with pytest.raises(SendProducerError, match="the cluster does not say what it is: "):
+        driver.describe()
+
+
+def test_the_configuration_is_not_logged(
+    shared_broker: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    describe_cluster(None, settings(shared_broker))
+    assert caplog.records
+    assert not [one for one in caplog.records if "onfiguration" in one.getMessage()]
+
+
+def test_what_protocol_it_is(authority: tuple[trustme.CA, Path]) -> None:
+    _, path = authority
+    for name in (None, "confluent"):
+        found = protocol_of(
+            name, settings("x:1", security_protocol="SSL", ssl_truststore_location=str(path))
+        )
+        assert (found.name, found.mechanism, found.is_direct) == ("SSL", "", True)
+        assert isinstance(found.context, ssl.SSLContext)

@@ -1,0 +1,774 @@
+"""``produce``: what is read is sent or written down, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from anyio_sendproducer import (
+    ProducerBroken,
+    ProducerClosed,
+    ProducerSettings,
+    SendProducer,
+    SendProducerError,
+    open_send_producer,
+)
+from anyio_sendproducer.cli import _display, _produce
+from anyio_sendproducer.cli._connecting import Connection
+from anyio_sendproducer.cli._input import Layout
+from anyio_sendproducer.testing import FakeDriver
+from tests.cli.test_cli import run_main
+from tests.support.calls import eventually, until
+from tests.support.cli_runs import PATIENCE, Run, entries, plain, producing, values_in
+from tests.support.fault_proxy import FaultProxy
+
+LOOPS = ["asyncio", "trio"]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory of the test's own."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def numbered(count: int, begin: int = 0) -> list[bytes]:
+    return [b"%d\n" % number for number in range(begin, begin + count)]
+
+
+# --- a broker ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loop", [*LOOPS, "uvloop"])
+@pytest.mark.parametrize("name", ["kafka-python", "confluent"])
+def test_lines(
+    loop: str, name: str, shared_broker: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    topic = f"lines-{loop}-{name}"
+    (here / "one").write_bytes(b"".join(numbered(1_500)))
+    (here / "two").write_bytes(b"".join(numbered(500, 1_500)))
+    arguments = ["-b", shared_broker, "-t", topic, "--loop", loop, "--driver", name]
+    arguments += ["-z", "gzip", "-a", "all", "-X", "linger.ms=5", "--close-timeout", "20"]
+    assert run_main("produce", *arguments, "one", "two") == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    *places, total = printed.out.splitlines()
+    assert total.startswith("2,000 records read, 2,000 delivered, 0 failed, in ")
+    counts = [int(line.split(": ")[1].split()[0].replace(",", "")) for line in places]
+    assert sum(counts) == 2_000
+    assert all(line.startswith(f"{topic}, partition ") for line in places)
+    assert sorted(values_in(shared_broker, topic), key=lambda one: int(one or b"")) == [
+        line.rstrip() for line in numbered(2_000)
+    ]
+    assert sorted(path.name for path in here.iterdir()) == ["one", "two"]
+
+
+def test_a_report_for_machines(
+    shared_broker: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "in.jsonl").write_text('{"k": "a", "p": 1}\n{"k": "a"}\n{"k": "b", "p": 99}\n')
+    arguments = ["-b", shared_broker, "-t", "machines", "-f", "jsonl"]
+    arguments += ["--key-field", "k", "--partition-field", "p", "--failed", "failed", "--json"]
+    assert run_main("produce", *arguments, "in.jsonl") == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report.pop("seconds") > 0
+    (partition,) = report.pop("partitions")
+    assert partition.pop("first_offset") == partition.pop("last_offset")
+    assert partition == {"topic": "machines", "partition": 1, "records": 1}
+    assert report == {
+        "exit_code": 1,
+        "read": 3,
+        "delivered": 1,
+        "failed": 2,
+        "all_read": True,
+        "last_read": {"source": "in.jsonl", "line": 3},
+        "persistence": {"not persisted": 2},
+        "errors": {"Unreadable": 1, "RecordRejected": 1},
+        "failed_file": "failed",
+        "spilt": 0,
+        "signal": None,
+        "error": None,
+    }
+    unreadable, rejected = entries(here / "failed")
+    assert unreadable["input"] == '{"k": "a"}'
+    assert unreadable["reason"] == "there is no field 'p'"
+    assert (rejected["key"], rejected["partition"], rejected["line"]) == ("b", 99, 3)
+
+
+def test_what_failed_is_fed_in_again(
+    shared_broker: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "in").write_bytes(b"good\nk=\xff\n")
+    arguments = ["-b", shared_broker, "-t", "again", "-K", "=", "-p", "99", "-H", "h=\xfc"]
+    assert run_main("produce", *arguments, "in") == 1
+    (failed,) = here.glob("failed-*.jsonl")
+    printed = capsys.readouterr()
+    assert f"2 records are in {failed.name} (2 not persisted)." in printed.out
+    assert f"--format failed {failed.name}" in printed.out
+    # Somebody mends it.
+    failed.write_text(failed.read_text().replace('"partition": 99', '"partition": 2'))
+    assert run_main("produce", "-b", shared_broker, "-f", "failed", failed.name) == 0
+    assert "again, partition 2: 2 records" in capsys.readouterr().out
+    assert values_in(shared_broker, "again") == [b"good", b"\xff"]
+
+
+def test_each_run_has_a_file_of_its_own(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def now(_: str) -> str:
+        return "now"
+
+    monkeypatch.setattr(time, "strftime", now)
+    for _ in range(3):
+        file = _produce._open_failed(None)
+        file.write([])
+        file.path.write_text("x")
+        file.close()
+    name = f"failed-now-{os.getpid()}"
+    assert {path.name for path in here.iterdir()} == {
+        f"{name}.jsonl",
+        f"{name}-1.jsonl",
+        f"{name}-2.jsonl",
+    }
+
+
+def test_no_acknowledgements(
+    shared_broker: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "in").write_bytes(b"a\n")
+    assert run_main("produce", "-b", shared_broker, "-t", "acks", "-p", "0", "-a", "0", "in") == 0
+    assert capsys.readouterr().out.startswith("acks, partition 0: 1 records\n")
+
+
+def test_in_a_terminal(
+    shared_broker: str,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "150")
+    (here / "one").write_bytes(b"".join(numbered(700)))
+    (here / "two").write_bytes(b"".join(numbered(500, 700)))
+    arguments = ["-b", shared_broker, "-t", "bar", "-p", "2", "one", "two"]
+    assert run_main("produce", *arguments) == 0
+    printed = capsys.readouterr()
+    last = plain(printed.err).splitlines()[-1]
+    assert "1,200 sent" in last
+    # Of both files.
+    assert "100%" in last
+    title, *table = plain(printed.out).splitlines()
+    assert title.strip() == "delivered, by partition"
+    (row,) = [line for line in table if "bar" in line]
+    # Topic, partition, records, first offset and last offset.
+    cells = [cell.strip() for cell in row.strip("│").split("│")]
+    assert cells == ["bar", "2", "1,200", "0", "1,199"]
+
+
+def test_what_a_thread_draws_late_does_not_stay(
+    shared_broker: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    drawn: list[_display.Figures] = []
+    show = _display.Bar.show
+
+    def show_late(bar: _display.Bar, figures: _display.Figures) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            time.sleep(0.3)  # all is sent by then, and nobody else draws meanwhile
+        drawn.append(figures)
+        show(bar, figures)
+
+    monkeypatch.setattr(_display.Bar, "show", show_late)
+    (here / "in").write_bytes(b"".join(numbered(700)))
+    assert run_main("produce", "-b", shared_broker, "-t", "late", "in") == 0
+    assert len(drawn) > 1
+    assert (drawn[-1].delivered, drawn[-1].in_flight) == (700, 0)
+
+
+def test_no_progress(
+    shared_broker: str,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    (here / "in").write_bytes(b"a\n")
+    assert run_main("produce", "-b", shared_broker, "-t", "b", "--no-progress", "in") == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_nothing_to_send(
+    shared_broker: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main("produce", "-b", shared_broker, "-t", "none", "/dev/null") == 0
+    assert re.fullmatch(
+        r"0 records read, 0 delivered, 0 failed, in \d+\.\d s \(0 records/s\)\.\n",
+        capsys.readouterr().out,
+    )
+
+
+def test_input_that_can_not_be_read_on(
+    shared_broker: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "in.csv").write_text("a,b\n1,2\n")
+    arguments = ["-b", shared_broker, "-t", "csv", "-f", "csv", "--key-field", "c", "in.csv"]
+    assert run_main("produce", *arguments) == 3
+    printed = capsys.readouterr()
+    assert printed.err == (
+        "anyio-sendproducer: in.csv, line 1: there is no column 'c' among 'a', 'b'\n"
+    )
+    assert "The reading stopped before the first line; what follows was not read." in printed.out
+    assert run_main("produce", *arguments, "--json") == 3
+    report = json.loads(capsys.readouterr().out)
+    assert report["error"] == "in.csv, line 1: there is no column 'c' among 'a', 'b'"
+    assert (report["exit_code"], report["all_read"], report["last_read"]) == (3, False, None)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_standard_input_and_ctrl_c(loop: str, shared_broker: str, here: Path) -> None:
+    arguments = ["-b", shared_broker, "-t", f"stdin-{loop}", "--loop", loop, "--json"]
+    with producing(*arguments, directory=here, stdin=True) as run:
+        # Lines are sent as they come, and not when there are many.
+        run.write([b"one\n", b"two\n"])
+        run.wait_for_bar(lambda bar: bar[0] == 2)
+        run.write([b"three\nhalf of"])
+        run.wait_for_bar(lambda bar: bar[0] == 3)
+        run.signal()
+        assert run.end() == 128 + signal.SIGINT
+        report = run.report
+    assert (report["read"], report["delivered"], report["failed"]) == (4, 3, 1)
+    assert (report["signal"], report["all_read"]) == ("SIGINT", False)
+    (entry,) = entries(here / report["failed_file"])
+    assert (entry["input"], entry["line"]) == ("half of", 4)
+    assert sorted(filter(None, values_in(shared_broker, f"stdin-{loop}"))) == [
+        b"one",
+        b"three",
+        b"two",
+    ]
+
+
+# --- a broker that goes away ---------------------------------------------------------------------
+
+
+def stall(run: Run, proxied: FaultProxy, *, delivered: int, more: int) -> None:
+    """Have so many lines delivered; then the broker says nothing any more, there are so many more,
+    and 50 of them are in flight."""
+    run.write(numbered(delivered))
+    run.wait_for_bar(lambda bar: bar[0] == delivered)
+    proxied.black_hole()
+    run.write(numbered(more, delivered))
+    run.wait_for_bar(lambda bar: bar[2] == 50)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("name", ["kafka-python", "confluent"])
+def test_the_broker_goes_away_and_comes_back(
+    loop: str, name: str, proxied: FaultProxy, here: Path
+) -> None:
+    account_for_each_line(
+        proxied, here, lines=20_000, loop=loop, driver=name, timeout="60", as_file=False
+    )
+
+
+@pytest.mark.parametrize("name", ["kafka-python", "confluent"])
+def test_the_broker_stays_away_for_longer_than_records_wait(
+    name: str, proxied: FaultProxy, here: Path
+) -> None:
+    account_for_each_line(
+        proxied, here, lines=4_000, loop="asyncio", driver=name, timeout="9", as_file=False
+    )
+
+
+def test_what_has_failed_is_not_in_flight_any_more(proxied: FaultProxy, here: Path) -> None:
+    arguments = ["-b", proxied.address, "-t", "late", "--failed", "failed"]
+    arguments += ["--delivery-timeout", "8"]
+    with producing(*arguments, directory=here, stdin=True) as run:
+        stall(run, proxied, delivered=10, more=50)
+        # The client has them still, since nothing came back for them.
+        run.wait_for_bar(lambda bar: bar[3] == 50)
+        assert {(bar[2], bar[3]) for bar in run.bars if bar[3]} == {(0, 50)}
+        run.close_input()
+        assert run.end() == 1
+
+
+class Comes(Protocol):
+    """A broker that goes away and comes back; the fault proxy is one."""
+
+    address: str
+
+    def refuse(self) -> None: ...
+    def heal(self) -> None: ...
+
+
+def account_for_each_line(
+    proxy: Comes,
+    directory: Path,
+    *,
+    lines: int,
+    loop: str,
+    driver: str,
+    timeout: str,
+    as_file: bool,
+) -> Run:
+    """Send so many lines through an outage, and see what became of each.
+
+    Args:
+        proxy: what goes away, or what stands before it.
+        directory: an empty one.
+        lines: how many.
+        loop: on which loop.
+        driver: with which driver.
+        timeout: how many seconds a record may take. The outage is longer than a short one, and
+            shorter than a long one.
+        as_file: whether the lines come from a file, which is to be large, or bit by bit.
+    """
+    fails = float(timeout) < 10
+    arguments = ["-b", proxy.address, "-t", "outage", "--loop", loop, "--driver", driver]
+    arguments += ["--delivery-timeout", timeout, "--failed", "failed", "--json"]
+    if as_file:
+        with (directory / "in").open("wb") as file:
+            file.writelines(numbered(lines))
+        arguments.append("in")
+    half = lines // 2
+    with producing(*arguments, directory=directory, stdin=not as_file) as run:
+        if not as_file:
+            run.write(numbered(half))
+        run.wait_for_bar(lambda bar: bar[0] >= (half if not as_file else lines // 10))
+        proxy.refuse()
+        if not as_file:
+            run.write(numbered(500, half))
+        before = len(run.bars)
+        if fails:
+            run.wait_for_bar(lambda bar: bar[3] > 0)
+        else:
+            # It stands still, with records under way.
+            eventually(
+                lambda: (
+                    len(run.bars) > before + 10
+                    and len({bar[0] for bar in run.bars[-5:]}) == 1
+                    and run.bars[-1][2] > 0
+                ),
+                PATIENCE,
+            )
+        proxy.heal()
+        if not as_file:
+            run.write(numbered(lines - half - 500, half + 500))
+            run.close_input()
+        code = run.end()
+        report = run.report
+    failed = entries(directory / "failed")
+    # The bar had a rate, and it ends with what the account says.
+    assert max(bar[1] for bar in run.bars) > 0
+    sent, _, in_flight, bad = run.bars[-1]
+    assert (sent, in_flight, bad) == (report["delivered"], 0, report["failed"])
+    assert code == report["exit_code"] == (1 if failed else 0)
+    assert bool(failed) is fails
+    # Every line is accounted for.
+    assert report["read"] == lines
+    assert report["delivered"] + len(failed) == lines
+    assert report["failed"] == len(failed)
+    assert sum(row["records"] for row in report["partitions"]) == report["delivered"]
+    # And truly so: what is not in the file is in the log, and what is said not to be there is not.
+    everything = {b"%d" % number for number in range(lines)}
+    missing = {entry["value"].encode() for entry in failed}
+    assert len(missing) == len(failed)
+    held = set(values_in(proxy.address, "outage"))
+    assert everything - missing <= held <= everything
+    never = {entry["value"].encode() for entry in failed if entry["persistence"] == "not persisted"}
+    assert not never & held
+    # A second time it arrives.
+    if failed:
+        again = ["-b", proxy.address, "-f", "failed", "--driver", driver, "--json", "failed"]
+        with producing(*again, directory=directory) as second:
+            assert second.end() == 0
+            assert second.report["delivered"] == len(failed)
+        assert set(values_in(proxy.address, "outage")) == everything
+    return run
+
+
+@pytest.mark.parametrize("hurries", [False, True])
+@pytest.mark.parametrize("loop", LOOPS)
+def test_ctrl_c_while_the_broker_is_away(
+    loop: str, hurries: bool, proxied: FaultProxy, here: Path
+) -> None:
+    arguments = ["-b", proxied.address, "-t", "away", "--loop", loop, "--failed", "failed"]
+    timeout = 60 if hurries else 2
+    arguments += ["--close-timeout", f"{timeout}", "--max-in-flight", "50", "--json"]
+    with producing(*arguments, directory=here, stdin=True) as run:
+        stall(run, proxied, delivered=100, more=400)
+        began = time.monotonic()
+        run.signal(signal.SIGTERM)
+        eventually(lambda: "once more to hurry" in run.screen, PATIENCE)
+        if hurries:
+            run.signal()
+        code = run.end()
+        seconds = time.monotonic() - began
+        report = run.report
+    # Hurried, it does not wait for as long as it could.
+    assert seconds < (timeout / 2 if hurries else timeout + 25)
+    assert code == 128 + signal.SIGTERM
+    assert report["signal"] == "SIGTERM"
+    failed = entries(here / "failed")
+    assert report["read"] == 500
+    assert report["delivered"] + len(failed) == 500
+    assert report["delivered"] == 100
+    assert {entry["value"] for entry in failed} == {str(number) for number in range(100, 500)}
+    assert report["persistence"]["not persisted"] >= 350
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_what_was_read_before_ctrl_c_is_delivered_in_time(
+    loop: str, proxied: FaultProxy, here: Path
+) -> None:
+    arguments = ["-b", proxied.address, "-t", "patience", "--loop", loop, "--failed", "failed"]
+    with producing(*arguments, "--close-timeout", "60", directory=here, stdin=True) as run:
+        stall(run, proxied, delivered=10, more=50)
+        run.signal()
+        eventually(lambda: "once more to hurry" in run.screen, PATIENCE)
+        # It would give up within so many seconds, if it were hurried.
+        with pytest.raises(subprocess.TimeoutExpired):
+            run.process.wait(_produce._HURRY + 1)
+        proxied.heal()
+        assert run.end() == 128 + signal.SIGINT
+    *_, total, stopped = run.out.splitlines()
+    assert total.startswith("60 records read, 60 delivered, 0 failed, in ")
+    assert stopped == (
+        "The reading stopped after line 60 of standard input; what follows was not read."
+    )
+    assert set(values_in(proxied.address, "patience")) == {b"%d" % number for number in range(60)}
+    assert not [*here.iterdir()]
+
+
+@pytest.mark.parametrize(("timeout", "kept"), [(8.0, 2.0), (20.0, 5.0), (60.0, 5.0)])
+def test_what_is_kept_of_the_time_for_closing(timeout: float, kept: float) -> None:
+    order = _produce.Order(
+        connection=Connection(bootstrap_servers="x:1"),
+        layout=Layout(format="lines", topic="t"),
+        fields={"close_timeout": timeout},
+    )
+    settings = _produce._settings(order)
+    assert (settings.close_timeout, settings.cancel_timeout) == (timeout, kept)
+
+
+def test_ctrl_c_while_it_starts(here: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        arguments = ["-b", f"127.0.0.1:{silent.getsockname()[1]}", "-t", "t"]
+        with producing(*arguments, directory=here, stdin=True) as run:
+            # Signals are listened to before it connects.
+            connection, _ = silent.accept()
+            with connection:
+                run.signal()
+                assert run.end() == 128 + signal.SIGINT
+    assert run.out == ""
+    assert run.screen == "anyio-sendproducer: interrupted\r\n"
+    assert not [*here.iterdir()]
+
+
+# --- no broker -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fake_producer(fake: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
+    """The command's producer has a driver without a broker."""
+
+    def opened(settings: ProducerSettings, *, driver: str | None) -> Any:
+        assert driver is None
+        return open_send_producer(settings, driver=lambda _: fake)
+
+    monkeypatch.setattr(_produce, "open_send_producer", opened)
+    return fake
+
+
+def running_loop() -> str:
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return "trio"
+    return "uvloop" if type(loop).__module__ == "uvloop" else "asyncio"
+
+
+@pytest.mark.parametrize("loop", [*LOOPS, "uvloop"])
+@pytest.mark.parametrize("name", ["kafka-python", "confluent"])
+def test_the_producer_is_the_one_that_was_asked_for(
+    loop: str, name: str, fake: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    def opened(settings: ProducerSettings, *, driver: str | None) -> Any:
+        asked.append((running_loop(), driver))
+        return open_send_producer(settings, driver=lambda _: fake)
+
+    monkeypatch.setattr(_produce, "open_send_producer", opened)
+    arguments = ["-b", "x:1", "-t", "t", "--loop", loop, "--driver", name, "/dev/null"]
+    assert run_main("produce", *arguments) == 0
+    assert asked == [(loop, name)]
+
+
+def refuse_all(monkeypatch: pytest.MonkeyPatch, kind: type[SendProducerError]) -> None:
+    """Have producers take no more records."""
+
+    async def refuse(self: SendProducer, *_: Any, **__: Any) -> Any:
+        raise kind("it takes no more")
+
+    monkeypatch.setattr(SendProducer, "send_many", refuse)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize(("kind", "code"), [(ProducerBroken, 3), (ProducerClosed, 1)])
+def test_the_producer_takes_no_more(
+    kind: type[SendProducerError],
+    code: int,
+    loop: str,
+    *,
+    fake_producer: FakeDriver,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    refuse_all(monkeypatch, kind)
+    (here / "in").write_bytes(b"a\nb\n")
+    arguments = ["-b", "x:1", "-t", "t", "--loop", loop, "--failed", "failed", "in", "in"]
+    assert run_main("produce", *arguments) == code
+    printed = capsys.readouterr()
+    # Where it is closed a signal has said why.
+    assert printed.err == ("anyio-sendproducer: it takes no more\n" if code == 3 else "")
+    failed = entries(here / "failed")
+    assert {entry["reason"] for entry in failed} == {"the record was not sent: it takes no more"}
+    assert f"{len(failed)} records are in failed ({len(failed)} not persisted)." in printed.out
+
+
+def test_nothing_more_is_read_for_a_broken_producer(
+    fake_producer: FakeDriver,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    refuse_all(monkeypatch, ProducerBroken)
+    monkeypatch.setattr(_produce, "_BATCH", 1)
+    names = [f"in{number}" for number in range(50)]
+    for name in names:
+        (here / name).write_bytes(b"a\n")
+    arguments = ["-b", "x:1", "-t", "t", "--failed", "failed", "--json"]
+    assert run_main("produce", *arguments, *names) == 3
+    report = json.loads(capsys.readouterr().out)
+    assert report["error"] == "it takes no more"
+    assert not report["all_read"]
+    assert report["last_read"] == {"source": names[report["read"] - 1], "line": 1}
+    assert 0 < report["read"] == report["failed"] == len(entries(here / "failed")) < 20
+
+
+def test_fail_fast(
+    fake_producer: FakeDriver,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    send = _produce._Job._send
+
+    async def send_later(self: Any, *arguments: Any) -> None:
+        # As many are read in advance as there is room for.
+        await until(lambda: self.read == 4)
+        await send(self, *arguments)
+
+    monkeypatch.setattr(_produce._Job, "_send", send_later)
+    monkeypatch.setattr(_produce, "_BATCH", 1)
+    for number in range(9):
+        (here / f"in{number}").write_bytes(b"%d\n" % number)
+    (here / "in1").write_bytes(b"\n")
+    arguments = ["-b", "x:1", "-f", "jsonl", "-t", "t", "--failed", "failed", "--fail-fast"]
+    (here / "in2").write_bytes(b"{\n")
+    names = [f"in{number}" for number in range(9)]
+    assert run_main("produce", *arguments, *names) == 1
+    printed = capsys.readouterr().out
+    failed = entries(here / "failed")
+    assert failed[0]["input"] == "{"
+    assert [entry["value"] for entry in failed[1:3]] == ["3", "4"]
+    assert {entry["reason"] for entry in failed[1:]} == {
+        "the record was not sent: another one failed (--fail-fast)"
+    }
+    assert "The reading stopped after line 1 of in" in printed
+    assert len(failed) <= 7
+
+
+def test_the_first_that_fails_stops_those_behind_it(
+    fake_producer: FakeDriver, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "in").write_bytes(b"".join(numbered(3_000)))
+    arguments = ["-b", "x:1", "-t", "t" * 10, "--failed", "failed", "--fail-fast"]
+    (here / "failed.in").write_text(
+        '{"topic": "a/b", "value": "x"}\n' + '{"topic": "t", "value": "y"}\n' * 2_000
+    )
+    del arguments[2:4]
+    assert run_main("produce", *arguments, "-f", "failed", "failed.in") == 1
+    first, *others = entries(here / "failed")
+    assert first["error"] == "RecordRejected"
+    assert {entry["error"] for entry in others} == {"DeliveryError"}
+    assert len(others) == 2_000
+    capsys.readouterr()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no disk that is always full")
+def test_the_failed_file_takes_nothing(
+    fake_producer: FakeDriver, here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (here / "in").write_bytes(b"{\n")
+    arguments = ["-b", "x:1", "-t", "t", "-f", "jsonl", "--failed", "/dev/full", "in"]
+    assert run_main("produce", *arguments) == 1
+    printed = capfd.readouterr()
+    assert "1 more could only be written to standard error." in printed.out
+    assert json.loads(printed.err.splitlines()[-1])["input"] == "{"
+
+
+def test_no_broker_there(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "in").write_bytes(b"a\n")
+    arguments = ["-b", "127.0.0.1:1", "-t", "t", "--start-timeout", "0.2", "in"]
+    assert run_main("produce", *arguments) == 3
+    printed = capsys.readouterr()
+    assert printed.err.startswith("anyio-sendproducer: no producer for 127.0.0.1:1 within 0.2 s")
+    assert printed.out == ""
+    assert [path.name for path in here.iterdir()] == ["in"]
+    assert run_main("produce", *arguments, "--json") == 3
+    report = json.loads(capsys.readouterr().out)
+    assert report["error"].startswith("no producer for 127.0.0.1:1 within 0.2 s")
+    assert (report["exit_code"], report["read"], report["all_read"]) == (3, 0, False)
+
+
+def test_a_property_that_the_driver_refuses(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["-b", "x:1", "-t", "t", "-X", "sasl.password=s3cret", "-X", "speed=9", "--json"]
+    assert run_main("produce", *arguments, "/dev/null") == 2
+    printed = capsys.readouterr()
+    assert "s3cret" not in printed.err + printed.out
+    assert json.loads(printed.out)["exit_code"] == 2
+
+
+# --- words ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-t", "t"], "Missing option '-b' / '--bootstrap-servers', or --config."),
+        (["-b", "x:1"], "Missing option '-t' / '--topic'."),
+        (["-b", "x:1", "--service-name", "y", "-t", "t"], "give one"),
+        (["-b", "x", "-t", "t"], "'x' is not host:port"),
+        (["-b", "x:1", "-t", "a/b"], "characters other than"),
+        (["-b", "x:1", "-t", "t", "-X", "s3cret"], "a property is given as name=value"),
+        (["-b", "x:1", "-t", "t", "-H", "h"], "'h' is not NAME=VALUE"),
+        (["-b", "x:1", "-t", "t", "-H", "\udcff=1"], "is not NAME=VALUE"),
+        (["-b", "x:1", "-t", "t", "-f", "jsonl", "--header-field", "=x"], "NAME=FIELD"),
+        (["-b", "x:1", "-t", "t", "-f", "jsonl", "--header-field", "x="], "NAME=FIELD"),
+        (["-b", "x:1", "-t", "t", "-K", ""], "a separator is not empty"),
+        (["-b", "x:1", "-t", "t", "-f", "csv", "--csv-delimiter", "ab"], "not one character"),
+        (["-b", "x:1", "-t", "t", "--key-field", "k"], "--format lines has no fields"),
+        (["-b", "x:1", "-t", "t", "-f", "csv", "-K", ":"], "--key-separator is for --format lines"),
+        (["-b", "x:1", "-t", "t", "--csv-columns", "a"], "--csv-columns is for --format csv"),
+        (["-b", "x:1", "-f", "failed", "-p", "1"], "has partitions and headers of its own"),
+        (["-b", "x:1", "-t", "t", "-z", "zip"], "'zip' is not one of"),
+        (["-b", "x:1", "-t", "t", "-X", "transactional.id=x"], "transactional_id: records are"),
+        (["-b", "x:1", "-t", "t", "--failed", "full"], "is there already, and not empty"),
+        (["-b", "x:1", "-t", "t", "--failed", "no/where"], "no/where can't be written to"),
+        (["-b", "x:1", "-t", "t", "nowhere"], "does not exist"),
+        (["-b", "x:1", "-t", "t", "--close-timeout", "0"], "'0' is not a number of seconds"),
+        (["-b", "x:1", "-t", "t", "--close-timeout", "soon"], "'soon' is not a number of seconds"),
+    ],
+)
+def test_a_wrong_command_line(
+    arguments: list[str], message: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "full").write_text("x")
+    assert run_main("produce", *arguments) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert [path.name for path in here.iterdir()] == ["full"]
+
+
+def test_the_words_become_an_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    orders: list[_produce.Order] = []
+
+    def run(order: _produce.Order) -> int:
+        orders.append(order)
+        return 0
+
+    monkeypatch.setattr(_produce, "run", run)
+    arguments = ["-b", "x:1", "-t", "t", "-f", "csv", "--csv-delimiter", r"\t", "--csv-columns"]
+    arguments += ["a,b", "--header-field", "h=a", "--header-field", "b", "-H", "n=v=w"]
+    arguments += ["--max-in-flight", "7", "--delivery-timeout", "1.5", "--close-timeout", "2.5"]
+    arguments += ["--start-timeout", "3.5", "-z", "lz4", "-a", "1", "--driver", "confluent"]
+    arguments += ["--loop", "trio", "--fail-fast", "--failed", "failed", "--json", "--no-progress"]
+    assert run_main("produce", *arguments) == 0
+    (order,) = orders
+    assert order.inputs == ("-",)
+    assert order.layout.csv_delimiter == "\t"
+    assert order.layout.csv_columns == ("a", "b")
+    assert order.layout.fields.headers == (("h", "a"), ("b", "b"))
+    assert order.layout.headers == (("n", b"v=w"),)
+    assert order.connection == Connection(bootstrap_servers="x:1", driver="confluent")
+    assert order.fields == {
+        "properties": {"compression.type": "lz4", "acks": "1"},
+        "start_timeout": 3.5,
+        "max_in_flight": 7,
+        "delivery_timeout": 1.5,
+        "close_timeout": 2.5,
+    }
+    assert (order.loop, order.failed) == ("trio", Path("failed"))
+    assert (order.fail_fast, order.as_json, order.progress) == (True, True, False)
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        ("rich.progress", [], "the command line needs the package rich: "),
+        ("trio", ["--loop", "trio"], "--loop needs the package trio: "),
+        ("uvloop", ["--loop", "uvloop"], "--loop needs the package uvloop: pip install uvloop"),
+        ("javaproperties", ["--config", "x.properties"], "--config needs the package javaprop"),
+    ],
+)
+@pytest.mark.parametrize("command", ["produce", "check"])
+def test_a_package_is_missing(
+    command: str,
+    module: str,
+    arguments: list[str],
+    message: str,
+    *,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (here / "x.properties").touch()
+    monkeypatch.setitem(sys.modules, module, None)
+    topic = ["-t", "t"] if command == "produce" else []
+    assert run_main(command, "-b", "x:1", *topic, *arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_nobody_may_write_here(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(path: Path) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(_produce, "FailedFile", refuse)
+    assert run_main("produce", "-b", "x:1", "-t", "t") == 2
+    assert capsys.readouterr().err == (
+        f"anyio-sendproducer: {here} can't be written to: Permission denied\n"
+    )
+
+
+def test_ctrl_c_before_the_loop_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(order: Any) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_produce, "run", interrupt)
+    assert run_main("produce", "-b", "x:1", "-t", "t") == 128 + signal.SIGINT
+    assert capsys.readouterr().err == "anyio-sendproducer: interrupted\n"

@@ -1,0 +1,150 @@
+"""CONTRIBUTING.md: its exercise, done as it says; and the commands that pages name are there."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.docs.test_public_names import load, names
+from tests.support.paths import ROOT
+
+PAGE: Final = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+#: Commands are named there too.
+PAGES: Final = [*ROOT.glob("*.md"), *names.pages()]
+#: A command is broken where a line is full.
+COMMAND: Final = re.compile(r"`[^`]+`|^ *\$ .+$", re.MULTILINE)
+
+
+def commands(path: Path) -> list[str]:
+    """What stands in a page as code of one line."""
+    text = re.sub(r"^ *```.*$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return [" ".join(found.strip(" `$").split()) for found in COMMAND.findall(text)]
+
+
+def only(pattern: str) -> re.Match[str]:
+    """The one place of the page that is meant."""
+    [found] = re.finditer(pattern, PAGE, re.DOTALL | re.MULTILINE)
+    return found
+
+
+# --- the exercise --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run_the_example(tmp_path: Path) -> Callable[[], str]:
+    """The page's command, in a copy of what it is about; gives what pytest prints."""
+    for name in ("src", "tests/unit/test_records.py", "pyproject.toml"):
+        copy = tmp_path / name
+        copy.parent.mkdir(exist_ok=True)
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, copy)
+    [arguments] = {
+        tuple(shlex.split(command.partition("run.py test ")[2]))
+        for command in commands(ROOT / "CONTRIBUTING.md")
+        if command.startswith("python3 run.py test ") and " -k " in command
+    }
+    # pytest imports our plugin, and so the package, before it reads what pyproject.toml says.
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src")}
+    # What is covered in a copy, which is gone by then, nobody could report.
+    environment = {name: what for name, what in environment.items() if "COVERAGE" not in name}
+    plugins = ["-p", "no:cacheprovider", "-p", "no:hypothesispytest"]
+
+    def run() -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", *plugins, *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        return done.stdout + done.stderr
+
+    return run
+
+
+def test_the_exercise_fails_first_and_then_passes(
+    run_the_example: Callable[[], str], tmp_path: Path
+) -> None:
+    test = only(r"at the end of `([^`]+)`:\n\n( *)```py\n(.+?)^\2```$")
+    code = re.sub(f"^{test[2]}", "", test[3], flags=re.MULTILINE)
+    with (tmp_path / test[1]).open("a", encoding="utf-8") as tests:
+        tests.write(f"\n\n{code}")
+    first = run_the_example()
+    assert " 1 failed" in first.splitlines()[-1], first
+
+    edit = only(r"Find `([^`]+)` in\s+`([^`]+)`, append `([^`]+)` to the message")
+    # For want of this, and of nothing else.
+    assert edit[1] in first, first
+    module = tmp_path / edit[2]
+    before = module.read_text(encoding="utf-8")
+    assert before.count(edit[1]) == 1, "which of them is meant?"
+    message = re.compile(rf'"{re.escape(edit[1])}[^"\n]*(?=")')
+    after = message.sub(lambda found: found[0] + edit[3], before)
+    assert max(map(len, after.splitlines())) <= 100, "the page's next step would not take it"
+    module.write_text(after, encoding="utf-8")
+    second = run_the_example()
+    assert " 1 passed" in second.splitlines()[-1], second
+
+
+# --- the commands --------------------------------------------------------------------------------
+
+
+def test_what_run_py_is_to_do_it_does() -> None:
+    runner = load(ROOT / "run.py")
+    found = [
+        command.partition("run.py ")[2].split()
+        for page in PAGES
+        for command in commands(page)
+        if command.startswith("python3 run.py ")
+    ]
+    assert len(found) > 5
+    assert {command for command, *_ in found} == set(runner.NEEDS)
+    missing = {
+        argument
+        for command, *arguments in found
+        for argument in arguments
+        if command == "test" and "/" in argument and not (ROOT / argument).exists()
+    }
+    assert not missing
+
+
+def test_each_session_of_nox_that_is_named_is_there() -> None:
+    tree = ast.parse((ROOT / "noxfile.py").read_text(encoding="utf-8"))
+    sessions = {
+        one.name
+        for one in tree.body
+        if isinstance(one, ast.FunctionDef)
+        and any("nox.session" in ast.unparse(decorator) for decorator in one.decorator_list)
+    }
+    named = {
+        name: page.name
+        for page in PAGES
+        for command in commands(page)
+        for name in re.findall(r"\bnox -s (\w+)", command)
+    }
+    assert len(named) > 5
+    assert set(named) <= sessions, {name: named[name] for name in set(named) - sessions}
+
+
+def test_each_module_that_is_to_be_run_is_there() -> None:
+    modules = {
+        module
+        for command in commands(ROOT / "CONTRIBUTING.md")
+        for module in re.findall(r"^python -m ([\w.]+)", command)
+    }
+    assert modules
+    assert {one for one in modules if not (ROOT / f"{one.replace('.', '/')}.py").exists()} == set()

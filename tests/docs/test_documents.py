@@ -1,0 +1,110 @@
+"""What the documents have a reader type into a shell, where it is not run as it stands."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any, Final
+
+import pytest
+
+from anyio_sendproducer import ProducerSettings
+from tests.support.paths import ROOT
+
+EXAMPLES: Final = sorted((ROOT / "examples").glob("*.py"))
+PAGES: Final = [
+    ROOT / "README.md",
+    *sorted(page for page in (ROOT / "docs").rglob("*.md") if "_build" not in page.parts),
+]
+#: Without types, so that checkers need not have the one that is not there.
+toml: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+EXTRAS: Final[dict[str, list[str]]] = toml.loads((ROOT / "pyproject.toml").read_text())["project"][
+    "optional-dependencies"
+]
+
+
+# --- extras --------------------------------------------------------------------------------------
+
+
+def named_extras() -> list[tuple[str, str]]:
+    """Each page, and the extras that it has a reader install, with the package or its checkout."""
+    found: set[tuple[str, str]] = set()
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for extras in re.findall(r"""(?:anyio-sendproducer|["'`]\.)\[([^\]]*)\]""", text):
+            name = page.relative_to(ROOT).as_posix()
+            found |= {(name, extra.strip()) for extra in extras.split(",")}
+    return sorted(found)
+
+
+@pytest.mark.parametrize(("page", "extra"), named_extras())
+def test_an_extra_that_is_to_be_installed_is_there(page: str, extra: str) -> None:
+    assert extra in EXTRAS
+
+
+def test_the_extras_of_all_ways_to_write_them_are_looked_at() -> None:
+    assert {
+        ("README.md", "confluent"),
+        ("docs/how-to/move-an-outbox.md", "trio"),
+        ("docs/how-to/observe.md", "otel"),
+        ("docs/tutorial/first-records.md", "embedded"),
+    } <= set(named_extras())
+
+
+# --- commands that start an example --------------------------------------------------------------
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    """Where a program of examples/ is started, and how: in the pages, and in its own docstring."""
+    for path in [*PAGES, *EXAMPLES]:
+        text = path.read_text(encoding="utf-8")
+        for command in re.findall(r"^(?:\$| {4}) ?(.*\bpython \w+\.py\b.*)$", text, re.MULTILINE):
+            yield path.relative_to(ROOT).as_posix(), command
+
+
+#: Runs a program until it understands what it was given. In a process of its own, for what some
+#: frameworks do to the whole one where they are imported.
+UNTIL_PARSED: Final = """
+import argparse, runpy, sys
+
+parse = argparse.ArgumentParser.parse_args
+
+def parse_and_stop(parser):
+    parse(parser)
+    print("understood")
+    sys.exit()
+
+argparse.ArgumentParser.parse_args = parse_and_stop
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(("where", "command"), [*commands()])
+def test_a_program_understands_how_it_is_started(where: str, command: str) -> None:
+    words = shlex.split(command)
+    start = words.index("python")
+    environment = dict(word.split("=", 1) for word in words[:start])
+    program = ROOT / "examples" / words[start + 1]
+
+    # Its settings come out of the variables that the command sets.
+    [prefix] = re.findall(r'from_env\("(\w+)"', program.read_text(encoding="utf-8"))
+    assert ProducerSettings.from_env(prefix, environment).addresses == ("localhost:9092",)
+
+    done = subprocess.run(
+        [sys.executable, "-c", UNTIL_PARSED, str(program), *words[start + 2 :]],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "understood\n", f"{where}: {done.stderr}"
+
+
+def test_the_commands_of_the_guides_and_of_each_program_are_looked_at() -> None:
+    places = {where for where, _ in commands()}
+    guides = {"docs/how-to/move-an-outbox.md", "docs/how-to/ship-logs.md"}
+    assert places == guides | {path.relative_to(ROOT).as_posix() for path in EXAMPLES}

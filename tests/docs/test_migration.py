@@ -1,0 +1,261 @@
+"""What the guides from other clients say of these clients, and of the settings."""
+
+from __future__ import annotations
+
+import builtins
+import importlib
+import inspect
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+import anyio
+import confluent_kafka
+import confluent_kafka.aio
+import pytest
+
+import anyio_sendproducer
+from anyio_sendproducer import ProducerSettings, SettingsError
+from anyio_sendproducer.drivers import make_driver
+from anyio_sendproducer.drivers._kafka_config import client_config
+from tests.support.paths import ROOT
+
+# They have no types to be found.
+aiokafka: Any = importlib.import_module("aiokafka")
+sender: Any = importlib.import_module("aiokafka.producer.sender")
+kafka: Any = importlib.import_module("kafka")
+
+GUIDES: Final = ROOT / "docs/how-to"
+KNOWN: Final[Mapping[str, Any]] = kafka.KafkaProducer.DEFAULT_CONFIG
+AIOKAFKA: Final = inspect.signature(aiokafka.AIOKafkaProducer).parameters
+OURS: Final = {
+    name: parameter.default
+    for name, parameter in inspect.signature(ProducerSettings).parameters.items()
+}
+ADDRESS: Final = "nowhere.invalid:9092"
+
+
+def table(guide: str, heading: str) -> list[list[str]]:
+    """The rows of the table below a heading, without its own two first ones."""
+    text = (GUIDES / f"migrate-from-{guide}.md").read_text(encoding="utf-8")
+    section = text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in section.splitlines()
+        if line.startswith("|")
+    ]
+    assert len(rows) > 3, (guide, heading)
+    return rows[2:]
+
+
+def code(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def settings(**properties: Any) -> ProducerSettings:
+    return ProducerSettings(bootstrap_servers=ADDRESS, properties=properties)
+
+
+SETTINGS: Final = [
+    (guide, *row) for guide in ("kafka-python", "aiokafka") for row in table(guide, "Settings")
+]
+
+
+@pytest.mark.parametrize(("guide", "theirs", "default", "_here", "_our_default"), SETTINGS)
+def test_the_default_there_is_what_the_guide_says(
+    guide: str, theirs: str, default: str, _here: str, _our_default: str
+) -> None:
+    [name] = code(theirs)
+    found = KNOWN[name] if guide == "kafka-python" else AIOKAFKA[name].default
+    if name == "acks" and guide == "aiokafka":  # two, of which one is not in the signature
+        assert "If unset, defaults to ``acks=1``" in str(aiokafka.AIOKafkaProducer.__doc__)
+        return
+    assert code(default) == [repr(found)]
+
+
+@pytest.mark.parametrize(("guide", "theirs", "_default", "here", "our_default"), SETTINGS)
+def test_the_default_here_is_what_the_guide_says(
+    guide: str, theirs: str, _default: str, here: str, our_default: str
+) -> None:
+    field, *others = code(here)
+    if field in OURS and field != "properties":
+        assert our_default in {"required", f"`{OURS[field]!r}`"}
+        assert (our_default == "required") == (field == "bootstrap_servers")
+        return
+    assert field == "properties"
+    [name] = others or code(theirs)
+    config = {**KNOWN, **client_config(settings(), KNOWN)}
+    assert our_default == f"`{config[name]!r}`"
+
+
+@pytest.mark.parametrize(
+    ("theirs", "here"), [(row[0], row[2]) for row in table("kafka-python", "Settings")]
+)
+def test_a_property_of_kafka_python_is_taken_or_refused_as_the_guide_says(
+    theirs: str, here: str
+) -> None:
+    [name], [field, *_] = code(theirs), code(here)
+    given = settings(**{name: KNOWN[name]})
+    if field == "properties":
+        make_driver(None, given)
+    else:
+        with pytest.raises(SettingsError, match=rf"{name}.*ProducerSettings\({field}="):
+            make_driver(None, given)
+
+
+#: What each property of librdkafka is tried with.
+VALUES: Final[Mapping[str, Any]] = {
+    "acks": "all",
+    "batch.size": 100_000,
+    "compression.type": "lz4",
+    "debug": "broker",
+    "delivery.timeout.ms": 1_000,
+    "enable.idempotence": True,
+    "linger.ms": 5,
+    "message.max.bytes": 1_000_000,
+    "message.timeout.ms": 1_000,
+    "partitioner": "consistent_random",
+    "queue.buffering.max.kbytes": 1_000,
+    "queue.buffering.max.messages": 1_000,
+    "statistics.interval.ms": 1_000,
+    "topic.metadata.propagation.max.ms": 1_000,
+}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "here"), [row[:2] for row in table("confluent-kafka", "Settings")]
+)
+def test_a_property_of_librdkafka_is_taken_or_refused_as_the_guide_says(
+    theirs: str, here: str
+) -> None:
+    name, field = code(theirs)[0], code(here)[0] if code(here) else ""
+    if name.startswith("AIOProducer("):
+        known = inspect.signature(confluent_kafka.aio.AIOProducer).parameters
+        assert set(re.findall(r"\b[a-z_]+\b", theirs)) <= set(known)
+        return
+    made = settings(**{name: VALUES.get(name, "x")})
+    if field == "properties":
+        confluent_kafka.Producer({"bootstrap.servers": ADDRESS, name: VALUES[name]}).close()
+        make_driver("confluent", made)
+    elif field in OURS:
+        with pytest.raises(SettingsError, match=rf"ProducerSettings\({field}=|{field}"):
+            make_driver("confluent", made)
+    else:
+        with pytest.raises(SettingsError, match=re.escape(name)):
+            make_driver("confluent", made)
+
+
+@pytest.mark.parametrize(
+    ("guide", "module"),
+    [
+        ("kafka-python", importlib.import_module("kafka.errors")),
+        ("aiokafka", importlib.import_module("aiokafka.errors")),
+        ("confluent-kafka", confluent_kafka),
+    ],
+)
+def test_each_error_of_theirs_exists(guide: str, module: Any) -> None:
+    names = {
+        name
+        for row in table(guide, "Errors")
+        for name in re.findall(r"`(\w*(?:Error|Exception|Closed|Fenced))`", row[0])
+    }
+    assert len(names) >= 2
+    for name in names:
+        assert hasattr(module, name) or hasattr(builtins, name), name
+
+
+@pytest.mark.parametrize("guide", ["kafka-python", "aiokafka", "confluent-kafka"])
+def test_each_name_of_ours_exists(guide: str) -> None:
+    text = (GUIDES / f"migrate-from-{guide}.md").read_text(encoding="utf-8")
+    for name in re.findall(r"{exc}`~anyio_sendproducer\.(\w+)`", text):
+        assert issubclass(getattr(anyio_sendproducer, name), anyio_sendproducer.SendProducerError)
+
+
+# --- what behaves differently --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        (aiokafka.AIOKafkaProducer.send, "Cancelling the returned future **will not** stop event"),
+        (aiokafka.AIOKafkaProducer.send, "but cancelling the :meth:`send` coroutine itself"),
+        (aiokafka.AIOKafkaProducer.send, "(pending buffer is full) in up to `request_timeout_ms`"),
+        (aiokafka.AIOKafkaProducer, "may write duplicates of the retried message"),
+        (aiokafka.AIOKafkaProducer, "Maximum size of buffered data per partition"),
+        (aiokafka.AIOKafkaProducer, "the message is delivered to a random partition"),
+        (confluent_kafka.Producer.produce, "BufferError"),
+        (confluent_kafka.Producer.produce, "that will be called from :py:func:`poll()`"),
+        (confluent_kafka.Producer.flush, "Number of messages still in queue"),
+        (kafka.KafkaProducer.send, "KafkaTimeoutError: if unable to fetch topic metadata"),
+        (kafka.KafkaProducer, "The producer is thread safe"),
+    ],
+)
+def test_their_documentation_says_so(where: Any, words: str) -> None:
+    assert words in " ".join(str(where.__doc__).split())
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        (
+            importlib.import_module("kafka.producer.sender"),
+            "self._complete_batch_with_exception(expired_batch, Errors.KafkaTimeoutError(",
+        ),
+        # What idempotence does to batches that are late.
+        (sender, "never expire batches, but retry until"),
+        (sender, "self._sender._txn_manager is None and batch.expired()"),
+        # An unknown topic, and for how long.
+        (
+            aiokafka.client.AIOKafkaClient,
+            "(time.monotonic() - t0) > (self._request_timeout_ms / 1000)",
+        ),
+        (aiokafka.client.AIOKafkaClient, "raise UnknownTopicOrPartitionError()"),
+        (importlib.import_module("aiokafka.partitioner"), "return random.choice(available)"),
+        # Serializers run where `send` is called.
+        (aiokafka.AIOKafkaProducer._serialize, "self._value_serializer(value)"),
+        (aiokafka.AIOKafkaProducer.__del__, "ResourceWarning"),
+        (confluent_kafka.aio.AIOProducer.close, "await self.flush()"),
+    ],
+)
+def test_their_source_says_so(where: Any, words: str) -> None:
+    assert words in inspect.getsource(where)
+
+
+def test_neither_asyncio_client_takes_a_time_out_to_stop() -> None:
+    for stop in (aiokafka.AIOKafkaProducer.stop, confluent_kafka.aio.AIOProducer.close):
+        assert list(inspect.signature(stop).parameters) == ["self"]
+
+
+def test_transactions_of_aiokafka_are_called_as_the_guide_does() -> None:
+    """No test runs them: the embedded broker has an error for its first request."""
+    assert list(inspect.signature(aiokafka.AIOKafkaProducer.transaction).parameters) == ["self"]
+    assert "transactional_id" in AIOKAFKA
+    context: Any = aiokafka.AIOKafkaProducer.transaction(None)
+    assert "commit_transaction()" in inspect.getsource(context.__aexit__)
+
+
+def test_the_buffer_of_aioproducer_has_these_defaults() -> None:
+    known = inspect.signature(confluent_kafka.aio.AIOProducer).parameters
+    assert (known["batch_size"].default, known["buffer_timeout"].default) == (1000, 1.0)
+
+
+def test_aioproducer_refuses_headers() -> None:
+    async def send() -> None:
+        producer = confluent_kafka.aio.AIOProducer({"bootstrap.servers": ADDRESS})
+        try:
+            with pytest.raises(NotImplementedError, match="Headers"):
+                await producer.produce("orders", b"", headers=[("trace", b"")])
+        finally:
+            await producer.close()
+
+    anyio.run(send)
+
+
+def test_confluent_kafka_says_of_a_wrong_address_when_a_record_fails_and_not_before() -> None:
+    told: list[Any] = []
+    producer = confluent_kafka.Producer(
+        {"bootstrap.servers": "127.0.0.1:1", "message.timeout.ms": 100, "log_level": 0}
+    )
+    producer.produce("orders", b"", on_delivery=lambda error, _: told.append(error))
+    assert producer.flush(30) == 0
+    assert [error.code() for error in told] == [confluent_kafka.KafkaError._MSG_TIMED_OUT]

@@ -1,0 +1,89 @@
+"""Each public name is used in an example that the tests run.
+
+A new name needs an example: in a page of ``docs``, in a block of ``python``, or in a docstring, in
+indented block after ``::``. To import it is not enough. Where it is used is then listed in
+``docs/reference/examples.md`` by itself.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+import anyio_sendproducer
+from tests.support.paths import ROOT
+
+
+def load(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+#: It stands beside the extensions of the documents, which list where each name is used.
+names: Final = load(ROOT / "docs/_ext/used_names.py")
+PUBLIC: Final[dict[str, list[str]]] = names.public_names()
+PLACES: Final[dict[tuple[str, str], list[str]]] = names.where_used()
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), [(module, name) for module, known in PUBLIC.items() for name in known]
+)
+def test_an_example_uses_it(module: str, name: str) -> None:
+    assert PLACES.get((module, name)), f"no example in docs or a docstring uses {module}.{name}"
+
+
+def test_all_public_modules_are_looked_at() -> None:
+    source = Path(anyio_sendproducer.__file__).parent
+    files = {path.relative_to(source.parent).with_suffix("") for path in source.rglob("*.py")}
+    modules = {".".join(path.parts).removesuffix(".__init__") for path in files}
+    # What the command line is made of is its own affair.
+    public = {name for name in modules if "._" not in name} - {"anyio_sendproducer.cli"}
+    assert "anyio_sendproducer.testing.factories" in public
+    assert set(PUBLIC) == public
+    assert PUBLIC["anyio_sendproducer"] == sorted(anyio_sendproducer.__all__)
+
+
+def test_what_counts_as_an_example_is_run(request: pytest.FixtureRequest) -> None:
+    runner: Any = request.config.pluginmanager.get_plugin(str(ROOT / "conftest.py"))
+
+    def run(sybil: Any, path: Path) -> list[str]:
+        return [str(one.parsed).strip() for one in sybil.parse(path).examples()]
+
+    pages = names.pages()
+    assert len(pages) > 20
+    for page in pages:
+        assert {code.strip() for code in names.examples_of(page)} <= set(run(runner._pages, page))
+    found = list(names.docstring_examples())
+    assert found
+    for module, code in found:
+        assert code.strip() in run(runner._docstrings, module)
+
+
+@pytest.mark.parametrize(
+    ("examples", "used"),
+    [
+        (["from anyio_sendproducer import SendProducer"], set[str]()),
+        (["from anyio_sendproducer import SendProducer as S", "x: S"], {"SendProducer"}),
+        (["import anyio_sendproducer", "anyio_sendproducer.Message()"], {"Message"}),
+        (["import anyio_sendproducer as a", "a.Message(a.nothing)"], {"Message"}),
+        (["import anyio_sendproducer.testing as t\nt.Gate()"], {"Gate"}),
+        (["import anyio_sendproducer.testing", "anyio_sendproducer.testing.Gate()"], {"Gate"}),
+        (["from anyio_sendproducer import testing", "testing.Gate"], {"Gate"}),
+        (["from anyio_sendproducer.testing import Gate", "Gate = 1"], set[str]()),
+        (["Message()", "testing.Gate"], set[str]()),
+        (["try:\n    pass\nexcept ProducerClosed: ..."], set[str]()),
+        (["async def test(kafka_topic): ..."], {"kafka_topic"}),
+        (["def kafka_topic(): return 't'"], {"kafka_topic"}),
+        (["class Test:\n    def test(self, kafka_topic): ..."], {"kafka_topic"}),
+        (["kafka_topic = print(kafka_topic)", "test(kafka_topic=1)"], set[str]()),
+    ],
+)
+def test_to_use_is_more_than_to_import(examples: list[str], used: set[str]) -> None:
+    assert {name for _, name in names.used_in(examples, PUBLIC)} == used

@@ -1,0 +1,156 @@
+"""Runs of ``produce`` as a process of its own, with a terminal for its progress bar."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from anyio_sendproducer.cli import _reading
+from tests.support.calls import eventually
+
+__all__ = ["PATIENCE", "Run", "entries", "plain", "producing", "values_in"]
+
+#: Seconds for anything that is waited for.
+PATIENCE: Final = 120.0
+
+#: What the bar shows, and the sequences by which a terminal is told how to.
+_BAR: Final = re.compile(r"([\d,]+) sent +([\d,]+)/s +([\d,]+) in flight +([\d,]+) failed")
+_ESCAPE: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+def plain(text: str) -> str:
+    """What was sent to a terminal, without what tells it how to show that."""
+    return _ESCAPE.sub("", text)
+
+
+class Run:
+    """A run of ``produce``, whose standard error is a terminal."""
+
+    def __init__(self, process: subprocess.Popen[bytes], screen: int) -> None:
+        self.process = process
+        self._screen = screen
+        self._seen: list[bytes] = []
+        self._out = b""
+        self._threads = [
+            threading.Thread(target=self._watch, name="screen"),
+            threading.Thread(target=self._read, name="stdout"),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _watch(self) -> None:
+        # A terminal that the last process has left fails to be read.
+        with contextlib.suppress(OSError):
+            while data := os.read(self._screen, 65_536):
+                self._seen.append(data)
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        self._out = self.process.stdout.read()
+
+    @property
+    def screen(self) -> str:
+        """What the terminal was sent, as text."""
+        return plain(b"".join(self._seen).decode())
+
+    @property
+    def bars(self) -> list[tuple[int, ...]]:
+        """Each time that the bar was drawn: how many records were sent, their rate, how many were
+        in flight, and how many had failed."""
+        return [
+            tuple(int(figure.replace(",", "")) for figure in found)
+            for found in _BAR.findall(self.screen)
+        ]
+
+    def wait_for_bar(self, condition: Callable[[tuple[int, ...]], bool]) -> None:
+        """Wait until the bar shows it."""
+        eventually(
+            lambda: self.process.poll() is not None or any(map(condition, self.bars[-20:])),
+            PATIENCE,
+        )
+        assert any(map(condition, self.bars)), self.screen[-2_000:]
+
+    def write(self, lines: Iterable[bytes]) -> None:
+        """Write to its standard input."""
+        assert self.process.stdin is not None
+        self.process.stdin.writelines(lines)
+        self.process.stdin.flush()
+
+    def close_input(self) -> None:
+        """End its standard input."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+
+    def signal(self, number: signal.Signals = signal.SIGINT) -> None:
+        """Send it a signal."""
+        self.process.send_signal(number)
+
+    def end(self) -> int:
+        """Wait for its end; the exit code."""
+        code = self.process.wait(PATIENCE * 5)
+        for thread in self._threads:
+            thread.join(PATIENCE)
+        return code
+
+    @property
+    def out(self) -> str:
+        """What it printed on standard output, when it has ended."""
+        return self._out.decode()
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """The same with ``--json``."""
+        found: dict[str, Any] = json.loads(self._out)
+        return found
+
+
+@contextmanager
+def producing(*arguments: str, directory: Path, stdin: bool = False) -> Generator[Run, None, None]:
+    """Run ``anyio-sendproducer produce``."""
+    screen, its_end = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "anyio_sendproducer", "produce", *arguments],
+        stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=its_end,
+        cwd=directory,
+        env={**os.environ, "COLUMNS": "200", "TERM": "xterm"},
+    )
+    os.close(its_end)
+    run = Run(process, screen)
+    try:
+        yield run
+    finally:
+        if process.stdin is not None:
+            with contextlib.suppress(OSError):
+                process.stdin.close()
+        process.kill()
+        run.end()
+        assert process.stdout is not None
+        process.stdout.close()
+        os.close(screen)
+
+
+def entries(path: Path) -> list[dict[str, Any]]:
+    """What is in a failed file; nothing, where it was taken away."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
+def values_in(address: str, topic: str) -> list[bytes | None]:
+    """The values that a topic holds, by another client, partition by partition."""
+    starts = _reading.prepare_topic(address, topic, 4)
+    found = _reading.read_back(address, topic, dict.fromkeys(starts, 0), PATIENCE)
+    return [one.content.value for one in found]

@@ -1,0 +1,152 @@
+"""The programs in ``examples/``, run as whoever copies them would: each in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import anyio
+import anyio.abc
+from anyio.streams.text import TextReceiveStream
+
+from tests.support.calls import PATIENCE, task_group
+from tests.support.paths import ROOT
+
+__all__ = ["EXAMPLES", "Example", "running"]
+
+EXAMPLES: Final = ROOT / "examples"
+
+#: As in pyproject.toml: a warning is an error, but for what kafka-python does where it is loaded.
+WARNINGS: Final = (
+    *("-W", "error"),
+    *("-W", "ignore:read_text is deprecated:DeprecationWarning"),
+    *("-W", "ignore:open_text is deprecated:DeprecationWarning"),
+)
+
+#: What is not to be on stderr: Python's own words for what went wrong.
+TROUBLE: Final = ("Traceback", "Exception ignored", "Warning:", "never awaited", "never retrieved")
+
+
+class Example:
+    """A program that runs, and what it has printed so far."""
+
+    def __init__(self, process: anyio.abc.Process) -> None:
+        self._process = process
+        self._ended = anyio.Event()
+        self._changed = anyio.Event()
+        self.printed: list[str] = []
+        self._errors: list[str] = []
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def ended(self) -> bool:
+        return self._ended.is_set()
+
+    @property
+    def errors(self) -> str:
+        """What is on stderr."""
+        return "".join(self._errors)
+
+    async def line(self, pattern: str, *, after: int = 0) -> re.Match[str]:
+        """Wait until a line matches, whether on stdout or on stderr.
+
+        Args:
+            pattern: a regular expression that is found somewhere in the line.
+            after: the number of lines that are passed over, as ``len(example.printed)`` gave it.
+        """
+        with anyio.move_on_after(PATIENCE):
+            while True:
+                ended, changed = self._ended.is_set(), self._changed
+                for line in self.printed[after:]:
+                    found = re.search(pattern, line)
+                    if found is not None:
+                        return found
+                assert not ended, f"it has ended, without {pattern!r}:\n{''.join(self.printed)}"
+                await changed.wait()
+        raise AssertionError(f"no line like {pattern!r}:\n{''.join(self.printed)}")
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        self._process.send_signal(number)
+
+    def interrupt(self) -> None:
+        """What Ctrl-C does."""
+        self.send(signal.SIGINT)
+
+    async def code(self, *, within: float = PATIENCE, quiet: bool = True) -> int:
+        """Wait until it has ended, and give its exit code.
+
+        Args:
+            within: how many seconds this may take.
+            quiet: whether there must be no trouble on stderr.
+        """
+        with anyio.move_on_after(within):
+            await self._ended.wait()
+            code = self._process.returncode
+            assert code is not None
+            for word in TROUBLE if quiet else ():
+                assert word not in self.errors, self.errors
+            return code
+        raise AssertionError(f"it goes on after {within} s:\n{''.join(self.printed)}")
+
+    async def _read(self, stream: anyio.abc.ByteReceiveStream, lines: list[str]) -> None:
+        rest = ""
+        async for text in TextReceiveStream(stream, errors="replace"):
+            *whole, rest = (rest + text).split("\n")
+            self._take([f"{line}\n" for line in whole], lines)
+        self._take([rest] if rest else [], lines)
+
+    def _take(self, new: list[str], lines: list[str]) -> None:
+        lines += new
+        self.printed += new
+        changed, self._changed = self._changed, anyio.Event()
+        changed.set()
+
+    async def _watch(self) -> None:
+        async with anyio.create_task_group() as tasks:
+            assert self._process.stdout is not None
+            assert self._process.stderr is not None
+            tasks.start_soon(self._read, self._process.stdout, list[str]())
+            tasks.start_soon(self._read, self._process.stderr, self._errors)
+            await self._process.wait()
+        self._ended.set()
+        self._take([], [])
+
+
+@asynccontextmanager
+async def running(
+    program: str | Path, *arguments: str | Path, env: Mapping[str, str] | None = None
+) -> AsyncGenerator[Example, None]:
+    """Run an example, or what runs one; it does not outlive the block.
+
+    Args:
+        program: its name in ``examples/``, or its path.
+        arguments: its arguments.
+        env: variables, besides those of this process.
+    """
+    command = [sys.executable, *WARNINGS, str(EXAMPLES / program), *map(str, arguments)]
+    process = await anyio.open_process(
+        command,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
+        # As with a terminal's Ctrl-C, no child of ours gets its signals and it gets none of ours.
+        start_new_session=True,
+    )
+    example = Example(process)
+    async with process, task_group() as tasks:
+        tasks.start_soon(example._watch)
+        try:
+            yield example
+        finally:
+            if process.returncode is None:
+                process.kill()

@@ -1,0 +1,385 @@
+"""The processes that a cluster is made of, and what is written into their settings.
+
+Used by ``kafka_cluster.py`` alone, but for :class:`Listener`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import resource
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.support.kafka_home import KafkaHome
+
+__all__ = [
+    "HOST",
+    "INTERNAL",
+    "KafkaClusterError",
+    "Listener",
+    "Node",
+    "guard",
+    "make_nodes",
+    "text",
+]
+
+HOST = "127.0.0.1"
+INTERNAL = "INTERNAL"
+_CONTROLLER = "CONTROLLER"
+#: The id of the controller where it is a process of its own; the brokers are 1, 2, ...
+_CONTROLLER_ID = 100
+
+#: Where ports are taken from: below those that systems give to outgoing connections, one of which
+#: would else sit on a broker's port while the broker is down.
+_PORTS = range(15_000, 32_000)
+
+#: How much of what a node printed goes into an error, in bytes.
+_TAIL = 6_000
+
+_JAVA_OPTIONS = (
+    "-Xmx256m",
+    "-XX:+UseSerialGC",
+    # Nodes live for seconds: what the second compiler gains would come too late.
+    "-XX:TieredStopAtLevel=1",
+    "-Djava.awt.headless=true",
+)
+
+_LOG4J = """\
+status = error
+appender.out.type = Console
+appender.out.name = out
+appender.out.layout.type = PatternLayout
+appender.out.layout.pattern = %d{ISO8601} %-5p %c{1}: %m%n
+rootLogger.level = INFO
+rootLogger.appenderRef.out.ref = out
+# It prints each of some five hundred settings.
+logger.settings.name = org.apache.kafka.common.config.AbstractConfig
+logger.settings.level = WARN
+"""
+
+#: What removes the nodes' files, and before that ends the nodes where the process that started them
+#: was killed, so that no code of its own ran: it is told of each node, and its standard input ends
+#: with that process. Linux's PR_SET_PDEATHSIG is about the thread that started the child, which may
+#: be a short-lived one here.
+_GUARD = """
+import os, shutil, signal, sys, time
+nodes = set()
+for line in sys.stdin:
+    (nodes.add if line[0] == "+" else nodes.discard)(int(line[1:]))
+for node in nodes:
+    try:
+        os.kill(node, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+for _ in range(100):
+    shutil.rmtree(sys.argv[1], ignore_errors=True)
+    if not os.path.exists(sys.argv[1]):
+        break
+    time.sleep(0.05)
+"""
+
+
+class KafkaClusterError(RuntimeError):
+    """A node did not start, or ended without being asked to, or did not do what it was asked.
+
+    The message has the end of the node's log where there is one to blame.
+    """
+
+
+class Listener(NamedTuple):
+    """A listener that each broker has besides those that it always has."""
+
+    name: str
+    """Upper case; clients ask for it with ``cluster.bootstrap(name)``."""
+    protocol: str = "PLAINTEXT"
+    """PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL."""
+    properties: Mapping[str, object] = {}
+    """The broker's properties for it, without their prefix ``listener.name.NAME.``"""
+    advertised: Callable[[int, int], str] | None = None
+    """What clients are told to connect to, for a broker and its port: ``"host:port"``. A proxy can
+    be put in between so. None for the port itself."""
+
+
+class Node:
+    """A broker, a controller, or both in one process; started anew, it is the same node.
+
+    Its directory holds its settings, its log and its data.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        roles: str,
+        *,
+        ports: Mapping[str, int],
+        directory: Path,
+        java: Sequence[str],
+        tell_guard: Callable[[str], None],
+    ) -> None:
+        self.number = number
+        self.is_broker = "broker" in roles
+        self.roles = roles
+        self.ports = ports
+        self.directory = directory
+        self.process: subprocess.Popen[bytes] | None = None
+        self._java = java
+        self._tell_guard = tell_guard
+        self._log = directory / "output.log"
+        self._settings = directory / "server.properties"
+        self._paused = False
+        self._end_asked = False
+
+    def __str__(self) -> str:
+        return f"Kafka node {self.number} ({self.roles})"
+
+    @property
+    def running(self) -> bool:
+        """Whether its process is alive; a paused one is."""
+        return self.process is not None and self.process.poll() is None
+
+    @property
+    def answers(self) -> bool:
+        """Whether it runs and is not paused."""
+        return self.running and not self._paused
+
+    @property
+    def ended_by_itself(self) -> bool:
+        return self.process is not None and not self.running and not self._end_asked
+
+    def configure(self, settings: Mapping[str, object]) -> None:
+        """Write what it starts with."""
+        lines = [f"{key}={_in_file(value)}\n" for key, value in settings.items()]
+        self._settings.write_text("".join(lines))
+
+    def format(self, cluster_id: str) -> None:
+        """Begin to prepare its directory; wait() waits for the end of that."""
+        arguments = ("format", "--cluster-id", cluster_id, "--config", str(self._settings))
+        self._run("kafka.tools.StorageTool", *arguments)
+        self._end_asked = True
+
+    def start(self) -> None:
+        """Start it; it takes a while until it answers."""
+        if self.running:
+            raise KafkaClusterError(f"{self} runs already")
+        self._run("kafka.Kafka", str(self._settings))
+        self._end_asked = False
+
+    def wait(self, timeout: float) -> int:
+        """Wait until its process has ended, and give its return code."""
+        assert self.process is not None
+        try:
+            code = self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise self.error(f"did not end in {timeout} s") from None
+        self._tell_guard(f"-{self.process.pid}")
+        return code
+
+    def end(self, number: signal.Signals, timeout: float) -> None:
+        """End it with a signal, and wait until it is gone."""
+        self._end_asked = True
+        self._signal(number)
+        self.wait(timeout)
+
+    def fill_disk(self, timeout: float) -> None:
+        """Let it write no more than 64 KiB to any file, as if the disk were full, and wait until it
+        has ended for that: Kafka halts when it can't write to its last log directory."""
+        assert self.process is not None
+        self._end_asked = True
+        resource.prlimit(
+            self.process.pid, resource.RLIMIT_FSIZE, (64 * 1024, resource.RLIM_INFINITY)
+        )
+        self.wait(timeout)
+
+    def pause(self) -> None:
+        """Have the system freeze it; frozen() says when that is done."""
+        self._signal(signal.SIGSTOP)
+        self._paused = True
+
+    def frozen(self) -> bool:
+        """Whether each of its threads has stopped: one may go on for a moment on another core."""
+        assert self.process is not None
+        tasks = Path(f"/proc/{self.process.pid}/task").glob("*")
+        # The state is the first word behind the name, which is in brackets.
+        states = [(task / "stat").read_text().rpartition(")")[2].split()[0] for task in tasks]
+        return set(states) == {"T"}
+
+    def resume(self) -> None:
+        """Let it go on."""
+        self._signal(signal.SIGCONT)
+        self._paused = False
+
+    def close(self) -> None:
+        """End it if it runs, at once."""
+        self._end_asked = True
+        if self.process is not None and self.running:
+            self.process.kill()
+            self.wait(60)
+
+    def error(self, what: str) -> KafkaClusterError:
+        return KafkaClusterError(f"{self} {what}; the end of its log:\n{self.log()}")
+
+    def log(self) -> str:
+        """The end of what it printed."""
+        with self._log.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _TAIL))
+            return file.read().decode(errors="replace").strip()
+
+    def _run(self, main: str, *arguments: str) -> None:
+        with self._log.open("ab") as log:
+            # In a session of its own, so that Ctrl-C ends the test first and it afterwards.
+            self.process = subprocess.Popen(
+                [*self._java, main, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self.directory,
+                start_new_session=True,
+            )
+        self._tell_guard(f"+{self.process.pid}")
+        self._paused = False
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self.process is None or not self.running:
+            raise KafkaClusterError(f"{self} does not run")
+        self.process.send_signal(number)
+
+
+@contextmanager
+def guard(directory: Path) -> Generator[Callable[[str], None], None, None]:
+    command = [sys.executable, "-I", "-S", "-c", _GUARD, str(directory)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as process:
+        pipe = process.stdin
+        assert pipe is not None
+
+        def tell(line: str) -> None:
+            pipe.write(line.encode() + b"\n")
+            pipe.flush()
+
+        yield tell
+
+
+def make_nodes(
+    home: KafkaHome,
+    directory: Path,
+    tell_guard: Callable[[str], None],
+    *,
+    brokers: int,
+    listeners: Sequence[Listener],
+    properties: Mapping[str, object],
+    java_options: Sequence[str],
+) -> list[Node]:
+    """The nodes, each with its directory and its settings in it; none runs yet."""
+    names = [INTERNAL, "PLAINTEXT", *(listener.name for listener in listeners)]
+    if len(set(names)) != len(names):
+        raise ValueError(f"two listeners have one name: {names}")
+    logging = directory / "log4j2.properties"
+    logging.write_text(_LOG4J)
+    java = [home.java, *_JAVA_OPTIONS, f"-Dlog4j2.configurationFile={logging}", *java_options]
+    roles = {1: "broker,controller"}
+    if brokers > 1:
+        roles = {_CONTROLLER_ID: "controller", **dict.fromkeys(range(1, brokers + 1), "broker")}
+    ports = iter(_free_ports(len(roles) * (len(names) + 1)))
+    nodes: list[Node] = []
+    for number, role in roles.items():
+        own = names if "broker" in role else []
+        own = [*own, _CONTROLLER] if "controller" in role else own
+        place = directory / f"node-{number}"
+        place.mkdir()
+        nodes.append(
+            Node(
+                number,
+                role,
+                ports={name: next(ports) for name in own},
+                directory=place,
+                java=[*java, "-cp", home.class_path],
+                tell_guard=tell_guard,
+            )
+        )
+    controller = nodes[0]
+    voters = f"{controller.number}@{HOST}:{controller.ports[_CONTROLLER]}"
+    for node in nodes:
+        settings = _properties(node, brokers, listeners)
+        node.configure({**settings, "controller.quorum.voters": voters, **properties})
+    return nodes
+
+
+def _properties(node: Node, brokers: int, listeners: Sequence[Listener]) -> dict[str, object]:
+    protocols = {INTERNAL: "PLAINTEXT", "PLAINTEXT": "PLAINTEXT", _CONTROLLER: "PLAINTEXT"}
+    protocols |= {listener.name: listener.protocol for listener in listeners}
+    settings: dict[str, object] = {
+        "node.id": node.number,
+        "process.roles": node.roles,
+        "log.dirs": node.directory / "data",
+        "listeners": ",".join(f"{name}://{HOST}:{port}" for name, port in node.ports.items()),
+        "listener.security.protocol.map": ",".join(f"{k}:{v}" for k, v in protocols.items()),
+        "controller.listener.names": _CONTROLLER,
+        # A topic that nobody made is an error.
+        "auto.create.topics.enable": False,
+        "default.replication.factor": brokers,
+        # What Kafka itself keeps: in as few partitions as can be.
+        "offsets.topic.num.partitions": 1,
+        "offsets.topic.replication.factor": min(3, brokers),
+        "transaction.state.log.num.partitions": 1,
+        "transaction.state.log.replication.factor": min(3, brokers),
+        "transaction.state.log.min.isr": min(2, brokers),
+        "share.coordinator.state.topic.num.partitions": 1,
+        "share.coordinator.state.topic.replication.factor": min(3, brokers),
+        "share.coordinator.state.topic.min.isr": min(2, brokers),
+        "group.initial.rebalance.delay.ms": 0,
+        # Leaders stay where a test put them.
+        "auto.leader.rebalance.enable": False,
+        # How long a broker that was killed counts as alive; until then it can't come back either.
+        "broker.session.timeout.ms": 6_000,
+        "broker.heartbeat.interval.ms": 300,
+        # The default, 128 MiB, is half of the heap.
+        "log.cleaner.dedupe.buffer.size": 4 * 1024 * 1024,
+        # Fewer threads, a quicker start.
+        "num.network.threads": 2,
+        "num.io.threads": 4,
+    }
+    if node.is_broker:
+        settings["inter.broker.listener.name"] = INTERNAL
+        advertised = {name: f"{HOST}:{port}" for name, port in node.ports.items()}
+        advertised.pop(_CONTROLLER, None)
+        for listener in listeners:
+            if listener.advertised is not None:
+                advertised[listener.name] = listener.advertised(
+                    node.number, node.ports[listener.name]
+                )
+        settings["advertised.listeners"] = ",".join(f"{k}://{v}" for k, v in advertised.items())
+        for listener in listeners:
+            prefix = f"listener.name.{listener.name.lower()}."
+            settings |= {prefix + key: value for key, value in listener.properties.items()}
+    return settings
+
+
+def _free_ports(count: int) -> list[int]:
+    found: list[int] = []
+    with contextlib.ExitStack() as probes:  # all open at once, so that no two are the same
+        for port in random.sample(_PORTS, len(_PORTS)):
+            probe = probes.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                probe.bind((HOST, port))
+                found.append(port)
+            if len(found) == count:
+                return found
+    raise KafkaClusterError(f"there are no {count} ports free in {_PORTS}")
+
+
+def text(value: object) -> str:
+    """A setting as Kafka writes it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _in_file(value: object) -> str:
+    """A setting as a properties file has it, where a backslash has a meaning and a line ends it."""
+    return text(value).replace("\\", "\\\\").replace("\n", "\\n")

@@ -1,0 +1,83 @@
+"""A schema registry in a process of its own: Apicurio Registry, which speaks Confluent's protocol.
+
+Maven fetches it into the same directory as Kafka, the first time. It runs on the Java that Kafka
+runs on, and keeps what it knows in memory.
+"""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import tarfile
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.support.kafka_home import fetched, kafka_home, required, run_maven
+
+__all__ = ["running_registry"]
+
+#: The newest that runs on Java 17; later ones need 21.
+_VERSION = "3.0.9"
+_PLUGIN = "org.apache.maven.plugins:maven-dependency-plugin:3.9.0:copy"
+#: Seconds that the registry may take to come up, or to go.
+_PATIENCE = 120.0
+
+
+def _fetch(directory: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=directory.parent) as downloads:
+        run_maven(
+            "Apicurio Registry",
+            _PLUGIN,
+            f"-Dartifact=io.apicurio:apicurio-registry-app:{_VERSION}:tar.gz:all",
+            f"-DoutputDirectory={downloads}",
+        )
+        with tarfile.open(next(Path(downloads).glob("*.tar.gz"))) as opened:
+            opened.extractall(directory, filter="data")
+
+
+@contextmanager
+def running_registry() -> Generator[str, None, None]:
+    """A registry for the length of a block; gives the URL of its API in Confluent's way.
+
+    Where it can't be run the test is skipped; in CI that is a failure.
+    """
+    home = required("Apicurio Registry", lambda: fetched(f"apicurio-{_VERSION}", _fetch))
+    java = required("Apicurio Registry", kafka_home).java
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    runner = next(home.glob("*runner.jar"))
+    command = [java, "-Xmx512m", "-Dquarkus.http.host=127.0.0.1"]
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            [*command, f"-Dquarkus.http.port={port}", "-jar", str(runner)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=home,
+        )
+        try:
+            url = f"http://127.0.0.1:{port}/apis/ccompat/v7"
+            give_up = time.monotonic() + _PATIENCE
+            while not _answers(url):
+                if process.poll() is not None or time.monotonic() > give_up:
+                    log.seek(0)
+                    raise AssertionError(log.read().decode(errors="replace")[-4000:])
+                time.sleep(0.1)
+            yield url
+        finally:
+            process.terminate()
+            process.wait(_PATIENCE)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/subjects", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False

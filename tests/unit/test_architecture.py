@@ -1,0 +1,178 @@
+"""The architecture page: its driver keeps the drivers' contract, its resolvers do their work."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from anyio_sendproducer import (
+    DeliveryError,
+    DiscoveryError,
+    Persistence,
+    ProducerSettings,
+    SettingsError,
+    TransactionError,
+    open_send_producer,
+)
+from anyio_sendproducer import ProducerRecord as Record
+from anyio_sendproducer.discovery import Lookup, Resolver, Target
+from anyio_sendproducer.drivers import Deadline, Driver
+from tests.broker import test_driver_contract as contract
+from tests.docs.test_public_names import names
+from tests.support.paths import ROOT
+from tests.support.recorder import Parcel, Recorder
+
+PAGE: Final = ROOT / "docs/explanation/architecture.md"
+SETTINGS: Final = ProducerSettings(bootstrap_servers="nowhere.invalid:9092")
+
+
+def from_the_page(*wanted: str) -> Any:
+    """A module of those of the page's examples that define classes: these, among them."""
+    module: Any = types.ModuleType("architecture")
+    sys.modules[module.__name__] = module  # dataclasses and get_type_hints look there
+    for code in names.examples_of(PAGE):
+        if "\nclass " in code and "async with" not in code:
+            exec(code, module.__dict__)  # run by Sybil as well
+    assert all(hasattr(module, name) for name in wanted), wanted
+    return module
+
+
+page: Final = from_the_page("FileDriver", "to_files", "FileResolver", "Remembering")
+
+
+# --- the driver ----------------------------------------------------------------------------------
+
+
+class FileRig:
+    """It knows each topic, and nothing is ever under way: it answers before `submit` returns."""
+
+    keeps = True
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def make(self) -> Driver:
+        driver: Driver = page.FileDriver(self._directory, SETTINGS)
+        return driver
+
+    def make_unreachable(self, start_timeout: float) -> Driver:
+        driver: Driver = page.FileDriver(self._directory / "nowhere", SETTINGS)
+        return driver
+
+    def make_unanswered(self) -> Driver:
+        raise NotImplementedError
+
+    def hide(self, topic: str) -> str:
+        return topic
+
+    def show(self, topic: str) -> None:
+        raise NotImplementedError
+
+    def freeze(self) -> None:
+        """It can't be: what it has taken it has written."""
+
+    def refuse(self, record: Record[Any, Any]) -> None:
+        assert record.partition == contract.NO_SUCH_PARTITION
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> contract.Rig:
+    return FileRig(tmp_path)
+
+
+#: What it can't come into: it opens at once, and has nothing pending.
+BEYOND: Final = {
+    contract.test_close_from_another_thread_makes_open_return,
+    contract.test_close_completes_what_is_pending,
+}
+CONTRACT: Final[list[Callable[[contract.Rig], None]]] = [
+    test for name, test in vars(contract).items() if name.startswith("test_") and test not in BEYOND
+]
+
+
+@pytest.mark.parametrize("promise", CONTRACT, ids=lambda promise: promise.__name__[5:])
+def test_the_driver_keeps_the_contract(
+    promise: Callable[[contract.Rig], None], rig: contract.Rig
+) -> None:
+    promise(rig)
+
+
+def test_the_contract_is_more_than_a_few_promises() -> None:
+    assert len(CONTRACT) > 10
+
+
+def test_what_the_driver_cannot_write_may_be_there(tmp_path: Path) -> None:
+    driver, recorder = page.FileDriver(tmp_path, SETTINGS), Recorder()
+    driver.open(recorder)
+    (tmp_path / "orders-0.jsonl").mkdir()
+    parcels = [Parcel(Record("orders", b"1", partition=partition)) for partition in (0, 1)]
+    driver.submit(parcels)
+    driver.close(0)
+    failed, written = recorder.outcomes_of(parcels)
+    assert isinstance(failed, DeliveryError)
+    assert failed.persistence is Persistence.POSSIBLY_PERSISTED
+    assert isinstance(failed.__cause__, IsADirectoryError)
+    assert not isinstance(written, DeliveryError)
+
+
+def test_the_driver_refuses_what_it_cannot_do(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="transactional_id"):
+        page.FileDriver(tmp_path, SETTINGS.with_transactional_id("billing"))
+    with pytest.raises(SettingsError, match="serializer"):
+        page.FileDriver(tmp_path, SETTINGS.with_value_serializer(str.encode))
+    driver = page.FileDriver(tmp_path, SETTINGS)
+    for call in (
+        driver.begin_transaction,
+        lambda: driver.send_offsets([], None, Deadline(1)),
+        lambda: driver.end_transaction(True, Deadline(1)),  # as the protocol has it
+    ):
+        with pytest.raises(TransactionError):
+            call()
+
+
+# --- the resolvers -------------------------------------------------------------------------------
+
+
+async def test_the_resolver_finds_what_is_in_its_file(tmp_path: Path) -> None:
+    services = tmp_path / "services.json"
+    services.write_text(json.dumps({"kafka": ["10.0.0.7:9092", "[::1]:9093"]}))
+    resolver: Resolver = page.FileResolver(services)
+    assert isinstance(resolver, Resolver)
+    assert await resolver.resolve(Lookup("kafka")) == [
+        Target("10.0.0.7", 9092),
+        Target("::1", 9093),
+    ]
+    assert await resolver.resolve(Lookup("rabbit")) == []
+
+
+async def test_where_nothing_is_found_the_message_names_the_resolver(tmp_path: Path) -> None:
+    services = tmp_path / "services.json"
+    services.write_text("{}")
+    settings = ProducerSettings(
+        service_name="kafka", discovery_method=page.Remembering(page.FileResolver(services))
+    )
+    with pytest.raises(DiscoveryError, match=r"Remembering\(FileResolver\('.*services\.json'\)\)"):
+        async with open_send_producer(settings):
+            raise AssertionError("nothing was found")
+
+
+async def test_the_last_answer_is_remembered_and_the_first_failure_is_not_hidden() -> None:
+    answers: list[Any] = [LookupError("not yet"), [Target("a", 1)], LookupError("not now")]
+
+    async def resolve(lookup: Lookup) -> Any:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    resolver: Resolver = page.Remembering(resolve)
+    with pytest.raises(LookupError, match="not yet"):
+        await resolver.resolve(Lookup("kafka"))
+    assert await resolver.resolve(Lookup("kafka")) == [Target("a", 1)]
+    assert await resolver.resolve(Lookup("kafka")) == [Target("a", 1)]

@@ -1,0 +1,322 @@
+"""A driver that is asked: who hands over, who asks, and when it is left to a thread to wait."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from anyio_sendproducer import (
+    DeliveryError,
+    ProducerBroken,
+    ProducerRecord,
+    ProducerSettings,
+    SendProducer,
+    _bridge,
+    open_send_producer,
+)
+from tests.support.asked_driver import AskedDriver
+from tests.support.calls import PATIENCE, Call, generation, quiet, record, task_group, until
+
+
+@pytest.fixture
+def settings() -> ProducerSettings:
+    return ProducerSettings(bootstrap_servers="broker.invalid:9092", cancel_timeout=0.5)
+
+
+@pytest.fixture
+def always_near(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow this machine is, answers count as near."""
+    monkeypatch.setattr(_bridge, "_SOON_SECONDS", 60.0)
+    monkeypatch.setattr(_bridge, "_ASK_SECONDS", 60.0)
+
+
+@pytest.fixture
+def never_near(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_bridge, "_SOON_SECONDS", 0.0)
+
+
+async def test_the_loop_hands_over_and_asks_by_itself(settings: ProducerSettings) -> None:
+    driver = AskedDriver()
+    async with open_send_producer(settings, driver=driver) as producer:
+        before = producer.statistics().wake_ups
+        for number in range(20):
+            assert (await producer.send(record())).offset == number
+        assert driver.threads == {threading.current_thread().name}
+        assert producer.statistics().wake_ups == before
+
+
+async def test_where_code_of_the_users_runs_a_thread_hands_over(settings: ProducerSettings) -> None:
+    driver = AskedDriver(direct=False)
+    async with open_send_producer(settings, driver=driver) as producer:
+        for number in range(20):
+            assert (await producer.send(record())).offset == number
+        assert threading.current_thread().name not in driver.threads
+
+
+@pytest.mark.usefixtures("never_near")
+async def test_what_does_not_answer_soon_rings(settings: ProducerSettings) -> None:
+    driver = AskedDriver(manual=True)
+    async with open_send_producer(settings, driver=driver) as producer, task_group() as tasks:
+        call = Call(tasks, producer.send, record())
+        await until(lambda: driver.watched == 1)
+        await quiet()
+        asked = driver.asked
+        await quiet()
+        assert driver.asked == asked  # nobody asks meanwhile
+        driver.acknowledge()
+        await call.wait()
+        assert call.value is not None
+        assert driver.watched == 1
+
+
+async def test_the_way_from_the_thread_is_not_the_clients(
+    settings: ProducerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loop that is late to hear of an answer does not take the client for slow."""
+    monkeypatch.setattr(_bridge, "_SOON_SECONDS", 0.3)
+    monkeypatch.setattr(_bridge, "_LATE_SECONDS", 60.0)
+    monkeypatch.setattr(_bridge, "_ASK_SECONDS", 0.0)
+    driver = AskedDriver(manual=True)
+    async with open_send_producer(settings, driver=driver) as producer, task_group() as tasks:
+        bridge = producer._bridge
+        bridge._usual_wait = 0.0
+        call = Call(tasks, producer.send, record())
+        await until(lambda: driver.watched == 1)
+        driver.acknowledge()
+        time.sleep(1)  # noqa: ASYNC251  # the loop has something else to do
+        await call.wait()
+        assert bridge._usual_wait < 0.15
+
+
+@pytest.mark.usefixtures("always_near")
+async def test_what_answers_soon_is_asked_over_and_over(settings: ProducerSettings) -> None:
+    driver = AskedDriver()
+    async with open_send_producer(settings, driver=driver) as producer, task_group() as tasks:
+        await producer.send(record())
+        driver.manual = True
+        call = Call(tasks, producer.send, record())
+        asked = driver.asked
+        turns = 0
+        while driver.asked < asked + 10:
+            await anyio.lowlevel.checkpoint()  # others have their turn
+            turns += 1
+        assert turns >= 5
+        assert driver.watched == 0
+        driver.acknowledge()
+        await call.wait()
+
+
+@pytest.mark.usefixtures("always_near")
+async def test_records_gather_while_an_answer_is_near(settings: ProducerSettings) -> None:
+    driver = AskedDriver()
+    async with open_send_producer(settings, driver=driver) as producer:
+        await producer.send(record())
+        driver.manual = True
+        for _ in range(4):
+            producer.enqueue_nowait(record())
+        await until(lambda: len(driver.under_way) == 4)
+        held = [producer.enqueue_nowait(record()) for _ in range(3)]
+        for _ in range(20):
+            await anyio.lowlevel.checkpoint()
+        assert driver.batches == [1, 1, 3]  # as many as are under way would go
+        driver.acknowledge(2)
+        await until(lambda: len(driver.under_way) == 5)
+        assert driver.batches == [1, 1, 3, 3]
+        driver.acknowledge()
+        for delivery in held:
+            await delivery.wait()
+
+
+async def test_records_do_not_gather_for_longer_than_that(
+    settings: ProducerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_bridge, "_SOON_SECONDS", 60.0)
+    monkeypatch.setattr(_bridge, "_ASK_SECONDS", 0.05)
+    driver = AskedDriver()
+    async with open_send_producer(settings, driver=driver) as producer:
+        await producer.send(record())
+        driver.manual = True
+        for _ in range(4):
+            producer.enqueue_nowait(record())
+        await until(lambda: len(driver.under_way) == 4)
+        producer.enqueue_nowait(record())
+        await until(lambda: len(driver.under_way) == 5)
+        driver.acknowledge()
+
+
+async def test_a_record_that_is_alone_is_handed_over_where_it_stands(
+    settings: ProducerSettings,
+) -> None:
+    driver = AskedDriver()
+    async with open_send_producer(settings, driver=driver) as producer:
+        await producer.send(record())
+        await quiet()
+        delivery = producer.enqueue_nowait(record())
+        assert len(driver.submitted) == 2
+        await delivery.wait()
+        await quiet()
+        driver.manual = True
+        await producer.partitions_for("t")
+        several = [producer.enqueue_nowait(record()) for _ in range(3)]
+        assert len(driver.submitted) == 3  # what comes behind it has company
+        await until(lambda: len(driver.submitted) == 5)
+        driver.acknowledge()
+        for one in several:
+            await one.wait()
+        await quiet()
+        producer.enqueue_nowait(record())
+        assert len(driver.submitted) == 5  # there may be others again
+        await quiet()
+        driver.acknowledge()
+
+
+async def test_many_are_handed_over_in_parts(settings: ProducerSettings) -> None:
+    driver = AskedDriver()
+    async with open_send_producer(settings, driver=driver) as producer:
+        for _ in range(1_200):
+            producer.enqueue_nowait(record())
+        await producer.flush()
+        assert sum(driver.batches) == 1_200
+        assert max(driver.batches) <= 500
+
+
+@pytest.mark.parametrize("direct", [True, False])
+async def test_a_client_that_takes_the_place_of_one_that_broke_is_asked(
+    settings: ProducerSettings,
+    direct: bool,
+) -> None:
+    driver = AskedDriver(direct=direct)
+    async with open_send_producer(settings, driver=driver) as producer:
+        await producer.send(record())
+        driver.break_client()
+        await until(generation(producer, 2))
+        assert (await producer.send(record())).offset == 1
+
+
+async def test_what_the_driver_raises_when_it_is_asked_breaks_the_producer(
+    settings: ProducerSettings,
+) -> None:
+    driver = AskedDriver(manual=True)
+    async with open_send_producer(settings, driver=driver) as producer:
+        driver.poll_error = KeyError("the driver's own")
+        with pytest.raises(DeliveryError, match="the producer broke"):
+            await producer.send(record())
+        with pytest.raises(ProducerBroken):
+            await producer.send(record())
+
+
+async def test_what_the_driver_raises_when_it_is_given_records_breaks_the_producer(
+    settings: ProducerSettings,
+) -> None:
+    driver = AskedDriver()
+    async with open_send_producer(settings, driver=driver) as producer:
+        driver.submit_error = KeyError("the driver's own")
+        with pytest.raises(DeliveryError, match="the producer broke"):
+            await producer.send(record())
+
+
+async def test_what_the_driver_gives_back_waits_for_the_topic(settings: ProducerSettings) -> None:
+    driver = AskedDriver()
+    driver.unknown_topics.add("unknown")
+    async with open_send_producer(settings, driver=driver) as producer, task_group() as tasks:
+        call: Call[Any] = Call(tasks, producer.send, ProducerRecord("unknown", b"v"))
+        await producer.send(record())
+        assert producer.statistics().queued == 1
+        driver.learn("unknown")
+        await call.wait()
+
+
+@pytest.mark.usefixtures("always_near")
+async def test_who_gathers_for_records_that_are_withdrawn_does_not_ask_on_and_on(
+    settings: ProducerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = AskedDriver(manual=True)
+    async with open_send_producer(settings, driver=driver) as producer:
+        deliveries = [producer.enqueue_nowait(record()) for _ in range(20)]
+        await until(lambda: len(driver.submitted) == 20)
+        async with task_group() as tasks:
+            for _ in range(3):
+                tasks.start_soon(producer.send, record())
+            while producer.statistics().queued < 3:
+                await anyio.lowlevel.checkpoint()
+            await anyio.lowlevel.checkpoint()
+            tasks.cancel_scope.cancel()
+        monkeypatch.setattr(_bridge, "_SOON_SECONDS", 0.0)
+        await quiet()
+        asked = driver.asked
+        await quiet()
+        assert driver.asked == asked
+        assert producer.statistics().withdrawn == 3
+        driver.acknowledge()
+        for delivery in deliveries:
+            await delivery.wait()
+
+
+async def test_what_came_before_is_settled_before_the_end_of_its_client(
+    settings: ProducerSettings,
+) -> None:
+    """However much it is, and however soon the next client is open."""
+    driver = AskedDriver(manual=True)
+    async with open_send_producer(settings, driver=driver) as producer:
+        deliveries = [producer.enqueue_nowait(record()) for _ in range(3000)]
+        await until(lambda: len(driver.submitted) == 3000)
+        driver.acknowledge()
+        driver.break_client()
+        while not all(delivery.done for delivery in deliveries):
+            time.sleep(0.02)  # noqa: ASYNC251  # what else the program does
+            await anyio.lowlevel.checkpoint()
+        for delivery in deliveries:
+            await delivery.wait()
+        await until(generation(producer, 2))
+
+
+async def test_behind_records_that_are_held_up_the_others_go_on(
+    settings: ProducerSettings,
+) -> None:
+    driver = AskedDriver()
+    driver.unknown_topics.add("unknown")
+    async with open_send_producer(settings, driver=driver) as producer:
+        held = [producer.enqueue_nowait(ProducerRecord("unknown", b"")) for _ in range(600)]
+        await until(lambda: producer.statistics().in_flight == 600)
+        await producer.send(record())
+        driver.unknown_topics.clear()
+        driver.learn("unknown")
+        for delivery in held:
+            await delivery.wait()
+
+
+class Miscounting(AskedDriver):
+    """Says how many were under way before it reported, as if that were after it."""
+
+    miscounts = False
+
+    def poll(self, most: int, /) -> int:
+        with self._guard:
+            before = len(self._unsaid) + len(self.under_way)
+        now = super().poll(most)
+        return before if self.miscounts and before else now
+
+
+@pytest.mark.usefixtures("always_near")
+async def test_who_gathers_for_an_answer_that_has_come_waits_for_nobody(
+    settings: ProducerSettings,
+) -> None:
+    driver = Miscounting()
+
+    async def one_or_two(producer: SendProducer, count: int) -> None:
+        for _ in range(count):
+            await producer.send(record())
+
+    async with open_send_producer(settings, driver=driver) as producer:
+        await producer.send(record())
+        driver.miscounts = True
+        with anyio.fail_after(PATIENCE):
+            for _ in range(50):
+                async with task_group() as tasks:
+                    for number in range(5):
+                        tasks.start_soon(one_or_two, producer, 2 if number < 2 else 1)

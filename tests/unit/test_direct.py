@@ -1,0 +1,279 @@
+"""A driver whose client takes a record without waiting: who hands over a record that is alone."""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from anyio_sendproducer import (
+    DeliveryError,
+    ProducerBroken,
+    ProducerRecord,
+    ProducerSettings,
+    SendProducer,
+    open_send_producer,
+)
+from anyio_sendproducer.drivers import (
+    DirectDriver,
+    Driver,
+    PolledDriver,
+    Submission,
+    Submitted,
+    make_driver,
+)
+from anyio_sendproducer.serializers import StringSerializer
+from anyio_sendproducer.telemetry import Delivered, Observer
+from anyio_sendproducer.testing import FakeDriver
+from tests.support.calls import Call, generation, quiet, record, task_group, until
+from tests.support.observers import Recorder
+
+
+class DirectFake(FakeDriver):
+    """Notes who called `submit`."""
+
+    def __init__(self, *, manual: bool = False, direct: bool = True) -> None:
+        super().__init__(manual=manual)
+        self.direct = direct
+        self.threads: list[bool] = []
+
+    def submit(self, batch: Sequence[Submission], /) -> Submitted:
+        self.threads.append(threading.current_thread() is not threading.main_thread())
+        return super().submit(batch)
+
+
+LOOP, THREAD = False, True
+
+
+@pytest.fixture
+def settings() -> ProducerSettings:
+    return ProducerSettings(bootstrap_servers="broker.invalid:9092", cancel_timeout=0.5)
+
+
+@asynccontextmanager
+async def opened(
+    settings: ProducerSettings, driver: DirectFake, observers: Sequence[Observer] = ()
+) -> AsyncGenerator[SendProducer]:
+    """A producer whose thread is through with the opening; until then, it does what comes."""
+    async with open_send_producer(settings, driver=driver, observers=observers) as producer:
+        await until(lambda: producer._bridge._served == 1)
+        yield producer
+
+
+async def test_what_is_alone_goes_by_the_loop(settings: ProducerSettings) -> None:
+    driver = DirectFake()
+    async with opened(settings, driver) as producer:
+        for number in range(10):
+            assert (await producer.send(record())).offset == number
+        assert driver.threads == [LOOP] * 10
+        delivery = producer.enqueue_nowait(record())
+        assert len(driver.submitted) == 11  # at once
+        await delivery.wait()
+
+
+class Turns:
+    """Counts what the pump has to do."""
+
+    def __init__(self, producer: SendProducer, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        apply_all = producer._apply_all
+
+        def counted(events: Iterable[Any]) -> None:
+            self.count += 1
+            apply_all(events)
+
+        monkeypatch.setattr(producer, "_apply_all", counted)
+
+
+async def test_what_is_alone_never_waits_for_the_pump(
+    settings: ProducerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = DirectFake()
+    async with opened(settings, driver) as producer:
+        await producer.send(record())
+        await quiet()
+        turns = Turns(producer, monkeypatch)
+        for number in range(1, 10):
+            assert (await producer.send(record())).offset == number
+        assert turns.count == 0
+        # What has company does.
+        await producer.send_many([record(), record()])
+        assert turns.count > 0
+        assert producer.statistics().delivered == 12
+
+
+async def test_who_observes_has_the_pumps_turns(settings: ProducerSettings) -> None:
+    driver = DirectFake()
+    seen = Recorder()
+    async with opened(settings, driver, observers=[seen]) as producer:
+        for _ in range(3):
+            await producer.send(record())
+            await quiet()
+            assert driver.threads[-1] is LOOP
+        assert len(seen.of(Delivered)) == 3
+
+
+async def test_room_that_one_leaves_is_the_next_ones(settings: ProducerSettings) -> None:
+    driver = DirectFake(manual=True)
+    async with (
+        opened(settings.evolve(max_in_flight=1), driver) as producer,
+        task_group() as tasks,
+    ):
+        calls = [Call(tasks, producer.send, record()) for _ in range(3)]
+        for number in range(1, 4):
+            await until(lambda: len(driver.submitted) == number)  # noqa: B023  # at once
+            driver.acknowledge()
+        for call in calls:
+            await call.wait()
+        assert {call.value.offset for call in calls} == {0, 1, 2}
+
+
+async def test_a_fault_of_its_own_breaks_the_producer_and_not_the_loop(
+    settings: ProducerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = DirectFake()
+    async with opened(settings, driver) as producer:
+        await producer.send(record())
+        await quiet()
+
+        def fail(*_: object) -> Any:
+            raise KeyError("a fault")
+
+        monkeypatch.setattr(producer._ledger, "settle", fail)
+        with pytest.raises(DeliveryError, match="the producer broke"):
+            await producer.send(record())
+        with pytest.raises(ProducerBroken):
+            await producer.send(record())
+
+
+async def test_where_it_must_not_the_thread_does_it(settings: ProducerSettings) -> None:
+    driver = DirectFake(direct=False)
+    async with open_send_producer(settings, driver=driver) as producer:
+        for number in range(10):
+            assert (await producer.send(record())).offset == number
+        assert driver.threads == [THREAD] * 10
+
+
+async def test_what_has_company_goes_by_the_thread(settings: ProducerSettings) -> None:
+    driver = DirectFake(manual=True)
+    async with opened(settings, driver) as producer:
+        several = [producer.enqueue_nowait(record()) for _ in range(3)]
+        await until(lambda: len(driver.submitted) == 3)
+        assert driver.threads == [THREAD]
+        driver.acknowledge()
+        for one in several:
+            await one.wait()
+        await quiet()
+        alone = producer.enqueue_nowait(record())
+        assert len(driver.submitted) == 3  # there may be others again
+        await until(lambda: len(driver.submitted) == 4)
+        another = producer.enqueue_nowait(record())
+        assert len(driver.submitted) == 4  # the one before is under way
+        await until(lambda: len(driver.submitted) == 5)
+        driver.acknowledge()
+        assert [(await one.wait()).offset for one in (alone, another)] == [3, 4]
+
+
+async def test_while_the_thread_has_something_to_do_it_does_that_too(
+    settings: ProducerSettings,
+) -> None:
+    driver = DirectFake()
+    go_on = threading.Event()
+    async with opened(settings, driver) as producer, task_group() as tasks:
+        await producer.send(record())
+
+        def wait(_: Driver) -> bool:
+            return go_on.wait()
+
+        busy = Call(tasks, producer._bridge.call, wait)
+        await quiet()
+        sent = Call(tasks, producer.send, record())
+        await quiet()
+        assert len(driver.submitted) == 1
+        go_on.set()
+        await busy.wait()
+        await sent.wait()
+        assert sent.value.offset == 1
+        assert driver.threads == [LOOP, THREAD]
+
+
+async def test_what_is_given_back_waits_for_its_topic(settings: ProducerSettings) -> None:
+    driver = DirectFake()
+    driver.unknown_topics.add("unknown")
+    async with opened(settings, driver) as producer, task_group() as tasks:
+        waits = Call(tasks, producer.send, ProducerRecord("unknown", b"v"))
+        await until(lambda: driver.threads == [LOOP])
+        await producer.send(record())
+        assert producer.statistics().queued == 1
+        driver.learn("unknown")
+        await waits.wait()
+        assert waits.value.topic == "unknown"
+
+
+async def test_what_the_driver_raises_breaks_the_producer(settings: ProducerSettings) -> None:
+    driver = DirectFake()
+    async with opened(settings, driver) as producer:
+        driver.submit_error = KeyError("the driver's own")
+        with pytest.raises(DeliveryError, match="the producer broke"):
+            await producer.send(record())
+        assert driver.threads == [LOOP]
+        with pytest.raises(ProducerBroken):
+            await producer.send(record())
+
+
+async def test_the_next_client_is_given_what_is_alone_too(settings: ProducerSettings) -> None:
+    driver = DirectFake()
+    async with open_send_producer(settings, driver=driver) as producer:
+        driver.break_client()
+        await until(generation(producer, 2))
+        await until(lambda: producer._bridge._served == producer._bridge._given)
+        await producer.send(record())
+        assert driver.threads == [LOOP]
+
+
+async def test_kafka_python_takes_what_is_alone_from_the_loop(shared_broker: str) -> None:
+    settings = ProducerSettings(bootstrap_servers=shared_broker)
+    async with open_send_producer(settings) as producer:
+        driver = producer._bridge._driver
+        assert isinstance(driver, DirectDriver)
+        assert not isinstance(driver, PolledDriver)
+        assert driver.direct
+        await producer.send(ProducerRecord("direct", b"0"))
+        for number in range(1, 5):
+            place = await producer.send(ProducerRecord("direct", b"%d" % number))
+            assert place.topic == "direct"
+
+
+kafka_partitioner: Any = importlib.import_module("kafka.partitioner")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"value_serializer": StringSerializer()},
+        {"key_serializer": StringSerializer()},
+        {"properties": {"partitioner": kafka_partitioner.DefaultPartitioner()}},
+    ],
+    ids=["value_serializer", "key_serializer", "partitioner"],
+)
+async def test_where_code_of_the_users_runs_kafka_python_keeps_to_the_thread(
+    shared_broker: str, changes: dict[str, Any]
+) -> None:
+    settings = ProducerSettings(bootstrap_servers=shared_broker).evolve(**changes)
+    key: Any = "key" if "key_serializer" in changes else b"key"
+    value: Any = "value" if "value_serializer" in changes else b"value"
+    async with open_send_producer(settings) as producer:
+        driver = producer._bridge._driver
+        assert isinstance(driver, DirectDriver)
+        assert not driver.direct
+        await producer.send(ProducerRecord("indirect", value, key))
+
+
+def test_a_driver_that_is_not_open_is_not_direct(settings: ProducerSettings) -> None:
+    driver = make_driver(None, settings)
+    assert isinstance(driver, DirectDriver)
+    assert not driver.direct

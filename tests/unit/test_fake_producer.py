@@ -1,0 +1,539 @@
+"""The producer without a cluster: it behaves as the real one, and answers as it is told to."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable, Generator
+from typing import Any
+
+import anyio
+import pytest
+import trio
+import trio.testing
+
+from anyio_sendproducer import (
+    ConsumerGroupMetadata,
+    DeliveryError,
+    DeliveryTimeout,
+    Message,
+    MultiDeliveryError,
+    MultiMessage,
+    PassThroughMessage,
+    Persistence,
+    ProducerBroken,
+    ProducerClosed,
+    ProducerFenced,
+    ProducerRecord,
+    ProducerSettings,
+    ProducerStartError,
+    RecordMetadata,
+    RecordRejected,
+    SendProducer,
+    SerializationFailed,
+    TransactionAborted,
+    TransactionError,
+    TransactionOutcomeUnknown,
+    UndeliveredRecords,
+    open_send_producer,
+)
+from anyio_sendproducer.serializers import JSONSerializer
+from anyio_sendproducer.testing import (
+    FailWhen,
+    FakeDriver,
+    FakeProducer,
+    factories,
+    fake_producer,
+)
+from anyio_sendproducer.testing._polled_driver import PolledFakeDriver
+from tests.support.calls import Call, fail, quiet, raising, record, task_group
+from tests.support.recorder import Parcel, Recorder
+
+ORDER = ProducerRecord("orders", b"two tins", b"42", headers=[("trace", b"1")])
+
+
+@pytest.fixture
+async def fake() -> AsyncIterator[FakeProducer]:
+    async with fake_producer() as running:
+        yield running
+
+
+@pytest.fixture
+async def by_hand() -> AsyncIterator[FakeProducer]:
+    async with fake_producer(manual=True) as running:
+        yield running
+
+
+# --- what was sent -------------------------------------------------------------------------------
+
+
+async def test_what_was_sent_is_there_with_all_that_is_in_it(fake: FakeProducer) -> None:
+    assert isinstance(fake.producer, SendProducer)
+    metadata = await fake.producer.send(ORDER)
+    assert metadata == RecordMetadata("orders", metadata.partition, 0, 0, 2, 8)
+    await fake.producer.send(ProducerRecord("bills", b"1.20"))
+    assert fake.sent == [ORDER, ProducerRecord("bills", b"1.20")]
+    assert fake.sent_to("orders") == [ORDER]
+    assert fake.sent_to("nothing") == []
+    assert fake.written["orders", metadata.partition] == [ORDER]
+    assert fake.pending == []
+
+
+async def test_everything_that_can_be_sent_with_can_be_used(fake: FakeProducer) -> None:
+    producer = fake.producer
+
+    async def envelopes() -> AsyncIterator[Message[None, bytes, int]]:
+        for number in range(3):
+            yield Message(ProducerRecord("t", b"%d" % number), number)
+
+    assert len(await producer.send_many([record(), record()])) == 2
+    multiple = await producer.send_envelope(MultiMessage([ORDER, ORDER], 7))
+    assert multiple.pass_through == 7
+    assert (await producer.send_envelope(PassThroughMessage(8))).pass_through == 8
+    assert await producer.partitions_for("t") == {0, 1, 2, 3}
+    async with producer.flow(envelopes()) as results:
+        assert [result.pass_through async for result in results] == [0, 1, 2]
+    await producer.enqueue(record(b"last"))
+    await producer.flush()
+    assert fake.sent[-1].value == b"last"
+    assert len(fake.sent) == 8
+
+
+async def test_what_is_seen_is_a_copy(fake: FakeProducer) -> None:
+    await fake.producer.send(record())
+    fake.sent.clear()
+    for log in fake.written.values():
+        log.clear()
+    assert len(fake.sent) == 1
+    assert fake.written["t", 0] == [record()]
+
+
+async def test_partitions_are_as_many_as_were_asked_for() -> None:
+    async with fake_producer(partitions=1) as fake:
+        assert (await fake.producer.send(ORDER)).partition == 0
+        assert await fake.producer.partitions_for("orders") == {0}
+
+
+async def test_waiting_for_what_is_sent(by_hand: FakeProducer) -> None:
+    async with task_group() as tasks:
+        waiting = Call(tasks, by_hand.wait_until_sent, 2)
+        by_hand.producer.enqueue_nowait(record(b"1"))
+        await quiet()
+        assert waiting.running
+        assert "sent=1 pending=1" in repr(by_hand)
+        by_hand.producer.enqueue_nowait(record(b"2"))
+        await waiting.wait()
+        by_hand.acknowledge()
+
+
+async def test_waiting_for_more_than_is_sent(fake: FakeProducer) -> None:
+    await fake.producer.send(record())
+    with pytest.raises(TimeoutError, match=r"1 records were sent within 0.01 s, not 2"):
+        await fake.wait_until_sent(2, timeout=0.01)
+    await fake.wait_until_sent(1, timeout=0.01)
+
+
+def test_its_driver_rings_at_once_where_there_is_something_to_tell() -> None:
+    driver, recorder, parcel = PolledFakeDriver(), Recorder(), Parcel(record())
+    driver.open(recorder)
+    driver.submit([parcel])
+    assert not recorder.bell.is_set()
+    driver.watch()
+    assert recorder.bell.is_set()
+    assert driver.poll(1) == 0
+    assert isinstance(recorder.outcomes_of([parcel])[0], RecordMetadata)
+
+
+# --- it is the real producer ---------------------------------------------------------------------
+
+
+async def test_it_holds_up_who_sends_too_much(settings: ProducerSettings) -> None:
+    async with (
+        fake_producer(settings.evolve(max_in_flight=1), manual=True) as fake,
+        task_group() as tasks,
+    ):
+        first = Call(tasks, fake.producer.send, record(b"1"))
+        await fake.wait_until_sent(1)
+        second = Call(tasks, fake.producer.send, record(b"2"))
+        await quiet()
+        with pytest.raises(anyio.WouldBlock):
+            fake.producer.enqueue_nowait(record())
+        assert fake.producer.statistics().waiting == 1
+        assert fake.acknowledge() == 1
+        await first.wait()
+        await fake.wait_until_sent(2)
+        assert fake.acknowledge() == 1
+        await second.wait()
+
+
+async def test_who_is_cancelled_abandons_what_the_client_has(by_hand: FakeProducer) -> None:
+    async with task_group() as tasks:
+        call = Call(tasks, by_hand.producer.send, record())
+        await by_hand.wait_until_sent(1)
+        await call.cancel()
+    by_hand.acknowledge()
+    await by_hand.producer.flush()
+    assert by_hand.producer.statistics().abandoned == 1
+    assert by_hand.producer.statistics().delivered == 1
+
+
+async def test_what_is_never_answered_ends_with_the_block(settings: ProducerSettings) -> None:
+    with raising(UndeliveredRecords) as caught:
+        async with fake_producer(settings.evolve(close_timeout=0.02), manual=True) as fake:
+            fake.producer.enqueue_nowait(record())
+    [error] = caught.value.errors
+    assert error.persistence is Persistence.POSSIBLY_PERSISTED
+
+
+async def test_failures_that_nobody_awaited_are_raised_at_the_end() -> None:
+    with raising(UndeliveredRecords) as caught:
+        async with fake_producer(answer=factories.rejected) as fake:
+            fake.producer.enqueue_nowait(record())
+    assert isinstance(caught.value.errors[0], RecordRejected)
+    with pytest.raises(ProducerClosed):
+        await fake.producer.send(record())
+
+
+async def test_a_bad_record_is_refused_before_it_is_sent(fake: FakeProducer) -> None:
+    with pytest.raises(RecordRejected, match="topic is empty"):
+        await fake.producer.send(ProducerRecord("", b"v"))
+    assert fake.sent == []
+
+
+async def test_nothing_is_looked_up_fetched_or_made() -> None:
+    def never(*_: object) -> Any:
+        raise AssertionError
+
+    settings = ProducerSettings(
+        service_name="kafka.invalid", enrich=never, producer_factory=never, client_id="orders"
+    )
+    async with fake_producer(settings) as fake:
+        await fake.producer.send(record())
+        assert "fake.invalid:9092" in repr(fake.producer)
+
+
+def test_nothing_is_on_its_way_when_all_tasks_are_blocked() -> None:
+    """Trio's clock, which jumps when nothing happens any more, does not end what waits for it."""
+
+    async def main() -> None:
+        async with fake_producer(manual=True) as fake:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(fake.producer.send, record())
+                await trio.testing.wait_all_tasks_blocked()
+                assert fake.acknowledge() == 1
+            fake.manual = False
+            with trio.fail_after(1):
+                for _ in range(100):
+                    await fake.producer.send(record())
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_deadlines_pass_with_trio_s_clock() -> None:
+    async def main() -> None:
+        async with fake_producer(manual=True) as fake:
+            with pytest.raises(DeliveryTimeout):
+                await fake.producer.send(record())
+            fake.acknowledge()
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+# --- answers by hand -----------------------------------------------------------------------------
+
+
+async def values(fake: FakeProducer, count: int) -> None:
+    for number in range(count):
+        fake.producer.enqueue_nowait(
+            record(b"%d" % number, topic="even" if number % 2 == 0 else "odd")
+        )
+    await fake.wait_until_sent(count)
+
+
+def pending(fake: FakeProducer) -> list[int]:
+    return [int(one.value) for one in fake.pending]
+
+
+async def test_answers_by_hand_are_for_the_oldest(by_hand: FakeProducer) -> None:
+    await values(by_hand, 8)
+    assert by_hand.acknowledge(2) == 2
+    assert pending(by_hand) == [2, 3, 4, 5, 6, 7]
+    assert by_hand.acknowledge(1, topic="odd") == 1
+    assert pending(by_hand) == [2, 4, 5, 6, 7]
+    assert by_hand.acknowledge(where=lambda one: int(one.value) > 5) == 2
+    assert pending(by_hand) == [2, 4, 5]
+    assert by_hand.acknowledge(topic="none") == 0
+    assert by_hand.acknowledge() == 3
+    assert by_hand.acknowledge() == 0
+    await by_hand.producer.flush()
+    assert by_hand.producer.statistics().delivered == 8
+
+
+async def test_failures_by_hand(by_hand: FakeProducer) -> None:
+    sent = [by_hand.producer.enqueue_nowait(record(topic=topic)) for topic in "abab"]
+    await by_hand.wait_until_sent(4)
+    assert by_hand.fail(factories.timeout, 1) == 1
+    assert by_hand.fail(factories.possibly_persisted, topic="b", where=lambda _: True) == 2
+    assert by_hand.fail() == 1
+    errors: list[type[DeliveryError]] = []
+    for delivery in sent:
+        with pytest.raises(DeliveryError) as caught:
+            await delivery.wait()
+        errors.append(type(caught.value))
+    assert errors == [DeliveryTimeout, DeliveryError, RecordRejected, DeliveryError]
+
+
+async def test_by_hand_for_a_while(fake: FakeProducer) -> None:
+    assert not fake.manual
+    fake.manual = True
+    waiting = await fake.producer.enqueue(record())
+    await fake.wait_until_sent(1)
+    assert not waiting.done
+    fake.manual = False
+    await fake.producer.send(record())
+    await waiting.wait()
+
+
+# --- answers by rule -----------------------------------------------------------------------------
+
+
+async def outcomes(fake: FakeProducer, topics: str) -> str:
+    """A letter for each record: what became of it."""
+    letters = ""
+    for topic in topics:
+        try:
+            await fake.producer.send(record(topic=topic))
+            letters += "."
+        except DeliveryError as error:
+            letters += type(error).__name__[0]
+    return letters
+
+
+def fail_b(one: ProducerRecord[Any, Any]) -> DeliveryError | None:
+    return factories.serialization_failed(one) if one.topic == "b" else None
+
+
+@pytest.mark.parametrize(
+    ("rule", "wanted"),
+    [
+        (FailWhen(factories.rejected), "RRRRRR"),
+        (FailWhen(factories.rejected, topic="a"), "R.R.R."),
+        (FailWhen(factories.timeout, every=3), "..D..D"),
+        (FailWhen(factories.rejected, times=2), "RR...."),
+        (FailWhen(factories.rejected, topic="b", every=2, times=1), "...R.."),
+        (FailWhen(factories.rejected, where=lambda one: one.topic == "b", times=1), ".R...."),
+        (fail_b, ".S.S.S"),
+    ],
+)
+async def test_answers_by_rule(rule: Any, wanted: str) -> None:
+    if isinstance(rule, FailWhen):  # each loop has one that has not counted yet
+        rule = FailWhen(
+            rule._error,
+            topic=rule._topic,
+            where=rule._where,
+            every=rule._every,
+            times=rule._times,
+        )
+    async with fake_producer(answer=rule) as fake:
+        assert await outcomes(fake, "ababab") == wanted
+        assert getattr(rule, "failed", wanted.count("S")) == 6 - wanted.count(".")
+        fake.answer = None
+        assert await outcomes(fake, "ab") == ".."
+        assert len(fake.sent) == 8
+
+
+async def test_a_rule_is_asked_when_it_is_acknowledged_by_hand_too() -> None:
+    async with fake_producer(answer=FailWhen(factories.rejected, topic="b"), manual=True) as fake:
+        good, bad = (fake.producer.enqueue_nowait(record(topic=topic)) for topic in "ab")
+        await fake.wait_until_sent(2)
+        fake.acknowledge()
+        await good.wait()
+        with pytest.raises(RecordRejected):
+            await bad.wait()
+
+
+async def test_a_rule_may_look_at_what_was_sent() -> None:
+    async with fake_producer() as fake:
+        fake.answer = lambda one: (
+            factories.rejected(one) if len(fake.sent) > 1 and fake.pending == [] else None
+        )
+        assert await outcomes(fake, "aaa") == ".RR"
+
+
+async def test_a_rule_serves_a_fake_driver(settings: ProducerSettings) -> None:
+    driver = FakeDriver()
+    driver.judge = FailWhen(factories.rejected, every=2)
+    async with open_send_producer(settings, driver=driver) as producer:
+        await producer.send(record())
+        with pytest.raises(RecordRejected):
+            await producer.send(record())
+
+
+@pytest.mark.parametrize("number", [0, -1, 1.0, True, "1"])
+@pytest.mark.parametrize("argument", ["every", "times"])
+def test_what_can_t_be_counted(argument: str, number: Any) -> None:
+    with pytest.raises(ValueError, match=f"^{argument} must be an int of 1 or more: {number!r}"):
+        FailWhen(factories.rejected, **{argument: number})
+
+
+# --- failures of each kind -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "persistence"),
+    [
+        (factories.timeout, DeliveryTimeout, Persistence.POSSIBLY_PERSISTED),
+        (factories.rejected, RecordRejected, Persistence.NOT_PERSISTED),
+        (factories.serialization_failed, SerializationFailed, Persistence.NOT_PERSISTED),
+        (factories.not_persisted, DeliveryError, Persistence.NOT_PERSISTED),
+        (factories.possibly_persisted, DeliveryError, Persistence.POSSIBLY_PERSISTED),
+    ],
+)
+async def test_failures_of_a_record(
+    make: Callable[[Any], DeliveryError], kind: type[DeliveryError], persistence: Persistence
+) -> None:
+    async with fake_producer(answer=make) as fake:
+        with pytest.raises(DeliveryError) as caught:
+            await fake.producer.send(ORDER)
+        assert type(caught.value) is kind
+        assert caught.value.persistence is persistence
+        assert caught.value.record is ORDER
+        with pytest.raises(MultiDeliveryError):
+            await fake.producer.send_many([ORDER, ORDER])
+
+
+async def test_a_start_that_fails() -> None:
+    with pytest.raises(ProducerStartError, match="no broker"):
+        async with fake_producer(start_error=factories.start_failed()):
+            pytest.fail("it was not to start")
+
+
+async def test_a_client_that_breaks(by_hand: FakeProducer) -> None:
+    lost = await by_hand.producer.enqueue(record(b"lost"))
+    await by_hand.wait_until_sent(1)
+    await by_hand.break_client(ConnectionError("gone"))
+    with pytest.raises(DeliveryError) as caught:
+        await lost.wait()
+    assert caught.value.persistence is Persistence.POSSIBLY_PERSISTED
+    by_hand.manual = False
+    await by_hand.producer.send(record(b"to the next one"))
+    assert by_hand.producer.statistics().generations == 2
+
+
+@pytest.mark.parametrize("error", [None, ZeroDivisionError("at last")])
+async def test_a_producer_that_breaks(error: Exception | None) -> None:
+    async with fake_producer(manual=True) as fake:
+        lost = await fake.producer.enqueue(record())
+        await fake.wait_until_sent(1)
+        await fake.break_producer(error)
+        with pytest.raises(DeliveryError):
+            await lost.wait()
+        with pytest.raises(ProducerBroken) as caught:
+            await fake.producer.send(record())
+        assert isinstance(caught.value.__cause__, type(error) if error else RuntimeError)
+
+
+async def test_a_producer_that_is_fenced(settings: ProducerSettings) -> None:
+    async with fake_producer(settings.evolve(transactional_id="tx")) as fake:
+        async with fake.producer.transaction() as tx:
+            await tx.send(record())
+        await fake.fence()
+        with pytest.raises(ProducerBroken) as caught:
+            async with fake.producer.transaction():
+                pytest.fail("it was fenced")
+        assert isinstance(caught.value.__cause__, ProducerFenced)
+
+
+async def test_waiting_for_what_does_not_come(
+    fake: FakeProducer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from anyio_sendproducer.testing import _fake_producer
+
+    monkeypatch.setattr(_fake_producer, "_PATIENCE", 0.01)
+    with pytest.raises(TimeoutError, match=r"within 0.01 s"):
+        await fake._until(lambda: False)
+
+
+# --- serializers ---------------------------------------------------------------------------------
+
+
+class Traced:
+    """Tells of itself in a header."""
+
+    def serialize(self, topic: str, headers: list[tuple[str, bytes]], data: Any) -> bytes:
+        headers.append(("by", b"traced"))
+        return f"{topic}:{data}".encode()
+
+
+async def test_serializers_are_called_and_what_is_written_is_bytes() -> None:
+    settings = ProducerSettings(
+        bootstrap_servers="localhost:9092",
+        key_serializer=Traced(),
+        value_serializer=JSONSerializer(),
+    )
+    async with fake_producer(settings, partitions=1) as fake:
+        sent = ProducerRecord("t", {"tins": 2}, 42, timestamp_ms=5, headers=[("h", b"x")])
+        metadata = await fake.producer.send(sent)
+        assert fake.sent == [sent]
+        [written] = fake.written["t", 0]
+        assert (written.key, written.timestamp_ms) == (b"t:42", 5)
+        assert written.value.replace(b" ", b"") == b'{"tins":2}'
+        assert written.headers == (("h", b"x"), ("by", b"traced"))
+        assert metadata.serialized_key_size == 4
+        assert metadata.serialized_value_size == len(written.value)
+
+
+async def test_a_serializer_that_raises_fails_its_record_alone() -> None:
+    def serialize(value: str) -> bytes:
+        return value.encode("ascii")
+
+    settings = ProducerSettings(bootstrap_servers="localhost:9092", value_serializer=serialize)
+    async with fake_producer(settings, manual=True) as fake:
+        good = fake.producer.enqueue_nowait(ProducerRecord("t", "tins"))
+        with pytest.raises(SerializationFailed) as caught:
+            await fake.producer.send(ProducerRecord("t", "größe"))
+        assert isinstance(caught.value.__cause__, UnicodeEncodeError)
+        assert [one.value for one in fake.pending] == ["tins"]
+        assert len(fake.sent) == 2
+        assert fake.acknowledge() == 1
+        await good.wait()
+
+
+# --- transactions --------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def failing(kind: type[TransactionError]) -> Generator[None, None, None]:
+    with pytest.raises(TransactionError) as caught:
+        yield
+    assert type(caught.value) is kind
+
+
+async def test_transactions_are_seen(settings: ProducerSettings) -> None:
+    async with fake_producer(settings.evolve(transactional_id="tx")) as fake:
+        async with fake.producer.transaction() as tx:
+            await tx.send(ORDER)
+            await tx.send_offsets({("in", 0): 7}, "group")
+        with raising(ZeroDivisionError):
+            async with fake.producer.transaction() as tx:
+                await tx.send(record())
+                fail()
+        assert fake.transactions == [("committed", [ORDER]), ("aborted", [record()])]
+        [(offset, group)] = fake.offsets
+        assert (offset.topic, offset.partition, offset.offset) == ("in", 0, 7)
+        assert group == ConsumerGroupMetadata("group")
+
+
+async def test_commits_that_fail(settings: ProducerSettings) -> None:
+    async with fake_producer(settings.evolve(transactional_id="tx")) as fake:
+        fake.fail_commit(factories.transaction_aborted())
+        with failing(TransactionAborted):
+            async with fake.producer.transaction() as tx:
+                await tx.send(record())
+        assert fake.transactions == [("aborted", [record()])]
+        async with fake.producer.transaction() as tx:
+            await tx.send(record())
+        assert fake.transactions[1:] == [("committed", [record()])]
+        fake.fail_commit()
+        with failing(TransactionOutcomeUnknown):
+            async with fake.producer.transaction() as tx:
+                await tx.send(record())

@@ -1,0 +1,614 @@
+"""Streams of envelopes over a driver without a broker: order, bounds, errors, and transactions."""
+
+# ruff: noqa: SIM117  # a flow stands within its producer
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import AsyncIterable, AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from typing import Any, cast
+
+import anyio
+import anyio.lowlevel
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from anyio_sendproducer import (
+    ConsumerGroupMetadata,
+    DeliveryError,
+    FlowSummary,
+    Message,
+    MultiDeliveryError,
+    MultiMessage,
+    MultiResult,
+    PassThroughMessage,
+    PassThroughResult,
+    ProducerClosed,
+    ProducerRecord,
+    ProducerSettings,
+    RecordRejected,
+    Result,
+    SendProducer,
+    SettingsError,
+    TransactionAborted,
+    UndeliveredRecords,
+    open_send_producer,
+)
+from anyio_sendproducer.testing import FakeDriver
+from tests.support.calls import (
+    PATIENCE,
+    Call,
+    at_gate,
+    fail,
+    quiet,
+    raising,
+    record,
+    refuse,
+    taken,
+    task_group,
+    until,
+)
+
+Envelopes = AsyncIterator[Any]
+
+
+class Source(AsyncIterable[Any]):
+    """A source that tells how much was taken from it, and may raise at its end."""
+
+    def __init__(self, envelopes: list[Any], error: Exception | None = None) -> None:
+        self.envelopes = envelopes
+        self.taken = 0
+        self.error = error
+
+    async def __aiter__(self) -> Envelopes:
+        for envelope in self.envelopes:
+            await anyio.lowlevel.checkpoint()
+            self.taken += 1
+            yield envelope
+        if self.error is not None:
+            raise self.error
+
+
+def messages(count: int) -> list[Any]:
+    return [Message(record(b"%d" % number), number) for number in range(count)]
+
+
+async def collect(producer: SendProducer, source: Any, **options: Any) -> list[Any]:
+    """What a flow gives, results and errors, in order."""
+    found: list[Any] = []
+    flow = cast("AbstractAsyncContextManager[Any]", producer.flow(source, **options))
+    async with flow as results:
+        with contextlib.suppress(anyio.EndOfStream):
+            while True:
+                found.append(await received_or_raised(results))
+    return found
+
+
+async def received_or_raised(results: Any) -> Any:
+    """What comes next: a result, or the error of its envelope."""
+    try:
+        return await results.receive()
+    except (DeliveryError, MultiDeliveryError) as error:
+        return error
+
+
+# --- order ---------------------------------------------------------------------------------------
+
+
+async def test_results_come_in_the_order_of_the_source(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    envelopes = [
+        Message(record(b"1"), "a"),
+        PassThroughMessage("b"),
+        MultiMessage([record(b"2"), record(b"3")], "c"),
+        MultiMessage([], "d"),
+        Message(record(b"4"), "e"),
+    ]
+    async with open_send_producer(settings, driver=fake) as producer:
+        found = await collect(producer, Source(envelopes))
+    assert [type(one) for one in found] == [
+        Result,
+        PassThroughResult,
+        MultiResult,
+        MultiResult,
+        Result,
+    ]
+    assert [one.pass_through for one in found] == list("abcde")
+    assert [part.metadata.offset for part in found[2].parts] == [1, 2]
+    assert [one.value for one in fake.submitted] == [b"1", b"2", b"3", b"4"]
+
+
+async def test_any_stream_is_a_source(settings: ProducerSettings, fake: FakeDriver) -> None:
+    give, take = anyio.create_memory_object_stream[Any](10)
+    for one in messages(3):
+        give.send_nowait(one)
+    give.close()
+    async with open_send_producer(settings, driver=fake) as producer:
+        async with producer.flow(take) as results:
+            assert [result.pass_through async for result in results] == [0, 1, 2]
+            with raising(anyio.EndOfStream):
+                await results.receive()
+    take.close()
+
+
+@dataclasses.dataclass
+class Plan:
+    """What is sent, how long each envelope takes, and which records fail."""
+
+    sizes: list[int | None]
+    batches: list[int]
+    failing: set[int]
+    limit: int
+    room: int
+
+
+plans = st.builds(
+    Plan,
+    sizes=st.lists(st.one_of(st.none(), st.integers(0, 3), st.just(-1)), max_size=25),
+    batches=st.lists(st.integers(1, 5), min_size=1, max_size=5),
+    failing=st.sets(st.integers(0, 60)),
+    limit=st.integers(1, 6),
+    room=st.integers(1, 6),
+)
+
+
+@given(plan=plans)
+@hypothesis_settings(
+    deadline=None,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+async def test_order_and_bounds_whatever_is_slow_and_whatever_fails(
+    settings: ProducerSettings, plan: Plan
+) -> None:
+    """None is a PassThroughMessage, -1 a Message, and what is 0 or more that many records."""
+    fake = FakeDriver(manual=True)
+    fake.judge = lambda what: refuse(what) if int(what.value) in plan.failing else None
+    number = 0
+    envelopes: list[Any] = []
+    records: list[list[int]] = []
+    for position, size in enumerate(plan.sizes):
+        mine = list(range(number, number + (abs(size) if size is not None else 0)))
+        number += len(mine)
+        records.append(mine)
+        made = [record(b"%d" % one) for one in mine]
+        if size is None:
+            envelopes.append(PassThroughMessage(position))
+        elif size == -1:
+            envelopes.append(Message(made[0], position))
+        else:
+            envelopes.append(MultiMessage(made, position))
+    source = Source(envelopes)
+    received = 0
+    settings = settings.evolve(max_in_flight=plan.room)
+    async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
+
+        async def acknowledge() -> None:
+            turn = 0
+            while True:
+                await anyio.lowlevel.checkpoint()
+                fake.acknowledge(plan.batches[turn % len(plan.batches)])
+                turn += 1
+
+        tasks.start_soon(acknowledge)
+        async with producer.flow(source, max_in_flight=plan.limit) as results:
+            for position, mine in enumerate(records):
+                # The one that waits for room in the line was taken, too.
+                assert source.taken <= received + plan.limit + 1
+                assert producer.statistics().in_flight <= plan.room
+                bad = [one for one in mine if one in plan.failing]
+                outcome = await received_or_raised(results)
+                if isinstance(outcome, DeliveryError):
+                    assert int(cast("bytes", outcome.record.value)) == bad[0]
+                    assert isinstance(envelopes[position], Message)
+                elif isinstance(outcome, MultiDeliveryError):
+                    assert [int(cast("bytes", one.record.value)) for one in outcome.errors] == bad
+                    assert outcome.pass_through == position
+                else:
+                    assert not bad
+                    assert outcome.pass_through == position
+                received += 1
+            with raising(anyio.EndOfStream):
+                await results.receive()
+        tasks.cancel_scope.cancel()
+    assert [int(cast("bytes", one.value)) for one in fake.submitted] == list(range(number))
+
+
+async def test_who_does_not_receive_holds_up_the_source(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    source = Source(messages(100))
+    async with open_send_producer(settings, driver=fake) as producer:
+        async with producer.flow(source, max_in_flight=5) as results:
+            await taken(fake, 5)
+            await quiet()
+            assert source.taken == 6  # the last of them waits for its place
+            assert len(fake.submitted) == 5
+            for number in range(10):
+                assert (await results.receive()).pass_through == number
+                await quiet()
+            assert source.taken == 16
+            async for _ in results:
+                pass
+    assert source.taken == 100
+    assert len(fake.submitted) == 100
+
+
+async def test_a_full_producer_holds_up_the_source(settings: ProducerSettings) -> None:
+    fake = FakeDriver(manual=True)
+    source = Source(messages(10))
+    settings = settings.evolve(max_in_flight=2)
+    async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
+        call = Call(tasks, collect, producer, source)
+        await taken(fake, 2)
+        await quiet()
+        assert source.taken == 3
+        for count in range(4, 12, 2):
+            fake.acknowledge()
+            await taken(fake, count)
+        fake.acknowledge()
+        assert len((await call.wait()).value) == 10
+
+
+async def test_other_tasks_get_their_turns(settings: ProducerSettings, fake: FakeDriver) -> None:
+    class Greedy(AsyncIterable[Any]):
+        async def __aiter__(self) -> Envelopes:
+            for one in messages(1000):
+                yield one
+
+    turns = 0
+    async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
+
+        async def count() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await anyio.lowlevel.checkpoint()
+
+        tasks.start_soon(count)
+        async with producer.flow(Greedy()):
+            await until(lambda: len(fake.submitted) == 1000)
+            assert turns >= 5
+        tasks.cancel_scope.cancel()
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+
+async def test_an_error_is_raised_in_its_place_and_the_next_call_goes_on(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    fake.judge = lambda what: refuse(what) if what.value == b"1" else None
+    envelopes = messages(3)
+    envelopes.insert(2, Message(record(topic="no such name"), "bad"))
+    async with open_send_producer(settings, driver=fake) as producer:
+        found = await collect(producer, Source(envelopes))
+    assert [type(one) for one in found] == [Result, DeliveryError, RecordRejected, Result]
+
+
+async def test_what_the_source_raises_comes_after_what_it_gave(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    source = Source(messages(2), LookupError("no more"))
+    async with open_send_producer(settings, driver=fake) as producer:
+        async with producer.flow(source) as results:
+            assert [(await results.receive()).pass_through for _ in range(2)] == [0, 1]
+            with raising(LookupError, match="no more"):
+                await results.receive()
+            with raising(anyio.EndOfStream):
+                await results.receive()
+
+
+@pytest.mark.parametrize("name", [None, "id"])
+async def test_what_is_no_envelope(
+    settings: ProducerSettings, fake: FakeDriver, name: str | None
+) -> None:
+    settings = settings.with_transactional_id(name)
+    async with open_send_producer(settings, driver=fake) as producer:
+        async with producer.flow(Source([Message(record()), record()])) as results:
+            await results.receive()
+            with raising(TypeError, match="not ProducerRecord: send a bare record with send"):
+                await results.receive()
+
+
+async def test_on_a_producer_that_is_closed_meanwhile(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    async with open_send_producer(settings, driver=fake) as producer:
+        async with producer.flow(Source(messages(9)), max_in_flight=2) as results:
+            await quiet()
+            await producer.aclose()
+            assert [(await results.receive()).pass_through for _ in range(2)] == [0, 1]
+            with raising(ProducerClosed):
+                await results.receive()
+
+
+@pytest.mark.parametrize("bad", [0, -1, 1.5, True, "7"])
+@pytest.mark.parametrize("name", [None, "id"])
+async def test_bad_arguments(
+    settings: ProducerSettings, fake: FakeDriver, bad: Any, name: str | None
+) -> None:
+    settings = settings.with_transactional_id(name)
+    async with open_send_producer(settings, driver=fake) as producer:
+        with raising(SettingsError, match="max_in_flight must be an int of 1 or more: "):
+            producer.flow(Source([]), max_in_flight=bad)
+        said = "need a transactional_id" if name is None else "are given together, or neither is"
+        with raising(SettingsError, match=f"flow: offsets and group_metadata {said}"):
+            producer.flow(Source([]), group_metadata="group")
+
+
+async def test_only_one_receives(settings: ProducerSettings) -> None:
+    fake = FakeDriver(manual=True)
+    async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
+        async with producer.flow(Source(messages(1))) as results:
+            call = Call(tasks, results.receive)
+            await taken(fake, 1)
+            with raising(anyio.BusyResourceError):
+                await results.receive()
+            fake.acknowledge()
+            assert (await call.wait()).value.pass_through == 0
+
+
+# --- leaving -------------------------------------------------------------------------------------
+
+
+async def test_receiving_that_is_cancelled_loses_nothing(settings: ProducerSettings) -> None:
+    fake = FakeDriver(manual=True)
+    async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
+        async with producer.flow(Source(messages(2))) as results:
+            await taken(fake, 2)
+            await Call(tasks, results.receive).cancel()
+            fake.acknowledge()
+            assert [result.pass_through async for result in results] == [0, 1]
+
+
+async def test_leaving_early_withdraws_what_the_client_does_not_have(
+    settings: ProducerSettings,
+) -> None:
+    fake = FakeDriver(manual=True)
+    source = Source(messages(50))
+    async with open_send_producer(settings, driver=fake) as producer:
+        fake.on_submit.shut()
+        with raising(ZeroDivisionError) as caught:
+            async with producer.flow(source, max_in_flight=20) as results:
+                await at_gate(fake.on_submit)
+                await quiet()
+                fail()
+        assert type(caught.value) is ZeroDivisionError
+        with raising(anyio.ClosedResourceError):
+            await results.receive()
+        fake.manual = False
+        fake.on_submit.open()
+        await producer.flush()
+        statistics = producer.statistics()
+        assert statistics.accepted == statistics.withdrawn + statistics.delivered
+        assert statistics.withdrawn > 0
+    assert source.taken == 21
+
+
+async def test_leaving_while_another_task_receives(settings: ProducerSettings) -> None:
+    fake = FakeDriver(manual=True)
+    async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
+        async with producer.flow(Source(messages(2))) as results:
+            await taken(fake, 2)
+            receiving = Call(tasks, results.receive)
+            await quiet()
+        fake.acknowledge()
+        assert (await receiving.wait()).value.pass_through == 0
+        assert producer.statistics().abandoned == 1
+
+
+async def test_leaving_while_an_envelope_waits_for_room(settings: ProducerSettings) -> None:
+    fake = FakeDriver(manual=True)
+    settings = settings.evolve(max_in_flight=2)
+    many = MultiMessage([record(b"%d" % number) for number in range(4)])
+    async with open_send_producer(settings, driver=fake) as producer:
+        async with producer.flow(Source([many])):
+            await taken(fake, 2)
+            await quiet()
+        fake.acknowledge()
+    assert len(fake.submitted) == 2
+
+
+async def test_closing_the_stream(settings: ProducerSettings, fake: FakeDriver) -> None:
+    async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
+        give, take = anyio.create_memory_object_stream[Any](10)
+        async with producer.flow(take) as results:
+
+            async def receive() -> None:
+                with raising(anyio.ClosedResourceError):
+                    await results.receive()
+
+            waiting = Call(tasks, receive)
+            await quiet()
+            await results.aclose()
+            await waiting.wait()
+            await receive()
+        give.close()
+        take.close()
+
+
+async def test_failures_that_nobody_received_are_told_at_the_end(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    fake.judge = refuse
+    with raising(UndeliveredRecords) as caught:
+        async with open_send_producer(settings, driver=fake) as producer:
+            async with producer.flow(Source(messages(3))):
+                await until(lambda: producer.statistics().failed == 3)
+    assert caught.value.count == 3
+
+
+# --- sinks ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [None, "id"])
+async def test_a_sink_says_what_came_of_it(
+    settings: ProducerSettings, fake: FakeDriver, name: str | None
+) -> None:
+    settings = settings.with_transactional_id(name).with_eos_commit_interval(0.01)
+    envelopes = [
+        Message(record(b"1")),
+        PassThroughMessage(),
+        MultiMessage([record(b"2"), record(b"3", "u", partition=1)]),
+    ]
+    async with open_send_producer(settings, driver=fake) as producer:
+        summary = await producer.sink(Source(envelopes))
+        assert summary == FlowSummary(3, 3, {("t", 0): 1, ("u", 1): 0})
+        assert await producer.sink(Source([])) == FlowSummary(0, 0, {})
+
+
+async def test_a_sink_without_offsets(settings: ProducerSettings) -> None:
+    class Silent(FakeDriver):
+        def _write(self, record: ProducerRecord[Any, Any]) -> Any:
+            written: Any = super()._write(record)
+            return written._replace(offset=None)
+
+    async with open_send_producer(settings, driver=Silent()) as producer:
+        assert await producer.sink(Source(messages(1))) == FlowSummary(1, 1, {})
+
+
+async def test_a_sink_raises_the_first_failure(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    fake.judge = lambda what: refuse(what) if what.value == b"1" else None
+    async with open_send_producer(settings, driver=fake) as producer:
+        with raising(DeliveryError, match="refused") as caught:
+            await producer.sink(Source(messages(3)))
+        assert caught.value.record.value == b"1"
+
+
+# --- in transactions -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def transactional(settings: ProducerSettings) -> ProducerSettings:
+    return settings.with_transactional_id("id").with_eos_commit_interval(30)
+
+
+async def test_a_flow_within_a_transaction(
+    transactional: ProducerSettings, fake: FakeDriver
+) -> None:
+    async with open_send_producer(transactional, driver=fake) as producer:
+        async with producer.transaction() as tx, tx.flow(Source(messages(3))) as results:
+            assert [result.pass_through async for result in results] == [0, 1, 2]
+            assert fake.transactions == []
+        assert [how for how, _ in fake.transactions] == ["committed"]
+
+
+async def test_results_come_when_their_transaction_is_committed(
+    transactional: ProducerSettings, fake: FakeDriver
+) -> None:
+    give, take = anyio.create_memory_object_stream[Any](10)
+    settings = transactional.with_eos_commit_interval(0.02)
+    async with (
+        open_send_producer(settings, driver=fake) as producer,
+        producer.flow(take) as results,
+    ):
+        for first in (0, 2):
+            for one in messages(4)[first : first + 2]:
+                give.send_nowait(one)
+            found = [await results.receive() for _ in range(2)]
+            assert [result.pass_through for result in found] == [first, first + 1]
+            committed = [one.value for _, records in fake.transactions for one in records]
+            assert committed == [b"%d" % number for number in range(first + 2)]
+        give.close()
+        with raising(anyio.EndOfStream):
+            await results.receive()
+    take.close()
+
+
+async def test_a_transaction_has_no_more_than_may_be_in_flight(
+    transactional: ProducerSettings, fake: FakeDriver
+) -> None:
+    async with open_send_producer(transactional, driver=fake) as producer:
+        found = await collect(producer, Source(messages(10)), max_in_flight=4)
+        assert [one.pass_through for one in found] == list(range(10))
+    assert [how for how, _ in fake.transactions] == ["committed"] * len(fake.transactions)
+    sizes = [len(records) for _, records in fake.transactions]
+    assert max(sizes) <= 4
+    assert sum(sizes) == 10
+
+
+async def test_offsets_of_what_was_read_go_with_it(
+    transactional: ProducerSettings, fake: FakeDriver
+) -> None:
+    group = ConsumerGroupMetadata("group", 1, "member")
+    async with open_send_producer(transactional, driver=fake) as producer:
+        await producer.sink(
+            Source(messages(5)),
+            offsets=lambda envelope: {("source", 0): envelope.pass_through + 1},
+            group_metadata=group,
+        )
+    assert [(one.topic, one.offset, of) for one, of in fake.offsets] == [("source", 5, group)]
+    assert [len(records) for _, records in fake.transactions] == [5]
+
+
+async def test_a_transaction_that_is_aborted_ends_the_flow(
+    transactional: ProducerSettings, fake: FakeDriver
+) -> None:
+    """Nothing of it is given, nothing follows it, and the source is not read on."""
+    fake.judge = lambda what: refuse(what) if what.value == b"3" else None
+    source = Source(messages(50))
+    async with open_send_producer(transactional, driver=fake) as producer:
+        async with producer.flow(source, max_in_flight=2) as results:
+            assert [(await results.receive()).pass_through for _ in range(2)] == [0, 1]
+            with raising(TransactionAborted, match="refused"):
+                await results.receive()
+            with raising(anyio.EndOfStream):
+                await results.receive()
+        async with producer.transaction() as tx:
+            await tx.send(record(b"after"))
+    assert source.taken < 10
+    assert [how for how, _ in fake.transactions][-2:] == ["aborted", "committed"]
+
+
+async def test_a_source_that_goes_on_giving_when_a_transaction_was_aborted(
+    transactional: ProducerSettings, fake: FakeDriver
+) -> None:
+    fake.judge = refuse
+    fake.on_end.shut()
+    source = Source(messages(10**6))
+    settings = transactional.with_eos_commit_interval(0.01)
+    async with open_send_producer(settings, driver=fake) as producer:
+        async with producer.flow(source) as results:
+            await at_gate(fake.on_end)
+            await quiet()  # by now it waits until somebody takes what it has
+            fake.on_end.open()
+            with raising(TransactionAborted):
+                await results.receive()
+            await quiet()
+    assert source.taken < 10**6
+
+
+async def test_what_the_source_raises_comes_when_all_is_committed(
+    transactional: ProducerSettings, fake: FakeDriver
+) -> None:
+    source = Source(messages(3), LookupError("no more"))
+    async with open_send_producer(transactional, driver=fake) as producer:
+        async with producer.flow(source) as results:
+            assert [(await results.receive()).pass_through for _ in range(3)] == [0, 1, 2]
+            with raising(LookupError):
+                await results.receive()
+    assert [len(records) for _, records in fake.transactions] == [3]
+
+
+async def test_leaving_aborts_what_is_not_committed(
+    transactional: ProducerSettings, fake: FakeDriver
+) -> None:
+    give, take = anyio.create_memory_object_stream[Any](10)
+    async with open_send_producer(transactional, driver=fake) as producer:
+        with anyio.fail_after(PATIENCE):
+            async with producer.flow(take):
+                give.send_nowait(messages(1)[0])
+                await taken(fake, 1)
+        assert [how for how, _ in fake.transactions] == ["aborted"]
+        async with producer.transaction() as tx:
+            await tx.send(record())
+    give.close()
+    take.close()

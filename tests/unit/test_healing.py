@@ -1,0 +1,499 @@
+"""A client that breaks for good is replaced, and what it had has a truthful outcome."""
+
+from __future__ import annotations
+
+import gc
+import time
+from typing import Any
+
+import pytest
+
+from anyio_sendproducer import (
+    DeliveryError,
+    DeliveryTimeout,
+    MultiDeliveryError,
+    Persistence,
+    ProducerBroken,
+    ProducerClosed,
+    ProducerSettings,
+    ProducerStartError,
+    SendProducer,
+    SendProducerError,
+    UndeliveredRecords,
+    _bridge,
+    _producer,
+    open_send_producer,
+)
+from anyio_sendproducer.testing import FakeDriver
+from tests.support.calls import (
+    PATIENCE,
+    Call,
+    Deadlines,
+    at_gate,
+    generation,
+    quiet,
+    raising,
+    record,
+    taken,
+    task_group,
+    until,
+)
+
+#: A delivery_timeout that does not pass by itself; seconds.
+LONG = 120.0
+
+
+def values(fake: FakeDriver) -> list[bytes]:
+    return [what.value for log in fake.written.values() for what in log]
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a pause between attempts to open another client."""
+    monkeypatch.setattr(_bridge, "_REOPEN_SECONDS", 0.001)
+
+
+class Forgetful(FakeDriver):
+    """Loses what it has when it is closed: says nothing of it any more."""
+
+    def close(self, timeout: float, /) -> None:
+        with self._lock:
+            self._under_way.clear()
+        super().close(timeout)
+
+
+@pytest.mark.parametrize("driver", [FakeDriver, Forgetful])
+async def test_a_broken_client_is_replaced(
+    settings: ProducerSettings, driver: type[FakeDriver], caplog: pytest.LogCaptureFixture
+) -> None:
+    fake = driver(manual=True)
+    cause = SendProducerError("sequence numbers went astray")
+    async with open_send_producer(settings, driver=fake) as producer:
+        async with task_group() as tasks:
+            sending = Call(tasks, producer.send, record(b"1"))
+            many = Call(tasks, producer.send_many, [record(b"2"), record(b"3")])
+            await taken(fake, 3)
+            fake.break_client(cause)
+        for error in (sending.error, *_errors(many)):
+            assert isinstance(error, DeliveryError)
+            assert error.persistence is Persistence.POSSIBLY_PERSISTED
+            if driver is Forgetful:
+                assert error.__cause__ is cause
+        await until(generation(producer, 2))
+        assert (fake.opened, fake.closed) == (2, [0])
+        assert "the client is given up" in caplog.text
+        fake.manual = False
+        assert (await producer.send(record(b"4"))).offset == 0
+        figures = producer.statistics()
+        assert (figures.state, figures.in_flight, figures.failed) == ("open", 0, 3)
+    assert values(fake) == [b"4"]  # nothing was sent again
+
+
+def _errors(call: Call[Any]) -> tuple[DeliveryError, ...]:
+    assert isinstance(call.error, MultiDeliveryError)
+    return call.error.errors
+
+
+async def test_what_was_queued_is_written_by_the_next_client_in_order(
+    settings: ProducerSettings,
+) -> None:
+    fake = FakeDriver(manual=True)
+    async with open_send_producer(settings.evolve(max_in_flight=4), driver=fake) as producer:
+        lost = producer.enqueue_nowait(record(b"lost"))
+        await taken(fake, 1)
+        fake.on_close.shut()
+        fake.break_client()
+        await at_gate(fake.on_close)
+        fake.manual = False
+        # Queued while the old client is being closed, and one of them waits for room.
+        async with task_group() as tasks:
+            calls: list[Call[Any]] = []
+            for number in range(4):
+                calls.append(Call(tasks, producer.send, record(b"%d" % number)))
+                await quiet()
+            figures = producer.statistics()
+            assert (figures.queued, figures.waiting) == (3, 1)
+            fake.on_close.open()
+        assert [call.value.offset for call in calls] == [0, 1, 2, 3]
+        with pytest.raises(DeliveryError):
+            await lost.wait()
+        assert producer.statistics().generations == 2
+    assert values(fake) == [b"0", b"1", b"2", b"3"]
+
+
+async def test_held_records_go_to_the_next_client(
+    settings: ProducerSettings, fake: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_producer, "_RETRY_SECONDS", 0.001)
+    fake.unknown_topics.add("new")
+    async with open_send_producer(settings, driver=fake) as producer:
+        held = [producer.enqueue_nowait(record(b"%d" % n, "new")) for n in range(3)]
+        await producer.partitions_for("t")
+        fake.break_client()
+        await until(generation(producer, 2))
+        fake.learn("new")
+        assert [(await delivery.wait()).offset for delivery in held] == [0, 1, 2]
+
+
+async def test_it_may_break_again(settings: ProducerSettings, fake: FakeDriver) -> None:
+    async with open_send_producer(settings, driver=fake) as producer:
+        for number in range(2, 6):
+            fake.break_client()
+            await until(generation(producer, number))
+            await producer.send(record())
+    assert fake.opened == 5
+
+
+async def test_broken_is_said_many_times(settings: ProducerSettings, fake: FakeDriver) -> None:
+    """Each client is given up once, and what the old one says of itself is not said of the new."""
+    async with open_send_producer(settings, driver=fake) as producer:
+        old = fake._sink
+        assert old is not None
+        fake.on_close.shut()
+        fake.break_client()
+        await at_gate(fake.on_close)
+        fake.break_client()
+        fake.break_client()
+        await quiet()
+        fake.on_close.open()
+        await until(generation(producer, 2))
+        old.broken(SendProducerError("stale"))
+        old.broken(SendProducerError("stale"))
+        await producer.send(record())
+        await quiet()
+        assert producer.statistics().generations == 2
+        assert fake.opened == 2
+
+
+async def test_a_late_answer_of_the_old_client_changes_nothing(
+    settings: ProducerSettings,
+) -> None:
+    fake = Forgetful(manual=True)
+    async with open_send_producer(settings, driver=fake) as producer:
+        old = fake._sink
+        assert old is not None
+        delivery = producer.enqueue_nowait(record())
+        await taken(fake, 1)
+        submissions = [submission for submission, _ in fake._under_way]
+        fake.break_client()
+        with pytest.raises(DeliveryError) as caught:
+            await delivery.wait()
+        old.completed(submissions, [fake._write(record())])
+        await until(generation(producer, 2))
+        await producer.partitions_for("t")
+        with pytest.raises(DeliveryError) as again:
+            await delivery.wait()
+        assert again.value is caught.value
+        assert producer.statistics().delivered == 0
+        assert producer.statistics().in_flight == 0
+
+
+@pytest.mark.usefixtures("eager")
+async def test_the_next_client_is_tried_for_until_it_opens(
+    settings: ProducerSettings, fake: FakeDriver, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_send_producer(settings, driver=fake) as producer:
+        fake.open_error = ProducerStartError("no broker answers")
+        fake.break_client()
+        await until(lambda: len(fake.closed) >= 4)
+        delivery = producer.enqueue_nowait(record())
+        assert producer.statistics().generations == 1
+        assert producer.statistics().state == "open"
+        assert "trying on: no broker answers" in caplog.text
+        fake.open_error = None
+        assert (await delivery.wait()).offset == 0
+        assert producer.statistics().generations == 2
+
+
+@pytest.mark.usefixtures("eager")
+async def test_the_next_client_is_made_by_the_factory(settings: ProducerSettings) -> None:
+    """A factory that fails is tried again like a client that does not open."""
+    made: list[FakeDriver] = []
+    failures = [SendProducerError("not now")] * 2
+
+    def factory(given: ProducerSettings) -> FakeDriver:
+        assert given is settings
+        if made and failures:
+            raise failures.pop()
+        made.append(FakeDriver())
+        return made[-1]
+
+    async with open_send_producer(settings, driver=factory) as producer:
+        await producer.send(record(b"1"))
+        made[0].break_client()
+        await until(generation(producer, 2))
+        await producer.send(record(b"2"))
+    assert [values(fake) for fake in made] == [[b"1"], [b"2"]]
+    assert failures == []
+    assert all(fake.closed for fake in made)
+
+
+async def test_closing_is_bounded_while_no_client_can_be_opened(
+    settings: ProducerSettings, fake: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pause between two attempts does not hold it up."""
+    monkeypatch.setattr(_bridge, "_REOPEN_SECONDS", 10 * PATIENCE)
+    began = time.monotonic()
+    with raising(UndeliveredRecords):
+        async with open_send_producer(settings.evolve(close_timeout=0.05), driver=fake) as producer:
+            fake.open_error = ProducerStartError("no broker answers")
+            fake.break_client()
+            await until(lambda: len(fake.closed) >= 2)
+            queued = producer.enqueue_nowait(record())
+    assert time.monotonic() - began < PATIENCE
+    with pytest.raises(DeliveryError) as caught:
+        await queued.wait()
+    assert caught.value.persistence is Persistence.NOT_PERSISTED
+    assert values(fake) == []
+
+
+async def test_closing_while_the_next_client_is_being_opened(settings: ProducerSettings) -> None:
+    clients = [FakeDriver(), FakeDriver()]
+    made = iter(clients)
+    clients[1].on_open.shut()
+    async with open_send_producer(settings, driver=lambda _: next(made)) as producer:
+        clients[0].break_client()
+        await at_gate(clients[1].on_open)
+    assert producer.statistics().state == "closed"
+    assert [len(client.closed) for client in clients] == [1, 1]
+
+
+async def test_closing_while_the_old_client_is_being_closed(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    """The next client is not even made."""
+    made: list[ProducerSettings] = []
+
+    def factory(given: ProducerSettings) -> FakeDriver:
+        made.append(given)
+        return fake
+
+    fake.on_close.shut()
+    async with (
+        task_group() as tasks,
+        open_send_producer(settings, driver=factory) as producer,
+    ):
+        fake.break_client()
+        await at_gate(fake.on_close)
+        question = Call(tasks, producer.partitions_for, "t")
+        await quiet()
+        tasks.start_soon(_open_when_closing, fake)
+    assert isinstance(question.error, ProducerClosed)  # there is nobody left to ask
+    assert producer.statistics().generations == 1
+    assert len(made) == 1
+    assert fake.opened == 1
+
+
+async def _open_when_closing(fake: FakeDriver) -> None:
+    await at_gate(fake.on_close)  # the second to come
+    fake.on_close.open()
+
+
+async def test_closing_while_a_driver_is_being_made(settings: ProducerSettings) -> None:
+    """It is not opened any more."""
+    fake = FakeDriver()
+
+    def slow_factory(_: ProducerSettings) -> FakeDriver:
+        fake.on_open.pass_through()
+        return fake
+
+    fake.on_open.shut()
+    async with task_group() as tasks:
+
+        async def body() -> None:
+            async with open_send_producer(settings, driver=slow_factory):
+                pytest.fail("the block was entered")
+
+        call = Call(tasks, body)
+        await at_gate(fake.on_open)
+        call.scope.cancel()
+        await quiet()
+        fake.on_open.open()
+    assert call.cancelled
+    assert fake.opened == 0
+
+
+@pytest.mark.parametrize("error", [KeyError("the driver's own"), KeyboardInterrupt()])
+async def test_a_driver_that_raises_on_reopening_breaks_the_producer(
+    settings: ProducerSettings, fake: FakeDriver, error: BaseException
+) -> None:
+    async with open_send_producer(settings, driver=fake) as producer:
+        fake.open_error = error
+        fake.break_client()
+        await until(lambda: producer.statistics().state == "broken")
+        with pytest.raises(ProducerBroken) as caught:
+            await producer.send(record())
+        assert caught.value.__cause__ is error
+        assert producer.statistics().generations == 1
+
+
+async def test_what_was_queued_when_no_client_came_is_not_persisted(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    async with open_send_producer(settings, driver=fake) as producer:
+        fake.on_close.shut()
+        fake.open_error = KeyError("the driver's own")
+        fake.break_client()
+        await at_gate(fake.on_close)
+        queued = producer.enqueue_nowait(record())
+        fake.on_close.open()
+        with pytest.raises(DeliveryError) as caught:
+            await queued.wait()
+        assert caught.value.persistence is Persistence.NOT_PERSISTED
+
+
+async def test_a_failure_told_by_enqueue_is_not_told_again(settings: ProducerSettings) -> None:
+    """Room becomes free and the producer breaks, all in what one wake-up brings."""
+    fake = FakeDriver(manual=True)
+    async with open_send_producer(settings.evolve(max_in_flight=1), driver=fake) as producer:
+        first = producer.enqueue_nowait(record())
+        await taken(fake, 1)
+        async with task_group() as tasks:
+            waiting = Call(tasks, producer.enqueue, record())
+            await quiet()
+            fake.on_close.shut()
+            fake.open_error = KeyError("the driver's own")
+            fake.break_client()
+            await at_gate(fake.on_close)
+            # The loop is held up until the outcome, the end of the client and the loss are there.
+            fake.on_close.open()
+            patience = time.monotonic() + PATIENCE
+            while len(producer._bridge._outbox) < 3 and time.monotonic() < patience:
+                time.sleep(0.001)  # noqa: ASYNC251
+        assert isinstance(waiting.error, DeliveryError)
+        assert waiting.error.persistence is Persistence.NOT_PERSISTED
+        with pytest.raises(DeliveryError):
+            await first.wait()
+
+
+async def test_partitions_are_asked_of_the_next_client(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    async with open_send_producer(settings, driver=fake) as producer:
+        async with task_group() as tasks:
+            fake.on_close.shut()
+            fake.break_client()
+            await at_gate(fake.on_close)
+            call = Call(tasks, producer.partitions_for, "t")
+            await quiet()
+            assert call.running
+            fake.on_close.open()
+        assert call.value == frozenset(range(4))
+
+
+# --- a client that is stuck ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("driver", [FakeDriver, Forgetful])
+async def test_a_client_that_keeps_late_records_is_given_up(
+    settings: ProducerSettings, deadlines: Deadlines, driver: type[FakeDriver]
+) -> None:
+    fake = driver(manual=True)
+    narrow = settings.evolve(max_in_flight=4, delivery_timeout=LONG)
+    async with open_send_producer(narrow, driver=fake) as producer:
+        late = [producer.enqueue_nowait(record(b"late")) for _ in range(2)]
+        await taken(fake, 2)
+        deadlines.bring_forward(producer, LONG)
+        for delivery in late:
+            with pytest.raises(DeliveryTimeout):
+                await delivery.wait()
+        await until(generation(producer, 2))
+        fake.manual = False
+        assert (await producer.send(record(b"next"))).offset == 0
+    assert fake.closed[0] == 0
+    assert values(fake) == [b"next"]
+
+
+async def late_record(
+    producer: SendProducer, fake: FakeDriver, deadlines: Deadlines, value: bytes = b"v"
+) -> None:
+    """Send a record that the driver takes and keeps past its deadline."""
+    delivery = producer.enqueue_nowait(record(value))
+    await taken(fake, 1)
+    deadlines.bring_forward(producer, LONG)
+    with pytest.raises(DeliveryTimeout):
+        await delivery.wait()
+
+
+async def test_a_client_that_keeps_few_late_records_is_kept(
+    settings: ProducerSettings, deadlines: Deadlines
+) -> None:
+    fake = FakeDriver(manual=True)
+    roomy = settings.evolve(max_in_flight=4, delivery_timeout=LONG)
+    async with open_send_producer(roomy, driver=fake) as producer:
+        await late_record(producer, fake, deadlines)
+        await quiet()
+        assert producer.statistics().generations == 1
+        assert fake.closed == []
+        fake.acknowledge()
+
+
+async def test_a_client_that_keeps_many_late_bytes_is_given_up(
+    settings: ProducerSettings, deadlines: Deadlines
+) -> None:
+    fake = FakeDriver(manual=True)
+    narrow = settings.evolve(max_buffered_bytes=100, delivery_timeout=LONG)
+    async with open_send_producer(narrow, driver=fake) as producer:
+        await late_record(producer, fake, deadlines, b"x" * 50)
+        await until(generation(producer, 2))
+
+
+async def test_room_of_late_records_comes_back_with_the_next_client(
+    settings: ProducerSettings, deadlines: Deadlines
+) -> None:
+    fake = Forgetful(manual=True)
+    narrow = settings.evolve(max_in_flight=2, delivery_timeout=LONG)
+    async with open_send_producer(narrow, driver=fake) as producer:
+        await late_record(producer, fake, deadlines)
+        await until(generation(producer, 2))
+        await quiet()
+        figures = producer.statistics()
+        assert (figures.in_flight, figures.in_flight_bytes) == (0, 0)
+        # The next client is not blamed for it.
+        deadlines.bring_forward(producer, LONG)
+        await quiet()
+        assert producer.statistics().generations == 2
+
+
+async def test_a_stuck_client_is_given_up_once(
+    settings: ProducerSettings, fake: FakeDriver, deadlines: Deadlines
+) -> None:
+    """Further deadlines pass while its end is still awaited."""
+    fake.on_submit.shut()
+    narrow = settings.evolve(max_in_flight=2, delivery_timeout=LONG)
+    async with open_send_producer(narrow, driver=fake) as producer:
+        first = producer.enqueue_nowait(record(b"at the gate"))
+        await at_gate(fake.on_submit)
+        for _ in range(3):
+            queued = producer.enqueue_nowait(record(b"queued"))
+            deadlines.bring_forward(producer, LONG)
+            with pytest.raises(DeliveryTimeout):
+                await queued.wait()
+        with pytest.raises(DeliveryTimeout):
+            await first.wait()
+        fake.on_submit.open()
+        await until(generation(producer, 2))
+        await producer.partitions_for("t")
+        await quiet()
+        assert producer.statistics().generations == 2
+        assert fake.opened == 2
+
+
+@pytest.mark.parametrize(
+    ("size", "times"), [(_bridge._WORTH_COLLECTING, 1), (_bridge._WORTH_COLLECTING // 2, 0)]
+)
+async def test_the_collector_is_called_for_a_client_that_holds_much(
+    size: int, times: int, settings: ProducerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeDriver(manual=True)
+    async with open_send_producer(settings, driver=fake) as producer:
+        sent = producer.enqueue_nowait(record(b"x" * size))
+        await taken(fake, 1)
+        collected: list[int] = []
+        monkeypatch.setattr(gc, "collect", lambda: collected.append(1))
+        fake.break_client()
+        await until(generation(producer, 2))
+        monkeypatch.undo()
+        assert len(collected) == times
+        with pytest.raises(DeliveryError):
+            await sent.wait()

@@ -1,0 +1,554 @@
+"""The real producer over the fake driver, in any course of events, judged by a plain model.
+
+A course is a list of steps, which Hypothesis makes and shrinks. It is run from beginning to end
+on one loop and then judged: the driver's log tells what was written, the calls tell what they were
+told, and the two must agree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+import pytest
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+
+from anyio_sendproducer import (
+    Delivery,
+    DeliveryError,
+    Message,
+    MultiDeliveryError,
+    MultiMessage,
+    MultiResult,
+    MultiResultPart,
+    Persistence,
+    ProducerBroken,
+    ProducerClosed,
+    ProducerRecord,
+    ProducerSettings,
+    RecordMetadata,
+    Result,
+    SendProducer,
+    SendProducerError,
+    UndeliveredRecords,
+    open_send_producer,
+)
+from anyio_sendproducer._ledger import Entry
+from anyio_sendproducer.telemetry import Delivered, Observer
+from anyio_sendproducer.testing import FakeDriver
+from tests.support.asked_driver import AskedDriver
+from tests.support.calls import Call
+from tests.support.observers import Numbering, Recorder, check_story
+
+AnyRecord = ProducerRecord[None, bytes]
+Outcome = RecordMetadata | DeliveryError
+
+MAX_RECORDS = 5
+MAX_BYTES = 40
+
+SETTINGS = ProducerSettings(
+    bootstrap_servers="broker.invalid:9092",
+    max_in_flight=MAX_RECORDS,
+    max_buffered_bytes=MAX_BYTES,
+    close_timeout=0.02,
+    cancel_timeout=0.02,
+)
+
+
+#: Those that tell of what they did, and those that are asked: by the loop that hands over, too.
+DRIVERS: dict[str, Callable[[], FakeDriver]] = {
+    "telling": lambda: FakeDriver(partitions=2, manual=True),
+    "asked": lambda: AskedDriver(partitions=2, manual=True, direct=False),
+    "asked, direct": lambda: AskedDriver(partitions=2, manual=True),
+}
+
+
+class Boom(Exception):
+    """What the body raises."""
+
+
+@dataclass
+class Sending:
+    """A call that sends, and what it sends."""
+
+    records: list[AnyRecord]
+    call: Call[Any]
+
+
+@dataclass
+class World:
+    """The producer, its driver, and everything that was asked of them."""
+
+    producer: SendProducer
+    fake: FakeDriver
+    tasks: anyio.abc.TaskGroup
+    entered: list[Entry] = field(default_factory=list[Entry])
+    sendings: list[Sending] = field(default_factory=list[Sending])
+    deliveries: list[Delivery] = field(default_factory=list[Delivery])
+    waits: list[tuple[Delivery, Call[RecordMetadata]]] = field(
+        default_factory=list[tuple[Delivery, Call[RecordMetadata]]]
+    )
+    others: list[Call[Any]] = field(default_factory=list[Call[Any]])
+    closes: list[Call[None]] = field(default_factory=list[Call[None]])
+    made: int = 0
+    undelivered: int = 0
+
+    def __post_init__(self) -> None:
+        # Records take their places in line as they are entered; that is the order to be kept.
+        enter = self.producer._ledger.enter
+
+        def entering(*args: Any) -> Entry:
+            entry = enter(*args)
+            self.entered.append(entry)
+            return entry
+
+        enter_several = self.producer._ledger.enter_several
+
+        def entering_several(*args: Any) -> list[Entry]:
+            entries = enter_several(*args)
+            self.entered.extend(entries)
+            return entries
+
+        vars(self.producer._ledger).update(enter=entering, enter_several=entering_several)
+
+    def record(self, shape: Shape) -> AnyRecord:
+        self.made += 1
+        value = b"%05d" % self.made + b"." * shape.padding
+        return ProducerRecord(shape.topic, value, partition=shape.partition)
+
+    @property
+    def calls(self) -> list[Call[Any]]:
+        return [
+            *(sending.call for sending in self.sendings),
+            *(call for _, call in self.waits),
+            *self.others,
+            *self.closes,
+        ]
+
+    def check_bounds(self) -> None:
+        figures = self.producer.statistics()
+        assert 0 <= figures.in_flight <= MAX_RECORDS
+        assert 0 <= figures.in_flight_bytes <= MAX_BYTES
+        settled = figures.delivered + figures.failed + figures.withdrawn
+        assert settled <= figures.accepted
+        assert figures.queued <= figures.in_flight
+
+
+# --- steps -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shape:
+    topic: str
+    partition: int
+    padding: int
+
+
+@dataclass(frozen=True)
+class Send:
+    how: str
+    shape: Shape
+
+    async def run(self, world: World) -> None:
+        record = world.record(self.shape)
+        producer = world.producer
+        if self.how == "enqueue_nowait":
+            with contextlib.suppress(anyio.WouldBlock, ProducerClosed, ProducerBroken):
+                world.deliveries.append(producer.enqueue_nowait(record))
+            return
+        if self.how == "send":
+            call: Call[Any] = Call(world.tasks, producer.send, record)
+        elif self.how == "message":
+            call = Call(world.tasks, producer.send_envelope, Message(record, self))
+        else:
+
+            async def enqueue() -> Delivery:
+                delivery = await producer.enqueue(record)
+                world.deliveries.append(delivery)
+                return delivery
+
+            call = Call(world.tasks, enqueue)
+        world.sendings.append(Sending([record], call))
+
+
+@dataclass(frozen=True)
+class SendMany:
+    shapes: list[Shape]
+    as_message: bool
+
+    async def run(self, world: World) -> None:
+        records = [world.record(shape) for shape in self.shapes]
+        if self.as_message:
+            call: Call[Any] = Call(
+                world.tasks, world.producer.send_envelope, MultiMessage(records, self)
+            )
+        else:
+            call = Call(world.tasks, world.producer.send_many, records)
+        world.sendings.append(Sending(records, call))
+
+
+@dataclass(frozen=True)
+class Cancel:
+    which: int
+
+    async def run(self, world: World) -> None:
+        running = [call for call in world.calls if call.running]
+        if running:
+            running[self.which % len(running)].scope.cancel()
+
+
+@dataclass(frozen=True)
+class Wait:
+    which: int
+
+    async def run(self, world: World) -> None:
+        if world.deliveries:
+            delivery = world.deliveries[self.which % len(world.deliveries)]
+            world.waits.append((delivery, Call(world.tasks, delivery.wait)))
+
+
+@dataclass(frozen=True)
+class Acknowledge:
+    count: int | None
+
+    async def run(self, world: World) -> None:
+        world.fake.acknowledge(self.count)
+
+
+@dataclass(frozen=True)
+class Fail:
+    count: int | None
+    persistence: Persistence
+
+    async def run(self, world: World) -> None:
+        world.fake.fail(
+            lambda record: DeliveryError("no", record=record, persistence=self.persistence),
+            self.count,
+        )
+
+
+@dataclass(frozen=True)
+class Do:
+    """One of the things that need no telling how."""
+
+    what: str
+
+    async def run(self, world: World) -> None:
+        fake, producer = world.fake, world.producer
+        match self.what:
+            case "learn":
+                fake.learn("unknown")
+            case "forget":
+                fake.unknown_topics.add("unknown")
+            case "shut the gate":
+                if not (
+                    isinstance(fake, AskedDriver) and fake.direct
+                ):  # the loop would stand there
+                    fake.on_submit.shut()
+            case "open the gate":
+                fake.on_submit.open()
+            case "break the client":
+                fake.break_client()
+            case "fail to reopen":
+                fake.open_error = SendProducerError("not now")
+            case "reopen":
+                fake.open_error = None
+            case "die":
+                fake.submit_error = KeyError("the driver's own")
+            case "flush":
+                world.others.append(Call(world.tasks, producer.flush))
+            case "partitions":
+                world.others.append(Call(world.tasks, producer.partitions_for, "unknown"))
+            case "close":
+                world.closes.append(Call(world.tasks, producer.aclose))
+            case "settle":
+                # The answer comes when the driver is through with all that it was given.
+                with anyio.move_on_after(0.01), contextlib.suppress(SendProducerError):
+                    await producer.partitions_for("known")
+                for _ in range(10):
+                    await anyio.lowlevel.checkpoint()
+            case other:
+                pytest.fail(f"no such step: {other}")
+
+
+@dataclass(frozen=True)
+class Tick:
+    times: int
+
+    async def run(self, world: World) -> None:
+        for _ in range(self.times):
+            await anyio.lowlevel.checkpoint()
+
+
+Step = Send | SendMany | Cancel | Wait | Acknowledge | Fail | Do | Tick
+
+shapes = st.builds(
+    Shape,
+    topic=st.sampled_from(["known", "unknown"]),
+    partition=st.integers(0, 1),
+    padding=st.integers(0, 15),
+)
+counts = st.none() | st.integers(1, 4)
+which = st.integers(0, 20)
+sends = st.builds(Send, st.sampled_from(["send", "message", "enqueue", "enqueue_nowait"]), shapes)
+common = st.sampled_from(
+    ["learn", "forget", "shut the gate", "open the gate", "flush", "partitions", "settle", "settle"]
+).map(Do)
+rare = st.sampled_from(
+    ["break the client", "fail to reopen", "reopen", "break the client", "die", "close"]
+).map(Do)
+steps: st.SearchStrategy[Step] = st.one_of(
+    sends,
+    sends,
+    st.builds(SendMany, st.lists(shapes, max_size=8), st.booleans()),
+    st.builds(Cancel, which),
+    st.builds(Wait, which),
+    st.builds(Acknowledge, counts),
+    st.builds(
+        Fail,
+        counts,
+        st.sampled_from([Persistence.NOT_PERSISTED, Persistence.POSSIBLY_PERSISTED]),
+    ),
+    common,
+    rare,
+    st.builds(Tick, st.integers(0, 12)),
+)
+endings = st.sampled_from(["clean", "clean", "drained", "drained", "failed", "cancelled"])
+
+
+# --- the course and its judgement ------------------------------------------------------------
+
+
+async def live(
+    course: list[Step], ending: str, kind: str, observers: Sequence[Observer] = ()
+) -> World:
+    tasks_before = anyio.get_running_tasks()
+    fake = DRIVERS[kind]()
+    fake.unknown_topics.add("unknown")
+    worlds: list[World] = []
+    with anyio.fail_after(20):  # every waiter returns
+        async with anyio.create_task_group() as tasks:
+            with anyio.CancelScope() as scope:
+                try:
+                    async with open_send_producer(
+                        SETTINGS, driver=fake, observers=observers
+                    ) as producer:
+                        world = World(producer, fake, tasks)
+                        worlds.append(world)
+                        for step in course:
+                            await step.run(world)
+                            world.check_bounds()
+                        await end(world, ending, scope)
+                except UndeliveredRecords as error:
+                    assert ending in {"clean", "drained"}
+                    worlds[0].undelivered += error.count
+                except Boom:
+                    assert ending == "failed"
+    threads = [thread.name for thread in threading.enumerate()]
+    assert not [name for name in threads if name.startswith("anyio-sendproducer")]
+    assert anyio.get_running_tasks() == tasks_before
+    await judge(worlds[0], clean=ending in {"clean", "drained"})
+    return worlds[0]
+
+
+async def end(world: World, ending: str, scope: anyio.CancelScope) -> None:
+    match ending:
+        case "drained":
+            world.fake.open_error = None
+            world.fake.unknown_topics.clear()
+            world.fake.manual = False
+            world.fake.on_submit.open()
+            world.fake.acknowledge()
+        case "failed":
+            raise Boom
+        case "cancelled":
+            scope.cancel()
+            await anyio.lowlevel.checkpoint()
+        case _:
+            pass
+
+
+async def told(world: World) -> tuple[dict[bytes, Outcome], dict[bytes, Outcome]]:
+    """What callers were told of each record, and what the deliveries say when asked at the end."""
+    by_calls: dict[bytes, Outcome] = {}
+    by_deliveries: dict[bytes, Outcome] = {}
+    for sending in world.sendings:
+        for record, outcome in zip(sending.records, outcomes(sending), strict=True):
+            if outcome is not None:
+                by_calls[record.value] = outcome
+    for delivery, call in world.waits:
+        if not call.cancelled:
+            by_calls[delivery.record.value] = call.error_or_value(DeliveryError)
+    for delivery in world.deliveries:
+        assert delivery.done
+        try:
+            by_deliveries[delivery.record.value] = await delivery.wait()
+        except DeliveryError as error:
+            by_deliveries[delivery.record.value] = error
+    return by_calls, by_deliveries
+
+
+def outcomes(sending: Sending) -> Iterable[Outcome | None]:
+    """The outcome of each record of a call; None where the call does not say."""
+    call = sending.call
+    nothing = [None] * len(sending.records)
+    if call.cancelled:
+        return nothing
+    match call.error:
+        case None:
+            pass
+        case DeliveryError() as error:
+            return [error]
+        case MultiDeliveryError() as error:
+            return [_of_part(part) for part in error.parts]
+        case error:
+            # Refused as a whole: it was not accepted.
+            assert isinstance(error, ProducerClosed | ProducerBroken)
+            return nothing
+    match call.value:
+        case Delivery():
+            return nothing
+        case RecordMetadata() as metadata:
+            return [metadata]
+        case Result(metadata=metadata):
+            return [metadata]
+        case value if isinstance(value, MultiResult):
+            result = cast("MultiResult[None, bytes, SendMany]", value)
+            return [part.metadata for part in result.parts]
+        case places:
+            return list(places)
+
+
+def _of_part(part: MultiResultPart[Any, Any] | DeliveryError) -> Outcome:
+    return part.metadata if isinstance(part, MultiResultPart) else part
+
+
+def values(entries: Iterable[Entry]) -> set[bytes]:
+    return {entry.record.value for entry in entries}
+
+
+def is_subsequence(part: list[bytes], whole: list[bytes]) -> bool:
+    rest = iter(whole)
+    return all(value in rest for value in part)
+
+
+async def judge(world: World, *, clean: bool) -> None:
+    figures = world.producer.statistics()
+    event(f"generations: {min(figures.generations, 3)}")
+    event(f"some abandoned: {figures.abandoned > 0}, some withdrawn: {figures.withdrawn > 0}")
+
+    # Each accepted record has exactly one outcome, and nothing holds room any more.
+    assert figures.state == "closed"
+    assert (figures.waiting, figures.queued) == (0, 0)
+    assert figures.accepted == figures.delivered + figures.failed + figures.withdrawn
+    states = Counter(entry.state.value for entry in world.entered)
+    assert set(states) <= {"delivered", "failed", "withdrawn"}
+    assert states["delivered"] == figures.delivered
+
+    # What was acknowledged is in the log once, where it is said to be.
+    written = {
+        (topic, partition): [record.value for record in log]
+        for (topic, partition), log in world.fake.written.items()
+    }
+    times = Counter(value for log in written.values() for value in log)
+    assert set(times.values()) <= {1}
+    by_calls, by_deliveries = await told(world)
+    for value, outcome in (*by_calls.items(), *by_deliveries.items()):
+        if isinstance(outcome, RecordMetadata):
+            assert outcome.offset is not None
+            assert written[outcome.topic, outcome.partition][outcome.offset] == value
+        else:
+            assert outcome.record.value == value
+            if outcome.persistence is Persistence.NOT_PERSISTED:
+                assert value not in times
+    for value in by_calls.keys() & by_deliveries.keys():
+        assert by_calls[value] is by_deliveries[value]
+
+    # What was withdrawn never reached the driver, not even to fail there.
+    taken = {record.value for record in world.fake.submitted}
+    withdrawn = values(entry for entry in world.entered if entry.state.value == "withdrawn")
+    assert not withdrawn & taken
+    assert not withdrawn & by_calls.keys()
+    assert not withdrawn & by_deliveries.keys()
+
+    # Records reach the driver, and the log, in the order in which they took their places.
+    for topic in ("known", "unknown"):
+        line = [entry.record.value for entry in world.entered if entry.record.topic == topic]
+        assert is_subsequence([r.value for r in world.fake.submitted if r.topic == topic], line)
+        for partition in (0, 1):
+            assert is_subsequence(written.get((topic, partition), []), line)
+
+    # Nobody else's record was touched: who was not cancelled has an answer, and a cancelled call
+    # whose record the driver took is counted.
+    cancelled = {
+        record.value
+        for sending in world.sendings
+        if sending.call.cancelled
+        for record in sending.records
+    }
+    assert withdrawn <= cancelled
+    assert figures.abandoned <= len(cancelled)
+
+    # A failure is told once: to who waits for it, or at the end.
+    missed = [
+        entry
+        for entry in world.entered
+        if entry.state.value == "failed" and entry.seq and entry.record.value not in by_calls
+    ]
+    closing = [call.error for call in world.closes if call.error is not None]
+    for error in closing:
+        assert isinstance(error, UndeliveredRecords)
+        world.undelivered += error.count
+    if clean and not world.closes:
+        assert world.undelivered == len(missed)
+
+
+def test_a_subsequence() -> None:
+    assert is_subsequence([b"1", b"3"], [b"1", b"2", b"3"])
+    assert not is_subsequence([b"3", b"1"], [b"1", b"2", b"3"])
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@settings(deadline=None, max_examples=300)
+@given(course=st.lists(steps, max_size=40), ending=endings, kind=st.sampled_from([*DRIVERS]))
+def test_any_course_of_events(backend: str, course: list[Step], ending: str, kind: str) -> None:
+    anyio.run(live, course, ending, kind, backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@settings(deadline=None, max_examples=200)
+@given(
+    course=st.lists(steps, max_size=40),
+    ending=endings,
+    kind=st.sampled_from([*DRIVERS]),
+    injects=st.booleans(),
+)
+def test_what_observers_are_told_of_any_course_of_events(
+    backend: str, course: list[Step], ending: str, kind: str, injects: bool
+) -> None:
+    recorder = Numbering() if injects else Recorder()
+    world = anyio.run(live, course, ending, kind, [recorder], backend=backend)
+    # Each accepted record has one end, in order, and the figures agree.
+    check_story(recorder, world.producer.statistics())
+    outcomes = {event.number: event for event in recorder.of(Delivered)}
+    for (topic, partition), log in world.fake.written.items():
+        for offset, written in enumerate(log):
+            # Where headers would make a record too large for all room, it goes without.
+            for name, content in written.headers if injects else ():
+                assert name == "n"
+                delivered = outcomes.get(int(content))
+                if delivered is not None:  # it was not too late
+                    metadata = delivered.metadata
+                    place = (metadata.topic, metadata.partition, metadata.offset)
+                    assert place == (topic, partition, offset)
+                    assert delivered.record.value == written.value
+    for delivery in world.deliveries:
+        assert delivery.record.headers == ()

@@ -1,0 +1,679 @@
+"""TLS and SASL settings: what becomes of them, what is refused, and that no secret is told."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anyio_sendproducer import ProducerSettings, SettingsError, _settings
+from anyio_sendproducer.drivers import _discreet, _kafka_python, _security, _tls
+from anyio_sendproducer.drivers._kafka_config import client_config
+from tests.support.kafka_security import Authority, Certificate
+
+KNOWN: dict[str, Any] = cast("Any", _kafka_python).KafkaProducer.DEFAULT_CONFIG
+SECRET = "hunter2-s3cr3t"
+PLAIN_MODULE = "org.apache.kafka.common.security.plain.PlainLoginModule"
+SCRAM_MODULE = "org.apache.kafka.common.security.scram.ScramLoginModule"
+make = functools.partial(
+    cast("Callable[..., ProducerSettings]", ProducerSettings), bootstrap_servers="a:1"
+)
+LOGIN: dict[str, Any] = {
+    "security.protocol": "SASL_PLAINTEXT",
+    "sasl.mechanism": "PLAIN",
+    "sasl.username": "me",
+    "sasl.password": SECRET,
+}
+TLS: dict[str, Any] = {"security.protocol": "SSL"}
+
+
+def config(properties: dict[str, Any]) -> dict[str, Any]:
+    return client_config(make(properties=properties), KNOWN)
+
+
+def without(properties: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in properties.items() if name not in names}
+
+
+def refusal(properties: dict[str, Any]) -> str:
+    with pytest.raises(SettingsError) as caught:
+        config(properties)
+    texts: list[str] = []
+    error: BaseException | None = caught.value
+    while error is not None:
+        texts.append(str(error))
+        error = error.__cause__ or error.__context__
+    assert SECRET not in "".join(texts)
+    assert texts[0].startswith("properties: ")
+    return texts[0]
+
+
+def context_of(properties: dict[str, Any]) -> ssl.SSLContext:
+    found = config({**TLS, **properties})["ssl_context"]
+    assert isinstance(found, _tls.Tls)
+    return found.context()
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("certificates") / "authority")
+
+
+@pytest.fixture(scope="module")
+def certificate(authority: Authority) -> Certificate:
+    return authority.issue()
+
+
+@pytest.fixture(scope="module")
+def locked(certificate: Certificate) -> Path:
+    """The certificate with its key, which has a password."""
+    return certificate.locked(SECRET)
+
+
+# --- logging in ----------------------------------------------------------------------------------
+
+SASL = {"security_protocol": "SASL_PLAINTEXT", "sasl_mechanism": "PLAIN"}
+AS_ME = {"sasl_plain_username": "me", "sasl_plain_password": SECRET}
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        LOGIN,
+        {**without(LOGIN, "sasl.mechanism"), "sasl.mechanisms": "PLAIN"},
+        {**LOGIN, "security.protocol": "sasl_plaintext"},
+        {**SASL, **AS_ME},
+        {**SASL, "sasl.jaas.config": f'{PLAIN_MODULE} required username="me" password="{SECRET}";'},
+        {**SASL, **AS_ME, "ssl_cafile": None, "sasl_oauth_token_provider": None},
+    ],
+    ids=["kafka", "librdkafka", "lower-case", "kafka-python", "jaas", "none"],
+)
+def test_all_names_of_a_login_come_to_the_same(properties: dict[str, Any]) -> None:
+    made = config(properties)
+    assert {name: made[name] for name in (*SASL, *AS_ME)} == {**SASL, **AS_ME}
+    assert made.keys() <= KNOWN.keys()
+
+
+@pytest.mark.parametrize("mechanism", ["SCRAM-SHA-256", "SCRAM-SHA-512"])
+def test_a_name_for_scram_is_written_as_its_standard_says(mechanism: str) -> None:
+    made = config({**LOGIN, "sasl.mechanism": mechanism, "sasl.username": "a,b=c"})
+    assert made["sasl_plain_username"] == "a=2Cb=3Dc"
+
+
+class Tokens:
+    def __init__(self, token: object, extensions: dict[str, str] | None = None) -> None:
+        self._token = token
+        if extensions is not None:
+            self.extensions = lambda: extensions
+
+    def token(self) -> Any:
+        return self._token
+
+
+OAUTH = {"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "OAUTHBEARER"}
+
+
+def test_tokens_come_from_any_object_that_gives_them() -> None:
+    made = config({**OAUTH, "sasl_oauth_token_provider": Tokens("t0k3n")})
+    source = made["sasl_oauth_token_provider"]
+    assert (source.token(), source.extensions()) == ("t0k3n", {})
+    extended = _security.TokenSource(Tokens("t0k3n", {"cluster": "c"}))
+    assert extended.extensions() == {"cluster": "c"}
+    assert "t0k3n" not in repr(source)
+
+
+@pytest.mark.parametrize("token", [None, "", b"t0k3n", "two words", "line\nend", "a\1b", 7])
+def test_what_is_no_token_is_not_sent(token: object) -> None:
+    with pytest.raises(ValueError, match="gave no token") as caught:
+        _security.TokenSource(Tokens(token)).token()
+    assert repr(token) not in str(caught.value) or token in {"", 7}
+
+
+def test_kerberos_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", repr)
+    made = config(
+        {
+            "security.protocol": "SASL_PLAINTEXT",
+            "sasl.mechanism": "GSSAPI",
+            "sasl.kerberos.service.name": "brokers",
+        }
+    )
+    assert made["sasl_kerberos_service_name"] == "brokers"
+    made = config({"security.protocol": "SASL_SSL", "sasl.mechanism": "AWS_MSK_IAM"})
+    assert made["sasl_mechanism"] == "AWS_MSK_IAM"
+    said = refusal({"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "AWS_MSK_IAM"})
+    assert "'sasl.mechanism' AWS_MSK_IAM needs 'security.protocol' SASL_SSL" in said
+
+
+def test_the_mechanisms_are_those_of_kafka_python() -> None:
+    sasl: Any = importlib.import_module("kafka.net.sasl")
+    assert set(_security._MECHANISMS) == set(sasl.SASL_MECHANISMS)
+
+
+# --- the text for Java's login -------------------------------------------------------------------
+
+
+def jaas(text: str, mechanism: str = "PLAIN") -> tuple[str, str]:
+    made = config({**SASL, "sasl_mechanism": mechanism, "sasl.jaas.config": text})
+    return made["sasl_plain_username"], made["sasl_plain_password"]
+
+
+@pytest.mark.parametrize(
+    ("text", "password"),
+    [
+        ('required username="me" password="two words; = //";', "two words; = //"),
+        (r'required username="me" password="a\"b\\c\td";', 'a"b\\c\td'),
+        (r'required username="me" password="\101\7\q";', "A\7q"),
+        ("required username='me' password='it is \"so\"';", 'it is "so"'),
+        ("REQUIRED username=me password=word-1_$.x;", "word-1_$.x"),
+        ('required /* why */ username="me" // where\n password="p" ;  ', "p"),
+        ('optional\n  username = "me"\n  password = "p"\n;', "p"),
+    ],
+)
+def test_jaas_is_read_as_java_reads_it(text: str, password: str) -> None:
+    assert jaas(f"{PLAIN_MODULE} {text}") == ("me", password)
+    assert jaas(f"{SCRAM_MODULE} {text}", "SCRAM-SHA-256") == ("me", password)
+
+
+def quoted(text: str) -> str:
+    return '"' + "".join(f"\\{ord(one):03o}" if ord(one) < 256 else one for one in text) + '"'
+
+
+words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
+
+
+@given(words, words)
+def test_jaas_gives_back_what_was_written(user: str, password: str) -> None:
+    escaped = [text.replace("\\", "\\\\").replace('"', '\\"') for text in (user, password)]
+    if not any(set(text) & set("\r\n") for text in escaped):
+        text = f'{PLAIN_MODULE} required username="{escaped[0]}" password="{escaped[1]}";'
+        assert jaas(text) == (user, password)
+    text = f"{PLAIN_MODULE} required username={quoted(user)} password={quoted(password)};"
+    assert jaas(text) == (user, password)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (f'{PLAIN_MODULE} required username="me" password="{SECRET}"', "end with a semicolon"),
+        (f'{PLAIN_MODULE} required username="me" password="{SECRET};', "not closed"),
+        (f"{PLAIN_MODULE} required username=me password={SECRET}!;", "needs quotes"),
+        (f"{PLAIN_MODULE} required username=me password=1{SECRET};", "needs quotes"),
+        (f"{PLAIN_MODULE} required username=me password=;", "has no value"),
+        (f"{PLAIN_MODULE} required username=me password {SECRET};", 'the form name="value"'),
+        (f"{PLAIN_MODULE} required = {SECRET};", 'the form name="value"'),
+        (f"{PLAIN_MODULE} username=me password={SECRET};", "'required' is to follow"),
+        (f"{PLAIN_MODULE}", "'required' is to follow"),
+        (f'{PLAIN_MODULE} required password="{SECRET}";', "has no username"),
+        (f'{PLAIN_MODULE} required username="me" password="";', "has no password"),
+        (f'{PLAIN_MODULE} required username="me" user="{SECRET}";', "options other than"),
+        (f'{PLAIN_MODULE} required username=a password=b; "{SECRET}"', "more than one"),
+        (f'com.example.Mine required password="{SECRET}";', "there are org.apache.kafka"),
+        ("a.b.OAuthBearerLoginModule required;", "set 'sasl_oauth_token_provider'"),
+        ("com.sun.security.auth.module.Krb5LoginModule required;", "'sasl.kerberos.service.name'"),
+        (f'"{SECRET}"', "does not begin with the name of a login module"),
+        ("  ", "does not begin with the name of a login module"),
+        (f'{SCRAM_MODULE} required username=a password="{SECRET}";', "is for SCRAM-SHA-256 or"),
+    ],
+)
+def test_jaas_that_can_not_be_taken_is_refused(text: str, says: str) -> None:
+    assert says in refusal({**SASL, "sasl.jaas.config": text})
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    # Someone believes that it is encrypted, or that it logs in.
+    ({"ssl_cafile": SECRET}, "'ssl_cafile' has no effect, since 'security.protocol' is PLAINT"),
+    ({"ssl.ca.location": SECRET}, "PLAINTEXT, which is the default, and nothing is encrypted"),
+    ({"ssl_check_hostname": True}, "set it to SSL, or leave this out"),
+    ({**LOGIN, "ssl.ca.location": SECRET}, "is SASL_PLAINTEXT, and nothing is encrypted: set"),
+    ({"security.protocol": "PLAINTEXT", "sasl.password": SECRET}, "set it to SASL_SSL, or"),
+    ({"sasl.jaas.config": SECRET}, "'sasl.jaas.config' has no effect"),
+    ({**TLS, "sasl.mechanism": "PLAIN"}, "'sasl.mechanism' has no effect, since"),
+    ({"security.protocol": 7}, "'security.protocol' must be one of PLAINTEXT, SSL"),
+    # Half a login.
+    ({"security.protocol": "SASL_SSL"}, "'sasl.mechanism' is missing"),
+    (without(LOGIN, "sasl.mechanism"), "needs: one of PLAIN, SCRAM-SHA-256"),
+    (without(LOGIN, "sasl.password"), "PLAIN needs 'sasl.password', or 'sasl.jaas.config'"),
+    (without(LOGIN, "sasl.username"), "PLAIN needs 'sasl.username', or 'sasl.jaas.config'"),
+    ({**LOGIN, "sasl.mechanism": "OAUTHBEARER"}, "has no effect with 'sasl.mechanism' OAUTHB"),
+    (OAUTH, "OAUTHBEARER needs 'sasl_oauth_token_provider'"),
+    ({**OAUTH, "sasl_oauth_token_provider": SECRET}, "must be an object with a method token()"),
+    ({**LOGIN, "sasl.mechanism": "plain"}, "must be one of PLAIN, SCRAM-SHA-256, SCRAM"),
+    ({**LOGIN, "sasl.mechanism": ["PLAIN"]}, "'sasl.mechanism' must be one of"),
+    ({**LOGIN, "sasl.kerberos.service.name": SECRET}, "has no effect with 'sasl.mechanism' PL"),
+    ({**LOGIN, "sasl.password": ""}, "'sasl.password' is empty"),
+    ({**LOGIN, "sasl.password": b"bytes"}, "'sasl.password' must be a str, not bytes"),
+    ({**LOGIN, "sasl.password": f"{SECRET}\0"}, "'sasl.password' has a NUL character"),
+    (
+        {**LOGIN, "sasl.password": f"{SECRET}\ud800"},
+        "'sasl.password' has characters in it that",
+    ),
+    # Two spellings.
+    ({**LOGIN, "sasl_plain_password": SECRET}, "'sasl.password' and 'sasl_plain_password' are"),
+    ({**LOGIN, "sasl.mechanisms": "PLAIN"}, "'sasl.mechanism' and 'sasl.mechanisms' are one"),
+    ({**LOGIN, "sasl.jaas.config": SECRET}, "'sasl.jaas.config' and 'sasl.username' are one"),
+    ({**TLS, "ssl_cafile": "a", "ssl.ca.location": "b"}, "'ssl_cafile' and 'ssl.ca.location'"),
+    ({**TLS, "ssl_cafile": "a", "ssl.ca.pem": "b"}, "'ssl_cafile' and 'ssl.ca.pem' contradict"),
+    # What Java alone has.
+    ({**TLS, "ssl.truststore.password": SECRET}, "stores are read in PEM format alone"),
+    ({**TLS, "ssl.keystore.password": SECRET}, "The password of a key is 'ssl.key.password'"),
+    ({**TLS, "ssl.truststore.type": "JKS"}, "must be PEM. As for other stores, convert it to"),
+    ({**TLS, "ssl.keystore.type": "PKCS12"}, "keytool -importkeystore"),
+    ({**TLS, "ssl.engine.factory.class": "a.B"}, "set 'ssl_context'"),
+    ({**TLS, "ssl.provider": "BC"}, "it names a class of Java"),
+    ({**LOGIN, "sasl.login.callback.handler.class": "a.B"}, "set 'sasl_oauth_token_provider'"),
+    ({"sasl.oauthbearer.token.endpoint.url": SECRET}, "no token is fetched here"),
+    # Values.
+    ({**TLS, "ssl.endpoint.identification.algorithm": "HTTP"}, "must be https or, to check no"),
+    ({**TLS, "ssl.endpoint.identification.algorithm": False}, "must be https or, to check no"),
+    ({**TLS, "ssl_check_hostname": "maybe"}, "'ssl_check_hostname' must be true or false"),
+    ({**TLS, "enable.ssl.certificate.verification": 1}, "must be true or false"),
+    ({**TLS, "ssl.enabled.protocols": "TLSv1.1,TLSv1.2"}, "must be TLSv1.2, TLSv1.3 or both"),
+    ({**TLS, "ssl.enabled.protocols": ","}, "must be TLSv1.2, TLSv1.3 or both"),
+    ({**TLS, "ssl.protocol": "SSLv3"}, "'ssl.protocol' must be TLS, TLSv1.2 or TLSv1.3"),
+    (
+        {**TLS, "ssl.protocol": "TLSv1.3", "ssl.enabled.protocols": "TLSv1.2"},
+        "'ssl.protocol' is not among 'ssl.enabled.protocols'",
+    ),
+    ({**TLS, "ssl.cipher.suites": "nonsense"}, "names no cipher that OpenSSL has here"),
+    ({**TLS, "ssl.cipher.suites": "TLS_AES_256_GCM_SHA384"}, "names a suite of TLS 1.3, among"),
+    # Keys and certificates.
+    ({**TLS, "ssl.key.location": "k"}, "'ssl.key.location' is a key without its certificate"),
+    ({**TLS, "ssl.keystore.key": "k"}, "'ssl.keystore.key' is a key without its certificate"),
+    ({**TLS, "ssl.certificate.pem": "c"}, "'ssl.certificate.pem' is a certificate without its"),
+    ({**TLS, "ssl.key.password": SECRET}, "is the password of a key, and no key is given"),
+    ({**TLS, "ssl_certfile": "c", "ssl_password": 7}, "'ssl_password' must be a str"),
+    (
+        {**TLS, "enable.ssl.certificate.verification": False, "ssl_cafile": "x"},
+        "'ssl_cafile' has no effect, since 'enable.ssl.certificate.verification' turns all",
+    ),
+    ({**TLS, "ssl_cafile": 7}, "'ssl_cafile' must be the path of a file"),
+    ({**TLS, "ssl_cafile": ""}, "'ssl_cafile' must be the path of a file"),
+    ({**TLS, "ssl_cafile": f"{SECRET}\0"}, "this one has a NUL in it"),
+    ({**TLS, "ssl_keyfile": f"-----BEGIN {SECRET}"}, "not what stands in it"),
+    ({**TLS, "ssl_cafile": f"/{SECRET}"}, "'ssl_cafile' names a file that does not exist"),
+    ({**TLS, "ssl.ca.pem": SECRET}, "'ssl.ca.pem' must be text in PEM format"),
+    # A context of one's own.
+    ({**TLS, "ssl_context": SECRET}, "'ssl_context' must be an ssl.SSLContext, not str"),
+    (
+        {**TLS, "ssl_context": ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)},
+        "'ssl_context' is one for servers",
+    ),
+    (
+        {**TLS, "ssl_context": ssl.create_default_context(), "ssl_cafile": SECRET},
+        "'ssl_cafile' has no effect beside 'ssl_context'",
+    ),
+    # Proxies.
+    ({"proxy_url": f"me:{SECRET}@host"}, "'proxy_url' must be SCHEME://host:port"),
+    ({"proxy_url": f"socks5://me:{SECRET}@host"}, "'proxy_url' must be SCHEME://host:port"),
+    ({"socks5_proxy": f"socks5://me:{SECRET}@host:port"}, "must be SCHEME://host:port"),
+    ({"proxy_url": 7}, "'proxy_url' must be SCHEME://host:port"),
+]
+
+
+@pytest.mark.parametrize(
+    ("properties", "says"),
+    [
+        pytest.param(*case, id=f"{number}-{list(case[0])[-1]}")
+        for number, case in enumerate(REFUSED)
+    ],
+)
+def test_what_can_not_be_had_is_refused_by_name(properties: dict[str, Any], says: str) -> None:
+    assert says in refusal(properties)
+
+
+def test_a_mechanism_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", dict[str, None]().get)
+    for mechanism, package in (("GSSAPI", "gssapi"), ("AWS_MSK_IAM", "botocore")):
+        said = refusal({"security.protocol": "SASL_SSL", "sasl.mechanism": mechanism})
+        assert f"{mechanism} needs the package {package}" in said
+
+
+def test_a_proxy_with_a_password_is_passed_on() -> None:
+    assert config({"proxy_url": "http://me:pw@h:1"})["proxy_url"] == "http://me:pw@h:1"
+
+
+secrets = st.text(max_size=30).map(lambda text: f"{SECRET}{text}")
+anything: st.SearchStrategy[Any] = st.one_of(
+    secrets,
+    secrets.map(lambda text: text.encode("utf-8", "replace")),
+    secrets.map(lambda text: [text]),
+    secrets.map(lambda text: f'{PLAIN_MODULE} required username="u" password="{text}'),
+    secrets.map(lambda text: f"-----BEGIN PRIVATE KEY-----{text}-----END PRIVATE KEY-----"),
+    secrets.map(lambda text: f"socks5://{text}@host:port"),
+    secrets.map(lambda text: Path(text.replace("\0", "")[:40])),
+)
+#: Of these the value is shown.
+SHOWN = {"security_protocol", "sasl_mechanism", "sasl_mechanisms"}
+
+
+@given(
+    st.sampled_from(["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]),
+    st.sampled_from([None, *_security._MECHANISMS]),
+    st.dictionaries(
+        st.sampled_from(sorted((_security.NAMES | _security.REFUSED.keys()) - SHOWN)),
+        anything,
+        min_size=1,
+        max_size=4,
+    ),
+)
+def test_no_refusal_repeats_a_secret(
+    protocol: str, mechanism: str | None, properties: dict[str, Any]
+) -> None:
+    given_ = {"security.protocol": protocol, "sasl.mechanism": mechanism, **properties}
+    if not _settings._SHOWN_PROPERTIES & properties.keys():
+        assert SECRET not in repr(make(properties=given_))
+    try:
+        config(given_)
+    except SettingsError as caught:
+        error: BaseException | None = caught
+        while error is not None:
+            assert SECRET not in str(error)
+            assert SECRET not in repr(error)
+            error = error.__cause__ or error.__context__
+
+
+# --- TLS -----------------------------------------------------------------------------------------
+
+
+def test_without_more_tls_checks_everything() -> None:
+    context = context_of({})
+    assert context.verify_mode is ssl.CERT_REQUIRED
+    assert context.check_hostname
+    assert context.minimum_version is ssl.TLSVersion.TLSv1_2
+    assert context.maximum_version is ssl.TLSVersion.TLSv1_3
+
+
+@pytest.mark.parametrize(
+    "name", ["ssl.truststore.location", "ssl.ca.location", "ssl_cafile", "ssl.cafile"]
+)
+def test_who_is_trusted_has_a_name_in_each_world(name: str, certificate: Certificate) -> None:
+    for path in (certificate.authority, str(certificate.authority)):
+        context = context_of({name: path})
+        assert len(context.get_ca_certs()) == 1
+
+
+def test_a_directory_can_say_who_is_trusted(tmp_path: Path) -> None:
+    assert context_of({"ssl.ca.location": tmp_path}).get_ca_certs() == []
+
+
+@pytest.mark.parametrize("name", ["ssl.truststore.certificates", "ssl.ca.pem"])
+def test_who_is_trusted_can_stand_in_the_settings(name: str, certificate: Certificate) -> None:
+    text = certificate.authority.read_text()
+    for one in (text, " ".join(text.split("\n"))):
+        assert len(context_of({name: one, "ssl.truststore.type": "PEM"}).get_ca_certs()) == 1
+
+
+@pytest.mark.parametrize(
+    ("properties", "checks", "verifies"),
+    [
+        ({"ssl.endpoint.identification.algorithm": "https"}, True, True),
+        ({"ssl.endpoint.identification.algorithm": ""}, False, True),
+        ({"ssl.endpoint.identification.algorithm": "none"}, False, True),
+        ({"ssl_check_hostname": "false"}, False, True),
+        ({"ssl_check_hostname": True}, True, True),
+        ({"enable.ssl.certificate.verification": "true"}, True, True),
+        ({"enable.ssl.certificate.verification": False}, False, False),
+    ],
+    ids=str,
+)
+def test_checks_are_turned_off_by_name_alone(
+    properties: dict[str, Any], checks: bool, verifies: bool
+) -> None:
+    context = context_of(properties)
+    assert context.check_hostname is checks
+    assert (context.verify_mode is ssl.CERT_REQUIRED) is verifies
+
+
+@pytest.mark.parametrize(
+    ("properties", "least", "most"),
+    [
+        ({"ssl.protocol": "TLS"}, 2, 3),
+        ({"ssl.protocol": "TLSv1.2"}, 2, 3),
+        ({"ssl.protocol": "TLSv1.3"}, 3, 3),
+        ({"ssl.enabled.protocols": "TLSv1.2, TLSv1.3"}, 2, 3),
+        ({"ssl.enabled.protocols": "TLSv1.2"}, 2, 2),
+        ({"ssl.enabled.protocols": "TLSv1.3", "ssl.protocol": "TLSv1.3"}, 3, 3),
+        ({"ssl.enabled.protocols": "TLSv1.3,TLSv1.2", "ssl.protocol": "TLSv1.3"}, 2, 3),
+    ],
+    ids=str,
+)
+def test_versions_of_tls(properties: dict[str, Any], least: int, most: int) -> None:
+    versions = {2: ssl.TLSVersion.TLSv1_2, 3: ssl.TLSVersion.TLSv1_3}
+    context = context_of(properties)
+    assert (context.minimum_version, context.maximum_version) == (versions[least], versions[most])
+
+
+@pytest.mark.parametrize(
+    ("name", "suites", "wanted"),
+    [
+        ("ssl_ciphers", "ECDHE-RSA-AES256-GCM-SHA384", ["ECDHE-RSA-AES256-GCM-SHA384"]),
+        (
+            "ssl.cipher.suites",
+            "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256",
+            ["ECDHE-RSA-AES256-GCM-SHA384", "ECDHE-ECDSA-AES128-GCM-SHA256"],
+        ),
+        (
+            "ssl.cipher.suites",
+            "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
+            ["ECDHE-RSA-CHACHA20-POLY1305"],
+        ),
+        ("ssl.cipher.suites", "TLS_RSA_WITH_AES_128_CBC_SHA256", ["AES128-SHA256"]),
+    ],
+)
+def test_cipher_suites_by_javas_names_or_openssls(
+    name: str, suites: str, wanted: list[str]
+) -> None:
+    found = [cipher["name"] for cipher in context_of({name: suites}).get_ciphers()]
+    assert [one for one in found if not one.startswith("TLS_")] == wanted
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"ssl.certificate.location": "chain", "ssl.key.location": "key"},
+        {"ssl_certfile": "chain", "ssl_keyfile": "key"},
+        {"ssl.keystore.location": "both"},
+        {"ssl_certfile": "both"},
+    ],
+    ids=str,
+)
+def test_a_certificate_of_ones_own(names: dict[str, str], certificate: Certificate) -> None:
+    context_of({name: getattr(certificate, file) for name, file in names.items()})
+
+
+PEM_NAMES = [
+    ("ssl.keystore.key", "ssl.keystore.certificate.chain"),
+    ("ssl.key.pem", "ssl.certificate.pem"),
+]
+
+
+@pytest.mark.parametrize("names", PEM_NAMES, ids=["kafka", "librdkafka"])
+def test_a_certificate_in_the_settings_leaves_no_file(
+    names: tuple[str, str],
+    certificate: Certificate,
+    locked: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    key, chain = names
+    modes: list[int] = []
+    real: Any = os.fdopen
+
+    def watched(handle: int, *rest: Any) -> Any:
+        modes.append(os.fstat(handle).st_mode & 0o777)
+        return real(handle, *rest)
+
+    monkeypatch.setattr(os, "fdopen", watched)
+    both = {key: certificate.key.read_text(), chain: certificate.chain.read_text()}
+    context_of(both)
+    context_of(
+        {
+            **both,
+            key: locked.read_text().partition("-----BEGIN CERT")[0],
+            "ssl.key.password": SECRET,
+        }
+    )
+    refusal({**TLS, **both, key: f"-----BEGIN PRIVATE KEY-----{SECRET}-----END PRIVATE KEY-----"})
+    assert modes == [0o600] * 3
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["ssl.key.password", "ssl_password"])
+def test_a_key_with_a_password(name: str, locked: Path) -> None:
+    context_of({"ssl.keystore.location": locked, name: SECRET})
+    context_of({"ssl.keystore.location": locked, name: SECRET.encode()})
+
+
+def test_an_older_kind_of_encrypted_key(certificate: Certificate) -> None:
+    key = serialization.load_pem_private_key(certificate.key.read_bytes(), None)
+    text = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.TraditionalOpenSSL,
+        serialization.BestAvailableEncryption(SECRET.encode()),
+    ).decode()
+    assert "Proc-Type:" in text
+    chain = certificate.chain.read_text()
+    context_of({"ssl.key.pem": text, "ssl.certificate.pem": chain, "ssl.key.password": SECRET})
+
+
+class Files:
+    """Files of all sorts, by name."""
+
+    def __init__(self, certificate: Certificate, other: Certificate, locked: Path) -> None:
+        place = certificate.chain.parent
+        self.chain, self.key, self.both = certificate.chain, certificate.key, certificate.both
+        self.other_key, self.locked, self.missing = other.key, locked, place / SECRET
+        self.directory = place
+        self.jks = self._make(place, "jks", b"\xfe\xed\xfe\xed\0\0")
+        self.der = self._make(place, "der", b"\x30\x82\1\1")
+        self.text = self._make(place, "text", SECRET.encode())
+        self.broken = self._make(
+            place, "broken", b"-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n"
+        )
+        self.broken_key = self._make(
+            place,
+            "broken_key",
+            b"-----BEGIN PRIVATE KEY-----\nMAAA\n-----END PRIVATE KEY-----\n",
+        )
+
+    def _make(self, place: Path, name: str, content: bytes) -> Path:
+        path = place / f"{SECRET}-{name}"
+        path.write_bytes(content)
+        return path
+
+
+@pytest.fixture(scope="module")
+def files(authority: Authority, certificate: Certificate, locked: Path) -> Files:
+    return Files(certificate, authority.issue(), locked)
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        ({"ssl.ca.location": "missing"}, "'ssl.ca.location' names a file that does not exist"),
+        ({"ssl.ca.location": "text"}, "names a file that is not in PEM format"),
+        ({"ssl.truststore.location": "jks"}, "but in Java's, JKS; convert it to PEM: keytool"),
+        ({"ssl.truststore.location": "der"}, "If it is PKCS #12, convert it to PEM: keytool"),
+        ({"ssl.ca.location": "key"}, "'ssl.ca.location' has no CERTIFICATE in it"),
+        ({"ssl.ca.location": "broken"}, "'ssl.ca.location' can't be read: "),
+        ({"ssl_certfile": "directory"}, "names a file that can't be read: Is a directory"),
+        ({"ssl_certfile": "missing"}, "'ssl_certfile' names a file that does not exist"),
+        ({"ssl_certfile": "key"}, "'ssl_certfile' has no CERTIFICATE in it"),
+        ({"ssl_certfile": "chain"}, "'ssl_certfile' has no PRIVATE KEY in it: put the key there"),
+        ({"ssl_certfile": "chain", "ssl_keyfile": "missing"}, "'ssl_keyfile' names a file that do"),
+        ({"ssl_certfile": "chain", "ssl_keyfile": "chain"}, "'ssl_keyfile' has no PRIVATE KEY"),
+        ({"ssl_certfile": "chain", "ssl_keyfile": "other_key"}, "does not belong to the certific"),
+        ({"ssl_certfile": "chain", "ssl_keyfile": "broken_key"}, "'ssl_keyfile' can't be read: "),
+        ({"ssl.keystore.location": "locked"}, "a key that is encrypted: set 'ssl.key.password'"),
+        ({"ssl_crlfile": "chain"}, "'ssl_crlfile' has no X509 CRL in it"),
+    ],
+    ids=str,
+)
+def test_files_that_can_not_be_used_are_refused_at_once(
+    names: dict[str, str], says: str, files: Files
+) -> None:
+    paths = {name: getattr(files, file) for name, file in names.items()}
+    assert says in refusal({**TLS, **paths})
+
+
+def test_a_wrong_password_is_told_at_once(locked: Path) -> None:
+    said = refusal({**TLS, "ssl_certfile": locked, "ssl_password": "another"})
+    assert "'ssl_password' does not fit the key" in said
+
+
+def test_an_error_of_another_kind_is_told_too() -> None:
+    assert _tls._reason(ValueError(SECRET)) == "OpenSSL can't make anything of it"
+    assert _tls._reason(ssl.SSLError(SECRET)) == "OpenSSL can't make anything of it"
+    assert _tls._reason(OSError(SECRET)) == "OSError"
+
+
+def test_a_context_of_ones_own_is_passed_on_as_it_is() -> None:
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    assert config({**TLS, "ssl_context": context})["ssl_context"] is context
+    both = {**LOGIN, "security.protocol": "SASL_SSL", "ssl_context": context}
+    assert config(both)["ssl_context"] is context
+
+
+def test_a_new_certificate_is_taken_in_by_the_next_connection(
+    authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = [authority.issue(), authority.issue()]
+    place = tmp_path / "mine.pem"
+    place.write_bytes(files[0].both.read_bytes())
+    tls = config({**TLS, "ssl_certfile": place})["ssl_context"]
+    first = tls.context()
+    assert tls.context() is first
+    place.write_bytes(files[1].both.read_bytes() + b"\n")
+    second = tls.context()
+    assert second is not first
+    assert tls.context() is second
+    place.write_text("half of it")
+    assert tls.context() is second
+    assert "what was read before stays in use: properties: 'ssl_certfile' names" in caplog.text
+    place.unlink()
+    assert tls.context() is second
+    place.write_bytes(files[0].both.read_bytes())
+    assert tls.context() not in {first, second}
+
+
+# --- what is made of errors ----------------------------------------------------------------------
+
+
+def test_what_has_nothing_to_do_with_tls_is_no_refusal_of_it() -> None:
+    assert _tls.tls_refusal(OSError("down")) is None
+    assert _tls.tls_refusal(ssl.SSLEOFError(8, "end")) is None
+    turning = OSError("a")
+    turning.__cause__ = turning
+    assert _tls.tls_refusal(turning) is None
+
+
+def test_another_version_of_tls_is_a_refusal() -> None:
+    error = ssl.SSLError(1, "wrong")
+    error.reason = "WRONG_VERSION_NUMBER"
+    said = _tls.tls_refusal(OSError(error))
+    assert said == "it does not speak the TLS that is asked for: WRONG_VERSION_NUMBER"
+
+
+@given(st.text())
+def test_what_others_say_stays_on_one_line(text: str) -> None:
+    made = _discreet.one_line(text)
+    assert made.isprintable()
+    assert "\n" not in made
+    assert len(made) <= 300 * 10
+    if text.isprintable():
+        assert made == text[:300]

@@ -1,0 +1,1018 @@
+"""Transactions over a driver without a broker: what is committed, what is aborted, who is told."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NamedTuple, cast
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from anyio_sendproducer import (
+    ConsumerGroupMetadata,
+    DeliveryError,
+    DeliveryTimeout,
+    Message,
+    MultiDeliveryError,
+    Persistence,
+    ProducerBroken,
+    ProducerClosed,
+    ProducerFenced,
+    ProducerSettings,
+    RecordRejected,
+    Result,
+    SendProducer,
+    SendProducerError,
+    Transaction,
+    TransactionAborted,
+    TransactionError,
+    TransactionOutcomeUnknown,
+    TransactionState,
+    open_send_producer,
+    start_send_producer,
+)
+from anyio_sendproducer.drivers import ConsumedOffset, Deadline
+from anyio_sendproducer.drivers._group_metadata import group_to_bytes
+from anyio_sendproducer.testing import FakeDriver
+from tests.support.bare import nothing
+from tests.support.calls import (
+    PATIENCE,
+    Call,
+    Deadlines,
+    at_gate,
+    fail,
+    never,
+    quiet,
+    raising,
+    record,
+    refuse,
+    taken,
+    task_group,
+    until,
+)
+
+
+@pytest.fixture
+def settings(settings: ProducerSettings) -> ProducerSettings:
+    return settings.with_transactional_id("id")
+
+
+def state(tx: Transaction) -> TransactionState:
+    """Its state now; type checkers believe that an attribute stays as it was."""
+    return tx.state
+
+
+def ended(fake: FakeDriver) -> list[tuple[str, list[Any]]]:
+    """What became of each transaction, and the values that were taken in it."""
+    return [(how, [one.value for one in records]) for how, records in fake.transactions]
+
+
+# --- what is committed ---------------------------------------------------------------------------
+
+
+async def test_a_block_that_ends_well_is_committed(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    async with open_send_producer(settings, driver=fake) as producer:
+        async with producer.transaction() as tx:
+            assert state(tx) is TransactionState.OPEN
+            assert repr(tx) == "<Transaction open 'id'>"
+            assert (await tx.send(record(b"1"))).offset == 0
+            assert len(await tx.send_many([record(b"2"), record(b"3")])) == 2
+            assert isinstance(await tx.send_envelope(Message(record(b"4"), 7)), Result)
+            tx.enqueue_nowait(record(b"5"))
+            delivery = await tx.enqueue(record(b"6"))
+        assert state(tx) is TransactionState.COMMITTED
+        assert (await delivery.wait()).offset == 5
+        assert ended(fake) == [("committed", [b"1", b"2", b"3", b"4", b"5", b"6"])]
+        async with producer.transaction():
+            pass
+        assert ended(fake)[1:] == [("committed", [])]
+        async with producer.transaction() as tx:
+            await tx.send(record(b"7"))
+            fake.begin_transaction()  # a second time: it goes on
+        assert ended(fake)[2:] == [("committed", [b"7"])]
+        assert producer.statistics().generations == 1
+
+
+async def test_what_nobody_awaits_is_delivered_before_the_commit(
+    settings: ProducerSettings,
+) -> None:
+    fake = FakeDriver(manual=True)
+    async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
+
+        async def transact() -> None:
+            async with producer.transaction() as tx:
+                await tx.enqueue(record(b"1"))
+
+        call = Call(tasks, transact)
+        await taken(fake, 1)
+        await quiet()
+        assert fake.transactions == []
+        fake.acknowledge()
+        await call.wait()
+        assert ended(fake) == [("committed", [b"1"])]
+
+
+async def test_one_at_a_time_in_the_order_of_asking(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    order: list[int] = []
+    async with open_send_producer(settings, driver=fake) as producer:
+
+        async def transact(number: int) -> None:
+            async with producer.transaction() as tx:
+                order.append(number)
+                for _ in range(3):
+                    await tx.send(record(b"%d" % number))
+
+        async with task_group() as tasks:
+            for number in range(5):
+                tasks.start_soon(transact, number)
+                await quiet()
+    assert order == list(range(5))
+    assert ended(fake) == [("committed", [b"%d" % number] * 3) for number in range(5)]
+
+
+# --- what is aborted -----------------------------------------------------------------------------
+
+
+async def test_a_block_that_raises_is_aborted_and_its_exception_leaves_as_it_is(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    async with open_send_producer(settings, driver=fake) as producer:
+        with raising(ZeroDivisionError) as caught:
+            async with producer.transaction() as tx:
+                await tx.send(record(b"1"))
+                fail()
+        assert type(caught.value) is ZeroDivisionError
+        assert state(tx) is TransactionState.ABORTED
+        async with producer.transaction() as tx:
+            await tx.send(record(b"2"))
+    assert ended(fake) == [("aborted", [b"1"]), ("committed", [b"2"])]
+
+
+async def test_a_delivery_that_failed_makes_it_an_abort_that_says_which(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    fake.judge = lambda what: refuse(what) if what.value == b"2" else None
+    bad = record(b"2")
+    async with open_send_producer(settings, driver=fake) as producer:
+        with raising(TransactionAborted, match="refused") as caught:
+            async with producer.transaction() as tx:
+                await tx.send(record(b"1"))
+                with contextlib.suppress(DeliveryError):
+                    await tx.send(bad)
+                await tx.send(record(b"3"))
+        assert isinstance(caught.value.__cause__, DeliveryError)
+        assert caught.value.__cause__.record is bad
+        # It is not held against the next.
+        async with producer.transaction() as tx:
+            await tx.send(record(b"4"))
+    assert ended(fake) == [("aborted", [b"1", b"2", b"3"]), ("committed", [b"4"])]
+
+
+async def test_failures_that_nobody_awaited_are_told_by_the_transaction(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    """And not once more when the producer is closed."""
+    fake.judge = refuse
+    async with open_send_producer(settings, driver=fake) as producer:
+        with raising(TransactionAborted):
+            async with producer.transaction() as tx:
+                tx.enqueue_nowait(record(b"1"))
+        with raising(MultiDeliveryError):
+            async with producer.transaction() as tx:
+                await tx.send_many([record(b"1"), record(b"2")])
+    assert [how for how, _ in fake.transactions] == ["aborted", "aborted"]
+
+
+async def test_what_is_still_told_of_one_transaction_is_not_the_next_ones_affair(
+    settings: ProducerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeDriver(manual=True)
+    settings = settings.evolve(cancel_timeout=0.01)
+    async with open_send_producer(settings, driver=fake) as producer:
+        with monkeypatch.context() as patch, raising(ZeroDivisionError):
+            async with producer.transaction() as tx:
+                old = [tx.enqueue_nowait(record()) for _ in range(2)]
+                await taken(fake, 2)
+                patch.setattr(fake, "fail", nothing)  # it says so later than it may
+                fail()
+        async with producer.transaction() as tx:
+            new = await tx.enqueue(record())
+            await taken(fake, 3)
+            fake.fail(refuse, 2)
+            fake.acknowledge()
+        assert (await new.wait()).offset == 0
+        for delivery in old:
+            with raising(DeliveryError):
+                await delivery.wait()
+
+
+async def test_a_record_that_is_refused_at_once_makes_it_an_abort(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    async with open_send_producer(settings, driver=fake) as producer:
+        with raising(TransactionAborted, match="no such name") as caught:
+            async with producer.transaction() as tx:
+                for topic in ("no such name", "another bad one"):
+                    with contextlib.suppress(RecordRejected):
+                        await tx.send(record(topic=topic))
+        assert isinstance(caught.value.__cause__, RecordRejected)
+    assert ended(fake) == [("aborted", [])]
+
+
+async def test_what_is_queued_when_the_block_raises_is_not_sent(
+    settings: ProducerSettings,
+) -> None:
+    fake = FakeDriver(manual=True)
+    settings = settings.evolve(max_in_flight=3)
+    async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
+        with raising(ZeroDivisionError):
+            async with producer.transaction() as tx:
+                fake.on_submit.shut()
+                calls = [Call(tasks, tx.send, record(b"0"))]
+                await at_gate(fake.on_submit)
+                calls += [Call(tasks, tx.send, record(b"%d" % number)) for number in range(1, 4)]
+                await quiet()
+                fake.on_submit.open()
+                fail()
+        errors = [cast("DeliveryError", (await call.wait()).error) for call in calls]
+        assert [error.persistence for error in errors] == [
+            Persistence.POSSIBLY_PERSISTED,
+            *[Persistence.NOT_PERSISTED] * 3,
+        ]
+        assert "the transaction was aborted before" in str(errors[3])
+        assert producer.statistics().in_flight == 0
+    assert ended(fake) == [("aborted", [b"0"])]
+
+
+# --- cancellation --------------------------------------------------------------------------------
+
+
+async def test_a_block_that_is_cancelled_is_aborted(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    async with open_send_producer(settings, driver=fake) as producer:
+        held: list[Transaction] = []
+        with anyio.CancelScope() as scope:
+            async with producer.transaction() as tx:
+                held.append(tx)
+                await tx.send(record(b"1"))
+                scope.cancel()
+                await anyio.sleep(PATIENCE)
+        assert scope.cancelled_caught
+        assert state(held[0]) is TransactionState.ABORTED
+        async with producer.transaction() as tx:
+            await tx.send(record(b"2"))
+    assert ended(fake) == [("aborted", [b"1"]), ("committed", [b"2"])]
+
+
+@pytest.mark.parametrize("patience", range(60))
+async def test_cancelled_at_each_checkpoint(settings: ProducerSettings, patience: int) -> None:
+    """It is committed as a whole or not at all, the state says which, and the next one works."""
+    fake = FakeDriver()
+    states: list[Transaction] = []
+
+    async def transact(producer: SendProducer) -> None:
+        async with producer.transaction() as tx:
+            states.append(tx)
+            await tx.send(record(b"1"))
+            await tx.enqueue(record(b"2"))
+            await tx.send_offsets({("t", 0): 3}, "group")
+
+    async with open_send_producer(settings, driver=fake) as producer:
+        async with task_group() as tasks:
+            call = Call(tasks, transact, producer)
+            for _ in range(patience):
+                await anyio.lowlevel.checkpoint()
+            call.scope.cancel()
+        committed = [values for how, values in ended(fake) if how == "committed"]
+        assert committed in ([], [[b"1", b"2"]])
+        if states:
+            expected = TransactionState.COMMITTED if committed else TransactionState.ABORTED
+            assert state(states[0]) is expected
+        async with producer.transaction() as tx:
+            await tx.send(record(b"3"))
+        assert ended(fake)[-1] == ("committed", [b"3"])
+        assert producer.statistics().generations == 1
+
+
+async def test_cancelled_while_the_end_of_the_block_waits_for_deliveries(
+    settings: ProducerSettings,
+) -> None:
+    fake = FakeDriver(manual=True)
+    held: list[Transaction] = []
+    async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
+
+        async def transact() -> None:
+            async with producer.transaction() as tx:
+                held.append(tx)
+                await tx.enqueue(record(b"1"))
+
+        call = Call(tasks, transact)
+        await taken(fake, 1)
+        await quiet()
+        await call.cancel()
+        assert state(held[0]) is TransactionState.ABORTED
+    assert ended(fake) == [("aborted", [b"1"])]
+
+
+async def test_a_commit_that_was_asked_for_is_waited_for_in_spite_of_cancellation(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    held: list[Transaction] = []
+    async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
+
+        async def transact() -> None:
+            async with producer.transaction() as tx:
+                held.append(tx)
+                await tx.send(record(b"1"))
+                fake.on_end.shut()
+
+        call = Call(tasks, transact)
+        await at_gate(fake.on_end)
+        call.scope.cancel()
+        await quiet()
+        assert call.running
+        fake.on_end.open()
+        await call.wait()
+        assert call.error is None
+        assert state(held[0]) is TransactionState.COMMITTED
+
+
+async def test_cancellation_brings_the_commits_deadline_forward(
+    settings: ProducerSettings,
+) -> None:
+    deadlines: list[Deadline] = []
+
+    class Slow(FakeDriver):
+        def end_transaction(self, commit: bool, deadline: Deadline, /) -> None:
+            deadlines.append(deadline)
+            super().end_transaction(commit, deadline)
+
+    fake = Slow()
+    async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
+
+        async def transact() -> None:
+            async with producer.transaction() as tx:
+                await tx.send(record(b"1"))
+                fake.on_end.shut()
+
+        call = Call(tasks, transact)
+        await at_gate(fake.on_end)
+        assert deadlines[0].at > time.monotonic() + settings.cancel_timeout + 10
+        call.scope.cancel()
+        await until(lambda: deadlines[0].at <= time.monotonic() + settings.cancel_timeout)
+        assert not deadlines[0].is_over or settings.cancel_timeout < PATIENCE
+        fake.on_end.open()
+        await call.wait()
+
+
+async def test_cancelled_while_waiting_for_its_turn(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
+
+        async def transact() -> None:
+            async with producer.transaction():
+                never()
+
+        async with producer.transaction() as tx:
+            call = Call(tasks, transact)
+            await quiet()
+            await call.cancel()
+            await tx.send(record(b"1"))
+    assert ended(fake) == [("committed", [b"1"])]
+
+
+# --- what can't be done --------------------------------------------------------------------------
+
+SENDING: list[Callable[[Any], Awaitable[Any]]] = [
+    lambda sender: sender.send(record()),
+    lambda sender: sender.send_many([record()]),
+    lambda sender: sender.send_envelope(Message(record())),
+    lambda sender: sender.enqueue(record()),
+]
+
+
+@pytest.mark.parametrize("sending", SENDING, ids=["send", "many", "envelope", "enqueue"])
+async def test_nothing_is_sent_outside_of_a_transaction(
+    settings: ProducerSettings, fake: FakeDriver, sending: Callable[[Any], Awaitable[Any]]
+) -> None:
+    async with open_send_producer(settings, driver=fake) as producer:
+        with raising(TransactionError, match=r"by tx\.send"):
+            await sending(producer)
+        with raising(TransactionError, match=r"by tx\.send"):
+            producer.enqueue_nowait(record())
+        async with producer.transaction() as tx:
+            with raising(TransactionError, match=r"by tx\.send"):
+                await sending(producer)
+        with raising(TransactionError, match="the transaction is committed: send within its"):
+            await sending(tx)
+        with raising(TransactionError, match="the transaction is committed"):
+            await tx.send_offsets({}, "group")
+    with raising(ProducerClosed):
+        await sending(producer)
+    assert fake.submitted == []
+
+
+async def test_without_a_name_there_are_none(settings: ProducerSettings, fake: FakeDriver) -> None:
+    settings = settings.with_transactional_id(None)
+    async with open_send_producer(settings, driver=fake) as producer:
+        with raising(TransactionError, match="give ProducerSettings a transactional_id"):
+            async with producer.transaction():
+                never()
+        await producer.send(record())
+
+
+async def test_one_within_the_other(settings: ProducerSettings, fake: FakeDriver) -> None:
+    async with open_send_producer(settings, driver=fake) as producer:
+        async with producer.transaction() as tx:
+            with raising(TransactionError, match="this task has a transaction open already"):
+                async with producer.transaction():
+                    never()
+            await tx.send(record(b"1"))
+        async with producer.transaction() as tx:
+            await tx.send(record(b"2"))
+    assert ended(fake) == [("committed", [b"1"]), ("committed", [b"2"])]
+
+
+async def test_on_a_closed_producer(settings: ProducerSettings, fake: FakeDriver) -> None:
+    async with open_send_producer(settings, driver=fake) as producer:
+        pass
+    with raising(ProducerClosed):
+        async with producer.transaction():
+            raise AssertionError
+
+
+# --- offsets -------------------------------------------------------------------------------------
+
+
+class Position(NamedTuple):
+    """As clients have it."""
+
+    offset: int
+    metadata: str | None
+    leader_epoch: int
+
+
+async def test_offsets_are_a_part_of_it(settings: ProducerSettings, fake: FakeDriver) -> None:
+    member = ConsumerGroupMetadata("group", 3, "member", "instance")
+    async with (
+        open_send_producer(settings, driver=fake) as producer,
+        producer.transaction() as tx,
+    ):
+        await tx.send_offsets({("t", 0): 5, ("t", 1): Position(6, "note", 7)}, "group")
+        await tx.send_offsets({("u", 2): Position(0, None, -1)}, member)
+        # As confluent-kafka's consumer gives them.
+        await tx.send_offsets({("u", 3): 1}, group_to_bytes(member))
+    assert fake.offsets == [
+        (ConsumedOffset("t", 0, 5), ConsumerGroupMetadata("group")),
+        (ConsumedOffset("t", 1, 6, "note", 7), ConsumerGroupMetadata("group")),
+        (ConsumedOffset("u", 2, 0), member),
+        (ConsumedOffset("u", 3, 1), member),
+    ]
+
+
+@pytest.mark.parametrize("bad", [-1, 1.5, True, "1", None])
+async def test_an_offset_that_is_none(
+    settings: ProducerSettings, fake: FakeDriver, bad: Any
+) -> None:
+    async with (
+        open_send_producer(settings, driver=fake) as producer,
+        producer.transaction() as tx,
+    ):
+        with raising(ValueError, match="offsets: that of partition 3 of topic 't' must be an"):
+            await tx.send_offsets({("t", 3): bad}, "group")
+        with raising(TypeError, match="group_metadata must be the group's id"):
+            await tx.send_offsets({("t", 3): 1}, 7)
+    assert ended(fake) == [("committed", [])]
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["t0", "t", 7, None, ("t",), ("t", "0"), (0, "t"), ("t", -1), ("t", 0, 1), b"t0"],
+    ids=str,
+)
+async def test_offsets_by_what_is_no_partition(
+    settings: ProducerSettings, fake: FakeDriver, key: Any
+) -> None:
+    async with (
+        open_send_producer(settings, driver=fake) as producer,
+        producer.transaction() as tx,
+    ):
+        with raising(ValueError, match=r"offsets: a key must be a tuple of a topic \(str\) and"):
+            await tx.send_offsets({key: 1}, "group")
+        with raising(TypeError, match="offsets must be a mapping .* not list"):
+            await tx.send_offsets(cast("Any", [(key, 1)]), "group")
+    assert fake.offsets == []
+    assert ended(fake) == [("committed", [])]
+
+
+@pytest.mark.parametrize("kind", [TransactionAborted, TransactionError])
+async def test_offsets_that_are_refused_make_it_an_abort(
+    settings: ProducerSettings, fake: FakeDriver, kind: type[TransactionError]
+) -> None:
+    fake.offsets_error = kind("no member of the group")
+    async with open_send_producer(settings, driver=fake) as producer:
+        with raising(TransactionAborted, match="no member"):
+            async with producer.transaction() as tx:
+                with raising(kind, match="no member"):
+                    await tx.send_offsets({("t", 0): 1}, "group")
+    assert ended(fake) == [("aborted", [])]
+
+
+async def test_sending_offsets_that_is_cancelled_makes_it_an_abort(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
+        with raising(TransactionAborted, match="sending offsets was cancelled"):
+            async with producer.transaction() as tx:
+                fake.on_end.shut()
+                call = Call(tasks, tx.send_offsets, {("t", 0): 1}, "group")
+                await at_gate(fake.on_end)
+                await call.cancel()
+                fake.on_end.open()
+    assert ended(fake) == [("aborted", [])]
+
+
+class Unanswered(FakeDriver):
+    """A driver to whose offsets there is no answer."""
+
+    def send_offsets(
+        self, offsets: Sequence[ConsumedOffset], group: ConsumerGroupMetadata, deadline: Deadline, /
+    ) -> None:
+        super().send_offsets(offsets, group, deadline)
+        while not deadline.is_over:
+            time.sleep(0.001)
+        raise TransactionError("there was no answer")
+
+
+async def test_closing_ends_the_wait_of_who_sends_offsets(settings: ProducerSettings) -> None:
+    """The abort would else stand behind it, until its delivery_timeout is over."""
+    driver = Unanswered()
+    settings = settings.evolve(delivery_timeout=1000.0)
+    async with open_send_producer(settings, driver=driver) as producer, task_group() as tasks:
+        with raising(TransactionAborted):
+            async with producer.transaction() as tx:
+                driver.on_end.shut()
+                call = Call(tasks, tx.send_offsets, {("t", 0): 1}, "group")
+                await at_gate(driver.on_end)
+                driver.on_end.open()
+                with anyio.fail_after(PATIENCE):
+                    await producer.aclose()
+                await call.wait()
+    assert "there was no answer" in str(call.error)
+    assert ended(driver) == [("aborted", [])]
+
+
+# --- commits that go wrong -----------------------------------------------------------------------
+
+
+def once(error: SendProducerError, *, commit: bool = True) -> Callable[[bool], Any]:
+    """Raise it the first time that this is asked for."""
+    left = [error]
+    return lambda asked: left.pop() if left and asked is commit else None
+
+
+async def test_a_commit_that_is_refused_becomes_an_abort(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    fake.end_error = once(TransactionAborted("the brokers would not"))
+    async with open_send_producer(settings, driver=fake) as producer:
+        with raising(TransactionAborted, match="would not"):
+            async with producer.transaction() as tx:
+                await tx.send(record(b"1"))
+        assert state(tx) is TransactionState.ABORTED
+        async with producer.transaction() as tx:
+            await tx.send(record(b"2"))
+        assert producer.statistics().generations == 1
+    assert ended(fake) == [("aborted", [b"1"]), ("committed", [b"2"])]
+
+
+async def test_a_commit_whose_answer_is_lost_is_unknown_and_the_next_client_settles_it(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    fake.end_error = once(TransactionOutcomeUnknown("nobody said"))
+    async with open_send_producer(settings, driver=fake) as producer:
+        with raising(TransactionOutcomeUnknown, match="nobody said"):
+            async with producer.transaction() as tx:
+                await tx.send(record(b"1"))
+        assert state(tx) is TransactionState.UNKNOWN
+        async with producer.transaction() as tx:
+            await tx.send(record(b"2"))
+        assert state(tx) is TransactionState.COMMITTED
+        assert producer.statistics().generations == 2
+
+
+@pytest.mark.parametrize("commit", [True, False])
+async def test_who_is_fenced_off_is_broken(
+    settings: ProducerSettings, fake: FakeDriver, commit: bool
+) -> None:
+    fake.end_error = once(ProducerFenced("another one"), commit=commit)
+    fake.judge = (lambda _: None) if commit else refuse
+    async with open_send_producer(settings, driver=fake) as producer:
+        with raising(ProducerFenced if commit else TransactionAborted):
+            async with producer.transaction() as tx:
+                tx.enqueue_nowait(record(b"1"))
+        assert state(tx) is TransactionState.ABORTED
+        assert producer.statistics().state == "broken"
+        with raising(ProducerBroken, match="another one"):
+            async with producer.transaction():
+                never()
+        assert producer.statistics().generations == 1
+
+
+async def test_a_client_that_says_that_it_was_fenced_off(
+    settings: ProducerSettings,
+) -> None:
+    fake = FakeDriver(manual=True)
+    async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
+        with raising(ProducerBroken):
+            async with producer.transaction() as tx:
+                call = Call(tasks, tx.send, record(b"1"))
+                await taken(fake, 1)
+                fake.break_client(ProducerFenced("another one"))
+                await call.wait()
+                assert isinstance(call.error, DeliveryError)
+                assert isinstance(call.error.__cause__, ProducerFenced)
+                await tx.send(record(b"2"))
+        assert state(tx) is TransactionState.ABORTED
+        assert producer.statistics().generations == 1
+
+
+async def test_a_new_client_that_is_fenced_off_at_once(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    async with open_send_producer(settings, driver=fake) as producer:
+        fake.open_error = ProducerFenced("another one")
+        fake.break_client()
+        await until(lambda: producer.statistics().state == "broken")
+
+
+async def test_an_abort_that_can_not_be_told_is_left_to_the_next_client(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    fake.end_error = once(TransactionError("no coordinator"), commit=False)
+    async with open_send_producer(settings, driver=fake) as producer:
+        with raising(ZeroDivisionError):
+            async with producer.transaction() as tx:
+                await tx.send(record(b"1"))
+                fail()
+        assert state(tx) is TransactionState.ABORTED
+        async with producer.transaction() as tx:
+            await tx.send(record(b"2"))
+        assert producer.statistics().generations == 2
+    assert ended(fake) == [("aborted", [b"1"]), ("committed", [b"2"])]
+
+
+async def test_a_client_that_is_given_up_takes_its_transaction_with_it(
+    settings: ProducerSettings,
+) -> None:
+    fake = FakeDriver(manual=True)
+    async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
+        with raising(TransactionAborted, match="the fake driver was closed") as caught:
+            async with producer.transaction() as tx:
+                call = Call(tasks, tx.send, record(b"1"))
+                await taken(fake, 1)
+                fake.break_client()
+                await call.wait()
+                assert isinstance(call.error, DeliveryError)
+                with raising(TransactionAborted, match="its client was given up"):
+                    await tx.send(record(b"2"))
+        assert isinstance(caught.value.__cause__, DeliveryError)
+        with raising(TransactionAborted, match="given up"):
+            async with producer.transaction() as tx:
+                fake.break_client()
+                await until(lambda: producer.statistics().generations == 3)
+        fake.manual = False
+        async with producer.transaction() as tx:
+            await tx.send(record(b"3"))
+    assert ended(fake)[-1] == ("committed", [b"3"])
+
+
+async def test_what_is_queued_for_a_client_that_is_given_up_does_not_go_to_the_next(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    """It would be outside of a transaction there."""
+    async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
+        with raising(TransactionAborted):
+            async with producer.transaction() as tx:
+                fake.on_submit.shut()
+                first = Call(tasks, tx.send, record(b"1"))
+                await at_gate(fake.on_submit)
+                second = Call(tasks, tx.send, record(b"2"))
+                await quiet()
+                fake.break_client()
+                await quiet()
+                fake.on_submit.open()
+                await first.wait()
+                await second.wait()
+        assert isinstance(second.error, DeliveryError)
+        assert second.error.persistence is Persistence.NOT_PERSISTED
+        await until(lambda: producer.statistics().generations == 2)
+    assert [one.value for one in fake.submitted] == [b"1"]
+
+
+async def test_no_client_within_the_time(settings: ProducerSettings, fake: FakeDriver) -> None:
+    settings = settings.evolve(delivery_timeout=0.05)
+    async with open_send_producer(settings, driver=fake) as producer:
+        fake.open_error = SendProducerError("no broker")
+        fake.break_client()
+        await until(lambda: bool(fake.closed))
+        with raising(TransactionError, match="no transaction could be begun within 0.05 s"):
+            async with producer.transaction():
+                never()
+
+
+async def test_a_client_that_is_given_up_while_a_transaction_begins(
+    settings: ProducerSettings,
+) -> None:
+    """It begins again, on the next one."""
+
+    class Breaking(FakeDriver):
+        begun = 0
+
+        def begin_transaction(self) -> None:
+            self.begun += 1
+            if self.begun == 1:
+                self.break_client()
+                assert broken.wait(PATIENCE)
+            super().begin_transaction()
+
+    broken = threading.Event()
+    fake = Breaking()
+    async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
+
+        async def let_go() -> None:
+            await until(lambda: fake.begun == 1)
+            await quiet()
+            broken.set()
+
+        tasks.start_soon(let_go)
+        async with producer.transaction() as tx:
+            await tx.send(record(b"1"))
+    assert fake.begun == 2
+    assert ended(fake) == [("committed", [b"1"])]
+
+
+# --- closing -------------------------------------------------------------------------------------
+
+
+async def test_closing_within_a_transaction_aborts_it(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    async with open_send_producer(settings, driver=fake) as producer:
+        with raising(TransactionAborted, match="the producer was closed within the transaction"):
+            async with producer.transaction() as tx:
+                await tx.send(record(b"1"))
+                await producer.aclose()
+                with raising(TransactionError, match="the transaction is aborted"):
+                    await tx.send(record(b"2"))
+        assert state(tx) is TransactionState.ABORTED
+    assert ended(fake) == [("aborted", [b"1"])]
+
+
+async def test_closing_waits_for_a_transaction_that_is_ending(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
+
+        async def transact() -> None:
+            async with producer.transaction() as tx:
+                await tx.send(record(b"1"))
+                fake.on_end.shut()
+
+        ending = Call(tasks, transact)
+        await at_gate(fake.on_end)
+        waiting = Call(tasks, transact)
+        await quiet()
+        closing = Call(tasks, producer.aclose)
+        await quiet()
+        assert closing.running
+        fake.on_end.open()
+        await ending.wait()
+        await closing.wait()
+        assert ending.error is None
+        assert isinstance((await waiting.wait()).error, ProducerClosed)
+    assert ended(fake) == [("committed", [b"1"])]
+
+
+async def test_a_commit_that_is_cut_off_by_closing_is_unknown(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    settings = settings.evolve(close_timeout=0.1)
+    async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
+
+        async def transact() -> None:
+            async with producer.transaction() as tx:
+                await tx.send(record(b"1"))
+                fake.on_end.shut()
+
+        fake.end_error = lambda _: ProducerClosed("the producer is closed")
+        ending = Call(tasks, transact)
+        await at_gate(fake.on_end)
+        await producer.aclose()
+        assert isinstance((await ending.wait()).error, TransactionOutcomeUnknown)
+
+
+async def test_cancelling_the_producers_task_group_aborts(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    held: list[Transaction] = []
+    async with anyio.create_task_group() as tasks:
+        producer = await start_send_producer(tasks, settings, driver=fake)
+        async with producer.transaction() as tx:
+            held.append(tx)
+            await tx.send(record(b"1"))
+            tasks.cancel_scope.cancel()
+            await anyio.sleep(PATIENCE)
+    assert state(held[0]) is TransactionState.ABORTED
+    assert ended(fake) == [("aborted", [b"1"])]
+
+
+# --- what waits for room -------------------------------------------------------------------------
+
+
+async def test_what_waits_for_room_is_a_part_of_its_transaction(
+    settings: ProducerSettings,
+) -> None:
+    """It is sent and awaited before the commit, though nobody in the block awaits it."""
+    fake = FakeDriver(manual=True)
+    settings = settings.evolve(max_in_flight=1)
+    async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
+
+        async def transact(*values: bytes) -> None:
+            async with producer.transaction() as tx:
+                calls.extend(Call(tasks, tx.send, record(value)) for value in values)
+                await quiet()
+
+        calls: list[Call[Any]] = []
+        ending = Call(tasks, transact, b"1", b"2", b"3")
+        await quiet()
+        after = Call(tasks, transact, b"4")
+        for count in range(1, 5):
+            await taken(fake, count)
+            await quiet()
+            assert ending.running == (count < 4)
+            assert len(fake.transactions) == count // 4
+            fake.acknowledge()
+        await ending.wait()
+        await after.wait()
+        assert [call.error for call in [ending, after, *calls]] == [None] * 6
+    assert [(how, sorted(values)) for how, values in ended(fake)] == [
+        ("committed", [b"1", b"2", b"3"]),
+        ("committed", [b"4"]),
+    ]
+
+
+async def test_what_waits_for_room_in_vain_makes_it_an_abort(
+    settings: ProducerSettings, deadlines: Deadlines
+) -> None:
+    fake = FakeDriver(manual=True)
+    settings = settings.evolve(max_in_flight=2)
+    async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
+
+        async def transact() -> None:
+            async with producer.transaction() as tx:
+                calls.extend(Call(tasks, tx.send, record(b"%d" % number)) for number in range(3))
+                await quiet()
+
+        calls: list[Call[Any]] = []
+        ending = Call(tasks, transact)
+        await taken(fake, 2)
+        await quiet()
+        assert ending.running
+        deadlines.bring_forward(producer, settings.delivery_timeout)
+        await ending.wait()
+        assert isinstance(ending.error, TransactionAborted)
+        for call in calls:
+            assert isinstance((await call.wait()).error, DeliveryTimeout)
+        fake.acknowledge()
+    assert [how for how, _ in fake.transactions] == ["aborted"]
+
+
+# --- an abort that is broken off -----------------------------------------------------------------
+
+
+async def test_a_driver_that_fails_at_the_abort_while_the_producer_closes(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    """It breaks a driver's promise, and nobody waits for ever."""
+    held: list[Transaction] = []
+
+    def end(_: bool) -> SendProducerError:
+        raise ZeroDivisionError
+
+    with pytest.raises(BaseException) as caught:  # noqa: PT011, PT012  # alone, or in groups
+        async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
+
+            async def transact() -> None:
+                with contextlib.suppress(SendProducerError):
+                    async with producer.transaction() as tx:
+                        held.append(tx)
+                        await tx.send(record(b"1"))
+                        fake.end_error = end
+                        begun.set()
+                        await anyio.sleep(0.05)
+                        raise LookupError
+
+            begun = anyio.Event()
+            tasks.start_soon(transact)
+            await begun.wait()
+            await producer.aclose()
+    assert state(held[0]) is TransactionState.ABORTED
+    assert {type(error) for error in _leaves(caught.value)} <= {ZeroDivisionError, LookupError}
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    inside: Sequence[BaseException] | None = getattr(error, "exceptions", None)
+    return [error] if inside is None else [leaf for one in inside for leaf in _leaves(one)]
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_an_abort_that_asyncio_cancels_leaves_nothing_to_the_next_transaction(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    """Its own cancellation heeds no shield."""
+    held: list[Transaction] = []
+    async with open_send_producer(settings, driver=fake) as producer:
+
+        async def transact() -> None:
+            async with producer.transaction() as tx:
+                held.append(tx)
+                await tx.send(record(b"1"))
+                fake.on_end.shut()
+                fake.end_error = lambda commit: None if commit else TransactionError("not now")
+                await anyio.sleep_forever()
+
+        task = asyncio.create_task(transact())
+        await until(lambda: len(fake.submitted) == 1)
+        await quiet()
+        task.cancel()
+        await at_gate(fake.on_end)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert state(held[0]) is TransactionState.ABORTED
+        fake.on_end.open()
+        async with producer.transaction() as tx:
+            await tx.send(record(b"2"))
+        assert producer.statistics().generations == 2
+    assert ended(fake)[-1] == ("committed", [b"2"])
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_asyncio_may_cancel_all_its_tasks_at_whichever_moment(
+    settings: ProducerSettings,
+) -> None:
+    """As asyncio.run() does in the end, here while the producer is being closed. All come to their
+    end, and no transaction is left open."""
+
+    async def use(fake: FakeDriver, opened: asyncio.Event, held: list[Transaction]) -> None:
+        async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
+            tasks.start_soon(producer.aclose)
+            opened.set()
+            async with producer.transaction() as tx:
+                held.append(tx)
+                await tx.send(record(b"1"))
+
+    turns = 2
+    while True:
+        fake, opened = FakeDriver(), asyncio.Event()
+        held: list[Transaction] = []
+        before = asyncio.all_tasks()
+        task = asyncio.create_task(use(fake, opened, held))
+        await opened.wait()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if task.done():
+            assert task.exception() is not None  # it sent on a producer that is closed
+            break
+        others = asyncio.all_tasks() - before
+        for one in others:
+            one.cancel()
+        with anyio.fail_after(PATIENCE):
+            await asyncio.gather(*others, return_exceptions=True)
+        assert TransactionState.OPEN not in map(state, held)
+        turns += 1
+    assert turns > 10
+
+
+# --- deadlines -----------------------------------------------------------------------------------
+
+
+def test_a_deadline_can_only_be_brought_forward() -> None:
+    deadline = Deadline(100)
+    assert not deadline.is_over
+    deadline.hurry(200)
+    assert deadline.at < time.monotonic() + 101
+    deadline.hurry(0)
+    assert deadline.is_over
