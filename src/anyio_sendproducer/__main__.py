@@ -1,7 +1,4 @@
-"""``python -m anyio_sendproducer``: the command line, where its script is not on the path.
-
-May import: ``cli``.
-"""
+"""``python -m anyio_sendproducer``: the command line, where its script is not on the path."""
 
 from __future__ import annotations
 

@@ -13,8 +13,6 @@ wakes it up.
 
 The thread is the bridge's own and not AnyIO's: it lives as long as the producer, and a call of the
 client library that hangs must not keep the loop from ending.
-
-May import: ``drivers``, ``_loops``, ``_ledger``, ``_exceptions``, ``telemetry`` for names in logs.
 """
 
 from __future__ import annotations

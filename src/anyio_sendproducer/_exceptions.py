@@ -22,8 +22,6 @@
 
 Errors of the client library never leave bare: its driver translates each at one seam and keeps the
 original as ``__cause__``.
-
-May import: anyio, for two of its exceptions; nothing else of the package at run time.
 """
 
 from __future__ import annotations

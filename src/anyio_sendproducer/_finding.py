@@ -1,8 +1,6 @@
 """What a client is made with: the settings, enriched, with the addresses that were looked up.
 
 All of it runs on the loop. The driver's thread reads what was found last.
-
-May import: ``_settings``, ``_exceptions``, ``discovery``, ``telemetry`` for names in logs.
 """
 
 from __future__ import annotations

@@ -4,8 +4,6 @@ A *feeder* takes envelopes from the source and gives their records to the produc
 awaits the outcome of the oldest. Between the two stands a line of so many envelopes at most, so
 that who does not receive holds up the source. Nothing but the order of the line makes the order of
 the results: no task is started for an envelope.
-
-May import: everything below ``_transaction``, which has flows too.
 """
 
 # What the classes and functions here know of one another is nobody else's affair.

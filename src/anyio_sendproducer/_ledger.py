@@ -8,8 +8,6 @@ A delivery that waits for room or in the queue can still be withdrawn; once it i
 with the driver and only the driver's completion, or a deadline, ends it. Room is held for as long
 as the driver holds the record, also past the deadline: otherwise a dead cluster would let memory
 grow by ``max_buffered_bytes`` with each ``delivery_timeout``.
-
-May import: ``_records``, ``_exceptions``, and anyio for the name of one exception.
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 A waiting cell on native means halves the price of an awaited record against ``anyio.Event``, and
 AnyIO has no public call that wakes its loop from a foreign thread without blocking that thread.
 Everything here is public API of asyncio and trio.
-
-May import: asyncio, and trio when it is running.
 """
 
 from __future__ import annotations

@@ -4,8 +4,6 @@ A producer without observers has none of this. What it is made of is decided whe
 observers its ledger is an :class:`ObservedLedger`, and the calls that send are those of
 :class:`ObservedSender`. What happened gathers in an :class:`Observation`, until the pump has
 observers told, once a turn.
-
-May import: ``_ledger``, ``_sending``, ``_records``, ``_exceptions``, ``telemetry``.
 """
 
 # The ledger's own steps are what is observed.

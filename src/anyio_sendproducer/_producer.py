@@ -4,9 +4,6 @@ The *guard* opens the driver, waits until it is told to close or is cancelled, a
 the end is reached in bounded time, whatever happens meanwhile. The *pump* moves the ledger: it
 hands over what is queued, settles what comes back, and wakes who waits. It is shielded, since
 records still have to be settled while the scope around it is being cancelled; the guard ends it.
-
-May import: everything below it (``_bridge``, ``_finding``, ``_ledger``, ``_loops``, ``_observing``,
-``_records``, ``_settings``, ``_exceptions``, ``drivers``, ``telemetry``).
 """
 
 # What the classes and functions here know of one another is nobody else's affair.

@@ -2,8 +2,6 @@
 
 All are frozen. Envelopes and results follow Alpakka Kafka's ``ProducerMessage``: a pass-through
 value of any type travels with what is sent and comes back with its result.
-
-May import: ``_exceptions`` alone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The policy on exceptions of all blocks that have tasks behind them.
-
-May import: anyio alone.
-"""
+"""The policy on exceptions of all blocks that have tasks behind them."""
 
 from __future__ import annotations
 

@@ -2,8 +2,6 @@
 
 The part of a producer that stands on the caller's task. A :class:`Sender` enters records in the
 ledger and waits; who moves the ledger is none of its business.
-
-May import: everything below ``_producer`` but ``_bridge`` and the drivers.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 What only a client library can judge (the names and values of ``properties``) is judged by its
 driver, before it connects.
-
-May import: ``_exceptions``, ``_sources``, ``discovery``.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """Settings out of a mapping, a TOML file or the environment: names and texts, made into arguments.
 
 What the values are to be is checked where they arrive, in ``ProducerSettings`` itself.
-
-May import: ``_exceptions`` alone; tomllib, or tomli in its place, when a file is read.
 """
 
 from __future__ import annotations

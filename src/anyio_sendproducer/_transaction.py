@@ -3,8 +3,6 @@
 A transaction is over when its block is: committed where the block ended well and every record of it
 was delivered, aborted otherwise. What the loop decides stands here; what the brokers are told is
 the driver's.
-
-May import: everything below ``_producer``.
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 Any callable of one argument will do; these are the ones that everybody needs. They are called on
 the producer's own thread, never on the event loop's, and not for None, which stays None: a record
 without a key, or a tombstone.
-
-May import: ``_exceptions``; confluent-kafka when a schema registry is asked for.
 """
 
 from __future__ import annotations

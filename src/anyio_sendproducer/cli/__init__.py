@@ -2,8 +2,6 @@
 
 Printing the version needs nothing but this package's core, and so does saying what is not
 installed; the commands need the extra ``cli``, and import what else they need when they run.
-
-May import: its own modules.
 """
 
 from __future__ import annotations

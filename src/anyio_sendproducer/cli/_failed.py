@@ -3,8 +3,6 @@
 A line has all that the record had, why it failed, and whether it may be in the log all the same.
 Bytes that are UTF-8 stand there as text, others as ``{"base64": "..."}``. What could not be read as
 a record stands under ``input``, as it was.
-
-May import: the public API.
 """
 
 from __future__ import annotations

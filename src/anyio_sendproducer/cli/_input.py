@@ -3,8 +3,6 @@
 A file descriptor is read where that does not wait: what may wait, a pipe or a terminal, is first
 waited for by the event loop, which can be told to stop. One call on a thread reads a piece and
 makes records of all of it.
-
-May import: anyio, the public API, ``_failed``.
 """
 
 from __future__ import annotations

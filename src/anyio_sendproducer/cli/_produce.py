@@ -6,9 +6,6 @@ bounded, and records of one key stay in order.
 
 A signal ends the reading. What was read is delivered as far as the time goes; then the producer is
 closed in a hurry, whereby every record has its outcome, and the account is as complete as ever.
-
-May import: the public API, its own helpers; ``rich`` (extra ``cli``) by way of ``_display``, only
-when it runs.
 """
 
 from __future__ import annotations

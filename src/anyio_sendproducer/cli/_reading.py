@@ -4,7 +4,7 @@ It is confluent-kafka, which is librdkafka's C. All calls here block and belong 
 Partitions are assigned by hand: joining a group takes seconds on any broker and 23 on the embedded
 one, and leaves a group behind in the cluster.
 
-May import: ``confluent_kafka`` (extra ``demo``), so import this module only where that is there.
+It needs ``confluent_kafka`` (extra ``demo``).
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What all commands have in common: exit codes, complaints, and how a run begins and ends.
-
-May import: anyio; a package of an extra only to see whether it is there.
-"""
+"""What all commands have in common: exit codes, complaints, and how a run begins and ends."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
 """The demo's judge: compares what was acknowledged with what a consumer read back.
 
 Pure and synchronous, so that its tests can show it every kind of wrong reading.
-
-May import: the standard library alone.
 """
 
 from __future__ import annotations

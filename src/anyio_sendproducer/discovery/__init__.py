@@ -7,8 +7,6 @@
     settings = ProducerSettings(
         service_name="_kafka._tcp.example.org", discovery_method=discovery.dns()
     )
-
-May import: ``_exceptions``, ``_loops``; dnspython, in ``_dns`` alone, when it is asked for.
 """
 
 from __future__ import annotations

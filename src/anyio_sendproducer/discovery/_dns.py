@@ -1,7 +1,6 @@
 """The domain name system, by way of dnspython, on Trio and asyncio.
 
-dnspython is imported here and nowhere else. May import: ``_exceptions``, ``_loops``, and the other
-modules here.
+dnspython is imported here and nowhere else.
 """
 
 from __future__ import annotations

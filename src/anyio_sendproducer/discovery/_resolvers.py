@@ -1,7 +1,4 @@
-"""Resolvers that ask nobody themselves.
-
-May import: ``_exceptions``, and the other modules here.
-"""
+"""Resolvers that ask nobody themselves."""
 
 from __future__ import annotations
 

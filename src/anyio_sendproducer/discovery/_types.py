@@ -1,7 +1,4 @@
-"""What is looked up, and what is found.
-
-May import: ``_exceptions`` alone.
-"""
+"""What is looked up, and what is found."""
 
 from __future__ import annotations
 

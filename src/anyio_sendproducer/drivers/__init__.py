@@ -3,8 +3,7 @@
 A driver is used from one thread at a time, the producer's own, but for :meth:`Driver.close`, which
 may come from another thread while a call is under way and must make that call return soon.
 
-May import: ``_records``, ``_exceptions``, ``_settings``. The drivers themselves are imported when
-they are asked for.
+The drivers themselves are imported when they are needed.
 """
 
 from __future__ import annotations

@@ -8,9 +8,6 @@ deliveries on whoever calls it. The driver's one thread sits in ``poll`` only wh
 nothing better to do than to wait: the first callback there makes it ring and stop, and the others
 are left to the loop. A thread that went on would take the interpreter from the loop for each of
 them.
-
-May import: ``confluent_kafka``, ``drivers`` and its modules, ``_records``, ``_settings``,
-``_exceptions``.
 """
 
 from __future__ import annotations

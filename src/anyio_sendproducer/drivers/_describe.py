@@ -1,7 +1,6 @@
 """What a cluster says of itself, and what a client would show it: for who looks for what is wrong.
 
-May import: ``_librdkafka_names``, ``_security``, ``_tls``, ``_settings``. The drivers themselves
-are imported when they are asked for.
+The drivers themselves are imported when they are needed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What others say and what kafka-python logs, without secrets and on one line.
-
-May import: nothing of the package.
-"""
+"""What others say and what kafka-python logs, without secrets and on one line."""
 
 from __future__ import annotations
 

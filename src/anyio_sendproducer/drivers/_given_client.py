@@ -2,8 +2,6 @@
 
 Nothing of it is tamed here, so less is known. What it failed may have been written, for it does not
 tell what it tried; and where it blocks, it blocks this thread, and the deadlines go on.
-
-May import: ``drivers`` and its modules, ``_records``, ``_settings``, ``_exceptions``.
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 confluent-kafka's ``Consumer.consumer_group_metadata()`` gives them as bytes, and its ``Producer``
 takes nothing else. How they are laid out is said in ``rdkafka_cgrp.c`` of 2.16 and nowhere else; a
 test compares them with a consumer's.
-
-May import: ``_records``.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 Kafka reads it with Java's ``StreamTokenizer``, whose quotes and escapes these are. No error here
 has any of the text in it.
-
-May import: ``_exceptions``.
 """
 
 from __future__ import annotations

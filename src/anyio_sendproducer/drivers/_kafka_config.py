@@ -1,7 +1,6 @@
 """kafka-python's configuration, made of a producer's settings and checked before any connection.
 
-May import: ``_properties``, ``_security``, ``_tls``, ``_settings``, ``_exceptions``; not ``kafka``,
-whose own defaults come as an argument.
+The defaults of kafka-python come as an argument.
 """
 
 from __future__ import annotations

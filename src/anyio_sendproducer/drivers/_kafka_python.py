@@ -2,8 +2,6 @@
 
 The only module that imports ``kafka``, and the one seam at which its exceptions are translated.
 What it works around was read in and run against kafka-python 3.0.12; each place says so.
-
-May import: ``kafka``, ``drivers`` and its modules, ``_records``, ``_settings``, ``_exceptions``.
 """
 
 # kafka-python has no types of its own: what comes from it is unknown, and is cast where it leaves.

@@ -3,9 +3,6 @@
 The same properties are to do for either client library, so what Kafka, kafka-python and librdkafka
 each call a thing comes to one name here; where librdkafka means something else by Kafka's name, it
 is Kafka's meaning that counts.
-
-May import: ``_librdkafka_names``, ``_properties``, ``_security``, ``_tls``, ``_settings``,
-``_exceptions``; not ``confluent_kafka``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The names of librdkafka's settings and what becomes of each: tables for ``_librdkafka_config``.
-
-May import: ``_properties``, ``_security``, ``_settings``; not ``confluent_kafka``.
-"""
+"""The names of librdkafka's settings, and tables of what becomes of each."""
 
 from __future__ import annotations
 

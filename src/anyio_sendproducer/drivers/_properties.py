@@ -3,8 +3,6 @@ them go together.
 
 Names here are Kafka's, in the one spelling that is compared. No message has a value in it that may
 be secret.
-
-May import: ``_settings``, ``_sources``, ``_exceptions``; no client library.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 Choosing the partition here, one for a whole run of records without a key, and having one callback
 for a run instead of two for each record, makes a record a third cheaper with kafka-python.
 
-May import: ``drivers``, ``_records``, ``_exceptions``; not ``kafka``: of a future of the client it
-needs ``is_done``, ``exception``, ``add_callback``, ``add_errback``, and ``value`` with the nine
-fields of kafka-python's ``RecordMetadata``.
+It does not import ``kafka``. Of a future of the client it needs ``is_done``, ``exception``,
+``add_callback``, ``add_errback``, and ``value`` with the nine fields of kafka-python's
+``RecordMetadata``.
 """
 
 from __future__ import annotations

@@ -4,8 +4,6 @@ What is wrong whichever client library it is for is told here; what a library ca
 by its ``Abilities``. What each is given in the end stands in the module with its configuration.
 
 No message has a value in it that may be secret.
-
-May import: ``_jaas``, ``_tls``, ``_settings``, ``_exceptions``; no client library.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The user's serializers, as the drivers call them, and what they are answered with.
-
-May import: ``_exceptions``, ``_records``, ``_settings``.
-"""
+"""The user's serializers, as the drivers call them, and what they are answered with."""
 
 from __future__ import annotations
 

@@ -2,8 +2,6 @@
 
 What would fail at each connection anew, as a wrong password for a key does, fails here, once and
 before the first.
-
-May import: ``_discreet``, ``_settings``, ``_sources``, ``_exceptions``; not ``kafka``.
 """
 
 from __future__ import annotations

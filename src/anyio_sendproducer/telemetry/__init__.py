@@ -8,8 +8,6 @@
     settings = ProducerSettings(bootstrap_servers="localhost:9092")
     async with open_send_producer(settings, observers=[LoggingObserver()]) as producer:
         await producer.send(ProducerRecord("orders", b"..."))
-
-May import: ``_records``, ``_exceptions``; OpenTelemetry, in ``_otel`` alone, when it is asked for.
 """
 
 from ._events import (

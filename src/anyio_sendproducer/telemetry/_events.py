@@ -1,7 +1,4 @@
-"""The events, and what an observer is.
-
-May import: ``_records``, ``_exceptions``.
-"""
+"""The events, and what an observer is."""
 
 from __future__ import annotations
 

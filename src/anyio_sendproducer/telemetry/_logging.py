@@ -1,7 +1,4 @@
-"""Events as lines in a log, with fields for those who read logs by machine.
-
-May import: ``_events``, ``_exceptions``, ``_records``.
-"""
+"""Events as lines in a log, with fields for those who read logs by machine."""
 
 from __future__ import annotations
 

@@ -4,8 +4,6 @@ The names are those of version 1.44.0 of the conventions, the newest that OpenTe
 for Python have; they are still in development. They are written out here, since those packages keep
 them in a module that may change with every release. All that is made names its schema, by which a
 collector translates.
-
-May import: ``_events``, ``_logging``, ``_exceptions``; OpenTelemetry's API, when it is asked for.
 """
 
 from __future__ import annotations

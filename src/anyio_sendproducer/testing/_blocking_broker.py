@@ -3,8 +3,6 @@
 A broker belongs to the loop that started it, and a test's loop ends with the test. Here the broker
 has a loop of its own, on a thread, so that one broker can serve tests on asyncio and on Trio, and
 tests that are not asynchronous at all.
-
-May import: ``_broker``, and anyio.
 """
 
 from __future__ import annotations

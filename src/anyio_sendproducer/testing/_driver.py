@@ -2,8 +2,6 @@
 
 Instead of sleeping and hoping, a test shuts a gate, does what it came for while the driver stands
 before it, and opens the gate again.
-
-May import: ``drivers``, ``_records``, ``_settings``, ``_exceptions``.
 """
 
 from __future__ import annotations

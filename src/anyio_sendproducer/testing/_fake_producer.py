@@ -4,9 +4,6 @@ It is the real one over a driver in memory, so it does all that the real one doe
 sends too much, withdraws what is cancelled, raises what nobody awaited, and refuses to be used when
 it is closed. The driver is one that the loop asks by itself: nothing is on its way through a
 thread, but for opening, closing and serializers.
-
-May import: ``_polled_driver``, ``_rules``, ``factories``, and what they may; ``_loops``,
-``_producer`` and anyio.
 """
 
 from __future__ import annotations

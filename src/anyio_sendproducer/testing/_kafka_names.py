@@ -2,8 +2,6 @@
 
 The errors are those of ``org.apache.kafka.common.protocol.Errors``, and the requests those of
 ``ApiKeys`` that a producer or a simple consumer makes (https://kafka.apache.org/protocol).
-
-May import: nothing of the package.
 """
 
 from __future__ import annotations

@@ -8,8 +8,7 @@ it answers while the interpreter is busy, and its brokers listen on this machine
 Its functions are those of ``rdkafka_mock.h``, of which librdkafka says that they may change; the
 floor of the extra ``confluent`` is the oldest that has them all.
 
-May import: ``_kafka_names``, ``_settings``. ``confluent_kafka`` (extra ``confluent``) is imported
-when a cluster is started.
+``confluent_kafka`` (extra ``confluent``) is imported when a cluster is started.
 """
 
 from __future__ import annotations

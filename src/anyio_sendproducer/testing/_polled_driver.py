@@ -2,8 +2,6 @@
 
 So nothing that a test waits for is on its way through a thread: when all tasks are blocked, nothing
 more will come by itself.
-
-May import: ``_driver``, ``drivers``, ``_settings``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Rules by which a fake answers: which records fail, and how.
-
-May import: ``_exceptions``, ``_records``.
-"""
+"""Rules by which a fake answers: which records fail, and how."""
 
 from __future__ import annotations
 

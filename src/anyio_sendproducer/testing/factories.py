@@ -13,8 +13,6 @@ that has no keyword, so that it serves as an answer of a fake producer too::
             await delivery.wait()
         except DeliveryTimeout as error:
             assert error.persistence is Persistence.POSSIBLY_PERSISTED
-
-May import: ``_exceptions``, ``_records``.
 """
 
 from __future__ import annotations

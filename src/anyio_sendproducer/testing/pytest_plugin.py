@@ -6,8 +6,6 @@ their way, on the loop of the test. Nothing is imported for them, and neither ha
 
 pytest imports this at each start, in every project that has this package installed: so nothing but
 pytest and the package itself is imported before a fixture is asked for.
-
-May import: pytest, and what the test kit exports.
 """
 
 from __future__ import annotations

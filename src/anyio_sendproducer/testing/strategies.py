@@ -3,8 +3,7 @@
 What code that sends is given is not what its author thought of: a key that is empty, a header that
 comes twice, an envelope of no records, a batch half of which failed.
 
-Needs Hypothesis, of the extra ``testing``. May import: hypothesis, ``_exceptions``, ``_records``,
-``factories``.
+Needs Hypothesis, of the extra ``testing``.
 """
 
 from __future__ import annotations
