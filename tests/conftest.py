@@ -26,6 +26,12 @@ hypothesis.settings.register_profile("patient", hypothesis.settings(), deadline=
 hypothesis.settings.load_profile("patient")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Run nightly tests that the command line names by their node ids."""
+    if config.option.markexpr == "not nightly" and any("::" in name for name in config.args):
+        config.option.markexpr = ""
+
+
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
     """The loops: asyncio, and Trio."""
