@@ -44,8 +44,8 @@ from anyio_sendproducer import (
     open_send_producer,
 )
 from anyio_sendproducer.testing import MockCluster, embedded_broker, mock_cluster
-from tests.support.bare import BareProducer, bare, leaking_sockets
-from tests.support.calls import Deadlines, eventually, raising, until
+from tests.support.bare import NEVER, BareProducer, bare, hurry, leaking_sockets, settles
+from tests.support.calls import Deadlines, eventually, outcome_of, raising, to, until
 from tests.support.fault_proxy import FaultProxy
 from tests.support.mock_cluster import FOR_MOCK
 from tests.support.paths import ROOT
@@ -66,9 +66,6 @@ UNKNOWN_TOPIC_OR_PARTITION = 3
 REQUEST_TIMED_OUT = 7
 NOT_COORDINATOR = 16
 TOPIC_AUTHORIZATION_FAILED = 29
-
-#: For "never": the client under test does not move in the meantime, nor does it afterwards.
-NEVER = 0.3
 
 #: Seconds that steps take beside the time-outs that bound them, on a machine that has more to do;
 #: far less than what they must not wait for.
@@ -116,19 +113,6 @@ def refusing() -> Iterator[str]:
         yield f"127.0.0.1:{bound.getsockname()[1]}"
 
 
-def settles(future: Any, seconds: float = PATIENCE) -> bool:
-    """Whether a future of kafka-python gets an outcome in time."""
-    deadline = time.monotonic() + seconds
-    while not future.is_done and time.monotonic() < deadline:
-        time.sleep(0.005)
-    return bool(future.is_done)
-
-
-def hurry(producer: Any, milliseconds: int) -> None:
-    """Give a bare client a delivery_timeout_ms that its first record could miss."""
-    producer._accumulator.config["delivery_timeout_ms"] = milliseconds
-
-
 def settings_for(servers: str | MockCluster, **changes: Any) -> ProducerSettings:
     if isinstance(servers, MockCluster):
         changes["properties"] = {**FOR_MOCK, **changes.get("properties", {})}
@@ -136,19 +120,6 @@ def settings_for(servers: str | MockCluster, **changes: Any) -> ProducerSettings
     return ProducerSettings(
         bootstrap_servers=servers, start_timeout=PATIENCE, cancel_timeout=0.5
     ).evolve(**changes)
-
-
-def to(topic: str) -> ProducerRecord[None, bytes]:
-    return ProducerRecord(topic, b"value", partition=0)
-
-
-async def outcome_of(producer: SendProducer, topic: str) -> RecordMetadata | DeliveryError:
-    """What becomes of a record, in bounded time."""
-    with anyio.fail_after(PATIENCE):
-        try:
-            return await producer.send(to(topic))
-        except DeliveryError as error:
-            return error
 
 
 async def delivers_again(producer: SendProducer, *topics: str) -> None:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import anyio
 import confluent_kafka
@@ -29,6 +29,7 @@ from anyio_sendproducer.cli._verdict import (
     judge,
 )
 from anyio_sendproducer.testing import embedded_broker, mock_cluster
+from tests.support.cli_runs import run_main
 
 BACKENDS = ["asyncio", "trio"]
 
@@ -220,14 +221,6 @@ def test_judge_sees_any_single_fault(log: Log, data: st.DataObject) -> None:
         case _:
             read[place] = record._replace(content=record.content._replace(value=b"altered"))
     assert not judge(log.written, read, MARK).complete
-
-
-def run_main(*arguments: str) -> int:
-    """The command's exit code, however it gives it."""
-    try:
-        return cli.main(arguments)
-    except SystemExit as error:
-        return cast("int", error.code)
 
 
 @pytest.mark.parametrize(

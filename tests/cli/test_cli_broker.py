@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from anyio_sendproducer.cli import _broker
-from tests.cli.test_cli import run_main
+from tests.support.cli_runs import run_main
 from tests.support.paths import ROOT
 
 

@@ -34,7 +34,7 @@ from anyio_sendproducer.drivers._describe import (
     protocol_of,
 )
 from anyio_sendproducer.testing import EmbeddedBroker
-from tests.cli.test_cli import run_main
+from tests.support.cli_runs import run_main
 
 
 def states(steps: list[Step]) -> dict[str, str]:

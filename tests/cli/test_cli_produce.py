@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 
@@ -29,9 +29,18 @@ from anyio_sendproducer.cli import _display, _produce
 from anyio_sendproducer.cli._connecting import Connection
 from anyio_sendproducer.cli._input import Layout
 from anyio_sendproducer.testing import FakeDriver
-from tests.cli.test_cli import run_main
 from tests.support.calls import eventually, until
-from tests.support.cli_runs import PATIENCE, Run, entries, plain, producing, values_in
+from tests.support.cli_runs import (
+    PATIENCE,
+    Run,
+    account_for_each_line,
+    entries,
+    numbered,
+    plain,
+    producing,
+    run_main,
+    values_in,
+)
 from tests.support.fault_proxy import FaultProxy
 
 LOOPS = ["asyncio", "trio"]
@@ -42,10 +51,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory of the test's own."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def numbered(count: int, begin: int = 0) -> list[bytes]:
-    return [b"%d\n" % number for number in range(begin, begin + count)]
 
 
 # --- a broker ------------------------------------------------------------------------------------
@@ -299,101 +304,6 @@ def test_what_has_failed_is_not_in_flight_any_more(proxied: FaultProxy, here: Pa
         assert {(bar[2], bar[3]) for bar in run.bars if bar[3]} == {(0, 50)}
         run.close_input()
         assert run.end() == 1
-
-
-class Comes(Protocol):
-    """A broker that goes away and comes back; the fault proxy is one."""
-
-    address: str
-
-    def refuse(self) -> None: ...
-    def heal(self) -> None: ...
-
-
-def account_for_each_line(
-    proxy: Comes,
-    directory: Path,
-    *,
-    lines: int,
-    loop: str,
-    driver: str,
-    timeout: str,
-    as_file: bool,
-) -> Run:
-    """Send so many lines through an outage, and see what became of each.
-
-    Args:
-        proxy: what goes away, or what stands before it.
-        directory: an empty one.
-        lines: how many.
-        loop: on which loop.
-        driver: with which driver.
-        timeout: how many seconds a record may take. The outage is longer than a short one, and
-            shorter than a long one.
-        as_file: whether the lines come from a file, which is to be large, or bit by bit.
-    """
-    fails = float(timeout) < 10
-    arguments = ["-b", proxy.address, "-t", "outage", "--loop", loop, "--driver", driver]
-    arguments += ["--delivery-timeout", timeout, "--failed", "failed", "--json"]
-    if as_file:
-        with (directory / "in").open("wb") as file:
-            file.writelines(numbered(lines))
-        arguments.append("in")
-    half = lines // 2
-    with producing(*arguments, directory=directory, stdin=not as_file) as run:
-        if not as_file:
-            run.write(numbered(half))
-        run.wait_for_bar(lambda bar: bar[0] >= (half if not as_file else lines // 10))
-        proxy.refuse()
-        if not as_file:
-            run.write(numbered(500, half))
-        before = len(run.bars)
-        if fails:
-            run.wait_for_bar(lambda bar: bar[3] > 0)
-        else:
-            # It stands still, with records under way.
-            eventually(
-                lambda: (
-                    len(run.bars) > before + 10
-                    and len({bar[0] for bar in run.bars[-5:]}) == 1
-                    and run.bars[-1][2] > 0
-                ),
-                PATIENCE,
-            )
-        proxy.heal()
-        if not as_file:
-            run.write(numbered(lines - half - 500, half + 500))
-            run.close_input()
-        code = run.end()
-        report = run.report
-    failed = entries(directory / "failed")
-    # The bar had a rate, and it ends with what the account says.
-    assert max(bar[1] for bar in run.bars) > 0
-    sent, _, in_flight, bad = run.bars[-1]
-    assert (sent, in_flight, bad) == (report["delivered"], 0, report["failed"])
-    assert code == report["exit_code"] == (1 if failed else 0)
-    assert bool(failed) is fails
-    # Every line is accounted for.
-    assert report["read"] == lines
-    assert report["delivered"] + len(failed) == lines
-    assert report["failed"] == len(failed)
-    assert sum(row["records"] for row in report["partitions"]) == report["delivered"]
-    # And truly so: what is not in the file is in the log, and what is said not to be there is not.
-    everything = {b"%d" % number for number in range(lines)}
-    missing = {entry["value"].encode() for entry in failed}
-    assert len(missing) == len(failed)
-    held = set(values_in(proxy.address, "outage"))
-    assert everything - missing <= held <= everything
-    never = {entry["value"].encode() for entry in failed if entry["persistence"] == "not persisted"}
-    assert not never & held
-    # A second time it arrives.
-    if failed:
-        again = ["-b", proxy.address, "-f", "failed", "--driver", driver, "--json", "failed"]
-        with producing(*again, directory=directory) as second:
-            assert second.end() == 0
-            assert second.report["delivered"] == len(failed)
-        assert set(values_in(proxy.address, "outage")) == everything
-    return run
 
 
 @pytest.mark.parametrize("hurries", [False, True])

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_cli_produce import account_for_each_line
 from tests.faults.matrix import FULL
+from tests.support.cli_runs import account_for_each_line
 from tests.support.fault_proxy import proxied_broker
 
 LINES = 1_000_000 if FULL else 300_000

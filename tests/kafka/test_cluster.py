@@ -17,12 +17,12 @@ import confluent_kafka
 import pytest
 
 from anyio_sendproducer import RecordMetadata
-from tests.broker.test_end_to_end import read_back
 from tests.support import kafka_home, kafka_wire
 from tests.support.calls import eventually, raising
 from tests.support.kafka_cluster import KafkaCluster, KafkaClusterError, Listener, kafka_cluster
 from tests.support.kafka_home import KafkaMissing
 from tests.support.paths import ROOT
+from tests.support.read_back import read_back
 from tests.support.registry import running_registry
 
 #: Seconds that a broker may take to start; 2.5 on two cores when nothing else runs.

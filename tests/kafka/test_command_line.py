@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.test_cli import run_main
-from tests.cli.test_cli_produce import account_for_each_line
+from tests.support.cli_runs import account_for_each_line, run_main
 from tests.support.kafka_cluster import KafkaCluster, kafka_cluster
 from tests.support.kafka_security import Authority, sasl_listener, ssl_listener
 

@@ -19,7 +19,6 @@ from anyio_sendproducer import (
     RecordRejected,
     open_send_producer,
 )
-from tests.broker.test_end_to_end import assert_written
 from tests.support.kafka_cluster import KafkaCluster, kafka_cluster
 from tests.support.kafka_security import (
     ACLS,
@@ -29,6 +28,7 @@ from tests.support.kafka_security import (
     unsecured_token,
 )
 from tests.support.paths import ROOT
+from tests.support.read_back import assert_written
 
 PAGE = ROOT / "docs/how-to/secure-the-connection.md"
 #: The password in the page's examples.

@@ -18,8 +18,9 @@ from anyio_sendproducer import (
     RecordRejected,
     open_send_producer,
 )
-from tests.broker.test_end_to_end import PATIENCE, assert_written
 from tests.support.kafka_cluster import KafkaCluster
+from tests.support.read_back import assert_written
+from tests.support.recorder import PATIENCE
 
 AnyRecord = ProducerRecord[Any, Any]
 Make = Callable[[str, bytes, int], AnyRecord]

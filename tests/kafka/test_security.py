@@ -24,7 +24,6 @@ from anyio_sendproducer import (
     RecordRejected,
     open_send_producer,
 )
-from tests.broker.test_end_to_end import assert_written
 from tests.support.calls import sure_of_refusals
 from tests.support.kafka_cluster import KafkaCluster, kafka_cluster
 from tests.support.kafka_security import (
@@ -36,6 +35,7 @@ from tests.support.kafka_security import (
     trusting,
     unsecured_token,
 )
+from tests.support.read_back import assert_written
 
 oauth: Any = importlib.import_module("kafka.net.sasl.oauth")
 

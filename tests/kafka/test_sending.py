@@ -25,9 +25,10 @@ from anyio_sendproducer import (
     SendProducer,
     open_send_producer,
 )
-from tests.broker.test_end_to_end import PATIENCE, assert_written, read_back, records_of_every_kind
 from tests.support.calls import sure_of_refusals
 from tests.support.kafka_cluster import KafkaCluster
+from tests.support.read_back import assert_written, read_back, records_of_every_kind
+from tests.support.recorder import PATIENCE
 
 AnyRecord = ProducerRecord[Any, Any]
 

@@ -6,6 +6,7 @@ test says so: the embedded broker and the mock cluster are harsher than Kafka 4 
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -25,12 +26,15 @@ from anyio_sendproducer import (
     SendProducer,
     open_send_producer,
 )
-from tests.broker.test_traps import NEVER, hurry, kafka, kafka_errors, outcome_of, settles
-from tests.support.bare import bare, leaking_sockets
-from tests.support.calls import Deadlines, until
+from tests.support.bare import NEVER, bare, hurry, leaking_sockets, settles
+from tests.support.calls import Deadlines, outcome_of, until
 from tests.support.kafka_cluster import KafkaCluster, kafka_cluster
 from tests.support.kafka_security import ACLS, sasl_listener
 from tests.support.recorder import PATIENCE
+
+# kafka-python has no types: whatever is taken from it here is Any.
+kafka: Any = importlib.import_module("kafka")
+kafka_errors: Any = importlib.import_module("kafka.errors")
 
 #: Seconds after which Kafka forgets a producer that is silent.
 FORGETS_AFTER = 2.0

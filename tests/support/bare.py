@@ -6,6 +6,7 @@ import contextlib
 import gc
 import importlib
 import logging
+import time
 import warnings
 from collections.abc import Generator
 from typing import Any
@@ -14,7 +15,11 @@ from anyio_sendproducer.testing import MockCluster
 from tests.support.mock_cluster import FOR_MOCK
 from tests.support.recorder import PATIENCE
 
-__all__ = ["BareProducer", "bare", "leaking_sockets"]
+__all__ = ["NEVER", "BareProducer", "bare", "hurry", "leaking_sockets", "settles"]
+
+#: Seconds to wait before a test concludes that something never happens: the client under test does
+#: not move in the meantime, nor does it afterwards.
+NEVER = 0.3
 
 # kafka-python has no types: whatever is taken from it here is Any.
 kafka: Any = importlib.import_module("kafka")
@@ -61,3 +66,16 @@ def leaking_sockets() -> Generator[None, None, None]:
             warnings.simplefilter("ignore", ResourceWarning)
             gc.collect()
         gc.enable()
+
+
+def settles(future: Any, seconds: float = PATIENCE) -> bool:
+    """Whether a future of kafka-python gets an outcome in time."""
+    deadline = time.monotonic() + seconds
+    while not future.is_done and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return bool(future.is_done)
+
+
+def hurry(producer: Any, milliseconds: int) -> None:
+    """Give a bare client a delivery_timeout_ms that its first record could miss."""
+    producer._accumulator.config["delivery_timeout_ms"] = milliseconds

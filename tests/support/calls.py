@@ -18,6 +18,7 @@ from anyio_sendproducer import (
     Persistence,
     ProducerRecord,
     ProducerSettings,
+    RecordMetadata,
     SendProducer,
     SendProducerError,
     _producer,
@@ -34,6 +35,7 @@ __all__ = [
     "fail",
     "generation",
     "never",
+    "outcome_of",
     "quiet",
     "raising",
     "record",
@@ -42,6 +44,7 @@ __all__ = [
     "sure_of_refusals",
     "taken",
     "task_group",
+    "to",
     "until",
 ]
 
@@ -80,6 +83,20 @@ def record(
 def refuse(what: ProducerRecord[Any, Any]) -> DeliveryError:
     """The outcome of a record that was refused."""
     return DeliveryError("refused", record=what, persistence=Persistence.NOT_PERSISTED)
+
+
+def to(topic: str) -> ProducerRecord[None, bytes]:
+    """A record to partition 0 of a topic."""
+    return ProducerRecord(topic, b"value", partition=0)
+
+
+async def outcome_of(producer: SendProducer, topic: str) -> RecordMetadata | DeliveryError:
+    """Send a record to a topic, and return its outcome."""
+    with anyio.fail_after(PATIENCE):
+        try:
+            return await producer.send(to(topic))
+        except DeliveryError as error:
+            return error
 
 
 def fail() -> None:

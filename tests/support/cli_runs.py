@@ -1,4 +1,4 @@
-"""Runs of ``produce`` as a process of its own, with a terminal for its progress bar."""
+"""Run the command line: in this process, or as a process with a terminal for its progress bar."""
 
 from __future__ import annotations
 
@@ -14,12 +14,24 @@ import threading
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol, cast
 
+from anyio_sendproducer import cli
 from anyio_sendproducer.cli import _reading
 from tests.support.calls import eventually
 
-__all__ = ["PATIENCE", "Run", "entries", "plain", "producing", "values_in"]
+__all__ = [
+    "PATIENCE",
+    "Outage",
+    "Run",
+    "account_for_each_line",
+    "entries",
+    "numbered",
+    "plain",
+    "producing",
+    "run_main",
+    "values_in",
+]
 
 #: Seconds for anything that is waited for.
 PATIENCE: Final = 120.0
@@ -154,3 +166,112 @@ def values_in(address: str, topic: str) -> list[bytes | None]:
     starts = _reading.prepare_topic(address, topic, 4)
     found = _reading.read_back(address, topic, dict.fromkeys(starts, 0), PATIENCE)
     return [one.content.value for one in found]
+
+
+def run_main(*arguments: str) -> int:
+    """The command's exit code, however it gives it."""
+    try:
+        return cli.main(arguments)
+    except SystemExit as error:
+        return cast("int", error.code)
+
+
+def numbered(count: int, begin: int = 0) -> list[bytes]:
+    """Lines, each with its number as text."""
+    return [b"%d\n" % number for number in range(begin, begin + count)]
+
+
+class Outage(Protocol):
+    """A broker that a test can take away and bring back; the fault proxy is one."""
+
+    address: str
+
+    def refuse(self) -> None: ...
+    def heal(self) -> None: ...
+
+
+def account_for_each_line(
+    proxy: Outage,
+    directory: Path,
+    *,
+    lines: int,
+    loop: str,
+    driver: str,
+    timeout: str,
+    as_file: bool,
+) -> Run:
+    """Send a number of lines through an outage, and check the outcome of each.
+
+    Args:
+        proxy: the broker, or the proxy in front of it.
+        directory: an empty directory.
+        lines: the number of lines.
+        loop: the event loop's name.
+        driver: the driver's name.
+        timeout: the delivery timeout, in seconds. The outage is longer than a timeout below ten
+            seconds, and shorter than a longer one.
+        as_file: whether the command reads the lines from a file, which has to be large, or from
+            its standard input, bit by bit.
+    """
+    fails = float(timeout) < 10
+    arguments = ["-b", proxy.address, "-t", "outage", "--loop", loop, "--driver", driver]
+    arguments += ["--delivery-timeout", timeout, "--failed", "failed", "--json"]
+    if as_file:
+        with (directory / "in").open("wb") as file:
+            file.writelines(numbered(lines))
+        arguments.append("in")
+    half = lines // 2
+    with producing(*arguments, directory=directory, stdin=not as_file) as run:
+        if not as_file:
+            run.write(numbered(half))
+        run.wait_for_bar(lambda bar: bar[0] >= (half if not as_file else lines // 10))
+        proxy.refuse()
+        if not as_file:
+            run.write(numbered(500, half))
+        before = len(run.bars)
+        if fails:
+            run.wait_for_bar(lambda bar: bar[3] > 0)
+        else:
+            # It stands still, with records under way.
+            eventually(
+                lambda: (
+                    len(run.bars) > before + 10
+                    and len({bar[0] for bar in run.bars[-5:]}) == 1
+                    and run.bars[-1][2] > 0
+                ),
+                PATIENCE,
+            )
+        proxy.heal()
+        if not as_file:
+            run.write(numbered(lines - half - 500, half + 500))
+            run.close_input()
+        code = run.end()
+        report = run.report
+    failed = entries(directory / "failed")
+    # The bar had a rate, and it ends with what the account says.
+    assert max(bar[1] for bar in run.bars) > 0
+    sent, _, in_flight, bad = run.bars[-1]
+    assert (sent, in_flight, bad) == (report["delivered"], 0, report["failed"])
+    assert code == report["exit_code"] == (1 if failed else 0)
+    assert bool(failed) is fails
+    # Every line is accounted for.
+    assert report["read"] == lines
+    assert report["delivered"] + len(failed) == lines
+    assert report["failed"] == len(failed)
+    assert sum(row["records"] for row in report["partitions"]) == report["delivered"]
+    # And truly so: what is not in the file is in the log, and what is said not to be there is not.
+    everything = {b"%d" % number for number in range(lines)}
+    missing = {entry["value"].encode() for entry in failed}
+    assert len(missing) == len(failed)
+    held = set(values_in(proxy.address, "outage"))
+    assert everything - missing <= held <= everything
+    never = {entry["value"].encode() for entry in failed if entry["persistence"] == "not persisted"}
+    assert not never & held
+    # A second time it arrives.
+    if failed:
+        again = ["-b", proxy.address, "-f", "failed", "--driver", driver, "--json", "failed"]
+        with producing(*again, directory=directory) as second:
+            assert second.end() == 0
+            assert second.report["delivered"] == len(failed)
+        assert set(values_in(proxy.address, "outage")) == everything
+    return run
