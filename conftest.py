@@ -26,12 +26,16 @@ from pathlib import Path
 from typing import Any, Final
 
 import anyio
+import pytest
 from sybil import Document, Example, Lexeme, Region, Sybil
 from sybil.parsers.myst import CodeBlockParser
 
 import anyio_sendproducer
 import anyio_sendproducer.testing
 from anyio_sendproducer.testing import blocking_embedded_broker
+
+# What the tests share has assertions too, and pytest is to show their values.
+pytest.register_assert_rewrite("tests.support")
 
 _BACKENDS: Final = ("asyncio", "trio")
 _ADDRESS: Final = "localhost:9092"

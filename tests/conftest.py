@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -18,6 +17,7 @@ from anyio_sendproducer.testing import (
     embedded_broker,
 )
 from tests.support.calls import Deadlines
+from tests.support.client_threads import client_threads
 from tests.support.fault_proxy import FaultProxy, proxied_broker
 
 # No example fails for how long it takes: that says how busy the machine is. All else stays as it is
@@ -84,15 +84,6 @@ def shared_broker() -> Iterator[str]:
     """The address of one embedded broker for the whole run; tests use topics of their own."""
     with blocking_embedded_broker() as broker:
         yield broker.bootstrap_servers
-
-
-def client_threads() -> list[str]:
-    """The names of the threads that a producer of ours, or kafka-python, has left."""
-    return [
-        thread.name
-        for thread in threading.enumerate()
-        if thread.name.startswith("anyio-sendproducer") or thread.name.endswith("-network-thread")
-    ]
 
 
 @pytest.fixture(autouse=True)

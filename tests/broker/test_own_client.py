@@ -39,7 +39,6 @@ from anyio_sendproducer import (
 from anyio_sendproducer.drivers import Submitted
 from anyio_sendproducer.drivers._given_client import GivenClientDriver
 from anyio_sendproducer.testing import EmbeddedBroker, FakeDriver, Gate, mock_cluster
-from tests.conftest import client_threads
 from tests.support.bare import BareProducer, bare, nothing
 from tests.support.calls import (
     Call,
@@ -51,6 +50,7 @@ from tests.support.calls import (
     task_group,
     until,
 )
+from tests.support.client_threads import client_threads
 from tests.support.lent_client import FakeClient
 from tests.support.recorder import PATIENCE, Parcel, Recorder, open_sockets
 

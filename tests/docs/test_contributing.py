@@ -15,12 +15,12 @@ from typing import Final
 
 import pytest
 
-from tests.docs.test_public_names import load, names
+from tests.support.checkout import load, used_names
 from tests.support.paths import ROOT
 
 PAGE: Final = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 #: Commands are named there too.
-PAGES: Final = [*ROOT.glob("*.md"), *names.pages()]
+PAGES: Final = [*ROOT.glob("*.md"), *used_names.pages()]
 #: A command is broken where a line is full.
 COMMAND: Final = re.compile(r"`[^`]+`|^ *\$ .+$", re.MULTILINE)
 
@@ -45,7 +45,7 @@ def run_the_example(tmp_path: Path) -> Callable[[], str]:
     """The page's command, in a copy of what it is about; gives what pytest prints."""
     for name in ("src", "tests/unit/test_records.py", "pyproject.toml"):
         copy = tmp_path / name
-        copy.parent.mkdir(exist_ok=True)
+        copy.parent.mkdir(parents=True, exist_ok=True)
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, copy, ignore=shutil.ignore_patterns("__pycache__"))
         else:

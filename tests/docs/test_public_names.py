@@ -7,29 +7,17 @@ indented block after ``::``. To import it is not enough. Where it is used is the
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
 import anyio_sendproducer
+from tests.support.checkout import used_names
 from tests.support.paths import ROOT
 
-
-def load(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-#: It stands beside the extensions of the documents, which list where each name is used.
-names: Final = load(ROOT / "docs/_ext/used_names.py")
-PUBLIC: Final[dict[str, list[str]]] = names.public_names()
-PLACES: Final[dict[tuple[str, str], list[str]]] = names.where_used()
+PUBLIC: Final[dict[str, list[str]]] = used_names.public_names()
+PLACES: Final[dict[tuple[str, str], list[str]]] = used_names.where_used()
 
 
 @pytest.mark.parametrize(
@@ -56,11 +44,13 @@ def test_what_counts_as_an_example_is_run(request: pytest.FixtureRequest) -> Non
     def run(sybil: Any, path: Path) -> list[str]:
         return [str(one.parsed).strip() for one in sybil.parse(path).examples()]
 
-    pages = names.pages()
+    pages = used_names.pages()
     assert len(pages) > 20
     for page in pages:
-        assert {code.strip() for code in names.examples_of(page)} <= set(run(runner._pages, page))
-    found = list(names.docstring_examples())
+        assert {code.strip() for code in used_names.examples_of(page)} <= set(
+            run(runner._pages, page)
+        )
+    found = list(used_names.docstring_examples())
     assert found
     for module, code in found:
         assert code.strip() in run(runner._docstrings, module)
@@ -86,4 +76,4 @@ def test_what_counts_as_an_example_is_run(request: pytest.FixtureRequest) -> Non
     ],
 )
 def test_to_use_is_more_than_to_import(examples: list[str], used: set[str]) -> None:
-    assert {name for _, name in names.used_in(examples, PUBLIC)} == used
+    assert {name for _, name in used_names.used_in(examples, PUBLIC)} == used

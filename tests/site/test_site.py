@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.docs.test_state_drawing import TABLES, Picture, table
 from tests.site.walker import PHONE, WIDE, context, listen, serve, walk
+from tests.support.state_picture import TABLES, Picture, table
 
 
 def test_no_page_has_anything_to_complain_of(
