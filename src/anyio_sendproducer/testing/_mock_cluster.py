@@ -88,8 +88,10 @@ def librdkafka() -> Any:
             None,
             [pointer, short, size, ctypes.POINTER(ctypes.c_int)],
         ),
-        # What follows are pairs of an error and a round-trip time, as many as `size` says.
-        ("rd_kafka_mock_broker_push_request_error_rtts", number, [pointer, number, short, size]),
+        # Variadic: `size` pairs of an error and a round-trip time follow. The third argument is an
+        # int16_t in C. It is declared as an int, because newer releases of libffi accept no type
+        # below int in a variadic call, and the C ABIs pass both in the same way.
+        ("rd_kafka_mock_broker_push_request_error_rtts", number, [pointer, number, number, size]),
     ):
         function = getattr(library, name)
         function.restype = result
