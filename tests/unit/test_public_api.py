@@ -119,9 +119,11 @@ def test_an_alias_has_its_docstring_below_it(name: str) -> None:
     "module",
     [anyio_sendproducer, drivers, telemetry, testing, factories, pytest_plugin, strategies],
 )
-def test_exports_exist_and_stand_in_order(module: Any) -> None:
+def test_exports_exist_and_are_named_once(module: Any) -> None:
+    # Ruff sorts them (RUF022).
     names = list(module.__all__)
-    assert all(hasattr(module, name) for name in names)
+    assert names
+    assert [name for name in names if not hasattr(module, name)] == []
     assert len(set(names)) == len(names)
 
 
@@ -211,6 +213,7 @@ class Import:
     for_types: bool
 
 
+@functools.cache
 def names_of_modules() -> list[str]:
     """The package's modules, by their names in it; the package itself is the empty name."""
     return sorted(
@@ -273,6 +276,11 @@ def imports(module: str) -> Iterator[Import]:
     return walk(parse(module), at_once=True, for_types=False)
 
 
+def all_imports() -> list[tuple[str, Import]]:
+    """What each module imports."""
+    return [(module, one) for module in names_of_modules() for one in imports(module)]
+
+
 def own(imported: Import) -> str | None:
     """Which of the package's modules this is; None for those of others."""
     if top(imported.module) != NAME:
@@ -288,9 +296,6 @@ def layer_of(module: str) -> int:
     return found[0]
 
 
-each_module = pytest.mark.parametrize("module", names_of_modules(), ids=lambda name: name or "()")
-
-
 def test_all_modules_are_seen() -> None:
     found = names_of_modules()
     assert {"", "_ledger", "drivers", "drivers._kafka_python", "testing._driver"} <= set(found)
@@ -300,41 +305,51 @@ def test_all_modules_are_seen() -> None:
     )
 
 
-@each_module
-def test_imports_point_down(module: str) -> None:
-    for imported in imports(module):
-        target = own(imported)
-        if target is None or imported.for_types:
-            continue
-        same_package = module and top(target) == top(module)
-        assert same_package or layer_of(target) < layer_of(module), f"{module} imports {target}"
+def test_imports_point_down() -> None:
+    found = [
+        f"{module or '()'} imports {target or '()'}"
+        for module, imported in all_imports()
+        if not imported.for_types
+        and (target := own(imported)) is not None
+        and not (module and top(target) == top(module))
+        and layer_of(target) >= layer_of(module)
+    ]
+    assert not found, "\n".join(found)
 
 
-@each_module
-def test_what_is_not_ours_is_imported_where_it_may_be(module: str) -> None:
-    for imported in imports(module):
-        guest = top(imported.module)
-        if imported.for_types or guest in {NAME, "anyio"} or guest in sys.stdlib_module_names:
-            continue
-        assert module in GUESTS.get(guest, set()), f"{module} imports {imported.module}"
+def test_what_is_not_ours_is_imported_where_it_may_be() -> None:
+    found = [
+        f"{module or '()'} imports {imported.module}"
+        for module, imported in all_imports()
+        if not imported.for_types
+        and (guest := top(imported.module)) not in {NAME, "anyio", *sys.stdlib_module_names}
+        and module not in GUESTS.get(guest, set())
+    ]
+    assert not found, "\n".join(found)
 
 
-@each_module
-def test_a_package_that_an_extra_brings_is_imported_when_it_is_needed(module: str) -> None:
-    # What is imported at once is imported by nobody at once.
-    at_once = {own(one) for one in imports(module) if one.at_once}
-    guests = {
-        "discovery._dns",
-        "drivers._confluent",
-        "drivers._given_client",
-        "drivers._kafka_python",
-        "cli._commands",
-        "cli._display",
-        "cli._reading",
-        "testing.pytest_plugin",
-        "testing.strategies",
-    }
-    assert not at_once & guests or module in guests
+#: They import at once what an extra brings, so the others import them only when they need them.
+OF_EXTRAS: Final = {
+    "discovery._dns",
+    "drivers._confluent",
+    "drivers._given_client",
+    "drivers._kafka_python",
+    "cli._commands",
+    "cli._display",
+    "cli._reading",
+    "testing.pytest_plugin",
+    "testing.strategies",
+}
+
+
+def test_a_package_that_an_extra_brings_is_imported_when_it_is_needed() -> None:
+    assert set(names_of_modules()) >= OF_EXTRAS
+    found = [
+        f"{module or '()'} imports {own(imported)} at once"
+        for module, imported in all_imports()
+        if imported.at_once and own(imported) in OF_EXTRAS and module not in OF_EXTRAS
+    ]
+    assert not found, "\n".join(found)
 
 
 @pytest.mark.parametrize("module", ["_ledger", "_records", "_settings"])
@@ -357,23 +372,25 @@ def test_the_exceptions_take_two_others_from_anyio_and_nothing_else() -> None:
     assert used == {"BrokenResourceError", "ClosedResourceError"}
 
 
-@each_module
-def test_threads_are_used_where_loop_and_thread_meet_and_in_drivers_alone(module: str) -> None:
-    if top(module) not in THREADED:
-        for imported in imports(module):
-            if top(imported.module) in THREADS and not imported.for_types:
-                assert (imported.module, imported.name) == ("threading", "get_ident")
+def test_threads_are_used_where_loop_and_thread_meet_and_in_drivers_alone() -> None:
+    found = [
+        f"{module or '()'} imports {imported.name} from {imported.module}"
+        for module, imported in all_imports()
+        if top(module) not in THREADED
+        and top(imported.module) in THREADS
+        and not imported.for_types
+        and (imported.module, imported.name) != ("threading", "get_ident")
+    ]
+    assert not found, "\n".join(found)
 
 
-@each_module
-def test_one_module_alone_knows_asyncio(module: str) -> None:
-    if module != "_loops" and not module.startswith("cli"):
-        assert "asyncio" not in {top(imported.module) for imported in imports(module)}
+def test_one_module_alone_knows_asyncio() -> None:
+    knowing = {module for module, imported in all_imports() if top(imported.module) == "asyncio"}
+    assert {module for module in knowing if top(module) != "cli"} == {"_loops"}
 
 
-@each_module
-def test_each_module_says_why_it_exists(module: str) -> None:
-    assert ast.get_docstring(parse(module))
+def test_each_module_says_why_it_exists() -> None:
+    assert [name for name in names_of_modules() if not ast.get_docstring(parse(name))] == []
 
 
 @pytest.mark.parametrize("module", ["", ".testing", ".drivers", ".cli", ".telemetry"])
