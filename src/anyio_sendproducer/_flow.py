@@ -343,9 +343,9 @@ def run_transactional_flow(
                         check_is_envelope(envelope)
                         await flow.until_not_full()
                         await give.send(envelope)
-            except anyio.BrokenResourceError:
-                pass  # a transaction failed, and nobody takes any more
             except Exception as error:  # noqa: BLE001  # raised again where it is received
+                # It may also be that `take` is closed, because a transaction failed. Then the
+                # flow has ended already, with that failure.
                 failed.append(error)
 
     async def commit_each() -> None:
