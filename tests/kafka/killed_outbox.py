@@ -1,8 +1,7 @@
-"""Runs the outbox example, and kills its process at a chosen moment, as a crash does.
+"""Runs the outbox example, and kills its own process at a stage of a transaction, as a crash does.
 
-``python killed_outbox.py MOMENT TIMES DATABASE NAME BACKEND``: the process ends by SIGKILL when it
-comes to the moment for the so many-th time. ``later`` is so many milliseconds after the first look
-at the table.
+``python killed_outbox.py STAGE TIMES DATABASE NAME BACKEND``: the process ends by SIGKILL when it
+reaches the stage for the given time. Only transactions that have rows count.
 """
 
 from __future__ import annotations
@@ -11,112 +10,125 @@ import importlib.util
 import os
 import signal
 import sys
-import threading
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import anyio
 
 from anyio_sendproducer import Transaction
-from tests.support.paths import ROOT
+from anyio_sendproducer.drivers._kafka_python import KafkaPythonDriver
 
-EXAMPLE: Final = ROOT / "examples/outbox.py"
+EXAMPLE: Final = Path(__file__).parents[2] / "examples/outbox.py"
 
-#: Rows in a transaction, so that there are several.
+#: Rows in a transaction, so that there are several transactions.
 BATCH: Final = 20
 
+#: Where the process can be killed, in the order in which a transaction comes there.
+STAGES: Final = (
+    "rows read",
+    "first record handed over",
+    "records acknowledged",
+    "commit requested",
+    "commit answered",
+    "rows about to be forgotten",
+    "rows forgotten",
+)
 
-def die() -> NoReturn:
-    os.kill(os.getpid(), signal.SIGKILL)
-    raise AssertionError
+
+class Killer:
+    """Kills this process when the stage is reached for the given time."""
+
+    def __init__(self, stage: str, times: int) -> None:
+        self._stage = stage
+        self._left = times
+
+    def reached(self, stage: str) -> None:
+        """Note that the program has reached a stage."""
+        if stage == self._stage:
+            self._left -= 1
+            if self._left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
 
 
-def die_after(milliseconds: int) -> None:
-    time.sleep(milliseconds / 1_000)
-    die()
-
-
-def at(moment: str, times: int, outbox: dict[str, Any]) -> None:
-    """Prepare the end."""
-    left = times
-
-    def counted() -> None:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            die()
-
-    def after(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
-            result = function(*arguments)
-            counted()
-            return result
-
-        return call
-
-    def before(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
-            counted()
-            return function(*arguments)
-
-        return call
-
+def watch(killer: Killer, outbox: dict[str, Any]) -> None:
+    """Have the example, the transaction and the driver report the stages."""
+    read_rows: Callable[..., Any] = outbox["read_rows"]
+    forget_rows: Callable[..., Any] = outbox["forget_rows"]
     send_many: Any = Transaction.send_many
-    end: Any = Transaction._end
 
-    async def sent(self: Transaction, records: Any) -> Any:
+    def reading(*arguments: Any) -> Any:
+        rows = read_rows(*arguments)
+        if rows:
+            killer.reached("rows read")
+        return rows
+
+    def forgetting(*arguments: Any) -> None:
+        killer.reached("rows about to be forgotten")
+        forget_rows(*arguments)
+        killer.reached("rows forgotten")
+
+    async def sending(self: Transaction, records: Any) -> Any:
         found = await send_many(self, records)
-        counted()
+        killer.reached("records acknowledged")
         return found
 
-    async def end_and_die(self: Transaction, deadline: Any, *, commit: bool) -> None:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            # While the commit is on its way, and a little later each time.
-            threading.Thread(target=die_after, args=(times,), daemon=True).start()
-        await end(self, deadline, commit=commit)
-
-    def later(function: Callable[..., Any]) -> Callable[..., Any]:
-        timer = threading.Thread(target=die_after, args=(times,), daemon=True)
-
-        def call(*arguments: Any) -> Any:
-            if not timer.is_alive():
-                timer.start()
-            return function(*arguments)
-
-        return call
-
-    match moment:
-        case "rows read":
-            outbox["read_rows"] = after(outbox["read_rows"])
-        case "records sent":
-            setattr(Transaction, "send_many", sent)  # noqa: B010  # type checkers know better
-        case "committing":
-            setattr(Transaction, "_end", end_and_die)  # noqa: B010
-        case "committed":
-            outbox["forget_rows"] = before(outbox["forget_rows"])
-        case "rows forgotten":
-            outbox["forget_rows"] = after(outbox["forget_rows"])
-        case "later":
-            outbox["read_rows"] = later(outbox["read_rows"])
-        case _:
-            raise ValueError(moment)
+    outbox["read_rows"] = reading
+    outbox["forget_rows"] = forgetting
+    setattr(Transaction, "send_many", sending)  # noqa: B010  # type checkers know better
+    watch_driver(killer)
 
 
-def main(moment: str, times: str, database: str, name: str, backend: str) -> None:
+def watch_driver(killer: Killer) -> None:
+    """Have the driver report the stages that it alone knows."""
+    submit: Any = KafkaPythonDriver.submit
+    end: Any = KafkaPythonDriver.end_transaction
+    wait: Any = KafkaPythonDriver._wait
+    has_records = False
+
+    def submitting(self: Any, batch: Any) -> Any:
+        nonlocal has_records
+        found = submit(self, batch)
+        if not has_records:
+            has_records = True
+            killer.reached("first record handed over")
+        return found
+
+    def ending(self: Any, *arguments: Any) -> None:
+        nonlocal has_records
+        end(self, *arguments)
+        if has_records:
+            has_records = False
+            killer.reached("commit answered")
+
+    def waiting(self: Any, *arguments: Any) -> Any:
+        # The client has taken the request. Its own thread may have sent it, or not yet.
+        if has_records:
+            killer.reached("commit requested")
+        return wait(self, *arguments)
+
+    for name, function in (
+        ("submit", submitting),
+        ("end_transaction", ending),
+        ("_wait", waiting),
+    ):
+        setattr(KafkaPythonDriver, name, function)
+
+
+def main(stage: str, times: str, database: str, name: str, backend: str) -> None:
+    """Run the example until it reaches the stage."""
+    if stage not in STAGES:
+        raise ValueError(stage)
     spec = importlib.util.spec_from_file_location("outbox", EXAMPLE)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    # Its functions look each other up there.
+    # The example's functions look each other up there.
     outbox = vars(module)
     outbox["BATCH"] = BATCH
-    at(moment, int(times), outbox)
+    watch(Killer(stage, int(times)), outbox)
     anyio.run(partial(outbox["main"], Path(database), name), backend=backend)
 
 
