@@ -1,7 +1,8 @@
-"""Everything that is checked, one session each; CI runs all of them, and so can you.
+"""The checks that need an environment of their own, one session each.
 
-``nox`` alone runs what a change needs: lint, types, tests on every interpreter that is installed,
-coverage and docs. ``nox -s NAME`` runs one, ``nox -l`` lists them.
+``nox`` alone runs pyright, the tests on every installed Python, coverage and docs. ``nox -s NAME``
+runs one session, ``nox -l`` lists them, and ``nox -s nightly`` runs everything in full. Style and
+mypy are in run.py.
 """
 
 from __future__ import annotations
@@ -18,22 +19,30 @@ import nox
 
 nox.needs_version = ">=2026.10"
 nox.options.default_venv_backend = "uv|virtualenv"
-# An interpreter is one that is installed. uv would download the others, where it can.
+# Use only installed interpreters. uv would download the others.
 nox.options.download_python = "never"
-nox.options.sessions = ["lint", "types", "tests", "coverage", "docs"]
+nox.options.sessions = ["pyright", "tests", "coverage", "docs"]
 
 SUPPORTED = ("3.10", "3.11", "3.12", "3.13", "3.14")
 
-#: Most tests wait, most of the time. Those of one page build on each other and stay together.
+#: As in run.py.
 IN_PARALLEL = ("-n", "3", "--dist", "loadfile")
+#: The tests that CI repeats on other Pythons and with other versions of the dependencies.
+IMPORTANT = (
+    "tests/unit",
+    "tests/broker/test_driver_contract.py",
+    "tests/broker/test_end_to_end.py",
+)
+#: Selects the tests that only the nightly run needs, too.
+ALL_TESTS = ("-m", "")
 
 
 def interpreters() -> list[str]:
-    """The supported versions of Python that really run here, oldest first.
+    """The supported versions of Python that run here, oldest first.
 
-    A name on the PATH proves nothing: pyenv puts one there for each version that it holds, and
-    those of versions that are not switched on only complain. The interpreters behind them are put
-    at the end of the PATH, where nox finds them.
+    pyenv puts a name on the PATH for each version that it holds, but the names of versions that are
+    not active only print an error. So this appends the directories of the interpreters themselves
+    to the PATH, where nox finds them.
     """
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
     found: list[str] = []
@@ -56,44 +65,44 @@ PYTHONS = interpreters()
 
 
 @nox.session
-def lint(session: nox.Session) -> None:
-    """Check style and format; ``nox -s lint -- --fix`` mends what can be mended."""
-    session.install("--group", "lint")
-    fix = session.posargs == ["--fix"]
-    session.run("ruff", "check", *(["--fix"] if fix else []))
-    session.run("ruff", "format", *([] if fix else ["--diff"]))
-
-
-@nox.session
-def types(session: nox.Session) -> None:
-    """Check the types of all code, and that the public API is typed completely."""
-    session.install("-e", ".", "--group", "types")
-    session.run("mypy")
+def pyright(session: nox.Session) -> None:
+    """Check the types of all code a second time, and that the public API is typed completely."""
+    session.install("-e", ".", "--group", "pyright")
     session.run("pyright")
     session.run("pyright", "--ignoreexternal", "--verifytypes", "anyio_sendproducer")
 
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Run the tests on the built package, three at a time; arguments go to pytest."""
+    """Run the tests on the built package, several at a time; arguments go to pytest."""
     session.install(".", "--group", "test")
     session.run("coverage", "run", "-m", "pytest", *IN_PARALLEL, *session.posargs)
 
 
 @nox.session
 def coverage(session: nox.Session) -> None:
-    """Join what the sessions before this measured, and fail below 100 per cent."""
+    """Combine the measurements of the sessions before this one, and fail below 100 per cent."""
     session.install("coverage[toml]")
     session.run("coverage", "combine")
     session.run("coverage", "report")
 
 
+@nox.session(python=PYTHONS[-1:])
+def newest(session: nox.Session) -> None:
+    """Run the most important tests on the newest Python; ``nox -s tests`` runs all."""
+    session.install(".", "--group", "test")
+    session.run("pytest", *IN_PARALLEL, *(session.posargs or IMPORTANT))
+
+
 @nox.session(python=PYTHONS[:1])
 def minimums(session: nox.Session) -> None:
-    """Run the tests on the oldest Python, with the oldest dependencies that we say we work with."""
+    """Run the tests on the oldest Python with the oldest dependencies that we support.
+
+    ``nox -s minimums -- --brief`` runs the most important tests; further arguments go to pytest.
+    """
     if session.venv_backend != "uv":
         session.error("only uv can choose the oldest dependencies: pip install uv")
-    # The extra by name: what it needs counts as direct then, and comes in its oldest version too.
+    # Name the extras: their dependencies then count as direct and get their oldest version, too.
     session.install(
         "--resolution",
         "lowest-direct",
@@ -101,11 +110,12 @@ def minimums(session: nox.Session) -> None:
         "--group",
         "test",
     )
-    session.run("pytest", *IN_PARALLEL, *session.posargs)
+    brief, arguments = in_brief(session)
+    session.run("pytest", *IN_PARALLEL, *(IMPORTANT if brief else ()), *arguments)
 
 
 def in_brief(session: nox.Session) -> tuple[bool, list[str]]:
-    """Whether ``--brief`` is among a session's arguments, and the others."""
+    """Whether ``--brief`` is among a session's arguments, and the other arguments."""
     others = [argument for argument in session.posargs if argument != "--brief"]
     return len(others) < len(session.posargs), others
 
@@ -159,10 +169,10 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def security(session: nox.Session) -> None:
-    """Ask whether a dependency has a known hole. The code itself is checked by lint.
+    """Fail if a dependency has a known vulnerability. Ruff checks the code itself.
 
-    This needs PyPI's own service of advisories, which mirrors seldom have. What can't be looked up
-    is a failure, and not passed over, as it is without ``--strict``.
+    This needs PyPI's advisory service, which few mirrors offer. With ``--strict`` a failed look-up
+    is a failure.
     """
     session.install(".[demo]")
     # The package itself is on no index.
@@ -180,26 +190,33 @@ for one in distributions():
 
 
 @nox.session
+def workflows(session: nox.Session) -> None:
+    """Check the workflows for GitHub with actionlint, which Go builds."""
+    actionlint = "github.com/rhysd/actionlint/cmd/actionlint@v1.7.12"
+    session.run("go", "run", actionlint, external=True)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
-    """Build the documents; a warning is an error, and so is a reference to nothing."""
-    # The extra for Hypothesis and pytest: what needs them is documented too, and imported for it.
+    """Build the documents; a warning is an error, and so is an unresolved reference."""
+    # The documents import the modules for Hypothesis and pytest.
     session.install(".[testing]", "--group", "docs")
     build_docs(session)
 
 
 def build_docs(session: nox.Session) -> None:
-    """Build them, into docs/_build."""
-    shutil.rmtree("docs/_build", ignore_errors=True)  # a page that is gone stays there
-    # -E: what is left of an earlier build hides warnings.
+    """Build the documents into docs/_build."""
+    shutil.rmtree("docs/_build", ignore_errors=True)  # a deleted page would stay there
+    # -E: what an earlier build has cached hides warnings.
     options = ["-E", "-W", "--keep-going", "--nitpicky", "--builder", "html"]
     session.run("sphinx-build", *options, "docs", "docs/_build")
 
 
 @nox.session
 def site(session: nox.Session) -> None:
-    """Build the documents, and walk every page in a real browser: Chromium, which has to be there.
+    """Build the documents as ``docs`` does, and check every page in Chromium.
 
-    The check itself is tested too, on pages that have what it is to complain of.
+    The tests of this check itself run it on pages with known faults.
     """
     session.install(".", "--group", "site")
     build_docs(session)
@@ -208,10 +225,10 @@ def site(session: nox.Session) -> None:
 
 @nox.session
 def links(session: nox.Session) -> None:
-    """Look up each link that leads out of the documents.
+    """Look up each link out of the documents.
 
-    CI leaves this out: it needs the internet, and what is wrong with another's site is no reason to
-    hold up a change. It is on the list of what a release needs.
+    CI does not run this: it needs the internet, and a fault of another site must not block a
+    change. The release checklist names it.
     """
     session.install(".[testing]", "--group", "docs")
     options = ["-E", "--keep-going", "--builder", "linkcheck"]
@@ -226,71 +243,66 @@ def demo(session: nox.Session) -> None:
         session.run("anyio-sendproducer", "demo", "--backend", backend, *session.posargs)
 
 
-#: What is in the repository and not in the sdist: only a checkout has a use for it.
-LEFT_OUT = {".ci/run", ".gitignore", ".pre-commit-config.yaml"}
-#: The tests that are run on what was installed: each part, with a broker and without.
+#: Files that only a checkout needs, so the sdist does not have them.
+LEFT_OUT = (".ci/", ".github/", ".gitignore", ".pre-commit-config.yaml")
+#: The tests that run on the installed wheel, with the files of the sdist around them.
 ON_THE_PACKAGE = (
-    "tests/unit/test_records.py",
-    "tests/unit/test_fake_producer.py",
-    "tests/unit/test_telemetry.py",
-    "tests/cli/test_cli.py",
-    "tests/cli/test_cli_broker.py",
-    "tests/unit/test_settings.py",
-    "tests/unit/test_ledger.py",
-    "tests/unit/test_exceptions.py",
     "tests/unit/test_public_api.py",
+    "tests/unit/test_fake_producer.py",
+    "tests/cli/test_cli.py",
     "tests/broker/test_end_to_end.py",
-    "tests/broker/test_discovery.py",
     "README.md",
 )
 
 
 @nox.session
 def package(session: nox.Session) -> None:
-    """Build what would be published, twice, and see that each of the two works alone.
+    """Build the archives, check that they are complete and reproducible, and test the wheel.
 
-    The second build is made of the first one's sdist, elsewhere: it must be the same, bit for bit.
-    Both archives are installed into environments of their own, and tested there with the tests of
-    the sdist, where there is no source. What is in the repository has to be in the sdist.
+    The second build starts from the first one's sdist, in another directory, and must be the same
+    bit for bit. So a test of the wheel is a test of what pip builds from the sdist.
     """
     work = Path(session.create_tmp()).absolute()
     shutil.rmtree(work)
     work.mkdir()
-    session.install("build")
+    session.install("build[uv]")
     tracked = _tracked(session)
-    # The time of the commit, so that whoever has it can build the same.
+    # The time of the commit, so that others can build the same archives.
     epoch = str(session.run("git", "log", "-1", "--format=%ct", external=True, silent=True)).strip()
+    build = ("python", "-m", "build", "--installer", "uv", "--outdir")
     env = {"SOURCE_DATE_EPOCH": epoch}
-    session.run("python", "-m", "build", "--outdir", str(work / "first"), env=env)
+    session.run(*build, str(work / "first"), env=env)
     [sdist] = (work / "first").glob("*.tar.gz")
     [wheel] = (work / "first").glob("*.whl")
-    _see_that_all_is_there(session, tracked, sdist, wheel)
+    _check_contents(session, tracked, sdist, wheel)
 
     source = _unpack(sdist, work / "again")
-    session.run("python", "-m", "build", "--outdir", str(work / "second"), str(source), env=env)
+    session.run(*build, str(work / "second"), str(source), env=env)
     for archive in (sdist, wheel):
         one, other = (_digest(work / build / archive.name) for build in ("first", "second"))
         session.log(f"{archive.name}: sha256 {one}")
         if one != other:
-            session.error(f"{archive.name} is another one when it is built again: sha256 {other}")
+            session.error(f"{archive.name} differs when it is built again: sha256 {other}")
 
-    # What is in both is the same by then: of the sdist, whether it can be imported and used at all.
-    for archive, tests in ((wheel, ON_THE_PACKAGE), (sdist, ON_THE_PACKAGE[:3])):
-        _try_out(session, archive, tests, sdist, work / f"with-{archive.name}")
+    _try_alone(session, wheel, work / "alone")
+    shutil.rmtree(source / "src")  # import the installed package
+    session.install(str(wheel), "--group", "test")
+    with session.chdir(source):
+        session.run("pytest", *IN_PARALLEL, *ON_THE_PACKAGE)
 
 
 def _tracked(session: nox.Session) -> set[str]:
     if not Path(".git").exists():
-        session.error("what is to be in the sdist is known from a checkout alone: there is no .git")
+        session.error("there is no .git: only a checkout knows which files the sdist must have")
     return set(str(session.run("git", "ls-files", external=True, silent=True)).split("\n")) - {""}
 
 
-def _see_that_all_is_there(
-    session: nox.Session, tracked: set[str], sdist: Path, wheel: Path
-) -> None:
+def _check_contents(session: nox.Session, tracked: set[str], sdist: Path, wheel: Path) -> None:
     with tarfile.open(sdist) as archive:
         packed = {str(PurePosixPath(*PurePosixPath(name).parts[1:])) for name in archive.getnames()}
-    missing = {name for name in tracked if Path(name).exists()} - packed - LEFT_OUT
+    missing = {
+        name for name in tracked - packed if Path(name).exists() and not name.startswith(LEFT_OUT)
+    }
     if missing:
         session.error(f"not in the sdist, see [tool.hatch.build] and LEFT_OUT: {sorted(missing)}")
     with zipfile.ZipFile(wheel) as archive:
@@ -312,41 +324,44 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _try_out(
-    session: nox.Session, archive: Path, tests: tuple[str, ...], sdist: Path, where: Path
-) -> None:
-    """Install an archive apart from all else, and run tests of the sdist on it."""
-    session.run("python", "-m", "venv", str(where / "venv"))
-    programs = where / "venv" / ("Scripts" if os.name == "nt" else "bin")
-    python = str(programs / "python")
-    source = _unpack(sdist, where / "source")
-    shutil.rmtree(source / "src")  # what is imported is what was installed
+def _try_alone(session: nox.Session, wheel: Path, where: Path) -> None:
+    """Install the wheel with pip, without the test dependencies, and use each part of it."""
+    session.run("python", "-m", "venv", str(where))
+    programs = where / ("Scripts" if os.name == "nt" else "bin")
 
     def run(*arguments: str) -> None:
-        session.run(python, "-m", *arguments, external=True)
+        session.run(str(programs / "python"), "-m", *arguments, external=True)
 
-    with session.chdir(source):
-        # 25.1 is the first to know dependency groups.
-        run("pip", "install", "--quiet", "--upgrade", "pip>=25.1")
-        # Alone first: nothing that the tests bring may be needed.
-        run("pip", "install", "--quiet", str(archive))
+    def install(*requirements: str) -> None:
+        run("pip", "install", "--quiet", "--disable-pip-version-check", *requirements)
         run("pip", "check")
-        run("anyio_sendproducer", "--version")
-        # Where nothing else is there to test with, pytest starts, and finds the fixtures.
-        run("pip", "install", "--quiet", "pytest")
-        empty = where / "empty"
-        empty.mkdir()
-        (empty / "pytest.ini").touch()  # and not what is in the directories above
-        command = (python, "-m", "pytest", "--noconftest", "--fixtures", str(empty))
-        found = session.run(*command, external=True, silent=True, success_codes=[0, 5])
-        if "kafka_fake_producer" not in str(found):
-            session.error(f"pytest does not find the fixtures:\n{found}")
-        # The command, by its own name, with what its extra brings and no more.
-        run("pip", "install", "--quiet", f"{archive}[cli]")
-        run("pip", "check")
-        command_line = str(programs / "anyio-sendproducer")
-        session.run(command_line, "--version", external=True)
-        session.run(command_line, "produce", "--help", external=True, silent=True)
-        run("pip", "install", "--quiet", str(archive), "--group", "test")
-        run("pip", "check")
-        run("pytest", *tests)
+
+    install(str(wheel))
+    run("anyio_sendproducer", "--version")
+    # pytest starts with nothing else installed, and finds the fixtures.
+    install("pytest")
+    empty = where / "empty"
+    empty.mkdir()
+    (empty / "pytest.ini").touch()  # so that pytest does not read those of the directories above
+    command = (str(programs / "pytest"), "--noconftest", "--fixtures", str(empty))
+    found = session.run(*command, external=True, silent=True, success_codes=[0, 5])
+    if "kafka_fake_producer" not in str(found):
+        session.error(f"pytest does not find the fixtures:\n{found}")
+    # The command, under its own name, with the dependencies of its extra.
+    install(f"{wheel}[cli]")
+    command_line = str(programs / "anyio-sendproducer")
+    session.run(command_line, "--version", external=True)
+    session.run(command_line, "produce", "--help", external=True, silent=True)
+
+
+@nox.session(venv_backend="none")
+def nightly(session: nox.Session) -> None:
+    """Queue every check, in full. A failure does not stop the others; the end lists all results."""
+    for name in ("pyright", "workflows", "site", "package", "demo"):
+        session.notify(name, [])
+    for python in PYTHONS:
+        session.notify(f"tests-{python}", ALL_TESTS)
+    session.notify("coverage", [])
+    session.notify(f"minimums-{PYTHONS[0]}", ALL_TESTS)
+    session.notify("kafka", ALL_TESTS)
+    session.notify("faults", ALL_TESTS)

@@ -1,16 +1,19 @@
 #!/usr/bin/env python3
-"""Runs the demo or the tests from a fresh checkout, with nothing but Python.
+"""Run the demo, the checks or the tests from a fresh checkout, with nothing but Python.
 
     python3 run.py demo     the main job, on Trio and then on asyncio, against a broker of its own
-    python3 run.py test     the tests, three at a time
-    python3 run.py style    ruff's checks, and whether all is formatted; with --fix, mended
+    python3 run.py check    style, types and the unit tests, side by side: before and after a change
+    python3 run.py test     all tests that need neither Java nor a browser
+    python3 run.py style    ruff's checks and format; with --fix, repair the code
     python3 run.py types    mypy
 
-What follows is passed on: ``python3 run.py test -k ledger``.
+More arguments are passed on, those of `check` to pytest: ``python3 run.py test -k ledger``.
 
-All that is needed goes into a virtual environment in ``.venv`` and stays there for the next time,
-so this also works where the system's Python refuses installs. It uses the standard library alone,
-and is written so that an old Python can read it far enough to say that it is too old.
+With ``CI`` set, `test` without arguments measures coverage and fails below 100 per cent.
+
+Everything is installed into a virtual environment in ``.venv``, once. This script uses only the
+standard library, so it works where the system's Python refuses installs. An old Python can parse it
+far enough to report that it is too old.
 """
 
 from __future__ import annotations
@@ -20,26 +23,29 @@ import importlib.util
 import os
 import subprocess
 import sys
+import time
 import venv
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent
 VENV = PROJECT / ".venv"
 PYTHON = VENV / ("Scripts" if os.name == "nt" else "bin") / "python"
-#: What to install for each command.
+#: What pip installs for each command.
 NEEDS = {
     "demo": ["--editable", ".[demo]"],
+    "check": ["--editable", ".", "--group", "lint", "--group", "types"],
     "test": ["--editable", ".", "--group", "test"],
     "style": ["--group", "lint"],
     "types": ["--editable", ".", "--group", "types"],
 }
-#: Most tests wait, most of the time. Those of one page build on each other and stay together.
+#: Most tests wait most of the time. Examples of one page depend on each other and stay together.
 IN_PARALLEL = ["-n", "3", "--dist", "loadfile"]
 
 
 def main(arguments: list[str]) -> int:
     """Prepare the environment and run the command in it."""
-    if sys.version_info < (3, 10):  # noqa: UP036  # whoever starts this may have any Python
+    if sys.version_info < (3, 10):  # noqa: UP036  # any Python may run this file
         return complain("Python 3.10 or later is needed; this is " + sys.version.split()[0] + ".")
     if not arguments or arguments[0] not in NEEDS:
         print(__doc__)
@@ -49,8 +55,10 @@ def main(arguments: list[str]) -> int:
         prepare(command)
     except subprocess.CalledProcessError as error:
         return complain("Could not prepare " + str(VENV) + ": see above.", error.returncode)
+    if command == "check":
+        return check(rest)
     if command == "test":
-        return call("-m", "pytest", *(rest or IN_PARALLEL))
+        return test(rest)
     if command == "types":
         return call("-m", "mypy", *rest)
     if command == "style":
@@ -63,8 +71,57 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def check(rest: list[str]) -> int:
+    """Check style and types while the unit tests run; print each part's time and a verdict."""
+    paths = [] if any((PROJECT / one.split("::")[0]).exists() for one in rest) else ["tests/unit"]
+    parts = {
+        "lint": ["ruff", "check"],
+        "format": ["ruff", "format", "--diff"],
+        "types": ["mypy"],
+        # Two workers for two processors: unlike the other tests, these do not wait.
+        "tests": ["pytest", "-n", "2", *paths, *rest],
+    }
+
+    def run(name: str) -> tuple[int, float, str]:
+        started = time.monotonic()
+        # Tests show their progress; the other parts print after them, so that no lines mix.
+        done = subprocess.run(
+            [PYTHON, "-m", *parts[name]],
+            cwd=PROJECT,
+            check=False,
+            text=True,
+            stdout=None if name == "tests" else subprocess.PIPE,
+            stderr=None if name == "tests" else subprocess.STDOUT,
+        )
+        return done.returncode, time.monotonic() - started, done.stdout or ""
+
+    with ThreadPoolExecutor(len(parts)) as threads:
+        results = dict(zip(parts, threads.map(run, parts), strict=True))
+    failed = [name for name, (code, _, _) in results.items() if code != 0]
+    for name in failed:
+        print(results[name][2], end="")
+    for name, (_, seconds, _) in results.items():
+        print(f"{name:8}{seconds:4.0f} s  {'FAILED' if name in failed else 'passed'}")
+    print("check failed: " + ", ".join(failed) if failed else "check passed")
+    return 1 if failed else 0
+
+
+def test(rest: list[str]) -> int:
+    """Run the tests; in CI, all of them with coverage."""
+    pytest = ["-m", "pytest", *(rest or IN_PARALLEL)]
+    if rest or not os.environ.get("CI"):
+        return call(*pytest)
+    coverage = ["-m", "coverage"]
+    call(*coverage, "erase")
+    return (
+        call(*coverage, "run", *pytest)
+        or call(*coverage, "combine", "--quiet")
+        or call(*coverage, "report")
+    )
+
+
 def style(rest: list[str]) -> int:
-    """Check style and format, or mend them."""
+    """Check style and format, or repair them."""
     fix = "--fix" in rest
     codes = [
         call("-m", "ruff", "check", *(["--fix"] if fix else [])),
@@ -74,32 +131,32 @@ def style(rest: list[str]) -> int:
 
 
 def prepare(command: str) -> None:
-    """Make the environment and install what the command needs, unless that was done before."""
+    """Create the environment and install what the command needs, unless that was done before."""
     wanted = hashlib.sha256((PROJECT / "pyproject.toml").read_bytes()).hexdigest()
     done = VENV / ("installed-for-" + command)
     if PYTHON.exists() and done.exists() and done.read_text() == wanted:
         return
-    print("Preparing " + str(VENV) + "; this takes a minute, the first time.", flush=True)
+    print("Preparing " + str(VENV) + "; the first time this takes a minute or two.", flush=True)
     if not PYTHON.exists():
-        # Without pip, since Debian's Python cannot put it there.
+        # Without pip, since Debian's Python cannot install it.
         venv.create(VENV, symlinks=os.name != "nt")
     if call("-c", "import importlib.util as u, sys; sys.exit(not u.find_spec('pip'))") != 0:
         add_pip()
     pip = ["-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-    # 25.1 is the first to know dependency groups.
+    # 25.1 is the first version with dependency groups.
     call(*pip, "--upgrade", "pip>=25.1", check=True)
     call(*pip, *NEEDS[command], check=True)
     done.write_text(wanted)
 
 
 def add_pip() -> None:
-    """Give the environment its pip: from Python itself, or with the pip of this Python."""
+    """Install pip into the environment: from Python itself, or with the pip of this Python."""
     if importlib.util.find_spec("ensurepip") is not None:
         call("-m", "ensurepip", check=True)
     elif importlib.util.find_spec("pip") is not None:
         site = [str(PYTHON), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
         where = subprocess.check_output(site, text=True).strip()
-        # A target of its own is no install into the system's Python, so no system refuses it.
+        # Systems refuse an install into their own Python, but not one with a target.
         install = [sys.executable, "-m", "pip", "install", "--quiet", "--target", where, "pip"]
         subprocess.run(install, check=True)
     else:
@@ -113,7 +170,7 @@ def call(*arguments: str, check: bool = False) -> int:
 
 
 def complain(message: str, code: int = 1) -> int:
-    """Say what is wrong."""
+    """Print an error and return the exit code."""
     print(message, file=sys.stderr)
     return code
 

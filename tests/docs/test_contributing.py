@@ -117,7 +117,7 @@ def test_what_run_py_is_to_do_it_does() -> None:
         argument
         for command, *arguments in found
         for argument in arguments
-        if command == "test" and "/" in argument and not (ROOT / argument).exists()
+        if command in {"check", "test"} and "/" in argument and not (ROOT / argument).exists()
     }
     assert not missing
 
