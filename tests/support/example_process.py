@@ -7,21 +7,30 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import anyio
 import anyio.abc
 from anyio.streams.text import TextReceiveStream
+from anyio.to_thread import run_sync
 
+from anyio_sendproducer.testing import EmbeddedBroker
 from tests.support.calls import PATIENCE, task_group
+from tests.support.history import Logged, read_topic
 from tests.support.paths import ROOT
 
-__all__ = ["EXAMPLES", "Example", "running"]
+__all__ = ["EXAMPLES", "SOON", "Example", "read", "running", "until_true"]
+
+T = TypeVar("T")
 
 EXAMPLES: Final = ROOT / "examples"
+
+#: Seconds for an end in which nothing has to be waited for; it takes a fraction of it.
+SOON: Final = 20.0
 
 #: As in pyproject.toml: a warning is an error, but for what kafka-python does where it is loaded.
 WARNINGS: Final = (
@@ -150,3 +159,15 @@ async def running(
         finally:
             if process.returncode is None:
                 process.kill()
+
+
+async def until_true(ask: Callable[[], Awaitable[T]], condition: Callable[[T], bool]) -> None:
+    """Wait until another process gives an answer that meets a condition."""
+    with anyio.fail_after(PATIENCE):
+        while not condition(await ask()):  # noqa: ASYNC110  # another process sets no event
+            await anyio.sleep(0.02)
+
+
+async def read(broker: EmbeddedBroker | str, topic: str) -> list[Logged]:
+    """All records of a topic."""
+    return await run_sync(partial(read_topic, str(broker), topic))

@@ -357,6 +357,8 @@ def _read_with_confluent(
             metadata = consumer.list_topics(topic, timeout=max(0.1, deadline - time.monotonic()))
             unfinished = set(metadata.topics[topic].partitions)
             _check_time(deadline, topic, "its partitions are not known")
+            if not unfinished:
+                time.sleep(0.02)  # the topic is not created yet
         ends = {partition: end_of(consumer, topic, partition, deadline) for partition in unfinished}
         consumer.assign(
             [

@@ -8,9 +8,14 @@ from typing import Final
 
 import pytest
 
-__all__ = ["keep_one_loop"]
+__all__ = ["keep_one_loop", "on_trio_and_nightly_on_asyncio"]
 
 LOOPS: Final = ("asyncio", "trio")
+
+#: For a slow test of something that does not depend on the loop.
+on_trio_and_nightly_on_asyncio: Final = pytest.mark.parametrize(
+    "anyio_backend", [pytest.param("asyncio", marks=pytest.mark.nightly), "trio"], indirect=True
+)
 
 
 def keep_one_loop(folder: Path, config: pytest.Config, items: list[pytest.Item]) -> None:

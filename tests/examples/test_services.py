@@ -1,0 +1,248 @@
+"""The web services in ``examples/``, each in a process of its own.
+
+Each request gets the status that says what became of its record, and Ctrl-C and SIGTERM lose
+nothing that was accepted.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import json
+import signal
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import anyio
+import httpx
+import pytest
+
+from anyio_sendproducer.testing import EmbeddedBroker
+from tests.support.calls import PATIENCE, Call, task_group, until
+from tests.support.example_process import EXAMPLES, SOON, Example, read, running, until_true
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")
+
+#: The services, and the loop that each runs on; the test's client runs on the same.
+SERVICES: Final = [
+    ("fastapi_orders.py", "asyncio"),
+    ("litestar_orders.py", "asyncio"),
+    ("quart_trio_orders.py", "trio"),
+]
+services = pytest.mark.parametrize(("service", "anyio_backend"), SERVICES)
+
+#: Customers that each wait for one answer before the next order.
+CUSTOMERS: Final = 30
+
+
+def test_each_example_is_tested() -> None:
+    names = {path.name for path in EXAMPLES.glob("*.py")}
+    assert names == {
+        *(service for service, _ in SERVICES),
+        "outbox.py",  # test_outbox.py
+        "log_shipper.py",  # test_log_shipper.py
+        "pipeline.py",  # test_pipeline.py
+    }
+
+
+class Service:
+    """A service that runs, and a client of it."""
+
+    def __init__(self, example: Example, client: httpx.AsyncClient) -> None:
+        self.example = example
+        self.client = client
+
+    async def in_flight(self) -> int:
+        # Without a connection that stays open: on Trio, Hypercorn waits 12 s for idle connections
+        # when it ends.
+        response = await self.client.get("/health", headers={"Connection": "close"})
+        assert response.status_code == 200
+        return int(response.json()["in_flight"])
+
+    async def until_delivered(self) -> None:
+        """Wait until the producer has nothing left to deliver."""
+        await until_true(self.in_flight, lambda count: count == 0)
+
+    async def order(self, id_: str, customer: str = "alice", item: str = "tin") -> httpx.Response:
+        return await self.client.post(
+            "/orders", json={"id": id_, "customer": customer, "items": [item]}
+        )
+
+    async def view(self, page: str) -> httpx.Response:
+        return await self.client.post("/page-views", json={"page": page})
+
+    async def takes_no_more(self) -> None:
+        """Wait until it accepts no connection: it knows that it is to end."""
+        port = self.client.base_url.port
+        assert port is not None
+        with anyio.fail_after(PATIENCE):
+            while True:
+                try:
+                    stream = await anyio.connect_tcp("127.0.0.1", port)
+                except OSError:
+                    return
+                await stream.aclose()
+                await anyio.sleep(0.01)
+
+
+@asynccontextmanager
+async def serving(
+    program: str, broker: EmbeddedBroker, **settings: str
+) -> AsyncGenerator[Service, None]:
+    env = {"ORDERS_BOOTSTRAP_SERVERS": str(broker), **settings}
+    async with running(program, "--port", "0", env=env) as example:
+        url = (await example.line(r"[Rr]unning on (http://127\.0\.0\.1:\d+)"))[1]
+        async with httpx.AsyncClient(
+            base_url=url,
+            timeout=PATIENCE,
+            limits=httpx.Limits(max_connections=200),
+            trust_env=False,
+        ) as client:
+            yield Service(example, client)
+
+
+@pytest.mark.parametrize(
+    ("service", "anyio_backend", "stay"),
+    [
+        *((service, backend, backend == "asyncio") for service, backend in SERVICES),
+        # On Trio, Hypercorn then waits 12 s before it closes the customers' connections.
+        pytest.param("quart_trio_orders.py", "trio", True, marks=pytest.mark.nightly),
+    ],
+)
+async def test_an_order_that_was_answered_is_in_kafka(
+    service: str, stay: bool, broker: EmbeddedBroker
+) -> None:
+    """Whether the customers go on ordering on their connections, or leave when the end comes."""
+    answers: dict[str, httpx.Response] = {}
+    ordered: set[str] = set()
+    leave = False
+
+    async with serving(service, broker) as running_service:
+        async with task_group() as tasks:
+
+            async def order_on_and_on(customer: str) -> None:
+                for number in itertools.count():
+                    id_ = f"{customer}-{number}"
+                    ordered.add(id_)
+                    try:
+                        answers[id_] = await running_service.order(id_, customer)
+                    except httpx.TransportError:
+                        return  # it takes no more
+                    if leave:
+                        return
+
+            for number in range(CUSTOMERS):
+                tasks.start_soon(order_on_and_on, f"customer {number}")
+            await until(lambda: len(answers) > 5 * CUSTOMERS)
+            broker.pause()
+            await until_true(running_service.in_flight, CUSTOMERS.__le__)
+            unanswered = ordered - set(answers)
+            running_service.example.interrupt()
+            await running_service.takes_no_more()
+            # The broker may have acknowledged a few of them just before the pause.
+            in_flight = unanswered - set(answers)
+            assert in_flight
+            leave = not stay
+            broker.resume()
+        await running_service.client.aclose()
+        assert await running_service.example.code(within=SOON) == 0
+
+    # Those that were in flight have their answers too. A connection that was there may have brought
+    # another order just then.
+    assert in_flight <= set(answers)
+    assert {answer.status_code for answer in answers.values()} == {201}
+    logged = {(one.partition, one.offset): one for one in await read(broker, "orders")}
+    ids = [one.headers for one in logged.values()]
+    assert len(set(ids)) == len(ids)
+    last: dict[Any, int] = collections.defaultdict(lambda: -1)
+    for id_, answer in answers.items():
+        place = answer.json()
+        one = logged.pop((place["partition"], place["offset"]))
+        order = json.loads(one.value or b"")
+        assert one.headers == (("id", id_.encode()),)
+        assert one.key == order["customer"].encode()
+        assert order == {"id": id_, "customer": id_.rpartition("-")[0], "items": ["tin"]}
+        # A customer's orders are in the order of ordering.
+        assert place["offset"] > last[order["customer"]]
+        last[order["customer"]] = place["offset"]
+
+
+@services
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_page_view_that_was_accepted_is_in_kafka_after_the_end(
+    number: signal.Signals, service: str, broker: EmbeddedBroker
+) -> None:
+    async with serving(service, broker) as running_service:
+        assert (await running_service.view("first")).status_code == 202
+        await running_service.until_delivered()
+        broker.pause()
+        for page in range(100):
+            assert (await running_service.view(f"page {page}")).status_code == 202
+        assert await running_service.in_flight() >= 100
+        # Hypercorn would wait for the connection.
+        await running_service.client.aclose()
+        running_service.example.send(number)
+        await running_service.takes_no_more()
+        broker.resume()
+        code = await running_service.example.code(within=SOON)
+    # uvicorn sends itself the signal again when it is done.
+    again = number is signal.SIGTERM and service != "quart_trio_orders.py"
+    assert code == (-signal.SIGTERM if again else 0)
+    views = [one.value for one in await read(broker, "page-views")]
+    assert sorted(views, key=repr) == sorted(
+        [b"first", *(b"page %d" % page for page in range(100))], key=repr
+    )
+
+
+@services
+async def test_what_was_not_delivered_is_answered_as_what_it_is(
+    service: str, broker: EmbeddedBroker
+) -> None:
+    limits = {
+        "ORDERS_DELIVERY_TIMEOUT": "4",
+        "ORDERS_CLOSE_TIMEOUT": "0.5",
+        "ORDERS_MAX_IN_FLIGHT": "3",
+    }
+    async with serving(service, broker, **limits) as running_service, task_group() as tasks:
+        assert (await running_service.order("good")).status_code == 201
+        assert (await running_service.view("good")).status_code == 202
+        await running_service.until_delivered()
+        for wrong in ({}, {"id": 1}, ["order"]):
+            response = await running_service.client.post("/orders", json=wrong)
+            assert response.status_code == (422 if service == "fastapi_orders.py" else 400)
+        too_large = await running_service.order("large", item="x" * 2_000_000)
+        assert too_large.status_code == 422
+        assert too_large.json() == {"detail": "Kafka refuses it"}
+
+        broker.pause()
+        unknown = Call(tasks, running_service.order, "unknown")
+        await until_true(running_service.in_flight, lambda count: count == 1)
+        # There is room for two more.
+        views = [await running_service.view(f"{number}") for number in range(3)]
+        assert [view.status_code for view in views] == [202, 202, 503]
+        assert views[-1].headers["Retry-After"] == "1"
+        # The client keeps them beyond their deadline, so this one waits for room until its own.
+        no_room = await running_service.order("no room")
+        answer = (await unknown.wait()).value
+        assert answer.status_code == 504
+        assert str(broker) not in answer.text
+        # On a slow machine the client gives the first one up meanwhile, and this one has its room.
+        if no_room.status_code != 504:
+            assert no_room.status_code == 503
+            assert no_room.json() == {"detail": "not written: send it again"}
+            assert no_room.headers["Retry-After"] == "1"
+        await running_service.client.aclose()
+        running_service.example.interrupt()
+        # The broker does not come back, and the end comes all the same.
+        assert await running_service.example.code(within=SOON) == 0
+        assert "page views were lost: 2 record(s) failed" in running_service.example.errors
+
+
+@services
+async def test_a_service_does_not_come_up_without_a_broker(service: str) -> None:
+    env = {"ORDERS_BOOTSTRAP_SERVERS": "127.0.0.1:1", "ORDERS_START_TIMEOUT": "0.5"}
+    async with running(service, "--port", "0", env=env) as example:
+        await example.line(r"ProducerStartError: .*127\.0\.0\.1:1")
+        assert await example.code(within=SOON, quiet=False) != 0
