@@ -26,7 +26,6 @@ from anyio_sendproducer import (
     ProducerSettings,
     RecordRejected,
     Result,
-    SendProducer,
     SendProducerError,
     Transaction,
     TransactionAborted,
@@ -272,79 +271,6 @@ async def test_a_block_that_is_cancelled_is_aborted(
         async with producer.transaction() as tx:
             await tx.send(record(b"2"))
     assert ended(fake) == [("aborted", [b"1"]), ("committed", [b"2"])]
-
-
-@pytest.mark.parametrize("patience", range(60))
-async def test_cancelled_at_each_checkpoint(settings: ProducerSettings, patience: int) -> None:
-    """It is committed as a whole or not at all, the state says which, and the next one works."""
-    fake = FakeDriver()
-    states: list[Transaction] = []
-
-    async def transact(producer: SendProducer) -> None:
-        async with producer.transaction() as tx:
-            states.append(tx)
-            await tx.send(record(b"1"))
-            await tx.enqueue(record(b"2"))
-            await tx.send_offsets({("t", 0): 3}, "group")
-
-    async with open_send_producer(settings, driver=fake) as producer:
-        async with task_group() as tasks:
-            call = Call(tasks, transact, producer)
-            for _ in range(patience):
-                await anyio.lowlevel.checkpoint()
-            call.scope.cancel()
-        committed = [values for how, values in ended(fake) if how == "committed"]
-        assert committed in ([], [[b"1", b"2"]])
-        if states:
-            expected = TransactionState.COMMITTED if committed else TransactionState.ABORTED
-            assert state(states[0]) is expected
-        async with producer.transaction() as tx:
-            await tx.send(record(b"3"))
-        assert ended(fake)[-1] == ("committed", [b"3"])
-        assert producer.statistics().generations == 1
-
-
-async def test_cancelled_while_the_end_of_the_block_waits_for_deliveries(
-    settings: ProducerSettings,
-) -> None:
-    fake = FakeDriver(manual=True)
-    held: list[Transaction] = []
-    async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
-
-        async def transact() -> None:
-            async with producer.transaction() as tx:
-                held.append(tx)
-                await tx.enqueue(record(b"1"))
-
-        call = Call(tasks, transact)
-        await taken(fake, 1)
-        await quiet()
-        await call.cancel()
-        assert state(held[0]) is TransactionState.ABORTED
-    assert ended(fake) == [("aborted", [b"1"])]
-
-
-async def test_a_commit_that_was_asked_for_is_waited_for_in_spite_of_cancellation(
-    settings: ProducerSettings, fake: FakeDriver
-) -> None:
-    held: list[Transaction] = []
-    async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
-
-        async def transact() -> None:
-            async with producer.transaction() as tx:
-                held.append(tx)
-                await tx.send(record(b"1"))
-                fake.on_end.shut()
-
-        call = Call(tasks, transact)
-        await at_gate(fake.on_end)
-        call.scope.cancel()
-        await quiet()
-        assert call.running
-        fake.on_end.open()
-        await call.wait()
-        assert call.error is None
-        assert state(held[0]) is TransactionState.COMMITTED
 
 
 async def test_cancellation_brings_the_commits_deadline_forward(
