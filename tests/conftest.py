@@ -16,8 +16,8 @@ from anyio_sendproducer.testing import (
     blocking_embedded_broker,
     embedded_broker,
 )
-from tests.support.calls import Deadlines
 from tests.support.client_threads import client_threads
+from tests.support.clock import ManualClock
 from tests.support.fault_proxy import FaultProxy, proxied_broker
 
 # No example fails for how long it takes: that says how busy the machine is. All else stays as it is
@@ -60,9 +60,9 @@ def fake() -> FakeDriver:
 
 
 @pytest.fixture
-def deadlines(monkeypatch: pytest.MonkeyPatch) -> Deadlines:
-    """The deadlines of the test's producers, which pass when the test wants it."""
-    return Deadlines(monkeypatch)
+def clock() -> ManualClock:
+    """A clock that stands still until the test advances it."""
+    return ManualClock()
 
 
 @pytest.fixture

@@ -113,7 +113,7 @@ class Ready:
     """The client that is to be asked has something to say."""
 
     since: float
-    """In seconds of :func:`time.monotonic`."""
+    """In seconds of the bridge's ``monotonic``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,10 +187,13 @@ class _Reply(Generic[T]):
 class _Port:
     """One generation's :class:`~anyio_sendproducer.drivers.Sink`."""
 
-    __slots__ = ("_generation", "_post")
+    __slots__ = ("_generation", "_monotonic", "_post")
 
-    def __init__(self, post: Callable[[Event], None], generation: int) -> None:
+    def __init__(
+        self, post: Callable[[Event], None], generation: int, monotonic: Callable[[], float]
+    ) -> None:
         self._post = post
+        self._monotonic = monotonic
         self._generation = generation
 
     def completed(self, submissions: Sequence[Any], outcomes: Sequence[Outcome], /) -> None:
@@ -203,7 +206,7 @@ class _Port:
         self._post(Broken(self._generation, error))
 
     def ready(self) -> None:
-        self._post(Ready(time.monotonic()))
+        self._post(Ready(self._monotonic()))
 
 
 async def _end_of(threads: Iterable[threading.Thread], seconds: float) -> None:
@@ -230,10 +233,14 @@ class Bridge:
         loop: the loop to bring events to.
         make: makes a driver, for each generation another. It is called on the bridge's thread,
             since it may import a whole client library.
+        monotonic: real time in seconds, as by :func:`time.monotonic`; called from any thread.
     """
 
-    def __init__(self, loop: Loop, make: Callable[[], Driver]) -> None:
+    def __init__(
+        self, loop: Loop, make: Callable[[], Driver], monotonic: Callable[[], float]
+    ) -> None:
         self._loop = loop
+        self._monotonic = monotonic
         self._make = make
         #: Is offered, on the loop, an event that comes alone while their receiver waits for any;
         #: says whether it took it. What it does not take goes the way of all.
@@ -350,7 +357,7 @@ class Bridge:
     def _begin_to_wait(self) -> None:
         if self._polled is not None and not self._is_waiting:
             self._is_waiting = True
-            self._waits_since = time.monotonic()
+            self._waits_since = self._monotonic()
 
     def want(self) -> None:
         """There is more to hand over: have the receiver of the events told when the driver is
@@ -375,7 +382,7 @@ class Bridge:
         return (
             self._is_waiting
             and self._usual_wait < _SOON_SECONDS
-            and time.monotonic() - self._waits_since < _ASK_SECONDS
+            and self._monotonic() - self._waits_since < _ASK_SECONDS
         )
 
     @property
@@ -418,7 +425,7 @@ class Bridge:
         events = self._take_out()
         if events:
             if self._is_waiting:
-                now = time.monotonic()
+                now = self._monotonic()
                 # The way from the client's thread to here is not the client's.
                 came = min(now, self._ready_since)
                 waited = min(came - self._waits_since, _LATE_SECONDS)
@@ -568,7 +575,7 @@ class Bridge:
         self._driver = driver = self._make()
         if self._stopping.is_set():
             raise ProducerClosed("the producer was closed while it was starting")
-        driver.open(_Port(self._post, generation))
+        driver.open(_Port(self._post, generation, self._monotonic))
         self._polled = driver if isinstance(driver, PolledDriver) else None
         self._is_direct = isinstance(driver, DirectDriver) and driver.direct
 

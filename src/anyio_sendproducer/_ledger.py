@@ -691,15 +691,19 @@ class Ledger:
     # --- time --------------------------------------------------------------------------------
 
     def next_deadline(self, now: float) -> float:
-        """When :meth:`expire` is to be called next. Deadlines come in the order of entering, as
-        all deliveries have the same time: no record that enters later has an earlier one."""
+        """When to call :meth:`expire` next. After ``expire(now)`` it is later than ``now``.
+
+        All deliveries have the same time, so their deadlines are in the order of entering.
+        """
         deadline = now + self._timeout
         for line in (self._alive, self._waiting):
             for entry in line:
                 deadline = min(deadline, entry.deadline)
                 break
-        if self._late:
-            deadline = min(deadline, self._late_since + PATIENCE)
+        # Once it is over, stuck() has said so. Waking up for it again would keep a core busy for as
+        # long as the client that is given up takes to close.
+        if self._late and (over := self._late_since + PATIENCE) > now:
+            deadline = min(deadline, over)
         return deadline
 
     def expire(self, now: float, trouble: Exception | None = None) -> list[object]:

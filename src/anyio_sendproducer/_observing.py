@@ -15,11 +15,11 @@ import dataclasses
 import functools
 import itertools
 import logging
-import time
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from typing import Any, Final, TypeVar, cast
 
+from ._clock import Clock
 from ._exceptions import DeliveryError
 from ._ledger import _ABANDONED, DeliveryState, Entry, Ledger
 from ._records import ProducerRecord, RecordMetadata
@@ -106,7 +106,7 @@ class Observation:
     Args:
         observers: those.
         client_id: that of the producer's settings.
-        now: the loop's clock.
+        clock: the producer's clock.
         ring: has the pump come by soon, which calls :meth:`tell` at the end of its turn.
     """
 
@@ -115,14 +115,14 @@ class Observation:
         observers: Sequence[Observer],
         *,
         client_id: str,
-        now: Callable[[], float],
+        clock: Clock,
         ring: Callable[[], None],
     ) -> None:
         self._observers = observers
         self._injectors = [one for one in observers if isinstance(one, Injector)]
         self._client_id = client_id
         self._ring = ring
-        self.now = now
+        self.now = clock.now
         # Here and not for the module: to generate a class takes a millisecond.
         self._given = _made_fast(Given)
         self._accepted = _made_fast(Accepted)
@@ -165,7 +165,7 @@ class Observation:
 
     def _complain(self, observer: Observer, method: str, error: BaseException) -> None:
         kind = (id(observer), method, error_type(error))
-        now = time.monotonic()
+        now = self.now()
         last, more = self._complaints.get(kind, (now - _COMPLAINT_SECONDS, 0))
         if now - last < _COMPLAINT_SECONDS:
             self._complaints[kind] = (last, more + 1)

@@ -16,7 +16,7 @@ import math
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
-from typing import Any, NoReturn, Protocol, TypeVar, cast, overload
+from typing import Any, Final, NoReturn, Protocol, TypeVar, cast, overload
 
 import anyio
 import anyio.abc
@@ -26,6 +26,7 @@ from anyio.abc import ObjectReceiveStream
 
 from . import _bridge
 from ._bridge import Bridge, Event
+from ._clock import Clock, ClockFactory, LoopClock
 from ._exceptions import (
     ProducerFenced,
     ProducerStartError,
@@ -69,14 +70,14 @@ P = TypeVar("P")
 
 _log = logging.getLogger("anyio_sendproducer")
 
-#: How often topics without metadata are asked for again, where no answer brings them up before.
-_RETRY_SECONDS = 0.25
+#: Seconds between two requests for topics without metadata, if the driver reports nothing sooner.
+RETRY_SECONDS: Final = 0.25
 
 #: How much longer than start_timeout a producer_factory may take until it is left behind.
 _PATIENCE_SECONDS = 5.0
 
-#: How long no broker is to be reached until the service is looked up again, and between look-ups.
-_WATCH_SECONDS = 5.0
+#: Seconds without any reachable broker before the service is looked up again, and between look-ups.
+WATCH_SECONDS: Final = 5.0
 
 
 class _Starter(Protocol):
@@ -95,6 +96,7 @@ class SendProducer(Sender):
     _settings: ProducerSettings
     _finder: Finder
     _bridge: Bridge
+    _clock: Clock
     _now: Callable[[], float]
     _key_serialized: bool
     _value_serialized: bool
@@ -129,10 +131,14 @@ class SendProducer(Sender):
         finder: Finder,
         driver: str | DriverFactory | None,
         observers: Sequence[Observer],
+        make_clock: ClockFactory,
     ) -> SendProducer:
         settings = finder.settings
         loop = current_loop()
-        bridge = Bridge(loop, lambda: make_driver(driver, finder.for_client()))
+        clock = make_clock(loop)
+        bridge = Bridge(
+            loop, lambda: make_driver(driver, finder.for_client()), monotonic=clock.monotonic
+        )
         bounds: dict[str, Any] = {
             "max_in_flight": settings.max_in_flight,
             "max_buffered_bytes": settings.max_buffered_bytes,
@@ -145,7 +151,7 @@ class SendProducer(Sender):
                 _ObservedTransactionalProducer if transactional else _ObservedProducer
             )
             observation = Observation(
-                observers, client_id=settings.client_id, now=loop.now, ring=bridge.ring
+                observers, client_id=settings.client_id, clock=clock, ring=bridge.ring
             )
             observed._observation = observed._observing = observation
             observed._begin(loop, ObservedLedger(observation, **bounds))
@@ -160,7 +166,8 @@ class SendProducer(Sender):
         if not observers:  # they are told in the pump's turns
             bridge.take_at_once = self._take_at_once
         # These are looked up for each record.
-        self._now = loop.now
+        self._clock = clock
+        self._now = clock.now
         self._key_serialized = settings.key_serializer is not None
         self._value_serialized = settings.value_serializer is not None
         self._topics = set()
@@ -383,11 +390,12 @@ class SendProducer(Sender):
                 found = await self._bridge.call(lambda driver: driver.partitions_for(topic))
                 if found is not None:
                     return found
+                self._check_usable()
                 cell = self._loop.cell()
                 self._metadata_waiters.add(cell)
+                self._retry_soon()
                 try:
-                    with anyio.move_on_after(_RETRY_SECONDS):
-                        await cell
+                    await cell
                 finally:
                     self._metadata_waiters.discard(cell)
         raise SendProducerError(
@@ -568,6 +576,8 @@ class SendProducer(Sender):
             "the producer's own fault; it is broken", extra={"error.type": error_type(error)}
         )
         self._wake(self._ledger.break_(error))
+        # Nobody retries from here on: each waiter sees the state and raises.
+        self._wake(self._release_topics())
 
     def _apply_all(self, events: Iterable[Event]) -> None:
         for event in events:
@@ -599,9 +609,7 @@ class SendProducer(Sender):
             woken += ledger.resize(answer.sizes)
         if answer.held:
             woken += ledger.hold(answer.held)
-            if not self._retrying:
-                self._retrying = True
-                self._tasks.start_soon(self._retry_held)
+            self._retry_soon()
         return woken
 
     def _apply(self, event: Event) -> Iterable[object]:
@@ -613,9 +621,7 @@ class SendProducer(Sender):
                 self._busy = False
                 return self._taken(answer)
             case _bridge.MetadataChanged():
-                ledger.release_held()
-                waiters, self._metadata_waiters = self._metadata_waiters, set()
-                return waiters
+                return self._release_topics()
             case _bridge.Broken(generation, error):
                 if generation == self._bridge.generation:
                     return self._give_up(error)
@@ -669,30 +675,44 @@ class SendProducer(Sender):
         await self._finder.find_again()
         self._bridge.reopen(error, self._ledger.in_flight_bytes)
 
-    async def _retry_held(self) -> None:
-        await anyio.sleep(_RETRY_SECONDS)
-        self._retrying = False
+    def _release_topics(self) -> Iterable[object]:
+        """Queue the records of topics without metadata again.
+
+        Returns: the waiters for metadata, to wake.
+        """
         self._ledger.release_held()
-        self._moved(())
+        waiters, self._metadata_waiters = self._metadata_waiters, set()
+        return waiters
+
+    def _retry_soon(self) -> None:
+        """Ask the driver again for missing topics, even if it reports no new metadata."""
+        if not self._retrying and not self._stopping:
+            self._retrying = True
+            self._tasks.start_soon(self._retry_topics)
+
+    async def _retry_topics(self) -> None:
+        await self._clock.sleep(RETRY_SECONDS)
+        self._retrying = False
+        self._moved(self._release_topics())
 
     async def _expire(self) -> None:
         while True:
             while self._settling:  # what has come is not late
                 await anyio.lowlevel.checkpoint()
-            now = self._loop.now()
+            now = self._clock.now()
             trouble = self._bridge.trouble()
             self._moved(self._ledger.expire(now, trouble))
             if self._ledger.stuck(now):
                 error = TimeoutError("it holds records past their delivery_timeout, gets nowhere")
                 error.__cause__ = trouble
                 self._wake(self._give_up(error))
-            await anyio.sleep(max(0.0, self._ledger.next_deadline(now) - now))
+            await self._clock.sleep(max(0.0, self._ledger.next_deadline(now) - now))
 
     async def _watch(self) -> None:
         """Look the service up again while no broker is reached, or no client is there."""
         was_cut_off = False
         while True:
-            await anyio.sleep(_WATCH_SECONDS)
+            await self._clock.sleep(WATCH_SECONDS)
             cut_off = self._reopening or self._bridge.cut_off()
             if cut_off and was_cut_off and await self._finder.moved():
                 # None can be reached any more: what was under way has no other end.
@@ -748,6 +768,7 @@ class SendProducer(Sender):
             self._bridge.events.close()
             try:
                 self._wake(self._ledger.close())
+                self._wake(self._release_topics())
                 if self._observation is not None:
                     self._observation.ended(self._ledger.broken_by)
                     self._observation.tell()
@@ -925,29 +946,15 @@ async def start_send_producer(
 
     Cancellation leaves nothing behind.
     """
-    if not isinstance(cast("object", settings), ProducerSettings):
-        raise TypeError(f"settings must be ProducerSettings, not {type(settings).__name__}")
-    if not callable(getattr(task_group, "start", None)):
-        kind = type(task_group)
-        raise TypeError(
-            "task_group must be AnyIO's TaskGroup or Trio's Nursery, not "
-            f"{kind.__module__}.{kind.__qualname__}"
-        )
-    checked = check_observers(observers)
-    finder = Finder(settings)
-    await finder.find()
-    producer = SendProducer._create(finder, driver, checked)
-    await task_group.start(producer._run)
-    return producer
+    return await _start(task_group, settings, driver, observers, LoopClock)
 
 
-@asynccontextmanager
-async def open_send_producer(
+def open_send_producer(
     settings: ProducerSettings,
     *,
     driver: str | DriverFactory | None = None,
     observers: Iterable[Observer] = (),
-) -> AsyncGenerator[SendProducer]:
+) -> AbstractAsyncContextManager[SendProducer]:
     """Open a producer for the length of an ``async with`` block.
 
     When the block ends, so have the producer's tasks, threads and sockets, whatever ended it. A
@@ -970,9 +977,42 @@ async def open_send_producer(
 
     Cancellation leaves nothing behind, at whichever moment it comes.
     """
+    return _open(settings, driver, observers, LoopClock)
+
+
+async def _start(
+    task_group: _Starter,
+    settings: ProducerSettings,
+    driver: str | DriverFactory | None,
+    observers: Iterable[Observer],
+    make_clock: ClockFactory,
+) -> SendProducer:
+    if not isinstance(cast("object", settings), ProducerSettings):
+        raise TypeError(f"settings must be ProducerSettings, not {type(settings).__name__}")
+    if not callable(getattr(task_group, "start", None)):
+        kind = type(task_group)
+        raise TypeError(
+            "task_group must be AnyIO's TaskGroup or Trio's Nursery, not "
+            f"{kind.__module__}.{kind.__qualname__}"
+        )
+    checked = check_observers(observers)
+    finder = Finder(settings)
+    await finder.find()
+    producer = SendProducer._create(finder, driver, checked, make_clock)
+    await task_group.start(producer._run)
+    return producer
+
+
+@asynccontextmanager
+async def _open(
+    settings: ProducerSettings,
+    driver: str | DriverFactory | None,
+    observers: Iterable[Observer],
+    make_clock: ClockFactory,
+) -> AsyncGenerator[SendProducer]:
     # The producer's tasks themselves raise nothing but cancellation.
     async with plain_task_group() as tasks:
-        producer = await start_send_producer(tasks, settings, driver=driver, observers=observers)
+        producer = await _start(tasks, settings, driver, observers, make_clock)
         try:
             yield producer
         except BaseException as error:

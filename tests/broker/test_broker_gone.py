@@ -36,7 +36,7 @@ from anyio_sendproducer import (
 )
 from anyio_sendproducer.cli._reading import read_back
 from anyio_sendproducer.testing import EmbeddedBroker, embedded_broker
-from tests.support.calls import Deadlines
+from tests.support.clock import ManualClock
 from tests.support.recorder import open_sockets
 
 #: Seconds for anything that is waited for; none takes more than a fraction of it.
@@ -285,20 +285,20 @@ async def test_paused_and_resumed_everything_is_delivered_once(
 
 
 async def test_a_broker_that_comes_back_is_used_again(
-    driver: str, broker: EmbeddedBroker, deadlines: Deadlines, monkeypatch: pytest.MonkeyPatch
+    driver: str, broker: EmbeddedBroker, clock: ManualClock
 ) -> None:
     """Another process on the same port, which knows nothing of what was there before."""
-    monkeypatch.setattr(_ledger, "PATIENCE", 0.5)
     settings = settings_for(broker, delivery_timeout=4 * PATIENCE)
-    async with open_send_producer(settings, driver=driver) as producer:
+    async with clock.open(settings, driver=driver) as producer:
         await producer.send(ProducerRecord("before", b"value"))
         await broker.kill()
         unheard = await producer.enqueue(ProducerRecord("before", b"nobody hears it"))
         await until(lambda: producer.statistics().queued == 0)
-        deadlines.bring_forward(producer, settings.delivery_timeout)
+        clock.advance(settings.delivery_timeout)
         with pytest.raises(DeliveryError):
             await unheard.wait()
         async with embedded_broker(port=broker.port) as again:
+            clock.advance(_ledger.PATIENCE)  # the client is given up, unless it delivers by now
             number = 0
             with anyio.fail_after(PATIENCE):
                 while True:

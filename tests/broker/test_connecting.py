@@ -30,7 +30,8 @@ from anyio_sendproducer import (
 from anyio_sendproducer.drivers import _kafka_python
 from anyio_sendproducer.testing import FakeDriver, MockCluster, mock_cluster
 from tests.support.bare import bare, leaking_sockets
-from tests.support.calls import Deadlines, eventually, until
+from tests.support.calls import eventually, until
+from tests.support.clock import ManualClock
 from tests.support.fault_proxy import FaultProxy
 from tests.support.mock_cluster import FOR_MOCK
 from tests.support.scripted_broker import scripted_broker
@@ -157,28 +158,28 @@ async def test_a_leader_that_is_not_among_the_brokers_is_asked_for_again(
 
 
 async def timed_out(
-    producer: SendProducer, deadlines: Deadlines, until_then: Callable[[], bool]
+    producer: SendProducer, clock: ManualClock, until_then: Callable[[], bool]
 ) -> DeliveryTimeout:
     """Send a record, whose deadline passes when something is so."""
     delivery = await producer.enqueue(ProducerRecord("orders", b"a brush"))
     await until(until_then)
-    deadlines.bring_forward(producer, LONG)
+    clock.advance(LONG)
     with pytest.raises(DeliveryTimeout) as caught:
         await delivery.wait()
     return caught.value
 
 
 async def test_a_time_out_says_which_broker_can_not_be_reached(
-    proxied: FaultProxy, deadlines: Deadlines
+    proxied: FaultProxy, clock: ManualClock
 ) -> None:
     settings = ProducerSettings(
         bootstrap_servers=proxied.address, delivery_timeout=LONG, cancel_timeout=0.5
     )
-    async with open_send_producer(settings) as producer:
+    async with clock.open(settings) as producer:
         await producer.send(ProducerRecord("orders", b"two tins"))
         proxied.refuse()
         error = await timed_out(
-            producer, deadlines, lambda: "ECONNREFUSED" in str(producer._bridge.trouble())
+            producer, clock, lambda: "ECONNREFUSED" in str(producer._bridge.trouble())
         )
         assert f"{proxied.address} can't be reached: " in str(error)
         assert "ECONNREFUSED" in str(error)
@@ -188,12 +189,12 @@ async def test_a_time_out_says_which_broker_can_not_be_reached(
         proxied.heal()
         await producer.send(ProducerRecord("orders", b"a shirt"))
         proxied.black_hole()
-        error = await timed_out(producer, deadlines, lambda: proxied.swallowed > 0)
+        error = await timed_out(producer, clock, lambda: proxied.swallowed > 0)
         assert (error.__cause__, "reached" in str(error)) == (None, False)
         proxied.heal()
 
 
-async def test_a_time_out_says_that_the_login_is_refused(deadlines: Deadlines) -> None:
+async def test_a_time_out_says_that_the_login_is_refused(clock: ManualClock) -> None:
     """Rights are taken away from a producer that has long been running."""
     with scripted_broker(mechanisms=("PLAIN",), users={"me": "s3cret"}) as broker:
         settings = ProducerSettings(
@@ -207,12 +208,12 @@ async def test_a_time_out_says_that_the_login_is_refused(deadlines: Deadlines) -
                 "sasl.password": "s3cret",
             },
         )
-        async with open_send_producer(settings) as producer:
+        async with clock.open(settings) as producer:
             await producer.send(ProducerRecord("orders", b"two tins"))
             broker.users = {}
             await anyio.to_thread.run_sync(broker.disconnect)
             error = await timed_out(
-                producer, deadlines, lambda: "refused" in str(producer._bridge.trouble())
+                producer, clock, lambda: "refused" in str(producer._bridge.trouble())
             )
             assert f"{broker.address} refused the login with PLAIN: " in str(error)
             assert "s3cret" not in str(error)
@@ -224,7 +225,7 @@ async def test_a_time_out_says_that_the_login_is_refused(deadlines: Deadlines) -
 
 @pytest.mark.parametrize("taken", [True, False], ids=["taken", "not taken"])
 async def test_what_the_driver_knows_is_added_to_a_time_out(
-    taken: bool, deadlines: Deadlines
+    taken: bool, clock: ManualClock
 ) -> None:
     fake = FakeDriver(manual=True)
     fake.in_trouble = ConnectionError("the cable is out")
@@ -233,13 +234,13 @@ async def test_what_the_driver_knows_is_added_to_a_time_out(
     settings = ProducerSettings(
         bootstrap_servers="nowhere:9092", delivery_timeout=LONG, cancel_timeout=0.1
     )
-    async with open_send_producer(settings, driver=fake) as producer:
+    async with clock.open(settings, driver=fake) as producer:
 
         def tried() -> bool:
             given_back = producer.statistics().queued == 1
             return bool(fake.submitted) if taken else bool(fake.batches) and given_back
 
-        error = await timed_out(producer, deadlines, tried)
+        error = await timed_out(producer, clock, tried)
         assert str(error).endswith("; it may be written all the same: the cable is out") == taken
         assert str(error).endswith("; it was not sent: the cable is out") != taken
         assert error.__cause__ is fake.in_trouble

@@ -28,7 +28,7 @@ from anyio_sendproducer import (
     open_send_producer,
 )
 from anyio_sendproducer.testing import mock_cluster
-from tests.support.calls import Deadlines
+from tests.support.clock import ManualClock
 from tests.support.mock_cluster import FOR_MOCK
 from tests.support.read_back import assert_written, read_back, records_of_every_kind
 from tests.support.recorder import PATIENCE
@@ -302,25 +302,25 @@ async def test_bad_input_is_rejected_and_the_producer_works_on(
 
 
 async def test_a_missing_topic_holds_up_only_itself(
-    driver: str, settings: ProducerSettings, deadlines: Deadlines, topic: str
+    driver: str, settings: ProducerSettings, clock: ManualClock, topic: str
 ) -> None:
-    async with open_send_producer(settings, driver=driver) as creating:
+    async with clock.open(settings, driver=driver) as creating:
         await creating.send(ProducerRecord(topic, b"0"))
     settings = settings.with_property("allow.auto.create.topics", "false")
     missing = no_such_topic(topic)
     # It is not given up before the others were sent, however long they take.
     settings = settings.with_unknown_topic_timeout(PATIENCE)
-    async with open_send_producer(settings, driver=driver) as producer:
+    async with clock.open(settings, driver=driver) as producer:
         held = await producer.enqueue(missing)
         await anyio.wait_all_tasks_blocked()
         for number in range(5):
             await producer.send(ProducerRecord(topic, b"%d" % number))
         assert not held.done
-        deadlines.bring_forward(producer, settings.delivery_timeout)
+        clock.advance(settings.delivery_timeout)
         with pytest.raises(DeliveryTimeout):
             await held.wait()
     # And in the end it is told what it is.
     settings = settings.with_unknown_topic_timeout(0.2)
-    async with open_send_producer(settings, driver=driver) as producer:
+    async with clock.open(settings, driver=driver) as producer:
         with pytest.raises(RecordRejected):
             await producer.send(missing)

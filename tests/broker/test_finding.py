@@ -16,23 +16,26 @@ from anyio_sendproducer import (
     Persistence,
     ProducerSettings,
     ProducerStartError,
+    SendProducer,
     SettingsError,
-    _producer,
     discovery,
     open_send_producer,
 )
+from anyio_sendproducer._producer import WATCH_SECONDS
 from anyio_sendproducer.discovery import Lookup, Target
 from anyio_sendproducer.testing import EmbeddedBroker, FakeDriver, embedded_broker
 from tests.support.calls import (
     PATIENCE,
     Call,
     generation,
+    quiet,
     raising,
     record,
     taken,
     task_group,
     until,
 )
+from tests.support.clock import ManualClock
 from tests.support.name_server import NameServer
 from tests.support.recorder import open_sockets
 
@@ -318,22 +321,18 @@ async def test_where_nothing_is_found_again_the_last_will_do(
 # --- a cluster that moves ------------------------------------------------------------------------
 
 
-@pytest.fixture
-def watchful(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the five seconds between two looks at whether a broker can be reached."""
-    monkeypatch.setattr(_producer, "_WATCH_SECONDS", 0.001)
-
-
-@pytest.mark.usefixtures("watchful")
-async def test_a_cluster_that_moved_is_found_and_what_was_under_way_has_its_outcome() -> None:
+async def test_a_cluster_that_moved_is_found_and_what_was_under_way_has_its_outcome(
+    clock: ManualClock,
+) -> None:
     oracle, fake = Oracle("a:1"), FakeDriver(manual=True)
-    async with open_send_producer(looking_up(oracle), driver=fake) as producer:
+    async with clock.open(looking_up(oracle, delivery_timeout=1e9), driver=fake) as producer:
         async with task_group() as tasks:
             call = Call(tasks, producer.send, record(b"1"))
             await taken(fake, 1)
             oracle.say("b:2")
             fake.in_trouble = OSError("refused")
             fake.is_cut_off = True
+            await clock.until(lambda: not call.running, step=WATCH_SECONDS)
         error = call.error
         assert isinstance(error, DeliveryError)
         assert error.persistence is Persistence.POSSIBLY_PERSISTED
@@ -344,13 +343,12 @@ async def test_a_cluster_that_moved_is_found_and_what_was_under_way_has_its_outc
         assert producer.statistics().generations == 2
 
 
-@pytest.mark.usefixtures("watchful")
 @pytest.mark.parametrize("says", ["the same", "in another order", "nothing", "an error"])
 async def test_a_client_is_kept_where_the_cluster_is_where_it_was(
-    says: str, caplog: pytest.LogCaptureFixture
+    says: str, clock: ManualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     oracle, fake = Oracle("a:1", "b:2"), FakeDriver(manual=True)
-    async with open_send_producer(looking_up(oracle), driver=fake) as producer:
+    async with clock.open(looking_up(oracle, delivery_timeout=1e9), driver=fake) as producer:
         call = producer.enqueue_nowait(record(b"1"))
         await taken(fake, 1)
         if says == "in another order":
@@ -360,7 +358,7 @@ async def test_a_client_is_kept_where_the_cluster_is_where_it_was(
         elif says == "an error":
             oracle.targets = OSError("the oracle is on holiday")
         fake.is_cut_off = True
-        await until(lambda: len(oracle.asked) > 5)
+        await clock.until(lambda: len(oracle.asked) > 5, step=WATCH_SECONDS)
         fake.is_cut_off = False
         fake.acknowledge()
         await call.wait()
@@ -369,38 +367,45 @@ async def test_a_client_is_kept_where_the_cluster_is_where_it_was(
     assert warned == (says in {"nothing", "an error"})
 
 
-@pytest.mark.usefixtures("watchful")
-async def test_nobody_is_asked_while_a_broker_is_reached() -> None:
+async def test_nobody_is_asked_while_a_broker_is_reached(clock: ManualClock) -> None:
     oracle, fake = Oracle("a:1"), FakeDriver()
     fake.in_trouble = OSError("one of three is away")
-    async with open_send_producer(looking_up(oracle), driver=fake):
+    async with clock.open(looking_up(oracle), driver=fake):
         for _ in range(20):
-            await anyio.sleep(0.002)
+            await quiet()
+            clock.advance(WATCH_SECONDS)
     assert len(oracle.asked) == 1
 
 
-@pytest.mark.usefixtures("watchful")
 async def test_while_no_client_can_be_had_the_service_is_looked_up_again(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    clock: ManualClock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("anyio_sendproducer._bridge._REOPEN_SECONDS", 0.001)
     oracle, fake = Oracle("a:1"), FakeDriver()
-    async with open_send_producer(looking_up(oracle), driver=fake) as producer:
+    async with clock.open(looking_up(oracle), driver=fake) as producer:
         fake.open_error = ProducerStartError("nobody there")
         fake.break_client()
         await until(lambda: "trying on" in caplog.text)
         oracle.say("b:2")
-        await until(lambda: made_with(fake).addresses == ("b:2",))
+        await clock.until(lambda: made_with(fake).addresses == ("b:2",), step=WATCH_SECONDS)
         fake.open_error = None
         await until(generation(producer, 2))
         await producer.send(record())
 
 
+async def send_until_written(producer: SendProducer) -> int | None:
+    """Send until a record is written, and return its offset."""
+    while True:
+        try:
+            return (await producer.send(record(b"at the new"))).offset
+        except DeliveryError as error:
+            assert error.persistence is Persistence.POSSIBLY_PERSISTED  # noqa: PT017
+
+
 async def test_a_real_cluster_that_moves_is_found_by_a_real_name_server(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, clock: ManualClock
 ) -> None:
     """Two brokers and a name server in processes of their own; the first broker goes for good."""
-    monkeypatch.setattr(_producer, "_WATCH_SECONDS", 0.2)
     names = NameServer(tmp_path)
     in_thread = anyio.to_thread.run_sync
 
@@ -415,20 +420,17 @@ async def test_a_real_cluster_that_moves_is_found_by_a_real_name_server(
                 service_name="_kafka._tcp.moving.test",
                 discovery_method=discovery.dns(names.address),
                 resolve_timeout=PATIENCE,
+                delivery_timeout=1e9,
             )
-            async with open_send_producer(settings) as producer:
+            async with clock.open(settings) as producer:
                 assert (await producer.send(record(b"at the old"))).offset == 0
                 await in_thread(at, new)
                 assert (await producer.send(record(b"at the old, too"))).offset == 1
                 await old.kill()
-                offset = -1
-                with anyio.fail_after(PATIENCE):
-                    while offset < 0:
-                        try:
-                            offset = (await producer.send(record(b"at the new"))).offset or 0
-                        except DeliveryError as error:
-                            assert error.persistence is Persistence.POSSIBLY_PERSISTED  # noqa: PT017
-                assert offset == 0
+                async with task_group() as tasks:
+                    call = Call(tasks, send_until_written, producer)
+                    await clock.until(lambda: not call.running, step=WATCH_SECONDS / 100)
+                assert call.value == 0
                 assert producer.statistics().generations == 2
                 assert new.bootstrap_servers in repr(producer)
     finally:

@@ -22,7 +22,8 @@ from anyio_sendproducer import (
 from anyio_sendproducer.testing import MockCluster, MockClusterError, mock_cluster
 from anyio_sendproducer.testing._kafka_names import ERRORS, REQUESTS, error_code, request_key
 from anyio_sendproducer.testing._mock_cluster import librdkafka
-from tests.support.calls import Deadlines, sure_of_refusals, until
+from tests.support.calls import sure_of_refusals, until
+from tests.support.clock import ManualClock
 
 # kafka-python has no types: whatever is taken from it here is Any.
 kafka_errors: Any = importlib.import_module("kafka.errors")
@@ -68,15 +69,15 @@ async def test_a_refusal(cluster: MockCluster, driver: str) -> None:
 
 
 async def test_an_answer_that_comes_too_late(
-    cluster: MockCluster, driver: str, deadlines: Deadlines
+    cluster: MockCluster, driver: str, clock: ManualClock
 ) -> None:
     settings = settings_for(cluster, driver)
-    async with open_send_producer(settings, driver=driver) as producer:
+    async with clock.open(settings, driver=driver) as producer:
         await producer.partitions_for("orders")
         cluster.set_rtt(1, 2_000)
         delivery = await producer.enqueue(RECORD)
         await until(lambda: producer.statistics().queued == 0)
-        deadlines.bring_forward(producer, settings.delivery_timeout)
+        clock.advance(settings.delivery_timeout)
         with pytest.raises(DeliveryError) as caught:
             await delivery.wait()
         assert caught.value.persistence is Persistence.POSSIBLY_PERSISTED

@@ -36,13 +36,13 @@ from anyio_sendproducer import (
     drivers,
     open_send_producer,
 )
+from anyio_sendproducer._producer import RETRY_SECONDS
 from anyio_sendproducer.drivers import Submitted
 from anyio_sendproducer.drivers._given_client import GivenClientDriver
 from anyio_sendproducer.testing import EmbeddedBroker, FakeDriver, Gate, mock_cluster
 from tests.support.bare import BareProducer, bare, nothing
 from tests.support.calls import (
     Call,
-    Deadlines,
     at_gate,
     quiet,
     raising,
@@ -51,6 +51,7 @@ from tests.support.calls import (
     until,
 )
 from tests.support.client_threads import client_threads
+from tests.support.clock import ManualClock
 from tests.support.lent_client import FakeClient
 from tests.support.recorder import PATIENCE, Parcel, Recorder, open_sockets
 
@@ -183,22 +184,24 @@ async def test_what_it_fails_may_have_been_written() -> None:
 
 
 async def test_a_topic_without_metadata_is_asked_for_again_and_keeps_its_order(
-    monkeypatch: pytest.MonkeyPatch,
+    clock: ManualClock,
 ) -> None:
-    monkeypatch.setattr(_producer, "_RETRY_SECONDS", 0.01)
     fake = FakeClient()
     fake.errors = [kafka.errors.KafkaTimeoutError() for _ in range(3)]
     fake.gate.shut()
-    async with open_send_producer(with_client(fake)) as producer:
+    async with clock.open(with_client(fake, delivery_timeout=1e9)) as producer:
         deliveries = [producer.enqueue_nowait(record(b"%d" % number)) for number in range(5)]
         fake.gate.open()
         for delivery in deliveries:
+            await clock.until(lambda: delivery.done, step=RETRY_SECONDS)  # noqa: B023
             await delivery.wait()
         assert [sent[1] for sent, _ in fake.sent] == [b"%d" % number for number in range(5)]
         fake.known = kafka.errors.KafkaTimeoutError()
-        with anyio.move_on_after(0.05) as scope:
-            await producer.partitions_for("t")
-        assert scope.cancelled_caught
+        async with task_group() as tasks:
+            call = Call(tasks, producer.partitions_for, "t")
+            asked = fake.asked
+            await clock.until(lambda: fake.asked > asked + 1, step=RETRY_SECONDS)
+            await call.cancel()
         fake.known = cause = kafka.errors.TopicAuthorizationFailedError()
         says = r"the metadata of topic 't' can't be had: .*TopicAuthorizationFailedError"
         with pytest.raises(SendProducerError, match=says) as caught:
@@ -211,16 +214,16 @@ async def test_with_acks_0_there_is_no_offset() -> None:
         assert (await producer.send(record())).offset is None
 
 
-async def test_a_client_that_gets_nowhere_breaks_the_producer(deadlines: Deadlines) -> None:
+async def test_a_client_that_gets_nowhere_breaks_the_producer(clock: ManualClock) -> None:
     fake = FakeClient()
     fake.answers = False
-    async with open_send_producer(with_client(fake)) as producer:
+    async with clock.open(with_client(fake)) as producer:
         delivery = producer.enqueue_nowait(record())
         await until(lambda: len(fake.sent) == 1)
-        deadlines.bring_forward(producer, 121)
+        clock.advance(121)
         with pytest.raises(DeliveryTimeout):
             await delivery.wait()
-        deadlines.bring_forward(producer, 11)
+        clock.advance(11)
         await until(lambda: producer.statistics().state == "broken")
         with pytest.raises(ProducerBroken) as caught:
             await producer.send(record())

@@ -47,7 +47,8 @@ from anyio_sendproducer import (
 from anyio_sendproducer.drivers import _discreet, _kafka_python
 from anyio_sendproducer.drivers._tls import tls_refusal
 from anyio_sendproducer.testing import strategies
-from tests.support.calls import Deadlines, eventually, raising, until
+from tests.support.calls import eventually, raising, until
+from tests.support.clock import ManualClock
 from tests.support.kafka_security import Authority, Certificate
 from tests.support.paths import ROOT
 from tests.support.scripted_broker import (
@@ -567,7 +568,7 @@ def _since(condition: Callable[[], object], seconds: float) -> Callable[[], bool
 
 @pytest.mark.parametrize("lie", LIES)
 async def test_nonsense_in_place_of_an_acknowledgement_ends_within_the_delivery_timeout(
-    lie: str, deadlines: Deadlines
+    lie: str, clock: ManualClock
 ) -> None:
     with scripted_broker(answers={PRODUCE: LIES[lie]}) as broker:
         made = ProducerSettings(
@@ -575,11 +576,11 @@ async def test_nonsense_in_place_of_an_acknowledgement_ends_within_the_delivery_
         )
         began = time.monotonic()
         with raising(DeliveryError) as caught:
-            async with open_send_producer(made) as producer:
+            async with clock.open(made) as producer:
                 delivery = await producer.enqueue(ProducerRecord("orders", b"two tins"))
                 # It has been told the lie, and has had a moment to make something of it.
                 await until(_since(lambda: PRODUCE in broker.requests, 0.2))
-                deadlines.bring_forward(producer, LONG)
+                clock.advance(LONG)
                 await delivery.wait()
         assert caught.value.persistence.value == "possibly persisted"
         assert time.monotonic() - began < PROMPTLY
@@ -698,7 +699,7 @@ async def test_a_broker_that_never_ends_a_handshake_is_left_after_a_while(
 
 
 async def test_a_broker_sends_us_elsewhere_and_has_to_prove_itself_there(
-    authority: Authority, tmp_path: Path, deadlines: Deadlines
+    authority: Authority, tmp_path: Path, clock: ManualClock
 ) -> None:
     """Any address that a broker names is connected to; with TLS, no record goes to a stranger."""
     stranger = server_side(Authority(tmp_path / "stranger"))
@@ -711,10 +712,10 @@ async def test_a_broker_sends_us_elsewhere_and_has_to_prove_itself_there(
             cancel_timeout=0.1,
         )
         with raising(DeliveryError):
-            async with open_send_producer(made) as producer:
+            async with clock.open(made) as producer:
                 delivery = await producer.enqueue(ProducerRecord("orders", b"two tins"))
                 await until(lambda: other.connections > 1)
-                deadlines.bring_forward(producer, LONG)
+                clock.advance(LONG)
                 await delivery.wait()
         assert PRODUCE not in other.requests
 

@@ -45,7 +45,8 @@ from anyio_sendproducer import (
 )
 from anyio_sendproducer.testing import MockCluster, embedded_broker, mock_cluster
 from tests.support.bare import NEVER, BareProducer, bare, hurry, leaking_sockets, settles
-from tests.support.calls import Deadlines, eventually, outcome_of, raising, to, until
+from tests.support.calls import eventually, outcome_of, raising, to, until
+from tests.support.clock import ManualClock
 from tests.support.fault_proxy import FaultProxy
 from tests.support.mock_cluster import FOR_MOCK
 from tests.support.paths import ROOT
@@ -426,16 +427,16 @@ def test_bare_after_a_batch_expired_while_it_was_repeated_nothing_is_sent() -> N
 
 
 async def test_a_record_that_expires_while_it_is_repeated_is_the_only_one(
-    lone_broker: MockCluster, deadlines: Deadlines
+    lone_broker: MockCluster, clock: ManualClock
 ) -> None:
     settings = settings_for(lone_broker)
-    async with open_send_producer(settings) as producer:
+    async with clock.open(settings) as producer:
         await producer.send(to("first"))
         for _ in range(5):
             lone_broker.answer_next(1, REQUEST_TIMED_OUT)
         delivery = await producer.enqueue(to("first"))
         await anyio.sleep(NEVER)
-        deadlines.bring_forward(producer, settings.delivery_timeout)
+        clock.advance(settings.delivery_timeout)
         with pytest.raises(DeliveryTimeout):
             await delivery.wait()
         await delivers_again(producer, "second", "first")
@@ -459,19 +460,19 @@ def test_bare_no_coordinator_for_the_producer_id_hangs(lone_broker: MockCluster)
 
 @pytest.mark.parametrize(("error", "milliseconds"), [(0, 60_000), (NOT_COORDINATOR, 0)])
 async def test_without_a_producer_id_another_client_is_made(
-    lone_broker: MockCluster, deadlines: Deadlines, error: int, milliseconds: int
+    lone_broker: MockCluster, clock: ManualClock, error: int, milliseconds: int
 ) -> None:
     lone_broker.answer_next(1, error, api=INIT_PRODUCER_ID, rtt_ms=milliseconds)
     settings = settings_for(lone_broker, properties={"request_timeout_ms": 2_000})
-    async with open_send_producer(settings) as producer:
+    async with clock.open(settings) as producer:
         await producer.partitions_for("first")
         delivery = await producer.enqueue(to("first"))
         await until(lambda: producer.statistics().queued == 0)
         if error:
             # It hangs: first the record is late, and then nothing has come for too long.
-            deadlines.bring_forward(producer, settings.delivery_timeout)
+            clock.advance(settings.delivery_timeout)
             await until(lambda: delivery.done)
-            deadlines.bring_forward(producer, _ledger.PATIENCE)
+            clock.advance(_ledger.PATIENCE)
         with pytest.raises(DeliveryError):
             await delivery.wait()
         await until(lambda: producer.statistics().generations == 2)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.clock import ManualClock
 from tests.support.kafka_cluster import KafkaCluster, kafka_cluster
 from tests.support.kafka_home import require_kafka
 from tests.support.one_loop import keep_one_loop
@@ -43,3 +44,9 @@ def three_brokers(_three_for_all: KafkaCluster) -> Iterator[KafkaCluster]:
     """Three brokers, all of which run when a test begins, whatever the one before did to them."""
     yield _three_for_all
     _three_for_all.heal()
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    """A clock that runs with the loop's, since real clients retry; a test can advance it."""
+    return ManualClock(runs=True)

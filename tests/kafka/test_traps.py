@@ -27,7 +27,8 @@ from anyio_sendproducer import (
     open_send_producer,
 )
 from tests.support.bare import NEVER, bare, hurry, leaking_sockets, settles
-from tests.support.calls import Deadlines, outcome_of, until
+from tests.support.calls import outcome_of, until
+from tests.support.clock import ManualClock
 from tests.support.kafka_cluster import KafkaCluster, kafka_cluster
 from tests.support.kafka_security import ACLS, sasl_listener
 from tests.support.recorder import PATIENCE
@@ -289,17 +290,17 @@ def test_bare_after_a_batch_expired_while_it_was_repeated_nothing_is_sent(
 
 
 async def test_a_record_that_expires_while_it_is_repeated_is_the_only_one(
-    three_brokers: KafkaCluster, too_few: tuple[str, str], deadlines: Deadlines
+    three_brokers: KafkaCluster, too_few: tuple[str, str], clock: ManualClock
 ) -> None:
     lacking, enough = too_few
     settings = settings_for(three_brokers, close_timeout=PATIENCE)
-    async with open_send_producer(settings) as producer:
+    async with clock.open(settings) as producer:
         assert isinstance(await outcome_of(producer, enough), RecordMetadata)
         await producer.partitions_for(lacking)
         delivery = await producer.enqueue(ProducerRecord(lacking, b"value", partition=0))
         await until(lambda: producer.statistics().queued == 0)
         await anyio.sleep(NEVER)
-        deadlines.bring_forward(producer, settings.delivery_timeout)
+        clock.advance(settings.delivery_timeout)
         with pytest.raises(DeliveryTimeout) as expired:
             await delivery.wait()
         assert expired.value.persistence is Persistence.POSSIBLY_PERSISTED

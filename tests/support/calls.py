@@ -21,7 +21,6 @@ from anyio_sendproducer import (
     RecordMetadata,
     SendProducer,
     SendProducerError,
-    _producer,
 )
 from anyio_sendproducer.testing import FakeDriver, Gate
 
@@ -29,7 +28,6 @@ __all__ = [
     "PATIENCE",
     "SENT_ONCE",
     "Call",
-    "Deadlines",
     "at_gate",
     "eventually",
     "fail",
@@ -168,36 +166,6 @@ class Call(Generic[T]):
         self.scope.cancel()
         await self.wait()
         assert self.cancelled
-
-
-class Deadlines:
-    """Has deadlines pass when a test says so.
-
-    They are given generously, so that none passes by itself however slow the machine is, and are
-    brought forward when all is as the test wants it.
-    """
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._brought_forward = anyio.Event()
-        monkeypatch.setattr(_producer, "anyio", self)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(anyio, name)
-
-    async def sleep(self, delay: float) -> None:
-        """What the producer calls in place of anyio.sleep()."""
-        with anyio.move_on_after(delay):
-            await self._brought_forward.wait()
-
-    def bring_forward(self, producer: SendProducer, seconds: float) -> None:
-        """Have everything that was accepted so far, or waits, be so many seconds older."""
-        ledger = producer._ledger
-        for line in (ledger._alive, ledger._waiting):
-            for entry in line:
-                entry.deadline -= seconds
-        ledger._late_since -= seconds
-        over, self._brought_forward = self._brought_forward, anyio.Event()
-        over.set()
 
 
 @contextmanager

@@ -19,6 +19,8 @@ class FakeClient:
         self.sent: list[tuple[tuple[Any, ...], Future]] = []
         self.errors: list[Exception] = []
         self.known: set[int] | Exception = {0, 1}
+        #: How often it was asked for partitions.
+        self.asked = 0
         self.closed: list[float] = []
         self.close_error: Exception | None = None
         self.answers = True
@@ -44,6 +46,7 @@ class FakeClient:
             cast("Any", future).success(("t", 0, where, offset, 5, None, 1, 2, -1))
 
     def partitions_for(self, _: str) -> set[int]:
+        self.asked += 1
         if isinstance(self.known, Exception):
             raise self.known
         return self.known

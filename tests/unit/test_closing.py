@@ -28,12 +28,12 @@ from anyio_sendproducer import (
     SendProducerError,
     UndeliveredRecords,
     _bridge,
-    _producer,
     open_send_producer,
     start_send_producer,
 )
 from anyio_sendproducer._bridge import Bridge
 from anyio_sendproducer._loops import current_loop
+from anyio_sendproducer._producer import RETRY_SECONDS
 from anyio_sendproducer.drivers import Driver
 from anyio_sendproducer.testing import FakeDriver, Gate
 from tests.support.calls import (
@@ -48,6 +48,7 @@ from tests.support.calls import (
     task_group,
     until,
 )
+from tests.support.clock import ManualClock
 
 #: Far more than any of these ends takes, and far less than what it must not wait for; seconds.
 GENEROUS = 30.0
@@ -127,9 +128,8 @@ async def test_without_any_time(settings: ProducerSettings, fake: FakeDriver) ->
 
 
 async def test_records_of_an_unknown_topic_are_drained_too(
-    settings: ProducerSettings, fake: FakeDriver, monkeypatch: pytest.MonkeyPatch
+    settings: ProducerSettings, fake: FakeDriver, clock: ManualClock
 ) -> None:
-    monkeypatch.setattr(_producer, "_RETRY_SECONDS", 100.0)
     fake.unknown_topics.add("new")
 
     async def learn(producer: SendProducer) -> None:
@@ -138,7 +138,7 @@ async def test_records_of_an_unknown_topic_are_drained_too(
 
     async with (
         task_group() as tasks,
-        open_send_producer(settings, driver=fake) as producer,
+        clock.open(settings, driver=fake) as producer,
     ):
         delivery = producer.enqueue_nowait(record(topic="new"))
         await until(lambda: bool(fake.batches))
@@ -519,10 +519,9 @@ class Thinking(FakeDriver):
 
 
 async def test_asking_again_after_the_close(
-    settings: ProducerSettings, stopwatch: Stopwatch, monkeypatch: pytest.MonkeyPatch
+    settings: ProducerSettings, stopwatch: Stopwatch
 ) -> None:
     """At whichever moment of the end: the answer is ProducerClosed, and comes at once."""
-    monkeypatch.setattr(_producer, "_RETRY_SECONDS", 0.001)
     fake = Thinking()
     errors: list[SendProducerError] = []
 
@@ -546,23 +545,21 @@ async def test_asking_again_after_the_close(
 
 
 async def test_held_records_are_not_retried_on_a_closed_bridge(
-    settings: ProducerSettings, fake: FakeDriver, monkeypatch: pytest.MonkeyPatch
+    settings: ProducerSettings, fake: FakeDriver, clock: ManualClock
 ) -> None:
     """The loop is held up until both are due: the end, and another attempt at the topic."""
-    monkeypatch.setattr(_producer, "_RETRY_SECONDS", 0.05)
     fake.unknown_topics.add("new")
     fake.on_close.shut()
     async with task_group() as tasks:
         hasty = settings.evolve(close_timeout=0.01)
-        producer = await start_send_producer(tasks, hasty, driver=fake)
+        producer = await clock.start(tasks, hasty, driver=fake)
         held = producer.enqueue_nowait(record(topic="new"))
         await producer.partitions_for("t")
-        due = time.monotonic() + 0.05
         closing = Call(tasks, producer.aclose)
         await at_gate(fake.on_close)
         fake.on_close.open()
         _join_threads()
-        time.sleep(max(0.0, due + 0.01 - time.monotonic()))  # noqa: ASYNC251
+        clock.advance(RETRY_SECONDS)
     assert isinstance(closing.error, UndeliveredRecords)
     assert await fate(held) is Persistence.NOT_PERSISTED
 
@@ -781,7 +778,7 @@ async def test_an_answer_that_has_come_is_given_though_the_producer_is_closed() 
         return "the answer"
 
     fake = FakeDriver()
-    bridge = Bridge(current_loop(), lambda: fake)
+    bridge = Bridge(current_loop(), lambda: fake, time.monotonic)
     await bridge.open()
     async with task_group() as tasks:
         gate.shut()

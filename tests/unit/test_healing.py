@@ -21,14 +21,12 @@ from anyio_sendproducer import (
     SendProducerError,
     UndeliveredRecords,
     _bridge,
-    _producer,
     open_send_producer,
 )
 from anyio_sendproducer.testing import FakeDriver
 from tests.support.calls import (
     PATIENCE,
     Call,
-    Deadlines,
     at_gate,
     generation,
     quiet,
@@ -38,6 +36,7 @@ from tests.support.calls import (
     task_group,
     until,
 )
+from tests.support.clock import ManualClock
 
 #: A delivery_timeout that does not pass by itself; seconds.
 LONG = 120.0
@@ -122,11 +121,10 @@ async def test_what_was_queued_is_written_by_the_next_client_in_order(
 
 
 async def test_held_records_go_to_the_next_client(
-    settings: ProducerSettings, fake: FakeDriver, monkeypatch: pytest.MonkeyPatch
+    settings: ProducerSettings, fake: FakeDriver, clock: ManualClock
 ) -> None:
-    monkeypatch.setattr(_producer, "_RETRY_SECONDS", 0.001)
     fake.unknown_topics.add("new")
-    async with open_send_producer(settings, driver=fake) as producer:
+    async with clock.open(settings, driver=fake) as producer:
         held = [producer.enqueue_nowait(record(b"%d" % n, "new")) for n in range(3)]
         await producer.partitions_for("t")
         fake.break_client()
@@ -386,14 +384,14 @@ async def test_partitions_are_asked_of_the_next_client(
 
 @pytest.mark.parametrize("driver", [FakeDriver, Forgetful])
 async def test_a_client_that_keeps_late_records_is_given_up(
-    settings: ProducerSettings, deadlines: Deadlines, driver: type[FakeDriver]
+    settings: ProducerSettings, clock: ManualClock, driver: type[FakeDriver]
 ) -> None:
     fake = driver(manual=True)
     narrow = settings.evolve(max_in_flight=4, delivery_timeout=LONG)
-    async with open_send_producer(narrow, driver=fake) as producer:
+    async with clock.open(narrow, driver=fake) as producer:
         late = [producer.enqueue_nowait(record(b"late")) for _ in range(2)]
         await taken(fake, 2)
-        deadlines.bring_forward(producer, LONG)
+        clock.advance(LONG)
         for delivery in late:
             with pytest.raises(DeliveryTimeout):
                 await delivery.wait()
@@ -405,23 +403,23 @@ async def test_a_client_that_keeps_late_records_is_given_up(
 
 
 async def late_record(
-    producer: SendProducer, fake: FakeDriver, deadlines: Deadlines, value: bytes = b"v"
+    producer: SendProducer, fake: FakeDriver, clock: ManualClock, value: bytes = b"v"
 ) -> None:
     """Send a record that the driver takes and keeps past its deadline."""
     delivery = producer.enqueue_nowait(record(value))
     await taken(fake, 1)
-    deadlines.bring_forward(producer, LONG)
+    clock.advance(LONG)
     with pytest.raises(DeliveryTimeout):
         await delivery.wait()
 
 
 async def test_a_client_that_keeps_few_late_records_is_kept(
-    settings: ProducerSettings, deadlines: Deadlines
+    settings: ProducerSettings, clock: ManualClock
 ) -> None:
     fake = FakeDriver(manual=True)
     roomy = settings.evolve(max_in_flight=4, delivery_timeout=LONG)
-    async with open_send_producer(roomy, driver=fake) as producer:
-        await late_record(producer, fake, deadlines)
+    async with clock.open(roomy, driver=fake) as producer:
+        await late_record(producer, fake, clock)
         await quiet()
         assert producer.statistics().generations == 1
         assert fake.closed == []
@@ -429,44 +427,44 @@ async def test_a_client_that_keeps_few_late_records_is_kept(
 
 
 async def test_a_client_that_keeps_many_late_bytes_is_given_up(
-    settings: ProducerSettings, deadlines: Deadlines
+    settings: ProducerSettings, clock: ManualClock
 ) -> None:
     fake = FakeDriver(manual=True)
     narrow = settings.evolve(max_buffered_bytes=100, delivery_timeout=LONG)
-    async with open_send_producer(narrow, driver=fake) as producer:
-        await late_record(producer, fake, deadlines, b"x" * 50)
+    async with clock.open(narrow, driver=fake) as producer:
+        await late_record(producer, fake, clock, b"x" * 50)
         await until(generation(producer, 2))
 
 
 async def test_room_of_late_records_comes_back_with_the_next_client(
-    settings: ProducerSettings, deadlines: Deadlines
+    settings: ProducerSettings, clock: ManualClock
 ) -> None:
     fake = Forgetful(manual=True)
     narrow = settings.evolve(max_in_flight=2, delivery_timeout=LONG)
-    async with open_send_producer(narrow, driver=fake) as producer:
-        await late_record(producer, fake, deadlines)
+    async with clock.open(narrow, driver=fake) as producer:
+        await late_record(producer, fake, clock)
         await until(generation(producer, 2))
         await quiet()
         figures = producer.statistics()
         assert (figures.in_flight, figures.in_flight_bytes) == (0, 0)
         # The next client is not blamed for it.
-        deadlines.bring_forward(producer, LONG)
+        clock.advance(LONG)
         await quiet()
         assert producer.statistics().generations == 2
 
 
 async def test_a_stuck_client_is_given_up_once(
-    settings: ProducerSettings, fake: FakeDriver, deadlines: Deadlines
+    settings: ProducerSettings, fake: FakeDriver, clock: ManualClock
 ) -> None:
-    """Further deadlines pass while its end is still awaited."""
+    """More deadlines pass while the client has not ended yet."""
     fake.on_submit.shut()
     narrow = settings.evolve(max_in_flight=2, delivery_timeout=LONG)
-    async with open_send_producer(narrow, driver=fake) as producer:
+    async with clock.open(narrow, driver=fake) as producer:
         first = producer.enqueue_nowait(record(b"at the gate"))
         await at_gate(fake.on_submit)
         for _ in range(3):
             queued = producer.enqueue_nowait(record(b"queued"))
-            deadlines.bring_forward(producer, LONG)
+            clock.advance(LONG)
             with pytest.raises(DeliveryTimeout):
                 await queued.wait()
         with pytest.raises(DeliveryTimeout):

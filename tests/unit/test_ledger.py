@@ -699,6 +699,9 @@ def test_a_client_is_stuck_when_it_delivers_nothing_for_a_while_after_a_deadline
     assert ledger.next_deadline(10.0) == min(20.0, 10.0 + PATIENCE)
     assert not ledger.stuck(10.0 + PATIENCE - 0.1)
     assert ledger.stuck(10.0 + PATIENCE)
+    # It is asked once: the next deadline lies ahead, however long the client takes to end.
+    ledger.expire(10.0 + PATIENCE)
+    assert ledger.next_deadline(10.0 + PATIENCE) > 10.0 + PATIENCE
 
 
 def test_a_client_that_goes_on_delivering_is_not_stuck() -> None:

@@ -555,6 +555,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if not had_late or delivered != self.delivered_when_late:
             self.late_since = self.now
             self.delivered_when_late = delivered
+        assert self.ledger.next_deadline(self.now) > self.now
         self.agree(woken)
 
     @rule()
@@ -648,7 +649,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert self.ledger.queued == sum(not fate.held for fate in queued)
         deadlines = [fate.deadline for fate in self.fates if not fate.ended]
         late = self.late
-        if late:
+        if late and self.late_since + PATIENCE > self.now:
             deadlines.append(self.late_since + PATIENCE)
         assert self.ledger.next_deadline(self.now) == min([self.now + TIMEOUT, *deadlines])
         assert self.ledger.stuck(self.now) == bool(

@@ -35,11 +35,10 @@ from anyio_sendproducer import (
     open_send_producer,
     start_send_producer,
 )
-from anyio_sendproducer import _producer as module
+from anyio_sendproducer._producer import RETRY_SECONDS
 from anyio_sendproducer.testing import FakeDriver
 from tests.support.calls import (
     Call,
-    Deadlines,
     at_gate,
     quiet,
     raising,
@@ -49,6 +48,7 @@ from tests.support.calls import (
     task_group,
     until,
 )
+from tests.support.clock import ManualClock
 from tests.support.observers import Recorder
 
 #: A delivery_timeout that passes soon, wherever the record is then; seconds.
@@ -56,6 +56,9 @@ SOON = 0.03
 
 #: One that does not pass by itself.
 LONG = 120.0
+
+#: Seconds that no advance of a test's clock reaches.
+ENDLESS = 1e9
 
 
 def refuse_only(*values: bytes) -> Callable[[ProducerRecord[Any, Any]], DeliveryError | None]:
@@ -195,10 +198,10 @@ async def test_what_those_send_who_were_woken_goes_together(settings: ProducerSe
 
 
 async def test_what_came_in_time_is_not_late_however_long_it_takes_to_settle(
-    settings: ProducerSettings, deadlines: Deadlines
+    settings: ProducerSettings, clock: ManualClock
 ) -> None:
     fake = FakeDriver(manual=True)
-    async with open_send_producer(settings, driver=fake) as producer:
+    async with clock.open(settings, driver=fake) as producer:
         deliveries = [producer.enqueue_nowait(one) for one in numbered(600)]
         await taken(fake, 600)
         await quiet()
@@ -206,7 +209,7 @@ async def test_what_came_in_time_is_not_late_however_long_it_takes_to_settle(
         while not (delivered := producer.statistics().delivered):
             await anyio.lowlevel.checkpoint()
         assert delivered < 300
-        deadlines.bring_forward(producer, settings.delivery_timeout)
+        clock.advance(settings.delivery_timeout)
         for number, delivery in enumerate(deliveries):
             assert (await delivery.wait()).offset == number
 
@@ -446,16 +449,16 @@ async def test_send_many_that_stops_gives_no_more_to_the_client(
 
 @pytest.mark.parametrize("end", ["deadline", "close"])
 async def test_send_many_that_stops_when_all_of_it_ends_at_once(
-    settings: ProducerSettings, deadlines: Deadlines, fake: FakeDriver, end: str
+    settings: ProducerSettings, clock: ManualClock, fake: FakeDriver, end: str
 ) -> None:
     """The first to fail ends the others, whose own time is over as well."""
     fake.unknown_topics.add("t")
-    async with open_send_producer(settings.evolve(close_timeout=0.1), driver=fake) as producer:
+    async with clock.open(settings.evolve(close_timeout=0.1), driver=fake) as producer:
         async with task_group() as tasks:
             many = Call(tasks, partial(producer.send_many, stop_on_error=True), numbered(3))
             await until(lambda: not producer._ledger.queued and producer.statistics().queued == 3)
             if end == "deadline":
-                deadlines.bring_forward(producer, settings.delivery_timeout)
+                clock.advance(settings.delivery_timeout)
             else:
                 await producer.aclose()
             await many.wait()
@@ -671,23 +674,21 @@ async def test_estimated_sizes_are_corrected(settings: ProducerSettings) -> None
 async def test_room_freed_by_an_expired_record_is_used(
     settings: ProducerSettings,
     fake: FakeDriver,
-    deadlines: Deadlines,
-    monkeypatch: pytest.MonkeyPatch,
+    clock: ManualClock,
 ) -> None:
     """The driver is idle, and nothing else happens that would remind the producer."""
-    monkeypatch.setattr(module, "_RETRY_SECONDS", 10 * LONG)
     fake.unknown_topics.add("unknown")
     narrow = settings.evolve(max_in_flight=1, delivery_timeout=LONG)
-    async with open_send_producer(narrow, driver=fake) as producer:
+    async with clock.open(narrow, driver=fake) as producer:
         unlucky = producer.enqueue_nowait(record(topic="unknown"))
         await producer.partitions_for("t")  # the driver has been asked, and has held it back
         # So that the next one has some time left when the first has none.
-        deadlines.bring_forward(producer, LONG / 2)
+        clock.advance(LONG / 2)
         async with task_group() as tasks:
             lucky = Call(tasks, producer.send, record())
             await quiet()
             assert lucky.running
-            deadlines.bring_forward(producer, LONG / 2)
+            clock.advance(LONG / 2)
         assert lucky.value.offset == 0
         with pytest.raises(DeliveryTimeout):
             await unlucky.wait()
@@ -758,11 +759,10 @@ async def test_partitions_of_a_known_topic(settings: ProducerSettings) -> None:
 
 
 async def test_partitions_of_a_topic_that_is_learned(
-    settings: ProducerSettings, fake: FakeDriver, monkeypatch: pytest.MonkeyPatch
+    settings: ProducerSettings, fake: FakeDriver, clock: ManualClock
 ) -> None:
-    monkeypatch.setattr(module, "_RETRY_SECONDS", 100.0)
     fake.unknown_topics.add("new")
-    async with open_send_producer(settings, driver=fake) as producer:
+    async with clock.open(settings, driver=fake) as producer:
         async with task_group() as tasks:
             calls = [Call(tasks, producer.partitions_for, "new") for _ in range(2)]
             await producer.partitions_for("t")
@@ -774,15 +774,15 @@ async def test_partitions_of_a_topic_that_is_learned(
 
 
 async def test_partitions_are_asked_for_again_without_being_told(
-    settings: ProducerSettings, fake: FakeDriver, monkeypatch: pytest.MonkeyPatch
+    settings: ProducerSettings, fake: FakeDriver, clock: ManualClock
 ) -> None:
-    monkeypatch.setattr(module, "_RETRY_SECONDS", 0.001)
     fake.unknown_topics.add("new")
-    async with open_send_producer(settings, driver=fake) as producer:
+    async with clock.open(settings, driver=fake) as producer:
         async with task_group() as tasks:
             call = Call(tasks, producer.partitions_for, "new")
             await producer.partitions_for("t")
             fake.unknown_topics.clear()
+            await clock.until(lambda: not call.running, step=RETRY_SECONDS)
         assert call.value == frozenset(range(4))
 
 
@@ -807,11 +807,10 @@ async def test_partitions_that_may_not_be_told(settings: ProducerSettings) -> No
 
 
 async def test_an_unknown_topic_holds_up_itself_only(
-    settings: ProducerSettings, fake: FakeDriver, monkeypatch: pytest.MonkeyPatch
+    settings: ProducerSettings, fake: FakeDriver, clock: ManualClock
 ) -> None:
-    monkeypatch.setattr(module, "_RETRY_SECONDS", 100.0)
     fake.unknown_topics.add("new")
-    async with open_send_producer(settings, driver=fake) as producer:
+    async with clock.open(settings, driver=fake) as producer:
         held = [producer.enqueue_nowait(one) for one in numbered(2, "new")]
         assert (await producer.send(record(b"a"))).offset == 0
         # These come when the producer knows that it is to keep them back.
@@ -827,12 +826,11 @@ async def test_an_unknown_topic_holds_up_itself_only(
 
 
 async def test_what_was_held_goes_before_what_came_later(
-    settings: ProducerSettings, fake: FakeDriver, monkeypatch: pytest.MonkeyPatch
+    settings: ProducerSettings, fake: FakeDriver, clock: ManualClock
 ) -> None:
     """The topic is learned while a later record of it is queued behind a busy driver."""
-    monkeypatch.setattr(module, "_RETRY_SECONDS", 100.0)
     fake.unknown_topics.add("new")
-    async with open_send_producer(settings, driver=fake) as producer:
+    async with clock.open(settings, driver=fake) as producer:
         deliveries = [producer.enqueue_nowait(record(b"held", "new"))]
         await producer.partitions_for("t")
         await quiet()
@@ -848,31 +846,31 @@ async def test_what_was_held_goes_before_what_came_later(
 
 
 async def test_a_held_topic_is_tried_again_without_being_told(
-    settings: ProducerSettings, fake: FakeDriver, monkeypatch: pytest.MonkeyPatch
+    settings: ProducerSettings, fake: FakeDriver, clock: ManualClock
 ) -> None:
-    monkeypatch.setattr(module, "_RETRY_SECONDS", 0.001)
     fake.unknown_topics.add("new")
-    async with open_send_producer(settings, driver=fake) as producer:
+    async with clock.open(settings.evolve(delivery_timeout=ENDLESS), driver=fake) as producer:
         delivery = producer.enqueue_nowait(record(topic="new"))
-        await until(lambda: len(fake.batches) >= 3)
+        await clock.until(lambda: len(fake.batches) >= 3, step=RETRY_SECONDS)
         fake.unknown_topics.clear()
+        await clock.until(lambda: delivery.done, step=RETRY_SECONDS)
         assert (await delivery.wait()).offset == 0
 
 
 async def test_two_topics_are_held_and_tried_again_once(
-    settings: ProducerSettings, fake: FakeDriver, monkeypatch: pytest.MonkeyPatch
+    settings: ProducerSettings, fake: FakeDriver, clock: ManualClock
 ) -> None:
-    monkeypatch.setattr(module, "_RETRY_SECONDS", 0.01)
     fake.unknown_topics |= {"one", "two"}
-    async with open_send_producer(settings, driver=fake) as producer:
+    async with clock.open(settings, driver=fake) as producer:
         first = producer.enqueue_nowait(record(topic="one"))
         await producer.partitions_for("t")
         second = producer.enqueue_nowait(record(topic="two"))
         await producer.partitions_for("t")
         await until(lambda: producer.statistics().queued == 2)
         names = [task.name or "" for task in anyio.get_running_tasks()]
-        assert len([name for name in names if "_retry_held" in name]) <= 1
+        assert len([name for name in names if "_retry_topics" in name]) <= 1
         fake.unknown_topics.clear()
+        clock.advance(RETRY_SECONDS)
         assert (await first.wait()).topic == "one"
         assert (await second.wait()).topic == "two"
         # Nothing is held any more when the second's turn to be tried again comes.
@@ -881,25 +879,26 @@ async def test_two_topics_are_held_and_tried_again_once(
         await producer.partitions_for("t")
         fake.learn("three")
         await third.wait()
-        await anyio.sleep(0.02)
+        clock.advance(RETRY_SECONDS)
+        await quiet()
 
 
 # --- deadlines -------------------------------------------------------------------------------
 
 
 async def test_deadline_while_waiting_for_room_and_with_the_driver(
-    settings: ProducerSettings, fake: FakeDriver, deadlines: Deadlines
+    settings: ProducerSettings, fake: FakeDriver, clock: ManualClock
 ) -> None:
     fake.on_submit.shut()
     narrow = settings.evolve(max_in_flight=1, delivery_timeout=LONG)
-    async with open_send_producer(narrow, driver=fake) as producer:
+    async with clock.open(narrow, driver=fake) as producer:
         async with task_group() as tasks:
             with_driver = Call(tasks, producer.send, record(b"0"))
             await at_gate(fake.on_submit)
             waiting = Call(tasks, producer.send, record(b"w"))
             enqueueing = Call(tasks, producer.enqueue, record(b"e"))
             await quiet()
-            deadlines.bring_forward(producer, LONG)
+            clock.advance(LONG)
         assert isinstance(with_driver.error, DeliveryTimeout)
         assert with_driver.error.persistence is Persistence.POSSIBLY_PERSISTED
         for call in (waiting, enqueueing):
@@ -921,16 +920,16 @@ async def test_a_deadline_passes_by_itself(settings: ProducerSettings) -> None:
 
 
 async def test_deadline_in_the_queue(
-    settings: ProducerSettings, fake: FakeDriver, deadlines: Deadlines
+    settings: ProducerSettings, fake: FakeDriver, clock: ManualClock
 ) -> None:
     fake.on_submit.shut()
-    async with open_send_producer(settings.evolve(delivery_timeout=LONG), driver=fake) as producer:
+    async with clock.open(settings.evolve(delivery_timeout=LONG), driver=fake) as producer:
         async with task_group() as tasks:
             first = Call(tasks, producer.send, record(b"first"))
             await at_gate(fake.on_submit)
             queued = Call(tasks, producer.send, record(b"queued"))
             await quiet()
-            deadlines.bring_forward(producer, LONG)
+            clock.advance(LONG)
         assert isinstance(first.error, DeliveryTimeout)
         assert isinstance(queued.error, DeliveryTimeout)
         assert "could not be handed to the client" in str(queued.error)
@@ -941,12 +940,12 @@ async def test_deadline_in_the_queue(
     assert values(fake) == [b"first", b"next"]
 
 
-async def test_deadline_with_the_driver(settings: ProducerSettings, deadlines: Deadlines) -> None:
+async def test_deadline_with_the_driver(settings: ProducerSettings, clock: ManualClock) -> None:
     fake = FakeDriver(manual=True)
-    async with open_send_producer(settings.evolve(delivery_timeout=LONG), driver=fake) as producer:
+    async with clock.open(settings.evolve(delivery_timeout=LONG), driver=fake) as producer:
         delivery = producer.enqueue_nowait(record())
         await taken(fake, 1)
-        deadlines.bring_forward(producer, LONG)
+        clock.advance(LONG)
         with pytest.raises(DeliveryTimeout, match=r"within 120 s") as caught:
             await delivery.wait()
         assert caught.value.persistence is Persistence.POSSIBLY_PERSISTED
@@ -959,15 +958,15 @@ async def test_deadline_with_the_driver(settings: ProducerSettings, deadlines: D
 
 
 async def test_deadline_of_an_unknown_topic(
-    settings: ProducerSettings, fake: FakeDriver, deadlines: Deadlines
+    settings: ProducerSettings, fake: FakeDriver, clock: ManualClock
 ) -> None:
     fake.unknown_topics.add("new")
-    async with open_send_producer(settings.evolve(delivery_timeout=LONG), driver=fake) as producer:
+    async with clock.open(settings.evolve(delivery_timeout=LONG), driver=fake) as producer:
         async with task_group() as tasks:
             held = Call(tasks, producer.send_many, numbered(2, "new"))
             await quiet()
             await producer.send(record())
-            deadlines.bring_forward(producer, LONG)
+            clock.advance(LONG)
         assert isinstance(held.error, MultiDeliveryError)
         for error in held.error.errors:
             assert isinstance(error, DeliveryTimeout)
@@ -977,19 +976,17 @@ async def test_deadline_of_an_unknown_topic(
     assert values(fake, "new") == []
 
 
-async def test_deadlines_run_from_each_call(
-    settings: ProducerSettings, deadlines: Deadlines
-) -> None:
+async def test_deadlines_run_from_each_call(settings: ProducerSettings, clock: ManualClock) -> None:
     fake = FakeDriver(manual=True)
-    async with open_send_producer(settings.evolve(delivery_timeout=LONG), driver=fake) as producer:
+    async with clock.open(settings.evolve(delivery_timeout=LONG), driver=fake) as producer:
         async with task_group() as tasks:
             first = Call(tasks, producer.send, record())
             await taken(fake, 1)
-            deadlines.bring_forward(producer, LONG / 2)
+            clock.advance(LONG / 2)
             second = Call(tasks, producer.send, record())
             await taken(fake, 2)
             assert first.running
-            deadlines.bring_forward(producer, LONG / 2)
+            clock.advance(LONG / 2)
             await first.wait()
             assert isinstance(first.error, DeliveryTimeout)
             assert second.running

@@ -164,7 +164,7 @@ def test_each_setting_is_a_keyword() -> None:
 LAYERS: Final = [
     {"_exceptions"},
     {"_loops", "_records", "_scopes", "_sources"},
-    {"discovery", "telemetry"},
+    {"_clock", "discovery", "telemetry"},
     {"_settings", "serializers"},
     {"_finding", "_ledger", "drivers"},
     {"_bridge", "_sending"},

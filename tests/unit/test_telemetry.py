@@ -59,7 +59,6 @@ from anyio_sendproducer.testing import FakeDriver
 from tests.support.asked_driver import AskedDriver
 from tests.support.calls import (
     Call,
-    Deadlines,
     at_gate,
     fail,
     generation,
@@ -71,6 +70,7 @@ from tests.support.calls import (
     task_group,
     until,
 )
+from tests.support.clock import ManualClock
 from tests.support.observers import Numbering, Recorder, check_story
 
 
@@ -193,19 +193,19 @@ async def test_a_record_that_gets_its_room_later(
 
 
 async def test_a_record_that_never_gets_room(
-    settings: ProducerSettings, deadlines: Deadlines, recorder: Recorder
+    settings: ProducerSettings, clock: ManualClock, recorder: Recorder
 ) -> None:
     fake = FakeDriver(manual=True)
     settings = settings.with_max_in_flight(1)
     async with (
-        open_send_producer(settings, driver=fake, observers=[recorder]) as producer,
+        clock.open(settings, driver=fake, observers=[recorder]) as producer,
         task_group() as tasks,
     ):
         Call(tasks, producer.send, record(b"1"))
         await taken(fake, 1)
         second = Call(tasks, producer.send, record(b"2"))
         await quiet()
-        deadlines.bring_forward(producer, 1000.0)
+        clock.advance(1000.0)
         await second.wait()
     (refused,) = recorder.of(Refused)
     assert isinstance(refused.error, DeliveryTimeout)
@@ -661,20 +661,20 @@ async def test_where_the_headers_alone_make_it_too_large_it_goes_without(
 
 @pytest.mark.parametrize("how", ["judged", "timed out", "closed"])
 async def test_an_error_has_the_callers_record(
-    settings: ProducerSettings, deadlines: Deadlines, numbering: Numbering, how: str
+    settings: ProducerSettings, clock: ManualClock, numbering: Numbering, how: str
 ) -> None:
     fake = FakeDriver(manual=True)
     settings = settings.with_close_timeout(0.05)
     sent = record()
     deliveries: list[Delivery] = []
     with contextlib.suppress(UndeliveredRecords):
-        async with open_send_producer(settings, driver=fake, observers=[numbering]) as producer:
+        async with clock.open(settings, driver=fake, observers=[numbering]) as producer:
             deliveries.append(producer.enqueue_nowait(sent))
             await taken(fake, 1)
             if how == "judged":
                 fake.fail(refuse)
             elif how == "timed out":
-                deadlines.bring_forward(producer, 1000.0)
+                clock.advance(1000.0)
     with raising(DeliveryError) as caught:
         await deliveries[0].wait()
     assert caught.value.record is sent
@@ -802,25 +802,16 @@ async def test_it_is_said_again_after_a_while(
     settings: ProducerSettings,
     fake: FakeDriver,
     caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
+    clock: ManualClock,
 ) -> None:
-    class Clock:
-        now = 1000.0
-
-        def monotonic(self) -> float:
-            return self.now
-
-    clock = Clock()
-    monkeypatch.setattr(_observing, "time", clock)
-
     class FaultyInjector(Recorder):
         def inject(self, given: Given, /) -> Iterable[tuple[str, bytes]]:
             raise ValueError
 
-    async with open_send_producer(settings, driver=fake, observers=[FaultyInjector()]) as producer:
+    async with clock.open(settings, driver=fake, observers=[FaultyInjector()]) as producer:
         for _ in range(5):
             await producer.send(record())
-        clock.now += 61
+        clock.advance(61)
         for _ in range(5):
             await producer.send(record())
     counts = [vars(line)["anyio_sendproducer.count"] for line in caplog.records]
@@ -853,7 +844,7 @@ async def test_what_ends_the_program_is_not_held_up(
     settings: ProducerSettings, fake: FakeDriver, method: str
 ) -> None:
     observation = _observing.Observation(
-        [Faulty(KeyboardInterrupt())], client_id="", now=float, ring=lambda: None
+        [Faulty(KeyboardInterrupt())], client_id="", clock=ManualClock(), ring=lambda: None
     )
     with raising(KeyboardInterrupt):
         if method == "observe":

@@ -42,7 +42,6 @@ from tests.support.bare import nothing
 from tests.support.calls import (
     PATIENCE,
     Call,
-    Deadlines,
     at_gate,
     fail,
     never,
@@ -54,6 +53,7 @@ from tests.support.calls import (
     task_group,
     until,
 )
+from tests.support.clock import ManualClock
 
 
 @pytest.fixture
@@ -800,11 +800,11 @@ async def test_what_waits_for_room_is_a_part_of_its_transaction(
 
 
 async def test_what_waits_for_room_in_vain_makes_it_an_abort(
-    settings: ProducerSettings, deadlines: Deadlines
+    settings: ProducerSettings, clock: ManualClock
 ) -> None:
     fake = FakeDriver(manual=True)
     settings = settings.evolve(max_in_flight=2)
-    async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
+    async with clock.open(settings, driver=fake) as producer, task_group() as tasks:
 
         async def transact() -> None:
             async with producer.transaction() as tx:
@@ -816,7 +816,7 @@ async def test_what_waits_for_room_in_vain_makes_it_an_abort(
         await taken(fake, 2)
         await quiet()
         assert ending.running
-        deadlines.bring_forward(producer, settings.delivery_timeout)
+        clock.advance(settings.delivery_timeout)
         await ending.wait()
         assert isinstance(ending.error, TransactionAborted)
         for call in calls:

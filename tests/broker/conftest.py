@@ -1,0 +1,13 @@
+"""Fixtures of the tests that run a broker, a socket or a process."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.clock import ManualClock
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    """A clock that runs with the loop's, since real clients retry; a test can advance it."""
+    return ManualClock(runs=True)
