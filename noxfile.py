@@ -120,16 +120,24 @@ def in_brief(session: nox.Session) -> tuple[bool, list[str]]:
     return len(others) < len(session.posargs), others
 
 
+#: Options of the tests that have a brief form. Two workers have clusters of their own, and take the
+#: groups of tests in the order in which these stand. In full, loads are so large that two at a time
+#: would disturb each other.
+BRIEF = ("-n", "2", "--dist", "loadgroup", "--no-loadscope-reorder")
+FULL = ("-m", "")
+
+
 @nox.session
 def kafka(session: nox.Session) -> None:
     """Run the tests against Apache Kafka itself, which needs Java, and Maven to fetch Kafka.
 
-    ``nox -s kafka -- --brief`` runs each on one loop; further arguments go to pytest.
+    ``nox -s kafka -- --brief`` runs each case on one loop with one driver; further arguments go to
+    pytest.
     """
     brief, arguments = in_brief(session)
     session.install(".", "--group", "test")
-    env = {"KAFKA_IN_BRIEF": "1" if brief else ""}
-    session.run("pytest", "tests/kafka", *arguments, env=env)
+    env = {"FULL_TESTS": "" if brief else "1"}
+    session.run("pytest", "tests/kafka", *(BRIEF if brief else FULL), *arguments, env=env)
 
 
 @nox.session
@@ -137,14 +145,14 @@ def faults(session: nox.Session) -> None:
     """Run the fault matrix with all its records, and write the documents' table of it.
 
     It takes about two hours. ``nox -s faults -- --brief`` runs each cell with a tenth of the
-    records, on one loop, and writes no table; further arguments go to pytest.
+    records, on one loop with one driver, and writes no table; further arguments go to pytest.
     """
     brief, arguments = in_brief(session)
     session.install(".", "--group", "test")
     rows = Path(session.create_tmp(), "rows")
     shutil.rmtree(rows, ignore_errors=True)
-    env = {"FULL_FAULTS": "" if brief else "1", "FAULT_ROWS": str(rows)}
-    session.run("pytest", "tests/faults", *arguments, env=env)
+    env = {"FULL_TESTS": "" if brief else "1", "FAULT_ROWS": str(rows)}
+    session.run("pytest", "tests/faults", *(BRIEF if brief else FULL), *arguments, env=env)
     if not brief:
         session.run(
             "python", "-m", "tests.faults.matrix", str(rows), "docs/reference/fault-matrix.md"

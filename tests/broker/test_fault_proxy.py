@@ -266,7 +266,8 @@ def test_it_leaves_nothing_behind(server: Server) -> None:
     receive_until_reset(client)
     assert not proxy._thread.is_alive()
     assert proxy._loop.is_closed()
-    assert proxy._listening.fileno() == -1
+    assert proxy._listening is None
+    assert proxy._reserved.fileno() == -1
     assert proxy.open_connections == 0
 
 

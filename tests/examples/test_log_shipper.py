@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from anyio_sendproducer.testing import EmbeddedBroker, embedded_broker
 from examples import log_shipper
+from tests.support.brief import on_trio_and_nightly_on_asyncio
 from tests.support.example_process import SOON, Example, read, running, until_true
-from tests.support.one_loop import on_trio_and_nightly_on_asyncio
 from tests.support.ports import lasting_port
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.matrix import FULL
-from tests.support.one_loop import keep_one_loop
+from tests.support.brief import group_by_cluster, leave_variants_to_the_night
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """In brief, each cell is run on one loop. Both take a quarter of an hour more."""
-    if not FULL:
-        keep_one_loop(Path(__file__).parent, config, items)
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run each cell on one loop with one driver, unless the whole matrix is run."""
+    folder = Path(__file__).parent
+    leave_variants_to_the_night(folder, items)
+    group_by_cluster(folder, items, ["three_brokers"])

@@ -3,7 +3,7 @@
 A cell is a test. Where the variable FAULT_ROWS names a directory, each writes its row there; then
 ``python -m tests.faults.matrix DIRECTORY [PAGE]`` makes the table of all rows that it finds there,
 in the same order each time, and beside the page its picture; ``--draw PAGE`` makes the picture
-alone, of the page as it is. With FULL_FAULTS=1 a load has 20,000 records, otherwise 2,000.
+alone, of the page as it is. In full a load has 20,000 records, otherwise 2,000.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import anyio.to_thread
 
 from anyio_sendproducer import ProducerSettings
 from tests.faults.drawing import draw
+from tests.support.brief import IN_FULL
 from tests.support.history import GRACE, History, Logged, Reader, Report, check, read_topic
 from tests.support.kafka_home import KafkaMissing, kafka_home
 from tests.support.load import Ran
@@ -47,7 +48,7 @@ __all__ = [
 ]
 
 #: Whether the whole matrix is run, with many records.
-FULL: Final = os.environ.get("FULL_FAULTS", "") not in {"", "0"}
+FULL: Final = IN_FULL
 
 #: The driver of rows that name none.
 DEFAULT_DRIVER: Final = "kafka-python"

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support.brief import group_by_cluster, leave_variants_to_the_night
 from tests.support.clock import ManualClock
 from tests.support.kafka_cluster import KafkaCluster, kafka_cluster
 from tests.support.kafka_home import require_kafka
-from tests.support.one_loop import keep_one_loop
+
+#: Parameters of which each value is run, but not each combination with the others: the share of
+#: records that are refused, and the settings of the client that sends them.
+VARY = ("share", "properties")
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With KAFKA_IN_BRIEF=1 each test is run on one loop, which takes half the time."""
-    if os.environ.get("KAFKA_IN_BRIEF", "") not in {"", "0"}:
-        keep_one_loop(Path(__file__).parent, config, items)
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run each case on one loop with one driver, unless the tests are run in full."""
+    folder = Path(__file__).parent
+    leave_variants_to_the_night(folder, items, VARY)
+    group_by_cluster(folder, items, ["three_brokers"])
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.brief import IN_FULL
 from tests.support.cli_runs import account_for_each_line, run_main
 from tests.support.kafka_cluster import KafkaCluster, kafka_cluster
 from tests.support.kafka_security import Authority, sasl_listener, ssl_listener
@@ -32,7 +33,10 @@ class Killed:
 
 @pytest.mark.parametrize(
     ("driver", "loop", "lines"),
-    [("confluent", "asyncio", 1_000_000), ("kafka-python", "trio", 200_000)],
+    [
+        ("confluent", "asyncio", 1_000_000 if IN_FULL else 300_000),
+        ("kafka-python", "trio", 200_000 if IN_FULL else 100_000),
+    ],
 )
 def test_a_long_file(driver: str, loop: str, lines: int, tmp_path: Path) -> None:
     with kafka_cluster() as cluster:

@@ -1,10 +1,11 @@
-"""Transactions on Apache Kafka, judged by who reads with ``read_committed``: all of a transaction
-is there or nothing, and which of the two is what was said."""
+"""Transactions on Apache Kafka, as readers with ``read_committed`` see them: all of a transaction
+is there or nothing, and the producer says which."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import threading
 import time
 from collections.abc import AsyncGenerator, Callable
 from functools import partial
@@ -25,6 +26,7 @@ from anyio_sendproducer import (
     ProducerRecord,
     ProducerSettings,
     ProducerStartError,
+    RecordMetadata,
     SendProducer,
     SendProducerError,
     Transaction,
@@ -35,8 +37,20 @@ from anyio_sendproducer import (
     open_send_producer,
 )
 from anyio_sendproducer._scopes import plain_task_group
+from anyio_sendproducer.drivers import Driver, make_driver
 from anyio_sendproducer.drivers._group_metadata import group_from_bytes, group_to_bytes
-from tests.support.calls import eventually, fail, never, raising, sent_once
+from anyio_sendproducer.testing import Gate
+from tests.support.brief import IN_FULL
+from tests.support.calls import (
+    PATIENCE,
+    eventually,
+    fail,
+    never,
+    quiet,
+    raising,
+    sent_once,
+    task_group,
+)
 from tests.support.history import History, Isolation, Reader, check, read_topic
 from tests.support.kafka_cluster import KafkaCluster
 
@@ -178,35 +192,149 @@ async def test_committed_and_aborted_in_turn(cluster: KafkaCluster, driver: str)
         assert producer.statistics().generations == 1
 
 
-@pytest.mark.parametrize("patience", range(0, 60, 3))
-async def test_cancelled_at_a_checkpoint(cluster: KafkaCluster, patience: int, driver: str) -> None:
+#: Where a transaction is cancelled, in the order in which it comes there; the last two are those of
+#: a block that raises.
+STAGES: Final = (
+    "begin requested",
+    "begun",
+    "first record handed over",
+    "first record acknowledged",
+    "offsets requested",
+    "offsets sent",
+    "commit requested",
+    "commit answered",
+    "abort requested",
+    "abort answered",
+)
+
+
+class Halt:
+    """Halts a transaction at one stage, in its block or in the driver, until a test goes on."""
+
+    def __init__(self, stage: str, driver: str) -> None:
+        self._stage = stage
+        self._driver = driver
+        self._reached = threading.Event()
+        self.gate = Gate()
+        self.gate.shut()
+
+    def make_driver(self, settings: ProducerSettings) -> Driver:
+        """Make the driver, with halts in what it is called for."""
+        driver: Any = make_driver(self._driver, settings)
+        begin, submit = driver.begin_transaction, driver.submit
+        send_offsets, end = driver.send_offsets, driver.end_transaction
+
+        def beginning() -> None:
+            self._in_driver("begin requested")
+            begin()
+
+        def submitting(batch: Any) -> Any:
+            found = submit(batch)
+            # The loop itself may have called this, and must not be halted. The client holds the
+            # record back.
+            self._note("first record handed over")
+            return found
+
+        def sending_offsets(*arguments: Any) -> None:
+            self._in_driver("offsets requested")
+            send_offsets(*arguments)
+
+        def ending(commit: bool, deadline: Any) -> None:  # as it is called
+            kind = "commit" if commit else "abort"
+            self._in_driver(f"{kind} requested")
+            end(commit, deadline)
+            self._in_driver(f"{kind} answered")
+
+        driver.begin_transaction, driver.submit = beginning, submitting
+        driver.send_offsets, driver.end_transaction = sending_offsets, ending
+        made: Driver = driver
+        return made
+
+    def _note(self, stage: str) -> bool:
+        if stage != self._stage:
+            return False
+        self._reached.set()
+        return True
+
+    def _in_driver(self, stage: str) -> None:
+        if self._note(stage):
+            self.gate.pass_through()
+
+    async def in_block(self, stage: str) -> None:
+        """Wait to be cancelled, if this is the stage."""
+        if self._note(stage):
+            await anyio.sleep_forever()
+
+    async def until_reached(self) -> None:
+        """Wait until the transaction has come to the stage."""
+        assert await run_sync(self._reached.wait, PATIENCE), f"it never came to {self._stage!r}"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+async def test_cancelled_at_a_stage(cluster: KafkaCluster, stage: str, driver: str) -> None:
     """It is there as a whole or not at all, its state says which, and the next one is committed."""
     topic = cluster.create_topic()
-    held: list[Any] = []
-    async with open_send_producer(settings_for(cluster, topic), driver=driver) as producer:
-        async with anyio.create_task_group() as tasks:
+    halt = Halt(stage, driver)
+    settings = settings_for(cluster, topic, cancel_timeout=PATIENCE)
+    if stage == "first record handed over":
+        settings = settings.with_property("linger.ms", 5_000)
+    held: list[Transaction] = []
+    async with open_send_producer(settings, driver=halt.make_driver) as producer:
+        async with task_group() as tasks:
             scope = anyio.CancelScope()
 
             async def transact() -> None:
                 with scope:
                     async with producer.transaction() as tx:
                         held.append(tx)
+                        await halt.in_block("begun")
                         for number in range(3):
                             await tx.send(ProducerRecord(topic, b"%d" % number))
+                            await halt.in_block("first record acknowledged")
+                        await tx.send_offsets({(topic, 0): 1}, topic)
+                        await halt.in_block("offsets sent")
+                        if stage.startswith("abort"):
+                            fail()
 
-            tasks.start_soon(transact)
-            for _ in range(patience):
-                await anyio.sleep(0.001)
+            async def transact_and_be_aborted() -> None:
+                with contextlib.suppress(ZeroDivisionError):
+                    await transact()
+
+            tasks.start_soon(transact_and_be_aborted)
+            await halt.until_reached()
             scope.cancel()
+            await quiet()
+            halt.gate.open()
+        assert producer.statistics().generations == 1
         async with producer.transaction() as tx:
             await tx.send(ProducerRecord(topic, b"after"))
+    committed = stage.startswith("commit")
+    if stage == "begin requested":
+        assert not held
+    else:
+        states = TransactionState.COMMITTED, TransactionState.ABORTED
+        assert held[0].state is states[not committed]
     found = await run_sync(
         lambda: read_topic(cluster.bootstrap_servers, topic, isolation="read_committed")
     )
-    committed = bool(held) and held[0].state is TransactionState.COMMITTED
-    assert committed or not held or held[0].state is TransactionState.ABORTED
     expected = [b"0", b"1", b"2", b"after"] if committed else [b"after"]
     assert [one.value for one in found] == expected
+    offset = await run_sync(committed_offset, cluster, topic, topic)
+    assert offset == (1 if committed else None)
+
+
+def wait_until_decided(cluster: KafkaCluster, sent: RecordMetadata) -> None:
+    """Wait until the brokers have committed or aborted the transaction of a record."""
+    consumer = kafka.KafkaConsumer(
+        bootstrap_servers=cluster.bootstrap_servers,
+        isolation_level="read_committed",
+        metrics_enabled=False,
+    )
+    partition = kafka.TopicPartition(sent.topic, sent.partition)
+    try:
+        eventually(lambda: consumer.end_offsets([partition])[partition] > sent.offset)
+    finally:
+        consumer.close()
 
 
 async def test_one_that_takes_too_long_is_aborted_by_the_brokers(
@@ -214,15 +342,15 @@ async def test_one_that_takes_too_long_is_aborted_by_the_brokers(
 ) -> None:
     """And the producer goes on: it is not fenced off by that. librdkafka does not ask the brokers
     which of the two it was (KIP-588): it takes itself for fenced off, as it has to in doubt."""
-    properties = {"transaction.timeout.ms": 1000}
+    # A machine that stalls does not take as long over the other ones.
+    properties = {"transaction.timeout.ms": 5000}
     goes_on = driver == "kafka-python"
     async with transactions(cluster, driver, properties=properties) as (made, producer):
         assert await made.run(producer) is True
         with raising(SendProducerError) as caught:
             async with producer.transaction() as tx:
-                await tx.send(ProducerRecord(made.topic, b"never", partition=0))
-                # The broker looks for such every ten seconds.
-                await anyio.sleep(13)
+                sent = await tx.send(ProducerRecord(made.topic, b"never", partition=0))
+                await run_sync(wait_until_decided, cluster, sent)
                 await tx.send(ProducerRecord(made.topic, b"never again", partition=0))
         for one in (b"never", b"never again"):
             record = ProducerRecord(made.topic, one, partition=0)
@@ -233,7 +361,7 @@ async def test_one_that_takes_too_long_is_aborted_by_the_brokers(
             assert await made.run(producer) is True
         else:
             assert isinstance(caught.value.__cause__, ProducerFenced)
-            with raising(ProducerBroken, match=r"or its transaction took longer than .*=1000"):
+            with raising(ProducerBroken, match=r"or its transaction took longer than .*=5000"):
                 async with producer.transaction():
                     never()
     if not goes_on:
@@ -291,8 +419,12 @@ async def test_what_waits_for_room_is_a_part_of_its_transaction(
 ) -> None:
     """Tasks of the block's that still wait to send when it ends: before the commit, they have."""
     async with transactions(cluster, driver, max_in_flight=2) as (made, producer):
+        called: list[int] = []
+        waiting: list[int] = []
 
         async def send(tx: Transaction, name: str, number: int) -> None:
+            called.append(number)
+            waiting.append(producer.statistics().waiting)
             id_ = f"{name}-{number}"
             record = ProducerRecord(made.topic, id_.encode(), partition=number % PARTITIONS)
             made.history.sending(id_, record, transaction=name)
@@ -304,10 +436,12 @@ async def test_what_waits_for_room_is_a_part_of_its_transaction(
                 async with producer.transaction() as tx:
                     for number in range(EACH):
                         tasks.start_soon(send, tx, name, number)
-                    for _ in range(2):  # all have called it by then, and few are through
+                    while len(called) < (turn + 1) * EACH:
                         await anyio.lowlevel.checkpoint()
                 made.history.transaction(name, committed=True)
                 assert await made.run(producer) is True
+        # Two have room at a time, and the others have waited.
+        assert max(waiting) > 0
         assert producer.statistics().delivered == 6 * EACH
         assert producer.statistics().generations == 1
 
@@ -528,10 +662,15 @@ async def test_a_sink_commits_what_was_read_with_what_was_written(
 
 @pytest.mark.parametrize("phase", ["before", "between", "at_end"])
 async def test_a_broker_is_killed(three_brokers: KafkaCluster, phase: str, driver: str) -> None:
-    """Each of the three in turn, one of which coordinates, in each phase of a transaction."""
+    """In each phase of a transaction: the one that coordinates, and in full the others, too."""
     async with transactions(three_brokers, driver) as (made, producer):
         assert await made.run(producer) is True
-        for broker in three_brokers.brokers:
+        coordinator = await run_sync(three_brokers.leader_of, "__transaction_state")
+        assert coordinator is not None
+        brokers = [broker for broker in three_brokers.brokers if broker != coordinator]
+        # In brief, one that does not coordinate is killed in one phase.
+        others = brokers if IN_FULL else brokers[: phase == "between"]
+        for broker in (coordinator, *others):
 
             def fault(broker: int = broker) -> None:
                 three_brokers.kill(broker)

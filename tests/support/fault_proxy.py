@@ -30,10 +30,10 @@ from pathlib import Path
 from typing import Final
 
 from anyio_sendproducer.testing import _broker
+from tests.support.ports import HOST, reserve_port
 
 __all__ = ["PRODUCE", "FaultProxy", "Way", "fault_proxy", "proxied_broker"]
 
-_HOST: Final = "127.0.0.1"
 
 #: The number of Kafka's Produce request.
 PRODUCE: Final = 0
@@ -141,9 +141,10 @@ class FaultProxy:
     def __init__(self, upstream: str) -> None:
         self._upstream = upstream
         self._loop = asyncio.new_event_loop()
-        self._listening = _bound(0)
-        self.port: int = self._listening.getsockname()[1]
-        self.address = f"{_HOST}:{self.port}"
+        self._reserved = reserve_port()
+        self.port: int = self._reserved.getsockname()[1]
+        self._listening: socket.socket | None = None
+        self.address = f"{HOST}:{self.port}"
         """Where clients connect to."""
         self.accepted = 0
         """Connections taken so far."""
@@ -179,8 +180,6 @@ class FaultProxy:
 
         def switch() -> None:
             self._unlisten()
-            # Bound and not listening: the system refuses, and nobody else gets the port.
-            self._listening = _bound(self.port)
             self._cut_all()
 
         self._do(switch)
@@ -266,24 +265,32 @@ class FaultProxy:
         asyncio.run_coroutine_threadsafe(run(), self._loop).result(_PATIENCE)
 
     def _listen(self) -> None:
-        self._listening.listen(128)
-        self._loop.add_reader(self._listening, self._accept)
+        if self._listening is None:
+            self._listening = listening = socket.socket()
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.setblocking(False)  # its only argument
+            listening.bind((HOST, self.port))
+            listening.listen(128)
+            self._loop.add_reader(listening, self._accept, listening)
 
     def _unlisten(self) -> None:
-        self._loop.remove_reader(self._listening)
-        self._listening.close()
+        if self._listening is not None:
+            self._loop.remove_reader(self._listening)
+            self._listening.close()
+            self._listening = None
 
     async def _end(self) -> None:
         self._unlisten()
+        self._reserved.close()
         tasks = [one.task for one in self._connections if one.task is not None]
         self._cut_all()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     # --- on the thread -------------------------------------------------------------------------
 
-    def _accept(self) -> None:
+    def _accept(self, listening: socket.socket) -> None:
         with contextlib.suppress(BlockingIOError):
-            client, _ = self._listening.accept()
+            client, _ = listening.accept()
             self.accepted += 1
             connection = _Connection(client)
             self._connections.add(connection)
@@ -385,16 +392,8 @@ async def _all(tasks: list[asyncio.Task[None]]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _bound(port: int) -> socket.socket:
-    bound = socket.socket()
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    bound.setblocking(False)  # its only argument
-    bound.bind((_HOST, port))
-    return bound
-
-
 def _prepare(one: socket.socket) -> None:
-    one.setblocking(False)  # as above
+    one.setblocking(False)  # its only argument
     # A byte that is sent alone is to come alone.
     one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -419,8 +418,12 @@ def proxied_broker() -> Generator[FaultProxy, None, None]:
 
     `embedded_broker` tells the broker to advertise where it listens; this one is started here.
     """
-    port = _broker._free_port()
-    with fault_proxy(f"{_HOST}:{port}") as proxy, tempfile.TemporaryDirectory() as directory:
+    with (
+        reserve_port() as reserved,
+        fault_proxy(f"{HOST}:{reserved.getsockname()[1]}") as proxy,
+        tempfile.TemporaryDirectory() as directory,
+    ):
+        port = reserved.getsockname()[1]
         log = Path(directory) / "output.log"
         cluster = uuid.uuid4().hex
         with log.open("wb") as output:
@@ -429,7 +432,7 @@ def proxied_broker() -> Generator[FaultProxy, None, None]:
                     _broker._find_binary(),
                     "broker",
                     *("--cluster-id", cluster),
-                    *("--listener-url", f"tcp://{_HOST}:{port}"),
+                    *("--listener-url", f"tcp://{HOST}:{port}"),
                     *("--advertised-listener-url", f"tcp://{proxy.address}"),
                     *("--storage-engine", "memory://tansu/"),
                 ],
@@ -460,7 +463,7 @@ def _answers(port: int, cluster: bytes) -> bool:
     answer = b""
     with (
         contextlib.suppress(OSError),
-        socket.create_connection((_HOST, port), timeout=0.25) as connection,
+        socket.create_connection((HOST, port), timeout=0.25) as connection,
     ):
         connection.sendall(_broker._METADATA_REQUEST)
         while cluster not in answer and (more := connection.recv(1_000)):

@@ -7,6 +7,7 @@ from there, without Maven and without a network.
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import os
@@ -14,7 +15,8 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -28,6 +30,7 @@ __all__ = [
     "fetched",
     "find_java",
     "kafka_home",
+    "one_at_a_time",
     "require_kafka",
     "required",
     "run_maven",
@@ -55,7 +58,10 @@ class KafkaHome(NamedTuple):
     class_path: str
     version: str
     archive: Path
-    """Where Java's archive of Kafka's classes is to be found, once it was made."""
+    """Where Java's archive of Kafka's classes is, once it was made."""
+    formatted: Path
+    """Where the data directory is that a node which is its own controller begins with, once it was
+    made."""
 
 
 @functools.cache
@@ -78,7 +84,8 @@ def kafka_home() -> KafkaHome:
         raise KafkaMissing(f"{libraries} has no Apache Kafka 4: found {version}")
     class_path = os.pathsep.join(map(str, jars))
     fits = hashlib.sha256((said + class_path).encode()).hexdigest()[:12]
-    return KafkaHome(java, class_path, version, _cache() / f"classes-{fits}.jsa")
+    archive, formatted = _cache() / f"classes-{fits}.jsa", _cache() / f"formatted-{fits}"
+    return KafkaHome(java, class_path, version, archive, formatted)
 
 
 def require_kafka() -> None:
@@ -126,6 +133,14 @@ def _cache() -> Path:
     return cache
 
 
+@contextmanager
+def one_at_a_time() -> Generator[None, None, None]:
+    """Hold other test runs that use the same cache up, while this one looks into it."""
+    with (_cache() / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def fetched(name: str, fetch: Callable[[Path], None]) -> Path:
     """The directory of this name in the cache.
 
@@ -134,16 +149,13 @@ def fetched(name: str, fetch: Callable[[Path], None]) -> Path:
         fetch: makes such a directory, where there is none yet.
     """
     there = _cache() / name
-    if not there.exists():
-        with tempfile.TemporaryDirectory(dir=_cache(), prefix="fetching-") as directory:
-            made = Path(directory, "made")
-            fetch(made)
-            try:
-                # At once, so that nobody sees half of it.
+    with one_at_a_time():
+        if not there.exists():
+            with tempfile.TemporaryDirectory(dir=_cache(), prefix="fetching-") as directory:
+                made = Path(directory, "made")
+                fetch(made)
+                # At once, so that no killed run leaves half of it.
                 made.rename(there)
-            except OSError:
-                if not there.exists():  # else another run was faster
-                    raise
     return there
 
 

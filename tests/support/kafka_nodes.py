@@ -5,40 +5,41 @@ Used by ``kafka_cluster.py`` alone, but for :class:`Listener`.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import random
 import resource
+import shutil
 import signal
-import socket
 import subprocess
 import sys
-from collections.abc import Callable, Generator, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from tests.support.kafka_home import KafkaHome
+from tests.support.ports import HOST, reserve_port
 
 __all__ = [
-    "HOST",
     "INTERNAL",
     "KafkaClusterError",
     "Listener",
     "Node",
     "guard",
+    "make_id",
     "make_nodes",
     "text",
 ]
 
-HOST = "127.0.0.1"
 INTERNAL = "INTERNAL"
 _CONTROLLER = "CONTROLLER"
 #: The id of the controller where it is a process of its own; the brokers are 1, 2, ...
 _CONTROLLER_ID = 100
 
-#: Where ports are taken from: below those that systems give to outgoing connections, one of which
-#: would else sit on a broker's port while the broker is down.
+#: Where ports are taken from: below those that systems give to outgoing connections.
 _PORTS = range(15_000, 32_000)
 
 #: How much of what a node printed goes into an error, in bytes.
@@ -159,11 +160,31 @@ class Node:
         lines = [f"{key}={_in_file(value)}\n" for key, value in settings.items()]
         self._settings.write_text("".join(lines))
 
-    def format(self, cluster_id: str) -> None:
-        """Begin to prepare its directory; wait() waits for the end of that."""
+    @property
+    def data(self) -> Path:
+        """The directory for its data."""
+        return self.directory / "data"
+
+    def format(self, cluster_id: str, timeout: float) -> None:
+        """Have Kafka prepare its directory, which takes as long as a start of Java."""
         arguments = ("format", "--cluster-id", cluster_id, "--config", str(self._settings))
         self._run("kafka.tools.StorageTool", *arguments)
         self._end_asked = True
+        if self.wait(timeout) != 0:
+            raise self.error("could not be formatted")
+
+    def copy_formatted(self, cluster_id: str, formatted: Path) -> None:
+        """Prepare its directory from that of a node that Kafka has formatted.
+
+        It differs in its ids alone. A controller's has the cluster's first features, too.
+        """
+        if "controller" in self.roles:
+            shutil.copytree(formatted, self.data)
+        else:
+            self.data.mkdir()
+        ids = {"cluster.id": cluster_id, "node.id": self.number, "directory.id": make_id()}
+        lines = [f"{key}={value}\n" for key, value in {"version": 1, **ids}.items()]
+        (self.data / "meta.properties").write_text("".join(lines))
 
     def start(self) -> None:
         """Start it; it takes a while until it answers."""
@@ -267,17 +288,25 @@ def guard(directory: Path) -> Generator[Callable[[str], None], None, None]:
         yield tell
 
 
+def make_id() -> str:
+    """A new id, as Kafka writes ids: of clusters, and of directories."""
+    # It must not begin with a dash.
+    return base64.urlsafe_b64encode(b"A" + uuid.uuid4().bytes[1:]).decode().rstrip("=")
+
+
 def make_nodes(
     home: KafkaHome,
     directory: Path,
     tell_guard: Callable[[str], None],
     *,
+    resources: contextlib.ExitStack,
     brokers: int,
     listeners: Sequence[Listener],
     properties: Mapping[str, object],
     java_options: Sequence[str],
 ) -> list[Node]:
-    """The nodes, each with its directory and its settings in it; none runs yet."""
+    """The nodes, each with its directory and its settings in it; none runs yet. Their ports are
+    reserved until `resources` is closed."""
     names = [INTERNAL, "PLAINTEXT", *(listener.name for listener in listeners)]
     if len(set(names)) != len(names):
         raise ValueError(f"two listeners have one name: {names}")
@@ -287,7 +316,7 @@ def make_nodes(
     roles = {1: "broker,controller"}
     if brokers > 1:
         roles = {_CONTROLLER_ID: "controller", **dict.fromkeys(range(1, brokers + 1), "broker")}
-    ports = iter(_free_ports(len(roles) * (len(names) + 1)))
+    ports = _reserved_ports(resources)
     nodes: list[Node] = []
     for number, role in roles.items():
         own = names if "broker" in role else []
@@ -318,7 +347,7 @@ def _properties(node: Node, brokers: int, listeners: Sequence[Listener]) -> dict
     settings: dict[str, object] = {
         "node.id": node.number,
         "process.roles": node.roles,
-        "log.dirs": node.directory / "data",
+        "log.dirs": node.data,
         "listeners": ",".join(f"{name}://{HOST}:{port}" for name, port in node.ports.items()),
         "listener.security.protocol.map": ",".join(f"{k}:{v}" for k, v in protocols.items()),
         "controller.listener.names": _CONTROLLER,
@@ -331,6 +360,9 @@ def _properties(node: Node, brokers: int, listeners: Sequence[Listener]) -> dict
         "transaction.state.log.num.partitions": 1,
         "transaction.state.log.replication.factor": min(3, brokers),
         "transaction.state.log.min.isr": min(2, brokers),
+        # How often a coordinator looks for transactions that take too long; every ten seconds by
+        # default.
+        "transaction.abort.timed.out.transaction.cleanup.interval.ms": 500,
         "share.coordinator.state.topic.num.partitions": 1,
         "share.coordinator.state.topic.replication.factor": min(3, brokers),
         "share.coordinator.state.topic.min.isr": min(2, brokers),
@@ -338,7 +370,8 @@ def _properties(node: Node, brokers: int, listeners: Sequence[Listener]) -> dict
         # Leaders stay where a test put them.
         "auto.leader.rebalance.enable": False,
         # How long a broker that was killed counts as alive; until then it can't come back either.
-        "broker.session.timeout.ms": 6_000,
+        # On a machine that stalls for three seconds, a broker that runs must not count as dead.
+        "broker.session.timeout.ms": 4_500,
         "broker.heartbeat.interval.ms": 300,
         # The default, 128 MiB, is half of the heap.
         "log.cleaner.dedupe.buffer.size": 4 * 1024 * 1024,
@@ -362,17 +395,13 @@ def _properties(node: Node, brokers: int, listeners: Sequence[Listener]) -> dict
     return settings
 
 
-def _free_ports(count: int) -> list[int]:
-    found: list[int] = []
-    with contextlib.ExitStack() as probes:  # all open at once, so that no two are the same
-        for port in random.sample(_PORTS, len(_PORTS)):
-            probe = probes.enter_context(socket.socket())
-            with contextlib.suppress(OSError):
-                probe.bind((HOST, port))
-                found.append(port)
-            if len(found) == count:
-                return found
-    raise KafkaClusterError(f"there are no {count} ports free in {_PORTS}")
+def _reserved_ports(resources: contextlib.ExitStack) -> Iterator[int]:
+    """Ports that nobody else gets until `resources` is closed."""
+    for port in random.sample(_PORTS, len(_PORTS)):
+        with contextlib.suppress(OSError):
+            resources.enter_context(reserve_port(port))
+            yield port
+    raise KafkaClusterError(f"no port in {_PORTS} is free")
 
 
 def text(value: object) -> str:

@@ -1,11 +1,37 @@
-"""A port for a server that stops and starts again."""
+"""Ports that stay a test's own, also while the server that uses them is down."""
 
 from __future__ import annotations
 
 import secrets
 import socket
+from typing import Final
 
-__all__ = ["lasting_port"]
+__all__ = ["HOST", "lasting_port", "reserve_port"]
+
+#: All servers of the tests listen here.
+HOST: Final = "127.0.0.1"
+
+
+def reserve_port(port: int = 0) -> socket.socket:
+    """Reserve a port for as long as the returned socket is open; 0: any free one.
+
+    The socket is bound and does not listen, so that connections are refused. A server that sets
+    SO_REUSEADDR, as most do on Unix, can listen on the port, any number of times. The system gives
+    the port to nobody else who asks for any free one, and another reservation of it fails.
+
+    Raises:
+        OSError: the port is in use.
+    """
+    reserved = socket.socket()
+    try:
+        # Bound without the option, so that this fails where somebody has the port. With it, the
+        # server that the port is for can share it.
+        reserved.bind((HOST, port))
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    except BaseException:
+        reserved.close()
+        raise
+    return reserved
 
 
 def lasting_port() -> int:
@@ -16,9 +42,8 @@ def lasting_port() -> int:
     """
     while True:
         port = 20_000 + secrets.randbelow(10_000)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
+        try:
+            reserve_port(port).close()
+        except OSError:
+            continue
         return port

@@ -6,7 +6,6 @@ runs on, and keeps what it knows in memory.
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import tarfile
 import tempfile
@@ -18,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.support.kafka_home import fetched, kafka_home, required, run_maven
+from tests.support.ports import HOST, reserve_port
 
 __all__ = ["running_registry"]
 
@@ -48,12 +48,11 @@ def running_registry() -> Generator[str, None, None]:
     """
     home = required("Apicurio Registry", lambda: fetched(f"apicurio-{_VERSION}", _fetch))
     java = required("Apicurio Registry", kafka_home).java
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     runner = next(home.glob("*runner.jar"))
-    command = [java, "-Xmx512m", "-Dquarkus.http.host=127.0.0.1"]
-    with tempfile.TemporaryFile() as log:
+    # It lives for seconds: what the second compiler gains would come too late.
+    command = [java, "-Xmx512m", "-XX:TieredStopAtLevel=1", f"-Dquarkus.http.host={HOST}"]
+    with tempfile.TemporaryFile() as log, reserve_port() as reserved:
+        port = reserved.getsockname()[1]
         process = subprocess.Popen(
             [*command, f"-Dquarkus.http.port={port}", "-jar", str(runner)],
             stdin=subprocess.DEVNULL,
@@ -62,7 +61,7 @@ def running_registry() -> Generator[str, None, None]:
             cwd=home,
         )
         try:
-            url = f"http://127.0.0.1:{port}/apis/ccompat/v7"
+            url = f"http://{HOST}:{port}/apis/ccompat/v7"
             give_up = time.monotonic() + _PATIENCE
             while not _answers(url):
                 if process.poll() is not None or time.monotonic() > give_up:

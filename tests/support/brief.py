@@ -1,0 +1,111 @@
+"""Which variants of the tests that take minutes are left to the nightly run.
+
+A test is run with each combination of its parameters by night. Otherwise the loop and the driver
+vary: each combination of the other parameters, which is a case of its own, is run on one loop with
+one driver. Within a module all loops and drivers come up about equally often.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+__all__ = [
+    "IN_FULL",
+    "group_by_cluster",
+    "leave_variants_to_the_night",
+    "on_trio_and_nightly_on_asyncio",
+]
+
+#: Whether the tests are run in full: every variant, with as many records as for the documents.
+IN_FULL: Final = os.environ.get("FULL_TESTS", "") not in {"", "0"}
+
+#: For a slow test of something that does not depend on the loop.
+on_trio_and_nightly_on_asyncio: Final = pytest.mark.parametrize(
+    "anyio_backend", [pytest.param("asyncio", marks=pytest.mark.nightly), "trio"], indirect=True
+)
+
+#: Parameters that do not make a case of its own.
+_VARY: Final = frozenset({"anyio_backend", "loop", "driver"})
+
+#: The value of each parameter that varies, by the parameter's name.
+_Variant = dict[str, str]
+
+
+def leave_variants_to_the_night(
+    folder: Path, items: Iterable[pytest.Item], vary: Collection[str] = ()
+) -> None:
+    """Mark all variants but one of each case as nightly, unless the tests are run in full.
+
+    The choice does not depend on which tests of a module are run, and is the same each time.
+
+    Args:
+        folder: the tests in it are meant.
+        items: all tests.
+        vary: further parameters that do not make a case, besides the loop and the driver.
+    """
+    if IN_FULL:
+        return
+    modules: dict[Path, dict[str, list[tuple[_Variant, pytest.Item]]]] = {}
+    for item in items:
+        if folder in item.path.parents:
+            case, variant = _split(item, {*_VARY, *vary})
+            cases = modules.setdefault(item.path, {})
+            cases.setdefault(case, []).append((variant, item))
+    for cases in modules.values():
+        used: Counter[Any] = Counter()
+        for variants in cases.values():
+            chosen = min(range(len(variants)), key=lambda at: _use(used, variants[at][0]))
+            used.update(_parts(variants[chosen][0]))
+            for at, (_, item) in enumerate(variants):
+                if at != chosen:
+                    item.add_marker("nightly")
+
+
+def group_by_cluster(folder: Path, items: list[pytest.Item], clusters: Sequence[str]) -> None:
+    """Have each of pytest-xdist's workers start few clusters: group tests by what they run on.
+
+    Args:
+        folder: the tests in it are meant.
+        items: all tests. Those that use one of `clusters` come first.
+        clusters: fixtures that make a cluster for tests of several modules, each a group. All other
+            tests of a module are a group.
+    """
+    groups: dict[pytest.Item, str] = {}
+    for item in items:
+        if folder in item.path.parents:
+            call: Any = getattr(item, "callspec", None)
+            fixtures = {*getattr(item, "fixturenames", ()), *_texts(call)}
+            groups[item] = next(filter(fixtures.__contains__, clusters), item.path.stem)
+            item.add_marker(pytest.mark.xdist_group(groups[item]))
+    items.sort(key=lambda item: groups.get(item, "") not in clusters)
+
+
+def _texts(call: Any) -> list[str]:
+    """The parameters that are texts: a fixture may look another one up by its name."""
+    return [] if call is None else [one for one in call.params.values() if isinstance(one, str)]
+
+
+def _split(item: pytest.Item, vary: Collection[str]) -> tuple[str, _Variant]:
+    call: Any = getattr(item, "callspec", None)
+    name = getattr(item, "originalname", item.name)
+    parameters: dict[str, Any] = {} if call is None else call.params
+    case = [f"{key}={value!r}" for key, value in sorted(parameters.items()) if key not in vary]
+    variant = {key: str(value) for key, value in parameters.items() if key in vary}
+    return " ".join([name, *case]), variant
+
+
+def _use(used: Counter[Any], variant: _Variant) -> int:
+    """How often the values of a variant have been chosen, alone and in pairs."""
+    return sum(used[part] for part in _parts(variant))
+
+
+def _parts(variant: _Variant) -> list[Any]:
+    values = sorted(variant.items())
+    return [*values, *combinations(values, 2)]
