@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Generic, TypeVar
@@ -23,6 +22,8 @@ from anyio_sendproducer import (
     SendProducerError,
 )
 from anyio_sendproducer.testing import FakeDriver, Gate
+from tests.support.waiting import PATIENCE, until
+from tests.support.waiting import blocking_until as eventually
 
 __all__ = [
     "PATIENCE",
@@ -49,9 +50,6 @@ __all__ = [
 T = TypeVar("T")
 E = TypeVar("E", bound=SendProducerError)
 X = TypeVar("X", bound=BaseException)
-
-#: Seconds for anything that is waited for; none takes more than a fraction of it.
-PATIENCE = 60.0
 
 AnyRecord = ProducerRecord["bytes | None", bytes]
 
@@ -205,18 +203,3 @@ async def taken(fake: FakeDriver, count: int) -> None:
 async def at_gate(gate: Gate) -> None:
     """Wait until somebody stands before the gate."""
     await anyio.to_thread.run_sync(gate.wait_until_someone_waits, PATIENCE)
-
-
-def eventually(condition: Callable[[], object], patience: float = PATIENCE) -> None:
-    """Wait, in a thread, until something is so."""
-    deadline = time.monotonic() + patience
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what is brought about by a thread, and has no gate to tell of it."""
-    with anyio.fail_after(PATIENCE):
-        while not condition():  # noqa: ASYNC110  # a thread sets no event of the loop's
-            await anyio.sleep(0.0005)

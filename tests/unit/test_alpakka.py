@@ -1,7 +1,6 @@
 """What Alpakka Kafka's SendProducer does, line by line of the page that compares the two.
 
-The first part holds the assertions of Alpakka's own specification of the SendProducer, written
-anew.
+The assertions of Alpakka's own specification of the SendProducer are in tests/broker.
 """
 
 # ruff: noqa: SIM117  # a flow stands within its producer
@@ -11,11 +10,10 @@ from __future__ import annotations
 import inspect
 import re
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
-import anyio.to_thread
 import pytest
 
 import anyio_sendproducer
@@ -33,21 +31,16 @@ from anyio_sendproducer import (
     ProducerBroken,
     ProducerClosed,
     ProducerFenced,
-    ProducerRecord,
     ProducerSettings,
-    ProducerStartError,
-    RecordMetadata,
-    RecordRejected,
     Result,
     Results,
     SettingsError,
     open_send_producer,
-    start_send_producer,
 )
 from anyio_sendproducer.discovery import Target
-from anyio_sendproducer.serializers import StringSerializer
 from anyio_sendproducer.telemetry import Event
-from anyio_sendproducer.testing import EmbeddedBroker, FakeDriver
+from anyio_sendproducer.testing import FakeDriver
+from tests.support.alpakka import PAGE, line, lines_named_in, named
 from tests.support.calls import (
     Call,
     at_gate,
@@ -60,11 +53,9 @@ from tests.support.calls import (
     task_group,
     until,
 )
-from tests.support.history import read_topic
 from tests.support.lent_client import FakeClient
 from tests.support.paths import ROOT
 
-PAGE = ROOT / "docs/explanation/coming-from-alpakka.md"
 #: The first cells of the page's tables, each of which is a line.
 LINES = [
     found
@@ -72,19 +63,13 @@ LINES = [
     if found != "Alpakka Kafka"
 ]
 
-T = TypeVar("T", bound=Callable[..., Any])
-_tested: list[str] = []
-
-
-def line(*texts: str) -> Callable[[T], T]:
-    """Says which lines of the page a test is for."""
-    _tested.extend(texts)
-    return lambda function: function
-
 
 def test_each_line_has_a_test_and_each_test_a_line() -> None:
     assert len(LINES) > 40
-    assert sorted(_tested) == sorted(LINES)
+    elsewhere = ROOT / "tests/broker/test_alpakka.py"
+    tested = {*named, *lines_named_in(elsewhere)}
+    assert tested == set(LINES)
+    assert len(LINES) == len(tested)
 
 
 def test_each_line_has_our_name_and_a_link() -> None:
@@ -100,73 +85,6 @@ def test_all_that_the_page_names_is_there() -> None:
         found: Any = anyio_sendproducer
         for part in name.split("."):
             found = getattr(found, part)
-
-
-# --- the specification ---------------------------------------------------------------------------
-
-
-@pytest.fixture
-def live(broker: EmbeddedBroker) -> ProducerSettings:
-    """Settings for a broker."""
-    return ProducerSettings(bootstrap_servers=broker.bootstrap_servers)
-
-
-async def values(settings: ProducerSettings, topic: str) -> list[bytes | None]:
-    (address,) = settings.addresses
-    return [one.value for one in await anyio.to_thread.run_sync(read_topic, address, topic)]
-
-
-@line("`SendProducer(settings)`", "`send(record)`", "`ProducerRecord`", "`RecordMetadata`")
-async def test_a_single_record(live: ProducerSettings) -> None:
-    async with open_send_producer(live) as producer:
-        what = ProducerRecord("t", b"value", b"key", partition=0, headers=[("a", b"b")])
-        metadata = await producer.send(what)
-    assert isinstance(metadata, RecordMetadata)
-    assert (metadata.topic, metadata.partition, metadata.offset) == ("t", 0, 0)
-    assert await values(live, "t") == [b"value"]
-    async with task_group() as tasks:
-        producer = await start_send_producer(tasks, live)
-        assert (await producer.send(what)).offset == 1
-        await producer.aclose()
-
-
-@line("`sendEnvelope(envelope)`", "`ProducerMessage.Message`, `.single`", "`Result`")
-async def test_a_single_record_in_an_envelope(live: ProducerSettings) -> None:
-    message = Message(record(b"value"), pass_through="context")
-    async with open_send_producer(live) as producer:
-        result = await producer.send_envelope(message)
-    assert isinstance(result, Result)
-    assert (result.metadata.topic, result.offset) == ("t", 0)
-    assert result.message is message
-    assert result.pass_through == "context"
-    assert await values(live, "t") == [b"value"]
-
-
-@line(
-    "`ProducerMessage.MultiMessage`, `.multi`",
-    "`MultiResult`, `MultiResultPart`",
-)
-@pytest.mark.parametrize("count", [1, 3])
-async def test_several_records_in_an_envelope_keep_their_order(
-    live: ProducerSettings, count: int
-) -> None:
-    records = [record(b"%d" % number) for number in range(count)]
-    async with open_send_producer(live) as producer:
-        result = await producer.send_envelope(MultiMessage(records, pass_through="context"))
-    assert isinstance(result, MultiResult)
-    assert result.pass_through == "context"
-    assert all(isinstance(part, MultiResultPart) for part in result.parts)
-    assert [part.record for part in result.parts] == records
-    assert [part.metadata.offset for part in result.parts] == [*range(count)]
-    assert await values(live, "t") == [one.value for one in records]
-
-
-@line("A wrong address fails every send")
-async def test_a_wrong_address() -> None:
-    settings = ProducerSettings(bootstrap_servers="127.0.0.1:1", start_timeout=0.5)
-    with raising(ProducerStartError, match="127.0.0.1:1"):
-        async with open_send_producer(settings):
-            pass
 
 
 # --- methods -------------------------------------------------------------------------------------
@@ -307,17 +225,6 @@ def test_a_setting_and_its_method(_text: str, field: str, default: Any, other: A
     changed = getattr(EMPTY, f"with_{field}")(other)
     assert getattr(changed, field) == other
     assert getattr(EMPTY, field) == default
-
-
-@line("`keySerializer`, `valueSerializer`", "A missing serializer is an error that says so")
-async def test_serializers(live: ProducerSettings) -> None:
-    text = live.with_key_serializer(StringSerializer()).with_value_serializer(str.encode)
-    async with open_send_producer(text) as producer:
-        await producer.send(ProducerRecord("t", "value", "key"))
-    assert await values(live, "t") == [b"value"]
-    async with open_send_producer(live) as producer:
-        with pytest.raises(RecordRejected, match="value_serializer"):
-            await producer.send(ProducerRecord("t", "value"))
 
 
 @line("`kafka-clients { ... }`, `withProperty`, `withProperties`", "`toString` of the settings")

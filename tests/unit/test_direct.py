@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import threading
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -21,12 +20,10 @@ from anyio_sendproducer import (
 from anyio_sendproducer.drivers import (
     DirectDriver,
     Driver,
-    PolledDriver,
     Submission,
     Submitted,
     make_driver,
 )
-from anyio_sendproducer.serializers import StringSerializer
 from anyio_sendproducer.telemetry import Delivered, Observer
 from anyio_sendproducer.testing import FakeDriver
 from tests.support.calls import Call, generation, quiet, record, task_group, until
@@ -233,44 +230,6 @@ async def test_the_next_client_is_given_what_is_alone_too(settings: ProducerSett
         await until(lambda: producer._bridge._served == producer._bridge._given)
         await producer.send(record())
         assert driver.threads == [LOOP]
-
-
-async def test_kafka_python_takes_what_is_alone_from_the_loop(shared_broker: str) -> None:
-    settings = ProducerSettings(bootstrap_servers=shared_broker)
-    async with open_send_producer(settings) as producer:
-        driver = producer._bridge._driver
-        assert isinstance(driver, DirectDriver)
-        assert not isinstance(driver, PolledDriver)
-        assert driver.direct
-        await producer.send(ProducerRecord("direct", b"0"))
-        for number in range(1, 5):
-            place = await producer.send(ProducerRecord("direct", b"%d" % number))
-            assert place.topic == "direct"
-
-
-kafka_partitioner: Any = importlib.import_module("kafka.partitioner")
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"value_serializer": StringSerializer()},
-        {"key_serializer": StringSerializer()},
-        {"properties": {"partitioner": kafka_partitioner.DefaultPartitioner()}},
-    ],
-    ids=["value_serializer", "key_serializer", "partitioner"],
-)
-async def test_where_code_of_the_users_runs_kafka_python_keeps_to_the_thread(
-    shared_broker: str, changes: dict[str, Any]
-) -> None:
-    settings = ProducerSettings(bootstrap_servers=shared_broker).evolve(**changes)
-    key: Any = "key" if "key_serializer" in changes else b"key"
-    value: Any = "value" if "value_serializer" in changes else b"value"
-    async with open_send_producer(settings) as producer:
-        driver = producer._bridge._driver
-        assert isinstance(driver, DirectDriver)
-        assert not driver.direct
-        await producer.send(ProducerRecord("indirect", value, key))
 
 
 def test_a_driver_that_is_not_open_is_not_direct(settings: ProducerSettings) -> None:

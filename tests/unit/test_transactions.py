@@ -43,6 +43,7 @@ from tests.support.calls import (
     PATIENCE,
     Call,
     at_gate,
+    eventually,
     fail,
     never,
     quiet,
@@ -265,7 +266,7 @@ async def test_a_block_that_is_cancelled_is_aborted(
                 held.append(tx)
                 await tx.send(record(b"1"))
                 scope.cancel()
-                await anyio.sleep(PATIENCE)
+                await anyio.sleep_forever()
         assert scope.cancelled_caught
         assert state(held[0]) is TransactionState.ABORTED
         async with producer.transaction() as tx:
@@ -476,8 +477,7 @@ class Unanswered(FakeDriver):
         self, offsets: Sequence[ConsumedOffset], group: ConsumerGroupMetadata, deadline: Deadline, /
     ) -> None:
         super().send_offsets(offsets, group, deadline)
-        while not deadline.is_over:
-            time.sleep(0.001)
+        eventually(lambda: deadline.is_over)
         raise TransactionError("there was no answer")
 
 
@@ -759,7 +759,7 @@ async def test_cancelling_the_producers_task_group_aborts(
             held.append(tx)
             await tx.send(record(b"1"))
             tasks.cancel_scope.cancel()
-            await anyio.sleep(PATIENCE)
+            await anyio.sleep_forever()
     assert state(held[0]) is TransactionState.ABORTED
     assert ended(fake) == [("aborted", [b"1"])]
 
@@ -833,8 +833,10 @@ async def test_a_driver_that_fails_at_the_abort_while_the_producer_closes(
 ) -> None:
     """It breaks a driver's promise, and nobody waits for ever."""
     held: list[Transaction] = []
+    asked: list[bool] = []
 
-    def end(_: bool) -> SendProducerError:
+    def end(commit: bool) -> SendProducerError:
+        asked.append(commit)
         raise ZeroDivisionError
 
     with pytest.raises(BaseException) as caught:  # noqa: PT011, PT012  # alone, or in groups
@@ -847,7 +849,7 @@ async def test_a_driver_that_fails_at_the_abort_while_the_producer_closes(
                         await tx.send(record(b"1"))
                         fake.end_error = end
                         begun.set()
-                        await anyio.sleep(0.05)
+                        await until(lambda: asked)
                         raise LookupError
 
             begun = anyio.Event()

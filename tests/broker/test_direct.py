@@ -1,0 +1,57 @@
+"""The driver on kafka-python takes a lone record on the loop, unless user code would run there."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import pytest
+
+from anyio_sendproducer import (
+    ProducerRecord,
+    ProducerSettings,
+    open_send_producer,
+)
+from anyio_sendproducer.drivers import (
+    DirectDriver,
+    PolledDriver,
+)
+from anyio_sendproducer.serializers import StringSerializer
+
+
+async def test_kafka_python_takes_what_is_alone_from_the_loop(shared_broker: str) -> None:
+    settings = ProducerSettings(bootstrap_servers=shared_broker)
+    async with open_send_producer(settings) as producer:
+        driver = producer._bridge._driver
+        assert isinstance(driver, DirectDriver)
+        assert not isinstance(driver, PolledDriver)
+        assert driver.direct
+        await producer.send(ProducerRecord("direct", b"0"))
+        for number in range(1, 5):
+            place = await producer.send(ProducerRecord("direct", b"%d" % number))
+            assert place.topic == "direct"
+
+
+kafka_partitioner: Any = importlib.import_module("kafka.partitioner")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"value_serializer": StringSerializer()},
+        {"key_serializer": StringSerializer()},
+        {"properties": {"partitioner": kafka_partitioner.DefaultPartitioner()}},
+    ],
+    ids=["value_serializer", "key_serializer", "partitioner"],
+)
+async def test_where_code_of_the_users_runs_kafka_python_keeps_to_the_thread(
+    shared_broker: str, changes: dict[str, Any]
+) -> None:
+    settings = ProducerSettings(bootstrap_servers=shared_broker).evolve(**changes)
+    key: Any = "key" if "key_serializer" in changes else b"key"
+    value: Any = "value" if "value_serializer" in changes else b"value"
+    async with open_send_producer(settings) as producer:
+        driver = producer._bridge._driver
+        assert isinstance(driver, DirectDriver)
+        assert not driver.direct
+        await producer.send(ProducerRecord("indirect", value, key))
