@@ -14,6 +14,10 @@ from tests.support.checkout import load
 from tests.support.paths import ROOT
 
 
+def _prepared(command: str) -> None:
+    """Do nothing: the environment is a fake."""
+
+
 @pytest.fixture
 def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """run.py with a prepared environment; its Python notes its arguments in the directory `calls`.
@@ -34,7 +38,7 @@ def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.delenv("CI", raising=False)
     module = load(ROOT / "run.py")
     monkeypatch.setattr(module, "PYTHON", program)
-    monkeypatch.setattr(module, "prepare", lambda command: None)
+    monkeypatch.setattr(module, "prepare", _prepared)
     return module
 
 
