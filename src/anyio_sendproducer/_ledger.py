@@ -599,6 +599,7 @@ class Ledger:
         woken: list[object] = []
         self._stop(group, woken)
         self._admit_waiting(woken)
+        self._pass_barriers(woken)
         return woken
 
     def _stop(self, group: Group, woken: list[object]) -> None:
@@ -841,6 +842,8 @@ class Ledger:
         if self.state is _OPEN:
             self.state = ProducerState.DRAINING
             self._fail_waiting("the producer was closed while the record waited for room", woken)
+            # A waiting record that fails can stop its group, whose queued records then fail, too.
+            self._pass_barriers(woken)
         return woken
 
     def end_generation(self, reason: BaseException) -> list[object]:

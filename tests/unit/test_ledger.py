@@ -616,6 +616,20 @@ def test_flush_ends_at_the_deadline_of_the_last() -> None:
     assert ledger.expire(10.0) == ["flush"]
 
 
+@pytest.mark.parametrize("end", ["drain", "stop"])
+def test_flush_ends_when_the_last_is_stopped_with_its_group(end: str) -> None:
+    ledger = make(records=1)
+    group = Group(2, "their caller", stops=True)
+    for _ in range(2):
+        entry = enter(ledger)
+        entry.group = group
+        group.members.append(entry)
+    assert [one.state for one in group.members] == [DeliveryState.QUEUED, DeliveryState.WAITING]
+    ledger.barrier("flush")
+    woken = ledger.drain() if end == "drain" else ledger.stop(group)
+    assert woken == ["their caller", "flush"]
+
+
 def test_dropping_a_barrier_that_was_passed_does_nothing() -> None:
     ledger = make()
     entry = submitted(ledger)
