@@ -212,6 +212,12 @@ async def test_on_the_broker_of_the_session(kafka_session_broker, kafka_topic):
         assert (await producer.send(ProducerRecord(kafka_topic, b"v", partition=0))).offset == 0
 
 
+async def test_on_a_broker_of_its_own(kafka_broker):
+    settings = ProducerSettings(bootstrap_servers=kafka_broker.bootstrap_servers)
+    async with open_send_producer(settings) as producer:
+        assert (await producer.send(ProducerRecord("t", b"v", partition=0))).offset == 0
+
+
 async def test_on_a_mock_cluster(kafka_mock_cluster):
     kafka_mock_cluster.create_topic("t")
     async with open_send_producer(kafka_mock_cluster.settings()) as producer:
@@ -244,16 +250,33 @@ def count_tests(kind: type[ast.FunctionDef | ast.AsyncFunctionDef], module: str)
     )
 
 
-@pytest.mark.parametrize("plugin", PLUGINS)
+#: The set-up with which the guide is run in full: on both loops, beside the other plugin.
+IN_FULL: Final = "anyio, pytest-trio idle"
+
+
+@pytest.mark.parametrize(
+    ("plugin", "in_full"),
+    [
+        (IN_FULL, True),
+        *((plugin, False) for plugin in PLUGINS if plugin != IN_FULL),
+        *(
+            pytest.param(plugin, True, marks=pytest.mark.nightly)
+            for plugin in PLUGINS
+            if plugin != IN_FULL
+        ),
+    ],
+)
 def test_they_work_with_each_plugin_and_so_do_the_examples_of_the_guide(
-    project: Project, plugin: str
+    project: Project, plugin: str, in_full: bool
 ) -> None:
+    """Every fixture is used with each plugin; the examples of the guide run once, and with the
+    other plugins at night."""
     ini, arguments = PLUGINS[plugin]
-    modules = [FAKE, ASYNCHRONOUS, PATIENT + guide()]
+    modules = [FAKE, ASYNCHRONOUS, *([PATIENT + guide()] if in_full else [])]
     project.write(*modules, ini=ini)
     synchronous = sum(map(partial(count_tests, ast.FunctionDef), modules))
     asynchronous = sum(map(partial(count_tests, ast.AsyncFunctionDef), modules))
-    assert asynchronous > 15
+    assert asynchronous > (15 if in_full else 5)
     loops = 2 if plugin.startswith("anyio") else 1
     assert project.pytest(*arguments) == {"passed": synchronous + asynchronous * loops}
 
