@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
 
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 from anyio_sendproducer import ProducerSettings, SettingsError
 from anyio_sendproducer._settings import canonical_name
-from anyio_sendproducer.drivers import _kafka_config, _kafka_python, make_driver
+from anyio_sendproducer.drivers import _kafka_config, _kafka_python, _librdkafka_names, make_driver
 from anyio_sendproducer.testing import FakeDriver
 
 SECRET = "hunter2-s3cr3t"
@@ -160,11 +162,13 @@ def test_what_the_producer_decides_is_refused_with_the_way_out(given_: str, way_
         assert SECRET not in message
 
 
-def test_each_way_out_that_names_a_setting_names_one_that_there_is() -> None:
-    for way_out in MANAGED.values():
-        if way_out.startswith("ProducerSettings("):
-            name = way_out.removeprefix("ProducerSettings(").removesuffix("=...)")
-            assert hasattr(make(), name)
+@pytest.mark.parametrize("table", [_kafka_config._MANAGED, _librdkafka_names.DECIDED])
+def test_each_way_out_that_names_a_setting_names_one_that_there_is(
+    table: Mapping[str, str],
+) -> None:
+    names = re.findall(r"ProducerSettings\((\w+)=", "\n".join(table.values()))
+    assert len(names) > 5
+    assert set(names) <= {field.name for field in dataclasses.fields(ProducerSettings)}
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,7 @@ def test_the_branches_are_drawn_as_branches_are() -> None:
     doc = inspect.getdoc(_exceptions)
     assert doc is not None
     lines = [line[4:] for line in doc.splitlines() if re.match(r" {4}[├└│]", line)]
+    assert len(lines) > 10
     for line, below in zip(lines, [*lines[1:], ""], strict=True):
         for column, character in enumerate(line):
             goes_on = below[column : column + 1] in {"├", "└", "│"}

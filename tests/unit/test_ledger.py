@@ -634,8 +634,11 @@ def test_dropping_a_barrier_that_was_passed_does_nothing() -> None:
     ledger = make()
     entry = submitted(ledger)
     ledger.barrier("flush")
-    ledger.settle([entry], [WRITTEN])
+    assert ledger.settle([entry], [WRITTEN]) == ["flush"]
+    later = submitted(ledger)
+    ledger.barrier("another")
     ledger.drop_barrier("flush")
+    assert ledger.settle([later], [WRITTEN]) == ["another"]
 
 
 # --- clients that are given up -------------------------------------------------------------------

@@ -317,13 +317,11 @@ async def test_called_when_the_loop_has_ended(anyio_backend: Any) -> None:
     assert called == []
 
 
-async def test_trio_need_not_be_there(
-    monkeypatch: pytest.MonkeyPatch, anyio_backend_name: str
-) -> None:
-    if anyio_backend_name == "asyncio":
-        monkeypatch.delitem(sys.modules, "trio")
-        assert current_loop().is_current()
-        assert "trio" not in sys.modules
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_trio_need_not_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "trio")
+    assert current_loop().is_current()
+    assert "trio" not in sys.modules
 
 
 def test_in_no_loop() -> None:
