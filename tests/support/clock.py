@@ -13,7 +13,8 @@ from anyio_sendproducer import ProducerSettings, SendProducer, _producer
 from anyio_sendproducer._loops import Loop
 from anyio_sendproducer.drivers import DriverFactory
 from anyio_sendproducer.telemetry import Observer
-from tests.support.calls import PATIENCE
+from tests.support import waiting
+from tests.support.waiting import PATIENCE
 
 __all__ = ["ManualClock"]
 
@@ -79,4 +80,4 @@ class ManualClock:
         with anyio.fail_after(PATIENCE):
             while not condition():
                 self.advance(step)
-                await anyio.sleep(0.001)  # a thread changes the condition, and sets no event
+                await anyio.sleep(waiting.pause)  # a thread changes it, and sets no event

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from typing import Any
 
 import anyio
@@ -30,6 +29,7 @@ from tests.support.calls import (
     task_group,
     until,
 )
+from tests.support.clock import ManualClock
 
 
 @pytest.fixture
@@ -84,20 +84,20 @@ async def test_what_does_not_answer_soon_rings(settings: ProducerSettings) -> No
 
 
 async def test_the_way_from_the_thread_is_not_the_clients(
-    settings: ProducerSettings, monkeypatch: pytest.MonkeyPatch
+    settings: ProducerSettings, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A loop that is late to hear of an answer does not take the client for slow."""
     monkeypatch.setattr(_bridge, "_SOON_SECONDS", 0.3)
     monkeypatch.setattr(_bridge, "_LATE_SECONDS", 60.0)
     monkeypatch.setattr(_bridge, "_ASK_SECONDS", 0.0)
     driver = AskedDriver(manual=True)
-    async with open_send_producer(settings, driver=driver) as producer, task_group() as tasks:
+    async with clock.open(settings, driver=driver) as producer, task_group() as tasks:
         bridge = producer._bridge
         bridge._usual_wait = 0.0
         call = Call(tasks, producer.send, record())
         await until(lambda: driver.watched == 1)
         driver.acknowledge()
-        time.sleep(1)  # noqa: ASYNC251  # the loop has something else to do
+        clock.advance(1)  # the loop has something else to do
         await call.wait()
         assert bridge._usual_wait < 0.15
 

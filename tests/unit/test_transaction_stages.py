@@ -26,6 +26,7 @@ from anyio_sendproducer import (
 from anyio_sendproducer.drivers import ConsumedOffset, Deadline
 from anyio_sendproducer.testing import FakeDriver, Gate
 from tests.support.calls import PATIENCE, Call, at_gate, quiet, record, taken, task_group
+from tests.support.waiting import until
 
 ABORTED: Final = TransactionState.ABORTED
 COMMITTED: Final = TransactionState.COMMITTED
@@ -173,9 +174,7 @@ def answered(fake: StagedDriver, gate: Gate) -> None:
 
 async def until_it_waits(run: Run) -> None:
     """Wait until the block has taken its last step, which may take an answer of the driver."""
-    with anyio.fail_after(PATIENCE):
-        while not run.waits_for_a_step:  # noqa: ASYNC110  # it is the driver's thread that answers
-            await anyio.sleep(0.0005)
+    await until(lambda: run.waits_for_a_step)
 
 
 async def before_it_begins(run: Run) -> GoOn:
