@@ -373,6 +373,20 @@ async def test_receiving_that_is_cancelled_loses_nothing(settings: ProducerSetti
             assert [result.pass_through async for result in results] == [0, 1]
 
 
+@pytest.mark.parametrize("envelope", [PassThroughMessage("a"), MultiMessage([], "a")])
+async def test_receiving_what_is_there_looks_for_cancellation(
+    settings: ProducerSettings, fake: FakeDriver, envelope: Any
+) -> None:
+    async with open_send_producer(settings, driver=fake) as producer:
+        async with producer.flow(Source([envelope])) as results:
+            await quiet()
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await results.receive()
+            assert scope.cancelled_caught
+            assert (await results.receive()).pass_through == "a"
+
+
 async def test_leaving_early_withdraws_what_the_client_does_not_have(
     settings: ProducerSettings,
 ) -> None:

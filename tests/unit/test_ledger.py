@@ -335,6 +335,19 @@ def test_a_record_that_was_not_acknowledged_in_time_may_be_written_and_keeps_its
     assert (figures(ledger).delivered, figures(ledger).failed) == (0, 1)
 
 
+def test_a_late_record_frees_its_room_once() -> None:
+    ledger = make()
+    late = submitted(ledger, size=10)
+    ledger.expire(10.0)
+    submitted(ledger, now=10.0)
+    assert room(ledger) == (2, 11)
+    ledger.settle([late], [WRITTEN])
+    assert room(ledger) == (1, 1)
+    ledger.settle([late], [WRITTEN])  # a driver that says it twice
+    ledger.end_generation(GONE)
+    assert room(ledger) == (0, 0)
+
+
 def test_room_that_a_late_record_held_goes_to_who_waits() -> None:
     ledger = make(records=1)
     entry = submitted(ledger)
@@ -842,7 +855,9 @@ def test_cancelled_when_it_had_failed_unsent() -> None:
     assert (figures.failed, figures.abandoned) == (1, 0)
 
 
-@pytest.mark.parametrize(("sizes", "entered", "looked_at"), [([1] * 5, 3, 3), ([40] * 3, 2, 3)])
+@pytest.mark.parametrize(
+    ("sizes", "entered", "looked_at"), [([1] * 5, 3, 3), ([40] * 3, 2, 3), ([50] * 3, 2, 3)]
+)
 def test_of_several_none_is_looked_at_that_can_not_come_in(
     sizes: list[int], entered: int, looked_at: int
 ) -> None:

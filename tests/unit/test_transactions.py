@@ -457,15 +457,32 @@ async def test_offsets_that_are_refused_make_it_an_abort(
 
 
 async def test_sending_offsets_that_is_cancelled_makes_it_an_abort(
-    settings: ProducerSettings, fake: FakeDriver
+    settings: ProducerSettings,
 ) -> None:
+    """And the driver waits for no answer any more: the abort comes behind it."""
+    deadlines: list[Deadline] = []
+
+    class Watched(FakeDriver):
+        def send_offsets(
+            self,
+            offsets: Sequence[ConsumedOffset],
+            group: ConsumerGroupMetadata,
+            deadline: Deadline,
+            /,
+        ) -> None:
+            deadlines.append(deadline)
+            super().send_offsets(offsets, group, deadline)
+
+    fake = Watched()
     async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
         with raising(TransactionAborted, match="sending offsets was cancelled"):
             async with producer.transaction() as tx:
                 fake.on_end.shut()
                 call = Call(tasks, tx.send_offsets, {("t", 0): 1}, "group")
                 await at_gate(fake.on_end)
+                assert [one.is_over for one in deadlines] == [False]
                 await call.cancel()
+                assert [one.is_over for one in deadlines] == [True]
                 fake.on_end.open()
     assert ended(fake) == [("aborted", [])]
 
