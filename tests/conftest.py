@@ -70,6 +70,7 @@ async def broker() -> AsyncIterator[EmbeddedBroker]:
     """An embedded broker of the test's own."""
     async with embedded_broker() as running:
         yield running
+        await running.kill()  # it would wait for clients that are still connected
 
 
 @pytest.fixture

@@ -36,7 +36,9 @@ from anyio_sendproducer import (
 )
 from anyio_sendproducer.cli._reading import read_back
 from anyio_sendproducer.testing import EmbeddedBroker, embedded_broker
+from tests.support.brief import on_either_loop
 from tests.support.clock import ManualClock
+from tests.support.ports import lasting_port
 from tests.support.recorder import open_sockets
 
 #: Seconds for anything that is waited for; none takes more than a fraction of it.
@@ -95,11 +97,11 @@ async def test_the_start_fails_within_start_timeout_and_names_the_address(
 ) -> None:
     sockets = open_sockets()
     began = time.monotonic()
-    settings = ProducerSettings(bootstrap_servers=address, start_timeout=0.5)
+    settings = ProducerSettings(bootstrap_servers=address, start_timeout=0.25)
     with pytest.raises(ProducerStartError, match=address) as caught:
         async with open_send_producer(settings, driver=driver):
             pytest.fail("there is nobody")
-    assert 0.4 < time.monotonic() - began < 0.5 + SLACK
+    assert 0.2 < time.monotonic() - began < 0.25 + SLACK
     assert "start_timeout" in str(caught.value)
     assert caught.value.__cause__ is not None
     await assert_no_socket_beside(sockets)
@@ -139,11 +141,10 @@ async def assert_no_socket_beside(before: set[str]) -> None:
 
 @pytest.fixture
 async def broker() -> AsyncIterator[EmbeddedBroker]:
-    async with embedded_broker() as running:
+    """A broker in whose place another one can start."""
+    async with embedded_broker(port=lasting_port()) as running:
         yield running
-        # A process that is stopped can't end by itself.
-        if running.running:
-            running.resume()
+        await running.kill()  # one that is paused does not end by itself
 
 
 def settings_for(broker: EmbeddedBroker, **changes: Any) -> ProducerSettings:
@@ -201,6 +202,7 @@ async def until(condition: Callable[[], object]) -> None:
             await anyio.sleep(0.002)
 
 
+@on_either_loop
 async def test_killed_in_the_middle_of_ten_thousand_sends(
     driver: str, broker: EmbeddedBroker
 ) -> None:
@@ -341,7 +343,7 @@ async def test_the_exit_is_bounded_whatever_ends_the_block(
 ) -> None:
     # The other one of the two would be far too long.
     settings = settings_for(broker, close_timeout=PATIENCE, cancel_timeout=PATIENCE)
-    bound = 0.5
+    bound = 0.2
     settings = settings.evolve(**{"close_timeout" if how == "success" else "cancel_timeout": bound})
     sockets = open_sockets()
     began = math.nan

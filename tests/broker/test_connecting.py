@@ -282,12 +282,12 @@ async def test_where_nobody_answers_the_error_says_why_and_what_to_do(driver: st
     with closing(socket.socket()) as taken:
         taken.bind(("127.0.0.1", 0))  # and nobody listens
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        settings = ProducerSettings(bootstrap_servers=address, start_timeout=1.0)
+        settings = ProducerSettings(bootstrap_servers=address, start_timeout=0.5)
         with pytest.raises(ProducerStartError) as caught:
             async with open_send_producer(settings, driver=driver):
                 pass
     said = str(caught.value)
-    assert said.startswith(f"no producer for {address} within 1 s (start_timeout): ")
+    assert said.startswith(f"no producer for {address} within 0.5 s (start_timeout): ")
     assert "ECONNREFUSED" in said or "Connection refused" in said
     assert said.endswith("; `anyio-sendproducer check` tells how far one comes")
     assert "<" not in said  # no object as a debugger sees it

@@ -1161,11 +1161,11 @@ def test_the_error_names_the_address_and_the_clients_last_words() -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{bound.getsockname()[1]}"
-        driver = KafkaPythonDriver(settings_for(address, start_timeout=2))
+        driver = KafkaPythonDriver(settings_for(address, start_timeout=0.5))
         with pytest.raises(ProducerStartError) as caught:
             driver.open(Recorder())
     assert address in str(caught.value)
-    assert "2 s (start_timeout)" in str(caught.value)
+    assert "0.5 s (start_timeout)" in str(caught.value)
     assert "ECONNREFUSED" in str(caught.value)
     # Its handler is gone from the client's logger.
     handlers = logging.getLogger("kafka").handlers

@@ -47,6 +47,7 @@ from anyio_sendproducer import (
 from anyio_sendproducer.drivers import _discreet, _kafka_python
 from anyio_sendproducer.drivers._tls import tls_refusal
 from anyio_sendproducer.testing import strategies
+from tests.support.brief import on_trio_and_nightly_on_asyncio
 from tests.support.calls import eventually, raising, until
 from tests.support.clock import ManualClock
 from tests.support.kafka_security import Authority, Certificate
@@ -280,6 +281,7 @@ async def test_a_token_that_can_not_be_had_is_tried_again_until_the_start_is_ove
             await send_one(broker, login("OAUTHBEARER", "two words"))
 
 
+@on_trio_and_nightly_on_asyncio
 async def test_a_login_that_is_refused_later_is_not_tried_without_a_pause() -> None:
     with scripted_broker(mechanisms=("PLAIN",), users={"me": SECRET}) as broker:
 

@@ -34,6 +34,7 @@ from anyio_sendproducer.drivers._describe import (
     protocol_of,
 )
 from anyio_sendproducer.testing import EmbeddedBroker
+from tests.support.brief import on_either_loop, on_trio_and_nightly_on_asyncio
 from tests.support.cli_runs import run_main
 
 
@@ -161,10 +162,10 @@ def listening(
         thread.join()
 
 
-@pytest.mark.parametrize("name", ["kafka-python", "confluent"])
-async def test_no_broker_listens(name: str) -> None:
+@on_either_loop
+async def test_no_broker_listens(driver: str) -> None:
     with listening() as address:
-        steps, _ = await check(settings(address).with_start_timeout(2), name)
+        steps, _ = await check(settings(address).with_start_timeout(2), driver)
     assert states(steps) == expected("authenticate")
     assert "it may be no broker" in one(steps, "authenticate").hint
 
@@ -196,6 +197,7 @@ def serving(authority: trustme.CA, name: str = "127.0.0.1") -> ssl.SSLContext:
     return context
 
 
+@on_trio_and_nightly_on_asyncio
 async def test_a_certificate_that_is_good(authority: tuple[trustme.CA, Path]) -> None:
     made, path = authority
     with listening(context=serving(made)) as address:

@@ -20,6 +20,7 @@ __all__ = [
     "IN_FULL",
     "group_by_cluster",
     "leave_variants_to_the_night",
+    "on_either_loop",
     "on_trio_and_nightly_on_asyncio",
 ]
 
@@ -29,6 +30,18 @@ IN_FULL: Final = os.environ.get("FULL_TESTS", "") not in {"", "0"}
 #: For a slow test of something that does not depend on the loop.
 on_trio_and_nightly_on_asyncio: Final = pytest.mark.parametrize(
     "anyio_backend", [pytest.param("asyncio", marks=pytest.mark.nightly), "trio"], indirect=True
+)
+
+#: For a slow test that takes a driver: each loop with one driver, and at night with the other too.
+on_either_loop: Final = pytest.mark.parametrize(
+    ("anyio_backend", "driver"),
+    [
+        ("asyncio", "kafka-python"),
+        ("trio", "confluent"),
+        pytest.param("asyncio", "confluent", marks=pytest.mark.nightly),
+        pytest.param("trio", "kafka-python", marks=pytest.mark.nightly),
+    ],
+    indirect=True,
 )
 
 #: Parameters that do not make a case of its own.

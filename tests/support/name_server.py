@@ -7,7 +7,6 @@ it are skipped; with ``CI`` set they fail.
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import socket
 import struct
@@ -22,6 +21,8 @@ import dns.exception
 import dns.message
 import dns.query
 import pytest
+
+from tests.support.ports import lasting_port
 
 __all__ = ["LyingServer", "NameServer", "lying_server", "require_name_server"]
 
@@ -62,8 +63,7 @@ class NameServer:
         self._program = require_name_server()
         self._directory = directory
         self._process: subprocess.Popen[bytes] | None = None
-        #: Ports that are the system's to give may be somebody's by the time that it starts.
-        self.port: int = random.randrange(20_000, 30_000)
+        self.port: int = lasting_port()
 
     @property
     def address(self) -> str:

@@ -38,6 +38,7 @@ from anyio_sendproducer import (
 from anyio_sendproducer._producer import RETRY_SECONDS
 from anyio_sendproducer.testing import FakeDriver
 from tests.support.calls import (
+    PATIENCE,
     Call,
     at_gate,
     quiet,
@@ -218,6 +219,8 @@ async def test_a_crowd_that_never_pauses_does_not_keep_its_records_from_the_driv
     settings: ProducerSettings,
 ) -> None:
     """With an observer, whatever happens between two turns rings."""
+    # No bound but time: while the driver's thread waits for a processor, thousands are enqueued.
+    settings = settings.with_max_in_flight(1_000_000)
     for observers in ([], [Recorder()]):
         fake = FakeDriver(manual=True)
         async with open_send_producer(settings, driver=fake, observers=observers) as producer:
@@ -225,11 +228,11 @@ async def test_a_crowd_that_never_pauses_does_not_keep_its_records_from_the_driv
             await taken(fake, 600)
             fake.acknowledge()
             fake.manual = False
-            while len(fake.batches) < 4:
-                assert len(deliveries) < settings.max_in_flight
-                deliveries.append(producer.enqueue_nowait(record()))
-                await anyio.lowlevel.checkpoint()
-                assert producer._bridge.events.statistics().current_buffer_used < 20
+            with anyio.fail_after(PATIENCE):
+                while len(fake.batches) < 4:
+                    deliveries.append(producer.enqueue_nowait(record()))
+                    await anyio.lowlevel.checkpoint()
+                    assert producer._bridge.events.statistics().current_buffer_used < 20
             for delivery in deliveries:
                 await delivery.wait()
 
