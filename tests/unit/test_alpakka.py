@@ -318,7 +318,7 @@ async def test_no_room(settings: ProducerSettings) -> None:
             fake.acknowledge()
             await taken(fake, 2)
             fake.acknowledge()
-        assert sorted(call.value.offset or 0 for call in calls) == [0, 1]
+        assert {call.value.offset for call in calls} == {0, 1}
 
 
 @line("Several records, one fails: one exception, the rest is lost to the caller")

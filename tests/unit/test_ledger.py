@@ -440,8 +440,10 @@ def test_given_back_after_its_client_was_given_up_a_record_frees_no_room_twice()
     ledger = make()
     entry = submitted(ledger)
     ledger.end_generation(GONE)
-    ledger.hold([entry])
+    assert ledger.hold([entry]) == []
     assert room(ledger) == (0, 0)
+    assert entry.state is DeliveryState.FAILED
+    assert not ledger.release_held()
 
 
 # --- outcomes, and who is told -------------------------------------------------------------------
@@ -681,6 +683,16 @@ def test_a_client_is_stuck_when_late_records_hold_half_of_all_room(
     assert ledger.stuck(10.0) == stuck
     ledger.settle(entries, [WRITTEN] * len(entries))
     assert not ledger.stuck(10.0)
+
+
+def test_late_bytes_that_came_back_count_no_more() -> None:
+    ledger = make(size=100)
+    first = submitted(ledger, size=40)
+    ledger.expire(10.0)
+    ledger.settle([first], [WRITTEN])
+    submitted(ledger, size=40, now=10.0)
+    ledger.expire(20.0)
+    assert not ledger.stuck(20.0)
 
 
 def test_late_records_that_prove_larger_than_estimated_count_with_their_true_size() -> None:

@@ -23,6 +23,7 @@ from anyio_sendproducer import (
     PassThroughMessage,
     Persistence,
     ProducerBroken,
+    ProducerFenced,
     ProducerRecord,
     ProducerSettings,
     ProducerStartError,
@@ -605,6 +606,55 @@ async def test_an_invalid_record_is_not_accepted(
 
 
 # --- back-pressure ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("calls", ["enqueue", "wait"])
+async def test_others_have_their_turns_beside_calls_that_need_not_wait(
+    settings: ProducerSettings, fake: FakeDriver, calls: str
+) -> None:
+    """After sixteen calls at the latest."""
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await anyio.lowlevel.checkpoint()
+
+    async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
+        delivery = await producer.enqueue(record())
+        await delivery.wait()
+        tasks.start_soon(count)
+        await until(lambda: turns > 0)
+        before = turns
+        for _ in range(5 * 16):
+            if calls == "enqueue":
+                await producer.enqueue(record())
+            else:
+                await delivery.wait()
+        # In the first and the last round Trio may choose either order.
+        assert turns - before >= 3
+        tasks.cancel_scope.cancel()
+
+
+async def test_enqueue_that_fails_as_soon_as_it_has_room_is_told_of_it_once(
+    settings: ProducerSettings,
+) -> None:
+    """By its own exception, and not once more when the producer is closed."""
+    fake = FakeDriver(manual=True)
+    narrow = settings.evolve(max_in_flight=1)
+    async with open_send_producer(narrow, driver=fake) as producer, task_group() as tasks:
+        first = producer.enqueue_nowait(record())
+        await taken(fake, 1)
+        call = Call(tasks, producer.enqueue, record())
+        await quiet()
+        # The room is there and the producer is broken before the task has its turn.
+        fake.acknowledge()
+        fake.break_client(ProducerFenced("another one"))
+        await call.wait()
+        assert isinstance(call.error, DeliveryError)
+        assert (await first.wait()).offset == 0
+    assert (producer.statistics().accepted, producer.statistics().failed) == (2, 1)
 
 
 async def test_room_in_records_goes_to_who_came_first(settings: ProducerSettings) -> None:

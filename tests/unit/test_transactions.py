@@ -297,7 +297,7 @@ async def test_cancellation_brings_the_commits_deadline_forward(
         assert deadlines[0].at > time.monotonic() + settings.cancel_timeout + 10
         call.scope.cancel()
         await until(lambda: deadlines[0].at <= time.monotonic() + settings.cancel_timeout)
-        assert not deadlines[0].is_over or settings.cancel_timeout < PATIENCE
+        assert not deadlines[0].is_over  # it has cancel_timeout left
         fake.on_end.open()
         await call.wait()
 
