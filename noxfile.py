@@ -74,7 +74,8 @@ def pyright(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests on the built package, several at a time; arguments go to pytest."""
     session.install(".", "--group", "test")
-    session.run("coverage", "run", "-m", "pytest", *IN_PARALLEL, *session.posargs)
+    env = {"HYPOTHESIS_PROFILE": "full"}
+    session.run("coverage", "run", "-m", "pytest", *IN_PARALLEL, *session.posargs, env=env)
 
 
 @nox.session

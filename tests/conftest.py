@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -20,10 +21,13 @@ from tests.support.client_threads import client_threads
 from tests.support.clock import ManualClock
 from tests.support.fault_proxy import FaultProxy, proxied_broker
 
-# No example fails for how long it takes: that says how busy the machine is. All else stays as it is
-# by default, or in CI.
-hypothesis.settings.register_profile("patient", hypothesis.settings(), deadline=None)
-hypothesis.settings.load_profile("patient")
+# CI's full run and the nightly run set HYPOTHESIS_PROFILE=full. No example fails because it takes
+# long: that depends on how busy the machine is.
+for profile, examples in {"brief": 20, "full": 100}.items():
+    hypothesis.settings.register_profile(
+        profile, hypothesis.settings(), max_examples=examples, deadline=None
+    )
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "brief"))
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -150,7 +150,7 @@ def test_a_key_goes_where_kafka_pythons_own_partitioner_sends_it(cluster: MockCl
 
         @given(st.lists(st.binary(max_size=100), min_size=1, max_size=50))
         @example([b"", bytes(64), bytes(65), bytes(range(256))])
-        @settings(max_examples=40, deadline=None)
+        @settings(max_examples=40)
         def check(keys: list[bytes]) -> None:
             records = [ProducerRecord(TWELVE, b"value", key) for key in keys]
             for key, outcome in zip(keys, send_all(driver, recorder, records), strict=True):

@@ -766,7 +766,7 @@ async def test_topics_named_by_users_are_not_created_unless_the_settings_say_so(
 
 
 @given(strategies.records(topics=st.just("orders"), partitions=st.none(), timestamps=st.none()))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_any_bytes_are_a_value_a_key_or_a_header(
     record: ProducerRecord[bytes | None, bytes | None],
 ) -> None:
