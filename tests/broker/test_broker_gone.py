@@ -92,6 +92,7 @@ def address(request: pytest.FixtureRequest) -> str:
     return str(request.getfixturevalue(request.param))
 
 
+@on_either_loop
 async def test_the_start_fails_within_start_timeout_and_names_the_address(
     driver: str, address: str
 ) -> None:
@@ -107,6 +108,7 @@ async def test_the_start_fails_within_start_timeout_and_names_the_address(
     await assert_no_socket_beside(sockets)
 
 
+@on_either_loop
 async def test_a_start_that_is_cancelled_ends_promptly(driver: str, address: str) -> None:
     sockets = open_sockets()
     settings = ProducerSettings(bootstrap_servers=address, start_timeout=2 * PATIENCE)
@@ -248,6 +250,7 @@ async def test_killed_in_the_middle_of_ten_thousand_sends(
     assert set(persistence) == {Persistence.NOT_PERSISTED, Persistence.POSSIBLY_PERSISTED}
 
 
+@on_either_loop
 async def test_paused_and_resumed_everything_is_delivered_once(
     driver: str, broker: EmbeddedBroker
 ) -> None:
@@ -286,6 +289,7 @@ async def test_paused_and_resumed_everything_is_delivered_once(
         assert places[metadata.partition, metadata.offset or 0] == b"%d" % number
 
 
+@on_either_loop
 async def test_a_broker_that_comes_back_is_used_again(
     driver: str, broker: EmbeddedBroker, clock: ManualClock
 ) -> None:
@@ -336,6 +340,7 @@ async def enqueue_some(producer: SendProducer, count: int) -> list[Any]:
     ]
 
 
+@on_either_loop
 @pytest.mark.parametrize("gone", ["killed", "paused"])
 @pytest.mark.parametrize("how", ["success", "error", "cancellation"])
 async def test_the_exit_is_bounded_whatever_ends_the_block(

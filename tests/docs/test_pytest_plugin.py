@@ -32,6 +32,15 @@ PLUGINS: Final[dict[str, tuple[str, list[str]]]] = {
 }
 
 
+#: Plugins that only take time here.
+IRRELEVANT: Final = ("cacheprovider", "faker", "hypothesispytest")
+
+
+def without(*plugins: str) -> list[str]:
+    """Arguments for pytest that leave plugins out."""
+    return [option for plugin in plugins for option in ("-p", f"no:{plugin}")]
+
+
 #: With what every project had better have, but for what pyproject.toml lets kafka-python do.
 INI: Final = """[pytest]
 filterwarnings =
@@ -90,8 +99,7 @@ class Project:
 
     def pytest(self, *arguments: str) -> dict[str, int]:
         """How many tests passed, and so on; all must pass."""
-        plugins = ["-p", "no:cacheprovider", "-p", "no:hypothesispytest", *arguments]
-        last = self.python("-m", "pytest", *plugins).splitlines()[-1]
+        last = self.python("-m", "pytest", *without(*IRRELEVANT), *arguments).splitlines()[-1]
         return {what: int(count) for count, what in re.findall(r"(\d+) ([a-z]+)", last)}
 
 
@@ -197,7 +205,7 @@ class TestMore:
 
 def test_what_starts_something_needs_neither_plugin(project: Project) -> None:
     project.write(SYNCHRONOUS)
-    assert project.pytest("-p", "no:anyio", "-p", "no:trio") == {"passed": 5}
+    assert project.pytest(*without("anyio", "trio")) == {"passed": 5}
 
 
 ASYNCHRONOUS: Final = """
@@ -301,7 +309,7 @@ def test_pytest_s_start_imports_nothing_that_the_fixtures_need(project: Project)
                 self.names = [name for name, _ in plugins]
 
         quiet = Quiet()
-        without = ["cacheprovider", "anyio", "trio", "hypothesispytest"]
+        without = ["cacheprovider", "anyio", "faker", "trio", "hypothesispytest"]
         options = [option for name in without for option in ("-p", f"no:{name}")]
         assert pytest.main(options, plugins=[quiet]) == 0
         assert "anyio_sendproducer" in quiet.names
@@ -314,7 +322,7 @@ def test_pytest_s_start_imports_nothing_that_the_fixtures_need(project: Project)
 
 
 def test_the_fixtures_are_explained(project: Project) -> None:
-    said = project.python("-m", "pytest", "--fixtures", "-p", "no:cacheprovider")
+    said = project.python("-m", "pytest", "--fixtures", *without(*IRRELEVANT, "anyio", "trio"))
     from anyio_sendproducer.testing import pytest_plugin
 
     for name in pytest_plugin.__all__:
@@ -322,5 +330,6 @@ def test_the_fixtures_are_explained(project: Project) -> None:
 
 
 def test_they_can_be_left_out(project: Project) -> None:
-    said = project.python("-m", "pytest", "--fixtures", "-p", "no:anyio_sendproducer")
+    plugins = without(*IRRELEVANT, "anyio", "trio", "anyio_sendproducer")
+    said = project.python("-m", "pytest", "--fixtures", *plugins)
     assert "kafka_" not in said

@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 
 from anyio_sendproducer.testing import EmbeddedBroker, embedded_broker
 from examples import log_shipper
-from tests.support.brief import on_trio_and_nightly_on_asyncio
 from tests.support.example_process import SOON, Example, read, running, until_true
 from tests.support.ports import lasting_port
 
@@ -138,7 +137,6 @@ async def test_ctrl_c_ships_what_was_read(
         assert await example.code(within=SOON) == 0
 
 
-@on_trio_and_nightly_on_asyncio
 async def test_no_line_is_lost_where_the_shipper_is_killed(
     log: Log, broker: EmbeddedBroker, anyio_backend_name: str
 ) -> None:
@@ -160,7 +158,6 @@ async def test_no_line_is_lost_where_the_shipper_is_killed(
     assert all(later <= earlier + 1 for earlier, later in itertools.pairwise(numbers))
 
 
-@on_trio_and_nightly_on_asyncio
 async def test_the_shipper_outlives_the_broker(log: Log, anyio_backend_name: str) -> None:
     settings = {"LOGS_DELIVERY_TIMEOUT": "4", "LOGS_START_TIMEOUT": "0.5"}
     port = lasting_port()
