@@ -36,6 +36,7 @@ async def _load(orders: dict[str, Any], history: History) -> None:
         close_timeout=orders["close_timeout"],
         cancel_timeout=orders["cancel_timeout"],
     )
+    _tell_when_it_hurries()
     drains = orders["when"] in {"drain", "close"}
     load = Load(
         topic=orders["topic"],
@@ -79,6 +80,17 @@ async def _load(orders: dict[str, Any], history: History) -> None:
         )
         tell(now="left", undelivered=ran.undelivered)
         tasks.cancel_scope.cancel()
+
+
+def _tell_when_it_hurries() -> None:
+    """Tell the test when a cancellation begins to hurry the closing."""
+    hurry: Any = SendProducer._close_hurriedly
+
+    async def tell_and_hurry(self: SendProducer) -> None:
+        tell(now="hurrying")
+        await hurry(self)
+
+    setattr(SendProducer, "_close_hurriedly", tell_and_hurry)  # noqa: B010  # for type checkers
 
 
 async def _exit_with_records_pending(orders: dict[str, Any]) -> None:

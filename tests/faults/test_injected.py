@@ -26,6 +26,9 @@ from tests.support.mock_cluster import FOR_MOCK, INIT_PRODUCER_ID, METADATA
 #: Seconds over which a load is spread: a fault comes and goes within them.
 SECONDS = 3.0 if FULL else 0.2
 
+#: Milliseconds after which an answer that is to be lost would come: later than any client waits.
+NEVER_MS = 600_000
+
 _topics = itertools.count()
 
 
@@ -291,8 +294,8 @@ async def test_duplicate_sequence_number(
 ) -> None:
     """The broker has the batch already, from an attempt whose answer was lost.
 
-    The mock writes what is sent, delays that answer until the client gives up waiting for it, and
-    calls the repetition a duplicate.
+    The mock writes what is sent, keeps the answer back until the client gives up waiting for it,
+    and calls what comes next a duplicate. So there must be one request under way at a time.
     """
 
     # One partition to a broker, and led by it from the first: the mock calls a duplicate whatever
@@ -302,11 +305,12 @@ async def test_duplicate_sequence_number(
     async def during(running: Running) -> None:
         await running.until_settled(0.25)
         for broker in (1, 2):
-            fresh.answer_next(broker, 0, rtt_ms=2_000)
+            fresh.answer_next(broker, 0, rtt_ms=NEVER_MS)
             fresh.answer_next(broker, 46)
         running.admit(1)
 
-    settings = settings_for(fresh, driver, properties={"request_timeout_ms": 300})
+    properties = {"request_timeout_ms": 300, "max.in.flight.requests.per.connection": 1}
+    settings = settings_for(fresh, driver, properties=properties)
     cell = "DUPLICATE_SEQUENCE_NUMBER, after a lost answer"
     _, report = await run(cell, anyio_backend, driver, settings, topic, during, partitions=2)
     assert report.acknowledged == report.sent
@@ -339,7 +343,7 @@ async def test_answers_slower_than_the_deadline(
 ) -> None:
     async def during(running: Running) -> None:
         await until_both_lead(running, fresh, topic)
-        fresh.answer_next(1, 0, rtt_ms=1_500)
+        fresh.answer_next(1, 0, rtt_ms=NEVER_MS)
         running.admit(1)
 
     settings = settings_for(fresh, driver, delivery_timeout=0.4)
@@ -356,7 +360,7 @@ async def test_an_answer_that_is_lost(
         await until_both_lead(running, fresh, topic)
         for turn in range(1, 4):
             await running.until_settled(turn / 4)
-            fresh.answer_next(1, 0, rtt_ms=2_000)
+            fresh.answer_next(1, 0, rtt_ms=NEVER_MS)
             running.admit((turn + 1) / 4)
 
     settings = settings_for(fresh, driver, properties={"request_timeout_ms": 300})
@@ -373,7 +377,7 @@ async def test_an_answer_that_is_lost_and_then_a_refusal(
 
     async def during(running: Running) -> None:
         await until_both_lead(running, fresh, topic)
-        fresh.answer_next(1, 0, rtt_ms=2_000)
+        fresh.answer_next(1, 0, rtt_ms=NEVER_MS)
         for _ in range(12):
             # Answers behind the one that is late are lost as well: up to four, as five requests
             # may be under way on a connection.
@@ -408,7 +412,7 @@ async def test_an_answer_that_is_lost_and_a_refusal_of_others(
 
     async def during(running: Running) -> None:
         await until_both_lead(running, fresh, topic)
-        fresh.answer_next(1, 0, rtt_ms=2_000)
+        fresh.answer_next(1, 0, rtt_ms=NEVER_MS)
         for _ in range(20):
             fresh.answer_next(2, 44)
         running.admit(1)

@@ -45,6 +45,11 @@ PATIENCE = 60.0
 SLACK = 15.0
 
 
+#: The producer's, in seconds. A second signal is to come while the closing for the first one goes
+#: on, also on a machine that stalls for three seconds.
+CANCEL_TIMEOUT = {"send": 1.0, "drain": 1.0, "close": 5.0}
+
+
 class Child:
     """A process that sends, and what it tells."""
 
@@ -105,7 +110,7 @@ def orders_for(
         "when": when,
         "handler": False,
         "close_timeout": 3.0,
-        "cancel_timeout": 1.0,
+        "cancel_timeout": CANCEL_TIMEOUT[when],
         **more,
     }
 
@@ -135,7 +140,7 @@ async def interrupted(
         child.process.send_signal(number)
         if when == "close":
             # The second comes while the first one's closing is under way.
-            await anyio.sleep(0.2)
+            await anyio.to_thread.run_sync(child.wait_for, "hurrying")
             child.process.send_signal(number)
         last = None
         if number is signal.SIGINT or more.get("handler"):
@@ -166,7 +171,7 @@ async def test_sigint(
         errors = re.sub(never, "", errors)
     assert (code, errors) == (0, "")
     # cancel_timeout, and what a process takes to end.
-    assert took < 1.0 + SLACK
+    assert took < CANCEL_TIMEOUT[when] + SLACK
     # Trio raises it in the middle of whatever runs, the test's own bookkeeping too.
     anywhere = anyio_backend == "trio"
     note = (
@@ -203,7 +208,7 @@ async def test_a_signal_that_is_handled_by_cancelling(
     assert last is not None
     assert last["ended"] == "well"
     assert (code, errors) == (0, "")
-    assert took < 1.0 + SLACK
+    assert took < CANCEL_TIMEOUT[when] + SLACK
     cell = Cell(
         "process", f"{number.name} handled by cancelling, during {when}", anyio_backend, driver
     )
@@ -397,7 +402,7 @@ async def test_the_clients_thread_dies(
         running.admit(1)
 
     settings = ProducerSettings(
-        bootstrap_servers=broker.bootstrap_servers, delivery_timeout=2.0, max_in_flight=200
+        bootstrap_servers=broker.bootstrap_servers, delivery_timeout=5.0, max_in_flight=200
     )
     load = Load(topic="t", records=RECORDS, seconds=SECONDS, admitted=0.5)
     ran = await run_load(settings, load, during=during, driver=make)

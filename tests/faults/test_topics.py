@@ -7,16 +7,18 @@ The others, and the other records, never notice.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from anyio import sleep
+from anyio import fail_after, sleep
 from anyio.to_thread import run_sync
 
-from anyio_sendproducer import ProducerRecord, ProducerSettings
+from anyio_sendproducer import ProducerRecord, ProducerSettings, RecordRejected
 from tests.faults.matrix import FULL, RECORDS, Cell, Row, join, judge, read_log, write_row
+from tests.support.calls import PATIENCE, until
 from tests.support.history import Acknowledged, Ended, Failed, History, Logged, Plain, check
 from tests.support.kafka_cluster import KafkaCluster, kafka_cluster
 from tests.support.kafka_home import require_kafka
@@ -104,12 +106,26 @@ async def test_a_topic_that_is_forbidden_and_then_granted(
 
     granted = [float("inf")]
 
+    async def probe(running: Running, number: int) -> bool:
+        """Whether the producer may write to the topic by now."""
+        id_ = f"probe-{number}"
+        record = ProducerRecord(forbidden, id_.encode(), partition=0)
+        running.history.sending(id_, record)
+        try:
+            running.history.ending(id_, await running.producer.send(record))
+        except RecordRejected as error:
+            running.history.ending(id_, error)
+            return False
+        return True
+
     async def during(running: Running) -> None:
         await running.until_settled(0.5)
         await run_sync(lambda: cluster.add_acl("User:bob", "write", forbidden))
-        # News of it come with the next answer that the producer asks for, and it asks twice a
-        # second while it is refused.
-        await sleep(1.5)
+        # The news comes with one of the next answers that the producer asks for.
+        numbers = itertools.count()
+        with fail_after(PATIENCE):
+            while not await probe(running, next(numbers)):  # noqa: ASYNC110  # told by nobody
+                await sleep(0.05)
         granted[0] = time.monotonic()
         running.admit(1.0)
 
@@ -165,6 +181,10 @@ async def test_a_topic_is_deleted_and_made_again(
         running.admit(1)
         await running.until_settled(0.4)
         await run_sync(remake)
+        # Until the producer has found the new topic.
+        acknowledged = running.acknowledged
+        await until(lambda: running.acknowledged > acknowledged + PARTITIONS)
+        moments.append(time.monotonic())
 
     settings = settings_for(cluster)
     # Long enough for some to be sent when the client has looked for the topic again.
@@ -177,7 +197,7 @@ async def test_a_topic_is_deleted_and_made_again(
     )
     ran = await run_load(settings, load, during=during, driver=driver)
     after = await read_log(cluster.bootstrap_servers, topic)
-    read, made = moments
+    read, made, found = moments
     first, second = History(), History()
     gone = 0
     for id_, sent in ran.history.sent.items():
@@ -211,7 +231,7 @@ async def test_a_topic_is_deleted_and_made_again(
         "RecordRejected, not persisted",
         "DeliveryError, possibly persisted",
     }
-    late = [sent for sent in second.sent.values() if sent.at > made + 3]
+    late = [sent for sent in second.sent.values() if sent.at > found]
     assert late
     assert all(isinstance(second.outcome(sent.id), Acknowledged) for sent in late)
     assert gone > 0

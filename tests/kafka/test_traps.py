@@ -27,7 +27,7 @@ from anyio_sendproducer import (
     open_send_producer,
 )
 from tests.support.bare import NEVER, bare, hurry, leaking_sockets, settles
-from tests.support.calls import outcome_of, until
+from tests.support.calls import eventually, outcome_of, until
 from tests.support.clock import ManualClock
 from tests.support.kafka_cluster import KafkaCluster, kafka_cluster
 from tests.support.kafka_security import ACLS, sasl_listener
@@ -36,9 +36,6 @@ from tests.support.recorder import PATIENCE
 # kafka-python has no types: whatever is taken from it here is Any.
 kafka: Any = importlib.import_module("kafka")
 kafka_errors: Any = importlib.import_module("kafka.errors")
-
-#: Seconds after which Kafka forgets a producer that is silent.
-FORGETS_AFTER = 2.0
 
 #: How Bob logs in.
 BOB = {
@@ -57,14 +54,11 @@ IN_A_BAD_BATCH = "part of a batch"
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[KafkaCluster]:
-    """A broker that forgets producers soon, where Bob may do what he is allowed to."""
+    """A broker where Bob may do what he is allowed to."""
     with kafka_cluster(
         listeners=[sasl_listener("SASL", ["PLAIN"], users={"bob": "secret"})],
-        properties={
-            **ACLS,
-            "producer.id.expiration.ms": int(FORGETS_AFTER * 1000),
-            "producer.id.expiration.check.interval.ms": 200,
-        },
+        # How often it looks for producers that it can forget; see forget_producers().
+        properties={**ACLS, "producer.id.expiration.check.interval.ms": 200},
     ) as running:
         yield running
 
@@ -311,6 +305,20 @@ async def test_a_record_that_expires_while_it_is_repeated_is_the_only_one(
 # --- sequence numbers ----------------------------------------------------------------------------
 
 
+def forget_producers(cluster: KafkaCluster, topic: str) -> None:
+    """Have Kafka forget the producers of a topic, as it forgets those that are silent for a day."""
+    partition = kafka.TopicPartition(topic, 0)
+    admin = kafka.KafkaAdminClient(bootstrap_servers=cluster.bootstrap_servers)
+    try:
+        [known] = admin.describe_producers([partition])[partition].active_producers
+        assert known.producer_id >= 0
+        cluster.alter_broker(1, {"producer.id.expiration.ms": 1})
+        eventually(lambda: not admin.describe_producers([partition])[partition].active_producers)
+    finally:
+        admin.close()
+        cluster.alter_broker(1, {"producer.id.expiration.ms": None})
+
+
 def lose_count(client: Any, topic: str) -> None:
     """Have the client number its next record as if a hundred had gone before."""
     client._sender._transaction_manager.set_sequence_number(kafka.TopicPartition(topic, 0), 100)
@@ -343,7 +351,7 @@ def test_bare_a_producer_that_kafka_forgot_goes_on(cluster: KafkaCluster, topic:
     """No trap: Kafka 4 takes its records, whichever number they have."""
     with bare(cluster.bootstrap_servers) as producer:
         futures_of(producer, topic, [b"value"])
-        time.sleep(2 * FORGETS_AFTER)
+        forget_producers(cluster, topic)
         lose_count(producer, topic)  # which shows that it was forgotten
         written = futures_of(producer, topic, [b"value", b"value"])
         assert [future.value.offset for future in written] == [1, 2]
@@ -352,7 +360,7 @@ def test_bare_a_producer_that_kafka_forgot_goes_on(cluster: KafkaCluster, topic:
 async def test_a_producer_that_kafka_forgot_goes_on(cluster: KafkaCluster, topic: str) -> None:
     async with open_send_producer(settings_for(cluster)) as producer:
         await outcome_of(producer, topic)
-        await anyio.sleep(2 * FORGETS_AFTER)
+        await anyio.to_thread.run_sync(forget_producers, cluster, topic)
         assert offsets([await outcome_of(producer, topic) for _ in range(2)]) == [1, 2]
         assert producer.statistics().generations == 1
 
