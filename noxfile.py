@@ -119,10 +119,9 @@ def in_brief(session: nox.Session) -> tuple[bool, list[str]]:
     return len(others) < len(session.posargs), others
 
 
-#: Options of the tests that have a brief form. Two workers have clusters of their own, and take the
-#: groups of tests in the order in which these stand. In full, loads are so large that two at a time
-#: would disturb each other.
-BRIEF = ("-n", "2", "--dist", "loadgroup", "--no-loadscope-reorder")
+#: Options of the tests that have a brief form. Two workers take a file at a time, and have clusters
+#: of their own. In full, loads are so large that two at a time would disturb each other.
+BRIEF = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
 FULL = ("-m", "")
 
 

@@ -6,12 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.brief import group_by_cluster, leave_variants_to_the_night
+from tests.support.brief import leave_variants_to_the_night
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run each cell on one loop with one driver, unless the whole matrix is run."""
-    folder = Path(__file__).parent
-    leave_variants_to_the_night(folder, items)
-    group_by_cluster(folder, items, ["three_brokers"])
+    leave_variants_to_the_night(Path(__file__).parent, items)

@@ -36,16 +36,10 @@ def _three() -> Iterator[KafkaCluster]:
 
 
 @pytest.fixture
-def three_brokers(_three: KafkaCluster) -> Iterator[KafkaCluster]:
+def cluster(_three: KafkaCluster) -> Iterator[KafkaCluster]:
     """All of them run when a test begins."""
     yield _three
     _three.heal()
-
-
-@pytest.fixture
-def cluster(three_brokers: KafkaCluster) -> KafkaCluster:
-    """The three brokers."""
-    return three_brokers
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.brief import group_by_cluster, leave_variants_to_the_night
+from tests.support.brief import leave_variants_to_the_night
 from tests.support.clock import ManualClock
 from tests.support.kafka_cluster import KafkaCluster, kafka_cluster
 from tests.support.kafka_home import require_kafka
@@ -20,9 +20,7 @@ VARY = ("share", "properties")
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run each case on one loop with one driver, unless the tests are run in full."""
-    folder = Path(__file__).parent
-    leave_variants_to_the_night(folder, items, VARY)
-    group_by_cluster(folder, items, ["three_brokers"])
+    leave_variants_to_the_night(Path(__file__).parent, items, VARY)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,6 +13,7 @@ from anyio.to_thread import run_sync
 # It registers the proxy_url with which the page's consumer is opened here.
 import anyio_sendproducer.drivers._kafka_python  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from anyio_sendproducer import ProducerRecord, ProducerSettings, open_send_producer
+from tests.support.brief import IN_FULL
 from tests.support.history import read_topic
 from tests.support.kafka_cluster import KafkaCluster
 from tests.support.paths import ROOT
@@ -57,7 +58,7 @@ async def test_each_record_is_copied_once_while_brokers_are_killed(
     names = the_loop(address, source, target)
 
     def kill_one_after_the_other() -> None:
-        for broker in cluster.brokers:
+        for broker in cluster.brokers if IN_FULL else (1, 2):
             time.sleep(0.5)
             cluster.kill(broker)
             time.sleep(1.0)

@@ -365,7 +365,7 @@ async def test_a_producer_that_kafka_forgot_goes_on(cluster: KafkaCluster, topic
         assert producer.statistics().generations == 1
 
 
-@pytest.mark.parametrize("end", ["kill", "stop"])
+@pytest.mark.parametrize("end", ["kill", pytest.param("stop", marks=pytest.mark.nightly)])
 def test_bare_a_broker_that_comes_back_with_its_data_is_used_again(
     cluster: KafkaCluster, topic: str, end: str
 ) -> None:

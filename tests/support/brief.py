@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +18,6 @@ import pytest
 
 __all__ = [
     "IN_FULL",
-    "group_by_cluster",
     "leave_variants_to_the_night",
     "on_either_loop",
     "on_trio_and_nightly_on_asyncio",
@@ -79,30 +78,6 @@ def leave_variants_to_the_night(
             for at, (_, item) in enumerate(variants):
                 if at != chosen:
                     item.add_marker("nightly")
-
-
-def group_by_cluster(folder: Path, items: list[pytest.Item], clusters: Sequence[str]) -> None:
-    """Have each of pytest-xdist's workers start few clusters: group tests by what they run on.
-
-    Args:
-        folder: the tests in it are meant.
-        items: all tests. Those that use one of `clusters` come first.
-        clusters: fixtures that make a cluster for tests of several modules, each a group. All other
-            tests of a module are a group.
-    """
-    groups: dict[pytest.Item, str] = {}
-    for item in items:
-        if folder in item.path.parents:
-            call: Any = getattr(item, "callspec", None)
-            fixtures = {*getattr(item, "fixturenames", ()), *_texts(call)}
-            groups[item] = next(filter(fixtures.__contains__, clusters), item.path.stem)
-            item.add_marker(pytest.mark.xdist_group(groups[item]))
-    items.sort(key=lambda item: groups.get(item, "") not in clusters)
-
-
-def _texts(call: Any) -> list[str]:
-    """The parameters that are texts: a fixture may look another one up by its name."""
-    return [] if call is None else [one for one in call.params.values() if isinstance(one, str)]
 
 
 def _split(item: pytest.Item, vary: Collection[str]) -> tuple[str, _Variant]:
