@@ -10,10 +10,11 @@ from anyio_sendproducer.testing import (
     EmbeddedBrokerError,
     blocking_embedded_broker,
 )
+from tests.support.ports import lasting_port
 
 
 def test_it_runs_is_paused_and_killed() -> None:
-    with blocking_embedded_broker() as broker:
+    with blocking_embedded_broker(port=lasting_port()) as broker:
         assert str(broker) == broker.bootstrap_servers == f"127.0.0.1:{broker.port}"
         assert repr(broker) == f"BlockingEmbeddedBroker(port={broker.port}, pid={broker.pid})"
         assert "listening on" in broker.output()

@@ -17,6 +17,7 @@ import anyio.to_thread
 import pytest
 
 from anyio_sendproducer.testing import EmbeddedBroker, EmbeddedBrokerError, _broker, embedded_broker
+from tests.support.ports import lasting_port
 
 Script = Callable[[str], None]
 
@@ -142,7 +143,7 @@ async def test_a_client_that_stays_connected_does_not_hold_up_the_end(
 
 
 async def test_killed_and_replaced_on_the_same_port() -> None:
-    async with embedded_broker() as broker:
+    async with embedded_broker(port=lasting_port()) as broker:
         async with await anyio.connect_tcp("127.0.0.1", broker.port) as stream:
             await broker.kill()
             await broker.kill()
