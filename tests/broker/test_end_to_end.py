@@ -28,6 +28,7 @@ from anyio_sendproducer import (
     open_send_producer,
 )
 from anyio_sendproducer.testing import mock_cluster
+from tests.support.brief import on_either_loop
 from tests.support.clock import ManualClock
 from tests.support.mock_cluster import FOR_MOCK
 from tests.support.read_back import assert_written, read_back, records_of_every_kind
@@ -44,6 +45,7 @@ def settings(shared_broker: str) -> ProducerSettings:
     return ProducerSettings(bootstrap_servers=shared_broker, close_timeout=PATIENCE)
 
 
+@on_either_loop
 @pytest.mark.parametrize("compression", ["none", "gzip", "snappy", "lz4", "zstd"])
 async def test_a_thousand_tasks_at_once(
     driver: str, settings: ProducerSettings, topic: str, compression: str
@@ -190,6 +192,7 @@ async def test_order_of_each_key_over_many_tasks(
     await assert_written(str(settings.bootstrap_servers), everything)
 
 
+@on_either_loop
 @pytest.mark.parametrize("compression", ["none", "zstd"])
 async def test_records_of_a_megabyte(
     driver: str, settings: ProducerSettings, topic: str, compression: str
@@ -252,6 +255,7 @@ def larger_than_all_room(topic: str) -> ProducerRecord[Any, Any]:
     return ProducerRecord(topic, bytes(200_000))
 
 
+@on_either_loop
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -301,6 +305,7 @@ async def test_bad_input_is_rejected_and_the_producer_works_on(
     await assert_written(str(settings.bootstrap_servers), sent)
 
 
+@on_either_loop
 async def test_a_missing_topic_holds_up_only_itself(
     driver: str, settings: ProducerSettings, clock: ManualClock, topic: str
 ) -> None:

@@ -22,6 +22,7 @@ from anyio_sendproducer import (
 from anyio_sendproducer.testing import MockCluster, MockClusterError, mock_cluster
 from anyio_sendproducer.testing._kafka_names import ERRORS, REQUESTS, error_code, request_key
 from anyio_sendproducer.testing._mock_cluster import librdkafka
+from tests.support.brief import on_either_loop
 from tests.support.calls import sure_of_refusals, until
 from tests.support.clock import ManualClock
 
@@ -52,6 +53,7 @@ def settings_for(cluster: MockCluster, driver: str, **fields: Any) -> ProducerSe
 # --- what it is told -----------------------------------------------------------------------------
 
 
+@on_either_loop
 async def test_an_error_that_passes(cluster: MockCluster, driver: str) -> None:
     cluster.answer_any("NOT_ENOUGH_REPLICAS", 2)
     async with open_send_producer(settings_for(cluster, driver), driver=driver) as producer:
@@ -84,6 +86,7 @@ async def test_an_answer_that_comes_too_late(
         cluster.set_rtt(1, 0)
 
 
+@on_either_loop
 async def test_connections_that_are_closed_and_leaders_that_move(
     cluster: MockCluster, driver: str
 ) -> None:
@@ -95,6 +98,7 @@ async def test_connections_that_are_closed_and_leaders_that_move(
         await producer.send(RECORD)
 
 
+@on_either_loop
 async def test_brokers_that_are_down_and_up_again(cluster: MockCluster, driver: str) -> None:
     for broker in (1, 2):
         cluster.set_down(broker)
@@ -108,6 +112,7 @@ async def test_brokers_that_are_down_and_up_again(cluster: MockCluster, driver: 
         await producer.send(RECORD)
 
 
+@on_either_loop
 async def test_a_topic_s_error(cluster: MockCluster, driver: str) -> None:
     cluster.set_topic_error("orders", "TOPIC_AUTHORIZATION_FAILED")
     async with open_send_producer(settings_for(cluster, driver), driver=driver) as producer:

@@ -540,6 +540,7 @@ LIES: dict[str, Answer] = {
 
 
 # With some nonsense kafka-python 3.0.12 leaves a socket to the garbage collector.
+@on_trio_and_nightly_on_asyncio
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("lie", LIES)
 async def test_nonsense_in_place_of_metadata_ends_within_the_start_timeout(
@@ -568,6 +569,7 @@ def _since(condition: Callable[[], object], seconds: float) -> Callable[[], bool
     return is_so
 
 
+@on_trio_and_nightly_on_asyncio
 @pytest.mark.parametrize("lie", LIES)
 async def test_nonsense_in_place_of_an_acknowledgement_ends_within_the_delivery_timeout(
     lie: str, clock: ManualClock
@@ -588,6 +590,7 @@ async def test_nonsense_in_place_of_an_acknowledgement_ends_within_the_delivery_
         assert time.monotonic() - began < PROMPTLY
 
 
+@on_trio_and_nightly_on_asyncio
 @pytest.mark.parametrize("lie", ["garbage in a frame", "empty", "nothing", "a giant"])
 async def test_nonsense_in_a_login_ends_within_the_start_timeout(
     lie: str, hourglass: Hourglass
@@ -599,6 +602,7 @@ async def test_nonsense_in_a_login_ends_within_the_start_timeout(
             await send_one(broker, login("PLAIN"))
 
 
+@on_trio_and_nightly_on_asyncio
 async def test_a_broker_that_pours_out_bytes_fills_no_memory(hourglass: Hourglass) -> None:
     size = 1024 * 1024 * 1024
 

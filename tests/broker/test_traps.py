@@ -45,6 +45,7 @@ from anyio_sendproducer import (
 )
 from anyio_sendproducer.testing import MockCluster, embedded_broker, mock_cluster
 from tests.support.bare import NEVER, BareProducer, bare, hurry, leaking_sockets, settles
+from tests.support.brief import on_trio_and_nightly_on_asyncio
 from tests.support.calls import eventually, outcome_of, raising, to, until
 from tests.support.clock import ManualClock
 from tests.support.fault_proxy import FaultProxy
@@ -399,6 +400,7 @@ def test_bare_one_refusal_breaks_the_client_for_every_topic(
             assert later.exception is culprit.exception
 
 
+@on_trio_and_nightly_on_asyncio
 @pytest.mark.parametrize(("code", "name", "sure"), REFUSALS)
 async def test_one_refusal_fails_its_record_and_the_producer_goes_on(
     cluster: MockCluster, code: int, name: str, sure: bool
@@ -482,6 +484,7 @@ def test_bare_no_coordinator_for_the_producer_id_hangs(lone_broker: MockCluster)
         assert not settles(producer.send("first", b"value"), 0.2 + NEVER)
 
 
+@on_trio_and_nightly_on_asyncio
 @pytest.mark.parametrize(("error", "milliseconds"), [(0, 60_000), (NOT_COORDINATOR, 0)])
 async def test_without_a_producer_id_another_client_is_made(
     lone_broker: MockCluster, clock: ManualClock, error: int, milliseconds: int
@@ -523,6 +526,7 @@ def test_bare_with_brokers_before_2_5_errors_of_the_sequence_hang(
         assert not settles(producer.send("second", b"value"), 0.2 + NEVER)
 
 
+@on_trio_and_nightly_on_asyncio
 @pytest.mark.parametrize("code", SEQUENCE_ERRORS)
 async def test_with_brokers_before_2_5_errors_of_the_sequence_are_healed(
     lone_broker: MockCluster, code: int

@@ -294,7 +294,9 @@ def test_the_broker_goes_away_and_comes_back(
     )
 
 
-@pytest.mark.parametrize("name", ["kafka-python", "confluent"])
+@pytest.mark.parametrize(
+    "name", ["kafka-python", pytest.param("confluent", marks=pytest.mark.nightly)]
+)
 def test_the_broker_stays_away_for_longer_than_records_wait(
     name: str, proxied: FaultProxy, here: Path
 ) -> None:
