@@ -443,16 +443,21 @@ async def test_offsets_by_what_is_no_partition(
     assert ended(fake) == [("committed", [])]
 
 
-@pytest.mark.parametrize("kind", [TransactionAborted, TransactionError])
+@pytest.mark.parametrize("kind", [TransactionAborted, TransactionError, ProducerFenced])
 async def test_offsets_that_are_refused_make_it_an_abort(
-    settings: ProducerSettings, fake: FakeDriver, kind: type[TransactionError]
+    settings: ProducerSettings, fake: FakeDriver, kind: type[SendProducerError]
 ) -> None:
-    fake.offsets_error = kind("no member of the group")
+    """What says by itself that it is aborted, or that it is fenced off, leaves as it is."""
+    fake.offsets_error = refused = kind("no member of the group")
+    raised = TransactionAborted if kind is TransactionError else kind
     async with open_send_producer(settings, driver=fake) as producer:
-        with raising(TransactionAborted, match="no member"):
+        with raising(raised, match="no member") as caught:
             async with producer.transaction() as tx:
                 with raising(kind, match="no member"):
                     await tx.send_offsets({("t", 0): 1}, "group")
+        assert state(tx) is TransactionState.ABORTED
+    error = caught.value
+    assert refused is (error.__cause__ if kind is TransactionError else error)
     assert ended(fake) == [("aborted", [])]
 
 
@@ -571,6 +576,24 @@ async def test_who_is_fenced_off_is_broken(
             async with producer.transaction():
                 never()
         assert producer.statistics().generations == 1
+
+
+async def test_who_waits_for_its_turn_when_the_producer_breaks(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    fake.end_error = once(ProducerFenced("another one"))
+    async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
+
+        async def transact() -> None:
+            async with producer.transaction():
+                never()
+
+        with raising(ProducerFenced):
+            async with producer.transaction() as tx:
+                waiting = Call(tasks, transact)
+                await quiet()
+                await tx.send(record(b"1"))
+        assert isinstance((await waiting.wait()).error, ProducerBroken)
 
 
 async def test_a_client_that_says_that_it_was_fenced_off(
@@ -721,6 +744,36 @@ async def test_closing_within_a_transaction_aborts_it(
                     await tx.send(record(b"2"))
         assert state(tx) is TransactionState.ABORTED
     assert ended(fake) == [("aborted", [b"1"])]
+
+
+async def test_a_block_that_raises_while_closing_aborts_it_waits_for_that_abort(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    held: list[Transaction] = []
+    goes_on = anyio.Event()
+    async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
+
+        async def transact() -> None:
+            with contextlib.suppress(ZeroDivisionError):
+                async with producer.transaction() as tx:
+                    held.append(tx)
+                    await goes_on.wait()
+                    fail()
+
+        ending = Call(tasks, transact)
+        await until(lambda: bool(held))
+        fake.on_end.shut()
+        closing = Call(tasks, producer.aclose)
+        await at_gate(fake.on_end)
+        goes_on.set()
+        await quiet()
+        assert ending.running
+        assert state(held[0]) is TransactionState.ENDING
+        fake.on_end.open()
+        await ending.wait()
+        assert state(held[0]) is TransactionState.ABORTED
+        await closing.wait()
+    assert ended(fake) == [("aborted", [])]
 
 
 async def test_closing_waits_for_a_transaction_that_is_ending(
