@@ -431,6 +431,7 @@ async def test_leaving_while_an_envelope_waits_for_room(settings: ProducerSettin
         async with producer.flow(Source([many])):
             await taken(fake, 2)
             await quiet()
+        assert producer.statistics().abandoned == 2
         fake.acknowledge()
     assert len(fake.submitted) == 2
 

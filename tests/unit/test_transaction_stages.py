@@ -77,6 +77,8 @@ class Run:
         self.tasks = tasks
         self.cancels_itself = False
         self.outcome = ""
+        #: How many records had no outcome yet when the block was left.
+        self.left = 0
         self.ended = anyio.Event()
         self._by = by
         self._scope = anyio.CancelScope()
@@ -130,6 +132,7 @@ class Run:
         except LookupError:
             self.outcome = "raised"
         finally:
+            self.left = self.producer.statistics().in_flight
             self.ended.set()
 
     async def _transact(self) -> None:
@@ -436,6 +439,8 @@ async def test_cancelled_at_each_stage(settings: ProducerSettings, by: str, stag
             go_on()
         await run.wait()
         assert run.outcome in end.outcomes
+        if by == "scope":  # asyncio's own cancellation ends this wait too
+            assert run.left == 0
         assert run.state is end.state
         assert fake.begun == end.begun
 
