@@ -1,6 +1,6 @@
 """The directives ``import-layers`` and ``import-guests``: which module may import which.
 
-They show ``LAYERS`` and ``GUESTS`` of ``tests/unit/test_public_api.py``. The tests enforce both, so
+They show ``LAYERS`` and ``GUESTS`` of ``tests/support/import_rules.py``. Tests enforce both, so
 the documents cannot differ from them. The tables are read, not imported, because the tests'
 dependencies are not installed when the documents are built.
 """
@@ -18,7 +18,7 @@ from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata, OptionSpec
 
 PACKAGE: Final = "anyio_sendproducer"
-TABLES: Final = Path(__file__).resolve().parents[2] / "tests/unit/test_public_api.py"
+TABLES: Final = Path(__file__).resolve().parents[2] / "tests/support/import_rules.py"
 
 
 class _Table(SphinxDirective):

@@ -10,7 +10,7 @@ from typing import Final
 import pytest
 
 import anyio_sendproducer
-from tests.support.guests import GUESTS
+from tests.support.import_rules import GUESTS
 
 NAME: Final = anyio_sendproducer.__name__
 

@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Awaitable, Callable, Generator
-from typing import Any, cast
+from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -24,17 +24,12 @@ from anyio_sendproducer import (
     ProducerSettings,
     SendProducer,
     SettingsError,
-    Transaction,
     open_send_producer,
-    start_send_producer,
 )
 from anyio_sendproducer.testing import (
-    BlockingEmbeddedBroker,
     FakeDriver,
-    FakeProducer,
-    MockCluster,
 )
-from tests.support.calls import PATIENCE, record, taken, task_group
+from tests.support.calls import PATIENCE, record, taken
 from tests.support.paths import ROOT
 
 LOOPS = ["asyncio", "trio"]
@@ -252,48 +247,6 @@ def _refusals(producer: SendProducer, delivery: Delivery) -> int:  # pragma: no 
 # --- by hand, and with what is something else ------------------------------------------------
 
 
-@pytest.mark.parametrize("arguments", [(), (7,), (ProducerSettings(bootstrap_servers="a:1"),)])
-def test_made_by_hand(arguments: tuple[Any, ...]) -> None:
-    makes: list[tuple[Any, str]] = [
-        (SendProducer, "async with open_send_producer"),
-        (Delivery, r"made by SendProducer\.enqueue"),
-        (Transaction, r"made by SendProducer\.transaction"),
-        (FakeProducer, "async with fake_producer"),
-        (MockCluster, "with mock_cluster"),
-        (BlockingEmbeddedBroker, "with blocking_embedded_broker"),
-    ]
-    for make, says in makes:
-        with pytest.raises(TypeError, match=says):
-            make(*arguments)
-
-
-async def test_a_task_group_that_is_none(settings: ProducerSettings, fake: FakeDriver) -> None:
-    says = "must be AnyIO's TaskGroup or Trio's Nursery, not builtins.object"
-    with pytest.raises(TypeError, match=says):
-        await start_send_producer(cast("Any", object()), settings, driver=fake)
-    assert fake.opened == 0
-
-
-async def test_observers_that_are_none(settings: ProducerSettings, fake: FakeDriver) -> None:
-    with pytest.raises(TypeError, match="observers must be a list of observers, not object"):
-        async with open_send_producer(settings, driver=fake, observers=cast("Any", object())):
-            pass
-
-
-def giving_nothing(_: ProducerSettings) -> None:
-    return None
-
-
-@pytest.mark.parametrize("factory", [dict, giving_nothing])
-async def test_a_factory_of_what_is_no_driver(settings: ProducerSettings, factory: Any) -> None:
-    with pytest.raises((SettingsError, TypeError)) as caught:
-        async with open_send_producer(settings, driver=factory):
-            pass
-    if factory is giving_nothing:
-        assert isinstance(caught.value, SettingsError)
-        assert str(caught.value) == "driver: the factory must return a Driver, not NoneType"
-
-
 @pytest.mark.parametrize(
     "envelope",
     [Message(record()), MultiMessage([record()]), PassThroughMessage(1)],
@@ -346,16 +299,6 @@ async def test_not_an_envelope(settings: ProducerSettings, fake: FakeDriver, wha
         with pytest.raises(TypeError, match=f"not {type(what).__name__}: send a bare record with"):
             await producer.send_envelope(what)
         await works_on(producer, fake)
-
-
-@pytest.mark.parametrize("what", [None, "broker:9092", {"bootstrap_servers": "broker:9092"}])
-async def test_not_settings(fake: FakeDriver, what: Any) -> None:
-    with pytest.raises(TypeError, match=f"ProducerSettings, not {type(what).__name__}"):
-        async with open_send_producer(what, driver=fake):
-            pytest.fail("the block was entered")
-    async with task_group() as tasks:
-        with pytest.raises(TypeError, match=f"ProducerSettings, not {type(what).__name__}"):
-            await start_send_producer(tasks, what, driver=fake)
 
 
 @pytest.mark.parametrize("what", ["librdkafka", 5])

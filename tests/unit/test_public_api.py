@@ -21,7 +21,7 @@ from anyio_sendproducer import (
     testing,
 )
 from anyio_sendproducer.testing import factories, pytest_plugin, strategies
-from tests.support.guests import GUESTS
+from tests.support.import_rules import GUESTS, LAYERS
 
 PACKAGE: Final = Path(anyio_sendproducer.__file__).parent
 NAME: Final = anyio_sendproducer.__name__
@@ -158,22 +158,6 @@ def test_each_setting_is_a_keyword() -> None:
 
 
 # --- imports point one way -----------------------------------------------------------------------
-
-#: From the bottom up; a module may import from the layers below its own, and from its own package.
-LAYERS: Final = [
-    {"_exceptions"},
-    {"_loops", "_records", "_scopes", "_sources"},
-    {"_clock", "discovery", "telemetry"},
-    {"_settings", "serializers"},
-    {"_finding", "_ledger", "drivers"},
-    {"_bridge", "_sending"},
-    {"_flow", "_observing"},
-    {"_transaction"},
-    {"_producer"},
-    {"", "testing"},
-    {"cli"},
-    {"__main__"},
-]
 #: Who may use threads and their queues; others may ask which thread they are in.
 THREADED: Final = {"_bridge", "drivers", "testing", "cli"}
 THREADS: Final = {"_thread", "concurrent", "multiprocessing", "queue", "threading"}

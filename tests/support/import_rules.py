@@ -1,11 +1,29 @@
-"""The packages that modules of the product may import, beside the standard library and AnyIO."""
+"""Which modules of the product may import which modules, and which packages.
+
+tests/unit/test_public_api.py enforces both tables, and the documents show them.
+"""
 
 from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["GUESTS"]
+__all__ = ["GUESTS", "LAYERS"]
 
+#: From the bottom up; a module may import from the layers below its own, and from its own package.
+LAYERS: Final = [
+    {"_exceptions"},
+    {"_loops", "_records", "_scopes", "_sources"},
+    {"_clock", "discovery", "telemetry"},
+    {"_settings", "serializers"},
+    {"_finding", "_ledger", "drivers"},
+    {"_bridge", "_sending"},
+    {"_flow", "_observing"},
+    {"_transaction"},
+    {"_producer"},
+    {"", "testing"},
+    {"cli"},
+    {"__main__"},
+]
 #: For each package, the modules that may import it.
 GUESTS: Final = {
     "kafka": {"drivers._kafka_python"},

@@ -1,0 +1,248 @@
+"""Transactions of the driver on kafka-python, with a transaction manager that a test controls."""
+
+from __future__ import annotations
+
+import threading
+import time
+import types
+from typing import Any
+
+import kafka.errors
+import pytest
+
+from anyio_sendproducer import (
+    ConsumerGroupMetadata,
+    ProducerClosed,
+    ProducerFenced,
+    ProducerSettings,
+    ProducerStartError,
+    TransactionAborted,
+    TransactionError,
+    TransactionOutcomeUnknown,
+)
+from anyio_sendproducer.drivers import ConsumedOffset, Deadline, _kafka_python
+from anyio_sendproducer.drivers._kafka_python import KafkaPythonDriver
+from tests.support.recorder import Recorder
+
+SETTINGS = ProducerSettings(bootstrap_servers="broker.invalid:1", transactional_id="id")
+
+GROUP = ConsumerGroupMetadata("group")
+
+
+class Result:
+    """What the client gives for a request: done at once, later, or never."""
+
+    def __init__(self, error: Exception | None = None, after: int = 0) -> None:
+        self.error = error
+        self.after = after
+
+    def wait(self, _: float) -> bool:
+        if self.after:
+            self.after -= 1
+            return False
+        if self.error is not None:
+            raise self.error
+        return True
+
+
+class Manager:
+    """The client's account of its transactions."""
+
+    def __init__(self) -> None:
+        self.result: Any = Result()
+        self.last_error: Exception | None = None
+        self.abortable = False
+        self.fatal = False
+        self.bumping = 0
+        self.begin_error: Exception | None = None
+
+    def is_bumping_epoch(self) -> bool:
+        self.bumping -= 1
+        return self.bumping >= 0
+
+    def has_error(self) -> bool:
+        return self.abortable or self.fatal
+
+    def has_abortable_error(self) -> bool:
+        return self.abortable
+
+    def begin_commit(self) -> Any:
+        if self.begin_error is not None:
+            raise self.begin_error
+        return self.result
+
+    begin_abort = begin_commit
+
+    def send_offsets_to_transaction(self, offsets: Any, group: Any) -> Any:
+        assert [(*where, *what) for where, what in offsets.items()] == [("t", 1, 5, "note", 2)]
+        assert (group.group_id, group.generation_id) == ("group", -1)
+        return self.begin_commit()
+
+
+@pytest.fixture
+def manager() -> Manager:
+    return Manager()
+
+
+@pytest.fixture
+def driver(manager: Manager) -> KafkaPythonDriver:
+    made = KafkaPythonDriver(SETTINGS)
+
+    def begin() -> None:
+        if manager.begin_error is not None:
+            raise manager.begin_error
+
+    producer: Any = types.SimpleNamespace(begin_transaction=begin)
+    client: Any = types.SimpleNamespace(wakeup=lambda: None)
+    made._opened = _kafka_python._Opened(
+        producer=producer,
+        append=None,
+        is_broken=None,
+        client=client,
+        sink=Recorder(),
+        transactions=manager,
+    )
+    return made
+
+
+def send_offsets(driver: KafkaPythonDriver, seconds: float = 10.0) -> None:
+    driver.send_offsets([ConsumedOffset("t", 1, 5, "note", 2)], GROUP, Deadline(seconds))
+
+
+def test_it_is_begun_once(driver: KafkaPythonDriver, manager: Manager) -> None:
+    """What was begun and left by whoever asked for it serves the next."""
+    driver.begin_transaction()
+    manager.begin_error = RuntimeError("not twice")
+    driver.begin_transaction()
+    manager.begin_error = None
+    driver.end_transaction(True, Deadline(10))
+    manager.begin_error = kafka.errors.KafkaError("no")
+    with pytest.raises(TransactionError, match="could not be begun: no"):
+        driver.begin_transaction()
+
+
+def test_an_answer_that_takes_a_while(driver: KafkaPythonDriver, manager: Manager) -> None:
+    manager.result = Result(after=2)
+    send_offsets(driver)
+    manager.result = Result(after=2)
+    manager.bumping = 2
+    driver.end_transaction(True, Deadline(10))
+
+
+def test_no_answer_in_time(driver: KafkaPythonDriver, manager: Manager) -> None:
+    manager.result = Result(after=10**9)
+    with pytest.raises(TransactionError, match="offsets of group 'group' could not be sent: there"):
+        send_offsets(driver, 0)
+    with pytest.raises(TransactionOutcomeUnknown, match="no broker said whether it was done"):
+        driver.end_transaction(True, Deadline(0))
+    with pytest.raises(TransactionError, match="could not be aborted: there was no answer"):
+        driver.end_transaction(False, Deadline(0))
+    manager.bumping = 10**9
+    with pytest.raises(TransactionError, match="could not be aborted: the client is getting anoth"):
+        driver.end_transaction(False, Deadline(0))
+
+
+@pytest.mark.parametrize("bumping", [0, 10**9])
+def test_closing_ends_the_wait(driver: KafkaPythonDriver, manager: Manager, bumping: int) -> None:
+    manager.result = Result(after=10**9)
+    manager.bumping = bumping
+    ended: list[BaseException] = []
+
+    def end() -> None:
+        try:
+            driver.end_transaction(True, Deadline(1000))
+        except TransactionError as error:
+            ended.append(error)
+
+    waiting = threading.Thread(target=end)
+    waiting.start()
+    driver._closing.set()
+    waiting.join(60)
+    assert isinstance(ended[0], TransactionError if bumping else TransactionOutcomeUnknown)
+
+
+def test_what_the_brokers_refuse_is_to_be_aborted(
+    driver: KafkaPythonDriver, manager: Manager
+) -> None:
+    refused = kafka.errors.TopicAuthorizationFailedError("t")
+    manager.abortable, manager.last_error = True, refused
+    manager.result = Result(refused)
+    with pytest.raises(TransactionAborted, match="could not be committed: t"):
+        driver.end_transaction(True, Deadline(10))
+    with pytest.raises(TransactionAborted, match="could not be sent: t"):
+        send_offsets(driver)
+    manager.begin_error = kafka.errors.KafkaError("we are in an error state")
+    with pytest.raises(TransactionAborted, match="could not be committed: t") as caught:
+        driver.end_transaction(True, Deadline(10))
+    assert caught.value.__cause__ is manager.begin_error
+
+
+def test_an_epoch_that_was_lost_ends_the_transaction(
+    driver: KafkaPythonDriver, manager: Manager
+) -> None:
+    """The client is through with it: there is nothing to abort."""
+    driver.begin_transaction()
+    manager.begin_error = kafka.errors.KafkaError("invalid transition")
+    with pytest.raises(TransactionAborted, match="the client lost its producer epoch"):
+        driver.end_transaction(True, Deadline(10))
+    driver.end_transaction(False, Deadline(10))
+    manager.begin_error = None
+    driver.begin_transaction()
+
+
+def test_what_is_fatal_leaves_a_commit_unknown(driver: KafkaPythonDriver, manager: Manager) -> None:
+    manager.fatal, manager.last_error = True, kafka.errors.KafkaError("timed out")
+    manager.result = Result(manager.last_error)
+    with pytest.raises(TransactionOutcomeUnknown):
+        driver.end_transaction(True, Deadline(10))
+    with pytest.raises(TransactionError, match="could not be aborted: timed out"):
+        driver.end_transaction(False, Deadline(10))
+
+
+@pytest.mark.parametrize(
+    "error", [kafka.errors.ProducerFencedError(), kafka.errors.InvalidProducerEpochError()]
+)
+def test_who_is_fenced_off(driver: KafkaPythonDriver, manager: Manager, error: Exception) -> None:
+    manager.fatal, manager.last_error = True, error
+    manager.result = Result(error)
+    for commit in (True, False):
+        with pytest.raises(ProducerFenced, match="took over transactional_id 'id'") as caught:
+            driver.end_transaction(commit, Deadline(10))
+        assert caught.value.__cause__ is error
+
+
+def test_on_a_driver_that_is_closed(driver: KafkaPythonDriver, manager: Manager) -> None:
+    manager.begin_error = kafka.errors.IllegalStateError("closed")
+    driver._closing.set()
+    with pytest.raises(ProducerClosed):
+        driver.begin_transaction()
+
+
+class Named:
+    """A client whose name can't be had yet, or at all."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
+
+    def init_transactions(self) -> None:
+        if self.errors:
+            raise self.errors.pop(0)
+
+
+def init(driver: KafkaPythonDriver, client: Any, seconds: float = 60.0) -> None:
+    driver._init_transactions(client, time.monotonic() + seconds)
+
+
+def test_the_name_is_waited_for() -> None:
+    driver = KafkaPythonDriver(SETTINGS)
+    waits = [kafka.errors.KafkaTimeoutError() for _ in range(3)]
+    init(driver, Named(*waits))
+    with pytest.raises(ProducerStartError, match=r"for transactional_id 'id' within 30 s \(start"):
+        init(driver, Named(*waits), -1)
+    with pytest.raises(ProducerStartError, match="no transactions for transactional_id 'id': not"):
+        init(driver, Named(kafka.errors.KafkaError("not for you")))
+    with pytest.raises(ProducerFenced):
+        init(driver, Named(kafka.errors.ProducerFencedError()))
+    driver._closing.set()
+    with pytest.raises(ProducerStartError, match="closed while it was starting"):
+        init(driver, Named(*waits))
