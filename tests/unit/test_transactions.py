@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import anyio
-import anyio.lowlevel
 import pytest
 
 from anyio_sendproducer import (
