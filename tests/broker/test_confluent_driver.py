@@ -243,8 +243,10 @@ def test_what_nobody_can_tell_is_possibly_persisted(cluster: MockCluster) -> Non
         assert "UNKNOWN" in str(outcome.__cause__)
 
 
-def test_a_record_whose_time_is_over_is_told_so(cluster: MockCluster) -> None:
-    with opened(cluster, delivery_timeout=0.5) as (driver, recorder):
+def test_a_record_that_librdkafka_expires_times_out(cluster: MockCluster) -> None:
+    """Without idempotence it expires records by itself."""
+    without = {"enable.idempotence": False}
+    with opened(cluster, delivery_timeout=0.5, properties=without) as (driver, recorder):
         send_all(driver, recorder, [ProducerRecord(FOUR, b"v")])
         cluster.set_rtt(1, 20_000)
         [outcome] = send_all(driver, recorder, [ProducerRecord(FOUR, b"v")])

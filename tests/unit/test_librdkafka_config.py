@@ -79,7 +79,7 @@ def test_what_the_client_is_given_where_nothing_is_said() -> None:
         "client.id": "anyio-sendproducer",
         "enable.idempotence": True,
         "linger.ms": 0,
-        "message.timeout.ms": 120_000,
+        "message.timeout.ms": INT_MAX,
         "partitioner": "murmur2_random",
         "queue.buffering.max.kbytes": INT_MAX,
         "queue.buffering.max.messages": 0,
@@ -295,8 +295,15 @@ def test_settings_of_transactions() -> None:
     ("seconds", "milliseconds"),
     [(30, 30_000), (0.0001, 1), (1.0005, 1001), (1e9, INT_MAX)],
 )
-def test_librdkafka_fails_a_record_when_its_time_is_over(seconds: float, milliseconds: int) -> None:
-    assert config({}, delivery_timeout=seconds)["message.timeout.ms"] == milliseconds
+def test_without_idempotence_librdkafka_expires_records_too(
+    seconds: float, milliseconds: int
+) -> None:
+    found = config({"enable.idempotence": False}, delivery_timeout=seconds)
+    assert found["message.timeout.ms"] == milliseconds
+
+
+def test_an_idempotent_client_expires_no_record() -> None:
+    assert config({}, delivery_timeout=0.5)["message.timeout.ms"] == INT_MAX
 
 
 @pytest.mark.parametrize(("seconds", "milliseconds"), [(0, 0), (2.5, 2500), (1e9, 3_600_000)])

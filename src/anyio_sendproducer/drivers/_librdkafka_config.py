@@ -202,10 +202,18 @@ def _decide_times(config: dict[str, Any], settings: ProducerSettings) -> None:
         transaction = config.get("transaction.timeout.ms", _TRANSACTION_TIMEOUT)
         if transaction < bound:
             bound, said = transaction, "transaction.timeout.ms"
-    # librdkafka fails a record by itself when its time is over. It takes no larger numbers.
-    config["message.timeout.ms"] = min(math.ceil(bound), _INT_MAX)
+    if config["enable.idempotence"] and settings.transactional_id is None:
+        # An idempotent client must not expire a record. librdkafka would take a new epoch
+        # (rd_kafka_toppar_producer_serve in 2.16) and send all other unacknowledged records again
+        # under it, so that the brokers cannot recognize what they have written before.
+        # The ledger keeps the deadline.
+        config["message.timeout.ms"] = _INT_MAX
+    else:
+        # Without idempotence there is no epoch. A transaction is aborted instead, and librdkafka
+        # requires this to be at most transaction.timeout.ms. It takes no larger numbers.
+        config["message.timeout.ms"] = min(math.ceil(bound), _INT_MAX)
     linger = config.setdefault("linger.ms", 0)
-    if linger >= config["message.timeout.ms"]:
+    if linger >= bound:
         raise SettingsError(f"properties: linger.ms={linger} is not less than {said}")
     # Here librdkafka waits before it believes that there is no such topic.
     config["topic.metadata.propagation.max.ms"] = min(
