@@ -13,7 +13,7 @@ from tests.support.fault_proxy import proxied_broker
 #: The lines of a file: kafka-python takes several times as long for each.
 LINES = {
     "kafka-python": 1_000_000 if FULL else 100_000,
-    "confluent": 1_000_000 if FULL else 300_000,
+    "confluent": 1_000_000 if FULL else 200_000,
 }
 
 

@@ -25,8 +25,9 @@ from tests.support.paths import ROOT
 from tests.support.read_back import read_back
 from tests.support.registry import running_registry
 
-#: Seconds for anything that is waited for.
-PATIENCE = 30.0
+#: Seconds for anything that is waited for; a start of pytest or Java takes a tenth of it where many
+#: other programs run.
+PATIENCE = 120.0
 
 
 def write(cluster: KafkaCluster, topic: str, value: bytes, partition: int = 0) -> RecordMetadata:

@@ -41,8 +41,9 @@ __all__ = ["KafkaCluster", "KafkaClusterError", "Listener", "kafka_cluster"]
 #: It does not say to type checkers what it exports.
 admin: Any = importlib.import_module("confluent_kafka.admin")
 
-#: Seconds for a change of the cluster, such as a new leader, to be seen.
-PATIENCE = 30.0
+#: Seconds for a change of the cluster, such as a new leader, to be seen. It takes seconds, and ten
+#: times as long where many other programs run.
+PATIENCE = 120.0
 
 #: Seconds between two looks.
 _POLL_INTERVAL = 0.02
@@ -432,7 +433,7 @@ def kafka_cluster(
     *,
     listeners: Sequence[Listener] = (),
     properties: Mapping[str, object] | None = None,
-    start_timeout: float = 60.0,
+    start_timeout: float = PATIENCE,
 ) -> Generator[KafkaCluster, None, None]:
     """Run a Kafka cluster, and end it with all that it stored.
 
@@ -485,7 +486,7 @@ def _run(
     brokers: int = 1,
     listeners: Sequence[Listener] = (),
     properties: Mapping[str, object] | None = None,
-    start_timeout: float = 60.0,
+    start_timeout: float = PATIENCE,
 ) -> Generator[KafkaCluster, None, None]:
     directory = Path(tempfile.mkdtemp(prefix="kafka-cluster-"))
     with guard(directory) as tell_guard, contextlib.ExitStack() as running:
