@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -20,6 +20,7 @@ from anyio_sendproducer.testing import (
 from tests.support.client_threads import client_threads
 from tests.support.clock import ManualClock
 from tests.support.fault_proxy import FaultProxy, proxied_broker
+from tests.support.waiting import blocking_until
 
 # CI's full run and the nightly run set HYPOTHESIS_PROFILE=full. No example fails because it takes
 # long: that depends on how busy the machine is.
@@ -95,7 +96,6 @@ def shared_broker() -> Iterator[str]:
 def _nothing_left() -> Iterator[None]:
     """No test leaves a thread of a producer behind."""
     yield
-    deadline = time.monotonic() + 60
-    while client_threads() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    with contextlib.suppress(TimeoutError):
+        blocking_until(lambda: not client_threads())
     assert client_threads() == []

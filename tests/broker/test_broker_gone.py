@@ -40,6 +40,7 @@ from tests.support.brief import on_either_loop
 from tests.support.clock import ManualClock
 from tests.support.ports import lasting_port
 from tests.support.recorder import open_sockets
+from tests.support.waiting import until
 
 #: Seconds for anything that is waited for; none takes more than a fraction of it.
 PATIENCE = 60.0
@@ -196,12 +197,6 @@ class Outcomes:
     @property
     def failed(self) -> list[DeliveryError]:
         return [one for [one] in self.of.values() if isinstance(one, DeliveryError)]
-
-
-async def until(condition: Callable[[], object]) -> None:
-    with anyio.fail_after(PATIENCE):
-        while not condition():  # noqa: ASYNC110  # other threads and processes bring it about
-            await anyio.sleep(0.002)
 
 
 @on_either_loop

@@ -34,8 +34,9 @@ from anyio_sendproducer import (
 from anyio_sendproducer.drivers import Outcome, PolledDriver, _confluent, make_driver
 from anyio_sendproducer.drivers._confluent import ConfluentDriver
 from anyio_sendproducer.testing import MockCluster, mock_cluster
-from tests.support.calls import SENT_ONCE, generation, until
+from tests.support.calls import SENT_ONCE, generation
 from tests.support.recorder import PATIENCE, Parcel, Recorder, asked, learn
+from tests.support.waiting import blocking_until, until
 
 MSG_SIZE_TOO_LARGE = 10
 TOPIC_AUTHORIZATION_FAILED = 29
@@ -392,9 +393,7 @@ def test_the_client_is_asked_now_and_then_though_nothing_is_under_way(
     driver = ConfluentDriver(settings_for(cluster, properties={"statistics.interval.ms": 10}))
     driver.open(Recorder())
     try:
-        deadline = time.monotonic() + PATIENCE
-        while not driver.figures() and time.monotonic() < deadline:
-            time.sleep(0.005)
+        blocking_until(driver.figures)
         assert driver.figures()["type"] == "producer"
     finally:
         driver.close(0)

@@ -35,8 +35,9 @@ from anyio_sendproducer.drivers import ConsumedOffset, Deadline, _confluent
 from anyio_sendproducer.drivers._confluent import ConfluentDriver
 from anyio_sendproducer.drivers._group_metadata import group_from_bytes, group_to_bytes
 from anyio_sendproducer.testing import EmbeddedBroker
-from tests.support.calls import PATIENCE, fail, raising
+from tests.support.calls import fail, raising
 from tests.support.recorder import Parcel, Recorder, asked
+from tests.support.waiting import PATIENCE
 
 SETTINGS = ProducerSettings(bootstrap_servers="broker.invalid:1", transactional_id="id")
 GROUP = ConsumerGroupMetadata("group", 7, "member", "instance")

@@ -30,11 +30,11 @@ from anyio_sendproducer import (
 from anyio_sendproducer.drivers import _kafka_python
 from anyio_sendproducer.testing import FakeDriver, MockCluster, mock_cluster
 from tests.support.bare import bare, leaking_sockets
-from tests.support.calls import eventually, until
 from tests.support.clock import ManualClock
 from tests.support.fault_proxy import FaultProxy
 from tests.support.mock_cluster import FOR_MOCK
 from tests.support.scripted_broker import scripted_broker
+from tests.support.waiting import blocking_until, until
 
 # kafka-python has no types: whatever is taken from it here is Any.
 kafka: Any = importlib.import_module("kafka")
@@ -84,7 +84,7 @@ def test_bare_while_it_connects_it_spins(proxied: FaultProxy, turns: list[None])
         time.sleep(A_WHILE)
         # However little of the processor it gets: ours would take minutes over so many.
         before = len(turns)
-        eventually(lambda: len(turns) > before + 10 * MANY, PATIENCE / 4)
+        blocking_until(lambda: len(turns) > before + 10 * MANY, PATIENCE / 4)
 
 
 async def test_while_it_connects_it_waits(proxied: FaultProxy, turns: list[None]) -> None:

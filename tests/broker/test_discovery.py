@@ -18,8 +18,8 @@ import pytest
 
 from anyio_sendproducer import discovery
 from anyio_sendproducer.discovery import Lookup, Resolver
-from tests.support.calls import PATIENCE
 from tests.support.name_server import NameServer, lying_server
+from tests.support.waiting import PATIENCE
 
 SRV = Lookup("example.test", "kafka", "tcp")
 

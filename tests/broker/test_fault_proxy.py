@@ -13,10 +13,11 @@ import anyio.to_thread
 import pytest
 
 from anyio_sendproducer import ProducerSettings
-from tests.support.calls import raising, until
+from tests.support.calls import raising
 from tests.support.fault_proxy import FaultProxy, Way, fault_proxy, proxied_broker
 from tests.support.history import check, read_topic
 from tests.support.load import Load, run_load
+from tests.support.waiting import blocking_until, until
 
 PATIENCE = 60.0
 
@@ -157,10 +158,7 @@ def test_a_black_hole_swallows_and_gives_back(
 
 
 def wait_until_swallowed(proxy: FaultProxy, count: int) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while proxy.swallowed < count:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    blocking_until(lambda: proxy.swallowed >= count)
 
 
 def test_cut(ends: Ends, proxy: FaultProxy) -> None:

@@ -24,20 +24,11 @@ from anyio_sendproducer import (
 from anyio_sendproducer._producer import WATCH_SECONDS
 from anyio_sendproducer.discovery import Lookup, Target
 from anyio_sendproducer.testing import EmbeddedBroker, FakeDriver, embedded_broker
-from tests.support.calls import (
-    PATIENCE,
-    Call,
-    generation,
-    quiet,
-    raising,
-    record,
-    taken,
-    task_group,
-    until,
-)
+from tests.support.calls import Call, generation, quiet, raising, record, taken, task_group
 from tests.support.clock import ManualClock
 from tests.support.name_server import NameServer
 from tests.support.recorder import open_sockets
+from tests.support.waiting import PATIENCE, until
 
 #: A resolver that is asked in vain would be waited for this long, unless it is cancelled; seconds.
 LONG = 240.0

@@ -39,9 +39,9 @@ from anyio_sendproducer import (
 from anyio_sendproducer.drivers import Outcome, Submission, _kafka_python, _runs
 from anyio_sendproducer.drivers._kafka_python import KafkaPythonDriver
 from anyio_sendproducer.testing import MockCluster, mock_cluster
-from tests.support.calls import eventually
 from tests.support.mock_cluster import FOR_MOCK
 from tests.support.recorder import PATIENCE, Parcel, Recorder, learn, submit
+from tests.support.waiting import blocking_until
 
 # kafka-python has no types: whatever is taken from it here is Any.
 kafka: Any = importlib.import_module("kafka")
@@ -799,7 +799,7 @@ def test_a_topic_that_is_new_while_an_answer_is_on_its_way_is_asked_for(
                 metadata.request_update()
             return bool(metadata.metadata_refresh_in_progress)
 
-        eventually(on_its_way, PATIENCE)
+        blocking_until(on_its_way, PATIENCE)
         assert learn(driver, recorder, TWELVE) == frozenset(range(12))
         for broker in (1, 2):
             cluster.set_rtt(broker, 0)

@@ -29,8 +29,9 @@ from anyio_sendproducer import (
 from anyio_sendproducer.testing import (
     FakeDriver,
 )
-from tests.support.calls import PATIENCE, record, taken
+from tests.support.calls import record, taken
 from tests.support.paths import ROOT
+from tests.support.waiting import PATIENCE
 
 LOOPS = ["asyncio", "trio"]
 

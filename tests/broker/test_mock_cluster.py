@@ -23,8 +23,9 @@ from anyio_sendproducer.testing import MockCluster, MockClusterError, mock_clust
 from anyio_sendproducer.testing._kafka_names import ERRORS, REQUESTS, error_code, request_key
 from anyio_sendproducer.testing._mock_cluster import librdkafka
 from tests.support.brief import on_either_loop
-from tests.support.calls import sure_of_refusals, until
+from tests.support.calls import sure_of_refusals
 from tests.support.clock import ManualClock
+from tests.support.waiting import until
 
 # kafka-python has no types: whatever is taken from it here is Any.
 kafka_errors: Any = importlib.import_module("kafka.errors")

@@ -65,8 +65,8 @@ from tests.support.calls import (
     refuse,
     taken,
     task_group,
-    until,
 )
+from tests.support.waiting import until
 
 
 class Telemetry:

@@ -41,19 +41,12 @@ from anyio_sendproducer.drivers import Submitted
 from anyio_sendproducer.drivers._given_client import GivenClientDriver
 from anyio_sendproducer.testing import EmbeddedBroker, FakeDriver, Gate, mock_cluster
 from tests.support.bare import BareProducer, bare, nothing
-from tests.support.calls import (
-    Call,
-    at_gate,
-    quiet,
-    raising,
-    record,
-    task_group,
-    until,
-)
+from tests.support.calls import Call, at_gate, quiet, raising, record, task_group
 from tests.support.client_threads import client_threads
 from tests.support.clock import ManualClock
 from tests.support.lent_client import FakeClient
 from tests.support.recorder import PATIENCE, Parcel, Recorder, open_sockets
+from tests.support.waiting import until
 
 Partitioner: Any = importlib.import_module("kafka.partitioner.abc").Partitioner
 Serializer: Any = importlib.import_module("kafka.serializer").Serializer

@@ -48,7 +48,7 @@ from anyio_sendproducer.drivers import _discreet, _kafka_python
 from anyio_sendproducer.drivers._tls import tls_refusal
 from anyio_sendproducer.testing import strategies
 from tests.support.brief import on_trio_and_nightly_on_asyncio
-from tests.support.calls import eventually, raising, until
+from tests.support.calls import raising
 from tests.support.clock import ManualClock
 from tests.support.kafka_security import Authority, Certificate
 from tests.support.paths import ROOT
@@ -60,6 +60,7 @@ from tests.support.scripted_broker import (
     ScriptedBroker,
     scripted_broker,
 )
+from tests.support.waiting import blocking_until, until
 
 SECRET = "hunter2-s3cr3t"
 MECHANISMS = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
@@ -291,7 +292,7 @@ async def test_a_login_that_is_refused_later_is_not_tried_without_a_pause() -> N
             began = time.monotonic()
             broker.disconnect()
             # kafka-python itself would have tried some twenty times in two seconds.
-            eventually(lambda: broker.connections - before >= 6, 60)
+            blocking_until(lambda: broker.connections - before >= 6, 60)
             assert time.monotonic() - began > 1.0
 
         made = ProducerSettings(bootstrap_servers=broker.address, properties=login("PLAIN"))
@@ -815,4 +816,4 @@ def test_the_driver_reads_as_its_transport_does(authority: Authority) -> None:
 def test_the_scripted_broker_itself_ends() -> None:
     with scripted_broker() as broker:
         pass
-    eventually(lambda: not broker._connections)
+    blocking_until(lambda: not broker._connections)

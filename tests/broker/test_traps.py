@@ -46,13 +46,14 @@ from anyio_sendproducer import (
 from anyio_sendproducer.testing import MockCluster, embedded_broker, mock_cluster
 from tests.support.bare import NEVER, BareProducer, bare, hurry, leaking_sockets, settles
 from tests.support.brief import on_trio_and_nightly_on_asyncio
-from tests.support.calls import eventually, outcome_of, raising, to, until
+from tests.support.calls import outcome_of, raising, to
 from tests.support.clock import ManualClock
 from tests.support.fault_proxy import FaultProxy
 from tests.support.mock_cluster import FOR_MOCK
 from tests.support.paths import ROOT
 from tests.support.ports import lasting_port
 from tests.support.recorder import PATIENCE, open_sockets
+from tests.support.waiting import blocking_until, until
 
 # kafka-python has no types: whatever is taken from it here is Any.
 kafka: Any = importlib.import_module("kafka")
@@ -290,9 +291,7 @@ def test_bare_max_block_ms_0_hides_that_a_topic_is_forbidden_and_asks_once(
                 producer.send("forbidden", b"value")
 
         refused()
-        deadline = time.monotonic() + PATIENCE
-        while not producer._metadata.unauthorized_topics and time.monotonic() < deadline:
-            time.sleep(0.005)
+        blocking_until(lambda: producer._metadata.unauthorized_topics)
         # Now it knows, and says the same.
         assert producer._metadata.unauthorized_topics == {"forbidden"}
         refused()
@@ -585,7 +584,7 @@ async def test_bare_a_broker_that_lost_its_memory_is_asked_for_ever(
     async with with_a_broker_that_lost_its_memory() as producer:
         # Nothing was acknowledged on that topic, so it takes the producer's number for expired.
         future = producer.send("new", b"value", partition=0)
-        eventually(lambda: caplog.text.count("resetting sequence and retrying") > 5, PATIENCE)
+        blocking_until(lambda: caplog.text.count("resetting sequence and retrying") > 5, PATIENCE)
         assert not future.is_done
 
 

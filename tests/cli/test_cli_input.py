@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from anyio_sendproducer.cli._input import Chunk, Input, Layout
-from tests.support.calls import task_group, until
+from tests.support.calls import task_group
+from tests.support.waiting import until
 
 LINES = Layout(topic="t")
 

@@ -29,7 +29,6 @@ from anyio_sendproducer.cli import _display, _produce
 from anyio_sendproducer.cli._connecting import Connection
 from anyio_sendproducer.cli._input import Layout
 from anyio_sendproducer.testing import FakeDriver
-from tests.support.calls import eventually, until
 from tests.support.cli_runs import (
     PATIENCE,
     Run,
@@ -42,6 +41,7 @@ from tests.support.cli_runs import (
     values_in,
 )
 from tests.support.fault_proxy import FaultProxy
+from tests.support.waiting import blocking_until, until
 
 LOOPS = ["asyncio", "trio"]
 #: For tests that take seconds.
@@ -329,7 +329,7 @@ def test_ctrl_c_while_the_broker_is_away(
         stall(run, proxied, delivered=100, more=400)
         began = time.monotonic()
         run.signal(signal.SIGTERM)
-        eventually(lambda: "once more to hurry" in run.screen, PATIENCE)
+        blocking_until(lambda: "once more to hurry" in run.screen, PATIENCE)
         if hurries:
             run.signal()
         code = run.end()
@@ -357,7 +357,7 @@ def test_what_was_read_before_ctrl_c_is_delivered_in_time(
     with producing(*arguments, directory=here, stdin=True) as run:
         stall(run, proxied, delivered=10, more=50)
         run.signal()
-        eventually(lambda: "once more to hurry" in run.screen, PATIENCE)
+        blocking_until(lambda: "once more to hurry" in run.screen, PATIENCE)
         # If it were hurried, it would give up within a quarter of the time for closing.
         with pytest.raises(subprocess.TimeoutExpired):
             run.process.wait(timeout / 4 + 1)

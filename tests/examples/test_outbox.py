@@ -16,8 +16,8 @@ import pytest
 
 from anyio_sendproducer.testing import EmbeddedBroker
 from examples import outbox
-from tests.support.calls import until
 from tests.support.example_process import SOON, read, running
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")
 

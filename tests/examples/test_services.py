@@ -20,8 +20,9 @@ import httpx
 import pytest
 
 from anyio_sendproducer.testing import EmbeddedBroker
-from tests.support.calls import PATIENCE, Call, task_group, until
+from tests.support.calls import Call, task_group
 from tests.support.example_process import EXAMPLES, SOON, Example, read, running, until_true
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")
 

@@ -18,10 +18,11 @@ import pytest
 from anyio_sendproducer import ProducerSettings
 from anyio_sendproducer.testing import MockCluster, mock_cluster
 from tests.faults.matrix import DEFAULT_DRIVER, FULL, RECORDS, Cell, judge
-from tests.support.calls import sure_of_refusals, until
+from tests.support.calls import sure_of_refusals
 from tests.support.history import Report
 from tests.support.load import During, Load, Ran, Running, run_load
 from tests.support.mock_cluster import FOR_MOCK, INIT_PRODUCER_ID, METADATA
+from tests.support.waiting import until
 
 #: Seconds over which a load is spread: a fault comes and goes within them.
 SECONDS = 3.0 if FULL else 0.2

@@ -29,10 +29,10 @@ from anyio_sendproducer import (
 from anyio_sendproducer.drivers._kafka_python import KafkaPythonDriver
 from anyio_sendproducer.testing import EmbeddedBroker
 from tests.faults.matrix import FULL, RECORDS, Cell, judge, judge_history
-from tests.support.calls import until
 from tests.support.history import History
 from tests.support.load import Load, Running, run_load
 from tests.support.paths import ROOT
+from tests.support.waiting import until
 
 #: Seconds over which a load is spread.
 SECONDS = 5.0 if FULL else 0.5

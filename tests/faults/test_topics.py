@@ -18,12 +18,12 @@ from anyio.to_thread import run_sync
 
 from anyio_sendproducer import ProducerRecord, ProducerSettings, RecordRejected
 from tests.faults.matrix import FULL, RECORDS, Cell, Row, join, judge, read_log, write_row
-from tests.support.calls import PATIENCE, until
 from tests.support.history import Acknowledged, Ended, Failed, History, Logged, Plain, check
 from tests.support.kafka_cluster import KafkaCluster, kafka_cluster
 from tests.support.kafka_home import require_kafka
 from tests.support.kafka_security import ACLS, logging_in, sasl_listener
 from tests.support.load import Load, Running, make_record, run_load
+from tests.support.waiting import PATIENCE, until
 
 #: Seconds over which a load is spread.
 SECONDS = 20.0 if FULL else 4.0

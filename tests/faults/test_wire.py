@@ -16,10 +16,10 @@ import pytest
 
 from anyio_sendproducer import ProducerSettings, open_send_producer
 from tests.faults.matrix import FULL, RECORDS, Cell, judge
-from tests.support.calls import until
 from tests.support.fault_proxy import FaultProxy, Way, proxied_broker
 from tests.support.history import Report
 from tests.support.load import During, Load, Ran, Running, run_load
+from tests.support.waiting import until
 
 #: Seconds that an end takes beside the time-out that bounds it, on a machine that has more to do;
 #: far less than what it must not wait for.

@@ -18,12 +18,13 @@ import pytest
 from anyio_sendproducer import RecordMetadata
 from tests.support import kafka_home, kafka_wire
 from tests.support.brief import IN_FULL
-from tests.support.calls import eventually, raising
+from tests.support.calls import raising
 from tests.support.kafka_cluster import KafkaCluster, KafkaClusterError, Listener, kafka_cluster
 from tests.support.kafka_home import KafkaMissing
 from tests.support.paths import ROOT
 from tests.support.read_back import read_back
 from tests.support.registry import running_registry
+from tests.support.waiting import blocking_until
 
 #: Seconds for anything that is waited for; a start of pytest or Java takes a tenth of it where many
 #: other programs run.
@@ -128,11 +129,11 @@ def test_settings_of_a_topic(shared_kafka: KafkaCluster) -> None:
 
     assert refused()
     shared_kafka.alter_topic(topic, {"max.message.bytes": 10_000})
-    eventually(lambda: not refused(), PATIENCE)
+    blocking_until(lambda: not refused(), PATIENCE)
     shared_kafka.alter_topic(topic, {"max.message.bytes": 1_000})
-    eventually(refused, PATIENCE)
+    blocking_until(refused, PATIENCE)
     shared_kafka.alter_topic(topic, {"max.message.bytes": None})
-    eventually(lambda: not refused(), PATIENCE)
+    blocking_until(lambda: not refused(), PATIENCE)
 
 
 def test_no_topic_is_made_by_asking_for_it(shared_kafka: KafkaCluster) -> None:
@@ -265,7 +266,7 @@ def test_a_quota_holds_a_client_up(shared_kafka: KafkaCluster) -> None:
     assert not throttled("bounded")
     shared_kafka.set_quota(client_id="bounded", producer_byte_rate=50_000)
     assert not throttled("free")
-    eventually(lambda: any(milliseconds > 0 for milliseconds in throttled("bounded")), PATIENCE)
+    blocking_until(lambda: any(milliseconds > 0 for milliseconds in throttled("bounded")), PATIENCE)
     shared_kafka.set_quota(client_id="bounded", producer_byte_rate=None)
 
 
@@ -290,7 +291,7 @@ def test_a_broker_that_can_not_start_is_an_error_with_the_log() -> None:
 def test_a_broker_that_ends_by_itself_is_an_error() -> None:
     with raising(KafkaClusterError, r"(?s)node 1 .* ended by itself"), kafka_cluster() as cluster:
         os.kill(cluster.pid(1), signal.SIGKILL)
-        eventually(lambda: not cluster.running(1), PATIENCE)
+        blocking_until(lambda: not cluster.running(1), PATIENCE)
 
 
 def test_an_error_of_the_block_comes_out_and_says_that_a_broker_ended() -> None:
@@ -299,7 +300,7 @@ def test_an_error_of_the_block_comes_out_and_says_that_a_broker_ended() -> None:
 
     with raising(LookupError) as caught, kafka_cluster() as cluster:
         os.kill(cluster.pid(1), signal.SIGKILL)
-        eventually(lambda: not cluster.running(1), PATIENCE)
+        blocking_until(lambda: not cluster.running(1), PATIENCE)
         fail()
     (note,) = caught.value.__dict__["__notes__"]
     assert "node 1" in note
@@ -341,7 +342,7 @@ def test_nothing_is_left_when_the_test_run_is_ended(
         assert all(map(alive, pids))
         run.send_signal(number)
     # A broker whose files are gone ends by itself as well, but not as soon.
-    eventually(lambda: not any(map(alive, pids)) and not list(temporary.iterdir()), PATIENCE)
+    blocking_until(lambda: not any(map(alive, pids)) and not list(temporary.iterdir()), PATIENCE)
 
 
 # --- where it comes from -------------------------------------------------------------------------

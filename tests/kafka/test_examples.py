@@ -16,10 +16,11 @@ from anyio.to_thread import run_sync
 from examples import outbox
 from tests.kafka.killed_outbox import STAGES
 from tests.support.brief import IN_FULL
-from tests.support.calls import task_group, until
+from tests.support.calls import task_group
 from tests.support.example_process import running
 from tests.support.history import Isolation, read_topic
 from tests.support.kafka_cluster import KafkaCluster
+from tests.support.waiting import until
 
 KILLED: Final = Path(__file__).parent / "killed_outbox.py"
 

@@ -41,18 +41,10 @@ from anyio_sendproducer.drivers import Driver, make_driver
 from anyio_sendproducer.drivers._group_metadata import group_from_bytes, group_to_bytes
 from anyio_sendproducer.testing import Gate
 from tests.support.brief import IN_FULL
-from tests.support.calls import (
-    PATIENCE,
-    eventually,
-    fail,
-    never,
-    quiet,
-    raising,
-    sent_once,
-    task_group,
-)
+from tests.support.calls import fail, never, quiet, raising, sent_once, task_group
 from tests.support.history import History, Isolation, Reader, check, read_topic
 from tests.support.kafka_cluster import KafkaCluster
+from tests.support.waiting import PATIENCE, blocking_until
 
 kafka: Any = importlib.import_module("kafka")
 
@@ -332,7 +324,7 @@ def wait_until_decided(cluster: KafkaCluster, sent: RecordMetadata) -> None:
     )
     partition = kafka.TopicPartition(sent.topic, sent.partition)
     try:
-        eventually(lambda: consumer.end_offsets([partition])[partition] > sent.offset)
+        blocking_until(lambda: consumer.end_offsets([partition])[partition] > sent.offset)
     finally:
         consumer.close()
 
@@ -543,7 +535,7 @@ class Member:
             )
             # One that is made the leader before it knows of a topic gives it to nobody, and may
             # leave it at that.
-            eventually(lambda: self._consumer.partitions_for_topic(topic))
+            blocking_until(lambda: self._consumer.partitions_for_topic(topic))
         else:
             self._consumer = confluent_kafka.Consumer(
                 {
@@ -555,7 +547,7 @@ class Member:
                 }
             )
         self._consumer.subscribe([topic])
-        eventually(self._is_given_some)
+        blocking_until(self._is_given_some)
 
     def _is_given_some(self) -> bool:
         if self._kind == "kafka-python":

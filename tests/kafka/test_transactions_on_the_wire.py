@@ -26,11 +26,12 @@ from anyio_sendproducer import (
     TransactionState,
     open_send_producer,
 )
-from tests.support.calls import PATIENCE, fail, raising, task_group
+from tests.support.calls import fail, raising, task_group
 from tests.support.fault_proxy import PRODUCE, FaultProxy, Way, fault_proxy
 from tests.support.history import read_topic
 from tests.support.kafka_cluster import KafkaCluster, kafka_cluster
 from tests.support.kafka_nodes import Listener
+from tests.support.waiting import PATIENCE
 
 #: The numbers of Kafka's requests.
 INIT_PRODUCER_ID = 22

@@ -27,11 +27,12 @@ from anyio_sendproducer import (
     open_send_producer,
 )
 from tests.support.bare import NEVER, bare, hurry, leaking_sockets, settles
-from tests.support.calls import eventually, outcome_of, until
+from tests.support.calls import outcome_of
 from tests.support.clock import ManualClock
 from tests.support.kafka_cluster import KafkaCluster, kafka_cluster
 from tests.support.kafka_security import ACLS, sasl_listener
 from tests.support.recorder import PATIENCE
+from tests.support.waiting import blocking_until, until
 
 # kafka-python has no types: whatever is taken from it here is Any.
 kafka: Any = importlib.import_module("kafka")
@@ -313,7 +314,9 @@ def forget_producers(cluster: KafkaCluster, topic: str) -> None:
         [known] = admin.describe_producers([partition])[partition].active_producers
         assert known.producer_id >= 0
         cluster.alter_broker(1, {"producer.id.expiration.ms": 1})
-        eventually(lambda: not admin.describe_producers([partition])[partition].active_producers)
+        blocking_until(
+            lambda: not admin.describe_producers([partition])[partition].active_producers
+        )
     finally:
         admin.close()
         cluster.alter_broker(1, {"producer.id.expiration.ms": None})

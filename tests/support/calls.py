@@ -22,15 +22,12 @@ from anyio_sendproducer import (
     SendProducerError,
 )
 from anyio_sendproducer.testing import FakeDriver, Gate
-from tests.support.waiting import PATIENCE, until
-from tests.support.waiting import blocking_until as eventually
+from tests.support.waiting import PATIENCE
 
 __all__ = [
-    "PATIENCE",
     "SENT_ONCE",
     "Call",
     "at_gate",
-    "eventually",
     "fail",
     "generation",
     "never",
@@ -44,7 +41,6 @@ __all__ = [
     "taken",
     "task_group",
     "to",
-    "until",
 ]
 
 T = TypeVar("T")

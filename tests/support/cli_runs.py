@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol, cast
 
 from anyio_sendproducer import cli
 from anyio_sendproducer.cli import _reading
-from tests.support.calls import eventually
+from tests.support.waiting import blocking_until
 
 __all__ = [
     "PATIENCE",
@@ -87,7 +87,7 @@ class Run:
 
     def wait_for_bar(self, condition: Callable[[tuple[int, ...]], bool]) -> None:
         """Wait until the bar shows it."""
-        eventually(
+        blocking_until(
             lambda: self.process.poll() is not None or any(map(condition, self.bars[-20:])),
             PATIENCE,
         )
@@ -233,7 +233,7 @@ def account_for_each_line(
             run.wait_for_bar(lambda bar: bar[3] > 0)
         else:
             # It stands still, with records under way.
-            eventually(
+            blocking_until(
                 lambda: (
                     len(run.bars) > before + 10
                     and len({bar[0] for bar in run.bars[-5:]}) == 1

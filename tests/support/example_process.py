@@ -19,9 +19,10 @@ from anyio.streams.text import TextReceiveStream
 from anyio.to_thread import run_sync
 
 from anyio_sendproducer.testing import EmbeddedBroker
-from tests.support.calls import PATIENCE, task_group
+from tests.support.calls import task_group
 from tests.support.history import Logged, read_topic
 from tests.support.paths import ROOT
+from tests.support.waiting import PATIENCE
 
 __all__ = ["EXAMPLES", "SOON", "Example", "read", "running", "until_true"]
 

@@ -37,6 +37,7 @@ from anyio_sendproducer import (
 from anyio_sendproducer._ledger import Statistics
 from anyio_sendproducer.drivers import DriverFactory
 from tests.support.history import ABANDONED, NEVER_ACCEPTED, WITHDRAWN, History, Plain
+from tests.support.waiting import until
 
 __all__ = ["During", "Load", "Ran", "Running", "make_record", "run_load"]
 
@@ -110,13 +111,11 @@ class Running:
 
     async def until_settled(self, share: float) -> None:
         """Wait until such a share of all records has its outcome."""
-        while self.settled < self.load.records * share:  # noqa: ASYNC110  # a count, no event
-            await anyio.sleep(0.001)
+        await until(lambda: self.settled >= self.load.records * share, math.inf)
 
     async def until_sent(self, share: float) -> None:
         """Wait until such a share of all records was given to the producer."""
-        while len(self.history.sent) < self.load.records * share:  # noqa: ASYNC110  # as above
-            await anyio.sleep(0.001)
+        await until(lambda: len(self.history.sent) >= self.load.records * share, math.inf)
 
     async def until_under_way(self, records: int = 500) -> None:
         """Wait until so many are given to the producer and have no outcome, until all are given to

@@ -51,10 +51,10 @@ from tests.support.calls import (
     refuse,
     taken,
     task_group,
-    until,
 )
 from tests.support.lent_client import FakeClient
 from tests.support.paths import ROOT
+from tests.support.waiting import until
 
 #: The first cells of the page's tables, each of which is a line.
 LINES = [

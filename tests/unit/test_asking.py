@@ -19,17 +19,9 @@ from anyio_sendproducer import (
     open_send_producer,
 )
 from tests.support.asked_driver import AskedDriver
-from tests.support.calls import (
-    PATIENCE,
-    Call,
-    eventually,
-    generation,
-    quiet,
-    record,
-    task_group,
-    until,
-)
+from tests.support.calls import Call, generation, quiet, record, task_group
 from tests.support.clock import ManualClock
+from tests.support.waiting import PATIENCE, blocking_until, until
 
 
 @pytest.fixture
@@ -278,7 +270,7 @@ async def test_what_came_before_is_settled_before_the_end_of_its_client(
         driver.break_client()
         while not all(delivery.done for delivery in deliveries):
             if producer._reopening:  # the loop is held up until the next client is open
-                eventually(lambda: driver.opened == 2)
+                blocking_until(lambda: driver.opened == 2)
             await anyio.lowlevel.checkpoint()
         for delivery in deliveries:
             await delivery.wait()

@@ -27,18 +27,8 @@ from anyio_sendproducer import (
     start_send_producer,
 )
 from anyio_sendproducer.testing import FakeDriver
-from tests.support.calls import (
-    PATIENCE,
-    Call,
-    at_gate,
-    quiet,
-    raising,
-    record,
-    refuse,
-    taken,
-    task_group,
-    until,
-)
+from tests.support.calls import Call, at_gate, quiet, raising, record, refuse, taken, task_group
+from tests.support.waiting import PATIENCE, until
 
 ASYNCIO = [
     pytest.param("asyncio", id="asyncio"),

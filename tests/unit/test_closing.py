@@ -36,19 +36,9 @@ from anyio_sendproducer._loops import current_loop
 from anyio_sendproducer._producer import RETRY_SECONDS
 from anyio_sendproducer.drivers import Driver
 from anyio_sendproducer.testing import FakeDriver, Gate
-from tests.support.calls import (
-    Call,
-    at_gate,
-    eventually,
-    quiet,
-    raising,
-    record,
-    refuse,
-    taken,
-    task_group,
-    until,
-)
+from tests.support.calls import Call, at_gate, quiet, raising, record, refuse, taken, task_group
 from tests.support.clock import ManualClock
+from tests.support.waiting import blocking_until, until
 
 #: Far more than any of these ends takes, and far less than what it must not wait for; seconds.
 GENEROUS = 30.0
@@ -785,7 +775,7 @@ async def test_an_answer_that_has_come_is_given_though_the_producer_is_closed() 
         question = Call(tasks, bridge.call, answer)
         await at_gate(gate)
         gate.open()
-        eventually(lambda: bridge._outbox)  # the loop does nothing else until it has come
+        blocking_until(lambda: bridge._outbox)  # the loop does nothing else until it has come
         with CancelScope(shield=True):
             await bridge.stop(0)
         await question.wait()

@@ -26,8 +26,9 @@ from anyio_sendproducer.drivers import (
 )
 from anyio_sendproducer.telemetry import Delivered, Observer
 from anyio_sendproducer.testing import FakeDriver
-from tests.support.calls import Call, generation, quiet, record, task_group, until
+from tests.support.calls import Call, generation, quiet, record, task_group
 from tests.support.observers import Recorder
+from tests.support.waiting import until
 
 
 class DirectFake(FakeDriver):

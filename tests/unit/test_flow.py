@@ -41,7 +41,6 @@ from anyio_sendproducer import (
 )
 from anyio_sendproducer.testing import FakeDriver
 from tests.support.calls import (
-    PATIENCE,
     Call,
     at_gate,
     fail,
@@ -51,8 +50,8 @@ from tests.support.calls import (
     refuse,
     taken,
     task_group,
-    until,
 )
+from tests.support.waiting import PATIENCE, until
 
 Envelopes = AsyncIterator[Any]
 

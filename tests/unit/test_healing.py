@@ -24,20 +24,9 @@ from anyio_sendproducer import (
     open_send_producer,
 )
 from anyio_sendproducer.testing import FakeDriver
-from tests.support.calls import (
-    PATIENCE,
-    Call,
-    at_gate,
-    eventually,
-    generation,
-    quiet,
-    raising,
-    record,
-    taken,
-    task_group,
-    until,
-)
+from tests.support.calls import Call, at_gate, generation, quiet, raising, record, taken, task_group
 from tests.support.clock import ManualClock
+from tests.support.waiting import PATIENCE, blocking_until, until
 
 #: A delivery_timeout that does not pass by itself; seconds.
 LONG = 120.0
@@ -356,7 +345,7 @@ async def test_a_failure_told_by_enqueue_is_not_told_again(settings: ProducerSet
             await at_gate(fake.on_close)
             # The loop is held up until the outcome, the end of the client and the loss are there.
             fake.on_close.open()
-            eventually(lambda: len(producer._bridge._outbox) >= 3)
+            blocking_until(lambda: len(producer._bridge._outbox) >= 3)
         assert isinstance(waiting.error, DeliveryError)
         assert waiting.error.persistence is Persistence.NOT_PERSISTED
         with pytest.raises(DeliveryError):

@@ -38,20 +38,10 @@ from anyio_sendproducer import (
 )
 from anyio_sendproducer._producer import RETRY_SECONDS
 from anyio_sendproducer.testing import FakeDriver
-from tests.support.calls import (
-    PATIENCE,
-    Call,
-    at_gate,
-    quiet,
-    raising,
-    record,
-    refuse,
-    taken,
-    task_group,
-    until,
-)
+from tests.support.calls import Call, at_gate, quiet, raising, record, refuse, taken, task_group
 from tests.support.clock import ManualClock
 from tests.support.observers import Recorder
+from tests.support.waiting import PATIENCE, until
 
 #: A delivery_timeout that passes soon, wherever the record is then; seconds.
 SOON = 0.03

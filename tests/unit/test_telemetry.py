@@ -68,10 +68,10 @@ from tests.support.calls import (
     refuse,
     taken,
     task_group,
-    until,
 )
 from tests.support.clock import ManualClock
 from tests.support.observers import Numbering, Recorder, check_story
+from tests.support.waiting import until
 
 
 @pytest.fixture

@@ -35,7 +35,8 @@ from anyio_sendproducer.telemetry import (
     Withdrawn,
 )
 from anyio_sendproducer.testing import FakeDriver
-from tests.support.calls import generation, raising, record, refuse, taken, until
+from tests.support.calls import generation, raising, record, refuse, taken
+from tests.support.waiting import until
 
 PLAIN = frozenset(vars(logging.makeLogRecord({})))
 

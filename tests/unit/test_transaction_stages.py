@@ -25,8 +25,8 @@ from anyio_sendproducer import (
 )
 from anyio_sendproducer.drivers import ConsumedOffset, Deadline
 from anyio_sendproducer.testing import FakeDriver, Gate
-from tests.support.calls import PATIENCE, Call, at_gate, quiet, record, taken, task_group
-from tests.support.waiting import until
+from tests.support.calls import Call, at_gate, quiet, record, taken, task_group
+from tests.support.waiting import PATIENCE, until
 
 ABORTED: Final = TransactionState.ABORTED
 COMMITTED: Final = TransactionState.COMMITTED

@@ -39,10 +39,8 @@ from anyio_sendproducer.drivers._group_metadata import group_to_bytes
 from anyio_sendproducer.testing import FakeDriver
 from tests.support.bare import nothing
 from tests.support.calls import (
-    PATIENCE,
     Call,
     at_gate,
-    eventually,
     fail,
     never,
     quiet,
@@ -51,9 +49,9 @@ from tests.support.calls import (
     refuse,
     taken,
     task_group,
-    until,
 )
 from tests.support.clock import ManualClock
+from tests.support.waiting import PATIENCE, blocking_until, until
 
 
 @pytest.fixture
@@ -498,7 +496,7 @@ class Unanswered(FakeDriver):
         self, offsets: Sequence[ConsumedOffset], group: ConsumerGroupMetadata, deadline: Deadline, /
     ) -> None:
         super().send_offsets(offsets, group, deadline)
-        eventually(lambda: deadline.is_over)
+        blocking_until(lambda: deadline.is_over)
         raise TransactionError("there was no answer")
 
 
