@@ -363,7 +363,8 @@ def _try_alone(session: nox.Session, wheel: Path, where: Path) -> None:
 @nox.session(venv_backend="none")
 def nightly(session: nox.Session) -> None:
     """Queue every check, in full. A failure does not stop the others; the end lists all results."""
-    os.environ["FULL_TESTS"] = "1"  # the sessions inherit it
+    # The sessions inherit these.
+    os.environ.update(FULL_TESTS="1", HYPOTHESIS_PROFILE="full")
     for name in ("pyright", "workflows", "site", "package", "demo"):
         session.notify(name, [])
     for python in PYTHONS:

@@ -662,11 +662,12 @@ def test_what_has_nothing_to_do_with_tls_is_no_refusal_of_it() -> None:
     assert _tls.tls_refusal(turning) is None
 
 
-def test_another_version_of_tls_is_a_refusal() -> None:
+@pytest.mark.parametrize("reason", ["WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"])
+def test_another_version_of_tls_is_a_refusal(reason: str) -> None:
     error = ssl.SSLError(1, "wrong")
-    error.reason = "WRONG_VERSION_NUMBER"
+    error.reason = reason
     said = _tls.tls_refusal(OSError(error))
-    assert said == "it does not speak the TLS that is asked for: WRONG_VERSION_NUMBER"
+    assert said == f"it does not speak the TLS that is asked for: {reason}"
 
 
 @given(st.text())

@@ -353,6 +353,17 @@ _VERDICTS: Final[Mapping[int, str]] = {
 #: Alerts of TLS by which a broker refuses what a client shows, by OpenSSL's names for them.
 _ALERTS: Final = re.compile(r"(SSLV3|TLSV1|TLSV13)_ALERT_(.+)")
 
+#: OpenSSL's reasons for a failed handshake with a broker that speaks no TLS, or another version.
+_NOT_THIS_TLS: Final = frozenset(
+    {
+        "WRONG_VERSION_NUMBER",
+        "UNSUPPORTED_PROTOCOL",
+        "NO_PROTOCOLS_AVAILABLE",
+        # Instead of the first, since OpenSSL 3.2.
+        "RECORD_LAYER_FAILURE",
+    }
+)
+
 
 def tls_refusal(error: BaseException) -> str | None:
     """What of TLS stands in the way, where trying again won't help; else None."""
@@ -369,7 +380,7 @@ def tls_refusal(error: BaseException) -> str | None:
             if alert is not None:
                 said = alert[2].replace("_", " ").lower()
                 return f"it sent the alert '{said}', as when it misses or mistrusts our certificate"
-            if reason in {"WRONG_VERSION_NUMBER", "UNSUPPORTED_PROTOCOL", "NO_PROTOCOLS_AVAILABLE"}:
+            if reason in _NOT_THIS_TLS:
                 return f"it does not speak the TLS that is asked for: {reason}"
             return None
         # kafka-python packs it into an error of its own.
