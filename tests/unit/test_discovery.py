@@ -9,12 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import anyio
-import anyio.to_thread
-import dns.asyncresolver
-import dns.flags
 import dns.message
-import dns.rcode
-import dns.rrset
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
