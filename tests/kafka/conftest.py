@@ -12,9 +12,9 @@ from tests.support.clock import ManualClock
 from tests.support.kafka_cluster import KafkaCluster, kafka_cluster
 from tests.support.kafka_home import require_kafka
 
-#: Parameters of which each value is run, but not each combination with the others: the share of
-#: records that are refused, and the settings of the client that sends them.
-VARY = ("share", "properties")
+#: Parameters that vary like the loop and the driver: the share of records that are refused, the
+#: settings of the client that sends them, and the length of a file, which goes by the driver.
+VARY = ("share", "properties", "lines")
 
 
 @pytest.hookimpl(tryfirst=True)

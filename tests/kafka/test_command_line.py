@@ -34,7 +34,7 @@ class Killed:
 @pytest.mark.parametrize(
     ("driver", "loop", "lines"),
     [
-        ("confluent", "asyncio", 1_000_000 if IN_FULL else 300_000),
+        ("confluent", "asyncio", 1_000_000 if IN_FULL else 200_000),
         ("kafka-python", "trio", 200_000 if IN_FULL else 100_000),
     ],
 )
