@@ -339,6 +339,29 @@ async def test_send_many_through_a_narrow_door(
     assert max(fake.batches) <= 3
 
 
+async def test_send_many_gives_other_tasks_a_turn_while_it_enters_many_records(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    fake.on_submit.shut()
+    entered: set[int] = set()
+
+    async def watch(producer: SendProducer) -> None:
+        while True:
+            entered.add(producer.statistics().accepted)
+            await anyio.lowlevel.checkpoint()
+
+    roomy = settings.evolve(max_in_flight=5_000)
+    async with open_send_producer(roomy, driver=fake) as producer, task_group() as tasks:
+        tasks.start_soon(watch, producer)
+        many = Call(tasks, producer.send_many, numbered(2_000))
+        await at_gate(fake.on_submit)
+        await until(lambda: 2_000 in entered)
+        assert any(0 < count < 2_000 for count in entered)
+        fake.on_submit.open()
+        await many.wait()
+        tasks.cancel_scope.cancel()
+
+
 async def test_send_many_lets_others_in_between(settings: ProducerSettings) -> None:
     fake = FakeDriver(manual=True)
     async with open_send_producer(settings.evolve(max_in_flight=1), driver=fake) as producer:
