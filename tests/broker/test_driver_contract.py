@@ -18,13 +18,21 @@ from anyio_sendproducer import (
     ProducerStartError,
     RecordRejected,
 )
-from anyio_sendproducer.drivers import Driver, DriverFactory
+from anyio_sendproducer.drivers import Driver, DriverFactory, _confluent, _kafka_python
 from anyio_sendproducer.drivers._confluent import ConfluentDriver
 from anyio_sendproducer.drivers._kafka_python import KafkaPythonDriver
 from anyio_sendproducer.testing import FakeDriver, blocking_embedded_broker
 from tests.support.asked_driver import AskedDriver
 from tests.support.driver_contract import NO_SUCH_PARTITION, PROMISES, Rig
 from tests.support.recorder import PATIENCE
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Close a client as slowly as a busy machine needs. The drivers leave a client behind after
+    two seconds, because a producer's end is bounded."""
+    monkeypatch.setattr(_confluent, "_LAST_SECONDS", PATIENCE)
+    monkeypatch.setattr(_kafka_python, "_JOIN_SECONDS", PATIENCE)
 
 
 class FakeRig:
