@@ -86,6 +86,7 @@ def test_what_the_client_is_given_where_nothing_is_said() -> None:
         "receive.message.max.bytes": 16 * 1024 * 1024,
         "reconnect.backoff.max.ms": 1000,
         "retry.backoff.max.ms": 1000,
+        "socket.timeout.ms": 60_000,
         "sticky.partitioning.linger.ms": 10,
         "topic.metadata.propagation.max.ms": 5000,
     }
@@ -315,7 +316,12 @@ def test_an_unknown_topic_has_as_long_to_appear(seconds: float, milliseconds: in
 @pytest.mark.parametrize(
     ("properties", "fields", "wanted"),
     [
-        ({}, {}, None),
+        ({}, {}, 60_000),
+        ({}, {"delivery_timeout": 600}, 60_000),
+        ({}, {"delivery_timeout": 10}, 5000),
+        ({}, {"delivery_timeout": 0.5}, 1000),
+        ({}, {"transactional_id": "id"}, None),
+        ({"enable.idempotence": False}, {}, None),
         ({"request.timeout.ms": 20_000}, {}, 20_000),
         ({"request.timeout.ms": 1}, {}, 10),
         ({"request.timeout.ms": 400_000}, {}, 300_000),
@@ -324,7 +330,7 @@ def test_an_unknown_topic_has_as_long_to_appear(seconds: float, milliseconds: in
         ({"socket.timeout.ms": 60_000}, {"transactional_id": "id"}, 60_000),
     ],
 )
-def test_an_answer_is_waited_for_as_long_as_the_broker_has(
+def test_how_long_an_answer_is_waited_for(
     properties: dict[str, Any], fields: dict[str, Any], wanted: int | None
 ) -> None:
     assert config(properties, **fields).get("socket.timeout.ms") == wanted

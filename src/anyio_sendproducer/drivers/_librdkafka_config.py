@@ -62,8 +62,9 @@ class LibrdkafkaConfig:
     tokens: TokenSource | None
 
 
-#: librdkafka's own default.
+#: librdkafka's own defaults.
 _TRANSACTION_TIMEOUT: Final = 60_000
+_SOCKET_TIMEOUT: Final = 60_000
 #: It takes no larger numbers.
 _INT_MAX: Final = 2**31 - 1
 
@@ -230,6 +231,10 @@ def _decide_times(config: dict[str, Any], settings: ProducerSettings) -> None:
             f"properties: socket.timeout.ms={config['socket.timeout.ms']} is more than "
             f"transaction.timeout.ms={transaction}"
         )
+    elif "socket.timeout.ms" not in config and config["message.timeout.ms"] == _INT_MAX:
+        # Nothing else ends a request whose answer is lost. Half of delivery_timeout leaves time for
+        # another attempt; librdkafka's own default is the most.
+        config["socket.timeout.ms"] = int(min(max(bound / 2, 1000), _SOCKET_TIMEOUT))
     # What is asked for is not cut short by a bound that nobody asked for. Ours is the Java client's
     # for both, 1 s; for connections librdkafka has 10.
     for kind in ("reconnect.backoff", "retry.backoff"):
