@@ -217,11 +217,16 @@ async def test_a_topic_is_deleted_and_made_again(
                 log,
                 delivery_timeout=settings.delivery_timeout,
                 time_to_exit=ran.time_to_exit,
+                # librdkafka takes the acknowledgement of a batch for an earlier one as well, which
+                # the broker would not have skipped. The new topic knows of no earlier one.
+                concludes=driver == "confluent" and half is second,
             )
             for half, log in ((first, before), (second, after))
         ]
     )
     note = "What was acknowledged after the last look at the old topic is left out of the count."
+    if driver == "confluent":
+        note += " So is what was acknowledged without an offset in the new topic."
     cell = Cell("cluster", "a topic deleted and made again", anyio_backend, driver, note)
     write_row(Row.of(cell, report))
     assert report.faults == (), str(report)
