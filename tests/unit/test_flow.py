@@ -527,7 +527,7 @@ async def test_an_interval_that_is_over_cuts_no_envelope_in_two(
     """Its second record waits for room, and is in the same transaction all the same."""
     narrow = transactional.evolve(eos_commit_interval=1e-9, max_in_flight=1)
     envelopes = [MultiMessage([record(b"%d" % n) for n in range(size)]) for size in (3, 2)]
-    source: Any = Source(envelopes)
+    source = cast("AsyncIterable[MultiMessage[Any, Any, Any]]", Source(envelopes))
     async with open_send_producer(narrow, driver=fake) as producer:
         async with producer.flow(source) as results:
             found = [len(result.parts) async for result in results]
