@@ -51,7 +51,7 @@ USES: dict[str, Callable[[SendProducer, Delivery], Awaitable[Any]]] = {
 
 
 async def works_on(producer: SendProducer, fake: FakeDriver) -> None:
-    with anyio.fail_after(5):
+    with anyio.fail_after(PATIENCE):
         await producer.send(record(b"after"))
     written = [what.value for log in fake.written.values() for what in log]
     assert b"never" not in written

@@ -47,6 +47,7 @@ from anyio_sendproducer.testing import FakeDriver
 from tests.support.asked_driver import AskedDriver
 from tests.support.calls import Call
 from tests.support.observers import Numbering, Recorder, check_story
+from tests.support.waiting import PATIENCE
 
 AnyRecord = ProducerRecord[None, bytes]
 Outcome = RecordMetadata | DeliveryError
@@ -338,7 +339,7 @@ async def live(
     worlds: list[World] = []
     seconds = DRAIN_SECONDS if ending == "drained" else CLOSE_SECONDS
     bounded = SETTINGS.evolve(close_timeout=seconds, cancel_timeout=seconds)
-    with anyio.fail_after(20):  # every waiter returns
+    with anyio.fail_after(PATIENCE):  # every waiter returns
         async with anyio.create_task_group() as tasks:
             with anyio.CancelScope() as scope:
                 try:
