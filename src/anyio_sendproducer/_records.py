@@ -46,6 +46,7 @@ __all__ = [
     "Result",
     "Results",
     "check_record",
+    "plain",
 ]
 
 #: A topic's name as the broker takes it (``org.apache.kafka.common.internals.Topic``).
@@ -320,9 +321,10 @@ def check_record(
         value_serialized: the same for the value.
 
     Returns:
-        The record to send, which is another one where a mutable buffer had to be copied, and the
-        bytes of its key, value and headers. Where a serializer stands between, the size is that
-        of the object in memory: an estimate, until it is serialized.
+        The record to send, and the size of its key, value and headers in bytes. The record is
+        another one if a mutable buffer was copied, or a subclass of str, bytes or int replaced.
+        With a serializer the size is that of the object in memory: an estimate until it is
+        serialized.
 
     Raises:
         RecordRejected: something about it can't be sent; the message names the field.
@@ -330,6 +332,9 @@ def check_record(
     topic = record.topic
     if type(topic) is not str or topic not in known_topics:
         _check_topic(record)
+        if type(topic) is not str:
+            topic = plain(topic)
+            record = dataclasses.replace(record, topic=topic)
         # A name per message instead of a topic would make this set grow for ever.
         if len(known_topics) >= 10_000:
             known_topics.clear()
@@ -357,12 +362,22 @@ def check_record(
             key = _as_bytes(record, "key", key)
             record = dataclasses.replace(record, key=key)
             size += len(key)
-    if record.partition is not None:
-        _check_number(record, "partition", record.partition, _MAX_INT32)
-    if record.timestamp_ms is not None:
-        _check_number(record, "timestamp_ms", record.timestamp_ms, _MAX_INT64)
+    partition = record.partition
+    if partition is not None:
+        _check_number(record, "partition", partition, _MAX_INT32)
+        if type(partition) is not int:
+            record = dataclasses.replace(record, partition=plain(partition))
+    timestamp_ms = record.timestamp_ms
+    if timestamp_ms is not None:
+        _check_number(record, "timestamp_ms", timestamp_ms, _MAX_INT64)
+        if type(timestamp_ms) is not int:
+            record = dataclasses.replace(record, timestamp_ms=plain(timestamp_ms))
     if record.headers:
-        size += _check_headers(record)
+        header_size, are_plain = _check_headers(record)
+        size += header_size
+        if not are_plain:
+            headers = tuple((plain(name), plain(content)) for name, content in record.headers)
+            record = dataclasses.replace(record, headers=headers)
     elif record.headers != ():
         raise _rejected(
             record,
@@ -370,6 +385,22 @@ def check_record(
             f"{type(record.headers).__name__}",
         )
     return record, size
+
+
+def plain(value: Q) -> Q:
+    """A str, bytes or int as exactly that type; anything else as it is.
+
+    Client libraries format what they are given, and a subclass may format differently: a member of
+    an enum that is a str too gives its name.
+    """
+    exact: Any = value
+    if isinstance(value, str):
+        exact = str.__str__(value)
+    elif isinstance(value, bytes):
+        exact = bytes.__getitem__(value, slice(None))
+    elif isinstance(value, int) and not isinstance(value, bool):
+        exact = int.__index__(value)
+    return cast("Q", exact)
 
 
 def _rejected(record: ProducerRecord[Any, Any], message: str) -> RecordRejected:
@@ -406,7 +437,11 @@ def _check_number(
         raise _rejected(record, f"{field} must be from 0 to {largest}, not {number}")
 
 
-def _check_headers(record: ProducerRecord[Any, Any]) -> int:
+def _check_headers(record: ProducerRecord[Any, Any]) -> tuple[int, bool]:
+    """Check the headers.
+
+    Returns: their size in bytes, and whether each name is exactly a str and each content bytes.
+    """
     headers: object = record.headers
     if not isinstance(headers, tuple):
         raise _rejected(
@@ -414,9 +449,11 @@ def _check_headers(record: ProducerRecord[Any, Any]) -> int:
             f"headers must be a list or tuple of (str, bytes) pairs, not {type(headers).__name__}",
         )
     size = 0
+    are_plain = True
     for position, header in enumerate(cast("tuple[object, ...]", headers)):
         match header:
             case (str() as name, bytes() as content) if isinstance(header, tuple):
+                are_plain = are_plain and type(name) is str and type(content) is bytes
                 try:
                     size += len(name.encode()) + len(content)
                 except UnicodeEncodeError as error:
@@ -425,7 +462,7 @@ def _check_headers(record: ProducerRecord[Any, Any]) -> int:
                     ) from error
             case _:
                 raise _rejected(record, f"headers[{position}] {_wrong_header(header)}")
-    return size
+    return size, are_plain
 
 
 def _wrong_header(header: object) -> str:

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, Protocol, cast, runtime_checkable
 
 from ._exceptions import SettingsError
+from ._records import plain
 from ._sources import from_environment, from_mapping, from_toml, unknown
 from .discovery import Lookup, Resolver, ResolverLike
 from .discovery._types import ADDRESS
@@ -193,6 +194,8 @@ class ProducerSettings:
             raise SettingsError(
                 f"transactional_id must be a str that is not empty, or None: {name!r}"
             )
+        for field in ("client_id", "service_name", "transactional_id"):
+            set_field(self, field, plain(getattr(self, field)))
         for field in (
             "delivery_timeout",
             "start_timeout",
@@ -540,7 +543,8 @@ def _properties(given: object) -> Mapping[str, Any]:
         twin = seen.setdefault(canonical_name(name), name)
         if twin != name:
             raise SettingsError(f"properties: {twin!r} and {name!r} are one setting; give one")
-    return MappingProxyType(cast("dict[str, Any]", properties))
+    named = cast("dict[str, Any]", properties)
+    return MappingProxyType({plain(name): plain(value) for name, value in named.items()})
 
 
 def check_count(field: str, value: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import random
 import uuid
 from collections.abc import Callable
@@ -89,6 +90,19 @@ async def test_acks(driver: str, settings: ProducerSettings, topic: str, acks: o
         given = await producer.send_many(records)
     assert [one.offset for one in given] == list(range(50))
     await assert_written(settings.addresses[0], list(zip(records, given, strict=True)))
+
+
+class Topics(str, enum.Enum):
+    ORDERS = "topic-of-an-enum"
+
+
+async def test_a_topic_that_is_a_member_of_an_enum(driver: str, settings: ProducerSettings) -> None:
+    async with open_send_producer(settings, driver=driver) as producer:
+        given = await producer.send(ProducerRecord(Topics.ORDERS, b"value", partition=1))
+        plain = await producer.send(ProducerRecord("topic-of-an-enum", b"value", partition=1))
+    assert given.offset is not None
+    assert plain.offset == given.offset + 1
+    assert type(given.topic) is str
 
 
 async def test_without_acknowledgements_records_arrive_all_the_same(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import enum
 import pickle
 import sys
 from collections.abc import Callable
@@ -30,6 +31,20 @@ from anyio_sendproducer import (
 )
 from anyio_sendproducer._records import check_record
 from anyio_sendproducer.testing import strategies
+
+
+class Topic(str, enum.Enum):
+    ORDERS = "orders"
+
+
+class Partition(enum.IntEnum):
+    FIRST = 1
+
+
+class Content(bytes):
+    def __repr__(self) -> str:
+        return "a secret"
+
 
 METADATA = RecordMetadata("orders", 3, 42, 1_700_000_000_000, 2, 5)
 
@@ -336,6 +351,31 @@ def test_a_topic_for_each_record_does_not_fill_memory() -> None:
         most = max(most, len(known))
     assert most == 10_000
     assert "topic-10499" in known
+
+
+@pytest.mark.parametrize("serialized", [False, True])
+def test_subclasses_of_plain_types_are_replaced(serialized: bool) -> None:
+    given = ProducerRecord(
+        Topic.ORDERS,
+        Content(b"v"),
+        Content(b"k"),
+        partition=Partition.FIRST,
+        timestamp_ms=Partition.FIRST,
+        headers=[(Topic.ORDERS, b"x"), ("h", Content(b"y"))],
+    )
+    topics: set[str] = set()
+    sent, size = check_record(given, topics, serialized, serialized)
+    parts: list[Any] = [sent.topic, sent.partition, sent.timestamp_ms, *topics]
+    parts += [part for header in sent.headers for part in header]
+    if not serialized:
+        parts += [sent.value, sent.key]
+        assert size == len(b"vk") + len(b"ordersx") + len(b"hy")
+    assert {type(part) for part in parts} <= {str, int, bytes}
+    assert sent == ProducerRecord(
+        "orders", b"v", b"k", partition=1, timestamp_ms=1, headers=[("orders", b"x"), ("h", b"y")]
+    )
+    # A serializer gets what the caller passed.
+    assert (type(sent.value) is Content) == serialized
 
 
 # --- envelopes and results -----------------------------------------------------------------------

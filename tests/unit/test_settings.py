@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import enum
 import functools
 import pickle
 from collections.abc import Callable, Mapping
@@ -550,3 +551,30 @@ def test_no_refusal_repeats_the_value_of_a_property(fields: dict[str, Any]) -> N
     while error is not None:
         assert SECRET not in str(error)
         error = error.__cause__ or error.__context__
+
+
+class Name(str, enum.Enum):
+    CLIENT = "orders-service"
+    PROTOCOL = "security.protocol"
+    PLAINTEXT = "PLAINTEXT"
+
+
+def test_subclasses_of_plain_types_are_replaced() -> None:
+    class Milliseconds(int):
+        pass
+
+    settings = ProducerSettings(
+        bootstrap_servers="a:1",
+        client_id=Name.CLIENT,
+        transactional_id=Name.CLIENT,
+        properties={Name.PROTOCOL: Name.PLAINTEXT, "linger.ms": Milliseconds(5), "retries": True},
+    )
+    assert type(settings.client_id) is type(settings.transactional_id) is str
+    assert settings.client_id == settings.transactional_id == "orders-service"
+    assert dict(settings.properties) == {
+        "security.protocol": "PLAINTEXT",
+        "linger.ms": 5,
+        "retries": True,
+    }
+    assert [type(name) for name in settings.properties] == [str] * 3
+    assert [type(value) for value in settings.properties.values()] == [str, int, bool]
