@@ -7,6 +7,7 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 import pytest
 
 from anyio_sendproducer import (
@@ -18,8 +19,9 @@ from anyio_sendproducer import (
     _bridge,
     open_send_producer,
 )
+from anyio_sendproducer.testing import Gate
 from tests.support.asked_driver import AskedDriver
-from tests.support.calls import Call, generation, quiet, record, task_group
+from tests.support.calls import Call, at_gate, generation, quiet, record, task_group
 from tests.support.clock import ManualClock
 from tests.support.waiting import PATIENCE, blocking_until, until
 
@@ -57,6 +59,39 @@ async def test_where_code_of_the_users_runs_a_thread_hands_over(settings: Produc
         for number in range(20):
             assert (await producer.send(record())).offset == number
         assert threading.current_thread().name not in driver.threads
+
+
+class SlowThread(AskedDriver):
+    """A thread that acknowledges stops at a gate before it reports."""
+
+    def __init__(self) -> None:
+        super().__init__(manual=True)
+        self.on_report = Gate()
+
+    def _report(self, submissions: list[Any], outcomes: list[Any]) -> int:
+        if submissions:
+            self.on_report.pass_through()
+        return super()._report(submissions, outcomes)
+
+
+@pytest.mark.usefixtures("always_near")
+async def test_a_record_that_a_thread_is_about_to_report_is_in_flight(
+    settings: ProducerSettings, clock: ManualClock
+) -> None:
+    """The loop asks between the two steps of the thread, and goes on asking."""
+    driver = SlowThread()
+    async with clock.open(settings, driver=driver) as producer, task_group() as tasks:
+        call = Call(tasks, producer.send, record())
+        await until(lambda: len(driver.submitted) == 1)
+        driver.on_report.shut()
+        thread = Call(tasks, anyio.to_thread.run_sync, driver.acknowledge)
+        await at_gate(driver.on_report)
+        asked = driver.asked
+        await until(lambda: driver.asked > asked + 1)
+        driver.on_report.open()
+        await thread.wait()
+        await call.wait()
+        assert call.value.offset == 0
 
 
 @pytest.mark.usefixtures("never_near")

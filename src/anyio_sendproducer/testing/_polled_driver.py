@@ -38,6 +38,8 @@ class PolledFakeDriver(FakeDriver):
         self.listener: Callable[[], None] = lambda: None
         self._guard = threading.Lock()
         self._unsaid: list[tuple[Any, Outcome]] = []
+        #: Records that were submitted and not reported, also while a thread completes them.
+        self._unreported = 0
         self._watching = False
 
     def __call__(self, settings: ProducerSettings) -> PolledFakeDriver:
@@ -54,7 +56,11 @@ class PolledFakeDriver(FakeDriver):
 
     def submit(self, batch: Sequence[Submission], /) -> Submitted:
         """Take a batch, and tell the listener."""
+        with self._guard:
+            self._unreported += len(batch)
         answer = super().submit(batch)
+        with self._guard:
+            self._unreported -= len(answer.held)
         self.listener()
         return answer
 
@@ -64,7 +70,8 @@ class PolledFakeDriver(FakeDriver):
             raise self.poll_error
         with self._guard:
             said, self._unsaid = self._unsaid[:most], self._unsaid[most:]
-            under_way = len(self._unsaid) + len(self.under_way)
+            self._unreported -= len(said)
+            under_way = self._unreported
         self._say(said)
         return under_way
 
@@ -85,6 +92,7 @@ class PolledFakeDriver(FakeDriver):
         super().close(timeout)
         with self._guard:
             said, self._unsaid = self._unsaid, []
+            self._unreported -= len(said)
         self._say(said)
 
     def _report(self, submissions: list[Any], outcomes: list[Outcome]) -> int:
