@@ -14,7 +14,9 @@ from __future__ import annotations
 import dataclasses
 import enum
 import importlib
+import itertools
 import json
+import socket
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -396,6 +398,9 @@ def _read_with_confluent(
     return found
 
 
+_numbers: Final = itertools.count()
+
+
 def _read_with_kafka_python(
     bootstrap_servers: str,
     topic: str,
@@ -403,9 +408,8 @@ def _read_with_kafka_python(
     deadline: float,
     config: Mapping[str, Any],
 ) -> list[Logged]:
-    # With it comes a connection that closes its socket where it fails, by the name of "direct".
-    importlib.import_module("anyio_sendproducer.drivers._kafka_python")
     kafka: Any = importlib.import_module("kafka")
+    opened: list[socket.socket] = []
     consumer: Any = kafka.KafkaConsumer(
         bootstrap_servers=bootstrap_servers.split(","),
         group_id=None,
@@ -413,7 +417,7 @@ def _read_with_kafka_python(
         auto_offset_reset="none",
         isolation_level=isolation,
         fetch_max_wait_ms=20,
-        **{"metrics_enabled": False, "proxy_url": "direct://", **config},
+        **{"metrics_enabled": False, "proxy_url": _remember_sockets(opened), **config},
     )
     found: list[Logged] = []
     try:
@@ -447,10 +451,28 @@ def _read_with_kafka_python(
         raise ReadError(f"{topic}: {error!r}") from error
     finally:
         consumer.close()
+        # 3.0.12 leaves a connection to the garbage collector if it fails, or if it has something to
+        # send when the client closes.
+        for one in opened:
+            one.close()
     return [
         dataclasses.replace(one, sequence=sequences.get((one.partition, one.offset)))
         for one in found
     ]
+
+
+def _remember_sockets(opened: list[socket.socket]) -> str:
+    """A ``proxy_url`` with which a client of kafka-python connects directly, and adds each socket
+    to a list."""
+    base: Any = importlib.import_module("kafka.net.inet").KafkaNetSocket
+    scheme = f"remembering{next(_numbers)}"
+
+    async def sock_connect(self: Any, net: Any, sock: Any, *args: Any, **options: Any) -> Any:
+        opened.append(sock)
+        return await base.sock_connect(self, net, sock, *args, **options)
+
+    type("Remembering", (base,), {"SCHEMES": (scheme,), "sock_connect": sock_connect})
+    return f"{scheme}://"
 
 
 def _note_sequences(consumer: Any) -> dict[tuple[int, int], tuple[int, int, int]]:
