@@ -73,7 +73,14 @@ def leave_variants_to_the_night(
     for cases in modules.values():
         used: Counter[Any] = Counter()
         for variants in cases.values():
-            chosen = min(range(len(variants)), key=lambda at: _use(used, variants[at][0]))
+            # A variant that its module leaves to the night is chosen only if it is alone.
+            chosen = min(
+                range(len(variants)),
+                key=lambda at: (
+                    variants[at][1].get_closest_marker("nightly") is not None,
+                    _use(used, variants[at][0]),
+                ),
+            )
             used.update(_parts(variants[chosen][0]))
             for at, (_, item) in enumerate(variants):
                 if at != chosen:
