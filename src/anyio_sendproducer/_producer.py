@@ -575,9 +575,11 @@ class SendProducer(Sender):
         _log.exception(
             "the producer's own fault; it is broken", extra={"error.type": error_type(error)}
         )
-        self._wake(self._ledger.break_(error))
-        # Nobody retries from here on: each waiter sees the state and raises.
-        self._wake(self._release_topics())
+        self._wake(self._break_ledger(error))
+
+    def _break_ledger(self, error: BaseException) -> Iterable[object]:
+        # Waiters for metadata need no answer any more: they see the state, and raise.
+        return [*self._ledger.break_(error), *self._release_topics()]
 
     def _apply_all(self, events: Iterable[Event]) -> None:
         for event in events:
@@ -638,7 +640,7 @@ class SendProducer(Sender):
             case _bridge.Ready():
                 pass  # it is asked at the end of each turn
             case _bridge.Lost(error):  # pragma: no branch  # there are no other events
-                return ledger.break_(error)
+                return self._break_ledger(error)
         return ()
 
     def _forget_queue(self, error: BaseException) -> Iterable[object]:  # noqa: ARG002
@@ -649,7 +651,7 @@ class SendProducer(Sender):
         """Take another client; or none, where this one was fenced off by another producer's, or is
         its owner's, who alone could make another one."""
         if isinstance(error, ProducerFenced) or self._settings.producer is not None:
-            return self._ledger.break_(error)
+            return self._break_ledger(error)
         self._give_up_client(error)
         return ()
 

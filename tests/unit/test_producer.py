@@ -861,6 +861,22 @@ async def test_partitions_that_nobody_tells(settings: ProducerSettings, fake: Fa
             await producer.partitions_for("no such name")
 
 
+async def test_partitions_of_a_producer_that_breaks_meanwhile(
+    settings: ProducerSettings, fake: FakeDriver, clock: ManualClock
+) -> None:
+    """Nobody asks again from then on, and no time passes here."""
+    fake.unknown_topics.add("new")
+    async with clock.open(settings, driver=fake) as producer, task_group() as tasks:
+        call = Call(tasks, producer.partitions_for, "new")
+        await producer.partitions_for("t")
+        await quiet()
+        fake.submit_error = RuntimeError("the driver has a bug")
+        with pytest.raises(DeliveryError):
+            await producer.send(record())
+        await call.wait()
+        assert isinstance(call.error, ProducerBroken)
+
+
 class Refusing(FakeDriver):
     def partitions_for(self, topic: str, /) -> frozenset[int] | None:
         raise SendProducerError(f"{topic} is none of your business")
