@@ -130,7 +130,7 @@ async def test_ctrl_c_ships_what_was_read(
     assert first == log.written[: len(first)]
 
     async with shipping(log, broker, anyio_backend_name) as example:
-        # Each is there once, for it ended in order.
+        # The shipper ended in order, so each line is in the topic once.
         await example.line("[0-9] shipped")
         await until_shipped(broker, log.written)
         example.interrupt()
@@ -153,7 +153,7 @@ async def test_no_line_is_lost_where_the_shipper_is_killed(
         await until_true(partial(shipped, broker), set(log.written).issubset)
         example.interrupt()
         assert await example.code(within=SOON) == 0
-    # What is there twice follows where it was begun again.
+    # A line that is in the topic twice follows the restart.
     numbers = [int((value or b"").split()[1]) for value in await shipped(broker)]
     assert all(later <= earlier + 1 for earlier, later in itertools.pairwise(numbers))
 

@@ -27,7 +27,7 @@ from tests.support.waiting import until
 #: Seconds over which a load is spread: a fault comes and goes within them.
 SECONDS = 3.0 if FULL else 0.2
 
-#: Milliseconds after which an answer that is to be lost would come: later than any client waits.
+#: Milliseconds by which a lost answer is delayed: longer than any client waits.
 NEVER_MS = 600_000
 
 _topics = itertools.count()

@@ -1,4 +1,4 @@
-"""How much of what came together is settled until other tasks have their turn."""
+"""How many outcomes of one wake-up are settled before other tasks have their turn."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def events_of(given_sizes: list[int | None]) -> list[Event]:
 
 
 def numbers_of(events: list[Event]) -> list[int]:
-    """The numbers of all outcomes, which are to be those of their entries."""
+    """The numbers of all outcomes. They must match their entries."""
     found: list[int] = []
     for event in events:
         if isinstance(event, Completed):

@@ -371,7 +371,7 @@ class End(NamedTuple):
     waits: bool = False
     """Whether it ends only after the driver goes on, where the driver is held up."""
     outcomes: Sequence[str] = ("cancelled",)
-    """What becomes of the task: ``"cancelled"``, ``"returned"`` or ``"raised"``."""
+    """How the task ends: ``"cancelled"``, ``"returned"`` or ``"raised"``."""
     generations: int = 1
     begun: int = 1
     """How many transactions began at the driver before the next one."""

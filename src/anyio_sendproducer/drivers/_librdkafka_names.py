@@ -1,4 +1,4 @@
-"""The names of librdkafka's settings, and tables of what becomes of each."""
+"""The names of librdkafka's settings, and tables of how the driver treats each."""
 
 from __future__ import annotations
 
