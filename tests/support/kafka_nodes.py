@@ -373,6 +373,9 @@ def _properties(node: Node, brokers: int, listeners: Sequence[Listener]) -> dict
         # On a machine that stalls for three seconds, a broker that runs must not count as dead.
         "broker.session.timeout.ms": 4_500,
         "broker.heartbeat.interval.ms": 300,
+        # Some tests write records of 2009. A broker looks every five minutes for records that are
+        # older than seven days, and deletes them.
+        "log.retention.ms": -1,
         # The default, 128 MiB, is half of the heap.
         "log.cleaner.dedupe.buffer.size": 4 * 1024 * 1024,
         # Fewer threads, a quicker start.
