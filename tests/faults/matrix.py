@@ -30,7 +30,7 @@ from tests.faults.drawing import draw
 from tests.support.brief import IN_FULL
 from tests.support.history import GRACE, History, Logged, Reader, Report, check, read_topic
 from tests.support.kafka_home import KafkaMissing, kafka_home
-from tests.support.load import Ran
+from tests.support.load import Outage, Ran
 
 __all__ = [
     "DEFAULT_DRIVER",
@@ -84,8 +84,11 @@ independent readers of the log. Each row is a test, which fails where one of wha
 - **misreported**: of which something untrue was said, or nothing, or too late; 0 as well.
 - **repeated**: copies that the client sent again with the same sequence number. Apache Kafka and
   the embedded broker drop them; the mock cluster, which answers what it is told, keeps them.
-- Times are in seconds: the longest that one record waited for its outcome, and from the end of
-  the block's body until it was left.
+- **outage**, **CPU time**: the longest outage in seconds, and the CPU time of the client's process
+  in it. Where the test does not say when the outage began and ended, it is the longest time without
+  an acknowledgement. The process also runs the load, the proxy and the mock cluster.
+- The other times are in seconds as well: the longest that one record waited for its outcome, and
+  from the end of the block's body until it was left.
 """
 
 
@@ -123,10 +126,12 @@ class Row:
     time_to_exit: float
     note: str = ""
     driver: str = DEFAULT_DRIVER
+    outage: float | None = None
+    cpu: float | None = None
 
     @classmethod
-    def of(cls, cell: Cell, report: Report) -> Row:
-        """The row of a report."""
+    def of(cls, cell: Cell, report: Report, outage: Outage | None = None) -> Row:
+        """The row of a report; without an outage where another process sent."""
         names = {field.name for field in dataclasses.fields(cls)}
         shared = {
             field.name: getattr(report, field.name)
@@ -140,6 +145,8 @@ class Row:
             driver=cell.driver,
             note=cell.note,
             records=report.sent,
+            outage=None if outage is None else outage.seconds,
+            cpu=None if outage is None else outage.cpu,
             **shared,
         )
 
@@ -190,6 +197,7 @@ async def judge(
         concludes=concludes,
         grace=grace,
         readers=readers,
+        outage=ran.outage,
     )
 
 
@@ -206,6 +214,7 @@ async def judge_history(
     grace: float = GRACE,
     killed: bool = False,
     readers: Mapping[Reader, Mapping[str, Any]] | None = None,
+    outage: Outage | None = None,
 ) -> Report:
     """As `judge`, of a history that was kept elsewhere, such as in another process."""
     log = await read_log(address, topic, readers)
@@ -219,7 +228,7 @@ async def judge_history(
         concludes=concludes,
         killed=killed,
     )
-    write_row(Row.of(cell, report))
+    write_row(Row.of(cell, report, outage))
     assert report.faults == (), str(report)
     return report
 
@@ -338,6 +347,8 @@ _HEAD: Final = (
     "misreported",
     "longest wait",
     "time to exit",
+    "outage",
+    "CPU time",
 )
 
 
@@ -373,9 +384,15 @@ def _table(rows: Sequence[Row], notes: list[str]) -> str:
             f"{row.misreported + row.damaged:,}",
             f"{row.longest_wait:.2f}",
             f"{row.time_to_exit:.2f}",
+            _seconds(row.outage),
+            _seconds(row.cpu),
         )
         lines.append("| " + " | ".join(shown) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _seconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds:.2f}"
 
 
 def _draw(page: Path) -> None:

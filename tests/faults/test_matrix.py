@@ -7,14 +7,16 @@ import random
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from xml.etree import ElementTree as ET
 
 import pytest
 
+from anyio_sendproducer import RecordMetadata
 from tests.faults.drawing import bars, draw
 from tests.faults.matrix import DEFAULT_DRIVER, Cell, Row, page, versions, write_row
-from tests.support.history import History, check
+from tests.support.history import WITHDRAWN, History, check
+from tests.support.load import Load, Outage, Running
 from tests.support.paths import ROOT
 
 
@@ -83,6 +85,61 @@ def test_rows_are_collected_by_the_command(tmp_path: Path, monkeypatch: pytest.M
     printed = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
     assert printed.stdout == page(ROWS, versions())
     assert subprocess.run(command[:3], check=False, cwd=ROOT, capture_output=True).returncode == 2
+
+
+def test_a_row_has_the_outage_and_the_cpu_time_of_the_client_in_it() -> None:
+    report = check(History(), [], delivery_timeout=1, time_to_exit=0.125)
+    of_this_process = Row.of(Cell("wire", "a", "asyncio"), report, Outage(3.0, 0.25))
+    of_another = Row.of(Cell("wire", "b", "asyncio"), report)
+    head, _, *lines = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in page([of_this_process, of_another], []).splitlines()
+        if line.startswith("|")
+    ]
+    assert head[-2:] == ["outage", "CPU time"]
+    assert [line[-2:] for line in lines] == [["3.00", "0.25"], ["", ""]]
+
+
+class Times:
+    """Stands in for the module `time`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seconds = self.cpu = 0.0
+        monkeypatch.setattr("tests.support.load.time", self)
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def process_time(self) -> float:
+        return self.cpu
+
+    def go_on(self, seconds: float, cpu: float) -> None:
+        self.seconds += seconds
+        self.cpu += cpu
+
+
+async def test_the_longest_time_without_an_acknowledgement_is_the_outage(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    times = Times(monkeypatch)
+    running = Running(Load(topic="t"), cast("Any", None), History())
+    acknowledged = RecordMetadata("t", 0, 0, None, None, None)
+    times.go_on(1.0, 0.5)
+    running.end(acknowledged)
+    assert running.longest_outage == Outage(1.0, 0.5)
+    times.go_on(1.0, 0.25)
+    # A failure does not end an outage.
+    running.end(WITHDRAWN)
+    times.go_on(1.0, 0.25)
+    running.end(acknowledged)
+    times.go_on(1.5, 1.0)
+    running.end(acknowledged)
+    assert running.longest_outage == Outage(2.0, 0.5)
+    # A test can say when the outage begins and ends.
+    with running.outage():
+        times.go_on(0.5, 0.0)
+        running.end(acknowledged)
+    assert running.longest_outage == Outage(0.5, 0.0)
 
 
 def test_a_row_that_names_no_driver_is_of_the_default_one() -> None:

@@ -228,7 +228,7 @@ async def test_a_topic_is_deleted_and_made_again(
     if driver == "confluent":
         note += " So is what was acknowledged without an offset in the new topic."
     cell = Cell("cluster", "a topic deleted and made again", anyio_backend, driver, note)
-    write_row(Row.of(cell, report))
+    write_row(Row.of(cell, report, ran.outage))
     assert report.faults == (), str(report)
     # Most of the load comes after it.
     assert report.acknowledged > report.sent / 3

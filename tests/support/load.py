@@ -16,7 +16,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Final, Literal
 
 import anyio
@@ -39,7 +39,7 @@ from anyio_sendproducer.drivers import DriverFactory
 from tests.support.history import ABANDONED, NEVER_ACCEPTED, WITHDRAWN, History, Plain
 from tests.support.waiting import until
 
-__all__ = ["During", "Load", "Ran", "Running", "make_record", "run_load"]
+__all__ = ["During", "Load", "Outage", "Ran", "Running", "make_record", "run_load"]
 
 #: Records that a task which enqueues has under way at a time.
 _AT_A_TIME: Final = 8
@@ -82,6 +82,34 @@ class Load:
     admitted: float = 1.0
 
 
+@dataclasses.dataclass(frozen=True)
+class Outage:
+    """How long an outage lasted, and what it cost the process that has the client in it."""
+
+    seconds: float = 0.0
+    cpu: float = 0.0
+    """Seconds of CPU time, of all threads of the process."""
+
+
+class _Stopwatch:
+    """Measures outages. The longest one counts."""
+
+    def __init__(self) -> None:
+        self.longest = Outage()
+        self.start()
+
+    def start(self) -> None:
+        """Begin anew."""
+        self._began = time.monotonic()
+        self._cpu = time.process_time()
+
+    def look(self) -> None:
+        """Note the time since the start, if it is the longest so far."""
+        seconds = time.monotonic() - self._began
+        if seconds > self.longest.seconds:
+            self.longest = Outage(seconds, time.process_time() - self._cpu)
+
+
 class Running:
     """A load that runs, as whoever brings about a fault sees it."""
 
@@ -95,6 +123,8 @@ class Running:
         """How many records have their outcome."""
         self.acknowledged = 0
         """How many of them are acknowledged."""
+        self._between_acknowledgements = _Stopwatch()
+        self._outages = _Stopwatch()
         self._more = anyio.Event()
         self.admit(load.admitted)
 
@@ -103,6 +133,33 @@ class Running:
         self._admitted = math.ceil(self.load.records * share)
         more, self._more = self._more, anyio.Event()
         more.set()
+
+    @contextlib.contextmanager
+    def outage(self) -> Generator[None]:
+        """Measure this block as the outage.
+
+        Use it where some records are acknowledged during the outage. Otherwise the longest time
+        without an acknowledgement is the outage.
+        """
+        self._outages.start()
+        try:
+            yield
+        finally:
+            self._outages.look()
+
+    @property
+    def longest_outage(self) -> Outage:
+        """The longest outage so far."""
+        marked = self._outages.longest
+        return marked if marked.seconds else self._between_acknowledgements.longest
+
+    def end(self, outcome: RecordMetadata | DeliveryError | Plain) -> None:
+        """Count the outcome of a record."""
+        self.settled += 1
+        self._between_acknowledgements.look()
+        if isinstance(outcome, RecordMetadata):
+            self.acknowledged += 1
+            self._between_acknowledgements.start()
 
     async def until_admitted(self, number: int) -> None:
         """Wait until the record of this number may be sent."""
@@ -149,6 +206,8 @@ class Ran:
     """The producer's figures when it was closed."""
     undelivered: int
     """How many failures nobody had awaited, as a clean exit tells them."""
+    outage: Outage
+    """The longest outage."""
 
 
 def make_record(load: Load, number: int) -> tuple[str, ProducerRecord[bytes, bytes]]:
@@ -216,6 +275,7 @@ async def run_load(
         max(waits, default=0.0),
         teller.running.producer.statistics(),
         undelivered,
+        teller.running.longest_outage,
     )
 
 
@@ -323,8 +383,7 @@ class _Teller:
     def _end(self, id_: str, outcome: RecordMetadata | DeliveryError | Plain) -> None:
         self.history.ending(id_, outcome)
         if self.running is not None:
-            self.running.settled += 1
-            self.running.acknowledged += isinstance(outcome, RecordMetadata)
+            self.running.end(outcome)
 
     def _cancelled(self, producer: SendProducer, id_: str) -> None:
         """Note on which side of the line a cancelled call fell.
