@@ -200,6 +200,36 @@ def test_a_serializer_that_fails_fails_its_record_alone(cluster: MockCluster) ->
         assert isinstance(bad, SerializationFailed)
 
 
+def test_a_serializer_holds_up_neither_the_loop_nor_a_close(cluster: MockCluster) -> None:
+    serializing, goes_on = threading.Event(), threading.Event()
+
+    def serialize(_: object) -> bytes:
+        serializing.set()
+        assert goes_on.wait(PATIENCE)
+        return b"v"
+
+    with opened(cluster, value_serializer=serialize) as (driver, recorder):
+        parcels = [Parcel(ProducerRecord(FOUR, "v")) for _ in range(2)]
+        submitter = threading.Thread(target=driver.submit, args=(parcels,))
+        submitter.start()
+        assert serializing.wait(PATIENCE)
+
+        def ask_and_close() -> None:
+            driver.poll(1)
+            driver.close(0)
+
+        asker = threading.Thread(target=ask_and_close)
+        asker.start()
+        asker.join(PATIENCE)
+        has_ended = not asker.is_alive()
+        goes_on.set()
+        submitter.join(PATIENCE)
+        assert has_ended
+        assert {str(one) for one in recorder.outcomes_of(parcels)} == {
+            "the record was not sent: the client is closed"
+        }
+
+
 @pytest.mark.parametrize(
     ("record", "says"),
     [

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+import importlib
+import logging
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import anyio.to_thread
 import pytest
+from anyio.from_thread import BlockingPortal
 from blockbuster import BlockBuster, BlockingError, blockbuster_ctx
 
 from anyio_sendproducer import (
     DeliveryError,
     MultiMessage,
+    ProducerRecord,
     ProducerSettings,
+    RecordMetadata,
     SendProducer,
     UndeliveredRecords,
     _bridge,
     open_send_producer,
 )
-from anyio_sendproducer.testing import FakeDriver, Gate
+from anyio_sendproducer.testing import FakeDriver, Gate, MockCluster, mock_cluster
 from tests.support.calls import Call, at_gate, quiet, raising, record, taken, task_group
+from tests.support.scripted_broker import scripted_broker
 from tests.support.waiting import PATIENCE, until
+
+Partitioner: Any = importlib.import_module("kafka.partitioner.abc").Partitioner
 
 ASYNCIO = [
     pytest.param("asyncio", id="asyncio"),
@@ -174,3 +184,140 @@ async def _open(producer: SendProducer, fake: FakeDriver) -> None:
     fake.on_submit.open()
     await taken(fake, 2)
     await producer.flush()
+
+
+# --- code of the user's --------------------------------------------------------------------------
+
+DRIVERS = ["kafka-python", "confluent"]
+
+#: How long an answer takes, in milliseconds. A tick takes one or more.
+ANSWER_MS = 100
+
+
+class Hook:
+    """Code of the user's that takes until the loop has ticked for a while."""
+
+    def __init__(self, ticker: Ticker, ticks: int) -> None:
+        self._ticker = ticker
+        self._ticks = ticks
+        self.ticked: list[bool] = []
+
+    def __call__(self) -> None:
+        if not self.ticked:
+            self.ticked.append(self._ticker.wait_for(self._ticks))
+
+
+@asynccontextmanager
+async def hooked(ticks: int = STANDSTILL) -> AsyncGenerator[Hook]:
+    """A loop that ticks; the hook was called meanwhile, and did not stop the ticks."""
+    ticker = Ticker()
+    async with task_group() as tasks:
+        tasks.start_soon(ticker.run)
+        hook = Hook(ticker, ticks)
+        yield hook
+        await until(lambda: bool(hook.ticked))
+        tasks.cancel_scope.cancel()
+    assert hook.ticked == [True]
+
+
+async def send_beside_one_under_way(
+    driver: str, cluster: MockCluster, serialize: Callable[[str], bytes]
+) -> list[RecordMetadata]:
+    """Send a record while another is under way, whose answer comes while the second is
+    serialized."""
+    settings = cluster.settings(driver, value_serializer=serialize)
+    async with open_send_producer(settings, driver=driver) as producer:
+        await producer.send(ProducerRecord("t", "known", partition=0))
+        cluster.set_rtt(1, ANSWER_MS)
+        async with task_group() as tasks:
+            first = Call(tasks, producer.send, ProducerRecord("t", "fast", partition=0))
+            await quiet()
+            second = await producer.send(ProducerRecord("t", "slow", partition=0))
+        return [first.value, second]
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+async def test_the_loop_ticks_on_while_a_serializer_takes_long(driver: str) -> None:
+    with mock_cluster() as cluster:
+        async with hooked(2 * ANSWER_MS) as hook:
+
+            def serialize(data: str) -> bytes:
+                if data == "slow":
+                    hook()
+                return data.encode()
+
+            sent = await send_beside_one_under_way(driver, cluster, serialize)
+            assert [one.offset for one in sent] == [1, 2]
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+async def test_a_serializer_may_wait_for_the_loop(driver: str) -> None:
+    """As one does that asks a registry with an asynchronous client."""
+    with mock_cluster() as cluster:
+        async with BlockingPortal() as portal:
+
+            def serialize(data: str) -> bytes:
+                if data == "slow":
+                    portal.call(anyio.sleep, 2 * ANSWER_MS / 1000)
+                return data.encode()
+
+            sent = await send_beside_one_under_way(driver, cluster, serialize)
+            assert [one.offset for one in sent] == [1, 2]
+
+
+async def test_the_loop_ticks_on_while_a_partitioner_takes_long() -> None:
+    """Only kafka-python calls one."""
+    with mock_cluster() as cluster:
+        async with hooked() as hook:
+
+            class Slow(Partitioner):  # type: ignore[misc]  # kafka-python is not typed here
+                def partition(self, *_: object) -> int:
+                    hook()
+                    return 0
+
+            settings = cluster.settings(properties={"partitioner": Slow()})
+            async with open_send_producer(settings) as producer:
+                await producer.send(ProducerRecord("t", b"v"))
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+async def test_the_loop_ticks_on_while_a_token_takes_long(driver: str) -> None:
+    with scripted_broker(mechanisms=("OAUTHBEARER",), tokens={"t0k3n"}) as broker:
+        async with hooked() as hook:
+
+            class Tokens:
+                def token(self) -> str:
+                    hook()
+                    return "t0k3n"
+
+            login = {
+                "security.protocol": "SASL_PLAINTEXT",
+                "sasl.mechanism": "OAUTHBEARER",
+                "sasl_oauth_token_provider": Tokens(),
+            }
+            settings = ProducerSettings(bootstrap_servers=broker.address, properties=login)
+            async with open_send_producer(settings, driver=driver) as producer:
+                await producer.send(ProducerRecord("t", b"v"))
+
+
+async def test_no_handler_of_a_log_runs_on_the_loop(caplog: pytest.LogCaptureFixture) -> None:
+    """librdkafka logs from within the poll that the loop calls."""
+    threads: set[int] = set()
+
+    class Slow(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            threads.add(threading.get_ident())
+
+    handler, logger = Slow(), logging.getLogger("anyio_sendproducer.confluent")
+    caplog.set_level(logging.DEBUG, logger.name)
+    logger.addHandler(handler)
+    try:
+        with mock_cluster() as cluster:
+            settings = cluster.settings("confluent", properties={"debug": "msg"})
+            async with open_send_producer(settings, driver="confluent") as producer:
+                for _ in range(100):
+                    await producer.send(ProducerRecord("t", b"v"))
+    finally:
+        logger.removeHandler(handler)
+    assert threads
+    assert threading.get_ident() not in threads

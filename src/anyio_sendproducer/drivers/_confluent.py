@@ -12,6 +12,7 @@ them.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import ctypes
 import json
@@ -134,6 +135,9 @@ _OFFSETS_SECONDS: Final = 20.0
 #: How long a token is good for, where nobody says: the time after which it is asked for anew.
 _TOKEN_SECONDS: Final = 300.0
 
+#: How many lines of its log wait for a slow handler.
+_MAX_LINES: Final = 10_000
+
 #: For who has transactions. When librdkafka 2.16 has lost its last broker it begins anew, and then
 #: may never answer who asks for a coordinator that it knew before; one of its threads runs wild.
 #: Where a client gets nowhere another one is opened all the same.
@@ -175,6 +179,49 @@ class _Enough(Exception):
 _ENOUGH: Final = _Enough()
 
 
+class _LogRelay:
+    """The logger of one client: it passes each line to ``_log`` on another thread.
+
+    librdkafka logs from within ``poll``, which the event loop calls, and a handler may block. The
+    thread runs only while there are lines.
+    """
+
+    def __init__(self) -> None:
+        # If a handler is slower than librdkafka, the oldest lines are dropped.
+        self._lines: collections.deque[tuple[Any, ...]] = collections.deque(maxlen=_MAX_LINES)
+        self._thread: threading.Thread | None = None
+        # Held to add or take a line, together with the decision to start or end the thread.
+        self._moving = threading.Lock()
+
+    def log(self, level: int, message: str, *args: Any) -> None:
+        """Called by the client, as :meth:`logging.Logger.log`."""
+        if not _log.isEnabledFor(level):
+            return
+        with self._moving:
+            self._lines.append((level, message, *args))
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._pass_on, name="librdkafka-log", daemon=True
+                )
+                self._thread.start()
+
+    def _pass_on(self) -> None:
+        while True:
+            with self._moving:
+                if not self._lines:
+                    self._thread = None
+                    return
+                line = self._lines.popleft()
+            with contextlib.suppress(Exception):  # a filter's
+                _log.log(*line)
+
+    def join(self, seconds: float) -> None:
+        """Wait until all lines were passed on, for so many seconds at most."""
+        thread = self._thread
+        if thread is not None:
+            thread.join(seconds)
+
+
 class ConfluentDriver:
     """A :class:`~anyio_sendproducer.drivers.PolledDriver` on librdkafka.
 
@@ -189,6 +236,7 @@ class ConfluentDriver:
         self._settings = settings
         made = librdkafka_config(settings)
         self._config = made.config
+        self._lines = _LogRelay()
         self._tokens = made.tokens
         self._key = serialize_with(settings.key_serializer)
         self._value = serialize_with(settings.value_serializer)
@@ -197,8 +245,9 @@ class ConfluentDriver:
         self._client: Any = None
         self._sink: Sink | None = None
         self._closing = threading.Event()
-        #: Held by whoever calls the client and must find it there; nobody waits for anything then.
-        self._using = threading.Lock()
+        #: Held by a thread that needs the client to stay open, for one short call. The loop takes
+        #: it too, so a thread that holds it waits for nothing and runs no code of the user's.
+        self._using = threading.RLock()
         #: Held by the one thread that calls the client and may wait in it, while it does.
         self._calling = threading.Lock()
         #: That thread, while it ends a transaction: no callback is to stop that half-way.
@@ -245,7 +294,7 @@ class ConfluentDriver:
         if self._tokens is not None:
             config["oauth_cb"] = self._new_token
         try:
-            self._client = confluent_kafka.Producer(config, logger=_log)
+            self._client = confluent_kafka.Producer(config, logger=self._lines)
         except (KafkaException, TypeError, ValueError) as error:
             raise SettingsError(f"librdkafka refuses the settings: {_words_of(error)}") from error
         _clients.add(self)
@@ -347,6 +396,8 @@ class ConfluentDriver:
         # Where there are transactions its close() would abort the one that is open, and wait for
         # that for ever. Without, it ends with the last reference; so no frame has one, for the
         # exceptions that are raised through frames are kept by whoever likes.
+        del client
+        self._lines.join(_LAST_SECONDS)
 
     def disown(self) -> None:
         """Leave the client as it is, for as long as the process lives, and be closed."""
@@ -355,7 +406,7 @@ class ConfluentDriver:
         self._is_usable = False
         self._closed = True
         # Whoever holds its lock, or is about to set it, stayed behind as well.
-        self._using = threading.Lock()
+        self._using = threading.RLock()
         self._closing = threading.Event()
         self._closing.set()
 
@@ -439,7 +490,9 @@ class ConfluentDriver:
         answer = Submitted()
         failed: list[Any] = []
         failures: list[Outcome] = []
-        with self._using:
+        # Serializers run without the lock, since the loop waits for it. They may take long, or wait
+        # for the loop themselves. Each record then takes the lock in _produce_one().
+        with self._using if self.direct else contextlib.nullcontext():
             if self._is_usable:
                 self._produce(batch, answer, failed, failures)
             else:
@@ -456,17 +509,18 @@ class ConfluentDriver:
         failed: list[Any],
         failures: list[Outcome],
     ) -> None:
-        produce = self._client.produce
+        direct = self.direct
+        # Without the lock, another thread may close the client. This frame must not keep it then.
+        produce = self._client.produce if direct else None
         delivered = self._delivered
         bind = types.MethodType
-        direct = self.direct
         for place, submission in enumerate(batch):
             record = submission.record
             partition = record.partition
             if partition is None:
                 partition = -1
             try:
-                if direct and record.timestamp_ms is None and not record.headers:
+                if produce is not None and record.timestamp_ms is None and not record.headers:
                     produce(
                         record.topic,
                         record.value,
@@ -475,7 +529,7 @@ class ConfluentDriver:
                         bind(delivered, submission),
                     )
                 else:
-                    self._produce_one(produce, submission, partition, answer)
+                    self._produce_one(submission, partition, answer)
             except DeliveryError as error:
                 failed.append(submission)
                 # In this frame there is a reference to the client.
@@ -487,7 +541,9 @@ class ConfluentDriver:
             except KafkaException as error:
                 if error.args[0].code() == KafkaError._FATAL:
                     # It takes no more. They are for the next client.
-                    self._poll(0)  # which knows why
+                    with self._using:
+                        if self._is_usable:
+                            self._poll(0)  # which knows why
                     self._break(error.args[0])
                     answer.held += batch[place:]
                     return
@@ -503,10 +559,8 @@ class ConfluentDriver:
                     )
                 )
 
-    def _produce_one(
-        self, produce: Any, submission: Submission, partition: int, answer: Submitted
-    ) -> None:
-        """Hand over a record with all that it can have."""
+    def _produce_one(self, submission: Submission, partition: int, answer: Submitted) -> None:
+        """Serialize a record and hand it over with all that it can have."""
         record = submission.record
         key, value, headers = record.key, record.value, [*record.headers]
         if not self.direct:
@@ -525,16 +579,19 @@ class ConfluentDriver:
                 record,
                 "timestamp_ms=0 can't be sent by librdkafka, which takes it for none given",
             )
-        produce(
-            record.topic,
-            value,
-            key,
-            partition,
-            types.MethodType(self._delivered, submission),
-            None,
-            timestamp_ms or 0,
-            headers,
-        )
+        with self._using:
+            if not self._is_usable:
+                raise _not_taken(record)
+            self._client.produce(
+                record.topic,
+                value,
+                key,
+                partition,
+                types.MethodType(self._delivered, submission),
+                None,
+                timestamp_ms or 0,
+                headers,
+            )
 
     def _callback(self) -> Callable[[Any, Any, Any], None]:
         """What the client calls for each record that it is through with, whoever polls."""
