@@ -735,10 +735,15 @@ class ConfluentDriver:
 
     def _attend(self) -> None:
         """The thread: waits for the client to say something, when the loop does not."""
+        # Only the loop sets _is_watching, and only this thread clears it.
         while not self._closing.is_set():
             if self._is_watching:
-                self._poll(_SLICE_SECONDS)
+                # The loop may call watch() while an idle poll below runs a callback. What that left
+                # would wait here for the next one.
+                if not self._said:
+                    self._poll(_SLICE_SECONDS)
                 if self._said:
+                    # In this order: once it was rung for, the loop may call watch() again.
                     self._is_watching = False
                     cast("Sink", self._sink).ready()
             elif not self._bell.wait(_IDLE_SECONDS):

@@ -1,0 +1,297 @@
+"""What two threads of the librdkafka driver change together, with gates between their steps.
+
+The client is a fake whose ``poll`` stops where a test wants it to.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from anyio_sendproducer import ProducerRecord, ProducerSettings, RecordMetadata
+from anyio_sendproducer.drivers import _confluent
+from anyio_sendproducer.drivers._confluent import ConfluentDriver
+from tests.support.recorder import PATIENCE, Parcel, Recorder
+from tests.support.waiting import blocking_until
+
+#: What happens in one call of the client's poll.
+Step = Callable[[], None]
+
+
+class Message:
+    """What librdkafka says of a record that it delivered."""
+
+    def offset(self) -> int:
+        return 4
+
+    def timestamp(self) -> tuple[int, int]:
+        return 1, 5
+
+    def partition(self) -> int:
+        return 3
+
+
+class Client:
+    """A client whose polls do what a test says."""
+
+    def __init__(self) -> None:
+        #: How long each poll might have waited.
+        self.polls: list[float] = []
+        self.steps: list[Step] = []
+        self.under_way = 0
+
+    def poll(self, seconds: float) -> int:
+        self.polls.append(seconds)
+        if self.steps:
+            self.steps.pop(0)()
+        return 0
+
+    def __len__(self) -> int:
+        return self.under_way
+
+
+class Bell(Recorder):
+    """Notes how often the client had been asked when the driver rang."""
+
+    def __init__(self, client: Client) -> None:
+        super().__init__()
+        self._client = client
+        self.rings: list[list[float]] = []
+
+    def ready(self) -> None:
+        self.rings.append([*self._client.polls])
+        super().ready()
+
+
+@pytest.fixture
+def client() -> Client:
+    return Client()
+
+
+@pytest.fixture
+def bell(client: Client) -> Bell:
+    return Bell(client)
+
+
+@pytest.fixture
+def driver(client: Client, bell: Bell) -> Iterator[ConfluentDriver]:
+    """A driver whose own thread does not run yet."""
+    made = ConfluentDriver(ProducerSettings(bootstrap_servers="broker.invalid:1"))
+    made._client = client
+    made._sink = bell
+    made._is_usable = True
+    made._thread = threading.Thread(target=made._attend)
+    yield made
+    made._closing.set()
+    made._bell.set()
+    if made._thread.ident is not None:
+        made._thread.join(PATIENCE)
+        assert not made._thread.is_alive()
+
+
+def started(driver: ConfluentDriver) -> None:
+    thread = driver._thread
+    assert thread is not None
+    thread.start()
+
+
+def test_the_loop_begins_to_watch_while_an_idle_poll_calls_back(
+    driver: ConfluentDriver, client: Client, bell: Bell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver's thread must see what its idle poll left, before it waits for more."""
+    monkeypatch.setattr(_confluent, "_IDLE_SECONDS", 0)
+    calls_back, goes_on = threading.Event(), threading.Event()
+    parcel = Parcel(ProducerRecord("t", b"v"))
+
+    def deliver() -> None:
+        calls_back.set()
+        assert goes_on.wait(PATIENCE)
+        driver._delivered(parcel, None, Message())
+
+    client.steps.append(deliver)
+    started(driver)
+    assert calls_back.wait(PATIENCE)
+    driver.watch()
+    goes_on.set()
+    assert bell.bell.wait(PATIENCE)
+    assert bell.rings == [[0]]
+    driver.poll(10)
+    assert bell.outcomes_of([parcel]) == [RecordMetadata("t", 3, 4, 5, None, 1)]
+
+
+def test_the_loop_watches_again_before_the_thread_has_rung(
+    driver: ConfluentDriver, client: Client, bell: Bell
+) -> None:
+    """The thread says that it no longer watches, and then rings. A loop that asks between the two
+    finds what there is, and watches once more; the ring is one too many, and none is missing."""
+    between, goes_on = threading.Event(), threading.Event()
+    first, second = (Parcel(ProducerRecord("t", b"v")) for _ in range(2))
+    ready = bell.ready
+
+    def stop_once() -> None:
+        between.set()
+        assert goes_on.wait(PATIENCE)
+        ready()
+
+    bell.ready = stop_once  # type: ignore[method-assign]
+    client.steps.append(lambda: driver._delivered(first, None, Message()))
+    started(driver)
+    driver.watch()
+    assert between.wait(PATIENCE)
+    driver.poll(10)
+    assert bell.outcomes_of([first])
+    client.steps.append(lambda: driver._delivered(second, None, Message()))
+    driver.watch()
+    goes_on.set()
+    blocking_until(lambda: len(bell.rings) == 2)
+    driver.poll(10)
+    assert len(bell.outcomes_of([first, second])) == 2
+
+
+def test_an_outcome_on_its_way_to_the_loop_is_under_way(
+    driver: ConfluentDriver, client: Client, bell: Bell
+) -> None:
+    """A callback on the driver's thread, while the loop asks: either the client still counts the
+    record, or the loop gets its outcome now."""
+    parcel = Parcel(ProducerRecord("t", b"v"))
+    counted, goes_on = threading.Event(), threading.Event()
+    client.under_way = 1
+
+    def deliver() -> None:
+        counted.set()
+        assert goes_on.wait(PATIENCE)
+        driver._delivered(parcel, None, Message())
+        client.under_way = 0  # librdkafka counts a record until its callback has returned
+
+    client.steps.append(deliver)
+    driver.watch()
+    started(driver)
+    assert counted.wait(PATIENCE)
+    assert driver.poll(10) == 1
+    assert bell.reports == []
+    goes_on.set()
+    assert bell.bell.wait(PATIENCE)
+    assert driver.poll(10) == 0
+    assert len(bell.outcomes_of([parcel])) == 1
+
+
+def test_two_reports_at_once_share_the_outcomes(driver: ConfluentDriver, bell: Bell) -> None:
+    """The loop's, and that of a thread that ends a transaction or closes."""
+    parcels = [Parcel(ProducerRecord("t", b"v")) for _ in range(1000)]
+    starts = threading.Barrier(3)
+
+    def report() -> None:
+        starts.wait(PATIENCE)
+        while len(bell.reports) < len(parcels):
+            driver._report()
+
+    threads = [threading.Thread(target=report) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    starts.wait(PATIENCE)
+    for parcel in parcels:
+        driver._delivered(parcel, None, Message())
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert len(bell.outcomes_of(parcels)) == 1000
+
+
+class Slow(logging.Handler):
+    """Stops at its first line until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+        self.emits, self.goes_on = threading.Event(), threading.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.emits.set()
+        assert self.goes_on.wait(PATIENCE)
+        self.lines.append(record.getMessage())
+
+
+@pytest.fixture
+def slow() -> Iterator[Slow]:
+    handler, logger = Slow(), logging.getLogger("anyio_sendproducer.confluent")
+    logger.addHandler(handler)
+    yield handler
+    logger.removeHandler(handler)
+
+
+def test_lines_that_come_while_a_handler_is_slow_are_logged_in_order(
+    slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_confluent, "_MAX_LINES", 3)
+    relay = _confluent._LogRelay()
+    relay.log(logging.WARNING, "%s [%s] %s", "FAIL", "client", 0)
+    assert slow.emits.wait(PATIENCE)
+    for number in range(1, 6):
+        relay.log(logging.WARNING, "%s [%s] %s", "FAIL", "client", number)
+        relay.log(logging.DEBUG, "nobody asked for it")
+    slow.goes_on.set()
+    relay.join(PATIENCE)
+    # The oldest are dropped where the handler is too far behind.
+    assert slow.lines == [f"FAIL [client] {number}" for number in (0, 3, 4, 5)]
+    relay.join(PATIENCE)
+    # A thread that has ended is followed by another.
+    relay.log(logging.WARNING, "%s", 6)
+    relay.join(PATIENCE)
+    assert slow.lines[-1] == "6"
+
+
+def test_no_line_is_left_where_the_thread_is_about_to_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A line comes when the thread has found none: it starts another, or the first one sees it."""
+    relay = _confluent._LogRelay()
+    moving = relay._moving
+    looks, goes_on = threading.Event(), threading.Event()
+
+    class Stopping:
+        """Stops the relay's thread before it looks for a second line."""
+
+        looked = 0
+
+        def __enter__(self) -> None:
+            if threading.current_thread().name == "librdkafka-log":
+                self.looked += 1
+                if self.looked == 2:
+                    looks.set()
+                    assert goes_on.wait(PATIENCE)
+            moving.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            moving.release()
+
+    monkeypatch.setattr(relay, "_moving", Stopping())
+    relay.log(logging.WARNING, "first")
+    assert looks.wait(PATIENCE)
+    relay.log(logging.WARNING, "second")
+    goes_on.set()
+    relay.join(PATIENCE)
+    assert [one.getMessage() for one in caplog.records] == ["first", "second"]
+
+
+def test_a_filter_that_raises_does_not_end_the_log(
+    slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow.goes_on.set()
+    relay = _confluent._LogRelay()
+
+    def refuse_the_first(record: logging.LogRecord) -> bool:
+        if record.getMessage() == "first":
+            raise ValueError("no")
+        return True
+
+    logger = logging.getLogger("anyio_sendproducer.confluent")
+    logger.addFilter(refuse_the_first)
+    try:
+        relay.log(logging.WARNING, "first")
+        relay.log(logging.WARNING, "second")
+        relay.join(PATIENCE)
+    finally:
+        logger.removeFilter(refuse_the_first)
+    assert slow.lines == ["second"]
