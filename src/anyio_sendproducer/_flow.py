@@ -78,8 +78,10 @@ class _Slot:
         self.committed = True
 
     async def outcome(self) -> Results[Any, Any, Any]:
-        """Wait for it. Cancelled, it can be asked again."""
+        """Wait for the outcome. After a cancellation it can be called again."""
         outcomes: list[RecordMetadata | DeliveryError] = []
+        if not any(isinstance(place, Delivery) for place in self.places):
+            await anyio.lowlevel.checkpoint()
         for place in self.places:
             if isinstance(place, Delivery):
                 try:
@@ -88,8 +90,6 @@ class _Slot:
                     outcomes.append(error)
             else:
                 outcomes.append(place)
-        if not self.places:
-            await anyio.lowlevel.checkpoint()
         return _result(self.envelope, outcomes)
 
     def withdraw(self) -> None:

@@ -29,6 +29,9 @@ class Several(list[Any]):
 class Loop(Protocol):
     """The event loop that a producer was opened on."""
 
+    #: Whether a scope that is cancelled passes over a task as long as its waiter is done.
+    spares_done_waiters: bool
+
     def is_current(self) -> bool:
         """Whether this loop runs the caller."""
         ...
@@ -111,6 +114,8 @@ class _Parked:
 
 
 class _AsyncioLoop:
+    spares_done_waiters = True  # so does AnyIO
+
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self.now: Callable[[], float] = loop.time
@@ -244,6 +249,8 @@ def _trio_loop(module: Any, token: Any) -> Loop:
             return succeeded
 
     class TrioLoop:
+        spares_done_waiters = False
+
         def __init__(self) -> None:
             self.now: Callable[[], float] = lowlevel.current_clock().current_time
             self.cell: Callable[[], TrioCell] = TrioCell

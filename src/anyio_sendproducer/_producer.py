@@ -385,6 +385,7 @@ class SendProducer(Sender):
         """
         self._check_usable()
         check_record(ProducerRecord(topic, b""), self._topics)
+        await anyio.lowlevel.checkpoint_if_cancelled()
         with anyio.move_on_after(self._settings.delivery_timeout):
             while True:
                 found = await self._bridge.call(lambda driver: driver.partitions_for(topic))
@@ -519,6 +520,7 @@ class SendProducer(Sender):
             self._ring()
 
     async def _wait_until_settled(self, *, counts_waiting: bool = False) -> None:
+        await anyio.lowlevel.checkpoint_if_cancelled()
         cell = self._loop.cell()
         if not self._ledger.barrier(cell, counts_waiting=counts_waiting):
             await anyio.lowlevel.checkpoint()

@@ -7,6 +7,7 @@ ledger and waits; who moves the ledger is none of its business.
 from __future__ import annotations
 
 import os
+import random
 import weakref
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -52,6 +53,14 @@ _ENTERED_AT_ONCE = 500
 #: Calls in a row that need not wait, until other tasks get their turn: about a tenth of a
 #: millisecond's work. A turn of the loop costs several times as much as such a call.
 _CALLS_IN_A_ROW = 16
+
+#: How many calls pass until one looks for cancellation, as a number of random bits: 64 calls on
+#: average, 128 at most. AnyIO does not cancel an asyncio task whose future is done, but tries again
+#: in each turn of the loop. Against a driver that answers within one turn each attempt finds the
+#: future done, so the calls themselves must look. To look costs a tenth of a call. The number is
+#: random because tasks that take turns could otherwise divide it: always the same task would look.
+_BITS_BETWEEN_LOOKS = 7
+_random_bits = random.Random().getrandbits  # noqa: S311  # not for cryptography
 
 #: The thread of a producer whose process was forked: no thread has this number.
 _NO_THREAD = -1
@@ -134,6 +143,8 @@ class Sender:
         self._ledger = ledger
         self._thread = get_ident()
         self._calls_in_a_row = 0
+        # Counted down to 0 from here. It never is 0 where nobody needs to look.
+        self._calls_until_look = 1 if loop.spares_done_waiters else 0
         # This is looked up for each record.
         self._park = loop.park
         _senders.add(self)
@@ -184,13 +195,17 @@ class Sender:
 
         Cancellation, also by a deadline: a record that the client was not given yet is withdrawn
         and never written. After that the record goes on, and only the waiting ends;
-        ``statistics().abandoned`` counts it. Records of others are never touched. Called where
-        cancellation has come already, it may do either; :meth:`enqueue` looks first.
+        ``statistics().abandoned`` counts it. Records of others are never touched. A call in a scope
+        that is cancelled already may do either; :meth:`enqueue` always looks first. A task that
+        sends in a loop is cancelled after a few records, however fast the answers come.
         """
         # Half of the check: to ask asyncio for its loop is a system call on Python 3.11. Another
         # loop in this very thread can't await the cell, and the other half says why.
         if self._thread != get_ident():
             self._check_loop()
+        self._calls_until_look -= 1
+        if not self._calls_until_look:
+            await self._look_for_cancellation()
         entry = self._enter(record)
         try:
             await self._park(entry)
@@ -360,6 +375,11 @@ class Sender:
         self._calls_in_a_row += 1
         return self._calls_in_a_row % _CALLS_IN_A_ROW == 0
 
+    async def _look_for_cancellation(self) -> None:
+        """Raise the cancellation of the calling task, if any, and draw the next call that looks."""
+        self._calls_until_look = 1 + _random_bits(_BITS_BETWEEN_LOOKS)
+        await anyio.lowlevel.checkpoint_if_cancelled()
+
     def _cancel(self, entry: Entry) -> None:
         self._moved(self._ledger.cancel(entry))
 
@@ -380,6 +400,9 @@ class Sender:
             else:
                 await anyio.lowlevel.checkpoint_if_cancelled()
         else:
+            self._calls_until_look -= 1
+            if not self._calls_until_look:
+                await self._look_for_cancellation()
             cell = self._loop.cell()
             waiters = cast("Several | None", entry.waiter)
             if waiters is None:
@@ -411,6 +434,7 @@ class Sender:
         if not records:
             await anyio.lowlevel.checkpoint()
             return []
+        await anyio.lowlevel.checkpoint_if_cancelled()
         cell = self._loop.cell()
         # One more than there are, so that nothing wakes us before all are entered.
         group = Group(len(records) + 1, cell, stops=stops)

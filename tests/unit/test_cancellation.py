@@ -274,15 +274,17 @@ async def test_room_freed_by_a_withdrawn_record_is_used(
 async def test_called_in_a_cancelled_scope(
     settings: ProducerSettings, fake: FakeDriver, name: str
 ) -> None:
-    """It is withdrawn or abandoned, and counted as what it is."""
+    """The record is not accepted, or withdrawn, or abandoned, and counted accordingly."""
+    calls = 100  # on asyncio some of them look for cancellation first
     async with open_send_producer(settings, driver=fake) as producer:
-        with anyio.CancelScope() as scope:
-            scope.cancel()
-            await sends(producer, name, b"sent")()
-        assert scope.cancelled_caught
+        for _ in range(calls):
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await sends(producer, name, b"sent")()
+            assert scope.cancelled_caught
         await producer.flush()
         figures = producer.statistics()
-        assert figures.withdrawn + figures.abandoned == 1
+        assert figures.accepted == figures.withdrawn + figures.abandoned <= calls
         await works_on(producer, fake)
         assert values(fake).count(b"sent") == figures.abandoned
 
@@ -295,6 +297,8 @@ async def test_waits_called_in_a_cancelled_scope(
             lambda: producer.enqueue(record(b"never")),
             lambda: producer.send_envelope(PassThroughMessage()),
             lambda: producer.send_many([]),
+            lambda: producer.send_many([record(b"never")]),
+            lambda: producer.send_envelope(MultiMessage([record(b"never")])),
             lambda: producer.partitions_for("t"),
             producer.flush,
         ]

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from typing import Any, NoReturn
 
 import anyio
+import anyio.lowlevel
 
 from .._exceptions import DeliveryError, SendProducerError, TransactionError
 from .._loops import current_loop
@@ -121,6 +122,7 @@ class FakeProducer:
 
         Cancellation stops the waiting and nothing else.
         """
+        await anyio.lowlevel.checkpoint()
         with anyio.move_on_after(timeout):
             while len(self._driver.submitted) < count:
                 await self._changed.wait()

@@ -1,0 +1,258 @@
+"""A task that calls the producer in a loop is cancelled, however fast the answers come.
+
+AnyIO does not cancel an asyncio task whose future is done, but tries again in each turn of the
+loop. If each answer comes within one turn, it finds the future done each time.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+import pytest
+
+from anyio_sendproducer import (
+    Message,
+    MultiMessage,
+    PassThroughMessage,
+    ProducerSettings,
+    SendProducer,
+    open_send_producer,
+)
+from anyio_sendproducer.testing import FakeDriver, fake_producer
+from anyio_sendproducer.testing._polled_driver import PolledFakeDriver
+from tests.support.calls import record, task_group
+
+LOOPS = [
+    pytest.param("asyncio", id="asyncio"),
+    pytest.param("trio", id="trio"),
+    pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
+]
+if sys.platform == "win32" or sys.implementation.name != "cpython":  # pragma: no cover
+    del LOOPS[2:]
+
+pytestmark = pytest.mark.parametrize("anyio_backend", LOOPS)
+
+#: Calls before the cancellation, and the most that may follow it.
+BEFORE = 20
+AFTER = 130
+
+Call = Callable[[], Awaitable[Any]]
+
+
+class DirectFake(FakeDriver):
+    """A fake driver that answers while the loop hands a record over."""
+
+    direct = True
+
+
+@asynccontextmanager
+async def answered_later(fake: FakeDriver, turns: int) -> AsyncGenerator[None]:
+    """Have records answered, time and again, after so many turns of the loop."""
+
+    async def answer() -> None:
+        while True:
+            for _ in range(turns):
+                await anyio.lowlevel.checkpoint()
+            fake.acknowledge()
+
+    async with task_group() as tasks:
+        tasks.start_soon(answer)
+        yield
+        tasks.cancel_scope.cancel()
+    # The block may have abandoned a record.
+    fake.manual = False
+    fake.acknowledge()
+
+
+@asynccontextmanager
+async def opened(settings: ProducerSettings, answer: str) -> AsyncGenerator[SendProducer]:
+    """A producer whose driver answers in the same turn, in the next one, or later."""
+    turns = {"same": 0, "next": 1, "second": 2, "third": 3}[answer]
+    driver = DirectFake() if turns == 0 else PolledFakeDriver(manual=turns > 1)
+    async with open_send_producer(settings, driver=driver) as producer:
+        if turns > 1:
+            async with answered_later(driver, turns):
+                yield producer
+        else:
+            yield producer
+
+
+async def calls_after_cancellation(call: Call, most: int = 1000) -> int:
+    """Call in a loop, in a scope that is cancelled; return how many calls began after that."""
+    calls = 0
+    with anyio.CancelScope() as scope:
+        for calls in range(BEFORE + most):
+            if calls == BEFORE:
+                scope.cancel()
+            await call()
+    return calls - BEFORE
+
+
+async def envelopes() -> AsyncIterator[Message[bytes | None, bytes, int]]:
+    for number in range(3):
+        yield Message(record(), number)
+
+
+def calls_of(producer: SendProducer, name: str) -> Call:
+    async def enqueue_and_wait() -> None:
+        await (await producer.enqueue(record())).wait()
+
+    async def enqueue_nowait_and_wait() -> None:
+        await producer.enqueue_nowait(record()).wait()
+
+    async def enqueue_nowait_and_flush() -> None:
+        producer.enqueue_nowait(record())
+        await producer.flush()
+
+    async def flow() -> None:
+        async with producer.flow(envelopes()) as results:
+            await results.receive()
+
+    return {
+        "send": lambda: producer.send(record()),
+        "send_envelope": lambda: producer.send_envelope(Message(record())),
+        "send_envelope of several": lambda: producer.send_envelope(MultiMessage([record()] * 3)),
+        "send_envelope of none": lambda: producer.send_envelope(PassThroughMessage(1)),
+        "send_many": lambda: producer.send_many([record(), record()]),
+        "send_many of one": lambda: producer.send_many([record()]),
+        "send_many of none": lambda: producer.send_many([]),
+        "enqueue": lambda: producer.enqueue(record()),
+        "enqueue and wait": enqueue_and_wait,
+        "enqueue_nowait and wait": enqueue_nowait_and_wait,
+        "enqueue_nowait and flush": enqueue_nowait_and_flush,
+        "flush": producer.flush,
+        "flow": flow,
+        "sink": lambda: producer.sink(envelopes()),
+        "partitions_for": lambda: producer.partitions_for("t"),
+    }[name]
+
+
+METHODS = [
+    "send",
+    "send_envelope",
+    "send_envelope of several",
+    "send_envelope of none",
+    "send_many",
+    "send_many of one",
+    "send_many of none",
+    "enqueue",
+    "enqueue and wait",
+    "enqueue_nowait and wait",
+    "enqueue_nowait and flush",
+    "flush",
+    "flow",
+    "sink",
+    "partitions_for",
+]
+
+
+@pytest.mark.parametrize("answer", ["same", "next", "second", "third"])
+@pytest.mark.parametrize("method", METHODS)
+async def test_a_loop_of_calls_is_cancelled(
+    settings: ProducerSettings, method: str, answer: str
+) -> None:
+    async with opened(settings, answer) as producer:
+        assert await calls_after_cancellation(calls_of(producer, method)) <= AFTER
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_a_loop_of_calls_to_a_fake_producer_is_cancelled(method: str) -> None:
+    async with fake_producer() as fake:
+        assert await calls_after_cancellation(calls_of(fake.producer, method)) <= AFTER
+
+
+@pytest.mark.parametrize("answer", ["same", "next", "second", "third"])
+@pytest.mark.parametrize("method", ["send", "send_many", "enqueue and wait", "send_offsets"])
+async def test_a_loop_within_a_transaction_is_cancelled(
+    settings: ProducerSettings, method: str, answer: str
+) -> None:
+    async with (
+        opened(settings.evolve(transactional_id="one"), answer) as producer,
+        producer.transaction() as tx,
+    ):
+
+        async def enqueue_and_wait() -> None:
+            await (await tx.enqueue(record())).wait()
+
+        calls: dict[str, Call] = {
+            "send": lambda: tx.send(record()),
+            "send_many": lambda: tx.send_many([record(), record()]),
+            "enqueue and wait": enqueue_and_wait,
+            "send_offsets": lambda: tx.send_offsets({("t", 0): 1}, "group"),
+        }
+        assert await calls_after_cancellation(calls[method]) <= AFTER
+
+
+async def test_a_loop_of_transactions_is_cancelled() -> None:
+    settings = ProducerSettings(bootstrap_servers="broker.invalid:9092", transactional_id="one")
+    async with fake_producer(settings) as fake:
+
+        async def transaction() -> None:
+            async with fake.producer.transaction() as tx:
+                await tx.send(record())
+
+        assert await calls_after_cancellation(transaction, 100) <= AFTER
+
+
+async def test_a_loop_that_receives_failures_is_cancelled() -> None:
+    """A flow's receiver whose envelopes hold bad records alone, for which nothing is awaited."""
+
+    async def bad() -> AsyncIterator[Message[bytes | None, bytes, None]]:
+        while True:
+            yield Message(record(topic=""))
+
+    async with fake_producer() as fake, fake.producer.flow(bad()) as results:
+
+        async def receive() -> None:
+            with pytest.raises(Exception, match="topic is empty"):
+                await results.receive()
+
+        assert await calls_after_cancellation(receive) <= AFTER
+
+
+async def test_a_loop_that_waits_for_what_was_sent_is_cancelled() -> None:
+    async with fake_producer() as fake:
+        assert await calls_after_cancellation(functools.partial(fake.wait_until_sent, 0)) <= AFTER
+        await fake.wait_until_sent(0)
+
+        sent = 0
+
+        async def enqueue_and_wait() -> None:
+            nonlocal sent
+            sent += 1
+            fake.producer.enqueue_nowait(record())
+            await fake.wait_until_sent(sent)
+
+        assert await calls_after_cancellation(enqueue_and_wait) <= AFTER
+
+
+@pytest.mark.parametrize("tasks", [2, 16, 32])
+async def test_each_of_several_tasks_that_take_turns_is_cancelled(
+    settings: ProducerSettings, tasks: int
+) -> None:
+    """Looking for cancellation does not depend on which task makes each n-th call."""
+    sent = 0
+
+    async def send_for_ever(*, task_status: anyio.abc.TaskStatus[anyio.CancelScope]) -> None:
+        nonlocal sent
+        with anyio.CancelScope() as scope:
+            task_status.started(scope)
+            while sent < 100_000:
+                await producer.send(record())
+                sent += 1
+
+    async with opened(settings, "next") as producer, task_group() as group:
+        scopes: list[anyio.CancelScope] = [await group.start(send_for_ever) for _ in range(tasks)]
+        for scope in scopes:
+            scope.cancel()
+            while not scope.cancelled_caught and sent < 100_000:
+                await anyio.lowlevel.checkpoint()
+        assert all(scope.cancelled_caught for scope in scopes)
+        assert sent < 100_000
