@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import statistics
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -400,6 +401,32 @@ def test_records_that_the_client_does_not_give_up_are_left_with_it(
         driver.close(0)
         assert "did not give up its records" in caplog.text
         client.close()
+
+
+def test_the_first_record_does_not_wait_for_a_timer(cluster: MockCluster) -> None:
+    """librdkafka by itself requests its producer id after half a second. Most of several clients
+    are faster, also on a machine that is busy with something else now and then."""
+    seconds: list[float] = []
+    for _ in range(7):
+        with opened(cluster) as (driver, recorder):
+            began = time.monotonic()
+            send_all(driver, recorder, [ProducerRecord(FOUR, b"v")])
+            seconds.append(time.monotonic() - began)
+    assert statistics.median(seconds) < 0.25
+
+
+def test_the_start_requests_no_topics() -> None:
+    """The metadata of all topics of a large cluster are longer than librdkafka accepts."""
+    with mock_cluster(1) as cluster:
+        cluster._call("topic_create", b"large", 300, 1)
+        with opened(cluster, properties={"receive.message.max.bytes": 1000}) as (driver, recorder):
+            [outcome] = send_all(driver, recorder, [ProducerRecord("small", b"v")])
+            assert isinstance(outcome, RecordMetadata)
+            assert driver.describe().brokers[0].id == 1
+            assert driver.partitions_for("large") is None
+            parcel = Parcel(ProducerRecord("large", b"v"))
+            driver.submit([parcel])
+            blocking_until(lambda: "increase receive.message.max" in str(driver.trouble()))
 
 
 # --- what the client says ------------------------------------------------------------------------

@@ -415,7 +415,7 @@ def test_a_cluster_of_librdkafka_that_does_not_answer(monkeypatch: pytest.Monkey
     from anyio_sendproducer.drivers import _confluent
 
     class Silent:
-        def list_topics(self, timeout: float) -> Any:
+        def list_topics(self, _: str, timeout: float) -> Any:
             raise confluent_kafka.KafkaException(
                 confluent_kafka.KafkaError(confluent_kafka.KafkaError._TIMED_OUT)
             )

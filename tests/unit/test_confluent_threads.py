@@ -8,8 +8,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 
 from anyio_sendproducer import ProducerRecord, ProducerSettings, RecordMetadata
 from anyio_sendproducer.drivers import _confluent
@@ -42,12 +44,22 @@ class Client:
         self.polls: list[float] = []
         self.steps: list[Step] = []
         self.under_way = 0
+        #: How often it was asked for metadata, and what the next answers do.
+        self.asked = 0
+        self.answers: list[Step] = []
 
     def poll(self, seconds: float) -> int:
         self.polls.append(seconds)
         if self.steps:
             self.steps.pop(0)()
         return 0
+
+    def list_topics(self, topic: str, timeout: float) -> None:
+        assert " " in topic  # no topic has such a name
+        assert timeout <= 0.1  # the driver's thread has other work, too
+        self.asked += 1
+        if self.answers:
+            self.answers.pop(0)()
 
     def __len__(self) -> int:
         return self.under_way
@@ -197,6 +209,55 @@ def test_two_reports_at_once_share_the_outcomes(driver: ConfluentDriver, bell: B
     for thread in threads:
         thread.join(PATIENCE)
     assert len(bell.outcomes_of(parcels)) == 1000
+
+
+def no_answer() -> None:
+    raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+
+
+def test_the_thread_prepares_the_client_until_there_is_an_answer(
+    driver: ConfluentDriver, client: Client
+) -> None:
+    client.answers = [no_answer] * 3
+    started(driver)
+    assert driver._is_prepared.wait(PATIENCE)
+    assert client.asked == 4
+
+
+def test_the_thread_prepares_the_client_for_a_second_at_most(
+    driver: ConfluentDriver, client: Client, bell: Bell
+) -> None:
+    client.answers = [no_answer] * 20
+    started(driver)
+    assert driver._is_prepared.wait(PATIENCE)
+    assert client.asked == 10
+    client.steps.append(lambda: driver._delivered(Parcel(ProducerRecord("t")), None, Message()))
+    driver.watch()
+    assert bell.bell.wait(PATIENCE)
+
+
+def test_a_client_that_is_closed_is_not_prepared(driver: ConfluentDriver, client: Client) -> None:
+    def close() -> None:
+        driver._closing.set()
+        no_answer()
+
+    client.answers = [close]
+    started(driver)
+    assert driver._is_prepared.wait(PATIENCE)
+    assert client.asked == 1
+
+
+@pytest.mark.parametrize(
+    "changes", [{"transactional_id": "id"}, {"properties": {"enable.idempotence": False}}]
+)
+def test_only_a_client_without_its_producer_id_is_prepared(
+    client: Client, changes: dict[str, Any]
+) -> None:
+    driver = ConfluentDriver(ProducerSettings(bootstrap_servers="broker.invalid:1", **changes))
+    driver._client = client
+    driver._prepare()
+    assert driver._is_prepared.is_set()
+    assert client.asked == 0
 
 
 class Slow(logging.Handler):

@@ -100,6 +100,7 @@ _UNREACHED: Final = frozenset(
     {
         KafkaError._ALL_BROKERS_DOWN,
         KafkaError._AUTHENTICATION,
+        KafkaError._BAD_MSG,  # such as one that is longer than receive.message.max.bytes
         KafkaError._RESOLVE,
         KafkaError._SSL,
         KafkaError._TIMED_OUT,
@@ -119,8 +120,15 @@ _BACKOFF_MS: Final = 100.0
 _BACKOFF_MAX_MS: Final = 1000.0
 _LEAST_BACKOFF: Final = 0.8
 
+#: A name that no topic can have, since it has spaces and a colon. librdkafka requests the metadata
+#: of all topics or of one, never of the brokers alone. For this name every cluster, however large,
+#: sends its brokers and one error.
+_NO_TOPIC: Final = "anyio-sendproducer: no topic"
+
 #: How long one call of the client waits where it could go on for longer.
 _SLICE_SECONDS: Final = 0.1
+#: How many such calls may prepare a client for its first record. They hold up the driver's thread.
+_PREPARING_CALLS: Final = 10
 #: Before a call that did not get anywhere is made again.
 _PAUSE_SECONDS: Final = 0.005
 #: How often the client is asked while nothing is under way, for its errors, its log, and to have it
@@ -256,6 +264,8 @@ class ConfluentDriver:
         self._closed = False
         self._thread: threading.Thread | None = None
         self._bell = threading.Event()
+        #: Set by the driver's thread when it no longer prepares for the first record.
+        self._is_prepared = threading.Event()
         self._is_watching = False
         # Submissions and their outcomes, in turn, that were not passed on yet; and how long that
         # may become until a poll ends.
@@ -316,6 +326,7 @@ class ConfluentDriver:
             target=self._attend, name=f"{threading.current_thread().name}-poll", daemon=True
         )
         self._thread.start()
+        self._is_prepared.wait(_SLICE_SECONDS)
 
     def _connect(self, deadline: float) -> None:
         addresses = ", ".join(self._settings.addresses)
@@ -334,7 +345,7 @@ class ConfluentDriver:
                     f"(start_timeout): {said}{HOW_FAR}"
                 ) from failure
             try:
-                self._client.list_topics(timeout=max(0.001, min(slice_, remaining)))
+                self._client.list_topics(_NO_TOPIC, timeout=max(0.001, min(slice_, remaining)))
             except KafkaException as error:
                 self._poll(0)
                 if self._trouble is None:  # this says less than what it was told
@@ -735,6 +746,7 @@ class ConfluentDriver:
 
     def _attend(self) -> None:
         """The thread: waits for the client to say something, when the loop does not."""
+        self._prepare()
         # Only the loop sets _is_watching, and only this thread clears it.
         while not self._closing.is_set():
             if self._is_watching:
@@ -751,6 +763,24 @@ class ConfluentDriver:
             else:
                 self._bell.clear()
 
+    def _prepare(self) -> None:
+        """Have librdkafka request its producer id.
+
+        It does so for each answer about metadata. When the first one comes, it has no connection
+        yet: it leaves the bootstrap address for the brokers that the answer names. Its next attempt
+        would be half a second later. Another answer comes over one of the new connections.
+        """
+        is_without_id = (
+            self._config["enable.idempotence"] and self._settings.transactional_id is None
+        )
+        for _ in range(_PREPARING_CALLS if is_without_id else 0):
+            if self._closing.is_set():
+                break
+            with contextlib.suppress(KafkaException):
+                self._client.list_topics(_NO_TOPIC, timeout=_SLICE_SECONDS)
+                break
+        self._is_prepared.set()
+
     # --- topics ------------------------------------------------------------------------------
 
     def partitions_for(self, topic: str, /) -> frozenset[int] | None:
@@ -760,7 +790,8 @@ class ConfluentDriver:
             with self._call():
                 found = self._client.list_topics(topic, timeout=_IDLE_SECONDS).topics[topic]
         except KafkaException as error:
-            self._note(error.args[0])
+            if self._trouble is None:  # this says less than what it was told
+                self._note(error.args[0])
             return None
         said = found.error
         if said is None and found.partitions:
@@ -791,7 +822,7 @@ class ConfluentDriver:
         """
         try:
             with self._call():
-                found = self._client.list_topics(timeout=self._settings.start_timeout)
+                found = self._client.list_topics(_NO_TOPIC, timeout=self._settings.start_timeout)
         except KafkaException as error:
             raise SendProducerError(
                 f"the cluster does not say what it is: {_words_of(error)}"
