@@ -77,6 +77,7 @@ def test_what_the_client_is_given_where_nothing_is_said() -> None:
     assert config({}) == {
         "bootstrap.servers": "a:1,b:2",
         "client.id": "anyio-sendproducer",
+        "connections.max.idle.ms": 230_000,
         "enable.idempotence": True,
         "linger.ms": 0,
         "message.timeout.ms": INT_MAX,

@@ -65,6 +65,10 @@ class LibrdkafkaConfig:
 #: librdkafka's own defaults.
 _TRANSACTION_TIMEOUT: Final = 60_000
 _SOCKET_TIMEOUT: Final = 60_000
+#: How long a connection may be idle. librdkafka keeps it by itself, and a record that finds out that
+#: a broker has closed it (after 10 minutes, where nobody set that) waits for up to a second. This is
+#: what librdkafka takes on Azure, whose load balancers forget a connection after 4 minutes.
+_IDLE: Final = 230_000
 #: It takes no larger numbers.
 _INT_MAX: Final = 2**31 - 1
 
@@ -106,6 +110,7 @@ def librdkafka_config(settings: ProducerSettings) -> LibrdkafkaConfig:
     _decide_times(config, settings)
     config = {
         "receive.message.max.bytes": RECEIVE_MAX,
+        "connections.max.idle.ms": _IDLE,
         # What Kafka's clients do by a record's key; librdkafka by itself would take CRC32.
         "partitioner": "murmur2_random",
         # Records without a key go to one partition for so long (KIP-480). By itself librdkafka
