@@ -409,6 +409,23 @@ def test_a_broker_that_tells_no_version() -> None:
     assert _version_of(Admin(), 1) is None
 
 
+@pytest.mark.parametrize(
+    ("version", "said"), [((0, 10, 2), "0.10.2"), ((4, 1), "4.1"), ((4, 3), "4.3 or later")]
+)
+def test_a_broker_that_is_newer_than_the_client(version: tuple[int, ...], said: str) -> None:
+    """kafka-python knows no version above 4.3, and takes a broker of 4.4 for one of 4.3."""
+    from kafka.protocol.broker_version_data import BROKER_API_VERSIONS, BrokerVersionData
+
+    from anyio_sendproducer.drivers._kafka_python import _version_of
+
+    class Admin:
+        def get_broker_version_data(self, broker: int) -> Any:
+            return BrokerVersionData(version)
+
+    assert max(BROKER_API_VERSIONS) == (4, 3)
+    assert _version_of(Admin(), 1) == said
+
+
 def test_a_cluster_of_librdkafka_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     import confluent_kafka
 

@@ -33,6 +33,7 @@ from kafka.net.sasl.oauth import AbstractTokenProvider
 from kafka.net.selector import NetworkSelector
 from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 from kafka.partitioner import murmur2
+from kafka.protocol.broker_version_data import BROKER_API_VERSIONS
 from kafka.protocol.producer import ProduceRequest
 from kafka.structs import OffsetAndMetadata, TopicPartition
 
@@ -1368,4 +1369,8 @@ def _version_of(admin: Any, broker: int) -> str | None:
         known = admin.get_broker_version_data(broker)
     except Exception:  # noqa: BLE001  # that it can't be reached, whoever connects to it will say
         return None
-    return ".".join(map(str, known.broker_version))
+    # No broker tells its version. kafka-python infers it from the requests that the broker accepts,
+    # and takes each broker that is newer than the client for the newest version that it knows.
+    version: tuple[int, ...] = known.broker_version
+    more = " or later" if version >= max(BROKER_API_VERSIONS) else ""
+    return ".".join(map(str, version)) + more
