@@ -37,8 +37,8 @@ class BrokerDescription:
     """Where it says that it is to be reached."""
     port: int
     version: str | None
-    """The version of Kafka whose requests it takes, such as "4.1"; with " or later" if it is the newest
-    that the client knows. None where the client does not tell."""
+    """The version of Kafka whose requests it takes, such as "4.1"; with " or later" if it is the
+    newest that the client knows. None where the client does not tell."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

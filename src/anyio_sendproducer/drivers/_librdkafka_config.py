@@ -65,9 +65,9 @@ class LibrdkafkaConfig:
 #: librdkafka's own defaults.
 _TRANSACTION_TIMEOUT: Final = 60_000
 _SOCKET_TIMEOUT: Final = 60_000
-#: How long a connection may be idle. librdkafka keeps it by itself, and a record that finds out that
-#: a broker has closed it (after 10 minutes, where nobody set that) waits for up to a second. This is
-#: what librdkafka takes on Azure, whose load balancers forget a connection after 4 minutes.
+#: How long a connection may be idle. By default librdkafka keeps it until the broker closes it,
+#: which takes 10 minutes by default, and the next record then waits for up to a second. This is
+#: librdkafka's own value on Azure, whose load balancers forget a connection after 4 minutes.
 _IDLE: Final = 230_000
 #: It takes no larger numbers.
 _INT_MAX: Final = 2**31 - 1
