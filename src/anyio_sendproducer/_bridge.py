@@ -34,7 +34,7 @@ import anyio
 from ._exceptions import ProducerClosed, ProducerFenced, SendProducerError
 from ._ledger import Entry
 from ._loops import Loop
-from .drivers import DirectDriver, Driver, Outcome, PolledDriver, Submitted
+from .drivers import DirectDriver, Driver, LingeringDriver, Outcome, PolledDriver, Submitted
 from .telemetry._logging import error_type
 
 __all__ = [
@@ -250,6 +250,9 @@ class Bridge:
         #: Whether the loop may hand over: all records to a client that is asked, and otherwise one
         #: that is alone.
         self._is_direct = False
+        #: The driver, where its client holds records back, and whether it was told to hurry.
+        self._lingering: LingeringDriver | None = None
+        self._hurries = False
         #: How many commands the thread was given, and how many it is through with.
         self._given = 0
         self._served = 0
@@ -365,6 +368,22 @@ class Bridge:
         with self._posting:
             self._is_wanted = True
         self._take_over()
+
+    @property
+    def lingers(self) -> bool:
+        """Whether the client holds records back to form larger batches."""
+        return self._lingering is not None
+
+    def hurry(self, on: bool) -> None:  # noqa: FBT001
+        """Have the client hold no records back, as long as this is on."""
+        lingering = self._lingering
+        if lingering is None or on == self._hurries:
+            return
+        self._hurries = on
+        try:
+            lingering.hurry(on)
+        except Exception as error:  # noqa: BLE001  # as in _submit()
+            self._pass_on([Lost(error)])
 
     def gathers(self, queued: int) -> bool:
         """Whether it is better to let so many records wait for more than to hand them over.
@@ -578,6 +597,10 @@ class Bridge:
         driver.open(_Port(self._post, generation, self._monotonic))
         self._polled = driver if isinstance(driver, PolledDriver) else None
         self._is_direct = isinstance(driver, DirectDriver) and driver.direct
+        # This client was not told to hurry yet. The loop reads the second of these first.
+        self._hurries = False
+        lingers = isinstance(driver, LingeringDriver) and driver.lingers
+        self._lingering = cast("LingeringDriver", driver) if lingers else None
 
     def _opened(self) -> Driver:
         if self._driver is None:
@@ -604,6 +627,7 @@ class Bridge:
     def _reopen(self, error: BaseException, generation: int, held: int) -> None:
         self._polled = None
         self._is_direct = False
+        self._lingering = None
         self._close_driver(0)
         self._post(GenerationEnded(error))
         # A client lies in reference cycles, with all the records it held. Where these are few and

@@ -261,7 +261,9 @@ async def _feed(flow: _Flow[Any], sender: Sender, source: AsyncIterable[Any]) ->
         async with _iterating(source) as envelopes:
             async for envelope in envelopes:
                 check_is_envelope(envelope)
-                await flow.until_not_full()
+                if flow.is_full:
+                    with sender._hurrying():
+                        await flow.until_not_full()
                 slot = _Slot(envelope)
                 await _enter(sender, slot)
                 flow.append(slot)

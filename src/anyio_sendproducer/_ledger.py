@@ -301,6 +301,10 @@ class Ledger:
         self._late_since = 0.0
         self._delivered_when_late = -1
         self._late_bytes = 0
+        # Whether a record found no room, and was not left to wait, since outcomes came last.
+        self._turned_away = False
+        #: How many callers wait for records on the client and give it no more until then.
+        self.hurrying = 0
         self._unseen: dict[Entry, None] = {}
         self._unseen_more = 0
         #: The first failure of what was taken in since :meth:`look_for_failures`.
@@ -353,6 +357,7 @@ class Ledger:
                 persistence=Persistence.NOT_PERSISTED,
             )
         if not wait:
+            self._turned_away = True
             raise WouldBlock("there is no room for the record: max_in_flight or max_buffered_bytes")
         entry = Entry(record, size, now + self._timeout, 0)
         entry.state = _WAITING
@@ -558,6 +563,7 @@ class Ledger:
         self._delivered += delivered
         self._records -= delivered
         self._bytes -= freed
+        self._turned_away = False
         if self._waiting:
             self._admit_waiting(woken)
         if self._barriers:
@@ -981,6 +987,19 @@ class Ledger:
     def in_flight_bytes(self) -> int:
         """The size of all that is accepted and not settled, or that the driver still has."""
         return self._bytes
+
+    @property
+    def is_in_a_hurry(self) -> bool:
+        """Whether the client must not hold records back to form larger batches: a caller waits for
+        all of them, or no more can join them because there is no room."""
+        return (
+            self._records >= self._max_records
+            or self._turned_away
+            or self.hurrying > 0
+            or bool(self._waiting)
+            or bool(self._barriers)
+            or self.state is not _OPEN
+        )
 
     @property
     def is_alone(self) -> bool:

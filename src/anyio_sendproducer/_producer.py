@@ -190,7 +190,8 @@ class SendProducer(Sender):
         return f"<SendProducer {self._ledger.state.value} {client}>"
 
     async def flush(self) -> None:
-        """Wait until everything that was accepted before this call has its outcome.
+        """Send what the client holds back (``linger.ms``), and wait until everything that was
+        accepted before this call has its outcome.
 
         It says nothing about what the outcomes are: they go to whoever awaits them. Whatever is
         accepted meanwhile is not waited for.
@@ -516,8 +517,14 @@ class SendProducer(Sender):
     def _moved(self, woken: Iterable[object]) -> None:
         """Room may have become free elsewhere than in the pump: others may be queued now."""
         self._wake(woken)
+        if self._bridge.lingers:
+            self._pace()
         if self._ledger.queued:
             self._ring()
+
+    def _pace(self) -> None:
+        """Let the client hold records back for larger batches, or not; see ``is_in_a_hurry``."""
+        self._bridge.hurry(self._ledger.is_in_a_hurry)
 
     async def _wait_until_settled(self, *, counts_waiting: bool = False) -> None:
         await anyio.lowlevel.checkpoint_if_cancelled()
@@ -525,6 +532,7 @@ class SendProducer(Sender):
         if not self._ledger.barrier(cell, counts_waiting=counts_waiting):
             await anyio.lowlevel.checkpoint()
             return
+        self._pace()
         try:
             await cell
         except BaseException:
@@ -590,6 +598,8 @@ class SendProducer(Sender):
     def _hand_over(self) -> None:
         if self._stopping:
             return  # nobody would take it: what is queued was not sent
+        if self._bridge.lingers:
+            self._pace()
         queued = self._ledger.queued
         if not queued or self._reopening:
             return
@@ -790,6 +800,7 @@ class SendProducer(Sender):
 
     async def _drain(self) -> None:
         self._wake(self._ledger.drain())
+        self._pace()
         with CancelScope(deadline=self._close_deadline) as self._drain_scope:
             if self._transaction is not None:
                 await self._transaction.end_by_closing()

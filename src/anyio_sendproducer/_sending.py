@@ -10,7 +10,8 @@ import os
 import random
 import weakref
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
 from threading import get_ident
 from typing import Any, NoReturn, TypeVar, cast, overload
 
@@ -165,6 +166,17 @@ class Sender:
     @abstractmethod
     def _moved(self, woken: Iterable[object]) -> None:
         """Room may have become free elsewhere than in the pump: others may be queued now."""
+
+    @contextmanager
+    def _hurrying(self) -> Generator[None]:
+        """Have the client hold no records back: the caller waits for some, and gives it no more
+        until then."""
+        self._ledger.hurrying += 1
+        self._moved(())
+        try:
+            yield
+        finally:
+            self._ledger.hurrying -= 1
 
     # --- sending -----------------------------------------------------------------------------
 
@@ -352,7 +364,11 @@ class Sender:
                 :meth:`enqueue`.
         """
         self._check_loop()
-        entry = self._enter(record, wait=False)
+        try:
+            entry = self._enter(record, wait=False)
+        except anyio.WouldBlock:
+            self._moved(())  # there is room sooner if the client holds nothing back
+            raise
         return Delivery._create(self, entry)  # pyright: ignore[reportPrivateUsage]
 
     # --- on the caller's task ----------------------------------------------------------------

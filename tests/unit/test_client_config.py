@@ -74,7 +74,8 @@ def test_properties_go_before_our_defaults() -> None:
         ("linger.ms", "linger_ms", 5, 5),
         ("linger_ms", "linger_ms", "5", 5),
         ("batch.size", "batch_size", " 16384 ", 16384),
-        ("request.timeout.ms", "request_timeout_ms", 1.5, 1.5),
+        ("request.timeout.ms", "request_timeout_ms", 1.5, 2),
+        ("request.timeout.ms", "request_timeout_ms", "5000.0", 5000),
         ("linger.ms", "linger_ms", "0.5", 0.5),
         ("retries", "retries", "3", 3),
         ("retries", "retries", float("inf"), float("inf")),
@@ -216,6 +217,21 @@ def test_a_value_of_the_wrong_kind_is_refused_by_name(
 
 def test_the_partitioner_that_is_ours_may_be_named() -> None:
     assert config(partitioner="murmur2_random") == config()
+
+
+@pytest.mark.parametrize("name", ["linger.ms", "retry.backoff.ms", "reconnect.backoff.ms"])
+def test_a_wait_that_is_as_long_as_delivery_timeout_is_refused(name: str) -> None:
+    assert config(**{name: 119_999})[name.replace(".", "_")] == 119_999
+    says = f"properties: {name}=120000 is not less than delivery_timeout"
+    assert refusal(**{name: 120_000}) == says
+
+
+def test_a_linger_that_is_as_long_as_a_transaction_may_take_is_refused() -> None:
+    settings = ProducerSettings(
+        bootstrap_servers="a:1", properties={"linger.ms": 60_000}, transactional_id="id"
+    )
+    with pytest.raises(SettingsError, match=r"linger.ms=60000 is not less than transaction.time"):
+        _kafka_config.client_config(settings, KNOWN)
 
 
 CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [

@@ -98,6 +98,7 @@ def driver(manager: Manager) -> KafkaPythonDriver:
         producer=producer,
         append=None,
         is_broken=None,
+        hurry=None,
         client=client,
         sink=Recorder(),
         transactions=manager,

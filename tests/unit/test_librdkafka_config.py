@@ -491,6 +491,14 @@ TOGETHER: list[tuple[dict[str, Any], str]] = [
     ),
     ({"linger.ms": 120_000}, "linger.ms=120000 is not less than delivery_timeout"),
     (
+        {"retry.backoff.ms": 120_000, "retry.backoff.max.ms": 120_000},
+        "retry.backoff.ms=120000 is not less than delivery_timeout",
+    ),
+    (
+        {"reconnect.backoff.ms": 120_000},
+        "reconnect.backoff.ms=120000 is not less than delivery_timeout",
+    ),
+    (
         {"transaction_timeout_ms": 5000},
         "transaction_timeout_ms needs ProducerSettings(transactional_id=...)",
     ),

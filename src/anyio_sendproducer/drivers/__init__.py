@@ -23,6 +23,7 @@ __all__ = [
     "DirectDriver",
     "Driver",
     "DriverFactory",
+    "LingeringDriver",
     "Outcome",
     "PolledDriver",
     "Sink",
@@ -261,6 +262,27 @@ class PolledDriver(DirectDriver, Protocol):
         """Have :meth:`Sink.ready` called, once, when there is something to report.
 
         Called by the loop.
+        """
+        ...
+
+
+@runtime_checkable
+class LingeringDriver(Driver, Protocol):
+    """A driver whose client may hold records back for a while, to form larger batches.
+
+    Kafka's name for the time is ``linger.ms``. The producer ends the lingering while a caller waits
+    for all records, as :meth:`~anyio_sendproducer.SendProducer.flush` does, and while no more
+    records can join a batch because there is no room for them.
+    """
+
+    lingers: bool
+    """Whether the client holds records back; False where ``linger.ms`` is 0. Read once, when the
+    driver is open."""
+
+    def hurry(self, on: bool, /) -> None:  # noqa: FBT001
+        """Send what the client holds back now, and hold nothing back as long as this is on.
+
+        Called by the event loop; must not block. Each call changes ``on``, which is False at first.
         """
         ...
 

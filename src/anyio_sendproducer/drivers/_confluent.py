@@ -129,6 +129,8 @@ _NO_TOPIC: Final = "anyio-sendproducer: no topic"
 _SLICE_SECONDS: Final = 0.1
 #: How many such calls may prepare a client for its first record. They hold up the driver's thread.
 _PREPARING_CALLS: Final = 10
+#: How soon the thread notices that it is to flush.
+_HURRY_SECONDS: Final = 0.01
 #: Before a call that did not get anywhere is made again.
 _PAUSE_SECONDS: Final = 0.005
 #: How often the client is asked while nothing is under way, for its errors, its log, and to have it
@@ -250,6 +252,9 @@ class ConfluentDriver:
         self._value = serialize_with(settings.value_serializer)
         #: Serializers are not to run on the loop.
         self.direct = self._key is None and self._value is None
+        self.lingers = self._config["linger.ms"] > 0
+        #: Whether the client is to hold nothing back. The loop sets it, the thread reads it.
+        self._hurries = False
         self._client: Any = None
         self._sink: Sink | None = None
         self._closing = threading.Event()
@@ -435,12 +440,15 @@ class ConfluentDriver:
 
     # --- what the client says ----------------------------------------------------------------
 
-    def _poll(self, seconds: float) -> None:
-        """Let the client run its callbacks."""
+    def _poll(self, seconds: float, *, flushes: bool = False) -> None:
+        """Let the client run its callbacks, and with ``flushes`` send what lingers."""
         if self._client is None:
             return
         try:
-            self._client.poll(seconds)
+            if flushes:
+                self._client.flush(seconds)
+            else:
+                self._client.poll(seconds)
         except _Enough as enough:
             enough.__traceback__ = None
         except KafkaException as error:
@@ -509,9 +517,16 @@ class ConfluentDriver:
             else:
                 failed += batch
                 failures += [_not_taken(one.record) for one in batch]
+        if self._hurries:
+            self._bell.set()
         if failed:
             cast("Sink", self._sink).completed(failed, failures)
         return answer
+
+    def hurry(self, on: bool, /) -> None:  # noqa: FBT001
+        """Linger or not; see :meth:`anyio_sendproducer.drivers.LingeringDriver.hurry`."""
+        self._hurries = on
+        self._bell.set()
 
     def _produce(
         self,
@@ -747,17 +762,19 @@ class ConfluentDriver:
     def _attend(self) -> None:
         """The thread: waits for the client to say something, when the loop does not."""
         self._prepare()
+        # Nothing ends a wait in the client early, so one that may have to flush waits in slices.
+        slice_ = _HURRY_SECONDS if self.lingers else _SLICE_SECONDS
         # Only the loop sets _is_watching, and only this thread clears it.
         while not self._closing.is_set():
-            if self._is_watching:
-                # The loop may call watch() while an idle poll below runs a callback. What that left
-                # would wait here for the next one.
-                if not self._said:
-                    self._poll(_SLICE_SECONDS)
-                if self._said:
-                    # In this order: once it was rung for, the loop may call watch() again.
-                    self._is_watching = False
-                    cast("Sink", self._sink).ready()
+            if self._is_watching and self._said:
+                # A callback ran in a poll below, perhaps before the loop called watch(). In this
+                # order: once it was rung for, the loop may call watch() again.
+                self._is_watching = False
+                cast("Sink", self._sink).ready()
+            elif self._hurries and len(self._client):
+                self._poll(slice_, flushes=True)
+            elif self._is_watching:
+                self._poll(slice_)
             elif not self._bell.wait(_IDLE_SECONDS):
                 self._poll(0)
             else:

@@ -18,6 +18,7 @@ from .._records import ConsumerGroupMetadata, ProducerRecord
 from .._settings import ProducerSettings
 from . import ConsumedOffset, Deadline, Outcome, Sink, Submission, Submitted
 from ._kafka_python import (
+    find_hurry,
     flush_nothing,
     is_metadata_missing,
     no_metadata,
@@ -63,6 +64,10 @@ class GivenClientDriver:
         #: written, it is left at that.
         manager: Any = getattr(self._producer, "_transaction_manager", None)
         self._is_broken: Callable[[], bool] | None = getattr(manager, "has_fatal_error", None)
+        self._hurry = find_hurry(self._producer)
+        #: Whether the client holds records back.
+        self.lingers = self._hurry is not None
+        self._hurries = False
         self._sink: Sink | None = None
         self._closed = False
         self._broken = False
@@ -119,6 +124,12 @@ class GivenClientDriver:
                 Run.of_one(self, topic, None, submission, future).watch()
         answer.held.extend(_taken_out(self._held))
         return answer
+
+    def hurry(self, on: bool, /) -> None:  # noqa: FBT001
+        """Linger or not; see :meth:`anyio_sendproducer.drivers.LingeringDriver.hurry`."""
+        if self._hurry is not None:  # pragma: no branch  # otherwise nobody calls this
+            self._hurries = on
+            self._hurry(on)
 
     def report(self, submissions: Sequence[Any], outcomes: Sequence[Outcome]) -> None:
         """Pass outcomes on to whoever opened this driver."""
@@ -183,6 +194,8 @@ class GivenClientDriver:
         closed, self._closed = self._closed, True
         self._refuse(self._behind)
         self._refuse(self._held)
+        if self._hurries:
+            self.hurry(False)  # noqa: FBT003  # its owner continues to use it
         if self._settings.close_producer_on_exit and not closed:
             try:
                 self._close_client(timeout)

@@ -5,6 +5,7 @@ The defaults of kafka-python come as an argument.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ from ._properties import (
     RECEIVE_MAX,
     acks_of,
     check_agreement,
+    check_waits,
     compression_of,
     number_of,
     truth_in,
@@ -49,6 +51,9 @@ _NO_ZERO: Final = frozenset(
         "request_timeout_ms",
     }
 )
+
+#: These go to a broker as whole numbers. 3.0.12 would try to encode a fraction again and again.
+_WHOLE: Final = frozenset({"request_timeout_ms", "transaction_timeout_ms"})
 
 #: What the producer itself decides, and what to set instead.
 _MANAGED: Final[dict[str, str]] = {
@@ -86,6 +91,7 @@ def client_config(settings: ProducerSettings, known: Mapping[str, Any]) -> dict[
             continue
         config[name] = _property(given, name, value, known[name])
     check_agreement(config, settings)
+    check_waits(config, settings)
     if settings.transactional_id is not None:
         config["transactional_id"] = settings.transactional_id
     config.update(
@@ -114,7 +120,8 @@ def _property(given: str, name: str, value: Any, default: Any) -> Any:
         )
     if isinstance(default, (int, float)):
         least = 1 if name in _NO_ZERO else 0
-        return number_of(given, value, least, is_whole=name.endswith(("_bytes", "_size")))
+        number = number_of(given, value, least, is_whole=name.endswith(("_bytes", "_size")))
+        return math.ceil(number) if name in _WHOLE else number
     return value
 
 

@@ -64,6 +64,7 @@ from ._tls import tls_refusal
 __all__ = [
     "KafkaPythonDriver",
     "describe",
+    "find_hurry",
     "flush_nothing",
     "is_metadata_missing",
     "no_metadata",
@@ -461,6 +462,36 @@ def _past_send(producer: Any) -> Append | None:
     return cast("Append", append) if tuple(parameters[: len(_APPEND)]) == _APPEND else None
 
 
+def find_hurry(producer: Any) -> Callable[[bool], None] | None:
+    """Find a way to end the client's lingering without waiting for its records.
+
+    ``flush`` ends it for as long as it waits, and the event loop must not wait. 3.0.12 has no other
+    public way, so this counts one more flush as in progress.
+
+    Returns:
+        Ends the lingering, or lets it begin again; None if the client does not linger, or differs
+        from 3.0.12.
+    """
+    config: dict[str, Any] = getattr(producer, "config", {})
+    flushes: Any = getattr(getattr(producer, "_accumulator", None), "_flushes_in_progress", None)
+    sender: Any = getattr(producer, "_sender", None)
+    if not config.get("linger_ms"):
+        return None
+    try:
+        begin, end, wake_up = flushes.increment, flushes.decrement, sender.wakeup
+    except AttributeError:
+        return None
+
+    def hurry(on: bool) -> None:  # noqa: FBT001
+        if on:
+            begin()
+            wake_up()
+        else:
+            end()
+
+    return hurry
+
+
 def _fail_alone(producer: Any, refused: set[tuple[str, int]]) -> Callable[[], bool] | None:
     """Have what a broker refuses fail alone, as with the Java client.
 
@@ -633,6 +664,7 @@ class _Opened:
     producer: _Producer
     append: Append | None
     is_broken: Callable[[], bool] | None
+    hurry: Callable[[bool], None] | None
     client: _NetClient
     sink: Sink
     #: The client's own account of its transactions, for 3.0.12 has no public way to end one within
@@ -668,6 +700,7 @@ class KafkaPythonDriver:
         #: Set when it is open: where nothing of the user's runs, a record goes to the client's
         #: queue, and that is all.
         self.direct = False
+        self.lingers = False
         self._closing = threading.Event()
         self._close_lock = threading.Lock()
         self._closed = False
@@ -739,12 +772,14 @@ class KafkaPythonDriver:
             producer=producer,
             append=_past_send(producer),
             is_broken=_fail_alone(producer, client.refused),
+            hurry=find_hurry(producer),
             client=client,
             sink=sink,
             transactions=producer._transaction_manager if transactional else None,
         )
         serializes = self._key is not None or self._value is not None
         self.direct = self._opened.append is not None and self.chooses and not serializes
+        self.lingers = self._opened.hurry is not None
         # What a record adds to its key and value is less.
         self._largest = producer.config["max_request_size"] - 256
         if transactional:
@@ -978,6 +1013,12 @@ class KafkaPythonDriver:
         if failed:
             self.report(failed, failures)
         return answer
+
+    def hurry(self, on: bool, /) -> None:  # noqa: FBT001
+        """Linger or not; see :meth:`anyio_sendproducer.drivers.LingeringDriver.hurry`."""
+        hurry = self._ready().hurry
+        if hurry is not None:  # pragma: no branch  # otherwise nobody calls this
+            hurry(on)
 
     def report(self, submissions: Sequence[Any], outcomes: Sequence[Outcome]) -> None:
         """Pass outcomes on to whoever opened this driver."""

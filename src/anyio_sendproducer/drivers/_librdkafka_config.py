@@ -30,8 +30,10 @@ from ._librdkafka_names import (
 )
 from ._properties import (
     RECEIVE_MAX,
+    TRANSACTION_TIMEOUT_MS,
     acks_of,
     check_agreement,
+    check_waits,
     compression_of,
     contradicting,
     number_of,
@@ -62,8 +64,7 @@ class LibrdkafkaConfig:
     tokens: TokenSource | None
 
 
-#: librdkafka's own defaults.
-_TRANSACTION_TIMEOUT: Final = 60_000
+#: librdkafka's own default.
 _SOCKET_TIMEOUT: Final = 60_000
 #: How long a connection may be idle. By default librdkafka keeps it until the broker closes it,
 #: which takes 10 minutes by default, and the next record then waits for up to a second. This is
@@ -105,7 +106,9 @@ def librdkafka_config(settings: ProducerSettings) -> LibrdkafkaConfig:
         _check_text(f"properties: {security.given.names[meaning]!r}", value)
     for field in ("client_id", "transactional_id"):
         _check_text(field, getattr(settings, field))
-    check_agreement({canonical_name(name): value for name, value in config.items()}, settings)
+    agreed = {canonical_name(name): value for name, value in config.items()}
+    check_agreement(agreed, settings)
+    check_waits(agreed, settings)
     _decide_idempotence(config, settings)
     _decide_times(config, settings)
     config = {
@@ -202,12 +205,11 @@ def _decide_idempotence(config: dict[str, Any], settings: ProducerSettings) -> N
 
 
 def _decide_times(config: dict[str, Any], settings: ProducerSettings) -> None:
-    bound, said = settings.delivery_timeout * 1000, "delivery_timeout"
+    bound = settings.delivery_timeout * 1000
     transaction = math.inf
     if settings.transactional_id is not None:
-        transaction = config.get("transaction.timeout.ms", _TRANSACTION_TIMEOUT)
-        if transaction < bound:
-            bound, said = transaction, "transaction.timeout.ms"
+        transaction = config.get("transaction.timeout.ms", TRANSACTION_TIMEOUT_MS)
+        bound = min(bound, transaction)
     if config["enable.idempotence"] and settings.transactional_id is None:
         # An idempotent client must not expire a record. librdkafka would take a new epoch
         # (rd_kafka_toppar_producer_serve in 2.16) and send all other unacknowledged records again
@@ -218,9 +220,7 @@ def _decide_times(config: dict[str, Any], settings: ProducerSettings) -> None:
         # Without idempotence there is no epoch. A transaction is aborted instead, and librdkafka
         # requires this to be at most transaction.timeout.ms. It takes no larger numbers.
         config["message.timeout.ms"] = min(math.ceil(bound), _INT_MAX)
-    linger = config.setdefault("linger.ms", 0)
-    if linger >= bound:
-        raise SettingsError(f"properties: linger.ms={linger} is not less than {said}")
+    config.setdefault("linger.ms", 0)
     # Here librdkafka waits before it believes that there is no such topic.
     config["topic.metadata.propagation.max.ms"] = min(
         math.ceil(settings.unknown_topic_timeout * 1000), 3_600_000

@@ -21,8 +21,10 @@ __all__ = [
     "COMPRESSIONS",
     "MANAGED",
     "RECEIVE_MAX",
+    "TRANSACTION_TIMEOUT_MS",
     "acks_of",
     "check_agreement",
+    "check_waits",
     "compression_of",
     "contradicting",
     "number_of",
@@ -46,6 +48,9 @@ MANAGED: Final[Mapping[str, str]] = {
 #: and by itself would believe 100 MB, where answers to a producer have some KB, or MB where there
 #: are very many partitions.
 RECEIVE_MAX: Final = 16 * 1024 * 1024
+
+#: The default of transaction.timeout.ms, in Kafka's clients and in librdkafka.
+TRANSACTION_TIMEOUT_MS: Final = 60_000
 
 _ACKS: Final[dict[Any, Any]] = {0: 0, 1: 1, -1: "all", "all": "all", "0": 0, "1": 1, "-1": "all"}
 COMPRESSIONS: Final = (None, "gzip", "snappy", "lz4", "zstd")
@@ -139,3 +144,21 @@ def check_agreement(config: Mapping[str, Any], settings: ProducerSettings) -> No
         raise SettingsError(
             "properties: transaction_timeout_ms needs ProducerSettings(transactional_id=...)"
         )
+
+
+def check_waits(config: Mapping[str, Any], settings: ProducerSettings) -> None:
+    """Check that the waits of a client end before a record's deadline.
+
+    Raises:
+        SettingsError: the client would send, or send again, when it is too late.
+    """
+    bound, name = settings.delivery_timeout * 1000, "delivery_timeout"
+    transaction = config.get("transaction_timeout_ms", TRANSACTION_TIMEOUT_MS)
+    if settings.transactional_id is not None and transaction < bound:
+        bound, name = transaction, "transaction.timeout.ms"
+    for wait in ("linger_ms", "retry_backoff_ms", "reconnect_backoff_ms"):
+        value = config.get(wait, 0)
+        if value >= bound:
+            raise SettingsError(
+                f"properties: {wait.replace('_', '.')}={value} is not less than {name}"
+            )

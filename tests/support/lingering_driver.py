@@ -1,0 +1,58 @@
+"""Fake drivers whose client holds records back until it is told to hurry."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from anyio_sendproducer.drivers import Sink, Submission, Submitted
+from anyio_sendproducer.testing import FakeDriver
+from anyio_sendproducer.testing._polled_driver import PolledFakeDriver
+
+__all__ = ["LingeringDriver", "PolledLingeringDriver"]
+
+
+class LingeringDriver(FakeDriver):
+    """A fake driver that acknowledges records only while it is told to hurry.
+
+    Attributes:
+        lingers: whether it says that its client holds records back.
+        told: what each call of :meth:`hurry` said.
+        hurry_error: raised by :meth:`hurry`, which a driver must not do.
+    """
+
+    def __init__(self, *, lingers: bool = True) -> None:
+        super().__init__(manual=True)
+        self.lingers = lingers
+        self.told: list[bool] = []
+        self.hurry_error: Exception | None = None
+        self._hurries = False
+
+    def open(self, sink: Sink, /) -> None:
+        super().open(sink)
+        self._hurries = False
+
+    def hurry(self, on: bool, /) -> None:
+        assert on is not self._hurries
+        self.told.append(on)
+        self._hurries = on
+        if self.hurry_error is not None:
+            raise self.hurry_error
+        if on:
+            self.acknowledge()
+
+    def submit(self, batch: Sequence[Submission], /) -> Submitted:
+        answer = super().submit(batch)
+        if self._hurries:
+            self.acknowledge()
+        return answer
+
+
+class PolledLingeringDriver(LingeringDriver, PolledFakeDriver):
+    """The same, which the loop calls by itself."""
+
+    def __init__(self, *, lingers: bool = True) -> None:
+        PolledFakeDriver.__init__(self, manual=True)
+        self.lingers = lingers
+        self.told = []
+        self.hurry_error = None
+        self._hurries = False
