@@ -139,6 +139,14 @@ def kafka(session: nox.Session) -> None:
 
 
 @nox.session
+def agents(session: nox.Session) -> None:
+    """Run the tests that send beside tracing agents; arguments go to pytest."""
+    session.install(".", "--group", "agents")
+    # pytest itself is not to be traced.
+    session.run("pytest", "-p", "no:ddtrace", "tests/agents", "-n", "2", *session.posargs)
+
+
+@nox.session
 def faults(session: nox.Session) -> None:
     """Run the fault matrix with all its records, and write the documents' table of it.
 
@@ -365,7 +373,7 @@ def nightly(session: nox.Session) -> None:
     """Queue every check, in full. A failure does not stop the others; the end lists all results."""
     # The sessions inherit these.
     os.environ.update(FULL_TESTS="1", HYPOTHESIS_PROFILE="full")
-    for name in ("pyright", "workflows", "site", "package", "demo"):
+    for name in ("pyright", "workflows", "site", "package", "agents", "demo"):
         session.notify(name, [])
     for python in PYTHONS:
         session.notify(f"tests-{python}", FULL)

@@ -93,7 +93,7 @@ async def test_a_client_with_a_transaction_open_is_closed_at_once(
     class Watched(confluent_kafka.Producer):  # its own class has no weak references
         pass
 
-    monkeypatch.setattr(confluent_kafka, "Producer", Watched)
+    monkeypatch.setattr(_confluent, "_Producer", Watched)
     driver = ConfluentDriver(settings_for(broker.bootstrap_servers, "id"))
     recorder = Recorder()
     driver.open(recorder)

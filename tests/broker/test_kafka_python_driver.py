@@ -6,6 +6,7 @@ The last part notices when kafka-python changes what the driver works around or 
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import importlib
 import inspect
@@ -16,7 +17,7 @@ import time
 import types
 import uuid
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import anyio
 import pytest
@@ -269,9 +270,9 @@ def sent_with(driver: KafkaPythonDriver, monkeypatch: pytest.MonkeyPatch) -> lis
     producer: Any = driver._ready().producer
     send = producer.send
 
-    def noting_send(topic: str, value: object, *rest: object) -> object:
+    def noting_send(topic: str, *, value: object, **others: object) -> object:
         sent.append(value)
-        return send(topic, value, *rest)
+        return send(topic, value=value, **others)
 
     monkeypatch.setattr(producer, "send", noting_send)
     return sent
@@ -301,8 +302,36 @@ def test_what_is_plain_goes_past_send_and_the_rest_through_it(
 
 
 def like_a_producer(accumulator: object, transactional_id: str | None = None) -> Any:
-    config = {"transactional_id": transactional_id}
-    return types.SimpleNamespace(config=config, _accumulator=accumulator)
+    class Producer:
+        send = kafka.KafkaProducer.send
+        config: ClassVar = {"transactional_id": transactional_id}
+        _accumulator = accumulator
+
+    return Producer()
+
+
+def test_a_send_that_a_tracing_agent_wraps_is_called_for_each_record(
+    cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As OpenTelemetry's does: where there are no headers it adds them by keyword."""
+    traced: list[str] = []
+    send = kafka.KafkaProducer.send
+
+    @functools.wraps(send)
+    def traced_send(producer: Any, *args: Any, **parts: Any) -> Any:
+        if parts.get("headers") is None:
+            parts["headers"] = []
+        parts["headers"].append(("traceparent", b"1"))
+        traced.append(args[0])
+        return send(producer, *args, **parts)
+
+    monkeypatch.setattr(kafka.KafkaProducer, "send", traced_send)
+    with opened(cluster) as (driver, recorder):
+        records = [ProducerRecord(TWELVE, value, b"key") for value in (b"plain", None)]
+        for outcome in send_all(driver, recorder, records):
+            metadata_of(outcome)
+        assert all(not record.headers for record in records)
+    assert traced == [TWELVE] * 2
 
 
 def test_a_transactional_client_is_told_of_each_record() -> None:
@@ -717,7 +746,7 @@ def test_an_answer_that_comes_while_a_record_is_given_back_is_told(
     with opened(cluster) as (driver, recorder):
         learn(driver, recorder, TWELVE)
 
-        def refuse(*_: Any) -> Any:
+        def refuse(*_: Any, **__: Any) -> Any:
             raise kafka_errors.KafkaTimeoutError
 
         with monkeypatch.context() as patched:

@@ -509,6 +509,7 @@ async def test_a_factory_makes_the_client(broker: EmbeddedBroker) -> None:
         assert (await producer.send(record())).offset == 0
         producer.enqueue_nowait(record())
     assert made[0].config["client_id"] == "mine"
+    assert made[0].sends == 2
     assert open_sockets() == before
     with pytest.raises(kafka.errors.IllegalStateError):
         made[0].send("t", b"v")

@@ -28,12 +28,21 @@ class FakeClient:
         #: For the topics that have a gate of their own.
         self.gates: dict[str, Gate] = {}
 
-    def send(self, topic: str, *rest: Any) -> Future:
+    def send(
+        self,
+        topic: str,
+        *,
+        value: Any,
+        key: Any,
+        headers: Any,
+        partition: int | None,
+        timestamp_ms: int,
+    ) -> Future:
         self.gates.get(topic, self.gate).pass_through()
         if self.errors:
             raise self.errors.pop(0)
         future = Future()
-        self.sent.append(((topic, *rest), future))
+        self.sent.append(((topic, value, key, headers, partition, timestamp_ms), future))
         if self.answers:
             self.answer(future)
         return future

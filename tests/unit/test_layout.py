@@ -11,6 +11,7 @@ from tests.support.paths import ROOT
 
 TESTS: Final = ROOT / "tests"
 FOLDERS: Final = {
+    "agents",
     "broker",
     "cli",
     "docs",

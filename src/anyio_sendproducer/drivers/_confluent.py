@@ -176,6 +176,12 @@ if hasattr(os, "register_at_fork"):  # pragma: no branch  # Windows has none, an
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
+#: The client's own class, which is written in C. A tracing agent puts a subclass in its place whose
+#: `produce` may ask a broker for metadata, reject the arguments, or drop headers of the same name,
+#: and the loop calls it. An observer makes spans instead.
+_Producer: Final[Any] = confluent_kafka.Producer.__mro__[-2]
+
+
 class _NoAnswer(Exception):
     """There was no answer in time, and what waits for it is left to itself."""
 
@@ -309,7 +315,7 @@ class ConfluentDriver:
         if self._tokens is not None:
             config["oauth_cb"] = self._new_token
         try:
-            self._client = confluent_kafka.Producer(config, logger=self._lines)
+            self._client = _Producer(config, logger=self._lines)
         except (KafkaException, TypeError, ValueError) as error:
             raise SettingsError(f"librdkafka refuses the settings: {_words_of(error)}") from error
         _clients.add(self)

@@ -107,8 +107,14 @@ class GivenClientDriver:
                     key = bytes_of(record, "key", self._key, headers, key)
                     value = bytes_of(record, "value", self._value, headers, value)
                     answer.sizes.append((submission, size_of(key, value, headers)))
+                # By keyword: a tracing agent that replaces `send` may add the headers by keyword.
                 future = self._producer.send(
-                    topic, value, key, headers, record.partition, timestamp_ms
+                    topic,
+                    value=value,
+                    key=key,
+                    headers=headers,
+                    partition=record.partition,
+                    timestamp_ms=timestamp_ms,
                 )
             except DeliveryError as error:
                 self.report([submission], [error])

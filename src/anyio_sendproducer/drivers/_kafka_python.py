@@ -20,6 +20,7 @@ import re
 import ssl
 import threading
 import time
+import types
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal, cast
@@ -446,7 +447,8 @@ def flush_nothing(timeout: float | None = None) -> None:
 
 
 def _past_send(producer: Any) -> Append | None:
-    """What ``send`` does with a record when it has checked it; None where it does more.
+    """What ``send`` does with a record when it has checked it; None where it does more, or where it
+    is not kafka-python's own: a tracing agent or a subclass of the user's sees every record.
 
     In 3.0.12 the checks, look-ups and messages for a log that is off take more than half of the
     time of ``send``. Ours are done by then, and there is no public way past them. Where this is
@@ -454,6 +456,8 @@ def _past_send(producer: Any) -> Append | None:
     """
     if producer.config["transactional_id"] is not None:
         return None  # a transaction is told of each partition
+    if not _is_kafka_pythons(inspect.getattr_static(type(producer), "send", None)):
+        return None
     append = getattr(getattr(producer, "_accumulator", None), "append", None)
     try:
         parameters = [*inspect.signature(cast("Append", append)).parameters]
@@ -490,6 +494,15 @@ def find_hurry(producer: Any) -> Callable[[bool], None] | None:
             end()
 
     return hurry
+
+
+def _is_kafka_pythons(method: Any) -> bool:
+    """Whether this is a function of kafka-python, and neither replaced nor wrapped by others."""
+    return (
+        isinstance(method, types.FunctionType)
+        and method.__module__.startswith("kafka.")
+        and not hasattr(method, "__wrapped__")
+    )
 
 
 def _fail_alone(producer: Any, refused: set[tuple[str, int]]) -> Callable[[], bool] | None:
@@ -971,7 +984,15 @@ class KafkaPythonDriver:
                     if is_new or is_full:
                         wakes = True
                 else:
-                    future = send(topic, value, key, headers, run.partition, timestamp_ms)
+                    # By keyword: a tracing agent that replaces `send` adds headers so.
+                    future = send(
+                        topic,
+                        value=value,
+                        key=key,
+                        headers=headers,
+                        partition=run.partition,
+                        timestamp_ms=timestamp_ms,
+                    )
                     is_new = True  # perhaps
                 if is_new and not recovers:
                     # What is behind it in the run may never be done, and the run not be looked at.
