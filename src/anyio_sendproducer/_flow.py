@@ -29,10 +29,12 @@ import anyio.abc
 import anyio.lowlevel
 
 from ._exceptions import DeliveryError, MultiDeliveryError, SettingsError
+from ._ledger import DeliveryState
 from ._loops import Loop
 from ._records import (
     Envelope,
     Message,
+    MultiMessage,
     MultiResult,
     PassThroughMessage,
     PassThroughResult,
@@ -92,12 +94,15 @@ class _Slot:
                 outcomes.append(place)
         return _result(self.envelope, outcomes)
 
-    def withdraw(self) -> None:
-        """Nobody is going to ask."""
-        for place in self.places:
-            # A failure that nobody was told of counts as such by now; and who waits is told.
-            if isinstance(place, Delivery) and not place.done and place._entry.waiter is None:
-                place._producer._cancel(place._entry)
+    @property
+    def unawaited(self) -> list[Delivery]:
+        """The records without an outcome that no task waits for. A failure that nobody has seen
+        counts as such already."""
+        return [
+            place
+            for place in self.places
+            if isinstance(place, Delivery) and not place.done and place._entry.waiter is None
+        ]
 
 
 def _result(
@@ -122,8 +127,11 @@ class _Flow(anyio.abc.ObjectReceiveStream[T], Generic[T]):
         self._loop = loop
         self._limit = limit
         self._line: collections.deque[_Slot] = collections.deque()
+        #: The envelope whose records are being entered.
+        self._entering: _Slot | None = None
         self._ended = False
-        self._closed = False
+        #: A feeder that was woken before runs on after that: it checks this after each wait.
+        self.is_closed = False
         self._error: BaseException | None = None
         self._receiver: Any = None
         self._feeder: Any = None
@@ -135,9 +143,33 @@ class _Flow(anyio.abc.ObjectReceiveStream[T], Generic[T]):
     def is_full(self) -> bool:
         return len(self._line) >= self._limit
 
-    def append(self, slot: _Slot) -> None:
-        self._line.append(slot)
-        self.changed()
+    async def enter(self, sender: Sender, slot: _Slot) -> None:
+        """Enter an envelope's records, in order, as room becomes free, and append it to the line.
+
+        Enters nothing more once the flow is closed.
+        """
+        self._entering = slot
+        envelope: Envelope[Any, Any, Any] = slot.envelope
+        records: Sequence[Any] = ()
+        if isinstance(envelope, Message):
+            records = [envelope.record]
+        elif isinstance(envelope, MultiMessage):
+            records = envelope.records
+        for record in records:
+            if self.is_closed:
+                break
+            try:
+                entry = sender._enter(record)
+            except DeliveryError as error:
+                slot.places.append(error)
+                continue
+            slot.places.append(Delivery._create(sender, entry))
+            if entry.state is DeliveryState.WAITING:
+                await sender._wait_for_room(entry)
+        self._entering = None
+        if not self.is_closed:
+            self._line.append(slot)
+            self.changed()
 
     def changed(self) -> None:
         """There may be something to receive."""
@@ -159,10 +191,20 @@ class _Flow(anyio.abc.ObjectReceiveStream[T], Generic[T]):
         self.changed()
 
     def withdraw(self) -> None:
-        """Nobody receives any more."""
-        self._closed = True
-        while self._line:
-            self._line.popleft().withdraw()
+        """Close: nobody receives any more. Records that were not submitted are withdrawn."""
+        self.is_closed = True
+        slots = [*self._line]
+        if self._entering is not None:
+            slots.append(self._entering)
+        self._line.clear()
+        unawaited = [place for slot in slots for place in slot.unawaited]
+        woken: list[Any] = [place._entry.room_waiter for place in unawaited]
+        if unawaited:
+            # All belong to one producer, if perhaps to different transactions.
+            unawaited[0]._producer._cancel(*(place._entry for place in unawaited))
+        # A feeder that a shield protects, and other tasks that receive.
+        woken += (self._feeder, self._receiver)
+        self._loop.wake(waiter for waiter in woken if waiter is not None)
 
     # --- for the receiver --------------------------------------------------------------------
 
@@ -189,7 +231,7 @@ class _Flow(anyio.abc.ObjectReceiveStream[T], Generic[T]):
 
     async def _receive(self) -> T:
         while not self._line or not self._line[0].committed:
-            if self._closed:
+            if self.is_closed:
                 raise anyio.ClosedResourceError
             if self._ended:
                 await anyio.lowlevel.checkpoint()
@@ -221,26 +263,7 @@ class _Flow(anyio.abc.ObjectReceiveStream[T], Generic[T]):
     async def aclose(self) -> None:
         """Receive no more; what was not received is as if its ``send`` had been cancelled."""
         self.withdraw()
-        self.changed()
         await anyio.lowlevel.checkpoint()
-
-
-async def _enter(sender: Sender, slot: _Slot) -> None:
-    """Give an envelope's records to the producer, in order, as room becomes free."""
-    envelope: Envelope[Any, Any, Any] = slot.envelope
-    if isinstance(envelope, PassThroughMessage):
-        return
-    records: Sequence[Any]
-    records = [envelope.record] if isinstance(envelope, Message) else envelope.records
-    for record in records:
-        try:
-            try:
-                place: Delivery | DeliveryError = sender.enqueue_nowait(record)
-            except anyio.WouldBlock:
-                place = await sender.enqueue(record)
-        except DeliveryError as error:
-            place = error
-        slot.places.append(place)
 
 
 @asynccontextmanager
@@ -255,7 +278,6 @@ async def _iterating(source: AsyncIterable[T]) -> AsyncGenerator[AsyncIterator[T
 
 
 async def _feed(flow: _Flow[Any], sender: Sender, source: AsyncIterable[Any]) -> None:
-    slot: _Slot | None = None
     try:
         taken = 0
         async with _iterating(source) as envelopes:
@@ -264,19 +286,14 @@ async def _feed(flow: _Flow[Any], sender: Sender, source: AsyncIterable[Any]) ->
                 if flow.is_full:
                     with sender._hurrying():
                         await flow.until_not_full()
-                slot = _Slot(envelope)
-                await _enter(sender, slot)
-                flow.append(slot)
-                slot = None
+                await flow.enter(sender, _Slot(envelope))
+                if flow.is_closed:
+                    break
                 taken += 1
                 if taken % _AT_ONCE == 0:
                     await anyio.lowlevel.checkpoint()
     except Exception as error:  # noqa: BLE001  # raised again where it is received
         flow.end(error)
-    except BaseException:
-        if slot is not None:
-            slot.withdraw()
-        raise
     else:
         flow.end()
 
@@ -344,6 +361,8 @@ def run_transactional_flow(
                     async for envelope in envelopes:
                         check_is_envelope(envelope)
                         await flow.until_not_full()
+                        if flow.is_closed:
+                            break
                         await give.send(envelope)
             except Exception as error:  # noqa: BLE001  # raised again where it is received
                 # It may also be that `take` is closed, because a transaction failed. Then the
@@ -371,14 +390,15 @@ def run_transactional_flow(
                     slots.append(slot)
                     with anyio.CancelScope(shield=True):
                         # All of an envelope, or nothing: it is cut off between two of them.
-                        await _enter(tx, slot)
-                    flow.append(slot)
-                    if flow.is_full:
+                        await flow.enter(tx, slot)
+                    if flow.is_closed or flow.is_full:
                         break
                     try:
                         envelope = await take.receive()
                     except anyio.EndOfStream:
                         break
+            if flow.is_closed:
+                raise anyio.ClosedResourceError  # aborts: nobody will receive these results
             if offsets is not None:
                 read_so_far: dict[tuple[str, int], Any] = {}
                 for slot in slots:

@@ -316,8 +316,9 @@ class SendProducer(Sender):
         Raises:
             SettingsError: an argument is wrong.
 
-        Leaving the block before the end, by whatever, stops to take from the source; envelopes
-        whose results were not received are then as if their ``send`` had been cancelled.
+        Leaving the block before the end takes nothing more from the source. Envelopes whose results
+        were not received are then as if their ``send`` had been cancelled: records that the client
+        does not have are withdrawn. Closing the stream does the same.
         """
         settings = self._settings
         limit = settings.max_in_flight

@@ -396,8 +396,12 @@ class Sender:
         self._calls_until_look = 1 + _random_bits(_BITS_BETWEEN_LOOKS)
         await anyio.lowlevel.checkpoint_if_cancelled()
 
-    def _cancel(self, entry: Entry) -> None:
-        self._moved(self._ledger.cancel(entry))
+    def _cancel(self, *entries: Entry) -> None:
+        """Give up these records, and then wake the callers for whom room became free."""
+        woken: list[object] = []
+        for entry in entries:
+            woken += self._ledger.cancel(entry)
+        self._moved(woken)
 
     async def _wait_for_room(self, entry: Entry) -> None:
         cell = entry.room_waiter = self._loop.cell()
@@ -464,9 +468,7 @@ class Sender:
                 await anyio.lowlevel.checkpoint()
         except BaseException:
             group.waiter = None
-            for one in line:
-                if isinstance(one, Entry) and one.state is not DeliveryState.WITHDRAWN:
-                    self._cancel(one)
+            self._cancel(*(one for one in line if isinstance(one, Entry)))
             raise
         outcomes = [one.outcome if type(one) is Entry else one for one in line]
         return cast("list[RecordMetadata | DeliveryError]", outcomes)

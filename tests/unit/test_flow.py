@@ -40,6 +40,7 @@ from anyio_sendproducer import (
     open_send_producer,
 )
 from anyio_sendproducer.testing import FakeDriver
+from anyio_sendproducer.testing._polled_driver import PolledFakeDriver
 from tests.support.calls import (
     Call,
     at_gate,
@@ -451,6 +452,133 @@ async def test_closing_the_stream(settings: ProducerSettings, fake: FakeDriver) 
             await receive()
         give.close()
         take.close()
+
+
+class Endless(AsyncIterable[Any]):
+    """A source that always has an envelope, so that reading it is never a checkpoint."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+
+    async def __aiter__(self) -> Envelopes:
+        while True:
+            self.taken += 1
+            yield Message(record(b"%d" % self.taken), self.taken)
+
+
+@pytest.mark.parametrize("how", ["return", "error", "failed record"])
+@pytest.mark.parametrize("kind", [FakeDriver, PolledFakeDriver])
+@pytest.mark.parametrize("most", [10, 1000])
+async def test_leaving_takes_and_writes_nothing_more(
+    settings: ProducerSettings, kind: type[FakeDriver], most: int, how: str
+) -> None:
+    """The feeder runs on when it was woken before the block was left."""
+    fake, source = kind(), Endless()
+    if how == "failed record":
+        fake.judge = lambda what: refuse(what) if what.value == b"50" else None
+    taken = accepted = 0
+    async with open_send_producer(settings, driver=fake) as producer:
+        with contextlib.suppress(ZeroDivisionError, DeliveryError):
+            async with producer.flow(source, max_in_flight=most) as results:
+                for _ in range(50):
+                    try:
+                        await results.receive()
+                    finally:
+                        taken, accepted = source.taken, producer.statistics().accepted
+                if how == "error":
+                    fail()
+        assert source.taken == taken
+        assert producer.statistics().accepted == accepted
+        await producer.flush()
+
+
+async def test_leaving_a_transactional_flow_takes_and_writes_nothing_more(
+    transactional: ProducerSettings,
+) -> None:
+    fake, source = PolledFakeDriver(), Endless()
+    async with open_send_producer(transactional, driver=fake) as producer:
+        async with producer.flow(source, max_in_flight=10) as results:
+            for _ in range(20):
+                await results.receive()
+            taken = source.taken
+            accepted = producer.statistics().accepted
+        assert source.taken == taken
+        assert producer.statistics().accepted == accepted
+    assert [how for how, _ in fake.transactions][:2] == ["committed"] * 2
+
+
+async def test_closing_the_stream_takes_nothing_more(settings: ProducerSettings) -> None:
+    fake, source = PolledFakeDriver(), Endless()
+    async with open_send_producer(settings, driver=fake) as producer:
+        async with producer.flow(source, max_in_flight=10) as results:
+            await results.receive()
+            await results.aclose()
+            taken, accepted = source.taken, producer.statistics().accepted
+            await quiet()
+            assert source.taken == taken
+            assert producer.statistics().accepted == accepted
+
+
+async def test_closing_the_stream_while_an_envelope_waits_for_room(
+    settings: ProducerSettings,
+) -> None:
+    fake = PolledFakeDriver(manual=True)
+    many = MultiMessage([record(b"%d" % number) for number in range(4)])
+    async with open_send_producer(settings.evolve(max_in_flight=2), driver=fake) as producer:
+        async with producer.flow(Source([many])) as results:
+            await until(lambda: len(fake.submitted) == 2)
+            await results.aclose()
+            await quiet()
+            assert producer.statistics().waiting == 0
+        fake.acknowledge()
+        await producer.flush()
+    assert len(fake.submitted) == 2
+
+
+async def test_closing_a_transactional_flow_aborts_what_is_open(
+    transactional: ProducerSettings,
+) -> None:
+    fake, source = PolledFakeDriver(manual=True), Endless()
+    settings = transactional.evolve(max_in_flight=5, eos_commit_interval=3600.0)
+    async with open_send_producer(settings, driver=fake) as producer:
+        async with producer.flow(source, max_in_flight=10) as results:
+            await until(lambda: producer.statistics().waiting == 1)
+            await results.aclose()
+            taken, accepted = source.taken, producer.statistics().accepted
+            await until(lambda: fake.transactions)
+            assert source.taken == taken
+            assert producer.statistics().accepted == accepted
+        assert [how for how, _ in fake.transactions] == ["aborted"]
+
+
+async def test_leaving_a_transactional_flow_while_an_envelope_waits_for_room(
+    transactional: ProducerSettings,
+) -> None:
+    """All of an envelope is entered or nothing, but not once the block was left."""
+    fake = PolledFakeDriver(manual=True)
+    many = MultiMessage([record(b"%d" % number) for number in range(4)])
+    async with open_send_producer(transactional.evolve(max_in_flight=2), driver=fake) as producer:
+        async with producer.flow(Source([many])):
+            await until(lambda: len(fake.submitted) == 2)
+        assert [how for how, _ in fake.transactions] == ["aborted"]
+        assert len(fake.submitted) == 2
+
+
+async def test_leaving_while_another_task_waits_for_an_envelope(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    give, take = anyio.create_memory_object_stream[Any](10)
+    with give, take:
+        async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
+            async with producer.flow(take) as results:
+
+                async def receive() -> None:
+                    with raising(anyio.ClosedResourceError):
+                        await results.receive()
+
+                receiving = Call(tasks, receive)
+                await quiet()
+            await receiving.wait()
 
 
 async def test_failures_that_nobody_received_are_told_at_the_end(
