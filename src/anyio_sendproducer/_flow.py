@@ -287,11 +287,11 @@ async def _feed(flow: _Flow[Any], sender: Sender, source: AsyncIterable[Any]) ->
                     with sender._hurrying():
                         await flow.until_not_full()
                 await flow.enter(sender, _Slot(envelope))
-                if flow.is_closed:
-                    break
                 taken += 1
                 if taken % _AT_ONCE == 0:
                     await anyio.lowlevel.checkpoint()
+                if flow.is_closed:
+                    break
     except Exception as error:  # noqa: BLE001  # raised again where it is received
         flow.end(error)
     else:
@@ -361,9 +361,9 @@ def run_transactional_flow(
                     async for envelope in envelopes:
                         check_is_envelope(envelope)
                         await flow.until_not_full()
+                        await give.send(envelope)
                         if flow.is_closed:
                             break
-                        await give.send(envelope)
             except Exception as error:  # noqa: BLE001  # raised again where it is received
                 # It may also be that `take` is closed, because a transaction failed. Then the
                 # flow has ended already, with that failure.
