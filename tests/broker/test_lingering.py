@@ -81,7 +81,7 @@ async def test_a_full_buffer(driver: str, settings: ProducerSettings, topic: str
 
 async def test_a_full_flow(driver: str, settings: ProducerSettings, topic: str) -> None:
     async def source() -> AsyncGenerator[Message[None, bytes, None]]:
-        for _ in range(5):
+        while True:
             yield Message(ProducerRecord(topic, b"value"))
 
     with anyio.fail_after(PATIENCE):
