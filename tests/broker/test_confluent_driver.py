@@ -11,6 +11,7 @@ import logging
 import statistics
 import threading
 import time
+import uuid
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
@@ -36,7 +37,8 @@ from anyio_sendproducer.drivers import Outcome, PolledDriver, _confluent, make_d
 from anyio_sendproducer.drivers._confluent import ConfluentDriver
 from anyio_sendproducer.testing import MockCluster, mock_cluster
 from tests.support.calls import SENT_ONCE, generation
-from tests.support.recorder import PATIENCE, Parcel, Recorder, asked, learn
+from tests.support.recorder import PATIENCE, Parcel, Recorder, asked, learn, submit
+from tests.support.scripted_broker import METADATA, ScriptedBroker, scripted_broker
 from tests.support.waiting import blocking_until, until
 
 MSG_SIZE_TOO_LARGE = 10
@@ -234,7 +236,7 @@ def test_a_serializer_holds_up_neither_the_loop_nor_a_close(cluster: MockCluster
 @pytest.mark.parametrize(
     ("record", "says"),
     [
-        (ProducerRecord(FOUR, b"v", partition=9), "has no partition 9"),
+        (ProducerRecord(FOUR, b"v", partition=9), "has no partition 9; it has 4"),
         (ProducerRecord(FOUR, bytes(2_000_000)), "larger than message.max.bytes"),
         (ProducerRecord(FOUR, b"v", timestamp_ms=0), "takes it for none given"),
         (ProducerRecord(FOUR, b"v", headers=[("\ud800", b"")]), "a header with the name '\\ud800'"),
@@ -245,10 +247,12 @@ def test_a_serializer_holds_up_neither_the_loop_nor_a_close(cluster: MockCluster
 def test_what_the_client_does_not_take_is_rejected_and_nothing_else(
     cluster: MockCluster, record: ProducerRecord[Any, Any], says: str
 ) -> None:
-    with opened(cluster) as (driver, recorder):
+    with opened(cluster, unknown_topic_timeout=0.1) as (driver, recorder):
         learn(driver, recorder, FOUR)
         good = ProducerRecord(FOUR, b"v")
-        first, refused, last = send_all(driver, recorder, [good, record, good])
+        parcels = [Parcel(one) for one in (good, record, good)]
+        submit(driver, recorder, parcels)
+        first, refused, last = recorder.outcomes_of(parcels)
         assert isinstance(first, RecordMetadata)
         assert isinstance(last, RecordMetadata)
         assert says in str(rejected(refused))
@@ -517,6 +521,109 @@ def test_a_topic_that_this_client_may_not_use(cluster: MockCluster) -> None:
         cluster.set_topic_error("forbidden", TOPIC_AUTHORIZATION_FAILED)
         with pytest.raises(SendProducerError, match="may not use topic 'forbidden'"):
             learn(driver, recorder, "forbidden")
+
+
+@contextlib.contextmanager
+def growing(**changes: Any) -> Generator[tuple[ScriptedBroker, ConfluentDriver, Recorder]]:
+    """A driver that knows a topic with one partition; the broker may say otherwise later."""
+    with scripted_broker(partitions=1) as broker:
+        driver = ConfluentDriver(ProducerSettings(bootstrap_servers=broker.address, **changes))
+        recorder = Recorder()
+        driver.open(recorder)
+        try:
+            with asked(driver, recorder):
+                [first] = send_all(driver, recorder, [ProducerRecord("grows", b"v")])
+                assert isinstance(first, RecordMetadata)
+                yield broker, driver, recorder
+        finally:
+            driver.close(0)
+
+
+def test_a_partition_that_was_added_is_waited_for() -> None:
+    """The metadata that the client has are older than the partition."""
+    with growing() as (broker, driver, recorder):
+        recorder.reports.clear()
+        parcels = [
+            Parcel(ProducerRecord(topic, b"v", partition=partition))
+            for topic, partition in (("grows", 0), ("grows", 2), ("other", 0), ("grows", 0))
+        ]
+        changes = recorder.metadata_changes
+        held = driver.submit(parcels).held
+        assert held == [parcels[1], parcels[3]]  # what is behind it must not go before it
+        broker.partitions = 3
+        recorder.wait_for_change_after(changes)
+        assert driver.submit(held).held == []
+        outcomes = [metadata_of(one) for one in recorder.outcomes_of(parcels)]
+        assert [one.partition for one in outcomes] == [0, 2, 0, 0]
+
+
+def test_a_partition_that_does_not_come_is_refused_once_it_was_waited_for() -> None:
+    """A later record for it is refused by the first answer, which may have it by then."""
+    with growing(unknown_topic_timeout=0.3) as (broker, driver, recorder):
+        requests = broker.requests.count(METADATA)
+        for _ in range(2):
+            recorder.reports.clear()
+            parcels = [Parcel(ProducerRecord("grows", b"v", partition=2)) for _ in range(3)]
+            submit(driver, recorder, parcels)
+            for outcome in recorder.outcomes_of(parcels):
+                assert str(rejected(outcome)) == "topic 'grows' has no partition 2; it has 1"
+        assert broker.requests.count(METADATA) - requests >= 3
+        came, count = driver._told["grows"]
+        driver._told["grows"] = (came - 10, count)  # some time passes
+        before = broker.requests.count(METADATA)
+        parcels = [Parcel(ProducerRecord("grows", b"v", partition=2))]
+        recorder.reports.clear()
+        submit(driver, recorder, parcels)
+        rejected(recorder.outcomes_of(parcels)[0])
+        assert broker.requests.count(METADATA) == before + 1
+
+
+def test_a_driver_is_closed_while_records_wait_for_a_partition() -> None:
+    before = set(threading.enumerate())
+    with growing() as (broker, driver, _):
+        parcel = Parcel(ProducerRecord("grows", b"v", partition=2))
+        assert driver.submit([parcel]).held == [parcel]
+        broker.answers[METADATA] = lambda _: None  # there is no answer any more
+        requests = len(broker.requests)
+        blocking_until(lambda: len(broker.requests) > requests)
+        driver.close(0)
+        assert driver._client is None
+    assert set(threading.enumerate()) <= before
+
+
+def test_a_topic_that_was_refused_is_sent_to_once_it_is_there(shared_broker: str) -> None:
+    """librdkafka remembers that there was no such topic until it happens to look again."""
+    topic = f"late-{uuid.uuid4().hex}"
+    settings = ProducerSettings(bootstrap_servers=shared_broker, unknown_topic_timeout=0.3)
+    careful = ConfluentDriver(settings.with_property("allow.auto.create.topics", False))
+    creating = ConfluentDriver(settings.evolve(unknown_topic_timeout=PATIENCE))
+    recorder, other = Recorder(), Recorder()
+    careful.open(recorder)
+    creating.open(other)
+    try:
+        with asked(careful, recorder), asked(creating, other):
+            rejected(send_all(careful, recorder, [ProducerRecord(topic, b"v")])[0])
+            metadata_of(send_all(creating, other, [ProducerRecord(topic, b"v")])[0])
+            parcels = [Parcel(ProducerRecord(topic, b"v"))]
+            recorder.reports.clear()
+            submit(careful, recorder, parcels)
+            metadata_of(recorder.outcomes_of(parcels)[0])
+    finally:
+        careful.close(0)
+        creating.close(0)
+
+
+async def test_a_producer_sends_to_a_partition_that_is_added() -> None:
+    with scripted_broker(partitions=1) as broker:
+        settings = ProducerSettings(bootstrap_servers=broker.address)
+        async with open_send_producer(settings, driver="confluent") as producer:
+            await producer.send(ProducerRecord("t", b"v"))
+            delivery = await producer.enqueue(ProducerRecord("t", b"v", partition=2))
+            requests = broker.requests.count(METADATA)
+            await until(lambda: broker.requests.count(METADATA) > requests + 1)
+            assert not delivery.done
+            broker.partitions = 3
+            assert (await delivery.wait()).partition == 2
 
 
 def test_partitions_are_not_known_while_no_broker_answers(

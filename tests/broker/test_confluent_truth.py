@@ -138,6 +138,9 @@ def test_a_topic_that_is_gone_may_hold_what_was_sent(cluster: MockCluster) -> No
             def latency(self) -> float:
                 return 1.0
 
+            def partition(self) -> int:
+                return 0
+
         outcomes = [driver._failure(record, error, Message()) for record in (known, never)]
         assert [one.persistence for one in outcomes] == [
             Persistence.POSSIBLY_PERSISTED,

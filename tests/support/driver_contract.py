@@ -227,7 +227,8 @@ def a_failure_is_a_completion_and_does_not_hurt_its_neighbours(rig: Rig) -> None
         bad = Parcel(ProducerRecord("known", b"bad", partition=NO_SUCH_PARTITION))
         rig.refuse(bad.record)
         parcels.insert(2, bad)
-        assert driver.submit(parcels).held == []
+        # It may be given back for a while, with those behind it, in case the partition is new.
+        submit(driver, recorder, parcels)
         for parcel, outcome in zip(parcels, recorder.outcomes_of(parcels), strict=True):
             if parcel is bad:
                 assert isinstance(outcome, RecordRejected)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import ctypes
+import functools
 import json
 import logging
 import math
@@ -144,6 +145,13 @@ _LAST_SECONDS: Final = 2.0
 _OFFSETS_SECONDS: Final = 20.0
 #: How long a token is good for, where nobody says: the time after which it is asked for anew.
 _TOKEN_SECONDS: Final = 300.0
+
+#: How often the metadata are requested of a topic whose records wait for a partition.
+_REFRESH_SECONDS: Final = 0.1
+#: How long metadata are believed that do not have a partition.
+_FRESH_SECONDS: Final = 1.0
+#: For how long it is remembered that records have waited for it long enough.
+_MISSING_SECONDS: Final = 60.0
 
 #: How many lines of its log wait for a slow handler.
 _MAX_LINES: Final = 10_000
@@ -296,6 +304,14 @@ class ConfluentDriver:
         self._statistics = ""
         self._read: tuple[str, Mapping[str, Any]] = ("", {})
         self._asked: dict[str, float] = {}
+        #: Since when records wait for a partition that the metadata do not have; -1 for the topic.
+        self._missing: dict[tuple[str, int], float] = {}
+        #: When the metadata of such a topic last came, and how many partitions it had.
+        self._told: dict[str, tuple[float, int]] = {}
+        #: The topics of records that were given back, and the thread that requests their metadata
+        #: for as long as there are any. Both change under _using.
+        self._wanted: set[str] = set()
+        self._refresher: threading.Thread | None = None
         self._in_transaction = False
         self._delivered = self._callback()
         self._began = 0.0
@@ -377,6 +393,9 @@ class ConfluentDriver:
             self._closed = True
             self._is_usable = False
         self._bell.set()
+        refresher = self._refresher
+        if refresher is not None:
+            refresher.join(_LAST_SECONDS)
         # A call that is under way notices, and those that come find it closed.
         is_free = self._calling.acquire(timeout=_LAST_SECONDS)
         try:
@@ -546,8 +565,12 @@ class ConfluentDriver:
         produce = self._client.produce if direct else None
         delivered = self._delivered
         bind = types.MethodType
+        held_topics: set[str] = set()
         for place, submission in enumerate(batch):
             record = submission.record
+            if held_topics and record.topic in held_topics:
+                answer.held.append(submission)
+                continue
             partition = record.partition
             if partition is None:
                 partition = -1
@@ -579,8 +602,14 @@ class ConfluentDriver:
                     self._break(error.args[0])
                     answer.held += batch[place:]
                     return
+                if error.args[0].code() in _OF_NO_TOPIC and self._is_awaited(
+                    record.topic, partition
+                ):
+                    held_topics.add(record.topic)
+                    answer.held.append(submission)
+                    continue
                 failed.append(submission)
-                failures.append(self._refused(record, error.args[0]))
+                failures.append(self._refused(record, error.args[0], partition))
             except Exception as error:  # noqa: BLE001  # becomes this record's outcome
                 failed.append(submission)
                 failures.append(
@@ -605,12 +634,22 @@ class ConfluentDriver:
                 raise _rejected(
                     record, f"librdkafka can't send a header with the name {name!r:.80}"
                 )
-        timestamp_ms = record.timestamp_ms
-        if timestamp_ms == 0:
+        if record.timestamp_ms == 0:
             raise _rejected(
                 record,
                 "timestamp_ms=0 can't be sent by librdkafka, which takes it for none given",
             )
+        self._hand_over(submission, key, value, partition, headers)
+
+    def _hand_over(
+        self,
+        submission: Submission,
+        key: Any,
+        value: Any,
+        partition: int,
+        headers: list[tuple[str, bytes]],
+    ) -> None:
+        record = submission.record
         with self._using:
             if not self._is_usable:
                 raise _not_taken(record)
@@ -619,11 +658,40 @@ class ConfluentDriver:
                 value,
                 key,
                 partition,
-                types.MethodType(self._delivered, submission),
+                functools.partial(self._delivered_or_again, submission, headers),
                 None,
-                timestamp_ms or 0,
+                record.timestamp_ms or 0,
                 headers,
             )
+
+    def _delivered_or_again(
+        self, submission: Submission, headers: list[tuple[str, bytes]], error: Any, message: Any
+    ) -> None:
+        """Called by the client, as :meth:`_callback` has it, for records that may have headers. The
+        client itself forgets them."""
+        if error is None or not self._is_sent_again(submission, headers, error, message):
+            self._delivered(submission, error, message)
+
+    def _is_sent_again(
+        self,
+        submission: Submission,
+        headers: list[tuple[str, bytes]],
+        error: Any,
+        message: Any,
+    ) -> bool:
+        """Hand a record over again, if librdkafka chose a partition that is not there any more, and
+        it is not written. Its topic was created anew, with fewer partitions."""
+        if (
+            error.code() != KafkaError._UNKNOWN_PARTITION
+            or submission.record.partition is not None
+            or not self._is_sent_once(message)
+        ):
+            return False
+        try:
+            self._hand_over(submission, message.key(), message.value(), -1, headers)
+        except (DeliveryError, KafkaException, BufferError):
+            return False
+        return True
 
     def _callback(self) -> Callable[[Any, Any, Any], None]:
         """What the client calls for each record that it is through with, whoever polls."""
@@ -661,6 +729,13 @@ class ConfluentDriver:
                 if self._trouble is not None:
                     self._trouble = None
                     self._is_cut_off = False
+            elif (
+                direct
+                and record.timestamp_ms is None
+                and not record.headers
+                and self._is_sent_again(submission, [], error, message)
+            ):
+                return
             else:
                 outcome = self._failure(record, error, message)
             # In one step, since another thread may be taking what is there.
@@ -702,7 +777,8 @@ class ConfluentDriver:
             self._break(error)
         never_written = code in _OF_NO_TOPIC and record.topic not in self._known
         if never_written or (code in _REFUSALS and self._is_sent_once(message)):
-            return self._refused(record, error, by="the broker" if code > 0 else "librdkafka")
+            by = "the broker" if code > 0 else "librdkafka"
+            return self._refused(record, error, message.partition(), by=by)
         if code == KafkaError._INVALID_DIFFERENT_RECORD and self._is_sent_once(message):
             # To send it once more would put it behind what was sent after it.
             return _not_written(record, "another record of its batch was refused", error)
@@ -727,7 +803,12 @@ class ConfluentDriver:
         return failure
 
     def _refused(
-        self, record: ProducerRecord[Any, Any], error: Any, *, by: str = "librdkafka"
+        self,
+        record: ProducerRecord[Any, Any],
+        error: Any,
+        partition: int,
+        *,
+        by: str = "librdkafka",
     ) -> DeliveryError:
         """The record was not taken, or a broker refused it: either way it is not written."""
         code = error.code()
@@ -735,7 +816,11 @@ class ConfluentDriver:
             return _not_written(record, f"librdkafka did not take it: {_words(error)}", error)
         said = f"{by} refused the record for topic {record.topic!r}: {_words(error)}"
         if code == KafkaError._UNKNOWN_PARTITION:
-            said = f"topic {record.topic!r} has no partition {record.partition}"
+            said = f"topic {record.topic!r} has no partition {partition}"
+            if record.partition is None:
+                said += ", which librdkafka chose"
+            elif record.topic in self._told:
+                said += f"; it has {self._told[record.topic][1]}"
         elif code in _OF_NO_TOPIC:
             said = (
                 f"the cluster does not know topic {record.topic!r} and did not create it within "
@@ -805,6 +890,63 @@ class ConfluentDriver:
         self._is_prepared.set()
 
     # --- topics ------------------------------------------------------------------------------
+
+    def _is_awaited(self, topic: str, partition: int) -> bool:
+        """Whether a record is to wait for a partition that the metadata do not have.
+
+        The partition may be newer than the metadata, which are requested again. They are believed
+        when they come after unknown_topic_timeout, for a second.
+        """
+        now = time.monotonic()
+        patience = self._settings.unknown_topic_timeout
+        since = self._missing.get((topic, partition), -math.inf)
+        if now - since > patience + _MISSING_SECONDS:
+            since = self._missing[topic, partition] = now
+        came, _ = self._told.get(topic, (-math.inf, 0))
+        if came - since >= patience and now - came < _FRESH_SECONDS:
+            return False
+        with self._using:
+            self._wanted.add(topic)
+            if self._refresher is None:
+                self._refresher = threading.Thread(
+                    target=self._refresh_wanted, name="librdkafka-topics", daemon=True
+                )
+                self._refresher.start()
+        return True
+
+    def _refresh_wanted(self) -> None:
+        """A thread: request the metadata of topics, until their records need not wait any more."""
+        while True:
+            with self._using:
+                wanted = [] if self._closing.is_set() else [*self._wanted]
+                if not wanted:
+                    self._refresher = None
+                    return
+            for topic in wanted:
+                if self._is_decided(topic):
+                    with self._using:
+                        self._wanted.discard(topic)
+                    cast("Sink", self._sink).metadata_changed()
+            self._closing.wait(_REFRESH_SECONDS)
+
+    def _is_decided(self, topic: str) -> bool:
+        """Request a topic's metadata; whether a record that waits for a partition can go on, or be
+        refused."""
+        try:
+            with self._call():
+                found = self._client.list_topics(topic, timeout=_IDLE_SECONDS).topics[topic]
+        except (KafkaException, ProducerClosed):
+            return False
+        now = time.monotonic()
+        self._told[topic] = now, len(found.partitions)
+        is_decided = False
+        for (name, partition), since in [*self._missing.items()]:
+            if name == topic and (found.partitions and partition < len(found.partitions)):
+                del self._missing[name, partition]
+                is_decided = True
+            elif name == topic and now - since >= self._settings.unknown_topic_timeout:
+                is_decided = True
+        return is_decided
 
     def partitions_for(self, topic: str, /) -> frozenset[int] | None:
         """A topic's partitions; see :meth:`anyio_sendproducer.drivers.Driver.partitions_for`."""

@@ -1,6 +1,5 @@
-"""What two threads of the librdkafka driver change together, with gates between their steps.
-
-The client is a fake whose ``poll`` stops where a test wants it to.
+"""The librdkafka driver on a fake client, whose ``poll`` stops where a test wants it to: what two
+threads change together, with gates between their steps, and what no broker can be made to answer.
 """
 
 from __future__ import annotations
@@ -35,6 +34,15 @@ class Message:
     def partition(self) -> int:
         return 3
 
+    def key(self) -> bytes:
+        return b"k"
+
+    def value(self) -> bytes:
+        return b"v"
+
+    def latency(self) -> float:
+        return 0.001
+
 
 class Client:
     """A client whose polls do what a test says."""
@@ -44,6 +52,9 @@ class Client:
         self.polls: list[float] = []
         self.steps: list[Step] = []
         self.under_way = 0
+        #: What was handed over, and what it raises in place of taking more.
+        self.produced: list[tuple[Any, ...]] = []
+        self.refusal: Exception | None = None
         #: How often it was asked for metadata, and what the next answers do.
         self.asked = 0
         self.answers: list[Step] = []
@@ -53,6 +64,11 @@ class Client:
         if self.steps:
             self.steps.pop(0)()
         return 0
+
+    def produce(self, *arguments: Any) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        self.produced.append(arguments)
 
     def list_topics(self, topic: str, timeout: float) -> None:
         assert " " in topic  # no topic has such a name
@@ -258,6 +274,66 @@ def test_only_a_client_without_its_producer_id_is_prepared(
     driver._prepare()
     assert driver._is_prepared.is_set()
     assert client.asked == 0
+
+
+# --- records that are handed over again ----------------------------------------------------------
+
+
+def gone() -> KafkaError:
+    return KafkaError(KafkaError._UNKNOWN_PARTITION)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        ProducerRecord("t", b"v", b"k"),
+        ProducerRecord("t", b"v", b"k", timestamp_ms=5, headers=[("a", b"1")]),
+    ],
+    ids=["plain", "headers"],
+)
+def test_a_record_whose_chosen_partition_is_gone_is_handed_over_again(
+    driver: ConfluentDriver, client: Client, bell: Bell, record: ProducerRecord[bytes, bytes]
+) -> None:
+    """Its topic was created anew with fewer partitions, and the record is not written."""
+    driver._sent_once_seconds = 0.08
+    parcel = Parcel(record)
+    assert driver.submit([parcel]).held == []
+    delivered = client.produced.pop()
+    (delivered[4])(gone(), Message())
+    assert driver.poll(10) == 0
+    assert bell.reports == []
+    topic, value, key, partition, again, _, timestamp_ms, headers = client.produced.pop()
+    assert (topic, value, key, partition) == ("t", b"v", b"k", -1)
+    assert (timestamp_ms, headers) == (record.timestamp_ms or 0, list(record.headers))
+    again(None, Message())
+    driver.poll(10)
+    assert bell.outcomes_of([parcel]) == [RecordMetadata("t", 3, 4, 5, 1, 1)]
+
+
+@pytest.mark.parametrize("reason", ["explicit", "written before", "full", "broken", "closed"])
+def test_a_record_whose_partition_is_gone_fails_where_it_can_not_be_handed_over_again(
+    driver: ConfluentDriver, client: Client, bell: Bell, reason: str
+) -> None:
+    driver._sent_once_seconds = 0 if reason == "written before" else 0.08
+    parcel = Parcel(ProducerRecord("t", b"v", b"k", partition=7 if reason == "explicit" else None))
+    driver.submit([parcel])
+    if reason == "full":
+        client.refusal = BufferError("full")
+    if reason == "broken":
+        client.refusal = KafkaException(gone())
+    if reason == "closed":
+        driver._is_usable = False
+    driver._known.add("t")
+    (client.produced.pop()[4])(gone(), Message())
+    driver._report()
+    [outcome] = bell.outcomes_of([parcel])
+    assert client.produced == []
+    if reason == "written before":
+        assert "Unknown partition" in str(outcome)
+    elif reason == "explicit":
+        assert str(outcome) == "topic 't' has no partition 3"
+    else:
+        assert str(outcome) == "topic 't' has no partition 3, which librdkafka chose"
 
 
 class Slow(logging.Handler):

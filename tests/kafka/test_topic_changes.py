@@ -1,0 +1,49 @@
+"""A topic gets more partitions, or is created anew with fewer, and the producer knows the old."""
+
+from __future__ import annotations
+
+import pytest
+from anyio import create_task_group
+from anyio.to_thread import run_sync
+
+from anyio_sendproducer import ProducerRecord, ProducerSettings, open_send_producer
+from anyio_sendproducer.drivers import _confluent
+from tests.support.kafka_cluster import KafkaCluster
+from tests.support.waiting import PATIENCE
+
+
+async def test_partitions_are_added(shared_kafka: KafkaCluster) -> None:
+    """A record may be sent to a partition before the client has heard of it."""
+    topic = await run_sync(shared_kafka.create_topic)
+    settings = ProducerSettings(bootstrap_servers=shared_kafka.bootstrap_servers)
+    async with open_send_producer(settings, driver="confluent") as producer:
+        await producer.send(ProducerRecord(topic, b"v", partition=0))
+        async with create_task_group() as tasks:
+            tasks.start_soon(run_sync, shared_kafka.add_partitions, topic, 3)
+            sent = [
+                await producer.enqueue(ProducerRecord(topic, b"v", partition=partition))
+                for partition in (2, 0, 1, 2)
+            ]
+        assert [(await one.wait()).partition for one in sent] == [2, 0, 1, 2]
+        assert await producer.partitions_for(topic) == frozenset({0, 1, 2})
+
+
+async def test_a_topic_is_created_anew_with_fewer_partitions(
+    shared_kafka: KafkaCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = await run_sync(shared_kafka.create_topic, None, 4)
+    settings = ProducerSettings(bootstrap_servers=shared_kafka.bootstrap_servers)
+    records = [ProducerRecord(topic, b"v", b"%d" % number) for number in range(20)]
+    # However slow the machine is, the record counts as sent once.
+    monkeypatch.setattr(_confluent, "_LEAST_BACKOFF", PATIENCE)
+    async with open_send_producer(settings, driver="confluent") as producer:
+        before = await producer.send_many(records)
+        assert {one.partition for one in before} == {0, 1, 2, 3}
+        await run_sync(shared_kafka.delete_topic, topic)
+        await run_sync(shared_kafka.create_topic, topic, 1)
+        moved = next(r for r, one in zip(records, before, strict=True) if one.partition == 3)
+        # One by one. If a request is under way when its partition goes away, librdkafka does not
+        # say whether its records are written.
+        after = [await producer.send(moved) for _ in range(3)]
+        assert [one.partition for one in after] == [0] * 3
+        assert [one.offset for one in after] == [0, 1, 2]
