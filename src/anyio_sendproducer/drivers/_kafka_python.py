@@ -6,6 +6,7 @@ What it works around was read in and run against kafka-python 3.0.12; each place
 
 # kafka-python has no types of its own: what comes from it is unknown, and is cast where it leaves.
 # mypy: disable-error-code="misc"
+# ruff: noqa: E402
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
 
@@ -21,9 +22,20 @@ import ssl
 import threading
 import time
 import types
+import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal, cast
+
+# On Python 3.11 and 3.12 kafka-python 3.0.12 reads its protocol's schemas, some of them later, by a
+# function that is deprecated there. A filter for good: what changes filters and restores them is
+# not for threads, and this module is imported on one.
+warnings.filterwarnings(
+    "ignore",
+    "(read_text|open_text) is deprecated",
+    DeprecationWarning,
+    r"(kafka\.protocol|importlib\.resources\._legacy)",
+)
 
 import kafka.errors as kafka_errors
 from kafka import KafkaAdminClient, KafkaProducer, structs
