@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import freezegun
-import pytest
 
 from anyio_sendproducer import ProducerRecord, ProducerSettings, open_send_producer
 
