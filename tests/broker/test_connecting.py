@@ -33,7 +33,7 @@ from tests.support.bare import bare, leaking_sockets
 from tests.support.clock import ManualClock
 from tests.support.fault_proxy import FaultProxy
 from tests.support.mock_cluster import FOR_MOCK
-from tests.support.scripted_broker import scripted_broker
+from tests.support.scripted_broker import METADATA, scripted_broker
 from tests.support.waiting import blocking_until, until
 
 # kafka-python has no types: whatever is taken from it here is Any.
@@ -71,6 +71,57 @@ def cut_off(proxied: FaultProxy) -> None:
     """Have the client connect again, and nothing come of it."""
     proxied.black_hole()
     proxied.cut()
+
+
+# --- the first record of a topic ------------------------------------------------------------------
+
+
+def never_again(address: str) -> ProducerSettings:
+    """Settings with a backoff that no test waits for. The bare kafka-python waits for it after each
+    answer before it asks again."""
+    return ProducerSettings(
+        bootstrap_servers=address,
+        delivery_timeout=LONG,
+        properties={"retry.backoff.ms": (LONG - 1) * 1000},
+    )
+
+
+async def test_the_first_record_of_each_topic_waits_for_no_backoff(driver: str) -> None:
+    with scripted_broker() as broker:
+        async with open_send_producer(never_again(broker.address), driver=driver) as producer:
+            for number in range(3):
+                before = broker.requests.count(METADATA)
+                with anyio.fail_after(PATIENCE):
+                    await producer.send(ProducerRecord(f"topic-{number}", b"value"))
+                if driver == "kafka-python":
+                    assert broker.requests.count(METADATA) == before + 1
+
+
+async def test_a_topic_that_is_new_while_metadata_are_on_their_way_waits_for_no_backoff(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The client takes that answer for one about the new topic as well."""
+    asked, may_answer = threading.Event(), threading.Event()
+    with scripted_broker() as broker:
+        answer = broker.metadata
+
+        def held(body: bytes) -> bytes:
+            asked.set()
+            assert may_answer.wait(PATIENCE)
+            return answer(body)
+
+        async with (
+            open_send_producer(never_again(broker.address)) as producer,
+            anyio.create_task_group() as tasks,
+        ):
+            monkeypatch.setattr(broker, "metadata", held)
+            tasks.start_soon(producer.send, ProducerRecord("first", b"value"))
+            await until(asked.is_set)
+            tasks.start_soon(producer.send, ProducerRecord("second", b"value"))
+            await until(lambda: producer.statistics().queued == 2)
+            may_answer.set()
+            with anyio.fail_after(PATIENCE):
+                await producer.flush()
 
 
 # --- the processor --------------------------------------------------------------------------------

@@ -102,6 +102,8 @@ class ScriptedBroker:
                 connection, _ = self._server.accept()
             except OSError:
                 return
+            # As Apache Kafka does: a second answer would wait for the acknowledgement of the first.
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.connections += 1
             self._connections.add(connection)
             thread = threading.Thread(target=self._serve, args=(connection,))

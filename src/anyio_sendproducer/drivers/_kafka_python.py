@@ -634,6 +634,53 @@ def _look_up_once(cluster: Any) -> Callable[[], None]:
     return forget
 
 
+def _request_at_once(
+    cluster: Any, make_request: Callable[[], Any], is_backing_off: Callable[[], object]
+) -> Callable[[], Any]:
+    """Have the metadata of a new topic requested as soon as a record needs it.
+
+    3.0.12 first waits for ``retry_backoff_ms`` after the last answer, whatever that was about. And
+    if a topic is new while an answer is on its way, it takes the answer for one about that topic
+    too. The replacements stand in for the public methods of this one object.
+
+    Args:
+        cluster: the client's metadata.
+        make_request: its next request for metadata.
+        is_backing_off: whether the client waits because it found no broker to ask.
+
+    Returns:
+        Makes the next request for metadata, and notes its topics.
+    """
+    wait = cluster.ttl
+    requested: set[str] = set()
+
+    def topics_of(request: Any) -> set[str]:
+        return {topic.name for topic in request.topics or ()}
+
+    def has_new() -> bool:
+        return not topics_of(make_request()) <= requested
+
+    def request() -> Any:
+        nonlocal requested
+        made = make_request()
+        requested = topics_of(made)
+        return made
+
+    def wait_for_old() -> float:
+        milliseconds: float = wait()
+        if milliseconds and cluster.need_update and not is_backing_off() and has_new():
+            return 0
+        return milliseconds
+
+    def look_again(_: Any) -> None:
+        if not cluster.need_update and has_new():
+            cluster.request_update()
+
+    cluster.ttl = wait_for_old
+    cluster.add_listener(look_again)
+    return request
+
+
 #: How kafka-python's messages begin: the connection, as it looks to a debugger.
 _CONNECTION: Final = re.compile(r"<\w*Connection [^>]*>:\s*")
 
@@ -848,7 +895,12 @@ class KafkaPythonDriver:
         for name in ("allow_auto_create_topics", "retry_backoff_ms"):
             cluster.config[name] = configs[name]
         self._forget = _look_up_once(cluster)
-        cluster.metadata_request = functools.partial(self._asking, cluster.metadata_request)
+        request = _request_at_once(
+            cluster,
+            cluster.metadata_request,
+            lambda: client.manager.connection_delay("metadata"),
+        )
+        cluster.metadata_request = functools.partial(self._asking, request)
         cluster.add_listener(functools.partial(self._metadata_changed, sink))
         updated = cluster.request_update()
         while True:
