@@ -37,6 +37,7 @@ from anyio_sendproducer.drivers import Outcome, PolledDriver, _confluent, make_d
 from anyio_sendproducer.drivers._confluent import ConfluentDriver
 from anyio_sendproducer.testing import MockCluster, mock_cluster
 from tests.support.calls import SENT_ONCE, generation
+from tests.support.kafka_security import unsecured_token
 from tests.support.recorder import PATIENCE, Parcel, Recorder, asked, learn, submit
 from tests.support.scripted_broker import METADATA, ScriptedBroker, scripted_broker
 from tests.support.waiting import blocking_until, until
@@ -352,9 +353,41 @@ def test_the_client_is_given_the_tokens_of_the_users_own(cluster: MockCluster) -
     driver = ConfluentDriver(settings_for(cluster, properties=login, start_timeout=0.3))
     token, until_when, principal, extensions = driver._new_token("")
     assert (token, principal, extensions) == ("a-token", "", {"traceId": "1"})
-    assert until_when > time.time()
+    assert 29 <= until_when - time.time() <= 30
     with pytest.raises(ProducerStartError):  # the mock knows no logins
         driver.open(Recorder())
+
+
+@pytest.mark.parametrize("expires_in", [-60.0, 0.5], ids=["expired", "soon"])
+def test_a_token_that_does_not_last_is_asked_for_again(expires_in: float) -> None:
+    """Also where the provider gives the same one again."""
+    asked = threading.Semaphore(0)
+
+    class Tokens:
+        def token(self) -> str:
+            asked.release()
+            return unsecured_token("me", valid_for=expires_in)
+
+    login = {
+        "security.protocol": "SASL_PLAINTEXT",
+        "sasl.mechanism": "OAUTHBEARER",
+        "sasl_oauth_token_provider": Tokens(),
+    }
+    nobody = ProducerSettings(bootstrap_servers="127.0.0.1:1", properties=login)
+    driver = ConfluentDriver(nobody)
+
+    def is_closed_while_it_opens() -> None:
+        with pytest.raises(ProducerStartError, match="closed while it was starting"):
+            driver.open(Recorder())
+
+    opening = threading.Thread(target=is_closed_while_it_opens)
+    opening.start()
+    try:
+        for _ in range(3):
+            assert asked.acquire(timeout=PATIENCE)
+    finally:
+        driver.close(0)
+        opening.join()
 
 
 def test_a_driver_that_was_never_opened_has_nothing_to_ask() -> None:

@@ -12,13 +12,13 @@ from typing import Any, cast
 
 import pytest
 from cryptography.hazmat.primitives import serialization
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from anyio_sendproducer import ProducerSettings, SettingsError, _settings
 from anyio_sendproducer.drivers import _discreet, _kafka_python, _security, _tls
 from anyio_sendproducer.drivers._kafka_config import client_config
-from tests.support.kafka_security import Authority, Certificate
+from tests.support.kafka_security import Authority, Certificate, jwt
 
 KNOWN: dict[str, Any] = cast("Any", _kafka_python).KafkaProducer.DEFAULT_CONFIG
 SECRET = "hunter2-s3cr3t"
@@ -678,3 +678,24 @@ def test_what_others_say_stays_on_one_line(text: str) -> None:
     assert len(made) <= 300 * 10
     if text.isprintable():
         assert made == text[:300]
+
+
+# --- tokens --------------------------------------------------------------------------------------
+
+
+@given(st.floats(0, 1e12), st.dictionaries(st.text(), st.text()))
+def test_the_expiry_of_a_jwt_is_read(expiry: float, others: dict[str, str]) -> None:
+    assert _security.expires_at(jwt({**others, "exp": expiry})) == expiry
+
+
+@given(st.text(st.characters(codec="ascii")))
+@example(jwt({}))
+@example(jwt({"exp": None}))
+@example(jwt({"exp": "soon"}))
+@example(jwt({"exp": float("nan")}))
+@example(jwt({"exp": 10**400}))
+@example(f"a.{'W1' * 50_000}.")
+@example("a.b")
+@example("\x00.\x00.")
+def test_another_token_has_no_expiry(token: str) -> None:
+    assert _security.expires_at(token) is None

@@ -51,7 +51,7 @@ from ._describe import HOW_FAR, BrokerDescription, ClusterDescription
 from ._discreet import one_line
 from ._group_metadata import group_to_bytes
 from ._librdkafka_config import librdkafka_config
-from ._security import TokenSource, encodes
+from ._security import TokenSource, encodes, expires_at
 from ._serializing import parts_of, serialize_with, size_of
 
 __all__ = ["ConfluentDriver", "describe"]
@@ -143,8 +143,11 @@ _LAST_SECONDS: Final = 2.0
 #: a sign of one of its connections, which may never come: nobody looks at ``creq_ts_timeout`` in
 #: ``rdkafka_coord.c``. Another client finds the next coordinator.
 _OFFSETS_SECONDS: Final = 20.0
-#: How long a token is good for, where nobody says: the time after which it is asked for anew.
-_TOKEN_SECONDS: Final = 300.0
+#: The lifetimes that librdkafka is told of for a token: it asks for another one after 0.8 of that.
+#: There is no way to have it ask when a login was refused, so it asks often. It refuses a token
+#: that has expired, and then waits for ten seconds.
+_MAX_TOKEN_SECONDS: Final = 30.0
+_MIN_TOKEN_SECONDS: Final = 1.0
 
 #: How often the metadata are requested of a topic whose records wait for a partition.
 _REFRESH_SECONDS: Final = 0.1
@@ -510,7 +513,11 @@ class ConfluentDriver:
     def _new_token(self, _: str) -> tuple[str, float, str, dict[str, str]]:
         """Called by the client when it needs a token; what this raises it takes for a failure."""
         tokens = cast("TokenSource", self._tokens)
-        return tokens.token(), time.time() + _TOKEN_SECONDS, "", tokens.extensions()
+        token = tokens.token()
+        now = time.time()
+        remaining = (expires_at(token) or math.inf) - now
+        lifetime = max(_MIN_TOKEN_SECONDS, min(remaining, _MAX_TOKEN_SECONDS))
+        return token, now + lifetime, "", tokens.extensions()
 
     def trouble(self) -> Exception | None:
         """The last failure to connect; see :meth:`anyio_sendproducer.drivers.Driver.trouble`."""

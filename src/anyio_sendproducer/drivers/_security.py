@@ -8,8 +8,11 @@ No message has a value in it that may be secret.
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import importlib.util
+import json
+import math
 import os
 import re
 import ssl
@@ -306,6 +309,17 @@ class TokenSource:
         """What goes with it."""
         extensions = getattr(self._provider, "extensions", None)
         return {} if extensions is None else dict(extensions())
+
+
+def expires_at(token: str) -> float | None:
+    """When a token expires, in seconds since 1970; None unless it is a JWT with ``exp`` (RFC 7519)."""
+    try:
+        payload = token.split(".")[1]
+        claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+        seconds = float(claims["exp"])
+    except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
+        return None
+    return seconds if math.isfinite(seconds) else None
 
 
 def _mechanism(given: Given, protocol: str, abilities: Abilities) -> str:
