@@ -17,10 +17,11 @@ from anyio_sendproducer import (
     ProducerSettings,
     RecordMetadata,
     RecordRejected,
+    open_send_producer,
 )
 from anyio_sendproducer.drivers._confluent import ConfluentDriver
 from anyio_sendproducer.testing import MockCluster, mock_cluster
-from tests.support.calls import SENT_ONCE
+from tests.support.calls import SENT_ONCE, raising
 from tests.support.recorder import Parcel, Recorder, asked, learn
 
 
@@ -112,6 +113,38 @@ def test_what_a_broken_client_does_not_take_is_given_back(cluster: MockCluster) 
         parcels = parcels_of(3)
         assert driver.submit(parcels).held == parcels
         assert len(recorder.breaks) == 1
+
+
+def test_a_record_given_up_with_the_client_says_what_ended_it() -> None:
+    with mock_cluster(2) as cluster:
+        cluster.create_topic("t", [1, 2])
+        with opened(cluster) as (driver, recorder):
+            cluster.set_rtt(2, 20_000)  # no answer
+            cluster.answer_next(1, KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER)
+            recorder.reports.clear()
+            parcels = [Parcel(ProducerRecord("t", b"v", partition=number)) for number in (1, 0)]
+            driver.submit(parcels)
+            recorder.wait(lambda: len(recorder.breaks) == 1)
+            driver.close(0)
+            for failed in recorder.outcomes_of(parcels):
+                assert isinstance(failed, DeliveryError)
+                assert "out of order" in str(failed) or "OUT_OF_ORDER" in str(failed)
+                assert failed.persistence is Persistence.POSSIBLY_PERSISTED
+
+
+async def test_a_record_given_up_with_its_transaction_says_why_that_failed(
+    cluster: MockCluster,
+) -> None:
+    settings = cluster.settings("confluent", transactional_id="id")
+    cluster.create_topic("u", [1])
+    async with open_send_producer(settings, driver="confluent") as producer:
+        with raising(DeliveryError, match="INVALID_PRODUCER_ID_MAPPING"):
+            async with producer.transaction() as tx:
+                await tx.send(ProducerRecord("t", b"v", partition=0))
+                cluster.answer_any("INVALID_PRODUCER_ID_MAPPING", api="AddPartitionsToTxn")
+                await tx.send(ProducerRecord("u", b"v", partition=0))
+        async with producer.transaction() as tx:
+            await tx.send(ProducerRecord("t", b"v", partition=0))
 
 
 @pytest.mark.parametrize(

@@ -704,3 +704,22 @@ async def test_all_brokers_are_killed_and_the_answer_to_the_commit_does_not_come
             raise AssertionError
         assert producer.statistics().generations >= 2
         await run_sync(three_brokers.wait_until_in_sync, made.topic)
+
+
+async def test_an_abort_right_behind_the_first_record_keeps_the_client(
+    shared_kafka: KafkaCluster,
+) -> None:
+    """The coordinator may still be ending the transaction before, and knows nothing of this one."""
+    topic = await run_sync(shared_kafka.create_topic)
+    settings = ProducerSettings(
+        bootstrap_servers=shared_kafka.bootstrap_servers, transactional_id=topic
+    )
+    async with open_send_producer(settings, driver="confluent") as producer:
+        for _ in range(60):
+            async with producer.transaction() as tx:
+                await tx.enqueue(ProducerRecord(topic, b"committed"))
+            with raising(ZeroDivisionError):
+                async with producer.transaction() as tx:
+                    await tx.enqueue(ProducerRecord(topic, b"aborted"))
+                    fail()
+        assert producer.statistics().generations == 1

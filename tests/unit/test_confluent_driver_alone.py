@@ -12,8 +12,15 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
-from anyio_sendproducer import ProducerRecord, ProducerSettings, RecordMetadata
-from anyio_sendproducer.drivers import _confluent
+from anyio_sendproducer import (
+    ConsumerGroupMetadata,
+    DeliveryError,
+    Persistence,
+    ProducerRecord,
+    ProducerSettings,
+    RecordMetadata,
+)
+from anyio_sendproducer.drivers import ConsumedOffset, Deadline, _confluent
 from anyio_sendproducer.drivers._confluent import ConfluentDriver
 from tests.support.recorder import PATIENCE, Parcel, Recorder
 from tests.support.waiting import blocking_until
@@ -52,6 +59,8 @@ class Client:
         self.polls: list[float] = []
         self.steps: list[Step] = []
         self.under_way = 0
+        #: What was called to begin and end transactions.
+        self.calls: list[str] = []
         #: What was handed over, and what it raises in place of taking more.
         self.produced: list[tuple[Any, ...]] = []
         self.refusal: Exception | None = None
@@ -64,6 +73,15 @@ class Client:
         if self.steps:
             self.steps.pop(0)()
         return 0
+
+    def begin_transaction(self) -> None:
+        self.calls.append("begin")
+
+    def abort_transaction(self, _: float) -> None:
+        self.calls.append("abort")
+
+    def send_offsets_to_transaction(self, *_: Any) -> None:
+        self.calls.append("offsets")
 
     def produce(self, *arguments: Any) -> None:
         if self.refusal is not None:
@@ -334,6 +352,97 @@ def test_a_record_whose_partition_is_gone_fails_where_it_can_not_be_handed_over_
         assert str(outcome) == "topic 't' has no partition 3"
     else:
         assert str(outcome) == "topic 't' has no partition 3, which librdkafka chose"
+
+
+# --- records that the client gives up ------------------------------------------------------------
+
+
+@pytest.fixture
+def transactional(client: Client, bell: Bell) -> ConfluentDriver:
+    settings = ProducerSettings(bootstrap_servers="broker.invalid:1", transactional_id="id")
+    made = ConfluentDriver(settings)
+    made._client = client
+    made._sink = bell
+    made._is_usable = True
+    made.begin_transaction()
+    return made
+
+
+def purged(driver: ConfluentDriver, bell: Bell) -> str:
+    """What is said of a record that librdkafka gives up now."""
+    bell.reports.clear()
+    parcel = Parcel(ProducerRecord("t", b"v", b"k"))
+    driver._delivered(parcel, KafkaError(KafkaError._PURGE_QUEUE), Message())
+    driver._report()
+    [outcome] = bell.outcomes_of([parcel])
+    assert isinstance(outcome, DeliveryError)
+    assert outcome.persistence is Persistence.POSSIBLY_PERSISTED
+    said = str(outcome)
+    assert said.startswith("the record was not acknowledged: ")
+    return said.removeprefix("the record was not acknowledged: ")
+
+
+def test_a_record_that_is_given_up_says_why(driver: ConfluentDriver, bell: Bell) -> None:
+    assert purged(driver, bell) == "the client was closed before a broker had answered"
+    driver._failed(KafkaError(KafkaError._FATAL, "the end", fatal=True))
+    assert purged(driver, bell) == "the client can't send any more: _FATAL: the end"
+
+
+def test_a_record_of_a_transaction_that_is_given_up_says_why(
+    transactional: ConfluentDriver, client: Client, bell: Bell
+) -> None:
+    transactional.end_transaction(False, Deadline(PATIENCE))
+    assert purged(transactional, bell) == "its transaction was aborted"
+    transactional.begin_transaction()
+    assert purged(transactional, bell) == "the client was closed before a broker had answered"
+    # librdkafka says it in its log alone, also where nobody listens.
+    transactional._lines.log(
+        logging.DEBUG, "%s [%s] %s", "TXNERR", "id#producer-1", "[thrd:main]: failed\nso (MAPPING)"
+    )
+    assert purged(transactional, bell) == "failed\\nso (MAPPING)"
+    transactional.end_transaction(False, Deadline(PATIENCE))
+    assert purged(transactional, bell) == "failed\\nso (MAPPING)"
+    assert client.calls == ["begin", "abort", "begin", "abort"]
+
+
+@pytest.mark.parametrize("known", ["record", "offsets", "failed", "nothing"])
+def test_an_abort_does_not_overtake_the_first_records(
+    transactional: ConfluentDriver, client: Client, bell: Bell, known: str
+) -> None:
+    """Until the brokers know of the transaction; otherwise they refuse to abort it."""
+    parcel = Parcel(ProducerRecord("t", b"v", b"k"))
+    client.under_way = 0 if known == "nothing" else 2
+
+    def deliver() -> None:
+        assert client.calls == ["begin"]
+        transactional._delivered(parcel, None, Message())
+
+    if known == "offsets":
+        group = ConsumerGroupMetadata("group")
+        transactional.send_offsets([ConsumedOffset("s", 0, 1)], group, Deadline(PATIENCE))
+    if known == "failed":
+        transactional._lines.log(logging.DEBUG, "%s [%s] %s", "TXNERR", "id", "failed")
+    client.steps = [lambda: None, deliver]
+    transactional.end_transaction(False, Deadline(PATIENCE))
+    assert client.calls[-1] == "abort"
+    assert len(client.polls) == (2 if known == "record" else 0)
+
+
+@pytest.mark.parametrize("bound", ["deadline", "patience", "closing"])
+def test_an_abort_waits_for_the_first_records_only_so_long(
+    transactional: ConfluentDriver, client: Client, monkeypatch: pytest.MonkeyPatch, bound: str
+) -> None:
+    client.under_way = 1
+    deadline = Deadline(0 if bound == "deadline" else PATIENCE)
+    if bound == "patience":
+        monkeypatch.setattr(_confluent, "_LAST_SECONDS", 0)
+    if bound == "closing":
+        client.steps = [transactional._closing.set]
+    transactional._await_brokers(deadline)
+    assert len(client.polls) == (1 if bound == "closing" else 0)
+
+
+# --- the log -------------------------------------------------------------------------------------
 
 
 class Slow(logging.Handler):

@@ -91,6 +91,9 @@ _OF_NO_TOPIC: Final = frozenset(
     }
 )
 
+#: Of these the client gave them up because it was told to, or because something else has failed.
+_PURGED: Final = frozenset({KafkaError._PURGE_INFLIGHT, KafkaError._PURGE_QUEUE})
+
 #: By these a broker says that another producer took over.
 _FENCED: Final = frozenset(
     {KafkaError._FENCED, KafkaError.INVALID_PRODUCER_EPOCH, KafkaError.PRODUCER_FENCED}
@@ -214,6 +217,9 @@ class _LogRelay:
     """
 
     def __init__(self) -> None:
+        #: Why the last transaction has failed. librdkafka says so only in its log, and then fails
+        #: the transaction's records as purged.
+        self.transaction_error = ""
         # If a handler is slower than librdkafka, the oldest lines are dropped.
         self._lines: collections.deque[tuple[Any, ...]] = collections.deque(maxlen=_MAX_LINES)
         self._thread: threading.Thread | None = None
@@ -221,7 +227,9 @@ class _LogRelay:
         self._moving = threading.Lock()
 
     def log(self, level: int, message: str, *args: Any) -> None:
-        """Called by the client, as :meth:`logging.Logger.log`."""
+        """Called by the client, as :meth:`logging.Logger.log`, with a kind, its name and a text."""
+        if args[:1] == ("TXNERR",):
+            self.transaction_error = one_line(str(args[-1]).removeprefix("[thrd:main]: "))
         if not _log.isEnabledFor(level):
             return
         with self._moving:
@@ -316,6 +324,10 @@ class ConfluentDriver:
         self._wanted: set[str] = set()
         self._refresher: threading.Thread | None = None
         self._in_transaction = False
+        #: Whether the brokers know of the transaction: they have written something of it.
+        self._is_known_to_brokers = False
+        #: Why the client gives up its records.
+        self._why_purged = ""
         self._delivered = self._callback()
         self._began = 0.0
 
@@ -487,6 +499,7 @@ class ConfluentDriver:
         if not self._is_broken and not self._closing.is_set():
             self._is_broken = True
             failure = self._fenced(error) if self._is_fenced(error) else _translated(error)
+            self._why_purged = f"the client can't send any more: {failure}"
             cast("Sink", self._sink).broken(failure)
 
     def _failed(self, error: Any) -> None:
@@ -757,6 +770,8 @@ class ConfluentDriver:
         with self._reporting:
             said = self._said[:]
             del self._said[: len(said)]
+        if self._in_transaction and not self._is_known_to_brokers:
+            self._is_known_to_brokers = any(isinstance(one, RecordMetadata) for one in said[1::2])
         if said:
             cast("Sink", self._sink).completed(said[::2], said[1::2])
 
@@ -801,8 +816,15 @@ class ConfluentDriver:
             )
             cause = trouble or cause
         else:
+            said = _words(error)
+            if code in _PURGED:
+                said = (
+                    self._why_purged
+                    or self._lines.transaction_error
+                    or "the client was closed before a broker had answered"
+                )
             failure = DeliveryError(
-                f"the record was not acknowledged: {_words(error)}",
+                f"the record was not acknowledged: {said}",
                 record=record,
                 persistence=Persistence.POSSIBLY_PERSISTED,
             )
@@ -1047,6 +1069,8 @@ class ConfluentDriver:
                     failure, "the transaction could not be begun"
                 ) from failure
             self._in_transaction = True
+            self._is_known_to_brokers = False
+            self._why_purged = self._lines.transaction_error = ""
             self._began = time.monotonic()
 
     def send_offsets(
@@ -1080,6 +1104,7 @@ class ConfluentDriver:
             if deadline.is_over:
                 raise TransactionError(f"{what}: there was no answer")
             raise TransactionAborted(f"{what}: librdkafka does not get to the group's coordinator")
+        self._is_known_to_brokers = True
 
     def end_transaction(self, commit: bool, deadline: Deadline, /) -> None:  # noqa: FBT001
         """End it; see :meth:`anyio_sendproducer.drivers.Driver.end_transaction`."""
@@ -1093,6 +1118,9 @@ class ConfluentDriver:
 
         self._ending = threading.get_ident()
         try:
+            if not commit:
+                self._await_brokers(deadline)
+                self._why_purged = self._lines.transaction_error or "its transaction was aborted"
             answered = self._persist(end, deadline, what)
         except TransactionError as error:
             if commit and type(error) is TransactionError:
@@ -1108,6 +1136,24 @@ class ConfluentDriver:
                 )
             raise TransactionError(f"{what}: there was no answer")
         self._in_transaction = False
+
+    def _await_brokers(self, deadline: Deadline) -> None:
+        """Wait until the brokers know of a transaction that has records.
+
+        A coordinator that is still ending the transaction before has librdkafka ask again. To an
+        abort that overtakes that request it answers INVALID_TXN_STATE, which ends the client.
+        """
+        patience = Deadline(_LAST_SECONDS)
+        while (
+            not self._is_known_to_brokers
+            and not self._lines.transaction_error
+            and not self._closing.is_set()
+            and not deadline.is_over
+            and not patience.is_over
+            and len(self._client)
+        ):
+            self._poll(_PAUSE_SECONDS)
+            self._report()
 
     def _persist(self, call: Callable[[float], object], deadline: Deadline, what: str) -> bool:
         """Call, again for as long as the client says so; whether there was an answer by then."""
