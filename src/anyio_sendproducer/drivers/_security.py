@@ -312,7 +312,7 @@ class TokenSource:
 
 
 def expires_at(token: str) -> float | None:
-    """When a token expires, in seconds since 1970; None unless it is a JWT with ``exp`` (RFC 7519)."""
+    """When a JWT expires (RFC 7519, ``exp``), in seconds since 1970; None for any other token."""
     try:
         payload = token.split(".")[1]
         claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
