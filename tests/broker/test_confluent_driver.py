@@ -390,6 +390,53 @@ def test_a_token_that_does_not_last_is_asked_for_again(expires_in: float) -> Non
         opening.join()
 
 
+def test_a_line_that_repeats_itself_is_logged_every_half_minute(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    now = 0.0
+    relay = _confluent._LogRelay(lambda: now)
+    caplog.set_level(logging.DEBUG, "anyio_sendproducer.confluent")
+
+    def logged(*lines: tuple[Any, ...]) -> list[str]:
+        caplog.clear()
+        for line in lines:
+            relay.log(*line)
+        relay.join(PATIENCE)
+        return caplog.messages
+
+    def down(milliseconds: int) -> tuple[Any, ...]:
+        return logging.ERROR, "%s: refused (after %s)", "a:1", f"{milliseconds}ms in state CONNECT"
+
+    other = (logging.ERROR, "%s: refused (after %s)", "b:1", "0ms in state CONNECT")
+    assert logged(down(0), down(1), other, down(20)) == [
+        "a:1: refused (after 0ms in state CONNECT)",
+        "b:1: refused (after 0ms in state CONNECT)",
+    ]
+    now = 29.9
+    assert logged(down(0)) == []
+    now = 30.0
+    assert logged(down(7), down(8)) == [
+        "a:1: refused (after 7ms in state CONNECT) (3 identical lines before)"
+    ]
+    # What somebody asked for by the property `debug` is logged in full.
+    assert logged(*[(logging.DEBUG, "sent")] * 3) == ["sent"] * 3
+    # What is remembered has a bound.
+    different = [(logging.ERROR, "%d", number) for number in range(_confluent._MAX_REPEATED)]
+    assert len(logged(*different)) == len(different)
+    assert logged(down(0)) == ["a:1: refused (after 0ms in state CONNECT)"]
+
+
+def test_brokers_that_are_down_do_not_flood_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    nobody = ProducerSettings(bootstrap_servers="127.0.0.1:1, 127.0.0.1:2", start_timeout=1)
+    driver = ConfluentDriver(nobody)
+    with pytest.raises(ProducerStartError):
+        driver.open(Recorder())
+    driver._lines.join(PATIENCE)
+    refused = [line for line in caplog.messages if "Connection refused" in line]
+    assert len({line[: line.index("]")] for line in refused}) == 1
+    assert len(refused) == 2
+
+
 def test_a_driver_that_was_never_opened_has_nothing_to_ask() -> None:
     driver = ConfluentDriver(ProducerSettings(bootstrap_servers="a:1"))
     driver._poll(0)

@@ -20,6 +20,7 @@ import json
 import logging
 import math
 import os
+import re
 import threading
 import time
 import types
@@ -161,6 +162,11 @@ _MISSING_SECONDS: Final = 60.0
 
 #: How many lines of its log wait for a slow handler.
 _MAX_LINES: Final = 10_000
+#: How often one and the same line is passed on, and how many different lines are remembered.
+_REPEAT_SECONDS: Final = 30.0
+_MAX_REPEATED: Final = 256
+#: What differs from one failure to connect to the next.
+_DURATION: Final = re.compile(r"\b\d+ms\b")
 
 #: For who has transactions. When librdkafka 2.16 has lost its last broker it begins anew, and then
 #: may never answer who asks for a coordinator that it knew before; one of its threads runs wild.
@@ -213,10 +219,14 @@ class _LogRelay:
     """The logger of one client: it passes each line to ``_log`` on another thread.
 
     librdkafka logs from within ``poll``, which the event loop calls, and a handler may block. The
-    thread runs only while there are lines.
+    thread runs only while there are lines. A line that repeats an earlier one is dropped, and
+    counted: while a broker is down, librdkafka says so ten times a second for each address.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
+        #: When a line was last passed on, and how often it has come since.
+        self._passed: dict[tuple[str, ...], tuple[float, int]] = {}
         #: Why the last transaction has failed. librdkafka says so only in its log, and then fails
         #: the transaction's records as purged.
         self.transaction_error = ""
@@ -233,12 +243,30 @@ class _LogRelay:
         if not _log.isEnabledFor(level):
             return
         with self._moving:
+            dropped = self._dropped(message, args) if level > logging.DEBUG else 0
+            if dropped is None:
+                return
+            if dropped:
+                message += f" ({dropped} identical lines before)"
             self._lines.append((level, message, *args))
             if self._thread is None:
                 self._thread = threading.Thread(
                     target=self._pass_on, name="librdkafka-log", daemon=True
                 )
                 self._thread.start()
+
+    def _dropped(self, message: str, args: tuple[Any, ...]) -> int | None:
+        """How many lines like this one were dropped before it; None if it is to be dropped too."""
+        line = tuple(_DURATION.sub("", str(part)) for part in (message, *args))
+        now = self._monotonic()
+        passed_at, dropped = self._passed.get(line, (-math.inf, 0))
+        if now - passed_at < _REPEAT_SECONDS:
+            self._passed[line] = (passed_at, dropped + 1)
+            return None
+        if len(self._passed) >= _MAX_REPEATED:
+            self._passed.clear()
+        self._passed[line] = (now, 0)
+        return dropped
 
     def _pass_on(self) -> None:
         while True:
