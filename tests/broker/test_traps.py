@@ -7,7 +7,6 @@ that show them, of which some stand elsewhere; the last test here keeps the list
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import gc
 import importlib
@@ -50,7 +49,7 @@ from tests.support.calls import outcome_of, raising, to
 from tests.support.clock import ManualClock
 from tests.support.fault_proxy import FaultProxy
 from tests.support.mock_cluster import FOR_MOCK
-from tests.support.paths import ROOT
+from tests.support.named_tests import named_tests, names_of_tests
 from tests.support.ports import lasting_port
 from tests.support.recorder import PATIENCE, open_sockets
 from tests.support.waiting import blocking_until, until
@@ -888,20 +887,10 @@ def test_on_sigterm_a_cancelled_block_delivers_what_is_pending(shared_broker: st
 
 
 def test_each_test_that_the_list_of_traps_names_exists() -> None:
-    page = ROOT / "docs" / "explanation" / "traps-of-kafka-python.md"
-    named: dict[str, set[str]] = {}
-    for path, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page.read_text("utf-8")):
-        named.setdefault(path, set()).add(name)
+    named = named_tests("docs/explanation/traps-of-kafka-python.md")
     for path, names in named.items():
-        assert names - names_of_tests(ROOT / path) == set()
+        assert names - names_of_tests(path) == set()
     # And none of those that are about nothing else is left out.
     for path in ("tests/broker/test_traps.py", "tests/kafka/test_traps.py"):
-        left_out = names_of_tests(ROOT / path) - named[path]
+        left_out = names_of_tests(path) - named[path]
         assert left_out <= {"test_each_test_that_the_list_of_traps_names_exists"}
-
-
-def names_of_tests(file: Path) -> set[str]:
-    nodes = ast.parse(file.read_text("utf-8")).body
-    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
-    found = {node.name for node in nodes if isinstance(node, functions)}
-    return {name for name in found if name.startswith("test_")}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import pytest
 from anyio.to_thread import run_sync
@@ -26,14 +26,6 @@ from tests.support.load import Load, Running, run_load
 SECONDS = 20.0 if FULL else 6.0
 
 PARTITIONS = 4
-
-
-#: For faults in which brokers reject a batch after another one. librdkafka then takes a new epoch
-#: with batches in flight, and writes some twice, in one run of about twenty-five. The page that
-#: compares the drivers says so.
-confluent_at_night: Final = pytest.mark.parametrize(
-    "driver", ["kafka-python", pytest.param("confluent", marks=pytest.mark.nightly)], indirect=True
-)
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +161,6 @@ async def test_leadership_moves_back_and_forth(
     assert report.acknowledged == report.sent
 
 
-@confluent_at_night
 @pytest.mark.parametrize("patient", [True, False], ids=["longer-deadline", "shorter-deadline"])
 async def test_all_brokers_are_gone(
     anyio_backend: str, driver: str, cluster: KafkaCluster, topic: str, patient: bool
@@ -210,7 +201,6 @@ async def test_all_brokers_are_gone(
         assert set(report.failed) <= kinds
 
 
-@confluent_at_night
 async def test_min_insync_replicas_is_not_met_for_a_while(
     anyio_backend: str, driver: str, cluster: KafkaCluster, topic: str
 ) -> None:

@@ -77,14 +77,13 @@ async def test_records_that_are_too_large_for_the_topic(
     cell = Cell("cluster", "records over max.message.bytes among others", anyio_backend, driver)
     report = await judge(cell, ran, settings, topic)
     if driver == "confluent":
-        # librdkafka does not split a batch that is too large: what else is in it fails as well.
-        # And what took longer than until an attempt is repeated may have been sent before.
+        # librdkafka does not split a batch that is too large: what else is in it fails as well. And
+        # each refusal ends the client, with all that waits in it.
         kinds = {"RecordRejected, not persisted", "DeliveryError, possibly persisted"}
         assert set(report.failed) <= kinds
         for id_ in ran.history.sent:
             assert not is_special(int(id_[1:])) or isinstance(ran.history.outcome(id_), Failed)
-        assert report.acknowledged > report.sent / 2
-        assert ran.statistics.generations == 1
+        assert report.acknowledged > report.sent / 10
         return
     assert report.failed == {"RecordRejected, not persisted": RECORDS // ONE_IN}
     assert report.acknowledged == report.sent - RECORDS // ONE_IN
@@ -217,16 +216,11 @@ async def test_a_topic_is_deleted_and_made_again(
                 log,
                 delivery_timeout=settings.delivery_timeout,
                 time_to_exit=ran.time_to_exit,
-                # librdkafka takes the acknowledgement of a batch for an earlier one as well, which
-                # the broker would not have skipped. The new topic knows of no earlier one.
-                concludes=driver == "confluent" and half is second,
             )
             for half, log in ((first, before), (second, after))
         ]
     )
     note = "What was acknowledged after the last look at the old topic is left out of the count."
-    if driver == "confluent":
-        note += " So is what was acknowledged without an offset in the new topic."
     cell = Cell("cluster", "a topic deleted and made again", anyio_backend, driver, note)
     write_row(Row.of(cell, report, ran.outage))
     assert report.faults == (), str(report)

@@ -11,12 +11,13 @@ import contextlib
 import hashlib
 import hmac
 import importlib
+import itertools
 import os
 import socket
 import ssl
 import struct
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -80,6 +81,7 @@ class ScriptedBroker:
         #: Where it says that the brokers are.
         self.brokers: list[tuple[int, str, int]] = []
         self.partitions = 1
+        self.producer_ids: Iterator[int] = itertools.repeat(1)
         #: By the number of the request.
         self.answers: dict[int, Answer] = {}
         self.requests: list[int] = []
@@ -196,7 +198,11 @@ class ScriptedBroker:
             return self.metadata(body), True
         if api == INIT_PRODUCER_ID:
             response = _producer.InitProducerIdResponse(
-                version=1, throttle_time_ms=0, error_code=0, producer_id=1, producer_epoch=0
+                version=1,
+                throttle_time_ms=0,
+                error_code=0,
+                producer_id=next(self.producer_ids),
+                producer_epoch=0,
             )
             return response.encode(), True
         return self.produced(body), True

@@ -78,14 +78,17 @@ def test_what_the_client_is_given_where_nothing_is_said() -> None:
         "bootstrap.servers": "a:1,b:2",
         "client.id": "anyio-sendproducer",
         "connections.max.idle.ms": 230_000,
+        "enable.gapless.guarantee": True,
         "enable.idempotence": True,
         "linger.ms": 0,
+        "max.in.flight.requests.per.connection": 1,
         "message.timeout.ms": INT_MAX,
         "partitioner": "murmur2_random",
         "queue.buffering.max.kbytes": INT_MAX,
         "queue.buffering.max.messages": 0,
         "receive.message.max.bytes": 16 * 1024 * 1024,
         "reconnect.backoff.max.ms": 1000,
+        "retries": INT_MAX,
         "retry.backoff.max.ms": 1000,
         "socket.timeout.ms": 60_000,
         "sticky.partitioning.linger.ms": 10,
@@ -116,9 +119,7 @@ def test_what_may_be_secret_is_not_shown() -> None:
         ("max.request.size", 5000, "message.max.bytes", 5000),
         ("message_max_bytes", 5000, "message.max.bytes", 5000),
         ("request_timeout_ms", 1000.5, "request.timeout.ms", 1001),
-        ("retries", "3", "retries", 3),
         ("retries", float("inf"), "retries", INT_MAX),
-        ("message.send.max.retries", 3, "retries", 3),
         ("acks", "all", "acks", "all"),
         ("acks", -1, "acks", "all"),
         ("request.required.acks", "0", "acks", 0),
@@ -202,7 +203,7 @@ def test_each_spelling_comes_to_the_same_and_two_are_too_many(case: tuple[str, s
     fields: dict[str, Any] = {"transactional_id": "id"} if name == "transaction.timeout.ms" else {}
     wanted = config({name: sample(name)}, **fields)
     assert config({spelt: sample(name)}, **fields) == wanted
-    assert wanted[name] == sample(name)
+    assert wanted[name] == (INT_MAX if name == "retries" else sample(name))
     if canonical_name(spelt) != canonical_name(other):
         said = refusal({spelt: sample(name), other: sample(name)}, **fields)
         assert said == f"properties: {spelt!r} and {other!r} are one setting; give one"
@@ -263,6 +264,25 @@ def test_idempotence_is_off_where_it_is_asked_for_or_ruled_out(
     properties: dict[str, Any], idempotent: bool
 ) -> None:
     assert config(properties)["enable.idempotence"] is idempotent
+
+
+@pytest.mark.parametrize("name", ["retries", "message.send.max.retries"])
+def test_an_idempotent_client_gives_no_record_up(name: str) -> None:
+    """It would take a new epoch then."""
+    assert config({name: "3"})["retries"] == INT_MAX
+    assert config({name: "3"}, transactional_id="id")["retries"] == 3
+    assert config({name: "3", "enable.idempotence": False})["retries"] == 3
+
+
+def test_an_idempotent_client_takes_no_new_epoch() -> None:
+    one_by_one = {"enable.gapless.guarantee": True, "max.in.flight.requests.per.connection": 1}
+    assert one_by_one.items() <= config({}).items()
+    assert config({})["message.timeout.ms"] == INT_MAX
+    for found in (config({}, transactional_id="id"), config({"enable.idempotence": False})):
+        assert not one_by_one.keys() & found.keys()
+    given: dict[str, Any] = {"enable.gapless.guarantee": False, "max.in.flight": 5}
+    assert config(given)["enable.gapless.guarantee"] is False
+    assert config(given)["max.in.flight.requests.per.connection"] == 5
 
 
 CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
@@ -588,7 +608,6 @@ DECIDED = {
     "logger": "what librdkafka logs goes to the module logging, where levels are set",
     "log_level": "what librdkafka logs goes to the module logging, where levels are set",
     "oauth_cb": TOKENS,
-    "enable.gapless.guarantee": "where one record fails, others are to go on",
     "queuing.strategy": "records of a partition are sent in their order",
     "partitioner.class": PARTITIONERS,
     "partitioner_cb": PARTITIONERS,

@@ -95,6 +95,9 @@ _OF_NO_TOPIC: Final = frozenset(
 #: Of these the client gave them up because it was told to, or because something else has failed.
 _PURGED: Final = frozenset({KafkaError._PURGE_INFLIGHT, KafkaError._PURGE_QUEUE})
 
+#: With these, librdkafka ends all records of a topic that it holds.
+_OF_TOPICS: Final = _OF_NO_TOPIC | {KafkaError.TOPIC_AUTHORIZATION_FAILED}
+
 #: By these a broker says that another producer took over.
 _FENCED: Final = frozenset(
     {KafkaError._FENCED, KafkaError.INVALID_PRODUCER_EPOCH, KafkaError.PRODUCER_FENCED}
@@ -143,6 +146,8 @@ _PAUSE_SECONDS: Final = 0.005
 _IDLE_SECONDS: Final = 1.0
 #: How long it may take until all that is given up has been reported, and until a thread has ended.
 _LAST_SECONDS: Final = 2.0
+#: How long the answers to requests in flight may take when the client is broken.
+_ANSWERS_SECONDS: Final = 1.0
 #: How long offsets may take. When the coordinator of their group is gone, librdkafka 2.16 waits for
 #: a sign of one of its connections, which may never come: nobody looks at ``creq_ts_timeout`` in
 #: ``rdkafka_coord.c``. Another client finds the next coordinator.
@@ -167,6 +172,9 @@ _REPEAT_SECONDS: Final = 30.0
 _MAX_REPEATED: Final = 256
 #: What differs from one failure to connect to the next.
 _DURATION: Final = re.compile(r"\b\d+ms\b")
+#: Lines that have these words are left out: that a setting is experimental, and that a refusal is a
+#: fatal error. The producer says why it replaces a client.
+_NOT_LOGGED: Final = ("enable.gapless.guarantee", "gap-less guarantee")
 
 #: For who has transactions. When librdkafka 2.16 has lost its last broker it begins anew, and then
 #: may never answer who asks for a coordinator that it knew before; one of its threads runs wild.
@@ -241,6 +249,8 @@ class _LogRelay:
         if args[:1] == ("TXNERR",):
             self.transaction_error = one_line(str(args[-1]).removeprefix("[thrd:main]: "))
         if not _log.isEnabledFor(level):
+            return
+        if any(words in str(arg) for arg in args for words in _NOT_LOGGED):
             return
         with self._moving:
             dropped = self._dropped(message, args) if level > logging.DEBUG else 0
@@ -337,9 +347,14 @@ class ConfluentDriver:
         self._unplaced: dict[tuple[str, int], int] = {}
         #: Topics that something was written to. One may be taken for gone, for a moment.
         self._known: set[str] = set()
+        #: Topics that something was written to and that are gone or forbidden, with the partition
+        #: of the first record that failed.
+        self._gone: dict[str, int] = {}
         self._trouble: SendProducerError | None = None
         self._is_cut_off = False
         self._is_broken = False
+        #: Whether a record that fails leaves a gap, after which the client must not go on.
+        self._may_leave_no_gap = self._config.get("enable.gapless.guarantee", False)
         self._statistics = ""
         self._read: tuple[str, Mapping[str, Any]] = ("", {})
         self._asked: dict[str, float] = {}
@@ -454,6 +469,10 @@ class ConfluentDriver:
         """Whether the client is through with its records, after so many seconds by force, and
         nobody asks it any more."""
         client = self._client
+        if self._is_broken and self._settings.transactional_id is None:
+            # It is to send nothing more, but the answers to what it sent tell what is written.
+            client.purge(in_flight=False, blocking=False)
+            seconds = max(seconds, _ANSWERS_SECONDS)
         self._empty(client, seconds)
         if len(client):
             client.purge(blocking=False)
@@ -825,8 +844,20 @@ class ConfluentDriver:
         code = error.code()
         if error.fatal() or self._is_fenced(error):
             self._break(error)
-        never_written = code in _OF_NO_TOPIC and record.topic not in self._known
-        if never_written or (code in _REFUSALS and self._is_sent_once(message)):
+        is_known = record.topic in self._known
+        never_written = code in _OF_NO_TOPIC and not is_known
+        is_refused = code in _REFUSALS and self._is_sent_once(message)
+        if is_known and code in _OF_TOPICS:
+            if self._may_leave_no_gap:
+                # If the topic comes back, its next sequence number is out of order, and the client
+                # would take a new epoch.
+                self._break(error)
+            # librdkafka gives this error to all records of the topic that it holds. Some of them
+            # may be written: they wait to be sent again, because their answers were lost. The first
+            # is of the partition that a broker refused, if one did.
+            first = self._gone.setdefault(record.topic, message.partition())
+            is_refused = is_refused and message.partition() == first
+        if never_written or is_refused:
             by = "the broker" if code > 0 else "librdkafka"
             return self._refused(record, error, message.partition(), by=by)
         if code == KafkaError._INVALID_DIFFERENT_RECORD and self._is_sent_once(message):

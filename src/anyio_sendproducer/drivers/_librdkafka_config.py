@@ -110,6 +110,7 @@ def librdkafka_config(settings: ProducerSettings) -> LibrdkafkaConfig:
     check_agreement(agreed, settings)
     check_waits(agreed, settings)
     _decide_idempotence(config, settings)
+    _keep_epoch(config, settings)
     _decide_times(config, settings)
     config = {
         "receive.message.max.bytes": RECEIVE_MAX,
@@ -204,22 +205,35 @@ def _decide_idempotence(config: dict[str, Any], settings: ProducerSettings) -> N
         )
 
 
+def _keep_epoch(config: dict[str, Any], settings: ProducerSettings) -> None:
+    """Keep an idempotent librdkafka from taking a new epoch while answers are missing.
+
+    After a new epoch (rd_kafka_idemp_drain_epoch_bump in 2.16) it sends all unacknowledged records
+    again with new sequence numbers. A broker that wrote such a record before, and whose answer was
+    lost, cannot recognize the repetition. In a transaction it is aborted instead.
+    """
+    if not config["enable.idempotence"] or settings.transactional_id is not None:
+        return
+    # A record must not expire. The ledger keeps the deadline.
+    config["message.timeout.ms"] = _INT_MAX
+    # Nor may it fail after some attempts: that leaves a gap, too.
+    config["retries"] = _INT_MAX
+    # A refused batch leaves a gap. With this the refusal is a fatal error: the client sends nothing
+    # more, and the producer replaces it.
+    config.setdefault("enable.gapless.guarantee", True)
+    # If a broker rejects a batch for now, for example because too few replicas are in sync, it may
+    # find the next batch out of order, if that was already sent.
+    config.setdefault("max.in.flight.requests.per.connection", 1)
+
+
 def _decide_times(config: dict[str, Any], settings: ProducerSettings) -> None:
     bound = settings.delivery_timeout * 1000
     transaction = math.inf
     if settings.transactional_id is not None:
         transaction = config.get("transaction.timeout.ms", TRANSACTION_TIMEOUT_MS)
         bound = min(bound, transaction)
-    if config["enable.idempotence"] and settings.transactional_id is None:
-        # An idempotent client must not expire a record. librdkafka would take a new epoch
-        # (rd_kafka_toppar_producer_serve in 2.16) and send all other unacknowledged records again
-        # under it, so that the brokers cannot recognize what they have written before.
-        # The ledger keeps the deadline.
-        config["message.timeout.ms"] = _INT_MAX
-    else:
-        # Without idempotence there is no epoch. A transaction is aborted instead, and librdkafka
-        # requires this to be at most transaction.timeout.ms. It takes no larger numbers.
-        config["message.timeout.ms"] = min(math.ceil(bound), _INT_MAX)
+    # librdkafka requires this to be at most transaction.timeout.ms, and takes no larger numbers.
+    config.setdefault("message.timeout.ms", min(math.ceil(bound), _INT_MAX))
     config.setdefault("linger.ms", 0)
     # Here librdkafka waits before it believes that there is no such topic.
     config["topic.metadata.propagation.max.ms"] = min(

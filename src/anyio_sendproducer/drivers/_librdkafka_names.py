@@ -53,6 +53,7 @@ KINDS: Final[Mapping[str, Number | tuple[str, ...] | type[object]]] = {
     "compression.type": str,
     "connections.max.idle.ms": Number(0, _INT_MAX),
     "debug": str,
+    "enable.gapless.guarantee": bool,
     "enable.idempotence": bool,
     "enable.metrics.push": bool,
     "enable.random.seed": bool,
@@ -134,7 +135,6 @@ _METRICS: Final = (
     "set 'statistics.interval.ms': what librdkafka counts is in statistics().client from then on"
 )
 _NO_USE: Final = "librdkafka itself makes no use of it any more; leave it out"
-_ONE_BY_ONE: Final = "where one record fails, others are to go on"
 _ORDER: Final = "records of a partition are sent in their order"
 OTHER_DRIVER: Final = "or use the driver 'kafka-python', which can"
 PARTITIONERS: Final = (
@@ -171,7 +171,6 @@ DECIDED: Final[Mapping[str, str]] = {
     "metrics_num_samples": _METRICS,
     "metrics_sample_window_ms": _METRICS,
     "stats_cb": _METRICS,
-    "enable_gapless_guarantee": _ONE_BY_ONE,
     "msg_order_cmp": _ORDER,
     "queuing_strategy": _ORDER,
     "partitioner_cb": PARTITIONERS,
