@@ -124,6 +124,21 @@ async def test_a_topic_that_is_new_while_metadata_are_on_their_way_waits_for_no_
                 await producer.flush()
 
 
+# --- connections that a firewall forgot -----------------------------------------------------------
+
+
+async def test_a_record_is_sent_again_within_its_time_if_the_connection_was_forgotten(
+    driver: str, proxied: FaultProxy
+) -> None:
+    # The ledger's clock stands still, and only the client's time-outs go on.
+    settings = ProducerSettings(bootstrap_servers=proxied.address, delivery_timeout=2)
+    async with ManualClock().open(settings, driver=driver) as producer:
+        await producer.send(ProducerRecord("orders", b"two tins"))
+        proxied.forget()
+        with anyio.fail_after(20):  # by default kafka-python waits for 30 s, and librdkafka for 60
+            await producer.send(ProducerRecord("orders", b"a brush"))
+
+
 # --- the processor --------------------------------------------------------------------------------
 
 

@@ -235,6 +235,16 @@ class FaultProxy:
 
         self._do(switch)
 
+    def forget(self) -> None:
+        """Pass nothing on for the connections that there are, and end none of them, as a firewall
+        does to idle connections."""
+
+        def switch() -> None:
+            for connection in self._connections:
+                connection.half_closed |= {*Way}
+
+        self._do(switch)
+
     @property
     def open_connections(self) -> int:
         """Connections that there are."""

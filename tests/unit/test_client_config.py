@@ -45,9 +45,16 @@ def test_what_the_client_is_given_where_nothing_is_said() -> None:
         "metrics_enabled": False,
         "receive_message_max_bytes": 16 * 1024 * 1024,
         "reconnect_backoff_max_ms": 1000,
+        "request_timeout_ms": 30_000,
         "max_block_ms": 0,
         "delivery_timeout_ms": 2**31 - 1,
     }
+
+
+@pytest.mark.parametrize(("seconds", "wanted"), [(600, 30_000), (10, 5000), (0.5, 1000)])
+def test_a_request_leaves_time_for_another_one(seconds: float, wanted: int) -> None:
+    settings = ProducerSettings(bootstrap_servers="a:1", delivery_timeout=seconds)
+    assert _kafka_config.client_config(settings, KNOWN)["request_timeout_ms"] == wanted
 
 
 def test_whatever_the_client_is_given_it_knows() -> None:

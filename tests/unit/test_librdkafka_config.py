@@ -90,6 +90,7 @@ def test_what_the_client_is_given_where_nothing_is_said() -> None:
         "reconnect.backoff.max.ms": 1000,
         "retries": INT_MAX,
         "retry.backoff.max.ms": 1000,
+        "socket.connection.setup.timeout.ms": 30_000,
         "socket.timeout.ms": 60_000,
         "sticky.partitioning.linger.ms": 10,
         "topic.metadata.propagation.max.ms": 5000,
@@ -341,8 +342,9 @@ def test_an_unknown_topic_has_as_long_to_appear(seconds: float, milliseconds: in
         ({}, {"delivery_timeout": 600}, 60_000),
         ({}, {"delivery_timeout": 10}, 5000),
         ({}, {"delivery_timeout": 0.5}, 1000),
-        ({}, {"transactional_id": "id"}, None),
-        ({"enable.idempotence": False}, {}, None),
+        ({}, {"transactional_id": "id"}, 30_000),
+        ({"transaction.timeout.ms": 1000}, {"transactional_id": "id"}, 900),
+        ({"enable.idempotence": False}, {"delivery_timeout": 10}, 5000),
         ({"request.timeout.ms": 20_000}, {}, 20_000),
         ({"request.timeout.ms": 1}, {}, 10),
         ({"request.timeout.ms": 400_000}, {}, 300_000),
@@ -355,6 +357,20 @@ def test_how_long_an_answer_is_waited_for(
     properties: dict[str, Any], fields: dict[str, Any], wanted: int | None
 ) -> None:
     assert config(properties, **fields).get("socket.timeout.ms") == wanted
+
+
+@pytest.mark.parametrize(
+    ("properties", "fields", "wanted"),
+    [
+        ({}, {}, 30_000),
+        ({}, {"delivery_timeout": 10}, 5000),
+        ({"socket.connection.setup.timeout.ms": 2000}, {}, 2000),
+    ],
+)
+def test_how_long_an_attempt_to_connect_may_take(
+    properties: dict[str, Any], fields: dict[str, Any], wanted: int
+) -> None:
+    assert config(properties, **fields)["socket.connection.setup.timeout.ms"] == wanted
 
 
 # --- what is refused -----------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from ._properties import (
     MANAGED,
     RECEIVE_MAX,
     acks_of,
+    answer_timeout_ms,
     check_agreement,
     check_waits,
     compression_of,
@@ -90,6 +91,10 @@ def client_config(settings: ProducerSettings, known: Mapping[str, Any]) -> dict[
         if name == "partitioner" and value == _PARTITIONER:
             continue
         config[name] = _property(given, name, value, known[name])
+    if "request_timeout_ms" not in config:
+        config["request_timeout_ms"] = answer_timeout_ms(
+            settings.delivery_timeout * 1000, known["request_timeout_ms"]
+        )
     check_agreement(config, settings)
     check_waits(config, settings)
     if settings.transactional_id is not None:

@@ -232,6 +232,12 @@ class _Manager(KafkaConnectionManager):
         #: Why the last connection to a broker did not come about.
         self.failures: dict[Any, Exception] = {}
         self._transports: weakref.WeakSet[Any] = weakref.WeakSet()
+        # 3.0.12 has no setting for these; an attempt to connect may take as long as a request.
+        for name in (
+            "socket_connection_setup_timeout_ms",
+            "socket_connection_setup_timeout_max_ms",
+        ):
+            self.config[name] = min(self.config[name], self.config["request_timeout_ms"])
 
     def get_connection(self, node_id: Any, *args: Any, **options: Any) -> Any:
         """A connection, new or not."""

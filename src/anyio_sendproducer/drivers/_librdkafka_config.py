@@ -32,6 +32,7 @@ from ._properties import (
     RECEIVE_MAX,
     TRANSACTION_TIMEOUT_MS,
     acks_of,
+    answer_timeout_ms,
     check_agreement,
     check_waits,
     compression_of,
@@ -64,8 +65,9 @@ class LibrdkafkaConfig:
     tokens: TokenSource | None
 
 
-#: librdkafka's own default.
+#: librdkafka's own defaults.
 _SOCKET_TIMEOUT: Final = 60_000
+_SETUP_TIMEOUT: Final = 30_000
 #: How long a connection may be idle. By default librdkafka keeps it until the broker closes it,
 #: which takes 10 minutes by default, and the next record then waits for up to a second. This is
 #: librdkafka's own value on Azure, whose load balancers forget a connection after 4 minutes.
@@ -231,6 +233,9 @@ def _decide_times(config: dict[str, Any], settings: ProducerSettings) -> None:
     transaction = math.inf
     if settings.transactional_id is not None:
         transaction = config.get("transaction.timeout.ms", TRANSACTION_TIMEOUT_MS)
+        # librdkafka adds 100 to it, in an int.
+        transaction = min(transaction, _INT_MAX - 100)
+        config["transaction.timeout.ms"] = transaction
         bound = min(bound, transaction)
     # librdkafka requires this to be at most transaction.timeout.ms, and takes no larger numbers.
     config.setdefault("message.timeout.ms", min(math.ceil(bound), _INT_MAX))
@@ -250,10 +255,12 @@ def _decide_times(config: dict[str, Any], settings: ProducerSettings) -> None:
             f"properties: socket.timeout.ms={config['socket.timeout.ms']} is more than "
             f"transaction.timeout.ms={transaction}"
         )
-    elif "socket.timeout.ms" not in config and config["message.timeout.ms"] == _INT_MAX:
-        # Nothing else ends a request whose answer is lost. Half of delivery_timeout leaves time for
-        # another attempt; librdkafka's own default is the most.
-        config["socket.timeout.ms"] = int(min(max(bound / 2, 1000), _SOCKET_TIMEOUT))
+    elif "socket.timeout.ms" not in config:
+        timeout = answer_timeout_ms(bound, _SOCKET_TIMEOUT)
+        config["socket.timeout.ms"] = int(min(timeout, transaction - 100))
+    config.setdefault(
+        "socket.connection.setup.timeout.ms", answer_timeout_ms(bound, _SETUP_TIMEOUT)
+    )
     # What is asked for is not cut short by a bound that nobody asked for. Ours is the Java client's
     # for both, 1 s; for connections librdkafka has 10.
     for kind in ("reconnect.backoff", "retry.backoff"):

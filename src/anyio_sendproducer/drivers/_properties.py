@@ -23,6 +23,7 @@ __all__ = [
     "RECEIVE_MAX",
     "TRANSACTION_TIMEOUT_MS",
     "acks_of",
+    "answer_timeout_ms",
     "check_agreement",
     "check_waits",
     "compression_of",
@@ -162,3 +163,16 @@ def check_waits(config: Mapping[str, Any], settings: ProducerSettings) -> None:
             raise SettingsError(
                 f"properties: {wait.replace('_', '.')}={value} is not less than {name}"
             )
+
+
+def answer_timeout_ms(bound_ms: float, most: int) -> int:
+    """How long to wait for a broker's answer, where the user does not say.
+
+    A firewall can drop an idle connection without a word. Half of the time that a record has leaves
+    the other half for another attempt.
+
+    Args:
+        bound_ms: how long a record may take.
+        most: the client's own default.
+    """
+    return int(min(max(bound_ms / 2, 1000), most))
