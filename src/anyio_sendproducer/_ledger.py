@@ -137,6 +137,10 @@ _OPEN = ProducerState.OPEN
 #: delivering any record at all.
 PATIENCE: Final = 10.0
 
+#: Seconds that a client has to let go of a record after its deadline. A healthy client lets go of
+#: what it could not send a second or two late.
+LATENESS: Final = 5.0
+
 #: Of an entry: no report tells of it that it was missed, for somebody was told of it.
 _SEEN: Final = -1
 
@@ -709,7 +713,7 @@ class Ledger:
                 break
         # Once it is over, stuck() has said so. Waking up for it again would keep a core busy for as
         # long as the client that is given up takes to close.
-        if self._late and (over := self._late_since + PATIENCE) > now:
+        if self._late and (over := self._give_up_at()) > now:
             deadline = min(deadline, over)
         return deadline
 
@@ -789,16 +793,21 @@ class Ledger:
                 del self._held[entry.record.topic]
 
     def stuck(self, now: float) -> bool:
-        """Whether it is better to give the client up: the records that it holds past their
-        deadline take up half of all room, or it has delivered nothing since, for a while.
+        """Whether the client is to be given up.
+
+        A client is given up if it holds a record for LATENESS seconds after its deadline, and such
+        records take up half of all room, or it has delivered nothing for PATIENCE seconds.
 
         To be asked after :meth:`expire`.
         """
-        return bool(self._late) and (
-            len(self._late) * 2 >= self._max_records
-            or self._late_bytes * 2 >= self._max_bytes
-            or now - self._late_since >= PATIENCE
-        )
+        return bool(self._late) and now >= self._give_up_at()
+
+    def _give_up_at(self) -> float:
+        """When the client is to be given up, if it keeps what it holds past the deadline."""
+        oldest = next(iter(self._late)).deadline + LATENESS
+        if len(self._late) * 2 >= self._max_records or self._late_bytes * 2 >= self._max_bytes:
+            return oldest
+        return max(oldest, self._late_since + PATIENCE)
 
     # --- flush -------------------------------------------------------------------------------
 

@@ -167,6 +167,56 @@ async def test_while_it_connects_it_waits(proxied: FaultProxy, turns: list[None]
         await delivery.wait()
 
 
+#: What a broker that does not lead a partition says of a record for it.
+NOT_LEADER_OR_FOLLOWER = (6, -1)
+
+
+def test_bare_while_a_partition_has_no_leader_it_spins(turns: list[None]) -> None:
+    """Also when its last record has long been acknowledged."""
+    with scripted_broker(partitions=2) as broker, bare(broker.address) as producer:
+        producer.send("orders", b"two tins", partition=1).get(PATIENCE)
+        broker.leaderless = {1}
+        producer._metadata.request_update()
+        time.sleep(A_WHILE)
+        before = len(turns)
+        blocking_until(lambda: len(turns) > before + 10 * MANY, PATIENCE / 4)
+
+
+@pytest.mark.parametrize("idle", [True, False], ids=["idle", "with a record"])
+async def test_while_a_partition_has_no_leader_it_waits(idle: bool, turns: list[None]) -> None:
+    with scripted_broker(partitions=2) as broker:
+        settings = ProducerSettings(bootstrap_servers=broker.address)
+        async with open_send_producer(settings) as producer:
+            await producer.send(ProducerRecord("orders", b"two tins", partition=1))
+            broker.leaderless = {1}
+            broker.errors = {1: NOT_LEADER_OR_FOLLOWER}
+            client = _client_of(producer)
+            client.cluster.request_update()
+            client.wakeup()
+            where = kafka.TopicPartition("orders", 1)
+            await until(lambda: client.cluster.leader_for_partition(where) == -1)
+            waiting = [] if idle else [ProducerRecord("orders", b"a brush", partition=1)]
+            deliveries = [await producer.enqueue(record) for record in waiting]
+            await anyio.sleep(A_WHILE)
+            turns.clear()
+            asked = broker.requests.count(METADATA)
+            began = time.monotonic()
+            await anyio.sleep(A_WHILE)
+            seconds = time.monotonic() - began
+            assert len(turns) < MANY * seconds
+            # Bare, it would be ten each second.
+            assert broker.requests.count(METADATA) - asked <= 2 + seconds
+            broker.leaderless = set()
+            broker.errors = {}
+            for delivery in deliveries:
+                await delivery.wait()
+
+
+def _client_of(producer: SendProducer) -> Any:
+    driver: Any = producer._bridge._driver
+    return driver._ready().client
+
+
 # --- a leader that nobody knows -------------------------------------------------------------------
 
 

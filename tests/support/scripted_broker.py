@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 _metadata: Any = importlib.import_module("kafka.protocol.metadata")
+_memory_records: Any = importlib.import_module("kafka.record.memory_records")
 _producer: Any = importlib.import_module("kafka.protocol.producer")
 _sasl: Any = importlib.import_module("kafka.protocol.sasl")
 
@@ -56,6 +57,8 @@ _VERSIONS: Final = {
 _AUTHENTICATION_FAILED: Final = 58
 _UNSUPPORTED_MECHANISM: Final = 33
 _UNSUPPORTED_VERSION: Final = 35
+_UNKNOWN_TOPIC_OR_PARTITION: Final = 3
+_LEADER_NOT_AVAILABLE: Final = 5
 
 #: What is sent in place of an answer: bytes as they are, several of them one after another, or
 #: nothing at all for None; a None in a list ends the connection.
@@ -82,6 +85,15 @@ class ScriptedBroker:
         self.brokers: list[tuple[int, str, int]] = []
         self.partitions = 1
         self.producer_ids: Iterator[int] = itertools.repeat(1)
+        #: Topics that it does not know.
+        self.unknown: set[str] = set()
+        #: Partitions, of each topic, that have no leader.
+        self.leaderless: set[int] = set()
+        #: Partitions, of each topic, to which it writes nothing: it gives this error, with this
+        #: offset.
+        self.errors: dict[int, tuple[int, int]] = {}
+        #: The values that it was sent, by topic and partition, also where it gave an error.
+        self.records: dict[tuple[str, int], list[list[bytes]]] = {}
         #: By the number of the request.
         self.answers: dict[int, Answer] = {}
         self.requests: list[int] = []
@@ -232,21 +244,21 @@ class ScriptedBroker:
             topics=[
                 _metadata.MetadataResponse.MetadataResponseTopic(
                     version=7,
-                    error_code=0,
+                    error_code=_UNKNOWN_TOPIC_OR_PARTITION if topic.name in self.unknown else 0,
                     name=topic.name,
                     is_internal=False,
                     partitions=[
                         _metadata.MetadataResponse.MetadataResponseTopic.MetadataResponsePartition(
                             version=7,
-                            error_code=0,
+                            error_code=_LEADER_NOT_AVAILABLE if index in self.leaderless else 0,
                             partition_index=index,
-                            leader_id=leader,
+                            leader_id=-1 if index in self.leaderless else leader,
                             leader_epoch=0,
                             replica_nodes=[leader],
                             isr_nodes=[leader],
                             offline_replicas=[],
                         )
-                        for index in range(self.partitions)
+                        for index in range(0 if topic.name in self.unknown else self.partitions)
                     ],
                 )
                 for topic in request.topics or ()
@@ -256,7 +268,7 @@ class ScriptedBroker:
         return encoded
 
     def produced(self, body: bytes) -> bytes:
-        """An answer that all is written."""
+        """An answer that all is written, except for `errors`."""
         request = _producer.ProduceRequest.decode(body, version=7)
         rows = b""
         for topic in request.topic_data:
@@ -265,7 +277,14 @@ class ScriptedBroker:
                 struct.pack(">h", len(name)) + name + struct.pack(">i", len(topic.partition_data))
             )
             for partition in topic.partition_data:
-                rows += struct.pack(">ihqqq", partition.index, 0, 7, -1, 0)
+                values = [
+                    record.value
+                    for batch in _memory_records.MemoryRecords(partition.records)
+                    for record in batch
+                ]
+                self.records.setdefault((topic.name, partition.index), []).append(values)
+                error, offset = self.errors.get(partition.index, (0, 7))
+                rows += struct.pack(">ihqqq", partition.index, error, offset, -1, 0)
         return struct.pack(">i", len(request.topic_data)) + rows + struct.pack(">i", 0)
 
 

@@ -94,12 +94,14 @@ def driver(manager: Manager) -> KafkaPythonDriver:
 
     producer: Any = types.SimpleNamespace(begin_transaction=begin)
     client: Any = types.SimpleNamespace(wakeup=lambda: None)
+    stalled: Any = None
     made._opened = _kafka_python._Opened(
         producer=producer,
         append=None,
         is_broken=None,
         hurry=None,
         client=client,
+        stalled=stalled,
         sink=Recorder(),
         transactions=manager,
     )

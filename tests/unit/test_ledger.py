@@ -21,6 +21,7 @@ from anyio_sendproducer import (
 from anyio_sendproducer._ledger import (
     DELIVERY_TRANSITIONS,
     KEPT_FAILURES,
+    LATENESS,
     PATIENCE,
     PRODUCER_TRANSITIONS,
     DeliveryState,
@@ -680,9 +681,12 @@ def test_a_client_is_stuck_when_late_records_hold_half_of_all_room(
     ledger.take()
     assert not ledger.stuck(10.0)
     ledger.expire(10.0)
-    assert ledger.stuck(10.0) == stuck
+    # It has time to let go of them.
+    assert not ledger.stuck(10.0 + LATENESS - 0.1)
+    assert (ledger.next_deadline(10.0) == 10.0 + LATENESS) == stuck
+    assert ledger.stuck(10.0 + LATENESS) == stuck
     ledger.settle(entries, [WRITTEN] * len(entries))
-    assert not ledger.stuck(10.0)
+    assert not ledger.stuck(10.0 + LATENESS)
 
 
 def test_late_bytes_that_came_back_count_no_more() -> None:
@@ -692,16 +696,16 @@ def test_late_bytes_that_came_back_count_no_more() -> None:
     ledger.settle([first], [WRITTEN])
     submitted(ledger, size=40, now=10.0)
     ledger.expire(20.0)
-    assert not ledger.stuck(20.0)
+    assert not ledger.stuck(20.0 + LATENESS)
 
 
 def test_late_records_that_prove_larger_than_estimated_count_with_their_true_size() -> None:
     ledger = make(records=100, size=10)
     entry = submitted(ledger, size=1)
     ledger.expire(10.0)
-    assert not ledger.stuck(10.0)
+    assert not ledger.stuck(10.0 + LATENESS)
     ledger.resize([(entry, 5)])
-    assert ledger.stuck(10.0)
+    assert ledger.stuck(10.0 + LATENESS)
 
 
 def test_with_its_client_given_up_a_record_may_be_written_and_what_is_queued_goes_on() -> None:
@@ -728,9 +732,9 @@ def test_a_client_that_is_given_up_holds_no_room_for_late_records() -> None:
     ledger.expire(10.0)
     later = enter(ledger, now=10.0)
     later.room_waiter = "later"
-    before = ledger.stuck(10.0)
+    before = ledger.stuck(10.0 + LATENESS)
     assert ledger.end_generation(GONE) == ["later"]
-    assert (before, ledger.stuck(10.0)) == (True, False)
+    assert (before, ledger.stuck(10.0 + LATENESS)) == (True, False)
     assert room(ledger) == (1, 1)
 
 
@@ -744,6 +748,20 @@ def test_a_client_is_stuck_when_it_delivers_nothing_for_a_while_after_a_deadline
     # It is asked once: the next deadline lies ahead, however long the client takes to end.
     ledger.expire(10.0 + PATIENCE)
     assert ledger.next_deadline(10.0 + PATIENCE) > 10.0 + PATIENCE
+
+
+def test_a_client_that_lets_go_of_late_records_is_not_stuck() -> None:
+    """Although it delivers nothing, and always holds a record past its deadline."""
+    ledger = make(records=20)
+    entries: list[Entry] = []
+    for second in range(60):
+        now = float(second)
+        ledger.expire(now)
+        assert not ledger.stuck(now)
+        if second >= 12:
+            first = entries.pop(0)
+            ledger.settle([first], [refused(first)])
+        entries.append(submitted(ledger, now=now))
 
 
 def test_a_client_that_goes_on_delivering_is_not_stuck() -> None:

@@ -8,6 +8,7 @@ with the driver's thread at a time, and what the driver gives back it has not co
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Final
@@ -29,6 +30,7 @@ from anyio_sendproducer import (
 )
 from anyio_sendproducer._ledger import (
     DELIVERY_TRANSITIONS,
+    LATENESS,
     PATIENCE,
     PRODUCER_TRANSITIONS,
     DeliveryState,
@@ -649,17 +651,17 @@ class LedgerMachine(RuleBasedStateMachine):
         assert self.ledger.queued == sum(not fate.held for fate in queued)
         deadlines = [fate.deadline for fate in self.fates if not fate.ended]
         late = self.late
-        if late and self.late_since + PATIENCE > self.now:
-            deadlines.append(self.late_since + PATIENCE)
-        assert self.ledger.next_deadline(self.now) == min([self.now + TIMEOUT, *deadlines])
-        assert self.ledger.stuck(self.now) == bool(
-            late
-            and (
-                len(late) * 2 >= self.max_records
-                or sum(fate.size for fate in late) * 2 >= self.max_bytes
-                or self.now - self.late_since >= PATIENCE
-            )
+        half = (
+            len(late) * 2 >= self.max_records
+            or sum(fate.size for fate in late) * 2 >= self.max_bytes
         )
+        over = min((fate.deadline for fate in late), default=math.inf) + LATENESS
+        if not half:
+            over = max(over, self.late_since + PATIENCE)
+        if late and over > self.now:
+            deadlines.append(over)
+        assert self.ledger.next_deadline(self.now) == min([self.now + TIMEOUT, *deadlines])
+        assert self.ledger.stuck(self.now) == (bool(late) and self.now >= over)
 
 
 TestLedgerMachine = LedgerMachine.TestCase

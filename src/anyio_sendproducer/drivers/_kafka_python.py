@@ -52,6 +52,7 @@ from kafka.structs import OffsetAndMetadata, TopicPartition
 
 from .._exceptions import (
     DeliveryError,
+    DeliveryTimeout,
     Persistence,
     ProducerClosed,
     ProducerFenced,
@@ -72,6 +73,7 @@ from ._kafka_config import client_config
 from ._runs import RUN_BYTES, Line, Route, Run
 from ._security import TokenSource
 from ._serializing import parts_of, serialize_with, size_of
+from ._stalled import GivenUp, StalledPartitions
 from ._tls import tls_refusal
 
 __all__ = [
@@ -375,15 +377,22 @@ class _NetClient(KafkaNetClient):
         self.is_closed = threading.Event()
         #: Topics and partitions whose last produce request was refused.
         self.refused: set[tuple[str, int]] = set()
+        #: Topics and partitions that the broker did not know when it answered last.
+        self.unwritten: set[tuple[str, int]] = set()
         #: Set when the client is to be closed, and to wait for no connection any more.
         self.is_closing = False
 
     def maybe_connect(self, node_id: Any, **options: Any) -> None:
-        """Begin to connect, if it is time. 3.0.12 raises in its loop, over and over, where a leader
-        is not among the brokers that the cluster told of, and does not ask for them again."""
+        """Begin to connect, if it is time.
+
+        3.0.12 raises in each pass of its loop if the cluster did not name this broker, and does not
+        request the brokers again. A request for metadata ends the wait of the loop, so one is made
+        only if there is none yet.
+        """
         cluster: Any = self.cluster
         if cluster.broker_metadata(node_id) is None:
-            cluster.request_update()
+            if not cluster.need_update:
+                cluster.request_update()
         else:
             super().maybe_connect(node_id, **options)
 
@@ -410,6 +419,7 @@ class _NetClient(KafkaNetClient):
             for topic in request.topic_data:
                 for partition in topic.partition_data:
                     self.refused.discard((topic.name, partition.index))
+                    self.unwritten.discard((topic.name, partition.index))
             # Before the sender's own callback, which fails the records.
             answer.add_callback(self._note_refusals)
         return answer
@@ -419,8 +429,14 @@ class _NetClient(KafkaNetClient):
             return  # acks=0
         for topic in response.responses:
             for partition in topic.partition_responses:
-                if issubclass(kafka_errors.for_code(partition.error_code), _REFUSALS):
+                error = kafka_errors.for_code(partition.error_code)
+                if issubclass(error, _REFUSALS):
                     self.refused.add((topic.name, partition.index))
+                # If the partition is deleted while followers copy the record, the broker gives this
+                # error with the offset that the record had.
+                is_unknown = error is kafka_errors.UnknownTopicOrPartitionError
+                if is_unknown and partition.base_offset < 0:
+                    self.unwritten.add((topic.name, partition.index))
 
     def close(self, node_id: Any = None) -> None:
         """Close a connection or, without an argument, everything."""
@@ -744,6 +760,7 @@ class _Opened:
     is_broken: Callable[[], bool] | None
     hurry: Callable[[bool], None] | None
     client: _NetClient
+    stalled: StalledPartitions
     sink: Sink
     #: The client's own account of its transactions, for 3.0.12 has no public way to end one within
     #: bounds, or to tell why it can't be ended; None where there are none.
@@ -852,6 +869,13 @@ class KafkaPythonDriver:
             is_broken=_fail_alone(producer, client.refused),
             hurry=find_hurry(producer),
             client=client,
+            stalled=StalledPartitions(
+                producer,
+                client.manager,
+                client.unwritten,
+                delivery_timeout=self._settings.delivery_timeout,
+                unknown_topic_timeout=self._settings.unknown_topic_timeout,
+            ),
             sink=sink,
             transactions=producer._transaction_manager if transactional else None,
         )
@@ -1143,6 +1167,8 @@ class KafkaPythonDriver:
 
     def failure(self, submission: Submission, error: Exception, run: Run) -> DeliveryError:
         """What an error of the client says of a record, in our terms."""
+        if isinstance(error, GivenUp):
+            return _given_up(submission.record, error)
         refused = isinstance(error, _REFUSALS)
         opened = self._ready()
         ends = self._ends_with(error)
@@ -1358,10 +1384,27 @@ class KafkaPythonDriver:
             cluster.request_update()
 
     def _asking(self, make_request: Callable[[], Any]) -> Any:
-        """Called by the client before it asks for metadata, which it does not twice at a time."""
+        """Called by the client before it asks for metadata, which it does not twice at a time.
+
+        3.0.12 never forgets a topic. Because it requests again 0.1 s after an answer that names an
+        unknown topic, it would request for ever once a topic is deleted.
+        """
         request = make_request()
+        opened = self._opened
+        if opened is not None and request.topics:
+            request.topics = [one for one in request.topics if self._wants(one.name, opened)]
         self._asked_for = {topic.name for topic in request.topics or ()}
         return request
+
+    def _wants(self, topic: str, opened: _Opened) -> bool:
+        """Whether the metadata of a topic are needed: it exists, or there is something to send."""
+        cluster: Any = opened.client.cluster
+        return (
+            topic in self._asked
+            or cluster.partitions_for_topic(topic) is not None
+            or topic in cluster.unauthorized_topics
+            or opened.stalled.holds(topic)
+        )
 
     def _metadata_changed(self, sink: Sink, cluster: Any) -> None:
         """Called by the client, on its thread, after each answer with metadata."""
@@ -1407,6 +1450,16 @@ def _rejected(
     error = RecordRejected(message, record=record, persistence=Persistence.NOT_PERSISTED)
     error.__cause__ = cause
     return error
+
+
+def _given_up(record: ProducerRecord[Any, Any], error: GivenUp) -> DeliveryError:
+    """The outcome of a record that left the client without an answer."""
+    end = "it may be written all the same" if error.sent else "the record was not written"
+    persistence = Persistence.POSSIBLY_PERSISTED if error.sent else Persistence.NOT_PERSISTED
+    kind = DeliveryTimeout if not error.gone else DeliveryError if error.sent else RecordRejected
+    outcome = kind(f"{error}; {end}", record=record, persistence=persistence)
+    outcome.__cause__ = error
+    return outcome
 
 
 def not_acknowledged(record: ProducerRecord[Any, Any], cause: Exception) -> DeliveryError:
