@@ -209,23 +209,6 @@ class _Port:
         self._post(Ready(self._monotonic()))
 
 
-async def _end_of(threads: Iterable[threading.Thread], seconds: float) -> None:
-    """Wait until these have ended, for so long and a moment; who does not is logged."""
-    # Real time, whatever clock the loop has: it is threads that are waited for.
-    give_up = time.monotonic() + seconds + _GRACE_SECONDS
-    pause = 0.0005
-    while any(thread.is_alive() for thread in threads) and time.monotonic() < give_up:
-        await anyio.sleep(pause)
-        pause = min(pause * 2, 0.02)
-    for thread in threads:
-        if thread.is_alive():
-            _log.error(
-                "the thread %s hangs in the client library: left behind",
-                thread.name,
-                extra={"thread.name": thread.name},
-            )
-
-
 class Bridge:
     """A driver on a thread of its own, as seen from the loop.
 
@@ -234,14 +217,22 @@ class Bridge:
         make: makes a driver, for each generation another. It is called on the bridge's thread,
             since it may import a whole client library.
         monotonic: real time in seconds, as by :func:`time.monotonic`; called from any thread.
+        inline: call everything of the driver on the loop, and start no thread. Only for a driver in
+            memory, which never waits.
     """
 
     def __init__(
-        self, loop: Loop, make: Callable[[], Driver], monotonic: Callable[[], float]
+        self,
+        loop: Loop,
+        make: Callable[[], Driver],
+        monotonic: Callable[[], float],
+        *,
+        inline: bool = False,
     ) -> None:
         self._loop = loop
         self._monotonic = monotonic
         self._make = make
+        self._is_inline = inline
         #: Is offered, on the loop, an event that comes alone while their receiver waits for any;
         #: says whether it took it. What it does not take goes the way of all.
         self.take_at_once: Callable[[Event], bool] | None = None
@@ -299,7 +290,8 @@ class Bridge:
 
         Cancellation leaves the thread on its way out: :meth:`stop` is to follow.
         """
-        self._thread.start()
+        if not self._is_inline:
+            self._thread.start()
         await self._call(functools.partial(self._open, self.generation))
 
     async def call(self, function: Callable[[Driver], T]) -> T:
@@ -355,7 +347,10 @@ class Bridge:
     def _give(self, command: Callable[[], None]) -> None:
         """Have the thread do this, behind what is there already."""
         self._given += 1
-        self._inbox.put(command)
+        if self._is_inline:
+            self._serve_one(command)
+        else:
+            self._inbox.put(command)
 
     def _begin_to_wait(self) -> None:
         if self._polled is not None and not self._is_waiting:
@@ -513,18 +508,48 @@ class Bridge:
         which is logged.
         """
         self._stopping.set()
-        self._inbox.put(None)
-        closer = self._new_thread("-closer", functools.partial(self._close_driver, seconds))
-        closer.start()
-        threads = [thread for thread in (closer, self._thread) if thread.ident is not None]
         try:
-            await _end_of(threads, seconds)
+            if self._is_inline:
+                self._close_driver(seconds)
+            else:
+                await self._end_threads(seconds)
         finally:
             self._take_over()
             for reply in self._replies:
                 reply.error = ProducerClosed("the producer was closed before the answer came")
                 self._loop.wake((reply.cell,))
             self._send.close()
+
+    async def _end_threads(self, seconds: float) -> None:
+        """Close the driver and wait until the threads have ended, for ``seconds`` and a grace
+        period; log a thread that has not.
+
+        Another thread does the waiting, in real time: the event loop's clock may stand still, as
+        Trio's MockClock does.
+        """
+        self._inbox.put(None)
+        closer = self._new_thread("-closer", functools.partial(self._close_driver, seconds))
+        closer.start()
+        threads = [thread for thread in (closer, self._thread) if thread.ident is not None]
+        ended: Any = self._loop.cell()
+
+        def watch() -> None:
+            give_up = time.monotonic() + seconds + _GRACE_SECONDS
+            for thread in threads:
+                thread.join(max(0.0, give_up - time.monotonic()))
+            self._loop.call_soon_threadsafe(functools.partial(self._loop.wake, (ended,)))
+
+        watcher = self._new_thread("-watcher", watch)
+        watcher.start()
+        await ended
+        watcher.join()  # it has nothing left to do
+        for thread in threads:
+            if thread.is_alive():
+                _log.error(
+                    "the thread %s hangs in the client library: left behind",
+                    thread.name,
+                    extra={"thread.name": thread.name},
+                )
 
     def _collect(self) -> None:
         """Called by the loop after a wake-up."""
@@ -587,8 +612,11 @@ class Bridge:
 
     def _serve(self) -> None:
         while (command := self._inbox.get()) is not None:
-            command()
-            self._served += 1
+            self._serve_one(command)
+
+    def _serve_one(self, command: Callable[[], None]) -> None:
+        command()
+        self._served += 1
 
     def _open(self, generation: int) -> None:
         self._driver = driver = self._make()

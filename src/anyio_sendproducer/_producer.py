@@ -137,7 +137,11 @@ class SendProducer(Sender):
         loop = current_loop()
         clock = make_clock(loop)
         bridge = Bridge(
-            loop, lambda: make_driver(driver, finder.for_client()), monotonic=clock.monotonic
+            loop,
+            lambda: make_driver(driver, finder.for_client()),
+            monotonic=clock.monotonic,
+            # The fake producer's driver has this: nothing of it waits, so that it needs no thread.
+            inline=getattr(driver, "inline", False),
         )
         bounds: dict[str, Any] = {
             "max_in_flight": settings.max_in_flight,

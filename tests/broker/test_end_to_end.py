@@ -30,7 +30,7 @@ from anyio_sendproducer import (
 )
 from anyio_sendproducer.testing import mock_cluster
 from tests.support.brief import on_either_loop
-from tests.support.clock import ManualClock
+from tests.support.clock import ManualClock, run_while_the_clock_stands_still
 from tests.support.mock_cluster import FOR_MOCK
 from tests.support.read_back import assert_written, read_back, records_of_every_kind
 from tests.support.recorder import PATIENCE
@@ -343,3 +343,18 @@ async def test_a_missing_topic_holds_up_only_itself(
     async with clock.open(settings, driver=driver) as producer:
         with pytest.raises(RecordRejected):
             await producer.send(missing)
+
+
+def test_a_clock_that_stands_still_holds_up_nothing(
+    driver: str, settings: ProducerSettings, topic: str
+) -> None:
+    """With Trio's MockClock a producer starts, sends and closes in real time."""
+
+    async def main() -> None:
+        async with open_send_producer(settings, driver=driver) as producer:
+            assert await producer.partitions_for(topic)
+            await producer.send(ProducerRecord(topic, b"value"))
+            await producer.enqueue(ProducerRecord(topic, b"value"))
+            await producer.flush()
+
+    run_while_the_clock_stands_still(main)

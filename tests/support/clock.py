@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 
 import anyio
 import anyio.abc
+import trio
+import trio.testing
 
 from anyio_sendproducer import ProducerSettings, SendProducer, _producer
 from anyio_sendproducer._loops import Loop
@@ -16,7 +19,32 @@ from anyio_sendproducer.telemetry import Observer
 from tests.support import waiting
 from tests.support.waiting import PATIENCE
 
-__all__ = ["ManualClock"]
+__all__ = ["ManualClock", "run_while_the_clock_stands_still"]
+
+
+def run_while_the_clock_stands_still(main: Callable[[], Awaitable[None]]) -> None:
+    """Run a function with Trio's MockClock, which nobody moves.
+
+    Raises:
+        AssertionError: it waited for that clock. The clock moves after ``PATIENCE`` real seconds.
+    """
+    clock = trio.testing.MockClock()
+
+    def move() -> None:
+        clock.rate = 1_000.0
+
+    async def guarded() -> None:
+        token = trio.lowlevel.current_trio_token()
+        guard = threading.Timer(PATIENCE, token.run_sync_soon, [move])
+        guard.start()
+        try:
+            await main()
+        finally:
+            guard.cancel()
+            guard.join()
+
+    trio.run(guarded, clock=clock)
+    assert clock.current_time() == 0, "it waited for a clock that stands still"
 
 
 class ManualClock:

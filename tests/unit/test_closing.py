@@ -37,7 +37,7 @@ from anyio_sendproducer._producer import RETRY_SECONDS
 from anyio_sendproducer.drivers import Driver
 from anyio_sendproducer.testing import FakeDriver, Gate
 from tests.support.calls import Call, at_gate, quiet, raising, record, refuse, taken, task_group
-from tests.support.clock import ManualClock
+from tests.support.clock import ManualClock, run_while_the_clock_stands_still
 from tests.support.waiting import blocking_until, until
 
 #: Far more than any of these ends takes, and far less than what it must not wait for; seconds.
@@ -637,6 +637,22 @@ async def test_a_driver_that_hangs_at_the_end_is_left_behind(
     assert await fate(deliveries[0]) is Persistence.POSSIBLY_PERSISTED
     await let_go(driver)
     assert await fate(deliveries[0]) is Persistence.POSSIBLY_PERSISTED
+
+
+@pytest.mark.usefixtures("short_grace")
+def test_the_end_does_not_wait_for_a_clock_that_stands_still(settings: ProducerSettings) -> None:
+    """A thread that hangs is left behind after a real-time bound."""
+    driver = Hanging("close")
+    driver.manual = False
+    driver.gate.shut()
+
+    async def main() -> None:
+        async with open_send_producer(settings, driver=driver) as producer:
+            await producer.send(record())
+
+    run_while_the_clock_stands_still(main)
+    driver.gate.open()
+    _join_threads()
 
 
 @pytest.mark.usefixtures("short_grace")

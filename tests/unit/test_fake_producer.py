@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Generator
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from typing import Any
 
 import anyio
@@ -46,6 +47,7 @@ from anyio_sendproducer.testing import (
 )
 from anyio_sendproducer.testing._polled_driver import PolledFakeDriver
 from tests.support.calls import Call, fail, quiet, raising, record, task_group
+from tests.support.clock import run_while_the_clock_stands_still
 from tests.support.recorder import Parcel, Recorder
 
 ORDER = ProducerRecord("orders", b"two tins", b"42", headers=[("trace", b"1")])
@@ -226,6 +228,94 @@ def test_nothing_is_on_its_way_when_all_tasks_are_blocked() -> None:
                     await fake.producer.send(record())
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+async def _transaction() -> None:
+    settings = ProducerSettings(bootstrap_servers="localhost:9092", transactional_id="tx")
+    async with fake_producer(settings) as fake:
+        async with fake.producer.transaction() as tx:
+            await tx.send(record())
+            await tx.send_offsets({("t", 0): 1}, "group")
+        with contextlib.suppress(ZeroDivisionError):
+            async with fake.producer.transaction() as tx:
+                await tx.send(record())
+                fail()
+        assert [how for how, _ in fake.transactions] == ["committed", "aborted"]
+
+
+async def _partitions_for() -> None:
+    async with fake_producer() as fake:
+        assert await fake.producer.partitions_for("t") == {0, 1, 2, 3}
+
+
+async def _serializer() -> None:
+    settings = ProducerSettings(bootstrap_servers="localhost:9092", value_serializer=Traced())
+    async with fake_producer(settings) as fake:
+        await fake.producer.send(ProducerRecord("t", "value"))
+        await fake.producer.enqueue(ProducerRecord("t", "value"))
+
+
+async def _breaking() -> None:
+    async with fake_producer() as fake:
+        await fake.break_client()
+        await fake.producer.send(record())
+        await fake.break_producer()
+
+
+async def _pending() -> None:
+    async with fake_producer(manual=True) as fake:
+        fake.producer.enqueue_nowait(record())
+        await fake.wait_until_sent(1)
+        fake.acknowledge()
+
+
+async def _flow() -> None:
+    async def envelopes() -> AsyncIterator[Message[bytes | None, bytes, int]]:
+        for number in range(3):
+            yield Message(record(), number)
+
+    async with fake_producer() as fake, fake.producer.flow(envelopes()) as results:
+        assert [result.pass_through async for result in results] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("autojump", [True, False])
+@pytest.mark.parametrize(
+    "used", [_transaction, _partitions_for, _serializer, _breaking, _pending, _flow]
+)
+def test_no_time_passes_on_trio_s_clock(
+    used: Callable[[], Awaitable[None]], autojump: bool
+) -> None:
+    """Trio's clock jumps when all tasks are blocked, or stands still. Neither disturbs the fake."""
+
+    async def main() -> None:
+        began = trio.current_time()
+        for _ in range(20):
+            with trio.fail_after(1):
+                await used()
+        assert trio.current_time() == began
+
+    if autojump:
+        trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    else:
+        run_while_the_clock_stands_still(main)
+
+
+async def test_everything_happens_on_the_thread_of_the_loop() -> None:
+    threads = set[int]()
+
+    class Noting:
+        def serialize(self, topic: str, headers: list[tuple[str, bytes]], data: Any) -> bytes:
+            threads.add(threading.get_ident())
+            return b""
+
+    before = threading.active_count()
+    settings = ProducerSettings(bootstrap_servers="localhost:9092", value_serializer=Noting())
+    async with fake_producer(settings) as fake:
+        await fake.producer.send(ProducerRecord("t", 1))
+        await fake.break_client()
+        await fake.producer.send(ProducerRecord("t", 2))
+        assert threading.active_count() == before
+    assert threads == {threading.get_ident()}
 
 
 def test_deadlines_pass_with_trio_s_clock() -> None:

@@ -24,16 +24,26 @@ class PolledFakeDriver(FakeDriver):
 
     Attributes:
         direct: whether the loop may call `submit`. False where the settings have serializers,
-            which may block.
+            which may block, unless it is ``inline``.
+        inline: whether the producer starts no thread and calls everything on the loop, also
+            serializers.
         poll_error: raised by `poll`, which a driver must not do.
         listener: called, on whichever thread, when records were taken.
     """
 
     _polled_sink: Sink
 
-    def __init__(self, *, partitions: int = 4, manual: bool = False, direct: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        partitions: int = 4,
+        manual: bool = False,
+        direct: bool = True,
+        inline: bool = False,
+    ) -> None:
         super().__init__(partitions=partitions, manual=manual)
         self.direct = direct
+        self.inline = inline
         self.poll_error: Exception | None = None
         self.listener: Callable[[], None] = lambda: None
         self._guard = threading.Lock()
@@ -45,7 +55,7 @@ class PolledFakeDriver(FakeDriver):
     def __call__(self, settings: ProducerSettings) -> PolledFakeDriver:
         """Be the factory of itself."""
         super().__call__(settings)
-        if any(self._serializes.values()):
+        if any(self._serializes.values()) and not self.inline:
             self.direct = False
         return self
 
