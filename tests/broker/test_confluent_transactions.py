@@ -25,6 +25,7 @@ from anyio_sendproducer import (
     ProducerSettings,
     ProducerStartError,
     RecordMetadata,
+    SendProducer,
     TransactionAborted,
     TransactionError,
     TransactionOutcomeUnknown,
@@ -34,10 +35,11 @@ from anyio_sendproducer import (
 from anyio_sendproducer.drivers import ConsumedOffset, Deadline, _confluent
 from anyio_sendproducer.drivers._confluent import ConfluentDriver
 from anyio_sendproducer.drivers._group_metadata import group_from_bytes, group_to_bytes
-from anyio_sendproducer.testing import EmbeddedBroker
+from anyio_sendproducer.testing import EmbeddedBroker, mock_cluster
 from tests.support.calls import fail, raising
+from tests.support.fault_proxy import fault_proxy
 from tests.support.recorder import Parcel, Recorder, asked
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, until
 
 SETTINGS = ProducerSettings(bootstrap_servers="broker.invalid:1", transactional_id="id")
 GROUP = ConsumerGroupMetadata("group", 7, "member", "instance")
@@ -510,6 +512,40 @@ def test_what_is_said_of_a_call_while_it_is_being_closed(
     client.todo = [close]
     with pytest.raises(ProducerClosed):
         driver.begin_transaction()
+
+
+# --- brokers that have moved ---------------------------------------------------------------------
+
+
+async def committed(producer: SendProducer) -> None:
+    async with producer.transaction() as tx:
+        await tx.send(ProducerRecord("t", b"v", partition=0))
+
+
+async def test_brokers_come_back_under_other_addresses() -> None:
+    """The bootstrap address stays. What was not begun before is not lost."""
+    with mock_cluster() as before, mock_cluster() as after, fault_proxy(str(before)) as bootstrap:
+        settings = settings_for(bootstrap.address, "moving")
+        async with open_send_producer(settings, driver="confluent") as producer:
+            await committed(producer)
+            before.set_down(1)
+            bootstrap.lead_to(str(after))
+            await until(producer._bridge.cut_off)
+            await committed(producer)
+            await committed(producer)
+            assert producer.statistics().generations == 2
+
+
+async def test_brokers_come_back_under_their_addresses() -> None:
+    with mock_cluster() as cluster:
+        settings = settings_for(str(cluster), "staying")
+        async with open_send_producer(settings, driver="confluent") as producer:
+            await committed(producer)
+            cluster.set_down(1)
+            await until(producer._bridge.cut_off)
+            cluster.set_up(1)
+            await committed(producer)
+            assert producer.statistics().generations == 1
 
 
 # --- getting the name ----------------------------------------------------------------------------

@@ -175,6 +175,10 @@ class FaultProxy:
 
         self._do(switch)
 
+    def lead_to(self, upstream: str) -> None:
+        """Connect to another server, for connections that come from now on."""
+        self._upstream = upstream
+
     def refuse(self) -> None:
         """Refuse connections, and reset those that there are, as where a host's broker ended."""
 

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import confluent_kafka
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
@@ -66,6 +67,8 @@ class Client:
         self.refusal: Exception | None = None
         #: How often it was asked for metadata, and what the next answers do.
         self.asked = 0
+        #: How many seconds an answer may take.
+        self.patience = 0.1
         self.answers: list[Step] = []
 
     def poll(self, seconds: float) -> int:
@@ -76,6 +79,9 @@ class Client:
 
     def begin_transaction(self) -> None:
         self.calls.append("begin")
+
+    def close(self) -> None:
+        self.calls.append("close")
 
     def abort_transaction(self, _: float) -> None:
         self.calls.append("abort")
@@ -90,7 +96,7 @@ class Client:
 
     def list_topics(self, topic: str, timeout: float) -> None:
         assert " " in topic  # no topic has such a name
-        assert timeout <= 0.1  # the driver's thread has other work, too
+        assert timeout <= self.patience  # the driver's thread has other work, too
         self.asked += 1
         if self.answers:
             self.answers.pop(0)()
@@ -440,6 +446,156 @@ def test_an_abort_waits_for_the_first_records_only_so_long(
         client.steps = [transactional._closing.set]
     transactional._await_brokers(deadline)
     assert len(client.polls) == (1 if bound == "closing" else 0)
+
+
+# --- brokers that have moved ---------------------------------------------------------------------
+
+
+class Others:
+    """In place of confluent_kafka.Producer: the clients that ask the bootstrap addresses."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.made: list[Client] = []
+        self.configs: list[dict[str, Any]] = []
+        #: What one of them is answered.
+        self.answer: Step = lambda: None
+        #: What making one raises.
+        self.refusal: Exception | None = None
+        monkeypatch.setattr(confluent_kafka, "Producer", self._make)
+
+    def _make(self, config: dict[str, Any], **_: Any) -> Client:
+        self.configs.append(config)
+        if self.refusal is not None:
+            raise self.refusal
+        client = Client()
+        client.patience = 1
+        client.answers = [self.answer]
+        self.made.append(client)
+        return client
+
+
+@pytest.fixture
+def others(monkeypatch: pytest.MonkeyPatch) -> Others:
+    return Others(monkeypatch)
+
+
+@pytest.fixture
+def cut_off(transactional: ConfluentDriver, client: Client) -> ConfluentDriver:
+    """A driver whose client reaches no broker."""
+    transactional._failed(KafkaError(KafkaError._ALL_BROKERS_DOWN, "1/1 brokers are down"))
+    assert transactional.cut_off()
+    client.patience = 1
+    return transactional
+
+
+def test_a_client_whose_brokers_have_moved_is_given_up(
+    cut_off: ConfluentDriver, client: Client, bell: Bell, others: Others
+) -> None:
+    client.answers = [no_answer] * 4
+    cut_off._look_elsewhere()
+    [broken] = bell.breaks
+    assert "no broker that the client knows can be reached, and broker.invalid:1 leads" in str(
+        broken
+    )
+    assert client.asked == 4
+    [other] = others.made
+    assert other.calls == ["close"]
+    [config] = others.configs
+    assert "transactional.id" not in config
+    assert config["bootstrap.servers"] == "broker.invalid:1"
+
+
+def test_a_client_whose_brokers_are_back_goes_on(
+    cut_off: ConfluentDriver, bell: Bell, others: Others
+) -> None:
+    cut_off._look_elsewhere()
+    assert not cut_off.cut_off()
+    assert cut_off.trouble() is None
+    assert (bell.breaks, others.made) == ([], [])
+
+
+def test_a_client_whose_brokers_are_back_a_little_later_goes_on(
+    cut_off: ConfluentDriver, client: Client, bell: Bell, others: Others
+) -> None:
+    client.answers = [no_answer] * 2
+    cut_off._look_elsewhere()
+    assert len(others.made) == 1
+    assert bell.breaks == []
+
+
+def test_the_bootstrap_addresses_are_asked_now_and_then(
+    cut_off: ConfluentDriver, client: Client, bell: Bell, others: Others
+) -> None:
+    others.answer = no_answer
+    for number in (1, 1, 2):
+        client.answers = [no_answer]
+        if number == 2:
+            cut_off._looks_at -= 5
+        cut_off._look_elsewhere()
+        assert len(others.made) == number
+    assert bell.breaks == []
+    assert client.answers == []
+
+
+def test_a_client_that_is_closed_does_not_look_for_brokers(
+    cut_off: ConfluentDriver, client: Client, bell: Bell, others: Others
+) -> None:
+    cut_off._closing.set()
+    cut_off._look_elsewhere()
+    assert (client.asked, others.made, bell.breaks) == (0, [], [])
+
+
+def test_brokers_are_looked_for_with_the_users_tokens(
+    client: Client, bell: Bell, others: Others
+) -> None:
+    """confluent-kafka raises where there is no token within ten seconds."""
+
+    class Tokens:
+        def token(self) -> str:
+            return "a-token"
+
+    login = {
+        "security.protocol": "SASL_PLAINTEXT",
+        "sasl.mechanism": "OAUTHBEARER",
+        "sasl_oauth_token_provider": Tokens(),
+    }
+    settings = ProducerSettings(
+        bootstrap_servers="broker.invalid:1", transactional_id="id", properties=login
+    )
+    driver = ConfluentDriver(settings)
+    driver._client, driver._sink = client, bell
+    client.patience = 1
+    client.answers = [no_answer]
+    others.refusal = KafkaException(KafkaError(KafkaError.SASL_AUTHENTICATION_FAILED))
+    driver._look_elsewhere()
+    assert bell.breaks == []
+    [config] = others.configs
+    assert config["oauth_cb"] == driver._new_token
+
+
+@pytest.mark.parametrize("ends", ["back", "given up", "closed", "in vain"])
+def test_a_transaction_is_begun_when_it_is_known_what_becomes_of_the_client(
+    cut_off: ConfluentDriver, client: Client, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    cut_off.end_transaction(False, Deadline(PATIENCE))
+    waits: list[float] = []
+
+    class Closing(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(timeout or 0)
+            if ends == "back":
+                cut_off._is_cut_off = False
+            if ends == "given up":
+                cut_off._is_broken = True
+            return ends == "closed"
+
+    monkeypatch.setattr(cut_off, "_closing", Closing())
+    if ends == "in vain":
+        monkeypatch.setattr(_confluent, "_OTHERS_SECONDS", 0)
+    cut_off.begin_transaction()
+    assert client.calls[-1] == "begin"
+    # Once more, so that the loop hears first that the client was given up.
+    assert len(waits) == {"back": 1, "given up": 2, "closed": 1, "in vain": 0}[ends]
 
 
 # --- the log -------------------------------------------------------------------------------------

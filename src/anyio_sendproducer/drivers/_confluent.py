@@ -165,6 +165,11 @@ _FRESH_SECONDS: Final = 1.0
 #: For how long it is remembered that records have waited for it long enough.
 _MISSING_SECONDS: Final = 60.0
 
+#: How often the bootstrap addresses are asked, while no broker is reached, where the brokers are.
+_LOOK_SECONDS: Final = 5.0
+#: How long a transaction waits for what comes of that before it is begun.
+_OTHERS_SECONDS: Final = 10.0
+
 #: How many lines of its log wait for a slow handler.
 _MAX_LINES: Final = 10_000
 #: How often one and the same line is passed on, and how many different lines are remembered.
@@ -176,9 +181,10 @@ _DURATION: Final = re.compile(r"\b\d+ms\b")
 #: fatal error. The producer says why it replaces a client.
 _NOT_LOGGED: Final = ("enable.gapless.guarantee", "gap-less guarantee")
 
-#: For who has transactions. When librdkafka 2.16 has lost its last broker it begins anew, and then
-#: may never answer who asks for a coordinator that it knew before; one of its threads runs wild.
-#: Where a client gets nowhere another one is opened all the same.
+#: For clients with transactions. When librdkafka 2.16 has lost its last broker, it would connect to
+#: the bootstrap addresses again. Then it may never answer a request for a coordinator that it knew
+#: before, and one of its threads uses a whole core. Such a client is replaced instead, see
+#: :meth:`ConfluentDriver._look_elsewhere`.
 _TRANSACTIONAL: Final[Mapping[str, Any]] = (
     {"metadata.recovery.strategy": "none"}
     if confluent_kafka.libversion()[1] >= 0x020A0000  # the first that has it
@@ -371,6 +377,8 @@ class ConfluentDriver:
         self._is_known_to_brokers = False
         #: Why the client gives up its records.
         self._why_purged = ""
+        #: When the bootstrap addresses may be asked again where the brokers are.
+        self._looks_at = 0.0
         self._delivered = self._callback()
         self._began = 0.0
 
@@ -543,9 +551,12 @@ class ConfluentDriver:
             self._break(error.args[0])
 
     def _break(self, error: Any) -> None:
+        if not self._is_broken:
+            self._give_up(self._fenced(error) if self._is_fenced(error) else _translated(error))
+
+    def _give_up(self, failure: SendProducerError) -> None:
         if not self._is_broken and not self._closing.is_set():
             self._is_broken = True
-            failure = self._fenced(error) if self._is_fenced(error) else _translated(error)
             self._why_purged = f"the client can't send any more: {failure}"
             cast("Sink", self._sink).broken(failure)
 
@@ -941,10 +952,13 @@ class ConfluentDriver:
     def _attend(self) -> None:
         """The thread: waits for the client to say something, when the loop does not."""
         self._prepare()
+        has_transactions = self._settings.transactional_id is not None
         # Nothing ends a wait in the client early, so one that may have to flush waits in slices.
         slice_ = _HURRY_SECONDS if self.lingers else _SLICE_SECONDS
         # Only the loop sets _is_watching, and only this thread clears it.
         while not self._closing.is_set():
+            if has_transactions and self._is_cut_off and not self._is_broken:
+                self._look_elsewhere()
             if self._is_watching and self._said:
                 # A callback ran in a poll below, perhaps before the loop called watch(). In this
                 # order: once it was rung for, the loop may call watch() again.
@@ -976,6 +990,51 @@ class ConfluentDriver:
                 self._client.list_topics(_NO_TOPIC, timeout=_SLICE_SECONDS)
                 break
         self._is_prepared.set()
+
+    def _look_elsewhere(self) -> None:
+        """Look for the brokers of a client that reaches none of those that it knows. Where the
+        bootstrap addresses lead to others, the client is given up for a new one."""
+        if self._reaches_brokers(self._client):
+            self._trouble = None
+            self._is_cut_off = False
+            return
+        if self._closing.is_set() or time.monotonic() < self._looks_at:
+            return
+        self._looks_at = time.monotonic() + _LOOK_SECONDS
+        config = {
+            **self._config,
+            "enable.idempotence": False,
+            # What it would log, the client itself has logged.
+            "log_level": 0,
+        }
+        del config["transactional.id"]
+        if self._tokens is not None:
+            config["oauth_cb"] = self._new_token
+        try:
+            other = confluent_kafka.Producer(config, logger=self._lines)
+        except KafkaException:  # no token
+            return
+        is_answered = self._reaches_brokers(other)
+        other.close()
+        # If these are the same brokers, the client connects to them as well, after its back-off.
+        seconds = 2 + math.ceil(self._config["reconnect.backoff.max.ms"] / 1000)
+        if is_answered and not any(self._reaches_brokers(self._client) for _ in range(seconds)):
+            addresses = ", ".join(self._settings.addresses)
+            failure = SendProducerError(
+                f"no broker that the client knows can be reached, and {addresses} leads to others"
+            )
+            failure.__cause__ = self._trouble
+            self._give_up(failure)
+
+    def _reaches_brokers(self, client: Any) -> bool:
+        """Whether a broker answers a client within a second."""
+        if self._closing.is_set():
+            return False
+        try:
+            client.list_topics(_NO_TOPIC, timeout=_IDLE_SECONDS)
+        except KafkaException:
+            return False
+        return True
 
     # --- topics ------------------------------------------------------------------------------
 
@@ -1120,6 +1179,7 @@ class ConfluentDriver:
     def begin_transaction(self) -> None:
         """Begin; see :meth:`anyio_sendproducer.drivers.Driver.begin_transaction`."""
         if not self._in_transaction:
+            self._await_others()
             try:
                 with self._call():
                     self._client.begin_transaction()
@@ -1131,6 +1191,17 @@ class ConfluentDriver:
             self._is_known_to_brokers = False
             self._why_purged = self._lines.transaction_error = ""
             self._began = time.monotonic()
+
+    def _await_others(self) -> None:
+        """Wait while this client reaches no broker, since it may be given up for another one: what
+        is begun then is lost."""
+        patience = Deadline(_OTHERS_SECONDS)
+        while self._is_cut_off and not self._is_broken and not patience.is_over:
+            if self._closing.wait(_SLICE_SECONDS):
+                return
+        if self._is_broken:
+            # The loop must hear of that before it hears that the transaction was begun.
+            self._closing.wait(_SLICE_SECONDS)
 
     def send_offsets(
         self,
