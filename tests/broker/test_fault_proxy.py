@@ -161,6 +161,18 @@ def wait_until_swallowed(proxy: FaultProxy, count: int) -> None:
     blocking_until(lambda: proxy.swallowed >= count)
 
 
+def test_answers_are_dropped(ends: Ends, proxy: FaultProxy) -> None:
+    client, broker = ends
+    proxy.drop_answers()
+    broker.sendall(b"lost")
+    wait_until_swallowed(proxy, 4)
+    client.sendall(b"request")
+    assert receive(broker, 7) == b"request"
+    proxy.heal()
+    broker.sendall(b"answer")
+    assert receive(client, 6) == b"answer"
+
+
 def test_cut(ends: Ends, proxy: FaultProxy) -> None:
     proxy.cut()
     for one in ends:

@@ -151,10 +151,10 @@ class FaultProxy:
         self.resets = 0
         """Connections reset so far."""
         self.swallowed = 0
-        """Bytes that came while nothing was passed on."""
+        """Bytes that came while nothing was passed on, or that were dropped."""
         self._connections: set[_Connection] = set()
         self._cuts: list[_Cut] = []
-        self._dribbles = False
+        self._dribbles = self._drops_answers = False
         self._latency = self._jitter = 0.0
         self._random = random.Random(20)  # the same pauses each time
         self._passes = asyncio.Event()
@@ -168,7 +168,7 @@ class FaultProxy:
 
         def switch() -> None:
             self._cuts.clear()
-            self._dribbles = False
+            self._dribbles = self._drops_answers = False
             self._latency = self._jitter = 0.0
             self._passes.set()
             self._listen()
@@ -191,6 +191,14 @@ class FaultProxy:
     def black_hole(self) -> None:
         """Take connections, and pass nothing on, neither way, until healed."""
         self._do(self._passes.clear)
+
+    def drop_answers(self) -> None:
+        """Pass requests on, and drop each answer for good, until healed."""
+
+        def switch() -> None:
+            self._drops_answers = True
+
+        self._do(switch)
 
     def cut(self) -> None:
         """Reset all connections that there are, wherever in a frame they are."""
@@ -341,6 +349,9 @@ class FaultProxy:
         assert target is not None
         while chunk := await self._loop.sock_recv(source, 65_536):
             if way in connection.half_closed:
+                continue
+            if way is Way.TO_CLIENT and self._drops_answers:
+                self.swallowed += len(chunk)
                 continue
             passed_on = frames.cut(chunk, self._due)
             await self._pass_on(chunk[:passed_on], target)
