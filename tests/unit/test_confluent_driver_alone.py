@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import confluent_kafka
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
@@ -452,7 +451,7 @@ def test_an_abort_waits_for_the_first_records_only_so_long(
 
 
 class Others:
-    """In place of confluent_kafka.Producer: the clients that ask the bootstrap addresses."""
+    """In place of the class of the client: those that ask the bootstrap addresses."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.made: list[Client] = []
@@ -461,7 +460,7 @@ class Others:
         self.answer: Step = lambda: None
         #: What making one raises.
         self.refusal: Exception | None = None
-        monkeypatch.setattr(confluent_kafka, "Producer", self._make)
+        monkeypatch.setattr(_confluent, "_Producer", self._make)
 
     def _make(self, config: dict[str, Any], **_: Any) -> Client:
         self.configs.append(config)

@@ -170,6 +170,14 @@ _LOOK_SECONDS: Final = 5.0
 #: How long a transaction waits for what comes of that before it is begun.
 _OTHERS_SECONDS: Final = 10.0
 
+#: librdkafka repeats an error of a broker that it can't reach every 30 s. What is older is over, if
+#: records are delivered.
+_REPEATED_SECONDS: Final = 31.0
+
+#: What librdkafka calls the lines about one broker, and how each line begins.
+_OF_BROKERS: Final = frozenset({("FAIL",), ("REQTMOUT",)})
+_THREAD: Final = re.compile(r"^\[thrd:[^\]]*\]: ")
+
 #: How many lines of its log wait for a slow handler.
 _MAX_LINES: Final = 10_000
 #: How often one and the same line is passed on, and how many different lines are remembered.
@@ -244,6 +252,9 @@ class _LogRelay:
         #: Why the last transaction has failed. librdkafka says so only in its log, and then fails
         #: the transaction's records as purged.
         self.transaction_error = ""
+        #: What was wrong with a broker that did not answer, and when. librdkafka reports to no
+        #: callback what it logs as a mere warning.
+        self.broker_error: tuple[str, float] = ("", -math.inf)
         # If a handler is slower than librdkafka, the oldest lines are dropped.
         self._lines: collections.deque[tuple[Any, ...]] = collections.deque(maxlen=_MAX_LINES)
         self._thread: threading.Thread | None = None
@@ -253,7 +264,10 @@ class _LogRelay:
     def log(self, level: int, message: str, *args: Any) -> None:
         """Called by the client, as :meth:`logging.Logger.log`, with a kind, its name and a text."""
         if args[:1] == ("TXNERR",):
-            self.transaction_error = one_line(str(args[-1]).removeprefix("[thrd:main]: "))
+            self.transaction_error = one_line(_THREAD.sub("", str(args[-1])))
+        if args[:1] in _OF_BROKERS and level == logging.WARNING:
+            said = _THREAD.sub("", str(args[-1]))
+            self.broker_error = (one_line(said), self._monotonic())
         if not _log.isEnabledFor(level):
             return
         if any(words in str(arg) for arg in args for words in _NOT_LOGGED):
@@ -357,6 +371,7 @@ class ConfluentDriver:
         #: of the first record that failed.
         self._gone: dict[str, int] = {}
         self._trouble: SendProducerError | None = None
+        self._noted_at = 0.0
         self._is_cut_off = False
         self._is_broken = False
         #: Whether a record that fails leaves a gap, after which the client must not go on.
@@ -576,6 +591,7 @@ class ConfluentDriver:
         if code in _UNREACHED:
             kind = _NotLetIn if code in _NOT_LET_IN else SendProducerError
             self._trouble = kind(one_line(error.str()))
+            self._noted_at = time.monotonic()
 
     def _counted(self, statistics: str) -> None:
         """Called by the client every ``statistics.interval.ms``."""
@@ -592,6 +608,9 @@ class ConfluentDriver:
 
     def trouble(self) -> Exception | None:
         """The last failure to connect; see :meth:`anyio_sendproducer.drivers.Driver.trouble`."""
+        said, at = self._lines.broker_error
+        if self._trouble is None and time.monotonic() - at < _REPEATED_SECONDS:
+            return SendProducerError(said)
         return self._trouble
 
     def cut_off(self) -> bool:
@@ -805,7 +824,9 @@ class ConfluentDriver:
                 if record.topic not in known:
                     known.add(record.topic)
                 if self._trouble is not None:
-                    self._trouble = None
+                    # It may be another broker's that delivered this record.
+                    if time.monotonic() - self._noted_at >= _REPEATED_SECONDS:
+                        self._trouble = None
                     self._is_cut_off = False
             elif (
                 direct
@@ -874,9 +895,9 @@ class ConfluentDriver:
         if code == KafkaError._INVALID_DIFFERENT_RECORD and self._is_sent_once(message):
             # To send it once more would put it behind what was sent after it.
             return _not_written(record, "another record of its batch was refused", error)
-        cause = self._fenced(error) if self._is_fenced(error) else _translated(error)
+        cause: Exception = self._fenced(error) if self._is_fenced(error) else _translated(error)
         if code == KafkaError._MSG_TIMED_OUT:
-            trouble = self._trouble
+            trouble = self.trouble()
             known = "" if trouble is None else f": {trouble}"
             failure: DeliveryError = DeliveryTimeout(
                 f"no broker acknowledged the record within {self._settings.delivery_timeout:g} s "
@@ -1011,7 +1032,7 @@ class ConfluentDriver:
         if self._tokens is not None:
             config["oauth_cb"] = self._new_token
         try:
-            other = confluent_kafka.Producer(config, logger=self._lines)
+            other = _Producer(config, logger=self._lines)
         except KafkaException:  # no token
             return
         is_answered = self._reaches_brokers(other)
