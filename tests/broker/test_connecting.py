@@ -5,6 +5,7 @@ Those of the bare client tell when a newer kafka-python mends something, as in `
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import socket
 import threading
@@ -33,7 +34,7 @@ from tests.support.bare import bare, leaking_sockets
 from tests.support.clock import ManualClock
 from tests.support.fault_proxy import FaultProxy
 from tests.support.mock_cluster import FOR_MOCK
-from tests.support.scripted_broker import METADATA, scripted_broker
+from tests.support.scripted_broker import METADATA, PRODUCE, scripted_broker
 from tests.support.waiting import blocking_until, until
 
 # kafka-python has no types: whatever is taken from it here is Any.
@@ -137,6 +138,82 @@ async def test_a_record_is_sent_again_within_its_time_if_the_connection_was_forg
         proxied.forget()
         with anyio.fail_after(20):  # by default kafka-python waits for 30 s, and librdkafka for 60
             await producer.send(ProducerRecord("orders", b"a brush"))
+
+
+# --- bootstrap addresses --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def silent() -> Iterator[list[str]]:
+    """Addresses that take connections and never answer."""
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
+        yield [f"127.0.0.1:{server.getsockname()[1]}" for server in servers]
+
+
+async def test_silent_addresses_do_not_hold_up_the_start(
+    driver: str, silent: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # An attempt to connect takes longer than this test.
+    defaults = importlib.import_module("kafka.net.manager").KafkaConnectionManager.DEFAULT_CONFIG
+    monkeypatch.setitem(defaults, "socket_connection_setup_timeout_ms", 1e6)
+    with scripted_broker() as broker:
+        settings = ProducerSettings(
+            bootstrap_servers=[*silent, broker.address],
+            start_timeout=PATIENCE,
+            properties={"request.timeout.ms": 300_000},
+        )
+        async with open_send_producer(settings, driver=driver) as producer:
+            await producer.send(ProducerRecord("orders", b"two tins"))
+
+
+async def test_addresses_that_refuse_do_not_hold_up_the_start(driver: str) -> None:
+    with reserved_ports(3) as ports, scripted_broker() as broker:
+        settings = ProducerSettings(
+            bootstrap_servers=[*(f"127.0.0.1:{port}" for port in ports), broker.address],
+            start_timeout=PATIENCE,
+        )
+        async with open_send_producer(settings, driver=driver) as producer:
+            await producer.send(ProducerRecord("orders", b"two tins"))
+
+
+async def test_a_start_waits_for_the_first_of_several_addresses(driver: str) -> None:
+    with reserved_ports(2) as ports:
+        settings = ProducerSettings(
+            bootstrap_servers=[f"127.0.0.1:{port}" for port in ports], start_timeout=0.5
+        )
+        with pytest.raises(ProducerStartError):
+            async with open_send_producer(settings, driver=driver):
+                pass
+
+
+@contextlib.contextmanager
+def reserved_ports(count: int) -> Iterator[list[int]]:
+    """Ports where nobody listens, and that nobody else gets."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        yield [one.getsockname()[1] for one in sockets]
+
+
+@pytest.mark.parametrize("addresses", [1, 2])
+async def test_brokers_that_come_back_elsewhere_are_found_by_the_bootstrap_address(
+    driver: str, addresses: int
+) -> None:
+    with scripted_broker() as first, scripted_broker() as second, reserved_ports(1) as [nobody]:
+        bootstraps = [first.address, f"127.0.0.1:{nobody}"][:addresses]
+        with scripted_broker() as before:
+            first.brokers = [(1, before.host, before.port)]
+            settings = ProducerSettings(bootstrap_servers=bootstraps, delivery_timeout=LONG)
+            async with open_send_producer(settings, driver=driver) as producer:
+                await producer.send(ProducerRecord("orders", b"two tins"))
+                first.brokers = [(1, second.host, second.port)]
+                await anyio.to_thread.run_sync(before.close)
+                with anyio.fail_after(PATIENCE):
+                    await producer.send(ProducerRecord("orders", b"a brush"))
+                assert producer.statistics().generations == 1
+        assert PRODUCE in second.requests
 
 
 # --- the processor --------------------------------------------------------------------------------

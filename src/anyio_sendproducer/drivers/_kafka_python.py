@@ -17,6 +17,7 @@ import dataclasses
 import functools
 import inspect
 import logging
+import random
 import re
 import ssl
 import threading
@@ -140,6 +141,9 @@ _JOIN_SECONDS: Final = 2.0
 #: How soon the client looks again at a broker that it connects to, if nothing comes of it before.
 _LOOK_AGAIN_MS: Final = 50.0
 
+#: How long one address may take to answer before the next one is tried, too.
+_NEXT_ADDRESS_SECONDS: Final = 0.25
+
 #: How soon a wait for the transaction's coordinator notices that it is over.
 _SLICE_MS: Final = 50
 
@@ -240,6 +244,101 @@ class _Manager(KafkaConnectionManager):
             "socket_connection_setup_timeout_max_ms",
         ):
             self.config[name] = min(self.config[name], self.config["request_timeout_ms"])
+        # The address that answered first, for the next attempt to bootstrap.
+        self._answered: list[Any] = []
+        cluster: Any = self.cluster
+        self._addresses: list[Any] = cluster.bootstrap_brokers()
+        cluster.bootstrap_brokers = self._next_addresses
+        self._places: dict[Any, tuple[str, int]] = {}
+        self._next_bootstrap = 0.0
+        cluster.add_listener(self._look_for_moved)
+
+    # --- bootstrapping -----------------------------------------------------------------------
+
+    def _next_addresses(self) -> list[Any]:
+        answered, self._answered = self._answered, []
+        return answered or self._addresses
+
+    async def _do_bootstrap(self, deadline: float | None) -> Any:
+        """Bootstrap from the address that answers first.
+
+        3.0.12 tries one address at a time, and waits up to 10 s for each. So the connections are
+        made here, side by side, and its own attempt finds one of them.
+        """
+        while len(self._addresses) > 1 and not self._answered:
+            if self.closed or (deadline is not None and time.monotonic() >= deadline):
+                break
+            await self._find_address()
+        try:
+            return await super()._do_bootstrap(deadline)
+        except kafka_errors.KafkaTimeoutError:
+            if not self.closed:
+                raise
+            return None  # otherwise it would log an error whenever a client is closed meanwhile
+
+    async def _find_address(self) -> None:
+        """Connect to the addresses until one has answered; a new one every quarter of a second, or
+        as soon as an attempt has failed."""
+        connecting: dict[Any, Any] = {}
+        brokers = random.sample(self._addresses, len(self._addresses))
+        while not self.closed:
+            while brokers:
+                broker = brokers.pop()
+                with contextlib.suppress(kafka_errors.KafkaError):  # it is too early to try it
+                    connection = self.get_connection(
+                        broker.node_id,
+                        refresh_metadata_on_err=False,
+                        reset_backoff_on_connect=False,
+                    )
+                    connection.init_future.add_both(lambda _: self._bootstrap_wakeup.notify())
+                    connecting[broker.node_id] = broker, connection
+                    break
+            for node_id, (broker, connection) in [*connecting.items()]:
+                if connection.connected:
+                    self._answered = [broker]
+                    del connecting[node_id]
+                    for _, other in connecting.values():
+                        other.close()
+                    return
+                if connection.init_future.is_done:
+                    del connecting[node_id]
+            if not connecting and not brokers:
+                break
+            await self._bootstrap_wakeup(_NEXT_ADDRESS_SECONDS if brokers else None)
+        # None can be had now. Wait until one may be tried again.
+        delays = [self.connection_delay(broker.node_id) for broker in self._addresses]
+        await self._bootstrap_wakeup(max(min(delays), _LOOK_AGAIN_MS / 1000))
+
+    def least_loaded_node(self) -> Any:
+        """A broker to ask; none, and the addresses are tried again, while no broker is reached."""
+        now = time.monotonic()
+        if self._bootstrap_future.is_done and now >= self._next_bootstrap and self._is_lost():
+            # 3.0.12 asks the brokers that it knows forever. They may have other addresses now.
+            self._next_bootstrap = now + self.config["reconnect_backoff_max_ms"] / 1000
+            self.bootstrap_async()
+        # Not while it bootstraps: that would wait for the answer of a broker that is not reached.
+        return super().least_loaded_node() if self._bootstrap_future.is_done else None
+
+    def _is_lost(self) -> bool:
+        """Whether no known broker can be reached. One that refuses a login is reached."""
+        refused = kafka_errors.SaslAuthenticationFailedError
+        return self.cut_off() and not any(
+            isinstance(error, refused) for error in self.failures.values()
+        )
+
+    def _look_for_moved(self, cluster: Any) -> None:
+        """Connect at once to a broker that has another address now."""
+        places = {broker.node_id: (broker.host, broker.port) for broker in cluster.brokers()}
+        for node_id, place in places.items():
+            if self._places.get(node_id, place) != place:
+                self.failures.pop(node_id, None)
+                self.reset_backoff(node_id)
+                connection = self._conns.get(node_id)
+                if connection is not None and not connection.connected:
+                    connection.close()
+        self._places = places
+
+    # --- connections -------------------------------------------------------------------------
 
     def get_connection(self, node_id: Any, *args: Any, **options: Any) -> Any:
         """A connection, new or not."""
@@ -317,7 +416,7 @@ class _Manager(KafkaConnectionManager):
     def refusal(self) -> tuple[str, Exception] | None:
         """Why no broker lets us in, where to go on trying won't help: each was tried, none can be
         had, and one of them refuses what it is shown."""
-        brokers: list[Any] = cast("Any", self.cluster).bootstrap_brokers()
+        brokers = self._addresses
         if any(broker.node_id not in self.failures for broker in brokers):
             return None
         for broker in brokers:
@@ -402,11 +501,17 @@ class _NetClient(KafkaNetClient):
         return max(cast("float", super().connection_delay(node_id)) * 1000, _LOOK_AGAIN_MS)
 
     def await_ready(self, node_id: Any, timeout_ms: float = 30_000) -> Literal[True]:
-        """Wait for a connection; in slices, or nothing would end it before its time."""
+        """Wait for a connection; in slices, or nothing would end it before its time.
+
+        It ends with the first attempt that fails. A coordinator may have another address by then.
+        """
         deadline = time.monotonic() + timeout_ms / 1000
+        failures = self.manager.failures
+        before = failures.get(node_id)
         while not self.is_ready(node_id):
             remaining = (deadline - time.monotonic()) * 1000
-            if remaining <= 0 or self.is_closing:
+            has_failed = failures.get(node_id, before) is not before
+            if remaining <= 0 or self.is_closing or has_failed:
                 raise kafka_errors.KafkaConnectionError(f"node {node_id} is not ready")
             self.maybe_connect(node_id)
             self.poll(timeout_ms=min(remaining, _LOOK_AGAIN_MS))
