@@ -14,7 +14,7 @@ from typing import Any, Final, cast
 
 from ._exceptions import SettingsError
 
-__all__ = ["from_environment", "from_mapping", "from_toml", "truth_of", "unknown"]
+__all__ = ["from_environment", "from_mapping", "from_toml", "read_text", "truth_of", "unknown"]
 
 _PROPERTIES: Final = "properties"
 #: What no text stands for.
@@ -116,11 +116,10 @@ def from_toml(path: str | os.PathLike[str], table: str, fields: Mapping[str, obj
         table: its name, with dots between those above it and its own; empty for the whole file.
         fields: as for :func:`from_mapping`.
     """
+    text = read_text(path)
     try:
-        content = _toml().loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(f"{os.fspath(path)} can't be read: {error.strerror}") from error
-    except ValueError as error:  # of TOML, and of UTF-8
+        content = _toml().loads(text)
+    except ValueError as error:
         raise SettingsError(f"{os.fspath(path)} is not TOML: {error}") from error
     found: Any = content
     for name in table.split(".") if table else []:
@@ -131,6 +130,22 @@ def from_toml(path: str | os.PathLike[str], table: str, fields: Mapping[str, obj
         return from_mapping(cast("dict[str, Any]", found), fields)
     except SettingsError as error:
         raise SettingsError(f"{os.fspath(path)}: {error}") from error
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The text of a settings file, without a byte order mark.
+
+    Raises:
+        SettingsError: the file can't be read, or is not UTF-8.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise SettingsError(f"{os.fspath(path)} can't be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(
+            f"{os.fspath(path)} is not UTF-8: save it as UTF-8, for example with iconv -t UTF-8"
+        ) from error
 
 
 def _toml() -> Any:

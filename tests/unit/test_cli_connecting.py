@@ -52,6 +52,14 @@ def test_toml(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["x.properties", "x.toml"])
+def test_a_byte_order_mark(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    text = "client.id=me" if name == "x.properties" else 'client-id = "me"'
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert settings_of(Connection(config=path, bootstrap_servers="x:1")).client_id == "me"
+
+
 def test_what_counts_more(file: Path) -> None:
     connection = Connection(
         config=file,
@@ -96,7 +104,9 @@ def test_no_properties_at_all() -> None:
     ("name", "content", "message"),
     [
         ("x.properties", b"delivery.timeout.ms=soon", "'delivery.timeout.ms' must be a whole"),
-        ("x.properties", b"\xff", "x.properties: .*codec"),
+        ("x.properties", b"\xff", "x.properties is not UTF-8: save it"),
+        ("x.properties", "client.id=me".encode("utf-16"), "x.properties is not UTF-8: save it"),
+        ("x.toml", "client-id='me'".encode("utf-16"), "x.toml is not UTF-8: save it"),
         ("x.properties", b"a=\\u12", "x.properties: "),
         ("x.conf", b"", "ends in .properties or in .toml"),
         ("x.toml", b"speed = 1", "'speed' is not a setting"),

@@ -178,7 +178,7 @@ def test_a_toml_file_that_is_wrong(tmp_path: Path) -> None:
     path.write_text(f'[orders.kafka]\nproperties."sasl.password" = "{SECRET}\n')
     assert said().startswith(f"{path} is not TOML: ")
     path.write_bytes(b"\xff")
-    assert said().startswith(f"{path} is not TOML: ")
+    assert said().startswith(f"{path} is not UTF-8: save it as UTF-8")
     path.write_text(TOML)
     assert (
         said("orders")

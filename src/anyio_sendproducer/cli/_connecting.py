@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from .. import ProducerSettings, SettingsError
-from .._sources import from_toml
+from .._sources import from_toml, read_text
 from ._running import EXTRA, require, require_loop
 
 __all__ = ["Connection", "parse_property", "require_for", "settings_of"]
@@ -113,14 +113,12 @@ def _from_file(connection: Connection) -> dict[str, Any]:
         raise SettingsError(f"{path} has no tables: those are TOML's")
     import javaproperties
 
+    text = read_text(path)
     try:
-        # ValueError, and what is under it: of UTF-8, and of an escape that is none.
-        properties: dict[str, str] = javaproperties.loads(path.read_text(encoding="utf-8"))
-        return _by_field(properties.items())
-    except OSError as error:
-        raise SettingsError(f"{path} can't be read: {error.strerror}") from error
-    except ValueError as error:
+        properties: dict[str, str] = javaproperties.loads(text)
+    except ValueError as error:  # an escape that does not exist
         raise SettingsError(f"{path}: {error}") from error
+    return _by_field(properties.items())
 
 
 def _by_field(properties: Iterable[tuple[str, str]]) -> dict[str, Any]:
