@@ -20,6 +20,7 @@ import pytest
 from anyio_sendproducer import (
     ProducerBroken,
     ProducerClosed,
+    ProducerRecord,
     ProducerSettings,
     SendProducer,
     SendProducerError,
@@ -27,7 +28,7 @@ from anyio_sendproducer import (
 )
 from anyio_sendproducer.cli import _display, _produce
 from anyio_sendproducer.cli._connecting import Connection
-from anyio_sendproducer.cli._input import Layout
+from anyio_sendproducer.cli._parsing import Chunk, Layout
 from anyio_sendproducer.testing import FakeDriver
 from tests.support.cli_runs import (
     PATIENCE,
@@ -105,6 +106,7 @@ def test_a_report_for_machines(
         "errors": {"Unreadable": 1, "RecordRejected": 1},
         "failed_file": "failed",
         "spilt": 0,
+        "lost": 0,
         "signal": None,
         "error": None,
     }
@@ -552,6 +554,88 @@ def test_the_failed_file_takes_nothing(
     assert json.loads(printed.err.splitlines()[-1])["input"] == "{"
 
 
+class Closed:
+    """A standard error that takes nothing."""
+
+    def write(self, _: str) -> int:
+        raise OSError(32, os.strerror(32))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no disk that is always full")
+def test_nothing_takes_what_failed(
+    fake_producer: FakeDriver,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "stderr", Closed())
+    (here / "in").write_bytes(b"{\n")
+    arguments = ["-b", "x:1", "-t", "t", "-f", "jsonl", "--failed", "/dev/full", "--no-progress"]
+    assert run_main("produce", *arguments, "in") == 3
+    printed = capsys.readouterr().out
+    assert "1 more could not be written anywhere, and are lost." in printed
+
+
+def test_the_disk_of_the_failed_file_fails_at_the_end(
+    fake_producer: FakeDriver,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    (here / "in").write_bytes(b"{\n")
+    arguments = ["-b", "x:1", "-t", "t", "-f", "jsonl", "--failed", "failed", "in"]
+    assert run_main("produce", *arguments) == 3
+    assert "failed may be incomplete: Input/output error" in capsys.readouterr().err
+
+
+class Group(Exception):
+    """A group of exceptions; Python 3.10 has none of its own."""
+
+    exceptions = (KeyboardInterrupt(),)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), Group()])
+def test_an_interrupt_that_comes_out_of_the_loop(
+    error: BaseException,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # As on Windows, where asyncio receives no signals.
+    def run_on(_: str, run: Any) -> int:
+        run.__self__._note(Chunk("in", [ProducerRecord("t", b"a")], [7], last=7))
+        raise error
+
+    monkeypatch.setattr(_produce, "run_on", run_on)
+    arguments = ["-b", "x:1", "-t", "t", "--failed", "failed", "--json", "in"]
+    (here / "in").touch()
+    assert run_main("produce", *arguments) == 128 + signal.SIGINT
+    report = json.loads(capsys.readouterr().out)
+    assert (report["read"], report["failed"], report["signal"]) == (1, 1, "SIGINT")
+    (entry,) = entries(here / "failed")
+    assert (entry["value"], entry["line"]) == ("a", 7)
+    assert (entry["reason"], entry["persistence"]) == ("the record was not sent", "not persisted")
+
+
+def test_the_first_error_is_the_one_that_is_reported(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run_on(_: str, run: Any) -> int:
+        run.__self__.end_by(ValueError("first"))
+        raise ValueError("second")
+
+    monkeypatch.setattr(_produce, "run_on", run_on)
+    (here / "in").touch()
+    assert run_main("produce", "-b", "x:1", "-t", "t", "in") == 3
+    printed = capsys.readouterr().err
+    assert printed.startswith("anyio-sendproducer: unexpected ValueError: first\n")
+    assert "second" not in printed
+
+
 def test_no_broker_there(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "in").write_bytes(b"a\n")
     arguments = ["-b", "127.0.0.1:1", "-t", "t", "--start-timeout", "0.2", "in"]
@@ -595,6 +679,7 @@ def test_a_property_that_the_driver_refuses(here: Path, capsys: pytest.CaptureFi
         (["-b", "x:1", "-t", "t", "--key-field", "k"], "--format lines has no fields"),
         (["-b", "x:1", "-t", "t", "-f", "csv", "-K", ":"], "--key-separator is for --format lines"),
         (["-b", "x:1", "-t", "t", "--csv-columns", "a"], "--csv-columns is for --format csv"),
+        (["-b", "x:1", "-t", "t", "-f", "csv", "--csv-columns", "a,b,a"], "a name is there twice"),
         (["-b", "x:1", "-f", "failed", "-p", "1"], "has partitions and headers of its own"),
         (["-b", "x:1", "-t", "t", "-z", "zip"], "'zip' is not one of"),
         (["-b", "x:1", "-t", "t", "-X", "transactional.id=x"], "transactional_id: records are"),

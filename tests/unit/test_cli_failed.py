@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -158,6 +159,13 @@ class Narrow:
         self.content += data[:taken]
         return taken
 
+    def seek(self, offset: int, whence: int) -> int:
+        assert (offset, whence) == (0, os.SEEK_END)
+        return len(self.content)
+
+    def truncate(self, size: int) -> None:
+        self.content = self.content[:size]
+
 
 @pytest.mark.parametrize("room", [0, 1, 100, 150, 10_000])
 def test_a_disk_that_becomes_full_loses_nothing(
@@ -171,7 +179,89 @@ def test_a_disk_that_becomes_full_loses_nothing(
         file._file = real
     sys.stderr.flush()
     spilt = capfdbinary.readouterr().err.splitlines()[1:]
-    whole = disk.content.splitlines()[: file.written]
+    # Half a line does not stay in the file, where the next line would begin behind it.
+    whole = disk.content.splitlines()
     assert [json.loads(line)["input"] for line in [*whole, *spilt]] == ["0", "1", "2"]
+    assert len(whole) == file.written
     assert file.spilt == len(spilt) == 3 - file.written
     assert bool(spilt) is (room < 10_000)
+
+
+class Closed:
+    """A standard error that takes nothing."""
+
+    def write(self, _: str) -> int:
+        raise OSError(32, os.strerror(32))
+
+
+def test_what_nothing_takes_is_kept_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = FailedFile(tmp_path / "failed")
+    disk = Narrow(0)
+    monkeypatch.setattr(sys, "stderr", Closed())
+    with file._file as real:
+        file._file = disk  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue]
+        file.write([failure(b"1"), failure(b"2")])
+        assert (file.written, file.spilt, file.lost) == (0, 0, 2)
+        disk.room = 10_000
+        file.write([failure(b"3")])
+        file._file = real
+    assert [json.loads(line)["input"] for line in disk.content.splitlines()] == ["1", "2", "3"]
+    assert (file.written, file.spilt, file.lost) == (3, 0, 0)
+
+
+def test_the_end_tries_again_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "failed"
+    file = FailedFile(path)
+    real = file._file
+    file._file = Narrow(0)  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue]
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", Closed())
+        file.write([failure(b"1")])
+        assert file.lost == 1
+    file._file = real
+    file.close()
+    assert json.loads(path.read_bytes())["input"] == "1"
+    assert (file.written, file.lost, file.error) == (1, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("error", "counts"), [(errno.EIO, True), (errno.EINVAL, False)], ids=["disk", "pipe"]
+)
+def test_a_disk_that_fails_at_the_end(
+    error: int, counts: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(error, os.strerror(error))
+
+    file = FailedFile(tmp_path / "failed")
+    file.write([failure(b"1")])
+    monkeypatch.setattr(os, "fsync", fail)
+    file.close()
+    assert (file.error is not None) is counts
+    assert file._file.closed
+
+
+def test_a_file_that_somebody_has_deleted(tmp_path: Path) -> None:
+    file = FailedFile(tmp_path / "failed")
+    file.path.unlink()
+    file.close()
+    assert file.error is None
+
+
+def test_a_record_that_json_can_not_have(tmp_path: Path) -> None:
+    file = FailedFile(tmp_path / "failed")
+    record = ProducerRecord("t", "value")  # text, where bytes are expected
+    file.write([failure(record), failure(b"2")])
+    file.close()
+    first, second = map(json.loads, file.path.read_bytes().splitlines())
+    assert "value" in first["input"]
+    assert first["reason"].startswith("r (written as text because of ")
+    assert second["input"] == "2"
+
+
+@pytest.mark.parametrize("line", ['{"topic": "t"}'.encode("utf-16"), b'{"topic": "\xed\xa0\x80"}'])
+def test_only_utf_8_is_read(line: bytes) -> None:
+    with pytest.raises(Unreadable, match="not JSON: 'utf-8' codec can't decode"):
+        load(line, None)

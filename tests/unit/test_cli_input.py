@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from hypothesis import strategies as st
 from anyio_sendproducer import Persistence, ProducerRecord
 from anyio_sendproducer.cli import _input
 from anyio_sendproducer.cli._failed import Failure
-from anyio_sendproducer.cli._input import Chunk, Fields, Input, InputError, Layout, iterate, size_of
+from anyio_sendproducer.cli._fields import Fields
+from anyio_sendproducer.cli._input import Input, size_of
+from anyio_sendproducer.cli._parsing import Chunk, InputError, Layout, iterate
 from tests.support.calls import task_group
 
 LINES = Layout(topic="t")
@@ -67,6 +70,9 @@ def path(tmp_path: Path) -> Path:
         (b"a\rb\n", [b"a\rb"]),
         (b"\xff\x00\n", [b"\xff\x00"]),
         (b"\xef\xbb\xbfa\n", [b"\xef\xbb\xbfa"]),
+        # Only CR and LF together end a line.
+        (b"a\r", [b"a\r"]),
+        (b"a\r\r\nb\r", [b"a\r", b"b\r"]),
     ],
 )
 async def test_lines(path: Path, content: bytes, values: list[bytes]) -> None:
@@ -97,15 +103,25 @@ def test_lines_come_out_whole_whatever_the_pieces_are(lines: list[bytes]) -> Non
 
 def pieced(format_: str, content: bytes, piece: int = 3) -> list[ProducerRecord[Any, Any]]:
     """What comes of an input that is read a few bytes at a time."""
+    records, failures = pieced_with_failures(Layout(format=format_, topic="t"), content, piece)
+    assert not failures
+    return records
+
+
+def pieced_with_failures(
+    layout: Layout, content: bytes, piece: int
+) -> tuple[list[ProducerRecord[Any, Any]], list[Failure]]:
+    """The same, where some of it may be no record."""
     reading, writing = os.pipe()
     found: list[ProducerRecord[Any, Any]] = []
+    failures: list[Failure] = []
 
     async def main() -> None:
-        one = Input(f"/dev/fd/{reading}", Layout(format=format_, topic="t"))
+        one = Input(f"/dev/fd/{reading}", layout)
         async with task_group() as tasks:
             tasks.start_soon(write)
             async for chunk in one.chunks():
-                assert not chunk.failures
+                failures.extend(chunk.failures)
                 found.extend(chunk.records)
 
     async def write() -> None:
@@ -119,7 +135,143 @@ def pieced(format_: str, content: bytes, piece: int = 3) -> list[ProducerRecord[
         anyio.run(main)
     finally:
         os.close(reading)
-    return found
+    return found, failures
+
+
+# --- compared with readers of their own ----------------------------------------------------------
+
+PIECES = st.integers(1, 40)
+MARKS = (b"", b"\xef\xbb\xbf")
+
+
+@given(content=st.binary(max_size=60), piece=PIECES)
+def test_lines_are_those_of_the_whole_file(content: bytes, piece: int) -> None:
+    records, failures = pieced_with_failures(LINES, content, piece)
+    assert not failures
+    found = [record.value for record in records]
+    ends = [b"\r\n" if line.endswith(b"\r\n") else b"\n" for line in io.BytesIO(content)]
+    lines = [line.removesuffix(end) for line, end in zip(io.BytesIO(content), ends, strict=True)]
+    assert found == lines
+
+
+#: Texts of JSON whose white space, escapes and numbers no program would write again.
+NUMBERS_OF_JSON = st.from_regex(
+    r"-?(0|[1-9][0-9]{0,30})(\.[0-9]{1,25})?([eE][+-]?[0-9]{1,4})?", fullmatch=True
+)
+STRINGS_OF_JSON = st.from_regex(
+    r'"([aä\u2028 {}\[\],:]|\\[nt"\\/]|\\u00[0-9a-f]{2}){0,6}"', fullmatch=True
+)
+SPACES_OF_JSON = st.sampled_from(["", "", " ", "\t", "  "])
+
+
+def texts_of_json() -> st.SearchStrategy[str]:
+    leaves = st.sampled_from(["true", "false", "null"]) | NUMBERS_OF_JSON | STRINGS_OF_JSON
+
+    def containers(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+        items = st.builds("{}{}{}".format, SPACES_OF_JSON, inner, SPACES_OF_JSON)
+        return st.lists(items, max_size=3).map(lambda some: f"[{','.join(some)}]") | objects(inner)
+
+    return st.recursive(leaves, containers, max_leaves=6)
+
+
+def objects(values: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    spaces = SPACES_OF_JSON
+    names = st.sampled_from(['"k"', '"v"', '"\\u0076"', '"other"']) | STRINGS_OF_JSON
+    members = st.builds("{}{}{}:{}{}{}".format, spaces, names, spaces, spaces, values, spaces)
+    return st.lists(members, max_size=4).map(lambda some: f"{{{','.join(some)}}}")
+
+
+class Kept(str):
+    """A number's text."""
+
+    __slots__ = ()
+
+
+def loaded(text: str) -> Any:
+    """The value of a JSON text with nothing lost: pairs for objects, and texts for numbers."""
+
+    def refuse(constant: str) -> Any:
+        raise ValueError(constant)
+
+    return json.loads(
+        text,
+        object_pairs_hook=lambda pairs: ("object", pairs),
+        parse_int=Kept,
+        parse_float=Kept,
+        parse_constant=refuse,
+    )
+
+
+def is_sent_as(sent: bytes | None, value: Any) -> bool:
+    """Whether these are the bytes of a value that json has read."""
+    if value is None or isinstance(value, str):
+        return sent == (None if value is None else value.encode())
+    return sent is not None and loaded(sent.decode()) == value
+
+
+@given(
+    lines=st.lists(
+        objects(texts_of_json())
+        | texts_of_json()
+        | st.sampled_from(["", "{", "NaN", "\f1", '{"v":Infinity}', '{"v":01}', "[1,]", "\ufeff1"]),
+        max_size=6,
+    ),
+    piece=PIECES,
+    mark=st.sampled_from(MARKS),
+    end=st.sampled_from(["\n", "\r\n"]),
+)
+def test_json_lines_are_those_of_json(lines: list[str], piece: int, mark: bytes, end: str) -> None:
+    content = mark + "".join(line + end for line in lines).encode()
+    layout = Layout(format="jsonl", topic="t", fields=Fields(value="v", key="k"))
+    records, failures = pieced_with_failures(layout, content, piece)
+    expected: list[tuple[Any, Any]] = []
+    bad: list[bytes] = []
+    for line in filter(None, lines):
+        try:
+            kind, pairs = loaded(line)
+            members = dict(pairs) if kind == "object" else {}
+            expected.append((members["v"], members["k"]))
+        except (ValueError, TypeError, KeyError):
+            bad.append(line.strip(" \t").encode())
+    assert [failure.what for failure in failures] == bad
+    assert len(records) == len(expected)
+    for record, (value, key) in zip(records, expected, strict=True):
+        assert is_sent_as(record.value, value)
+        assert is_sent_as(record.key, key)
+        # What is cut out stands in the line as it is.
+        if value is not None and not isinstance(value, str):
+            assert record.value in content
+    # Without fields, it is the line.
+    whole, failures = pieced_with_failures(Layout(format="jsonl", topic="t"), content, piece)
+    assert len(whole) + len(failures) == len([*filter(None, lines)])
+    assert {record.value for record in whole} <= {line.strip(" \t").encode() for line in lines}
+
+
+@given(
+    content=st.text('ab,"\n\r; é', max_size=50).map(lambda text: text.removeprefix("sep=")),
+    piece=PIECES,
+    mark=st.sampled_from(MARKS),
+)
+def test_csv_is_that_of_the_csv_module(content: str, piece: int, mark: bytes) -> None:
+    records, failures = pieced_with_failures(COLUMNS, mark + content.encode(), piece)
+    # As a file that is opened with newline="".
+    reader = csv.reader(io.StringIO(content, newline=""), strict=True)
+    good: list[tuple[str, ...]] = []
+    bad = 0
+    while True:
+        try:
+            row = next(reader)
+        except StopIteration:
+            break
+        except csv.Error:
+            bad += 1
+            continue
+        if len(row) == 2:
+            good.append(tuple(row))
+        elif row:
+            bad += 1
+    assert rows_of(records) == good
+    assert len(failures) == bad
 
 
 ALL_FIELDS = Fields(
@@ -137,7 +289,7 @@ async def test_json_lines(path: Path) -> None:
     assert (chunk.count, chunk.last) == (2, 3)
     # It has no end.
     assert [record.value for record in last.records] == [b'"three"']
-    assert (list(last.numbers), last.last, last.position) == ([4], 4, length(path) - 3)
+    assert (list(last.numbers), last.last, last.position) == ([4], 4, length(path))
 
 
 @pytest.mark.parametrize(
@@ -149,7 +301,7 @@ async def test_json_lines(path: Path) -> None:
         (7, b"7"),
         (1.5, b"1.5"),
         (True, b"true"),
-        ({"ä": [1, None]}, '{"ä":[1,null]}'.encode()),
+        ({"ä": [1, None]}, b'{"\\u00e4": [1, null]}'),
         (["\ud800"], b'["\\ud800"]'),
     ],
 )
@@ -167,6 +319,12 @@ async def test_fields_as_bytes(path: Path, value: Any, sent: bytes | None) -> No
         (1_700_000_000_123, 1_700_000_000_123),
         (1.6, 2),
         pytest.param("1700000000123", 1_700_000_000_123, id="text"),
+        # Python also reads these as dates: of 1712, and of 2026.
+        pytest.param("1712050900123", 1_712_050_900_123, id="digits"),
+        pytest.param("20261231", 20_261_231, id="eight-digits"),
+        pytest.param("1700000000123.0", 1_700_000_000_123, id="fraction"),
+        pytest.param("1.5e3", 1_500, id="exponent"),
+        pytest.param(" 7 ", 7, id="spaces"),
         ("2026-01-31T12:00:00.5Z", 1_769_860_800_500),
         ("2026-01-31T13:00:00+01:00", 1_769_860_800_000),
         (None, None),
@@ -187,6 +345,41 @@ async def test_fields_of_all_kinds(path: Path, at: Any, milliseconds: int | None
         timestamp_ms=milliseconds,
         headers=(("h", b"1"), ("deep", b"2")),
     )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "123456789012345678.91",
+        "19.990",
+        "0.10",
+        "1e400",
+        "-0",
+        "1E+2",
+        "9" * 5_000,
+        '{"a": 1, "a": 2}',
+        '{ "a" :\t[ ] }',
+        '["\\u00e4", "\\/", 1.0, {"b": {}}]',
+        "{}",
+        "[]",
+        '{"a": "}"}',
+    ],
+    ids=lambda text: text[:20],
+)
+@pytest.mark.parametrize("around", ['{"v":%s}', '\t{ "a": [{"v": 0}], "v" : %s , "b": {"v": 0}}'])
+async def test_json_is_sent_as_it_was_written(path: Path, around: str, text: str) -> None:
+    put(path, around % text)
+    fields = Fields(value="v", key="v", headers=(("h", "v"),))
+    (record,) = await records_of(path, Layout(format="jsonl", topic="t", fields=fields))
+    sent = text.encode()
+    assert record == ProducerRecord("t", sent, sent, headers=[("h", sent)])
+
+
+async def test_the_last_of_fields_with_the_same_name_counts(path: Path) -> None:
+    put(path, '{"v": [1], "v": {"w": [2]}, "v": {"w": [3], "x": 4, "w": [ 5 ]}, "y": 6}')
+    layout = Layout(format="jsonl", topic="t", fields=Fields(value="v.w", key="v"))
+    (record,) = await records_of(path, layout)
+    assert (record.value, record.key) == (b"[ 5 ]", b'{"w": [3], "x": 4, "w": [ 5 ]}')
 
 
 async def test_a_field_with_dots_in_its_name_comes_before_a_way_through_objects(path: Path) -> None:
@@ -211,7 +404,16 @@ GOOD = {"v": "v", "k": "k", "p": 1, "at": 1, "h": 1, "a": {"b": 1}}
         ({"p": 1.5}, "'p' is not a whole number"),
         ({"a": 1}, "there is no field 'a.b'"),
         ({"at": "now"}, "'at' is neither"),
-        ({"at": float("nan")}, "'at' is neither"),
+        ({"at": True}, "'at' is neither"),
+        ({"at": float("nan")}, "not JSON: NaN is not JSON"),
+        (b'{"v": Infinity}', "not JSON: Infinity is not JSON"),
+        (b'{"v": -Infinity}', "not JSON: -Infinity is not JSON"),
+        (b'{"v": "\xed\xa0\x80"}', "not JSON: 'utf-8' codec can't decode"),
+        ('{"v": "x"}'.encode("utf-16-le"), "not JSON: "),
+        ({"p": "1_0"}, "'p' is not a whole number"),
+        ({"p": "\u0661"}, "'p' is not a whole number"),
+        ({"p": "9" * 5_000}, "'p' is not a whole number"),
+        ({"at": "9" * 5_000}, "'at' is neither"),
         ({"at": "2026-01-31"}, "'at' has no time zone"),
     ],
     ids=str,
@@ -229,6 +431,19 @@ async def test_json_that_is_no_record(path: Path, line: Any, reason: str) -> Non
         str(path), 2, line, "", "Unreadable", Persistence.NOT_PERSISTED
     )
     assert chunk.count == 3
+
+
+@pytest.mark.parametrize("format_", ["jsonl", "failed"])
+async def test_json_that_is_nested_too_deeply(path: Path, format_: str) -> None:
+    line = b"[" * 200_000
+    put(path, b"\n".join([line, b"{", b""]))
+    assert await failures_of(path, Layout(format=format_, topic="t")) == [
+        (1, "the JSON is nested too deeply"),
+        (
+            2,
+            "not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
+        ),
+    ]
 
 
 async def test_csv(path: Path) -> None:
@@ -258,6 +473,72 @@ async def test_csv_of_another_layout(path: Path) -> None:
     assert await records_of(path, layout) == [
         ProducerRecord("t", "ä".encode(), partition=2),
         ProducerRecord("t", b"b"),
+    ]
+
+
+COLUMNS = Layout(format="csv", topic="t", csv_columns=("a", "b"))
+
+
+def rows_of(records: Sequence[ProducerRecord[Any, Any]]) -> list[tuple[str, ...]]:
+    return [tuple(json.loads(record.value).values()) for record in records]
+
+
+@pytest.mark.parametrize(
+    ("content", "rows"),
+    [
+        pytest.param('1,5" pipe\n2,"6"" pipe"\n', [("1", '5" pipe'), ("2", '6" pipe')], id="marks"),
+        pytest.param(",\n1,2\n", [("", ""), ("1", "2")], id="empty-cells"),
+        pytest.param("\n\r\n1,2\n", [("1", "2")], id="blank-lines"),
+        pytest.param("1,2\r3,4\r", [("1", "2"), ("3", "4")], id="carriage-returns"),
+        pytest.param('1,"2\r3"\r', [("1", "2\r3")], id="carriage-return-in-a-cell"),
+        pytest.param("sep=;\n1;2,\n", [("1", "2,")], id="excel"),
+        pytest.param('"sep=\t"\r\n1\t2\r\n', [("1", "2")], id="excel-in-marks"),
+        pytest.param("1,2\nsep=;\n", [("1", "2"), None], id="excel-too-late"),
+        pytest.param(f"1,{'x' * 200_000}\n", [("1", "x" * 200_000)], id="long-cell"),
+    ],
+)
+async def test_csv_by_the_rules_of_the_csv_module(
+    path: Path, content: str, rows: list[tuple[str, ...] | None]
+) -> None:
+    put(path, content)
+    chunks = await read(path, COLUMNS)
+    records = [record for record, _, _ in iterate(chunks)]
+    assert rows_of(records) == [row for row in rows if row is not None]
+    assert sum(len(chunk.failures) for chunk in chunks) == rows.count(None)
+
+
+async def test_tabs_and_nothing_else(path: Path) -> None:
+    put(path, "a\tb\n\t\n1\t\n")
+    layout = Layout(format="csv", topic="t", csv_delimiter="\t")
+    assert rows_of(await records_of(path, layout)) == [("", ""), ("1", "")]
+
+
+async def test_excels_line_is_not_the_header(path: Path) -> None:
+    put(path, "\ufeffsep=;\r\nid;name\r\n1;x\r\n")
+    chunks = await read(path, Layout(format="csv", topic="t", fields=Fields(key="id")))
+    ((record, _, line),) = iterate(chunks)
+    assert (record.key, record.value, line) == (b"1", b'{"id":"1","name":"x"}', 3)
+
+
+async def test_columns_with_the_same_name(path: Path) -> None:
+    put(path, "id,x,x\n1,2,3\n")
+    with pytest.raises(InputError, match=r"input, line 1: 2 columns have the name 'x'"):
+        await read(path, Layout(format="csv", topic="t"))
+    fields = Fields(value="id", key="x")
+    with pytest.raises(InputError, match=r"input, line 1: 2 columns have the name 'x'"):
+        await read(path, Layout(format="csv", topic="t", fields=fields))
+    # Nothing of them is used.
+    layout = Layout(format="csv", topic="t", fields=Fields(value="id", key="id"))
+    assert await records_of(path, layout) == [ProducerRecord("t", b"1", b"1")]
+
+
+async def test_a_row_that_is_not_csv_ends_with_its_line(path: Path) -> None:
+    put(path, '"1"x,"2\n3,4\n"5\n6"7,"8\n9,10\n')
+    (chunk,) = await read(path, COLUMNS)
+    assert rows_of(chunk.records) == [("3", "4"), ("9", "10")]
+    assert [(one.line, one.what) for one in chunk.failures] == [
+        (1, b'"1"x,"2'),
+        (3, b'"5\n6"7,"8'),
     ]
 
 
@@ -297,6 +578,33 @@ def test_csv_comes_out_as_it_was_whatever_the_pieces_are(rows: list[tuple[str, s
     csv.writer(out, quoting=csv.QUOTE_ALL).writerows([("x", "y"), *rows])
     found = pieced("csv", out.getvalue().encode())
     assert [tuple(json.loads(record.value).values()) for record in found] == rows
+
+
+async def test_a_byte_order_mark_is_not_in_the_first_key(path: Path) -> None:
+    put(path, b"\xef\xbb\xbfk=v\n\xef\xbb\xbfk=v\n")
+    first, second = await records_of(path, Layout(topic="t", key_separator=b"="))
+    assert (first.key, second.key) == (b"k", b"\xef\xbb\xbfk")
+
+
+def test_a_byte_order_mark_that_comes_in_two_pieces() -> None:
+    assert pieced("jsonl", b"\xef\xbb\xbf1\n", 1) == [ProducerRecord("t", b"1")]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        Layout(topic="t", format="jsonl"),
+        Layout(topic="t", format="failed"),
+        Layout(topic="t", format="csv"),
+        Layout(topic="t", key_separator=b"="),
+    ],
+    ids=["jsonl", "failed", "csv", "keys"],
+)
+async def test_utf_16_is_refused(path: Path, layout: Layout, encoding: str) -> None:
+    put(path, "\ufeffa\nb\n".encode(encoding))
+    with pytest.raises(InputError, match=r"input is UTF-16, and UTF-8 is expected: convert it"):
+        await read(path, layout)
 
 
 async def test_a_file_that_goes_on_past_one_piece(
@@ -370,3 +678,88 @@ def test_iterate() -> None:
         Chunk("two", [records[1]], range(1, 2), last=1),
     ]
     assert list(iterate(chunks)) == [(records[0], "one", 7), (records[1], "two", 1)]
+
+
+# --- nothing that was read is dropped -------------------------------------------------------------
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[str, int]]:
+    """The path of a pipe, and the descriptor to write to."""
+    reading, writing = os.pipe()
+    yield f"/dev/fd/{reading}", writing
+    os.close(reading)
+    os.close(writing)
+
+
+@pytest.mark.parametrize("is_pipe", [True, False])
+async def test_what_follows_a_header_that_is_refused(
+    is_pipe: bool, path: Path, pipe: tuple[str, int]
+) -> None:
+    content = b"a,a\n1,2\n3,4"
+    os.write(pipe[1], content)
+    put(path, content)
+    source = Input(pipe[0] if is_pipe else str(path), Layout(format="csv", topic="t"))
+    failures: list[Failure] = []
+
+    async def gather() -> None:
+        async for chunk in source.chunks():
+            failures.extend(chunk.failures)
+
+    with pytest.raises(InputError, match="2 columns have the name 'a'"):
+        await gather()
+    if is_pipe:
+        # A pipe gives them once.
+        assert [(one.line, one.what) for one in failures] == [
+            (1, b"a,a"),
+            (2, b"1,2"),
+            (3, b"3,4"),
+        ]
+        assert {one.reason for one in failures} == {"the reading stopped here"}
+    else:
+        assert failures == []
+
+
+async def test_a_fault_in_a_parser_costs_these_lines_only(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Input(str(path), Layout(format="jsonl", topic="t"))
+    parse = source._parser.parse
+
+    def raise_once(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.setattr(source._parser, "parse", parse)
+        raise ZeroDivisionError("a fault")
+
+    monkeypatch.setattr(source._parser, "parse", raise_once)
+    put(path, b"1\n2\n3")
+    first, last = [chunk async for chunk in source.chunks()]
+    assert [(one.line, one.what, one.error) for one in first.failures] == [
+        (1, b"1", "ZeroDivisionError"),
+        (2, b"2", "ZeroDivisionError"),
+    ]
+    assert {one.reason for one in first.failures} == {"unexpected ZeroDivisionError: a fault"}
+    assert [record.value for record in last.records] == [b"3"]
+    assert [*last.numbers] == [3]
+
+
+async def test_a_fault_at_the_end_of_the_input(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Input(str(path), LINES)
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(source._parser, "parse", fail)
+    put(path, b"1")
+    (chunk,) = [chunk async for chunk in source.chunks()]
+    assert [one.what for one in chunk.failures] == [b"1"]
+
+
+async def test_what_nobody_took_is_left_over(pipe: tuple[str, int]) -> None:
+    source = Input(pipe[0], LINES)
+    os.write(pipe[1], b"1\n2\nhalf")
+    async with contextlib.aclosing(source.chunks()) as chunks:
+        async for _ in chunks:
+            break
+    (chunk,) = source.leftover()
+    assert [(one.line, one.what) for one in chunk.failures] == [(3, b"half")]
+    assert source.leftover() == []

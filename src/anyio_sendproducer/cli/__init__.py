@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Final, cast
 
 from ._running import EXTRA, USAGE, MissingExtra, complain, require
+from ._streams import steady_streams
 
 __all__ = ["main"]
 
@@ -30,7 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: where a shell asks for the completion of words.
     """
-    words = sys.argv[1:] if arguments is None else [*arguments]
+    with steady_streams():
+        return _main(sys.argv[1:] if arguments is None else [*arguments])
+
+
+def _main(words: list[str]) -> int:
     if words == ["--version"]:
         print(f"{_DISTRIBUTION} {_version()}")
         return 0

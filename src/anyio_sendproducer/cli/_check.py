@@ -32,6 +32,7 @@ from ._running import (
     USAGE,
     MissingExtra,
     complain,
+    print_report,
     run_on,
     until_terminated,
 )
@@ -134,7 +135,7 @@ def run(connection: Connection, loop: str, timeout: float, *, as_json: bool) -> 
 
 
 async def _run(settings: ProducerSettings, driver: str | None, *, as_json: bool) -> int:
-    from ._display import print_steps
+    from ._display import steps_text
 
     steps, cluster = await check(settings, driver)
     code = INCOMPLETE if any(step.state == "failed" for step in steps) else COMPLETE
@@ -144,9 +145,10 @@ async def _run(settings: ProducerSettings, driver: str | None, *, as_json: bool)
             "steps": [dataclasses.asdict(step) for step in steps],
             "cluster": None if cluster is None else dataclasses.asdict(cluster),
         }
-        print(json.dumps(report, ensure_ascii=False))
+        # In ASCII, which every locale can print.
+        print_report(json.dumps(report) + "\n")
     else:
-        print_steps(steps)
+        print_report(steps_text(steps))
     return code
 
 

@@ -19,7 +19,8 @@ from .. import DeliveryError, ProducerSettings, SettingsError
 from .._records import ProducerRecord, check_record
 from . import _broker, _check, _demo, _produce
 from ._connecting import Connection, parse_property
-from ._input import FORMATS, Fields, Layout
+from ._fields import Fields
+from ._parsing import FORMATS, Layout
 from ._running import COMPLETE, FAILED, INCOMPLETE, LOOPS, USAGE, interrupted
 
 __all__ = ["NAME", "command"]
@@ -177,8 +178,11 @@ def _seconds(_: click.Context, parameter: click.Parameter, text: str | None) -> 
     return seconds
 
 
-def _columns(_: click.Context, __: click.Parameter, text: str | None) -> tuple[str, ...]:
-    return () if text is None else tuple(text.split(","))
+def _columns(_: click.Context, parameter: click.Parameter, text: str | None) -> tuple[str, ...]:
+    names = () if text is None else tuple(text.split(","))
+    if len(set(names)) < len(names):
+        raise click.BadParameter("a name is there twice", param=parameter)
+    return names
 
 
 def _unescaped(text: str) -> str:
@@ -281,7 +285,7 @@ def _until_interrupted(run: Callable[..., int], *arguments: Any, **options: Any)
 
 # --- the commands --------------------------------------------------------------------------------
 
-_SIGNALS: Final = {"130, 143": "It was ended by Ctrl-C, or by SIGTERM."}
+_SIGNALS: Final = {"130, 143, 129": "It was ended by Ctrl-C, SIGTERM or SIGHUP."}
 
 
 @click.group(
@@ -300,8 +304,10 @@ def command() -> None:
         f"{COMPLETE}": "Every record that was read was delivered.",
         f"{INCOMPLETE}": "Records failed; they are in the failed file.",
         f"{USAGE}": "The command line or a setting is wrong, or a package is not installed.",
-        f"{FAILED}": "There was no producer, or it broke, or input could not be read on.",
-        "130, 143": "It was ended by Ctrl-C, or by SIGTERM; what was read is accounted for.",
+        f"{FAILED}": "There was no producer, or it broke; or input could not be read on; or a "
+        "record that failed could not be written down.",
+        "130, 143, 129": "It was ended by Ctrl-C, SIGTERM or SIGHUP; what was read is accounted "
+        "for.",
     },
 )
 @click.argument(
@@ -461,8 +467,8 @@ def produce(
     accounted for: it is delivered, or it stands in the failed file, with the reason and with
     whether it may be written all the same. That file can be fed in again by --format failed.
 
-    Ctrl-C ends the reading. What was read by then is delivered within --close-timeout; what is not,
-    goes to the failed file. Ctrl-C once more hurries it.
+    Ctrl-C ends the reading, and so do SIGTERM and SIGHUP. What was read by then is delivered within
+    --close-timeout; what is not, goes to the failed file. Ctrl-C once more hurries it.
     """
     connection = _connection(**cluster)
     fields = Fields(value_field, key_field, partition_field, timestamp_field, header_fields)
@@ -537,7 +543,7 @@ def check(*, as_json: bool, loop: str, start_timeout: float, **cluster: Any) -> 
 @command.command(
     cls=Command,
     exit_codes={
-        f"{COMPLETE}": "It ran until Ctrl-C or SIGTERM.",
+        f"{COMPLETE}": "It ran until Ctrl-C, SIGTERM or SIGHUP.",
         f"{USAGE}": "The command line is wrong.",
         f"{FAILED}": "It is not installed, did not come up, or ended by itself.",
     },

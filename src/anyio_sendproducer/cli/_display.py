@@ -6,7 +6,6 @@ It needs ``rich`` (extra ``cli``).
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Generator, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -15,7 +14,15 @@ import rich.progress
 import rich.table
 import rich.text
 
-__all__ = ["Bar", "Figures", "PartitionRow", "print_partitions", "print_steps", "progress_bar"]
+__all__ = [
+    "Bar",
+    "Figures",
+    "PartitionRow",
+    "is_terminal",
+    "partitions_text",
+    "progress_bar",
+    "steps_text",
+]
 
 
 class Figures(NamedTuple):
@@ -65,7 +72,7 @@ class Bar:
 
 @contextlib.contextmanager
 def progress_bar(total: int | None) -> Generator[Bar, None, None]:
-    """A bar on standard error, whose end is so many bytes of input; None where nobody knows."""
+    """A bar on standard error for ``total`` bytes of input; None if the size is unknown."""
     with rich.progress.Progress(
         rich.progress.TextColumn("{task.description}"),
         rich.progress.BarColumn(bar_width=None),
@@ -89,19 +96,22 @@ def is_terminal(*, stderr: bool = False) -> bool:
     return rich.console.Console(stderr=stderr).is_terminal
 
 
-def print_partitions(rows: Sequence[PartitionRow]) -> None:
-    """Show what went where: in a table, or in plain lines."""
+def partitions_text(rows: Sequence[PartitionRow]) -> str:
+    """The number of records in each partition: as a table for a terminal, otherwise plain lines."""
     if not rows:
-        return
+        return ""
     if not is_terminal():
+        lines: list[str] = []
         for row in rows:
             offsets = (
                 ""
                 if row.first_offset is None
                 else f", offsets {row.first_offset:,} to {row.last_offset:,}"
             )
-            print(f"{row.topic}, partition {row.partition}: {row.records:,} records{offsets}")
-        return
+            lines.append(
+                f"{row.topic}, partition {row.partition}: {row.records:,} records{offsets}\n"
+            )
+        return "".join(lines)
     table = rich.table.Table(title="delivered, by partition")
     table.add_column("topic")
     for heading in ("partition", "records", "first offset", "last offset"):
@@ -110,26 +120,29 @@ def print_partitions(rows: Sequence[PartitionRow]) -> None:
         cells = ("-" if cell is None else f"{cell:,}" for cell in row[1:])
         # As it is, whatever rich would take for its markup.
         table.add_row(rich.text.Text(row.topic), *cells)
-    rich.console.Console().print(table)
+    console = rich.console.Console()
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get()
 
 
 #: How each state of a step is shown, and in which of the terminal's colours.
 _STATES: Final = {"ok": "green", "failed": "bold red", "skipped": "yellow"}
 
 
-def print_steps(steps: Sequence[Any]) -> None:
-    """Show what came of the steps of ``check``: for each its state, its name and what there is to
-    say, then a hint."""
+def steps_text(steps: Sequence[Any]) -> str:
+    """The steps of ``check``: for each its state, its name and its details, then a hint."""
     console = rich.console.Console(soft_wrap=True, highlight=False)
-    for step in steps:
-        first, *others = step.details
-        line = rich.text.Text()
-        line.append(f"{step.state:<8}", style=_STATES[step.state])
-        line.append(f"{step.name:<14}", style="bold")
-        line.append(first)
-        console.print(line)
-        for detail in others:
-            console.print(rich.text.Text(" " * 22 + detail))
-        if step.hint:
-            console.print(rich.text.Text(" " * 22 + f"-> {step.hint}"))
-    sys.stdout.flush()
+    with console.capture() as captured:
+        for step in steps:
+            first, *others = step.details
+            line = rich.text.Text()
+            line.append(f"{step.state:<8}", style=_STATES[step.state])
+            line.append(f"{step.name:<14}", style="bold")
+            line.append(first)
+            console.print(line)
+            for detail in others:
+                console.print(rich.text.Text(" " * 22 + detail))
+            if step.hint:
+                console.print(rich.text.Text(" " * 22 + f"-> {step.hint}"))
+    return captured.get()

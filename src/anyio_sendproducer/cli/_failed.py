@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -17,8 +18,12 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
 
 from .. import DeliveryError, Persistence, ProducerRecord
+from ._streams import emit
 
 __all__ = ["FailedFile", "Failure", "Unreadable", "dump", "load"]
+
+#: What a pipe or a device says that cannot be synchronized with a disk.
+_NOT_SYNCED: Final = (errno.EINVAL, errno.ENOTSUP, errno.EROFS)
 
 #: A record's parts, each as it stands in a line.
 _NUMBERS: Final = ("partition", "timestamp_ms")
@@ -96,9 +101,12 @@ def load(line: bytes, topic: str | None) -> ProducerRecord[Any, Any]:
         Unreadable: it is no such line, or was no record before.
     """
     try:
-        entry: Any = json.loads(line)
-    except ValueError as error:
+        # Decoded here, since json would try UTF-16 and UTF-32, too.
+        entry: Any = json.loads(line.decode())
+    except ValueError as error:  # of JSON, and of UTF-8
         raise Unreadable(f"not JSON: {error}") from None
+    except RecursionError:
+        raise Unreadable("the JSON is nested too deeply") from None
     if not isinstance(entry, dict):
         raise Unreadable("not a JSON object")
     entry = cast("dict[str, Any]", entry)
@@ -160,6 +168,15 @@ def _as_bytes(name: str, given: Any) -> bytes | None:
     raise Unreadable(f'{name!r} is neither a text, nor null, nor {{"base64": "..."}}')
 
 
+def _dump_anyway(failure: Failure) -> bytes:
+    """A failure as a line, whatever it has in it."""
+    try:
+        return dump(failure)
+    except Exception as error:  # noqa: BLE001  # nothing may keep a failure out of the file
+        reason = f"{failure.reason} (written as text because of {type(error).__name__}: {error})"
+        return dump(failure._replace(what=repr(failure.what).encode(), reason=reason))
+
+
 class FailedFile:
     """The file. It is there from the beginning, so that what fails has somewhere to go, and is
     taken away at the end where nothing did. Its methods block.
@@ -178,6 +195,9 @@ class FailedFile:
         """How many failures are in it."""
         self.spilt = 0
         """How many could not be written, and went to standard error."""
+        self.error: OSError | None = None
+        """Why failures that were written may be lost all the same."""
+        self._unwritten: list[bytes] = []
         # Made here, or empty, or no file on a disk.
         if path.is_file() and path.stat().st_size:
             raise FileExistsError(
@@ -187,34 +207,69 @@ class FailedFile:
         # Unbuffered: what is written is there whatever becomes of this process.
         self._file = path.open("ab", buffering=0)
 
+    @property
+    def lost(self) -> int:
+        """How many failures neither the file nor standard error has taken yet."""
+        return len(self._unwritten)
+
     def write(self, failures: Iterable[Failure]) -> None:
-        """Write these down, all of them, before this returns. Where the file takes no more, they go
-        to standard error."""
-        data = b"".join(map(dump, failures))
+        """Write these down, all of them, before this returns. If the file takes no more, they go to
+        standard error. If that fails too, they are kept, and the next call tries again."""
+        lines = self._unwritten + [_dump_anyway(failure) for failure in failures]
+        data = b"".join(lines)
         done = 0
         try:
             while done < len(data):
                 # Less than all of it may be written where a disk is almost full.
                 done += self._file.write(memoryview(data)[done:])
         except OSError as error:
-            print(
-                f"anyio-sendproducer: {self.path} takes no more ({error.strerror}); what is not in "
-                "it follows:",
-                file=sys.stderr,
-                flush=True,
-            )
-            # Whole lines; half of one may be in the file as well.
-            begin = data.rfind(b"\n", 0, done) + 1
-            sys.stderr.buffer.write(data[begin:])
-            sys.stderr.buffer.flush()
-            self.spilt += data.count(b"\n", begin)
-            done = begin
+            # Whole lines; the file does not keep half of one.
+            whole = data.rfind(b"\n", 0, done) + 1
+            self._cut(done - whole)
+            self._spill(data[whole:], error)
+            done = whole
+        else:
+            self._unwritten = []
         self.written += data.count(b"\n", 0, done)
 
+    def _cut(self, count: int) -> None:
+        """Remove the last bytes of the file."""
+        if count:
+            with contextlib.suppress(OSError):  # no file on a disk
+                self._file.truncate(self._file.seek(0, os.SEEK_END) - count)
+
+    def _spill(self, data: bytes, error: OSError) -> None:
+        notice = (
+            f"anyio-sendproducer: {self.path} takes no more ({error.strerror}); what is not in it "
+            "follows:\n"
+        )
+        lines = data.splitlines(keepends=True)  # JSON escapes all ends of lines within
+        if emit(sys.stderr, notice) is None and emit(sys.stderr, data) is None:
+            self._unwritten = []
+            self.spilt += len(lines)
+        else:
+            self._unwritten = lines
+
     def close(self) -> None:
-        """Close it, and take it away where nothing is in it, and it was not there before."""
-        with contextlib.suppress(OSError):  # no file on a disk
+        """Try once more to write what could not be written, and close the file. If it is empty, and
+        was not there before, delete it. Errors are in ``error``."""
+        if self._unwritten:
+            self.write([])
+        try:
+            try:
+                size = os.fstat(self._file.fileno()).st_size
+                self._sync()
+            finally:
+                self._file.close()
+            if self._is_ours and not size:
+                self.path.unlink()
+        except OSError as error:
+            if self.written:
+                self.error = error
+
+    def _sync(self) -> None:
+        try:
             os.fsync(self._file.fileno())
-        self._file.close()
-        if self._is_ours and not self.path.stat().st_size:
-            self.path.unlink()
+        except OSError as error:
+            if error.errno not in _NOT_SYNCED:
+                raise

@@ -19,7 +19,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncGenerator, Sequence
+import traceback
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -44,7 +45,8 @@ from .. import (
 )
 from ._connecting import Connection, require_for, settings_of
 from ._failed import FailedFile, Failure
-from ._input import Chunk, Input, InputError, Layout, iterate, size_of
+from ._input import Input, size_of
+from ._parsing import Chunk, InputError, Layout, iterate
 from ._running import (
     COMPLETE,
     FAILED,
@@ -52,12 +54,15 @@ from ._running import (
     USAGE,
     MissingExtra,
     complain,
+    ending_signals,
     interrupted,
+    print_report,
     run_on,
 )
+from ._streams import emit
 
 if TYPE_CHECKING:
-    from ._display import Bar, Figures, PartitionRow
+    from ._display import Figures, PartitionRow
 
 __all__ = ["Order", "run"]
 
@@ -101,7 +106,8 @@ def run(order: Order) -> int:
     Returns:
         An exit code: ``COMPLETE``; ``INCOMPLETE`` where records failed; ``USAGE`` for settings that
         are wrong and packages that are missing; ``FAILED`` where there was no producer, or it
-        broke, or input could not be read; 128 and the signal's number.
+        broke, or input could not be read, or a failed record could not be written down; 128 and the
+        signal's number.
     """
     try:
         require_for(order.connection, order.loop)
@@ -116,10 +122,13 @@ def run(order: Order) -> int:
             f"{order.failed or Path.cwd()} can't be written to: {error.strerror}", USAGE
         )
     shows = is_terminal(stderr=True) if order.progress is None else order.progress
+    job = _Job(order, settings, failed, shows=shows)
     try:
-        job = _Job(order, settings, failed, shows=shows)
         run_on(order.loop, job.run)
+    except BaseException as error:  # noqa: BLE001  # what was read is accounted for, whatever it is
+        job.end_by(error)
     finally:
+        job.settle_rest()
         failed.close()
     return _report(order, job, failed)
 
@@ -153,7 +162,13 @@ class _Place:
 
 
 class _Job:
-    """One run, and what came of it."""
+    """One run, and what came of it.
+
+    Each chunk that was read is in ``_unsettled`` until all of its records have an outcome, and each
+    failure is in ``_unwritten`` until the failed file has it. Whatever ends the tasks,
+    :meth:`settle_rest` writes down what is left. An error in one task ends no other task: see
+    :meth:`_contain`.
+    """
 
     def __init__(
         self, order: Order, settings: ProducerSettings, failed: FailedFile, *, shows: bool
@@ -166,6 +181,10 @@ class _Job:
         self._starting: anyio.CancelScope
         self._hurried = anyio.Event()
         self._input: Input | None = None
+        self._unsettled: collections.deque[Chunk] = collections.deque()
+        self._being_sent = 0
+        """The number of chunks, of the first in ``_unsettled``, that are with the producer."""
+        self._unwritten: list[Failure] = []
         self._stopped = False
         self._position = 0
         self._position_before = 0
@@ -181,7 +200,9 @@ class _Job:
         """The input and its line up to which everything was read."""
         self.signal: int | None = None
         self.all_read = False
-        self.trouble: SendProducerError | InputError | None = None
+        self.trouble: BaseException | None = None
+        """The first error that ended the run before its time."""
+        self.display_error: Exception | None = None
 
     # --- the tasks -----------------------------------------------------------------------------
 
@@ -192,53 +213,89 @@ class _Job:
             # asyncio can't receive signals there; Ctrl-C is an exception.
             if sys.platform != "win32":  # pragma: no branch
                 await tasks.start(self._watch_signals, tasks)
-            try:
-                with self._starting:
-                    await self._send_all()
-            except SendProducerError as error:
-                # Not raised here: it would come out of the task group in an exception group.
-                self.trouble = error
+            with self._starting:
+                await self._contain(self._send_all)
+            # Before signals are listened to no more.
+            self.settle_rest()
             tasks.cancel_scope.cancel()
         return COMPLETE
+
+    async def _contain(self, function: Callable[..., Awaitable[None]], *arguments: Any) -> None:
+        """Run a task. Its error does not leave it, which would cancel the others; it ends the
+        reading, and what was read is settled."""
+        try:
+            await function(*arguments)
+        except Exception as error:  # noqa: BLE001  # see above
+            self.end_by(error)
+
+    def end_by(self, error: BaseException) -> None:
+        """Read no more because of an error, which is reported."""
+        # Groups are no built-in class on Python 3.10.
+        while inside := getattr(error, "exceptions", ()):
+            error = inside[0]
+        if isinstance(error, KeyboardInterrupt):
+            self.signal = self.signal or signal.SIGINT
+        elif self.trouble is None:
+            self.trouble = error
+        self._stop_reading()
+
+    def settle_rest(self) -> None:
+        """Write down what has no outcome, and what could not be written so far."""
+        for chunk in self._input.leftover() if self._input is not None else ():
+            self._note(chunk)
+        for index, chunk in enumerate(self._unsettled):
+            reason, persistence = "the record was not sent", Persistence.NOT_PERSISTED
+            if index < self._being_sent:
+                reason = "the record's outcome is not known"
+                persistence = Persistence.POSSIBLY_PERSISTED
+            if self.trouble is not None:
+                reason += f": {_described(self.trouble)}"
+            self._fail([*chunk.failures, *_all_failed([chunk], reason, persistence)])
+        self._unsettled.clear()
+        if self._unwritten:
+            self._failed.write(self._unwritten)
+            self._unwritten = []
 
     async def _send_all(self) -> None:
         driver = self._order.connection.driver
         async with open_send_producer(self._settings, driver=driver) as producer:
             self._producer = producer
             began = anyio.current_time()
-            async with self._shown(producer) if self._shows else contextlib.nullcontext():
+            async with anyio.create_task_group() as beside:
+                if self._shows:
+                    beside.start_soon(self._show, producer)
                 await self._pass_on(producer)
+                beside.cancel_scope.cancel()
             self.seconds = anyio.current_time() - began
 
     async def _pass_on(self, producer: SendProducer) -> None:
         give, take = anyio.create_memory_object_stream[Chunk](_IN_ADVANCE)
         async with anyio.create_task_group() as readers:
-            readers.start_soon(self._read, give)
+            readers.start_soon(self._contain, self._read, give)
             with take:
-                await self._send(producer, take)
+                await self._contain(self._send, producer, take)
 
     async def _read(self, give: MemoryObjectSendStream[Chunk]) -> None:
         with give:
-            try:
-                for name in self._order.inputs:
-                    if self._stopped:
-                        break
-                    self._input = Input(name, self._order.layout)
-                    async with contextlib.aclosing(self._input.chunks()) as chunks:
-                        async for chunk in chunks:
-                            self._note(chunk)
-                            # It was read, and is not to be lost.
-                            with anyio.CancelScope(shield=True):
-                                await give.send(chunk)
-                    self._position_before = self._position
-                    if not self._input.ended:
-                        break
-                else:
-                    self.all_read = True
-            except InputError as error:
-                self.trouble = error
+            for name in self._order.inputs:
+                if self._stopped:
+                    break
+                self._input = Input(name, self._order.layout)
+                async with contextlib.aclosing(self._input.chunks()) as chunks:
+                    async for chunk in chunks:
+                        self._note(chunk)
+                        try:
+                            await give.send(chunk)
+                        except anyio.BrokenResourceError:  # the sending has ended by an error
+                            return
+                self._position_before = self._position
+                if not self._input.ended:
+                    break
+            else:
+                self.all_read = True
 
     def _note(self, chunk: Chunk) -> None:
+        self._unsettled.append(chunk)
         self.read += chunk.count
         self.last = (chunk.source, chunk.last)
         self._position = self._position_before + chunk.position
@@ -265,7 +322,12 @@ class _Job:
             failures = [failure for chunk in chunks for failure in chunk.failures]
             records = [record for chunk in chunks for record in chunk.records]
             if records:
+                self._being_sent = len(chunks)
                 failures += await self._send_batch(producer, records, chunks)
+                self._being_sent = 0
+            # Chunks come here in the order of reading, and from _note() to here none gets lost.
+            for _ in chunks:
+                self._unsettled.popleft()
             if failures:
                 await self._write_down(failures)
 
@@ -292,8 +354,7 @@ class _Job:
             return failures
         except (ProducerBroken, ProducerClosed) as error:
             if isinstance(error, ProducerBroken):
-                self.trouble = error
-                self._stop_reading()
+                self.end_by(error)
             return _all_failed(chunks, f"the record was not sent: {error}")
         self._count(placed)
         return []
@@ -311,12 +372,17 @@ class _Job:
             if offset is not None:
                 place.last = offset
 
-    async def _write_down(self, failures: Sequence[Failure]) -> None:
+    def _fail(self, failures: Sequence[Failure]) -> None:
         self.failures += len(failures)
         self.persistence.update(failure.persistence for failure in failures)
         self.errors.update(failure.error for failure in failures)
-        await anyio.to_thread.run_sync(self._failed.write, failures)
-        if self._order.fail_fast:
+        self._unwritten += failures
+
+    async def _write_down(self, failures: Sequence[Failure]) -> None:
+        self._fail(failures)
+        await anyio.to_thread.run_sync(self._failed.write, self._unwritten)
+        self._unwritten = []
+        if self._order.fail_fast or self._failed.lost:
             self._stop_reading()
 
     # --- beside them ---------------------------------------------------------------------------
@@ -324,28 +390,33 @@ class _Job:
     async def _watch_signals(
         self, tasks: anyio.abc.TaskGroup, *, task_status: anyio.abc.TaskStatus[None]
     ) -> None:
-        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        with anyio.open_signal_receiver(*ending_signals()) as signals:
             task_status.started()
             async for number in signals:
                 if self.signal is not None:
-                    self._hurried.set()
+                    # A terminal that goes away may send SIGHUP twice, and nobody hurries.
+                    if number in {signal.SIGINT, signal.SIGTERM}:
+                        self._hurried.set()
                     continue
                 self.signal = number
                 self._stop_reading()
                 if self._producer is None:
-                    interrupted(number)
                     self._starting.cancel()
                 else:
-                    tasks.start_soon(self._close_in_time, self._producer)
+                    tasks.start_soon(self._announce_close)
+                    tasks.start_soon(self._contain, self._close_in_time, self._producer)
+
+    async def _announce_close(self) -> None:
+        text = (
+            "interrupted: what was read is delivered, within "
+            f"{self._settings.close_timeout:g} s; once more to hurry"
+        )
+        # On a thread, since a terminal or a pipe may take nothing for a while.
+        await anyio.to_thread.run_sync(complain, text, FAILED, abandon_on_cancel=True)
 
     async def _close_in_time(self, producer: SendProducer) -> None:
         settings = self._settings
         patience = settings.close_timeout - settings.cancel_timeout
-        complain(
-            f"interrupted: what was read is delivered, within {settings.close_timeout:g} s; "
-            "once more to hurry",
-            FAILED,
-        )
         with anyio.move_on_after(patience):
             await self._hurried.wait()
         with anyio.CancelScope() as now:
@@ -353,27 +424,21 @@ class _Job:
             # Cancelled, it takes cancel_timeout at most, and every record has its outcome.
             await producer.aclose()
 
-    @contextlib.asynccontextmanager
-    async def _shown(self, producer: SendProducer) -> AsyncGenerator[None]:
-        """Meanwhile, show how far it is."""
+    async def _show(self, producer: SendProducer) -> None:
+        """Show the progress until it is cancelled. No error of the display leaves it."""
         from ._display import progress_bar
 
-        with progress_bar(size_of(self._order.inputs)) as bar:
-            try:
-                async with anyio.create_task_group() as beside:
-                    beside.start_soon(self._tick, producer, bar)
-                    try:
-                        yield
-                    finally:
-                        beside.cancel_scope.cancel()
-            finally:
-                # As it is in the end, when no thread draws any more what it was before.
-                bar.show(self._figures(producer))
-
-    async def _tick(self, producer: SendProducer, bar: Bar) -> None:
-        while True:
-            await anyio.to_thread.run_sync(bar.show, self._figures(producer))
-            await anyio.sleep(_TICK)
+        try:
+            with progress_bar(size_of(self._order.inputs)) as bar:
+                try:
+                    while True:
+                        await anyio.to_thread.run_sync(bar.show, self._figures(producer))
+                        await anyio.sleep(_TICK)
+                finally:
+                    # As it is in the end, when no thread draws any more what it was before.
+                    bar.show(self._figures(producer))
+        except Exception as error:  # noqa: BLE001  # nothing that is only shown stops the sending
+            self.display_error = error
 
     def _figures(self, producer: SendProducer) -> Figures:
         from ._display import Figures
@@ -403,8 +468,12 @@ class _Job:
         ]
 
 
-def _all_failed(chunks: Sequence[Chunk], reason: str) -> list[Failure]:
-    name, persistence = DeliveryError.__name__, Persistence.NOT_PERSISTED
+def _all_failed(
+    chunks: Sequence[Chunk],
+    reason: str,
+    persistence: Persistence = Persistence.NOT_PERSISTED,
+) -> list[Failure]:
+    name = DeliveryError.__name__
     return [
         Failure(source, line, record, reason, name, persistence)
         for record, source, line in iterate(chunks)
@@ -414,7 +483,16 @@ def _all_failed(chunks: Sequence[Chunk], reason: str) -> list[Failure]:
 # --- what came of it -----------------------------------------------------------------------------
 
 
-def _code(job: _Job) -> int:
+def _described(error: BaseException) -> str:
+    """An error in words. An error that the command does not expect is a fault in it."""
+    if isinstance(error, (SendProducerError, InputError)):
+        return str(error)
+    return f"unexpected {type(error).__name__}: {error}"
+
+
+def _code(job: _Job, failed: FailedFile) -> int:
+    if failed.lost or failed.error is not None:
+        return FAILED
     if job.signal is not None:
         return 128 + job.signal
     if job.trouble is not None:
@@ -423,37 +501,51 @@ def _code(job: _Job) -> int:
 
 
 def _report(order: Order, job: _Job, failed: FailedFile) -> int:
-    from ._display import print_partitions
-
-    code = _code(job)
+    code = _code(job, failed)
+    if job.signal is not None and not job.has_begun:
+        interrupted(job.signal)
     if job.trouble is not None:
-        complain(job.trouble, code)
+        complain(_described(job.trouble), code)
+        if not isinstance(job.trouble, (SendProducerError, InputError)):
+            emit(sys.stderr, "".join(traceback.format_exception(job.trouble)))
+    if job.display_error is not None:
+        complain(f"the progress bar failed: {_described(job.display_error)}", code)
+    if failed.error is not None:
+        complain(f"{failed.path} may be incomplete: {failed.error.strerror}", code)
     if order.as_json:
-        print(json.dumps(_as_json(job, failed, code), ensure_ascii=False))
-        return code
-    if not job.has_begun:
-        return code
-    print_partitions(job.places)
+        # In ASCII, which every locale can print, and with escapes for bytes that are not text.
+        print_report(json.dumps(_as_json(job, failed, code)) + "\n")
+    elif job.has_begun:
+        print_report(_as_text(job, failed))
+    return code
+
+
+def _as_text(job: _Job, failed: FailedFile) -> str:
+    from ._display import partitions_text
+
     rate = job.delivered / job.seconds if job.seconds else 0.0
-    print(
+    text = (
+        f"{partitions_text(job.places)}"
         f"{job.read:,} records read, {job.delivered:,} delivered, {job.failures:,} failed, in "
-        f"{job.seconds:.1f} s ({rate:,.0f} records/s)."
+        f"{job.seconds:.1f} s ({rate:,.0f} records/s).\n"
     )
     if not job.all_read:
         where = "before the first line"
         if job.last is not None:
             source, line = job.last
             where = f"after line {line:,} of {source}"
-        print(f"The reading stopped {where}; what follows was not read.")
+        text += f"The reading stopped {where}; what follows was not read.\n"
     if failed.written:
         states = ", ".join(f"{count:,} {state}" for state, count in _persistence(job).items())
-        print(
+        text += (
             f"{failed.written:,} records are in {failed.path} ({states}). To send them again:\n"
-            f"  anyio-sendproducer produce ... --format failed {failed.path}"
+            f"  anyio-sendproducer produce ... --format failed {failed.path}\n"
         )
     if failed.spilt:
-        print(f"{failed.spilt:,} more could only be written to standard error.")
-    return code
+        text += f"{failed.spilt:,} more could only be written to standard error.\n"
+    if failed.lost:
+        text += f"{failed.lost:,} more could not be written anywhere, and are lost.\n"
+    return text
 
 
 def _persistence(job: _Job) -> dict[str, int]:
@@ -477,7 +569,8 @@ def _as_json(job: _Job, failed: FailedFile, code: int) -> dict[str, Any]:
         "errors": dict(job.errors),
         "failed_file": str(failed.path) if failed.written else None,
         "spilt": failed.spilt,
+        "lost": failed.lost,
         "partitions": [row._asdict() for row in job.places],
         "signal": None if job.signal is None else signal.Signals(job.signal).name,
-        "error": None if job.trouble is None else str(job.trouble),
+        "error": None if job.trouble is None else _described(job.trouble),
     }

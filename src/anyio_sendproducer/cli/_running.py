@@ -11,6 +11,8 @@ from typing import Any, Final
 import anyio
 import anyio.abc
 
+from ._streams import emit
+
 __all__ = [
     "COMPLETE",
     "EXTRA",
@@ -20,7 +22,9 @@ __all__ = [
     "USAGE",
     "MissingExtra",
     "complain",
+    "ending_signals",
     "interrupted",
+    "print_report",
     "require",
     "require_loop",
     "run_on",
@@ -90,12 +94,21 @@ def run_on(loop: str, function: Callable[..., Awaitable[int]], *arguments: Any) 
     return anyio.run(function, *arguments, backend=loop)
 
 
-def complain(error: Exception | str, code: int) -> int:
-    """Say on standard error what is wrong, with the error's notes, and give the exit code back."""
-    print(
-        f"anyio-sendproducer: {error}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr
-    )
+def complain(error: BaseException | str, code: int) -> int:
+    """Print an error and its notes on standard error, and return the exit code. Never raises."""
+    lines = (f"anyio-sendproducer: {error}", *getattr(error, "__notes__", ()))
+    emit(sys.stderr, "".join(f"{line}\n" for line in lines))
     return code
+
+
+def print_report(text: str) -> None:
+    """Print a command's result on standard output, or on standard error if that takes nothing.
+    Never raises."""
+    error = emit(sys.stdout, text)
+    if error is not None:
+        reason = getattr(error, "strerror", None) or error
+        complain(f"standard output can't be written to ({reason}); it follows here:", FAILED)
+        emit(sys.stderr, text)
 
 
 def interrupted(signal_number: int) -> int:
@@ -103,17 +116,25 @@ def interrupted(signal_number: int) -> int:
     return complain("interrupted", 128 + signal_number)
 
 
+def ending_signals() -> list[signal.Signals]:
+    """The signals that end a command in order. SIGHUP is left alone under nohup."""
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signals.append(signal.SIGHUP)
+    return signals
+
+
 async def until_terminated(function: Callable[..., Awaitable[int]], *arguments: Any) -> int:
     """Call the function; where a signal comes, cancel it, so that what it started is ended too.
 
-    SIGTERM would end this process alone. SIGINT would come out of the task group in an exception
-    group on one of the loops.
+    SIGTERM and SIGHUP would end this process alone. SIGINT would come out of the task group in an
+    exception group on one of the loops.
     """
     code = FAILED
 
     async def cancel_on_signal(*, task_status: anyio.abc.TaskStatus[None]) -> None:
         nonlocal code
-        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        with anyio.open_signal_receiver(*ending_signals()) as signals:
             task_status.started()
             async for number in signals:
                 code = interrupted(number)
