@@ -105,7 +105,7 @@ def minimums(session: nox.Session) -> None:
     session.install(
         "--resolution",
         "lowest-direct",
-        ".[cli,confluent,demo,dns,otel,schema-registry,testing]",
+        ".[cli,compression,confluent,demo,dns,otel,schema-registry,testing]",
         "--group",
         "test",
     )

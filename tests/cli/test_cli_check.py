@@ -12,7 +12,7 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import pytest
@@ -27,6 +27,7 @@ from anyio_sendproducer import (
 from anyio_sendproducer.cli import _check
 from anyio_sendproducer.cli._check import STEPS, Step, check
 from anyio_sendproducer.discovery import Target
+from anyio_sendproducer.drivers import _kafka_python
 from anyio_sendproducer.drivers._describe import (
     BrokerDescription,
     ClusterDescription,
@@ -460,3 +461,23 @@ def test_what_protocol_it_is(authority: tuple[trustme.CA, Path]) -> None:
         )
         assert (found.name, found.mechanism, found.is_direct) == ("SSL", "", True)
         assert isinstance(found.context, ssl.SSLContext)
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+def test_a_codec_whose_package_is_not_installed(
+    loop: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(cast("Any", _kafka_python).codec, "zstd", None)
+    monkeypatch.chdir(tmp_path)
+    # Nothing connects, so nobody has to listen.
+    arguments = ["-b", "127.0.0.1:1", "--loop", loop]
+    assert run_main("check", *arguments, "-X", "compression.type=zstd") == 1
+    first, *others = capsys.readouterr().out.splitlines()
+    assert first.startswith("failed  settings      properties: 'compression.type': for zstd, ")
+    assert "anyio-sendproducer[compression]" in first
+    assert all(line.startswith("skipped") for line in others)
+    assert run_main("produce", *arguments, "-t", "t", "-z", "zstd", "/dev/null") == 2
+    assert "kafka-python needs the package zstandard: pip install" in capsys.readouterr().err

@@ -57,6 +57,34 @@ def test_a_request_leaves_time_for_another_one(seconds: float, wanted: int) -> N
     assert _kafka_config.client_config(settings, KNOWN)["request_timeout_ms"] == wanted
 
 
+@pytest.mark.parametrize(
+    ("codec", "package", "attributes"),
+    [
+        ("lz4", "lz4", ("lz4", "lz4f", "lz4framed")),
+        ("snappy", "python-snappy", ("snappy",)),
+        ("zstd", "zstandard", ("zstd",)),
+    ],
+)
+def test_a_codec_whose_package_is_not_installed(
+    codec: str, package: str, attributes: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = make(properties={"compression.type": codec})
+    # It does not connect.
+    make_driver("kafka-python", settings)
+    for attribute in attributes:
+        monkeypatch.setattr(cast("Any", _kafka_python).codec, attribute, None)
+    with pytest.raises(SettingsError) as caught:
+        make_driver("kafka-python", settings)
+    assert str(caught.value) == (
+        f"properties: 'compression.type': for {codec}, kafka-python needs the package {package}: "
+        "pip install 'anyio-sendproducer[compression]', or use driver=\"confluent\", which needs "
+        "no package for it"
+    )
+    # These need none.
+    make_driver("kafka-python", settings.with_property("compression.type", "gzip"))
+    make_driver("confluent", settings)
+
+
 def test_whatever_the_client_is_given_it_knows() -> None:
     assert config().keys() <= KNOWN.keys()
 

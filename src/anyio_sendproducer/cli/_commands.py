@@ -390,7 +390,8 @@ def command() -> None:
     "-z",
     "--compression",
     type=click.Choice(["none", "gzip", "snappy", "lz4", "zstd"]),
-    help="How batches are compressed.",
+    help="How batches are compressed. With kafka-python, snappy, lz4 and zstd need the extra "
+    "compression.",
 )
 @_delivery(
     "-a",

@@ -39,7 +39,7 @@ warnings.filterwarnings(
 )
 
 import kafka.errors as kafka_errors
-from kafka import KafkaAdminClient, KafkaProducer, structs
+from kafka import KafkaAdminClient, KafkaProducer, codec, structs
 from kafka.net.compat import KafkaNetClient
 from kafka.net.inet import KafkaNetSocket, create_connection
 from kafka.net.manager import KafkaConnectionManager
@@ -70,7 +70,7 @@ from .._settings import ProducerSettings
 from . import ConsumedOffset, Deadline, Outcome, Sink, Submission, Submitted
 from ._describe import HOW_FAR, BrokerDescription, ClusterDescription
 from ._discreet import Discreet, one_line
-from ._kafka_config import client_config
+from ._kafka_config import CODECS, client_config
 from ._runs import RUN_BYTES, Line, Route, Run
 from ._security import TokenSource
 from ._serializing import parts_of, serialize_with, size_of
@@ -873,7 +873,9 @@ class _Opened:
 
 
 def _config_of(settings: ProducerSettings) -> dict[str, Any]:
-    config = client_config(settings, KafkaProducer.DEFAULT_CONFIG)
+    # kafka-python would look for them after it has connected, and report it as a failed start.
+    missing = [name for name in CODECS if not getattr(codec, f"has_{name}")()]
+    config = client_config(settings, KafkaProducer.DEFAULT_CONFIG, missing)
     if not config.get("proxy_url") and not config.get("socks5_proxy"):
         config["proxy_url"] = f"{_Socket.SCHEMES[0]}://"
     return config
