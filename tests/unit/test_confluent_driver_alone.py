@@ -359,6 +359,40 @@ def test_a_record_whose_partition_is_gone_fails_where_it_can_not_be_handed_over_
         assert str(outcome) == "topic 't' has no partition 3, which librdkafka chose"
 
 
+def test_a_client_that_ends_while_it_is_closed_gives_records_back(
+    client: Client, bell: Bell
+) -> None:
+    settings = ProducerSettings(bootstrap_servers="broker.invalid:1", value_serializer=bytes)
+    driver = ConfluentDriver(settings)
+    driver._client, driver._sink, driver._is_usable = client, bell, True
+
+    def end(*_: Any) -> None:
+        driver._is_usable = False  # as a thread does that closes the driver
+        raise KafkaException(KafkaError(KafkaError._FATAL))
+
+    client.produce = end  # type: ignore[method-assign]
+    parcel = Parcel(ProducerRecord("t", b"v"))
+    assert driver.submit([parcel]).held == [parcel]
+    assert client.polls == []
+
+
+def test_an_error_that_is_not_about_a_broker_is_no_trouble(driver: ConfluentDriver) -> None:
+    driver._failed(KafkaError(KafkaError._QUEUE_FULL))
+    assert driver.trouble() is None
+
+
+def test_trouble_is_what_librdkafka_logs_of_a_broker(driver: ConfluentDriver) -> None:
+    said = "[thrd:b:1/2]: b:1/2: Timed out 1 in-flight"
+    driver._lines.log(logging.INFO, "%s [%s] %s", "FAIL", "id", "it disconnected")
+    driver._lines.log(logging.WARNING, "%s [%s] %s", "GETPID", "id", "something else")
+    assert driver.trouble() is None
+    driver._lines.log(logging.WARNING, "%s [%s] %s", "REQTMOUT", "id", said)
+    assert str(driver.trouble()) == "b:1/2: Timed out 1 in-flight"
+    text, at = driver._lines.broker_error
+    driver._lines.broker_error = (text, at - 31)
+    assert driver.trouble() is None
+
+
 # --- records that the client gives up ------------------------------------------------------------
 
 
