@@ -12,11 +12,11 @@ from tests.support.kafka_cluster import KafkaCluster
 from tests.support.waiting import PATIENCE
 
 
-async def test_partitions_are_added(shared_kafka: KafkaCluster) -> None:
+async def test_partitions_are_added(driver: str, shared_kafka: KafkaCluster) -> None:
     """A record may be sent to a partition before the client has heard of it."""
     topic = await run_sync(shared_kafka.create_topic)
     settings = ProducerSettings(bootstrap_servers=shared_kafka.bootstrap_servers)
-    async with open_send_producer(settings, driver="confluent") as producer:
+    async with open_send_producer(settings, driver=driver) as producer:
         await producer.send(ProducerRecord(topic, b"v", partition=0))
         async with create_task_group() as tasks:
             tasks.start_soon(run_sync, shared_kafka.add_partitions, topic, 3)

@@ -17,6 +17,7 @@ import dataclasses
 import functools
 import inspect
 import logging
+import math
 import random
 import re
 import ssl
@@ -70,6 +71,7 @@ from .._settings import ProducerSettings
 from . import ConsumedOffset, Deadline, Outcome, Sink, Submission, Submitted
 from ._describe import HOW_FAR, BrokerDescription, ClusterDescription
 from ._discreet import Discreet, one_line
+from ._freshness import MissingPartitions, Refreshes
 from ._kafka_config import CODECS, client_config
 from ._runs import RUN_BYTES, Line, Route, Run
 from ._security import TokenSource
@@ -131,6 +133,9 @@ _FENCED: Final[tuple[type[Exception], ...]] = (
     kafka_errors.InvalidProducerEpochError,
     kafka_errors.ProducerFencedError,
 )
+
+#: For how long after the last look at it an unknown topic is asked for.
+_UNKNOWN_SECONDS: Final = 30.0
 
 #: Between two requests for the metadata of topics that this client may not use.
 _ASK_AGAIN_SECONDS: Final = 0.5
@@ -912,6 +917,12 @@ class KafkaPythonDriver:
         self._turns: dict[str, int] = {}
         #: Topics without metadata, and since when the cluster says that it does not know them.
         self._asked: dict[str, float | None] = {}
+        #: When a record, or partitions_for(), last found such a topic unknown.
+        self._looked: dict[str, float] = {}
+        self._missing = MissingPartitions(settings.unknown_topic_timeout)
+        self._refreshes = Refreshes()
+        #: When the last metadata were requested, and those that came last.
+        self._requesting = self._requested = -math.inf
         #: Forgets what was looked up in the answer before.
         self._forget: Callable[[], None] = dict[str, Any]().clear
         #: What the last request for metadata asked for.
@@ -1120,6 +1131,7 @@ class KafkaPythonDriver:
         failed: list[Any] = []
         failures: list[Outcome] = []
         lines: dict[str, Line] = {}
+        missing: set[tuple[str, int]] = set()
         serialized = self._key is not None or self._value is not None
         chooses = self.chooses
         recovers = self._recovers
@@ -1146,6 +1158,16 @@ class KafkaPythonDriver:
                     failed.append(submission)
                     failures.append(_rejected(record, str(route), cast("SendProducerError", route)))
                 continue
+            partition = record.partition
+            if partition is not None and (missing or partition not in route.partitions):
+                refusal = self._no_partition(topic, partition, route, missing)
+                if refusal is None:
+                    answer.held.append(submission)
+                    continue
+                if refusal:
+                    failed.append(submission)
+                    failures.append(_rejected(record, refusal))
+                    continue
             key = record.key
             value = record.value
             headers = [*record.headers] if record.headers else None
@@ -1155,14 +1177,7 @@ class KafkaPythonDriver:
                     headers = headers or []
                     key, value = parts_of(record, self._key, self._value, headers)
                     answer.sizes.append((submission, size_of(key, value, headers)))
-                partition = record.partition
                 if partition is not None:
-                    if partition not in route.partitions:
-                        raise _rejected(
-                            record,
-                            f"topic {topic!r} has no partition {partition}; "
-                            f"it has {len(route.partitions)}, numbered from 0",
-                        )
                     run = line.run_to(partition)
                 elif key is None or not chooses:
                     run = line.keyless or line.run_without_key()
@@ -1205,6 +1220,7 @@ class KafkaPythonDriver:
             except kafka_errors.KafkaTimeoutError:
                 # A refresh of the metadata dropped the topic just now.
                 line.route = None
+                self._looked[topic] = time.monotonic()
                 self._asked.setdefault(topic, None)
                 if opened.client.cluster.partitions_for_topic(topic) is None:
                     self._ask(opened.client.cluster)
@@ -1434,7 +1450,40 @@ class KafkaPythonDriver:
         route = self._route(topic)
         if isinstance(route, SendProducerError):
             raise route
-        return None if route is None else frozenset(route.partitions)
+        if route is None:
+            return None
+        if self._refreshes.is_new(topic, time.monotonic(), self._requested):
+            return frozenset(route.partitions)
+        self._ask(self._ready().client.cluster)
+        return None
+
+    def _no_partition(
+        self, topic: str, partition: int, route: Route, missing: set[tuple[str, int]]
+    ) -> str | None:
+        """Why a record is refused whose partition is not in the metadata.
+
+        Args:
+            topic: of the record.
+            partition: of the record.
+            route: the partitions of the topic.
+            missing: the partitions of records of the same batch that are held.
+
+        Returns:
+            The reason; empty if the partition is there. None if the record is to be held, because
+            the metadata may be too old to have the partition, or behind another one that is held.
+        """
+        if (topic, partition) in missing:
+            return None
+        if partition in route.partitions:
+            return ""
+        if not self._missing.is_refused(topic, partition, time.monotonic(), self._requested):
+            missing.add((topic, partition))
+            self._ask(self._ready().client.cluster)
+            return None
+        return (
+            f"topic {topic!r} has no partition {partition}; "
+            f"it has {len(route.partitions)}, numbered from 0"
+        )
 
     def _route(self, topic: str) -> Route | SendProducerError | None:
         route = self._routes.get(topic)
@@ -1444,6 +1493,7 @@ class KafkaPythonDriver:
         cluster = opened.client.cluster
         routes = self._routes
         # Before it is asked for: the answer may come at once, and is told to those who wait.
+        self._looked[topic] = time.monotonic()
         self._asked.setdefault(topic, None)
         try:
             # With max_block_ms=0 this never waits: it raises, and asks in the background where the
@@ -1496,6 +1546,11 @@ class KafkaPythonDriver:
         3.0.12 never forgets a topic. Because it requests again 0.1 s after an answer that names an
         unknown topic, it would request for ever once a topic is deleted.
         """
+        self._requesting = now = time.monotonic()
+        for topic, looked in list(self._looked.items()):
+            if topic not in self._asked or now - looked > _UNKNOWN_SECONDS:
+                self._looked.pop(topic, None)
+                self._asked.pop(topic, None)
         request = make_request()
         opened = self._opened
         if opened is not None and request.topics:
@@ -1526,7 +1581,9 @@ class KafkaPythonDriver:
                 and cluster.partitions_for_topic(topic) is None
             ):
                 self._asked[topic] = now
-        if self._asked:
+        self._requested = self._requesting
+        self._missing.answer(self._asked_for, cluster.partitions_for_topic, now, self._requested)
+        if self._asked or self._missing or self._refreshes:
             sink.metadata_changed()
 
 

@@ -1,0 +1,130 @@
+"""How old metadata may be when the kafka-python driver decides by them.
+
+Metadata are up to five minutes old (``metadata_max_age_ms``). They do not have a partition that was
+added meanwhile, so a record for it must not be refused by them. Each question here is answered by
+metadata that were requested after the question came up, or a moment before.
+
+Time is an argument, in seconds of :func:`time.monotonic`. One thread asks, and the client's thread
+brings answers. Each step is one operation on one entry. An entry that is removed too early comes up
+again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Final
+
+__all__ = ["MissingPartitions", "Refreshes"]
+
+#: Metadata that were requested so many seconds ago count as new: a program may ask for each record.
+_NEW_SECONDS: Final = 1.0
+
+#: A question that nobody repeats for so many seconds is over. The producer repeats each of its own
+#: four times a second.
+_OVER_SECONDS: Final = 5.0
+
+#: For so many seconds it is remembered how long a partition has been missing.
+_KEPT_SECONDS: Final = 60.0
+
+
+class _Question:
+    """Since when somebody wants to know, and when this was asked last."""
+
+    __slots__ = ("began", "is_over", "repeated", "since")
+
+    def __init__(self, now: float) -> None:
+        self.began = now
+        self.repeated = now
+        self.is_over = False
+        #: Since when answers say that the partition is missing.
+        self.since: float | None = None
+
+    def repeat(self, now: float) -> None:
+        if self.is_over or now - self.repeated > _OVER_SECONDS:
+            self.began = now
+            self.is_over = False
+        self.repeated = now
+
+    def is_answered(self, now: float, requested: float) -> bool:
+        return requested >= self.began or now - requested < _NEW_SECONDS
+
+
+class MissingPartitions:
+    """Partitions for which there are records, and that the metadata do not have.
+
+    Args:
+        patience: seconds after which a record for such a partition is refused.
+    """
+
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
+        self._questions: dict[tuple[str, int], _Question] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._questions)
+
+    def is_refused(self, topic: str, partition: int, now: float, requested: float) -> bool:
+        """Whether a record is to be refused; otherwise it is to be held, and metadata requested.
+
+        Args:
+            topic: of the record.
+            partition: of the record.
+            now: the time.
+            requested: when the newest metadata were requested.
+        """
+        question = self._questions.setdefault((topic, partition), _Question(now))
+        question.repeat(now)
+        if (
+            question.since is None
+            or now - question.since < self._patience
+            or not question.is_answered(now, requested)
+        ):
+            return False
+        # The next record asks again, but need not wait as long.
+        question.is_over = True
+        return True
+
+    def answer(
+        self,
+        topics: Collection[str],
+        find_partitions: Callable[[str], Collection[int] | None],
+        now: float,
+        requested: float,
+    ) -> None:
+        """New metadata have come.
+
+        Args:
+            topics: the topics in them.
+            find_partitions: finds the partitions of a topic; None if there is no such topic.
+            now: the time.
+            requested: when these metadata were requested.
+        """
+        for (topic, partition), question in list(self._questions.items()):
+            partitions = find_partitions(topic) if topic in topics else None
+            found = partitions is not None and partition in partitions
+            if found or now - question.repeated > _KEPT_SECONDS:
+                self._questions.pop((topic, partition), None)
+            elif partitions is not None and question.since is None and requested >= question.began:
+                question.since = now
+
+
+class Refreshes:
+    """Topics whose partitions somebody wants to know."""
+
+    def __init__(self) -> None:
+        self._questions: dict[str, _Question] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._questions)
+
+    def is_new(self, topic: str, now: float, requested: float) -> bool:
+        """Whether what is known of a topic is new enough; otherwise metadata are to be requested.
+
+        It also is if no broker has answered for a while: then there is nothing better.
+        """
+        question = self._questions.setdefault(topic, _Question(now))
+        question.repeat(now)
+        if not question.is_answered(now, requested) and now - question.began < _NEW_SECONDS:
+            return False
+        self._questions.pop(topic, None)
+        return True
