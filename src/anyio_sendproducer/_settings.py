@@ -15,9 +15,10 @@ from typing import Any, Final, Literal, Protocol, cast, runtime_checkable
 
 from ._exceptions import SettingsError
 from ._records import plain
+from ._shown import listed, shown, shown_address, shown_name
 from ._sources import from_environment, from_mapping, from_toml, unknown
 from .discovery import Lookup, Resolver, ResolverLike
-from .discovery._types import ADDRESS
+from .discovery._types import address_in
 
 __all__ = ["AnySerializer", "ProducerSettings", "Serializer"]
 
@@ -181,7 +182,9 @@ class ProducerSettings:
         self._check_client()
         self._check_finding()
         if not isinstance(cast("object", self.client_id), str) or not self.client_id:
-            raise SettingsError(f"client_id must be a str that is not empty: {self.client_id!r}")
+            raise SettingsError(
+                f"client_id must be a str that is not empty, not {shown(self.client_id)}"
+            )
         for field in ("key_serializer", "value_serializer"):
             serializer = getattr(self, field)
             if serializer is not None:
@@ -192,7 +195,7 @@ class ProducerSettings:
         name = cast("object", self.transactional_id)
         if name is not None and (not isinstance(name, str) or not name):
             raise SettingsError(
-                f"transactional_id must be a str that is not empty, or None: {name!r}"
+                f"transactional_id must be a str that is not empty, or None, not {shown(name)}"
             )
         for field in ("client_id", "service_name", "transactional_id"):
             set_field(self, field, plain(getattr(self, field)))
@@ -209,7 +212,8 @@ class ProducerSettings:
     def _check_client(self) -> None:
         if not isinstance(cast("object", self.close_producer_on_exit), bool):
             raise SettingsError(
-                f"close_producer_on_exit must be True or False, not {self.close_producer_on_exit!r}"
+                f"close_producer_on_exit must be True or False, not "
+                f"{shown(self.close_producer_on_exit)}"
             )
         factory = cast("object", self.producer_factory)
         if factory is not None and not callable(factory):
@@ -243,21 +247,20 @@ class ProducerSettings:
 
     def _check_finding(self) -> None:
         service = cast("object", self.service_name)
-        if not isinstance(service, str) or any(character.isspace() for character in service):
-            raise SettingsError(f"service_name must be a str without blanks: {service!r}")
+        if not isinstance(service, str):
+            raise SettingsError(f"service_name must be a str, not {shown(service)}")
         if service:
             Lookup.parse(service)
             if self.bootstrap_servers:
                 raise SettingsError(
-                    f"bootstrap_servers {self.bootstrap_servers!r} and service_name {service!r}: "
-                    "give one, for what is looked up takes the place of the other"
+                    f"bootstrap_servers {listed(self.addresses)!r} and service_name "
+                    f"{service!r:.80}: give one, for what is looked up takes the place of the other"
                 )
         method = cast("object", self.discovery_method)
         if method != "dns" and not isinstance(method, Resolver) and not callable(method):
-            shown = repr(method) if isinstance(method, str) else type(method).__name__
             raise SettingsError(
                 "discovery_method must be 'dns', a resolver of anyio_sendproducer.discovery or an "
-                f"async callable, not {shown}"
+                f"async callable, not {shown(method)}"
             )
         if self.enrich is not None and not callable(cast("object", self.enrich)):
             raise SettingsError(
@@ -270,21 +273,21 @@ class ProducerSettings:
             )
 
     def __repr__(self) -> str:
-        shown: list[str] = []
+        parts: list[str] = []
         for field in dataclasses.fields(self):
             value: Any = getattr(self, field.name)
             if field.name == "properties":
                 if value:
-                    shown.append(f"properties={_redacted(value)}")
+                    parts.append(f"properties={_redacted(value)}")
             elif value == field.default:
                 pass
             elif field.name in _CODE:
                 # Its own repr may show what it was made with, a registry's password say.
                 name = getattr(value, "__qualname__", type(value).__qualname__)
-                shown.append(f"{field.name}={name}")
+                parts.append(f"{field.name}={name}")
             else:
-                shown.append(f"{field.name}={value!r}")
-        return f"ProducerSettings({', '.join(shown)})"
+                parts.append(f"{field.name}={value!r}")
+        return f"ProducerSettings({', '.join(parts)})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A mapping proxy can't be pickled.
@@ -511,23 +514,26 @@ def _servers(given: object) -> str:
         raise SettingsError(
             f"bootstrap_servers must be a str or a list of str, not {type(given).__name__}"
         )
-    # What does not look like addresses may hold a password: then nothing of it is repeated.
+    # A password may have a comma in it. So one '@' hides all parts.
     secret = any("@" in part for part in parts if isinstance(part, str))
     servers: list[str] = []
     for part in parts:
         if not isinstance(part, str):
-            raise SettingsError(f"bootstrap_servers must be a str or a list of str: {part!r}")
+            raise SettingsError(
+                "bootstrap_servers must be a str or a list of str, not a list with "
+                f"{type(part).__name__} in it"
+            )
         server = part.strip()
         if not server:
             continue
-        found = ADDRESS.fullmatch(server)
-        shown = "a value that is hidden, for there is an '@' in it," if secret else repr(server)
+        found = address_in(server)
+        text = shown_address("@" if secret else server)
         if found is None or found["port"] is None:
             raise SettingsError(
-                f"bootstrap_servers: {shown} is not host:port, such as localhost:9092"
+                f"bootstrap_servers: {text} is not host:port, such as localhost:9092"
             )
         if not 1 <= int(found["port"]) <= 65535:
-            raise SettingsError(f"bootstrap_servers: the port of {shown} is not from 1 to 65535")
+            raise SettingsError(f"bootstrap_servers: the port of {text} is not from 1 to 65535")
         servers.append(server)
     return ",".join(servers)
 
@@ -539,10 +545,12 @@ def _properties(given: object) -> Mapping[str, Any]:
     seen: dict[str, str] = {}
     for name in properties:
         if not isinstance(name, str):
-            raise SettingsError(f"properties: a name must be a str: {name!r}")
+            raise SettingsError(f"properties: a name must be a str, not {shown(name)}")
         twin = seen.setdefault(canonical_name(name), name)
         if twin != name:
-            raise SettingsError(f"properties: {twin!r} and {name!r} are one setting; give one")
+            raise SettingsError(
+                f"properties: {shown_name(twin)} and {shown_name(name)} are one setting; give one"
+            )
     named = cast("dict[str, Any]", properties)
     return MappingProxyType({plain(name): plain(value) for name, value in named.items()})
 
@@ -554,7 +562,7 @@ def check_count(field: str, value: object) -> None:
         SettingsError: it is no int of 1 or more; the message names the field.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise SettingsError(f"{field} must be an int of 1 or more: {value!r}")
+        raise SettingsError(f"{field} must be an int of 1 or more, not {shown(value)}")
 
 
 def _check_duration(field: str, value: object, *, zero: bool) -> None:
@@ -567,7 +575,7 @@ def _check_duration(field: str, value: object, *, zero: bool) -> None:
         least = "of 0 or more" if zero else "above 0"
         raise SettingsError(
             f"{field} must be a number of seconds {least}, and no more than {_LONGEST:g}, not "
-            f"{type(value).__name__} {value!r:.40}"
+            f"{shown(value)}"
         )
 
 
@@ -600,8 +608,10 @@ def _makes_serializers(cls: type) -> bool:
 
 
 def _redacted(properties: Mapping[str, Any]) -> str:
-    shown = (
-        f"{name!r}: {value!r}" if canonical_name(name) in _SHOWN_PROPERTIES else f"{name!r}: ***"
+    parts = (
+        f"{name!r}: {value!r}"
+        if canonical_name(name) in _SHOWN_PROPERTIES
+        else f"{shown_name(name)}: ***"
         for name, value in properties.items()
     )
-    return "{" + ", ".join(shown) + "}"
+    return "{" + ", ".join(parts) + "}"

@@ -5,6 +5,7 @@ What the values are to be is checked where they arrive, in ``ProducerSettings`` 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import os
@@ -13,13 +14,23 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from ._exceptions import SettingsError
+from ._shown import shown, shown_name
 
-__all__ = ["from_environment", "from_mapping", "from_toml", "read_text", "truth_of", "unknown"]
+__all__ = [
+    "from_environment",
+    "from_mapping",
+    "from_toml",
+    "read_text",
+    "truth_of",
+    "unknown",
+]
 
 _PROPERTIES: Final = "properties"
 #: What no text stands for.
 _CODE: Final = frozenset({"enrich", "producer", "producer_factory"})
 _TRUTH: Final = {"true": True, "false": False}
+#: A larger settings file is a mistake, for example a path such as /dev/zero; bytes.
+_LARGEST: Final = 1024 * 1024
 
 
 def truth_of(text: str) -> bool | None:
@@ -40,7 +51,7 @@ def from_mapping(given: object, fields: Mapping[str, object]) -> dict[str, Any]:
     spelt: dict[str, str] = {}
     for key, value in cast("Mapping[object, Any]", given).items():
         if not isinstance(key, str):
-            raise SettingsError(f"the name of a setting must be a str: {key!r}")
+            raise SettingsError(f"the name of a setting must be a str, not {shown(key)}")
         name = key.replace("-", "_")
         if name not in fields:
             raise unknown(key, name, fields)
@@ -79,14 +90,14 @@ def _parsed(name: str, text: str, default: object) -> Any:
         parse, what = float, "a number of seconds, such as 2.5"
     else:
         return text
-    try:
+    # Raised outside of `except`, because the ValueError repeats the text, which may be a secret.
+    with contextlib.suppress(ValueError):
         return parse(text)
-    except ValueError:
-        raise SettingsError(f"{name} must be {what}, not {text!r:.40}") from None
+    raise SettingsError(f"{name} must be {what}, not {shown(text)}")
 
 
 def unknown(
-    shown: str,
+    given: str,
     name: str,
     fields: Iterable[str],
     spell: Callable[[str], str] = str,
@@ -95,17 +106,39 @@ def unknown(
     """The error that there is no such setting, with the nearest that there is, or all of them.
 
     Args:
-        shown: how it was spelt.
+        given: the name as it was spelt.
         name: as it would be spelt here.
         fields: those that there are.
         spell: how one of them would be spelt there.
         others: what else there is.
     """
-    near = difflib.get_close_matches(name, [*fields], n=1)
+    near = difflib.get_close_matches(name.lower(), [*fields], n=1)
+    wrong = f"{shown_name(given, is_known=bool(near))} is not a setting"
     if near:
-        return SettingsError(f"{shown!r} is not a setting; did you mean {spell(near[0])!r}?")
+        return SettingsError(f"{wrong}; did you mean {spell(near[0])!r}?")
     known = ", ".join(map(spell, sorted(fields)))
-    return SettingsError(f"{shown!r} is not a setting: there are {known}; {others}")
+    return SettingsError(f"{wrong}: there are {known}; {others}")
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The text of a settings file, without a byte order mark.
+
+    Raises:
+        SettingsError: it cannot be read, is not UTF-8, or has more than 1 MiB. The error has none
+            of the content, and no cause that has it: a UnicodeDecodeError holds all of it.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(_LARGEST + 1)
+    except OSError as error:
+        raise SettingsError(f"{os.fspath(path)} can't be read: {error.strerror}") from error
+    if len(content) > _LARGEST:
+        raise SettingsError(f"{os.fspath(path)} has more than 1 MiB, so it holds no settings")
+    with contextlib.suppress(UnicodeDecodeError):
+        return content.decode("utf-8-sig")
+    raise SettingsError(
+        f"{os.fspath(path)} is not UTF-8: save it as UTF-8, for example with iconv -t UTF-8"
+    )
 
 
 def from_toml(path: str | os.PathLike[str], table: str, fields: Mapping[str, object]) -> Any:
@@ -116,12 +149,14 @@ def from_toml(path: str | os.PathLike[str], table: str, fields: Mapping[str, obj
         table: its name, with dots between those above it and its own; empty for the whole file.
         fields: as for :func:`from_mapping`.
     """
-    text = read_text(path)
+    loads, text, problem = _toml().loads, read_text(path), ""
+    found: Any = None
     try:
-        content = _toml().loads(text)
-    except ValueError as error:
-        raise SettingsError(f"{os.fspath(path)} is not TOML: {error}") from error
-    found: Any = content
+        found = loads(text)
+    except ValueError as error:  # TOMLDecodeError, which holds the whole text since Python 3.14
+        problem = str(error)
+    if problem:
+        raise SettingsError(f"{os.fspath(path)} is not TOML: {problem}")
     for name in table.split(".") if table else []:
         found = cast("Any", found).get(name) if isinstance(found, dict) else None
     if not isinstance(found, dict):
@@ -130,22 +165,6 @@ def from_toml(path: str | os.PathLike[str], table: str, fields: Mapping[str, obj
         return from_mapping(cast("dict[str, Any]", found), fields)
     except SettingsError as error:
         raise SettingsError(f"{os.fspath(path)}: {error}") from error
-
-
-def read_text(path: str | os.PathLike[str]) -> str:
-    """The text of a settings file, without a byte order mark.
-
-    Raises:
-        SettingsError: the file can't be read, or is not UTF-8.
-    """
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise SettingsError(f"{os.fspath(path)} can't be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise SettingsError(
-            f"{os.fspath(path)} is not UTF-8: save it as UTF-8, for example with iconv -t UTF-8"
-        ) from error
 
 
 def _toml() -> Any:
@@ -171,7 +190,9 @@ def from_environment(
         fields: as for :func:`from_mapping`.
     """
     if not isinstance(cast("object", prefix), str) or not prefix.strip("_"):
-        raise SettingsError(f"prefix must be a str that is not empty, such as 'ORDERS': {prefix!r}")
+        raise SettingsError(
+            f"prefix must be a str that is not empty, such as 'ORDERS', not {shown(prefix)}"
+        )
     start = prefix.rstrip("_") + "_"
     arguments: dict[str, Any] = {}
     properties: dict[str, str] = {}

@@ -64,7 +64,7 @@ ANY: Any = None
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        bad(lambda: Lookup(""), "service_name must be a str that is not empty: ''"),
+        bad(lambda: Lookup(""), "service_name must be a str that is not empty, not ''"),
         bad(
             lambda: Lookup("kafka:9092"),
             "service_name 'kafka:9092' has a port, which a look-up finds: leave it out, or give "
@@ -74,20 +74,23 @@ ANY: Any = None
         bad(lambda: Target("[::1]:1"), "host '[::1]:1' has a port: Target.parse() takes both"),
         bad(
             lambda: discovery.aggregate(discovery.static("a:1"), seconds=True),
-            "aggregate: seconds must be a number of more than 0: True",
+            "aggregate: seconds must be a number of more than 0, not True",
         ),
-        bad(lambda: Lookup.parse(ANY), "service_name must be a str that is not empty: None"),
+        bad(lambda: Lookup.parse(ANY), "service_name must be a str that is not empty, not None"),
         bad(
             lambda: Lookup("a", "kafka"), "port_name and protocol belong together: 'kafka' and None"
         ),
-        bad(lambda: Target(""), "host must be a str that is not empty: ''"),
-        bad(lambda: Target("a", 0), "port must be an int from 1 to 65535, or None: 0"),
-        bad(lambda: Target("a", True), "port must be an int from 1 to 65535, or None: True"),
+        bad(lambda: Target(""), "host must be a str that is not empty, not ''"),
+        bad(lambda: Target("a", 0), "port must be an int from 1 to 65535, or None, not 0"),
+        bad(lambda: Target("a", True), "port must be an int from 1 to 65535, or None, not True"),
         bad(
             lambda: Target.parse("a:b"),
             "'a:b' is neither host nor host:port, such as localhost:9092",
         ),
-        bad(lambda: Target.parse("a:70000"), "port must be an int from 1 to 65535, or None: 70000"),
+        bad(
+            lambda: Target.parse("a:70000"),
+            "port must be an int from 1 to 65535, or None, not 70000",
+        ),
         bad(
             lambda: discovery.static([]),
             "static: give at least one target, such as 'localhost:9092'",
@@ -98,17 +101,17 @@ ANY: Any = None
         ),
         bad(
             lambda: discovery.static(cast("Any", [b"a:1"])),
-            "static: a target must be a str or a Target: b'a:1'",
+            "static: a target must be a str or a Target, not bytes",
         ),
         bad(lambda: discovery.static(ANY), "static: targets must be an iterable, not NoneType"),
         bad(discovery.aggregate, "aggregate: give at least one resolver"),
         bad(
             lambda: discovery.aggregate(discovery.static("a:1"), seconds=0),
-            "aggregate: seconds must be a number of more than 0: 0",
+            "aggregate: seconds must be a number of more than 0, not 0",
         ),
         bad(
             lambda: discovery.aggregate(discovery.static("a:1"), seconds=ANY),
-            "aggregate: seconds must be a number of more than 0: None",
+            "aggregate: seconds must be a number of more than 0, not None",
         ),
         bad(
             lambda: discovery.dns("localhost"),
@@ -125,7 +128,8 @@ ANY: Any = None
             "dns: nameservers is empty; None stands for those of the system",
         ),
         bad(
-            lambda: discovery.dns(port=70000), "port must be an int from 1 to 65535, or None: 70000"
+            lambda: discovery.dns(port=70000),
+            "port must be an int from 1 to 65535, or None, not 70000",
         ),
     ],
 )

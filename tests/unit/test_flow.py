@@ -341,7 +341,7 @@ async def test_bad_arguments(
 ) -> None:
     settings = settings.with_transactional_id(name)
     async with open_send_producer(settings, driver=fake) as producer:
-        with raising(SettingsError, match="max_in_flight must be an int of 1 or more: "):
+        with raising(SettingsError, match="max_in_flight must be an int of 1 or more, not "):
             producer.flow(Source([]), max_in_flight=bad)
         said = "need a transactional_id" if name is None else "are given together, or neither is"
         with raising(SettingsError, match=f"flow: offsets and group_metadata {said}"):

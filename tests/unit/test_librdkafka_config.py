@@ -664,7 +664,7 @@ def test_each_way_out_that_names_a_setting_names_one_that_there_is() -> None:
         ("compression", "compression.type"),
         ("sasl.plain.pasword", "sasl_plain_password"),
         ("max.request.sizes", "max.request.size"),
-        ("ACKS", None),
+        ("ACKS", "acks"),
         ("schema.registry.url", None),
         ("group.id", None),
         ("", None),

@@ -85,7 +85,7 @@ def test_a_serializer_out_of_a_mapping() -> None:
 
 BAD_MAPPINGS: list[tuple[Any, str]] = [
     ([("client_id", "me")], "settings must come as a mapping, not list"),
-    ({1: 2}, "the name of a setting must be a str: 1"),
+    ({1: 2}, "the name of a setting must be a str, not 1"),
     ({"close_timeut": 1}, "'close_timeut' is not a setting; did you mean 'close_timeout'?"),
     ({"close-timeut": 1}, "'close-timeut' is not a setting; did you mean 'close_timeout'?"),
     (
@@ -106,7 +106,7 @@ BAD_MAPPINGS: list[tuple[Any, str]] = [
         {"bootstrap_servers": "a:1", "properties": "acks=all"},
         "properties must be a mapping, not str",
     ),
-    ({"bootstrap_servers": "a:1", "properties": {1: 2}}, "properties: a name must be a str: 1"),
+    ({"bootstrap_servers": "a:1", "properties": {1: 2}}, "properties: a name must be a str, not 1"),
     (
         {"bootstrap_servers": "a:1", "key_serializer": "json"},
         "key_serializer must be a callable or have a serialize",
@@ -177,8 +177,10 @@ def test_a_toml_file_that_is_wrong(tmp_path: Path) -> None:
     assert said() == f"{path} can't be read: No such file or directory"
     path.write_text(f'[orders.kafka]\nproperties."sasl.password" = "{SECRET}\n')
     assert said().startswith(f"{path} is not TOML: ")
-    path.write_bytes(b"\xff")
+    path.write_bytes(b"[\xff")
     assert said().startswith(f"{path} is not UTF-8: save it as UTF-8")
+    path.write_bytes(b"#" * (1024 * 1024 + 1))
+    assert said() == f"{path} has more than 1 MiB, so it holds no settings"
     path.write_text(TOML)
     assert (
         said("orders")

@@ -116,9 +116,11 @@ def _from_file(connection: Connection) -> dict[str, Any]:
     text = read_text(path)
     try:
         properties: dict[str, str] = javaproperties.loads(text)
-    except ValueError as error:  # an escape that does not exist
-        raise SettingsError(f"{path}: {error}") from error
-    return _by_field(properties.items())
+    except ValueError as error:  # an escape that is not one
+        problem = str(error)
+    else:
+        return _by_field(properties.items())
+    raise SettingsError(f"{path}: {problem}")
 
 
 def _by_field(properties: Iterable[tuple[str, str]]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ dnspython is imported here and nowhere else.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import ipaddress
 from collections.abc import Iterable, Sequence
@@ -19,6 +20,7 @@ import dns.rdatatype
 
 from .._exceptions import SettingsError
 from .._loops import current_library
+from .._shown import shown, shown_address
 from ._types import Lookup, Target
 
 __all__ = ["DnsResolver"]
@@ -39,7 +41,7 @@ class DnsResolver:
     def __repr__(self) -> str:
         shown: list[str] = []
         if self._servers is not None:
-            shown.append(f"nameservers={[str(server) for server in self._servers]}")
+            shown.append(f"nameservers={[*map(str, self._servers)]}")
         if self._port is not None:
             shown.append(f"port={self._port}")
         return f"dns({', '.join(shown)})"
@@ -109,20 +111,25 @@ def _servers(given: object) -> tuple[Target, ...]:
         given = [given]
     servers: list[Target] = []
     for one in cast("Iterable[object]", given):
-        text = one if isinstance(one, str) else ""
-        try:
-            # An IPv6 address may stand without brackets where there is no port.
-            server = Target(str(ipaddress.ip_address(text)))
-        except ValueError:
-            try:
-                server = Target.parse(text)
-                ipaddress.ip_address(server.host)
-            except ValueError:
-                raise SettingsError(
-                    "dns: a name server is an address, such as '10.0.0.2', '10.0.0.2:5353' or "
-                    f"'[::1]:53', not {one!r}"
-                ) from None
+        server = _server(one) if isinstance(one, str) else None
+        if server is None:
+            text = shown_address(one) if isinstance(one, str) else shown(one)
+            raise SettingsError(
+                "dns: a name server is an address, such as '10.0.0.2', '10.0.0.2:5353' or "
+                f"'[::1]:53', not {text}"
+            )
         servers.append(server)
     if not servers:
         raise SettingsError("dns: nameservers is empty; None stands for those of the system")
     return tuple(servers)
+
+
+def _server(text: str) -> Target | None:
+    # An IPv6 address without a port may stand without brackets.
+    with contextlib.suppress(ValueError):
+        return Target(str(ipaddress.ip_address(text)))
+    with contextlib.suppress(ValueError):
+        server = Target.parse(text)
+        ipaddress.ip_address(server.host)
+        return server
+    return None

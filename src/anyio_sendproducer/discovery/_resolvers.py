@@ -9,6 +9,7 @@ from typing import cast
 import anyio
 
 from .._exceptions import SettingsError
+from .._shown import listed, shown
 from ._types import Lookup, Resolver, ResolverLike, Target, as_resolver
 
 __all__ = ["aggregate", "static"]
@@ -26,8 +27,8 @@ class _Static:
 
     def __repr__(self) -> str:
         if self._always:
-            return f"static({', '.join(map(str, self._always))})"
-        return f"static(for {', '.join(self._by_name)})"
+            return f"static({listed(self._always)})"
+        return f"static(for {listed(self._by_name)})"
 
 
 def static(
@@ -65,7 +66,7 @@ def _targets(given: object) -> tuple[Target, ...]:
         elif isinstance(one, Target):
             found.append(one)
         else:
-            raise SettingsError(f"static: a target must be a str or a Target: {one!r}")
+            raise SettingsError(f"static: a target must be a str or a Target, not {shown(one)}")
     return tuple(found)
 
 
@@ -112,5 +113,7 @@ def aggregate(*resolvers: ResolverLike, seconds: float = 1.0) -> Resolver:
         raise SettingsError("aggregate: give at least one resolver")
     number = cast("object", seconds)
     if not isinstance(number, (int, float)) or isinstance(number, bool) or not number > 0:
-        raise SettingsError(f"aggregate: seconds must be a number of more than 0: {seconds!r}")
+        raise SettingsError(
+            f"aggregate: seconds must be a number of more than 0, not {shown(seconds)}"
+        )
     return _Aggregate(tuple(map(as_resolver, resolvers)), seconds)

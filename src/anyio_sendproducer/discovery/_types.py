@@ -8,20 +8,41 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, Protocol, cast, runtime_checkable
 
 from .._exceptions import SettingsError
+from .._shown import shown, shown_address
 
-__all__ = ["ADDRESS", "Lookup", "Resolver", "ResolverLike", "Target", "as_resolver"]
+__all__ = ["Lookup", "Resolver", "ResolverLike", "Target", "address_in", "as_resolver"]
 
 #: ``_port._protocol.name``, as RFC 2782 writes services, and as Akka Discovery parses them.
 _SERVICE: Final = re.compile(r"_(?P<port>[^.]+)\._(?P<protocol>[^.]+)\.(?P<name>.+)")
 #: A host, an IPv6 address in brackets, with a port or without.
-ADDRESS: Final = re.compile(
+_ADDRESS: Final = re.compile(
     r"(?:\[(?P<six>[0-9a-fA-F:.%a-z]+)\]|(?P<host>[^\s:/@,\[\]]+))(?::(?P<port>[0-9]{1,5}))?"
 )
 
 
+def address_in(text: str) -> re.Match[str] | None:
+    """The parts of an address: ``six`` or ``host``, and ``port``; None if it is not an address.
+
+    A control character is refused: librdkafka ends a text at a NUL, and so would connect elsewhere.
+    """
+    return _ADDRESS.fullmatch(text) if text.isprintable() else None
+
+
 def _has_port(name: str) -> bool:
-    found = ADDRESS.fullmatch(name)
+    found = address_in(name)
     return found is not None and found["port"] is not None
+
+
+def _check_name(field: str, name: object) -> None:
+    if not isinstance(name, str) or not name:
+        raise SettingsError(f"{field} must be a str that is not empty, not {shown(name)}")
+    if "@" in name or "://" in name:
+        raise SettingsError(
+            f"{field} must be a name, not an address with '@' or '://' in it (not shown, because "
+            "it may hold a password)"
+        )
+    if not name.isprintable() or " " in name:
+        raise SettingsError(f"{field} must have no blanks and no control characters: {name!r:.80}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -35,7 +56,8 @@ class Lookup:
         protocol: the protocol of that port, such as ``"tcp"``.
 
     Raises:
-        SettingsError: the service has no name, or only one of the others is there.
+        SettingsError: the service has no name, only one of the others is there, or a name has
+            blanks, control characters or a password in it.
     """
 
     service_name: str
@@ -43,19 +65,20 @@ class Lookup:
     protocol: str | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(cast("object", self.service_name), str) or not self.service_name:
-            raise SettingsError(
-                f"service_name must be a str that is not empty: {self.service_name!r}"
-            )
+        _check_name("service_name", self.service_name)
         if _has_port(self.service_name):
             raise SettingsError(
-                f"service_name {self.service_name!r} has a port, which a look-up finds: leave it "
-                "out, or give bootstrap_servers"
+                f"service_name {self.service_name!r:.80} has a port, which a look-up finds: "
+                "leave it out, or give bootstrap_servers"
             )
         if (self.port_name is None) != (self.protocol is None):
             raise SettingsError(
-                f"port_name and protocol belong together: {self.port_name!r} and {self.protocol!r}"
+                f"port_name and protocol belong together: {shown(self.port_name)} and "
+                f"{shown(self.protocol)}"
             )
+        for field in ("port_name", "protocol"):
+            if getattr(self, field) is not None:
+                _check_name(field, getattr(self, field))
 
     @classmethod
     def parse(cls, text: str) -> Lookup:
@@ -81,7 +104,7 @@ class Target:
         port: its port; None where whoever was asked does not know it.
 
     Raises:
-        SettingsError: the host is empty, or the port is not from 1 to 65535.
+        SettingsError: the host is not a host's name or address, or the port is not from 1 to 65535.
     """
 
     host: str
@@ -89,14 +112,16 @@ class Target:
 
     def __post_init__(self) -> None:
         if not isinstance(cast("object", self.host), str) or not self.host:
-            raise SettingsError(f"host must be a str that is not empty: {self.host!r}")
+            raise SettingsError(f"host must be a str that is not empty, not {shown(self.host)}")
         if _has_port(self.host):
-            raise SettingsError(f"host {self.host!r} has a port: Target.parse() takes both")
+            raise SettingsError(f"host {self.host!r:.80} has a port: Target.parse() takes both")
         port = cast("object", self.port)
         if port is not None and (
             not isinstance(port, int) or isinstance(port, bool) or not 1 <= port <= 65535
         ):
-            raise SettingsError(f"port must be an int from 1 to 65535, or None: {port!r}")
+            raise SettingsError(f"port must be an int from 1 to 65535, or None, not {shown(port)}")
+        if address_in(str(self)) is None:
+            raise SettingsError(f"host: {shown_address(self.host)} is not a host's name or address")
 
     @classmethod
     def parse(cls, text: str) -> Target:
@@ -105,9 +130,11 @@ class Target:
         Raises:
             SettingsError: it is none of these.
         """
-        found = ADDRESS.fullmatch(text)
+        found = address_in(text)
         if found is None:
-            raise SettingsError(f"{text!r} is neither host nor host:port, such as localhost:9092")
+            raise SettingsError(
+                f"{shown_address(text)} is neither host nor host:port, such as localhost:9092"
+            )
         port = found["port"]
         return cls(found["six"] or found["host"], None if port is None else int(port))
 

@@ -6,15 +6,9 @@ import logging
 import re
 from typing import Any, Final, cast
 
+from .._shown import one_line
+
 __all__ = ["Discreet", "one_line"]
-
-
-def one_line(text: object, most: int = 300) -> str:
-    """What somebody else said, so that it can't pass for a line of a log of its own."""
-    return "".join(
-        character if character.isprintable() else repr(character)[1:-1]
-        for character in str(text)[:most]
-    )
 
 
 #: Of these kafka-python would write down what is in them: passwords, tokens, records.

@@ -101,11 +101,13 @@ def librdkafka_config(settings: ProducerSettings) -> LibrdkafkaConfig:
         if value is not None or canonical_name(name) not in NONE_IS_DEFAULT
     }
     security, properties = judged(given, LIBRDKAFKA)
+    for meaning, value in security.given.values.items():
+        _check_text(f"properties: {security.given.names[meaning]!r}", value)
+    # Before unknown names, of which each may be a line of a key whose setting is cut short.
+    secured = _security_config(security)
     config = _chosen(properties)
     for name, value in config.items():
         _check_text(f"properties: {name!r}", value)
-    for meaning, value in security.given.values.items():
-        _check_text(f"properties: {security.given.names[meaning]!r}", value)
     for field in ("client_id", "transactional_id"):
         _check_text(field, getattr(settings, field))
     agreed = {canonical_name(name): value for name, value in config.items()}
@@ -126,7 +128,7 @@ def librdkafka_config(settings: ProducerSettings) -> LibrdkafkaConfig:
         "queue.buffering.max.messages": 0,
         "queue.buffering.max.kbytes": _INT_MAX,
         **config,
-        **_security_config(security),
+        **secured,
         "bootstrap.servers": ",".join(settings.addresses),
         "client.id": settings.client_id,
     }

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from .._exceptions import SettingsError
 from .._settings import ProducerSettings
+from .._shown import shown, shown_name
 from .._sources import truth_of
 
 __all__ = [
@@ -58,18 +59,19 @@ COMPRESSIONS: Final = (None, "gzip", "snappy", "lz4", "zstd")
 _REQUESTS: Final = "max_in_flight_requests_per_connection"
 
 
-def unknown(given: str, name: str, library: str, shown: Mapping[str, str]) -> SettingsError:
+def unknown(given: str, name: str, library: str, spellings: Mapping[str, str]) -> SettingsError:
     """The error that there is no such property, with the nearest that there is.
 
     Args:
         given: how it was spelt.
         name: in the spelling that is compared.
         library: whose properties they are.
-        shown: those that there are, each with how it is to be written.
+        spellings: those that there are, each with how it is to be written.
     """
-    near = difflib.get_close_matches(name, sorted(shown), n=1)
-    hint = f"; did you mean {shown[near[0]]!r}?" if near else ""
-    return SettingsError(f"properties: {given!r} is not a setting of {library}{hint}")
+    near = difflib.get_close_matches(name.lower(), sorted(spellings), n=1)
+    hint = f"; did you mean {spellings[near[0]]!r}?" if near else ""
+    name = shown_name(given, is_known=bool(near))
+    return SettingsError(f"properties: {name} is not a setting of {library}{hint}")
 
 
 def acks_of(given: str, value: Any) -> Any:
@@ -77,7 +79,7 @@ def acks_of(given: str, value: Any) -> Any:
     # True and False are 1 and 0 to a dict.
     if isinstance(value, (int, str)) and not isinstance(value, bool) and value in _ACKS:
         return _ACKS[value]
-    raise SettingsError(f"properties: {given!r} must be 0, 1 or 'all', not {value!r}")
+    raise SettingsError(f"properties: {given!r} must be 0, 1 or 'all', not {shown(value)}")
 
 
 def compression_of(given: str, value: Any) -> str | None:
@@ -85,7 +87,8 @@ def compression_of(given: str, value: Any) -> str | None:
     chosen: str | None = None if value == "none" else value
     if chosen not in COMPRESSIONS:
         raise SettingsError(
-            f"properties: {given!r} must be one of gzip, snappy, lz4, zstd, none, not {value!r}"
+            f"properties: {given!r} must be one of gzip, snappy, lz4, zstd, none, not "
+            f"{shown(value)}"
         )
     return chosen
 

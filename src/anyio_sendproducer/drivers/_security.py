@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 from .._exceptions import SettingsError
 from .._settings import canonical_name
+from .._shown import shown
 from ._jaas import credentials
 from ._tls import CONVERT, FILES, Given, truth
 
@@ -196,7 +197,7 @@ def judged(properties: Mapping[str, Any], abilities: Abilities) -> tuple[Securit
         if protocol not in _PROTOCOLS:
             # kafka-python takes what it does not know for PLAINTEXT.
             raise given.wrong(
-                "protocol", f"must be one of {', '.join(_PROTOCOLS)}, not {value!r:.40}"
+                "protocol", f"must be one of {', '.join(_PROTOCOLS)}, not {shown(value)}"
             )
     encrypts, logs_in = protocol.endswith("SSL"), protocol.startswith("SASL")
     said = protocol if "protocol" in given else f"{protocol}, which is the default"
@@ -333,7 +334,7 @@ def _mechanism(given: Given, protocol: str, abilities: Abilities) -> str:
     if isinstance(mechanism, str) and mechanism in abilities.lacking:
         raise given.wrong("mechanism", f"can't be {mechanism}: {abilities.lacking[mechanism]}")
     if not isinstance(mechanism, str) or mechanism not in known:
-        raise given.wrong("mechanism", f"must be one of {', '.join(known)}, not {mechanism!r:.40}")
+        raise given.wrong("mechanism", f"must be one of {', '.join(known)}, not {shown(mechanism)}")
     package = abilities.packages.get(mechanism)
     if package is not None and importlib.util.find_spec(package) is None:
         raise given.wrong("mechanism", f"{mechanism} needs the package {package}, which is missing")

@@ -1,0 +1,69 @@
+"""How errors and logs show what others supplied: short, on one line, and never a secret.
+
+A value in the wrong place may be a password or a key. So an error repeats numbers, short plain
+texts and names that look like names. Of anything else it names the type.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+__all__ = ["listed", "one_line", "shown", "shown_address", "shown_name"]
+
+_PLAIN: Final = re.compile(r"[A-Za-z0-9 .:_-]{0,24}")
+#: Words of letters, with a few digits at the end of each. A line of base64 is not of this form.
+_WORD: Final = r"(?:[a-z]{1,20}|[A-Z]{1,20})\d{0,3}"
+_NAME: Final = re.compile(rf"{_WORD}(?:[._-]{_WORD}){{0,12}}")
+#: Longer numbers are not shown: Python refuses to write an int of more than 4,300 digits.
+_MOST: Final = 10**30
+
+
+def one_line(text: object, most: int = 300) -> str:
+    """A foreign text, with its control characters escaped so that it cannot forge a log line."""
+    return "".join(
+        character if character.isprintable() else repr(character)[1:-1]
+        for character in str(text)[:most]
+    )
+
+
+def shown(value: object) -> str:
+    """A value that may be anything, for an error that says what is wrong with it."""
+    if value is None or type(value) in {bool, float}:
+        return repr(value)
+    if type(value) is int and -_MOST < value < _MOST:
+        return repr(value)
+    if isinstance(value, str):
+        return repr(str(value)) if _PLAIN.fullmatch(value) else "a str that is not shown here"
+    return type(value).__name__
+
+
+def shown_name(name: str, *, is_known: bool = False) -> str:
+    """The name of a setting, for an error.
+
+    Args:
+        name: the name as the user wrote it. It may be a line of a key, where a value in a file
+            continues on another line.
+        is_known: whether it resembles the name of a setting, so that it is not part of a secret.
+    """
+    if is_known or not name or _NAME.fullmatch(name):
+        return repr(name)
+    return (
+        f"a name of {len(name)} characters (not shown: it does not look like the name of a "
+        "setting. In a .properties file, a value continues on the next line after a backslash)"
+    )
+
+
+def shown_address(text: str) -> str:
+    """A text that should be an address, for an error. It may be a URL with a password in it."""
+    if "@" in text:
+        return "a value that is not shown, because there is an '@' in it,"
+    return repr(text) if len(text) <= 100 else f"a value of {len(text)} characters"
+
+
+def listed(items: Iterable[object], most: int = 5) -> str:
+    """Items joined by commas; of a long list, the first ones and how many more there are."""
+    texts = [*map(str, items)]
+    more = len(texts) - most
+    return ", ".join(texts) if more <= 0 else f"{', '.join(texts[:most])} and {more} more"
