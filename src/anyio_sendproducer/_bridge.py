@@ -2,8 +2,8 @@
 
 Loop to thread goes a batch of records as one command. Thread to loop come events: they gather in a
 list, one wake-up of the loop brings over all that there are, and they go on as one item of a
-memory object stream to the task that settles them. So a crossing is paid once a batch, never once
-a record. What comes alone, while that task waits, may be taken without its turn.
+stream to the task that settles them. So a crossing is paid once a batch, never once a record. What
+comes alone, while that task waits, may be taken without its turn.
 
 A client that takes records without waiting, and reports when it is asked to, needs no thread for
 that: the loop hands over and asks by itself (see
@@ -17,6 +17,8 @@ client library that hangs must not keep the loop from ending.
 
 from __future__ import annotations
 
+import collections
+import contextvars
 import functools
 import gc
 import itertools
@@ -25,15 +27,18 @@ import math
 import queue
 import threading
 import time
+import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar, cast
 
 import anyio
+import anyio.lowlevel
 
 from ._exceptions import ProducerClosed, ProducerFenced, SendProducerError
 from ._ledger import Entry
-from ._loops import Loop
+from ._loops import Loop, Sentinel, Step
 from .drivers import DirectDriver, Driver, LingeringDriver, Outcome, PolledDriver, Submitted
 from .telemetry._logging import error_type
 
@@ -173,6 +178,68 @@ def in_portions(events: Iterable[Event]) -> Iterator[list[Event]]:
         yield []
 
 
+class _Events:
+    """A stream of lists of events without a bound, for one receiver.
+
+    A finalizer or a signal handler may call :meth:`put` in the middle of :meth:`__anext__`. So the
+    receiver registers as waiting first and looks for items then; each step is atomic. (AnyIO's
+    memory object stream looks first. What arrives before it registers stays in the buffer.)
+    """
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._items: collections.deque[list[Event]] = collections.deque()
+        #: The receiver's cell, while it waits.
+        self._waiting: list[Any] = []
+        self._is_closed = False
+
+    def __len__(self) -> int:
+        """The number of lists that the receiver has not taken."""
+        return len(self._items)
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether the receiver waits."""
+        return bool(self._waiting)
+
+    def put(self, events: list[Event]) -> bool:
+        """Append a list of events. Returns: False if the stream is closed."""
+        if self._is_closed:
+            return False
+        self._items.append(events)
+        self._wake()
+        return True
+
+    def close(self) -> None:
+        """Append no more. The receiver takes what there is, and ends."""
+        self._is_closed = True
+        self._wake()
+
+    def _wake(self) -> None:
+        try:
+            cell = self._waiting.pop()
+        except IndexError:
+            return
+        self._loop.wake((cell,))
+
+    def __aiter__(self) -> _Events:
+        return self
+
+    async def __anext__(self) -> list[Event]:
+        await anyio.lowlevel.checkpoint()
+        while not self._items:
+            if self._is_closed:
+                raise StopAsyncIteration
+            cell = self._loop.cell()
+            self._waiting.append(cell)
+            try:
+                if not self._items and not self._is_closed:
+                    await cell
+            finally:
+                self._waiting.clear()
+        return self._items.popleft()
+
+
 class _Reply(Generic[T]):
     """The answer to one call, and the cell of the task that awaits it."""
 
@@ -209,6 +276,192 @@ class _Port:
         self._post(Ready(self._monotonic()))
 
 
+def _nothing() -> None:
+    """There is nothing to let go."""
+
+
+class _Worker:
+    """The thread of a bridge, and the driver on it.
+
+    It has no reference to the bridge. Otherwise the thread would keep the producer alive, and
+    nothing would notice that its event loop has ended.
+
+    Args:
+        loop: the loop to wake.
+        make: see :class:`Bridge`.
+        monotonic: see :class:`Bridge`.
+        collect: gives what the loop is to call when something was posted; None if that is gone.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        make: Callable[[], Driver],
+        monotonic: Callable[[], float],
+        collect: Callable[[], Callable[[], None] | None],
+    ) -> None:
+        self._loop = loop
+        self._make = make
+        self._monotonic = monotonic
+        self._collect = collect
+        self._number = next(_numbers)
+        #: Serializers and other hooks find the context variables of the task that opened the
+        #: producer.
+        self._context = contextvars.copy_context()
+        self.driver: Driver | None = None
+        self.polled: PolledDriver | None = None
+        #: Whether the loop may hand over: all records to a client that is asked, and otherwise one
+        #: that is alone.
+        self.is_direct = False
+        #: The driver, where its client holds records back, and whether it was told to hurry.
+        self.lingering: LingeringDriver | None = None
+        self.hurries = False
+        #: How many commands the thread is through with.
+        self.served = 0
+        self.inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self.outbox: list[Event | _Reply[Any]] = []
+        self.signalled = False
+        #: Whether the loop has more for the driver when that is through with a batch.
+        self.is_wanted = False
+        # What is posted and whether the loop knows of it go together, with or without a GIL. A
+        # finalizer may post while its thread posts: it may take the lock again.
+        self.posting = threading.RLock()
+        self.stopping = threading.Event()
+        self._is_abandoned = False
+        self.thread = self.new_thread("", self._serve)
+
+    def new_thread(self, suffix: str, target: Callable[[], None]) -> threading.Thread:
+        """A thread that runs ``target`` in a copy of the opener's context."""
+        return threading.Thread(
+            target=self._context.copy().run,
+            args=(target,),
+            name=f"anyio-sendproducer-{self._number}{suffix}",
+            daemon=True,
+        )
+
+    def abandon(self) -> None:
+        """Close the driver by force: the event loop has ended before the producer was closed.
+
+        The garbage collector may call this, on any thread and in the middle of anything: so it
+        takes no lock and waits for nothing.
+        """
+        if self._is_abandoned or self.stopping.is_set():
+            return
+        self._is_abandoned = True
+        self.inbox.put(functools.partial(self.close_driver, 0))
+        self.inbox.put(None)
+        warnings.warn(
+            f"the event loop ended before the producer of thread {self.thread.name} was closed: "
+            "its client is closed by force, and its records are lost; leave its `async with` block "
+            "before the loop ends",
+            ResourceWarning,
+            stacklevel=2,
+        )
+
+    @property
+    def _is_ending(self) -> bool:
+        return self._is_abandoned or self.stopping.is_set()
+
+    def post(self, item: Event | _Reply[Any], *, urgent: bool = True) -> None:
+        """Have the loop get this. What is not urgent waits for what comes next, unless the loop
+        wants to know."""
+        with self.posting:
+            self.outbox.append(item)
+            wakes = not self.signalled and (urgent or self.is_wanted)
+            if wakes:
+                self.signalled = True
+        if wakes:
+            collect = self._collect()
+            if collect is not None and not self._loop.call_soon_threadsafe(collect):
+                self.abandon()
+
+    def _serve(self) -> None:
+        while (command := self.inbox.get()) is not None:
+            self.serve_one(command)
+            del command  # it knows records, and these know the tasks that wait for them
+
+    def serve_one(self, command: Callable[[], None]) -> None:
+        command()
+        self.served += 1
+
+    def open(self, generation: int) -> None:
+        self.driver = driver = self._make()
+        if self._is_ending:
+            raise ProducerClosed("the producer was closed while it was starting")
+        driver.open(_Port(self.post, generation, self._monotonic))
+        self.polled = driver if isinstance(driver, PolledDriver) else None
+        self.is_direct = isinstance(driver, DirectDriver) and driver.direct
+        # This client was not told to hurry yet. The loop reads the second of these first.
+        self.hurries = False
+        lingers = isinstance(driver, LingeringDriver) and driver.lingers
+        self.lingering = cast("LingeringDriver", driver) if lingers else None
+
+    def opened(self) -> Driver:
+        if self.driver is None:
+            raise ProducerClosed("the producer is closed")
+        return self.driver
+
+    def answer(self, reply: _Reply[T], function: Callable[[], T]) -> None:
+        try:
+            reply.value = function()
+        except BaseException as error:  # noqa: BLE001  # raised again where it is awaited
+            reply.error = error
+        self.post(reply)
+
+    def submit(self, batch: Sequence[Entry]) -> None:
+        try:
+            answer = self.opened().submit(batch)
+        except BaseException as error:  # noqa: BLE001  # told to the loop, which ends it all
+            self.post(Lost(error))
+        else:
+            # A client that is asked is to be asked from now on.
+            tells = self.polled is None and not answer.held and not answer.sizes
+            self.post(Taken(answer), urgent=not tells)
+
+    def reopen(self, error: BaseException, generation: int, held: int) -> None:
+        self.polled = None
+        self.is_direct = False
+        self.lingering = None
+        self.close_driver(0)
+        self.post(GenerationEnded(error))
+        # A client lies in reference cycles, with all the records it held. Where these are few and
+        # large the collector, which counts objects, would leave them for long. Going through all
+        # objects holds up the whole process, so little is left to it.
+        self.driver = None
+        if held >= _WORTH_COLLECTING:
+            gc.collect()
+        while not self._is_ending:
+            try:
+                self.open(generation)
+            except ProducerFenced as failure:
+                self.post(Lost(failure))
+                return
+            except SendProducerError as failure:
+                _log.warning(
+                    "no client in place of the one that broke, trying on: %s",
+                    failure,
+                    extra={"error.type": error_type(failure)},
+                )
+                self.close_driver(0)
+                self.stopping.wait(_REOPEN_SECONDS)
+            except BaseException as failure:  # noqa: BLE001  # as above
+                self.post(Lost(failure))
+                return
+            else:
+                self.post(Opened())
+                return
+
+    def close_driver(self, timeout: float) -> None:
+        driver = self.driver  # another thread may take it away
+        try:
+            if driver is not None:
+                driver.close(timeout)
+        except Exception as error:  # noqa: BLE001  # closing goes on
+            _log.exception(
+                "the driver raised while it was closed", extra={"error.type": error_type(error)}
+            )
+
+
 class Bridge:
     """A driver on a thread of its own, as seen from the loop.
 
@@ -231,22 +484,12 @@ class Bridge:
     ) -> None:
         self._loop = loop
         self._monotonic = monotonic
-        self._make = make
         self._is_inline = inline
         #: Is offered, on the loop, an event that comes alone while their receiver waits for any;
         #: says whether it took it. What it does not take goes the way of all.
         self.take_at_once: Callable[[Event], bool] | None = None
-        self._driver: Driver | None = None
-        self._polled: PolledDriver | None = None
-        #: Whether the loop may hand over: all records to a client that is asked, and otherwise one
-        #: that is alone.
-        self._is_direct = False
-        #: The driver, where its client holds records back, and whether it was told to hurry.
-        self._lingering: LingeringDriver | None = None
-        self._hurries = False
-        #: How many commands the thread was given, and how many it is through with.
+        #: How many commands the thread was given.
         self._given = 0
-        self._served = 0
         #: Whether an answer of the client that is asked is waited for, since when, and how long the
         #: last ones took.
         self._is_waiting = False
@@ -258,26 +501,15 @@ class Bridge:
         self._under_way = 0
         self._gathers = False
         self._last_batch = 0
-        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._outbox: list[Event | _Reply[Any]] = []
-        self._signalled = False
-        #: Whether the loop has more for the driver when that is through with a batch.
-        self._is_wanted = False
-        # What is posted and whether the loop knows of it go together, with or without a GIL.
-        self._posting = threading.Lock()
-        self._stopping = threading.Event()
         self._replies: set[_Reply[Any]] = set()
-        self._send, self.events = anyio.create_memory_object_stream[list[Event]](math.inf)
-        self._number = next(_numbers)
-        self._thread = self._new_thread("", self._serve)
+        self.step = Step()
+        self.events = _Events(loop)
+        self._worker = _Worker(loop, make, monotonic, weakref.WeakMethod(self._collect))
+        self._finalizers: list[weakref.finalize[..., Any]] = []
+        self._let_go: Callable[[], None] = _nothing
         self.generation = 1
         self.hand_overs = 0
         self.wake_ups = 0
-
-    def _new_thread(self, suffix: str, target: Callable[[], None]) -> threading.Thread:
-        return threading.Thread(
-            target=target, name=f"anyio-sendproducer-{self._number}{suffix}", daemon=True
-        )
 
     # --- on the loop -------------------------------------------------------------------------
 
@@ -290,9 +522,21 @@ class Bridge:
 
         Cancellation leaves the thread on its way out: :meth:`stop` is to follow.
         """
+        worker = self._worker
         if not self._is_inline:
-            self._thread.start()
-        await self._call(functools.partial(self._open, self.generation))
+            worker.thread.start()
+            # AnyIO keeps the tasks of a closed asyncio loop alive, and with them this bridge. So
+            # there the end of the loop counts, and elsewhere the end of the bridge.
+            sentinel = Sentinel()
+            self._finalizers = [
+                weakref.finalize(self, worker.abandon),
+                weakref.finalize(sentinel, worker.abandon),
+            ]
+            for finalizer in self._finalizers:
+                # When the process ends, its threads and sockets do as well.
+                finalizer.atexit = False
+            self._let_go = self._loop.keep(sentinel)
+        await self._call(functools.partial(worker.open, self.generation))
 
     async def call(self, function: Callable[[Driver], T]) -> T:
         """Run a function of the driver on its thread, behind what is there already.
@@ -302,14 +546,16 @@ class Bridge:
 
         Cancellation stops the waiting; the function runs all the same.
         """
-        return await self._call(lambda: function(self._opened()))
+        worker = self._worker
+        return await self._call(lambda: function(worker.opened()))
 
     async def _call(self, function: Callable[[], T]) -> T:
-        if self._stopping.is_set():
+        if self._worker.stopping.is_set():
             raise ProducerClosed("the producer is closed")
         reply: _Reply[T] = _Reply(self._loop.cell())
-        self._replies.add(reply)
-        self._give(functools.partial(self._answer, reply, function))
+        with self.step:
+            self._replies.add(reply)
+            self._give(functools.partial(self._worker.answer, reply, function))
         try:
             await reply.cell
         finally:
@@ -326,18 +572,19 @@ class Bridge:
         """
         self.hand_overs += 1
         self._last_batch = len(batch)
-        by_loop = self._is_direct
-        if self._polled is not None:
+        worker = self._worker
+        by_loop = worker.is_direct
+        if worker.polled is not None:
             self._under_way += len(batch)
-        elif len(batch) > 1 or self._given != self._served:
+        elif len(batch) > 1 or self._given != worker.served:
             by_loop = False
         if not by_loop:
-            self._is_wanted = False
-            self._give(functools.partial(self._submit, batch))
+            worker.is_wanted = False
+            self._give(functools.partial(worker.submit, batch))
             self._begin_to_wait()
             return None
         try:
-            answer = self._opened().submit(batch)
+            answer = worker.opened().submit(batch)
         except Exception as error:  # noqa: BLE001  # as in _submit()
             self._pass_on([Lost(error)])
             return None
@@ -348,33 +595,34 @@ class Bridge:
         """Have the thread do this, behind what is there already."""
         self._given += 1
         if self._is_inline:
-            self._serve_one(command)
+            self._worker.serve_one(command)
         else:
-            self._inbox.put(command)
+            self._worker.inbox.put(command)
 
     def _begin_to_wait(self) -> None:
-        if self._polled is not None and not self._is_waiting:
+        if self._worker.polled is not None and not self._is_waiting:
             self._is_waiting = True
             self._waits_since = self._monotonic()
 
     def want(self) -> None:
         """There is more to hand over: have the receiver of the events told when the driver is
         through with the batch. Where nobody wants to know, that waits for what comes next."""
-        with self._posting:
-            self._is_wanted = True
+        with self._worker.posting:
+            self._worker.is_wanted = True
         self._take_over()
 
     @property
     def lingers(self) -> bool:
         """Whether the client holds records back to form larger batches."""
-        return self._lingering is not None
+        return self._worker.lingering is not None
 
     def hurry(self, on: bool) -> None:  # noqa: FBT001
         """Have the client hold no records back, as long as this is on."""
-        lingering = self._lingering
-        if lingering is None or on == self._hurries:
+        worker = self._worker
+        lingering = worker.lingering
+        if lingering is None or on == worker.hurries:
             return
-        self._hurries = on
+        worker.hurries = on
         try:
             lingering.hurry(on)
         except Exception as error:  # noqa: BLE001  # as in _submit()
@@ -402,19 +650,21 @@ class Bridge:
     @property
     def at_once(self) -> int | None:
         """How many records are to be handed over at once, where that takes the loop's time."""
-        return _GIVEN_AT_ONCE if self._polled is not None and self._is_direct else None
+        return (
+            _GIVEN_AT_ONCE if self._worker.polled is not None and self._worker.is_direct else None
+        )
 
     @property
     def is_asked(self) -> bool:
         """Whether the client reports only when it is asked."""
-        return self._polled is not None
+        return self._worker.polled is not None
 
     @property
     def takes_at_once(self) -> bool:
         """Whether a record that is alone, with none under way, may be handed over where it stands:
         it was so the last time. Where there are many, they wait for each other, if only until the
         receiver of the events has its turn."""
-        return self._is_direct and self._last_batch == 1
+        return self._worker.is_direct and self._last_batch == 1
 
     def ask(self) -> Sequence[Event]:
         """Have a client that reports only when it is asked say what there is.
@@ -426,15 +676,15 @@ class Bridge:
         Returns:
             What was posted meanwhile, by whomever.
         """
-        polled = self._polled
+        polled = self._worker.polled
         if polled is None:
             return ()
         # Nobody has to wake the loop for what is reported meanwhile.
-        self._signalled = True
+        self._worker.signalled = True
         try:
             self._under_way = polled.poll(_ASKED_AT_ONCE)
         except Exception as error:  # noqa: BLE001  # as in _submit()
-            self._post(Lost(error))
+            self._worker.post(Lost(error))
         has_passed_on = self._has_passed_on
         events = self._take_out()
         if events:
@@ -464,7 +714,7 @@ class Bridge:
     @property
     def _has_passed_on(self) -> bool:
         """Whether there is something that the receiver of the events has not taken yet."""
-        return self.events.statistics().current_buffer_used > 0
+        return len(self.events) > 0
 
     def reopen(self, error: BaseException, held: int) -> None:
         """Give the client up for another. :class:`GenerationEnded` will follow, and then, when the
@@ -475,21 +725,21 @@ class Bridge:
             held: how many bytes of records it has, at most.
         """
         self.generation += 1
-        self._give(functools.partial(self._reopen, error, self.generation, held))
+        self._give(functools.partial(self._worker.reopen, error, self.generation, held))
 
     def trouble(self) -> Exception | None:
         """Why the client reaches no broker, where it knows of it."""
-        driver = self._driver
+        driver = self._worker.driver
         return None if driver is None else driver.trouble()
 
     def cut_off(self) -> bool:
         """Whether the client reaches no broker at all."""
-        driver = self._driver
+        driver = self._worker.driver
         return driver is not None and driver.cut_off()
 
     def figures(self) -> Mapping[str, Any]:
         """What the client counts by itself."""
-        driver = self._driver
+        driver = self._worker.driver
         return {} if driver is None else driver.figures()
 
     def ring(self) -> None:
@@ -507,18 +757,23 @@ class Bridge:
         Must run shielded from cancellation. Bounded: a thread that does not end is left behind,
         which is logged.
         """
-        self._stopping.set()
+        worker = self._worker
+        worker.stopping.set()
+        for finalizer in self._finalizers:
+            finalizer.detach()
+        self._let_go()
         try:
             if self._is_inline:
-                self._close_driver(seconds)
+                worker.close_driver(seconds)
             else:
                 await self._end_threads(seconds)
         finally:
-            self._take_over()
-            for reply in self._replies:
-                reply.error = ProducerClosed("the producer was closed before the answer came")
-                self._loop.wake((reply.cell,))
-            self._send.close()
+            with self.step:
+                self._take_over()
+                for reply in self._replies:
+                    reply.error = ProducerClosed("the producer was closed before the answer came")
+                    self._loop.wake((reply.cell,))
+                self.events.close()
 
     async def _end_threads(self, seconds: float) -> None:
         """Close the driver and wait until the threads have ended, for ``seconds`` and a grace
@@ -527,10 +782,11 @@ class Bridge:
         Another thread does the waiting, in real time: the event loop's clock may stand still, as
         Trio's MockClock does.
         """
-        self._inbox.put(None)
-        closer = self._new_thread("-closer", functools.partial(self._close_driver, seconds))
+        worker = self._worker
+        worker.inbox.put(None)
+        closer = worker.new_thread("-closer", functools.partial(worker.close_driver, seconds))
         closer.start()
-        threads = [thread for thread in (closer, self._thread) if thread.ident is not None]
+        threads = [thread for thread in (closer, worker.thread) if thread.ident is not None]
         ended: Any = self._loop.cell()
 
         def watch() -> None:
@@ -539,7 +795,7 @@ class Bridge:
                 thread.join(max(0.0, give_up - time.monotonic()))
             self._loop.call_soon_threadsafe(functools.partial(self._loop.wake, (ended,)))
 
-        watcher = self._new_thread("-watcher", watch)
+        watcher = worker.new_thread("-watcher", watch)
         watcher.start()
         await ended
         watcher.join()  # it has nothing left to do
@@ -553,17 +809,18 @@ class Bridge:
 
     def _collect(self) -> None:
         """Called by the loop after a wake-up."""
-        self.wake_ups += 1
-        events = self._take_out()
-        if (
-            len(events) == 1
-            and self.take_at_once is not None
-            and self.events.statistics().tasks_waiting_receive
-            and self.take_at_once(events[0])
-        ):
-            return
-        if events:
-            self._pass_on(events)
+        with self.step:
+            self.wake_ups += 1
+            events = self._take_out()
+            if (
+                len(events) == 1
+                and self.take_at_once is not None
+                and self.events.is_awaited
+                and self.take_at_once(events[0])
+            ):
+                return
+            if events:
+                self._pass_on(events)
 
     def _take_over(self) -> None:
         """Have the receiver of the events get what was posted."""
@@ -573,11 +830,12 @@ class Bridge:
 
     def _take_out(self) -> list[Event]:
         """The events among what was posted; whoever awaits an answer is woken."""
-        with self._posting:
+        worker = self._worker
+        with worker.posting:
             # Whoever posts from now on wakes the loop again.
-            self._signalled = False
-            items = [*self._outbox]
-            self._outbox.clear()
+            worker.signalled = False
+            items = worker.outbox
+            worker.outbox = []
         events: list[Event] = []
         for item in items:
             if isinstance(item, _Reply):
@@ -593,104 +851,4 @@ class Bridge:
     def _pass_on(self, events: list[Event]) -> bool:
         """Give these to the receiver of the events; False where there is none any more: a wake-up
         may be under way when the bridge has stopped."""
-        try:
-            self._send.send_nowait(events)
-        except (anyio.ClosedResourceError, anyio.BrokenResourceError):
-            return False
-        return True
-
-    # --- on threads --------------------------------------------------------------------------
-
-    def _post(self, item: Event | _Reply[Any], *, urgent: bool = True) -> None:
-        with self._posting:
-            self._outbox.append(item)
-            wakes = not self._signalled and (urgent or self._is_wanted)
-            if wakes:
-                self._signalled = True
-        if wakes:
-            self._loop.call_soon_threadsafe(self._collect)
-
-    def _serve(self) -> None:
-        while (command := self._inbox.get()) is not None:
-            self._serve_one(command)
-
-    def _serve_one(self, command: Callable[[], None]) -> None:
-        command()
-        self._served += 1
-
-    def _open(self, generation: int) -> None:
-        self._driver = driver = self._make()
-        if self._stopping.is_set():
-            raise ProducerClosed("the producer was closed while it was starting")
-        driver.open(_Port(self._post, generation, self._monotonic))
-        self._polled = driver if isinstance(driver, PolledDriver) else None
-        self._is_direct = isinstance(driver, DirectDriver) and driver.direct
-        # This client was not told to hurry yet. The loop reads the second of these first.
-        self._hurries = False
-        lingers = isinstance(driver, LingeringDriver) and driver.lingers
-        self._lingering = cast("LingeringDriver", driver) if lingers else None
-
-    def _opened(self) -> Driver:
-        if self._driver is None:
-            raise ProducerClosed("the producer is closed")
-        return self._driver
-
-    def _answer(self, reply: _Reply[T], function: Callable[[], T]) -> None:
-        try:
-            reply.value = function()
-        except BaseException as error:  # noqa: BLE001  # raised again where it is awaited
-            reply.error = error
-        self._post(reply)
-
-    def _submit(self, batch: Sequence[Entry]) -> None:
-        try:
-            answer = self._opened().submit(batch)
-        except BaseException as error:  # noqa: BLE001  # told to the loop, which ends it all
-            self._post(Lost(error))
-        else:
-            # A client that is asked is to be asked from now on.
-            tells = self._polled is None and not answer.held and not answer.sizes
-            self._post(Taken(answer), urgent=not tells)
-
-    def _reopen(self, error: BaseException, generation: int, held: int) -> None:
-        self._polled = None
-        self._is_direct = False
-        self._lingering = None
-        self._close_driver(0)
-        self._post(GenerationEnded(error))
-        # A client lies in reference cycles, with all the records it held. Where these are few and
-        # large the collector, which counts objects, would leave them for long. Going through all
-        # objects holds up the whole process, so little is left to it.
-        self._driver = None
-        if held >= _WORTH_COLLECTING:
-            gc.collect()
-        while not self._stopping.is_set():
-            try:
-                self._open(generation)
-            except ProducerFenced as failure:
-                self._post(Lost(failure))
-                return
-            except SendProducerError as failure:
-                _log.warning(
-                    "no client in place of the one that broke, trying on: %s",
-                    failure,
-                    extra={"error.type": error_type(failure)},
-                )
-                self._close_driver(0)
-                self._stopping.wait(_REOPEN_SECONDS)
-            except BaseException as failure:  # noqa: BLE001  # as above
-                self._post(Lost(failure))
-                return
-            else:
-                self._post(Opened())
-                return
-
-    def _close_driver(self, timeout: float) -> None:
-        driver = self._driver  # another thread may take it away
-        try:
-            if driver is not None:
-                driver.close(timeout)
-        except Exception as error:  # noqa: BLE001  # closing goes on
-            _log.exception(
-                "the driver raised while it was closed", extra={"error.type": error_type(error)}
-            )
+        return self.events.put(events)

@@ -8,22 +8,53 @@ Everything here is public API of asyncio and trio.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import functools
 import sys
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-__all__ = ["Loop", "Several", "current_library", "current_loop"]
+__all__ = ["Loop", "Sentinel", "Several", "Step", "current_library", "current_loop"]
 
 
 class Several(list[Any]):
     """The cells of several tasks that wait for one thing."""
+
+
+class Step:
+    """Marks that the producer's own code is in the middle of a change, on the loop's thread.
+
+    The garbage collector and signal handlers run other code there between any two instructions. If
+    that code calls the producer, the call finds ``depth`` above 0 and is refused or put off. The
+    code that interrupts always ends first, so a plain counter is enough.
+    """
+
+    __slots__ = ("depth",)
+
+    def __init__(self) -> None:
+        self.depth = 0
+
+    def __enter__(self) -> None:
+        self.depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.depth -= 1
+
+
+class Sentinel:
+    """An object that the event loop keeps until it is closed."""
+
+    def stay(self) -> None:
+        """What the loop is to call: nothing."""
+
+
+#: A year: no loop runs a timer of ours after that.
+_NEVER_SECONDS: Final = 365 * 24 * 3600.0
 
 
 class Loop(Protocol):
@@ -40,9 +71,19 @@ class Loop(Protocol):
         """The loop's monotonic time in seconds."""
         ...
 
-    def call_soon_threadsafe(self, function: Callable[[], object], /) -> None:
-        """Have ``function`` called on the loop, soon; from any thread. Does nothing where the loop
-        has ended."""
+    def call_soon_threadsafe(self, function: Callable[[], object], /) -> bool:
+        """Have ``function`` called on the loop, soon; from any thread, and from finalizers and
+        signal handlers.
+
+        Returns: False if the loop has ended, and the function is not going to be called.
+        """
+        ...
+
+    def keep(self, sentinel: Sentinel, /) -> Callable[[], None]:
+        """Keep an object alive until the loop is closed, if the loop can.
+
+        Returns: lets go of the object.
+        """
         ...
 
     def cell(self) -> Awaitable[object]:
@@ -150,10 +191,23 @@ class _AsyncioLoop:
         except RuntimeError:
             return False  # no loop runs in this thread
 
-    def call_soon_threadsafe(self, function: Callable[[], object], /) -> None:
-        # Where the loop is closed, nobody is left to be told.
-        with contextlib.suppress(RuntimeError):
+    def call_soon_threadsafe(self, function: Callable[[], object], /) -> bool:
+        try:
             self._loop.call_soon_threadsafe(function)
+        except RuntimeError:
+            return False  # the loop is closed
+        return True
+
+    def keep(self, sentinel: Sentinel, /) -> Callable[[], None]:
+        # A loop that is closed forgets its timers, and nobody else knows this one.
+        timer = weakref.ref(self._loop.call_later(_NEVER_SECONDS, sentinel.stay))
+
+        def let_go() -> None:
+            handle = timer()
+            if handle is not None:
+                handle.cancel()
+
+        return let_go
 
     def wake(self, waiters: Iterable[Any], /) -> None:
         parked: list[_Parked] = []
@@ -239,9 +293,11 @@ def _trio_loop(module: Any, token: Any) -> Loop:
             self.woken = False
 
         def __await__(self) -> Generator[Any, Any, None]:
-            if self.woken:
-                return checkpoint().__await__()
+            # A finalizer may wake it at each point: first the task, then the look.
             self.task = current_task()
+            if self.woken:
+                self.task = None
+                return checkpoint().__await__()
             return wait_task_rescheduled(self.abort).__await__()
 
         def abort(self, _raise_cancel: Any) -> Any:
@@ -262,10 +318,16 @@ def _trio_loop(module: Any, token: Any) -> Loop:
         def is_current(self) -> bool:
             return _running_trio() is module and lowlevel.current_trio_token() is token
 
-        def call_soon_threadsafe(self, function: Callable[[], object], /) -> None:
-            # Where the run is over, nobody is left to be told.
-            with contextlib.suppress(module.RunFinishedError):
+        def call_soon_threadsafe(self, function: Callable[[], object], /) -> bool:
+            try:
                 token.run_sync_soon(function)
+            except module.RunFinishedError:
+                return False
+            return True
+
+        def keep(self, sentinel: Sentinel, /) -> Callable[[], None]:
+            # A run does not end before its tasks; if it crashes, nothing keeps the tasks alive.
+            return sentinel.stay
 
         def wake(self, waiters: Iterable[Any], /) -> None:
             for cell in waiters:
@@ -276,7 +338,12 @@ def _trio_loop(module: Any, token: Any) -> Loop:
                 else:
                     cell.woken = True
                     task = cell.task
-                    if task is not None:
+                    if task is None:
+                        continue
+                    if task is current_task():
+                        # A finalizer wakes a task that is on its way to sleep: later.
+                        self.call_soon_threadsafe(partial(self.wake, (cell,)))
+                    else:
                         cell.task = None
                         reschedule(task, woken)
 

@@ -158,12 +158,12 @@ class SendProducer(Sender):
                 observers, client_id=settings.client_id, clock=clock, ring=bridge.ring
             )
             observed._observation = observed._observing = observation
-            observed._begin(loop, ObservedLedger(observation, **bounds))
+            observed._begin(loop, ObservedLedger(observation, **bounds), bridge.step)
             self: SendProducer = observed
         else:
             self = object.__new__(_TransactionalProducer if transactional else cls)
             self._observation = None
-            self._begin(loop, Ledger(**bounds))
+            self._begin(loop, Ledger(**bounds), bridge.step)
         self._settings = settings
         self._finder = finder
         self._bridge = bridge
@@ -443,7 +443,8 @@ class SendProducer(Sender):
             except BaseException:
                 await self._close_hurriedly()
                 raise
-        errors, count = self._ledger.undelivered()
+        with self._step:
+            errors, count = self._ledger.undelivered()
         if count:
             raise UndeliveredRecords(errors, count)
 
@@ -460,18 +461,26 @@ class SendProducer(Sender):
         checked, size = check_record(
             record, self._topics, self._key_serialized, self._value_serialized
         )
-        ledger = self._ledger
-        entry = ledger.enter(checked, size, self._now(), wait)
-        if not self._rung:
-            self._ring()
+        step = self._step
+        if step.depth:
+            raise self._reentered()
+        # `with step:`, written out: this is the way of every record.
+        step.depth = 1
+        try:
+            entry = self._ledger.enter(checked, size, self._now(), wait)
+            if not self._rung:
+                self._ring()
+        finally:
+            step.depth = 0
         return entry
 
     def _enter_several(
         self, records: Iterable[ProducerRecord[Any, Any]], group: Group
     ) -> list[Entry]:
-        entries = self._ledger.enter_several(self._checked(records), self._now(), group)
-        if entries and not self._rung:
-            self._ring()
+        with self._step:
+            entries = self._ledger.enter_several(self._checked(records), self._now(), group)
+            if entries and not self._rung:
+                self._ring()
         return entries
 
     def _checked(
@@ -521,11 +530,12 @@ class SendProducer(Sender):
 
     def _moved(self, woken: Iterable[object]) -> None:
         """Room may have become free elsewhere than in the pump: others may be queued now."""
-        self._wake(woken)
-        if self._bridge.lingers:
-            self._pace()
-        if self._ledger.queued:
-            self._ring()
+        with self._step:
+            self._wake(woken)
+            if self._bridge.lingers:
+                self._pace()
+            if self._ledger.queued:
+                self._ring()
 
     def _pace(self) -> None:
         """Let the client hold records back for larger batches, or not; see ``is_in_a_hurry``."""
@@ -534,14 +544,16 @@ class SendProducer(Sender):
     async def _wait_until_settled(self, *, counts_waiting: bool = False) -> None:
         await anyio.lowlevel.checkpoint_if_cancelled()
         cell = self._loop.cell()
-        if not self._ledger.barrier(cell, counts_waiting=counts_waiting):
+        with self._step:
+            is_set = self._ledger.barrier(cell, counts_waiting=counts_waiting)
+            self._pace()
+        if not is_set:
             await anyio.lowlevel.checkpoint()
             return
-        self._pace()
         try:
             await cell
         except BaseException:
-            self._ledger.drop_barrier(cell)
+            self._now_or_soon(partial(self._ledger.drop_barrier, cell))
             raise
 
     def _wake(self, woken: Iterable[Any]) -> None:
@@ -558,18 +570,19 @@ class SendProducer(Sender):
                 if self._finder.looks_up:
                     tasks.start_soon(self._watch)
                 try:
-                    with self._bridge.events:
-                        async for events in self._bridge.events:
-                            if observation is not None:
-                                observation.begin_turn()
-                            await self._settle(events)
+                    async for events in self._bridge.events:
+                        if observation is not None:
+                            observation.begin_turn()
+                        await self._settle(events)
+                        with self._step:
                             self._hand_over()
                             self._apply_all(self._bridge.ask())
-                            if observation is not None:
-                                observation.tell()
+                        if observation is not None:
+                            observation.tell()
                 except Exception as error:  # noqa: BLE001  # told to all who wait
                     self._break(error)
                 finally:
+                    self._bridge.events.close()
                     tasks.cancel_scope.cancel()
                     if observation is not None:
                         observation.tell()
@@ -582,7 +595,8 @@ class SendProducer(Sender):
         for portion in _bridge.in_portions(events):
             if self._settling:
                 await anyio.lowlevel.cancel_shielded_checkpoint()
-            self._apply_all(portion)
+            with self._step:
+                self._apply_all(portion)
             self._settling = True
         self._rung = self._settling = False
 
@@ -590,7 +604,8 @@ class SendProducer(Sender):
         _log.exception(
             "the producer's own fault; it is broken", extra={"error.type": error_type(error)}
         )
-        self._wake(self._break_ledger(error))
+        with self._step:
+            self._wake(self._break_ledger(error))
 
     def _break_ledger(self, error: BaseException) -> Iterable[object]:
         # Waiters for metadata need no answer any more: they see the state, and raise.
@@ -692,7 +707,8 @@ class SendProducer(Sender):
 
     async def _reopen(self, error: BaseException) -> None:
         await self._finder.find_again()
-        self._bridge.reopen(error, self._ledger.in_flight_bytes)
+        with self._step:
+            self._bridge.reopen(error, self._ledger.in_flight_bytes)
 
     def _release_topics(self) -> Iterable[object]:
         """Queue the records of topics without metadata again.
@@ -712,7 +728,8 @@ class SendProducer(Sender):
     async def _retry_topics(self) -> None:
         await self._clock.sleep(RETRY_SECONDS)
         self._retrying = False
-        self._moved(self._release_topics())
+        with self._step:
+            self._moved(self._release_topics())
 
     async def _expire(self) -> None:
         while True:
@@ -720,11 +737,14 @@ class SendProducer(Sender):
                 await anyio.lowlevel.checkpoint()
             now = self._clock.now()
             trouble = self._bridge.trouble()
-            self._moved(self._ledger.expire(now, trouble))
-            if self._ledger.stuck(now):
-                error = TimeoutError("it holds records past their delivery_timeout, gets nowhere")
-                error.__cause__ = trouble
-                self._wake(self._give_up(error))
+            with self._step:
+                self._moved(self._ledger.expire(now, trouble))
+                if self._ledger.stuck(now):
+                    error = TimeoutError(
+                        "it holds records past their delivery_timeout, gets nowhere"
+                    )
+                    error.__cause__ = trouble
+                    self._wake(self._give_up(error))
             await self._clock.sleep(max(0.0, self._ledger.next_deadline(now) - now))
 
     async def _watch(self) -> None:
@@ -739,7 +759,8 @@ class SendProducer(Sender):
                 trouble = self._bridge.trouble()
                 error = ConnectionError(f"no broker is reached, and now they are at {addresses}")
                 error.__cause__ = trouble
-                self._give_up_client(error)
+                with self._step:
+                    self._give_up_client(error)
             was_cut_off = cut_off
 
     # --- the guard ---------------------------------------------------------------------------
@@ -786,8 +807,9 @@ class SendProducer(Sender):
             # As a rule the pump has; asyncio may have cancelled it before it began.
             self._bridge.events.close()
             try:
-                self._wake(self._ledger.close())
-                self._wake(self._release_topics())
+                with self._step:
+                    self._wake(self._ledger.close())
+                    self._wake(self._release_topics())
                 if self._observation is not None:
                     self._observation.ended(self._ledger.broken_by)
                     self._observation.tell()
@@ -804,8 +826,9 @@ class SendProducer(Sender):
         self._close_requested.set()
 
     async def _drain(self) -> None:
-        self._wake(self._ledger.drain())
-        self._pace()
+        with self._step:
+            self._wake(self._ledger.drain())
+            self._pace()
         with CancelScope(deadline=self._close_deadline) as self._drain_scope:
             if self._transaction is not None:
                 await self._transaction.end_by_closing()
@@ -865,8 +888,9 @@ class _ObservedProducer(ObservedSender, SendProducer):
             self._observing.refuse(self._observing.give(record, self._now()), error)
             raise
         entry = self._enter_checked(checked, size, wait=wait)
-        if not self._rung:
-            self._ring()
+        with self._step:
+            if not self._rung:
+                self._ring()
         return entry
 
     def _enter_several(
@@ -880,32 +904,36 @@ class _ObservedProducer(ObservedSender, SendProducer):
             entry = self._enter_checked(checked, size)
             entry.group = group
             entries.append(entry)
-        if entries and not self._rung:
-            self._ring()
+        with self._step:
+            if entries and not self._rung:
+                self._ring()
         return entries
 
     def _enter_checked(
         self, record: ProducerRecord[Any, Any], size: int, *, wait: bool = True
     ) -> Entry:
         ledger, observing = self._ledger, self._observing
+        if self._step.depth:
+            raise self._reentered()
         now = self._now()
         given = observing.give(record, now)
         sent = record
         # Where it is going to be refused, nobody is to take it for one that is on its way.
         if size <= ledger.most_bytes and (wait or ledger.has_room(size)):
             sent, size = observing.enrich(given, size, ledger.most_bytes)
-        try:
-            entry = ledger.enter(sent, size, now, wait)
-        except RecordRejected as error:
-            observing.refuse(given, error)
-            raise
-        except WouldBlock as error:
-            if sent is not record:
+        with self._step:
+            try:
+                entry = ledger.enter(sent, size, now, wait)
+            except RecordRejected as error:
                 observing.refuse(given, error)
-            raise
-        entry.given = given
-        if entry.state is DeliveryState.QUEUED:
-            observing.accept(entry)
+                raise
+            except WouldBlock as error:
+                if sent is not record:
+                    observing.refuse(given, error)
+                raise
+            entry.given = given
+            if entry.state is DeliveryState.QUEUED:
+                observing.accept(entry)
         return entry
 
 

@@ -12,6 +12,7 @@ import weakref
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
+from functools import partial
 from threading import get_ident
 from typing import Any, NoReturn, TypeVar, cast, overload
 
@@ -27,7 +28,7 @@ from ._exceptions import (
     RecordRejected,
 )
 from ._ledger import DeliveryState, Entry, Group, Ledger, not_sent, not_tried
-from ._loops import Loop, Several
+from ._loops import Loop, Several, Step
 from ._records import (
     Envelope,
     Message,
@@ -136,12 +137,14 @@ class Sender:
 
     _loop: Loop
     _ledger: Ledger
+    _step: Step
     _thread: int
     _park: Callable[[Entry], Awaitable[object]]
 
-    def _begin(self, loop: Loop, ledger: Ledger) -> None:
+    def _begin(self, loop: Loop, ledger: Ledger, step: Step) -> None:
         self._loop = loop
         self._ledger = ledger
+        self._step = step
         self._thread = get_ident()
         self._calls_in_a_row = 0
         # Counted down to 0 from here. It never is 0 where nobody needs to look.
@@ -222,9 +225,7 @@ class Sender:
         try:
             await self._park(entry)
         except GeneratorExit:
-            # A collector may close this, in whichever thread.
-            if self._thread == get_ident():
-                self._cancel(entry)
+            self._cancel(entry)
             raise
         except BaseException:
             self._cancel(entry)
@@ -340,7 +341,8 @@ class Sender:
         if entry.state is DeliveryState.WAITING:
             await self._wait_for_room(entry)
             if isinstance(entry.outcome, DeliveryError):
-                self._ledger.saw(entry)
+                with self._step:
+                    self._ledger.saw(entry)
                 try:
                     raise entry.outcome
                 finally:
@@ -361,7 +363,9 @@ class Sender:
         Raises:
             anyio.WouldBlock: there is no room; nothing was accepted.
             RecordRejected, ProducerClosed, ProducerBroken, ProducerMisused, TypeError: as
-                :meth:`enqueue`.
+                :meth:`enqueue`. Called by a finalizer or a signal handler, it may also raise
+                ProducerMisused because that interrupts the producer's own code; nothing was
+                accepted then.
         """
         self._check_loop()
         try:
@@ -375,6 +379,8 @@ class Sender:
 
     def _check_loop(self) -> None:
         if self._thread == get_ident() and self._loop.is_current():
+            if self._step.depth:
+                raise self._reentered()
             return
         if self._thread == _NO_THREAD:
             raise ProducerMisused(
@@ -384,6 +390,13 @@ class Sender:
         raise ProducerMisused(
             "the producer belongs to the event loop that it was opened on: use it from that loop's "
             "tasks alone, and open another for another loop, thread or process"
+        )
+
+    def _reentered(self) -> ProducerMisused:
+        return ProducerMisused(
+            "a finalizer, a weakref callback or a signal handler called the producer while it "
+            "interrupted the producer's own code: let the event loop make the call, with asyncio's "
+            "call_soon_threadsafe() or Trio's TrioToken.run_sync_soon()"
         )
 
     def _is_others_turn(self) -> bool:
@@ -398,10 +411,22 @@ class Sender:
 
     def _cancel(self, *entries: Entry) -> None:
         """Give up these records, and then wake the callers for whom room became free."""
+        self._now_or_soon(partial(self._cancel_now, entries))
+
+    def _cancel_now(self, entries: Iterable[Entry]) -> None:
         woken: list[object] = []
         for entry in entries:
             woken += self._ledger.cancel(entry)
         self._moved(woken)
+
+    def _now_or_soon(self, change: Callable[[], object]) -> None:
+        """Make a change for a caller that stopped waiting. The garbage collector closes a coroutine
+        on any thread, and in the middle of anything: then the loop makes the change."""
+        if self._thread == get_ident() and not self._step.depth:
+            with self._step:
+                change()
+        else:
+            self._loop.call_soon_threadsafe(change)
 
     async def _wait_for_room(self, entry: Entry) -> None:
         cell = entry.room_waiter = self._loop.cell()
@@ -424,19 +449,20 @@ class Sender:
             if not self._calls_until_look:
                 await self._look_for_cancellation()
             cell = self._loop.cell()
-            waiters = cast("Several | None", entry.waiter)
-            if waiters is None:
-                waiters = entry.waiter = Several()
-            waiters.append(cell)
+            with self._step:
+                waiters = cast("Several | None", entry.waiter)
+                if waiters is None:
+                    waiters = entry.waiter = Several()
+                waiters.append(cell)
             try:
                 await cell
-            except BaseException:
-                waiters.remove(cell)
-                if not waiters:
-                    self._ledger.unwatch(entry)
-                self._check_loop()
+            except BaseException as error:
+                self._now_or_soon(partial(self._stop_waiting, entry, waiters, cell))
+                if not isinstance(error, GeneratorExit):
+                    self._check_loop()
                 raise
-        self._ledger.saw(entry)
+        with self._step:
+            self._ledger.saw(entry)
         outcome = entry.outcome
         if type(outcome) is RecordMetadata:
             return outcome
@@ -444,6 +470,11 @@ class Sender:
             raise cast("DeliveryError", outcome).with_traceback(None)
         finally:
             del outcome, entry  # as in send()
+
+    def _stop_waiting(self, entry: Entry, waiters: Several, cell: object) -> None:
+        waiters.remove(cell)
+        if not waiters:
+            self._ledger.unwatch(entry)
 
     async def _send_group(
         self, records: Sequence[ProducerRecord[Any, Any]], *, stops: bool = False
@@ -509,7 +540,8 @@ class Sender:
         try:
             entry = self._enter(record)
         except RecordRejected as error:
-            self._moved(self._ledger.stop(group))
+            with self._step:
+                self._moved(self._ledger.stop(group))
             return error
         except (ProducerClosed, ProducerBroken) as error:
             if not any(isinstance(one, Entry) for one in before):

@@ -160,7 +160,7 @@ class Transaction(Sender):
         else:
             self = observed = object.__new__(_ObservedTransaction)
             observed._observing = owner.observation  # pyright: ignore[reportPrivateUsage]
-        self._begin(owner.loop, owner.ledger)
+        self._begin(owner.loop, owner.ledger, owner.bridge.step)
         self._owner = owner
         self._state = TransactionState.OPEN
         self._refused = None
@@ -397,11 +397,12 @@ class Transaction(Sender):
         for deadline in self._waits:
             # The driver does one thing after the other, and this is of no use any more.
             deadline.hurry(0)
-        owner.moved(
-            owner.ledger.fail_unsubmitted(
-                "the record was not sent: the transaction was aborted before", reason
+        with self._step:
+            owner.moved(
+                owner.ledger.fail_unsubmitted(
+                    "the record was not sent: the transaction was aborted before", reason
+                )
             )
-        )
         with CancelScope(shield=True):
             if not self._is_left_behind:
                 try:
@@ -463,7 +464,8 @@ async def run_transaction(owner: Owner) -> AsyncGenerator[Transaction]:
             owner.take_part(None)
             transaction._ended.set()  # pyright: ignore[reportPrivateUsage]
             # Whoever ran the block was told, by what it raised or by not being told of a commit.
-            owner.ledger.undelivered()
+            with owner.bridge.step:
+                owner.ledger.undelivered()
 
 
 def _consumed(offsets: Mapping[tuple[str, int], Any]) -> list[ConsumedOffset]:

@@ -591,7 +591,7 @@ async def test_the_producer_heals_and_goes_on() -> None:
     with mock_cluster(1) as cluster:
         async with open_send_producer(settings_for(cluster), driver="confluent") as producer:
             await producer.send(ProducerRecord(FOUR, b"v"))
-            driver: Any = producer._bridge._driver
+            driver: Any = producer._bridge._worker.driver
             driver._failed(KafkaError(KafkaError._FATAL, "the end", fatal=True))
             await until(generation(producer, 2))
             assert (await producer.send(ProducerRecord(FOUR, b"v"))).offset is not None

@@ -290,7 +290,7 @@ async def test_while_a_partition_has_no_leader_it_waits(idle: bool, turns: list[
 
 
 def _client_of(producer: SendProducer) -> Any:
-    driver: Any = producer._bridge._driver
+    driver: Any = producer._bridge._worker.driver
     return driver._ready().client
 
 

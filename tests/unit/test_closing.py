@@ -791,7 +791,9 @@ async def test_an_answer_that_has_come_is_given_though_the_producer_is_closed() 
         question = Call(tasks, bridge.call, answer)
         await at_gate(gate)
         gate.open()
-        blocking_until(lambda: bridge._outbox)  # the loop does nothing else until it has come
+        blocking_until(
+            lambda: bridge._worker.outbox
+        )  # the loop does nothing else until it has come
         with CancelScope(shield=True):
             await bridge.stop(0)
         await question.wait()

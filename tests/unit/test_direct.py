@@ -58,7 +58,7 @@ async def opened(
 ) -> AsyncGenerator[SendProducer]:
     """A producer whose thread is through with the opening; until then, it does what comes."""
     async with open_send_producer(settings, driver=driver, observers=observers) as producer:
-        await until(lambda: producer._bridge._served == 1)
+        await until(lambda: producer._bridge._worker.served == 1)
         yield producer
 
 
@@ -228,7 +228,7 @@ async def test_the_next_client_is_given_what_is_alone_too(settings: ProducerSett
     async with open_send_producer(settings, driver=driver) as producer:
         driver.break_client()
         await until(generation(producer, 2))
-        await until(lambda: producer._bridge._served == producer._bridge._given)
+        await until(lambda: producer._bridge._worker.served == producer._bridge._given)
         await producer.send(record())
         assert driver.threads == [LOOP]
 

@@ -246,7 +246,7 @@ class FakeProducer:
     def _end_error(self, commit: bool) -> SendProducerError | None:  # noqa: FBT001
         return self._commit_errors.pop(0) if commit and self._commit_errors else None
 
-    def _listener(self) -> Callable[[], None]:
+    def _listener(self) -> Callable[[], object]:
         loop = current_loop()
 
         def notice() -> None:

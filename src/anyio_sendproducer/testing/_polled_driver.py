@@ -45,8 +45,9 @@ class PolledFakeDriver(FakeDriver):
         self.direct = direct
         self.inline = inline
         self.poll_error: Exception | None = None
-        self.listener: Callable[[], None] = lambda: None
-        self._guard = threading.Lock()
+        self.listener: Callable[[], object] = lambda: None
+        # A finalizer may submit while the test acknowledges, on the loop's thread.
+        self._guard = threading.RLock()
         self._unsaid: list[tuple[Any, Outcome]] = []
         #: Records that were submitted and not reported, also while a thread completes them.
         self._unreported = 0
@@ -79,7 +80,8 @@ class PolledFakeDriver(FakeDriver):
         if self.poll_error is not None:
             raise self.poll_error
         with self._guard:
-            said, self._unsaid = self._unsaid[:most], self._unsaid[most:]
+            said = self._unsaid[:most]
+            del self._unsaid[: len(said)]
             self._unreported -= len(said)
             under_way = self._unreported
         self._say(said)

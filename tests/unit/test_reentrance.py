@@ -1,0 +1,245 @@
+"""Code that interrupts the producer on the loop's thread: finalizers, weakref callbacks and signal
+handlers. Python may run it between any two instructions."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+from collections.abc import Callable, Coroutine
+from types import FrameType
+from typing import Any
+
+import anyio
+import pytest
+
+from anyio_sendproducer import (
+    Delivery,
+    ProducerMisused,
+    ProducerSettings,
+    SendProducer,
+    open_send_producer,
+)
+from anyio_sendproducer._bridge import MetadataChanged, _Events
+from anyio_sendproducer._loops import current_loop
+from anyio_sendproducer.testing import FakeDriver
+from tests.support.asked_driver import AskedDriver
+from tests.support.calls import at_gate, quiet, record, task_group
+from tests.support.observers import Recorder
+from tests.support.waiting import PATIENCE
+
+#: Where interruptions come: in the package, and in what runs and wakes its tasks.
+INTERRUPTED = ("anyio_sendproducer", "anyio", "trio", "asyncio")
+
+#: So many instructions of one `send` are tried, and this is the step from one to the next.
+INSTRUCTIONS, STEP = 3000, 17
+
+
+class DirectFake(FakeDriver):
+    """Takes a record from the loop, and reports at once."""
+
+    direct = True
+
+
+class Interruption:
+    """Calls a function once, after so many instructions of the code that runs."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self.call = call
+        self.left = -1
+
+    def after(self, instructions: int) -> None:
+        self.left = instructions
+
+    def trace(self, frame: FrameType, event: str, _: object) -> Any:
+        if event == "call":
+            if str(frame.f_globals.get("__name__")).split(".", 1)[0] not in INTERRUPTED:
+                return None
+            frame.f_trace_opcodes = True
+        elif event == "opcode" and self.left >= 0:
+            self.left -= 1
+            if self.left < 0:
+                self.call()
+        return self.trace
+
+    def __enter__(self) -> Interruption:  # noqa: PYI034  # Self is in typing since Python 3.11
+        self._before = sys.gettrace()
+        sys.settrace(self.trace)
+        frame: FrameType | None = sys._getframe().f_back
+        while frame is not None:  # what runs already, such as the event loop
+            self.trace(frame, "call", None)
+            if frame.f_trace_opcodes:
+                frame.f_trace = self.trace
+            frame = frame.f_back
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(self._before)
+
+
+@pytest.mark.parametrize("observed", [False, True], ids=["plain", "observed"])
+@pytest.mark.parametrize("make", [FakeDriver, DirectFake, AskedDriver])
+async def test_a_call_between_any_two_instructions_is_accepted_or_refused(
+    settings: ProducerSettings, make: Callable[[], FakeDriver], observed: bool
+) -> None:
+    driver = make()
+    observers = [Recorder()] if observed else []
+    accepted: list[Delivery] = []
+    refused: list[ProducerMisused] = []
+    async with open_send_producer(settings, driver=driver, observers=observers) as producer:
+
+        def finalize() -> None:
+            try:
+                accepted.append(producer.enqueue_nowait(record()))
+            except ProducerMisused as error:
+                refused.append(error.with_traceback(None))
+
+        sent = 0
+        with Interruption(finalize) as interruption, anyio.fail_after(PATIENCE):
+            for instructions in range(0, INSTRUCTIONS, STEP):
+                interruption.after(instructions)
+                await producer.send(record())
+                sent += 1
+            await producer.flush()
+        with anyio.fail_after(PATIENCE):
+            for delivery in accepted:
+                await delivery.wait()
+        told = producer.statistics()
+    assert accepted
+    assert refused
+    assert told.accepted == told.delivered == sent + len(accepted)
+    assert len(driver.submitted) == sent + len(accepted)
+
+
+async def test_a_call_that_interrupts_the_producer_is_refused_with_the_reason(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    for observers in ([], [Recorder()]):
+        async with open_send_producer(settings, driver=fake, observers=observers) as producer:
+            with producer._step:
+                with pytest.raises(ProducerMisused, match="interrupted the producer's own code"):
+                    producer.enqueue_nowait(record())
+                with pytest.raises(ProducerMisused, match="interrupted the producer's own code"):
+                    producer._enter(record())
+                assert producer.statistics().accepted == 0
+            await producer.send(record())
+            assert producer.statistics().accepted == 1
+
+
+async def test_the_loop_may_make_the_call(settings: ProducerSettings, fake: FakeDriver) -> None:
+    """As the error says."""
+    async with open_send_producer(settings, driver=fake) as producer:
+        with producer._step:
+            current_loop().call_soon_threadsafe(lambda: producer.enqueue_nowait(record()))
+        await quiet()
+        assert producer.statistics().accepted == 1
+
+
+async def waiting_for_room(producer: SendProducer) -> None:
+    await producer.enqueue(record())
+
+
+async def flushing(producer: SendProducer) -> None:
+    await producer.flush()
+
+
+async def sending(producer: SendProducer) -> None:
+    await producer.send(record())
+
+
+async def sending_many(producer: SendProducer) -> None:
+    await producer.send_many([record(), record()])
+
+
+def close_at_once(producer: SendProducer, coroutine: Coroutine[Any, Any, object]) -> None:
+    with producer._step:
+        coroutine.close()
+
+
+def close_on_a_thread(_: SendProducer, coroutine: Coroutine[Any, Any, object]) -> None:
+    thread = threading.Thread(target=coroutine.close)
+    thread.start()
+    thread.join()
+
+
+@pytest.mark.parametrize("close", [close_at_once, close_on_a_thread])
+@pytest.mark.parametrize(
+    ("use", "withdrawn"), [(sending, 1), (sending_many, 2), (waiting_for_room, 0), (flushing, 0)]
+)
+async def test_a_coroutine_may_be_closed_by_the_collector(
+    settings: ProducerSettings,
+    use: Callable[[SendProducer], Coroutine[Any, Any, object]],
+    withdrawn: int,
+    close: Callable[[SendProducer, Coroutine[Any, Any, object]], None],
+) -> None:
+    """In another thread, or in the middle of the producer's own code: the loop cleans up."""
+    fake = FakeDriver(manual=True)
+    room = 1 if use is waiting_for_room else 10
+    async with open_send_producer(settings.with_max_in_flight(room), driver=fake) as producer:
+        fake.on_submit.shut()
+        producer.enqueue_nowait(record())
+        await at_gate(fake.on_submit)
+        coroutine = use(producer)
+        coroutine.send(None)
+        close(producer, coroutine)
+        assert producer.statistics().withdrawn == 0
+        await quiet()
+        told = producer.statistics()
+        assert (told.withdrawn, told.waiting) == (withdrawn, 0)
+        fake.manual = False
+        fake.on_submit.open()
+        await producer.flush()
+        assert len(fake.submitted) == 1
+
+
+async def test_a_wait_for_an_outcome_may_be_closed_by_the_collector(
+    settings: ProducerSettings,
+) -> None:
+    fake = FakeDriver(manual=True)
+    async with open_send_producer(settings, driver=fake) as producer:
+        delivery = producer.enqueue_nowait(record())
+        waiting = delivery.wait()
+        waiting.send(None)
+        close_at_once(producer, waiting)
+        await quiet()
+        fake.acknowledge()
+        assert (await delivery.wait()).offset == 0
+
+
+async def test_a_wake_up_on_the_way_to_sleep_is_not_lost() -> None:
+    """Something wakes a cell while its task is on the way to sleep, as a finalizer can."""
+    loop = current_loop()
+
+    async def sleep(wake_at: int) -> None:
+        cell = loop.cell()
+        with Interruption(lambda: loop.wake((cell,))) as interruption:
+            interruption.after(wake_at)
+            await cell
+
+    for instructions in range(60):
+        with anyio.move_on_after(PATIENCE):
+            async with task_group() as tasks:
+                tasks.start_soon(sleep, instructions)
+                for _ in range(3):
+                    await anyio.lowlevel.checkpoint()
+                tasks.cancel_scope.cancel()
+
+
+async def test_events_that_come_while_the_receiver_registers_are_received() -> None:
+    loop = current_loop()
+
+    async def receive(events: _Events, received: list[object]) -> None:
+        received.extend([some async for some in events])
+
+    for instructions in range(0, 150, 2):
+        events = _Events(loop)
+        received: list[object] = []
+        put = functools.partial(events.put, [MetadataChanged()])
+        with Interruption(put) as interruption:
+            async with task_group() as tasks:
+                interruption.after(instructions)
+                tasks.start_soon(receive, events, received)
+                await quiet()
+                is_interrupted = interruption.left < 0
+                events.close()
+        assert len(received) == is_interrupted
