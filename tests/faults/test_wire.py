@@ -6,6 +6,8 @@ because the answer was lost, must not be there twice.
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import time
 from collections.abc import AsyncIterator
 from functools import partial
@@ -55,12 +57,14 @@ async def run(
     *,
     tasks: int = 200,
     admitted: float = 1.0,
+    address: str = "",
 ) -> tuple[Ran, Report]:
     """Run a load under a fault, mend it, judge, and write the row."""
     load = Load(topic="t", records=RECORDS, seconds=SECONDS, tasks=tasks, admitted=admitted)
     ran = await run_load(settings, load, during=during, driver=driver)
     proxy.heal()
-    return ran, await judge(Cell("wire", cell, loop, driver), ran, settings, "t")
+    place = Cell("wire", cell, loop, driver)
+    return ran, await judge(place, ran, settings, "t", address=address)
 
 
 async def test_refused(anyio_backend: str, driver: str, proxy: FaultProxy) -> None:
@@ -281,6 +285,53 @@ async def test_the_broker_goes_and_comes_many_times(
     settings = settings_for(proxy)
     cell = "connections refused seven times"
     _, report = await run(cell, anyio_backend, driver, proxy, settings, during)
+    assert report.acknowledged == report.sent
+
+
+async def test_a_firewall_forgets_the_connections(
+    anyio_backend: str, driver: str, proxy: FaultProxy
+) -> None:
+    """Nothing ends the connections. By default the client waits for half of delivery_timeout."""
+
+    async def during(running: Running) -> None:
+        await running.until_settled(0.25)
+        proxy.forget()
+        running.admit(1)
+
+    settings = settings_for(proxy, delivery_timeout=8.0)
+    cell = "a firewall forgets the connections"
+    ran, report = await run(cell, anyio_backend, driver, proxy, settings, during, admitted=0.4)
+    assert report.acknowledged == report.sent
+    assert ran.statistics.generations == 1
+
+
+async def test_three_of_four_bootstrap_addresses_are_silent(
+    anyio_backend: str, driver: str, proxy: FaultProxy
+) -> None:
+    """Also when the client bootstraps again, because the broker refuses connections for a while."""
+
+    async def during(running: Running) -> None:
+        await running.until_settled(0.25)
+        proxy.refuse()
+        running.admit(1)
+        await running.until_under_way()
+        proxy.heal()
+
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
+        silent = [f"127.0.0.1:{server.getsockname()[1]}" for server in servers]
+        settings = settings_for(proxy, bootstrap_servers=[*silent, proxy.address])
+        cell = "three of four bootstrap addresses are silent, and connections refused for a while"
+        _, report = await run(
+            cell,
+            anyio_backend,
+            driver,
+            proxy,
+            settings,
+            during,
+            admitted=0.4,
+            address=proxy.address,
+        )
     assert report.acknowledged == report.sent
 
 
