@@ -560,8 +560,12 @@ class Bridge:
             await reply.cell
         finally:
             self._replies.discard(reply)
-        if reply.error is not None:
-            raise reply.error
+        error, reply.error = reply.error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # it knows this frame, and the one on the thread knows the reply
         return cast("T", reply.value)
 
     def submit(self, batch: Sequence[Entry]) -> Submitted | None:

@@ -27,7 +27,7 @@ original as ``__cause__``.
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
@@ -248,3 +248,23 @@ class ProducerFenced(TransactionError):
 
     The transaction that was open was aborted by that; it is committed only if its commit had been
     asked for before, and the answer was lost."""
+
+
+E = TypeVar("E", bound=SendProducerError)
+
+
+def copy_of(error: E) -> E:
+    """Copy an error that is raised more than once.
+
+    ``raise`` writes the traceback and the context of one caller into the error: the next caller
+    would see them. An error whose owner stays in memory would also form a reference cycle with the
+    frames in its traceback. So the original is kept, and each caller gets a copy.
+    """
+    copied = type(error).__new__(type(error), *error.args)
+    copied.__dict__.update(error.__dict__)
+    notes: list[str] | None = error.__dict__.get("__notes__")
+    if notes is not None:
+        copied.__dict__["__notes__"] = [*notes]
+    copied.__cause__ = error.__cause__
+    copied.__suppress_context__ = error.__suppress_context__
+    return copied

@@ -28,7 +28,7 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
-from ._exceptions import DeliveryError, MultiDeliveryError, SettingsError
+from ._exceptions import DeliveryError, MultiDeliveryError, SettingsError, copy_of
 from ._ledger import DeliveryState
 from ._loops import Loop
 from ._records import (
@@ -86,10 +86,7 @@ class _Slot:
             await anyio.lowlevel.checkpoint()
         for place in self.places:
             if isinstance(place, Delivery):
-                try:
-                    outcomes.append(await place.wait())
-                except DeliveryError as error:
-                    outcomes.append(error)
+                outcomes.append(await place._producer._outcome_of(place._entry))
             else:
                 outcomes.append(place)
         return _result(self.envelope, outcomes)
@@ -111,7 +108,7 @@ def _result(
     if isinstance(envelope, Message):
         (outcome,) = outcomes
         if isinstance(outcome, DeliveryError):
-            raise outcome.with_traceback(None)
+            raise copy_of(outcome)
         return Result(outcome, envelope)
     if isinstance(envelope, PassThroughMessage):
         return PassThroughResult(envelope.pass_through)
@@ -161,7 +158,8 @@ class _Flow(anyio.abc.ObjectReceiveStream[T], Generic[T]):
             try:
                 entry = sender._enter(record)
             except DeliveryError as error:
-                slot.places.append(error)
+                # The frames in its traceback hold the slot: a reference cycle.
+                slot.places.append(error.with_traceback(None))
                 continue
             slot.places.append(Delivery._create(sender, entry))
             if entry.state is DeliveryState.WAITING:
@@ -237,7 +235,10 @@ class _Flow(anyio.abc.ObjectReceiveStream[T], Generic[T]):
                 await anyio.lowlevel.checkpoint()
                 if self._error is not None:
                     error, self._error = self._error, None
-                    raise error
+                    try:
+                        raise error
+                    finally:
+                        del error  # it knows this frame
                 raise anyio.EndOfStream
             self._receiver = self._loop.cell()
             try:
@@ -377,7 +378,7 @@ def run_transactional_flow(
         except Exception as error:  # noqa: BLE001  # as above
             flow.end(error)
         else:
-            flow.end(failed[0] if failed else None)
+            flow.end(failed.pop() if failed else None)
 
     async def commit_some(envelope: Any) -> None:
         """One transaction: this envelope, and what follows it within the interval."""

@@ -25,4 +25,7 @@ async def plain_task_group() -> AsyncGenerator[anyio.abc.TaskGroup]:
         except BaseException as error:  # noqa: BLE001  # raised again below
             failure = error
     if failure is not None:
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure  # it knows this frame

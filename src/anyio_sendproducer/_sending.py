@@ -26,6 +26,7 @@ from ._exceptions import (
     ProducerClosed,
     ProducerMisused,
     RecordRejected,
+    copy_of,
 )
 from ._ledger import DeliveryState, Entry, Group, Ledger, not_sent, not_tried
 from ._loops import Loop, Several, Step
@@ -129,7 +130,10 @@ class Delivery:
         Cancellation stops the waiting and nothing else: the record was accepted and goes on. A
         later call gives its outcome.
         """
-        return await self._producer._wait_for(self._entry)  # pyright: ignore[reportPrivateUsage]
+        outcome = await self._producer._outcome_of(self._entry)  # pyright: ignore[reportPrivateUsage]
+        if type(outcome) is RecordMetadata:
+            return outcome
+        raise copy_of(cast("DeliveryError", outcome))
 
 
 class Sender:
@@ -436,7 +440,8 @@ class Sender:
             self._cancel(entry)
             raise
 
-    async def _wait_for(self, entry: Entry) -> RecordMetadata:
+    async def _outcome_of(self, entry: Entry) -> RecordMetadata | DeliveryError:
+        """Wait for an accepted record's outcome. Others may get the same error: raise a copy."""
         if self._thread != get_ident():  # the other half of the check is below, as in send()
             self._check_loop()
         if entry.outcome is not None:
@@ -463,13 +468,7 @@ class Sender:
                 raise
         with self._step:
             self._ledger.saw(entry)
-        outcome = entry.outcome
-        if type(outcome) is RecordMetadata:
-            return outcome
-        try:
-            raise cast("DeliveryError", outcome).with_traceback(None)
-        finally:
-            del outcome, entry  # as in send()
+        return cast("RecordMetadata | DeliveryError", entry.outcome)
 
     def _stop_waiting(self, entry: Entry, waiters: Several, cell: object) -> None:
         waiters.remove(cell)
@@ -542,11 +541,13 @@ class Sender:
         except RecordRejected as error:
             with self._step:
                 self._moved(self._ledger.stop(group))
-            return error
+            # The frames in its traceback hold what becomes of this group: a reference cycle.
+            return error.with_traceback(None)
         except (ProducerClosed, ProducerBroken) as error:
             if not any(isinstance(one, Entry) for one in before):
                 raise
-            return not_sent(record, f"the record was not sent: {error}", error)
+            cause = error.with_traceback(None)  # as above
+            return not_sent(record, f"the record was not sent: {cause}", cause)
         entry.group = group
         if group.stops:
             group.members.append(entry)

@@ -26,6 +26,7 @@ from ._exceptions import (
     TransactionAborted,
     TransactionError,
     TransactionOutcomeUnknown,
+    copy_of,
 )
 from ._flow import run_flow
 from ._ledger import Entry, Ledger
@@ -334,7 +335,7 @@ class Transaction(Sender):
         if reason is not None:
             await self._abort(reason)
             if isinstance(reason, (TransactionAborted, ProducerFenced)):
-                raise reason
+                raise copy_of(reason)  # send_offsets() raised it before
             said = getattr(reason, "summary", reason)
             raise TransactionAborted(f"the transaction was aborted: {said}") from reason
         try:
@@ -374,7 +375,10 @@ class Transaction(Sender):
                     failure = error
             tasks.cancel_scope.cancel()
         if failure is not None:
-            raise failure
+            try:
+                raise failure
+            finally:
+                del failure  # it knows this frame
 
     async def _abort(self, reason: BaseException) -> None:
         """Abort, shielded and within ``cancel_timeout``. It never raises: where the brokers could
@@ -462,6 +466,7 @@ async def run_transaction(owner: Owner) -> AsyncGenerator[Transaction]:
             await transaction._finish()  # pyright: ignore[reportPrivateUsage]
         finally:
             owner.take_part(None)
+            transaction._refused = None  # its traceback knows the transaction  # pyright: ignore[reportPrivateUsage]
             transaction._ended.set()  # pyright: ignore[reportPrivateUsage]
             # Whoever ran the block was told, by what it raised or by not being told of a commit.
             with owner.bridge.step:

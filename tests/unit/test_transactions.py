@@ -454,7 +454,8 @@ async def test_offsets_that_are_refused_make_it_an_abort(
                     await tx.send_offsets({("t", 0): 1}, "group")
         assert state(tx) is TransactionState.ABORTED
     error = caught.value
-    assert refused is (error.__cause__ if kind is TransactionError else error)
+    told = error.__cause__ if kind is TransactionError else error
+    assert (type(told), str(told)) == (kind, str(refused))
     assert ended(fake) == [("aborted", [])]
 
 
