@@ -5,6 +5,7 @@ All of it runs on the loop. The driver's thread reads what was found last.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Awaitable, Iterable
 from typing import Final, cast
@@ -14,6 +15,7 @@ import anyio
 from . import discovery
 from ._exceptions import DiscoveryError, ProducerStartError, SettingsError
 from ._settings import ProducerSettings
+from ._shown import listed, one_line
 from .discovery import Lookup, Resolver, Target
 from .telemetry._logging import error_type
 
@@ -21,6 +23,9 @@ __all__ = ["Finder"]
 
 _log = logging.getLogger("anyio_sendproducer")
 
+#: How many targets of one look-up are used. librdkafka starts a thread for each address, and any
+#: broker names all others. One DNS answer may have 2,500 SRV records.
+MOST_TARGETS: Final = 100
 #: The least that is left of start_timeout for the client, in seconds.
 _LEAST: Final = 0.001
 
@@ -122,7 +127,7 @@ class Finder:
         before = self.settings
         self.settings = before.evolve(bootstrap_servers=servers, **changes)
         if self.settings.addresses != before.addresses:
-            addresses = ", ".join(self.settings.addresses)
+            addresses = listed(self.settings.addresses)
             _log.info(
                 "the brokers are looked for at %s now",
                 addresses,
@@ -158,25 +163,40 @@ class Finder:
 
     async def _look_up(self, seconds: float) -> list[str]:
         lookup, resolver = cast("Lookup", self._lookup), cast("Resolver", self._resolver)
-        what = f"service_name {str(lookup)!r}, asked of {resolver!r}"
-        targets: object = None
+        what = f"service_name {str(lookup)!r:.100}, asked of {one_line(repr(resolver))}"
+        targets: list[Target] = []
+        is_late = False
         with anyio.move_on_after(seconds) as scope:
             try:
-                targets = await resolver.resolve(lookup)
+                answer: object = await resolver.resolve(lookup)
+                if not isinstance(answer, Iterable):
+                    raise TypeError(f"targets were expected, not {type(answer).__name__}")
+                # It may be a generator that is slow or never ends, and runs on the event loop.
+                for target in itertools.islice(cast("Iterable[Target]", answer), MOST_TARGETS + 1):
+                    targets.append(target)
+                    if anyio.current_time() >= scope.deadline:
+                        is_late = True
+                        break
             except Exception as error:
-                raise DiscoveryError(f"{what}: {str(error) or type(error).__name__}") from error
-        if scope.cancelled_caught:
+                said = one_line(error) or type(error).__name__
+                raise DiscoveryError(f"{what}: {said}") from error
+        if is_late or scope.cancelled_caught:
             raise DiscoveryError(f"{what}: no answer within {seconds:g} s (resolve_timeout)")
-        if not isinstance(targets, Iterable):
-            raise DiscoveryError(f"{what}: targets were expected, not {type(targets).__name__}")
+        if len(targets) > MOST_TARGETS:
+            _log.warning(
+                "%s: more than %d targets were found; the first %d are used",
+                what,
+                MOST_TARGETS,
+                MOST_TARGETS,
+            )
         found: list[str] = []
-        for target in cast("Iterable[Target]", targets):
+        for target in targets[:MOST_TARGETS]:
             if not isinstance(cast("object", target), Target):
                 raise DiscoveryError(f"{what}: a Target was expected, not {type(target).__name__}")
             if target.port is None:
                 raise DiscoveryError(
-                    f"{what}: {target.host} was found without a port; look for SRV records, as by "
-                    "'_port._tcp.name', or give the port to the resolver"
+                    f"{what}: {target.host:.100} was found without a port; look for SRV records, "
+                    "as by '_port._tcp.name', or give the port to the resolver"
                 )
             found.append(str(target))
         if not found:

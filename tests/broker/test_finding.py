@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+import itertools
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from anyio_sendproducer import (
     discovery,
     open_send_producer,
 )
+from anyio_sendproducer._finding import Finder
 from anyio_sendproducer._producer import WATCH_SECONDS
 from anyio_sendproducer.discovery import Lookup, Target
 from anyio_sendproducer.testing import EmbeddedBroker, FakeDriver, embedded_broker
@@ -141,6 +143,69 @@ async def test_what_was_asked_in_vain_is_told_with_whom(method: Answer, says: st
     assert str(caught.value) == NOBODY + says
     assert isinstance(caught.value.__cause__, OSError) == (method in {failing, wordless})
     assert open_sockets() == before
+
+
+async def broken_generator(_: Lookup) -> Any:
+    def targets() -> Iterator[Target]:
+        yield Target("a", 1)
+        raise OSError("the oracle\nis on holiday")
+
+    return targets()
+
+
+async def test_targets_that_fail_on_the_way_are_a_failure_of_the_look_up() -> None:
+    with pytest.raises(DiscoveryError) as caught:
+        async with open_send_producer(looking_up(broken_generator), driver=FakeDriver()):
+            pass
+    assert str(caught.value) == NOBODY + r"broken_generator(): the oracle\nis on holiday"
+
+
+@pytest.mark.parametrize("count", [100, 101, 3000, None], ids=str)
+async def test_a_hundred_targets_are_used_at_most(
+    count: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def many(_: Lookup) -> Any:
+        numbers = itertools.count(1) if count is None else range(1, count + 1)
+        return (Target(f"broker-{number}", 9092) for number in numbers)
+
+    fake = FakeDriver()
+    async with open_send_producer(looking_up(many), driver=fake):
+        assert made_with(fake).addresses == tuple(f"broker-{one}:9092" for one in range(1, 101))
+    warned = [one for one in caplog.messages if "more than 100 targets were found" in one]
+    assert len(warned) == (count != 100)
+    assert all(len(message) < 400 for message in caplog.messages)
+
+
+async def test_targets_that_come_too_slowly_end_at_the_resolve_timeout(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [anyio.current_time()]
+    monkeypatch.setattr(anyio, "current_time", lambda: now[0])
+
+    async def slow(_: Lookup) -> Any:
+        def targets() -> Iterator[Target]:
+            for number in itertools.count(1):
+                # Each target takes a second, during which the event loop is blocked.
+                now[0] += 1
+                yield Target(f"broker-{number}", 9092)
+
+        return targets()
+
+    with pytest.raises(DiscoveryError, match=r"no answer within 7 s \(resolve_timeout\)"):
+        async with open_send_producer(looking_up(slow, resolve_timeout=7), driver=FakeDriver()):
+            pass
+
+
+async def test_the_log_shortens_a_long_list_of_addresses(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    oracle = Oracle("a:1")
+    finder = Finder(looking_up(oracle))
+    await finder.find()
+    oracle.say(*(f"broker-{number}:9092" for number in range(1, 100)))
+    with caplog.at_level("INFO", "anyio_sendproducer"):
+        assert await finder.moved()
+    assert "broker-5:9092 and 94 more now" in caplog.text
 
 
 async def test_enriching_comes_first_and_may_change_everything() -> None:

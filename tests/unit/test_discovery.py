@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anyio_sendproducer import SettingsError, discovery
+from anyio_sendproducer import ProducerSettings, SettingsError, discovery
 from anyio_sendproducer.discovery import Lookup, Target
 
 names = st.from_regex(r"[a-z][a-z0-9-]{0,10}(\.[a-z][a-z0-9-]{0,10}){0,3}", fullmatch=True)
@@ -137,6 +137,31 @@ def test_what_is_wrong_is_named(make: Callable[[], object], says: str) -> None:
     with pytest.raises(SettingsError) as caught:
         make()
     assert str(caught.value) == says
+
+
+@pytest.mark.parametrize(
+    "bad_character", [*map(chr, range(0x21)), "\x7f", "\x9b", "\u2028", "\u202e"]
+)
+def test_no_control_character_is_part_of_an_address(bad_character: str) -> None:
+    host = f"127.0.0.1{bad_character}.example"
+    for call in (
+        lambda: Target(host, 9092),
+        lambda: Target.parse(f"{host}:9092"),
+        lambda: Lookup(host),
+        lambda: Lookup("x", host, "tcp"),
+        lambda: ProducerSettings(bootstrap_servers=f"{host}:9092"),
+        lambda: ProducerSettings(bootstrap_servers=[f"{host}:9092"]),
+        lambda: ProducerSettings(service_name=host),
+    ):
+        with pytest.raises(SettingsError) as caught:
+            call()
+        assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("host", ["a,b", "a/b", "a b", "[a", "a]", "kafka://a"])
+def test_a_target_is_a_host_and_nothing_else(host: str) -> None:
+    with pytest.raises(SettingsError, match=r"is not a host's name or address|has a port"):
+        Target(host, 9092)
 
 
 def test_what_is_no_resolver_is_refused() -> None:

@@ -145,13 +145,18 @@ class Target:
 
 @runtime_checkable
 class Resolver(Protocol):
-    """Whoever knows where services are."""
+    """Whoever knows where services are.
+
+    Errors and logs show its ``repr()``, and the message of an exception that it raises. Keep
+    tokens and passwords out of both.
+    """
 
     async def resolve(self, lookup: Lookup, /) -> Sequence[Target]:
         """Where this service is; the best first, none where there is none.
 
         It is called under a time-out, so it must stand cancellation. It raises what it likes: that
-        becomes the cause of a :class:`~anyio_sendproducer.DiscoveryError`.
+        becomes the cause of a :class:`~anyio_sendproducer.DiscoveryError`. The producer uses the
+        first 100 targets.
         """
         ...
 
