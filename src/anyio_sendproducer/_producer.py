@@ -11,6 +11,7 @@ records still have to be settled while the scope around it is being cancelled; t
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import math
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator, Sequence
@@ -96,6 +97,7 @@ class SendProducer(Sender):
     _settings: ProducerSettings
     _finder: Finder
     _bridge: Bridge
+    _context: contextvars.Context  # of the task that opened it
     _clock: Clock
     _now: Callable[[], float]
     _key_serialized: bool
@@ -177,6 +179,7 @@ class SendProducer(Sender):
         self._topics = set()
         self._rung = self._busy = self._settling = False
         self._reopening = self._retrying = self._stopping = False
+        self._context = contextvars.copy_context()
         self._generations = 1
         self._given_up_at = 0
         self._metadata_waiters = set()
@@ -701,7 +704,8 @@ class SendProducer(Sender):
             self._reopening = True
             self._given_up_at = self._ledger.accepted
             if self._finder.asks:
-                self._tasks.start_soon(self._reopen, error)
+                # The task of a transaction may be here: its context is not the opener's.
+                self._context.copy().run(self._tasks.start_soon, self._reopen, error)
             else:
                 self._bridge.reopen(error, self._ledger.in_flight_bytes)
 

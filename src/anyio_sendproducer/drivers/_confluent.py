@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import contextvars
 import ctypes
 import functools
 import json
@@ -258,6 +259,8 @@ class _LogRelay:
         # If a handler is slower than librdkafka, the oldest lines are dropped.
         self._lines: collections.deque[tuple[Any, ...]] = collections.deque(maxlen=_MAX_LINES)
         self._thread: threading.Thread | None = None
+        #: Handlers run in the context of the task that opened the producer.
+        self._context = contextvars.copy_context()
         # Held to add or take a line, together with the decision to start or end the thread.
         self._moving = threading.Lock()
 
@@ -281,7 +284,10 @@ class _LogRelay:
             self._lines.append((level, message, *args))
             if self._thread is None:
                 self._thread = threading.Thread(
-                    target=self._pass_on, name="librdkafka-log", daemon=True
+                    target=self._context.copy().run,
+                    args=(self._pass_on,),
+                    name="librdkafka-log",
+                    daemon=True,
                 )
                 self._thread.start()
 
@@ -431,7 +437,11 @@ class ConfluentDriver:
             raise
         self._is_usable = True
         self._thread = threading.Thread(
-            target=self._attend, name=f"{threading.current_thread().name}-poll", daemon=True
+            # Callbacks run the user's hooks, in the context of the task that opened the producer.
+            target=contextvars.copy_context().run,
+            args=(self._attend,),
+            name=f"{threading.current_thread().name}-poll",
+            daemon=True,
         )
         self._thread.start()
         self._is_prepared.wait(_SLICE_SECONDS)

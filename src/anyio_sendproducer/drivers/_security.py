@@ -9,6 +9,7 @@ No message has a value in it that may be secret.
 from __future__ import annotations
 
 import base64
+import contextvars
 import dataclasses
 import importlib.util
 import json
@@ -290,15 +291,17 @@ def _check_proxy(given: Given) -> None:
 class TokenSource:
     """What gives a client its tokens for OAUTHBEARER: the user's own object, looked over.
 
-    kafka-python would send ``Bearer None``, and a token with a line end in it as it is.
+    kafka-python would send ``Bearer None``, and a token with a line end in it as it is. Clients ask
+    for tokens on any thread: the object runs in the context in which the driver was made.
     """
 
     def __init__(self, provider: Any) -> None:
         self._provider = provider
+        self._context = contextvars.copy_context()
 
     def token(self) -> str:
         """A token."""
-        token: object = self._provider.token()
+        token: object = self._context.copy().run(self._provider.token)
         if not isinstance(token, str) or not re.fullmatch(r"[\x21-\x7e]+", token):
             raise ValueError(
                 "token() of sasl_oauth_token_provider gave no token: a str of printable ASCII "
@@ -309,7 +312,7 @@ class TokenSource:
     def extensions(self) -> dict[str, str]:
         """What goes with it."""
         extensions = getattr(self._provider, "extensions", None)
-        return {} if extensions is None else dict(extensions())
+        return {} if extensions is None else dict(self._context.copy().run(extensions))
 
 
 def expires_at(token: str) -> float | None:

@@ -1,0 +1,81 @@
+"""In which context, and on which thread, clients call hooks: the table in docs/reference/hooks.md."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from contextvars import ContextVar
+from typing import Any
+
+import pytest
+from kafka.partitioner import DefaultPartitioner
+
+from anyio_sendproducer import ProducerRecord, ProducerSettings, open_send_producer
+from anyio_sendproducer.testing import mock_cluster
+from tests.support.scripted_broker import scripted_broker
+
+who: ContextVar[str] = ContextVar("who", default="nobody")
+
+
+async def test_a_partitioner_runs_on_the_producers_thread_in_the_openers_context() -> None:
+    seen: set[tuple[str, str]] = set()
+
+    class Partitioner(DefaultPartitioner):  # type: ignore[misc]
+        def partition(self, *_: Any, **__: Any) -> int:
+            seen.add((who.get(), threading.current_thread().name.rsplit("-", 1)[0]))
+            return 0
+
+    with mock_cluster() as cluster:
+        settings = cluster.settings("kafka-python", properties={"partitioner": Partitioner()})
+        who.set("opener")
+        async with open_send_producer(settings) as producer:
+            who.set("caller")
+            await producer.send(ProducerRecord("t", b"v", b"key"))
+    assert seen == {("opener", "anyio-sendproducer")}
+
+
+async def test_a_token_provider_runs_in_the_openers_context_on_threads(driver: str) -> None:
+    loop = threading.get_ident()
+    seen: set[tuple[str, bool]] = set()
+
+    class Tokens:
+        def token(self) -> str:
+            seen.add((who.get(), threading.get_ident() == loop))
+            return "t0k3n"
+
+    login = {
+        "security.protocol": "SASL_PLAINTEXT",
+        "sasl.mechanism": "OAUTHBEARER",
+        "sasl_oauth_token_provider": Tokens(),
+    }
+    with scripted_broker(mechanisms=("OAUTHBEARER",), tokens={"t0k3n"}) as broker:
+        settings = ProducerSettings(bootstrap_servers=broker.address, properties=login)
+        who.set("opener")
+        async with open_send_producer(settings, driver=driver) as producer:
+            who.set("caller")
+            await producer.send(ProducerRecord("t", b"v"))
+    assert seen == {("opener", False)}
+
+
+async def test_handlers_of_librdkafkas_log_run_in_the_openers_context(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    seen: set[str] = set()
+
+    class Handler(logging.Handler):
+        def emit(self, _: logging.LogRecord) -> None:
+            seen.add(who.get())
+
+    handler, logger = Handler(), logging.getLogger("anyio_sendproducer.confluent")
+    caplog.set_level(logging.DEBUG, logger.name)
+    logger.addHandler(handler)
+    try:
+        with mock_cluster() as cluster:
+            settings = cluster.settings("confluent", properties={"debug": "msg"})
+            who.set("opener")
+            async with open_send_producer(settings, driver="confluent") as producer:
+                who.set("caller")
+                await producer.send(ProducerRecord("t", b"v"))
+    finally:
+        logger.removeHandler(handler)
+    assert seen == {"opener"}
