@@ -234,3 +234,35 @@ async def test_a_topic_is_deleted_and_made_again(
     assert late
     assert all(isinstance(second.outcome(sent.id), Acknowledged) for sent in late)
     assert gone > 0
+
+
+async def test_partitions_are_added(anyio_backend: str, driver: str, cluster: KafkaCluster) -> None:
+    """Records are sent to them before the producer, and perhaps the cluster, knows them."""
+    topic = cluster.create_topic(partitions=PARTITIONS)
+
+    def make(load: Load, number: int) -> Made:
+        id_, record = make_record(load, number)
+        if number >= load.records / 2:
+            record = dataclasses.replace(record, partition=number % (PARTITIONS + 2))
+        return id_, record
+
+    async def during(running: Running) -> None:
+        await running.until_settled(0.5)
+        running.admit(1)
+        with running.outage():
+            await run_sync(cluster.add_partitions, topic, PARTITIONS + 2)
+
+    settings = settings_for(cluster, unknown_topic_timeout=30.0)
+    load = Load(
+        topic=topic,
+        records=RECORDS,
+        seconds=SECONDS,
+        partitions=PARTITIONS,
+        make=make,
+        admitted=0.5,
+    )
+    ran = await run_load(settings, load, during=during, driver=driver)
+    cell = Cell("cluster", "partitions are added", anyio_backend, driver)
+    report = await judge(cell, ran, settings, topic)
+    assert report.failed == {}
+    assert ran.statistics.generations == 1
