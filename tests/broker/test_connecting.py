@@ -216,6 +216,18 @@ async def test_brokers_that_come_back_elsewhere_are_found_by_the_bootstrap_addre
         assert PRODUCE in second.requests
 
 
+def test_waiting_for_a_coordinator_ends_with_the_first_attempt_that_fails() -> None:
+    """It raises nothing: the sender of kafka-python would lose the request that it holds."""
+    with reserved_ports(1) as [port]:
+        client = _kafka_python._NetClient(bootstrap_servers=f"127.0.0.1:{port}")
+        try:
+            assert client.await_ready("bootstrap-0", timeout_ms=1e9) is False
+            assert client.await_ready("bootstrap-0", timeout_ms=1e9) is False
+            assert client.await_ready("bootstrap-0", timeout_ms=0) is False
+        finally:
+            client.close()
+
+
 # --- the processor --------------------------------------------------------------------------------
 
 

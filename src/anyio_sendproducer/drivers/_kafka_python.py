@@ -27,7 +27,7 @@ import types
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, cast
 
 # On Python 3.11 and 3.12 kafka-python 3.0.12 reads its protocol's schemas, some of them later, by a
 # function that is deprecated there. A filter for good: what changes filters and restores them is
@@ -505,10 +505,12 @@ class _NetClient(KafkaNetClient):
         that it is given for milliseconds, and spins while it connects."""
         return max(cast("float", super().connection_delay(node_id)) * 1000, _LOOK_AGAIN_MS)
 
-    def await_ready(self, node_id: Any, timeout_ms: float = 30_000) -> Literal[True]:
+    def await_ready(self, node_id: Any, timeout_ms: float = 30_000) -> bool:
         """Wait for a connection; in slices, or nothing would end it before its time.
 
         It ends with the first attempt that fails. A coordinator may have another address by then.
+        The sender loses its request if this raises, as in 3.0.12; after False it asks for the
+        coordinator again.
         """
         deadline = time.monotonic() + timeout_ms / 1000
         failures = self.manager.failures
@@ -517,7 +519,7 @@ class _NetClient(KafkaNetClient):
             remaining = (deadline - time.monotonic()) * 1000
             has_failed = failures.get(node_id, before) is not before
             if remaining <= 0 or self.is_closing or has_failed:
-                raise kafka_errors.KafkaConnectionError(f"node {node_id} is not ready")
+                return False
             self.maybe_connect(node_id)
             self.poll(timeout_ms=min(remaining, _LOOK_AGAIN_MS))
         return True
