@@ -98,6 +98,12 @@ class KafkaCluster:
         system's cache, so it loses nothing of what it wrote."""
         self._nodes[broker].end(signal.SIGKILL, PATIENCE)
 
+    def move(self, broker: int, listener: str, address: str) -> None:
+        """Restart a broker that names another address of a listener to clients."""
+        self.kill(broker)
+        self._nodes[broker].advertise(listener, address)
+        self.start(broker)
+
     def stop(self, broker: int) -> None:
         """Have a broker shut down in order: its partitions get other leaders first."""
         self._nodes[broker].end(signal.SIGTERM, PATIENCE)

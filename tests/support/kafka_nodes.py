@@ -135,6 +135,7 @@ class Node:
         self._tell_guard = tell_guard
         self._log = directory / "output.log"
         self._settings = directory / "server.properties"
+        self._configured: dict[str, object] = {}
         self._paused = False
         self._end_asked = False
 
@@ -157,8 +158,16 @@ class Node:
 
     def configure(self, settings: Mapping[str, object]) -> None:
         """Write what it starts with."""
+        self._configured = dict(settings)
         lines = [f"{key}={_in_file(value)}\n" for key, value in settings.items()]
         self._settings.write_text("".join(lines))
+
+    def advertise(self, listener: str, address: str) -> None:
+        """Name another address of a listener to clients, from the next start on."""
+        told = str(self._configured["advertised.listeners"]).split(",")
+        told = [one for one in told if not one.startswith(f"{listener}://")]
+        told.append(f"{listener}://{address}")
+        self.configure({**self._configured, "advertised.listeners": ",".join(told)})
 
     @property
     def data(self) -> Path:
