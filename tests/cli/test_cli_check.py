@@ -369,6 +369,14 @@ def test_a_wrong_setting_of_the_command_line(capsys: pytest.CaptureFixture[str])
     assert "'delivery.timeout.ms' must be a whole number" in capsys.readouterr().err
 
 
+def test_a_host_with_a_control_character(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_main("check", "-b", "h\x9b2J:9092") == 2
+    said = "".join(capfd.readouterr())
+    assert r"bootstrap_servers: 'h\x9b2J:9092' is not host:port" in said
+    assert "Traceback" not in said
+    assert "\x9b" not in said
+
+
 def test_ctrl_c(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     async def check_for_ever(*_: Any) -> Any:
         signal.raise_signal(signal.SIGINT)

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from anyio_sendproducer import ProducerSettings, SettingsError, _settings
 from anyio_sendproducer.drivers import _discreet, _kafka_python, _security, _tls
 from anyio_sendproducer.drivers._kafka_config import client_config
+from anyio_sendproducer.drivers._librdkafka_config import librdkafka_config
 from tests.support.kafka_security import Authority, Certificate, jwt
 
 KNOWN: dict[str, Any] = cast("Any", _kafka_python).KafkaProducer.DEFAULT_CONFIG
@@ -38,6 +39,19 @@ TLS: dict[str, Any] = {"security.protocol": "SSL"}
 
 def config(properties: dict[str, Any]) -> dict[str, Any]:
     return client_config(make(properties=properties), KNOWN)
+
+
+def librdkafka(properties: dict[str, Any]) -> dict[str, Any]:
+    return librdkafka_config(make(properties=properties)).config
+
+
+def open_files() -> list[str]:
+    """The files below the directory for temporary files that this process has open."""
+    return [
+        name
+        for name in map(os.path.realpath, Path("/proc/self/fd").glob("*"))
+        if name.endswith(".pem")
+    ]
 
 
 def without(properties: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -590,7 +604,7 @@ def files(authority: Authority, certificate: Certificate, locked: Path) -> Files
         ({"ssl.truststore.location": "der"}, "If it is PKCS #12, convert it to PEM: keytool"),
         ({"ssl.ca.location": "key"}, "'ssl.ca.location' has no CERTIFICATE in it"),
         ({"ssl.ca.location": "broken"}, "'ssl.ca.location' can't be read: "),
-        ({"ssl_certfile": "directory"}, "names a file that can't be read: Is a directory"),
+        ({"ssl_certfile": "directory"}, "must name a regular file, not a directory"),
         ({"ssl_certfile": "missing"}, "'ssl_certfile' names a file that does not exist"),
         ({"ssl_certfile": "key"}, "'ssl_certfile' has no CERTIFICATE in it"),
         ({"ssl_certfile": "chain"}, "'ssl_certfile' has no PRIVATE KEY in it: put the key there"),
@@ -608,6 +622,52 @@ def test_files_that_can_not_be_used_are_refused_at_once(
 ) -> None:
     paths = {name: getattr(files, file) for name, file in names.items()}
     assert says in refusal({**TLS, **paths})
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no FIFOs and no such devices")
+@pytest.mark.parametrize("make_config", [config, librdkafka], ids=["kafka-python", "librdkafka"])
+@pytest.mark.parametrize("kind", ["fifo", "zero", "random", "null", "tty"])
+@pytest.mark.parametrize("name", ["ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_crlfile"])
+def test_only_regular_files_are_read(
+    name: str, kind: str, make_config: Any, tmp_path: Path, certificate: Certificate
+) -> None:
+    path = tmp_path / "a.pem"
+    if kind == "fifo":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(f"/dev/{kind}")
+    paths = {"ssl_certfile": certificate.chain} if name == "ssl_keyfile" else {}
+    with pytest.raises(SettingsError, match=f"'{name}' (must name a regular file|names a file th)"):
+        make_config({**TLS, **paths, name: path})
+    assert open_files() == []
+
+
+@pytest.mark.parametrize("make_config", [config, librdkafka], ids=["kafka-python", "librdkafka"])
+def test_a_large_file_is_refused(
+    make_config: Any, tmp_path: Path, certificate: Certificate
+) -> None:
+    path = tmp_path / "a.pem"
+    text = certificate.authority.read_bytes()
+    path.write_bytes(text + b"\n" * (1024 * 1024 - len(text)))
+    make_config({**TLS, "ssl_cafile": path})
+    path.write_bytes(text + b"\n" * (1024 * 1024 - len(text) + 1))
+    with pytest.raises(SettingsError, match="'ssl_cafile' names a file of more than 1 MiB"):
+        make_config({**TLS, "ssl_cafile": path})
+    assert open_files() == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no FIFOs")
+def test_a_certificate_that_becomes_a_fifo_is_not_waited_for(
+    certificate: Certificate, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = tmp_path / "mine.pem"
+    place.write_bytes(certificate.both.read_bytes())
+    tls = config({**TLS, "ssl_certfile": place})["ssl_context"]
+    first = tls.context()
+    place.unlink()
+    os.mkfifo(place)
+    assert tls.context() is first
+    assert "'ssl_certfile' must name a regular file" in caplog.text
 
 
 def test_a_wrong_password_is_told_at_once(locked: Path) -> None:

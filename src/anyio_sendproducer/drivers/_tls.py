@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import ssl
+import stat
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,6 +44,8 @@ CONVERT: Final = (
 )
 #: The settings that are paths of files.
 FILES: Final = ("ca", "chain", "key", "crl")
+#: In bytes. The public certificate authorities take a fifth of it.
+_LARGEST: Final = 1024 * 1024
 _VERSIONS: Final = {"TLSv1.2": ssl.TLSVersion.TLSv1_2, "TLSv1.3": ssl.TLSVersion.TLSv1_3}
 
 _log = logging.getLogger("anyio_sendproducer.security")
@@ -300,14 +303,19 @@ def checks_host_names(given: Given) -> bool:
 def _pem_file(given: Given, meaning: str) -> str:
     """What stands in a file that is to be in PEM format."""
     problem = ""
-    content = b""
+    content: bytes | None = b""
     try:
-        content = Path(given.get(meaning)).read_bytes()
+        content = _read_regular(given.get(meaning))
     except FileNotFoundError:
         problem = "names a file that does not exist"
     except OSError as error:
         problem = f"names a file that can't be read: {_reason(error)}"
-    if not problem and b"-----BEGIN " not in content:
+    if content is None:
+        problem = "must name a regular file, not a directory, a FIFO or a device"
+        content = b""
+    elif len(content) > _LARGEST:
+        problem = "names a file of more than 1 MiB"
+    elif not problem and b"-----BEGIN " not in content:
         problem = "names a file that is not in PEM format"
         if content[:4] == b"\xfe\xed\xfe\xed":
             problem += f" but in Java's, JKS; {CONVERT}"
@@ -316,6 +324,25 @@ def _pem_file(given: Given, meaning: str) -> str:
     if problem:
         raise given.wrong(meaning, problem)
     return content.decode("ascii", "replace")
+
+
+def _read_regular(path: str) -> bytes | None:
+    """The content of a file, and one byte more than allowed if it is too large.
+
+    Returns None for anything but a regular file: to open a FIFO would wait for its writer, and
+    /dev/zero never ends.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            return None
+        with open(handle, "rb", closefd=False) as file:
+            return file.read(_LARGEST + 1)
+    finally:
+        os.close(handle)
 
 
 _BLOCK: Final = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----(.*?)-----END \1-----", re.DOTALL)
