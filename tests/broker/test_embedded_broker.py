@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import math
 import os
 import signal
@@ -326,6 +327,47 @@ async def test_the_caller_s_environment_does_not_reach_it(
     monkeypatch.chdir(tmp_path)
     async with embedded_broker() as broker:
         assert broker.running
+
+
+async def test_the_broker_inherits_no_variable_but_those_on_a_list(
+    script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KAFKA_PASSWORD", "hunter2-s3cr3t")
+    monkeypatch.setenv("LD_PRELOAD", "")
+    script("#!/bin/sh\nexec env\n")
+    with pytest.raises(EmbeddedBrokerError) as caught:
+        async with embedded_broker():
+            pytest.fail("there is no broker")
+    _, _, printed = str(caught.value).partition("it printed:\n")
+    names = {line.partition("=")[0] for line in printed.splitlines()}
+    # The shell sets the others.
+    assert names - {"PWD", "OLDPWD", "SHLVL", "_"} <= {*_broker.INHERITED}
+
+
+@pytest.mark.parametrize("change", ["replaced", "no record", "not installed as a package"])
+async def test_a_binary_that_is_not_the_wheels_is_not_run(
+    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CALF_TANSU_BIN", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    async with embedded_broker() as broker:
+        assert broker.running
+    (copy,) = (tmp_path / ".calfkit/bin").iterdir()
+    if change == "replaced":
+        copy.write_text(f"#!/bin/sh\ntouch {tmp_path}/was-run\n")
+    else:
+        _broker._verify.cache_clear()
+
+        def files(name: str) -> None:
+            if change != "no record":
+                raise importlib.metadata.PackageNotFoundError(name)
+
+        monkeypatch.setattr(importlib.metadata, "files", files)
+    with pytest.raises(EmbeddedBrokerError, match="is not the program in the wheel of calfkit"):
+        async with embedded_broker():
+            pytest.fail("there is no broker")
+    assert not (tmp_path / "was-run").exists()
+    _broker._verify.cache_clear()
 
 
 async def test_output_is_bounded(tmp_path: Path) -> None:

@@ -465,11 +465,7 @@ def proxied_broker() -> Generator[FaultProxy, None, None]:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=directory,
-                env={
-                    name: os.environ[name]
-                    for name in os.environ
-                    if name not in _broker._NOT_INHERITED
-                },
+                env={name: os.environ[name] for name in _broker.INHERITED if name in os.environ},
                 start_new_session=True,
             )
         try:

