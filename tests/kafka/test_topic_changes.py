@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from anyio import create_task_group
 from anyio.to_thread import run_sync
 
 from anyio_sendproducer import ProducerRecord, ProducerSettings, open_send_producer
 from anyio_sendproducer.drivers import _confluent
+from tests.support.calls import task_group
 from tests.support.kafka_cluster import KafkaCluster
 from tests.support.waiting import PATIENCE
 
@@ -18,7 +18,7 @@ async def test_partitions_are_added(driver: str, shared_kafka: KafkaCluster) -> 
     settings = ProducerSettings(bootstrap_servers=shared_kafka.bootstrap_servers)
     async with open_send_producer(settings, driver=driver) as producer:
         await producer.send(ProducerRecord(topic, b"v", partition=0))
-        async with create_task_group() as tasks:
+        async with task_group() as tasks:
             tasks.start_soon(run_sync, shared_kafka.add_partitions, topic, 3)
             sent = [
                 await producer.enqueue(ProducerRecord(topic, b"v", partition=partition))

@@ -672,7 +672,7 @@ class ConfluentDriver:
         produce = self._client.produce if direct else None
         delivered = self._delivered
         bind = types.MethodType
-        held_topics: frozenset[str] | None = None  # made where one is needed
+        held_topics: set[str] | None = None  # made where one is needed
         for place, submission in enumerate(batch):
             record = submission.record
             if held_topics is not None and record.topic in held_topics:
@@ -712,7 +712,7 @@ class ConfluentDriver:
                 if error.args[0].code() in _OF_NO_TOPIC and self._is_awaited(
                     record.topic, partition
                 ):
-                    held_topics = (held_topics or frozenset()) | {record.topic}
+                    held_topics = {record.topic, *(held_topics or ())}
                     answer.held.append(submission)
                     continue
                 failed.append(submission)
