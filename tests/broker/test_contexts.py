@@ -1,4 +1,4 @@
-"""In which context, and on which thread, clients call hooks: the table in docs/reference/hooks.md."""
+"""The context and the thread in which clients call hooks: the table in docs/reference/hooks.md."""
 
 from __future__ import annotations
 
