@@ -11,7 +11,7 @@ __all__ = ["GUESTS", "LAYERS"]
 
 #: From the bottom up; a module may import from the layers below its own, and from its own package.
 LAYERS: Final = [
-    {"_exceptions"},
+    {"_exceptions", "_shown"},
     {"_loops", "_records", "_scopes", "_sources"},
     {"_clock", "discovery", "telemetry"},
     {"_settings", "serializers"},
