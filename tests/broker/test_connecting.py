@@ -10,7 +10,7 @@ import importlib
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from typing import Any
 
@@ -188,7 +188,7 @@ async def test_a_start_waits_for_the_first_of_several_addresses(driver: str) -> 
 
 
 @contextlib.contextmanager
-def reserved_ports(count: int) -> Iterator[list[int]]:
+def reserved_ports(count: int) -> Generator[list[int]]:
     """Ports where nobody listens, and that nobody else gets."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]

@@ -244,11 +244,12 @@ class _Manager(KafkaConnectionManager):
         self.failures: dict[Any, Exception] = {}
         self._transports: weakref.WeakSet[Any] = weakref.WeakSet()
         # 3.0.12 has no setting for these; an attempt to connect may take as long as a request.
+        config: dict[str, Any] = self.config
         for name in (
             "socket_connection_setup_timeout_ms",
             "socket_connection_setup_timeout_max_ms",
         ):
-            self.config[name] = min(self.config[name], self.config["request_timeout_ms"])
+            config[name] = min(config[name], config["request_timeout_ms"])
         # The address that answered first, for the next attempt to bootstrap.
         self._answered: list[Any] = []
         cluster: Any = self.cluster
@@ -295,7 +296,7 @@ class _Manager(KafkaConnectionManager):
                         refresh_metadata_on_err=False,
                         reset_backoff_on_connect=False,
                     )
-                    connection.init_future.add_both(lambda _: self._bootstrap_wakeup.notify())
+                    connection.init_future.add_both(self._look_at_addresses)
                     connecting[broker.node_id] = broker, connection
                     break
             for node_id, (broker, connection) in [*connecting.items()]:
@@ -314,15 +315,20 @@ class _Manager(KafkaConnectionManager):
         delays = [self.connection_delay(broker.node_id) for broker in self._addresses]
         await self._bootstrap_wakeup(max(min(delays), _LOOK_AGAIN_MS / 1000))
 
+    def _look_at_addresses(self, _: Any) -> None:
+        self._bootstrap_wakeup.notify()
+
     def least_loaded_node(self) -> Any:
         """A broker to ask; none, and the addresses are tried again, while no broker is reached."""
         now = time.monotonic()
-        if self._bootstrap_future.is_done and now >= self._next_bootstrap and self._is_lost():
+        if now >= self._next_bootstrap and self._is_lost():
             # 3.0.12 asks the brokers that it knows forever. They may have other addresses now.
-            self._next_bootstrap = now + self.config["reconnect_backoff_max_ms"] / 1000
+            backoff_ms: Any = self.config["reconnect_backoff_max_ms"]
+            self._next_bootstrap = now + backoff_ms / 1000
             self.bootstrap_async()
         # Not while it bootstraps: that would wait for the answer of a broker that is not reached.
-        return super().least_loaded_node() if self._bootstrap_future.is_done else None
+        bootstrap: Any = self._bootstrap_future
+        return super().least_loaded_node() if bootstrap is None or bootstrap.is_done else None
 
     def _is_lost(self) -> bool:
         """Whether no known broker can be reached. One that refuses a login is reached."""
@@ -505,7 +511,7 @@ class _NetClient(KafkaNetClient):
         that it is given for milliseconds, and spins while it connects."""
         return max(cast("float", super().connection_delay(node_id)) * 1000, _LOOK_AGAIN_MS)
 
-    def await_ready(self, node_id: Any, timeout_ms: float = 30_000) -> bool:
+    def await_ready(self, node_id: Any, timeout_ms: float = 30_000) -> Any:
         """Wait for a connection; in slices, or nothing would end it before its time.
 
         It ends with the first attempt that fails. A coordinator may have another address by then.
