@@ -10,6 +10,7 @@ import importlib
 import socket
 import threading
 import time
+import types
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from typing import Any
@@ -214,6 +215,28 @@ async def test_brokers_that_come_back_elsewhere_are_found_by_the_bootstrap_addre
                     await producer.send(ProducerRecord("orders", b"a brush"))
                 assert producer.statistics().generations == 1
         assert PRODUCE in second.requests
+
+
+def test_an_attempt_to_reach_a_broker_that_has_moved_is_broken_off() -> None:
+    client = _kafka_python._NetClient(bootstrap_servers="127.0.0.1:1")
+    closed: list[str] = []
+
+    def connection(name: str, *, connected: bool) -> Any:
+        return types.SimpleNamespace(connected=connected, close=lambda: closed.append(name))
+
+    def told(port: int) -> Any:
+        brokers = [types.SimpleNamespace(node_id=node, host="h", port=port) for node in (1, 2, 3)]
+        return types.SimpleNamespace(brokers=lambda: brokers)
+
+    client.manager._conns.update(
+        {1: connection("connecting", connected=False), 2: connection("connected", connected=True)}
+    )
+    for port in (1, 1, 2):
+        assert closed == []
+        client.manager._look_for_moved(told(port))
+    assert closed == ["connecting"]
+    client.manager._conns.clear()
+    client.close()
 
 
 def test_waiting_for_a_coordinator_ends_with_the_first_attempt_that_fails() -> None:

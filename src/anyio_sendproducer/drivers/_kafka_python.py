@@ -287,7 +287,7 @@ class _Manager(KafkaConnectionManager):
         as soon as an attempt has failed."""
         connecting: dict[Any, Any] = {}
         brokers = random.sample(self._addresses, len(self._addresses))
-        while not self.closed:
+        while connecting or brokers:
             while brokers:
                 broker = brokers.pop()
                 with contextlib.suppress(kafka_errors.KafkaError):  # it is too early to try it
@@ -308,9 +308,8 @@ class _Manager(KafkaConnectionManager):
                     return
                 if connection.init_future.is_done:
                     del connecting[node_id]
-            if not connecting and not brokers:
-                break
-            await self._bootstrap_wakeup(_NEXT_ADDRESS_SECONDS if brokers else None)
+            if connecting:
+                await self._bootstrap_wakeup(_NEXT_ADDRESS_SECONDS if brokers else None)
         # None can be had now. Wait until one may be tried again.
         delays = [self.connection_delay(broker.node_id) for broker in self._addresses]
         await self._bootstrap_wakeup(max(min(delays), _LOOK_AGAIN_MS / 1000))
