@@ -24,7 +24,7 @@ from anyio_sendproducer._bridge import MetadataChanged, _Events
 from anyio_sendproducer._loops import current_loop
 from anyio_sendproducer.testing import FakeDriver
 from tests.support.asked_driver import AskedDriver
-from tests.support.calls import at_gate, quiet, record, task_group
+from tests.support.calls import at_gate, quiet, record, taken, task_group
 from tests.support.observers import Recorder
 from tests.support.waiting import PATIENCE
 
@@ -201,7 +201,7 @@ async def test_a_wait_for_an_outcome_may_be_closed_by_the_collector(
         waiting = delivery.wait()
         waiting.send(None)
         close_at_once(producer, waiting)
-        await quiet()
+        await taken(fake, 1)
         fake.acknowledge()
         assert (await delivery.wait()).offset == 0
 
