@@ -181,14 +181,20 @@ def bench(session: nox.Session) -> None:
     session.run("python", script, *arguments)
 
 
+def with_all_extras(package: str) -> str:
+    """A requirement for the package with every extra."""
+    extras = nox.project.load_toml("pyproject.toml")["project"]["optional-dependencies"]
+    return f"{package}[{','.join(sorted(extras))}]"
+
+
 @nox.session
 def security(session: nox.Session) -> None:
-    """Fail if a dependency has a known vulnerability. Ruff checks the code itself.
+    """Fail if a dependency, of any extra too, has a known vulnerability. Ruff checks the code.
 
     This needs PyPI's advisory service, which few mirrors offer. With ``--strict`` a failed look-up
     is a failure.
     """
-    session.install(".[demo]")
+    session.install(with_all_extras("."))
     # The package itself is on no index.
     lister = """
 from importlib.metadata import distributions
@@ -201,6 +207,38 @@ for one in distributions():
     listed.write_text(str(found))
     session.install("pip-audit")
     session.run("pip-audit", "--strict", "--no-deps", "--disable-pip", "-r", str(listed))
+
+
+@nox.session
+def sbom(session: nox.Session) -> None:
+    """Write the bill of materials (CycloneDX) and the SHA-256 of all files of a release to dist/.
+
+    It lists the package with every extra, as pip installs them today. Run it after ``package``.
+    """
+    dist = Path("dist")
+    wheels = [*dist.glob("*.whl")]
+    if len(wheels) != 1:
+        session.error("dist/ has no wheel, or several: run nox -s package first")
+    _, version, *_ = wheels[0].name.split("-")
+    installed = Path(session.create_tmp(), "installed").absolute()
+    shutil.rmtree(installed, ignore_errors=True)
+    session.run("python", "-m", "venv", "--without-pip", str(installed))
+    python = installed / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    session.install("cyclonedx-bom>=7", "pip")
+    wheel = with_all_extras(str(wheels[0]))
+    session.run("python", "-m", "pip", "--python", str(python), "install", "--quiet", wheel)
+    bill = dist / f"anyio_sendproducer-{version}.cdx.json"
+    options = ("--output-reproducible", "--validate", "--pyproject", "pyproject.toml")
+    command = ("cyclonedx-py", "environment", *options, "--output-file", str(bill), str(python))
+    session.run(*command)
+    _write_digests(dist)
+
+
+def _write_digests(dist: Path) -> None:
+    """Write SHA256SUMS, which ``sha256sum --check`` reads."""
+    files = [path for path in sorted(dist.iterdir()) if path.suffix in {".gz", ".whl", ".json"}]
+    lines = [f"{_digest(path)}  {path.name}\n" for path in files]
+    (dist / "SHA256SUMS").write_text("".join(lines), encoding="ascii")
 
 
 @nox.session(venv_backend="none")
@@ -274,7 +312,8 @@ def package(session: nox.Session) -> None:
     """Build the archives, check that they are complete and reproducible, and test the wheel.
 
     The second build starts from the first one's sdist, in another directory, and must be the same
-    bit for bit. So a test of the wheel is a test of what pip builds from the sdist.
+    bit for bit. So a test of the wheel is a test of what pip builds from the sdist. The archives
+    and their SHA-256 are left in dist/.
     """
     work = Path(session.create_tmp()).absolute()
     shutil.rmtree(work)
@@ -303,6 +342,9 @@ def package(session: nox.Session) -> None:
     session.install(str(wheel), "--group", "test")
     with session.chdir(source):
         session.run("pytest", *IN_PARALLEL, *ON_THE_PACKAGE)
+    shutil.rmtree("dist", ignore_errors=True)  # archives of another version
+    shutil.copytree(work / "first", "dist")
+    _write_digests(Path("dist"))
 
 
 def _tracked(session: nox.Session) -> set[str]:
