@@ -802,7 +802,9 @@ class Bridge:
         watcher = worker.new_thread("-watcher", watch)
         watcher.start()
         await ended
-        watcher.join()  # it has nothing left to do
+        # It has nothing left to do but to end. To join it could block the loop.
+        while watcher.is_alive():
+            await anyio.lowlevel.cancel_shielded_checkpoint()
         for thread in threads:
             if thread.is_alive():
                 _log.error(
