@@ -7,16 +7,25 @@ Nothing must be there twice.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import anyio
+import anyio.to_thread
 import pytest
 
-from anyio_sendproducer import ProducerSettings
+from anyio_sendproducer import (
+    DeliveryError,
+    ProducerRecord,
+    ProducerSettings,
+    TransactionError,
+    open_send_producer,
+)
 from tests.faults.matrix import FULL, Cell, judge
 from tests.support.fault_proxy import FaultProxy
-from tests.support.history import Acknowledged
+from tests.support.history import Acknowledged, read_topic
 from tests.support.kafka_cluster import KafkaCluster, kafka_cluster
 from tests.support.kafka_home import require_kafka
 from tests.support.kafka_nodes import Listener
@@ -67,7 +76,7 @@ async def test_answers_are_dropped_for_a_while(
     proxied: Proxied,
     delivery_timeout: float,
     seconds: float,
-    run: int,
+    run: int,  # each is one like the others
 ) -> None:
     cluster, proxy = proxied
     proxy.heal()
@@ -98,9 +107,9 @@ async def test_answers_are_dropped_for_a_while(
         admitted=1 - AFTER / records,
     )
     ran = await run_load(settings, load, during=during, driver=driver)
-    cell = f"answers dropped for {seconds:g} s, delivery_timeout {delivery_timeout:g} s, run {run}"
+    cell = f"answers dropped for {seconds:g} s, delivery_timeout {delivery_timeout:g} s"
     report = await judge(
-        Cell("wire", cell, anyio_backend, driver),
+        Cell("wire", cell, anyio_backend, driver, f"The last of {RUNS} runs."),
         ran,
         settings,
         topic,
@@ -116,3 +125,43 @@ async def test_answers_are_dropped_for_a_while(
     if seconds > delivery_timeout:
         assert report.failures > 0
     assert isinstance(ran.history.outcome(list(ran.history.sent)[-1]), Acknowledged)
+
+
+async def test_answers_are_dropped_in_a_transaction(driver: str, proxied: Proxied) -> None:
+    """There librdkafka does expire records and take a new epoch: the transaction is aborted."""
+    cluster, proxy = proxied
+    proxy.heal()
+    topic = cluster.create_topic(partitions=2)
+    settings = ProducerSettings(
+        bootstrap_servers=proxy.address, transactional_id=topic, delivery_timeout=2.0
+    )
+
+    def record(value: bytes, partition: int = 0) -> ProducerRecord[None, bytes]:
+        return ProducerRecord(topic, value, partition=partition)
+
+    ended = "committed"
+    async with open_send_producer(settings, driver=driver) as producer:
+        async with producer.transaction() as transaction:
+            for partition in (0, 1):
+                await transaction.send(record(b"first", partition))
+        try:
+            async with producer.transaction() as transaction:
+                await transaction.send(record(b"acknowledged"))
+                proxy.drop_answers()
+                late = await transaction.enqueue(record(b"late"))
+                await anyio.sleep(1.0)
+                younger = await transaction.enqueue(record(b"younger", 1))
+                await anyio.sleep(1.6)
+                proxy.cut()
+                proxy.heal()
+                for delivery in (late, younger):
+                    await delivery.wait()
+        except (DeliveryError, TransactionError) as error:
+            ended = type(error).__name__
+        async with producer.transaction() as transaction:
+            await transaction.send(record(b"last"))
+    assert ended == "DeliveryTimeout"
+    log = await anyio.to_thread.run_sync(
+        partial(read_topic, isolation="read_committed"), cluster.bootstrap_servers, topic
+    )
+    assert Counter(one.value for one in log) == {b"first": 2, b"last": 1}

@@ -96,9 +96,6 @@ _OF_NO_TOPIC: Final = frozenset(
 #: Of these the client gave them up because it was told to, or because something else has failed.
 _PURGED: Final = frozenset({KafkaError._PURGE_INFLIGHT, KafkaError._PURGE_QUEUE})
 
-#: With these, librdkafka ends all records of a topic that it holds.
-_OF_TOPICS: Final = _OF_NO_TOPIC | {KafkaError.TOPIC_AUTHORIZATION_FAILED}
-
 #: By these a broker says that another producer took over.
 _FENCED: Final = frozenset(
     {KafkaError._FENCED, KafkaError.INVALID_PRODUCER_EPOCH, KafkaError.PRODUCER_FENCED}
@@ -373,9 +370,6 @@ class ConfluentDriver:
         self._unplaced: dict[tuple[str, int], int] = {}
         #: Topics that something was written to. One may be taken for gone, for a moment.
         self._known: set[str] = set()
-        #: Topics that something was written to and that are gone or forbidden, with the partition
-        #: of the first record that failed.
-        self._gone: dict[str, int] = {}
         self._trouble: SendProducerError | None = None
         self._noted_at = 0.0
         self._is_cut_off = False
@@ -889,16 +883,18 @@ class ConfluentDriver:
         is_known = record.topic in self._known
         never_written = code in _OF_NO_TOPIC and not is_known
         is_refused = code in _REFUSALS and self._is_sent_once(message)
-        if is_known and code in _OF_TOPICS:
-            if self._may_leave_no_gap:
-                # If the topic comes back, its next sequence number is out of order, and the client
-                # would take a new epoch.
-                self._break(error)
+        if is_known and self._may_leave_no_gap:
+            # Refusals are fatal errors already. This is for a topic that is gone: if it comes back,
+            # its next sequence number is out of order, and the client would take a new epoch.
+            self._break(error)
+        if is_known and code == KafkaError.TOPIC_AUTHORIZATION_FAILED:
             # librdkafka gives this error to all records of the topic that it holds. Some of them
-            # may be written: they wait to be sent again, because their answers were lost. The first
-            # is of the partition that a broker refused, if one did.
-            first = self._gone.setdefault(record.topic, message.partition())
-            is_refused = is_refused and message.partition() == first
+            # may be written: they wait to be sent again, because their answers were lost. Its fatal
+            # error names the partition whose batch a broker refused.
+            refused = f" for {record.topic} [{message.partition()}] with "
+            is_refused = is_refused and (
+                self._settings.transactional_id is not None or refused in self._why_purged
+            )
         if never_written or is_refused:
             by = "the broker" if code > 0 else "librdkafka"
             return self._refused(record, error, message.partition(), by=by)
