@@ -121,7 +121,7 @@ async def test_a_topic_that_nobody_waits_for_any_more_is_not_asked_for(
         await producer.send(record(0))
         broker.unknown = {"missing"}
         driver = driver_of(producer)
-        cluster: Any = driver._ready().client.cluster
+        client: Any = driver._ready().client
         async with task_group() as tasks:
             call = Call(tasks, producer.send, ProducerRecord("missing", b"value"))
             await until(lambda: "missing" in driver._asked_for)
@@ -129,7 +129,7 @@ async def test_a_topic_that_nobody_waits_for_any_more_is_not_asked_for(
 
         def is_forgotten() -> bool:
             driver._looked.update(dict.fromkeys(driver._looked, -math.inf))  # a long time ago
-            return driver._asked_for == {"orders"} and not cluster.need_update
+            return driver._asked_for == {"orders"} and not client.cluster.need_update
 
         await until(is_forgotten)
         assert driver._asked == {}

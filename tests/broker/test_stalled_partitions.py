@@ -57,7 +57,8 @@ def holds(producer: SendProducer) -> bool:
     """Whether the client still has a batch."""
     driver = producer._bridge._worker.driver
     assert isinstance(driver, KafkaPythonDriver)
-    return bool(driver._ready().producer._accumulator.has_incomplete)
+    client: Any = driver._ready().producer
+    return bool(client._accumulator.has_incomplete)
 
 
 async def failure_of(producer: SendProducer, what: ProducerRecord[bytes, bytes]) -> DeliveryError:
