@@ -168,7 +168,7 @@ class Finder:
         is_late = False
         with anyio.move_on_after(seconds) as scope:
             try:
-                answer: object = await resolver.resolve(lookup)
+                answer = cast("object", await resolver.resolve(lookup))
                 if not isinstance(answer, Iterable):
                     raise TypeError(f"targets were expected, not {type(answer).__name__}")
                 # It may be a generator that is slow or never ends, and runs on the event loop.

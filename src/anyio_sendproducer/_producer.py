@@ -58,6 +58,7 @@ from ._records import (
 from ._scopes import plain_task_group
 from ._sending import Sender, check_is_record
 from ._settings import ProducerSettings
+from ._shown import listed
 from ._transaction import Transaction, run_transaction
 from .drivers import DriverFactory, Submitted, make_driver
 from .telemetry import Observer
@@ -193,7 +194,7 @@ class SendProducer(Sender):
 
     def __repr__(self) -> str:
         settings = self._finder.settings
-        client = ", ".join(settings.addresses) or type(settings.producer).__name__
+        client = listed(settings.addresses) or type(settings.producer).__name__
         return f"<SendProducer {self._ledger.state.value} {client}>"
 
     async def flush(self) -> None:
@@ -759,7 +760,7 @@ class SendProducer(Sender):
             cut_off = self._reopening or self._bridge.cut_off()
             if cut_off and was_cut_off and await self._finder.moved():
                 # None can be reached any more: what was under way has no other end.
-                addresses = ", ".join(self._finder.settings.addresses)
+                addresses = listed(self._finder.settings.addresses)
                 trouble = self._bridge.trouble()
                 error = ConnectionError(f"no broker is reached, and now they are at {addresses}")
                 error.__cause__ = trouble

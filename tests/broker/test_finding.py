@@ -196,6 +196,16 @@ async def test_targets_that_come_too_slowly_end_at_the_resolve_timeout(
             pass
 
 
+@pytest.mark.parametrize("driver", ["kafka-python", "confluent"])
+async def test_the_error_of_a_start_shortens_a_long_list_of_addresses(driver: str) -> None:
+    addresses = [f"127.0.0.1:{port}" for port in range(1, 10)]
+    settings = ProducerSettings(bootstrap_servers=addresses, start_timeout=0.5)
+    with pytest.raises(ProducerStartError, match=r"127\.0\.0\.1:5 and 4 more ") as caught:
+        async with open_send_producer(settings, driver=driver):
+            pass
+    assert "127.0.0.1:6, " not in str(caught.value)
+
+
 async def test_the_log_shortens_a_long_list_of_addresses(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -34,6 +34,10 @@ MAKE_CONFIG: Final[dict[str, Callable[[ProducerSettings], object]]] = {
 }
 
 
+def make_config(driver: str, properties: dict[str, Any]) -> object:
+    return MAKE_CONFIG[driver](make(properties=properties))
+
+
 def everything_in(error: BaseException | None) -> str:
     """The texts, arguments and attributes of an error and of those below it."""
     found: list[object] = []
@@ -142,25 +146,17 @@ LEAKS: Final[dict[str, Callable[[], object]]] = {
     "dns": lambda: discovery.dns(f"tls://u:{SECRET}@h"),
     "dns, another": lambda: discovery.dns(cast("Any", [{"password": SECRET}])),
     **{
-        f"{name}, {driver}": functools.partial(
-            lambda made, name: made(make(properties={name: [SECRET]})), made, name
-        )
-        for driver, made in MAKE_CONFIG.items()
+        f"{name}, {driver}": functools.partial(make_config, driver, {name: [SECRET]})
+        for driver in MAKE_CONFIG
         for name in ("acks", "compression.type", "security.protocol", "linger.ms")
     },
     **{
         f"sasl.mechanism, {driver}": functools.partial(
-            lambda made: made(
-                make(
-                    properties={
-                        "security.protocol": "SASL_SSL",
-                        "sasl.mechanism": f"{SECRET}\n{SECRET}",
-                    }
-                )
-            ),
-            made,
+            make_config,
+            driver,
+            {"security.protocol": "SASL_SSL", "sasl.mechanism": f"{SECRET}\n{SECRET}"},
         )
-        for driver, made in MAKE_CONFIG.items()
+        for driver in MAKE_CONFIG
     },
 }
 

@@ -48,6 +48,7 @@ from .._exceptions import (
 )
 from .._records import ConsumerGroupMetadata, ProducerRecord, RecordMetadata
 from .._settings import ProducerSettings
+from .._shown import listed
 from . import ConsumedOffset, Deadline, Outcome, Sink, Submission, Submitted
 from ._describe import HOW_FAR, BrokerDescription, ClusterDescription
 from ._discreet import one_line
@@ -441,7 +442,7 @@ class ConfluentDriver:
         self._is_prepared.wait(_SLICE_SECONDS)
 
     def _connect(self, deadline: float) -> None:
-        addresses = ", ".join(self._settings.addresses)
+        addresses = listed(self._settings.addresses)
         slice_ = _SLICE_SECONDS
         while True:
             remaining = deadline - time.monotonic()
@@ -1046,7 +1047,7 @@ class ConfluentDriver:
         # If these are the same brokers, the client connects to them as well, after its back-off.
         seconds = 2 + math.ceil(self._config["reconnect.backoff.max.ms"] / 1000)
         if is_answered and not any(self._reaches_brokers(self._client) for _ in range(seconds)):
-            addresses = ", ".join(self._settings.addresses)
+            addresses = listed(self._settings.addresses)
             failure = SendProducerError(
                 f"no broker that the client knows can be reached, and {addresses} leads to others"
             )

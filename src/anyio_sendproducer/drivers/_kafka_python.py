@@ -68,6 +68,7 @@ from .._exceptions import (
 )
 from .._records import ConsumerGroupMetadata, ProducerRecord
 from .._settings import ProducerSettings
+from .._shown import listed
 from . import ConsumedOffset, Deadline, Outcome, Sink, Submission, Submitted
 from ._describe import HOW_FAR, BrokerDescription, ClusterDescription
 from ._discreet import Discreet, one_line
@@ -963,7 +964,7 @@ class KafkaPythonDriver:
         except _Refused as refused:
             self._discard_client()
             raise ProducerStartError(
-                f"no producer for {', '.join(self._settings.addresses)}: {refused}"
+                f"no producer for {listed(self._settings.addresses)}: {refused}"
             ) from refused.__cause__
         except (
             kafka_errors.KafkaConfigurationError,
@@ -978,7 +979,7 @@ class KafkaPythonDriver:
             text = one_line(_CONNECTION.sub("", words.text))
             said = f"; the client's last words: {text}" if text else ""
             raise ProducerStartError(
-                f"no producer for {', '.join(self._settings.addresses)} within "
+                f"no producer for {listed(self._settings.addresses)} within "
                 f"{self._settings.start_timeout:g} s (start_timeout): {error}{said}{HOW_FAR}"
             ) from error
         finally:
