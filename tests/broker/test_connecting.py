@@ -13,7 +13,7 @@ import time
 import types
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import anyio.to_thread
@@ -228,14 +228,15 @@ def test_an_attempt_to_reach_a_broker_that_has_moved_is_broken_off() -> None:
         brokers = [types.SimpleNamespace(node_id=node, host="h", port=port) for node in (1, 2, 3)]
         return types.SimpleNamespace(brokers=lambda: brokers)
 
-    client.manager._conns.update(
+    connections: dict[Any, Any] = cast("Any", client.manager)._conns
+    connections.update(
         {1: connection("connecting", connected=False), 2: connection("connected", connected=True)}
     )
     for port in (1, 1, 2):
         assert closed == []
         client.manager._look_for_moved(told(port))
     assert closed == ["connecting"]
-    client.manager._conns.clear()
+    connections.clear()
     client.close()
 
 

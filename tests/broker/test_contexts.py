@@ -63,7 +63,7 @@ async def test_handlers_of_librdkafkas_log_run_in_the_openers_context(
     seen: set[str] = set()
 
     class Handler(logging.Handler):
-        def emit(self, _: logging.LogRecord) -> None:
+        def emit(self, record: logging.LogRecord) -> None:
             seen.add(who.get())
 
     handler, logger = Handler(), logging.getLogger("anyio_sendproducer.confluent")

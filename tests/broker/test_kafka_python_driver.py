@@ -319,9 +319,8 @@ def test_a_send_that_a_tracing_agent_wraps_is_called_for_each_record(
 
     @functools.wraps(send)
     def traced_send(producer: Any, *args: Any, **parts: Any) -> Any:
-        if parts.get("headers") is None:
-            parts["headers"] = []
-        parts["headers"].append(("traceparent", b"1"))
+        headers: list[tuple[str, bytes]] = parts.get("headers") or []
+        parts["headers"] = [*headers, ("traceparent", b"1")]
         traced.append(args[0])
         return send(producer, *args, **parts)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
 
@@ -44,7 +45,7 @@ async def test_what_is_posted_and_the_wake_up_go_together(bridge: Bridge, is_wan
     """A thread has appended and has not woken the loop; another one takes what there is."""
     worker = bridge._worker
     outbox = Outbox()
-    worker.outbox = outbox  # type: ignore[assignment]
+    cast("Any", worker).outbox = outbox
     outbox.gate.shut()
     event = Taken(Submitted()) if is_wanted else MetadataChanged()
     posting = on_a_thread(lambda: worker.post(event, urgent=not is_wanted))
