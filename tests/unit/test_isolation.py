@@ -33,6 +33,11 @@ def connect() -> None:
         one.connect(("127.0.0.1", 0))
 
 
+def try_to_connect() -> None:
+    with socket.socket() as one:
+        one.connect_ex(("127.0.0.1", 0))
+
+
 def resolve() -> None:
     socket.getaddrinfo("127.0.0.1", 9092)
 
@@ -48,6 +53,7 @@ def sleep() -> None:
 DEEDS: list[tuple[Callable[[], None], str]] = [
     (bind, "socket.bind"),
     (connect, "socket.connect"),
+    (try_to_connect, "socket.connect_ex"),
     (resolve, "socket.getaddrinfo"),
     (start_a_process, "subprocess.Popen"),
     (sleep, "time.sleep(0.001)"),
