@@ -240,6 +240,21 @@ def test_an_attempt_to_reach_a_broker_that_has_moved_is_broken_off() -> None:
     client.close()
 
 
+def test_a_broker_that_is_not_known_is_asked_for_once() -> None:
+    requests: list[bool] = []
+    cluster = types.SimpleNamespace(
+        need_update=False,
+        broker_metadata=lambda _: None,
+        request_update=lambda: requests.append(True),
+    )
+    connect = cast("Any", _kafka_python._NetClient).maybe_connect
+    asking = types.SimpleNamespace(cluster=cluster)
+    connect(asking, 7)
+    cluster.need_update = True
+    connect(asking, 7)
+    assert requests == [True]
+
+
 def test_waiting_for_a_coordinator_ends_with_the_first_attempt_that_fails() -> None:
     """It raises nothing: the sender of kafka-python would lose the request that it holds."""
     with reserved_ports(1) as [port]:

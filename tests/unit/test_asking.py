@@ -20,6 +20,7 @@ from anyio_sendproducer import (
     open_send_producer,
 )
 from anyio_sendproducer.testing import Gate
+from anyio_sendproducer.testing._polled_driver import PolledFakeDriver
 from tests.support.asked_driver import AskedDriver
 from tests.support.calls import Call, at_gate, generation, quiet, record, task_group
 from tests.support.clock import ManualClock
@@ -72,6 +73,21 @@ class SlowThread(AskedDriver):
         if submissions:
             self.on_report.pass_through()
         return super()._report(submissions, outcomes)
+
+
+@pytest.mark.parametrize(
+    ("inline", "direct"), [(False, False), (True, True)], ids=["on a thread", "inline"]
+)
+async def test_a_fake_that_serializes_is_given_records_where_its_serializers_run(
+    settings: ProducerSettings, inline: bool, direct: bool
+) -> None:
+    fake = PolledFakeDriver(inline=inline)
+    async with open_send_producer(
+        settings.evolve(value_serializer=str.encode), driver=fake
+    ) as producer:
+        assert fake.direct == direct
+        metadata = await producer.send(ProducerRecord("t", "text"))
+    assert metadata.serialized_value_size == 4
 
 
 @pytest.mark.usefixtures("always_near")

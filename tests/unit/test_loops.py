@@ -19,7 +19,7 @@ import pytest
 import trio
 
 from anyio_sendproducer import ProducerSettings, open_send_producer
-from anyio_sendproducer._loops import Loop, Several, current_loop
+from anyio_sendproducer._loops import Loop, Sentinel, Several, _AsyncioLoop, current_loop
 from anyio_sendproducer.testing import FakeDriver
 from tests.support.calls import Call, quiet, record, task_group
 from tests.support.waiting import PATIENCE
@@ -563,3 +563,17 @@ def test_a_producer_as_a_guest(settings: ProducerSettings, fake: FakeDriver) -> 
             assert (await producer.send(record())).offset == 0
 
     run_as_guest(main)
+
+
+def test_what_a_closed_loop_kept_may_be_let_go() -> None:
+    loop = asyncio.new_event_loop()
+    sentinel = Sentinel()
+    alive = weakref.ref(sentinel)
+    let_go = _AsyncioLoop(loop).keep(sentinel)
+    del sentinel
+    gc.collect()
+    assert alive() is not None
+    loop.close()
+    gc.collect()
+    assert alive() is None
+    let_go()

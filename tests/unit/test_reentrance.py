@@ -243,3 +243,34 @@ async def test_events_that_come_while_the_receiver_registers_are_received() -> N
                 is_interrupted = interruption.left < 0
                 events.close()
         assert len(received) == is_interrupted
+
+
+# The trace functions of the tests above hide these lines from coverage, so the next ones interrupt
+# at one place each.
+
+
+async def test_a_task_that_wakes_its_own_cell_on_the_way_to_sleep() -> None:
+    loop = current_loop()
+
+    class Interrupted:
+        def __await__(self) -> Any:
+            cell = loop.cell()
+            waiting = cell.__await__()
+            loop.wake((cell,))
+            return waiting
+
+    with anyio.fail_after(PATIENCE):
+        await Interrupted()
+
+
+async def test_an_event_that_comes_as_soon_as_the_receiver_registers() -> None:
+    events = _Events(current_loop())
+
+    class Waiting(list[Any]):
+        def append(self, cell: Any, /) -> None:
+            super().append(cell)
+            events.put([MetadataChanged()])
+
+    events._waiting = Waiting()
+    with anyio.fail_after(PATIENCE):
+        assert await anext(events) == [MetadataChanged()]
