@@ -242,9 +242,13 @@ def test_an_attempt_to_reach_a_broker_that_has_moved_is_broken_off() -> None:
 
 def test_a_broker_that_is_not_known_is_asked_for_once() -> None:
     requests: list[bool] = []
+
+    def nothing_known(_: int) -> None:
+        """No broker."""
+
     cluster = types.SimpleNamespace(
         need_update=False,
-        broker_metadata=lambda _: None,
+        broker_metadata=nothing_known,
         request_update=lambda: requests.append(True),
     )
     connect = cast("Any", _kafka_python._NetClient).maybe_connect
