@@ -74,6 +74,7 @@ def test_a_refusal_of_what_was_sent_once_is_believed(cluster: MockCluster) -> No
         [refused] = sent(driver, recorder, 1)
         assert isinstance(refused, RecordRejected)
         assert refused.persistence is Persistence.NOT_PERSISTED
+        assert recorder.breaks == []
 
 
 def test_a_refusal_of_what_may_have_been_sent_before_is_not(cluster: MockCluster) -> None:
@@ -155,8 +156,8 @@ def test_a_producer_without_a_name_is_not_fenced(cluster: MockCluster, code: int
         [failed] = sent(driver, recorder, 1)
         assert type(failed) is DeliveryError
         assert failed.persistence is Persistence.POSSIBLY_PERSISTED
-        # Another client can take its place.
         assert not any(isinstance(error, ProducerFenced) for error in recorder.breaks)
+        assert isinstance(sent(driver, recorder, 1)[0], RecordMetadata)
 
 
 def test_a_topic_that_is_gone_may_hold_what_was_sent(cluster: MockCluster) -> None:
@@ -185,8 +186,10 @@ def test_a_topic_that_is_gone_may_hold_what_was_sent(cluster: MockCluster) -> No
 
 
 def test_a_forbidden_topic_may_hold_what_was_sent(cluster: MockCluster) -> None:
-    """librdkafka gives the error to all records of the topic, asked or not."""
-    with opened(cluster, properties=SENT_ONCE) as (driver, _):
+    """librdkafka gives the error to all records of the topic, asked or not. Its fatal error says
+    which partition was refused."""
+    gapless = {**SENT_ONCE, "enable.gapless.guarantee": True}
+    with opened(cluster, properties=gapless) as (driver, _):
         error = KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)
         record = ProducerRecord("t", b"")
         said = "ProduceRequest for t [1] with 1 message(s) failed: Topic authorization failed"

@@ -139,7 +139,8 @@ def assert_it_may_be_there(lost: Outcome) -> None:
 @pytest.mark.parametrize("code", [MESSAGE_TOO_LARGE, TOPIC_AUTHORIZATION_FAILED])
 async def test_a_record_is_refused(driver: str, brokers: SequencedBrokers, code: int) -> None:
     judge = Refusing(brokers, code)
-    settings = sure_of_refusals(settings_for(brokers, driver), driver)
+    gapless = {"enable_gapless_guarantee": True} if driver == "confluent" else {}
+    settings = sure_of_refusals(settings_for(brokers, driver, **gapless), driver)
     async with open_send_producer(settings, driver=driver) as producer:
         lost = await lose_one(producer, judge)
         refused = await outcome(await enqueue(producer, b"bad", 0))
@@ -296,7 +297,7 @@ async def test_librdkafka_with_several_requests_in_flight(brokers: SequencedBrok
 
 async def test_librdkafka_that_goes_on_after_a_refusal(brokers: SequencedBrokers) -> None:
     judge = Refusing(brokers, MESSAGE_TOO_LARGE)
-    settings = settings_for(brokers, "confluent", enable_gapless_guarantee=False)
+    settings = settings_for(brokers, "confluent")
     async with open_send_producer(settings, driver="confluent") as producer:
         lost = await lose_one(producer, judge)
         await outcome(await enqueue(producer, b"bad", 0))

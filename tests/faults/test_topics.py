@@ -77,13 +77,14 @@ async def test_records_that_are_too_large_for_the_topic(
     cell = Cell("cluster", "records over max.message.bytes among others", anyio_backend, driver)
     report = await judge(cell, ran, settings, topic)
     if driver == "confluent":
-        # librdkafka does not split a batch that is too large: what else is in it fails as well. And
-        # each refusal ends the client, with all that waits in it.
+        # librdkafka does not split a batch that is too large: what else is in it fails as well.
+        # And what took longer than until an attempt is repeated may have been sent before.
         kinds = {"RecordRejected, not persisted", "DeliveryError, possibly persisted"}
         assert set(report.failed) <= kinds
         for id_ in ran.history.sent:
             assert not is_special(int(id_[1:])) or isinstance(ran.history.outcome(id_), Failed)
-        assert report.acknowledged > report.sent / 10
+        assert report.acknowledged > report.sent / 2
+        assert ran.statistics.generations == 1
         return
     assert report.failed == {"RecordRejected, not persisted": RECORDS // ONE_IN}
     assert report.acknowledged == report.sent - RECORDS // ONE_IN

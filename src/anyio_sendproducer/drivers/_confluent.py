@@ -94,6 +94,9 @@ _OF_NO_TOPIC: Final = frozenset(
     }
 )
 
+#: What records of a topic that is gone end with; with the last ones, if a request is in flight.
+_OF_GONE_TOPIC: Final = _OF_NO_TOPIC | {KafkaError._DESTROY, KafkaError._DESTROY_BROKER}
+
 #: Of these the client gave them up because it was told to, or because something else has failed.
 _PURGED: Final = frozenset({KafkaError._PURGE_INFLIGHT, KafkaError._PURGE_QUEUE})
 
@@ -376,7 +379,11 @@ class ConfluentDriver:
         self._is_cut_off = False
         self._is_broken = False
         #: Whether a record that fails leaves a gap, after which the client must not go on.
-        self._may_leave_no_gap = self._config.get("enable.gapless.guarantee", False)
+        self._may_leave_no_gap = (
+            self._config["enable.idempotence"] and settings.transactional_id is None
+        )
+        #: Whether a refusal is a fatal error.
+        self._is_gapless = self._config.get("enable.gapless.guarantee", False)
         self._statistics = ""
         self._read: tuple[str, Mapping[str, Any]] = ("", {})
         self._asked: dict[str, float] = {}
@@ -884,11 +891,11 @@ class ConfluentDriver:
         is_known = record.topic in self._known
         never_written = code in _OF_NO_TOPIC and not is_known
         is_refused = code in _REFUSALS and self._is_sent_once(message)
-        if is_known and self._may_leave_no_gap:
-            # Refusals are fatal errors already. This is for a topic that is gone: if it comes back,
-            # its next sequence number is out of order, and the client would take a new epoch.
+        if is_known and self._may_leave_no_gap and code in _OF_GONE_TOPIC:
+            # If the topic comes back, its next sequence number is out of order, and the client
+            # would take a new epoch.
             self._break(error)
-        if is_known and code == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+        if is_known and self._is_gapless and code == KafkaError.TOPIC_AUTHORIZATION_FAILED:
             # librdkafka gives this error to all records of the topic that it holds. Some of them
             # may be written: they wait to be sent again, because their answers were lost. Its fatal
             # error names the partition whose batch a broker refused.

@@ -222,9 +222,8 @@ def _keep_epoch(config: dict[str, Any], settings: ProducerSettings) -> None:
     config["message.timeout.ms"] = _INT_MAX
     # Nor may it fail after some attempts: that leaves a gap, too.
     config["retries"] = _INT_MAX
-    # A refused batch leaves a gap. With this the refusal is a fatal error: the client sends nothing
-    # more, and the producer replaces it.
-    config.setdefault("enable.gapless.guarantee", True)
+    # A refused batch leaves a gap as well. enable.gapless.guarantee would make each refusal a fatal
+    # error, with which all other records in the client fail, so that is left to the user.
     # If a broker rejects a batch for now, for example because too few replicas are in sync, it may
     # find the next batch out of order, if that was already sent.
     config.setdefault("max.in.flight.requests.per.connection", 1)
