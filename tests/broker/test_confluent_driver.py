@@ -560,8 +560,10 @@ def test_trouble_is_told_and_forgotten_when_records_are_delivered_again() -> Non
 
 
 async def test_a_record_names_the_broker_that_does_not_answer() -> None:
-    """While records to another broker are delivered, and librdkafka has told of it once, after half of
-    `delivery_timeout`. What is left of it is enough for a busy machine."""
+    """While records to another broker are delivered, and librdkafka has told of it once.
+
+    It tells after half of `delivery_timeout`. The other half is enough for a busy machine.
+    """
     with mock_cluster(2) as cluster:
         cluster.create_topic("t", [1, 2])
         settings = cluster.settings("confluent", delivery_timeout=8)
