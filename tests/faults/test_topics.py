@@ -225,12 +225,11 @@ async def test_a_topic_is_deleted_and_made_again(
     cell = Cell("cluster", "a topic deleted and made again", anyio_backend, driver, note)
     write_row(Row.of(cell, report, ran.outage))
     assert report.faults == (), str(report)
-    # Most of the load comes after it.
-    assert report.acknowledged > report.sent / 3
     assert set(report.failed) <= {
         "RecordRejected, not persisted",
         "DeliveryError, possibly persisted",
     }
+    # How many these are depends on how long Kafka takes to make the topic again.
     late = [sent for sent in second.sent.values() if sent.at > found]
     assert late
     assert all(isinstance(second.outcome(sent.id), Acknowledged) for sent in late)
