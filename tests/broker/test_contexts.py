@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from contextvars import ContextVar
 from typing import Any
 
-import pytest
 from kafka.partitioner import DefaultPartitioner
 
 from anyio_sendproducer import ProducerRecord, ProducerSettings, open_send_producer
 from anyio_sendproducer.testing import mock_cluster
+from tests.support.client_log import on_each_line
 from tests.support.scripted_broker import scripted_broker
 
 who: ContextVar[str] = ContextVar("who", default="nobody")
@@ -57,25 +56,12 @@ async def test_a_token_provider_runs_in_the_openers_context_on_threads(driver: s
     assert seen == {("opener", False)}
 
 
-async def test_handlers_of_librdkafkas_log_run_in_the_openers_context(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+async def test_handlers_of_librdkafkas_log_run_in_the_openers_context() -> None:
     seen: set[str] = set()
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            seen.add(who.get())
-
-    handler, logger = Handler(), logging.getLogger("anyio_sendproducer.confluent")
-    caplog.set_level(logging.DEBUG, logger.name)
-    logger.addHandler(handler)
-    try:
-        with mock_cluster() as cluster:
-            settings = cluster.settings("confluent", properties={"debug": "msg"})
-            who.set("opener")
-            async with open_send_producer(settings, driver="confluent") as producer:
-                who.set("caller")
-                await producer.send(ProducerRecord("t", b"v"))
-    finally:
-        logger.removeHandler(handler)
+    with on_each_line(lambda: seen.add(who.get())), mock_cluster() as cluster:
+        settings = cluster.settings("confluent", properties={"debug": "msg"})
+        who.set("opener")
+        async with open_send_producer(settings, driver="confluent") as producer:
+            who.set("caller")
+            await producer.send(ProducerRecord("t", b"v"))
     assert seen == {"opener"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import sys
 import threading
 import time
@@ -30,6 +29,7 @@ from anyio_sendproducer import (
 )
 from anyio_sendproducer.testing import FakeDriver, Gate, MockCluster, mock_cluster
 from tests.support.calls import Call, at_gate, quiet, raising, record, taken, task_group
+from tests.support.client_log import on_each_line
 from tests.support.scripted_broker import scripted_broker
 from tests.support.waiting import PATIENCE, until
 
@@ -300,24 +300,13 @@ async def test_the_loop_ticks_on_while_a_token_takes_long(driver: str) -> None:
                 await producer.send(ProducerRecord("t", b"v"))
 
 
-async def test_no_handler_of_a_log_runs_on_the_loop(caplog: pytest.LogCaptureFixture) -> None:
+async def test_no_handler_of_a_log_runs_on_the_loop() -> None:
     """librdkafka logs from within the poll that the loop calls."""
     threads: set[int] = set()
-
-    class Slow(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            threads.add(threading.get_ident())
-
-    handler, logger = Slow(), logging.getLogger("anyio_sendproducer.confluent")
-    caplog.set_level(logging.DEBUG, logger.name)
-    logger.addHandler(handler)
-    try:
-        with mock_cluster() as cluster:
-            settings = cluster.settings("confluent", properties={"debug": "msg"})
-            async with open_send_producer(settings, driver="confluent") as producer:
-                for _ in range(100):
-                    await producer.send(ProducerRecord("t", b"v"))
-    finally:
-        logger.removeHandler(handler)
+    with on_each_line(lambda: threads.add(threading.get_ident())), mock_cluster() as cluster:
+        settings = cluster.settings("confluent", properties={"debug": "msg"})
+        async with open_send_producer(settings, driver="confluent") as producer:
+            for _ in range(100):
+                await producer.send(ProducerRecord("t", b"v"))
     assert threads
     assert threading.get_ident() not in threads
