@@ -363,8 +363,8 @@ class _Worker:
         return self._is_abandoned or self.stopping.is_set()
 
     def post(self, item: Event | _Reply[Any], *, urgent: bool = True) -> None:
-        """Have the loop get this. What is not urgent waits for what comes next, unless the loop
-        wants to know."""
+        """Bring an item to the loop. An item that is not urgent does not wake the loop, unless the
+        loop waits for one: the next wake-up brings it."""
         with self.posting:
             self.outbox.append(item)
             wakes = not self.signalled and (urgent or self.is_wanted)

@@ -793,7 +793,7 @@ class Ledger:
                 del self._held[entry.record.topic]
 
     def stuck(self, now: float) -> bool:
-        """Whether the client is to be given up.
+        """Whether the producer must replace the client.
 
         A client is given up if it holds a record for LATENESS seconds after its deadline, and such
         records take up half of all room, or it has delivered nothing for PATIENCE seconds.

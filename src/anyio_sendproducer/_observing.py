@@ -152,8 +152,8 @@ class Observation:
         self._is_turn = False
         if not self._events:
             return
-        # It is theirs: what one of them does with it is no other's affair. A finalizer may add an
-        # event at each point here: it goes into one of the two lists.
+        # All observers get one tuple, which none of them can change. A finalizer may add an event
+        # at each point here: it goes into one of the two lists.
         happened = self._events
         self._events = []
         events = tuple(happened)

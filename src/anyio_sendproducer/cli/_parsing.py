@@ -58,7 +58,7 @@ class InputError(Exception):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How input is to be read, and what all of its records have."""
+    """The format of the input, and the parts that all of its records share."""
 
     format: str = "lines"
     topic: str | None = None

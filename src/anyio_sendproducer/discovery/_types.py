@@ -145,7 +145,7 @@ class Target:
 
 @runtime_checkable
 class Resolver(Protocol):
-    """Whoever knows where services are.
+    """An object that knows the addresses of services.
 
     Errors and logs show its ``repr()``, and the message of an exception that it raises. Keep
     tokens and passwords out of both.
