@@ -43,8 +43,8 @@ from ._records import (
     Results,
 )
 from ._scopes import plain_task_group
-from ._sending import Delivery, Sender, check_is_envelope, parts_of
-from ._settings import check_count
+from ._sending import Delivery, Sender, parts_of
+from ._validation import check_count, check_is_envelope
 
 __all__ = ["FlowSummary", "Offsets", "run_flow", "run_sink", "run_transactional_flow"]
 

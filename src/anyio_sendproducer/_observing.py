@@ -23,7 +23,8 @@ from ._clock import Clock
 from ._exceptions import DeliveryError
 from ._ledger import _ABANDONED, DeliveryState, Entry, Ledger
 from ._records import ProducerRecord, RecordMetadata
-from ._sending import Sender, check_is_record
+from ._sending import Sender
+from ._validation import check_is_record
 from .telemetry import (
     Accepted,
     Batch,

@@ -53,13 +53,13 @@ from ._records import (
     ProducerRecord,
     Result,
     Results,
-    check_record,
 )
 from ._scopes import plain_task_group
-from ._sending import Sender, check_is_record
+from ._sending import Sender
 from ._settings import ProducerSettings
 from ._shown import listed
 from ._transaction import Transaction, run_transaction
+from ._validation import check_is_record, check_record
 from .drivers import DriverFactory, Submitted, make_driver
 from .telemetry import Observer
 from .telemetry._logging import error_type

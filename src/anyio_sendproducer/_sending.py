@@ -43,8 +43,9 @@ from ._records import (
     Result,
     Results,
 )
+from ._validation import check_is_record, not_an_envelope
 
-__all__ = ["Delivery", "Sender", "check_is_envelope", "check_is_record", "parts_of"]
+__all__ = ["Delivery", "Sender", "parts_of"]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -285,7 +286,7 @@ class Sender:
         if isinstance(cast("object", envelope), PassThroughMessage):
             await anyio.lowlevel.checkpoint()
             return PassThroughResult(envelope.pass_through)
-        raise _no_envelope(envelope)
+        raise not_an_envelope(envelope)
 
     async def send_many(
         self, records: Iterable[ProducerRecord[Any, Any]], *, stop_on_error: bool = False
@@ -552,27 +553,6 @@ class Sender:
         if group.stops:
             group.members.append(entry)
         return entry
-
-
-def check_is_envelope(given: object) -> None:
-    if not isinstance(given, (Message, MultiMessage, PassThroughMessage)):
-        raise _no_envelope(given)
-
-
-def _no_envelope(given: object) -> TypeError:
-    return TypeError(
-        "an envelope is a Message, MultiMessage or PassThroughMessage, "
-        f"not {type(given).__name__}: send a bare record with send()"
-    )
-
-
-def check_is_record(given: object) -> None:
-    if not isinstance(given, ProducerRecord):
-        # What an envelope holds, and bytes, may be a secret.
-        kind = type(given).__name__
-        is_envelope = isinstance(given, (Message, MultiMessage, PassThroughMessage))
-        hint = ": send_envelope() sends that" if is_envelope else ""
-        raise TypeError(f"a ProducerRecord is sent, not {kind}{hint}")
 
 
 def parts_of(

@@ -14,9 +14,9 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, Protocol, cast, runtime_checkable
 
 from ._exceptions import SettingsError
-from ._records import plain
 from ._shown import listed, shown, shown_address, shown_name
 from ._sources import from_environment, from_mapping, from_toml, unknown
+from ._validation import check_count, plain
 from .discovery import Lookup, Resolver, ResolverLike
 from .discovery._types import address_in
 
@@ -553,16 +553,6 @@ def _properties(given: object) -> Mapping[str, Any]:
             )
     named = cast("dict[str, Any]", properties)
     return MappingProxyType({plain(name): plain(value) for name, value in named.items()})
-
-
-def check_count(field: str, value: object) -> None:
-    """Raise where this is no number of things.
-
-    Raises:
-        SettingsError: it is no int of 1 or more; the message names the field.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise SettingsError(f"{field} must be an int of 1 or more, not {shown(value)}")
 
 
 def _check_duration(field: str, value: object, *, zero: bool) -> None:

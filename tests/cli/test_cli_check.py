@@ -28,12 +28,8 @@ from anyio_sendproducer.cli import _check
 from anyio_sendproducer.cli._check import STEPS, Step, check
 from anyio_sendproducer.discovery import Target
 from anyio_sendproducer.drivers import _kafka_python
-from anyio_sendproducer.drivers._describe import (
-    BrokerDescription,
-    ClusterDescription,
-    describe_cluster,
-    protocol_of,
-)
+from anyio_sendproducer.drivers._describe import describe_cluster, protocol_of
+from anyio_sendproducer.drivers._protocols import BrokerDescription, ClusterDescription
 from anyio_sendproducer.testing import EmbeddedBroker
 from tests.support.brief import on_either_loop, on_trio_and_nightly_on_asyncio
 from tests.support.cli_runs import run_main

@@ -13,7 +13,7 @@ __all__ = ["GUESTS", "LAYERS"]
 LAYERS: Final = [
     {"_exceptions", "_shown"},
     {"_loops", "_records", "_scopes", "_sources"},
-    {"_clock", "discovery", "telemetry"},
+    {"_clock", "_validation", "discovery", "telemetry"},
     {"_settings", "serializers"},
     {"_finding", "_ledger", "drivers"},
     {"_bridge", "_sending"},

@@ -29,7 +29,7 @@ from anyio_sendproducer import (
     Result,
     Results,
 )
-from anyio_sendproducer._records import check_record
+from anyio_sendproducer._validation import check_record
 from anyio_sendproducer.testing import strategies
 
 

@@ -30,7 +30,7 @@ from anyio_sendproducer import (
     SerializationFailed,
     UndeliveredRecords,
 )
-from anyio_sendproducer._records import check_record
+from anyio_sendproducer._validation import check_record
 from anyio_sendproducer.testing import fake_producer, strategies
 
 T = TypeVar("T")

@@ -23,7 +23,8 @@ from anyio.streams.tls import TLSAttribute
 from .. import ProducerSettings, SendProducerError, SettingsError, discovery, open_send_producer
 from ..discovery import Lookup
 from ..drivers import make_driver
-from ..drivers._describe import ClusterDescription, Protocol, describe_cluster, protocol_of
+from ..drivers._describe import Protocol, describe_cluster, protocol_of
+from ..drivers._protocols import ClusterDescription
 from ..drivers._tls import tls_refusal
 from ._connecting import Connection, require_for, settings_of
 from ._running import (

@@ -16,7 +16,8 @@ import click
 from click.shell_completion import get_completion_class
 
 from .. import DeliveryError, ProducerSettings, SettingsError
-from .._records import ProducerRecord, check_record
+from .._records import ProducerRecord
+from .._validation import check_record
 from . import _broker, _check, _demo, _produce
 from ._connecting import Connection, parse_property
 from ._fields import Fields

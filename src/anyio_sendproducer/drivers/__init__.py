@@ -1,21 +1,27 @@
-"""What the producer asks of a client library: plain blocking Python, no AnyIO, no futures.
-
-A driver is used from one thread at a time, the producer's own, but for :meth:`Driver.close`, which
-may come from another thread while a call is under way and must make that call return soon.
+"""The drivers: what the producer needs of a client library, and the choice of one.
 
 The drivers themselves are imported when they are needed.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import cast
 
-from .._exceptions import DeliveryError, SettingsError
-from .._records import ConsumerGroupMetadata, ProducerRecord, RecordMetadata
+from .._exceptions import SettingsError
 from .._settings import ProducerSettings
+from ._protocols import (
+    ConsumedOffset,
+    Deadline,
+    DirectDriver,
+    Driver,
+    DriverFactory,
+    LingeringDriver,
+    Outcome,
+    PolledDriver,
+    Sink,
+    Submission,
+    Submitted,
+)
 
 __all__ = [
     "ConsumedOffset",
@@ -32,267 +38,9 @@ __all__ = [
     "make_driver",
 ]
 
-Outcome = RecordMetadata | DeliveryError
-"""What becomes of one record."""
-
-
-class Submission(Protocol):
-    """One record on its way through a driver, and its identity on the way back."""
-
-    record: ProducerRecord[Any, Any]
-    """What is to be sent; its key and value are what the settings' serializers take."""
-    size: int
-    """The bytes of its key, value and headers; an estimate, where there are serializers."""
-
-
-class Sink(Protocol):
-    """Where a driver reports to. Every method may be called from any thread, never blocks, and
-    never raises."""
-
-    def completed(self, submissions: Sequence[Any], outcomes: Sequence[Outcome], /) -> None:
-        """These submissions have these outcomes, one for one. Each is reported once.
-
-        Two sequences, since a pair for each record would double the work of the garbage
-        collector.
-        """
-        ...
-
-    def metadata_changed(self) -> None:
-        """What :meth:`Driver.submit` gave back may be taken now."""
-        ...
-
-    def broken(self, error: BaseException, /) -> None:
-        """The client can't send any more: close this driver and open another."""
-        ...
-
-    def ready(self) -> None:
-        """:meth:`PolledDriver.poll` has something to report, or may have."""
-        ...
-
-
-@dataclasses.dataclass(slots=True)
-class Submitted:
-    """What a driver says of a batch."""
-
-    held: list[Any] = dataclasses.field(default_factory=list[Any])
-    """The submissions not taken, in order: their topics' metadata is missing."""
-    sizes: list[tuple[Any, int]] = dataclasses.field(default_factory=list[tuple[Any, int]])
-    """The bytes of those whose size was an estimate until they were serialized."""
-
-
-class Deadline:
-    """Until when a call may take; whoever waits for the call may bring it forward.
-
-    Args:
-        seconds: from now on.
-    """
-
-    __slots__ = ("at",)
-
-    def __init__(self, seconds: float) -> None:
-        #: In seconds of :func:`time.monotonic`.
-        self.at: float = time.monotonic() + seconds
-
-    def hurry(self, seconds: float) -> None:
-        """Let it be so many seconds from now, where it is later than that."""
-        self.at = min(self.at, time.monotonic() + seconds)
-
-    @property
-    def is_over(self) -> bool:
-        """Whether it has come."""
-        return time.monotonic() >= self.at
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class ConsumedOffset:
-    """Up to where a consumer group has read a partition."""
-
-    topic: str
-    """That was read."""
-    partition: int
-    """From 0."""
-    offset: int
-    """That of the next record to read."""
-    metadata: str = ""
-    """The group's own note on it."""
-    leader_epoch: int = -1
-    """That of the last record that was read; -1 where nobody knows it."""
-
-
-class Driver(Protocol):
-    """A blocking Kafka producer."""
-
-    def open(self, sink: Sink, /) -> None:
-        """Connect; return when the cluster has answered.
-
-        Bounded by ``start_timeout``, and by :meth:`close` from another thread.
-
-        Raises:
-            ProducerStartError: no broker answered in time, or the client refused to be made.
-            SettingsError: the client refused a setting.
-        """
-        ...
-
-    def submit(self, batch: Sequence[Submission], /) -> Submitted:
-        """Serialize these and hand them to the client, in order, without waiting for a broker.
-
-        Whatever goes wrong with a single record is reported as its completion. A record whose
-        topic's metadata is missing is given back, with all later ones of that topic; the driver
-        asks for the metadata meanwhile.
-        """
-        ...
-
-    def partitions_for(self, topic: str, /) -> frozenset[int] | None:
-        """The topic's partitions; None where its metadata is missing (it is asked for).
-
-        Raises:
-            SendProducerError: the cluster says that there is no such topic, or that this client
-                may not know.
-        """
-        ...
-
-    def begin_transaction(self) -> None:
-        """Begin a transaction; nothing, where one was begun and nothing was sent in it yet.
-
-        Asked for only where the settings have a ``transactional_id``, and so are the next two.
-
-        Raises:
-            TransactionError: it can't be begun; ProducerFenced, where that is the reason.
-        """
-        ...
-
-    def send_offsets(
-        self,
-        offsets: Sequence[ConsumedOffset],
-        group: ConsumerGroupMetadata,
-        deadline: Deadline,
-        /,
-    ) -> None:
-        """Make these offsets of a consumer group a part of the transaction.
-
-        Raises:
-            TransactionAborted: the transaction can only be aborted by now.
-            TransactionError: it failed otherwise; ProducerFenced, where that is the reason.
-        """
-        ...
-
-    def end_transaction(self, commit: bool, deadline: Deadline, /) -> None:  # noqa: FBT001
-        """Commit the transaction, or abort it. What was submitted in it has its outcome, when it
-        is committed; when it is aborted, the client is to give up what it has not sent.
-
-        Returns when the brokers said so, soon after the deadline, or after :meth:`close` was
-        called from another thread.
-
-        Raises:
-            TransactionAborted: it could not be committed, and is to be aborted.
-            TransactionOutcomeUnknown: the commit was asked for, and there was no answer.
-            TransactionError: it failed otherwise; ProducerFenced, where that is the reason.
-        """
-        ...
-
-    def trouble(self) -> Exception | None:
-        """Why the client reaches no broker, or not all that it needs; None where it knows of no
-        trouble. It is added to what is said of records whose ``delivery_timeout`` is over.
-
-        Called by the loop, which must not wait for anything.
-        """
-        ...
-
-    def cut_off(self) -> bool:
-        """Whether the client, as far as it knows, can reach none of the brokers: each was tried,
-        and the last attempt failed.
-
-        Called by the loop, which must not wait for anything.
-        """
-        ...
-
-    def figures(self) -> Mapping[str, Any]:
-        """What the client counts by itself, by its own names; empty where it does not.
-
-        Called by the loop, which must not wait for anything.
-        """
-        ...
-
-    def close(self, timeout: float, /) -> None:
-        """Close the client and end its threads, within about ``timeout`` seconds; 0: by force.
-
-        Every submission without an outcome gets one, where the client still can. A second call
-        does nothing.
-        """
-        ...
-
-
-@runtime_checkable
-class DirectDriver(Driver, Protocol):
-    """A driver whose client takes a record without waiting for anything.
-
-    There the loop itself hands over a record that is alone, which saves the way to the thread.
-    """
-
-    direct: bool
-    """Whether the loop may call :meth:`Driver.submit` with one record, while no other thread calls
-    the driver but to close it. False where code of the user's runs in it, such as a serializer.
-    Looked at once, when the driver is open."""
-
-
-@runtime_checkable
-class PolledDriver(DirectDriver, Protocol):
-    """A driver whose client takes records without waiting, and reports only when it is asked to.
-
-    There the loop hands over and asks by itself, which saves the way to a thread and back. Whoever
-    calls :meth:`poll` pays for what is reported, so a thread that asked would only wrestle with
-    the loop for the interpreter. The driver's own thread does no more than ring.
-    """
-
-    direct: bool
-    """Whether the loop may call :meth:`Driver.submit` too, also while another thread calls what
-    else there is. False where code of the user's runs in it, such as a serializer."""
-
-    def poll(self, most: int, /) -> int:
-        """Report what there is to report by now, and about so many outcomes at most.
-
-        Called by the loop, which must not wait for anything.
-
-        Returns:
-            How many records are under way, or wait to be reported.
-        """
-        ...
-
-    def watch(self) -> None:
-        """Have :meth:`Sink.ready` called, once, when there is something to report.
-
-        Called by the loop.
-        """
-        ...
-
-
-@runtime_checkable
-class LingeringDriver(Driver, Protocol):
-    """A driver whose client may hold records back for a while, to form larger batches.
-
-    Kafka's name for the time is ``linger.ms``. The producer ends the lingering while a caller waits
-    for all records, as :meth:`~anyio_sendproducer.SendProducer.flush` does, and while no more
-    records can join a batch because there is no room for them.
-    """
-
-    lingers: bool
-    """Whether the client holds records back; False where ``linger.ms`` is 0. Read once, when the
-    driver is open."""
-
-    def hurry(self, on: bool, /) -> None:  # noqa: FBT001
-        """Send what the client holds back now, and hold nothing back as long as this is on.
-
-        Called by the event loop; must not block. Each call changes ``on``, which is False at first.
-        """
-        ...
-
-
-DriverFactory = Callable[[ProducerSettings], Driver]
-"""Makes a driver; it checks the settings and does not connect."""
-
 
 def make_driver(chosen: str | DriverFactory | None, settings: ProducerSettings) -> Driver:
-    """The driver that was asked for: by name, by a factory, or None for the default.
+    """Make the driver that the user chose: by name, by a factory, or None for the default.
 
     Raises:
         SettingsError: there is no driver of that name, or it refuses the settings.

@@ -49,11 +49,20 @@ from .._exceptions import (
 from .._records import ConsumerGroupMetadata, ProducerRecord, RecordMetadata
 from .._settings import ProducerSettings
 from .._shown import listed
-from . import ConsumedOffset, Deadline, Outcome, Sink, Submission, Submitted
-from ._describe import HOW_FAR, BrokerDescription, ClusterDescription
 from ._discreet import one_line
 from ._group_metadata import group_to_bytes
 from ._librdkafka_config import librdkafka_config
+from ._protocols import (
+    HOW_FAR,
+    BrokerDescription,
+    ClusterDescription,
+    ConsumedOffset,
+    Deadline,
+    Outcome,
+    Sink,
+    Submission,
+    Submitted,
+)
 from ._security import TokenSource, encodes, expires_at
 from ._serializing import parts_of, serialize_with, size_of
 

@@ -7,48 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 import ssl
-from typing import Any, Final
+from typing import Any
 
 from .._settings import ProducerSettings
 from ._librdkafka_names import LIBRDKAFKA
+from ._protocols import ClusterDescription
 from ._security import KAFKA_PYTHON, judged
 from ._tls import Tls
 
 __all__ = [
-    "HOW_FAR",
-    "BrokerDescription",
-    "ClusterDescription",
     "Protocol",
     "describe_cluster",
     "protocol_of",
 ]
-
-
-#: The way out, where a cluster does not answer.
-HOW_FAR: Final = "; `anyio-sendproducer check` tells how far one comes"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class BrokerDescription:
-    """A broker, as the cluster tells clients of it."""
-
-    id: int
-    host: str
-    """Where it says that it is to be reached."""
-    port: int
-    version: str | None
-    """The version of Kafka whose requests it takes, such as "4.1"; with " or later" if it is the
-    newest that the client knows. None where the client does not tell."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class ClusterDescription:
-    """A cluster, as one of its brokers describes it."""
-
-    id: str | None
-    controller: int | None
-    """The id of the broker to ask for changes; with KRaft, any."""
-    brokers: tuple[BrokerDescription, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -16,7 +16,6 @@ from typing import Any, cast
 from .._exceptions import DeliveryError, Persistence, SettingsError, TransactionError
 from .._records import ConsumerGroupMetadata, ProducerRecord
 from .._settings import ProducerSettings
-from . import ConsumedOffset, Deadline, Outcome, Sink, Submission, Submitted
 from ._kafka_python import (
     find_hurry,
     flush_nothing,
@@ -25,6 +24,7 @@ from ._kafka_python import (
     not_acknowledged,
     not_taken,
 )
+from ._protocols import ConsumedOffset, Deadline, Outcome, Sink, Submission, Submitted
 from ._runs import Run
 from ._serializing import bytes_of, serialize_with, size_of
 

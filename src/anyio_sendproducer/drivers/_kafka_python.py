@@ -69,11 +69,20 @@ from .._exceptions import (
 from .._records import ConsumerGroupMetadata, ProducerRecord
 from .._settings import ProducerSettings
 from .._shown import listed
-from . import ConsumedOffset, Deadline, Outcome, Sink, Submission, Submitted
-from ._describe import HOW_FAR, BrokerDescription, ClusterDescription
 from ._discreet import Discreet, one_line
 from ._freshness import MissingPartitions, Refreshes
 from ._kafka_config import CODECS, client_config
+from ._protocols import (
+    HOW_FAR,
+    BrokerDescription,
+    ClusterDescription,
+    ConsumedOffset,
+    Deadline,
+    Outcome,
+    Sink,
+    Submission,
+    Submitted,
+)
 from ._runs import RUN_BYTES, Line, Route, Run
 from ._security import TokenSource
 from ._serializing import parts_of, serialize_with, size_of

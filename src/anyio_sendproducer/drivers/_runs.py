@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol, cast
 
 from .._exceptions import DeliveryError, SendProducerError
 from .._records import RecordMetadata
-from . import Outcome
+from ._protocols import Outcome
 
 __all__ = ["RUN_BYTES", "Line", "Reporter", "Route", "Run"]
 
