@@ -12,10 +12,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
+from anyio.streams.memory import MemoryObjectSendStream
 
 from anyio_sendproducer import (
     ProducerBroken,
@@ -28,8 +31,10 @@ from anyio_sendproducer import (
 )
 from anyio_sendproducer.cli import _display, _produce
 from anyio_sendproducer.cli._connecting import Connection
+from anyio_sendproducer.cli._failed import FailedFile
 from anyio_sendproducer.cli._parsing import Chunk, Layout
 from anyio_sendproducer.testing import FakeDriver
+from tests.support.calls import at_gate
 from tests.support.cli_runs import (
     PATIENCE,
     Run,
@@ -412,6 +417,77 @@ def fake_producer(fake: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> FakeDriv
 
     monkeypatch.setattr(_produce, "open_send_producer", opened)
     return fake
+
+
+# --- signals -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def signals(
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[MemoryObjectSendStream[signal.Signals]]:
+    """Takes the signals of a test; each is sent when the command waits for the next one."""
+    give, take = anyio.create_memory_object_stream[signal.Signals]()
+
+    def receiver(*_: signal.Signals) -> Any:
+        return take
+
+    monkeypatch.setattr(anyio, "open_signal_receiver", receiver)
+    with give, take:
+        yield give
+
+
+def job_on(path: Path) -> _produce._Job:
+    """The tasks of a command that sends one line to topic ``t``."""
+    (path / "in").write_bytes(b"a\n")
+    order = _produce.Order(
+        connection=Connection(bootstrap_servers="x:1"),
+        layout=Layout(format="lines", topic="t"),
+        inputs=(str(path / "in"),),
+        # Longer than the test takes.
+        fields={"close_timeout": 1_000.0},
+    )
+    failed = FailedFile(path / "failed")
+    return _produce._Job(order, _produce._settings(order), failed, shows=False)
+
+
+@pytest.mark.parametrize(
+    ("second", "hurries"), [(signal.SIGHUP, False), (signal.SIGINT, True), (signal.SIGTERM, True)]
+)
+async def test_a_second_signal(
+    second: signal.Signals,
+    hurries: bool,
+    signals: MemoryObjectSendStream[signal.Signals],
+    fake_producer: FakeDriver,
+    tmp_path: Path,
+) -> None:
+    fake_producer.manual = True
+    job = job_on(tmp_path)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(job.run)
+        await until(lambda: fake_producer.submitted)
+        for number in (signal.SIGHUP, second):
+            await signals.send(number)
+            await anyio.wait_all_tasks_blocked()
+        assert job._hurried.is_set() is hurries
+        fake_producer.acknowledge()
+    job._failed.close()
+    assert (job.signal, job.delivered, job.failures) == (signal.SIGHUP, 1, 0)
+
+
+async def test_a_signal_before_there_is_a_producer(
+    signals: MemoryObjectSendStream[signal.Signals], fake_producer: FakeDriver, tmp_path: Path
+) -> None:
+    job = job_on(tmp_path)
+    fake_producer.on_open.shut()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(job.run)
+        await at_gate(fake_producer.on_open)
+        await signals.send(signal.SIGTERM)
+        await anyio.wait_all_tasks_blocked()
+        fake_producer.on_open.open()
+    job._failed.close()
+    assert (job.signal, job.has_begun, job.read) == (signal.SIGTERM, False, 0)
 
 
 def running_loop() -> str:

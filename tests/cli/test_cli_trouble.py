@@ -284,18 +284,6 @@ def test_sigint_twice(trouble: Trouble) -> None:
     trouble.account(report["read"])
 
 
-def test_sighup_twice_hurries_nothing(trouble: Trouble) -> None:
-    arguments = ["--max-in-flight", "50", "--close-timeout", "2"]
-    with trouble.running(*arguments, given=lines(500), limit=100):
-        trouble.wait_until_delivered(100)
-        trouble.signal(signal.SIGHUP)
-        # Two at once would count as one.
-        blocking_until(lambda: "once more to hurry" in trouble.err, PATIENCE)
-        trouble.signal(signal.SIGHUP)
-        assert trouble.wait() == 128 + signal.SIGHUP
-    trouble.account(trouble.report(trouble.out)["read"])
-
-
 def test_nohup(trouble: Trouble) -> None:
     with trouble.running(given=lines(500), before="trap '' HUP"):
         trouble.wait_until_delivered(1)
