@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +128,82 @@ def test_a_file_with_something_in_it_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="failed is there already, and not empty"):
         FailedFile(path)
     assert path.read_text() == "x"
+
+
+ON_POSIX = pytest.mark.skipif(os.name == "nt", reason="needs the modes and kinds of files of POSIX")
+
+
+@pytest.fixture
+def no_mask() -> Iterator[None]:
+    """The process leaves the modes of its new files as they are."""
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+@ON_POSIX
+@pytest.mark.usefixtures("no_mask")
+def test_only_the_user_can_read_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "failed"
+    file = FailedFile(path)
+    file.write([failure(b"1")])
+    file.close()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@ON_POSIX
+@pytest.mark.parametrize("target", ["missing", "empty", "directory"])
+def test_a_symbolic_link_is_refused(target: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    (tmp_path / "directory").mkdir()
+    before = sorted(tmp_path.iterdir())
+    path = tmp_path / "failed"
+    path.symlink_to(tmp_path / target)
+    with pytest.raises(FileExistsError, match="failed is a symbolic link, which is not followed"):
+        FailedFile(path)
+    assert sorted(tmp_path.iterdir()) == sorted([*before, path])
+
+
+@ON_POSIX
+def test_a_fifo_without_a_reader_is_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "failed"
+    os.mkfifo(path)
+    with pytest.raises(OSError, match="no process reads from this FIFO"):
+        FailedFile(path)
+
+
+@ON_POSIX
+def test_a_fifo_with_a_reader_gets_everything_and_stays(tmp_path: Path) -> None:
+    path = tmp_path / "failed"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        file = FailedFile(path)
+        assert os.get_blocking(file._file.fileno())  # so it waits for a slow reader
+        file.write([failure(b"1")])
+        file.close()
+        assert json.loads(os.read(reader, 10_000))["input"] == "1"
+    finally:
+        os.close(reader)
+    assert (file.written, file.error) == (1, None)
+    assert path.exists()
+
+
+def test_a_directory_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=os.strerror(errno.EISDIR)):
+        FailedFile(tmp_path)
+
+
+@ON_POSIX
+def test_a_file_that_took_the_place_of_ours_is_not_deleted(tmp_path: Path) -> None:
+    path = tmp_path / "failed"
+    file = FailedFile(path)
+    other = tmp_path / "other"
+    other.touch()
+    other.rename(path)
+    file.close()
+    assert path.exists()
+    assert file.error is None
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no disk that is always full")

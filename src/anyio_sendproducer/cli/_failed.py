@@ -12,6 +12,7 @@ import contextlib
 import errno
 import json
 import os
+import stat
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -177,16 +178,60 @@ def _dump_anyway(failure: Failure) -> bytes:
         return dump(failure._replace(what=repr(failure.what).encode(), reason=reason))
 
 
+#: How the file is opened. No system has all of these.
+_FLAGS: Final = (
+    os.O_WRONLY
+    | os.O_APPEND
+    | getattr(os, "O_NOFOLLOW", 0)
+    | getattr(os, "O_NONBLOCK", 0)
+    | getattr(os, "O_BINARY", 0)
+)
+
+
+def _open(path: Path) -> tuple[int, bool]:
+    """Open the file to append to it, and create it if there is none.
+
+    Records may be secret, and the directory may be one that others write to, such as /tmp. So only
+    the user may read a file that is created here, and a symbolic link is not followed, since it may
+    lead to any other file of the user. To open a FIFO would wait for its reader.
+
+    Returns:
+        The descriptor, and whether the file was created.
+    """
+    created = True
+    try:
+        handle = os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        created = False
+        try:
+            handle = os.open(path, _FLAGS)
+        except OSError as error:
+            if path.is_symlink():
+                raise FileExistsError(
+                    f"{path} is a symbolic link, which is not followed: name the file itself, or "
+                    "another one"
+                ) from None
+            if error.errno == errno.ENXIO:
+                raise OSError(errno.ENXIO, "no process reads from this FIFO") from None
+            raise
+    if sys.platform != "win32":  # pragma: no branch
+        # From here on, wait until a slow reader takes more.
+        os.set_blocking(handle, True)
+    return handle, created
+
+
 class FailedFile:
-    """The file. It is there from the beginning, so that what fails has somewhere to go, and is
-    taken away at the end where nothing did. Its methods block.
+    """The file of failed records. Its methods block.
+
+    It is opened before anything is sent, so that failures have somewhere to go, and is deleted at
+    the end if nothing failed.
 
     Args:
         path: its name.
 
     Raises:
-        FileExistsError: there is a file of this name, and something in it.
-        OSError: it can't be written to.
+        FileExistsError: the file exists and is not empty, or the name is that of a symbolic link.
+        OSError: the file cannot be written to.
     """
 
     def __init__(self, path: Path) -> None:
@@ -198,14 +243,15 @@ class FailedFile:
         self.error: OSError | None = None
         """Why failures that were written may be lost all the same."""
         self._unwritten: list[bytes] = []
-        # Made here, or empty, or no file on a disk.
-        if path.is_file() and path.stat().st_size:
+        handle, self._is_ours = _open(path)
+        # Unbuffered: what is written is there whatever becomes of this process.
+        self._file = open(handle, "ab", buffering=0)  # noqa: PTH123, SIM115  # a descriptor
+        found = os.fstat(handle)
+        if stat.S_ISREG(found.st_mode) and found.st_size:
+            self._file.close()
             raise FileExistsError(
                 f"{path} is there already, and not empty: name another file for what fails now"
             )
-        self._is_ours = not path.exists()
-        # Unbuffered: what is written is there whatever becomes of this process.
-        self._file = path.open("ab", buffering=0)
 
     @property
     def lost(self) -> int:
@@ -251,17 +297,20 @@ class FailedFile:
             self._unwritten = lines
 
     def close(self) -> None:
-        """Try once more to write what could not be written, and close the file. If it is empty, and
-        was not there before, delete it. Errors are in ``error``."""
+        """Try once more to write what could not be written, and close the file.
+
+        Delete it if it is empty, was created here, and still has its name: another process may have
+        put a file of its own there. Errors are in ``error``.
+        """
         if self._unwritten:
             self.write([])
         try:
             try:
-                size = os.fstat(self._file.fileno()).st_size
+                found = os.fstat(self._file.fileno())
                 self._sync()
             finally:
                 self._file.close()
-            if self._is_ours and not size:
+            if self._is_ours and not found.st_size and os.path.samestat(found, self.path.lstat()):
                 self.path.unlink()
         except OSError as error:
             if self.written:

@@ -146,7 +146,7 @@ def _open_failed(path: Path | None) -> FailedFile:
     if path is None:
         name = f"failed-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         names = (f"{name}-{number}" if number else name for number in itertools.count())
-        path = next(path for name in names if not (path := Path(f"{name}.jsonl")).exists())
+        path = next(Path(f"{one}.jsonl") for one in names if not os.path.lexists(f"{one}.jsonl"))
     return FailedFile(path)
 
 
