@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import socket
 import ssl
@@ -33,6 +34,7 @@ from anyio_sendproducer.drivers._protocols import BrokerDescription, ClusterDesc
 from anyio_sendproducer.testing import EmbeddedBroker
 from tests.support.brief import on_either_loop, on_trio_and_nightly_on_asyncio
 from tests.support.cli_runs import run_main
+from tests.support.scripted_broker import scripted_broker
 
 
 def states(steps: list[Step]) -> dict[str, str]:
@@ -371,6 +373,35 @@ def test_a_host_with_a_control_character(capfd: pytest.CaptureFixture[str]) -> N
     assert r"bootstrap_servers: 'h\x9b2J:9092' is not host:port" in said
     assert "Traceback" not in said
     assert "\x9b" not in said
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "said"),
+    [("h\x9b2J", 9092, "9b"), ("127.0.0.1", 99_999, "not the number of a port")],
+    ids=["host", "port"],
+)
+async def test_a_broker_that_advertises_what_is_no_address(host: str, port: int, said: str) -> None:
+    # librdkafka describes the cluster without connecting to that broker.
+    with scripted_broker() as broker:
+        broker.brokers = [(1, broker.host, broker.port), (2, host, port)]
+        steps, _ = await check(settings(broker.address), "confluent")
+    assert states(steps) == expected("brokers")
+    good, bad = one(steps, "brokers").details
+    assert good == broker.address
+    assert said in bad
+
+
+def test_a_fifo_in_place_of_a_certificate(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "ca.pem"
+    os.mkfifo(path)
+    arguments = ["-X", "security.protocol=SSL", "-X", f"ssl.truststore.location={path}"]
+    for driver in ("kafka-python", "confluent"):
+        assert run_main("check", "-b", "x:1", "--driver", driver, *arguments) == 1
+        printed = capsys.readouterr()
+        assert "failed  settings      " in printed.out
+        assert "'ssl.truststore.location' must name a regular file" in printed.out
 
 
 def test_ctrl_c(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -351,10 +351,13 @@ async def _reach(seen: _Seen, addresses: list[tuple[str, int]]) -> tuple[list[st
     good: list[str] = []
     bad: list[str] = []
     for host, port in addresses:
+        if not 0 < port < 65536:  # a broker may name any number
+            bad.append(f"{host}:{port}: this is not the number of a port")
+            continue
         try:
             with anyio.fail_after(seen.settings.start_timeout):
                 stream = await anyio.connect_tcp(host, port)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the second for a name that is not a host's
             bad.append(f"{host}:{port}: {_said(error)}")
             continue
         await anyio.aclose_forcefully(stream)
