@@ -11,6 +11,7 @@ The producer lives in a task group and can't outlive it. Each record is sent on 
 caller awaits what became of it.
 """
 
+from ._delivery import Statistics
 from ._exceptions import (
     DeliveryError,
     DeliveryTimeout,
@@ -32,7 +33,6 @@ from ._exceptions import (
     UndeliveredRecords,
 )
 from ._flow import FlowSummary
-from ._ledger import Statistics
 from ._producer import SendProducer, open_send_producer, start_send_producer
 from ._records import (
     ConsumerGroupMetadata,

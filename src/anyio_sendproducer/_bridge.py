@@ -36,8 +36,8 @@ from typing import Any, Final, Generic, TypeVar, cast
 import anyio
 import anyio.lowlevel
 
+from ._delivery import Entry
 from ._exceptions import ProducerClosed, ProducerFenced, SendProducerError
-from ._ledger import Entry
 from ._loops import Loop, Sentinel, Step
 from .drivers import DirectDriver, Driver, LingeringDriver, Outcome, PolledDriver, Submitted
 from .telemetry._logging import error_type

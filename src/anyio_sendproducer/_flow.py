@@ -28,8 +28,8 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
+from ._delivery import DeliveryState
 from ._exceptions import DeliveryError, MultiDeliveryError, SettingsError, copy_of
-from ._ledger import DeliveryState
 from ._loops import Loop
 from ._records import (
     Envelope,

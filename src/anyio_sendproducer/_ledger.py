@@ -1,288 +1,115 @@
-"""The life of every delivery, and of the producer, as two state machines: pure and synchronous.
+"""The state machine of every delivery, and of the producer: pure and synchronous.
 
-No event loop, no clock, no thread: time comes in as an argument, and whoever is to be woken goes
-out as a return value. Everything that decides over an outcome stands in this file, so that it can
-be tested without any I/O.
+It has no event loop, no clock and no thread. Time is an argument, and the waiters to wake are
+return values. Every decision about an outcome is made in this file, so that it can be tested
+without any I/O.
 
-A delivery that waits for room or in the queue can still be withdrawn; once it is SUBMITTED it is
-with the driver and only the driver's completion, or a deadline, ends it. Room is held for as long
-as the driver holds the record, also past the deadline: otherwise a dead cluster would let memory
-grow by ``max_buffered_bytes`` with each ``delivery_timeout``.
+A delivery that waits for room or in the queue can still be withdrawn. Once it is SUBMITTED the
+driver has it, and only the driver's completion or a deadline ends it. A record holds its room for
+as long as the driver holds the record, also past the deadline. Otherwise the memory of a producer
+whose cluster is down would grow by ``max_buffered_bytes`` with each ``delivery_timeout``.
+
+Each change of a state is read from a table of transitions in ``_delivery.py``: once when this
+module is imported where it is made for each record, and as it happens elsewhere.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import enum
 import itertools
 import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, cast
+from dataclasses import dataclass
+from typing import Any, Final
 
 from anyio import WouldBlock
 
+from ._delivery import (
+    DELIVERY_TRANSITIONS,
+    PRODUCER_TRANSITIONS,
+    DeliveryState,
+    Entry,
+    Group,
+    ProducerState,
+    Statistics,
+)
 from ._exceptions import (
     DeliveryError,
-    DeliveryTimeout,
     Persistence,
     ProducerBroken,
     ProducerClosed,
     RecordRejected,
     SendProducerError,
 )
+from ._failures import (
+    delivery_error,
+    maybe_written,
+    no_outcome,
+    not_sent,
+    not_tried,
+    timed_out,
+)
+from ._late import LateRecords
 from ._records import ProducerRecord, RecordMetadata
+from ._unawaited import KEPT_FAILURES, UnawaitedFailures
 
-if TYPE_CHECKING:
-    from .telemetry import Given
+__all__ = ["Ledger"]
 
-__all__ = [
-    "DELIVERY_TRANSITIONS",
-    "PRODUCER_TRANSITIONS",
-    "DeliveryState",
-    "Entry",
-    "Group",
-    "Ledger",
-    "ProducerState",
-    "Statistics",
-    "not_sent",
-    "not_tried",
-]
+# Enum members are looked up through a descriptor; these are read several times for each record.
+_WAITING: Final = DeliveryState.WAITING
+_QUEUED: Final = DeliveryState.QUEUED
+_SUBMITTED: Final = DeliveryState.SUBMITTED
+_FAILED: Final = DeliveryState.FAILED
+_WITHDRAWN: Final = DeliveryState.WITHDRAWN
+_OPEN: Final = ProducerState.OPEN
 
-
-class DeliveryState(enum.Enum):
-    """Where a delivery stands."""
-
-    WAITING = "waiting"
-    """It waits for room; it is not accepted yet."""
-    QUEUED = "queued"
-    """It is accepted and waits for the driver, or for its topic's metadata."""
-    SUBMITTED = "submitted"
-    """The driver has it."""
-    DELIVERED = "delivered"
-    """A broker acknowledged it."""
-    FAILED = "failed"
-    """It has its error."""
-    WITHDRAWN = "withdrawn"
-    """Its caller was cancelled before the driver had it; it is never written."""
+# The transitions of every record. A look-up in the tables hashes a member of an enum in Python: two
+# for each record would cost a tenth of the ledger's time.
+_ADMITTED: Final = DELIVERY_TRANSITIONS[_WAITING]["room"]
+_HANDED_OVER: Final = DELIVERY_TRANSITIONS[_QUEUED]["handed over"]
+_ACKNOWLEDGED: Final = DELIVERY_TRANSITIONS[_SUBMITTED]["acknowledged"]
 
 
-class ProducerState(enum.Enum):
-    """Where the producer stands."""
-
-    OPEN = "open"
-    """It takes records."""
-    DRAINING = "draining"
-    """It takes no more, and delivers what it has accepted."""
-    BROKEN = "broken"
-    """It can never send again, and waits to be closed."""
-    CLOSED = "closed"
-    """Everything has its outcome; nothing is left."""
+#: What happens to a producer in each state when it is closed.
+_CLOSING_EVENT: Final = {
+    _OPEN: "start failed",
+    ProducerState.DRAINING: "drained or out of time",
+    ProducerState.BROKEN: "close",
+}
 
 
-#: What can happen to a delivery: state -> event -> the next state. The ledger moves along these
-#: alone, and the documentation's picture is drawn from them.
-DELIVERY_TRANSITIONS: Final[Mapping[DeliveryState, Mapping[str, DeliveryState]]] = MappingProxyType(
-    {
-        DeliveryState.WAITING: {
-            "room": DeliveryState.QUEUED,
-            "cancelled": DeliveryState.WITHDRAWN,
-            "deadline or close": DeliveryState.FAILED,
-        },
-        DeliveryState.QUEUED: {
-            "handed over": DeliveryState.SUBMITTED,
-            "cancelled": DeliveryState.WITHDRAWN,
-            "deadline or close": DeliveryState.FAILED,
-        },
-        DeliveryState.SUBMITTED: {
-            "acknowledged": DeliveryState.DELIVERED,
-            "refused, deadline or close": DeliveryState.FAILED,
-            "topic not known yet": DeliveryState.QUEUED,
-            "topic not known, caller gone": DeliveryState.WITHDRAWN,
-        },
-        DeliveryState.DELIVERED: {},
-        DeliveryState.FAILED: {},
-        DeliveryState.WITHDRAWN: {},
-    }
-)
-
-#: What can happen to the producer: state -> event -> the next state.
-PRODUCER_TRANSITIONS: Final[Mapping[ProducerState, Mapping[str, ProducerState]]] = MappingProxyType(
-    {
-        ProducerState.OPEN: {
-            "close": ProducerState.DRAINING,
-            "driver lost": ProducerState.BROKEN,
-            "start failed": ProducerState.CLOSED,
-        },
-        ProducerState.DRAINING: {
-            "drained or out of time": ProducerState.CLOSED,
-            "driver lost": ProducerState.BROKEN,
-        },
-        ProducerState.BROKEN: {"close": ProducerState.CLOSED},
-        ProducerState.CLOSED: {},
-    }
-)
-
-# Enum members are looked up through a descriptor; these are read several times a record.
-_WAITING = DeliveryState.WAITING
-_QUEUED = DeliveryState.QUEUED
-_SUBMITTED = DeliveryState.SUBMITTED
-_DELIVERED = DeliveryState.DELIVERED
-_FAILED = DeliveryState.FAILED
-_WITHDRAWN = DeliveryState.WITHDRAWN
-_OPEN = ProducerState.OPEN
-
-#: Seconds, at most, that a client which holds records past their deadline may go on without
-#: delivering any record at all.
-PATIENCE: Final = 10.0
-
-#: Seconds that a client has to let go of a record after its deadline. A healthy client lets go of
-#: what it could not send a second or two late.
-LATENESS: Final = 5.0
-
-#: Of an entry: no report tells of it that it was missed, for somebody was told of it.
-_SEEN: Final = -1
-
-#: How many failures nobody awaited are kept whole until the end of the scope; more are counted.
-KEPT_FAILURES: Final = 1000
+def _move(entry: Entry, event: str) -> None:
+    """Something happened to a delivery: move it along the table."""
+    entry.state = DELIVERY_TRANSITIONS[entry.state][event]
 
 
-class Group:
-    """Several deliveries whose caller waits once, for all of them. Where it ``stops``, the first
-    that fails ends those of its ``members`` that the driver does not have."""
+@dataclass(slots=True)
+class _Counts:
+    """How many accepted records came to which end."""
 
-    __slots__ = ("members", "remaining", "stopped", "stops", "waiter")
-
-    def __init__(self, remaining: int, waiter: object, *, stops: bool = False) -> None:
-        self.remaining = remaining
-        self.waiter: object | None = waiter
-        self.stops = stops
-        self.stopped = False
-        self.members: list[Entry] = []
-
-
-class Entry:
-    """One delivery. The ledger alone changes it, but for the waiters and the group, which whoever
-    waits sets: ``room_waiter`` is woken when the record is accepted or can't be, ``waiter`` when it
-    has its outcome, and ``group`` counts the outcomes of several."""
-
-    __slots__ = (
-        "deadline",
-        "given",
-        "group",
-        "missed",
-        "outcome",
-        "record",
-        "room_waiter",
-        "seq",
-        "size",
-        "state",
-        "waiter",
-        "was_submitted",
-    )
-
-    # There is an entry for each record: these two are set when it fails,
-    missed: int
-    was_submitted: bool
-    # and this one where somebody observes: then the record may have headers that its caller's has
-    # not.
-    given: Given
-
-    def __init__(
-        self, record: ProducerRecord[Any, Any], size: int, deadline: float, seq: int
-    ) -> None:
-        self.record = record
-        self.size = size
-        self.deadline = deadline
-        self.seq = seq
-        self.state = _QUEUED
-        self.outcome: RecordMetadata | DeliveryError | None = None
-        self.room_waiter: object | None = None
-        self.waiter: object | None = None
-        self.group: Group | None = None
-
-    @property
-    def callers_record(self) -> ProducerRecord[Any, Any]:
-        """The record as its caller knows it."""
-        given: Given | None = getattr(self, "given", None)
-        return self.record if given is None else given.record
-
-
-#: The group of those whose caller was cancelled when the driver had them.
-_ABANDONED: Final = Group(0, None)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Statistics:
-    """The figures of one producer at one moment. Times and rates are for whoever takes two."""
-
-    state: str
-    """``"open"``, ``"draining"``, ``"broken"`` or ``"closed"``."""
-    waiting: int
-    """Records whose ``send`` or ``enqueue`` waits for room; not accepted yet."""
-    queued: int
-    """Accepted records that the client has not been given yet."""
-    in_flight: int
-    """Accepted records that hold room: queued, or with the client."""
-    in_flight_bytes: int
-    """The bytes of their keys, values and headers."""
-    accepted: int
-    """Records accepted so far; each of them ends up in one of the next four, or is on its way."""
-    delivered: int
-    """Records acknowledged."""
-    failed: int
-    """Accepted records whose outcome was an error."""
-    withdrawn: int
-    """Accepted records that were cancelled before the client was given them, never written."""
-    abandoned: int
-    """Records whose caller was cancelled after the client was given them. They went on, and are
-    counted under ``delivered`` or ``failed`` as well."""
-    generations: int
-    """How many clients there have been: 1, and 1 more each time a broken one was replaced."""
-    hand_overs: int
-    """Batches of records that were handed to the client."""
-    wake_ups: int
-    """Times that outcomes crossed back: each brings all that there were. None, where the event loop
-    asks for them itself."""
-    client: Mapping[str, Any]
-    """What the client counts by itself, under its own names; empty where it does not. With the
-    driver ``"confluent"`` these are librdkafka's statistics, as new as ``statistics.interval.ms``
-    makes them; with ``"kafka-python"`` its metrics, where ``metrics_enabled`` is set."""
-
-
-def not_sent(
-    record: ProducerRecord[Any, Any], message: str, cause: BaseException | None = None
-) -> DeliveryError:
-    """The outcome of a record that the client was never given."""
-    error = DeliveryError(message, record=record, persistence=Persistence.NOT_PERSISTED)
-    error.__cause__ = cause
-    return error
-
-
-def _no_outcome(record: ProducerRecord[Any, Any], given: object) -> DeliveryError:
-    """The outcome of a record of which a driver gave none."""
-    error = DeliveryError(
-        f"the driver gave {type(given).__name__} as the outcome of the record",
-        record=record,
-        persistence=Persistence.POSSIBLY_PERSISTED,
-    )
-    error.__cause__ = given if isinstance(given, BaseException) else None
-    return error
-
-
-def not_tried(record: ProducerRecord[Any, Any]) -> DeliveryError:
-    """The outcome of a record of a group that stopped before its turn came."""
-    return not_sent(
-        record, "the record was not sent: another one of its call failed before (stop_on_error)"
-    )
+    delivered: int = 0
+    failed: int = 0
+    withdrawn: int = 0
+    abandoned: int = 0
 
 
 class Ledger:
-    """The book of all deliveries of one producer."""
+    """Tracks every delivery of one producer. Methods that return a list return the waiters to wake.
+
+    Args:
+        max_in_flight: the room for records.
+        max_buffered_bytes: the room for the bytes of their keys, values and headers.
+        delivery_timeout: seconds until a delivery fails.
+        kept_failures: how many failures that no caller has seen to keep whole.
+    """
 
     def __init__(
-        self, *, max_in_flight: int, max_buffered_bytes: int, delivery_timeout: float
+        self,
+        *,
+        max_in_flight: int,
+        max_buffered_bytes: int,
+        delivery_timeout: float,
+        kept_failures: int = KEPT_FAILURES,
     ) -> None:
         self.state = _OPEN
         self.broken_by: BaseException | None = None
@@ -297,32 +124,22 @@ class Ledger:
         self._alive: dict[Entry, None] = {}
         self._held: dict[str, dict[Entry, None]] = {}
         self._barriers: list[tuple[float, object]] = []
-        # What failed while the driver had it, and still has; of that, what is past its deadline.
+        # Entries that failed while the driver had them, and that it still has.
         self._lingering: dict[Entry, None] = {}
-        # What the driver still holds past its deadline, since when it has delivered nothing at
-        # all, and how many records it had delivered by then.
-        self._late: dict[Entry, None] = {}
-        self._late_since = 0.0
-        self._delivered_when_late = -1
-        self._late_bytes = 0
-        # Whether a record found no room, and was not left to wait, since outcomes came last.
+        # Those of them that are past their deadline.
+        self._late = LateRecords(max_in_flight, max_buffered_bytes)
+        # Whether a record found no room, and did not wait for it, since the last outcomes.
         self._turned_away = False
-        #: How many callers wait for records on the client and give it no more until then.
+        #: How many callers wait for records that the client has, and send no more until then.
         self.hurrying = 0
-        self._unseen: dict[Entry, None] = {}
-        self._unseen_more = 0
-        #: The first failure of what was taken in since :meth:`look_for_failures`.
+        self._unawaited = UnawaitedFailures(kept_failures)
+        #: The first failure of a record that was accepted since :meth:`look_for_failures`.
         self.first_failure: DeliveryError | None = None
         self._looked_before = 0
-        #: The number of the next report of what was missed; an entry has that of its own, or 0.
-        self._report = 1
         self._accepted = 0
-        self._delivered = 0
-        self._failed = 0
-        self._withdrawn = 0
-        self._abandoned = 0
+        self._counts = _Counts()
 
-    # --- taking records in -------------------------------------------------------------------
+    # --- accepting records -------------------------------------------------------------------
 
     def enter(
         self,
@@ -331,17 +148,17 @@ class Ledger:
         now: float,
         wait: bool = True,  # noqa: FBT001, FBT002  # a keyword costs time for each record
     ) -> Entry:
-        """Take a record in: QUEUED where there is room, otherwise last in line for room.
+        """Enter a record: QUEUED if there is room, otherwise last in line for room.
 
         Raises:
-            anyio.WouldBlock: there is no room, and the caller does not ``wait``.
+            anyio.WouldBlock: there is no room, and ``wait`` is False.
             ProducerClosed: the producer is closing or closed.
             ProducerBroken: it is broken.
-            RecordRejected: the record alone is larger than all room.
+            RecordRejected: the record is larger than all room.
         """
         if self.state is not _OPEN:
             raise self.refusal()
-        # _fits() and _admit(), written out: this is the way of every record.
+        # _fits() and _admit(), written out: this runs for each record.
         if (
             not self._waiting
             and self._records < self._max_records
@@ -355,10 +172,11 @@ class Ledger:
             self._alive[entry] = None
             return entry
         if size > self._max_bytes:
-            raise RecordRejected(
+            raise delivery_error(
+                RecordRejected,
                 f"the record has {size} bytes, max_buffered_bytes is {self._max_bytes}",
-                record=record,
-                persistence=Persistence.NOT_PERSISTED,
+                record,
+                Persistence.NOT_PERSISTED,
             )
         if not wait:
             self._turned_away = True
@@ -371,9 +189,16 @@ class Ledger:
     def enter_several(
         self, records: Iterable[tuple[ProducerRecord[Any, Any], int]], now: float, group: Group
     ) -> list[Entry]:
-        """Take records of one group in, with their sizes: as many from the first on as there is
-        room for at once. Whoever waits for room is not overtaken. No more of the records are
-        looked at than the first one that there is no room for."""
+        """Enter records of one group, from the first one on, as many as there is room for.
+
+        They do not overtake a record that waits for room. The iterable is read up to the first
+        record that there is no room for.
+
+        Args:
+            records: the records with their sizes.
+            now: the time.
+            group: their group.
+        """
         entries: list[Entry] = []
         if self.state is not _OPEN or self._waiting:
             return entries
@@ -398,7 +223,7 @@ class Ledger:
         return entries
 
     def refusal(self) -> SendProducerError:
-        """Why no record is taken now."""
+        """The error of a record that is not accepted, because of the producer's state."""
         if self.state is ProducerState.BROKEN:
             error: SendProducerError = ProducerBroken(
                 f"the producer can't send any more: {self.broken_by}"
@@ -418,7 +243,7 @@ class Ledger:
         self._accepted = entry.seq = self._accepted + 1
         self._records += 1
         self._bytes += entry.size
-        entry.state = _QUEUED
+        entry.state = _ADMITTED
         self._queue[entry] = None
         self._alive[entry] = None
 
@@ -426,9 +251,7 @@ class Ledger:
         self._records -= 1
         self._bytes -= entry.size
         self._lingering.pop(entry, None)
-        if entry in self._late:
-            del self._late[entry]
-            self._late_bytes -= entry.size
+        self._late.discard(entry)
 
     def _admit_waiting(self, woken: list[object]) -> None:
         waiting = self._waiting
@@ -444,14 +267,14 @@ class Ledger:
 
     # --- to the driver and back --------------------------------------------------------------
 
-    def take(self, most: int | None = None) -> list[Entry]:
-        """Hand over what is queued, in order; what its topic holds up stays behind.
+    def take(self, limit: int | None = None) -> list[Entry]:
+        """Take queued records for the driver, in order. Records of a held topic stay behind.
 
         Args:
-            most: no more than so many; None for all.
+            limit: the largest number of records to take; None for all.
         """
         queue = self._queue
-        taken = [*itertools.islice(queue, most)]
+        taken = [*itertools.islice(queue, limit)]
         if len(taken) == len(queue):
             queue.clear()
         else:
@@ -459,24 +282,24 @@ class Ledger:
                 del queue[entry]
         if not self._held:
             for entry in taken:
-                entry.state = _SUBMITTED
+                entry.state = _HANDED_OVER
             return taken
         batch: list[Entry] = []
         for entry in taken:
             held = self._held.get(entry.record.topic)
             if held is None:
-                entry.state = _SUBMITTED
+                entry.state = _HANDED_OVER
                 batch.append(entry)
             else:
                 held[entry] = None
         return batch
 
     def hold(self, entries: Iterable[Entry]) -> list[object]:
-        """The driver did not take these: their topics' metadata is missing. They, and what comes
-        after them for the same topics, wait for :meth:`release_held`.
+        """The driver gave these back: the metadata of their topics is missing. They, and later
+        records of the same topics, wait for :meth:`release_held`.
 
         Returns:
-            Who is to be woken: room was freed by those that nobody waits for any more.
+            The waiters to wake: records whose callers are gone free their room.
         """
         woken: list[object] = []
         for entry in entries:
@@ -484,22 +307,22 @@ class Ledger:
                 self._release(entry)  # its deadline came first
             elif entry.state is not _SUBMITTED:
                 pass  # its client was given up
-            elif entry.group is _ABANDONED:
-                self._abandoned -= 1
-                self._withdraw(entry)
+            elif entry.abandoned:
+                self._counts.abandoned -= 1
+                self._withdraw(entry, "topic not known, caller gone")
             elif entry.group is not None and entry.group.stopped:
-                entry.state = _QUEUED  # so the client has not had it
+                _move(entry, "topic not known yet")
                 self._release(entry)
                 self._fail(entry, not_tried(entry.record), woken)
             else:
-                entry.state = _QUEUED
+                _move(entry, "topic not known yet")
                 self._held.setdefault(entry.record.topic, {})[entry] = None
         self._admit_waiting(woken)
         self._pass_barriers(woken)
         return woken
 
     def release_held(self) -> bool:
-        """Put all that is held up back in front of the queue; True where there was any."""
+        """Put the held records back in front of the queue. Returns: whether there were any."""
         if not self._held:
             return False
         queue: dict[Entry, None] = {}
@@ -511,12 +334,11 @@ class Ledger:
         return bool(queue)
 
     def resize(self, sizes: Iterable[tuple[Entry, int]]) -> list[object]:
-        """Correct estimated sizes by those of the serialized records."""
+        """Replace estimated sizes by the sizes of the serialized records."""
         for entry, size in sizes:
             if entry.state is _SUBMITTED or entry in self._lingering:
                 self._bytes += size - entry.size
-                if entry in self._late:
-                    self._late_bytes += size - entry.size
+                self._late.resize(entry, size)
                 entry.size = size
         woken: list[object] = []
         self._admit_waiting(woken)
@@ -525,13 +347,13 @@ class Ledger:
     def settle(
         self, entries: Sequence[Entry], outcomes: Sequence[RecordMetadata | DeliveryError]
     ) -> list[object]:
-        """The driver is done with these, one outcome for each.
+        """The driver reports the outcomes of these, one for each.
 
         Returns:
-            Who is to be woken: those who await an outcome, room, or a flush.
+            The waiters to wake, which wait for an outcome, for room or for a flush.
 
         Raises:
-            ValueError: there are more of the one than of the other. Nothing has changed.
+            ValueError: the numbers of entries and outcomes differ. Nothing has changed.
         """
         if len(entries) != len(outcomes):
             raise ValueError(f"{len(outcomes)} outcomes were given for {len(entries)} records")
@@ -539,32 +361,32 @@ class Ledger:
         alive = self._alive
         delivered = freed = 0
         for entry, outcome in zip(entries, outcomes, strict=True):
-            if entry.state is _SUBMITTED and type(outcome) is RecordMetadata:
-                # _release(), written out.
-                freed += entry.size
-                entry.state = _DELIVERED
-                delivered += 1
-                entry.outcome = outcome
-                del alive[entry]
-                if (waiter := entry.waiter) is not None:
-                    woken.append(waiter)
-                elif (group := entry.group) is not None:
-                    # _count_down(), written out.
-                    group.remaining = remaining = group.remaining - 1
-                    if remaining == 0 and group.waiter is not None:
-                        woken.append(group.waiter)
+            if entry.state is not _SUBMITTED:
+                if entry in self._lingering:
+                    self._release(entry)
                 continue
-            if entry.state is _SUBMITTED:
-                if isinstance(outcome, RecordMetadata):  # a subclass of a driver's own
-                    woken += Ledger.settle(self, [entry], [RecordMetadata(*outcome)])
+            if type(outcome) is not RecordMetadata:
+                if not isinstance(outcome, RecordMetadata):
+                    error: object = outcome  # a driver may report anything
+                    if not isinstance(error, DeliveryError):
+                        error = no_outcome(entry.record, error)
+                    self._release(entry)
+                    self._fail(entry, error, woken)
                     continue
-                if not isinstance(cast("object", outcome), DeliveryError):
-                    outcome = _no_outcome(entry.record, outcome)  # noqa: PLW2901
-                self._release(entry)
-                self._fail(entry, outcome, woken)
-            elif entry in self._lingering:
-                self._release(entry)
-        self._delivered += delivered
+                outcome = RecordMetadata(*outcome)  # noqa: PLW2901  # a subclass of a driver's own
+            # _release() and _count_down(), written out: this runs for each record.
+            freed += entry.size
+            entry.state = _ACKNOWLEDGED
+            delivered += 1
+            entry.outcome = outcome
+            del alive[entry]
+            if (waiter := entry.waiter) is not None:
+                woken.append(waiter)
+            elif (group := entry.group) is not None:
+                group.remaining = remaining = group.remaining - 1
+                if remaining == 0 and group.waiter is not None:
+                    woken.append(group.waiter)
+        self._counts.delivered += delivered
         self._records -= delivered
         self._bytes -= freed
         self._turned_away = False
@@ -574,38 +396,34 @@ class Ledger:
             self._pass_barriers(woken)
         return woken
 
-    def _fail(self, entry: Entry, outcome: Any, woken: list[object]) -> None:
-        entry.missed = 0
-        # What waits for room has no number yet.
+    def _fail(self, entry: Entry, error: DeliveryError, woken: list[object]) -> None:
+        self._unawaited.expect(entry)
+        # A record that waits for room has no number yet.
         if self.first_failure is None and not 0 < entry.seq <= self._looked_before:
-            self.first_failure = outcome
-        entry.was_submitted = entry.state is _SUBMITTED
+            self.first_failure = error
+        was_submitted = entry.was_submitted = entry.state is _SUBMITTED
         if entry.state is not _WAITING:
-            self._failed += 1
+            self._counts.failed += 1
             del self._alive[entry]
-        entry.state = _FAILED
-        entry.outcome = outcome
-        told = False
+        _move(entry, "refused, deadline or close" if was_submitted else "deadline or close")
+        entry.outcome = error
+        is_awaited = False
         if entry.room_waiter is not None:
             woken.append(entry.room_waiter)
             entry.room_waiter = None
-            told = True
+            is_awaited = True
         if entry.waiter is not None:
             woken.append(entry.waiter)
-            told = True
-        if entry.group is not None and entry.group is not _ABANDONED:
+            is_awaited = True
+        if entry.group is not None:
             self._count_down(entry.group, woken)
-            told = True
+            is_awaited = True
             self._stop(entry.group, woken)
-        if not told:
-            self._miss(entry)
+        if not is_awaited:
+            self._unawaited.add(entry)
 
     def stop(self, group: Group) -> list[object]:
-        """One of a group's records was refused before it was entered.
-
-        Returns:
-            Who is to be woken.
-        """
+        """A record of a group was refused before it was entered."""
         woken: list[object] = []
         self._stop(group, woken)
         self._admit_waiting(woken)
@@ -625,107 +443,89 @@ class Ledger:
             woken.append(group.waiter)
 
     def look_for_failures(self) -> None:
-        """From now on, :attr:`first_failure` is of what is taken in from now on."""
+        """Forget :attr:`first_failure`, and ignore the failures of records accepted before."""
         self.first_failure = None
         self._looked_before = self._accepted
 
-    # --- callers that give up ----------------------------------------------------------------
+    # --- callers that stop waiting -----------------------------------------------------------
 
     def cancel(self, entry: Entry) -> list[object]:
-        """The caller of a ``send`` was cancelled. Not with the driver yet: withdrawn, for good.
-        With the driver: it goes on, abandoned. With an outcome already: that counts as missed.
+        """The caller of a ``send`` was cancelled.
+
+        A record that the driver does not have is withdrawn for good. One that the driver has goes
+        on, abandoned. A failure that is there already counts as unawaited.
 
         Returns:
-            Who is to be woken, for the room that became free.
+            The waiters to wake, because room became free.
         """
         woken: list[object] = []
         state = entry.state
-        if state is _WITHDRAWN or entry.group is _ABANDONED:
+        if state is _WITHDRAWN or entry.abandoned:
             return woken
-        if state is _FAILED and (entry.missed or entry.seq == 0):
-            return woken  # where it was never accepted, nobody is owed its failure
+        if state is _FAILED and (entry.seq == 0 or self._unawaited.is_settled(entry)):
+            return woken  # a record that was never accepted is not reported
         entry.waiter = entry.room_waiter = entry.group = None
         if state is _WAITING:
             del self._waiting[entry]
-            entry.state = _WITHDRAWN
+            _move(entry, "cancelled")
         elif state is _QUEUED:
             self._unqueue(entry)
-            self._withdraw(entry)
+            self._withdraw(entry, "cancelled")
         else:
             if state is not _FAILED or entry.was_submitted:
-                entry.group = _ABANDONED
-                self._abandoned += 1
+                entry.abandoned = True
+                self._counts.abandoned += 1
             if state is _FAILED:
-                self._miss(entry)
+                self._unawaited.add(entry)
         self._admit_waiting(woken)
         self._pass_barriers(woken)
         return woken
 
-    def _withdraw(self, entry: Entry) -> None:
-        entry.state = _WITHDRAWN
-        self._withdrawn += 1
+    def _withdraw(self, entry: Entry, event: str) -> None:
+        _move(entry, event)
+        self._counts.withdrawn += 1
         self._release(entry)
         del self._alive[entry]
 
-    def _miss(self, entry: Entry) -> None:
-        entry.missed = self._report
-        if len(self._unseen) < KEPT_FAILURES:
-            self._unseen[entry] = None
-        else:
-            self._unseen_more += 1
-
     def unwatch(self, entry: Entry) -> None:
-        """Whoever waited for this accepted record's outcome gave up; the record goes on."""
+        """No caller waits for the outcome of this accepted record any more; the record goes on."""
         entry.waiter = None
-        if entry.state is _FAILED and entry.missed != _SEEN:
-            self._miss(entry)
+        if entry.state is _FAILED and not self._unawaited.was_seen(entry):
+            self._unawaited.add(entry)
 
     def saw(self, entry: Entry) -> None:
-        """Somebody was told this entry's outcome, perhaps after it had been missed."""
+        """A caller has seen the outcome of this entry, perhaps after nobody had waited for it."""
         if entry.state is _FAILED:
-            if entry.missed == self._report:
-                if entry in self._unseen:
-                    del self._unseen[entry]
-                else:
-                    self._unseen_more -= 1
-            entry.missed = _SEEN
+            self._unawaited.mark_seen(entry)
 
     def undelivered(self) -> tuple[list[DeliveryError], int]:
-        """The failures nobody was told of since this was last asked, and how many there were."""
-        errors = [entry.outcome for entry in self._unseen]
-        count = len(errors) + self._unseen_more
-        self._unseen.clear()
-        self._unseen_more = 0
-        self._report += 1
-        return [error for error in errors if isinstance(error, DeliveryError)], count
+        """The failures that no caller has seen since the last call, and how many there were."""
+        return self._unawaited.take()
 
     # --- time --------------------------------------------------------------------------------
 
     def next_deadline(self, now: float) -> float:
         """When to call :meth:`expire` next. After ``expire(now)`` it is later than ``now``.
 
-        All deliveries have the same time, so their deadlines are in the order of entering.
+        All deliveries have the same timeout, so their deadlines are in the order of entering.
         """
         deadline = now + self._timeout
         for line in (self._alive, self._waiting):
             for entry in line:
                 deadline = min(deadline, entry.deadline)
                 break
-        # Once it is over, stuck() has said so. Waking up for it again would keep a core busy for as
-        # long as the client that is given up takes to close.
-        if self._late and (over := self._give_up_at()) > now:
+        # When that time is over, stuck() has said so. More wake-ups for it would keep a core busy
+        # while the client closes.
+        if self._late and (over := self._late.give_up_at()) > now:
             deadline = min(deadline, over)
         return deadline
 
     def expire(self, now: float, trouble: Exception | None = None) -> list[object]:
-        """Fail what is past its deadline.
+        """Fail the records that are past their deadline.
 
         Args:
-            now: what time it is.
-            trouble: why no broker was reached, where that is known.
-
-        Returns:
-            Who is to be woken.
+            now: the time.
+            trouble: why no broker was reached, if that is known.
         """
         woken: list[object] = []
         had_late = bool(self._late)
@@ -737,45 +537,30 @@ class Ledger:
                 late.append(entry)
             for entry in late:
                 self._expire_one(entry, trouble, woken)
-        if not had_late or self._delivered_when_late != self._delivered:
-            self._late_since = now
-            self._delivered_when_late = self._delivered
+        self._late.note_progress(now, self._counts.delivered, had_any=had_late)
         self._admit_waiting(woken)
         self._pass_barriers(woken)
         return woken
 
     def _expire_one(self, entry: Entry, trouble: Exception | None, woken: list[object]) -> None:
-        seconds = f"{self._timeout:g} s"
-        known = "" if trouble is None else f": {trouble}"
+        record, seconds = entry.record, self._timeout
         if entry.state is _SUBMITTED:
             self._lingering[entry] = None
-            self._late[entry] = None
-            self._late_bytes += entry.size
-            error = DeliveryTimeout(
-                f"no broker acknowledged the record within {seconds} (delivery_timeout); "
-                f"it may be written all the same{known}",
-                record=entry.record,
-                persistence=Persistence.POSSIBLY_PERSISTED,
-            )
-            error.__cause__ = trouble
-            self._fail(entry, error, woken)
+            self._late.add(entry)
+            reason = "no broker acknowledged the record"
+            self._fail(entry, timed_out(record, reason, seconds, trouble, was_sent=True), woken)
             return
         reason = (
             "there was no room for the record"
             if entry.state is _WAITING
             else "the record could not be handed to the client"
         )
-        error = DeliveryTimeout(
-            f"{reason} within {seconds} (delivery_timeout); it was not sent{known}",
-            record=entry.record,
-            persistence=Persistence.NOT_PERSISTED,
-        )
-        error.__cause__ = trouble
+        error = timed_out(record, reason, seconds, trouble, was_sent=False)
         self._end_unsubmitted(entry, error, woken)
 
     def _end_unsubmitted(self, entry: Entry, error: DeliveryError, woken: list[object]) -> None:
         if entry.state is _FAILED:
-            return  # just now, with its group, when another one of that failed
+            return  # its group stopped, because another record of the group failed just now
         if entry.state is _WAITING:
             del self._waiting[entry]
         else:
@@ -793,45 +578,33 @@ class Ledger:
                 del self._held[entry.record.topic]
 
     def stuck(self, now: float) -> bool:
-        """Whether the producer must replace the client.
-
-        A client is given up if it holds a record for LATENESS seconds after its deadline, and such
-        records take up half of all room, or it has delivered nothing for PATIENCE seconds.
-
-        To be asked after :meth:`expire`.
-        """
-        return bool(self._late) and now >= self._give_up_at()
-
-    def _give_up_at(self) -> float:
-        """When the client is to be given up, if it keeps what it holds past the deadline."""
-        oldest = next(iter(self._late)).deadline + LATENESS
-        if len(self._late) * 2 >= self._max_records or self._late_bytes * 2 >= self._max_bytes:
-            return oldest
-        return max(oldest, self._late_since + PATIENCE)
+        """Whether the producer must replace the client; see :class:`LateRecords`. Call it after
+        :meth:`expire`."""
+        return bool(self._late) and now >= self._late.give_up_at()
 
     # --- flush -------------------------------------------------------------------------------
 
     def barrier(self, waiter: object, *, counts_waiting: bool = False) -> bool:
-        """Have ``waiter`` woken when all that is accepted by now has its outcome.
+        """Wake ``waiter`` when every record that is accepted by now has its outcome.
 
         Args:
-            waiter: whoever that is.
-            counts_waiting: what waits for room is to have its outcome, too, and whatever comes
-                meanwhile.
+            waiter: the waiter.
+            counts_waiting: also wait for the records that wait for room, and for records that are
+                accepted meanwhile.
 
         Returns:
-            False where that is so already; then nobody is going to be woken.
+            False if that is so already; then the waiter is not woken.
         """
         if not self._alive and not (counts_waiting and self._waiting):
             return False
         last = math.inf if counts_waiting else self._accepted
         self._barriers.append((last, waiter))
-        # Nobody waits behind the one who waits for everything.
+        # A waiter for everything must not hold up the others.
         self._barriers.sort(key=operator.itemgetter(0))
         return True
 
     def drop_barrier(self, waiter: object) -> None:
-        """Whoever waited at a barrier gave up."""
+        """The waiter of a barrier was cancelled."""
         self._barriers = [barrier for barrier in self._barriers if barrier[1] is not waiter]
 
     def _pass_barriers(self, woken: list[object]) -> None:
@@ -848,55 +621,36 @@ class Ledger:
     # --- the end -----------------------------------------------------------------------------
 
     def drain(self) -> list[object]:
-        """Take no more records: what is accepted goes on, what waits for room fails.
-
-        Returns:
-            Who is to be woken.
-        """
+        """Accept no more records. Accepted ones go on, and those that wait for room fail."""
         woken: list[object] = []
         if self.state is _OPEN:
-            self.state = ProducerState.DRAINING
+            self._move("close")
             self._fail_waiting("the producer was closed while the record waited for room", woken)
             # A waiting record that fails can stop its group, whose queued records then fail, too.
             self._pass_barriers(woken)
         return woken
 
     def end_generation(self, reason: BaseException) -> list[object]:
-        """The client was closed by force and replaced by another: what it had and did not
-        complete has its outcome now. What is queued stays queued.
-
-        Returns:
-            Who is to be woken.
+        """The client was closed by force. Records that it had and did not complete fail. Queued
+        records stay queued for the next client.
         """
         for entry in [*self._lingering]:
             self._release(entry)
-        entries: list[Entry] = []
-        errors: list[RecordMetadata | DeliveryError] = []
-        for entry in self._alive:
-            if entry.state is _SUBMITTED:
-                error = DeliveryError(
-                    f"the client was given up before the record was acknowledged: {reason}; "
-                    "it may be written all the same",
-                    record=entry.record,
-                    persistence=Persistence.POSSIBLY_PERSISTED,
-                )
-                error.__cause__ = reason
-                entries.append(entry)
-                errors.append(error)
+        message = f"the client was given up before the record was acknowledged: {reason}"
+        entries = [entry for entry in self._alive if entry.state is _SUBMITTED]
+        errors = [maybe_written(entry.record, message, reason) for entry in entries]
         return self.settle(entries, errors)
 
     def fail_unsubmitted(
         self, message: str, reason: BaseException, *, until: int | None = None
     ) -> list[object]:
-        """What is queued, or waits for room, is not to be sent any more.
+        """Fail the records that are queued or wait for room.
 
         Args:
-            message: what is said to those who wait for it.
-            reason: the cause of that.
-            until: how many were :attr:`accepted` when that came up; None where it is so now.
-
-        Returns:
-            Who is to be woken.
+            message: the message of their errors.
+            reason: the cause of their errors.
+            until: fail only the first ``until`` records that were :attr:`accepted`, and none that
+                waits for room; None for all.
         """
         woken: list[object] = []
         unsubmitted = [
@@ -913,28 +667,24 @@ class Ledger:
         return woken
 
     def break_(self, reason: BaseException) -> list[object]:
-        """The driver is lost: everything gets its outcome now, and nothing is taken any more.
-
-        Returns:
-            Who is to be woken.
-        """
+        """The driver is lost: every record gets its outcome now, and no more are accepted."""
         if self.state not in {_OPEN, ProducerState.DRAINING}:
             return []
-        self.state = ProducerState.BROKEN
+        self._move("driver lost")
         self.broken_by = reason
         return self._fail_all(f"the producer broke: {reason}", reason)
 
     def close(self) -> list[object]:
-        """The end: whatever has no outcome yet gets it now.
-
-        Returns:
-            Who is to be woken.
-        """
+        """Close: every record that has no outcome yet fails."""
         if self.state is ProducerState.CLOSED:
             return []
         woken = self._fail_all("the producer was closed before the record was acknowledged", None)
-        self.state = ProducerState.CLOSED
+        self._move(_CLOSING_EVENT[self.state])
         return woken
+
+    def _move(self, event: str) -> None:
+        """Something happened to the producer: move it along the table."""
+        self.state = PRODUCER_TRANSITIONS[self.state][event]
 
     def _fail_waiting(
         self, message: str, woken: list[object], cause: BaseException | None = None
@@ -946,30 +696,20 @@ class Ledger:
         woken: list[object] = []
         self._fail_waiting(message, woken)
         for entry in list(self._alive):
-            submitted = entry.state is _SUBMITTED
-            error = DeliveryError(
-                f"{message}; it may be written all the same"
-                if submitted
-                else f"{message}; it was not sent",
-                record=entry.record,
-                persistence=Persistence.POSSIBLY_PERSISTED
-                if submitted
-                else Persistence.NOT_PERSISTED,
-            )
-            error.__cause__ = cause
-            if submitted:
+            if entry.state is _SUBMITTED:
                 self._lingering[entry] = None
-                self._fail(entry, error, woken)
+                self._fail(entry, maybe_written(entry.record, message, cause), woken)
             else:
+                error = not_sent(entry.record, f"{message}; it was not sent", cause)
                 self._end_unsubmitted(entry, error, woken)
         self._pass_barriers(woken)
         return woken
 
-    # --- looking on --------------------------------------------------------------------------
+    # --- figures -----------------------------------------------------------------------------
 
     @property
     def idle(self) -> bool:
-        """Whether everything accepted has its outcome."""
+        """Whether every accepted record has its outcome."""
         return not self._alive
 
     @property
@@ -978,8 +718,8 @@ class Ledger:
         return len(self._alive)
 
     @property
-    def most_bytes(self) -> int:
-        """How many bytes all accepted records may have."""
+    def max_bytes(self) -> int:
+        """The room for the bytes of all accepted records."""
         return self._max_bytes
 
     @property
@@ -989,18 +729,18 @@ class Ledger:
 
     @property
     def queued(self) -> int:
-        """How many records :meth:`take` may have to hand over."""
+        """How many records are queued and not held."""
         return len(self._queue)
 
     @property
     def in_flight_bytes(self) -> int:
-        """The size of all that is accepted and not settled, or that the driver still has."""
+        """The bytes of the records that are not settled, or that the driver still has."""
         return self._bytes
 
     @property
     def is_in_a_hurry(self) -> bool:
-        """Whether the client must not hold records back to form larger batches: a caller waits for
-        all of them, or no more can join them because there is no room."""
+        """Whether the client must not hold records back to form larger batches, because a caller
+        waits for all of them, or there is no room for more records to join them."""
         return (
             self._records >= self._max_records
             or self._turned_away
@@ -1012,13 +752,13 @@ class Ledger:
 
     @property
     def is_alone(self) -> bool:
-        """Whether there is one record that is queued, and none that the driver has."""
+        """Whether the only accepted record is queued, and the driver has none."""
         return self._records == 1 and len(self._queue) == 1
 
     def statistics(
         self, *, generations: int, hand_overs: int, wake_ups: int, client: Mapping[str, Any]
     ) -> Statistics:
-        """The figures as they stand; the arguments are kept elsewhere."""
+        """Take a snapshot of the figures. The ledger does not know those that are arguments."""
         return Statistics(
             state=self.state.value,
             waiting=len(self._waiting),
@@ -1026,10 +766,10 @@ class Ledger:
             in_flight=self._records,
             in_flight_bytes=self._bytes,
             accepted=self._accepted,
-            delivered=self._delivered,
-            failed=self._failed,
-            withdrawn=self._withdrawn,
-            abandoned=self._abandoned,
+            delivered=self._counts.delivered,
+            failed=self._counts.failed,
+            withdrawn=self._counts.withdrawn,
+            abandoned=self._counts.abandoned,
             generations=generations,
             hand_overs=hand_overs,
             wake_ups=wake_ups,

@@ -20,8 +20,9 @@ from contextvars import ContextVar
 from typing import Any, Final, TypeVar, cast
 
 from ._clock import Clock
+from ._delivery import DeliveryState, Entry
 from ._exceptions import DeliveryError
-from ._ledger import _ABANDONED, DeliveryState, Entry, Ledger
+from ._ledger import Ledger
 from ._records import ProducerRecord, RecordMetadata
 from ._sending import Sender
 from ._validation import check_is_record
@@ -295,8 +296,8 @@ class ObservedLedger(Ledger):
         super()._admit(entry)
         self._observation.accept(entry)
 
-    def take(self, most: int | None = None) -> list[Entry]:
-        batch = super().take(most)
+    def take(self, limit: int | None = None) -> list[Entry]:
+        batch = super().take(limit)
         observation = self._observation
         now = observation.now()
         for entry in batch:
@@ -325,21 +326,21 @@ class ObservedLedger(Ledger):
                         now - given.at,
                         entry.size,
                         cast("RecordMetadata", entry.outcome),
-                        entry.group is _ABANDONED,
+                        entry.abandoned,
                     )
                 )
         return woken
 
-    def _fail(self, entry: Entry, outcome: Any, woken: list[object]) -> None:
+    def _fail(self, entry: Entry, error: DeliveryError, woken: list[object]) -> None:
         given = entry.given
         # A driver knows the record with its added headers alone.
-        outcome.record = given.record
+        error.record = given.record
         was_waiting = entry.state is DeliveryState.WAITING
-        abandoned = entry.group is _ABANDONED
-        super()._fail(entry, outcome, woken)
+        abandoned = entry.abandoned
+        super()._fail(entry, error, woken)
         observation = self._observation
         if was_waiting:
-            observation.refuse(given, outcome)
+            observation.refuse(given, error)
             return
         now = observation.now()
         observation.add(
@@ -348,7 +349,7 @@ class ObservedLedger(Ledger):
                 given.record,
                 now,
                 now - given.at,
-                outcome,
+                error,
                 entry.was_submitted,
                 abandoned,
             )
@@ -361,8 +362,8 @@ class ObservedLedger(Ledger):
             self._observation.refuse(entry.given, None)
         return woken
 
-    def _withdraw(self, entry: Entry) -> None:
-        super()._withdraw(entry)
+    def _withdraw(self, entry: Entry, event: str) -> None:
+        super()._withdraw(entry, event)
         given = entry.given
         now = self._observation.now()
         self._observation.add(Withdrawn(given.number, given.record, now, now - given.at))

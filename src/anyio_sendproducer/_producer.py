@@ -28,6 +28,7 @@ from anyio.abc import ObjectReceiveStream
 from . import _bridge
 from ._bridge import Bridge, Event
 from ._clock import Clock, ClockFactory, LoopClock
+from ._delivery import DeliveryState, Entry, Group, ProducerState, Statistics
 from ._exceptions import (
     ProducerFenced,
     ProducerStartError,
@@ -39,7 +40,7 @@ from ._exceptions import (
 )
 from ._finding import Finder
 from ._flow import FlowSummary, Offsets, run_flow, run_sink, run_transactional_flow
-from ._ledger import DeliveryState, Entry, Group, Ledger, ProducerState, Statistics
+from ._ledger import Ledger
 from ._loops import Loop, current_loop
 from ._observing import Observation, ObservedLedger, ObservedSender, check_observers
 from ._records import (
@@ -924,8 +925,8 @@ class _ObservedProducer(ObservedSender, SendProducer):
         given = observing.give(record, now)
         sent = record
         # Where it is going to be refused, nobody is to take it for one that is on its way.
-        if size <= ledger.most_bytes and (wait or ledger.has_room(size)):
-            sent, size = observing.enrich(given, size, ledger.most_bytes)
+        if size <= ledger.max_bytes and (wait or ledger.has_room(size)):
+            sent, size = observing.enrich(given, size, ledger.max_bytes)
         with self._step:
             try:
                 entry = ledger.enter(sent, size, now, wait)

@@ -19,6 +19,7 @@ from typing import Any, NoReturn, TypeVar, cast, overload
 import anyio
 import anyio.lowlevel
 
+from ._delivery import DeliveryState, Entry, Group
 from ._exceptions import (
     DeliveryError,
     MultiDeliveryError,
@@ -28,7 +29,8 @@ from ._exceptions import (
     RecordRejected,
     copy_of,
 )
-from ._ledger import DeliveryState, Entry, Group, Ledger, not_sent, not_tried
+from ._failures import not_sent, not_tried
+from ._ledger import Ledger
 from ._loops import Loop, Several, Step
 from ._records import (
     Envelope,

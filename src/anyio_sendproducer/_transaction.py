@@ -18,6 +18,7 @@ from anyio import CancelScope
 from anyio.abc import ObjectReceiveStream
 
 from ._bridge import Bridge
+from ._delivery import Entry
 from ._exceptions import (
     ProducerClosed,
     ProducerFenced,
@@ -29,7 +30,7 @@ from ._exceptions import (
     copy_of,
 )
 from ._flow import run_flow
-from ._ledger import Entry, Ledger
+from ._ledger import Ledger
 from ._loops import Loop
 from ._observing import Observation, ObservedSender
 from ._records import (

@@ -31,7 +31,7 @@ from anyio_sendproducer import (
     RecordMetadata,
     SendProducer,
     UndeliveredRecords,
-    _ledger,
+    _late,
     open_send_producer,
 )
 from anyio_sendproducer.cli._reading import read_back
@@ -299,7 +299,7 @@ async def test_a_broker_that_comes_back_is_used_again(
         with pytest.raises(DeliveryError):
             await unheard.wait()
         async with embedded_broker(port=broker.port) as again:
-            clock.advance(_ledger.PATIENCE)  # the client is given up, unless it delivers by now
+            clock.advance(_late.PATIENCE)  # the client is given up, unless it delivers by now
             number = 0
             with anyio.fail_after(PATIENCE):
                 while True:

@@ -39,7 +39,7 @@ from anyio_sendproducer import (
     RecordRejected,
     SendProducer,
     UndeliveredRecords,
-    _ledger,
+    _late,
     open_send_producer,
 )
 from anyio_sendproducer.testing import MockCluster, embedded_broker, mock_cluster
@@ -497,7 +497,7 @@ async def test_without_a_producer_id_another_client_is_made(
             # It hangs: first the record is late, and then nothing has come for too long.
             clock.advance(settings.delivery_timeout)
             await until(lambda: delivery.done)
-            clock.advance(_ledger.PATIENCE)
+            clock.advance(_late.PATIENCE)
         with pytest.raises(DeliveryError):
             await delivery.wait()
         await until(lambda: producer.statistics().generations == 2)

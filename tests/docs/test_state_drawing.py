@@ -20,7 +20,7 @@ def drawing(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_the_page_has_a_picture_of_each_table() -> None:
-    ledger = importlib.import_module("anyio_sendproducer._ledger")
+    ledger = importlib.import_module("anyio_sendproducer._delivery")
     tables = {name for name in ledger.__all__ if name.endswith("_TRANSITIONS")}
     assert len(tables) == 2
     assert set(TABLES) == {f"{ledger.__name__}.{name}" for name in tables}

@@ -13,9 +13,10 @@ __all__ = ["GUESTS", "LAYERS"]
 LAYERS: Final = [
     {"_exceptions", "_shown"},
     {"_loops", "_records", "_scopes", "_sources"},
-    {"_clock", "_validation", "discovery", "telemetry"},
-    {"_settings", "serializers"},
-    {"_finding", "_ledger", "drivers"},
+    {"_clock", "_failures", "_validation", "discovery", "telemetry"},
+    {"_delivery", "_settings", "serializers"},
+    {"_finding", "_late", "_unawaited", "drivers"},
+    {"_ledger"},
     {"_bridge", "_sending"},
     {"_flow", "_observing"},
     {"_transaction"},

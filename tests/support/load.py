@@ -34,7 +34,7 @@ from anyio_sendproducer import (
     UndeliveredRecords,
     open_send_producer,
 )
-from anyio_sendproducer._ledger import Statistics
+from anyio_sendproducer._delivery import Statistics
 from anyio_sendproducer.drivers import DriverFactory
 from tests.support.history import ABANDONED, NEVER_ACCEPTED, WITHDRAWN, History, Plain
 from tests.support.waiting import until

@@ -21,7 +21,7 @@ from anyio_sendproducer import (
     SendProducerError,
     UndeliveredRecords,
     _bridge,
-    _ledger,
+    _late,
     open_send_producer,
 )
 from anyio_sendproducer.testing import FakeDriver
@@ -384,7 +384,7 @@ async def test_a_client_that_keeps_late_records_is_given_up(
         for delivery in late:
             with pytest.raises(DeliveryTimeout):
                 await delivery.wait()
-        clock.advance(_ledger.LATENESS)
+        clock.advance(_late.LATENESS)
         await until(generation(producer, 2))
         fake.manual = False
         assert (await producer.send(record(b"next"))).offset == 0
@@ -410,7 +410,7 @@ async def test_a_client_that_keeps_few_late_records_is_kept(
     roomy = settings.evolve(max_in_flight=4, delivery_timeout=LONG)
     async with clock.open(roomy, driver=fake) as producer:
         await late_record(producer, fake, clock)
-        clock.advance(_ledger.LATENESS)
+        clock.advance(_late.LATENESS)
         await quiet()
         assert producer.statistics().generations == 1
         assert fake.closed == []
@@ -424,7 +424,7 @@ async def test_a_client_that_keeps_many_late_bytes_is_given_up(
     narrow = settings.evolve(max_buffered_bytes=100, delivery_timeout=LONG)
     async with clock.open(narrow, driver=fake) as producer:
         await late_record(producer, fake, clock, b"x" * 50)
-        clock.advance(_ledger.LATENESS)
+        clock.advance(_late.LATENESS)
         await until(generation(producer, 2))
 
 
@@ -435,7 +435,7 @@ async def test_room_of_late_records_comes_back_with_the_next_client(
     narrow = settings.evolve(max_in_flight=2, delivery_timeout=LONG)
     async with clock.open(narrow, driver=fake) as producer:
         await late_record(producer, fake, clock)
-        clock.advance(_ledger.LATENESS)
+        clock.advance(_late.LATENESS)
         await until(generation(producer, 2))
         await quiet()
         figures = producer.statistics()

@@ -18,19 +18,18 @@ from anyio_sendproducer import (
     RecordMetadata,
     RecordRejected,
 )
-from anyio_sendproducer._ledger import (
+from anyio_sendproducer._delivery import (
     DELIVERY_TRANSITIONS,
-    KEPT_FAILURES,
-    LATENESS,
-    PATIENCE,
     PRODUCER_TRANSITIONS,
     DeliveryState,
     Entry,
     Group,
-    Ledger,
     ProducerState,
     Statistics,
 )
+from anyio_sendproducer._late import LATENESS, PATIENCE
+from anyio_sendproducer._ledger import Ledger
+from anyio_sendproducer._unawaited import KEPT_FAILURES
 
 WRITTEN = RecordMetadata("a", 0, 0, 0, None, 1)
 GONE = RuntimeError("the driver is gone")
@@ -39,8 +38,15 @@ QUEUED = DeliveryState.QUEUED
 SUBMITTED = DeliveryState.SUBMITTED
 
 
-def make(records: int = 10, size: int = 100, timeout: float = 10.0) -> Ledger:
-    return Ledger(max_in_flight=records, max_buffered_bytes=size, delivery_timeout=timeout)
+def make(
+    records: int = 10, size: int = 100, timeout: float = 10.0, kept_failures: int = KEPT_FAILURES
+) -> Ledger:
+    return Ledger(
+        max_in_flight=records,
+        max_buffered_bytes=size,
+        delivery_timeout=timeout,
+        kept_failures=kept_failures,
+    )
 
 
 def enter(ledger: Ledger, topic: str = "a", *, size: int = 1, now: float = 0.0) -> Entry:
@@ -538,11 +544,8 @@ def test_past_so_many_failures_the_rest_are_counted() -> None:
     assert count == KEPT_FAILURES + 1
 
 
-def test_awaiting_a_failure_that_was_told_before_hides_no_other(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("anyio_sendproducer._ledger.KEPT_FAILURES", 1)
-    ledger = make()
+def test_awaiting_a_failure_that_was_told_before_hides_no_other() -> None:
+    ledger = make(kept_failures=1)
     entries = [enter(ledger) for _ in range(3)]
     ledger.take()
     ledger.settle(entries[:1], [refused(entries[0])])
@@ -571,9 +574,8 @@ def test_cancelling_what_is_withdrawn_changes_nothing() -> None:
     assert (figures(ledger).withdrawn, figures(ledger).abandoned) == (1, 0)
 
 
-def test_a_second_cancellation_counts_no_failure_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("anyio_sendproducer._ledger.KEPT_FAILURES", 0)
-    ledger = make()
+def test_a_second_cancellation_counts_no_failure_twice() -> None:
+    ledger = make(kept_failures=0)
     entry = submitted(ledger)
     entry.waiter = "its caller"
     ledger.settle([entry], [refused(entry)])

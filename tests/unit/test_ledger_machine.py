@@ -28,17 +28,16 @@ from anyio_sendproducer import (
     RecordMetadata,
     RecordRejected,
 )
-from anyio_sendproducer._ledger import (
+from anyio_sendproducer._delivery import (
     DELIVERY_TRANSITIONS,
-    LATENESS,
-    PATIENCE,
     PRODUCER_TRANSITIONS,
     DeliveryState,
     Entry,
     Group,
-    Ledger,
     ProducerState,
 )
+from anyio_sendproducer._late import LATENESS, PATIENCE
+from anyio_sendproducer._ledger import Ledger
 
 WAITING = DeliveryState.WAITING
 QUEUED = DeliveryState.QUEUED
@@ -112,8 +111,6 @@ class Fate:
 class LedgerMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.patch = pytest.MonkeyPatch()
-        self.patch.setattr("anyio_sendproducer._ledger.KEPT_FAILURES", KEPT)
         self.now = 0.0
         self.late_since = 0.0
         self.delivered_when_late = -1
@@ -132,15 +129,15 @@ class LedgerMachine(RuleBasedStateMachine):
         self.observed_producer = ProducerState.OPEN
         self.handed_over: dict[str, list[int]] = {}
 
-    def teardown(self) -> None:
-        self.patch.undo()
-
     @initialize(records=st.integers(1, 5), size=st.integers(1, 24))
     def open(self, records: int, size: int) -> None:
         self.max_records = records
         self.max_bytes = size
         self.ledger = Ledger(
-            max_in_flight=records, max_buffered_bytes=size, delivery_timeout=TIMEOUT
+            max_in_flight=records,
+            max_buffered_bytes=size,
+            delivery_timeout=TIMEOUT,
+            kept_failures=KEPT,
         )
 
     # --- the model ---------------------------------------------------------------------------

@@ -41,7 +41,7 @@ from anyio_sendproducer import (
     UndeliveredRecords,
     open_send_producer,
 )
-from anyio_sendproducer._ledger import Entry
+from anyio_sendproducer._delivery import Entry
 from anyio_sendproducer.telemetry import Delivered, Observer
 from anyio_sendproducer.testing import FakeDriver
 from tests.support.asked_driver import AskedDriver

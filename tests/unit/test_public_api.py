@@ -327,7 +327,19 @@ def test_a_package_that_an_extra_brings_is_imported_when_it_is_needed() -> None:
     assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize("module", ["_ledger", "_records", "_settings", "_validation"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "_delivery",
+        "_failures",
+        "_late",
+        "_ledger",
+        "_records",
+        "_settings",
+        "_unawaited",
+        "_validation",
+    ],
+)
 def test_the_pure_parts_know_no_loop_no_clock_and_no_thread(module: str) -> None:
     impure = {"anyio", "asyncio", "concurrent", "queue", "selectors", "socket", "threading", "time"}
     for imported in imports(module):

@@ -39,7 +39,8 @@ from anyio_sendproducer import (
     start_send_producer,
     telemetry,
 )
-from anyio_sendproducer._ledger import Entry, Ledger
+from anyio_sendproducer._delivery import Entry
+from anyio_sendproducer._ledger import Ledger
 from anyio_sendproducer.telemetry import (
     Accepted,
     BatchEnded,
