@@ -37,7 +37,7 @@ import anyio
 import anyio.lowlevel
 
 from ._delivery import Entry
-from ._exceptions import ProducerClosed, ProducerFenced, SendProducerError
+from ._exceptions import ProducerClosed, ProducerFenced, ProducerStartError, SendProducerError
 from ._loops import Loop, Sentinel, Step
 from .drivers import DirectDriver, Driver, LingeringDriver, Outcome, PolledDriver, Submitted
 from .telemetry._logging import error_type
@@ -280,6 +280,25 @@ def _nothing() -> None:
     """There is nothing to let go."""
 
 
+def _has_started(thread: threading.Thread) -> bool:
+    """Start a thread, if the system has one left."""
+    try:
+        thread.start()
+    except RuntimeError as error:
+        _log.error(
+            "the thread %s could not be started: %s",
+            thread.name,
+            error,
+            extra={"thread.name": thread.name, "error.type": error_type(error)},
+        )
+        return False
+    return True
+
+
+def _are_alive(threads: Iterable[threading.Thread]) -> bool:
+    return any(thread.is_alive() for thread in threads)
+
+
 class _Worker:
     """The thread of a bridge, and the driver on it.
 
@@ -517,14 +536,18 @@ class Bridge:
         """Start the thread and open the driver on it.
 
         Raises:
-            ProducerStartError: the driver could not connect.
+            ProducerStartError: the driver could not connect, or no thread could be started.
             SettingsError: the client refused a setting.
 
         Cancellation leaves the thread on its way out: :meth:`stop` is to follow.
         """
         worker = self._worker
         if not self._is_inline:
-            worker.thread.start()
+            if not _has_started(worker.thread):
+                raise ProducerStartError(
+                    "no thread could be started for the client: the process or its container is at "
+                    "its limit of threads"
+                )
             # AnyIO keeps the tasks of a closed asyncio loop alive, and with them this bridge. So
             # there the end of the loop counts, and elsewhere the end of the bridge.
             sentinel = Sentinel()
@@ -784,26 +807,35 @@ class Bridge:
         period; log a thread that has not.
 
         Another thread does the waiting, in real time: the event loop's clock may stand still, as
-        Trio's MockClock does.
+        Trio's MockClock does. If that thread does not start, or ends before it has done anything,
+        the loop looks at the other threads itself.
         """
         worker = self._worker
+        is_closing = threading.Event()
+
+        def close() -> None:
+            is_closing.set()
+            worker.close_driver(seconds)
+
+        closer = worker.new_thread("-closer", close)
+        if not _has_started(closer):
+            worker.inbox.put(close)  # the client's own thread closes it, unless that hangs
         worker.inbox.put(None)
-        closer = worker.new_thread("-closer", functools.partial(worker.close_driver, seconds))
-        closer.start()
         threads = [thread for thread in (closer, worker.thread) if thread.ident is not None]
+        give_up = time.monotonic() + seconds + _GRACE_SECONDS
         ended: Any = self._loop.cell()
 
         def watch() -> None:
-            give_up = time.monotonic() + seconds + _GRACE_SECONDS
             for thread in threads:
                 thread.join(max(0.0, give_up - time.monotonic()))
             self._loop.call_soon_threadsafe(functools.partial(self._loop.wake, (ended,)))
 
         watcher = worker.new_thread("-watcher", watch)
-        watcher.start()
-        await ended
-        # It has nothing left to do but to end. To join it could block the loop.
-        while watcher.is_alive():
+        if _has_started(watcher):
+            with anyio.move_on_after(seconds + _GRACE_SECONDS):
+                await ended
+        # As a rule, only the watcher itself has yet to end. Joining it could block the loop.
+        while watcher.is_alive() or (time.monotonic() < give_up and _are_alive(threads)):
             await anyio.lowlevel.cancel_shielded_checkpoint()
         for thread in threads:
             if thread.is_alive():
@@ -812,6 +844,8 @@ class Bridge:
                     thread.name,
                     extra={"thread.name": thread.name},
                 )
+        if not is_closing.is_set():
+            _log.error("the client was not closed: no thread ran to close it")
 
     def _collect(self) -> None:
         """Called by the loop after a wake-up."""

@@ -24,6 +24,7 @@ from anyio_sendproducer import (
     Persistence,
     ProducerClosed,
     ProducerSettings,
+    ProducerStartError,
     SendProducer,
     SendProducerError,
     UndeliveredRecords,
@@ -36,7 +37,17 @@ from anyio_sendproducer._loops import current_loop
 from anyio_sendproducer._producer import RETRY_SECONDS
 from anyio_sendproducer.drivers import Driver
 from anyio_sendproducer.testing import FakeDriver, Gate
-from tests.support.calls import Call, at_gate, quiet, raising, record, refuse, taken, task_group
+from tests.support.calls import (
+    Call,
+    at_gate,
+    never,
+    quiet,
+    raising,
+    record,
+    refuse,
+    taken,
+    task_group,
+)
 from tests.support.clock import ManualClock, run_while_the_clock_stands_still
 from tests.support.waiting import blocking_until, until
 
@@ -653,6 +664,89 @@ def test_the_end_does_not_wait_for_a_clock_that_stands_still(settings: ProducerS
     run_while_the_clock_stands_still(main)
     driver.gate.open()
     _join_threads()
+
+
+# --- threads that the system does not start ----------------------------------------------------
+
+
+def _start_none(monkeypatch: pytest.MonkeyPatch, *suffixes: str) -> None:
+    """Have threads with these suffixes not start, as at the limit of a container."""
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.endswith(suffixes):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+
+
+def _run_none(monkeypatch: pytest.MonkeyPatch, *suffixes: str) -> None:
+    """Have threads with these suffixes end before they have run anything, as some tracers do."""
+    run = threading.Thread.run
+
+    def end(thread: threading.Thread) -> None:
+        if not thread.name.endswith(suffixes):
+            run(thread)
+
+    monkeypatch.setattr(threading.Thread, "run", end)
+
+
+@pytest.mark.usefixtures("short_grace")
+@pytest.mark.parametrize("lack", [_start_none, _run_none])
+@pytest.mark.parametrize("suffixes", [("-watcher",), ("-closer",), ("-closer", "-watcher")])
+async def test_the_end_does_not_need_threads(
+    settings: ProducerSettings,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    lack: Callable[..., None],
+    suffixes: tuple[str, ...],
+) -> None:
+    fake = FakeDriver()
+    lack(monkeypatch, *suffixes)
+    async with open_send_producer(settings.evolve(close_timeout=0.05), driver=fake) as producer:
+        await producer.send(record())
+    assert producer.statistics().state == "closed"
+    await until(lambda: not _threads())
+    if lack is _start_none:
+        assert caplog.text.count("could not be started: can't start new thread") == len(suffixes)
+    if lack is _run_none and "-closer" in suffixes:
+        assert not fake.closed
+        assert "the client was not closed: no thread ran to close it" in caplog.text
+    else:
+        assert len(fake.closed) == 1
+
+
+@pytest.mark.usefixtures("short_grace")
+@pytest.mark.parametrize("lack", [_start_none, _run_none])
+async def test_a_driver_that_hangs_is_left_behind_without_a_watcher(
+    settings: ProducerSettings,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    lack: Callable[..., None],
+) -> None:
+    lack(monkeypatch, "-watcher")
+    driver = Hanging("close")
+    driver.gate.shut()
+    async with open_send_producer(settings.evolve(close_timeout=0.05), driver=driver):
+        pass
+    await until(lambda: len(_threads()) == 1)  # the other one may be about to end
+    [left] = _threads()
+    assert f"the thread {left.name} hangs in the client library: left behind" in caplog.text
+    await let_go(driver)
+
+
+async def test_a_start_without_a_thread(
+    settings: ProducerSettings, fake: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(ProducerStartError, match="no thread could be started"):
+        async with open_send_producer(settings, driver=fake):
+            never()
+    assert fake.closed == []  # it was not made
 
 
 @pytest.mark.usefixtures("short_grace")
