@@ -230,7 +230,7 @@ class _Events:
         while not self._items:
             if self._is_closed:
                 raise StopAsyncIteration
-            cell = self._loop.cell()
+            cell = self._loop.new_waiter()
             self._waiting.append(cell)
             try:
                 if not self._items and not self._is_closed:
@@ -575,7 +575,7 @@ class Bridge:
     async def _call(self, function: Callable[[], T]) -> T:
         if self._worker.stopping.is_set():
             raise ProducerClosed("the producer is closed")
-        reply: _Reply[T] = _Reply(self._loop.cell())
+        reply: _Reply[T] = _Reply(self._loop.new_waiter())
         with self.step:
             self._replies.add(reply)
             self._give(functools.partial(self._worker.answer, reply, function))
@@ -823,7 +823,7 @@ class Bridge:
         worker.inbox.put(None)
         threads = [thread for thread in (closer, worker.thread) if thread.ident is not None]
         give_up = time.monotonic() + seconds + _GRACE_SECONDS
-        ended: Any = self._loop.cell()
+        ended: Any = self._loop.new_waiter()
 
         def watch() -> None:
             for thread in threads:

@@ -176,7 +176,7 @@ class _Flow(anyio.abc.ObjectReceiveStream[T], Generic[T]):
 
     async def until_not_full(self) -> None:
         while self.is_full:
-            self._feeder = self._loop.cell()
+            self._feeder = self._loop.new_waiter()
             try:
                 await self._feeder
             finally:
@@ -240,7 +240,7 @@ class _Flow(anyio.abc.ObjectReceiveStream[T], Generic[T]):
                     finally:
                         del error  # it knows this frame
                 raise anyio.EndOfStream
-            self._receiver = self._loop.cell()
+            self._receiver = self._loop.new_waiter()
             try:
                 await self._receiver
             finally:

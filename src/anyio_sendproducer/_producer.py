@@ -403,7 +403,7 @@ class SendProducer(Sender):
                 if found is not None:
                     return found
                 self._check_usable()
-                cell = self._loop.cell()
+                cell = self._loop.new_waiter()
                 self._metadata_waiters.add(cell)
                 self._retry_soon()
                 try:
@@ -548,7 +548,7 @@ class SendProducer(Sender):
 
     async def _wait_until_settled(self, *, counts_waiting: bool = False) -> None:
         await anyio.lowlevel.checkpoint_if_cancelled()
-        cell = self._loop.cell()
+        cell = self._loop.new_waiter()
         with self._step:
             is_set = self._ledger.barrier(cell, counts_waiting=counts_waiting)
             self._pace()

@@ -31,7 +31,7 @@ from ._exceptions import (
 )
 from ._failures import not_sent, not_tried
 from ._ledger import Ledger
-from ._loops import Loop, Several, Step
+from ._loops import Loop, Step, WaiterList
 from ._records import (
     Envelope,
     Message,
@@ -436,7 +436,7 @@ class Sender:
             self._loop.call_soon_threadsafe(change)
 
     async def _wait_for_room(self, entry: Entry) -> None:
-        cell = entry.room_waiter = self._loop.cell()
+        cell = entry.room_waiter = self._loop.new_waiter()
         try:
             await cell
         except BaseException:
@@ -456,11 +456,11 @@ class Sender:
             self._calls_until_look -= 1
             if not self._calls_until_look:
                 await self._look_for_cancellation()
-            cell = self._loop.cell()
+            cell = self._loop.new_waiter()
             with self._step:
-                waiters = cast("Several | None", entry.waiter)
+                waiters = cast("WaiterList | None", entry.waiter)
                 if waiters is None:
-                    waiters = entry.waiter = Several()
+                    waiters = entry.waiter = WaiterList()
                 waiters.append(cell)
             try:
                 await cell
@@ -473,7 +473,7 @@ class Sender:
             self._ledger.saw(entry)
         return cast("RecordMetadata | DeliveryError", entry.outcome)
 
-    def _stop_waiting(self, entry: Entry, waiters: Several, cell: object) -> None:
+    def _stop_waiting(self, entry: Entry, waiters: WaiterList, cell: object) -> None:
         waiters.remove(cell)
         if not waiters:
             self._ledger.unwatch(entry)
@@ -488,7 +488,7 @@ class Sender:
             await anyio.lowlevel.checkpoint()
             return []
         await anyio.lowlevel.checkpoint_if_cancelled()
-        cell = self._loop.cell()
+        cell = self._loop.new_waiter()
         # One more than there are, so that nothing wakes us before all are entered.
         group = Group(len(records) + 1, cell, stops=stops)
         line: list[Entry | DeliveryError] = []

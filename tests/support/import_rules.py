@@ -28,8 +28,8 @@ LAYERS: Final = [
 #: For each package, the modules that may import it.
 GUESTS: Final = {
     "kafka": {"drivers._kafka_python"},
-    "trio": set[str](),
-    "outcome": {"_loops"},
+    "trio": {"_loops._trio"},
+    "outcome": {"_loops._trio"},
     "confluent_kafka": {
         "cli._reading",
         "drivers._confluent",

@@ -19,7 +19,8 @@ import pytest
 import trio
 
 from anyio_sendproducer import ProducerSettings, open_send_producer
-from anyio_sendproducer._loops import Loop, Sentinel, Several, _AsyncioLoop, current_loop
+from anyio_sendproducer._loops import Loop, Sentinel, WaiterList, current_loop
+from anyio_sendproducer._loops._asyncio import AsyncioLoop
 from anyio_sendproducer.testing import FakeDriver
 from tests.support.calls import Call, quiet, record, task_group
 from tests.support.waiting import PATIENCE
@@ -84,7 +85,7 @@ def test_a_loop_may_have_a_time_and_futures_of_its_own() -> None:
         assert isinstance(running, OwnLoop)
         before = running.futures
         loop.park(Place())
-        loop.cell()
+        loop.new_waiter()
         return loop.now(), running.futures - before
 
     with closing(OwnLoop()) as own:
@@ -120,7 +121,7 @@ async def test_it_knows_where_it_is() -> None:
 
 async def test_a_cell_is_woken() -> None:
     loop = current_loop()
-    cell = loop.cell()
+    cell = loop.new_waiter()
     async with task_group() as tasks:
         call = Call(tasks, wait, cell)
         await quiet()
@@ -189,7 +190,7 @@ async def test_those_who_are_woken_go_on_in_their_order() -> None:
     loop = current_loop()
     said: list[int] = []
     places = [Place() for _ in range(3)]
-    cells = [loop.cell() for _ in range(3)]
+    cells = [loop.new_waiter() for _ in range(3)]
 
     async def say(number: int, waiting: Callable[[], Awaitable[object]]) -> None:
         await waiting()
@@ -203,7 +204,7 @@ async def test_those_who_are_woken_go_on_in_their_order() -> None:
         line = [
             one for place, cell in zip(places, cells, strict=True) for one in (place.waiter, cell)
         ]
-        loop.wake([*line[:3], Several(line[3:4]), *line[4:]])
+        loop.wake([*line[:3], WaiterList(line[3:4]), *line[4:]])
     assert len(said) == 6
     if not isinstance(places[0].waiter, trio.lowlevel.Task):  # which has no order
         assert said == sorted(said)
@@ -211,7 +212,7 @@ async def test_those_who_are_woken_go_on_in_their_order() -> None:
 
 async def test_woken_before_it_is_awaited() -> None:
     loop = current_loop()
-    cell = loop.cell()
+    cell = loop.new_waiter()
     loop.wake([cell])
     with anyio.fail_after(PATIENCE):
         assert await wait(cell) == "woken"
@@ -219,7 +220,7 @@ async def test_woken_before_it_is_awaited() -> None:
 
 async def test_woken_twice() -> None:
     loop = current_loop()
-    before, while_awaited = loop.cell(), loop.cell()
+    before, while_awaited = loop.new_waiter(), loop.new_waiter()
     async with task_group() as tasks:
         loop.wake([before, before])
         first = Call(tasks, wait, before)
@@ -233,21 +234,21 @@ async def test_woken_twice() -> None:
 
 async def test_several_cells_in_place_of_one() -> None:
     loop = current_loop()
-    cells = [loop.cell() for _ in range(4)]
+    cells = [loop.new_waiter() for _ in range(4)]
     async with task_group() as tasks:
         calls = [Call(tasks, wait, cell) for cell in cells]
         await quiet()
-        loop.wake([cells[0], Several(cells[1:3]), Several()])
+        loop.wake([cells[0], WaiterList(cells[1:3]), WaiterList()])
         for call in calls[:3]:
             assert (await call.wait()).value == "woken"
         assert calls[3].running
-        loop.wake([Several(cells)])
+        loop.wake([WaiterList(cells)])
     assert calls[3].value == "woken"
 
 
 async def test_cancelled_and_then_woken() -> None:
     loop = current_loop()
-    cell, other = loop.cell(), loop.cell()
+    cell, other = loop.new_waiter(), loop.new_waiter()
     async with task_group() as tasks:
         call = Call(tasks, wait, cell)
         witness = Call(tasks, wait, other)
@@ -262,7 +263,7 @@ async def test_cancelled_and_then_woken() -> None:
 async def test_cancelled_and_woken_at_once() -> None:
     """Whichever it is, it is one of the two, and the task goes on only once."""
     loop = current_loop()
-    cell = loop.cell()
+    cell = loop.new_waiter()
     async with task_group() as tasks:
         call = Call(tasks, wait, cell)
         await quiet()
@@ -274,7 +275,7 @@ async def test_cancelled_and_woken_at_once() -> None:
 async def test_awaited_in_a_cancelled_scope() -> None:
     loop = current_loop()
     for woken in (False, True):
-        cell = loop.cell()
+        cell = loop.new_waiter()
         if woken:
             loop.wake([cell])
         with anyio.CancelScope() as scope:
@@ -286,7 +287,7 @@ async def test_awaited_in_a_cancelled_scope() -> None:
 
 async def test_called_from_another_thread() -> None:
     loop = current_loop()
-    cell = loop.cell()
+    cell = loop.new_waiter()
     threads: list[int] = []
 
     def called() -> None:
@@ -548,7 +549,7 @@ def test_as_a_guest_it_is_trio_that_runs() -> None:
         assert loop.is_current()
         before = trio.current_time()
         assert before <= loop.now() <= trio.current_time()
-        cell = loop.cell()
+        cell = loop.new_waiter()
         async with task_group() as tasks:
             call = Call(tasks, wait, cell)
             await anyio.to_thread.run_sync(loop.call_soon_threadsafe, lambda: loop.wake([cell]))
@@ -569,7 +570,7 @@ def test_what_a_closed_loop_kept_may_be_let_go() -> None:
     loop = asyncio.new_event_loop()
     sentinel = Sentinel()
     alive = weakref.ref(sentinel)
-    let_go = _AsyncioLoop(loop).keep(sentinel)
+    let_go = AsyncioLoop(loop).keep(sentinel)
     del sentinel
     gc.collect()
     assert alive() is not None

@@ -305,6 +305,7 @@ def test_what_is_not_ours_is_imported_where_it_may_be() -> None:
 
 #: They import at once what an extra brings, so the others import them only when they need them.
 OF_EXTRAS: Final = {
+    "_loops._trio",
     "discovery._dns",
     "drivers._confluent",
     "drivers._given_client",
@@ -373,7 +374,7 @@ def test_threads_are_used_where_loop_and_thread_meet_and_in_drivers_alone() -> N
 
 def test_one_module_alone_knows_asyncio() -> None:
     knowing = {module for module, imported in all_imports() if top(imported.module) == "asyncio"}
-    assert {module for module in knowing if top(module) != "cli"} == {"_loops"}
+    assert {module for module in knowing if top(module) != "cli"} == {"_loops._asyncio"}
 
 
 def test_each_module_says_why_it_exists() -> None:

@@ -211,7 +211,7 @@ async def test_a_wake_up_on_the_way_to_sleep_is_not_lost() -> None:
     loop = current_loop()
 
     async def sleep(wake_at: int) -> None:
-        cell = loop.cell()
+        cell = loop.new_waiter()
         with Interruption(lambda: loop.wake((cell,))) as interruption:
             interruption.after(wake_at)
             await cell
@@ -254,7 +254,7 @@ async def test_a_task_that_wakes_its_own_cell_on_the_way_to_sleep() -> None:
 
     class Interrupted:
         def __await__(self) -> Any:
-            cell = loop.cell()
+            cell = loop.new_waiter()
             waiting = cell.__await__()
             loop.wake((cell,))
             return waiting

@@ -1,0 +1,118 @@
+"""Trio's waiters. This module imports Trio, so only a producer that runs on Trio imports it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Generator, Iterable
+from functools import partial
+from typing import Any, Final
+
+import outcome
+import trio
+from trio.lowlevel import (
+    Abort,
+    Task,
+    checkpoint,
+    current_clock,
+    current_task,
+    current_trio_token,
+    reschedule,
+    wait_task_rescheduled,
+)
+
+from ._base import Loop, Sentinel, Waitable, WaiterList, running_trio
+
+__all__ = ["current_loop"]
+
+
+class _Woken(outcome.Outcome[None]):
+    """The value that a task is woken with: None. Trio's own outcomes can be used only once."""
+
+    def unwrap(self) -> None:
+        pass
+
+    def send(self, gen: Any) -> Any:  # pragma: no cover  # Trio awaits, and calls unwrap()
+        return gen.send(None)
+
+    async def asend(self, agen: Any) -> Any:  # pragma: no cover  # as send()
+        return await agen.asend(None)
+
+
+_WOKEN: Final = _Woken()
+#: The waiter of a task that was cancelled and has not run yet: it must not be woken again, but a
+#: failure that arrives meanwhile is still its failure.
+_NOBODY: Final = WaiterList()
+
+
+def _unpark(place: Waitable, _raise_cancel: object) -> Abort:
+    place.waiter = _NOBODY
+    return Abort.SUCCEEDED
+
+
+class _Waiter:
+    __slots__ = ("is_woken", "task")
+
+    def __init__(self) -> None:
+        self.task: Task | None = None
+        self.is_woken = False
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        # A finalizer may wake it at each point here, so it sets the task first and looks then.
+        self.task = current_task()
+        if self.is_woken:
+            self.task = None
+            return checkpoint().__await__()  # noqa: ASYNC105  # this is how to await here
+        return wait_task_rescheduled(self._abort).__await__()  # noqa: ASYNC105  # as above
+
+    def _abort(self, _raise_cancel: object) -> Abort:
+        self.task = None
+        return Abort.SUCCEEDED
+
+
+class _TrioLoop:
+    spares_done_waiters = False
+
+    def __init__(self) -> None:
+        self._token = current_trio_token()
+        self.now: Callable[[], float] = current_clock().current_time
+        self.new_waiter: Callable[[], _Waiter] = _Waiter
+
+    def park(self, place: Waitable, /) -> Awaitable[None]:
+        place.waiter = current_task()
+        return wait_task_rescheduled(partial(_unpark, place))  # noqa: ASYNC105  # the caller does
+
+    def is_current(self) -> bool:
+        return running_trio() is trio and current_trio_token() is self._token
+
+    def call_soon_threadsafe(self, function: Callable[[], object], /) -> bool:
+        try:
+            self._token.run_sync_soon(function)
+        except trio.RunFinishedError:
+            return False
+        return True
+
+    def keep(self, sentinel: Sentinel, /) -> Callable[[], None]:
+        # A run does not end before its tasks. If it crashes, nothing keeps the tasks alive.
+        return sentinel.stay
+
+    def wake(self, waiters: Iterable[Any], /) -> None:
+        for waiter in waiters:
+            if type(waiter) is Task:
+                reschedule(waiter, _WOKEN)
+            elif type(waiter) is WaiterList:
+                self.wake(waiter)
+            else:
+                waiter.is_woken = True
+                task = waiter.task
+                if task is None:
+                    continue
+                if task is current_task():
+                    # A finalizer wakes a task that is about to sleep: postpone it.
+                    self.call_soon_threadsafe(partial(self.wake, (waiter,)))
+                else:
+                    waiter.task = None
+                    reschedule(task, _WOKEN)
+
+
+def current_loop() -> Loop:
+    """Trio's run that the caller is a task of."""
+    return _TrioLoop()
