@@ -9,6 +9,10 @@ garbage collector runs them. ``sys.setswitchinterval(1e-6)`` lets threads switch
 It prints the longest waits, and fails if one was longer than the bound, if a record failed, or if a
 producer lost count of its records.
 
+Little room makes a call wait for the round trips of its own records and of the calls before it. So
+bursts are small where there is little room, and a transaction's wait for its turn counts from the
+end of the transaction before it. Turns must come in the order of asking.
+
 A machine that stalls delays everything, so a control process exchanges a request and its answer
 with the same broker, every 20 ms, on a thread of its own without any code of this package. Each of
 its exchanges that takes longer than 0.1 s is a stall. The part of a wait that overlaps stalls does
@@ -18,6 +22,7 @@ not count.
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
 import gc
 import itertools
@@ -56,6 +61,9 @@ BOUND: Final = 1.0
 
 #: After so many seconds a call is taken for one that never returns.
 _HANGS: Final = 30.0
+
+#: No record has more bytes.
+_LARGEST: Final = 40
 
 _TICK: Final = 0.02
 _STALL: Final = 0.1
@@ -138,10 +146,14 @@ class Report:
         try:
             yield
         finally:
-            ended = time.monotonic()
-            self.counts[what] += 1
-            if ended - began > _STALL:
-                self.waits.append((began, ended, f"{what} ({self.where})"))
+            self.waited(began, what)
+
+    def waited(self, since: float, what: str) -> None:
+        """Note that something took from then until now."""
+        now = time.monotonic()
+        self.counts[what] += 1
+        if now - since > _STALL:
+            self.waits.append((since, now, f"{what} ({self.where})"))
 
     def net(self) -> list[tuple[float, float, str]]:
         """For each kept wait: its seconds without stalls, all its seconds, and what it was."""
@@ -201,20 +213,24 @@ class _Round:
     """The tasks that use one producer for a few seconds."""
 
     def __init__(
-        self, report: Report, chance: random.Random, until: float, max_in_flight: int
+        self, report: Report, chance: random.Random, until: float, settings: ProducerSettings
     ) -> None:
         self.report = report
         # A long call through little room takes long by itself.
-        self.most = min(60, 3 * max_in_flight)
+        room = min(settings.max_in_flight, settings.max_buffered_bytes // _LARGEST)
+        self.most = min(60, 3 * room)
         self.chance = chance
         self.until = until
+        #: The transactions that wait for their turn, and when the last one ended.
+        self.line: collections.deque[object] = collections.deque()
+        self.left = 0.0
 
     def is_over(self) -> bool:
         return time.monotonic() >= self.until
 
     def record(self) -> ProducerRecord[Any, Any]:
         key = self.chance.choice([None, b"%d" % self.chance.randrange(8)])
-        return ProducerRecord("stress", b"v" * self.chance.randrange(40), key)
+        return ProducerRecord("stress", b"v" * self.chance.randrange(_LARGEST), key)
 
     async def pause(self) -> None:
         await anyio.sleep(self.chance.choice([0, 0, 0, 0.001, 0.01]))
@@ -270,18 +286,26 @@ class _Round:
 
     async def transactions(self, producer: SendProducer) -> None:
         while not self.is_over():
-            aborts = self.chance.random() < 0.3
-            with self.report.waiting("transaction"):
-                try:
-                    async with producer.transaction() as tx:
-                        for _ in range(self.chance.randrange(3)):
-                            await self.chance.choice([self.alone, self.burst])(tx)
-                        if aborts:
-                            raise LookupError
-                except LookupError:
-                    pass
-                except TransactionError as error:
-                    self.report.faults.append(f"transaction ({self.report.where}): {error!r}")
+            asked, me = time.monotonic(), object()
+            self.line.append(me)
+            began = asked
+            try:
+                async with producer.transaction() as tx:
+                    self.report.waited(max(asked, self.left), "turn")
+                    began = time.monotonic()
+                    if self.line.popleft() is not me:
+                        self.report.faults.append(f"a turn out of order ({self.report.where})")
+                    aborts = self.chance.random() < 0.3
+                    for _ in range(self.chance.randrange(3)):
+                        await self.chance.choice([self.alone, self.burst])(tx)
+                    if aborts:
+                        raise LookupError
+            except LookupError:
+                pass
+            except TransactionError as error:
+                self.report.faults.append(f"transaction ({self.report.where}): {error!r}")
+            self.report.waited(began, "transaction")
+            self.left = time.monotonic()
             await self.pause()
 
     async def run(self, settings: ProducerSettings, driver: str) -> None:
@@ -361,7 +385,7 @@ def run(seconds: float, seed: int) -> Report:
                     f"{', transactional' if is_transactional else ''}"
                 )
                 until = min(end, time.monotonic() + chance.uniform(0.5, 5))
-                one = _Round(report, chance, until, settings.max_in_flight)
+                one = _Round(report, chance, until, settings)
                 try:
                     anyio.run(one.run, settings, driver, backend=backend, backend_options=options)
                 except Exception as error:  # noqa: BLE001  # one more line of the report
