@@ -31,13 +31,13 @@ from anyio_sendproducer import (
     DeliveryError,
     DeliveryTimeout,
     Persistence,
-    ProducerBroken,
     ProducerRecord,
     ProducerSettings,
     ProducerStartError,
     RecordMetadata,
     RecordRejected,
     SendProducer,
+    SerializationFailed,
     UndeliveredRecords,
     _late,
     open_send_producer,
@@ -349,18 +349,22 @@ def test_bare_a_base_exception_in_a_callback_wedges_the_partition(lone_broker: M
     producer._sender._client.close()
 
 
-async def test_a_base_exception_of_the_users_code_is_told(lone_broker: MockCluster) -> None:
-    """No code of the user's runs in callbacks of the client; what runs before it can only do so in
-    a serializer or a partitioner."""
+async def test_a_base_exception_of_the_users_code_fails_one_record(
+    lone_broker: MockCluster,
+) -> None:
+    """The client's callbacks run none of the user's code. A serializer or a partitioner runs before
+    them."""
 
-    def leave(_: object) -> bytes:
+    def leave(value: bytes) -> bytes:
+        if value == b"value":
+            return value
         raise SystemExit
 
     async with open_send_producer(settings_for(lone_broker, value_serializer=leave)) as producer:
-        assert isinstance(await outcome_of(producer, "first"), DeliveryError)
-        with pytest.raises(ProducerBroken) as caught, anyio.fail_after(PATIENCE):
-            await producer.send(to("second"))
+        with pytest.raises(SerializationFailed) as caught:
+            await producer.send(ProducerRecord("first", b"bad"))
         assert isinstance(caught.value.__cause__, SystemExit)
+        await producer.send(to("first"))
 
 
 #: The code, the name, and whether it says for sure that nothing was written.

@@ -26,7 +26,7 @@ from ._kafka_python import (
 )
 from ._protocols import ConsumedOffset, Deadline, Outcome, Sink, Submission, Submitted
 from ._runs import Run
-from ._serializing import bytes_of, serialize_with, size_of
+from ._serializing import bytes_of, check_headers, serialize_with, size_of
 
 __all__ = ["GivenClientDriver"]
 
@@ -106,6 +106,7 @@ class GivenClientDriver:
                 if serialized:
                     key = bytes_of(record, "key", self._key, headers, key)
                     value = bytes_of(record, "value", self._value, headers, value)
+                    check_headers(record, headers)
                     answer.sizes.append((submission, size_of(key, value, headers)))
                 # By keyword: a tracing agent that replaces `send` may add the headers by keyword.
                 future = self._producer.send(
@@ -118,7 +119,8 @@ class GivenClientDriver:
                 )
             except DeliveryError as error:
                 self.report([submission], [error])
-            except Exception as error:  # noqa: BLE001  # becomes this record's outcome
+            # The client's own serializers and partitioner may raise anything.
+            except BaseException as error:  # noqa: BLE001  # becomes this record's outcome
                 if is_metadata_missing(error):
                     held.add(topic)
                     self._held.append(submission)

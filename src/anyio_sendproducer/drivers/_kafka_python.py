@@ -18,6 +18,7 @@ import functools
 import inspect
 import logging
 import math
+import operator
 import random
 import re
 import ssl
@@ -26,7 +27,7 @@ import time
 import types
 import warnings
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Final, cast
 
 # On Python 3.11 and 3.12 kafka-python 3.0.12 reads its protocol's schemas, some of them later, by a
@@ -47,7 +48,7 @@ from kafka.net.manager import KafkaConnectionManager
 from kafka.net.sasl.oauth import AbstractTokenProvider
 from kafka.net.selector import NetworkSelector
 from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
-from kafka.partitioner import murmur2
+from kafka.partitioner import Partitioner, murmur2
 from kafka.protocol.broker_version_data import BROKER_API_VERSIONS
 from kafka.protocol.producer import ProduceRequest
 from kafka.structs import OffsetAndMetadata, TopicPartition
@@ -68,7 +69,7 @@ from .._exceptions import (
 )
 from .._records import ConsumerGroupMetadata, ProducerRecord
 from .._settings import ProducerSettings
-from .._shown import listed
+from .._shown import listed, shown
 from ._discreet import Discreet, one_line
 from ._freshness import MissingPartitions, Refreshes
 from ._kafka_config import CODECS, client_config
@@ -85,7 +86,7 @@ from ._protocols import (
 )
 from ._runs import RUN_BYTES, Line, Route, Run
 from ._security import TokenSource
-from ._serializing import parts_of, serialize_with, size_of
+from ._serializing import parts_of, raised_text, serialize_with, size_of
 from ._stalled import GivenUp, StalledPartitions
 from ._tls import tls_refusal
 
@@ -576,6 +577,48 @@ class _NetClient(KafkaNetClient):
                 self.is_closed.set()
 
 
+class _NoPartition(Exception):
+    """The user's partitioner did not choose a partition; its error is the cause."""
+
+
+@contextlib.contextmanager
+def _users_partitioner() -> Generator[None]:
+    try:
+        yield
+    except BaseException as error:
+        raise _NoPartition(f"the partitioner {raised_text(error)}") from error
+
+
+class _Partitioner(Partitioner):
+    """Calls a partitioner of the user's own. What it raises fails the one record.
+
+    3.0.12 accepts any number from a partitioner. A record for a partition that does not exist would
+    never be sent.
+    """
+
+    def __init__(self, chosen: Any) -> None:
+        self._chosen = chosen
+
+    def partition(self, topic: str, key: Any, *others: Any) -> int:
+        """Choose a partition; see :meth:`kafka.partitioner.Partitioner.partition`."""
+        serialized_key, *_, cluster = others
+        choose = self._chosen.partition
+        with _users_partitioner():
+            number = operator.index(
+                choose(topic, key, *others)
+                if isinstance(self._chosen, Partitioner)
+                else choose(topic, serialized_key, cluster)
+            )
+        if number not in (cluster.partitions_for_topic(topic) or {number}):
+            raise _NoPartition(f"the partitioner chose {shown(number)}, no partition of {topic!r}")
+        return number
+
+    def on_new_batch(self, *args: Any) -> None:
+        """Report that a batch has begun, as the sticky partitioner of kafka-python wants it."""
+        with _users_partitioner():
+            getattr(self._chosen, "on_new_batch", lambda *_: None)(*args)
+
+
 #: What ``RecordAccumulator.append`` of 3.0.12 takes first, and in this order.
 _APPEND: Final = ("tp", "timestamp_ms", "key", "value", "headers")
 
@@ -898,6 +941,8 @@ def _config_of(settings: ProducerSettings) -> dict[str, Any]:
     # kafka-python would look for them after it has connected, and report it as a failed start.
     missing = [name for name in CODECS if not getattr(codec, f"has_{name}")()]
     config = client_config(settings, KafkaProducer.DEFAULT_CONFIG, missing)
+    if "partitioner" in config:
+        config["partitioner"] = _Partitioner(config["partitioner"])
     if not config.get("proxy_url") and not config.get("socks5_proxy"):
         config["proxy_url"] = f"{_Socket.SCHEMES[0]}://"
     return config
@@ -1246,7 +1291,12 @@ class KafkaPythonDriver:
                     opened.sink.metadata_changed()
                 answer.held.append(submission)
                 continue
-            except Exception as error:  # noqa: BLE001  # becomes this record's outcome
+            except _NoPartition as error:
+                failed.append(submission)
+                failures.append(_rejected(record, str(error), error.__cause__))
+                continue
+            # The `send` of a user's own class may raise anything.
+            except BaseException as error:  # noqa: BLE001  # becomes this record's outcome
                 failed.append(submission)
                 failures.append(not_taken(record, error))
                 continue
@@ -1609,7 +1659,7 @@ def _most_bytes(headers: Sequence[tuple[str, bytes]]) -> int:
     return sum(4 * len(name) + len(content) + 16 for name, content in headers)
 
 
-def is_metadata_missing(error: Exception) -> bool:
+def is_metadata_missing(error: BaseException) -> bool:
     """Whether ``send`` or ``partitions_for`` did not know the topic within ``max_block_ms``."""
     return isinstance(error, kafka_errors.KafkaTimeoutError)
 
@@ -1656,7 +1706,7 @@ def not_acknowledged(record: ProducerRecord[Any, Any], cause: Exception) -> Deli
     return error
 
 
-def not_taken(record: ProducerRecord[Any, Any], cause: Exception) -> DeliveryError:
+def not_taken(record: ProducerRecord[Any, Any], cause: BaseException) -> DeliveryError:
     """``send()`` raised. What it checks first was refused; of the rest it is not sure whether the
     record was in the client's buffer by then, and of what a ``send`` of somebody else's raises
     neither."""
@@ -1677,7 +1727,7 @@ def not_taken(record: ProducerRecord[Any, Any], cause: Exception) -> DeliveryErr
     return error
 
 
-def _is_raised_by_kafka_python(error: Exception) -> bool:
+def _is_raised_by_kafka_python(error: BaseException) -> bool:
     """Whether it came out of kafka-python's code, or of what that called; a subclass of the user's
     own may raise whatever it likes when its record is sent."""
     traceback = error.__traceback__

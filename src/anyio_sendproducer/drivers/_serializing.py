@@ -8,8 +8,17 @@ from typing import Any, cast
 from .._exceptions import Persistence, RecordRejected, SerializationFailed
 from .._records import ProducerRecord
 from .._settings import AnySerializer, Serializer
+from ._security import encodes
 
-__all__ = ["Serialize", "bytes_of", "parts_of", "serialize_with", "size_of"]
+__all__ = [
+    "Serialize",
+    "bytes_of",
+    "check_headers",
+    "parts_of",
+    "raised_text",
+    "serialize_with",
+    "size_of",
+]
 
 Serialize = Callable[[str, list[tuple[str, bytes]], Any], Any]
 
@@ -41,21 +50,44 @@ def bytes_of(
         return data
     try:
         content = serialize(record.topic, headers, data)
-    except Exception as error:
-        raise SerializationFailed(
-            f"the {field}_serializer raised {type(error).__name__}: {error}",
-            record=record,
-            persistence=Persistence.NOT_PERSISTED,
-        ) from error
-    if content is None or type(content) is bytes:
-        return content
-    if isinstance(content, (bytearray, memoryview)):
-        return bytes(cast("bytearray", content))
-    raise SerializationFailed(
-        f"the {field}_serializer gave {type(content).__name__}, not bytes",
-        record=record,
-        persistence=Persistence.NOT_PERSISTED,
-    )
+        if content is None or type(content) is bytes:
+            return content
+        if isinstance(content, (bytearray, memoryview)):
+            return bytes(cast("bytearray", content))
+    # An interrupt comes to the main thread, and this is another. So SystemExit and the like are the
+    # serializer's own, and concern this record alone.
+    except BaseException as error:
+        raise _failed(record, f"the {field}_serializer {raised_text(error)}") from error
+    raise _failed(record, f"the {field}_serializer gave {type(content).__name__}, not bytes")
+
+
+def _failed(record: ProducerRecord[Any, Any], message: str) -> SerializationFailed:
+    return SerializationFailed(message, record=record, persistence=Persistence.NOT_PERSISTED)
+
+
+def raised_text(error: BaseException) -> str:
+    """What a hook of the user's raised, for an error message."""
+    try:
+        text = str(error)
+    except BaseException:  # noqa: BLE001  # the text of an error is the user's code, too
+        text = "(its text cannot be read)"
+    return f"raised {type(error).__name__}: {text}"
+
+
+def check_headers(record: ProducerRecord[Any, Any], headers: Sequence[object]) -> None:
+    """Check the headers of a record that serializers may have added some to.
+
+    Raises:
+        SerializationFailed: one of them is not a (str, bytes) tuple.
+    """
+    if headers == [*record.headers]:  # none was added, which is quickly seen
+        return
+    for header in headers:
+        match header:
+            case (str() as name, bytes()) if isinstance(header, tuple) and encodes(name):
+                pass
+            case _:
+                raise _failed(record, "a serializer added a header that is not a (str, bytes) pair")
 
 
 def parts_of(
@@ -64,14 +96,16 @@ def parts_of(
     serialize_value: Serialize | None,
     headers: list[tuple[str, bytes]],
 ) -> tuple[Any, Any]:
-    """A record's key and value as bytes, or None; what serializers add to the headers is there.
+    """A record's key and value as bytes, or None. Serializers may add to the headers.
 
     Raises:
-        SerializationFailed: a serializer raised, or gave something else.
+        SerializationFailed: a serializer raised, or gave or added something else.
         RecordRejected: neither a key nor a value is left.
     """
     key = bytes_of(record, "key", serialize_key, headers, record.key)
     value = bytes_of(record, "value", serialize_value, headers, record.value)
+    if headers:
+        check_headers(record, headers)
     if key is None and value is None:
         field = "key" if record.value is None else "value"
         raise RecordRejected(

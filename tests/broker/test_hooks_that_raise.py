@@ -1,0 +1,194 @@
+"""Hooks of the user's that raise what is no Exception, or give nonsense, with each driver."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import anyio.to_thread
+import pytest
+
+from anyio_sendproducer import (
+    DeliveryError,
+    Persistence,
+    ProducerRecord,
+    ProducerSettings,
+    RecordRejected,
+    SendProducer,
+    SerializationFailed,
+    open_send_producer,
+)
+from tests.support.bare import BareProducer
+
+kafka_partitioner: Any = importlib.import_module("kafka.partitioner")
+kafka_serializer: Any = importlib.import_module("kafka.serializer")
+
+
+class PanicException(BaseException):
+    """As extensions written in Rust raise it."""
+
+
+ERRORS = [KeyboardInterrupt, SystemExit, GeneratorExit, PanicException]
+
+
+async def fails_alone(
+    producer: SendProducer, bad: ProducerRecord[Any, Any], good: ProducerRecord[Any, Any]
+) -> DeliveryError:
+    """Send a bad record among good ones, which are delivered. Returns: the error of the bad one."""
+    before = await producer.enqueue(good)
+    failed = await producer.enqueue(bad)
+    after = await producer.enqueue(good)
+    with pytest.raises(DeliveryError) as caught:
+        await failed.wait()
+    await before.wait()
+    await after.wait()
+    await producer.send(good)
+    return caught.value
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+async def test_what_a_serializer_raises_fails_its_record_alone(
+    kind: type[BaseException], shared_broker: str, driver: str
+) -> None:
+    def serialize(text: str) -> bytes:
+        if text == "bad":
+            raise kind
+        return text.encode()
+
+    settings = ProducerSettings(bootstrap_servers=shared_broker, value_serializer=serialize)
+    async with open_send_producer(settings, driver=driver) as producer:
+        error = await fails_alone(
+            producer, ProducerRecord("hooks", "bad"), ProducerRecord("hooks", "good")
+        )
+        assert type(error) is SerializationFailed
+        assert error.persistence is Persistence.NOT_PERSISTED
+        assert type(error.__cause__) is kind
+
+
+async def test_a_header_that_a_serializer_adds_fails_its_record_alone(
+    shared_broker: str, driver: str
+) -> None:
+    class Adding:
+        def serialize(self, _topic: str, headers: list[Any], data: str) -> bytes:
+            headers.append(("name", data if data == "bad" else data.encode()))
+            return data.encode()
+
+    settings = ProducerSettings(bootstrap_servers=shared_broker, value_serializer=Adding())
+    async with open_send_producer(settings, driver=driver) as producer:
+        error = await fails_alone(
+            producer, ProducerRecord("hooks", "bad"), ProducerRecord("hooks", "good")
+        )
+        assert type(error) is SerializationFailed
+        assert error.persistence is Persistence.NOT_PERSISTED
+
+
+# --- partitioners ---------------------------------------------------------------------------------
+
+
+def raising(kind: type[BaseException]) -> Callable[[], Any]:
+    def choose() -> Any:
+        raise kind
+
+    return choose
+
+
+class Chosen(kafka_partitioner.Partitioner):  # type: ignore[misc]
+    """Chooses something for the key "bad", and for each other the partition 0."""
+
+    def __init__(self, choose: Callable[[], Any]) -> None:
+        self._choose = choose
+
+    def partition(self, _topic: str, key: bytes | None, *_: object) -> Any:
+        return self._choose() if key == b"bad" else 0
+
+
+class OldChosen:
+    """The same, with the arguments that kafka-python 2 had."""
+
+    def __init__(self, choose: Callable[[], Any]) -> None:
+        self._choose = choose
+
+    def partition(self, _topic: str, key: bytes | None, _cluster: object) -> Any:
+        return self._choose() if key == b"bad" else 0
+
+
+@pytest.mark.parametrize(
+    ("make", "choose", "says"),
+    [
+        *[(Chosen, raising(kind), f"the partitioner raised {kind.__name__}: ") for kind in ERRORS],
+        (Chosen, lambda: None, "the partitioner raised TypeError: 'NoneType' object cannot be"),
+        (Chosen, lambda: 1.0, "the partitioner raised TypeError: 'float' object cannot be"),
+        (Chosen, lambda: 99, "the partitioner chose 99, no partition of 'hooks'"),
+        (OldChosen, raising(SystemExit), "the partitioner raised SystemExit: "),
+        (OldChosen, lambda: -1, "the partitioner chose -1, no partition of 'hooks'"),
+    ],
+    ids=[*[kind.__name__ for kind in ERRORS], "None", "float", "99", "old", "-1"],
+)
+async def test_what_a_partitioner_does_fails_its_record_alone(
+    make: Callable[..., Any], choose: Callable[[], Any], says: str, shared_broker: str
+) -> None:
+    settings = ProducerSettings(
+        bootstrap_servers=shared_broker, properties={"partitioner": make(choose)}
+    )
+    async with open_send_producer(settings) as producer:
+        error = await fails_alone(
+            producer,
+            ProducerRecord("hooks", b"two tins", b"bad"),
+            ProducerRecord("hooks", b"a brush", b"good"),
+        )
+        assert type(error) is RecordRejected
+        assert says in str(error)
+        assert error.persistence is Persistence.NOT_PERSISTED
+
+
+@pytest.mark.parametrize("raises", [False, True])
+async def test_a_partitioner_hears_of_a_new_batch(raises: bool, shared_broker: str) -> None:
+    begun: list[str] = []
+
+    class Sticky(Chosen):
+        def on_new_batch(self, topic: str, *_: object) -> None:
+            begun.append(topic)
+            if raises and len(begun) == 1:
+                raise SystemExit
+
+    settings = ProducerSettings(
+        bootstrap_servers=shared_broker, properties={"partitioner": Sticky(lambda: 0)}
+    )
+    async with open_send_producer(settings) as producer:
+        record = ProducerRecord("hooks", b"two tins")
+        if raises:
+            with pytest.raises(RecordRejected, match="the partitioner raised SystemExit"):
+                await producer.send(record)
+        await producer.send(record)
+    assert set(begun) == {"hooks"}
+
+
+@pytest.mark.parametrize("hook", ["value_serializer", "partitioner"])
+async def test_what_the_hooks_of_a_given_client_raise_fails_the_record_alone(
+    hook: str, shared_broker: str
+) -> None:
+    """Nobody knows how far the `send` of such a client got."""
+
+    class Leaving(kafka_serializer.Serializer):  # type: ignore[misc]
+        def serialize(self, _topic: str, _headers: Any, data: bytes) -> bytes:
+            if data == b"bad":
+                raise SystemExit
+            return data
+
+    hooks = {"value_serializer": Leaving(), "partitioner": Chosen(raising(SystemExit))}
+
+    def make() -> Any:
+        return BareProducer(bootstrap_servers=shared_broker, **{hook: hooks[hook]})
+
+    client = await anyio.to_thread.run_sync(make)
+    try:
+        async with open_send_producer(ProducerSettings(producer=client)) as producer:
+            error = await fails_alone(
+                producer,
+                ProducerRecord("hooks", b"bad", b"bad"),
+                ProducerRecord("hooks", b"good", b"good"),
+            )
+            assert type(error.__cause__) is SystemExit
+    finally:
+        await anyio.to_thread.run_sync(client.close)

@@ -1,0 +1,99 @@
+"""A serializer may raise anything, and return anything: that fails one record, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from anyio_sendproducer import (
+    Persistence,
+    ProducerRecord,
+    ProducerSettings,
+    SerializationFailed,
+    open_send_producer,
+)
+from anyio_sendproducer.drivers._serializing import check_headers, parts_of, raised_text
+from anyio_sendproducer.testing import FakeDriver
+
+
+class PanicException(BaseException):
+    """As extensions written in Rust raise it."""
+
+
+class _Unreadable(Exception):
+    def __str__(self) -> str:
+        raise KeyboardInterrupt
+
+
+def raises(error: BaseException) -> Any:
+    """A serializer that raises this for the text "bad"."""
+
+    def serialize(text: str) -> bytes:
+        if text == "bad":
+            raise error
+        return text.encode()
+
+    return serialize
+
+
+@pytest.mark.parametrize(
+    "error",
+    [KeyboardInterrupt(), SystemExit(3), GeneratorExit(), PanicException("it panicked")],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("field", ["key", "value"])
+async def test_whatever_a_serializer_raises_fails_its_record_alone(
+    field: str, error: BaseException, settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    other = "value" if field == "key" else "key"
+    serializers: dict[str, Any] = {
+        f"{field}_serializer": raises(error),
+        f"{other}_serializer": str.encode,
+    }
+    async with open_send_producer(settings.evolve(**serializers), driver=fake) as producer:
+        good = [
+            await producer.enqueue(ProducerRecord("orders", "two tins", "good")) for _ in range(2)
+        ]
+        parts = {field: "bad", other: "good"}
+        with pytest.raises(SerializationFailed) as caught:
+            await producer.send(ProducerRecord("orders", parts["value"], parts["key"]))
+        assert f"the {field}_serializer raised {type(error).__name__}: " in str(caught.value)
+        assert caught.value.persistence is Persistence.NOT_PERSISTED
+        assert caught.value.__cause__ is error
+        for delivery in good:
+            await delivery.wait()
+        await producer.send(ProducerRecord("orders", "a brush", "good"))
+
+
+def test_the_text_of_an_error_may_raise_as_well() -> None:
+    assert raised_text(_Unreadable()) == "raised _Unreadable: (its text cannot be read)"
+
+
+def _released() -> memoryview:
+    view = memoryview(b"two tins")
+    view.release()
+    return view
+
+
+def test_bytes_that_can_not_be_read_fail_the_record() -> None:
+    record = ProducerRecord("orders", 1)
+    with pytest.raises(SerializationFailed, match="the value_serializer raised ValueError"):
+        parts_of(record, None, lambda *_: _released(), [])
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["ab", ("name", "text"), (b"name", b""), ["name", b""], ("name",), ("\ud800", b""), None],
+    ids=repr,
+)
+def test_a_header_that_a_serializer_adds_is_checked(header: Any) -> None:
+    def serialize(_topic: str, headers: list[Any], data: str) -> bytes:
+        headers.append(header)
+        return data.encode()
+
+    record = ProducerRecord("orders", "two tins", headers=[("mine", b"")])
+    with pytest.raises(SerializationFailed, match="added a header that is not") as caught:
+        parts_of(record, None, serialize, [*record.headers])
+    assert caught.value.persistence is Persistence.NOT_PERSISTED
+    check_headers(record, record.headers)
