@@ -25,10 +25,21 @@ import anyio.lowlevel
 from anyio import CancelScope, WouldBlock
 from anyio.abc import ObjectReceiveStream
 
-from . import _bridge
-from ._bridge import Bridge, Event
+from ._bridge import Bridge
 from ._clock import Clock, ClockFactory, LoopClock
 from ._delivery import DeliveryState, Entry, Group, ProducerState, Statistics
+from ._driver_events import (
+    BatchSubmitted,
+    ClientBroken,
+    ClientOpened,
+    Completed,
+    DriverCrashed,
+    Event,
+    GenerationEnded,
+    MetadataChanged,
+    Ready,
+    in_portions,
+)
 from ._exceptions import (
     ProducerFenced,
     ProducerStartError,
@@ -159,7 +170,7 @@ class SendProducer(Sender):
                 _ObservedTransactionalProducer if transactional else _ObservedProducer
             )
             observation = Observation(
-                observers, client_id=settings.client_id, clock=clock, ring=bridge.ring
+                observers, client_id=settings.client_id, clock=clock, ring=bridge.wake_pump
             )
             observed._observation = observed._observing = observation
             observed._begin(loop, ObservedLedger(observation, **bounds), bridge.step)
@@ -172,7 +183,7 @@ class SendProducer(Sender):
         self._finder = finder
         self._bridge = bridge
         if not observers:  # they are told in the pump's turns
-            bridge.take_at_once = self._take_at_once
+            bridge.handle_inline = self._take_at_once
         # These are looked up for each record.
         self._clock = clock
         self._now = clock.now
@@ -511,21 +522,21 @@ class SendProducer(Sender):
         if not self._rung:
             self._rung = True
             if self._busy:
-                self._bridge.want()
-            elif self._bridge.takes_at_once and self._ledger.is_alone:
+                self._bridge.notify_when_ready()
+            elif self._bridge.can_submit_inline and self._ledger.is_alone:
                 self._hand_over()
-                if self._bridge.is_asked or self._observation is not None or self._ledger.queued:
-                    self._bridge.ring()
+                if self._bridge.is_polled or self._observation is not None or self._ledger.queued:
+                    self._bridge.wake_pump()
                 else:
                     # There is nothing for the pump to do until the client reports.
                     self._rung = False
             else:
-                self._bridge.ring()
+                self._bridge.wake_pump()
 
     def _take_at_once(self, event: Event) -> bool:
         """Settle a record that comes back alone where the loop learns of it. The pump's turn would
         be as much work again, and its caller has waited for nothing else."""
-        if not isinstance(event, _bridge.Completed) or len(event.entries) > 1:
+        if not isinstance(event, Completed) or len(event.entries) > 1:
             return False
         try:
             self._moved(self._apply(event))
@@ -581,7 +592,7 @@ class SendProducer(Sender):
                         await self._settle(events)
                         with self._step:
                             self._hand_over()
-                            self._apply_all(self._bridge.ask())
+                            self._apply_all(self._bridge.poll())
                         if observation is not None:
                             observation.tell()
                 except Exception as error:  # noqa: BLE001  # told to all who wait
@@ -597,7 +608,7 @@ class SendProducer(Sender):
         # Until the end nobody needs to ring: those who are woken may send again, and that is to go
         # together.
         self._rung = True
-        for portion in _bridge.in_portions(events):
+        for portion in in_portions(events):
             if self._settling:
                 await anyio.lowlevel.cancel_shielded_checkpoint()
             with self._step:
@@ -630,8 +641,8 @@ class SendProducer(Sender):
             return
         if self._busy:
             self._ring()
-        elif not self._bridge.gathers(queued):
-            batch = self._ledger.take(self._bridge.at_once)
+        elif not self._bridge.should_gather(queued):
+            batch = self._ledger.take(self._bridge.batch_limit)
             answer = self._bridge.submit(batch) if batch else Submitted()
             if answer is None:
                 self._busy = True
@@ -654,29 +665,29 @@ class SendProducer(Sender):
     def _apply(self, event: Event) -> Iterable[object]:
         ledger = self._ledger
         match event:
-            case _bridge.Completed(entries, outcomes):
+            case Completed(entries, outcomes):
                 return ledger.settle(entries, outcomes)
-            case _bridge.Taken(answer):
+            case BatchSubmitted(answer):
                 self._busy = False
                 return self._taken(answer)
-            case _bridge.MetadataChanged():
+            case MetadataChanged():
                 return self._release_topics()
-            case _bridge.Broken(generation, error):
+            case ClientBroken(generation, error):
                 if generation == self._bridge.generation:
                     return self._give_up(error)
-            case _bridge.GenerationEnded(error):
+            case GenerationEnded(error):
                 woken = [*ledger.end_generation(error), *self._forget_queue(error)]
                 if self._observation is not None:
                     self._observation.ended(error)
                 return woken
-            case _bridge.Opened():
+            case ClientOpened():
                 self._reopening = False
                 self._generations += 1
                 if self._observation is not None:
                     self._observation.opened(self._generations)
-            case _bridge.Ready():
+            case Ready():
                 pass  # it is asked at the end of each turn
-            case _bridge.Lost(error):  # pragma: no branch  # there are no other events
+            case DriverCrashed(error):  # pragma: no branch  # the last event
                 return self._break_ledger(error)
         return ()
 

@@ -446,7 +446,7 @@ async def test_nobody_is_asked_while_a_broker_is_reached(clock: ManualClock) -> 
 async def test_while_no_client_can_be_had_the_service_is_looked_up_again(
     clock: ManualClock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("anyio_sendproducer._bridge._REOPEN_SECONDS", 0.001)
+    monkeypatch.setattr("anyio_sendproducer._driver_thread.REOPEN_SECONDS", 0.001)
     oracle, fake = Oracle("a:1"), FakeDriver()
     async with clock.open(looking_up(oracle), driver=fake) as producer:
         fake.open_error = ProducerStartError("nobody there")

@@ -115,7 +115,7 @@ def test_what_a_client_reports_to_a_loop_that_has_ended_closes_it(
 
 
 def _report(bridge: Bridge) -> None:
-    from anyio_sendproducer._bridge import MetadataChanged
+    from anyio_sendproducer._driver_events import MetadataChanged
 
     reporting = threading.Thread(target=bridge._worker.post, args=(MetadataChanged(),))
     reporting.start()

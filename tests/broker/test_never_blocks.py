@@ -143,7 +143,7 @@ async def test_the_loop_ticks_on_while_the_driver_stands_still(
     ticker = Ticker()
     ticked: list[bool] = []
     # The driver is not what the end gives up waiting for.
-    monkeypatch.setattr(_bridge, "_GRACE_SECONDS", 10 * PATIENCE)
+    monkeypatch.setattr(_bridge, "GRACE_SECONDS", 10 * PATIENCE)
 
     async def stand_still() -> None:
         ticked.append(await anyio.to_thread.run_sync(keep_for_a_while, gate, ticker))

@@ -264,7 +264,7 @@ async def test_what_is_acknowledged_waits_for_no_other_partition() -> None:
 async def test_beyond_the_end_of_the_block_it_is_given_nothing(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("anyio_sendproducer._bridge._GRACE_SECONDS", 0.01)
+    monkeypatch.setattr("anyio_sendproducer._bridge.GRACE_SECONDS", 0.01)
     fake = FakeClient()
     fake.gate.shut()
     with raising(UndeliveredRecords) as caught:
@@ -561,7 +561,7 @@ async def test_a_factory_that_blocks_is_left_behind(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(_producer, "_PATIENCE_SECONDS", 0.01)
-    monkeypatch.setattr("anyio_sendproducer._bridge._GRACE_SECONDS", 0.01)
+    monkeypatch.setattr("anyio_sendproducer._bridge.GRACE_SECONDS", 0.01)
     gate = threading.Event()
 
     def block(_: dict[str, Any]) -> Any:

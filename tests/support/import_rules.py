@@ -11,13 +11,14 @@ __all__ = ["GUESTS", "LAYERS"]
 
 #: From the bottom up; a module may import from the layers below its own, and from its own package.
 LAYERS: Final = [
-    {"_exceptions", "_shown"},
+    {"_exceptions", "_polling", "_shown"},
     {"_loops", "_records", "_scopes", "_sources"},
     {"_clock", "_failures", "_validation", "discovery", "telemetry"},
     {"_delivery", "_settings", "serializers"},
     {"_finding", "_late", "_unawaited", "drivers"},
-    {"_ledger"},
-    {"_bridge", "_sending"},
+    {"_driver_events", "_ledger"},
+    {"_driver_thread", "_sending"},
+    {"_bridge"},
     {"_flow", "_observing"},
     {"_transaction"},
     {"_producer"},

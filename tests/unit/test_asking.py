@@ -16,7 +16,7 @@ from anyio_sendproducer import (
     ProducerRecord,
     ProducerSettings,
     SendProducer,
-    _bridge,
+    _polling,
     open_send_producer,
 )
 from anyio_sendproducer.testing import Gate
@@ -35,13 +35,13 @@ def settings() -> ProducerSettings:
 @pytest.fixture
 def always_near(monkeypatch: pytest.MonkeyPatch) -> None:
     """However slow this machine is, answers count as near."""
-    monkeypatch.setattr(_bridge, "_SOON_SECONDS", 60.0)
-    monkeypatch.setattr(_bridge, "_ASK_SECONDS", 60.0)
+    monkeypatch.setattr(_polling, "SOON_SECONDS", 60.0)
+    monkeypatch.setattr(_polling, "POLL_SECONDS", 60.0)
 
 
 @pytest.fixture
 def never_near(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_bridge, "_SOON_SECONDS", 0.0)
+    monkeypatch.setattr(_polling, "SOON_SECONDS", 0.0)
 
 
 async def test_the_loop_hands_over_and_asks_by_itself(settings: ProducerSettings) -> None:
@@ -126,25 +126,6 @@ async def test_what_does_not_answer_soon_rings(settings: ProducerSettings) -> No
         assert driver.watched == 1
 
 
-async def test_the_way_from_the_thread_is_not_the_clients(
-    settings: ProducerSettings, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A loop that is late to hear of an answer does not take the client for slow."""
-    monkeypatch.setattr(_bridge, "_SOON_SECONDS", 0.3)
-    monkeypatch.setattr(_bridge, "_LATE_SECONDS", 60.0)
-    monkeypatch.setattr(_bridge, "_ASK_SECONDS", 0.0)
-    driver = AskedDriver(manual=True)
-    async with clock.open(settings, driver=driver) as producer, task_group() as tasks:
-        bridge = producer._bridge
-        bridge._usual_wait = 0.0
-        call = Call(tasks, producer.send, record())
-        await until(lambda: driver.watched == 1)
-        driver.acknowledge()
-        clock.advance(1)  # the loop has something else to do
-        await call.wait()
-        assert bridge._usual_wait < 0.15
-
-
 @pytest.mark.usefixtures("always_near")
 async def test_what_answers_soon_is_asked_over_and_over(settings: ProducerSettings) -> None:
     driver = AskedDriver()
@@ -182,23 +163,6 @@ async def test_records_gather_while_an_answer_is_near(settings: ProducerSettings
         driver.acknowledge()
         for delivery in held:
             await delivery.wait()
-
-
-async def test_records_do_not_gather_for_longer_than_that(
-    settings: ProducerSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_bridge, "_SOON_SECONDS", 60.0)
-    monkeypatch.setattr(_bridge, "_ASK_SECONDS", 0.05)
-    driver = AskedDriver()
-    async with open_send_producer(settings, driver=driver) as producer:
-        await producer.send(record())
-        driver.manual = True
-        for _ in range(4):
-            producer.enqueue_nowait(record())
-        await until(lambda: len(driver.under_way) == 4)
-        producer.enqueue_nowait(record())
-        await until(lambda: len(driver.under_way) == 5)
-        driver.acknowledge()
 
 
 async def test_a_record_that_is_alone_is_handed_over_where_it_stands(
@@ -298,7 +262,7 @@ async def test_who_gathers_for_records_that_are_withdrawn_does_not_ask_on_and_on
                 await anyio.lowlevel.checkpoint()
             await anyio.lowlevel.checkpoint()
             tasks.cancel_scope.cancel()
-        monkeypatch.setattr(_bridge, "_SOON_SECONDS", 0.0)
+        monkeypatch.setattr(_polling, "SOON_SECONDS", 0.0)
         await quiet()
         asked = driver.asked
         await quiet()

@@ -595,7 +595,7 @@ class Hanging(FakeDriver):
 
 @pytest.fixture
 def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_bridge, "_GRACE_SECONDS", 0.05)
+    monkeypatch.setattr(_bridge, "GRACE_SECONDS", 0.05)
 
 
 def _threads() -> list[threading.Thread]:

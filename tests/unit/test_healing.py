@@ -20,7 +20,7 @@ from anyio_sendproducer import (
     SendProducer,
     SendProducerError,
     UndeliveredRecords,
-    _bridge,
+    _driver_thread,
     _late,
     open_send_producer,
 )
@@ -40,7 +40,7 @@ def values(fake: FakeDriver) -> list[bytes]:
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a pause between attempts to open another client."""
-    monkeypatch.setattr(_bridge, "_REOPEN_SECONDS", 0.001)
+    monkeypatch.setattr(_driver_thread, "REOPEN_SECONDS", 0.001)
 
 
 class Forgetful(FakeDriver):
@@ -221,7 +221,7 @@ async def test_closing_is_bounded_while_no_client_can_be_opened(
     settings: ProducerSettings, fake: FakeDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The pause between two attempts does not hold it up."""
-    monkeypatch.setattr(_bridge, "_REOPEN_SECONDS", 10 * PATIENCE)
+    monkeypatch.setattr(_driver_thread, "REOPEN_SECONDS", 10 * PATIENCE)
     began = time.monotonic()
     with raising(UndeliveredRecords):
         async with open_send_producer(settings.evolve(close_timeout=0.05), driver=fake) as producer:
@@ -471,7 +471,8 @@ async def test_a_stuck_client_is_given_up_once(
 
 
 @pytest.mark.parametrize(
-    ("size", "times"), [(_bridge._WORTH_COLLECTING, 1), (_bridge._WORTH_COLLECTING // 2, 0)]
+    ("size", "times"),
+    [(_driver_thread.WORTH_COLLECTING, 1), (_driver_thread.WORTH_COLLECTING // 2, 0)],
 )
 async def test_the_collector_is_called_for_a_client_that_holds_much(
     size: int, times: int, settings: ProducerSettings, monkeypatch: pytest.MonkeyPatch

@@ -7,10 +7,15 @@ from typing import Any, cast
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anyio_sendproducer import _bridge
-from anyio_sendproducer._bridge import Completed, Event, MetadataChanged, in_portions
-
-LIMIT = _bridge._SETTLED_AT_ONCE
+from anyio_sendproducer._driver_events import (
+    SETTLED_AT_ONCE as LIMIT,
+)
+from anyio_sendproducer._driver_events import (
+    Completed,
+    Event,
+    MetadataChanged,
+    in_portions,
+)
 
 #: How many outcomes an event has; None is an event of another kind.
 sizes = st.lists(st.none() | st.integers(0, 3 * LIMIT), max_size=8)

@@ -159,7 +159,7 @@ def test_each_setting_is_a_keyword() -> None:
 
 # --- imports point one way -----------------------------------------------------------------------
 #: Who may use threads and their queues; others may ask which thread they are in.
-THREADED: Final = {"_bridge", "drivers", "testing", "cli"}
+THREADED: Final = {"_bridge", "_driver_thread", "drivers", "testing", "cli"}
 THREADS: Final = {"_thread", "concurrent", "multiprocessing", "queue", "threading"}
 
 
@@ -335,6 +335,7 @@ def test_a_package_that_an_extra_brings_is_imported_when_it_is_needed() -> None:
         "_failures",
         "_late",
         "_ledger",
+        "_polling",
         "_records",
         "_settings",
         "_unawaited",

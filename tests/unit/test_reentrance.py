@@ -20,7 +20,7 @@ from anyio_sendproducer import (
     SendProducer,
     open_send_producer,
 )
-from anyio_sendproducer._bridge import MetadataChanged, _Events
+from anyio_sendproducer._driver_events import EventStream, MetadataChanged
 from anyio_sendproducer._loops import current_loop
 from anyio_sendproducer.testing import FakeDriver
 from tests.support.asked_driver import AskedDriver
@@ -228,11 +228,11 @@ async def test_a_wake_up_on_the_way_to_sleep_is_not_lost() -> None:
 async def test_events_that_come_while_the_receiver_registers_are_received() -> None:
     loop = current_loop()
 
-    async def receive(events: _Events, received: list[object]) -> None:
+    async def receive(events: EventStream, received: list[object]) -> None:
         received.extend([some async for some in events])
 
     for instructions in range(0, 150, 2):
-        events = _Events(loop)
+        events = EventStream(loop)
         received: list[object] = []
         put = functools.partial(events.put, [MetadataChanged()])
         with Interruption(put) as interruption:
@@ -264,7 +264,7 @@ async def test_a_task_that_wakes_its_own_cell_on_the_way_to_sleep() -> None:
 
 
 async def test_an_event_that_comes_as_soon_as_the_receiver_registers() -> None:
-    events = _Events(current_loop())
+    events = EventStream(current_loop())
 
     class Waiting(list[Any]):
         def append(self, cell: Any, /) -> None:

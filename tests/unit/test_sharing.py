@@ -9,7 +9,8 @@ from typing import Any, cast
 
 import pytest
 
-from anyio_sendproducer._bridge import Bridge, Event, MetadataChanged, Taken
+from anyio_sendproducer._bridge import Bridge
+from anyio_sendproducer._driver_events import BatchSubmitted, Event, MetadataChanged
 from anyio_sendproducer._loops import current_loop
 from anyio_sendproducer.drivers import Submitted
 from anyio_sendproducer.testing import FakeDriver, Gate
@@ -47,7 +48,7 @@ async def test_what_is_posted_and_the_wake_up_go_together(bridge: Bridge, is_wan
     outbox = Outbox()
     cast("Any", worker).outbox = outbox
     outbox.gate.shut()
-    event = Taken(Submitted()) if is_wanted else MetadataChanged()
+    event = BatchSubmitted(Submitted()) if is_wanted else MetadataChanged()
     posting = on_a_thread(lambda: worker.post(event, urgent=not is_wanted))
     await at_gate(outbox.gate)
     taken: list[Event] = []
@@ -64,13 +65,13 @@ async def test_what_is_posted_and_the_wake_up_go_together(bridge: Bridge, is_wan
 
 async def test_what_is_not_urgent_waits_until_the_loop_wants_it(bridge: Bridge) -> None:
     worker = bridge._worker
-    posting = on_a_thread(lambda: worker.post(Taken(Submitted()), urgent=False))
+    posting = on_a_thread(lambda: worker.post(BatchSubmitted(Submitted()), urgent=False))
     posting.join()
     await quiet()
     assert (len(bridge.events), bridge.wake_ups) == (0, 0)
-    bridge.want()  # takes what came before
+    bridge.notify_when_ready()  # takes what came before
     assert len(bridge.events) == 1
-    posting = on_a_thread(lambda: worker.post(Taken(Submitted()), urgent=False))
+    posting = on_a_thread(lambda: worker.post(BatchSubmitted(Submitted()), urgent=False))
     posting.join()
     await quiet()
     assert (len(bridge.events), bridge.wake_ups) == (2, 1)

@@ -1,0 +1,167 @@
+"""When a client that must be polled is polled next, on a clock that the test moves."""
+
+from __future__ import annotations
+
+import pytest
+
+from anyio_sendproducer._polling import (
+    GATHER_LIMIT,
+    LATE_SECONDS,
+    POLL_SECONDS,
+    SOON_SECONDS,
+    NextPoll,
+    PollScheduler,
+)
+
+NEXT_TURN, WHEN_READY, AFTER_SUBMIT = NextPoll
+
+
+class Clock:
+    """Real time in seconds, which passes when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def scheduler(clock: Clock) -> PollScheduler:
+    return PollScheduler(clock)
+
+
+def submit(scheduler: PollScheduler, count: int) -> None:
+    scheduler.submitting(count)
+    scheduler.submitted()
+
+
+def answers_after(
+    scheduler: PollScheduler, clock: Clock, seconds: float, *, times: int = 50
+) -> None:
+    """Each of these answers takes so long, and the next record goes out at once."""
+    for _ in range(times):
+        submit(scheduler, 1)
+        clock.now += seconds
+        scheduler.polled(0)
+        assert scheduler.after_poll(has_events=True) is NEXT_TURN
+
+
+def test_nothing_is_polled_for_if_nothing_is_in_flight(scheduler: PollScheduler) -> None:
+    assert scheduler.after_poll(has_events=False) is AFTER_SUBMIT
+
+
+def test_at_first_a_thread_waits_for_the_answer(scheduler: PollScheduler) -> None:
+    submit(scheduler, 1)
+    scheduler.polled(1)
+    assert scheduler.after_poll(has_events=False) is WHEN_READY
+
+
+def test_after_soon_answers_the_pump_polls_in_each_turn(
+    scheduler: PollScheduler, clock: Clock
+) -> None:
+    answers_after(scheduler, clock, SOON_SECONDS / 2)
+    submit(scheduler, 1)
+    scheduler.polled(1)
+    clock.now += POLL_SECONDS * 0.9
+    assert scheduler.after_poll(has_events=False) is NEXT_TURN
+    clock.now += POLL_SECONDS * 0.2
+    assert scheduler.after_poll(has_events=False) is WHEN_READY
+
+
+def test_a_second_batch_does_not_extend_the_wait(scheduler: PollScheduler, clock: Clock) -> None:
+    answers_after(scheduler, clock, SOON_SECONDS / 2)
+    submit(scheduler, 1)
+    clock.now += POLL_SECONDS * 1.1
+    submit(scheduler, 1)
+    scheduler.polled(2)
+    assert scheduler.after_poll(has_events=False) is WHEN_READY
+
+
+def test_after_late_answers_a_thread_waits(scheduler: PollScheduler, clock: Clock) -> None:
+    answers_after(scheduler, clock, SOON_SECONDS / 2)
+    answers_after(scheduler, clock, SOON_SECONDS * 2)
+    submit(scheduler, 1)
+    scheduler.polled(1)
+    assert scheduler.after_poll(has_events=False) is WHEN_READY
+
+
+def test_one_answer_that_is_very_late_is_soon_outweighed(
+    scheduler: PollScheduler, clock: Clock
+) -> None:
+    answers_after(scheduler, clock, SOON_SECONDS / 2)
+    answers_after(scheduler, clock, 60.0, times=1)
+    assert scheduler.usual_wait <= LATE_SECONDS
+    answers_after(scheduler, clock, SOON_SECONDS / 2, times=5)
+    assert scheduler.usual_wait < SOON_SECONDS
+
+
+def test_the_way_from_the_thread_is_not_the_clients(scheduler: PollScheduler, clock: Clock) -> None:
+    """An event loop that is late to learn of an answer does not take the client for slow."""
+    answers_after(scheduler, clock, SOON_SECONDS / 2)
+    submit(scheduler, 1)
+    clock.now += SOON_SECONDS / 2
+    scheduler.ready(clock.now)
+    clock.now += 60.0  # the event loop has something else to do
+    scheduler.polled(0)
+    scheduler.after_poll(has_events=True)
+    assert scheduler.usual_wait < SOON_SECONDS
+    # It counts for this answer only.
+    answers_after(scheduler, clock, SOON_SECONDS * 2)
+    assert scheduler.usual_wait > SOON_SECONDS
+
+
+def test_an_event_that_nobody_waited_for_counts_for_nothing(
+    scheduler: PollScheduler, clock: Clock
+) -> None:
+    before = scheduler.usual_wait
+    clock.now += 60.0
+    assert scheduler.after_poll(has_events=True) is NEXT_TURN
+    assert scheduler.usual_wait == before
+
+
+def test_records_gather_while_an_answer_is_near_and_the_client_has_more(
+    scheduler: PollScheduler, clock: Clock
+) -> None:
+    answers_after(scheduler, clock, SOON_SECONDS / 2)
+    submit(scheduler, GATHER_LIMIT * 2)
+    assert scheduler.should_gather(GATHER_LIMIT - 1)
+    assert not scheduler.should_gather(GATHER_LIMIT)
+    scheduler.polled(4)
+    assert scheduler.should_gather(3)
+    assert not scheduler.should_gather(4)
+
+
+def test_records_do_not_gather_for_longer_than_that(scheduler: PollScheduler, clock: Clock) -> None:
+    answers_after(scheduler, clock, SOON_SECONDS / 2)
+    submit(scheduler, 4)
+    clock.now += POLL_SECONDS * 1.1
+    assert not scheduler.should_gather(1)
+
+
+def test_records_that_gather_are_looked_at_in_the_next_turn_and_only_there(
+    scheduler: PollScheduler, clock: Clock
+) -> None:
+    answers_after(scheduler, clock, SOON_SECONDS / 2)
+    submit(scheduler, 4)
+    assert scheduler.should_gather(1)
+    clock.now += POLL_SECONDS * 1.1
+    scheduler.polled(4)
+    assert scheduler.after_poll(has_events=False) is NEXT_TURN
+    assert scheduler.after_poll(has_events=False) is WHEN_READY
+
+
+def test_records_that_gather_for_an_answer_that_has_come_go_in_the_next_turn(
+    scheduler: PollScheduler, clock: Clock
+) -> None:
+    answers_after(scheduler, clock, SOON_SECONDS / 2)
+    submit(scheduler, 4)
+    assert scheduler.should_gather(1)
+    scheduler.polled(0)
+    assert scheduler.after_poll(has_events=False) is NEXT_TURN
+    assert scheduler.after_poll(has_events=False) is AFTER_SUBMIT
