@@ -437,18 +437,23 @@ async def test_one_refusal_fails_its_record_and_the_producer_goes_on(
         assert producer.statistics().generations == (1 if sure else 2)
 
 
-def test_bare_after_a_batch_expired_while_it_was_repeated_nothing_is_sent() -> None:
-    # A cluster of its own: some of these answers nobody asks for.
-    with (
-        mock_cluster(1) as mock,
-        warmed_up(mock, request_timeout_ms=200) as producer,
-    ):
-        hurry(producer, 300)
-        for _ in range(10):
-            mock.answer_next(1, REQUEST_TIMED_OUT)
+def test_bare_after_a_batch_expired_while_it_was_repeated_nothing_is_sent(
+    lone_broker: MockCluster,
+) -> None:
+    with warmed_up(lone_broker) as producer:
+        # It waits to be repeated for longer than this test takes.
+        producer._accumulator.config["retry_backoff_ms"] = 600_000
+        lone_broker.answer_next(1, REQUEST_TIMED_OUT)
         expired = producer.send("first", b"value")
+        batches = producer._accumulator._batches
+        blocking_until(
+            lambda: any(one.in_retry() for line in [*batches.values()] for one in [*line])
+        )
+        hurry(producer, 1)
+        producer._sender.wakeup()
         assert settles(expired)
         assert isinstance(expired.exception, kafka_errors.KafkaTimeoutError)
+        hurry(producer, 300)
         # Later than delivery_timeout_ms allows.
         assert not settles(producer.send("second", b"value"), 0.3 + NEVER)
 
