@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -93,7 +94,7 @@ class Client:
             raise self.refusal
         self.produced.append(arguments)
 
-    def list_topics(self, topic: str, timeout: float) -> None:
+    def list_topics(self, topic: str, timeout: float) -> Any:
         assert " " in topic  # no topic has such a name
         assert timeout <= self.patience  # the driver's thread has other work, too
         self.asked += 1
@@ -730,3 +731,60 @@ def test_a_filter_that_raises_does_not_end_the_log(
     finally:
         logger.removeFilter(refuse_the_first)
     assert slow.lines == ["second"]
+
+
+def unreadable() -> None:
+    b"h\xff".decode()
+
+
+def test_a_line_of_the_log_that_is_not_utf_8_holds_up_no_callback(
+    driver: ConfluentDriver, client: Client, bell: Bell, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The binding raises where librdkafka logs the name of a host that is not UTF-8."""
+    parcel = Parcel(ProducerRecord("t", b"v"))
+    client.steps = [
+        unreadable,
+        unreadable,
+        lambda: driver._delivered(parcel, None, Message()),
+    ]
+    driver.poll(10)
+    assert len(bell.outcomes_of([parcel])) == 1
+    driver._lines.join(PATIENCE)
+    assert "a line of librdkafka's log is lost" in caplog.text
+
+
+def test_a_line_of_the_log_that_is_not_utf_8_does_not_disturb_the_end(
+    driver: ConfluentDriver, client: Client
+) -> None:
+    client.close = unreadable  # type: ignore[method-assign]
+    driver._end_client()
+    assert driver._client is None
+
+
+def makes_no_sense() -> None:
+    raise SystemError("Objects/listobject.c:160: bad argument to internal function")
+
+
+def test_an_answer_that_makes_no_sense_is_no_answer(
+    driver: ConfluentDriver, client: Client
+) -> None:
+    """The binding raises SystemError for a negative count of replicas, for example."""
+    client.answers = [makes_no_sense, unreadable]
+    started(driver)
+    assert driver._is_prepared.wait(PATIENCE)
+    assert client.asked == 3
+
+
+@pytest.mark.parametrize("answer", [makes_no_sense, unreadable, lambda: None])
+def test_metadata_of_a_topic_that_make_no_sense(
+    answer: Step, driver: ConfluentDriver, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def list_topics(topic: str, timeout: float) -> Any:
+        assert (topic, timeout) == ("orders", 1)
+        answer()
+        return types.SimpleNamespace(topics={"another": None})
+
+    monkeypatch.setattr(client, "list_topics", list_topics)
+    with pytest.raises(KafkaException, match="the answer with metadata ") as caught:
+        _confluent._look_up(client, "orders", 1)
+    assert caught.value.args[0].code() == KafkaError._BAD_MSG

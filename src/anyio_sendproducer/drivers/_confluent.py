@@ -474,7 +474,7 @@ class ConfluentDriver:
                     f"(start_timeout): {said}{HOW_FAR}"
                 ) from failure
             try:
-                self._client.list_topics(_NO_TOPIC, timeout=max(0.001, min(slice_, remaining)))
+                _look_up(self._client, _NO_TOPIC, max(0.001, min(slice_, remaining)))
             except KafkaException as error:
                 self._poll(0)
                 if self._trouble is None:  # this says less than what it was told
@@ -538,7 +538,8 @@ class ConfluentDriver:
         client, self._client = self._client, None
         _clients.discard(self)
         if self._settings.transactional_id is None:
-            with contextlib.suppress(KafkaException):  # its fatal error, once more
+            # Its fatal error, once more, or a line of its log.
+            with contextlib.suppress(KafkaException, UnicodeDecodeError):
                 client.close()
         # Where there are transactions its close() would abort the one that is open, and wait for
         # that for ever. Without, it ends with the last reference; so no frame has one, for the
@@ -575,16 +576,25 @@ class ConfluentDriver:
         """Let the client run its callbacks, and with ``flushes`` send what lingers."""
         if self._client is None:
             return
-        try:
-            if flushes:
-                self._client.flush(seconds)
-            else:
-                self._client.poll(seconds)
-        except _Enough as enough:
-            enough.__traceback__ = None
-        except KafkaException as error:
-            # Its fatal error is raised here, and told to no callback.
-            self._break(error.args[0])
+        while True:
+            try:
+                if flushes:
+                    self._client.flush(seconds)
+                else:
+                    self._client.poll(seconds)
+            except UnicodeDecodeError:
+                # The binding makes a str of each line before it calls the logger. The words of a
+                # broker may be in it, such as the name of a host. Behind it there are callbacks.
+                said = "a line of librdkafka's log is lost: it is not UTF-8"
+                self._lines.log(logging.WARNING, said)
+                seconds = 0
+                continue
+            except _Enough as enough:
+                enough.__traceback__ = None
+            except KafkaException as error:
+                # Its fatal error is raised here, and told to no callback.
+                self._break(error.args[0])
+            return
 
     def _break(self, error: Any) -> None:
         if not self._is_broken:
@@ -611,7 +621,7 @@ class ConfluentDriver:
                 return  # it says less than what went before
         if code in _UNREACHED:
             kind = _NotLetIn if code in _NOT_LET_IN else SendProducerError
-            self._trouble = kind(one_line(error.str()))
+            self._trouble = kind(_words(error))
             self._noted_at = time.monotonic()
 
     def _counted(self, statistics: str) -> None:
@@ -1031,7 +1041,7 @@ class ConfluentDriver:
             if self._closing.is_set():
                 break
             with contextlib.suppress(KafkaException):
-                self._client.list_topics(_NO_TOPIC, timeout=_SLICE_SECONDS)
+                _look_up(self._client, _NO_TOPIC, _SLICE_SECONDS)
                 break
         self._is_prepared.set()
 
@@ -1075,7 +1085,7 @@ class ConfluentDriver:
         if self._closing.is_set():
             return False
         try:
-            client.list_topics(_NO_TOPIC, timeout=_IDLE_SECONDS)
+            _look_up(client, _NO_TOPIC, _IDLE_SECONDS)
         except KafkaException:
             return False
         return True
@@ -1125,7 +1135,7 @@ class ConfluentDriver:
         refused."""
         try:
             with self._call():
-                found = self._client.list_topics(topic, timeout=_IDLE_SECONDS).topics[topic]
+                found = _look_up(self._client, topic, _IDLE_SECONDS).topics[topic]
         except (KafkaException, ProducerClosed):
             return False
         now = time.monotonic()
@@ -1144,7 +1154,7 @@ class ConfluentDriver:
         since = self._asked.setdefault(topic, time.monotonic())
         try:
             with self._call():
-                found = self._client.list_topics(topic, timeout=_IDLE_SECONDS).topics[topic]
+                found = _look_up(self._client, topic, _IDLE_SECONDS).topics[topic]
         except KafkaException as error:
             if self._trouble is None:  # this says less than what it was told
                 self._note(error.args[0])
@@ -1178,7 +1188,7 @@ class ConfluentDriver:
         """
         try:
             with self._call():
-                found = self._client.list_topics(_NO_TOPIC, timeout=self._settings.start_timeout)
+                found = _look_up(self._client, _NO_TOPIC, self._settings.start_timeout)
         except KafkaException as error:
             raise SendProducerError(
                 f"the cluster does not say what it is: {_words_of(error)}"
@@ -1402,6 +1412,28 @@ class ConfluentDriver:
 
 class _NotLetIn(SendProducerError):
     """A broker refuses what it is shown, and will do so again."""
+
+
+def _look_up(client: Any, topic: str, seconds: float) -> Any:
+    """Request the metadata of the cluster and of one topic.
+
+    2.16 raises SystemError and UnicodeDecodeError for answers from which it cannot make Python's
+    objects, and passes on an answer without the topic.
+
+    Raises:
+        KafkaException: there was no answer in time, or it makes no sense.
+    """
+    problem = ""
+    try:
+        found = client.list_topics(topic, timeout=seconds)
+        if topic == _NO_TOPIC or topic in found.topics:
+            return found
+        problem = "the answer with metadata has nothing about the topic that was asked for"
+    except KafkaException:
+        raise
+    except Exception as error:  # noqa: BLE001  # see above
+        problem = f"the answer with metadata makes no sense: {type(error).__name__}"
+    raise KafkaException(KafkaError(KafkaError._BAD_MSG, problem))
 
 
 def _words(error: Any) -> str:
