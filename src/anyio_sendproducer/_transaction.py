@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, NoReturn, Protocol, TypeVar, cast, overload
+from typing import Any, Final, NoReturn, Protocol, TypeVar, cast, overload
 
 import anyio
 import anyio.lowlevel
@@ -56,6 +56,9 @@ __all__ = ["Owner", "Transaction", "TransactionState", "run_transaction"]
 K = TypeVar("K")
 V = TypeVar("V")
 P = TypeVar("P")
+
+#: How much longer than its deadline the driver may take to end a transaction, in seconds.
+_GRACE_SECONDS: Final = 5.0
 
 
 class TransactionState(enum.Enum):
@@ -355,6 +358,7 @@ class Transaction(Sender):
         """Ask for the commit. Cancellation can't take that back: it shortens the wait."""
         settings = self._owner.settings
         deadline = Deadline(settings.delivery_timeout)
+        patience = self._patience(settings.delivery_timeout)
         failure: SendProducerError | None = None
 
         async def hurry() -> None:
@@ -362,12 +366,14 @@ class Transaction(Sender):
                 await anyio.sleep_forever()
             finally:
                 deadline.hurry(settings.cancel_timeout)
+                hasty = self._patience(settings.cancel_timeout)
+                patience.deadline = min(patience.deadline, hasty.deadline)
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(hurry)
             with CancelScope(shield=True):
                 try:
-                    await self._end(deadline, commit=True)
+                    await self._end(deadline, patience, commit=True)
                     self._state = TransactionState.COMMITTED
                 except ProducerClosed as error:
                     failure = TransactionOutcomeUnknown(f"the commit was asked for, and {error}")
@@ -410,8 +416,9 @@ class Transaction(Sender):
             )
         with CancelScope(shield=True):
             if not self._is_left_behind:
+                seconds = settings.cancel_timeout
                 try:
-                    await self._end(Deadline(settings.cancel_timeout), commit=False)
+                    await self._end(Deadline(seconds), self._patience(seconds), commit=False)
                 except SendProducerError as error:
                     owner.give_up(error)
                 except BaseException as error:
@@ -421,11 +428,21 @@ class Transaction(Sender):
             with anyio.move_on_after(settings.cancel_timeout):
                 await owner.until_settled()
 
-    async def _end(self, deadline: Deadline, *, commit: bool) -> None:
+    def _patience(self, seconds: float) -> CancelScope:
+        """A scope for a call of the driver that may take so many seconds. The driver keeps to its
+        deadline in real time, so this ends only a call that hangs in the client."""
+        return CancelScope(deadline=self._loop.now() + seconds + _GRACE_SECONDS)
+
+    async def _end(self, deadline: Deadline, patience: CancelScope, *, commit: bool) -> None:
         def end(driver: Driver) -> None:
             driver.end_transaction(commit, deadline)
 
-        await self._owner.bridge.call(end)
+        with patience:
+            await self._owner.bridge.call(end)
+            return
+        if commit:
+            raise TransactionOutcomeUnknown("the commit was asked for, and the client hangs")
+        raise TransactionError("the client hangs in the abort")
 
     async def end_by_closing(self) -> None:
         """The producer is being closed: abort, if the block has not ended yet."""

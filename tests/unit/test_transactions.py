@@ -31,6 +31,8 @@ from anyio_sendproducer import (
     TransactionError,
     TransactionOutcomeUnknown,
     TransactionState,
+    _bridge,
+    _transaction,
     open_send_producer,
     start_send_producer,
 )
@@ -815,6 +817,56 @@ async def test_a_commit_that_is_cut_off_by_closing_is_unknown(
         await at_gate(fake.on_end)
         await producer.aclose()
         assert isinstance((await ending.wait()).error, TransactionOutcomeUnknown)
+
+
+@pytest.fixture
+def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop's patience is over as soon as half of PATIENCE is left for the driver."""
+    monkeypatch.setattr(_transaction, "_GRACE_SECONDS", -PATIENCE / 2)
+    monkeypatch.setattr(_bridge, "_GRACE_SECONDS", 0.01)
+
+
+@pytest.mark.usefixtures("short_grace")
+@pytest.mark.parametrize("how", ["commit", "cancelled commit", "abort", "closing"])
+async def test_a_client_that_hangs_in_the_end_is_not_waited_for(
+    settings: ProducerSettings, fake: FakeDriver, clock: ManualClock, how: str
+) -> None:
+    """The end is shielded, so the loop's clock bounds it."""
+    bounds = {"close_timeout": 0.01, "cancel_timeout": PATIENCE / 2, "delivery_timeout": PATIENCE}
+    if how != "cancelled commit":
+        bounds["delivery_timeout"] = PATIENCE / 2
+    settings = settings.evolve(**bounds)
+    held: list[Transaction] = []
+    async with task_group() as tasks:
+        producer = await clock.start(tasks, settings, driver=fake)
+
+        async def transact() -> None:
+            async with producer.transaction() as tx:
+                held.append(tx)
+                await tx.send(record(b"1"))
+                fake.on_end.shut()
+                if how == "closing":
+                    await anyio.sleep_forever()
+                elif how == "abort":
+                    raise ProducerClosed("the block's own error")
+
+        ending = Call(tasks, transact)
+        if how == "closing":
+            await until(lambda: producer.statistics().delivered == 1)
+            await producer.aclose()
+            await ending.cancel()
+        else:
+            await at_gate(fake.on_end)
+            if how == "cancelled commit":
+                ending.scope.cancel()
+            await ending.wait()
+        commits = "commit" in how
+        assert state(held[0]) is (TransactionState.UNKNOWN if commits else TransactionState.ABORTED)
+        if how == "commit":
+            assert isinstance(ending.error, TransactionOutcomeUnknown)
+            assert "hangs" in str(ending.error)
+        fake.on_end.open()
+        await producer.aclose()
 
 
 async def test_cancelling_the_producers_task_group_aborts(
