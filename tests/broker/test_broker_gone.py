@@ -47,7 +47,7 @@ PATIENCE = 60.0
 
 #: Seconds that steps take beside the time-outs that bound them, on a machine that has more to do;
 #: far less than what they must not wait for.
-SLACK = 15.0
+SLACK = 30.0
 
 
 # --- nobody there at the start -------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import anyio
 import anyio.to_thread
 import pytest
@@ -95,9 +97,11 @@ async def test_a_load_whose_driver_turns_two_records_around_is_found_out(
 
 
 async def test_a_load_is_spread_over_time(settings: ProducerSettings, fake: FakeDriver) -> None:
+    began = time.monotonic()
     ran = await run_load(settings, Load(topic="t", records=10, seconds=0.2), driver=fake)
+    # A busy machine sends a record late, and none before its time.
     times = [sent.at for sent in ran.history.sent.values()]
-    assert times[-1] - times[0] >= 0.17
+    assert times[-1] - began >= 0.17
 
 
 async def test_a_load_that_is_cancelled_tells_withdrawn_from_abandoned(
