@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-__all__ = ["listed", "one_line", "shown", "shown_address", "shown_name"]
+__all__ = ["listed", "one_line", "raised_text", "shown", "shown_address", "shown_name"]
 
 _PLAIN: Final = re.compile(r"[A-Za-z0-9 .:_-]{0,24}")
 #: Words of letters, with a few digits at the end of each. A line of base64 is not of this form.
@@ -60,6 +60,15 @@ def shown_address(text: str) -> str:
     if "@" in text:
         return "a value that is not shown, because there is an '@' in it,"
     return repr(text) if len(text) <= 100 else f"a value of {len(text)} characters"
+
+
+def raised_text(error: BaseException) -> str:
+    """What a hook of the user's raised, for an error message."""
+    try:
+        text = str(error)
+    except BaseException:  # noqa: BLE001  # the text of an error is the user's code, too
+        text = "(its text cannot be read)"
+    return f"raised {type(error).__name__}: {text}"
 
 
 def listed(items: Iterable[object], most: int = 5) -> str:

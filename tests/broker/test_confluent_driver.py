@@ -353,7 +353,7 @@ def test_the_client_is_given_the_tokens_of_the_users_own(cluster: MockCluster) -
         "sasl_oauth_token_provider": Tokens(),
     }
     driver = ConfluentDriver(settings_for(cluster, properties=login, start_timeout=0.3))
-    token, until_when, principal, extensions = driver._new_token("")
+    token, until_when, principal, extensions = driver._new_token()
     assert (token, principal, extensions) == ("a-token", "", {"traceId": "1"})
     assert 29 <= until_when - time.time() <= 30
     with pytest.raises(ProducerStartError):  # the mock knows no logins

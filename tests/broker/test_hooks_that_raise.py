@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import threading
 from collections.abc import Callable
 from typing import Any
 
+import anyio
 import anyio.to_thread
 import pytest
 
@@ -14,12 +16,16 @@ from anyio_sendproducer import (
     Persistence,
     ProducerRecord,
     ProducerSettings,
+    ProducerStartError,
     RecordRejected,
     SendProducer,
     SerializationFailed,
     open_send_producer,
 )
 from tests.support.bare import BareProducer
+from tests.support.brief import on_either_loop
+from tests.support.hourglass import LONG, Hourglass
+from tests.support.scripted_broker import ScriptedBroker, scripted_broker
 
 kafka_partitioner: Any = importlib.import_module("kafka.partitioner")
 kafka_serializer: Any = importlib.import_module("kafka.serializer")
@@ -192,3 +198,82 @@ async def test_what_the_hooks_of_a_given_client_raise_fails_the_record_alone(
             assert type(error.__cause__) is SystemExit
     finally:
         await anyio.to_thread.run_sync(client.close)
+
+
+# --- token providers ------------------------------------------------------------------------------
+
+
+class Tokens:
+    """Gives what a function returns or raises."""
+
+    def __init__(self, give: Callable[[int], Any]) -> None:
+        self._give = give
+        self.calls = 0
+
+    def token(self) -> Any:
+        self.calls += 1
+        return self._give(self.calls)
+
+
+def with_tokens(broker: ScriptedBroker, tokens: Tokens, start_timeout: float) -> ProducerSettings:
+    return ProducerSettings(
+        bootstrap_servers=broker.address,
+        start_timeout=start_timeout,
+        properties={
+            "security.protocol": "SASL_PLAINTEXT",
+            "sasl.mechanism": "OAUTHBEARER",
+            "sasl_oauth_token_provider": tokens,
+        },
+    )
+
+
+@on_either_loop
+@pytest.mark.parametrize(
+    ("give", "says"),
+    [
+        (lambda _: raising(ValueError)(), "raised ValueError"),
+        (lambda _: raising(SystemExit)(), "raised SystemExit"),
+        (lambda _: 7, "gave no token"),
+    ],
+    ids=["ValueError", "SystemExit", "7"],
+)
+async def test_without_a_token_the_start_ends_in_time(
+    give: Callable[[int], Any], says: str, driver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """librdkafka alone waits ten seconds, whatever the start_timeout is."""
+    tokens = Tokens(give)
+    Hourglass(monkeypatch).run_out_when(lambda: tokens.calls > 2)
+    with scripted_broker(mechanisms=("OAUTHBEARER",)) as broker:
+        settings = with_tokens(broker, tokens, LONG)
+        with pytest.raises(ProducerStartError) as caught:
+            async with open_send_producer(settings, driver=driver):
+                pass
+    assert f"token() of sasl_oauth_token_provider {says}" in str(caught.value)
+    assert "within 240 s (start_timeout)" in str(caught.value)
+    assert tokens.calls >= 3
+
+
+async def test_a_token_that_comes_later_logs_in(driver: str) -> None:
+    tokens = Tokens(lambda calls: "t0k3n" if calls > 2 else raising(SystemExit)())
+    with scripted_broker(mechanisms=("OAUTHBEARER",), tokens={"t0k3n"}) as broker:
+        async with open_send_producer(with_tokens(broker, tokens, 60), driver=driver) as producer:
+            await producer.send(ProducerRecord("orders", b"two tins"))
+    assert tokens.calls >= 3
+
+
+@on_either_loop
+async def test_a_token_provider_that_hangs_does_not_hang_the_start(driver: str) -> None:
+    goes_on = threading.Event()
+
+    def hang(_: int) -> str:
+        goes_on.wait()
+        return "t0k3n"
+
+    with scripted_broker(mechanisms=("OAUTHBEARER",)) as broker:
+        settings = with_tokens(broker, Tokens(hang), 0.2)
+        try:
+            with pytest.raises(ProducerStartError, match="start_timeout"), anyio.fail_after(60):
+                async with open_send_producer(settings, driver=driver):
+                    pass
+        finally:
+            goes_on.set()

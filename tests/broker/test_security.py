@@ -50,6 +50,7 @@ from anyio_sendproducer.testing import strategies
 from tests.support.brief import on_trio_and_nightly_on_asyncio
 from tests.support.calls import raising
 from tests.support.clock import ManualClock
+from tests.support.hourglass import LONG, Hourglass
 from tests.support.kafka_security import Authority, Certificate
 from tests.support.paths import ROOT
 from tests.support.scripted_broker import (
@@ -67,8 +68,6 @@ MECHANISMS = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
 #: Seconds within which what is final has to be told, on a machine that has more to do; the start
 #: may take many times that.
 PROMPTLY = 15.0
-#: A start_timeout, or a delivery_timeout, that does not pass by itself.
-LONG = 240.0
 
 
 class Tokens:
@@ -116,24 +115,6 @@ async def start_error(broker: ScriptedBroker, properties: dict[str, Any], **chan
         await send_one(broker, properties, **changes)
     assert time.monotonic() - began < PROMPTLY
     return str(caught.value)
-
-
-class Hourglass:
-    """Has the start's time run out when something is so, and not before."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._is_out: Callable[[], object] = lambda: False
-        monkeypatch.setattr(_kafka_python, "time", self)
-
-    def run_out_when(self, is_out: Callable[[], object]) -> None:
-        self._is_out = is_out
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(time, name)
-
-    def monotonic(self) -> float:
-        """What the driver asks for the time."""
-        return time.monotonic() + (2 * LONG if self._is_out() else 0)
 
 
 @pytest.fixture

@@ -19,7 +19,9 @@ from anyio_sendproducer import (
     Persistence,
     ProducerRecord,
     ProducerSettings,
+    ProducerStartError,
     RecordMetadata,
+    SettingsError,
 )
 from anyio_sendproducer.drivers import ConsumedOffset, Deadline, _confluent
 from anyio_sendproducer.drivers._confluent import ConfluentDriver
@@ -579,24 +581,34 @@ def test_a_client_that_is_closed_does_not_look_for_brokers(
     assert (client.asked, others.made, bell.breaks) == (0, [], [])
 
 
-def test_brokers_are_looked_for_with_the_users_tokens(
-    client: Client, bell: Bell, others: Others
-) -> None:
-    """confluent-kafka raises where there is no token within ten seconds."""
+class Tokens:
+    """Gives what the test says; an error is raised."""
 
-    class Tokens:
-        def token(self) -> str:
-            return "a-token"
+    def __init__(self, *given: str | BaseException) -> None:
+        self._given = iter(given)
 
+    def token(self) -> str:
+        given = next(self._given)
+        if isinstance(given, BaseException):
+            raise given
+        return given
+
+
+def with_tokens(*given: str | BaseException, **changes: Any) -> ConfluentDriver:
     login = {
         "security.protocol": "SASL_PLAINTEXT",
         "sasl.mechanism": "OAUTHBEARER",
-        "sasl_oauth_token_provider": Tokens(),
+        "sasl_oauth_token_provider": Tokens(*given),
     }
-    settings = ProducerSettings(
-        bootstrap_servers="broker.invalid:1", transactional_id="id", properties=login
-    )
-    driver = ConfluentDriver(settings)
+    settings = ProducerSettings(bootstrap_servers="broker.invalid:1", properties=login)
+    return ConfluentDriver(settings.evolve(**changes))
+
+
+def test_brokers_are_looked_for_with_the_users_tokens(
+    client: Client, bell: Bell, others: Others
+) -> None:
+    """confluent-kafka raises where there is no token within ten seconds. So there is one before."""
+    driver = with_tokens("a-token", "another", transactional_id="id")
     driver._client, driver._sink = client, bell
     client.patience = 1
     client.answers = [no_answer]
@@ -604,7 +616,49 @@ def test_brokers_are_looked_for_with_the_users_tokens(
     driver._look_elsewhere()
     assert bell.breaks == []
     [config] = others.configs
-    assert config["oauth_cb"] == driver._new_token
+    assert [config["oauth_cb"]("")[0] for _ in range(2)] == ["a-token", "another"]
+
+
+def test_no_brokers_are_looked_for_without_a_token(
+    client: Client, bell: Bell, others: Others
+) -> None:
+    driver = with_tokens(SystemExit(), transactional_id="id")
+    driver._client, driver._sink = client, bell
+    client.patience = 1
+    client.answers = [no_answer]
+    driver._look_elsewhere()
+    assert others.configs == []
+
+
+def test_a_client_is_made_when_there_is_a_token(
+    bell: Bell, others: Others, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_confluent, "_SLICE_SECONDS", 0)
+    driver = with_tokens(ValueError("not yet"), "a-token", start_timeout=PATIENCE)
+    others.refusal = KafkaException(KafkaError(KafkaError._INVALID_ARG))
+    with pytest.raises(SettingsError):
+        driver.open(bell)
+    [config] = others.configs
+    assert config["oauth_cb"]("")[0] == "a-token"
+
+
+def test_a_start_without_a_token_ends_in_time(bell: Bell, others: Others) -> None:
+    driver = with_tokens(KeyboardInterrupt(), start_timeout=1e-9)
+    with pytest.raises(ProducerStartError) as caught:
+        driver.open(bell)
+    assert str(caught.value) == (
+        "no producer for broker.invalid:1 within 1e-09 s (start_timeout): token() of "
+        "sasl_oauth_token_provider raised KeyboardInterrupt: "
+    )
+    assert others.configs == []
+
+
+def test_a_start_that_waits_for_a_token_can_be_closed(bell: Bell, others: Others) -> None:
+    driver = with_tokens(ValueError("not yet"), start_timeout=PATIENCE)
+    driver.close(0)
+    with pytest.raises(ProducerStartError, match="closed while it was starting"):
+        driver.open(bell)
+    assert others.configs == []
 
 
 @pytest.mark.parametrize("ends", ["back", "given up", "closed", "in vain"])

@@ -23,7 +23,7 @@ from anyio_sendproducer.drivers._security import TokenSource
 from anyio_sendproducer.telemetry import Event, Given
 from anyio_sendproducer.testing import FakeDriver
 from tests.support.calls import record
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 who: ContextVar[str] = ContextVar("who", default="nobody")
 
@@ -166,7 +166,7 @@ def test_a_token_provider_runs_in_the_context_in_which_the_driver_was_made(hooks
             return {}
 
     who.set("opener")
-    source = TokenSource(Tokens())
+    source = TokenSource(Tokens(), PATIENCE)
     who.set("caller")
     thread = threading.Thread(target=lambda: (source.token(), source.extensions()))
     thread.start()

@@ -13,7 +13,8 @@ from anyio_sendproducer import (
     SerializationFailed,
     open_send_producer,
 )
-from anyio_sendproducer.drivers._serializing import check_headers, parts_of, raised_text
+from anyio_sendproducer._shown import raised_text
+from anyio_sendproducer.drivers._serializing import check_headers, parts_of
 from anyio_sendproducer.testing import FakeDriver
 
 

@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import os
 import ssl
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +21,7 @@ from anyio_sendproducer.drivers import _discreet, _kafka_python, _security, _tls
 from anyio_sendproducer.drivers._kafka_config import client_config
 from anyio_sendproducer.drivers._librdkafka_config import librdkafka_config
 from tests.support.kafka_security import Authority, Certificate, jwt
+from tests.support.waiting import PATIENCE, blocking_until
 
 KNOWN: dict[str, Any] = cast("Any", _kafka_python).KafkaProducer.DEFAULT_CONFIG
 SECRET = "hunter2-s3cr3t"
@@ -124,10 +126,10 @@ def test_a_name_for_scram_is_written_as_its_standard_says(mechanism: str) -> Non
 
 
 class Tokens:
-    def __init__(self, token: object, extensions: dict[str, str] | None = None) -> None:
+    def __init__(self, token: object, *extensions: Any) -> None:
         self._token = token
-        if extensions is not None:
-            self.extensions = lambda: extensions
+        if extensions:
+            self.extensions = lambda: extensions[0]
 
     def token(self) -> Any:
         return self._token
@@ -140,16 +142,75 @@ def test_tokens_come_from_any_object_that_gives_them() -> None:
     made = config({**OAUTH, "sasl_oauth_token_provider": Tokens("t0k3n")})
     source = made["sasl_oauth_token_provider"]
     assert (source.token(), source.extensions()) == ("t0k3n", {})
-    extended = _security.TokenSource(Tokens("t0k3n", {"cluster": "c"}))
+    extended = _security.TokenSource(Tokens("t0k3n", {"cluster": "c"}), PATIENCE)
     assert extended.extensions() == {"cluster": "c"}
     assert "t0k3n" not in repr(source)
 
 
 @pytest.mark.parametrize("token", [None, "", b"t0k3n", "two words", "line\nend", "a\1b", 7])
 def test_what_is_no_token_is_not_sent(token: object) -> None:
-    with pytest.raises(ValueError, match="gave no token") as caught:
-        _security.TokenSource(Tokens(token)).token()
+    with pytest.raises(_security.NoToken, match="gave no token") as caught:
+        _security.TokenSource(Tokens(token), PATIENCE).token()
     assert repr(token) not in str(caught.value) or token in {"", 7}
+
+
+@pytest.mark.parametrize(
+    "extensions",
+    [None, 7, ["a"], {"a": 1}, {1: "a"}, {"": "a"}, {"a b": "c"}, {"auth": "c"}, {"a": "b\1c"}],
+    ids=repr,
+)
+def test_what_are_no_extensions_is_not_sent(extensions: Any) -> None:
+    tokens = Tokens("t0k3n", extensions)
+    with pytest.raises(_security.NoToken, match="gave no extensions"):
+        _security.TokenSource(tokens, PATIENCE).extensions()
+
+
+class PanicException(BaseException):
+    """As extensions written in Rust raise it."""
+
+
+@pytest.mark.parametrize("method", ["token", "extensions"])
+@pytest.mark.parametrize(
+    "kind", [ValueError, KeyboardInterrupt, SystemExit, GeneratorExit, PanicException]
+)
+def test_whatever_a_token_provider_raises_is_a_token_that_is_missing(
+    method: str, kind: type[BaseException]
+) -> None:
+    def fail() -> Any:
+        raise kind("no server")
+
+    tokens = Tokens("t0k3n")
+    setattr(tokens, method, fail)
+    source = _security.TokenSource(tokens, PATIENCE)
+    with pytest.raises(_security.NoToken) as caught:
+        getattr(source, method)()
+    assert str(caught.value) == (
+        f"{method}() of sasl_oauth_token_provider raised {kind.__name__}: no server"
+    )
+    assert type(caught.value.__cause__) is kind
+
+
+def test_a_token_provider_that_hangs_is_left_after_a_while() -> None:
+    goes_on = threading.Event()
+    calls: list[int] = []
+
+    class Hanging:
+        def token(self) -> str:
+            calls.append(1)
+            assert len(calls) > 1 or goes_on.wait(PATIENCE)
+            return "t0k3n"
+
+    source = _security.TokenSource(Hanging(), 0)
+    with pytest.raises(_security.NoToken, match=r"has not returned within 0 s \(start_timeout\)"):
+        source.token()
+    # No more threads hang beside it.
+    with pytest.raises(_security.NoToken, match="an earlier token"):
+        source.token()
+    blocking_until(lambda: calls)
+    assert len(calls) == 1
+    source._seconds = PATIENCE
+    goes_on.set()
+    assert source.token() == "t0k3n"
 
 
 def test_kerberos_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,7 +63,7 @@ from ._protocols import (
     Submission,
     Submitted,
 )
-from ._security import TokenSource, encodes, expires_at
+from ._security import NoToken, TokenSource, encodes, expires_at
 from ._serializing import parts_of, serialize_with, size_of
 
 __all__ = ["ConfluentDriver", "describe"]
@@ -233,6 +233,11 @@ if hasattr(os, "register_at_fork"):  # pragma: no branch  # Windows has none, an
 #: `produce` may ask a broker for metadata, reject the arguments, or drop headers of the same name,
 #: and the loop calls it. An observer makes spans instead.
 _Producer: Final[Any] = confluent_kafka.Producer.__mro__[-2]
+
+
+#: A token, when it expires in seconds since 1970, the principal, and the SASL extensions.
+ClientToken = tuple[str, float, str, dict[str, str]]
+TokenCallback = Callable[[str], ClientToken]
 
 
 class _NoAnswer(Exception):
@@ -427,7 +432,7 @@ class ConfluentDriver:
             "stats_cb": self._counted,
         }
         if self._tokens is not None:
-            config["oauth_cb"] = self._new_token
+            config["oauth_cb"] = self._await_token(deadline)
         try:
             self._client = _Producer(config, logger=self._lines)
         except (KafkaException, TypeError, ValueError) as error:
@@ -456,6 +461,28 @@ class ConfluentDriver:
         )
         self._thread.start()
         self._is_prepared.wait(_SLICE_SECONDS)
+
+    def _await_token(self, deadline: float) -> TokenCallback:
+        """Wait until there is a token for a new client.
+
+        The client waits 10 s for its first token while it is made, and nothing can end that.
+        """
+        pause = _SLICE_SECONDS
+        while True:
+            try:
+                return self._token_callback()
+            except NoToken as error:
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    raise ProducerStartError(
+                        f"no producer for {listed(self._settings.addresses)} within "
+                        f"{self._settings.start_timeout:g} s (start_timeout): {one_line(error)}"
+                    ) from error
+                if self._closing.wait(min(pause, remaining)):
+                    raise ProducerStartError(
+                        "the producer was closed while it was starting"
+                    ) from error
+                pause = min(pause * 2, 1.0)
 
     def _connect(self, deadline: float) -> None:
         addresses = listed(self._settings.addresses)
@@ -628,8 +655,16 @@ class ConfluentDriver:
         """Called by the client every ``statistics.interval.ms``."""
         self._statistics = statistics
 
-    def _new_token(self, _: str) -> tuple[str, float, str, dict[str, str]]:
-        """Called by the client when it needs a token; what this raises it takes for a failure."""
+    def _token_callback(self) -> TokenCallback:
+        """Fetch a token. Returns: what the client calls when it needs a token.
+
+        Raises:
+            NoToken: there is none now. When the client calls it takes this for a failure.
+        """
+        first = [self._new_token()]
+        return lambda _: first.pop() if first else self._new_token()
+
+    def _new_token(self) -> ClientToken:
         tokens = cast("TokenSource", self._tokens)
         token = tokens.token()
         now = time.time()
@@ -1063,10 +1098,13 @@ class ConfluentDriver:
         }
         del config["transactional.id"]
         if self._tokens is not None:
-            config["oauth_cb"] = self._new_token
+            try:
+                config["oauth_cb"] = self._token_callback()
+            except NoToken:
+                return
         try:
             other = _Producer(config, logger=self._lines)
-        except KafkaException:  # no token
+        except KafkaException:  # it refuses the token
             return
         is_answered = self._reaches_brokers(other)
         other.close()

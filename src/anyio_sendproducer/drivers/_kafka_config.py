@@ -82,7 +82,7 @@ def client_config(
             another, or needs a package that is not installed.
     """
     security, properties = judged(settings.properties, KAFKA_PYTHON)
-    config = {**_DEFAULTS, **_security_config(security)}
+    config = {**_DEFAULTS, **_security_config(security, settings.start_timeout)}
     for given, value in properties.items():
         name = canonical_name(given)
         if name in _MANAGED:
@@ -142,8 +142,8 @@ def _property(given: str, name: str, value: Any, default: Any) -> Any:
     return value
 
 
-def _security_config(security: Security) -> dict[str, Any]:
-    """kafka-python's settings for TLS and SASL. Files are read here."""
+def _security_config(security: Security, seconds: float) -> dict[str, Any]:
+    """kafka-python's settings for TLS and SASL. Files are read here. A token may take so long."""
     given = security.given
     config: dict[str, Any] = {}
     if "protocol" in given:
@@ -158,8 +158,9 @@ def _security_config(security: Security) -> dict[str, Any]:
             # RFC 5802 has these two in names so, and 3.0.12 leaves them as they are.
             user = user.replace("=", "=3D").replace(",", "=2C")
         config.update(sasl_plain_username=user, sasl_plain_password=given.get("user_password"))
-    if security.tokens is not None:
-        config["sasl_oauth_token_provider"] = security.tokens
+    tokens = security.tokens(seconds)
+    if tokens is not None:
+        config["sasl_oauth_token_provider"] = tokens
     for meaning in given.values:
         if meaning.startswith("kerberos"):
             config[f"sasl_{meaning}"] = given.get(meaning)

@@ -69,7 +69,7 @@ from .._exceptions import (
 )
 from .._records import ConsumerGroupMetadata, ProducerRecord
 from .._settings import ProducerSettings
-from .._shown import listed, shown
+from .._shown import listed, raised_text, shown
 from ._discreet import Discreet, one_line
 from ._freshness import MissingPartitions, Refreshes
 from ._kafka_config import CODECS, client_config
@@ -86,7 +86,7 @@ from ._protocols import (
 )
 from ._runs import RUN_BYTES, Line, Route, Run
 from ._security import TokenSource
-from ._serializing import parts_of, raised_text, serialize_with, size_of
+from ._serializing import parts_of, serialize_with, size_of
 from ._stalled import GivenUp, StalledPartitions
 from ._tls import tls_refusal
 

@@ -134,7 +134,7 @@ def librdkafka_config(settings: ProducerSettings) -> LibrdkafkaConfig:
     }
     if settings.transactional_id is not None:
         config["transactional.id"] = settings.transactional_id
-    return LibrdkafkaConfig(config, security.tokens)
+    return LibrdkafkaConfig(config, security.tokens(settings.start_timeout))
 
 
 def _chosen(properties: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,13 +17,14 @@ import math
 import os
 import re
 import ssl
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 from .._exceptions import SettingsError
 from .._settings import canonical_name
-from .._shown import shown
+from .._shown import raised_text, shown
 from ._jaas import credentials
 from ._tls import CONVERT, FILES, Given, truth
 
@@ -35,6 +36,7 @@ __all__ = [
     "REFUSED",
     "SCRAM",
     "Abilities",
+    "NoToken",
     "Security",
     "TokenSource",
     "encodes",
@@ -173,10 +175,9 @@ class Security:
         """Whether connections are encrypted."""
         return self.protocol.endswith("SSL")
 
-    @property
-    def tokens(self) -> TokenSource | None:
-        """What gives the tokens, where they are what the login is by."""
-        return TokenSource(self.given.get("tokens")) if "tokens" in self.given else None
+    def tokens(self, seconds: float) -> TokenSource | None:
+        """What gives the tokens, if the login is by tokens, each within so many seconds."""
+        return TokenSource(self.given.get("tokens"), seconds) if "tokens" in self.given else None
 
 
 def judged(properties: Mapping[str, Any], abilities: Abilities) -> tuple[Security, dict[str, Any]]:
@@ -288,31 +289,97 @@ def _check_proxy(given: Given) -> None:
 # --- SASL ----------------------------------------------------------------------------------------
 
 
+class NoToken(Exception):
+    """The user's token provider gave no token; what it raised, if anything, is the cause."""
+
+
 class TokenSource:
     """What gives a client its tokens for OAUTHBEARER: the user's own object, looked over.
 
-    kafka-python would send ``Bearer None``, and a token with a line end in it as it is. Clients ask
-    for tokens on any thread: the object runs in the context in which the driver was made.
+    kafka-python would send ``Bearer None``, and a token with a line end in it as it is. An error
+    that is not an ``Exception`` would end its thread, and a call that hangs would stop the client.
+    So the object is called on a thread of its own, in the context in which the driver was made.
+
+    Args:
+        provider: the user's object.
+        seconds: how long a call of it may take.
     """
 
-    def __init__(self, provider: Any) -> None:
+    def __init__(self, provider: Any, seconds: float) -> None:
         self._provider = provider
+        self._seconds = seconds
         self._context = contextvars.copy_context()
+        #: The thread of the last call. No other call begins before it has returned.
+        self._thread: threading.Thread | None = None
 
     def token(self) -> str:
-        """A token."""
-        token: object = self._context.copy().run(self._provider.token)
+        """A token.
+
+        Raises:
+            NoToken: the provider failed, or gave something else.
+        """
+        token = self._ask("token", self._provider.token)
         if not isinstance(token, str) or not re.fullmatch(r"[\x21-\x7e]+", token):
-            raise ValueError(
+            raise NoToken(
                 "token() of sasl_oauth_token_provider gave no token: a str of printable ASCII "
                 "characters without spaces"
             )
         return token
 
     def extensions(self) -> dict[str, str]:
-        """What goes with it."""
-        extensions = getattr(self._provider, "extensions", None)
-        return {} if extensions is None else dict(self._context.copy().run(extensions))
+        """The SASL extensions that go with it (RFC 7628).
+
+        Raises:
+            NoToken: the provider failed, or gave something else.
+        """
+        given = self._ask("extensions", getattr(self._provider, "extensions", dict[str, str]))
+        if not isinstance(given, Mapping) or not all(
+            map(_is_extension, cast("Mapping[object, object]", given).items())
+        ):
+            raise NoToken(
+                "extensions() of sasl_oauth_token_provider gave no extensions: a dict of names of "
+                "letters other than 'auth', with values of printable ASCII characters"
+            )
+        return dict(cast("Mapping[str, str]", given))
+
+    def _ask(self, name: str, function: Callable[[], object]) -> object:
+        answers: list[object] = []
+        errors: list[BaseException] = []
+
+        def ask() -> None:
+            try:
+                answers.append(self._context.copy().run(function))
+            except BaseException as error:  # noqa: BLE001  # raised again below
+                errors.append(error)
+
+        what = f"{name}() of sasl_oauth_token_provider"
+        if not self._has_returned():
+            raise NoToken(f"an earlier {what} has not returned")
+        self._thread = threading.Thread(target=ask, name="anyio-sendproducer-token", daemon=True)
+        self._thread.start()
+        if not self._has_returned():
+            raise NoToken(f"{what} has not returned within {self._seconds:g} s (start_timeout)")
+        if errors:
+            raise NoToken(f"{what} {raised_text(errors[0])}") from errors[0]
+        return answers[0]
+
+    def _has_returned(self) -> bool:
+        thread = self._thread
+        if thread is None:
+            return True
+        thread.join(self._seconds)
+        return not thread.is_alive()
+
+
+def _is_extension(item: tuple[object, object]) -> bool:
+    name, value = item
+    return (
+        isinstance(name, str)
+        and isinstance(value, str)
+        and name != "auth"
+        and re.fullmatch(r"[A-Za-z]+", name) is not None
+        and re.fullmatch(r"[\x20-\x7e\t\r\n]*", value) is not None
+    )
 
 
 def expires_at(token: str) -> float | None:

@@ -8,6 +8,7 @@ from typing import Any, cast
 from .._exceptions import Persistence, RecordRejected, SerializationFailed
 from .._records import ProducerRecord
 from .._settings import AnySerializer, Serializer
+from .._shown import raised_text
 from ._security import encodes
 
 __all__ = [
@@ -15,7 +16,6 @@ __all__ = [
     "bytes_of",
     "check_headers",
     "parts_of",
-    "raised_text",
     "serialize_with",
     "size_of",
 ]
@@ -63,15 +63,6 @@ def bytes_of(
 
 def _failed(record: ProducerRecord[Any, Any], message: str) -> SerializationFailed:
     return SerializationFailed(message, record=record, persistence=Persistence.NOT_PERSISTED)
-
-
-def raised_text(error: BaseException) -> str:
-    """What a hook of the user's raised, for an error message."""
-    try:
-        text = str(error)
-    except BaseException:  # noqa: BLE001  # the text of an error is the user's code, too
-        text = "(its text cannot be read)"
-    return f"raised {type(error).__name__}: {text}"
 
 
 def check_headers(record: ProducerRecord[Any, Any], headers: Sequence[object]) -> None:

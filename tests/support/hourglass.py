@@ -1,0 +1,36 @@
+"""A start whose time runs out when a test says so."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from anyio_sendproducer.drivers import _confluent, _kafka_python
+
+__all__ = ["LONG", "Hourglass"]
+
+#: A start_timeout that does not pass by itself.
+LONG = 240.0
+
+
+class Hourglass:
+    """The time of both drivers. When a condition holds, a start_timeout of LONG seconds is over."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._is_out: Callable[[], object] = lambda: False
+        for driver in (_kafka_python, _confluent):
+            monkeypatch.setattr(driver, "time", self)
+
+    def run_out_when(self, is_out: Callable[[], object]) -> None:
+        """Set the condition."""
+        self._is_out = is_out
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
+
+    def monotonic(self) -> float:
+        """What a driver asks for the time."""
+        return time.monotonic() + (2 * LONG if self._is_out() else 0)
