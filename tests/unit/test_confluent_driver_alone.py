@@ -22,6 +22,7 @@ from anyio_sendproducer import (
     ProducerStartError,
     RecordMetadata,
     SettingsError,
+    TransactionError,
 )
 from anyio_sendproducer.drivers import ConsumedOffset, Deadline, _confluent
 from anyio_sendproducer.drivers._confluent import ConfluentDriver
@@ -842,3 +843,56 @@ def test_metadata_of_a_topic_that_make_no_sense(
     with pytest.raises(KafkaException, match="the answer with metadata ") as caught:
         _confluent._look_up(client, "orders", 1)
     assert caught.value.args[0].code() == KafkaError._BAD_MSG
+
+
+# --- a system without threads --------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """The system starts no threads, until this is undone."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as context:
+        context.setattr(threading.Thread, "start", refuse)
+        yield context
+
+
+def test_lines_are_logged_when_there_is_a_thread_again(
+    no_threads: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    relay = _confluent._LogRelay()
+    relay.log(logging.WARNING, "first")  # a callback of the client's must not raise
+    relay.join(PATIENCE)
+    no_threads.undo()
+    relay.log(logging.WARNING, "second")
+    relay.join(PATIENCE)
+    assert [one.getMessage() for one in caplog.records] == ["first", "second"]
+
+
+@pytest.mark.usefixtures("no_threads")
+def test_a_driver_that_gets_no_thread_does_not_open(
+    client: Client, bell: Bell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_confluent, "_Producer", lambda *_, **__: client)
+    opened = ConfluentDriver(ProducerSettings(bootstrap_servers="broker.invalid:1"))
+    with pytest.raises(ProducerStartError, match="can start no more threads"):
+        opened.open(bell)
+    assert client.calls == ["close"]
+    assert not opened._is_usable
+
+
+@pytest.mark.usefixtures("no_threads")
+def test_a_record_waits_for_a_partition_without_a_thread_that_asks(driver: ConfluentDriver) -> None:
+    assert driver._is_awaited("t", 1)
+    assert driver._is_awaited("t", 1)  # the next attempt
+    assert driver._refresher is None
+
+
+@pytest.mark.usefixtures("no_threads")
+def test_offsets_that_get_no_thread_are_not_sent(transactional: ConfluentDriver) -> None:
+    group = ConsumerGroupMetadata("g")
+    with pytest.raises(TransactionError, match="can start no more threads"):
+        transactional.send_offsets([ConsumedOffset("s", 0, 1)], group, Deadline(PATIENCE))

@@ -238,6 +238,7 @@ _Producer: Final[Any] = confluent_kafka.Producer.__mro__[-2]
 #: A token, when it expires in seconds since 1970, the principal, and the SASL extensions.
 ClientToken = tuple[str, float, str, dict[str, str]]
 TokenCallback = Callable[[str], ClientToken]
+_NO_THREAD: Final = "the process, or its container, can start no more threads"
 
 
 class _NoAnswer(Exception):
@@ -298,13 +299,9 @@ class _LogRelay:
                 message += f" ({dropped} identical lines before)"
             self._lines.append((level, message, *args))
             if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._context.copy().run,
-                    args=(self._pass_on,),
-                    name="librdkafka-log",
-                    daemon=True,
-                )
-                self._thread.start()
+                self._thread = _started(
+                    self._context.copy().run, self._pass_on, name="librdkafka-log"
+                )  # without a thread, the next line tries again
 
     def _dropped(self, message: str, args: tuple[Any, ...]) -> int | None:
         """How many lines like this one were dropped before it; None if it is to be dropped too."""
@@ -452,14 +449,16 @@ class ConfluentDriver:
             self._end_client()
             raise
         self._is_usable = True
-        self._thread = threading.Thread(
-            # Callbacks run the user's hooks, in the context of the task that opened the producer.
-            target=contextvars.copy_context().run,
-            args=(self._attend,),
+        # Callbacks run the user's hooks, in the context of the task that opened the producer.
+        self._thread = _started(
+            contextvars.copy_context().run,
+            self._attend,
             name=f"{threading.current_thread().name}-poll",
-            daemon=True,
         )
-        self._thread.start()
+        if self._thread is None:
+            self._is_usable = False
+            self._end_client()
+            raise ProducerStartError(f"no producer: {_NO_THREAD}")
         self._is_prepared.wait(_SLICE_SECONDS)
 
     def _await_token(self, deadline: float) -> TokenCallback:
@@ -1147,10 +1146,8 @@ class ConfluentDriver:
         with self._using:
             self._wanted.add(topic)
             if self._refresher is None:
-                self._refresher = threading.Thread(
-                    target=self._refresh_wanted, name="librdkafka-topics", daemon=True
-                )
-                self._refresher.start()
+                # Without a thread the record is given back, and the next attempt tries again.
+                self._refresher = _started(self._refresh_wanted, name="librdkafka-topics")
         return True
 
     def _refresh_wanted(self) -> None:
@@ -1416,7 +1413,8 @@ class ConfluentDriver:
                 ended.set()
 
         # Where it is left it is librdkafka's, and ends when that finds a way to.
-        threading.Thread(target=run, name="librdkafka-offsets", daemon=True).start()
+        if _started(run, name="librdkafka-offsets") is None:
+            raise TransactionError(f"the offsets were not sent: {_NO_THREAD}")
         while not ended.wait(_SLICE_SECONDS):
             if deadline.is_over or patience.is_over or self._closing.is_set():
                 raise _NoAnswer
@@ -1450,6 +1448,16 @@ class ConfluentDriver:
 
 class _NotLetIn(SendProducerError):
     """A broker refuses what it is shown, and will do so again."""
+
+
+def _started(function: Callable[..., object], *args: Any, name: str) -> threading.Thread | None:
+    """A thread that runs the function; None if the system has none left."""
+    thread = threading.Thread(target=function, args=args, name=name, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:
+        return None
+    return thread
 
 
 def _look_up(client: Any, topic: str, seconds: float) -> Any:
