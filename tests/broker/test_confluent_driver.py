@@ -580,15 +580,6 @@ async def test_a_record_names_the_broker_that_does_not_answer(clock: ManualClock
                 await lost.wait()
 
 
-def test_a_fatal_error_breaks_the_client_once(cluster: MockCluster) -> None:
-    with opened(cluster) as (driver, recorder):
-        error: Any = KafkaError(KafkaError._FATAL, "the end", fatal=True)
-        driver._failed(error)
-        driver._failed(error)
-        [broken] = recorder.breaks
-        assert "the end" in str(broken)
-
-
 async def test_the_producer_heals_and_goes_on() -> None:
     with mock_cluster(1) as cluster:
         async with open_send_producer(settings_for(cluster), driver="confluent") as producer:

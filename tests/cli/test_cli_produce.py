@@ -29,7 +29,7 @@ from anyio_sendproducer import (
     SendProducerError,
     open_send_producer,
 )
-from anyio_sendproducer.cli import _display, _produce
+from anyio_sendproducer.cli import _display, _input, _produce, _running
 from anyio_sendproducer.cli._connecting import Connection
 from anyio_sendproducer.cli._failed import FailedFile
 from anyio_sendproducer.cli._parsing import Chunk, Layout
@@ -437,13 +437,13 @@ def signals(
         yield give
 
 
-def job_on(path: Path) -> _produce._Job:
-    """The tasks of a command that sends one line to topic ``t``."""
+def job_on(path: Path, *inputs: str) -> _produce._Job:
+    """The tasks of a command that sends its inputs, or else one line, to topic ``t``."""
     (path / "in").write_bytes(b"a\n")
     order = _produce.Order(
         connection=Connection(bootstrap_servers="x:1"),
         layout=Layout(format="lines", topic="t"),
-        inputs=(str(path / "in"),),
+        inputs=inputs or (str(path / "in"),),
         # Longer than the test takes.
         fields={"close_timeout": 1_000.0},
     )
@@ -488,6 +488,54 @@ async def test_a_signal_before_there_is_a_producer(
         fake_producer.on_open.open()
     job._failed.close()
     assert (job.signal, job.has_begun, job.read) == (signal.SIGTERM, False, 0)
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_sighup_ends_a_command_unless_it_is_ignored(ignored: bool) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        assert (signal.SIGHUP in _running.ending_signals()) is not ignored
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+async def test_the_next_input_is_not_read_once_the_reading_has_stopped(tmp_path: Path) -> None:
+    job = job_on(tmp_path)
+    job._stop_reading()
+    give, take = anyio.create_memory_object_stream[Chunk]()
+    with take:
+        await job._read(give)
+    job._failed.close()
+    assert (job.read, job.all_read) == (0, False)
+
+
+async def test_an_error_while_more_is_read(
+    fake_producer: FakeDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(_: SendProducer, *__: Any, **___: Any) -> Any:
+        # One chunk is being sent, four wait behind it, and the reader waits with another one.
+        await until(lambda: len(job._unsettled) == 6)
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(SendProducer, "send_many", fail)
+    monkeypatch.setattr(_produce, "_BATCH", 1)
+    monkeypatch.setattr(_input, "_PIECE", 5)
+    reading, writing = os.pipe()
+    os.write(writing, b"aaa\n" * 100)
+    job = job_on(tmp_path, f"/dev/fd/{reading}")
+    await job.run()
+    job._failed.close()
+    os.close(reading)
+    os.close(writing)
+    assert str(job.trouble) == "a fault"
+    assert [(entry["line"], entry["reason"]) for entry in entries(tmp_path / "failed")] == [
+        (1, "the record's outcome is not known: unexpected RuntimeError: a fault"),
+        *[
+            (line, "the record was not sent: unexpected RuntimeError: a fault")
+            for line in range(2, 8)
+        ],
+        (8, "the end of the line was not read"),
+    ]
 
 
 def running_loop() -> str:

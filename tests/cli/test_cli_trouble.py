@@ -9,7 +9,7 @@ import pty
 import signal
 import subprocess
 import sys
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -187,6 +187,14 @@ class Trouble:
 )
 def trouble(request: pytest.FixtureRequest, tmp_path: Path) -> Trouble:
     return Trouble(tmp_path, *request.param)
+
+
+@pytest.fixture(autouse=True)
+def _not_under_nohup() -> Iterator[None]:
+    """Have the processes get SIGHUP, although whoever runs the tests ignores it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def test_closed_standard_output(trouble: Trouble) -> None:

@@ -582,6 +582,12 @@ def test_csv_comes_out_as_it_was_whatever_the_pieces_are(rows: list[tuple[str, s
     assert [tuple(json.loads(record.value).values()) for record in found] == rows
 
 
+def test_a_cell_of_many_lines_comes_in_pieces() -> None:
+    records, failures = pieced_with_failures(COLUMNS, b'1,"2\n3\n4"\n', 1)
+    assert rows_of(records) == [("1", "2\n3\n4")]
+    assert not failures
+
+
 async def test_a_byte_order_mark_is_not_in_the_first_key(path: Path) -> None:
     put(path, b"\xef\xbb\xbfk=v\n\xef\xbb\xbfk=v\n")
     first, second = await records_of(path, Layout(topic="t", key_separator=b"="))
@@ -694,14 +700,17 @@ def pipe() -> Iterator[tuple[str, int]]:
     os.close(writing)
 
 
-@pytest.mark.parametrize("is_pipe", [True, False])
+@pytest.mark.parametrize("kind", ["file", "pipe", "standard input"])
 async def test_what_follows_a_header_that_is_refused(
-    is_pipe: bool, path: Path, pipe: tuple[str, int]
+    kind: str, path: Path, pipe: tuple[str, int]
 ) -> None:
     content = b"a,a\n1,2\n3,4"
     os.write(pipe[1], content)
     put(path, content)
-    source = Input(pipe[0] if is_pipe else str(path), Layout(format="csv", topic="t"))
+    name = {"file": str(path), "pipe": pipe[0], "standard input": "-"}[kind]
+    source = Input(name, Layout(format="csv", topic="t"))
+    if kind == "standard input":
+        source._descriptor = int(pipe[0].rpartition("/")[2])
     failures: list[Failure] = []
 
     async def gather() -> None:
@@ -710,7 +719,7 @@ async def test_what_follows_a_header_that_is_refused(
 
     with pytest.raises(InputError, match="2 columns have the name 'a'"):
         await gather()
-    if is_pipe:
+    if kind != "file":
         # A pipe gives them once.
         assert [(one.line, one.what) for one in failures] == [
             (1, b"a,a"),

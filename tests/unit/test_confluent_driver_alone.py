@@ -290,6 +290,18 @@ def test_a_client_that_is_closed_is_not_prepared(driver: ConfluentDriver, client
     assert client.asked == 1
 
 
+@pytest.mark.parametrize("closes", [False, True])
+def test_a_fatal_error_breaks_a_client_unless_it_is_closed(
+    driver: ConfluentDriver, bell: Bell, closes: bool
+) -> None:
+    if closes:
+        driver._closing.set()
+    error: Any = KafkaError(KafkaError._FATAL, "the end", fatal=True)
+    driver._failed(error)
+    driver._failed(error)
+    assert len(bell.breaks) == (0 if closes else 1)
+
+
 @pytest.mark.parametrize(
     "changes", [{"transactional_id": "id"}, {"properties": {"enable.idempotence": False}}]
 )

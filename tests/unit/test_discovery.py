@@ -11,7 +11,7 @@ from typing import Any, cast
 import anyio
 import dns.message
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from anyio_sendproducer import ProducerSettings, SettingsError, discovery
@@ -227,6 +227,7 @@ answers = st.just(()) | st.builds(OSError, labels) | st.lists(targets, max_size=
 
 
 @given(st.lists(answers, min_size=1, max_size=4))
+@example([(), [Target("a", 1)]])
 def test_the_first_that_finds_something_has_answered(
     said: list[Sequence[Target] | Exception],
 ) -> None:

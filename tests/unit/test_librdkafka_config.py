@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from anyio_sendproducer import ProducerSettings, SettingsError
@@ -198,6 +198,7 @@ def spellings(name: str) -> list[str]:
         )
     )
 )
+@example(("acks", "acks", "request.required.acks"))
 def test_each_spelling_comes_to_the_same_and_two_are_too_many(case: tuple[str, str, str]) -> None:
     name, spelt, other = case
     fields: dict[str, Any] = {"transactional_id": "id"} if name == "transaction.timeout.ms" else {}

@@ -337,6 +337,7 @@ def test_evolve_changes_what_it_is_told_to_and_nothing_else(
 
 
 @given(all_settings, changes)
+@example(make(), dict.fromkeys(DURATIONS, 5.0))
 def test_each_with_method_changes_its_field_and_nothing_else(
     settings: ProducerSettings, changed: dict[str, Any]
 ) -> None:
