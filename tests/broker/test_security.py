@@ -584,6 +584,23 @@ async def test_nonsense_in_a_login_ends_within_the_start_timeout(
             await send_one(broker, login("PLAIN"))
 
 
+@pytest.mark.parametrize("driver", ["kafka-python", "confluent"])
+async def test_a_topic_without_partitions_is_asked_for_again(driver: str) -> None:
+    with scripted_broker(partitions=0) as broker:
+        made = ProducerSettings(
+            bootstrap_servers=broker.address,
+            delivery_timeout=LONG,
+            unknown_topic_timeout=LONG,
+            properties={"retry.backoff.ms": 10},
+        )
+        async with open_send_producer(made, driver=driver) as producer:
+            delivery = await producer.enqueue(ProducerRecord("orders", b"two tins", b"a key"))
+            told = broker.requests.count(METADATA) + 2
+            await until(lambda: broker.requests.count(METADATA) > told)
+            broker.partitions = 1
+            assert (await delivery.wait()).partition == 0
+
+
 @on_trio_and_nightly_on_asyncio
 async def test_a_broker_that_pours_out_bytes_fills_no_memory(hourglass: Hourglass) -> None:
     size = 1024 * 1024 * 1024

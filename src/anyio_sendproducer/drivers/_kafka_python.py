@@ -805,7 +805,8 @@ def _look_up_once(cluster: Any) -> Callable[[], None]:
             if topic not in asked:
                 asked.add(topic)  # the client does, when it is told that this is not known
                 return None
-            found = partitions_for_topic(topic)
+            # A broker may name a topic without partitions: then it is not known either.
+            found = partitions_for_topic(topic) or None
             if found is not None:
                 known[topic] = found
         return found
