@@ -213,6 +213,20 @@ def test_a_token_provider_that_hangs_is_left_after_a_while() -> None:
     assert source.token() == "t0k3n"
 
 
+def test_a_token_provider_that_gets_no_thread_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    source = _security.TokenSource(Tokens("t0k3n"), PATIENCE)
+    with monkeypatch.context() as context:
+        context.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(_security.NoToken, match="no thread could be started for token"):
+            source.token()
+    assert source.token() == "t0k3n"
+
+
 def test_kerberos_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", repr)
     made = config(

@@ -355,8 +355,12 @@ class TokenSource:
         what = f"{name}() of sasl_oauth_token_provider"
         if not self._has_returned():
             raise NoToken(f"an earlier {what} has not returned")
-        self._thread = threading.Thread(target=ask, name="anyio-sendproducer-token", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=ask, name="anyio-sendproducer-token", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise NoToken(f"no thread could be started for {what}: {error}") from error
+        self._thread = thread
         if not self._has_returned():
             raise NoToken(f"{what} has not returned within {self._seconds:g} s (start_timeout)")
         if errors:
