@@ -31,6 +31,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
+from ._shown import printable
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -77,7 +79,16 @@ class Persistence(enum.Enum):
 
 
 class SendProducerError(Exception):
-    """The base of every exception of this package."""
+    """The base of every exception of this package.
+
+    Its message is one line: control characters in it are escaped, since it may repeat what a
+    broker, a resolver or a serializer said.
+    """
+
+    def __init__(self, *args: object) -> None:
+        if args and isinstance(args[0], str):
+            args = (printable(args[0]), *args[1:])
+        super().__init__(*args)
 
 
 class SettingsError(SendProducerError, ValueError):

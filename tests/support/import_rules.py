@@ -11,7 +11,8 @@ __all__ = ["GUESTS", "LAYERS"]
 
 #: From the bottom up; a module may import from the layers below its own, and from its own package.
 LAYERS: Final = [
-    {"_exceptions", "_polling", "_shown"},
+    {"_polling", "_shown"},
+    {"_exceptions"},
     {"_loops", "_records", "_scopes", "_sources"},
     {"_clock", "_failures", "_validation", "discovery", "telemetry"},
     {"_delivery", "_settings", "serializers"},

@@ -349,16 +349,19 @@ def _read(connection: socket.socket, size: int) -> bytes:
 
 @contextmanager
 def scripted_broker(
-    context: ssl.SSLContext | None = None, **attributes: Any
+    context: ssl.SSLContext | None = None,
+    make: type[ScriptedBroker] = ScriptedBroker,
+    **attributes: Any,
 ) -> Generator[ScriptedBroker, None, None]:
     """Run one, with these of its attributes set.
 
     Args:
         context: for TLS.
+        make: its class.
         attributes: such as ``mechanisms``.
     """
     server = socket.create_server(("127.0.0.1", 0))
-    broker = ScriptedBroker(server, context)
+    broker = make(server, context)
     for name, value in attributes.items():
         setattr(broker, name, value)
     broker.start()

@@ -397,6 +397,30 @@ def test_an_error_that_is_not_about_a_broker_is_no_trouble(driver: ConfluentDriv
     assert driver.trouble() is None
 
 
+def test_an_error_of_librdkafka_is_made_harmless_and_stays_what_it_is() -> None:
+    error = KafkaError(KafkaError._RESOLVE, "a\n\x1b[2J\x9b", True, True, True)
+    failure = _confluent._harmless(KafkaException(error))
+    clean = failure.args[0]
+    assert str(failure).isprintable()
+    assert clean.str() == r"a\n\x1b[2J\x9b"
+    assert clean.code() == KafkaError._RESOLVE
+    assert (clean.fatal(), clean.retriable(), clean.txn_requires_abort()) == (True, True, True)
+    good = KafkaError(KafkaError._RESOLVE, "a")
+    assert _confluent._exception(good).args[0] is good
+    assert str(_confluent._harmless(ValueError("a\n"))) == r"a\n"
+
+
+def test_statistics_that_are_no_json_leave_the_ones_before(driver: ConfluentDriver) -> None:
+    driver._counted('{"brokers": {"a\x1b\n:1": 1}}')
+    before = driver.figures()
+    assert before == {"brokers": {"a\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}:1": 1}}
+    driver._counted('{"brokers": {"a":1": 1}}')
+    assert driver.figures() == before
+    assert driver.figures() == before
+    driver._counted('{"txmsgs": 7}')
+    assert driver.figures() == {"txmsgs": 7}
+
+
 def test_trouble_is_what_librdkafka_logs_of_a_broker(driver: ConfluentDriver) -> None:
     said = "[thrd:b:1/2]: b:1/2: Timed out 1 in-flight"
     driver._lines.log(logging.INFO, "%s [%s] %s", "FAIL", "id", "it disconnected")

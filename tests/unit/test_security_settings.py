@@ -17,7 +17,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from anyio_sendproducer import ProducerSettings, SettingsError, _settings
-from anyio_sendproducer.drivers import _discreet, _kafka_python, _security, _tls
+from anyio_sendproducer.drivers import _kafka_python, _security, _tls
 from anyio_sendproducer.drivers._kafka_config import client_config
 from anyio_sendproducer.drivers._librdkafka_config import librdkafka_config
 from tests.support.kafka_security import Authority, Certificate, jwt
@@ -803,16 +803,6 @@ def test_another_version_of_tls_is_a_refusal(reason: str) -> None:
     error.reason = reason
     said = _tls.tls_refusal(OSError(error))
     assert said == f"it does not speak the TLS that is asked for: {reason}"
-
-
-@given(st.text())
-def test_what_others_say_stays_on_one_line(text: str) -> None:
-    made = _discreet.one_line(text)
-    assert made.isprintable()
-    assert "\n" not in made
-    assert len(made) <= 300 * 10
-    if text.isprintable():
-        assert made == text[:300]
 
 
 # --- tokens --------------------------------------------------------------------------------------

@@ -248,3 +248,21 @@ def test_all_loggers_are_of_one_tree() -> None:
     assert all(
         name == "anyio_sendproducer" or name.startswith("anyio_sendproducer.") for name in ours
     )
+
+
+def test_a_hostile_text_is_one_line_in_a_logger_of_the_users_own(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG, logger="elsewhere")
+    hostile = "a\nb\x1b[2J\x9b"
+    sent = ProducerRecord(hostile, b"two tins")
+    rejected = RecordRejected(hostile, record=sent, persistence=Persistence.NOT_PERSISTED)
+    LoggingObserver(logging.getLogger("elsewhere")).observe(
+        [Refused(7, sent, 0.0, 1.0, rejected), GenerationEnded(1, 0.0, ValueError(hostile))]
+    )
+    escaped = r"a\nb\x1b[2J\x9b"
+    assert caplog.messages == [
+        f"record 7 to topic {escaped} was refused",
+        f"client 1 was given up: {escaped}",
+    ]
+    assert fields(caplog.records[0])["messaging.destination.name"] == escaped

@@ -43,6 +43,7 @@ from .. import (
     SettingsError,
     open_send_producer,
 )
+from .._shown import printable
 from ._connecting import Connection, require_for, settings_of
 from ._failed import FailedFile, Failure
 from ._input import Input, size_of
@@ -507,7 +508,8 @@ def _report(order: Order, job: _Job, failed: FailedFile) -> int:
     if job.trouble is not None:
         complain(_described(job.trouble), code)
         if not isinstance(job.trouble, (SendProducerError, InputError)):
-            emit(sys.stderr, "".join(traceback.format_exception(job.trouble)))
+            lines = "".join(traceback.format_exception(job.trouble)).split("\n")
+            emit(sys.stderr, "\n".join(map(printable, lines)))
     if job.display_error is not None:
         complain(f"the progress bar failed: {_described(job.display_error)}", code)
     if failed.error is not None:
@@ -533,13 +535,14 @@ def _as_text(job: _Job, failed: FailedFile) -> str:
         where = "before the first line"
         if job.last is not None:
             source, line = job.last
-            where = f"after line {line:,} of {source}"
+            where = f"after line {line:,} of {printable(source)}"
         text += f"The reading stopped {where}; what follows was not read.\n"
     if failed.written:
         states = ", ".join(f"{count:,} {state}" for state, count in _persistence(job).items())
+        path = printable(str(failed.path))
         text += (
-            f"{failed.written:,} records are in {failed.path} ({states}). To send them again:\n"
-            f"  anyio-sendproducer produce ... --format failed {failed.path}\n"
+            f"{failed.written:,} records are in {path} ({states}). To send them again:\n"
+            f"  anyio-sendproducer produce ... --format failed {path}\n"
         )
     if failed.spilt:
         text += f"{failed.spilt:,} more could only be written to standard error.\n"

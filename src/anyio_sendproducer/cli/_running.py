@@ -11,6 +11,7 @@ from typing import Any, Final
 import anyio
 import anyio.abc
 
+from .._shown import printable
 from ._streams import emit
 
 __all__ = [
@@ -97,7 +98,7 @@ def run_on(loop: str, function: Callable[..., Awaitable[int]], *arguments: Any) 
 def complain(error: BaseException | str, code: int) -> int:
     """Print an error and its notes on standard error, and return the exit code. Never raises."""
     lines = (f"anyio-sendproducer: {error}", *getattr(error, "__notes__", ()))
-    emit(sys.stderr, "".join(f"{line}\n" for line in lines))
+    emit(sys.stderr, "".join(f"{printable(line)}\n" for line in lines))
     return code
 
 

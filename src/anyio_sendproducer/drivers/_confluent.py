@@ -48,8 +48,7 @@ from .._exceptions import (
 )
 from .._records import ConsumerGroupMetadata, ProducerRecord, RecordMetadata
 from .._settings import ProducerSettings
-from .._shown import listed
-from ._discreet import one_line
+from .._shown import harmless, listed, one_line, printable
 from ._group_metadata import group_to_bytes
 from ._librdkafka_config import librdkafka_config
 from ._protocols import (
@@ -433,7 +432,8 @@ class ConfluentDriver:
         try:
             self._client = _Producer(config, logger=self._lines)
         except (KafkaException, TypeError, ValueError) as error:
-            raise SettingsError(f"librdkafka refuses the settings: {_words_of(error)}") from error
+            said = f"librdkafka refuses the settings: {_words_of(error)}"
+            raise SettingsError(said) from _harmless(error)
         _clients.add(self)
         # Numbers, as the client took them.
         backoff_ms = min(
@@ -686,7 +686,11 @@ class ConfluentDriver:
         """Its statistics; see :meth:`anyio_sendproducer.drivers.Driver.figures`."""
         text = self._statistics
         if text and text is not self._read[0]:
-            self._read = (text, json.loads(text))
+            try:
+                self._read = (text, json.loads(printable(text, "\N{REPLACEMENT CHARACTER}")))
+            except ValueError:
+                # librdkafka escapes nothing in the name of a broker.
+                self._read = (text, self._read[1])
         return self._read[1]
 
     # --- records -----------------------------------------------------------------------------
@@ -777,8 +781,8 @@ class ConfluentDriver:
                 failures.append(
                     _rejected(
                         record,
-                        f"confluent-kafka refused the record: {error}",
-                        error.with_traceback(None),  # as above
+                        f"confluent-kafka refused the record: {one_line(error)}",
+                        _harmless(error.with_traceback(None)),  # as above
                     )
                 )
 
@@ -1015,7 +1019,7 @@ class ConfluentDriver:
             )
         elif code == KafkaError.MSG_SIZE_TOO_LARGE and by == "librdkafka":
             said = "the record is larger than message.max.bytes, which is Kafka's max.request.size"
-        return _rejected(record, said, KafkaException(error))
+        return _rejected(record, said, _exception(error))
 
     # --- asking ------------------------------------------------------------------------------
 
@@ -1212,7 +1216,7 @@ class ConfluentDriver:
             if missing
             else f"this client may not use topic {topic!r}: {_words(said)}"
         )
-        failure.__cause__ = None if said is None else KafkaException(said)
+        failure.__cause__ = None if said is None else _exception(said)
         raise failure
 
     def describe(self) -> ClusterDescription:
@@ -1227,12 +1231,12 @@ class ConfluentDriver:
         except KafkaException as error:
             raise SendProducerError(
                 f"the cluster does not say what it is: {_words_of(error)}"
-            ) from error
+            ) from _harmless(error)
         return ClusterDescription(
-            found.cluster_id,
+            one_line(found.cluster_id or "") or None,
             None if found.controller_id < 0 else found.controller_id,
             tuple(
-                BrokerDescription(number, broker.host, broker.port, None)
+                BrokerDescription(number, one_line(broker.host), broker.port, None)
                 for number, broker in sorted(found.brokers.items())
             ),
         )
@@ -1248,20 +1252,20 @@ class ConfluentDriver:
             except KafkaException as failure:
                 error = failure.args[0]
                 if error.code() in _FENCED:
-                    raise self._fenced(error) from failure
+                    raise self._fenced(error) from _harmless(failure)
                 if not error.retriable():
                     raise ProducerStartError(
                         f"no transactions for transactional_id {name!r}: {_words(error)}"
-                    ) from failure
+                    ) from _harmless(failure)
                 if time.monotonic() >= deadline:
                     raise ProducerStartError(
                         f"no transactions for transactional_id {name!r} within "
                         f"{self._settings.start_timeout:g} s (start_timeout): {_words(error)}"
-                    ) from failure
+                    ) from _harmless(failure)
                 if self._closing.wait(0.005):
                     raise ProducerStartError(
                         "the producer was closed while it was starting"
-                    ) from failure
+                    ) from _harmless(failure)
             else:
                 return
 
@@ -1275,7 +1279,7 @@ class ConfluentDriver:
             except KafkaException as failure:
                 raise self._transaction_error(
                     failure, "the transaction could not be begun"
-                ) from failure
+                ) from _harmless(failure)
             self._in_transaction = True
             self._is_known_to_brokers = False
             self._why_purged = self._lines.transaction_error = ""
@@ -1382,7 +1386,7 @@ class ConfluentDriver:
                     call(_SLICE_SECONDS)
             except KafkaException as failure:
                 if not failure.args[0].retriable() or self._closing.is_set():
-                    raise self._transaction_error(failure, what) from failure
+                    raise self._transaction_error(failure, what) from _harmless(failure)
             except _NoAnswer:
                 return False
             else:
@@ -1442,7 +1446,7 @@ class ConfluentDriver:
         if self._in_transaction and time.monotonic() - self._began > limit / 1000:
             said += f", or its transaction took longer than transaction.timeout.ms={limit}"
         fenced = ProducerFenced(said)
-        fenced.__cause__ = KafkaException(error)
+        fenced.__cause__ = _exception(error)
         return fenced
 
 
@@ -1487,6 +1491,26 @@ def _words(error: Any) -> str:
     return one_line(error.str())
 
 
+def _clean(error: Any) -> Any:
+    """An error of the client whose text is one line."""
+    if str(error).isprintable():
+        return error
+    return KafkaError(
+        error.code(), _words(error), error.fatal(), error.retriable(), error.txn_requires_abort()
+    )
+
+
+def _exception(error: Any) -> KafkaException:
+    return KafkaException(_clean(error))
+
+
+def _harmless(failure: Exception) -> Exception:
+    """What the client raises, with a text of one line, as :func:`harmless` has it."""
+    if isinstance(failure, KafkaException):
+        failure.args = tuple(map(_clean, failure.args))
+    return harmless(failure)
+
+
 def _words_of(error: Exception) -> str:
     """The same, of whatever the client raises."""
     first = error.args[0] if error.args else error
@@ -1495,7 +1519,7 @@ def _words_of(error: Exception) -> str:
 
 def _translated(error: Any) -> SendProducerError:
     translated = SendProducerError(f"{error.name()}: {_words(error)}")
-    translated.__cause__ = KafkaException(error)
+    translated.__cause__ = _exception(error)
     return translated
 
 
@@ -1511,7 +1535,7 @@ def _not_written(record: ProducerRecord[Any, Any], why: str, error: Any) -> Deli
     failure = DeliveryError(
         f"the record was not written: {why}", record=record, persistence=Persistence.NOT_PERSISTED
     )
-    failure.__cause__ = KafkaException(error)
+    failure.__cause__ = _exception(error)
     return failure
 
 

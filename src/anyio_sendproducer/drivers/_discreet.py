@@ -6,17 +6,17 @@ import logging
 import re
 from typing import Any, Final, cast
 
-from .._shown import one_line
+from .._shown import OneLine, harmless
 
-__all__ = ["Discreet", "one_line"]
+__all__ = ["Discreet"]
 
 
 #: Of these kafka-python would write down what is in them: passwords, tokens, records.
 _FULL_OF_SECRETS: Final = re.compile(r"(Sasl|Produce)\w*(Request|Response)(_v\d+)?")
 
 
-class Discreet(logging.Filter):
-    """Takes what may be secret out of kafka-python's messages, and line ends.
+class Discreet(OneLine):
+    """Takes what may be secret out of kafka-python's messages, and control characters.
 
     On the level DEBUG, 3.0.12 logs each request, and each byte that it sends and receives: the
     passwords, the tokens and the records.
@@ -34,10 +34,9 @@ class Discreet(logging.Filter):
         """Change the message where it needs it; all are passed on."""
         if isinstance(record.args, tuple):
             record.args = tuple(map(_harmless, record.args))
-        message = record.getMessage()
-        if not message.isprintable():
-            record.msg, record.args = "%s", (one_line(message, len(message)),)
-        return True
+        if record.exc_info and record.exc_info[1] is not None:
+            harmless(record.exc_info[1])
+        return super().filter(record)
 
 
 _DISCREET: Final = Discreet()

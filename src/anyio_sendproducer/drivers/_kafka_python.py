@@ -28,6 +28,7 @@ import types
 import warnings
 import weakref
 from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, cast
 
 # On Python 3.11 and 3.12 kafka-python 3.0.12 reads its protocol's schemas, some of them later, by a
@@ -69,8 +70,8 @@ from .._exceptions import (
 )
 from .._records import ConsumerGroupMetadata, ProducerRecord
 from .._settings import ProducerSettings
-from .._shown import listed, raised_text, shown
-from ._discreet import Discreet, one_line
+from .._shown import harmless, listed, one_line, raised_text, shown
+from ._discreet import Discreet
 from ._freshness import MissingPartitions, Refreshes
 from ._kafka_config import CODECS, client_config
 from ._protocols import (
@@ -162,6 +163,9 @@ _NEXT_ADDRESS_SECONDS: Final = 0.25
 
 #: How soon a wait for the transaction's coordinator notices that it is over.
 _SLICE_MS: Final = 50
+
+#: How many brokers are asked for their versions at a time.
+_MOST_ASKED: Final = 16
 
 #: How much is read from a connection at a time.
 _READ_BYTES: Final = 256 * 1024
@@ -376,7 +380,7 @@ class _Manager(KafkaConnectionManager):
     def _failed(self, node_id: Any, error: Exception) -> None:
         # The last one comes last.
         self.failures.pop(node_id, None)
-        self.failures[node_id] = error
+        self.failures[node_id] = harmless(error)
 
     def reset_backoff(self, node_id: Any) -> None:
         """Connect at once where that is next needed. 3.0.12 does so even after a failed login."""
@@ -389,14 +393,19 @@ class _Manager(KafkaConnectionManager):
         # As in 3.0.12, which waits for the end of a TLS handshake without a bound, and leaves the
         # socket to the garbage collector where it fails.
         config = self.config
-        sock = await create_connection(
-            self._net,
-            node.host,
-            node.port,
-            config["socket_options"],
-            proxy_url=config["proxy_url"],
-            timeout_at=timeout_at,
-        )
+        try:
+            sock = await create_connection(
+                self._net,
+                node.host,
+                node.port,
+                config["socket_options"],
+                proxy_url=config["proxy_url"],
+                timeout_at=timeout_at,
+            )
+        except (OverflowError, ValueError) as error:
+            # The cluster named a host or a port that cannot exist. 3.0.12 ends its task that
+            # refreshes metadata at any error but its own.
+            raise kafka_errors.KafkaConnectionError(f"no such address: {error}") from error
         made: Any = sock
         done = False
         try:
@@ -444,7 +453,7 @@ class _Manager(KafkaConnectionManager):
             error = self.failures[broker.node_id]
             why = self._refusal(error)
             if why is not None:
-                return f"{broker.host}:{broker.port} {why}", error
+                return f"{_address(broker)} {why}", error
         return None
 
     def trouble(self) -> tuple[str, Exception] | None:
@@ -454,7 +463,7 @@ class _Manager(KafkaConnectionManager):
             broker = brokers.get(node_id)
             if broker is not None:
                 why = self._refusal(error) or f"can't be reached: {_words(error)}"
-                return f"{broker.host}:{broker.port} {why}", error
+                return f"{_address(broker)} {why}", error
         return None
 
     def cut_off(self) -> bool:
@@ -475,6 +484,11 @@ class _Manager(KafkaConnectionManager):
             return f"speaks TLS, and security.protocol is {protocol}"
         refused = tls_refusal(error) if self.ssl_enabled else None
         return None if refused is None else f"can't be spoken to by TLS: {refused}"
+
+
+def _address(broker: Any) -> str:
+    """Where a broker says that it is to be reached, which may be any text."""
+    return f"{one_line(broker.host)}:{broker.port}"
 
 
 def _words(error: Exception) -> str:
@@ -1028,14 +1042,16 @@ class KafkaPythonDriver:
             ValueError,
         ) as error:
             self._discard_client()
-            raise SettingsError(f"kafka-python refuses the settings: {error}") from error
+            raise SettingsError(f"kafka-python refuses the settings: {error}") from harmless(error)
         except Exception as error:
             self._discard_client()
+            harmless(error)
             text = one_line(_CONNECTION.sub("", words.text))
             said = f"; the client's last words: {text}" if text else ""
             raise ProducerStartError(
                 f"no producer for {listed(self._settings.addresses)} within "
-                f"{self._settings.start_timeout:g} s (start_timeout): {error}{said}{HOW_FAR}"
+                f"{self._settings.start_timeout:g} s (start_timeout): {one_line(error)}{said}"
+                f"{HOW_FAR}"
             ) from error
         finally:
             client_log.removeHandler(words)
@@ -1342,6 +1358,7 @@ class KafkaPythonDriver:
     def _tell(self, error: Exception, *, ends: bool) -> None:
         if ends and not self._broken and not self._closing.is_set():
             self._broken = True
+            harmless(error)
             opened = self._ready()
             transactions = opened.transactions
             fenced = transactions is not None and isinstance(transactions.last_error, _FENCED)
@@ -1374,7 +1391,8 @@ class KafkaPythonDriver:
                 refused = refused and (run.topic, run.partition) in opened.client.refused
             self._tell(error, ends=ends)
         if refused:
-            return _rejected(submission.record, f"the broker refused the record: {error}", error)
+            said = f"the broker refused the record: {one_line(error)}"
+            return _rejected(submission.record, said, error)
         return not_acknowledged(submission.record, error)
 
     # --- transactions ------------------------------------------------------------------------
@@ -1397,8 +1415,9 @@ class KafkaPythonDriver:
                         None
                     )
             except _FENCED as error:
-                raise self._fenced(error) from error
+                raise self._fenced(error) from harmless(error)
             except Exception as error:
+                harmless(error)
                 raise ProducerStartError(
                     f"no transactions for transactional_id {name!r}: {_words(error)}"
                 ) from error
@@ -1492,6 +1511,7 @@ class KafkaPythonDriver:
         manager = opened.transactions
         # What is raised may say no more than that there is an error.
         cause = manager.last_error or error
+        harmless(error)
         if self._closing.is_set():
             return ProducerClosed("the producer is closed")
         if isinstance(cause, _FENCED):
@@ -1504,7 +1524,7 @@ class KafkaPythonDriver:
         fenced = ProducerFenced(
             f"another producer took over transactional_id {self._settings.transactional_id!r}"
         )
-        fenced.__cause__ = error
+        fenced.__cause__ = harmless(error)
         return fenced
 
     def target(self, topic: str, partition: int) -> Any:
@@ -1667,20 +1687,20 @@ def is_metadata_missing(error: BaseException) -> bool:
 
 def _translated(cause: Exception, message: str) -> SendProducerError:
     error = SendProducerError(message)
-    error.__cause__ = cause
+    error.__cause__ = harmless(cause)
     return error
 
 
 def no_metadata(topic: str, cause: Exception) -> SendProducerError:
     """``partitions_for`` raised, and not for want of time."""
-    return _translated(cause, f"the metadata of topic {topic!r} can't be had: {cause}")
+    return _translated(cause, f"the metadata of topic {topic!r} can't be had: {one_line(cause)}")
 
 
 def _rejected(
     record: ProducerRecord[Any, Any], message: str, cause: BaseException | None = None
 ) -> RecordRejected:
     error = RecordRejected(message, record=record, persistence=Persistence.NOT_PERSISTED)
-    error.__cause__ = cause
+    error.__cause__ = None if cause is None else harmless(cause)
     return error
 
 
@@ -1697,13 +1717,13 @@ def _given_up(record: ProducerRecord[Any, Any], error: GivenUp) -> DeliveryError
 def not_acknowledged(record: ProducerRecord[Any, Any], cause: Exception) -> DeliveryError:
     """The client failed the record when it had it: nobody can say what was written."""
     is_closed = isinstance(cause, kafka_errors.IllegalStateError) and "closed" in str(cause)
-    said = "the client was closed before a broker had answered" if is_closed else cause
+    said = "the client was closed before a broker had answered" if is_closed else one_line(cause)
     error = DeliveryError(
         f"the record was not acknowledged: {said}",
         record=record,
         persistence=Persistence.POSSIBLY_PERSISTED,
     )
-    error.__cause__ = cause
+    error.__cause__ = harmless(cause)
     return error
 
 
@@ -1717,14 +1737,14 @@ def not_taken(record: ProducerRecord[Any, Any], cause: BaseException) -> Deliver
     ):
         is_large = isinstance(cause, kafka_errors.MessageSizeTooLargeError)
         hint = " (properties={'max.request.size': ...}, 1 MiB by default)" if is_large else ""
-        return _rejected(record, f"kafka-python refused the record: {cause}{hint}", cause)
+        return _rejected(record, f"kafka-python refused the record: {one_line(cause)}{hint}", cause)
     closed = checked and isinstance(cause, kafka_errors.IllegalStateError)
     error = DeliveryError(
-        f"kafka-python did not take the record: {cause}",
+        f"kafka-python did not take the record: {one_line(cause)}",
         record=record,
         persistence=Persistence.NOT_PERSISTED if closed else Persistence.POSSIBLY_PERSISTED,
     )
-    error.__cause__ = cause
+    error.__cause__ = harmless(cause)
     return error
 
 
@@ -1755,15 +1775,16 @@ def describe(settings: ProducerSettings) -> ClusterDescription:
 
     try:
         admin: Any = KafkaAdminClient(**shared, kafka_client=make)
-        found: dict[str, Any] = admin.describe_cluster()
+        # What the first broker said that answered. A request of the admin client would go to any
+        # broker, so it would fail if only one of them cannot be reached.
+        cluster: Any = clients[0].cluster
+        found = sorted(cluster.brokers(), key=lambda broker: broker.node_id)
+        until = time.monotonic() + settings.start_timeout
+        with ThreadPoolExecutor(_MOST_ASKED) as pool:
+            versions = pool.map(lambda broker: _version_of(admin, broker.node_id, until), found)
         brokers = tuple(
-            BrokerDescription(
-                broker["broker_id"],
-                broker["host"],
-                broker["port"],
-                _version_of(admin, broker["broker_id"]),
-            )
-            for broker in sorted(found["brokers"], key=lambda one: one["broker_id"])
+            BrokerDescription(broker.node_id, one_line(broker.host), broker.port, version)
+            for broker, version in zip(found, versions, strict=True)
         )
     except Exception as error:
         raise _translated(
@@ -1774,14 +1795,19 @@ def describe(settings: ProducerSettings) -> ClusterDescription:
         for client in clients:
             client.close()
             client.net.stop()
-    controller = found["controller_id"]
+    controller = cluster.controller
     return ClusterDescription(
-        found["cluster_id"] or None, None if controller < 0 else controller, brokers
+        one_line(cluster.cluster_id or "") or None,
+        None if controller is None else controller.node_id,
+        brokers,
     )
 
 
-def _version_of(admin: Any, broker: int) -> str | None:
-    """The version of Kafka whose requests a broker takes; None where it can't be asked."""
+def _version_of(admin: Any, broker: int, until: float = math.inf) -> str | None:
+    """The version of Kafka whose requests a broker takes; None where it can't be asked, or not by
+    this time."""
+    if time.monotonic() >= until:
+        return None
     try:
         known = admin.get_broker_version_data(broker)
     except Exception:  # noqa: BLE001  # that it can't be reached, whoever connects to it will say

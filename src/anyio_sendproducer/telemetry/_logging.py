@@ -8,6 +8,7 @@ from typing import Any, Final, cast
 
 from .._exceptions import SerializationFailed
 from .._records import ProducerRecord
+from .._shown import one_line, printable
 from ._events import (
     Accepted,
     BatchEnded,
@@ -41,7 +42,7 @@ def describe(error: BaseException) -> str:
     if isinstance(error, SerializationFailed):
         cause = error.__cause__
         return f"the serializer failed with {type(cause).__name__}"
-    return str(error) or type(error).__name__
+    return one_line(error, 2_000) or type(error).__name__
 
 
 class LoggingObserver:
@@ -172,7 +173,7 @@ class LoggingObserver:
 def _name_of(record: ProducerRecord[Any, Any]) -> str:
     """Its topic. Of a record that was refused for its topic, that may be anything."""
     topic = cast("object", record.topic)
-    return topic if isinstance(topic, str) and len(topic) <= 249 else "?"
+    return printable(topic) if isinstance(topic, str) and len(topic) <= 249 else "?"
 
 
 def _fields(event: str, topic: str | None = None) -> dict[str, Any]:
