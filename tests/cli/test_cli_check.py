@@ -34,6 +34,7 @@ from anyio_sendproducer.drivers._protocols import BrokerDescription, ClusterDesc
 from anyio_sendproducer.testing import EmbeddedBroker
 from tests.support.brief import on_either_loop, on_trio_and_nightly_on_asyncio
 from tests.support.cli_runs import run_main
+from tests.support.hostile_broker import hostile_broker, raw_lines
 from tests.support.scripted_broker import scripted_broker
 
 
@@ -108,14 +109,14 @@ async def test_no_such_name() -> None:
     steps, _ = await check(settings("nowhere.invalid:1"), None)
     assert states(steps) == expected("resolve")
     (detail,) = one(steps, "resolve").details
-    assert detail.startswith("nowhere.invalid has no address: ")
+    assert detail.startswith("nowhere.invalid:1: ")
 
 
 async def test_one_of_two_names(broker: EmbeddedBroker) -> None:
     servers = f"nowhere.invalid:1,{broker.bootstrap_servers}"
     steps, _ = await check(settings(servers).with_start_timeout(20), None)
     assert states(steps) == expected(None)
-    assert one(steps, "resolve").details[1].startswith("nowhere.invalid has no address: ")
+    assert one(steps, "resolve").details[1].startswith("nowhere.invalid:1: ")
     assert one(steps, "connect").details == (broker.bootstrap_servers,)
 
 
@@ -224,6 +225,7 @@ async def test_certificates_that_are_not_to_be_trusted(authority: tuple[trustme.
         ("x:1 expects no login, and security.protocol is SASL_SSL", "PLAINTEXT, or SSL"),
         ("x:1 does not offer PLAIN", "which sasl.mechanism"),
         ("x:1 refused the login with PLAIN: no", "the user's name and password"),
+        ("Failed to get metadata: Local: Broker transport failure", "it may be no broker"),
         ("something else", ""),
     ],
 )
@@ -273,6 +275,7 @@ async def test_a_login(broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) 
     )
     # It says that it is where it is not.
     assert states(steps) == expected("brokers")
+    assert one(steps, "brokers").details == ("broker 7 at 127.0.0.1:1: Connection refused",)
     assert "advertised.listeners" in one(steps, "brokers").hint
     assert cluster == found
     assert "s3cret" not in repr(steps)
@@ -298,6 +301,119 @@ async def test_a_proxy_between() -> None:
     assert one(steps, "connect").details == ("there is a proxy between, which does this",)
 
 
+# --- brokers one by one --------------------------------------------------------------------------
+
+
+def closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+async def test_each_broker_is_tried_by_itself_and_those_that_fail_are_named(driver: str) -> None:
+    with scripted_broker() as broker:
+        others = [(number, "127.0.0.1", closed_port()) for number in range(2, 10)]
+        broker.brokers = [(1, broker.host, broker.port), *others]
+        steps, cluster = await check(settings(broker.address), driver)
+    assert states(steps) == expected("brokers")
+    assert cluster is not None
+    assert [one.id for one in cluster.brokers] == [*range(1, 10)]
+    assert cluster.brokers[0].version == (None if driver == "confluent" else "2.3")
+    assert one(steps, "brokers").details == (
+        *(f"broker {number} at {host}:{port}: Connection refused" for number, host, port in others),
+        f"broker 1 at {broker.address}",
+    )
+    assert "advertised.listeners" in one(steps, "brokers").hint
+
+
+async def test_a_broker_whose_certificate_is_for_another_address_is_named(
+    authority: tuple[trustme.CA, Path], driver: str
+) -> None:
+    made, path = authority
+    with (
+        scripted_broker(serving(made)) as broker,
+        scripted_broker(serving(made, "elsewhere.test")) as other,
+    ):
+        broker.brokers = [(1, broker.host, broker.port), (2, other.host, other.port)]
+        asked = settings(broker.address, security_protocol="SSL", ssl_truststore_location=str(path))
+        steps, _ = await check(asked.with_start_timeout(20), driver)
+    assert states(steps) == expected("brokers", frozenset())
+    bad, good = one(steps, "brokers").details
+    assert bad.startswith(f"broker 2 at {other.address}: its certificate is for another address")
+    assert good == f"broker 1 at {broker.address}"
+
+
+async def test_brokers_that_do_not_answer_take_no_longer_than_a_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = _check._Seen(settings("x:1").with_start_timeout(0.05), None)
+
+    async def wait(host: str, port: int) -> str:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    named = {f"b{number}": ("x", number) for number in range(60)}
+    good, bad = await _check._try_each(seen, named, wait)
+    assert good == {}
+    assert bad["b0"] == "b0: no answer in time"
+    assert bad["b59"] == "b59: not tried: the time was over"
+
+
+async def test_a_cluster_of_thousands_of_brokers_is_shown_in_part(
+    broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    brokers = tuple(BrokerDescription(number, "a..b", 1, None) for number in range(3_000))
+
+    def describe(*_: Any) -> ClusterDescription:
+        return ClusterDescription(None, None, brokers)
+
+    async def connect(host: str, port: int) -> str:
+        if port == 1:
+            raise UnicodeError("label empty or too long")
+        return "good"
+
+    monkeypatch.setattr(_check, "describe_cluster", describe)
+    monkeypatch.setattr(_check, "_connected", connect)
+    steps, _ = await check(settings(broker.bootstrap_servers), None)
+    assert states(steps) == expected("brokers")
+    assert len(one(steps, "cluster").details) == len(one(steps, "brokers").details) == 101
+    assert one(steps, "brokers").details[-1] == "and 2,900 more"
+    assert one(steps, "brokers").details[0] == "broker 0 at a..b:1: label empty or too long"
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+@pytest.mark.parametrize(
+    ("step", "attributes"),
+    [
+        ("brokers", {}),
+        ("authenticate", {"mechanisms": ("PLAIN",)}),
+        ("authenticate", {"mechanisms": ("OTHER",)}),
+    ],
+    ids=["hosts", "refusal", "mechanism"],
+)
+def test_a_hostile_broker_forges_no_step(
+    loop: str,
+    driver: str,
+    step: str,
+    attributes: dict[str, Any],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    login = ("security.protocol=SASL_PLAINTEXT", "sasl.mechanism=PLAIN")
+    options = (*login, "sasl.username=me", "sasl.password=no") if attributes else ()
+    words = [word for option in options for word in ("-X", option)]
+    with hostile_broker(**attributes) as broker:
+        common = ("-b", broker.address, "--loop", loop, "--driver", driver, *words)
+        assert run_main("check", *common) == 1
+        printed = capfd.readouterr()
+        assert run_main("check", "--json", *common) == 1
+        as_json = capfd.readouterr().out
+    text = printed.out + printed.err
+    assert raw_lines(text) == raw_lines(as_json) == []
+    assert f"\nfailed  {step}" in text
+    assert len([line for line in printed.out.splitlines() if not line.startswith(" ")]) == 7
+    # In JSON a description of the cluster is as harmless.
+    assert raw_lines(str(json.loads(as_json))) == []
+
+
 # --- services ------------------------------------------------------------------------------------
 
 
@@ -319,28 +435,24 @@ def service(**changes: Any) -> ProducerSettings:
 
 
 async def test_a_service(broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = Known(Target("127.0.0.1", broker.port), Target("nobody", None))
+    known = Known(Target("127.0.0.1", broker.port))
     monkeypatch.setattr(discovery, "dns", lambda: known)
-    steps, _ = await check(service(discovery_method=known), None)
-    resolved = one(steps, "resolve")
-    assert resolved.details == (
+    steps, _ = await check(service(), None)
+    assert one(steps, "resolve").details == (
         f"_kafka._tcp.x: 127.0.0.1:{broker.port}",
         "127.0.0.1: 127.0.0.1",
     )
-    # The producer itself refuses what has no port.
-    assert states(steps) == expected("authenticate")
-    known = Known(Target("127.0.0.1", broker.port))
-    steps, _ = await check(service(discovery_method=known), None)
+    # The producer, too.
     assert states(steps) == expected(None)
 
 
 @pytest.mark.parametrize(
     ("known", "said"),
     [
-        (Known(), "_kafka._tcp.x: nothing was found that has a port"),
-        (Known(error=OSError("no answer")), "_kafka._tcp.x: no answer"),
-        (Known(error=TimeoutError()), "_kafka._tcp.x: no answer in time"),
-        (Known(error=RuntimeError()), "_kafka._tcp.x: RuntimeError"),
+        (Known(), "nothing was found"),
+        (Known(Target("nobody", None)), "nobody was found without a port; look for SRV records"),
+        (Known(error=OSError("no\nanswer")), r"no\nanswer"),
+        (Known(error=TimeoutError()), "TimeoutError"),
     ],
 )
 async def test_a_service_that_is_not_found(
@@ -349,7 +461,26 @@ async def test_a_service_that_is_not_found(
     monkeypatch.setattr(discovery, "dns", lambda: known)
     steps, _ = await check(service(), None)
     assert states(steps) == expected("resolve")
-    assert one(steps, "resolve").details == (said,)
+    (detail,) = one(steps, "resolve").details
+    assert detail.startswith("service_name '_kafka._tcp.x', asked of ")
+    assert f": {said}" in detail
+
+
+async def test_a_service_with_thousands_of_targets(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = Known(*(Target("127.0.0.1", port) for port in range(1, 3_001)))
+    monkeypatch.setattr(discovery, "dns", lambda: known)
+    tried: list[int] = []
+
+    async def connect(host: str, port: int) -> str:
+        tried.append(port)
+        raise ConnectionRefusedError("it is closed")
+
+    monkeypatch.setattr(_check, "_connected", connect)
+    steps, _ = await check(service(), None)
+    assert states(steps) == expected("connect")
+    resolved = "127.0.0.1:1, 127.0.0.1:2, 127.0.0.1:3, 127.0.0.1:4, 127.0.0.1:5 and 95 more"
+    assert one(steps, "resolve").details == (f"_kafka._tcp.x: {resolved}", "127.0.0.1: 127.0.0.1")
+    assert sorted(tried) == [*range(1, 101)]
 
 
 async def test_services_need_dnspython(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -386,8 +517,8 @@ async def test_a_broker_that_advertises_what_is_no_address(host: str, port: int,
         broker.brokers = [(1, broker.host, broker.port), (2, host, port)]
         steps, _ = await check(settings(broker.address), "confluent")
     assert states(steps) == expected("brokers")
-    good, bad = one(steps, "brokers").details
-    assert good == broker.address
+    bad, good = one(steps, "brokers").details
+    assert good == f"broker 1 at {broker.address}"
     assert said in bad
 
 

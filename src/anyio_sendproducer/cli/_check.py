@@ -12,7 +12,7 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -20,8 +20,9 @@ import anyio
 import anyio.to_thread
 from anyio.streams.tls import TLSAttribute
 
-from .. import ProducerSettings, SendProducerError, SettingsError, discovery, open_send_producer
-from ..discovery import Lookup
+from .. import ProducerSettings, SendProducerError, SettingsError, open_send_producer
+from .._finding import Finder
+from .._shown import listed, one_line
 from ..drivers import make_driver
 from ..drivers._describe import Protocol, describe_cluster, protocol_of
 from ..drivers._protocols import ClusterDescription
@@ -48,8 +49,15 @@ STEPS: Final = {
     "tls": "TLS is spoken, and the certificate is one to be trusted",
     "authenticate": "the driver connects as a producer does, with the login",
     "cluster": "the cluster tells its id, its controller and its brokers, and they their versions",
-    "brokers": "each broker can be connected to where it says that it is (advertised.listeners)",
+    "brokers": "each broker, by itself, can be connected to where it says that it is "
+    "(advertised.listeners), with TLS if that is asked for",
 }
+
+#: How many details of a step are shown, and how many characters of each.
+_MOST_DETAILS: Final = 100
+_MOST_CHARACTERS: Final = 1_000
+#: How many addresses are tried at a time.
+_AT_A_TIME: Final = 50
 
 #: What may be the matter, by what is said.
 _HINTS: Final = tuple(
@@ -63,7 +71,7 @@ _HINTS: Final = tuple(
             "look at the user's name and password, and at its credentials for this sasl.mechanism",
         ),
         (
-            r"no broker answered|brokers are down|timed out|disconnected|closed",
+            r"no broker answered|brokers are down|timed out|disconnected|closed|transport failure",
             "it may be no broker, or expect TLS or a login: look at -X security.protocol",
         ),
     )
@@ -182,13 +190,20 @@ async def check(
             steps.append(Step(name, "skipped", (f"not tried, since {failed!r} failed",)))
             continue
         try:
-            steps.append(Step(name, "ok", await made[name](seen)))
+            steps.append(Step(name, "ok", _shown(await made[name](seen))))
         except _Skipped as skipped:
             steps.append(Step(name, "skipped", (str(skipped),)))
         except _Failed as error:
             failed = name
-            steps.append(Step(name, "failed", error.details, error.hint))
+            steps.append(Step(name, "failed", _shown(error.details), error.hint))
     return steps, seen.cluster
+
+
+def _shown(details: tuple[str, ...]) -> tuple[str, ...]:
+    """The details, of which brokers may have said anything, and as many of it as they like."""
+    shown = [one_line(detail, _MOST_CHARACTERS) for detail in details[:_MOST_DETAILS]]
+    more = len(details) - len(shown)
+    return (*shown, f"and {more:,} more") if more else tuple(shown)
 
 
 # --- the steps -----------------------------------------------------------------------------------
@@ -210,57 +225,44 @@ async def _settings(seen: _Seen) -> tuple[str, ...]:
 
 async def _resolve(seen: _Seen) -> tuple[str, ...]:
     details: list[str] = []
-    addresses = list(seen.settings.addresses)
-    if seen.settings.service_name:
-        addresses = await _look_up(seen)
-        details.append(f"{seen.settings.service_name}: {', '.join(addresses)}")
-    seen.addresses = [*map(_split, addresses)]
-    _direct(seen)
-    known: list[tuple[str, int]] = []
-    wrong: list[str] = []
-    for host, port in seen.addresses:
+    settings = seen.settings
+    if settings.service_name:
+        finder = Finder(settings)
         try:
-            with anyio.fail_after(seen.settings.start_timeout):
-                found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as error:
-            wrong.append(f"{host} has no address: {_said(error)}")
-            continue
-        known.append((host, port))
-        details.append(f"{host}: {', '.join(dict.fromkeys(str(one[4][0]) for one in found))}")
-    if not known:
-        raise _Failed(*wrong, hint="look at the spelling, and at /etc/resolv.conf or the VPN")
-    seen.addresses = known
-    return (*details, *wrong)
+            await finder.find()
+        except SendProducerError as error:
+            raise _Failed(
+                str(error), hint="look for SRV records, as by --service-name _port._tcp.name"
+            ) from None
+        details.append(f"{settings.service_name}: {listed(finder.settings.addresses)}")
+        settings = finder.settings
+    seen.addresses = [*map(_split, settings.addresses)]
+    _direct(seen)
 
+    async def look_up(host: str, port: int) -> str:
+        found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return f"{host}: {listed(dict.fromkeys(one[4][0] for one in found))}"
 
-async def _look_up(seen: _Seen) -> list[str]:
-    name = seen.settings.service_name
-    try:
-        with anyio.fail_after(seen.settings.start_timeout):
-            found = await discovery.dns().resolve(Lookup.parse(name))
-    except SettingsError as error:
-        raise _Failed(str(error)) from None
-    except Exception as error:  # noqa: BLE001  # whatever a resolver raises
-        raise _Failed(f"{name}: {_said(error)}") from None
-    addresses = [str(target) for target in found if target.port is not None]
-    if not addresses:
+    good, bad = await _try_each(seen, _named(seen.addresses), look_up)
+    if not good:
         raise _Failed(
-            f"{name}: nothing was found that has a port",
-            hint="look for SRV records, as by --service-name _port._tcp.name",
+            *bad.values(), hint="look at the spelling, and at /etc/resolv.conf or the VPN"
         )
-    return addresses
+    seen.addresses = [one for one in seen.addresses if _address(*one) in good]
+    # Two ports of a host have the same addresses.
+    return (*details, *dict.fromkeys(good.values()), *bad.values())
 
 
 async def _connect(seen: _Seen) -> tuple[str, ...]:
     _direct(seen)
-    good, bad = await _reach(seen, seen.addresses)
+    good, bad = await _try_each(seen, _named(seen.addresses), _connected)
     if not good:
         raise _Failed(
-            *bad,
+            *bad.values(),
             hint="is a broker running there, and is this its port? Where nothing answers at all, a "
             "firewall may be in the way",
         )
-    return (*good, *bad)
+    return (*good.values(), *bad.values())
 
 
 async def _tls(seen: _Seen) -> tuple[str, ...]:
@@ -268,31 +270,15 @@ async def _tls(seen: _Seen) -> tuple[str, ...]:
     protocol = seen.protocol
     if protocol is None or protocol.context is None:
         raise _Skipped("not asked for by security.protocol")
-    good: list[str] = []
-    bad: list[str] = []
-    for host, port in seen.addresses:
-        try:
-            with anyio.fail_after(seen.settings.start_timeout):
-                stream = await anyio.connect_tcp(
-                    host,
-                    port,
-                    ssl_context=protocol.context,
-                    tls_hostname=host,
-                    tls_standard_compatible=False,
-                )
-        except (OSError, anyio.BrokenResourceError, anyio.EndOfStream) as error:
-            bad.append(f"{host}:{port}: {tls_refusal(error) or _said(error)}")
-            continue
-        version = stream.extra(TLSAttribute.tls_version)  # noqa: S610  # not Django's
-        await anyio.aclose_forcefully(stream)
-        good.append(f"{host}:{port}: {version}")
+    shake_hands = partial(_shaken_hands, protocol.context)
+    good, bad = await _try_each(seen, _named(seen.addresses), shake_hands)
     if not good:
         raise _Failed(
-            *bad,
+            *bad.values(),
             hint="trust the issuer of its certificate by -X ssl.truststore.location=ca.pem; where "
             "TLS is not spoken at all, look at -X security.protocol",
         )
-    return (*good, *bad)
+    return (*good.values(), *bad.values())
 
 
 async def _authenticate(seen: _Seen) -> tuple[str, ...]:
@@ -312,7 +298,7 @@ async def _authenticate(seen: _Seen) -> tuple[str, ...]:
 async def _describe(seen: _Seen) -> tuple[str, ...]:
     settings = seen.settings
     if settings.service_name:
-        found = [f"{host}:{port}" for host, port in seen.addresses]
+        found = [_address(*one) for one in seen.addresses]
         settings = settings.with_bootstrap_servers(found)
     try:
         cluster = seen.cluster = await anyio.to_thread.run_sync(
@@ -324,7 +310,7 @@ async def _describe(seen: _Seen) -> tuple[str, ...]:
     return (
         f"id {cluster.id or 'unknown'}, controller {controller}",
         *(
-            f"broker {broker.id} at {broker.host}:{broker.port}"
+            f"broker {broker.id} at {_address(broker.host, broker.port)}"
             + ("" if broker.version is None else f", as of Kafka {broker.version}")
             for broker in cluster.brokers
         ),
@@ -333,36 +319,86 @@ async def _describe(seen: _Seen) -> tuple[str, ...]:
 
 async def _brokers(seen: _Seen) -> tuple[str, ...]:
     _direct(seen)
-    cluster = seen.cluster
-    brokers = () if cluster is None else cluster.brokers
-    good, bad = await _reach(seen, [(broker.host, broker.port) for broker in brokers])
+    cluster, protocol = seen.cluster, seen.protocol
+    named = {
+        f"broker {broker.id} at {_address(broker.host, broker.port)}": (broker.host, broker.port)
+        for broker in (() if cluster is None else cluster.brokers)
+    }
+    context = None if protocol is None else protocol.context
+    attempt = _connected if context is None else partial(_shaken_hands, context)
+    good, bad = await _try_each(seen, named, attempt)
     if bad:
         raise _Failed(
+            *bad.values(),
             *good,
-            *bad,
             hint="records go to brokers where they say that they are: advertised.listeners must "
             "name what can be reached from here",
         )
     return tuple(good)
 
 
-async def _reach(seen: _Seen, addresses: list[tuple[str, int]]) -> tuple[list[str], list[str]]:
-    """Which can be connected to, and which can't, and why."""
-    good: list[str] = []
-    bad: list[str] = []
-    for host, port in addresses:
-        if not 0 < port < 65536:  # a broker may name any number
-            bad.append(f"{host}:{port}: this is not the number of a port")
-            continue
-        try:
-            with anyio.fail_after(seen.settings.start_timeout):
-                stream = await anyio.connect_tcp(host, port)
-        except (OSError, UnicodeError) as error:  # the second for a name that is not a host's
-            bad.append(f"{host}:{port}: {_said(error)}")
-            continue
-        await anyio.aclose_forcefully(stream)
-        good.append(f"{host}:{port}")
-    return good, bad
+# --- attempts ------------------------------------------------------------------------------------
+
+
+async def _try_each(
+    seen: _Seen,
+    addresses: Mapping[str, tuple[str, int]],
+    attempt: Callable[[str, int], Awaitable[str]],
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Try each address by itself, side by side, within the time of one step.
+
+    Returns:
+        By its name, what came of each that is good; and what is wrong with each that is not.
+    """
+    good: dict[str, str] = {}
+    bad = dict.fromkeys(addresses, "not tried: the time was over")
+    remaining = iter(addresses.items())
+
+    async def work() -> None:
+        for name, (host, port) in remaining:
+            if not 0 < port < 65536:  # a broker may name any number
+                bad[name] = "this is not the number of a port"
+                continue
+            bad[name] = "no answer in time"
+            try:
+                good[name] = await attempt(host, port)
+                del bad[name]
+            # UnicodeError: for a name that is not a host's.
+            except (
+                OSError,
+                UnicodeError,
+                anyio.BrokenResourceError,
+                anyio.EndOfStream,
+            ) as error:
+                bad[name] = tls_refusal(error) or _said(error)
+
+    with anyio.move_on_after(seen.settings.start_timeout):
+        async with anyio.create_task_group() as tasks:
+            for _ in range(min(len(addresses), _AT_A_TIME)):
+                tasks.start_soon(work)
+    return good, {name: f"{name}: {said}" for name, said in bad.items()}
+
+
+async def _connected(host: str, port: int) -> str:
+    await anyio.aclose_forcefully(await anyio.connect_tcp(host, port))
+    return _address(host, port)
+
+
+async def _shaken_hands(context: ssl.SSLContext, host: str, port: int) -> str:
+    stream = await anyio.connect_tcp(
+        host, port, ssl_context=context, tls_hostname=host, tls_standard_compatible=False
+    )
+    version = stream.extra(TLSAttribute.tls_version)  # noqa: S610  # not Django's
+    await anyio.aclose_forcefully(stream)
+    return f"{_address(host, port)}: {version}"
+
+
+def _named(addresses: Iterable[tuple[str, int]]) -> dict[str, tuple[str, int]]:
+    return {_address(*one): one for one in addresses}
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _direct(seen: _Seen) -> None:
