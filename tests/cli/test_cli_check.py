@@ -351,7 +351,7 @@ async def test_brokers_that_do_not_answer_take_no_longer_than_a_step(
         await anyio.sleep_forever()
         raise AssertionError
 
-    named = {f"b{number}": ("x", number) for number in range(60)}
+    named = {f"b{number}": ("x", 9092) for number in range(60)}
     good, bad = await _check._try_each(seen, named, wait)
     assert good == {}
     assert bad["b0"] == "b0: no answer in time"
