@@ -6,7 +6,7 @@ that who does not receive holds up the source. Nothing but the order of the line
 the results: no task is started for an envelope.
 """
 
-# What the classes and functions here know of one another is nobody else's affair.
+# These classes and functions share private state by design.
 # pyright: reportPrivateUsage=false
 
 from __future__ import annotations
@@ -285,7 +285,7 @@ async def _feed(flow: _Flow[Any], sender: Sender, source: AsyncIterable[Any]) ->
             async for envelope in envelopes:
                 check_is_envelope(envelope)
                 if flow.is_full:
-                    with sender._hurrying():
+                    with sender._engine.hurrying():
                         await flow.until_not_full()
                 await flow.enter(sender, _Slot(envelope))
                 taken += 1

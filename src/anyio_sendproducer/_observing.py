@@ -1,12 +1,12 @@
-"""What observers are told, and when: the producer's side of telemetry.
+"""The producer's side of telemetry: what observers are told, and when.
 
-A producer without observers has none of this. What it is made of is decided when it is made: with
-observers its ledger is an :class:`ObservedLedger`, and the calls that send are those of
-:class:`ObservedSender`. What happened gathers in an :class:`Observation`, until the pump has
-observers told, once a turn.
+A producer without observers has none of this. With observers its ledger is an
+:class:`ObservedLedger`, and records are entered by an
+:class:`~anyio_sendproducer._admission.ObservedAdmission`. Events gather in an :class:`Observation`
+until the pump passes them to the observers, once in each turn.
 """
 
-# The ledger's own steps are what is observed.
+# An observed ledger overrides private steps of the ledger by design.
 # pyright: reportPrivateUsage=false
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextvars import ContextVar
 from typing import Any, Final, TypeVar, cast
 
@@ -24,8 +24,6 @@ from ._delivery import DeliveryState, Entry
 from ._exceptions import DeliveryError
 from ._ledger import Ledger
 from ._records import ProducerRecord, RecordMetadata
-from ._sending import Sender
-from ._validation import check_is_record
 from .telemetry import (
     Accepted,
     Batch,
@@ -45,7 +43,7 @@ from .telemetry import (
 )
 from .telemetry._logging import error_type
 
-__all__ = ["Observation", "ObservedLedger", "ObservedSender", "check_observers"]
+__all__ = ["Observation", "ObservedLedger", "check_observers"]
 
 _log = logging.getLogger("anyio_sendproducer.telemetry")
 
@@ -57,15 +55,15 @@ T = TypeVar("T")
 _records = itertools.count(1)
 _batches = itertools.count(1)
 
-#: Which call the records are a part of that a task is giving.
+#: The call that the records which a task sends are part of.
 _batch: ContextVar[Batch | None] = ContextVar("anyio_sendproducer.batch", default=None)
 
 
-def _made_fast(cls: T) -> T:
-    """A frozen dataclass's constructor, for those of which there is one for each record.
+def fast_constructor(cls: T) -> T:
+    """Make a fast constructor of a frozen dataclass that has an instance for each record.
 
-    What dataclasses generate sets each field by ``object.__setattr__``, which takes three times as
-    long. Here an instance of a twin that is not frozen is filled, and becomes one of the class.
+    The generated constructor sets each field by ``object.__setattr__``, which takes three times as
+    long. This one fills an instance of a twin that is not frozen, and changes its class.
     """
     frozen: Any = cls
     twin = _twin(frozen)
@@ -85,10 +83,10 @@ def _twin(frozen: type[Any]) -> type[Any]:
 
 
 def check_observers(observers: Iterable[Observer]) -> tuple[Observer, ...]:
-    """The observers, once it is sure that they are some.
+    """Check an argument that should be a list of observers.
 
     Raises:
-        TypeError: one of them is none.
+        TypeError: it is something else, or contains something else.
     """
     if not isinstance(cast("object", observers), Iterable):
         raise TypeError(f"observers must be a list of observers, not {type(observers).__name__}")
@@ -103,13 +101,13 @@ def check_observers(observers: Iterable[Observer]) -> tuple[Observer, ...]:
 
 
 class Observation:
-    """What happened and was not told yet, and those who are to be told.
+    """The events that observers have not been told yet.
 
     Args:
-        observers: those.
-        client_id: that of the producer's settings.
+        observers: the observers.
+        client_id: the setting of that name.
         clock: the producer's clock.
-        ring: has the pump come by soon, which calls :meth:`tell` at the end of its turn.
+        wake_pump: has the pump take a turn soon, which calls :meth:`tell` at its end.
     """
 
     def __init__(
@@ -118,19 +116,19 @@ class Observation:
         *,
         client_id: str,
         clock: Clock,
-        ring: Callable[[], None],
+        wake_pump: Callable[[], None],
     ) -> None:
         self._observers = observers
         self._injectors = [one for one in observers if isinstance(one, Injector)]
         self._client_id = client_id
-        self._ring = ring
+        self._wake_pump = wake_pump
         self.now = clock.now
         # Here and not for the module: to generate a class takes a millisecond.
-        self._given = _made_fast(Given)
-        self._accepted = _made_fast(Accepted)
+        self._given = fast_constructor(Given)
+        self._accepted = fast_constructor(Accepted)
         #: These two are the ledger's.
-        self.handed_over = _made_fast(HandedOver)
-        self.delivered = _made_fast(Delivered)
+        self.handed_over = fast_constructor(HandedOver)
+        self.delivered = fast_constructor(Delivered)
         self._events: list[Event] = []
         self._is_turn = False
         self._generation = 0
@@ -140,22 +138,22 @@ class Observation:
     # --- telling -----------------------------------------------------------------------------
 
     def add(self, event: Event) -> None:
-        """This happened."""
+        """Add an event."""
         if not self._events and not self._is_turn:
-            self._ring()
+            self._wake_pump()
         self._events.append(event)
 
     def begin_turn(self) -> None:
-        """The pump has its turn, and is going to :meth:`tell` at the end of it."""
+        """The pump begins a turn, and calls :meth:`tell` at the end of it."""
         self._is_turn = True
 
     def tell(self) -> None:
-        """Have observers told what happened since the last time."""
+        """Tell the observers the events since the last call."""
         self._is_turn = False
         if not self._events:
             return
-        # All observers get one tuple, which none of them can change. A finalizer may add an event
-        # at each point here: it goes into one of the two lists.
+        # All observers get the same tuple, which none of them can change. A finalizer may add an
+        # event at each point here: it goes into one of the two lists.
         happened = self._events
         self._events = []
         events = tuple(happened)
@@ -164,7 +162,7 @@ class Observation:
                 observer.observe(events)
             except (KeyboardInterrupt, SystemExit):
                 raise
-            except BaseException as error:  # noqa: BLE001  # theirs, and no record's
+            except BaseException as error:  # noqa: BLE001  # an observer's error must not fail a record
                 self._complain(observer, "observe", error)
 
     def _complain(self, observer: Observer, method: str, error: BaseException) -> None:
@@ -188,15 +186,19 @@ class Observation:
             },
         )
 
-    # --- records that are given --------------------------------------------------------------
+    # --- records -----------------------------------------------------------------------------
 
     def give(self, record: ProducerRecord[Any, Any], now: float) -> Given:
-        """A record was given."""
+        """A caller passed a record: make the object that observers know it by."""
         return self._given(next(_records), record, now, self._client_id, _batch.get())
 
-    def enrich(self, given: Given, size: int, most: int) -> tuple[ProducerRecord[Any, Any], int]:
-        """The record with the headers that observers add, and its size with these; as it is where
-        it would be larger than ``most``."""
+    def enrich(self, given: Given, size: int, limit: int) -> tuple[ProducerRecord[Any, Any], int]:
+        """Add the headers of observers to a record.
+
+        Returns:
+            The record with the headers, and its size. The record as it is if it would be larger
+            than ``limit``.
+        """
         record = given.record
         headers: list[tuple[str, bytes]] = []
         larger = size
@@ -206,12 +208,12 @@ class Observation:
                 more = sum(map(_size_of_header, added))
             except (KeyboardInterrupt, SystemExit):
                 raise
-            except BaseException as error:  # noqa: BLE001  # theirs, and no record's
+            except BaseException as error:  # noqa: BLE001  # an observer's error must not fail a record
                 self._complain(injector, "inject", error)
             else:
                 headers += added
                 larger += more
-        if not headers or larger > most:
+        if not headers or larger > limit:
             return record, size
         enriched = ProducerRecord(
             record.topic,
@@ -224,30 +226,51 @@ class Observation:
         return enriched, larger
 
     def refuse(self, given: Given, error: Exception | None) -> None:
-        """It was not accepted."""
+        """The record was not accepted."""
         now = self.now()
         self.add(Refused(given.number, given.record, now, now - given.at, error))
 
     def accept(self, entry: Entry) -> None:
-        """It was accepted."""
+        """The record was accepted."""
         given = entry.given
         self.add(self._accepted(given.number, given.record, self.now(), entry.size))
 
     # --- calls with several records ----------------------------------------------------------
 
-    def begin_batch(self, records: Sequence[ProducerRecord[Any, Any]]) -> Batch:
-        """A call gives these."""
+    async def observe_call(
+        self,
+        records: Sequence[ProducerRecord[Any, Any]],
+        send: Callable[[], Awaitable[list[RecordMetadata | DeliveryError]]],
+    ) -> list[RecordMetadata | DeliveryError]:
+        """Send records of one call, and add an event when they have their outcomes.
+
+        Args:
+            records: the records; at least one.
+            send: sends them.
+        """
+        batch = self._begin_batch(records)
+        token = _batch.set(batch)
+        try:
+            outcomes = await send()
+        except BaseException as error:
+            self._end_batch(batch, error=error)
+            raise
+        finally:
+            _batch.reset(token)
+        self._end_batch(batch, outcomes)
+        return outcomes
+
+    def _begin_batch(self, records: Sequence[ProducerRecord[Any, Any]]) -> Batch:
         topic = records[0].topic
         is_theirs = all(record.topic == topic for record in records)
         return Batch(next(_batches), len(records), topic if is_theirs else None)
 
-    def end_batch(
+    def _end_batch(
         self,
         batch: Batch,
         outcomes: Iterable[RecordMetadata | DeliveryError] = (),
         error: BaseException | None = None,
     ) -> None:
-        """It has these outcomes, or this error."""
         self.add(
             BatchEnded(
                 batch,
@@ -261,12 +284,12 @@ class Observation:
     # --- clients -----------------------------------------------------------------------------
 
     def opened(self, generation: int) -> None:
-        """A client is open."""
+        """A client was opened."""
         self._generation = generation
         self.add(GenerationOpened(generation, self.now()))
 
     def ended(self, error: BaseException | None) -> None:
-        """The client that was open, if any, is closed."""
+        """The client that was open, if any, was closed."""
         if self._generation:
             self.add(GenerationEnded(self._generation, self.now(), error))
             self._generation = 0
@@ -280,10 +303,10 @@ def _size_of_header(header: tuple[str, bytes]) -> int:
 
 
 class ObservedLedger(Ledger):
-    """A ledger that says what happens in it.
+    """A ledger that adds an event for each step of a delivery.
 
     Args:
-        observation: to be told.
+        observation: gets the events.
         bounds: as for :class:`Ledger`.
     """
 
@@ -308,7 +331,7 @@ class ObservedLedger(Ledger):
     def settle(
         self, entries: Sequence[Entry], outcomes: Sequence[RecordMetadata | DeliveryError]
     ) -> list[object]:
-        # What a driver reports of a record for the second time is none of its outcome.
+        # If a driver reports a record for the second time, that is not its outcome.
         candidates = dict.fromkeys(
             entry for entry in entries if entry.state is DeliveryState.SUBMITTED
         )
@@ -333,7 +356,7 @@ class ObservedLedger(Ledger):
 
     def _fail(self, entry: Entry, error: DeliveryError, woken: list[object]) -> None:
         given = entry.given
-        # A driver knows the record with its added headers alone.
+        # A driver knows the record only with the headers that were added.
         error.record = given.record
         was_waiting = entry.state is DeliveryState.WAITING
         abandoned = entry.abandoned
@@ -373,29 +396,3 @@ class ObservedLedger(Ledger):
             self._is_closing = True
             self._observation.add(Closing(self._observation.now(), self.pending))
         return super().drain()
-
-
-class ObservedSender(Sender):
-    """What sends records under observation."""
-
-    _observing: Observation
-
-    async def _send_group(
-        self, records: Sequence[ProducerRecord[Any, Any]], *, stops: bool = False
-    ) -> list[RecordMetadata | DeliveryError]:
-        for record in records:
-            check_is_record(record)
-        if not records:
-            return await super()._send_group(records, stops=stops)
-        observing = self._observing
-        batch = observing.begin_batch(records)
-        token = _batch.set(batch)
-        try:
-            outcomes = await super()._send_group(records, stops=stops)
-        except BaseException as error:
-            observing.end_batch(batch, error=error)
-            raise
-        finally:
-            _batch.reset(token)
-        observing.end_batch(batch, outcomes)
-        return outcomes

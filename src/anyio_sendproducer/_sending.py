@@ -1,37 +1,34 @@
-"""What callers do: send records, and wait for what becomes of them.
+"""The sending API that producers and transactions share.
 
-The part of a producer that stands on the caller's task. A :class:`Sender` enters records in the
-ledger and waits; who moves the ledger is none of its business.
+It runs on the caller's task. A :class:`Sender` enters records in the ledger and waits for their
+outcomes. It does not advance the ledger; the pump does.
 """
 
 from __future__ import annotations
 
-import os
 import random
-import weakref
-from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from functools import partial
 from threading import get_ident
-from typing import Any, NoReturn, TypeVar, cast, overload
+from typing import Any, ClassVar, TypeVar, cast, overload
 
 import anyio
 import anyio.lowlevel
 
+from ._admission import AdmissionLike
 from ._delivery import DeliveryState, Entry, Group
+from ._engine import Engine
 from ._exceptions import (
     DeliveryError,
     MultiDeliveryError,
     ProducerBroken,
     ProducerClosed,
-    ProducerMisused,
     RecordRejected,
     copy_of,
 )
 from ._failures import not_sent, not_tried
-from ._ledger import Ledger
-from ._loops import Loop, Step, WaiterList
+from ._loops import WaiterList
+from ._no_public_constructor import NoPublicConstructor
 from ._records import (
     Envelope,
     Message,
@@ -68,23 +65,8 @@ _CALLS_IN_A_ROW = 16
 _BITS_BETWEEN_LOOKS = 7
 _random_bits = random.Random().getrandbits  # noqa: S311  # not for cryptography
 
-#: The thread of a producer whose process was forked: no thread has this number.
-_NO_THREAD = -1
 
-_senders: weakref.WeakSet[Sender] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    # The child has neither the threads nor the sockets: its records would wait for ever.
-    for sender in list(_senders):
-        sender._thread = _NO_THREAD  # pyright: ignore[reportPrivateUsage]
-
-
-if hasattr(os, "register_at_fork"):  # pragma: no branch  # Windows has none, and does not fork
-    os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
-class Delivery:
+class Delivery(NoPublicConstructor):
     """A record that was accepted, and the way to its outcome.
 
     Made by :meth:`SendProducer.enqueue` and :meth:`SendProducer.enqueue_nowait`. A delivery that
@@ -97,8 +79,9 @@ class Delivery:
     _entry: Entry
     _producer: Sender
 
-    def __init__(self, *_: NoReturn, **__: NoReturn) -> None:
-        raise TypeError("a Delivery is made by SendProducer.enqueue() and enqueue_nowait()")
+    _how_to_make: ClassVar[str] = (
+        "a Delivery is made by SendProducer.enqueue() and enqueue_nowait()"
+    )
 
     @classmethod
     def _create(cls, producer: Sender, entry: Entry) -> Delivery:
@@ -140,53 +123,24 @@ class Delivery:
 
 
 class Sender:
-    """What a producer and a transaction have in common: records are sent by them."""
+    """The methods that a producer and a transaction have in common.
 
-    _loop: Loop
-    _ledger: Ledger
-    _step: Step
-    _thread: int
-    _park: Callable[[Entry], Awaitable[object]]
+    A subclass makes instances by ``__new__`` and :meth:`_begin`.
+    """
 
-    def _begin(self, loop: Loop, ledger: Ledger, step: Step) -> None:
-        self._loop = loop
-        self._ledger = ledger
-        self._step = step
-        self._thread = get_ident()
+    def _begin(self, engine: Engine, admission: AdmissionLike) -> None:
+        self._engine = engine
+        # These are looked up for each record.
+        self._enter = admission.enter
+        self._enter_several = admission.enter_several
+        self._loop = engine.loop
+        self._ledger = engine.ledger
+        self._park = engine.loop.park
+        self._affinity = engine.affinity
         self._calls_in_a_row = 0
-        # Counted down to 0 from here. It never is 0 where nobody needs to look.
-        self._calls_until_look = 1 if loop.spares_done_waiters else 0
-        # This is looked up for each record.
-        self._park = loop.park
-        _senders.add(self)
-
-    @abstractmethod
-    def _enter(self, record: ProducerRecord[Any, Any], *, wait: bool = True) -> Entry:
-        """Enter a record that was just given, and see to it that it is handed over."""
-
-    def _enter_several(
-        self,
-        records: Iterable[ProducerRecord[Any, Any]],  # noqa: ARG002
-        group: Group,  # noqa: ARG002
-    ) -> list[Entry]:
-        """Enter records of one group in one go: as many from the first on as can be entered at
-        once. The next one, if any, is to be entered alone."""
-        return []
-
-    @abstractmethod
-    def _moved(self, woken: Iterable[object]) -> None:
-        """Room may have become free elsewhere than in the pump: others may be queued now."""
-
-    @contextmanager
-    def _hurrying(self) -> Generator[None]:
-        """Have the client hold no records back: the caller waits for some, and gives it no more
-        until then."""
-        self._ledger.hurrying += 1
-        self._moved(())
-        try:
-            yield
-        finally:
-            self._ledger.hurrying -= 1
+        # Counted down to 0 from 1. On a loop whose tasks need not look it starts from 0, and never
+        # is 0 again.
+        self._calls_until_look = 1 if engine.loop.spares_done_waiters else 0
 
     # --- sending -----------------------------------------------------------------------------
 
@@ -222,9 +176,9 @@ class Sender:
         sends in a loop is cancelled after a few records, however fast the answers come.
         """
         # Half of the check: to ask asyncio for its loop is a system call on Python 3.11. Another
-        # loop in this very thread can't await the cell, and the other half says why.
-        if self._thread != get_ident():
-            self._check_loop()
+        # loop in this very thread can't await the waiter, and then the other half says why.
+        if self._affinity.thread != get_ident():
+            self._affinity.check()
         self._calls_until_look -= 1
         if not self._calls_until_look:
             await self._look_for_cancellation()
@@ -236,7 +190,7 @@ class Sender:
             raise
         except BaseException:
             self._cancel(entry)
-            self._check_loop()
+            self._affinity.check()
             raise
         outcome = entry.outcome
         if type(outcome) is RecordMetadata:
@@ -342,13 +296,13 @@ class Sender:
         Cancellation: the record is withdrawn and never written. (asyncio's own ``task.cancel()``
         can come in the very step in which room was granted: then it goes on, abandoned.)
         """
-        self._check_loop()
+        self._affinity.check()
         await anyio.lowlevel.checkpoint_if_cancelled()
         entry = self._enter(record)
         if entry.state is DeliveryState.WAITING:
             await self._wait_for_room(entry)
             if isinstance(entry.outcome, DeliveryError):
-                with self._step:
+                with self._engine.step:
                     self._ledger.saw(entry)
                 try:
                     raise entry.outcome
@@ -374,37 +328,15 @@ class Sender:
                 ProducerMisused because that interrupts the producer's own code; nothing was
                 accepted then.
         """
-        self._check_loop()
+        self._affinity.check()
         try:
             entry = self._enter(record, wait=False)
         except anyio.WouldBlock:
-            self._moved(())  # there is room sooner if the client holds nothing back
+            self._engine.moved(())  # there is room sooner if the client holds nothing back
             raise
         return Delivery._create(self, entry)  # pyright: ignore[reportPrivateUsage]
 
     # --- on the caller's task ----------------------------------------------------------------
-
-    def _check_loop(self) -> None:
-        if self._thread == get_ident() and self._loop.is_current():
-            if self._step.depth:
-                raise self._reentered()
-            return
-        if self._thread == _NO_THREAD:
-            raise ProducerMisused(
-                "the producer was opened before this process was forked, and its thread stayed "
-                "behind: open a producer in the child"
-            )
-        raise ProducerMisused(
-            "the producer belongs to the event loop that it was opened on: use it from that loop's "
-            "tasks alone, and open another for another loop, thread or process"
-        )
-
-    def _reentered(self) -> ProducerMisused:
-        return ProducerMisused(
-            "a finalizer, a weakref callback or a signal handler called the producer while it "
-            "interrupted the producer's own code: let the event loop make the call, with asyncio's "
-            "call_soon_threadsafe() or Trio's TrioToken.run_sync_soon()"
-        )
 
     def _is_others_turn(self) -> bool:
         """Whether calls that need not wait have gone on for long enough."""
@@ -418,35 +350,26 @@ class Sender:
 
     def _cancel(self, *entries: Entry) -> None:
         """Give up these records, and then wake the callers for whom room became free."""
-        self._now_or_soon(partial(self._cancel_now, entries))
+        self._engine.now_or_soon(partial(self._cancel_now, entries))
 
     def _cancel_now(self, entries: Iterable[Entry]) -> None:
         woken: list[object] = []
         for entry in entries:
             woken += self._ledger.cancel(entry)
-        self._moved(woken)
-
-    def _now_or_soon(self, change: Callable[[], object]) -> None:
-        """Make a change for a caller that stopped waiting. The garbage collector closes a coroutine
-        on any thread, and in the middle of anything: then the loop makes the change."""
-        if self._thread == get_ident() and not self._step.depth:
-            with self._step:
-                change()
-        else:
-            self._loop.call_soon_threadsafe(change)
+        self._engine.moved(woken)
 
     async def _wait_for_room(self, entry: Entry) -> None:
-        cell = entry.room_waiter = self._loop.new_waiter()
+        waiter = entry.room_waiter = self._loop.new_waiter()
         try:
-            await cell
+            await waiter
         except BaseException:
             self._cancel(entry)
             raise
 
     async def _outcome_of(self, entry: Entry) -> RecordMetadata | DeliveryError:
         """Wait for an accepted record's outcome. Others may get the same error: raise a copy."""
-        if self._thread != get_ident():  # the other half of the check is below, as in send()
-            self._check_loop()
+        if self._affinity.thread != get_ident():  # half of the check, as in send()
+            self._affinity.check()
         if entry.outcome is not None:
             if self._is_others_turn():
                 await anyio.lowlevel.checkpoint()
@@ -456,47 +379,58 @@ class Sender:
             self._calls_until_look -= 1
             if not self._calls_until_look:
                 await self._look_for_cancellation()
-            cell = self._loop.new_waiter()
-            with self._step:
+            waiter = self._loop.new_waiter()
+            with self._engine.step:
                 waiters = cast("WaiterList | None", entry.waiter)
                 if waiters is None:
                     waiters = entry.waiter = WaiterList()
-                waiters.append(cell)
+                waiters.append(waiter)
             try:
-                await cell
+                await waiter
             except BaseException as error:
-                self._now_or_soon(partial(self._stop_waiting, entry, waiters, cell))
+                self._engine.now_or_soon(partial(self._stop_waiting, entry, waiters, waiter))
                 if not isinstance(error, GeneratorExit):
-                    self._check_loop()
+                    self._affinity.check()
                 raise
-        with self._step:
+        with self._engine.step:
             self._ledger.saw(entry)
         return cast("RecordMetadata | DeliveryError", entry.outcome)
 
-    def _stop_waiting(self, entry: Entry, waiters: WaiterList, cell: object) -> None:
-        waiters.remove(cell)
+    def _stop_waiting(self, entry: Entry, waiters: WaiterList, waiter: object) -> None:
+        waiters.remove(waiter)
         if not waiters:
             self._ledger.unwatch(entry)
 
     async def _send_group(
         self, records: Sequence[ProducerRecord[Any, Any]], *, stops: bool = False
     ) -> list[RecordMetadata | DeliveryError]:
+        """Send records of one call, and wait for all outcomes."""
         for record in records:
             check_is_record(record)
-        self._check_loop()
+        observation = self._engine.observation
+        if observation is None or not records:
+            return await self._send_checked_group(records, stops=stops)
+        return await observation.observe_call(
+            records, partial(self._send_checked_group, records, stops=stops)
+        )
+
+    async def _send_checked_group(
+        self, records: Sequence[ProducerRecord[Any, Any]], *, stops: bool
+    ) -> list[RecordMetadata | DeliveryError]:
+        self._affinity.check()
         if not records:
             await anyio.lowlevel.checkpoint()
             return []
         await anyio.lowlevel.checkpoint_if_cancelled()
-        cell = self._loop.new_waiter()
+        waiter = self._loop.new_waiter()
         # One more than there are, so that nothing wakes us before all are entered.
-        group = Group(len(records) + 1, cell, stops=stops)
+        group = Group(len(records) + 1, waiter, stops=stops)
         line: list[Entry | DeliveryError] = []
         try:
             await self._enter_group(records, group, line)
             group.remaining -= 1
             if group.remaining:
-                await cell
+                await waiter
             else:
                 await anyio.lowlevel.checkpoint()
         except BaseException:
@@ -542,8 +476,8 @@ class Sender:
         try:
             entry = self._enter(record)
         except RecordRejected as error:
-            with self._step:
-                self._moved(self._ledger.stop(group))
+            with self._engine.step:
+                self._engine.moved(self._ledger.stop(group))
             # The frames in its traceback hold what becomes of this group: a reference cycle.
             return error.with_traceback(None)
         except (ProducerClosed, ProducerBroken) as error:

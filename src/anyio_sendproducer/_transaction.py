@@ -1,24 +1,29 @@
-"""Transactions: what is sent in one is committed as a whole, or never seen.
+"""Transactions: their records become visible as a whole, or never.
 
-A transaction is over when its block is: committed where the block ended well and every record of it
-was delivered, aborted otherwise. What the loop decides stands here; what the brokers are told is
-the driver's.
+A transaction ends with its block. It is committed if the block ended without an exception and each
+of its records was delivered; otherwise it is aborted. This module decides which. The driver makes
+the requests to the brokers.
 """
+
+# A transaction and its producer share private state by design.
+# pyright: reportPrivateUsage=false
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Final, NoReturn, Protocol, TypeVar, cast, overload
+from typing import Any, ClassVar, Final, TypeVar, cast, overload
 
 import anyio
 import anyio.lowlevel
 from anyio import CancelScope
 from anyio.abc import ObjectReceiveStream
 
-from ._bridge import Bridge
-from ._delivery import Entry
+from ._admission import Admission
+from ._delivery import Entry, Group
+from ._engine import Engine
 from ._exceptions import (
     ProducerClosed,
     ProducerFenced,
@@ -30,9 +35,7 @@ from ._exceptions import (
     copy_of,
 )
 from ._flow import run_flow
-from ._ledger import Ledger
-from ._loops import Loop
-from ._observing import Observation, ObservedSender
+from ._no_public_constructor import NoPublicConstructor
 from ._records import (
     ConsumerGroupMetadata,
     Envelope,
@@ -46,11 +49,10 @@ from ._records import (
     Results,
 )
 from ._sending import Sender
-from ._settings import ProducerSettings
 from .drivers import ConsumedOffset, Deadline, Driver
 from .drivers._group_metadata import group_from_bytes
 
-__all__ = ["Owner", "Transaction", "TransactionState", "run_transaction"]
+__all__ = ["Transaction", "TransactionState", "Transactions"]
 
 
 K = TypeVar("K")
@@ -62,80 +64,83 @@ _GRACE_SECONDS: Final = 5.0
 
 
 class TransactionState(enum.Enum):
-    """Where a transaction stands."""
+    """The state of a transaction."""
 
     OPEN = "open"
-    """It takes records."""
+    """It accepts records."""
     ENDING = "ending"
-    """Its block has ended; what was sent in it is waited for, or the brokers' answer."""
+    """Its block has ended; it waits for its records, or for the brokers' answer."""
     COMMITTED = "committed"
-    """All of it is visible, and will stay so."""
+    """All of its records are visible, and will stay so."""
     ABORTED = "aborted"
-    """None of it is visible to ``read_committed``, or ever will be."""
+    """None of its records is visible to ``read_committed``, or ever will be."""
     UNKNOWN = "unknown"
     """It is one of the two, and the brokers' answer was lost."""
 
 
-class Owner(Protocol):
-    """The producer, as far as its transactions know it."""
+@dataclasses.dataclass(slots=True)
+class _Status:
+    """The state that a transaction shares with its admission."""
+
+    state: TransactionState = TransactionState.OPEN
+    #: The number of the client that began it.
+    generation: int = 0
+    #: The first error that leaves no way but to abort.
+    refused: SendProducerError | None = None
+
+
+class _TransactionAdmission:
+    """Enters the records of one transaction, as long as it is open.
+
+    Args:
+        engine: the producer's engine.
+        admission: enters records of the producer.
+        status: the state of the transaction.
+    """
+
+    def __init__(self, engine: Engine, admission: Admission, status: _Status) -> None:
+        self._engine = engine
+        self._admission = admission
+        self._status = status
+
+    def enter(self, record: ProducerRecord[Any, Any], *, wait: bool = True) -> Entry:
+        self.check_open()
+        try:
+            return self._admission.enter(record, wait=wait)
+        except RecordRejected as error:
+            self._status.refused = self._status.refused or error
+            raise
+
+    def enter_several(
+        self,
+        records: Iterable[ProducerRecord[Any, Any]],  # noqa: ARG002
+        group: Group,  # noqa: ARG002
+    ) -> list[Entry]:
+        return []  # each is entered alone, so that an invalid one is noticed
+
+    def check_open(self) -> None:
+        """Check that the transaction accepts records.
+
+        Raises:
+            TransactionError: it is over.
+            TransactionAborted: its client was given up.
+        """
+        if self._status.state is not TransactionState.OPEN:
+            raise TransactionError(
+                f"the transaction is {self._status.state.value}: send within its `async with` block"
+            )
+        if self.is_left_behind:
+            raise TransactionAborted("the transaction was aborted: its client was given up")
 
     @property
-    def bridge(self) -> Bridge:
-        """The way to the driver."""
-        ...
-
-    @property
-    def ledger(self) -> Ledger:
-        """The book of all deliveries."""
-        ...
-
-    @property
-    def loop(self) -> Loop:
-        """The event loop."""
-        ...
-
-    @property
-    def settings(self) -> ProducerSettings:
-        """The producer's settings."""
-        ...
-
-    @property
-    def turn(self) -> anyio.Lock:
-        """Whose turn it is: one transaction at a time."""
-        ...
-
-    @property
-    def observation(self) -> Observation | None:
-        """What observers are told by; None where there are none."""
-        ...
-
-    def take_part(self, transaction: Transaction | None, /) -> None:
-        """From now on this one is open, or none."""
-        ...
-
-    def check(self) -> None:
-        """Raise, where the producer can't be used, or not from here."""
-        ...
-
-    def enter(self, record: ProducerRecord[Any, Any], wait: bool, /) -> Entry:  # noqa: FBT001
-        """Enter a record."""
-        ...
-
-    def moved(self, woken: Iterable[object], /) -> None:
-        """Wake these; room may have become free."""
-        ...
-
-    async def until_settled(self) -> None:
-        """Wait until all that is accepted, or waits for room, has its outcome."""
-        ...
-
-    def give_up(self, error: BaseException, /) -> None:
-        """This client is of no use any more: take another, or none where it was fenced off."""
-        ...
+    def is_left_behind(self) -> bool:
+        """Whether another client has taken the place of the one that began the transaction. It
+        aborts the transaction before it does anything else."""
+        return self._engine.bridge.generation != self._status.generation
 
 
-class Transaction(Sender):
-    """A transaction that is open: what is sent by it is committed with it.
+class Transaction(Sender, NoPublicConstructor):
+    """An open transaction: records that are sent by its methods are committed with it.
 
     Made by :meth:`SendProducer.transaction`, never by hand. It has the producer's methods that
     send. Any number of tasks may use it while its block lasts. An acknowledged record is written;
@@ -146,42 +151,33 @@ class Transaction(Sender):
     transaction is over, and :class:`TransactionAborted` where it can only be aborted.
     """
 
-    _owner: Owner
-    _generation: int
-    _state: TransactionState
-    _refused: SendProducerError | None
-    _waits: set[Deadline]  # of those who send offsets
-    _aborted: anyio.Event | None  # set when the abort, once it was begun, is through
+    _how_to_make: ClassVar[str] = "a Transaction is made by SendProducer.transaction()"
+
+    _status: _Status
+    _admission: _TransactionAdmission
+    _offset_deadlines: set[Deadline]  # of the tasks that send offsets
+    _aborted: anyio.Event | None  # set when the abort, once it was begun, is finished
     _ended: anyio.Event
 
-    def __init__(self, *_: NoReturn, **__: NoReturn) -> None:
-        raise TypeError("a Transaction is made by SendProducer.transaction()")
-
     @classmethod
-    def _create(cls, owner: Owner) -> Transaction:
-        self: Transaction
-        if owner.observation is None:
-            self = object.__new__(cls)
-        else:
-            self = observed = object.__new__(_ObservedTransaction)
-            observed._observing = owner.observation  # pyright: ignore[reportPrivateUsage]
-        self._begin(owner.loop, owner.ledger, owner.bridge.step)
-        self._owner = owner
-        self._state = TransactionState.OPEN
-        self._refused = None
-        self._waits = set()
+    def _create(cls, engine: Engine, admission: Admission) -> Transaction:
+        self = cls.__new__(cls)
+        self._status = _Status()
+        self._admission = _TransactionAdmission(engine, admission, self._status)
+        self._begin(engine, self._admission)
+        self._offset_deadlines = set()
         self._aborted = None
         self._ended = anyio.Event()
         return self
 
     def __repr__(self) -> str:
-        return f"<Transaction {self._state.value} {self._owner.settings.transactional_id!r}>"
+        return f"<Transaction {self.state.value} {self._engine.settings.transactional_id!r}>"
 
     @property
     def state(self) -> TransactionState:
-        """Where it stands. After the block it tells what became of it, also where the block was
+        """The state of the transaction. After the block it is the outcome, also if the block was
         cancelled."""
-        return self._state
+        return self._status.state
 
     async def send_offsets(
         self,
@@ -216,26 +212,26 @@ class Transaction(Sender):
         Cancellation stops the waiting; the offsets may be a part of the transaction or not, and so
         it can only be aborted from then on.
         """
-        self._owner.check()
-        self._check_open()
+        self._engine.check_usable()
+        self._admission.check_open()
         consumed = _consumed(offsets)
         group = _group(group_metadata)
         await anyio.lowlevel.checkpoint_if_cancelled()
-        deadline = Deadline(self._owner.settings.delivery_timeout)
-        self._waits.add(deadline)
+        deadline = Deadline(self._engine.settings.delivery_timeout)
+        self._offset_deadlines.add(deadline)
         try:
-            await self._owner.bridge.call(
+            await self._engine.bridge.call(
                 lambda driver: driver.send_offsets(consumed, group, deadline)
             )
         except SendProducerError as error:
-            self._refused = error
+            self._status.refused = error
             raise
         except BaseException:
             deadline.hurry(0)
-            self._refused = TransactionError("sending offsets was cancelled")
+            self._status.refused = TransactionError("sending offsets was cancelled")
             raise
         finally:
-            self._waits.discard(deadline)
+            self._offset_deadlines.discard(deadline)
 
     @overload
     def flow(
@@ -278,63 +274,37 @@ class Transaction(Sender):
         Raises:
             SettingsError: ``max_in_flight`` is no int of 1 or more.
         """
-        default = self._owner.settings.max_in_flight
+        default = self._engine.settings.max_in_flight
         return run_flow(self, self._loop, source, max_in_flight, default)
-
-    # --- what a Sender needs -----------------------------------------------------------------
-
-    def _enter(self, record: ProducerRecord[Any, Any], *, wait: bool = True) -> Entry:
-        self._check_open()
-        try:
-            return self._owner.enter(record, wait)
-        except RecordRejected as error:
-            self._refused = self._refused or error
-            raise
-
-    def _moved(self, woken: Iterable[object]) -> None:
-        self._owner.moved(woken)
-
-    def _check_open(self) -> None:
-        if self._state is not TransactionState.OPEN:
-            raise TransactionError(
-                f"the transaction is {self._state.value}: send within its `async with` block"
-            )
-        if self._is_left_behind:
-            raise TransactionAborted("the transaction was aborted: its client was given up")
-
-    @property
-    def _is_left_behind(self) -> bool:
-        """Whether there is another client by now: its first act is to abort this transaction."""
-        return self._owner.bridge.generation != self._generation
 
     # --- beginning and ending ----------------------------------------------------------------
 
     async def _start(self) -> None:
-        owner = self._owner
-        owner.ledger.look_for_failures()
-        with anyio.move_on_after(owner.settings.delivery_timeout):
+        engine = self._engine
+        engine.ledger.look_for_failures()
+        with anyio.move_on_after(engine.settings.delivery_timeout):
             while True:
-                self._generation = owner.bridge.generation
-                await owner.bridge.call(lambda driver: driver.begin_transaction())
-                if not self._is_left_behind:
+                self._status.generation = engine.bridge.generation
+                await engine.bridge.call(lambda driver: driver.begin_transaction())
+                if not self._admission.is_left_behind:
                     return
         raise TransactionError(
-            f"no transaction could be begun within {owner.settings.delivery_timeout:g} s "
+            f"no transaction could be begun within {engine.settings.delivery_timeout:g} s "
             "(delivery_timeout): there is no client that works"
         )
 
     async def _finish(self) -> None:
-        """The block ended well: commit, if all was delivered."""
-        owner = self._owner
+        """The block ended without an exception: commit, if every record was delivered."""
+        engine = self._engine
         if self._aborted is None:
-            self._state = TransactionState.ENDING
+            self._status.state = TransactionState.ENDING
             try:
-                await owner.until_settled()
+                await engine.wait_until_settled(counts_waiting=True)
             except BaseException as error:
                 await self._abort(error)
                 raise
-        reason: SendProducerError | None = self._refused or owner.ledger.first_failure
-        if reason is None and self._is_left_behind:
+        reason: SendProducerError | None = self._status.refused or engine.ledger.first_failure
+        if reason is None and self._admission.is_left_behind:
             reason = TransactionError("its client was given up")
         if reason is not None:
             await self._abort(reason)
@@ -348,15 +318,17 @@ class Transaction(Sender):
             await self._abort(error)
             raise
         except BaseException as error:
-            if self._state is not TransactionState.COMMITTED:
+            if self._status.state is not TransactionState.COMMITTED:
                 fenced = isinstance(error, ProducerFenced)
-                self._state = TransactionState.ABORTED if fenced else TransactionState.UNKNOWN
-                owner.give_up(error)
+                self._status.state = (
+                    TransactionState.ABORTED if fenced else TransactionState.UNKNOWN
+                )
+                engine.give_up(error)
             raise
 
     async def _commit(self) -> None:
-        """Ask for the commit. Cancellation can't take that back: it shortens the wait."""
-        settings = self._owner.settings
+        """Ask for the commit. A cancellation can't revoke the request: it shortens the wait."""
+        settings = self._engine.settings
         deadline = Deadline(settings.delivery_timeout)
         patience = self._patience(settings.delivery_timeout)
         failure: SendProducerError | None = None
@@ -374,7 +346,7 @@ class Transaction(Sender):
             with CancelScope(shield=True):
                 try:
                     await self._end(deadline, patience, commit=True)
-                    self._state = TransactionState.COMMITTED
+                    self._status.state = TransactionState.COMMITTED
                 except ProducerClosed as error:
                     failure = TransactionOutcomeUnknown(f"the commit was asked for, and {error}")
                     failure.__cause__ = error
@@ -385,51 +357,51 @@ class Transaction(Sender):
             try:
                 raise failure
             finally:
-                del failure  # it knows this frame
+                del failure  # its traceback refers to this frame
 
     async def _abort(self, reason: BaseException) -> None:
-        """Abort, shielded and within ``cancel_timeout``. It never raises: where the brokers could
-        not be told, the next client tells them, before anything else."""
+        """Abort, shielded and within ``cancel_timeout``. It never raises: if the request fails, the
+        next client aborts the transaction before it does anything else."""
         if self._aborted is not None:
             with CancelScope(shield=True):
                 await self._aborted.wait()
             return
         self._aborted = anyio.Event()
-        self._state = TransactionState.ENDING
+        self._status.state = TransactionState.ENDING
         try:
             await self._abort_at_once(reason)
-        finally:  # others wait for this one
-            self._state = TransactionState.ABORTED
+        finally:  # other tasks wait for this event
+            self._status.state = TransactionState.ABORTED
             self._aborted.set()
 
     async def _abort_at_once(self, reason: BaseException) -> None:
-        owner = self._owner
-        settings = owner.settings
-        for deadline in self._waits:
-            # The driver does one thing after the other, and this is of no use any more.
+        engine = self._engine
+        settings = engine.settings
+        for deadline in self._offset_deadlines:
+            # The driver processes one call after the other, and these are of no use any more.
             deadline.hurry(0)
-        with self._step:
-            owner.moved(
-                owner.ledger.fail_unsubmitted(
+        with engine.step:
+            engine.moved(
+                engine.ledger.fail_unsubmitted(
                     "the record was not sent: the transaction was aborted before", reason
                 )
             )
         with CancelScope(shield=True):
-            if not self._is_left_behind:
+            if not self._admission.is_left_behind:
                 seconds = settings.cancel_timeout
                 try:
                     await self._end(Deadline(seconds), self._patience(seconds), commit=False)
                 except SendProducerError as error:
-                    owner.give_up(error)
+                    engine.give_up(error)
                 except BaseException as error:
-                    # asyncio's own cancellation, which heeds no shield, or a driver's mistake.
-                    owner.give_up(error)
+                    # asyncio's own cancellation, which ignores shielded scopes, or a faulty driver.
+                    engine.give_up(error)
                     raise
             with anyio.move_on_after(settings.cancel_timeout):
-                await owner.until_settled()
+                await engine.wait_until_settled(counts_waiting=True)
 
     def _patience(self, seconds: float) -> CancelScope:
-        """A scope for a call of the driver that may take so many seconds. The driver keeps to its
+        """A scope for a call of the driver that may take so many seconds. The driver keeps its
         deadline in real time, so this ends only a call that hangs in the client."""
         return CancelScope(deadline=self._loop.now() + seconds + _GRACE_SECONDS)
 
@@ -438,57 +410,69 @@ class Transaction(Sender):
             driver.end_transaction(commit, deadline)
 
         with patience:
-            await self._owner.bridge.call(end)
+            await self._engine.bridge.call(end)
             return
         if commit:
             raise TransactionOutcomeUnknown("the commit was asked for, and the client hangs")
         raise TransactionError("the client hangs in the abort")
 
-    async def end_by_closing(self) -> None:
-        """The producer is being closed: abort, if the block has not ended yet."""
-        if self._state is TransactionState.OPEN:
-            self._refused = ProducerClosed("the producer was closed within the transaction")
-            await self._abort(self._refused)
+    async def _end_by_closing(self) -> None:
+        """The producer is being closed: abort if the block has not ended yet."""
+        if self._status.state is TransactionState.OPEN:
+            self._status.refused = ProducerClosed("the producer was closed within the transaction")
+            await self._abort(self._status.refused)
         else:
             await self._ended.wait()
 
 
-class _ObservedTransaction(ObservedSender, Transaction):
-    """A transaction of a producer that is observed."""
+class Transactions:
+    """The transactions of one producer, one at a time.
 
+    Args:
+        engine: the producer's engine.
+        admission: enters records of the producer.
+    """
 
-@asynccontextmanager
-async def run_transaction(owner: Owner) -> AsyncGenerator[Transaction]:
-    """One transaction, when its turn has come; see :meth:`SendProducer.transaction`."""
-    owner.check()
-    if owner.settings.transactional_id is None:
-        raise TransactionError(
-            "transactions need a name: give ProducerSettings a transactional_id, one for each "
-            "producer that runs at the same time"
-        )
-    if owner.turn.locked() and owner.turn.statistics().owner == anyio.get_current_task():
-        raise TransactionError(
-            "this task has a transaction open already, and the next one begins when that has ended"
-        )
-    async with owner.turn:
-        owner.check()
-        transaction = Transaction._create(owner)  # pyright: ignore[reportPrivateUsage]
-        await transaction._start()  # pyright: ignore[reportPrivateUsage]
-        owner.take_part(transaction)
-        try:
+    def __init__(self, engine: Engine, admission: Admission) -> None:
+        self._engine = engine
+        self._admission = admission
+        self._turn = anyio.Lock()
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncGenerator[Transaction]:
+        """Run one transaction, when its turn has come; see :meth:`SendProducer.transaction`."""
+        engine = self._engine
+        engine.check_usable()
+        if engine.settings.transactional_id is None:
+            raise TransactionError(
+                "transactions need a name: give ProducerSettings a transactional_id, one for each "
+                "producer that runs at the same time"
+            )
+        turn = self._turn
+        if turn.locked() and turn.statistics().owner == anyio.get_current_task():
+            raise TransactionError(
+                "this task has a transaction open already, and the next one begins when that has "
+                "ended"
+            )
+        async with turn:
+            engine.check_usable()
+            transaction = Transaction._create(engine, self._admission)
+            await transaction._start()
+            engine.before_drain = transaction._end_by_closing
             try:
-                yield transaction
-            except BaseException as error:
-                await transaction._abort(error)  # pyright: ignore[reportPrivateUsage]
-                raise
-            await transaction._finish()  # pyright: ignore[reportPrivateUsage]
-        finally:
-            owner.take_part(None)
-            transaction._refused = None  # its traceback knows the transaction  # pyright: ignore[reportPrivateUsage]
-            transaction._ended.set()  # pyright: ignore[reportPrivateUsage]
-            # Whoever ran the block was told, by what it raised or by not being told of a commit.
-            with owner.bridge.step:
-                owner.ledger.undelivered()
+                try:
+                    yield transaction
+                except BaseException as error:
+                    await transaction._abort(error)
+                    raise
+                await transaction._finish()
+            finally:
+                engine.before_drain = None
+                transaction._status.refused = None  # its traceback refers to the transaction
+                transaction._ended.set()
+                # The caller learns of failures from the transaction's own outcome.
+                with engine.step:
+                    engine.ledger.undelivered()
 
 
 def _consumed(offsets: Mapping[tuple[str, int], Any]) -> list[ConsumedOffset]:

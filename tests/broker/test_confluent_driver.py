@@ -573,7 +573,7 @@ async def test_a_record_names_the_broker_that_does_not_answer(clock: ManualClock
             lost = await producer.enqueue(ProducerRecord("t", b"v", partition=1))
             address = cluster.bootstrap_servers.split(",")[1]
             with anyio.fail_after(PATIENCE):
-                while address not in str(producer._bridge.trouble()):
+                while address not in str(producer._engine.bridge.trouble()):
                     await producer.send(ProducerRecord("t", b"v", partition=0))
             clock.advance(settings.delivery_timeout)
             with pytest.raises(DeliveryTimeout, match=address):
@@ -584,7 +584,7 @@ async def test_the_producer_heals_and_goes_on() -> None:
     with mock_cluster(1) as cluster:
         async with open_send_producer(settings_for(cluster), driver="confluent") as producer:
             await producer.send(ProducerRecord(FOUR, b"v"))
-            driver: Any = producer._bridge._worker.driver
+            driver: Any = producer._engine.bridge._worker.driver
             driver._failed(KafkaError(KafkaError._FATAL, "the end", fatal=True))
             await until(generation(producer, 2))
             assert (await producer.send(ProducerRecord(FOUR, b"v"))).offset is not None

@@ -345,7 +345,7 @@ async def test_while_a_partition_has_no_leader_it_waits(idle: bool, turns: list[
 
 
 def _client_of(producer: SendProducer) -> Any:
-    driver: Any = producer._bridge._worker.driver
+    driver: Any = producer._engine.bridge._worker.driver
     return driver._ready().client
 
 
@@ -427,7 +427,7 @@ async def test_a_time_out_says_which_broker_can_not_be_reached(
         await producer.send(ProducerRecord("orders", b"two tins"))
         proxied.refuse()
         error = await timed_out(
-            producer, clock, lambda: "ECONNREFUSED" in str(producer._bridge.trouble())
+            producer, clock, lambda: "ECONNREFUSED" in str(producer._engine.bridge.trouble())
         )
         assert f"{proxied.address} can't be reached: " in str(error)
         assert "ECONNREFUSED" in str(error)
@@ -461,7 +461,7 @@ async def test_a_time_out_says_that_the_login_is_refused(clock: ManualClock) -> 
             broker.users = {}
             await anyio.to_thread.run_sync(broker.disconnect)
             error = await timed_out(
-                producer, clock, lambda: "refused" in str(producer._bridge.trouble())
+                producer, clock, lambda: "refused" in str(producer._engine.bridge.trouble())
             )
             assert f"{broker.address} refused the login with PLAIN: " in str(error)
             assert "s3cret" not in str(error)

@@ -22,7 +22,7 @@ from anyio_sendproducer.serializers import StringSerializer
 async def test_kafka_python_takes_what_is_alone_from_the_loop(shared_broker: str) -> None:
     settings = ProducerSettings(bootstrap_servers=shared_broker)
     async with open_send_producer(settings) as producer:
-        driver = producer._bridge._worker.driver
+        driver = producer._engine.bridge._worker.driver
         assert isinstance(driver, DirectDriver)
         assert not isinstance(driver, PolledDriver)
         assert driver.direct
@@ -51,7 +51,7 @@ async def test_where_code_of_the_users_runs_kafka_python_keeps_to_the_thread(
     key: Any = "key" if "key_serializer" in changes else b"key"
     value: Any = "value" if "value_serializer" in changes else b"value"
     async with open_send_producer(settings) as producer:
-        driver = producer._bridge._worker.driver
+        driver = producer._engine.bridge._worker.driver
         assert isinstance(driver, DirectDriver)
         assert not driver.direct
         await producer.send(ProducerRecord("indirect", value, key))

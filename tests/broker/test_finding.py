@@ -22,8 +22,8 @@ from anyio_sendproducer import (
     discovery,
     open_send_producer,
 )
+from anyio_sendproducer._engine import WATCH_SECONDS
 from anyio_sendproducer._finding import Finder
-from anyio_sendproducer._producer import WATCH_SECONDS
 from anyio_sendproducer.discovery import Lookup, Target
 from anyio_sendproducer.testing import EmbeddedBroker, FakeDriver, embedded_broker
 from tests.support.calls import Call, generation, quiet, raising, record, taken, task_group

@@ -94,7 +94,7 @@ async def log_in(broker: HostileBroker, driver: str, _: ManualClock) -> None:
 async def time_out(broker: HostileBroker, driver: str, clock: ManualClock) -> None:
     async with clock.open(settings(broker, driver), driver=driver) as producer:
         delivery = await producer.enqueue(RECORD)
-        used: Any = producer._bridge._worker.driver
+        used: Any = producer._engine.bridge._worker.driver
         await until(lambda: used.trouble() is not None)
         clock.advance(LONG)
         await delivery.wait()
@@ -163,7 +163,7 @@ async def test_an_address_that_cannot_exist_is_a_broker_that_cannot_be_reached(
         made = settings(broker, "kafka-python")
         async with clock.open(made, driver="kafka-python") as producer:
             delivery = await producer.enqueue(RECORD)
-            used: Any = producer._bridge._worker.driver
+            used: Any = producer._engine.bridge._worker.driver
             await until(lambda: used.trouble() is not None)
             assert isinstance(used.trouble().__cause__, KafkaConnectionError)
             clock.advance(LONG)

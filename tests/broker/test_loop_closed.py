@@ -58,7 +58,7 @@ def test_a_closed_loop_closes_the_client_by_force_and_warns(
         return producer
 
     producer = loop.run_until_complete(use())
-    bridge: Bridge = producer._bridge
+    bridge: Bridge = producer._engine.bridge
     assert client_threads()
     (said,) = warnings_of(loop.close)
     assert "the event loop ended before the producer" in said
@@ -128,7 +128,7 @@ async def test_a_producer_that_is_closed_in_time_does_not_warn(
     settings = ProducerSettings(bootstrap_servers=shared_broker)
     async with open_send_producer(settings, driver=driver) as producer:
         await producer.send(ProducerRecord("loop-closed", b"value"))
-        finalizers = producer._bridge._finalizers
+        finalizers = producer._engine.bridge._finalizers
         assert all(finalizer.alive for finalizer in finalizers)
         assert not any(finalizer.atexit for finalizer in finalizers)
     assert not any(finalizer.alive for finalizer in finalizers)

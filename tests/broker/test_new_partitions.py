@@ -41,7 +41,7 @@ def record(partition: int, value: bytes = b"value") -> ProducerRecord[bytes, byt
 
 
 def driver_of(producer: SendProducer) -> KafkaPythonDriver:
-    driver = producer._bridge._worker.driver
+    driver = producer._engine.bridge._worker.driver
     assert isinstance(driver, KafkaPythonDriver)
     return driver
 

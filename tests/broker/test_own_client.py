@@ -36,7 +36,7 @@ from anyio_sendproducer import (
     drivers,
     open_send_producer,
 )
-from anyio_sendproducer._producer import RETRY_SECONDS
+from anyio_sendproducer._engine import RETRY_SECONDS
 from anyio_sendproducer.drivers import Submitted
 from anyio_sendproducer.drivers._given_client import GivenClientDriver
 from anyio_sendproducer.testing import EmbeddedBroker, FakeDriver, Gate, mock_cluster

@@ -48,14 +48,14 @@ def record(partition: int, value: bytes = b"value") -> ProducerRecord[bytes, byt
 
 
 def client_of(producer: SendProducer) -> Any:
-    driver = producer._bridge._worker.driver
+    driver = producer._engine.bridge._worker.driver
     assert isinstance(driver, KafkaPythonDriver)
     return driver._ready().client
 
 
 def holds(producer: SendProducer) -> bool:
     """Whether the client still has a batch."""
-    driver = producer._bridge._worker.driver
+    driver = producer._engine.bridge._worker.driver
     assert isinstance(driver, KafkaPythonDriver)
     client: Any = driver._ready().producer
     return bool(client._accumulator.has_incomplete)
@@ -145,7 +145,7 @@ async def test_a_record_for_what_is_gone_is_rejected(broker: ScriptedBroker, gon
         if gone == "topic":
             # Its metadata are not requested any more.
             client = client_of(producer)
-            driver: Any = producer._bridge._worker.driver
+            driver: Any = producer._engine.bridge._worker.driver
             await until(lambda: driver._asked_for == set() and not client.cluster.need_update)
             # Until there is a record for it.
             broker.unknown = set()

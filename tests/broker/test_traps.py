@@ -679,7 +679,7 @@ async def test_what_the_broker_does_not_take_leaves_no_socket(proxied: FaultProx
             await producer.send(to("first"))
             proxied.black_hole()
             producer.enqueue_nowait(ProducerRecord("first", LARGE))
-            driver: Any = producer._bridge._worker.driver
+            driver: Any = producer._engine.bridge._worker.driver
             sock = (await anyio.to_thread.run_sync(unsent, driver._opened.client))._sock
     assert sock.fileno() == -1
 

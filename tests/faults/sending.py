@@ -19,6 +19,7 @@ import anyio
 import anyio.to_thread
 
 from anyio_sendproducer import ProducerRecord, ProducerSettings, SendProducer, open_send_producer
+from anyio_sendproducer._engine import Engine
 from tests.support.history import History
 from tests.support.load import Load, Running, run_load
 
@@ -84,13 +85,13 @@ async def _load(orders: dict[str, Any], history: History) -> None:
 
 def _tell_when_it_hurries() -> None:
     """Tell the test when a cancellation begins to hurry the closing."""
-    hurry: Any = SendProducer._close_hurriedly
+    hurry: Any = Engine.close_quickly
 
-    async def tell_and_hurry(self: SendProducer) -> None:
+    async def tell_and_hurry(self: Engine) -> None:
         tell(now="hurrying")
         await hurry(self)
 
-    setattr(SendProducer, "_close_hurriedly", tell_and_hurry)  # noqa: B010  # for type checkers
+    setattr(Engine, "close_quickly", tell_and_hurry)  # noqa: B010  # for type checkers
 
 
 async def _exit_with_records_pending(orders: dict[str, Any]) -> None:

@@ -341,7 +341,7 @@ def test_bare_after_an_error_of_the_sequence_it_goes_on(cluster: KafkaCluster, t
 async def test_after_an_error_of_the_sequence_it_goes_on(cluster: KafkaCluster, topic: str) -> None:
     async with open_send_producer(settings_for(cluster)) as producer:
         await outcome_of(producer, topic)
-        driver: Any = producer._bridge._worker.driver
+        driver: Any = producer._engine.bridge._worker.driver
         lose_count(driver._opened.producer, topic)
         lost = await outcome_of(producer, topic)
         assert isinstance(lost, DeliveryError)

@@ -62,7 +62,7 @@ def main() -> int:
         except ProducerMisused:
             if driver == "confluent":
                 # As whoever leaves the block in the child, from whichever task.
-                client: Any = producer._bridge._worker.driver
+                client: Any = producer._engine.bridge._worker.driver
                 client.close(0)
                 del client
             # It is forgotten, and all that belongs to it.

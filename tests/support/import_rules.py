@@ -11,16 +11,19 @@ __all__ = ["GUESTS", "LAYERS"]
 
 #: From the bottom up; a module may import from the layers below its own, and from its own package.
 LAYERS: Final = [
-    {"_polling", "_shown"},
+    {"_no_public_constructor", "_polling", "_shown"},
     {"_exceptions"},
     {"_loops", "_records", "_scopes", "_sources"},
-    {"_clock", "_failures", "_validation", "discovery", "telemetry"},
+    {"_affinity", "_clock", "_failures", "_validation", "discovery", "telemetry"},
     {"_delivery", "_settings", "serializers"},
     {"_finding", "_late", "_unawaited", "drivers"},
     {"_driver_events", "_ledger"},
-    {"_driver_thread", "_sending"},
+    {"_driver_thread", "_observing"},
     {"_bridge"},
-    {"_flow", "_observing"},
+    {"_engine"},
+    {"_admission"},
+    {"_sending"},
+    {"_flow"},
     {"_transaction"},
     {"_producer"},
     {"", "testing"},

@@ -19,6 +19,7 @@ from anyio_sendproducer import (
     _polling,
     open_send_producer,
 )
+from anyio_sendproducer._engine import ClientState
 from anyio_sendproducer.testing import Gate
 from anyio_sendproducer.testing._polled_driver import PolledFakeDriver
 from tests.support.asked_driver import AskedDriver
@@ -284,7 +285,8 @@ async def test_what_came_before_is_settled_before_the_end_of_its_client(
         driver.acknowledge()
         driver.break_client()
         while not all(delivery.done for delivery in deliveries):
-            if producer._reopening:  # the loop is held up until the next client is open
+            if producer._engine.client is ClientState.REOPENING:
+                # the loop is held up until the next client is open
                 blocking_until(lambda: driver.opened == 2)
             await anyio.lowlevel.checkpoint()
         for delivery in deliveries:

@@ -500,7 +500,7 @@ async def test_flush(settings: ProducerSettings, cancel: Cancel) -> None:
             await quiet()
             cancel(flushes[1])
             assert (await flushes[1].wait()).cancelled
-            assert len(producer._ledger._barriers) == 2  # it is not waited for any more
+            assert len(producer._engine.ledger._barriers) == 2  # it is not waited for any more
             assert flushes[0].running
             assert flushes[2].running
             assert not delivery.done
@@ -520,10 +520,10 @@ async def test_partitions_for(settings: ProducerSettings, fake: FakeDriver, canc
             await quiet()
             cancel(cancelled)
             assert (await cancelled.wait()).cancelled
-            assert len(producer._metadata_waiters) <= 1
+            assert len(producer._engine._metadata_waiters) <= 1
             fake.learn("new")
         assert other.value == frozenset(range(4))
-        assert not producer._metadata_waiters
+        assert not producer._engine._metadata_waiters
         await works_on(producer, fake)
 
 

@@ -33,8 +33,8 @@ from anyio_sendproducer import (
     start_send_producer,
 )
 from anyio_sendproducer._bridge import Bridge
+from anyio_sendproducer._engine import RETRY_SECONDS
 from anyio_sendproducer._loops import current_loop
-from anyio_sendproducer._producer import RETRY_SECONDS
 from anyio_sendproducer.drivers import Driver
 from anyio_sendproducer.testing import FakeDriver, Gate
 from tests.support.calls import (
@@ -408,7 +408,7 @@ async def test_a_later_and_more_patient_close_does_not_count(settings: ProducerS
         await taken(fake, 1)
         closing = Call(tasks, producer.aclose)
         await quiet()
-        drain = producer._drain_scope
+        drain = producer._engine.closing.scope
         assert drain is not None
         deadline = drain.deadline
         closing.scope.cancel()

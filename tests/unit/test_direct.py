@@ -58,7 +58,7 @@ async def opened(
 ) -> AsyncGenerator[SendProducer]:
     """A producer whose thread is through with the opening; until then, it does what comes."""
     async with open_send_producer(settings, driver=driver, observers=observers) as producer:
-        await until(lambda: producer._bridge._worker.served == 1)
+        await until(lambda: producer._engine.bridge._worker.served == 1)
         yield producer
 
 
@@ -78,13 +78,13 @@ class Turns:
 
     def __init__(self, producer: SendProducer, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
-        apply_all = producer._apply_all
+        apply_all = producer._engine._apply_all
 
         def counted(events: Iterable[Any]) -> None:
             self.count += 1
             apply_all(events)
 
-        monkeypatch.setattr(producer, "_apply_all", counted)
+        monkeypatch.setattr(producer._engine, "_apply_all", counted)
 
 
 async def test_what_is_alone_never_waits_for_the_pump(
@@ -141,7 +141,7 @@ async def test_a_fault_of_its_own_breaks_the_producer_and_not_the_loop(
         def fail(*_: object) -> Any:
             raise KeyError("a fault")
 
-        monkeypatch.setattr(producer._ledger, "settle", fail)
+        monkeypatch.setattr(producer._engine.ledger, "settle", fail)
         with pytest.raises(DeliveryError, match="the producer broke"):
             await producer.send(record())
         with pytest.raises(ProducerBroken):
@@ -187,7 +187,7 @@ async def test_while_the_thread_has_something_to_do_it_does_that_too(
         def wait(_: Driver) -> bool:
             return go_on.wait()
 
-        busy = Call(tasks, producer._bridge.call, wait)
+        busy = Call(tasks, producer._engine.bridge.call, wait)
         await quiet()
         sent = Call(tasks, producer.send, record())
         await quiet()
@@ -228,7 +228,9 @@ async def test_the_next_client_is_given_what_is_alone_too(settings: ProducerSett
     async with open_send_producer(settings, driver=driver) as producer:
         driver.break_client()
         await until(generation(producer, 2))
-        await until(lambda: producer._bridge._worker.served == producer._bridge._given)
+        await until(
+            lambda: producer._engine.bridge._worker.served == producer._engine.bridge._given
+        )
         await producer.send(record())
         assert driver.threads == [LOOP]
 

@@ -346,7 +346,7 @@ async def test_a_failure_told_by_enqueue_is_not_told_again(settings: ProducerSet
             await at_gate(fake.on_close)
             # The loop is held up until the outcome, the end of the client and the loss are there.
             fake.on_close.open()
-            blocking_until(lambda: len(producer._bridge._worker.outbox) >= 3)
+            blocking_until(lambda: len(producer._engine.bridge._worker.outbox) >= 3)
         assert isinstance(waiting.error, DeliveryError)
         assert waiting.error.persistence is Persistence.NOT_PERSISTED
         with pytest.raises(DeliveryError):

@@ -36,7 +36,7 @@ from anyio_sendproducer import (
     open_send_producer,
     start_send_producer,
 )
-from anyio_sendproducer._producer import RETRY_SECONDS
+from anyio_sendproducer._engine import RETRY_SECONDS
 from anyio_sendproducer.testing import FakeDriver
 from tests.support.calls import Call, at_gate, quiet, raising, record, refuse, taken, task_group
 from tests.support.clock import ManualClock
@@ -223,7 +223,7 @@ async def test_a_crowd_that_never_pauses_does_not_keep_its_records_from_the_driv
                 while len(fake.batches) < 4:
                     deliveries.append(producer.enqueue_nowait(record()))
                     await anyio.lowlevel.checkpoint()
-                    assert len(producer._bridge.events) < 20
+                    assert len(producer._engine.bridge.events) < 20
             for delivery in deliveries:
                 await delivery.wait()
 
@@ -473,7 +473,9 @@ async def test_send_many_that_stops_when_all_of_it_ends_at_once(
     async with clock.open(settings.evolve(close_timeout=0.1), driver=fake) as producer:
         async with task_group() as tasks:
             many = Call(tasks, partial(producer.send_many, stop_on_error=True), numbered(3))
-            await until(lambda: not producer._ledger.queued and producer.statistics().queued == 3)
+            await until(
+                lambda: not producer._engine.ledger.queued and producer.statistics().queued == 3
+            )
             if end == "deadline":
                 clock.advance(settings.delivery_timeout)
             else:
@@ -1375,7 +1377,7 @@ async def test_a_fault_of_the_producers_own_breaks_it(
         raise RuntimeError("a bug")
 
     async with open_send_producer(settings, driver=fake) as producer:
-        monkeypatch.setattr(producer._ledger, "settle", settle)
+        monkeypatch.setattr(producer._engine.ledger, "settle", settle)
         with pytest.raises(DeliveryError, match="a bug") as caught:
             await producer.send(record())
         assert caught.value.persistence is Persistence.POSSIBLY_PERSISTED

@@ -106,21 +106,21 @@ class World:
 
     def __post_init__(self) -> None:
         # Records take their places in line as they are entered; that is the order to be kept.
-        enter = self.producer._ledger.enter
+        enter = self.producer._engine.ledger.enter
 
         def entering(*args: Any) -> Entry:
             entry = enter(*args)
             self.entered.append(entry)
             return entry
 
-        enter_several = self.producer._ledger.enter_several
+        enter_several = self.producer._engine.ledger.enter_several
 
         def entering_several(*args: Any) -> list[Entry]:
             entries = enter_several(*args)
             self.entered.extend(entries)
             return entries
 
-        vars(self.producer._ledger).update(enter=entering, enter_several=entering_several)
+        vars(self.producer._engine.ledger).update(enter=entering, enter_several=entering_several)
 
     def record(self, shape: Shape) -> AnyRecord:
         self.made += 1

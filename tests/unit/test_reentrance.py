@@ -116,7 +116,7 @@ async def test_a_call_that_interrupts_the_producer_is_refused_with_the_reason(
 ) -> None:
     for observers in ([], [Recorder()]):
         async with open_send_producer(settings, driver=fake, observers=observers) as producer:
-            with producer._step:
+            with producer._engine.step:
                 with pytest.raises(ProducerMisused, match="interrupted the producer's own code"):
                     producer.enqueue_nowait(record())
                 with pytest.raises(ProducerMisused, match="interrupted the producer's own code"):
@@ -129,7 +129,7 @@ async def test_a_call_that_interrupts_the_producer_is_refused_with_the_reason(
 async def test_the_loop_may_make_the_call(settings: ProducerSettings, fake: FakeDriver) -> None:
     """As the error says."""
     async with open_send_producer(settings, driver=fake) as producer:
-        with producer._step:
+        with producer._engine.step:
             current_loop().call_soon_threadsafe(lambda: producer.enqueue_nowait(record()))
         await quiet()
         assert producer.statistics().accepted == 1
@@ -152,7 +152,7 @@ async def sending_many(producer: SendProducer) -> None:
 
 
 def close_at_once(producer: SendProducer, coroutine: Coroutine[Any, Any, object]) -> None:
-    with producer._step:
+    with producer._engine.step:
         coroutine.close()
 
 

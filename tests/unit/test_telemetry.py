@@ -8,6 +8,7 @@ import dataclasses
 import inspect
 import logging
 import pickle
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any, cast
@@ -34,12 +35,13 @@ from anyio_sendproducer import (
     TransactionError,
     UndeliveredRecords,
     _observing,
-    _producer,
     open_send_producer,
     start_send_producer,
     telemetry,
 )
+from anyio_sendproducer._admission import Admission
 from anyio_sendproducer._delivery import Entry
+from anyio_sendproducer._engine import Engine
 from anyio_sendproducer._ledger import Ledger
 from anyio_sendproducer.telemetry import (
     Accepted,
@@ -232,7 +234,7 @@ async def test_a_record_that_is_abandoned_goes_on(
         fake.acknowledge(1)
         fake.fail(refuse)
         await until(of(recorder, Delivered, Failed))
-        producer._ledger.undelivered()
+        producer._engine.ledger.undelivered()
     assert recorder.of(Delivered)[0].abandoned
     assert recorder.of(Failed)[0].abandoned
     check_story(recorder, producer.statistics())
@@ -247,7 +249,7 @@ async def test_a_record_that_comes_back_for_want_of_metadata(
         task_group() as tasks,
     ):
         call = Call(tasks, producer.send, record())
-        await until(lambda: producer._ledger._held != {})
+        await until(lambda: producer._engine.ledger._held != {})
         fake.learn("t")
         await call.wait()
     # It is asked for again by and by, too.
@@ -410,7 +412,7 @@ async def test_of_a_pump_that_broke(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with open_send_producer(settings, driver=fake, observers=[recorder]) as producer:
-        monkeypatch.setattr(producer, "_hand_over", fail)
+        monkeypatch.setattr(producer._engine, "_submit_queued", fail)
         with raising(DeliveryError):
             await producer.send(record())
         await until(of(recorder, Failed))
@@ -845,7 +847,7 @@ async def test_what_ends_the_program_is_not_held_up(
     settings: ProducerSettings, fake: FakeDriver, method: str
 ) -> None:
     observation = _observing.Observation(
-        [Faulty(KeyboardInterrupt())], client_id="", clock=ManualClock(), ring=lambda: None
+        [Faulty(KeyboardInterrupt())], client_id="", clock=ManualClock(), wake_pump=lambda: None
     )
     with raising(KeyboardInterrupt):
         if method == "observe":
@@ -892,16 +894,14 @@ async def test_without_observers_a_producer_is_made_of_nothing_that_observes(
 ) -> None:
     async with open_send_producer(settings, driver=fake) as producer:
         assert type(producer) is SendProducer
-        assert type(producer._ledger) is Ledger
-        assert producer._observation is None
+        assert type(producer._engine.ledger) is Ledger
+        assert producer._engine.observation is None
         delivery = producer.enqueue_nowait(record())
         assert not hasattr(delivery._entry, "given")
         await delivery.wait()
     settings = settings.with_transactional_id("id")
     async with open_send_producer(settings, driver=fake) as producer:
-        assert type(producer) is _producer._TransactionalProducer
-        async with producer.transaction() as tx:
-            assert not isinstance(tx, _observing.ObservedSender)
+        assert type(producer._transactions._admission) is Admission
 
 
 @pytest.mark.parametrize(
@@ -912,12 +912,12 @@ async def test_without_observers_a_producer_is_made_of_nothing_that_observes(
         SendProducer.send_envelope,
         SendProducer.enqueue,
         SendProducer.enqueue_nowait,
-        SendProducer._enter,
-        SendProducer._enter_several,
-        SendProducer._send_group,
+        SendProducer._send_checked_group,
         SendProducer._enter_group,
-        SendProducer._hand_over,
-        SendProducer._taken,
+        Admission.enter,
+        Admission.enter_several,
+        Engine._submit_queued,
+        Engine._apply_answer,
         Ledger.enter,
         Ledger.enter_several,
         Ledger.take,
@@ -937,10 +937,12 @@ def test_the_observed_ledger_steps_in_wherever_the_ledger_moves() -> None:
     movers = {
         name
         for name, function in vars(Ledger).items()
-        if inspect.isfunction(function) and "entry.state = " in inspect.getsource(function)
+        if inspect.isfunction(function)
+        and re.search(r"entry\.state = |_move\(entry", inspect.getsource(function))
     }
-    # What is entered is told by the producer, which has the caller's record; and what is held up is
-    # queued as it was before.
+    assert {"_admit", "_fail", "_withdraw", "cancel", "enter", "hold", "settle", "take"} <= movers
+    # The admission tells observers of an entered record, because it has the caller's record. A
+    # held record is queued again, as it was before.
     assert movers - {"enter", "hold"} <= vars(_observing.ObservedLedger).keys()
 
 

@@ -823,7 +823,7 @@ async def test_a_commit_that_is_cut_off_by_closing_is_unknown(
 def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop's patience is over as soon as half of PATIENCE is left for the driver."""
     monkeypatch.setattr(_transaction, "_GRACE_SECONDS", -PATIENCE / 2)
-    monkeypatch.setattr(_bridge, "_GRACE_SECONDS", 0.01)
+    monkeypatch.setattr(_bridge, "GRACE_SECONDS", 0.01)
 
 
 @pytest.mark.usefixtures("short_grace")

@@ -1,0 +1,221 @@
+"""How a record becomes an entry of the ledger: it is checked, entered, and the pump is notified."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+from anyio import WouldBlock
+
+from ._delivery import DeliveryState, Entry, Group, ProducerState
+from ._engine import Engine, PumpState
+from ._exceptions import RecordRejected, TransactionError
+from ._observing import Observation
+from ._records import ProducerRecord
+from ._validation import check_is_record, check_record
+
+__all__ = ["Admission", "AdmissionLike", "ObservedAdmission", "RefusingAdmission", "admission_for"]
+
+# Enum members are looked up through a descriptor; this is read for each record.
+_IDLE = PumpState.IDLE
+
+
+class AdmissionLike(Protocol):
+    """Enters records."""
+
+    def enter(self, record: ProducerRecord[Any, Any], *, wait: bool = True) -> Entry:
+        """Enter one record.
+
+        Args:
+            record: the record.
+            wait: whether it may wait for room.
+
+        Raises:
+            anyio.WouldBlock: there is no room, and ``wait`` is False.
+            RecordRejected: the record is invalid.
+            ProducerClosed, ProducerBroken, ProducerMisused, TransactionError, TypeError: the record
+                can't be sent now, or not from here.
+        """
+        ...
+
+    def enter_several(
+        self, records: Iterable[ProducerRecord[Any, Any]], group: Group
+    ) -> list[Entry]:
+        """Enter records of one group in one step: from the first one on, as many as can be entered
+        at once. :meth:`enter` must be called for the next record, if any."""
+        ...
+
+
+class Admission:
+    """Enters records of a producer without observers.
+
+    Args:
+        engine: the producer's engine.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        settings = engine.settings
+        self._engine = engine
+        # These are looked up for each record.
+        self._step = engine.step
+        self._ledger = engine.ledger
+        self._now = engine.clock.now
+        self._key_serialized = settings.key_serializer is not None
+        self._value_serialized = settings.value_serializer is not None
+        self._topics: set[str] = set()
+
+    def enter(self, record: ProducerRecord[Any, Any], *, wait: bool = True) -> Entry:
+        """See :meth:`AdmissionLike.enter`."""
+        if type(record) is not ProducerRecord:
+            check_is_record(record)
+        checked, size = check_record(
+            record, self._topics, self._key_serialized, self._value_serialized
+        )
+        step = self._step
+        if step.depth:
+            raise self._engine.affinity.reentered()
+        # `with step:`, written out: this runs for each record.
+        step.depth = 1
+        try:
+            entry = self._ledger.enter(checked, size, self._now(), wait)
+            engine = self._engine
+            if engine.pump is _IDLE:
+                engine.notify()
+        finally:
+            step.depth = 0
+        return entry
+
+    def enter_several(
+        self, records: Iterable[ProducerRecord[Any, Any]], group: Group
+    ) -> list[Entry]:
+        """See :meth:`AdmissionLike.enter_several`."""
+        with self._step:
+            entries = self._ledger.enter_several(self._checked(records), self._now(), group)
+            if entries:
+                self._engine.notify()
+        return entries
+
+    def _checked(
+        self, records: Iterable[ProducerRecord[Any, Any]]
+    ) -> Iterator[tuple[ProducerRecord[Any, Any], int]]:
+        """The records with their sizes, up to the first that is invalid: its error is raised when
+        that record is entered alone."""
+        topics, key_serialized, value_serialized = (
+            self._topics,
+            self._key_serialized,
+            self._value_serialized,
+        )
+        for record in records:
+            try:
+                checked = check_record(record, topics, key_serialized, value_serialized)
+            except RecordRejected:
+                return
+            yield checked
+
+
+class ObservedAdmission(Admission):
+    """Enters records of a producer that has observers.
+
+    Args:
+        engine: the producer's engine.
+        observation: informs the observers.
+    """
+
+    def __init__(self, engine: Engine, observation: Observation) -> None:
+        super().__init__(engine)
+        self._observation = observation
+
+    def enter(self, record: ProducerRecord[Any, Any], *, wait: bool = True) -> Entry:
+        """See :meth:`AdmissionLike.enter`."""
+        check_is_record(record)
+        if self._ledger.state is not ProducerState.OPEN:
+            raise self._ledger.refusal()
+        try:
+            checked, size = check_record(
+                record, self._topics, self._key_serialized, self._value_serialized
+            )
+        except RecordRejected as error:
+            self._observation.refuse(self._observation.give(record, self._now()), error)
+            raise
+        entry = self._enter_checked(checked, size, wait=wait)
+        with self._step:
+            self._engine.notify()
+        return entry
+
+    def enter_several(
+        self, records: Iterable[ProducerRecord[Any, Any]], group: Group
+    ) -> list[Entry]:
+        """See :meth:`AdmissionLike.enter_several`."""
+        ledger = self._ledger
+        entries: list[Entry] = []
+        for checked, size in self._checked(records):
+            if ledger.state is not ProducerState.OPEN or not ledger.has_room(size):
+                break
+            entry = self._enter_checked(checked, size)
+            entry.group = group
+            entries.append(entry)
+        with self._step:
+            if entries:
+                self._engine.notify()
+        return entries
+
+    def _enter_checked(
+        self, record: ProducerRecord[Any, Any], size: int, *, wait: bool = True
+    ) -> Entry:
+        ledger, observation = self._ledger, self._observation
+        if self._step.depth:
+            raise self._engine.affinity.reentered()
+        now = self._now()
+        given = observation.give(record, now)
+        sent = record
+        # A record that will be refused must not get headers that say it is on its way.
+        if size <= ledger.max_bytes and (wait or ledger.has_room(size)):
+            sent, size = observation.enrich(given, size, ledger.max_bytes)
+        with self._step:
+            try:
+                entry = ledger.enter(sent, size, now, wait)
+            except RecordRejected as error:
+                observation.refuse(given, error)
+                raise
+            except WouldBlock as error:
+                if sent is not record:
+                    observation.refuse(given, error)
+                raise
+            entry.given = given
+            if entry.state is DeliveryState.QUEUED:
+                observation.accept(entry)
+        return entry
+
+
+class RefusingAdmission:
+    """Refuses the records of a transactional producer outside its transactions.
+
+    Args:
+        engine: the producer's engine.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def enter(self, record: ProducerRecord[Any, Any], *, wait: bool = True) -> Entry:  # noqa: ARG002
+        """Refuse a record; see :meth:`AdmissionLike.enter`."""
+        self._engine.check_usable()
+        raise TransactionError(
+            "this producer has a transactional_id: send within `async with producer.transaction() "
+            "as tx:`, by tx.send()"
+        )
+
+    def enter_several(
+        self,
+        records: Iterable[ProducerRecord[Any, Any]],  # noqa: ARG002
+        group: Group,  # noqa: ARG002
+    ) -> list[Entry]:
+        """Enter none: the first record is then entered alone, and refused."""
+        return []
+
+
+def admission_for(engine: Engine) -> Admission:
+    """Choose the form once, so that the hot path has no branch."""
+    if engine.observation is None:
+        return Admission(engine)
+    return ObservedAdmission(engine, engine.observation)

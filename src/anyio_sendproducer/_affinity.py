@@ -1,0 +1,72 @@
+"""The event loop, thread and process that a producer belongs to."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from threading import get_ident
+from typing import Final
+
+from ._exceptions import ProducerMisused
+from ._loops import Loop, Step
+
+__all__ = ["Affinity"]
+
+#: The thread of a producer whose process was forked: no thread has this number.
+_NO_THREAD: Final = -1
+
+_affinities: weakref.WeakSet[Affinity] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    # The child has neither the threads nor the sockets: its records would wait for ever.
+    for affinity in list(_affinities):
+        affinity.thread = _NO_THREAD
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch  # Windows has none, and does not fork
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+class Affinity:
+    """Checks that calls come from where a producer was opened.
+
+    Args:
+        loop: the event loop that the producer was opened on.
+        step: marks that the producer's own code is in the middle of a change.
+    """
+
+    def __init__(self, loop: Loop, step: Step) -> None:
+        self._loop = loop
+        self._step = step
+        #: The thread of the event loop.
+        self.thread: int = get_ident()
+        _affinities.add(self)
+
+    def check(self) -> None:
+        """Check that the caller is a task of the producer's event loop, and interrupts nothing.
+
+        Raises:
+            ProducerMisused: it is not, or it does.
+        """
+        if self.thread == get_ident() and self._loop.is_current():
+            if self._step.depth:
+                raise self.reentered()
+            return
+        if self.thread == _NO_THREAD:
+            raise ProducerMisused(
+                "the producer was opened before this process was forked, and its thread stayed "
+                "behind: open a producer in the child"
+            )
+        raise ProducerMisused(
+            "the producer belongs to the event loop that it was opened on: use it from that loop's "
+            "tasks alone, and open another for another loop, thread or process"
+        )
+
+    def reentered(self) -> ProducerMisused:
+        """The error of a call that interrupts the producer's own code."""
+        return ProducerMisused(
+            "a finalizer, a weakref callback or a signal handler called the producer while it "
+            "interrupted the producer's own code: let the event loop make the call, with asyncio's "
+            "call_soon_threadsafe() or Trio's TrioToken.run_sync_soon()"
+        )

@@ -1,0 +1,600 @@
+"""The engine of one producer: the pump, deadlines, replacing a broken client, start and close.
+
+Two tasks run it. The *guard* opens the driver, waits until the producer is to be closed or its
+scope is cancelled, and closes it in bounded time. The *pump* advances the ledger: it submits queued
+records to the driver, settles their outcomes and wakes their callers. The pump is shielded, because
+records must be settled while the scope around it is cancelled. The guard ends it.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import enum
+import logging
+import math
+from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
+from functools import partial
+from threading import get_ident
+from typing import Any, Final
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+from anyio import CancelScope
+
+from ._affinity import Affinity
+from ._bridge import Bridge
+from ._clock import Clock
+from ._delivery import ProducerState, Statistics
+from ._driver_events import (
+    BatchSubmitted,
+    ClientBroken,
+    ClientOpened,
+    Completed,
+    DriverCrashed,
+    Event,
+    GenerationEnded,
+    MetadataChanged,
+    Ready,
+    in_portions,
+)
+from ._exceptions import ProducerFenced, ProducerStartError
+from ._finding import Finder
+from ._ledger import Ledger
+from ._loops import Loop
+from ._observing import Observation
+from ._settings import ProducerSettings
+from ._shown import listed
+from .drivers import Submitted
+from .telemetry._logging import error_type
+
+__all__ = ["RETRY_SECONDS", "WATCH_SECONDS", "ClientState", "Engine", "PumpState"]
+
+_log = logging.getLogger("anyio_sendproducer")
+
+#: Seconds between two requests for topics without metadata, if the driver reports nothing sooner.
+RETRY_SECONDS: Final = 0.25
+
+#: Seconds without any reachable broker before the service is looked up again, and between look-ups.
+WATCH_SECONDS: Final = 5.0
+
+#: How much longer than start_timeout a producer_factory may take until it is left behind.
+_PATIENCE_SECONDS: Final = 5.0
+
+
+class ClientState(enum.Enum):
+    """What the client of a producer is doing, as far as the pump must know it."""
+
+    READY = "ready"
+    """It accepts a batch."""
+    BUSY = "busy"
+    """The driver is processing a batch, and reports when it has."""
+    REOPENING = "reopening"
+    """It was given up, and another client is being opened in its place."""
+    STOPPING = "stopping"
+    """It is being closed, and accepts no more."""
+
+
+class PumpState(enum.Enum):
+    """Whether the pump is going to look at the queue."""
+
+    IDLE = "idle"
+    """It waits for an event: a new record must notify it."""
+    NOTIFIED = "notified"
+    """It takes a turn soon, or when the driver has processed its batch."""
+    SETTLING = "settling"
+    """It is in the middle of many outcomes, and other tasks run in between."""
+
+
+# Enum members are looked up through a descriptor; these are read for each record.
+_READY: Final = ClientState.READY
+_BUSY: Final = ClientState.BUSY
+_REOPENING: Final = ClientState.REOPENING
+_STOPPING: Final = ClientState.STOPPING
+_IDLE: Final = PumpState.IDLE
+_NOTIFIED: Final = PumpState.NOTIFIED
+_SETTLING: Final = PumpState.SETTLING
+
+
+class _Closing:
+    """The closing of one producer: when it was requested, and until when it may take."""
+
+    def __init__(self) -> None:
+        self.requested = anyio.Event()
+        self.deadline = math.inf
+        #: The scope of the draining, while that is in progress.
+        self.scope: CancelScope | None = None
+        self.done = anyio.Event()
+
+    def request(self, deadline: float) -> None:
+        """Close until this time, or until an earlier one that was requested before."""
+        self.deadline = min(self.deadline, deadline)
+        if self.scope is not None:
+            self.scope.deadline = self.deadline
+        self.requested.set()
+
+
+class Engine:
+    """Everything of a producer that runs behind its methods.
+
+    Args:
+        resolver: the settings, and where they come from.
+        loop: the event loop that runs the caller.
+        clock: the time that the producer goes by.
+        ledger: tracks its deliveries.
+        bridge: the way to its driver.
+        observation: informs its observers; None if there are none.
+    """
+
+    def __init__(
+        self,
+        *,
+        resolver: Finder,
+        loop: Loop,
+        clock: Clock,
+        ledger: Ledger,
+        bridge: Bridge,
+        observation: Observation | None,
+    ) -> None:
+        self.resolver = resolver
+        self.settings: ProducerSettings = resolver.settings
+        self.loop = loop
+        self.clock = clock
+        self.ledger = ledger
+        self.bridge = bridge
+        self.step = bridge.step
+        self.observation = observation
+        self.client = _READY
+        self.pump = _IDLE
+        self.affinity = Affinity(loop, bridge.step)
+        #: Aborts the open transaction, if any, before the producer drains.
+        self.before_drain: Callable[[], Awaitable[object]] | None = None
+        self.closing = _Closing()
+        # Of the task that opened the producer.
+        self._context = contextvars.copy_context()
+        self._tasks: anyio.abc.TaskGroup
+        self._generations = 1
+        # How many records had been accepted when the last client was given up.
+        self._given_up_at = 0
+        self._metadata_waiters: set[Any] = set()
+        self._is_retry_scheduled = False
+        if observation is None:  # observers are informed in the pump's turns
+            bridge.handle_inline = self._handle_inline
+
+    # --- on the caller's task ----------------------------------------------------------------
+
+    def check_usable(self) -> None:
+        """Check that the producer is neither closed nor broken, and that the caller may use it.
+
+        Raises:
+            ProducerClosed, ProducerBroken, ProducerMisused: it is, or it may not.
+        """
+        self.affinity.check()
+        if self.ledger.state in {ProducerState.CLOSED, ProducerState.BROKEN}:
+            raise self.ledger.refusal()
+
+    def statistics(self) -> Statistics:
+        """Take a snapshot of the figures."""
+        return self.ledger.statistics(
+            generations=self._generations,
+            hand_overs=self.bridge.hand_overs,
+            wake_ups=self.bridge.wake_ups,
+            client=self.bridge.figures(),
+        )
+
+    def notify(self) -> None:
+        """Have the pump look at the queue as soon as the driver can accept records.
+
+        A lone record may be submitted at once, without a turn of the pump.
+        """
+        if self.pump is not _IDLE:
+            return
+        self.pump = _NOTIFIED
+        if self.client is _BUSY:
+            self.bridge.notify_when_ready()
+        elif self.bridge.can_submit_inline and self.ledger.is_alone:
+            self._submit_queued()
+            if self.bridge.is_polled or self.observation is not None or self.ledger.queued:
+                self.bridge.wake_pump()
+            else:
+                # The pump has nothing to do until the client reports.
+                self.pump = _IDLE
+        else:
+            self.bridge.wake_pump()
+
+    def moved(self, woken: Iterable[object]) -> None:
+        """The ledger changed outside the pump's turn: wake these waiters, and look at the queue."""
+        with self.step:
+            self.loop.wake(woken)
+            if self.bridge.lingers:
+                self.pace()
+            if self.ledger.queued:
+                self.notify()
+
+    def pace(self) -> None:
+        """Let the client hold records back for larger batches, unless a caller waits for them."""
+        self.bridge.hurry(self.ledger.is_in_a_hurry)
+
+    @contextmanager
+    def hurrying(self) -> Generator[None]:
+        """Have the client hold no records back: the caller waits for some of them, and sends no
+        more until then."""
+        self.ledger.hurrying += 1
+        self.moved(())
+        try:
+            yield
+        finally:
+            self.ledger.hurrying -= 1
+
+    def now_or_soon(self, change: Callable[[], object]) -> None:
+        """Make a change for a caller that stopped waiting. The garbage collector closes a coroutine
+        on any thread, and in the middle of any code: then the event loop makes the change."""
+        if self.affinity.thread == get_ident() and not self.step.depth:
+            with self.step:
+                change()
+        else:
+            self.loop.call_soon_threadsafe(change)
+
+    async def wait_until_settled(self, *, counts_waiting: bool = False) -> None:
+        """Wait until every accepted record has its outcome.
+
+        Args:
+            counts_waiting: also wait for the records that wait for room.
+        """
+        await anyio.lowlevel.checkpoint_if_cancelled()
+        waiter = self.loop.new_waiter()
+        with self.step:
+            is_set = self.ledger.barrier(waiter, counts_waiting=counts_waiting)
+            self.pace()
+        if not is_set:
+            await anyio.lowlevel.checkpoint()
+            return
+        try:
+            await waiter
+        except BaseException:
+            self.now_or_soon(partial(self.ledger.drop_barrier, waiter))
+            raise
+
+    async def wait_for_metadata(self) -> None:
+        """Wait until the client may know more topics than before."""
+        waiter = self.loop.new_waiter()
+        self._metadata_waiters.add(waiter)
+        self._schedule_retry()
+        try:
+            await waiter
+        finally:
+            self._metadata_waiters.discard(waiter)
+
+    # --- the pump ----------------------------------------------------------------------------
+
+    async def _run_pump(self) -> None:
+        observation = self.observation
+        with CancelScope(shield=True):
+            async with anyio.create_task_group() as tasks:
+                self._tasks = tasks
+                tasks.start_soon(self._expire)
+                if self.resolver.looks_up:
+                    tasks.start_soon(self._watch)
+                try:
+                    async for events in self.bridge.events:
+                        if observation is not None:
+                            observation.begin_turn()
+                        await self._settle(events)
+                        with self.step:
+                            self._submit_queued()
+                            self._apply_all(self.bridge.poll())
+                        if observation is not None:
+                            observation.tell()
+                except Exception as error:  # noqa: BLE001  # every waiting caller gets it
+                    self._crash(error)
+                finally:
+                    self.bridge.events.close()
+                    tasks.cancel_scope.cancel()
+                    if observation is not None:
+                        observation.tell()
+
+    async def _settle(self, events: Sequence[Event]) -> None:
+        """Apply the events of one wake-up. If they are many, other tasks run in between."""
+        # The callers that are woken may send again. Nothing notifies the pump until the end, so
+        # that those records are submitted together.
+        self.pump = _NOTIFIED
+        for portion in in_portions(events):
+            if self.pump is _SETTLING:
+                await anyio.lowlevel.cancel_shielded_checkpoint()
+            with self.step:
+                self._apply_all(portion)
+            self.pump = _SETTLING
+        self.pump = _IDLE
+
+    def _submit_queued(self) -> None:
+        if self.client is _STOPPING:
+            return  # queued records fail when the ledger is closed
+        if self.bridge.lingers:
+            self.pace()
+        queued = self.ledger.queued
+        if not queued or self.client is _REOPENING:
+            return
+        if self.client is _BUSY:
+            self.notify()
+        elif not self.bridge.should_gather(queued):
+            batch = self.ledger.take(self.bridge.batch_limit)
+            answer = self.bridge.submit(batch) if batch else Submitted()
+            if answer is None:
+                self.client = _BUSY
+            else:
+                self.loop.wake(self._apply_answer(answer))
+                if self.ledger.queued:
+                    self.notify()
+
+    def _handle_inline(self, event: Event) -> bool:
+        """Settle a lone record where its completion arrives. A turn of the pump would double the
+        work, and the caller of this record is the only one that waits."""
+        if not isinstance(event, Completed) or len(event.entries) > 1:
+            return False
+        try:
+            self.moved(self._apply(event))
+        except Exception as error:  # noqa: BLE001  # every waiting caller gets it
+            self._crash(error)
+        return True
+
+    def _apply_all(self, events: Iterable[Event]) -> None:
+        for event in events:
+            self.loop.wake(self._apply(event))
+
+    def _apply(self, event: Event) -> Iterable[object]:
+        """Apply one event. Returns: the waiters to wake."""
+        ledger = self.ledger
+        match event:
+            case Completed(entries, outcomes):
+                return ledger.settle(entries, outcomes)
+            case BatchSubmitted(answer):
+                self.client = _READY if self.client is _BUSY else self.client
+                return self._apply_answer(answer)
+            case MetadataChanged():
+                return self._release_topics()
+            case ClientBroken(generation, error):
+                if generation == self.bridge.generation:
+                    return self._give_up(error)
+            case GenerationEnded(error):
+                return self._end_generation(error)
+            case ClientOpened():
+                self.client = _READY if self.client is _REOPENING else self.client
+                self._generations += 1
+                if self.observation is not None:
+                    self.observation.opened(self._generations)
+            case Ready():
+                pass  # the client is polled at the end of each turn
+            case DriverCrashed(error):  # pragma: no branch  # the last kind of event
+                return self._break_ledger(error)
+        return ()
+
+    def _apply_answer(self, answer: Submitted) -> Iterable[object]:
+        """The driver has processed a batch. Returns: the waiters to wake."""
+        woken: list[object] = []
+        if answer.sizes:
+            woken += self.ledger.resize(answer.sizes)
+        if answer.held:
+            woken += self.ledger.hold(answer.held)
+            self._schedule_retry()
+        return woken
+
+    def _crash(self, error: Exception) -> None:
+        _log.exception(
+            "the producer's own fault; it is broken", extra={"error.type": error_type(error)}
+        )
+        with self.step:
+            self.loop.wake(self._break_ledger(error))
+
+    def _break_ledger(self, error: BaseException) -> Iterable[object]:
+        # Tasks that wait for metadata see the state, and raise.
+        return [*self.ledger.break_(error), *self._release_topics()]
+
+    # --- topics without metadata -------------------------------------------------------------
+
+    def _release_topics(self) -> Iterable[object]:
+        """Queue the records of topics without metadata again.
+
+        Returns: the waiters for metadata, to wake.
+        """
+        self.ledger.release_held()
+        waiters, self._metadata_waiters = self._metadata_waiters, set()
+        return waiters
+
+    def _schedule_retry(self) -> None:
+        """Ask the driver again for missing topics, even if it reports no new metadata."""
+        if not self._is_retry_scheduled and self.client is not _STOPPING:
+            self._is_retry_scheduled = True
+            self._tasks.start_soon(self._retry_topics)
+
+    async def _retry_topics(self) -> None:
+        await self.clock.sleep(RETRY_SECONDS)
+        self._is_retry_scheduled = False
+        with self.step:
+            self.moved(self._release_topics())
+
+    # --- deadlines ---------------------------------------------------------------------------
+
+    async def _expire(self) -> None:
+        while True:
+            while self.pump is _SETTLING:  # outcomes that have arrived are not late
+                await anyio.lowlevel.checkpoint()
+            now = self.clock.now()
+            trouble = self.bridge.trouble()
+            with self.step:
+                self.moved(self.ledger.expire(now, trouble))
+                if self.ledger.stuck(now):
+                    error = TimeoutError(
+                        "it holds records past their delivery_timeout, gets nowhere"
+                    )
+                    error.__cause__ = trouble
+                    self.loop.wake(self._give_up(error))
+            await self.clock.sleep(max(0.0, self.ledger.next_deadline(now) - now))
+
+    # --- replacing the client ----------------------------------------------------------------
+
+    def give_up(self, error: BaseException) -> None:
+        """Replace the client; or break the producer, if no other client can take its place."""
+        self.moved(self._give_up(error))
+
+    def _give_up(self, error: BaseException) -> Iterable[object]:
+        # Another producer fenced this one, or the client belongs to the user, who alone could make
+        # another.
+        if isinstance(error, ProducerFenced) or self.settings.producer is not None:
+            return self._break_ledger(error)
+        self._give_up_client(error)
+        return ()
+
+    def _give_up_client(self, error: BaseException) -> None:
+        if self.client in {_REOPENING, _STOPPING} or self.ledger.state is ProducerState.BROKEN:
+            return
+        _log.warning(
+            "the client is given up, another one takes its place: %s",
+            error,
+            extra={
+                "error.type": error_type(error),
+                "anyio_sendproducer.generation": self._generations,
+            },
+        )
+        self.client = _REOPENING
+        self._given_up_at = self.ledger.accepted
+        if self.resolver.asks:
+            # The task of a transaction may call this: its context is not the opener's.
+            self._context.copy().run(self._tasks.start_soon, self._reopen, error)
+        else:
+            self.bridge.reopen(error, self.ledger.in_flight_bytes)
+
+    async def _reopen(self, error: BaseException) -> None:
+        await self.resolver.find_again()
+        with self.step:
+            self.bridge.reopen(error, self.ledger.in_flight_bytes)
+
+    def _end_generation(self, error: BaseException) -> Iterable[object]:
+        """The client is closed. Returns: the waiters to wake."""
+        woken = self.ledger.end_generation(error)
+        if self.settings.transactional_id is not None:
+            # The next client has no open transaction that queued records could be part of.
+            woken += self.ledger.fail_unsubmitted(
+                f"the record was not sent: the client was given up before: {error}",
+                error,
+                until=self._given_up_at,
+            )
+        if self.observation is not None:
+            self.observation.ended(error)
+        return woken
+
+    async def _watch(self) -> None:
+        """Look the service up again while no broker is reached, or there is no client."""
+        was_cut_off = False
+        while True:
+            await self.clock.sleep(WATCH_SECONDS)
+            cut_off = self.client is _REOPENING or self.bridge.cut_off()
+            if cut_off and was_cut_off and await self.resolver.moved():
+                # The old addresses are of no use: records in flight have no other end.
+                addresses = listed(self.resolver.settings.addresses)
+                trouble = self.bridge.trouble()
+                error = ConnectionError(f"no broker is reached, and now they are at {addresses}")
+                error.__cause__ = trouble
+                with self.step:
+                    self._give_up_client(error)
+            was_cut_off = cut_off
+
+    # --- the guard ---------------------------------------------------------------------------
+
+    async def run(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+        """Open the driver, run the pump, and close: what the guard does.
+
+        Raises:
+            ProducerStartError: the driver could not connect in time.
+            SettingsError: the client refused a setting.
+        """
+        await self._open()
+        if self.observation is not None:
+            self.observation.opened(self._generations)
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._run_pump)
+                task_status.started()
+                try:
+                    await self.closing.requested.wait()
+                    await self._drain()
+                except BaseException:
+                    self.request_close(self.settings.cancel_timeout)
+                    with CancelScope(shield=True):
+                        await self._drain()
+                    raise
+                finally:
+                    self.client = _STOPPING
+                    with CancelScope(shield=True):
+                        await self.bridge.stop(self._closing_time())
+        finally:
+            # Usually the pump has done this. asyncio may have cancelled it before it began.
+            self.bridge.events.close()
+            try:
+                with self.step:
+                    self.loop.wake(self.ledger.close())
+                    self.loop.wake(self._release_topics())
+                if self.observation is not None:
+                    self.observation.ended(self.ledger.broken_by)
+                    self.observation.tell()
+            finally:
+                self.closing.done.set()
+
+    async def _open(self) -> None:
+        start_timeout = self.settings.start_timeout
+        try:
+            # Our drivers bound their start in real time, whatever clock the event loop has. The
+            # code of a producer_factory may not.
+            is_bounded = self.settings.producer_factory is None
+            patience = None if is_bounded else start_timeout + _PATIENCE_SECONDS
+            with anyio.move_on_after(patience) as scope:
+                await self.bridge.open()
+            if scope.cancelled_caught:
+                raise ProducerStartError(
+                    f"the client was not made within {start_timeout:g} s (start_timeout), nor "
+                    f"within {_PATIENCE_SECONDS:g} s more"
+                )
+        except BaseException:
+            with CancelScope(shield=True):
+                await self.bridge.stop(0)
+            self.bridge.events.close()
+            self.ledger.close()
+            self.closing.done.set()
+            raise
+
+    def request_close(self, seconds: float) -> None:
+        """Close within ``seconds`` from now, or sooner if that was requested before."""
+        # A tenth of the time, at most half a second, is kept for closing the client.
+        self.closing.request(self.loop.now() + seconds - min(0.5, seconds / 10))
+
+    async def close(self) -> None:
+        """Close the producer, within ``close_timeout``. A cancellation shortens that to
+        ``cancel_timeout``, and is raised when the producer is closed."""
+        self.request_close(self.settings.close_timeout)
+        try:
+            await self.closing.done.wait()
+        except BaseException:
+            await self.close_quickly()
+            raise
+
+    async def close_quickly(self) -> None:
+        """Close the producer, within ``cancel_timeout``, shielded from cancellation."""
+        self.request_close(self.settings.cancel_timeout)
+        with CancelScope(shield=True):
+            await self.closing.done.wait()
+
+    async def _drain(self) -> None:
+        with self.step:
+            self.loop.wake(self.ledger.drain())
+            self.pace()
+        with CancelScope(deadline=self.closing.deadline) as self.closing.scope:
+            if self.before_drain is not None:
+                await self.before_drain()
+            await self.wait_until_settled()
+
+    def _closing_time(self) -> float:
+        """How many seconds the client may take to close: 0 if it still holds records. Otherwise it
+        ends at once, unless an answer about metadata is on its way."""
+        if not self.ledger.idle or self.ledger.state is ProducerState.BROKEN:
+            return 0.0
+        return min(1.0, max(0.0, self.closing.deadline - self.loop.now()))
