@@ -1,0 +1,116 @@
+"""What librdkafka cannot be protected from: a broker can end the process, and start threads in it.
+
+SECURITY.md and the guide to the drivers say so. If a test here fails, a release has fixed it: then
+remove it from both.
+"""
+
+from __future__ import annotations
+
+import json
+import ssl
+import struct
+import sys
+from pathlib import Path
+
+import anyio
+import pytest
+
+from tests.support.kafka_security import Authority
+from tests.support.scripted_broker import API_VERSIONS, METADATA, Answer, scripted_broker
+
+#: Asks a broker for its metadata, until there is an answer or an error. No core dump is written.
+CLIENT = """
+import json, os, resource, sys, time
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+import confluent_kafka
+errors = []
+config = {"bootstrap.servers": sys.argv[1], "log_level": 0, "error_cb": errors.append}
+client = confluent_kafka.Producer({**config, **json.loads(sys.argv[2])})
+end = time.monotonic() + 60
+while True:
+    try:
+        client.list_topics("orders", timeout=0.2)
+        break
+    except confluent_kafka.KafkaException as error:
+        client.poll(0)
+        if errors or time.monotonic() > end:
+            sys.exit(f"it survived: {errors or error}")
+print(len(os.listdir("/proc/self/task")))
+"""
+
+
+def answer(*parts: bytes) -> Answer:
+    body = b"".join(parts)
+    return lambda correlation: struct.pack(">i", 4 + len(body)) + correlation + body
+
+
+NULL, ONE = struct.pack(">i", -1), struct.pack(">i", 1)
+NULL_STRING = struct.pack(">h", -1)
+NO_ERROR, NO_PAUSE = struct.pack(">h", 0), struct.pack(">i", 0)
+NO_BROKERS, NO_TOPICS = struct.pack(">i", 0), struct.pack(">i", 0)
+#: Brokers, the cluster's id, the controller, and topics are in the metadata in this order.
+ANSWERS = {
+    "no list of versions": (API_VERSIONS, answer(NO_ERROR, b"\0", NO_PAUSE, b"\0")),
+    "no list of brokers": (METADATA, answer(NO_PAUSE, NULL, NULL_STRING, ONE, NO_TOPICS)),
+    "no host of a broker": (
+        METADATA,
+        answer(
+            *(NO_PAUSE, ONE, ONE, NULL_STRING, struct.pack(">i", 9092), NULL_STRING),
+            *(NULL_STRING, ONE, NO_TOPICS),
+        ),
+    ),
+    "no name of a topic": (
+        METADATA,
+        answer(
+            *(NO_PAUSE, NO_BROKERS, NULL_STRING, ONE),
+            *(ONE, NO_ERROR, NULL_STRING, b"\0", struct.pack(">i", 0)),
+        ),
+    ),
+    "no list of partitions": (
+        METADATA,
+        answer(
+            *(NO_PAUSE, NO_BROKERS, NULL_STRING, ONE),
+            *(ONE, NO_ERROR, struct.pack(">h6s", 6, b"orders"), b"\0", NULL),
+        ),
+    ),
+}
+
+
+async def run_client(address: str, **config: str) -> tuple[int, str]:
+    """Run it in a process of its own; its exit code, and what it printed."""
+    arguments = [address, json.dumps(config)]
+    process = await anyio.run_process([sys.executable, "-c", CLIENT, *arguments], check=False)
+    return process.returncode, (process.stdout + process.stderr).decode(errors="replace")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="tells how a process ends on Linux")
+@pytest.mark.parametrize("name", ANSWERS)
+async def test_a_few_bytes_of_a_broker_end_the_process(name: str) -> None:
+    api, said = ANSWERS[name]
+    with scripted_broker(answers={api: said}) as broker:
+        code, printed = await run_client(broker.address)
+    # By SIGABRT, from an assertion, or SIGSEGV.
+    assert code < 0, f"librdkafka survives it: {printed}"
+
+
+async def test_with_tls_a_stranger_does_not_get_to_answer(tmp_path: Path) -> None:
+    trusted = Authority(tmp_path / "trusted")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(Authority(tmp_path / "stranger").issue().both)
+    with scripted_broker(context, answers=dict(ANSWERS.values())) as broker:
+        config = {"security.protocol": "ssl", "ssl.ca.location": str(trusted.file)}
+        code, printed = await run_client(broker.address, **config)
+        assert broker.connections > 0
+        assert broker.requests == []
+    assert code == 1
+    assert "it survived" in printed
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+async def test_each_broker_in_the_metadata_is_a_thread() -> None:
+    with scripted_broker() as broker:
+        others = [(number, "127.0.0.1", 1) for number in range(2, 202)]
+        broker.brokers = [(1, broker.host, broker.port), *others]
+        code, printed = await run_client(broker.address)
+    assert code == 0, printed
+    assert int(printed) > 200
