@@ -344,9 +344,13 @@ class Sender:
         return self._calls_in_a_row % _CALLS_IN_A_ROW == 0
 
     async def _look_for_cancellation(self) -> None:
-        """Raise the cancellation of the calling task, if any, and draw the next call that looks."""
-        self._calls_until_look = 1 + _random_bits(_BITS_BETWEEN_LOOKS)
+        """Raise the cancellation of the calling task, if any, and draw the next call that looks.
+
+        If the task is cancelled, the next call looks too: a task group cancels all its tasks.
+        """
+        self._calls_until_look = 1
         await anyio.lowlevel.checkpoint_if_cancelled()
+        self._calls_until_look = 1 + _random_bits(_BITS_BETWEEN_LOOKS)
 
     def _cancel(self, *entries: Entry) -> None:
         """Give up these records, and then wake the callers for whom room became free."""

@@ -256,3 +256,28 @@ async def test_each_of_several_tasks_that_take_turns_is_cancelled(
                 await anyio.lowlevel.checkpoint()
         assert all(scope.cancelled_caught for scope in scopes)
         assert sent < 100_000
+
+
+async def test_a_task_group_of_many_tasks_is_cancelled_at_once(settings: ProducerSettings) -> None:
+    """When one task finds that it is cancelled, the next one looks.
+
+    With more tasks than are woken together, AnyIO finds some that wait.
+    """
+    tasks, sent = 50, 0
+
+    async def send_for_ever() -> None:
+        nonlocal sent
+        while sent < 100_000:
+            await producer.send(record())
+            sent += 1
+
+    async with opened(settings, "next") as producer:
+        async with task_group() as group:
+            for _ in range(tasks):
+                group.start_soon(send_for_ever)
+            while sent < tasks:
+                await anyio.lowlevel.checkpoint()
+            group.cancel_scope.cancel()
+            before = sent
+        # Each task may have an answer on its way, and send once more.
+        assert sent - before <= AFTER + 4 * tasks
