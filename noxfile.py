@@ -166,6 +166,17 @@ def faults(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """Run producers against brokers that spoil their answers, ten minutes with each driver.
+
+    Arguments go to tests/broker/fuzz.py; ``nox -s fuzz -- --seconds 60`` takes a minute for each.
+    """
+    session.install(".", "--group", "test")
+    for driver in ("kafka-python", "confluent"):
+        session.run("python", "-m", "tests.broker.fuzz", "--driver", driver, *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure this package beside its peers; arguments go to bench/compare.py.
 
@@ -421,5 +432,6 @@ def nightly(session: nox.Session) -> None:
         session.notify(f"tests-{python}", FULL)
     session.notify("coverage", [])
     session.notify(f"minimums-{PYTHONS[0]}", FULL)
+    session.notify("fuzz", [])
     session.notify("kafka", [])
     session.notify("faults", [])

@@ -52,7 +52,6 @@ from tests.support.calls import raising
 from tests.support.clock import ManualClock
 from tests.support.hourglass import LONG, Hourglass
 from tests.support.kafka_security import Authority, Certificate
-from tests.support.paths import ROOT
 from tests.support.scripted_broker import (
     METADATA,
     PRODUCE,
@@ -789,16 +788,7 @@ async def test_a_record_that_is_too_large_is_refused_alone() -> None:
             await small.wait()
 
 
-# --- the document --------------------------------------------------------------------------------
-
-
-def test_each_test_that_security_md_names_exists() -> None:
-    root = ROOT
-    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (root / "SECURITY.md").read_text())
-    assert len(named) >= 20
-    for path, test in named:
-        source = (root / path).read_text()
-        assert re.search(rf"^(async )?def {test}\(", source, re.MULTILINE), f"{path}::{test}"
+# --- the means ------------------------------------------------------------------------------------
 
 
 def test_the_driver_reads_as_its_transport_does(authority: Authority) -> None:
