@@ -15,8 +15,16 @@ from pathlib import Path
 import anyio
 import pytest
 
+from anyio_sendproducer import ProducerSettings, open_send_producer
 from tests.support.kafka_security import Authority
-from tests.support.scripted_broker import API_VERSIONS, METADATA, Answer, scripted_broker
+from tests.support.scripted_broker import (
+    API_VERSIONS,
+    METADATA,
+    SASL_AUTHENTICATE,
+    Answer,
+    scripted_broker,
+)
+from tests.support.waiting import until
 
 #: Asks a broker for its metadata, until there is an answer or an error. No core dump is written.
 CLIENT = """
@@ -57,6 +65,14 @@ ANSWERS = {
         answer(
             *(NO_PAUSE, ONE, ONE, NULL_STRING, struct.pack(">i", 9092), NULL_STRING),
             *(NULL_STRING, ONE, NO_TOPICS),
+        ),
+    ),
+    # This one ends it in confluent-kafka's part, which makes a str of it.
+    "a cluster id that is not UTF-8": (
+        METADATA,
+        answer(
+            *(NO_PAUSE, NO_BROKERS, struct.pack(">h2s", 2, b"\xff\xfe"), ONE),
+            *(ONE, NO_ERROR, struct.pack(">h6s", 6, b"orders"), b"\0", struct.pack(">i", 0)),
         ),
     ),
     "no name of a topic": (
@@ -114,3 +130,16 @@ async def test_each_broker_in_the_metadata_is_a_thread() -> None:
         code, printed = await run_client(broker.address)
     assert code == 0, printed
     assert int(printed) > 200
+
+
+async def test_it_logs_in_as_often_as_a_broker_says() -> None:
+    login = {
+        "security.protocol": "SASL_PLAINTEXT",
+        "sasl.mechanism": "PLAIN",
+        "sasl.username": "me",
+        "sasl.password": "hunter2",
+    }
+    with scripted_broker(mechanisms=("PLAIN",), users={"me": "hunter2"}, session_ms=1) as broker:
+        made = ProducerSettings(bootstrap_servers=broker.address, properties=login)
+        async with open_send_producer(made, driver="confluent"):
+            await until(lambda: broker.requests.count(SASL_AUTHENTICATE) > 100)

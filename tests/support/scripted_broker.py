@@ -77,6 +77,8 @@ class ScriptedBroker:
         self.mechanisms: tuple[str, ...] = ()
         self.users: Mapping[str, str] = {}
         self.tokens: frozenset[str] = frozenset()
+        #: Milliseconds until a client has to log in again, on the same connection; 0 for never.
+        self.session_ms = 0
         #: What it says of a login that it refuses.
         self.refusal = "Authentication failed: Invalid username or password"
         #: Whether it hangs up on whoever it refuses, as Apache Kafka does.
@@ -201,7 +203,7 @@ class ScriptedBroker:
                 error_code=0 if good else _AUTHENTICATION_FAILED,
                 error_message=None if good else self.refusal,
                 auth_bytes=answer,
-                session_lifetime_ms=0,
+                session_lifetime_ms=self.session_ms,
             )
             return response.encode(), good
         if self.mechanisms and not login.done:
