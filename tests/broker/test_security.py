@@ -58,6 +58,7 @@ from tests.support.scripted_broker import (
     SASL_AUTHENTICATE,
     Answer,
     ScriptedBroker,
+    framed,
     scripted_broker,
 )
 from tests.support.waiting import blocking_until, until
@@ -500,10 +501,6 @@ async def test_the_environment_changes_nothing(
 
 
 # --- hostile brokers -----------------------------------------------------------------------------
-
-
-def framed(correlation: bytes, body: bytes) -> bytes:
-    return struct.pack(">i", len(correlation + body)) + correlation + body
 
 
 LIES: dict[str, Answer] = {

@@ -22,11 +22,14 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 __all__ = [
+    "API_VERSIONS",
     "METADATA",
     "PRODUCE",
     "SASL_AUTHENTICATE",
     "Answer",
     "ScriptedBroker",
+    "authenticated",
+    "framed",
     "scripted_broker",
 ]
 
@@ -79,6 +82,10 @@ class ScriptedBroker:
         self.tokens: frozenset[str] = frozenset()
         #: Milliseconds until a client has to log in again, on the same connection; 0 for never.
         self.session_ms = 0
+        #: How often SCRAM hashes a password.
+        self.iterations = 4096
+        #: Whether it lets in whoever comes, and makes up its own proof that it knows the password.
+        self.is_impostor = False
         #: What it says of a login that it refuses.
         self.refusal = "Authentication failed: Invalid username or password"
         #: Whether it hangs up on whoever it refuses, as Apache Kafka does.
@@ -175,8 +182,7 @@ class ScriptedBroker:
                 continue
             answer, good = self._answer(api, version, body, login)
             if answer is not None:
-                payload = struct.pack(">i", correlation) + answer
-                connection.sendall(struct.pack(">i", len(payload)) + payload)
+                connection.sendall(framed(struct.pack(">i", correlation), answer))
             if not good and self.hangs_up:
                 return
 
@@ -321,11 +327,14 @@ class _Login:
             user = parts[b"n"].replace(b"=2C", b",").replace(b"=3D", b"=").decode()
             salt = os.urandom(16)
             password = self._broker.users.get(user, "").encode()
-            self._key = hashlib.pbkdf2_hmac(name, password, salt, 4096)
+            iterations = self._broker.iterations
+            self._key = hashlib.pbkdf2_hmac(name, password, salt, iterations)
             nonce = parts[b"r"] + b"and-the-brokers"
-            self._second = b"r=%b,s=%b,i=4096" % (nonce, base64.b64encode(salt))
+            self._second = b"r=%b,s=%b,i=%d" % (nonce, base64.b64encode(salt), iterations)
             return True, self._second
         self.done = True
+        if self._broker.is_impostor:
+            return True, b"v=" + base64.b64encode(os.urandom(32))
         final, _, proof = message.rpartition(b",p=")
 
         def mac(key: bytes, text: bytes) -> bytes:
@@ -337,6 +346,20 @@ class _Login:
         wanted = bytes(one ^ other for one, other in zip(client, signature, strict=True))
         server = mac(mac(self._key, b"Server Key"), said)
         return base64.b64decode(proof) == wanted, b"v=" + base64.b64encode(server)
+
+
+def framed(correlation: bytes, body: bytes) -> bytes:
+    """An answer, with its length before it."""
+    return struct.pack(">i", len(correlation + body)) + correlation + body
+
+
+def authenticated(message: bytes) -> Answer:
+    """The answer to SaslAuthenticate that all is well, with the mechanism's next message."""
+    response = _sasl.SaslAuthenticateResponse(
+        version=1, error_code=0, error_message=None, auth_bytes=message, session_lifetime_ms=0
+    )
+    body: bytes = response.encode()
+    return lambda correlation: framed(correlation, body)
 
 
 def _read(connection: socket.socket, size: int) -> bytes:

@@ -698,6 +698,32 @@ def test_a_start_that_waits_for_a_token_can_be_closed(bell: Bell, others: Others
     assert others.configs == []
 
 
+def test_a_start_asks_again_after_a_pause_where_an_answer_makes_no_sense(
+    driver: ConfluentDriver, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer that is malformed comes at once, and so would the next one."""
+    pauses: list[float | None] = []
+
+    class Closing(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            pauses.append(timeout)
+            if len(pauses) == 6:
+                self.set()
+            return self.is_set()
+
+    def malformed() -> None:
+        raise KafkaException(KafkaError(KafkaError._BAD_MSG))
+
+    monkeypatch.setattr(_confluent, "time", types.SimpleNamespace(monotonic=lambda: 0.0))
+    monkeypatch.setattr(driver, "_closing", Closing())
+    client.patience = 1
+    client.answers = [malformed] * 6
+    with pytest.raises(ProducerStartError, match="closed while it was starting"):
+        driver._connect(PATIENCE)
+    assert pauses == [0.1, 0.2, 0.4, 0.8, 1.0, 1.0]
+    assert client.asked == 6
+
+
 @pytest.mark.parametrize("ends", ["back", "given up", "closed", "in vain"])
 def test_a_transaction_is_begun_when_it_is_known_what_becomes_of_the_client(
     cut_off: ConfluentDriver, client: Client, monkeypatch: pytest.MonkeyPatch, ends: str

@@ -499,12 +499,16 @@ class ConfluentDriver:
                     f"no producer for {addresses} within {self._settings.start_timeout:g} s "
                     f"(start_timeout): {said}{HOW_FAR}"
                 ) from failure
+            seconds = max(0.001, min(slice_, remaining))
+            asks_again = time.monotonic() + seconds
             try:
-                _look_up(self._client, _NO_TOPIC, max(0.001, min(slice_, remaining)))
+                _look_up(self._client, _NO_TOPIC, seconds)
             except KafkaException as error:
                 self._poll(0)
                 if self._trouble is None:  # this says less than what it was told
                     self._note(error.args[0])
+                # A malformed answer comes at once, and so would the next one.
+                self._closing.wait(max(0.0, asks_again - time.monotonic()))
                 # An answer that takes longer than one slice comes within one of the next.
                 slice_ = min(slice_ * 2, 1.0)
             else:

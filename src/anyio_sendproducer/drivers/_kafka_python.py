@@ -44,6 +44,7 @@ warnings.filterwarnings(
 import kafka.errors as kafka_errors
 from kafka import KafkaAdminClient, KafkaProducer, codec, structs
 from kafka.net.compat import KafkaNetClient
+from kafka.net.connection import KafkaConnection
 from kafka.net.inet import KafkaNetSocket, create_connection
 from kafka.net.manager import KafkaConnectionManager
 from kafka.net.sasl.oauth import AbstractTokenProvider
@@ -51,7 +52,9 @@ from kafka.net.selector import NetworkSelector
 from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 from kafka.partitioner import Partitioner, murmur2
 from kafka.protocol.broker_version_data import BROKER_API_VERSIONS
+from kafka.protocol.metadata import ApiVersionsRequest
 from kafka.protocol.producer import ProduceRequest
+from kafka.protocol.sasl import SaslAuthenticateRequest, SaslBytesRequest, SaslHandshakeRequest
 from kafka.structs import OffsetAndMetadata, TopicPartition
 
 from .._exceptions import (
@@ -86,7 +89,7 @@ from ._protocols import (
     Submitted,
 )
 from ._runs import RUN_BYTES, Line, Route, Run
-from ._security import TokenSource
+from ._security import SCRAM, TokenSource
 from ._serializing import parts_of, serialize_with, size_of
 from ._stalled import GivenUp, StalledPartitions
 from ._tls import tls_refusal
@@ -170,6 +173,18 @@ _MOST_ASKED: Final = 16
 #: How much is read from a connection at a time.
 _READ_BYTES: Final = 256 * 1024
 
+#: How many requests a connection sends to find out versions, and to log in. SCRAM takes two, and
+#: Kerberos three or four.
+_MAX_ROUNDS: Final = 10
+
+#: How often SCRAM may hash a password. Kafka allows 4,096 to 16,384. With fewer, somebody in the
+#: place of a broker can guess the password sooner (RFC 7677 has 4,096 as well); a million hold up
+#: the client for seconds.
+_LEAST_ITERATIONS: Final = 4_096
+_MOST_ITERATIONS: Final = 100_000
+
+_SET_UP: Final = (ApiVersionsRequest, SaslAuthenticateRequest, SaslBytesRequest)
+
 _log = logging.getLogger("anyio_sendproducer.kafka_python")
 # All of its loggers are there by now.
 Discreet.watch("kafka")
@@ -241,6 +256,63 @@ def _send(transport: Any, send: Callable[[], tuple[int, Any]]) -> tuple[int, Any
         if said is not None and tls_refusal(said) is not None:
             failure = said
     return sent, failure
+
+
+class _ScramLoginError(kafka_errors.SaslAuthenticationFailedError):
+    """A broker's part of a SCRAM login is wrong, or too weak."""
+
+
+class _Connection(KafkaConnection):
+    """A connection that bounds what a broker can have it do while it logs in.
+
+    3.0.12 answers without a pause and without end, and there is no public way to stop it. It takes
+    what is wrong with a broker's part of a login for a failed connection, and tries again.
+    """
+
+    #: How many requests it has sent to find out versions, or to log in.
+    _rounds = 0
+
+    def _send_request(self, request: Any, *args: Any, **options: Any) -> Any:
+        if isinstance(request, SaslHandshakeRequest):
+            self._rounds = 0
+        elif isinstance(request, _SET_UP):
+            self._rounds += 1
+            if self._rounds > _MAX_ROUNDS:
+                raise kafka_errors.KafkaConnectionError(
+                    f"the broker goes on asking after {_MAX_ROUNDS} requests of type "
+                    f"{type(request).__name__}"
+                )
+        answer = super()._send_request(request, *args, **options)
+        if self._is_scram and isinstance(request, _SET_UP):
+            return self._check_iterations(answer)
+        return answer
+
+    async def _sasl_authenticate(self, timeout_at: float | None = None) -> None:
+        try:
+            await super()._sasl_authenticate(timeout_at)
+        except kafka_errors.KafkaError:
+            raise
+        except Exception as error:
+            if not self._is_scram:
+                raise
+            raise _ScramLoginError(one_line(error)) from error
+
+    async def _check_iterations(self, answer: Any) -> Any:
+        """Refuse a password's hash that is quickly guessed, or that takes long to make."""
+        response = await answer
+        message: bytes = getattr(response, "auth_bytes", b"") or b""
+        for part in message.decode().split(","):
+            name, _, value = part.partition("=")
+            if name == "i" and not _LEAST_ITERATIONS <= int(value) <= _MOST_ITERATIONS:
+                raise _ScramLoginError(
+                    f"it asks for {int(value)} iterations, where {_LEAST_ITERATIONS} to "
+                    f"{_MOST_ITERATIONS} are accepted"
+                )
+        return response
+
+    @property
+    def _is_scram(self) -> bool:
+        return self.config["sasl_mechanism"] in SCRAM
 
 
 #: What kafka-python puts before the broker's own words.
@@ -370,6 +442,8 @@ class _Manager(KafkaConnectionManager):
         known = self._conns.get(node_id)
         connection = super().get_connection(node_id, *args, **options)
         if connection is not known:
+            # 3.0.12 makes it of its own class. It connects later, in a task.
+            connection.__class__ = _Connection
             connection.init_future.add_callback(functools.partial(self._succeeded, node_id))
             connection.init_future.add_errback(functools.partial(self._failed, node_id))
         return connection
@@ -474,6 +548,8 @@ class _Manager(KafkaConnectionManager):
     def _refusal(self, error: Exception) -> str | None:
         protocol, mechanism = self.config["security_protocol"], self.config["sasl_mechanism"]
         said = _words(error)
+        if isinstance(error, _ScramLoginError):
+            return f"did not complete the login with {mechanism}: {said}"
         if isinstance(error, kafka_errors.SaslAuthenticationFailedError):
             return f"refused the login with {mechanism}: {said}"
         if isinstance(error, kafka_errors.UnsupportedSaslMechanismError):
