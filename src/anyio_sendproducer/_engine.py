@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextvars
 import enum
 import logging
-import math
 from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -26,6 +25,7 @@ from anyio import CancelScope
 from ._affinity import Affinity
 from ._bridge import Bridge
 from ._clock import Clock
+from ._closing import Closing
 from ._delivery import ProducerState, Statistics
 from ._driver_events import (
     BatchSubmitted,
@@ -97,24 +97,6 @@ _NOTIFIED: Final = PumpState.NOTIFIED
 _SETTLING: Final = PumpState.SETTLING
 
 
-class _Closing:
-    """The closing of one producer: when it was requested, and until when it may take."""
-
-    def __init__(self) -> None:
-        self.requested = anyio.Event()
-        self.deadline = math.inf
-        #: The scope of the draining, while that is in progress.
-        self.scope: CancelScope | None = None
-        self.done = anyio.Event()
-
-    def request(self, deadline: float) -> None:
-        """Close until this time, or until an earlier one that was requested before."""
-        self.deadline = min(self.deadline, deadline)
-        if self.scope is not None:
-            self.scope.deadline = self.deadline
-        self.requested.set()
-
-
 class Engine:
     """Everything of a producer that runs behind its methods.
 
@@ -150,7 +132,7 @@ class Engine:
         self.affinity = Affinity(loop, bridge.step)
         #: Aborts the open transaction, if any, before the producer drains.
         self.before_drain: Callable[[], Awaitable[object]] | None = None
-        self.closing = _Closing()
+        self.closing = Closing()
         # Of the task that opened the producer.
         self._context = contextvars.copy_context()
         self._tasks: anyio.abc.TaskGroup

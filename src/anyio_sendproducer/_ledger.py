@@ -51,7 +51,7 @@ from ._failures import (
 )
 from ._late import LateRecords
 from ._records import ProducerRecord, RecordMetadata
-from ._unawaited import KEPT_FAILURES, UnawaitedFailures
+from ._unawaited import KEPT_FAILURES, FirstFailure, UnawaitedFailures
 
 __all__ = ["Ledger"]
 
@@ -133,9 +133,7 @@ class Ledger:
         #: How many callers wait for records that the client has, and send no more until then.
         self.hurrying = 0
         self._unawaited = UnawaitedFailures(kept_failures)
-        #: The first failure of a record that was accepted since :meth:`look_for_failures`.
-        self.first_failure: DeliveryError | None = None
-        self._looked_before = 0
+        self._first_failure = FirstFailure()
         self._accepted = 0
         self._counts = _Counts()
 
@@ -398,9 +396,7 @@ class Ledger:
 
     def _fail(self, entry: Entry, error: DeliveryError, woken: list[object]) -> None:
         self._unawaited.expect(entry)
-        # A record that waits for room has no number yet.
-        if self.first_failure is None and not 0 < entry.seq <= self._looked_before:
-            self.first_failure = error
+        self._first_failure.note(entry, error)
         was_submitted = entry.was_submitted = entry.state is _SUBMITTED
         if entry.state is not _WAITING:
             self._counts.failed += 1
@@ -444,8 +440,12 @@ class Ledger:
 
     def look_for_failures(self) -> None:
         """Forget :attr:`first_failure`, and ignore the failures of records accepted before."""
-        self.first_failure = None
-        self._looked_before = self._accepted
+        self._first_failure = FirstFailure(self._accepted)
+
+    @property
+    def first_failure(self) -> DeliveryError | None:
+        """The first failure of a record that was accepted since :meth:`look_for_failures`."""
+        return self._first_failure.error
 
     # --- callers that stop waiting -----------------------------------------------------------
 

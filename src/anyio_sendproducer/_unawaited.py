@@ -1,4 +1,4 @@
-"""Failures of deliveries that no caller has seen, for the end of the producer's scope."""
+"""Failures for the end of a scope: the producer's, or that of a transaction."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 from ._delivery import Entry
 from ._exceptions import DeliveryError
 
-__all__ = ["KEPT_FAILURES", "UnawaitedFailures"]
+__all__ = ["KEPT_FAILURES", "FirstFailure", "UnawaitedFailures"]
 
 #: How many failures a report keeps whole; it only counts the others.
 KEPT_FAILURES: Final = 1000
@@ -73,3 +73,21 @@ class UnawaitedFailures:
         self._others = 0
         self._number += 1
         return [error for error in errors if isinstance(error, DeliveryError)], count
+
+
+class FirstFailure:
+    """The first failure of a record of one transaction.
+
+    Args:
+        accepted: how many records had been accepted when the transaction began. They are not part
+            of it.
+    """
+
+    def __init__(self, accepted: int = 0) -> None:
+        self._accepted = accepted
+        self.error: DeliveryError | None = None
+
+    def note(self, entry: Entry, error: DeliveryError) -> None:
+        """A record failed. One that waits for room has no number yet, and is part of it."""
+        if self.error is None and not 0 < entry.seq <= self._accepted:
+            self.error = error

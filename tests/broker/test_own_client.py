@@ -32,7 +32,7 @@ from anyio_sendproducer import (
     Statistics,
     TransactionError,
     UndeliveredRecords,
-    _producer,
+    _engine,
     drivers,
     open_send_producer,
 )
@@ -560,7 +560,7 @@ async def test_a_factory_that_is_wrong_ends_the_start(
 async def test_a_factory_that_blocks_is_left_behind(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(_producer, "_PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(_engine, "_PATIENCE_SECONDS", 0.01)
     monkeypatch.setattr("anyio_sendproducer._bridge.GRACE_SECONDS", 0.01)
     gate = threading.Event()
 

@@ -24,6 +24,9 @@ from anyio_sendproducer import (
     _late,
     open_send_producer,
 )
+from anyio_sendproducer._driver_events import BatchSubmitted, ClientOpened, Event
+from anyio_sendproducer._engine import ClientState
+from anyio_sendproducer.drivers import Submitted
 from anyio_sendproducer.testing import FakeDriver
 from tests.support.calls import Call, at_gate, generation, quiet, raising, record, taken, task_group
 from tests.support.clock import ManualClock
@@ -489,3 +492,31 @@ async def test_the_collector_is_called_for_a_client_that_holds_much(
         assert len(collected) == times
         with pytest.raises(DeliveryError):
             await sent.wait()
+
+
+@pytest.mark.parametrize("event", [ClientOpened(), BatchSubmitted(Submitted())])
+async def test_what_a_client_still_reports_does_not_end_the_stopping(
+    settings: ProducerSettings, fake: FakeDriver, event: Event
+) -> None:
+    """It arrives when the driver is being closed: the pump must submit nothing any more."""
+    async with open_send_producer(settings, driver=fake) as producer:
+        engine = producer._engine
+        for state in (ClientState.STOPPING, ClientState.READY):
+            engine.client = state
+            assert not [*engine._apply(event)]
+            assert engine.client is state
+
+
+async def test_a_batch_of_a_client_that_is_given_up_does_not_end_the_reopening(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    async with open_send_producer(settings, driver=fake) as producer:
+        engine = producer._engine
+        engine.client = ClientState.REOPENING
+        steps: list[tuple[Event, ClientState]] = [
+            (BatchSubmitted(Submitted()), ClientState.REOPENING),
+            (ClientOpened(), ClientState.READY),
+        ]
+        for event, state in steps:
+            assert not [*engine._apply(event)]
+            assert engine.client is state

@@ -21,6 +21,15 @@ from anyio_sendproducer import (
     testing,
 )
 from anyio_sendproducer.testing import factories, pytest_plugin, strategies
+from tests.support.code_rules import (
+    LARGER_MODULES,
+    LARGEST_CLASS,
+    LARGEST_MODULE,
+    OVERSIZED_CLASSES,
+    OVERSIZED_MODULES,
+    USUAL_MODULE,
+    VALUES,
+)
 from tests.support.import_rules import GUESTS, LAYERS
 
 PACKAGE: Final = Path(anyio_sendproducer.__file__).parent
@@ -380,3 +389,54 @@ def test_one_module_alone_knows_asyncio() -> None:
 
 def test_each_module_says_why_it_exists() -> None:
     assert [name for name in names_of_modules() if not ast.get_docstring(parse(name))] == []
+
+
+# --- sizes ---------------------------------------------------------------------------------------
+
+
+def test_a_module_has_a_readable_size() -> None:
+    lines = {
+        module: len(path_of(module).read_text(encoding="utf-8").splitlines())
+        for module in names_of_modules()
+    }
+    larger = {module: count for module, count in lines.items() if count > USUAL_MODULE}
+    # A module that has been divided is no exception any more.
+    assert larger.keys() - LARGER_MODULES == OVERSIZED_MODULES, larger
+    assert all(lines[module] <= LARGEST_MODULE for module in LARGER_MODULES), larger
+
+
+def attributes_of(cls: ast.ClassDef) -> set[str]:
+    """The attributes of a class's instances: assigned to ``self``, annotated or in slots."""
+    found: set[str] = set()
+    for node in ast.walk(cls):
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.ctx, ast.Store)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "self"
+        ):
+            found.add(node.attr)
+    for statement in cls.body:
+        match statement:
+            case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation):
+                if "ClassVar" not in ast.unparse(annotation):
+                    found.add(name)
+            case ast.Assign(targets=[ast.Name(id="__slots__")], value=value):
+                found.update(cast("tuple[str, ...]", ast.literal_eval(value)))
+            case _:
+                pass
+    return found
+
+
+def test_a_class_has_a_readable_number_of_attributes() -> None:
+    counts = {
+        f"{module}.{node.name}": len(attributes_of(node))
+        for module in names_of_modules()
+        for node in ast.walk(parse(module))
+        if isinstance(node, ast.ClassDef)
+    }
+    assert counts["_delivery.Group"] == 5
+    assert counts.keys() >= VALUES
+    found = {name: count for name, count in counts.items() if count > LARGEST_CLASS}
+    # A class that has been divided is no exception any more.
+    assert found.keys() - VALUES == OVERSIZED_CLASSES, found
