@@ -84,10 +84,12 @@ def harmless(error: E) -> E:
 
 
 class OneLine(logging.Filter):
-    """Escapes control characters in messages of a logger. All messages pass."""
+    """Escapes control characters in messages of a logger, and in errors. All messages pass."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Change the message if it has any, or is very long."""
+        if record.exc_info and record.exc_info[1] is not None:
+            harmless(record.exc_info[1])
         message = record.getMessage()
         if not message.isprintable() or len(message) > _LONGEST_LINE:
             record.msg, record.args = "%s", (one_line(message, _LONGEST_LINE),)

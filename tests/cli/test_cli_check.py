@@ -591,6 +591,8 @@ def test_a_broker_that_is_newer_than_the_client(version: tuple[int, ...], said: 
 
     assert max(BROKER_API_VERSIONS) == (4, 3)
     assert _version_of(Admin(), 1) == said
+    # It is not asked after its time.
+    assert _version_of(Admin(), 1, until=-1.0) is None
 
 
 def test_a_cluster_of_librdkafka_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:

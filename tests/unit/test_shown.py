@@ -101,3 +101,18 @@ def test_a_hostile_text_forges_no_line_of_a_log(
         caplog.clear()
         logging.getLogger(name).error(message, *arguments)
         assert caplog.messages == [said]
+
+
+@pytest.mark.parametrize("name", ["anyio_sendproducer", "anyio_sendproducer.kafka_python", "kafka"])
+def test_an_error_that_is_logged_forges_no_line(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    importlib.import_module("anyio_sendproducer.drivers._kafka_python")
+    logger = logging.getLogger(name)
+    try:
+        raise ValueError(HOSTILE)
+    except ValueError:
+        logger.exception("it failed")
+    assert caplog.text.endswith(f"ValueError: {ESCAPED}\n")
+    logger.error("nothing failed", exc_info=(None, None, None))
+    assert caplog.messages == ["it failed", "nothing failed"]

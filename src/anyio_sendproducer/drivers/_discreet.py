@@ -6,7 +6,7 @@ import logging
 import re
 from typing import Any, Final, cast
 
-from .._shown import OneLine, harmless
+from .._shown import OneLine
 
 __all__ = ["Discreet"]
 
@@ -34,8 +34,6 @@ class Discreet(OneLine):
         """Change the message where it needs it; all are passed on."""
         if isinstance(record.args, tuple):
             record.args = tuple(map(_harmless, record.args))
-        if record.exc_info and record.exc_info[1] is not None:
-            harmless(record.exc_info[1])
         return super().filter(record)
 
 
