@@ -51,6 +51,7 @@ from anyio_sendproducer import (
 from anyio_sendproducer.drivers._describe import describe_cluster
 from tests.support.fuzzed_broker import PASSWORD, USER, FuzzedBroker, Plan, fuzzed_broker
 from tests.support.paths import ROOT
+from tests.support.scripted_broker import SASL_AUTHENTICATE
 
 __all__ = ["Report", "run", "run_example"]
 
@@ -185,7 +186,8 @@ async def run_example(
     line = f"{seed}: {plan}; {', '.join(broker.notes[:6])}; {took:.1f} s, {requests} requests"
     if took > STEP * _STEPS + SLACK:
         problem = problem or f"took {took:.1f} s"
-    if requests > _FLOOD:
+    # librdkafka logs in as often as a broker says: see SECURITY.md.
+    if requests > _FLOOD and (driver, plan.target) != ("confluent", SASL_AUTHENTICATE):
         problem = problem or f"sent {requests} requests"
     if problem:
         report.problems.append(f"{problem}\n    {line}")
@@ -430,7 +432,7 @@ def be_child(seed: int, numbers: Iterable[int], seconds: float) -> None:
 
 def main() -> int:
     """Run the examples of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(description="Fuzz a broker's answers.")
     parser.add_argument("--driver", choices=["kafka-python", "confluent"], default="kafka-python")
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--seed", type=int, default=1)
