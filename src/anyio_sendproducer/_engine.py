@@ -40,11 +40,11 @@ from ._driver_events import (
     in_portions,
 )
 from ._exceptions import ProducerFenced, ProducerStartError
-from ._finding import Finder
 from ._ledger import Ledger
 from ._loops import Loop
 from ._observing import Observation
 from ._settings import ProducerSettings
+from ._settings_resolver import SettingsResolver
 from ._shown import listed
 from .drivers import Submitted
 from .telemetry._logging import error_type
@@ -112,7 +112,7 @@ class Engine:
     def __init__(
         self,
         *,
-        resolver: Finder,
+        resolver: SettingsResolver,
         loop: Loop,
         clock: Clock,
         ledger: Ledger,

@@ -42,8 +42,8 @@ from ._records import (
     Result,
     Results,
 )
-from ._scopes import plain_task_group
 from ._sending import Delivery, Sender, parts_of
+from ._task_groups import plain_task_group
 from ._validation import check_count, check_is_envelope
 
 __all__ = ["FlowSummary", "Offsets", "run_flow", "run_sink", "run_transactional_flow"]

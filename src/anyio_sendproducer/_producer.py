@@ -22,7 +22,6 @@ from ._clock import ClockFactory, LoopClock
 from ._delivery import Statistics
 from ._engine import Engine
 from ._exceptions import SendProducerError, SettingsError, UndeliveredRecords
-from ._finding import Finder
 from ._flow import FlowSummary, Offsets, run_flow, run_sink, run_transactional_flow
 from ._ledger import Ledger
 from ._loops import current_loop
@@ -40,10 +39,11 @@ from ._records import (
     Result,
     Results,
 )
-from ._scopes import plain_task_group
 from ._sending import Sender
 from ._settings import ProducerSettings
+from ._settings_resolver import SettingsResolver
 from ._shown import listed
+from ._task_groups import plain_task_group
 from ._transaction import Transaction, Transactions
 from ._validation import check_record
 from .drivers import DriverFactory, make_driver
@@ -411,7 +411,7 @@ async def _start(
             f"{kind.__module__}.{kind.__qualname__}"
         )
     checked = check_observers(observers)
-    resolver = Finder(settings)
+    resolver = SettingsResolver(settings)
     await resolver.find()
     producer = SendProducer._create(_make_engine(resolver, driver, checked, make_clock))
     await task_group.start(producer._engine.run)
@@ -419,7 +419,7 @@ async def _start(
 
 
 def _make_engine(
-    resolver: Finder,
+    resolver: SettingsResolver,
     driver: str | DriverFactory | None,
     observers: Sequence[Observer],
     make_clock: ClockFactory,

@@ -14,8 +14,8 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, Protocol, cast, runtime_checkable
 
 from ._exceptions import SettingsError
+from ._settings_sources import from_environment, from_mapping, from_toml, unknown
 from ._shown import listed, shown, shown_address, shown_name
-from ._sources import from_environment, from_mapping, from_toml, unknown
 from ._validation import check_count, plain
 from .discovery import Lookup, Resolver, ResolverLike
 from .discovery._types import address_in

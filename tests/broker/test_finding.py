@@ -23,7 +23,7 @@ from anyio_sendproducer import (
     open_send_producer,
 )
 from anyio_sendproducer._engine import WATCH_SECONDS
-from anyio_sendproducer._finding import Finder
+from anyio_sendproducer._settings_resolver import SettingsResolver
 from anyio_sendproducer.discovery import Lookup, Target
 from anyio_sendproducer.testing import EmbeddedBroker, FakeDriver, embedded_broker
 from tests.support.calls import Call, generation, quiet, raising, record, taken, task_group
@@ -210,7 +210,7 @@ async def test_the_log_shortens_a_long_list_of_addresses(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     oracle = Oracle("a:1")
-    finder = Finder(looking_up(oracle))
+    finder = SettingsResolver(looking_up(oracle))
     await finder.find()
     oracle.say(*(f"broker-{number}:9092" for number in range(1, 100)))
     with caplog.at_level("INFO", "anyio_sendproducer"):

@@ -36,7 +36,7 @@ from anyio_sendproducer import (
     TransactionState,
     open_send_producer,
 )
-from anyio_sendproducer._scopes import plain_task_group
+from anyio_sendproducer._task_groups import plain_task_group
 from anyio_sendproducer.drivers import Driver, make_driver
 from anyio_sendproducer.drivers._group_metadata import group_from_bytes, group_to_bytes
 from anyio_sendproducer.testing import Gate

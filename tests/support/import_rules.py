@@ -13,10 +13,10 @@ __all__ = ["GUESTS", "LAYERS"]
 LAYERS: Final = [
     {"_closing", "_no_public_constructor", "_polling", "_shown"},
     {"_exceptions"},
-    {"_loops", "_records", "_scopes", "_sources"},
+    {"_loops", "_records", "_task_groups", "_settings_sources"},
     {"_affinity", "_clock", "_failures", "_validation", "discovery", "telemetry"},
     {"_delivery", "_settings", "serializers"},
-    {"_finding", "_late", "_unawaited", "drivers"},
+    {"_settings_resolver", "_late", "_unawaited", "drivers"},
     {"_driver_events", "_ledger"},
     {"_driver_thread", "_observing"},
     {"_bridge"},

@@ -21,7 +21,7 @@ import anyio.to_thread
 from anyio.streams.tls import TLSAttribute
 
 from .. import ProducerSettings, SendProducerError, SettingsError, open_send_producer
-from .._finding import Finder
+from .._settings_resolver import SettingsResolver
 from .._shown import listed, one_line
 from ..drivers import make_driver
 from ..drivers._describe import Protocol, describe_cluster, protocol_of
@@ -227,7 +227,7 @@ async def _resolve(seen: _Seen) -> tuple[str, ...]:
     details: list[str] = []
     settings = seen.settings
     if settings.service_name:
-        finder = Finder(settings)
+        finder = SettingsResolver(settings)
         try:
             await finder.find()
         except SendProducerError as error:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from .. import ProducerSettings, SettingsError
-from .._sources import from_toml, read_text
+from .._settings_sources import from_toml, read_text
 from ._running import EXTRA, require, require_loop
 
 __all__ = ["Connection", "parse_property", "require_for", "settings_of"]

@@ -15,8 +15,8 @@ from typing import Any, Final
 
 from .._exceptions import SettingsError
 from .._settings import ProducerSettings
+from .._settings_sources import truth_of
 from .._shown import shown, shown_name
-from .._sources import truth_of
 
 __all__ = [
     "COMPRESSIONS",

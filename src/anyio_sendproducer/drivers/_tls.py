@@ -20,8 +20,8 @@ from typing import Any, Final
 
 from .._exceptions import SettingsError
 from .._settings import canonical_name
+from .._settings_sources import truth_of
 from .._shown import one_line
-from .._sources import truth_of
 
 __all__ = [
     "CONVERT",

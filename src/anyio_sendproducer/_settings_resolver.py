@@ -19,7 +19,7 @@ from ._shown import listed, one_line
 from .discovery import Lookup, Resolver, Target
 from .telemetry._logging import error_type
 
-__all__ = ["Finder"]
+__all__ = ["SettingsResolver"]
 
 _log = logging.getLogger("anyio_sendproducer")
 
@@ -30,7 +30,7 @@ MOST_TARGETS: Final = 100
 _LEAST: Final = 0.001
 
 
-class Finder:
+class SettingsResolver:
     """Finds out what the clients of one producer are made with.
 
     Args:
