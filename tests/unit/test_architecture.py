@@ -24,10 +24,13 @@ from anyio_sendproducer.discovery import Lookup, Resolver, Target
 from anyio_sendproducer.drivers import Deadline, Driver
 from tests.support.checkout import used_names
 from tests.support.driver_contract import NO_SUCH_PARTITION, PROMISES, Rig
+from tests.support.named_tests import named_tests, names_of_tests
 from tests.support.paths import ROOT
 from tests.support.recorder import Parcel, Recorder
 
 PAGE: Final = ROOT / "docs/explanation/architecture.md"
+#: What the table of shared attributes says of those that are no pair.
+ALONE: Final = {"a single value", "each a single value", "a single object", "one thread"}
 SETTINGS: Final = ProducerSettings(bootstrap_servers="nowhere.invalid:9092")
 
 
@@ -172,3 +175,16 @@ async def test_the_last_answer_is_remembered_and_the_first_failure_is_not_hidden
         await resolver.resolve(Lookup("kafka"))
     assert await resolver.resolve(Lookup("kafka")) == [Target("a", 1)]
     assert await resolver.resolve(Lookup("kafka")) == [Target("a", 1)]
+
+
+def test_each_pair_that_threads_share_names_a_test_that_exists() -> None:
+    named = named_tests("docs/explanation/architecture.md")
+    assert sum(map(len, named.values())) > 20
+    for path, names in named.items():
+        assert names <= names_of_tests(path), path
+    rows = [line for line in PAGE.read_text("utf-8").splitlines() if line.count(" | ") >= 3]
+    shared = [row for row in rows if row.startswith(("| `_", "| a ", "| its ", "| the ", "| `"))]
+    assert len(shared) > 20
+    for row in shared:
+        shows = row.rstrip(" |").rpartition(" | ")[2]
+        assert "::test_" in shows or shows in ALONE, row

@@ -26,6 +26,7 @@ from anyio_sendproducer import (
 )
 from anyio_sendproducer.drivers import ConsumedOffset, Deadline, _confluent
 from anyio_sendproducer.drivers._confluent import ConfluentDriver
+from anyio_sendproducer.testing import Gate
 from tests.support.recorder import PATIENCE, Parcel, Recorder
 from tests.support.waiting import blocking_until
 
@@ -958,3 +959,111 @@ def test_offsets_that_get_no_thread_are_not_sent(transactional: ConfluentDriver)
     group = ConsumerGroupMetadata("g")
     with pytest.raises(TransactionError, match="can start no more threads"):
         transactional.send_offsets([ConsumedOffset("s", 0, 1)], group, Deadline(PATIENCE))
+
+
+# --- closing beside other threads ----------------------------------------------------------------
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closing waits for other threads as long as a busy machine needs."""
+    monkeypatch.setattr(_confluent, "_LAST_SECONDS", PATIENCE)
+
+
+def close_at_gate(
+    driver: ConfluentDriver, client: Client, gate: Gate, call: Callable[[], object], lock: Any
+) -> None:
+    """Close the driver while another thread is in a call of the client, before a gate. The call
+    holds a lock, and the client ends when it has returned."""
+    client.calls.clear()
+    gate.shut()
+    calling = threading.Thread(target=call)
+    calling.start()
+    gate.wait_until_someone_waits(PATIENCE)
+    closing = threading.Thread(target=driver.close, args=(0,))
+    closing.start()
+    assert driver._closing.wait(PATIENCE)
+    assert not lock.acquire(blocking=False)
+    assert "close" not in client.calls
+    gate.open()
+    calling.join(PATIENCE)
+    closing.join(PATIENCE)
+    assert client.calls[-1] == "close"
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_client_does_not_end_while_a_record_is_handed_over(
+    driver: ConfluentDriver, client: Client, bell: Bell
+) -> None:
+    gate = Gate()
+    parcels = [Parcel(ProducerRecord("t", b"v")) for _ in range(2)]
+
+    def produce(*_: Any) -> None:
+        gate.pass_through()
+        assert not driver._closed
+        client.calls.append("produce")
+
+    client.produce = produce  # type: ignore[method-assign]
+    started(driver)
+    close_at_gate(driver, client, gate, lambda: driver.submit(parcels[:1]), driver._using)
+    assert client.calls == ["produce", "close"]
+    # What comes now finds it closed.
+    driver.submit(parcels[1:])
+    [(parcel, outcome)] = bell.reports
+    assert parcel is parcels[1]
+    assert isinstance(outcome, DeliveryError)
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_client_does_not_end_while_a_call_of_it_waits(
+    driver: ConfluentDriver, client: Client
+) -> None:
+    gate = Gate()
+
+    def begin() -> None:
+        gate.pass_through()
+        client.calls.append("begin")
+
+    client.begin_transaction = begin  # type: ignore[method-assign]
+    started(driver)
+    close_at_gate(driver, client, gate, driver.begin_transaction, driver._calling)
+    assert client.calls == ["begin", "close"]
+
+
+def test_no_topic_is_left_where_the_refresher_is_about_to_end(
+    driver: ConfluentDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A topic comes when the thread has no other one left: the thread sees it, or another does."""
+    monkeypatch.setattr(_confluent, "_REFRESH_SECONDS", 0)
+    using = driver._using
+    gate, decided = Gate(), list[str]()
+
+    class Stopping:
+        """Stops the refresher before it looks for topics a second time."""
+
+        looks = 0
+
+        def __enter__(self) -> None:
+            if threading.current_thread().name == "librdkafka-topics" and decided == ["first"]:
+                gate.pass_through()
+            using.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            using.release()
+
+    def decide(topic: str) -> bool:
+        decided.append(topic)
+        return True
+
+    monkeypatch.setattr(driver, "_using", Stopping())
+    monkeypatch.setattr(driver, "_is_decided", decide)
+    gate.shut()
+    assert driver._is_awaited("first", 1)
+    gate.wait_until_someone_waits(PATIENCE)
+    assert driver._is_awaited("second", 1)
+    gate.open()
+    blocking_until(lambda: driver._refresher is None)
+    assert decided == ["first", "second"]
+    assert driver._is_awaited("third", 1)
+    blocking_until(lambda: driver._refresher is None)
+    assert decided[-1] == "third"

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any, cast
 
 import pytest
 
 from anyio_sendproducer._bridge import Bridge
 from anyio_sendproducer._driver_events import BatchSubmitted, Event, MetadataChanged
+from anyio_sendproducer._driver_thread import DriverThread
 from anyio_sendproducer._loops import current_loop
 from anyio_sendproducer.drivers import Submitted
 from anyio_sendproducer.testing import FakeDriver, Gate
-from tests.support.calls import at_gate, quiet
-from tests.support.waiting import blocking_until
+from tests.support.calls import at_gate, quiet, record
+from tests.support.lingering_driver import LingeringDriver
+from tests.support.recorder import Parcel
+from tests.support.waiting import blocking_until, until
 
 
 class Outbox(list[Event]):
@@ -86,3 +90,118 @@ async def test_a_loop_that_is_about_to_look_is_not_woken(bridge: Bridge) -> None
         thread.join()
     await quiet()
     assert (len(bridge.events), bridge.wake_ups) == (1, 1)
+
+
+# --- the thread's own count, and what it knows of the driver ----------------------------------
+
+
+class Direct(LingeringDriver):
+    """A driver that the loop may call, too, and that stops where a test wants it to."""
+
+    direct = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_lingers = Gate()
+
+    @property
+    def lingers(self) -> bool:
+        self.on_lingers.pass_through()
+        return True
+
+    @lingers.setter
+    def lingers(self, _: bool) -> None: ...
+
+
+class Counting(DriverThread):
+    """Stops between the end of a command and its count."""
+
+    on_count: Gate
+    count = 0
+
+    @property
+    def served(self) -> int:
+        return self.count
+
+    @served.setter
+    def served(self, value: int) -> None:
+        self.on_count.pass_through()
+        self.count = value
+
+
+@asynccontextmanager
+async def bridged(driver: FakeDriver) -> AsyncGenerator[Bridge]:
+    """A bridge with an open driver, and gates in its thread."""
+    bridge = Bridge(current_loop(), lambda: driver, time.monotonic)
+    worker: Any = bridge._worker
+    worker.on_count = Gate()
+    worker.__class__ = Counting
+    await bridge.open()
+    try:
+        yield bridge
+    finally:
+        await bridge.stop(0)
+
+
+async def test_a_command_that_is_not_counted_yet_goes_before_a_lone_record() -> None:
+    """The thread has run a command and has not counted it: the loop does not submit."""
+    driver = Direct()
+    batch: Any = [Parcel(record(b"%d" % number)) for number in range(4)]
+    async with bridged(driver) as bridge:
+        gate = cast("Counting", bridge._worker).on_count
+        await until(lambda: bridge._worker.served == bridge._given)
+        gate.shut()
+        assert bridge.submit(batch[:2]) is None
+        await at_gate(gate)
+        assert driver.batches == [2]
+        assert bridge.submit(batch[2:3]) is None  # by way of the thread
+        assert driver.batches == [2]
+        gate.open()
+        await until(lambda: bridge._worker.served == bridge._given)
+        assert driver.batches == [2, 1]
+        assert bridge.submit(batch[3:]) == Submitted()
+        assert driver.batches == [2, 1, 1]
+
+
+async def test_a_client_that_is_being_opened_is_told_to_hurry_once_it_is_there() -> None:
+    """The thread has cleared `hurries` and has not set `lingering`: a change is not lost."""
+    driver = Direct()
+    driver.manual = False
+    async with bridged(driver) as bridge:
+        bridge.hurry(True)
+        assert driver.told == [True]
+        driver.on_lingers.shut()
+        bridge.reopen(ConnectionError(), 0)
+        await at_gate(driver.on_lingers)
+        bridge.hurry(True)
+        assert driver.told == [True]
+        assert bridge.trouble() is None
+        assert not bridge.cut_off()
+        driver.on_lingers.open()
+        await until(lambda: bridge.lingers)
+        bridge.hurry(True)
+        assert driver.told == [True, True]
+
+
+@pytest.mark.parametrize("ends", ["stopped", "abandoned"])
+async def test_no_client_is_opened_once_the_end_has_begun(ends: str) -> None:
+    """The loop, or a finalizer, ends the producer while the thread makes a driver."""
+    drivers: list[FakeDriver] = []
+
+    def make() -> FakeDriver:
+        if len(drivers) == 1:  # another thread does this, while the first client is replaced
+            if ends == "stopped":
+                made._worker.stopping.set()
+            else:
+                made._worker.abandon()
+        drivers.append(FakeDriver())
+        return drivers[-1]
+
+    made = Bridge(current_loop(), make, time.monotonic)
+    await made.open()
+    with pytest.warns(ResourceWarning) if ends == "abandoned" else nullcontext():
+        made.reopen(ConnectionError(), 0)
+        await until(lambda: len(drivers) == 2)
+        await made.stop(0)
+    assert [driver.opened for driver in drivers] == [1, 0]
+    assert [len(driver.closed) > 0 for driver in drivers] == [True, True]

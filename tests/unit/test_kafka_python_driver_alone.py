@@ -1,0 +1,74 @@
+"""The kafka-python driver on a fake client: what two threads change together."""
+
+from __future__ import annotations
+
+import threading
+import types
+from typing import Any
+
+import pytest
+
+from anyio_sendproducer import ProducerSettings
+from anyio_sendproducer.drivers import _kafka_python
+from anyio_sendproducer.drivers._kafka_python import KafkaPythonDriver
+from anyio_sendproducer.testing import Gate
+from tests.support.recorder import PATIENCE, Recorder
+
+
+class Producer:
+    """A client that stops while it is closed."""
+
+    def __init__(self) -> None:
+        self.closed: list[float] = []
+        self.on_close = Gate()
+
+    def close(self, timeout: float) -> None:
+        self.closed.append(timeout)
+        self.on_close.pass_through()
+
+
+@pytest.fixture
+def producer() -> Producer:
+    return Producer()
+
+
+@pytest.fixture
+def driver(producer: Producer) -> KafkaPythonDriver:
+    made = KafkaPythonDriver(ProducerSettings(bootstrap_servers="broker.invalid:1"))
+    ended = threading.Event()
+    ended.set()
+    client: Any = types.SimpleNamespace(
+        is_closing=False, is_closed=ended, closed_by=threading.Thread()
+    )
+    client.closed_by.start()
+    stalled: Any = None
+    opened: Any = producer
+    made._opened = _kafka_python._Opened(
+        producer=opened,
+        append=None,
+        is_broken=None,
+        hurry=None,
+        client=client,
+        stalled=stalled,
+        sink=Recorder(),
+        transactions=None,
+    )
+    return made
+
+
+def test_two_threads_that_close_it_close_the_client_once(
+    driver: KafkaPythonDriver, producer: Producer
+) -> None:
+    """The bridge's thread replaces the client when the closing thread comes."""
+    producer.on_close.shut()
+    first = threading.Thread(target=driver.close, args=(0,))
+    first.start()
+    producer.on_close.wait_until_someone_waits(PATIENCE)
+    client: Any = driver._ready().client
+    assert client.is_closing  # no wait of the client's thread goes on
+    driver.close(5)
+    assert producer.closed == [0]
+    producer.on_close.open()
+    first.join(PATIENCE)
+    assert not first.is_alive()
+    assert client.is_closing
