@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -35,6 +36,7 @@ from anyio_sendproducer.testing import EmbeddedBroker
 from tests.support.brief import on_either_loop, on_trio_and_nightly_on_asyncio
 from tests.support.cli_runs import run_main
 from tests.support.hostile_broker import hostile_broker, raw_lines
+from tests.support.ports import HOST, reserve_port
 from tests.support.scripted_broker import scripted_broker
 
 
@@ -304,16 +306,12 @@ async def test_a_proxy_between() -> None:
 # --- brokers one by one --------------------------------------------------------------------------
 
 
-def closed_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
 async def test_each_broker_is_tried_by_itself_and_those_that_fail_are_named(driver: str) -> None:
-    with scripted_broker() as broker:
-        others = [(number, "127.0.0.1", closed_port()) for number in range(2, 10)]
+    with scripted_broker() as broker, contextlib.ExitStack() as reserved:
+        ports = [reserved.enter_context(reserve_port()).getsockname()[1] for _ in range(8)]
+        others = [(number, HOST, port) for number, port in enumerate(ports, 2)]
         broker.brokers = [(1, broker.host, broker.port), *others]
-        steps, cluster = await check(settings(broker.address), driver)
+        steps, cluster = await check(settings(broker.address).with_start_timeout(60), driver)
     assert states(steps) == expected("brokers")
     assert cluster is not None
     assert [one.id for one in cluster.brokers] == [*range(1, 10)]

@@ -23,6 +23,7 @@ from anyio_sendproducer import (
     _exceptions,
     _shown,
 )
+from anyio_sendproducer.cli._running import complain
 from anyio_sendproducer.telemetry import LoggingObserver
 
 HOSTILE = "a\nb\x1b[2J\x9b\u2028\u202e"
@@ -116,3 +117,15 @@ def test_an_error_that_is_logged_forges_no_line(
     assert caplog.text.endswith(f"ValueError: {ESCAPED}\n")
     logger.error("nothing failed", exc_info=(None, None, None))
     assert caplog.messages == ["it failed", "nothing failed"]
+
+
+# --- the command line ----------------------------------------------------------------------------
+
+
+def test_a_complaint_of_the_command_line_has_one_line_for_each_note(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    error = ValueError(HOSTILE)
+    error.__dict__["__notes__"] = [HOSTILE]  # as by add_note(), which Python 3.10 lacks
+    assert complain(error, 2) == 2
+    assert capsys.readouterr().err == f"anyio-sendproducer: {ESCAPED}\n{ESCAPED}\n"
