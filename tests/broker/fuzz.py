@@ -67,7 +67,8 @@ _HANGS: Final = 120
 _FLOOD: Final = 400
 #: In bytes.
 MEMORY: Final = 300 * 1000 * 1000
-_AT_ONCE: Final = 6
+#: Producers in the process at a time.
+_AT_ONCE: Final = 4
 #: How many problems of a kind a report shows, and how many characters are a problem's kind.
 _SHOWN: Final = 3
 _KIND: Final = 40
