@@ -79,11 +79,15 @@ async def test_malformed_metadata_is_not_asked_for_again_at_once(body: bytes, dr
         assert 0 < broker.requests.count(METADATA) <= 30
 
 
+def not_supported(correlation: bytes) -> bytes:
+    return framed(correlation, struct.pack(">hi", 35, 0))
+
+
 @on_either_loop
 @pytest.mark.parametrize(
     ("request_", "answer", "mechanisms"),
     [
-        (API_VERSIONS, lambda correlation: framed(correlation, struct.pack(">hi", 35, 0)), ()),
+        (API_VERSIONS, not_supported, ()),
         (SASL_AUTHENTICATE, authenticated(b"and then?"), ("OAUTHBEARER",)),
     ],
     ids=["versions", "login"],

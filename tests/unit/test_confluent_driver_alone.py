@@ -939,7 +939,10 @@ def test_lines_are_logged_when_there_is_a_thread_again(
 def test_a_driver_that_gets_no_thread_does_not_open(
     client: Client, bell: Bell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_confluent, "_Producer", lambda *_, **__: client)
+    def make(*_: Any, **__: Any) -> Client:
+        return client
+
+    monkeypatch.setattr(_confluent, "_Producer", make)
     opened = ConfluentDriver(ProducerSettings(bootstrap_servers="broker.invalid:1"))
     with pytest.raises(ProducerStartError, match="can start no more threads"):
         opened.open(bell)

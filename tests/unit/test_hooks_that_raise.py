@@ -71,7 +71,7 @@ def test_the_text_of_an_error_may_raise_as_well() -> None:
     assert raised_text(_Unreadable()) == "raised _Unreadable: (its text cannot be read)"
 
 
-def _released() -> memoryview:
+def _released(*_: Any) -> memoryview:
     view = memoryview(b"two tins")
     view.release()
     return view
@@ -80,7 +80,7 @@ def _released() -> memoryview:
 def test_bytes_that_can_not_be_read_fail_the_record() -> None:
     record = ProducerRecord("orders", 1)
     with pytest.raises(SerializationFailed, match="the value_serializer raised ValueError"):
-        parts_of(record, None, lambda *_: _released(), [])
+        parts_of(record, None, _released, [])
 
 
 @pytest.mark.parametrize(
