@@ -366,7 +366,7 @@ class Ledger:
             if type(outcome) is not RecordMetadata:
                 if not isinstance(outcome, RecordMetadata):
                     error: object = outcome  # a driver may report anything
-                    if not isinstance(error, DeliveryError):
+                    if not isinstance(error, DeliveryError):  # pyright: ignore[reportUnnecessaryIsInstance]
                         error = no_outcome(entry.record, error)
                     self._release(entry)
                     self._fail(entry, error, woken)

@@ -55,16 +55,16 @@ def _class(name: str, cls: Any) -> Iterator[str]:
     bases = [base.__name__ for base in cls.__bases__ if not base.__name__.startswith("_")]
     public = [base for base in bases if base in anyio_sendproducer.__all__]
     yield f"class {name}({', '.join(public)})" if public else f"class {name}"
-    if issubclass(cls, enum.Enum):
+    if _is_a(cls, enum.Enum):
         yield from (f"    {member.name} = {member.value!r}" for member in cls)
         return
-    if dataclasses.is_dataclass(cls):
+    if "__dataclass_fields__" in dir(cls):
         yield from (f"    {field.name}: {field.type}" for field in dataclasses.fields(cls))
     # Python 3.10 gives each protocol one.
     is_protocol = getattr(cls, "_is_protocol", False)
-    if "__init__" in vars(cls) and not is_protocol and not issubclass(cls, tuple):
+    if "__init__" in vars(cls) and not is_protocol and not _is_a(cls, tuple):
         yield f"    __init__{_signature(cls.__init__)}"
-    if issubclass(cls, tuple):
+    if _is_a(cls, tuple):
         yield from (
             f"    {field}: {_annotation(_annotations(cls)[field])}" for field in cls._fields
         )
@@ -77,17 +77,27 @@ def _class(name: str, cls: Any) -> Iterator[str]:
             yield f"    {_member(attribute, vars(owner)[attribute])}"
 
 
+def _is_a(cls: Any, kind: type[object]) -> bool:
+    # In a function of its own, since pyright knows less about a class that it has narrowed.
+    return issubclass(cls, kind)
+
+
 def _member(name: str, member: Any) -> str:
     match member:
         case property():
             return f"{name} -> {_annotations(member.fget).get('return')}"
         case classmethod() | staticmethod():
-            return f"{type(member).__name__} {name}{_signature(member.__func__)}"
+            found: Any = member  # pyright: ignore[reportUnknownVariableType]
+            return _wrapped(name, found)
         case _ if inspect.isfunction(member):
             is_async = inspect.iscoroutinefunction(member)
             return f"{'async ' if is_async else ''}{name}{_signature(member)}"
         case _:
             return name
+
+
+def _wrapped(name: str, member: Any) -> str:
+    return f"{type(member).__name__} {name}{_signature(member.__func__)}"
 
 
 def _annotations(function: Any) -> dict[str, Any]:
