@@ -667,7 +667,7 @@ async def test_a_call_that_is_refused_halfway(
 
         call = Call(tasks, end)
         await taken(fake, 1)
-        vars(tx)["_check_open"] = partial(raise_, TransactionError("it is over"))
+        vars(tx._admission)["check_open"] = partial(raise_, TransactionError("it is over"))
         fake.manual = False
         fake.acknowledge()
         await call.wait()
