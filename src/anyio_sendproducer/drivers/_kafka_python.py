@@ -50,9 +50,14 @@ from kafka.net.manager import KafkaConnectionManager
 from kafka.net.sasl.oauth import AbstractTokenProvider
 from kafka.net.selector import NetworkSelector
 from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
-from kafka.partitioner import Partitioner, murmur2
+from kafka.partitioner import (
+    Partitioner,  # pyright: ignore[reportAttributeAccessIssue]
+    murmur2,
+)
 from kafka.protocol.broker_version_data import BROKER_API_VERSIONS
-from kafka.protocol.metadata import ApiVersionsRequest
+from kafka.protocol.metadata import (
+    ApiVersionsRequest,  # pyright: ignore[reportAttributeAccessIssue]
+)
 from kafka.protocol.producer import ProduceRequest
 from kafka.protocol.sasl import SaslAuthenticateRequest, SaslBytesRequest, SaslHandshakeRequest
 from kafka.structs import OffsetAndMetadata, TopicPartition
@@ -679,7 +684,7 @@ def _users_partitioner() -> Generator[None]:
         raise _NoPartition(f"the partitioner {raised_text(error)}") from error
 
 
-class _Partitioner(Partitioner):
+class _Partitioner(Partitioner):  # pyright: ignore[reportUntypedBaseClass]
     """Calls a partitioner of the user's own. What it raises fails the one record.
 
     3.0.12 accepts any number from a partitioner. A record for a partition that does not exist would
@@ -706,7 +711,7 @@ class _Partitioner(Partitioner):
     def on_new_batch(self, *args: Any) -> None:
         """Report that a batch has begun, as the sticky partitioner of kafka-python wants it."""
         with _users_partitioner():
-            getattr(self._chosen, "on_new_batch", lambda *_: None)(*args)
+            getattr(self._chosen, "on_new_batch", lambda *_: None)(*args)  # pyright: ignore[reportUnknownLambdaType]
 
 
 #: What ``RecordAccumulator.append`` of 3.0.12 takes first, and in this order.
@@ -1854,10 +1859,11 @@ def describe(settings: ProducerSettings) -> ClusterDescription:
         # What the first broker said that answered. A request of the admin client would go to any
         # broker, so it would fail if only one of them cannot be reached.
         cluster: Any = clients[0].cluster
-        found = sorted(cluster.brokers(), key=lambda broker: broker.node_id)
+        found = sorted(cluster.brokers(), key=operator.attrgetter("node_id"))
         until = time.monotonic() + settings.start_timeout
         with ThreadPoolExecutor(_MOST_ASKED) as pool:
-            versions = pool.map(lambda broker: _version_of(admin, broker.node_id, until), found)
+            numbers = [broker.node_id for broker in found]
+            versions = pool.map(functools.partial(_version_of, admin, until=until), numbers)
         brokers = tuple(
             BrokerDescription(broker.node_id, one_line(broker.host), broker.port, version)
             for broker, version in zip(found, versions, strict=True)
