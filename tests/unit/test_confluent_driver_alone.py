@@ -983,10 +983,10 @@ def close_at_gate(
     calling = threading.Thread(target=call)
     calling.start()
     gate.wait_until_someone_waits(PATIENCE)
+    assert not lock.acquire(blocking=False)
     closing = threading.Thread(target=driver.close, args=(0,))
     closing.start()
     assert driver._closing.wait(PATIENCE)
-    assert not lock.acquire(blocking=False)
     assert "close" not in client.calls
     gate.open()
     calling.join(PATIENCE)
@@ -1019,54 +1019,50 @@ def test_a_client_does_not_end_while_a_record_is_handed_over(
 
 @pytest.mark.usefixtures("patient")
 def test_a_client_does_not_end_while_a_call_of_it_waits(
-    driver: ConfluentDriver, client: Client
+    driver: ConfluentDriver, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = Gate()
 
-    def begin() -> None:
-        gate.pass_through()
-        client.calls.append("begin")
+    def list_topics(topic: str, timeout: float) -> Any:
+        if topic == "orders":
+            gate.pass_through()
+            client.calls.append("metadata")
+        raise KafkaException(KafkaError(KafkaError._TRANSPORT))
 
-    client.begin_transaction = begin  # type: ignore[method-assign]
+    monkeypatch.setattr(client, "list_topics", list_topics)
     started(driver)
-    close_at_gate(driver, client, gate, driver.begin_transaction, driver._calling)
-    assert client.calls == ["begin", "close"]
+    close_at_gate(driver, client, gate, lambda: driver.partitions_for("orders"), driver._calling)
+    assert client.calls == ["metadata", "close"]
 
 
 def test_no_topic_is_left_where_the_refresher_is_about_to_end(
     driver: ConfluentDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A topic comes when the thread has no other one left: the thread sees it, or another does."""
+    """A topic comes when the thread has found none: it starts another thread."""
     monkeypatch.setattr(_confluent, "_REFRESH_SECONDS", 0)
-    using = driver._using
     gate, decided = Gate(), list[str]()
 
-    class Stopping:
-        """Stops the refresher before it looks for topics a second time."""
+    class Wanted(set[str]):
+        """Stops the refresher once it has found no topic."""
 
-        looks = 0
-
-        def __enter__(self) -> None:
-            if threading.current_thread().name == "librdkafka-topics" and decided == ["first"]:
+        def __iter__(self) -> Iterator[str]:
+            yield from [*super().__iter__()]
+            if not self and decided == ["first"]:
                 gate.pass_through()
-            using.acquire()
-
-        def __exit__(self, *_: object) -> None:
-            using.release()
 
     def decide(topic: str) -> bool:
         decided.append(topic)
         return True
 
-    monkeypatch.setattr(driver, "_using", Stopping())
+    monkeypatch.setattr(driver, "_wanted", Wanted())
     monkeypatch.setattr(driver, "_is_decided", decide)
     gate.shut()
     assert driver._is_awaited("first", 1)
     gate.wait_until_someone_waits(PATIENCE)
-    assert driver._is_awaited("second", 1)
+    second = threading.Thread(target=driver._is_awaited, args=("second", 1))
+    second.start()
+    assert not driver._using.acquire(blocking=False)
     gate.open()
+    second.join(PATIENCE)
     blocking_until(lambda: driver._refresher is None)
     assert decided == ["first", "second"]
-    assert driver._is_awaited("third", 1)
-    blocking_until(lambda: driver._refresher is None)
-    assert decided[-1] == "third"

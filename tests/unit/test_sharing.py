@@ -96,28 +96,18 @@ async def test_a_loop_that_is_about_to_look_is_not_woken(bridge: Bridge) -> None
 
 
 class Direct(LingeringDriver):
-    """A driver that the loop may call, too, and that stops where a test wants it to."""
+    """A driver that the loop may call, too."""
 
     direct = True
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.on_lingers = Gate()
 
-    @property
-    def lingers(self) -> bool:
-        self.on_lingers.pass_through()
-        return True
-
-    @lingers.setter
-    def lingers(self, _: bool) -> None: ...
-
-
-class Counting(DriverThread):
-    """Stops between the end of a command and its count."""
+class Gated(DriverThread):
+    """Stops between the end of a command and its count, and when it has set `lingering`."""
 
     on_count: Gate
+    on_lingering: Gate
     count = 0
+    known: Any = None
 
     @property
     def served(self) -> int:
@@ -128,14 +118,24 @@ class Counting(DriverThread):
         self.on_count.pass_through()
         self.count = value
 
+    @property
+    def lingering(self) -> Any:
+        return self.known
+
+    @lingering.setter
+    def lingering(self, driver: Any) -> None:
+        self.known = driver
+        if driver is not None:
+            self.on_lingering.pass_through()
+
 
 @asynccontextmanager
 async def bridged(driver: FakeDriver) -> AsyncGenerator[Bridge]:
     """A bridge with an open driver, and gates in its thread."""
     bridge = Bridge(current_loop(), lambda: driver, time.monotonic)
     worker: Any = bridge._worker
-    worker.on_count = Gate()
-    worker.__class__ = Counting
+    worker.on_count, worker.on_lingering = Gate(), Gate()
+    worker.__class__ = Gated
     await bridge.open()
     try:
         yield bridge
@@ -148,7 +148,7 @@ async def test_a_command_that_is_not_counted_yet_goes_before_a_lone_record() -> 
     driver = Direct()
     batch: Any = [Parcel(record(b"%d" % number)) for number in range(4)]
     async with bridged(driver) as bridge:
-        gate = cast("Counting", bridge._worker).on_count
+        gate = cast("Gated", bridge._worker).on_count
         await until(lambda: bridge._worker.served == bridge._given)
         gate.shut()
         assert bridge.submit(batch[:2]) is None
@@ -164,23 +164,21 @@ async def test_a_command_that_is_not_counted_yet_goes_before_a_lone_record() -> 
 
 
 async def test_a_client_that_is_being_opened_is_told_to_hurry_once_it_is_there() -> None:
-    """The thread has cleared `hurries` and has not set `lingering`: a change is not lost."""
+    """The thread has just set `lingering`: what the client before it was told does not count."""
     driver = Direct()
     driver.manual = False
     async with bridged(driver) as bridge:
+        gate = cast("Gated", bridge._worker).on_lingering
         bridge.hurry(True)
-        assert driver.told == [True]
-        driver.on_lingers.shut()
+        gate.shut()
         bridge.reopen(ConnectionError(), 0)
-        await at_gate(driver.on_lingers)
-        bridge.hurry(True)
+        await at_gate(gate)
         assert driver.told == [True]
-        assert bridge.trouble() is None
-        assert not bridge.cut_off()
-        driver.on_lingers.open()
-        await until(lambda: bridge.lingers)
         bridge.hurry(True)
         assert driver.told == [True, True]
+        assert bridge.trouble() is None
+        assert not bridge.cut_off()
+        gate.open()
 
 
 @pytest.mark.parametrize("ends", ["stopped", "abandoned"])
