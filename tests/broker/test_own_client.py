@@ -37,7 +37,7 @@ from anyio_sendproducer import (
     open_send_producer,
 )
 from anyio_sendproducer._engine import RETRY_SECONDS
-from anyio_sendproducer.drivers import Submitted
+from anyio_sendproducer.drivers import Submitted, _kafka_python
 from anyio_sendproducer.drivers._given_client import GivenClientDriver
 from anyio_sendproducer.testing import EmbeddedBroker, FakeDriver, Gate, mock_cluster
 from tests.support.bare import BareProducer, bare, nothing
@@ -46,7 +46,7 @@ from tests.support.client_threads import client_threads
 from tests.support.clock import ManualClock
 from tests.support.lent_client import FakeClient
 from tests.support.recorder import PATIENCE, Parcel, Recorder, open_sockets
-from tests.support.waiting import until
+from tests.support.waiting import blocking_until, until
 
 Partitioner: Any = importlib.import_module("kafka.partitioner.abc").Partitioner
 Serializer: Any = importlib.import_module("kafka.serializer").Serializer
@@ -561,6 +561,7 @@ async def test_a_factory_that_blocks_is_left_behind(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(_engine, "_PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(_kafka_python, "_LATE_SECONDS", PATIENCE)
     monkeypatch.setattr("anyio_sendproducer._bridge.GRACE_SECONDS", 0.01)
     gate = threading.Event()
 
@@ -577,6 +578,100 @@ async def test_a_factory_that_blocks_is_left_behind(
     assert "hangs in the client library" in caplog.text
     gate.set()
     await until(lambda: not _threads())
+
+
+async def test_a_start_ends_in_time_while_its_client_is_still_at_work(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is not the thread of the producer that is left behind, so the end takes no time."""
+    monkeypatch.setattr(_engine, "_PATIENCE_SECONDS", PATIENCE)
+    monkeypatch.setattr("anyio_sendproducer._bridge.GRACE_SECONDS", PATIENCE)
+    gate = threading.Event()
+
+    def block(_: dict[str, Any]) -> Any:
+        gate.wait()
+
+    settings = ProducerSettings(
+        bootstrap_servers="127.0.0.1:1", producer_factory=block, start_timeout=0.05
+    )
+    says = r"no producer for 127\.0\.0\.1:1 within 0\.05 s \(start_timeout\): the client is"
+    with raising(ProducerStartError, match=says):
+        async with open_send_producer(settings):
+            pass
+    assert "hangs in the client library" not in caplog.text
+    gate.set()
+    await until(lambda: not _threads())
+
+
+async def test_a_start_ends_in_time_while_a_large_answer_is_decoded(
+    broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster: Any = importlib.import_module("kafka.cluster").ClusterMetadata
+    update, gate = cluster.update_metadata, threading.Event()
+
+    def decode(self: Any, answer: Any) -> Any:
+        gate.wait()
+        return update(self, answer)
+
+    monkeypatch.setattr(cluster, "update_metadata", decode)
+    settings = ProducerSettings(bootstrap_servers=broker.bootstrap_servers, start_timeout=0.5)
+    before = open_sockets()
+    with raising(ProducerStartError, match=r"within 0\.5 s \(start_timeout\)"):
+        async with open_send_producer(settings):
+            pass
+    gate.set()
+    await until(lambda: not _threads() and open_sockets() == before)
+
+
+@pytest.mark.parametrize("kind", [SystemExit, GeneratorExit])
+async def test_a_factory_that_raises_anything_is_a_start_that_failed(
+    kind: type[BaseException],
+) -> None:
+    def leave(_: dict[str, Any]) -> Any:
+        raise kind
+
+    settings = ProducerSettings(bootstrap_servers="127.0.0.1:1", producer_factory=leave)
+    with raising(ProducerStartError) as caught:
+        async with open_send_producer(settings):
+            pass
+    assert type(caught.value.__cause__) is kind
+
+
+def test_a_start_that_is_closed_does_not_wait_for_its_client(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_kafka_python, "_JOIN_SECONDS", 0.01)
+    gate, blocks = threading.Event(), threading.Event()
+
+    def block(_: dict[str, Any]) -> Any:
+        blocks.set()
+        gate.wait()
+
+    driver = _kafka_python.KafkaPythonDriver(
+        ProducerSettings(bootstrap_servers="127.0.0.1:1", producer_factory=block)
+    )
+
+    def close() -> None:
+        blocks.wait(PATIENCE)
+        driver.close(0)
+
+    closing = threading.Thread(target=close)
+    closing.start()
+    with pytest.raises(ProducerStartError, match="closed while it was starting"):
+        driver.open(Recorder())
+    closing.join()
+    gate.set()
+    blocking_until(lambda: not [one for one in threading.enumerate() if "-open" in one.name])
+
+
+def test_a_start_that_finds_no_thread_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    driver = _kafka_python.KafkaPythonDriver(ProducerSettings(bootstrap_servers="127.0.0.1:1"))
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(ProducerStartError, match="can't start new thread"):
+        driver.open(Recorder())
 
 
 def _threads() -> list[str]:

@@ -20,6 +20,7 @@ import ssl
 import struct
 import time
 import traceback
+import tracemalloc
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -603,7 +604,7 @@ async def test_a_broker_that_pours_out_bytes_fills_no_memory(hourglass: Hourglas
 
     def pour(_: bytes) -> list[bytes]:
         piece = bytes(1024 * 1024)
-        return [struct.pack(">i", 16 * 1024 * 1024), *[piece] * (size // len(piece))]
+        return [struct.pack(">i", 4 * 1024 * 1024), *[piece] * (size // len(piece))]
 
     def grown() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -616,17 +617,41 @@ async def test_a_broker_that_pours_out_bytes_fills_no_memory(hourglass: Hourglas
         assert grown() - before < size / 4
 
 
+def test_an_answer_takes_no_more_than_35_times_its_size() -> None:
+    """As SECURITY.md has it. The worst are many brokers, topics or partitions with next to nothing
+    in each."""
+    metadata: Any = importlib.import_module("kafka.protocol.metadata")
+    cluster: Any = importlib.import_module("kafka.cluster").ClusterMetadata
+    numbers = range(3_000)
+    brokers = [struct.pack(">ihih", number, 0, 9, -1) for number in numbers]
+    topics = [struct.pack(">hh4sbi", 0, 4, b"%04d" % number, 0, 0) for number in numbers]
+    partitions = [struct.pack(">hiiiiii", 0, number, 1, 0, 0, 0, 0) for number in numbers]
+    topic = [struct.pack(">hh4sbi", 0, 4, b"many", 0, len(partitions)) + b"".join(partitions)]
+    for some_brokers, some_topics in ((brokers, []), (brokers[:1], topics), (brokers[:1], topic)):
+        body = struct.pack(">ii", 0, len(some_brokers)) + b"".join(some_brokers)
+        body += struct.pack(">hii", -1, 1, len(some_topics)) + b"".join(some_topics)
+        tracemalloc.start()
+        try:
+            found = metadata.MetadataResponse.decode(body, version=7)
+            cluster(bootstrap_servers="a:1").update_metadata(found)
+            _, most = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert len(found.brokers) == len(some_brokers)
+        assert 5 * len(body) < most < 35 * len(body)
+
+
 async def test_a_long_answer_is_refused_by_its_length_alone(hourglass: Hourglass) -> None:
     asked: list[int] = []
 
     def announce(_: bytes) -> bytes:
         asked.append(1)
-        return struct.pack(">i", 17 * 1024 * 1024)
+        return struct.pack(">i", 5 * 1024 * 1024)
 
     with scripted_broker(answers={METADATA: announce}) as broker:
         # It hung up, and did not wait for the rest.
         hourglass.run_out_when(lambda: len(asked) > 1)
-        with pytest.raises(ProducerStartError, match="Invalid frame length: 17825792"):
+        with pytest.raises(ProducerStartError, match="Invalid frame length: 5242880"):
             await send_one(broker)
 
 
@@ -637,11 +662,11 @@ async def test_an_attempt_that_is_broken_off_when_time_is_up_has_not_the_last_wo
 
     def announce_once(_: bytes) -> bytes | None:
         asked.append(1)
-        return struct.pack(">i", 17 * 1024 * 1024) if len(asked) == 1 else None
+        return struct.pack(">i", 5 * 1024 * 1024) if len(asked) == 1 else None
 
     with scripted_broker(answers={METADATA: announce_once}) as broker:
         hourglass.run_out_when(_since(lambda: len(asked) > 1, 0.1))
-        with pytest.raises(ProducerStartError, match=r"last words: .*Invalid frame length: 178"):
+        with pytest.raises(ProducerStartError, match=r"last words: .*Invalid frame length: 52"):
             await send_one(broker)
 
 

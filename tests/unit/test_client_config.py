@@ -43,7 +43,7 @@ def test_what_the_client_is_given_where_nothing_is_said() -> None:
         "batch_size": 256 * 1024,
         "linger_ms": 0,
         "metrics_enabled": False,
-        "receive_message_max_bytes": 16 * 1024 * 1024,
+        "receive_message_max_bytes": 4 * 1024 * 1024,
         "reconnect_backoff_max_ms": 1000,
         "request_timeout_ms": 30_000,
         "max_block_ms": 0,

@@ -85,7 +85,7 @@ def test_what_the_client_is_given_where_nothing_is_said() -> None:
         "partitioner": "murmur2_random",
         "queue.buffering.max.kbytes": INT_MAX,
         "queue.buffering.max.messages": 0,
-        "receive.message.max.bytes": 16 * 1024 * 1024,
+        "receive.message.max.bytes": 4 * 1024 * 1024,
         "reconnect.backoff.max.ms": 1000,
         "retries": INT_MAX,
         "retry.backoff.max.ms": 1000,

@@ -227,6 +227,18 @@ def test_a_token_provider_that_gets_no_thread_is_asked_again(
     assert source.token() == "t0k3n"
 
 
+def test_a_token_that_finds_no_thread_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    source = _security.TokenSource(Tokens("t0k3n"), PATIENCE)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(_security.NoToken, match="can't start new thread"):
+            source.token()
+    assert source.token() == "t0k3n"
+
+
 def test_kerberos_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", repr)
     made = config(

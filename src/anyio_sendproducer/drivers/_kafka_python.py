@@ -13,6 +13,7 @@ What it works around was read in and run against kafka-python 3.0.12; each place
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import dataclasses
 import functools
 import inspect
@@ -159,6 +160,9 @@ _UNKNOWN_SECONDS: Final = 30.0
 
 #: Between two requests for the metadata of topics that this client may not use.
 _ASK_AGAIN_SECONDS: Final = 0.5
+
+#: How long after start_timeout a start is left behind that has not ended by itself.
+_LATE_SECONDS: Final = 0.5
 
 #: How long the client's thread may take to end once it was told to.
 _JOIN_SECONDS: Final = 2.0
@@ -1067,6 +1071,7 @@ class KafkaPythonDriver:
         self.direct = False
         self.lingers = False
         self._closing = threading.Event()
+        self._opened_or_closed = threading.Event()
         self._close_lock = threading.Lock()
         self._closed = False
         self._opened: _Opened | None = None
@@ -1096,8 +1101,49 @@ class KafkaPythonDriver:
     # --- opening and closing -----------------------------------------------------------------
 
     def open(self, sink: Sink, /) -> None:
-        """Connect; see :meth:`anyio_sendproducer.drivers.Driver.open`."""
-        deadline = time.monotonic() + self._settings.start_timeout
+        """Connect; see :meth:`anyio_sendproducer.drivers.Driver.open`.
+
+        On a thread of its own, which is left behind if it gets nowhere. It cannot be stopped while
+        it decodes an answer, which takes seconds if that has some megabytes, or while it runs a
+        producer_factory. After that it finds the driver closed, and ends.
+        """
+        seconds = self._settings.start_timeout
+        addresses = listed(self._settings.addresses)
+        failures: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                self._open(sink, time.monotonic() + seconds)
+            except BaseException as error:  # noqa: BLE001  # raised again below
+                failures.append(error)
+            finally:
+                self._opened_or_closed.set()
+
+        thread = threading.Thread(
+            target=contextvars.copy_context().run,
+            args=(run,),
+            name=f"{threading.current_thread().name}-open",
+            daemon=True,
+        )
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise ProducerStartError(f"no producer for {addresses}: {error}") from error
+        is_late = not self._opened_or_closed.wait(seconds + _LATE_SECONDS)
+        if is_late:
+            self._closing.set()
+        thread.join(0 if is_late else _JOIN_SECONDS)
+        if failures:
+            raise failures.pop()
+        if is_late:
+            raise ProducerStartError(
+                f"no producer for {addresses} within {seconds:g} s (start_timeout): the client is "
+                "still at work, on a very large answer of a broker, or in a producer_factory"
+            )
+        if thread.is_alive():
+            raise ProducerStartError("the producer was closed while it was starting")
+
+    def _open(self, sink: Sink, deadline: float) -> None:
         words = _LastWords()
         client_log = logging.getLogger("kafka")
         client_log.addHandler(words)
@@ -1124,7 +1170,7 @@ class KafkaPythonDriver:
         ) as error:
             self._discard_client()
             raise SettingsError(f"kafka-python refuses the settings: {error}") from harmless(error)
-        except Exception as error:
+        except BaseException as error:  # a producer_factory may raise anything
             self._discard_client()
             harmless(error)
             text = one_line(_CONNECTION.sub("", words.text))
@@ -1254,6 +1300,7 @@ class KafkaPythonDriver:
     def close(self, timeout: float, /) -> None:
         """Close; see :meth:`anyio_sendproducer.drivers.Driver.close`."""
         self._closing.set()
+        self._opened_or_closed.set()
         if self._opened is not None:
             self._close_client(self._opened, timeout)
 

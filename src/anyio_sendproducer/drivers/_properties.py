@@ -46,10 +46,11 @@ MANAGED: Final[Mapping[str, str]] = {
     "value_serializer": "use ProducerSettings(value_serializer=...)",
 }
 
-#: How long an answer may be. A client makes room for it when it has read no more than its length,
-#: and by itself would believe 100 MB, where answers to a producer have some KB, or MB where there
-#: are very many partitions.
-RECEIVE_MAX: Final = 16 * 1024 * 1024
+#: How many bytes an answer may have. A client makes room for it as soon as it has read its length,
+#: and by default accepts 100 MB. kafka-python makes objects of it that take up to 35 times as much
+#: memory. An answer to a producer has some KB. This one describes 80,000 partitions, each with
+#: three replicas.
+RECEIVE_MAX: Final = 4 * 1024 * 1024
 
 #: The default of transaction.timeout.ms, in Kafka's clients and in librdkafka.
 TRANSACTION_TIMEOUT_MS: Final = 60_000
