@@ -123,7 +123,7 @@ class Gated(DriverThread):
         return self.known
 
     @lingering.setter
-    def lingering(self, driver: Any) -> None:
+    def lingering(self, driver: Any) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self.known = driver
         if driver is not None:
             self.on_lingering.pass_through()
