@@ -132,7 +132,10 @@ def pieced_with_failures(
         os.close(writing)
 
     try:
-        anyio.run(main)
+        with pytest.MonkeyPatch.context() as patch:
+            # Otherwise, a reader that is late gets several pieces as one.
+            patch.setattr(_input, "_PIECE", piece)
+            anyio.run(main)
     finally:
         os.close(reading)
     return found, failures
@@ -763,6 +766,35 @@ async def test_a_fault_at_the_end_of_the_input(path: Path, monkeypatch: pytest.M
     put(path, b"1")
     (chunk,) = [chunk async for chunk in source.chunks()]
     assert [one.what for one in chunk.failures] == [b"1"]
+
+
+async def test_a_fault_in_making_a_record_costs_its_line_only(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Input(str(path), Layout(format="jsonl", topic="t"))
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise ZeroDivisionError("a fault")
+
+    put(path, b"1")
+    monkeypatch.setattr(source._parser, "_record", fail)
+    (chunk,) = [chunk async for chunk in source.chunks()]
+    assert [(one.line, one.what, one.error) for one in chunk.failures] == [
+        (1, b"1", "ZeroDivisionError")
+    ]
+
+
+async def test_standard_input(pipe: tuple[str, int]) -> None:
+    source = Input("-", LINES)
+    source._descriptor = int(pipe[0].rpartition("/")[2])
+    os.write(pipe[1], b"1\n2")
+    async with contextlib.aclosing(source.chunks()) as chunks:
+        first = await anext(chunks)
+        source.stop()
+        (last,) = [chunk async for chunk in chunks]
+    assert [record.value for record in first.records] == [b"1"]
+    assert [one.what for one in last.failures] == [b"2"]
+    os.fstat(source._descriptor)  # it is still open
 
 
 async def test_what_nobody_took_is_left_over(pipe: tuple[str, int]) -> None:
