@@ -280,7 +280,7 @@ def test_a_signal(number: signal.Signals, trouble: Trouble) -> None:
 
 
 def test_sigint_twice(trouble: Trouble) -> None:
-    arguments = ["--max-in-flight", "50", "--close-timeout", "4"]
+    arguments = ["--max-in-flight", "50", "--close-timeout", "12"]
     with trouble.running(*arguments, given=lines(500), limit=100):
         trouble.wait_until_delivered(100)
         trouble.signal(signal.SIGINT)
