@@ -20,9 +20,11 @@ from anyio_sendproducer.testing import (
 from tests.support.client_threads import client_threads
 from tests.support.clock import ManualClock
 from tests.support.fault_proxy import FaultProxy, proxied_broker
+from tests.support.measured import measure_no_processes
 from tests.support.waiting import blocking_until
 
-# CI's full run and the nightly run set HYPOTHESIS_PROFILE=full. No example fails because it takes
+# The nightly run sets HYPOTHESIS_PROFILE=full. Where CI is set, Hypothesis takes the same examples
+# each time, so that neither a failure nor coverage is luck. No example fails because it takes
 # long: that depends on how busy the machine is.
 for profile, examples in {"brief": 20, "full": 100}.items():
     hypothesis.settings.register_profile(
@@ -33,6 +35,9 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "brief"))
 
 def pytest_configure(config: pytest.Config) -> None:
     """Run nightly tests that the command line names by their node ids."""
+    if hasattr(config, "workerinput") or not getattr(config.option, "numprocesses", None):
+        # This process runs the tests, and starts no workers.
+        measure_no_processes()
     if config.option.markexpr == "not nightly" and any("::" in name for name in config.args):
         config.option.markexpr = ""
 

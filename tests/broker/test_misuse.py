@@ -31,6 +31,7 @@ from anyio_sendproducer.testing import (
     FakeDriver,
 )
 from tests.support.calls import record, taken
+from tests.support.measured import measured
 from tests.support.paths import ROOT
 from tests.support.waiting import PATIENCE, until
 
@@ -230,7 +231,7 @@ async def test_a_forked_child_ends_as_any_program_does(
     arguments = ["-m", "tests.support.forking", shared_broker, driver, anyio_backend]
     command = [sys.executable, "-W", quiet, *arguments]
     with anyio.fail_after(PATIENCE):
-        ended = await anyio.run_process(command, check=False, cwd=ROOT)
+        ended = await anyio.run_process(command, check=False, cwd=ROOT, env=measured())
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"7\n", b"")
 
 

@@ -24,6 +24,7 @@ from anyio_sendproducer.cli._verdict import (
 )
 from anyio_sendproducer.testing import embedded_broker, mock_cluster
 from tests.support.cli_runs import run_main
+from tests.support.measured import measured
 
 BACKENDS = ["asyncio", "trio"]
 
@@ -80,7 +81,7 @@ def test_as_a_module(capsys: pytest.CaptureFixture[str]) -> None:
     importlib.import_module("anyio_sendproducer.__main__")
     assert capsys.readouterr().out == ""
     command = [sys.executable, "-m", "anyio_sendproducer", "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=measured())
     assert "demo" in done.stdout
 
 

@@ -57,8 +57,6 @@ def run_the_example(tmp_path: Path) -> Callable[[], str]:
     }
     # pytest imports our plugin, and so the package, before it reads what pyproject.toml says.
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src")}
-    # What is covered in a copy, which is gone by then, nobody could report.
-    environment = {name: what for name, what in environment.items() if "COVERAGE" not in name}
     plugins = ["-p", "no:cacheprovider", "-p", "no:hypothesispytest"]
 
     def run() -> str:

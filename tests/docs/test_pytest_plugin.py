@@ -16,6 +16,7 @@ from typing import Any, Final
 import pytest
 
 import anyio_sendproducer
+from tests.support.measured import measured
 from tests.support.paths import ROOT
 
 #: Without types, so that checkers need not have the one that is not there.
@@ -204,6 +205,7 @@ class TestMore:
 
 
 def test_what_starts_something_needs_neither_plugin(project: Project) -> None:
+    project.environment |= measured()
     project.write(SYNCHRONOUS)
     assert project.pytest(*without("anyio", "trio")) == {"passed": 5}
 
@@ -292,6 +294,7 @@ def test_they_work_with_each_plugin_and_so_do_the_examples_of_the_guide(
 def test_with_the_settings_that_the_guide_shows_tests_run_on_both_loops(project: Project) -> None:
     page = (ROOT / "docs/how-to/test-your-code.md").read_text(encoding="utf-8")
     [settings] = re.findall(r"^```toml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    project.environment |= measured()
     project.write(FAKE)
     (project.path / "pytest.ini").unlink()  # it would be taken instead
     (project.path / "pyproject.toml").write_text(settings)
