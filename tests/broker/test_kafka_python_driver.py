@@ -1230,6 +1230,7 @@ def test_close_at_the_last_moment_of_open_closes_what_was_opened(
         return client
 
     monkeypatch.setattr(driver, "_connect", connect_and_close)
+    monkeypatch.setattr(_kafka_python, "_JOIN_SECONDS", PATIENCE)
     driver.open(Recorder())
     client: Any = driver._client
     assert client.is_closed.is_set()
