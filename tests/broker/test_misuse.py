@@ -93,7 +93,11 @@ async def test_a_call_that_is_closed_on_the_loop_withdraws_its_record(
 
 def left_alone(producer: SendProducer) -> Any:
     """A call of ``send`` that waits for its outcome, and no task that awaits it."""
-    producer._park = lambda _: Never()
+
+    def park(_: Any) -> Never:
+        return Never()
+
+    producer._park = park
     call: Any = producer.send(record())
     call.send(None)
     return call
