@@ -25,6 +25,7 @@ from anyio_sendproducer.cli._fields import Fields
 from anyio_sendproducer.cli._input import Input, size_of
 from anyio_sendproducer.cli._parsing import Chunk, InputError, Layout, iterate
 from tests.support.calls import task_group
+from tests.support.waiting import until
 
 LINES = Layout(topic="t")
 
@@ -782,6 +783,21 @@ async def test_a_fault_in_making_a_record_costs_its_line_only(
     assert [(one.line, one.what, one.error) for one in chunk.failures] == [
         (1, b"1", "ZeroDivisionError")
     ]
+
+
+async def test_a_pipe_that_is_waited_for_is_told_to_stop(pipe: tuple[str, int]) -> None:
+    source = Input(pipe[0], LINES)
+    found: list[Chunk] = []
+
+    async def gather() -> None:
+        found.extend([chunk async for chunk in source.chunks()])
+
+    async with task_group() as tasks:
+        tasks.start_soon(gather)
+        await until(lambda: source._waiting is not None)
+        await anyio.wait_all_tasks_blocked()
+        source.stop()
+    assert (found, source.ended) == ([], False)
 
 
 async def test_standard_input(pipe: tuple[str, int]) -> None:
