@@ -50,7 +50,7 @@ from ._records import (
 )
 from ._sending import Sender
 from .drivers import ConsumedOffset, Deadline, Driver
-from .drivers._group_metadata import group_from_bytes
+from .drivers.librdkafka._group_metadata import group_from_bytes
 
 __all__ = ["Transaction", "TransactionState", "Transactions"]
 

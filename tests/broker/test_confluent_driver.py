@@ -34,8 +34,9 @@ from anyio_sendproducer import (
     SettingsError,
     open_send_producer,
 )
-from anyio_sendproducer.drivers import Outcome, PolledDriver, _confluent, make_driver
-from anyio_sendproducer.drivers._confluent import ConfluentDriver
+from anyio_sendproducer.drivers import Outcome, PolledDriver, make_driver
+from anyio_sendproducer.drivers.librdkafka import _driver as _confluent
+from anyio_sendproducer.drivers.librdkafka._driver import ConfluentDriver
 from anyio_sendproducer.testing import MockCluster, mock_cluster
 from tests.support.calls import SENT_ONCE, generation
 from tests.support.clock import ManualClock

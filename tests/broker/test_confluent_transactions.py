@@ -32,9 +32,10 @@ from anyio_sendproducer import (
     TransactionState,
     open_send_producer,
 )
-from anyio_sendproducer.drivers import ConsumedOffset, Deadline, _confluent
-from anyio_sendproducer.drivers._confluent import ConfluentDriver
-from anyio_sendproducer.drivers._group_metadata import group_from_bytes, group_to_bytes
+from anyio_sendproducer.drivers import ConsumedOffset, Deadline
+from anyio_sendproducer.drivers.librdkafka import _driver as _confluent
+from anyio_sendproducer.drivers.librdkafka._driver import ConfluentDriver
+from anyio_sendproducer.drivers.librdkafka._group_metadata import group_from_bytes, group_to_bytes
 from anyio_sendproducer.testing import EmbeddedBroker, mock_cluster
 from tests.support.calls import fail, raising
 from tests.support.fault_proxy import fault_proxy

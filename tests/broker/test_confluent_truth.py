@@ -19,7 +19,7 @@ from anyio_sendproducer import (
     RecordRejected,
     open_send_producer,
 )
-from anyio_sendproducer.drivers._confluent import ConfluentDriver
+from anyio_sendproducer.drivers.librdkafka._driver import ConfluentDriver
 from anyio_sendproducer.testing import MockCluster, mock_cluster
 from tests.support.calls import SENT_ONCE, raising
 from tests.support.recorder import Parcel, Recorder, asked, learn

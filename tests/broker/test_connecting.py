@@ -29,7 +29,8 @@ from anyio_sendproducer import (
     SendProducerError,
     open_send_producer,
 )
-from anyio_sendproducer.drivers import _kafka_python
+from anyio_sendproducer.drivers.kafka_python import _driver as _kafka_python
+from anyio_sendproducer.drivers.kafka_python import _network
 from anyio_sendproducer.testing import FakeDriver, MockCluster, mock_cluster
 from tests.support.bare import bare, leaking_sockets
 from tests.support.clock import ManualClock
@@ -218,7 +219,7 @@ async def test_brokers_that_come_back_elsewhere_are_found_by_the_bootstrap_addre
 
 
 def test_an_attempt_to_reach_a_broker_that_has_moved_is_broken_off() -> None:
-    client = _kafka_python._NetClient(bootstrap_servers="127.0.0.1:1")
+    client = _network.NetClient(bootstrap_servers="127.0.0.1:1")
     closed: list[str] = []
 
     def connection(name: str, *, connected: bool) -> Any:
@@ -251,7 +252,7 @@ def test_a_broker_that_is_not_known_is_asked_for_once() -> None:
         broker_metadata=nothing_known,
         request_update=lambda: requests.append(True),
     )
-    connect = cast("Any", _kafka_python._NetClient).maybe_connect
+    connect = cast("Any", _network.NetClient).maybe_connect
     asking = types.SimpleNamespace(cluster=cluster)
     connect(asking, 7)
     cluster.need_update = True
@@ -262,7 +263,7 @@ def test_a_broker_that_is_not_known_is_asked_for_once() -> None:
 def test_waiting_for_a_coordinator_ends_with_the_first_attempt_that_fails() -> None:
     """It raises nothing: the sender of kafka-python would lose the request that it holds."""
     with reserved_ports(1) as [port]:
-        client = _kafka_python._NetClient(bootstrap_servers=f"127.0.0.1:{port}")
+        client = _network.NetClient(bootstrap_servers=f"127.0.0.1:{port}")
         try:
             assert client.await_ready("bootstrap-0", timeout_ms=1e9) is False
             assert client.await_ready("bootstrap-0", timeout_ms=1e9) is False

@@ -18,9 +18,11 @@ from anyio_sendproducer import (
     ProducerStartError,
     RecordRejected,
 )
-from anyio_sendproducer.drivers import Driver, DriverFactory, _confluent, _kafka_python
-from anyio_sendproducer.drivers._confluent import ConfluentDriver
-from anyio_sendproducer.drivers._kafka_python import KafkaPythonDriver
+from anyio_sendproducer.drivers import Driver, DriverFactory
+from anyio_sendproducer.drivers.kafka_python import _driver as _kafka_python
+from anyio_sendproducer.drivers.kafka_python._driver import KafkaPythonDriver
+from anyio_sendproducer.drivers.librdkafka import _driver as _confluent
+from anyio_sendproducer.drivers.librdkafka._driver import ConfluentDriver
 from anyio_sendproducer.testing import FakeDriver, blocking_embedded_broker
 from tests.support.asked_driver import AskedDriver
 from tests.support.driver_contract import NO_SUCH_PARTITION, PROMISES, Rig

@@ -37,8 +37,11 @@ from anyio_sendproducer import (
     SettingsError,
     open_send_producer,
 )
-from anyio_sendproducer.drivers import Outcome, Submission, _kafka_python, _runs
-from anyio_sendproducer.drivers._kafka_python import KafkaPythonDriver
+from anyio_sendproducer.drivers import Outcome, Submission
+from anyio_sendproducer.drivers.kafka_python import _batches as _runs
+from anyio_sendproducer.drivers.kafka_python import _driver as _kafka_python
+from anyio_sendproducer.drivers.kafka_python import _errors, _patches
+from anyio_sendproducer.drivers.kafka_python._driver import KafkaPythonDriver
 from anyio_sendproducer.testing import MockCluster, mock_cluster
 from tests.support.mock_cluster import FOR_MOCK
 from tests.support.recorder import PATIENCE, Parcel, Recorder, learn, submit
@@ -120,7 +123,7 @@ def send_all(
 
 def no_short_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have every record go through KafkaProducer.send()."""
-    monkeypatch.setattr(_kafka_python, "_APPEND", ("as", "it", "never", "was"))
+    monkeypatch.setattr(_patches, "_APPEND", ("as", "it", "never", "was"))
 
 
 def metadata_of(outcome: Outcome) -> RecordMetadata:
@@ -335,15 +338,15 @@ def test_a_send_that_a_tracing_agent_wraps_is_called_for_each_record(
 
 def test_a_transactional_client_is_told_of_each_record() -> None:
     accumulator = kafka_accumulator.RecordAccumulator()
-    assert _kafka_python._past_send(like_a_producer(accumulator, "id")) is None
-    assert _kafka_python._past_send(like_a_producer(accumulator)) == accumulator.append
+    assert _patches.past_send(like_a_producer(accumulator, "id")) is None
+    assert _patches.past_send(like_a_producer(accumulator)) == accumulator.append
 
 
 @pytest.mark.parametrize(
     "accumulator", [None, object(), bytearray()], ids=["None", "object", "bytearray"]
 )
 def test_where_the_way_past_send_is_closed_send_serves(accumulator: object) -> None:
-    assert _kafka_python._past_send(like_a_producer(accumulator)) is None
+    assert _patches.past_send(like_a_producer(accumulator)) is None
 
 
 @pytest.mark.parametrize("way", ["append", "send"])
@@ -774,7 +777,7 @@ def test_what_is_looked_up_while_an_answer_comes_is_looked_up_again() -> None:
         return found
 
     metadata: Any = types.SimpleNamespace(partitions_for_topic=look_up, topics=look_up_names)
-    forget = _kafka_python._look_up_once(metadata)
+    forget = _patches.look_up_once(metadata)
     assert metadata.partitions_for_topic("old") is None  # nobody had asked for it
     assert [metadata.partitions_for_topic("old") for _ in range(2)] == [{0}, {0, 1}]
     assert [metadata.topics() for _ in range(2)] == [{"old"}, {"old", "new"}]
@@ -947,7 +950,7 @@ def test_in_a_transaction_what_is_refused_does_not_fail_alone() -> None:
         config={"transactional_id": "id"}, _sender=sender, _transaction_manager=manager
     )
     refused = {("t", 0), ("t", 1)}
-    is_broken = _kafka_python._fail_alone(producer, refused)
+    is_broken = _patches.refuse_alone(producer, refused)
     assert is_broken is not None
     assert is_broken()
     assert vars(sender) == {"_can_split": None}
@@ -965,7 +968,7 @@ def test_a_client_that_is_not_as_it_was_is_left_as_it_is() -> None:
         producer = types.SimpleNamespace(
             config=config, _transaction_manager=types.SimpleNamespace(), _sender=sender
         )
-        assert _kafka_python._fail_alone(producer, set()) is None
+        assert _patches.refuse_alone(producer, set()) is None
         assert vars(producer._transaction_manager) == {}
 
 
@@ -976,7 +979,7 @@ def refusals_break(monkeypatch: pytest.MonkeyPatch) -> None:
     def leave_it(_producer: object, _refused: object) -> None:
         pass
 
-    monkeypatch.setattr(_kafka_python, "_fail_alone", leave_it)
+    monkeypatch.setattr(_kafka_python, "refuse_alone", leave_it)
 
 
 @pytest.mark.usefixtures("refusals_break")
@@ -1197,7 +1200,7 @@ def test_the_error_names_the_address_and_the_clients_last_words() -> None:
     assert "ECONNREFUSED" in str(caught.value)
     # Its handler is gone from the client's logger.
     handlers = logging.getLogger("kafka").handlers
-    assert not any(isinstance(handler, _kafka_python._LastWords) for handler in handlers)
+    assert not any(isinstance(handler, _errors.LastError) for handler in handlers)
 
 
 def test_a_first_answer_that_fails_is_asked_for_again(
@@ -1417,7 +1420,7 @@ def test_a_refusal_still_ends_the_client(bare: Any) -> None:
     batch = kafka_producer_batch.ProducerBatch(kafka.TopicPartition(TWELVE, 3), None)
     assert (batch.attempts, batch.final_state) == (0, None)
     assert bare._sender._can_split.__code__.co_varnames[1:3] == ("batch", "error")
-    assert _kafka_python._fail_alone(bare, set()) == manager.has_fatal_error
+    assert _patches.refuse_alone(bare, set()) == manager.has_fatal_error
 
 
 def test_the_way_past_send_is_open(bare: Any) -> None:
@@ -1427,7 +1430,7 @@ def test_the_way_past_send_is_open(bare: Any) -> None:
         bare.send(TWELVE, b"value")
     assert known.wait(PATIENCE)
     parameters = [*inspect.signature(bare._accumulator.append).parameters]
-    assert (*parameters[:5],) == _kafka_python._APPEND
+    assert (*parameters[:5],) == _patches._APPEND
     at = kafka.TopicPartition(TWELVE, 3)
     future, is_full, is_new, undone = bare._accumulator.append(at, 7, None, b"value", [])
     assert (is_full, is_new, undone) == (False, True, False)

@@ -13,7 +13,7 @@ from anyio_sendproducer import (
     TransactionState,
     open_send_producer,
 )
-from anyio_sendproducer.drivers._kafka_python import KafkaPythonDriver
+from anyio_sendproducer.drivers.kafka_python._driver import KafkaPythonDriver
 from tests.support.calls import fail, raising
 
 

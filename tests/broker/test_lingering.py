@@ -19,7 +19,7 @@ from anyio_sendproducer import (
     SendProducer,
     open_send_producer,
 )
-from anyio_sendproducer.drivers._kafka_python import find_hurry
+from anyio_sendproducer.drivers.kafka_python._patches import find_hurry
 from tests.support.bare import BareProducer
 from tests.support.recorder import PATIENCE
 

@@ -37,8 +37,9 @@ from anyio_sendproducer import (
     open_send_producer,
 )
 from anyio_sendproducer._engine import RETRY_SECONDS
-from anyio_sendproducer.drivers import Submitted, _kafka_python
-from anyio_sendproducer.drivers._given_client import GivenClientDriver
+from anyio_sendproducer.drivers import Submitted
+from anyio_sendproducer.drivers.kafka_python import _driver as _kafka_python
+from anyio_sendproducer.drivers.kafka_python._external_client import GivenClientDriver
 from anyio_sendproducer.testing import EmbeddedBroker, FakeDriver, Gate, mock_cluster
 from tests.support.bare import BareProducer, bare, nothing
 from tests.support.calls import Call, at_gate, quiet, raising, record, task_group

@@ -45,8 +45,9 @@ from anyio_sendproducer import (
     SettingsError,
     open_send_producer,
 )
-from anyio_sendproducer.drivers import _discreet, _kafka_python
-from anyio_sendproducer.drivers._tls import tls_refusal
+from anyio_sendproducer.drivers.kafka_python import _log_redaction as _discreet
+from anyio_sendproducer.drivers.kafka_python import _network, _patches
+from anyio_sendproducer.drivers.security._tls import tls_refusal
 from anyio_sendproducer.testing import strategies
 from tests.support.brief import on_trio_and_nightly_on_asyncio
 from tests.support.calls import raising
@@ -444,7 +445,7 @@ async def test_the_log_has_no_value_and_no_key_of_a_record(
     with scripted_broker() as broker:
         await send_one(broker, record=record)
         # Past the short cut, through the client's own send().
-        monkeypatch.setattr(_kafka_python, "_APPEND", ("as", "it", "never", "was"))
+        monkeypatch.setattr(_patches, "_APPEND", ("as", "it", "never", "was"))
         await send_one(broker, record=record)
     assert len(everything_logged.lines) > 50
     assert SECRET not in everything_logged.text
@@ -678,7 +679,7 @@ def test_an_alert_is_heard_although_sending_failed() -> None:
 
     def send(sock: Any, failed: Exception | None) -> Any:
         transport = types.SimpleNamespace(_sock=sock)
-        return _kafka_python._send(transport, lambda: (3, failed))
+        return _network._send(transport, lambda: (3, failed))
 
     def tls_socket(answer: Any) -> Any:
         return mock.Mock(spec=ssl.SSLSocket, **{"recv.side_effect": answer})
@@ -700,13 +701,13 @@ async def test_an_acknowledgement_that_comes_with_the_end_of_the_connection_coun
     with scripted_broker() as broker:
         broker.answers[PRODUCE] = lambda correlation: [framed(correlation, body), None]
         # There is time for both to arrive before they are read.
-        receive = _kafka_python._receive
+        receive = _network._receive
 
         def late(transport: Any) -> tuple[bytes, Any]:
             time.sleep(0.1)
             return receive(transport)
 
-        monkeypatch.setattr(_kafka_python, "_receive", late)
+        monkeypatch.setattr(_network, "_receive", late)
         assert (await send_one(broker)).offset == 7
 
 
@@ -820,7 +821,7 @@ def test_the_driver_reads_as_its_transport_does(authority: Authority) -> None:
     for kind in (transport.KafkaTCPTransport, transport.KafkaSSLTransport):
         assert callable(kind._sock_recv)
     assert manager.KafkaConnectionManager._build_transport
-    assert issubclass(_kafka_python._Manager, manager.KafkaConnectionManager)
+    assert issubclass(_network.ConnectionManager, manager.KafkaConnectionManager)
 
 
 def test_the_scripted_broker_itself_ends() -> None:

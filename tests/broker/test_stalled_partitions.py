@@ -21,7 +21,7 @@ from anyio_sendproducer import (
     SendProducer,
     open_send_producer,
 )
-from anyio_sendproducer.drivers._kafka_python import KafkaPythonDriver
+from anyio_sendproducer.drivers.kafka_python._driver import KafkaPythonDriver
 from tests.support.calls import Call, task_group
 from tests.support.scripted_broker import PRODUCE, ScriptedBroker, scripted_broker
 from tests.support.waiting import until

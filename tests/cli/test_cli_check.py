@@ -29,9 +29,9 @@ from anyio_sendproducer import (
 from anyio_sendproducer.cli import _check
 from anyio_sendproducer.cli._check import STEPS, Step, check
 from anyio_sendproducer.discovery import Target
-from anyio_sendproducer.drivers import _kafka_python
 from anyio_sendproducer.drivers._describe import describe_cluster, protocol_of
 from anyio_sendproducer.drivers._protocols import BrokerDescription, ClusterDescription
+from anyio_sendproducer.drivers.kafka_python import _driver as _kafka_python
 from anyio_sendproducer.testing import EmbeddedBroker
 from tests.support.brief import on_either_loop, on_trio_and_nightly_on_asyncio
 from tests.support.cli_runs import run_main
@@ -565,7 +565,7 @@ def test_nobody_to_describe(name: str) -> None:
 
 
 def test_a_broker_that_tells_no_version() -> None:
-    from anyio_sendproducer.drivers._kafka_python import _version_of
+    from anyio_sendproducer.drivers.kafka_python._describe import _version_of
 
     class Admin:
         def get_broker_version_data(self, broker: int) -> Any:
@@ -581,7 +581,7 @@ def test_a_broker_that_is_newer_than_the_client(version: tuple[int, ...], said: 
     """kafka-python knows no version above 4.3, and takes a broker of 4.4 for one of 4.3."""
     from kafka.protocol.broker_version_data import BROKER_API_VERSIONS, BrokerVersionData
 
-    from anyio_sendproducer.drivers._kafka_python import _version_of
+    from anyio_sendproducer.drivers.kafka_python._describe import _version_of
 
     class Admin:
         def get_broker_version_data(self, broker: int) -> Any:
@@ -596,7 +596,7 @@ def test_a_broker_that_is_newer_than_the_client(version: tuple[int, ...], said: 
 def test_a_cluster_of_librdkafka_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     import confluent_kafka
 
-    from anyio_sendproducer.drivers import _confluent
+    from anyio_sendproducer.drivers.librdkafka import _driver as _confluent
 
     class Silent:
         def list_topics(self, _: str, timeout: float) -> Any:

@@ -17,7 +17,7 @@ import pytest
 import anyio_sendproducer
 from anyio_sendproducer import ProducerSettings, SettingsError
 from anyio_sendproducer.drivers import make_driver
-from anyio_sendproducer.drivers._kafka_config import client_config
+from anyio_sendproducer.drivers.kafka_python._config import client_config
 from tests.support.paths import ROOT
 
 # They have no types to be found.

@@ -26,7 +26,7 @@ from anyio_sendproducer import (
     ProducerRecord,
     ProducerSettings,
 )
-from anyio_sendproducer.drivers._kafka_python import KafkaPythonDriver
+from anyio_sendproducer.drivers.kafka_python._driver import KafkaPythonDriver
 from anyio_sendproducer.testing import EmbeddedBroker
 from tests.faults.matrix import FULL, RECORDS, Cell, judge, judge_history
 from tests.support.history import History

@@ -18,7 +18,7 @@ from typing import Any, Final
 import anyio
 
 from anyio_sendproducer import Transaction
-from anyio_sendproducer.drivers._kafka_python import KafkaPythonDriver
+from anyio_sendproducer.drivers.kafka_python._driver import KafkaPythonDriver
 
 EXAMPLE: Final = Path(__file__).parents[2] / "examples/outbox.py"
 

@@ -11,7 +11,7 @@ import anyio
 from anyio.to_thread import run_sync
 
 # It registers the proxy_url with which the page's consumer is opened here.
-import anyio_sendproducer.drivers._kafka_python  # noqa: F401  # pyright: ignore[reportUnusedImport]
+import anyio_sendproducer.drivers.kafka_python._driver  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from anyio_sendproducer import ProducerRecord, ProducerSettings, open_send_producer
 from tests.support.brief import IN_FULL
 from tests.support.history import read_topic

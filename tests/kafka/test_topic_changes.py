@@ -6,7 +6,7 @@ import pytest
 from anyio.to_thread import run_sync
 
 from anyio_sendproducer import ProducerRecord, ProducerSettings, open_send_producer
-from anyio_sendproducer.drivers import _confluent
+from anyio_sendproducer.drivers.librdkafka import _driver as _confluent
 from tests.support.calls import task_group
 from tests.support.kafka_cluster import KafkaCluster
 from tests.support.waiting import PATIENCE

@@ -38,7 +38,7 @@ from anyio_sendproducer import (
 )
 from anyio_sendproducer._task_groups import plain_task_group
 from anyio_sendproducer.drivers import Driver, make_driver
-from anyio_sendproducer.drivers._group_metadata import group_from_bytes, group_to_bytes
+from anyio_sendproducer.drivers.librdkafka._group_metadata import group_from_bytes, group_to_bytes
 from anyio_sendproducer.testing import Gate
 from tests.support.brief import IN_FULL
 from tests.support.calls import fail, never, quiet, raising, sent_once, task_group

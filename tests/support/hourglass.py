@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from anyio_sendproducer.drivers import _confluent, _kafka_python
+from anyio_sendproducer.drivers.kafka_python import _describe, _network
+from anyio_sendproducer.drivers.kafka_python import _driver as _kafka_python
+from anyio_sendproducer.drivers.librdkafka import _driver as _confluent
 
 __all__ = ["LONG", "Hourglass"]
 
@@ -21,8 +23,8 @@ class Hourglass:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._is_out: Callable[[], object] = lambda: False
-        for driver in (_kafka_python, _confluent):
-            monkeypatch.setattr(driver, "time", self)
+        for module in (_describe, _kafka_python, _network, _confluent):
+            monkeypatch.setattr(module, "time", self)
 
     def run_out_when(self, is_out: Callable[[], object]) -> None:
         """Set the condition."""

@@ -32,12 +32,19 @@ LAYERS: Final = [
 ]
 #: For each package, the modules that may import it.
 GUESTS: Final = {
-    "kafka": {"drivers._kafka_python"},
+    "kafka": {
+        "drivers.kafka_python._describe",
+        "drivers.kafka_python._driver",
+        "drivers.kafka_python._errors",
+        "drivers.kafka_python._network",
+        "drivers.kafka_python._partitioning",
+        "drivers.kafka_python._patches",
+    },
     "trio": {"_loops._trio"},
     "outcome": {"_loops._trio"},
     "confluent_kafka": {
         "cli._reading",
-        "drivers._confluent",
+        "drivers.librdkafka._driver",
         "serializers",
         "testing._mock_cluster",
     },

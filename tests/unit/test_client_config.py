@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 
 from anyio_sendproducer import ProducerSettings, SettingsError
 from anyio_sendproducer._settings import canonical_name
-from anyio_sendproducer.drivers import _kafka_config, _kafka_python, _librdkafka_names, make_driver
+from anyio_sendproducer.drivers import make_driver
+from anyio_sendproducer.drivers.kafka_python import _config as _kafka_config
+from anyio_sendproducer.drivers.kafka_python import _driver as _kafka_python
+from anyio_sendproducer.drivers.librdkafka import _properties as _librdkafka_names
 from anyio_sendproducer.testing import FakeDriver
 
 SECRET = "hunter2-s3cr3t"

@@ -24,8 +24,9 @@ from anyio_sendproducer import (
     SettingsError,
     TransactionError,
 )
-from anyio_sendproducer.drivers import ConsumedOffset, Deadline, _confluent
-from anyio_sendproducer.drivers._confluent import ConfluentDriver
+from anyio_sendproducer.drivers import ConsumedOffset, Deadline
+from anyio_sendproducer.drivers.librdkafka import _driver as _confluent
+from anyio_sendproducer.drivers.librdkafka._driver import ConfluentDriver
 from anyio_sendproducer.testing import Gate
 from tests.support.recorder import PATIENCE, Parcel, Recorder
 from tests.support.waiting import blocking_until

@@ -19,7 +19,7 @@ from anyio_sendproducer import (
 )
 from anyio_sendproducer.discovery import Target
 from anyio_sendproducer.drivers import Driver
-from anyio_sendproducer.drivers._security import TokenSource
+from anyio_sendproducer.drivers.security._settings import TokenSource
 from anyio_sendproducer.telemetry import Event, Given
 from anyio_sendproducer.testing import FakeDriver
 from tests.support.calls import record

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from anyio_sendproducer.drivers._freshness import MissingPartitions, Refreshes
+from anyio_sendproducer.drivers.kafka_python._freshness import MissingPartitions, Refreshes
 
 PATIENCE = 5.0
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from anyio_sendproducer import ProducerSettings
-from anyio_sendproducer.drivers import _kafka_python
-from anyio_sendproducer.drivers._kafka_python import KafkaPythonDriver
+from anyio_sendproducer.drivers.kafka_python import _driver as _kafka_python
+from anyio_sendproducer.drivers.kafka_python._driver import KafkaPythonDriver
 from anyio_sendproducer.testing import Gate
 from tests.support.recorder import PATIENCE, Recorder
 

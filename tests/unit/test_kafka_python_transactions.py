@@ -20,8 +20,9 @@ from anyio_sendproducer import (
     TransactionError,
     TransactionOutcomeUnknown,
 )
-from anyio_sendproducer.drivers import ConsumedOffset, Deadline, _kafka_python
-from anyio_sendproducer.drivers._kafka_python import KafkaPythonDriver
+from anyio_sendproducer.drivers import ConsumedOffset, Deadline
+from anyio_sendproducer.drivers.kafka_python import _driver as _kafka_python
+from anyio_sendproducer.drivers.kafka_python._driver import KafkaPythonDriver
 from tests.support.recorder import Recorder
 
 SETTINGS = ProducerSettings(bootstrap_servers="broker.invalid:1", transactional_id="id")

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from anyio_sendproducer import ProducerSettings, SettingsError
 from anyio_sendproducer._settings import canonical_name
-from anyio_sendproducer.drivers import _kafka_python, _security
-from anyio_sendproducer.drivers import _librdkafka_names as tables
-from anyio_sendproducer.drivers._kafka_config import client_config
-from anyio_sendproducer.drivers._librdkafka_config import LibrdkafkaConfig, librdkafka_config
+from anyio_sendproducer.drivers.kafka_python import _driver as _kafka_python
+from anyio_sendproducer.drivers.kafka_python._config import client_config
+from anyio_sendproducer.drivers.librdkafka import _properties as tables
+from anyio_sendproducer.drivers.librdkafka._config import LibrdkafkaConfig, librdkafka_config
+from anyio_sendproducer.drivers.security import _settings as _security
 from tests.support.kafka_security import Authority, Certificate
 from tests.support.lent_client import FakeClient
 from tests.support.mock_cluster import properties_table

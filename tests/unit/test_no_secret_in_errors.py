@@ -18,9 +18,9 @@ from anyio_sendproducer import ProducerSettings, SettingsError, discovery
 from anyio_sendproducer._shown import listed, shown, shown_name
 from anyio_sendproducer.cli._connecting import Connection, settings_of
 from anyio_sendproducer.discovery import Lookup, Target
-from anyio_sendproducer.drivers import _kafka_python
-from anyio_sendproducer.drivers._kafka_config import client_config
-from anyio_sendproducer.drivers._librdkafka_config import librdkafka_config
+from anyio_sendproducer.drivers.kafka_python import _driver as _kafka_python
+from anyio_sendproducer.drivers.kafka_python._config import client_config
+from anyio_sendproducer.drivers.librdkafka._config import librdkafka_config
 
 SECRET: Final = "hunter2-s3cr3t"
 make = functools.partial(

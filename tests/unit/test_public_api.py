@@ -269,10 +269,12 @@ def layer_of(module: str) -> int:
 
 def test_all_modules_are_seen() -> None:
     found = names_of_modules()
-    assert {"", "_ledger", "drivers", "drivers._kafka_python", "testing._driver"} <= set(found)
+    assert {"", "_ledger", "drivers", "drivers.kafka_python._driver", "testing._driver"} <= set(
+        found
+    )
     assert {own(one) for one in imports("_producer")} >= {"_bridge", "_ledger", "drivers"}
     assert Import("kafka", "KafkaProducer", at_once=True, for_types=False) in imports(
-        "drivers._kafka_python"
+        "drivers.kafka_python._driver"
     )
 
 
@@ -316,9 +318,14 @@ def test_what_is_not_ours_is_imported_where_it_may_be() -> None:
 OF_EXTRAS: Final = {
     "_loops._trio",
     "discovery._dns",
-    "drivers._confluent",
-    "drivers._given_client",
-    "drivers._kafka_python",
+    "drivers.librdkafka._driver",
+    "drivers.kafka_python._external_client",
+    "drivers.kafka_python._describe",
+    "drivers.kafka_python._driver",
+    "drivers.kafka_python._errors",
+    "drivers.kafka_python._network",
+    "drivers.kafka_python._partitioning",
+    "drivers.kafka_python._patches",
     "cli._commands",
     "cli._display",
     "cli._reading",

@@ -17,9 +17,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from anyio_sendproducer import ProducerSettings, SettingsError, _settings
-from anyio_sendproducer.drivers import _kafka_python, _security, _tls
-from anyio_sendproducer.drivers._kafka_config import client_config
-from anyio_sendproducer.drivers._librdkafka_config import librdkafka_config
+from anyio_sendproducer.drivers.kafka_python import _driver as _kafka_python
+from anyio_sendproducer.drivers.kafka_python._config import client_config
+from anyio_sendproducer.drivers.librdkafka._config import librdkafka_config
+from anyio_sendproducer.drivers.security import _settings as _security
+from anyio_sendproducer.drivers.security import _tls
 from tests.support.kafka_security import Authority, Certificate, jwt
 from tests.support.waiting import PATIENCE, blocking_until
 

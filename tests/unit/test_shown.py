@@ -108,7 +108,7 @@ def test_a_hostile_text_forges_no_line_of_a_log(
 def test_an_error_that_is_logged_forges_no_line(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    importlib.import_module("anyio_sendproducer.drivers._kafka_python")
+    importlib.import_module("anyio_sendproducer.drivers.kafka_python._driver")
     logger = logging.getLogger(name)
     try:
         raise ValueError(HOSTILE)

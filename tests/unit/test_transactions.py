@@ -37,7 +37,7 @@ from anyio_sendproducer import (
     start_send_producer,
 )
 from anyio_sendproducer.drivers import ConsumedOffset, Deadline
-from anyio_sendproducer.drivers._group_metadata import group_to_bytes
+from anyio_sendproducer.drivers.librdkafka._group_metadata import group_to_bytes
 from anyio_sendproducer.testing import FakeDriver
 from tests.support.bare import nothing
 from tests.support.calls import (

@@ -26,7 +26,7 @@ from .._shown import listed, one_line
 from ..drivers import make_driver
 from ..drivers._describe import Protocol, describe_cluster, protocol_of
 from ..drivers._protocols import ClusterDescription
-from ..drivers._tls import tls_refusal
+from ..drivers.security._tls import tls_refusal
 from ._connecting import Connection, require_for, settings_of
 from ._running import (
     COMPLETE,

@@ -50,7 +50,7 @@ def make_driver(chosen: str | DriverFactory | None, settings: ProducerSettings) 
             raise SettingsError(
                 "driver and producer: give one, for the producer is one of kafka-python"
             )
-        from ._given_client import GivenClientDriver
+        from .kafka_python._external_client import GivenClientDriver
 
         return GivenClientDriver(settings)
     if callable(chosen):
@@ -61,12 +61,12 @@ def make_driver(chosen: str | DriverFactory | None, settings: ProducerSettings) 
             )
         return cast("Driver", made)
     if chosen is None or chosen == "kafka-python":
-        from ._kafka_python import KafkaPythonDriver
+        from .kafka_python._driver import KafkaPythonDriver
 
         return KafkaPythonDriver(settings)
     if chosen == "confluent":
         try:
-            from ._confluent import ConfluentDriver
+            from .librdkafka._driver import ConfluentDriver
         except ImportError as error:
             raise SettingsError(
                 "driver 'confluent' needs confluent-kafka: pip install "

@@ -10,10 +10,10 @@ import ssl
 from typing import Any
 
 from .._settings import ProducerSettings
-from ._librdkafka_names import LIBRDKAFKA
 from ._protocols import ClusterDescription
-from ._security import KAFKA_PYTHON, judged
-from ._tls import Tls
+from .librdkafka._properties import LIBRDKAFKA
+from .security._settings import KAFKA_PYTHON, judged
+from .security._tls import Tls
 
 __all__ = [
     "Protocol",
@@ -67,9 +67,9 @@ def describe_cluster(chosen: str | None, settings: ProducerSettings) -> ClusterD
         SendProducerError: the cluster did not answer.
     """
     if chosen == "confluent":
-        from ._confluent import describe
+        from .librdkafka._driver import describe
 
         return describe(settings)
-    from ._kafka_python import describe
+    from .kafka_python._describe import describe
 
     return describe(settings)

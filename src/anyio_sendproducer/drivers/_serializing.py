@@ -9,7 +9,7 @@ from .._exceptions import Persistence, RecordRejected, SerializationFailed
 from .._records import ProducerRecord
 from .._settings import AnySerializer, Serializer
 from .._shown import raised_text
-from ._security import encodes
+from .security._settings import encodes
 
 __all__ = [
     "Serialize",

@@ -9,9 +9,9 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
-from .._exceptions import SettingsError
-from .._settings import ProducerSettings, canonical_name
-from ._properties import (
+from ..._exceptions import SettingsError
+from ..._settings import ProducerSettings, canonical_name
+from .._properties import (
     MANAGED,
     RECEIVE_MAX,
     acks_of,
@@ -23,8 +23,8 @@ from ._properties import (
     truth_in,
     unknown,
 )
-from ._security import KAFKA_PYTHON, NAMES, SCRAM, Security, judged
-from ._tls import Tls
+from ..security._settings import KAFKA_PYTHON, NAMES, SCRAM, Security, judged
+from ..security._tls import Tls
 
 __all__ = ["CODECS", "client_config"]
 

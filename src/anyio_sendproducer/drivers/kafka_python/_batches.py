@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol, cast
 
-from .._exceptions import DeliveryError, SendProducerError
-from .._records import RecordMetadata
-from ._protocols import Outcome
+from ..._exceptions import DeliveryError, SendProducerError
+from ..._records import RecordMetadata
+from .._protocols import Outcome
 
 __all__ = ["RUN_BYTES", "Line", "Reporter", "Route", "Run"]
 

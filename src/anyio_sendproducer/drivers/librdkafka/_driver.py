@@ -32,7 +32,7 @@ from typing import Any, Final, cast
 import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from .._exceptions import (
+from ..._exceptions import (
     DeliveryError,
     DeliveryTimeout,
     Persistence,
@@ -46,12 +46,10 @@ from .._exceptions import (
     TransactionError,
     TransactionOutcomeUnknown,
 )
-from .._records import ConsumerGroupMetadata, ProducerRecord, RecordMetadata
-from .._settings import ProducerSettings
-from .._shown import harmless, listed, one_line, printable
-from ._group_metadata import group_to_bytes
-from ._librdkafka_config import librdkafka_config
-from ._protocols import (
+from ..._records import ConsumerGroupMetadata, ProducerRecord, RecordMetadata
+from ..._settings import ProducerSettings
+from ..._shown import harmless, listed, one_line, printable
+from .._protocols import (
     HOW_FAR,
     BrokerDescription,
     ClusterDescription,
@@ -62,8 +60,10 @@ from ._protocols import (
     Submission,
     Submitted,
 )
-from ._security import NoToken, TokenSource, encodes, expires_at
-from ._serializing import parts_of, serialize_with, size_of
+from .._serializing import parts_of, serialize_with, size_of
+from ..security._settings import NoToken, TokenSource, encodes, expires_at
+from ._config import librdkafka_config
+from ._group_metadata import group_to_bytes
 
 __all__ = ["ConfluentDriver", "describe"]
 

@@ -13,22 +13,9 @@ import os
 from collections.abc import Mapping
 from typing import Any, Final
 
-from .._exceptions import SettingsError
-from .._settings import ProducerSettings, canonical_name
-from ._librdkafka_names import (
-    DECIDED,
-    FROM_ZERO,
-    KINDS,
-    LIBRDKAFKA,
-    NONE_IS_DEFAULT,
-    OTHER_DRIVER,
-    OWN_MEANINGS,
-    PARTITIONERS,
-    SHOWN,
-    SPELLINGS,
-    Number,
-)
-from ._properties import (
+from ..._exceptions import SettingsError
+from ..._settings import ProducerSettings, canonical_name
+from .._properties import (
     RECEIVE_MAX,
     TRANSACTION_TIMEOUT_MS,
     acks_of,
@@ -41,8 +28,8 @@ from ._properties import (
     truth_in,
     unknown,
 )
-from ._security import Security, TokenSource, encodes, judged
-from ._tls import (
+from ..security._settings import Security, TokenSource, encodes, judged
+from ..security._tls import (
     Given,
     Tls,
     checks_host_names,
@@ -50,6 +37,19 @@ from ._tls import (
     pem_text,
     tls_versions,
     verifies,
+)
+from ._properties import (
+    DECIDED,
+    FROM_ZERO,
+    KINDS,
+    LIBRDKAFKA,
+    NONE_IS_DEFAULT,
+    OTHER_DRIVER,
+    OWN_MEANINGS,
+    PARTITIONERS,
+    SHOWN,
+    SPELLINGS,
+    Number,
 )
 
 __all__ = ["LibrdkafkaConfig", "librdkafka_config"]

@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Final
 
-from .._settings import canonical_name
-from ._properties import MANAGED
-from ._security import MEANINGS, NO_TOKENS, REFUSED, Abilities
+from ..._settings import canonical_name
+from .._properties import MANAGED
+from ..security._settings import MEANINGS, NO_TOKENS, REFUSED, Abilities
 
 __all__ = [
     "DECIDED",

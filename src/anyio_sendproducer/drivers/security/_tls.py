@@ -18,10 +18,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from .._exceptions import SettingsError
-from .._settings import canonical_name
-from .._settings_sources import truth_of
-from .._shown import one_line
+from ..._exceptions import SettingsError
+from ..._settings import canonical_name
+from ..._settings_sources import truth_of
+from ..._shown import one_line
 
 __all__ = [
     "CONVERT",

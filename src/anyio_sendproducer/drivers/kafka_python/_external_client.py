@@ -13,20 +13,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
-from .._exceptions import DeliveryError, Persistence, SettingsError, TransactionError
-from .._records import ConsumerGroupMetadata, ProducerRecord
-from .._settings import ProducerSettings
-from ._kafka_python import (
-    find_hurry,
-    flush_nothing,
-    is_metadata_missing,
-    no_metadata,
-    not_acknowledged,
-    not_taken,
-)
-from ._protocols import ConsumedOffset, Deadline, Outcome, Sink, Submission, Submitted
-from ._runs import Run
-from ._serializing import bytes_of, check_headers, serialize_with, size_of
+from ..._exceptions import DeliveryError, Persistence, SettingsError, TransactionError
+from ..._records import ConsumerGroupMetadata, ProducerRecord
+from ..._settings import ProducerSettings
+from .._protocols import ConsumedOffset, Deadline, Outcome, Sink, Submission, Submitted
+from .._serializing import bytes_of, check_headers, serialize_with, size_of
+from ._batches import Run
+from ._errors import is_metadata_missing, no_metadata, not_acknowledged, not_taken
+from ._patches import find_hurry, flush_nothing
 
 __all__ = ["GivenClientDriver"]
 

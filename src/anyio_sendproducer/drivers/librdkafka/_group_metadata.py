@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-from .._records import ConsumerGroupMetadata
+from ..._records import ConsumerGroupMetadata
 
 __all__ = ["group_from_bytes", "group_to_bytes"]
 

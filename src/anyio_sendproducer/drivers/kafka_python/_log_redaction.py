@@ -6,7 +6,7 @@ import logging
 import re
 from typing import Any, Final, cast
 
-from .._shown import OneLine
+from ..._shown import OneLine
 
 __all__ = ["Discreet"]
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from .._exceptions import SettingsError
+from ..._exceptions import SettingsError
 
 __all__ = ["credentials"]
 

@@ -1,0 +1,536 @@
+"""kafka-python's connections and network client, mended where 3.0.12 spins, leaks or hangs.
+
+Each class says what 3.0.12 does and which of its parts it uses.
+"""
+
+# kafka-python has no types of its own: what comes from it is unknown, and is cast where it leaves.
+# mypy: disable-error-code="misc"
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import random
+import re
+import ssl
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+import kafka.errors as kafka_errors
+from kafka.net.compat import KafkaNetClient
+from kafka.net.connection import KafkaConnection
+from kafka.net.inet import KafkaNetSocket, create_connection
+from kafka.net.manager import KafkaConnectionManager
+from kafka.net.selector import NetworkSelector
+from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
+from kafka.protocol.metadata import (
+    ApiVersionsRequest,  # pyright: ignore[reportAttributeAccessIssue]
+)
+from kafka.protocol.producer import ProduceRequest
+from kafka.protocol.sasl import SaslAuthenticateRequest, SaslBytesRequest, SaslHandshakeRequest
+
+from ..._shown import harmless, one_line
+from ..security._settings import SCRAM
+from ..security._tls import tls_refusal
+from ._errors import REFUSALS
+
+__all__ = [
+    "ClosingSocket",
+    "NetClient",
+    "client_words",
+]
+
+
+#: How soon the client looks again at a broker that it connects to, if nothing comes of it before.
+_LOOK_AGAIN_MS: Final = 50.0
+
+#: How long one address may take to answer before the next one is tried, too.
+_NEXT_ADDRESS_SECONDS: Final = 0.25
+
+#: How much is read from a connection at a time.
+_READ_BYTES: Final = 256 * 1024
+
+#: How many requests a connection sends to find out versions, and to log in. SCRAM takes two, and
+#: Kerberos three or four.
+_MAX_ROUNDS: Final = 10
+
+#: How often SCRAM may hash a password. Kafka allows 4,096 to 16,384. With fewer, somebody in the
+#: place of a broker can guess the password sooner (RFC 7677 has 4,096 as well); a million hold up
+#: the client for seconds.
+_LEAST_ITERATIONS: Final = 4_096
+_MOST_ITERATIONS: Final = 100_000
+
+_SET_UP: Final = (ApiVersionsRequest, SaslAuthenticateRequest, SaslBytesRequest)
+
+
+class ClosingSocket(KafkaNetSocket):
+    """A plain connection that closes its socket where it fails.
+
+    3.0.12 leaves that to the garbage collector: one more descriptor for each attempt to reach a
+    broker that is down. A class with SCHEMES is chosen by the setting ``proxy_url``.
+    """
+
+    SCHEMES = ("direct",)
+
+    async def sock_connect(self, net: Any, sock: Any, *args: Any, **options: Any) -> Any:
+        """Connect, or close."""
+        try:
+            return await super().sock_connect(net, sock, *args, **options)
+        except BaseException:
+            sock.close()
+            raise
+
+
+def _receive(transport: Any) -> tuple[bytes, Any]:
+    """Read what has come in, and no more than so much at a time.
+
+    3.0.12 reads on for as long as anything comes, and where a broker answers and closes the
+    connection, as Kafka does when it refuses a login, it throws the answer away.
+    """
+    received: list[bytes] = []
+    size = 0
+    failure: Exception | None = None
+    sock = transport._sock
+    while size < _READ_BYTES or (isinstance(sock, ssl.SSLSocket) and sock.pending()):
+        try:
+            data = sock.recv(65_536)
+        except (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            break
+        except Exception as error:  # noqa: BLE001  # goes to those who wait for answers
+            failure = kafka_errors.KafkaConnectionError(error)
+            break
+        if not data:
+            failure = kafka_errors.KafkaConnectionError("socket disconnected")
+            break
+        received.append(data)
+        size += len(data)
+    # Where there is both, the failure will be there at the next attempt again.
+    return b"".join(received), None if received else failure
+
+
+def _send(transport: Any, send: Callable[[], tuple[int, Any]]) -> tuple[int, Any]:
+    """Send, and where that fails look for what the broker said before it hung up.
+
+    With TLS 1.3 a client is through with the handshake before the broker has looked at its
+    certificate: the alert can come while it sends, and 3.0.12 then reads no more.
+    """
+    sent, failure = send()
+    if failure is not None and isinstance(transport._sock, ssl.SSLSocket):
+        _, said = _receive(transport)
+        if said is not None and tls_refusal(said) is not None:
+            failure = said
+    return sent, failure
+
+
+class _ScramLoginError(kafka_errors.SaslAuthenticationFailedError):
+    """A broker's part of a SCRAM login is wrong, or too weak."""
+
+
+class _Connection(KafkaConnection):
+    """A connection that bounds what a broker can have it do while it logs in.
+
+    3.0.12 answers without a pause and without end, and there is no public way to stop it. It takes
+    what is wrong with a broker's part of a login for a failed connection, and tries again.
+    """
+
+    #: How many requests it has sent to find out versions, or to log in.
+    _rounds = 0
+
+    def _send_request(self, request: Any, *args: Any, **options: Any) -> Any:
+        if isinstance(request, SaslHandshakeRequest):
+            self._rounds = 0
+        elif isinstance(request, _SET_UP):
+            self._rounds += 1
+            if self._rounds > _MAX_ROUNDS:
+                raise kafka_errors.KafkaConnectionError(
+                    f"the broker goes on asking after {_MAX_ROUNDS} requests of type "
+                    f"{type(request).__name__}"
+                )
+        answer = super()._send_request(request, *args, **options)
+        if self._is_scram and isinstance(request, _SET_UP):
+            return self._check_iterations(answer)
+        return answer
+
+    async def _sasl_authenticate(self, timeout_at: float | None = None) -> None:
+        try:
+            await super()._sasl_authenticate(timeout_at)
+        except kafka_errors.KafkaError:
+            raise
+        except Exception as error:
+            if not self._is_scram:
+                raise
+            raise _ScramLoginError(one_line(error)) from error
+
+    async def _check_iterations(self, answer: Any) -> Any:
+        """Refuse a password's hash that is quickly guessed, or that takes long to make."""
+        response = await answer
+        message: bytes = getattr(response, "auth_bytes", b"") or b""
+        for part in message.decode().split(","):
+            name, _, value = part.partition("=")
+            if name == "i" and not _LEAST_ITERATIONS <= int(value) <= _MOST_ITERATIONS:
+                raise _ScramLoginError(
+                    f"it asks for {int(value)} iterations, where {_LEAST_ITERATIONS} to "
+                    f"{_MOST_ITERATIONS} are accepted"
+                )
+        return response
+
+    @property
+    def _is_scram(self) -> bool:
+        return self.config["sasl_mechanism"] in SCRAM
+
+
+#: What kafka-python puts before the broker's own words.
+_BOILERPLATE: Final = re.compile(r"^(\[Error \d+\] |\w+Error: )+")
+
+#: The lengths for which it takes the beginning of an alert of TLS 1.0, 1.1 and 1.2.
+_TLS_ALERTS: Final = tuple(f"length: {0x15030000 + minor * 256}" for minor in (1, 2, 3))
+
+
+class ConnectionManager(KafkaConnectionManager):
+    """Makes the connections, and keeps what became of the last attempt at each broker."""
+
+    def __init__(self, net: Any, **configs: Any) -> None:
+        super().__init__(net, **configs)
+        #: Why the last connection to a broker did not come about.
+        self.failures: dict[Any, Exception] = {}
+        self._transports: weakref.WeakSet[Any] = weakref.WeakSet()
+        # 3.0.12 has no setting for these; an attempt to connect may take as long as a request.
+        config: dict[str, Any] = self.config
+        for name in (
+            "socket_connection_setup_timeout_ms",
+            "socket_connection_setup_timeout_max_ms",
+        ):
+            config[name] = min(config[name], config["request_timeout_ms"])
+        # The address that answered first, for the next attempt to bootstrap.
+        self._answered: list[Any] = []
+        cluster: Any = self.cluster
+        self._addresses: list[Any] = cluster.bootstrap_brokers()
+        cluster.bootstrap_brokers = self._next_addresses
+        self._places: dict[Any, tuple[str, int]] = {}
+        self._next_bootstrap = 0.0
+        cluster.add_listener(self._look_for_moved)
+
+    # --- bootstrapping -----------------------------------------------------------------------
+
+    def _next_addresses(self) -> list[Any]:
+        answered, self._answered = self._answered, []
+        return answered or self._addresses
+
+    async def _do_bootstrap(self, deadline: float | None) -> Any:
+        """Bootstrap from the address that answers first.
+
+        3.0.12 tries one address at a time, and waits up to 10 s for each. So the connections are
+        made here, side by side, and its own attempt finds one of them.
+        """
+        while len(self._addresses) > 1 and not self._answered:
+            if self.closed or (deadline is not None and time.monotonic() >= deadline):
+                break
+            await self._find_address()
+        try:
+            return await super()._do_bootstrap(deadline)
+        except kafka_errors.KafkaTimeoutError:
+            if not self.closed:
+                raise
+            return None  # otherwise it would log an error whenever a client is closed meanwhile
+
+    async def _find_address(self) -> None:
+        """Connect to the addresses until one has answered; a new one every quarter of a second, or
+        as soon as an attempt has failed."""
+        connecting: dict[Any, Any] = {}
+        brokers = random.sample(self._addresses, len(self._addresses))
+        while connecting or brokers:
+            while brokers:
+                broker = brokers.pop()
+                with contextlib.suppress(kafka_errors.KafkaError):  # it is too early to try it
+                    connection = self.get_connection(
+                        broker.node_id,
+                        refresh_metadata_on_err=False,
+                        reset_backoff_on_connect=False,
+                    )
+                    connection.init_future.add_both(self._look_at_addresses)
+                    connecting[broker.node_id] = broker, connection
+                    break
+            for node_id, (broker, connection) in [*connecting.items()]:
+                if connection.connected:
+                    self._answered = [broker]
+                    del connecting[node_id]
+                    for _, other in connecting.values():
+                        other.close()
+                    return
+                if connection.init_future.is_done:
+                    del connecting[node_id]
+            if connecting:
+                await self._bootstrap_wakeup(_NEXT_ADDRESS_SECONDS if brokers else None)
+        # None can be had now. Wait until one may be tried again.
+        delays = [self.connection_delay(broker.node_id) for broker in self._addresses]
+        await self._bootstrap_wakeup(max(min(delays), _LOOK_AGAIN_MS / 1000))
+
+    def _look_at_addresses(self, _: Any) -> None:
+        self._bootstrap_wakeup.notify()
+
+    def least_loaded_node(self) -> Any:
+        """A broker to ask; none, and the addresses are tried again, while no broker is reached."""
+        now = time.monotonic()
+        if now >= self._next_bootstrap and self._is_lost():
+            # 3.0.12 asks the brokers that it knows forever. They may have other addresses now.
+            backoff_ms: Any = self.config["reconnect_backoff_max_ms"]
+            self._next_bootstrap = now + backoff_ms / 1000
+            self.bootstrap_async()
+        # Not while it bootstraps: that would wait for the answer of a broker that is not reached.
+        bootstrap: Any = self._bootstrap_future
+        return super().least_loaded_node() if bootstrap is None or bootstrap.is_done else None
+
+    def _is_lost(self) -> bool:
+        """Whether no known broker can be reached. One that refuses a login is reached."""
+        refused = kafka_errors.SaslAuthenticationFailedError
+        return self.cut_off() and not any(
+            isinstance(error, refused) for error in self.failures.values()
+        )
+
+    def _look_for_moved(self, cluster: Any) -> None:
+        """Connect at once to a broker that has another address now."""
+        places = {broker.node_id: (broker.host, broker.port) for broker in cluster.brokers()}
+        for node_id, place in places.items():
+            if self._places.get(node_id, place) != place:
+                self.failures.pop(node_id, None)
+                self.reset_backoff(node_id)
+                connection = self._conns.get(node_id)
+                if connection is not None and not connection.connected:
+                    connection.close()
+        self._places = places
+
+    # --- connections -------------------------------------------------------------------------
+
+    def get_connection(self, node_id: Any, *args: Any, **options: Any) -> Any:
+        """A connection, new or not."""
+        known = self._conns.get(node_id)
+        connection = super().get_connection(node_id, *args, **options)
+        if connection is not known:
+            # 3.0.12 makes it of its own class. It connects later, in a task.
+            connection.__class__ = _Connection
+            connection.init_future.add_callback(functools.partial(self._succeeded, node_id))
+            connection.init_future.add_errback(functools.partial(self._failed, node_id))
+        return connection
+
+    def _succeeded(self, node_id: Any, _: Any) -> None:
+        self.failures.pop(node_id, None)
+
+    def _failed(self, node_id: Any, error: Exception) -> None:
+        # The last one comes last.
+        self.failures.pop(node_id, None)
+        self.failures[node_id] = harmless(error)
+
+    def reset_backoff(self, node_id: Any) -> None:
+        """Connect at once where that is next needed. 3.0.12 does so even after a failed login."""
+        if node_id not in self.failures:
+            super().reset_backoff(node_id)
+        else:
+            self.update_backoff(node_id)
+
+    async def _build_transport(self, node: Any, timeout_at: float | None = None) -> Any:
+        # As in 3.0.12, which waits for the end of a TLS handshake without a bound, and leaves the
+        # socket to the garbage collector where it fails.
+        config = self.config
+        try:
+            sock = await create_connection(
+                self._net,
+                node.host,
+                node.port,
+                config["socket_options"],
+                proxy_url=config["proxy_url"],
+                timeout_at=timeout_at,
+            )
+        except (OverflowError, ValueError) as error:
+            # The cluster named a host or a port that cannot exist. 3.0.12 ends its task that
+            # refreshes metadata at any error but its own.
+            raise kafka_errors.KafkaConnectionError(f"no such address: {error}") from error
+        made: Any = sock
+        done = False
+        try:
+            if self.ssl_enabled:
+                context = config["ssl_context"]
+                made = KafkaSSLTransport(self._net, sock, node.host, ssl_context=context)
+                await self._shake_hands(made._sock, timeout_at)
+            else:
+                made = KafkaTCPTransport(self._net, sock, node.host)
+            made._sock_recv = functools.partial(_receive, made)
+            made._sock_send = functools.partial(_send, made, made._sock_send)
+            self._transports.add(made)
+            done = True
+        except Exception as error:
+            raise kafka_errors.KafkaConnectionError(f"Handshake failed: {error}") from error
+        finally:
+            if not done:
+                made.close()
+        return made
+
+    def let_go(self) -> None:
+        """Close what is open when all is closed. 3.0.12 leaves a connection to the garbage
+        collector where it has something to send that the broker does not take."""
+        for transport in [*self._transports]:
+            if transport._sock is not None:
+                with contextlib.suppress(OSError):
+                    transport._sock.close()
+
+    async def _shake_hands(self, sock: ssl.SSLSocket, timeout_at: float | None) -> None:
+        while True:
+            try:
+                return sock.do_handshake()
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
+                net = self._net
+                reads = isinstance(error, ssl.SSLWantReadError)
+                await (net.wait_read if reads else net.wait_write)(sock, timeout_at=timeout_at)
+
+    def refusal(self) -> tuple[str, Exception] | None:
+        """Why no broker lets us in, where to go on trying won't help: each was tried, none can be
+        had, and one of them refuses what it is shown."""
+        brokers = self._addresses
+        if any(broker.node_id not in self.failures for broker in brokers):
+            return None
+        for broker in brokers:
+            error = self.failures[broker.node_id]
+            why = self._refusal(error)
+            if why is not None:
+                return f"{address_of(broker)} {why}", error
+        return None
+
+    def trouble(self) -> tuple[str, Exception] | None:
+        """Which broker could not be connected to when that was tried last, and why."""
+        brokers = {broker.node_id: broker for broker in cast("Any", self.cluster).brokers()}
+        for node_id, error in reversed(list(self.failures.items())):
+            broker = brokers.get(node_id)
+            if broker is not None:
+                why = self._refusal(error) or f"can't be reached: {client_words(error)}"
+                return f"{address_of(broker)} {why}", error
+        return None
+
+    def cut_off(self) -> bool:
+        """Whether no broker could be connected to when that was tried last."""
+        brokers: list[Any] = cast("Any", self.cluster).brokers()
+        return bool(brokers) and all(broker.node_id in self.failures for broker in brokers)
+
+    def _refusal(self, error: Exception) -> str | None:
+        protocol, mechanism = self.config["security_protocol"], self.config["sasl_mechanism"]
+        said = client_words(error)
+        if isinstance(error, _ScramLoginError):
+            return f"did not complete the login with {mechanism}: {said}"
+        if isinstance(error, kafka_errors.SaslAuthenticationFailedError):
+            return f"refused the login with {mechanism}: {said}"
+        if isinstance(error, kafka_errors.UnsupportedSaslMechanismError):
+            return f"does not offer {mechanism}: {said}"
+        if isinstance(error, kafka_errors.IllegalSaslStateError):
+            return f"expects no login, and security.protocol is {protocol}"
+        if isinstance(error, kafka_errors.InvalidReceiveError) and said.endswith(_TLS_ALERTS):
+            return f"speaks TLS, and security.protocol is {protocol}"
+        refused = tls_refusal(error) if self.ssl_enabled else None
+        return None if refused is None else f"can't be spoken to by TLS: {refused}"
+
+
+def address_of(broker: Any) -> str:
+    """Where a broker says that it is to be reached, which may be any text."""
+    return f"{one_line(broker.host)}:{broker.port}"
+
+
+def client_words(error: Exception) -> str:
+    """What an error of the client says, without what it says each time."""
+    return one_line(_BOILERPLATE.sub("", str(error)))
+
+
+class NetClient(KafkaNetClient):
+    """kafka-python's network client, which tells when its thread is through with it.
+
+    The ``kafka_client`` setting is the public way in. The producer's sender thread closes its
+    client as its last act, so this is how to know that thread and to wait for it.
+    """
+
+    def __init__(self, **configs: Any) -> None:
+        self.net = NetworkSelector(**configs)
+        self.manager = ConnectionManager(self.net, **configs)
+        super().__init__(self.net, self.manager, **configs)
+        self.closed_by: threading.Thread | None = None
+        self.is_closed = threading.Event()
+        #: Topics and partitions whose last produce request was refused.
+        self.refused: set[tuple[str, int]] = set()
+        #: Topics and partitions that the broker did not know when it answered last.
+        self.unwritten: set[tuple[str, int]] = set()
+        #: Set when the client is to be closed, and to wait for no connection any more.
+        self.is_closing = False
+
+    def maybe_connect(self, node_id: Any, **options: Any) -> None:
+        """Begin to connect, if it is time.
+
+        3.0.12 raises in each pass of its loop if the cluster did not name this broker, and does not
+        request the brokers again. A request for metadata ends the wait of the loop, so one is made
+        only if there is none yet.
+        """
+        cluster: Any = self.cluster
+        if cluster.broker_metadata(node_id) is None:
+            if not cluster.need_update:
+                cluster.request_update()
+        else:
+            super().maybe_connect(node_id, **options)
+
+    def connection_delay(self, node_id: Any) -> float:
+        """Milliseconds until it is worth while to look at a broker again. 3.0.12 takes the seconds
+        that it is given for milliseconds, and spins while it connects."""
+        return max(cast("float", super().connection_delay(node_id)) * 1000, _LOOK_AGAIN_MS)
+
+    def await_ready(self, node_id: Any, timeout_ms: float = 30_000) -> Any:
+        """Wait for a connection; in slices, or nothing would end it before its time.
+
+        It ends with the first attempt that fails. A coordinator may have another address by then.
+        The sender loses its request if this raises, as in 3.0.12; after False it asks for the
+        coordinator again.
+        """
+        deadline = time.monotonic() + timeout_ms / 1000
+        failures = self.manager.failures
+        before = failures.get(node_id)
+        while not self.is_ready(node_id):
+            remaining = (deadline - time.monotonic()) * 1000
+            has_failed = failures.get(node_id, before) is not before
+            if remaining <= 0 or self.is_closing or has_failed:
+                return False
+            self.maybe_connect(node_id)
+            self.poll(timeout_ms=min(remaining, _LOOK_AGAIN_MS))
+        return True
+
+    def send(self, node_id: Any, request: Any, **options: Any) -> Any:
+        """Send a request, and note which partitions the answer says are refused."""
+        answer = super().send(node_id, request, **options)
+        if isinstance(request, ProduceRequest):
+            for topic in request.topic_data:
+                for partition in topic.partition_data:
+                    self.refused.discard((topic.name, partition.index))
+                    self.unwritten.discard((topic.name, partition.index))
+            # Before the sender's own callback, which fails the records.
+            answer.add_callback(self._note_refusals)
+        return answer
+
+    def _note_refusals(self, response: Any) -> None:
+        if response is None:
+            return  # acks=0
+        for topic in response.responses:
+            for partition in topic.partition_responses:
+                error = kafka_errors.for_code(partition.error_code)
+                if issubclass(error, REFUSALS):
+                    self.refused.add((topic.name, partition.index))
+                # If the partition is deleted while followers copy the record, the broker gives this
+                # error with the offset that the record had.
+                is_unknown = error is kafka_errors.UnknownTopicOrPartitionError
+                if is_unknown and partition.base_offset < 0:
+                    self.unwritten.add((topic.name, partition.index))
+
+    def close(self, node_id: Any = None) -> None:
+        """Close a connection or, without an argument, everything."""
+        try:
+            super().close(node_id)
+        finally:
+            if node_id is None:
+                self.manager.let_go()
+                self.closed_by = threading.current_thread()
+                self.is_closed.set()

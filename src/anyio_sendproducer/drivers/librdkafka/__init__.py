@@ -1,0 +1,1 @@
+"""The driver on librdkafka, by confluent-kafka, and all that knows librdkafka."""

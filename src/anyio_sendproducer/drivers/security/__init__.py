@@ -1,0 +1,1 @@
+"""TLS and SASL: settings, files and credentials, whichever client library uses them."""
