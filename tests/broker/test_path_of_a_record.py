@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -48,7 +48,7 @@ def steps(page: Path) -> list[Step]:
 
 
 @contextmanager
-def calls_in_the_package() -> Iterator[list[tuple[str, str]]]:
+def calls_in_the_package() -> Generator[list[tuple[str, str]]]:
     """The module and name of each function that this thread calls, or a thread that it starts."""
     calls: list[tuple[str, str]] = []
 
