@@ -562,7 +562,9 @@ async def test_a_factory_that_blocks_is_left_behind(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(_engine, "_PATIENCE_SECONDS", 0.01)
+    # The producer's thread waits for the factory until the gate opens.
     monkeypatch.setattr(_kafka_python, "_LATE_SECONDS", PATIENCE)
+    monkeypatch.setattr(_kafka_python, "_JOIN_SECONDS", PATIENCE)
     monkeypatch.setattr("anyio_sendproducer._bridge.GRACE_SECONDS", 0.01)
     gate = threading.Event()
 
