@@ -11,3 +11,6 @@ warnings.filterwarnings(
     DeprecationWarning,
     r"(kafka\.protocol|importlib\.resources\._legacy)",
 )
+
+#: Nothing here is public.
+__all__: list[str] = []
