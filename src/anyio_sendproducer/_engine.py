@@ -97,6 +97,16 @@ _NOTIFIED: Final = PumpState.NOTIFIED
 _SETTLING: Final = PumpState.SETTLING
 
 
+class Metadata:
+    """What the engine knows about the driver's metadata."""
+
+    def __init__(self) -> None:
+        # How often the driver has reported changes: by now, and when the last batch was submitted.
+        self.changes = self.changes_before_batch = 0
+        self.waiters: set[Any] = set()
+        self.is_retry_scheduled = False
+
+
 class Engine:
     """Everything of a producer that runs behind its methods.
 
@@ -139,8 +149,7 @@ class Engine:
         self._generations = 1
         # How many records had been accepted when the last client was given up.
         self._given_up_at = 0
-        self._metadata_waiters: set[Any] = set()
-        self._is_retry_scheduled = False
+        self.metadata = Metadata()
         if observation is None:  # observers are informed in the pump's turns
             bridge.handle_inline = self._handle_inline
 
@@ -238,15 +247,17 @@ class Engine:
             self.now_or_soon(partial(self.ledger.drop_barrier, waiter))
             raise
 
-    async def wait_for_metadata(self) -> None:
-        """Wait until the client may know more topics than before."""
+    async def wait_for_metadata(self, known: int) -> None:
+        """Wait until the client may know more topics than after so many ``metadata.changes``."""
+        if self.metadata.changes != known:
+            return
         waiter = self.loop.new_waiter()
-        self._metadata_waiters.add(waiter)
+        self.metadata.waiters.add(waiter)
         self._schedule_retry()
         try:
             await waiter
         finally:
-            self._metadata_waiters.discard(waiter)
+            self.metadata.waiters.discard(waiter)
 
     # --- the pump ----------------------------------------------------------------------------
 
@@ -301,6 +312,7 @@ class Engine:
             self.notify()
         elif not self.bridge.should_gather(queued):
             batch = self.ledger.take(self.bridge.batch_limit)
+            self.metadata.changes_before_batch = self.metadata.changes
             answer = self.bridge.submit(batch) if batch else Submitted()
             if answer is None:
                 self.client = _BUSY
@@ -334,6 +346,7 @@ class Engine:
                 self.client = _READY if self.client is _BUSY else self.client
                 return self._apply_answer(answer)
             case MetadataChanged():
+                self.metadata.changes += 1
                 return self._release_topics()
             case ClientBroken(generation, error):
                 if generation == self.bridge.generation:
@@ -359,6 +372,9 @@ class Engine:
         if answer.held:
             woken += self.ledger.hold(answer.held)
             self._schedule_retry()
+            # The driver's thread found no metadata, they came, and only then the loop learns of it.
+            if self.metadata.changes != self.metadata.changes_before_batch:
+                woken += self._release_topics()
         return woken
 
     def _crash(self, error: Exception) -> None:
@@ -380,18 +396,18 @@ class Engine:
         Returns: the waiters for metadata, to wake.
         """
         self.ledger.release_held()
-        waiters, self._metadata_waiters = self._metadata_waiters, set()
+        waiters, self.metadata.waiters = self.metadata.waiters, set()
         return waiters
 
     def _schedule_retry(self) -> None:
         """Ask the driver again for missing topics, even if it reports no new metadata."""
-        if not self._is_retry_scheduled and self.client is not _STOPPING:
-            self._is_retry_scheduled = True
+        if not self.metadata.is_retry_scheduled and self.client is not _STOPPING:
+            self.metadata.is_retry_scheduled = True
             self._tasks.start_soon(self._retry_topics)
 
     async def _retry_topics(self) -> None:
         await self.clock.sleep(RETRY_SECONDS)
-        self._is_retry_scheduled = False
+        self.metadata.is_retry_scheduled = False
         with self.step:
             self.moved(self._release_topics())
 

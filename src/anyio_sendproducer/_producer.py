@@ -292,11 +292,12 @@ class SendProducer(Sender, NoPublicConstructor):
         delivery_timeout = self._engine.settings.delivery_timeout
         with anyio.move_on_after(delivery_timeout):
             while True:
+                known = self._engine.metadata.changes
                 found = await self._engine.bridge.call(lambda driver: driver.partitions_for(topic))
                 if found is not None:
                     return found
                 self._engine.check_usable()
-                await self._engine.wait_for_metadata()
+                await self._engine.wait_for_metadata(known)
         raise SendProducerError(
             f"no broker told the partitions of topic {topic!r} within "
             f"{delivery_timeout:g} s (delivery_timeout)"

@@ -520,10 +520,10 @@ async def test_partitions_for(settings: ProducerSettings, fake: FakeDriver, canc
             await quiet()
             cancel(cancelled)
             assert (await cancelled.wait()).cancelled
-            assert len(producer._engine._metadata_waiters) <= 1
+            assert len(producer._engine.metadata.waiters) <= 1
             fake.learn("new")
         assert other.value == frozenset(range(4))
-        assert not producer._engine._metadata_waiters
+        assert not producer._engine.metadata.waiters
         await works_on(producer, fake)
 
 

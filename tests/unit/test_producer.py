@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any, cast
@@ -37,6 +37,7 @@ from anyio_sendproducer import (
     start_send_producer,
 )
 from anyio_sendproducer._engine import RETRY_SECONDS
+from anyio_sendproducer.drivers import Submission, Submitted
 from anyio_sendproducer.testing import FakeDriver
 from tests.support.calls import Call, at_gate, quiet, raising, record, refuse, taken, task_group
 from tests.support.clock import ManualClock
@@ -852,6 +853,36 @@ async def test_partitions_are_asked_for_again_without_being_told(
             fake.unknown_topics.clear()
             await clock.until(lambda: not call.running, step=RETRY_SECONDS)
         assert call.value == frozenset(range(4))
+
+
+class LearnsMeanwhile(FakeDriver):
+    """A driver whose client learns the topic after the driver has looked, and before it says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unknown_topics.add("new")
+
+    def partitions_for(self, topic: str, /) -> frozenset[int] | None:
+        found = super().partitions_for(topic)
+        self.learn(topic)
+        return found
+
+    def submit(self, batch: Sequence[Submission], /) -> Submitted:
+        answer = super().submit(batch)
+        self.learn("new")
+        return answer
+
+
+async def test_metadata_that_come_before_the_loop_waits_for_them_are_not_missed(
+    settings: ProducerSettings, clock: ManualClock
+) -> None:
+    """No time passes, so nothing is asked for again by itself."""
+    driver = LearnsMeanwhile()
+    async with clock.open(settings, driver=driver) as producer:
+        with anyio.fail_after(PATIENCE):
+            assert await producer.partitions_for("new") == frozenset(range(4))
+            driver.unknown_topics.add("new")
+            assert (await producer.send(record(topic="new"))).topic == "new"
 
 
 async def test_partitions_that_nobody_tells(settings: ProducerSettings, fake: FakeDriver) -> None:
