@@ -885,6 +885,14 @@ async def test_metadata_that_come_before_the_loop_waits_for_them_are_not_missed(
             assert (await producer.send(record(topic="new"))).topic == "new"
 
 
+async def test_metadata_that_came_before_are_not_waited_for(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    async with open_send_producer(settings, driver=fake) as producer:
+        with anyio.fail_after(PATIENCE):
+            await producer._engine.wait_for_metadata(producer._engine.metadata.changes - 1)
+
+
 async def test_partitions_that_nobody_tells(settings: ProducerSettings, fake: FakeDriver) -> None:
     fake.unknown_topics.add("new")
     async with open_send_producer(settings.evolve(delivery_timeout=SOON), driver=fake) as producer:

@@ -278,8 +278,9 @@ class _Job:
 
     async def _read(self, give: MemoryObjectSendStream[Chunk]) -> None:
         with give:
+            ended = True
             for name in self._order.inputs:
-                if self._stopped:
+                if self._stopped or not ended:
                     break
                 self._input = Input(name, self._order.layout)
                 async with contextlib.aclosing(self._input.chunks()) as chunks:
@@ -290,10 +291,9 @@ class _Job:
                         except anyio.BrokenResourceError:  # the sending has ended by an error
                             return
                 self._position_before = self._position
-                if not self._input.ended:
-                    break
+                ended = self._input.ended
             else:
-                self.all_read = True
+                self.all_read = ended
 
     def _note(self, chunk: Chunk) -> None:
         self._unsettled.append(chunk)
