@@ -19,7 +19,7 @@ _affinities: weakref.WeakSet[Affinity] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
-    # The child has neither the threads nor the sockets: its records would wait for ever.
+    # The child has neither the threads nor the sockets, so its records would never be sent.
     for affinity in list(_affinities):
         affinity.thread = _NO_THREAD
 

@@ -1,4 +1,4 @@
-"""The closing of a producer: whether it was requested, and until when it may take."""
+"""The state of closing a producer: whether it was requested, and its deadline."""
 
 from __future__ import annotations
 

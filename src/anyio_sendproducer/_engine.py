@@ -1,9 +1,9 @@
 """The engine of one producer: the pump, deadlines, replacing a broken client, start and close.
 
-Two tasks run it. The *guard* opens the driver, waits until the producer is to be closed or its
-scope is cancelled, and closes it in bounded time. The *pump* advances the ledger: it submits queued
-records to the driver, settles their outcomes and wakes their callers. The pump is shielded, because
-records must be settled while the scope around it is cancelled. The guard ends it.
+Two tasks run it. The *guard* opens the driver, waits for a request to close the producer or for the
+cancellation of its scope, and closes it in bounded time. The *pump* advances the ledger: it submits
+queued records to the driver, settles their outcomes and wakes their callers. The pump is shielded,
+because records must be settled while the scope around it is cancelled. The guard ends it.
 """
 
 from __future__ import annotations

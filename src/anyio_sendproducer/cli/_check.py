@@ -348,7 +348,7 @@ async def _try_each(
     """Try each address by itself, side by side, within the time of one step.
 
     Returns:
-        By its name, what came of each that is good; and what is wrong with each that is not.
+        By name, the results of the addresses that work, and the faults of the others.
     """
     good: dict[str, str] = {}
     bad = dict.fromkeys(addresses, "not tried: the time was over")

@@ -33,14 +33,14 @@ __all__ = [
 ]
 
 Outcome = RecordMetadata | DeliveryError
-"""What becomes of one record."""
+"""The outcome of one record."""
 
 
 class Submission(Protocol):
     """One record on its way through a driver, and its identity on the way back."""
 
     record: ProducerRecord[Any, Any]
-    """What is to be sent; its key and value are what the settings' serializers take."""
+    """The record to send, with its key and value as they were before the serializers."""
     size: int
     """The bytes of its key, value and headers; an estimate, where there are serializers."""
 
@@ -81,7 +81,7 @@ class Submitted:
 
 
 class Deadline:
-    """Until when a call may take; whoever waits for the call may bring it forward.
+    """The deadline of one call. The caller that waits for the call may bring it forward.
 
     Args:
         seconds: from now on.
@@ -184,7 +184,7 @@ class Driver(Protocol):
         called from another thread.
 
         Raises:
-            TransactionAborted: it could not be committed, and is to be aborted.
+            TransactionAborted: it could not be committed. The caller must abort it.
             TransactionOutcomeUnknown: the commit was asked for, and there was no answer.
             TransactionError: it failed otherwise; ProducerFenced, where that is the reason.
         """
@@ -239,9 +239,9 @@ class DirectDriver(Driver, Protocol):
 class PolledDriver(DirectDriver, Protocol):
     """A driver whose client takes records without waiting, and reports only when it is asked to.
 
-    There the loop hands over and asks by itself, which saves the way to a thread and back. Whoever
-    calls :meth:`poll` pays for what is reported, so a thread that asked would only wrestle with
-    the loop for the interpreter. The driver's own thread does no more than ring.
+    The event loop itself submits to it and polls it, which saves the way to a thread and back. The
+    thread that calls :meth:`poll` does the work for each report, so another thread would only
+    compete with the loop for the interpreter. The driver's own thread only wakes the loop.
     """
 
     direct: bool

@@ -1,6 +1,6 @@
-"""What a cluster says of itself, asked for with kafka-python."""
+"""Descriptions of clusters, requested with kafka-python."""
 
-# kafka-python has no types of its own: what comes from it is unknown, and is cast where it leaves.
+# kafka-python has no annotations. Its values have unknown types, and are cast where they leave.
 # mypy: disable-error-code="misc"
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
@@ -86,7 +86,7 @@ def _version_of(admin: Any, broker: int, until: float = math.inf) -> str | None:
         return None
     try:
         known = admin.get_broker_version_data(broker)
-    except Exception:  # noqa: BLE001  # that it can't be reached, whoever connects to it will say
+    except Exception:  # noqa: BLE001  # a later attempt to connect reports the reason
         return None
     # No broker tells its version. kafka-python infers it from the requests that the broker accepts,
     # and takes each broker that is newer than the client for the newest version that it knows.

@@ -4,7 +4,7 @@ What it works around in kafka-python 3.0.12 is in ``_network`` and ``_patches``,
 are translated in ``_errors``.
 """
 
-# kafka-python has no types of its own: what comes from it is unknown, and is cast where it leaves.
+# kafka-python has no annotations. Its values have unknown types, and are cast where they leave.
 # mypy: disable-error-code="misc"
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
@@ -562,7 +562,7 @@ class KafkaPythonDriver:
             hurry(on)
 
     def report(self, submissions: Sequence[Any], outcomes: Sequence[Outcome]) -> None:
-        """Pass outcomes on to whoever opened this driver."""
+        """Pass outcomes on to the sink."""
         self._ready().sink.completed(submissions, outcomes)
 
     def _failed_first(self, submission: Submission, error: Exception) -> None:

@@ -1,6 +1,6 @@
 """kafka-python's errors, translated into the product's own."""
 
-# kafka-python has no types of its own: what comes from it is unknown, and is cast where it leaves.
+# kafka-python has no annotations. Its values have unknown types, and are cast where they leave.
 # mypy: disable-error-code="misc"
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
@@ -21,6 +21,7 @@ from ..._exceptions import (
     RecordRejected,
     SendProducerError,
 )
+from ..._failures import delivery_error
 from ..._records import ProducerRecord
 from ..._shown import harmless, one_line
 from ._stalled import GivenUp
@@ -143,9 +144,8 @@ def no_metadata(topic: str, cause: Exception) -> SendProducerError:
 def rejected(
     record: ProducerRecord[Any, Any], message: str, cause: BaseException | None = None
 ) -> RecordRejected:
-    error = RecordRejected(message, record=record, persistence=Persistence.NOT_PERSISTED)
-    error.__cause__ = None if cause is None else harmless(cause)
-    return error
+    cause = None if cause is None else harmless(cause)
+    return delivery_error(RecordRejected, message, record, Persistence.NOT_PERSISTED, cause)
 
 
 def given_up(record: ProducerRecord[Any, Any], error: GivenUp) -> DeliveryError:
@@ -153,22 +153,20 @@ def given_up(record: ProducerRecord[Any, Any], error: GivenUp) -> DeliveryError:
     end = "it may be written all the same" if error.sent else "the record was not written"
     persistence = Persistence.POSSIBLY_PERSISTED if error.sent else Persistence.NOT_PERSISTED
     kind = DeliveryTimeout if not error.gone else DeliveryError if error.sent else RecordRejected
-    outcome = kind(f"{error}; {end}", record=record, persistence=persistence)
-    outcome.__cause__ = error
-    return outcome
+    return delivery_error(kind, f"{error}; {end}", record, persistence, error)
 
 
 def not_acknowledged(record: ProducerRecord[Any, Any], cause: Exception) -> DeliveryError:
     """The client failed the record when it had it: nobody can say what was written."""
     is_closed = isinstance(cause, kafka_errors.IllegalStateError) and "closed" in str(cause)
     said = "the client was closed before a broker had answered" if is_closed else one_line(cause)
-    error = DeliveryError(
+    return delivery_error(
+        DeliveryError,
         f"the record was not acknowledged: {said}",
-        record=record,
-        persistence=Persistence.POSSIBLY_PERSISTED,
+        record,
+        Persistence.POSSIBLY_PERSISTED,
+        harmless(cause),
     )
-    error.__cause__ = harmless(cause)
-    return error
 
 
 def not_taken(record: ProducerRecord[Any, Any], cause: BaseException) -> DeliveryError:
@@ -183,13 +181,13 @@ def not_taken(record: ProducerRecord[Any, Any], cause: BaseException) -> Deliver
         hint = " (properties={'max.request.size': ...}, 1 MiB by default)" if is_large else ""
         return rejected(record, f"kafka-python refused the record: {one_line(cause)}{hint}", cause)
     closed = checked and isinstance(cause, kafka_errors.IllegalStateError)
-    error = DeliveryError(
+    return delivery_error(
+        DeliveryError,
         f"kafka-python did not take the record: {one_line(cause)}",
-        record=record,
-        persistence=Persistence.NOT_PERSISTED if closed else Persistence.POSSIBLY_PERSISTED,
+        record,
+        Persistence.NOT_PERSISTED if closed else Persistence.POSSIBLY_PERSISTED,
+        harmless(cause),
     )
-    error.__cause__ = harmless(cause)
-    return error
 
 
 def _is_raised_by_kafka_python(error: BaseException) -> bool:

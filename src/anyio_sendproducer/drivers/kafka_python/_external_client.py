@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
-from ..._exceptions import DeliveryError, Persistence, SettingsError, TransactionError
+from ..._exceptions import DeliveryError, SettingsError, TransactionError
+from ..._failures import not_sent
 from ..._records import ConsumerGroupMetadata, ProducerRecord
 from ..._settings import ProducerSettings
 from .._protocols import ConsumedOffset, Deadline, Outcome, Sink, Submission, Submitted
@@ -134,7 +135,7 @@ class GivenClientDriver:
             self._hurry(on)
 
     def report(self, submissions: Sequence[Any], outcomes: Sequence[Outcome]) -> None:
-        """Pass outcomes on to whoever opened this driver."""
+        """Pass outcomes on to the sink."""
         sink = cast("Sink", self._sink)
         sink.completed(submissions, outcomes)
         broken_by, self._broken_by = self._broken_by, None
@@ -226,10 +227,8 @@ def _taken_out(line: collections.deque[Submission]) -> Iterator[Submission]:
 
 
 def _not_sent(record: ProducerRecord[Any, Any]) -> DeliveryError:
-    return DeliveryError(
-        "the record was not sent: the producer was closed before the client was given it",
-        record=record,
-        persistence=Persistence.NOT_PERSISTED,
+    return not_sent(
+        record, "the record was not sent: the producer was closed before the client was given it"
     )
 
 

@@ -1,9 +1,9 @@
-"""kafka-python's connections and network client, mended where 3.0.12 spins, leaks or hangs.
+"""kafka-python's connections and network client, fixed where 3.0.12 spins, leaks or hangs.
 
 Each class says what 3.0.12 does and which of its parts it uses.
 """
 
-# kafka-python has no types of its own: what comes from it is unknown, and is cast where it leaves.
+# kafka-python has no annotations. Its values have unknown types, and are cast where they leave.
 # mypy: disable-error-code="misc"
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false

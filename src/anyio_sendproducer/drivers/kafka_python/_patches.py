@@ -3,7 +3,7 @@
 All of it was read in 3.0.12. Where a release differs, each function leaves the client as it is.
 """
 
-# kafka-python has no types of its own: what comes from it is unknown, and is cast where it leaves.
+# kafka-python has no annotations. Its values have unknown types, and are cast where they leave.
 # mypy: disable-error-code="misc"
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false

@@ -34,7 +34,6 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from ..._exceptions import (
     DeliveryError,
-    DeliveryTimeout,
     Persistence,
     ProducerClosed,
     ProducerFenced,
@@ -46,6 +45,7 @@ from ..._exceptions import (
     TransactionError,
     TransactionOutcomeUnknown,
 )
+from ..._failures import delivery_error, not_sent, timed_out
 from ..._records import ConsumerGroupMetadata, ProducerRecord, RecordMetadata
 from ..._settings import ProducerSettings
 from ..._shown import harmless, listed, one_line, printable
@@ -973,29 +973,29 @@ class ConfluentDriver:
         cause: Exception = self._fenced(error) if self._is_fenced(error) else _translated(error)
         if code == KafkaError._MSG_TIMED_OUT:
             trouble = self.trouble()
-            known = "" if trouble is None else f": {trouble}"
-            failure: DeliveryError = DeliveryTimeout(
-                f"no broker acknowledged the record within {self._settings.delivery_timeout:g} s "
-                f"(delivery_timeout); it may be written all the same{known}",
-                record=record,
-                persistence=Persistence.POSSIBLY_PERSISTED,
+            late = timed_out(
+                record,
+                "no broker acknowledged the record",
+                self._settings.delivery_timeout,
+                trouble,
+                was_sent=True,
             )
-            cause = trouble or cause
-        else:
-            said = _words(error)
-            if code in _PURGED:
-                said = (
-                    self._why_purged
-                    or self._lines.transaction_error
-                    or "the client was closed before a broker had answered"
-                )
-            failure = DeliveryError(
-                f"the record was not acknowledged: {said}",
-                record=record,
-                persistence=Persistence.POSSIBLY_PERSISTED,
+            late.__cause__ = trouble or cause
+            return late
+        said = _words(error)
+        if code in _PURGED:
+            said = (
+                self._why_purged
+                or self._lines.transaction_error
+                or "the client was closed before a broker had answered"
             )
-        failure.__cause__ = cause
-        return failure
+        return delivery_error(
+            DeliveryError,
+            f"the record was not acknowledged: {said}",
+            record,
+            Persistence.POSSIBLY_PERSISTED,
+            cause,
+        )
 
     def _refused(
         self,
@@ -1530,25 +1530,15 @@ def _translated(error: Any) -> SendProducerError:
 def _rejected(
     record: ProducerRecord[Any, Any], message: str, cause: BaseException | None = None
 ) -> RecordRejected:
-    error = RecordRejected(message, record=record, persistence=Persistence.NOT_PERSISTED)
-    error.__cause__ = cause
-    return error
+    return delivery_error(RecordRejected, message, record, Persistence.NOT_PERSISTED, cause)
 
 
 def _not_written(record: ProducerRecord[Any, Any], why: str, error: Any) -> DeliveryError:
-    failure = DeliveryError(
-        f"the record was not written: {why}", record=record, persistence=Persistence.NOT_PERSISTED
-    )
-    failure.__cause__ = _exception(error)
-    return failure
+    return not_sent(record, f"the record was not written: {why}", _exception(error))
 
 
 def _not_taken(record: ProducerRecord[Any, Any]) -> DeliveryError:
-    return DeliveryError(
-        "the record was not sent: the client is closed",
-        record=record,
-        persistence=Persistence.NOT_PERSISTED,
-    )
+    return not_sent(record, "the record was not sent: the client is closed")
 
 
 class _Nobody:
