@@ -23,6 +23,7 @@ from anyio_sendproducer import (
 )
 from anyio_sendproducer.drivers._describe import describe_cluster
 from anyio_sendproducer.telemetry import LoggingObserver
+from tests.support.client_log import everything_logged_to
 from tests.support.clock import ManualClock
 from tests.support.hostile_broker import FORGED, HostileBroker, hostile_broker, raw_lines
 from tests.support.waiting import until
@@ -54,17 +55,8 @@ class Kept(logging.Handler):
 def kept() -> Iterator[Kept]:
     """Everything that the loggers of the package, of kafka-python and of this test are told."""
     kept = Kept()
-    loggers = [logging.getLogger(name) for name in ("kafka", "anyio_sendproducer", "hostile")]
-    before = [(logger.level, logger.propagate) for logger in loggers]
-    for logger in loggers:
-        logger.addHandler(kept)
-        logger.setLevel(logging.DEBUG)
-        logger.propagate = False
-    yield kept
-    for logger, (level, propagate) in zip(loggers, before, strict=True):
-        logger.removeHandler(kept)
-        logger.setLevel(level)
-        logger.propagate = propagate
+    with everything_logged_to(kept, "kafka", "anyio_sendproducer", "hostile"):
+        yield kept
 
 
 def settings(broker: HostileBroker, driver: str, **changes: Any) -> ProducerSettings:

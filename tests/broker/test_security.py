@@ -51,6 +51,7 @@ from anyio_sendproducer.drivers.security._tls import tls_refusal
 from anyio_sendproducer.testing import strategies
 from tests.support.brief import on_trio_and_nightly_on_asyncio
 from tests.support.calls import raising
+from tests.support.client_log import everything_logged_to
 from tests.support.clock import ManualClock
 from tests.support.hourglass import LONG, Hourglass
 from tests.support.kafka_security import Authority, Certificate
@@ -179,17 +180,8 @@ class Kept(logging.Handler):
 @pytest.fixture
 def everything_logged() -> Iterator[Kept]:
     kept = Kept()
-    loggers = [logging.getLogger(name) for name in ("kafka", "anyio_sendproducer")]
-    before = [(logger.level, logger.propagate) for logger in loggers]
-    for logger in loggers:
-        logger.addHandler(kept)
-        logger.setLevel(logging.DEBUG)
-        logger.propagate = False
-    yield kept
-    for logger, (level, propagate) in zip(loggers, before, strict=True):
-        logger.removeHandler(kept)
-        logger.setLevel(level)
-        logger.propagate = propagate
+    with everything_logged_to(kept, "kafka", "anyio_sendproducer"):
+        yield kept
 
 
 # --- logging in ----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""librdkafka's log, as a program's handlers see it."""
+"""The logs of the package and of its clients, as a program's handlers see them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
-__all__ = ["on_each_line"]
+__all__ = ["everything_logged_to", "on_each_line"]
 
 
 @contextmanager
@@ -26,3 +26,21 @@ def on_each_line(call: Callable[[], object]) -> Generator[None, None, None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+
+
+@contextmanager
+def everything_logged_to(handler: logging.Handler, *names: str) -> Generator[None, None, None]:
+    """Have this handler, and no other, get each line of these loggers, of any level."""
+    loggers = [logging.getLogger(name) for name in names]
+    before = [(logger.level, logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.DEBUG)
+        logger.propagate = False
+    try:
+        yield
+    finally:
+        for logger, (level, propagate) in zip(loggers, before, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+            logger.propagate = propagate

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from anyio_sendproducer import ProducerSettings
-from anyio_sendproducer.drivers.kafka_python import _driver as _kafka_python
 from anyio_sendproducer.drivers.kafka_python._driver import KafkaPythonDriver
 from anyio_sendproducer.testing import Gate
-from tests.support.recorder import PATIENCE, Recorder
+from tests.support.fake_kafka_client import opened_on
+from tests.support.recorder import PATIENCE
 
 
 class Producer:
@@ -34,26 +34,13 @@ def producer() -> Producer:
 
 @pytest.fixture
 def driver(producer: Producer) -> KafkaPythonDriver:
-    made = KafkaPythonDriver(ProducerSettings(bootstrap_servers="broker.invalid:1"))
     ended = threading.Event()
     ended.set()
     client: Any = types.SimpleNamespace(
         is_closing=False, is_closed=ended, closed_by=threading.Thread()
     )
     client.closed_by.start()
-    stalled: Any = None
-    opened: Any = producer
-    made._opened = _kafka_python._Opened(
-        producer=opened,
-        append=None,
-        is_broken=None,
-        hurry=None,
-        client=client,
-        stalled=stalled,
-        sink=Recorder(),
-        transactions=None,
-    )
-    return made
+    return opened_on(ProducerSettings(bootstrap_servers="broker.invalid:1"), producer, client)
 
 
 def test_two_threads_that_close_it_close_the_client_once(

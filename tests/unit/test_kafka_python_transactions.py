@@ -21,9 +21,8 @@ from anyio_sendproducer import (
     TransactionOutcomeUnknown,
 )
 from anyio_sendproducer.drivers import ConsumedOffset, Deadline
-from anyio_sendproducer.drivers.kafka_python import _driver as _kafka_python
 from anyio_sendproducer.drivers.kafka_python._driver import KafkaPythonDriver
-from tests.support.recorder import Recorder
+from tests.support.fake_kafka_client import opened_on
 
 SETTINGS = ProducerSettings(bootstrap_servers="broker.invalid:1", transactional_id="id")
 
@@ -87,26 +86,13 @@ def manager() -> Manager:
 
 @pytest.fixture
 def driver(manager: Manager) -> KafkaPythonDriver:
-    made = KafkaPythonDriver(SETTINGS)
-
     def begin() -> None:
         if manager.begin_error is not None:
             raise manager.begin_error
 
     producer: Any = types.SimpleNamespace(begin_transaction=begin)
     client: Any = types.SimpleNamespace(wakeup=lambda: None)
-    stalled: Any = None
-    made._opened = _kafka_python._Opened(
-        producer=producer,
-        append=None,
-        is_broken=None,
-        hurry=None,
-        client=client,
-        stalled=stalled,
-        sink=Recorder(),
-        transactions=manager,
-    )
-    return made
+    return opened_on(SETTINGS, producer, client, manager)
 
 
 def send_offsets(driver: KafkaPythonDriver, seconds: float = 10.0) -> None:
