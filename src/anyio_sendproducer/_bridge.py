@@ -277,20 +277,20 @@ class Bridge:
         self.generation += 1
         self._give(functools.partial(self._worker.reopen, error, self.generation, held))
 
-    def trouble(self) -> Exception | None:
+    def last_error(self) -> Exception | None:
         """Why the client reaches no broker, if it knows that."""
         driver = self._worker.driver
-        return None if driver is None else driver.trouble()
+        return None if driver is None else driver.last_error()
 
-    def cut_off(self) -> bool:
+    def is_disconnected(self) -> bool:
         """Whether the client reaches no broker at all."""
         driver = self._worker.driver
-        return driver is not None and driver.cut_off()
+        return driver is not None and driver.is_disconnected()
 
-    def figures(self) -> Mapping[str, Any]:
+    def metrics(self) -> Mapping[str, Any]:
         """The client's own metrics."""
         driver = self._worker.driver
-        return {} if driver is None else driver.figures()
+        return {} if driver is None else driver.metrics()
 
     def wake_pump(self) -> None:
         """Have the receiver of the events take a turn, unless it is about to."""

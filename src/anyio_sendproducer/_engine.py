@@ -171,7 +171,7 @@ class Engine:
             generations=self._generations,
             hand_overs=self.bridge.hand_overs,
             wake_ups=self.bridge.wake_ups,
-            client=self.bridge.figures(),
+            client=self.bridge.metrics(),
         )
 
     def notify(self) -> None:
@@ -418,14 +418,14 @@ class Engine:
             while self.pump is _SETTLING:  # outcomes that have arrived are not late
                 await anyio.lowlevel.checkpoint()
             now = self.clock.now()
-            trouble = self.bridge.trouble()
+            last_error = self.bridge.last_error()
             with self.step:
-                self.moved(self.ledger.expire(now, trouble))
+                self.moved(self.ledger.expire(now, last_error))
                 if self.ledger.stuck(now):
                     error = TimeoutError(
                         "it holds records past their delivery_timeout, gets nowhere"
                     )
-                    error.__cause__ = trouble
+                    error.__cause__ = last_error
                     self.loop.wake(self._give_up(error))
             await self.clock.sleep(max(0.0, self.ledger.next_deadline(now) - now))
 
@@ -483,19 +483,19 @@ class Engine:
 
     async def _watch(self) -> None:
         """Look the service up again while no broker is reached, or there is no client."""
-        was_cut_off = False
+        was_disconnected = False
         while True:
             await self.clock.sleep(WATCH_SECONDS)
-            cut_off = self.client is _REOPENING or self.bridge.cut_off()
-            if cut_off and was_cut_off and await self.resolver.moved():
+            is_disconnected = self.client is _REOPENING or self.bridge.is_disconnected()
+            if is_disconnected and was_disconnected and await self.resolver.moved():
                 # The old addresses are of no use: records in flight have no other end.
                 addresses = listed(self.resolver.settings.addresses)
-                trouble = self.bridge.trouble()
+                last_error = self.bridge.last_error()
                 error = ConnectionError(f"no broker is reached, and now they are at {addresses}")
-                error.__cause__ = trouble
+                error.__cause__ = last_error
                 with self.step:
                     self._give_up_client(error)
-            was_cut_off = cut_off
+            was_disconnected = is_disconnected
 
     # --- the guard ---------------------------------------------------------------------------
 

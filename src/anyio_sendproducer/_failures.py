@@ -64,7 +64,7 @@ def timed_out(
     record: ProducerRecord[Any, Any],
     reason: str,
     seconds: float,
-    trouble: Exception | None,
+    last_error: Exception | None,
     *,
     was_sent: bool,
 ) -> DeliveryTimeout:
@@ -74,17 +74,17 @@ def timed_out(
         record: the record.
         reason: what did not happen in time.
         seconds: the ``delivery_timeout``.
-        trouble: why no broker was reached, if that is known.
+        last_error: why no broker was reached, if the driver knows.
         was_sent: whether the driver has the record.
     """
     fate = "it may be written all the same" if was_sent else "it was not sent"
-    known = "" if trouble is None else f": {trouble}"
+    known = "" if last_error is None else f": {last_error}"
     return delivery_error(
         DeliveryTimeout,
         f"{reason} within {seconds:g} s (delivery_timeout); {fate}{known}",
         record,
         Persistence.POSSIBLY_PERSISTED if was_sent else Persistence.NOT_PERSISTED,
-        trouble,
+        last_error,
     )
 
 

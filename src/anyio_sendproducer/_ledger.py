@@ -520,12 +520,12 @@ class Ledger:
             deadline = min(deadline, over)
         return deadline
 
-    def expire(self, now: float, trouble: Exception | None = None) -> list[object]:
+    def expire(self, now: float, last_error: Exception | None = None) -> list[object]:
         """Fail the records that are past their deadline.
 
         Args:
             now: the time.
-            trouble: why no broker was reached, if that is known.
+            last_error: why no broker was reached, if the driver knows.
         """
         woken: list[object] = []
         had_late = bool(self._late)
@@ -536,26 +536,26 @@ class Ledger:
                     break
                 late.append(entry)
             for entry in late:
-                self._expire_one(entry, trouble, woken)
+                self._expire_one(entry, last_error, woken)
         self._late.note_progress(now, self._counts.delivered, had_any=had_late)
         self._admit_waiting(woken)
         self._pass_barriers(woken)
         return woken
 
-    def _expire_one(self, entry: Entry, trouble: Exception | None, woken: list[object]) -> None:
+    def _expire_one(self, entry: Entry, last_error: Exception | None, woken: list[object]) -> None:
         record, seconds = entry.record, self._timeout
         if entry.state is _SUBMITTED:
             self._lingering[entry] = None
             self._late.add(entry)
             reason = "no broker acknowledged the record"
-            self._fail(entry, timed_out(record, reason, seconds, trouble, was_sent=True), woken)
+            self._fail(entry, timed_out(record, reason, seconds, last_error, was_sent=True), woken)
             return
         reason = (
             "there was no room for the record"
             if entry.state is _WAITING
             else "the record could not be handed to the client"
         )
-        error = timed_out(record, reason, seconds, trouble, was_sent=False)
+        error = timed_out(record, reason, seconds, last_error, was_sent=False)
         self._end_unsubmitted(entry, error, woken)
 
     def _end_unsubmitted(self, entry: Entry, error: DeliveryError, woken: list[object]) -> None:

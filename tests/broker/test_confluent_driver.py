@@ -328,7 +328,7 @@ def test_nobody_there() -> None:
     driver = ConfluentDriver(ProducerSettings(bootstrap_servers="127.0.0.1:1", start_timeout=1))
     with pytest.raises(ProducerStartError, match=r"within 1 s \(start_timeout\): .*127.0.0.1:1"):
         driver.open(Recorder())
-    assert driver.trouble() is not None
+    assert driver.last_error() is not None
     driver.close(0)
 
 
@@ -513,7 +513,7 @@ def test_the_start_requests_no_topics() -> None:
             assert driver.partitions_for("large") is None
             parcel = Parcel(ProducerRecord("large", b"v"))
             driver.submit([parcel])
-            blocking_until(lambda: "increase receive.message.max" in str(driver.trouble()))
+            blocking_until(lambda: "increase receive.message.max" in str(driver.last_error()))
 
 
 # --- what the client says ------------------------------------------------------------------------
@@ -521,13 +521,13 @@ def test_the_start_requests_no_topics() -> None:
 
 def test_its_statistics_are_those_of_the_last_time(cluster: MockCluster) -> None:
     statistics = {"statistics.interval.ms": 20}
-    assert ConfluentDriver(settings_for(cluster, properties=statistics)).figures() == {}
+    assert ConfluentDriver(settings_for(cluster, properties=statistics)).metrics() == {}
     with opened(cluster, properties=statistics) as (driver, recorder):
         send_all(driver, recorder, [ProducerRecord(FOUR, b"v")])
         deadline = time.monotonic() + PATIENCE
-        while not driver.figures() and time.monotonic() < deadline:
+        while not driver.metrics() and time.monotonic() < deadline:
             send_all(driver, recorder, [ProducerRecord(FOUR, b"v")])
-        assert driver.figures()["type"] == "producer"
+        assert driver.metrics()["type"] == "producer"
 
 
 def test_the_client_is_asked_now_and_then_though_nothing_is_under_way(
@@ -537,8 +537,8 @@ def test_the_client_is_asked_now_and_then_though_nothing_is_under_way(
     driver = ConfluentDriver(settings_for(cluster, properties={"statistics.interval.ms": 10}))
     driver.open(Recorder())
     try:
-        blocking_until(driver.figures)
-        assert driver.figures()["type"] == "producer"
+        blocking_until(driver.metrics)
+        assert driver.metrics()["type"] == "producer"
     finally:
         driver.close(0)
 
@@ -546,20 +546,20 @@ def test_the_client_is_asked_now_and_then_though_nothing_is_under_way(
 def test_trouble_is_told_and_forgotten_when_records_are_delivered_again() -> None:
     with mock_cluster(1) as cluster, opened(cluster) as (driver, recorder):
         send_all(driver, recorder, [ProducerRecord(FOUR, b"v")])
-        assert (driver.trouble(), driver.cut_off()) == (None, False)
+        assert (driver.last_error(), driver.is_disconnected()) == (None, False)
         cluster.set_down(1)
         deadline = time.monotonic() + PATIENCE
-        while "127.0.0.1" not in str(driver.trouble()) and time.monotonic() < deadline:
+        while "127.0.0.1" not in str(driver.last_error()) and time.monotonic() < deadline:
             driver.poll(1)
             time.sleep(0.01)
-        assert driver.cut_off()
+        assert driver.is_disconnected()
         cluster.set_up(1)
         send_all(driver, recorder, [ProducerRecord(FOUR, b"v")])
-        assert not driver.cut_off()
-        assert driver.trouble() is not None  # this broker may not be the one
+        assert not driver.is_disconnected()
+        assert driver.last_error() is not None  # this broker may not be the one
         driver._noted_at -= 31
         send_all(driver, recorder, [ProducerRecord(FOUR, b"v")])
-        assert driver.trouble() is None
+        assert driver.last_error() is None
 
 
 async def test_a_record_names_the_broker_that_does_not_answer(clock: ManualClock) -> None:
@@ -574,7 +574,7 @@ async def test_a_record_names_the_broker_that_does_not_answer(clock: ManualClock
             lost = await producer.enqueue(ProducerRecord("t", b"v", partition=1))
             address = cluster.bootstrap_servers.split(",")[1]
             with anyio.fail_after(PATIENCE):
-                while address not in str(producer._engine.bridge.trouble()):
+                while address not in str(producer._engine.bridge.last_error()):
                     await producer.send(ProducerRecord("t", b"v", partition=0))
             clock.advance(settings.delivery_timeout)
             with pytest.raises(DeliveryTimeout, match=address):

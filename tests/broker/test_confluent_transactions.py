@@ -531,7 +531,7 @@ async def test_brokers_come_back_under_other_addresses() -> None:
             await committed(producer)
             before.set_down(1)
             bootstrap.lead_to(str(after))
-            await until(producer._engine.bridge.cut_off)
+            await until(producer._engine.bridge.is_disconnected)
             await committed(producer)
             await committed(producer)
             assert producer.statistics().generations == 2
@@ -543,7 +543,7 @@ async def test_brokers_come_back_under_their_addresses() -> None:
         async with open_send_producer(settings, driver="confluent") as producer:
             await committed(producer)
             cluster.set_down(1)
-            await until(producer._engine.bridge.cut_off)
+            await until(producer._engine.bridge.is_disconnected)
             cluster.set_up(1)
             await committed(producer)
             assert producer.statistics().generations == 1

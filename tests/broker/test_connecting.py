@@ -428,7 +428,7 @@ async def test_a_time_out_says_which_broker_can_not_be_reached(
         await producer.send(ProducerRecord("orders", b"two tins"))
         proxied.refuse()
         error = await timed_out(
-            producer, clock, lambda: "ECONNREFUSED" in str(producer._engine.bridge.trouble())
+            producer, clock, lambda: "ECONNREFUSED" in str(producer._engine.bridge.last_error())
         )
         assert f"{proxied.address} can't be reached: " in str(error)
         assert "ECONNREFUSED" in str(error)
@@ -462,7 +462,7 @@ async def test_a_time_out_says_that_the_login_is_refused(clock: ManualClock) -> 
             broker.users = {}
             await anyio.to_thread.run_sync(broker.disconnect)
             error = await timed_out(
-                producer, clock, lambda: "refused" in str(producer._engine.bridge.trouble())
+                producer, clock, lambda: "refused" in str(producer._engine.bridge.last_error())
             )
             assert f"{broker.address} refused the login with PLAIN: " in str(error)
             assert "s3cret" not in str(error)
@@ -499,7 +499,7 @@ async def test_what_the_driver_knows_is_added_to_a_time_out(
 
 async def test_before_it_was_opened_a_driver_knows_of_no_trouble() -> None:
     settings = ProducerSettings(bootstrap_servers="nowhere:9092")
-    assert _kafka_python.KafkaPythonDriver(settings).trouble() is None
+    assert _kafka_python.KafkaPythonDriver(settings).last_error() is None
 
 
 # --- the end --------------------------------------------------------------------------------------

@@ -87,7 +87,7 @@ async def time_out(broker: HostileBroker, driver: str, clock: ManualClock) -> No
     async with clock.open(settings(broker, driver), driver=driver) as producer:
         delivery = await producer.enqueue(RECORD)
         used: Any = producer._engine.bridge._worker.driver
-        await until(lambda: used.trouble() is not None)
+        await until(lambda: used.last_error() is not None)
         clock.advance(LONG)
         await delivery.wait()
 
@@ -156,8 +156,8 @@ async def test_an_address_that_cannot_exist_is_a_broker_that_cannot_be_reached(
         async with clock.open(made, driver="kafka-python") as producer:
             delivery = await producer.enqueue(RECORD)
             used: Any = producer._engine.bridge._worker.driver
-            await until(lambda: used.trouble() is not None)
-            assert isinstance(used.trouble().__cause__, KafkaConnectionError)
+            await until(lambda: used.last_error() is not None)
+            assert isinstance(used.last_error().__cause__, KafkaConnectionError)
             clock.advance(LONG)
             with pytest.raises(DeliveryTimeout, match="can't be reached: "):
                 await delivery.wait()

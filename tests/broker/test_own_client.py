@@ -476,7 +476,7 @@ def test_it_sends_no_transactions() -> None:
     ):
         with pytest.raises(TransactionError, match="sends no transactions"):
             call()
-    assert (driver.trouble(), driver.cut_off()) == (None, False)
+    assert (driver.last_error(), driver.is_disconnected()) == (None, False)
     driver.close(0)
     driver.close(0)
 

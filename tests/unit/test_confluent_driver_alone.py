@@ -396,7 +396,7 @@ def test_a_client_that_ends_while_it_is_closed_gives_records_back(
 
 def test_an_error_that_is_not_about_a_broker_is_no_trouble(driver: ConfluentDriver) -> None:
     driver._failed(KafkaError(KafkaError._QUEUE_FULL))
-    assert driver.trouble() is None
+    assert driver.last_error() is None
 
 
 def test_an_error_of_librdkafka_is_made_harmless_and_stays_what_it_is() -> None:
@@ -414,25 +414,25 @@ def test_an_error_of_librdkafka_is_made_harmless_and_stays_what_it_is() -> None:
 
 def test_statistics_that_are_no_json_leave_the_ones_before(driver: ConfluentDriver) -> None:
     driver._counted('{"brokers": {"a\x1b\n:1": 1}}')
-    before = driver.figures()
+    before = driver.metrics()
     assert before == {"brokers": {"a\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}:1": 1}}
     driver._counted('{"brokers": {"a":1": 1}}')
-    assert driver.figures() == before
-    assert driver.figures() == before
+    assert driver.metrics() == before
+    assert driver.metrics() == before
     driver._counted('{"txmsgs": 7}')
-    assert driver.figures() == {"txmsgs": 7}
+    assert driver.metrics() == {"txmsgs": 7}
 
 
 def test_trouble_is_what_librdkafka_logs_of_a_broker(driver: ConfluentDriver) -> None:
     said = "[thrd:b:1/2]: b:1/2: Timed out 1 in-flight"
     driver._lines.log(logging.INFO, "%s [%s] %s", "FAIL", "id", "it disconnected")
     driver._lines.log(logging.WARNING, "%s [%s] %s", "GETPID", "id", "something else")
-    assert driver.trouble() is None
+    assert driver.last_error() is None
     driver._lines.log(logging.WARNING, "%s [%s] %s", "REQTMOUT", "id", said)
-    assert str(driver.trouble()) == "b:1/2: Timed out 1 in-flight"
+    assert str(driver.last_error()) == "b:1/2: Timed out 1 in-flight"
     text, at = driver._lines.broker_error
     driver._lines.broker_error = (text, at - 31)
-    assert driver.trouble() is None
+    assert driver.last_error() is None
 
 
 # --- records that the client gives up ------------------------------------------------------------
@@ -558,7 +558,7 @@ def others(monkeypatch: pytest.MonkeyPatch) -> Others:
 def cut_off(transactional: ConfluentDriver, client: Client) -> ConfluentDriver:
     """A driver whose client reaches no broker."""
     transactional._failed(KafkaError(KafkaError._ALL_BROKERS_DOWN, "1/1 brokers are down"))
-    assert transactional.cut_off()
+    assert transactional.is_disconnected()
     client.patience = 1
     return transactional
 
@@ -584,8 +584,8 @@ def test_a_client_whose_brokers_are_back_goes_on(
     cut_off: ConfluentDriver, bell: Bell, others: Others
 ) -> None:
     cut_off._look_elsewhere()
-    assert not cut_off.cut_off()
-    assert cut_off.trouble() is None
+    assert not cut_off.is_disconnected()
+    assert cut_off.last_error() is None
     assert (bell.breaks, others.made) == ([], [])
 
 

@@ -176,8 +176,8 @@ async def test_a_client_that_is_being_opened_is_told_to_hurry_once_it_is_there()
         assert driver.told == [True]
         bridge.hurry(True)
         assert driver.told == [True, True]
-        assert bridge.trouble() is None
-        assert not bridge.cut_off()
+        assert bridge.last_error() is None
+        assert not bridge.is_disconnected()
         gate.open()
 
 

@@ -85,7 +85,7 @@ class Client:
         self.now = 1000.0
         self.passes = 0
 
-    def cut_off(self) -> bool:
+    def is_disconnected(self) -> bool:
         return self.is_cut_off
 
     def append(self, where: Any = HERE, value: bytes = b"value") -> Any:

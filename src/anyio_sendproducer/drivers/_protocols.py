@@ -190,26 +190,25 @@ class Driver(Protocol):
         """
         ...
 
-    def trouble(self) -> Exception | None:
-        """Why the client reaches no broker, or not all that it needs; None where it knows of no
-        trouble. It is added to what is said of records whose ``delivery_timeout`` is over.
+    def last_error(self) -> Exception | None:
+        """Return why the client does not reach a broker that it needs, or None.
 
-        Called by the loop, which must not wait for anything.
+        The text becomes part of the error of each record whose ``delivery_timeout`` ends. The event
+        loop calls this method: it must not block.
         """
         ...
 
-    def cut_off(self) -> bool:
-        """Whether the client, as far as it knows, can reach none of the brokers: each was tried,
-        and the last attempt failed.
+    def is_disconnected(self) -> bool:
+        """Return whether the client's last attempt to connect to each known broker failed.
 
-        Called by the loop, which must not wait for anything.
+        The event loop calls this method: it must not block.
         """
         ...
 
-    def figures(self) -> Mapping[str, Any]:
-        """What the client counts by itself, by its own names; empty where it does not.
+    def metrics(self) -> Mapping[str, Any]:
+        """Return the client's own metrics under the client's own names; empty if it has none.
 
-        Called by the loop, which must not wait for anything.
+        The event loop calls this method: it must not block.
         """
         ...
 

@@ -86,8 +86,8 @@ class FakeDriver:
         closed: the time-out that each call of :meth:`close` gave.
         open_error: raised by :meth:`open`.
         submit_error: raised by :meth:`submit`, which a driver must not do.
-        in_trouble: what :meth:`trouble` says.
-        is_cut_off: what :meth:`cut_off` says.
+        in_trouble: what :meth:`last_error` says.
+        is_cut_off: what :meth:`is_disconnected` says.
         transactions: ``"committed"`` or ``"aborted"``, and the records that were taken in it, for
             each transaction that has ended. Records of both are in ``written``.
         offsets: the offsets that were sent in transactions, each with its group.
@@ -232,15 +232,15 @@ class FakeDriver:
         records, self._in_transaction = self._in_transaction or [], None
         self.transactions.append(("committed" if commit else "aborted", records))
 
-    def trouble(self) -> Exception | None:
+    def last_error(self) -> Exception | None:
         """What :attr:`in_trouble` says."""
         return self.in_trouble
 
-    def cut_off(self) -> bool:
+    def is_disconnected(self) -> bool:
         """What :attr:`is_cut_off` says."""
         return self.is_cut_off
 
-    def figures(self) -> Mapping[str, Any]:
+    def metrics(self) -> Mapping[str, Any]:
         """Nothing is counted."""
         return {}
 

@@ -366,19 +366,19 @@ class KafkaPythonDriver:
         client.get_broker_version(timeout_ms=max(1, remaining * 1000))
         return client
 
-    def trouble(self) -> Exception | None:
-        """The last failure to connect; see :meth:`anyio_sendproducer.drivers.Driver.trouble`."""
+    def last_error(self) -> Exception | None:
+        """The last failure to connect; see :meth:`anyio_sendproducer.drivers.Driver.last_error`."""
         opened = self._opened
-        trouble = None if opened is None else opened.client.manager.trouble()
-        return None if trouble is None else translated(trouble[1], trouble[0])
+        last_error = None if opened is None else opened.client.manager.last_error()
+        return None if last_error is None else translated(last_error[1], last_error[0])
 
-    def cut_off(self) -> bool:
-        """Whether it reaches no broker; see :meth:`anyio_sendproducer.drivers.Driver.cut_off`."""
+    def is_disconnected(self) -> bool:
+        """See :meth:`anyio_sendproducer.drivers.Driver.is_disconnected`."""
         opened = self._opened
-        return opened is not None and opened.client.manager.cut_off()
+        return opened is not None and opened.client.manager.is_disconnected()
 
-    def figures(self) -> Mapping[str, Any]:
-        """Its metrics; see :meth:`anyio_sendproducer.drivers.Driver.figures`."""
+    def metrics(self) -> Mapping[str, Any]:
+        """Its metrics; see :meth:`anyio_sendproducer.drivers.Driver.metrics`."""
         opened = self._opened
         metrics: Any = None if opened is None else opened.producer.metrics()
         return metrics or {}

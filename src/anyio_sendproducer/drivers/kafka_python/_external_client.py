@@ -180,15 +180,15 @@ class GivenClientDriver:
         """Never asked for."""
         raise _no_transactions()
 
-    def trouble(self) -> Exception | None:
+    def last_error(self) -> Exception | None:
         """The client does not tell."""
         return None
 
-    def cut_off(self) -> bool:
+    def is_disconnected(self) -> bool:
         """The client does not tell."""
         return False
 
-    def figures(self) -> Mapping[str, Any]:
+    def metrics(self) -> Mapping[str, Any]:
         """They are its owner's."""
         return {}
 

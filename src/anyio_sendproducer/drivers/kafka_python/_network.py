@@ -288,7 +288,7 @@ class ConnectionManager(KafkaConnectionManager):
     def _is_lost(self) -> bool:
         """Whether no known broker can be reached. One that refuses a login is reached."""
         refused = kafka_errors.SaslAuthenticationFailedError
-        return self.cut_off() and not any(
+        return self.is_disconnected() and not any(
             isinstance(error, refused) for error in self.failures.values()
         )
 
@@ -399,7 +399,7 @@ class ConnectionManager(KafkaConnectionManager):
                 return f"{address_of(broker)} {why}", error
         return None
 
-    def trouble(self) -> tuple[str, Exception] | None:
+    def last_error(self) -> tuple[str, Exception] | None:
         """Which broker could not be connected to when that was tried last, and why."""
         brokers = {broker.node_id: broker for broker in cast("Any", self.cluster).brokers()}
         for node_id, error in reversed(list(self.failures.items())):
@@ -409,7 +409,7 @@ class ConnectionManager(KafkaConnectionManager):
                 return f"{address_of(broker)} {why}", error
         return None
 
-    def cut_off(self) -> bool:
+    def is_disconnected(self) -> bool:
         """Whether no broker could be connected to when that was tried last."""
         brokers: list[Any] = cast("Any", self.cluster).brokers()
         return bool(brokers) and all(broker.node_id in self.failures for broker in brokers)

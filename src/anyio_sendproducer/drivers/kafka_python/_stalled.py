@@ -61,7 +61,7 @@ class Connections(Protocol):
         """Why a broker could not be connected to when that was tried last, by broker."""
         ...
 
-    def cut_off(self) -> bool:
+    def is_disconnected(self) -> bool:
         """Whether no broker could be connected to when that was tried last."""
         ...
 
@@ -165,7 +165,7 @@ class StalledPartitions:
         failures = self._connections.failures
         # If there is no broker at all, no partition is better off when these leave, and the client
         # that holds them is given up in the end.
-        lets_go = self._gives_up and not self._connections.cut_off()
+        lets_go = self._gives_up and not self._connections.is_disconnected()
         gone: dict[Any, float] = {}
         is_stalled = is_leaderless = False
         for where, batches in [*self._accumulator._batches.items()]:

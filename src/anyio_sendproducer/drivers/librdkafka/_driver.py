@@ -675,19 +675,19 @@ class ConfluentDriver:
         lifetime = max(_MIN_TOKEN_SECONDS, min(remaining, _MAX_TOKEN_SECONDS))
         return token, now + lifetime, "", tokens.extensions()
 
-    def trouble(self) -> Exception | None:
-        """The last failure to connect; see :meth:`anyio_sendproducer.drivers.Driver.trouble`."""
+    def last_error(self) -> Exception | None:
+        """The last failure to connect; see :meth:`anyio_sendproducer.drivers.Driver.last_error`."""
         said, at = self._lines.broker_error
         if self._trouble is None and time.monotonic() - at < _REPEATED_SECONDS:
             return SendProducerError(said)
         return self._trouble
 
-    def cut_off(self) -> bool:
-        """Whether it reaches no broker; see :meth:`anyio_sendproducer.drivers.Driver.cut_off`."""
+    def is_disconnected(self) -> bool:
+        """See :meth:`anyio_sendproducer.drivers.Driver.is_disconnected`."""
         return self._is_cut_off
 
-    def figures(self) -> Mapping[str, Any]:
-        """Its statistics; see :meth:`anyio_sendproducer.drivers.Driver.figures`."""
+    def metrics(self) -> Mapping[str, Any]:
+        """Its statistics; see :meth:`anyio_sendproducer.drivers.Driver.metrics`."""
         text = self._statistics
         if text and text is not self._read[0]:
             try:
@@ -972,15 +972,15 @@ class ConfluentDriver:
             return _not_written(record, "another record of its batch was refused", error)
         cause: Exception = self._fenced(error) if self._is_fenced(error) else _translated(error)
         if code == KafkaError._MSG_TIMED_OUT:
-            trouble = self.trouble()
+            last_error = self.last_error()
             late = timed_out(
                 record,
                 "no broker acknowledged the record",
                 self._settings.delivery_timeout,
-                trouble,
+                last_error,
                 was_sent=True,
             )
-            late.__cause__ = trouble or cause
+            late.__cause__ = last_error or cause
             return late
         said = _words(error)
         if code in _PURGED:
