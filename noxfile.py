@@ -202,9 +202,10 @@ def with_all_extras(package: str) -> str:
 def security(session: nox.Session) -> None:
     """Fail if a dependency of any extra has a known vulnerability. Ruff checks the code.
 
-    It looks up each package that pip installs today, and fails if one is not looked up. That needs
-    PyPI's advisory service, which few mirrors offer. ``tests/support/advisories.toml`` lists what
-    is accepted, and why.
+    It looks up each package that pip installs today, and fails if one is not looked up. PyPI's
+    advisory service answers by default; few mirrors offer it. Further arguments go to pip-audit:
+    ``nox -s security -- --vulnerability-service osv --osv-url URL`` asks another service.
+    ``tests/support/advisories.toml`` lists the accepted advisories with reasons.
     """
     session.install(with_all_extras("."))
     listed, report = (Path(session.create_tmp(), name) for name in ("installed.txt", "report.json"))
@@ -214,7 +215,7 @@ def security(session: nox.Session) -> None:
     report.unlink(missing_ok=True)
     options = ("--no-deps", "--disable-pip", "--format", "json", "--output", str(report))
     # 1 is for vulnerabilities, too. The report is judged below.
-    session.run("pip-audit", *options, "-r", str(listed), success_codes=[0, 1])
+    session.run("pip-audit", *options, "-r", str(listed), *session.posargs, success_codes=[0, 1])
     if not report.exists():
         session.error("NOTHING WAS LOOKED UP: pip-audit has written no report, see above")
     session.run(*advisories, "judge", str(report))
