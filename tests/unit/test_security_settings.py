@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib.util
 import os
@@ -729,6 +730,30 @@ def test_only_regular_files_are_read(
     with pytest.raises(SettingsError, match=f"'{name}' (must name a regular file|names a file th)"):
         make_config({**TLS, **paths, name: path})
     assert open_files() == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no FIFOs")
+@pytest.mark.parametrize("make_config", [config, librdkafka], ids=["kafka-python", "librdkafka"])
+def test_a_directory_of_authorities_has_regular_files(make_config: Any, tmp_path: Path) -> None:
+    # OpenSSL opens an entry with such a name in a handshake, and would wait for the FIFO's writer.
+    (tmp_path / "a-directory").mkdir()
+    os.mkfifo(tmp_path / "another-name")
+    make_config({**TLS, "ssl_cafile": tmp_path})
+    os.mkfifo(tmp_path / "82965258.0")
+    with pytest.raises(SettingsError, match=r"'ssl_cafile' .* 82965258\.0 is not a regular file"):
+        make_config({**TLS, "ssl_cafile": tmp_path})
+
+
+@pytest.mark.parametrize("make_config", [config, librdkafka], ids=["kafka-python", "librdkafka"])
+def test_a_directory_of_authorities_that_can_not_be_read_is_refused(
+    make_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: str) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(SettingsError, match=r"'ssl_cafile' .* can't be read: Permission denied"):
+        make_config({**TLS, "ssl_cafile": tmp_path})
 
 
 @pytest.mark.parametrize("make_config", [config, librdkafka], ids=["kafka-python", "librdkafka"])

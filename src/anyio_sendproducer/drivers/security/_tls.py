@@ -130,7 +130,8 @@ class Tls:
             self._set_ciphers(context)
         if "ca" in given:
             path = given.get("ca")
-            if Path(path).is_dir():  # librdkafka takes those too, and so does OpenSSL
+            if Path(path).is_dir():
+                _check_directory(given, path)
                 context.load_verify_locations(capath=path)
             else:
                 self._trust(context, "ca", "CERTIFICATE", _pem_file(given, "ca"))
@@ -324,6 +325,26 @@ def _pem_file(given: Given, meaning: str) -> str:
     if problem:
         raise given.wrong(meaning, problem)
     return content.decode("ascii", "replace")
+
+
+def _check_directory(given: Given, path: str) -> None:
+    """Refuse a directory with a FIFO or a device among its certificates.
+
+    OpenSSL opens the files of such a directory during a handshake, and would wait for the writer of
+    a FIFO. The names are those that it looks for: the hash of a subject, a dot and a number.
+
+    Raises:
+        SettingsError: the directory has such an entry, or cannot be read.
+    """
+    try:
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if re.fullmatch(r"[0-9a-f]{8}\.r?[0-9]+", entry.name) and not entry.is_file():
+                    problem = f"names a directory whose {entry.name} is not a regular file"
+                    raise given.wrong("ca", problem)
+    except OSError as error:
+        problem = f"names a directory that can't be read: {_reason(error)}"
+        raise given.wrong("ca", problem) from None
 
 
 def _read_regular(path: str) -> bytes | None:
