@@ -20,6 +20,7 @@ from anyio_sendproducer import ProducerSettings, open_send_producer
 from tests.support.kafka_security import Authority
 from tests.support.scripted_broker import (
     API_VERSIONS,
+    FIND_COORDINATOR,
     METADATA,
     SASL_AUTHENTICATE,
     Answer,
@@ -150,3 +151,20 @@ async def test_it_logs_in_as_often_as_a_broker_says() -> None:
         made = ProducerSettings(bootstrap_servers=broker.address, properties=login)
         async with open_send_producer(made, driver="confluent"):
             await until(lambda: broker.requests.count(SASL_AUTHENTICATE) > 100)
+
+
+async def test_it_asks_without_a_pause_for_a_coordinator_that_the_metadata_lack() -> None:
+    # An answer has the pause, an error, its text, and a broker's number, host and port.
+    host = b"127.0.0.1"
+    coordinator = struct.pack(f">ihhih{len(host)}si", 0, 0, -1, 9, len(host), host, 1)
+    with scripted_broker(answers={FIND_COORDINATOR: answer(coordinator)}) as broker:
+        made = ProducerSettings(bootstrap_servers=broker.address, transactional_id="t")
+
+        async def open_producer() -> None:
+            async with open_send_producer(made, driver="confluent"):
+                raise AssertionError("it has no coordinator")
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(open_producer)
+            await until(lambda: broker.requests.count(FIND_COORDINATOR) > 500)
+            tasks.cancel_scope.cancel()

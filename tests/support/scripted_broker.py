@@ -23,6 +23,7 @@ from typing import Any, Final
 
 __all__ = [
     "API_VERSIONS",
+    "FIND_COORDINATOR",
     "METADATA",
     "PRODUCE",
     "SASL_AUTHENTICATE",
@@ -41,6 +42,7 @@ _sasl: Any = importlib.import_module("kafka.protocol.sasl")
 #: The numbers of Kafka's requests.
 PRODUCE: Final = 0
 METADATA: Final = 3
+FIND_COORDINATOR: Final = 10
 SASL_HANDSHAKE: Final = 17
 API_VERSIONS: Final = 18
 INIT_PRODUCER_ID: Final = 22
@@ -50,6 +52,8 @@ SASL_AUTHENTICATE: Final = 36
 _VERSIONS: Final = {
     PRODUCE: (7, 7),
     METADATA: (7, 7),
+    # It has no answer of its own to this one.
+    FIND_COORDINATOR: (1, 1),
     SASL_HANDSHAKE: (1, 1),
     API_VERSIONS: (0, 0),
     INIT_PRODUCER_ID: (1, 1),
