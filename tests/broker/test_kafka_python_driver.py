@@ -38,9 +38,8 @@ from anyio_sendproducer import (
     open_send_producer,
 )
 from anyio_sendproducer.drivers import Outcome, Submission
-from anyio_sendproducer.drivers.kafka_python import _batches as _runs
+from anyio_sendproducer.drivers.kafka_python import _batches, _errors, _patches
 from anyio_sendproducer.drivers.kafka_python import _driver as _kafka_python
-from anyio_sendproducer.drivers.kafka_python import _errors, _patches
 from anyio_sendproducer.drivers.kafka_python._driver import KafkaPythonDriver
 from anyio_sendproducer.testing import MockCluster, mock_cluster
 from tests.support.mock_cluster import FOR_MOCK
@@ -189,7 +188,7 @@ def test_news_of_the_topic_does_not_begin_the_round_anew(cluster: MockCluster) -
 def test_a_long_batch_without_keys_is_spread_too(cluster: MockCluster) -> None:
     with opened(cluster) as (driver, recorder):
         learn(driver, recorder, TWELVE)
-        size = _runs.RUN_BYTES // 4
+        size = _batches.RUN_BYTES // 4
         parcels = [Parcel(ProducerRecord(TWELVE, bytes(size)), size) for _ in range(24)]
         submit(driver, recorder, parcels)
         partitions = [metadata_of(one).partition for one in recorder.outcomes_of(parcels)]
@@ -201,7 +200,7 @@ def test_a_long_batch_without_keys_is_spread_too(cluster: MockCluster) -> None:
 def test_a_long_batch_with_one_key_stays_in_order_on_its_partition(cluster: MockCluster) -> None:
     with opened(cluster) as (driver, recorder):
         learn(driver, recorder, TWELVE)
-        size = _runs.RUN_BYTES // 2
+        size = _batches.RUN_BYTES // 2
         parcels = [Parcel(ProducerRecord(TWELVE, bytes(size), b"key"), size) for _ in range(9)]
         submit(driver, recorder, parcels)
         found = [metadata_of(one) for one in recorder.outcomes_of(parcels)]
@@ -210,9 +209,9 @@ def test_a_long_batch_with_one_key_stays_in_order_on_its_partition(cluster: Mock
 
 
 def test_partitions_without_a_leader_are_passed_over_unless_there_are_no_others() -> None:
-    some = _runs.Route({0, 1, 2}, {0, 2}, 5)
+    some = _batches.TopicPartitions({0, 1, 2}, {0, 2}, 5)
     assert {some.next_in_turn() for _ in range(4)} == {0, 2}
-    none = _runs.Route({0, 1, 2}, set(), 5)
+    none = _batches.TopicPartitions({0, 1, 2}, set(), 5)
     assert {none.next_in_turn() for _ in range(4)} == {0, 1, 2}
 
 
@@ -338,15 +337,15 @@ def test_a_send_that_a_tracing_agent_wraps_is_called_for_each_record(
 
 def test_a_transactional_client_is_told_of_each_record() -> None:
     accumulator = kafka_accumulator.RecordAccumulator()
-    assert _patches.past_send(like_a_producer(accumulator, "id")) is None
-    assert _patches.past_send(like_a_producer(accumulator)) == accumulator.append
+    assert _patches.find_direct_append(like_a_producer(accumulator, "id")) is None
+    assert _patches.find_direct_append(like_a_producer(accumulator)) == accumulator.append
 
 
 @pytest.mark.parametrize(
     "accumulator", [None, object(), bytearray()], ids=["None", "object", "bytearray"]
 )
 def test_where_the_way_past_send_is_closed_send_serves(accumulator: object) -> None:
-    assert _patches.past_send(like_a_producer(accumulator)) is None
+    assert _patches.find_direct_append(like_a_producer(accumulator)) is None
 
 
 @pytest.mark.parametrize("way", ["append", "send"])
@@ -396,7 +395,9 @@ class Told:
     def target(self, topic: str, partition: int) -> object:
         return topic, partition
 
-    def failure(self, submission: Submission, error: Exception, run: _runs.Run) -> DeliveryError:
+    def failure(
+        self, submission: Submission, error: Exception, run: _batches.PartitionRun
+    ) -> DeliveryError:
         return DeliveryError(
             f"{error} on {run.partition}",
             record=submission.record,
@@ -427,7 +428,7 @@ def test_a_run_reports_each_once_in_whichever_order_they_are_completed(
 ) -> None:
     order, successes, watched_after = drawn
     told = Told()
-    run = _runs.Run(told, "topic", 3)
+    run = _batches.PartitionRun(told, "topic", 3)
     run.submissions = [Parcel(ProducerRecord("topic", b"%d" % number)) for number in order]
     run.futures = [kafka_future.Future() for _ in order]
 
@@ -777,7 +778,7 @@ def test_what_is_looked_up_while_an_answer_comes_is_looked_up_again() -> None:
         return found
 
     metadata: Any = types.SimpleNamespace(partitions_for_topic=look_up, topics=look_up_names)
-    forget = _patches.look_up_once(metadata)
+    forget = _patches.patch_cache_metadata(metadata)
     assert metadata.partitions_for_topic("old") is None  # nobody had asked for it
     assert [metadata.partitions_for_topic("old") for _ in range(2)] == [{0}, {0, 1}]
     assert [metadata.topics() for _ in range(2)] == [{"old"}, {"old", "new"}]
@@ -950,7 +951,7 @@ def test_in_a_transaction_what_is_refused_does_not_fail_alone() -> None:
         config={"transactional_id": "id"}, _sender=sender, _transaction_manager=manager
     )
     refused = {("t", 0), ("t", 1)}
-    is_broken = _patches.refuse_alone(producer, refused)
+    is_broken = _patches.patch_isolate_rejections(producer, refused)
     assert is_broken is not None
     assert is_broken()
     assert vars(sender) == {"_can_split": None}
@@ -968,7 +969,7 @@ def test_a_client_that_is_not_as_it_was_is_left_as_it_is() -> None:
         producer = types.SimpleNamespace(
             config=config, _transaction_manager=types.SimpleNamespace(), _sender=sender
         )
-        assert _patches.refuse_alone(producer, set()) is None
+        assert _patches.patch_isolate_rejections(producer, set()) is None
         assert vars(producer._transaction_manager) == {}
 
 
@@ -979,7 +980,7 @@ def refusals_break(monkeypatch: pytest.MonkeyPatch) -> None:
     def leave_it(_producer: object, _refused: object) -> None:
         pass
 
-    monkeypatch.setattr(_kafka_python, "refuse_alone", leave_it)
+    monkeypatch.setattr(_kafka_python, "patch_isolate_rejections", leave_it)
 
 
 @pytest.mark.usefixtures("refusals_break")
@@ -1200,7 +1201,7 @@ def test_the_error_names_the_address_and_the_clients_last_words() -> None:
     assert "ECONNREFUSED" in str(caught.value)
     # Its handler is gone from the client's logger.
     handlers = logging.getLogger("kafka").handlers
-    assert not any(isinstance(handler, _errors.LastError) for handler in handlers)
+    assert not any(isinstance(handler, _errors.LastErrorHandler) for handler in handlers)
 
 
 def test_a_first_answer_that_fails_is_asked_for_again(
@@ -1420,7 +1421,7 @@ def test_a_refusal_still_ends_the_client(bare: Any) -> None:
     batch = kafka_producer_batch.ProducerBatch(kafka.TopicPartition(TWELVE, 3), None)
     assert (batch.attempts, batch.final_state) == (0, None)
     assert bare._sender._can_split.__code__.co_varnames[1:3] == ("batch", "error")
-    assert _patches.refuse_alone(bare, set()) == manager.has_fatal_error
+    assert _patches.patch_isolate_rejections(bare, set()) == manager.has_fatal_error
 
 
 def test_the_way_past_send_is_open(bare: Any) -> None:

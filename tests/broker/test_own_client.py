@@ -39,7 +39,7 @@ from anyio_sendproducer import (
 from anyio_sendproducer._engine import RETRY_SECONDS
 from anyio_sendproducer.drivers import Submitted
 from anyio_sendproducer.drivers.kafka_python import _driver as _kafka_python
-from anyio_sendproducer.drivers.kafka_python._external_client import GivenClientDriver
+from anyio_sendproducer.drivers.kafka_python._external_client import ExternalClientDriver
 from anyio_sendproducer.testing import EmbeddedBroker, FakeDriver, Gate, mock_cluster
 from tests.support.bare import BareProducer, bare, nothing
 from tests.support.calls import Call, at_gate, quiet, raising, record, task_group
@@ -310,7 +310,7 @@ def test_what_is_held_or_behind_when_it_is_closed_was_not_sent() -> None:
     gate = fake.gates["slow"] = Gate()
     gate.shut()
     fake.errors = [kafka.errors.KafkaTimeoutError()]
-    driver = GivenClientDriver(with_client(fake))
+    driver = ExternalClientDriver(with_client(fake))
     recorder = Recorder()
     driver.open(recorder)
     parcels = [Parcel(record(topic=topic)) for topic in ("unknown", "slow", "t", "unknown")]
@@ -467,8 +467,8 @@ async def test_two_producers_on_a_client_with_settings_of_its_own(
 
 def test_it_sends_no_transactions() -> None:
     with pytest.raises(SettingsError, match="producer: it has a transactional_id; let a producer_"):
-        GivenClientDriver(with_client(FakeClient(transactional_id="tx")))
-    driver: Any = GivenClientDriver(with_client(FakeClient()))
+        ExternalClientDriver(with_client(FakeClient(transactional_id="tx")))
+    driver: Any = ExternalClientDriver(with_client(FakeClient()))
     for call in (
         driver.begin_transaction,
         lambda: driver.send_offsets([], None, None),

@@ -45,8 +45,7 @@ from anyio_sendproducer import (
     SettingsError,
     open_send_producer,
 )
-from anyio_sendproducer.drivers.kafka_python import _log_redaction as _discreet
-from anyio_sendproducer.drivers.kafka_python import _network, _patches
+from anyio_sendproducer.drivers.kafka_python import _log_redaction, _network, _patches
 from anyio_sendproducer.drivers.security._tls import tls_refusal
 from anyio_sendproducer.testing import strategies
 from tests.support.brief import on_trio_and_nightly_on_asyncio
@@ -467,11 +466,11 @@ def test_what_is_logged_is_made_harmless_however_it_is_packed() -> None:
 
     Request.__name__ = "ProduceRequest_v7"
     packed = {1: [Request(), (SECRET.encode(), "a")], 2: bytearray(3)}
-    assert str(_discreet._harmless(packed)) == (
+    assert str(_log_redaction._redacted(packed)) == (
         "{1: [<ProduceRequest_v7>, [<14 bytes>, 'a']], 2: <3 bytes>}"
     )
     record = logging.LogRecord("kafka", 10, "", 0, "%(a)s", ({"a": "x\ny"},), None)
-    assert _discreet._DISCREET.filter(record)
+    assert _log_redaction._FILTER.filter(record)
     assert record.getMessage() == "x\\ny"
 
 

@@ -78,7 +78,7 @@ def refusal(properties: dict[str, Any]) -> str:
 
 def context_of(properties: dict[str, Any]) -> ssl.SSLContext:
     found = config({**TLS, **properties})["ssl_context"]
-    assert isinstance(found, _tls.Tls)
+    assert isinstance(found, _tls.ReloadingSSLContext)
     return found.context()
 
 

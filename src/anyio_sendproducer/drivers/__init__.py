@@ -50,9 +50,9 @@ def make_driver(chosen: str | DriverFactory | None, settings: ProducerSettings) 
             raise SettingsError(
                 "driver and producer: give one, for the producer is one of kafka-python"
             )
-        from .kafka_python._external_client import GivenClientDriver
+        from .kafka_python._external_client import ExternalClientDriver
 
-        return GivenClientDriver(settings)
+        return ExternalClientDriver(settings)
     if callable(chosen):
         made = cast("object", chosen(settings))
         if not callable(getattr(made, "submit", None)):

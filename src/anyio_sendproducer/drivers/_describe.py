@@ -12,8 +12,8 @@ from typing import Any
 from .._settings import ProducerSettings
 from ._protocols import ClusterDescription
 from .librdkafka._properties import LIBRDKAFKA
-from .security._settings import KAFKA_PYTHON, judged
-from .security._tls import Tls
+from .security._settings import KAFKA_PYTHON, parse_security
+from .security._tls import ReloadingSSLContext
 
 __all__ = [
     "Protocol",
@@ -47,11 +47,11 @@ def protocol_of(chosen: str | None, settings: ProducerSettings) -> Protocol:
         SettingsError: a setting of the security is wrong, or can't be had with this driver.
     """
     abilities = LIBRDKAFKA if chosen == "confluent" else KAFKA_PYTHON
-    security, _ = judged(settings.properties, abilities)
+    security, _ = parse_security(settings.properties, abilities)
     given = security.given
     context: Any = None
     if security.encrypts:
-        context = given.get("context") or Tls(given).context()
+        context = given.get("context") or ReloadingSSLContext(given).context()
     return Protocol(security.protocol, security.mechanism, context, "proxy" not in given)
 
 

@@ -17,7 +17,7 @@ from ..._exceptions import DeliveryError, SendProducerError
 from ..._records import RecordMetadata
 from .._protocols import Outcome
 
-__all__ = ["RUN_BYTES", "Line", "Reporter", "Route", "Run"]
+__all__ = ["RUN_BYTES", "PartitionRun", "Reporter", "TopicBatch", "TopicPartitions"]
 
 #: After this many bytes the next partition's turn comes for records without a key, and one callback
 #: reports what went before to one partition.
@@ -44,12 +44,12 @@ class Reporter(Protocol):
         """Pass outcomes on."""
         ...
 
-    def failure(self, submission: Any, error: Exception, run: Run) -> DeliveryError:
+    def failure(self, submission: Any, error: Exception, run: PartitionRun) -> DeliveryError:
         """What an error of the client says of a record."""
         ...
 
 
-class Route:
+class TopicPartitions:
     """Where the records of one topic may go, until the next change of metadata."""
 
     __slots__ = ("_available", "_turn", "partitions")
@@ -65,7 +65,7 @@ class Route:
         return self._available[self._turn]
 
 
-class Run:
+class PartitionRun:
     """Records handed to one partition one after the other, reported by one callback.
 
     The client completes a partition's batches in order, so that when the last of these is done the
@@ -87,7 +87,7 @@ class Run:
     @classmethod
     def of_one(
         cls, driver: Reporter, topic: str, partition: int | None, submission: Any, future: Any
-    ) -> Run:
+    ) -> PartitionRun:
         """The run of a record whose completion says nothing of others'."""
         run = cls(driver, topic, partition)
         run.submissions.append(submission)
@@ -139,39 +139,41 @@ class Run:
         rest = list(zip(self.submissions, self.futures, strict=True))[done:]
         self._driver.report(self.submissions[:done], outcomes)
         for submission, future in rest:
-            Run.of_one(self._driver, self.topic, self.partition, submission, future).watch()
+            PartitionRun.of_one(
+                self._driver, self.topic, self.partition, submission, future
+            ).watch()
 
 
-class Line:
+class TopicBatch:
     """The records of one topic in one batch: where they may go, and the runs they form."""
 
     __slots__ = ("_driver", "_keyed", "keyless", "route", "topic")
 
     def __init__(
-        self, driver: Reporter, topic: str, route: Route | SendProducerError | None
+        self, driver: Reporter, topic: str, route: TopicPartitions | SendProducerError | None
     ) -> None:
         self._driver = driver
         self.topic = topic
         self.route = route
-        self._keyed: dict[int | None, Run] = {}
-        self.keyless: Run | None = None
+        self._keyed: dict[int | None, PartitionRun] = {}
+        self.keyless: PartitionRun | None = None
 
-    def run_to(self, partition: int) -> Run:
+    def run_to(self, partition: int) -> PartitionRun:
         """The run to this partition."""
         run = self._keyed.get(partition)
         if run is None:
-            run = self._keyed[partition] = Run(self._driver, self.topic, partition)
+            run = self._keyed[partition] = PartitionRun(self._driver, self.topic, partition)
         return run
 
-    def run_without_key(self) -> Run:
+    def run_without_key(self) -> PartitionRun:
         """A new run of records that may go anywhere, where there is no such run now."""
         partition = None
-        if self._driver.chooses and isinstance(self.route, Route):
+        if self._driver.chooses and isinstance(self.route, TopicPartitions):
             partition = self.route.next_in_turn()
-        self.keyless = run = Run(self._driver, self.topic, partition)
+        self.keyless = run = PartitionRun(self._driver, self.topic, partition)
         return run
 
-    def end_run(self, run: Run) -> None:
+    def end_run(self, run: PartitionRun) -> None:
         """This run is long enough."""
         if run is self.keyless:
             self.keyless = None

@@ -23,8 +23,8 @@ from .._properties import (
     truth_in,
     unknown,
 )
-from ..security._settings import KAFKA_PYTHON, NAMES, SCRAM, Security, judged
-from ..security._tls import Tls
+from ..security._settings import KAFKA_PYTHON, NAMES, SCRAM, Security, parse_security
+from ..security._tls import ReloadingSSLContext
 
 __all__ = ["CODECS", "client_config"]
 
@@ -81,7 +81,7 @@ def client_config(
         SettingsError: a property is unknown, managed by the producer, of a wrong kind, contradicts
             another, or needs a package that is not installed.
     """
-    security, properties = judged(settings.properties, KAFKA_PYTHON)
+    security, properties = parse_security(settings.properties, KAFKA_PYTHON)
     config = {**_DEFAULTS, **_security_config(security, settings.start_timeout)}
     for given, value in properties.items():
         name = canonical_name(given)
@@ -165,5 +165,5 @@ def _security_config(security: Security, seconds: float) -> dict[str, Any]:
         if meaning.startswith("kerberos"):
             config[f"sasl_{meaning}"] = given.get(meaning)
     if security.encrypts:
-        config["ssl_context"] = given.get("context") or Tls(given)
+        config["ssl_context"] = given.get("context") or ReloadingSSLContext(given)
     return config

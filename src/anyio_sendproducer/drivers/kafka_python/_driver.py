@@ -52,7 +52,7 @@ from .._protocols import (
 )
 from .._serializing import parts_of, serialize_with, size_of
 from ..security._settings import TokenSource
-from ._batches import RUN_BYTES, Line, Route, Run
+from ._batches import RUN_BYTES, PartitionRun, TopicBatch, TopicPartitions
 from ._config import CODECS, client_config
 from ._errors import (
     CONNECTION,
@@ -60,7 +60,7 @@ from ._errors import (
     RECOVERED,
     REFUSALS,
     ClosedWhileOpening,
-    LastError,
+    LastErrorHandler,
     LoginRefused,
     given_up,
     no_metadata,
@@ -70,18 +70,18 @@ from ._errors import (
     translated,
 )
 from ._freshness import MissingPartitions, Refreshes
-from ._log_redaction import Discreet
+from ._log_redaction import RedactingFilter
 from ._network import ClosingSocket, NetClient, client_words
 from ._partitioning import NoPartition, UsersPartitioner, hash_of_key
 from ._patches import (
     Append,
     QuietProducer,
+    find_direct_append,
     find_hurry,
     flush_nothing,
-    look_up_once,
-    past_send,
-    refuse_alone,
-    request_at_once,
+    patch_cache_metadata,
+    patch_isolate_rejections,
+    patch_request_promptly,
 )
 from ._stalled import GivenUp, StalledPartitions
 
@@ -104,7 +104,7 @@ _SLICE_MS: Final = 50
 
 _log = logging.getLogger("anyio_sendproducer.kafka_python")
 # All of its loggers are there by now.
-Discreet.watch("kafka")
+RedactingFilter.watch("kafka")
 # This one writes down its whole configuration, passwords and all.
 logging.getLogger("kafka.admin.client").addFilter(
     lambda record: "configuration" not in str(record.msg)
@@ -166,7 +166,7 @@ class KafkaPythonDriver:
         self._closed = False
         self._opened: _Opened | None = None
         self._client: NetClient | None = None
-        self._routes: dict[str, Route] = {}
+        self._routes: dict[str, TopicPartitions] = {}
         self._turns: dict[str, int] = {}
         #: Topics without metadata, and since when the cluster says that it does not know them.
         self._asked: dict[str, float | None] = {}
@@ -237,7 +237,7 @@ class KafkaPythonDriver:
             raise ProducerStartError("the producer was closed while it was starting")
 
     def _open(self, sink: Sink, deadline: float) -> None:
-        words = LastError()
+        words = LastErrorHandler()
         client_log = logging.getLogger("kafka")
         client_log.addHandler(words)
         try:
@@ -282,8 +282,8 @@ class KafkaPythonDriver:
         client = cast("NetClient", self._client)
         self._opened = _Opened(
             producer=producer,
-            append=past_send(producer),
-            is_broken=refuse_alone(producer, client.refused),
+            append=find_direct_append(producer),
+            is_broken=patch_isolate_rejections(producer, client.refused),
             hurry=find_hurry(producer),
             client=client,
             stalled=StalledPartitions(
@@ -328,7 +328,9 @@ class KafkaPythonDriver:
             )
         return made
 
-    def _connect(self, sink: Sink, deadline: float, words: LastError, **configs: Any) -> NetClient:
+    def _connect(
+        self, sink: Sink, deadline: float, words: LastErrorHandler, **configs: Any
+    ) -> NetClient:
         """Make the client and let it bootstrap, in slices, so that it can be told to stop.
 
         The constructor's own bootstrap takes as long as ``bootstrap_timeout_ms`` says, whatever
@@ -339,8 +341,8 @@ class KafkaPythonDriver:
         # 3.0.12 takes these settings and does not pass them on to the one who uses them.
         for name in ("allow_auto_create_topics", "retry_backoff_ms"):
             cluster.config[name] = configs[name]
-        self._forget = look_up_once(cluster)
-        request = request_at_once(
+        self._forget = patch_cache_metadata(cluster)
+        request = patch_request_promptly(
             cluster,
             cluster.metadata_request,
             lambda: client.manager.connection_delay("metadata"),
@@ -428,7 +430,7 @@ class KafkaPythonDriver:
         answer = Submitted()
         failed: list[Any] = []
         failures: list[Outcome] = []
-        lines: dict[str, Line] = {}
+        lines: dict[str, TopicBatch] = {}
         missing: set[tuple[str, int]] = set()
         serialized = self._key is not None or self._value is not None
         chooses = self.chooses
@@ -440,16 +442,16 @@ class KafkaPythonDriver:
                 routes = self._routes
                 for line in lines.values():
                     # What is behind a record that is held must not go before it.
-                    if type(line.route) is Route:
+                    if type(line.route) is TopicPartitions:
                         line.route = self._route(line.topic)
             record = submission.record
             topic = record.topic
             try:
                 line = lines[topic]
             except KeyError:
-                line = lines[topic] = Line(self, topic, self._route(topic))
+                line = lines[topic] = TopicBatch(self, topic, self._route(topic))
             route = line.route
-            if type(route) is not Route:
+            if type(route) is not TopicPartitions:
                 if route is None:
                     answer.held.append(submission)
                 else:
@@ -592,7 +594,7 @@ class KafkaPythonDriver:
         is_broken = self._ready().is_broken
         return is_broken is None or is_broken()
 
-    def failure(self, submission: Submission, error: Exception, run: Run) -> DeliveryError:
+    def failure(self, submission: Submission, error: Exception, run: PartitionRun) -> DeliveryError:
         """What an error of the client says of a record, in our terms."""
         if isinstance(error, GivenUp):
             return given_up(submission.record, error)
@@ -765,7 +767,7 @@ class KafkaPythonDriver:
         return None
 
     def _no_partition(
-        self, topic: str, partition: int, route: Route, missing: set[tuple[str, int]]
+        self, topic: str, partition: int, route: TopicPartitions, missing: set[tuple[str, int]]
     ) -> str | None:
         """Why a record is refused whose partition is not in the metadata.
 
@@ -792,7 +794,7 @@ class KafkaPythonDriver:
             f"it has {len(route.partitions)}, numbered from 0"
         )
 
-    def _route(self, topic: str) -> Route | SendProducerError | None:
+    def _route(self, topic: str) -> TopicPartitions | SendProducerError | None:
         route = self._routes.get(topic)
         if route is not None:
             return route
@@ -815,7 +817,7 @@ class KafkaPythonDriver:
         available = cluster.available_partitions_for_topic(topic) or set()
         turn = self._turns.get(topic, hash(topic) % 1024)
         self._turns[topic] = turn + 1
-        route = routes[topic] = Route(partitions, available, turn)
+        route = routes[topic] = TopicPartitions(partitions, available, turn)
         return route
 
     def _unknown(self, topic: str, cluster: Any) -> SendProducerError | None:

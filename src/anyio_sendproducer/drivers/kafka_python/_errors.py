@@ -34,7 +34,7 @@ __all__ = [
     "RECOVERED",
     "REFUSALS",
     "ClosedWhileOpening",
-    "LastError",
+    "LastErrorHandler",
     "LoginRefused",
     "given_up",
     "is_metadata_missing",
@@ -95,7 +95,7 @@ FENCED: Final[tuple[type[Exception], ...]] = (
 CONNECTION: Final = re.compile(r"<\w*Connection [^>]*>:\s*")
 
 
-class LastError(logging.Handler):
+class LastErrorHandler(logging.Handler):
     """Keeps the client's last error in this thread: its only word of why it did not connect."""
 
     def __init__(self) -> None:

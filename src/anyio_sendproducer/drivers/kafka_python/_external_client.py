@@ -19,16 +19,16 @@ from ..._records import ConsumerGroupMetadata, ProducerRecord
 from ..._settings import ProducerSettings
 from .._protocols import ConsumedOffset, Deadline, Outcome, Sink, Submission, Submitted
 from .._serializing import bytes_of, check_headers, serialize_with, size_of
-from ._batches import Run
+from ._batches import PartitionRun
 from ._errors import is_metadata_missing, no_metadata, not_acknowledged, not_taken
 from ._patches import find_hurry, flush_nothing
 
-__all__ = ["GivenClientDriver"]
+__all__ = ["ExternalClientDriver"]
 
 _log = logging.getLogger("anyio_sendproducer.kafka_python")
 
 
-class GivenClientDriver:
+class ExternalClientDriver:
     """A :class:`~anyio_sendproducer.drivers.Driver` on ``settings.producer``.
 
     Args:
@@ -124,7 +124,7 @@ class GivenClientDriver:
             else:
                 # At once and one by one: the next `send` may block for a minute, and to which
                 # partition the client gave this record nobody knows.
-                Run.of_one(self, topic, None, submission, future).watch()
+                PartitionRun.of_one(self, topic, None, submission, future).watch()
         answer.held.extend(_taken_out(self._held))
         return answer
 
@@ -142,7 +142,7 @@ class GivenClientDriver:
         if broken_by is not None and not self._closed:
             sink.broken(broken_by)
 
-    def failure(self, submission: Submission, error: Exception, run: Run) -> DeliveryError:  # noqa: ARG002
+    def failure(self, submission: Submission, error: Exception, run: PartitionRun) -> DeliveryError:  # noqa: ARG002
         """What an error of the client says of a record."""
         if not self._broken and self._is_broken is not None and self._is_broken():
             self._broken = True

@@ -8,14 +8,14 @@ from typing import Any, Final, cast
 
 from ..._shown import OneLine
 
-__all__ = ["Discreet"]
+__all__ = ["RedactingFilter"]
 
 
 #: Of these kafka-python would write down what is in them: passwords, tokens, records.
 _FULL_OF_SECRETS: Final = re.compile(r"(Sasl|Produce)\w*(Request|Response)(_v\d+)?")
 
 
-class Discreet(OneLine):
+class RedactingFilter(OneLine):
     """Takes what may be secret out of kafka-python's messages, and control characters.
 
     On the level DEBUG, 3.0.12 logs each request, and each byte that it sends and receives: the
@@ -28,19 +28,19 @@ class Discreet(OneLine):
         for name in list(logging.root.manager.loggerDict):
             # A logger's filters are not asked about what its children say.
             if f"{name}.".startswith(f"{library}."):
-                logging.getLogger(name).addFilter(_DISCREET)
+                logging.getLogger(name).addFilter(_FILTER)
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Change the message where it needs it; all are passed on."""
         if isinstance(record.args, tuple):
-            record.args = tuple(map(_harmless, record.args))
+            record.args = tuple(map(_redacted, record.args))
         return super().filter(record)
 
 
-_DISCREET: Final = Discreet()
+_FILTER: Final = RedactingFilter()
 
 
-class _Stands:
+class _Placeholder:
     """Stands in a message for what does not belong there."""
 
     def __init__(self, text: str) -> None:
@@ -50,13 +50,13 @@ class _Stands:
         return self._text
 
 
-def _harmless(argument: Any) -> Any:
+def _redacted(argument: Any) -> Any:
     if isinstance(argument, (bytes, bytearray)):
-        return _Stands(f"<{len(argument)} bytes>")
+        return _Placeholder(f"<{len(argument)} bytes>")
     if _FULL_OF_SECRETS.fullmatch(type(argument).__name__):
-        return _Stands(f"<{type(argument).__name__}>")
+        return _Placeholder(f"<{type(argument).__name__}>")
     if type(argument) in {list, tuple}:
-        return [*map(_harmless, argument)]
+        return [*map(_redacted, argument)]
     if type(argument) is dict:
-        return {key: _harmless(value) for key, value in cast("Any", argument).items()}
+        return {key: _redacted(value) for key, value in cast("Any", argument).items()}
     return argument

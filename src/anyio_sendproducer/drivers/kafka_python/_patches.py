@@ -22,12 +22,12 @@ from ._errors import OF_EVERYTHING, OF_ONE_RECORD
 __all__ = [
     "Append",
     "QuietProducer",
+    "find_direct_append",
     "find_hurry",
     "flush_nothing",
-    "look_up_once",
-    "past_send",
-    "refuse_alone",
-    "request_at_once",
+    "patch_cache_metadata",
+    "patch_isolate_rejections",
+    "patch_request_promptly",
 ]
 
 
@@ -62,7 +62,7 @@ def flush_nothing(timeout: float | None = None) -> None:
     and then leaves the sender thread alive. What is to be waited for was waited for before."""
 
 
-def past_send(producer: Any) -> Append | None:
+def find_direct_append(producer: Any) -> Append | None:
     """What ``send`` does with a record when it has checked it; None where it does more, or where it
     is not kafka-python's own: a tracing agent or a subclass of the user's sees every record.
 
@@ -121,7 +121,9 @@ def _is_kafka_pythons(method: Any) -> bool:
     )
 
 
-def refuse_alone(producer: Any, refused: set[tuple[str, int]]) -> Callable[[], bool] | None:
+def patch_isolate_rejections(
+    producer: Any, refused: set[tuple[str, int]]
+) -> Callable[[], bool] | None:
     """Have what a broker refuses fail alone, as with the Java client.
 
     In 3.0.12 one refusal ends the whole idempotent client, for the sake of the sequence numbers:
@@ -189,7 +191,7 @@ def refuse_alone(producer: Any, refused: set[tuple[str, int]]) -> Callable[[], b
     return cast("Callable[[], bool]", is_broken)
 
 
-def look_up_once(cluster: Any) -> Callable[[], None]:
+def patch_cache_metadata(cluster: Any) -> Callable[[], None]:
     """Have the metadata of topics looked up once for each answer of the brokers.
 
     3.0.12 makes three new sets of it in every ``send``, a twentieth of the whole call's price. The
@@ -239,7 +241,7 @@ def look_up_once(cluster: Any) -> Callable[[], None]:
     return forget
 
 
-def request_at_once(
+def patch_request_promptly(
     cluster: Any, make_request: Callable[[], Any], is_backing_off: Callable[[], object]
 ) -> Callable[[], Any]:
     """Have the metadata of a new topic requested as soon as a record needs it.

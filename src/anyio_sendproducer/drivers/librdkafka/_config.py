@@ -28,10 +28,10 @@ from .._properties import (
     truth_in,
     unknown,
 )
-from ..security._settings import Security, TokenSource, encodes, judged
+from ..security._settings import Security, TokenSource, encodes, parse_security
 from ..security._tls import (
     Given,
-    Tls,
+    ReloadingSSLContext,
     checks_host_names,
     cipher_names,
     pem_text,
@@ -100,7 +100,7 @@ def librdkafka_config(settings: ProducerSettings) -> LibrdkafkaConfig:
         for name, value in settings.properties.items()
         if value is not None or canonical_name(name) not in NONE_IS_DEFAULT
     }
-    security, properties = judged(given, LIBRDKAFKA)
+    security, properties = parse_security(given, LIBRDKAFKA)
     for meaning, value in security.given.values.items():
         _check_text(f"properties: {security.given.names[meaning]!r}", value)
     # Before unknown names, of which each may be a line of a key whose setting is cut short.
@@ -319,7 +319,7 @@ def _tls_config(given: Given) -> dict[str, Any]:
         for meaning, value in given.values.items()
         if meaning not in {"chain_pem", "key_pem", "ciphers"}
     }
-    Tls(Given(files, given.names))
+    ReloadingSSLContext(Given(files, given.names))
     config: dict[str, Any] = {
         "enable.ssl.certificate.verification": verifies(given),
         "ssl.endpoint.identification.algorithm": "https" if checks_host_names(given) else "none",

@@ -40,7 +40,7 @@ __all__ = [
     "Security",
     "TokenSource",
     "encodes",
-    "judged",
+    "parse_security",
 ]
 
 #: What each name stands for here. Dots and underscores are the same.
@@ -180,7 +180,9 @@ class Security:
         return TokenSource(self.given.get("tokens"), seconds) if "tokens" in self.given else None
 
 
-def judged(properties: Mapping[str, Any], abilities: Abilities) -> tuple[Security, dict[str, Any]]:
+def parse_security(
+    properties: Mapping[str, Any], abilities: Abilities
+) -> tuple[Security, dict[str, Any]]:
     """What is asked for, and the properties that are about something else. No file is read here.
 
     Args:

@@ -27,7 +27,7 @@ __all__ = [
     "CONVERT",
     "FILES",
     "Given",
-    "Tls",
+    "ReloadingSSLContext",
     "checks_host_names",
     "cipher_names",
     "pem_text",
@@ -79,7 +79,7 @@ def truth(given: Given, meaning: str) -> bool:
     return value
 
 
-class Tls:
+class ReloadingSSLContext:
     """What kafka-python takes for an ``ssl.SSLContext``: one context for all connections.
 
     Where one of its files has changed since, as certificates do that live for a day, the next
