@@ -140,3 +140,12 @@ def test_properties_one_by_one() -> None:
 def test_secrets_are_not_shown() -> None:
     connection = Connection(bootstrap_servers="a:1", properties=(("sasl.password", "s3cret"),))
     assert "s3cret" not in repr(connection)
+
+
+def test_an_error_about_a_number_holds_no_value_in_its_chain() -> None:
+    connection = Connection(
+        bootstrap_servers="one:1", properties=(("delivery.timeout.ms", "s3cret"),)
+    )
+    with pytest.raises(SettingsError, match="must be a whole number") as caught:
+        settings_of(connection)
+    assert caught.value.__context__ is caught.value.__cause__ is None

@@ -11,6 +11,7 @@ Such a file needs ``javaproperties`` (extra ``cli``).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -144,10 +145,10 @@ def _by_field(properties: Iterable[tuple[str, str]]) -> dict[str, Any]:
 
 
 def _number(name: str, text: str) -> int:
-    try:
+    # Raised outside of `except`, because the ValueError repeats the text, which may be a secret.
+    with contextlib.suppress(ValueError):
         return int(text)
-    except ValueError:
-        raise SettingsError(f"{name!r} must be a whole number") from None
+    raise SettingsError(f"{name!r} must be a whole number")
 
 
 def _add(arguments: dict[str, Any], layer: Mapping[str, Any]) -> None:
