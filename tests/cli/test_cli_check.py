@@ -24,13 +24,19 @@ from anyio_sendproducer import (
     ProducerSettings,
     ProducerStartError,
     SendProducerError,
+    checking,
     discovery,
 )
+from anyio_sendproducer.checking import (
+    STEPS,
+    BrokerDescription,
+    ClusterDescription,
+    Step,
+    check_cluster,
+)
 from anyio_sendproducer.cli import _check
-from anyio_sendproducer.cli._check import STEPS, Step, check
 from anyio_sendproducer.discovery import Target
 from anyio_sendproducer.drivers._describe import describe_cluster, protocol_of
-from anyio_sendproducer.drivers._protocols import BrokerDescription, ClusterDescription
 from anyio_sendproducer.drivers.kafka_python import _driver as _kafka_python
 from anyio_sendproducer.testing import EmbeddedBroker
 from tests.support.brief import on_either_loop, on_trio_and_nightly_on_asyncio
@@ -61,6 +67,14 @@ def expected(failed: str | None, skipped: frozenset[str] = frozenset({"tls"})) -
     return found
 
 
+async def checked(
+    settings: ProducerSettings, driver: str | None = None
+) -> tuple[list[Step], ClusterDescription | None]:
+    found = await check_cluster(settings, driver=driver)
+    assert found.passed is all(step.state != "failed" for step in found.steps)
+    return [*found.steps], found.cluster
+
+
 def settings(servers: str, **properties: Any) -> ProducerSettings:
     return ProducerSettings(
         bootstrap_servers=servers,
@@ -74,14 +88,14 @@ def settings(servers: str, **properties: Any) -> ProducerSettings:
 
 @pytest.mark.parametrize("name", [None, "kafka-python", "confluent"])
 async def test_all_is_well(name: str | None, broker: EmbeddedBroker) -> None:
-    steps, cluster = await check(settings(broker.bootstrap_servers), name)
+    steps, cluster = await checked(settings(broker.bootstrap_servers), name)
     assert states(steps) == expected(None)
     assert cluster is not None
     assert cluster.id
     (found,) = cluster.brokers
     assert f"{found.host}:{found.port}" == broker.bootstrap_servers
     assert (found.version is None) is (name == "confluent")
-    assert one(steps, "authenticate").details == ("no login is asked for",)
+    assert one(steps, "authenticate").details == ("the broker asks for no login",)
     assert one(steps, "cluster").details[1].startswith(f"broker {found.id} at 127.0.0.1:")
 
 
@@ -101,14 +115,14 @@ def test_the_command(loop: str, shared_broker: str, capsys: pytest.CaptureFixtur
 
 
 async def test_a_setting() -> None:
-    steps, cluster = await check(settings("x:1", speed=9), None)
+    steps, cluster = await checked(settings("x:1", speed=9))
     assert states(steps) == expected("settings")
     assert "'speed' is not a setting" in one(steps, "settings").details[0]
     assert cluster is None
 
 
 async def test_no_such_name() -> None:
-    steps, _ = await check(settings("nowhere.invalid:1"), None)
+    steps, _ = await checked(settings("nowhere.invalid:1"))
     assert states(steps) == expected("resolve")
     (detail,) = one(steps, "resolve").details
     assert detail.startswith("nowhere.invalid:1: ")
@@ -116,7 +130,7 @@ async def test_no_such_name() -> None:
 
 async def test_one_of_two_names(broker: EmbeddedBroker) -> None:
     servers = f"nowhere.invalid:1,{broker.bootstrap_servers}"
-    steps, _ = await check(settings(servers).with_start_timeout(20), None)
+    steps, _ = await checked(settings(servers).with_start_timeout(20))
     assert states(steps) == expected(None)
     assert one(steps, "resolve").details[1].startswith("nowhere.invalid:1: ")
     assert one(steps, "connect").details == (broker.bootstrap_servers,)
@@ -127,7 +141,7 @@ def test_nobody_listens(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert "failed  connect       127.0.0.1:1: " in printed
     assert "Connection refused" in printed
-    assert "-> is a broker running there" in printed
+    assert "-> check that a broker runs there" in printed
     assert "skipped tls           not tried, since 'connect' failed" in printed
 
 
@@ -167,21 +181,54 @@ def listening(
 @on_either_loop
 async def test_no_broker_listens(driver: str) -> None:
     with listening() as address:
-        steps, _ = await check(settings(address).with_start_timeout(2), driver)
+        steps, _ = await checked(settings(address).with_start_timeout(2), driver)
     assert states(steps) == expected("authenticate")
-    assert "it may be no broker" in one(steps, "authenticate").hint
+    assert "it may not be a broker" in one(steps, "authenticate").hint
 
 
 async def test_somebody_speaks_no_tls() -> None:
     with listening(b"hello") as address:
-        steps, _ = await check(settings(address, security_protocol="SSL"), None)
+        steps, _ = await checked(settings(address, security_protocol="SSL"))
     assert states(steps) == expected("tls")
     assert "it does not speak the TLS that is asked for" in one(steps, "tls").details[0]
 
 
+async def test_a_plaintext_listener_is_named_first(driver: str) -> None:
+    with scripted_broker() as broker, listening(b"hello") as other:
+        asked = settings(f"{other},{broker.address}", security_protocol="SSL")
+        steps, _ = await checked(asked.with_start_timeout(20), driver)
+    assert states(steps) == expected("tls")
+    first, second = one(steps, "tls").details
+    assert first == (
+        f"{broker.address}: it does not speak TLS: it answers a request that is not encrypted"
+    )
+    assert second.startswith(f"{other}: ")
+    assert one(steps, "tls").hint.startswith("set security.protocol to PLAINTEXT, or to SASL_")
+
+
+async def test_a_plaintext_listener_that_waits_for_more_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    connect_tcp: Any = anyio.connect_tcp
+
+    async def connect(*arguments: Any, **options: Any) -> Any:
+        # A broker takes the first bytes of a handshake for the size of a large request.
+        if options:
+            raise TimeoutError
+        return await connect_tcp(*arguments)
+
+    monkeypatch.setattr(anyio, "connect_tcp", connect)
+    with scripted_broker() as broker, pytest.raises(checking._NotTls):
+        await checking._shaken_hands(ssl.create_default_context(), 60, broker.host, broker.port)
+    with listening() as address, pytest.raises(TimeoutError):
+        await checking._shaken_hands(
+            ssl.create_default_context(), 60, HOST, int(address.partition(":")[2])
+        )
+
+
 async def test_somebody_hangs_up_in_the_handshake() -> None:
     with listening() as address:
-        steps, _ = await check(settings(address, security_protocol="SSL"), None)
+        steps, _ = await checked(settings(address, security_protocol="SSL"))
     assert states(steps) == expected("tls")
 
 
@@ -204,7 +251,7 @@ async def test_a_certificate_that_is_good(authority: tuple[trustme.CA, Path]) ->
     made, path = authority
     with listening(context=serving(made)) as address:
         asked = settings(address, security_protocol="SSL", ssl_truststore_location=str(path))
-        steps, _ = await check(asked.with_start_timeout(2), None)
+        steps, _ = await checked(asked.with_start_timeout(2))
     # It is no broker.
     assert states(steps) == expected("authenticate", frozenset())
     assert one(steps, "tls").details == (f"{address}: TLSv1.3",)
@@ -214,7 +261,7 @@ async def test_certificates_that_are_not_to_be_trusted(authority: tuple[trustme.
     _, path = authority
     with listening(context=serving(trustme.CA())) as address:
         asked = settings(address, security_protocol="SSL", ssl_truststore_location=str(path))
-        steps, _ = await check(asked, None)
+        steps, _ = await checked(asked)
     assert states(steps) == expected("tls")
     assert "its certificate" in one(steps, "tls").details[0]
     assert "ssl.truststore.location" in one(steps, "tls").hint
@@ -223,11 +270,11 @@ async def test_certificates_that_are_not_to_be_trusted(authority: tuple[trustme.
 @pytest.mark.parametrize(
     ("said", "hint"),
     [
-        ("x:1 speaks TLS, and security.protocol is PLAINTEXT", "security.protocol=SSL"),
-        ("x:1 expects no login, and security.protocol is SASL_SSL", "PLAINTEXT, or SSL"),
+        ("x:1 speaks TLS, and security.protocol is PLAINTEXT", "security.protocol to SSL"),
+        ("x:1 expects no login, and security.protocol is SASL_SSL", "PLAINTEXT, or to SSL"),
         ("x:1 does not offer PLAIN", "which sasl.mechanism"),
         ("x:1 refused the login with PLAIN: no", "the user's name and password"),
-        ("Failed to get metadata: Local: Broker transport failure", "it may be no broker"),
+        ("Failed to get metadata: Local: Broker transport failure", "it may not be a broker"),
         ("something else", ""),
     ],
 )
@@ -237,8 +284,8 @@ async def test_what_to_do_about_a_login(
     def refuse(*_: Any, **__: Any) -> Any:
         raise ProducerStartError(said)
 
-    monkeypatch.setattr(_check, "open_send_producer", refuse)
-    steps, _ = await check(settings(broker.bootstrap_servers), None)
+    monkeypatch.setattr(checking, "open_send_producer", refuse)
+    steps, _ = await checked(settings(broker.bootstrap_servers))
     assert states(steps) == expected("authenticate")
     assert one(steps, "authenticate").details == (said,)
     assert hint in one(steps, "authenticate").hint
@@ -252,7 +299,7 @@ async def test_a_login(broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) 
     def let_in(*_: Any, **__: Any) -> LetIn:
         return LetIn()
 
-    monkeypatch.setattr(_check, "open_send_producer", let_in)
+    monkeypatch.setattr(checking, "open_send_producer", let_in)
     asked = settings(
         broker.bootstrap_servers,
         security_protocol="SASL_PLAINTEXT",
@@ -265,8 +312,8 @@ async def test_a_login(broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) 
     def describe(*_: Any) -> ClusterDescription:
         return found
 
-    monkeypatch.setattr(_check, "describe_cluster", describe)
-    steps, cluster = await check(asked, None)
+    monkeypatch.setattr(checking, "describe_cluster", describe)
+    steps, cluster = await checked(asked)
     assert one(steps, "settings").details == (
         "driver kafka-python, SASL_PLAINTEXT, login by PLAIN",
     )
@@ -289,18 +336,18 @@ async def test_a_cluster_that_does_not_say_what_it_is(
     def fail(*_: Any) -> Any:
         raise SendProducerError("it does not say")
 
-    monkeypatch.setattr(_check, "describe_cluster", fail)
-    steps, _ = await check(settings(broker.bootstrap_servers), None)
+    monkeypatch.setattr(checking, "describe_cluster", fail)
+    steps, _ = await checked(settings(broker.bootstrap_servers))
     assert states(steps) == expected("cluster")
     assert one(steps, "cluster").details == ("it does not say",)
 
 
 async def test_a_proxy_between() -> None:
     asked = settings("x:1", proxy_url="socks5://127.0.0.1:1").with_start_timeout(0.3)
-    steps, _ = await check(asked, None)
+    steps, _ = await checked(asked)
     skipped = frozenset({"resolve", "connect", "tls"})
     assert states(steps) == expected("authenticate", skipped)
-    assert one(steps, "connect").details == ("there is a proxy between, which does this",)
+    assert one(steps, "connect").details == ("the proxy does this",)
 
 
 # --- brokers one by one --------------------------------------------------------------------------
@@ -311,7 +358,7 @@ async def test_each_broker_is_tried_by_itself_and_those_that_fail_are_named(driv
         ports = [reserved.enter_context(reserve_port()).getsockname()[1] for _ in range(8)]
         others = [(number, HOST, port) for number, port in enumerate(ports, 2)]
         broker.brokers = [(1, broker.host, broker.port), *others]
-        steps, cluster = await check(settings(broker.address).with_start_timeout(60), driver)
+        steps, cluster = await checked(settings(broker.address).with_start_timeout(60), driver)
     assert states(steps) == expected("brokers")
     assert cluster is not None
     assert [one.id for one in cluster.brokers] == [*range(1, 10)]
@@ -333,7 +380,7 @@ async def test_a_broker_whose_certificate_is_for_another_address_is_named(
     ):
         broker.brokers = [(1, broker.host, broker.port), (2, other.host, other.port)]
         asked = settings(broker.address, security_protocol="SSL", ssl_truststore_location=str(path))
-        steps, _ = await check(asked.with_start_timeout(20), driver)
+        steps, _ = await checked(asked.with_start_timeout(20), driver)
     assert states(steps) == expected("brokers", frozenset())
     bad, good = one(steps, "brokers").details
     assert bad.startswith(f"broker 2 at {other.address}: its certificate is for another address")
@@ -343,14 +390,14 @@ async def test_a_broker_whose_certificate_is_for_another_address_is_named(
 async def test_brokers_that_do_not_answer_take_no_longer_than_a_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    seen = _check._Seen(settings("x:1").with_start_timeout(0.05), None)
+    findings = checking._Findings(settings("x:1").with_start_timeout(0.05), None)
 
     async def wait(host: str, port: int) -> str:
         await anyio.sleep_forever()
         raise AssertionError
 
     named = {f"b{number}": ("x", 9092) for number in range(60)}
-    good, bad = await _check._try_each(seen, named, wait)
+    good, bad = await checking._try_each(findings, named, wait)
     assert good == {}
     assert bad["b0"] == "b0: no answer in time"
     assert bad["b59"] == "b59: not tried: the time was over"
@@ -369,9 +416,9 @@ async def test_a_cluster_of_thousands_of_brokers_is_shown_in_part(
             raise UnicodeError("label empty or too long")
         return "good"
 
-    monkeypatch.setattr(_check, "describe_cluster", describe)
-    monkeypatch.setattr(_check, "_connected", connect)
-    steps, _ = await check(settings(broker.bootstrap_servers), None)
+    monkeypatch.setattr(checking, "describe_cluster", describe)
+    monkeypatch.setattr(checking, "_connected", connect)
+    steps, _ = await checked(settings(broker.bootstrap_servers))
     assert states(steps) == expected("brokers")
     assert len(one(steps, "cluster").details) == len(one(steps, "brokers").details) == 101
     assert one(steps, "brokers").details[-1] == "and 2,900 more"
@@ -435,7 +482,7 @@ def service(**changes: Any) -> ProducerSettings:
 async def test_a_service(broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     known = Known(Target("127.0.0.1", broker.port))
     monkeypatch.setattr(discovery, "dns", lambda: known)
-    steps, _ = await check(service(), None)
+    steps, _ = await checked(service())
     assert one(steps, "resolve").details == (
         f"_kafka._tcp.x: 127.0.0.1:{broker.port}",
         "127.0.0.1: 127.0.0.1",
@@ -457,7 +504,7 @@ async def test_a_service_that_is_not_found(
     known: Known, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(discovery, "dns", lambda: known)
-    steps, _ = await check(service(), None)
+    steps, _ = await checked(service())
     assert states(steps) == expected("resolve")
     (detail,) = one(steps, "resolve").details
     assert detail.startswith("service_name '_kafka._tcp.x', asked of ")
@@ -473,8 +520,8 @@ async def test_a_service_with_thousands_of_targets(monkeypatch: pytest.MonkeyPat
         tried.append(port)
         raise ConnectionRefusedError("it is closed")
 
-    monkeypatch.setattr(_check, "_connected", connect)
-    steps, _ = await check(service(), None)
+    monkeypatch.setattr(checking, "_connected", connect)
+    steps, _ = await checked(service())
     assert states(steps) == expected("connect")
     resolved = "127.0.0.1:1, 127.0.0.1:2, 127.0.0.1:3, 127.0.0.1:4, 127.0.0.1:5 and 95 more"
     assert one(steps, "resolve").details == (f"_kafka._tcp.x: {resolved}", "127.0.0.1: 127.0.0.1")
@@ -483,7 +530,7 @@ async def test_a_service_with_thousands_of_targets(monkeypatch: pytest.MonkeyPat
 
 async def test_services_need_dnspython(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "anyio_sendproducer.discovery._dns", None)
-    steps, _ = await check(service(), None)
+    steps, _ = await checked(service())
     assert states(steps) == expected("resolve")
     assert "anyio-sendproducer[dns]" in one(steps, "resolve").details[0]
 
@@ -513,7 +560,7 @@ async def test_a_broker_that_advertises_what_is_no_address(host: str, port: int,
     # librdkafka describes the cluster without connecting to that broker.
     with scripted_broker() as broker:
         broker.brokers = [(1, broker.host, broker.port), (2, host, port)]
-        steps, _ = await check(settings(broker.address), "confluent")
+        steps, _ = await checked(settings(broker.address), "confluent")
     assert states(steps) == expected("brokers")
     bad, good = one(steps, "brokers").details
     assert good == f"broker 1 at {broker.address}"
@@ -534,22 +581,22 @@ def test_a_fifo_in_place_of_a_certificate(
 
 
 def test_ctrl_c(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    async def check_for_ever(*_: Any) -> Any:
+    async def check_for_ever(*_: Any, **__: Any) -> Any:
         signal.raise_signal(signal.SIGINT)
         await anyio.sleep_forever()
 
-    monkeypatch.setattr(_check, "check", check_for_ever)
+    monkeypatch.setattr(_check, "check_cluster", check_for_ever)
     assert run_main("check", "-b", "x:1") == 128 + signal.SIGINT
     assert capsys.readouterr().err == "anyio-sendproducer: interrupted\n"
 
 
 def test_what_errors_say() -> None:
-    assert _check._said(TimeoutError()) == "no answer in time"
-    assert _check._said(TimeoutError(110, "Connection timed out")) == "Connection timed out"
-    assert _check._said(ssl.SSLError(1, "what")) == "TLS failed: what"
+    assert checking._reason(TimeoutError()) == "no answer in time"
+    assert checking._reason(TimeoutError(110, "Connection timed out")) == "Connection timed out"
+    assert checking._reason(ssl.SSLError(1, "what")) == "TLS failed: what"
     outer = OSError("all failed")
     outer.__cause__ = ConnectionRefusedError(111, "Connection refused")
-    assert _check._said(outer) == "Connection refused"
+    assert checking._reason(outer) == "Connection refused"
 
 
 # --- the drivers ---------------------------------------------------------------------------------

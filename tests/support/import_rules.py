@@ -26,7 +26,7 @@ LAYERS: Final = [
     {"_flow"},
     {"_transaction"},
     {"_producer"},
-    {"", "testing"},
+    {"", "checking", "testing"},
     {"cli"},
     {"__main__"},
 ]

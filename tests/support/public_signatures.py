@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any, Final
 
 import anyio_sendproducer
-from anyio_sendproducer import discovery, drivers, serializers, telemetry, testing
+from anyio_sendproducer import checking, discovery, drivers, serializers, telemetry, testing
 from anyio_sendproducer.testing import factories, pytest_plugin, strategies
 from tests.support.paths import ROOT
 
@@ -22,6 +22,7 @@ __all__ = ["LISTING", "listed"]
 LISTING: Final = ROOT / "tests/unit/public_signatures.txt"
 MODULES: Final = (
     anyio_sendproducer,
+    checking,
     discovery,
     drivers,
     serializers,
