@@ -1,4 +1,9 @@
-"""How a record becomes an entry of the ledger: it is checked, entered, and the pump is notified."""
+"""How a record becomes an entry of the ledger.
+
+An admission checks the record, enters it in the ledger and notifies the pump. There is one class
+for a producer without observers, one for a producer with observers, and one that refuses the
+records of a transactional producer outside its transactions.
+"""
 
 from __future__ import annotations
 
@@ -21,28 +26,36 @@ _IDLE = PumpState.IDLE
 
 
 class AdmissionLike(Protocol):
-    """Enters records."""
+    """The interface of the three classes."""
 
     def enter(self, record: ProducerRecord[Any, Any], *, wait: bool = True) -> Entry:
         """Enter one record.
 
         Args:
             record: the record.
-            wait: whether it may wait for room.
+            wait: whether the record may wait for room.
+
+        Returns:
+            The entry. Its state is WAITING if there is no room yet.
 
         Raises:
             anyio.WouldBlock: there is no room, and ``wait`` is False.
             RecordRejected: the record is invalid.
-            ProducerClosed, ProducerBroken, ProducerMisused, TransactionError, TypeError: the record
-                can't be sent now, or not from here.
+            ProducerClosed, ProducerBroken: the producer does not accept records any more.
+            ProducerMisused: the call interrupts the producer's own code.
+            TransactionError: the producer has a ``transactional_id``, and this is not a
+                transaction.
+            TypeError: ``record`` is not a ProducerRecord.
         """
         ...
 
-    def enter_several(
-        self, records: Iterable[ProducerRecord[Any, Any]], group: Group
-    ) -> list[Entry]:
-        """Enter records of one group in one step: from the first one on, as many as can be entered
-        at once. :meth:`enter` must be called for the next record, if any."""
+    def enter_many(self, records: Iterable[ProducerRecord[Any, Any]], group: Group) -> list[Entry]:
+        """Enter records of one group, up to the first that is invalid or has no room.
+
+        Returns:
+            The entries. The caller must pass the next record, if any, to :meth:`enter`, which
+            raises its error or lets it wait.
+        """
         ...
 
 
@@ -85,12 +98,10 @@ class Admission:
             step.depth = 0
         return entry
 
-    def enter_several(
-        self, records: Iterable[ProducerRecord[Any, Any]], group: Group
-    ) -> list[Entry]:
-        """See :meth:`AdmissionLike.enter_several`."""
+    def enter_many(self, records: Iterable[ProducerRecord[Any, Any]], group: Group) -> list[Entry]:
+        """See :meth:`AdmissionLike.enter_many`."""
         with self._step:
-            entries = self._ledger.enter_several(self._checked(records), self._now(), group)
+            entries = self._ledger.enter_many(self._checked(records), self._now(), group)
             if entries:
                 self._engine.notify()
         return entries
@@ -98,8 +109,7 @@ class Admission:
     def _checked(
         self, records: Iterable[ProducerRecord[Any, Any]]
     ) -> Iterator[tuple[ProducerRecord[Any, Any], int]]:
-        """The records with their sizes, up to the first that is invalid: its error is raised when
-        that record is entered alone."""
+        """Check records up to the first that is invalid, and return them with their sizes."""
         topics, key_serialized, value_serialized = (
             self._topics,
             self._key_serialized,
@@ -142,10 +152,8 @@ class ObservedAdmission(Admission):
             self._engine.notify()
         return entry
 
-    def enter_several(
-        self, records: Iterable[ProducerRecord[Any, Any]], group: Group
-    ) -> list[Entry]:
-        """See :meth:`AdmissionLike.enter_several`."""
+    def enter_many(self, records: Iterable[ProducerRecord[Any, Any]], group: Group) -> list[Entry]:
+        """See :meth:`AdmissionLike.enter_many`."""
         ledger = self._ledger
         entries: list[Entry] = []
         for checked, size in self._checked(records):
@@ -168,7 +176,8 @@ class ObservedAdmission(Admission):
         now = self._now()
         given = observation.give(record, now)
         sent = record
-        # A record that will be refused must not get headers that say it is on its way.
+        # An injector may take a call as a sign that the record is sent, so a record that will be
+        # refused is not passed to it.
         if size <= ledger.max_bytes and (wait or ledger.has_room(size)):
             sent, size = observation.enrich(given, size, ledger.max_bytes)
         with self._step:
@@ -188,7 +197,7 @@ class ObservedAdmission(Admission):
 
 
 class RefusingAdmission:
-    """Refuses the records of a transactional producer outside its transactions.
+    """Refuses every record: for a transactional producer outside its transactions.
 
     Args:
         engine: the producer's engine.
@@ -201,21 +210,21 @@ class RefusingAdmission:
         """Refuse a record; see :meth:`AdmissionLike.enter`."""
         self._engine.check_usable()
         raise TransactionError(
-            "this producer has a transactional_id: send within `async with producer.transaction() "
-            "as tx:`, by tx.send()"
+            "this producer has a transactional_id: use `async with producer.transaction() as tx:`, "
+            "and send with tx.send()"
         )
 
-    def enter_several(
+    def enter_many(
         self,
         records: Iterable[ProducerRecord[Any, Any]],  # noqa: ARG002
         group: Group,  # noqa: ARG002
     ) -> list[Entry]:
-        """Enter none: the first record is then entered alone, and refused."""
+        """Enter no record, so that the caller passes the first one to :meth:`enter`."""
         return []
 
 
 def admission_for(engine: Engine) -> Admission:
-    """Choose the form once, so that the hot path has no branch."""
+    """Choose the implementation once, so that the hot path has no branch."""
     if engine.observation is None:
         return Admission(engine)
     return ObservedAdmission(engine, engine.observation)

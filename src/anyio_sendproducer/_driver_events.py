@@ -24,7 +24,7 @@ __all__ = [
     "GenerationEnded",
     "MetadataChanged",
     "Ready",
-    "in_portions",
+    "split_events",
 ]
 
 #: How many outcomes are settled before other tasks run. The callers that they wake run together,
@@ -100,7 +100,7 @@ Event = (
 )
 
 
-def in_portions(events: Iterable[Event]) -> Iterator[list[Event]]:
+def split_events(events: Iterable[Event]) -> Iterator[list[Event]]:
     """Divide events, in order, into portions with a bounded number of outcomes.
 
     If there are several portions, an empty one follows the last, so that the callers which the

@@ -37,7 +37,7 @@ from ._driver_events import (
     GenerationEnded,
     MetadataChanged,
     Ready,
-    in_portions,
+    split_events,
 )
 from ._exceptions import ProducerFenced, ProducerStartError
 from ._ledger import Ledger
@@ -60,7 +60,7 @@ RETRY_SECONDS: Final = 0.25
 WATCH_SECONDS: Final = 5.0
 
 #: How much longer than start_timeout a producer_factory may take until it is left behind.
-_PATIENCE_SECONDS: Final = 5.0
+_FACTORY_GRACE_SECONDS: Final = 5.0
 
 
 class ClientState(enum.Enum):
@@ -148,7 +148,7 @@ class Engine:
         self._tasks: anyio.abc.TaskGroup
         self._generations = 1
         # How many records had been accepted when the last client was given up.
-        self._given_up_at = 0
+        self._accepted_before_replacement = 0
         self.metadata = Metadata()
         if observation is None:  # observers are informed in the pump's turns
             bridge.handle_inline = self._handle_inline
@@ -184,7 +184,7 @@ class Engine:
         self.pump = _NOTIFIED
         if self.client is _BUSY:
             self.bridge.notify_when_ready()
-        elif self.bridge.can_submit_inline and self.ledger.is_alone:
+        elif self.bridge.can_submit_inline and self.ledger.has_lone_record:
             self._submit_queued()
             if self.bridge.is_polled or self.observation is not None or self.ledger.queued:
                 self.bridge.wake_pump()
@@ -194,31 +194,31 @@ class Engine:
         else:
             self.bridge.wake_pump()
 
-    def moved(self, woken: Iterable[object]) -> None:
+    def wake_and_notify(self, to_wake: Iterable[object]) -> None:
         """The ledger changed outside the pump's turn: wake these waiters, and look at the queue."""
         with self.step:
-            self.loop.wake(woken)
+            self.loop.wake(to_wake)
             if self.bridge.lingers:
-                self.pace()
+                self.update_hurry()
             if self.ledger.queued:
                 self.notify()
 
-    def pace(self) -> None:
+    def update_hurry(self) -> None:
         """Let the client hold records back for larger batches, unless a caller waits for them."""
-        self.bridge.hurry(self.ledger.is_in_a_hurry)
+        self.bridge.hurry(self.ledger.must_hurry)
 
     @contextmanager
     def hurrying(self) -> Generator[None]:
         """Have the client hold no records back: the caller waits for some of them, and sends no
         more until then."""
-        self.ledger.hurrying += 1
-        self.moved(())
+        self.ledger.hurry_requests += 1
+        self.wake_and_notify(())
         try:
             yield
         finally:
-            self.ledger.hurrying -= 1
+            self.ledger.hurry_requests -= 1
 
-    def now_or_soon(self, change: Callable[[], object]) -> None:
+    def run_or_schedule(self, change: Callable[[], object]) -> None:
         """Make a change for a caller that stopped waiting. The garbage collector closes a coroutine
         on any thread, and in the middle of any code: then the event loop makes the change."""
         if self.affinity.thread == get_ident() and not self.step.depth:
@@ -227,24 +227,24 @@ class Engine:
         else:
             self.loop.call_soon_threadsafe(change)
 
-    async def wait_until_settled(self, *, counts_waiting: bool = False) -> None:
+    async def wait_until_settled(self, *, include_waiting: bool = False) -> None:
         """Wait until every accepted record has its outcome.
 
         Args:
-            counts_waiting: also wait for the records that wait for room.
+            include_waiting: also wait for the records that wait for room.
         """
         await anyio.lowlevel.checkpoint_if_cancelled()
         waiter = self.loop.new_waiter()
         with self.step:
-            is_set = self.ledger.barrier(waiter, counts_waiting=counts_waiting)
-            self.pace()
+            is_set = self.ledger.add_barrier(waiter, include_waiting=include_waiting)
+            self.update_hurry()
         if not is_set:
             await anyio.lowlevel.checkpoint()
             return
         try:
             await waiter
         except BaseException:
-            self.now_or_soon(partial(self.ledger.drop_barrier, waiter))
+            self.run_or_schedule(partial(self.ledger.drop_barrier, waiter))
             raise
 
     async def wait_for_metadata(self, known: int) -> None:
@@ -266,9 +266,9 @@ class Engine:
         with CancelScope(shield=True):
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
-                tasks.start_soon(self._expire)
+                tasks.start_soon(self._watch_deadlines)
                 if self.resolver.looks_up:
-                    tasks.start_soon(self._watch)
+                    tasks.start_soon(self._watch_addresses)
                 try:
                     async for events in self.bridge.events:
                         if observation is not None:
@@ -289,10 +289,10 @@ class Engine:
 
     async def _settle(self, events: Sequence[Event]) -> None:
         """Apply the events of one wake-up. If they are many, other tasks run in between."""
-        # The callers that are woken may send again. Nothing notifies the pump until the end, so
+        # The callers that wake up may send again. Nothing notifies the pump until the end, so
         # that those records are submitted together.
         self.pump = _NOTIFIED
-        for portion in in_portions(events):
+        for portion in split_events(events):
             if self.pump is _SETTLING:
                 await anyio.lowlevel.cancel_shielded_checkpoint()
             with self.step:
@@ -304,7 +304,7 @@ class Engine:
         if self.client is _STOPPING:
             return  # queued records fail when the ledger is closed
         if self.bridge.lingers:
-            self.pace()
+            self.update_hurry()
         queued = self.ledger.queued
         if not queued or self.client is _REOPENING:
             return
@@ -327,7 +327,7 @@ class Engine:
         if not isinstance(event, Completed) or len(event.entries) > 1:
             return False
         try:
-            self.moved(self._apply(event))
+            self.wake_and_notify(self._apply(event))
         except Exception as error:  # noqa: BLE001  # every waiting caller gets it
             self._crash(error)
         return True
@@ -347,10 +347,10 @@ class Engine:
                 return self._apply_answer(answer)
             case MetadataChanged():
                 self.metadata.changes += 1
-                return self._release_topics()
+                return self._requeue_held()
             case ClientBroken(generation, error):
                 if generation == self.bridge.generation:
-                    return self._give_up(error)
+                    return self._replace_or_break(error)
             case GenerationEnded(error):
                 return self._end_generation(error)
             case ClientOpened():
@@ -366,16 +366,16 @@ class Engine:
 
     def _apply_answer(self, answer: Submitted) -> Iterable[object]:
         """The driver has processed a batch. Returns: the waiters to wake."""
-        woken: list[object] = []
+        to_wake: list[object] = []
         if answer.sizes:
-            woken += self.ledger.resize(answer.sizes)
+            to_wake += self.ledger.resize(answer.sizes)
         if answer.held:
-            woken += self.ledger.hold(answer.held)
+            to_wake += self.ledger.hold(answer.held)
             self._schedule_retry()
             # The driver's thread found no metadata, they came, and only then the loop learns of it.
             if self.metadata.changes != self.metadata.changes_before_batch:
-                woken += self._release_topics()
-        return woken
+                to_wake += self._requeue_held()
+        return to_wake
 
     def _crash(self, error: Exception) -> None:
         _log.exception(
@@ -386,16 +386,16 @@ class Engine:
 
     def _break_ledger(self, error: BaseException) -> Iterable[object]:
         # Tasks that wait for metadata see the state, and raise.
-        return [*self.ledger.break_(error), *self._release_topics()]
+        return [*self.ledger.mark_broken(error), *self._requeue_held()]
 
     # --- topics without metadata -------------------------------------------------------------
 
-    def _release_topics(self) -> Iterable[object]:
+    def _requeue_held(self) -> Iterable[object]:
         """Queue the records of topics without metadata again.
 
         Returns: the waiters for metadata, to wake.
         """
-        self.ledger.release_held()
+        self.ledger.requeue_held()
         waiters, self.metadata.waiters = self.metadata.waiters, set()
         return waiters
 
@@ -409,41 +409,41 @@ class Engine:
         await self.clock.sleep(RETRY_SECONDS)
         self.metadata.is_retry_scheduled = False
         with self.step:
-            self.moved(self._release_topics())
+            self.wake_and_notify(self._requeue_held())
 
     # --- deadlines ---------------------------------------------------------------------------
 
-    async def _expire(self) -> None:
+    async def _watch_deadlines(self) -> None:
         while True:
             while self.pump is _SETTLING:  # outcomes that have arrived are not late
                 await anyio.lowlevel.checkpoint()
             now = self.clock.now()
             last_error = self.bridge.last_error()
             with self.step:
-                self.moved(self.ledger.expire(now, last_error))
-                if self.ledger.stuck(now):
+                self.wake_and_notify(self.ledger.expire(now, last_error))
+                if self.ledger.is_stuck(now):
                     error = TimeoutError(
                         "it holds records past their delivery_timeout, gets nowhere"
                     )
                     error.__cause__ = last_error
-                    self.loop.wake(self._give_up(error))
+                    self.loop.wake(self._replace_or_break(error))
             await self.clock.sleep(max(0.0, self.ledger.next_deadline(now) - now))
 
     # --- replacing the client ----------------------------------------------------------------
 
-    def give_up(self, error: BaseException) -> None:
+    def replace_client(self, error: BaseException) -> None:
         """Replace the client; or break the producer, if no other client can take its place."""
-        self.moved(self._give_up(error))
+        self.wake_and_notify(self._replace_or_break(error))
 
-    def _give_up(self, error: BaseException) -> Iterable[object]:
+    def _replace_or_break(self, error: BaseException) -> Iterable[object]:
         # Another producer fenced this one, or the client belongs to the user, who alone could make
         # another.
         if isinstance(error, ProducerFenced) or self.settings.producer is not None:
             return self._break_ledger(error)
-        self._give_up_client(error)
+        self._replace_client(error)
         return ()
 
-    def _give_up_client(self, error: BaseException) -> None:
+    def _replace_client(self, error: BaseException) -> None:
         if self.client in {_REOPENING, _STOPPING} or self.ledger.state is ProducerState.BROKEN:
             return
         _log.warning(
@@ -455,7 +455,7 @@ class Engine:
             },
         )
         self.client = _REOPENING
-        self._given_up_at = self.ledger.accepted
+        self._accepted_before_replacement = self.ledger.accepted
         if self.resolver.asks:
             # The task of a transaction may call this: its context is not the opener's.
             self._context.copy().run(self._tasks.start_soon, self._reopen, error)
@@ -469,19 +469,19 @@ class Engine:
 
     def _end_generation(self, error: BaseException) -> Iterable[object]:
         """The client is closed. Returns: the waiters to wake."""
-        woken = self.ledger.end_generation(error)
+        to_wake = self.ledger.end_generation(error)
         if self.settings.transactional_id is not None:
             # The next client has no open transaction that queued records could be part of.
-            woken += self.ledger.fail_unsubmitted(
+            to_wake += self.ledger.fail_unsubmitted(
                 f"the record was not sent: the client was given up before: {error}",
                 error,
-                until=self._given_up_at,
+                until=self._accepted_before_replacement,
             )
         if self.observation is not None:
             self.observation.ended(error)
-        return woken
+        return to_wake
 
-    async def _watch(self) -> None:
+    async def _watch_addresses(self) -> None:
         """Look the service up again while no broker is reached, or there is no client."""
         was_disconnected = False
         while True:
@@ -494,7 +494,7 @@ class Engine:
                 error = ConnectionError(f"no broker is reached, and now they are at {addresses}")
                 error.__cause__ = last_error
                 with self.step:
-                    self._give_up_client(error)
+                    self._replace_client(error)
             was_disconnected = is_disconnected
 
     # --- the guard ---------------------------------------------------------------------------
@@ -524,14 +524,14 @@ class Engine:
                 finally:
                     self.client = _STOPPING
                     with CancelScope(shield=True):
-                        await self.bridge.stop(self._closing_time())
+                        await self.bridge.stop(self._client_close_timeout())
         finally:
             # Usually the pump has done this. asyncio may have cancelled it before it began.
             self.bridge.events.close()
             try:
                 with self.step:
                     self.loop.wake(self.ledger.close())
-                    self.loop.wake(self._release_topics())
+                    self.loop.wake(self._requeue_held())
                 if self.observation is not None:
                     self.observation.ended(self.ledger.broken_by)
                     self.observation.tell()
@@ -544,13 +544,13 @@ class Engine:
             # Our drivers bound their start in real time, whatever clock the event loop has. The
             # code of a producer_factory may not.
             is_bounded = self.settings.producer_factory is None
-            patience = None if is_bounded else start_timeout + _PATIENCE_SECONDS
+            patience = None if is_bounded else start_timeout + _FACTORY_GRACE_SECONDS
             with anyio.move_on_after(patience) as scope:
                 await self.bridge.open()
             if scope.cancelled_caught:
                 raise ProducerStartError(
                     f"the client was not made within {start_timeout:g} s (start_timeout), nor "
-                    f"within {_PATIENCE_SECONDS:g} s more"
+                    f"within {_FACTORY_GRACE_SECONDS:g} s more"
                 )
         except BaseException:
             with CancelScope(shield=True):
@@ -584,15 +584,15 @@ class Engine:
     async def _drain(self) -> None:
         with self.step:
             self.loop.wake(self.ledger.drain())
-            self.pace()
+            self.update_hurry()
         with CancelScope(deadline=self.closing.deadline) as self.closing.scope:
             if self.before_drain is not None:
                 await self.before_drain()
             await self.wait_until_settled()
 
-    def _closing_time(self) -> float:
+    def _client_close_timeout(self) -> float:
         """How many seconds the client may take to close: 0 if it still holds records. Otherwise it
         ends at once, unless an answer about metadata is on its way."""
-        if not self.ledger.idle or self.ledger.state is ProducerState.BROKEN:
+        if not self.ledger.is_idle or self.ledger.state is ProducerState.BROKEN:
             return 0.0
         return min(1.0, max(0.0, self.closing.deadline - self.loop.now()))

@@ -42,7 +42,7 @@ from ._records import (
     Result,
     Results,
 )
-from ._sending import Delivery, Sender, parts_of
+from ._sending import Delivery, Sender, multi_result_parts
 from ._task_groups import plain_task_group
 from ._validation import check_count, check_is_envelope
 
@@ -113,7 +113,7 @@ def _result(
     if isinstance(envelope, PassThroughMessage):
         return PassThroughResult(envelope.pass_through)
     return MultiResult(
-        parts_of(envelope.records, outcomes, envelope.pass_through), envelope.pass_through
+        multi_result_parts(envelope.records, outcomes, envelope.pass_through), envelope.pass_through
     )
 
 

@@ -1,16 +1,16 @@
-"""The state machine of every delivery, and of the producer: pure and synchronous.
+"""The state machine of the producer and of each delivery: synchronous, and without I/O.
 
-It has no event loop, no clock and no thread. Time is an argument, and the waiters to wake are
-return values. Every decision about an outcome is made in this file, so that it can be tested
-without any I/O.
+The ledger has no event loop, no clock and no thread. Time is an argument. Methods return the
+waiters to wake. Every decision about an outcome is made in this module, so that tests need no I/O.
 
-A delivery that waits for room or in the queue can still be withdrawn. Once it is SUBMITTED the
-driver has it, and only the driver's completion or a deadline ends it. A record holds its room for
-as long as the driver holds the record, also past the deadline. Otherwise the memory of a producer
-whose cluster is down would grow by ``max_buffered_bytes`` with each ``delivery_timeout``.
+A delivery that is WAITING for room or QUEUED can be withdrawn. Once it is SUBMITTED, the driver has
+it, and only the driver's completion, its deadline or the end of the client gives it an outcome. A
+record takes up room for as long as the driver holds it, even after its deadline. Otherwise, while
+the cluster is down, the memory that a producer uses would grow by ``max_buffered_bytes`` in each
+``delivery_timeout``.
 
-Each change of a state is read from a table of transitions in ``_delivery.py``: once when this
-module is imported where it is made for each record, and as it happens elsewhere.
+The ledger executes the tables of transitions in ``_delivery.py``. The three transitions that each
+delivered record makes are looked up once, when this module is imported; the others when they occur.
 """
 
 from __future__ import annotations
@@ -63,14 +63,14 @@ _FAILED: Final = DeliveryState.FAILED
 _WITHDRAWN: Final = DeliveryState.WITHDRAWN
 _OPEN: Final = ProducerState.OPEN
 
-# The transitions of every record. A look-up in the tables hashes a member of an enum in Python: two
-# for each record would cost a tenth of the ledger's time.
+# The transitions of each delivered record, looked up once. To look up a member of an enum calls its
+# __hash__, which is written in Python: two calls for each record would take a tenth of the ledger's
+# time.
 _ADMITTED: Final = DELIVERY_TRANSITIONS[_WAITING]["room"]
 _HANDED_OVER: Final = DELIVERY_TRANSITIONS[_QUEUED]["handed over"]
 _ACKNOWLEDGED: Final = DELIVERY_TRANSITIONS[_SUBMITTED]["acknowledged"]
 
-
-#: What happens to a producer in each state when it is closed.
+#: The event that closes the producer in each state.
 _CLOSING_EVENT: Final = {
     _OPEN: "start failed",
     ProducerState.DRAINING: "drained or out of time",
@@ -79,13 +79,13 @@ _CLOSING_EVENT: Final = {
 
 
 def _move(entry: Entry, event: str) -> None:
-    """Something happened to a delivery: move it along the table."""
+    """Change the state of a delivery as the table says."""
     entry.state = DELIVERY_TRANSITIONS[entry.state][event]
 
 
 @dataclass(slots=True)
 class _Counts:
-    """How many accepted records came to which end."""
+    """The number of accepted records for each way to end."""
 
     delivered: int = 0
     failed: int = 0
@@ -94,13 +94,16 @@ class _Counts:
 
 
 class Ledger:
-    """Tracks every delivery of one producer. Methods that return a list return the waiters to wake.
+    """Tracks every delivery of one producer.
+
+    Methods that return a ``list[object]`` return the waiters to wake.
 
     Args:
         max_in_flight: the room for records.
         max_buffered_bytes: the room for the bytes of their keys, values and headers.
-        delivery_timeout: seconds until a delivery fails.
-        kept_failures: how many failures that no caller has seen to keep whole.
+        delivery_timeout: seconds from entering a record to its deadline.
+        kept_failures: how many failures that no caller has seen are kept with their errors; the
+            others are only counted.
     """
 
     def __init__(
@@ -118,20 +121,23 @@ class Ledger:
         self._timeout = delivery_timeout
         self._records = 0
         self._bytes = 0
-        # Insertion-ordered sets: first in first out, and any can be taken out in O(1).
-        self._waiting: dict[Entry, None] = {}
-        self._queue: dict[Entry, None] = {}
-        self._alive: dict[Entry, None] = {}
+        # These dicts are ordered sets: first in, first out, and any entry can be removed in O(1).
+        self._waiting: dict[Entry, None] = {}  # for room
+        self._queue: dict[Entry, None] = {}  # to submit next
+        # Accepted entries without an outcome: those in the queue, held, or with the driver.
+        self._pending: dict[Entry, None] = {}
+        # Entries that wait for the metadata of their topic, by topic.
         self._held: dict[str, dict[Entry, None]] = {}
+        # For each flush: the number of the last record that it waits for, and its waiter.
         self._barriers: list[tuple[float, object]] = []
         # Entries that failed while the driver had them, and that it still has.
-        self._lingering: dict[Entry, None] = {}
-        # Those of them that are past their deadline.
+        self._retained: dict[Entry, None] = {}
+        # The entries of _retained that are past their deadline.
         self._late = LateRecords(max_in_flight, max_buffered_bytes)
-        # Whether a record found no room, and did not wait for it, since the last outcomes.
-        self._turned_away = False
-        #: How many callers wait for records that the client has, and send no more until then.
-        self.hurrying = 0
+        # Whether enter(wait=False) has found no room since the last outcomes.
+        self._refused_for_room = False
+        #: How many callers wait for submitted records, and send no more until those are settled.
+        self.hurry_requests = 0
         self._unawaited = UnawaitedFailures(kept_failures)
         self._first_failure = FirstFailure()
         self._accepted = 0
@@ -146,13 +152,13 @@ class Ledger:
         now: float,
         wait: bool = True,  # noqa: FBT001, FBT002  # a keyword costs time for each record
     ) -> Entry:
-        """Enter a record: QUEUED if there is room, otherwise last in line for room.
+        """Enter a record: QUEUED if there is room, otherwise WAITING.
 
         Raises:
             anyio.WouldBlock: there is no room, and ``wait`` is False.
             ProducerClosed: the producer is closing or closed.
-            ProducerBroken: it is broken.
-            RecordRejected: the record is larger than all room.
+            ProducerBroken: the producer is broken.
+            RecordRejected: the record is larger than ``max_buffered_bytes``.
         """
         if self.state is not _OPEN:
             raise self.refusal()
@@ -167,7 +173,7 @@ class Ledger:
             self._records += 1
             self._bytes += size
             self._queue[entry] = None
-            self._alive[entry] = None
+            self._pending[entry] = None
             return entry
         if size > self._max_bytes:
             raise delivery_error(
@@ -177,25 +183,20 @@ class Ledger:
                 Persistence.NOT_PERSISTED,
             )
         if not wait:
-            self._turned_away = True
+            self._refused_for_room = True
             raise WouldBlock("there is no room for the record: max_in_flight or max_buffered_bytes")
         entry = Entry(record, size, now + self._timeout, 0)
         entry.state = _WAITING
         self._waiting[entry] = None
         return entry
 
-    def enter_several(
+    def enter_many(
         self, records: Iterable[tuple[ProducerRecord[Any, Any], int]], now: float, group: Group
     ) -> list[Entry]:
-        """Enter records of one group, from the first one on, as many as there is room for.
+        """Enter records of one group, each with its size, up to the first that has no room.
 
-        They do not overtake a record that waits for room. The iterable is read up to the first
-        record that there is no room for.
-
-        Args:
-            records: the records with their sizes.
-            now: the time.
-            group: their group.
+        Returns:
+            The entries; none if other records wait for room.
         """
         entries: list[Entry] = []
         if self.state is not _OPEN or self._waiting:
@@ -215,13 +216,13 @@ class Ledger:
         self._accepted += len(entries)
         self._records += len(entries)
         self._bytes = total
-        line = dict.fromkeys(entries)
-        self._queue.update(line)
-        self._alive.update(line)
+        added = dict.fromkeys(entries)
+        self._queue.update(added)
+        self._pending.update(added)
         return entries
 
     def refusal(self) -> SendProducerError:
-        """The error of a record that is not accepted, because of the producer's state."""
+        """Make the error of a record that is not accepted because of the producer's state."""
         if self.state is ProducerState.BROKEN:
             error: SendProducerError = ProducerBroken(
                 f"the producer can't send any more: {self.broken_by}"
@@ -243,15 +244,15 @@ class Ledger:
         self._bytes += entry.size
         entry.state = _ADMITTED
         self._queue[entry] = None
-        self._alive[entry] = None
+        self._pending[entry] = None
 
-    def _release(self, entry: Entry) -> None:
+    def _free_room(self, entry: Entry) -> None:
         self._records -= 1
         self._bytes -= entry.size
-        self._lingering.pop(entry, None)
+        self._retained.pop(entry, None)
         self._late.discard(entry)
 
-    def _admit_waiting(self, woken: list[object]) -> None:
+    def _admit_waiting(self, to_wake: list[object]) -> None:
         waiting = self._waiting
         while waiting:
             entry = next(iter(waiting))
@@ -260,13 +261,13 @@ class Ledger:
             del waiting[entry]
             self._admit(entry)
             if entry.room_waiter is not None:
-                woken.append(entry.room_waiter)
+                to_wake.append(entry.room_waiter)
                 entry.room_waiter = None
 
     # --- to the driver and back --------------------------------------------------------------
 
     def take(self, limit: int | None = None) -> list[Entry]:
-        """Take queued records for the driver, in order. Records of a held topic stay behind.
+        """Take queued records for the driver, in order. Records of a held topic are held, too.
 
         Args:
             limit: the largest number of records to take; None for all.
@@ -293,34 +294,35 @@ class Ledger:
         return batch
 
     def hold(self, entries: Iterable[Entry]) -> list[object]:
-        """The driver gave these back: the metadata of their topics is missing. They, and later
-        records of the same topics, wait for :meth:`release_held`.
+        """Hold records that the driver gave back because the metadata of their topics is missing.
+
+        They, and later records of the same topics, wait for :meth:`requeue_held`.
 
         Returns:
-            The waiters to wake: records whose callers are gone free their room.
+            The waiters to wake, because cancelled and failed records free their room.
         """
-        woken: list[object] = []
+        to_wake: list[object] = []
         for entry in entries:
-            if entry in self._lingering:
-                self._release(entry)  # its deadline came first
+            if entry in self._retained:
+                self._free_room(entry)  # it failed while the driver had it
             elif entry.state is not _SUBMITTED:
-                pass  # its client was given up
+                pass  # it failed when its client was closed, which also freed its room
             elif entry.abandoned:
                 self._counts.abandoned -= 1
                 self._withdraw(entry, "topic not known, caller gone")
             elif entry.group is not None and entry.group.stopped:
                 _move(entry, "topic not known yet")
-                self._release(entry)
-                self._fail(entry, not_tried(entry.record), woken)
+                self._free_room(entry)
+                self._fail(entry, not_tried(entry.record), to_wake)
             else:
                 _move(entry, "topic not known yet")
                 self._held.setdefault(entry.record.topic, {})[entry] = None
-        self._admit_waiting(woken)
-        self._pass_barriers(woken)
-        return woken
+        self._admit_waiting(to_wake)
+        self._release_barriers(to_wake)
+        return to_wake
 
-    def release_held(self) -> bool:
-        """Put the held records back in front of the queue. Returns: whether there were any."""
+    def requeue_held(self) -> bool:
+        """Put the held records back at the front of the queue. Returns: whether there were any."""
         if not self._held:
             return False
         queue: dict[Entry, None] = {}
@@ -332,20 +334,20 @@ class Ledger:
         return bool(queue)
 
     def resize(self, sizes: Iterable[tuple[Entry, int]]) -> list[object]:
-        """Replace estimated sizes by the sizes of the serialized records."""
+        """Replace the estimated sizes of records by their sizes when serialized."""
         for entry, size in sizes:
-            if entry.state is _SUBMITTED or entry in self._lingering:
+            if entry.state is _SUBMITTED or entry in self._retained:
                 self._bytes += size - entry.size
                 self._late.resize(entry, size)
                 entry.size = size
-        woken: list[object] = []
-        self._admit_waiting(woken)
-        return woken
+        to_wake: list[object] = []
+        self._admit_waiting(to_wake)
+        return to_wake
 
     def settle(
         self, entries: Sequence[Entry], outcomes: Sequence[RecordMetadata | DeliveryError]
     ) -> list[object]:
-        """The driver reports the outcomes of these, one for each.
+        """Apply the outcomes that the driver reports, one for each entry.
 
         Returns:
             The waiters to wake, which wait for an outcome, for room or for a flush.
@@ -355,115 +357,116 @@ class Ledger:
         """
         if len(entries) != len(outcomes):
             raise ValueError(f"{len(outcomes)} outcomes were given for {len(entries)} records")
-        woken: list[object] = []
-        alive = self._alive
+        to_wake: list[object] = []
+        alive = self._pending
         delivered = freed = 0
         for entry, outcome in zip(entries, outcomes, strict=True):
             if entry.state is not _SUBMITTED:
-                if entry in self._lingering:
-                    self._release(entry)
+                if entry in self._retained:
+                    self._free_room(entry)
                 continue
             if type(outcome) is not RecordMetadata:
                 if not isinstance(outcome, RecordMetadata):
                     error: object = outcome  # a driver may report anything
                     if not isinstance(error, DeliveryError):  # pyright: ignore[reportUnnecessaryIsInstance]
                         error = no_outcome(entry.record, error)
-                    self._release(entry)
-                    self._fail(entry, error, woken)
+                    self._free_room(entry)
+                    self._fail(entry, error, to_wake)
                     continue
-                outcome = RecordMetadata(*outcome)  # noqa: PLW2901  # a subclass of a driver's own
-            # _release() and _count_down(), written out: this runs for each record.
+                outcome = RecordMetadata(*outcome)  # noqa: PLW2901  # a driver reports a subclass
+            # _free_room() and _count_down(), written out: this runs for each record.
             freed += entry.size
             entry.state = _ACKNOWLEDGED
             delivered += 1
             entry.outcome = outcome
             del alive[entry]
             if (waiter := entry.waiter) is not None:
-                woken.append(waiter)
+                to_wake.append(waiter)
             elif (group := entry.group) is not None:
                 group.remaining = remaining = group.remaining - 1
                 if remaining == 0 and group.waiter is not None:
-                    woken.append(group.waiter)
+                    to_wake.append(group.waiter)
         self._counts.delivered += delivered
         self._records -= delivered
         self._bytes -= freed
-        self._turned_away = False
+        self._refused_for_room = False
         if self._waiting:
-            self._admit_waiting(woken)
+            self._admit_waiting(to_wake)
         if self._barriers:
-            self._pass_barriers(woken)
-        return woken
+            self._release_barriers(to_wake)
+        return to_wake
 
-    def _fail(self, entry: Entry, error: DeliveryError, woken: list[object]) -> None:
+    def _fail(self, entry: Entry, error: DeliveryError, to_wake: list[object]) -> None:
         self._unawaited.expect(entry)
         self._first_failure.note(entry, error)
         was_submitted = entry.was_submitted = entry.state is _SUBMITTED
         if entry.state is not _WAITING:
             self._counts.failed += 1
-            del self._alive[entry]
+            del self._pending[entry]
         _move(entry, "refused, deadline or close" if was_submitted else "deadline or close")
         entry.outcome = error
         is_awaited = False
         if entry.room_waiter is not None:
-            woken.append(entry.room_waiter)
+            to_wake.append(entry.room_waiter)
             entry.room_waiter = None
             is_awaited = True
         if entry.waiter is not None:
-            woken.append(entry.waiter)
+            to_wake.append(entry.waiter)
             is_awaited = True
         if entry.group is not None:
-            self._count_down(entry.group, woken)
+            self._count_down(entry.group, to_wake)
             is_awaited = True
-            self._stop(entry.group, woken)
+            self._stop_group(entry.group, to_wake)
         if not is_awaited:
             self._unawaited.add(entry)
 
-    def stop(self, group: Group) -> list[object]:
-        """A record of a group was refused before it was entered."""
-        woken: list[object] = []
-        self._stop(group, woken)
-        self._admit_waiting(woken)
-        self._pass_barriers(woken)
-        return woken
+    def stop_group(self, group: Group) -> list[object]:
+        """Stop a group, one of whose records was refused before it was entered."""
+        to_wake: list[object] = []
+        self._stop_group(group, to_wake)
+        self._admit_waiting(to_wake)
+        self._release_barriers(to_wake)
+        return to_wake
 
-    def _stop(self, group: Group, woken: list[object]) -> None:
+    def _stop_group(self, group: Group, to_wake: list[object]) -> None:
         if group.stops and not group.stopped:
             group.stopped = True
             for entry in group.members:
                 if entry.state in {_QUEUED, _WAITING}:
-                    self._end_unsubmitted(entry, not_tried(entry.record), woken)
+                    self._fail_one_unsubmitted(entry, not_tried(entry.record), to_wake)
 
-    def _count_down(self, group: Group, woken: list[object]) -> None:
+    def _count_down(self, group: Group, to_wake: list[object]) -> None:
         group.remaining -= 1
         if group.remaining == 0 and group.waiter is not None:
-            woken.append(group.waiter)
+            to_wake.append(group.waiter)
 
-    def look_for_failures(self) -> None:
-        """Forget :attr:`first_failure`, and ignore the failures of records accepted before."""
+    def reset_first_failure(self) -> None:
+        """Clear :attr:`first_failure`, and ignore failures of records accepted before this call."""
         self._first_failure = FirstFailure(self._accepted)
 
     @property
     def first_failure(self) -> DeliveryError | None:
-        """The first failure of a record that was accepted since :meth:`look_for_failures`."""
+        """The first failure since :meth:`reset_first_failure` of a record accepted after it."""
         return self._first_failure.error
 
     # --- callers that stop waiting -----------------------------------------------------------
 
     def cancel(self, entry: Entry) -> list[object]:
-        """The caller of a ``send`` was cancelled.
+        """Cancel a delivery because its caller was cancelled.
 
-        A record that the driver does not have is withdrawn for good. One that the driver has goes
-        on, abandoned. A failure that is there already counts as unawaited.
+        A record that the driver does not have is withdrawn. A record that the driver has is
+        abandoned: it keeps its place and gets an outcome. If the record has failed already, nobody
+        has seen that failure, and it counts as unawaited.
 
         Returns:
             The waiters to wake, because room became free.
         """
-        woken: list[object] = []
+        to_wake: list[object] = []
         state = entry.state
         if state is _WITHDRAWN or entry.abandoned:
-            return woken
+            return to_wake
         if state is _FAILED and (entry.seq == 0 or self._unawaited.is_settled(entry)):
-            return woken  # a record that was never accepted is not reported
+            return to_wake  # a record that was never accepted is not reported
         entry.waiter = entry.room_waiter = entry.group = None
         if state is _WAITING:
             del self._waiting[entry]
@@ -477,45 +480,45 @@ class Ledger:
                 self._counts.abandoned += 1
             if state is _FAILED:
                 self._unawaited.add(entry)
-        self._admit_waiting(woken)
-        self._pass_barriers(woken)
-        return woken
+        self._admit_waiting(to_wake)
+        self._release_barriers(to_wake)
+        return to_wake
 
     def _withdraw(self, entry: Entry, event: str) -> None:
         _move(entry, event)
         self._counts.withdrawn += 1
-        self._release(entry)
-        del self._alive[entry]
+        self._free_room(entry)
+        del self._pending[entry]
 
-    def unwatch(self, entry: Entry) -> None:
-        """No caller waits for the outcome of this accepted record any more; the record goes on."""
+    def drop_waiter(self, entry: Entry) -> None:
+        """Note that no caller waits for the outcome of an accepted record any more."""
         entry.waiter = None
         if entry.state is _FAILED and not self._unawaited.was_seen(entry):
             self._unawaited.add(entry)
 
-    def saw(self, entry: Entry) -> None:
-        """A caller has seen the outcome of this entry, perhaps after nobody had waited for it."""
+    def mark_seen(self, entry: Entry) -> None:
+        """Note that a caller has seen the outcome of an entry."""
         if entry.state is _FAILED:
             self._unawaited.mark_seen(entry)
 
-    def undelivered(self) -> tuple[list[DeliveryError], int]:
-        """The failures that no caller has seen since the last call, and how many there were."""
+    def take_undelivered(self) -> tuple[list[DeliveryError], int]:
+        """Take the failures that no caller has seen; see :meth:`UnawaitedFailures.take`."""
         return self._unawaited.take()
 
     # --- time --------------------------------------------------------------------------------
 
     def next_deadline(self, now: float) -> float:
-        """When to call :meth:`expire` next. After ``expire(now)`` it is later than ``now``.
+        """The time to call :meth:`expire` next. After ``expire(now)`` it is later than ``now``.
 
-        All deliveries have the same timeout, so their deadlines are in the order of entering.
+        All deliveries have the same timeout, so the first entry has the earliest deadline.
         """
         deadline = now + self._timeout
-        for line in (self._alive, self._waiting):
-            for entry in line:
+        for entries in (self._pending, self._waiting):
+            for entry in entries:
                 deadline = min(deadline, entry.deadline)
                 break
-        # When that time is over, stuck() has said so. More wake-ups for it would keep a core busy
-        # while the client closes.
+        # Once the time to replace the client has passed, is_stuck() is true. To return that time
+        # again would keep a core busy while the client closes.
         if self._late and (over := self._late.give_up_at()) > now:
             deadline = min(deadline, over)
         return deadline
@@ -525,30 +528,34 @@ class Ledger:
 
         Args:
             now: the time.
-            last_error: why no broker was reached, if the driver knows.
+            last_error: the reason why no broker was reached, if the driver knows it.
         """
-        woken: list[object] = []
+        to_wake: list[object] = []
         had_late = bool(self._late)
-        for line in (self._alive, self._waiting):
+        for entries in (self._pending, self._waiting):
             late: list[Entry] = []
-            for entry in line:
+            for entry in entries:
                 if entry.deadline > now:
                     break
                 late.append(entry)
             for entry in late:
-                self._expire_one(entry, last_error, woken)
+                self._expire_one(entry, last_error, to_wake)
         self._late.note_progress(now, self._counts.delivered, had_any=had_late)
-        self._admit_waiting(woken)
-        self._pass_barriers(woken)
-        return woken
+        self._admit_waiting(to_wake)
+        self._release_barriers(to_wake)
+        return to_wake
 
-    def _expire_one(self, entry: Entry, last_error: Exception | None, woken: list[object]) -> None:
+    def _expire_one(
+        self, entry: Entry, last_error: Exception | None, to_wake: list[object]
+    ) -> None:
         record, seconds = entry.record, self._timeout
         if entry.state is _SUBMITTED:
-            self._lingering[entry] = None
+            self._retained[entry] = None
             self._late.add(entry)
             reason = "no broker acknowledged the record"
-            self._fail(entry, timed_out(record, reason, seconds, last_error, was_sent=True), woken)
+            self._fail(
+                entry, timed_out(record, reason, seconds, last_error, was_sent=True), to_wake
+            )
             return
         reason = (
             "there was no room for the record"
@@ -556,17 +563,19 @@ class Ledger:
             else "the record could not be handed to the client"
         )
         error = timed_out(record, reason, seconds, last_error, was_sent=False)
-        self._end_unsubmitted(entry, error, woken)
+        self._fail_one_unsubmitted(entry, error, to_wake)
 
-    def _end_unsubmitted(self, entry: Entry, error: DeliveryError, woken: list[object]) -> None:
+    def _fail_one_unsubmitted(
+        self, entry: Entry, error: DeliveryError, to_wake: list[object]
+    ) -> None:
         if entry.state is _FAILED:
-            return  # its group stopped, because another record of the group failed just now
+            return  # another record of its group failed just now, which stopped the group
         if entry.state is _WAITING:
             del self._waiting[entry]
         else:
             self._unqueue(entry)
-            self._release(entry)
-        self._fail(entry, error, woken)
+            self._free_room(entry)
+        self._fail(entry, error, to_wake)
 
     def _unqueue(self, entry: Entry) -> None:
         if entry in self._queue:
@@ -577,67 +586,69 @@ class Ledger:
             if not held:
                 del self._held[entry.record.topic]
 
-    def stuck(self, now: float) -> bool:
-        """Whether the producer must replace the client; see :class:`LateRecords`. Call it after
-        :meth:`expire`."""
+    def is_stuck(self, now: float) -> bool:
+        """Whether the client must be given up; see :class:`LateRecords`. Call expire() first."""
         return bool(self._late) and now >= self._late.give_up_at()
 
     # --- flush -------------------------------------------------------------------------------
 
-    def barrier(self, waiter: object, *, counts_waiting: bool = False) -> bool:
-        """Wake ``waiter`` when every record that is accepted by now has its outcome.
+    def add_barrier(self, waiter: object, *, include_waiting: bool = False) -> bool:
+        """Have ``waiter`` woken when every record accepted before this call has its outcome.
 
         Args:
             waiter: the waiter.
-            counts_waiting: also wait for the records that wait for room, and for records that are
-                accepted meanwhile.
+            include_waiting: also wait for the records that wait for room, and for the records that
+                are accepted after this call.
 
         Returns:
-            False if that is so already; then the waiter is not woken.
+            False if all of them have their outcomes already. Then the waiter is not woken.
         """
-        if not self._alive and not (counts_waiting and self._waiting):
+        if not self._pending and not (include_waiting and self._waiting):
             return False
-        last = math.inf if counts_waiting else self._accepted
+        last = math.inf if include_waiting else self._accepted
         self._barriers.append((last, waiter))
-        # A waiter for everything must not hold up the others.
+        # A barrier for all records comes last, so that it does not delay the others.
         self._barriers.sort(key=operator.itemgetter(0))
         return True
 
     def drop_barrier(self, waiter: object) -> None:
-        """The waiter of a barrier was cancelled."""
+        """Remove the barrier of a waiter that was cancelled."""
         self._barriers = [barrier for barrier in self._barriers if barrier[1] is not waiter]
 
-    def _pass_barriers(self, woken: list[object]) -> None:
+    def _release_barriers(self, to_wake: list[object]) -> None:
         while self._barriers:
             last = self._barriers[0][0]
-            for first in self._alive:
+            for first in self._pending:
                 if first.seq <= last:
                     return
                 break
             if last == math.inf and self._waiting:
                 return
-            woken.append(self._barriers.pop(0)[1])
+            to_wake.append(self._barriers.pop(0)[1])
 
     # --- the end -----------------------------------------------------------------------------
 
     def drain(self) -> list[object]:
-        """Accept no more records. Accepted ones go on, and those that wait for room fail."""
-        woken: list[object] = []
+        """Accept no more records, and fail those that wait for room."""
+        to_wake: list[object] = []
         if self.state is _OPEN:
             self._move("close")
-            self._fail_waiting("the producer was closed while the record waited for room", woken)
-            # A waiting record that fails can stop its group, whose queued records then fail, too.
-            self._pass_barriers(woken)
-        return woken
+            self._fail_waiting("the producer was closed while the record waited for room", to_wake)
+            # A waiting record that fails can stop its group, which fails the queued records in it.
+            self._release_barriers(to_wake)
+        return to_wake
 
     def end_generation(self, reason: BaseException) -> list[object]:
-        """The client was closed by force. Records that it had and did not complete fail. Queued
-        records stay queued for the next client.
+        """Fail the records of a client that was given up and is closed. Queued records wait for
+        the next client.
+
+        Args:
+            reason: why the client was given up.
         """
-        for entry in [*self._lingering]:
-            self._release(entry)
+        for entry in [*self._retained]:
+            self._free_room(entry)
         message = f"the client was given up before the record was acknowledged: {reason}"
-        entries = [entry for entry in self._alive if entry.state is _SUBMITTED]
+        entries = [entry for entry in self._pending if entry.state is _SUBMITTED]
         errors = [maybe_written(entry.record, message, reason) for entry in entries]
         return self.settle(entries, errors)
 
@@ -649,25 +660,25 @@ class Ledger:
         Args:
             message: the message of their errors.
             reason: the cause of their errors.
-            until: fail only the first ``until`` records that were :attr:`accepted`, and none that
-                waits for room; None for all.
+            until: fail only records among the first ``until`` that were :attr:`accepted`, and none
+                that waits for room; None for all.
         """
-        woken: list[object] = []
+        to_wake: list[object] = []
         unsubmitted = [
             entry
-            for entry in self._alive
+            for entry in self._pending
             if entry.state is _QUEUED and (until is None or entry.seq <= until)
         ]
         for entry in unsubmitted:
-            self._end_unsubmitted(entry, not_sent(entry.record, message, reason), woken)
+            self._fail_one_unsubmitted(entry, not_sent(entry.record, message, reason), to_wake)
         if until is None:
-            self._fail_waiting(message, woken, reason)
-        self._admit_waiting(woken)
-        self._pass_barriers(woken)
-        return woken
+            self._fail_waiting(message, to_wake, reason)
+        self._admit_waiting(to_wake)
+        self._release_barriers(to_wake)
+        return to_wake
 
-    def break_(self, reason: BaseException) -> list[object]:
-        """The driver is lost: every record gets its outcome now, and no more are accepted."""
+    def mark_broken(self, reason: BaseException) -> list[object]:
+        """Fail every record and accept no more, because the driver can't be used any more."""
         if self.state not in {_OPEN, ProducerState.DRAINING}:
             return []
         self._move("driver lost")
@@ -675,51 +686,51 @@ class Ledger:
         return self._fail_all(f"the producer broke: {reason}", reason)
 
     def close(self) -> list[object]:
-        """Close: every record that has no outcome yet fails."""
+        """Close the ledger: fail every record that has no outcome."""
         if self.state is ProducerState.CLOSED:
             return []
-        woken = self._fail_all("the producer was closed before the record was acknowledged", None)
+        to_wake = self._fail_all("the producer was closed before the record was acknowledged", None)
         self._move(_CLOSING_EVENT[self.state])
-        return woken
+        return to_wake
 
     def _move(self, event: str) -> None:
-        """Something happened to the producer: move it along the table."""
+        """Change the state of the producer as the table says."""
         self.state = PRODUCER_TRANSITIONS[self.state][event]
 
     def _fail_waiting(
-        self, message: str, woken: list[object], cause: BaseException | None = None
+        self, message: str, to_wake: list[object], cause: BaseException | None = None
     ) -> None:
         for entry in list(self._waiting):
-            self._end_unsubmitted(entry, not_sent(entry.record, message, cause), woken)
+            self._fail_one_unsubmitted(entry, not_sent(entry.record, message, cause), to_wake)
 
     def _fail_all(self, message: str, cause: BaseException | None) -> list[object]:
-        woken: list[object] = []
-        self._fail_waiting(message, woken)
-        for entry in list(self._alive):
+        to_wake: list[object] = []
+        self._fail_waiting(message, to_wake)
+        for entry in list(self._pending):
             if entry.state is _SUBMITTED:
-                self._lingering[entry] = None
-                self._fail(entry, maybe_written(entry.record, message, cause), woken)
+                self._retained[entry] = None
+                self._fail(entry, maybe_written(entry.record, message, cause), to_wake)
             else:
                 error = not_sent(entry.record, f"{message}; it was not sent", cause)
-                self._end_unsubmitted(entry, error, woken)
-        self._pass_barriers(woken)
-        return woken
+                self._fail_one_unsubmitted(entry, error, to_wake)
+        self._release_barriers(to_wake)
+        return to_wake
 
     # --- figures -----------------------------------------------------------------------------
 
     @property
-    def idle(self) -> bool:
+    def is_idle(self) -> bool:
         """Whether every accepted record has its outcome."""
-        return not self._alive
+        return not self._pending
 
     @property
     def pending(self) -> int:
         """How many accepted records have no outcome yet."""
-        return len(self._alive)
+        return len(self._pending)
 
     @property
     def max_bytes(self) -> int:
-        """The room for the bytes of all accepted records."""
+        """The room for the bytes of all accepted records, ``max_buffered_bytes``."""
         return self._max_bytes
 
     @property
@@ -734,31 +745,32 @@ class Ledger:
 
     @property
     def in_flight_bytes(self) -> int:
-        """The bytes of the records that are not settled, or that the driver still has."""
+        """The bytes of all records that take up room."""
         return self._bytes
 
     @property
-    def is_in_a_hurry(self) -> bool:
-        """Whether the client must not hold records back to form larger batches, because a caller
-        waits for all of them, or there is no room for more records to join them."""
+    def must_hurry(self) -> bool:
+        """Whether the client must not hold records back to form larger batches: a caller waits for
+        their outcomes or for room, or no more records can join them."""
         return (
             self._records >= self._max_records
-            or self._turned_away
-            or self.hurrying > 0
+            or self._refused_for_room
+            or self.hurry_requests > 0
             or bool(self._waiting)
             or bool(self._barriers)
             or self.state is not _OPEN
         )
 
     @property
-    def is_alone(self) -> bool:
+    def has_lone_record(self) -> bool:
         """Whether the only accepted record is queued, and the driver has none."""
         return self._records == 1 and len(self._queue) == 1
 
     def statistics(
         self, *, generations: int, hand_overs: int, wake_ups: int, client: Mapping[str, Any]
     ) -> Statistics:
-        """Take a snapshot of the figures. The ledger does not know those that are arguments."""
+        """Take a snapshot of the figures. The arguments are figures that the ledger does not know;
+        see :class:`Statistics`."""
         return Statistics(
             state=self.state.value,
             waiting=len(self._waiting),

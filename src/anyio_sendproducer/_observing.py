@@ -335,7 +335,7 @@ class ObservedLedger(Ledger):
         candidates = dict.fromkeys(
             entry for entry in entries if entry.state is DeliveryState.SUBMITTED
         )
-        woken = super().settle(entries, outcomes)
+        to_wake = super().settle(entries, outcomes)
         observation = self._observation
         now = observation.now()
         for entry in candidates:
@@ -352,15 +352,15 @@ class ObservedLedger(Ledger):
                         entry.abandoned,
                     )
                 )
-        return woken
+        return to_wake
 
-    def _fail(self, entry: Entry, error: DeliveryError, woken: list[object]) -> None:
+    def _fail(self, entry: Entry, error: DeliveryError, to_wake: list[object]) -> None:
         given = entry.given
         # A driver knows the record only with the headers that were added.
         error.record = given.record
         was_waiting = entry.state is DeliveryState.WAITING
         abandoned = entry.abandoned
-        super()._fail(entry, error, woken)
+        super()._fail(entry, error, to_wake)
         observation = self._observation
         if was_waiting:
             observation.refuse(given, error)
@@ -380,10 +380,10 @@ class ObservedLedger(Ledger):
 
     def cancel(self, entry: Entry) -> list[object]:
         was_waiting = entry.state is DeliveryState.WAITING
-        woken = super().cancel(entry)
+        to_wake = super().cancel(entry)
         if was_waiting:
             self._observation.refuse(entry.given, None)
-        return woken
+        return to_wake
 
     def _withdraw(self, entry: Entry, event: str) -> None:
         super()._withdraw(entry, event)

@@ -81,7 +81,7 @@ class SendProducer(Sender, NoPublicConstructor):
         self = cls.__new__(cls)
         admission = admission_for(engine)
         transactional = engine.settings.transactional_id is not None
-        self._begin(engine, RefusingAdmission(engine) if transactional else admission)
+        self._set_up(engine, RefusingAdmission(engine) if transactional else admission)
         self._transactions = Transactions(engine, admission)
         return self
 
@@ -328,7 +328,7 @@ class SendProducer(Sender, NoPublicConstructor):
         else:
             await engine.close()
         with engine.step:
-            errors, count = engine.ledger.undelivered()
+            errors, count = engine.ledger.take_undelivered()
         if count:
             raise UndeliveredRecords(errors, count)
 
@@ -477,7 +477,7 @@ async def _open(
 
 
 def _note_undelivered(error: BaseException, producer: SendProducer) -> None:
-    errors, count = producer._ledger.undelivered()
+    errors, count = producer._ledger.take_undelivered()
     if count:
         note = str(UndeliveredRecords(errors, count))
         # BaseException.add_note, which Python 3.10 does not have yet (PEP 678).

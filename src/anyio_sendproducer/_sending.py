@@ -1,7 +1,7 @@
 """The sending API that producers and transactions share.
 
-It runs on the caller's task. A :class:`Sender` enters records in the ledger and waits for their
-outcomes. It does not advance the ledger; the pump does.
+All of it runs on the caller's task. A :class:`Sender` enters records in the ledger and waits for
+their outcomes. The pump submits the records and settles the outcomes.
 """
 
 from __future__ import annotations
@@ -44,34 +44,35 @@ from ._records import (
 )
 from ._validation import check_is_record, not_an_envelope
 
-__all__ = ["Delivery", "Sender", "parts_of"]
+__all__ = ["Delivery", "Sender", "multi_result_parts"]
 
 K = TypeVar("K")
 V = TypeVar("V")
 P = TypeVar("P")
 
-#: Records entered in one go before other tasks get their turn: about a millisecond's work.
-_ENTERED_AT_ONCE = 500
+#: How many records of one call are entered before other tasks run: about a millisecond's work.
+_RECORDS_BETWEEN_YIELDS = 500
 
-#: Calls in a row that need not wait, until other tasks get their turn: about a tenth of a
-#: millisecond's work. A turn of the loop costs several times as much as such a call.
-_CALLS_IN_A_ROW = 16
+#: How many calls in a row may return without waiting before other tasks run: about a tenth of a
+#: millisecond's work. Letting other tasks run costs several times as much as such a call.
+_CALLS_BETWEEN_YIELDS = 16
 
-#: How many calls pass until one looks for cancellation, as a number of random bits: 64 calls on
-#: average, 128 at most. AnyIO does not cancel an asyncio task whose future is done, but tries again
-#: in each turn of the loop. Against a driver that answers within one turn each attempt finds the
-#: future done, so the calls themselves must look. To look costs a tenth of a call. The number is
-#: random because tasks that take turns could otherwise divide it: always the same task would look.
-_BITS_BETWEEN_LOOKS = 7
+#: Every so many calls, one checks whether its task is cancelled. The interval is random, with this
+#: number of bits: 64 calls on average, 128 at most. AnyIO does not cancel an asyncio task whose
+#: future is done; it tries again in the next turn of the loop. If a driver answers within one turn,
+#: AnyIO finds the future done each time, so a task that sends in a loop would never be cancelled.
+#: A check costs a tenth of a call. With a fixed interval, tasks that alternate could fall into step
+#: with it, so that the same task checked each time.
+_CHECK_INTERVAL_BITS = 7
 _random_bits = random.Random().getrandbits  # noqa: S311  # not for cryptography
 
 
 class Delivery(NoPublicConstructor):
-    """A record that was accepted, and the way to its outcome.
+    """An accepted record whose outcome can be awaited.
 
-    Made by :meth:`SendProducer.enqueue` and :meth:`SendProducer.enqueue_nowait`. A delivery that
-    nobody awaits is fine as long as the record is delivered; a failure nobody awaited is raised
-    as :class:`UndeliveredRecords` when the producer is closed.
+    :meth:`SendProducer.enqueue` and :meth:`SendProducer.enqueue_nowait` return it. A delivery need
+    not be awaited. If its record fails and nobody awaits the delivery, the failure is raised in an
+    :class:`UndeliveredRecords` when the producer is closed.
     """
 
     __slots__ = ("_entry", "_producer")
@@ -100,21 +101,21 @@ class Delivery(NoPublicConstructor):
 
     @property
     def done(self) -> bool:
-        """Whether there is an outcome, so that :meth:`wait` gives it at once."""
+        """Whether the record has its outcome, so that :meth:`wait` does not wait."""
         return self._entry.outcome is not None
 
     async def wait(self) -> RecordMetadata:
-        """Wait for the outcome. May be called any number of times, and by several tasks.
+        """Wait for the outcome. Several tasks may call this, each any number of times.
 
         Returns:
             Where the record was written.
 
         Raises:
-            DeliveryError: it was not delivered; see its ``persistence``.
+            DeliveryError: the record was not delivered; see its ``persistence``.
             ProducerMisused: called on another event loop, or in another thread or process.
 
-        Cancellation stops the waiting and nothing else: the record was accepted and goes on. A
-        later call gives its outcome.
+        Cancellation ends only this call. The record is still sent, and a later call returns its
+        outcome.
         """
         outcome = await self._producer._outcome_of(self._entry)  # pyright: ignore[reportPrivateUsage]
         if type(outcome) is RecordMetadata:
@@ -123,65 +124,66 @@ class Delivery(NoPublicConstructor):
 
 
 class Sender:
-    """The methods that a producer and a transaction have in common.
+    """The methods for sending that a producer and a transaction have in common.
 
-    A subclass makes instances by ``__new__`` and :meth:`_begin`.
+    A subclass makes instances with ``__new__`` and :meth:`_set_up`.
     """
 
-    def _begin(self, engine: Engine, admission: AdmissionLike) -> None:
+    def _set_up(self, engine: Engine, admission: AdmissionLike) -> None:
         self._engine = engine
         # These are looked up for each record.
         self._enter = admission.enter
-        self._enter_several = admission.enter_several
+        self._enter_many = admission.enter_many
         self._loop = engine.loop
         self._ledger = engine.ledger
         self._park = engine.loop.park
         self._affinity = engine.affinity
-        self._calls_in_a_row = 0
-        # Counted down to 0 from 1. On a loop whose tasks need not look it starts from 0, and never
-        # is 0 again.
-        self._calls_until_look = 1 if engine.loop.spares_done_waiters else 0
+        self._calls_without_waiting = 0
+        # Each call counts this down, and the call that reaches 0 checks. If the event loop needs no
+        # check, the count starts at 0, so that it is negative from the first call on.
+        self._calls_until_check = 1 if engine.loop.skips_cancelling_woken_tasks else 0
 
     # --- sending -----------------------------------------------------------------------------
 
     async def send(self, record: ProducerRecord[Any, Any]) -> RecordMetadata:
-        """Send one record and wait until Kafka has it.
+        """Send one record and wait until a broker has acknowledged it.
 
-        Records that one task sends one after the other, or several tasks in some order, are
-        written in that order on each partition. Where there is no room (``max_in_flight``,
-        ``max_buffered_bytes``) this waits for it, first come first served.
+        Records are written to each partition in the order of the calls. If there is no room
+        (``max_in_flight``, ``max_buffered_bytes``), the call waits for room. Calls get room in the
+        order in which they came.
 
         Args:
-            record: what to send.
+            record: the record to send.
 
         Returns:
-            Where it was written.
+            Where the record was written.
 
         Raises:
-            DeliveryTimeout: no outcome within ``delivery_timeout``.
-            RecordRejected: it is invalid or too large, its topic or partition does not exist, or
-                the broker refused it.
-            SerializationFailed: its key or value could not be turned into bytes.
-            DeliveryError: it was not delivered for another reason. Each DeliveryError says in
-                ``persistence`` whether the record may be in the log all the same.
+            DeliveryTimeout: the record had no outcome within ``delivery_timeout``.
+            RecordRejected: the record is invalid or too large, its topic or partition does not
+                exist, or the broker refused it.
+            SerializationFailed: the key or the value could not be serialized.
+            DeliveryError: the record was not delivered for another reason. The ``persistence`` of
+                every DeliveryError says whether the record may have been written nevertheless.
             ProducerClosed: the producer is closing or closed.
-            ProducerBroken: it can never send again.
+            ProducerBroken: the producer can never send again.
             ProducerMisused: called on another event loop, or in another thread or process.
-            TypeError: this is no ProducerRecord.
+            TypeError: ``record`` is not a ProducerRecord.
 
-        Cancellation, also by a deadline: a record that the client was not given yet is withdrawn
-        and never written. After that the record goes on, and only the waiting ends;
-        ``statistics().abandoned`` counts it. Records of others are never touched. A call in a scope
-        that is cancelled already may do either; :meth:`enqueue` always looks first. A task that
-        sends in a loop is cancelled after a few records, however fast the answers come.
+        Cancellation, also by a deadline: if the client does not have the record yet, the record is
+        withdrawn and never written. Otherwise only the waiting ends. The record is still sent, and
+        ``statistics().abandoned`` counts it. Other records are not affected. If the scope is
+        already cancelled when the call starts, either can happen; :meth:`enqueue` checks first. A
+        task that sends in a loop is cancelled even if every outcome comes at once.
         """
-        # Half of the check: to ask asyncio for its loop is a system call on Python 3.11. Another
-        # loop in this very thread can't await the waiter, and then the other half says why.
+        # This is half of affinity.check(). The other half asks asyncio for its loop, which is a
+        # system call on Python 3.11. A task of another loop in this thread can't await the waiter;
+        # the full check below then raises the error that explains why.
         if self._affinity.thread != get_ident():
             self._affinity.check()
-        self._calls_until_look -= 1
-        if not self._calls_until_look:
-            await self._look_for_cancellation()
+        self._calls_until_check -= 1
+        if not self._calls_until_check:
+            await self._check_cancelled()
         entry = self._enter(record)
         try:
             await self._park(entry)
@@ -198,8 +200,8 @@ class Sender:
         try:
             raise cast("DeliveryError", outcome)
         finally:
-            # The error knows this frame. Without these the record would stay in memory until the
-            # garbage collector comes by.
+            # The traceback of the error refers to this frame. These references would form a cycle,
+            # and the record would stay in memory until the garbage collector runs.
             del outcome, entry, record
 
     @overload
@@ -211,12 +213,12 @@ class Sender:
     @overload
     async def send_envelope(self, envelope: Envelope[K, V, P]) -> Results[K, V, P]: ...
     async def send_envelope(self, envelope: Envelope[K, V, P]) -> Results[K, V, P]:
-        """Send what an envelope holds, and get its pass-through value back with the result.
+        """Send the records of an envelope, and return its pass-through value with the result.
 
         Args:
             envelope: a :class:`Message`, a :class:`MultiMessage`, or a
-                :class:`PassThroughMessage`, which touches no broker and works on a closed producer
-                too (as in Alpakka Kafka).
+                :class:`PassThroughMessage`. The last needs no broker, and is answered by a closed
+                producer too, as in Alpakka Kafka.
 
         Returns:
             A :class:`Result`, a :class:`MultiResult` with one part for each record in their order,
@@ -224,11 +226,10 @@ class Sender:
 
         Raises:
             MultiDeliveryError: records of a MultiMessage were not delivered. Every record was
-                tried, the fate of each is in ``parts``, the pass-through value in
-                ``pass_through``.
+                tried. ``parts`` has the outcome of each, ``pass_through`` the pass-through value.
             DeliveryError: the record of a Message was not delivered; see :meth:`send`.
-            ProducerClosed, ProducerBroken, ProducerMisused: as :meth:`send`.
-            TypeError: this is no envelope.
+            ProducerClosed, ProducerBroken, ProducerMisused: as for :meth:`send`.
+            TypeError: ``envelope`` is not an envelope.
 
         Cancellation: as with :meth:`send`, for each record on its own.
         """
@@ -237,7 +238,7 @@ class Sender:
         if isinstance(envelope, MultiMessage):
             records = envelope.records
             outcomes = await self._send_group(records)
-            parts = parts_of(records, outcomes, envelope.pass_through)
+            parts = multi_result_parts(records, outcomes, envelope.pass_through)
             return MultiResult(parts, envelope.pass_through)
         if isinstance(cast("object", envelope), PassThroughMessage):
             await anyio.lowlevel.checkpoint()
@@ -247,54 +248,57 @@ class Sender:
     async def send_many(
         self, records: Iterable[ProducerRecord[Any, Any]], *, stop_on_error: bool = False
     ) -> list[RecordMetadata]:
-        """Send records and wait once, for all of them.
+        """Send records in order, and wait once for all of them.
 
         Args:
-            records: what to send, in this order. They take their places in line one by one, as
-                room becomes free, so that a long list does not shut others out.
-            stop_on_error: give no more of them to the client once one is known to have failed.
-                Those that were not given to it fail as ``NOT_PERSISTED``. It does not wait for one
-                outcome before the next record: what the client has by then goes on.
+            records: the records to send. They wait for room one by one, so a long list does not
+                keep the records of other calls waiting until all of it is accepted.
+            stop_on_error: pass no more records to the client once one has failed. The remaining
+                records fail as ``NOT_PERSISTED``. Records are still passed to the client without
+                waiting for the outcomes of earlier ones; those that it already has are still sent.
 
         Returns:
-            Where each was written, in the order of ``records``; an empty list for none.
+            Where each record was written, in the order of ``records``; an empty list if there are
+            no records.
 
         Raises:
-            MultiDeliveryError: at least one was not delivered. Every record was tried, but for
-                ``stop_on_error``, and the fate of each is in ``parts``.
-            ProducerClosed, ProducerBroken: before the first record was accepted.
-            ProducerMisused: as :meth:`send`.
-            TypeError: one of them is no ProducerRecord; none was sent.
+            MultiDeliveryError: at least one record was not delivered. Every record was tried,
+                unless ``stop_on_error`` is set. ``parts`` has the outcome of each.
+            ProducerClosed, ProducerBroken: as for :meth:`send`, before the first record was
+                accepted.
+            ProducerMisused: as for :meth:`send`.
+            TypeError: one of ``records`` is not a ProducerRecord. No record was sent.
 
         Cancellation: as with :meth:`send`, for each record on its own.
         """
         all_records = tuple(records)
         outcomes = await self._send_group(all_records, stops=stop_on_error)
         if any(isinstance(outcome, DeliveryError) for outcome in outcomes):
-            parts_of(all_records, outcomes, None)  # raises
+            multi_result_parts(all_records, outcomes, None)  # raises
         return cast("list[RecordMetadata]", outcomes)
 
     async def enqueue(self, record: ProducerRecord[Any, Any]) -> Delivery:
-        """Wait for room, and no longer: the record is accepted, its outcome is for later.
+        """Wait until the record is accepted, but not for its outcome.
 
         Args:
-            record: what to send.
+            record: the record to send.
 
         Returns:
-            The accepted record; await its :meth:`Delivery.wait` for the outcome, or do not: a
-            failure that nobody awaited is raised when the producer is closed.
+            The accepted record. Await its :meth:`Delivery.wait` for the outcome. If nobody does and
+            the record fails, the failure is raised when the producer is closed.
 
         Raises:
             DeliveryTimeout: there was no room within ``delivery_timeout``.
-            RecordRejected: the record is invalid. What only a broker or a serializer can find
-                wrong is found later, and comes out of :meth:`Delivery.wait`.
-            ProducerClosed, ProducerBroken, ProducerMisused, TypeError: as :meth:`send`.
+            RecordRejected: the record is invalid. An error that only a broker or a serializer can
+                find is raised by :meth:`Delivery.wait`.
+            ProducerClosed, ProducerBroken, ProducerMisused, TypeError: as for :meth:`send`.
 
-        Each call looks for cancellation. Where there is room, other tasks get their turn after
-        sixteen calls at the latest, and not with each, which would cost more than all else.
+        Each call checks for cancellation. If there is room, only every sixteenth call lets other
+        tasks run; to do that in each call would take most of its time.
 
-        Cancellation: the record is withdrawn and never written. (asyncio's own ``task.cancel()``
-        can come in the very step in which room was granted: then it goes on, abandoned.)
+        Cancellation: the record is withdrawn and never written. One exception: asyncio's own
+        ``task.cancel()`` may come after the record got room and before the task runs. Then the
+        record is still sent, and counted as abandoned.
         """
         self._affinity.check()
         await anyio.lowlevel.checkpoint_if_cancelled()
@@ -303,64 +307,65 @@ class Sender:
             await self._wait_for_room(entry)
             if isinstance(entry.outcome, DeliveryError):
                 with self._engine.step:
-                    self._ledger.saw(entry)
+                    self._ledger.mark_seen(entry)
                 try:
                     raise entry.outcome
                 finally:
                     del entry, record  # as in send()
-        elif self._is_others_turn():
+        elif self._should_yield():
             await anyio.lowlevel.cancel_shielded_checkpoint()
         return Delivery._create(self, entry)  # pyright: ignore[reportPrivateUsage]
 
     def enqueue_nowait(self, record: ProducerRecord[Any, Any]) -> Delivery:
-        """Accept a record at once, or not at all.
+        """Accept a record if there is room, without waiting.
 
         Args:
-            record: what to send.
+            record: the record to send.
 
         Returns:
-            The accepted record, as :meth:`enqueue` does.
+            The accepted record, as for :meth:`enqueue`.
 
         Raises:
-            anyio.WouldBlock: there is no room; nothing was accepted.
-            RecordRejected, ProducerClosed, ProducerBroken, ProducerMisused, TypeError: as
-                :meth:`enqueue`. Called by a finalizer or a signal handler, it may also raise
-                ProducerMisused because that interrupts the producer's own code; nothing was
-                accepted then.
+            anyio.WouldBlock: there is no room. The record was not accepted.
+            RecordRejected, ProducerClosed, ProducerBroken, TypeError: as for :meth:`enqueue`.
+            ProducerMisused: as for :meth:`enqueue`; or a finalizer or a signal handler called this
+                while it interrupted the producer's own code. The record was not accepted.
         """
         self._affinity.check()
         try:
             entry = self._enter(record, wait=False)
         except anyio.WouldBlock:
-            self._engine.moved(())  # there is room sooner if the client holds nothing back
+            # If the client stops holding records back (linger.ms), room becomes free sooner.
+            self._engine.wake_and_notify(())
             raise
         return Delivery._create(self, entry)  # pyright: ignore[reportPrivateUsage]
 
     # --- on the caller's task ----------------------------------------------------------------
 
-    def _is_others_turn(self) -> bool:
-        """Whether calls that need not wait have gone on for long enough."""
-        self._calls_in_a_row += 1
-        return self._calls_in_a_row % _CALLS_IN_A_ROW == 0
+    def _should_yield(self) -> bool:
+        """Whether to let other tasks run now, after several calls that did not wait."""
+        self._calls_without_waiting += 1
+        return self._calls_without_waiting % _CALLS_BETWEEN_YIELDS == 0
 
-    async def _look_for_cancellation(self) -> None:
-        """Raise the cancellation of the calling task, if any, and draw the next call that looks.
+    async def _check_cancelled(self) -> None:
+        """Raise the cancellation of the calling task, if any, and choose the next call that checks.
 
-        If the task is cancelled, the next call looks too: a task group cancels all its tasks.
+        If the task is cancelled, the next call checks too, because a task group cancels all of its
+        tasks.
         """
-        self._calls_until_look = 1
+        self._calls_until_check = 1
         await anyio.lowlevel.checkpoint_if_cancelled()
-        self._calls_until_look = 1 + _random_bits(_BITS_BETWEEN_LOOKS)
+        self._calls_until_check = 1 + _random_bits(_CHECK_INTERVAL_BITS)
 
     def _cancel(self, *entries: Entry) -> None:
-        """Give up these records, and then wake the callers for whom room became free."""
-        self._engine.now_or_soon(partial(self._cancel_now, entries))
+        """Cancel the deliveries of a call that was cancelled."""
+        self._engine.run_or_schedule(partial(self._cancel_now, entries))
 
     def _cancel_now(self, entries: Iterable[Entry]) -> None:
-        woken: list[object] = []
+        to_wake: list[object] = []
         for entry in entries:
-            woken += self._ledger.cancel(entry)
-        self._engine.moved(woken)
+            to_wake += self._ledger.cancel(entry)
+        self._engine.wake_and_notify(to_wake)
 
     async def _wait_for_room(self, entry: Entry) -> None:
         waiter = entry.room_waiter = self._loop.new_waiter()
@@ -371,18 +376,21 @@ class Sender:
             raise
 
     async def _outcome_of(self, entry: Entry) -> RecordMetadata | DeliveryError:
-        """Wait for an accepted record's outcome. Others may get the same error: raise a copy."""
-        if self._affinity.thread != get_ident():  # half of the check, as in send()
+        """Wait for the outcome of an accepted record.
+
+        An error may be returned to several callers. Each must raise a copy of it.
+        """
+        if self._affinity.thread != get_ident():  # half of affinity.check(), as in send()
             self._affinity.check()
         if entry.outcome is not None:
-            if self._is_others_turn():
+            if self._should_yield():
                 await anyio.lowlevel.checkpoint()
             else:
                 await anyio.lowlevel.checkpoint_if_cancelled()
         else:
-            self._calls_until_look -= 1
-            if not self._calls_until_look:
-                await self._look_for_cancellation()
+            self._calls_until_check -= 1
+            if not self._calls_until_check:
+                await self._check_cancelled()
             waiter = self._loop.new_waiter()
             with self._engine.step:
                 waiters = cast("WaiterList | None", entry.waiter)
@@ -392,23 +400,23 @@ class Sender:
             try:
                 await waiter
             except BaseException as error:
-                self._engine.now_or_soon(partial(self._stop_waiting, entry, waiters, waiter))
+                self._engine.run_or_schedule(partial(self._stop_waiting, entry, waiters, waiter))
                 if not isinstance(error, GeneratorExit):
                     self._affinity.check()
                 raise
         with self._engine.step:
-            self._ledger.saw(entry)
+            self._ledger.mark_seen(entry)
         return cast("RecordMetadata | DeliveryError", entry.outcome)
 
     def _stop_waiting(self, entry: Entry, waiters: WaiterList, waiter: object) -> None:
         waiters.remove(waiter)
         if not waiters:
-            self._ledger.unwatch(entry)
+            self._ledger.drop_waiter(entry)
 
     async def _send_group(
         self, records: Sequence[ProducerRecord[Any, Any]], *, stops: bool = False
     ) -> list[RecordMetadata | DeliveryError]:
-        """Send records of one call, and wait for all outcomes."""
+        """Send the records of one call, and wait for all outcomes."""
         for record in records:
             check_is_record(record)
         observation = self._engine.observation
@@ -427,11 +435,12 @@ class Sender:
             return []
         await anyio.lowlevel.checkpoint_if_cancelled()
         waiter = self._loop.new_waiter()
-        # One more than there are, so that nothing wakes us before all are entered.
+        # One more than there are records, so that the last outcome does not wake this task before
+        # all records are entered.
         group = Group(len(records) + 1, waiter, stops=stops)
-        line: list[Entry | DeliveryError] = []
+        entered: list[Entry | DeliveryError] = []
         try:
-            await self._enter_group(records, group, line)
+            await self._enter_group(records, group, entered)
             group.remaining -= 1
             if group.remaining:
                 await waiter
@@ -439,53 +448,65 @@ class Sender:
                 await anyio.lowlevel.checkpoint()
         except BaseException:
             group.waiter = None
-            self._cancel(*(one for one in line if isinstance(one, Entry)))
+            self._cancel(*(item for item in entered if isinstance(item, Entry)))
             raise
-        outcomes = [one.outcome if type(one) is Entry else one for one in line]
+        outcomes = [item.outcome if type(item) is Entry else item for item in entered]
         return cast("list[RecordMetadata | DeliveryError]", outcomes)
 
     async def _enter_group(
         self,
         records: Sequence[ProducerRecord[Any, Any]],
         group: Group,
-        line: list[Entry | DeliveryError],
+        entered: list[Entry | DeliveryError],
     ) -> None:
-        """Enter them one after the other, or have them fail; ``line`` is what became of each."""
-        others_turn = _ENTERED_AT_ONCE
-        while (done := len(line)) < len(records):
-            if done >= others_turn:
-                others_turn = done + _ENTERED_AT_ONCE
+        """Enter the records in order, each as soon as there is room for it.
+
+        Args:
+            records: the records.
+            group: their group.
+            entered: to which the entry of each record is appended, or the error that kept it out.
+        """
+        next_yield = _RECORDS_BETWEEN_YIELDS
+        while (done := len(entered)) < len(records):
+            if done >= next_yield:
+                next_yield = done + _RECORDS_BETWEEN_YIELDS
                 await anyio.lowlevel.checkpoint()
             if not group.stopped:
-                several = self._enter_several(records[done : done + _ENTERED_AT_ONCE], group)
-                if several:
-                    line += several
+                entries = self._enter_many(records[done : done + _RECORDS_BETWEEN_YIELDS], group)
+                if entries:
+                    entered += entries
                     if group.stops:
-                        group.members += several
+                        group.members += entries
                     continue
-            one = self._enter_member(records[done], group, line)
-            line.append(one)
-            if isinstance(one, DeliveryError):
+            item = self._enter_member(records[done], group, entered)
+            entered.append(item)
+            if isinstance(item, DeliveryError):
                 group.remaining -= 1
-            elif one.state is DeliveryState.WAITING:
-                await self._wait_for_room(one)
+            elif item.state is DeliveryState.WAITING:
+                await self._wait_for_room(item)
 
     def _enter_member(
         self, record: ProducerRecord[Any, Any], group: Group, before: list[Entry | DeliveryError]
     ) -> Entry | DeliveryError:
-        """Enter one record of a group, or say why not. Where none was entered before, what keeps
-        it out is raised, unless it is something about the record."""
+        """Enter one record of a group.
+
+        Returns:
+            The entry, or the error of a record that can't be entered.
+
+        Raises:
+            ProducerClosed, ProducerBroken: no record of the group was entered before this one.
+        """
         if group.stopped:
             return not_tried(record)
         try:
             entry = self._enter(record)
         except RecordRejected as error:
             with self._engine.step:
-                self._engine.moved(self._ledger.stop(group))
-            # The frames in its traceback hold what becomes of this group: a reference cycle.
+                self._engine.wake_and_notify(self._ledger.stop_group(group))
+            # The frames in its traceback refer to the list that will hold it: a reference cycle.
             return error.with_traceback(None)
         except (ProducerClosed, ProducerBroken) as error:
-            if not any(isinstance(one, Entry) for one in before):
+            if not any(isinstance(item, Entry) for item in before):
                 raise
             cause = error.with_traceback(None)  # as above
             return not_sent(record, f"the record was not sent: {cause}", cause)
@@ -495,11 +516,16 @@ class Sender:
         return entry
 
 
-def parts_of(
+def multi_result_parts(
     records: Sequence[ProducerRecord[K, V]],
     outcomes: Sequence[RecordMetadata | DeliveryError],
     pass_through: object,
 ) -> tuple[MultiResultPart[K, V], ...]:
+    """Combine records with their outcomes.
+
+    Raises:
+        MultiDeliveryError: at least one outcome is an error.
+    """
     parts: list[MultiResultPart[K, V] | DeliveryError] = [
         MultiResultPart(outcome, record) if isinstance(outcome, RecordMetadata) else outcome
         for record, outcome in zip(records, outcomes, strict=True)

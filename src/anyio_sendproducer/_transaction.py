@@ -111,7 +111,7 @@ class _TransactionAdmission:
             self._status.refused = self._status.refused or error
             raise
 
-    def enter_several(
+    def enter_many(
         self,
         records: Iterable[ProducerRecord[Any, Any]],  # noqa: ARG002
         group: Group,  # noqa: ARG002
@@ -164,7 +164,7 @@ class Transaction(Sender, NoPublicConstructor):
         self = cls.__new__(cls)
         self._status = _Status()
         self._admission = _TransactionAdmission(engine, admission, self._status)
-        self._begin(engine, self._admission)
+        self._set_up(engine, self._admission)
         self._offset_deadlines = set()
         self._aborted = None
         self._ended = anyio.Event()
@@ -281,7 +281,7 @@ class Transaction(Sender, NoPublicConstructor):
 
     async def _start(self) -> None:
         engine = self._engine
-        engine.ledger.look_for_failures()
+        engine.ledger.reset_first_failure()
         with anyio.move_on_after(engine.settings.delivery_timeout):
             while True:
                 self._status.generation = engine.bridge.generation
@@ -299,7 +299,7 @@ class Transaction(Sender, NoPublicConstructor):
         if self._aborted is None:
             self._status.state = TransactionState.ENDING
             try:
-                await engine.wait_until_settled(counts_waiting=True)
+                await engine.wait_until_settled(include_waiting=True)
             except BaseException as error:
                 await self._abort(error)
                 raise
@@ -323,7 +323,7 @@ class Transaction(Sender, NoPublicConstructor):
                 self._status.state = (
                     TransactionState.ABORTED if fenced else TransactionState.UNKNOWN
                 )
-                engine.give_up(error)
+                engine.replace_client(error)
             raise
 
     async def _commit(self) -> None:
@@ -381,7 +381,7 @@ class Transaction(Sender, NoPublicConstructor):
             # The driver processes one call after the other, and these are of no use any more.
             deadline.hurry(0)
         with engine.step:
-            engine.moved(
+            engine.wake_and_notify(
                 engine.ledger.fail_unsubmitted(
                     "the record was not sent: the transaction was aborted before", reason
                 )
@@ -392,13 +392,13 @@ class Transaction(Sender, NoPublicConstructor):
                 try:
                     await self._end(Deadline(seconds), self._patience(seconds), commit=False)
                 except SendProducerError as error:
-                    engine.give_up(error)
+                    engine.replace_client(error)
                 except BaseException as error:
                     # asyncio's own cancellation, which ignores shielded scopes, or a faulty driver.
-                    engine.give_up(error)
+                    engine.replace_client(error)
                     raise
             with anyio.move_on_after(settings.cancel_timeout):
-                await engine.wait_until_settled(counts_waiting=True)
+                await engine.wait_until_settled(include_waiting=True)
 
     def _patience(self, seconds: float) -> CancelScope:
         """A scope for a call of the driver that may take so many seconds. The driver keeps its
@@ -472,7 +472,7 @@ class Transactions:
                 transaction._ended.set()
                 # The caller learns of failures from the transaction's own outcome.
                 with engine.step:
-                    engine.ledger.undelivered()
+                    engine.ledger.take_undelivered()
 
 
 def _consumed(offsets: Mapping[tuple[str, int], Any]) -> list[ConsumedOffset]:

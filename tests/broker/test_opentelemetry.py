@@ -339,7 +339,7 @@ async def test_a_record_that_is_abandoned(settings: ProducerSettings, telemetry:
         fake.acknowledge(1)
         fake.fail(refuse)
         await until(lambda: len(telemetry.spans) == 2)
-        producer._engine.ledger.undelivered()
+        producer._engine.ledger.take_undelivered()
     well, badly = telemetry.spans
     assert attributes(well)["anyio_sendproducer.abandoned"] is True
     assert well.status.status_code is StatusCode.UNSET
@@ -780,7 +780,7 @@ async def test_what_is_in_flight(settings: ProducerSettings, telemetry: Telemetr
         assert telemetry.sums("anyio_sendproducer.in_flight.records") == 0
         assert telemetry.sums("anyio_sendproducer.generations") == 2
         assert telemetry.sums("anyio_sendproducer.generations.open") == 1
-        producer._engine.ledger.undelivered()
+        producer._engine.ledger.take_undelivered()
 
 
 async def test_what_was_never_handed_over_is_not_counted_as_sent(

@@ -561,7 +561,7 @@ async def test_a_factory_that_is_wrong_ends_the_start(
 async def test_a_factory_that_blocks_is_left_behind(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(_engine, "_PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(_engine, "_FACTORY_GRACE_SECONDS", 0.01)
     # The producer's thread waits for the factory until the gate opens.
     monkeypatch.setattr(_kafka_python, "_LATE_SECONDS", PATIENCE)
     monkeypatch.setattr(_kafka_python, "_JOIN_SECONDS", PATIENCE)
@@ -587,7 +587,7 @@ async def test_a_start_ends_in_time_while_its_client_is_still_at_work(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is not the thread of the producer that is left behind, so the end takes no time."""
-    monkeypatch.setattr(_engine, "_PATIENCE_SECONDS", PATIENCE)
+    monkeypatch.setattr(_engine, "_FACTORY_GRACE_SECONDS", PATIENCE)
     monkeypatch.setattr("anyio_sendproducer._bridge.GRACE_SECONDS", PATIENCE)
     gate = threading.Event()
 

@@ -118,7 +118,7 @@ DELIVERY_ARROWS: dict[tuple[DeliveryState, str], list[Callable[[Ledger], Entry]]
     (WAITING, "deadline or close"): [
         _after(waiting, lambda ledger, _: ledger.expire(10.0)),
         _after(waiting, lambda ledger, _: ledger.drain()),
-        _after(waiting, lambda ledger, _: ledger.break_(GONE)),
+        _after(waiting, lambda ledger, _: ledger.mark_broken(GONE)),
         _after(waiting, lambda ledger, _: ledger.close()),
     ],
     (QUEUED, "handed over"): [_after(enter, lambda ledger, _: ledger.take())],
@@ -128,7 +128,7 @@ DELIVERY_ARROWS: dict[tuple[DeliveryState, str], list[Callable[[Ledger], Entry]]
     ],
     (QUEUED, "deadline or close"): [
         _after(enter, lambda ledger, _: ledger.expire(10.0)),
-        _after(enter, lambda ledger, _: ledger.break_(GONE)),
+        _after(enter, lambda ledger, _: ledger.mark_broken(GONE)),
         _after(enter, lambda ledger, _: ledger.close()),
         _after(_held_back, lambda ledger, _: ledger.expire(10.0)),
         _after(_held_back, lambda ledger, _: ledger.close()),
@@ -140,7 +140,7 @@ DELIVERY_ARROWS: dict[tuple[DeliveryState, str], list[Callable[[Ledger], Entry]]
         _after(submitted, lambda ledger, entry: ledger.settle([entry], [refused(entry)])),
         _after(submitted, lambda ledger, _: ledger.expire(10.0)),
         _after(submitted, lambda ledger, _: ledger.end_generation(GONE)),
-        _after(submitted, lambda ledger, _: ledger.break_(GONE)),
+        _after(submitted, lambda ledger, _: ledger.mark_broken(GONE)),
         _after(submitted, lambda ledger, _: ledger.close()),
     ],
     (SUBMITTED, "topic not known yet"): [_held_back],
@@ -174,14 +174,14 @@ def test_the_producers_states_follow_its_table() -> None:
 
     def broken() -> Ledger:
         ledger = make()
-        ledger.break_(GONE)
+        ledger.mark_broken(GONE)
         return ledger
 
     seen: set[tuple[ProducerState, ProducerState]] = set()
     calls: list[Callable[[Ledger], object]] = [
         Ledger.drain,
         Ledger.close,
-        lambda ledger: ledger.break_(GONE),
+        lambda ledger: ledger.mark_broken(GONE),
     ]
     for start in (make, draining, broken):
         for call in calls:
@@ -388,9 +388,9 @@ def test_an_unknown_topic_holds_up_its_own_records_only() -> None:
     assert (before, ledger.queued) == (2, 0)
     assert figures(ledger).queued == 2
     third = enter(ledger, "unknown")
-    assert ledger.release_held()
+    assert ledger.requeue_held()
     assert ledger.take() == [first, second, third]
-    assert not ledger.release_held()
+    assert not ledger.requeue_held()
 
 
 def test_what_is_released_goes_before_what_came_meanwhile() -> None:
@@ -399,7 +399,7 @@ def test_what_is_released_goes_before_what_came_meanwhile() -> None:
     b = submitted(ledger, "b")
     ledger.hold([b, a])
     later = enter(ledger, "c")
-    ledger.release_held()
+    ledger.requeue_held()
     assert ledger.take() == [b, a, later]
 
 
@@ -425,8 +425,8 @@ def test_given_back_after_its_deadline_a_record_frees_its_room() -> None:
     assert ledger.hold([entry]) == ["later"]
     assert entry.state is DeliveryState.FAILED
     assert room(ledger) == (1, 1)
-    assert not ledger.release_held()
-    assert not ledger.stuck(10.0)
+    assert not ledger.requeue_held()
+    assert not ledger.is_stuck(10.0)
 
 
 def test_given_back_after_its_caller_left_a_record_is_withdrawn_and_not_abandoned() -> None:
@@ -436,7 +436,7 @@ def test_given_back_after_its_caller_left_a_record_is_withdrawn_and_not_abandone
     assert figures(ledger).abandoned == 1
     later = enter(ledger)
     later.room_waiter = "later"
-    ledger.barrier("flush")
+    ledger.add_barrier("flush")
     assert ledger.hold([entry]) == ["later", "flush"]
     assert entry.state is DeliveryState.WITHDRAWN
     assert (figures(ledger).withdrawn, figures(ledger).abandoned) == (1, 0)
@@ -450,7 +450,7 @@ def test_given_back_after_its_client_was_given_up_a_record_frees_no_room_twice()
     assert ledger.hold([entry]) == []
     assert room(ledger) == (0, 0)
     assert entry.state is DeliveryState.FAILED
-    assert not ledger.release_held()
+    assert not ledger.requeue_held()
 
 
 # --- outcomes, and who is told -------------------------------------------------------------------
@@ -477,7 +477,7 @@ def test_a_caller_of_several_is_woken_once_by_the_last() -> None:
     assert ledger.settle(entries[1:2], [refused(entries[1])]) == []
     assert ledger.settle(entries[2:], [WRITTEN]) == ["their caller"]
     # It is told of the failure, which is therefore not a missed one.
-    assert ledger.undelivered() == ([], 0)
+    assert ledger.take_undelivered() == ([], 0)
 
 
 def test_a_caller_of_several_that_left_is_not_woken() -> None:
@@ -493,20 +493,20 @@ def test_a_failure_nobody_awaited_is_told_once() -> None:
     ledger.take()
     errors = [refused(first), refused(second)]
     ledger.settle([first, second], errors)
-    assert ledger.undelivered() == (errors, 2)
-    assert ledger.undelivered() == ([], 0)
+    assert ledger.take_undelivered() == (errors, 2)
+    assert ledger.take_undelivered() == ([], 0)
 
 
 def test_a_failure_that_is_awaited_later_is_not_told_again() -> None:
     ledger = make()
     entry = submitted(ledger)
     ledger.settle([entry], [refused(entry)])
-    ledger.saw(entry)
-    ledger.saw(entry)
-    assert ledger.undelivered() == ([], 0)
+    ledger.mark_seen(entry)
+    ledger.mark_seen(entry)
+    assert ledger.take_undelivered() == ([], 0)
 
 
-@pytest.mark.parametrize("leave", [Ledger.cancel, Ledger.unwatch])
+@pytest.mark.parametrize("leave", [Ledger.cancel, Ledger.drop_waiter])
 def test_a_caller_that_leaves_as_its_failure_comes_was_not_told(
     leave: Callable[[Ledger, Entry], object],
 ) -> None:
@@ -516,18 +516,18 @@ def test_a_caller_that_leaves_as_its_failure_comes_was_not_told(
     error = refused(entry)
     assert ledger.settle([entry], [error]) == ["its caller"]
     leave(ledger, entry)
-    assert ledger.undelivered() == ([error], 1)
+    assert ledger.take_undelivered() == ([error], 1)
 
 
 def test_a_caller_that_left_is_not_woken_and_its_failure_is_told() -> None:
     ledger = make()
     entry = submitted(ledger)
     entry.waiter = "its caller"
-    ledger.unwatch(entry)
+    ledger.drop_waiter(entry)
     assert figures(ledger).abandoned == 0
     error = refused(entry)
     assert ledger.settle([entry], [error]) == []
-    assert ledger.undelivered() == ([error], 1)
+    assert ledger.take_undelivered() == ([error], 1)
 
 
 def test_past_so_many_failures_the_rest_are_counted() -> None:
@@ -537,9 +537,9 @@ def test_past_so_many_failures_the_rest_are_counted() -> None:
     errors = [refused(entry) for entry in entries]
     ledger.settle(entries, errors)
     # One of those that are kept, and one of those that are not.
-    ledger.saw(entries[0])
-    ledger.saw(entries[-1])
-    told, count = ledger.undelivered()
+    ledger.mark_seen(entries[0])
+    ledger.mark_seen(entries[-1])
+    told, count = ledger.take_undelivered()
     assert told == errors[1:KEPT_FAILURES]
     assert count == KEPT_FAILURES + 1
 
@@ -549,10 +549,10 @@ def test_awaiting_a_failure_that_was_told_before_hides_no_other() -> None:
     entries = [enter(ledger) for _ in range(3)]
     ledger.take()
     ledger.settle(entries[:1], [refused(entries[0])])
-    assert ledger.undelivered()[1] == 1
+    assert ledger.take_undelivered()[1] == 1
     ledger.settle(entries[1:], [refused(entry) for entry in entries[1:]])
-    ledger.saw(entries[0])
-    assert ledger.undelivered()[1] == 2
+    ledger.mark_seen(entries[0])
+    assert ledger.take_undelivered()[1] == 2
 
 
 # --- callers that give up ------------------------------------------------------------------------
@@ -581,7 +581,7 @@ def test_a_second_cancellation_counts_no_failure_twice() -> None:
     ledger.settle([entry], [refused(entry)])
     ledger.cancel(entry)
     ledger.cancel(entry)
-    assert ledger.undelivered() == ([], 1)
+    assert ledger.take_undelivered() == ([], 1)
 
 
 def test_abandoned_are_only_those_that_the_client_was_given() -> None:
@@ -600,7 +600,7 @@ def test_an_acknowledged_record_whose_caller_left_is_abandoned_and_delivered() -
     ledger.settle([entry], [WRITTEN])
     ledger.cancel(entry)
     assert (figures(ledger).abandoned, figures(ledger).delivered) == (1, 1)
-    assert ledger.undelivered() == ([], 0)
+    assert ledger.take_undelivered() == ([], 0)
 
 
 # --- flush ---------------------------------------------------------------------------------------
@@ -608,29 +608,29 @@ def test_an_acknowledged_record_whose_caller_left_is_abandoned_and_delivered() -
 
 def test_flush_waits_for_what_was_accepted_before_and_for_nothing_else() -> None:
     ledger = make()
-    assert not ledger.barrier("nothing to wait for")
+    assert not ledger.add_barrier("nothing to wait for")
     before = submitted(ledger)
-    assert ledger.barrier("first")
-    assert ledger.barrier("second")
+    assert ledger.add_barrier("first")
+    assert ledger.add_barrier("second")
     after = submitted(ledger)
-    assert ledger.barrier("third")
+    assert ledger.add_barrier("third")
     assert ledger.settle([after], [WRITTEN]) == []
     ledger.drop_barrier("second")
     assert ledger.settle([before], [WRITTEN]) == ["first", "third"]
-    assert ledger.idle
+    assert ledger.is_idle
 
 
 def test_flush_ends_when_the_last_is_withdrawn() -> None:
     ledger = make()
     entry = enter(ledger)
-    ledger.barrier("flush")
+    ledger.add_barrier("flush")
     assert ledger.cancel(entry) == ["flush"]
 
 
 def test_flush_ends_at_the_deadline_of_the_last() -> None:
     ledger = make()
     submitted(ledger)
-    ledger.barrier("flush")
+    ledger.add_barrier("flush")
     assert ledger.expire(10.0) == ["flush"]
 
 
@@ -643,18 +643,18 @@ def test_flush_ends_when_the_last_is_stopped_with_its_group(end: str) -> None:
         entry.group = group
         group.members.append(entry)
     assert [one.state for one in group.members] == [DeliveryState.QUEUED, DeliveryState.WAITING]
-    ledger.barrier("flush")
-    woken = ledger.drain() if end == "drain" else ledger.stop(group)
+    ledger.add_barrier("flush")
+    woken = ledger.drain() if end == "drain" else ledger.stop_group(group)
     assert woken == ["their caller", "flush"]
 
 
 def test_dropping_a_barrier_that_was_passed_does_nothing() -> None:
     ledger = make()
     entry = submitted(ledger)
-    ledger.barrier("flush")
+    ledger.add_barrier("flush")
     assert ledger.settle([entry], [WRITTEN]) == ["flush"]
     later = submitted(ledger)
-    ledger.barrier("another")
+    ledger.add_barrier("another")
     ledger.drop_barrier("flush")
     assert ledger.settle([later], [WRITTEN]) == ["another"]
 
@@ -678,17 +678,17 @@ def test_a_client_is_stuck_when_late_records_hold_half_of_all_room(
     records: int, size: int, late: list[int], stuck: bool
 ) -> None:
     ledger = make(records=records, size=size)
-    assert not ledger.stuck(10.0)
+    assert not ledger.is_stuck(10.0)
     entries = [enter(ledger, size=one) for one in late]
     ledger.take()
-    assert not ledger.stuck(10.0)
+    assert not ledger.is_stuck(10.0)
     ledger.expire(10.0)
     # It has time to let go of them.
-    assert not ledger.stuck(10.0 + LATENESS - 0.1)
+    assert not ledger.is_stuck(10.0 + LATENESS - 0.1)
     assert (ledger.next_deadline(10.0) == 10.0 + LATENESS) == stuck
-    assert ledger.stuck(10.0 + LATENESS) == stuck
+    assert ledger.is_stuck(10.0 + LATENESS) == stuck
     ledger.settle(entries, [WRITTEN] * len(entries))
-    assert not ledger.stuck(10.0 + LATENESS)
+    assert not ledger.is_stuck(10.0 + LATENESS)
 
 
 def test_late_bytes_that_came_back_count_no_more() -> None:
@@ -698,16 +698,16 @@ def test_late_bytes_that_came_back_count_no_more() -> None:
     ledger.settle([first], [WRITTEN])
     submitted(ledger, size=40, now=10.0)
     ledger.expire(20.0)
-    assert not ledger.stuck(20.0 + LATENESS)
+    assert not ledger.is_stuck(20.0 + LATENESS)
 
 
 def test_late_records_that_prove_larger_than_estimated_count_with_their_true_size() -> None:
     ledger = make(records=100, size=10)
     entry = submitted(ledger, size=1)
     ledger.expire(10.0)
-    assert not ledger.stuck(10.0 + LATENESS)
+    assert not ledger.is_stuck(10.0 + LATENESS)
     ledger.resize([(entry, 5)])
-    assert ledger.stuck(10.0 + LATENESS)
+    assert ledger.is_stuck(10.0 + LATENESS)
 
 
 def test_with_its_client_given_up_a_record_may_be_written_and_what_is_queued_goes_on() -> None:
@@ -734,9 +734,9 @@ def test_a_client_that_is_given_up_holds_no_room_for_late_records() -> None:
     ledger.expire(10.0)
     later = enter(ledger, now=10.0)
     later.room_waiter = "later"
-    before = ledger.stuck(10.0 + LATENESS)
+    before = ledger.is_stuck(10.0 + LATENESS)
     assert ledger.end_generation(GONE) == ["later"]
-    assert (before, ledger.stuck(10.0 + LATENESS)) == (True, False)
+    assert (before, ledger.is_stuck(10.0 + LATENESS)) == (True, False)
     assert room(ledger) == (1, 1)
 
 
@@ -745,8 +745,8 @@ def test_a_client_is_stuck_when_it_delivers_nothing_for_a_while_after_a_deadline
     submitted(ledger)
     ledger.expire(10.0)
     assert ledger.next_deadline(10.0) == min(20.0, 10.0 + PATIENCE)
-    assert not ledger.stuck(10.0 + PATIENCE - 0.1)
-    assert ledger.stuck(10.0 + PATIENCE)
+    assert not ledger.is_stuck(10.0 + PATIENCE - 0.1)
+    assert ledger.is_stuck(10.0 + PATIENCE)
     # It is asked once: the next deadline lies ahead, however long the client takes to end.
     ledger.expire(10.0 + PATIENCE)
     assert ledger.next_deadline(10.0 + PATIENCE) > 10.0 + PATIENCE
@@ -759,7 +759,7 @@ def test_a_client_that_lets_go_of_late_records_is_not_stuck() -> None:
     for second in range(60):
         now = float(second)
         ledger.expire(now)
-        assert not ledger.stuck(now)
+        assert not ledger.is_stuck(now)
         if second >= 12:
             first = entries.pop(0)
             ledger.settle([first], [refused(first)])
@@ -773,9 +773,9 @@ def test_a_client_that_goes_on_delivering_is_not_stuck() -> None:
     ledger.expire(10.0)
     ledger.settle([other], [WRITTEN])
     ledger.expire(10.0 + PATIENCE)
-    assert not ledger.stuck(10.0 + PATIENCE)
+    assert not ledger.is_stuck(10.0 + PATIENCE)
     ledger.expire(10.0 + 2 * PATIENCE)
-    assert ledger.stuck(10.0 + 2 * PATIENCE)
+    assert ledger.is_stuck(10.0 + 2 * PATIENCE)
 
 
 # --- the end -------------------------------------------------------------------------------------
@@ -799,7 +799,7 @@ def test_draining_delivers_what_was_accepted_and_refuses_the_rest() -> None:
 
 
 def break_(ledger: Ledger) -> list[object]:
-    return ledger.break_(GONE)
+    return ledger.mark_broken(GONE)
 
 
 @pytest.mark.parametrize(
@@ -825,7 +825,7 @@ def test_at_the_end_each_record_learns_whether_it_may_be_written(
     ]
     for entry, caller in callers:
         entry.waiter = caller
-    ledger.barrier("flush")
+    ledger.add_barrier("flush")
     assert set(end(ledger)) == {"held", "sent", "queued", "in line", "flush"}
     for entry in (held, queued):
         assert isinstance(entry.outcome, DeliveryError)
@@ -839,14 +839,14 @@ def test_at_the_end_each_record_learns_whether_it_may_be_written(
     assert sent.outcome.persistence is Persistence.POSSIBLY_PERSISTED
     assert sent.outcome.__cause__ is cause
     assert ledger.take() == []
-    assert ledger.idle
+    assert ledger.is_idle
     assert end(ledger) == []
 
 
 def test_a_broken_producer_says_what_broke_it() -> None:
     ledger = make()
-    ledger.break_(GONE)
-    ledger.break_(RuntimeError("something else"))
+    ledger.mark_broken(GONE)
+    ledger.mark_broken(RuntimeError("something else"))
     with pytest.raises(ProducerBroken, match="can't send any more: the driver is gone") as caught:
         enter(ledger)
     assert caught.value.__cause__ is GONE
@@ -860,7 +860,7 @@ def test_a_broken_producer_says_what_broke_it() -> None:
 def test_a_producer_that_is_closed_does_not_break() -> None:
     ledger = make()
     ledger.close()
-    assert ledger.break_(GONE) == []
+    assert ledger.mark_broken(GONE) == []
     assert ledger.state is ProducerState.CLOSED
     assert ledger.broken_by is None
 
@@ -882,7 +882,7 @@ def test_cancelled_when_it_had_failed_unsent() -> None:
     entry.waiter = waiter = object()
     assert ledger.fail_unsubmitted("it was not sent", GONE) == [waiter]
     assert ledger.cancel(entry) == []
-    assert ledger.undelivered() == ([entry.outcome], 1)
+    assert ledger.take_undelivered() == ([entry.outcome], 1)
     figures = ledger.statistics(generations=1, hand_overs=0, wake_ups=0, client={})
     assert (figures.failed, figures.abandoned) == (1, 0)
 
@@ -902,7 +902,7 @@ def test_of_several_none_is_looked_at_that_can_not_come_in(
             seen.append(size)
             yield ProducerRecord("a", b"x"), size
 
-    assert len(ledger.enter_several(records(), 0.0, Group(9, None))) == entered
+    assert len(ledger.enter_many(records(), 0.0, Group(9, None))) == entered
     assert len(seen) == looked_at
 
 
@@ -929,7 +929,7 @@ def stopping(ledger: Ledger, *, given: int, held: bool = False) -> tuple[Group, 
 
 ENDS: dict[str, Callable[[Ledger], Iterable[object]]] = {
     "expire": lambda ledger: ledger.expire(10.0),
-    "break": lambda ledger: ledger.break_(GONE),
+    "break": lambda ledger: ledger.mark_broken(GONE),
     "close": lambda ledger: ledger.close(),
     "abort": lambda ledger: ledger.fail_unsubmitted("no", GONE),
     "end of the client, then close": lambda ledger: [
@@ -957,7 +957,7 @@ def test_several_of_a_group_that_stops_end_at_once(
     assert [entry.state for entry in entries] == [DeliveryState.FAILED] * 3
     assert woken.count("their caller") == 1
     assert group.remaining == 0
-    assert ledger.idle
+    assert ledger.is_idle
     assert figures(ledger).waiting == figures(ledger).queued == 0
     ledger.settle(sent, [refused(entry) for entry in sent])  # late ones keep their room till then
     assert room(ledger) == (0, 0)
@@ -975,7 +975,7 @@ def test_what_comes_back_when_its_group_has_stopped_is_not_sent() -> None:
         assert entry.outcome.persistence is Persistence.NOT_PERSISTED
         assert "stop_on_error" in str(entry.outcome)
     assert room(ledger) == (0, 0)
-    assert not ledger.release_held()
+    assert not ledger.requeue_held()
 
 
 # --- what drivers may get wrong ------------------------------------------------------------------
@@ -988,7 +988,7 @@ def test_more_records_than_outcomes_change_nothing() -> None:
         ledger.settle(entries, [WRITTEN, WRITTEN])
     assert [entry.state for entry in entries] == [SUBMITTED] * 3
     assert room(ledger) == (3, 3)
-    ledger.break_(GONE)
+    ledger.mark_broken(GONE)
     assert all(isinstance(entry.outcome, DeliveryError) for entry in entries)
 
 
@@ -1017,22 +1017,22 @@ def test_what_is_no_outcome_is_a_failure_that_says_so(outcome: Any) -> None:
     assert entry.outcome.record is entry.record
     assert f"the driver gave {type(outcome).__name__} as the outcome" in str(entry.outcome)
     assert entry.outcome.__cause__ is (outcome if isinstance(outcome, Exception) else None)
-    assert ledger.idle
+    assert ledger.is_idle
 
 
 # --- who is told ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("first", ["saw", "unwatch"])
+@pytest.mark.parametrize("first", ["mark_seen", "drop_waiter"])
 def test_what_one_of_two_was_told_is_not_missed(first: str) -> None:
-    """Whichever comes first: that one is told, or that the other one gives up."""
+    """One caller sees the failure and the other one stops waiting, in either order."""
     ledger = make()
     entry = submitted(ledger)
     entry.waiter = ["one", "the other"]
     ledger.settle([entry], [refused(entry)])
-    for call in (first, "unwatch" if first == "saw" else "saw"):
+    for call in (first, "drop_waiter" if first == "mark_seen" else "mark_seen"):
         getattr(ledger, call)(entry)
-    assert ledger.undelivered() == ([], 0)
+    assert ledger.take_undelivered() == ([], 0)
 
 
 # --- waiting for everything ----------------------------------------------------------------------
@@ -1041,13 +1041,13 @@ def test_what_one_of_two_was_told_is_not_missed(first: str) -> None:
 def test_who_waits_for_everything_waits_for_what_has_no_room() -> None:
     ledger = make(records=1)
     first, late = submitted(ledger), enter(ledger)
-    assert ledger.barrier("all", counts_waiting=True)
-    assert ledger.barrier("first")
+    assert ledger.add_barrier("all", include_waiting=True)
+    assert ledger.add_barrier("first")
     assert late.state is WAITING
     assert ledger.settle([first], [WRITTEN]) == ["first"]
     assert ledger.take() == [late]
     assert ledger.settle([late], [WRITTEN]) == ["all"]
-    assert not ledger.barrier("all", counts_waiting=True)
+    assert not ledger.add_barrier("all", include_waiting=True)
 
 
 def test_who_waits_for_everything_is_not_done_while_a_late_one_has_the_room() -> None:
@@ -1057,10 +1057,10 @@ def test_who_waits_for_everything_is_not_done_while_a_late_one_has_the_room() ->
     second = enter(ledger, now=1.0)
     ledger.expire(10.0)
     assert first.outcome is not None
-    assert ledger.idle
+    assert ledger.is_idle
     assert second.state is WAITING
-    assert not ledger.barrier("accepted")
-    assert ledger.barrier("all", counts_waiting=True)
+    assert not ledger.add_barrier("accepted")
+    assert ledger.add_barrier("all", include_waiting=True)
     assert ledger.expire(10.5) == []
     assert ledger.expire(11.0) == ["all"]
     assert second.outcome is not None

@@ -305,7 +305,7 @@ class LedgerMachine(RuleBasedStateMachine):
         waiter = Waiter()
         several = Several(waiter, Group(len(records), waiter, stops=stops))
         is_free = self.state is ProducerState.OPEN and not self.line
-        entries = self.ledger.enter_several(pairs, self.now, several.group)
+        entries = self.ledger.enter_many(pairs, self.now, several.group)
         for entry, (topic, size) in zip(entries, records, strict=False):
             assert self.fits(size)
             fate = Fate(entry, topic, size, self.now + TIMEOUT, "group", several=several)
@@ -377,7 +377,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def wait_for(self, data: st.DataObject) -> None:
         fate = data.draw(st.sampled_from(self.deliveries))
         if fate.ended:
-            self.ledger.saw(fate.entry)
+            self.ledger.mark_seen(fate.entry)
             fate.seen = True
             if fate in self.missed:
                 self.missed.remove(fate)
@@ -389,7 +389,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def stop_waiting_for(self, data: st.DataObject) -> None:
         fate = data.draw(st.sampled_from(self.deliveries))
         if fate.waiter is not None:
-            self.ledger.unwatch(fate.entry)
+            self.ledger.drop_waiter(fate.entry)
             fate.waiter = None
             # Another one may have been told.
             if fate.state is FAILED and not fate.seen:
@@ -397,7 +397,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule()
     def ask_for_undelivered(self) -> None:
-        errors, count = self.ledger.undelivered()
+        errors, count = self.ledger.take_undelivered()
         assert count == len(self.missed)
         outcomes = {id(fate.outcome) for fate in self.missed}
         kept = {id(error) for error in errors}
@@ -407,13 +407,13 @@ class LedgerMachine(RuleBasedStateMachine):
             assert kept == outcomes
         self.missed.clear()
         self.most_missed = 0
-        assert self.ledger.undelivered() == ([], 0)
+        assert self.ledger.take_undelivered() == ([], 0)
 
     @rule()
     def flush(self) -> None:
         waiter = Waiter()
         before = [fate for fate in self.fates if fate.alive]
-        assert self.ledger.barrier(waiter) == bool(before)
+        assert self.ledger.add_barrier(waiter) == bool(before)
         if before:
             self.barriers.append((waiter, before))
 
@@ -421,7 +421,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def wait_for_everything(self) -> None:
         waiter = Waiter()
         there_is_any = not all(fate.ended for fate in self.fates)
-        assert self.ledger.barrier(waiter, counts_waiting=True) == there_is_any
+        assert self.ledger.add_barrier(waiter, include_waiting=True) == there_is_any
         if there_is_any:
             self.barriers.append((waiter, None))
 
@@ -485,9 +485,9 @@ class LedgerMachine(RuleBasedStateMachine):
         self.agree(woken)
 
     @rule()
-    def release_held(self) -> None:
+    def requeue_held(self) -> None:
         held = [fate for fate in self.fates if fate.held and fate.state is QUEUED]
-        assert self.ledger.release_held() == bool(held)
+        assert self.ledger.requeue_held() == bool(held)
         for fate in held:
             fate.held = False
 
@@ -579,7 +579,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 self.state = ProducerState.DRAINING
                 self.fail_unsent(self.line)
         elif how == "break":
-            woken = self.ledger.break_(self.reason)
+            woken = self.ledger.mark_broken(self.reason)
             if self.state in {ProducerState.OPEN, ProducerState.DRAINING}:
                 self.state = ProducerState.BROKEN
                 self.fail_all()
@@ -640,7 +640,7 @@ class LedgerMachine(RuleBasedStateMachine):
             for fate in self.fates
         )
         assert (figures.generations, figures.hand_overs, figures.wake_ups) == (7, 8, 9)
-        assert self.ledger.idle == (alive == 0)
+        assert self.ledger.is_idle == (alive == 0)
 
     @invariant()
     def what_is_to_be_done_next_is_known(self) -> None:
@@ -658,7 +658,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if late and over > self.now:
             deadlines.append(over)
         assert self.ledger.next_deadline(self.now) == min([self.now + TIMEOUT, *deadlines])
-        assert self.ledger.stuck(self.now) == (bool(late) and self.now >= over)
+        assert self.ledger.is_stuck(self.now) == (bool(late) and self.now >= over)
 
 
 TestLedgerMachine = LedgerMachine.TestCase

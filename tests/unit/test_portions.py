@@ -14,7 +14,7 @@ from anyio_sendproducer._driver_events import (
     Completed,
     Event,
     MetadataChanged,
-    in_portions,
+    split_events,
 )
 
 #: How many outcomes an event has; None is an event of another kind.
@@ -49,7 +49,7 @@ def numbers_of(events: list[Event]) -> list[int]:
 @given(sizes)
 def test_portions_keep_all_in_order_and_none_is_too_large(given_sizes: list[int | None]) -> None:
     events = events_of(given_sizes)
-    portions = [*in_portions(events)]
+    portions = [*split_events(events)]
     every = [event for portion in portions for event in portion]
     assert numbers_of(every) == numbers_of(events)
     counts = [len(numbers_of(portion)) for portion in portions]
@@ -72,4 +72,6 @@ def test_an_event_of_another_kind_keeps_its_place(given_sizes: list[int | None])
         ]
 
     events = events_of(given_sizes)
-    assert marked([event for portion in in_portions(events) for event in portion]) == marked(events)
+    assert marked([event for portion in split_events(events) for event in portion]) == marked(
+        events
+    )

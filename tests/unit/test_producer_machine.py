@@ -113,14 +113,14 @@ class World:
             self.entered.append(entry)
             return entry
 
-        enter_several = self.producer._engine.ledger.enter_several
+        enter_many = self.producer._engine.ledger.enter_many
 
         def entering_several(*args: Any) -> list[Entry]:
-            entries = enter_several(*args)
+            entries = enter_many(*args)
             self.entered.extend(entries)
             return entries
 
-        vars(self.producer._engine.ledger).update(enter=entering, enter_several=entering_several)
+        vars(self.producer._engine.ledger).update(enter=entering, enter_many=entering_several)
 
     def record(self, shape: Shape) -> AnyRecord:
         self.made += 1

@@ -234,7 +234,7 @@ async def test_a_record_that_is_abandoned_goes_on(
         fake.acknowledge(1)
         fake.fail(refuse)
         await until(of(recorder, Delivered, Failed))
-        producer._engine.ledger.undelivered()
+        producer._engine.ledger.take_undelivered()
     assert recorder.of(Delivered)[0].abandoned
     assert recorder.of(Failed)[0].abandoned
     check_story(recorder, producer.statistics())
@@ -915,11 +915,11 @@ async def test_without_observers_a_producer_is_made_of_nothing_that_observes(
         SendProducer._send_checked_group,
         SendProducer._enter_group,
         Admission.enter,
-        Admission.enter_several,
+        Admission.enter_many,
         Engine._submit_queued,
         Engine._apply_answer,
         Ledger.enter,
-        Ledger.enter_several,
+        Ledger.enter_many,
         Ledger.take,
         Ledger.settle,
         Ledger._fail,

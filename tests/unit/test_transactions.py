@@ -333,12 +333,12 @@ async def test_nothing_is_sent_outside_of_a_transaction(
     settings: ProducerSettings, fake: FakeDriver, sending: Callable[[Any], Awaitable[Any]]
 ) -> None:
     async with open_send_producer(settings, driver=fake) as producer:
-        with raising(TransactionError, match=r"by tx\.send"):
+        with raising(TransactionError, match=r"with tx\.send"):
             await sending(producer)
-        with raising(TransactionError, match=r"by tx\.send"):
+        with raising(TransactionError, match=r"with tx\.send"):
             producer.enqueue_nowait(record())
         async with producer.transaction() as tx:
-            with raising(TransactionError, match=r"by tx\.send"):
+            with raising(TransactionError, match=r"with tx\.send"):
                 await sending(producer)
         with raising(TransactionError, match="the transaction is committed: send within its"):
             await sending(tx)

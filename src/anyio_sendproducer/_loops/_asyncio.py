@@ -75,7 +75,7 @@ class _Parked:
 class AsyncioLoop:
     """An event loop of asyncio."""
 
-    spares_done_waiters = True  # so does AnyIO
+    skips_cancelling_woken_tasks = True  # so does AnyIO
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop

@@ -51,7 +51,7 @@ class Loop(Protocol):
     """The event loop that a producer was opened on."""
 
     #: Whether a cancelled scope does not cancel a task whose waiter is woken already.
-    spares_done_waiters: bool
+    skips_cancelling_woken_tasks: bool
 
     def is_current(self) -> bool:
         """Whether this event loop runs the caller."""

@@ -69,7 +69,7 @@ class _Waiter:
 
 
 class _TrioLoop:
-    spares_done_waiters = False
+    skips_cancelling_woken_tasks = False
 
     def __init__(self) -> None:
         self._token = current_trio_token()
