@@ -199,6 +199,17 @@ def reserved_ports(count: int) -> Generator[list[int]]:
         yield [one.getsockname()[1] for one in sockets]
 
 
+def knows_no_bootstrap_broker(producer: SendProducer) -> bool:
+    """Return whether librdkafka has removed the bootstrap brokers from its list.
+
+    It returns to the bootstrap addresses when all brokers in the list are down. If the last broker
+    of the metadata goes down while the thread of a bootstrap broker ends, librdkafka 2.16 counts
+    one that is not down, and never returns to them.
+    """
+    brokers = producer.statistics().client.get("brokers")
+    return brokers is not None and not any(name.endswith("/bootstrap") for name in brokers)
+
+
 @pytest.mark.parametrize("addresses", [1, 2])
 async def test_brokers_that_come_back_elsewhere_are_found_by_the_bootstrap_address(
     driver: str, addresses: int
@@ -208,8 +219,12 @@ async def test_brokers_that_come_back_elsewhere_are_found_by_the_bootstrap_addre
         with scripted_broker() as before:
             first.brokers = [(1, before.host, before.port)]
             settings = ProducerSettings(bootstrap_servers=bootstraps, delivery_timeout=LONG)
+            if driver == "confluent":
+                settings = settings.with_property("statistics.interval.ms", 10)
             async with open_send_producer(settings, driver=driver) as producer:
                 await producer.send(ProducerRecord("orders", b"two tins"))
+                if driver == "confluent":
+                    await until(lambda: knows_no_bootstrap_broker(producer))
                 first.brokers = [(1, second.host, second.port)]
                 await anyio.to_thread.run_sync(before.close)
                 with anyio.fail_after(PATIENCE):
