@@ -8,7 +8,7 @@ from threading import get_ident
 from typing import Final
 
 from ._exceptions import ProducerMisused
-from ._loops import Loop, Step
+from ._loops import Loop, Step, current_loop
 
 __all__ = ["Affinity"]
 
@@ -43,6 +43,11 @@ class Affinity:
         self.thread: int = get_ident()
         _affinities.add(self)
 
+    @property
+    def is_here(self) -> bool:
+        """Whether the caller is a task of the producer's event loop."""
+        return self.thread == get_ident() and self._loop.is_current()
+
     def check(self) -> None:
         """Check that the caller is a task of the producer's event loop, and interrupts nothing.
 
@@ -59,8 +64,7 @@ class Affinity:
                 "behind: open a producer in the child"
             )
         raise ProducerMisused(
-            "the producer belongs to the event loop that it was opened on: use it from that loop's "
-            "tasks alone, and open another for another loop, thread or process"
+            f"the producer belongs to the event loop that it was opened on, {_way_out()}"
         )
 
     def reentered(self) -> ProducerMisused:
@@ -70,3 +74,20 @@ class Affinity:
             "interrupted the producer's own code: let the event loop make the call, with asyncio's "
             "call_soon_threadsafe() or Trio's TrioToken.run_sync_soon()"
         )
+
+
+def _way_out() -> str:
+    """Where the caller is, and what it can do instead."""
+    try:
+        current_loop()
+    except RuntimeError:
+        return (
+            "and no event loop runs the caller: pass the call to that loop, with "
+            "anyio.from_thread.run(producer.send, record) in a worker thread of AnyIO, or with "
+            "portal.call(producer.send, record) and the BlockingPortal that runs the loop"
+        )
+    return (
+        "and another event loop runs the caller: open a producer on this loop. A TestClient runs "
+        "the application on a loop of its own: open the producer in the application's lifespan and "
+        "enter the TestClient by `with`, or test with httpx.AsyncClient and its ASGITransport"
+    )

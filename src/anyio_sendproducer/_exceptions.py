@@ -8,7 +8,7 @@
     ├── ProducerStartError                          no producer came up within ``start_timeout``
     ├── ProducerClosed           (also anyio.ClosedResourceError)  used after it was closed
     ├── ProducerBroken           (also anyio.BrokenResourceError)  it can never send again
-    ├── ProducerMisused          (also RuntimeError)  wrong loop, thread or process
+    ├── ProducerMisused          (also RuntimeError)  wrong loop, thread, process or task
     ├── DeliveryError                               one record was not delivered
     │   ├── DeliveryTimeout                         no answer within ``delivery_timeout``
     │   ├── RecordRejected                          too large, invalid, unknown topic, not allowed
@@ -113,7 +113,8 @@ class ProducerBroken(SendProducerError, anyio.BrokenResourceError):
 
 
 class ProducerMisused(SendProducerError, RuntimeError):
-    """The producer was used from another event loop, another thread or a forked child."""
+    """The producer was used from another event loop, another thread or a forked child; or another
+    task left its block than the one that entered it."""
 
 
 class DeliveryError(SendProducerError):
@@ -262,6 +263,11 @@ class ProducerFenced(TransactionError):
 
 
 E = TypeVar("E", bound=SendProducerError)
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Do the same as ``BaseException.add_note``, which Python 3.10 does not have (PEP 678)."""
+    error.__dict__.setdefault("__notes__", []).append(note)
 
 
 def copy_of(error: E) -> E:

@@ -22,7 +22,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Final, Generic, TypeVar, cast
 
 import anyio
 import anyio.abc
@@ -50,6 +50,10 @@ __all__ = ["FlowSummary", "Offsets", "run_flow", "run_sink", "run_transactional_
 
 T = TypeVar("T")
 
+_LEFT_IN_ANOTHER_TASK: Final = (
+    "another task left the block of flow() than the one that entered it; the stream was closed. "
+    "Enter and leave the block in the same task"
+)
 #: Envelopes taken in one go before other tasks get their turn.
 _AT_ONCE = 200
 
@@ -303,14 +307,23 @@ async def _feed(flow: _Flow[Any], sender: Sender, source: AsyncIterable[Any]) ->
 async def _running(
     flow: _Flow[Any], *feeders: Callable[[], Any]
 ) -> AsyncGenerator[anyio.abc.ObjectReceiveStream[Any]]:
+    scopes = [anyio.CancelScope() for _ in feeders]
+
+    async def run(feeder: Callable[[], Any], scope: anyio.CancelScope) -> None:
+        with scope:
+            await feeder()
+
     # The feeders raise nothing.
-    async with plain_task_group() as tasks:
+    async with plain_task_group(_LEFT_IN_ANOTHER_TASK) as tasks:
         try:
-            for feeder in feeders:
-                tasks.start_soon(feeder)
+            for feeder, scope in zip(feeders, scopes, strict=True):
+                tasks.start_soon(run, feeder, scope)
             yield flow
         finally:
-            tasks.cancel_scope.cancel()
+            # Not the scope of the group: if the task that entered the block has ended, AnyIO tries
+            # for ever to cancel that task.
+            for scope in scopes:
+                scope.cancel()
             flow.withdraw()
 
 

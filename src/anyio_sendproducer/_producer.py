@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, ClassVar, Protocol, TypeVar, cast, overload
+from functools import partial
+from typing import Any, ClassVar, Final, Protocol, TypeVar, cast, overload
 
 import anyio
 import anyio.lowlevel
@@ -21,7 +22,7 @@ from ._bridge import Bridge
 from ._clock import ClockFactory, LoopClock
 from ._delivery import Statistics
 from ._engine import Engine
-from ._exceptions import SendProducerError, SettingsError, UndeliveredRecords
+from ._exceptions import SendProducerError, SettingsError, UndeliveredRecords, add_note
 from ._flow import FlowSummary, Offsets, run_flow, run_sink, run_transactional_flow
 from ._ledger import Ledger
 from ._loops import current_loop
@@ -54,6 +55,12 @@ __all__ = ["SendProducer", "open_send_producer", "start_send_producer"]
 K = TypeVar("K")
 V = TypeVar("V")
 P = TypeVar("P")
+
+_LEFT_IN_ANOTHER_TASK: Final = (
+    "another task left the block of open_send_producer than the one that entered it; the producer "
+    "was closed. If hooks or fixtures start and stop the producer, use ProducerService on asyncio, "
+    "or start_send_producer(task_group, settings) with a task group that outlives both"
+)
 
 
 class _Starter(Protocol):
@@ -465,20 +472,29 @@ async def _open(
     make_clock: ClockFactory,
 ) -> AsyncGenerator[SendProducer]:
     # The producer's tasks themselves raise nothing but cancellation.
-    async with plain_task_group() as tasks:
+    async with plain_task_group(_LEFT_IN_ANOTHER_TASK) as tasks:
         producer = await _start(tasks, settings, driver, observers, make_clock)
         try:
             yield producer
         except BaseException as error:
-            await producer._engine.close_quickly()
+            await _close_quickly(producer._engine)
             _note_undelivered(error, producer)
             raise
-        await producer.aclose()
+        if producer._engine.affinity.is_here:
+            await producer.aclose()
+        else:
+            await _close_quickly(producer._engine)
+
+
+async def _close_quickly(engine: Engine) -> None:
+    if engine.affinity.is_here:
+        await engine.close_quickly()
+    else:  # another event loop leaves the block
+        request = partial(engine.request_close, engine.settings.cancel_timeout)
+        engine.loop.call_soon_threadsafe(request)
 
 
 def _note_undelivered(error: BaseException, producer: SendProducer) -> None:
     errors, count = producer._ledger.take_undelivered()
     if count:
-        note = str(UndeliveredRecords(errors, count))
-        # BaseException.add_note, which Python 3.10 does not have yet (PEP 678).
-        error.__dict__.setdefault("__notes__", []).append(note)
+        add_note(error, str(UndeliveredRecords(errors, count)))

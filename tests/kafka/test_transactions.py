@@ -93,7 +93,7 @@ class Transactions:
         self.count += 1
         held: list[Any] = []
         outcome: bool | None = None
-        async with plain_task_group() as tasks:
+        async with plain_task_group("another task left it") as tasks:
 
             def begin(fault: Callable[[], Any] | None) -> None:
                 if fault is not None:
@@ -422,7 +422,7 @@ async def test_what_waits_for_room_is_a_part_of_its_transaction(
             made.history.sending(id_, record, transaction=name)
             made.history.ending(id_, await tx.send(record))
 
-        async with plain_task_group() as tasks:
+        async with plain_task_group("another task left it") as tasks:
             for turn in range(3):
                 name = f"{made.topic}-waits-{turn}"
                 async with producer.transaction() as tx:
