@@ -35,7 +35,13 @@ from anyio_sendproducer import (
     open_send_producer,
 )
 from anyio_sendproducer.drivers import Outcome, PolledDriver, make_driver
-from anyio_sendproducer.drivers.librdkafka import _driver as _confluent
+from anyio_sendproducer.drivers.librdkafka import (
+    _driver,
+    _log_relay,
+    _poll_thread,
+    _reports,
+    _waits,
+)
 from anyio_sendproducer.drivers.librdkafka._driver import ConfluentDriver
 from anyio_sendproducer.testing import MockCluster, mock_cluster
 from tests.support.calls import SENT_ONCE, generation
@@ -122,7 +128,7 @@ def test_it_is_had_by_its_name_and_is_asked() -> None:
 
 
 def test_without_the_package_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, _confluent.__name__, None)
+    monkeypatch.setitem(__import__("sys").modules, _driver.__name__, None)
     with pytest.raises(SettingsError, match=r"pip install 'anyio-sendproducer\[confluent\]'"):
         make_driver("confluent", ProducerSettings(bootstrap_servers="a:1"))
 
@@ -242,7 +248,7 @@ def test_a_serializer_holds_up_neither_the_loop_nor_a_close(cluster: MockCluster
     [
         (ProducerRecord(FOUR, b"v", partition=9), "has no partition 9; it has 4"),
         (ProducerRecord(FOUR, bytes(2_000_000)), "larger than message.max.bytes"),
-        (ProducerRecord(FOUR, b"v", timestamp_ms=0), "takes it for none given"),
+        (ProducerRecord(FOUR, b"v", timestamp_ms=0), "it would set the current time"),
         (ProducerRecord(FOUR, b"v", headers=[("\ud800", b"")]), "a header with the name '\\ud800'"),
         (ProducerRecord(FOUR, b"v", headers=[("a\0b", b"")]), "a header with the name 'a\\x00b'"),
     ],
@@ -306,12 +312,12 @@ def test_where_its_queue_is_full_the_rest_is_given_back(
         }
         full = confluent_kafka.Producer(config)
         with monkeypatch.context() as patch:
-            patch.setattr(driver, "_client", full)
+            patch.setattr(driver._handle, "client", full)
             parcels = [Parcel(ProducerRecord(FOUR, b"v")) for _ in range(5)]
             assert driver.submit(parcels).held == parcels[3:]
         full.purge()
         while len(full):
-            with contextlib.suppress(_confluent._Enough):
+            with contextlib.suppress(_reports.StopPolling):
                 full.flush(PATIENCE)
 
 
@@ -335,7 +341,7 @@ def test_nobody_there() -> None:
 def test_who_is_not_let_in_is_told_so_before_the_time_is_over(cluster: MockCluster) -> None:
     driver = ConfluentDriver(settings_for(cluster))
     for code in (KafkaError._AUTHENTICATION, KafkaError._ALL_BROKERS_DOWN):
-        driver._failed(KafkaError(code, "wrong password"))
+        driver._health.on_error(KafkaError(code, "wrong password"))
     with pytest.raises(ProducerStartError, match=r"no producer for 127.*: wrong password"):
         driver.open(Recorder())
 
@@ -354,7 +360,8 @@ def test_the_client_is_given_the_tokens_of_the_users_own(cluster: MockCluster) -
         "sasl_oauth_token_provider": Tokens(),
     }
     driver = ConfluentDriver(settings_for(cluster, properties=login, start_timeout=0.3))
-    token, until_when, principal, extensions = driver._new_token()
+    assert driver._tokens is not None
+    token, until_when, principal, extensions = driver._tokens.new_token()
     assert (token, principal, extensions) == ("a-token", "", {"traceId": "1"})
     assert 29 <= until_when - time.time() <= 30
     with pytest.raises(ProducerStartError):  # the mock knows no logins
@@ -397,7 +404,7 @@ def test_a_line_that_repeats_itself_is_logged_every_half_minute(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     now = 0.0
-    relay = _confluent._LogRelay(lambda: now)
+    relay = _log_relay.LogRelay(lambda: now)
     caplog.set_level(logging.DEBUG, "anyio_sendproducer.confluent")
 
     def logged(*lines: tuple[Any, ...]) -> list[str]:
@@ -424,7 +431,7 @@ def test_a_line_that_repeats_itself_is_logged_every_half_minute(
     # What somebody asked for by the property `debug` is logged in full.
     assert logged(*[(logging.DEBUG, "sent")] * 3) == ["sent"] * 3
     # What is remembered has a bound.
-    different = [(logging.ERROR, "%d", number) for number in range(_confluent._MAX_REPEATED)]
+    different = [(logging.ERROR, "%d", number) for number in range(_log_relay._MAX_REPEATED)]
     assert len(logged(*different)) == len(different)
     assert logged(down(0)) == ["a:1: refused (after 0ms in state CONNECT)"]
 
@@ -434,7 +441,7 @@ def test_brokers_that_are_down_do_not_flood_the_log(caplog: pytest.LogCaptureFix
     driver = ConfluentDriver(nobody)
     with pytest.raises(ProducerStartError):
         driver.open(Recorder())
-    driver._lines.join(PATIENCE)
+    driver._handle.log.join(PATIENCE)
     refused = [line for line in caplog.messages if "Connection refused" in line]
     assert len({line[: line.index("]")] for line in refused}) == 1
     assert len(refused) == 2
@@ -442,7 +449,7 @@ def test_brokers_that_are_down_do_not_flood_the_log(caplog: pytest.LogCaptureFix
 
 def test_a_driver_that_was_never_opened_has_nothing_to_ask() -> None:
     driver = ConfluentDriver(ProducerSettings(bootstrap_servers="a:1"))
-    driver._poll(0)
+    driver._reports.poll(0)
     assert driver.poll(1) == 0
 
 
@@ -481,10 +488,10 @@ def test_records_that_the_client_does_not_give_up_are_left_with_it(
         def poll(self, seconds: float) -> int:
             return int(self._client.poll(seconds))
 
-    monkeypatch.setattr(_confluent, "_LAST_SECONDS", 0.3)
+    monkeypatch.setattr(_waits, "FINISH_SECONDS", 0.3)
     with opened(cluster) as (driver, _):
-        client = driver._client
-        driver._client = Clinging(client)
+        client = driver._handle.client
+        driver._handle.client = Clinging(client)
         driver.close(0)
         assert "did not give up its records" in caplog.text
         client.close()
@@ -533,7 +540,7 @@ def test_its_statistics_are_those_of_the_last_time(cluster: MockCluster) -> None
 def test_the_client_is_asked_now_and_then_though_nothing_is_under_way(
     cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_confluent, "_IDLE_SECONDS", 0.01)
+    monkeypatch.setattr(_poll_thread, "_IDLE_SECONDS", 0.01)
     driver = ConfluentDriver(settings_for(cluster, properties={"statistics.interval.ms": 10}))
     driver.open(Recorder())
     try:
@@ -557,7 +564,7 @@ def test_trouble_is_told_and_forgotten_when_records_are_delivered_again() -> Non
         send_all(driver, recorder, [ProducerRecord(FOUR, b"v")])
         assert not driver.is_disconnected()
         assert driver.last_error() is not None  # this broker may not be the one
-        driver._noted_at -= 31
+        driver._health._failed_at -= 31
         send_all(driver, recorder, [ProducerRecord(FOUR, b"v")])
         assert driver.last_error() is None
 
@@ -586,7 +593,7 @@ async def test_the_producer_heals_and_goes_on() -> None:
         async with open_send_producer(settings_for(cluster), driver="confluent") as producer:
             await producer.send(ProducerRecord(FOUR, b"v"))
             driver: Any = producer._engine.bridge._worker.driver
-            driver._failed(KafkaError(KafkaError._FATAL, "the end", fatal=True))
+            driver._health.on_error(KafkaError(KafkaError._FATAL, "the end", fatal=True))
             await until(generation(producer, 2))
             assert (await producer.send(ProducerRecord(FOUR, b"v"))).offset is not None
 
@@ -665,8 +672,8 @@ def test_a_partition_that_does_not_come_is_refused_once_it_was_waited_for() -> N
             for outcome in recorder.outcomes_of(parcels):
                 assert str(rejected(outcome)) == "topic 'grows' has no partition 2; it has 1"
         assert broker.requests.count(METADATA) - requests >= 3
-        came, count = driver._told["grows"]
-        driver._told["grows"] = (came - 10, count)  # some time passes
+        came, count = driver._metadata._counts["grows"]
+        driver._metadata._counts["grows"] = (came - 10, count)  # some time passes
         before = broker.requests.count(METADATA)
         parcels = [Parcel(ProducerRecord("grows", b"v", partition=2))]
         recorder.reports.clear()
@@ -684,7 +691,7 @@ def test_a_driver_is_closed_while_records_wait_for_a_partition() -> None:
         requests = len(broker.requests)
         blocking_until(lambda: len(broker.requests) > requests)
         driver.close(0)
-        assert driver._client is None
+        assert driver._handle.client is None
     assert set(threading.enumerate()) <= before
 
 
@@ -726,7 +733,7 @@ async def test_a_producer_sends_to_a_partition_that_is_added() -> None:
 def test_partitions_are_not_known_while_no_broker_answers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_confluent, "_IDLE_SECONDS", 0.1)
+    monkeypatch.setattr(_waits, "ANSWER_SECONDS", 0.1)
     with mock_cluster(1) as cluster, opened(cluster) as (driver, _):
         cluster.set_down(1)
         assert driver.partitions_for("a-new-one") is None

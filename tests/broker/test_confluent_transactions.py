@@ -33,7 +33,7 @@ from anyio_sendproducer import (
     open_send_producer,
 )
 from anyio_sendproducer.drivers import ConsumedOffset, Deadline
-from anyio_sendproducer.drivers.librdkafka import _driver as _confluent
+from anyio_sendproducer.drivers.librdkafka import _client, _reports, _transactions, _waits
 from anyio_sendproducer.drivers.librdkafka._driver import ConfluentDriver
 from anyio_sendproducer.drivers.librdkafka._group_metadata import group_from_bytes, group_to_bytes
 from anyio_sendproducer.testing import EmbeddedBroker, mock_cluster
@@ -96,11 +96,11 @@ async def test_a_client_with_a_transaction_open_is_closed_at_once(
     class Watched(confluent_kafka.Producer):  # its own class has no weak references
         pass
 
-    monkeypatch.setattr(_confluent, "_Producer", Watched)
+    monkeypatch.setattr(_client, "_Producer", Watched)
     driver = ConfluentDriver(settings_for(broker.bootstrap_servers, "id"))
     recorder = Recorder()
     driver.open(recorder)
-    client = weakref.ref(driver._client)
+    client = weakref.ref(driver._handle.client)
     driver.begin_transaction()
     kept: list[object] = []
     for group in ("\u00fc", "nul\0"):  # which librdkafka does not take
@@ -208,12 +208,10 @@ def recorder() -> Recorder:
 @pytest.fixture
 def driver(client: Client, recorder: Recorder) -> ConfluentDriver:
     made = ConfluentDriver(SETTINGS)
-    made._client = client
-    made._sink = recorder
-    made._is_usable = True
-    made._sent_once_seconds = 0.08
-    made._thread = threading.Thread(target=lambda: None)
-    made._thread.start()
+    made._handle.client = client
+    made._handle.sink = recorder
+    made._handle.is_usable = True
+    made._submitter._outcomes._sent_once_seconds = 0.08
     return made
 
 
@@ -298,7 +296,7 @@ def test_offsets_that_get_no_answer_are_left_to_themselves(
 def test_offsets_whose_answer_takes_a_while(
     driver: ConfluentDriver, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_confluent, "_SLICE_SECONDS", 0.001)
+    monkeypatch.setattr(_waits, "SLICE_SECONDS", 0.001)
     answered = threading.Event()
     client.todo = [lambda: answered.wait(0.05)]
     send_offsets(driver)
@@ -309,8 +307,8 @@ def test_offsets_that_librdkafka_has_lost(
     driver: ConfluentDriver, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is safe to do it all again, with another client, long before delivery_timeout is over."""
-    monkeypatch.setattr(_confluent, "_OFFSETS_SECONDS", 0.05)
-    monkeypatch.setattr(_confluent, "_LAST_SECONDS", 0.05)
+    monkeypatch.setattr(_transactions, "_OFFSETS_SECONDS", 0.05)
+    monkeypatch.setattr(_waits, "FINISH_SECONDS", 0.05)
     with hanging(client), pytest.raises(TransactionAborted, match="get to the group's coordinator"):
         send_offsets(driver)
     joined("-offsets")
@@ -364,20 +362,20 @@ def test_closing_ends_the_wait(driver: ConfluentDriver, client: Client, what: st
     driver.close(0)
     waiting.join(PATIENCE)
     assert len(ended) == 1
-    assert driver._client is None
+    assert driver._handle.client is None
 
 
 def test_the_client_is_there_while_a_call_is_under_way(
     driver: ConfluentDriver, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And where that does not end it is left as it is."""
-    monkeypatch.setattr(_confluent, "_LAST_SECONDS", 0.01)
+    monkeypatch.setattr(_waits, "FINISH_SECONDS", 0.01)
     with hanging(client) as waits:
         asking = threading.Thread(target=driver.partitions_for, args=("t",))
         asking.start()
         assert waits.wait(PATIENCE)
         driver.close(0)
-        assert driver._client is client
+        assert driver._handle.client is client
     asking.join(PATIENCE)
     driver.close(0)
     with pytest.raises(ProducerClosed):
@@ -391,8 +389,8 @@ def test_an_outcome_that_comes_while_it_is_ended_does_not_stop_that(
 
     def delivered() -> None:
         told = message_of(b"v")
-        driver._delivered(parcel, None, told)
-        driver._delivered(failed, KafkaError(KafkaError._PURGE_QUEUE), told)
+        driver._submitter.delivered(parcel, None, told)
+        driver._submitter.delivered(failed, KafkaError(KafkaError._PURGE_QUEUE), told)
 
     parcel, failed = Parcel(ProducerRecord("t", b"v")), Parcel(ProducerRecord("t", b"v"))
     driver.watch()
@@ -402,8 +400,8 @@ def test_an_outcome_that_comes_while_it_is_ended_does_not_stop_that(
     assert outcomes[0] == RecordMetadata("t", 3, 4, 5, None, 1)
     assert isinstance(outcomes[1], DeliveryError)
     assert outcomes[1].persistence is Persistence.POSSIBLY_PERSISTED
-    with pytest.raises(_confluent._Enough):
-        driver._delivered(parcel, None, message_of(b"v"))
+    with pytest.raises(_reports.StopPolling):
+        driver._submitter.delivered(parcel, None, message_of(b"v"))
 
 
 def message_of(value: bytes) -> Any:
@@ -441,7 +439,8 @@ def test_what_is_told_of_records_beside_one_that_is_refused(
     driver: ConfluentDriver, recorder: Recorder
 ) -> None:
     parcel = Parcel(ProducerRecord("t", b"v"))
-    driver._delivered(parcel, KafkaError(KafkaError._INVALID_DIFFERENT_RECORD), message_of(b"v"))
+    failure = KafkaError(KafkaError._INVALID_DIFFERENT_RECORD)
+    driver._submitter.delivered(parcel, failure, message_of(b"v"))
     driver.poll(10)
     [outcome] = recorder.outcomes_of([parcel])
     assert type(outcome) is DeliveryError
@@ -450,7 +449,7 @@ def test_what_is_told_of_records_beside_one_that_is_refused(
 
 def test_who_is_fenced_off_is_told_by_a_record(driver: ConfluentDriver, recorder: Recorder) -> None:
     parcel = Parcel(ProducerRecord("t", b"v"))
-    driver._delivered(parcel, KafkaError(KafkaError._FENCED), message_of(b"v"))
+    driver._submitter.delivered(parcel, KafkaError(KafkaError._FENCED), message_of(b"v"))
     driver.poll(10)
     [outcome] = recorder.outcomes_of([parcel])
     assert isinstance(outcome, DeliveryError)
@@ -488,7 +487,7 @@ def test_who_is_fenced_off(driver: ConfluentDriver, client: Client, code: int) -
             driver.end_transaction(commit, Deadline(PATIENCE))
         assert isinstance(caught.value.__cause__, KafkaException)
     # It is what the brokers say, too, of one that took too long.
-    driver._began -= 61
+    driver._transactions._state.began_at -= 61
     with pytest.raises(ProducerFenced, match=r"'id', or its .* than transaction.timeout.ms=60000$"):
         driver.end_transaction(True, Deadline(PATIENCE))
 
@@ -507,7 +506,7 @@ def test_what_is_said_of_a_call_while_it_is_being_closed(
     driver: ConfluentDriver, client: Client
 ) -> None:
     def close() -> None:
-        driver._closing.set()
+        driver._handle.closing.set()
         raise error(KafkaError._DESTROY)
 
     client.todo = [close]
@@ -553,7 +552,7 @@ async def test_brokers_come_back_under_their_addresses() -> None:
 
 
 def init(driver: ConfluentDriver, seconds: float = PATIENCE) -> None:
-    driver._init_transactions(time.monotonic() + seconds)
+    driver._transactions.init(time.monotonic() + seconds, SETTINGS.start_timeout)
 
 
 def test_the_name_is_waited_for(driver: ConfluentDriver, client: Client) -> None:
@@ -568,7 +567,7 @@ def test_the_name_is_waited_for(driver: ConfluentDriver, client: Client) -> None
     client.todo = [error(KafkaError._FENCED)]
     with pytest.raises(ProducerFenced):
         init(driver)
-    driver._closing.set()
+    driver._handle.closing.set()
     client.todo = [slow()]
     with pytest.raises(ProducerStartError, match="closed while it was starting"):
         init(driver)
@@ -580,7 +579,7 @@ async def test_a_name_that_can_not_be_had(
     def refuse(*_: object) -> None:
         raise ProducerStartError("no name")
 
-    monkeypatch.setattr(ConfluentDriver, "_init_transactions", refuse)
+    monkeypatch.setattr(_transactions.Transactions, "init", refuse)
     with pytest.raises(ProducerStartError, match="no name"):
         async with open_send_producer(settings_for(shared_broker, "id"), driver="confluent"):
             raise AssertionError

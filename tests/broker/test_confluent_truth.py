@@ -174,7 +174,8 @@ def test_a_topic_that_is_gone_may_hold_what_was_sent(cluster: MockCluster) -> No
             def partition(self) -> int:
                 return 0
 
-        outcomes = [driver._failure(record, error, Message()) for record in (known, never)]
+        failure = driver._submitter._outcomes.failure
+        outcomes = [failure(record, error, Message()) for record in (known, never)]
         assert [one.persistence for one in outcomes] == [
             Persistence.POSSIBLY_PERSISTED,
             Persistence.NOT_PERSISTED,
@@ -193,7 +194,7 @@ def test_a_forbidden_topic_may_hold_what_was_sent(cluster: MockCluster) -> None:
         error = KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)
         record = ProducerRecord("t", b"")
         said = "ProduceRequest for t [1] with 1 message(s) failed: Topic authorization failed"
-        driver._failed(KafkaError(KafkaError._GAPLESS_GUARANTEE, said, True))
+        driver._health.on_error(KafkaError(KafkaError._GAPLESS_GUARANTEE, said, True))
 
         class Message:
             def __init__(self, partition: int) -> None:
@@ -202,7 +203,8 @@ def test_a_forbidden_topic_may_hold_what_was_sent(cluster: MockCluster) -> None:
             def latency(self) -> float:
                 return 0.0
 
-        outcomes = [driver._failure(record, error, Message(number)) for number in (0, 1, 2)]
+        failure = driver._submitter._outcomes.failure
+        outcomes = [failure(record, error, Message(number)) for number in (0, 1, 2)]
         assert [one.persistence for one in outcomes] == [
             Persistence.POSSIBLY_PERSISTED,
             Persistence.NOT_PERSISTED,

@@ -21,7 +21,7 @@ from anyio_sendproducer import (
 from anyio_sendproducer.drivers import Driver, DriverFactory
 from anyio_sendproducer.drivers.kafka_python import _driver as _kafka_python
 from anyio_sendproducer.drivers.kafka_python._driver import KafkaPythonDriver
-from anyio_sendproducer.drivers.librdkafka import _driver as _confluent
+from anyio_sendproducer.drivers.librdkafka import _waits
 from anyio_sendproducer.drivers.librdkafka._driver import ConfluentDriver
 from anyio_sendproducer.testing import FakeDriver, blocking_embedded_broker
 from tests.support.asked_driver import AskedDriver
@@ -33,7 +33,7 @@ from tests.support.recorder import PATIENCE
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Close a client as slowly as a busy machine needs. The drivers leave a client behind after
     two seconds, because a producer's end is bounded."""
-    monkeypatch.setattr(_confluent, "_LAST_SECONDS", PATIENCE)
+    monkeypatch.setattr(_waits, "FINISH_SECONDS", PATIENCE)
     monkeypatch.setattr(_kafka_python, "_JOIN_SECONDS", PATIENCE)
 
 

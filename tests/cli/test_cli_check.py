@@ -643,7 +643,7 @@ def test_a_broker_that_is_newer_than_the_client(version: tuple[int, ...], said: 
 def test_a_cluster_of_librdkafka_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     import confluent_kafka
 
-    from anyio_sendproducer.drivers.librdkafka import _driver as _confluent
+    from anyio_sendproducer.drivers.librdkafka._driver import ConfluentDriver
 
     class Silent:
         def list_topics(self, _: str, timeout: float) -> Any:
@@ -651,8 +651,8 @@ def test_a_cluster_of_librdkafka_that_does_not_answer(monkeypatch: pytest.Monkey
                 confluent_kafka.KafkaError(confluent_kafka.KafkaError._TIMED_OUT)
             )
 
-    driver = _confluent.ConfluentDriver(settings("x:1"))
-    driver._client = Silent()
+    driver = ConfluentDriver(settings("x:1"))
+    driver._handle.client = Silent()
     with pytest.raises(SendProducerError, match="the cluster does not say what it is: "):
         driver.describe()
 

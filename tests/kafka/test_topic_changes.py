@@ -6,7 +6,7 @@ import pytest
 from anyio.to_thread import run_sync
 
 from anyio_sendproducer import ProducerRecord, ProducerSettings, open_send_producer
-from anyio_sendproducer.drivers.librdkafka import _driver as _confluent
+from anyio_sendproducer.drivers.librdkafka import _outcomes
 from tests.support.calls import task_group
 from tests.support.kafka_cluster import KafkaCluster
 from tests.support.waiting import PATIENCE
@@ -35,7 +35,7 @@ async def test_a_topic_is_created_anew_with_fewer_partitions(
     settings = ProducerSettings(bootstrap_servers=shared_kafka.bootstrap_servers)
     records = [ProducerRecord(topic, b"v", b"%d" % number) for number in range(20)]
     # However slow the machine is, the record counts as sent once.
-    monkeypatch.setattr(_confluent, "_LEAST_BACKOFF", PATIENCE)
+    monkeypatch.setattr(_outcomes, "_LEAST_BACKOFF", PATIENCE)
     async with open_send_producer(settings, driver="confluent") as producer:
         before = await producer.send_many(records)
         assert {one.partition for one in before} == {0, 1, 2, 3}

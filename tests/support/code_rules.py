@@ -27,7 +27,6 @@ LARGEST_MODULE: Final = 800
 #: Modules that have not been divided yet.
 OVERSIZED_MODULES: Final = {
     "cli._commands",
-    "drivers.librdkafka._driver",
     "drivers.kafka_python._driver",
 }
 
@@ -38,7 +37,6 @@ VALUES: Final = {"_delivery.Statistics", "_settings.ProducerSettings"}
 #: Classes that have not been divided yet.
 OVERSIZED_CLASSES: Final = {
     "cli._produce._Job",
-    "drivers.librdkafka._driver.ConfluentDriver",
     "drivers.kafka_python._driver.KafkaPythonDriver",
     "testing._driver.FakeDriver",
 }

@@ -25,7 +25,16 @@ from anyio_sendproducer import (
     TransactionError,
 )
 from anyio_sendproducer.drivers import ConsumedOffset, Deadline
-from anyio_sendproducer.drivers.librdkafka import _driver as _confluent
+from anyio_sendproducer.drivers.librdkafka import (
+    _client,
+    _driver,
+    _errors,
+    _log_relay,
+    _metadata,
+    _poll_thread,
+    _transactions,
+    _waits,
+)
 from anyio_sendproducer.drivers.librdkafka._driver import ConfluentDriver
 from anyio_sendproducer.testing import Gate
 from tests.support.recorder import PATIENCE, Parcel, Recorder
@@ -137,36 +146,31 @@ def bell(client: Client) -> Bell:
 def driver(client: Client, bell: Bell) -> Iterator[ConfluentDriver]:
     """A driver whose own thread does not run yet."""
     made = ConfluentDriver(ProducerSettings(bootstrap_servers="broker.invalid:1"))
-    made._client = client
-    made._sink = bell
-    made._is_usable = True
-    made._thread = threading.Thread(target=made._attend)
+    made._handle.client = client
+    made._handle.sink = bell
+    made._handle.is_usable = True
     yield made
-    made._closing.set()
-    made._bell.set()
-    if made._thread.ident is not None:
-        made._thread.join(PATIENCE)
-        assert not made._thread.is_alive()
+    made._handle.closing.set()
+    made._thread.bell.set()
+    assert made._thread.join(PATIENCE)
 
 
 def started(driver: ConfluentDriver) -> None:
-    thread = driver._thread
-    assert thread is not None
-    thread.start()
+    assert driver._thread.start()
 
 
 def test_the_loop_begins_to_watch_while_an_idle_poll_calls_back(
     driver: ConfluentDriver, client: Client, bell: Bell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The driver's thread must see what its idle poll left, before it waits for more."""
-    monkeypatch.setattr(_confluent, "_IDLE_SECONDS", 0)
+    monkeypatch.setattr(_poll_thread, "_IDLE_SECONDS", 0)
     calls_back, goes_on = threading.Event(), threading.Event()
     parcel = Parcel(ProducerRecord("t", b"v"))
 
     def deliver() -> None:
         calls_back.set()
         assert goes_on.wait(PATIENCE)
-        driver._delivered(parcel, None, Message())
+        driver._submitter.delivered(parcel, None, Message())
 
     client.steps.append(deliver)
     started(driver)
@@ -194,13 +198,13 @@ def test_the_loop_watches_again_before_the_thread_has_rung(
         ready()
 
     bell.ready = stop_once  # type: ignore[method-assign]
-    client.steps.append(lambda: driver._delivered(first, None, Message()))
+    client.steps.append(lambda: driver._submitter.delivered(first, None, Message()))
     started(driver)
     driver.watch()
     assert between.wait(PATIENCE)
     driver.poll(10)
     assert bell.outcomes_of([first])
-    client.steps.append(lambda: driver._delivered(second, None, Message()))
+    client.steps.append(lambda: driver._submitter.delivered(second, None, Message()))
     driver.watch()
     goes_on.set()
     blocking_until(lambda: len(bell.rings) == 2)
@@ -220,7 +224,7 @@ def test_an_outcome_on_its_way_to_the_loop_is_under_way(
     def deliver() -> None:
         counted.set()
         assert goes_on.wait(PATIENCE)
-        driver._delivered(parcel, None, Message())
+        driver._submitter.delivered(parcel, None, Message())
         client.under_way = 0  # librdkafka counts a record until its callback has returned
 
     client.steps.append(deliver)
@@ -243,14 +247,14 @@ def test_two_reports_at_once_share_the_outcomes(driver: ConfluentDriver, bell: B
     def report() -> None:
         starts.wait(PATIENCE)
         while len(bell.reports) < len(parcels):
-            driver._report()
+            driver._reports.report()
 
     threads = [threading.Thread(target=report) for _ in range(2)]
     for thread in threads:
         thread.start()
     starts.wait(PATIENCE)
     for parcel in parcels:
-        driver._delivered(parcel, None, Message())
+        driver._submitter.delivered(parcel, None, Message())
     for thread in threads:
         thread.join(PATIENCE)
     assert len(bell.outcomes_of(parcels)) == 1000
@@ -265,7 +269,7 @@ def test_the_thread_prepares_the_client_until_there_is_an_answer(
 ) -> None:
     client.answers = [no_answer] * 3
     started(driver)
-    assert driver._is_prepared.wait(PATIENCE)
+    assert driver._thread.is_prepared.wait(PATIENCE)
     assert client.asked == 4
 
 
@@ -274,21 +278,22 @@ def test_the_thread_prepares_the_client_for_a_second_at_most(
 ) -> None:
     client.answers = [no_answer] * 20
     started(driver)
-    assert driver._is_prepared.wait(PATIENCE)
+    assert driver._thread.is_prepared.wait(PATIENCE)
     assert client.asked == 10
-    client.steps.append(lambda: driver._delivered(Parcel(ProducerRecord("t")), None, Message()))
+    parcel = Parcel(ProducerRecord("t"))
+    client.steps.append(lambda: driver._submitter.delivered(parcel, None, Message()))
     driver.watch()
     assert bell.bell.wait(PATIENCE)
 
 
 def test_a_client_that_is_closed_is_not_prepared(driver: ConfluentDriver, client: Client) -> None:
     def close() -> None:
-        driver._closing.set()
+        driver._handle.closing.set()
         no_answer()
 
     client.answers = [close]
     started(driver)
-    assert driver._is_prepared.wait(PATIENCE)
+    assert driver._thread.is_prepared.wait(PATIENCE)
     assert client.asked == 1
 
 
@@ -297,10 +302,10 @@ def test_a_fatal_error_breaks_a_client_unless_it_is_closed(
     driver: ConfluentDriver, bell: Bell, closes: bool
 ) -> None:
     if closes:
-        driver._closing.set()
+        driver._handle.closing.set()
     error: Any = KafkaError(KafkaError._FATAL, "the end", fatal=True)
-    driver._failed(error)
-    driver._failed(error)
+    driver._health.on_error(error)
+    driver._health.on_error(error)
     assert len(bell.breaks) == (0 if closes else 1)
 
 
@@ -311,9 +316,9 @@ def test_only_a_client_without_its_producer_id_is_prepared(
     client: Client, changes: dict[str, Any]
 ) -> None:
     driver = ConfluentDriver(ProducerSettings(bootstrap_servers="broker.invalid:1", **changes))
-    driver._client = client
-    driver._prepare()
-    assert driver._is_prepared.is_set()
+    driver._handle.client = client
+    driver._thread._prepare()
+    assert driver._thread.is_prepared.is_set()
     assert client.asked == 0
 
 
@@ -336,7 +341,7 @@ def test_a_record_whose_chosen_partition_is_gone_is_handed_over_again(
     driver: ConfluentDriver, client: Client, bell: Bell, record: ProducerRecord[bytes, bytes]
 ) -> None:
     """Its topic was created anew with fewer partitions, and the record is not written."""
-    driver._sent_once_seconds = 0.08
+    driver._submitter._outcomes._sent_once_seconds = 0.08
     parcel = Parcel(record)
     assert driver.submit([parcel]).held == []
     delivered = client.produced.pop()
@@ -355,7 +360,7 @@ def test_a_record_whose_chosen_partition_is_gone_is_handed_over_again(
 def test_a_record_whose_partition_is_gone_fails_where_it_can_not_be_handed_over_again(
     driver: ConfluentDriver, client: Client, bell: Bell, reason: str
 ) -> None:
-    driver._sent_once_seconds = 0 if reason == "written before" else 0.08
+    driver._submitter._outcomes._sent_once_seconds = 0 if reason == "written before" else 0.08
     parcel = Parcel(ProducerRecord("t", b"v", b"k", partition=7 if reason == "explicit" else None))
     driver.submit([parcel])
     if reason == "full":
@@ -363,10 +368,10 @@ def test_a_record_whose_partition_is_gone_fails_where_it_can_not_be_handed_over_
     if reason == "broken":
         client.refusal = KafkaException(gone())
     if reason == "closed":
-        driver._is_usable = False
-    driver._known.add("t")
+        driver._handle.is_usable = False
+    driver._submitter._outcomes._written_topics.add("t")
     (client.produced.pop()[4])(gone(), Message())
-    driver._report()
+    driver._reports.report()
     [outcome] = bell.outcomes_of([parcel])
     assert client.produced == []
     if reason == "written before":
@@ -382,10 +387,10 @@ def test_a_client_that_ends_while_it_is_closed_gives_records_back(
 ) -> None:
     settings = ProducerSettings(bootstrap_servers="broker.invalid:1", value_serializer=bytes)
     driver = ConfluentDriver(settings)
-    driver._client, driver._sink, driver._is_usable = client, bell, True
+    driver._handle.client, driver._handle.sink, driver._handle.is_usable = client, bell, True
 
     def end(*_: Any) -> None:
-        driver._is_usable = False  # as a thread does that closes the driver
+        driver._handle.is_usable = False  # as a thread does that closes the driver
         raise KafkaException(KafkaError(KafkaError._FATAL))
 
     client.produce = end  # type: ignore[method-assign]
@@ -395,43 +400,43 @@ def test_a_client_that_ends_while_it_is_closed_gives_records_back(
 
 
 def test_an_error_that_is_not_about_a_broker_is_no_trouble(driver: ConfluentDriver) -> None:
-    driver._failed(KafkaError(KafkaError._QUEUE_FULL))
+    driver._health.on_error(KafkaError(KafkaError._QUEUE_FULL))
     assert driver.last_error() is None
 
 
 def test_an_error_of_librdkafka_is_made_harmless_and_stays_what_it_is() -> None:
     error = KafkaError(KafkaError._RESOLVE, "a\n\x1b[2J\x9b", True, True, True)
-    failure = _confluent._harmless(KafkaException(error))
+    failure = _errors.harmless_failure(KafkaException(error))
     clean = failure.args[0]
     assert str(failure).isprintable()
     assert clean.str() == r"a\n\x1b[2J\x9b"
     assert clean.code() == KafkaError._RESOLVE
     assert (clean.fatal(), clean.retriable(), clean.txn_requires_abort()) == (True, True, True)
     good = KafkaError(KafkaError._RESOLVE, "a")
-    assert _confluent._exception(good).args[0] is good
-    assert str(_confluent._harmless(ValueError("a\n"))) == r"a\n"
+    assert _errors.exception_of(good).args[0] is good
+    assert str(_errors.harmless_failure(ValueError("a\n"))) == r"a\n"
 
 
 def test_statistics_that_are_no_json_leave_the_ones_before(driver: ConfluentDriver) -> None:
-    driver._counted('{"brokers": {"a\x1b\n:1": 1}}')
+    driver._statistics.update('{"brokers": {"a\x1b\n:1": 1}}')
     before = driver.metrics()
     assert before == {"brokers": {"a\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}:1": 1}}
-    driver._counted('{"brokers": {"a":1": 1}}')
+    driver._statistics.update('{"brokers": {"a":1": 1}}')
     assert driver.metrics() == before
     assert driver.metrics() == before
-    driver._counted('{"txmsgs": 7}')
+    driver._statistics.update('{"txmsgs": 7}')
     assert driver.metrics() == {"txmsgs": 7}
 
 
 def test_trouble_is_what_librdkafka_logs_of_a_broker(driver: ConfluentDriver) -> None:
     said = "[thrd:b:1/2]: b:1/2: Timed out 1 in-flight"
-    driver._lines.log(logging.INFO, "%s [%s] %s", "FAIL", "id", "it disconnected")
-    driver._lines.log(logging.WARNING, "%s [%s] %s", "GETPID", "id", "something else")
+    driver._handle.log.log(logging.INFO, "%s [%s] %s", "FAIL", "id", "it disconnected")
+    driver._handle.log.log(logging.WARNING, "%s [%s] %s", "GETPID", "id", "something else")
     assert driver.last_error() is None
-    driver._lines.log(logging.WARNING, "%s [%s] %s", "REQTMOUT", "id", said)
+    driver._handle.log.log(logging.WARNING, "%s [%s] %s", "REQTMOUT", "id", said)
     assert str(driver.last_error()) == "b:1/2: Timed out 1 in-flight"
-    text, at = driver._lines.broker_error
-    driver._lines.broker_error = (text, at - 31)
+    text, at = driver._handle.log.broker_error
+    driver._handle.log.broker_error = (text, at - 31)
     assert driver.last_error() is None
 
 
@@ -442,9 +447,9 @@ def test_trouble_is_what_librdkafka_logs_of_a_broker(driver: ConfluentDriver) ->
 def transactional(client: Client, bell: Bell) -> ConfluentDriver:
     settings = ProducerSettings(bootstrap_servers="broker.invalid:1", transactional_id="id")
     made = ConfluentDriver(settings)
-    made._client = client
-    made._sink = bell
-    made._is_usable = True
+    made._handle.client = client
+    made._handle.sink = bell
+    made._handle.is_usable = True
     made.begin_transaction()
     return made
 
@@ -453,8 +458,8 @@ def purged(driver: ConfluentDriver, bell: Bell) -> str:
     """What is said of a record that librdkafka gives up now."""
     bell.reports.clear()
     parcel = Parcel(ProducerRecord("t", b"v", b"k"))
-    driver._delivered(parcel, KafkaError(KafkaError._PURGE_QUEUE), Message())
-    driver._report()
+    driver._submitter.delivered(parcel, KafkaError(KafkaError._PURGE_QUEUE), Message())
+    driver._reports.report()
     [outcome] = bell.outcomes_of([parcel])
     assert isinstance(outcome, DeliveryError)
     assert outcome.persistence is Persistence.POSSIBLY_PERSISTED
@@ -465,7 +470,7 @@ def purged(driver: ConfluentDriver, bell: Bell) -> str:
 
 def test_a_record_that_is_given_up_says_why(driver: ConfluentDriver, bell: Bell) -> None:
     assert purged(driver, bell) == "the client was closed before a broker had answered"
-    driver._failed(KafkaError(KafkaError._FATAL, "the end", fatal=True))
+    driver._health.on_error(KafkaError(KafkaError._FATAL, "the end", fatal=True))
     assert purged(driver, bell) == "the client can't send any more: _FATAL: the end"
 
 
@@ -477,7 +482,7 @@ def test_a_record_of_a_transaction_that_is_given_up_says_why(
     transactional.begin_transaction()
     assert purged(transactional, bell) == "the client was closed before a broker had answered"
     # librdkafka says it in its log alone, also where nobody listens.
-    transactional._lines.log(
+    transactional._handle.log.log(
         logging.DEBUG, "%s [%s] %s", "TXNERR", "id#producer-1", "[thrd:main]: failed\nso (MAPPING)"
     )
     assert purged(transactional, bell) == "failed\\nso (MAPPING)"
@@ -496,13 +501,13 @@ def test_an_abort_does_not_overtake_the_first_records(
 
     def deliver() -> None:
         assert client.calls == ["begin"]
-        transactional._delivered(parcel, None, Message())
+        transactional._submitter.delivered(parcel, None, Message())
 
     if known == "offsets":
         group = ConsumerGroupMetadata("group")
         transactional.send_offsets([ConsumedOffset("s", 0, 1)], group, Deadline(PATIENCE))
     if known == "failed":
-        transactional._lines.log(logging.DEBUG, "%s [%s] %s", "TXNERR", "id", "failed")
+        transactional._handle.log.log(logging.DEBUG, "%s [%s] %s", "TXNERR", "id", "failed")
     client.steps = [lambda: None, deliver]
     transactional.end_transaction(False, Deadline(PATIENCE))
     assert client.calls[-1] == "abort"
@@ -516,10 +521,10 @@ def test_an_abort_waits_for_the_first_records_only_so_long(
     client.under_way = 1
     deadline = Deadline(0 if bound == "deadline" else PATIENCE)
     if bound == "patience":
-        monkeypatch.setattr(_confluent, "_LAST_SECONDS", 0)
+        monkeypatch.setattr(_waits, "FINISH_SECONDS", 0)
     if bound == "closing":
-        client.steps = [transactional._closing.set]
-    transactional._await_brokers(deadline)
+        client.steps = [transactional._handle.closing.set]
+    transactional._transactions._wait_for_brokers(deadline)
     assert len(client.polls) == (1 if bound == "closing" else 0)
 
 
@@ -536,7 +541,7 @@ class Others:
         self.answer: Step = lambda: None
         #: What making one raises.
         self.refusal: Exception | None = None
-        monkeypatch.setattr(_confluent, "_Producer", self._make)
+        monkeypatch.setattr(_client, "_Producer", self._make)
 
     def _make(self, config: dict[str, Any], **_: Any) -> Client:
         self.configs.append(config)
@@ -557,7 +562,7 @@ def others(monkeypatch: pytest.MonkeyPatch) -> Others:
 @pytest.fixture
 def cut_off(transactional: ConfluentDriver, client: Client) -> ConfluentDriver:
     """A driver whose client reaches no broker."""
-    transactional._failed(KafkaError(KafkaError._ALL_BROKERS_DOWN, "1/1 brokers are down"))
+    transactional._health.on_error(KafkaError(KafkaError._ALL_BROKERS_DOWN, "1/1 brokers are down"))
     assert transactional.is_disconnected()
     client.patience = 1
     return transactional
@@ -567,7 +572,7 @@ def test_a_client_whose_brokers_have_moved_is_given_up(
     cut_off: ConfluentDriver, client: Client, bell: Bell, others: Others
 ) -> None:
     client.answers = [no_answer] * 4
-    cut_off._look_elsewhere()
+    cut_off._thread._bootstrap.search()
     [broken] = bell.breaks
     assert "no broker that the client knows can be reached, and broker.invalid:1 leads" in str(
         broken
@@ -583,7 +588,7 @@ def test_a_client_whose_brokers_have_moved_is_given_up(
 def test_a_client_whose_brokers_are_back_goes_on(
     cut_off: ConfluentDriver, bell: Bell, others: Others
 ) -> None:
-    cut_off._look_elsewhere()
+    cut_off._thread._bootstrap.search()
     assert not cut_off.is_disconnected()
     assert cut_off.last_error() is None
     assert (bell.breaks, others.made) == ([], [])
@@ -593,7 +598,7 @@ def test_a_client_whose_brokers_are_back_a_little_later_goes_on(
     cut_off: ConfluentDriver, client: Client, bell: Bell, others: Others
 ) -> None:
     client.answers = [no_answer] * 2
-    cut_off._look_elsewhere()
+    cut_off._thread._bootstrap.search()
     assert len(others.made) == 1
     assert bell.breaks == []
 
@@ -605,8 +610,8 @@ def test_the_bootstrap_addresses_are_asked_now_and_then(
     for number in (1, 1, 2):
         client.answers = [no_answer]
         if number == 2:
-            cut_off._looks_at -= 5
-        cut_off._look_elsewhere()
+            cut_off._thread._bootstrap._next_at -= 5
+        cut_off._thread._bootstrap.search()
         assert len(others.made) == number
     assert bell.breaks == []
     assert client.answers == []
@@ -615,8 +620,8 @@ def test_the_bootstrap_addresses_are_asked_now_and_then(
 def test_a_client_that_is_closed_does_not_look_for_brokers(
     cut_off: ConfluentDriver, client: Client, bell: Bell, others: Others
 ) -> None:
-    cut_off._closing.set()
-    cut_off._look_elsewhere()
+    cut_off._handle.closing.set()
+    cut_off._thread._bootstrap.search()
     assert (client.asked, others.made, bell.breaks) == (0, [], [])
 
 
@@ -648,11 +653,11 @@ def test_brokers_are_looked_for_with_the_users_tokens(
 ) -> None:
     """confluent-kafka raises where there is no token within ten seconds. So there is one before."""
     driver = with_tokens("a-token", "another", transactional_id="id")
-    driver._client, driver._sink = client, bell
+    driver._handle.client, driver._handle.sink = client, bell
     client.patience = 1
     client.answers = [no_answer]
     others.refusal = KafkaException(KafkaError(KafkaError.SASL_AUTHENTICATION_FAILED))
-    driver._look_elsewhere()
+    driver._thread._bootstrap.search()
     assert bell.breaks == []
     [config] = others.configs
     assert [config["oauth_cb"]("")[0] for _ in range(2)] == ["a-token", "another"]
@@ -662,17 +667,17 @@ def test_no_brokers_are_looked_for_without_a_token(
     client: Client, bell: Bell, others: Others
 ) -> None:
     driver = with_tokens(SystemExit(), transactional_id="id")
-    driver._client, driver._sink = client, bell
+    driver._handle.client, driver._handle.sink = client, bell
     client.patience = 1
     client.answers = [no_answer]
-    driver._look_elsewhere()
+    driver._thread._bootstrap.search()
     assert others.configs == []
 
 
 def test_a_client_is_made_when_there_is_a_token(
     bell: Bell, others: Others, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_confluent, "_SLICE_SECONDS", 0)
+    monkeypatch.setattr(_waits, "SLICE_SECONDS", 0)
     driver = with_tokens(ValueError("not yet"), "a-token", start_timeout=PATIENCE)
     others.refusal = KafkaException(KafkaError(KafkaError._INVALID_ARG))
     with pytest.raises(SettingsError):
@@ -716,8 +721,8 @@ def test_a_start_asks_again_after_a_pause_where_an_answer_makes_no_sense(
     def malformed() -> None:
         raise KafkaException(KafkaError(KafkaError._BAD_MSG))
 
-    monkeypatch.setattr(_confluent, "time", types.SimpleNamespace(monotonic=lambda: 0.0))
-    monkeypatch.setattr(driver, "_closing", Closing())
+    monkeypatch.setattr(_driver, "time", types.SimpleNamespace(monotonic=lambda: 0.0))
+    monkeypatch.setattr(driver._handle, "closing", Closing())
     client.patience = 1
     client.answers = [malformed] * 6
     with pytest.raises(ProducerStartError, match="closed while it was starting"):
@@ -737,14 +742,14 @@ def test_a_transaction_is_begun_when_it_is_known_what_becomes_of_the_client(
         def wait(self, timeout: float | None = None) -> bool:
             waits.append(timeout or 0)
             if ends == "back":
-                cut_off._is_cut_off = False
+                cut_off._health.is_disconnected = False
             if ends == "given up":
-                cut_off._is_broken = True
+                cut_off._health.is_broken = True
             return ends == "closed"
 
-    monkeypatch.setattr(cut_off, "_closing", Closing())
+    monkeypatch.setattr(cut_off._handle, "closing", Closing())
     if ends == "in vain":
-        monkeypatch.setattr(_confluent, "_OTHERS_SECONDS", 0)
+        monkeypatch.setattr(_transactions, "_DISCONNECTED_SECONDS", 0)
     cut_off.begin_transaction()
     assert client.calls[-1] == "begin"
     # Once more, so that the loop hears first that the client was given up.
@@ -779,8 +784,8 @@ def slow() -> Iterator[Slow]:
 def test_lines_that_come_while_a_handler_is_slow_are_logged_in_order(
     slow: Slow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_confluent, "_MAX_LINES", 3)
-    relay = _confluent._LogRelay()
+    monkeypatch.setattr(_log_relay, "_MAX_LINES", 3)
+    relay = _log_relay.LogRelay()
     relay.log(logging.WARNING, "%s [%s] %s", "FAIL", "client", 0)
     assert slow.emits.wait(PATIENCE)
     for number in range(1, 6):
@@ -801,7 +806,7 @@ def test_no_line_is_left_where_the_thread_is_about_to_end(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A line comes when the thread has found none: it starts another, or the first one sees it."""
-    relay = _confluent._LogRelay()
+    relay = _log_relay.LogRelay()
     moving = relay._moving
     looks, goes_on = threading.Event(), threading.Event()
 
@@ -834,7 +839,7 @@ def test_a_filter_that_raises_does_not_end_the_log(
     slow: Slow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow.goes_on.set()
-    relay = _confluent._LogRelay()
+    relay = _log_relay.LogRelay()
 
     def refuse_the_first(record: logging.LogRecord) -> bool:
         if record.getMessage() == "first":
@@ -864,11 +869,11 @@ def test_a_line_of_the_log_that_is_not_utf_8_holds_up_no_callback(
     client.steps = [
         unreadable,
         unreadable,
-        lambda: driver._delivered(parcel, None, Message()),
+        lambda: driver._submitter.delivered(parcel, None, Message()),
     ]
     driver.poll(10)
     assert len(bell.outcomes_of([parcel])) == 1
-    driver._lines.join(PATIENCE)
+    driver._handle.log.join(PATIENCE)
     assert "a line of librdkafka's log is lost" in caplog.text
 
 
@@ -876,8 +881,8 @@ def test_a_line_of_the_log_that_is_not_utf_8_does_not_disturb_the_end(
     driver: ConfluentDriver, client: Client
 ) -> None:
     client.close = unreadable  # type: ignore[method-assign]
-    driver._end_client()
-    assert driver._client is None
+    driver._handle.end()
+    assert driver._handle.client is None
 
 
 def makes_no_sense() -> None:
@@ -890,7 +895,7 @@ def test_an_answer_that_makes_no_sense_is_no_answer(
     """The binding raises SystemError for a negative count of replicas, for example."""
     client.answers = [makes_no_sense, unreadable]
     started(driver)
-    assert driver._is_prepared.wait(PATIENCE)
+    assert driver._thread.is_prepared.wait(PATIENCE)
     assert client.asked == 3
 
 
@@ -905,7 +910,7 @@ def test_metadata_of_a_topic_that_make_no_sense(
 
     monkeypatch.setattr(client, "list_topics", list_topics)
     with pytest.raises(KafkaException, match="the answer with metadata ") as caught:
-        _confluent._look_up(client, "orders", 1)
+        _client.look_up(client, "orders", 1)
     assert caught.value.args[0].code() == KafkaError._BAD_MSG
 
 
@@ -927,7 +932,7 @@ def no_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 def test_lines_are_logged_when_there_is_a_thread_again(
     no_threads: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    relay = _confluent._LogRelay()
+    relay = _log_relay.LogRelay()
     relay.log(logging.WARNING, "first")  # a callback of the client's must not raise
     relay.join(PATIENCE)
     no_threads.undo()
@@ -943,19 +948,19 @@ def test_a_driver_that_gets_no_thread_does_not_open(
     def make(*_: Any, **__: Any) -> Client:
         return client
 
-    monkeypatch.setattr(_confluent, "_Producer", make)
+    monkeypatch.setattr(_client, "_Producer", make)
     opened = ConfluentDriver(ProducerSettings(bootstrap_servers="broker.invalid:1"))
     with pytest.raises(ProducerStartError, match="can start no more threads"):
         opened.open(bell)
     assert client.calls == ["close"]
-    assert not opened._is_usable
+    assert not opened._handle.is_usable
 
 
 @pytest.mark.usefixtures("no_threads")
 def test_a_record_waits_for_a_partition_without_a_thread_that_asks(driver: ConfluentDriver) -> None:
-    assert driver._is_awaited("t", 1)
-    assert driver._is_awaited("t", 1)  # the next attempt
-    assert driver._refresher is None
+    assert driver._metadata.is_awaited("t", 1)
+    assert driver._metadata.is_awaited("t", 1)  # the next attempt
+    assert driver._metadata._refresher is None
 
 
 @pytest.mark.usefixtures("no_threads")
@@ -971,7 +976,7 @@ def test_offsets_that_get_no_thread_are_not_sent(transactional: ConfluentDriver)
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Closing waits for other threads as long as a busy machine needs."""
-    monkeypatch.setattr(_confluent, "_LAST_SECONDS", PATIENCE)
+    monkeypatch.setattr(_waits, "FINISH_SECONDS", PATIENCE)
 
 
 def close_at_gate(
@@ -987,7 +992,7 @@ def close_at_gate(
     assert not lock.acquire(blocking=False)
     closing = threading.Thread(target=driver.close, args=(0,))
     closing.start()
-    assert driver._closing.wait(PATIENCE)
+    assert driver._handle.closing.wait(PATIENCE)
     assert "close" not in client.calls
     gate.open()
     calling.join(PATIENCE)
@@ -1004,12 +1009,12 @@ def test_a_client_does_not_end_while_a_record_is_handed_over(
 
     def produce(*_: Any) -> None:
         gate.pass_through()
-        assert not driver._closed
+        assert driver._handle.client is client
         client.calls.append("produce")
 
     client.produce = produce  # type: ignore[method-assign]
     started(driver)
-    close_at_gate(driver, client, gate, lambda: driver.submit(parcels[:1]), driver._using)
+    close_at_gate(driver, client, gate, lambda: driver.submit(parcels[:1]), driver._handle.using)
     assert client.calls == ["produce", "close"]
     # What comes now finds it closed.
     driver.submit(parcels[1:])
@@ -1032,7 +1037,8 @@ def test_a_client_does_not_end_while_a_call_of_it_waits(
 
     monkeypatch.setattr(client, "list_topics", list_topics)
     started(driver)
-    close_at_gate(driver, client, gate, lambda: driver.partitions_for("orders"), driver._calling)
+    lock = driver._handle.calling
+    close_at_gate(driver, client, gate, lambda: driver.partitions_for("orders"), lock)
     assert client.calls == ["metadata", "close"]
 
 
@@ -1040,7 +1046,7 @@ def test_no_topic_is_left_where_the_refresher_is_about_to_end(
     driver: ConfluentDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A topic comes when the thread has found none: it starts another thread."""
-    monkeypatch.setattr(_confluent, "_REFRESH_SECONDS", 0)
+    monkeypatch.setattr(_metadata, "_REFRESH_SECONDS", 0)
     gate, decided = Gate(), list[str]()
 
     class Wanted(set[str]):
@@ -1055,15 +1061,15 @@ def test_no_topic_is_left_where_the_refresher_is_about_to_end(
         decided.append(topic)
         return True
 
-    monkeypatch.setattr(driver, "_wanted", Wanted())
-    monkeypatch.setattr(driver, "_is_decided", decide)
+    monkeypatch.setattr(driver._metadata, "_wanted", Wanted())
+    monkeypatch.setattr(driver._metadata, "_is_decided", decide)
     gate.shut()
-    assert driver._is_awaited("first", 1)
+    assert driver._metadata.is_awaited("first", 1)
     gate.wait_until_someone_waits(PATIENCE)
-    second = threading.Thread(target=driver._is_awaited, args=("second", 1))
+    second = threading.Thread(target=driver._metadata.is_awaited, args=("second", 1))
     second.start()
-    assert not driver._using.acquire(blocking=False)
+    assert not driver._handle.using.acquire(blocking=False)
     gate.open()
     second.join(PATIENCE)
-    blocking_until(lambda: driver._refresher is None)
+    blocking_until(lambda: driver._metadata._refresher is None)
     assert decided == ["first", "second"]

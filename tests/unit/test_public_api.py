@@ -318,9 +318,12 @@ def test_what_is_not_ours_is_imported_where_it_may_be() -> None:
 OF_EXTRAS: Final = {
     "_loops._trio",
     "discovery._dns",
-    "drivers.librdkafka._driver",
+    "drivers.librdkafka._describe",
+    "drivers.librdkafka._tokens",
+    "drivers.librdkafka._transaction_state",
     "drivers.kafka_python._external_client",
     *GUESTS["kafka"],
+    *(module for module in GUESTS["confluent_kafka"] if module.startswith("drivers.")),
     "cli._commands",
     "cli._display",
     "cli._reading",

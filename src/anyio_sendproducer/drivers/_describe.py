@@ -67,7 +67,7 @@ def describe_cluster(chosen: str | None, settings: ProducerSettings) -> ClusterD
         SendProducerError: the cluster did not answer.
     """
     if chosen == "confluent":
-        from .librdkafka._driver import describe
+        from .librdkafka._describe import describe
 
         return describe(settings)
     from .kafka_python._describe import describe

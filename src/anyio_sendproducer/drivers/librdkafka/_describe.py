@@ -1,0 +1,20 @@
+"""Describe a cluster by way of librdkafka."""
+
+from __future__ import annotations
+
+from ..._settings import ProducerSettings
+from .._protocols import ClusterDescription
+from ._client import NoSink
+from ._driver import ConfluentDriver
+
+__all__ = ["describe"]
+
+
+def describe(settings: ProducerSettings) -> ClusterDescription:
+    """Describe a cluster; see :func:`anyio_sendproducer.drivers._describe.describe_cluster`."""
+    driver = ConfluentDriver(settings)
+    driver.open(NoSink())
+    try:
+        return driver.describe()
+    finally:
+        driver.close(0)

@@ -1,0 +1,95 @@
+"""Whether a client reaches its brokers, and whether it is broken."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+
+from confluent_kafka import KafkaError
+
+from ..._exceptions import SendProducerError
+from ._client import ClientHandle
+from ._errors import LOGIN_REFUSED, UNREACHABLE, LoginRefused, text_of, translated
+from ._transaction_state import TransactionState
+
+__all__ = ["Health"]
+
+#: While a broker cannot be reached, librdkafka repeats the error every 30 s. If records are
+#: delivered, an older error is over.
+_REPEATED_SECONDS: Final = 31.0
+
+
+class Health:
+    """The state of a client's connections, and whether the client can still send."""
+
+    def __init__(self, handle: ClientHandle, transaction: TransactionState) -> None:
+        self._handle = handle
+        self._transaction = transaction
+        #: The last failure to reach a broker; None if it is over.
+        self.failure: SendProducerError | None = None
+        self._failed_at = 0.0
+        #: Whether no broker can be reached.
+        self.is_disconnected = False
+        #: Whether the client can send no more, so that the producer must replace it.
+        self.is_broken = False
+        #: Why the client drops records; empty if there is no reason yet.
+        self.purge_reason = ""
+
+    def last_error(self) -> SendProducerError | None:
+        """Return the last failure to reach a broker, or None."""
+        text, logged_at = self._handle.log.broker_error
+        if self.failure is None and time.monotonic() - logged_at < _REPEATED_SECONDS:
+            return SendProducerError(text)
+        return self.failure
+
+    def why_purged(self) -> str:
+        """Return why the client drops its records."""
+        return (
+            self.purge_reason
+            or self._handle.log.transaction_error
+            or "the client was closed before a broker had answered"
+        )
+
+    def on_error(self, error: Any) -> None:
+        """Take an error that concerns no single record. The client calls this (``error_cb``)."""
+        if error.fatal():
+            self.break_client(error)
+        else:
+            self.note(error)
+
+    def note(self, error: Any) -> None:
+        """Remember an error if it says that a broker cannot be reached."""
+        code = error.code()
+        if code == KafkaError._ALL_BROKERS_DOWN:
+            self.is_disconnected = True
+            if self.failure is not None:
+                return  # the earlier error says more
+        if code in UNREACHABLE:
+            kind = LoginRefused if code in LOGIN_REFUSED else SendProducerError
+            self.failure = kind(text_of(error))
+            self._failed_at = time.monotonic()
+
+    def note_connection(self) -> None:
+        """Note that a broker answers."""
+        self.failure = None
+        self.is_disconnected = False
+
+    def note_delivery(self) -> None:
+        """Note that a broker acknowledged a record. Another broker may still be unreachable."""
+        if time.monotonic() - self._failed_at >= _REPEATED_SECONDS:
+            self.failure = None
+        self.is_disconnected = False
+
+    def break_client(self, error: Any) -> None:
+        """Report that the client is broken by a ``KafkaError``."""
+        if not self.is_broken:
+            transaction = self._transaction
+            is_fenced = transaction.is_fenced(error)
+            self.give_up(transaction.fenced(error) if is_fenced else translated(error))
+
+    def give_up(self, failure: SendProducerError) -> None:
+        """Report that the client is broken, once, and not while it is closed."""
+        if not self.is_broken and not self._handle.closing.is_set():
+            self.is_broken = True
+            self.purge_reason = f"the client can't send any more: {failure}"
+            self._handle.sink.broken(failure)

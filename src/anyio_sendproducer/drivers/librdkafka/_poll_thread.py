@@ -1,0 +1,135 @@
+"""The driver's own thread, which waits in the client while the event loop has nothing to do.
+
+The event loop polls the client itself, because the thread that polls does the work for each report.
+The driver's thread polls only after the loop asked it to watch. Its first callback stops the poll
+and wakes the loop, which runs the other callbacks. If the thread went on polling, it would compete
+with the loop for the interpreter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import threading
+from collections.abc import Mapping
+from typing import Any, Final
+
+from confluent_kafka import KafkaException
+
+from . import _waits as waits
+from ._bootstrap import BootstrapSearch
+from ._client import NO_TOPIC, ClientHandle, look_up
+from ._health import Health
+from ._reports import Reports
+from ._threads import start_thread
+
+__all__ = ["PollThread"]
+
+#: How many requests may prepare a client for its first record. They delay the thread's other work.
+_PREPARING_CALLS: Final = 10
+#: How soon the thread notices that it must flush.
+_FLUSH_SECONDS: Final = 0.01
+#: How often the client is polled while the loop does not watch: for its errors, its log, and its
+#: requests for tokens.
+_IDLE_SECONDS: Final = 1.0
+
+
+class PollThread:
+    """The thread that polls the client while the event loop does not."""
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        handle: ClientHandle,
+        health: Health,
+        reports: Reports,
+        bootstrap: BootstrapSearch,
+    ) -> None:
+        #: Whether the client holds records back.
+        self.lingers = config["linger.ms"] > 0
+        self._is_transactional = "transactional.id" in config
+        #: Whether the client requests its producer id by itself, and late.
+        self._is_late = config["enable.idempotence"] and not self._is_transactional
+        self._handle = handle
+        self._health = health
+        self._reports = reports
+        self._bootstrap = bootstrap
+        #: Whether the client must hold nothing back. The loop sets it, the thread reads it.
+        self.hurries = False
+        #: Wakes the thread.
+        self.bell = threading.Event()
+        #: Set when the thread no longer prepares the client for the first record.
+        self.is_prepared = threading.Event()
+        self._is_watching = False
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> bool:
+        """Start the thread.
+
+        Returns:
+            Whether the system could start it.
+        """
+        # Callbacks run the user's hooks, in the context of the task that opened the producer.
+        self._thread = start_thread(
+            contextvars.copy_context().run,
+            self._run,
+            name=f"{threading.current_thread().name}-poll",
+        )
+        return self._thread is not None
+
+    def join(self, seconds: float) -> bool:
+        """Wait until the thread has ended, for at most ``seconds``.
+
+        Returns:
+            Whether it has ended, or never ran.
+        """
+        if self._thread is None:
+            return True
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def watch(self) -> None:
+        """Call the sink's ``ready``, once, when there is something to report."""
+        if not self._is_watching:
+            self._is_watching = True
+            self._reports.limit = 1
+            self.bell.set()
+
+    def _run(self) -> None:
+        self._prepare()
+        handle, health, reports = self._handle, self._health, self._reports
+        # Nothing ends a wait in the client early. If the thread may have to flush, it waits in
+        # short slices.
+        slice_ = _FLUSH_SECONDS if self.lingers else waits.SLICE_SECONDS
+        # Only the loop sets _is_watching, and only this thread clears it.
+        while not handle.closing.is_set():
+            if self._is_transactional and health.is_disconnected and not health.is_broken:
+                self._bootstrap.search()
+            if self._is_watching and reports.pending:
+                # A callback ran in a poll below, perhaps before the loop called watch(). The order
+                # matters: after ready(), the loop may call watch() again.
+                self._is_watching = False
+                handle.sink.ready()
+            elif self.hurries and len(handle.client):
+                reports.poll(slice_, flushes=True)
+            elif self._is_watching:
+                reports.poll(slice_)
+            elif not self.bell.wait(_IDLE_SECONDS):
+                reports.poll(0)
+            else:
+                self.bell.clear()
+
+    def _prepare(self) -> None:
+        """Make librdkafka request its producer id.
+
+        It does so for each answer with metadata. When the first one comes, it has no connection
+        yet: it leaves the bootstrap address for the brokers in the answer. Its next attempt would
+        come half a second later. Another answer comes over one of the new connections.
+        """
+        for _ in range(_PREPARING_CALLS if self._is_late else 0):
+            if self._handle.closing.is_set():
+                break
+            with contextlib.suppress(KafkaException):
+                look_up(self._handle.client, NO_TOPIC, waits.SLICE_SECONDS)
+                break
+        self.is_prepared.set()

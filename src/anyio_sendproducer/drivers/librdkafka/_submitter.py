@@ -1,0 +1,204 @@
+"""Pass records to the client."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Sequence
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException
+
+from ..._exceptions import DeliveryError
+from ..._settings import ProducerSettings
+from ..._shown import one_line
+from .._protocols import Outcome, Submission, Submitted
+from .._serializing import parts_of, serialize_with, size_of
+from ..security._settings import encodes
+from ._client import ClientHandle
+from ._errors import UNKNOWN_TOPIC, harmless_failure, not_taken, rejected
+from ._health import Health
+from ._metadata import Metadata
+from ._outcomes import Outcomes
+from ._reports import Reports
+
+__all__ = ["Submitter"]
+
+
+class Submitter:
+    """Serializes records and passes them to the client, without waiting for a broker."""
+
+    def __init__(
+        self,
+        settings: ProducerSettings,
+        handle: ClientHandle,
+        *,
+        health: Health,
+        reports: Reports,
+        metadata: Metadata,
+        outcomes: Outcomes,
+    ) -> None:
+        self._key = serialize_with(settings.key_serializer)
+        self._value = serialize_with(settings.value_serializer)
+        #: Whether there are no serializers. They must not run on the loop.
+        self.direct = self._key is None and self._value is None
+        self._handle = handle
+        self._health = health
+        self._reports = reports
+        self._metadata = metadata
+        self._outcomes = outcomes
+        #: The client calls this for each record, with its submission.
+        self.delivered = outcomes.callback(reports, self._send_again, direct=self.direct)
+
+    def submit(
+        self,
+        batch: Sequence[Submission],
+        answer: Submitted,
+        failed: list[Any],
+        failures: list[Outcome],
+    ) -> None:
+        """Pass a batch to the client. If there are no serializers, the caller holds ``using``.
+
+        Args:
+            batch: the submissions, in order.
+            answer: gets the submissions that the client did not take, and the sizes.
+            failed: gets the submissions that failed at once.
+            failures: gets their outcomes.
+        """
+        direct = self.direct
+        # Without the lock, another thread may end the client. Then this frame must not keep it.
+        produce = self._handle.client.produce if direct else None
+        delivered = self.delivered
+        bind = types.MethodType
+        held_topics: set[str] | None = None  # made when it is needed
+        for place, submission in enumerate(batch):
+            record = submission.record
+            if held_topics is not None and record.topic in held_topics:
+                answer.held.append(submission)
+                continue
+            partition = record.partition
+            if partition is None:
+                partition = -1
+            try:
+                if produce is not None and record.timestamp_ms is None and not record.headers:
+                    produce(
+                        record.topic,
+                        record.value,
+                        record.key,
+                        partition,
+                        bind(delivered, submission),
+                    )
+                else:
+                    self._submit_one(submission, partition, answer)
+            except DeliveryError as error:
+                failed.append(submission)
+                # This frame has a reference to the client.
+                failures.append(error.with_traceback(None))
+            except BufferError:
+                # The client's queue is longer than the producer allows. Only records that are about
+                # to leave it can fill it.
+                answer.held += batch[place:]
+                return
+            except KafkaException as error:
+                if error.args[0].code() == KafkaError._FATAL:
+                    # The client takes no more records. The next client gets them.
+                    with self._handle.using:
+                        if self._handle.is_usable:
+                            self._reports.poll(0)  # reports the reason
+                    self._health.break_client(error.args[0])
+                    answer.held += batch[place:]
+                    return
+                if error.args[0].code() in UNKNOWN_TOPIC and self._metadata.is_awaited(
+                    record.topic, partition
+                ):
+                    held_topics = {record.topic, *(held_topics or ())}
+                    answer.held.append(submission)
+                    continue
+                failed.append(submission)
+                failures.append(self._outcomes.refused(record, error.args[0], partition))
+            except Exception as error:  # noqa: BLE001  # becomes this record's outcome
+                failed.append(submission)
+                failures.append(
+                    rejected(
+                        record,
+                        f"confluent-kafka refused the record: {one_line(error)}",
+                        harmless_failure(error.with_traceback(None)),  # as above
+                    )
+                )
+
+    def _submit_one(self, submission: Submission, partition: int, answer: Submitted) -> None:
+        """Serialize a record and pass it to the client with its headers and its timestamp."""
+        record = submission.record
+        key, value, headers = record.key, record.value, [*record.headers]
+        if not self.direct:
+            key, value = parts_of(record, self._key, self._value, headers)
+            answer.sizes.append((submission, size_of(key, value, headers)))
+        for name, _ in headers:
+            # confluent-kafka ends the process if a name cannot be encoded, and truncates a name at
+            # a NUL character.
+            if "\0" in name or not encodes(name):
+                raise rejected(record, f"librdkafka can't send a header with the name {name!r:.80}")
+        if record.timestamp_ms == 0:
+            raise rejected(
+                record, "librdkafka can't send timestamp_ms=0: it would set the current time"
+            )
+        self._produce(submission, key, value, partition, headers)
+
+    def _produce(
+        self,
+        submission: Submission,
+        key: Any,
+        value: Any,
+        partition: int,
+        headers: list[tuple[str, bytes]],
+    ) -> None:
+        record = submission.record
+        with self._handle.using:
+            if not self._handle.is_usable:
+                raise not_taken(record)
+            self._handle.client.produce(
+                record.topic,
+                value,
+                key,
+                partition,
+                functools.partial(self._delivered_or_sent_again, submission, headers),
+                None,
+                record.timestamp_ms or 0,
+                headers,
+            )
+
+    def _delivered_or_sent_again(
+        self, submission: Submission, headers: list[tuple[str, bytes]], error: Any, message: Any
+    ) -> None:
+        """Take the client's report on a record that may have headers.
+
+        The client's message has no headers, so they are kept here.
+        """
+        if error is None or not self._send_again(submission, headers, error, message):
+            self.delivered(submission, error, message)
+
+    def _send_again(
+        self,
+        submission: Submission,
+        headers: list[tuple[str, bytes]],
+        error: Any,
+        message: Any,
+    ) -> bool:
+        """Submit a record again if librdkafka chose a partition that no longer exists.
+
+        The topic was deleted and created with fewer partitions, and the record is not written.
+
+        Returns:
+            Whether the client took the record again.
+        """
+        if (
+            error.code() != KafkaError._UNKNOWN_PARTITION
+            or submission.record.partition is not None
+            or not self._outcomes.is_sent_once(message)
+        ):
+            return False
+        try:
+            self._produce(submission, message.key(), message.value(), -1, headers)
+        except (DeliveryError, KafkaException, BufferError):
+            return False
+        return True

@@ -1,0 +1,14 @@
+"""How long the parts of the librdkafka driver wait, where several of them share a value."""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = ["ANSWER_SECONDS", "FINISH_SECONDS", "SLICE_SECONDS"]
+
+#: One call of the client in a longer wait. Between two calls the driver notices that it is closed.
+SLICE_SECONDS: Final = 0.1
+#: The wait for the answer to one request for metadata.
+ANSWER_SECONDS: Final = 1.0
+#: The wait until the client has reported purged records, and until a thread has ended.
+FINISH_SECONDS: Final = 2.0
