@@ -16,7 +16,8 @@ from pathlib import Path
 
 import click
 
-from anyio_sendproducer.cli._commands import NAME, Command, command
+from anyio_sendproducer.cli._commands import NAME, command
+from anyio_sendproducer.cli._options import Command
 
 PAGE = Path(__file__).parents[1] / "reference" / "command-line.md"
 BEGIN = "<!-- made by docs/_ext/command_reference.py: begin -->\n"

@@ -488,7 +488,11 @@ async def test_a_second_signal(
         assert job._hurried.is_set() is hurries
         fake_producer.acknowledge()
     job._failed.close()
-    assert (job.signal, job.delivered, job.failures) == (signal.SIGHUP, 1, 0)
+    assert (job.account.signal, job.account.delivered, job.account.failures) == (
+        signal.SIGHUP,
+        1,
+        0,
+    )
 
 
 async def test_a_signal_before_there_is_a_producer(
@@ -503,7 +507,11 @@ async def test_a_signal_before_there_is_a_producer(
         await anyio.wait_all_tasks_blocked()
         fake_producer.on_open.open()
     job._failed.close()
-    assert (job.signal, job.has_begun, job.read) == (signal.SIGTERM, False, 0)
+    assert (job.account.signal, job.account.has_begun, job.account.read) == (
+        signal.SIGTERM,
+        False,
+        0,
+    )
 
 
 @pytest.mark.parametrize("ignored", [False, True])
@@ -522,7 +530,7 @@ async def test_the_next_input_is_not_read_once_the_reading_has_stopped(tmp_path:
     with take:
         await job._read(give)
     job._failed.close()
-    assert (job.read, job.all_read) == (0, False)
+    assert (job.account.read, job.account.all_read) == (0, False)
 
 
 async def test_an_error_while_more_is_read(
@@ -530,7 +538,7 @@ async def test_an_error_while_more_is_read(
 ) -> None:
     async def fail(_: SendProducer, *__: Any, **___: Any) -> Any:
         # One chunk is being sent, four wait behind it, and the reader waits with another one.
-        await until(lambda: len(job._unsettled) == 6)
+        await until(lambda: len(job._backlog._chunks) == 6)
         raise RuntimeError("a fault")
 
     monkeypatch.setattr(SendProducer, "send_many", fail)
@@ -543,7 +551,7 @@ async def test_an_error_while_more_is_read(
     job._failed.close()
     os.close(reading)
     os.close(writing)
-    assert str(job.trouble) == "a fault"
+    assert str(job.account.error) == "a fault"
     assert [(entry["line"], entry["reason"]) for entry in entries(tmp_path / "failed")] == [
         (1, "the record's outcome is not known: unexpected RuntimeError: a fault"),
         *[
@@ -642,7 +650,7 @@ def test_fail_fast(
 
     async def send_later(self: Any, *arguments: Any) -> None:
         # As many are read in advance as there is room for.
-        await until(lambda: self.read == 4)
+        await until(lambda: self.account.read == 4)
         await send(self, *arguments)
 
     monkeypatch.setattr(_produce._Job, "_send", send_later)
@@ -822,7 +830,7 @@ def test_a_property_that_the_driver_refuses(here: Path, capsys: pytest.CaptureFi
         (["-b", "x:1", "-t", "t", "-f", "csv", "--csv-columns", "a,b,a"], "a name is there twice"),
         (["-b", "x:1", "-f", "failed", "-p", "1"], "has partitions and headers of its own"),
         (["-b", "x:1", "-t", "t", "-z", "zip"], "'zip' is not one of"),
-        (["-b", "x:1", "-t", "t", "-X", "transactional.id=x"], "transactional_id: records are"),
+        (["-b", "x:1", "-t", "t", "-X", "transactional.id=x"], "transactional_id: produce sends"),
         (["-b", "x:1", "-t", "t", "--failed", "full"], "is there already, and not empty"),
         (["-b", "x:1", "-t", "t", "--failed", "no/where"], "no/where can't be written to"),
         (["-b", "x:1", "-t", "t", "nowhere"], "does not exist"),

@@ -26,7 +26,6 @@ LARGER_MODULES: Final = {"_ledger", "_settings"}
 LARGEST_MODULE: Final = 800
 #: Modules that have not been divided yet.
 OVERSIZED_MODULES: Final = {
-    "cli._commands",
     "drivers.kafka_python._driver",
 }
 
@@ -36,7 +35,6 @@ LARGEST_CLASS: Final = 20
 VALUES: Final = {"_delivery.Statistics", "_settings.ProducerSettings"}
 #: Classes that have not been divided yet.
 OVERSIZED_CLASSES: Final = {
-    "cli._produce._Job",
     "drivers.kafka_python._driver.KafkaPythonDriver",
     "testing._driver.FakeDriver",
 }

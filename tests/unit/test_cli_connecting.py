@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from anyio_sendproducer import ProducerSettings, SettingsError
+from anyio_sendproducer import ProducerRecord, ProducerSettings, RecordRejected, SettingsError
+from anyio_sendproducer._validation import check_record
 from anyio_sendproducer.cli._connecting import Connection, parse_property, settings_of
+from anyio_sendproducer.cli._options import topic
 
 PROPERTIES = """\
 # Kafka's own
@@ -109,7 +115,11 @@ def test_no_properties_at_all() -> None:
         ("x.toml", "client-id='me'".encode("utf-16"), "x.toml is not UTF-8: save it"),
         ("x.properties", b"a=\\u12", "x.properties: "),
         ("x.conf", b"", "ends in .properties or in .toml"),
-        ("x.toml", b"speed = 1", "'speed' is not a setting"),
+        ("x.toml", b"speed = 1", "x.toml: 'speed' is not a setting"),
+        ("x.toml", b"max-in-flight = 'a'", "x.toml: max_in_flight must be an int"),
+        ("x.toml", b"= 1", "x.toml is not TOML: "),
+        ("x.toml", b"#" * (2**20 + 1), "x.toml has more than 1 MiB"),
+        ("x.properties", b"#" * (2**20 + 1), "x.properties has more than 1 MiB"),
     ],
 )
 def test_a_file_that_is_wrong(name: str, content: bytes, message: str, tmp_path: Path) -> None:
@@ -149,3 +159,49 @@ def test_an_error_about_a_number_holds_no_value_in_its_chain() -> None:
     with pytest.raises(SettingsError, match="must be a whole number") as caught:
         settings_of(connection)
     assert caught.value.__context__ is caught.value.__cause__ is None
+
+
+@given(st.text("ab.-_Z9/ö\n", max_size=4) | st.integers(248, 250).map("x".__mul__))
+def test_the_option_for_a_topic_accepts_what_the_producer_accepts(text: str) -> None:
+    record = ProducerRecord(text, b"")
+    option = click.Option(["--topic"])
+    context = click.Context(click.Command("c"))
+    try:
+        check_record(record, set())
+    except RecordRejected:
+        with pytest.raises(click.BadParameter):
+            topic(context, option, text)
+    else:
+        assert topic(context, option, text) == text
+
+
+@pytest.mark.parametrize("name", ["x.properties", "x.toml"])
+def test_a_file_that_cannot_be_read(name: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"x\.\w+ can't be read: No such file"):
+        settings_of(Connection(config=tmp_path / name))
+
+
+@pytest.mark.parametrize("table", ["two", "one.two", "one.two.three"])
+def test_a_table_that_is_not_there(table: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text("[one]\nclient-id = 'me'\n")
+    with pytest.raises(SettingsError, match=r"x\.toml has no table \[one\.two|has no table \[two"):
+        settings_of(Connection(config=path, config_table=table))
+
+
+def test_toml_on_python_3_10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text("client-id = 'me'")
+    monkeypatch.setitem(sys.modules, "tomllib", None)
+    monkeypatch.setitem(sys.modules, "tomli", None)
+    with pytest.raises(SettingsError, match=r"anyio-sendproducer\[toml\]"):
+        settings_of(Connection(config=path))
+
+
+def test_a_service_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text("service-name = 'kafka.internal'\nclose-timeout = 60\n")
+    assert settings_of(Connection(config=path)).service_name == "kafka.internal"
+    # In a file, a value that is the default was chosen, too.
+    settings = settings_of(Connection(config=path), start_timeout=9.0)
+    assert (settings.close_timeout, settings.start_timeout) == (60.0, 9.0)

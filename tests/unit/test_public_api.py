@@ -30,7 +30,7 @@ from tests.support.code_rules import (
     USUAL_MODULE,
     VALUES,
 )
-from tests.support.import_rules import GUESTS, LAYERS
+from tests.support.import_rules import GUESTS, LAYERS, OUTSIDE
 
 PACKAGE: Final = Path(anyio_sendproducer.__file__).parent
 NAME: Final = anyio_sendproducer.__name__
@@ -290,6 +290,20 @@ def test_imports_point_down() -> None:
     assert not found, "\n".join(found)
 
 
+@pytest.mark.parametrize("package", sorted(OUTSIDE))
+def test_a_package_outside_the_core_imports_public_names(package: str) -> None:
+    found = [
+        f"{module} imports {target}.{imported.name}"
+        for module, imported in all_imports()
+        if top(module) == package
+        and (target := own(imported)) is not None
+        and top(target) != package
+        and target not in OUTSIDE[package]
+        and any(part.startswith("_") for part in [*target.split("."), imported.name or ""])
+    ]
+    assert not found, "\n".join(found)
+
+
 def test_no_import_closes_a_cycle() -> None:
     """Imports within functions and for type checkers count, too."""
     graph: dict[str, set[str]] = {module: set() for module in names_of_modules()}
@@ -326,6 +340,7 @@ OF_EXTRAS: Final = {
     *(module for module in GUESTS["confluent_kafka"] if module.startswith("drivers.")),
     "cli._commands",
     "cli._display",
+    "cli._options",
     "cli._reading",
     "testing.pytest_plugin",
     "testing.strategies",

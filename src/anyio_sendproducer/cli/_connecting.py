@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from .. import ProducerSettings, SettingsError
-from .._settings_sources import from_toml, read_text
 from ._running import EXTRA, require, require_loop
+from ._settings_files import read_properties, read_toml
 
 __all__ = ["Connection", "parse_property", "require_for", "settings_of"]
 
@@ -35,6 +35,11 @@ _DURATIONS: Final = {"delivery.timeout.ms": "delivery_timeout"}
 _SIZES: Final = {"buffer.memory": "max_buffered_bytes"}
 #: Classes of Java; what is sent is bytes by then.
 _LEFT_OUT: Final = frozenset({"key.serializer", "value.serializer"})
+
+_ADDRESS: Final = "bootstrap_servers"
+#: Stands for addresses that are not known yet.
+_NO_ADDRESS: Final = "no-address.invalid:1"
+_DEFAULTS: Final = ProducerSettings(bootstrap_servers=_NO_ADDRESS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,7 +91,9 @@ def settings_of(connection: Connection, **fields: Any) -> ProducerSettings:
     Raises:
         SettingsError: the file can't be read, or something in it or in the options is wrong.
     """
-    arguments = {} if connection.config is None else _from_file(connection)
+    arguments: dict[str, Any] = {}
+    if connection.config is not None:
+        arguments = _from_file(connection.config, connection.config_table)
     for layer in (fields.pop("properties", {}).items(), connection.properties):
         _add(arguments, _by_field(layer))
     if connection.bootstrap_servers is not None or connection.service_name is not None:
@@ -101,27 +108,39 @@ def settings_of(connection: Connection, **fields: Any) -> ProducerSettings:
     return ProducerSettings.from_mapping(arguments)
 
 
-def _from_file(connection: Connection) -> dict[str, Any]:
-    path = connection.config
-    assert path is not None  # noqa: S101  # for type checkers
+def _from_file(path: Path, table: str) -> dict[str, Any]:
     if path.suffix == ".toml":
-        known = {field.name: field.default for field in dataclasses.fields(ProducerSettings)}
-        found: dict[str, Any] = from_toml(path, connection.config_table, known)
-        return found
+        return _from_toml(path, table)
     if path.suffix != ".properties":
         raise SettingsError(f"{path}: the name of a settings file ends in .properties or in .toml")
-    if connection.config_table:
-        raise SettingsError(f"{path} has no tables: those are TOML's")
-    import javaproperties
+    if table:
+        raise SettingsError(f"{path} has no tables, since it is not TOML: leave out --config-table")
+    return _by_field(read_properties(path).items())
 
-    text = read_text(path)
+
+def _from_toml(path: Path, table: str) -> dict[str, Any]:
+    given = read_toml(path, table)
     try:
-        properties: dict[str, str] = javaproperties.loads(text)
-    except ValueError as error:  # an escape that is not one
-        problem = str(error)
-    else:
-        return _by_field(properties.items())
-    raise SettingsError(f"{path}: {problem}")
+        return _layer(given, ProducerSettings.from_mapping({**_addressed(given), **given}))
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {error}") from error
+
+
+def _addressed(given: Iterable[str]) -> dict[str, str]:
+    """An address for settings that have none, since another layer may have it."""
+    names = {_compared(name) for name in given}
+    return {} if names & {"bootstrap_servers", "service_name"} else {_ADDRESS: _NO_ADDRESS}
+
+
+def _layer(given: Iterable[str], settings: ProducerSettings) -> dict[str, Any]:
+    """The fields that were given, or are not the default."""
+    names = {_compared(name) for name in given}
+    return {
+        field.name: value
+        for field in dataclasses.fields(settings)
+        if (value := getattr(settings, field.name)) not in ("", _NO_ADDRESS)
+        and (field.name in names or value != getattr(_DEFAULTS, field.name))
+    }
 
 
 def _by_field(properties: Iterable[tuple[str, str]]) -> dict[str, Any]:
@@ -163,4 +182,4 @@ def _add(arguments: dict[str, Any], layer: Mapping[str, Any]) -> None:
 
 
 def _compared(name: str) -> str:
-    return name.replace(".", "_")
+    return name.replace(".", "_").replace("-", "_")

@@ -11,8 +11,8 @@ from typing import Any, Final
 import anyio
 import anyio.abc
 
-from .._shown import printable
 from ._streams import emit
+from ._text import printable
 
 __all__ = [
     "COMPLETE",

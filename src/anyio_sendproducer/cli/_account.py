@@ -1,0 +1,84 @@
+"""The account of one run of ``produce``: what has become of each record."""
+
+from __future__ import annotations
+
+import collections
+import signal
+from collections.abc import Sequence
+
+from .. import Persistence, RecordMetadata
+from ._failed import Failure
+from ._parsing import Chunk
+
+__all__ = ["Account", "Place"]
+
+
+class Place:
+    """The records that one partition has received. The offsets are None if brokers gave none."""
+
+    __slots__ = ("count", "first", "last")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first: int | None = None
+        self.last: int | None = None
+
+
+class Account:
+    """Counts the outcomes of one run. It is not thread-safe."""
+
+    def __init__(self) -> None:
+        self.read = 0
+        self.delivered = 0
+        self.failures = 0
+        self.persistence: collections.Counter[Persistence] = collections.Counter()
+        self.errors: collections.Counter[str] = collections.Counter()
+        self.places: dict[tuple[str, int], Place] = {}
+        """The partitions that received records, by topic and number."""
+        self.seconds = 0.0
+        """How long the producer was open."""
+        self.last: tuple[str, int] | None = None
+        """The input and its line up to which everything was read."""
+        self.all_read = False
+        """Whether each input was read to its end."""
+        self.has_begun = False
+        """Whether there was a producer."""
+        self.signal: int | None = None
+        self.error: BaseException | None = None
+        """The first error that ended the run before its time."""
+        self.display_error: Exception | None = None
+
+    def end_by(self, error: BaseException) -> None:
+        """Note an error that ends the run."""
+        # Groups are not a built-in class on Python 3.10.
+        while inside := getattr(error, "exceptions", ()):
+            error = inside[0]
+        if isinstance(error, KeyboardInterrupt):
+            self.signal = self.signal or signal.SIGINT
+        elif self.error is None:
+            self.error = error
+
+    def count_read(self, chunk: Chunk) -> None:
+        """Count what was read."""
+        self.read += chunk.count
+        self.last = (chunk.source, chunk.last)
+
+    def count_delivered(self, placed: Sequence[RecordMetadata]) -> None:
+        """Count records that were delivered."""
+        self.delivered += len(placed)
+        places = self.places
+        for topic, partition, offset, _, _, _ in placed:
+            place = places.get((topic, partition))
+            if place is None:
+                place = places[topic, partition] = Place()
+                place.first = offset
+            place.count += 1
+            # A broker gives no offset without acknowledgements, or if it does not know it any more.
+            if offset is not None:
+                place.last = offset
+
+    def count_failed(self, failures: Sequence[Failure]) -> None:
+        """Count records that failed, and lines that are not records."""
+        self.failures += len(failures)
+        self.persistence.update(failure.persistence for failure in failures)
+        self.errors.update(failure.error for failure in failures)

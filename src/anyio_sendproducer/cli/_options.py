@@ -1,0 +1,295 @@
+"""What the commands' options are made of: help in sections, the checks of values, and the options
+that name a cluster.
+
+It needs ``click`` (extra ``cli``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+
+from .. import ProducerSettings, SettingsError
+from ._connecting import Connection, parse_property
+from ._running import LOOPS
+
+__all__ = [
+    "COUNT",
+    "Command",
+    "columns",
+    "connection_of",
+    "csv_delimiter",
+    "header_fields",
+    "in_section",
+    "of_cluster",
+    "pairs",
+    "seconds",
+    "separator",
+    "servers",
+    "topic",
+]
+
+COUNT: Final = click.IntRange(min=1)
+
+#: A topic's name as brokers accept it. Records with another name would all fail.
+_TOPIC: Final = re.compile(r"[a-zA-Z0-9._-]{1,249}")
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+# --- help in sections ----------------------------------------------------------------------------
+
+
+class Command(click.Command):
+    """A command whose help shows its options in sections, and its exit codes."""
+
+    def __init__(self, *arguments: Any, exit_codes: dict[str, str], **attributes: Any) -> None:
+        super().__init__(*arguments, **attributes)
+        #: The meaning of each exit code, by the code.
+        self.exit_codes: dict[str, str] = exit_codes
+
+    def sections(self, context: click.Context) -> dict[str, list[tuple[str, str]]]:
+        """The options by section, each with its names and its help."""
+        found: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(context):
+            record = parameter.get_help_record(context)
+            # Newer releases of Click have a record for arguments, too; the usage shows them.
+            if record is not None and isinstance(parameter, click.Option):
+                section = getattr(parameter, "section", "Options")
+                found.setdefault(section, []).append(record)
+        return found
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, as Click asks for it, and the exit codes after them."""
+        for section, records in self.sections(ctx).items():
+            with formatter.section(section):
+                formatter.write_dl(records)
+        with formatter.section("Exit codes"):
+            formatter.write_dl([*self.exit_codes.items()])
+
+
+class _Option(click.Option):
+    """An option that knows its section."""
+
+    def __init__(self, *arguments: Any, section: str, **attributes: Any) -> None:
+        super().__init__(*arguments, **attributes)
+        self.section = section
+
+
+def in_section(section: str) -> Callable[..., Callable[[_F], _F]]:
+    """A decorator like :func:`click.option` for the options of a section."""
+
+    def option(*names: str, **attributes: Any) -> Callable[[_F], _F]:
+        return click.option(*names, cls=_Option, section=section, **attributes)
+
+    return option
+
+
+# --- values --------------------------------------------------------------------------------------
+
+
+def servers(_: click.Context, parameter: click.Parameter, text: str | None) -> str | None:
+    """Addresses of brokers, separated by commas."""
+    if text is None:
+        return None
+    try:
+        return ",".join(ProducerSettings(bootstrap_servers=text).addresses)
+    except SettingsError as error:
+        raise click.BadParameter(str(error), param=parameter) from error
+
+
+def topic(_: click.Context, parameter: click.Parameter, text: str | None) -> str | None:
+    """The name of a topic, with the rules of brokers."""
+    if text is None or (_TOPIC.fullmatch(text) and text not in {".", ".."}):
+        return text
+    if not text:
+        problem = "the topic is empty"
+    elif len(text) > 249:
+        problem = f"the topic has {len(text)} characters, and Kafka accepts 249"
+    elif text in {".", ".."}:
+        problem = f"Kafka does not accept {text!r} as the name of a topic"
+    else:
+        problem = "the topic has characters other than a-z, A-Z, 0-9, '.', '_' and '-'"
+    raise click.BadParameter(problem, param=parameter)
+
+
+def _properties(
+    _: click.Context, parameter: click.Parameter, texts: tuple[str, ...]
+) -> tuple[tuple[str, str], ...]:
+    try:
+        return tuple(map(parse_property, texts))
+    except ValueError as error:
+        raise click.BadParameter(str(error), param=parameter) from error
+
+
+def pairs(
+    _: click.Context, parameter: click.Parameter, texts: tuple[str, ...]
+) -> tuple[tuple[str, bytes], ...]:
+    """Headers, each as ``NAME=VALUE``."""
+    found: list[tuple[str, bytes]] = []
+    for text in texts:
+        name, equals, content = text.partition("=")
+        try:
+            name.encode()
+            # Bytes of the command line that are not UTF-8 stay as they are.
+            found.append((name, content.encode(errors="surrogateescape")))
+        except UnicodeEncodeError:
+            equals = ""
+        if not equals or not name:
+            raise click.BadParameter(f"{text!r} is not NAME=VALUE", param=parameter)
+    return tuple(found)
+
+
+def header_fields(
+    _: click.Context, parameter: click.Parameter, texts: tuple[str, ...]
+) -> tuple[tuple[str, str], ...]:
+    """Fields that become headers, each as ``FIELD`` or ``NAME=FIELD``."""
+    found: list[tuple[str, str]] = []
+    for text in texts:
+        name, equals, field = text.partition("=")
+        if not name or (equals and not field) or not text.isprintable():
+            raise click.BadParameter(f"{text!r} is not FIELD or NAME=FIELD", param=parameter)
+        found.append((name, field or name))
+    return tuple(found)
+
+
+def separator(_: click.Context, parameter: click.Parameter, text: str | None) -> bytes | None:
+    """A text that separates the parts of a line."""
+    if text == "":
+        raise click.BadParameter("a separator is not empty", param=parameter)
+    return None if text is None else _unescaped(text).encode(errors="surrogateescape")
+
+
+def csv_delimiter(_: click.Context, parameter: click.Parameter, text: str) -> str:
+    """The character that separates the cells of CSV."""
+    character = _unescaped(text)
+    if len(character) != 1 or character in '"\r\n':
+        raise click.BadParameter(f"{text!r} is not one character", param=parameter)
+    return character
+
+
+def seconds(_: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
+    """A number of seconds above 0."""
+    # The help of Click's own type would show the bounds.
+    if text is None:
+        return None
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 0 < found <= 1e9:
+        raise click.BadParameter(f"{text!r} is not a number of seconds above 0", param=parameter)
+    return found
+
+
+def columns(_: click.Context, parameter: click.Parameter, text: str | None) -> tuple[str, ...]:
+    """Names of columns, separated by commas."""
+    names = () if text is None else tuple(text.split(","))
+    if len(set(names)) < len(names):
+        raise click.BadParameter("a name is there twice", param=parameter)
+    return names
+
+
+def _unescaped(text: str) -> str:
+    # A tabulator is hard to type in some shells.
+    return text.replace("\\t", "\t")
+
+
+# --- the cluster ---------------------------------------------------------------------------------
+
+_cluster: Final = in_section("Cluster")
+
+
+def of_cluster(default_timeout: float) -> Callable[[_F], _F]:
+    """A decorator that adds the options that name a cluster and say how to reach it.
+
+    Args:
+        default_timeout: the default of ``--start-timeout``, in seconds.
+    """
+    options = (
+        _cluster(
+            "-b",
+            "--bootstrap-servers",
+            metavar="HOST:PORT[,...]",
+            callback=servers,
+            help="Where to find the cluster.",
+        ),
+        _cluster(
+            "--service-name",
+            metavar="NAME",
+            help="Look the cluster up by DNS instead, as in _kafka._tcp.example.org (extra dns).",
+        ),
+        _cluster(
+            "--config",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            help="Settings from a file: Kafka's producer.properties, or TOML with the fields of "
+            "ProducerSettings. Passwords are better off there than on a command line.",
+        ),
+        _cluster(
+            "--config-table",
+            metavar="NAME",
+            default="",
+            help="The table of the TOML file that has the settings. Default: the whole file.",
+        ),
+        _cluster(
+            "-X",
+            "--property",
+            "properties",
+            metavar="NAME=VALUE",
+            multiple=True,
+            callback=_properties,
+            help="A property of the client, by Kafka's name, such as linger.ms=5. It overrides the "
+            "file. May be repeated.",
+        ),
+        _cluster(
+            "--driver",
+            type=click.Choice(["kafka-python", "confluent"]),
+            help="The client library. confluent is several times as fast (extra confluent). "
+            "Default: kafka-python.",
+        ),
+        _cluster(
+            "--loop",
+            "--backend",
+            "loop",
+            type=click.Choice(LOOPS),
+            default="asyncio",
+            show_default=True,
+            help="The event loop to run on.",
+        ),
+        _cluster(
+            "--start-timeout",
+            callback=seconds,
+            metavar="SECONDS",
+            default=f"{default_timeout:g}",
+            show_default=True,
+            help="How long it may take until the cluster has answered.",
+        ),
+    )
+
+    def decorate(function: _F) -> _F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def connection_of(
+    bootstrap_servers: str | None, service_name: str | None, config: Path | None, **others: Any
+) -> Connection:
+    """The connection that the options of a cluster describe.
+
+    Raises:
+        UsageError: none of them names a cluster, or two of them do.
+    """
+    if bootstrap_servers is not None and service_name is not None:
+        raise click.UsageError("--bootstrap-servers and --service-name: give one")
+    if bootstrap_servers is None and service_name is None and config is None:
+        raise click.UsageError("Missing option '-b' / '--bootstrap-servers', or --config.")
+    return Connection(
+        bootstrap_servers=bootstrap_servers, service_name=service_name, config=config, **others
+    )

@@ -1,0 +1,128 @@
+"""The report of ``produce``: its exit code, its text and its JSON."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import traceback
+from typing import TYPE_CHECKING, Any
+
+from .. import Persistence, SendProducerError, SettingsError
+from ._account import Account
+from ._failed import FailedFile
+from ._parsing import InputError
+from ._running import COMPLETE, FAILED, INCOMPLETE, USAGE, complain, interrupted, print_report
+from ._streams import emit
+from ._text import printable
+
+if TYPE_CHECKING:
+    from ._display import PartitionRow
+
+__all__ = ["described", "report"]
+
+
+def described(error: BaseException) -> str:
+    """An error in words. An error that the command does not expect is a fault in it."""
+    if isinstance(error, (SendProducerError, InputError)):
+        return str(error)
+    return f"unexpected {type(error).__name__}: {error}"
+
+
+def report(account: Account, file: FailedFile, *, as_json: bool) -> int:
+    """Print the account of a run that has ended, and return its exit code."""
+    code = _code(account, file)
+    if account.signal is not None and not account.has_begun:
+        interrupted(account.signal)
+    if account.error is not None:
+        complain(described(account.error), code)
+        if not isinstance(account.error, (SendProducerError, InputError)):
+            lines = "".join(traceback.format_exception(account.error)).split("\n")
+            emit(sys.stderr, "\n".join(map(printable, lines)))
+    if account.display_error is not None:
+        complain(f"the progress bar failed: {described(account.display_error)}", code)
+    if file.error is not None:
+        complain(f"{file.path} may be incomplete: {file.error.strerror}", code)
+    if as_json:
+        # In ASCII, which every locale can print, and with escapes for bytes that are not text.
+        print_report(json.dumps(_as_json(account, file, code)) + "\n")
+    elif account.has_begun:
+        print_report(_as_text(account, file))
+    return code
+
+
+def _code(account: Account, file: FailedFile) -> int:
+    if file.lost or file.error is not None:
+        return FAILED
+    if account.signal is not None:
+        return 128 + account.signal
+    if account.error is not None:
+        return USAGE if isinstance(account.error, SettingsError) else FAILED
+    return INCOMPLETE if account.failures else COMPLETE
+
+
+def _as_text(account: Account, file: FailedFile) -> str:
+    from ._display import partitions_text
+
+    rate = account.delivered / account.seconds if account.seconds else 0.0
+    text = (
+        f"{partitions_text(_rows(account))}"
+        f"{account.read:,} records read, {account.delivered:,} delivered, "
+        f"{account.failures:,} failed, in {account.seconds:.1f} s ({rate:,.0f} records/s).\n"
+    )
+    if not account.all_read:
+        where = "before the first line"
+        if account.last is not None:
+            source, line = account.last
+            where = f"after line {line:,} of {printable(source)}"
+        text += f"The reading stopped {where}; what follows was not read.\n"
+    if file.written:
+        states = ", ".join(f"{count:,} {state}" for state, count in _persistence(account).items())
+        path = printable(str(file.path))
+        text += (
+            f"{file.written:,} records are in {path} ({states}). To send them again:\n"
+            f"  anyio-sendproducer produce ... --format failed {path}\n"
+        )
+    if file.spilt:
+        text += f"{file.spilt:,} more could only be written to standard error.\n"
+    if file.lost:
+        text += f"{file.lost:,} more could not be written anywhere, and are lost.\n"
+    return text
+
+
+def _rows(account: Account) -> list[PartitionRow]:
+    from ._display import PartitionRow
+
+    return [
+        PartitionRow(topic, partition, place.count, place.first, place.last)
+        for (topic, partition), place in sorted(account.places.items())
+    ]
+
+
+def _persistence(account: Account) -> dict[str, int]:
+    return {
+        persistence.value: account.persistence[persistence]
+        for persistence in Persistence
+        if account.persistence[persistence]
+    }
+
+
+def _as_json(account: Account, file: FailedFile, code: int) -> dict[str, Any]:
+    last, error = account.last, account.error
+    return {
+        "exit_code": code,
+        "read": account.read,
+        "delivered": account.delivered,
+        "failed": account.failures,
+        "all_read": account.all_read,
+        "last_read": None if last is None else {"source": last[0], "line": last[1]},
+        "seconds": round(account.seconds, 3),
+        "persistence": _persistence(account),
+        "errors": dict(account.errors),
+        "failed_file": str(file.path) if file.written else None,
+        "spilt": file.spilt,
+        "lost": file.lost,
+        "partitions": [row._asdict() for row in _rows(account)],
+        "signal": None if account.signal is None else signal.Signals(account.signal).name,
+        "error": None if error is None else described(error),
+    }
