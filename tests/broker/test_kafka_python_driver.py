@@ -41,6 +41,7 @@ from anyio_sendproducer.drivers import Outcome, Submission
 from anyio_sendproducer.drivers.kafka_python import _batches, _errors, _patches
 from anyio_sendproducer.drivers.kafka_python import _driver as _kafka_python
 from anyio_sendproducer.drivers.kafka_python._driver import KafkaPythonDriver
+from anyio_sendproducer.drivers.kafka_python._metadata import TopicMetadata
 from anyio_sendproducer.testing import MockCluster, mock_cluster
 from tests.support.mock_cluster import FOR_MOCK
 from tests.support.recorder import PATIENCE, Parcel, Recorder, learn, submit
@@ -179,7 +180,7 @@ def test_news_of_the_topic_does_not_begin_the_round_anew(cluster: MockCluster) -
     with opened(cluster) as (driver, recorder):
         visited: list[int] = []
         for _ in range(12):
-            driver._routes = {}
+            driver._metadata.topics = {}
             [outcome] = send_all(driver, recorder, [ProducerRecord(TWELVE, b"value")])
             visited.append(metadata_of(outcome).partition)
         assert sorted(visited) == list(range(12))
@@ -656,7 +657,7 @@ def test_nothing_overtakes_a_record_that_is_held(cluster: MockCluster) -> None:
         client: Any = driver._client
 
         def look(_: Any) -> None:
-            if driver._asked_for >= {TWO_LEADERS}:
+            if driver._metadata.requested >= {TWO_LEADERS}:
                 known.set()
 
         client.cluster.add_listener(look)
@@ -685,19 +686,19 @@ def test_a_topic_that_a_broker_tells_of_unasked_is_asked_for(shared_broker: str)
 
 def test_an_answer_says_nothing_of_a_topic_that_was_not_asked_for() -> None:
     """One that was under way when the topic came up must not have it called unknown."""
-    driver = KafkaPythonDriver(settings_for("127.0.0.1:1"))
+    metadata = TopicMetadata(5.0)
     recorder = Recorder()
     partitions: dict[str, set[int]] = {}
     knows_none = types.SimpleNamespace(partitions_for_topic=partitions.get)
-    driver._asked["late"] = None
+    metadata.awaited["late"] = None
 
     def answer(*topics: str) -> None:
         asked = [types.SimpleNamespace(name=topic) for topic in topics]
-        driver._asking(lambda: types.SimpleNamespace(topics=asked))
-        driver._metadata_changed(recorder, knows_none)
+        metadata.make_request(lambda: types.SimpleNamespace(topics=asked))
+        metadata.update(recorder, knows_none)
 
     def unknown_since() -> float | None:
-        return driver._asked["late"]
+        return metadata.awaited["late"]
 
     answer()
     answer("other")
@@ -715,14 +716,14 @@ def test_an_answer_that_comes_at_once_is_told(
 ) -> None:
     """Before whoever asked has been told that the topic is not known yet."""
     answered = threading.Event()
-    metadata_changed = KafkaPythonDriver._metadata_changed
+    update = TopicMetadata.update
 
-    def note(driver: KafkaPythonDriver, sink: Any, metadata: Any) -> None:
-        metadata_changed(driver, sink, metadata)
-        if driver._asked_for >= {TWELVE}:
+    def note(metadata: TopicMetadata, sink: Any, cluster: Any) -> None:
+        update(metadata, sink, cluster)
+        if metadata.requested >= {TWELVE}:
             answered.set()
 
-    monkeypatch.setattr(KafkaPythonDriver, "_metadata_changed", note)
+    monkeypatch.setattr(TopicMetadata, "update", note)
     with opened(cluster) as (driver, recorder):
         partitions_for = driver._ready().producer.partitions_for
 
@@ -795,7 +796,7 @@ def test_an_error_of_the_metadata_itself_is_told(
         monkeypatch.setattr(driver._ready().producer, "partitions_for", refuse)
         [outcome] = send_all(driver, recorder, [ProducerRecord(TWELVE, b"value")])
         assert isinstance(outcome, RecordRejected)
-        assert "can't be had" in str(outcome)
+        assert f"no metadata for topic {TWELVE!r}" in str(outcome)
 
 
 def drop(driver: KafkaPythonDriver, topic: str) -> None:

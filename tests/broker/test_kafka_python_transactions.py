@@ -13,7 +13,7 @@ from anyio_sendproducer import (
     TransactionState,
     open_send_producer,
 )
-from anyio_sendproducer.drivers.kafka_python._driver import KafkaPythonDriver
+from anyio_sendproducer.drivers.kafka_python._transactions import Transactions
 from tests.support.calls import fail, raising
 
 
@@ -57,7 +57,7 @@ async def test_a_name_that_can_not_be_had(
     def refuse(*_: object) -> None:
         raise ProducerStartError("no name")
 
-    monkeypatch.setattr(KafkaPythonDriver, "_init_transactions", refuse)
+    monkeypatch.setattr(Transactions, "start", refuse)
     with pytest.raises(ProducerStartError, match="no name"):
         async with open_send_producer(settings_for(shared_broker, "id")):
             raise AssertionError

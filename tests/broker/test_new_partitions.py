@@ -98,7 +98,7 @@ async def test_partitions_for_does_not_go_by_old_metadata(broker: ScriptedBroker
     async with open_send_producer(settings_for(broker)) as producer:
         assert await producer.partitions_for("orders") == {0, 1}
         broker.partitions = 3
-        driver_of(producer)._requested -= 100
+        driver_of(producer)._metadata.requested_at -= 100
         async with task_group() as tasks:
             calls = [Call(tasks, producer.partitions_for, "orders") for _ in range(3)]
         assert [call.value for call in calls] == [{0, 1, 2}] * 3
@@ -109,7 +109,7 @@ async def test_partitions_for_answers_while_no_broker_does(broker: ScriptedBroke
     async with open_send_producer(settings) as producer:
         assert await producer.partitions_for("orders") == {0, 1}
         broker.answers[METADATA] = lambda _: None
-        driver_of(producer)._requested -= 100
+        driver_of(producer)._metadata.requested_at -= 100
         assert await producer.partitions_for("orders") == {0, 1}
 
 
@@ -121,15 +121,17 @@ async def test_a_topic_that_nobody_waits_for_any_more_is_not_asked_for(
         await producer.send(record(0))
         broker.unknown = {"missing"}
         driver = driver_of(producer)
+        metadata = driver._metadata
         client: Any = driver._ready().client
         async with task_group() as tasks:
             call = Call(tasks, producer.send, ProducerRecord("missing", b"value"))
-            await until(lambda: "missing" in driver._asked_for)
+            await until(lambda: "missing" in metadata.requested)
             await call.cancel()
 
         def is_forgotten() -> bool:
-            driver._looked.update(dict.fromkeys(driver._looked, -math.inf))  # a long time ago
-            return driver._asked_for == {"orders"} and not client.cluster.need_update
+            # A long time ago.
+            metadata.needed_at.update(dict.fromkeys(metadata.needed_at, -math.inf))
+            return metadata.requested == {"orders"} and not client.cluster.need_update
 
         await until(is_forgotten)
-        assert driver._asked == {}
+        assert metadata.awaited == {}

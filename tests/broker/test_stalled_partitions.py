@@ -146,7 +146,8 @@ async def test_a_record_for_what_is_gone_is_rejected(broker: ScriptedBroker, gon
             # Its metadata are not requested any more.
             client = client_of(producer)
             driver: Any = producer._engine.bridge._worker.driver
-            await until(lambda: driver._asked_for == set() and not client.cluster.need_update)
+            asked = driver._metadata
+            await until(lambda: asked.requested == set() and not client.cluster.need_update)
             # Until there is a record for it.
             broker.unknown = set()
             broker.errors = {}

@@ -19,6 +19,7 @@ import anyio
 
 from anyio_sendproducer import Transaction
 from anyio_sendproducer.drivers.kafka_python._driver import KafkaPythonDriver
+from anyio_sendproducer.drivers.kafka_python._transactions import Transactions
 
 EXAMPLE: Final = Path(__file__).parents[2] / "examples/outbox.py"
 
@@ -84,7 +85,7 @@ def watch_driver(killer: Killer) -> None:
     """Have the driver report the stages that it alone knows."""
     submit: Any = KafkaPythonDriver.submit
     end: Any = KafkaPythonDriver.end_transaction
-    wait: Any = KafkaPythonDriver._wait
+    wait: Any = Transactions._wait
     has_records = False
 
     def submitting(self: Any, batch: Any) -> Any:
@@ -108,12 +109,12 @@ def watch_driver(killer: Killer) -> None:
             killer.reached("commit requested")
         return wait(self, *arguments)
 
-    for name, function in (
-        ("submit", submitting),
-        ("end_transaction", ending),
-        ("_wait", waiting),
+    for owner, name, function in (
+        (KafkaPythonDriver, "submit", submitting),
+        (KafkaPythonDriver, "end_transaction", ending),
+        (Transactions, "_wait", waiting),
     ):
-        setattr(KafkaPythonDriver, name, function)
+        setattr(owner, name, function)
 
 
 def main(stage: str, times: str, database: str, name: str, backend: str) -> None:

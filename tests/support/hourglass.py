@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from anyio_sendproducer.drivers.kafka_python import _describe, _network
+from anyio_sendproducer.drivers.kafka_python import _describe, _metadata, _network
 from anyio_sendproducer.drivers.kafka_python import _driver as _kafka_python
+from anyio_sendproducer.drivers.kafka_python import _transactions as _kafka_transactions
 from anyio_sendproducer.drivers.librdkafka import _driver as _librdkafka
 from anyio_sendproducer.drivers.librdkafka import _tokens, _transactions
 
@@ -24,7 +25,16 @@ class Hourglass:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._is_out: Callable[[], object] = lambda: False
-        for module in (_describe, _kafka_python, _network, _librdkafka, _tokens, _transactions):
+        for module in (
+            _describe,
+            _kafka_python,
+            _kafka_transactions,
+            _librdkafka,
+            _metadata,
+            _network,
+            _tokens,
+            _transactions,
+        ):
             monkeypatch.setattr(module, "time", self)
 
     def run_out_when(self, is_out: Callable[[], object]) -> None:

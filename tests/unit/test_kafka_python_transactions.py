@@ -22,6 +22,7 @@ from anyio_sendproducer import (
 )
 from anyio_sendproducer.drivers import ConsumedOffset, Deadline
 from anyio_sendproducer.drivers.kafka_python._driver import KafkaPythonDriver
+from anyio_sendproducer.drivers.kafka_python._transactions import Transactions
 from tests.support.fake_kafka_client import opened_on
 
 SETTINGS = ProducerSettings(bootstrap_servers="broker.invalid:1", transactional_id="id")
@@ -220,7 +221,8 @@ class Named:
 
 
 def init(driver: KafkaPythonDriver, client: Any, seconds: float = 60.0) -> None:
-    driver._init_transactions(client, time.monotonic() + seconds)
+    transactions = Transactions(SETTINGS, client, None, None, driver._closing)
+    transactions.start(time.monotonic() + seconds)
 
 
 def test_the_name_is_waited_for() -> None:

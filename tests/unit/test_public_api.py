@@ -336,6 +336,8 @@ OF_EXTRAS: Final = {
     "drivers.librdkafka._tokens",
     "drivers.librdkafka._transaction_state",
     "drivers.kafka_python._external_client",
+    "drivers.kafka_python._outcomes",
+    "drivers.kafka_python._stalled",
     *GUESTS["kafka"],
     *(module for module in GUESTS["confluent_kafka"] if module.startswith("drivers.")),
     "cli._commands",

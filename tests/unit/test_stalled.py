@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from anyio_sendproducer.drivers.kafka_python._stalled import GivenUp, StalledPartitions
+from anyio_sendproducer.drivers.kafka_python._errors import GivenUp
+from anyio_sendproducer.drivers.kafka_python._stalled import StalledPartitions
 
 # kafka-python has no types: whatever is taken from it here is Any.
 accumulators: Any = importlib.import_module("kafka.producer.record_accumulator")

@@ -1,11 +1,12 @@
-"""Where the records of a batch go, and the runs in which their outcomes come back.
+"""Where the records of a submission go, and the runs of records whose outcomes come back together.
 
-Choosing the partition here, one for a whole run of records without a key, and having one callback
-for a run instead of two for each record, makes a record a third cheaper with kafka-python.
+The driver chooses one partition for a whole run of records without a key, and registers one
+callback for a run instead of two for each record. Both together save a third of the cost of a
+record.
 
-It does not import ``kafka``. Of a future of the client it needs ``is_done``, ``exception``,
-``add_callback``, ``add_errback``, and ``value`` with the nine fields of kafka-python's
-``RecordMetadata``.
+This module does not import ``kafka``. It uses these attributes of the client's futures:
+``is_done``, ``exception``, ``add_callback``, ``add_errback``, and ``value`` with the nine fields of
+kafka-python's ``RecordMetadata``.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ from .._protocols import Outcome
 
 __all__ = ["RUN_BYTES", "PartitionRun", "Reporter", "TopicBatch", "TopicPartitions"]
 
-#: After this many bytes the next partition's turn comes for records without a key, and one callback
-#: reports what went before to one partition.
+#: The bytes after which a run ends. Records without a key then go to the next partition, and one
+#: callback reports the run.
 RUN_BYTES: Final = 256 * 1024
 
 
-#: Makes a RecordMetadata at half the price of calling the class, whose __new__ is Python code.
+#: Makes a RecordMetadata at half the cost of calling the class, whose __new__ is Python code.
 _new_tuple: Final[Callable[[Any, Any], RecordMetadata]] = cast("Any", tuple).__new__
 
 
 class Reporter(Protocol):
-    """The driver, as far as runs know it."""
+    """The part of a driver that runs use."""
 
     #: Whether the driver chooses partitions; otherwise the client does.
     chooses: bool
@@ -37,40 +38,47 @@ class Reporter(Protocol):
     answered: bool
 
     def target(self, topic: str, partition: int) -> Any:
-        """A partition, as the client knows it."""
+        """Return the client's own value for a partition."""
         ...
 
     def report(self, submissions: Sequence[Any], outcomes: Sequence[Outcome]) -> None:
-        """Pass outcomes on."""
+        """Pass outcomes to the sink."""
         ...
 
     def failure(self, submission: Any, error: Exception, run: PartitionRun) -> DeliveryError:
-        """What an error of the client says of a record."""
+        """Translate the client's error for one record."""
         ...
 
 
 class TopicPartitions:
-    """Where the records of one topic may go, until the next change of metadata."""
+    """The partitions of one topic, until the next answer with metadata.
 
-    __slots__ = ("_available", "_turn", "partitions")
+    Args:
+        numbers: all partitions.
+        available: the partitions that have a leader.
+        turn: where the round of partitions begins, for records without a key.
+    """
 
-    def __init__(self, partitions: set[int], available: set[int], turn: int) -> None:
-        self.partitions = sorted(partitions)
-        self._available = sorted(available) or self.partitions
+    __slots__ = ("_available", "_turn", "numbers")
+
+    def __init__(self, numbers: set[int], available: set[int], turn: int) -> None:
+        self.numbers = sorted(numbers)
+        self._available = sorted(available) or self.numbers
         self._turn = turn % len(self._available)
 
     def next_in_turn(self) -> int:
-        """The partition for the next batch of records without a key (KIP-480)."""
+        """Return the partition for the next run of records without a key (KIP-480)."""
         self._turn = (self._turn + 1) % len(self._available)
         return self._available[self._turn]
 
 
 class PartitionRun:
-    """Records handed to one partition one after the other, reported by one callback.
+    """Consecutive records for one partition, reported by one callback.
 
-    The client completes a partition's batches in order, so that when the last of these is done the
-    others are; where the client aborts, in no order, whoever is not done yet gets a callback of
-    its own. Where nobody knows which partition the client chose, a run is one record.
+    The client completes the batches of a partition in order, so that all records of a run are done
+    when its last one is. If the client aborts, it completes batches in any order; each record that
+    is not done yet then gets its own callback. If the client chose the partition, a run is one
+    record.
     """
 
     __slots__ = ("_driver", "futures", "partition", "size", "submissions", "target", "topic")
@@ -88,14 +96,14 @@ class PartitionRun:
     def of_one(
         cls, driver: Reporter, topic: str, partition: int | None, submission: Any, future: Any
     ) -> PartitionRun:
-        """The run of a record whose completion says nothing of others'."""
+        """Make a run of one record."""
         run = cls(driver, topic, partition)
         run.submissions.append(submission)
         run.futures.append(future)
         return run
 
     def watch(self) -> None:
-        """Have the last one's completion report them all."""
+        """Report all records when the last one completes."""
         if self.futures:
             last = self.futures[-1]
             last.add_callback(self)
@@ -105,7 +113,7 @@ class PartitionRun:
         submissions = self.submissions
         topic = self.topic
         new = _new_tuple
-        # With acks=0 kafka-python 3.0.12 makes up an answer with the offset 0.
+        # With acks=0 kafka-python 3.0.12 invents an answer with the offset 0.
         unanswered = not self._driver.answered
         outcomes: list[Outcome] = []
         for submission, future in zip(submissions, self.futures, strict=True):
@@ -134,47 +142,55 @@ class PartitionRun:
         self._driver.report(submissions, outcomes)
 
     def _report_done(self, outcomes: list[Outcome]) -> None:
-        """Report those before the first that is not done; each of the others for itself."""
+        """Report the records before the first that is not done, and watch the others one by one."""
         done = len(outcomes)
         rest = list(zip(self.submissions, self.futures, strict=True))[done:]
         self._driver.report(self.submissions[:done], outcomes)
         for submission, future in rest:
-            PartitionRun.of_one(
-                self._driver, self.topic, self.partition, submission, future
-            ).watch()
+            run = PartitionRun.of_one(self._driver, self.topic, self.partition, submission, future)
+            run.watch()
 
 
 class TopicBatch:
-    """The records of one topic in one batch: where they may go, and the runs they form."""
+    """The records of one topic in one submission: where they may go, and the runs they form.
 
-    __slots__ = ("_driver", "_keyed", "keyless", "route", "topic")
+    Args:
+        driver: gets the outcomes.
+        topic: the topic's name.
+        partitions: the topic's partitions; why its records are refused; or None if they are held.
+    """
+
+    __slots__ = ("_driver", "_keyed", "keyless", "partitions", "topic")
 
     def __init__(
-        self, driver: Reporter, topic: str, route: TopicPartitions | SendProducerError | None
+        self,
+        driver: Reporter,
+        topic: str,
+        partitions: TopicPartitions | SendProducerError | None,
     ) -> None:
         self._driver = driver
         self.topic = topic
-        self.route = route
+        self.partitions = partitions
         self._keyed: dict[int | None, PartitionRun] = {}
         self.keyless: PartitionRun | None = None
 
     def run_to(self, partition: int) -> PartitionRun:
-        """The run to this partition."""
+        """Return the run to this partition, a new one if there is none."""
         run = self._keyed.get(partition)
         if run is None:
             run = self._keyed[partition] = PartitionRun(self._driver, self.topic, partition)
         return run
 
     def run_without_key(self) -> PartitionRun:
-        """A new run of records that may go anywhere, where there is no such run now."""
+        """Start a run of records that may go to any partition."""
         partition = None
-        if self._driver.chooses and isinstance(self.route, TopicPartitions):
-            partition = self.route.next_in_turn()
+        if self._driver.chooses and isinstance(self.partitions, TopicPartitions):
+            partition = self.partitions.next_in_turn()
         self.keyless = run = PartitionRun(self._driver, self.topic, partition)
         return run
 
     def end_run(self, run: PartitionRun) -> None:
-        """This run is long enough."""
+        """End a run: later records start another one."""
         if run is self.keyless:
             self.keyless = None
         else:
@@ -182,7 +198,7 @@ class TopicBatch:
         run.watch()
 
     def end(self) -> None:
-        """The batch is through."""
+        """End all runs: the submission has no more records."""
         runs = [*self._keyed.values()]
         if self.keyless is not None:
             runs.append(self.keyless)

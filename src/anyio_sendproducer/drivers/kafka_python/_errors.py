@@ -1,4 +1,4 @@
-"""kafka-python's errors, translated into the product's own."""
+"""kafka-python's errors, translated into the package's own."""
 
 # kafka-python has no annotations. Its values have unknown types, and are cast where they leave.
 # mypy: disable-error-code="misc"
@@ -24,7 +24,6 @@ from ..._exceptions import (
 from ..._failures import delivery_error
 from ..._records import ProducerRecord
 from ..._shown import harmless, one_line
-from ._stalled import GivenUp
 
 __all__ = [
     "CONNECTION",
@@ -34,6 +33,7 @@ __all__ = [
     "RECOVERED",
     "REFUSALS",
     "ClosedWhileOpening",
+    "GivenUp",
     "LastErrorHandler",
     "LoginRefused",
     "given_up",
@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 
-#: Kafka answers these for a batch that it did not and will not write.
+#: Kafka answers these for a batch that it did not write and will not write.
 REFUSALS: Final[tuple[type[Exception], ...]] = (
     kafka_errors.AuthorizationError,
     kafka_errors.CorruptRecordError,
@@ -62,53 +62,56 @@ REFUSALS: Final[tuple[type[Exception], ...]] = (
     kafka_errors.UnsupportedVersionError,
 )
 
-#: From these the idempotent client recovers by itself, with a new epoch (KIP-360), where the
-#: brokers are of 2.5 or later. With older ones 3.0.12 never gets a producer id again and hangs.
+#: The idempotent client recovers from these with a new epoch (KIP-360) if the brokers are 2.5 or
+#: later. With older brokers 3.0.12 never gets another producer id and hangs.
 RECOVERED: Final[tuple[type[Exception], ...]] = (
     kafka_errors.InvalidProducerEpochError,
     kafka_errors.OutOfOrderSequenceNumberError,
     kafka_errors.UnknownProducerIdError,
 )
 
-#: Refusals of which single records of a batch are the reason.
+#: Refusals that single records of a batch cause.
 OF_ONE_RECORD: Final[tuple[type[Exception], ...]] = (
     kafka_errors.InvalidRecordError,
     kafka_errors.InvalidTimestampError,
 )
 
-#: Refusals of this client whatever it sends.
+#: Refusals of the client, whatever it sends.
 OF_EVERYTHING: Final[tuple[type[Exception], ...]] = (
     kafka_errors.ClusterAuthorizationFailedError,
     kafka_errors.TransactionalIdAuthorizationFailedError,
     kafka_errors.UnsupportedVersionError,
 )
 
-#: By these a broker says that another producer took over. The first of them can also mean that the
-#: transaction took too long; 3.0.12 finds out which, where brokers are of 2.7 or later.
+#: A broker answers these if another producer took over. The first can also mean that the
+#: transaction took too long; 3.0.12 finds out which if the brokers are 2.7 or later.
 FENCED: Final[tuple[type[Exception], ...]] = (
     kafka_errors.InvalidProducerEpochError,
     kafka_errors.ProducerFencedError,
 )
 
 
-#: How kafka-python's messages begin: the connection, as it looks to a debugger.
+#: The start of kafka-python's messages: the repr of a connection.
 CONNECTION: Final = re.compile(r"<\w*Connection [^>]*>:\s*")
 
 
 class LastErrorHandler(logging.Handler):
-    """Keeps the client's last error in this thread: its only word of why it did not connect."""
+    """Keeps the last error that the client logs in this thread.
+
+    kafka-python reports nowhere else why it did not connect.
+    """
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
         self._thread = threading.get_ident()
         self.text = ""
-        #: Unset when time is up: what it says of the attempt that it breaks off then says nothing.
+        #: Set to False at the deadline: later errors only say that the last attempt was stopped.
         self.listens = True
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep the record's message."""
         message = record.getMessage()
-        # That says no more than that time is up.
+        # "Bootstrap failed" only says that the time is over.
         if (
             self.listens
             and record.thread == self._thread
@@ -118,38 +121,55 @@ class LastErrorHandler(logging.Handler):
 
 
 class ClosedWhileOpening(Exception):
-    """Closed while it was opening."""
+    """The driver was closed while it was opening."""
 
 
 class LoginRefused(Exception):
-    """No broker lets us in, and none will; with the client's own error as its cause."""
+    """Each broker was tried, and another attempt cannot help. The cause is the client's error."""
+
+
+class GivenUp(Exception):
+    """The records of a batch left the client without an answer.
+
+    Args:
+        message: why.
+        gone: the topic or the partition does not exist any more; otherwise the batch was too old.
+        sent: the batch was sent, and may have been written.
+    """
+
+    def __init__(self, message: str, *, gone: bool, sent: bool) -> None:
+        super().__init__(message)
+        self.gone = gone
+        self.sent = sent
 
 
 def is_metadata_missing(error: BaseException) -> bool:
-    """Whether ``send`` or ``partitions_for`` did not know the topic within ``max_block_ms``."""
+    """Return whether ``send`` or ``partitions_for`` did not know the topic in ``max_block_ms``."""
     return isinstance(error, kafka_errors.KafkaTimeoutError)
 
 
 def translated(cause: Exception, message: str) -> SendProducerError:
+    """Make an error of the package whose cause is an error of the client."""
     error = SendProducerError(message)
     error.__cause__ = harmless(cause)
     return error
 
 
 def no_metadata(topic: str, cause: Exception) -> SendProducerError:
-    """``partitions_for`` raised, and not for want of time."""
-    return translated(cause, f"the metadata of topic {topic!r} can't be had: {one_line(cause)}")
+    """Make the error of ``partitions_for``, for any cause except missing metadata."""
+    return translated(cause, f"no metadata for topic {topic!r}: {one_line(cause)}")
 
 
 def rejected(
     record: ProducerRecord[Any, Any], message: str, cause: BaseException | None = None
 ) -> RecordRejected:
+    """Make the error of a record that was refused and is not written."""
     cause = None if cause is None else harmless(cause)
     return delivery_error(RecordRejected, message, record, Persistence.NOT_PERSISTED, cause)
 
 
 def given_up(record: ProducerRecord[Any, Any], error: GivenUp) -> DeliveryError:
-    """The outcome of a record that left the client without an answer."""
+    """Make the error of a record that left the client without an answer."""
     end = "it may be written all the same" if error.sent else "the record was not written"
     persistence = Persistence.POSSIBLY_PERSISTED if error.sent else Persistence.NOT_PERSISTED
     kind = DeliveryTimeout if not error.gone else DeliveryError if error.sent else RecordRejected
@@ -157,7 +177,7 @@ def given_up(record: ProducerRecord[Any, Any], error: GivenUp) -> DeliveryError:
 
 
 def not_acknowledged(record: ProducerRecord[Any, Any], cause: Exception) -> DeliveryError:
-    """The client failed the record when it had it: nobody can say what was written."""
+    """Make the error of a record that the client had taken: it may have been written."""
     is_closed = isinstance(cause, kafka_errors.IllegalStateError) and "closed" in str(cause)
     said = "the client was closed before a broker had answered" if is_closed else one_line(cause)
     return delivery_error(
@@ -170,9 +190,11 @@ def not_acknowledged(record: ProducerRecord[Any, Any], cause: Exception) -> Deli
 
 
 def not_taken(record: ProducerRecord[Any, Any], cause: BaseException) -> DeliveryError:
-    """``send()`` raised. What it checks first was refused; of the rest it is not sure whether the
-    record was in the client's buffer by then, and of what a ``send`` of somebody else's raises
-    neither."""
+    """Make the error of a record for which ``send()`` raised.
+
+    If kafka-python's own checks raised, the record is not written. Otherwise it may be in the
+    client's buffer, also if a user's ``send`` raised.
+    """
     checked = _is_raised_by_kafka_python(cause)
     if checked and isinstance(
         cause, (kafka_errors.MessageSizeTooLargeError, ValueError, TypeError)
@@ -191,8 +213,10 @@ def not_taken(record: ProducerRecord[Any, Any], cause: BaseException) -> Deliver
 
 
 def _is_raised_by_kafka_python(error: BaseException) -> bool:
-    """Whether it came out of kafka-python's code, or of what that called; a subclass of the user's
-    own may raise whatever it likes when its record is sent."""
+    """Return whether kafka-python's code raised an error, or called the code that did.
+
+    A user's subclass may raise anything when its record is sent.
+    """
     traceback = error.__traceback__
     while traceback is not None:
         if str(traceback.tb_frame.f_globals.get("__name__")).startswith("kafka."):

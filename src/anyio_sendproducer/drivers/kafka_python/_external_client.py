@@ -10,7 +10,7 @@ import collections
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from ..._exceptions import DeliveryError, SettingsError, TransactionError
@@ -21,7 +21,7 @@ from .._protocols import ConsumedOffset, Deadline, Outcome, Sink, Submission, Su
 from .._serializing import bytes_of, check_headers, serialize_with, size_of
 from ._batches import PartitionRun
 from ._errors import is_metadata_missing, no_metadata, not_acknowledged, not_taken
-from ._patches import find_hurry, flush_nothing
+from ._patches import find_broken_check, find_hurry, skip_flush
 
 __all__ = ["ExternalClientDriver"]
 
@@ -54,11 +54,8 @@ class ExternalClientDriver:
         self.answered = config.get("acks") != 0
         self._key = serialize_with(settings.key_serializer)
         self._value = serialize_with(settings.value_serializer)
-        #: Whether the client, where it is idempotent, can never send again. It has no public way to
-        #: tell, and would fail record after record; where it is not as it was when this was
-        #: written, it is left at that.
-        manager: Any = getattr(self._producer, "_transaction_manager", None)
-        self._is_broken: Callable[[], bool] | None = getattr(manager, "has_fatal_error", None)
+        #: Whether an idempotent client can never send again.
+        self._is_broken = find_broken_check(self._producer)
         self._hurry = find_hurry(self._producer)
         #: Whether the client holds records back.
         self.lingers = self._hurry is not None
@@ -210,7 +207,7 @@ class ExternalClientDriver:
             self._producer.close(timeout)
         except Exception:  # noqa: BLE001  # by force, then
             # 3.0.12 flushes first, and where that takes too long it stays open and goes on sending.
-            self._producer.flush = flush_nothing
+            self._producer.flush = skip_flush
             self._producer.close(0)
 
     def _refuse(self, line: collections.deque[Submission]) -> None:

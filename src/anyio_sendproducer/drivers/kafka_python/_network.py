@@ -37,7 +37,7 @@ from kafka.protocol.sasl import SaslAuthenticateRequest, SaslBytesRequest, SaslH
 from ..._shown import harmless, one_line
 from ..security._settings import SCRAM
 from ..security._tls import tls_refusal
-from ._errors import REFUSALS
+from ._errors import REFUSALS, ClosedWhileOpening, LoginRefused
 
 __all__ = [
     "ClosingSocket",
@@ -460,6 +460,36 @@ class NetClient(KafkaNetClient):
         self.unwritten: set[tuple[str, int]] = set()
         #: Set when the client is to be closed, and to wait for no connection any more.
         self.is_closing = False
+
+    def bootstrap(self, deadline: float, closing: threading.Event) -> None:
+        """Connect, in slices, so that another thread can stop it.
+
+        Args:
+            deadline: in seconds of :func:`time.monotonic`.
+            closing: stops it when set.
+
+        Raises:
+            ClosedWhileOpening: ``closing`` was set.
+            LoginRefused: no broker accepts this client.
+            KafkaTimeoutError: no broker answered before the deadline.
+        """
+        cluster: Any = self.cluster
+        updated = cluster.request_update()
+        while True:
+            if closing.is_set():
+                raise ClosedWhileOpening
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                raise kafka_errors.KafkaTimeoutError("no broker answered")
+            refusal = self.manager.refusal()
+            if refusal is not None:
+                raise LoginRefused(refusal[0]) from refusal[1]
+            if updated.is_done:
+                if updated.succeeded():
+                    break
+                updated = cluster.request_update()
+            self.poll(timeout_ms=min(remaining * 1000, _LOOK_AGAIN_MS), future=updated)
+        self.get_broker_version(timeout_ms=max(1, remaining * 1000))
 
     def maybe_connect(self, node_id: Any, **options: Any) -> None:
         """Begin to connect, if it is time.

@@ -1,6 +1,8 @@
-"""What kafka-python has no public way for: changes to one client's objects, each with its reason.
+"""Private parts of kafka-python's producer: where its public API leaves no other way.
 
-All of it was read in 3.0.12. Where a release differs, each function leaves the client as it is.
+All of it was read in 3.0.12. Each function and class says why it exists, and which test notices a
+change of kafka-python. A function that changes a client leaves it as it is if the client differs
+from 3.0.12. ``_network`` has the private parts of connections.
 """
 
 # kafka-python has no annotations. Its values have unknown types, and are cast where they leave.
@@ -13,6 +15,7 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Final, cast
 
 from kafka import KafkaProducer
@@ -20,27 +23,36 @@ from kafka import KafkaProducer
 from ._errors import OF_EVERYTHING, OF_ONE_RECORD
 
 __all__ = [
+    "Accumulator",
     "Append",
     "QuietProducer",
+    "find_broken_check",
     "find_direct_append",
     "find_hurry",
-    "flush_nothing",
     "patch_cache_metadata",
     "patch_isolate_rejections",
     "patch_request_promptly",
+    "skip_flush",
+    "transaction_manager_of",
 ]
 
 
-#: What ``RecordAccumulator.append`` of 3.0.12 takes first, and in this order.
+#: The first parameters of ``RecordAccumulator.append`` in 3.0.12, in this order.
 _APPEND: Final = ("tp", "timestamp_ms", "key", "value", "headers")
 
-#: Topic and partition, milliseconds, key, value, headers; gives the record's future, whether its
-#: batch is full, whether it is a new one, and whether nothing was done.
+#: Takes topic and partition, milliseconds, key, value and headers. Returns the record's future,
+#: whether its batch is full, whether its batch is new, and whether nothing was done.
 Append = Callable[[Any, int, Any, Any, list[tuple[str, bytes]]], tuple[Any, bool, bool, bool]]
 
 
 class QuietProducer(KafkaProducer):
-    """KafkaProducer, but for two habits of 3.0.12."""
+    """A KafkaProducer whose name is a constant, and that never silences its module's logger.
+
+    In 3.0.12 ``send`` formats the producer once or twice for each record, for debug messages that
+    are off. A producer that is collected as garbage silences the logger for the whole process.
+    ``tests/broker/test_traps.py::test_bare_one_producer_that_is_collected_silences_the_logger``
+    notices a change.
+    """
 
     _text = "<KafkaProducer>"
 
@@ -49,29 +61,59 @@ class QuietProducer(KafkaProducer):
         super().__init__(**configs)
 
     def __str__(self) -> str:
-        # send() formats the client once or twice a record, for debug messages that are off.
         return self._text
 
     def close(self, timeout: float | None = None, null_logger: Any = None) -> None:  # noqa: ARG002
-        """Close, and never silence the whole module's logger, as collecting garbage does."""
+        """Close the producer."""
         super().close(timeout)
 
 
-def flush_nothing(timeout: float | None = None) -> None:
-    """In place of a client's ``flush``: ``close`` calls it first, raises when that takes too long,
-    and then leaves the sender thread alive. What is to be waited for was waited for before."""
+def skip_flush(timeout: float | None = None) -> None:
+    """Stand in for a client's ``flush``, and do nothing.
+
+    ``close`` of 3.0.12 calls ``flush`` first. If that takes too long, ``close`` raises and leaves
+    the sender thread alive. The driver has waited for the records before it closes the client.
+    """
+
+
+def transaction_manager_of(producer: Any) -> Any:
+    """Return the client's transaction manager.
+
+    3.0.12 has no public way to end a transaction within a bound, or to say why it cannot be ended.
+    ``tests/broker/test_kafka_python_transactions.py::test_one_is_committed_and_one_aborted``
+    notices a change.
+    """
+    return producer._transaction_manager
+
+
+def find_broken_check(producer: Any) -> Callable[[], bool] | None:
+    """Find the function that returns whether an idempotent client can never send again.
+
+    3.0.12 has no public way to ask. Such a client fails record after record.
+    ``tests/broker/test_kafka_python_driver.py::test_a_refusal_still_ends_the_client`` notices a
+    change.
+
+    Returns:
+        The function; None if the client is not idempotent, or differs from 3.0.12.
+    """
+    manager: Any = getattr(producer, "_transaction_manager", None)
+    return cast("Callable[[], bool] | None", getattr(manager, "has_fatal_error", None))
 
 
 def find_direct_append(producer: Any) -> Append | None:
-    """What ``send`` does with a record when it has checked it; None where it does more, or where it
-    is not kafka-python's own: a tracing agent or a subclass of the user's sees every record.
+    """Find the function by which ``send`` queues a record that it has checked.
 
-    In 3.0.12 the checks, look-ups and messages for a log that is off take more than half of the
-    time of ``send``. Ours are done by then, and there is no public way past them. Where this is
-    not as it was when this was written, ``send`` serves, only slower.
+    In 3.0.12 the checks, look-ups and log messages take more than half of the time of ``send``. The
+    driver has made the checks before, and there is no public way to skip them.
+    ``tests/broker/test_kafka_python_driver.py::test_the_way_past_send_is_open`` notices a change.
+
+    Returns:
+        The function. None if the client has transactions, which must know each record's partition;
+        if ``send`` is not kafka-python's own, because a subclass or a tracing agent must see every
+        record; or if the client differs from 3.0.12.
     """
     if producer.config["transactional_id"] is not None:
-        return None  # a transaction is told of each partition
+        return None
     if not _is_kafka_pythons(inspect.getattr_static(type(producer), "send", None)):
         return None
     append = getattr(getattr(producer, "_accumulator", None), "append", None)
@@ -87,10 +129,12 @@ def find_hurry(producer: Any) -> Callable[[bool], None] | None:
 
     ``flush`` ends it for as long as it waits, and the event loop must not wait. 3.0.12 has no other
     public way, so this counts one more flush as in progress.
+    ``tests/broker/test_lingering.py::test_there_is_a_way_to_end_the_lingering_of_kafka_python``
+    notices a change.
 
     Returns:
-        Ends the lingering, or lets it begin again; None if the client does not linger, or differs
-        from 3.0.12.
+        A function that ends the lingering, or lets it begin again; None if the client does not
+        linger, or differs from 3.0.12.
     """
     config: dict[str, Any] = getattr(producer, "config", {})
     flushes: Any = getattr(getattr(producer, "_accumulator", None), "_flushes_in_progress", None)
@@ -113,7 +157,7 @@ def find_hurry(producer: Any) -> Callable[[bool], None] | None:
 
 
 def _is_kafka_pythons(method: Any) -> bool:
-    """Whether this is a function of kafka-python, and neither replaced nor wrapped by others."""
+    """Return whether a function is kafka-python's, and neither replaced nor wrapped."""
     return (
         isinstance(method, types.FunctionType)
         and method.__module__.startswith("kafka.")
@@ -124,25 +168,27 @@ def _is_kafka_pythons(method: Any) -> bool:
 def patch_isolate_rejections(
     producer: Any, refused: set[tuple[str, int]]
 ) -> Callable[[], bool] | None:
-    """Have what a broker refuses fail alone, as with the Java client.
+    """Let a record that a broker refuses fail alone, as with Kafka's Java client.
 
-    In 3.0.12 one refusal ends the whole idempotent client, for the sake of the sequence numbers:
-    the broker never saw those of the refused batch. The Java client takes them back, which is safe
-    for a batch that was sent once: of each partition one is under way at a time. And where single
-    records of a batch are at fault, halves of it are tried, as 3.0.12 does with one that is too
-    large, until what is refused is alone. There is no public way to either.
+    In 3.0.12 one refusal ends the whole idempotent client, because the broker never saw the
+    sequence numbers of the refused batch. The Java client takes these numbers back. That is safe
+    for a batch that was sent once, since only one batch per partition is under way. If single
+    records of a batch are at fault, the client sends halves of the batch until each refused record
+    is alone, as 3.0.12 does with a batch that is too large. There is no public way to do either.
+    ``tests/broker/test_kafka_python_driver.py::test_a_refusal_still_ends_the_client`` notices a
+    change.
 
     Args:
         producer: the client.
         refused: topics and partitions whose last produce request was refused.
 
     Returns:
-        Tells whether the client is broken, by whatever else; None where the client is not
-        idempotent, or not as it was when this was written, and left as it is.
+        A function that returns whether the client is broken for another reason. None if the client
+        is not idempotent, or differs from 3.0.12; the client is then not changed.
     """
     manager: Any = getattr(producer, "_transaction_manager", None)
     if producer.config["transactional_id"] is not None:
-        # What is refused there ends the transaction, and not the client.
+        # A refusal ends the transaction, not the client.
         classify_aborting = manager.classify_batch_error
 
         def classify_retried(error: Exception, batch: Any, **details: Any) -> Any:
@@ -168,41 +214,83 @@ def patch_isolate_rejections(
     sender._can_split = can_split_refused
     try:
         classify = manager.classify_batch_error
-        goes_on = manager.ERROR_CLASS_RETRIABLE
+        retriable = manager.ERROR_CLASS_RETRIABLE
         take_back = manager.set_sequence_number
         is_broken = manager.has_fatal_error
-    except AttributeError:  # of None too: not idempotent
+    except AttributeError:  # also if there is no manager: the client is not idempotent
         return None
 
     def classify_refused(error: Exception, batch: Any, **details: Any) -> Any:
         where = batch.topic_partition
         if (where.topic, where.partition) in refused:
             if batch.attempts:
-                # What went before may have been written, with its answer lost.
+                # An earlier attempt may have been written, and its answer lost.
                 refused.discard((where.topic, where.partition))
             elif not isinstance(error, OF_EVERYTHING) and manager.producer_id_and_epoch.match(
                 batch
             ):
                 take_back(where, batch.base_sequence)
-                return goes_on
+                return retriable
         return classify(error, batch, **details)
 
     manager.classify_batch_error = classify_refused
     return cast("Callable[[], bool]", is_broken)
 
 
+class Accumulator:
+    """The private parts of ``RecordAccumulator`` by which stalled partitions are found and emptied.
+
+    3.0.12 has no public way to remove a batch, or to decide when the sender looks again. The
+    accumulator and the transaction manager of the tests in ``tests/unit/test_stalled.py`` are
+    kafka-python's own, so each of them notices a change, such as
+    ``tests/unit/test_stalled.py::test_a_record_that_was_not_sent_leaves_soon_after_its_deadline``.
+
+    Args:
+        producer: a KafkaProducer.
+    """
+
+    def __init__(self, producer: Any) -> None:
+        self._own: Any = producer._accumulator
+        #: Gives out the sequence numbers; None if the client is not idempotent.
+        self.sequences: Any = producer._transaction_manager
+        self.find_ready: Callable[..., Any] = self._own.ready
+        self.put_back: Callable[..., Any] = self._own.reenqueue
+        #: Frees the room of a batch.
+        self.deallocate: Callable[[Any], Any] = self._own.deallocate
+
+    def replace(self, *, ready: Callable[..., Any], reenqueue: Callable[..., Any]) -> None:
+        """Have the client call other functions in place of ``find_ready`` and ``put_back``."""
+        self._own.ready = ready
+        self._own.reenqueue = reenqueue
+
+    def batches(self) -> list[tuple[Any, Any]]:
+        """Return each partition with the queue of its batches. A queue may be empty."""
+        return [*self._own._batches.items()]
+
+    def lock(self, where: Any) -> AbstractContextManager[Any]:
+        """Return the lock of a partition's queue."""
+        return cast("AbstractContextManager[Any]", self._own._tp_lock(where))
+
+    def note_incomplete(self, batch: Any) -> None:
+        """Count a batch that the driver made as one that the client has to complete."""
+        self._own._incomplete.add(batch)
+
+
 def patch_cache_metadata(cluster: Any) -> Callable[[], None]:
-    """Have the metadata of topics looked up once for each answer of the brokers.
+    """Look the metadata of a topic up once for each answer of the brokers.
 
-    3.0.12 makes three new sets of it in every ``send``, a twentieth of the whole call's price. The
-    answers stand in for the public methods of this one object.
+    3.0.12 makes three new sets of them in every ``send``, a twentieth of the cost of the call. The
+    replacements stand in for the public methods of this one object.
 
-    A topic that nobody asked for is not known, even if a broker told of it: some answer the first
-    request with all that they have. The client's next request is for what was asked for, it forgets
-    the others, and 3.0.12 then keeps their records for ever.
+    A topic that nobody asked for counts as unknown, even if a broker named it: some brokers answer
+    the first request with all their topics. The client's next request is only for topics that were
+    asked for; the client then forgets the others, and 3.0.12 keeps their records for ever.
+    ``tests/broker/test_kafka_python_driver.py::test_a_topic_that_a_broker_tells_of_unasked_is_asked_for``
+    notices a change.
 
     Returns:
-        Forgets what was looked up: to be called after each answer, before anybody is told of it.
+        A function that forgets what was looked up. Call it after each answer, before anybody
+        learns of the answer.
     """
     partitions_for_topic = cluster.partitions_for_topic
     topics = cluster.topics
@@ -210,16 +298,16 @@ def patch_cache_metadata(cluster: Any) -> Callable[[], None]:
     names: dict[bool, set[str]] = {}
     asked: set[str] = set()
 
-    # Another answer may come while one is looked up: what is noted then is noted in what is not
-    # looked at any more.
+    # An answer may come while this thread looks a topic up. The result then goes into a dictionary
+    # that is not used any more.
     def partitions_once(topic: str) -> set[int] | None:
         known = partitions
         found = known.get(topic)
         if found is None:
             if topic not in asked:
-                asked.add(topic)  # the client does, when it is told that this is not known
+                asked.add(topic)  # the client requests it when it finds the topic unknown
                 return None
-            # A broker may name a topic without partitions: then it is not known either.
+            # A broker may name a topic without partitions: it counts as unknown.
             found = partitions_for_topic(topic) or None
             if found is not None:
                 known[topic] = found
@@ -244,19 +332,21 @@ def patch_cache_metadata(cluster: Any) -> Callable[[], None]:
 def patch_request_promptly(
     cluster: Any, make_request: Callable[[], Any], is_backing_off: Callable[[], object]
 ) -> Callable[[], Any]:
-    """Have the metadata of a new topic requested as soon as a record needs it.
+    """Request the metadata of a new topic as soon as a record needs them.
 
-    3.0.12 first waits for ``retry_backoff_ms`` after the last answer, whatever that was about. And
-    if a topic is new while an answer is on its way, it takes the answer for one about that topic
-    too. The replacements stand in for the public methods of this one object.
+    3.0.12 first waits for ``retry_backoff_ms`` after the last answer, whatever topics that was
+    about. If a topic is new while an answer is on its way, it also takes the answer for one about
+    that topic. The replacements stand in for the public methods of this one object.
+    ``tests/broker/test_connecting.py::test_the_first_record_of_each_topic_waits_for_no_backoff``
+    notices a change.
 
     Args:
         cluster: the client's metadata.
-        make_request: its next request for metadata.
+        make_request: makes its next request for metadata.
         is_backing_off: whether the client waits because it found no broker to ask.
 
     Returns:
-        Makes the next request for metadata, and notes its topics.
+        A function that makes the next request for metadata, and notes its topics.
     """
     wait = cluster.ttl
     requested: set[str] = set()
@@ -273,7 +363,7 @@ def patch_request_promptly(
         requested = topics_of(made)
         return made
 
-    def wait_for_old() -> float:
+    def wait_for_known() -> float:
         milliseconds: float = wait()
         if milliseconds and cluster.need_update and not is_backing_off() and has_new():
             return 0
@@ -283,6 +373,6 @@ def patch_request_promptly(
         if not cluster.need_update and has_new():
             cluster.request_update()
 
-    cluster.ttl = wait_for_old
+    cluster.ttl = wait_for_known
     cluster.add_listener(look_again)
     return request

@@ -1,20 +1,18 @@
 """Batches in kafka-python's accumulator whose partition has no reachable leader, or is gone.
 
-All private parts of the accumulator that this package uses, except ``append``, are named here. It
-was read in kafka-python 3.0.12 and run against it; the last part of
-``tests/broker/test_kafka_python_driver.py`` notices a change. This module does not import
-``kafka``.
+The private parts of the accumulator are in ``_patches.Accumulator``; this module does not import
+``kafka``. The behaviour was read in kafka-python 3.0.12 and tested against it.
 
-What 3.0.12 does by itself: as long as a partition has no leader, each pass of the sender requests
-metadata, which wakes the sender up for the next pass. It does so even for a partition whose last
-record left long ago. Batches for such a partition stay until ``delivery_timeout_ms``.
+As long as a partition has no leader, each pass of 3.0.12's sender requests metadata, and the answer
+wakes the sender up for the next pass. The sender does so even for a partition whose last record was
+acknowledged long ago. Batches for such a partition stay until ``delivery_timeout_ms``.
 
 A batch that was never sent has no sequence number yet, so it can leave the accumulator at any time.
 A batch that was sent once may have been written, and its sequence numbers are used up. Only another
 attempt with the same numbers can tell, and without it the next batch would look like a gap to the
-broker. So its records leave, and a copy of the batch without records that anybody waits for stays.
-There is one such batch for each partition at most, because the idempotent client sends one batch
-per partition at a time.
+broker. So its records leave, and a copy of the batch stays, whose records nobody waits for. There
+is at most one such batch for each partition, because the idempotent client sends one batch per
+partition at a time.
 """
 
 from __future__ import annotations
@@ -24,7 +22,10 @@ import weakref
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple, Protocol
 
-__all__ = ["GivenUp", "StalledPartitions"]
+from ._errors import GivenUp
+from ._patches import Accumulator
+
+__all__ = ["StalledPartitions"]
 
 #: Seconds between two requests for metadata while a partition has no leader: the first, and the
 #: longest. Each pause is twice as long as the one before.
@@ -38,39 +39,24 @@ _LEAST_TICK: Final = 0.05
 _LONGEST_TICK: Final = 1.0
 
 
-class GivenUp(Exception):
-    """The records of a batch left the client without an answer.
-
-    Args:
-        message: why.
-        gone: the topic or the partition does not exist any more; otherwise the batch was too old.
-        sent: the batch was sent, and may have been written.
-    """
-
-    def __init__(self, message: str, *, gone: bool, sent: bool) -> None:
-        super().__init__(message)
-        self.gone = gone
-        self.sent = sent
-
-
 class Connections(Protocol):
     """The connection manager of the driver."""
 
     @property
     def failures(self) -> Mapping[Any, Exception]:
-        """Why a broker could not be connected to when that was tried last, by broker."""
+        """Why the last attempt to connect to a broker failed, by broker."""
         ...
 
     def is_disconnected(self) -> bool:
-        """Whether no broker could be connected to when that was tried last."""
+        """Return whether the last attempt to connect to each broker failed."""
         ...
 
 
 class _Sent(NamedTuple):
-    """What is known of a batch that was sent and waits for another attempt."""
+    """A batch that was sent and waits for another attempt."""
 
     at: float
-    """When it was sent first, in seconds of time.monotonic()."""
+    """When it was first sent, in seconds of time.monotonic()."""
     unwritten: bool
     """Whether each attempt was answered, and no attempt wrote anything."""
 
@@ -80,10 +66,10 @@ def _append_nothing(*_: object, **__: object) -> None:
 
 
 class StalledPartitions:
-    """Looks after stalled partitions, on the client's thread.
+    """Ends the records of stalled partitions, on the client's thread.
 
     Args:
-        producer: a KafkaProducer 3.0.12. Two methods of its accumulator are replaced.
+        producer: a KafkaProducer. Two methods of its accumulator are replaced.
         connections: see :class:`Connections`.
         unwritten: topics and partitions whose last produce request was answered, and wrote nothing
             because the broker does not know the partition.
@@ -100,8 +86,7 @@ class StalledPartitions:
         delivery_timeout: float,
         unknown_topic_timeout: float,
     ) -> None:
-        self._accumulator = accumulator = producer._accumulator
-        self._sequences: Any = producer._transaction_manager
+        self._accumulator = Accumulator(producer)
         # A transaction ends as a whole, by its own deadline.
         self._gives_up = producer.config["transactional_id"] is None
         self._connections = connections
@@ -111,24 +96,21 @@ class StalledPartitions:
         self._tick = min(max(delivery_timeout / _LOOKS, _LEAST_TICK), _LONGEST_TICK)
         self._pause = _FIRST_PAUSE
         self._next_request = 0.0
-        #: The partitions that are gone, and since when they are.
+        #: The partitions that are gone, and since when.
         self._gone: dict[Any, float] = {}
         self._sent: weakref.WeakKeyDictionary[Any, _Sent] = weakref.WeakKeyDictionary()
-        #: Batches that stay for their sequence numbers alone.
+        #: Batches that stay only for their sequence numbers.
         self._copies: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._find_ready = accumulator.ready
-        self._put_back = accumulator.reenqueue
-        accumulator.ready = self.ready
-        accumulator.reenqueue = self.reenqueue
+        self._accumulator.replace(ready=self.ready, reenqueue=self.reenqueue)
 
     def holds(self, topic: str) -> bool:
-        """Whether the client has batches for a topic that are not sent, or are to be sent again."""
-        batches = [*self._accumulator._batches.items()]
-        return any(waiting and where.topic == topic for where, waiting in batches)
+        """Return whether the client has batches to send to a topic, for the first time or again."""
+        return any(
+            waiting and where.topic == topic for where, waiting in self._accumulator.batches()
+        )
 
     def reenqueue(self, batch: Any, now: float | None = None) -> None:
-        """Put a batch back that is to be sent again, as 3.0.12 does, and note whether it may have
-        been written."""
+        """Put back a batch that is to be sent again, and note whether it may have been written."""
         where = (batch.topic_partition.topic, batch.topic_partition.partition)
         before = self._sent.get(batch)
         is_clear = batch.attempts == 0 if before is None else before.unwritten
@@ -136,16 +118,16 @@ class StalledPartitions:
             batch.drained if before is None else before.at, is_clear and where in self._unwritten
         )
         self._unwritten.discard(where)
-        self._put_back(batch, now=now)
+        self._accumulator.put_back(batch, now=now)
 
     def ready(self, cluster: Any, now: float) -> tuple[set[Any], float, bool]:
-        """As ``RecordAccumulator.ready``, but the sender need not request metadata.
+        """Find the brokers that have batches to be sent, as ``RecordAccumulator.ready`` does.
 
         Returns:
-            The brokers to which there is something to send; the seconds after which the sender is
-            to look again; and False, because metadata is requested here where a leader is unknown.
+            The brokers; the seconds after which the sender is to look again; and False, because
+            this method requests metadata itself if a leader is unknown.
         """
-        nodes, delay, is_unknown = self._find_ready(cluster, now=now)
+        nodes, delay, is_unknown = self._accumulator.find_ready(cluster, now=now)
         lost = {node for node in nodes if cluster.broker_metadata(node) is None}
         nodes -= lost
         if is_unknown or lost or not nodes.isdisjoint(self._connections.failures):
@@ -155,20 +137,20 @@ class StalledPartitions:
         return nodes, delay, False
 
     def _recover(self) -> None:
-        """No partition is stalled: the next one is not judged by those before it."""
+        """Forget earlier stalled partitions: there is none now."""
         self._gone = {}
         self._pause = _FIRST_PAUSE
         self._next_request = 0.0
 
     def _attend(self, cluster: Any, now: float) -> float:
-        """Look at all partitions with batches. Returns the seconds until the next look."""
+        """Look at all partitions with batches, and return the seconds until the next look."""
         failures = self._connections.failures
-        # If there is no broker at all, no partition is better off when these leave, and the client
-        # that holds them is given up in the end.
+        # If no broker can be reached, no healthy partition needs the room of these records, and
+        # the producer will replace the client.
         lets_go = self._gives_up and not self._connections.is_disconnected()
         gone: dict[Any, float] = {}
         is_stalled = is_leaderless = False
-        for where, batches in [*self._accumulator._batches.items()]:
+        for where, batches in self._accumulator.batches():
             if not batches:
                 continue
             leader = cluster.leader_for_partition(where)
@@ -200,13 +182,13 @@ class StalledPartitions:
                 self._next_request = now + self._pause
                 self._pause = min(self._pause * 2, _LONGEST_PAUSE)
             looks_at.append(self._next_request)
-        # A transaction's batches stay when their partition is gone: without a least pause they
-        # would be looked at all the time.
+        # A transaction's batches stay when their partition is gone. Without a minimum the sender
+        # would look at them all the time.
         return max(min(looks_at) - now, _LEAST_TICK)
 
     def _remove(self, where: Any, batches: Any, cluster: Any) -> None:
         """Remove the batches of a partition that is gone."""
-        with self._accumulator._tp_lock(where):
+        with self._accumulator.lock(where):
             removed = [*batches]
             batches.clear()
         topic = where.topic
@@ -226,8 +208,8 @@ class StalledPartitions:
     def _let_go(self, where: Any, batches: Any, now: float) -> None:
         """Remove the batches of a stalled partition whose records are all past their deadline."""
         removed: list[Any] = []
-        with self._accumulator._tp_lock(where):
-            # Batches leave as a whole, so one must not have records of very different ages.
+        with self._accumulator.lock(where):
+            # Batches leave as a whole, so the records of a batch must be of about the same age.
             newest = batches[-1]
             if now - newest.created >= self._tick:
                 newest.try_append = _append_nothing
@@ -244,7 +226,7 @@ class StalledPartitions:
             self._fail(removed, f"{name} had no leader within {seconds}", gone=False)
 
     def _last_entered(self, batch: Any) -> float:
-        """A time when all records of a batch were in it."""
+        """Return a time when a batch had all its records."""
         sent = self._sent.get(batch)
         found: float = batch.last_append if sent is None else sent.at
         return found
@@ -254,21 +236,21 @@ class StalledPartitions:
         return bool(batch.attempts > 0 if sent is None else not sent.unwritten)
 
     def _copy(self, batch: Any, now: float) -> Any:
-        """A batch with the same bytes and sequence numbers, for which nobody waits."""
+        """Make a batch with the same bytes and sequence numbers, for which nobody waits."""
         copy = type(batch)(batch.topic_partition, batch.records, now=now)
         copy.attempts = batch.attempts
         copy.drained = batch.drained
         copy.retry(now=now)
         self._copies.add(copy)
-        self._accumulator._incomplete.add(copy)
+        self._accumulator.note_incomplete(copy)
         return copy
 
     def _fail(self, batches: list[Any], message: str, *, gone: bool) -> None:
         for batch in batches:
             sent = self._may_be_written(batch)
             if not sent and batch.has_sequence:
-                # It was sent, and refused each time. The batch behind it takes its numbers.
-                numbers = self._sequences
+                # It was sent, and refused each time. The next batch takes its numbers.
+                numbers = self._accumulator.sequences
                 if numbers.producer_id_and_epoch.match(batch):
                     numbers.set_sequence_number(batch.topic_partition, batch.base_sequence)
             self._accumulator.deallocate(batch)
