@@ -49,6 +49,7 @@ from ._records import (
     Results,
 )
 from ._sending import Delivery
+from ._service import ProducerService
 from ._settings import ProducerSettings
 from ._transaction import Transaction, TransactionState
 
@@ -73,6 +74,7 @@ __all__ = [
     "ProducerFenced",
     "ProducerMisused",
     "ProducerRecord",
+    "ProducerService",
     "ProducerSettings",
     "ProducerStartError",
     "RecordMetadata",

@@ -172,7 +172,7 @@ class DriverThread:
         warnings.warn(
             f"the event loop ended before the producer of thread {self.thread.name} was closed: "
             "its client is closed by force, and its records are lost; leave its `async with` block "
-            "before the loop ends",
+            "before the loop ends, or stop its ProducerService",
             ResourceWarning,
             stacklevel=2,
         )

@@ -480,10 +480,14 @@ async def _open(
             await _close_quickly(producer._engine)
             _note_undelivered(error, producer)
             raise
-        if producer._engine.affinity.is_here:
-            await producer.aclose()
-        else:
+        if not producer._engine.affinity.is_here:
             await _close_quickly(producer._engine)
+            return
+        try:
+            await producer.aclose()
+        except BaseException as error:
+            _note_undelivered(error, producer)  # a cancellation; UndeliveredRecords has them
+            raise
 
 
 async def _close_quickly(engine: Engine) -> None:

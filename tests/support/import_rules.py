@@ -26,6 +26,7 @@ LAYERS: Final = [
     {"_flow"},
     {"_transaction"},
     {"_producer"},
+    {"_service"},
     {"", "checking", "testing"},
     {"cli"},
     {"__main__"},

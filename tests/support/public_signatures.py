@@ -111,10 +111,10 @@ def _signature(function: Any) -> str:
     kinds: list[Any] = []
     for parameter in inspect.signature(function).parameters.values():
         kind = parameter.kind
-        if kind is parameter.KEYWORD_ONLY and not {kind, parameter.VAR_POSITIONAL} & {*kinds}:
-            parts.append("*")
         if kind is not parameter.POSITIONAL_ONLY and kinds and kinds[-1].name == "POSITIONAL_ONLY":
             parts.append("/")
+        if kind is parameter.KEYWORD_ONLY and not {kind, parameter.VAR_POSITIONAL} & {*kinds}:
+            parts.append("*")
         kinds.append(kind)
         stars = "*" * (kind is parameter.VAR_POSITIONAL) + "**" * (kind is parameter.VAR_KEYWORD)
         text = f"{stars}{parameter.name}"

@@ -18,6 +18,8 @@ from anyio_sendproducer import (
     SendProducer,
     open_send_producer,
 )
+from anyio_sendproducer._clock import LoopClock
+from anyio_sendproducer._producer import _open
 from anyio_sendproducer.testing import FakeDriver
 from tests.support.calls import record
 from tests.support.waiting import PATIENCE, until
@@ -100,7 +102,7 @@ async def test_a_block_that_nothing_leaves_is_reported(
     settings: ProducerSettings, fake: FakeDriver, anyio_backend: str
 ) -> None:
     """The event loop closes the generator of a fixture that was never finished."""
-    manager: Any = open_send_producer(settings, driver=fake)
+    manager: Any = _open(settings, fake, (), LoopClock)
     async with entered_elsewhere(manager, anyio_backend) as producer:
         with pytest.raises(ProducerMisused, match=ADVICE):
             await manager.gen.aclose()

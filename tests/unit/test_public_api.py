@@ -56,6 +56,7 @@ PUBLIC: Final = {
     "ProducerFenced",
     "ProducerMisused",
     "ProducerRecord",
+    "ProducerService",
     "ProducerSettings",
     "ProducerStartError",
     "RecordMetadata",
@@ -404,9 +405,10 @@ def test_threads_are_used_where_loop_and_thread_meet_and_in_drivers_alone() -> N
     assert not found, "\n".join(found)
 
 
-def test_one_module_alone_knows_asyncio() -> None:
+def test_two_modules_alone_know_asyncio() -> None:
+    """The waiters of its loop, and the service that owns one of its tasks."""
     knowing = {module for module, imported in all_imports() if top(imported.module) == "asyncio"}
-    assert {module for module in knowing if top(module) != "cli"} == {"_loops._asyncio"}
+    assert {module for module in knowing if top(module) != "cli"} == {"_loops._asyncio", "_service"}
 
 
 def test_each_module_says_why_it_exists() -> None:

@@ -1,0 +1,306 @@
+"""A producer between a start and a stop, for asyncio frameworks that have hooks instead of scopes.
+
+A cancel scope must be left by the task that entered it. Hooks and fixtures run in tasks of their
+own. So the block of :func:`~anyio_sendproducer.open_send_producer` runs in one task that the
+service owns, and the hooks only wait for that task.
+"""
+
+# The service and the producer share private state by design.
+# pyright: reportPrivateUsage=false
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from functools import partial
+from types import TracebackType
+from typing import Any, Final
+
+import anyio
+import anyio.lowlevel
+from anyio import CancelScope
+
+from ._exceptions import ProducerClosed, ProducerMisused, SendProducerError, add_note, copy_of
+from ._loops import Sentinel, current_library, current_loop
+from ._observing import check_observers
+from ._producer import SendProducer, open_send_producer
+from ._settings import ProducerSettings
+from .drivers import DriverFactory
+from .telemetry import Observer
+
+__all__ = ["ProducerService"]
+
+_log = logging.getLogger("anyio_sendproducer")
+
+_ON_TRIO: Final = (
+    "ProducerService needs asyncio. On Trio, start the producer in a nursery, with `producer = "
+    "await start_send_producer(nursery, settings)`, and close it with `await producer.aclose()`"
+)
+_LOST: Final = (
+    "the event loop ended, or cancelled all its tasks, before ProducerService.stop() returned; "
+    "the producer was closed within cancel_timeout"
+)
+
+
+class _Run(Sentinel):
+    """One producer of a service, from its start to the end of its task."""
+
+    task: asyncio.Task[None]
+    release: Callable[[], None]
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        #: Its cancellation ends the start, or a producer that no caller of start() received.
+        self.scope = CancelScope()
+        #: Set when the producer has started, and when the task ends.
+        self.started = anyio.Event()
+        self.stopping = anyio.Event()
+        self.ended = anyio.Event()
+        self.producer: SendProducer | None = None
+        self.error: Exception | None = None
+        #: How many calls of start() wait for it, and whether one of them returned the producer.
+        self.starters = 0
+        self.is_claimed = False
+        #: The task was cancelled before stop() was called.
+        self.is_lost = False
+
+    def hurry(self) -> None:
+        """Close the producer within ``cancel_timeout``, or end its start."""
+        if self.producer is None:
+            self.scope.cancel()
+        else:
+            engine = self.producer._engine
+            engine.request_close(engine.settings.cancel_timeout)
+
+
+class ProducerService:
+    """A producer for frameworks with start and stop hooks. It needs asyncio.
+
+    ::
+
+        service = ProducerService(ProducerSettings(bootstrap_servers="localhost:9092"))
+
+        async def on_startup(app):
+            app["producer"] = await service.start()
+
+        async def on_cleanup(app):
+            await service.stop()
+
+    Any task of one event loop may start and stop it: hooks, fixtures, or the cells of a notebook.
+    ``async with service as producer:`` does both, and may be left in another task than the one that
+    entered it. Where one task can hold a block open, :func:`open_send_producer` needs less care: it
+    cannot be left open. On Trio use :func:`start_send_producer`.
+
+    Args:
+        settings: see :func:`open_send_producer`.
+        driver: see :func:`open_send_producer`.
+        observers: see :func:`open_send_producer`.
+        fields: see :func:`open_send_producer`.
+
+    Raises:
+        TypeError: ``observers`` is not a list of observers.
+
+    A wrong setting is an error of :meth:`start`.
+    """
+
+    def __init__(
+        self,
+        settings: ProducerSettings | None = None,
+        /,
+        *,
+        driver: str | DriverFactory | None = None,
+        observers: Iterable[Observer] = (),
+        **fields: Any,
+    ) -> None:
+        given: Any = settings
+        checked = check_observers(observers)
+        self._open = partial(open_send_producer, given, driver=driver, observers=checked, **fields)
+        self._run: _Run | None = None
+
+    def __repr__(self) -> str:
+        run = self._run
+        if run is None:
+            state = "stopped"
+        elif run.is_lost or run.loop.is_closed():
+            state = "lost"
+        elif run.stopping.is_set():
+            state = "stopping"
+        else:
+            state = "starting" if run.producer is None else "running"
+        return f"<ProducerService {state}>"
+
+    @property
+    def producer(self) -> SendProducer:
+        """The producer, while the service runs.
+
+        Raises:
+            ProducerClosed: the service has not started, or stops.
+        """
+        run = self._run
+        if run is None or run.producer is None or run.stopping.is_set():
+            raise ProducerClosed("the service does not run: call `await service.start()` first")
+        return run.producer
+
+    async def start(self) -> SendProducer:
+        """Start the producer, unless it runs already.
+
+        Calls from several tasks share one start and return the same producer. During a
+        :meth:`stop`, the call waits for its end. A service that was stopped starts a new producer.
+
+        Returns:
+            The producer, connected. It stays the same until :meth:`stop`, even if it is broken.
+
+        Raises:
+            SettingsError, DiscoveryError, ProducerStartError: as :func:`open_send_producer`. The
+                next call tries again.
+            ProducerClosed: :meth:`stop` was called meanwhile.
+            ProducerMisused: Trio or another event loop runs the caller; or the event loop of the
+                first call has ended without :meth:`stop`.
+
+        Cancellation ends the start, and leaves nothing behind, unless another call waits for it.
+        """
+        run = self._current()
+        while run is not None and run.stopping.is_set():
+            await run.ended.wait()
+            run = self._current()
+        if run is None:
+            run = self._new_run()
+        run.starters += 1
+        try:
+            await run.started.wait()
+        except BaseException:
+            if run.starters == 1 and not run.is_claimed:
+                run.stopping.set()
+                run.scope.cancel()
+                with CancelScope(shield=True):
+                    await run.ended.wait()
+            raise
+        finally:
+            run.starters -= 1
+        if run.producer is None and run.error is not None:
+            raise _again(run.error)
+        if run.producer is None or run.stopping.is_set():
+            raise ProducerClosed("the service was stopped while it started")
+        run.is_claimed = True
+        return run.producer
+
+    async def stop(self) -> None:
+        """Stop the producer as the end of an ``async with`` block does.
+
+        It takes no more records, delivers those that were accepted, and ends its client, within
+        ``close_timeout``. Several calls wait for the same end. If the service does not run, the
+        call does nothing. If it is starting, the start ends, and :meth:`start` raises
+        :exc:`ProducerClosed`. A producer that is broken is closed like any other.
+
+        Raises:
+            UndeliveredRecords: deliveries failed and nobody awaited them.
+            ProducerMisused: as :meth:`start`.
+
+        Cancellation shortens the closing to ``cancel_timeout``. The producer is closed when the
+        call raises. Failures that nobody awaited are then logged. A second cancellation of an
+        asyncio task does not wait for the closing, which goes on in the service's own task.
+        """
+        await self._stop(quickly=False)
+
+    async def __aenter__(self) -> SendProducer:
+        return await self.start()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None:
+        try:
+            await self._stop(quickly=error is not None)
+        except SendProducerError as failure:
+            if error is None:
+                raise
+            add_note(error, str(failure))
+
+    async def _stop(self, *, quickly: bool) -> None:
+        run = self._current()
+        if run is None:
+            await anyio.lowlevel.checkpoint()
+            return
+        run.stopping.set()
+        if quickly or run.producer is None:
+            run.hurry()
+        try:
+            await run.ended.wait()
+        except BaseException:
+            run.hurry()
+            with CancelScope(shield=True):
+                await run.ended.wait()
+            if run.error is not None:
+                _log.error("ProducerService.stop() was cancelled: %s", run.error)
+            raise
+        if run.producer is not None and run.error is not None:
+            raise _again(run.error)
+
+    def _current(self) -> _Run | None:
+        """What runs now, if the caller may use it.
+
+        Raises:
+            ProducerMisused: it may not.
+        """
+        if current_library() == "trio":
+            raise ProducerMisused(_ON_TRIO)
+        run = self._run
+        if run is not None and (run.is_lost or run.loop.is_closed()):
+            raise ProducerMisused(
+                "the event loop that started this ProducerService ended, or cancelled all its "
+                "tasks, before stop() was called: call stop() in time, and make a new "
+                "ProducerService for another loop"
+            )
+        if run is not None and run.loop is not asyncio.get_running_loop():
+            raise ProducerMisused(
+                "this ProducerService runs on another event loop: start and stop it on one loop, "
+                "and make one ProducerService for each loop"
+            )
+        return run
+
+    def _new_run(self) -> _Run:
+        loop = asyncio.get_running_loop()
+        run = self._run = _Run(loop)
+        # asyncio itself keeps no task alive. A closed loop lets go of the task.
+        run.release = current_loop().keep(run)
+        run.task = loop.create_task(self._live(run), name="anyio_sendproducer.ProducerService")
+        run.task.add_done_callback(_retrieve)
+        return run
+
+    async def _live(self, run: _Run) -> None:
+        """What the task of the service does."""
+        try:
+            with run.scope:
+                async with self._open() as producer:
+                    run.producer = producer
+                    run.started.set()
+                    await run.stopping.wait()
+        except Exception as error:  # noqa: BLE001  # start() or stop() raises it
+            run.error = error
+        except BaseException as error:
+            run.is_lost = run.producer is not None and not run.stopping.is_set()
+            notes: list[str] = error.__dict__.get("__notes__", [])
+            if run.is_lost or notes:
+                _log.error("%s", ": ".join((_LOST, *notes)))
+            raise
+        finally:
+            run.release()
+            if not run.is_lost:
+                self._run = None
+            run.started.set()
+            run.ended.set()
+
+
+def _again(error: Exception) -> Exception:
+    """An error that several callers may raise."""
+    return copy_of(error) if isinstance(error, SendProducerError) else error
+
+
+def _retrieve(task: asyncio.Task[None]) -> None:
+    # The event loop has raised a KeyboardInterrupt or SystemExit by itself.
+    if not task.cancelled():
+        task.exception()
