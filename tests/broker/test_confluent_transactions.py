@@ -622,5 +622,5 @@ def test_a_group_that_was_written_down_is_read(changes: dict[str, Any]) -> None:
     ],
 )
 def test_what_is_no_group(data: bytes) -> None:
-    with pytest.raises(ValueError, match="no group metadata that librdkafka 2 has written"):
+    with pytest.raises(ValueError, match="not group metadata that librdkafka 2 has written"):
         group_from_bytes(data)

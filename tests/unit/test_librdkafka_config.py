@@ -181,7 +181,7 @@ def sample(name: str) -> Any:
     if name in SAMPLES:
         return SAMPLES[name]
     if isinstance(kind, tables.Number):
-        return min(kind.most, kind.least + 1)
+        return min(kind.maximum, kind.minimum + 1)
     if isinstance(kind, tuple):
         return kind[0]
     return False if kind is bool else "all"
@@ -234,8 +234,8 @@ def test_the_tables_are_those_of_librdkafka(tmp_path: Path) -> None:
         kind = tables.KINDS.get(name)
         if isinstance(kind, tables.Number):
             least, most = (int(bound) for bound in bounds.split(".."))
-            assert (max(least, 1) if "refresh.interval" in name else least) == kind.least, name
-            assert most == kind.most, name
+            assert (max(least, 1) if "refresh.interval" in name else least) == kind.minimum, name
+            assert most == kind.maximum, name
         elif isinstance(kind, tuple) and name != "partitioner":
             assert bounds == ", ".join(kind), name
         elif kind is bool:
@@ -378,35 +378,35 @@ def test_how_long_an_attempt_to_connect_may_take(
 
 CHOICES = "random, consistent, consistent_random, murmur2, murmur2_random, fnv1a, fnv1a_random"
 PARTITIONERS = (
-    "set 'partitioner' to the name of one of librdkafka's, or give each record its partition"
+    "set 'partitioner' to the name of one of librdkafka's, or set the partition of each record"
 )
 TOKENS = "set 'sasl_oauth_token_provider' to an object whose token() gives one"
 ELSEWHERE = "or use the driver 'kafka-python', which can"
 CONTEXT = (
-    "librdkafka takes no ssl.SSLContext: name files or give PEM texts, as by 'ssl.ca.location', "
+    "librdkafka takes no ssl.SSLContext: set files or PEM texts, such as 'ssl.ca.location', "
     f"{ELSEWHERE}"
 )
 CANT_HIDE = (
-    "leaves out TLS 1.2 or 1.3, and librdkafka speaks what the broker does: have the broker leave "
-    f"it out, {ELSEWHERE}"
+    "excludes TLS 1.2 or 1.3, and librdkafka uses each version that the broker offers: exclude the "
+    f"version in the broker's settings, {ELSEWHERE}"
 )
-NO_NUL = "has a NUL character in it, where librdkafka would end it"
-NO_TEXT = "has characters in it that are no text"
+NO_NUL = "contains a NUL character, where librdkafka would truncate it"
+NO_TEXT = "contains characters that cannot be encoded as UTF-8"
 EMPTY = "must be a str that is not empty"
 IDLE = (
     "has no effect, since 'security.protocol' is PLAINTEXT, which is the default, and nothing is "
     "encrypted: set it to SSL, or leave this out"
 )
 SUITES = (
-    "names a suite of TLS 1.3, among which librdkafka lets nobody choose; name those of TLS 1.2 "
-    "alone"
+    "names a suite of TLS 1.3, and librdkafka cannot choose among these; name only suites of TLS "
+    "1.2"
 )
 MSK = (
-    "can't be AWS_MSK_IAM: librdkafka has no such login. Use OAUTHBEARER with a "
+    "can't be AWS_MSK_IAM: librdkafka does not support this mechanism. Use OAUTHBEARER with a "
     f"'sasl_oauth_token_provider' that signs tokens for MSK, {ELSEWHERE}"
 )
 MECHANISMS = "PLAIN, SCRAM-SHA-256, SCRAM-SHA-512, OAUTHBEARER, GSSAPI"
-PROXY = f"librdkafka knows no proxy: have the brokers in reach without one, {ELSEWHERE}"
+PROXY = f"librdkafka supports no proxy: make the brokers reachable without one, {ELSEWHERE}"
 CODECS = "must be one of gzip, snappy, lz4, zstd, none, not 'inherit'"
 LOOKUPS = "must be one of use_all_dns_ips, resolve_canonical_bootstrap_servers_only"
 SOME_KEY = "-----BEGIN PRIVATE KEY-----AAAA-----END PRIVATE KEY-----"
@@ -455,7 +455,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({**TLS, "ssl.cipher.suites": "TLS_AES_256_GCM_SHA384"}, SUITES),
     (
         {**TLS, "ssl.cipher.suites": "DEFAULT@SECLEVEL=0"},
-        "asks for security level 0, with which librdkafka would speak TLS 1.0 and 1.1",
+        "asks for security level 0, which allows librdkafka to use TLS 1.0 and 1.1",
     ),
     ({**TLS, "ssl.curves.list": 7}, EMPTY),
     ({"ssl.curves.list": "P-256"}, IDLE),
@@ -513,7 +513,7 @@ TOGETHER: list[tuple[dict[str, Any], str]] = [
     (
         {"queue.buffering.backpressure.threshold": 2},
         (
-            "queue.buffering.backpressure.threshold=2 needs enable.idempotence=False, for with "
+            "queue.buffering.backpressure.threshold=2 needs enable.idempotence=False, because with "
             "idempotence it is 1"
         ),
     ),
@@ -579,12 +579,15 @@ def test_what_does_not_go_with_transactions_is_refused(
 @pytest.mark.parametrize("field", ["client_id", "transactional_id"])
 def test_a_name_that_would_be_cut_short_is_refused(field: str) -> None:
     said = refusal({}, **{field: f"{SECRET}\0"})
-    assert said == f"{field} has a NUL character in it, where librdkafka would end it"
+    assert said == f"{field} contains a NUL character, where librdkafka would truncate it"
     said = refusal({}, **{field: f"{SECRET}\ud800"})
-    assert said == f"{field} has characters in it that are no text"
+    assert said == f"{field} contains characters that cannot be encoded as UTF-8"
 
 
-WORDS = "is for the client of kafka-python, and this driver's is librdkafka: leave it out, or use "
+WORDS = (
+    "is for the client of kafka-python, and this driver's client is librdkafka: leave it out, or "
+    "use "
+)
 
 
 def test_a_client_of_ones_own_is_kafka_pythons() -> None:
@@ -595,9 +598,7 @@ def test_a_client_of_ones_own_is_kafka_pythons() -> None:
     assert str(caught.value) == f"producer {WORDS}the driver 'kafka-python'"
 
 
-STATISTICS = (
-    "set 'statistics.interval.ms': what librdkafka counts is in statistics().client from then on"
-)
+STATISTICS = "set 'statistics.interval.ms': then librdkafka's statistics are in statistics().client"
 
 DECIDED = {
     "bootstrap.servers": "use ProducerSettings(bootstrap_servers=...)",
@@ -616,30 +617,30 @@ DECIDED = {
     "key.serializer": "use ProducerSettings(key_serializer=...)",
     "value_serializer": "use ProducerSettings(value_serializer=...)",
     "max.block.ms": "nothing blocks; ProducerSettings(delivery_timeout=...) bounds every wait",
-    "on_delivery": "what became of a record is what send() returns or raises",
-    "delivery.report.only.error": "what became of a record is what send() returns or raises",
+    "on_delivery": "the outcome of a record is what send() returns or raises",
+    "delivery.report.only.error": "the outcome of a record is what send() returns or raises",
     "error_cb": "the driver serves the client's events itself",
     "stats_cb": STATISTICS,
     "metrics_enabled": (STATISTICS),
-    "logger": "what librdkafka logs goes to the module logging, where levels are set",
-    "log_level": "what librdkafka logs goes to the module logging, where levels are set",
+    "logger": "librdkafka logs to the module logging; set levels there",
+    "log_level": "librdkafka logs to the module logging; set levels there",
     "oauth_cb": TOKENS,
-    "queuing.strategy": "records of a partition are sent in their order",
+    "queuing.strategy": "records of a partition are always sent in order",
     "partitioner.class": PARTITIONERS,
     "partitioner_cb": PARTITIONERS,
     "api_version": "librdkafka asks the brokers for their versions",
     "kafka_client": "the driver makes its own",
-    "selector": "librdkafka waits for its connections itself",
+    "selector": "librdkafka itself waits for its connections",
     "socket_options": (
         "librdkafka takes them by name: 'socket.keepalive.enable', 'socket.nagle.disable', "
         "'socket.send.buffer.bytes', 'socket.receive.buffer.bytes'; or use the driver "
         "'kafka-python', which can"
     ),
-    "socket_cb": "librdkafka makes its connections itself",
-    "default.topic.config": "write what is in it beside the others; it holds for all topics",
+    "socket_cb": "librdkafka itself makes its connections",
+    "default.topic.config": "set its contents as properties; they apply to all topics",
     "opaque": "it is for programs in C",
     "plugin.library.paths": "no code is loaded by its path",
-    "socket.blocking.max.ms": "librdkafka itself makes no use of it any more; leave it out",
+    "socket.blocking.max.ms": "librdkafka no longer uses it; leave it out",
 }
 
 
@@ -926,7 +927,7 @@ def test_the_library_accepts_what_is_made_here_for_transactions(
 def test_the_library_accepts_the_bounds_of_each_number() -> None:
     for name, kind in tables.KINDS.items():
         if isinstance(kind, tables.Number) and not name.startswith("metadata.recovery"):
-            for value in (kind.least, kind.most):
+            for value in (kind.minimum, kind.maximum):
                 accept(
                     made(
                         {name: value, "enable.idempotence": False},

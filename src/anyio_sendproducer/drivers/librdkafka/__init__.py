@@ -1,4 +1,4 @@
-"""The driver on librdkafka, by confluent-kafka, and all that knows librdkafka."""
+"""The driver on librdkafka, by way of confluent-kafka."""
 
 #: Nothing here is public.
 __all__: list[str] = []

@@ -1,8 +1,8 @@
-"""librdkafka's configuration, made of a producer's settings and checked before any connection.
+"""librdkafka's configuration, made from a producer's settings and checked before it connects.
 
-The same properties are to do for either client library, so what Kafka, kafka-python and librdkafka
-each call a thing comes to one name here; where librdkafka means something else by Kafka's name, it
-is Kafka's meaning that counts.
+The same properties work with both client libraries. So this module accepts the names of Kafka, of
+kafka-python and of librdkafka. If librdkafka gives Kafka's name another meaning, Kafka's meaning
+counts.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ __all__ = ["LibrdkafkaConfig", "librdkafka_config"]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LibrdkafkaConfig:
-    """What a client on librdkafka is made with."""
+    """The configuration of a client."""
 
-    #: For ``confluent_kafka.Producer``. There may be a password in it.
+    #: For ``confluent_kafka.Producer``. It may contain a password.
     config: dict[str, Any] = dataclasses.field(repr=False)
-    #: What gives the tokens for OAUTHBEARER, which librdkafka asks for by ``oauth_cb``.
+    #: The source of tokens for OAUTHBEARER, for librdkafka's ``oauth_cb``.
     tokens: TokenSource | None
 
 
@@ -69,31 +69,31 @@ class LibrdkafkaConfig:
 _SOCKET_TIMEOUT: Final = 60_000
 _SETUP_TIMEOUT: Final = 30_000
 #: How long a connection may be idle. By default librdkafka keeps it until the broker closes it,
-#: which takes 10 minutes by default, and the next record then waits for up to a second. This is
-#: librdkafka's own value on Azure, whose load balancers forget a connection after 4 minutes.
+#: after 10 minutes by default. The next record then waits for up to a second. This is librdkafka's
+#: own value on Azure, whose load balancers drop an idle connection after 4 minutes.
 _IDLE: Final = 230_000
-#: It takes no larger numbers.
+#: The largest number that librdkafka takes.
 _INT_MAX: Final = 2**31 - 1
 
 
 def librdkafka_config(settings: ProducerSettings) -> LibrdkafkaConfig:
-    """What librdkafka is told for these settings. Certificates are looked at here.
+    """Make librdkafka's configuration from a producer's settings. Certificates are read here.
 
-    It has neither callbacks nor a logger in it, which are the driver's.
+    It has no callbacks and no logger; the driver adds them.
 
     Args:
         settings: the producer's settings.
 
     Raises:
-        SettingsError: a property is unknown, managed by the producer, of a wrong kind, not to be
-            had with librdkafka, or contradicts another; or the settings have a client of
-            kafka-python in them.
+        SettingsError: a property is unknown, managed by the producer, of a wrong type, not
+            available with librdkafka, or contradicts another; or the settings contain a client of
+            kafka-python.
     """
     for field in ("producer", "producer_factory"):
         if getattr(settings, field) is not None:
             raise SettingsError(
-                f"{field} is for the client of kafka-python, and this driver's is librdkafka: "
-                "leave it out, or use the driver 'kafka-python'"
+                f"{field} is for the client of kafka-python, and this driver's client is "
+                "librdkafka: leave it out, or use the driver 'kafka-python'"
             )
     given = {
         name: value
@@ -103,7 +103,8 @@ def librdkafka_config(settings: ProducerSettings) -> LibrdkafkaConfig:
     security, properties = parse_security(given, LIBRDKAFKA)
     for meaning, value in security.given.values.items():
         _check_text(f"properties: {security.given.names[meaning]!r}", value)
-    # Before unknown names, of which each may be a line of a key whose setting is cut short.
+    # Before unknown names are reported: a line of a private key may look like one, if the setting
+    # above it ends too early.
     secured = _security_config(security)
     config = _chosen(properties)
     for name, value in config.items():
@@ -119,12 +120,13 @@ def librdkafka_config(settings: ProducerSettings) -> LibrdkafkaConfig:
     config = {
         "receive.message.max.bytes": RECEIVE_MAX,
         "connections.max.idle.ms": _IDLE,
-        # What Kafka's clients do by a record's key; librdkafka by itself would take CRC32.
+        # As Kafka's clients hash a record's key. librdkafka's default is CRC32.
         "partitioner": "murmur2_random",
-        # Records without a key go to one partition for so long (KIP-480). By itself librdkafka
-        # takes twice the linger; where that is 0, each goes elsewhere, in a request of its own.
+        # For how long records without a key go to the same partition (KIP-480). librdkafka's
+        # default is twice the linger. If that is 0, each record goes to another partition, in a
+        # request of its own.
         "sticky.partitioning.linger.ms": 10,
-        # The producer's own bounds are reached before these: none, and 2 TiB.
+        # The producer's own limits come first. These are no limit, and 2 TiB.
         "queue.buffering.max.messages": 0,
         "queue.buffering.max.kbytes": _INT_MAX,
         **config,
@@ -138,7 +140,7 @@ def librdkafka_config(settings: ProducerSettings) -> LibrdkafkaConfig:
 
 
 def _chosen(properties: Mapping[str, Any]) -> dict[str, Any]:
-    """The properties that are not about security, by one name each."""
+    """Return the properties that are not about security, under librdkafka's names."""
     config: dict[str, Any] = {}
     spelt: dict[str, str] = {}
     for given, value in properties.items():
@@ -165,9 +167,9 @@ def _property(given: str, name: str, value: Any) -> Any:
         return compression_of(given, value) or "none"
     if isinstance(kind, Number):
         if name == "retries" and value == math.inf:
-            return kind.most
-        number = number_of(given, value, 0 if name in FROM_ZERO else kind.least, kind.most)
-        number = max(number, kind.least)
+            return kind.maximum
+        number = number_of(given, value, 0 if name in FROM_ZERO else kind.minimum, kind.maximum)
+        number = max(number, kind.minimum)
         return number if kind.fraction else math.ceil(number)
     if kind is bool:
         return truth_in(given, value)
@@ -186,18 +188,21 @@ def _text(given: str, value: Any) -> str:
 
 
 def _check_text(name: str, value: Any) -> None:
-    """See that librdkafka gets all of a text. It would take what stands before a NUL character for
-    the whole, a shorter transactional id say, and nothing for what is not UTF-8."""
+    """Check that librdkafka gets the whole text.
+
+    It would truncate a text at a NUL character, for example a transactional id, and it accepts only
+    UTF-8.
+    """
     text = os.fsdecode(value) if isinstance(value, bytes) else value
     if isinstance(text, str) and "\0" in text:
-        raise SettingsError(f"{name} has a NUL character in it, where librdkafka would end it")
+        raise SettingsError(f"{name} contains a NUL character, where librdkafka would truncate it")
     if isinstance(text, str) and not encodes(text):
-        raise SettingsError(f"{name} has characters in it that are no text")
+        raise SettingsError(f"{name} contains characters that cannot be encoded as UTF-8")
 
 
 def _decide_idempotence(config: dict[str, Any], settings: ProducerSettings) -> None:
     if "enable.idempotence" not in config:
-        # As kafka-python decides: who asks for what rules it out has asked for it to be off.
+        # A conflicting setting disables idempotence, as in kafka-python.
         config["enable.idempotence"] = settings.transactional_id is not None or not contradicting(
             {canonical_name(name): value for name, value in config.items()}
         )
@@ -205,7 +210,7 @@ def _decide_idempotence(config: dict[str, Any], settings: ProducerSettings) -> N
     if config["enable.idempotence"] and config.get(threshold, 1) > 1:
         raise SettingsError(
             f"properties: {threshold}={config[threshold]} needs enable.idempotence=False, "
-            "for with idempotence it is 1"
+            "because with idempotence it is 1"
         )
 
 
@@ -218,12 +223,12 @@ def _keep_epoch(config: dict[str, Any], settings: ProducerSettings) -> None:
     """
     if not config["enable.idempotence"] or settings.transactional_id is not None:
         return
-    # A record must not expire. The ledger keeps the deadline.
+    # A record must not expire in the client. The ledger keeps the deadline.
     config["message.timeout.ms"] = _INT_MAX
-    # Nor may it fail after some attempts: that leaves a gap, too.
+    # A record must not fail after some attempts either: that also leaves a gap.
     config["retries"] = _INT_MAX
-    # A refused batch leaves a gap as well. enable.gapless.guarantee would make each refusal a fatal
-    # error, with which all other records in the client fail, so that is left to the user.
+    # A refused batch leaves a gap as well. With enable.gapless.guarantee, each refusal would be a
+    # fatal error, and all other records in the client would fail. So that is left to the user.
     # If a broker rejects a batch for now, for example because too few replicas are in sync, it may
     # find the next batch out of order, if that was already sent.
     config.setdefault("max.in.flight.requests.per.connection", 1)
@@ -234,20 +239,21 @@ def _decide_times(config: dict[str, Any], settings: ProducerSettings) -> None:
     transaction = math.inf
     if settings.transactional_id is not None:
         transaction = config.get("transaction.timeout.ms", TRANSACTION_TIMEOUT_MS)
-        # librdkafka adds 100 to it, in an int.
+        # librdkafka adds 100 to it, and the sum must fit into an int.
         transaction = min(transaction, _INT_MAX - 100)
         config["transaction.timeout.ms"] = transaction
         bound = min(bound, transaction)
-    # librdkafka requires this to be at most transaction.timeout.ms, and takes no larger numbers.
+    # librdkafka requires that this is at most transaction.timeout.ms, and that it fits into an int.
     config.setdefault("message.timeout.ms", min(math.ceil(bound), _INT_MAX))
     config.setdefault("linger.ms", 0)
-    # Here librdkafka waits before it believes that there is no such topic.
+    # How long librdkafka waits before it reports that a topic does not exist.
     config["topic.metadata.propagation.max.ms"] = min(
         math.ceil(settings.unknown_topic_timeout * 1000), 3_600_000
     )
     if "socket.timeout.ms" not in config and "request.timeout.ms" in config:
-        # Kafka's clients wait for an answer as long as they tell the broker that it has; librdkafka
-        # has the two apart. It wants it to be less than a transaction may take.
+        # In Kafka's clients, request.timeout.ms is sent to the broker and also bounds the wait for
+        # the answer. librdkafka has a setting for each, and requires that the wait is shorter than
+        # the timeout of a transaction.
         config["socket.timeout.ms"] = int(
             min(max(config["request.timeout.ms"], 10), 300_000, transaction - 100)
         )
@@ -262,17 +268,17 @@ def _decide_times(config: dict[str, Any], settings: ProducerSettings) -> None:
     config.setdefault(
         "socket.connection.setup.timeout.ms", answer_timeout_ms(bound, _SETUP_TIMEOUT)
     )
-    # What is asked for is not cut short by a bound that nobody asked for. Ours is the Java client's
-    # for both, 1 s; for connections librdkafka has 10.
+    # A default of the maximum must not shorten a back-off that the user has set. The default here
+    # is that of the Java client for both, 1 s. librdkafka's is 10 s for connections.
     for kind in ("reconnect.backoff", "retry.backoff"):
-        least, most = f"{kind}.ms", f"{kind}.max.ms"
-        if most not in config:
-            config[most] = max(config.get(least, 0), 1000)
-        elif least not in config:
-            config[least] = min(100, config[most])  # librdkafka's own, unless that is more
-        elif config[least] > config[most]:
+        initial, largest = f"{kind}.ms", f"{kind}.max.ms"
+        if largest not in config:
+            config[largest] = max(config.get(initial, 0), 1000)
+        elif initial not in config:
+            config[initial] = min(100, config[largest])  # librdkafka's own, unless that is more
+        elif config[initial] > config[largest]:
             raise SettingsError(
-                f"properties: {least}={config[least]} is more than {most}={config[most]}"
+                f"properties: {initial}={config[initial]} is more than {largest}={config[largest]}"
             )
 
 
@@ -280,7 +286,7 @@ def _decide_times(config: dict[str, Any], settings: ProducerSettings) -> None:
 
 
 def _security_config(security: Security) -> dict[str, Any]:
-    """The settings for TLS and SASL."""
+    """Return librdkafka's settings for TLS and SASL."""
     given = security.given
     config: dict[str, Any] = {}
     if "protocol" in given:
@@ -288,7 +294,7 @@ def _security_config(security: Security) -> dict[str, Any]:
     if security.mechanism:
         config["sasl.mechanism"] = security.mechanism
     if "user" in given:
-        # librdkafka itself escapes what SCRAM wants escaped.
+        # librdkafka itself escapes the user name for SCRAM.
         config["sasl.username"] = given.get("user")
         config["sasl.password"] = given.get("user_password")
     for name, meaning in OWN_MEANINGS.items():
@@ -309,11 +315,11 @@ def _tls_config(given: Given) -> dict[str, Any]:
         if meaning in given and tls_versions(given) != tls_versions(Given({}, {})):
             raise given.wrong(
                 meaning,
-                "leaves out TLS 1.2 or 1.3, and librdkafka speaks what the broker does: have the "
-                f"broker leave it out, {OTHER_DRIVER}",
+                "excludes TLS 1.2 or 1.3, and librdkafka uses each version that the broker offers: "
+                f"exclude the version in the broker's settings, {OTHER_DRIVER}",
             )
-    # OpenSSL says the same of files to librdkafka, but in words that name neither the setting nor
-    # what to do. A key in the settings is left out: Python would have to write it to a file.
+    # Read the files here, because OpenSSL's errors in librdkafka name neither the setting nor what
+    # to do. A key in the settings is not read: Python would have to write it to a file.
     files = {
         meaning: value
         for meaning, value in given.values.items()
@@ -351,17 +357,17 @@ def _tls_config(given: Given) -> dict[str, Any]:
         if newer:
             raise given.wrong(
                 "ciphers",
-                "names a suite of TLS 1.3, among which librdkafka lets nobody choose; name those "
-                "of TLS 1.2 alone",
+                "names a suite of TLS 1.3, and librdkafka cannot choose among these; name only "
+                "suites of TLS 1.2",
             )
         if any("@SECLEVEL=0" in name for name in names):
-            # Tried with 2.16: it is this level alone that keeps librdkafka from TLS 1.0 and 1.1.
+            # Tried with 2.16: only the security level keeps librdkafka from TLS 1.0 and 1.1.
             raise given.wrong(
                 "ciphers",
-                "asks for security level 0, with which librdkafka would speak TLS 1.0 and 1.1",
+                "asks for security level 0, which allows librdkafka to use TLS 1.0 and 1.1",
             )
         config["ssl.cipher.suites"] = ":".join(names)
     if config.get("ssl.ca.location") == "probe":
-        # librdkafka would look for the system's certificates, and not at this file.
+        # "probe" alone would make librdkafka use the system's certificates instead of the file.
         config["ssl.ca.location"] = "./probe"
     return config

@@ -1,8 +1,8 @@
-"""A consumer's group metadata, as librdkafka writes them down.
+"""A consumer's group metadata, in librdkafka's binary format.
 
-confluent-kafka's ``Consumer.consumer_group_metadata()`` gives them as bytes, and its ``Producer``
-takes nothing else. How they are laid out is said in ``rdkafka_cgrp.c`` of 2.16 and nowhere else; a
-test compares them with a consumer's.
+confluent-kafka's ``Consumer.consumer_group_metadata()`` returns bytes, and its ``Producer`` takes
+nothing else. Only ``rdkafka_cgrp.c`` of librdkafka 2.16 describes the format. A test compares the
+bytes with those of a consumer.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from ..._records import ConsumerGroupMetadata
 
 __all__ = ["group_from_bytes", "group_to_bytes"]
 
-#: What comes first, with the number of the form, and before the generation.
+#: The prefix, which contains the version of the format. The generation follows.
 _MAGIC: Final = b"CGMDv2:"
-#: In the machine's own order: it never leaves the process.
+#: In the machine's byte order, because the bytes never leave the process.
 _GENERATION: Final = struct.Struct("=i")
 
 
 def group_to_bytes(group: ConsumerGroupMetadata) -> bytes:
-    """Write them down."""
+    """Encode group metadata."""
     parts = [_MAGIC, _GENERATION.pack(group.generation_id)]
     parts += [group.group_id.encode(), b"\0", group.member_id.encode(), b"\0"]
     if group.group_instance_id is None:
@@ -32,20 +32,20 @@ def group_to_bytes(group: ConsumerGroupMetadata) -> bytes:
 
 
 def group_from_bytes(data: bytes) -> ConsumerGroupMetadata:
-    """Read what was written down.
+    """Decode group metadata.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: librdkafka 2 did not write these bytes.
     """
     start = len(_MAGIC) + _GENERATION.size
     try:
         (generation,) = _GENERATION.unpack(data[len(_MAGIC) : start])
         group, member, rest = data[start:].split(b"\0", 2)
-        # A byte that says whether there is no name of the instance comes before the name.
+        # The byte before the instance's name is 1 if there is no name.
         instance = None if rest == b"\1" else rest[1:-1].decode()
         found = ConsumerGroupMetadata(group.decode(), generation, member.decode(), instance)
     except (ValueError, struct.error):
         found = None
     if found is None or group_to_bytes(found) != data:
-        raise ValueError("these bytes are no group metadata that librdkafka 2 has written")
+        raise ValueError("these bytes are not group metadata that librdkafka 2 has written")
     return found

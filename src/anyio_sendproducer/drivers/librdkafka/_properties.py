@@ -1,4 +1,4 @@
-"""The names of librdkafka's settings, and tables of how the driver treats each."""
+"""librdkafka's settings: their names, their values, and how the driver treats each of them."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ _INT_MAX: Final = 2**31 - 1
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Number:
-    """A kind of value: a number within bounds."""
+    """A type of value: a number from a minimum to a maximum."""
 
-    least: int
-    most: int
-    #: Whether it may have a fraction. One that may not is rounded up.
+    minimum: int
+    maximum: int
+    #: Whether it may have a fraction. Otherwise a fraction is rounded up.
     fraction: bool = False
 
 
-#: What librdkafka takes, as its 2.16 says of itself: a number, a choice, a text or yes and no.
-#: Those that it had no use for any more, and those of its consumers, are left out.
+#: The settings of librdkafka 2.16 for producers, each with its type: a number, one of several
+#: words, a text, or true and false. Settings without effect are left out.
 KINDS: Final[Mapping[str, Number | tuple[str, ...] | type[object]]] = {
     "acks": str,
     "allow.auto.create.topics": bool,
@@ -93,17 +93,17 @@ KINDS: Final[Mapping[str, Number | tuple[str, ...] | type[object]]] = {
     "sticky.partitioning.linger.ms": Number(0, 900_000),
     "topic.blacklist": str,
     "topic.metadata.refresh.fast.interval.ms": Number(1, 60_000),
-    # With less it would never ask again.
+    # With less than 1, librdkafka would never refresh the metadata.
     "topic.metadata.refresh.interval.ms": Number(1, 3_600_000),
     "topic.metadata.refresh.sparse": bool,
     "transaction.timeout.ms": Number(1000, _INT_MAX),
 }
 
-#: Other names for these: those of Kafka and kafka-python first, then librdkafka's aliases.
+#: Other names of these settings: first those of Kafka and kafka-python, then librdkafka's aliases.
 ALIASES: Final[Mapping[str, str]] = {
     "max.request.size": "message.max.bytes",
-    # In librdkafka that is how long an answer may be believed, three times as long as until it is
-    # asked for again. Kafka's clients mean the latter.
+    # In librdkafka, metadata.max.age.ms is when metadata expire, which is three times the interval
+    # at which they are refreshed. In Kafka's clients it is that interval.
     "metadata.max.age.ms": "topic.metadata.refresh.interval.ms",
     "receive.buffer.bytes": "socket.receive.buffer.bytes",
     "send.buffer.bytes": "socket.send.buffer.bytes",
@@ -114,34 +114,34 @@ ALIASES: Final[Mapping[str, str]] = {
     "request.required.acks": "acks",
 }
 
-#: Kafka takes 0 where librdkafka's least is 1: each record a batch, no pause.
+#: Settings whose minimum is 0 in Kafka and 1 in librdkafka: each record a batch, no pause.
 FROM_ZERO: Final = frozenset({"batch.size", "retry.backoff.ms"})
 
 SPELLINGS: Final = {
     **{canonical_name(name): name for name in KINDS},
     **{canonical_name(alias): name for alias, name in ALIASES.items()},
 }
-#: How each is written where one is suggested.
+#: How a name is written when an error suggests it.
 SHOWN: Final = {
     **{name: name for name in MEANINGS},
     **{canonical_name(name): name for name in (*KINDS, *ALIASES)},
 }
 
-_OUTCOMES: Final = "what became of a record is what send() returns or raises"
+_OUTCOMES: Final = "the outcome of a record is what send() returns or raises"
 _SERVED: Final = "the driver serves the client's events itself"
-_LOG: Final = "what librdkafka logs goes to the module logging, where levels are set"
+_LOG: Final = "librdkafka logs to the module logging; set levels there"
 _ASKS: Final = "librdkafka asks the brokers for their versions"
 _METRICS: Final = (
-    "set 'statistics.interval.ms': what librdkafka counts is in statistics().client from then on"
+    "set 'statistics.interval.ms': then librdkafka's statistics are in statistics().client"
 )
-_NO_USE: Final = "librdkafka itself makes no use of it any more; leave it out"
-_ORDER: Final = "records of a partition are sent in their order"
+_NO_USE: Final = "librdkafka no longer uses it; leave it out"
+_ORDER: Final = "records of a partition are always sent in order"
 OTHER_DRIVER: Final = "or use the driver 'kafka-python', which can"
 PARTITIONERS: Final = (
-    "set 'partitioner' to the name of one of librdkafka's, or give each record its partition"
+    "set 'partitioner' to the name of one of librdkafka's, or set the partition of each record"
 )
 
-#: What the producer or the driver decides, and what to do instead.
+#: Settings that the producer or the driver decides, and what to do instead.
 DECIDED: Final[Mapping[str, str]] = {
     **MANAGED,
     "bootstrap_timeout_ms": "use ProducerSettings(start_timeout=...), in seconds",
@@ -180,18 +180,18 @@ DECIDED: Final[Mapping[str, str]] = {
     "api_version_request": _ASKS,
     "broker_version_fallback": _ASKS,
     "kafka_client": "the driver makes its own",
-    "selector": "librdkafka waits for its connections itself",
+    "selector": "librdkafka itself waits for its connections",
     "socket_options": (
         "librdkafka takes them by name: 'socket.keepalive.enable', 'socket.nagle.disable', "
         f"'socket.send.buffer.bytes', 'socket.receive.buffer.bytes'; {OTHER_DRIVER}"
     ),
     **dict.fromkeys(
         ("closesocket_cb", "connect_cb", "open_cb", "resolve_cb", "socket_cb"),
-        "librdkafka makes its connections itself",
+        "librdkafka itself makes its connections",
     ),
     **dict.fromkeys(
         ("default_topic_conf", "default_topic_config"),
-        "write what is in it beside the others; it holds for all topics",
+        "set its contents as properties; they apply to all topics",
     ),
     **dict.fromkeys(
         ("builtin_features", "interceptors", "internal_termination_signal", "opaque"),
@@ -209,7 +209,7 @@ DECIDED: Final[Mapping[str, str]] = {
     ),
 }
 
-#: What librdkafka alone has for security, and what it is given at once.
+#: Security settings that only librdkafka has; it gets them unchanged.
 OWN_MEANINGS: Final[Mapping[str, str]] = {
     "ssl.ca.certificate.stores": "ca_stores",
     "ssl.curves.list": "curves",
@@ -222,12 +222,14 @@ OWN_MEANINGS: Final[Mapping[str, str]] = {
     "sasl.kerberos.service.name": "kerberos_service_name",
 }
 _CONTEXT: Final = (
-    "librdkafka takes no ssl.SSLContext: name files or give PEM texts, as by 'ssl.ca.location', "
+    "librdkafka takes no ssl.SSLContext: set files or PEM texts, such as 'ssl.ca.location', "
     f"{OTHER_DRIVER}"
 )
-_PROXY: Final = f"librdkafka knows no proxy: have the brokers in reach without one, {OTHER_DRIVER}"
+_PROXY: Final = (
+    f"librdkafka supports no proxy: make the brokers reachable without one, {OTHER_DRIVER}"
+)
 _SERVICE: Final = f"set 'sasl.kerberos.service.name', {OTHER_DRIVER}"
-_IN_MEMORY: Final = "it is for programs in C; give PEM texts, as by 'ssl.ca.pem'"
+_IN_MEMORY: Final = "it is for programs in C; set PEM texts, such as 'ssl.ca.pem'"
 _LACKING: Final[Mapping[str, str]] = {
     "ssl_context": _CONTEXT,
     "proxy_url": _PROXY,
@@ -236,8 +238,8 @@ _LACKING: Final[Mapping[str, str]] = {
     "sasl_kerberos_domain_name": _SERVICE,
 }
 _SASL_LACKING: Final = (
-    "librdkafka has no such login. Use OAUTHBEARER with a 'sasl_oauth_token_provider' that signs "
-    f"tokens for MSK, {OTHER_DRIVER}"
+    "librdkafka does not support this mechanism. Use OAUTHBEARER with a "
+    f"'sasl_oauth_token_provider' that signs tokens for MSK, {OTHER_DRIVER}"
 )
 _USER: Final = {"user": True, "user_password": True}
 LIBRDKAFKA: Final = Abilities(
@@ -286,17 +288,17 @@ LIBRDKAFKA: Final = Abilities(
         **dict.fromkeys(("ssl_ca", "ssl_certificate", "ssl_key"), _IN_MEMORY),
         **dict.fromkeys(
             ("ssl_engine_callback_data", "ssl_engine_id", "ssl_engine_location"),
-            "OpenSSL gave engines up; set 'ssl.providers'",
+            "OpenSSL no longer supports engines; set 'ssl.providers'",
         ),
-        "ssl_certificate_verify_cb": "certificates are looked at by OpenSSL alone",
+        "ssl_certificate_verify_cb": "only OpenSSL verifies certificates",
     },
     mechanisms={
         "PLAIN": _USER,
         "SCRAM-SHA-256": _USER,
         "SCRAM-SHA-512": _USER,
         "OAUTHBEARER": {"tokens": True},
-        # The wheels of confluent-kafka are built without it. librdkafka alone knows what it was
-        # built with, and says so when the client is made.
+        # The wheels of confluent-kafka are built without it. Only librdkafka knows whether it was
+        # built with it, and raises an error when the client is made.
         "GSSAPI": {
             meaning: False for meaning in OWN_MEANINGS.values() if meaning.startswith("kerberos")
         },
@@ -305,7 +307,7 @@ LIBRDKAFKA: Final = Abilities(
     packages={},
 )
 
-#: To kafka-python, None is the default of these. Of those for security it is anyway.
+#: Settings whose default is None in kafka-python. For a security setting, None means not set.
 NONE_IS_DEFAULT: Final = frozenset(
     {
         *_LACKING,
