@@ -552,7 +552,7 @@ async def test_brokers_come_back_under_their_addresses() -> None:
 
 
 def init(driver: ConfluentDriver, seconds: float = PATIENCE) -> None:
-    driver._transactions.init(time.monotonic() + seconds, SETTINGS.start_timeout)
+    driver._transactions.start(time.monotonic() + seconds)
 
 
 def test_the_name_is_waited_for(driver: ConfluentDriver, client: Client) -> None:
@@ -579,7 +579,7 @@ async def test_a_name_that_can_not_be_had(
     def refuse(*_: object) -> None:
         raise ProducerStartError("no name")
 
-    monkeypatch.setattr(_transactions.Transactions, "init", refuse)
+    monkeypatch.setattr(_transactions.Transactions, "start", refuse)
     with pytest.raises(ProducerStartError, match="no name"):
         async with open_send_producer(settings_for(shared_broker, "id"), driver="confluent"):
             raise AssertionError

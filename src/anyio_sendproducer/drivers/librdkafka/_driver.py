@@ -38,7 +38,7 @@ from ._config import librdkafka_config
 from ._errors import LoginRefused, harmless_failure, not_taken, text_of_failure
 from ._health import Health
 from ._log_relay import LogRelay, logger
-from ._metadata import Metadata
+from ._metadata import TopicMetadata
 from ._outcomes import Outcomes
 from ._poll_thread import PollThread
 from ._reports import Reports
@@ -78,7 +78,7 @@ class ConfluentDriver:
         )
         health = self._health = Health(handle, state)
         reports = self._reports = Reports(handle, health, state)
-        self._metadata = Metadata(handle, health, settings)
+        self._metadata = TopicMetadata(handle, health, settings)
         outcomes = Outcomes(settings, config, state, health, self._metadata)
         self._submitter = Submitter(
             settings,
@@ -88,7 +88,7 @@ class ConfluentDriver:
             metadata=self._metadata,
             outcomes=outcomes,
         )
-        self._transactions = Transactions(handle, state, health, reports)
+        self._transactions = Transactions(settings, handle, state, health, reports)
         self._statistics = ClientStatistics()
         self._tokens = None if made.tokens is None else ClientTokens(made.tokens, settings, handle)
         bootstrap = BootstrapSearch(settings, config, handle, health, self._tokens)
@@ -119,7 +119,7 @@ class ConfluentDriver:
         try:
             self._connect(deadline)
             if self._is_transactional:
-                self._transactions.init(deadline, self._settings.start_timeout)
+                self._transactions.start(deadline)
         except BaseException:
             handle.end()
             raise
@@ -306,4 +306,4 @@ class ConfluentDriver:
 
     def end_transaction(self, commit: bool, deadline: Deadline, /) -> None:  # noqa: FBT001
         """Commit or abort; see :meth:`anyio_sendproducer.drivers.Driver.end_transaction`."""
-        self._transactions.end(commit=commit, deadline=deadline)
+        self._transactions.end(deadline, commit=commit)

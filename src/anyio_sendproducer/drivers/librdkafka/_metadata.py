@@ -19,7 +19,7 @@ from ._errors import exception_of, harmless_failure, text_of, text_of_failure
 from ._health import Health
 from ._threads import start_thread
 
-__all__ = ["Metadata"]
+__all__ = ["TopicMetadata"]
 
 #: How often the metadata of a topic are requested while its records wait for a partition.
 _REFRESH_SECONDS: Final = 0.1
@@ -29,7 +29,7 @@ _FRESH_SECONDS: Final = 1.0
 _MISSING_SECONDS: Final = 60.0
 
 
-class Metadata:
+class TopicMetadata:
     """The metadata that the driver requests itself, beside those that librdkafka requests."""
 
     def __init__(self, handle: ClientHandle, health: Health, settings: ProducerSettings) -> None:

@@ -29,7 +29,7 @@ from ._errors import (
     translated,
 )
 from ._health import Health
-from ._metadata import Metadata
+from ._metadata import TopicMetadata
 from ._reports import STOP, Reports
 from ._transaction_state import TransactionState
 
@@ -59,7 +59,7 @@ class Outcomes:
         config: Mapping[str, Any],
         transaction: TransactionState,
         health: Health,
-        metadata: Metadata,
+        metadata: TopicMetadata,
     ) -> None:
         self._settings = settings
         self._transaction = transaction

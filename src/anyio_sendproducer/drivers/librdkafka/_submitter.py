@@ -18,7 +18,7 @@ from ..security._settings import encodes
 from ._client import ClientHandle
 from ._errors import UNKNOWN_TOPIC, harmless_failure, not_taken, rejected
 from ._health import Health
-from ._metadata import Metadata
+from ._metadata import TopicMetadata
 from ._outcomes import Outcomes
 from ._reports import Reports
 
@@ -35,7 +35,7 @@ class Submitter:
         *,
         health: Health,
         reports: Reports,
-        metadata: Metadata,
+        metadata: TopicMetadata,
         outcomes: Outcomes,
     ) -> None:
         self._key = serialize_with(settings.key_serializer)

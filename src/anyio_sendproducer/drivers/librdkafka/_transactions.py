@@ -18,6 +18,7 @@ from ..._exceptions import (
     TransactionOutcomeUnknown,
 )
 from ..._records import ConsumerGroupMetadata
+from ..._settings import ProducerSettings
 from .._protocols import ConsumedOffset, Deadline
 from . import _waits as waits
 from ._client import ClientHandle
@@ -53,22 +54,23 @@ class Transactions:
 
     def __init__(
         self,
+        settings: ProducerSettings,
         handle: ClientHandle,
         state: TransactionState,
         health: Health,
         reports: Reports,
     ) -> None:
+        self._settings = settings
         self._handle = handle
         self._state = state
         self._health = health
         self._reports = reports
 
-    def init(self, deadline: float, start_timeout: float) -> None:
+    def start(self, deadline: float) -> None:
         """End the transaction that an earlier producer of this id left open, and fence it.
 
         Args:
             deadline: in seconds of :func:`time.monotonic`.
-            start_timeout: the setting, for messages.
 
         Raises:
             ProducerFenced: another producer of this id started later.
@@ -89,7 +91,7 @@ class Transactions:
                 if time.monotonic() >= deadline:
                     raise ProducerStartError(
                         f"no transactions for transactional_id {name!r} within "
-                        f"{start_timeout:g} s (start_timeout): {text_of(error)}"
+                        f"{self._settings.start_timeout:g} s (start_timeout): {text_of(error)}"
                     ) from harmless_failure(failure)
                 if self._handle.closing.wait(_PAUSE_SECONDS):
                     raise ProducerStartError(
@@ -164,7 +166,7 @@ class Transactions:
             raise TransactionAborted(f"{what}: librdkafka does not get to the group's coordinator")
         self._state.is_known_to_brokers = True
 
-    def end(self, *, commit: bool, deadline: Deadline) -> None:
+    def end(self, deadline: Deadline, *, commit: bool) -> None:
         """Commit or abort the transaction.
 
         Raises:
