@@ -1,6 +1,6 @@
-"""One delivery, one group of deliveries, and the states that the ledger moves them through.
+"""Deliveries, groups of deliveries, their states, and the statistics of a producer.
 
-The two tables of transitions are executed by the ledger, and the documents draw their pictures
+The ledger executes the two tables of transitions. The state diagrams in the documents are drawn
 from them.
 """
 
@@ -33,33 +33,33 @@ class DeliveryState(enum.Enum):
     """The state of a delivery."""
 
     WAITING = "waiting"
-    """It waits for room; it is not accepted yet."""
+    """The record waits for room. It is not accepted yet."""
     QUEUED = "queued"
-    """It is accepted and waits for the driver, or for the metadata of its topic."""
+    """The record is accepted, and waits for the driver or for the metadata of its topic."""
     SUBMITTED = "submitted"
-    """The driver has it."""
+    """The driver has the record."""
     DELIVERED = "delivered"
-    """A broker acknowledged it."""
+    """A broker acknowledged the record."""
     FAILED = "failed"
-    """It has its error."""
+    """The outcome is an error."""
     WITHDRAWN = "withdrawn"
-    """Its caller was cancelled before the driver had it; it is never written."""
+    """The caller was cancelled before the driver had the record, which is never written."""
 
 
 class ProducerState(enum.Enum):
     """The state of a producer."""
 
     OPEN = "open"
-    """It accepts records."""
+    """The producer accepts records."""
     DRAINING = "draining"
-    """It accepts no more records, and delivers those that it accepted."""
+    """The producer accepts no more records, and delivers those that it accepted."""
     BROKEN = "broken"
-    """It can never send again, and waits to be closed."""
+    """The producer can never send again, and waits to be closed."""
     CLOSED = "closed"
-    """Every record has its outcome; nothing is left."""
+    """Every record has its outcome."""
 
 
-#: What can happen to a delivery: state -> event -> the next state.
+#: The transitions of a delivery: state -> event -> next state.
 DELIVERY_TRANSITIONS: Final[Mapping[DeliveryState, Mapping[str, DeliveryState]]] = MappingProxyType(
     {
         DeliveryState.WAITING: {
@@ -84,7 +84,7 @@ DELIVERY_TRANSITIONS: Final[Mapping[DeliveryState, Mapping[str, DeliveryState]]]
     }
 )
 
-#: What can happen to the producer: state -> event -> the next state.
+#: The transitions of a producer: state -> event -> next state.
 PRODUCER_TRANSITIONS: Final[Mapping[ProducerState, Mapping[str, ProducerState]]] = MappingProxyType(
     {
         ProducerState.OPEN: {
@@ -101,7 +101,7 @@ PRODUCER_TRANSITIONS: Final[Mapping[ProducerState, Mapping[str, ProducerState]]]
     }
 )
 
-# Enum members are looked up through a descriptor, and each entry begins with this one.
+# Enum members are looked up through a descriptor; this one is read for each record.
 _QUEUED = DeliveryState.QUEUED
 
 
@@ -109,17 +109,18 @@ class Group:
     """Several deliveries whose caller waits once, for all of them.
 
     Args:
-        remaining: how many of them have no outcome yet.
-        waiter: is woken when ``remaining`` becomes 0; None if the caller was cancelled.
-        stops: whether the first failure ends the ``members`` that the driver does not have.
+        remaining: the number of deliveries without an outcome.
+        waiter: the waiter to wake when ``remaining`` becomes 0; None if the caller was cancelled.
+        stop_on_error: whether the first failure also fails the ``members`` that the driver does not
+            have. Only then are the ``members`` kept.
     """
 
-    __slots__ = ("members", "remaining", "stopped", "stops", "waiter")
+    __slots__ = ("members", "remaining", "stop_on_error", "stopped", "waiter")
 
-    def __init__(self, remaining: int, waiter: object, *, stops: bool = False) -> None:
+    def __init__(self, remaining: int, waiter: object, *, stop_on_error: bool = False) -> None:
         self.remaining = remaining
         self.waiter: object | None = waiter
-        self.stops = stops
+        self.stop_on_error = stop_on_error
         self.stopped = False
         self.members: list[Entry] = []
 
@@ -127,9 +128,9 @@ class Group:
 class Entry:
     """One delivery.
 
-    Only the ledger changes it. The exceptions are the waiters and the group, which the waiting
-    tasks set: ``room_waiter`` is woken when the record is accepted or can't be, ``waiter`` when it
-    has its outcome, and ``group`` counts the outcomes of several.
+    Only the ledger changes an entry, except for three attributes that the waiting tasks set:
+    ``room_waiter`` is woken when the record is accepted or fails before that, ``waiter`` when the
+    record has its outcome, and ``group`` counts the outcomes of a call with several records.
     """
 
     __slots__ = (
@@ -139,7 +140,7 @@ class Entry:
         "group",
         "outcome",
         "record",
-        "report",
+        "report_number",
         "room_waiter",
         "seq",
         "size",
@@ -148,12 +149,12 @@ class Entry:
         "was_submitted",
     )
 
-    # The ledger sets these two when the record fails: there is an entry for each record, so that
-    # every attribute costs.
-    report: int
+    # Each attribute that __init__ sets costs time for each record, so it does not set these three.
+    # Set when the record fails:
+    report_number: int
     was_submitted: bool
-    # Set only if the producer has observers: the record that is sent may have headers which the
-    # caller's record does not have.
+    # Set if the producer has observers: the record as its caller passed it, without the headers
+    # that observers added to ``record``.
     given: Given
 
     def __init__(
@@ -168,12 +169,12 @@ class Entry:
         self.room_waiter: object | None = None
         self.waiter: object | None = None
         self.group: Group | None = None
-        #: Whether the caller was cancelled when the driver had the record.
+        #: Whether the caller was cancelled while the driver had the record.
         self.abandoned = False
 
     @property
     def callers_record(self) -> ProducerRecord[Any, Any]:
-        """The record as its caller knows it."""
+        """The record as its caller passed it, without headers of observers."""
         given: Given | None = getattr(self, "given", None)
         return self.record if given is None else given.record
 
@@ -185,32 +186,34 @@ class Statistics:
     state: str
     """``"open"``, ``"draining"``, ``"broken"`` or ``"closed"``."""
     waiting: int
-    """Records whose ``send`` or ``enqueue`` waits for room; not accepted yet."""
+    """Records that wait for room in ``send`` or ``enqueue``. They are not accepted yet."""
     queued: int
-    """Accepted records that the client has not been given yet."""
+    """Accepted records that were not passed to the client yet."""
     in_flight: int
-    """Accepted records that hold room: queued, or with the client."""
+    """Accepted records that take up room: they are queued, or the client has them."""
     in_flight_bytes: int
-    """The bytes of their keys, values and headers."""
+    """The bytes of the keys, values and headers of the records in flight."""
     accepted: int
-    """Records accepted so far; each of them ends up in one of the next four, or is on its way."""
+    """Records accepted so far. Each is in flight, or counted as delivered, failed or withdrawn; a
+    record that failed at its deadline may be both."""
     delivered: int
-    """Records acknowledged."""
+    """Records that a broker acknowledged."""
     failed: int
-    """Accepted records whose outcome was an error."""
+    """Accepted records whose outcome is an error."""
     withdrawn: int
-    """Accepted records that were cancelled before the client was given them, never written."""
+    """Accepted records whose caller was cancelled before the client had them. They are never
+    written."""
     abandoned: int
-    """Records whose caller was cancelled after the client was given them. They went on, and are
-    counted under ``delivered`` or ``failed`` as well."""
+    """Records whose caller was cancelled while the client had them. They are still sent, and also
+    counted as in flight, delivered or failed."""
     generations: int
-    """How many clients there have been: 1, and 1 more each time a broken one was replaced."""
+    """The number of clients so far: 1, and 1 more each time a client was replaced."""
     hand_overs: int
-    """Batches of records that were handed to the client."""
+    """The number of batches of records that were passed to the client."""
     wake_ups: int
-    """Times that outcomes crossed back: each brings all that there were. None, where the event loop
-    asks for them itself."""
+    """How often a thread of the producer woke the event loop. Each wake-up brings all the outcomes
+    that there are. While the event loop polls the client for outcomes, no wake-up is needed."""
     client: Mapping[str, Any]
-    """What the client counts by itself, under its own names; empty where it does not. With the
-    driver ``"confluent"`` these are librdkafka's statistics, as new as ``statistics.interval.ms``
-    makes them; with ``"kafka-python"`` its metrics, where ``metrics_enabled`` is set."""
+    """The client's own figures, under its own names; empty if there are none. With the driver
+    ``"confluent"``, these are librdkafka's statistics, updated every ``statistics.interval.ms``.
+    With ``"kafka-python"``, they are its metrics, if ``metrics_enabled`` is set."""

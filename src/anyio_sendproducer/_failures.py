@@ -1,4 +1,4 @@
-"""The factory of delivery errors, which the ledger and the drivers share."""
+"""Functions that make delivery errors, shared by the ledger and the drivers."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def delivery_error(
 
     Args:
         kind: the class of the error.
-        message: what was wrong, and what to do.
+        message: what went wrong, and what to do about it.
         record: the record.
-        persistence: whether the record may be in the log all the same.
+        persistence: whether the record may have been written nevertheless.
         cause: the error that led to this one; it becomes the ``__cause__``.
     """
     error = kind(message, record=record, persistence=persistence)
@@ -43,14 +43,14 @@ def delivery_error(
 def not_sent(
     record: ProducerRecord[Any, Any], message: str, cause: BaseException | None = None
 ) -> DeliveryError:
-    """Make the error of a record that the client never got."""
+    """Make the error of a record that was not passed to the client."""
     return delivery_error(DeliveryError, message, record, Persistence.NOT_PERSISTED, cause)
 
 
 def maybe_written(
     record: ProducerRecord[Any, Any], message: str, cause: BaseException | None
 ) -> DeliveryError:
-    """Make the error of a record whose client is gone."""
+    """Make the error of a record that the client had when it was closed."""
     return delivery_error(
         DeliveryError,
         f"{message}; it may be written all the same",
@@ -68,13 +68,13 @@ def timed_out(
     *,
     was_sent: bool,
 ) -> DeliveryTimeout:
-    """Make the error of a record that is past its deadline.
+    """Make the error of a record that had no outcome by its deadline.
 
     Args:
         record: the record.
         reason: what did not happen in time.
         seconds: the ``delivery_timeout``.
-        last_error: why no broker was reached, if the driver knows.
+        last_error: the reason why no broker was reached, if the driver knows it.
         was_sent: whether the driver has the record.
     """
     fate = "it may be written all the same" if was_sent else "it was not sent"
@@ -89,18 +89,18 @@ def timed_out(
 
 
 def not_tried(record: ProducerRecord[Any, Any]) -> DeliveryError:
-    """Make the error of a record whose group stopped before its turn came."""
+    """Make the error of a record that was not sent because another one of its group failed."""
     return not_sent(
-        record, "the record was not sent: another one of its call failed before (stop_on_error)"
+        record, "the record was not sent: another record of the same call failed (stop_on_error)"
     )
 
 
-def no_outcome(record: ProducerRecord[Any, Any], given: object) -> DeliveryError:
-    """Make the error of a record for which a driver reported something other than an outcome."""
+def no_outcome(record: ProducerRecord[Any, Any], reported: object) -> DeliveryError:
+    """Make the error of a record for which the driver reported an object that is not an outcome."""
     return delivery_error(
         DeliveryError,
-        f"the driver gave {type(given).__name__} as the outcome of the record",
+        f"the driver reported {type(reported).__name__} as the outcome of the record",
         record,
         Persistence.POSSIBLY_PERSISTED,
-        given if isinstance(given, BaseException) else None,
+        reported if isinstance(reported, BaseException) else None,
     )

@@ -397,7 +397,7 @@ class Ledger:
         return to_wake
 
     def _fail(self, entry: Entry, error: DeliveryError, to_wake: list[object]) -> None:
-        self._unawaited.expect(entry)
+        self._unawaited.mark_awaited(entry)
         self._first_failure.note(entry, error)
         was_submitted = entry.was_submitted = entry.state is _SUBMITTED
         if entry.state is not _WAITING:
@@ -429,7 +429,7 @@ class Ledger:
         return to_wake
 
     def _stop_group(self, group: Group, to_wake: list[object]) -> None:
-        if group.stops and not group.stopped:
+        if group.stop_on_error and not group.stopped:
             group.stopped = True
             for entry in group.members:
                 if entry.state in {_QUEUED, _WAITING}:
@@ -465,7 +465,7 @@ class Ledger:
         state = entry.state
         if state is _WITHDRAWN or entry.abandoned:
             return to_wake
-        if state is _FAILED and (entry.seq == 0 or self._unawaited.is_settled(entry)):
+        if state is _FAILED and (entry.seq == 0 or self._unawaited.is_recorded(entry)):
             return to_wake  # a record that was never accepted is not reported
         entry.waiter = entry.room_waiter = entry.group = None
         if state is _WAITING:

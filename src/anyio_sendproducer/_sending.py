@@ -272,7 +272,7 @@ class Sender:
         Cancellation: as with :meth:`send`, for each record on its own.
         """
         all_records = tuple(records)
-        outcomes = await self._send_group(all_records, stops=stop_on_error)
+        outcomes = await self._send_group(all_records, stop_on_error=stop_on_error)
         if any(isinstance(outcome, DeliveryError) for outcome in outcomes):
             multi_result_parts(all_records, outcomes, None)  # raises
         return cast("list[RecordMetadata]", outcomes)
@@ -414,20 +414,20 @@ class Sender:
             self._ledger.drop_waiter(entry)
 
     async def _send_group(
-        self, records: Sequence[ProducerRecord[Any, Any]], *, stops: bool = False
+        self, records: Sequence[ProducerRecord[Any, Any]], *, stop_on_error: bool = False
     ) -> list[RecordMetadata | DeliveryError]:
         """Send the records of one call, and wait for all outcomes."""
         for record in records:
             check_is_record(record)
         observation = self._engine.observation
         if observation is None or not records:
-            return await self._send_checked_group(records, stops=stops)
+            return await self._send_checked_group(records, stop_on_error=stop_on_error)
         return await observation.observe_call(
-            records, partial(self._send_checked_group, records, stops=stops)
+            records, partial(self._send_checked_group, records, stop_on_error=stop_on_error)
         )
 
     async def _send_checked_group(
-        self, records: Sequence[ProducerRecord[Any, Any]], *, stops: bool
+        self, records: Sequence[ProducerRecord[Any, Any]], *, stop_on_error: bool
     ) -> list[RecordMetadata | DeliveryError]:
         self._affinity.check()
         if not records:
@@ -437,7 +437,7 @@ class Sender:
         waiter = self._loop.new_waiter()
         # One more than there are records, so that the last outcome does not wake this task before
         # all records are entered.
-        group = Group(len(records) + 1, waiter, stops=stops)
+        group = Group(len(records) + 1, waiter, stop_on_error=stop_on_error)
         entered: list[Entry | DeliveryError] = []
         try:
             await self._enter_group(records, group, entered)
@@ -475,7 +475,7 @@ class Sender:
                 entries = self._enter_many(records[done : done + _RECORDS_BETWEEN_YIELDS], group)
                 if entries:
                     entered += entries
-                    if group.stops:
+                    if group.stop_on_error:
                         group.members += entries
                     continue
             item = self._enter_member(records[done], group, entered)
@@ -511,7 +511,7 @@ class Sender:
             cause = error.with_traceback(None)  # as above
             return not_sent(record, f"the record was not sent: {cause}", cause)
         entry.group = group
-        if group.stops:
+        if group.stop_on_error:
             group.members.append(entry)
         return entry
 

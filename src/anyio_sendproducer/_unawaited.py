@@ -1,4 +1,4 @@
-"""Failures for the end of a scope: the producer's, or that of a transaction."""
+"""The failures that are raised at the end of a scope: a producer's or a transaction's."""
 
 from __future__ import annotations
 
@@ -9,68 +9,70 @@ from ._exceptions import DeliveryError
 
 __all__ = ["KEPT_FAILURES", "FirstFailure", "UnawaitedFailures"]
 
-#: How many failures a report keeps whole; it only counts the others.
+#: How many failures are kept with their errors; the others are only counted.
 KEPT_FAILURES: Final = 1000
 
-#: The ``report`` of an entry whose caller waits for the failure, and thus sees it.
-_NONE: Final = 0
-#: The ``report`` of an entry whose failure a caller has seen.
+#: The ``report_number`` of a failure that a caller waits for, and so will see.
+_AWAITED: Final = 0
+#: The ``report_number`` of a failure that a caller has seen.
 _SEEN: Final = -1
 
 
 class UnawaitedFailures:
-    """The failures that no caller has seen since the last report.
+    """The failures that no caller has seen.
 
-    ``Entry.report`` is the number of the report that a failure belongs to.
+    :meth:`take` returns them once, as a report. ``Entry.report_number`` is the number of the report
+    that a failure belongs to.
 
     Args:
-        limit: how many failures to keep whole.
+        limit: how many failures a report keeps with their errors.
     """
 
     def __init__(self, limit: int = KEPT_FAILURES) -> None:
         self._limit = limit
         self._kept: dict[Entry, None] = {}
-        self._others = 0
+        self._not_kept = 0
         self._number = 1
 
-    def expect(self, entry: Entry) -> None:
-        """A caller waits for the outcome of an entry that fails."""
-        entry.report = _NONE
+    def mark_awaited(self, entry: Entry) -> None:
+        """Note that a caller waits for the outcome of an entry that fails."""
+        entry.report_number = _AWAITED
 
     def add(self, entry: Entry) -> None:
-        """No caller waits for the outcome of an entry that failed."""
-        entry.report = self._number
+        """Add the failure of an entry whose outcome no caller waits for."""
+        entry.report_number = self._number
         if len(self._kept) < self._limit:
             self._kept[entry] = None
         else:
-            self._others += 1
+            self._not_kept += 1
 
     def mark_seen(self, entry: Entry) -> None:
-        """A caller has seen the failure, perhaps after it was added."""
-        if entry.report == self._number:
+        """Note that a caller has seen the failure. Remove it if it was added."""
+        if entry.report_number == self._number:
             if entry in self._kept:
                 del self._kept[entry]
             else:
-                self._others -= 1
-        entry.report = _SEEN
+                self._not_kept -= 1
+        entry.report_number = _SEEN
 
-    def is_settled(self, entry: Entry) -> bool:
-        """Whether the failure was added or seen already."""
-        return entry.report != _NONE
+    def is_recorded(self, entry: Entry) -> bool:
+        """Whether the failure was added or seen."""
+        return entry.report_number != _AWAITED
 
     def was_seen(self, entry: Entry) -> bool:
         """Whether a caller has seen the failure."""
-        return entry.report == _SEEN
+        return entry.report_number == _SEEN
 
     def take(self) -> tuple[list[DeliveryError], int]:
-        """Begin the next report.
+        """Take the current report, and start the next.
 
-        Returns: the failures that were kept for this one, oldest first, and the number of all.
+        Returns:
+            The errors that were kept, oldest first, and the number of all failures.
         """
         errors = [entry.outcome for entry in self._kept]
-        count = len(errors) + self._others
+        count = len(errors) + self._not_kept
         self._kept.clear()
-        self._others = 0
+        self._not_kept = 0
         self._number += 1
         return [error for error in errors if isinstance(error, DeliveryError)], count
 
@@ -80,7 +82,7 @@ class FirstFailure:
 
     Args:
         accepted: how many records had been accepted when the transaction began. They are not part
-            of it.
+            of the transaction.
     """
 
     def __init__(self, accepted: int = 0) -> None:
@@ -88,6 +90,7 @@ class FirstFailure:
         self.error: DeliveryError | None = None
 
     def note(self, entry: Entry, error: DeliveryError) -> None:
-        """A record failed. One that waits for room has no number yet, and is part of it."""
+        """Note that a record failed. A record that waits for room has no number (0) yet; it is
+        part of the transaction."""
         if self.error is None and not 0 < entry.seq <= self._accepted:
             self.error = error

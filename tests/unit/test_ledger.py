@@ -637,7 +637,7 @@ def test_flush_ends_at_the_deadline_of_the_last() -> None:
 @pytest.mark.parametrize("end", ["drain", "stop"])
 def test_flush_ends_when_the_last_is_stopped_with_its_group(end: str) -> None:
     ledger = make(records=1)
-    group = Group(2, "their caller", stops=True)
+    group = Group(2, "their caller", stop_on_error=True)
     for _ in range(2):
         entry = enter(ledger)
         entry.group = group
@@ -912,7 +912,7 @@ def test_of_several_none_is_looked_at_that_can_not_come_in(
 def stopping(ledger: Ledger, *, given: int, held: bool = False) -> tuple[Group, list[Entry]]:
     """Three of a group that stops: of so many the driver knows, and the others are queued, held
     up, or wait for room."""
-    group = Group(3, "their caller", stops=True)
+    group = Group(3, "their caller", stop_on_error=True)
     entries: list[Entry] = []
     for number in range(3):
         entries.append(enter(ledger))
@@ -1015,7 +1015,7 @@ def test_what_is_no_outcome_is_a_failure_that_says_so(outcome: Any) -> None:
     assert isinstance(entry.outcome, DeliveryError)
     assert entry.outcome.persistence is Persistence.POSSIBLY_PERSISTED
     assert entry.outcome.record is entry.record
-    assert f"the driver gave {type(outcome).__name__} as the outcome" in str(entry.outcome)
+    assert f"the driver reported {type(outcome).__name__} as the outcome" in str(entry.outcome)
     assert entry.outcome.__cause__ is (outcome if isinstance(outcome, Exception) else None)
     assert ledger.is_idle
 

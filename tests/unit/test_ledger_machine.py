@@ -70,7 +70,7 @@ class Several:
 
     def add(self, fate: Fate) -> None:
         self.fates.append(fate)
-        if self.group.stops:
+        if self.group.stop_on_error:
             self.group.members.append(fate.entry)
 
 
@@ -192,7 +192,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def stop(self, several: Several) -> None:
         """One of them failed."""
-        if several.group.stops and not several.stopped:
+        if several.group.stop_on_error and not several.stopped:
             several.stopped = True
             self.fail_unsent([fate for fate in several.fates if fate.state in {QUEUED, WAITING}])
 
@@ -284,12 +284,15 @@ class LedgerMachine(RuleBasedStateMachine):
             with pytest.raises(anyio.WouldBlock):
                 self.ledger.enter(ProducerRecord(topic, b""), size, self.now, False)
 
-    @rule(records=st.lists(st.tuples(topics, sizes), min_size=1, max_size=4), stops=st.booleans())
-    def send_many(self, records: list[tuple[str, int]], stops: bool) -> None:
+    @rule(
+        records=st.lists(st.tuples(topics, sizes), min_size=1, max_size=4),
+        stop_on_error=st.booleans(),
+    )
+    def send_many(self, records: list[tuple[str, int]], stop_on_error: bool) -> None:
         records = [(topic, size) for topic, size in records if not self.refused(size)]
         if records:
             waiter = Waiter()
-            group = Group(len(records), waiter, stops=stops)
+            group = Group(len(records), waiter, stop_on_error=stop_on_error)
             several = Several(waiter, group, left=len(records))
             self.groups.append(several)
             for topic, size in records:
@@ -298,12 +301,15 @@ class LedgerMachine(RuleBasedStateMachine):
                 fate.entry.group = several.group
                 several.add(fate)
 
-    @rule(records=st.lists(st.tuples(topics, sizes), min_size=1, max_size=4), stops=st.booleans())
-    def send_many_in_one_go(self, records: list[tuple[str, int]], stops: bool) -> None:
+    @rule(
+        records=st.lists(st.tuples(topics, sizes), min_size=1, max_size=4),
+        stop_on_error=st.booleans(),
+    )
+    def send_many_in_one_go(self, records: list[tuple[str, int]], stop_on_error: bool) -> None:
         """As many as there is room for, and nobody is overtaken."""
         pairs = [(ProducerRecord(topic, b"x"), size) for topic, size in records]
         waiter = Waiter()
-        several = Several(waiter, Group(len(records), waiter, stops=stops))
+        several = Several(waiter, Group(len(records), waiter, stop_on_error=stop_on_error))
         is_free = self.state is ProducerState.OPEN and not self.line
         entries = self.ledger.enter_many(pairs, self.now, several.group)
         for entry, (topic, size) in zip(entries, records, strict=False):
