@@ -13,7 +13,8 @@ from typing import Any, Protocol
 from anyio import WouldBlock
 
 from ._delivery import DeliveryState, Entry, Group, ProducerState
-from ._engine import Engine, PumpState
+from ._engine import Engine
+from ._engine_states import PumpState
 from ._exceptions import RecordRejected, TransactionError
 from ._observing import Observation
 from ._records import ProducerRecord

@@ -9,13 +9,12 @@ because records must be settled while the scope around it is cancelled. The guar
 from __future__ import annotations
 
 import contextvars
-import enum
 import logging
 from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from functools import partial
 from threading import get_ident
-from typing import Any, Final
+from typing import Final
 
 import anyio
 import anyio.abc
@@ -39,6 +38,7 @@ from ._driver_events import (
     Ready,
     split_events,
 )
+from ._engine_states import ClientState, PumpState, TopicMetadata
 from ._exceptions import ProducerFenced, ProducerStartError
 from ._ledger import Ledger
 from ._loops import Loop
@@ -49,42 +49,19 @@ from ._shown import listed
 from .drivers import Submitted
 from .telemetry._logging import error_type
 
-__all__ = ["RETRY_SECONDS", "WATCH_SECONDS", "ClientState", "Engine", "PumpState"]
+__all__ = ["RETRY_SECONDS", "WATCH_SECONDS", "Engine"]
 
 _log = logging.getLogger("anyio_sendproducer")
 
 #: Seconds between two requests for topics without metadata, if the driver reports nothing sooner.
 RETRY_SECONDS: Final = 0.25
 
-#: Seconds without any reachable broker before the service is looked up again, and between look-ups.
+#: Seconds between two checks whether any broker is reached. After two checks that found none, the
+#: service is looked up again.
 WATCH_SECONDS: Final = 5.0
 
-#: How much longer than start_timeout a producer_factory may take until it is left behind.
+#: Seconds beyond start_timeout after which a producer_factory is left behind in its thread.
 _FACTORY_GRACE_SECONDS: Final = 5.0
-
-
-class ClientState(enum.Enum):
-    """What the client of a producer is doing, as far as the pump must know it."""
-
-    READY = "ready"
-    """It accepts a batch."""
-    BUSY = "busy"
-    """The driver is processing a batch, and reports when it has."""
-    REOPENING = "reopening"
-    """It was given up, and another client is being opened in its place."""
-    STOPPING = "stopping"
-    """It is being closed, and accepts no more."""
-
-
-class PumpState(enum.Enum):
-    """Whether the pump is going to look at the queue."""
-
-    IDLE = "idle"
-    """It waits for an event: a new record must notify it."""
-    NOTIFIED = "notified"
-    """It takes a turn soon, or when the driver has processed its batch."""
-    SETTLING = "settling"
-    """It is in the middle of many outcomes, and other tasks run in between."""
 
 
 # Enum members are looked up through a descriptor; these are read for each record.
@@ -97,26 +74,16 @@ _NOTIFIED: Final = PumpState.NOTIFIED
 _SETTLING: Final = PumpState.SETTLING
 
 
-class Metadata:
-    """What the engine knows about the driver's metadata."""
-
-    def __init__(self) -> None:
-        # How often the driver has reported changes: by now, and when the last batch was submitted.
-        self.changes = self.changes_before_batch = 0
-        self.waiters: set[Any] = set()
-        self.is_retry_scheduled = False
-
-
 class Engine:
-    """Everything of a producer that runs behind its methods.
+    """Runs one producer: its pump, its deadlines, its client, and its start and end.
 
     Args:
-        resolver: the settings, and where they come from.
+        resolver: resolves the settings.
         loop: the event loop that runs the caller.
-        clock: the time that the producer goes by.
-        ledger: tracks its deliveries.
-        bridge: the way to its driver.
-        observation: informs its observers; None if there are none.
+        clock: the producer's clock.
+        ledger: tracks the producer's deliveries.
+        bridge: connects the event loop to the driver.
+        observation: informs the producer's observers; None if there are none.
     """
 
     def __init__(
@@ -143,23 +110,25 @@ class Engine:
         #: Aborts the open transaction, if any, before the producer drains.
         self.before_drain: Callable[[], Awaitable[object]] | None = None
         self.closing = Closing()
-        # Of the task that opened the producer.
+        # The context variables of the task that opened the producer.
         self._context = contextvars.copy_context()
         self._tasks: anyio.abc.TaskGroup
         self._generations = 1
-        # How many records had been accepted when the last client was given up.
+        # The number of records that had been accepted when the last client was given up.
         self._accepted_before_replacement = 0
-        self.metadata = Metadata()
-        if observation is None:  # observers are informed in the pump's turns
+        self.metadata = TopicMetadata()
+        if observation is None:  # observers are informed at the end of the pump's turns
             bridge.handle_inline = self._handle_inline
 
     # --- on the caller's task ----------------------------------------------------------------
 
     def check_usable(self) -> None:
-        """Check that the producer is neither closed nor broken, and that the caller may use it.
+        """Check that the caller may use the producer.
 
         Raises:
-            ProducerClosed, ProducerBroken, ProducerMisused: it is, or it may not.
+            ProducerClosed: the producer is closed.
+            ProducerBroken: the producer is broken.
+            ProducerMisused: see :meth:`Affinity.check`.
         """
         self.affinity.check()
         if self.ledger.state in {ProducerState.CLOSED, ProducerState.BROKEN}:
@@ -175,9 +144,9 @@ class Engine:
         )
 
     def notify(self) -> None:
-        """Have the pump look at the queue as soon as the driver can accept records.
+        """Have the pump submit the queued records as soon as the driver accepts a batch.
 
-        A lone record may be submitted at once, without a turn of the pump.
+        If a lone record is queued, and the driver allows it, submit it here, on the caller's task.
         """
         if self.pump is not _IDLE:
             return
@@ -195,7 +164,10 @@ class Engine:
             self.bridge.wake_pump()
 
     def wake_and_notify(self, to_wake: Iterable[object]) -> None:
-        """The ledger changed outside the pump's turn: wake these waiters, and look at the queue."""
+        """Wake waiters, and notify the pump if records are queued.
+
+        To be called after each change of the ledger that is made outside the pump's turns.
+        """
         with self.step:
             self.loop.wake(to_wake)
             if self.bridge.lingers:
@@ -204,13 +176,15 @@ class Engine:
                 self.notify()
 
     def update_hurry(self) -> None:
-        """Let the client hold records back for larger batches, unless a caller waits for them."""
+        """Tell the driver whether the client may hold records back for larger batches."""
         self.bridge.hurry(self.ledger.must_hurry)
 
     @contextmanager
     def hurrying(self) -> Generator[None]:
-        """Have the client hold no records back: the caller waits for some of them, and sends no
-        more until then."""
+        """Have the client hold no records back during a block.
+
+        The block waits for records that were submitted, and sends no more until they are settled.
+        """
         self.ledger.hurry_requests += 1
         self.wake_and_notify(())
         try:
@@ -219,8 +193,11 @@ class Engine:
             self.ledger.hurry_requests -= 1
 
     def run_or_schedule(self, change: Callable[[], object]) -> None:
-        """Make a change for a caller that stopped waiting. The garbage collector closes a coroutine
-        on any thread, and in the middle of any code: then the event loop makes the change."""
+        """Call ``change``, for a caller that stopped waiting: now, or soon on the event loop.
+
+        If the garbage collector closes the caller's coroutine, this runs on any thread, and may
+        interrupt the producer's own code. Then the event loop calls ``change``.
+        """
         if self.affinity.thread == get_ident() and not self.step.depth:
             with self.step:
                 change()
@@ -232,6 +209,8 @@ class Engine:
 
         Args:
             include_waiting: also wait for the records that wait for room.
+
+        Cancellation ends only the waiting.
         """
         await anyio.lowlevel.checkpoint_if_cancelled()
         waiter = self.loop.new_waiter()
@@ -248,7 +227,11 @@ class Engine:
             raise
 
     async def wait_for_metadata(self, known: int) -> None:
-        """Wait until the client may know more topics than after so many ``metadata.changes``."""
+        """Wait until the driver may know more topics.
+
+        Args:
+            known: the value of ``metadata.changes`` before the caller last asked the driver.
+        """
         if self.metadata.changes != known:
             return
         waiter = self.loop.new_waiter()
@@ -289,8 +272,8 @@ class Engine:
 
     async def _settle(self, events: Sequence[Event]) -> None:
         """Apply the events of one wake-up. If they are many, other tasks run in between."""
-        # The callers that wake up may send again. Nothing notifies the pump until the end, so
-        # that those records are submitted together.
+        # The callers that wake up may send again. While the pump is NOTIFIED or SETTLING, their
+        # records do not notify it, so that they are submitted together at the end of this turn.
         self.pump = _NOTIFIED
         for portion in split_events(events):
             if self.pump is _SETTLING:
@@ -322,8 +305,11 @@ class Engine:
                     self.notify()
 
     def _handle_inline(self, event: Event) -> bool:
-        """Settle a lone record where its completion arrives. A turn of the pump would double the
-        work, and the caller of this record is the only one that waits."""
+        """Settle a lone record without a turn of the pump, which would double the work.
+
+        Returns:
+            False if the pump must apply the event.
+        """
         if not isinstance(event, Completed) or len(event.entries) > 1:
             return False
         try:
@@ -365,42 +351,41 @@ class Engine:
         return ()
 
     def _apply_answer(self, answer: Submitted) -> Iterable[object]:
-        """The driver has processed a batch. Returns: the waiters to wake."""
+        """Apply the driver's answer to a batch. Returns: the waiters to wake."""
         to_wake: list[object] = []
         if answer.sizes:
             to_wake += self.ledger.resize(answer.sizes)
         if answer.held:
             to_wake += self.ledger.hold(answer.held)
             self._schedule_retry()
-            # The driver's thread found no metadata, they came, and only then the loop learns of it.
+            # The driver's thread finds no metadata and holds the record. The metadata arrive, and
+            # the event loop gets MetadataChanged first, when no record is held. Without this check
+            # the record would wait for the next retry.
             if self.metadata.changes != self.metadata.changes_before_batch:
                 to_wake += self._requeue_held()
         return to_wake
 
     def _crash(self, error: Exception) -> None:
         _log.exception(
-            "the producer's own fault; it is broken", extra={"error.type": error_type(error)}
+            "an unexpected error broke the producer", extra={"error.type": error_type(error)}
         )
         with self.step:
             self.loop.wake(self._break_ledger(error))
 
     def _break_ledger(self, error: BaseException) -> Iterable[object]:
-        # Tasks that wait for metadata see the state, and raise.
+        # Tasks that wait for metadata must wake up: they check the ledger's state, and raise.
         return [*self.ledger.mark_broken(error), *self._requeue_held()]
 
     # --- topics without metadata -------------------------------------------------------------
 
     def _requeue_held(self) -> Iterable[object]:
-        """Queue the records of topics without metadata again.
-
-        Returns: the waiters for metadata, to wake.
-        """
+        """Queue the held records again. Returns: the waiters for metadata, to be woken."""
         self.ledger.requeue_held()
         waiters, self.metadata.waiters = self.metadata.waiters, set()
         return waiters
 
     def _schedule_retry(self) -> None:
-        """Ask the driver again for missing topics, even if it reports no new metadata."""
+        """Submit held records again after a while, even if the driver reports no new metadata."""
         if not self.metadata.is_retry_scheduled and self.client is not _STOPPING:
             self.metadata.is_retry_scheduled = True
             self._tasks.start_soon(self._retry_topics)
@@ -415,7 +400,7 @@ class Engine:
 
     async def _watch_deadlines(self) -> None:
         while True:
-            while self.pump is _SETTLING:  # outcomes that have arrived are not late
+            while self.pump is _SETTLING:  # the outcomes that have arrived are not late
                 await anyio.lowlevel.checkpoint()
             now = self.clock.now()
             last_error = self.bridge.last_error()
@@ -423,7 +408,7 @@ class Engine:
                 self.wake_and_notify(self.ledger.expire(now, last_error))
                 if self.ledger.is_stuck(now):
                     error = TimeoutError(
-                        "it holds records past their delivery_timeout, gets nowhere"
+                        "the client holds records past their delivery_timeout and makes no progress"
                     )
                     error.__cause__ = last_error
                     self.loop.wake(self._replace_or_break(error))
@@ -432,12 +417,12 @@ class Engine:
     # --- replacing the client ----------------------------------------------------------------
 
     def replace_client(self, error: BaseException) -> None:
-        """Replace the client; or break the producer, if no other client can take its place."""
+        """Give the client up and open another, or break the producer if that is not possible."""
         self.wake_and_notify(self._replace_or_break(error))
 
     def _replace_or_break(self, error: BaseException) -> Iterable[object]:
-        # Another producer fenced this one, or the client belongs to the user, who alone could make
-        # another.
+        # Another client of a fenced producer would be fenced, too. A client that the user made
+        # can't be made again.
         if isinstance(error, ProducerFenced) or self.settings.producer is not None:
             return self._break_ledger(error)
         self._replace_client(error)
@@ -447,7 +432,7 @@ class Engine:
         if self.client in {_REOPENING, _STOPPING} or self.ledger.state is ProducerState.BROKEN:
             return
         _log.warning(
-            "the client is given up, another one takes its place: %s",
+            "the client is given up, and another one is opened: %s",
             error,
             extra={
                 "error.type": error_type(error),
@@ -457,7 +442,8 @@ class Engine:
         self.client = _REOPENING
         self._accepted_before_replacement = self.ledger.accepted
         if self.resolver.asks:
-            # The task of a transaction may call this: its context is not the opener's.
+            # A task of a transaction may call this, but look-ups belong to the context of the task
+            # that opened the producer.
             self._context.copy().run(self._tasks.start_soon, self._reopen, error)
         else:
             self.bridge.reopen(error, self.ledger.in_flight_bytes)
@@ -468,10 +454,10 @@ class Engine:
             self.bridge.reopen(error, self.ledger.in_flight_bytes)
 
     def _end_generation(self, error: BaseException) -> Iterable[object]:
-        """The client is closed. Returns: the waiters to wake."""
+        """Fail the records of a client that is closed. Returns: the waiters to wake."""
         to_wake = self.ledger.end_generation(error)
         if self.settings.transactional_id is not None:
-            # The next client has no open transaction that queued records could be part of.
+            # Records that were queued for the open transaction must not get into the next one.
             to_wake += self.ledger.fail_unsubmitted(
                 f"the record was not sent: the client was given up before: {error}",
                 error,
@@ -482,16 +468,18 @@ class Engine:
         return to_wake
 
     async def _watch_addresses(self) -> None:
-        """Look the service up again while no broker is reached, or there is no client."""
+        """Look the service up again while no broker is reached. If its addresses have changed,
+        replace the client."""
         was_disconnected = False
         while True:
             await self.clock.sleep(WATCH_SECONDS)
             is_disconnected = self.client is _REOPENING or self.bridge.is_disconnected()
             if is_disconnected and was_disconnected and await self.resolver.moved():
-                # The old addresses are of no use: records in flight have no other end.
                 addresses = listed(self.resolver.settings.addresses)
                 last_error = self.bridge.last_error()
-                error = ConnectionError(f"no broker is reached, and now they are at {addresses}")
+                error = ConnectionError(
+                    f"no broker is reached, and the service now has the addresses {addresses}"
+                )
                 error.__cause__ = last_error
                 with self.step:
                     self._replace_client(error)
@@ -500,11 +488,13 @@ class Engine:
     # --- the guard ---------------------------------------------------------------------------
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
-        """Open the driver, run the pump, and close: what the guard does.
+        """Run the guard: open the driver, run the pump, and close the driver.
 
         Raises:
             ProducerStartError: the driver could not connect in time.
             SettingsError: the client refused a setting.
+
+        Cancellation closes the producer within ``cancel_timeout``.
         """
         await self._open()
         if self.observation is not None:
@@ -526,7 +516,8 @@ class Engine:
                     with CancelScope(shield=True):
                         await self.bridge.stop(self._client_close_timeout())
         finally:
-            # Usually the pump has done this. asyncio may have cancelled it before it began.
+            # Usually the pump has done this. But asyncio may have cancelled it before its first
+            # step.
             self.bridge.events.close()
             try:
                 with self.step:
@@ -541,16 +532,16 @@ class Engine:
     async def _open(self) -> None:
         start_timeout = self.settings.start_timeout
         try:
-            # Our drivers bound their start in real time, whatever clock the event loop has. The
-            # code of a producer_factory may not.
+            # The drivers bound their start by start_timeout themselves. The code of a
+            # producer_factory may take any time.
             is_bounded = self.settings.producer_factory is None
-            patience = None if is_bounded else start_timeout + _FACTORY_GRACE_SECONDS
-            with anyio.move_on_after(patience) as scope:
+            bound = None if is_bounded else start_timeout + _FACTORY_GRACE_SECONDS
+            with anyio.move_on_after(bound) as scope:
                 await self.bridge.open()
             if scope.cancelled_caught:
                 raise ProducerStartError(
                     f"the client was not made within {start_timeout:g} s (start_timeout), nor "
-                    f"within {_FACTORY_GRACE_SECONDS:g} s more"
+                    f"within another {_FACTORY_GRACE_SECONDS:g} s"
                 )
         except BaseException:
             with CancelScope(shield=True):
@@ -561,13 +552,15 @@ class Engine:
             raise
 
     def request_close(self, seconds: float) -> None:
-        """Close within ``seconds`` from now, or sooner if that was requested before."""
-        # A tenth of the time, at most half a second, is kept for closing the client.
+        """Request to close within ``seconds``, or sooner if that was requested before."""
+        # A tenth of the time, at most half a second, is reserved for closing the client.
         self.closing.request(self.loop.now() + seconds - min(0.5, seconds / 10))
 
     async def close(self) -> None:
-        """Close the producer, within ``close_timeout``. A cancellation shortens that to
-        ``cancel_timeout``, and is raised when the producer is closed."""
+        """Close the producer within ``close_timeout``.
+
+        Cancellation reduces that to ``cancel_timeout``, and is raised when the producer is closed.
+        """
         self.request_close(self.settings.close_timeout)
         try:
             await self.closing.done.wait()
@@ -576,7 +569,7 @@ class Engine:
             raise
 
     async def close_quickly(self) -> None:
-        """Close the producer, within ``cancel_timeout``, shielded from cancellation."""
+        """Close the producer within ``cancel_timeout``, shielded from cancellation."""
         self.request_close(self.settings.cancel_timeout)
         with CancelScope(shield=True):
             await self.closing.done.wait()
@@ -591,8 +584,8 @@ class Engine:
             await self.wait_until_settled()
 
     def _client_close_timeout(self) -> float:
-        """How many seconds the client may take to close: 0 if it still holds records. Otherwise it
-        ends at once, unless an answer about metadata is on its way."""
+        """The seconds that the client may take to close: 0 if records have no outcome, because the
+        time for them is over. Otherwise it waits at most for an answer about metadata."""
         if not self.ledger.is_idle or self.ledger.state is ProducerState.BROKEN:
             return 0.0
         return min(1.0, max(0.0, self.closing.deadline - self.loop.now()))

@@ -1,6 +1,6 @@
 """The producer, and the two functions that open one.
 
-Each method runs on the caller's task. Everything behind it is the :class:`~._engine.Engine`'s.
+Each method runs on the caller's task. The :class:`~._engine.Engine` does the rest.
 """
 
 # The producer's class and the functions that open one share private state by design.
@@ -70,10 +70,10 @@ class _Starter(Protocol):
 
 
 class SendProducer(Sender, NoPublicConstructor):
-    """A Kafka producer that sends records one by one and says what became of each.
+    """A Kafka producer that sends records one by one and reports the outcome of each.
 
-    Made by :func:`open_send_producer` and :func:`start_send_producer`, never by hand. All methods
-    belong to the event loop that it was opened on, and any number of tasks there may use it.
+    :func:`open_send_producer` and :func:`start_send_producer` make it; it can't be constructed
+    otherwise. Any number of tasks may use it, on the event loop on which it was opened.
     """
 
     _how_to_make: ClassVar[str] = (
@@ -98,46 +98,47 @@ class SendProducer(Sender, NoPublicConstructor):
         return f"<SendProducer {self._ledger.state.value} {client}>"
 
     async def flush(self) -> None:
-        """Send what the client holds back (``linger.ms``), and wait until everything that was
-        accepted before this call has its outcome.
+        """Wait until every record that was accepted before this call has its outcome.
 
-        It says nothing about what the outcomes are: they go to whoever awaits them. Whatever is
-        accepted meanwhile is not waited for.
+        Records that the client holds back (``linger.ms``) are sent at once. This does not wait for
+        records that are accepted later. It raises no error of a record: those are raised where the
+        record is awaited.
 
         Raises:
-            ProducerClosed, ProducerBroken, ProducerMisused: as :meth:`send`.
+            ProducerClosed, ProducerBroken, ProducerMisused: as for :meth:`send`.
 
-        Cancellation stops the waiting and nothing else.
+        Cancellation ends only the waiting.
         """
         self._engine.check_usable()
         await self._engine.wait_until_settled()
 
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
-        """A transaction, for the length of an ``async with`` block; its records are committed as a
-        whole, or never seen.
+        """Open a transaction for the length of an ``async with`` block.
 
-        It is committed when the block ends well and everything that was sent in it is delivered.
-        Where the block raises, or is cancelled, it is aborted, shielded and within
-        ``cancel_timeout``; what the block raised leaves as it is. There is one at a time: others
-        wait for their turn, in the order of asking. Records are sent by the
-        :class:`Transaction` that the block gets, and by nothing else as long as the producer has a
-        ``transactional_id``.
+        The records that are sent with the block's :class:`Transaction` are committed as a whole,
+        or not at all. A producer with a ``transactional_id`` sends records in no other way.
+
+        When the block ends without an exception and every record is delivered, the transaction is
+        committed. When the block raises or is cancelled, the transaction is aborted, shielded and
+        within ``cancel_timeout``, and the block's exception is raised unchanged. A producer has one
+        transaction at a time; other tasks wait for their turn, in the order of their calls.
 
         Raises:
-            TransactionAborted: a record of it was not delivered, or the brokers would not commit
-                it, or its client was given up. It was aborted; where a record was the reason,
-                ``__cause__`` is its error.
+            TransactionAborted: a record of the transaction was not delivered, the brokers refused
+                to commit, or the client was given up. The transaction was aborted. If a record was
+                the reason, ``__cause__`` is its error.
             TransactionOutcomeUnknown: the answer to the commit was lost, or did not come within
                 ``delivery_timeout``.
-            ProducerFenced: another producer has this ``transactional_id`` now; this one is broken.
-            TransactionError: the settings have no ``transactional_id``, or there was no client
-                that works within ``delivery_timeout``, or the task is in a transaction's block
-                already.
-            ProducerClosed, ProducerBroken, ProducerMisused: as :meth:`send`.
+            ProducerFenced: another producer uses this ``transactional_id`` now. This producer is
+                broken.
+            TransactionError: the settings have no ``transactional_id``, no client could begin a
+                transaction within ``delivery_timeout``, or the task is already in a transaction's
+                block.
+            ProducerClosed, ProducerBroken, ProducerMisused: as for :meth:`send`.
 
-        Cancellation, before the commit is asked for, aborts. Afterwards it can't be taken back: the
-        answer is waited for, for ``cancel_timeout`` at most, and :attr:`Transaction.state` tells
-        what became of it.
+        Cancellation before the commit is requested aborts the transaction. A commit that was
+        requested can't be taken back: the answer is awaited for ``cancel_timeout`` at most, and
+        :attr:`Transaction.state` then has the result.
         """
         return self._transactions.begin()
 
@@ -185,7 +186,7 @@ class SendProducer(Sender, NoPublicConstructor):
         offsets: Offsets | None = None,
         group_metadata: str | ConsumerGroupMetadata | Any = None,
     ) -> AbstractAsyncContextManager[ObjectReceiveStream[Any]]:
-        """Send a stream of envelopes, and receive their results in its order.
+        """Send a stream of envelopes, and receive their results in the same order.
 
         ::
 
@@ -199,34 +200,35 @@ class SendProducer(Sender, NoPublicConstructor):
                     async for result in results:
                         print(result.pass_through, result.offset)
 
-        Records are sent in the source's order, and as many are under way as there is room for:
-        who does not receive holds up the source, and so does a full producer. Each call of
-        ``receive`` gives the next envelope's result or raises its error, and the one after it goes
-        on with the next envelope. What the source raises is raised when all before it was received.
+        Records are sent in the order of the source. A slow receiver applies back-pressure to the
+        source, and so does a producer without room. Each call of ``receive`` returns the result of
+        the next envelope or raises its error; after an error, the next call continues with the next
+        envelope. An exception of the source is raised after the results of all envelopes that came
+        before it.
 
-        Where the producer has a ``transactional_id``, it begins a transaction with the first
-        envelope that comes and commits it ``eos_commit_interval`` later, or as soon as
-        ``max_in_flight`` envelopes wait for it. A result is there when its transaction is
-        committed. Where one is not, its error is raised in place of its results, and nothing
-        follows.
+        If the producer has a ``transactional_id``, the flow begins a transaction with the first
+        envelope, and commits it after ``eos_commit_interval``, or as soon as ``max_in_flight``
+        envelopes wait for it. Results can be received when their transaction is committed. If a
+        transaction is not committed, its error is raised in place of its results, and the flow
+        ends.
 
         Args:
-            source: an AnyIO receive stream, a Trio channel, an async generator: anything that can
-                be iterated by ``async for`` and gives :class:`Message`, :class:`MultiMessage` and
-                :class:`PassThroughMessage`.
-            max_in_flight: how many envelopes may have been taken from the source, and their results
-                not received. None: the settings' ``max_in_flight``.
-            offsets: with a ``transactional_id``, tells what is read when an envelope is done:
-                offsets by topic and partition, which are committed with the records; see
-                :meth:`Transaction.send_offsets`.
+            source: an async iterable of :class:`Message`, :class:`MultiMessage` and
+                :class:`PassThroughMessage`: for example an AnyIO receive stream, a Trio channel or
+                an async generator.
+            max_in_flight: how many envelopes may be taken from the source before their results are
+                received. None stands for the ``max_in_flight`` of the settings.
+            offsets: only with a ``transactional_id``: a function that returns the offsets, by topic
+                and partition, that the consumer has read once an envelope is done. They are
+                committed with the records; see :meth:`Transaction.send_offsets`.
             group_metadata: the consumer group whose offsets these are.
 
         Raises:
             SettingsError: an argument is wrong.
 
-        Leaving the block before the end takes nothing more from the source. Envelopes whose results
-        were not received are then as if their ``send`` had been cancelled: records that the client
-        does not have are withdrawn. Closing the stream does the same.
+        Leaving the block early takes no more envelopes from the source. For envelopes whose results
+        were not received, it has the effect of a cancelled ``send``: records that the client does
+        not have are withdrawn. Closing the stream does the same.
         """
         settings = self._engine.settings
         limit = settings.max_in_flight
@@ -253,7 +255,7 @@ class SendProducer(Sender, NoPublicConstructor):
         offsets: Offsets | None = None,
         group_metadata: str | ConsumerGroupMetadata | Any = None,
     ) -> FlowSummary:
-        """Send a stream of envelopes to its end, as :meth:`flow` does, and say what came of it.
+        """Send a stream of envelopes to its end, as :meth:`flow` does, and return a summary.
 
         Args:
             source: as for :meth:`flow`.
@@ -262,12 +264,12 @@ class SendProducer(Sender, NoPublicConstructor):
             group_metadata: as for :meth:`flow`.
 
         Raises:
-            DeliveryError, MultiDeliveryError: of the first envelope that was not delivered; what
-                follows it is not waited for.
+            DeliveryError, MultiDeliveryError: an envelope was not delivered. The outcomes of later
+                envelopes are not awaited.
             TransactionError: a transaction was not committed.
-            Exception: what the source raised.
+            Exception: the exception of the source.
 
-        Cancellation: as when the block of :meth:`flow` is left.
+        Cancellation has the same effect as leaving the block of :meth:`flow` early.
         """
         return await run_sink(
             self.flow(
@@ -279,19 +281,19 @@ class SendProducer(Sender, NoPublicConstructor):
         )
 
     async def partitions_for(self, topic: str) -> frozenset[int]:
-        """The numbers of a topic's partitions.
+        """Return the numbers of a topic's partitions.
 
         Args:
-            topic: the topic's name. Where the cluster creates topics on first use, asking is such
-                a use.
+            topic: the topic's name. If the cluster creates topics on first use, this call may
+                create the topic.
 
         Raises:
             SendProducerError: the cluster does not know the topic (see ``unknown_topic_timeout``),
                 this client may not use it, or there was no answer within ``delivery_timeout``.
-            RecordRejected: this can't be the name of a topic.
-            ProducerClosed, ProducerBroken, ProducerMisused: as :meth:`send`.
+            RecordRejected: ``topic`` is not a valid name of a topic.
+            ProducerClosed, ProducerBroken, ProducerMisused: as for :meth:`send`.
 
-        Cancellation stops the waiting and nothing else.
+        Cancellation ends only the waiting.
         """
         self._engine.check_usable()
         check_record(ProducerRecord(topic, b""), set())
@@ -306,27 +308,27 @@ class SendProducer(Sender, NoPublicConstructor):
                 self._engine.check_usable()
                 await self._engine.wait_for_metadata(known)
         raise SendProducerError(
-            f"no broker told the partitions of topic {topic!r} within "
+            f"no broker reported the partitions of topic {topic!r} within "
             f"{delivery_timeout:g} s (delivery_timeout)"
         )
 
     def statistics(self) -> Statistics:
-        """Take a snapshot of the producer's figures. Works on a closed producer, too."""
+        """Take a snapshot of the producer's figures. This works on a closed producer, too."""
         return self._engine.statistics()
 
     async def aclose(self) -> None:
-        """Close the producer: take no more records, deliver what was accepted, end the client.
+        """Close the producer: accept no more records, deliver accepted ones, close the client.
 
-        Takes ``close_timeout`` at most. Whatever has no outcome by then gets it: a DeliveryError
-        whose ``persistence`` says whether the record was handed to the client. A second call does
-        nothing. :func:`open_send_producer` calls this at the end of its block.
+        This takes ``close_timeout`` at most. Records still pending then fail with a DeliveryError;
+        its ``persistence`` depends on whether the client had the record. Closing a closed producer
+        does nothing. :func:`open_send_producer` calls this at the end of its block.
 
         Raises:
-            UndeliveredRecords: deliveries failed and nobody awaited them.
-            ProducerMisused: as :meth:`send`.
+            UndeliveredRecords: deliveries failed that nobody awaited.
+            ProducerMisused: as for :meth:`send`.
 
-        Cancellation hurries the closing, which then takes ``cancel_timeout`` at most; the producer
-        is closed when this raises.
+        Cancellation shortens the closing to ``cancel_timeout``. The producer is closed when the
+        cancellation is raised.
         """
         engine = self._engine
         engine.affinity.check()

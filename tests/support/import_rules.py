@@ -11,7 +11,7 @@ __all__ = ["GUESTS", "LAYERS", "OUTSIDE"]
 
 #: From the bottom up; a module may import from the layers below its own, and from its own package.
 LAYERS: Final = [
-    {"_closing", "_no_public_constructor", "_polling", "_shown"},
+    {"_closing", "_engine_states", "_no_public_constructor", "_polling", "_shown"},
     {"_exceptions"},
     {"_loops", "_records", "_task_groups", "_settings_sources"},
     {"_affinity", "_clock", "_failures", "_validation", "discovery", "telemetry"},

@@ -19,7 +19,7 @@ from anyio_sendproducer import (
     _polling,
     open_send_producer,
 )
-from anyio_sendproducer._engine import ClientState
+from anyio_sendproducer._engine_states import ClientState
 from anyio_sendproducer.testing import Gate
 from anyio_sendproducer.testing._polled_driver import PolledFakeDriver
 from tests.support.asked_driver import AskedDriver

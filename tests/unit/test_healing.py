@@ -25,7 +25,7 @@ from anyio_sendproducer import (
     open_send_producer,
 )
 from anyio_sendproducer._driver_events import BatchSubmitted, ClientOpened, Event
-from anyio_sendproducer._engine import ClientState
+from anyio_sendproducer._engine_states import ClientState
 from anyio_sendproducer.drivers import Submitted
 from anyio_sendproducer.testing import FakeDriver
 from tests.support.calls import Call, at_gate, generation, quiet, raising, record, taken, task_group

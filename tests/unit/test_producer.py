@@ -1420,7 +1420,7 @@ async def test_a_fault_of_the_producers_own_breaks_it(
         with pytest.raises(DeliveryError, match="a bug") as caught:
             await producer.send(record())
         assert caught.value.persistence is Persistence.POSSIBLY_PERSISTED
-        assert "the producer's own fault" in caplog.text
+        assert "an unexpected error broke the producer" in caplog.text
         with pytest.raises(ProducerBroken, match="a bug"):
             await producer.send(record())
 

@@ -1,0 +1,45 @@
+"""The states of an engine: of its client, of its pump, and of the metadata of topics."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+__all__ = ["ClientState", "PumpState", "TopicMetadata"]
+
+
+class ClientState(enum.Enum):
+    """Whether the pump can submit a batch."""
+
+    READY = "ready"
+    """The driver accepts a batch."""
+    BUSY = "busy"
+    """The driver is processing a batch. It reports BatchSubmitted when it is done."""
+    REOPENING = "reopening"
+    """The client was given up, and another one is being opened."""
+    STOPPING = "stopping"
+    """The client is being closed. It accepts no more batches."""
+
+
+class PumpState(enum.Enum):
+    """Whether a new record must notify the pump."""
+
+    IDLE = "idle"
+    """The pump waits for an event. A new record must notify it."""
+    NOTIFIED = "notified"
+    """The pump will take a turn, soon or when the driver has processed its batch."""
+    SETTLING = "settling"
+    """The pump settles many outcomes. Other tasks run between the portions."""
+
+
+class TopicMetadata:
+    """What the engine knows about the metadata of topics."""
+
+    def __init__(self) -> None:
+        #: How often the driver has reported a change.
+        self.changes = 0
+        #: The value of ``changes`` when the last batch was submitted.
+        self.changes_before_batch = 0
+        #: The waiters to wake when the driver reports a change.
+        self.waiters: set[Any] = set()
+        self.is_retry_scheduled = False
