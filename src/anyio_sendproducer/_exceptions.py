@@ -53,6 +53,7 @@ __all__ = [
     "SendProducerError",
     "SerializationFailed",
     "SettingsError",
+    "SettingsWarning",
     "TransactionAborted",
     "TransactionError",
     "TransactionOutcomeUnknown",
@@ -93,6 +94,10 @@ class SendProducerError(Exception):
 
 class SettingsError(SendProducerError, ValueError):
     """A setting is wrong, unknown, missing or contradicts another; the message names it."""
+
+
+class SettingsWarning(UserWarning):
+    """A setting is accepted, but is probably a mistake; the message names it and says why."""
 
 
 class DiscoveryError(SendProducerError):

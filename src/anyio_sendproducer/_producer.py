@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
-from typing import Any, ClassVar, Final, Protocol, TypeVar, cast, overload
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn, Protocol, TypeVar, overload
 
 import anyio
 import anyio.lowlevel
@@ -41,7 +42,7 @@ from ._records import (
     Results,
 )
 from ._sending import Sender
-from ._settings import ProducerSettings
+from ._settings import ProducerSettings, SettingsFields, settings_for
 from ._settings_resolver import SettingsResolver
 from ._shown import listed
 from ._task_groups import plain_task_group
@@ -49,6 +50,9 @@ from ._transaction import Transaction, Transactions
 from ._validation import check_record
 from .drivers import DriverFactory, make_driver
 from .telemetry import Observer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["SendProducer", "open_send_producer", "start_send_producer"]
 
@@ -61,6 +65,7 @@ _LEFT_IN_ANOTHER_TASK: Final = (
     "was closed. If hooks or fixtures start and stop the producer, use ProducerService on asyncio, "
     "or start_send_producer(task_group, settings) with a task group that outlives both"
 )
+_HOW_TO_OPEN: Final = "use `async with open_send_producer(...) as producer:`"
 
 
 class _Starter(Protocol):
@@ -344,22 +349,24 @@ class SendProducer(Sender, NoPublicConstructor):
 
 async def start_send_producer(
     task_group: _Starter,
-    settings: ProducerSettings,
+    settings: ProducerSettings | None = None,
+    /,
     *,
     driver: str | DriverFactory | None = None,
     observers: Iterable[Observer] = (),
+    **fields: Unpack[SettingsFields],
 ) -> SendProducer:
     """Start a producer in the caller's own task group.
 
     The task group does not end before the producer is closed: call :meth:`SendProducer.aclose`,
-    or cancel the task group, which closes it within ``cancel_timeout``.
+    or cancel the task group, which closes the producer within ``cancel_timeout``.
 
     Args:
         task_group: AnyIO's TaskGroup, or Trio's Nursery.
-        settings: see :class:`ProducerSettings`.
-        driver: ``"kafka-python"``, which None stands for; ``"confluent"``, on librdkafka (extra
-            ``confluent``); or a callable that makes a driver of yours.
-        observers: told what becomes of records; see :mod:`anyio_sendproducer.telemetry`.
+        settings: as for :func:`open_send_producer`.
+        driver: as for :func:`open_send_producer`.
+        observers: as for :func:`open_send_producer`.
+        fields: as for :func:`open_send_producer`.
 
     Returns:
         The producer, connected.
@@ -371,38 +378,96 @@ async def start_send_producer(
 
     Cancellation leaves nothing behind.
     """
-    return await _start(task_group, settings, driver, observers, LoopClock)
+    _check_task_group(task_group)
+    return await _start(task_group, settings_for(settings, fields), driver, observers, LoopClock)
 
 
 def open_send_producer(
-    settings: ProducerSettings,
+    settings: ProducerSettings | None = None,
+    /,
     *,
     driver: str | DriverFactory | None = None,
     observers: Iterable[Observer] = (),
+    **fields: Unpack[SettingsFields],
 ) -> AbstractAsyncContextManager[SendProducer]:
     """Open a producer for the length of an ``async with`` block.
 
-    When the block ends, so have the producer's tasks, threads and sockets, whatever ended it. A
-    clean end first delivers what was accepted, within ``close_timeout``; a block that failed or
-    was cancelled leaves within ``cancel_timeout``.
+    ::
+
+        async with open_send_producer(bootstrap_servers="localhost:9092") as producer:
+            await producer.send(ProducerRecord("orders", b"two tins"))
+
+    When the block ends, the producer's tasks, threads and sockets have ended, too. A clean exit
+    first delivers accepted records, within ``close_timeout``. After an exception or a cancellation
+    the exit takes ``cancel_timeout`` at most.
 
     Args:
-        settings: see :class:`ProducerSettings`.
-        driver: ``"kafka-python"``, which None stands for; ``"confluent"``, on librdkafka (extra
+        settings: see :class:`ProducerSettings`. Without settings and ``fields``, the environment
+            has them, as :meth:`ProducerSettings.from_env` reads it: ``KAFKA_BOOTSTRAP_SERVERS``
+            and further variables.
+        driver: ``"kafka-python"``, which is the default; ``"confluent"``, on librdkafka (extra
             ``confluent``); or a callable that makes a driver of yours.
-        observers: told what becomes of records; see :mod:`anyio_sendproducer.telemetry`.
+        observers: objects that are called at each step of a record; see
+            :mod:`anyio_sendproducer.telemetry`.
+        fields: fields of :class:`ProducerSettings`, which override those of ``settings``.
+            ``bootstrap_servers`` also overrides ``service_name``, and vice versa.
 
     Raises:
         SettingsError: a setting is wrong.
         DiscoveryError: the ``service_name`` was not found.
         ProducerStartError: no broker answered within ``start_timeout``.
-        UndeliveredRecords: the block ended cleanly, and deliveries failed that nobody awaited.
-            Where the block failed, its own exception comes out, not in a group, with a note that
-            tells how many there were.
+        UndeliveredRecords: the block ended cleanly, and deliveries failed that nobody awaited. If
+            the block raised, its own exception is raised, not in a group, with a note that counts
+            such deliveries.
 
-    Cancellation leaves nothing behind, at whichever moment it comes.
+    Cancellation leaves nothing behind, whenever it comes.
     """
-    return _open(settings, driver, observers, LoopClock)
+    return _Opening(_open(settings_for(settings, fields), driver, observers, LoopClock))
+
+
+class _Opening(AbstractAsyncContextManager[SendProducer]):
+    """The context manager of :func:`open_send_producer`. It says how it is used."""
+
+    def __init__(self, context: AbstractAsyncContextManager[SendProducer]) -> None:
+        self._context = context
+
+    async def __aenter__(self) -> SendProducer:
+        return await self._context.__aenter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> bool | None:
+        return await self._context.__aexit__(kind, error, traceback)
+
+    def __await__(self) -> NoReturn:
+        raise TypeError(f"open_send_producer() is not awaited: {_HOW_TO_OPEN}")
+
+    def __enter__(self, *_: object) -> NoReturn:
+        raise TypeError(f"`with open_send_producer(...)` lacks `async`: {_HOW_TO_OPEN}")
+
+    # `with` looks this method up before it calls the other.
+    __exit__ = __enter__
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(
+            f"open_send_producer() returns a context manager, which has no {name!r}: "
+            f"{_HOW_TO_OPEN}",
+            name=name,
+            obj=self,
+        )
+
+
+def _check_task_group(task_group: object) -> None:
+    if not callable(getattr(task_group, "start", None)):
+        kind = type(task_group)
+        raise TypeError(
+            "task_group must be AnyIO's TaskGroup or Trio's Nursery, not "
+            f"{kind.__module__}.{kind.__qualname__}"
+        )
 
 
 async def _start(
@@ -412,14 +477,6 @@ async def _start(
     observers: Iterable[Observer],
     make_clock: ClockFactory,
 ) -> SendProducer:
-    if not isinstance(cast("object", settings), ProducerSettings):
-        raise TypeError(f"settings must be ProducerSettings, not {type(settings).__name__}")
-    if not callable(getattr(task_group, "start", None)):
-        kind = type(task_group)
-        raise TypeError(
-            "task_group must be AnyIO's TaskGroup or Trio's Nursery, not "
-            f"{kind.__module__}.{kind.__qualname__}"
-        )
     checked = check_observers(observers)
     resolver = SettingsResolver(settings)
     await resolver.find()

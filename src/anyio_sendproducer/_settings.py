@@ -1,34 +1,56 @@
-"""The settings of a producer: one frozen value, checked when it is made.
+"""The settings of a producer: one frozen value, checked when it is constructed.
 
-What only a client library can judge (the names and values of ``properties``) is judged by its
-driver, before it connects.
+The names and values in ``properties`` are those of a client library. Its driver checks them before
+it connects.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from datetime import timedelta
 from types import MappingProxyType
-from typing import Any, Final, Literal, Protocol, cast, runtime_checkable
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Final,
+    Literal,
+    Protocol,
+    TypedDict,
+    cast,
+    runtime_checkable,
+)
 
+from ._durations import seconds_of
 from ._exceptions import SettingsError
-from ._settings_sources import from_environment, from_mapping, from_toml, unknown
+from ._kafka_names import canonical_name
+from ._settings_sources import (
+    from_environment,
+    from_mapping,
+    from_properties,
+    from_toml,
+    unknown,
+)
 from ._shown import listed, shown, shown_address, shown_name
 from ._validation import check_count, plain
 from .discovery import Lookup, Resolver, ResolverLike
 from .discovery._types import address_in
 
-__all__ = ["AnySerializer", "ProducerSettings", "Serializer"]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["AnySerializer", "ProducerSettings", "Serializer", "SettingsFields", "settings_for"]
 
 
 @runtime_checkable
 class Serializer(Protocol):
-    """The shape of kafka-python's ``Serializer``: it is told the topic and the headers.
+    """A serializer that gets the topic and the headers, with the method of kafka-python's.
 
-    The list of headers is the serializer's own copy of the record's: it may add to it, and what
-    it adds is sent.
+    The list of headers is a copy of the record's headers. Headers that the serializer adds to it
+    are sent.
     """
 
     def serialize(self, topic: str, headers: list[tuple[str, bytes]], data: Any) -> bytes | None:
@@ -39,8 +61,8 @@ class Serializer(Protocol):
 AnySerializer = Serializer | Callable[[Any], bytes | None]
 """A :class:`Serializer`, or a plain callable that turns one object into bytes."""
 
-#: The values of these properties are shown in ``repr``; every other value is hidden. Alpakka
-#: Kafka's ``ProducerSettings.toString`` does the same with a list of its own.
+#: Properties whose values ``repr`` shows; it hides all others. Alpakka Kafka's
+#: ``ProducerSettings.toString`` does the same with a list of its own.
 _SHOWN_PROPERTIES: Final = frozenset(
     {
         "acks",
@@ -78,7 +100,7 @@ _SHOWN_PROPERTIES: Final = frozenset(
 )
 
 
-#: Fields that hold code, of which ``repr`` shows the name.
+#: Fields that hold code. ``repr`` shows the name of the code.
 _CODE: Final = frozenset(
     {
         "key_serializer",
@@ -90,68 +112,103 @@ _CODE: Final = frozenset(
     }
 )
 
-#: Thirty years: longer than any process runs, short enough for every clock.
-_LONGEST: Final = 1e9
+#: Fields that are durations, each with whether it may be 0.
+_DURATIONS: Final = {
+    "delivery_timeout": False,
+    "start_timeout": False,
+    "eos_commit_interval": False,
+    "resolve_timeout": False,
+    "unknown_topic_timeout": True,
+    "close_timeout": True,
+    "cancel_timeout": True,
+}
+
+
+class SettingsFields(TypedDict, total=False):
+    """The fields of :class:`ProducerSettings` as keywords, with the types that they accept."""
+
+    bootstrap_servers: str | Iterable[str]
+    client_id: str
+    key_serializer: AnySerializer | None
+    value_serializer: AnySerializer | None
+    properties: Mapping[str, Any]
+    max_in_flight: int
+    max_buffered_bytes: int
+    delivery_timeout: float | timedelta
+    unknown_topic_timeout: float | timedelta
+    start_timeout: float | timedelta
+    close_timeout: float | timedelta
+    cancel_timeout: float | timedelta
+    transactional_id: str | None
+    eos_commit_interval: float | timedelta
+    service_name: str
+    discovery_method: ResolverLike | Literal["dns"]
+    resolve_timeout: float | timedelta
+    enrich: Callable[[ProducerSettings], Awaitable[ProducerSettings]] | None
+    producer: Any
+    producer_factory: Callable[[dict[str, Any]], Any] | None
+    close_producer_on_exit: bool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProducerSettings:
-    """How a producer finds its cluster and how it behaves; frozen, every field a keyword.
+    """How a producer finds its cluster and how it behaves. Frozen; every field is a keyword.
 
-    The names and the defaults of what Alpakka Kafka has too are Alpakka's
-    (``akka.kafka.producer``). All durations are in seconds.
+    Names and defaults that Alpakka Kafka has too are Alpakka's (``akka.kafka.producer``). A
+    duration is a number of seconds or a ``datetime.timedelta``; the field holds seconds. A number
+    above one hour raises a :class:`SettingsWarning`, because it may be a number of milliseconds. A
+    ``timedelta`` raises none.
 
     Args:
-        bootstrap_servers: where to find the cluster: ``"host:port"``, several joined by commas or
-            in a list. Required, unless there is a ``service_name``, or ``enrich`` gives it.
-        client_id: the name that this client tells the brokers, for their logs and quotas.
-        key_serializer: turns each key into bytes: an object with kafka-python's
-            ``serialize(topic, headers, data)``, or any callable of one argument. It runs on the
-            producer's own thread, never on the event loop's, and is not called for None. Whoever
-            made it closes it. None: keys are bytes already.
-        value_serializer: the same for values. One that gives None makes a tombstone.
+        bootstrap_servers: the addresses of brokers: ``"host:port"``, several joined by commas, or a
+            list. Required, unless ``service_name`` or ``producer`` is set or ``enrich`` sets it.
+        client_id: the name of this client in the brokers' logs and quotas.
+        key_serializer: converts each key to bytes: an object with kafka-python's
+            ``serialize(topic, headers, data)``, or a callable of one argument. It runs on the
+            producer's thread, never on the event loop's, and is not called for None. The producer
+            does not close it. None: keys are bytes already.
+        value_serializer: the same for values. If it returns None, the record is a tombstone.
         properties: further settings of the client, by Kafka's names (``"compression.type"``),
             kafka-python's (``"compression_type"``) or, with the driver ``"confluent"``,
-            librdkafka's. The names and values are checked when the producer starts.
-        max_in_flight: how many records may be accepted and not yet acknowledged.
-        max_buffered_bytes: how many bytes of keys, values and headers these may have in all.
-        delivery_timeout: how long a record may take from the call of ``send`` to its outcome, the
-            wait for room included.
-        unknown_topic_timeout: how long the cluster may go on answering that it does not know a
-            topic until records for it are rejected. It gives a topic that is created on first
-            use the time to appear.
-        start_timeout: how long it may take until the cluster has answered.
-        close_timeout: how long a clean exit may take in all, to deliver what was accepted.
-        cancel_timeout: the same where the body was cancelled or failed.
-        transactional_id: makes the producer transactional: everything is sent within ``async with
-            producer.transaction()``. The brokers let one producer at a time have this name: a later
-            one ends the transaction of an earlier one, and fences it off.
-        eos_commit_interval: how long a transaction of :meth:`SendProducer.flow` gathers records
+            librdkafka's. The driver checks names and values when the producer starts.
+        max_in_flight: the number of records that may be accepted and not yet acknowledged.
+        max_buffered_bytes: the size of their keys, values and headers together.
+        delivery_timeout: the time from the call of ``send`` to the record's outcome. It includes
+            the wait for room.
+        unknown_topic_timeout: the time that a topic has to appear. If the cluster still does not
+            know it, records for it are rejected.
+        start_timeout: the time until a broker has answered.
+        close_timeout: the time that a clean exit may take to deliver accepted records.
+        cancel_timeout: the same for an exit after an exception or a cancellation.
+        transactional_id: makes the producer transactional: every record is sent within ``async with
+            producer.transaction()``. Only one producer at a time may have this id. A later producer
+            aborts an open transaction of the earlier one, and fences it.
+        eos_commit_interval: how long a transaction of :meth:`SendProducer.flow` collects records
             before it is committed.
-        service_name: looked up in place of ``bootstrap_servers``: the name of a service, such as
-            ``"kafka.internal"``, or of one of its ports, such as ``"_kafka._tcp.example.org"``.
-            It is looked up when the producer starts, again for each client that takes the place
-            of one that broke, and again while no broker can be reached.
-        discovery_method: whom to ask: ``"dns"``, a resolver of
-            :mod:`anyio_sendproducer.discovery`, or any asynchronous callable that takes a
-            ``Lookup`` and returns ``Target`` objects.
-        resolve_timeout: how long one look-up may take.
-        enrich: an asynchronous callable that is given these settings and returns those that the
-            client is made with, with secrets from a vault, say. It is called before the look-up
-            and within ``start_timeout``, which it shares with what follows. It is called again for
-            each client that takes the place of one that broke; of what it returns then,
-            ``bootstrap_servers``, ``service_name``, ``client_id`` and ``properties`` count.
-        producer: a client that is there already, of kafka-python's ``KafkaProducer``, in place of
-            one that is made; see :meth:`with_producer`.
-        producer_factory: makes the client: it is called with kafka-python's whole configuration, a
-            dict, and returns ``KafkaProducer(**configs)`` or an instance of a subclass. It is
-            called on the producer's own thread, for each client that takes the place of one that
-            broke, too. Whatever it raises ends the start as a :exc:`ProducerStartError`.
-        close_producer_on_exit: whether the client is closed at the end. It may be False only
-            where there is a ``producer``, whose records are waited for all the same.
+        service_name: the name of a service to look up in place of ``bootstrap_servers``, such as
+            ``"kafka.internal"``, or of one of its ports, such as ``"_kafka._tcp.example.org"``. It
+            is looked up when the producer starts, for each client that replaces a broken one, and
+            while no broker can be reached.
+        discovery_method: the resolver: ``"dns"``, a resolver of
+            :mod:`anyio_sendproducer.discovery`, or an async callable that takes a ``Lookup`` and
+            returns ``Target`` objects.
+        resolve_timeout: the time that one look-up may take.
+        enrich: an async callable that takes these settings and returns the settings for the client,
+            for example with secrets from a vault. It is called before the look-up, and
+            ``start_timeout`` includes its time. It is called again for each client that replaces a
+            broken one. Then only ``bootstrap_servers``, ``service_name``, ``client_id`` and
+            ``properties`` of its result are used.
+        producer: an existing ``KafkaProducer`` of kafka-python to send with; see
+            :meth:`with_producer`.
+        producer_factory: constructs the client: it is called with kafka-python's whole
+            configuration, a dict, and returns ``KafkaProducer(**configs)`` or an instance of a
+            subclass. It is called on the producer's thread, also for each client that replaces a
+            broken one. If it raises, the start fails with a :exc:`ProducerStartError`.
+        close_producer_on_exit: whether the client is closed at the end. False is allowed only with
+            ``producer``. Its records are awaited in either case.
 
     Raises:
-        SettingsError: a value is wrong; the message names the field.
+        SettingsError: a name or a value is wrong; the message names the field.
     """
 
     bootstrap_servers: str | Iterable[str] = ""
@@ -176,6 +233,10 @@ class ProducerSettings:
     producer_factory: Callable[[dict[str, Any]], Any] | None = None
     close_producer_on_exit: bool = True
 
+    if TYPE_CHECKING:
+
+        def __init__(self, **fields: Unpack[SettingsFields]) -> None: ...
+
     def __post_init__(self) -> None:
         set_field = object.__setattr__
         set_field(self, "bootstrap_servers", _servers(self.bootstrap_servers))
@@ -199,15 +260,8 @@ class ProducerSettings:
             )
         for field in ("client_id", "service_name", "transactional_id"):
             set_field(self, field, plain(getattr(self, field)))
-        for field in (
-            "delivery_timeout",
-            "start_timeout",
-            "eos_commit_interval",
-            "resolve_timeout",
-        ):
-            _check_duration(field, getattr(self, field), zero=False)
-        for field in ("unknown_topic_timeout", "close_timeout", "cancel_timeout"):
-            _check_duration(field, getattr(self, field), zero=True)
+        for field, zero in _DURATIONS.items():
+            set_field(self, field, seconds_of(field, getattr(self, field), zero=zero))
 
     def _check_client(self) -> None:
         if not isinstance(cast("object", self.close_producer_on_exit), bool):
@@ -221,8 +275,8 @@ class ProducerSettings:
         if self.producer is None:
             if not self.close_producer_on_exit:
                 raise SettingsError(
-                    "close_producer_on_exit=False needs a producer: nobody else could close the "
-                    "client"
+                    "close_producer_on_exit=False needs a producer: otherwise the client would "
+                    "stay open"
                 )
             return
         if not all(
@@ -242,7 +296,7 @@ class ProducerSettings:
         ):
             if getattr(self, field):
                 raise SettingsError(
-                    f"{field} and producer: give one, for the producer is made already"
+                    f"{field} and producer cannot be combined: the producer is already configured"
                 )
 
     def _check_finding(self) -> None:
@@ -254,7 +308,8 @@ class ProducerSettings:
             if self.bootstrap_servers:
                 raise SettingsError(
                     f"bootstrap_servers {listed(self.addresses)!r} and service_name "
-                    f"{service!r:.80}: give one, for what is looked up takes the place of the other"
+                    f"{service!r:.80} cannot be combined: the look-up of the service replaces "
+                    "bootstrap_servers"
                 )
         method = cast("object", self.discovery_method)
         if method != "dns" and not isinstance(method, Resolver) and not callable(method):
@@ -269,7 +324,7 @@ class ProducerSettings:
         if not (self.bootstrap_servers or service or self.enrich or self.producer is not None):
             raise SettingsError(
                 "bootstrap_servers is missing: name at least one broker, such as "
-                "'localhost:9092', or a service_name"
+                "'localhost:9092', or set service_name"
             )
 
     def __repr__(self) -> str:
@@ -282,7 +337,7 @@ class ProducerSettings:
             elif value == field.default:
                 pass
             elif field.name in _CODE:
-                # Its own repr may show what it was made with, a registry's password say.
+                # Its own repr may show its arguments, for example a registry's password.
                 name = getattr(value, "__qualname__", type(value).__qualname__)
                 parts.append(f"{field.name}={name}")
             else:
@@ -296,74 +351,105 @@ class ProducerSettings:
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> ProducerSettings:
-        """Settings out of a mapping, such as a part of a service's own configuration.
+        """Read settings from a mapping, for example a part of a service's configuration.
 
         Args:
-            mapping: by the names of the fields, or with dashes in place of underscores
-                (``"close-timeout"``). Numbers may be texts. ``properties`` may hold mappings in
-                turn, whose names are joined by dots: ``{"ssl": {"ca": {"location": ...}}}``.
+            mapping: settings by the names of the fields, with underscores or dashes
+                (``"close-timeout"``), and by Kafka's names (``"linger.ms"``), as in
+                :meth:`from_properties`. Numbers may be texts. ``properties`` may hold nested
+                mappings, whose names are joined by dots: ``{"ssl": {"ca": {"location": ...}}}``.
 
         Raises:
-            SettingsError: a name is unknown, which is told with the nearest known one, or a value
-                is wrong.
+            SettingsError: a name is unknown, and the message suggests the closest known name; or a
+                value is wrong.
         """
         return cls(**from_mapping(mapping, _defaults()))
 
     @classmethod
+    def from_properties(
+        cls, source: str | os.PathLike[str] | Mapping[str, Any]
+    ) -> ProducerSettings:
+        """Read settings by the names of Kafka's Java client, such as ``bootstrap.servers``.
+
+        ``bootstrap.servers``, ``client.id``, ``transactional.id``, ``delivery.timeout.ms``,
+        ``buffer.memory`` and the serializers become fields; everything else becomes
+        ``properties``. Of Java's serializers, those of bytes and strings have a counterpart.
+
+        Args:
+            source: the path of a ``.properties`` file, which is read as Kafka's Java clients read
+                it, or a mapping. Blanks around a value are removed.
+
+        Raises:
+            SettingsError: the file can't be read, or a value is wrong. The message names the file.
+        """
+        arguments = from_properties(source)
+        if isinstance(source, Mapping):
+            return cls(**arguments)
+        return cls._named(arguments, lambda _: os.fspath(source))
+
+    @classmethod
     def from_toml(cls, path: str | os.PathLike[str], table: str = "") -> ProducerSettings:
-        """Settings out of a TOML file. On Python 3.10 this needs the extra ``toml``.
+        """Read settings from a TOML file. On Python 3.10 this needs the extra ``toml``.
 
         Args:
             path: the file, in UTF-8.
-            table: the name of the table, such as ``"orders.kafka"``; empty: the whole file. Names
-                and values are as for :meth:`from_mapping`.
+            table: the name of the table, such as ``"orders.kafka"``; empty for the whole file.
+                Names and values are as for :meth:`from_mapping`.
 
         Raises:
-            SettingsError: the file can't be read, has no such table, or what is in it is wrong. The
-                message names the file, and no value of a property.
+            SettingsError: the file can't be read, has no such table, or a name or value in it is
+                wrong. The message names the file, and never shows the value of a property.
         """
         return cls._named(from_toml(path, table, _defaults()), lambda _: os.fspath(path))
 
     @classmethod
     def from_env(
-        cls, prefix: str, environment: Mapping[str, str] | None = None
+        cls, prefix: str = "KAFKA", environment: Mapping[str, str] | None = None
     ) -> ProducerSettings:
-        """Settings out of environment variables. They are read when this is called, and never else.
+        """Read settings from environment variables, at the time of this call.
 
         Args:
-            prefix: what their names begin with: with ``"ORDERS"``, ``ORDERS_CLOSE_TIMEOUT`` is
-                ``close_timeout``, and ``ORDERS_PROPERTIES_COMPRESSION_TYPE`` the property
-                ``compression.type``.
-            environment: the variables; None: those of the process.
+            prefix: the beginning of the variables' names: with ``"ORDERS"``,
+                ``ORDERS_CLOSE_TIMEOUT`` is ``close_timeout``, and
+                ``ORDERS_PROPERTIES_COMPRESSION_TYPE`` is the property ``compression.type``.
+            environment: the variables; None for those of the process.
 
         Raises:
-            SettingsError: a variable with this prefix is not a setting, or a value is wrong. The
-                message names the variable, and no value of a property.
+            SettingsError: the variables name no brokers, a variable with this prefix is not a
+                setting, or a value is wrong. The message names the variable, and never shows the
+                value of a property. Variables that Kubernetes sets for a service are ignored. With
+                the prefix ``KAFKA``, which other programs use too, so is every variable that does
+                not resemble a setting.
         """
         arguments = from_environment(
             prefix, os.environ if environment is None else environment, _defaults()
         )
         start = prefix.rstrip("_")
+        if not (arguments.get("bootstrap_servers") or arguments.get("service_name")):
+            variable = f"{start}_BOOTSTRAP_SERVERS"
+            raise SettingsError(
+                f"bootstrap_servers is missing: the environment variable {variable} is not set. "
+                "Set it, for example to localhost:9092, or pass bootstrap_servers or settings"
+            )
         return cls._named(arguments, lambda field: f"{start}_{field.upper()}")
 
     @classmethod
     def _named(cls, arguments: dict[str, Any], name_of: Callable[[str], str]) -> ProducerSettings:
-        """Settings of these arguments; what is wrong with one is told with where it stands."""
+        """Construct settings; an error also names the place of the field, by ``name_of``."""
         try:
             return cls(**arguments)
         except SettingsError as error:
-            # A message begins with the field that it is about.
+            # A message begins with the name of its field.
             about = [field for field in _defaults() if str(error).startswith(field)]
             place = name_of(max(about, key=len, default="..."))
             raise SettingsError(f"{place}: {error}") from error
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """``bootstrap_servers`` one by one, each as ``"host:port"``; none, where they are to be
-        found."""
+        """``bootstrap_servers`` one by one, each as ``"host:port"``; empty if not known yet."""
         return tuple(filter(None, cast("str", self.bootstrap_servers).split(",")))
 
-    def evolve(self, **changes: Any) -> ProducerSettings:
+    def evolve(self, **changes: Unpack[SettingsFields]) -> ProducerSettings:
         """A copy with some fields changed.
 
         Args:
@@ -372,11 +458,8 @@ class ProducerSettings:
         Raises:
             SettingsError: there is no such field, or a value is wrong.
         """
-        names = _defaults()
-        for name in changes:
-            if name not in names:
-                raise unknown(name, name, names)
-        return dataclasses.replace(self, **changes)
+        _check_names(changes)
+        return dataclasses.replace(self, **cast("dict[str, Any]", changes))
 
     def with_bootstrap_servers(self, bootstrap_servers: str | Iterable[str]) -> ProducerSettings:
         """A copy with other ``bootstrap_servers``, in place of its ``service_name``."""
@@ -395,7 +478,7 @@ class ProducerSettings:
         return self.evolve(value_serializer=serializer)
 
     def with_property(self, name: str, value: Any) -> ProducerSettings:
-        """A copy with one property of the client set, in whichever spelling it had before."""
+        """A copy with one property of the client set. It replaces the property in any spelling."""
         return self.with_properties({name: value})
 
     def with_properties(self, properties: Mapping[str, Any]) -> ProducerSettings:
@@ -416,23 +499,23 @@ class ProducerSettings:
         """A copy with another ``max_buffered_bytes``."""
         return self.evolve(max_buffered_bytes=size)
 
-    def with_delivery_timeout(self, seconds: float) -> ProducerSettings:
+    def with_delivery_timeout(self, seconds: float | timedelta) -> ProducerSettings:
         """A copy with another ``delivery_timeout``."""
         return self.evolve(delivery_timeout=seconds)
 
-    def with_unknown_topic_timeout(self, seconds: float) -> ProducerSettings:
+    def with_unknown_topic_timeout(self, seconds: float | timedelta) -> ProducerSettings:
         """A copy with another ``unknown_topic_timeout``."""
         return self.evolve(unknown_topic_timeout=seconds)
 
-    def with_start_timeout(self, seconds: float) -> ProducerSettings:
+    def with_start_timeout(self, seconds: float | timedelta) -> ProducerSettings:
         """A copy with another ``start_timeout``."""
         return self.evolve(start_timeout=seconds)
 
-    def with_close_timeout(self, seconds: float) -> ProducerSettings:
+    def with_close_timeout(self, seconds: float | timedelta) -> ProducerSettings:
         """A copy with another ``close_timeout``."""
         return self.evolve(close_timeout=seconds)
 
-    def with_cancel_timeout(self, seconds: float) -> ProducerSettings:
+    def with_cancel_timeout(self, seconds: float | timedelta) -> ProducerSettings:
         """A copy with another ``cancel_timeout``."""
         return self.evolve(cancel_timeout=seconds)
 
@@ -440,7 +523,7 @@ class ProducerSettings:
         """A copy with another ``transactional_id``."""
         return self.evolve(transactional_id=transactional_id)
 
-    def with_eos_commit_interval(self, seconds: float) -> ProducerSettings:
+    def with_eos_commit_interval(self, seconds: float | timedelta) -> ProducerSettings:
         """A copy with another ``eos_commit_interval``."""
         return self.evolve(eos_commit_interval=seconds)
 
@@ -454,7 +537,7 @@ class ProducerSettings:
         """A copy with another ``discovery_method``."""
         return self.evolve(discovery_method=discovery_method)
 
-    def with_resolve_timeout(self, seconds: float) -> ProducerSettings:
+    def with_resolve_timeout(self, seconds: float | timedelta) -> ProducerSettings:
         """A copy with another ``resolve_timeout``."""
         return self.evolve(resolve_timeout=seconds)
 
@@ -465,14 +548,15 @@ class ProducerSettings:
         return self.evolve(enrich=enrich)
 
     def with_producer(self, producer: Any) -> ProducerSettings:
-        """A copy that sends with a client that is there already, and does not close it.
+        """A copy that sends with an existing client, and does not close it.
 
         Args:
-            producer: a ``KafkaProducer`` of kafka-python. Others may use it, too. Its own settings
-                hold, so ``bootstrap_servers`` and ``service_name`` are dropped here.
+            producer: a ``KafkaProducer`` of kafka-python, which other code may use at the same
+                time. Its own settings apply, so the copy has no ``bootstrap_servers`` and no
+                ``service_name``.
 
-        Set ``close_producer_on_exit`` afterwards to have it closed all the same. Where the client
-        breaks, so does the producer: nobody could make another one.
+        Set ``close_producer_on_exit`` afterwards if the client is to be closed. If the client
+        breaks, the producer breaks, too, because it cannot construct another client.
         """
         return self.evolve(
             producer=producer,
@@ -496,9 +580,64 @@ def _defaults() -> dict[str, object]:
     return {field.name: field.default for field in dataclasses.fields(ProducerSettings)}
 
 
-def canonical_name(name: str) -> str:
-    """A property's name in the one spelling that is compared: ``linger.ms`` is ``linger_ms``."""
-    return name.replace(".", "_")
+def _check_names(fields: Iterable[str]) -> None:
+    known = _defaults()
+    for name in fields:
+        if name not in known:
+            raise unknown(name, name, known)
+
+
+def _with_checked_names(init: Callable[..., None]) -> Callable[..., None]:
+    """Make the generated constructor say where an argument with a wrong name belongs."""
+
+    @functools.wraps(init)
+    def checked(self: ProducerSettings, *args: object, **fields: Any) -> None:
+        if args:
+            raise TypeError(
+                "ProducerSettings takes keyword arguments only, such as "
+                "ProducerSettings(bootstrap_servers='localhost:9092')"
+            )
+        _check_names(fields)
+        init(self, **fields)
+
+    return checked
+
+
+# dataclass() generates the constructor.
+ProducerSettings.__init__ = _with_checked_names(  # type: ignore[method-assign]
+    ProducerSettings.__init__
+)
+
+
+def settings_for(settings: ProducerSettings | None, fields: SettingsFields) -> ProducerSettings:
+    """The settings to open a producer with.
+
+    Args:
+        settings: the settings that the caller passed; None for none.
+        fields: the fields that the caller passed as keywords, which override them. With neither,
+            the environment has the settings, as :meth:`ProducerSettings.from_env` reads them.
+
+    Raises:
+        SettingsError: a name or a value is wrong, or nothing names the brokers.
+        TypeError: the settings are an object of another type.
+    """
+    if settings is None:
+        return ProducerSettings(**fields) if fields else ProducerSettings.from_env()
+    if not isinstance(cast("object", settings), ProducerSettings):
+        kind = type(settings).__name__
+        hints = {
+            "str": ": use bootstrap_servers='localhost:9092'",
+            "dict": ": use ProducerSettings.from_mapping()",
+        }
+        raise TypeError(f"settings must be ProducerSettings, not {kind}{hints.get(kind, '')}")
+    if not fields:
+        return settings
+    # Either of the two replaces both.
+    if "bootstrap_servers" in fields:
+        fields = {"service_name": "", **fields}
+    elif "service_name" in fields:
+        fields = {"bootstrap_servers": "", **fields}
+    return settings.evolve(**fields)
 
 
 def _remake(fields: dict[str, Any]) -> ProducerSettings:
@@ -555,31 +694,15 @@ def _properties(given: object) -> Mapping[str, Any]:
     return MappingProxyType({plain(name): plain(value) for name, value in named.items()})
 
 
-def _check_duration(field: str, value: object, *, zero: bool) -> None:
-    if (
-        not isinstance(value, (int, float))
-        or isinstance(value, bool)
-        or not 0 <= value <= _LONGEST
-        or (value == 0 and not zero)
-    ):
-        least = "of 0 or more" if zero else "above 0"
-        raise SettingsError(
-            f"{field} must be a number of seconds {least}, and no more than {_LONGEST:g}, not "
-            f"{shown(value)}"
-        )
-
-
 def _check_serializer(field: str, serializer: object) -> None:
-    """Raise where this is none.
+    """Check that an object can serialize.
 
     Raises:
-        SettingsError: it can't be called with a key or a value, or is asynchronous; the message
-            names the field.
+        SettingsError: it can't be called with a key or a value, or is async; the message names the
+            field.
     """
     if isinstance(serializer, type) and _makes_serializers(serializer):
-        raise SettingsError(
-            f"{field} must be an instance, {serializer.__name__}(), and not the class itself"
-        )
+        raise SettingsError(f"{field} must be an instance, {serializer.__name__}(), not the class")
     call: object = serializer.serialize if isinstance(serializer, Serializer) else serializer
     if not callable(call):
         raise SettingsError(
@@ -593,7 +716,7 @@ def _check_serializer(field: str, serializer: object) -> None:
 
 
 def _makes_serializers(cls: type) -> bool:
-    """Whether instances are meant: those of others, such as ``bytes``, are made by the call."""
+    """Whether the instances of a class are serializers. A class such as ``bytes`` is one itself."""
     return hasattr(cls, "serialize") or any("__call__" in vars(one) for one in cls.__mro__)
 
 

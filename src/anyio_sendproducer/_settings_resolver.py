@@ -1,6 +1,6 @@
-"""What a client is made with: the settings, enriched, with the addresses that were looked up.
+"""Completes the settings for a client: ``enrich`` changes them, and a resolver finds addresses.
 
-All of it runs on the loop. The driver's thread reads what was found last.
+Everything here runs on the event loop. The driver's thread reads the latest result.
 """
 
 from __future__ import annotations
@@ -8,37 +8,40 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Awaitable, Iterable
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import anyio
 
 from . import discovery
 from ._exceptions import DiscoveryError, ProducerStartError, SettingsError
-from ._settings import ProducerSettings
+from ._settings import ProducerSettings, SettingsFields
 from ._shown import listed, one_line
 from .discovery import Lookup, Resolver, Target
 from .telemetry._logging import error_type
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["SettingsResolver"]
 
 _log = logging.getLogger("anyio_sendproducer")
 
-#: How many targets of one look-up are used. librdkafka starts a thread for each address, and any
-#: broker names all others. One DNS answer may have 2,500 SRV records.
+#: The number of targets of one look-up that are used. librdkafka starts a thread for each address,
+#: and any broker names all others. One DNS answer may have 2,500 SRV records.
 MOST_TARGETS: Final = 100
-#: The least that is left of start_timeout for the client, in seconds.
+#: The client has at least this part of start_timeout; seconds.
 _LEAST: Final = 0.001
 
 
 class SettingsResolver:
-    """Finds out what the clients of one producer are made with.
+    """Completes the settings for each client of one producer.
 
     Args:
-        given: the settings as the caller made them.
+        given: the caller's settings.
 
     Attributes:
-        settings: as they are by now: :meth:`find` has completed them, and :meth:`find_again` keeps
-            what belongs to the client up to date.
+        settings: the current settings. :meth:`find` completes them, and :meth:`find_again` and
+            :meth:`moved` update the fields that belong to the client.
     """
 
     def __init__(self, given: ProducerSettings) -> None:
@@ -50,17 +53,17 @@ class SettingsResolver:
 
     @property
     def looks_up(self) -> bool:
-        """Whether there is a service to look up, and not an address that is fixed."""
+        """Whether there is a service to look up."""
         return self._lookup is not None
 
     @property
     def asks(self) -> bool:
-        """Whether anybody is to be asked before a client is made."""
+        """Whether ``enrich`` or a resolver must be called before a client is constructed."""
         return self._given.enrich is not None or self.looks_up
 
     def for_client(self) -> ProducerSettings:
-        """The settings for the next client. What enriching and looking up took at the start is
-        taken from the first one's ``start_timeout``."""
+        """The settings for the next client. The first client's ``start_timeout`` is shorter by the
+        time that ``enrich`` and the look-up took."""
         left, self._left = self._left, None
         return self.settings if left is None else self.settings.evolve(start_timeout=left)
 
@@ -70,8 +73,8 @@ class SettingsResolver:
         Raises:
             DiscoveryError: the service was not found.
             ProducerStartError: there was no answer within ``start_timeout``.
-            SettingsError: there is no address when all is done, or ``enrich`` gave no settings.
-            Exception: what ``enrich`` raised.
+            SettingsError: there is no address in the end, or ``enrich`` returned no settings.
+            Exception: an exception of ``enrich``.
 
         Cancellation leaves nothing behind.
         """
@@ -89,47 +92,53 @@ class SettingsResolver:
             self._left = round(max(left, _LEAST), 3)
 
     async def find_again(self) -> None:
-        """Do all of it once more, for the next client. Where that fails, what was found last stays,
-        which is logged."""
+        """Complete the settings again, for the next client. A failure is logged, and the settings
+        stay as they are."""
         try:
             with anyio.move_on_after(self.settings.start_timeout) as scope:
                 found = await self._with_addresses(await self._enriched())
-                # The rest is the producer's own, which goes on.
+                # The other fields belong to the producer, which goes on.
                 self._take(
-                    found.bootstrap_servers, client_id=found.client_id, properties=found.properties
+                    bootstrap_servers=found.bootstrap_servers,
+                    client_id=found.client_id,
+                    properties=found.properties,
                 )
             if scope.cancelled_caught:
                 raise TimeoutError("no answer within start_timeout")
         except Exception as error:  # noqa: BLE001  # the producer goes on with what it has
             _log.warning(
-                "the client's settings are those of the last time: %s",
+                "the client's settings stay as they were: %s",
                 error,
                 extra={"error.type": error_type(error)},
             )
 
     async def moved(self) -> bool:
-        """Look the service up once more, and say whether it is elsewhere now. Where that fails, it
-        is where it was, which is logged."""
+        """Look the service up again.
+
+        Returns:
+            Whether its addresses have changed. A failure is logged, and the addresses stay as they
+            are.
+        """
         before = set(self.settings.addresses)
         try:
             found = await self._look_up(self.settings.resolve_timeout)
         except DiscoveryError as error:
             _log.warning(
-                "the addresses are those of the last time: %s",
+                "the addresses stay as they were: %s",
                 error,
                 extra={"error.type": error_type(error)},
             )
             return False
-        self._take(found)
+        self._take(bootstrap_servers=found)
         return set(self.settings.addresses) != before
 
-    def _take(self, servers: object, **changes: object) -> None:
+    def _take(self, **changes: Unpack[SettingsFields]) -> None:
         before = self.settings
-        self.settings = before.evolve(bootstrap_servers=servers, **changes)
+        self.settings = before.evolve(**changes)
         if self.settings.addresses != before.addresses:
             addresses = listed(self.settings.addresses)
             _log.info(
-                "the brokers are looked for at %s now",
+                "the brokers' addresses are %s now",
                 addresses,
                 extra={"anyio_sendproducer.addresses": addresses},
             )
@@ -141,7 +150,7 @@ class SettingsResolver:
         answer = cast("object", given.enrich(given))
         if not isinstance(answer, Awaitable):
             raise SettingsError(
-                f"enrich must be an async callable: it gave {type(answer).__name__} at once"
+                f"enrich must be an async callable: it returned {type(answer).__name__}"
             )
         enriched = await cast("Awaitable[ProducerSettings]", answer)
         if not isinstance(cast("object", enriched), ProducerSettings):
@@ -151,7 +160,7 @@ class SettingsResolver:
         return enriched
 
     async def _with_addresses(self, settings: ProducerSettings) -> ProducerSettings:
-        # Enriched, they have to be complete.
+        # Without `enrich`, the settings must have an address.
         if not settings.service_name:
             return settings.evolve(enrich=None)
         self._lookup = Lookup.parse(settings.service_name)
@@ -171,7 +180,7 @@ class SettingsResolver:
                 answer = cast("object", await resolver.resolve(lookup))
                 if not isinstance(answer, Iterable):
                     raise TypeError(f"targets were expected, not {type(answer).__name__}")
-                # It may be a generator that is slow or never ends, and runs on the event loop.
+                # A generator may be slow or endless, and it runs on the event loop.
                 for target in itertools.islice(cast("Iterable[Target]", answer), MOST_TARGETS + 1):
                     targets.append(target)
                     if anyio.current_time() >= scope.deadline:

@@ -1,24 +1,35 @@
-"""Settings out of a mapping, a TOML file or the environment: names and texts, made into arguments.
+"""Readers of settings: a mapping, a TOML file, a ``.properties`` file, environment variables.
 
-What the values are to be is checked where they arrive, in ``ProducerSettings`` itself.
+They turn names and texts into arguments of ``ProducerSettings``, which checks the values.
 """
 
 from __future__ import annotations
 
 import contextlib
-import difflib
+import datetime as dt
 import importlib
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, cast
 
 from ._exceptions import SettingsError
+from ._kafka_names import (
+    CLIENT_PROPERTIES,
+    MANAGED,
+    canonical_name,
+    closest,
+    is_client_property,
+    is_family,
+)
+from ._properties_file import decode, parse, trim
 from ._shown import shown, shown_name
 
 __all__ = [
     "from_environment",
     "from_mapping",
+    "from_properties",
     "from_toml",
     "read_text",
     "truth_of",
@@ -26,49 +37,137 @@ __all__ = [
 ]
 
 _PROPERTIES: Final = "properties"
-#: What no text stands for.
+#: Fields whose value is code, so no text stands for them.
 _CODE: Final = frozenset({"enrich", "producer", "producer_factory"})
 _TRUTH: Final = {"true": True, "false": False}
 #: A larger settings file is a mistake, for example a path such as /dev/zero; bytes.
 _LARGEST: Final = 1024 * 1024
+#: A prefix that other programs use, too.
+_SHARED_PREFIX: Final = "KAFKA_"
+#: Kubernetes sets such variables for each service: with the service ``kafka``,
+#: ``KAFKA_SERVICE_HOST`` and ``KAFKA_PORT_9092_TCP_ADDR``.
+_KUBERNETES: Final = re.compile(
+    r"(?:.+_)?(?:service_(?:host|port.*)|port|port_\d+_(?:tcp|udp|sctp).*)"
+)
+
+#: Java's serializers that need no code here, with the serializer to use.
+_JAVA_SERIALIZERS: Final[Mapping[str, Callable[[Any], bytes] | None]] = {
+    f"org.apache.kafka.common.serialization.{name}Serializer": serializer
+    for name, serializer in (
+        ("ByteArray", None),
+        ("ByteBuffer", None),
+        ("Bytes", None),
+        ("String", str.encode),
+    )
+}
 
 
 def truth_of(text: str) -> bool | None:
-    """What a text says, in whichever case: true or false; None where it is neither."""
+    """True or False, which a text says in any case; None if it says neither."""
     return _TRUTH.get(text.strip().lower())
 
 
 def from_mapping(given: object, fields: Mapping[str, object]) -> dict[str, Any]:
-    """The arguments that a mapping holds.
+    """The arguments in a mapping.
 
     Args:
-        given: names as in ``fields``, or with dashes in place of underscores.
-        fields: the names that there are, with their defaults.
+        given: names as in ``fields``, or with dashes in place of underscores, or Kafka's names.
+        fields: the names of the fields, with their defaults.
     """
     if not isinstance(given, Mapping):
         raise SettingsError(f"settings must come as a mapping, not {type(given).__name__}")
-    arguments: dict[str, Any] = {}
-    spelt: dict[str, str] = {}
-    for key, value in cast("Mapping[object, Any]", given).items():
+    arguments = _Arguments()
+    for key, value in _top_level(cast("Mapping[object, Any]", given)):
         if not isinstance(key, str):
             raise SettingsError(f"the name of a setting must be a str, not {shown(key)}")
         name = key.replace("-", "_")
-        if name not in fields:
-            raise unknown(key, name, fields)
-        if name in spelt:
-            raise SettingsError(f"{spelt[name]!r} and {key!r} are one setting; give one")
-        spelt[name] = key
-        if name == _PROPERTIES and isinstance(value, Mapping):
-            arguments[name] = dict(_flattened(cast("Any", value)))
-        elif isinstance(value, str):
-            arguments[name] = _parsed(name, value, fields[name])
+        if name == _PROPERTIES:
+            arguments.add(name, key, value)
+        elif name in fields:
+            parsed = _parsed(name, value, fields[name]) if isinstance(value, str) else value
+            arguments.add(name, key, parsed)
+        elif _has_place(name):
+            _add_kafka(arguments, key, name, value)
         else:
-            arguments[name] = value
-    return arguments
+            raise unknown(key, name, fields)
+    return arguments.complete()
+
+
+def from_properties(
+    source: str | os.PathLike[str] | Mapping[str, Any],
+) -> dict[str, Any]:
+    """The arguments in a ``.properties`` file, or in a mapping with Kafka's names."""
+    if isinstance(source, Mapping):
+        return _from_kafka(cast("Mapping[object, Any]", source))
+    path = os.fspath(source)
+    try:
+        return _from_kafka(parse(decode(_read(path))))
+    except SettingsError as error:
+        # An error of _read() begins with the path.
+        text = str(error)
+        raise SettingsError(text if text.startswith(path) else f"{path}: {text}") from error
+
+
+def _from_kafka(properties: Mapping[Any, Any]) -> dict[str, Any]:
+    arguments = _Arguments()
+    for key, value in properties.items():
+        if not isinstance(key, str):
+            raise SettingsError(f"the name of a setting must be a str, not {shown(key)}")
+        _add_kafka(arguments, key, key, trim(value) if isinstance(value, str) else value)
+    return arguments.complete()
+
+
+class _Arguments:
+    """Gathers arguments, and refuses two names of one setting."""
+
+    def __init__(self) -> None:
+        self._fields: dict[str, Any] = {}
+        self._properties: dict[str, Any] = {}
+        self._given: dict[str, str] = {}
+
+    def add(self, field: str, given: str, value: Any) -> None:
+        """Add a field.
+
+        Args:
+            field: its name.
+            given: the name that the user wrote.
+            value: its value.
+        """
+        if field == _PROPERTIES and isinstance(value, Mapping):
+            for name, content in _flattened(cast("Any", value)):
+                self.add_property(name, content)
+            return
+        self._note(field, given)
+        self._fields[field] = value
+
+    def add_property(self, name: Any, value: Any) -> None:
+        """Add a property of the client."""
+        if isinstance(name, str):
+            self._note(f"property {canonical_name(name)}", name)
+        self._properties[name] = value
+
+    def _note(self, setting: str, given: str) -> None:
+        if setting in self._given:
+            names = f"{shown_name(self._given[setting])} and {shown_name(given)}"
+            raise SettingsError(f"{names} are one setting; give one")
+        self._given[setting] = given
+
+    def complete(self) -> dict[str, Any]:
+        if self._properties:
+            return {**self._fields, _PROPERTIES: self._properties}
+        return self._fields
+
+
+def _top_level(given: Mapping[object, Any]) -> Iterable[tuple[object, Any]]:
+    """Join the tables that TOML makes of the dots in Kafka's names."""
+    for key, value in given.items():
+        if isinstance(value, Mapping) and isinstance(key, str) and is_family(key):
+            yield from _flattened(cast("Any", value), f"{key}.")
+        else:
+            yield key, value
 
 
 def _flattened(table: Mapping[Any, Any], above: str = "") -> Iterable[tuple[Any, Any]]:
-    # TOML makes tables of the dots in a bare key.
     for key, value in table.items():
         name = f"{above}{key}" if isinstance(key, str) else key
         if isinstance(value, Mapping):
@@ -77,22 +176,68 @@ def _flattened(table: Mapping[Any, Any], above: str = "") -> Iterable[tuple[Any,
             yield name, value
 
 
+def _has_place(name: str) -> bool:
+    return canonical_name(name) in MANAGED or is_client_property(name)
+
+
+def _add_kafka(arguments: _Arguments, given: str, name: str, value: Any) -> None:
+    """Add a setting by Kafka's name.
+
+    Args:
+        arguments: where to add it.
+        given: the name that the user wrote, for errors.
+        name: the same, without dashes.
+        value: its value; a number may be a text.
+    """
+    canonical = canonical_name(name)
+    if canonical in {"bootstrap_servers", "client_id", "transactional_id"}:
+        arguments.add(canonical, given, value)
+    elif canonical == "delivery_timeout_ms":
+        milliseconds = dt.timedelta(milliseconds=_whole_number(given, value))
+        arguments.add("delivery_timeout", given, milliseconds)
+    elif canonical == "buffer_memory":
+        arguments.add("max_buffered_bytes", given, _whole_number(given, value))
+    elif canonical in {"key_serializer", "value_serializer"}:
+        arguments.add(canonical, given, _serializer(given, canonical, value))
+    else:
+        arguments.add_property(name, value)
+
+
+def _whole_number(given: str, value: object) -> int:
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,18}", value):
+        return int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**18:
+        return value
+    raise SettingsError(f"{given!r} must be a whole number of 0 or more")
+
+
+def _serializer(given: str, field: str, value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    if value in _JAVA_SERIALIZERS:
+        return _JAVA_SERIALIZERS[value]
+    raise SettingsError(
+        f"{given!r} names a class of Java that has no counterpart here: leave it out, and use "
+        f"with_{field}()"
+    )
+
+
 def _parsed(name: str, text: str, default: object) -> Any:
-    """A text as what the field is, where it is a number."""
-    parse: Callable[[str], Any]
+    """Convert a text to the type of its field if that is a number or a bool."""
+    parse_number: Callable[[str], Any]
     if isinstance(default, bool):
         truth = truth_of(text)
-        # What is neither is refused where it arrives.
+        # ProducerSettings refuses any other text.
         return text if truth is None else truth
     if isinstance(default, int):
-        parse, what = int, "an int"
+        parse_number, what = int, "an int"
     elif isinstance(default, float):
-        parse, what = float, "a number of seconds, such as 2.5"
+        parse_number, what = float, "a number of seconds, such as 2.5"
     else:
         return text
     # Raised outside of `except`, because the ValueError repeats the text, which may be a secret.
     with contextlib.suppress(ValueError):
-        return parse(text)
+        return parse_number(text)
     raise SettingsError(f"{name} must be {what}, not {shown(text)}")
 
 
@@ -101,39 +246,57 @@ def unknown(
     name: str,
     fields: Iterable[str],
     spell: Callable[[str], str] = str,
-    others: str = "what is for the client itself goes into 'properties'",
+    spell_property: Callable[[str], str] | None = None,
 ) -> SettingsError:
-    """The error that there is no such setting, with the nearest that there is, or all of them.
+    """The error for a name that is not a setting.
+
+    It says where the setting belongs, or suggests the closest name, or lists the names.
 
     Args:
-        given: the name as it was spelt.
-        name: as it would be spelt here.
-        fields: those that there are.
-        spell: how one of them would be spelt there.
-        others: what else there is.
+        given: the name as the user wrote it.
+        name: the name as the name of a field, with underscores.
+        fields: the names of the fields.
+        spell: spells the name of a field in the way that the user writes names.
+        spell_property: the same for a property of the client; None: ``properties={...}``.
     """
-    near = difflib.get_close_matches(name.lower(), [*fields], n=1)
-    wrong = f"{shown_name(given, is_known=bool(near))} is not a setting"
-    if near:
-        return SettingsError(f"{wrong}; did you mean {spell(near[0])!r}?")
-    known = ", ".join(map(spell, sorted(fields)))
-    return SettingsError(f"{wrong}: there are {known}; {others}")
+    names = [*fields]
+    as_property = spell_property or (lambda one: f"properties={{{one!r}: ...}}")
+    canonical = canonical_name(name.lower())
+    if canonical in MANAGED and canonical not in names:
+        return SettingsError(f"{given!r} is not a setting here: {MANAGED[canonical]}")
+    if canonical in CLIENT_PROPERTIES:
+        place = as_property(CLIENT_PROPERTIES[canonical])
+        return SettingsError(f"{given!r} is a setting of the client: use {place}")
+    near = closest(canonical, {*names, *CLIENT_PROPERTIES})
+    wrong = f"{shown_name(given, is_known=near is not None)} is not a setting"
+    if near is not None and near in CLIENT_PROPERTIES:
+        return SettingsError(f"{wrong}; did you mean {as_property(CLIENT_PROPERTIES[near])}?")
+    if near is not None:
+        return SettingsError(f"{wrong}; did you mean {spell(near)!r}?")
+    known = ", ".join(map(spell, sorted(names)))
+    example = as_property("linger.ms")
+    return SettingsError(f"{wrong}: there are {known}; a setting of the client is {example}")
+
+
+def _read(path: str) -> bytes:
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(_LARGEST + 1)
+    except OSError as error:
+        raise SettingsError(f"{path} can't be read: {error.strerror}") from error
+    if len(content) > _LARGEST:
+        raise SettingsError(f"{path} has more than 1 MiB, so it holds no settings")
+    return content
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
     """The text of a settings file, without a byte order mark.
 
     Raises:
-        SettingsError: it cannot be read, is not UTF-8, or has more than 1 MiB. The error has none
-            of the content, and no cause that has it: a UnicodeDecodeError holds all of it.
+        SettingsError: the file cannot be read, is not UTF-8, or has more than 1 MiB. The error has
+            none of the content. A UnicodeDecodeError would hold all of it, so it is not the cause.
     """
-    try:
-        with Path(path).open("rb") as file:
-            content = file.read(_LARGEST + 1)
-    except OSError as error:
-        raise SettingsError(f"{os.fspath(path)} can't be read: {error.strerror}") from error
-    if len(content) > _LARGEST:
-        raise SettingsError(f"{os.fspath(path)} has more than 1 MiB, so it holds no settings")
+    content = _read(os.fspath(path))
     with contextlib.suppress(UnicodeDecodeError):
         return content.decode("utf-8-sig")
     raise SettingsError(
@@ -142,11 +305,11 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
 
 def from_toml(path: str | os.PathLike[str], table: str, fields: Mapping[str, object]) -> Any:
-    """The arguments that a table of a TOML file holds.
+    """The arguments in a table of a TOML file.
 
     Args:
         path: the file.
-        table: its name, with dots between those above it and its own; empty for the whole file.
+        table: the table's full name, with dots; empty for the whole file.
         fields: as for :func:`from_mapping`.
     """
     loads, text, problem = _toml().loads, read_text(path), ""
@@ -174,7 +337,7 @@ def _toml() -> Any:
         except ImportError:
             continue
     raise SettingsError(
-        "Python 3.10 reads no TOML by itself: install tomli, as by "
+        "Python 3.10 cannot read TOML: install tomli, for example by "
         "pip install 'anyio-sendproducer[toml]'"
     )
 
@@ -182,12 +345,17 @@ def _toml() -> Any:
 def from_environment(
     prefix: str, environment: Mapping[str, str], fields: Mapping[str, object]
 ) -> dict[str, Any]:
-    """The arguments that environment variables hold.
+    """The arguments in environment variables.
 
     Args:
-        prefix: what their names begin with.
+        prefix: the beginning of the variables' names.
         environment: all variables.
         fields: as for :func:`from_mapping`.
+
+    Raises:
+        SettingsError: a variable is not a setting. Variables that Kubernetes sets are ignored, and
+            with the prefix ``KAFKA``, which other programs use too, every variable that does not
+            resemble a setting.
     """
     if not isinstance(cast("object", prefix), str) or not prefix.strip("_"):
         raise SettingsError(
@@ -208,13 +376,14 @@ def from_environment(
                 f"{variable}_COMPRESSION_TYPE"
             )
         elif name not in fields:
-            raise unknown(
-                variable,
-                name,
-                [one for one in fields if one not in _CODE and not one.endswith("_serializer")],
-                lambda field: f"{start}{field.upper()}",
-                f"what is for the client itself has a name such as {start}PROPERTIES_ACKS",
-            )
+            if not _is_foreign(start, name, fields):
+                raise unknown(
+                    variable,
+                    name,
+                    [one for one in fields if one not in _CODE and not one.endswith("_serializer")],
+                    lambda field: f"{start}{field.upper()}",
+                    lambda one: f"{start}PROPERTIES_{canonical_name(one).upper()}",
+                )
         elif name.endswith("_serializer") or name in _CODE:
             raise SettingsError(f"{variable}: that is code: use with_{name}()")
         else:
@@ -225,3 +394,12 @@ def from_environment(
     if properties:
         arguments[_PROPERTIES] = properties
     return arguments
+
+
+def _is_foreign(start: str, name: str, fields: Iterable[str]) -> bool:
+    """Whether a variable that is not a setting belongs to another program."""
+    if _KUBERNETES.fullmatch(name):
+        return True
+    return start == _SHARED_PREFIX and not (
+        _has_place(name) or closest(name, {*fields, *CLIENT_PROPERTIES})
+    )

@@ -344,7 +344,8 @@ async def test_the_exit_is_bounded_whatever_ends_the_block(
     # The other one of the two would be far too long.
     settings = settings_for(broker, close_timeout=PATIENCE, cancel_timeout=PATIENCE)
     bound = 0.2
-    settings = settings.evolve(**{"close_timeout" if how == "success" else "cancel_timeout": bound})
+    bounds: dict[str, Any] = {"close_timeout" if how == "success" else "cancel_timeout": bound}
+    settings = settings.evolve(**bounds)
     sockets = open_sockets()
     began = math.nan
     deliveries: list[Any] = []

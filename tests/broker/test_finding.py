@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -272,7 +273,7 @@ async def as_they_are(settings: ProducerSettings) -> ProducerSettings:
         (
             at_once,
             SettingsError,
-            "enrich must be an async callable: it gave ProducerSettings at once",
+            "enrich must be an async callable: it returned ProducerSettings",
         ),
         (
             never_done,
@@ -284,7 +285,7 @@ async def as_they_are(settings: ProducerSettings) -> ProducerSettings:
             SettingsError,
             (
                 "bootstrap_servers is missing: name at least one broker, such as 'localhost:9092', "
-                "or a service_name"
+                "or set service_name"
             ),
         ),
     ],
@@ -381,7 +382,7 @@ async def test_where_nothing_is_found_again_the_last_will_do(
         await until(generation(producer, 2))
         assert made_with(fake).addresses == ("a:1",)
         await producer.send(record())
-    assert "the client's settings are those of the last time" in caplog.text
+    assert "the client's settings stay as they were" in caplog.text
 
 
 # --- a cluster that moves ------------------------------------------------------------------------
@@ -391,7 +392,9 @@ async def test_a_cluster_that_moved_is_found_and_what_was_under_way_has_its_outc
     clock: ManualClock,
 ) -> None:
     oracle, fake = Oracle("a:1"), FakeDriver(manual=True)
-    async with clock.open(looking_up(oracle, delivery_timeout=1e9), driver=fake) as producer:
+    async with clock.open(
+        looking_up(oracle, delivery_timeout=timedelta(seconds=1e9)), driver=fake
+    ) as producer:
         async with task_group() as tasks:
             call = Call(tasks, producer.send, record(b"1"))
             await taken(fake, 1)
@@ -414,7 +417,9 @@ async def test_a_client_is_kept_where_the_cluster_is_where_it_was(
     says: str, clock: ManualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     oracle, fake = Oracle("a:1", "b:2"), FakeDriver(manual=True)
-    async with clock.open(looking_up(oracle, delivery_timeout=1e9), driver=fake) as producer:
+    async with clock.open(
+        looking_up(oracle, delivery_timeout=timedelta(seconds=1e9)), driver=fake
+    ) as producer:
         call = producer.enqueue_nowait(record(b"1"))
         await taken(fake, 1)
         if says == "in another order":
@@ -429,7 +434,7 @@ async def test_a_client_is_kept_where_the_cluster_is_where_it_was(
         fake.acknowledge()
         await call.wait()
         assert producer.statistics().generations == 1
-    warned = "the addresses are those of the last time" in caplog.text
+    warned = "the addresses stay as they were" in caplog.text
     assert warned == (says in {"nothing", "an error"})
 
 
@@ -486,7 +491,7 @@ async def test_a_real_cluster_that_moves_is_found_by_a_real_name_server(
                 service_name="_kafka._tcp.moving.test",
                 discovery_method=discovery.dns(names.address),
                 resolve_timeout=PATIENCE,
-                delivery_timeout=1e9,
+                delivery_timeout=timedelta(seconds=1e9),
             )
             async with clock.open(settings) as producer:
                 assert (await producer.send(record(b"at the old"))).offset == 0

@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import threading
 from collections.abc import AsyncGenerator
+from datetime import timedelta
 from typing import Any, cast
 
 import anyio
@@ -183,7 +184,7 @@ async def test_a_topic_without_metadata_is_asked_for_again_and_keeps_its_order(
     fake = FakeClient()
     fake.errors = [kafka.errors.KafkaTimeoutError() for _ in range(3)]
     fake.gate.shut()
-    async with clock.open(with_client(fake, delivery_timeout=1e9)) as producer:
+    async with clock.open(with_client(fake, delivery_timeout=timedelta(seconds=1e9))) as producer:
         deliveries = [producer.enqueue_nowait(record(b"%d" % number)) for number in range(5)]
         fake.gate.open()
         for delivery in deliveries:
@@ -689,7 +690,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     *(
         (
             {"producer": FAKE, field: value},
-            f"{field} and producer: give one, for the producer is made already",
+            f"{field} and producer cannot be combined: the producer is already configured",
         )
         for field, value in (
             ("bootstrap_servers", "a:1"),

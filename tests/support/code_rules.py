@@ -30,7 +30,11 @@ OVERSIZED_MODULES: Final = set[str]()
 #: Attributes that instances of a class may have.
 LARGEST_CLASS: Final = 20
 #: Classes whose attributes are what users set, read or are told: a flat list suits them.
-VALUES: Final = {"_delivery.Statistics", "_settings.ProducerSettings"}
+VALUES: Final = {
+    "_delivery.Statistics",
+    "_settings.ProducerSettings",
+    "_settings.SettingsFields",
+}
 #: Classes that have not been divided yet.
 OVERSIZED_CLASSES: Final = {
     "testing._driver.FakeDriver",

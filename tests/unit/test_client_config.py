@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anyio_sendproducer import ProducerSettings, SettingsError
-from anyio_sendproducer._settings import canonical_name
+from anyio_sendproducer._kafka_names import canonical_name
 from anyio_sendproducer.drivers import make_driver
 from anyio_sendproducer.drivers.kafka_python import _config as _kafka_config
 from anyio_sendproducer.drivers.kafka_python import _driver as _kafka_python

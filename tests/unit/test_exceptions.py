@@ -127,7 +127,7 @@ def test_whoever_catches_the_classes_of_others_catches_ours() -> None:
 
 
 def test_every_exception_is_exported_by_its_module() -> None:
-    assert {*real(), "Persistence"} == set(_exceptions.__all__)
+    assert {*real(), "Persistence", "SettingsWarning"} == set(_exceptions.__all__)
 
 
 @pytest.mark.parametrize("cls", SIMPLE)

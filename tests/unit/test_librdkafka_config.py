@@ -6,6 +6,7 @@ import functools
 import logging
 import ssl
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -14,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from anyio_sendproducer import ProducerSettings, SettingsError
-from anyio_sendproducer._settings import canonical_name
+from anyio_sendproducer._kafka_names import canonical_name
 from anyio_sendproducer.drivers.kafka_python import _driver as _kafka_python
 from anyio_sendproducer.drivers.kafka_python._config import client_config
 from anyio_sendproducer.drivers.librdkafka import _properties as tables
@@ -316,10 +317,10 @@ def test_settings_of_transactions() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "milliseconds"),
-    [(30, 30_000), (0.0001, 1), (1.0005, 1001), (1e9, INT_MAX)],
+    [(30, 30_000), (0.0001, 1), (1.0005, 1001), (timedelta(seconds=1e9), INT_MAX)],
 )
 def test_without_idempotence_librdkafka_expires_records_too(
-    seconds: float, milliseconds: int
+    seconds: float | timedelta, milliseconds: int
 ) -> None:
     found = config({"enable.idempotence": False}, delivery_timeout=seconds)
     assert found["message.timeout.ms"] == milliseconds
@@ -329,8 +330,12 @@ def test_an_idempotent_client_expires_no_record() -> None:
     assert config({}, delivery_timeout=0.5)["message.timeout.ms"] == INT_MAX
 
 
-@pytest.mark.parametrize(("seconds", "milliseconds"), [(0, 0), (2.5, 2500), (1e9, 3_600_000)])
-def test_an_unknown_topic_has_as_long_to_appear(seconds: float, milliseconds: int) -> None:
+@pytest.mark.parametrize(
+    ("seconds", "milliseconds"), [(0, 0), (2.5, 2500), (timedelta(seconds=1e9), 3_600_000)]
+)
+def test_an_unknown_topic_has_as_long_to_appear(
+    seconds: float | timedelta, milliseconds: int
+) -> None:
     found = config({}, unknown_topic_timeout=seconds)
     assert found["topic.metadata.propagation.max.ms"] == milliseconds
 
@@ -931,7 +936,7 @@ def test_the_library_accepts_the_bounds_of_each_number() -> None:
                 accept(
                     made(
                         {name: value, "enable.idempotence": False},
-                        delivery_timeout=1e6,
+                        delivery_timeout=timedelta(seconds=1e6),
                     )
                     if name != "transaction.timeout.ms"
                     else made({name: value}, transactional_id="id")
@@ -939,7 +944,7 @@ def test_the_library_accepts_the_bounds_of_each_number() -> None:
 
 
 def test_the_library_accepts_bounds_of_any_length() -> None:
-    for seconds in (1e-4, 0.1, 1e9):
+    for seconds in (1e-4, 0.1, timedelta(seconds=1e9)):
         accept(made({}, delivery_timeout=seconds, unknown_topic_timeout=seconds))
         accept(made({}, delivery_timeout=seconds, transactional_id="id"))
     accept(made({}, max_in_flight=2**40, max_buffered_bytes=2**60))

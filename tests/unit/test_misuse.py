@@ -66,7 +66,7 @@ async def test_a_factory_of_what_is_no_driver(settings: ProducerSettings, factor
         assert str(caught.value) == "driver: the factory must return a Driver, not NoneType"
 
 
-@pytest.mark.parametrize("what", [None, "broker:9092", {"bootstrap_servers": "broker:9092"}])
+@pytest.mark.parametrize("what", [7, "broker:9092", {"bootstrap_servers": "broker:9092"}])
 async def test_not_settings(fake: FakeDriver, what: Any) -> None:
     with pytest.raises(TypeError, match=f"ProducerSettings, not {type(what).__name__}"):
         async with open_send_producer(what, driver=fake):

@@ -128,7 +128,7 @@ LEAKS: Final[dict[str, Callable[[], object]]] = {
     "close_producer_on_exit": lambda: make(close_producer_on_exit=[SECRET]),
     "a property's name": lambda: make(properties={(SECRET,): 1}),
     "two names": lambda: make(properties={f"{SECRET}.x": 1, f"{SECRET}_x": 1}),
-    "evolve": lambda: make().evolve(**{SECRET: 1}),
+    "evolve": lambda: make().evolve(**cast("Any", {SECRET: 1})),
     "mapping": lambda: ProducerSettings.from_mapping(cast("Any", {(SECRET,): 1})),
     "mapping, a name": lambda: ProducerSettings.from_mapping({SECRET: 1}),
     "mapping, a number": lambda: ProducerSettings.from_mapping(

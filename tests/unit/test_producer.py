@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import importlib
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from functools import partial
 from itertools import pairwise
 from typing import Any, cast
@@ -51,7 +52,7 @@ SOON = 0.03
 LONG = 120.0
 
 #: Seconds that no advance of a test's clock reaches.
-ENDLESS = 1e9
+ENDLESS = timedelta(seconds=1e9)
 
 
 def refuse_only(*values: bytes) -> Callable[[ProducerRecord[Any, Any]], DeliveryError | None]:

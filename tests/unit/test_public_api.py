@@ -67,6 +67,7 @@ PUBLIC: Final = {
     "SendProducerError",
     "SerializationFailed",
     "SettingsError",
+    "SettingsWarning",
     "Statistics",
     "Transaction",
     "TransactionAborted",
@@ -152,7 +153,8 @@ def test_the_driver_is_chosen_by_keyword(function: str) -> None:
     parameters = inspect.signature(getattr(anyio_sendproducer, function)).parameters
     assert parameters["driver"].kind is inspect.Parameter.KEYWORD_ONLY
     assert parameters["driver"].default is None
-    assert parameters["settings"].default is inspect.Parameter.empty
+    assert parameters["settings"].kind is inspect.Parameter.POSITIONAL_ONLY
+    assert parameters["settings"].default is None
 
 
 @pytest.mark.parametrize("function", ["open_send_producer", "start_send_producer"])

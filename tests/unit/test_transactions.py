@@ -36,6 +36,7 @@ from anyio_sendproducer import (
     open_send_producer,
     start_send_producer,
 )
+from anyio_sendproducer._settings import SettingsFields
 from anyio_sendproducer.drivers import ConsumedOffset, Deadline
 from anyio_sendproducer.drivers.librdkafka._group_metadata import group_to_bytes
 from anyio_sendproducer.testing import FakeDriver
@@ -832,7 +833,11 @@ async def test_a_client_that_hangs_in_the_end_is_not_waited_for(
     settings: ProducerSettings, fake: FakeDriver, clock: ManualClock, how: str
 ) -> None:
     """The end is shielded, so the loop's clock bounds it."""
-    bounds = {"close_timeout": 0.01, "cancel_timeout": PATIENCE / 2, "delivery_timeout": PATIENCE}
+    bounds: SettingsFields = {
+        "close_timeout": 0.01,
+        "cancel_timeout": PATIENCE / 2,
+        "delivery_timeout": PATIENCE,
+    }
     if how != "cancelled commit":
         bounds["delivery_timeout"] = PATIENCE / 2
     settings = settings.evolve(**bounds)

@@ -7,13 +7,13 @@ be secret.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Mapping
 from typing import Any, Final
 
 from .._exceptions import SettingsError
+from .._kafka_names import MANAGED, closest
 from .._settings import ProducerSettings
 from .._settings_sources import truth_of
 from .._shown import shown, shown_name
@@ -33,18 +33,6 @@ __all__ = [
     "truth_in",
     "unknown",
 ]
-
-#: What the producer itself decides, and what to set instead.
-MANAGED: Final[Mapping[str, str]] = {
-    "bootstrap_servers": "use ProducerSettings(bootstrap_servers=...)",
-    "buffer_memory": "use ProducerSettings(max_buffered_bytes=...)",
-    "client_id": "use ProducerSettings(client_id=...)",
-    "delivery_timeout_ms": "use ProducerSettings(delivery_timeout=...), in seconds",
-    "key_serializer": "use ProducerSettings(key_serializer=...)",
-    "max_block_ms": "nothing blocks; ProducerSettings(delivery_timeout=...) bounds every wait",
-    "transactional_id": "use ProducerSettings(transactional_id=...)",
-    "value_serializer": "use ProducerSettings(value_serializer=...)",
-}
 
 #: How many bytes an answer may have. A client makes room for it as soon as it has read its length,
 #: and by default accepts 100 MB. kafka-python makes objects of it that take up to 35 times as much
@@ -69,9 +57,9 @@ def unknown(given: str, name: str, library: str, spellings: Mapping[str, str]) -
         library: whose properties they are.
         spellings: those that there are, each with how it is to be written.
     """
-    near = difflib.get_close_matches(name.lower(), sorted(spellings), n=1)
-    hint = f"; did you mean {spellings[near[0]]!r}?" if near else ""
-    name = shown_name(given, is_known=bool(near))
+    near = closest(name, spellings)
+    hint = "" if near is None else f"; did you mean {spellings[near]!r}?"
+    name = shown_name(given, is_known=near is not None)
     return SettingsError(f"properties: {name} is not a setting of {library}{hint}")
 
 

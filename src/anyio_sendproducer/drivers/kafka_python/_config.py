@@ -10,7 +10,8 @@ from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from ..._exceptions import SettingsError
-from ..._settings import ProducerSettings, canonical_name
+from ..._kafka_names import canonical_name
+from ..._settings import ProducerSettings
 from .._properties import (
     MANAGED,
     RECEIVE_MAX,

@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from ..._exceptions import SettingsError
-from ..._settings import ProducerSettings, canonical_name
+from ..._kafka_names import canonical_name
+from ..._settings import ProducerSettings
 from .._properties import (
     RECEIVE_MAX,
     TRANSACTION_TIMEOUT_MS,

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Final
 
-from ..._settings import canonical_name
+from ..._kafka_names import canonical_name
 from .._properties import MANAGED
 from ..security._settings import MEANINGS, NO_TOKENS, REFUSED, Abilities
 

@@ -23,7 +23,7 @@ from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 from ..._exceptions import SettingsError
-from ..._settings import canonical_name
+from ..._kafka_names import canonical_name
 from ..._shown import raised_text, shown
 from ._jaas import credentials
 from ._tls import CONVERT, FILES, Given, truth

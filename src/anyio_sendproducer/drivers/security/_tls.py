@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..._exceptions import SettingsError
-from ..._settings import canonical_name
+from ..._kafka_names import canonical_name
 from ..._settings_sources import truth_of
 from ..._shown import one_line
 

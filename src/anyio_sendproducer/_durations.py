@@ -1,0 +1,86 @@
+"""Durations: seconds, as a number or a ``timedelta``."""
+
+from __future__ import annotations
+
+import datetime as dt
+import sys
+import warnings
+from typing import Final
+
+from ._exceptions import SettingsError, SettingsWarning
+from ._shown import shown
+
+__all__ = ["LONGEST", "seconds_of"]
+
+#: Thirty years: longer than any process runs, short enough for every clock.
+LONGEST: Final = 1e9
+#: A longer duration is more often a number of milliseconds than meant; seconds.
+_LONG: Final = 3600.0
+#: Modules whose frames are skipped to find the caller's line.
+_OURS: Final = ("anyio_sendproducer", "contextlib", "dataclasses")
+
+
+class _Checked(float):
+    """A long duration that was accepted once. A copy of it, as by ``evolve``, warns of nothing."""
+
+    __slots__ = ()
+
+
+def seconds_of(field: str, value: object, *, zero: bool, limit: float = LONGEST) -> float:
+    """Check a duration, and convert it to seconds.
+
+    A plain number above one hour raises a :class:`SettingsWarning`, because many clients count in
+    milliseconds.
+
+    Args:
+        field: its name, for errors.
+        value: a number of seconds, or a ``timedelta``.
+        zero: whether it may be 0.
+        limit: the longest duration, in seconds.
+
+    Raises:
+        SettingsError: it is neither, or out of bounds; the message names the field.
+    """
+    seconds: object = value
+    if isinstance(value, dt.timedelta):
+        seconds = value.total_seconds()
+    if (
+        not isinstance(seconds, (int, float))
+        or isinstance(seconds, bool)
+        or not 0 <= seconds <= limit
+        or (seconds == 0 and not zero)
+    ):
+        least = "of 0 or more" if zero else "above 0"
+        most = f", and no more than {limit:g}" if limit <= LONGEST else ""
+        raise SettingsError(
+            f"{field} must be a number of seconds {least}{most}, or a timedelta, not "
+            f"{shown(seconds)}"
+        )
+    if seconds <= _LONG:
+        return seconds
+    if not isinstance(value, (dt.timedelta, _Checked)):
+        _warn(
+            f"{field}={shown(value)} is in seconds, which is {_in_words(seconds)}. If milliseconds "
+            f"are meant, divide by 1000. If it is meant, use timedelta(seconds={shown(value)})."
+        )
+    return _Checked(seconds)
+
+
+def _in_words(seconds: float) -> str:
+    for unit, length in (("years", 31_536_000), ("days", 86_400)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds / 3600:.1f} hours"
+
+
+def _warn(text: str) -> None:
+    """Warn, with the line of the caller outside this package."""
+    level = 1
+    frame = sys._getframe()  # CPython and PyPy have it; the module warnings uses it, too
+    while frame.f_back is not None:
+        frame = frame.f_back
+        level += 1
+        module = str(frame.f_globals.get("__name__"))
+        if module.partition(".")[0] not in _OURS:
+            break
+    warnings.warn(text, SettingsWarning, stacklevel=level)
