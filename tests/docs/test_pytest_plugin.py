@@ -34,7 +34,7 @@ PLUGINS: Final[dict[str, tuple[str, list[str]]]] = {
 
 
 #: Plugins that only take time here.
-IRRELEVANT: Final = ("cacheprovider", "faker", "hypothesispytest")
+IRRELEVANT: Final = ("asyncio", "cacheprovider", "faker", "hypothesispytest")
 
 
 def without(*plugins: str) -> list[str]:
@@ -301,6 +301,47 @@ def test_with_the_settings_that_the_guide_shows_tests_run_on_both_loops(project:
     assert project.pytest("-p", "no:trio", "-p", "no:warnings") == {"passed": 6}
 
 
+def test_with_pytest_asyncio(project: Project) -> None:
+    """The guide's fixtures for it, beside AnyIO's plugin, which leaves them alone by default."""
+    page = (ROOT / "docs/how-to/test-on-asyncio.md").read_text(encoding="utf-8")
+    [ini] = re.findall(r"^```ini\n\[pytest\]\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    [guide] = re.findall(r"## pytest-asyncio(.*?)## unittest", page, re.DOTALL)
+    blocks = re.findall(r"^```py\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
+    project.environment |= measured()
+    project.write("\n".join(blocks), ini=ini)
+    said = project.python("-m", "pytest", *without("cacheprovider", "faker", "trio"))
+    assert "3 passed" in said.splitlines()[-1]
+
+
+LEFT_ELSEWHERE: Final = """
+import pytest
+import pytest_asyncio
+
+from anyio_sendproducer import ProducerRecord, ProducerSettings, open_send_producer
+from anyio_sendproducer.testing import FakeDriver
+
+
+@pytest_asyncio.fixture
+async def producer():
+    settings = ProducerSettings(bootstrap_servers="kafka.internal:9092")
+    async with open_send_producer(settings, driver=FakeDriver()) as producer:
+        yield producer
+
+
+async def test_sent(producer):
+    await producer.send(ProducerRecord("t", b"v"))
+"""
+
+
+def test_the_wrong_block_with_pytest_asyncio(project: Project) -> None:
+    project.environment |= measured()
+    ini = "asyncio_mode = auto\nasyncio_default_fixture_loop_scope = function"
+    project.write(LEFT_ELSEWHERE, ini=ini)
+    with pytest.raises(AssertionError, match="use ProducerService on asyncio") as caught:
+        project.python("-m", "pytest", *without("cacheprovider", "faker", "trio"))
+    assert "1 passed, 1 error" in str(caught.value)
+
+
 def test_pytest_s_start_imports_nothing_that_the_fixtures_need(project: Project) -> None:
     project.write("def test_nothing():\n    pass\n")
     script = """if True:
@@ -312,7 +353,7 @@ def test_pytest_s_start_imports_nothing_that_the_fixtures_need(project: Project)
                 self.names = [name for name, _ in plugins]
 
         quiet = Quiet()
-        without = ["cacheprovider", "anyio", "faker", "trio", "hypothesispytest"]
+        without = ["asyncio", "cacheprovider", "anyio", "faker", "trio", "hypothesispytest"]
         options = [option for name in without for option in ("-p", f"no:{name}")]
         assert pytest.main(options, plugins=[quiet]) == 0
         assert "anyio_sendproducer" in quiet.names
