@@ -5,22 +5,22 @@
     SendProducerError
     ├── SettingsError            (also ValueError)  a setting is wrong or contradicts another
     ├── DiscoveryError                              the brokers' addresses could not be found
-    ├── ProducerStartError                          no producer came up within ``start_timeout``
+    ├── ProducerStartError                          no client could start in ``start_timeout``
     ├── ProducerClosed           (also anyio.ClosedResourceError)  used after it was closed
     ├── ProducerBroken           (also anyio.BrokenResourceError)  it can never send again
     ├── ProducerMisused          (also RuntimeError)  wrong loop, thread, process or task
     ├── DeliveryError                               one record was not delivered
-    │   ├── DeliveryTimeout                         no answer within ``delivery_timeout``
+    │   ├── DeliveryTimeout                         no outcome within ``delivery_timeout``
     │   ├── RecordRejected                          too large, invalid, unknown topic, not allowed
-    │   └── SerializationFailed                     a serializer raised, or gave no bytes
+    │   └── SerializationFailed                     a serializer raised, or returned no bytes
     ├── MultiDeliveryError                          some of several records were not delivered
     ├── UndeliveredRecords                          failures nobody awaited, at the end of the scope
     └── TransactionError                            a transaction was not committed
-        ├── TransactionAborted                      it was aborted; nobody ever sees its records
+        ├── TransactionAborted                      it was aborted; its records are never visible
         ├── TransactionOutcomeUnknown               the answer to the commit was lost
         └── ProducerFenced       another producer took over the ``transactional_id``
 
-Errors of the client library never leave bare: its driver translates each at one seam and keeps the
+No error of the client library is raised to the user: the driver translates it, and keeps the
 original as ``__cause__``.
 """
 
@@ -62,28 +62,27 @@ __all__ = [
 
 
 class Persistence(enum.Enum):
-    """What is known about a record's place in Kafka's log.
+    """Whether a record is in Kafka's log, and so whether sending it again can write it twice.
 
-    The three values are librdkafka's (``rd_kafka_msg_status_t``): they decide whether sending the
-    record once more can write it twice.
+    The three values are librdkafka's (``rd_kafka_msg_status_t``).
     """
 
     NOT_PERSISTED = "not persisted"
     """The record is not in the log and never will be. Sending it again is safe."""
 
     POSSIBLY_PERSISTED = "possibly persisted"
-    """The record was handed to the client, and its fate is unknown: it may be in the log now or
-    later. Sending it again may write it twice."""
+    """The client had the record, and its outcome is unknown: it may be in the log now or later.
+    Sending it again may write it twice."""
 
     PERSISTED = "persisted"
     """A broker acknowledged the record."""
 
 
 class SendProducerError(Exception):
-    """The base of every exception of this package.
+    """The base class of every exception of this package.
 
-    Its message is one line: control characters in it are escaped, since it may repeat what a
-    broker, a resolver or a serializer said.
+    The message may contain text of a broker, a resolver or a serializer. Control characters in it
+    are escaped, so that it is one line.
     """
 
     def __init__(self, *args: object) -> None:
@@ -93,7 +92,7 @@ class SendProducerError(Exception):
 
 
 class SettingsError(SendProducerError, ValueError):
-    """A setting is wrong, unknown, missing or contradicts another; the message names it."""
+    """A setting is wrong, unknown, missing or contradicts another. The message names it."""
 
 
 class SettingsWarning(UserWarning):
@@ -106,7 +105,7 @@ class DiscoveryError(SendProducerError):
 
 class ProducerStartError(SendProducerError):
     """The producer could not start: no broker answered within ``start_timeout``, or the client
-    refused to be made. The message names the addresses; the client's error is ``__cause__``."""
+    could not be made. The message has the addresses; ``__cause__`` is the client's error."""
 
 
 class ProducerClosed(SendProducerError, anyio.ClosedResourceError):
@@ -114,20 +113,20 @@ class ProducerClosed(SendProducerError, anyio.ClosedResourceError):
 
 
 class ProducerBroken(SendProducerError, anyio.BrokenResourceError):
-    """The producer can never send again; ``__cause__`` is what broke it."""
+    """The producer can never send again. ``__cause__`` is the error that broke it."""
 
 
 class ProducerMisused(SendProducerError, RuntimeError):
-    """The producer was used from another event loop, another thread or a forked child; or another
-    task left its block than the one that entered it."""
+    """The producer was used on another event loop, or in another thread or a forked process; or its
+    block was left by another task than the one that entered it."""
 
 
 class DeliveryError(SendProducerError):
     """One record was not delivered.
 
     Attributes:
-        record: the :class:`ProducerRecord` as it was sent.
-        persistence: whether it may be in the log all the same.
+        record: the :class:`ProducerRecord`.
+        persistence: whether the record may have been written nevertheless.
     """
 
     def __init__(
@@ -150,33 +149,34 @@ class DeliveryError(SendProducerError):
 
     @property
     def summary(self) -> str:
-        """The error in one line, with its kind and the persistence."""
+        """The error in one line: class, message and persistence."""
         return f"{type(self).__name__}: {self} [{self.persistence.value}]"
 
 
 class DeliveryTimeout(DeliveryError):
     """The record had no outcome within ``delivery_timeout``.
 
-    ``persistence`` is ``NOT_PERSISTED`` where the record was never handed to the client, otherwise
-    ``POSSIBLY_PERSISTED``: the client may still write it after this error. Where the client could
-    not connect to a broker, the message says to which and why, and ``__cause__`` is that error.
+    ``persistence`` is ``NOT_PERSISTED`` if the client never had the record, otherwise
+    ``POSSIBLY_PERSISTED``: the client may still write it after this error. If the client could not
+    connect to a broker, the message says to which one and why, and ``__cause__`` is that error.
     """
 
 
 class RecordRejected(DeliveryError):
     """The record was refused: it is invalid or too large, its topic or partition does not exist,
-    or this producer may not write there. Always ``NOT_PERSISTED``.
+    or the producer may not write there. Its persistence is always ``NOT_PERSISTED``.
 
-    What else was in its batch is delivered, as long as the broker says which records of a batch are
-    at fault, or that one is too large: then halves of it are sent until the culprit is alone. What
-    is refused whatever is in it, as for want of permission, is rejected with all that is in it.
-    With the driver ``"confluent"`` no batch is divided: what else was in it fails, not persisted.
+    The other records of its batch are delivered if the broker reports which records are at fault,
+    or that the batch is too large; then the batch is divided until the rejected record is alone. If
+    the reason is the same for the whole batch, for example a missing permission, all its records
+    are rejected. With the driver ``"confluent"`` no batch is divided: the other records of the
+    batch fail, too, and are not persisted.
     """
 
 
 class SerializationFailed(DeliveryError):
-    """The key or the value could not be turned into bytes. Always ``NOT_PERSISTED``; what the
-    serializer raised is ``__cause__``."""
+    """The key or the value could not be serialized. The persistence is always ``NOT_PERSISTED``.
+    ``__cause__`` is the exception of the serializer, if it raised one."""
 
 
 def _remake(
@@ -189,12 +189,12 @@ def _remake(
 
 
 class MultiDeliveryError(SendProducerError):
-    """At least one of several records was not delivered; the fate of each is in ``parts``.
+    """At least one of several records was not delivered.
 
     Attributes:
-        parts: one entry for each record, in the order of the call: a :class:`MultiResultPart`
-            where it was delivered, the :class:`DeliveryError` where it was not.
-        pass_through: the envelope's pass-through value; None from ``send_many``.
+        parts: the outcome of each record, in the order of the call: a :class:`MultiResultPart` if
+            it was delivered, otherwise a :class:`DeliveryError`.
+        pass_through: the envelope's pass-through value; None for ``send_many``.
     """
 
     def __init__(
@@ -208,7 +208,7 @@ class MultiDeliveryError(SendProducerError):
 
     @property
     def errors(self) -> tuple[DeliveryError, ...]:
-        """The failures alone, in the order of the call."""
+        """The errors in ``parts``, in the order of the call."""
         return tuple(part for part in self.parts if isinstance(part, DeliveryError))
 
     def __str__(self) -> str:
@@ -222,12 +222,12 @@ class MultiDeliveryError(SendProducerError):
 
 
 class UndeliveredRecords(SendProducerError):
-    """Records failed and nobody awaited their outcome: raised when the scope ends cleanly.
+    """Records failed and nobody awaited their outcome. Raised when the producer's block ends
+    without another exception.
 
     Attributes:
-        count: how many records failed so.
-        errors: their :class:`DeliveryError` objects, oldest first; the first thousand of them
-            where there are more.
+        count: the number of these records.
+        errors: their :class:`DeliveryError` objects, oldest first, a thousand at most.
     """
 
     def __init__(self, errors: Sequence[DeliveryError], count: int) -> None:
@@ -241,30 +241,34 @@ class UndeliveredRecords(SendProducerError):
 
 
 class TransactionError(SendProducerError):
-    """A transaction could not be begun, used or ended; or there was none where one is needed."""
+    """A transaction could not be begun, used or ended; or a record was sent outside of one."""
 
 
 class TransactionAborted(TransactionError):
-    """The transaction was aborted, or will be before this ``transactional_id`` can be used again:
-    no consumer with ``isolation.level=read_committed`` ever sees a record of it, and its offsets
-    are not committed. Doing it all again is safe. Where a record's failure was the reason,
-    ``__cause__`` is the :class:`DeliveryError`, which has the record."""
+    """The transaction was aborted, or will be before this ``transactional_id`` can be used again.
+
+    No consumer with ``isolation.level=read_committed`` ever sees its records, and its offsets are
+    not committed. It is safe to repeat the transaction. If a failed record was the reason,
+    ``__cause__`` is its :class:`DeliveryError`.
+    """
 
 
 class TransactionOutcomeUnknown(TransactionError):
-    """The commit was asked for, and its answer was lost: the transaction is committed as a whole,
-    or aborted as a whole. The brokers decide it before the producer's next transaction begins.
+    """The commit was requested, and its answer was lost: the transaction is committed or aborted
+    as a whole. The brokers decide it before the producer's next transaction begins.
 
-    To find out, look for what it wrote. Where it had :meth:`Transaction.send_offsets`, read the
-    group's committed offsets anew and go on from there: they are committed with its records, or not
-    at all."""
+    To find out, look for the records that it wrote. If it used :meth:`Transaction.send_offsets`,
+    read the group's committed offsets again and continue from there: they were committed together
+    with the records, or not at all.
+    """
 
 
 class ProducerFenced(TransactionError):
-    """Another producer took over this ``transactional_id``; this one can never send again.
+    """Another producer uses this ``transactional_id`` now. This producer can never send again.
 
-    The transaction that was open was aborted by that; it is committed only if its commit had been
-    asked for before, and the answer was lost."""
+    The brokers have aborted its open transaction, unless the commit had been requested before: then
+    the transaction may be committed.
+    """
 
 
 E = TypeVar("E", bound=SendProducerError)

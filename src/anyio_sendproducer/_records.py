@@ -1,7 +1,7 @@
-"""Records, envelopes and what they give back: the values that cross the public API.
+"""The values of the public API: records, envelopes and results.
 
-All are frozen. Envelopes and results follow Alpakka Kafka's ``ProducerMessage``: a pass-through
-value of any type travels with what is sent and comes back with its result.
+All are frozen. Envelopes and results follow Alpakka Kafka's ``ProducerMessage``: an envelope has a
+pass-through value of any type, which its result returns.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Union, overload
 
 if TYPE_CHECKING:
-    # Type checkers bring this module along; at run time the core needs no more than typing's own.
+    # Type checkers have stubs of this module. At run time it need not be installed.
     from typing_extensions import TypeVar
 
     K = TypeVar("K", default=None)
@@ -48,19 +48,19 @@ __all__ = [
 class ProducerRecord(Generic[K, V]):
     """One record to be written to one topic.
 
-    A record is checked when it is sent, not when it is made, so that every refusal comes out of
-    one place, as :class:`RecordRejected` with this record in it.
+    A record is checked when it is sent, not when it is made. An invalid record is refused by
+    :meth:`SendProducer.send`, with a :class:`RecordRejected` that has the record.
 
     Args:
-        topic: the topic's name, 1 to 249 of the characters ``a-z A-Z 0-9 . _ -``.
-        value: the value; bytes, or whatever the producer's ``value_serializer`` takes. None is a
-            tombstone: it deletes the key from a compacted topic.
-        key: the key; bytes, or whatever ``key_serializer`` takes. Records of one key go to one
-            partition. A record needs a key or a value.
-        partition: the partition's number, or None to have it chosen: by the key's hash (murmur2,
-            as Kafka's Java client does), otherwise one partition after the other.
-        timestamp_ms: milliseconds since 1970-01-01 UTC, or None for the time of sending.
-        headers: pairs of a str and bytes, in order; names may repeat.
+        topic: the topic's name: 1 to 249 of the characters ``a-z A-Z 0-9 . _ -``.
+        value: the value: bytes, or an object that the producer's ``value_serializer`` accepts.
+            None is a tombstone, which deletes the key from a compacted topic.
+        key: the key: bytes, or an object that ``key_serializer`` accepts. Records with the same key
+            go to the same partition. A record needs a key or a value.
+        partition: the partition's number. With None, the driver chooses one: by the hash of the key
+            (murmur2, as Kafka's Java client), or in turn for records without a key.
+        timestamp_ms: milliseconds since 1970-01-01 UTC. None stands for the time of sending.
+        headers: pairs of a str and bytes, in order. Names may repeat.
     """
 
     topic: str
@@ -72,7 +72,7 @@ class ProducerRecord(Generic[K, V]):
     headers: Sequence[tuple[str, bytes]] = ()
 
     if TYPE_CHECKING:
-        # Without values for the defaults, from which pyright would conclude what K and V are.
+        # The defaults have no values here: pyright would infer K and V from them.
         def __init__(
             self,
             topic: str,
@@ -96,13 +96,14 @@ class ProducerRecord(Generic[K, V]):
             timestamp_ms: int | None = None,
             headers: Sequence[tuple[str, bytes]] = (),
         ) -> None:
-            # Half the price of what a frozen dataclass generates: there is one for each record.
+            # The __init__ that a frozen dataclass generates takes twice as long. This runs for
+            # each record.
             _set_topic(self, topic)
             _set_value(self, value)
             _set_key(self, key)
             _set_partition(self, partition)
             _set_timestamp_ms(self, timestamp_ms)
-            # A list is what other clients take; a copy keeps the record frozen in depth.
+            # Other clients take a list of headers. A tuple keeps the record immutable.
             _set_headers(self, tuple(headers) if isinstance(headers, list) else headers)
 
 
@@ -123,39 +124,42 @@ class RecordMetadata(NamedTuple):
     partition: int
     """The partition's number."""
     offset: int | None
-    """The record's place in the partition; None where the broker gave none (``acks=0``)."""
+    """The record's offset in the partition; None if no broker reported it (``acks=0``)."""
     timestamp_ms: int | None
-    """Milliseconds since 1970-01-01 UTC: the broker's, where the topic is set to
-    ``LogAppendTime``, otherwise the record's; None where the broker gave no answer (``acks=0``)."""
+    """Milliseconds since 1970-01-01 UTC: the broker's time if the topic is set to
+    ``LogAppendTime``, otherwise the record's; None if no broker reported it (``acks=0``)."""
     serialized_key_size: int | None
-    """Bytes of the key as sent; None without a key."""
+    """The size of the serialized key in bytes; None without a key."""
     serialized_value_size: int | None
-    """Bytes of the value as sent; None for a tombstone."""
+    """The size of the serialized value in bytes; None for a tombstone."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ConsumerGroupMetadata:
-    """Which consumer of a group says that it has read so far (KIP-447): brokers refuse one that is
-    no longer a member. kafka-python's ``KafkaConsumer.group_metadata()`` will do as well."""
+    """The consumer whose offsets a transaction commits (KIP-447). The brokers refuse offsets of a
+    consumer that is no longer a member of its group.
+
+    The result of kafka-python's ``KafkaConsumer.group_metadata()`` can be used instead.
+    """
 
     group_id: str
-    """The group's name."""
+    """The group's id."""
     generation_id: int = -1
-    """The group's generation; -1 where the consumer chose its partitions by hand."""
+    """The group's generation; -1 if the consumer's partitions are assigned by hand."""
     member_id: str = ""
-    """The consumer's own id in the group."""
+    """The consumer's member id in the group."""
     group_instance_id: str | None = None
-    """The id of a static member."""
+    """The id of a static member (``group.instance.id``); None for other members."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, init=False)
 class Message(Generic[K, V, P]):
-    """An envelope of one record and a pass-through value; gives a :class:`Result`."""
+    """An envelope with one record and a pass-through value. Its result is a :class:`Result`."""
 
     record: ProducerRecord[K, V]
-    """What is sent."""
+    """The record to send."""
     pass_through: P
-    """Anything at all; it comes back with the result, or the error. None where it is not given."""
+    """A value of any type, which the result returns; None by default."""
 
     @overload
     def __init__(self: Message[A, B, None], record: ProducerRecord[A, B]) -> None: ...
@@ -172,13 +176,14 @@ class Message(Generic[K, V, P]):
 
 @dataclasses.dataclass(frozen=True, slots=True, init=False)
 class MultiMessage(Generic[K, V, P]):
-    """An envelope of any number of records and one pass-through value; gives a
+    """An envelope with any number of records and one pass-through value. Its result is a
     :class:`MultiResult`. The records may go to different topics."""
 
     records: tuple[ProducerRecord[K, V], ...]
-    """What is sent, in this order; there may be none."""
+    """The records to send, in this order; there may be none."""
     pass_through: P
-    """Anything at all; it comes back with the result, or the error. None where it is not given."""
+    """A value of any type, which the result or the :class:`MultiDeliveryError` returns; None by
+    default."""
 
     @overload
     def __init__(
@@ -197,10 +202,13 @@ class MultiMessage(Generic[K, V, P]):
 
 @dataclasses.dataclass(frozen=True, slots=True, init=False)
 class PassThroughMessage(Generic[P]):
-    """An envelope of nothing but a pass-through value; gives a :class:`PassThroughResult` and
-    touches no broker. It keeps its place in a stream of envelopes."""
+    """An envelope with only a pass-through value. Its result is a :class:`PassThroughResult`.
+
+    Nothing is sent. In a stream of envelopes, its result keeps its place.
+    """
 
     pass_through: P
+    """A value of any type, which the result returns; None by default."""
 
     @overload
     def __init__(self: PassThroughMessage[None]) -> None: ...
@@ -216,16 +224,16 @@ class PassThroughMessage(Generic[P]):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Result(Generic[K, V, P]):
-    """What a :class:`Message` gives back."""
+    """The result of a :class:`Message`."""
 
     metadata: RecordMetadata
     """Where the record was written."""
     message: Message[K, V, P]
-    """The envelope as it was sent."""
+    """The envelope."""
 
     @property
     def offset(self) -> int | None:
-        """The record's offset; None where the broker gave none (``acks=0``)."""
+        """The record's offset; None if no broker reported it (``acks=0``)."""
         return self.metadata.offset
 
     @property
@@ -244,35 +252,36 @@ class MultiResultPart(Generic[K, V]):
     """One record of a :class:`MultiMessage` and where it was written."""
 
     metadata: RecordMetadata
-    """Where it was written."""
+    """Where the record was written."""
     record: ProducerRecord[K, V]
-    """The record, as it was given."""
+    """The record of the envelope."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MultiResult(Generic[K, V, P]):
-    """What a :class:`MultiMessage` gives back: a part for each record, in their order."""
+    """The result of a :class:`MultiMessage` whose records were all delivered."""
 
     parts: tuple[MultiResultPart[K, V], ...]
-    """One for each record, in the order of the envelope; all of them were written."""
+    """A part for each record, in the order of the envelope."""
     pass_through: P
-    """The envelope's."""
+    """The envelope's pass-through value."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PassThroughResult(Generic[P]):
-    """What a :class:`PassThroughMessage` gives back."""
+    """The result of a :class:`PassThroughMessage`."""
 
     pass_through: P
-    """The envelope's."""
+    """The envelope's pass-through value."""
 
 
 def _refuse_change(instance: object, name: str, *_value: object) -> None:
     raise dataclasses.FrozenInstanceError(f"{type(instance).__name__}.{name} can't be changed")
 
 
-# What dataclasses generate for a frozen class with slots raises TypeError before Python 3.13 where
-# typing sets __orig_class__ on an instance of a subscripted class, and expects AttributeError.
+# typing sets __orig_class__ on an instance of a subscripted class, and expects an AttributeError if
+# that is not possible. The methods that dataclasses generates for a frozen class with slots raise
+# TypeError instead, before Python 3.13.
 for _class in (
     ProducerRecord,
     Message,
@@ -287,9 +296,9 @@ for _class in (
     setattr(_class, "__delattr__", _refuse_change)  # noqa: B010
 
 
-# Union and not X | Y: these are subscripted, and Python 3.10 can't do that with the other.
+# Union and not X | Y: users subscript these aliases, and Python 3.10 can't subscript X | Y.
 Envelope = Union[Message[K, V, P], MultiMessage[K, V, P], PassThroughMessage[P]]  # noqa: UP007
-"""Whatever :meth:`SendProducer.send_envelope` takes."""
+"""An argument of :meth:`SendProducer.send_envelope`."""
 
 Results = Union[Result[K, V, P], MultiResult[K, V, P], PassThroughResult[P]]  # noqa: UP007
-"""Whatever :meth:`SendProducer.send_envelope` gives back."""
+"""A result of :meth:`SendProducer.send_envelope`."""
