@@ -1,9 +1,9 @@
-"""Streams: envelopes in, their results out, in the same order.
+"""Streams of envelopes: their records are sent, and their results received in the same order.
 
-A *feeder* takes envelopes from the source and gives their records to the producer; whoever receives
-awaits the outcome of the oldest. Between the two stands a line of so many envelopes at most, so
-that who does not receive holds up the source. Nothing but the order of the line makes the order of
-the results: no task is started for an envelope.
+A task, the *feeder*, takes envelopes from the source and enters their records. Then it appends the
+envelope to a bounded queue. The receiver waits for the outcome of the first envelope in the queue.
+If the queue is full, the feeder waits, so a slow receiver applies back-pressure to the source. The
+queue keeps the results in order; no task is started for an envelope.
 """
 
 # These classes and functions share private state by design.
@@ -50,45 +50,46 @@ __all__ = ["FlowSummary", "Offsets", "run_flow", "run_sink", "run_transactional_
 
 T = TypeVar("T")
 
-_LEFT_IN_ANOTHER_TASK: Final = (
-    "another task left the block of flow() than the one that entered it; the stream was closed. "
-    "Enter and leave the block in the same task"
+_LEFT_BY_ANOTHER_TASK: Final = (
+    "the block of flow() was left by another task than the one that entered it; the stream was "
+    "closed. Enter and leave the block in the same task"
 )
-#: Envelopes taken in one go before other tasks get their turn.
-_AT_ONCE = 200
+#: How many envelopes are taken from the source before other tasks run.
+_ENVELOPES_BETWEEN_YIELDS = 200
 
 Offsets = Callable[[Any], Mapping[tuple[str, int], Any]]
-"""Tells what is read of a source when an envelope is done: offsets by topic and partition."""
+"""A function of an envelope: returns the offsets, by topic and partition, that the consumer has
+read when the envelope is done."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FlowSummary:
-    """What came of a whole source."""
+    """The summary of a flow whose envelopes were all delivered."""
 
     envelopes: int
-    """How many envelopes there were."""
+    """The number of envelopes."""
     records: int
-    """How many records they held, each of which was delivered."""
+    """The number of their records."""
     last_offsets: Mapping[tuple[str, int], int]
-    """The last offset of each topic and partition that was written to, where brokers told."""
+    """The last offset written to each topic and partition, if the brokers reported it."""
 
 
 class _Slot:
-    """An envelope in the line, and what is known of its records."""
+    """An envelope and the deliveries of its records."""
 
-    __slots__ = ("committed", "envelope", "places")
+    __slots__ = ("committed", "deliveries", "envelope")
 
     def __init__(self, envelope: Any) -> None:
         self.envelope = envelope
-        self.places: list[Delivery | DeliveryError] = []
+        self.deliveries: list[Delivery | DeliveryError] = []
         self.committed = True
 
     async def outcome(self) -> Results[Any, Any, Any]:
-        """Wait for the outcome. After a cancellation it can be called again."""
+        """Wait for the outcome. Cancellation ends only this call; it can be called again."""
         outcomes: list[RecordMetadata | DeliveryError] = []
-        if not any(isinstance(place, Delivery) for place in self.places):
+        if not any(isinstance(place, Delivery) for place in self.deliveries):
             await anyio.lowlevel.checkpoint()
-        for place in self.places:
+        for place in self.deliveries:
             if isinstance(place, Delivery):
                 outcomes.append(await place._producer._outcome_of(place._entry))
             else:
@@ -97,11 +98,11 @@ class _Slot:
 
     @property
     def unawaited(self) -> list[Delivery]:
-        """The records without an outcome that no task waits for. A failure that nobody has seen
-        counts as such already."""
+        """The deliveries without an outcome that no task waits for. The ledger counts failures that
+        nobody has seen."""
         return [
             place
-            for place in self.places
+            for place in self.deliveries
             if isinstance(place, Delivery) and not place.done and place._entry.waiter is None
         ]
 
@@ -122,16 +123,16 @@ def _result(
 
 
 class _Flow(anyio.abc.ObjectReceiveStream[T], Generic[T]):
-    """The results, for whoever receives them."""
+    """The stream of results, and the queue of envelopes behind it."""
 
     def __init__(self, loop: Loop, limit: int) -> None:
         self._loop = loop
         self._limit = limit
-        self._line: collections.deque[_Slot] = collections.deque()
-        #: The envelope whose records are being entered.
+        self._slots: collections.deque[_Slot] = collections.deque()
+        #: The slot whose records are being entered.
         self._entering: _Slot | None = None
         self._ended = False
-        #: A feeder that was woken before runs on after that: it checks this after each wait.
+        #: A feeder may wake up after the flow was closed, so it checks this after each wait.
         self.is_closed = False
         self._error: BaseException | None = None
         self._receiver: Any = None
@@ -142,12 +143,13 @@ class _Flow(anyio.abc.ObjectReceiveStream[T], Generic[T]):
 
     @property
     def is_full(self) -> bool:
-        return len(self._line) >= self._limit
+        return len(self._slots) >= self._limit
 
     async def enter(self, sender: Sender, slot: _Slot) -> None:
-        """Enter an envelope's records, in order, as room becomes free, and append it to the line.
+        """Enter the records of an envelope, each as soon as there is room, and append its slot to
+        the queue.
 
-        Enters nothing more once the flow is closed.
+        If the flow is closed, this enters no more records.
         """
         self._entering = slot
         envelope: Envelope[Any, Any, Any] = slot.envelope
@@ -162,23 +164,23 @@ class _Flow(anyio.abc.ObjectReceiveStream[T], Generic[T]):
             try:
                 entry = sender._enter(record)
             except DeliveryError as error:
-                # The frames in its traceback hold the slot: a reference cycle.
-                slot.places.append(error.with_traceback(None))
+                # The frames in its traceback refer to the slot: a reference cycle.
+                slot.deliveries.append(error.with_traceback(None))
                 continue
-            slot.places.append(Delivery._create(sender, entry))
+            slot.deliveries.append(Delivery._create(sender, entry))
             if entry.state is DeliveryState.WAITING:
                 await sender._wait_for_room(entry)
         self._entering = None
         if not self.is_closed:
-            self._line.append(slot)
-            self.changed()
+            self._slots.append(slot)
+            self.wake_receiver()
 
-    def changed(self) -> None:
-        """There may be something to receive."""
+    def wake_receiver(self) -> None:
+        """Wake the receiver, if it waits: its next result may be there."""
         if self._receiver is not None:
             self._loop.wake((self._receiver,))
 
-    async def until_not_full(self) -> None:
+    async def wait_until_not_full(self) -> None:
         while self.is_full:
             self._feeder = self._loop.new_waiter()
             try:
@@ -187,41 +189,46 @@ class _Flow(anyio.abc.ObjectReceiveStream[T], Generic[T]):
                 self._feeder = None
 
     def end(self, error: BaseException | None = None) -> None:
-        """There are no more; ``error`` is why, where the source or a transaction failed."""
+        """End the stream after the results in the queue.
+
+        Args:
+            error: the error of the source or of a transaction, to be raised at the end.
+        """
         self._ended = True
         self._error = error
-        self.changed()
+        self.wake_receiver()
 
-    def withdraw(self) -> None:
-        """Close: nobody receives any more. Records that were not submitted are withdrawn."""
+    def close(self) -> None:
+        """Close the stream, and withdraw the records that were not submitted."""
         self.is_closed = True
-        slots = [*self._line]
+        slots = [*self._slots]
         if self._entering is not None:
             slots.append(self._entering)
-        self._line.clear()
+        self._slots.clear()
         unawaited = [place for slot in slots for place in slot.unawaited]
-        woken: list[Any] = [place._entry.room_waiter for place in unawaited]
+        to_wake: list[Any] = [place._entry.room_waiter for place in unawaited]
         if unawaited:
-            # All belong to one producer, if perhaps to different transactions.
+            # All belong to one producer, though perhaps to different transactions.
             unawaited[0]._producer._cancel(*(place._entry for place in unawaited))
-        # A feeder that a shield protects, and other tasks that receive.
-        woken += (self._feeder, self._receiver)
-        self._loop.wake(waiter for waiter in woken if waiter is not None)
+        # The feeder may be shielded from cancellation, and another task may be receiving.
+        to_wake += (self._feeder, self._receiver)
+        self._loop.wake(waiter for waiter in to_wake if waiter is not None)
 
     # --- for the receiver --------------------------------------------------------------------
 
     async def receive(self) -> T:
-        """The result of the next envelope.
+        """Wait for the result of the next envelope.
 
         Raises:
-            DeliveryError, MultiDeliveryError: it was not delivered. The next call goes on with the
-                next envelope.
-            TransactionError: the transaction that it was a part of was not committed; nothing
-                follows.
-            anyio.EndOfStream: there is none.
-            Exception: what the source raised, when all before it was received.
+            DeliveryError, MultiDeliveryError: the envelope was not delivered. The next call
+                continues with the next envelope.
+            TransactionError: the envelope's transaction was not committed. The stream ends.
+            anyio.EndOfStream: there are no more envelopes.
+            anyio.ClosedResourceError: the stream is closed.
+            anyio.BusyResourceError: another task is receiving.
+            Exception: the exception of the source.
 
-        Cancellation loses nothing: the next call waits for the same envelope.
+        Cancellation loses no result: the next call waits for the same envelope.
         """
         if self._receiving:
             raise anyio.BusyResourceError("receiving from")
@@ -232,7 +239,7 @@ class _Flow(anyio.abc.ObjectReceiveStream[T], Generic[T]):
             self._receiving = False
 
     async def _receive(self) -> T:
-        while not self._line or not self._line[0].committed:
+        while not self._slots or not self._slots[0].committed:
             if self.is_closed:
                 raise anyio.ClosedResourceError
             if self._ended:
@@ -242,38 +249,42 @@ class _Flow(anyio.abc.ObjectReceiveStream[T], Generic[T]):
                     try:
                         raise error
                     finally:
-                        del error  # it knows this frame
+                        del error  # its traceback refers to this frame
                 raise anyio.EndOfStream
             self._receiver = self._loop.new_waiter()
             try:
                 await self._receiver
             finally:
                 self._receiver = None
-        slot = self._line[0]
+        slot = self._slots[0]
         try:
             result = await slot.outcome()
         except (DeliveryError, MultiDeliveryError):
-            self._next()
+            self._advance()
             raise
-        self._next()
+        self._advance()
         return cast("T", result)
 
-    def _next(self) -> None:
-        # Leaving the block may have emptied it.
-        if self._line:
-            self._line.popleft()
+    def _advance(self) -> None:
+        # close() may have cleared the queue while this task waited for the outcome.
+        if self._slots:
+            self._slots.popleft()
         if self._feeder is not None:
             self._loop.wake((self._feeder,))
 
     async def aclose(self) -> None:
-        """Receive no more; what was not received is as if its ``send`` had been cancelled."""
-        self.withdraw()
+        """Close the stream. For envelopes that were not received, this has the effect of a
+        cancelled ``send``: records that the client does not have are withdrawn."""
+        self.close()
         await anyio.lowlevel.checkpoint()
 
 
 @asynccontextmanager
-async def _iterating(source: AsyncIterable[T]) -> AsyncGenerator[AsyncIterator[T]]:
-    """Iterate, and end a generator where it is not read to its end: nobody else would, in time."""
+async def _closing_iterator(source: AsyncIterable[T]) -> AsyncGenerator[AsyncIterator[T]]:
+    """Make an iterator, and close it at the end of the block if it is an async generator.
+
+    Otherwise a generator that is not read to its end would stay open until it is garbage-collected.
+    """
     iterator = aiter(source)
     try:
         yield iterator
@@ -285,19 +296,19 @@ async def _iterating(source: AsyncIterable[T]) -> AsyncGenerator[AsyncIterator[T
 async def _feed(flow: _Flow[Any], sender: Sender, source: AsyncIterable[Any]) -> None:
     try:
         taken = 0
-        async with _iterating(source) as envelopes:
+        async with _closing_iterator(source) as envelopes:
             async for envelope in envelopes:
                 check_is_envelope(envelope)
                 if flow.is_full:
                     with sender._engine.hurrying():
-                        await flow.until_not_full()
+                        await flow.wait_until_not_full()
                 await flow.enter(sender, _Slot(envelope))
                 taken += 1
-                if taken % _AT_ONCE == 0:
+                if taken % _ENVELOPES_BETWEEN_YIELDS == 0:
                     await anyio.lowlevel.checkpoint()
                 if flow.is_closed:
                     break
-    except Exception as error:  # noqa: BLE001  # raised again where it is received
+    except Exception as error:  # noqa: BLE001  # receive() raises it
         flow.end(error)
     else:
         flow.end()
@@ -313,18 +324,18 @@ async def _running(
         with scope:
             await feeder()
 
-    # The feeders raise nothing.
-    async with plain_task_group(_LEFT_IN_ANOTHER_TASK) as tasks:
+    # The feeders raise nothing but cancellation.
+    async with plain_task_group(_LEFT_BY_ANOTHER_TASK) as tasks:
         try:
             for feeder, scope in zip(feeders, scopes, strict=True):
                 tasks.start_soon(run, feeder, scope)
             yield flow
         finally:
-            # Not the scope of the group: if the task that entered the block has ended, AnyIO tries
-            # for ever to cancel that task.
+            # The group's own scope is not cancelled: if the task that entered the block has ended,
+            # AnyIO would try forever to cancel that task.
             for scope in scopes:
                 scope.cancel()
-            flow.withdraw()
+            flow.close()
 
 
 def _limit(given: int | None, default: int) -> int:
@@ -359,34 +370,34 @@ def run_transactional_flow(
     offsets: Offsets | None,
     group_metadata: Any,
 ) -> AbstractAsyncContextManager[anyio.abc.ObjectReceiveStream[Any]]:
-    """See :meth:`SendProducer.flow`; a result is there when its transaction is committed."""
+    """See :meth:`SendProducer.flow`. Results are received when their transaction is committed."""
     if (offsets is None) != (group_metadata is None):
         raise SettingsError("flow: offsets and group_metadata are given together, or neither is")
     flow: _Flow[Any] = _Flow(loop, _limit(max_in_flight, limit))
-    # A source need not bear to be cancelled in the middle, as an async generator does not: it is
-    # read by a task that is not, while the other one looks at the clock.
-    give, take = anyio.create_memory_object_stream[Any]()
+    # The commit interval must not cancel the iteration of the source: a cancelled async generator
+    # ends. So one task reads the source, and another one, with the timeout, receives from a stream.
+    to_commit_send, to_commit = anyio.create_memory_object_stream[Any]()
     failed: list[Exception] = []
 
     async def read() -> None:
-        with give:
+        with to_commit_send:
             try:
-                async with _iterating(source) as envelopes:
+                async with _closing_iterator(source) as envelopes:
                     async for envelope in envelopes:
                         check_is_envelope(envelope)
-                        await flow.until_not_full()
-                        await give.send(envelope)
+                        await flow.wait_until_not_full()
+                        await to_commit_send.send(envelope)
                         if flow.is_closed:
                             break
-            except Exception as error:  # noqa: BLE001  # raised again where it is received
-                # It may also be that `take` is closed, because a transaction failed. Then the
-                # flow has ended already, with that failure.
+            except Exception as error:  # noqa: BLE001  # receive() raises it
+                # If a transaction failed, commit_each() has closed `to_commit`, and this error is
+                # about that. The flow has ended already with the transaction's error.
                 failed.append(error)
 
     async def commit_each() -> None:
         try:
-            with take:
-                async for envelope in take:
+            with to_commit:
+                async for envelope in to_commit:
                     await commit_some(envelope)
         except Exception as error:  # noqa: BLE001  # as above
             flow.end(error)
@@ -394,7 +405,7 @@ def run_transactional_flow(
             flow.end(failed.pop() if failed else None)
 
     async def commit_some(envelope: Any) -> None:
-        """One transaction: this envelope, and what follows it within the interval."""
+        """Send this envelope, and those that follow within the interval, in one transaction."""
         slots: list[_Slot] = []
         async with begin() as tx:
             with anyio.move_on_after(interval):
@@ -403,16 +414,17 @@ def run_transactional_flow(
                     slot.committed = False
                     slots.append(slot)
                     with anyio.CancelScope(shield=True):
-                        # All of an envelope, or nothing: it is cut off between two of them.
+                        # The interval may end between two envelopes, but not within one.
                         await flow.enter(tx, slot)
                     if flow.is_closed or flow.is_full:
                         break
                     try:
-                        envelope = await take.receive()
+                        envelope = await to_commit.receive()
                     except anyio.EndOfStream:
                         break
             if flow.is_closed:
-                raise anyio.ClosedResourceError  # aborts: nobody will receive these results
+                # Abort the transaction, because its results will not be received.
+                raise anyio.ClosedResourceError
             if offsets is not None:
                 read_so_far: dict[tuple[str, int], Any] = {}
                 for slot in slots:
@@ -420,7 +432,7 @@ def run_transactional_flow(
                 await tx.send_offsets(read_so_far, group_metadata)
         for slot in slots:
             slot.committed = True
-        flow.changed()
+        flow.wake_receiver()
 
     return _running(flow, read, commit_each)
 

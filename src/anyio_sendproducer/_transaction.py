@@ -1,8 +1,8 @@
-"""Transactions: their records become visible as a whole, or never.
+"""Transactions: when one begins, what it accepts, and whether it is committed or aborted.
 
-A transaction ends with its block. It is committed if the block ended without an exception and each
-of its records was delivered; otherwise it is aborted. This module decides which. The driver makes
-the requests to the brokers.
+A transaction ends with its block. It is committed if the block ended without an exception and every
+record was delivered; otherwise it is aborted. This module makes that decision. The driver makes the
+requests to the brokers.
 """
 
 # A transaction and its producer share private state by design.
@@ -59,34 +59,34 @@ K = TypeVar("K")
 V = TypeVar("V")
 P = TypeVar("P")
 
-#: How much longer than its deadline the driver may take to end a transaction, in seconds.
-_GRACE_SECONDS: Final = 5.0
+#: Seconds after its deadline at which a call of the driver counts as hanging.
+_HANG_SECONDS: Final = 5.0
 
 
 class TransactionState(enum.Enum):
     """The state of a transaction."""
 
     OPEN = "open"
-    """It accepts records."""
+    """The transaction accepts records."""
     ENDING = "ending"
-    """Its block has ended; it waits for its records, or for the brokers' answer."""
+    """The block has ended. The transaction waits for its records or for the brokers' answer."""
     COMMITTED = "committed"
-    """All of its records are visible, and will stay so."""
+    """All records are visible to consumers."""
     ABORTED = "aborted"
-    """None of its records is visible to ``read_committed``, or ever will be."""
+    """No record is ever visible to consumers with ``isolation.level=read_committed``."""
     UNKNOWN = "unknown"
-    """It is one of the two, and the brokers' answer was lost."""
+    """The transaction is committed or aborted, but the brokers' answer was lost."""
 
 
 @dataclasses.dataclass(slots=True)
 class _Status:
-    """The state that a transaction shares with its admission."""
+    """The state of a transaction, shared with its admission."""
 
     state: TransactionState = TransactionState.OPEN
-    #: The number of the client that began it.
+    #: The generation of the client that began the transaction.
     generation: int = 0
-    #: The first error that leaves no way but to abort.
-    refused: SendProducerError | None = None
+    #: The error because of which the transaction can only be aborted.
+    abort_reason: SendProducerError | None = None
 
 
 class _TransactionAdmission:
@@ -108,7 +108,7 @@ class _TransactionAdmission:
         try:
             return self._admission.enter(record, wait=wait)
         except RecordRejected as error:
-            self._status.refused = self._status.refused or error
+            self._status.abort_reason = self._status.abort_reason or error
             raise
 
     def enter_many(
@@ -116,47 +116,50 @@ class _TransactionAdmission:
         records: Iterable[ProducerRecord[Any, Any]],  # noqa: ARG002
         group: Group,  # noqa: ARG002
     ) -> list[Entry]:
-        return []  # each is entered alone, so that an invalid one is noticed
+        # Every record goes through enter(), which notices a record that is rejected.
+        return []
 
     def check_open(self) -> None:
         """Check that the transaction accepts records.
 
         Raises:
-            TransactionError: it is over.
-            TransactionAborted: its client was given up.
+            TransactionError: the transaction has ended, or its block has.
+            TransactionAborted: the client was given up.
         """
         if self._status.state is not TransactionState.OPEN:
             raise TransactionError(
                 f"the transaction is {self._status.state.value}: send within its `async with` block"
             )
-        if self.is_left_behind:
+        if self.was_client_replaced:
             raise TransactionAborted("the transaction was aborted: its client was given up")
 
     @property
-    def is_left_behind(self) -> bool:
-        """Whether another client has taken the place of the one that began the transaction. It
-        aborts the transaction before it does anything else."""
+    def was_client_replaced(self) -> bool:
+        """Whether the client that began the transaction was replaced.
+
+        The new client makes the brokers abort the transaction before it does anything else.
+        """
         return self._engine.bridge.generation != self._status.generation
 
 
 class Transaction(Sender, NoPublicConstructor):
-    """An open transaction: records that are sent by its methods are committed with it.
+    """A transaction. It has the producer's methods for sending.
 
-    Made by :meth:`SendProducer.transaction`, never by hand. It has the producer's methods that
-    send. Any number of tasks may use it while its block lasts. An acknowledged record is written;
-    it is visible to consumers with ``isolation.level=read_committed`` when the transaction is
-    committed.
+    :meth:`SendProducer.transaction` makes it. Any number of tasks may use it until its block ends.
+    A record that was acknowledged is written, but consumers with ``isolation.level=read_committed``
+    see it only when the transaction is committed.
 
-    Beside what they raise on the producer, its methods raise :class:`TransactionError` when the
-    transaction is over, and :class:`TransactionAborted` where it can only be aborted.
+    Besides the exceptions that they raise on the producer, the methods raise
+    :class:`TransactionError` after the transaction, and :class:`TransactionAborted` if the client
+    was given up.
     """
 
     _how_to_make: ClassVar[str] = "a Transaction is made by SendProducer.transaction()"
 
     _status: _Status
     _admission: _TransactionAdmission
-    _offset_deadlines: set[Deadline]  # of the tasks that send offsets
-    _aborted: anyio.Event | None  # set when the abort, once it was begun, is finished
+    _offset_deadlines: set[Deadline]  # of the calls of send_offsets() in progress
+    _aborted: anyio.Event | None  # None until an abort starts; set when that has finished
     _ended: anyio.Event
 
     @classmethod
@@ -175,7 +178,7 @@ class Transaction(Sender, NoPublicConstructor):
 
     @property
     def state(self) -> TransactionState:
-        """The state of the transaction. After the block it is the outcome, also if the block was
+        """The state of the transaction. After the block, it is the result, even if the block was
         cancelled."""
         return self._status.state
 
@@ -184,38 +187,41 @@ class Transaction(Sender, NoPublicConstructor):
         offsets: Mapping[tuple[str, int], Any],
         group_metadata: str | ConsumerGroupMetadata | Any,
     ) -> None:
-        """Commit a consumer group's offsets with the transaction: what was read counts as read if
-        what was made of it is visible, and only then.
+        """Commit the offsets of a consumer group as part of the transaction.
+
+        The offsets are committed if the records of the transaction are, and only then.
 
         Args:
-            offsets: by topic and partition (kafka-python's and aiokafka's ``TopicPartition`` will
-                do), the offset of the next record to read: an int, or anything that has ``offset``
-                and may have ``metadata`` and ``leader_epoch``, as their ``OffsetAndMetadata`` and
-                confluent-kafka's ``TopicPartition`` have.
-            group_metadata: :class:`ConsumerGroupMetadata` or anything that has the same attributes,
-                as what kafka-python's ``KafkaConsumer.group_metadata()`` gives, or the bytes that
-                confluent-kafka's ``Consumer.consumer_group_metadata()`` gives; then the brokers
-                refuse a consumer that is no member of the group any more (KIP-447). The bare id of
-                the group, where partitions are assigned by hand.
+            offsets: the offset of the next record to read, by topic and partition. A key is a
+                tuple, or kafka-python's or aiokafka's ``TopicPartition``. A value is an int, or an
+                object with the attribute ``offset`` and optionally ``metadata`` and
+                ``leader_epoch``: kafka-python's or aiokafka's ``OffsetAndMetadata``, or
+                confluent-kafka's ``TopicPartition``.
+            group_metadata: a :class:`ConsumerGroupMetadata` or an object with the same attributes,
+                such as the result of kafka-python's ``KafkaConsumer.group_metadata()``; or the
+                bytes that confluent-kafka's ``Consumer.consumer_group_metadata()`` returns. With
+                these, the brokers refuse a consumer that is not a member of the group any more
+                (KIP-447). If partitions are assigned by hand: the id of the group.
 
         Raises:
-            TransactionAborted: the group has another generation by now, say: the transaction can
-                only be aborted, and is when its block ends.
-            ProducerFenced: another producer took over.
-            TransactionError: there was no answer within ``delivery_timeout``, or the transaction is
-                over.
-            TypeError: ``offsets`` is no mapping, or ``group_metadata`` none of these.
-            ValueError: a key of ``offsets`` is no topic with a partition, an offset is no int of 0
-                or more, or bytes are no group metadata.
-            ProducerClosed, ProducerBroken, ProducerMisused: as :meth:`SendProducer.send`.
+            TransactionAborted: the brokers refused the offsets, for example because the group has
+                a new generation. The transaction can only be aborted. That happens when its block
+                ends.
+            ProducerFenced: another producer uses this ``transactional_id`` now.
+            TransactionError: there was no answer within ``delivery_timeout``, or the transaction
+                has ended.
+            TypeError: ``offsets`` is not a mapping, or ``group_metadata`` is none of the above.
+            ValueError: a key of ``offsets`` is not a topic with a partition, an offset is not an
+                int of 0 or more, or the bytes are not group metadata.
+            ProducerClosed, ProducerBroken, ProducerMisused: as for :meth:`SendProducer.send`.
 
-        Cancellation stops the waiting; the offsets may be a part of the transaction or not, and so
-        it can only be aborted from then on.
+        Cancellation: the brokers may or may not have received the offsets, so the transaction can
+        only be aborted.
         """
         self._engine.check_usable()
         self._admission.check_open()
-        consumed = _consumed(offsets)
-        group = _group(group_metadata)
+        consumed = _parse_offsets(offsets)
+        group = _parse_group(group_metadata)
         await anyio.lowlevel.checkpoint_if_cancelled()
         deadline = Deadline(self._engine.settings.delivery_timeout)
         self._offset_deadlines.add(deadline)
@@ -224,11 +230,11 @@ class Transaction(Sender, NoPublicConstructor):
                 lambda driver: driver.send_offsets(consumed, group, deadline)
             )
         except SendProducerError as error:
-            self._status.refused = error
+            self._status.abort_reason = error
             raise
         except BaseException:
             deadline.hurry(0)
-            self._status.refused = TransactionError("sending offsets was cancelled")
+            self._status.abort_reason = TransactionError("sending offsets was cancelled")
             raise
         finally:
             self._offset_deadlines.discard(deadline)
@@ -264,15 +270,18 @@ class Transaction(Sender, NoPublicConstructor):
     def flow(
         self, source: AsyncIterable[Any], *, max_in_flight: int | None = None
     ) -> AbstractAsyncContextManager[ObjectReceiveStream[Any]]:
-        """Send a stream of envelopes in this transaction, and receive their results in its order;
-        see :meth:`SendProducer.flow`, which begins transactions of its own.
+        """Send a stream of envelopes in this transaction, and receive their results in the same
+        order.
+
+        :meth:`SendProducer.flow` has the details; it also begins and commits transactions by
+        itself.
 
         Args:
-            source: as there.
-            max_in_flight: as there.
+            source: as for :meth:`SendProducer.flow`.
+            max_in_flight: as for :meth:`SendProducer.flow`.
 
         Raises:
-            SettingsError: ``max_in_flight`` is no int of 1 or more.
+            SettingsError: ``max_in_flight`` is not an int of 1 or more.
         """
         default = self._engine.settings.max_in_flight
         return run_flow(self, self._loop, source, max_in_flight, default)
@@ -286,15 +295,16 @@ class Transaction(Sender, NoPublicConstructor):
             while True:
                 self._status.generation = engine.bridge.generation
                 await engine.bridge.call(lambda driver: driver.begin_transaction())
-                if not self._admission.is_left_behind:
+                if not self._admission.was_client_replaced:
                     return
         raise TransactionError(
-            f"no transaction could be begun within {engine.settings.delivery_timeout:g} s "
-            "(delivery_timeout): there is no client that works"
+            f"no client could begin a transaction within {engine.settings.delivery_timeout:g} s "
+            "(delivery_timeout)"
         )
 
     async def _finish(self) -> None:
-        """The block ended without an exception: commit, if every record was delivered."""
+        """End the transaction after its block ended without an exception: commit it if every
+        record was delivered, otherwise abort it."""
         engine = self._engine
         if self._aborted is None:
             self._status.state = TransactionState.ENDING
@@ -303,8 +313,8 @@ class Transaction(Sender, NoPublicConstructor):
             except BaseException as error:
                 await self._abort(error)
                 raise
-        reason: SendProducerError | None = self._status.refused or engine.ledger.first_failure
-        if reason is None and self._admission.is_left_behind:
+        reason: SendProducerError | None = self._status.abort_reason or engine.ledger.first_failure
+        if reason is None and self._admission.was_client_replaced:
             reason = TransactionError("its client was given up")
         if reason is not None:
             await self._abort(reason)
@@ -327,10 +337,10 @@ class Transaction(Sender, NoPublicConstructor):
             raise
 
     async def _commit(self) -> None:
-        """Ask for the commit. A cancellation can't revoke the request: it shortens the wait."""
+        """Request the commit. Cancellation can't take the request back, but shortens the wait."""
         settings = self._engine.settings
         deadline = Deadline(settings.delivery_timeout)
-        patience = self._patience(settings.delivery_timeout)
+        bound = self._bound_for(settings.delivery_timeout)
         failure: SendProducerError | None = None
 
         async def hurry() -> None:
@@ -338,14 +348,14 @@ class Transaction(Sender, NoPublicConstructor):
                 await anyio.sleep_forever()
             finally:
                 deadline.hurry(settings.cancel_timeout)
-                hasty = self._patience(settings.cancel_timeout)
-                patience.deadline = min(patience.deadline, hasty.deadline)
+                shorter = self._bound_for(settings.cancel_timeout)
+                bound.deadline = min(bound.deadline, shorter.deadline)
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(hurry)
             with CancelScope(shield=True):
                 try:
-                    await self._end(deadline, patience, commit=True)
+                    await self._end(deadline, bound, commit=True)
                     self._status.state = TransactionState.COMMITTED
                 except ProducerClosed as error:
                     failure = TransactionOutcomeUnknown(f"the commit was asked for, and {error}")
@@ -360,8 +370,11 @@ class Transaction(Sender, NoPublicConstructor):
                 del failure  # its traceback refers to this frame
 
     async def _abort(self, reason: BaseException) -> None:
-        """Abort, shielded and within ``cancel_timeout``. It never raises: if the request fails, the
-        next client aborts the transaction before it does anything else."""
+        """Abort, shielded and within ``cancel_timeout``.
+
+        If the request fails, no error is raised, and the client is replaced: the next client aborts
+        the transaction before it does anything else.
+        """
         if self._aborted is not None:
             with CancelScope(shield=True):
                 await self._aborted.wait()
@@ -369,16 +382,16 @@ class Transaction(Sender, NoPublicConstructor):
         self._aborted = anyio.Event()
         self._status.state = TransactionState.ENDING
         try:
-            await self._abort_at_once(reason)
+            await self._request_abort(reason)
         finally:  # other tasks wait for this event
             self._status.state = TransactionState.ABORTED
             self._aborted.set()
 
-    async def _abort_at_once(self, reason: BaseException) -> None:
+    async def _request_abort(self, reason: BaseException) -> None:
         engine = self._engine
         settings = engine.settings
         for deadline in self._offset_deadlines:
-            # The driver processes one call after the other, and these are of no use any more.
+            # The driver processes one call at a time, so a pending call would delay the abort.
             deadline.hurry(0)
         with engine.step:
             engine.wake_and_notify(
@@ -387,10 +400,10 @@ class Transaction(Sender, NoPublicConstructor):
                 )
             )
         with CancelScope(shield=True):
-            if not self._admission.is_left_behind:
+            if not self._admission.was_client_replaced:
                 seconds = settings.cancel_timeout
                 try:
-                    await self._end(Deadline(seconds), self._patience(seconds), commit=False)
+                    await self._end(Deadline(seconds), self._bound_for(seconds), commit=False)
                 except SendProducerError as error:
                     engine.replace_client(error)
                 except BaseException as error:
@@ -400,27 +413,30 @@ class Transaction(Sender, NoPublicConstructor):
             with anyio.move_on_after(settings.cancel_timeout):
                 await engine.wait_until_settled(include_waiting=True)
 
-    def _patience(self, seconds: float) -> CancelScope:
-        """A scope for a call of the driver that may take so many seconds. The driver keeps its
-        deadline in real time, so this ends only a call that hangs in the client."""
-        return CancelScope(deadline=self._loop.now() + seconds + _GRACE_SECONDS)
+    def _bound_for(self, seconds: float) -> CancelScope:
+        """Make a scope for a call of the driver that has a deadline in ``seconds``. The driver
+        enforces that deadline itself, so the scope ends only a call that hangs in the client."""
+        return CancelScope(deadline=self._loop.now() + seconds + _HANG_SECONDS)
 
-    async def _end(self, deadline: Deadline, patience: CancelScope, *, commit: bool) -> None:
+    async def _end(self, deadline: Deadline, bound: CancelScope, *, commit: bool) -> None:
         def end(driver: Driver) -> None:
             driver.end_transaction(commit, deadline)
 
-        with patience:
+        with bound:
             await self._engine.bridge.call(end)
             return
         if commit:
             raise TransactionOutcomeUnknown("the commit was asked for, and the client hangs")
         raise TransactionError("the client hangs in the abort")
 
-    async def _end_by_closing(self) -> None:
-        """The producer is being closed: abort if the block has not ended yet."""
+    async def _abort_before_close(self) -> None:
+        """Abort the transaction because the producer is being closed, unless the block has ended;
+        then wait for the end of the transaction."""
         if self._status.state is TransactionState.OPEN:
-            self._status.refused = ProducerClosed("the producer was closed within the transaction")
-            await self._abort(self._status.refused)
+            self._status.abort_reason = ProducerClosed(
+                "the producer was closed within the transaction"
+            )
+            await self._abort(self._status.abort_reason)
         else:
             await self._ended.wait()
 
@@ -440,25 +456,24 @@ class Transactions:
 
     @asynccontextmanager
     async def begin(self) -> AsyncGenerator[Transaction]:
-        """Run one transaction, when its turn has come; see :meth:`SendProducer.transaction`."""
+        """Run one transaction when no other is open; see :meth:`SendProducer.transaction`."""
         engine = self._engine
         engine.check_usable()
         if engine.settings.transactional_id is None:
             raise TransactionError(
-                "transactions need a name: give ProducerSettings a transactional_id, one for each "
-                "producer that runs at the same time"
+                "transactions need a transactional_id: set it in ProducerSettings, to a different "
+                "value for each producer that runs at the same time"
             )
         turn = self._turn
         if turn.locked() and turn.statistics().owner == anyio.get_current_task():
             raise TransactionError(
-                "this task has a transaction open already, and the next one begins when that has "
-                "ended"
+                "this task has a transaction open already: leave its block before you begin another"
             )
         async with turn:
             engine.check_usable()
             transaction = Transaction._create(engine, self._admission)
             await transaction._start()
-            engine.before_drain = transaction._end_by_closing
+            engine.before_drain = transaction._abort_before_close
             try:
                 try:
                     yield transaction
@@ -468,17 +483,17 @@ class Transactions:
                 await transaction._finish()
             finally:
                 engine.before_drain = None
-                transaction._status.refused = None  # its traceback refers to the transaction
+                transaction._status.abort_reason = None  # its traceback refers to the transaction
                 transaction._ended.set()
-                # The caller learns of failures from the transaction's own outcome.
+                # The result of the transaction has reported these failures.
                 with engine.step:
                     engine.ledger.take_undelivered()
 
 
-def _consumed(offsets: Mapping[tuple[str, int], Any]) -> list[ConsumedOffset]:
+def _parse_offsets(offsets: Mapping[tuple[str, int], Any]) -> list[ConsumedOffset]:
     if not isinstance(cast("object", offsets), Mapping):
         raise TypeError(
-            f"offsets must be a mapping of (topic, partition) to offsets, "
+            "offsets must be a mapping of (topic, partition) to offsets, "
             f"not {type(offsets).__name__}"
         )
     consumed: list[ConsumedOffset] = []
@@ -495,8 +510,8 @@ def _consumed(offsets: Mapping[tuple[str, int], Any]) -> list[ConsumedOffset]:
         offset = getattr(given, "offset", given)
         if not isinstance(offset, int) or isinstance(offset, bool) or offset < 0:
             raise ValueError(
-                f"offsets: that of partition {partition} of topic {topic!r} must be an int of 0 or "
-                f"more, not {offset!r}"
+                f"offsets: the offset of partition {partition} of topic {topic!r} must be an int "
+                f"of 0 or more, not {offset!r}"
             )
         epoch = getattr(given, "leader_epoch", None)
         consumed.append(
@@ -511,7 +526,7 @@ def _consumed(offsets: Mapping[tuple[str, int], Any]) -> list[ConsumedOffset]:
     return consumed
 
 
-def _group(given: Any) -> ConsumerGroupMetadata:
+def _parse_group(given: Any) -> ConsumerGroupMetadata:
     if isinstance(given, str):
         return ConsumerGroupMetadata(given)
     if isinstance(given, bytes):
@@ -522,6 +537,6 @@ def _group(given: Any) -> ConsumerGroupMetadata:
         )
     except AttributeError as error:
         raise TypeError(
-            "group_metadata must be the group's id, ConsumerGroupMetadata or what has the same "
-            f"attributes, not {type(given).__name__}"
+            "group_metadata must be the group's id, ConsumerGroupMetadata or an object with the "
+            f"same attributes, not {type(given).__name__}"
         ) from error

@@ -353,7 +353,7 @@ async def test_nothing_is_sent_outside_of_a_transaction(
 async def test_without_a_name_there_are_none(settings: ProducerSettings, fake: FakeDriver) -> None:
     settings = settings.with_transactional_id(None)
     async with open_send_producer(settings, driver=fake) as producer:
-        with raising(TransactionError, match="give ProducerSettings a transactional_id"):
+        with raising(TransactionError, match="need a transactional_id: set it in ProducerSettings"):
             async with producer.transaction():
                 never()
         await producer.send(record())
@@ -416,7 +416,9 @@ async def test_an_offset_that_is_none(
         open_send_producer(settings, driver=fake) as producer,
         producer.transaction() as tx,
     ):
-        with raising(ValueError, match="offsets: that of partition 3 of topic 't' must be an"):
+        with raising(
+            ValueError, match="offsets: the offset of partition 3 of topic 't' must be an"
+        ):
             await tx.send_offsets({("t", 3): bad}, "group")
         with raising(TypeError, match="group_metadata must be the group's id"):
             await tx.send_offsets({("t", 3): 1}, 7)
@@ -694,7 +696,7 @@ async def test_no_client_within_the_time(settings: ProducerSettings, fake: FakeD
         fake.open_error = SendProducerError("no broker")
         fake.break_client()
         await until(lambda: bool(fake.closed))
-        with raising(TransactionError, match="no transaction could be begun within 0.05 s"):
+        with raising(TransactionError, match="no client could begin a transaction within 0.05 s"):
             async with producer.transaction():
                 never()
 
@@ -823,7 +825,7 @@ async def test_a_commit_that_is_cut_off_by_closing_is_unknown(
 @pytest.fixture
 def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop's patience is over as soon as half of PATIENCE is left for the driver."""
-    monkeypatch.setattr(_transaction, "_GRACE_SECONDS", -PATIENCE / 2)
+    monkeypatch.setattr(_transaction, "_HANG_SECONDS", -PATIENCE / 2)
     monkeypatch.setattr(_bridge, "GRACE_SECONDS", 0.01)
 
 
