@@ -15,7 +15,7 @@ import logging
 from collections.abc import Callable, Iterable
 from functools import partial
 from types import TracebackType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 import anyio
 import anyio.lowlevel
@@ -25,9 +25,12 @@ from ._exceptions import ProducerClosed, ProducerMisused, SendProducerError, add
 from ._loops import Sentinel, current_library, current_loop
 from ._observing import check_observers
 from ._producer import SendProducer, open_send_producer
-from ._settings import ProducerSettings
+from ._settings import ProducerSettings, SettingsFields, settings_for
 from .drivers import DriverFactory
 from .telemetry import Observer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["ProducerService"]
 
@@ -79,7 +82,7 @@ class ProducerService:
 
     ::
 
-        service = ProducerService(ProducerSettings(bootstrap_servers="localhost:9092"))
+        service = ProducerService(bootstrap_servers="localhost:9092")
 
         async def on_startup(app):
             app["producer"] = await service.start()
@@ -93,15 +96,15 @@ class ProducerService:
     cannot be left open. On Trio use :func:`start_send_producer`.
 
     Args:
-        settings: see :func:`open_send_producer`.
+        settings: see :func:`open_send_producer`. Without settings and ``fields``, :meth:`start`
+            reads the environment.
         driver: see :func:`open_send_producer`.
         observers: see :func:`open_send_producer`.
         fields: see :func:`open_send_producer`.
 
     Raises:
-        TypeError: ``observers`` is not a list of observers.
-
-    A wrong setting is an error of :meth:`start`.
+        SettingsError: a setting is wrong.
+        TypeError: ``settings`` are not settings, or ``observers`` not a list of observers.
     """
 
     def __init__(
@@ -111,11 +114,14 @@ class ProducerService:
         *,
         driver: str | DriverFactory | None = None,
         observers: Iterable[Observer] = (),
-        **fields: Any,
+        **fields: Unpack[SettingsFields],
     ) -> None:
-        given: Any = settings
-        checked = check_observers(observers)
-        self._open = partial(open_send_producer, given, driver=driver, observers=checked, **fields)
+        # start() reads the environment: a module may make its service before that is set.
+        if fields or settings is not None:
+            settings = settings_for(settings, fields)
+        self._open = partial(
+            open_send_producer, settings, driver=driver, observers=check_observers(observers)
+        )
         self._run: _Run | None = None
 
     def __repr__(self) -> str:

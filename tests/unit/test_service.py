@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import gc
 import warnings
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, cast
 
@@ -200,19 +200,37 @@ async def test_the_error_of_a_start(service: ProducerService, fake: FakeDriver) 
 
 
 @on_asyncio
-@pytest.mark.parametrize(
-    ("make", "kind"),
-    [
-        (lambda settings: ProducerService(settings, driver="librdkafka"), SettingsError),
-        (lambda _: ProducerService(cast("Any", "broker:9092")), TypeError),
-    ],
-    ids=["driver", "settings"],
-)
-async def test_wrong_arguments(
-    settings: ProducerSettings, make: Callable[[Any], ProducerService], kind: type[Exception]
+async def test_a_driver_that_does_not_exist(settings: ProducerSettings) -> None:
+    with pytest.raises(SettingsError, match="driver must be"):
+        await started(ProducerService(settings, driver="librdkafka"))
+
+
+def test_wrong_settings() -> None:
+    with pytest.raises(TypeError, match="settings must be ProducerSettings, not str"):
+        ProducerService(cast("Any", "broker:9092"))
+    with pytest.raises(SettingsError, match="delivery_timeout"):
+        ProducerService(bootstrap_servers="broker:9092", delivery_timeout=-1)
+
+
+@on_asyncio
+async def test_settings_by_keyword(settings: ProducerSettings, fake: FakeDriver) -> None:
+    async with ProducerService(settings, driver=fake, client_id="orders"):
+        assert fake.settings is not None
+        assert fake.settings.client_id == "orders"
+        assert fake.settings.addresses == settings.addresses
+
+
+@on_asyncio
+async def test_a_start_reads_the_environment(
+    fake: FakeDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(kind):
-        await started(make(settings))
+    monkeypatch.delenv("KAFKA_BOOTSTRAP_SERVERS", raising=False)
+    service = ProducerService(driver=fake)
+    with pytest.raises(SettingsError, match="KAFKA_BOOTSTRAP_SERVERS"):
+        await started(service)
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "broker.invalid:9092")
+    await started(service)
+    await service.stop()
 
 
 def test_observers_that_are_none(settings: ProducerSettings) -> None:
