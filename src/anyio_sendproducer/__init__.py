@@ -53,6 +53,7 @@ from ._sending import Delivery
 from ._service import ProducerService
 from ._settings import ProducerSettings
 from ._transaction import Transaction, TransactionState
+from ._transaction_pool import TransactionPool, TransactionPoolStatistics
 
 __all__ = [
     "ConsumerGroupMetadata",
@@ -92,6 +93,8 @@ __all__ = [
     "TransactionAborted",
     "TransactionError",
     "TransactionOutcomeUnknown",
+    "TransactionPool",
+    "TransactionPoolStatistics",
     "TransactionState",
     "UndeliveredRecords",
     "open_send_producer",

@@ -27,7 +27,7 @@ LAYERS: Final = [
     {"_flow"},
     {"_transaction"},
     {"_producer"},
-    {"_service"},
+    {"_service", "_transaction_pool"},
     {"", "checking", "testing"},
     {"cli"},
     {"__main__"},

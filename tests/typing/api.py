@@ -28,6 +28,9 @@ from anyio_sendproducer import (
     Results,
     SendProducer,
     Statistics,
+    Transaction,
+    TransactionPool,
+    TransactionPoolStatistics,
     UndeliveredRecords,
     open_send_producer,
     start_send_producer,
@@ -135,6 +138,18 @@ async def opening(settings: ProducerSettings, tasks: anyio.abc.TaskGroup) -> Non
     async with with_statement as producer:
         assert_type(producer, SendProducer)
     assert_type(await start_send_producer(tasks, settings), SendProducer)
+
+
+async def pool(settings: ProducerSettings) -> None:
+    """A pool of transactional producers."""
+    async with TransactionPool(settings, size=2, driver="confluent") as opened:
+        assert_type(opened, TransactionPool)
+        async with opened.transaction() as tx:
+            assert_type(tx, Transaction)
+        assert_type(opened.statistics(), TransactionPoolStatistics)
+        assert_type(opened.statistics().producers["id-0"], Statistics)
+    TransactionPool(bootstrap_servers="a:1", transactional_id="billing", size=2)
+    TransactionPool(settings, sise=2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
 def settings() -> None:

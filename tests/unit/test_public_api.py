@@ -73,6 +73,8 @@ PUBLIC: Final = {
     "TransactionAborted",
     "TransactionError",
     "TransactionOutcomeUnknown",
+    "TransactionPool",
+    "TransactionPoolStatistics",
     "TransactionState",
     "UndeliveredRecords",
     "open_send_producer",

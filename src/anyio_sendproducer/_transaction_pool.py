@@ -1,0 +1,335 @@
+"""A pool of transactional producers: many transactions at the same time.
+
+A transactional producer runs one transaction at a time, because the brokers know it by its
+``transactional_id``. The pool starts several with different ids in its own task group, and lends
+each to one transaction at a time.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import dataclasses
+from collections import deque
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Final, Literal, cast
+
+import anyio
+import anyio.abc
+
+from ._affinity import Affinity
+from ._delivery import Statistics
+from ._exceptions import (
+    ProducerClosed,
+    ProducerMisused,
+    SettingsError,
+    TransactionError,
+    UndeliveredRecords,
+)
+from ._loops import Step, current_loop
+from ._observing import check_observers
+from ._producer import SendProducer, start_send_producer
+from ._settings import ProducerSettings, SettingsFields, settings_for
+from ._task_groups import plain_task_group
+from ._transaction import Transaction
+from ._validation import check_count
+from .drivers import DriverFactory
+from .telemetry import Observer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["TransactionPool", "TransactionPoolStatistics"]
+
+_LEFT_IN_ANOTHER_TASK: Final = (
+    "another task left the block of TransactionPool than the one that entered it; its producers "
+    "were closed"
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TransactionPoolStatistics:
+    """The figures of one pool at one moment."""
+
+    size: int
+    """How many producers the pool has, and thus how many transactions it runs at a time."""
+    in_use: int
+    """Transactions that have a producer now."""
+    waiting: int
+    """Transactions that wait for a producer."""
+    replaced: int
+    """How many producers were replaced so far, because they were fenced or broke otherwise."""
+    producers: Mapping[str, Statistics]
+    """The figures of each producer, by its ``transactional_id``. One that is being replaced is
+    missing."""
+
+
+class _Start:
+    """An attempt to start a producer in place of one that broke."""
+
+    def __init__(self) -> None:
+        self.ended = anyio.Event()
+        self.failure: Exception | None = None
+
+
+class _Member:
+    """One ``transactional_id`` of the pool, and its producer."""
+
+    def __init__(self, settings: ProducerSettings) -> None:
+        self.settings = settings
+        self.producer: SendProducer | None = None
+        #: The attempt in progress, if any.
+        self.start: _Start | None = None
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether its producer can begin a transaction."""
+        return self.producer is not None and self.producer.statistics().state == "open"
+
+
+class TransactionPool(anyio.AsyncContextManagerMixin):
+    """Transactional producers that are borrowed, each for one transaction at a time.
+
+    ::
+
+        settings = ProducerSettings(bootstrap_servers="localhost:9092", transactional_id="billing")
+        async with TransactionPool(settings, size=4) as pool:
+            async with pool.transaction() as tx:
+                await tx.send(ProducerRecord("invoices", b"42 EUR", b"alice"))
+
+    The producers have the names ``billing-0`` to ``billing-3``. All of them are started when the
+    block begins: the first alone, so that a wrong setting is one error, then the others at the
+    same time. This ends transactions that an earlier process left open under these names.
+
+    A producer that was fenced, or that broke otherwise, is closed, and another one with the same
+    name takes its place: a new client with a new epoch. If that fails, the next transaction that
+    needs the producer tries again, and raises the error if it fails again. After
+    :exc:`TransactionOutcomeUnknown` the producer itself replaces its client; the brokers then
+    finish the commit, or abort it, before the next transaction of that name begins.
+
+    When the block ends, no producer is left. A clean end closes all of them at the same time,
+    within ``close_timeout``; a block that failed or was cancelled leaves within
+    ``cancel_timeout``. Transactions of other tasks that are still open are then aborted.
+
+    Args:
+        settings: as for :func:`open_send_producer`. The ``transactional_id`` is the prefix of the
+            producers' names. Two processes that run at the same time need different prefixes,
+            otherwise they fence each other.
+        size: how many producers, and thus how many transactions at a time.
+        driver: as for :func:`open_send_producer`. A callable is called for each producer.
+        observers: as for :func:`open_send_producer`. All producers share them.
+        fields: as for :func:`open_send_producer`.
+
+    Raises:
+        SettingsError: a setting or ``size`` is wrong, or there is no ``transactional_id``.
+            ``async with`` raises what :func:`open_send_producer` raises at its start.
+
+    Cancellation leaves nothing behind, whenever it comes.
+    """
+
+    def __init__(
+        self,
+        settings: ProducerSettings | None = None,
+        /,
+        size: int = 4,
+        *,
+        driver: str | DriverFactory | None = None,
+        observers: Iterable[Observer] = (),
+        **fields: Unpack[SettingsFields],
+    ) -> None:
+        settings = settings_for(settings, fields)
+        check_count("size", size)
+        prefix = settings.transactional_id
+        if prefix is None:
+            raise SettingsError(
+                "transactional_id is missing: TransactionPool needs it as the prefix of its "
+                "producers' names"
+            )
+        self._prefix = prefix
+        self._driver = driver
+        self._observers = check_observers(observers)
+        self._members = [
+            _Member(settings.with_transactional_id(f"{prefix}-{number}")) for number in range(size)
+        ]
+        self._free = deque(self._members)
+        self._turns = anyio.CapacityLimiter(size)
+        self._replaced = 0
+        self._state: Literal["new", "open", "closed"] = "new"
+        self._affinity: Affinity
+        self._context: contextvars.Context
+        self._tasks: anyio.abc.TaskGroup
+
+    def __repr__(self) -> str:
+        return f"<TransactionPool {self._state} {self._prefix!r} size={len(self._members)}>"
+
+    def transaction(self) -> AbstractAsyncContextManager[Transaction]:
+        """Borrow a producer for one transaction, for the length of an ``async with`` block.
+
+        If all producers are in use, it waits for its turn, in the order of asking. Then the block
+        is that of :meth:`SendProducer.transaction`.
+
+        Raises:
+            ProducerFenced: another producer has this producer's name now, and aborted the
+                transaction. Run it again: the pool has another producer by then.
+            SendProducerError: the producer was being replaced, and the other one could not be
+                started; see :func:`start_send_producer`.
+            TransactionError: this task has a transaction of the pool already, or as
+                :meth:`SendProducer.transaction`.
+            TransactionAborted, TransactionOutcomeUnknown: as :meth:`SendProducer.transaction`.
+            ProducerClosed: the pool was closed, perhaps while this waited.
+            ProducerMisused: the pool was not opened, or it belongs to another event loop, thread or
+                process.
+
+        Cancellation while it waits leaves the queue. Within the block, and during the commit, it is
+        as for :meth:`SendProducer.transaction`.
+        """
+        return self._borrow()
+
+    def statistics(self) -> TransactionPoolStatistics:
+        """Take a snapshot of the pool's figures. Works on a closed pool, too."""
+        turns = self._turns.statistics()
+        return TransactionPoolStatistics(
+            size=len(self._members),
+            in_use=turns.borrowed_tokens,
+            waiting=turns.tasks_waiting,
+            replaced=self._replaced,
+            producers={
+                cast("str", member.settings.transactional_id): member.producer.statistics()
+                for member in self._members
+                if member.producer is not None
+            },
+        )
+
+    # --- the scope ---------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncGenerator[TransactionPool]:
+        if self._state != "new":
+            raise ProducerClosed("the pool was closed: make another one")
+        async with plain_task_group(_LEFT_IN_ANOTHER_TASK) as self._tasks:
+            try:
+                self._affinity = Affinity(current_loop(), Step())
+                self._context = contextvars.copy_context()
+                await self._start_all()
+                self._state = "open"
+                yield self
+                self._refuse()
+                await self._close_all()
+            finally:
+                self._refuse()
+                self._tasks.cancel_scope.cancel()
+
+    async def _start_all(self) -> None:
+        first, *others = self._members
+        await self._start(first)
+        failures: list[Exception] = []
+
+        async def start(member: _Member) -> None:
+            try:
+                await self._start(member)
+            except Exception as error:  # noqa: BLE001  # raised below, without a group
+                failures.append(error)
+
+        async with anyio.create_task_group() as tasks:
+            for member in others:
+                tasks.start_soon(start, member)
+        if failures:
+            try:
+                raise failures[0]
+            finally:
+                del failures  # its traceback refers to this frame
+
+    def _refuse(self) -> None:
+        """Begin no more transactions, and wake those that wait."""
+        self._state = "closed"
+        self._turns.total_tokens = float("inf")
+
+    async def _close_all(self) -> None:
+        self._affinity.check()
+        async with anyio.create_task_group() as tasks:
+            for member in self._members:
+                if member.producer is not None:
+                    tasks.start_soon(_close, member.producer)
+
+    # --- one producer ------------------------------------------------------------------------
+
+    async def _start(self, member: _Member) -> None:
+        member.producer = await start_send_producer(
+            self._tasks, member.settings, driver=self._driver, observers=self._observers
+        )
+
+    @asynccontextmanager
+    async def _borrow(self) -> AsyncGenerator[Transaction]:
+        self._check_open()
+        try:
+            await self._turns.acquire()
+        except RuntimeError as error:
+            raise TransactionError(
+                "this task has a transaction of the pool open already; another one in it could "
+                "wait for ever: end the first, or use another task"
+            ) from error
+        try:
+            self._check_open()
+            member = next((one for one in self._free if one.is_usable), self._free[0])
+            self._free.remove(member)
+            try:
+                producer = await self._producer_of(member)
+                async with producer.transaction() as transaction:
+                    yield transaction
+            finally:
+                self._free.append(member)
+                # If no other one could be started, the next transaction tries again.
+                if self._state == "open" and member.producer is not None and not member.is_usable:
+                    self._replace_soon(member)
+        finally:
+            self._turns.release()
+
+    def _check_open(self) -> None:
+        if self._state == "new":
+            raise ProducerMisused(
+                "the pool is not open: use `async with TransactionPool(settings, size) as pool:`"
+            )
+        if self._state == "closed":
+            raise ProducerClosed("the pool is closed")
+        self._affinity.check()
+
+    async def _producer_of(self, member: _Member) -> SendProducer:
+        if not member.is_usable:
+            start = self._replace_soon(member)
+            await start.ended.wait()
+            self._check_open()
+            if start.failure is not None:
+                try:
+                    raise start.failure
+                finally:
+                    start.failure = None  # its traceback refers to this frame
+        return cast("SendProducer", member.producer)
+
+    def _replace_soon(self, member: _Member) -> _Start:
+        """Replace a producer in a task of the pool, unless that is in progress.
+
+        The task has the pool's context and not the borrower's, which it outlives. If the borrower
+        is cancelled, the start goes on for the next one.
+        """
+        if member.start is None:
+            member.start = _Start()
+            self._context.copy().run(self._tasks.start_soon, self._replace, member, member.start)
+        return member.start
+
+    async def _replace(self, member: _Member, start: _Start) -> None:
+        broken, member.producer = member.producer, None
+        try:
+            if broken is not None:
+                await _close(broken)
+            await self._start(member)
+            self._replaced += 1
+        except Exception as error:  # noqa: BLE001  # the transaction that waits for it raises it
+            start.failure = error
+        finally:
+            member.start = None
+            start.ended.set()
+
+
+async def _close(producer: SendProducer) -> None:
+    with suppress(UndeliveredRecords):  # the blocks of its transactions raise these failures
+        await producer.aclose()
