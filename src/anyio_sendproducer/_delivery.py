@@ -10,7 +10,7 @@ import dataclasses
 import enum
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from ._exceptions import DeliveryError
 from ._records import ProducerRecord, RecordMetadata
@@ -183,8 +183,8 @@ class Entry:
 class Statistics:
     """The figures of one producer at one moment. To compute rates, take two snapshots."""
 
-    state: str
-    """``"open"``, ``"draining"``, ``"broken"`` or ``"closed"``."""
+    state: Literal["open", "draining", "broken", "closed"]
+    """The state of the producer."""
     waiting: int
     """Records that wait for room in ``send`` or ``enqueue``. They are not accepted yet."""
     queued: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-import sys
+import inspect
 import warnings
 from typing import Final
 
@@ -76,11 +76,8 @@ def _in_words(seconds: float) -> str:
 def _warn(text: str) -> None:
     """Warn, with the line of the caller outside this package."""
     level = 1
-    frame = sys._getframe()  # CPython and PyPy have it; the module warnings uses it, too
-    while frame.f_back is not None:
+    frame = inspect.currentframe()
+    while frame is not None and str(frame.f_globals.get("__name__")).split(".")[0] in _OURS:
         frame = frame.f_back
         level += 1
-        module = str(frame.f_globals.get("__name__"))
-        if module.partition(".")[0] not in _OURS:
-            break
     warnings.warn(text, SettingsWarning, stacklevel=level)

@@ -20,7 +20,7 @@ import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from anyio import WouldBlock
 
@@ -772,7 +772,7 @@ class Ledger:
         """Take a snapshot of the figures. The arguments are figures that the ledger does not know;
         see :class:`Statistics`."""
         return Statistics(
-            state=self.state.value,
+            state=cast("Any", self.state.value),
             waiting=len(self._waiting),
             queued=len(self._queue) + sum(map(len, self._held.values())),
             in_flight=self._records,

@@ -48,7 +48,7 @@ from ._shown import listed
 from ._task_groups import plain_task_group
 from ._transaction import Transaction, Transactions
 from ._validation import check_record
-from .drivers import DriverFactory, make_driver
+from .drivers import DriverFactory, DriverName, make_driver
 from .telemetry import Observer
 
 if TYPE_CHECKING:
@@ -352,7 +352,7 @@ async def start_send_producer(
     settings: ProducerSettings | None = None,
     /,
     *,
-    driver: str | DriverFactory | None = None,
+    driver: DriverName | DriverFactory | None = None,
     observers: Iterable[Observer] = (),
     **fields: Unpack[SettingsFields],
 ) -> SendProducer:
@@ -386,7 +386,7 @@ def open_send_producer(
     settings: ProducerSettings | None = None,
     /,
     *,
-    driver: str | DriverFactory | None = None,
+    driver: DriverName | DriverFactory | None = None,
     observers: Iterable[Observer] = (),
     **fields: Unpack[SettingsFields],
 ) -> AbstractAsyncContextManager[SendProducer]:
@@ -473,7 +473,7 @@ def _check_task_group(task_group: object) -> None:
 async def _start(
     task_group: _Starter,
     settings: ProducerSettings,
-    driver: str | DriverFactory | None,
+    driver: DriverName | DriverFactory | None,
     observers: Iterable[Observer],
     make_clock: ClockFactory,
 ) -> SendProducer:
@@ -487,7 +487,7 @@ async def _start(
 
 def _make_engine(
     resolver: SettingsResolver,
-    driver: str | DriverFactory | None,
+    driver: DriverName | DriverFactory | None,
     observers: Sequence[Observer],
     make_clock: ClockFactory,
 ) -> Engine:
@@ -526,7 +526,7 @@ def _make_engine(
 @asynccontextmanager
 async def _open(
     settings: ProducerSettings,
-    driver: str | DriverFactory | None,
+    driver: DriverName | DriverFactory | None,
     observers: Iterable[Observer],
     make_clock: ClockFactory,
 ) -> AsyncGenerator[SendProducer]:

@@ -26,7 +26,7 @@ from ._loops import Sentinel, current_library, current_loop
 from ._observing import check_observers
 from ._producer import SendProducer, open_send_producer
 from ._settings import ProducerSettings, SettingsFields, settings_for
-from .drivers import DriverFactory
+from .drivers import DriverFactory, DriverName
 from .telemetry import Observer
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class ProducerService:
         settings: ProducerSettings | None = None,
         /,
         *,
-        driver: str | DriverFactory | None = None,
+        driver: DriverName | DriverFactory | None = None,
         observers: Iterable[Observer] = (),
         **fields: Unpack[SettingsFields],
     ) -> None:

@@ -260,7 +260,7 @@ def unknown(
         spell_property: the same for a property of the client; None: ``properties={...}``.
     """
     names = [*fields]
-    as_property = spell_property or (lambda one: f"properties={{{one!r}: ...}}")
+    as_property = spell_property or _as_keyword
     canonical = canonical_name(name.lower())
     if canonical in MANAGED and canonical not in names:
         return SettingsError(f"{given!r} is not a setting here: {MANAGED[canonical]}")
@@ -276,6 +276,10 @@ def unknown(
     known = ", ".join(map(spell, sorted(names)))
     example = as_property("linger.ms")
     return SettingsError(f"{wrong}: there are {known}; a setting of the client is {example}")
+
+
+def _as_keyword(name: str) -> str:
+    return f"properties={{{name!r}: ...}}"
 
 
 def _read(path: str) -> bytes:

@@ -33,7 +33,7 @@ from ._settings import ProducerSettings, SettingsFields, settings_for
 from ._task_groups import plain_task_group
 from ._transaction import Transaction
 from ._validation import check_count
-from .drivers import DriverFactory
+from .drivers import DriverFactory, DriverName
 from .telemetry import Observer
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class TransactionPool(anyio.AsyncContextManagerMixin):
         /,
         size: int = 4,
         *,
-        driver: str | DriverFactory | None = None,
+        driver: DriverName | DriverFactory | None = None,
         observers: Iterable[Observer] = (),
         **fields: Unpack[SettingsFields],
     ) -> None:

@@ -32,7 +32,7 @@ from ._producer import open_send_producer
 from ._settings import ProducerSettings
 from ._settings_resolver import SettingsResolver
 from ._shown import listed, one_line
-from .drivers import make_driver
+from .drivers import DriverName, make_driver
 from .drivers._describe import Protocol, describe_cluster, protocol_of
 from .drivers._protocols import BrokerDescription, ClusterDescription
 from .drivers.security._tls import tls_refusal
@@ -151,13 +151,15 @@ class _Findings:
     """What the steps have found so far."""
 
     settings: ProducerSettings
-    driver: str | None
+    driver: DriverName | None
     protocol: Protocol | None = None
     addresses: list[tuple[str, int]] = dataclasses.field(default_factory=list[tuple[str, int]])
     cluster: ClusterDescription | None = None
 
 
-async def check_cluster(settings: ProducerSettings, *, driver: str | None = None) -> ClusterCheck:
+async def check_cluster(
+    settings: ProducerSettings, *, driver: DriverName | None = None
+) -> ClusterCheck:
     """Try the steps to a cluster up to the first one that fails.
 
     Args:

@@ -48,6 +48,7 @@ from anyio_sendproducer import (
     SendProducerError,
     open_send_producer,
 )
+from anyio_sendproducer.drivers import DriverName
 from anyio_sendproducer.drivers._describe import describe_cluster
 from tests.support.fuzzed_broker import PASSWORD, USER, FuzzedBroker, Plan, fuzzed_broker
 from tests.support.paths import ROOT
@@ -152,7 +153,7 @@ class Watch(logging.Handler):
 
 
 async def run_example(
-    seed: str, driver: str, report: Report, tell: Callable[[str], object] = bool
+    seed: str, driver: DriverName, report: Report, tell: Callable[[str], object] = bool
 ) -> str:
     """Run one example, and note what came of it.
 
@@ -205,7 +206,7 @@ def _raw(outcome: str, error: Exception) -> str:
     return ""
 
 
-async def _do(plan: Plan, broker: FuzzedBroker, driver: str) -> None:
+async def _do(plan: Plan, broker: FuzzedBroker, driver: DriverName) -> None:
     settings = ProducerSettings(
         bootstrap_servers=broker.address,
         start_timeout=STEP,
@@ -251,7 +252,7 @@ def _login(mechanism: str) -> dict[str, Any]:
     return {**properties, "sasl.username": USER, "sasl.password": PASSWORD}
 
 
-async def run(seeds: Iterator[str], driver: str, report: Report) -> None:
+async def run(seeds: Iterator[str], driver: DriverName, report: Report) -> None:
     """Run examples, some at a time."""
 
     async def work() -> None:

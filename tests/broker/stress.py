@@ -50,6 +50,7 @@ from anyio_sendproducer import (
     UndeliveredRecords,
     open_send_producer,
 )
+from anyio_sendproducer.drivers import DriverName
 from anyio_sendproducer.telemetry import Event
 from anyio_sendproducer.testing import blocking_embedded_broker
 from tests.support.paths import ROOT
@@ -308,7 +309,7 @@ class _Round:
             self.left = time.monotonic()
             await self.pause()
 
-    async def run(self, settings: ProducerSettings, driver: str) -> None:
+    async def run(self, settings: ProducerSettings, driver: DriverName) -> None:
         """Open a producer, use it from several tasks, and close it while they send."""
         observers = [_Observer()] if self.chance.random() < 0.3 else []
         hurries = self.chance.random() < 0.3

@@ -35,6 +35,7 @@ from anyio_sendproducer import (
     open_send_producer,
 )
 from anyio_sendproducer.cli._reading import read_back
+from anyio_sendproducer.drivers import DriverName
 from anyio_sendproducer.testing import EmbeddedBroker, embedded_broker
 from tests.support.brief import on_either_loop
 from tests.support.clock import ManualClock
@@ -95,7 +96,7 @@ def address(request: pytest.FixtureRequest) -> str:
 
 @on_either_loop
 async def test_the_start_fails_within_start_timeout_and_names_the_address(
-    driver: str, address: str
+    driver: DriverName, address: str
 ) -> None:
     sockets = open_sockets()
     began = time.monotonic()
@@ -110,7 +111,7 @@ async def test_the_start_fails_within_start_timeout_and_names_the_address(
 
 
 @on_either_loop
-async def test_a_start_that_is_cancelled_ends_promptly(driver: str, address: str) -> None:
+async def test_a_start_that_is_cancelled_ends_promptly(driver: DriverName, address: str) -> None:
     sockets = open_sockets()
     settings = ProducerSettings(bootstrap_servers=address, start_timeout=2 * PATIENCE)
     began = time.monotonic()
@@ -123,7 +124,7 @@ async def test_a_start_that_is_cancelled_ends_promptly(driver: str, address: str
 
 
 async def test_one_address_of_several_is_enough(
-    driver: str, refusing: str, broker: EmbeddedBroker
+    driver: DriverName, refusing: str, broker: EmbeddedBroker
 ) -> None:
     settings = ProducerSettings(
         bootstrap_servers=[refusing, broker.bootstrap_servers], start_timeout=PATIENCE
@@ -201,7 +202,7 @@ class Outcomes:
 
 @on_either_loop
 async def test_killed_in_the_middle_of_ten_thousand_sends(
-    driver: str, broker: EmbeddedBroker
+    driver: DriverName, broker: EmbeddedBroker
 ) -> None:
     """The broker dies when the first are acknowledged, others are on their way, others wait for
     room, and others are sent only afterwards."""
@@ -247,7 +248,7 @@ async def test_killed_in_the_middle_of_ten_thousand_sends(
 
 @on_either_loop
 async def test_paused_and_resumed_everything_is_delivered_once(
-    driver: str, broker: EmbeddedBroker
+    driver: DriverName, broker: EmbeddedBroker
 ) -> None:
     outcomes = Outcomes()
     settings = settings_for(broker, delivery_timeout=PATIENCE)
@@ -286,7 +287,7 @@ async def test_paused_and_resumed_everything_is_delivered_once(
 
 @on_either_loop
 async def test_a_broker_that_comes_back_is_used_again(
-    driver: str, broker: EmbeddedBroker, clock: ManualClock
+    driver: DriverName, broker: EmbeddedBroker, clock: ManualClock
 ) -> None:
     """Another process on the same port, which knows nothing of what was there before."""
     settings = settings_for(broker, delivery_timeout=4 * PATIENCE)
@@ -339,7 +340,7 @@ async def enqueue_some(producer: SendProducer, count: int) -> list[Any]:
 @pytest.mark.parametrize("gone", ["killed", "paused"])
 @pytest.mark.parametrize("how", ["success", "error", "cancellation"])
 async def test_the_exit_is_bounded_whatever_ends_the_block(
-    driver: str, broker: EmbeddedBroker, gone: str, how: str
+    driver: DriverName, broker: EmbeddedBroker, gone: str, how: str
 ) -> None:
     # The other one of the two would be far too long.
     settings = settings_for(broker, close_timeout=PATIENCE, cancel_timeout=PATIENCE)
@@ -396,7 +397,7 @@ async def test_the_exit_is_bounded_whatever_ends_the_block(
 
 
 async def test_a_clean_exit_waits_for_a_broker_that_comes_round(
-    driver: str, broker: EmbeddedBroker
+    driver: DriverName, broker: EmbeddedBroker
 ) -> None:
     settings = settings_for(broker, close_timeout=PATIENCE)
     async with anyio.create_task_group() as tasks:
@@ -416,7 +417,7 @@ async def test_a_clean_exit_waits_for_a_broker_that_comes_round(
 
 
 async def test_aclose_while_tasks_are_sending_gives_each_its_outcome(
-    driver: str,
+    driver: DriverName,
     broker: EmbeddedBroker,
 ) -> None:
     settings = settings_for(broker, close_timeout=0.5, max_in_flight=100)

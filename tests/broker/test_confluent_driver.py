@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import confluent_kafka
@@ -135,7 +135,7 @@ def test_without_the_package_the_error_says_how_to_get_it(monkeypatch: pytest.Mo
 
 def test_a_name_that_is_none() -> None:
     with pytest.raises(SettingsError, match="must be 'kafka-python', 'confluent' or a factory"):
-        make_driver("librdkafka", ProducerSettings(bootstrap_servers="a:1"))
+        make_driver(cast("Any", "librdkafka"), ProducerSettings(bootstrap_servers="a:1"))
 
 
 # --- records -------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from anyio_sendproducer import (
     SendProducerError,
     open_send_producer,
 )
+from anyio_sendproducer.drivers import DriverName
 from anyio_sendproducer.drivers.kafka_python import _driver as _kafka_python
 from anyio_sendproducer.drivers.kafka_python import _network
 from anyio_sendproducer.testing import FakeDriver, MockCluster, mock_cluster
@@ -89,7 +90,7 @@ def never_again(address: str) -> ProducerSettings:
     )
 
 
-async def test_the_first_record_of_each_topic_waits_for_no_backoff(driver: str) -> None:
+async def test_the_first_record_of_each_topic_waits_for_no_backoff(driver: DriverName) -> None:
     with scripted_broker() as broker:
         async with open_send_producer(never_again(broker.address), driver=driver) as producer:
             for number in range(3):
@@ -131,7 +132,7 @@ async def test_a_topic_that_is_new_while_metadata_are_on_their_way_waits_for_no_
 
 
 async def test_a_record_is_sent_again_within_its_time_if_the_connection_was_forgotten(
-    driver: str, proxied: FaultProxy
+    driver: DriverName, proxied: FaultProxy
 ) -> None:
     # The ledger's clock stands still, and only the client's time-outs go on.
     settings = ProducerSettings(bootstrap_servers=proxied.address, delivery_timeout=2)
@@ -154,7 +155,7 @@ def silent() -> Iterator[list[str]]:
 
 
 async def test_silent_addresses_do_not_hold_up_the_start(
-    driver: str, silent: list[str], monkeypatch: pytest.MonkeyPatch
+    driver: DriverName, silent: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # An attempt to connect takes longer than this test.
     defaults = importlib.import_module("kafka.net.manager").KafkaConnectionManager.DEFAULT_CONFIG
@@ -169,7 +170,7 @@ async def test_silent_addresses_do_not_hold_up_the_start(
             await producer.send(ProducerRecord("orders", b"two tins"))
 
 
-async def test_addresses_that_refuse_do_not_hold_up_the_start(driver: str) -> None:
+async def test_addresses_that_refuse_do_not_hold_up_the_start(driver: DriverName) -> None:
     with reserved_ports(3) as ports, scripted_broker() as broker:
         settings = ProducerSettings(
             bootstrap_servers=[*(f"127.0.0.1:{port}" for port in ports), broker.address],
@@ -179,7 +180,7 @@ async def test_addresses_that_refuse_do_not_hold_up_the_start(driver: str) -> No
             await producer.send(ProducerRecord("orders", b"two tins"))
 
 
-async def test_a_start_waits_for_the_first_of_several_addresses(driver: str) -> None:
+async def test_a_start_waits_for_the_first_of_several_addresses(driver: DriverName) -> None:
     with reserved_ports(2) as ports:
         settings = ProducerSettings(
             bootstrap_servers=[f"127.0.0.1:{port}" for port in ports], start_timeout=0.5
@@ -212,7 +213,7 @@ def knows_no_bootstrap_broker(producer: SendProducer) -> bool:
 
 @pytest.mark.parametrize("addresses", [1, 2])
 async def test_brokers_that_come_back_elsewhere_are_found_by_the_bootstrap_address(
-    driver: str, addresses: int
+    driver: DriverName, addresses: int
 ) -> None:
     with scripted_broker() as first, scripted_broker() as second, reserved_ports(1) as [nobody]:
         bootstraps = [first.address, f"127.0.0.1:{nobody}"][:addresses]
@@ -544,7 +545,7 @@ def _network_threads() -> list[str]:
 # --- what is said where nobody answers -----------------------------------------------------------
 
 
-async def test_where_nobody_answers_the_error_says_why_and_what_to_do(driver: str) -> None:
+async def test_where_nobody_answers_the_error_says_why_and_what_to_do(driver: DriverName) -> None:
     with closing(socket.socket()) as taken:
         taken.bind(("127.0.0.1", 0))  # and nobody listens
         address = f"127.0.0.1:{taken.getsockname()[1]}"

@@ -9,6 +9,7 @@ from typing import Any
 from kafka.partitioner import DefaultPartitioner
 
 from anyio_sendproducer import ProducerRecord, ProducerSettings, open_send_producer
+from anyio_sendproducer.drivers import DriverName
 from anyio_sendproducer.testing import mock_cluster
 from tests.support.client_log import on_each_line
 from tests.support.scripted_broker import scripted_broker
@@ -33,7 +34,7 @@ async def test_a_partitioner_runs_on_the_producers_thread_in_the_openers_context
     assert seen == {("opener", "anyio-sendproducer")}
 
 
-async def test_a_token_provider_runs_in_the_openers_context_on_threads(driver: str) -> None:
+async def test_a_token_provider_runs_in_the_openers_context_on_threads(driver: DriverName) -> None:
     loop = threading.get_ident()
     seen: set[tuple[str, bool]] = set()
 

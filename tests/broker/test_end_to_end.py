@@ -28,6 +28,7 @@ from anyio_sendproducer import (
     SendProducer,
     open_send_producer,
 )
+from anyio_sendproducer.drivers import DriverName
 from anyio_sendproducer.testing import mock_cluster
 from tests.support.brief import on_either_loop
 from tests.support.clock import ManualClock, run_while_the_clock_stands_still
@@ -49,7 +50,7 @@ def settings(shared_broker: str) -> ProducerSettings:
 @on_either_loop
 @pytest.mark.parametrize("compression", ["none", "gzip", "snappy", "lz4", "zstd"])
 async def test_a_thousand_tasks_at_once(
-    driver: str, settings: ProducerSettings, topic: str, compression: str
+    driver: DriverName, settings: ProducerSettings, topic: str, compression: str
 ) -> None:
     settings = settings.with_property("compression.type", compression)
     in_order: list[ProducerRecord[Any, Any]] = []
@@ -83,7 +84,9 @@ async def test_a_thousand_tasks_at_once(
 
 
 @pytest.mark.parametrize("acks", [1, "all"])
-async def test_acks(driver: str, settings: ProducerSettings, topic: str, acks: object) -> None:
+async def test_acks(
+    driver: DriverName, settings: ProducerSettings, topic: str, acks: object
+) -> None:
     settings = settings.with_property("acks", acks)
     records = [ProducerRecord(topic, b"%d" % number, partition=1) for number in range(50)]
     async with open_send_producer(settings, driver=driver) as producer:
@@ -96,7 +99,9 @@ class Topics(str, enum.Enum):
     ORDERS = "topic-of-an-enum"
 
 
-async def test_a_topic_that_is_a_member_of_an_enum(driver: str, settings: ProducerSettings) -> None:
+async def test_a_topic_that_is_a_member_of_an_enum(
+    driver: DriverName, settings: ProducerSettings
+) -> None:
     async with open_send_producer(settings, driver=driver) as producer:
         given = await producer.send(ProducerRecord(Topics.ORDERS, b"value", partition=1))
         plain = await producer.send(ProducerRecord("topic-of-an-enum", b"value", partition=1))
@@ -106,7 +111,7 @@ async def test_a_topic_that_is_a_member_of_an_enum(driver: str, settings: Produc
 
 
 async def test_without_acknowledgements_records_arrive_all_the_same(
-    driver: str, topic: str
+    driver: DriverName, topic: str
 ) -> None:
     """On another broker: of requests that want no answer, the embedded one loses a few."""
     records = [ProducerRecord(topic, b"%d" % number, partition=1) for number in range(50)]
@@ -126,7 +131,9 @@ async def test_without_acknowledgements_records_arrive_all_the_same(
         assert [found[place].value for place in places] == [record.value for record in records]
 
 
-async def test_every_way_to_send(driver: str, settings: ProducerSettings, topic: str) -> None:
+async def test_every_way_to_send(
+    driver: DriverName, settings: ProducerSettings, topic: str
+) -> None:
     sent: list[tuple[ProducerRecord[Any, Any], RecordMetadata]] = []
     pass_through = object()
 
@@ -177,7 +184,7 @@ async def test_every_way_to_send(driver: str, settings: ProducerSettings, topic:
 
 
 async def test_order_of_each_key_over_many_tasks(
-    driver: str, settings: ProducerSettings, topic: str
+    driver: DriverName, settings: ProducerSettings, topic: str
 ) -> None:
     """Fifty tasks, each with a key of its own, none of which waits for an outcome before the next;
     with so little room that most of the records have to wait for it."""
@@ -209,7 +216,7 @@ async def test_order_of_each_key_over_many_tasks(
 @on_either_loop
 @pytest.mark.parametrize("compression", ["none", "zstd"])
 async def test_records_of_a_megabyte(
-    driver: str, settings: ProducerSettings, topic: str, compression: str
+    driver: DriverName, settings: ProducerSettings, topic: str, compression: str
 ) -> None:
     settings = settings.with_properties(
         {"compression.type": compression, "max.request.size": 2 * 1024 * 1024}
@@ -227,7 +234,7 @@ async def test_records_of_a_megabyte(
 
 
 async def test_serialized_records_arrive_as_their_bytes(
-    driver: str, settings: ProducerSettings, topic: str
+    driver: DriverName, settings: ProducerSettings, topic: str
 ) -> None:
     class Described:
         def serialize(self, topic: str, headers: list[tuple[str, bytes]], data: object) -> bytes:
@@ -280,7 +287,7 @@ def larger_than_all_room(topic: str) -> ProducerRecord[Any, Any]:
     ],
 )
 async def test_bad_input_is_rejected_and_the_producer_works_on(
-    driver: str,
+    driver: DriverName,
     settings: ProducerSettings,
     topic: str,
     make: Callable[[str], ProducerRecord[Any, Any]],
@@ -321,7 +328,7 @@ async def test_bad_input_is_rejected_and_the_producer_works_on(
 
 @on_either_loop
 async def test_a_missing_topic_holds_up_only_itself(
-    driver: str, settings: ProducerSettings, clock: ManualClock, topic: str
+    driver: DriverName, settings: ProducerSettings, clock: ManualClock, topic: str
 ) -> None:
     async with clock.open(settings, driver=driver) as creating:
         await creating.send(ProducerRecord(topic, b"0"))
@@ -346,7 +353,7 @@ async def test_a_missing_topic_holds_up_only_itself(
 
 
 def test_a_clock_that_stands_still_holds_up_nothing(
-    driver: str, settings: ProducerSettings, topic: str
+    driver: DriverName, settings: ProducerSettings, topic: str
 ) -> None:
     """With Trio's MockClock a producer starts, sends and closes in real time."""
 

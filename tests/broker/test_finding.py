@@ -26,6 +26,7 @@ from anyio_sendproducer import (
 from anyio_sendproducer._engine import WATCH_SECONDS
 from anyio_sendproducer._settings_resolver import SettingsResolver
 from anyio_sendproducer.discovery import Lookup, Target
+from anyio_sendproducer.drivers import DriverName
 from anyio_sendproducer.testing import EmbeddedBroker, FakeDriver, embedded_broker
 from tests.support.calls import Call, generation, quiet, raising, record, taken, task_group
 from tests.support.clock import ManualClock
@@ -198,7 +199,7 @@ async def test_targets_that_come_too_slowly_end_at_the_resolve_timeout(
 
 
 @pytest.mark.parametrize("driver", ["kafka-python", "confluent"])
-async def test_the_error_of_a_start_shortens_a_long_list_of_addresses(driver: str) -> None:
+async def test_the_error_of_a_start_shortens_a_long_list_of_addresses(driver: DriverName) -> None:
     addresses = [f"127.0.0.1:{port}" for port in range(1, 10)]
     settings = ProducerSettings(bootstrap_servers=addresses, start_timeout=0.5)
     with pytest.raises(ProducerStartError, match=r"127\.0\.0\.1:5 and 4 more ") as caught:

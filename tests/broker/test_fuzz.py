@@ -11,6 +11,7 @@ from typing import Any
 import anyio.to_thread
 import pytest
 
+from anyio_sendproducer.drivers import DriverName
 from tests.broker.fuzz import Children, Report, run, run_example
 from tests.support.answer_fields import HOSTILE, RESPONSES, AnswerWriter
 from tests.support.brief import on_either_loop
@@ -51,7 +52,7 @@ def test_spoilt_answers_do_no_harm_to_librdkafka_but_for_crashes() -> None:
 @pytest.mark.parametrize("job", JOBS)
 @on_either_loop
 async def test_all_is_well_where_nothing_is_spoilt(
-    driver: str, job: str, mechanism: str, monkeypatch: pytest.MonkeyPatch
+    driver: DriverName, job: str, mechanism: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def plan_nothing(plan: Plan, seed: str) -> None:
         old_init(plan, seed)

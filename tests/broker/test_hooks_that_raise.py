@@ -22,6 +22,7 @@ from anyio_sendproducer import (
     SerializationFailed,
     open_send_producer,
 )
+from anyio_sendproducer.drivers import DriverName
 from tests.support.bare import BareProducer
 from tests.support.brief import on_either_loop
 from tests.support.hourglass import LONG, Hourglass
@@ -55,7 +56,7 @@ async def fails_alone(
 
 @pytest.mark.parametrize("kind", ERRORS)
 async def test_what_a_serializer_raises_fails_its_record_alone(
-    kind: type[BaseException], shared_broker: str, driver: str
+    kind: type[BaseException], shared_broker: str, driver: DriverName
 ) -> None:
     def serialize(text: str) -> bytes:
         if text == "bad":
@@ -73,7 +74,7 @@ async def test_what_a_serializer_raises_fails_its_record_alone(
 
 
 async def test_a_header_that_a_serializer_adds_fails_its_record_alone(
-    shared_broker: str, driver: str
+    shared_broker: str, driver: DriverName
 ) -> None:
     class Adding:
         def serialize(self, _topic: str, headers: list[Any], data: str) -> bytes:
@@ -243,7 +244,7 @@ def with_tokens(broker: ScriptedBroker, tokens: Tokens, start_timeout: float) ->
     ids=["ValueError", "SystemExit", "7"],
 )
 async def test_without_a_token_the_start_ends_in_time(
-    give: Callable[[], Any], says: str, driver: str, monkeypatch: pytest.MonkeyPatch
+    give: Callable[[], Any], says: str, driver: DriverName, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """librdkafka alone waits ten seconds, whatever the start_timeout is."""
     tokens = Tokens(lambda _: give())
@@ -258,7 +259,7 @@ async def test_without_a_token_the_start_ends_in_time(
     assert tokens.calls >= 3
 
 
-async def test_a_token_that_comes_later_logs_in(driver: str) -> None:
+async def test_a_token_that_comes_later_logs_in(driver: DriverName) -> None:
     tokens = Tokens(lambda calls: "t0k3n" if calls > 2 else raising(SystemExit)())
     with scripted_broker(mechanisms=("OAUTHBEARER",), tokens={"t0k3n"}) as broker:
         async with open_send_producer(with_tokens(broker, tokens, 60), driver=driver) as producer:
@@ -267,7 +268,7 @@ async def test_a_token_that_comes_later_logs_in(driver: str) -> None:
 
 
 @on_either_loop
-async def test_a_token_provider_that_hangs_does_not_hang_the_start(driver: str) -> None:
+async def test_a_token_provider_that_hangs_does_not_hang_the_start(driver: DriverName) -> None:
     goes_on = threading.Event()
 
     def hang(_: int) -> str:

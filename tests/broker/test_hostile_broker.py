@@ -21,6 +21,7 @@ from anyio_sendproducer import (
     SendProducerError,
     open_send_producer,
 )
+from anyio_sendproducer.drivers import DriverName
 from anyio_sendproducer.drivers._describe import describe_cluster
 from anyio_sendproducer.telemetry import LoggingObserver
 from tests.support.client_log import everything_logged_to
@@ -59,7 +60,7 @@ def kept() -> Iterator[Kept]:
         yield kept
 
 
-def settings(broker: HostileBroker, driver: str, **changes: Any) -> ProducerSettings:
+def settings(broker: HostileBroker, driver: DriverName, **changes: Any) -> ProducerSettings:
     properties = {"debug": "all"} if driver == "confluent" else {}
     made = ProducerSettings(
         bootstrap_servers=broker.address,
@@ -72,18 +73,18 @@ def settings(broker: HostileBroker, driver: str, **changes: Any) -> ProducerSett
     return made.evolve(**{**changes, "properties": {**properties, **changes.get("properties", {})}})
 
 
-async def send(broker: HostileBroker, driver: str, **changes: Any) -> None:
+async def send(broker: HostileBroker, driver: DriverName, **changes: Any) -> None:
     async with open_send_producer(
         settings(broker, driver, **changes), driver=driver, observers=[LoggingObserver()]
     ) as producer:
         await producer.send(RECORD)
 
 
-async def log_in(broker: HostileBroker, driver: str, _: ManualClock) -> None:
+async def log_in(broker: HostileBroker, driver: DriverName, _: ManualClock) -> None:
     await send(broker, driver, properties=LOGIN)
 
 
-async def time_out(broker: HostileBroker, driver: str, clock: ManualClock) -> None:
+async def time_out(broker: HostileBroker, driver: DriverName, clock: ManualClock) -> None:
     async with clock.open(settings(broker, driver), driver=driver) as producer:
         delivery = await producer.enqueue(RECORD)
         used: Any = producer._engine.bridge._worker.driver
@@ -92,23 +93,23 @@ async def time_out(broker: HostileBroker, driver: str, clock: ManualClock) -> No
         await delivery.wait()
 
 
-async def reject(broker: HostileBroker, driver: str, _: ManualClock) -> None:
+async def reject(broker: HostileBroker, driver: DriverName, _: ManualClock) -> None:
     await send(broker, driver)
 
 
-async def transact(broker: HostileBroker, driver: str, _: ManualClock) -> None:
+async def transact(broker: HostileBroker, driver: DriverName, _: ManualClock) -> None:
     made = settings(broker, driver, transactional_id="mine")
     async with open_send_producer(made, driver=driver) as producer, producer.transaction() as tx:
         await tx.send(RECORD)
 
 
-async def describe(broker: HostileBroker, driver: str, _: ManualClock) -> None:
+async def describe(broker: HostileBroker, driver: DriverName, _: ManualClock) -> None:
     made = settings(broker, driver, start_timeout=20.0)
     found = await anyio.to_thread.run_sync(describe_cluster, driver, made)
     raise SendProducerError(str(found))
 
 
-Case = Callable[[HostileBroker, str, ManualClock], Awaitable[None]]
+Case = Callable[[HostileBroker, DriverName, ManualClock], Awaitable[None]]
 #: What goes wrong, and in the name of which driver's error the hostile text is then found.
 CASES: dict[str, tuple[Case, dict[str, Any], set[str]]] = {
     "a refused login": (log_in, {"mechanisms": ("PLAIN",)}, {"kafka-python", "confluent"}),
@@ -123,7 +124,7 @@ CASES: dict[str, tuple[Case, dict[str, Any], set[str]]] = {
 
 @pytest.mark.parametrize("case", CASES)
 async def test_a_hostile_broker_forges_no_line(
-    case: str, driver: str, clock: ManualClock, kept: Kept
+    case: str, driver: DriverName, clock: ManualClock, kept: Kept
 ) -> None:
     act, attributes, says = CASES[case]
     with hostile_broker(**attributes) as broker:

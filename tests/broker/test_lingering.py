@@ -19,6 +19,7 @@ from anyio_sendproducer import (
     SendProducer,
     open_send_producer,
 )
+from anyio_sendproducer.drivers import DriverName
 from anyio_sendproducer.drivers.kafka_python._patches import find_hurry
 from tests.support.bare import BareProducer
 from tests.support.recorder import PATIENCE
@@ -47,7 +48,7 @@ async def enqueued(producer: SendProducer, topic: str) -> list[Delivery]:
     return [await producer.enqueue(ProducerRecord(topic, b"%d" % number)) for number in range(3)]
 
 
-async def test_flush(driver: str, settings: ProducerSettings, topic: str) -> None:
+async def test_flush(driver: DriverName, settings: ProducerSettings, topic: str) -> None:
     async with open_send_producer(settings, driver=driver) as producer:
         for _ in range(2):  # the second flush has records that came after the first
             deliveries = await enqueued(producer, topic)
@@ -59,7 +60,7 @@ async def test_flush(driver: str, settings: ProducerSettings, topic: str) -> Non
 
 @pytest.mark.parametrize("fails", [False, True])
 async def test_the_end_of_the_block(
-    driver: str, settings: ProducerSettings, topic: str, fails: bool
+    driver: DriverName, settings: ProducerSettings, topic: str, fails: bool
 ) -> None:
     deliveries: list[Delivery] = []
     with anyio.fail_after(PATIENCE), pytest.raises(KeyError) if fails else nullcontext():
@@ -70,7 +71,7 @@ async def test_the_end_of_the_block(
     assert [type(await delivery.wait()) for delivery in deliveries] == 3 * [RecordMetadata]
 
 
-async def test_a_full_buffer(driver: str, settings: ProducerSettings, topic: str) -> None:
+async def test_a_full_buffer(driver: DriverName, settings: ProducerSettings, topic: str) -> None:
     settings = settings.evolve(max_in_flight=5)
     with anyio.fail_after(PATIENCE):
         async with open_send_producer(settings, driver=driver) as producer:
@@ -79,7 +80,7 @@ async def test_a_full_buffer(driver: str, settings: ProducerSettings, topic: str
                 await producer.enqueue(ProducerRecord(topic, b"value"))
 
 
-async def test_a_full_flow(driver: str, settings: ProducerSettings, topic: str) -> None:
+async def test_a_full_flow(driver: DriverName, settings: ProducerSettings, topic: str) -> None:
     async def source() -> AsyncGenerator[Message[None, bytes, None]]:
         while True:
             yield Message(ProducerRecord(topic, b"value"))
@@ -93,7 +94,7 @@ async def test_a_full_flow(driver: str, settings: ProducerSettings, topic: str) 
                 await results.receive()
 
 
-async def test_a_commit(driver: str, settings: ProducerSettings, topic: str) -> None:
+async def test_a_commit(driver: DriverName, settings: ProducerSettings, topic: str) -> None:
     settings = settings.evolve(transactional_id=topic).with_property(
         "transaction.timeout.ms", 2 * LINGER * 1000
     )

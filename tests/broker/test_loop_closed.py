@@ -18,7 +18,7 @@ import trio
 from anyio_sendproducer import ProducerRecord, ProducerSettings, open_send_producer
 from anyio_sendproducer._bridge import Bridge
 from anyio_sendproducer._loops import current_loop
-from anyio_sendproducer.drivers import make_driver
+from anyio_sendproducer.drivers import DriverName, make_driver
 from tests.support.client_threads import client_threads
 from tests.support.waiting import blocking_until
 
@@ -46,7 +46,7 @@ def warnings_of(call: Callable[[], None]) -> list[str]:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("new_loop", LOOPS)
 def test_a_closed_loop_closes_the_client_by_force_and_warns(
-    new_loop: Callable[[], asyncio.AbstractEventLoop], driver: str, shared_broker: str
+    new_loop: Callable[[], asyncio.AbstractEventLoop], driver: DriverName, shared_broker: str
 ) -> None:
     settings = ProducerSettings(bootstrap_servers=shared_broker)
     loop = new_loop()
@@ -70,7 +70,7 @@ def test_a_closed_loop_closes_the_client_by_force_and_warns(
     assert warnings_of(lambda: None) == []
 
 
-async def _left_open(bridges: list[Bridge], settings: ProducerSettings, driver: str) -> None:
+async def _left_open(bridges: list[Bridge], settings: ProducerSettings, driver: DriverName) -> None:
     bridge = Bridge(current_loop(), lambda: make_driver(driver, settings), time.monotonic)
     await bridge.open()
     bridges.append(bridge)
@@ -78,7 +78,7 @@ async def _left_open(bridges: list[Bridge], settings: ProducerSettings, driver: 
 
 @pytest.mark.parametrize("run", [asyncio.run, trio.run], ids=["asyncio", "trio"])
 def test_the_thread_does_not_keep_the_bridge_alive(
-    run: Callable[..., object], driver: str, shared_broker: str
+    run: Callable[..., object], driver: DriverName, shared_broker: str
 ) -> None:
     """A run of Trio ends after its tasks, unless it crashes: nothing has the bridge then."""
     settings = ProducerSettings(bootstrap_servers=shared_broker)
@@ -99,7 +99,7 @@ def test_the_thread_does_not_keep_the_bridge_alive(
 
 @pytest.mark.parametrize("run", [asyncio.run, trio.run], ids=["asyncio", "trio"])
 def test_what_a_client_reports_to_a_loop_that_has_ended_closes_it(
-    run: Callable[..., object], driver: str, shared_broker: str
+    run: Callable[..., object], driver: DriverName, shared_broker: str
 ) -> None:
     settings = ProducerSettings(bootstrap_servers=shared_broker)
     bridges: list[Bridge] = []
@@ -123,7 +123,7 @@ def _report(bridge: Bridge) -> None:
 
 
 async def test_a_producer_that_is_closed_in_time_does_not_warn(
-    driver: str, shared_broker: str
+    driver: DriverName, shared_broker: str
 ) -> None:
     settings = ProducerSettings(bootstrap_servers=shared_broker)
     async with open_send_producer(settings, driver=driver) as producer:

@@ -19,6 +19,7 @@ from anyio_sendproducer import (
     SettingsError,
     open_send_producer,
 )
+from anyio_sendproducer.drivers import DriverName
 from anyio_sendproducer.testing import MockCluster, MockClusterError, mock_cluster
 from anyio_sendproducer.testing._kafka_names import ERRORS, REQUESTS, error_code, request_key
 from anyio_sendproducer.testing._mock_cluster import librdkafka
@@ -47,7 +48,7 @@ def cluster(running: MockCluster) -> Iterator[MockCluster]:
     running.move("orders", 0, 1)
 
 
-def settings_for(cluster: MockCluster, driver: str, **fields: Any) -> ProducerSettings:
+def settings_for(cluster: MockCluster, driver: DriverName, **fields: Any) -> ProducerSettings:
     return cluster.settings(driver, cancel_timeout=0.5, **fields)
 
 
@@ -55,13 +56,13 @@ def settings_for(cluster: MockCluster, driver: str, **fields: Any) -> ProducerSe
 
 
 @on_either_loop
-async def test_an_error_that_passes(cluster: MockCluster, driver: str) -> None:
+async def test_an_error_that_passes(cluster: MockCluster, driver: DriverName) -> None:
     cluster.answer_any("NOT_ENOUGH_REPLICAS", 2)
     async with open_send_producer(settings_for(cluster, driver), driver=driver) as producer:
         assert (await producer.send(RECORD)).offset is not None
 
 
-async def test_a_refusal(cluster: MockCluster, driver: str) -> None:
+async def test_a_refusal(cluster: MockCluster, driver: DriverName) -> None:
     settings = sure_of_refusals(settings_for(cluster, driver), driver)
     async with open_send_producer(settings, driver=driver) as producer:
         await producer.send(RECORD)
@@ -72,7 +73,7 @@ async def test_a_refusal(cluster: MockCluster, driver: str) -> None:
 
 
 async def test_an_answer_that_comes_too_late(
-    cluster: MockCluster, driver: str, clock: ManualClock
+    cluster: MockCluster, driver: DriverName, clock: ManualClock
 ) -> None:
     settings = settings_for(cluster, driver)
     async with clock.open(settings, driver=driver) as producer:
@@ -89,7 +90,7 @@ async def test_an_answer_that_comes_too_late(
 
 @on_either_loop
 async def test_connections_that_are_closed_and_leaders_that_move(
-    cluster: MockCluster, driver: str
+    cluster: MockCluster, driver: DriverName
 ) -> None:
     async with open_send_producer(settings_for(cluster, driver), driver=driver) as producer:
         await producer.send(RECORD)
@@ -100,7 +101,7 @@ async def test_connections_that_are_closed_and_leaders_that_move(
 
 
 @on_either_loop
-async def test_brokers_that_are_down_and_up_again(cluster: MockCluster, driver: str) -> None:
+async def test_brokers_that_are_down_and_up_again(cluster: MockCluster, driver: DriverName) -> None:
     for broker in (1, 2):
         cluster.set_down(broker)
     settings = settings_for(cluster, driver, start_timeout=0.3)
@@ -114,7 +115,7 @@ async def test_brokers_that_are_down_and_up_again(cluster: MockCluster, driver: 
 
 
 @on_either_loop
-async def test_a_topic_s_error(cluster: MockCluster, driver: str) -> None:
+async def test_a_topic_s_error(cluster: MockCluster, driver: DriverName) -> None:
     cluster.set_topic_error("orders", "TOPIC_AUTHORIZATION_FAILED")
     async with open_send_producer(settings_for(cluster, driver), driver=driver) as producer:
         # By librdkafka it is refused where a topic is new to it, and fails where it is not.

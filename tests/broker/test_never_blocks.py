@@ -27,6 +27,7 @@ from anyio_sendproducer import (
     _bridge,
     open_send_producer,
 )
+from anyio_sendproducer.drivers import DriverName
 from anyio_sendproducer.testing import FakeDriver, Gate, MockCluster, mock_cluster
 from tests.support.calls import Call, at_gate, quiet, raising, record, taken, task_group
 from tests.support.client_log import on_each_line
@@ -221,7 +222,7 @@ async def hooked(ticks: int = STANDSTILL) -> AsyncGenerator[Hook]:
 
 
 async def send_beside_one_under_way(
-    driver: str, cluster: MockCluster, serialize: Callable[[str], bytes]
+    driver: DriverName, cluster: MockCluster, serialize: Callable[[str], bytes]
 ) -> list[RecordMetadata]:
     """Send a record while another is under way, whose answer comes while the second is
     serialized."""
@@ -237,7 +238,7 @@ async def send_beside_one_under_way(
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
-async def test_the_loop_ticks_on_while_a_serializer_takes_long(driver: str) -> None:
+async def test_the_loop_ticks_on_while_a_serializer_takes_long(driver: DriverName) -> None:
     with mock_cluster() as cluster:
         async with hooked(2 * ANSWER_MS) as hook:
 
@@ -251,7 +252,7 @@ async def test_the_loop_ticks_on_while_a_serializer_takes_long(driver: str) -> N
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
-async def test_a_serializer_may_wait_for_the_loop(driver: str) -> None:
+async def test_a_serializer_may_wait_for_the_loop(driver: DriverName) -> None:
     """As one does that asks a registry with an asynchronous client."""
     with mock_cluster() as cluster:
         async with BlockingPortal() as portal:
@@ -281,7 +282,7 @@ async def test_the_loop_ticks_on_while_a_partitioner_takes_long() -> None:
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
-async def test_the_loop_ticks_on_while_a_token_takes_long(driver: str) -> None:
+async def test_the_loop_ticks_on_while_a_token_takes_long(driver: DriverName) -> None:
     with scripted_broker(mechanisms=("OAUTHBEARER",), tokens={"t0k3n"}) as broker:
         async with hooked() as hook:
 

@@ -44,6 +44,7 @@ from anyio_sendproducer import (
     TransactionError,
     open_send_producer,
 )
+from anyio_sendproducer.drivers import DriverName
 from anyio_sendproducer.telemetry import (
     Batch,
     BatchEnded,
@@ -197,7 +198,7 @@ async def test_without_a_caller_that_traces_a_span_begins_a_trace(
 
 @pytest.mark.parametrize("driver", ["kafka-python", "confluent"])
 async def test_the_trace_of_the_caller_goes_on_with_the_consumer(
-    shared_broker: str, driver: str, telemetry: Telemetry
+    shared_broker: str, driver: DriverName, telemetry: Telemetry
 ) -> None:
     topic = f"topic-{uuid.uuid4().hex}"
     settings = ProducerSettings(bootstrap_servers=shared_broker)

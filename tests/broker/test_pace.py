@@ -14,6 +14,7 @@ from anyio_sendproducer import (
     ProducerStartError,
     open_send_producer,
 )
+from anyio_sendproducer.drivers import DriverName
 from tests.support.brief import on_either_loop
 from tests.support.hourglass import LONG, Hourglass
 from tests.support.scripted_broker import (
@@ -46,7 +47,7 @@ def login(mechanism: str) -> dict[str, Any]:
 
 
 async def start(
-    broker: ScriptedBroker, driver: str, properties: dict[str, Any], seconds: float = LONG
+    broker: ScriptedBroker, driver: DriverName, properties: dict[str, Any], seconds: float = LONG
 ) -> None:
     """Start a producer, send a record, and stop."""
     settings = ProducerSettings(
@@ -57,7 +58,7 @@ async def start(
 
 
 async def start_error(
-    broker: ScriptedBroker, driver: str, properties: dict[str, Any], seconds: float = LONG
+    broker: ScriptedBroker, driver: DriverName, properties: dict[str, Any], seconds: float = LONG
 ) -> str:
     """What a start says that fails."""
     with pytest.raises(ProducerStartError) as caught:
@@ -71,7 +72,9 @@ async def start_error(
     [b"", b"\x01" * 50, struct.pack(">hi", 35, 0)],
     ids=["empty", "ones", "an error"],
 )
-async def test_malformed_metadata_is_not_asked_for_again_at_once(body: bytes, driver: str) -> None:
+async def test_malformed_metadata_is_not_asked_for_again_at_once(
+    body: bytes, driver: DriverName
+) -> None:
     """librdkafka alone would ask a thousand times in a second."""
     answers: dict[int, Answer] = {METADATA: lambda correlation: framed(correlation, body)}
     with scripted_broker(answers=answers) as broker:
@@ -96,7 +99,7 @@ async def test_a_set_up_that_has_no_end_is_left(
     request_: int,
     answer: Answer,
     mechanisms: tuple[str, ...],
-    driver: str,
+    driver: DriverName,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """kafka-python alone would go on for as long as a connection may take, without a pause."""
@@ -114,7 +117,7 @@ async def test_a_set_up_that_has_no_end_is_left(
 
 @pytest.mark.parametrize("mechanism", SCRAM)
 async def test_a_broker_that_does_not_know_the_password_is_told_at_once(
-    mechanism: str, driver: str
+    mechanism: str, driver: DriverName
 ) -> None:
     with scripted_broker(mechanisms=(mechanism,), is_impostor=True) as broker:
         said = await start_error(broker, driver, login(mechanism))
@@ -153,7 +156,7 @@ async def test_a_password_is_hashed_neither_too_little_nor_too_often(
 @pytest.mark.parametrize("mechanism", SCRAM)
 @pytest.mark.parametrize("iterations", [4_096, 100_000])
 async def test_a_password_that_is_hashed_as_kafka_does_logs_in(
-    iterations: int, mechanism: str, driver: str
+    iterations: int, mechanism: str, driver: DriverName
 ) -> None:
     users = {"me": "s3cret"}
     with scripted_broker(mechanisms=(mechanism,), users=users, iterations=iterations) as broker:

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 import pytest
 
 from anyio_sendproducer import open_send_producer
+from anyio_sendproducer.drivers import DriverName
 from anyio_sendproducer.testing import mock_cluster
 from tests.support.calls import quiet, record
 from tests.support.paths import ROOT
@@ -73,7 +74,7 @@ def test_the_pages_name_the_same_functions(page: Path) -> None:
 
 @pytest.mark.parametrize("is_first", [True, False])
 async def test_a_record_passes_through_the_documented_functions(
-    driver: str, is_first: bool
+    driver: DriverName, is_first: bool
 ) -> None:
     """The first record goes by the driver's thread, if its client has one for that."""
     with mock_cluster() as cluster, calls_in_the_package() as calls:

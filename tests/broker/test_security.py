@@ -45,6 +45,7 @@ from anyio_sendproducer import (
     SettingsError,
     open_send_producer,
 )
+from anyio_sendproducer.drivers import DriverName
 from anyio_sendproducer.drivers.kafka_python import _log_redaction, _network, _patches
 from anyio_sendproducer.drivers.security._tls import tls_refusal
 from anyio_sendproducer.testing import strategies
@@ -574,7 +575,7 @@ async def test_nonsense_in_a_login_ends_within_the_start_timeout(
 
 
 @pytest.mark.parametrize("driver", ["kafka-python", "confluent"])
-async def test_a_topic_without_partitions_is_asked_for_again(driver: str) -> None:
+async def test_a_topic_without_partitions_is_asked_for_again(driver: DriverName) -> None:
     with scripted_broker(partitions=0) as broker:
         made = ProducerSettings(
             bootstrap_servers=broker.address,

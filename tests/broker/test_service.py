@@ -15,12 +15,13 @@ from anyio_sendproducer import (
     ProducerSettings,
     open_send_producer,
 )
+from anyio_sendproducer.drivers import DriverName
 from tests.support.client_threads import client_threads
 from tests.support.waiting import blocking_until
 
 
 @pytest.fixture
-def service(driver: str, shared_broker: str) -> ProducerService:
+def service(driver: DriverName, shared_broker: str) -> ProducerService:
     return ProducerService(ProducerSettings(bootstrap_servers=shared_broker), driver=driver)
 
 
@@ -66,7 +67,7 @@ def test_a_loop_that_is_closed_leaves_nothing_behind(service: ProducerService) -
         asyncio.run(service.stop())
 
 
-def test_another_task_leaves_the_block(driver: str, shared_broker: str) -> None:
+def test_another_task_leaves_the_block(driver: DriverName, shared_broker: str) -> None:
     manager = open_send_producer(ProducerSettings(bootstrap_servers=shared_broker), driver=driver)
 
     async def enter() -> None:

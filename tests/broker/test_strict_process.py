@@ -8,6 +8,7 @@ import sys
 import freezegun
 
 from anyio_sendproducer import ProducerRecord, ProducerSettings, open_send_producer
+from anyio_sendproducer.drivers import DriverName
 
 PROGRAM = """
 import sys, anyio
@@ -22,7 +23,9 @@ anyio.run(main, *sys.argv[1:])
 """
 
 
-def test_a_process_that_treats_warnings_as_errors_can_send(driver: str, shared_broker: str) -> None:
+def test_a_process_that_treats_warnings_as_errors_can_send(
+    driver: DriverName, shared_broker: str
+) -> None:
     ran = subprocess.run(
         [sys.executable, "-W", "error", "-c", PROGRAM, shared_broker, driver],
         capture_output=True,
@@ -32,7 +35,9 @@ def test_a_process_that_treats_warnings_as_errors_can_send(driver: str, shared_b
     assert (ran.returncode, ran.stderr) == (0, "")
 
 
-async def test_a_process_whose_clocks_stand_still_can_send(driver: str, shared_broker: str) -> None:
+async def test_a_process_whose_clocks_stand_still_can_send(
+    driver: DriverName, shared_broker: str
+) -> None:
     """If freezegun ignores the modules that the guide names."""
     names = ["anyio_sendproducer", "kafka", "anyio", "trio", "asyncio"]
     freezegun.configure(extend_ignore_list=names)

@@ -27,6 +27,7 @@ from anyio_sendproducer import (
     SendProducer,
     open_send_producer,
 )
+from anyio_sendproducer.drivers import DriverName
 from tests.support.calls import sure_of_refusals
 from tests.support.mock_cluster import FOR_MOCK
 from tests.support.named_tests import named_tests, names_of_tests
@@ -50,7 +51,9 @@ def brokers() -> Iterator[SequencedBrokers]:
         yield running
 
 
-def settings_for(brokers: SequencedBrokers, driver: str, **properties: Any) -> ProducerSettings:
+def settings_for(
+    brokers: SequencedBrokers, driver: DriverName, **properties: Any
+) -> ProducerSettings:
     if driver == "kafka-python":
         properties = {**FOR_MOCK, **properties}
     return ProducerSettings(
@@ -137,7 +140,9 @@ def assert_it_may_be_there(lost: Outcome) -> None:
 
 
 @pytest.mark.parametrize("code", [MESSAGE_TOO_LARGE, TOPIC_AUTHORIZATION_FAILED])
-async def test_a_record_is_refused(driver: str, brokers: SequencedBrokers, code: int) -> None:
+async def test_a_record_is_refused(
+    driver: DriverName, brokers: SequencedBrokers, code: int
+) -> None:
     judge = Refusing(brokers, code)
     gapless = {"enable_gapless_guarantee": True} if driver == "confluent" else {}
     settings = sure_of_refusals(settings_for(brokers, driver, **gapless), driver)
@@ -172,7 +177,9 @@ class RejectingFirst(Judge):
         return 0
 
 
-async def reject_first(driver: str, brokers: SequencedBrokers, **properties: Any) -> list[Outcome]:
+async def reject_first(
+    driver: DriverName, brokers: SequencedBrokers, **properties: Any
+) -> list[Outcome]:
     judge = RejectingFirst(brokers)
     settings = settings_for(brokers, driver, **properties)
     async with open_send_producer(settings, driver=driver) as producer:
@@ -188,7 +195,7 @@ async def reject_first(driver: str, brokers: SequencedBrokers, **properties: Any
     return outcomes
 
 
-async def test_a_batch_is_rejected_for_now(driver: str, brokers: SequencedBrokers) -> None:
+async def test_a_batch_is_rejected_for_now(driver: DriverName, brokers: SequencedBrokers) -> None:
     outcomes = await reject_first(driver, brokers)
     assert [type(one) for one in outcomes] == [RecordMetadata] * 3
     assert_once(brokers, *outcomes)
@@ -196,7 +203,9 @@ async def test_a_batch_is_rejected_for_now(driver: str, brokers: SequencedBroker
     assert values.index(b"one") < values.index(b"two")
 
 
-async def test_the_number_of_attempts_is_limited(driver: str, brokers: SequencedBrokers) -> None:
+async def test_the_number_of_attempts_is_limited(
+    driver: DriverName, brokers: SequencedBrokers
+) -> None:
     """librdkafka goes on all the same. kafka-python gives the record up, and then its client."""
     judge = Refusing(brokers, NOT_ENOUGH_REPLICAS, times=3)
     settings = settings_for(brokers, driver, retries=1, retry_backoff_ms=10)
@@ -245,7 +254,9 @@ async def test_a_topic_is_gone_for_a_while(brokers: SequencedBrokers) -> None:
 # --- what is written twice all the same ---------------------------------------------------
 
 
-async def lose_and_hear(driver: str, brokers: SequencedBrokers, **properties: Any) -> Outcome:
+async def lose_and_hear(
+    driver: DriverName, brokers: SequencedBrokers, **properties: Any
+) -> Outcome:
     judge = Refusing(brokers, 0, times=0)
     settings = settings_for(brokers, driver, **properties)
     async with open_send_producer(settings, driver=driver) as producer:
@@ -255,13 +266,13 @@ async def lose_and_hear(driver: str, brokers: SequencedBrokers, **properties: An
         return await outcome(lost)
 
 
-async def test_a_client_without_idempotence(driver: str, brokers: SequencedBrokers) -> None:
+async def test_a_client_without_idempotence(driver: DriverName, brokers: SequencedBrokers) -> None:
     ended = await lose_and_hear(driver, brokers, enable_idempotence=False)
     assert isinstance(ended, RecordMetadata)
     assert brokers.values.count(LOST) == 2
 
 
-async def test_a_broker_forgets_the_producer(driver: str, brokers: SequencedBrokers) -> None:
+async def test_a_broker_forgets_the_producer(driver: DriverName, brokers: SequencedBrokers) -> None:
     """As after a day (`producer.id.expiration.ms`) without a record of it."""
     ended = await lose_and_hear(driver, brokers)
     assert isinstance(ended, RecordMetadata)
@@ -269,7 +280,7 @@ async def test_a_broker_forgets_the_producer(driver: str, brokers: SequencedBrok
 
 
 async def test_a_broker_does_not_know_the_producer_id(
-    driver: str, brokers: SequencedBrokers
+    driver: DriverName, brokers: SequencedBrokers
 ) -> None:
     """Brokers since Apache Kafka 2.5 do not answer so."""
     judge = Refusing(brokers, UNKNOWN_PRODUCER_ID)

@@ -36,6 +36,7 @@ from anyio_sendproducer.checking import (
 )
 from anyio_sendproducer.cli import _check
 from anyio_sendproducer.discovery import Target
+from anyio_sendproducer.drivers import DriverName
 from anyio_sendproducer.drivers._describe import describe_cluster, protocol_of
 from anyio_sendproducer.drivers.kafka_python import _driver as _kafka_python
 from anyio_sendproducer.testing import EmbeddedBroker
@@ -68,7 +69,7 @@ def expected(failed: str | None, skipped: frozenset[str] = frozenset({"tls"})) -
 
 
 async def checked(
-    settings: ProducerSettings, driver: str | None = None
+    settings: ProducerSettings, driver: DriverName | None = None
 ) -> tuple[list[Step], ClusterDescription | None]:
     found = await check_cluster(settings, driver=driver)
     assert found.passed is all(step.state != "failed" for step in found.steps)
@@ -87,7 +88,7 @@ def settings(servers: str, **properties: Any) -> ProducerSettings:
 
 
 @pytest.mark.parametrize("name", [None, "kafka-python", "confluent"])
-async def test_all_is_well(name: str | None, broker: EmbeddedBroker) -> None:
+async def test_all_is_well(name: DriverName | None, broker: EmbeddedBroker) -> None:
     steps, cluster = await checked(settings(broker.bootstrap_servers), name)
     assert states(steps) == expected(None)
     assert cluster is not None
@@ -179,7 +180,7 @@ def listening(
 
 
 @on_either_loop
-async def test_no_broker_listens(driver: str) -> None:
+async def test_no_broker_listens(driver: DriverName) -> None:
     with listening() as address:
         steps, _ = await checked(settings(address).with_start_timeout(2), driver)
     assert states(steps) == expected("authenticate")
@@ -193,7 +194,7 @@ async def test_somebody_speaks_no_tls() -> None:
     assert "it does not speak the TLS that is asked for" in one(steps, "tls").details[0]
 
 
-async def test_a_plaintext_listener_is_named_first(driver: str) -> None:
+async def test_a_plaintext_listener_is_named_first(driver: DriverName) -> None:
     with scripted_broker() as broker, listening(b"hello") as other:
         asked = settings(f"{other},{broker.address}", security_protocol="SSL")
         steps, _ = await checked(asked.with_start_timeout(20), driver)
@@ -353,7 +354,9 @@ async def test_a_proxy_between() -> None:
 # --- brokers one by one --------------------------------------------------------------------------
 
 
-async def test_each_broker_is_tried_by_itself_and_those_that_fail_are_named(driver: str) -> None:
+async def test_each_broker_is_tried_by_itself_and_those_that_fail_are_named(
+    driver: DriverName,
+) -> None:
     with scripted_broker() as broker, contextlib.ExitStack() as reserved:
         ports = [reserved.enter_context(reserve_port()).getsockname()[1] for _ in range(8)]
         others = [(number, HOST, port) for number, port in enumerate(ports, 2)]
@@ -371,7 +374,7 @@ async def test_each_broker_is_tried_by_itself_and_those_that_fail_are_named(driv
 
 
 async def test_a_broker_whose_certificate_is_for_another_address_is_named(
-    authority: tuple[trustme.CA, Path], driver: str
+    authority: tuple[trustme.CA, Path], driver: DriverName
 ) -> None:
     made, path = authority
     with (
@@ -437,7 +440,7 @@ async def test_a_cluster_of_thousands_of_brokers_is_shown_in_part(
 )
 def test_a_hostile_broker_forges_no_step(
     loop: str,
-    driver: str,
+    driver: DriverName,
     step: str,
     attributes: dict[str, Any],
     capfd: pytest.CaptureFixture[str],

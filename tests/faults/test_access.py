@@ -18,6 +18,7 @@ import pytest
 from anyio.to_thread import run_sync
 
 from anyio_sendproducer import ProducerSettings, ProducerStartError, open_send_producer
+from anyio_sendproducer.drivers import DriverName
 from tests.faults.matrix import FULL, RECORDS, Cell, judge
 from tests.support.history import Report
 from tests.support.kafka_cluster import KafkaCluster, kafka_cluster
@@ -102,7 +103,7 @@ def settings_for(
 async def run(
     cell: str,
     loop: str,
-    driver: str,
+    driver: DriverName,
     secured: Secured,
     settings: ProducerSettings,
     fault: Callable[[], None] = lambda: None,
@@ -133,7 +134,7 @@ async def refused(settings: ProducerSettings, said: str) -> None:
 
 
 async def test_a_password_that_is_wrong_and_then_right(
-    anyio_backend: str, driver: str, secured: Secured
+    anyio_backend: str, driver: DriverName, secured: Secured
 ) -> None:
     secured.cluster.create_user("alice", PASSWORD, MECHANISM)
     wrong = logging_in(MECHANISM, "alice", PASSWORD + "!")
@@ -143,7 +144,7 @@ async def test_a_password_that_is_wrong_and_then_right(
 
 
 async def test_a_password_that_is_changed_and_changed_back(
-    anyio_backend: str, driver: str, secured: Secured
+    anyio_backend: str, driver: DriverName, secured: Secured
 ) -> None:
     """By the broker, which then loses its connections."""
     cluster = secured.cluster
@@ -172,7 +173,7 @@ async def test_a_password_that_is_changed_and_changed_back(
     ids=["not-trusted", "wrong-host", "expired"],
 )
 async def test_a_certificate_that_is_bad_and_then_good(
-    anyio_backend: str, driver: str, secured: Secured, listener: str, said: str
+    anyio_backend: str, driver: DriverName, secured: Secured, listener: str, said: str
 ) -> None:
     properties = trusting(secured.authority)
     await refused(settings_for(secured, listener, properties), said)
@@ -182,7 +183,7 @@ async def test_a_certificate_that_is_bad_and_then_good(
 
 
 async def test_a_broker_that_comes_back_with_an_expired_certificate(
-    anyio_backend: str, driver: str, secured: Secured
+    anyio_backend: str, driver: DriverName, secured: Secured
 ) -> None:
     def fault() -> None:
         secured.show(secured.expired)

@@ -11,6 +11,7 @@ import anyio.to_thread
 import pytest
 
 from anyio_sendproducer import ProducerRecord, ProducerSettings, SendProducer, open_send_producer
+from anyio_sendproducer.drivers import DriverName
 from tests.faults.matrix import RECORDS, Cell, judge
 from tests.support.fault_proxy import FaultProxy, fault_proxy
 from tests.support.kafka_cluster import KafkaCluster, kafka_cluster
@@ -59,7 +60,7 @@ def moving() -> Iterator[Moving]:
 
 
 async def test_the_broker_comes_back_elsewhere(
-    anyio_backend: str, driver: str, moving: Moving
+    anyio_backend: str, driver: DriverName, moving: Moving
 ) -> None:
     topic = moving.cluster.create_topic(partitions=2)
 
@@ -86,7 +87,7 @@ async def committed(producer: SendProducer, topic: str) -> None:
 
 
 async def test_transactions_while_the_broker_comes_back_elsewhere(
-    driver: str, moving: Moving
+    driver: DriverName, moving: Moving
 ) -> None:
     topic = moving.cluster.create_topic()
     settings = moving.settings.evolve(transactional_id=uuid.uuid4().hex)

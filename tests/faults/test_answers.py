@@ -23,6 +23,7 @@ from anyio_sendproducer import (
     TransactionError,
     open_send_producer,
 )
+from anyio_sendproducer.drivers import DriverName
 from tests.faults.matrix import FULL, Cell, judge
 from tests.support.fault_proxy import FaultProxy
 from tests.support.history import Acknowledged, read_topic
@@ -72,7 +73,7 @@ def proxied() -> Iterator[Proxied]:
 @pytest.mark.parametrize(("delivery_timeout", "seconds"), TIMES, ids=str)
 async def test_answers_are_dropped_for_a_while(
     anyio_backend: str,
-    driver: str,
+    driver: DriverName,
     proxied: Proxied,
     delivery_timeout: float,
     seconds: float,
@@ -127,7 +128,7 @@ async def test_answers_are_dropped_for_a_while(
     assert isinstance(ran.history.outcome(list(ran.history.sent)[-1]), Acknowledged)
 
 
-async def test_answers_are_dropped_in_a_transaction(driver: str, proxied: Proxied) -> None:
+async def test_answers_are_dropped_in_a_transaction(driver: DriverName, proxied: Proxied) -> None:
     """There librdkafka does expire records and take a new epoch: the transaction is aborted."""
     cluster, proxy = proxied
     proxy.heal()

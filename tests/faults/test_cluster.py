@@ -17,6 +17,7 @@ from anyio import sleep
 from anyio.to_thread import run_sync
 
 from anyio_sendproducer import ProducerSettings
+from anyio_sendproducer.drivers import DriverName
 from tests.faults.matrix import FULL, RECORDS, Cell, judge
 from tests.support.history import Acknowledged, Report
 from tests.support.kafka_cluster import KafkaCluster, kafka_cluster
@@ -53,7 +54,7 @@ def topic(cluster: KafkaCluster) -> str:
 async def run(
     cell: str,
     loop: str,
-    driver: str,
+    driver: DriverName,
     cluster: KafkaCluster,
     topic: str,
     fault: Callable[[], None],
@@ -99,7 +100,7 @@ async def run(
 )
 async def test_the_leader_ends_at_once(
     anyio_backend: str,
-    driver: str,
+    driver: DriverName,
     cluster: KafkaCluster,
     topic: str,
     end: Callable[[KafkaCluster, int], None],
@@ -116,7 +117,7 @@ async def test_the_leader_ends_at_once(
 
 
 async def test_a_rolling_restart(
-    anyio_backend: str, driver: str, cluster: KafkaCluster, topic: str
+    anyio_backend: str, driver: DriverName, cluster: KafkaCluster, topic: str
 ) -> None:
     def fault() -> None:
         for broker in cluster.brokers:
@@ -132,7 +133,11 @@ async def test_a_rolling_restart(
 
 @pytest.mark.parametrize("request_timeout_ms", [30_000, 2_000], ids=["patient", "impatient"])
 async def test_a_leader_freezes(
-    anyio_backend: str, driver: str, cluster: KafkaCluster, topic: str, request_timeout_ms: int
+    anyio_backend: str,
+    driver: DriverName,
+    cluster: KafkaCluster,
+    topic: str,
+    request_timeout_ms: int,
 ) -> None:
     seconds = 10.0 if FULL else 4.0
 
@@ -149,7 +154,7 @@ async def test_a_leader_freezes(
 
 
 async def test_leadership_moves_back_and_forth(
-    anyio_backend: str, driver: str, cluster: KafkaCluster, topic: str
+    anyio_backend: str, driver: DriverName, cluster: KafkaCluster, topic: str
 ) -> None:
     def fault() -> None:
         for turn in range(20 if FULL else 6):
@@ -164,7 +169,7 @@ async def test_leadership_moves_back_and_forth(
 
 @pytest.mark.parametrize("patient", [True, False], ids=["longer-deadline", "shorter-deadline"])
 async def test_all_brokers_are_gone(
-    anyio_backend: str, driver: str, cluster: KafkaCluster, topic: str, patient: bool
+    anyio_backend: str, driver: DriverName, cluster: KafkaCluster, topic: str, patient: bool
 ) -> None:
     seconds = 30.0 if FULL else 5.0
 
@@ -203,7 +208,7 @@ async def test_all_brokers_are_gone(
 
 
 async def test_min_insync_replicas_is_not_met_for_a_while(
-    anyio_backend: str, driver: str, cluster: KafkaCluster, topic: str
+    anyio_backend: str, driver: DriverName, cluster: KafkaCluster, topic: str
 ) -> None:
     def fault() -> None:
         cluster.alter_topic(topic, {"min.insync.replicas": 3})
@@ -221,7 +226,7 @@ async def test_min_insync_replicas_is_not_met_for_a_while(
 
 
 async def test_a_quota_throttles(
-    anyio_backend: str, driver: str, cluster: KafkaCluster, topic: str
+    anyio_backend: str, driver: DriverName, cluster: KafkaCluster, topic: str
 ) -> None:
     limit = partial(cluster.set_quota, client_id=topic)
 
@@ -236,7 +241,7 @@ async def test_a_quota_throttles(
 
 
 async def test_a_partition_has_no_leader_for_longer_than_the_deadline(
-    anyio_backend: str, driver: str, cluster: KafkaCluster
+    anyio_backend: str, driver: DriverName, cluster: KafkaCluster
 ) -> None:
     """Its only copy is on a broker that is down. Other partitions do not notice."""
     topic = cluster.create_topic(replicas=[[1], [2], [3], [1]])

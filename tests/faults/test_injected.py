@@ -16,6 +16,7 @@ import anyio
 import pytest
 
 from anyio_sendproducer import ProducerSettings
+from anyio_sendproducer.drivers import DriverName
 from anyio_sendproducer.testing import MockCluster, mock_cluster
 from tests.faults.matrix import DEFAULT_DRIVER, FULL, RECORDS, Cell, judge
 from tests.support.calls import sure_of_refusals
@@ -60,7 +61,7 @@ def topic() -> str:
     return f"t{next(_topics)}"
 
 
-def settings_for(cluster: MockCluster, driver: str, **changes: Any) -> ProducerSettings:
+def settings_for(cluster: MockCluster, driver: DriverName, **changes: Any) -> ProducerSettings:
     own = FOR_MOCK if driver == "kafka-python" else {}
     properties = {**own, **changes.pop("properties", {})}
     return ProducerSettings(
@@ -83,7 +84,7 @@ async def until_both_lead(running: Running, cluster: MockCluster, topic: str) ->
 async def run(
     cell: str,
     loop: str,
-    driver: str,
+    driver: DriverName,
     settings: ProducerSettings,
     topic: str,
     during: During,
@@ -201,7 +202,7 @@ def answering(cluster: MockCluster, code: int, times: int) -> During:
 @pytest.mark.parametrize("times", TIMES)
 @pytest.mark.parametrize("code", RETRIED, ids=RETRIED.get)
 async def test_an_error_that_passes(
-    cluster: MockCluster, topic: str, anyio_backend: str, driver: str, code: int, times: str
+    cluster: MockCluster, topic: str, anyio_backend: str, driver: DriverName, code: int, times: str
 ) -> None:
     settings = settings_for(cluster, driver)
     during = answering(cluster, code, TIMES[times])
@@ -219,7 +220,7 @@ async def test_an_error_that_passes(
 @pytest.mark.parametrize("times", TIMES)
 @pytest.mark.parametrize("code", REFUSED, ids=REFUSED.get)
 async def test_a_refusal(
-    cluster: MockCluster, topic: str, anyio_backend: str, driver: str, code: int, times: str
+    cluster: MockCluster, topic: str, anyio_backend: str, driver: DriverName, code: int, times: str
 ) -> None:
     repeats = driver == "confluent" and code in RETRIED_BY_LIBRDKAFKA
     settings = settings_for(cluster, driver)
@@ -245,7 +246,7 @@ async def test_a_refusal(
 @pytest.mark.parametrize("times", TIMES)
 @pytest.mark.parametrize("code", UNSURE, ids=UNSURE.get)
 async def test_an_answer_that_leaves_it_open(
-    cluster: MockCluster, topic: str, anyio_backend: str, driver: str, code: int, times: str
+    cluster: MockCluster, topic: str, anyio_backend: str, driver: DriverName, code: int, times: str
 ) -> None:
     settings = settings_for(cluster, driver)
     during = answering(cluster, code, TIMES[times])
@@ -269,7 +270,7 @@ def _assert_it_went_on(report: Report, ran: Ran) -> None:
 @pytest.mark.parametrize("times", TIMES)
 @pytest.mark.parametrize("code", SPLIT, ids=SPLIT.get)
 async def test_a_batch_that_is_split(
-    cluster: MockCluster, topic: str, anyio_backend: str, driver: str, code: int, times: str
+    cluster: MockCluster, topic: str, anyio_backend: str, driver: DriverName, code: int, times: str
 ) -> None:
     settings = settings_for(cluster, driver)
     during = answering(cluster, code, TIMES[times])
@@ -283,7 +284,7 @@ async def test_a_batch_that_is_split(
 
 
 async def test_duplicate_sequence_number(
-    fresh: MockCluster, topic: str, anyio_backend: str, driver: str
+    fresh: MockCluster, topic: str, anyio_backend: str, driver: DriverName
 ) -> None:
     """The broker has the batch already, from an attempt whose answer was lost.
 
@@ -313,7 +314,7 @@ async def test_duplicate_sequence_number(
 
 
 async def test_slow_answers(
-    cluster: MockCluster, topic: str, anyio_backend: str, driver: str
+    cluster: MockCluster, topic: str, anyio_backend: str, driver: DriverName
 ) -> None:
     async def during(running: Running) -> None:
         await running.until_settled(0.25)
@@ -332,7 +333,7 @@ async def test_slow_answers(
 
 
 async def test_answers_slower_than_the_deadline(
-    fresh: MockCluster, topic: str, anyio_backend: str, driver: str
+    fresh: MockCluster, topic: str, anyio_backend: str, driver: DriverName
 ) -> None:
     async def during(running: Running) -> None:
         await until_both_lead(running, fresh, topic)
@@ -347,7 +348,7 @@ async def test_answers_slower_than_the_deadline(
 
 
 async def test_an_answer_that_is_lost(
-    fresh: MockCluster, topic: str, anyio_backend: str, driver: str
+    fresh: MockCluster, topic: str, anyio_backend: str, driver: DriverName
 ) -> None:
     async def during(running: Running) -> None:
         await until_both_lead(running, fresh, topic)
@@ -364,7 +365,7 @@ async def test_an_answer_that_is_lost(
 
 
 async def test_an_answer_that_is_lost_and_then_a_refusal(
-    fresh: MockCluster, topic: str, anyio_backend: str, driver: str
+    fresh: MockCluster, topic: str, anyio_backend: str, driver: DriverName
 ) -> None:
     """What was written is refused when it is sent again: rights were taken away meanwhile, say."""
 
@@ -391,7 +392,7 @@ async def test_an_answer_that_is_lost_and_a_refusal_of_others(
     fresh: MockCluster,
     topic: str,
     anyio_backend: str,
-    driver: str,
+    driver: DriverName,
 ) -> None:
     """A gap in the numbers of one partition, while what another one has is to be sent again."""
     note = ""
@@ -424,7 +425,7 @@ async def test_an_answer_that_is_lost_and_a_refusal_of_others(
 
 @pytest.mark.parametrize("times", TIMES)
 async def test_closed_connections(
-    cluster: MockCluster, topic: str, anyio_backend: str, driver: str, times: str
+    cluster: MockCluster, topic: str, anyio_backend: str, driver: DriverName, times: str
 ) -> None:
     async def during(running: Running) -> None:
         await running.until_settled(0.25)
@@ -441,7 +442,7 @@ async def test_closed_connections(
 #: All: one goes, and comes, a moment before the other.
 @pytest.mark.parametrize("down", [(1,), (1, 2)], ids=["one", "all"])
 async def test_brokers_that_are_down_for_a_while(
-    cluster: MockCluster, topic: str, anyio_backend: str, driver: str, down: tuple[int, ...]
+    cluster: MockCluster, topic: str, anyio_backend: str, driver: DriverName, down: tuple[int, ...]
 ) -> None:
     async def during(running: Running) -> None:
         await until_both_lead(running, cluster, topic)
@@ -464,7 +465,7 @@ async def test_brokers_that_are_down_for_a_while(
 
 
 async def test_leaders_that_move(
-    cluster: MockCluster, topic: str, anyio_backend: str, driver: str
+    cluster: MockCluster, topic: str, anyio_backend: str, driver: DriverName
 ) -> None:
     async def during(running: Running) -> None:
         for turn in range(1, 9):
@@ -484,7 +485,7 @@ async def test_leaders_that_move(
     "code", [3, 5, -1], ids=["UNKNOWN_TOPIC", "LEADER_NOT_AVAILABLE", "UNKNOWN_SERVER_ERROR"]
 )
 async def test_errors_of_the_topic_in_the_metadata(
-    cluster: MockCluster, topic: str, anyio_backend: str, driver: str, code: int
+    cluster: MockCluster, topic: str, anyio_backend: str, driver: DriverName, code: int
 ) -> None:
     """The cluster forgets the topic for a while: the client is made to ask, and does not learn."""
 
@@ -503,7 +504,7 @@ async def test_errors_of_the_topic_in_the_metadata(
 
 
 async def test_metadata_requests_that_fail(
-    cluster: MockCluster, topic: str, anyio_backend: str, driver: str
+    cluster: MockCluster, topic: str, anyio_backend: str, driver: DriverName
 ) -> None:
     async def during(running: Running) -> None:
         await running.until_settled(0.25)
@@ -520,7 +521,7 @@ async def test_metadata_requests_that_fail(
 
 
 async def test_producer_ids_that_are_not_given_at_once(
-    fresh: MockCluster, topic: str, anyio_backend: str, driver: str
+    fresh: MockCluster, topic: str, anyio_backend: str, driver: DriverName
 ) -> None:
     """To the first client, and to the one that takes its place."""
     # CLUSTER_AUTHORIZATION_FAILED; librdkafka only breaks by OUT_OF_ORDER_SEQUENCE_NUMBER.

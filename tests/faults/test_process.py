@@ -26,6 +26,7 @@ from anyio_sendproducer import (
     ProducerRecord,
     ProducerSettings,
 )
+from anyio_sendproducer.drivers import DriverName
 from anyio_sendproducer.drivers.kafka_python._driver import KafkaPythonDriver
 from anyio_sendproducer.testing import EmbeddedBroker
 from tests.faults.matrix import FULL, RECORDS, Cell, judge, judge_history
@@ -97,7 +98,7 @@ class Child:
 
 
 def orders_for(
-    broker: EmbeddedBroker, loop: str, driver: str, journal: Path, when: str, **more: Any
+    broker: EmbeddedBroker, loop: str, driver: DriverName, journal: Path, when: str, **more: Any
 ) -> dict[str, Any]:
     return {
         "address": broker.bootstrap_servers,
@@ -121,7 +122,7 @@ def orders_for(
 async def interrupted(
     broker: EmbeddedBroker,
     loop: str,
-    driver: str,
+    driver: DriverName,
     journal: Path,
     when: str,
     number: signal.Signals,
@@ -155,7 +156,7 @@ async def interrupted(
 
 @pytest.mark.parametrize("when", ["send", "drain", "close"])
 async def test_sigint(
-    broker: EmbeddedBroker, anyio_backend: str, driver: str, tmp_path: Path, when: str
+    broker: EmbeddedBroker, anyio_backend: str, driver: DriverName, tmp_path: Path, when: str
 ) -> None:
     """Ctrl-C: the program ends by KeyboardInterrupt, in bounded time, and each record has its
     outcome by then. A second one, while the first one's closing is under way, does not hurt."""
@@ -196,7 +197,7 @@ async def test_sigint(
 async def test_a_signal_that_is_handled_by_cancelling(
     broker: EmbeddedBroker,
     anyio_backend: str,
-    driver: str,
+    driver: DriverName,
     tmp_path: Path,
     when: str,
     number: signal.Signals,
@@ -223,7 +224,7 @@ async def test_a_signal_that_is_handled_by_cancelling(
 
 
 async def test_sigterm_that_nobody_handles(
-    broker: EmbeddedBroker, anyio_backend: str, driver: str, tmp_path: Path
+    broker: EmbeddedBroker, anyio_backend: str, driver: DriverName, tmp_path: Path
 ) -> None:
     """The process is gone at once. What it was told by then is true."""
     journal = tmp_path / "journal"
@@ -256,7 +257,7 @@ LEFT = {"sys.exit": (7, ""), "raise": (1, "ZeroDivisionError"), "forgotten": Non
 @pytest.mark.parametrize("how", LEFT)
 @pytest.mark.parametrize("gone", [False, True], ids=["broker-there", "broker-frozen"])
 async def test_the_interpreter_ends_with_records_pending(
-    broker: EmbeddedBroker, anyio_backend: str, driver: str, how: str, gone: bool
+    broker: EmbeddedBroker, anyio_backend: str, driver: DriverName, how: str, gone: bool
 ) -> None:
     """It does not hang, and prints no more than the exception's own traceback."""
     orders = {
@@ -292,7 +293,7 @@ async def test_the_interpreter_ends_with_records_pending(
 # --- fork ----------------------------------------------------------------------------------------
 
 
-async def test_fork(broker: EmbeddedBroker, anyio_backend: str, driver: str) -> None:
+async def test_fork(broker: EmbeddedBroker, anyio_backend: str, driver: DriverName) -> None:
     """The child is refused, and the parent goes on."""
     codes: list[int] = []
 
@@ -339,7 +340,7 @@ class Dies(KafkaPythonDriver):
 
 
 async def test_the_producers_thread_dies(
-    broker: EmbeddedBroker, anyio_backend: str, driver: str
+    broker: EmbeddedBroker, anyio_backend: str, driver: DriverName
 ) -> None:
     drivers: list[Dies] = []
 
@@ -370,7 +371,7 @@ async def test_the_producers_thread_dies(
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 async def test_the_clients_thread_dies(
-    broker: EmbeddedBroker, anyio_backend: str, driver: str, monkeypatch: pytest.MonkeyPatch
+    broker: EmbeddedBroker, anyio_backend: str, driver: DriverName, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """kafka-python's own thread ends, and nobody tells: the client is given up when it keeps
     records past their deadline, and another takes its place."""
@@ -419,7 +420,11 @@ async def test_the_clients_thread_dies(
     ("stands", "delivery_timeout"), [(1.0, 30.0), (3.0, 2.0)], ids=["within", "beyond"]
 )
 async def test_the_loop_stands_still(
-    broker: EmbeddedBroker, anyio_backend: str, driver: str, stands: float, delivery_timeout: float
+    broker: EmbeddedBroker,
+    anyio_backend: str,
+    driver: DriverName,
+    stands: float,
+    delivery_timeout: float,
 ) -> None:
     """Within the deadline nothing comes of it. Beyond, a record that was acknowledged meanwhile may
     have either outcome, and never a wrong one."""

@@ -17,6 +17,7 @@ from anyio import fail_after, sleep
 from anyio.to_thread import run_sync
 
 from anyio_sendproducer import ProducerRecord, ProducerSettings, RecordRejected
+from anyio_sendproducer.drivers import DriverName
 from tests.faults.matrix import FULL, RECORDS, Cell, Row, join, judge, read_log, write_row
 from tests.support.history import Acknowledged, Ended, Failed, History, Logged, Plain, check
 from tests.support.kafka_cluster import KafkaCluster, kafka_cluster
@@ -58,7 +59,7 @@ def is_special(number: int) -> bool:
 
 
 async def test_records_that_are_too_large_for_the_topic(
-    anyio_backend: str, driver: str, cluster: KafkaCluster
+    anyio_backend: str, driver: DriverName, cluster: KafkaCluster
 ) -> None:
     """They fail alone: what was in their batches is delivered."""
     limit = 100_000
@@ -92,7 +93,7 @@ async def test_records_that_are_too_large_for_the_topic(
 
 
 async def test_a_topic_that_is_forbidden_and_then_granted(
-    anyio_backend: str, driver: str, cluster: KafkaCluster
+    anyio_backend: str, driver: DriverName, cluster: KafkaCluster
 ) -> None:
     topic, forbidden = cluster.create_topic(partitions=PARTITIONS), cluster.create_topic()
     cluster.add_acl("User:bob", "write", topic)
@@ -159,7 +160,7 @@ async def test_a_topic_that_is_forbidden_and_then_granted(
 
 
 async def test_a_topic_is_deleted_and_made_again(
-    anyio_backend: str, driver: str, cluster: KafkaCluster
+    anyio_backend: str, driver: DriverName, cluster: KafkaCluster
 ) -> None:
     """What was in it is gone with it. What is said of the rest is true; the producer goes on."""
     topic = cluster.create_topic(partitions=PARTITIONS)
@@ -236,7 +237,9 @@ async def test_a_topic_is_deleted_and_made_again(
     assert gone > 0
 
 
-async def test_partitions_are_added(anyio_backend: str, driver: str, cluster: KafkaCluster) -> None:
+async def test_partitions_are_added(
+    anyio_backend: str, driver: DriverName, cluster: KafkaCluster
+) -> None:
     """Records are sent to them before the producer, and perhaps the cluster, knows them."""
     topic = cluster.create_topic(partitions=PARTITIONS)
 

@@ -17,6 +17,7 @@ import anyio
 import pytest
 
 from anyio_sendproducer import ProducerSettings, open_send_producer
+from anyio_sendproducer.drivers import DriverName
 from tests.faults.matrix import FULL, RECORDS, Cell, judge
 from tests.support.fault_proxy import FaultProxy, Way, proxied_broker
 from tests.support.history import Report
@@ -50,7 +51,7 @@ def settings_for(proxy: FaultProxy, **changes: Any) -> ProducerSettings:
 async def run(
     cell: str,
     loop: str,
-    driver: str,
+    driver: DriverName,
     proxy: FaultProxy,
     settings: ProducerSettings,
     during: During,
@@ -67,7 +68,7 @@ async def run(
     return ran, await judge(place, ran, settings, "t", address=address)
 
 
-async def test_refused(anyio_backend: str, driver: str, proxy: FaultProxy) -> None:
+async def test_refused(anyio_backend: str, driver: DriverName, proxy: FaultProxy) -> None:
     """The broker's host is there, and for a while nobody listens."""
 
     async def during(running: Running) -> None:
@@ -91,7 +92,7 @@ async def test_refused(anyio_backend: str, driver: str, proxy: FaultProxy) -> No
     assert ran.statistics.generations == 1
 
 
-async def test_refused_for_good(anyio_backend: str, driver: str, proxy: FaultProxy) -> None:
+async def test_refused_for_good(anyio_backend: str, driver: DriverName, proxy: FaultProxy) -> None:
     """Nobody listens until the end: each record has its outcome, and the exit is bounded."""
 
     async def during(running: Running) -> None:
@@ -109,7 +110,7 @@ async def test_refused_for_good(anyio_backend: str, driver: str, proxy: FaultPro
     assert report.time_to_exit < SLACK
 
 
-async def test_black_hole(anyio_backend: str, driver: str, proxy: FaultProxy) -> None:
+async def test_black_hole(anyio_backend: str, driver: DriverName, proxy: FaultProxy) -> None:
     """Longer than the client waits for an answer: it connects again, into the hole as well."""
 
     async def during(running: Running) -> None:
@@ -127,7 +128,9 @@ async def test_black_hole(anyio_backend: str, driver: str, proxy: FaultProxy) ->
     assert report.longest_wait > 1.0
 
 
-async def test_a_short_black_hole(anyio_backend: str, driver: str, proxy: FaultProxy) -> None:
+async def test_a_short_black_hole(
+    anyio_backend: str, driver: DriverName, proxy: FaultProxy
+) -> None:
     async def during(running: Running) -> None:
         await running.until_settled(0.25)
         proxy.black_hole()
@@ -141,7 +144,9 @@ async def test_a_short_black_hole(anyio_backend: str, driver: str, proxy: FaultP
     assert report.acknowledged == report.sent
 
 
-async def test_a_black_hole_for_good(anyio_backend: str, driver: str, proxy: FaultProxy) -> None:
+async def test_a_black_hole_for_good(
+    anyio_backend: str, driver: DriverName, proxy: FaultProxy
+) -> None:
     async def during(running: Running) -> None:
         await running.until_settled(0.25)
         proxy.black_hole()
@@ -158,7 +163,7 @@ async def test_a_black_hole_for_good(anyio_backend: str, driver: str, proxy: Fau
 
 
 async def test_leaving_into_a_black_hole(
-    anyio_backend: str, driver: str, proxy: FaultProxy
+    anyio_backend: str, driver: DriverName, proxy: FaultProxy
 ) -> None:
     """The block ends while everything is under way: within close_timeout, and told."""
     settings = settings_for(proxy, close_timeout=1.0)
@@ -179,7 +184,7 @@ async def test_leaving_into_a_black_hole(
 
 
 async def test_leaving_before_the_client_is_connected(
-    anyio_backend: str, driver: str, proxy: FaultProxy
+    anyio_backend: str, driver: DriverName, proxy: FaultProxy
 ) -> None:
     """After the start it connects once more, for a producer id; so does one that takes the place of
     another."""
@@ -198,7 +203,7 @@ async def test_leaving_before_the_client_is_connected(
 @pytest.mark.parametrize("way", list(Way), ids=["request", "answer"])
 @pytest.mark.parametrize("after", [13, 60], ids=["header", "body"])
 async def test_reset_in_the_middle_of_a_frame(
-    anyio_backend: str, driver: str, proxy: FaultProxy, way: Way, after: int
+    anyio_backend: str, driver: DriverName, proxy: FaultProxy, way: Way, after: int
 ) -> None:
     async def during(running: Running) -> None:
         for turn in range(1, 6):
@@ -221,7 +226,9 @@ def _reset_since(proxy: FaultProxy, before: int) -> bool:
     return proxy.resets > before
 
 
-async def test_resets_at_any_moment(anyio_backend: str, driver: str, proxy: FaultProxy) -> None:
+async def test_resets_at_any_moment(
+    anyio_backend: str, driver: DriverName, proxy: FaultProxy
+) -> None:
     async def during(running: Running) -> None:
         for turn in range(1, 20):
             await running.until_settled(turn / 25)
@@ -233,7 +240,9 @@ async def test_resets_at_any_moment(anyio_backend: str, driver: str, proxy: Faul
     assert report.acknowledged == report.sent
 
 
-async def test_one_byte_at_a_time(anyio_backend: str, driver: str, proxy: FaultProxy) -> None:
+async def test_one_byte_at_a_time(
+    anyio_backend: str, driver: DriverName, proxy: FaultProxy
+) -> None:
     async def during(running: Running) -> None:
         await running.until_settled(0.1)
         proxy.dribble()
@@ -245,7 +254,9 @@ async def test_one_byte_at_a_time(anyio_backend: str, driver: str, proxy: FaultP
     assert report.acknowledged == report.sent
 
 
-async def test_latency_and_jitter(anyio_backend: str, driver: str, proxy: FaultProxy) -> None:
+async def test_latency_and_jitter(
+    anyio_backend: str, driver: DriverName, proxy: FaultProxy
+) -> None:
     async def during(running: Running) -> None:
         await running.until_settled(0.1)
         proxy.delay(0.05, 0.1)
@@ -259,7 +270,9 @@ async def test_latency_and_jitter(anyio_backend: str, driver: str, proxy: FaultP
 
 
 @pytest.mark.parametrize("way", list(Way), ids=["to-broker", "to-client"])
-async def test_half_closed(anyio_backend: str, driver: str, proxy: FaultProxy, way: Way) -> None:
+async def test_half_closed(
+    anyio_backend: str, driver: DriverName, proxy: FaultProxy, way: Way
+) -> None:
     async def during(running: Running) -> None:
         for turn in range(1, 4):
             await running.until_settled(turn / 4)
@@ -272,7 +285,7 @@ async def test_half_closed(anyio_backend: str, driver: str, proxy: FaultProxy, w
 
 
 async def test_the_broker_goes_and_comes_many_times(
-    anyio_backend: str, driver: str, proxy: FaultProxy
+    anyio_backend: str, driver: DriverName, proxy: FaultProxy
 ) -> None:
     async def during(running: Running) -> None:
         for turn in range(1, 8):
@@ -289,7 +302,7 @@ async def test_the_broker_goes_and_comes_many_times(
 
 
 async def test_a_firewall_forgets_the_connections(
-    anyio_backend: str, driver: str, proxy: FaultProxy
+    anyio_backend: str, driver: DriverName, proxy: FaultProxy
 ) -> None:
     """Nothing ends the connections. By default the client waits for half of delivery_timeout."""
 
@@ -306,7 +319,7 @@ async def test_a_firewall_forgets_the_connections(
 
 
 async def test_three_of_four_bootstrap_addresses_are_silent(
-    anyio_backend: str, driver: str, proxy: FaultProxy
+    anyio_backend: str, driver: DriverName, proxy: FaultProxy
 ) -> None:
     """Also when the client bootstraps again, because the broker refuses connections for a while."""
 
@@ -336,7 +349,7 @@ async def test_three_of_four_bootstrap_addresses_are_silent(
 
 
 async def test_cancelled_in_a_black_hole(
-    anyio_backend: str, driver: str, proxy: FaultProxy
+    anyio_backend: str, driver: DriverName, proxy: FaultProxy
 ) -> None:
     """Who is withdrawn is not there; who is abandoned may be."""
 

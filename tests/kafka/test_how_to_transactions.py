@@ -13,6 +13,7 @@ from anyio.to_thread import run_sync
 # It registers the proxy_url with which the page's consumer is opened here.
 import anyio_sendproducer.drivers.kafka_python._driver  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from anyio_sendproducer import ProducerRecord, ProducerSettings, open_send_producer
+from anyio_sendproducer.drivers import DriverName
 from tests.support.brief import IN_FULL
 from tests.support.history import read_topic
 from tests.support.kafka_cluster import KafkaCluster
@@ -47,7 +48,7 @@ def the_loop(address: str, source: str, target: str) -> dict[str, Any]:
 
 async def test_each_record_is_copied_once_while_brokers_are_killed(
     three_brokers: KafkaCluster,
-    driver: str,
+    driver: DriverName,
 ) -> None:
     cluster = three_brokers
     source = cluster.create_topic(configs={"min.insync.replicas": 2})

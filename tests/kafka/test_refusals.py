@@ -18,6 +18,7 @@ from anyio_sendproducer import (
     RecordRejected,
     open_send_producer,
 )
+from anyio_sendproducer.drivers import DriverName
 from tests.support.kafka_cluster import KafkaCluster
 from tests.support.read_back import assert_written
 from tests.support.recorder import PATIENCE
@@ -53,7 +54,7 @@ REFUSED = [
 ]
 
 
-def is_truly_told(error: DeliveryError, driver: str) -> bool:
+def is_truly_told(error: DeliveryError, driver: DriverName) -> bool:
     """Whether the refusal is told as one. Where the answer took longer than librdkafka waits to
     send once more, its driver can't know that it did not, and claims no more than it knows."""
     if driver == "confluent" and error.persistence is Persistence.POSSIBLY_PERSISTED:
@@ -74,7 +75,7 @@ async def test_one_refusal_fails_alone(  # noqa: PLR0917
     configs: Mapping[str, object],
     share: float,
     properties: Mapping[str, object],
-    driver: str,
+    driver: DriverName,
 ) -> None:
     """Whoever shares a batch, a partition or a client with it is delivered, in order.
 
@@ -126,7 +127,7 @@ async def test_a_refused_topic_holds_up_no_other(
     shared_kafka: KafkaCluster,
     bad: Make,
     configs: Mapping[str, object],
-    driver: str,
+    driver: DriverName,
 ) -> None:
     """Refusals without end, among records for another topic."""
     picky = shared_kafka.create_topic(configs=configs)

@@ -24,6 +24,7 @@ from anyio_sendproducer import (
     RecordRejected,
     open_send_producer,
 )
+from anyio_sendproducer.drivers import DriverName
 from tests.support.calls import sure_of_refusals
 from tests.support.kafka_cluster import KafkaCluster, kafka_cluster
 from tests.support.kafka_security import (
@@ -122,7 +123,7 @@ def logged_in(
 
 
 async def assert_comes_in(
-    driver: str, secured: Secured, topic: str, listener: str, properties: dict[str, Any]
+    driver: DriverName, secured: Secured, topic: str, listener: str, properties: dict[str, Any]
 ) -> None:
     """It writes, and what it wrote is there."""
     record = ProducerRecord(topic, b"value", b"key", headers=[("name", b"content")])
@@ -140,7 +141,9 @@ class Refused(Protocol):
 
 
 @pytest.fixture
-def refused(secured: Secured, caplog: pytest.LogCaptureFixture, driver: str) -> Iterator[Refused]:
+def refused(
+    secured: Secured, caplog: pytest.LogCaptureFixture, driver: DriverName
+) -> Iterator[Refused]:
     """Asserts that a client does not come in: it gives up in time, and tells no secret.
 
     Why is said where the client itself finds fault with the broker. What a broker says when it
@@ -167,7 +170,7 @@ def refused(secured: Secured, caplog: pytest.LogCaptureFixture, driver: str) -> 
 # --- TLS -----------------------------------------------------------------------------------------
 
 
-async def test_tls(secured: Secured, topic: str, driver: str) -> None:
+async def test_tls(secured: Secured, topic: str, driver: DriverName) -> None:
     await assert_comes_in(driver, secured, topic, "SSL", trusting(secured.authority))
 
 
@@ -181,7 +184,7 @@ async def test_tls(secured: Secured, topic: str, driver: str) -> None:
     ],
 )
 async def test_a_broker_with_a_bad_certificate_is_not_spoken_to(
-    secured: Secured, refused: Refused, listener: str, said: str, driver: str
+    secured: Secured, refused: Refused, listener: str, said: str, driver: DriverName
 ) -> None:
     if driver == "confluent":
         # librdkafka has one sentence for them all.
@@ -189,13 +192,15 @@ async def test_a_broker_with_a_bad_certificate_is_not_spoken_to(
     await refused(listener, trusting(secured.authority), said)
 
 
-async def test_a_host_name_that_is_not_checked(secured: Secured, topic: str, driver: str) -> None:
+async def test_a_host_name_that_is_not_checked(
+    secured: Secured, topic: str, driver: DriverName
+) -> None:
     properties = {**trusting(secured.authority), "ssl_check_hostname": False}
     await assert_comes_in(driver, secured, topic, "ELSEWHERE", properties)
 
 
 async def test_a_client_that_shows_a_certificate_is_known_by_it(
-    secured: Secured, topic: str, driver: str
+    secured: Secured, topic: str, driver: DriverName
 ) -> None:
     alice = secured.authority.issue("client.test", common_name="alice")
     await assert_comes_in(driver, secured, topic, "MUTUAL", trusting(secured.authority, alice))
@@ -238,13 +243,13 @@ MECHANISMS = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"]
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
-async def test_logging_in(secured: Secured, topic: str, mechanism: str, driver: str) -> None:
+async def test_logging_in(secured: Secured, topic: str, mechanism: str, driver: DriverName) -> None:
     await assert_comes_in(driver, secured, topic, "SASL", logged_in(mechanism))
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 async def test_logging_in_with_tls(
-    secured: Secured, topic: str, mechanism: str, driver: str
+    secured: Secured, topic: str, mechanism: str, driver: DriverName
 ) -> None:
     properties = {
         **trusting(secured.authority),
@@ -285,7 +290,7 @@ async def test_not_logging_in_where_one_has_to(secured: Secured, refused: Refuse
 
 
 async def test_a_topic_that_is_not_for_this_user_holds_up_no_other(
-    secured: Secured, topic: str, driver: str
+    secured: Secured, topic: str, driver: DriverName
 ) -> None:
     """Bob may see one of the others' topics and not the other, and has one of his own."""
     cluster = secured.cluster
@@ -313,7 +318,7 @@ async def test_a_topic_that_is_not_for_this_user_holds_up_no_other(
 
 
 async def test_rights_that_come_and_go_while_a_producer_runs(
-    secured: Secured, topic: str, driver: str
+    secured: Secured, topic: str, driver: DriverName
 ) -> None:
     rights = ("User:bob", "write", topic)
     results: list[bool] = []
@@ -343,7 +348,7 @@ async def test_rights_that_come_and_go_while_a_producer_runs(
 
 
 async def test_a_user_who_is_deleted_does_not_come_in_again(
-    secured: Secured, refused: Refused, topic: str, driver: str
+    secured: Secured, refused: Refused, topic: str, driver: DriverName
 ) -> None:
     cluster = secured.cluster
     name = f"guest-{topic}"

@@ -25,6 +25,7 @@ from anyio_sendproducer import (
     SendProducer,
     open_send_producer,
 )
+from anyio_sendproducer.drivers import DriverName
 from tests.support.calls import sure_of_refusals
 from tests.support.kafka_cluster import KafkaCluster
 from tests.support.read_back import assert_written, read_back, records_of_every_kind
@@ -59,7 +60,7 @@ async def test_a_thousand_tasks_at_once(
     settings: ProducerSettings,
     topic: str,
     compression: str,
-    driver: str,
+    driver: DriverName,
 ) -> None:
     """With and without keys and headers, tombstones among them."""
     settings = settings.with_property("compression.type", compression)
@@ -88,7 +89,9 @@ async def test_a_thousand_tasks_at_once(
         assert sorted(found) == list(range(len(found)))
 
 
-async def test_every_way_to_send(settings: ProducerSettings, topic: str, driver: str) -> None:
+async def test_every_way_to_send(
+    settings: ProducerSettings, topic: str, driver: DriverName
+) -> None:
     sent: list[tuple[AnyRecord, RecordMetadata]] = []
     pass_through = object()
 
@@ -124,7 +127,9 @@ async def test_every_way_to_send(settings: ProducerSettings, topic: str, driver:
 
 
 @pytest.mark.parametrize("acks", [0, 1, "all"])
-async def test_acks(settings: ProducerSettings, topic: str, acks: object, driver: str) -> None:
+async def test_acks(
+    settings: ProducerSettings, topic: str, acks: object, driver: DriverName
+) -> None:
     settings = settings.with_property("acks", acks)
     records = [ProducerRecord(topic, b"%d" % number, partition=1) for number in range(50)]
     async with open_send_producer(settings, driver=driver) as producer:
@@ -138,7 +143,7 @@ async def test_acks(settings: ProducerSettings, topic: str, acks: object, driver
 
 
 async def test_with_acks_0_a_clean_close_leaves_nothing_behind(
-    settings: ProducerSettings, topic: str, driver: str
+    settings: ProducerSettings, topic: str, driver: DriverName
 ) -> None:
     """What was accepted is on its way to the broker when the block ends, also where it is more than
     a socket takes at once; nobody can say more."""
@@ -158,7 +163,7 @@ async def test_records_of_a_megabyte(
     cluster: KafkaCluster,
     settings: ProducerSettings,
     compression: str,
-    driver: str,
+    driver: DriverName,
 ) -> None:
     topic = cluster.create_topic(partitions=4, configs={"max.message.bytes": 2 * MEGABYTE})
     settings = settings.with_properties(
@@ -217,7 +222,7 @@ async def test_bad_input_is_refused_alone(
     topic: str,
     make: Callable[[str], AnyRecord],
     messages: dict[str, str],
-    driver: str,
+    driver: DriverName,
 ) -> None:
     settings = settings.with_property("max.request.size", 5_000).with_unknown_topic_timeout(0.5)
     good = [ProducerRecord(topic, b"%d" % number, partition=0) for number in range(4)]
@@ -246,7 +251,7 @@ async def test_a_record_that_the_broker_finds_too_large_is_refused_alone(
     cluster: KafkaCluster,
     settings: ProducerSettings,
     topic: str,
-    driver: str,
+    driver: DriverName,
 ) -> None:
     """The client lets it pass, and an idempotent client is broken by what the broker says."""
     small = cluster.create_topic(configs={"max.message.bytes": 5_000})

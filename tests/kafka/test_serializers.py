@@ -21,6 +21,7 @@ from anyio_sendproducer import (
     SerializationFailed,
     open_send_producer,
 )
+from anyio_sendproducer.drivers import DriverName
 from anyio_sendproducer.serializers import SchemaRegistrySerializer, StringSerializer
 from tests.support.history import read_topic
 from tests.support.kafka_cluster import KafkaCluster
@@ -90,7 +91,7 @@ async def test_what_is_written_by_a_schema_is_read_by_it(
     client: Any,
     topic: str,
     kind: str,
-    driver: str,
+    driver: DriverName,
 ) -> None:
     serializer, deserializer, data = pair(client, kind)
     async with open_send_producer(
@@ -114,7 +115,7 @@ async def test_a_key_has_a_subject_of_its_own(
     shared_kafka: KafkaCluster,
     client: Any,
     topic: str,
-    driver: str,
+    driver: DriverName,
 ) -> None:
     serializer = AvroSerializer(client, AVRO)
     settings = ProducerSettings(
@@ -130,7 +131,7 @@ async def test_data_against_its_schema_fails_alone(
     shared_kafka: KafkaCluster,
     client: Any,
     topic: str,
-    driver: str,
+    driver: DriverName,
 ) -> None:
     settings = settings_for(shared_kafka, AvroSerializer(client, AVRO))
     async with open_send_producer(settings, driver=driver) as producer:
@@ -146,7 +147,7 @@ async def test_a_schema_that_the_registry_refuses(
     shared_kafka: KafkaCluster,
     client: Any,
     topic: str,
-    driver: str,
+    driver: DriverName,
 ) -> None:
     def backward_only() -> None:
         client.register_schema(f"{topic}-value", confluent.Schema(AVRO, "AVRO"))
@@ -160,7 +161,9 @@ async def test_a_schema_that_the_registry_refuses(
         assert caught.value.persistence is Persistence.NOT_PERSISTED
 
 
-async def test_a_registry_that_is_away(shared_kafka: KafkaCluster, topic: str, driver: str) -> None:
+async def test_a_registry_that_is_away(
+    shared_kafka: KafkaCluster, topic: str, driver: DriverName
+) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{nobody.getsockname()[1]}"

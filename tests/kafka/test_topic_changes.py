@@ -6,13 +6,14 @@ import pytest
 from anyio.to_thread import run_sync
 
 from anyio_sendproducer import ProducerRecord, ProducerSettings, open_send_producer
+from anyio_sendproducer.drivers import DriverName
 from anyio_sendproducer.drivers.librdkafka import _outcomes
 from tests.support.calls import task_group
 from tests.support.kafka_cluster import KafkaCluster
 from tests.support.waiting import PATIENCE
 
 
-async def test_partitions_are_added(driver: str, shared_kafka: KafkaCluster) -> None:
+async def test_partitions_are_added(driver: DriverName, shared_kafka: KafkaCluster) -> None:
     """A record may be sent to a partition before the client has heard of it."""
     topic = await run_sync(shared_kafka.create_topic)
     settings = ProducerSettings(bootstrap_servers=shared_kafka.bootstrap_servers)

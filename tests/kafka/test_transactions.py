@@ -37,7 +37,7 @@ from anyio_sendproducer import (
     open_send_producer,
 )
 from anyio_sendproducer._task_groups import plain_task_group
-from anyio_sendproducer.drivers import Driver, make_driver
+from anyio_sendproducer.drivers import Driver, DriverName, make_driver
 from anyio_sendproducer.drivers.librdkafka._group_metadata import group_from_bytes, group_to_bytes
 from anyio_sendproducer.testing import Gate
 from tests.support.brief import IN_FULL
@@ -151,7 +151,7 @@ class Transactions:
 
 @contextlib.asynccontextmanager
 async def transactions(
-    cluster: KafkaCluster, driver: str, **changes: Any
+    cluster: KafkaCluster, driver: DriverName, **changes: Any
 ) -> AsyncGenerator[tuple[Transactions, SendProducer]]:
     """A producer and what it does, judged when it is through."""
     made = Transactions(cluster)
@@ -165,7 +165,7 @@ async def transactions(
 # --- on one broker -------------------------------------------------------------------------------
 
 
-async def test_committed_and_aborted_in_turn(cluster: KafkaCluster, driver: str) -> None:
+async def test_committed_and_aborted_in_turn(cluster: KafkaCluster, driver: DriverName) -> None:
     async with transactions(cluster, driver) as (made, producer):
         for turn in range(12):
             if turn % 3 != 1:
@@ -203,7 +203,7 @@ STAGES: Final = (
 class Halt:
     """Halts a transaction at one stage, in its block or in the driver, until a test goes on."""
 
-    def __init__(self, stage: str, driver: str) -> None:
+    def __init__(self, stage: str, driver: DriverName) -> None:
         self._stage = stage
         self._driver = driver
         self._reached = threading.Event()
@@ -263,7 +263,7 @@ class Halt:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-async def test_cancelled_at_a_stage(cluster: KafkaCluster, stage: str, driver: str) -> None:
+async def test_cancelled_at_a_stage(cluster: KafkaCluster, stage: str, driver: DriverName) -> None:
     """It is there as a whole or not at all, its state says which, and the next one is committed."""
     topic = cluster.create_topic()
     halt = Halt(stage, driver)
@@ -330,7 +330,7 @@ def wait_until_decided(cluster: KafkaCluster, sent: RecordMetadata) -> None:
 
 
 async def test_one_that_takes_too_long_is_aborted_by_the_brokers(
-    cluster: KafkaCluster, driver: str
+    cluster: KafkaCluster, driver: DriverName
 ) -> None:
     """And the producer goes on: it is not fenced off by that. librdkafka does not ask the brokers
     which of the two it was (KIP-588): it takes itself for fenced off, as it has to in doubt."""
@@ -363,7 +363,7 @@ async def test_one_that_takes_too_long_is_aborted_by_the_brokers(
 
 
 async def test_a_second_producer_of_that_name_fences_the_first_off(
-    cluster: KafkaCluster, driver: str
+    cluster: KafkaCluster, driver: DriverName
 ) -> None:
     made = Transactions(cluster)
     settings = settings_for(cluster, made.topic)
@@ -389,7 +389,7 @@ async def test_a_second_producer_of_that_name_fences_the_first_off(
 
 
 async def test_who_is_fenced_off_and_sends_is_told_by_the_record(
-    cluster: KafkaCluster, driver: str
+    cluster: KafkaCluster, driver: DriverName
 ) -> None:
     topic = cluster.create_topic()
     settings = settings_for(cluster, topic)
@@ -407,7 +407,7 @@ async def test_who_is_fenced_off_and_sends_is_told_by_the_record(
 
 
 async def test_what_waits_for_room_is_a_part_of_its_transaction(
-    cluster: KafkaCluster, driver: str
+    cluster: KafkaCluster, driver: DriverName
 ) -> None:
     """Tasks of the block's that still wait to send when it ends: before the commit, they have."""
     async with transactions(cluster, driver, max_in_flight=2) as (made, producer):
@@ -439,7 +439,7 @@ async def test_what_waits_for_room_is_a_part_of_its_transaction(
 
 
 async def test_a_record_that_is_refused_makes_it_an_abort(
-    cluster: KafkaCluster, driver: str
+    cluster: KafkaCluster, driver: DriverName
 ) -> None:
     async with transactions(cluster, driver, properties=sent_once(driver)) as (made, producer):
         small = cluster.create_topic(configs={"max.message.bytes": 1000})
@@ -459,7 +459,7 @@ async def test_a_record_that_is_refused_makes_it_an_abort(
 
 async def test_a_name_that_is_not_for_this_user_and_a_time_that_is_too_long(
     cluster: KafkaCluster,
-    driver: str,
+    driver: DriverName,
 ) -> None:
     settings = settings_for(cluster, "id", properties={"transaction.timeout.ms": 10**9})
     with raising(ProducerStartError, match="no transactions for transactional_id 'id'"):
@@ -485,7 +485,7 @@ def committed_offset(cluster: KafkaCluster, group: str, topic: str) -> int | Non
 
 
 async def test_offsets_are_committed_with_the_records_or_not_at_all(
-    cluster: KafkaCluster, driver: str
+    cluster: KafkaCluster, driver: DriverName
 ) -> None:
     source = cluster.create_topic()
     async with transactions(cluster, driver) as (made, producer):
@@ -502,7 +502,7 @@ async def test_offsets_are_committed_with_the_records_or_not_at_all(
 
 
 async def test_a_consumer_that_is_no_member_of_the_group_is_refused(
-    cluster: KafkaCluster, driver: str
+    cluster: KafkaCluster, driver: DriverName
 ) -> None:
     """KIP-447: what it has read is being read by another one by now."""
     source = cluster.create_topic()
@@ -592,7 +592,7 @@ def test_a_group_that_was_joined_is_written_down_as_librdkafka_does(
 
 @pytest.mark.parametrize("kind", ["kafka-python", "confluent", "static"])
 async def test_offsets_of_a_member_of_the_group_until_it_is_none_any_more(
-    cluster: KafkaCluster, driver: str, kind: str
+    cluster: KafkaCluster, driver: DriverName, kind: str
 ) -> None:
     source = cluster.create_topic()
     async with transactions(cluster, driver) as (made, producer):
@@ -619,7 +619,7 @@ async def test_offsets_of_a_member_of_the_group_until_it_is_none_any_more(
 
 
 async def test_a_sink_commits_what_was_read_with_what_was_written(
-    cluster: KafkaCluster, driver: str
+    cluster: KafkaCluster, driver: DriverName
 ) -> None:
     """In transactions of its own, each of which is there as a whole."""
     source, topic = cluster.create_topic(), cluster.create_topic(partitions=PARTITIONS)
@@ -653,7 +653,9 @@ async def test_a_sink_commits_what_was_read_with_what_was_written(
 
 
 @pytest.mark.parametrize("phase", ["before", "between", "at_end"])
-async def test_a_broker_is_killed(three_brokers: KafkaCluster, phase: str, driver: str) -> None:
+async def test_a_broker_is_killed(
+    three_brokers: KafkaCluster, phase: str, driver: DriverName
+) -> None:
     """In each phase of a transaction: the one that coordinates, and in full the others, too."""
     async with transactions(three_brokers, driver) as (made, producer):
         assert await made.run(producer) is True
@@ -677,7 +679,7 @@ async def test_a_broker_is_killed(three_brokers: KafkaCluster, phase: str, drive
 
 
 async def test_all_brokers_are_killed_and_the_answer_to_the_commit_does_not_come(
-    three_brokers: KafkaCluster, driver: str
+    three_brokers: KafkaCluster, driver: DriverName
 ) -> None:
     def fault() -> None:
         for broker in three_brokers.brokers:

@@ -26,6 +26,7 @@ from anyio_sendproducer import (
     TransactionState,
     open_send_producer,
 )
+from anyio_sendproducer.drivers import DriverName
 from tests.support.calls import fail, raising, task_group
 from tests.support.fault_proxy import PRODUCE, FaultProxy, Way, fault_proxy
 from tests.support.history import read_topic
@@ -129,7 +130,7 @@ async def until_committed(
     ],
 )
 async def test_what_was_lost_once_is_asked_for_again(
-    proxied: Proxied, driver: str, api: int, way: Way
+    proxied: Proxied, driver: DriverName, api: int, way: Way
 ) -> None:
     """Most of all the answer to a commit that was done."""
     topic = proxied.cluster.create_topic()
@@ -167,7 +168,9 @@ async def end(_: Transaction, topic: str) -> None:
 
 
 @pytest.mark.parametrize("step", [send, send_offsets, end], ids=["send", "offsets", "commit"])
-async def test_cancelled_while_nothing_answers(proxied: Proxied, driver: str, step: Step) -> None:
+async def test_cancelled_while_nothing_answers(
+    proxied: Proxied, driver: DriverName, step: Step
+) -> None:
     """It takes `cancel_timeout` for what can't be taken back, and as much for the abort."""
     topic = proxied.cluster.create_topic()
     held: list[Transaction] = []
@@ -204,7 +207,9 @@ async def test_cancelled_while_nothing_answers(proxied: Proxied, driver: str, st
 
 
 @pytest.mark.parametrize("step", [send, send_offsets, end], ids=["send", "offsets", "commit"])
-async def test_no_answer_within_delivery_timeout(proxied: Proxied, driver: str, step: Step) -> None:
+async def test_no_answer_within_delivery_timeout(
+    proxied: Proxied, driver: DriverName, step: Step
+) -> None:
     topic = proxied.cluster.create_topic()
     settings = settings_for(proxied, topic, delivery_timeout=2.0)
     async with open_send_producer(settings, driver=driver) as producer:
@@ -232,7 +237,9 @@ async def test_no_answer_within_delivery_timeout(proxied: Proxied, driver: str, 
 
 
 @pytest.mark.parametrize("step", [send, send_offsets, end], ids=["send", "offsets", "commit"])
-async def test_closed_while_nothing_answers(proxied: Proxied, driver: str, step: Step) -> None:
+async def test_closed_while_nothing_answers(
+    proxied: Proxied, driver: DriverName, step: Step
+) -> None:
     topic = proxied.cluster.create_topic()
     held: list[Transaction] = []
     errors: list[SendProducerError] = []

@@ -14,7 +14,7 @@ import trio.testing
 
 from anyio_sendproducer import ProducerSettings, SendProducer, _producer
 from anyio_sendproducer._loops import Loop
-from anyio_sendproducer.drivers import DriverFactory
+from anyio_sendproducer.drivers import DriverFactory, DriverName
 from anyio_sendproducer.telemetry import Observer
 from tests.support import waiting
 from tests.support.waiting import PATIENCE
@@ -64,7 +64,7 @@ class ManualClock:
         self,
         settings: ProducerSettings,
         *,
-        driver: str | DriverFactory | None = None,
+        driver: DriverName | DriverFactory | None = None,
         observers: Iterable[Observer] = (),
     ) -> AbstractAsyncContextManager[SendProducer]:
         """Open a producer that goes by this clock; otherwise as open_send_producer()."""
@@ -75,7 +75,7 @@ class ManualClock:
         task_group: anyio.abc.TaskGroup,
         settings: ProducerSettings,
         *,
-        driver: str | DriverFactory | None = None,
+        driver: DriverName | DriverFactory | None = None,
     ) -> SendProducer:
         """Start a producer that goes by this clock; otherwise as start_send_producer()."""
         return await _producer._start(task_group, settings, driver, (), self._on_loop)

@@ -11,7 +11,7 @@ import os
 import queue
 import sys
 import threading
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import anyio.to_thread
@@ -23,12 +23,13 @@ from anyio_sendproducer import (
     SendProducer,
     open_send_producer,
 )
+from anyio_sendproducer.drivers import DriverName
 
 
 class _Parent:
     """Sends before its process forks, and after."""
 
-    def __init__(self, address: str, driver: str) -> None:
+    def __init__(self, address: str, driver: DriverName) -> None:
         self._settings = ProducerSettings(bootstrap_servers=address)
         self._driver = driver
         self.opened: queue.SimpleQueue[SendProducer] = queue.SimpleQueue()
@@ -51,7 +52,7 @@ def _tell(child: int) -> None:
 def main() -> int:
     """Do it; the child's return code is 7 where all is well."""
     address, driver, loop = sys.argv[1:]
-    parent = _Parent(address, driver)
+    parent = _Parent(address, cast("DriverName", driver))
     thread = threading.Thread(target=anyio.run, args=(parent.run,), kwargs={"backend": loop})
     thread.start()
     producer = parent.opened.get()

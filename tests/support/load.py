@@ -35,7 +35,7 @@ from anyio_sendproducer import (
     open_send_producer,
 )
 from anyio_sendproducer._delivery import Statistics
-from anyio_sendproducer.drivers import DriverFactory
+from anyio_sendproducer.drivers import DriverFactory, DriverName
 from tests.support.history import ABANDONED, NEVER_ACCEPTED, WITHDRAWN, History, Plain
 from tests.support.waiting import until
 
@@ -230,7 +230,7 @@ async def run_load(
     *,
     during: During | None = None,
     history: History | None = None,
-    driver: str | DriverFactory | None = None,
+    driver: DriverName | DriverFactory | None = None,
 ) -> Ran:
     """Send a load through a producer of its own, and note all that is said of it.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-from typing import Any
+from typing import Any, Literal
 
 import anyio.abc
 from typing_extensions import assert_type
@@ -126,6 +126,7 @@ async def the_rest(producer: SendProducer, delivery: Delivery) -> None:
     """The other methods."""
     assert_type(await producer.partitions_for("orders"), frozenset[int])
     assert_type(producer.statistics(), Statistics)
+    assert_type(producer.statistics().state, Literal["open", "draining", "broken", "closed"])
     assert_type(delivery.done, bool)
     assert_type(delivery.record, ProducerRecord[Any, Any])
     assert_type(await delivery.wait(), RecordMetadata)
@@ -138,6 +139,14 @@ async def opening(settings: ProducerSettings, tasks: anyio.abc.TaskGroup) -> Non
     async with with_statement as producer:
         assert_type(producer, SendProducer)
     assert_type(await start_send_producer(tasks, settings), SendProducer)
+    assert_type(await start_send_producer(tasks, bootstrap_servers="a:1"), SendProducer)
+    by_keywords = open_send_producer(
+        bootstrap_servers=["a:1"], delivery_timeout=dt.timedelta(minutes=1), driver="confluent"
+    )
+    async with by_keywords as producer:
+        assert_type(producer, SendProducer)
+    open_send_producer(settings, value_serializer=str.encode)
+    open_send_producer()
 
 
 async def pool(settings: ProducerSettings) -> None:
@@ -158,7 +167,10 @@ def settings() -> None:
     assert_type(made.with_property("acks", "all"), ProducerSettings)
     assert_type(made.evolve(max_in_flight=1).with_close_timeout(5), ProducerSettings)
     assert_type(made.addresses, tuple[str, ...])
-    ProducerSettings(linger_ms=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    assert_type(made.evolve(delivery_timeout=dt.timedelta(seconds=5)).delivery_timeout, float)
+    made.with_close_timeout(dt.timedelta(seconds=5))
+    ProducerSettings.from_properties({"bootstrap.servers": "a:1"})
+    ProducerSettings.from_properties("producer.properties")
 
 
 def failures(one: DeliveryError, several: MultiDeliveryError, last: UndeliveredRecords) -> None:

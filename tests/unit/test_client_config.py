@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from anyio_sendproducer import ProducerSettings, SettingsError
 from anyio_sendproducer._kafka_names import canonical_name
-from anyio_sendproducer.drivers import make_driver
+from anyio_sendproducer.drivers import DriverName, make_driver
 from anyio_sendproducer.drivers.kafka_python import _config as _kafka_config
 from anyio_sendproducer.drivers.kafka_python import _driver as _kafka_python
 from anyio_sendproducer.drivers.librdkafka import _properties as _librdkafka_names
@@ -363,7 +363,9 @@ def test_no_message_repeats_the_value_of_a_property(properties: dict[str, Any]) 
 
 
 @pytest.mark.parametrize("name", [None, "kafka-python"])
-def test_the_default_driver_is_kafka_python_and_checks_the_settings(name: str | None) -> None:
+def test_the_default_driver_is_kafka_python_and_checks_the_settings(
+    name: DriverName | None,
+) -> None:
     assert isinstance(make_driver(name, make()), _kafka_python.KafkaPythonDriver)
     with pytest.raises(SettingsError, match="did you mean 'linger_ms'"):
         make_driver(name, make(properties={"lingerms": 5}))

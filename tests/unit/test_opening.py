@@ -6,17 +6,20 @@ import contextlib
 import dataclasses
 import inspect
 from datetime import timedelta
-from typing import Any, cast, get_type_hints
+from typing import Any, cast, get_args, get_type_hints
 
 import pytest
 
 from anyio_sendproducer import (
     ProducerSettings,
     SettingsError,
+    Statistics,
     open_send_producer,
     start_send_producer,
 )
+from anyio_sendproducer._delivery import ProducerState
 from anyio_sendproducer._settings import SettingsFields
+from anyio_sendproducer.drivers import DriverName, make_driver
 from anyio_sendproducer.testing import FakeDriver
 from tests.support.calls import task_group
 
@@ -173,3 +176,14 @@ def test_the_keywords_are_the_fields() -> None:
     for name, kind in given_.items():
         assert kind in {read[name], read[name] | timedelta}, name
         assert (kind == read[name] | timedelta) is (read[name] is float), name
+
+
+def test_the_names_of_the_drivers_are_those_that_there_are(settings: ProducerSettings) -> None:
+    for name in get_args(DriverName):
+        assert callable(make_driver(name, settings).submit)
+    with pytest.raises(SettingsError, match="must be 'kafka-python', 'confluent' or a factory"):
+        make_driver(cast("Any", "librdkafka"), settings)
+
+
+def test_the_states_are_those_of_the_producer() -> None:
+    assert [*get_args(get_type_hints(Statistics)["state"])] == [one.value for one in ProducerState]

@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import functools
 import inspect
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -146,7 +147,7 @@ def test_a_value_is_frozen_and_documents_each_of_its_fields(name: str) -> None:
     source = inspect.getsource(cls)
     for field in dataclasses.fields(cls):
         described_above = f"\n        {field.name}: " in inspect.getsource(cls)
-        described_below = f'    {field.name}: {field.type}\n    """' in source
+        described_below = re.search(rf'\n    {field.name}: .*\n    """', source)
         assert described_above or described_below, field.name
 
 

@@ -8,6 +8,7 @@ from functools import partial
 
 from .. import ProducerSettings, SettingsError
 from ..checking import check_cluster
+from ..drivers import DriverName
 from ._connecting import Connection, require_for, settings_of
 from ._running import (
     COMPLETE,
@@ -46,7 +47,7 @@ def run(connection: Connection, loop: str, timeout: float, *, as_json: bool) -> 
     )
 
 
-async def _run(settings: ProducerSettings, driver: str | None, *, as_json: bool) -> int:
+async def _run(settings: ProducerSettings, driver: DriverName | None, *, as_json: bool) -> int:
     from ._display import steps_text
 
     found = await check_cluster(settings, driver=driver)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from .. import ProducerSettings, SettingsError
+from ..drivers import DriverName
 from ._running import EXTRA, require, require_loop
 from ._settings_files import read_properties, read_toml
 
@@ -51,7 +52,7 @@ class Connection:
     config: Path | None = None
     config_table: str = ""
     properties: tuple[tuple[str, str], ...] = dataclasses.field(default=(), repr=False)
-    driver: str | None = None
+    driver: DriverName | None = None
 
 
 def parse_property(text: str) -> tuple[str, str]:

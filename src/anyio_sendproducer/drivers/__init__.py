@@ -5,7 +5,7 @@ The drivers themselves are imported when they are needed.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Literal, cast
 
 from .._exceptions import SettingsError
 from .._settings import ProducerSettings
@@ -29,6 +29,7 @@ __all__ = [
     "DirectDriver",
     "Driver",
     "DriverFactory",
+    "DriverName",
     "LingeringDriver",
     "Outcome",
     "PolledDriver",
@@ -38,8 +39,11 @@ __all__ = [
     "make_driver",
 ]
 
+DriverName = Literal["kafka-python", "confluent"]
+"""The names of the drivers of this package."""
 
-def make_driver(chosen: str | DriverFactory | None, settings: ProducerSettings) -> Driver:
+
+def make_driver(chosen: DriverName | DriverFactory | None, settings: ProducerSettings) -> Driver:
     """Make the driver that the user chose: by name, by a factory, or None for the default.
 
     Raises:
