@@ -57,7 +57,8 @@ def _command(context: click.Context, found: Command) -> Iterator[str]:
 
 
 def _marked(text: str) -> str:
-    """Options are code."""
+    """Options and escapes are code."""
+    text = re.sub(r"(?<!\S)(\\(?:\\|\w+))", r"`\1`", text)
     return re.sub(r"(?<![\w`-])(--?[A-Za-z][\w-]*(?: \w+[.=]\S+[\w])?)", r"`\1`", text)
 
 

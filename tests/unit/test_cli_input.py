@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 
 from anyio_sendproducer import Persistence, ProducerRecord
 from anyio_sendproducer.cli import _input
+from anyio_sendproducer.cli._chunks import Chunk, InputError, Layout, iterate
 from anyio_sendproducer.cli._failed import Failure
 from anyio_sendproducer.cli._fields import Fields
 from anyio_sendproducer.cli._input import Input, size_of
-from anyio_sendproducer.cli._parsing import Chunk, InputError, Layout, iterate
 from tests.support.calls import task_group
 from tests.support.waiting import until
 

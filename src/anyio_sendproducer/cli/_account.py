@@ -7,8 +7,8 @@ import signal
 from collections.abc import Sequence
 
 from .. import Persistence, RecordMetadata
+from ._chunks import Chunk
 from ._failed import Failure
-from ._parsing import Chunk
 
 __all__ = ["Account", "Place"]
 
@@ -31,6 +31,9 @@ class Account:
         self.read = 0
         self.delivered = 0
         self.failures = 0
+        """Records that failed, and lines that are not records."""
+        self.unreadable = 0
+        """The lines among them."""
         self.persistence: collections.Counter[Persistence] = collections.Counter()
         self.errors: collections.Counter[str] = collections.Counter()
         self.places: dict[tuple[str, int], Place] = {}
@@ -80,5 +83,6 @@ class Account:
     def count_failed(self, failures: Sequence[Failure]) -> None:
         """Count records that failed, and lines that are not records."""
         self.failures += len(failures)
+        self.unreadable += sum(isinstance(failure.what, bytes) for failure in failures)
         self.persistence.update(failure.persistence for failure in failures)
         self.errors.update(failure.error for failure in failures)

@@ -9,8 +9,8 @@ import anyio.to_thread
 
 from .. import DeliveryError, Persistence
 from ._account import Account
+from ._chunks import Chunk, iterate
 from ._failed import FailedFile, Failure
-from ._parsing import Chunk, iterate
 from ._report import described
 
 __all__ = ["Backlog", "all_failed"]

@@ -16,10 +16,12 @@ import click
 from click.shell_completion import get_completion_class
 
 from . import _broker, _check, _demo, _produce
+from ._chunks import HeaderMarks, Layout
 from ._fields import Fields
 from ._options import (
     COUNT,
     Command,
+    as_it_is,
     columns,
     connection_of,
     csv_delimiter,
@@ -32,7 +34,7 @@ from ._options import (
     servers,
     topic,
 )
-from ._parsing import FORMATS, Layout
+from ._parsing import FORMATS
 from ._running import COMPLETE, FAILED, INCOMPLETE, USAGE, interrupted
 
 __all__ = ["NAME", "command"]
@@ -100,21 +102,62 @@ def command() -> None:
     type=click.Choice(FORMATS),
     default="lines",
     show_default=True,
-    help="What the input is: each line a value; JSON Lines; CSV, whose first row names the "
-    "columns; or the file of records that failed before.",
+    help="What the input is. lines: each line is a value. file: each file is one value. jsonl: "
+    "JSON Lines. csv: rows, the first of which names the columns. failed: the file of records that "
+    "failed before.",
+)
+@_input(
+    "-D",
+    "--delimiter",
+    metavar="TEXT",
+    callback=separator,
+    help=r"With lines: what ends a line in place of a line feed, so that a record can have several "
+    r"lines. \0, \n, \r, \t, \\ and \x1f stand for one byte each.",
 )
 @_input(
     "-K",
     "--key-separator",
     metavar="TEXT",
     callback=separator,
-    help="With lines: what stands between a key and a value. A line without it has no key.",
+    help="With lines: what separates a key from the value behind it, with escapes as in -D. A line "
+    "without it has no key.",
+)
+@_input(
+    "--headers-delimiter",
+    metavar="TEXT",
+    callback=separator,
+    help="With lines: what ends the headers at the front of a line. Headers are written as in "
+    "a:1,b:2; the key and the value follow.",
+)
+@_input(
+    "--headers-separator",
+    metavar="TEXT",
+    callback=separator,
+    default=",",
+    show_default=True,
+    help="What separates these headers from each other.",
+)
+@_input(
+    "--headers-key-separator",
+    metavar="TEXT",
+    callback=separator,
+    default=":",
+    show_default=True,
+    help="What separates the name of such a header from its value.",
+)
+@_input(
+    "-Z",
+    "--null-value",
+    metavar="TEXT",
+    callback=as_it_is,
+    help="With lines and csv: the text that stands for null. A value that is null is a tombstone; "
+    "a header that is null is left out. With an empty TEXT, what is empty is null.",
 )
 @_input(
     "--value-field",
     metavar="FIELD",
-    help="With jsonl and csv: the field that is the value; null in JSON is a tombstone. Without it "
-    "the value is the whole line, or the row as JSON.",
+    help="With jsonl and csv: the field that is the value; null in JSON is a tombstone. Default: "
+    "the whole line, or the row as JSON.",
 )
 @_input("--key-field", metavar="FIELD", help="The field that is the key.")
 @_input(
@@ -137,7 +180,7 @@ def command() -> None:
     default=",",
     show_default=True,
     callback=csv_delimiter,
-    help=r"What stands between the cells of a row; \t is a tabulator.",
+    help=r"What separates the cells of a row, such as \t.",
 )
 @_input(
     "--csv-columns",
@@ -150,7 +193,14 @@ def command() -> None:
     "--topic",
     metavar="TOPIC",
     callback=topic,
-    help="The topic to send to. With failed: in place of those that stand there.",
+    help="The topic to send to. With failed: it replaces the topics in the file.",
+)
+@_records(
+    "-k",
+    "--key",
+    metavar="TEXT",
+    callback=as_it_is,
+    help="The key of all records that have none in the input.",
 )
 @_records("-p", "--partition", type=click.IntRange(min=0), help="The partition of all records.")
 @_records(
@@ -214,7 +264,12 @@ def produce(
     *,
     files: tuple[str, ...],
     format_: str,
+    delimiter: bytes | None,
     key_separator: bytes | None,
+    headers_delimiter: bytes | None,
+    headers_separator: bytes,
+    headers_key_separator: bytes,
+    null_value: bytes | None,
     value_field: str | None,
     key_field: str | None,
     header_fields: tuple[tuple[str, str], ...],
@@ -223,6 +278,7 @@ def produce(
     csv_delimiter: str,
     csv_columns: tuple[str, ...],
     topic: str | None,
+    key: bytes | None,
     partition: int | None,
     headers: tuple[tuple[str, bytes], ...],
     compression: str | None,
@@ -253,18 +309,39 @@ def produce(
         raise click.UsageError("Missing option '-t' / '--topic'.")
     if fields.any and format_ not in {"jsonl", "csv"}:
         raise click.UsageError(f"--format {format_} has no fields: use jsonl or csv")
-    if key_separator is not None and format_ != "lines":
-        raise click.UsageError(f"--key-separator is for --format lines, not {format_}")
-    if csv_columns and format_ != "csv":
-        raise click.UsageError(f"--csv-columns is for --format csv, not {format_}")
-    if format_ == "failed" and (partition is not None or headers):
-        raise click.UsageError("--format failed has partitions and headers of its own")
+    for option, value, formats in (
+        ("--delimiter", delimiter, ("lines",)),
+        ("--key-separator", key_separator, ("lines",)),
+        ("--headers-delimiter", headers_delimiter, ("lines",)),
+        ("--null-value", null_value, ("lines", "csv")),
+        ("--csv-columns", csv_columns or None, ("csv",)),
+    ):
+        if value is not None and format_ not in formats:
+            raise click.UsageError(
+                f"{option} is for --format {' or '.join(formats)}, not {format_}"
+            )
+    if format_ == "failed" and (partition is not None or headers or key is not None):
+        raise click.UsageError("--format failed has keys, partitions and headers of its own")
+    if key is not None and key_field is not None:
+        raise click.UsageError("--key and --key-field: give one")
+    marks = None
+    if headers_delimiter is not None:
+        marks = HeaderMarks(headers_delimiter, headers_separator, headers_key_separator)
+        if len(set(marks)) < len(marks):
+            raise click.UsageError(
+                "--headers-delimiter, --headers-separator and --headers-key-separator: give three "
+                "different texts"
+            )
     layout = Layout(
         format=format_,
         topic=topic,
         partition=partition,
         headers=headers,
+        key=key,
+        delimiter=delimiter,
         key_separator=key_separator,
+        header_marks=marks,
+        null_value=null_value,
         fields=fields,
         csv_delimiter=csv_delimiter,
         csv_columns=csv_columns,

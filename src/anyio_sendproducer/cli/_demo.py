@@ -44,6 +44,7 @@ from ._running import (
     run_on,
     until_terminated,
 )
+from ._text import counted
 from ._verdict import Content, Verdict, Written, judge
 
 __all__ = ["DESCRIPTION", "run"]
@@ -314,7 +315,7 @@ def _print_verdict(topic: str, verdict: Verdict, count: int) -> None:
             "the partition and offset that it was acknowledged at."
         )
         return
-    print(f"INCOMPLETE: {len(verdict.problems):,} problems in {count:,} records.")
+    print(f"INCOMPLETE: {counted(len(verdict.problems), 'problem')} in {count:,} records.")
     for problem in verdict.problems[:_SHOWN_PROBLEMS]:
         print(f"  {problem.kind}: {problem.detail}")
     if len(verdict.problems) > _SHOWN_PROBLEMS:

@@ -14,6 +14,8 @@ import rich.progress
 import rich.table
 import rich.text
 
+from ._text import counted
+
 __all__ = [
     "Bar",
     "Figures",
@@ -103,14 +105,11 @@ def partitions_text(rows: Sequence[PartitionRow]) -> str:
     if not is_terminal():
         lines: list[str] = []
         for row in rows:
-            offsets = (
-                ""
-                if row.first_offset is None
-                else f", offsets {row.first_offset:,} to {row.last_offset:,}"
-            )
-            lines.append(
-                f"{row.topic}, partition {row.partition}: {row.records:,} records{offsets}\n"
-            )
+            offsets = ""
+            if row.first_offset is not None:
+                offsets = f", offsets {row.first_offset:,} to {row.last_offset:,}"
+            count = counted(row.records, "record")
+            lines.append(f"{row.topic}, partition {row.partition}: {count}{offsets}\n")
         return "".join(lines)
     table = rich.table.Table(title="delivered, by partition")
     table.add_column("topic")

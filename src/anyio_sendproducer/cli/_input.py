@@ -1,8 +1,7 @@
 """Input of any length, a piece at a time.
 
-A file descriptor is read where that does not wait: what may wait, a pipe or a terminal, is first
-waited for by the event loop, which can be told to stop. One call on a thread reads a piece and
-makes records of all of it.
+The event loop waits for a pipe or a terminal before it is read, because this wait can be stopped.
+Then one call on a thread reads a piece and makes records of it.
 """
 
 from __future__ import annotations
@@ -10,30 +9,38 @@ from __future__ import annotations
 import codecs
 import os
 import stat
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from typing import Final
 
 import anyio
 import anyio.to_thread
 
-from ._parsing import LONGEST, Chunk, InputError, Layout, fail_lines, parser_for
+from ._chunks import LONGEST, Chunk, InputError, Layout, fail_lines
+from ._decompression import decompressing
+from ._parsing import parser_for
 
 __all__ = ["Input", "size_of"]
 
-#: Bytes read in one go: some thousand records, which pay for the way to a thread and back.
+#: Bytes that are read at a time: some thousand records, which pay for the switch of threads.
 _PIECE: Final = 256 * 1024
 
-_UTF16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+#: Byte order marks. One of UTF-32 begins with one of UTF-16, so it comes first.
+_MARKS: Final = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
 
 
 def size_of(names: Sequence[str]) -> int | None:
-    """How many bytes there are in all; None where that can't be known, as of a pipe."""
+    """The number of bytes of all inputs; None if it is unknown, as for a pipe."""
     total = 0
     for name in names:
         try:
             found = os.fstat(0) if name == "-" else Path(name).stat()
-        except OSError:  # whoever reads it will say so
+        except OSError:  # the error is reported when it is read
             return None
         if not stat.S_ISREG(found.st_mode):
             return None
@@ -44,19 +51,24 @@ def size_of(names: Sequence[str]) -> int | None:
 class Input:
     """One input: a file, a pipe, or standard input.
 
-    What a pipe has given is not in the pipe any more. So whatever ends the reading, bytes that have
-    not become records come out as failures; see :meth:`leftover`.
+    Bytes that were read from a pipe are not in the pipe any more. So whatever ends the reading,
+    bytes that have not become records become failures; see :meth:`leftover`.
 
     Args:
         name: a path, or ``-`` for standard input.
-        layout: what is in it.
+        layout: the format of the input.
+
+    Attributes:
+        name: the input's name in messages.
+        ended: whether it was read to its end.
     """
 
     def __init__(self, name: str, layout: Layout) -> None:
         self.name = "standard input" if name == "-" else name
         self._path = None if name == "-" else name
+        self._layout = layout
         self._parser = parser_for(layout)
-        self._is_text = layout.is_text
+        self._decompress: Callable[[int], bytes] | None = None
         self._has_begun = False
         self._descriptor = 0
         self._is_file = False
@@ -68,7 +80,6 @@ class Input:
         self._waiting: anyio.CancelScope | None = None
         self._stopped = False
         self.ended = False
-        """Whether it was read to its end."""
 
     def stop(self) -> None:
         """Read no more."""
@@ -77,10 +88,10 @@ class Input:
             self._waiting.cancel()
 
     async def chunks(self) -> AsyncGenerator[Chunk]:
-        """What is in it, in order.
+        """The chunks of the input, in order.
 
         Raises:
-            InputError: it can't be read, or not on.
+            InputError: the input, or the rest of it, cannot be read.
         """
         failure: InputError | None = None
         try:
@@ -104,15 +115,15 @@ class Input:
             raise failure
 
     def leftover(self) -> list[Chunk]:
-        """Take what was read from a pipe, and was not given out: records, then failures. A file
-        has the lines behind these still."""
+        """Take what was read and not yielded: records, then failures. A file has the lines behind
+        these still, so they do not become failures."""
         chunks, self._made = self._made, []
         if self._rest and not self._is_file:
             chunk = Chunk(self.name, position=self._position)
             reason = "the end of the line was not read"
             if not self._stopped:
                 reason = "the reading stopped here"
-            self._next += fail_lines(chunk, bytes(self._rest), self._next, reason)
+            self._next += fail_lines(self._layout, chunk, bytes(self._rest), self._next, reason)
             self._rest.clear()
             chunk.last = self._next - 1
             chunks.append(chunk)
@@ -120,18 +131,20 @@ class Input:
 
     def _open(self) -> None:
         if self._path is not None:
-            # To open a FIFO waits for whoever writes to it; the event loop can do that as well.
+            # Opening a FIFO would wait for a writer. The event loop does that later.
             flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
             self._descriptor = os.open(self._path, flags)
         self._is_file = stat.S_ISREG(os.fstat(self._descriptor).st_mode)
         self._waits = not self._is_file
+        if self._is_file and self._path is not None:
+            self._decompress = decompressing(self._path, self._descriptor)
 
     async def _read_on(self) -> None:
         if self._waits:
             with anyio.CancelScope() as self._waiting:
                 await self._wait()
         if not self._stopped:
-            # A pipe gives a piece once, so this is not interrupted.
+            # A piece of a pipe can be read only once, so this is not cancelled.
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(self._step)
 
@@ -139,17 +152,22 @@ class Input:
         try:
             await anyio.wait_readable(self._descriptor)
         except OSError:
-            # Some devices can't be waited for, /dev/null for one: reading them does not wait.
+            # The event loop cannot wait for some devices, such as /dev/null. They are read at once.
             self._waits = False
 
     def _step(self) -> None:
-        """Read a piece, and make records of the lines that there are by now."""
-        try:
-            piece = os.read(self._descriptor, _PIECE)
-        except BlockingIOError:  # somebody else who reads from it was faster
-            return
+        """Read a piece, and make records of the complete lines."""
+        if self._decompress is not None:
+            piece = self._decompress(_PIECE)
+            # The progress is that of the compressed file.
+            self._position = os.lseek(self._descriptor, 0, os.SEEK_CUR)
+        else:
+            try:
+                piece = os.read(self._descriptor, _PIECE)
+            except BlockingIOError:  # another process has read it
+                return
+            self._position += len(piece)
         self._rest += piece
-        self._position += len(piece)
         if not piece:
             if self._rest:
                 self._parse(is_last=True)
@@ -170,8 +188,8 @@ class Input:
             raise
         except Exception as error:  # noqa: BLE001  # a fault in the code must not lose these lines
             chunk = Chunk(self.name, position=self._position)
-            used = len(data) if is_last else data.rfind(b"\n") + 1
-            lines = fail_lines(chunk, data[:used], self._next, error)
+            _, used = self._layout.split(data, is_last=is_last)
+            lines = fail_lines(self._layout, chunk, data[:used], self._next, error)
         del self._rest[:used]
         self._next += lines
         chunk.last = self._next - 1
@@ -179,14 +197,27 @@ class Input:
             self._made.append(chunk)
 
     def _begin(self) -> None:
-        """Look at the first bytes of text."""
+        """Examine the first bytes."""
         self._has_begun = True
-        if not self._is_text:
-            return
-        if self._rest.startswith(_UTF16):
+        encoding = _wide_encoding(bytes(self._rest[:_PIECE]), self._layout)
+        if encoding:
             raise InputError(
-                f"{self.name} is UTF-16, and UTF-8 is expected: convert it, for example with "
-                "iconv -f UTF-16 -t UTF-8"
+                f"{self.name} is {encoding}, and UTF-8 is expected: convert it, for example with "
+                f"iconv -f {encoding} -t UTF-8"
             )
-        if self._rest.startswith(codecs.BOM_UTF8):
+        if self._layout.is_text and self._rest.startswith(codecs.BOM_UTF8):
             del self._rest[: len(codecs.BOM_UTF8)]
+
+
+def _wide_encoding(data: bytes, layout: Layout) -> str:
+    """The encoding of input in UTF-16 or UTF-32; empty if it is neither."""
+    if not layout.has_usual_lines and not layout.is_text:
+        return ""
+    for mark, encoding in _MARKS.items():
+        # Lines can be binary, but a line feed in one of these encodings has a NUL.
+        if data.startswith(mark) and (layout.is_text or b"\0" in data):
+            return encoding
+    # JSON and CSV begin with two ASCII characters, unless the first one is quoted text.
+    if layout.format in {"jsonl", "csv", "failed"} and data[:2].count(b"\0") == 1:
+        return "UTF-16BE" if data[0] == 0 else "UTF-16LE"
+    return ""

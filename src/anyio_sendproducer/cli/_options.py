@@ -16,10 +16,12 @@ import click
 from .. import ProducerSettings, SettingsError
 from ._connecting import Connection, parse_property
 from ._running import LOOPS
+from ._text import unescaped
 
 __all__ = [
     "COUNT",
     "Command",
+    "as_it_is",
     "columns",
     "connection_of",
     "csv_delimiter",
@@ -158,18 +160,33 @@ def header_fields(
 
 
 def separator(_: click.Context, parameter: click.Parameter, text: str | None) -> bytes | None:
-    """A text that separates the parts of a line."""
-    if text == "":
+    r"""A text that ends a line or separates its parts, with escapes such as ``\t``."""
+    if text is None:
+        return None
+    try:
+        found = unescaped(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r}: {error}", param=parameter) from error
+    if not found:
         raise click.BadParameter("a separator is not empty", param=parameter)
-    return None if text is None else _unescaped(text).encode(errors="surrogateescape")
+    return found
 
 
-def csv_delimiter(_: click.Context, parameter: click.Parameter, text: str) -> str:
+def csv_delimiter(context: click.Context, parameter: click.Parameter, text: str) -> str:
     """The character that separates the cells of CSV."""
-    character = _unescaped(text)
+    character = (separator(context, parameter, text) or b"").decode(errors="surrogateescape")
     if len(character) != 1 or character in '"\r\n':
         raise click.BadParameter(f"{text!r} is not one character", param=parameter)
     return character
+
+
+def as_it_is(_: click.Context, parameter: click.Parameter, text: str | None) -> bytes | None:
+    """The bytes of a text."""
+    try:
+        # Bytes of the command line that are not UTF-8 stay as they are.
+        return None if text is None else text.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        raise click.BadParameter(f"{text!r} is not text", param=parameter) from None
 
 
 def seconds(_: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
@@ -192,11 +209,6 @@ def columns(_: click.Context, parameter: click.Parameter, text: str | None) -> t
     if len(set(names)) < len(names):
         raise click.BadParameter("a name is there twice", param=parameter)
     return names
-
-
-def _unescaped(text: str) -> str:
-    # A tabulator is hard to type in some shells.
-    return text.replace("\\t", "\t")
 
 
 # --- the cluster ---------------------------------------------------------------------------------

@@ -41,10 +41,11 @@ from .. import (
 )
 from ._account import Account
 from ._backlog import Backlog, all_failed
+from ._chunks import Chunk, Layout, iterate
 from ._connecting import Connection, require_for, settings_of
+from ._decompression import COMPRESSION, ZSTANDARD
 from ._failed import FailedFile, Failure
 from ._input import Input, size_of
-from ._parsing import Chunk, Layout, iterate
 from ._report import report
 from ._running import (
     COMPLETE,
@@ -53,6 +54,7 @@ from ._running import (
     MissingExtra,
     complain,
     ending_signals,
+    require,
     run_on,
 )
 
@@ -106,6 +108,8 @@ def run(order: Order) -> int:
     """
     try:
         require_for(order.connection, order.loop)
+        if any(name.endswith(ZSTANDARD) for name in order.inputs):
+            require(f"a {ZSTANDARD} file", COMPRESSION, "zstandard")
         from ._display import is_terminal
 
         settings = _settings(order)

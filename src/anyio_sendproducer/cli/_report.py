@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from .. import Persistence, SendProducerError, SettingsError
 from ._account import Account
+from ._chunks import InputError
 from ._failed import FailedFile
-from ._parsing import InputError
 from ._running import COMPLETE, FAILED, INCOMPLETE, USAGE, complain, interrupted, print_report
 from ._streams import emit
-from ._text import printable
+from ._text import counted, printable
 
 if TYPE_CHECKING:
     from ._display import PartitionRow
@@ -67,7 +67,7 @@ def _as_text(account: Account, file: FailedFile) -> str:
     rate = account.delivered / account.seconds if account.seconds else 0.0
     text = (
         f"{partitions_text(_rows(account))}"
-        f"{account.read:,} records read, {account.delivered:,} delivered, "
+        f"{counted(account.read, 'record')} read, {account.delivered:,} delivered, "
         f"{account.failures:,} failed, in {account.seconds:.1f} s ({rate:,.0f} records/s).\n"
     )
     if not account.all_read:
@@ -77,16 +77,36 @@ def _as_text(account: Account, file: FailedFile) -> str:
             where = f"after line {line:,} of {printable(source)}"
         text += f"The reading stopped {where}; what follows was not read.\n"
     if file.written:
-        states = ", ".join(f"{count:,} {state}" for state, count in _persistence(account).items())
-        path = printable(str(file.path))
-        text += (
-            f"{file.written:,} records are in {path} ({states}). To send them again:\n"
-            f"  anyio-sendproducer produce ... --format failed {path}\n"
-        )
+        text += _failed_text(account, file)
     if file.spilt:
         text += f"{file.spilt:,} more could only be written to standard error.\n"
     if file.lost:
         text += f"{file.lost:,} more could not be written anywhere, and are lost.\n"
+    return text
+
+
+def _failed_text(account: Account, file: FailedFile) -> str:
+    """What is in the failed file, and what to do about it."""
+    path = printable(str(file.path))
+    states = ", ".join(f"{count:,} {state}" for state, count in _persistence(account).items())
+    unreadable = account.unreadable
+    records = account.failures - unreadable
+    if not records:
+        # To feed them in again would fail again.
+        return (
+            f"{counted(unreadable, 'line')} could not be read as a record; {path} has each with "
+            "the reason. Correct the input, and send only these lines again.\n"
+        )
+    text = (
+        f"{counted(file.written, 'record')} {'is' if file.written == 1 else 'are'} in {path} "
+        f"({states}). To send them again:\n"
+        f"  anyio-sendproducer produce ... --format failed {path}\n"
+    )
+    if unreadable:
+        text += (
+            f"{counted(unreadable, 'line')} of these could not be read as a record, and will fail "
+            "again: correct the input.\n"
+        )
     return text
 
 
@@ -119,6 +139,7 @@ def _as_json(account: Account, file: FailedFile, code: int) -> dict[str, Any]:
         "seconds": round(account.seconds, 3),
         "persistence": _persistence(account),
         "errors": dict(account.errors),
+        "unreadable": account.unreadable,
         "failed_file": str(file.path) if file.written else None,
         "spilt": file.spilt,
         "lost": file.lost,
