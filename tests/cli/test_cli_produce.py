@@ -675,6 +675,33 @@ def test_fail_fast(
     assert len(failed) <= 7
 
 
+def test_nothing_behind_an_unreadable_line_is_sent(
+    fake_producer: FakeDriver, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "in").write_text("1\n2\n{\n4\n}\n6\n")
+    arguments = ["-b", "x:1", "-f", "jsonl", "-t", "t", "--failed", "failed", "--fail-fast"]
+    assert run_main("produce", *arguments, "in") == 1
+    written = [record.value for records in fake_producer.written.values() for record in records]
+    assert sorted(written) == [b"1", b"2"]
+    failed = entries(here / "failed")
+    assert [entry.get("input", entry.get("value")) for entry in failed] == ["{", "}", "4", "6"]
+    assert failed[2]["reason"] == "the record was not sent: another one failed (--fail-fast)"
+    printed = capsys.readouterr().out
+    assert "4 records are in failed (4 not persisted). To send them again:" in printed
+    assert "2 lines of these could not be read as a record, and will fail again" in printed
+
+
+def test_unreadable_lines_are_not_to_be_sent_again(
+    fake_producer: FakeDriver, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "in").write_text("1\n{\n")
+    arguments = ["-b", "x:1", "-f", "jsonl", "-t", "t", "--failed", "failed"]
+    assert run_main("produce", *arguments, "in") == 1
+    printed = capsys.readouterr().out
+    assert "1 line could not be read as a record; failed has each with the reason." in printed
+    assert "--format failed" not in printed
+
+
 def test_the_first_that_fails_stops_those_behind_it(
     fake_producer: FakeDriver, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

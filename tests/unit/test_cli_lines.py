@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anyio_sendproducer.cli import _decompression, _input
+from anyio_sendproducer.cli._backlog import stop_at_failure
 from anyio_sendproducer.cli._chunks import Chunk, HeaderMarks, InputError, Layout, iterate
 from anyio_sendproducer.cli._fields import Fields
 from anyio_sendproducer.cli._input import Input
@@ -367,3 +368,24 @@ async def test_binary_lines_are_sent_as_they_are(layout: Layout, tmp_path: Path)
     values = await values_of(tmp_path / "in", layout)
     end = b"" if layout.format == "file" else layout.delimiter or b"\n"
     assert end.join(values) == content.removesuffix(b"\n" if end == b"\n" else b"")
+
+
+# --- what --fail-fast leaves out -----------------------------------------------------------------
+
+
+@given(st.lists(st.lists(st.booleans(), max_size=5), max_size=4))
+def test_no_record_is_left_behind_the_first_unreadable_line(batch: list[list[bool]]) -> None:
+    layout = Layout(format="jsonl", topic="t")
+    chunks: list[Chunk] = []
+    for lines in batch:
+        data = b"".join(b"1\n" if is_good else b"{\n" for is_good in lines)
+        chunks.append(parsed(data, layout))
+    counts = [chunk.count for chunk in chunks]
+    stop_at_failure(chunks)
+    assert [chunk.count for chunk in chunks] == counts
+    everything = [is_good for lines in batch for is_good in lines]
+    good = everything.index(False) if False in everything else len(everything)
+    assert len([*iterate(chunks)]) == good
+    assert sum(isinstance(one.what, bytes) for chunk in chunks for one in chunk.failures) == (
+        everything.count(False)
+    )

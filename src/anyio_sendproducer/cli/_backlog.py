@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 import collections
 from collections.abc import Sequence
+from typing import Final
 
 import anyio.to_thread
 
@@ -13,7 +15,10 @@ from ._chunks import Chunk, iterate
 from ._failed import FailedFile, Failure
 from ._report import described
 
-__all__ = ["Backlog", "all_failed"]
+__all__ = ["STOPPED", "Backlog", "all_failed", "stop_at_failure"]
+
+#: Why --fail-fast did not send a record.
+STOPPED: Final = "the record was not sent: another one failed (--fail-fast)"
 
 
 class Backlog:
@@ -86,3 +91,16 @@ def all_failed(
         Failure(source, line, record, reason, name, persistence)
         for record, source, line in iterate(chunks)
     ]
+
+
+def stop_at_failure(chunks: Sequence[Chunk]) -> None:
+    """Make failures of the records behind the first line that is not a record."""
+    for index, chunk in enumerate(chunks):
+        if chunk.failures:
+            kept = bisect.bisect(chunk.numbers, chunk.failures[0].line)
+            for later in chunks[index:]:
+                rest = Chunk(later.source, later.records[kept:], later.numbers[kept:])
+                later.failures += all_failed([rest], STOPPED)
+                later.records, later.numbers = later.records[:kept], later.numbers[:kept]
+                kept = 0
+            return

@@ -246,7 +246,9 @@ def command() -> None:
 @_delivery(
     "--fail-fast",
     is_flag=True,
-    help="Stop at the first record that fails. What was read by then goes to the failed file.",
+    help="Stop at the first record that fails, or line that cannot be read. The client gets no "
+    "more records then, but may deliver those that it has already. The rest of what was read goes "
+    "to the failed file.",
 )
 @_output(
     "--failed",

@@ -40,7 +40,7 @@ from .. import (
     open_send_producer,
 )
 from ._account import Account
-from ._backlog import Backlog, all_failed
+from ._backlog import STOPPED, Backlog, all_failed, stop_at_failure
 from ._chunks import Chunk, Layout, iterate
 from ._connecting import Connection, require_for, settings_of
 from ._decompression import COMPRESSION, ZSTANDARD
@@ -305,6 +305,8 @@ class _Job:
                     break
                 chunks.append(chunk)
                 count += chunk.count
+            if self._order.fail_fast:
+                stop_at_failure(chunks)
             failures = [failure for chunk in chunks for failure in chunk.failures]
             records = [record for chunk in chunks for record in chunk.records]
             if records:
@@ -323,7 +325,7 @@ class _Job:
     ) -> list[Failure]:
         """Send some records, and return the failures."""
         if self._order.fail_fast and self.account.failures:
-            return all_failed(chunks, "the record was not sent: another one failed (--fail-fast)")
+            return all_failed(chunks, STOPPED)
         try:
             placed = await producer.send_many(records, stop_on_error=self._order.fail_fast)
         except MultiDeliveryError as error:
