@@ -146,7 +146,7 @@ class ObservedAdmission(Admission):
                 record, self._topics, self._key_serialized, self._value_serialized
             )
         except RecordRejected as error:
-            self._observation.refuse(self._observation.give(record, self._now()), error)
+            self._observation.add_refused(self._observation.make_given(record, self._now()), error)
             raise
         entry = self._enter_checked(checked, size, wait=wait)
         with self._step:
@@ -175,25 +175,25 @@ class ObservedAdmission(Admission):
         if self._step.depth:
             raise self._engine.affinity.reentered()
         now = self._now()
-        given = observation.give(record, now)
+        given = observation.make_given(record, now)
         sent = record
         # An injector may take a call as a sign that the record is sent, so a record that will be
         # refused is not passed to it.
         if size <= ledger.max_bytes and (wait or ledger.has_room(size)):
-            sent, size = observation.enrich(given, size, ledger.max_bytes)
+            sent, size = observation.add_headers(given, size, ledger.max_bytes)
         with self._step:
             try:
                 entry = ledger.enter(sent, size, now, wait)
             except RecordRejected as error:
-                observation.refuse(given, error)
+                observation.add_refused(given, error)
                 raise
             except WouldBlock as error:
                 if sent is not record:
-                    observation.refuse(given, error)
+                    observation.add_refused(given, error)
                 raise
             entry.given = given
             if entry.state is DeliveryState.QUEUED:
-                observation.accept(entry)
+                observation.add_accepted(entry)
         return entry
 
 

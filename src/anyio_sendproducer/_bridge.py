@@ -1,15 +1,16 @@
-"""The place where the event loop and the driver's thread meet; there is no other.
+"""The only place where the event loop and the driver's thread exchange data.
 
-The event loop passes a batch of records to the thread as one command. The thread reports events:
-they gather in a list, one wake-up of the event loop brings all of them, and they travel on as one
-item of a stream to the pump. So a crossing is paid once for each batch, never for each record. An
-event that arrives alone, while the pump waits, may be handled without a turn of the pump.
+The event loop passes a batch of records to the thread as one command. The thread posts events to a
+list. One wake-up of the event loop takes all events of the list and puts them, as one item, into
+the stream that the pump reads. So the cost of crossing between thread and loop is paid once for
+each batch. An event that arrives alone while the pump waits may be handled without a turn of the
+pump.
 
-A client that takes records without waiting, and reports when it is polled, needs no thread for
-that: the event loop submits and polls (see :class:`~anyio_sendproducer.drivers.PolledDriver`).
+If a client never waits and reports only when it is polled, the event loop submits and polls without
+the thread (see :class:`~anyio_sendproducer.drivers.PolledDriver`).
 
-The thread is not one of AnyIO's worker threads: it lives as long as the producer, and a call of the
-client library that hangs must not keep the event loop from ending.
+The thread is not one of AnyIO's worker threads, because it lives as long as the producer, and
+because a call of the client library that hangs must not keep the event loop from ending.
 """
 
 from __future__ import annotations
@@ -39,27 +40,27 @@ T = TypeVar("T")
 
 _log = logging.getLogger("anyio_sendproducer")
 
-#: Seconds that the threads may take to end after the driver's own bound; then they are left behind.
+#: Seconds after the driver's own bound until threads that have not ended are left behind.
 GRACE_SECONDS: Final = 5.0
 
-#: How many outcomes one poll brings before other tasks run. With 500 a timer was five times as
-#: late, and nothing was faster; with 60 it was less late on Trio only, and a tenth fewer records
-#: were sent.
+#: How many outcomes one poll may bring before other tasks run. Measured: with 500, timers were five
+#: times as late and nothing was faster. With 60, a tenth fewer records were sent, and timers were
+#: less late only on Trio.
 _POLL_LIMIT: Final = 100
 #: How many records the event loop submits before other tasks run: half a millisecond's work.
 _SUBMIT_LIMIT: Final = GATHER_LIMIT
 
 
 class Bridge:
-    """A driver on a thread of its own, as seen from the event loop.
+    """Calls a driver on its thread, from the event loop.
 
     Args:
-        loop: the event loop to bring events to.
-        make: makes a driver, a new one for each generation. It is called on the bridge's thread,
-            since it may import a whole client library.
+        loop: the event loop.
+        make: makes a driver, a new one for each client generation. It is called on the bridge's
+            thread, because it may import a whole client library.
         monotonic: real time in seconds, as by :func:`time.monotonic`; called from any thread.
-        inline: call the driver on the event loop, and start no thread. Only for a driver in memory,
-            which never waits.
+        inline: call the driver on the event loop, and start no thread. Only for a driver that never
+            waits, such as the fake one.
     """
 
     def __init__(
@@ -75,8 +76,8 @@ class Bridge:
         #: Called on the event loop with an event that arrives alone while the receiver waits.
         #: Returns whether it handled the event. If not, the event goes to the receiver.
         self.handle_inline: Callable[[Event], bool] | None = None
-        #: How many commands the thread was given.
-        self._given = 0
+        #: How many commands were sent to the thread.
+        self._commands_sent = 0
         self._polling = PollScheduler(monotonic)
         self._last_batch = 0
         self._replies: set[Reply[Any]] = set()
@@ -89,7 +90,7 @@ class Bridge:
         self.hand_overs = 0
         self.wake_ups = 0
 
-    # --- on the loop -------------------------------------------------------------------------
+    # --- on the event loop -------------------------------------------------------------------
 
     async def open(self) -> None:
         """Start the thread and open the driver on it.
@@ -98,7 +99,7 @@ class Bridge:
             ProducerStartError: the driver could not connect, or no thread could be started.
             SettingsError: the client refused a setting.
 
-        After a cancellation the thread still runs: call :meth:`stop`.
+        Cancellation leaves the thread running: call :meth:`stop`.
         """
         worker = self._worker
         if not self._is_inline:
@@ -107,27 +108,29 @@ class Bridge:
                     "no thread could be started for the client: the process or its container is at "
                     "its limit of threads"
                 )
-            # AnyIO keeps the tasks of a closed asyncio loop alive, and with them this bridge. So
-            # there the end of the loop tells that the producer was left behind, and elsewhere the
-            # end of the bridge.
+            # If the event loop ends before the producer is closed, the driver must be closed
+            # nevertheless. On Trio the bridge is garbage-collected then. On asyncio, AnyIO keeps
+            # the tasks of a closed loop alive, and with them this bridge; but the loop drops the
+            # sentinel.
             sentinel = Sentinel()
             self._finalizers = [
                 weakref.finalize(self, worker.abandon),
                 weakref.finalize(sentinel, worker.abandon),
             ]
             for finalizer in self._finalizers:
-                # When the process ends, its threads and sockets do as well.
+                # At the end of the process there is nothing to close.
                 finalizer.atexit = False
             self._release_sentinel = self._loop.keep(sentinel)
         await self._call(functools.partial(worker.open, self.generation))
 
     async def call(self, function: Callable[[Driver], T]) -> T:
-        """Run a function of the driver on its thread, after the earlier commands.
+        """Call a function with the driver, on the thread, after the earlier commands.
 
         Raises:
-            ProducerClosed: the bridge was stopped before there was an answer.
+            ProducerClosed: the bridge was stopped before the function returned.
+            Exception: the exception of the function.
 
-        Cancellation stops the waiting; the function runs all the same.
+        Cancellation ends only the waiting. The function is still called.
         """
         worker = self._worker
         return await self._call(lambda: function(worker.opened()))
@@ -138,7 +141,7 @@ class Bridge:
         reply: Reply[T] = Reply(self._loop.new_waiter())
         with self.step:
             self._replies.add(reply)
-            self._give(functools.partial(self._worker.answer, reply, function))
+            self._send_command(functools.partial(self._worker.answer, reply, function))
         try:
             await reply.waiter
         finally:
@@ -162,56 +165,56 @@ class Bridge:
         self._last_batch = len(batch)
         worker = self._worker
         inline = worker.is_direct
-        if worker.polled is not None:
+        if worker.polled_driver is not None:
             self._polling.submitting(len(batch))
-        elif len(batch) > 1 or self._given != worker.served:
+        elif len(batch) > 1 or self._commands_sent != worker.commands_done:
             inline = False
         if not inline:
-            worker.is_wanted = False
-            self._give(functools.partial(worker.submit, batch))
-            if worker.polled is not None:
+            worker.is_answer_urgent = False
+            self._send_command(functools.partial(worker.submit, batch))
+            if worker.polled_driver is not None:
                 self._polling.submitted()
             return None
         try:
             answer = worker.opened().submit(batch)
         except Exception as error:  # noqa: BLE001  # as in DriverThread.submit()
-            self._pass_on([DriverCrashed(error)])
+            self._put_events([DriverCrashed(error)])
             return None
-        if worker.polled is not None:
+        if worker.polled_driver is not None:
             self._polling.submitted()
         return answer
 
-    def _give(self, command: Callable[[], None]) -> None:
-        """Have the thread run this, after the earlier commands."""
-        self._given += 1
+    def _send_command(self, command: Callable[[], None]) -> None:
+        """Have the thread run a command, after the earlier ones."""
+        self._commands_sent += 1
         if self._is_inline:
-            self._worker.serve_one(command)
+            self._worker.run_command(command)
         else:
             self._worker.inbox.put(command)
 
     def notify_when_ready(self) -> None:
-        """Have :class:`BatchSubmitted` reported as soon as the driver has processed the batch.
-        Otherwise the next completion brings it."""
+        """Have :class:`BatchSubmitted` wake the event loop as soon as the driver has processed the
+        batch. Otherwise it arrives together with the next completion."""
         with self._worker.posting:
-            self._worker.is_wanted = True
-        self._take_over()
+            self._worker.is_answer_urgent = True
+        self._put_posted_events()
 
     @property
     def lingers(self) -> bool:
         """Whether the client holds records back to form larger batches."""
-        return self._worker.lingering is not None
+        return self._worker.lingering_driver is not None
 
     def hurry(self, on: bool) -> None:  # noqa: FBT001
         """Have the client hold no records back, as long as ``on`` is True."""
         worker = self._worker
-        lingering = worker.lingering
-        if lingering is None or on == worker.hurries:
+        lingering = worker.lingering_driver
+        if lingering is None or on == worker.is_hurried:
             return
-        worker.hurries = on
+        worker.is_hurried = on
         try:
             lingering.hurry(on)
         except Exception as error:  # noqa: BLE001  # as in DriverThread.submit()
-            self._pass_on([DriverCrashed(error)])
+            self._put_events([DriverCrashed(error)])
 
     def should_gather(self, queued: int) -> bool:
         """Whether to hold ``queued`` records back to form a larger batch."""
@@ -220,19 +223,23 @@ class Bridge:
     @property
     def batch_limit(self) -> int | None:
         """How many records to submit at once, if the event loop submits them; otherwise None."""
-        return _SUBMIT_LIMIT if self._worker.polled is not None and self._worker.is_direct else None
+        return (
+            _SUBMIT_LIMIT
+            if self._worker.polled_driver is not None and self._worker.is_direct
+            else None
+        )
 
     @property
     def is_polled(self) -> bool:
         """Whether the client reports only when it is polled."""
-        return self._worker.polled is not None
+        return self._worker.polled_driver is not None
 
     @property
     def can_submit_inline(self) -> bool:
         """Whether a lone record may be submitted from the caller's task, if none is in flight.
 
-        The last batch must have been a lone record, too. Many records wait for each other until
-        the pump's next turn.
+        The last batch must have been a lone record, too. Otherwise several callers probably send
+        now, and their records are submitted together in the pump's next turn.
         """
         return self._worker.is_direct and self._last_batch == 1
 
@@ -242,27 +249,27 @@ class Bridge:
         Returns:
             The events that were posted meanwhile, by any thread.
         """
-        polled = self._worker.polled
+        polled = self._worker.polled_driver
         if polled is None:
             return ()
-        # Events that are posted meanwhile need not wake the event loop.
-        self._worker.signalled = True
+        # Events that are posted during the poll need not wake the event loop.
+        self._worker.is_wake_up_scheduled = True
         try:
             self._polling.polled(polled.poll(_POLL_LIMIT))
         except Exception as error:  # noqa: BLE001  # as in DriverThread.submit()
             self._worker.post(DriverCrashed(error))
-        has_passed_on = self._has_passed_on
-        events = self._take_out()
+        has_untaken = self._has_untaken_events
+        events = self._take_posted()
         next_poll = self._polling.after_poll(has_events=bool(events))
         if next_poll is NextPoll.NEXT_TURN:
             self.wake_pump()
         elif next_poll is NextPoll.WHEN_READY:
             polled.watch()
         # Earlier events come first.
-        return () if events and has_passed_on and self._pass_on(events) else events
+        return () if events and has_untaken and self._put_events(events) else events
 
     @property
-    def _has_passed_on(self) -> bool:
+    def _has_untaken_events(self) -> bool:
         """Whether there are events that the receiver has not taken yet."""
         return len(self.events) > 0
 
@@ -272,13 +279,13 @@ class Bridge:
 
         Args:
             error: why the client is given up.
-            held: how many bytes of records it has, at most.
+            held: the bytes of the records that the client may have.
         """
         self.generation += 1
-        self._give(functools.partial(self._worker.reopen, error, self.generation, held))
+        self._send_command(functools.partial(self._worker.reopen, error, self.generation, held))
 
     def last_error(self) -> Exception | None:
-        """Why the client reaches no broker, if it knows that."""
+        """Return the reason why the client reaches no broker, if the driver knows it."""
         driver = self._worker.driver
         return None if driver is None else driver.last_error()
 
@@ -288,25 +295,23 @@ class Bridge:
         return driver is not None and driver.is_disconnected()
 
     def metrics(self) -> Mapping[str, Any]:
-        """The client's own metrics."""
+        """Return the client's own metrics."""
         driver = self._worker.driver
         return {} if driver is None else driver.metrics()
 
     def wake_pump(self) -> None:
-        """Have the receiver of the events take a turn, unless it is about to."""
-        if not self._has_passed_on:
-            self._pass_on([])
+        """Have the pump take a turn, unless events that it has not taken cause one already."""
+        if not self._has_untaken_events:
+            self._put_events([])
 
     async def stop(self, seconds: float) -> None:
-        """Close the driver, end the threads, and end the stream of events.
+        """Close the driver, end the threads and close the stream of events.
 
-        Raises nothing but asyncio's own cancellation, which ignores shielded scopes.
+        Must be called in a shielded scope. asyncio's own cancellation ignores that, and is raised.
+        A thread that does not end in time is left behind, and logged.
 
         Args:
-            seconds: how long the driver may take to close; 0: by force.
-
-        Must run shielded from cancellation. Bounded: a thread that does not end is left behind,
-        which is logged.
+            seconds: how long the driver may take to close; 0 closes it by force.
         """
         worker = self._worker
         worker.stopping.set()
@@ -321,19 +326,18 @@ class Bridge:
                 await self._end_threads(seconds)
         finally:
             with self.step:
-                self._take_over()
+                self._put_posted_events()
                 for reply in self._replies:
                     reply.error = ProducerClosed("the producer was closed before the answer came")
                     self._loop.wake((reply.waiter,))
                 self.events.close()
 
     async def _end_threads(self, seconds: float) -> None:
-        """Close the driver and wait until the threads have ended, for ``seconds`` and a grace
-        period; log a thread that has not.
+        """Close the driver, and wait for the threads for ``seconds`` and a grace period.
 
-        Another thread does the waiting, in real time: the event loop's clock may stand still, as
-        Trio's MockClock does. If that thread does not start, or ends before it has done anything,
-        the loop looks at the other threads itself.
+        A watcher thread does the waiting, because the event loop's clock may stand still, as
+        Trio's MockClock does. If the watcher can't start, the event loop checks the threads in each
+        of its turns.
         """
         worker = self._worker
         is_closing = threading.Event()
@@ -344,7 +348,7 @@ class Bridge:
 
         closer = worker.new_thread("-closer", close)
         if not has_started(closer):
-            worker.inbox.put(close)  # the client's own thread closes it, unless that hangs
+            worker.inbox.put(close)  # the driver's thread closes it, unless that thread hangs
         worker.inbox.put(None)
         threads = [thread for thread in (closer, worker.thread) if thread.ident is not None]
         give_up = time.monotonic() + seconds + GRACE_SECONDS
@@ -359,7 +363,7 @@ class Bridge:
         if has_started(watcher):
             with anyio.move_on_after(seconds + GRACE_SECONDS):
                 await ended
-        # As a rule, only the watcher itself has yet to end. Joining it could block the loop.
+        # Usually only the watcher itself has yet to end. Joining it could block the event loop.
         while watcher.is_alive() or (
             time.monotonic() < give_up and any(thread.is_alive() for thread in threads)
         ):
@@ -375,10 +379,10 @@ class Bridge:
             _log.error("the client was not closed: no thread ran to close it")
 
     def _collect(self) -> None:
-        """Called by the event loop after a wake-up."""
+        """Handle a wake-up of the event loop: take the posted events."""
         with self.step:
             self.wake_ups += 1
-            events = self._take_out()
+            events = self._take_posted()
             if (
                 len(events) == 1
                 and self.handle_inline is not None
@@ -387,26 +391,26 @@ class Bridge:
             ):
                 return
             if events:
-                self._pass_on(events)
+                self._put_events(events)
 
-    def _take_over(self) -> None:
-        """Pass the posted events on to the receiver."""
-        events = self._take_out()
+    def _put_posted_events(self) -> None:
+        """Put the posted events into the stream."""
+        events = self._take_posted()
         if events:
-            self._pass_on(events)
+            self._put_events(events)
 
-    def _take_out(self) -> list[Event]:
+    def _take_posted(self) -> list[Event]:
         """Take the posted events, and wake the tasks that await posted replies."""
         worker = self._worker
         with worker.posting:
             # The next item that is posted wakes the event loop again.
-            worker.signalled = False
+            worker.is_wake_up_scheduled = False
             items = worker.outbox
             worker.outbox = []
         events: list[Event] = []
         for item in items:
             if isinstance(item, Reply):
-                # The producer may be closed before the task runs.
+                # If the producer is closed before the task runs, it still gets the answer.
                 self._replies.discard(item)
                 self._loop.wake((item.waiter,))
             else:
@@ -415,7 +419,7 @@ class Bridge:
                 events.append(item)
         return events
 
-    def _pass_on(self, events: list[Event]) -> bool:
-        """Put events into the stream. Returns: False if it is closed, because a wake-up may still
-        arrive when the bridge has stopped."""
+    def _put_events(self, events: list[Event]) -> bool:
+        """Put events into the stream. Returns: False if it is closed, because a wake-up may arrive
+        after the bridge has stopped."""
         return self.events.put(events)

@@ -1,4 +1,4 @@
-"""The thread on which a producer's driver is called, and the sink that the driver reports to."""
+"""The thread that calls a producer's driver, and the sink that the driver reports to."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ T = TypeVar("T")
 
 _log = logging.getLogger("anyio_sendproducer")
 
-#: Seconds between attempts to open a client in place of one that broke.
+#: Seconds between attempts to open a client in place of one that was given up.
 REOPEN_SECONDS: Final = 0.5
 
-#: How many bytes a client that is given up must hold to be worth a garbage collection. That takes
-#: 0.1 s for each million objects of the process, which stands still meanwhile.
+#: How many bytes of records a client that is given up must hold to be worth a garbage collection,
+#: which stops the process for 0.1 s for each million of its objects.
 WORTH_COLLECTING: Final = 4 * 1024 * 1024
 
 _numbers = itertools.count(1)
 
 
 class Reply(Generic[T]):
-    """The answer to one call, and the waiter of the task that awaits it."""
+    """The result of one call on the thread, and the waiter of the task that awaits it."""
 
     __slots__ = ("error", "value", "waiter")
 
@@ -58,7 +58,7 @@ class Reply(Generic[T]):
 
 
 class _Sink:
-    """One generation's :class:`~anyio_sendproducer.drivers.Sink`."""
+    """The :class:`~anyio_sendproducer.drivers.Sink` of one client generation."""
 
     __slots__ = ("_generation", "_monotonic", "_post")
 
@@ -83,7 +83,7 @@ class _Sink:
 
 
 def has_started(thread: threading.Thread) -> bool:
-    """Start a thread. Returns: False if the system has none left, which is logged."""
+    """Start a thread. Returns: False if the system can't start another one; that is logged."""
     try:
         thread.start()
     except RuntimeError as error:
@@ -100,15 +100,15 @@ def has_started(thread: threading.Thread) -> bool:
 class DriverThread:
     """The thread of a bridge, and the driver that it calls.
 
-    It does not refer to the bridge. Otherwise the thread would keep the producer alive, and nothing
-    would notice that its event loop has ended.
+    It does not refer to the bridge. Otherwise the running thread would keep the bridge alive, and
+    its finalizer would not run when the event loop has ended.
 
     Args:
         loop: the event loop to wake.
         make: see :class:`~anyio_sendproducer._bridge.Bridge`.
-        monotonic: as ``make``.
-        collect: returns the function for the event loop to call when something was posted; None if
-            the bridge is gone.
+        monotonic: see :class:`~anyio_sendproducer._bridge.Bridge`.
+        collect: returns the function that the event loop calls after a wake-up; None if the bridge
+            no longer exists.
     """
 
     def __init__(
@@ -123,34 +123,37 @@ class DriverThread:
         self._monotonic = monotonic
         self._collect = collect
         self._number = next(_numbers)
-        #: Serializers and other hooks see the context variables of the task that opened the
-        #: producer.
+        #: The context variables of the task that opened the producer. Serializers and other hooks
+        #: run in a copy of this context.
         self._context = contextvars.copy_context()
         self.driver: Driver | None = None
-        self.polled: PolledDriver | None = None
-        #: Whether the event loop may submit: all records to a client that is polled, and otherwise
-        #: a lone record.
+        self.polled_driver: PolledDriver | None = None
+        #: Whether the event loop may submit without the thread: any batch if the client is polled,
+        #: otherwise a lone record.
         self.is_direct = False
-        #: The driver, if its client holds records back, and whether it was told to hurry.
-        self.lingering: LingeringDriver | None = None
-        self.hurries = False
+        #: The driver, if its client holds records back.
+        self.lingering_driver: LingeringDriver | None = None
+        #: Whether that driver holds no records back at the moment.
+        self.is_hurried = False
         #: How many commands the thread has finished.
-        self.served = 0
+        self.commands_done = 0
         self.inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self.outbox: list[Event | Reply[Any]] = []
-        self.signalled = False
-        #: Whether the event loop has more records for the driver when it has processed a batch.
-        self.is_wanted = False
-        # Guards `outbox` with `signalled`. Thread A appends an event, the loop takes the outbox and
-        # clears `signalled`, then A sets it: the loop would never be woken again. A finalizer may
-        # post while its thread posts, so the lock is reentrant.
+        #: Whether the event loop will take the outbox, so that post() need not wake it.
+        self.is_wake_up_scheduled = False
+        #: Whether the event loop has more records for the driver when it has processed the batch.
+        self.is_answer_urgent = False
+        # Guards `outbox` and `is_wake_up_scheduled`. Without it: thread A looks the outbox up; the
+        # loop replaces the outbox, and takes the events of the old one; A appends to the old one,
+        # and its event is lost. The lock is reentrant because a finalizer may interrupt a post with
+        # another post.
         self.posting = threading.RLock()
         self.stopping = threading.Event()
         self._is_abandoned = False
         self.thread = self.new_thread("", self._serve)
 
     def new_thread(self, suffix: str, target: Callable[[], None]) -> threading.Thread:
-        """A thread that runs ``target`` in a copy of the opener's context."""
+        """Make a thread that runs ``target`` in a copy of the opener's context."""
         return threading.Thread(
             target=self._context.copy().run,
             args=(target,),
@@ -159,10 +162,10 @@ class DriverThread:
         )
 
     def abandon(self) -> None:
-        """Close the driver by force: the event loop has ended before the producer was closed.
+        """Close the driver by force, because the event loop ended before the producer was closed.
 
         The garbage collector may call this, on any thread and in the middle of any code. So it
-        takes no lock and waits for nothing.
+        takes no lock and does not wait.
         """
         if self._is_abandoned or self.stopping.is_set():
             return
@@ -191,9 +194,9 @@ class DriverThread:
         """
         with self.posting:
             self.outbox.append(item)
-            wakes = not self.signalled and (urgent or self.is_wanted)
+            wakes = not self.is_wake_up_scheduled and (urgent or self.is_answer_urgent)
             if wakes:
-                self.signalled = True
+                self.is_wake_up_scheduled = True
         if wakes:
             collect = self._collect()
             if collect is not None and not self._loop.call_soon_threadsafe(collect):
@@ -201,40 +204,41 @@ class DriverThread:
 
     def _serve(self) -> None:
         while (command := self.inbox.get()) is not None:
-            self.serve_one(command)
-            del command  # it refers to records, and so to the tasks that wait for them
+            self.run_command(command)
+            # It refers to records, which must not stay in memory until the next command.
+            del command
 
-    def serve_one(self, command: Callable[[], None]) -> None:
+    def run_command(self, command: Callable[[], None]) -> None:
         """Run one command."""
         command()
-        self.served += 1
+        self.commands_done += 1
 
     def open(self, generation: int) -> None:
-        """Make the driver of a generation, and open it."""
+        """Make and open the driver of a client generation."""
         self.driver = driver = self._make()
         if self._is_ending:
             raise ProducerClosed("the producer was closed while it was starting")
         driver.open(_Sink(self.post, generation, self._monotonic))
-        self.polled = driver if isinstance(driver, PolledDriver) else None
+        self.polled_driver = driver if isinstance(driver, PolledDriver) else None
         self.is_direct = isinstance(driver, DirectDriver) and driver.direct
-        # This client was not told to hurry yet. The event loop reads `lingering` first, so it is
-        # set last.
-        self.hurries = False
+        # The new client holds records back. The event loop reads `lingering_driver` first, so it
+        # is set last.
+        self.is_hurried = False
         lingers = isinstance(driver, LingeringDriver) and driver.lingers
-        self.lingering = cast("LingeringDriver", driver) if lingers else None
+        self.lingering_driver = cast("LingeringDriver", driver) if lingers else None
 
     def opened(self) -> Driver:
-        """The driver.
+        """Return the driver.
 
         Raises:
-            ProducerClosed: there is none.
+            ProducerClosed: there is no driver.
         """
         if self.driver is None:
             raise ProducerClosed("the producer is closed")
         return self.driver
 
     def answer(self, reply: Reply[T], function: Callable[[], T]) -> None:
-        """Post the result of a function, or its error."""
+        """Call a function, and post its result or its error."""
         try:
             reply.value = function()
         except BaseException as error:  # noqa: BLE001  # raised again by the task that awaits it
@@ -248,22 +252,22 @@ class DriverThread:
         except BaseException as error:  # noqa: BLE001  # the event loop ends the producer
             self.post(DriverCrashed(error))
         else:
-            # A client that is polled must be polled from now on. If there is nothing to do for the
-            # event loop, the next completion brings the answer.
-            can_wait = self.polled is None and not answer.held and not answer.sizes
+            # If the event loop has nothing to do with the answer, it may arrive with the next
+            # completion. But a client that must be polled completes nothing until it is polled.
+            can_wait = self.polled_driver is None and not answer.held and not answer.sizes
             self.post(BatchSubmitted(answer), urgent=not can_wait)
 
     def reopen(self, error: BaseException, generation: int, held: int) -> None:
         """Close the client by force, and open the next one; see
         :meth:`~anyio_sendproducer._bridge.Bridge.reopen`."""
-        self.polled = None
+        self.polled_driver = None
         self.is_direct = False
-        self.lingering = None
+        self.lingering_driver = None
         self.close_driver(0)
         self.post(GenerationEnded(error))
-        # A client is part of reference cycles, with all the records that it held. The collector
-        # counts objects, so it would leave a few large ones for long. A collection stops the whole
-        # process, so it is worth it only for much memory.
+        # The client is part of reference cycles, with all the records that it held. The garbage
+        # collector counts objects, not bytes, so it may leave a few large records for a long time.
+        # A collection stops the process, so it is worth it only for much memory.
         self.driver = None
         if held >= WORTH_COLLECTING:
             gc.collect()
@@ -275,7 +279,7 @@ class DriverThread:
                 return
             except SendProducerError as failure:
                 _log.warning(
-                    "no client in place of the one that broke, trying on: %s",
+                    "no new client could be opened, trying again: %s",
                     failure,
                     extra={"error.type": error_type(failure)},
                 )
@@ -289,12 +293,13 @@ class DriverThread:
                 return
 
     def close_driver(self, timeout: float) -> None:
-        """Close the driver, if there is one, within about ``timeout`` seconds. Never raises."""
+        """Close the driver, if there is one, within about ``timeout`` seconds. An error of the
+        driver is logged."""
         driver = self.driver  # another thread may clear the attribute
         try:
             if driver is not None:
                 driver.close(timeout)
-        except Exception as error:  # noqa: BLE001  # closing goes on
+        except Exception as error:  # noqa: BLE001  # it must not stop the closing
             _log.exception(
                 "the driver raised while it was closed", extra={"error.type": error_type(error)}
             )

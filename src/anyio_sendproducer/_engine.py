@@ -255,20 +255,20 @@ class Engine:
                 try:
                     async for events in self.bridge.events:
                         if observation is not None:
-                            observation.begin_turn()
+                            observation.start_turn()
                         await self._settle(events)
                         with self.step:
                             self._submit_queued()
                             self._apply_all(self.bridge.poll())
                         if observation is not None:
-                            observation.tell()
+                            observation.inform()
                 except Exception as error:  # noqa: BLE001  # every waiting caller gets it
                     self._crash(error)
                 finally:
                     self.bridge.events.close()
                     tasks.cancel_scope.cancel()
                     if observation is not None:
-                        observation.tell()
+                        observation.inform()
 
     async def _settle(self, events: Sequence[Event]) -> None:
         """Apply the events of one wake-up. If they are many, other tasks run in between."""
@@ -343,7 +343,7 @@ class Engine:
                 self.client = _READY if self.client is _REOPENING else self.client
                 self._generations += 1
                 if self.observation is not None:
-                    self.observation.opened(self._generations)
+                    self.observation.client_opened(self._generations)
             case Ready():
                 pass  # the client is polled at the end of each turn
             case DriverCrashed(error):  # pragma: no branch  # the last kind of event
@@ -464,7 +464,7 @@ class Engine:
                 until=self._accepted_before_replacement,
             )
         if self.observation is not None:
-            self.observation.ended(error)
+            self.observation.client_ended(error)
         return to_wake
 
     async def _watch_addresses(self) -> None:
@@ -498,7 +498,7 @@ class Engine:
         """
         await self._open()
         if self.observation is not None:
-            self.observation.opened(self._generations)
+            self.observation.client_opened(self._generations)
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._run_pump)
@@ -524,8 +524,8 @@ class Engine:
                     self.loop.wake(self.ledger.close())
                     self.loop.wake(self._requeue_held())
                 if self.observation is not None:
-                    self.observation.ended(self.ledger.broken_by)
-                    self.observation.tell()
+                    self.observation.client_ended(self.ledger.broken_by)
+                    self.observation.inform()
             finally:
                 self.closing.done.set()
 

@@ -1,9 +1,8 @@
-"""The producer's side of telemetry: what observers are told, and when.
+"""How a producer makes the events for its observers, and when it passes them on.
 
-A producer without observers has none of this. With observers its ledger is an
-:class:`ObservedLedger`, and records are entered by an
-:class:`~anyio_sendproducer._admission.ObservedAdmission`. Events gather in an :class:`Observation`
-until the pump passes them to the observers, once in each turn.
+Only a producer with observers uses this module. Its ledger is an :class:`ObservedLedger`, and an
+:class:`~anyio_sendproducer._admission.ObservedAdmission` enters its records. Both add events to an
+:class:`Observation`, which passes them to the observers at the end of each turn of the pump.
 """
 
 # An observed ledger overrides private steps of the ledger by design.
@@ -47,23 +46,24 @@ __all__ = ["Observation", "ObservedLedger", "check_observers"]
 
 _log = logging.getLogger("anyio_sendproducer.telemetry")
 
-#: How often at most, in seconds, it is logged that an observer raised the same kind of error.
-_COMPLAINT_SECONDS: Final = 60.0
+#: Seconds until the same kind of error of an observer is logged again.
+_LOG_SECONDS: Final = 60.0
 
 T = TypeVar("T")
 
 _records = itertools.count(1)
 _batches = itertools.count(1)
 
-#: The call that the records which a task sends are part of.
+#: The call with several records that the current task makes, if any.
 _batch: ContextVar[Batch | None] = ContextVar("anyio_sendproducer.batch", default=None)
 
 
 def fast_constructor(cls: T) -> T:
-    """Make a fast constructor of a frozen dataclass that has an instance for each record.
+    """Make a fast constructor of a frozen dataclass, for events that occur for each record.
 
-    The generated constructor sets each field by ``object.__setattr__``, which takes three times as
-    long. This one fills an instance of a twin that is not frozen, and changes its class.
+    The constructor that dataclasses generates sets each field with ``object.__setattr__``, which
+    takes three times as long. This one sets the fields of an instance of an equal class that is not
+    frozen, and then changes its ``__class__``.
     """
     frozen: Any = cls
     twin = _twin(frozen)
@@ -83,10 +83,10 @@ def _twin(frozen: type[Any]) -> type[Any]:
 
 
 def check_observers(observers: Iterable[Observer]) -> tuple[Observer, ...]:
-    """Check an argument that should be a list of observers.
+    """Check the argument ``observers``.
 
     Raises:
-        TypeError: it is something else, or contains something else.
+        TypeError: it is not an iterable of observers.
     """
     if not isinstance(cast("object", observers), Iterable):
         raise TypeError(f"observers must be a list of observers, not {type(observers).__name__}")
@@ -95,19 +95,19 @@ def check_observers(observers: Iterable[Observer]) -> tuple[Observer, ...]:
         if not callable(getattr(observer, "observe", None)):
             raise TypeError(
                 f"observers[{position}] must have a method observe(events), "
-                f"which {type(observer).__name__} has not"
+                f"but {type(observer).__name__} has none"
             )
     return checked
 
 
 class Observation:
-    """The events that observers have not been told yet.
+    """Gathers events, and passes them to the observers.
 
     Args:
         observers: the observers.
-        client_id: the setting of that name.
+        client_id: the setting ``client_id``.
         clock: the producer's clock.
-        wake_pump: has the pump take a turn soon, which calls :meth:`tell` at its end.
+        wake_pump: has the pump take a turn soon, at the end of which it calls :meth:`inform`.
     """
 
     def __init__(
@@ -123,19 +123,19 @@ class Observation:
         self._client_id = client_id
         self._wake_pump = wake_pump
         self.now = clock.now
-        # Here and not for the module: to generate a class takes a millisecond.
+        # Made here and not for the module, because generating a class takes a millisecond.
         self._given = fast_constructor(Given)
         self._accepted = fast_constructor(Accepted)
-        #: These two are the ledger's.
+        #: The ledger uses these two.
         self.handed_over = fast_constructor(HandedOver)
         self.delivered = fast_constructor(Delivered)
         self._events: list[Event] = []
         self._is_turn = False
         self._generation = 0
-        #: When each kind of error was last logged, and how many there were since.
-        self._complaints: dict[tuple[int, str, str], tuple[float, int]] = {}
+        #: For each kind of error: when it was last logged, and how many occurred since then.
+        self._logged_errors: dict[tuple[int, str, str], tuple[float, int]] = {}
 
-    # --- telling -----------------------------------------------------------------------------
+    # --- events ------------------------------------------------------------------------------
 
     def add(self, event: Event) -> None:
         """Add an event."""
@@ -143,38 +143,38 @@ class Observation:
             self._wake_pump()
         self._events.append(event)
 
-    def begin_turn(self) -> None:
-        """The pump begins a turn, and calls :meth:`tell` at the end of it."""
+    def start_turn(self) -> None:
+        """Note that the pump starts a turn, at the end of which it calls :meth:`inform`."""
         self._is_turn = True
 
-    def tell(self) -> None:
-        """Tell the observers the events since the last call."""
+    def inform(self) -> None:
+        """Pass the events since the last call to the observers."""
         self._is_turn = False
         if not self._events:
             return
-        # All observers get the same tuple, which none of them can change. A finalizer may add an
-        # event at each point here: it goes into one of the two lists.
-        happened = self._events
+        # All observers get the same tuple, which none of them can change. If a finalizer adds an
+        # event between two of these lines, the event is in the old list or in the new one.
+        gathered = self._events
         self._events = []
-        events = tuple(happened)
+        events = tuple(gathered)
         for observer in self._observers:
             try:
                 observer.observe(events)
             except (KeyboardInterrupt, SystemExit):
                 raise
             except BaseException as error:  # noqa: BLE001  # an observer's error must not fail a record
-                self._complain(observer, "observe", error)
+                self._log_error(observer, "observe", error)
 
-    def _complain(self, observer: Observer, method: str, error: BaseException) -> None:
+    def _log_error(self, observer: Observer, method: str, error: BaseException) -> None:
         kind = (id(observer), method, error_type(error))
         now = self.now()
-        last, more = self._complaints.get(kind, (now - _COMPLAINT_SECONDS, 0))
-        if now - last < _COMPLAINT_SECONDS:
-            self._complaints[kind] = (last, more + 1)
+        last, more = self._logged_errors.get(kind, (now - _LOG_SECONDS, 0))
+        if now - last < _LOG_SECONDS:
+            self._logged_errors[kind] = (last, more + 1)
             return
-        self._complaints[kind] = (now, 0)
+        self._logged_errors[kind] = (now, 0)
         _log.error(
-            "%s.%s() raised; no record was harmed (it raised so %d more times since the last line)",
+            "%s.%s() raised; records are not affected (%d more such errors were not logged)",
             type(observer).__name__,
             method,
             more,
@@ -188,16 +188,18 @@ class Observation:
 
     # --- records -----------------------------------------------------------------------------
 
-    def give(self, record: ProducerRecord[Any, Any], now: float) -> Given:
-        """A caller passed a record: make the object that observers know it by."""
+    def make_given(self, record: ProducerRecord[Any, Any], now: float) -> Given:
+        """Make the object by which observers identify a record that a caller sends."""
         return self._given(next(_records), record, now, self._client_id, _batch.get())
 
-    def enrich(self, given: Given, size: int, limit: int) -> tuple[ProducerRecord[Any, Any], int]:
+    def add_headers(
+        self, given: Given, size: int, limit: int
+    ) -> tuple[ProducerRecord[Any, Any], int]:
         """Add the headers of observers to a record.
 
         Returns:
-            The record with the headers, and its size. The record as it is if it would be larger
-            than ``limit``.
+            The record with the headers, and its size; or the unchanged record, if it would be
+            larger than ``limit`` bytes.
         """
         record = given.record
         headers: list[tuple[str, bytes]] = []
@@ -209,7 +211,7 @@ class Observation:
             except (KeyboardInterrupt, SystemExit):
                 raise
             except BaseException as error:  # noqa: BLE001  # an observer's error must not fail a record
-                self._complain(injector, "inject", error)
+                self._log_error(injector, "inject", error)
             else:
                 headers += added
                 larger += more
@@ -225,13 +227,13 @@ class Observation:
         )
         return enriched, larger
 
-    def refuse(self, given: Given, error: Exception | None) -> None:
-        """The record was not accepted."""
+    def add_refused(self, given: Given, error: Exception | None) -> None:
+        """Add the event of a record that was not accepted."""
         now = self.now()
         self.add(Refused(given.number, given.record, now, now - given.at, error))
 
-    def accept(self, entry: Entry) -> None:
-        """The record was accepted."""
+    def add_accepted(self, entry: Entry) -> None:
+        """Add the event of a record that was accepted."""
         given = entry.given
         self.add(self._accepted(given.number, given.record, self.now(), entry.size))
 
@@ -242,11 +244,14 @@ class Observation:
         records: Sequence[ProducerRecord[Any, Any]],
         send: Callable[[], Awaitable[list[RecordMetadata | DeliveryError]]],
     ) -> list[RecordMetadata | DeliveryError]:
-        """Send records of one call, and add an event when they have their outcomes.
+        """Send the records of one call, and add an event when all have their outcomes.
 
         Args:
             records: the records; at least one.
-            send: sends them.
+            send: the function that sends them.
+
+        Raises:
+            BaseException: the exception of ``send``. The event has it, too.
         """
         batch = self._begin_batch(records)
         token = _batch.set(batch)
@@ -262,8 +267,8 @@ class Observation:
 
     def _begin_batch(self, records: Sequence[ProducerRecord[Any, Any]]) -> Batch:
         topic = records[0].topic
-        is_theirs = all(record.topic == topic for record in records)
-        return Batch(next(_batches), len(records), topic if is_theirs else None)
+        is_common = all(record.topic == topic for record in records)
+        return Batch(next(_batches), len(records), topic if is_common else None)
 
     def _end_batch(
         self,
@@ -283,13 +288,13 @@ class Observation:
 
     # --- clients -----------------------------------------------------------------------------
 
-    def opened(self, generation: int) -> None:
-        """A client was opened."""
+    def client_opened(self, generation: int) -> None:
+        """Add the event of a client that was opened."""
         self._generation = generation
         self.add(GenerationOpened(generation, self.now()))
 
-    def ended(self, error: BaseException | None) -> None:
-        """The client that was open, if any, was closed."""
+    def client_ended(self, error: BaseException | None) -> None:
+        """Add the event of a client that was closed, if one was open."""
         if self._generation:
             self.add(GenerationEnded(self._generation, self.now(), error))
             self._generation = 0
@@ -298,7 +303,7 @@ class Observation:
 def _size_of_header(header: tuple[str, bytes]) -> int:
     name, content = header
     if type(content) is not bytes or not isinstance(cast("object", header), tuple):
-        raise TypeError(f"a header is a (str, bytes) tuple, not {type(header).__name__}")
+        raise TypeError(f"a header must be a (str, bytes) tuple, not {type(header).__name__}")
     return len(name.encode()) + len(content)
 
 
@@ -306,8 +311,8 @@ class ObservedLedger(Ledger):
     """A ledger that adds an event for each step of a delivery.
 
     Args:
-        observation: gets the events.
-        bounds: as for :class:`Ledger`.
+        observation: to which the events are added.
+        bounds: the arguments of :class:`Ledger`.
     """
 
     def __init__(self, observation: Observation, **bounds: Any) -> None:
@@ -317,7 +322,7 @@ class ObservedLedger(Ledger):
 
     def _admit(self, entry: Entry) -> None:
         super()._admit(entry)
-        self._observation.accept(entry)
+        self._observation.add_accepted(entry)
 
     def take(self, limit: int | None = None) -> list[Entry]:
         batch = super().take(limit)
@@ -331,7 +336,7 @@ class ObservedLedger(Ledger):
     def settle(
         self, entries: Sequence[Entry], outcomes: Sequence[RecordMetadata | DeliveryError]
     ) -> list[object]:
-        # If a driver reports a record for the second time, that is not its outcome.
+        # A driver may report a record for the second time. That is not an event.
         candidates = dict.fromkeys(
             entry for entry in entries if entry.state is DeliveryState.SUBMITTED
         )
@@ -356,14 +361,14 @@ class ObservedLedger(Ledger):
 
     def _fail(self, entry: Entry, error: DeliveryError, to_wake: list[object]) -> None:
         given = entry.given
-        # A driver knows the record only with the headers that were added.
+        # The driver's error has the record with the headers of observers.
         error.record = given.record
         was_waiting = entry.state is DeliveryState.WAITING
         abandoned = entry.abandoned
         super()._fail(entry, error, to_wake)
         observation = self._observation
         if was_waiting:
-            observation.refuse(given, error)
+            observation.add_refused(given, error)
             return
         now = observation.now()
         observation.add(
@@ -382,7 +387,7 @@ class ObservedLedger(Ledger):
         was_waiting = entry.state is DeliveryState.WAITING
         to_wake = super().cancel(entry)
         if was_waiting:
-            self._observation.refuse(entry.given, None)
+            self._observation.add_refused(entry.given, None)
         return to_wake
 
     def _withdraw(self, entry: Entry, event: str) -> None:

@@ -457,7 +457,7 @@ async def test_while_no_client_can_be_had_the_service_is_looked_up_again(
     async with clock.open(looking_up(oracle), driver=fake) as producer:
         fake.open_error = ProducerStartError("nobody there")
         fake.break_client()
-        await until(lambda: "trying on" in caplog.text)
+        await until(lambda: "trying again" in caplog.text)
         oracle.say("b:2")
         await clock.until(lambda: made_with(fake).addresses == ("b:2",), step=WATCH_SECONDS)
         fake.open_error = None

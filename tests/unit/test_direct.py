@@ -58,7 +58,7 @@ async def opened(
 ) -> AsyncGenerator[SendProducer]:
     """A producer whose thread is through with the opening; until then, it does what comes."""
     async with open_send_producer(settings, driver=driver, observers=observers) as producer:
-        await until(lambda: producer._engine.bridge._worker.served == 1)
+        await until(lambda: producer._engine.bridge._worker.commands_done == 1)
         yield producer
 
 
@@ -229,7 +229,10 @@ async def test_the_next_client_is_given_what_is_alone_too(settings: ProducerSett
         driver.break_client()
         await until(generation(producer, 2))
         await until(
-            lambda: producer._engine.bridge._worker.served == producer._engine.bridge._given
+            lambda: (
+                producer._engine.bridge._worker.commands_done
+                == producer._engine.bridge._commands_sent
+            )
         )
         await producer.send(record())
         assert driver.threads == [LOOP]

@@ -191,7 +191,7 @@ async def test_the_next_client_is_tried_for_until_it_opens(
         delivery = producer.enqueue_nowait(record())
         assert producer.statistics().generations == 1
         assert producer.statistics().state == "open"
-        assert "trying on: no broker answers" in caplog.text
+        assert "trying again: no broker answers" in caplog.text
         fake.open_error = None
         assert (await delivery.wait()).offset == 0
         assert producer.statistics().generations == 2

@@ -56,14 +56,14 @@ async def test_what_is_posted_and_the_wake_up_go_together(bridge: Bridge, is_wan
     posting = on_a_thread(lambda: worker.post(event, urgent=not is_wanted))
     await at_gate(outbox.gate)
     taken: list[Event] = []
-    taking = on_a_thread(lambda: taken.extend(bridge._take_out()))
+    taking = on_a_thread(lambda: taken.extend(bridge._take_posted()))
     assert not worker.posting.acquire(blocking=False)
     assert taken == []
     outbox.gate.open()
     posting.join()
     taking.join()
     assert taken == [event]
-    assert not worker.signalled
+    assert not worker.is_wake_up_scheduled
     await quiet()
 
 
@@ -102,7 +102,7 @@ class Direct(LingeringDriver):
 
 
 class Gated(DriverThread):
-    """Stops between the end of a command and its count, and when it has set `lingering`."""
+    """Stops between the end of a command and its count, and when it has set `lingering_driver`."""
 
     on_count: Gate
     on_lingering: Gate
@@ -110,20 +110,20 @@ class Gated(DriverThread):
     known: Any = None
 
     @property
-    def served(self) -> int:
+    def commands_done(self) -> int:
         return self.count
 
-    @served.setter
-    def served(self, value: int) -> None:
+    @commands_done.setter
+    def commands_done(self, value: int) -> None:
         self.on_count.pass_through()
         self.count = value
 
     @property
-    def lingering(self) -> Any:
+    def lingering_driver(self) -> Any:
         return self.known
 
-    @lingering.setter
-    def lingering(self, driver: Any) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @lingering_driver.setter
+    def lingering_driver(self, driver: Any) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self.known = driver
         if driver is not None:
             self.on_lingering.pass_through()
@@ -149,7 +149,7 @@ async def test_a_command_that_is_not_counted_yet_goes_before_a_lone_record() -> 
     batch: Any = [Parcel(record(b"%d" % number)) for number in range(4)]
     async with bridged(driver) as bridge:
         gate = cast("Gated", bridge._worker).on_count
-        await until(lambda: bridge._worker.served == bridge._given)
+        await until(lambda: bridge._worker.commands_done == bridge._commands_sent)
         gate.shut()
         assert bridge.submit(batch[:2]) is None
         await at_gate(gate)
@@ -157,14 +157,14 @@ async def test_a_command_that_is_not_counted_yet_goes_before_a_lone_record() -> 
         assert bridge.submit(batch[2:3]) is None  # by way of the thread
         assert driver.batches == [2]
         gate.open()
-        await until(lambda: bridge._worker.served == bridge._given)
+        await until(lambda: bridge._worker.commands_done == bridge._commands_sent)
         assert driver.batches == [2, 1]
         assert bridge.submit(batch[3:]) == Submitted()
         assert driver.batches == [2, 1, 1]
 
 
 async def test_a_client_that_is_being_opened_is_told_to_hurry_once_it_is_there() -> None:
-    """The thread has just set `lingering`: what the client before it was told does not count."""
+    """The thread has just set `lingering_driver`. The new client has not been told to hurry."""
     driver = Direct()
     driver.manual = False
     async with bridged(driver) as bridge:

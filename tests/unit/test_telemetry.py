@@ -851,10 +851,10 @@ async def test_what_ends_the_program_is_not_held_up(
     )
     with raising(KeyboardInterrupt):
         if method == "observe":
-            observation.opened(1)
-            observation.tell()
+            observation.client_opened(1)
+            observation.inform()
         else:
-            observation.enrich(observation.give(record(), 0.0), 1, 100)
+            observation.add_headers(observation.make_given(record(), 0.0), 1, 100)
 
 
 async def test_an_observer_may_send_records_itself(
