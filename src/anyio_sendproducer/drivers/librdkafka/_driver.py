@@ -4,6 +4,9 @@
 callbacks of deliveries on the thread that calls it. The driver's own thread sits in ``poll`` only
 while the loop has nothing to do (:mod:`._poll_thread`).
 
+The driver owns one object for each job, each in its own module. This module makes these objects,
+opens and closes the client, and passes each call of the protocol to the object whose job it is.
+
 What the package works around was read in and run against confluent-kafka 2.16.1.
 """
 
