@@ -310,6 +310,23 @@ def test_a_package_outside_the_core_imports_public_names(package: str) -> None:
     assert not found, "\n".join(found)
 
 
+@pytest.mark.parametrize("package", ["kafka_python", "librdkafka"])
+def test_a_driver_imports_its_own_package_and_what_the_drivers_share(package: str) -> None:
+    """Neither the other driver, nor the package that chooses one of them."""
+    prefix = f"drivers.{package}."
+    targets = {
+        target
+        for module, imported in all_imports()
+        if module.startswith(prefix)
+        and (target := own(imported)) is not None
+        and top(target) == "drivers"
+        and not target.startswith(prefix)
+    }
+    allowed = ("drivers._", "drivers.security._")
+    assert targets
+    assert not {target for target in targets if not target.startswith(allowed)}
+
+
 def test_no_import_closes_a_cycle() -> None:
     """Imports within functions and for type checkers count, too."""
     graph: dict[str, set[str]] = {module: set() for module in names_of_modules()}
