@@ -168,7 +168,7 @@ def test_what_it_can_t_do(cluster: MockCluster) -> None:
         lambda: cluster.answer_next(3, "NONE"),
     ]
     for call in calls:
-        with pytest.raises(MockClusterError, match=r"of 2 broker\(s\) would not do \w+\(.*3.*\)"):
+        with pytest.raises(MockClusterError, match=r"of 2 broker\(s\) refused \w+\(.*3.*\)"):
             call()
     # What failed is not to be taken back.
     cluster.behave()

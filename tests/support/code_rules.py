@@ -36,6 +36,4 @@ VALUES: Final = {
     "_settings.SettingsFields",
 }
 #: Classes that have not been divided yet.
-OVERSIZED_CLASSES: Final = {
-    "testing._driver.FakeDriver",
-}
+OVERSIZED_CLASSES: Final = set[str]()

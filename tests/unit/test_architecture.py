@@ -15,6 +15,7 @@ from anyio_sendproducer import (
     DiscoveryError,
     Persistence,
     ProducerSettings,
+    SerializationFailed,
     SettingsError,
     TransactionError,
     open_send_producer,
@@ -120,11 +121,24 @@ def test_what_the_driver_cannot_write_may_be_there(tmp_path: Path) -> None:
     assert not isinstance(written, DeliveryError)
 
 
+def test_the_driver_serializes(tmp_path: Path) -> None:
+    settings = SETTINGS.with_value_serializer(str.encode)
+    driver, recorder = page.FileDriver(tmp_path, settings), Recorder()
+    driver.open(recorder)
+    parcels = [Parcel(Record("orders", value, partition=0)) for value in ("two tins", 2)]
+    [(sized, size)] = driver.submit(parcels).sizes
+    assert (sized, size) == (parcels[0], 8)
+    driver.close(0)
+    written, failed = recorder.outcomes_of(parcels)
+    assert not isinstance(written, DeliveryError)
+    assert isinstance(failed, SerializationFailed)
+    [line] = (tmp_path / "orders-0.jsonl").read_text("utf-8").splitlines()
+    assert bytes.fromhex(json.loads(line)["value"]) == b"two tins"
+
+
 def test_the_driver_refuses_what_it_cannot_do(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="transactional_id"):
         page.FileDriver(tmp_path, SETTINGS.with_transactional_id("billing"))
-    with pytest.raises(SettingsError, match="serializer"):
-        page.FileDriver(tmp_path, SETTINGS.with_value_serializer(str.encode))
     driver = page.FileDriver(tmp_path, SETTINGS)
     for call in (
         driver.begin_transaction,

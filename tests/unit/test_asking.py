@@ -316,7 +316,7 @@ class Miscounting(AskedDriver):
 
     def poll(self, most: int, /) -> int:
         with self._guard:
-            before = len(self._unsaid) + len(self.under_way)
+            before = len(self._outcomes) + len(self.under_way)
         now = super().poll(most)
         return before if self.miscounts and before else now
 

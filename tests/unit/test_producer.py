@@ -1453,5 +1453,5 @@ def test_the_fakes_waits_are_bounded() -> None:
     fake = FakeDriver()
     with pytest.raises(TimeoutError, match=r"1 records were not taken within 0\.01 s"):
         fake.wait_until_taken(1, timeout=0.01)
-    with pytest.raises(TimeoutError, match=r"nobody came to the gate within 0\.01 s"):
+    with pytest.raises(TimeoutError, match=r"no thread came to the gate within 0\.01 s"):
         fake.on_submit.wait_until_someone_waits(timeout=0.01)

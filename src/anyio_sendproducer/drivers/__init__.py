@@ -1,6 +1,6 @@
-"""The drivers: what the producer needs of a client library, and the choice of one.
+"""The protocol of drivers, and the choice of one.
 
-The drivers themselves are imported when they are needed.
+A driver adapts one client library to the producer. Its package is imported when it is needed.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ._protocols import (
     Submission,
     Submitted,
 )
+from ._serializing import serialize_record
 
 __all__ = [
     "ConsumedOffset",
@@ -37,6 +38,7 @@ __all__ = [
     "Submission",
     "Submitted",
     "make_driver",
+    "serialize_record",
 ]
 
 DriverName = Literal["kafka-python", "confluent"]
@@ -44,7 +46,11 @@ DriverName = Literal["kafka-python", "confluent"]
 
 
 def make_driver(chosen: DriverName | DriverFactory | None, settings: ProducerSettings) -> Driver:
-    """Make the driver that the user chose: by name, by a factory, or None for the default.
+    """Make the driver that the user chose.
+
+    Args:
+        chosen: the name of a driver, a factory, or None for the default.
+        settings: the producer's settings.
 
     Raises:
         SettingsError: there is no driver of that name, or it refuses the settings.

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from .._exceptions import Persistence, RecordRejected, SerializationFailed
 from .._records import ProducerRecord
-from .._settings import AnySerializer, Serializer
+from .._settings import AnySerializer, ProducerSettings, Serializer
 from .._shown import raised_text
 from .security._settings import encodes
 
@@ -16,6 +16,7 @@ __all__ = [
     "bytes_of",
     "check_headers",
     "parts_of",
+    "serialize_record",
     "serialize_with",
     "size_of",
 ]
@@ -105,6 +106,41 @@ def parts_of(
             persistence=Persistence.NOT_PERSISTED,
         )
     return key, value
+
+
+def serialize_record(
+    record: ProducerRecord[Any, Any], settings: ProducerSettings
+) -> tuple[ProducerRecord[bytes | None, bytes | None], int]:
+    """Serialize a record with the serializers of a producer's settings.
+
+    Args:
+        record: as the caller sent it.
+        settings: the producer's settings.
+
+    Returns:
+        The record with bytes, and with the headers that serializers added; and the bytes of its
+        key, value and headers, for :attr:`Submitted.sizes`.
+
+    Raises:
+        SerializationFailed: a serializer raised, or returned or added a value of a wrong type.
+        RecordRejected: the serializers left neither a key nor a value.
+    """
+    headers = [*record.headers]
+    key, value = parts_of(
+        record,
+        serialize_with(settings.key_serializer),
+        serialize_with(settings.value_serializer),
+        headers,
+    )
+    serialized = ProducerRecord(
+        record.topic,
+        value,
+        key,
+        partition=record.partition,
+        timestamp_ms=record.timestamp_ms,
+        headers=headers,
+    )
+    return serialized, size_of(key, value, headers)
 
 
 def size_of(key: Any, value: Any, headers: Sequence[tuple[str, bytes]]) -> int:

@@ -1,9 +1,9 @@
-"""What helps to test code that sends records.
+"""Tools to test code that sends records.
 
-A producer without a cluster, which is told what to answer; factories for records, results and
-errors; a broker in a process of its own; a cluster that answers with errors.
-:mod:`.strategies` (for Hypothesis) and :mod:`.pytest_plugin` (the fixtures, which pytest finds by
-itself) are modules of their own, for they need what others need not have.
+There is a producer without a cluster, whose answers the test decides; factories for records,
+results and errors; a broker in its own process; and a cluster that answers with errors. Import
+:mod:`.strategies` (for Hypothesis) and :mod:`.pytest_plugin` (fixtures, which pytest finds by
+itself) separately, because they need packages that the others do not need.
 """
 
 from . import factories

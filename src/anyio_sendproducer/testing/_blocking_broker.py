@@ -1,8 +1,8 @@
-"""The embedded broker for whoever has no event loop, or has another one for each test.
+"""The embedded broker for code without an event loop, or with another one for each test.
 
-A broker belongs to the loop that started it, and a test's loop ends with the test. Here the broker
-has a loop of its own, on a thread, so that one broker can serve tests on asyncio and on Trio, and
-tests that are not asynchronous at all.
+A broker belongs to the event loop that started it, and a test's event loop ends with the test. Here
+the broker has its own event loop, on a thread. So one broker can serve tests on asyncio and on
+Trio, and synchronous tests.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ __all__ = ["BlockingEmbeddedBroker", "blocking_embedded_broker"]
 
 
 class BlockingEmbeddedBroker:
-    """A broker that runs; :func:`blocking_embedded_broker` makes it. ``str()`` of it is its
-    address.
+    """A broker that runs; :func:`blocking_embedded_broker` makes it. ``str()`` returns its address.
 
-    Each method blocks for some milliseconds at most. It may be called from any thread.
+    Each method blocks for at most some milliseconds, and may be called from any thread.
     """
 
     _broker: EmbeddedBroker
@@ -48,7 +47,7 @@ class BlockingEmbeddedBroker:
 
     @property
     def bootstrap_servers(self) -> str:
-        """Where to connect to, as ``"host:port"``."""
+        """The address, as ``"host:port"``."""
         return self._broker.bootstrap_servers
 
     @property
@@ -58,12 +57,12 @@ class BlockingEmbeddedBroker:
 
     @property
     def pid(self) -> int:
-        """The id of its process."""
+        """The broker's process id."""
         return self._broker.pid
 
     @property
     def running(self) -> bool:
-        """Whether its process is alive; a paused one is."""
+        """Whether the broker's process is alive; a paused process is."""
         return self._portal.call(lambda: self._broker.running)
 
     def kill(self) -> None:
@@ -71,23 +70,23 @@ class BlockingEmbeddedBroker:
         self._portal.call(self._broker.kill)
 
     def pause(self) -> None:
-        """Freeze the process, as :meth:`EmbeddedBroker.pause` does.
+        """Pause the process, as :meth:`EmbeddedBroker.pause` does.
 
         Raises:
-            EmbeddedBrokerError: it has ended.
+            EmbeddedBrokerError: the broker has ended.
         """
         self._portal.call(self._broker.pause)
 
     def resume(self) -> None:
-        """Let a paused process go on.
+        """Resume a paused process.
 
         Raises:
-            EmbeddedBrokerError: it has ended.
+            EmbeddedBrokerError: the broker has ended.
         """
         self._portal.call(self._broker.resume)
 
     def output(self) -> str:
-        """The last lines that the broker printed, within 4,000 bytes."""
+        """Return the last 4,000 bytes that the broker printed."""
         return self._portal.call(self._broker.output)
 
 

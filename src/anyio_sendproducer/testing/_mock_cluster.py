@@ -1,12 +1,12 @@
-"""librdkafka's mock cluster, in this process: brokers that refuse, dawdle and go away when told to.
+"""librdkafka's mock cluster, in this process: its brokers refuse, delay and stop as told.
 
-The embedded broker does what it is asked to; errors of the protocol, slow answers, and leaders that
-move have to come from somewhere else. This is a C library inside the ``confluent_kafka`` wheel,
-which has no Python interface to it: it is reached through ctypes. Its threads are not Python's, so
-it answers while the interpreter is busy, and its brokers listen on this machine's loopback.
+The embedded broker serves every request. Protocol errors, slow answers, and leaders that move need
+this cluster. It is part of the C library in the ``confluent_kafka`` wheel, which has no Python
+interface for it, so this module uses ctypes. Its threads are not Python's, so it answers while the
+interpreter is busy. Its brokers listen on this machine's loopback interface.
 
-Its functions are those of ``rdkafka_mock.h``, of which librdkafka says that they may change; the
-floor of the extra ``confluent`` is the oldest that has them all.
+The functions are those of ``rdkafka_mock.h``. librdkafka says that they may change; the oldest
+release that has all of them is the minimum of the extra ``confluent``.
 
 ``confluent_kafka`` (extra ``confluent``) is imported when a cluster is started.
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, NoReturn
 
-from .._settings import ProducerSettings
+from .. import ProducerSettings
 from ._kafka_names import REQUESTS, error_code, request_key
 
 __all__ = ["MockCluster", "MockClusterError", "librdkafka", "mock_cluster"]
@@ -31,26 +31,25 @@ _TRANSPORT: Final = -195
 #: rd_kafka_type_t's RD_KAFKA_PRODUCER.
 _PRODUCER: Final = 0
 
-#: What each driver has to be told.
+#: The properties that each driver needs.
 _PROPERTIES: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
     {
-        # The mock answers newer requests for the API's versions in a way that kafka-python can't
-        # read.
+        # kafka-python cannot read the mock's answers to newer ApiVersions requests.
         "kafka-python": MappingProxyType({"api_version": (2, 3)}),
-        # With more, a batch whose predecessor was refused is written all the same, where a broker
-        # would refuse it; librdkafka then takes the answer for one to both.
+        # With more, the mock writes a batch whose predecessor was refused, which a broker would
+        # refuse; librdkafka then takes the answer for an answer to both.
         "confluent": MappingProxyType({"max.in.flight.requests.per.connection": 1}),
     }
 )
 
 
 class MockClusterError(RuntimeError):
-    """The mock cluster is not installed, or would not do what it was told."""
+    """The mock cluster is not installed, or it refused a command."""
 
 
 @functools.cache
 def librdkafka() -> Any:
-    """The library that ``confluent_kafka`` uses, by ctypes."""
+    """Load the library that ``confluent_kafka`` uses, with ctypes."""
     import ctypes
 
     try:
@@ -62,7 +61,7 @@ def librdkafka() -> Any:
             f'pip install "anyio-sendproducer[confluent]" ({error})'
         ) from error
     package = Path(str(confluent_kafka.__file__)).parent
-    # Where the wheel has no directory of its own for it, it is a part of the extension module.
+    # If the wheel has no directory for the library, it is part of the extension module.
     bundled = sorted((package.parent / "confluent_kafka.libs").glob("librdkafka*"))
     library: Any = ctypes.CDLL(str([*bundled, Path(str(confluent_kafka.cimpl.__file__))][0]))
     pointer, text, number, short = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_int16
@@ -100,21 +99,20 @@ def librdkafka() -> Any:
 
 
 class MockCluster:
-    """A cluster of librdkafka's, as the one who tells it what to do sees it; :func:`mock_cluster`
-    makes it. ``str()`` of it is its address.
+    """A mock cluster that runs; :func:`mock_cluster` makes it. ``str()`` returns its address.
 
-    Its brokers are 1, 2, and so on. A topic is created when its metadata is first asked for, with
-    four partitions whose leaders are left to chance. Errors are given by their names in Kafka's
-    protocol, such as ``"NOT_LEADER_OR_FOLLOWER"``, or by their numbers; requests likewise, such as
-    ``"Produce"``. It answers transactions too, and keeps offsets of groups.
+    Its brokers are 1, 2, and so on. A topic is created when its metadata are first requested, with
+    four partitions whose leaders are random. Name errors as Kafka's protocol does, for example
+    ``"NOT_LEADER_OR_FOLLOWER"``, or by their numbers; requests likewise, for example ``"Produce"``.
+    The cluster also answers transactions, and keeps the offsets of groups.
 
-    A request that it answers with an error it does not write, whatever the error. It hides nothing
-    from readers before it is committed, knows no logins, and drops the oldest records of a
-    partition when there are many.
+    If it answers a request with an error, it does not write the records, whatever the error. It
+    does not hide records before they are committed, has no logins, and drops the oldest records of
+    a partition when there are many.
 
     Attributes:
         brokers: how many brokers it has.
-        bootstrap_servers: where to connect to, ``"host:port"`` for each broker, joined by commas.
+        bootstrap_servers: its addresses, ``"host:port"`` for each broker, joined by commas.
     """
 
     brokers: int
@@ -147,11 +145,11 @@ class MockCluster:
         return f"<MockCluster {self.bootstrap_servers}>"
 
     def settings(self, driver: str = "kafka-python", **fields: Any) -> ProducerSettings:
-        """Settings of a producer that sends to it.
+        """Return the settings of a producer that sends to it.
 
         Args:
-            driver: ``"kafka-python"`` or ``"confluent"``: each has to be told something that it
-                need not know of a real cluster.
+            driver: ``"kafka-python"`` or ``"confluent"``. Each needs properties that it does not
+                need with a real cluster.
             **fields: further fields of :class:`~anyio_sendproducer.ProducerSettings`.
 
         Raises:
@@ -172,13 +170,13 @@ class MockCluster:
 
         Args:
             topic: its name.
-            leaders: for each partition, the broker that leads it.
+            leaders: the leader of each partition.
 
         Returns:
-            Its name.
+            The topic's name.
 
         Raises:
-            MockClusterError: there is no such broker, or the topic is there already.
+            MockClusterError: there is no such broker, or the topic exists.
         """
         brokers = [*leaders]
         self._call("topic_create", topic.encode(), len(brokers), 1)
@@ -187,7 +185,7 @@ class MockCluster:
         return topic
 
     def move(self, topic: str, partition: int, broker: int) -> None:
-        """Have another broker lead a partition.
+        """Make another broker the leader of a partition.
 
         Raises:
             MockClusterError: there is no such topic, partition or broker.
@@ -195,7 +193,7 @@ class MockCluster:
         self._call("partition_set_leader", topic.encode(), partition, broker)
 
     def set_topic_error(self, topic: str, error: str | int) -> None:
-        """Answer requests for a topic's metadata with an error from now on; ``"NONE"``: no longer.
+        """Answer requests for a topic's metadata with an error from now on. ``"NONE"`` ends this.
 
         Raises:
             ValueError: Kafka has no such error.
@@ -209,14 +207,14 @@ class MockCluster:
     def answer_next(
         self, broker: int, error: str | int, *, api: str | int = "Produce", rtt_ms: int = 0
     ) -> None:
-        """Answer the next request of a kind that comes to one broker with an error. Further calls
-        are for the requests that follow it. It can't be taken back.
+        """Answer the next request of a kind to one broker with an error. Further calls are for
+        later requests. Nothing can undo this.
 
         Args:
             broker: the broker.
-            error: the error; ``"NONE"``: it is answered as usual, only later.
+            error: the error; with ``"NONE"``, the usual answer.
             api: the kind of request.
-            rtt_ms: after how many milliseconds.
+            rtt_ms: delay of the answer, in milliseconds.
 
         Raises:
             ValueError: Kafka has no such error or request.
@@ -232,7 +230,7 @@ class MockCluster:
         )
 
     def answer_any(self, error: str | int, times: int = 1, *, api: str | int = "Produce") -> None:
-        """Answer the next requests of a kind, to whichever broker, with an error.
+        """Answer the next requests of a kind, to any broker, with an error.
 
         Args:
             error: the error.
@@ -245,7 +243,7 @@ class MockCluster:
         self._push(error_code(error), times, api)
 
     def close_on(self, times: int = 1, *, api: str | int = "Produce") -> None:
-        """Close the connections on which the next requests of a kind come, in place of an answer.
+        """Close the connections of the next requests of a kind, instead of answering them.
 
         Args:
             times: how many requests.
@@ -265,7 +263,7 @@ class MockCluster:
         )
 
     def forget_answers(self, api: str | int = "Produce") -> None:
-        """Forget what is left of :meth:`answer_any` and :meth:`close_on`.
+        """Cancel what remains of :meth:`answer_any` and :meth:`close_on`.
 
         Raises:
             ValueError: Kafka has no such request.
@@ -275,7 +273,7 @@ class MockCluster:
     # --- brokers -----------------------------------------------------------------------------
 
     def set_rtt(self, broker: int, milliseconds: int) -> None:
-        """How long each answer of a broker takes from now on; 0: as long as it takes.
+        """Delay each answer of a broker by a number of milliseconds; 0 ends this.
 
         Raises:
             MockClusterError: there is no such broker.
@@ -284,7 +282,7 @@ class MockCluster:
         self._slow.add(broker)
 
     def set_down(self, broker: int) -> None:
-        """Close a broker's connections, and refuse others.
+        """Close a broker's connections, and refuse new ones.
 
         Raises:
             MockClusterError: there is no such broker.
@@ -293,7 +291,7 @@ class MockCluster:
         self._down.add(broker)
 
     def set_up(self, broker: int) -> None:
-        """Let a broker that is down listen again.
+        """Let a broker accept connections again.
 
         Raises:
             MockClusterError: there is no such broker.
@@ -302,8 +300,8 @@ class MockCluster:
         self._down.discard(broker)
 
     def behave(self) -> None:
-        """Answer as usual from now on, with all brokers up. What is left of :meth:`answer_next`
-        can't be taken back, and leaders stay where they are."""
+        """Start all brokers, and answer as usual. What remains of :meth:`answer_next` stays, and
+        so do the leaders of partitions."""
         for broker in [*self._down]:
             self.set_up(broker)
         for broker in self._slow:
@@ -321,14 +319,14 @@ class MockCluster:
                 one.decode() if isinstance(one, bytes) else repr(one) for one in arguments
             )
             raise MockClusterError(
-                f"the mock cluster of {self.brokers} broker(s) would not do {name}({said}): "
+                f"the mock cluster of {self.brokers} broker(s) refused {name}({said}): "
                 f"librdkafka's error {error}"
             )
 
 
 @contextmanager
 def mock_cluster(brokers: int = 1) -> Generator[MockCluster, None, None]:
-    """Run a mock cluster in this process, for a ``with`` block.
+    """Run a mock cluster in this process, for the length of a ``with`` block.
 
     ::
 
@@ -337,8 +335,8 @@ def mock_cluster(brokers: int = 1) -> Generator[MockCluster, None, None]:
             async with open_send_producer(cluster.settings()) as producer:
                 await producer.send(ProducerRecord("orders", b"two tins"))
 
-    Nothing of it waits for an event loop. A command, and the end, block for a moment; now and then
-    for a second.
+    It needs no event loop. Each command, and the end of the block, blocks the calling thread for a
+    moment, and sometimes for a second.
 
     Args:
         brokers: how many brokers it has.
@@ -347,7 +345,7 @@ def mock_cluster(brokers: int = 1) -> Generator[MockCluster, None, None]:
         The cluster.
 
     Raises:
-        ValueError: ``brokers`` is no int of 1 or more.
+        ValueError: ``brokers`` is not an int of 1 or more.
         MockClusterError: ``confluent-kafka`` is not installed, or the cluster did not start.
     """
     if type(brokers) is not int or brokers < 1:
@@ -357,7 +355,7 @@ def mock_cluster(brokers: int = 1) -> Generator[MockCluster, None, None]:
 
     said = ctypes.create_string_buffer(512)
     configuration = library.rd_kafka_conf_new()
-    # It would complain on stderr that it has no brokers to connect to.
+    # Otherwise it logs to stderr that it has no brokers to connect to.
     library.rd_kafka_conf_set(configuration, b"log_level", b"0", said, len(said))
     client = library.rd_kafka_new(_PRODUCER, configuration, said, len(said))
     if not client:  # pragma: no cover  # threads or memory ran out

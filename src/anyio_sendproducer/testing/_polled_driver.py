@@ -1,7 +1,6 @@
-"""The driver without a broker as one that the loop hands over to, and asks, by itself.
+"""A driver without a broker that the event loop submits to and polls.
 
-So nothing that a test waits for is on its way through a thread: when all tasks are blocked, nothing
-more will come by itself.
+No outcome is on its way through a thread: if all tasks are blocked, no outcome will come by itself.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .._settings import ProducerSettings
+from .. import ProducerSettings
 from ..drivers import Outcome, Sink, Submission, Submitted
 from ._driver import FakeDriver
 
@@ -20,15 +19,15 @@ __all__ = ["PolledFakeDriver"]
 class PolledFakeDriver(FakeDriver):
     """A :class:`~anyio_sendproducer.drivers.PolledDriver` in memory.
 
-    Its gates must stay open where it is ``direct``: the loop itself would wait before them.
+    If it is ``direct``, its gates must stay open: the event loop itself would wait at them.
 
     Attributes:
-        direct: whether the loop may call `submit`. False where the settings have serializers,
-            which may block, unless it is ``inline``.
-        inline: whether the producer starts no thread and calls everything on the loop, also
-            serializers.
+        direct: whether the event loop may call `submit`. False if the settings have serializers,
+            which may block, unless ``inline`` is set.
+        inline: whether the producer starts no thread and calls everything on the event loop,
+            serializers too.
         poll_error: raised by `poll`, which a driver must not do.
-        listener: called, on whichever thread, when records were taken.
+        listener: called on the submitting thread when records were submitted.
     """
 
     _polled_sink: Sink
@@ -46,27 +45,28 @@ class PolledFakeDriver(FakeDriver):
         self.inline = inline
         self.poll_error: Exception | None = None
         self.listener: Callable[[], object] = lambda: None
-        # A finalizer may submit while the test acknowledges, on the loop's thread.
+        # Reentrant: a finalizer may submit while the test acknowledges, on the same thread.
         self._guard = threading.RLock()
-        self._unsaid: list[tuple[Any, Outcome]] = []
+        self._outcomes: list[tuple[Any, Outcome]] = []
         #: Records that were submitted and not reported, also while a thread completes them.
         self._unreported = 0
-        self._watching = False
+        self._is_watching = False
 
     def __call__(self, settings: ProducerSettings) -> PolledFakeDriver:
-        """Be the factory of itself."""
+        """Return itself, as the factory of each client generation of a producer."""
         super().__call__(settings)
-        if any(self._serializes.values()) and not self.inline:
+        serializes = settings.key_serializer is not None or settings.value_serializer is not None
+        if serializes and not self.inline:
             self.direct = False
         return self
 
     def open(self, sink: Sink, /) -> None:
-        """Connect to nothing."""
+        """Open, without any connection."""
         super().open(sink)
         self._polled_sink = sink
 
     def submit(self, batch: Sequence[Submission], /) -> Submitted:
-        """Take a batch, and tell the listener."""
+        """Take records, and call the listener."""
         with self._guard:
             self._unreported += len(batch)
         answer = super().submit(batch)
@@ -75,48 +75,50 @@ class PolledFakeDriver(FakeDriver):
         self.listener()
         return answer
 
-    def poll(self, most: int, /) -> int:
-        """Report so many outcomes at most."""
+    def poll(self, limit: int, /) -> int:
+        """Report at most ``limit`` outcomes."""
         if self.poll_error is not None:
             raise self.poll_error
         with self._guard:
-            said = self._unsaid[:most]
-            del self._unsaid[: len(said)]
-            self._unreported -= len(said)
+            reports = self._outcomes[:limit]
+            del self._outcomes[: len(reports)]
+            self._unreported -= len(reports)
             under_way = self._unreported
-        self._say(said)
+        self._report_all(reports)
         return under_way
 
     def watch(self) -> None:
-        """Ring when there is something to report, once."""
+        """Wake the event loop once, when there is an outcome to report."""
         with self._guard:
-            rings = bool(self._unsaid)
-            self._watching = not rings
-        if rings:
+            wakes = bool(self._outcomes)
+            self._is_watching = not wakes
+        if wakes:
             self.ring()
 
     def ring(self) -> None:
-        """Have the loop ask."""
+        """Have the event loop poll."""
         self._polled_sink.ready()
 
     def close(self, timeout: float, /) -> None:
-        """Close: what is under way fails, as possibly persisted."""
+        """Close: pending records fail, as possibly persisted."""
         super().close(timeout)
         with self._guard:
-            said, self._unsaid = self._unsaid, []
-            self._unreported -= len(said)
-        self._say(said)
+            reports, self._outcomes = self._outcomes, []
+            self._unreported -= len(reports)
+        self._report_all(reports)
 
     def _report(self, submissions: list[Any], outcomes: list[Outcome]) -> int:
         with self._guard:
-            self._unsaid += zip(submissions, outcomes, strict=True)
-            rings = self._watching and bool(submissions)
-            if rings:
-                self._watching = False
-        if rings:
+            self._outcomes += zip(submissions, outcomes, strict=True)
+            wakes = self._is_watching and bool(submissions)
+            if wakes:
+                self._is_watching = False
+        if wakes:
             self.ring()
         return len(submissions)
 
-    def _say(self, said: list[tuple[Any, Outcome]]) -> None:
-        if said:
-            self._polled_sink.completed([one for one, _ in said], [outcome for _, outcome in said])
+    def _report_all(self, reports: list[tuple[Any, Outcome]]) -> None:
+        if reports:
+            self._polled_sink.completed(
+                [one for one, _ in reports], [outcome for _, outcome in reports]
+            )

@@ -1,43 +1,42 @@
-"""Rules by which a fake answers: which records fail, and how."""
+"""Rules that decide which records of a fake fail, and how."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from .._exceptions import DeliveryError
-from .._records import ProducerRecord
+from .. import DeliveryError, ProducerRecord
 
 __all__ = ["AnswerRule", "FailWhen"]
 
 AnswerRule = Callable[[ProducerRecord[Any, Any]], DeliveryError | None]
-"""Given a record, as it was sent, the error that it fails with; None: it does not fail by this
-rule."""
+"""Called with a record as it was sent. Returns the error that the record fails with, or None."""
 
 
 class FailWhen:
-    """An :data:`AnswerRule` in words: records fail so when all of this holds.
+    """An :data:`AnswerRule` of conditions: a record fails if all of them hold.
 
     ::
 
         every_third = FailWhen(factories.timeout, topic="orders", every=3)
         async with fake_producer(answer=every_third) as fake: ...
 
-    It counts, so each test makes its own. It serves as :attr:`FakeDriver.judge` too.
+    It counts records, so each test must make its own. It can also be :attr:`FakeDriver.judge`.
 
     Args:
-        error: makes the error of each record that fails; the factories of
-            :mod:`~anyio_sendproducer.testing.factories` do, such as ``factories.rejected``.
-        topic: the record is to this topic; None: to any.
+        error: makes the error of each record that fails, for example ``factories.rejected`` of
+            :mod:`~anyio_sendproducer.testing.factories`.
+        topic: the record is for this topic; None for every topic.
         where: this returns True for the record.
-        every: it is the third, the sixth and so on, for 3, of those of which the above is true.
-        times: how often it happens in all; None: for ever.
+        every: with 3, only the third, the sixth and so on of the records that match the conditions
+            above.
+        times: at most how many records fail; None for no limit.
 
     Attributes:
-        failed: how many records have failed by it.
+        failed: how many records have failed.
 
     Raises:
-        ValueError: ``every`` or ``times`` is no int of 1 or more.
+        ValueError: ``every`` or ``times`` is not an int of 1 or more.
     """
 
     def __init__(
@@ -61,7 +60,7 @@ class FailWhen:
         self._seen = 0
 
     def __call__(self, record: ProducerRecord[Any, Any]) -> DeliveryError | None:
-        """The record's error, where there is one."""
+        """Return the record's error, or None."""
         if self._topic not in {None, record.topic}:
             return None
         if self._where is not None and not self._where(record):

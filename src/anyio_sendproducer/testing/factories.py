@@ -1,9 +1,8 @@
-"""Records, results and errors as a producer gives them, with defaults for all that a test does not
-care about.
+"""Factories for records, results and errors, with a default for each field.
 
-A test of code that takes a result, or handles an error, needs one that looks like the real ones.
-Each factory of a :class:`~anyio_sendproducer.DeliveryError` takes the record as its only argument
-that has no keyword, so that it serves as an answer of a fake producer too::
+A test of code that uses a result, or handles an error, needs objects that look like real ones. Each
+factory of a :class:`~anyio_sendproducer.DeliveryError` takes the record as its only positional
+argument, so a fake producer can use it as an answer::
 
     async with fake_producer(manual=True) as fake:
         delivery = fake.producer.enqueue_nowait(ProducerRecord("orders", b"two tins"))
@@ -20,31 +19,29 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar, overload
 
-from .._exceptions import (
+from .. import (
     DeliveryError,
     DeliveryTimeout,
     DiscoveryError,
-    MultiDeliveryError,
-    Persistence,
-    ProducerBroken,
-    ProducerClosed,
-    ProducerFenced,
-    ProducerStartError,
-    RecordRejected,
-    SerializationFailed,
-    TransactionAborted,
-    TransactionOutcomeUnknown,
-    UndeliveredRecords,
-)
-from .._records import (
     Message,
+    MultiDeliveryError,
     MultiMessage,
     MultiResult,
     MultiResultPart,
     PassThroughResult,
+    Persistence,
+    ProducerBroken,
+    ProducerClosed,
+    ProducerFenced,
     ProducerRecord,
+    ProducerStartError,
     RecordMetadata,
+    RecordRejected,
     Result,
+    SerializationFailed,
+    TransactionAborted,
+    TransactionOutcomeUnknown,
+    UndeliveredRecords,
 )
 
 __all__ = [
@@ -77,7 +74,7 @@ E = TypeVar("E", bound=DeliveryError)
 AnyRecord = ProducerRecord[Any, Any]
 
 
-# --- records and what they give back -----------------------------------------------------------
+# --- records and results -------------------------------------------------------------------------
 
 
 def record(
@@ -89,12 +86,12 @@ def record(
     timestamp_ms: int | None = None,
     headers: Sequence[tuple[str, bytes]] = (),
 ) -> ProducerRecord[bytes | None, bytes | None]:
-    """A record that can be sent.
+    """Make a record that can be sent.
 
     Args:
         topic: the topic's name.
-        value: its value.
-        key: its key.
+        value: the record's value.
+        key: the record's key.
         partition: the partition's number.
         timestamp_ms: milliseconds since 1970-01-01 UTC.
         headers: pairs of a str and bytes.
@@ -112,16 +109,16 @@ def metadata(
     offset: int | None = 0,
     timestamp_ms: int | None = None,
 ) -> RecordMetadata:
-    """What a broker acknowledges a record with.
+    """Make the metadata of an acknowledged record.
 
     Args:
-        of: the record; None: that of :func:`record`. What else is not given is taken from it.
+        of: the record; None for :func:`record`. Arguments that are None are taken from it.
         topic: the topic's name.
-        partition: the partition's number; 0, where the record has none either.
-        offset: the record's place in the partition; None, as with ``acks=0``.
-        timestamp_ms: milliseconds since 1970-01-01 UTC; 0, where the record has none either.
+        partition: the partition's number; 0 if the record has none either.
+        offset: the record's offset in the partition; None as with ``acks=0``.
+        timestamp_ms: milliseconds since 1970-01-01 UTC; 0 if the record has none either.
 
-    Sizes are those of a key and a value of bytes; of one that is serialized, those of its text.
+    The sizes are the lengths of key and value. If they are not bytes, their str() is measured.
     """
     of = record() if of is None else of
     if partition is None:
@@ -161,12 +158,12 @@ def result(of: Message[K, V, P], *, metadata: RecordMetadata | None = None) -> R
 def result(
     of: Any = None, *, pass_through: Any = None, metadata: RecordMetadata | None = None
 ) -> Result[Any, Any, Any]:
-    """What a :class:`~anyio_sendproducer.Message` gives back.
+    """Make the result of a :class:`~anyio_sendproducer.Message`.
 
     Args:
-        of: the message, or a record; nothing: that of :func:`record`.
-        pass_through: the pass-through value that goes with a record.
-        metadata: where it was written; None: what :func:`metadata` says of the record.
+        of: the message, or a record; without it, :func:`record`.
+        pass_through: the pass-through value, if ``of`` is a record.
+        metadata: where the record was written; None for :func:`metadata` of the record.
     """
     message: Message[Any, Any, Any]
     message = of if type(of) is Message else Message(of or record(), pass_through)
@@ -191,16 +188,16 @@ def multi_result(
 def multi_result(
     of: Any, *, pass_through: Any = None, metadata: Sequence[RecordMetadata] | None = None
 ) -> MultiResult[Any, Any, Any]:
-    """What a :class:`~anyio_sendproducer.MultiMessage` gives back.
+    """Make the result of a :class:`~anyio_sendproducer.MultiMessage`.
 
     Args:
         of: the message, or its records.
-        pass_through: the pass-through value that goes with records.
-        metadata: where each was written; None: one after the other in their partitions, from
-            offset 0 on.
+        pass_through: the pass-through value, if ``of`` are records.
+        metadata: where each record was written; with None, the offsets in each partition count
+            from 0.
 
     Raises:
-        ValueError: there are not as many metadata as records.
+        ValueError: the numbers of metadata and records differ.
     """
     message: MultiMessage[Any, Any, Any]
     message = of if type(of) is MultiMessage else MultiMessage(of, pass_through)
@@ -210,7 +207,7 @@ def multi_result(
 
 
 def pass_through_result(pass_through: P) -> PassThroughResult[P]:
-    """What a :class:`~anyio_sendproducer.PassThroughMessage` gives back."""
+    """Make the result of a :class:`~anyio_sendproducer.PassThroughMessage`."""
     return PassThroughResult(pass_through)
 
 
@@ -224,7 +221,7 @@ def _in_a_row(records: Iterable[AnyRecord]) -> list[RecordMetadata]:
     return written
 
 
-#: Behind an argument of the same name.
+#: The function, inside functions with a parameter of the same name.
 _metadata = metadata
 
 
@@ -250,12 +247,12 @@ def timeout(
     persistence: Persistence = Persistence.POSSIBLY_PERSISTED,
     cause: BaseException | None = None,
 ) -> DeliveryTimeout:
-    """A record that had no outcome in time.
+    """Make the error of a record that had no outcome in time.
 
     Args:
-        of: the record; None: that of :func:`record`.
-        message: what the error says.
-        persistence: ``NOT_PERSISTED`` for one that the client was never given.
+        of: the record; None for :func:`record`.
+        message: the error's message.
+        persistence: ``NOT_PERSISTED`` if the client never got the record.
         cause: why no broker was reached.
     """
     return _of_record(DeliveryTimeout, of, message, persistence, cause)
@@ -267,11 +264,11 @@ def rejected(
     message: str = "the broker refused the record: MESSAGE_TOO_LARGE",
     cause: BaseException | None = None,
 ) -> RecordRejected:
-    """A record that was refused.
+    """Make the error of a record that was refused.
 
     Args:
-        of: the record; None: that of :func:`record`.
-        message: what the error says.
+        of: the record; None for :func:`record`.
+        message: the error's message.
         cause: the client's error.
     """
     return _of_record(RecordRejected, of, message, Persistence.NOT_PERSISTED, cause)
@@ -283,12 +280,12 @@ def serialization_failed(
     message: str = "the value_serializer raised ValueError: no such field",
     cause: BaseException | None = None,
 ) -> SerializationFailed:
-    """A record whose key or value could not be turned into bytes.
+    """Make the error of a record that could not be serialized.
 
     Args:
-        of: the record; None: that of :func:`record`.
-        message: what the error says.
-        cause: what the serializer raised; None: a ValueError.
+        of: the record; None for :func:`record`.
+        message: the error's message.
+        cause: what the serializer raised; None for a ValueError.
     """
     return _of_record(
         SerializationFailed,
@@ -305,11 +302,11 @@ def not_persisted(
     message: str = "the record was not sent: the producer was closed before",
     cause: BaseException | None = None,
 ) -> DeliveryError:
-    """A record that failed, and is not in the log: to send it again is safe.
+    """Make the error of a record that is not written, and can be sent again safely.
 
     Args:
-        of: the record; None: that of :func:`record`.
-        message: what the error says.
+        of: the record; None for :func:`record`.
+        message: the error's message.
         cause: the client's error.
     """
     return _of_record(DeliveryError, of, message, Persistence.NOT_PERSISTED, cause)
@@ -321,11 +318,11 @@ def possibly_persisted(
     message: str = "the answer was lost",
     cause: BaseException | None = None,
 ) -> DeliveryError:
-    """A record that failed, and may be in the log all the same.
+    """Make the error of a record that failed, and may have been written.
 
     Args:
-        of: the record; None: that of :func:`record`.
-        message: what the error says.
+        of: the record; None for :func:`record`.
+        message: the error's message.
         cause: the client's error.
     """
     return _of_record(DeliveryError, of, message, Persistence.POSSIBLY_PERSISTED, cause)
@@ -339,11 +336,11 @@ def multi_delivery_error(
     *,
     pass_through: Any = None,
 ) -> MultiDeliveryError:
-    """Several records, some of which were not delivered.
+    """Make the error of several records, some of which were not delivered.
 
     Args:
-        of: for each record its error, or, where it was delivered, the record or its part; None:
-            one that was delivered and one that was :func:`rejected`.
+        of: for each record its error or, if it was delivered, the record or its part. With None,
+            one record was delivered and one was :func:`rejected`.
         pass_through: the envelope's pass-through value.
     """
     given: list[AnyRecord | DeliveryError | MultiResultPart[Any, Any]]
@@ -357,10 +354,10 @@ def multi_delivery_error(
 
 
 def undelivered(*errors: DeliveryError) -> UndeliveredRecords:
-    """What a scope ends with where records failed and nobody awaited them.
+    """Make the error that a scope raises for failed records that nobody awaited.
 
     Args:
-        *errors: the failures; none: one that was :func:`rejected`.
+        *errors: the failures; without them, one record was :func:`rejected`.
     """
     kept = errors or (rejected(),)
     return UndeliveredRecords(kept, len(kept))
@@ -374,7 +371,10 @@ def start_failed(
     *,
     cause: BaseException | None = None,
 ) -> ProducerStartError:
-    """A producer that could not start; ``fake_producer(start_error=start_failed())`` raises it."""
+    """Make the error of a producer that could not start.
+
+    ``fake_producer(start_error=start_failed())`` raises it.
+    """
     error = ProducerStartError(message)
     error.__cause__ = cause
     return error
@@ -385,21 +385,21 @@ def discovery_failed(
     *,
     cause: BaseException | None = None,
 ) -> DiscoveryError:
-    """A cluster whose addresses could not be looked up."""
+    """Make the error of a cluster whose addresses could not be looked up."""
     error = DiscoveryError(message)
     error.__cause__ = cause
     return error
 
 
 def closed(message: str = "the producer is closed") -> ProducerClosed:
-    """A producer that is used after its end."""
+    """Make the error of a producer that is used after its end."""
     return ProducerClosed(message)
 
 
 def broken(
     message: str = "the producer is broken", *, cause: BaseException | None = None
 ) -> ProducerBroken:
-    """A producer that can never send again."""
+    """Make the error of a producer that can never send again."""
     error = ProducerBroken(message)
     error.__cause__ = cause
     return error
@@ -408,17 +408,17 @@ def broken(
 def fenced(
     message: str = "another producer took over the transactional_id",
 ) -> ProducerFenced:
-    """A producer whose ``transactional_id`` another one has now."""
+    """Make the error of a producer whose ``transactional_id`` another producer took over."""
     return ProducerFenced(message)
 
 
 def transaction_aborted(
     message: str = "the transaction was aborted", *, cause: BaseException | None = None
 ) -> TransactionAborted:
-    """A transaction that nobody ever sees.
+    """Make the error of a transaction that was aborted.
 
     Args:
-        message: what the error says.
+        message: the error's message.
         cause: the failure of a record that was the reason.
     """
     error = TransactionAborted(message)
@@ -429,7 +429,7 @@ def transaction_aborted(
 def transaction_outcome_unknown(
     message: str = "the answer to the commit was lost", *, cause: BaseException | None = None
 ) -> TransactionOutcomeUnknown:
-    """A transaction of which nobody knows whether it was committed."""
+    """Make the error of a transaction that may or may not have been committed."""
     error = TransactionOutcomeUnknown(message)
     error.__cause__ = cause
     return error

@@ -1,11 +1,11 @@
-"""The test kit as pytest fixtures, which pytest finds by the entry point ``pytest11``.
+"""The test tools as pytest fixtures, which pytest finds by the entry point ``pytest11``.
 
-All fixtures that start something are synchronous, so they work for every test. The one that is not,
-``kafka_fake_producer``, is an async generator, which AnyIO's plugin and pytest-trio run each in
-their way, on the loop of the test. Nothing is imported for them, and neither has to be there.
+All fixtures that start a process or a cluster are synchronous, so they work in every test.
+``kafka_fake_producer`` is an async generator. AnyIO's plugin and pytest-trio both run it on the
+event loop of the test; neither is imported here, and neither has to be installed.
 
-pytest imports this at each start, in every project that has this package installed: so nothing but
-pytest and the package itself is imported before a fixture is asked for.
+pytest imports this module at each start, in every project that has this package installed. So the
+module imports only pytest and the package itself before a fixture is used.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from .._settings import ProducerSettings
+from .. import ProducerSettings
 from ._blocking_broker import BlockingEmbeddedBroker, blocking_embedded_broker
 from ._fake_producer import FakeProducer, fake_producer
 from ._mock_cluster import MockCluster, mock_cluster
@@ -33,7 +33,7 @@ __all__ = [
 
 @pytest.fixture
 def kafka_fake_producer_settings() -> ProducerSettings | None:
-    """The settings of kafka_fake_producer; give a fixture of this name to have others."""
+    """The settings of kafka_fake_producer; override this fixture to change them."""
     return None
 
 
@@ -41,42 +41,42 @@ def kafka_fake_producer_settings() -> ProducerSettings | None:
 async def kafka_fake_producer(
     kafka_fake_producer_settings: ProducerSettings | None,
 ) -> AsyncIterator[FakeProducer]:
-    """A producer without a cluster: `producer` is to be given away, `sent` is what was sent. For
-    asynchronous tests, of AnyIO's plugin and pytest-trio."""
+    """A producer without a cluster: `producer` is for the code under test, `sent` has its records.
+    For asynchronous tests, with AnyIO's plugin or pytest-trio."""
     async with fake_producer(kafka_fake_producer_settings) as fake:
         yield fake
 
 
 @pytest.fixture
 def kafka_topic() -> str:
-    """The name of a topic that nobody else uses."""
+    """The name of a topic that no other test uses."""
     return f"topic-{uuid.uuid4().hex}"
 
 
 @pytest.fixture(scope="session")
 def kafka_session_broker() -> Iterator[BlockingEmbeddedBroker]:
-    """An embedded broker for the whole run, in a process of its own (extra `embedded`). Let each
-    test use a `kafka_topic` of its own, and do nothing to the broker."""
+    """An embedded broker for the whole run, in its own process (extra `embedded`). Each test must
+    use its own `kafka_topic`, and must not stop or pause the broker."""
     with blocking_embedded_broker() as broker:
         yield broker
 
 
 @pytest.fixture
 def kafka_broker() -> Iterator[BlockingEmbeddedBroker]:
-    """An embedded broker of the test's own, which it may kill and pause (extra `embedded`)."""
+    """An embedded broker for one test, which may kill and pause it (extra `embedded`)."""
     with blocking_embedded_broker() as broker:
         yield broker
 
 
 @pytest.fixture
 def kafka_mock_cluster_brokers() -> int:
-    """How many brokers kafka_mock_cluster has; give a fixture of this name to have more."""
+    """How many brokers kafka_mock_cluster has; override this fixture to have more."""
     return 1
 
 
 @pytest.fixture
 def kafka_mock_cluster(kafka_mock_cluster_brokers: int) -> Iterator[MockCluster]:
-    """Librdkafka's mock cluster, whose brokers answer with errors, late, or not at all, as they are
-    told to (extra `confluent`)."""
+    """Librdkafka's mock cluster, whose brokers answer with errors, late, or not at all, as the test
+    decides (extra `confluent`)."""
     with mock_cluster(kafka_mock_cluster_brokers) as cluster:
         yield cluster

@@ -1,9 +1,9 @@
-"""Hypothesis strategies for records, good and bad, envelopes, and what becomes of them.
+"""Hypothesis strategies for valid and invalid records, envelopes, results and errors.
 
-What code that sends is given is not what its author thought of: a key that is empty, a header that
-comes twice, an envelope of no records, a batch half of which failed.
+They find the cases that the author of the code did not think of: an empty key, a header that occurs
+twice, an envelope without records, a call half of whose records failed.
 
-Needs Hypothesis, of the extra ``testing``.
+They need Hypothesis, which the extra ``testing`` installs.
 """
 
 from __future__ import annotations
@@ -12,25 +12,23 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
-from .._exceptions import (
+from .. import (
     DeliveryError,
-    MultiDeliveryError,
-    Persistence,
-    SendProducerError,
-    UndeliveredRecords,
-)
-from .._records import (
     Envelope,
     Message,
+    MultiDeliveryError,
     MultiMessage,
     MultiResult,
     MultiResultPart,
     PassThroughMessage,
     PassThroughResult,
+    Persistence,
     ProducerRecord,
     RecordMetadata,
     Result,
     Results,
+    SendProducerError,
+    UndeliveredRecords,
 )
 from . import factories
 
@@ -83,37 +81,37 @@ _MAX_INT64: Final = 2**63 - 1
 
 
 def topics() -> st.SearchStrategy[str]:
-    """Names that a topic can have: 1 to 249 of the characters ``a-z A-Z 0-9 . _ -``, and neither
-    ``"."`` nor ``".."``."""
+    """Valid names of topics: 1 to 249 of the characters ``a-z A-Z 0-9 . _ -``, but neither ``"."``
+    nor ``".."``."""
     return st.text(_TOPIC_CHARACTERS, min_size=1, max_size=249).filter(
         lambda name: name not in {".", ".."}
     )
 
 
 def keys() -> st.SearchStrategy[bytes | None]:
-    """Keys of bytes, the empty one among them, and none."""
+    """Keys: bytes, also empty, and None."""
     return st.none() | st.binary(max_size=50)
 
 
 def values() -> st.SearchStrategy[bytes | None]:
-    """Values of bytes, the empty one among them, and none, which is a tombstone."""
+    """Values: bytes, also empty, and None, which is a tombstone."""
     return st.none() | st.binary(max_size=50)
 
 
 def headers() -> st.SearchStrategy[list[tuple[str, bytes]]]:
-    """Headers: names of any characters, some of them twice."""
-    # Text has no surrogates, which have no UTF-8 and can't be sent.
+    """Headers: names of any characters, some of which occur twice."""
+    # st.text() has no surrogates, which cannot be encoded as UTF-8.
     names = st.sampled_from(["a", "b"]) | st.text(max_size=8)
     return st.lists(st.tuples(names, st.binary(max_size=8)), max_size=4)
 
 
 def partitions() -> st.SearchStrategy[int | None]:
-    """Numbers that a partition can have, whether or not there is one, and none."""
+    """Partition numbers that Kafka can represent, and None."""
     return st.none() | st.integers(0, _MAX_INT32)
 
 
 def timestamps() -> st.SearchStrategy[int | None]:
-    """Milliseconds since 1970-01-01 UTC, and none."""
+    """Milliseconds since 1970-01-01 UTC, and None."""
     return st.none() | st.integers(0, _MAX_INT64)
 
 
@@ -126,11 +124,11 @@ def records(
     partitions: st.SearchStrategy[int | None] | None = None,
     timestamps: st.SearchStrategy[int | None] | None = None,
 ) -> st.SearchStrategy[BytesRecord]:
-    """Records that a producer takes.
+    """Records that a producer accepts.
 
-    Each argument narrows what a field may be, ``topics=st.just("orders")`` say; None stands for the
-    strategy of that name in this module. A real cluster has not as many partitions as a record may
-    ask for: give ``partitions=st.none()`` there.
+    Each argument replaces the strategy of that name in this module, for example
+    ``topics=st.just("orders")``. With a real cluster, pass ``partitions=st.none()``: it does not
+    have all the partitions that a record may name.
     """
     return st.builds(
         _make_record,
@@ -148,8 +146,8 @@ def _make_record(topic: str, key: Any, value: Any, **fields: Any) -> BytesRecord
 
 
 def invalid_records() -> st.SearchStrategy[AnyRecord]:
-    """Records that a producer without serializers refuses, whatever the cluster: one field is out
-    of its range or of another type, or there is neither key nor value.
+    """Records that a producer without serializers refuses with every cluster: one field is out of
+    its range or has a wrong type, or the record has neither a key nor a value.
 
     ``send`` raises :exc:`~anyio_sendproducer.RecordRejected` for each.
     """
@@ -207,7 +205,7 @@ def _not_bytes() -> st.SearchStrategy[Any]:
     )
 
 
-#: Behind arguments of the same names.
+#: The functions above, inside functions with parameters of the same names.
 _topics, _keys, _values, _headers = topics, keys, values, headers
 _partitions, _timestamps = partitions, timestamps
 
@@ -216,7 +214,7 @@ _partitions, _timestamps = partitions, timestamps
 
 
 def pass_throughs() -> st.SearchStrategy[Any]:
-    """Whatever somebody may want to have back."""
+    """Pass-through values of any type."""
     return st.recursive(
         st.none() | st.booleans() | st.integers() | st.text() | st.binary() | st.builds(object),
         lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
@@ -229,11 +227,11 @@ def messages(
     records: st.SearchStrategy[AnyRecord] | None = None,
     pass_throughs: st.SearchStrategy[Any] | None = None,
 ) -> st.SearchStrategy[Message[Any, Any, Any]]:
-    """Envelopes of one record.
+    """Messages: envelopes of one record.
 
     Args:
-        records: the records; None: :func:`records`.
-        pass_throughs: the pass-through values; None: :func:`pass_throughs`.
+        records: the records; None for :func:`records`.
+        pass_throughs: the pass-through values; None for :func:`pass_throughs`.
     """
     return st.builds(_message, _records(records), _carried(pass_throughs))
 
@@ -244,12 +242,12 @@ def multi_messages(
     pass_throughs: st.SearchStrategy[Any] | None = None,
     max_size: int = 5,
 ) -> st.SearchStrategy[MultiMessage[Any, Any, Any]]:
-    """Envelopes of several records, and of none.
+    """Multi-messages: envelopes of several records, or of none.
 
     Args:
         records: as for :func:`messages`.
         pass_throughs: as for :func:`messages`.
-        max_size: how many records one has at most.
+        max_size: at most how many records an envelope has.
     """
     return st.builds(
         _multi_message, st.lists(_records(records), max_size=max_size), _carried(pass_throughs)
@@ -259,7 +257,7 @@ def multi_messages(
 def pass_through_messages(
     *, pass_throughs: st.SearchStrategy[Any] | None = None
 ) -> st.SearchStrategy[PassThroughMessage[Any]]:
-    """Envelopes of nothing but a pass-through value.
+    """Envelopes without records, which only have a pass-through value.
 
     Args:
         pass_throughs: as for :func:`messages`.
@@ -305,20 +303,20 @@ def _carried(given: st.SearchStrategy[Any] | None) -> st.SearchStrategy[Any]:
     return _all_pass_throughs() if given is None else given
 
 
-# --- what becomes of them ------------------------------------------------------------------------
+# --- results and errors --------------------------------------------------------------------------
 
 
 def persistence() -> st.SearchStrategy[Persistence]:
-    """What is known of a record that failed: all but ``PERSISTED``."""
+    """The values of a failed record: all except ``PERSISTED``."""
     return st.sampled_from([Persistence.NOT_PERSISTED, Persistence.POSSIBLY_PERSISTED])
 
 
 def metadata(record: AnyRecord | None = None) -> st.SearchStrategy[RecordMetadata]:
-    """What a broker may acknowledge a record with; without an offset and a time, as with
-    ``acks=0``, too.
+    """The metadata of an acknowledged record, also without an offset and a timestamp, as with
+    ``acks=0``.
 
     Args:
-        record: the record; None: any of :func:`records`.
+        record: the record; None for any of :func:`records`.
     """
     return _each(record).flatmap(_metadata_of)
 
@@ -334,7 +332,7 @@ def _metadata_of(record: AnyRecord) -> st.SearchStrategy[RecordMetadata]:
         return made._replace(timestamp_ms=None)
 
     numbers = st.integers(0, 99) if record.partition is None else st.just(record.partition)
-    # The broker's own, with LogAppendTime.
+    # With LogAppendTime, the broker chooses the timestamp.
     times = st.integers(0, _MAX_INT64)
     if record.timestamp_ms is not None:
         times = st.just(record.timestamp_ms) | times
@@ -346,7 +344,7 @@ def delivery_errors(record: AnyRecord | None = None) -> st.SearchStrategy[Delive
     """Errors of one record, of each kind.
 
     Args:
-        record: the record; None: any of :func:`records`.
+        record: the record; None for any of :func:`records`.
     """
     kinds: list[Callable[[AnyRecord], DeliveryError]] = [
         factories.rejected,
@@ -369,17 +367,17 @@ def delivery_errors(record: AnyRecord | None = None) -> st.SearchStrategy[Delive
 def outcomes(
     record: AnyRecord | None = None,
 ) -> st.SearchStrategy[RecordMetadata | DeliveryError]:
-    """What may become of one record: metadata, and errors of each kind.
+    """Outcomes of one record: metadata, and errors of each kind.
 
     Args:
-        record: the record; None: any of :func:`records`.
+        record: the record; None for any of :func:`records`.
     """
-    # Of the same one, where it is any.
+    # Both alternatives must be about the same record.
     return _each(record).flatmap(lambda one: metadata(one) | delivery_errors(one))
 
 
 def results_of(envelope: Envelope[Any, Any, P]) -> st.SearchStrategy[Results[Any, Any, P]]:
-    """What an envelope may give back when it went well.
+    """Results of an envelope whose records were all acknowledged.
 
     Args:
         envelope: the envelope.
@@ -404,7 +402,7 @@ def results(
     records: st.SearchStrategy[AnyRecord] | None = None,
     pass_throughs: st.SearchStrategy[Any] | None = None,
 ) -> st.SearchStrategy[Results[Any, Any, Any]]:
-    """What envelopes of each kind give back.
+    """Results of envelopes of each kind.
 
     Args:
         records: as for :func:`messages`.
@@ -418,7 +416,7 @@ def multi_results(
     records: st.SearchStrategy[AnyRecord] | None = None,
     pass_throughs: st.SearchStrategy[Any] | None = None,
 ) -> st.SearchStrategy[MultiResult[Any, Any, Any]]:
-    """What envelopes of several records give back.
+    """Results of envelopes of several records.
 
     Args:
         records: as for :func:`messages`.
@@ -432,7 +430,7 @@ def multi_delivery_errors(
     records: st.SearchStrategy[AnyRecord] | None = None,
     pass_throughs: st.SearchStrategy[Any] | None = None,
 ) -> st.SearchStrategy[MultiDeliveryError]:
-    """Errors of several records: at least one of them failed.
+    """Errors of several records, at least one of which failed.
 
     Args:
         records: as for :func:`messages`.
@@ -452,7 +450,7 @@ def multi_delivery_errors(
 
 
 def undelivered_records() -> st.SearchStrategy[UndeliveredRecords]:
-    """What a scope may end with where records failed and nobody awaited them."""
+    """Errors that a scope raises for failed records that nobody awaited."""
 
     def end(errors: list[DeliveryError], more: int) -> UndeliveredRecords:
         return UndeliveredRecords(errors, len(errors) + more)
@@ -465,7 +463,7 @@ def undelivered_records() -> st.SearchStrategy[UndeliveredRecords]:
 
 
 def producer_errors() -> st.SearchStrategy[SendProducerError]:
-    """Errors of a producer and of its transactions, of each kind, that are not about a record."""
+    """Errors of a producer and of its transactions, of each kind, that are not about one record."""
     kinds: list[Callable[[], SendProducerError]] = [
         factories.start_failed,
         factories.discovery_failed,
