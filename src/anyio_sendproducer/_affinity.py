@@ -12,14 +12,14 @@ from ._loops import Loop, Step, current_loop
 
 __all__ = ["Affinity"]
 
-#: The thread of a producer whose process was forked: no thread has this number.
+#: The thread number of a producer in a forked process. No thread has this number.
 _NO_THREAD: Final = -1
 
 _affinities: weakref.WeakSet[Affinity] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
-    # The child has neither the threads nor the sockets, so its records would never be sent.
+    # The child process has no copy of the threads, so its records would never be sent.
     for affinity in list(_affinities):
         affinity.thread = _NO_THREAD
 
@@ -29,10 +29,10 @@ if hasattr(os, "register_at_fork"):  # pragma: no branch  # Windows has none, an
 
 
 class Affinity:
-    """Checks that calls come from where a producer was opened.
+    """Checks that a producer is used on the event loop on which it was opened.
 
     Args:
-        loop: the event loop that the producer was opened on.
+        loop: the event loop on which the producer was opened.
         step: marks that the producer's own code is in the middle of a change.
     """
 
@@ -49,10 +49,11 @@ class Affinity:
         return self.thread == get_ident() and self._loop.is_current()
 
     def check(self) -> None:
-        """Check that the caller is a task of the producer's event loop, and interrupts nothing.
+        """Check the caller.
 
         Raises:
-            ProducerMisused: it is not, or it does.
+            ProducerMisused: the caller does not run on the producer's event loop, or interrupts the
+                producer's own code.
         """
         if self.thread == get_ident() and self._loop.is_current():
             if self._step.depth:
@@ -60,15 +61,15 @@ class Affinity:
             return
         if self.thread == _NO_THREAD:
             raise ProducerMisused(
-                "the producer was opened before this process was forked, and its thread stayed "
-                "behind: open a producer in the child"
+                "the producer was opened before this process was forked, and its thread runs only "
+                "in the parent process: open a producer in the child process"
             )
         raise ProducerMisused(
             f"the producer belongs to the event loop that it was opened on, {_way_out()}"
         )
 
     def reentered(self) -> ProducerMisused:
-        """The error of a call that interrupts the producer's own code."""
+        """Make the error of a call that interrupts the producer's own code."""
         return ProducerMisused(
             "a finalizer, a weakref callback or a signal handler called the producer while it "
             "interrupted the producer's own code: let the event loop make the call, with asyncio's "

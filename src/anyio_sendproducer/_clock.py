@@ -1,7 +1,7 @@
-"""The time that one producer goes by.
+"""The clock of one producer.
 
-Deadlines and retries take their time from here, so that a test can pass a clock of its own.
-Cancel scopes follow the event loop's clock instead, because AnyIO offers nothing else.
+Deadlines and retries use this clock, so that a test can pass a clock of its own. Cancel scopes use
+the event loop's clock, because AnyIO offers no other.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Clock(Protocol):
 
     def monotonic(self) -> float:
         """Real time in seconds, for intervals that a thread or the client causes. Trio's MockClock
-        does not stop it. Called from any thread."""
+        does not stop it. This may be called in any thread."""
         ...
 
     async def sleep(self, seconds: float, /) -> None:

@@ -1,4 +1,4 @@
-"""Records that a client holds past their deadline, and when to replace the client for them."""
+"""The records that a client still has after their deadlines, and when to give it up for that."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from ._delivery import Entry
 
 __all__ = ["LATENESS", "PATIENCE", "LateRecords"]
 
-#: Seconds that a client which holds late records may go on without delivering any record at all.
+#: Seconds for which a client that has late records may deliver no record at all.
 PATIENCE: Final = 10.0
 
-#: Seconds that a client has to let go of a record after its deadline. A healthy client lets go of a
-#: record that it could not send a second or two late.
+#: Seconds after its deadline within which a client must report a record. A healthy client reports a
+#: record that it could not send one or two seconds late.
 LATENESS: Final = 5.0
 
 
 class LateRecords:
-    """The records that the driver still has after their deadline.
+    """The records that the driver still has after their deadlines.
 
-    A client is given up if it holds a record for ``LATENESS`` seconds after its deadline, and such
-    records take up half of all room, or the client has delivered nothing for ``PATIENCE`` seconds.
+    The client is given up if a record is ``LATENESS`` seconds past its deadline, and either late
+    records take up half of the room, or no record was delivered for ``PATIENCE`` seconds.
 
     Args:
-        max_records: the room for records, of which half is too much.
+        max_records: the room for records.
         max_bytes: the room for their bytes.
     """
 
@@ -32,7 +32,7 @@ class LateRecords:
         self._max_bytes = max_bytes
         self._entries: dict[Entry, None] = {}
         self._bytes = 0
-        # Since when nothing was delivered, and how many records had been delivered by then.
+        # The last time at which there was progress, and the number of records delivered by then.
         self._since = 0.0
         self._delivered = -1
 
@@ -40,27 +40,27 @@ class LateRecords:
         return bool(self._entries)
 
     def add(self, entry: Entry) -> None:
-        """The deadline of a record is over, and the driver has it."""
+        """Add a record that the driver has after its deadline."""
         self._entries[entry] = None
         self._bytes += entry.size
 
     def discard(self, entry: Entry) -> None:
-        """The driver has let go of a record, which may be a late one."""
+        """Remove a record that the driver has reported, if it is a late one."""
         if entry in self._entries:
             del self._entries[entry]
             self._bytes -= entry.size
 
     def resize(self, entry: Entry, size: int) -> None:
-        """The size of a record, which may be a late one, is going to be corrected."""
+        """Note that the size of a record will change, if it is a late one."""
         if entry in self._entries:
             self._bytes += size - entry.size
 
     def note_progress(self, now: float, delivered: int, *, had_any: bool) -> None:
-        """Look whether the client still delivers.
+        """Check whether the client has delivered records since the last check.
 
         Args:
             now: the time.
-            delivered: how many records were delivered so far.
+            delivered: the number of records delivered so far.
             had_any: whether there were late records before this check.
         """
         if not had_any or self._delivered != delivered:
@@ -68,7 +68,7 @@ class LateRecords:
             self._delivered = delivered
 
     def give_up_at(self) -> float:
-        """The time at which the client must be replaced, if it keeps these records until then."""
+        """The time at which to give the client up, if it still has these records then."""
         oldest = next(iter(self._entries)).deadline + LATENESS
         if len(self._entries) * 2 >= self._max_records or self._bytes * 2 >= self._max_bytes:
             return oldest

@@ -1,4 +1,4 @@
-"""Classes whose instances only this package makes."""
+"""A base class for classes whose instances only this package makes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ __all__ = ["NoPublicConstructor"]
 
 
 class NoPublicConstructor:
-    """A class that cannot be called. Its own factory calls ``__new__`` and sets the attributes."""
+    """A class that can't be called: that raises TypeError. Its factory calls ``__new__`` and sets
+    the attributes."""
 
     __slots__ = ()
 
     _how_to_make: ClassVar[str]
-    """The message of the error, which says what to do instead."""
+    """The error message. It says how to get an instance."""
 
     def __init__(self, *_: NoReturn, **__: NoReturn) -> None:
         raise TypeError(self._how_to_make)

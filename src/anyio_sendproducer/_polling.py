@@ -1,8 +1,8 @@
-"""When the event loop polls a client that reports only when it is polled.
+"""When to poll a client that reports only when it is polled.
 
-A wake-up by a thread takes the event loop 0.1 ms, and several times that on a virtual machine. A
-broker nearby answers sooner. So while answers come soon, the pump polls in each of its turns.
-Otherwise a thread of the driver waits for the next answer, and wakes the event loop.
+A thread takes 0.1 ms to wake the event loop, and several times as long on a virtual machine. A
+broker in the same network answers sooner. So while answers come fast, the pump polls in each of its
+turns. Otherwise a thread of the driver waits for the next answer and wakes the event loop.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Final
 
 __all__ = ["NextPoll", "PollScheduler"]
 
-#: Seconds for which the pump polls in each turn, before a thread waits for the answer.
+#: Seconds for which the pump polls in each turn, before a thread waits for the answer instead.
 POLL_SECONDS: Final = 0.0005
-#: That is worth while if the last answers came within this time, on average.
+#: The pump polls in each turn only if the last answers took less than this on average, in seconds.
 SOON_SECONDS: Final = 0.0006
 #: The weight of one answer in that average.
 WEIGHT: Final = 0.2
-#: The longest time that one answer counts for, so that a single late one is soon outweighed.
+#: A longer answer counts as this many seconds, so that a single late one is soon outweighed.
 LATE_SECONDS: Final = 0.002
-#: How many records may be held back for a larger batch: as many as are submitted in one turn.
+#: The largest number of records to hold back for a larger batch: as many as one turn submits.
 GATHER_LIMIT: Final = 250
 
 
@@ -32,47 +32,46 @@ class NextPoll(enum.Enum):
     NEXT_TURN = "next turn"
     """In the pump's next turn."""
     WHEN_READY = "when ready"
-    """When the driver's thread says that an answer is there."""
+    """When the driver's thread reports an answer."""
     AFTER_SUBMIT = "after submit"
-    """When records were submitted: nothing is in flight."""
+    """After the next submission, because no record is in flight."""
 
 
 class PollScheduler:
-    """Decides when to poll a client, from how long its last answers took.
+    """Decides when to poll a client, by the time that its last answers took.
 
     Args:
-        monotonic: real time in seconds, as by :func:`time.monotonic`.
+        monotonic: returns real time in seconds, as :func:`time.monotonic` does.
     """
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
         self._in_flight = 0
-        # Whether an answer is expected, and since when.
+        # Whether an answer is expected, and the time from which it is.
         self._is_waiting = False
         self._waits_since = 0.0
-        #: How many seconds the last answers took, on average.
+        #: The average time of the last answers, in seconds.
         self.usual_wait: float = LATE_SECONDS
-        # When the client's thread reported that an answer is there.
+        # The time at which the driver's thread found an answer.
         self._ready_since = math.inf
         self._gathers = False
 
     def submitting(self, count: int) -> None:
-        """So many records are about to be submitted."""
+        """Note that ``count`` records are about to be submitted."""
         self._in_flight += count
 
     def submitted(self) -> None:
-        """Records were submitted: an answer will follow."""
+        """Note that records were submitted, so that an answer will follow."""
         if not self._is_waiting:
             self._is_waiting = True
             self._waits_since = self._monotonic()
 
     def should_gather(self, queued: int) -> bool:
-        """Whether to hold ``queued`` records back to form a larger batch.
+        """Whether to hold ``queued`` records back to form a larger batch, until the next poll.
 
-        They are held back if an answer will come soon, and the client has more records than these.
-        Otherwise each answer would let a few callers go on. Their records would form a small batch
-        with an answer of its own, so that small batches would stay small. The decision holds until
-        the next poll.
+        They are held back while the client has more records than these and an answer will come
+        soon. Otherwise small batches would stay small: each answer wakes a few callers, and their
+        next records would form another small batch.
         """
         self._gathers = (
             queued < self._in_flight and queued < GATHER_LIMIT and self._is_answer_near()
@@ -87,29 +86,29 @@ class PollScheduler:
         )
 
     def ready(self, since: float) -> None:
-        """The client's thread found an answer.
+        """Note that the driver's thread found an answer.
 
         Args:
-            since: when that was, by ``monotonic``.
+            since: the time at which it did, by ``monotonic``.
         """
         self._ready_since = since
 
     def polled(self, in_flight: int) -> None:
-        """The client was polled, and has so many records left."""
+        """Note that the client was polled, and now has ``in_flight`` records."""
         self._in_flight = in_flight
 
     def after_poll(self, *, has_events: bool) -> NextPoll:
         """Decide when to poll next.
 
         Args:
-            has_events: whether the poll brought anything. If so, there may be more, and records of
-                the callers that are woken are submitted in the next turn.
+            has_events: whether the poll brought events. If so, there may be more. The callers that
+                they wake may send records, which the next turn submits.
         """
         gathered, self._gathers = self._gathers, False
         if has_events:
             if self._is_waiting:
                 now = self._monotonic()
-                # The time from the client's thread to the event loop is not the client's.
+                # The time that the wake-up of the event loop took does not count.
                 arrival = min(now, self._ready_since)
                 waited = min(arrival - self._waits_since, LATE_SECONDS)
                 self.usual_wait += (waited - self.usual_wait) * WEIGHT
@@ -119,7 +118,7 @@ class PollScheduler:
             return NextPoll.NEXT_TURN
         if not self._in_flight:
             self._is_waiting = False
-            # Records were held back for an answer that had come already.
+            # If records were held back, the answer that they waited for had already come.
             return NextPoll.NEXT_TURN if gathered else NextPoll.AFTER_SUBMIT
         if gathered or self._is_answer_near():
             return NextPoll.NEXT_TURN

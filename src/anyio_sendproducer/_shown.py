@@ -1,12 +1,12 @@
-"""How errors and logs show what others supplied: short, on one line, and never a secret.
+"""How errors and logs show foreign values: short, on one line, and never a secret.
 
-A value in the wrong place may be a password or a key. So an error repeats numbers, short plain
-texts and names that look like names. Of anything else it names the type.
+A value in the wrong place may be a password or a key. So an error shows numbers, short plain texts,
+and names that look like names of settings. For other values it shows only the type.
 
-A text may forge a line of a log, or control a terminal. Three places prevent that. Each error of
-this package escapes control characters in its message. A driver passes each error of its client
-through :func:`harmless`, because logs show it as the cause of ours. Each logger has a
-:class:`OneLine`.
+A foreign text may contain control characters, which could forge a line of a log or control a
+terminal. Three places escape them: the errors of this package do it in their messages; a driver
+passes each error of its client to :func:`harmless`, because logs show that error as the cause of
+ours; and each logger of the package has a :class:`OneLine`.
 """
 
 from __future__ import annotations
@@ -34,16 +34,22 @@ _PLAIN: Final = re.compile(r"[A-Za-z0-9 .:_-]{0,24}")
 #: Words of letters, with a few digits at the end of each. A line of base64 is not of this form.
 _WORD: Final = r"(?:[a-z]{1,20}|[A-Z]{1,20})\d{0,3}"
 _NAME: Final = re.compile(rf"{_WORD}(?:[._-]{_WORD}){{0,12}}")
-#: Longer numbers are not shown: Python refuses to write an int of more than 4,300 digits.
-_MOST: Final = 10**30
-#: How many characters of an error of a client are kept, and of a line of a log.
+#: Larger numbers are not shown, because Python can't convert an int with more than 4,300 digits.
+_LARGEST_INT: Final = 10**30
+#: How many characters are kept of an error of a client, and of a line of a log.
 _LONGEST_ERROR: Final = 2_000
 _LONGEST_LINE: Final = 20_000
 
 
 def printable(text: str, substitute: str = "") -> str:
-    """A text with its control characters escaped, as :func:`repr` does, or substituted. Line ends
-    are among them, and characters that change the direction of what follows."""
+    """Escape the control characters of a text, as :func:`repr` does, or replace them.
+
+    This includes line ends, and characters that change the direction of the text.
+
+    Args:
+        text: the text.
+        substitute: the replacement; empty to escape them.
+    """
     if text.isprintable():
         return text
     return "".join(
@@ -52,19 +58,18 @@ def printable(text: str, substitute: str = "") -> str:
     )
 
 
-def one_line(text: object, most: int = 300) -> str:
-    """The beginning of a foreign text, as :func:`printable` shows it."""
-    return printable(str(text)[:most])
+def one_line(text: object, limit: int = 300) -> str:
+    """Return the first ``limit`` characters of a foreign text, as :func:`printable` shows them."""
+    return printable(str(text)[:limit])
 
 
 def harmless(error: E) -> E:
-    """Escape control characters in a client's error and in the errors below it.
+    """Escape control characters in a client's error, and in its causes and arguments.
 
-    They are changed in place, so that a log or a traceback shows nothing raw wherever it comes upon
-    them.
+    The errors are changed in place, because logs and tracebacks show them, too.
 
     Returns:
-        The error.
+        The same error.
     """
     seen: dict[int, BaseException] = {}
     errors: list[object] = [error]
@@ -84,10 +89,10 @@ def harmless(error: E) -> E:
 
 
 class OneLine(logging.Filter):
-    """Escapes control characters in messages of a logger, and in errors. All messages pass."""
+    """A filter that escapes control characters in messages and errors, and drops no message."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Change the message if it has any, or is very long."""
+        """Change the message if it has control characters or is very long."""
         if record.exc_info and record.exc_info[1] is not None:
             harmless(record.exc_info[1])
         message = record.getMessage()
@@ -96,17 +101,16 @@ class OneLine(logging.Filter):
         return True
 
 
-#: All loggers of this package. Only here, because a filter of a logger is not asked about messages
-#: of the loggers below it.
+#: All loggers of this package are listed, because a filter does not apply to the child loggers.
 for _name in ("", ".confluent", ".events", ".kafka_python", ".security", ".telemetry"):
     logging.getLogger(f"{__package__}{_name}").addFilter(OneLine())
 
 
 def shown(value: object) -> str:
-    """A value that may be anything, for an error that says what is wrong with it."""
+    """Describe a value of any type for an error message, without a secret."""
     if value is None or type(value) in {bool, float}:
         return repr(value)
-    if type(value) is int and -_MOST < value < _MOST:
+    if type(value) is int and -_LARGEST_INT < value < _LARGEST_INT:
         return repr(value)
     if isinstance(value, str):
         return repr(str(value)) if _PLAIN.fullmatch(value) else "a str that is not shown here"
@@ -114,12 +118,12 @@ def shown(value: object) -> str:
 
 
 def shown_name(name: str, *, is_known: bool = False) -> str:
-    """The name of a setting, for an error.
+    """Describe the name of a setting for an error message.
 
     Args:
-        name: the name as the user wrote it. It may be a line of a key, where a value in a file
-            continues on another line.
-        is_known: whether it resembles the name of a setting, so that it is not part of a secret.
+        name: the name as the user wrote it. It may be a line of a private key, if a value in a file
+            spans several lines.
+        is_known: whether it resembles the name of a setting, so that it can't be part of a secret.
     """
     if is_known or not name or _NAME.fullmatch(name):
         return repr(name)
@@ -130,14 +134,15 @@ def shown_name(name: str, *, is_known: bool = False) -> str:
 
 
 def shown_address(text: str) -> str:
-    """A text that should be an address, for an error. It may be a URL with a password in it."""
+    """Describe a text that should be an address for an error message. It may be a URL with a
+    password."""
     if "@" in text:
         return "a value that is not shown, because there is an '@' in it,"
     return repr(text) if len(text) <= 100 else f"a value of {len(text)} characters"
 
 
 def raised_text(error: BaseException) -> str:
-    """What a hook of the user's raised, for an error message."""
+    """Describe the exception of a user's hook for an error message."""
     try:
         text = str(error)
     except BaseException:  # noqa: BLE001  # the text of an error is the user's code, too
@@ -145,8 +150,9 @@ def raised_text(error: BaseException) -> str:
     return f"raised {type(error).__name__}: {text}"
 
 
-def listed(items: Iterable[object], most: int = 5) -> str:
-    """Items joined by commas; of a long list, the first ones and how many more there are."""
+def listed(items: Iterable[object], limit: int = 5) -> str:
+    """Join items with commas. For a long list, show the first ``limit`` items and the number of
+    others."""
     texts = [*map(str, items)]
-    more = len(texts) - most
-    return ", ".join(texts) if more <= 0 else f"{', '.join(texts[:most])} and {more} more"
+    more = len(texts) - limit
+    return ", ".join(texts) if more <= 0 else f"{', '.join(texts[:limit])} and {more} more"

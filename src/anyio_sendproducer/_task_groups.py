@@ -1,4 +1,4 @@
-"""The policy on exceptions and tasks of all blocks that have tasks behind them."""
+"""How blocks with a task group pass exceptions on."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ __all__ = ["plain_task_group"]
 
 @asynccontextmanager
 async def plain_task_group(misuse: str) -> AsyncGenerator[anyio.abc.TaskGroup]:
-    """A task group for tasks that raise nothing: what its block raised leaves as it is.
+    """Open a task group whose tasks raise nothing. The block's exception is raised unchanged.
 
-    The group itself would wrap the exception, so the group does not see it. It is raised again when
-    the group has ended.
+    A task group would wrap the exception in an exception group. So it is hidden from the group, and
+    raised again when the group has ended.
 
     Args:
-        misuse: the error message if another task leaves the block than the one that entered it. The
-            tasks of the group must have ended, or be about to end, at the end of the block: another
-            task cannot wait for them.
+        misuse: the error message if the block is left by another task than the one that entered
+            it. That task can't wait for the tasks of the group, so these must be about to end at
+            the end of the block.
 
     Raises:
-        ProducerMisused: another task leaves the block, and the block did not fail. If it failed,
-            its exception has a note.
+        ProducerMisused: the block was left by another task, and raised no exception. If it raised
+            one, that exception has a note.
     """
     failure: BaseException | None = None
     opener = anyio.get_current_task()
@@ -48,4 +48,4 @@ async def plain_task_group(misuse: str) -> AsyncGenerator[anyio.abc.TaskGroup]:
         try:
             raise failure
         finally:
-            del failure  # it knows this frame
+            del failure  # its traceback refers to this frame

@@ -1,4 +1,4 @@
-"""asyncio's waiters."""
+"""Waiters and wake-ups for asyncio."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ._base import Loop, Sentinel, Waitable, WaiterList, running_trio
 
 __all__ = ["AsyncioLoop", "current_loop"]
 
-#: A year: no event loop runs a timer of ours after that.
+#: The delay of a timer that never runs: a year.
 _NEVER_SECONDS: Final = 365 * 24 * 3600.0
 
 
 class _Parked:
-    """A waiter: the part of a future's interface that a task uses when it awaits one.
+    """A waiter with the part of a future's interface that a task uses when it awaits a future.
 
-    asyncio's own loops schedule the waiters of futures one by one, in Python, which takes as much
-    time as everything else that a future does. Waiters of this class are woken many at a time.
+    asyncio's own loops schedule the task of each future separately, in Python code. That takes as
+    long as all other work of a future. Waiters of this class are scheduled many at a time.
     """
 
     __slots__ = (
@@ -31,20 +31,21 @@ class _Parked:
         "callback",
         "context",
         "is_cancelled",
-        "is_over",
+        "is_done",
     )
 
-    # AnyIO does not cancel a task whose future is done, so that the task gets its result.
+    # AnyIO does not cancel a task whose future is done, so that the task gets the result. It checks
+    # isinstance(waiter, asyncio.Future).
     __class__: Any = asyncio.Future
     callback: Callable[[Any], object]
     context: contextvars.Context
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        # asyncio.isfuture() and tasks recognize a future by this attribute. It looks private, but
-        # each class that stands for a future must have it: a comment in asyncio/futures.py says so.
+        # asyncio.isfuture() and tasks recognize a future by this attribute. In spite of its name it
+        # is documented: a comment in asyncio/futures.py says that classes like this must have it.
         self._asyncio_future_blocking = True
-        self.is_over = self.is_cancelled = False
+        self.is_done = self.is_cancelled = False
 
     def __await__(self) -> Generator[Any, None, None]:
         yield self
@@ -56,33 +57,33 @@ class _Parked:
         self.context = context
 
     def done(self) -> bool:
-        return self.is_over
+        return self.is_done
 
     def cancelled(self) -> bool:
         return self.is_cancelled
 
     def cancel(self, msg: Any = None) -> bool:
-        if self.is_over:
+        if self.is_done:
             return False
-        self.is_over = self.is_cancelled = True
+        self.is_done = self.is_cancelled = True
         cancelled: asyncio.Future[None] = self._loop.create_future()
         cancelled.cancel(msg)
         self._loop.call_soon(self.callback, cancelled, context=self.context)
-        del self.callback, self.context  # as below
+        del self.callback, self.context  # as in AsyncioLoop._resume()
         return True
 
 
 class AsyncioLoop:
     """An event loop of asyncio."""
 
-    skips_cancelling_woken_tasks = True  # so does AnyIO
+    skips_cancelling_woken_tasks = True  # AnyIO does that on asyncio
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self.now: Callable[[], float] = loop.time
         self.new_waiter: Callable[[], asyncio.Future[None]] = loop.create_future
         are_woken_together = False
-        # asyncio's own loops have these functions in Python, which doubles their cost.
+        # asyncio's own loops implement these functions in Python, which doubles their cost.
         if isinstance(loop, asyncio.BaseEventLoop):
             own = asyncio.BaseEventLoop
             if _is_method(loop.time, own.time):
@@ -90,18 +91,18 @@ class AsyncioLoop:
             if _is_method(loop.create_future, own.create_future):
                 future_type: Any = asyncio.Future
                 self.new_waiter = functools.partial(future_type, loop=loop)
-                # In debug mode asyncio measures each callback, so each task needs its own.
+                # In debug mode asyncio measures each callback, so each task needs a callback.
                 are_woken_together = (
                     _is_method(loop.call_soon, own.call_soon) and not loop.get_debug()
                 )
         new: Any = functools.partial(_Parked, loop) if are_woken_together else self.new_waiter
 
-        def park(place: Waitable) -> Any:
-            waiter = place.waiter = new()
+        def park(waitable: Waitable) -> Any:
+            waiter = waitable.waiter = new()
             return waiter
 
         self.park: Callable[[Waitable], Awaitable[None]] = park
-        #: A woken task gets this future: it asks for the result, and for nothing else.
+        #: The future that a woken task gets. It only reads the result.
         self._woken = self.new_waiter()
         self._woken.set_result(None)
 
@@ -119,22 +120,22 @@ class AsyncioLoop:
         return True
 
     def keep(self, sentinel: Sentinel, /) -> Callable[[], None]:
-        # A closed loop drops its timers, and nothing else refers to this one.
-        timer = weakref.ref(self._loop.call_later(_NEVER_SECONDS, sentinel.stay))
+        # A closed loop drops its timers. This must be the only reference to the timer.
+        timer = weakref.ref(self._loop.call_later(_NEVER_SECONDS, sentinel.do_nothing))
 
-        def let_go() -> None:
+        def release() -> None:
             handle = timer()
             if handle is not None:
                 handle.cancel()
 
-        return let_go
+        return release
 
     def wake(self, waiters: Iterable[Any], /) -> None:
         parked: list[_Parked] = []
         for waiter in waiters:
             if type(waiter) is _Parked:
-                if not waiter.is_over:
-                    waiter.is_over = True
+                if not waiter.is_done:
+                    waiter.is_done = True
                     parked.append(waiter)
                 continue
             if parked:  # preserve FIFO order
@@ -154,26 +155,27 @@ class AsyncioLoop:
         try:
             for waiter in line:
                 callback, context = waiter.callback, waiter.context
-                # The entry of a record may refer to the waiter for longer: it must not keep the
+                # The entry of a record may keep the waiter for longer. The waiter must not keep the
                 # task alive.
                 del waiter.callback, waiter.context
                 context.run(callback, woken)
-                # Nor must this frame, which the traceback of the task's exception may refer to.
+                # The traceback of the task's exception may refer to this frame, which must not
+                # keep the task alive, either.
                 del callback, context
-        finally:  # a task may end the loop, by SystemExit or KeyboardInterrupt
+        finally:  # a task may raise SystemExit or KeyboardInterrupt, which stops the loop
             if rest := [*line]:
                 self._loop.call_soon(self._resume, rest)
 
 
 def _is_method(bound: object, function: object) -> bool:
-    """Whether a bound method is this function, and not that of a subclass or of a test."""
+    """Whether a bound method is this function, and not an override of a subclass or a test."""
     return getattr(bound, "__func__", None) is function
 
 
 def current_loop() -> Loop:
-    """The event loop of asyncio that runs the caller.
+    """Return the event loop of asyncio that runs the caller.
 
     Raises:
-        RuntimeError: none does.
+        RuntimeError: no event loop runs in this thread.
     """
     return AsyncioLoop(asyncio.get_running_loop())

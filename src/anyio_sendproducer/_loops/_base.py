@@ -1,4 +1,4 @@
-"""What the producer needs of an event loop."""
+"""The interface of an event loop, as far as the producer uses it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["Loop", "Sentinel", "Step", "Waitable", "WaiterList", "running_trio"]
 
 
 class Waitable(Protocol):
-    """An object that one task waits for, such as the entry of a record."""
+    """An object for which one task can wait, such as the entry of a record."""
 
     waiter: object | None
-    """What :meth:`Loop.wake` wakes the task by; None if no task waits."""
+    """The waiter to pass to :meth:`Loop.wake`; None if no task waits."""
 
 
 class WaiterList(list[object]):
@@ -21,11 +21,11 @@ class WaiterList(list[object]):
 
 
 class Step:
-    """Marks that the producer's own code is in the middle of a change, on the loop's thread.
+    """Marks that the producer's own code is in the middle of a change, on the event loop's thread.
 
-    The garbage collector and signal handlers run other code there between any two instructions. If
-    that code calls the producer, the call finds ``depth`` above 0 and is refused or postponed. The
-    code that interrupts always ends first, so a plain counter is enough.
+    The garbage collector and signal handlers may run other code there between two instructions. If
+    that code calls the producer, ``depth`` is above 0, and the call is refused or postponed. Such
+    code always ends before the code that it interrupts continues, so a plain counter is enough.
     """
 
     __slots__ = ("depth",)
@@ -41,16 +41,16 @@ class Step:
 
 
 class Sentinel:
-    """An object that the event loop keeps alive until it is closed."""
+    """An object that the event loop keeps alive until the loop is closed."""
 
-    def stay(self) -> None:
-        """Do nothing: a timer of the event loop refers to this method."""
+    def do_nothing(self) -> None:
+        """Do nothing. A timer of the event loop refers to this method, and so to the object."""
 
 
 class Loop(Protocol):
-    """The event loop that a producer was opened on."""
+    """The event loop on which a producer was opened."""
 
-    #: Whether a cancelled scope does not cancel a task whose waiter is woken already.
+    #: Whether a cancelled scope does not cancel a task whose waiter was woken already.
     skips_cancelling_woken_tasks: bool
 
     def is_current(self) -> bool:
@@ -62,8 +62,8 @@ class Loop(Protocol):
         ...
 
     def call_soon_threadsafe(self, function: Callable[[], object], /) -> bool:
-        """Schedule a call of ``function`` on the event loop. May be called from any thread, and
-        from finalizers and signal handlers.
+        """Schedule a call of ``function`` on the event loop. This may be called in any thread, and
+        by finalizers and signal handlers.
 
         Returns:
             False if the event loop has ended, so that ``function`` is never called.
@@ -71,7 +71,7 @@ class Loop(Protocol):
         ...
 
     def keep(self, sentinel: Sentinel, /) -> Callable[[], None]:
-        """Keep an object alive until the event loop is closed, if the library allows that.
+        """Keep an object alive until the event loop is closed, if the loop allows that.
 
         Returns:
             A function that releases the object.
@@ -79,26 +79,29 @@ class Loop(Protocol):
         ...
 
     def new_waiter(self) -> Awaitable[object]:
-        """Make a waiter: one task awaits it, once, until it is woken."""
+        """Make a waiter, for one task to await once. It may be woken before it is awaited."""
         ...
 
-    def park(self, place: Waitable, /) -> Awaitable[object]:
-        """Make a waiter in the least time. The caller must await it at once.
+    def park(self, waitable: Waitable, /) -> Awaitable[object]:
+        """Make a waiter, and set ``waitable.waiter``. The caller must await it immediately.
 
-        The waiter is in ``place.waiter`` from now on, until it is woken, once, or cancelled.
+        This is faster than :meth:`new_waiter`. The waiter may be woken only once.
         """
         ...
 
     def wake(self, waiters: Iterable[object], /) -> None:
-        """Wake the tasks that await these waiters, or will. A waiter may occur twice, and a
-        :class:`WaiterList` stands for its elements. To be called on the event loop's thread."""
+        """Wake the tasks that await these waiters. Must be called on the event loop's thread.
+
+        A :class:`WaiterList` stands for its elements. A waiter of :meth:`new_waiter` may be woken
+        several times.
+        """
         ...
 
 
 def running_trio() -> Any:
-    """The module ``trio`` if it runs the caller's task, otherwise None.
+    """Return the module ``trio`` if Trio runs the caller's task, otherwise None.
 
-    Ask this before asyncio: in guest mode an asyncio loop runs beneath the task.
+    Check this before asyncio: in guest mode, an asyncio loop runs Trio.
     """
     module: Any = sys.modules.get("trio")
     if module is not None:

@@ -1,4 +1,4 @@
-"""Trio's waiters. This module imports Trio, so only a producer that runs on Trio imports it."""
+"""Waiters and wake-ups for Trio. This module imports Trio, so it is imported only under Trio."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["current_loop"]
 
 
 class _Woken(outcome.Outcome[None]):
-    """The value that a task is woken with: None. Trio's own outcomes can be used only once."""
+    """The value None, for waking a task. Trio's own outcomes can be used only once."""
 
     def unwrap(self) -> None:
         pass
@@ -38,13 +38,13 @@ class _Woken(outcome.Outcome[None]):
 
 
 _WOKEN: Final = _Woken()
-#: The waiter of a task that was cancelled and has not run yet: it must not be woken again, but a
-#: failure that arrives meanwhile is still its failure.
-_NOBODY: Final = WaiterList()
+#: The waiter of a task that was cancelled and has not run yet. Waking it does nothing. It is not
+#: None, so that a failure that arrives meanwhile does not count as unawaited.
+_CANCELLED: Final = WaiterList()
 
 
-def _unpark(place: Waitable, _raise_cancel: object) -> Abort:
-    place.waiter = _NOBODY
+def _abort_park(waitable: Waitable, _raise_cancel: object) -> Abort:
+    waitable.waiter = _CANCELLED
     return Abort.SUCCEEDED
 
 
@@ -56,7 +56,8 @@ class _Waiter:
         self.is_woken = False
 
     def __await__(self) -> Generator[Any, Any, None]:
-        # A finalizer may wake it at each point here, so it sets the task first and looks then.
+        # A finalizer may wake this waiter between any two of these lines. So `task` is set first,
+        # and then `is_woken` is checked.
         self.task = current_task()
         if self.is_woken:
             self.task = None
@@ -76,9 +77,9 @@ class _TrioLoop:
         self.now: Callable[[], float] = current_clock().current_time
         self.new_waiter: Callable[[], _Waiter] = _Waiter
 
-    def park(self, place: Waitable, /) -> Awaitable[None]:
-        place.waiter = current_task()
-        return wait_task_rescheduled(partial(_unpark, place))  # noqa: ASYNC105  # the caller does
+    def park(self, waitable: Waitable, /) -> Awaitable[None]:
+        waitable.waiter = current_task()
+        return wait_task_rescheduled(partial(_abort_park, waitable))  # noqa: ASYNC105  # the caller does
 
     def is_current(self) -> bool:
         return running_trio() is trio and current_trio_token() is self._token
@@ -91,8 +92,8 @@ class _TrioLoop:
         return True
 
     def keep(self, sentinel: Sentinel, /) -> Callable[[], None]:
-        # A run does not end before its tasks. If it crashes, nothing keeps the tasks alive.
-        return sentinel.stay
+        # Not needed: a run of Trio ends after its tasks, or crashes and does not keep them alive.
+        return sentinel.do_nothing
 
     def wake(self, waiters: Iterable[Any], /) -> None:
         for waiter in waiters:
@@ -106,7 +107,7 @@ class _TrioLoop:
                 if task is None:
                     continue
                 if task is current_task():
-                    # A finalizer wakes a task that is about to sleep: postpone it.
+                    # A finalizer wakes a task that is about to sleep. It can't be rescheduled yet.
                     self.call_soon_threadsafe(partial(self.wake, (waiter,)))
                 else:
                     waiter.task = None
@@ -114,5 +115,5 @@ class _TrioLoop:
 
 
 def current_loop() -> Loop:
-    """Trio's run that the caller is a task of."""
+    """Return the run of Trio that runs the caller's task."""
     return _TrioLoop()
