@@ -11,7 +11,7 @@ The producer lives in a task group and can't outlive it. Each record is sent on 
 caller awaits what became of it.
 """
 
-from ._delivery import Statistics
+from ._delivery import Delivery, Statistics
 from ._exceptions import (
     DeliveryError,
     DeliveryTimeout,
@@ -49,7 +49,6 @@ from ._records import (
     Result,
     Results,
 )
-from ._sending import Delivery
 from ._service import ProducerService
 from ._settings import ProducerSettings
 from ._transaction import Transaction, TransactionState

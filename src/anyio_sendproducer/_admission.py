@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from anyio import WouldBlock
 
+from ._deadlines import CallDeadline
 from ._delivery import DeliveryState, Entry, Group, ProducerState
 from ._engine import Engine
 from ._engine_states import PumpState
@@ -29,12 +30,19 @@ _IDLE = PumpState.IDLE
 class AdmissionLike(Protocol):
     """The interface of the three classes."""
 
-    def enter(self, record: ProducerRecord[Any, Any], *, wait: bool = True) -> Entry:
+    def enter(
+        self,
+        record: ProducerRecord[Any, Any],
+        *,
+        wait: bool = True,
+        deadline: CallDeadline | None = None,
+    ) -> Entry:
         """Enter one record.
 
         Args:
             record: the record.
             wait: whether the record may wait for room.
+            deadline: the deadline of the call; None if it has only the ``delivery_timeout``.
 
         Returns:
             The entry. Its state is WAITING if there is no room yet.
@@ -50,7 +58,12 @@ class AdmissionLike(Protocol):
         """
         ...
 
-    def enter_many(self, records: Iterable[ProducerRecord[Any, Any]], group: Group) -> list[Entry]:
+    def enter_many(
+        self,
+        records: Iterable[ProducerRecord[Any, Any]],
+        group: Group,
+        deadline: CallDeadline | None = None,
+    ) -> list[Entry]:
         """Enter records of one group, up to the first that is invalid or has no room.
 
         Returns:
@@ -74,11 +87,18 @@ class Admission:
         self._step = engine.step
         self._ledger = engine.ledger
         self._now = engine.clock.now
+        self._timer = engine.timer
         self._key_serialized = settings.key_serializer is not None
         self._value_serialized = settings.value_serializer is not None
         self._topics: set[str] = set()
 
-    def enter(self, record: ProducerRecord[Any, Any], *, wait: bool = True) -> Entry:
+    def enter(
+        self,
+        record: ProducerRecord[Any, Any],
+        *,
+        wait: bool = True,
+        deadline: CallDeadline | None = None,
+    ) -> Entry:
         """See :meth:`AdmissionLike.enter`."""
         if type(record) is not ProducerRecord:
             check_is_record(record)
@@ -92,6 +112,8 @@ class Admission:
         step.depth = 1
         try:
             entry = self._ledger.enter(checked, size, self._now(), wait)
+            if deadline is not None:
+                self._limit((entry,), deadline)
             engine = self._engine
             if engine.pump is _IDLE:
                 engine.notify()
@@ -99,13 +121,24 @@ class Admission:
             step.depth = 0
         return entry
 
-    def enter_many(self, records: Iterable[ProducerRecord[Any, Any]], group: Group) -> list[Entry]:
+    def enter_many(
+        self,
+        records: Iterable[ProducerRecord[Any, Any]],
+        group: Group,
+        deadline: CallDeadline | None = None,
+    ) -> list[Entry]:
         """See :meth:`AdmissionLike.enter_many`."""
         with self._step:
             entries = self._ledger.enter_many(self._checked(records), self._now(), group)
+            if deadline is not None:
+                self._limit(entries, deadline)
             if entries:
                 self._engine.notify()
         return entries
+
+    def _limit(self, entries: Iterable[Entry], deadline: CallDeadline) -> None:
+        self._ledger.limit(entries, deadline)
+        self._timer.add(deadline.at)
 
     def _checked(
         self, records: Iterable[ProducerRecord[Any, Any]]
@@ -136,7 +169,13 @@ class ObservedAdmission(Admission):
         super().__init__(engine)
         self._observation = observation
 
-    def enter(self, record: ProducerRecord[Any, Any], *, wait: bool = True) -> Entry:
+    def enter(
+        self,
+        record: ProducerRecord[Any, Any],
+        *,
+        wait: bool = True,
+        deadline: CallDeadline | None = None,
+    ) -> Entry:
         """See :meth:`AdmissionLike.enter`."""
         check_is_record(record)
         if self._ledger.state is not ProducerState.OPEN:
@@ -148,19 +187,24 @@ class ObservedAdmission(Admission):
         except RecordRejected as error:
             self._observation.add_refused(self._observation.make_given(record, self._now()), error)
             raise
-        entry = self._enter_checked(checked, size, wait=wait)
+        entry = self._enter_checked(checked, size, deadline, wait=wait)
         with self._step:
             self._engine.notify()
         return entry
 
-    def enter_many(self, records: Iterable[ProducerRecord[Any, Any]], group: Group) -> list[Entry]:
+    def enter_many(
+        self,
+        records: Iterable[ProducerRecord[Any, Any]],
+        group: Group,
+        deadline: CallDeadline | None = None,
+    ) -> list[Entry]:
         """See :meth:`AdmissionLike.enter_many`."""
         ledger = self._ledger
         entries: list[Entry] = []
         for checked, size in self._checked(records):
             if ledger.state is not ProducerState.OPEN or not ledger.has_room(size):
                 break
-            entry = self._enter_checked(checked, size)
+            entry = self._enter_checked(checked, size, deadline)
             entry.group = group
             entries.append(entry)
         with self._step:
@@ -169,7 +213,12 @@ class ObservedAdmission(Admission):
         return entries
 
     def _enter_checked(
-        self, record: ProducerRecord[Any, Any], size: int, *, wait: bool = True
+        self,
+        record: ProducerRecord[Any, Any],
+        size: int,
+        deadline: CallDeadline | None,
+        *,
+        wait: bool = True,
     ) -> Entry:
         ledger, observation = self._ledger, self._observation
         if self._step.depth:
@@ -192,6 +241,8 @@ class ObservedAdmission(Admission):
                     observation.add_refused(given, error)
                 raise
             entry.given = given
+            if deadline is not None:
+                self._limit((entry,), deadline)
             if entry.state is DeliveryState.QUEUED:
                 observation.add_accepted(entry)
         return entry
@@ -207,7 +258,13 @@ class RefusingAdmission:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def enter(self, record: ProducerRecord[Any, Any], *, wait: bool = True) -> Entry:  # noqa: ARG002
+    def enter(
+        self,
+        record: ProducerRecord[Any, Any],  # noqa: ARG002
+        *,
+        wait: bool = True,  # noqa: ARG002
+        deadline: CallDeadline | None = None,  # noqa: ARG002
+    ) -> Entry:
         """Refuse a record; see :meth:`AdmissionLike.enter`."""
         self._engine.check_usable()
         raise TransactionError(
@@ -219,6 +276,7 @@ class RefusingAdmission:
         self,
         records: Iterable[ProducerRecord[Any, Any]],  # noqa: ARG002
         group: Group,  # noqa: ARG002
+        deadline: CallDeadline | None = None,  # noqa: ARG002
     ) -> list[Entry]:
         """Enter no record, so that the caller passes the first one to :meth:`enter`."""
         return []

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Protocol, cast
 
-from ._exceptions import DeliveryError
+from ._exceptions import DeliveryError, copy_of
+from ._no_public_constructor import NoPublicConstructor
 from ._records import ProducerRecord, RecordMetadata
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = [
     "DELIVERY_TRANSITIONS",
     "PRODUCER_TRANSITIONS",
+    "Counts",
+    "Delivery",
     "DeliveryState",
     "Entry",
     "Group",
@@ -177,6 +180,84 @@ class Entry:
         """The record as its caller passed it, without headers of observers."""
         given: Given | None = getattr(self, "given", None)
         return self.record if given is None else given.record
+
+
+class _Sender(Protocol):
+    """Waits for the outcomes of entries, and cancels them."""
+
+    async def _outcome_of(self, entry: Entry) -> RecordMetadata | DeliveryError: ...
+
+    def _cancel(self, *entries: Entry) -> None: ...
+
+
+class Delivery(NoPublicConstructor):
+    """An accepted record whose outcome can be awaited.
+
+    :meth:`SendProducer.enqueue` and :meth:`SendProducer.enqueue_nowait` return it. A delivery need
+    not be awaited. If its record fails and nobody awaits the delivery, the failure is raised in an
+    :class:`UndeliveredRecords` when the producer is closed.
+    """
+
+    __slots__ = ("_entry", "_sender")
+
+    _entry: Entry
+    _sender: _Sender
+
+    _how_to_make: ClassVar[str] = (
+        "a Delivery is made by SendProducer.enqueue() and enqueue_nowait()"
+    )
+
+    @classmethod
+    def _create(cls, sender: _Sender, entry: Entry) -> Delivery:
+        delivery = object.__new__(cls)
+        delivery._entry = entry
+        delivery._sender = sender
+        return delivery
+
+    def __repr__(self) -> str:
+        return f"<Delivery {self._entry.state.value} topic={self._entry.record.topic!r}>"
+
+    @property
+    def record(self) -> ProducerRecord[Any, Any]:
+        """The record."""
+        return self._entry.callers_record
+
+    @property
+    def done(self) -> bool:
+        """Whether the record has its outcome, so that :meth:`wait` does not wait."""
+        return self._entry.outcome is not None
+
+    def __await__(self) -> Generator[Any, Any, RecordMetadata]:
+        """``await delivery`` is short for ``await delivery.wait()``."""
+        return self.wait().__await__()
+
+    async def wait(self) -> RecordMetadata:
+        """Wait for the outcome. Several tasks may call this, each any number of times.
+
+        Returns:
+            Where the record was written.
+
+        Raises:
+            DeliveryError: the record was not delivered; see its ``persistence``.
+            ProducerMisused: called on another event loop, or in another thread or process.
+
+        Cancellation ends only this call. The record is still sent, and a later call returns its
+        outcome.
+        """
+        outcome = await self._sender._outcome_of(self._entry)  # pyright: ignore[reportPrivateUsage]
+        if type(outcome) is RecordMetadata:
+            return outcome
+        raise copy_of(cast("DeliveryError", outcome))
+
+
+@dataclasses.dataclass(slots=True)
+class Counts:
+    """The number of accepted records for each way to end."""
+
+    delivered: int = 0
+    failed: int = 0
+    withdrawn: int = 0
+    abandoned: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from ._affinity import Affinity
 from ._bridge import Bridge
 from ._clock import Clock
 from ._closing import Closing
+from ._deadlines import DeadlineTimer
 from ._delivery import ProducerState, Statistics
 from ._driver_events import (
     BatchSubmitted,
@@ -100,6 +101,7 @@ class Engine:
         self.settings: ProducerSettings = resolver.settings
         self.loop = loop
         self.clock = clock
+        self.timer = DeadlineTimer(clock)
         self.ledger = ledger
         self.bridge = bridge
         self.step = bridge.step
@@ -412,7 +414,7 @@ class Engine:
                     )
                     error.__cause__ = last_error
                     self.loop.wake(self._replace_or_break(error))
-            await self.clock.sleep(max(0.0, self.ledger.next_deadline(now) - now))
+            await self.timer.sleep(max(0.0, self.ledger.next_deadline(now) - now))
 
     # --- replacing the client ----------------------------------------------------------------
 

@@ -63,7 +63,7 @@ def maybe_written(
 def timed_out(
     record: ProducerRecord[Any, Any],
     reason: str,
-    seconds: float,
+    limit: tuple[float, str],
     last_error: Exception | None,
     *,
     was_sent: bool,
@@ -73,7 +73,7 @@ def timed_out(
     Args:
         record: the record.
         reason: what did not happen in time.
-        seconds: the ``delivery_timeout``.
+        limit: the time in seconds, and the name of the setting or argument that it comes from.
         last_error: the reason why no broker was reached, if the driver knows it.
         was_sent: whether the driver has the record.
     """
@@ -81,7 +81,7 @@ def timed_out(
     known = "" if last_error is None else f": {last_error}"
     return delivery_error(
         DeliveryTimeout,
-        f"{reason} within {seconds:g} s (delivery_timeout); {fate}{known}",
+        f"{reason} within {limit[0]:g} s ({limit[1]}); {fate}{known}",
         record,
         Persistence.POSSIBLY_PERSISTED if was_sent else Persistence.NOT_PERSISTED,
         last_error,

@@ -28,7 +28,7 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
-from ._delivery import DeliveryState
+from ._delivery import Delivery, DeliveryState
 from ._exceptions import DeliveryError, MultiDeliveryError, SettingsError, copy_of
 from ._loops import Loop
 from ._records import (
@@ -42,7 +42,7 @@ from ._records import (
     Result,
     Results,
 )
-from ._sending import Delivery, Sender, multi_result_parts
+from ._sending import Sender, multi_result_parts
 from ._task_groups import plain_task_group
 from ._validation import check_count, check_is_envelope
 
@@ -91,7 +91,7 @@ class _Slot:
             await anyio.lowlevel.checkpoint()
         for place in self.deliveries:
             if isinstance(place, Delivery):
-                outcomes.append(await place._producer._outcome_of(place._entry))
+                outcomes.append(await place._sender._outcome_of(place._entry))
             else:
                 outcomes.append(place)
         return _result(self.envelope, outcomes)
@@ -209,7 +209,7 @@ class _Flow(anyio.abc.ObjectReceiveStream[T], Generic[T]):
         to_wake: list[Any] = [place._entry.room_waiter for place in unawaited]
         if unawaited:
             # All belong to one producer, though perhaps to different transactions.
-            unawaited[0]._producer._cancel(*(place._entry for place in unawaited))
+            unawaited[0]._sender._cancel(*(place._entry for place in unawaited))
         # The feeder may be shielded from cancellation, and another task may be receiving.
         to_wake += (self._feeder, self._receiver)
         self._loop.wake(waiter for waiter in to_wake if waiter is not None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Final
 
 from ._delivery import Entry
@@ -14,6 +15,9 @@ PATIENCE: Final = 10.0
 #: Seconds after its deadline within which a client must report a record. A healthy client reports a
 #: record that it could not send one or two seconds late.
 LATENESS: Final = 5.0
+
+
+_deadline_of: Final = operator.attrgetter("deadline")
 
 
 class LateRecords:
@@ -41,8 +45,12 @@ class LateRecords:
 
     def add(self, entry: Entry) -> None:
         """Add a record that the driver has after its deadline."""
+        last = next(reversed(self._entries), None)
         self._entries[entry] = None
         self._bytes += entry.size
+        if last is not None and entry.deadline < last.deadline:
+            # The record failed before, by the deadline of its call. The oldest stays the first.
+            self._entries = dict.fromkeys(sorted(self._entries, key=_deadline_of))
 
     def discard(self, entry: Entry) -> None:
         """Remove a record that the driver has reported, if it is a late one."""

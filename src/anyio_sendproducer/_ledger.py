@@ -19,14 +19,15 @@ import itertools
 import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from anyio import WouldBlock
 
+from ._deadlines import CallDeadline, CallDeadlines
 from ._delivery import (
     DELIVERY_TRANSITIONS,
     PRODUCER_TRANSITIONS,
+    Counts,
     DeliveryState,
     Entry,
     Group,
@@ -83,16 +84,6 @@ def _move(entry: Entry, event: str) -> None:
     entry.state = DELIVERY_TRANSITIONS[entry.state][event]
 
 
-@dataclass(slots=True)
-class _Counts:
-    """The number of accepted records for each way to end."""
-
-    delivered: int = 0
-    failed: int = 0
-    withdrawn: int = 0
-    abandoned: int = 0
-
-
 class Ledger:
     """Tracks every delivery of one producer.
 
@@ -132,16 +123,17 @@ class Ledger:
         self._barriers: list[tuple[float, object]] = []
         # Entries that failed while the driver had them, and that it still has.
         self._retained: dict[Entry, None] = {}
-        # The entries of _retained that are past their deadline.
+        # The deadlines of calls with a timeout of their own.
+        self._call_deadlines = CallDeadlines(self._retained)
+        # The entries of _retained that are past their `delivery_timeout`.
         self._late = LateRecords(max_in_flight, max_buffered_bytes)
         # Whether enter(wait=False) has found no room since the last outcomes.
         self._refused_for_room = False
         #: How many callers wait for submitted records, and send no more until those are settled.
         self.hurry_requests = 0
         self._unawaited = UnawaitedFailures(kept_failures)
-        self._first_failure = FirstFailure()
         self._accepted = 0
-        self._counts = _Counts()
+        self._counts = Counts()
 
     # --- accepting records -------------------------------------------------------------------
 
@@ -220,6 +212,11 @@ class Ledger:
         self._queue.update(added)
         self._pending.update(added)
         return entries
+
+    def limit(self, entries: Iterable[Entry], deadline: CallDeadline) -> None:
+        """Give entries the deadline of their call. Their ``delivery_timeout`` still applies."""
+        for entry in entries:
+            self._call_deadlines.add(entry, deadline)
 
     def refusal(self) -> SendProducerError:
         """Make the error of a record that is not accepted because of the producer's state."""
@@ -398,7 +395,7 @@ class Ledger:
 
     def _fail(self, entry: Entry, error: DeliveryError, to_wake: list[object]) -> None:
         self._unawaited.mark_awaited(entry)
-        self._first_failure.note(entry, error)
+        self._unawaited.first.note(entry, error)
         was_submitted = entry.was_submitted = entry.state is _SUBMITTED
         if entry.state is not _WAITING:
             self._counts.failed += 1
@@ -442,12 +439,12 @@ class Ledger:
 
     def reset_first_failure(self) -> None:
         """Clear :attr:`first_failure`, and ignore failures of records accepted before this call."""
-        self._first_failure = FirstFailure(self._accepted)
+        self._unawaited.first = FirstFailure(self._accepted)
 
     @property
     def first_failure(self) -> DeliveryError | None:
         """The first failure since :meth:`reset_first_failure` of a record accepted after it."""
-        return self._first_failure.error
+        return self._unawaited.first.error
 
     # --- callers that stop waiting -----------------------------------------------------------
 
@@ -510,9 +507,9 @@ class Ledger:
     def next_deadline(self, now: float) -> float:
         """The time to call :meth:`expire` next. After ``expire(now)`` it is later than ``now``.
 
-        All deliveries have the same timeout, so the first entry has the earliest deadline.
+        The first entry has the earliest deadline, apart from those of calls with a ``timeout``.
         """
-        deadline = now + self._timeout
+        deadline = min(now + self._timeout, self._call_deadlines.earliest())
         for entries in (self._pending, self._waiting):
             for entry in entries:
                 deadline = min(deadline, entry.deadline)
@@ -532,6 +529,11 @@ class Ledger:
         """
         to_wake: list[object] = []
         had_late = bool(self._late)
+        for entry, timeout in self._call_deadlines.take_due(now):
+            if timeout is None:
+                self._late.add(entry)
+            else:
+                self._expire_one(entry, last_error, to_wake, timeout)
         for entries in (self._pending, self._waiting):
             late: list[Entry] = []
             for entry in entries:
@@ -546,24 +548,31 @@ class Ledger:
         return to_wake
 
     def _expire_one(
-        self, entry: Entry, last_error: Exception | None, to_wake: list[object]
+        self,
+        entry: Entry,
+        last_error: Exception | None,
+        to_wake: list[object],
+        timeout: float | None = None,
     ) -> None:
-        record, seconds = entry.record, self._timeout
-        if entry.state is _SUBMITTED:
-            self._retained[entry] = None
-            self._late.add(entry)
+        """Fail a record past its ``delivery_timeout``, or past the ``timeout`` of its call."""
+        was_sent = entry.state is _SUBMITTED
+        if was_sent:
             reason = "no broker acknowledged the record"
-            self._fail(
-                entry, timed_out(record, reason, seconds, last_error, was_sent=True), to_wake
-            )
+        elif entry.state is _WAITING:
+            reason = "there was no room for the record"
+        else:
+            reason = "the record could not be handed to the client"
+        limit = (self._timeout, "delivery_timeout") if timeout is None else (timeout, "timeout")
+        error = timed_out(entry.record, reason, limit, last_error, was_sent=was_sent)
+        if not was_sent:
+            self._fail_one_unsubmitted(entry, error, to_wake)
             return
-        reason = (
-            "there was no room for the record"
-            if entry.state is _WAITING
-            else "the record could not be handed to the client"
-        )
-        error = timed_out(record, reason, seconds, last_error, was_sent=False)
-        self._fail_one_unsubmitted(entry, error, to_wake)
+        self._retained[entry] = None
+        if timeout is None:
+            self._late.add(entry)
+        else:
+            self._call_deadlines.add_failed(entry)
+        self._fail(entry, error, to_wake)
 
     def _fail_one_unsubmitted(
         self, entry: Entry, error: DeliveryError, to_wake: list[object]

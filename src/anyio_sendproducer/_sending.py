@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
+from datetime import timedelta
 from functools import partial
 from threading import get_ident
-from typing import Any, ClassVar, TypeVar, cast, overload
+from typing import Any, TypeVar, cast, overload
 
 import anyio
 import anyio.lowlevel
 
 from ._admission import AdmissionLike
-from ._delivery import DeliveryState, Entry, Group
+from ._deadlines import CallDeadline
+from ._delivery import Delivery, DeliveryState, Entry, Group
+from ._durations import seconds_of
 from ._engine import Engine
 from ._exceptions import (
     DeliveryError,
@@ -24,11 +27,9 @@ from ._exceptions import (
     ProducerBroken,
     ProducerClosed,
     RecordRejected,
-    copy_of,
 )
 from ._failures import not_sent, not_tried
 from ._loops import WaiterList
-from ._no_public_constructor import NoPublicConstructor
 from ._records import (
     Envelope,
     Message,
@@ -42,9 +43,9 @@ from ._records import (
     Result,
     Results,
 )
-from ._validation import check_is_record, not_an_envelope
+from ._validation import check_is_record, not_an_envelope, record_of, records_of
 
-__all__ = ["Delivery", "Sender", "multi_result_parts"]
+__all__ = ["Sender", "multi_result_parts"]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -65,62 +66,6 @@ _CALLS_BETWEEN_YIELDS = 16
 #: with it, so that the same task checked each time.
 _CHECK_INTERVAL_BITS = 7
 _random_bits = random.Random().getrandbits  # noqa: S311  # not for cryptography
-
-
-class Delivery(NoPublicConstructor):
-    """An accepted record whose outcome can be awaited.
-
-    :meth:`SendProducer.enqueue` and :meth:`SendProducer.enqueue_nowait` return it. A delivery need
-    not be awaited. If its record fails and nobody awaits the delivery, the failure is raised in an
-    :class:`UndeliveredRecords` when the producer is closed.
-    """
-
-    __slots__ = ("_entry", "_producer")
-
-    _entry: Entry
-    _producer: Sender
-
-    _how_to_make: ClassVar[str] = (
-        "a Delivery is made by SendProducer.enqueue() and enqueue_nowait()"
-    )
-
-    @classmethod
-    def _create(cls, producer: Sender, entry: Entry) -> Delivery:
-        delivery = object.__new__(cls)
-        delivery._producer = producer
-        delivery._entry = entry
-        return delivery
-
-    def __repr__(self) -> str:
-        return f"<Delivery {self._entry.state.value} topic={self._entry.record.topic!r}>"
-
-    @property
-    def record(self) -> ProducerRecord[Any, Any]:
-        """The record."""
-        return self._entry.callers_record
-
-    @property
-    def done(self) -> bool:
-        """Whether the record has its outcome, so that :meth:`wait` does not wait."""
-        return self._entry.outcome is not None
-
-    async def wait(self) -> RecordMetadata:
-        """Wait for the outcome. Several tasks may call this, each any number of times.
-
-        Returns:
-            Where the record was written.
-
-        Raises:
-            DeliveryError: the record was not delivered; see its ``persistence``.
-            ProducerMisused: called on another event loop, or in another thread or process.
-
-        Cancellation ends only this call. The record is still sent, and a later call returns its
-        outcome.
-        """
-        outcome = await self._producer._outcome_of(self._entry)  # pyright: ignore[reportPrivateUsage]
-        if type(outcome) is RecordMetadata:
-            return outcome
-        raise copy_of(cast("DeliveryError", outcome))
 
 
 class Sender:
@@ -145,8 +90,51 @@ class Sender:
 
     # --- sending -----------------------------------------------------------------------------
 
-    async def send(self, record: ProducerRecord[Any, Any]) -> RecordMetadata:
+    @overload
+    async def send(
+        self, record: ProducerRecord[Any, Any], *, timeout: float | timedelta | None = None
+    ) -> RecordMetadata: ...
+    @overload
+    async def send(
+        self,
+        topic: str,
+        /,
+        value: Any = None,
+        key: Any = None,
+        *,
+        partition: int | None = None,
+        timestamp_ms: int | None = None,
+        headers: Sequence[tuple[str, bytes]] = (),
+        timeout: float | timedelta | None = None,
+    ) -> RecordMetadata: ...
+    @overload
+    async def send(
+        self,
+        *,
+        topic: str,
+        value: Any = None,
+        key: Any = None,
+        partition: int | None = None,
+        timestamp_ms: int | None = None,
+        headers: Sequence[tuple[str, bytes]] = (),
+        timeout: float | timedelta | None = None,
+    ) -> RecordMetadata: ...
+    async def send(
+        self,
+        record: Any = None,
+        value: Any = None,
+        key: Any = None,
+        *,
+        topic: str | None = None,
+        partition: int | None = None,
+        timestamp_ms: int | None = None,
+        headers: Sequence[tuple[str, bytes]] = (),
+        timeout: float | timedelta | None = None,
+    ) -> RecordMetadata:
         """Send one record and wait until a broker has acknowledged it.
+
+        ``send("orders", b"two tins", key=b"42")`` is short for
+        ``send(ProducerRecord("orders", b"two tins", key=b"42"))``.
 
         Records are written to each partition in the order of the calls. If there is no room
         (``max_in_flight``, ``max_buffered_bytes``), the call waits for room. Calls get room in the
@@ -154,12 +142,23 @@ class Sender:
 
         Args:
             record: the record to send.
+            topic: the topic, as the first argument or by name, instead of ``record``. This and the
+                next arguments are the fields of a :class:`ProducerRecord`.
+            value: the value.
+            key: the key.
+            partition: the partition's number, or None to have it chosen.
+            timestamp_ms: milliseconds since 1970-01-01 UTC, or None for the time of sending.
+            headers: pairs of a str and bytes.
+            timeout: seconds or a ``timedelta`` in which this record gets its outcome, if that is
+                less than ``delivery_timeout``. None: only ``delivery_timeout`` applies.
 
         Returns:
             Where the record was written.
 
         Raises:
-            DeliveryTimeout: the record had no outcome within ``delivery_timeout``.
+            DeliveryTimeout: the record had no outcome within ``timeout`` or ``delivery_timeout``.
+                Its ``persistence`` is ``NOT_PERSISTED`` if the client did not have the record yet;
+                then it is never written.
             RecordRejected: the record is invalid or too large, its topic or partition does not
                 exist, or the broker refused it.
             SerializationFailed: the key or the value could not be serialized.
@@ -168,7 +167,8 @@ class Sender:
             ProducerClosed: the producer is closing or closed.
             ProducerBroken: the producer can never send again.
             ProducerMisused: called on another event loop, or in another thread or process.
-            TypeError: ``record`` is not a ProducerRecord.
+            TypeError: the arguments are neither a ProducerRecord nor the fields of one.
+            SettingsError: ``timeout`` is not a positive number of seconds.
 
         Cancellation, also by a deadline: if the client does not have the record yet, the record is
         withdrawn and never written. Otherwise only the waiting ends. The record is still sent, and
@@ -184,7 +184,28 @@ class Sender:
         self._calls_until_check -= 1
         if not self._calls_until_check:
             await self._check_cancelled()
-        entry = self._enter(record)
+        if (
+            type(record) is not ProducerRecord
+            or value is not None
+            or key is not None
+            or topic is not None
+            or partition is not None
+            or timestamp_ms is not None
+            or headers
+        ):
+            record = record_of(
+                record,
+                topic,
+                value=value,
+                key=key,
+                partition=partition,
+                timestamp_ms=timestamp_ms,
+                headers=headers,
+            )
+        if timeout is None:
+            entry = self._enter(record)
+        else:
+            entry = self._enter(record, deadline=self._deadline(timeout))
         try:
             await self._park(entry)
         except GeneratorExit:
@@ -205,20 +226,32 @@ class Sender:
             del outcome, entry, record
 
     @overload
-    async def send_envelope(self, envelope: Message[K, V, P]) -> Result[K, V, P]: ...
+    async def send_envelope(
+        self, envelope: Message[K, V, P], *, timeout: float | timedelta | None = None
+    ) -> Result[K, V, P]: ...
     @overload
-    async def send_envelope(self, envelope: MultiMessage[K, V, P]) -> MultiResult[K, V, P]: ...
+    async def send_envelope(
+        self, envelope: MultiMessage[K, V, P], *, timeout: float | timedelta | None = None
+    ) -> MultiResult[K, V, P]: ...
     @overload
-    async def send_envelope(self, envelope: PassThroughMessage[P]) -> PassThroughResult[P]: ...
+    async def send_envelope(
+        self, envelope: PassThroughMessage[P], *, timeout: float | timedelta | None = None
+    ) -> PassThroughResult[P]: ...
     @overload
-    async def send_envelope(self, envelope: Envelope[K, V, P]) -> Results[K, V, P]: ...
-    async def send_envelope(self, envelope: Envelope[K, V, P]) -> Results[K, V, P]:
+    async def send_envelope(
+        self, envelope: Envelope[K, V, P], *, timeout: float | timedelta | None = None
+    ) -> Results[K, V, P]: ...
+    async def send_envelope(
+        self, envelope: Envelope[K, V, P], *, timeout: float | timedelta | None = None
+    ) -> Results[K, V, P]:
         """Send the records of an envelope, and return its pass-through value with the result.
 
         Args:
             envelope: a :class:`Message`, a :class:`MultiMessage`, or a
                 :class:`PassThroughMessage`. The last needs no broker, and is answered by a closed
                 producer too, as in Alpakka Kafka.
+            timeout: seconds or a ``timedelta`` in which each record gets its outcome, as for
+                :meth:`send`.
 
         Returns:
             A :class:`Result`, a :class:`MultiResult` with one part for each record in their order,
@@ -230,14 +263,15 @@ class Sender:
             DeliveryError: the record of a Message was not delivered; see :meth:`send`.
             ProducerClosed, ProducerBroken, ProducerMisused: as for :meth:`send`.
             TypeError: ``envelope`` is not an envelope.
+            SettingsError: ``timeout`` is not a positive number of seconds.
 
         Cancellation: as with :meth:`send`, for each record on its own.
         """
         if isinstance(envelope, Message):
-            return Result(await self.send(envelope.record), envelope)
+            return Result(await self.send(envelope.record, timeout=timeout), envelope)
         if isinstance(envelope, MultiMessage):
             records = envelope.records
-            outcomes = await self._send_group(records)
+            outcomes = await self._send_group(records, timeout)
             parts = multi_result_parts(records, outcomes, envelope.pass_through)
             return MultiResult(parts, envelope.pass_through)
         if isinstance(cast("object", envelope), PassThroughMessage):
@@ -246,7 +280,11 @@ class Sender:
         raise not_an_envelope(envelope)
 
     async def send_many(
-        self, records: Iterable[ProducerRecord[Any, Any]], *, stop_on_error: bool = False
+        self,
+        records: Iterable[ProducerRecord[Any, Any]],
+        *,
+        stop_on_error: bool = False,
+        timeout: float | timedelta | None = None,
     ) -> list[RecordMetadata]:
         """Send records in order, and wait once for all of them.
 
@@ -256,6 +294,8 @@ class Sender:
             stop_on_error: pass no more records to the client once one has failed. The remaining
                 records fail as ``NOT_PERSISTED``. Records are still passed to the client without
                 waiting for the outcomes of earlier ones; those that it already has are still sent.
+            timeout: seconds or a ``timedelta`` in which every record gets its outcome, from the
+                start of the call, as for :meth:`send`.
 
         Returns:
             Where each record was written, in the order of ``records``; an empty list if there are
@@ -268,11 +308,12 @@ class Sender:
                 accepted.
             ProducerMisused: as for :meth:`send`.
             TypeError: one of ``records`` is not a ProducerRecord. No record was sent.
+            SettingsError: ``timeout`` is not a positive number of seconds.
 
         Cancellation: as with :meth:`send`, for each record on its own.
         """
-        all_records = tuple(records)
-        outcomes = await self._send_group(all_records, stop_on_error=stop_on_error)
+        all_records = records_of(records)
+        outcomes = await self._send_group(all_records, timeout, stop_on_error=stop_on_error)
         if any(isinstance(outcome, DeliveryError) for outcome in outcomes):
             multi_result_parts(all_records, outcomes, None)  # raises
         return cast("list[RecordMetadata]", outcomes)
@@ -413,21 +454,35 @@ class Sender:
         if not waiters:
             self._ledger.drop_waiter(entry)
 
+    def _deadline(self, timeout: float | timedelta) -> CallDeadline:
+        """The deadline of a call that begins now."""
+        seconds = seconds_of("timeout", timeout, zero=False)
+        return CallDeadline(self._engine.clock.now() + seconds, seconds)
+
     async def _send_group(
-        self, records: Sequence[ProducerRecord[Any, Any]], *, stop_on_error: bool = False
+        self,
+        records: Sequence[ProducerRecord[Any, Any]],
+        timeout: float | timedelta | None,
+        *,
+        stop_on_error: bool = False,
     ) -> list[RecordMetadata | DeliveryError]:
         """Send the records of one call, and wait for all outcomes."""
+        deadline = None if timeout is None else self._deadline(timeout)
         for record in records:
             check_is_record(record)
         observation = self._engine.observation
         if observation is None or not records:
-            return await self._send_checked_group(records, stop_on_error=stop_on_error)
+            return await self._send_checked_group(records, deadline, stop_on_error=stop_on_error)
         return await observation.observe_call(
-            records, partial(self._send_checked_group, records, stop_on_error=stop_on_error)
+            records,
+            partial(self._send_checked_group, records, deadline, stop_on_error=stop_on_error),
         )
 
     async def _send_checked_group(
-        self, records: Sequence[ProducerRecord[Any, Any]], *, stop_on_error: bool
+        self,
+        records: Sequence[ProducerRecord[Any, Any]],
+        deadline: CallDeadline | None,
+        stop_on_error: bool,  # noqa: FBT001
     ) -> list[RecordMetadata | DeliveryError]:
         self._affinity.check()
         if not records:
@@ -440,7 +495,7 @@ class Sender:
         group = Group(len(records) + 1, waiter, stop_on_error=stop_on_error)
         entered: list[Entry | DeliveryError] = []
         try:
-            await self._enter_group(records, group, entered)
+            await self._enter_group(records, group, deadline, entered)
             group.remaining -= 1
             if group.remaining:
                 await waiter
@@ -457,6 +512,7 @@ class Sender:
         self,
         records: Sequence[ProducerRecord[Any, Any]],
         group: Group,
+        deadline: CallDeadline | None,
         entered: list[Entry | DeliveryError],
     ) -> None:
         """Enter the records in order, each as soon as there is room for it.
@@ -464,6 +520,7 @@ class Sender:
         Args:
             records: the records.
             group: their group.
+            deadline: the deadline of the call, if it has a timeout.
             entered: to which the entry of each record is appended, or the error that kept it out.
         """
         next_yield = _RECORDS_BETWEEN_YIELDS
@@ -472,13 +529,14 @@ class Sender:
                 next_yield = done + _RECORDS_BETWEEN_YIELDS
                 await anyio.lowlevel.checkpoint()
             if not group.stopped:
-                entries = self._enter_many(records[done : done + _RECORDS_BETWEEN_YIELDS], group)
+                portion = records[done : done + _RECORDS_BETWEEN_YIELDS]
+                entries = self._enter_many(portion, group, deadline)
                 if entries:
                     entered += entries
                     if group.stop_on_error:
                         group.members += entries
                     continue
-            item = self._enter_member(records[done], group, entered)
+            item = self._enter_member(records[done], group, deadline, entered)
             entered.append(item)
             if isinstance(item, DeliveryError):
                 group.remaining -= 1
@@ -486,7 +544,11 @@ class Sender:
                 await self._wait_for_room(item)
 
     def _enter_member(
-        self, record: ProducerRecord[Any, Any], group: Group, before: list[Entry | DeliveryError]
+        self,
+        record: ProducerRecord[Any, Any],
+        group: Group,
+        deadline: CallDeadline | None,
+        before: list[Entry | DeliveryError],
     ) -> Entry | DeliveryError:
         """Enter one record of a group.
 
@@ -499,7 +561,7 @@ class Sender:
         if group.stopped:
             return not_tried(record)
         try:
-            entry = self._enter(record)
+            entry = self._enter(record, deadline=deadline)
         except RecordRejected as error:
             with self._engine.step:
                 self._engine.wake_and_notify(self._ledger.stop_group(group))

@@ -22,6 +22,7 @@ from anyio import CancelScope
 from anyio.abc import ObjectReceiveStream
 
 from ._admission import Admission
+from ._deadlines import CallDeadline
 from ._delivery import Entry, Group
 from ._engine import Engine
 from ._exceptions import (
@@ -103,10 +104,16 @@ class _TransactionAdmission:
         self._admission = admission
         self._status = status
 
-    def enter(self, record: ProducerRecord[Any, Any], *, wait: bool = True) -> Entry:
+    def enter(
+        self,
+        record: ProducerRecord[Any, Any],
+        *,
+        wait: bool = True,
+        deadline: CallDeadline | None = None,
+    ) -> Entry:
         self.check_open()
         try:
-            return self._admission.enter(record, wait=wait)
+            return self._admission.enter(record, wait=wait, deadline=deadline)
         except RecordRejected as error:
             self._status.abort_reason = self._status.abort_reason or error
             raise
@@ -115,6 +122,7 @@ class _TransactionAdmission:
         self,
         records: Iterable[ProducerRecord[Any, Any]],  # noqa: ARG002
         group: Group,  # noqa: ARG002
+        deadline: CallDeadline | None = None,  # noqa: ARG002
     ) -> list[Entry]:
         # Every record goes through enter(), which notices a record that is rejected.
         return []

@@ -33,6 +33,8 @@ class UnawaitedFailures:
         self._kept: dict[Entry, None] = {}
         self._not_kept = 0
         self._number = 1
+        #: The first failure of the open transaction.
+        self.first = FirstFailure()
 
     def mark_awaited(self, entry: Entry) -> None:
         """Note that a caller waits for the outcome of an entry that fails."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
+from collections.abc import Iterable
 from typing import Any, Final, TypeVar, cast
 
 from ._exceptions import Persistence, RecordRejected, SettingsError
@@ -22,6 +23,8 @@ __all__ = [
     "check_record",
     "not_an_envelope",
     "plain",
+    "record_of",
+    "records_of",
 ]
 
 T = TypeVar("T")
@@ -251,6 +254,45 @@ def check_is_record(given: object) -> None:
         is_envelope = isinstance(given, (Message, MultiMessage, PassThroughMessage))
         hint = ": send_envelope() sends that" if is_envelope else ""
         raise TypeError(f"a ProducerRecord is sent, not {kind}{hint}")
+
+
+def record_of(given: Any, topic: Any, **fields: Any) -> ProducerRecord[Any, Any]:
+    """Make the record from the arguments of ``send()``.
+
+    Args:
+        given: the first argument, which may be a record or a topic.
+        topic: the topic if it was passed by name.
+        fields: the other fields of the record; None or an empty tuple if they were not passed.
+
+    Raises:
+        TypeError: the arguments are neither one record nor the fields of one.
+    """
+    if (given is None) is not (topic is None):
+        topic = given if topic is None else topic
+        if isinstance(topic, str):
+            return ProducerRecord(topic, **fields)
+        has_fields = any(field is not None and field != () for field in fields.values())
+        if not has_fields or not isinstance(topic, ProducerRecord):
+            check_is_record(topic)
+            return cast("ProducerRecord[Any, Any]", topic)  # an instance of a subclass
+    raise TypeError(
+        "send() takes one record, or the fields of one: send(record), or "
+        "send('orders', b'two tins', key=b'42')"
+    )
+
+
+def records_of(given: Any) -> tuple[ProducerRecord[Any, Any], ...]:
+    """Make a tuple of the argument of ``send_many()``.
+
+    Raises:
+        TypeError: it is not an iterable.
+    """
+    if not isinstance(given, Iterable):
+        hint = ": send() sends one" if isinstance(given, ProducerRecord) else ""
+        raise TypeError(
+            f"send_many() takes an iterable of records, not {type(given).__name__}{hint}"
+        )
+    return tuple(given)
 
 
 def check_count(field: str, value: object) -> None:

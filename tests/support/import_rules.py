@@ -17,7 +17,7 @@ LAYERS: Final = [
     {"_settings_sources"},
     {"_affinity", "_clock", "_failures", "_validation", "discovery", "telemetry"},
     {"_delivery", "_settings", "serializers"},
-    {"_settings_resolver", "_late", "_unawaited", "drivers"},
+    {"_deadlines", "_settings_resolver", "_late", "_unawaited", "drivers"},
     {"_driver_events", "_ledger"},
     {"_driver_thread", "_observing"},
     {"_bridge"},

@@ -106,7 +106,12 @@ async def sending(
     assert_type(whatever, Results[bytes, str, dt.date])
     results(whatever)
 
-    await producer.send(b"v")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    assert_type(await producer.send("t", b"v", key=b"k", timeout=1.5), RecordMetadata)
+    assert_type(await producer.send(topic="t", value=b"v", timeout=dt.timedelta(1)), RecordMetadata)
+    await producer.send(b"v")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    await producer.send(record, b"v")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    await producer.send("t", b"v", keys=b"k")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    await producer.send("t", b"v", timeout="1 s")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
     await producer.send_envelope(record)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 

@@ -28,6 +28,7 @@ from anyio_sendproducer import (
     RecordMetadata,
     RecordRejected,
 )
+from anyio_sendproducer._deadlines import CallDeadline
 from anyio_sendproducer._delivery import (
     DELIVERY_TRANSITIONS,
     PRODUCER_TRANSITIONS,
@@ -50,6 +51,7 @@ TIMEOUT: Final = 10.0
 #: So few that runs get past it.
 KEPT: Final = 3
 
+timeouts = st.none() | st.sampled_from([0.5, 2.0, 5.0, TIMEOUT, 2 * TIMEOUT])
 topics = st.sampled_from(["a", "b", "c"])
 sizes = st.integers(0, 12)
 
@@ -96,6 +98,8 @@ class Fate:
     room_waiter: Waiter | None = None
     waiter: Waiter | None = None
     several: Several | None = None
+    call_deadline: float = math.inf
+    failed_by_call: bool = False
     expected: RecordMetadata | DeliveryError | Persistence | None = None
     outcome: RecordMetadata | DeliveryError | None = None
 
@@ -155,6 +159,13 @@ class LedgerMachine(RuleBasedStateMachine):
     @property
     def late(self) -> list[Fate]:
         return [fate for fate in self.fates if fate.late and fate.has_room]
+
+    @property
+    def early(self) -> list[Fate]:
+        """The records that failed by the deadline of their call, and are not late yet."""
+        return [
+            fate for fate in self.fates if fate.failed_by_call and fate.has_room and not fate.late
+        ]
 
     def fits(self, size: int) -> bool:
         records, taken = self.used
@@ -229,7 +240,18 @@ class LedgerMachine(RuleBasedStateMachine):
 
     # --- callers -----------------------------------------------------------------------------
 
-    def take_in(self, topic: str, size: int, way: str, *, wait: bool = True) -> Fate:
+    def limit(self, fates: Iterable[Fate], timeout: float | None) -> None:
+        """Give records the timeout of their call."""
+        if timeout is None:
+            return
+        deadline = self.now + timeout
+        self.ledger.limit([fate.entry for fate in fates], CallDeadline(deadline, timeout))
+        for fate in fates:
+            fate.call_deadline = deadline
+
+    def take_in(
+        self, topic: str, size: int, way: str, *, wait: bool = True, timeout: float | None = None
+    ) -> Fate:
         record = ProducerRecord(topic, f"{len(self.fates)}".encode())
         fits = not self.line and self.fits(size)
         entry = self.ledger.enter(record, size, self.now, wait)
@@ -237,6 +259,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert entry.record is record
         self.fates.append(fate)
         self.observed[fate] = WAITING
+        self.limit([fate], timeout)
         if fits:
             self.accept(fate)
         elif way != "send":
@@ -264,10 +287,10 @@ class LedgerMachine(RuleBasedStateMachine):
             assert caught.value.__cause__ is self.reason
         return True
 
-    @rule(topic=topics, size=sizes)
-    def send(self, topic: str, size: int) -> None:
+    @rule(topic=topics, size=sizes, timeout=timeouts)
+    def send(self, topic: str, size: int, timeout: float | None) -> None:
         if not self.refused(size):
-            self.take_in(topic, size, "send")
+            self.take_in(topic, size, "send", timeout=timeout)
 
     @rule(topic=topics, size=sizes)
     def enqueue(self, topic: str, size: int) -> None:
@@ -287,8 +310,11 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(
         records=st.lists(st.tuples(topics, sizes), min_size=1, max_size=4),
         stop_on_error=st.booleans(),
+        timeout=timeouts,
     )
-    def send_many(self, records: list[tuple[str, int]], stop_on_error: bool) -> None:
+    def send_many(
+        self, records: list[tuple[str, int]], stop_on_error: bool, timeout: float | None
+    ) -> None:
         records = [(topic, size) for topic, size in records if not self.refused(size)]
         if records:
             waiter = Waiter()
@@ -296,7 +322,7 @@ class LedgerMachine(RuleBasedStateMachine):
             several = Several(waiter, group, left=len(records))
             self.groups.append(several)
             for topic, size in records:
-                fate = self.take_in(topic, size, "group")
+                fate = self.take_in(topic, size, "group", timeout=timeout)
                 fate.several = several
                 fate.entry.group = several.group
                 several.add(fate)
@@ -304,8 +330,11 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(
         records=st.lists(st.tuples(topics, sizes), min_size=1, max_size=4),
         stop_on_error=st.booleans(),
+        timeout=timeouts,
     )
-    def send_many_in_one_go(self, records: list[tuple[str, int]], stop_on_error: bool) -> None:
+    def send_many_in_one_go(
+        self, records: list[tuple[str, int]], stop_on_error: bool, timeout: float | None
+    ) -> None:
         """As many as there is room for, and nobody is overtaken."""
         pairs = [(ProducerRecord(topic, b"x"), size) for topic, size in records]
         waiter = Waiter()
@@ -319,6 +348,7 @@ class LedgerMachine(RuleBasedStateMachine):
             self.observed[fate] = WAITING
             self.accept(fate)
             several.add(fate)
+        self.limit(several.fates, timeout)
         assert [entry.record for entry in entries] == [one for one, _ in pairs[: len(entries)]]
         several.left = several.group.remaining = len(entries)
         if len(entries) < len(records):
@@ -551,12 +581,19 @@ class LedgerMachine(RuleBasedStateMachine):
         had_late = bool(self.late)
         delivered = sum(fate.state is DELIVERED for fate in self.fates)
         woken = self.ledger.expire(self.now)
-        due = [fate for fate in self.fates if not fate.ended and fate.deadline <= self.now]
+        due = [
+            fate
+            for fate in self.fates
+            if not fate.ended and min(fate.call_deadline, fate.deadline) <= self.now
+        ]
         sent = [fate for fate in due if fate.state is SUBMITTED]
         self.fail_unsent(fate for fate in due if fate.state is not SUBMITTED)
         self.fail_sent(sent)
         for fate in sent:
-            fate.late = True
+            fate.failed_by_call = fate.call_deadline <= self.now
+            fate.late = not fate.failed_by_call
+        for fate in self.early:
+            fate.late = fate.deadline <= self.now
         if not had_late or delivered != self.delivered_when_late:
             self.late_since = self.now
             self.delivered_when_late = delivered
@@ -652,7 +689,10 @@ class LedgerMachine(RuleBasedStateMachine):
     def what_is_to_be_done_next_is_known(self) -> None:
         queued = [fate for fate in self.fates if fate.state is QUEUED]
         assert self.ledger.queued == sum(not fate.held for fate in queued)
-        deadlines = [fate.deadline for fate in self.fates if not fate.ended]
+        deadlines = [
+            min(fate.deadline, fate.call_deadline) for fate in self.fates if not fate.ended
+        ]
+        deadlines += [fate.deadline for fate in self.early]
         late = self.late
         half = (
             len(late) * 2 >= self.max_records

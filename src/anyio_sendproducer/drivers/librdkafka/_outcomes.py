@@ -192,7 +192,7 @@ class Outcomes:
             late = timed_out(
                 record,
                 "no broker acknowledged the record",
-                self._settings.delivery_timeout,
+                (self._settings.delivery_timeout, "delivery_timeout"),
                 last_error,
                 was_sent=True,
             )
