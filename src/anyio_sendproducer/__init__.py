@@ -8,7 +8,7 @@
         metadata = await producer.send(ProducerRecord("orders", value=b"...", key=b"42"))
 
 The producer lives in a task group and can't outlive it. Each record is sent on its own, and the
-caller awaits what became of it.
+caller awaits its outcome.
 """
 
 from ._delivery import Delivery, Statistics

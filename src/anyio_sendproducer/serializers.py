@@ -1,7 +1,7 @@
 """Serializers for ``key_serializer`` and ``value_serializer``.
 
-Any callable of one argument will do; these are the ones that everybody needs. They are called on
-the producer's own thread, never on the event loop's, and not for None, which stays None: a record
+Any callable with one argument is a serializer; this module has the usual ones. The producer calls
+serializers on its own thread, never on the event loop's. It does not call them for None: a record
 without a key, or a tombstone.
 """
 
@@ -18,17 +18,17 @@ __all__ = ["BytesSerializer", "JSONSerializer", "SchemaRegistrySerializer", "Str
 
 
 class BytesSerializer:
-    """Takes bytes, bytearray and memoryview, and nothing else. It is what no serializer is, said
-    aloud."""
+    """Accepts bytes, bytearray and memoryview. It has the same effect as no serializer, and makes
+    that explicit."""
 
     def __call__(self, data: bytes | bytearray | memoryview) -> bytes:
-        """The bytes.
+        """Return the data as bytes.
 
         Raises:
-            TypeError: the data is something else.
+            TypeError: the data is of another type.
         """
         if not isinstance(cast("object", data), (bytes, bytearray, memoryview)):
-            raise TypeError(f"bytes were expected, not {type(data).__name__}")
+            raise TypeError(f"expected bytes, not {type(data).__name__}")
         return bytes(data)
 
     def __repr__(self) -> str:
@@ -39,7 +39,7 @@ class StringSerializer:
     """Encodes text.
 
     Args:
-        encoding: one that Python knows.
+        encoding: the name of an encoding that Python knows.
 
     Raises:
         SettingsError: Python does not know the encoding.
@@ -50,19 +50,19 @@ class StringSerializer:
             self._encode = codecs.lookup(encoding).encode
         except (LookupError, TypeError):
             raise SettingsError(
-                f"StringSerializer: encoding must be one that Python knows, not {encoding!r}"
+                f"StringSerializer: encoding must be known to Python, not {encoding!r}"
             ) from None
         self._encoding = encoding
 
     def __call__(self, data: str) -> bytes:
-        """The text, encoded.
+        """Return the encoded text.
 
         Raises:
-            TypeError: the data is no text.
-            UnicodeEncodeError: the encoding has not all of its characters.
+            TypeError: the data is not a str.
+            UnicodeEncodeError: the encoding can't encode a character.
         """
         if not isinstance(cast("object", data), str):
-            raise TypeError(f"a str was expected, not {type(data).__name__}")
+            raise TypeError(f"expected a str, not {type(data).__name__}")
         return self._encode(data)[0]
 
     def __repr__(self) -> str:
@@ -70,15 +70,16 @@ class StringSerializer:
 
 
 class JSONSerializer:
-    """Writes JSON (RFC 8259) as UTF-8, without blanks.
+    """Encodes data as JSON (RFC 8259) in UTF-8, without spaces.
 
     Args:
-        default: turns what JSON does not know into what it knows, as in :func:`json.dumps`.
-        sort_keys: write the members of objects in the order of their names, so that equal objects
-            have equal bytes, as keys should.
+        default: converts an object that JSON can't represent into one that it can, as in
+            :func:`json.dumps`. None raises a TypeError for such an object.
+        sort_keys: whether to sort the members of objects by name, so that equal objects have equal
+            bytes. Useful for keys.
 
     Raises:
-        SettingsError: ``default`` can't be called.
+        SettingsError: ``default`` is not callable.
     """
 
     def __init__(
@@ -92,18 +93,19 @@ class JSONSerializer:
             default=default,
             sort_keys=sort_keys,
             ensure_ascii=False,
-            # NaN and the infinities are none of JSON's.
+            # NaN and the infinities are not JSON.
             allow_nan=False,
             separators=(",", ":"),
         ).encode
         self._sort_keys = sort_keys
 
     def __call__(self, data: Any) -> bytes:
-        """The data as JSON.
+        """Return the data as JSON.
 
         Raises:
-            TypeError: some of it is nothing that JSON knows.
-            ValueError: a float is none of JSON's, it holds itself, or a str has no UTF-8.
+            TypeError: the data contains an object that JSON can't represent.
+            ValueError: the data contains NaN, an infinity, itself, or a str that can't be encoded
+                in UTF-8.
         """
         return self._encode(data).encode()
 
@@ -112,23 +114,23 @@ class JSONSerializer:
 
 
 class SchemaRegistrySerializer:
-    """One of confluent-kafka's serializers for a schema registry. It needs the extra
+    """Adapts one of confluent-kafka's serializers for a schema registry. It needs the extra
     ``schema-registry``.
 
     Args:
-        serializer: its ``AvroSerializer``, ``JSONSerializer`` or ``ProtobufSerializer``, or
-            anything that is called with the data and a ``SerializationContext``. Whoever made it
-            closes it.
-        field: what it serializes, ``"key"`` or ``"value"``; by that and the topic it names its
-            subject.
+        serializer: confluent-kafka's ``AvroSerializer``, ``JSONSerializer`` or
+            ``ProtobufSerializer``, or another callable that takes the data and a
+            ``SerializationContext``. The producer does not close it.
+        field: the part of a record that it serializes, ``"key"`` or ``"value"``. The name of the
+            subject in the registry depends on this and on the topic.
 
     Raises:
         SettingsError: an argument is wrong, or confluent-kafka is not installed.
 
-    It asks the registry, by HTTP, when it meets a topic for the first time, and blocks meanwhile
-    the producer's thread, and so the records behind; their deadlines go on. What it raises fails
-    the one record, as a :exc:`~anyio_sendproducer.SerializationFailed`. Headers that it adds are
-    sent.
+    For the first record of a topic, the serializer sends an HTTP request to the registry. That
+    blocks the producer's thread: later records wait, and their deadlines still apply. If the
+    serializer raises, only the one record fails, with a
+    :exc:`~anyio_sendproducer.SerializationFailed`. Headers that the serializer adds are sent.
     """
 
     def __init__(
@@ -155,10 +157,10 @@ class SchemaRegistrySerializer:
         self._field = field
 
     def serialize(self, topic: str, headers: list[tuple[str, bytes]], data: Any) -> bytes | None:
-        """The data, with the mark of its schema.
+        """Return the serialized data, which identifies its schema.
 
         Raises:
-            Exception: what the serializer raised.
+            Exception: the exception of the serializer.
         """
         return self._serializer(data, self._context(topic, self._field, headers))
 

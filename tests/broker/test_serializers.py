@@ -38,9 +38,7 @@ async def test_all_of_them_on_the_way_to_a_broker() -> None:
         async with open_send_producer(text.with_value_serializer(JSONSerializer())) as producer:
             await producer.send(ProducerRecord("json", {"a": [1, None]}, "ключ", partition=0))
             await producer.send(ProducerRecord("json", None, "tombstone", partition=0))
-            with pytest.raises(
-                SerializationFailed, match="TypeError: a str was expected"
-            ) as caught:
+            with pytest.raises(SerializationFailed, match="TypeError: expected a str") as caught:
                 await producer.send(ProducerRecord("json", 1, cast("str", 2)))
             assert caught.value.persistence is Persistence.NOT_PERSISTED
         async with open_send_producer(

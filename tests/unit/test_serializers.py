@@ -77,8 +77,8 @@ ANY: Any = None
 @pytest.mark.parametrize(
     ("call", "kind", "says"),
     [
-        (lambda: BytesSerializer()(ANY), TypeError, "bytes were expected, not NoneType"),
-        (lambda: StringSerializer()(cast("str", b"")), TypeError, "a str was expected, not bytes"),
+        (lambda: BytesSerializer()(ANY), TypeError, "expected bytes, not NoneType"),
+        (lambda: StringSerializer()(cast("str", b"")), TypeError, "expected a str, not bytes"),
         (lambda: StringSerializer("ascii")("ä"), UnicodeEncodeError, ""),
         (lambda: JSONSerializer()({1, 2}), TypeError, "Object of type set is not JSON"),
         (lambda: JSONSerializer()(float("nan")), ValueError, "JSON compliant"),
@@ -86,12 +86,12 @@ ANY: Any = None
         (
             lambda: StringSerializer("klingon"),
             SettingsError,
-            "StringSerializer: encoding must be one that Python knows, not 'klingon'",
+            "StringSerializer: encoding must be known to Python, not 'klingon'",
         ),
         (
             lambda: StringSerializer(ANY),
             SettingsError,
-            "StringSerializer: encoding must be one that Python knows, not None",
+            "StringSerializer: encoding must be known to Python, not None",
         ),
         (
             lambda: JSONSerializer(default=cast("Any", "str")),

@@ -1,4 +1,4 @@
-"""What becomes of records, told to whoever wants to know: observers, and the events they are told.
+"""Observers, and the events of records and clients that a producer passes to them.
 
 ::
 

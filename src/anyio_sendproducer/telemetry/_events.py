@@ -1,4 +1,4 @@
-"""The events, and what an observer is."""
+"""The events, and the protocols of observers."""
 
 from __future__ import annotations
 
@@ -33,175 +33,178 @@ class Batch:
     """One call of ``send_many``, or of ``send_envelope`` with a ``MultiMessage``."""
 
     number: int
-    """No other batch of this process has it."""
+    """A number that no other call in this process has."""
     count: int
-    """How many records the call was given."""
+    """The number of records of the call."""
     topic: str | None
-    """The topic of all of them; None where they go to several."""
+    """The topic of all records; None if they go to several topics."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Given:
-    """A record that a caller just gave to the producer, and how its events know it."""
+    """A record that a caller has just passed to the producer."""
 
     number: int
-    """That of all events of this record. No other record of this process has it."""
+    """A number that no other record in this process has. All events of the record have it."""
     record: ProducerRecord[Any, Any]
     """The caller's record."""
     at: float
-    """When it was given, in seconds of the event loop's clock."""
+    """The time of the call, in seconds of the event loop's clock."""
     client_id: str
     """The ``client_id`` of the producer's settings."""
     batch: Batch | None
-    """The call that it is a part of; None where it was given alone."""
+    """The call with several records that the record is part of; None for a single record."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Accepted:
-    """A record has room, and goes on its way."""
+    """A record got room, and was accepted."""
 
     number: int
-    """The record's; see :class:`Given`."""
+    """The number of the record; see :class:`Given`."""
     record: ProducerRecord[Any, Any]
     """The caller's record, without the headers that an :class:`Injector` added."""
     at: float
-    """When it happened, in seconds of the event loop's clock."""
+    """The time of the event, in seconds of the event loop's clock."""
     size: int
-    """The bytes of its key, value and headers, the added ones as well. Where there is a serializer
-    this is an estimate."""
+    """The bytes of its key, value and headers, including added headers. An estimate if there is a
+    serializer."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class HandedOver:
-    """A record was handed to the client. It may come back to wait for its topic's metadata, and be
-    handed over again."""
+    """A record was passed to the client. If the metadata of its topic is missing, the client gives
+    it back, and it is passed to the client again later."""
 
     number: int
-    """The record's; see :class:`Given`."""
+    """The number of the record; see :class:`Given`."""
     record: ProducerRecord[Any, Any]
     """The caller's record."""
     at: float
-    """When it happened, in seconds of the event loop's clock."""
+    """The time of the event, in seconds of the event loop's clock."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Delivered:
-    """The end of an accepted record: a broker acknowledged it."""
+    """A broker acknowledged an accepted record. This is the record's last event."""
 
     number: int
-    """The record's; see :class:`Given`."""
+    """The number of the record; see :class:`Given`."""
     record: ProducerRecord[Any, Any]
     """The caller's record."""
     at: float
-    """When it happened, in seconds of the event loop's clock."""
+    """The time of the event, in seconds of the event loop's clock."""
     duration: float
-    """Seconds since it was given."""
+    """Seconds since the caller passed the record."""
     size: int
     """The bytes of its key, value and headers as they were sent."""
     metadata: RecordMetadata
-    """Where it was written."""
+    """Where the record was written."""
     abandoned: bool
-    """Whether its caller was cancelled when the client had it."""
+    """Whether the caller was cancelled while the client had the record."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Failed:
-    """The end of an accepted record: it has its error."""
+    """An accepted record failed. This is the record's last event."""
 
     number: int
-    """The record's; see :class:`Given`."""
+    """The number of the record; see :class:`Given`."""
     record: ProducerRecord[Any, Any]
     """The caller's record."""
     at: float
-    """When it happened, in seconds of the event loop's clock."""
+    """The time of the event, in seconds of the event loop's clock."""
     duration: float
-    """Seconds since it was given."""
+    """Seconds since the caller passed the record."""
     error: DeliveryError
-    """What its caller is told."""
+    """The error that its caller gets."""
     handed_over: bool
-    """Whether the client had it."""
+    """Whether the client had the record."""
     abandoned: bool
-    """Whether its caller was cancelled when the client had it."""
+    """Whether the caller was cancelled while the client had the record."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Withdrawn:
-    """The end of an accepted record: its caller was cancelled before the client had it, and it is
-    never written."""
+    """The caller of an accepted record was cancelled before the client had the record, which is
+    never written. This is the record's last event."""
 
     number: int
-    """The record's; see :class:`Given`."""
+    """The number of the record; see :class:`Given`."""
     record: ProducerRecord[Any, Any]
     """The caller's record."""
     at: float
-    """When it happened, in seconds of the event loop's clock."""
+    """The time of the event, in seconds of the event loop's clock."""
     duration: float
-    """Seconds since it was given."""
+    """Seconds since the caller passed the record."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Refused:
-    """A record was given and never accepted: it is invalid, or there was no room for it."""
+    """A record was not accepted: it is invalid, or there was no room for it. This is the record's
+    only event."""
 
     number: int
-    """The record's; see :class:`Given`."""
+    """The number of the record; see :class:`Given`."""
     record: ProducerRecord[Any, Any]
     """The caller's record, which may be invalid."""
     at: float
-    """When it happened, in seconds of the event loop's clock."""
+    """The time of the event, in seconds of the event loop's clock."""
     duration: float
-    """Seconds since it was given."""
+    """Seconds since the caller passed the record."""
     error: Exception | None
-    """What its caller is told; None where the caller was cancelled while it waited for room. That
-    ``enqueue_nowait`` finds no room is told only where added headers took the last of it."""
+    """The error that its caller gets; None if the caller was cancelled while it waited for room. If
+    ``enqueue_nowait`` finds no room, there is no event, unless only the added headers had no
+    room."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class BatchEnded:
-    """A call that sends several records is over. Records whose caller was cancelled may go on."""
+    """A call with several records ended. If its caller was cancelled, records may still be sent."""
 
     batch: Batch
     """The call."""
     at: float
-    """When it happened, in seconds of the event loop's clock."""
+    """The time of the event, in seconds of the event loop's clock."""
     failed: int
-    """How many of its records were not delivered, as far as the call knows."""
+    """The number of records that were not delivered; 0 if the call ended before their outcomes."""
     error: Exception | None
-    """What ended it before its records had their outcomes; None where nothing did."""
+    """The error that ended the call before the records had their outcomes; None if there was
+    none."""
     cancelled: bool
-    """Whether its caller was cancelled."""
+    """Whether the caller was cancelled."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class GenerationOpened:
-    """A client is open: the first, or one in place of another that broke."""
+    """A client was opened: the producer's first, or one in place of a client that was given up."""
 
     generation: int
-    """1 for the first."""
+    """The number of the client: 1 for the first, 2 for the next."""
     at: float
-    """When it happened, in seconds of the event loop's clock."""
+    """The time of the event, in seconds of the event loop's clock."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class GenerationEnded:
-    """A client is closed, and the records that it had are told to have ended before."""
+    """A client was closed. The last events of the records that it had came before."""
 
     generation: int
-    """As when it was opened."""
+    """The number of the client, as in :class:`GenerationOpened`."""
     at: float
-    """When it happened, in seconds of the event loop's clock."""
+    """The time of the event, in seconds of the event loop's clock."""
     error: BaseException | None
-    """Why it was given up; None where the producer was closed."""
+    """The reason why the client was given up; None if the producer was closed."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Closing:
-    """The producer takes no more records, and delivers what it has accepted."""
+    """The producer accepts no more records, and delivers those that it accepted."""
 
     at: float
-    """When it happened, in seconds of the event loop's clock."""
+    """The time of the event, in seconds of the event loop's clock."""
     pending: int
-    """How many accepted records have no outcome yet."""
+    """The number of accepted records without an outcome."""
 
 
 Event = (
@@ -216,28 +219,28 @@ Event = (
     | GenerationEnded
     | Closing
 )
-"""What an :class:`Observer` is told."""
+"""An event that an :class:`Observer` gets."""
 
 
 class Observer(Protocol):
-    """Is told what becomes of records.
+    """An object that gets the events of a producer.
 
-    For each record that was accepted it is told :class:`Accepted`, then :class:`HandedOver` if the
-    client was given it, and at last exactly one of :class:`Delivered`, :class:`Failed` and
-    :class:`Withdrawn`; by then its caller may have gone on. A record that was not accepted is told
-    as :class:`Refused` and nothing else. All that happened is told before the producer's block has
+    For each accepted record it gets :class:`Accepted`, then :class:`HandedOver` if the client got
+    the record, and finally exactly one of :class:`Delivered`, :class:`Failed` and
+    :class:`Withdrawn`. The caller of the record may continue before that. For a record that was not
+    accepted, it gets only :class:`Refused`. It gets all events before the producer's block has
     ended.
 
-    It is called on the event loop's thread, which must not wait for anything: what takes time
-    belongs on a thread of its own. Whatever it raises is logged under
-    ``anyio_sendproducer.telemetry``, once a minute for each kind, and harms nobody.
+    It is called on the event loop's thread, and must not block: do slow work on another thread. If
+    it raises, the error is logged under ``anyio_sendproducer.telemetry``, once a minute for each
+    kind of error, and has no other effect.
     """
 
     def observe(self, events: Sequence[Event], /) -> None:
-        """Take note of what happened since the last call, in order.
+        """Process the events since the last call.
 
         Args:
-            events: all of it, in one batch; never empty.
+            events: the events, in order; never empty.
         """
         ...
 
@@ -247,14 +250,17 @@ class Injector(Observer, Protocol):
     """An observer that adds headers to records, as tracing does."""
 
     def inject(self, given: Given, /) -> Iterable[tuple[str, bytes]]:
-        """The headers to be added to a record.
+        """Return headers to add to a record.
 
-        Called on the task that gives the record, in its context, before the record takes room: its
-        size counts the headers. The caller's record stays as it is, in results and in errors too.
-        Not called for records that are refused at once. Where the headers alone make the record
-        larger than ``max_buffered_bytes``, it goes without them.
+        This is called on the caller's task, before the record takes up room, and not for records
+        that are refused at once. The added headers count for the record's size. If they would make
+        the record larger than ``max_buffered_bytes``, it is sent without them. The caller's record
+        does not change; results and errors have it without the added headers.
+
+        Args:
+            given: the record.
 
         Returns:
-            Pairs of a str and bytes; empty for none.
+            Pairs of a str and bytes; may be empty.
         """
         ...

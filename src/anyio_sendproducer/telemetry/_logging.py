@@ -1,4 +1,4 @@
-"""Events as lines in a log, with fields for those who read logs by machine."""
+"""An observer that logs events, with structured fields."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PACKAGE: Final = __name__.partition(".")[0]
 
 
 def error_type(error: BaseException) -> str:
-    """The name of an error's class, as users import it."""
+    """Return the name of an error's class, as users import it."""
     cls = type(error)
     module = cls.__module__
     if module.partition(".")[0] == _PACKAGE:
@@ -38,7 +38,8 @@ def error_type(error: BaseException) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """What an error says, without anything of the record: a serializer's error may quote it."""
+    """Return an error's message. A serializer's error may contain the record, so that its message
+    is not used."""
     if isinstance(error, SerializationFailed):
         cause = error.__cause__
         return f"the serializer failed with {type(cause).__name__}"
@@ -46,18 +47,22 @@ def describe(error: BaseException) -> str:
 
 
 class LoggingObserver:
-    """An :class:`Observer` that logs what it is told.
+    """An :class:`Observer` that logs events.
 
-    Failures are warnings, one for each topic and kind of error in a batch of events, which says how
-    many records it is about: a cluster that is away makes a few lines, and not ten thousand. The
-    lives of clients and of the producer are at level INFO, single records at DEBUG. No key, no
-    value and no header is ever logged.
+    Failed records are logged at level WARNING: one line for each topic and kind of error in a batch
+    of events, with the number of records. So an unreachable cluster causes a few lines, not ten
+    thousand. Events of clients and of the producer are logged at INFO, other events of records at
+    DEBUG. Keys, values and headers are never logged.
 
-    Each line has fields (``extra``), by the names of OpenTelemetry's conventions where these have
-    one, such as ``messaging.destination.name``, ``messaging.kafka.offset`` and ``error.type``.
+    Each line has structured fields (``extra``). They have the names of OpenTelemetry's conventions
+    if there is one, such as ``messaging.destination.name``, ``messaging.kafka.offset`` and
+    ``error.type``.
 
     Args:
-        logger: where to; None: ``anyio_sendproducer.events``.
+        logger: the logger. None stands for ``anyio_sendproducer.events``.
+
+    Raises:
+        TypeError: ``logger`` is a str.
     """
 
     def __init__(self, logger: logging.Logger | None = None) -> None:
@@ -66,7 +71,7 @@ class LoggingObserver:
         self._logger = logging.getLogger(f"{_PACKAGE}.events") if logger is None else logger
 
     def observe(self, events: Sequence[Event], /) -> None:
-        """Log these."""
+        """Log the events."""
         logger = self._logger
         debug = logger.isEnabledFor(logging.DEBUG)
         failed: dict[tuple[str, str, str], list[Failed]] = {}
@@ -162,7 +167,7 @@ class LoggingObserver:
             what = "withdrawn"
         else:
             fields |= _fields("refused", topic)
-            # Not what the error says: it may quote the record.
+            # Not the message of the error, which may contain the record.
             fields["error.type"] = "cancelled" if event.error is None else error_type(event.error)
             what = "refused"
         if not isinstance(event, (Accepted, HandedOver)):
@@ -171,7 +176,7 @@ class LoggingObserver:
 
 
 def _name_of(record: ProducerRecord[Any, Any]) -> str:
-    """Its topic. Of a record that was refused for its topic, that may be anything."""
+    """Return the topic for a log. The topic of a refused record may be any object."""
     topic = cast("object", record.topic)
     return printable(topic) if isinstance(topic, str) and len(topic) <= 249 else "?"
 

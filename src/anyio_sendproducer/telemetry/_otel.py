@@ -1,9 +1,9 @@
-"""Events as OpenTelemetry's spans and metrics, by its semantic conventions for messaging.
+"""An observer that makes OpenTelemetry's spans and metrics, by its conventions for messaging.
 
-The names are those of version 1.44.0 of the conventions, the newest that OpenTelemetry's packages
-for Python have; they are still in development. They are written out here, since those packages keep
-them in a module that may change with every release. All that is made names its schema, by which a
-collector translates.
+The names are those of version 1.44.0 of the semantic conventions, the newest version that
+OpenTelemetry's packages for Python support. The conventions are still in development. The names are
+constants here, because those packages have them in a module that may change with every release.
+Spans and metrics have the URL of their schema, so that a collector can translate them.
 """
 
 from __future__ import annotations
@@ -44,39 +44,39 @@ _BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5
 
 _NAME: Final = __name__.partition(".")[0]
 
-#: What becomes of a caller that was cancelled, as an ``error.type``.
+#: The ``error.type`` of a call that was cancelled.
 _CANCELLED: Final = "cancelled"
 
 _ABANDONED: Final = {"anyio_sendproducer.abandoned": True}
 
 _END_WITHDRAWN: Final = (
-    "withdrawn: its caller was cancelled before the client had it; it is never written"
+    "withdrawn: the caller was cancelled before the client had the record, which is never written"
 )
-_END_REFUSED: Final = "withdrawn: its caller was cancelled while it waited for room; not sent"
+_END_REFUSED: Final = "withdrawn: the caller was cancelled while the record waited for room"
 _END_BATCH: Final = "the caller was cancelled"
 
 
 class OpenTelemetryObserver:
-    """An :class:`Injector` that makes spans and metrics of what becomes of records. It needs the
-    extra ``otel``, and what exports them: OpenTelemetry's SDK, say.
+    """An :class:`Injector` that makes spans and metrics of records.
 
-    Each record has a span, whose parent is the span that is current where the record is given, and
-    whose context goes into the record's headers, so that its consumer can go on with the trace. The
-    span ends with the record's outcome. Records of one ``send_many`` or ``MultiMessage`` have a
-    span for their call as well, which links to theirs. Where a record has a trace context in its
-    headers already, as one that is passed on, its headers stay as they are, and the span links to
-    that.
+    It needs the extra ``otel``, and a package that exports them, such as OpenTelemetry's SDK.
 
-    The reference has the names of all spans, attributes and metrics. One observer may serve any
-    number of producers.
+    Each record has a span. Its parent is the current span of the caller. Its context is added to
+    the record's headers, so that a consumer can continue the trace. The span ends with the record's
+    outcome. A call of ``send_many`` and a ``MultiMessage`` have a span, too, which links to the
+    spans of their records. If the headers of a record already contain a trace context, for example
+    because the record is forwarded, they are not changed, and the span links to that context.
+
+    The reference lists all spans, attributes and metrics. One observer may be used for any number
+    of producers.
 
     Args:
-        tracer_provider: makes the spans; None: the global one.
-        meter_provider: makes the metrics; None: the global one.
-        propagator: writes a context into headers; None: the global one, which writes
-            ``traceparent``, ``tracestate`` and ``baggage``.
-        message_keys: whether spans have the keys of records that are text. Keys often are what
-            persons are known by, so it is for you to say that these may leave.
+        tracer_provider: makes the spans. None stands for the global one.
+        meter_provider: makes the metrics. None stands for the global one.
+        propagator: writes a context into headers. None stands for the global one, which by default
+            writes ``traceparent``, ``tracestate`` and ``baggage``.
+        message_keys: whether spans have the keys of records, if a key is text. Off by default,
+            because keys often identify people.
 
     Raises:
         SettingsError: OpenTelemetry is not installed.
@@ -97,21 +97,21 @@ class OpenTelemetryObserver:
             raise SettingsError(
                 "OpenTelemetryObserver needs OpenTelemetry: pip install 'anyio-sendproducer[otel]'"
             ) from error
-        # It brings the parser of e-mail along.
+        # Not at the top: this module imports the parser of e-mail, which takes time.
         import importlib.metadata
 
         version = importlib.metadata.version("anyio-sendproducer")
         self._trace = trace
         self._tracer = trace.get_tracer(_NAME, version, tracer_provider, SCHEMA_URL)
         self._nowhere = Context()
-        # Any: pyright and OpenTelemetry's own types do not agree on what a carrier is.
+        # Any, because pyright does not accept a dict as the carrier of OpenTelemetry's type.
         self._propagator: Callable[[], Any] = (
             propagate.get_global_textmap if propagator is None else lambda: propagator
         )
         self._message_keys = message_keys
         meter = metrics.get_meter(_NAME, version, meter_provider, SCHEMA_URL)
         self._metrics = _Metrics(meter)
-        #: By the numbers of records and of batches.
+        #: The open spans, by the numbers of records and of calls.
         self._spans: dict[int, Span] = {}
         self._batches: dict[int, Span] = {}
         self._handlers: dict[type, Callable[[Any], None]] = {
@@ -122,17 +122,17 @@ class OpenTelemetryObserver:
             BatchEnded: self._batch_ended,
         }
 
-    # --- where a record is given -------------------------------------------------------------
+    # --- on the caller's task ----------------------------------------------------------------
 
     def inject(self, given: Given, /) -> Iterable[tuple[str, bytes]]:
-        """Begin the record's span, and give it to whoever reads the record."""
+        """Start the record's span, and return headers with its context."""
         record, batch = given.record, given.batch
         propagator = self._propagator()
         carried = _carried(record, propagator.fields)
         creation = self._creation_context(carried, propagator)
         call = None if batch is None else self._call(batch, given.client_id)
         if creation is not None and call is not None:
-            # The conventions have no second context of creation for it.
+            # The conventions allow one creation context for a message, and the record has one.
             call.add_link(creation)
             return ()
         operation = "send" if batch is None else "create"
@@ -157,7 +157,7 @@ class OpenTelemetryObserver:
         ]
 
     def _creation_context(self, carried: Mapping[str, str], propagator: Any) -> SpanContext | None:
-        """That of which the record's headers tell already."""
+        """Return the trace context in the record's headers, if any."""
         if not carried:
             return None
         context: Context = propagator.extract(carried, self._nowhere)
@@ -165,7 +165,7 @@ class OpenTelemetryObserver:
         return found if found.is_valid else None
 
     def _call(self, batch: Batch, client_id: str) -> Span:
-        """The span of a call that sends several records; it begins with the first of them."""
+        """Return the span of a call with several records. Its first record starts the span."""
         span = self._batches.get(batch.number)
         if span is None:
             attributes: dict[str, str | int] = {
@@ -179,7 +179,7 @@ class OpenTelemetryObserver:
             if batch.topic is not None:
                 attributes["messaging.destination.name"] = batch.topic
                 name = f"send {batch.topic}"
-            # Its own context goes into no record, so it is no PRODUCER.
+            # CLIENT and not PRODUCER, because no record has the context of this span.
             span = self._tracer.start_span(
                 name, kind=self._trace.SpanKind.CLIENT, attributes=attributes
             )
@@ -187,7 +187,7 @@ class OpenTelemetryObserver:
         return span
 
     def _attributes(self, given: Given, operation: str) -> dict[str, str | bool]:
-        """What is known before anything has happened, so that samplers can decide by it."""
+        """Return the attributes that are known at the start, for samplers."""
         record = given.record
         attributes: dict[str, str | bool] = {
             "messaging.system": "kafka",
@@ -206,22 +206,26 @@ class OpenTelemetryObserver:
                 attributes["messaging.kafka.message.key"] = key
         return attributes
 
-    # --- what became of it -------------------------------------------------------------------
+    # --- at the end of the pump's turn -------------------------------------------------------
 
     def observe(self, events: Sequence[Event], /) -> None:
-        """End spans, and count."""
+        """End the spans of the events, and update the metrics.
+
+        Raises:
+            Exception: the first error of a span or a metric, after all events were processed.
+        """
         failure: Exception | None = None
         try:
-            # Before the spans end: a duration that is measured has its span for an example.
+            # Before the spans end, so that the measured durations can refer to them (exemplars).
             self._metrics.observe(events, self._context)
-        except Exception as error:  # noqa: BLE001  # the spans are to end all the same
+        except Exception as error:  # noqa: BLE001  # the spans must end nevertheless
             failure = error
         for event in events:
             handler = self._handlers.get(type(event))
             if handler is not None:
                 try:
                     handler(event)
-                except Exception as error:  # noqa: BLE001  # and so are the others
+                except Exception as error:  # noqa: BLE001  # so must the other spans
                     failure = failure or error
         if failure is not None:
             raise failure
@@ -284,13 +288,13 @@ class OpenTelemetryObserver:
 
 
 class _Metrics:
-    """The instruments, each of which is moved once a batch where it can be."""
+    """The instruments. Counters are updated once for each batch of events."""
 
     def __init__(self, meter: Any) -> None:
         self._sent = meter.create_counter(
             "messaging.client.sent.messages",
             "{message}",
-            "Records that were handed to the client, by what became of them",
+            "Records that were passed to the client, by outcome",
         )
         self._duration = meter.create_histogram(
             "messaging.client.operation.duration",
@@ -302,7 +306,7 @@ class _Metrics:
             f"{_NAME}.in_flight.records", "{record}", "Accepted records without an outcome"
         )
         self._in_flight_size = meter.create_up_down_counter(
-            f"{_NAME}.in_flight.size", "By", "The keys, values and headers of these"
+            f"{_NAME}.in_flight.size", "By", "Keys, values and headers of these records"
         )
         self._sent_size = meter.create_counter(
             f"{_NAME}.delivered.size", "By", "Keys, values and headers of delivered records"
@@ -321,18 +325,18 @@ class _Metrics:
         self._open = meter.create_up_down_counter(
             f"{_NAME}.generations.open", "{client}", "Clients that are open"
         )
-        #: How large records were when they were accepted, by their numbers.
+        #: The sizes of records when they were accepted, by their numbers.
         self._sizes: dict[int, int] = {}
 
     def observe(self, events: Sequence[Event], context: Callable[[int], Context | None]) -> None:
-        """Take the events into account.
+        """Update the metrics.
 
         Args:
-            events: what happened.
-            context: that of a record's span, by the record's number.
+            events: the events.
+            context: returns the context of a record's span, for the record's number.
         """
         sizes = self._sizes
-        # By the instrument, the topic and the kind of error.
+        # The sums by instrument, topic and kind of error.
         sums: Counter[tuple[Any, str, str]] = Counter()
         for event in events:
             if isinstance(event, Accepted):
@@ -359,7 +363,7 @@ class _Metrics:
                 )
             elif isinstance(event, Refused):
                 kind = _CANCELLED if event.error is None else error_type(event.error)
-                # Not the topic: it may be what is wrong, and anything at all.
+                # Without the topic, which may be the invalid part and any object.
                 sums[self._refused, "", kind] += 1
             elif isinstance(event, GenerationOpened):
                 sums[self._opened, "", ""] += 1
@@ -393,7 +397,7 @@ def _operation(topic: str, kind: str) -> dict[str, str]:
 
 
 def _carried(record: ProducerRecord[Any, Any], fields: Iterable[str]) -> dict[str, str]:
-    """The headers of a record that are a propagator's."""
+    """Return the headers of a record that a propagator reads, as text."""
     if not record.headers:
         return {}
     return {
@@ -404,7 +408,7 @@ def _carried(record: ProducerRecord[Any, Any], fields: Iterable[str]) -> dict[st
 
 
 def _text(key: object) -> str | None:
-    """A key as text, where it is some; None where it has no text of its own."""
+    """Return a key as text; None if it is not text."""
     if isinstance(key, bytes):
         try:
             key = key.decode()
