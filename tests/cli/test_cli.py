@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
+import json
 import os
+import pty
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -42,7 +46,7 @@ MARK = ("run", b"this one")
         pytest.param(["demo", "--topic", "a/b"], "characters other than", id="topic-characters"),
         pytest.param(["demo", "--topic", "x" * 250], "250 characters", id="topic-too-long"),
         pytest.param(["demo", "--bootstrap-servers", ""], "bootstrap_servers", id="no-server"),
-        pytest.param(["demo", "--bootstrap-servers", "nowhere"], "'nowhere'", id="no-port"),
+        pytest.param(["demo", "--bootstrap-servers", "nowhere:"], "'nowhere:'", id="no-port"),
     ],
 )
 def test_a_wrong_command_line(
@@ -445,3 +449,61 @@ def test_a_topic_that_does_not_become_known(monkeypatch: pytest.MonkeyPatch) -> 
     consumer: Any = FakeConsumer(topics=[FakeTopic([])] * 1_000)
     with pytest.raises(_reading.ClusterError, match="'topic' does not become known: not there yet"):
         _reading._partitions(consumer, "topic")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such terminals")
+def test_a_password_is_asked_for_on_the_terminal_and_not_shown() -> None:
+    ours, terminal = pty.openpty()
+    words = ["-b", "127.0.0.1:1", "-W", "-X", "security.protocol=SASL_PLAINTEXT"]
+    words += ["-X", "sasl.mechanism=PLAIN", "-X", "sasl.username=me", "--json"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "anyio_sendproducer", "check", *words],
+        stdin=terminal,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # Without a terminal of the session, the one of the standard input counts.
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with process, process.stdout, process.stderr:
+        prompt = process.stderr.read(len("Password: "))
+        os.write(ours, b"s3cret\n")
+        printed = process.stdout.read() + process.stderr.read()
+    os.set_blocking(ours, False)
+    shown = b""
+    with contextlib.suppress(BlockingIOError):  # it shows nothing
+        shown = os.read(ours, 1_000)
+    os.close(terminal)
+    os.close(ours)
+    assert prompt == b"Password: "
+    assert process.returncode == _running.INCOMPLETE
+    steps = json.loads(printed.splitlines()[0])["steps"]
+    assert [step["state"] for step in steps][:3] == ["ok", "ok", "failed"]
+    assert b"s3cret" not in shown + printed
+
+
+def test_the_log_of_the_client(driver: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["-b", "127.0.0.1:1", "--driver", driver, "--start-timeout", "2", "-t", "t"]
+    logger = {"kafka-python": "kafka.net.manager", "confluent": "anyio_sendproducer.confluent"}
+    assert run_main("produce", *words, "-v", os.devnull) == _running.FAILED
+    assert f" {logger[driver]}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["check"], ["produce", "-t", "environment"]])
+def test_the_environment_names_the_cluster(
+    command: list[str],
+    cluster: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").write_bytes(b"one\n")
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", cluster)
+    files = ["in"] if command[0] == "produce" else []
+    assert run_main(*command, *files) == _running.COMPLETE
+    # An option counts more.
+    words = ["--json", "-b", "127.0.0.1:1", "--start-timeout", "1"]
+    assert run_main(*command, *words, *files) != _running.COMPLETE
+    assert "127.0.0.1:1" in capsys.readouterr().out

@@ -841,10 +841,10 @@ def test_a_property_that_the_driver_refuses(here: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-t", "t"], "Missing option '-b' / '--bootstrap-servers', or --config."),
+        (["-t", "t"], "Missing option '-b' / '--bootstrap-servers', or --config, or the"),
         (["-b", "x:1"], "Missing option '-t' / '--topic'."),
         (["-b", "x:1", "--service-name", "y", "-t", "t"], "give one"),
-        (["-b", "x", "-t", "t"], "'x' is not host:port"),
+        (["-b", "x:", "-t", "t"], "'x:' is not host:port"),
         (["-b", "x:1", "-t", "a/b"], "characters other than"),
         (["-b", "x:1", "-t", "t", "-X", "s3cret"], "a property is given as name=value"),
         (["-b", "x:1", "-t", "t", "-H", "h"], "'h' is not NAME=VALUE"),

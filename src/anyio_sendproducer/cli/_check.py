@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from functools import partial
+from typing import Final
 
 from .. import ProducerSettings, SettingsError
 from ..checking import check_cluster
@@ -21,16 +22,19 @@ from ._running import (
     until_terminated,
 )
 
-__all__ = ["run"]
+__all__ = ["TIMEOUT", "run"]
+
+#: Seconds that a step may take, if neither the command line nor the settings say so.
+TIMEOUT: Final = 10.0
 
 
-def run(connection: Connection, loop: str, timeout: float, *, as_json: bool) -> int:
+def run(connection: Connection, loop: str, timeout: float | None, *, as_json: bool) -> int:
     """Check a cluster, and print the outcome of each step.
 
     Args:
         connection: what the command line says about the cluster.
         loop: the event loop to run on.
-        timeout: how long a step may take, in seconds.
+        timeout: how long a step may take, in seconds; None: as the settings say, or 10.
         as_json: whether to print JSON.
 
     Returns:
@@ -39,7 +43,10 @@ def run(connection: Connection, loop: str, timeout: float, *, as_json: bool) -> 
     """
     try:
         require_for(connection, loop)
-        settings = settings_of(connection, start_timeout=timeout, resolve_timeout=timeout)
+        defaults = {"start_timeout": TIMEOUT, "resolve_timeout": TIMEOUT}
+        settings = settings_of(
+            connection, defaults=defaults, start_timeout=timeout, resolve_timeout=timeout
+        )
     except (MissingExtra, SettingsError) as error:
         return complain(error, USAGE)
     return run_on(

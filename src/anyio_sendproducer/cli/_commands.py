@@ -18,6 +18,7 @@ from click.shell_completion import get_completion_class
 from . import _broker, _check, _demo, _produce
 from ._chunks import HeaderMarks, Layout
 from ._fields import Fields
+from ._log import client_log
 from ._options import (
     COUNT,
     Command,
@@ -293,7 +294,8 @@ def produce(
     as_json: bool,
     progress: bool | None,
     loop: str,
-    start_timeout: float,
+    start_timeout: float | None,
+    verbose: int,
     **cluster: Any,
 ) -> int:
     """Send lines, JSON Lines or CSV, from files or from standard input.
@@ -367,7 +369,8 @@ def produce(
         as_json=as_json,
         progress=progress,
     )
-    return _until_interrupted(_produce.run, order)
+    with client_log(verbose):
+        return _until_interrupted(_produce.run, order)
 
 
 @command.command(
@@ -379,9 +382,11 @@ def produce(
         **_SIGNALS,
     },
 )
-@of_cluster(10.0)
+@of_cluster(_check.TIMEOUT)
 @_output("--json", "as_json", is_flag=True, help="Print the steps as one JSON object.")
-def check(*, as_json: bool, loop: str, start_timeout: float, **cluster: Any) -> int:
+def check(
+    *, as_json: bool, loop: str, start_timeout: float | None, verbose: int, **cluster: Any
+) -> int:
     """Find out whether a producer would reach the cluster, and where it would fail.
 
     It goes step by step: the settings, the brokers' names, a connection, TLS, the login, what the
@@ -391,9 +396,9 @@ def check(*, as_json: bool, loop: str, start_timeout: float, **cluster: Any) -> 
     With the driver confluent the brokers' versions are missing, since librdkafka does not tell
     them.
     """
-    return _until_interrupted(
-        _check.run, connection_of(**cluster), loop, start_timeout, as_json=as_json
-    )
+    connection = connection_of(**cluster)
+    with client_log(verbose):
+        return _until_interrupted(_check.run, connection, loop, start_timeout, as_json=as_json)
 
 
 @command.command(

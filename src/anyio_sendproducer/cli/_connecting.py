@@ -1,20 +1,19 @@
-"""The producer's settings, made of a file, of properties and of options.
+"""The producer's settings, from the environment, a file, properties and options.
 
-Properties have Kafka's names here, also for what the producer decides itself: those who have a
-``producer.properties`` need not know what is a field of its settings and what a property of the
-client.
+Properties have Kafka's names here, even if the producer has a field for them. So a user with a
+``producer.properties`` does not need to know which of them are fields.
 
 No message has a value in it that may be secret.
-
-Such a file needs ``javaproperties`` (extra ``cli``).
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from .. import ProducerSettings, SettingsError
@@ -22,22 +21,31 @@ from ..drivers import DriverName
 from ._running import EXTRA, require, require_loop
 from ._settings_files import read_properties, read_toml
 
-__all__ = ["Connection", "parse_property", "require_for", "settings_of"]
+__all__ = [
+    "Connection",
+    "environment_has_address",
+    "parse_property",
+    "require_for",
+    "settings_of",
+]
 
-#: What Kafka has as a property, and the producer as a field of its settings.
+#: Kafka's properties that are fields of the producer's settings.
 _FIELDS: Final = {
     "bootstrap.servers": "bootstrap_servers",
     "client.id": "client_id",
     "transactional.id": "transactional_id",
 }
-#: The same, where Kafka counts in milliseconds.
+#: The same, in milliseconds.
 _DURATIONS: Final = {"delivery.timeout.ms": "delivery_timeout"}
 #: The same, in bytes.
 _SIZES: Final = {"buffer.memory": "max_buffered_bytes"}
-#: Classes of Java; what is sent is bytes by then.
+#: Java classes. Records are bytes here.
 _LEFT_OUT: Final = frozenset({"key.serializer", "value.serializer"})
 
-_ADDRESS: Final = "bootstrap_servers"
+#: The prefix of environment variables.
+_PREFIX: Final = "KAFKA"
+#: The fields that name a cluster. One takes the place of the other.
+_ADDRESSES: Final = frozenset({"bootstrap_servers", "service_name"})
 #: Stands for addresses that are not known yet.
 _NO_ADDRESS: Final = "no-address.invalid:1"
 _DEFAULTS: Final = ProducerSettings(bootstrap_servers=_NO_ADDRESS)
@@ -59,8 +67,8 @@ def parse_property(text: str) -> tuple[str, str]:
     """The name and the value of ``name=value``.
 
     Raises:
-        ValueError: there is no ``=`` in it, or nothing before it. It does not tell the text, which
-            may be a password.
+        ValueError: there is no ``=`` in the text, or nothing before it. The message does not have
+            the text, which may be a password.
     """
     name, equals, value = text.partition("=")
     name = name.strip()
@@ -70,10 +78,10 @@ def parse_property(text: str) -> tuple[str, str]:
 
 
 def require_for(connection: Connection, loop: str) -> None:
-    """See that what a command with a connection needs is installed.
+    """Check that the packages for a command with a connection are installed.
 
     Raises:
-        MissingExtra: something is not; see :func:`require`.
+        MissingExtra: one is not; see :func:`require`.
     """
     require("the command line", EXTRA, "rich.console", "rich.progress", "rich.table")
     require_loop("--loop", loop)
@@ -81,32 +89,44 @@ def require_for(connection: Connection, loop: str) -> None:
         require("--config", EXTRA, "javaproperties")
 
 
-def settings_of(connection: Connection, **fields: Any) -> ProducerSettings:
-    """The settings: what the file says, over it the properties, over these the options.
+def environment_has_address() -> bool:
+    """Whether the environment names a cluster."""
+    return any(os.environ.get(f"{_PREFIX}_{name.upper()}") for name in _ADDRESSES)
+
+
+def settings_of(
+    connection: Connection, *, defaults: Mapping[str, Any] = MappingProxyType({}), **fields: Any
+) -> ProducerSettings:
+    """Combine the settings. Options override properties, and these the file and the environment.
 
     Args:
-        connection: what was said about the cluster.
-        fields: of the settings; None for what was not said. Those under ``properties`` count as
-            given by ``-X``, before the others of these.
+        connection: what the command line says about the cluster.
+        defaults: fields that everything else overrides.
+        fields: options that are fields of the settings; None for those that were not given. Those
+            under ``properties`` count as given by ``-X``, before the others of these.
 
     Raises:
-        SettingsError: the file can't be read, or something in it or in the options is wrong.
+        SettingsError: the file cannot be read, or a setting is wrong.
     """
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = dict(defaults)
+    _add(arguments, _from_environment())
     if connection.config is not None:
-        arguments = _from_file(connection.config, connection.config_table)
+        _add(arguments, _from_file(connection.config, connection.config_table))
     for layer in (fields.pop("properties", {}).items(), connection.properties):
         _add(arguments, _by_field(layer))
-    if connection.bootstrap_servers is not None or connection.service_name is not None:
-        # Either takes the place of both.
-        arguments.pop("bootstrap_servers", None)
-        arguments.pop("service_name", None)
-        fields |= {
-            "bootstrap_servers": connection.bootstrap_servers,
-            "service_name": connection.service_name,
-        }
+    fields |= {
+        "bootstrap_servers": connection.bootstrap_servers,
+        "service_name": connection.service_name,
+    }
     _add(arguments, {name: value for name, value in fields.items() if value is not None})
     return ProducerSettings.from_mapping(arguments)
+
+
+def _from_environment() -> dict[str, Any]:
+    prefix = f"{_PREFIX}_"
+    given = [name.removeprefix(prefix).lower() for name in os.environ if name.startswith(prefix)]
+    address = {f"{prefix}{name.upper()}": value for name, value in _addressed(given).items()}
+    return _layer(given, ProducerSettings.from_env(_PREFIX, {**os.environ, **address}))
 
 
 def _from_file(path: Path, table: str) -> dict[str, Any]:
@@ -130,7 +150,7 @@ def _from_toml(path: Path, table: str) -> dict[str, Any]:
 def _addressed(given: Iterable[str]) -> dict[str, str]:
     """An address for settings that have none, since another layer may have it."""
     names = {_compared(name) for name in given}
-    return {} if names & {"bootstrap_servers", "service_name"} else {_ADDRESS: _NO_ADDRESS}
+    return {} if names & _ADDRESSES else {"bootstrap_servers": _NO_ADDRESS}
 
 
 def _layer(given: Iterable[str], settings: ProducerSettings) -> dict[str, Any]:
@@ -172,11 +192,14 @@ def _number(name: str, text: str) -> int:
 
 
 def _add(arguments: dict[str, Any], layer: Mapping[str, Any]) -> None:
-    """Put a layer over what there is; of properties, each by itself, in whichever spelling."""
+    """Put a layer over the others. A property is overridden in each of its spellings."""
     properties: dict[str, Any] = dict(arguments.get("properties", {}))
     added: Mapping[str, Any] = layer.get("properties", {})
     replaced = {_compared(name) for name in added}
     kept = {name: value for name, value in properties.items() if _compared(name) not in replaced}
+    if _ADDRESSES & layer.keys():
+        for name in _ADDRESSES:
+            arguments.pop(name, None)
     arguments |= layer
     if kept or added:
         arguments["properties"] = kept | dict(added)

@@ -6,7 +6,9 @@ It needs ``click`` (extra ``cli``).
 
 from __future__ import annotations
 
+import getpass
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -14,7 +16,7 @@ from typing import Any, Final, TypeVar
 import click
 
 from .. import ProducerSettings, SettingsError
-from ._connecting import Connection, parse_property
+from ._connecting import Connection, environment_has_address, parse_property
 from ._running import LOOPS
 from ._text import unescaped
 
@@ -36,6 +38,9 @@ __all__ = [
 ]
 
 COUNT: Final = click.IntRange(min=1)
+
+#: Kafka's usual port.
+_PORT: Final = 9092
 
 #: A topic's name as brokers accept it. Records with another name would all fail.
 _TOPIC: Final = re.compile(r"[a-zA-Z0-9._-]{1,249}")
@@ -99,9 +104,21 @@ def servers(_: click.Context, parameter: click.Parameter, text: str | None) -> s
     if text is None:
         return None
     try:
-        return ",".join(ProducerSettings(bootstrap_servers=text).addresses)
+        return ",".join(ProducerSettings(bootstrap_servers=_with_ports(text)).addresses)
     except SettingsError as error:
         raise click.BadParameter(str(error), param=parameter) from error
+
+
+def _with_ports(text: str) -> str:
+    """The addresses, each with a port."""
+    addresses: list[str] = []
+    for part in text.split(","):
+        address = part.strip()
+        # The only colons of a name or an IPv6 address without a port are in its brackets.
+        if address and ":" not in re.sub(r"\A\[[^\]]*\]", "", address):
+            address += f":{_PORT}"
+        addresses.append(address)
+    return ",".join(addresses)
 
 
 def topic(_: click.Context, parameter: click.Parameter, text: str | None) -> str | None:
@@ -226,9 +243,10 @@ def of_cluster(default_timeout: float) -> Callable[[_F], _F]:
         _cluster(
             "-b",
             "--bootstrap-servers",
-            metavar="HOST:PORT[,...]",
+            metavar="HOST[:PORT][,...]",
             callback=servers,
-            help="Where to find the cluster.",
+            help=f"Where to find the cluster; the default port is {_PORT}. Default: the variable "
+            "KAFKA_BOOTSTRAP_SERVERS. Other settings are read from the environment, too.",
         ),
         _cluster(
             "--service-name",
@@ -258,6 +276,12 @@ def of_cluster(default_timeout: float) -> Callable[[_F], _F]:
             "file. May be repeated.",
         ),
         _cluster(
+            "-W",
+            "--ask-password",
+            is_flag=True,
+            help="Ask for the password (sasl.password) on the terminal.",
+        ),
+        _cluster(
             "--driver",
             type=click.Choice(["kafka-python", "confluent"]),
             help="The client library. confluent is several times as fast (extra confluent). "
@@ -276,9 +300,15 @@ def of_cluster(default_timeout: float) -> Callable[[_F], _F]:
             "--start-timeout",
             callback=seconds,
             metavar="SECONDS",
-            default=f"{default_timeout:g}",
-            show_default=True,
-            help="How long it may take until the cluster has answered.",
+            help="How long it may take until the cluster has answered. Default: "
+            f"{default_timeout:g}.",
+        ),
+        _cluster(
+            "-v",
+            "--verbose",
+            count=True,
+            help="Show the log of the client and of the producer on standard error. -vv shows "
+            "details.",
         ),
     )
 
@@ -291,17 +321,49 @@ def of_cluster(default_timeout: float) -> Callable[[_F], _F]:
 
 
 def connection_of(
-    bootstrap_servers: str | None, service_name: str | None, config: Path | None, **others: Any
+    bootstrap_servers: str | None,
+    service_name: str | None,
+    config: Path | None,
+    properties: tuple[tuple[str, str], ...],
+    *,
+    ask_password: bool,
+    **others: Any,
 ) -> Connection:
     """The connection that the options of a cluster describe.
 
     Raises:
-        UsageError: none of them names a cluster, or two of them do.
+        UsageError: nothing names a cluster, or two options do; or there is no terminal to ask for
+            the password.
     """
     if bootstrap_servers is not None and service_name is not None:
         raise click.UsageError("--bootstrap-servers and --service-name: give one")
-    if bootstrap_servers is None and service_name is None and config is None:
-        raise click.UsageError("Missing option '-b' / '--bootstrap-servers', or --config.")
+    if (bootstrap_servers, service_name, config) == (None, None, None) and (
+        not environment_has_address()
+    ):
+        raise click.UsageError(
+            "Missing option '-b' / '--bootstrap-servers', or --config, or the environment variable "
+            "KAFKA_BOOTSTRAP_SERVERS."
+        )
+    if ask_password:
+        properties = (*properties, ("sasl.password", _ask_password()))
     return Connection(
-        bootstrap_servers=bootstrap_servers, service_name=service_name, config=config, **others
+        bootstrap_servers=bootstrap_servers,
+        service_name=service_name,
+        config=config,
+        properties=properties,
+        **others,
     )
+
+
+def _ask_password() -> str:
+    """Read a password from the terminal, which does not show it."""
+    try:
+        with warnings.catch_warnings():
+            # getpass warns before it reads a password that the terminal would show.
+            warnings.simplefilter("error", getpass.GetPassWarning)
+            return getpass.getpass("Password: ")
+    except (getpass.GetPassWarning, EOFError, OSError):
+        raise click.UsageError(
+            "--ask-password needs a terminal: put sasl.password into a file for --config, or into "
+            "the environment variable KAFKA_PROPERTIES_SASL_PASSWORD"
+        ) from None
