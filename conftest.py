@@ -7,6 +7,8 @@
 * ``localhost:9092``, where a reader's broker would be, is replaced by the embedded broker's
   address; nothing else that a reader sees is changed. The broker starts when a page first asks.
 * A block of ``py`` is for other clients, beside which ours is shown: it is run on asyncio alone.
+* A block of ``python3`` is a cell of a notebook or a file of a project: a module in ``tests/docs``
+  runs it.
 * A block of ``text`` is what the block before it prints; ``...`` stands for anything.
 * An HTML comment ``invisible-code-block: python`` checks what the example before it did.
 * In a docstring, an indented block after ``::`` is an example, unless it draws a tree.
