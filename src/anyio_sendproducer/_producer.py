@@ -29,6 +29,7 @@ from ._ledger import Ledger
 from ._loops import current_loop
 from ._no_public_constructor import NoPublicConstructor
 from ._observing import Observation, ObservedLedger, check_observers
+from ._own_methods import with_own_methods
 from ._records import (
     ConsumerGroupMetadata,
     Envelope,
@@ -74,6 +75,7 @@ class _Starter(Protocol):
     async def start(self, func: Any, /, *args: Any, name: Any = None) -> Any: ...
 
 
+@with_own_methods
 class SendProducer(Sender, NoPublicConstructor):
     """A Kafka producer that sends records one by one and reports the outcome of each.
 
@@ -84,6 +86,19 @@ class SendProducer(Sender, NoPublicConstructor):
     _how_to_make: ClassVar[str] = (
         "SendProducer is not made by hand: use `async with open_send_producer(settings) as "
         "producer:`, or start_send_producer(task_group, settings)"
+    )
+
+    #: ``help()`` lists these first, in this order.
+    _fields: ClassVar[tuple[str, ...]] = (
+        "send",
+        "send_many",
+        "send_envelope",
+        "enqueue",
+        "enqueue_nowait",
+        "flush",
+        "flow",
+        "sink",
+        "transaction",
     )
 
     _transactions: Transactions

@@ -37,6 +37,7 @@ from ._exceptions import (
 )
 from ._flow import run_flow
 from ._no_public_constructor import NoPublicConstructor
+from ._own_methods import with_own_methods
 from ._records import (
     ConsumerGroupMetadata,
     Envelope,
@@ -150,6 +151,7 @@ class _TransactionAdmission:
         return self._engine.bridge.generation != self._status.generation
 
 
+@with_own_methods
 class Transaction(Sender, NoPublicConstructor):
     """A transaction. It has the producer's methods for sending.
 

@@ -11,7 +11,15 @@ __all__ = ["GUESTS", "LAYERS", "OUTSIDE"]
 
 #: From the bottom up; a module may import from the layers below its own, and from its own package.
 LAYERS: Final = [
-    {"_closing", "_engine_states", "_kafka_names", "_no_public_constructor", "_polling", "_shown"},
+    {
+        "_closing",
+        "_engine_states",
+        "_kafka_names",
+        "_no_public_constructor",
+        "_own_methods",
+        "_polling",
+        "_shown",
+    },
     {"_exceptions"},
     {"_durations", "_loops", "_properties_file", "_records", "_task_groups"},
     {"_settings_sources"},

@@ -69,7 +69,9 @@ def _class(name: str, cls: Any) -> Iterator[str]:
         yield from (
             f"    {field}: {_annotation(_annotations(cls)[field])}" for field in cls._fields
         )
-    fields = {*getattr(cls, "__dataclass_fields__", ()), *getattr(cls, "_fields", ())}
+    fields = {*getattr(cls, "__dataclass_fields__", ())}
+    if _is_a(cls, tuple):
+        fields |= {*cls._fields}
     for attribute in sorted(dir(cls)):
         if attribute.startswith("_") or attribute in fields:
             continue
