@@ -1439,6 +1439,25 @@ async def test_the_fake_chooses_partitions(settings: ProducerSettings) -> None:
     assert sorted(place.partition for place in by_turn) == [0, 0, 1, 1, 2, 2]
 
 
+def test_the_attributes_of_the_fake_can_be_replaced() -> None:
+    """The fake keeps some of them in other objects."""
+    fake = FakeDriver(partitions=2)
+    written, transactions, offsets = fake.written, fake.transactions, fake.offsets
+    assert (fake.partitions, written, transactions, offsets) == (2, {}, [], [])
+    fake.partitions = 3
+    fake.written, fake.transactions, fake.offsets = {}, [], []
+    fake.unknown_topics = {"new"}
+    assert fake.partitions_for("old") == {0, 1, 2}
+    assert fake.partitions_for("new") is None
+    assert fake.written is not written
+    assert fake.transactions is not transactions
+    assert fake.offsets is not offsets
+    error = SendProducerError("not now")
+    fake.offsets_error, fake.end_error = error, lambda commit: error if commit else None
+    assert fake.offsets_error is error
+    assert [fake.end_error(commit) for commit in (True, False)] == [error, None]
+
+
 def test_the_fake_before_it_is_opened() -> None:
     fake = FakeDriver()
     fake.unknown_topics.add("new")
