@@ -28,10 +28,17 @@ extensions = [
 exclude_patterns = ["_build", "_ext"]
 nitpicky = True
 # Type variables that exist for type checkers alone, and so do types of OpenTelemetry here: it need
-# not be installed where the documents are built.
+# not be installed where the documents are built. SettingsFields names the keywords for type checkers.
 nitpick_ignore = [
     ("py:class", name)
-    for name in ("A", "B", "MeterProvider", "TextMapPropagator", "TracerProvider")
+    for name in (
+        "A",
+        "B",
+        "MeterProvider",
+        "SettingsFields",
+        "TextMapPropagator",
+        "TracerProvider",
+    )
 ]
 
 # Directives fenced with colons show as text in an editor that knows plain Markdown alone.
