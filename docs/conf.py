@@ -28,7 +28,7 @@ extensions = [
 exclude_patterns = ["_build", "_ext"]
 nitpicky = True
 # Type variables that exist for type checkers alone, and so do types of OpenTelemetry here: it need
-# not be installed where the documents are built. SettingsFields names the keywords for type checkers.
+# not be installed where the documents are built. SettingsFields has keywords for type checkers.
 nitpick_ignore = [
     ("py:class", name)
     for name in (

@@ -153,11 +153,11 @@ async def test_nobody_needs_to_keep_the_service(
 @on_asyncio
 async def test_the_scope_of_the_caller_does_not_end_it(service: ProducerService) -> None:
     with anyio.CancelScope() as scope:
-        producer = await service.start()
+        await service.start()
         scope.cancel()
         await anyio.lowlevel.checkpoint()
     assert scope.cancelled_caught
-    await producer.send(record())
+    await service.producer.send(record())
     await service.stop()
 
 
