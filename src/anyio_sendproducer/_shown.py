@@ -150,9 +150,8 @@ def raised_text(error: BaseException) -> str:
     return f"raised {type(error).__name__}: {text}"
 
 
-def listed(items: Iterable[object], limit: int = 5) -> str:
-    """Join items with commas. For a long list, show the first ``limit`` items and the number of
-    others."""
+def listed(items: Iterable[object], limit: int = 5, separator: str = ", ") -> str:
+    """Join items. For a long list, show the first ``limit`` items and the number of others."""
     texts = [*map(str, items)]
     more = len(texts) - limit
-    return ", ".join(texts) if more <= 0 else f"{', '.join(texts[:limit])} and {more} more"
+    return separator.join(texts[:limit]) + (f" and {more} more" if more > 0 else "")

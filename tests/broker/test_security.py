@@ -659,7 +659,7 @@ async def test_an_attempt_that_is_broken_off_when_time_is_up_has_not_the_last_wo
 
     with scripted_broker(answers={METADATA: announce_once}) as broker:
         hourglass.run_out_when(_since(lambda: len(asked) > 1, 0.1))
-        with pytest.raises(ProducerStartError, match=r"last words: .*Invalid frame length: 52"):
+        with pytest.raises(ProducerStartError, match=r"answered: \S+: Invalid frame length: 52"):
             await send_one(broker)
 
 

@@ -50,10 +50,9 @@ from ..security._settings import TokenSource
 from ._batches import RUN_BYTES, PartitionRun, TopicBatch, TopicPartitions
 from ._config import CODECS, client_config
 from ._errors import (
-    CONNECTION,
     ClosedWhileOpening,
-    LastErrorHandler,
     LoginRefused,
+    NotReached,
     not_taken,
     rejected,
     translated,
@@ -265,13 +264,11 @@ class KafkaPythonDriver:
             SettingsError: the client or the producer_factory refused the settings.
             ProducerStartError: the client did not connect.
         """
-        last_error = LastErrorHandler()
-        client_log = logging.getLogger("kafka")
-        client_log.addHandler(last_error)
+        addresses = listed(self._settings.addresses)
+        start_timeout = f"{self._settings.start_timeout:g} s (start_timeout)"
         try:
             return self._make(
-                **self._config,
-                kafka_client=functools.partial(self._connect, sink, deadline, last_error),
+                **self._config, kafka_client=functools.partial(self._connect, sink, deadline)
             )
         except ClosedWhileOpening:
             self._discard_client()
@@ -282,8 +279,13 @@ class KafkaPythonDriver:
         except LoginRefused as refused:
             self._discard_client()
             raise ProducerStartError(
-                f"no producer for {listed(self._settings.addresses)}: {refused}"
+                f"no producer for {addresses}: {refused}"
             ) from refused.__cause__
+        except NotReached as error:
+            self._discard_client()
+            raise ProducerStartError(
+                f"no producer for {addresses} within {start_timeout}: {error.args[0]}{HOW_FAR}"
+            ) from error
         except (
             kafka_errors.KafkaConfigurationError,
             AssertionError,
@@ -295,15 +297,9 @@ class KafkaPythonDriver:
         except BaseException as error:  # a producer_factory may raise anything
             self._discard_client()
             harmless(error)
-            text = one_line(CONNECTION.sub("", last_error.text))
-            said = f"; the client's last words: {text}" if text else ""
             raise ProducerStartError(
-                f"no producer for {listed(self._settings.addresses)} within "
-                f"{self._settings.start_timeout:g} s (start_timeout): {one_line(error)}{said}"
-                f"{HOW_FAR}"
+                f"no producer for {addresses} within {start_timeout}: {one_line(error)}{HOW_FAR}"
             ) from error
-        finally:
-            client_log.removeHandler(last_error)
 
     def _make(self, **configs: Any) -> QuietProducer:
         """Make a KafkaProducer, by the user's producer_factory if there is one."""
@@ -324,9 +320,7 @@ class KafkaPythonDriver:
             )
         return cast("QuietProducer", made)
 
-    def _connect(
-        self, sink: Sink, deadline: float, last_error: LastErrorHandler, **configs: Any
-    ) -> NetClient:
+    def _connect(self, sink: Sink, deadline: float, **configs: Any) -> NetClient:
         """Make the network client and connect it, before the constructor of KafkaProducer does.
 
         Nothing could stop the constructor for as long as ``bootstrap_timeout_ms`` says. It skips
@@ -338,11 +332,7 @@ class KafkaPythonDriver:
         for name in ("allow_auto_create_topics", "retry_backoff_ms"):
             cluster.config[name] = configs[name]
         self._metadata.attach(client, sink)
-        try:
-            client.bootstrap(deadline, self._closing)
-        except kafka_errors.KafkaTimeoutError:
-            last_error.listens = False
-            raise
+        client.bootstrap(deadline, self._closing)
         return client
 
     def _discard_client(self) -> None:

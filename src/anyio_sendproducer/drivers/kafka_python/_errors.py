@@ -7,9 +7,6 @@
 
 from __future__ import annotations
 
-import logging
-import re
-import threading
 from typing import Any, Final
 
 import kafka.errors as kafka_errors
@@ -26,7 +23,6 @@ from ..._records import ProducerRecord
 from ..._shown import harmless, one_line
 
 __all__ = [
-    "CONNECTION",
     "FENCED",
     "OF_EVERYTHING",
     "OF_ONE_RECORD",
@@ -34,8 +30,8 @@ __all__ = [
     "REFUSALS",
     "ClosedWhileOpening",
     "GivenUp",
-    "LastErrorHandler",
     "LoginRefused",
+    "NotReached",
     "given_up",
     "is_metadata_missing",
     "no_metadata",
@@ -91,41 +87,16 @@ FENCED: Final[tuple[type[Exception], ...]] = (
 )
 
 
-#: The start of kafka-python's messages: the repr of a connection.
-CONNECTION: Final = re.compile(r"<\w*Connection [^>]*>:\s*")
-
-
-class LastErrorHandler(logging.Handler):
-    """Keeps the last error that the client logs in this thread.
-
-    kafka-python reports nowhere else why it did not connect.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(logging.ERROR)
-        self._thread = threading.get_ident()
-        self.text = ""
-        #: Set to False at the deadline: later errors only say that the last attempt was stopped.
-        self.listens = True
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep the record's message."""
-        message = record.getMessage()
-        # "Bootstrap failed" only says that the time is over.
-        if (
-            self.listens
-            and record.thread == self._thread
-            and not message.startswith("Bootstrap failed")
-        ):
-            self.text = message
-
-
 class ClosedWhileOpening(Exception):
     """The driver was closed while it was opening."""
 
 
 class LoginRefused(Exception):
     """Each broker was tried, and another attempt cannot help. The cause is the client's error."""
+
+
+class NotReached(kafka_errors.KafkaTimeoutError):
+    """No broker answered before the deadline. The message has the reason for each address."""
 
 
 class GivenUp(Exception):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import random
 import re
 import ssl
@@ -34,10 +35,10 @@ from kafka.protocol.metadata import (
 from kafka.protocol.producer import ProduceRequest
 from kafka.protocol.sasl import SaslAuthenticateRequest, SaslBytesRequest, SaslHandshakeRequest
 
-from ..._shown import harmless, one_line
+from ..._shown import harmless, listed, one_line
 from ..security._settings import SCRAM
 from ..security._tls import tls_refusal
-from ._errors import REFUSALS, ClosedWhileOpening, LoginRefused
+from ._errors import REFUSALS, ClosedWhileOpening, LoginRefused, NotReached
 
 __all__ = [
     "ClosingSocket",
@@ -187,6 +188,9 @@ class _Connection(KafkaConnection):
 #: What kafka-python puts before the broker's own words.
 _BOILERPLATE: Final = re.compile(r"^(\[Error \d+\] |\w+Error: )+")
 
+#: The text of an error of the system, such as "111 ECONNREFUSED".
+_ERROR_NUMBER: Final = re.compile(r"(\d+) E[A-Z0-9]+")
+
 #: The lengths for which it takes the beginning of an alert of TLS 1.0, 1.1 and 1.2.
 _TLS_ALERTS: Final = tuple(f"length: {0x15030000 + minor * 256}" for minor in (1, 2, 3))
 
@@ -198,6 +202,8 @@ class ConnectionManager(KafkaConnectionManager):
         super().__init__(net, **configs)
         #: Why the last connection to a broker did not come about.
         self.failures: dict[Any, Exception] = {}
+        #: The errors that ended connections last, also of those that came about.
+        self._ends: dict[Any, Exception] = {}
         self._transports: weakref.WeakSet[Any] = weakref.WeakSet()
         # 3.0.12 has no setting for these; an attempt to connect may take as long as a request.
         config: dict[str, Any] = self.config
@@ -315,6 +321,7 @@ class ConnectionManager(KafkaConnectionManager):
             connection.__class__ = _Connection
             connection.init_future.add_callback(functools.partial(self._succeeded, node_id))
             connection.init_future.add_errback(functools.partial(self._failed, node_id))
+            connection.close_future.add_errback(functools.partial(self._ends.__setitem__, node_id))
         return connection
 
     def _succeeded(self, node_id: Any, _: Any) -> None:
@@ -399,6 +406,17 @@ class ConnectionManager(KafkaConnectionManager):
                 return f"{address_of(broker)} {why}", error
         return None
 
+    def reasons(self) -> list[str]:
+        """Why each bootstrap address did not answer."""
+        # kafka-python shuffles the addresses.
+        return sorted(f"{address_of(broker)}: {self._reason(broker)}" for broker in self._addresses)
+
+    def _reason(self, broker: Any) -> str:
+        error = self.failures.get(broker.node_id) or self._ends.get(broker.node_id)
+        if error is None:
+            return "no answer"
+        return self._refusal(error) or client_words(error)
+
     def last_error(self) -> tuple[str, Exception] | None:
         """Which broker could not be connected to when that was tried last, and why."""
         brokers = {broker.node_id: broker for broker in cast("Any", self.cluster).brokers()}
@@ -437,8 +455,10 @@ def address_of(broker: Any) -> str:
 
 
 def client_words(error: Exception) -> str:
-    """What an error of the client says, without what it says each time."""
-    return one_line(_BOILERPLATE.sub("", str(error)))
+    """The text of a client's error, without the words that all of them have."""
+    words = one_line(_BOILERPLATE.sub("", str(error)))
+    number = _ERROR_NUMBER.fullmatch(words)
+    return words if number is None else os.strerror(int(number[1]))
 
 
 class NetClient(KafkaNetClient):
@@ -471,7 +491,7 @@ class NetClient(KafkaNetClient):
         Raises:
             ClosedWhileOpening: ``closing`` was set.
             LoginRefused: no broker accepts this client.
-            KafkaTimeoutError: no broker answered before the deadline.
+            NotReached: no broker answered before the deadline.
         """
         cluster: Any = self.cluster
         updated = cluster.request_update()
@@ -480,7 +500,8 @@ class NetClient(KafkaNetClient):
                 raise ClosedWhileOpening
             remaining = deadline - time.monotonic()
             if remaining <= 0:
-                raise kafka_errors.KafkaTimeoutError("no broker answered")
+                reasons = listed(self.manager.reasons(), separator="; ")
+                raise NotReached(f"no broker answered: {reasons}")
             refusal = self.manager.refusal()
             if refusal is not None:
                 raise LoginRefused(refusal[0]) from refusal[1]

@@ -151,7 +151,8 @@ class ConfluentDriver:
             if isinstance(failure, LoginRefused) and health.is_disconnected:
                 raise ProducerStartError(f"no producer for {addresses}: {failure}") from failure
             if remaining <= 0:
-                reason = "no broker answered" if failure is None else str(failure)
+                reasons = listed(health.reasons(self._settings.addresses), separator="; ")
+                reason = "no broker answered" if failure is None else reasons or str(failure)
                 raise ProducerStartError(
                     f"no producer for {addresses} within {self._settings.start_timeout:g} s "
                     f"(start_timeout): {reason}{HOW_FAR}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
+from collections.abc import Iterable
 from typing import Any, Final
 
 from confluent_kafka import KafkaError
@@ -19,6 +21,10 @@ __all__ = ["Health"]
 _REPEATED_SECONDS: Final = 31.0
 
 
+#: The text of an error about a bootstrap address, which is between the protocol and a slash.
+_AT_BOOTSTRAP: Final = re.compile(r"(?:\w+://)?(\S+)/bootstrap: (.*)")
+
+
 class Health:
     """The state of a client's connections, and whether the client can still send."""
 
@@ -28,6 +34,8 @@ class Health:
         #: The last failure to reach a broker; None if it is over.
         self.failure: SendProducerError | None = None
         self._failed_at = 0.0
+        #: The last failure to reach each bootstrap address.
+        self._reasons: dict[str, str] = {}
         #: Whether no broker can be reached.
         self.is_disconnected = False
         #: Whether the client can send no more, so that the producer must replace it.
@@ -68,6 +76,16 @@ class Health:
             kind = LoginRefused if code in LOGIN_REFUSED else SendProducerError
             self.failure = kind(text_of(error))
             self._failed_at = time.monotonic()
+            found = _AT_BOOTSTRAP.fullmatch(str(self.failure))
+            if found is not None:
+                self._reasons[found[1]] = found[2]
+
+    def reasons(self, addresses: Iterable[str]) -> list[str]:
+        """Return why each of these addresses did not answer; nothing if no reason is known."""
+        if not self._reasons:
+            return []
+        reasons = {**dict.fromkeys(addresses, "no answer"), **self._reasons}
+        return [f"{address}: {reason}" for address, reason in reasons.items()]
 
     def note_connection(self) -> None:
         """Note that a broker answers."""
