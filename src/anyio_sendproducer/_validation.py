@@ -64,7 +64,7 @@ def check_record(
         if type(topic) is not str:
             topic = plain(topic)
             record = dataclasses.replace(record, topic=topic)
-        # An application that invents a topic name for each record must not fill the memory.
+        # An application with a new topic name for each record must not fill the memory.
         if len(known_topics) >= 10_000:
             known_topics.clear()
         known_topics.add(topic)
@@ -142,16 +142,17 @@ def _rejected(record: ProducerRecord[Any, Any], message: str) -> RecordRejected:
 def _check_topic(record: ProducerRecord[Any, Any]) -> None:
     topic = cast("object", record.topic)
     if not isinstance(topic, str):
-        # Not what it is: arguments that were mixed up put the value here.
+        # The message has the type only: with mixed-up arguments, this is the value.
         raise _rejected(record, f"topic must be a str, not {type(topic).__name__}")
     if not topic:
         raise _rejected(record, "topic is empty: name the topic to write to")
     if len(topic) > 249:
         raise _rejected(
-            record, f"topic is {len(topic)} characters long, Kafka takes 249: {topic[:40]!r}…"
+            record,
+            f"topic has {len(topic)} characters, and Kafka allows 249: {topic[:40]!r}…",
         )
     if topic in {".", ".."}:
-        raise _rejected(record, f"topic {topic!r} is a name that Kafka does not take")
+        raise _rejected(record, f"topic {topic!r} is a name that Kafka does not allow")
     if not _TOPIC_NAME.fullmatch(topic):
         raise _rejected(
             record, f"topic {topic!r} has characters other than a-z, A-Z, 0-9, '.', '_' and '-'"
@@ -190,7 +191,9 @@ def _check_headers(record: ProducerRecord[Any, Any]) -> tuple[int, bool]:
                     size += len(name.encode()) + len(content)
                 except UnicodeEncodeError as error:
                     raise _rejected(
-                        record, f"headers[{position}] has a name that is no UTF-8: {name!r:.80}"
+                        record,
+                        f"headers[{position}] has a name that cannot be encoded as UTF-8: "
+                        f"{name!r:.80}",
                     ) from error
             case _:
                 raise _rejected(record, f"headers[{position}] {_wrong_header(header)}")
@@ -216,7 +219,7 @@ def _as_bytes(record: ProducerRecord[Any, Any], field: str, content: object) -> 
     raise _rejected(
         record,
         f"{field} must be bytes, not {type(content).__name__}: "
-        f"encode it, or give ProducerSettings a {field}_serializer",
+        f"encode it, or set {field}_serializer in ProducerSettings",
     )
 
 
@@ -237,8 +240,8 @@ def check_is_envelope(given: object) -> None:
 def not_an_envelope(given: object) -> TypeError:
     """The error of an argument that should be an envelope."""
     return TypeError(
-        "an envelope is a Message, MultiMessage or PassThroughMessage, "
-        f"not {type(given).__name__}: send a bare record with send()"
+        "an envelope must be a Message, MultiMessage or PassThroughMessage, "
+        f"not {type(given).__name__}: use send() for a record"
     )
 
 

@@ -9,6 +9,7 @@ import signal
 import stat
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -272,7 +273,7 @@ async def test_a_binary_that_never_answers(script: Script, monkeypatch: pytest.M
     with pytest.raises(
         EmbeddedBrokerError, match=r"did not answer within 0.05 s; it printed:\n\(nothing\)"
     ):
-        async with embedded_broker(start_timeout=0.05):
+        async with embedded_broker(start_timeout=timedelta(seconds=0.05)):
             pytest.fail("there is no broker")
 
 

@@ -306,7 +306,7 @@ async def test_a_subclass_is_a_record(settings: ProducerSettings, fake: FakeDriv
 @pytest.mark.parametrize("what", [None, record(), [record()], "m"])
 async def test_not_an_envelope(settings: ProducerSettings, fake: FakeDriver, what: Any) -> None:
     async with open_send_producer(settings, driver=fake) as producer:
-        with pytest.raises(TypeError, match=f"not {type(what).__name__}: send a bare record with"):
+        with pytest.raises(TypeError, match=f"not {type(what).__name__}: use send"):
             await producer.send_envelope(what)
         await works_on(producer, fake)
 

@@ -6,6 +6,7 @@ import builtins
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any, cast
 
 import anyio
@@ -59,6 +60,10 @@ def bad(make: Callable[[], object], says: str) -> Any:
 
 
 ANY: Any = None
+SECONDS = (
+    "aggregate: seconds must be a number of seconds above 0, and no more than 1e+09, or a "
+    "timedelta, not"
+)
 
 
 @pytest.mark.parametrize(
@@ -67,18 +72,19 @@ ANY: Any = None
         bad(lambda: Lookup(""), "service_name must be a str that is not empty, not ''"),
         bad(
             lambda: Lookup("kafka:9092"),
-            "service_name 'kafka:9092' has a port, which a look-up finds: leave it out, or give "
+            "service_name 'kafka:9092' has a port, which a look-up finds: remove it, or use "
             "bootstrap_servers",
         ),
-        bad(lambda: Target("h:1"), "host 'h:1' has a port: Target.parse() takes both"),
-        bad(lambda: Target("[::1]:1"), "host '[::1]:1' has a port: Target.parse() takes both"),
+        bad(lambda: Target("h:1"), "host 'h:1' has a port: use Target.parse() for both"),
+        bad(lambda: Target("[::1]:1"), "host '[::1]:1' has a port: use Target.parse() for both"),
         bad(
             lambda: discovery.aggregate(discovery.static("a:1"), seconds=True),
-            "aggregate: seconds must be a number of more than 0, not True",
+            f"{SECONDS} True",
         ),
         bad(lambda: Lookup.parse(ANY), "service_name must be a str that is not empty, not None"),
         bad(
-            lambda: Lookup("a", "kafka"), "port_name and protocol belong together: 'kafka' and None"
+            lambda: Lookup("a", "kafka"),
+            "port_name and protocol must be set together, not 'kafka' and None",
         ),
         bad(lambda: Target(""), "host must be a str that is not empty, not ''"),
         bad(lambda: Target("a", 0), "port must be an int from 1 to 65535, or None, not 0"),
@@ -104,28 +110,28 @@ ANY: Any = None
             "static: a target must be a str or a Target, not bytes",
         ),
         bad(lambda: discovery.static(ANY), "static: targets must be an iterable, not NoneType"),
-        bad(discovery.aggregate, "aggregate: give at least one resolver"),
+        bad(discovery.aggregate, "aggregate: pass at least one resolver"),
         bad(
             lambda: discovery.aggregate(discovery.static("a:1"), seconds=0),
-            "aggregate: seconds must be a number of more than 0, not 0",
+            f"{SECONDS} 0",
         ),
         bad(
             lambda: discovery.aggregate(discovery.static("a:1"), seconds=ANY),
-            "aggregate: seconds must be a number of more than 0, not None",
+            f"{SECONDS} None",
         ),
         bad(
             lambda: discovery.dns("localhost"),
-            "dns: a name server is an address, such as '10.0.0.2', '10.0.0.2:5353' or '[::1]:53', "
-            "not 'localhost'",
+            "dns: a name server must be an address, such as '10.0.0.2', '10.0.0.2:5353' or "
+            "'[::1]:53', not 'localhost'",
         ),
         bad(
             lambda: discovery.dns([ANY]),
-            "dns: a name server is an address, such as '10.0.0.2', '10.0.0.2:5353' or '[::1]:53', "
-            "not None",
+            "dns: a name server must be an address, such as '10.0.0.2', '10.0.0.2:5353' or "
+            "'[::1]:53', not None",
         ),
         bad(
             lambda: discovery.dns([]),
-            "dns: nameservers is empty; None stands for those of the system",
+            "dns: nameservers is empty; use None for the system's name servers",
         ),
         bad(
             lambda: discovery.dns(port=70000),
@@ -247,7 +253,7 @@ def test_the_first_that_finds_something_has_answered(
 
 async def test_who_does_not_answer_is_not_waited_for_unless_it_is_the_last() -> None:
     mute, good = Scripted(None), Scripted([Target("a", 1)])
-    aggregate = discovery.aggregate(mute, good, seconds=0.01)
+    aggregate = discovery.aggregate(mute, good, seconds=timedelta(milliseconds=10))
     assert await aggregate.resolve(SRV) == [Target("a", 1)]
     assert repr(aggregate) == "aggregate(scripted, scripted)"
     with anyio.move_on_after(0.1) as scope:

@@ -318,7 +318,7 @@ async def test_what_is_no_envelope(
     async with open_send_producer(settings, driver=fake) as producer:
         async with producer.flow(Source([Message(record()), record()])) as results:
             await results.receive()
-            with raising(TypeError, match="not ProducerRecord: send a bare record with send"):
+            with raising(TypeError, match="not ProducerRecord: use send"):
                 await results.receive()
 
 

@@ -1,4 +1,4 @@
-"""Where the brokers are, by asking whoever knows: resolvers for ``discovery_method``.
+"""Service discovery: resolvers for ``discovery_method``, which find the brokers' addresses.
 
 ::
 
@@ -30,19 +30,19 @@ __all__ = [
 
 
 def dns(nameservers: str | Iterable[str] | None = None, *, port: int | None = None) -> Resolver:
-    """A resolver that asks the domain name system. It needs the extra ``dns``.
+    """A resolver that queries the domain name system. It needs the extra ``dns``.
 
     A name that begins with a port and its protocol, such as ``"_kafka._tcp.example.org"``, is
-    looked up as SRV records (RFC 2782), which hold ports: the headless services of Kubernetes and
-    the DNS of Consul have these. Any other name is looked up as A and AAAA records, which hold
-    none: ``port`` says which. Answers that are cut off are asked for again by TCP. Nothing is
-    cached here.
+    looked up as SRV records (RFC 2782), which contain ports. The headless services of Kubernetes
+    and the DNS of Consul have SRV records. Any other name is looked up as A and AAAA records, which
+    contain no port: ``port`` sets it. A truncated answer is requested again over TCP. The resolver
+    caches nothing.
 
     Args:
-        nameservers: addresses of name servers, such as ``"10.0.0.2"`` or ``"127.0.0.1:8600"``. One
-            that does not answer within a second is left for the next. None: those of the system,
-            and its search list.
-        port: the port of what A and AAAA records name.
+        nameservers: addresses of name servers, such as ``"10.0.0.2"`` or ``"127.0.0.1:8600"``. If
+            one does not answer within a second, the resolver tries the next. None: the name servers
+            and the search list of the system.
+        port: the port for addresses from A and AAAA records.
 
     Raises:
         SettingsError: an argument is wrong, or dnspython is not installed.

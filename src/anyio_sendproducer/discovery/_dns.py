@@ -1,6 +1,6 @@
-"""The domain name system, by way of dnspython, on Trio and asyncio.
+"""A resolver for the domain name system, on Trio and asyncio, with dnspython.
 
-dnspython is imported here and nowhere else.
+Only this module imports dnspython.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from ._types import Lookup, Target
 
 __all__ = ["DnsResolver"]
 
-#: How long one name server may take until the next is asked, or the same one again; seconds.
+#: The time that one name server has to answer before the next attempt; seconds.
 _PATIENCE: Final = 1.0
-#: Whoever calls says when it is over.
+#: The caller has its own timeout.
 _FOREVER: Final = 1e9
 
 
@@ -47,9 +47,9 @@ class DnsResolver:
         return f"dns({', '.join(shown)})"
 
     async def resolve(self, lookup: Lookup, /) -> Sequence[Target]:
-        """Ask; see :class:`~anyio_sendproducer.discovery.Resolver`."""
+        """Look a service up; see :class:`~anyio_sendproducer.discovery.Resolver`."""
         if self._servers is None:
-            # It reads a file, which may have changed since the last time.
+            # The constructor reads /etc/resolv.conf, which may have changed since the last time.
             resolver = await anyio.to_thread.run_sync(dns.asyncresolver.Resolver)
         else:
             resolver = dns.asyncresolver.Resolver(configure=False)
@@ -58,7 +58,7 @@ class DnsResolver:
                 for server in self._servers
             ]
         resolver.timeout = _PATIENCE
-        # Not the default one: that is the process's first loop's.
+        # dnspython's default backend is that of the first event loop in the process.
         backend = dns.asyncbackend.get_backend(current_library())
         ask = functools.partial(
             resolver.resolve,
@@ -79,7 +79,7 @@ class DnsResolver:
         async def look_up(kind: Any) -> None:
             try:
                 answer = await ask(rdtype=kind)
-            except Exception as error:  # noqa: BLE001  # the other kind may be there
+            except Exception as error:  # noqa: BLE001  # the other kind of record may exist
                 failures.append(error)
             else:
                 found[kind] = [Target(one.address, self._port) for one in answer]
@@ -95,9 +95,9 @@ class DnsResolver:
 
 
 def _services(answer: Any) -> list[Target]:
-    """The targets of SRV records, the best first: by RFC 2782 those of the lowest priority, and
-    among them those of the greatest weight. A record whose target is the root says that there is
-    no such service."""
+    """The targets of SRV records, in the order of RFC 2782: the lowest priority first, and within a
+    priority the greatest weight. A record with the root as its target means that the service does
+    not exist."""
     ordered = sorted(answer, key=lambda one: (one.priority, -one.weight, one.target, one.port))
     return [
         Target(one.target.to_text(omit_final_dot=True), one.port)
@@ -115,17 +115,17 @@ def _servers(given: object) -> tuple[Target, ...]:
         if server is None:
             text = shown_address(one) if isinstance(one, str) else shown(one)
             raise SettingsError(
-                "dns: a name server is an address, such as '10.0.0.2', '10.0.0.2:5353' or "
+                "dns: a name server must be an address, such as '10.0.0.2', '10.0.0.2:5353' or "
                 f"'[::1]:53', not {text}"
             )
         servers.append(server)
     if not servers:
-        raise SettingsError("dns: nameservers is empty; None stands for those of the system")
+        raise SettingsError("dns: nameservers is empty; use None for the system's name servers")
     return tuple(servers)
 
 
 def _server(text: str) -> Target | None:
-    # An IPv6 address without a port may stand without brackets.
+    # An IPv6 address without a port needs no brackets.
     with contextlib.suppress(ValueError):
         return Target(str(ipaddress.ip_address(text)))
     with contextlib.suppress(ValueError):

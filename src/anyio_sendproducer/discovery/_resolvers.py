@@ -1,13 +1,15 @@
-"""Resolvers that ask nobody themselves."""
+"""Resolvers that make no requests of their own."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
 from typing import cast
 
 import anyio
 
+from .._durations import seconds_of
 from .._exceptions import SettingsError
 from .._shown import listed, shown
 from ._types import Lookup, Resolver, ResolverLike, Target, as_resolver
@@ -34,14 +36,15 @@ class _Static:
 def static(
     targets: Iterable[str | Target] | Mapping[str, Iterable[str | Target]],
 ) -> Resolver:
-    """A resolver that is told the answers: for tests, and as the last one of :func:`aggregate`.
+    """A resolver with fixed answers, for tests and as the last resolver of :func:`aggregate`.
 
     Args:
-        targets: the answer to every look-up, each as ``"host:port"`` or a :class:`Target`; or the
-            answers by the names of services.
+        targets: the answer to every look-up, each target as ``"host:port"`` or a :class:`Target`;
+            or a mapping from the names of services to their answers.
 
     Raises:
-        SettingsError: a target is wrong, or there is none at all; a name may have none.
+        SettingsError: a target is wrong, or there is no target at all. In a mapping, a name may
+            have no targets.
     """
     if isinstance(targets, Mapping):
         named = cast("Mapping[str, Iterable[str | Target]]", targets)
@@ -80,11 +83,11 @@ class _Aggregate:
         last = self._resolvers[-1]
         for resolver in self._resolvers:
             words = f"no answer within {self._seconds:g} s"
-            # Whoever calls bounds the whole, and so the last.
+            # The caller's timeout bounds the last resolver.
             with anyio.move_on_after(math.inf if resolver is last else self._seconds):
                 try:
                     found = await resolver.resolve(lookup)
-                except Exception as error:  # noqa: BLE001  # the next one may know
+                except Exception as error:  # noqa: BLE001  # the next resolver may find it
                     words = str(error) or type(error).__name__
                 else:
                     if found:
@@ -97,23 +100,19 @@ class _Aggregate:
         return f"aggregate({', '.join(map(repr, self._resolvers))})"
 
 
-def aggregate(*resolvers: ResolverLike, seconds: float = 1.0) -> Resolver:
-    """Ask several, one after the other: the first that finds something has answered.
+def aggregate(*resolvers: ResolverLike, seconds: float | timedelta = 1.0) -> Resolver:
+    """A resolver that tries several resolvers in turn, until one of them finds targets.
 
     Args:
-        resolvers: whom to ask, in this order.
-        seconds: how long each may take until the next one is asked. The last has what is left of
-            ``resolve_timeout``.
+        resolvers: the resolvers, in this order.
+        seconds: the time that each has before the next is tried, as seconds or a ``timedelta``. The
+            last resolver has the rest of ``resolve_timeout``.
 
     Raises:
-        SettingsError: there is none, or ``seconds`` is not more than 0.
-        TypeError: one is no resolver.
+        SettingsError: there is no resolver, or ``seconds`` is not above 0.
+        TypeError: an argument is not a resolver.
     """
     if not resolvers:
-        raise SettingsError("aggregate: give at least one resolver")
-    number = cast("object", seconds)
-    if not isinstance(number, (int, float)) or isinstance(number, bool) or not number > 0:
-        raise SettingsError(
-            f"aggregate: seconds must be a number of more than 0, not {shown(seconds)}"
-        )
-    return _Aggregate(tuple(map(as_resolver, resolvers)), seconds)
+        raise SettingsError("aggregate: pass at least one resolver")
+    checked = seconds_of("aggregate: seconds", seconds, zero=False)
+    return _Aggregate(tuple(map(as_resolver, resolvers)), checked)

@@ -1,4 +1,4 @@
-"""What is looked up, and what is found."""
+"""The values of service discovery: look-ups, targets, and the protocol of a resolver."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from .._shown import shown, shown_address
 
 __all__ = ["Lookup", "Resolver", "ResolverLike", "Target", "address_in", "as_resolver"]
 
-#: ``_port._protocol.name``, as RFC 2782 writes services, and as Akka Discovery parses them.
+#: ``_port._protocol.name``, the form of RFC 2782, which Akka Discovery parses, too.
 _SERVICE: Final = re.compile(r"_(?P<port>[^.]+)\._(?P<protocol>[^.]+)\.(?P<name>.+)")
-#: A host, an IPv6 address in brackets, with a port or without.
+#: A host, or an IPv6 address in brackets, with or without a port.
 _ADDRESS: Final = re.compile(
     r"(?:\[(?P<six>[0-9a-fA-F:.%a-z]+)\]|(?P<host>[^\s:/@,\[\]]+))(?::(?P<port>[0-9]{1,5}))?"
 )
@@ -23,7 +23,8 @@ _ADDRESS: Final = re.compile(
 def address_in(text: str) -> re.Match[str] | None:
     """The parts of an address: ``six`` or ``host``, and ``port``; None if it is not an address.
 
-    A control character is refused: librdkafka ends a text at a NUL, and so would connect elsewhere.
+    Control characters are not allowed: librdkafka ends a text at a NUL, so it would connect
+    elsewhere.
     """
     return _ADDRESS.fullmatch(text) if text.isprintable() else None
 
@@ -47,17 +48,17 @@ def _check_name(field: str, name: object) -> None:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Lookup:
-    """What a :class:`Resolver` is asked for. The names are Akka Discovery's.
+    """The argument of a :class:`Resolver`. The names of the fields are Akka Discovery's.
 
     Args:
         service_name: the name of the service, such as ``"kafka.internal"``.
         port_name: the name of one of its ports, as in the first part of an SRV record's name,
-            without the underscore; None: whichever it has.
+            without the underscore; None for any port.
         protocol: the protocol of that port, such as ``"tcp"``.
 
     Raises:
-        SettingsError: the service has no name, only one of the others is there, or a name has
-            blanks, control characters or a password in it.
+        SettingsError: the service has no name, only one of ``port_name`` and ``protocol`` is set,
+            or a name contains blanks, control characters or a password.
     """
 
     service_name: str
@@ -69,11 +70,11 @@ class Lookup:
         if _has_port(self.service_name):
             raise SettingsError(
                 f"service_name {self.service_name!r:.80} has a port, which a look-up finds: "
-                "leave it out, or give bootstrap_servers"
+                "remove it, or use bootstrap_servers"
             )
         if (self.port_name is None) != (self.protocol is None):
             raise SettingsError(
-                f"port_name and protocol belong together: {shown(self.port_name)} and "
+                f"port_name and protocol must be set together, not {shown(self.port_name)} and "
                 f"{shown(self.protocol)}"
             )
         for field in ("port_name", "protocol"):
@@ -82,8 +83,8 @@ class Lookup:
 
     @classmethod
     def parse(cls, text: str) -> Lookup:
-        """What a name asks for: ``"_kafka._tcp.example.org"`` for a port and its protocol, anything
-        else for a service."""
+        """The look-up for a name. ``"_kafka._tcp.example.org"`` has a port and its protocol; any
+        other name is that of a service."""
         found = _SERVICE.fullmatch(text) if isinstance(cast("object", text), str) else None
         if found is None:
             return cls(text)
@@ -97,11 +98,11 @@ class Lookup:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Target:
-    """Where a service was found.
+    """One address of a service.
 
     Args:
         host: a name or an address; an IPv6 address without brackets.
-        port: its port; None where whoever was asked does not know it.
+        port: the port; None if the resolver does not know it.
 
     Raises:
         SettingsError: the host is not a host's name or address, or the port is not from 1 to 65535.
@@ -114,7 +115,7 @@ class Target:
         if not isinstance(cast("object", self.host), str) or not self.host:
             raise SettingsError(f"host must be a str that is not empty, not {shown(self.host)}")
         if _has_port(self.host):
-            raise SettingsError(f"host {self.host!r:.80} has a port: Target.parse() takes both")
+            raise SettingsError(f"host {self.host!r:.80} has a port: use Target.parse() for both")
         port = cast("object", self.port)
         if port is not None and (
             not isinstance(port, int) or isinstance(port, bool) or not 1 <= port <= 65535
@@ -125,10 +126,10 @@ class Target:
 
     @classmethod
     def parse(cls, text: str) -> Target:
-        """A target out of ``"host"``, ``"host:port"``, ``"[::1]"`` or ``"[::1]:port"``.
+        """Parse ``"host"``, ``"host:port"``, ``"[::1]"`` or ``"[::1]:port"``.
 
         Raises:
-            SettingsError: it is none of these.
+            SettingsError: the text has another form.
         """
         found = address_in(text)
         if found is None:
@@ -145,24 +146,27 @@ class Target:
 
 @runtime_checkable
 class Resolver(Protocol):
-    """An object that knows the addresses of services.
+    """An object that finds the addresses of services.
 
-    Errors and logs show its ``repr()``, and the message of an exception that it raises. Keep
-    tokens and passwords out of both.
+    Errors and logs show its ``repr()`` and the messages of its exceptions. Keep tokens and
+    passwords out of both.
     """
 
     async def resolve(self, lookup: Lookup, /) -> Sequence[Target]:
-        """Where this service is; the best first, none where there is none.
+        """Find a service.
 
-        It is called under a time-out, so it must stand cancellation. It raises what it likes: that
-        becomes the cause of a :class:`~anyio_sendproducer.DiscoveryError`. The producer uses the
-        first 100 targets.
+        Returns:
+            Its targets, the best first; empty if the service does not exist. The producer uses the
+            first 100 targets.
+
+        The call has a timeout, so a cancellation may interrupt it. It may raise any exception,
+        which becomes the cause of a :class:`~anyio_sendproducer.DiscoveryError`.
         """
         ...
 
 
 ResolverLike = Resolver | Callable[[Lookup], Awaitable[Sequence[Target]]]
-"""A :class:`Resolver`, or any asynchronous callable that does what its ``resolve`` does."""
+"""A :class:`Resolver`, or an async callable with the signature of its ``resolve``."""
 
 
 class _Calling:
@@ -175,10 +179,10 @@ class _Calling:
 
 
 def as_resolver(given: ResolverLike) -> Resolver:
-    """A resolver out of whatever stands for one.
+    """Convert a resolver or an async callable to a resolver.
 
     Raises:
-        TypeError: it has no ``resolve``, and can't be called either.
+        TypeError: the object has no ``resolve``, and is not callable.
     """
     if isinstance(given, Resolver):
         return given

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator
+from datetime import timedelta
 from typing import NoReturn
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
@@ -92,7 +93,7 @@ class BlockingEmbeddedBroker:
 
 @contextlib.contextmanager
 def blocking_embedded_broker(
-    *, port: int | None = None, start_timeout: float = 10.0
+    *, port: int | None = None, start_timeout: float | timedelta = 10.0
 ) -> Generator[BlockingEmbeddedBroker, None, None]:
     """Run a Kafka broker as :func:`embedded_broker` does, for a ``with`` block in blocking code.
 

@@ -34,6 +34,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import AsyncGenerator
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Final, Protocol, cast
@@ -189,7 +190,7 @@ def _wait_until_stopped(pid: int) -> None:
 
 @contextlib.asynccontextmanager
 async def embedded_broker(
-    *, port: int | None = None, start_timeout: float = 10.0
+    *, port: int | None = None, start_timeout: float | timedelta = 10.0
 ) -> AsyncGenerator[EmbeddedBroker, None]:
     """Run a Kafka broker in its own process, in memory, on this machine's loopback interface.
 
@@ -205,7 +206,7 @@ async def embedded_broker(
 
     Args:
         port: the port to listen on, to replace another broker; None for a free port.
-        start_timeout: seconds to wait for the broker's first answer.
+        start_timeout: the time until the broker's first answer, as seconds or a ``timedelta``.
 
     Yields:
         The broker; its address is :attr:`EmbeddedBroker.bootstrap_servers`.
@@ -217,6 +218,8 @@ async def embedded_broker(
             the ``async with`` block if the broker ended by itself; if the block raises an
             exception, the block's exception gets a note instead.
     """
+    if isinstance(start_timeout, timedelta):
+        start_timeout = start_timeout.total_seconds()
     _check(port, start_timeout)
     binary = await anyio.to_thread.run_sync(_find_binary)
     # Tansu reads a file .env in its working directory, so it gets an empty directory.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
 from typing import Any, NoReturn
 
 import anyio
@@ -117,25 +118,31 @@ class FakeProducer:
         """The offsets that were sent in transactions, each with its consumer group."""
         return [*self._driver.offsets]
 
-    async def wait_until_sent(self, count: int, *, timeout: float = _PATIENCE) -> None:  # noqa: ASYNC109
+    async def wait_until_sent(
+        self,
+        count: int,
+        *,
+        timeout: float | timedelta = _PATIENCE,  # noqa: ASYNC109
+    ) -> None:
         """Wait until the client got ``count`` records, counted from the producer's start.
 
         Args:
             count: how many records.
-            timeout: seconds.
+            timeout: the time to wait, as seconds or a ``timedelta``.
 
         Raises:
             TimeoutError: the client got fewer records in time; the message says how many.
 
         Cancellation ends the wait and changes nothing else.
         """
+        seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
         await anyio.lowlevel.checkpoint()
-        with anyio.move_on_after(timeout):
+        with anyio.move_on_after(seconds):
             while len(self._driver.submitted) < count:
                 await self._changed.wait()
             return
         raise TimeoutError(
-            f"{len(self._driver.submitted)} records were sent within {timeout:g} s, not {count}"
+            f"{len(self._driver.submitted)} records were sent within {seconds:g} s, not {count}"
         )
 
     # --- answers -----------------------------------------------------------------------------
