@@ -1447,7 +1447,7 @@ def test_the_attributes_of_the_fake_can_be_replaced() -> None:
     fake.partitions = 3
     fake.written, fake.transactions, fake.offsets = {}, [], []
     fake.unknown_topics = {"new"}
-    assert fake.partitions_for("old") == {0, 1, 2}
+    assert fake.partitions_for("old") == frozenset({0, 1, 2})
     assert fake.partitions_for("new") is None
     assert fake.written is not written
     assert fake.transactions is not transactions
