@@ -49,6 +49,7 @@ from ._records import (
     Result,
     Results,
 )
+from ._retry import dead_letter_record, send_with_retry
 from ._service import ProducerService
 from ._settings import ProducerSettings
 from ._transaction import Transaction, TransactionState
@@ -96,6 +97,8 @@ __all__ = [
     "TransactionPoolStatistics",
     "TransactionState",
     "UndeliveredRecords",
+    "dead_letter_record",
     "open_send_producer",
+    "send_with_retry",
     "start_send_producer",
 ]

@@ -35,7 +35,7 @@ LAYERS: Final = [
     {"_flow"},
     {"_transaction"},
     {"_producer"},
-    {"_service", "_transaction_pool"},
+    {"_retry", "_service", "_transaction_pool"},
     {"", "checking"},
     {"testing"},
     {"cli"},

@@ -78,7 +78,9 @@ PUBLIC: Final = {
     "TransactionPoolStatistics",
     "TransactionState",
     "UndeliveredRecords",
+    "dead_letter_record",
     "open_send_producer",
+    "send_with_retry",
     "start_send_producer",
 }
 #: Type aliases have no docstring at run time; a string stands below each.

@@ -1,0 +1,207 @@
+"""Sending a record again after a failure, and putting a record aside that keeps failing.
+
+Libraries such as tenacity and stamina could only replace the short loop below. The work is to
+decide by the persistence of each failure, and to report the right one.
+"""
+
+# The pauses go by the producer's own clock.
+# pyright: reportPrivateUsage=false
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any, Final, cast, overload
+
+from ._durations import seconds_of
+from ._exceptions import (
+    DeliveryError,
+    Persistence,
+    RecordRejected,
+    SendProducerError,
+    SerializationFailed,
+    add_note,
+)
+from ._producer import SendProducer
+from ._records import ProducerRecord, RecordMetadata
+from ._validation import check_count
+from .telemetry._logging import error_type
+
+__all__ = ["dead_letter_record", "send_with_retry"]
+
+DeadLetter = str | Callable[[DeliveryError], Awaitable[object]]
+
+#: A pause is at least this share of what it may be, so that many tasks do not retry all at once.
+_SHORTEST_PAUSE: Final = 0.5
+_random = random.Random()  # noqa: S311  # not for cryptography
+
+
+@overload
+async def send_with_retry(
+    producer: SendProducer,
+    record: ProducerRecord[Any, Any],
+    *,
+    attempts: int = 5,
+    backoff: float | timedelta = 0.1,
+    max_backoff: float | timedelta = 10.0,
+    retry_possibly_persisted: bool = False,
+    timeout: float | timedelta | None = None,
+) -> RecordMetadata: ...
+@overload
+async def send_with_retry(
+    producer: SendProducer,
+    record: ProducerRecord[Any, Any],
+    *,
+    attempts: int = 5,
+    backoff: float | timedelta = 0.1,
+    max_backoff: float | timedelta = 10.0,
+    retry_possibly_persisted: bool = False,
+    timeout: float | timedelta | None = None,
+    dead_letter: DeadLetter | None,
+) -> RecordMetadata | None: ...
+async def send_with_retry(
+    producer: SendProducer,
+    record: ProducerRecord[Any, Any],
+    *,
+    attempts: int = 5,
+    backoff: float | timedelta = 0.1,
+    max_backoff: float | timedelta = 10.0,
+    retry_possibly_persisted: bool = False,
+    timeout: float | timedelta | None = None,
+    dead_letter: DeadLetter | None = None,
+) -> RecordMetadata | None:
+    """Send a record, again if it failed in a way that another attempt can heal.
+
+    ::
+
+        async with open_send_producer(bootstrap_servers="localhost:9092") as producer:
+            record = ProducerRecord("orders", b"two tins", b"42")
+            await send_with_retry(producer, record, dead_letter="orders.dead")
+
+    A failure is retried if its ``persistence`` is ``NOT_PERSISTED``. :class:`RecordRejected` and
+    :class:`SerializationFailed` are not retried: another attempt would fail in the same way.
+
+    The order is lost: records that are sent during a pause are written before this one, also those
+    of the same key.
+
+    Args:
+        producer: the producer.
+        record: the record to send.
+        attempts: how many attempts there are at most.
+        backoff: the pause after the first attempt, in seconds. It doubles each time. A random part
+            of up to a half is left out of each pause.
+        max_backoff: the longest pause, in seconds.
+        retry_possibly_persisted: also retry a failure that is ``POSSIBLY_PERSISTED``. The record
+            may then be written twice.
+        timeout: how long each attempt may take, as for :meth:`SendProducer.send`. None:
+            ``delivery_timeout``.
+        dead_letter: what to do with the record when it has failed for good: the name of a topic
+            that gets :func:`dead_letter_record`, sent once by the same producer, or an async
+            callable that gets the error. By default the error is raised.
+
+    Returns:
+        Where the record was written; None if it was put aside as a dead letter.
+
+    Raises:
+        DeliveryError: the record was not delivered. This is the error of the last attempt, or of an
+            earlier one that is ``POSSIBLY_PERSISTED``, because that still holds. If the dead letter
+            failed, too, a note says why.
+        SettingsError: an argument is wrong.
+        SendProducerError: as :meth:`SendProducer.send` raises it for the first attempt.
+        TypeError: ``producer`` is a transaction, for example. A failed record aborts its
+            transaction, so repeat the whole transaction.
+
+    Cancellation ends the attempt or the pause. An attempt is as :meth:`SendProducer.send`; during a
+    pause, the record is not sent again. A record that is cancelled is not put aside.
+    """
+    if not isinstance(cast("object", producer), SendProducer):
+        raise TypeError(f"producer must be a SendProducer, not {type(producer).__name__}")
+    check_count("attempts", attempts)
+    pause = seconds_of("backoff", backoff, zero=True)
+    longest = seconds_of("max_backoff", max_backoff, zero=True)
+    retried = {Persistence.NOT_PERSISTED}
+    if retry_possibly_persisted:
+        retried.add(Persistence.POSSIBLY_PERSISTED)
+    error: DeliveryError | None = None
+    attempt = 0
+    for attempt in range(attempts):
+        if attempt:
+            pause = min(pause, longest)
+            await producer._engine.clock.sleep(pause * _random.uniform(_SHORTEST_PAUSE, 1))
+            pause *= 2
+        try:
+            return await producer.send(record, timeout=timeout)
+        except DeliveryError as failure:
+            # What an earlier attempt may have written stays possible.
+            if error is None or error.persistence is Persistence.NOT_PERSISTED:
+                error = failure
+            is_permanent = isinstance(failure, (RecordRejected, SerializationFailed))
+            if is_permanent or failure.persistence not in retried:
+                break
+        except SendProducerError as refusal:  # the producer was closed, for example
+            if error is None:
+                raise
+            add_note(error, f"another attempt was not possible: {refusal}")
+            break
+    failed = cast("DeliveryError", error)
+    if attempt:
+        add_note(failed, f"{attempt + 1} attempts were made")
+    try:
+        if dead_letter is not None and await _put_aside(producer, dead_letter, failed):
+            return None
+        raise failed
+    finally:
+        del error, failed  # their tracebacks refer to this frame
+
+
+async def _put_aside(producer: SendProducer, dead_letter: DeadLetter, error: DeliveryError) -> bool:
+    """Put a record aside that failed for good. Returns: whether that worked."""
+    try:
+        if isinstance(dead_letter, str):
+            await producer.send(dead_letter_record(error, dead_letter))
+        else:
+            await dead_letter(error)
+    except Exception as failure:  # noqa: BLE001  # the record's own error is raised, with this note
+        add_note(error, f"the dead letter failed, too: {error_type(failure)}: {failure}")
+        return False
+    return True
+
+
+def dead_letter_record(error: DeliveryError, topic: str) -> ProducerRecord[Any, Any]:
+    """Make the dead letter of a record that was not delivered.
+
+    It has the record's key, value, timestamp and headers, and these further headers:
+
+    - ``kafka_dlt-original-topic``, ``kafka_dlt-exception-fqcn``, ``kafka_dlt-exception-message``
+      and ``kafka_dlt-exception-cause-fqcn``, as Spring Kafka names them: the topic, the class of
+      the error, its message, and the class of its cause, if any.
+    - ``kafka_dlt-original-partition``, if the record has a partition, as Spring Kafka writes it:
+      four bytes, the highest first.
+    - ``anyio_sendproducer-persistence``: ``not persisted`` or ``possibly persisted``.
+
+    Args:
+        error: the error, which has the record.
+        topic: the topic of the dead letter.
+    """
+    record = error.record
+    headers = [
+        *record.headers,
+        ("kafka_dlt-original-topic", _utf_8(record.topic)),
+        ("kafka_dlt-exception-fqcn", _utf_8(error_type(error))),
+        ("kafka_dlt-exception-message", _utf_8(error)),
+        ("anyio_sendproducer-persistence", _utf_8(error.persistence.value)),
+    ]
+    if error.__cause__ is not None:
+        headers.append(("kafka_dlt-exception-cause-fqcn", _utf_8(error_type(error.__cause__))))
+    partition = cast("object", record.partition)
+    if isinstance(partition, int) and 0 <= partition < 2**31:  # it may be what was refused
+        headers.append(("kafka_dlt-original-partition", partition.to_bytes(4, "big")))
+    return ProducerRecord(
+        topic, record.value, record.key, timestamp_ms=record.timestamp_ms, headers=headers
+    )
+
+
+def _utf_8(text: object) -> bytes:
+    # A topic's name that was refused may be anything.
+    return str(text).encode("utf-8", "backslashreplace")
