@@ -21,6 +21,7 @@ from anyio_sendproducer import (
     TransactionState,
     open_send_producer,
 )
+from anyio_sendproducer.drivers import DriverName
 from tests.support.calls import task_group
 from tests.support.history import History, Isolation, check, read_topic
 from tests.support.kafka_cluster import PATIENCE, KafkaCluster
@@ -91,7 +92,7 @@ class Worker:
 
 
 async def test_twenty_at_a_time_one_is_fenced_and_a_broker_is_killed(
-    three_brokers: KafkaCluster, driver: str
+    three_brokers: KafkaCluster, driver: DriverName
 ) -> None:
     cluster = three_brokers
     topic = cluster.create_topic(partitions=PARTITIONS, configs={"min.insync.replicas": 2})
