@@ -309,7 +309,7 @@ def test_offsets_that_librdkafka_has_lost(
     """It is safe to do it all again, with another client, long before delivery_timeout is over."""
     monkeypatch.setattr(_transactions, "_OFFSETS_SECONDS", 0.05)
     monkeypatch.setattr(_waits, "FINISH_SECONDS", 0.05)
-    with hanging(client), pytest.raises(TransactionAborted, match="get to the group's coordinator"):
+    with hanging(client), pytest.raises(TransactionAborted, match="reach the group's coordinator"):
         send_offsets(driver)
     joined("-offsets")
 

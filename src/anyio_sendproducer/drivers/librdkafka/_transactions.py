@@ -163,7 +163,7 @@ class Transactions:
             self._handle.check_open()
             if deadline.is_over:
                 raise TransactionError(f"{what}: there was no answer")
-            raise TransactionAborted(f"{what}: librdkafka does not get to the group's coordinator")
+            raise TransactionAborted(f"{what}: librdkafka does not reach the group's coordinator")
         self._state.is_known_to_brokers = True
 
     def end(self, deadline: Deadline, *, commit: bool) -> None:
