@@ -189,4 +189,4 @@ def test_the_reference_has_every_command(reference: ModuleType) -> None:
     made: str = reference.reference()
     for name in ("produce", "check", "broker", "demo", "completion"):
         assert f"## anyio-sendproducer {name}\n" in made
-    assert "\n`--failed FILE`\n: Where failed records go" in made
+    assert "\n`--failed FILE`\n: The file for failed records" in made

@@ -873,7 +873,7 @@ def test_a_property_that_the_driver_refuses(here: Path, capsys: pytest.CaptureFi
         (["-b", "x:1", "-f", "failed", "-p", "1"], "has keys, partitions and headers of its own"),
         (["-b", "x:1", "-t", "t", "-z", "zip"], "'zip' is not one of"),
         (["-b", "x:1", "-t", "t", "-X", "transactional.id=x"], "transactional_id: produce sends"),
-        (["-b", "x:1", "-t", "t", "--failed", "full"], "is there already, and not empty"),
+        (["-b", "x:1", "-t", "t", "--failed", "full"], "exists and is not empty"),
         (["-b", "x:1", "-t", "t", "--failed", "no/where"], "no/where can't be written to"),
         (["-b", "x:1", "-t", "t", "nowhere"], "does not exist"),
         (["-b", "x:1", "-t", "t", "--close-timeout", "0"], "'0' is not a number of seconds"),

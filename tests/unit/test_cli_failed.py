@@ -78,7 +78,7 @@ def test_half_of_a_surrogate_pair_in_a_reason() -> None:
     [
         ("{", "not JSON"),
         ("[]", "not a JSON object"),
-        ("{}", "'topic' is not a text"),
+        ("{}", "'topic' is not text"),
         ('{"topic": "t", "partition": "1"}', "'partition' is not a whole number"),
         ('{"topic": "t", "timestamp_ms": true}', "'timestamp_ms' is not a whole number"),
         ('{"topic": "t", "value": 1}', "'value' is neither"),
@@ -125,7 +125,7 @@ def test_an_empty_file_is_used_and_stays(tmp_path: Path) -> None:
 def test_a_file_with_something_in_it_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "failed"
     path.write_text("x")
-    with pytest.raises(FileExistsError, match="failed is there already, and not empty"):
+    with pytest.raises(FileExistsError, match="failed exists and is not empty"):
         FailedFile(path)
     assert path.read_text() == "x"
 
@@ -215,8 +215,8 @@ def test_what_a_full_disk_does_not_take_goes_to_standard_error(
     file.close()
     first, *lines = capfdbinary.readouterr().err.splitlines()
     assert first == (
-        b"anyio-sendproducer: /dev/full takes no more (No space left on device); what is not in it "
-        b"follows:"
+        b"anyio-sendproducer: /dev/full takes no more (No space left on device); the other "
+        b"failures follow:"
     )
     assert [json.loads(line)["input"] for line in lines] == ["1", "2"]
     assert (file.written, file.spilt) == (0, 2)

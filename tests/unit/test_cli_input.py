@@ -404,7 +404,7 @@ GOOD = {"v": "v", "k": "k", "p": 1, "at": 1, "h": 1, "a": {"b": 1}}
         (b'"\xff"', "not JSON: "),
         (b"[1]", "not a JSON object"),
         (b"{}", "there is no field 'h'"),
-        ({"v": "\ud800"}, "'v' has half of a surrogate pair"),
+        ({"v": "\ud800"}, "'v' contains half of a surrogate pair"),
         ({"p": True}, "'p' is not a whole number"),
         ({"p": "x"}, "'p' is not a whole number"),
         ({"p": 1.5}, "'p' is not a whole number"),

@@ -153,7 +153,8 @@ def test_a_report_that_standard_output_does_not_take(monkeypatch: pytest.MonkeyP
     with steady_streams():
         _running.print_report("report\n")
     assert err.content == (
-        b"anyio-sendproducer: standard output can't be written to (Broken pipe); it follows here:\n"
+        b"anyio-sendproducer: standard output can't be written to (Broken pipe); the result "
+        b"follows here:\n"
         b"report\n"
     )
     closed = io.TextIOWrapper(io.BytesIO())

@@ -1,7 +1,7 @@
 """The command ``anyio-sendproducer``.
 
-Printing the version needs nothing but this package's core, and so does saying what is not
-installed; the commands need the extra ``cli``, and import what else they need when they run.
+The version needs only the core of this package, and so does the message that names a package that
+is not installed. The commands need the extra ``cli``. They import other packages when they run.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        arguments: the words after the command's name; None for those of this process.
+        arguments: the words after the command's name; None: the arguments of this process.
 
     Returns:
         The exit code.
 
     Raises:
-        SystemExit: where a shell asks for the completion of words.
+        SystemExit: a shell asks for the completion of a word.
     """
     with steady_streams():
         return _main(sys.argv[1:] if arguments is None else [*arguments])

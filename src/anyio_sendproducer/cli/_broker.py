@@ -1,4 +1,4 @@
-"""``anyio-sendproducer broker``: the embedded broker, until a signal ends it."""
+"""``anyio-sendproducer broker``: runs the embedded broker until a signal ends it."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from ._running import COMPLETE, FAILED, complain, run_on, until_terminated
 
 __all__ = ["run"]
 
-#: Seconds between two looks whether it is still there.
-_LOOK: Final = 0.2
+#: Seconds between two checks that it still runs.
+_CHECK: Final = 0.2
 
-#: What a signal's exit code is above.
+#: The exit code after a signal is this and the signal's number.
 _SIGNALLED: Final = 128
 
 
 def run(port: int | None) -> int:
-    """Run the broker, and print where it is.
+    """Run the broker, and print its address.
 
     Args:
-        port: where it listens; None for a port that is free.
+        port: the port to listen on; None: a free port.
 
     Returns:
-        ``COMPLETE`` when a signal ended it, as it is to; ``FAILED`` where it did not come up, or
-        ended by itself.
+        ``COMPLETE`` if a signal ended it, which is its usual end; ``FAILED`` if it did not start,
+        or ended by itself.
     """
     try:
-        return _meant(run_on("asyncio", until_terminated, _serve, port))
-    except KeyboardInterrupt:  # before the loop listens to signals, and where it can't
+        return _without_signal(run_on("asyncio", until_terminated, _serve, port))
+    except KeyboardInterrupt:  # before the loop receives signals, or on Windows
         return COMPLETE
 
 
-def _meant(code: int) -> int:
-    """A signal is how it is to end."""
+def _without_signal(code: int) -> int:
+    """The exit code, in which a signal is a good end."""
     return COMPLETE if code > _SIGNALLED else code
 
 
@@ -43,16 +43,16 @@ async def _serve(port: int | None) -> int:
     try:
         async with embedded_broker(port=port) as broker:
             print(
-                f"A broker listens at {broker}. It keeps all in memory, creates topics as they are "
-                "used, and ends with Ctrl-C.",
+                f"A broker listens at {broker}. It keeps all records in memory and creates topics "
+                "on first use. Ctrl-C ends it.",
                 flush=True,
             )
             await _until_it_ends(broker)
     except EmbeddedBrokerError as error:
         complain(error, FAILED)
-    return FAILED  # it ends by a signal, or not as it is to
+    return FAILED  # only a signal is a good end
 
 
 async def _until_it_ends(broker: EmbeddedBroker) -> None:
-    while broker.running:  # noqa: ASYNC110  # no event tells
-        await anyio.sleep(_LOOK)
+    while broker.running:  # noqa: ASYNC110  # it has no event
+        await anyio.sleep(_CHECK)

@@ -58,13 +58,13 @@ def _until_interrupted(run: Callable[..., int], *arguments: Any, **options: Any)
     try:
         return run(*arguments, **options)
     except KeyboardInterrupt:
-        # Before the event loop began or after it ended: there is nothing to clean up.
+        # The event loop has not started, or it has ended: there is nothing to clean up.
         return interrupted(signal.SIGINT)
 
 
 # --- the commands --------------------------------------------------------------------------------
 
-_SIGNALS: Final = {"130, 143, 129": "It was ended by Ctrl-C, SIGTERM or SIGHUP."}
+_SIGNALS: Final = {"130, 143, 129": "Ctrl-C, SIGTERM or SIGHUP ended it."}
 
 
 @click.group(
@@ -83,10 +83,9 @@ def command() -> None:
         f"{COMPLETE}": "Every record that was read was delivered.",
         f"{INCOMPLETE}": "Records failed; they are in the failed file.",
         f"{USAGE}": "The command line or a setting is wrong, or a package is not installed.",
-        f"{FAILED}": "There was no producer, or it broke; or input could not be read on; or a "
+        f"{FAILED}": "The producer did not start, or it broke; or input could not be read; or a "
         "record that failed could not be written down.",
-        "130, 143, 129": "It was ended by Ctrl-C, SIGTERM or SIGHUP; what was read is accounted "
-        "for.",
+        "130, 143, 129": "Ctrl-C, SIGTERM or SIGHUP ended it; what was read is accounted for.",
     },
 )
 @click.argument(
@@ -167,13 +166,14 @@ def command() -> None:
     metavar="[NAME=]FIELD",
     multiple=True,
     callback=header_fields,
-    help="A field that is a header, by its own name or by another. May be repeated.",
+    help="A field that is a header, with its own name or with another. May be repeated.",
 )
 @_input("--partition-field", metavar="FIELD", help="The field that is the partition's number.")
 @_input(
     "--timestamp-field",
     metavar="FIELD",
-    help="The field that is the time: milliseconds since 1970, or as in 2026-01-31T12:00:00Z.",
+    help="The field that is the timestamp: milliseconds since 1970, or a time such as "
+    "2026-01-31T12:00:00Z.",
 )
 @_input(
     "--csv-delimiter",
@@ -187,7 +187,7 @@ def command() -> None:
     "--csv-columns",
     metavar="NAME[,...]",
     callback=columns,
-    help="The names of the columns, where the first row has none.",
+    help="The names of the columns, if the first row does not have them.",
 )
 @_records(
     "-t",
@@ -217,32 +217,33 @@ def command() -> None:
     "-z",
     "--compression",
     type=click.Choice(["none", "gzip", "snappy", "lz4", "zstd"]),
-    help="How batches are compressed. With kafka-python, snappy, lz4 and zstd need the extra "
+    help="The compression of batches. With kafka-python, snappy, lz4 and zstd need the extra "
     "compression.",
 )
 @_delivery(
     "-a",
     "--acks",
     type=click.Choice(["0", "1", "all"]),
-    help="Who must have a record before it counts as delivered.",
+    help="How many brokers must have a record before it counts as delivered: none, the leader, or "
+    "all replicas in sync.",
 )
 @_delivery(
     "--max-in-flight",
     type=COUNT,
     metavar="RECORDS",
-    help="How many records may be under way. Without it: 10,000.",
+    help="How many records may be in flight. Default: 10,000.",
 )
 @_delivery(
     "--delivery-timeout",
     callback=seconds,
     metavar="SECONDS",
-    help="How long a record may take until it counts as failed. Without it: 120.",
+    help="How long a record may take before it counts as failed. Default: 120.",
 )
 @_delivery(
     "--close-timeout",
     callback=seconds,
     metavar="SECONDS",
-    help="How long it may take, after Ctrl-C, to deliver what was read. Without it: 60.",
+    help="How long it may take, after Ctrl-C, to deliver what was read. Default: 60.",
 )
 @_delivery(
     "--fail-fast",
@@ -254,14 +255,14 @@ def command() -> None:
 @_output(
     "--failed",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Where failed records go, each with its reason. Without it: failed-TIME-PID.jsonl, here. "
-    "It is taken away where none fails.",
+    help="The file for failed records, each with its reason. Default: failed-TIME-PID.jsonl in the "
+    "working directory. It is deleted if nothing failed.",
 )
-@_output("--json", "as_json", is_flag=True, help="Print what came of it as one JSON object.")
+@_output("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 @_output(
     "--progress/--no-progress",
     default=None,
-    help="Whether there is a progress bar. Without it: where standard error is a terminal.",
+    help="Whether to show a progress bar. Default: if standard error is a terminal.",
 )
 def produce(
     *,
@@ -300,12 +301,12 @@ def produce(
 ) -> int:
     """Send lines, JSON Lines or CSV, from files or from standard input.
 
-    Each line is a record. They are sent in their order, with bounded memory, and every one is
-    accounted for: it is delivered, or it stands in the failed file, with the reason and with
-    whether it may be written all the same. That file can be fed in again by --format failed.
+    Each line is a record. Records are sent in order, with bounded memory. Each one is delivered, or
+    it is in the failed file, with the reason and with whether it may have been written anyway. To
+    send the records in that file again, use --format failed.
 
     Ctrl-C ends the reading, and so do SIGTERM and SIGHUP. What was read by then is delivered within
-    --close-timeout; what is not, goes to the failed file. Ctrl-C once more hurries it.
+    --close-timeout, or goes to the failed file. A second Ctrl-C ends that at once.
     """
     connection = connection_of(**cluster)
     fields = Fields(value_field, key_field, partition_field, timestamp_field, header_fields)
@@ -376,7 +377,7 @@ def produce(
 @command.command(
     cls=Command,
     exit_codes={
-        f"{COMPLETE}": "Every step went well, or was not needed.",
+        f"{COMPLETE}": "Every step passed, or was not needed.",
         f"{INCOMPLETE}": "A step failed.",
         f"{USAGE}": "The command line is wrong, or a package is not installed.",
         **_SIGNALS,
@@ -389,11 +390,11 @@ def check(
 ) -> int:
     """Find out whether a producer would reach the cluster, and where it would fail.
 
-    It goes step by step: the settings, the brokers' names, a connection, TLS, the login, what the
-    cluster tells of itself, and a connection to each of its brokers. The first step that fails says
-    what is wrong and what to do about it.
+    It goes step by step: the settings, the brokers' names, a connection, TLS, the login, the
+    cluster's description of itself, and a connection to each of its brokers. The first step that
+    fails says what is wrong and what to do about it.
 
-    With the driver confluent the brokers' versions are missing, since librdkafka does not tell
+    With the driver confluent, the brokers' versions are missing, since librdkafka does not report
     them.
     """
     connection = connection_of(**cluster)
@@ -406,14 +407,14 @@ def check(
     exit_codes={
         f"{COMPLETE}": "It ran until Ctrl-C, SIGTERM or SIGHUP.",
         f"{USAGE}": "The command line is wrong.",
-        f"{FAILED}": "It is not installed, did not come up, or ended by itself.",
+        f"{FAILED}": "It is not installed, did not start, or ended by itself.",
     },
 )
 @_options(
-    "--port", type=click.IntRange(1, 65_535), help="Where to listen. Without it: a free port."
+    "--port", type=click.IntRange(1, 65_535), help="The port to listen on. Default: a free port."
 )
 def broker(*, port: int | None) -> int:
-    """Run a broker to try things out with: on this machine, in memory, for as long as this runs.
+    """Run a broker for experiments: on this machine, in memory, as long as this command runs.
 
     It needs the extra embedded.
     """
@@ -430,7 +431,7 @@ def broker(*, port: int | None) -> int:
         **_SIGNALS,
     },
     help=f"{_demo.DESCRIPTION}\nIt needs the extra demo.",
-    short_help="Send a real data set to a real broker and check that all of it came through.",
+    short_help="Send a real data set to a real broker, and check that all of it arrived.",
 )
 @_options(
     "--backend",
@@ -444,7 +445,7 @@ def broker(*, port: int | None) -> int:
     "--bootstrap-servers",
     metavar="HOST:PORT[,...]",
     callback=servers,
-    help="A cluster to send to. Without it: a broker of its own, on this machine, in memory.",
+    help="A cluster to send to. Default: a broker that the demo starts, in memory.",
 )
 @_options(
     "-t",
@@ -453,8 +454,8 @@ def broker(*, port: int | None) -> int:
     callback=topic,
     default="seattle-temps",
     show_default=True,
-    help="The topic to send to; created with 4 partitions where it does not exist. What it holds "
-    "already is left alone, and left out of account.",
+    help="The topic to send to. If it does not exist, it is created with 4 partitions. Records in "
+    "it stay, and are not counted.",
 )
 def demo(*, backend: str, bootstrap_servers: str | None, topic: str) -> int:
     """See above."""
@@ -468,8 +469,8 @@ def demo(*, backend: str, bootstrap_servers: str | None, topic: str) -> int:
         f"{USAGE}": "The command line is wrong.",
     },
     help="""\
-Print what has a shell complete this command's words: bash 4.4 or later, zsh or fish. Have it read
-when the shell starts:
+Print a script that lets a shell complete this command's words: bash 4.4 or later, zsh or fish. Let
+the shell read it at its start:
 
 \b
   anyio-sendproducer completion bash >> ~/.bashrc
@@ -481,6 +482,6 @@ when the shell starts:
 def completion(*, shell: str) -> int:
     """See above."""
     completer = get_completion_class(shell)
-    assert completer is not None  # noqa: S101  # Click has these three
+    assert completer is not None  # noqa: S101  # Click supports these three
     click.echo(completer(command, {}, NAME, _COMPLETE_VARIABLE).source())
     return COMPLETE

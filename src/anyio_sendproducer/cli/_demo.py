@@ -1,8 +1,7 @@
-"""``anyio-sendproducer demo``: the main job, end to end, on a real data set and a real broker.
+"""``anyio-sendproducer demo``: sends a real data set to a real broker, and checks the result.
 
-Many tasks await each of their records; then another client reads everything back, and a judge
-compares the two. What is blocking (the data set, the reading back) is done before the event loop
-starts or on a worker thread.
+Many tasks await each of their records. Then another client reads everything back, and the two are
+compared. Blocking work is done before the event loop starts, or on a worker thread.
 """
 
 from __future__ import annotations
@@ -55,19 +54,19 @@ each record; then a MultiMessage of the twelve monthly means and a PassThroughMe
 it back with another client (confluent-kafka) and compares the two, record by record.
 """
 
-#: How many tasks send at once. Each owns whole days, so that the order of a key is defined.
+#: How many tasks send at once. Each owns whole days, so that the records of a key have an order.
 _TASKS: Final = 64
 
 #: The number of partitions of a topic that the demo creates.
 _PARTITIONS: Final = 4
 
-#: Seconds until a broker that is gone is reported; a minute or two is long before a terminal.
+#: Seconds until a missing broker is reported. Users of a terminal do not wait for minutes.
 _SEND_TIMEOUT: Final = 20.0
 
 #: Seconds for reading everything back; it takes about one.
 _READ_TIMEOUT: Final = 60.0
 
-#: How many problems are printed one by one.
+#: How many problems are printed.
 _SHOWN_PROBLEMS: Final = 10
 
 _EXTRA: Final = 'pip install "anyio-sendproducer[demo]"'
@@ -87,27 +86,26 @@ class Reading(NamedTuple):
 
 
 class _Progress(Protocol):
-    """What is used of a progress bar: one more record was acknowledged."""
+    """A function that advances a progress bar by one record."""
 
     def __call__(self) -> None: ...
 
 
 def run(backend: str, bootstrap_servers: str | None, topic: str) -> int:
-    """Run the demo to its end and print what comes of it.
+    """Run the demo, and print the result.
 
     Args:
         backend: ``"asyncio"`` or ``"trio"``.
-        bootstrap_servers: a cluster; None to start a broker for this run.
-        topic: the topic to send to. Records that it holds already, or that others write to it
-            meanwhile, are left out of account.
+        bootstrap_servers: a cluster; None: start a broker for this run.
+        topic: the topic to send to. Other records in it are not counted.
 
     Returns:
-        An exit code: ``COMPLETE``, ``INCOMPLETE``, ``USAGE`` where an optional package is missing,
-        ``FAILED`` where a broker or the producer failed, 128 and the signal's number after a
-        SIGINT (Ctrl-C) or a SIGTERM; the broker that it started has ended in each case.
+        An exit code: ``COMPLETE``; ``INCOMPLETE``; ``USAGE`` if an optional package is missing;
+        ``FAILED`` if a broker or the producer failed; 128 and the signal's number after SIGINT
+        (Ctrl-C) or SIGTERM. In each case, the broker that it started has ended.
     """
     try:
-        # Down to the modules that are used later, so that nothing is imported while the loop runs.
+        # The modules that are used later, so that nothing is imported while the loop runs.
         require("the demo", _EXTRA, "rich.console", "rich.progress", "rich.table")
         require("the demo", _EXTRA, "vega_datasets", "confluent_kafka.admin")
         if backend == "trio":
@@ -153,15 +151,15 @@ async def _send_and_judge(
 
     began = anyio.current_time()
     async with open_send_producer(settings) as producer:
-        print(f"Sending {len(readings):,} records to {topic!r}, each of them awaited.")
+        print(f"Sending {len(readings):,} records to {topic!r}, and awaiting each of them.")
         with _progress_bar(len(readings)) as progress:
             written = await send_all(producer, hourly, progress)
         written += await send_envelopes(producer, monthly)
-        counted = producer.statistics()
+        statistics_ = producer.statistics()
     seconds = anyio.current_time() - began
     print(
-        f"{counted.delivered:,} records acknowledged in {seconds:.1f} s, the producer's start and "
-        "end included."
+        f"{statistics_.delivered:,} records acknowledged in {seconds:.1f} s, including the start "
+        "and the end of the producer."
     )
     read = await anyio.to_thread.run_sync(
         read_back, bootstrap_servers, topic, starts, _READ_TIMEOUT
@@ -177,15 +175,15 @@ async def send_all(
     """Send each day's records one after the other, many days at once.
 
     Args:
-        producer: where to send them.
+        producer: sends them.
         days: the records of each key.
-        progress: called once for each record that was acknowledged.
+        progress: called once for each acknowledged record.
 
     Returns:
-        Every record and its place, those of one day in the order of sending.
+        Every record and its place; the records of a day in the order of sending.
 
     Raises:
-        SendProducerError: what the first task that failed got; the others are cancelled.
+        SendProducerError: the error of the first task that failed; the others are cancelled.
     """
     written: list[Written] = []
     failures: list[SendProducerError] = []
@@ -196,7 +194,7 @@ async def send_all(
                 written.append(_written(record, await producer.send(record)))
                 progress()
         except SendProducerError as error:
-            # Not raised here: it would come out of the task group in an exception group.
+            # Raised here, it would leave the task group in an exception group.
             failures.append(error)
             task_group.cancel_scope.cancel()
 
@@ -209,11 +207,11 @@ async def send_all(
 
 
 async def send_envelopes(producer: SendProducer, records: Sequence[JsonRecord]) -> list[Written]:
-    """Send one MultiMessage of the records and one PassThroughMessage, and tell what came back.
+    """Send one MultiMessage of the records and one PassThroughMessage, and print the results.
 
     Args:
-        producer: where to send them.
-        records: what to put into the MultiMessage.
+        producer: sends them.
+        records: the records of the MultiMessage.
 
     Returns:
         Every record and its place.
@@ -229,8 +227,8 @@ async def send_envelopes(producer: SendProducer, records: Sequence[JsonRecord]) 
 
 
 def load_readings() -> list[Reading]:
-    """The data set, in the order of time; it is read from the installed package's own file."""
-    # Typed by hand: vega_datasets has no type hints. raw() is the file's bytes.
+    """The data set in the order of time, from the file in the installed package."""
+    # vega_datasets has no type hints. raw() returns the file's bytes.
     package = cast("Any", importlib.import_module("vega_datasets"))
     text: str = package.data.seattle_temps.raw().decode()
     return [
@@ -269,7 +267,7 @@ def monthly_records(
 
 
 def to_json(value: object) -> bytes:
-    """The demo's value serializer; the producer calls it on its own thread."""
+    """The demo's value serializer, which the producer calls on its thread."""
     return json.dumps(value, sort_keys=True).encode()
 
 
@@ -284,7 +282,7 @@ def _written(record: JsonRecord, metadata: RecordMetadata) -> Written:
 
 @contextlib.contextmanager
 def _progress_bar(total: int) -> Generator[_Progress, None, None]:
-    """A bar where the output is a terminal, and nothing where it is not."""
+    """A progress bar if the output is a terminal; otherwise nothing."""
     import rich.console
     import rich.progress
 

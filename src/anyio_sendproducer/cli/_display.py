@@ -1,4 +1,4 @@
-"""What ``produce`` and ``check`` show: a progress bar and a table in a terminal, else plain lines.
+"""The display of ``produce`` and ``check``: a progress bar, tables for terminals, or plain lines.
 
 It needs ``rich`` (extra ``cli``).
 """
@@ -28,20 +28,20 @@ __all__ = [
 
 
 class Figures(NamedTuple):
-    """How far it is."""
+    """The progress of ``produce``."""
 
     position: int
     """Bytes of the input that were read."""
     delivered: int
     failed: int
     in_flight: int
-    """Records whose outcome is not known yet."""
+    """Records without an outcome so far."""
     rate: float
-    """Records per second, of late."""
+    """Records per second, over the last seconds."""
 
 
 class PartitionRow(NamedTuple):
-    """What went to one partition. The offsets are None where brokers gave none."""
+    """The records of one partition. The offsets are None if brokers gave none."""
 
     topic: str
     partition: int
@@ -51,7 +51,7 @@ class PartitionRow(NamedTuple):
 
 
 class Bar:
-    """The progress bar. :meth:`show` may block, as long as the terminal does."""
+    """The progress bar. :meth:`show` blocks while the terminal accepts nothing."""
 
     def __init__(self, progress: rich.progress.Progress, total: int | None) -> None:
         self._progress = progress
@@ -60,7 +60,7 @@ class Bar:
         )
 
     def show(self, figures: Figures) -> None:
-        """Show how far it is."""
+        """Show the progress."""
         self._progress.update(
             self._task,
             completed=figures.position,
@@ -86,15 +86,14 @@ def progress_bar(total: int | None) -> Generator[Bar, None, None]:
         rich.progress.TimeElapsedColumn(),
         console=rich.console.Console(stderr=True),
         expand=True,
-        # Drawn by whoever calls show(), and by no thread of its own.
+        # show() draws it, not another thread.
         auto_refresh=False,
     ) as progress:
         yield Bar(progress, total)
 
 
 def is_terminal(*, stderr: bool = False) -> bool:
-    """Whether the standard output, or the standard error, is a terminal, or is to be taken for one
-    (FORCE_COLOR)."""
+    """Whether standard output, or standard error, is a terminal, or FORCE_COLOR says so."""
     return rich.console.Console(stderr=stderr).is_terminal
 
 
@@ -117,7 +116,7 @@ def partitions_text(rows: Sequence[PartitionRow]) -> str:
         table.add_column(heading, justify="right")
     for row in rows:
         cells = ("-" if cell is None else f"{cell:,}" for cell in row[1:])
-        # As it is, whatever rich would take for its markup.
+        # As text, because Rich would interpret its markup.
         table.add_row(rich.text.Text(row.topic), *cells)
     console = rich.console.Console()
     with console.capture() as captured:
@@ -125,12 +124,12 @@ def partitions_text(rows: Sequence[PartitionRow]) -> str:
     return captured.get()
 
 
-#: How each state of a step is shown, and in which of the terminal's colours.
+#: The style of each state of a step.
 _STATES: Final = {"ok": "green", "failed": "bold red", "skipped": "yellow"}
 
 
 def steps_text(steps: Sequence[Any]) -> str:
-    """The steps of ``check``: for each its state, its name and its details, then a hint."""
+    """The steps of ``check``: the state, the name and the details of each, then a hint."""
     console = rich.console.Console(soft_wrap=True, highlight=False)
     with console.capture() as captured:
         for step in steps:

@@ -1,8 +1,8 @@
-"""The file of records that were not delivered: JSON Lines that can be fed in again.
+"""The file of records that were not delivered: JSON Lines that ``produce`` can read again.
 
-A line has all that the record had, why it failed, and whether it may be in the log all the same.
-Bytes that are UTF-8 stand there as text, others as ``{"base64": "..."}``. What could not be read as
-a record stands under ``input``, as it was.
+A line has the whole record, the reason of the failure, and whether the record may be in the log
+anyway. Bytes are text if they are UTF-8, otherwise ``{"base64": "..."}``. A line of input that
+could not be read as a record is under ``input``, unchanged.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from ._streams import emit
 
 __all__ = ["FailedFile", "Failure", "Unreadable", "dump", "load"]
 
-#: What a pipe or a device says that cannot be synchronized with a disk.
+#: Errors of a pipe or a device that cannot be synchronized with a disk.
 _NOT_SYNCED: Final = (errno.EINVAL, errno.ENOTSUP, errno.EROFS)
 
-#: A record's parts, each as it stands in a line.
+#: The parts of a record that are numbers.
 _NUMBERS: Final = ("partition", "timestamp_ms")
 
 
 class Unreadable(Exception):
-    """Some input is no record; the message says why.
+    """Some input is not a record; the message says why.
 
     Attributes:
-        given: the input, where that is another one than was read.
+        given: the input, if it is not the one that was read.
     """
 
     def __init__(self, message: str, given: bytes | None = None) -> None:
@@ -43,7 +43,7 @@ class Unreadable(Exception):
 
 
 class Failure(NamedTuple):
-    """One record that was not delivered, or some input that is no record."""
+    """One record that was not delivered, or some input that is not a record."""
 
     source: str
     """The name of the input."""
@@ -58,7 +58,7 @@ class Failure(NamedTuple):
 
     @classmethod
     def of(cls, source: str, line: int, error: DeliveryError) -> Failure:
-        """What an error says of its record."""
+        """The failure that an error describes."""
         name = type(error).__name__
         return cls(source, line, error.record, str(error), name, error.persistence)
 
@@ -95,14 +95,14 @@ def load(line: bytes, topic: str | None) -> ProducerRecord[Any, Any]:
     """The record of a line.
 
     Args:
-        line: as :func:`dump` made it.
-        topic: in place of the one that stands there; None: that one.
+        line: a line that :func:`dump` made.
+        topic: replaces the topic in the line, unless it is None.
 
     Raises:
-        Unreadable: it is no such line, or was no record before.
+        Unreadable: it is not such a line, or it was not a record in the first place.
     """
     try:
-        # Decoded here, since json would try UTF-16 and UTF-32, too.
+        # Decoded here, because json would also try UTF-16 and UTF-32.
         entry: Any = json.loads(line.decode())
     except ValueError as error:  # of JSON, and of UTF-8
         raise Unreadable(f"not JSON: {error}") from None
@@ -113,12 +113,12 @@ def load(line: bytes, topic: str | None) -> ProducerRecord[Any, Any]:
     entry = cast("dict[str, Any]", entry)
     if "input" in entry:
         raise Unreadable(
-            str(entry.get("reason", "it was no record before")),
+            str(entry.get("reason", "it was not a record before")),
             _as_bytes("input", entry["input"]),
         )
     topic = entry.get("topic") if topic is None else topic
     if not isinstance(topic, str):
-        raise Unreadable("'topic' is not a text")
+        raise Unreadable("'topic' is not text")
     for name in _NUMBERS:
         number = entry.get(name)
         if number is not None and (not isinstance(number, int) or isinstance(number, bool)):
@@ -166,19 +166,19 @@ def _as_bytes(name: str, given: Any) -> bytes | None:
                 return base64.b64decode(encoded, validate=True)
         case _:
             pass
-    raise Unreadable(f'{name!r} is neither a text, nor null, nor {{"base64": "..."}}')
+    raise Unreadable(f'{name!r} is neither text, nor null, nor {{"base64": "..."}}')
 
 
 def _dump_anyway(failure: Failure) -> bytes:
-    """A failure as a line, whatever it has in it."""
+    """A failure as a line, whatever its content."""
     try:
         return dump(failure)
-    except Exception as error:  # noqa: BLE001  # nothing may keep a failure out of the file
+    except Exception as error:  # noqa: BLE001  # each failure must reach the file
         reason = f"{failure.reason} (written as text because of {type(error).__name__}: {error})"
         return dump(failure._replace(what=repr(failure.what).encode(), reason=reason))
 
 
-#: How the file is opened. No system has all of these.
+#: The flags to open the file with. No system has all of them.
 _FLAGS: Final = (
     os.O_WRONLY
     | os.O_APPEND
@@ -191,9 +191,9 @@ _FLAGS: Final = (
 def _open(path: Path) -> tuple[int, bool]:
     """Open the file to append to it, and create it if there is none.
 
-    Records may be secret, and the directory may be one that others write to, such as /tmp. So only
-    the user may read a file that is created here, and a symbolic link is not followed, since it may
-    lead to any other file of the user. To open a FIFO would wait for its reader.
+    Records may be secret, and other users may write to the directory, for example /tmp. So only the
+    user may read a file that is created here. A symbolic link is not followed, because it may lead
+    to any other file of the user. Opening a FIFO would wait for its reader, so it does not block.
 
     Returns:
         The descriptor, and whether the file was created.
@@ -209,13 +209,13 @@ def _open(path: Path) -> tuple[int, bool]:
             if path.is_symlink():
                 raise FileExistsError(
                     f"{path} is a symbolic link, which is not followed: name the file itself, or "
-                    "another one"
+                    "another file"
                 ) from None
             if error.errno == errno.ENXIO:
                 raise OSError(errno.ENXIO, "no process reads from this FIFO") from None
             raise
     if sys.platform != "win32":  # pragma: no branch
-        # From here on, wait until a slow reader takes more.
+        # From here on, writing waits for a slow reader.
         os.set_blocking(handle, True)
     return handle, created
 
@@ -237,36 +237,36 @@ class FailedFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.written = 0
-        """How many failures are in it."""
+        """The number of failures in the file."""
         self.spilt = 0
-        """How many could not be written, and went to standard error."""
+        """The number of failures that went to standard error, because the file accepted no more."""
         self.error: OSError | None = None
-        """Why failures that were written may be lost all the same."""
+        """The reason why failures that were written may be lost."""
         self._unwritten: list[bytes] = []
         handle, self._is_ours = _open(path)
-        # Unbuffered: what is written is there whatever becomes of this process.
+        # Unbuffered, so that a crash of this process loses nothing that was written.
         self._file = open(handle, "ab", buffering=0)  # noqa: PTH123, SIM115  # a descriptor
         found = os.fstat(handle)
         if stat.S_ISREG(found.st_mode) and found.st_size:
             self._file.close()
             raise FileExistsError(
-                f"{path} is there already, and not empty: name another file for what fails now"
+                f"{path} exists and is not empty: name another file for the failures of this run"
             )
 
     @property
     def lost(self) -> int:
-        """How many failures neither the file nor standard error has taken yet."""
+        """The number of failures that neither the file nor standard error has accepted yet."""
         return len(self._unwritten)
 
     def write(self, failures: Iterable[Failure]) -> None:
-        """Write these down, all of them, before this returns. If the file takes no more, they go to
-        standard error. If that fails too, they are kept, and the next call tries again."""
+        """Write all of these before returning. If the file accepts no more, they go to standard
+        error. If that fails, too, they are kept, and the next call tries again."""
         lines = self._unwritten + [_dump_anyway(failure) for failure in failures]
         data = b"".join(lines)
         done = 0
         try:
             while done < len(data):
-                # Less than all of it may be written where a disk is almost full.
+                # A disk that is almost full may accept only a part.
                 done += self._file.write(memoryview(data)[done:])
         except OSError as error:
             # Whole lines; the file does not keep half of one.
@@ -281,13 +281,13 @@ class FailedFile:
     def _cut(self, count: int) -> None:
         """Remove the last bytes of the file."""
         if count:
-            with contextlib.suppress(OSError):  # no file on a disk
+            with contextlib.suppress(OSError):  # not a file on a disk
                 self._file.truncate(self._file.seek(0, os.SEEK_END) - count)
 
     def _spill(self, data: bytes, error: OSError) -> None:
         notice = (
-            f"anyio-sendproducer: {self.path} takes no more ({error.strerror}); what is not in it "
-            "follows:\n"
+            f"anyio-sendproducer: {self.path} takes no more ({error.strerror}); the other failures "
+            "follow:\n"
         )
         lines = data.splitlines(keepends=True)  # JSON escapes all ends of lines within
         if emit(sys.stderr, notice) is None and emit(sys.stderr, data) is None:
@@ -299,8 +299,8 @@ class FailedFile:
     def close(self) -> None:
         """Try once more to write what could not be written, and close the file.
 
-        Delete it if it is empty, was created here, and still has its name: another process may have
-        put a file of its own there. Errors are in ``error``.
+        Delete it if it is empty and was created here, unless another process has put its own file
+        in the place. Errors are in ``error``.
         """
         if self._unwritten:
             self.write([])

@@ -1,7 +1,7 @@
 """Fields of JSON objects and CSV rows, and the parts of a record that they become.
 
-JSON is sent as it was written. Numbers are never converted, and an object or array is cut out of
-the line, so that spaces, escapes and repeated names stay.
+JSON is sent as it was written. Numbers are never converted. An object or an array is cut out of the
+line, so that it keeps its spaces, escapes and repeated names.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _NUMBER: Final = re.compile(r"\s*[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?\s*")
 
 
 class Fields(NamedTuple):
-    """Which fields, of JSON or of CSV, become what; None: none does."""
+    """The names of the fields that become parts of a record; None: no field does."""
 
     value: str | None = None
     key: str | None = None
@@ -44,7 +44,7 @@ class Fields(NamedTuple):
 
     @property
     def any(self) -> bool:
-        """Whether there is one."""
+        """Whether any field is named."""
         return self != NO_FIELDS
 
     @property
@@ -54,7 +54,7 @@ class Fields(NamedTuple):
         return [name for name in used if name is not None]
 
 
-#: Nothing of what is read is looked into.
+#: No field is read.
 NO_FIELDS: Final = Fields()
 
 
@@ -68,7 +68,7 @@ def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")
 
 
-#: Numbers of any size keep their text: there is neither a limit nor a loss.
+#: Numbers keep their text, so there is no limit to their size and no loss of digits.
 _DECODER: Final = json.JSONDecoder(parse_int=_Number, parse_float=_Number, parse_constant=_refuse)
 _decode_at: Final = _DECODER.raw_decode
 _encode: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
@@ -105,7 +105,7 @@ def dump_json(value: Any) -> bytes:
 
 
 def _find(found: dict[str, Any], name: str) -> tuple[Any, tuple[str, ...]]:
-    """The field of this name; if there is none, the one to which its dots lead; and its path."""
+    """The field of this name and its path. Without such a field, dots lead into objects."""
     value: Any = found.get(name, _MISSING)
     if value is not _MISSING:
         return value, (name,)
@@ -120,11 +120,11 @@ def _find(found: dict[str, Any], name: str) -> tuple[Any, tuple[str, ...]]:
 
 
 def _member(text: str, name: str) -> str:
-    """The text of an object's member. Of members with the same name, the last one counts, as in
+    """The text of an object's member. The last of several members with the same name counts, as in
     :mod:`json`.
 
     Args:
-        text: an object that has been parsed, and has such a member.
+        text: the text of a valid object that has such a member.
         name: the member's name.
     """
     found = ""
@@ -140,7 +140,7 @@ def _member(text: str, name: str) -> str:
 
 
 def as_bytes(source: Source, name: str) -> bytes | None:
-    """A field as a key, a value or a header: its text, and for JSON's strings what they stand for.
+    """A field as a key, a value or a header: the content of a string, otherwise the JSON text.
 
     Raises:
         Unreadable: there is no such field, or it is text that UTF-8 cannot encode.
@@ -150,7 +150,7 @@ def as_bytes(source: Source, name: str) -> bytes | None:
         try:
             return value.encode()
         except UnicodeEncodeError:
-            raise Unreadable(f"{name!r} has half of a surrogate pair in it") from None
+            raise Unreadable(f"{name!r} contains half of a surrogate pair") from None
     if value is None:
         return None
     if isinstance(value, bool):
@@ -177,13 +177,13 @@ def as_whole_number(source: Source, name: str) -> int | None:
 
 
 def as_milliseconds(source: Source, name: str) -> int | None:
-    """A field as milliseconds since 1970: a number of them, or a date and time by ISO 8601.
+    """A field as milliseconds since 1970: a number, or a date and time by ISO 8601.
 
     Raises:
         Unreadable: there is no such field, or it is neither.
     """
     with contextlib.suppress(Unreadable):
-        # Numbers first: digits alone can be a date, too.
+        # Numbers first, because digits alone can also be a date.
         return as_whole_number(source, name)
     value, _ = _find(source.value, name)
     if isinstance(value, str) and _NUMBER.fullmatch(value):
@@ -192,7 +192,7 @@ def as_milliseconds(source: Source, name: str) -> int | None:
             return round(number)
     elif isinstance(value, str):
         with contextlib.suppress(ValueError, OverflowError):
-            # Python 3.10 knows no Z.
+            # Python 3.10 does not know Z.
             when = dt.datetime.fromisoformat(value.replace("Z", "+00:00"))
             if when.tzinfo is None:
                 raise Unreadable(f"{name!r} has no time zone: {value!r:.40}")

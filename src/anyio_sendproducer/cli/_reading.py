@@ -1,8 +1,8 @@
-"""The demo's second opinion: a client that shares no code with the one that wrote.
+"""The demo's consumer, which shares no code with the client that wrote the records.
 
-It is confluent-kafka, which is librdkafka's C. All calls here block and belong on a worker thread.
-Partitions are assigned by hand: joining a group takes seconds on any broker and 23 on the embedded
-one, and leaves a group behind in the cluster.
+It is confluent-kafka, on librdkafka. All calls block and belong on a worker thread. Partitions are
+assigned by hand, because joining a group takes seconds on any broker, and 23 on the embedded one.
+It would also leave a group behind in the cluster.
 
 It needs ``confluent_kafka`` (extra ``demo``).
 """
@@ -24,13 +24,13 @@ from ._verdict import Content, ReadBack
 
 __all__ = ["ClusterError", "end_of", "prepare_topic", "read_back"]
 
-#: Seconds for one question to the cluster.
+#: Seconds for one request to the cluster.
 _REQUEST_TIMEOUT: Final = 10.0
 
-#: Seconds that a call of the consumer waits at most, so that a deadline is seen.
+#: Seconds that a call of the consumer waits at most, so that a deadline is noticed.
 _POLL: Final = 0.1
 
-#: What brokers say of a partition whose leader changes, has just changed, or was made just now.
+#: Errors of a partition whose leader changes, has just changed, or is new.
 _LEADER_CHANGES: Final = frozenset(
     {
         confluent_kafka.KafkaError.FENCED_LEADER_EPOCH,
@@ -41,38 +41,38 @@ _LEADER_CHANGES: Final = frozenset(
     }
 )
 
-#: librdkafka prints what happens to its connections to stderr; what matters comes as an error.
+#: librdkafka prints events of its connections to stderr. Errors are reported elsewhere.
 _QUIET: Final[Mapping[str, Any]] = {"log_level": 0}
 
 
 class ClusterError(Exception):
-    """The cluster did not do what the demo asked for."""
+    """The cluster refused a request of the demo."""
 
 
 def prepare_topic(bootstrap_servers: str, topic: str, partitions: int) -> dict[int, int]:
-    """Make sure that a topic is there, and tell where each of its partitions ends.
+    """Create a topic if it does not exist, and find the end of each of its partitions.
 
     Args:
         bootstrap_servers: the cluster's addresses, joined by commas.
         topic: the topic's name.
-        partitions: how many partitions it gets where it does not exist yet; as many replicas as
-            the cluster thinks right.
+        partitions: the number of partitions of a new topic. The cluster chooses the number of
+            replicas.
 
     Returns:
-        For each partition the offset from which on whatever is written next will be found. It may
-        be too low (the embedded broker tells a latest offset that is), never too high.
+        For each partition an offset that is not above the next record's. It may be lower, because
+        the embedded broker reports a lower one.
 
     Raises:
-        ClusterError: no broker answered within 10 s, or the topic can't be created.
+        ClusterError: no broker answered within 10 s, or the topic cannot be created.
     """
     configuration = {**_QUIET, "bootstrap.servers": bootstrap_servers}
     try:
         admin = AdminClient(configuration)
-        # Without a name: asking for one topic may create it, with a number of partitions of the
-        # broker's own.
+        # Without a name, because a request for one topic may create it, with the broker's default
+        # for the number of partitions.
         if topic not in admin.list_topics(timeout=_REQUEST_TIMEOUT).topics:
             wanted = NewTopic(topic, num_partitions=partitions)
-            # Its type hints leave open what the futures give.
+            # Its type hints do not name the type of the futures.
             created = cast("dict[str, Future[None]]", admin.create_topics([wanted]))  # pyright: ignore[reportUnknownMemberType]
             created[topic].result(_REQUEST_TIMEOUT)
         consumer = _consumer(configuration)
@@ -91,18 +91,18 @@ def prepare_topic(bootstrap_servers: str, topic: str, partitions: int) -> dict[i
 def end_of(consumer: Any, topic: str, partition: int, deadline: float) -> int:
     """The offset behind a partition's last record.
 
-    A leader that is new does not tell it before it knows it, so it is asked again. What librdkafka
-    tells as the beginning meanwhile may be anything.
+    A new leader may not know it yet, so it is asked again. Do not use the beginning that librdkafka
+    reports with it: it may be any number.
 
     Args:
         consumer: the client to ask with.
         topic: the topic's name.
         partition: which of its partitions.
-        deadline: until when, as :func:`time.monotonic` tells it.
+        deadline: when to give up, in the time of :func:`time.monotonic`.
 
     Raises:
-        KafkaException: nobody answers, or the answer is an error that does not pass by itself.
-        ClusterError: there was no leader that knew, until the deadline.
+        KafkaException: no broker answers, or the answer is a permanent error.
+        ClusterError: no leader knew it before the deadline.
     """
     place = confluent_kafka.TopicPartition(topic, partition)
     while True:
@@ -114,8 +114,8 @@ def end_of(consumer: Any, topic: str, partition: int, deadline: float) -> int:
                 raise
             if time.monotonic() > deadline:
                 raise ClusterError(
-                    f"the end of partition {partition} of topic {topic!r} was not told: "
-                    f"{error.args[0].str()}"
+                    f"the cluster did not report the end of partition {partition} of topic "
+                    f"{topic!r}: {error.args[0].str()}"
                 ) from error
             time.sleep(_POLL)
         else:
@@ -136,7 +136,7 @@ def read_back(
         topic: the topic's name.
         starts: for each partition the offset to begin at.
         timeout: how many seconds this may take in all.
-        clock: what tells the time, in seconds.
+        clock: returns the time in seconds.
 
     Returns:
         The records in the order of reading.
@@ -189,27 +189,27 @@ def _consumer(configuration: Mapping[str, Any]) -> confluent_kafka.Consumer:
     return confluent_kafka.Consumer(
         {
             **configuration,
-            # Required by the client; nothing is ever committed under this name.
+            # The client requires a group. No offset is committed.
             "group.id": "anyio-sendproducer-demo",
             "enable.auto.commit": False,
             "enable.partition.eof": True,
-            # An end is told after a fetch that found nothing, which waits so many milliseconds.
+            # The end is reported after an empty fetch, which waits so many milliseconds.
             "fetch.wait.max.ms": 50,
-            # An offset that is not there is an error, not a reason to begin elsewhere.
+            # A missing offset is an error; the client must not start elsewhere.
             "auto.offset.reset": "error",
         }
     )
 
 
 def _partitions(consumer: confluent_kafka.Consumer, topic: str) -> list[int]:
-    """The partitions of a topic, which may have been created a moment ago."""
+    """The partitions of a topic, which may be new."""
     deadline = time.monotonic() + _REQUEST_TIMEOUT
     while True:
         found = consumer.list_topics(topic, timeout=_REQUEST_TIMEOUT).topics[topic]
         if found.error is None and found.partitions:
             return sorted(found.partitions)
         if time.monotonic() > deadline:
-            raise ClusterError(f"the topic {topic!r} does not become known: {found.error}")
+            raise ClusterError(f"the cluster does not know the topic {topic!r}: {found.error}")
         time.sleep(_POLL)
 
 

@@ -1,4 +1,4 @@
-"""What all commands have in common: exit codes, complaints, and how a run begins and ends."""
+"""Parts that all commands share: exit codes, error messages, and the start and end of a run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = [
     "until_terminated",
 ]
 
-#: The exit codes; what each of them means for a command, its help says.
+#: The exit codes. The help of each command says what they mean.
 COMPLETE: Final = 0
 INCOMPLETE: Final = 1
 USAGE: Final = 2
@@ -41,10 +41,10 @@ FAILED: Final = 3
 #: The event loops that a command may be told to run on.
 LOOPS: Final = ("asyncio", "trio", "uvloop")
 
-#: What to do where the command line's packages are missing.
+#: How to install the command line's packages.
 EXTRA: Final = 'pip install "anyio-sendproducer[cli]"'
 
-#: What brings each loop that does not come by itself.
+#: How to install the event loops that are not in the standard library.
 _LOOP_PACKAGES: Final = {
     "trio": 'pip install "anyio-sendproducer[trio]"',
     "uvloop": "pip install uvloop",
@@ -56,15 +56,15 @@ class MissingExtra(Exception):
 
 
 def require(who: str, remedy: str, *modules: str) -> None:
-    """See that modules can be imported, before the loop runs, and import them.
+    """Import modules, before the event loop runs.
 
     Args:
-        who: what needs them, as in "the demo".
-        remedy: what to do about it.
+        who: the part that needs them, such as "the demo".
+        remedy: how to install them.
         modules: their full names.
 
     Raises:
-        MissingExtra: one can't; the message names its package and the remedy.
+        MissingExtra: a module is missing; the message names its package and the remedy.
     """
     for module in modules:
         try:
@@ -75,17 +75,17 @@ def require(who: str, remedy: str, *modules: str) -> None:
 
 
 def require_loop(who: str, loop: str) -> None:
-    """The same for what a loop is in."""
+    """Import the package of an event loop; see :func:`require`."""
     if loop in _LOOP_PACKAGES:
         require(who, _LOOP_PACKAGES[loop], loop)
 
 
 def run_on(loop: str, function: Callable[..., Awaitable[int]], *arguments: Any) -> int:
-    """Run a function to its end on a loop of its own.
+    """Run an async function on a new event loop, and return its exit code.
 
     Args:
         loop: one of ``LOOPS``.
-        function: what to run; it gives the exit code.
+        function: the function, which returns the exit code.
         arguments: its arguments.
     """
     if loop == "uvloop":
@@ -103,22 +103,24 @@ def complain(error: BaseException | str, code: int) -> int:
 
 
 def print_report(text: str) -> None:
-    """Print a command's result on standard output, or on standard error if that takes nothing.
-    Never raises."""
+    """Print a command's result on standard output, or on standard error if that fails. Never
+    raises."""
     error = emit(sys.stdout, text)
     if error is not None:
         reason = getattr(error, "strerror", None) or error
-        complain(f"standard output can't be written to ({reason}); it follows here:", FAILED)
+        complain(
+            f"standard output can't be written to ({reason}); the result follows here:", FAILED
+        )
         emit(sys.stderr, text)
 
 
 def interrupted(signal_number: int) -> int:
-    """Say so, and give the exit code that shells use: 128 and the signal's number."""
+    """Print that a signal came, and return the exit code that shells use: 128 and its number."""
     return complain("interrupted", 128 + signal_number)
 
 
 def ending_signals() -> list[signal.Signals]:
-    """The signals that end a command in order. SIGHUP is left alone under nohup."""
+    """The signals that end a command in order. Under nohup, SIGHUP stays ignored."""
     signals = [signal.SIGINT, signal.SIGTERM]
     if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signals.append(signal.SIGHUP)
@@ -126,10 +128,10 @@ def ending_signals() -> list[signal.Signals]:
 
 
 async def until_terminated(function: Callable[..., Awaitable[int]], *arguments: Any) -> int:
-    """Call the function; where a signal comes, cancel it, so that what it started is ended too.
+    """Call the function, and cancel it when a signal comes, so that it ends what it started.
 
-    SIGTERM and SIGHUP would end this process alone. SIGINT would come out of the task group in an
-    exception group on one of the loops.
+    Without this, SIGTERM and SIGHUP would end only this process, and SIGINT would leave the task
+    group in an exception group on one of the loops.
     """
     code = FAILED
 
@@ -142,7 +144,7 @@ async def until_terminated(function: Callable[..., Awaitable[int]], *arguments: 
                 task_group.cancel_scope.cancel()
 
     async with anyio.create_task_group() as task_group:
-        # asyncio can't receive signals there; Ctrl-C works all the same, as KeyboardInterrupt.
+        # On Windows, asyncio cannot receive signals; Ctrl-C raises KeyboardInterrupt.
         if sys.platform != "win32":  # pragma: no branch
             await task_group.start(cancel_on_signal)
         code = await function(*arguments)

@@ -1,6 +1,6 @@
-"""The demo's judge: compares what was acknowledged with what a consumer read back.
+"""The demo's comparison of the acknowledged records with the records that a consumer read back.
 
-Pure and synchronous, so that its tests can show it every kind of wrong reading.
+It is pure and synchronous, so that its tests can use every kind of wrong reading.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["Content", "PartitionRow", "Problem", "ReadBack", "Verdict", "Written
 
 
 class Content(NamedTuple):
-    """All that a record carries, byte by byte; no two records of a run carry the same."""
+    """The content of a record in bytes. No two records of a run have the same content."""
 
     key: bytes | None
     value: bytes | None
@@ -22,12 +22,12 @@ class Content(NamedTuple):
 
     @property
     def name(self) -> str:
-        """How a message about this record calls it."""
+        """The record's name in messages."""
         return f"key {_shown(self.key)}, value {_shown(self.value)}"
 
 
 class Written(NamedTuple):
-    """A record that was sent, and the place that its metadata told."""
+    """A record that was sent, and its place according to its metadata."""
 
     content: Content
     partition: int
@@ -35,7 +35,7 @@ class Written(NamedTuple):
 
 
 class ReadBack(NamedTuple):
-    """A record that the consumer read, and the place where it read it."""
+    """A record that the consumer read, and the place where it was."""
 
     content: Content
     partition: int
@@ -43,7 +43,7 @@ class ReadBack(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """One thing that is not as it was acknowledged."""
+    """One difference from what was acknowledged."""
 
     kind: Literal["missing", "doubled", "moved", "altered", "out of order", "unexpected"]
     detail: str
@@ -61,32 +61,32 @@ class PartitionRow(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Verdict:
-    """What came of a run."""
+    """The result of a run."""
 
     rows: tuple[PartitionRow, ...]
-    """A row for each partition that was written to or read from, in order."""
+    """A row for each partition that was written or read, in order."""
     problems: tuple[Problem, ...]
-    """Everything that is wrong."""
+    """All differences."""
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is."""
+        """Whether there is no difference."""
         return not self.problems
 
 
 def judge(written: Sequence[Written], read: Sequence[ReadBack], mark: tuple[str, bytes]) -> Verdict:
-    """Compare what was acknowledged with what was read back.
+    """Compare the acknowledged records with the records that were read back.
 
     Args:
-        written: every record that was acknowledged; those of one key in the order of sending.
-        read: every record that the consumer read, in the order of reading, those of other
-            writers included.
-        mark: the header that this run put into each of its records, and nobody else into theirs.
+        written: every acknowledged record; records with the same key in the order of sending.
+        read: every record that the consumer read, in the order of reading. Records of other
+            producers may be among them.
+        mark: the header that only the records of this run have.
 
     Returns:
-        The rows of the table, and a problem for each record that is missing or doubled, lies
-        elsewhere than its metadata says, was altered, was read after a record of its key that was
-        sent later, or was never sent.
+        The rows of the table, and a problem for each record that is missing or doubled, is not
+        where its metadata says, was altered, was read after a record of its key that was sent
+        later, or was never sent.
     """
     places: dict[Content, list[int]] = collections.defaultdict(list)
     at: dict[tuple[int, int | None], ReadBack] = {}
@@ -129,7 +129,7 @@ def judge(written: Sequence[Written], read: Sequence[ReadBack], mark: tuple[str,
 def _disorder(
     written: Sequence[Written], read: Sequence[ReadBack], places: dict[Content, list[int]]
 ) -> Iterator[Problem]:
-    """Go through the records of each key in the order of sending; look at where each was read."""
+    """The records of each key that were not read in the order of sending."""
     before: dict[bytes, int] = {}
     for item in written:
         key = item.content.key
