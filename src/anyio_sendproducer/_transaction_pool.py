@@ -146,7 +146,8 @@ class TransactionPool(anyio.AsyncContextManagerMixin):
                 "producers' names"
             )
         self._prefix = prefix
-        self._driver = driver
+        # Without the annotation, pyright takes a literal for any str.
+        self._driver: DriverName | DriverFactory | None = driver
         self._observers = check_observers(observers)
         self._members = [
             _Member(settings.with_transactional_id(f"{prefix}-{number}")) for number in range(size)

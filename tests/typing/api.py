@@ -32,7 +32,9 @@ from anyio_sendproducer import (
     TransactionPool,
     TransactionPoolStatistics,
     UndeliveredRecords,
+    dead_letter_record,
     open_send_producer,
+    send_with_retry,
     start_send_producer,
 )
 from anyio_sendproducer.testing import FakeProducer, factories, fake_producer
@@ -109,9 +111,9 @@ async def sending(
     assert_type(await producer.send("t", b"v", key=b"k", timeout=1.5), RecordMetadata)
     assert_type(await producer.send(topic="t", value=b"v", timeout=dt.timedelta(1)), RecordMetadata)
     await producer.send(b"v")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
-    await producer.send(record, b"v")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    await producer.send(record, b"v")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
     await producer.send("t", b"v", keys=b"k")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
-    await producer.send("t", b"v", timeout="1 s")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    await producer.send("t", b"v", timeout="1 s")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
     await producer.send_envelope(record)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
@@ -164,6 +166,21 @@ async def pool(settings: ProducerSettings) -> None:
         assert_type(opened.statistics().producers["id-0"], Statistics)
     TransactionPool(bootstrap_servers="a:1", transactional_id="billing", size=2)
     TransactionPool(settings, sise=2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
+async def retrying(
+    producer: SendProducer, record: ProducerRecord[bytes, str], tx: Transaction
+) -> None:
+    """With a dead letter, there may be no metadata."""
+    assert_type(await send_with_retry(producer, record, attempts=3), RecordMetadata)
+    assert_type(await send_with_retry(producer, record, dead_letter="dead"), RecordMetadata | None)
+
+    async def put_aside(error: DeliveryError) -> None:
+        await producer.send(dead_letter_record(error, "dead"))
+
+    await send_with_retry(producer, record, dead_letter=put_aside)
+    await send_with_retry(producer, record, dead_letter=print)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await send_with_retry(tx, record)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
 
 
 def settings() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, cast
@@ -484,6 +483,7 @@ async def test_transactions_of_other_tasks_end_with_it(
 @pytest.mark.parametrize("how", ["clean", "failed"])
 async def test_a_replacement_in_progress_ends_with_it(settings: ProducerSettings, how: str) -> None:
     fakes = Fakes(1)
+    held: list[Held] = []
     async with task_group() as tasks:
         with contextlib.suppress(ZeroDivisionError):
             async with TransactionPool(settings, 1, driver=fakes) as pool:
@@ -492,11 +492,11 @@ async def test_a_replacement_in_progress_ends_with_it(settings: ProducerSettings
                 with raising(ProducerFenced):
                     await commit(pool)
                 await fakes.at_open(0, 2)
-                held = await hold(tasks, pool)
+                held.append(await hold(tasks, pool))
                 if how == "failed":
                     fail()
-        await held.call.wait()
-        assert isinstance(held.call.error, ProducerClosed)
+        await held[0].call.wait()
+        assert isinstance(held[0].call.error, ProducerClosed)
 
 
 async def test_a_transaction_that_is_fenced_by_the_close_is_not_replaced(
@@ -532,9 +532,12 @@ async def test_before_it_is_opened_and_after_it_is_closed(settings: ProducerSett
 
 async def test_on_another_loop(settings: ProducerSettings, anyio_backend_name: str) -> None:
     async with TransactionPool(settings, 1, driver=Fakes(1)) as pool:
-        elsewhere = functools.partial(anyio.run, commit, pool, backend=anyio_backend_name)
+
+        def commit_elsewhere() -> None:
+            anyio.run(commit, pool, backend=anyio_backend_name)
+
         with raising(ProducerMisused, match="event loop"):
-            await anyio.to_thread.run_sync(elsewhere)
+            await anyio.to_thread.run_sync(commit_elsewhere)
         await commit(pool)
 
 
