@@ -271,7 +271,7 @@ class ProducerService:
     def _new_run(self) -> _Run:
         loop = asyncio.get_running_loop()
         run = self._run = _Run(loop)
-        # asyncio itself keeps no task alive. A closed loop lets go of the task.
+        # asyncio has weak references to tasks only. A closed loop releases this one.
         run.release = current_loop().keep(run)
         run.task = loop.create_task(self._live(run), name="anyio_sendproducer.ProducerService")
         run.task.add_done_callback(_retrieve)

@@ -22,6 +22,7 @@ from anyio_sendproducer import (
     PassThroughResult,
     Persistence,
     ProducerRecord,
+    ProducerService,
     ProducerSettings,
     RecordMetadata,
     Result,
@@ -154,6 +155,12 @@ async def opening(settings: ProducerSettings, tasks: anyio.abc.TaskGroup) -> Non
         assert_type(producer, SendProducer)
     open_send_producer(settings, value_serializer=str.encode)
     open_send_producer()
+    service = ProducerService(bootstrap_servers="a:1", driver="kafka-python")
+    assert_type(await service.start(), SendProducer)
+    assert_type(service.producer, SendProducer)
+    async with service as producer:
+        assert_type(producer, SendProducer)
+    ProducerService(delivery_timout=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
 async def pool(settings: ProducerSettings) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import gc
 import warnings
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, cast
 
@@ -27,6 +27,7 @@ from anyio_sendproducer import (
     SendProducerError,
     SettingsError,
     UndeliveredRecords,
+    _service,
     open_send_producer,
 )
 from anyio_sendproducer.testing import FakeDriver
@@ -137,17 +138,23 @@ async def test_the_producer_while_it_runs(service: ProducerService, fake: FakeDr
 
 
 @on_asyncio
-async def test_nobody_needs_to_keep_the_service(
-    settings: ProducerSettings, fake: FakeDriver
+async def test_the_event_loop_keeps_the_task_until_it_ends(
+    service: ProducerService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """asyncio has weak references to tasks only."""
-    producer = await ProducerService(settings, driver=fake).start()
-    gc.collect()
-    await producer.send(record())
-    await producer.aclose()
-    [task] = [one for one in asyncio.all_tasks() if one.get_name().endswith("ProducerService")]
-    task.cancel()
-    await asyncio.wait([task])
+    """asyncio itself has weak references to tasks only."""
+    kept: list[Any] = []
+
+    class KeepingLoop:
+        def keep(self, sentinel: object) -> Callable[[], None]:
+            kept.append(sentinel)
+            return kept.clear
+
+    monkeypatch.setattr(_service, "current_loop", KeepingLoop)
+    await started(service)
+    [run] = kept
+    assert run.task in asyncio.all_tasks()
+    await stopped(service)
+    assert kept == []
 
 
 @on_asyncio
