@@ -599,5 +599,5 @@ async def test_where_nobody_answers_the_error_says_why_and_what_to_do(driver: Dr
     said = str(caught.value)
     assert said.startswith(f"no producer for {address} within 0.5 s (start_timeout): ")
     assert "Connection refused" in said
-    assert said.endswith("; `anyio-sendproducer check` tells how far one comes")
+    assert said.endswith("; `anyio-sendproducer check` shows which step fails")
     assert "<" not in said  # no object as a debugger sees it

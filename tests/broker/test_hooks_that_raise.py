@@ -239,7 +239,7 @@ def with_tokens(broker: ScriptedBroker, tokens: Tokens, start_timeout: float) ->
     [
         (raising(ValueError), "raised ValueError"),
         (raising(SystemExit), "raised SystemExit"),
-        (seven, "gave no token"),
+        (seven, "must return a str"),
     ],
     ids=["ValueError", "SystemExit", "7"],
 )

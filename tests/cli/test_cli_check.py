@@ -191,7 +191,7 @@ async def test_somebody_speaks_no_tls() -> None:
     with listening(b"hello") as address:
         steps, _ = await checked(settings(address, security_protocol="SSL"))
     assert states(steps) == expected("tls")
-    assert "it does not speak the TLS that is asked for" in one(steps, "tls").details[0]
+    assert "it does not use the required TLS" in one(steps, "tls").details[0]
 
 
 async def test_a_plaintext_listener_is_named_first(driver: DriverName) -> None:

@@ -162,7 +162,7 @@ WRONG = [
     ("with_token", "OAUTH", 'refused the login with OAUTHBEARER: {"status":"invalid_token"}'),
     ("over_tls", "ELSEWHERE", "its certificate is for another address (IP address mismatch, "),
     ("over_tls", "EXPIRED", "its certificate has expired"),
-    ("over_tls", "STRANGER", "its certificate is not trusted: whoever signed it is not among"),
+    ("over_tls", "STRANGER", "its certificate is not trusted: its issuer is not a trusted"),
     ("over_tls", "MUTUAL", "it sent the alert 'bad certificate'"),
     ("settings", "SSL", "speaks TLS, and security.protocol is PLAINTEXT"),
 ]

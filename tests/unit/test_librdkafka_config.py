@@ -385,7 +385,7 @@ CHOICES = "random, consistent, consistent_random, murmur2, murmur2_random, fnv1a
 PARTITIONERS = (
     "set 'partitioner' to the name of one of librdkafka's, or set the partition of each record"
 )
-TOKENS = "set 'sasl_oauth_token_provider' to an object whose token() gives one"
+TOKENS = "set 'sasl_oauth_token_provider' to an object whose token() returns a token"
 ELSEWHERE = "or use the driver 'kafka-python', which can"
 CONTEXT = (
     "librdkafka takes no ssl.SSLContext: set files or PEM texts, such as 'ssl.ca.location', "
@@ -455,7 +455,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({**TLS, "ssl_protocol": "TLSv1.3"}, CANT_HIDE),
     (
         {**TLS, "ssl.enabled.protocols": "SSLv3"},
-        "must be TLSv1.2, TLSv1.3 or both, with a comma",
+        "must be TLSv1.2, TLSv1.3 or both, separated by a comma",
     ),
     ({**TLS, "ssl.cipher.suites": "TLS_AES_256_GCM_SHA384"}, SUITES),
     (
@@ -864,7 +864,7 @@ def test_a_key_with_a_password(password: Any, certificate: Certificate) -> None:
     found = config({**TLS, "ssl.keystore.location": locked, "ssl_password": password})
     assert found["ssl.key.password"] == SECRET
     said = refusal({**TLS, "ssl.keystore.location": locked, "ssl_password": "another"})
-    assert said == "properties: 'ssl_password' does not fit the key"
+    assert said == "properties: 'ssl_password' is not the password of the key"
 
 
 def test_cipher_suites_and_what_else_librdkafka_has() -> None:

@@ -32,6 +32,7 @@ from tests.support.code_rules import (
     VALUES,
 )
 from tests.support.import_rules import GUESTS, LAYERS, OUTSIDE
+from tests.support.named_tests import named_tests, names_of_tests
 
 PACKAGE: Final = Path(anyio_sendproducer.__file__).parent
 NAME: Final = anyio_sendproducer.__name__
@@ -437,6 +438,64 @@ def test_two_modules_alone_know_asyncio() -> None:
 
 def test_each_module_says_why_it_exists() -> None:
     assert [name for name in names_of_modules() if not ast.get_docstring(parse(name))] == []
+
+
+# --- private parts of kafka-python ---------------------------------------------------------------
+KAFKA_PYTHON: Final = "drivers.kafka_python"
+#: Here alone private parts of kafka-python are used.
+PRIVATE_PARTS: Final = (f"{KAFKA_PYTHON}._network", f"{KAFKA_PYTHON}._patches")
+
+
+def is_private(name: object) -> bool:
+    return isinstance(name, str) and name.startswith("_") and not name.startswith("__")
+
+
+def private_parts_in(tree: ast.AST) -> set[str]:
+    """The private attributes that code reads or sets on other objects than its own."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(value=ast.Name(id="self" | "cls")):
+                pass
+            case ast.Attribute(attr=name) if is_private(name):
+                found.add(name)
+            case ast.Call(
+                func=ast.Name(id="getattr" | "hasattr" | "setattr"),
+                args=[_, ast.Constant(value=name), *_],
+            ) if is_private(name):
+                found.add(str(name))
+            case _:
+                pass
+    return found
+
+
+def test_private_parts_of_kafka_python_are_used_in_two_modules() -> None:
+    modules = {name for name in names_of_modules() if name.startswith(KAFKA_PYTHON)}
+    assert modules > set(PRIVATE_PARTS)
+    assert private_parts_in(parse(PRIVATE_PARTS[1])) > {"_accumulator", "_transaction_manager"}
+    found = {
+        f"{module}: {name}"
+        for module in modules.difference(PRIVATE_PARTS)
+        for name in private_parts_in(parse(module))
+    }
+    assert not found, found
+
+
+@pytest.mark.parametrize("module", PRIVATE_PARTS)
+def test_each_use_of_a_private_part_has_its_version_and_a_test(module: str) -> None:
+    page = path_of(module).relative_to(PACKAGE.parents[1]).as_posix()
+    for path, names in named_tests(page).items():
+        assert names <= names_of_tests(path), path
+    uses = [
+        node
+        for node in parse(module).body
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and private_parts_in(node)
+    ]
+    assert len(uses) > 3
+    for node in uses:
+        reason = ast.get_docstring(node) or ""
+        assert "3.0.12" in reason, node.name
+        assert "::test_" in reason, node.name
 
 
 # --- sizes ---------------------------------------------------------------------------------------

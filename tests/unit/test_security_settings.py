@@ -152,7 +152,7 @@ def test_tokens_come_from_any_object_that_gives_them() -> None:
 
 @pytest.mark.parametrize("token", [None, "", b"t0k3n", "two words", "line\nend", "a\1b", 7])
 def test_what_is_no_token_is_not_sent(token: object) -> None:
-    with pytest.raises(_security.NoToken, match="gave no token") as caught:
+    with pytest.raises(_security.NoToken, match="must return a str") as caught:
         _security.TokenSource(Tokens(token), PATIENCE).token()
     assert repr(token) not in str(caught.value) or token in {"", 7}
 
@@ -164,7 +164,7 @@ def test_what_is_no_token_is_not_sent(token: object) -> None:
 )
 def test_what_are_no_extensions_is_not_sent(extensions: Any) -> None:
     tokens = Tokens("t0k3n", extensions)
-    with pytest.raises(_security.NoToken, match="gave no extensions"):
+    with pytest.raises(_security.NoToken, match="must return a dict"):
         _security.TokenSource(tokens, PATIENCE).extensions()
 
 
@@ -315,17 +315,17 @@ def test_jaas_gives_back_what_was_written(user: str, password: str) -> None:
         (f"{PLAIN_MODULE} required username=me password=;", "has no value"),
         (f"{PLAIN_MODULE} required username=me password {SECRET};", 'the form name="value"'),
         (f"{PLAIN_MODULE} required = {SECRET};", 'the form name="value"'),
-        (f"{PLAIN_MODULE} username=me password={SECRET};", "'required' is to follow"),
-        (f"{PLAIN_MODULE}", "'required' is to follow"),
+        (f"{PLAIN_MODULE} username=me password={SECRET};", "'required' must follow"),
+        (f"{PLAIN_MODULE}", "'required' must follow"),
         (f'{PLAIN_MODULE} required password="{SECRET}";', "has no username"),
         (f'{PLAIN_MODULE} required username="me" password="";', "has no password"),
         (f'{PLAIN_MODULE} required username="me" user="{SECRET}";', "options other than"),
         (f'{PLAIN_MODULE} required username=a password=b; "{SECRET}"', "more than one"),
-        (f'com.example.Mine required password="{SECRET}";', "there are org.apache.kafka"),
+        (f'com.example.Mine required password="{SECRET}";', "use org.apache.kafka"),
         ("a.b.OAuthBearerLoginModule required;", "set 'sasl_oauth_token_provider'"),
         ("com.sun.security.auth.module.Krb5LoginModule required;", "'sasl.kerberos.service.name'"),
-        (f'"{SECRET}"', "does not begin with the name of a login module"),
-        ("  ", "does not begin with the name of a login module"),
+        (f'"{SECRET}"', "does not start with the name of a login module"),
+        ("  ", "does not start with the name of a login module"),
         (f'{SCRAM_MODULE} required username=a password="{SECRET}";', "is for SCRAM-SHA-256 or"),
     ],
 )
@@ -359,10 +359,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({**LOGIN, "sasl.kerberos.service.name": SECRET}, "has no effect with 'sasl.mechanism' PL"),
     ({**LOGIN, "sasl.password": ""}, "'sasl.password' is empty"),
     ({**LOGIN, "sasl.password": b"bytes"}, "'sasl.password' must be a str, not bytes"),
-    ({**LOGIN, "sasl.password": f"{SECRET}\0"}, "'sasl.password' has a NUL character"),
+    ({**LOGIN, "sasl.password": f"{SECRET}\0"}, "'sasl.password' contains a NUL character"),
     (
         {**LOGIN, "sasl.password": f"{SECRET}\ud800"},
-        "'sasl.password' has characters in it that",
+        "'sasl.password' contains characters that",
     ),
     # Two spellings.
     ({**LOGIN, "sasl_plain_password": SECRET}, "'sasl.password' and 'sasl_plain_password' are"),
@@ -371,17 +371,20 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({**TLS, "ssl_cafile": "a", "ssl.ca.location": "b"}, "'ssl_cafile' and 'ssl.ca.location'"),
     ({**TLS, "ssl_cafile": "a", "ssl.ca.pem": "b"}, "'ssl_cafile' and 'ssl.ca.pem' contradict"),
     # What Java alone has.
-    ({**TLS, "ssl.truststore.password": SECRET}, "stores are read in PEM format alone"),
+    ({**TLS, "ssl.truststore.password": SECRET}, "only stores in PEM format are supported"),
     ({**TLS, "ssl.keystore.password": SECRET}, "The password of a key is 'ssl.key.password'"),
-    ({**TLS, "ssl.truststore.type": "JKS"}, "must be PEM. As for other stores, convert it to"),
+    (
+        {**TLS, "ssl.truststore.type": "JKS"},
+        "must be PEM. If the store has another format, convert it to",
+    ),
     ({**TLS, "ssl.keystore.type": "PKCS12"}, "keytool -importkeystore"),
     ({**TLS, "ssl.engine.factory.class": "a.B"}, "set 'ssl_context'"),
     ({**TLS, "ssl.provider": "BC"}, "it names a class of Java"),
     ({**LOGIN, "sasl.login.callback.handler.class": "a.B"}, "set 'sasl_oauth_token_provider'"),
     ({"sasl.oauthbearer.token.endpoint.url": SECRET}, "no token is fetched here"),
     # Values.
-    ({**TLS, "ssl.endpoint.identification.algorithm": "HTTP"}, "must be https or, to check no"),
-    ({**TLS, "ssl.endpoint.identification.algorithm": False}, "must be https or, to check no"),
+    ({**TLS, "ssl.endpoint.identification.algorithm": "HTTP"}, "must be https, or an empty str"),
+    ({**TLS, "ssl.endpoint.identification.algorithm": False}, "must be https, or an empty str"),
     ({**TLS, "ssl_check_hostname": "maybe"}, "'ssl_check_hostname' must be true or false"),
     ({**TLS, "enable.ssl.certificate.verification": 1}, "must be true or false"),
     ({**TLS, "ssl.enabled.protocols": "TLSv1.1,TLSv1.2"}, "must be TLSv1.2, TLSv1.3 or both"),
@@ -391,13 +394,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {**TLS, "ssl.protocol": "TLSv1.3", "ssl.enabled.protocols": "TLSv1.2"},
         "'ssl.protocol' is not among 'ssl.enabled.protocols'",
     ),
-    ({**TLS, "ssl.cipher.suites": "nonsense"}, "names no cipher that OpenSSL has here"),
-    ({**TLS, "ssl.cipher.suites": "TLS_AES_256_GCM_SHA384"}, "names a suite of TLS 1.3, among"),
+    ({**TLS, "ssl.cipher.suites": "nonsense"}, "names no cipher suite that this OpenSSL has"),
+    ({**TLS, "ssl.cipher.suites": "TLS_AES_256_GCM_SHA384"}, "names a suite of TLS 1.3, which"),
     # Keys and certificates.
     ({**TLS, "ssl.key.location": "k"}, "'ssl.key.location' is a key without its certificate"),
     ({**TLS, "ssl.keystore.key": "k"}, "'ssl.keystore.key' is a key without its certificate"),
     ({**TLS, "ssl.certificate.pem": "c"}, "'ssl.certificate.pem' is a certificate without its"),
-    ({**TLS, "ssl.key.password": SECRET}, "is the password of a key, and no key is given"),
+    ({**TLS, "ssl.key.password": SECRET}, "is the password of a key, and no key is set"),
     ({**TLS, "ssl_certfile": "c", "ssl_password": 7}, "'ssl_password' must be a str"),
     (
         {**TLS, "enable.ssl.certificate.verification": False, "ssl_cafile": "x"},
@@ -405,15 +408,15 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     ({**TLS, "ssl_cafile": 7}, "'ssl_cafile' must be the path of a file"),
     ({**TLS, "ssl_cafile": ""}, "'ssl_cafile' must be the path of a file"),
-    ({**TLS, "ssl_cafile": f"{SECRET}\0"}, "this one has a NUL in it"),
-    ({**TLS, "ssl_keyfile": f"-----BEGIN {SECRET}"}, "not what stands in it"),
+    ({**TLS, "ssl_cafile": f"{SECRET}\0"}, "without NUL characters"),
+    ({**TLS, "ssl_keyfile": f"-----BEGIN {SECRET}"}, "not its content"),
     ({**TLS, "ssl_cafile": f"/{SECRET}"}, "'ssl_cafile' names a file that does not exist"),
     ({**TLS, "ssl.ca.pem": SECRET}, "'ssl.ca.pem' must be text in PEM format"),
     # A context of one's own.
     ({**TLS, "ssl_context": SECRET}, "'ssl_context' must be an ssl.SSLContext, not str"),
     (
         {**TLS, "ssl_context": ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)},
-        "'ssl_context' is one for servers",
+        "'ssl_context' is for servers",
     ),
     (
         {**TLS, "ssl_context": ssl.create_default_context(), "ssl_cafile": SECRET},
@@ -692,18 +695,21 @@ def files(authority: Authority, certificate: Certificate, locked: Path) -> Files
         ({"ssl.ca.location": "text"}, "names a file that is not in PEM format"),
         ({"ssl.truststore.location": "jks"}, "but in Java's, JKS; convert it to PEM: keytool"),
         ({"ssl.truststore.location": "der"}, "If it is PKCS #12, convert it to PEM: keytool"),
-        ({"ssl.ca.location": "key"}, "'ssl.ca.location' has no CERTIFICATE in it"),
+        ({"ssl.ca.location": "key"}, "'ssl.ca.location' contains no CERTIFICATE"),
         ({"ssl.ca.location": "broken"}, "'ssl.ca.location' can't be read: "),
         ({"ssl_certfile": "directory"}, "must name a regular file, not a directory"),
         ({"ssl_certfile": "missing"}, "'ssl_certfile' names a file that does not exist"),
-        ({"ssl_certfile": "key"}, "'ssl_certfile' has no CERTIFICATE in it"),
-        ({"ssl_certfile": "chain"}, "'ssl_certfile' has no PRIVATE KEY in it: put the key there"),
+        ({"ssl_certfile": "key"}, "'ssl_certfile' contains no CERTIFICATE"),
+        ({"ssl_certfile": "chain"}, "'ssl_certfile' contains no PRIVATE KEY: put the key there"),
         ({"ssl_certfile": "chain", "ssl_keyfile": "missing"}, "'ssl_keyfile' names a file that do"),
-        ({"ssl_certfile": "chain", "ssl_keyfile": "chain"}, "'ssl_keyfile' has no PRIVATE KEY"),
+        (
+            {"ssl_certfile": "chain", "ssl_keyfile": "chain"},
+            "'ssl_keyfile' contains no PRIVATE",
+        ),
         ({"ssl_certfile": "chain", "ssl_keyfile": "other_key"}, "does not belong to the certific"),
         ({"ssl_certfile": "chain", "ssl_keyfile": "broken_key"}, "'ssl_keyfile' can't be read: "),
         ({"ssl.keystore.location": "locked"}, "a key that is encrypted: set 'ssl.key.password'"),
-        ({"ssl_crlfile": "chain"}, "'ssl_crlfile' has no X509 CRL in it"),
+        ({"ssl_crlfile": "chain"}, "'ssl_crlfile' contains no X509 CRL"),
     ],
     ids=str,
 )
@@ -786,12 +792,12 @@ def test_a_certificate_that_becomes_a_fifo_is_not_waited_for(
 
 def test_a_wrong_password_is_told_at_once(locked: Path) -> None:
     said = refusal({**TLS, "ssl_certfile": locked, "ssl_password": "another"})
-    assert "'ssl_password' does not fit the key" in said
+    assert "'ssl_password' is not the password of the key" in said
 
 
 def test_an_error_of_another_kind_is_told_too() -> None:
-    assert _tls._reason(ValueError(SECRET)) == "OpenSSL can't make anything of it"
-    assert _tls._reason(ssl.SSLError(SECRET)) == "OpenSSL can't make anything of it"
+    assert _tls._reason(ValueError(SECRET)) == "OpenSSL cannot parse it"
+    assert _tls._reason(ssl.SSLError(SECRET)) == "OpenSSL cannot parse it"
     assert _tls._reason(OSError(SECRET)) == "OSError"
 
 
@@ -841,7 +847,7 @@ def test_another_version_of_tls_is_a_refusal(reason: str) -> None:
     error = ssl.SSLError(1, "wrong")
     error.reason = reason
     said = _tls.tls_refusal(OSError(error))
-    assert said == f"it does not speak the TLS that is asked for: {reason}"
+    assert said == f"it does not use the required TLS: {reason}"
 
 
 # --- tokens --------------------------------------------------------------------------------------

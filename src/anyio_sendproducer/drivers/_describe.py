@@ -1,6 +1,6 @@
-"""What a cluster says of itself, and what a client would show it: for who looks for what is wrong.
+"""Descriptions of a cluster and of the connection to it, to find out why a producer fails.
 
-The drivers themselves are imported when they are needed.
+The packages of the drivers are imported when they are needed.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Protocol:
-    """How brokers are spoken to."""
+    """How a client connects to brokers."""
 
     name: str
     """``security.protocol``."""
     mechanism: str
-    """``sasl.mechanism``; empty, where there is no login."""
+    """``sasl.mechanism``; empty if there is no login."""
     context: ssl.SSLContext | None
-    """What TLS is spoken with; None where it is not."""
+    """The context for TLS; None without TLS."""
     is_direct: bool
-    """Whether there is no proxy between."""
+    """Whether there is no proxy."""
 
 
 def protocol_of(chosen: str | None, settings: ProducerSettings) -> Protocol:
-    """How brokers are spoken to. Certificates are read here.
+    """Return how a client connects to brokers. Certificates are read here.
 
     Args:
-        chosen: the driver, by name; None: the default.
+        chosen: the driver's name; None for the default.
         settings: how to reach the cluster.
 
     Raises:
-        SettingsError: a setting of the security is wrong, or can't be had with this driver.
+        SettingsError: a security setting is wrong, or this driver does not support it.
     """
     abilities = LIBRDKAFKA if chosen == "confluent" else KAFKA_PYTHON
     security, _ = parse_security(settings.properties, abilities)
@@ -56,11 +56,13 @@ def protocol_of(chosen: str | None, settings: ProducerSettings) -> Protocol:
 
 
 def describe_cluster(chosen: str | None, settings: ProducerSettings) -> ClusterDescription:
-    """Connect, ask the cluster what it is, and leave it. Blocks, for ``start_timeout`` about.
+    """Connect, request a description of the cluster, and disconnect.
+
+    Blocks for about ``start_timeout`` at most.
 
     Args:
-        chosen: the driver whose client is to ask, by name; None: the default.
-        settings: how to reach it.
+        chosen: the name of the driver whose client connects; None for the default.
+        settings: how to reach the cluster.
 
     Raises:
         SettingsError: a setting is wrong.

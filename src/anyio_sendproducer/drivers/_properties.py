@@ -1,8 +1,6 @@
-"""What is the same for a property, whichever client library it is for: names, values, and which of
-them go together.
+"""Checks of properties that both client libraries share: names, values and contradictions.
 
-Names here are Kafka's, in the one spelling that is compared. No message has a value in it that may
-be secret.
+Names are Kafka's, in canonical spelling. No message contains a value that may be secret.
 """
 
 from __future__ import annotations
@@ -34,10 +32,10 @@ __all__ = [
     "unknown",
 ]
 
-#: How many bytes an answer may have. A client makes room for it as soon as it has read its length,
-#: and by default accepts 100 MB. kafka-python makes objects of it that take up to 35 times as much
-#: memory. An answer to a producer has some KB. This one describes 80,000 partitions, each with
-#: three replicas.
+#: The bytes that an answer may have. A client allocates them as soon as it has read the length, and
+#: by default accepts 100 MB. kafka-python's objects for an answer take up to 35 times as much
+#: memory. An answer to a producer has some KB. This limit is enough for the metadata of 80,000
+#: partitions, each with three replicas.
 RECEIVE_MAX: Final = 4 * 1024 * 1024
 
 #: The default of transaction.timeout.ms, in Kafka's clients and in librdkafka.
@@ -49,13 +47,13 @@ _REQUESTS: Final = "max_in_flight_requests_per_connection"
 
 
 def unknown(given: str, name: str, library: str, spellings: Mapping[str, str]) -> SettingsError:
-    """The error that there is no such property, with the nearest that there is.
+    """Make the error of an unknown property, which suggests the closest known name.
 
     Args:
-        given: how it was spelt.
-        name: in the spelling that is compared.
-        library: whose properties they are.
-        spellings: those that there are, each with how it is to be written.
+        given: the name as the user spelled it.
+        name: the name in canonical spelling.
+        library: the client library.
+        spellings: the known names in canonical spelling, each with the spelling to suggest.
     """
     near = closest(name, spellings)
     hint = "" if near is None else f"; did you mean {spellings[near]!r}?"
@@ -64,15 +62,15 @@ def unknown(given: str, name: str, library: str, spellings: Mapping[str, str]) -
 
 
 def acks_of(given: str, value: Any) -> Any:
-    """0, 1 or ``"all"``."""
-    # True and False are 1 and 0 to a dict.
+    """Return the value of ``acks``: 0, 1 or ``"all"``."""
+    # In a dict, True and False are the keys 1 and 0.
     if isinstance(value, (int, str)) and not isinstance(value, bool) and value in _ACKS:
         return _ACKS[value]
     raise SettingsError(f"properties: {given!r} must be 0, 1 or 'all', not {shown(value)}")
 
 
 def compression_of(given: str, value: Any) -> str | None:
-    """Its name, or None."""
+    """Return the name of a compression, or None."""
     chosen: str | None = None if value == "none" else value
     if chosen not in COMPRESSIONS:
         raise SettingsError(
@@ -83,7 +81,7 @@ def compression_of(given: str, value: Any) -> str | None:
 
 
 def truth_in(given: str, value: Any) -> bool:
-    """True or False, which may be a text."""
+    """Return a boolean, which may be given as a str."""
     if isinstance(value, str):
         value = truth_of(value)
     if not isinstance(value, bool):
@@ -92,14 +90,19 @@ def truth_in(given: str, value: Any) -> bool:
 
 
 def number_of(
-    given: str, value: Any, least: float = 0, most: float = math.inf, *, is_whole: bool = False
+    given: str,
+    value: Any,
+    minimum: float = 0,
+    maximum: float = math.inf,
+    *,
+    is_whole: bool = False,
 ) -> int | float:
-    """A number within bounds, which may be a text, as in a file of properties."""
+    """Return a number within bounds, which may be given as a str, as in a properties file."""
     if isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d+(\.\d+)?\s*", value):
         value = float(value) if "." in value else int(value)
     kinds = int if is_whole else (int, float)
-    if not isinstance(value, kinds) or isinstance(value, bool) or not least <= value <= most:
-        bounds = f"of {least} or more" if most == math.inf else f"from {least} to {most}"
+    if not isinstance(value, kinds) or isinstance(value, bool) or not minimum <= value <= maximum:
+        bounds = f"of {minimum} or more" if maximum == math.inf else f"from {minimum} to {maximum}"
         raise SettingsError(
             f"properties: {given!r} must be a {'whole ' if is_whole else ''}number {bounds}"
         )
@@ -107,7 +110,7 @@ def number_of(
 
 
 def contradicting(config: Mapping[str, Any]) -> list[str]:
-    """The settings in a configuration, with values as made here, that idempotence rules out."""
+    """Return the settings in a checked configuration that contradict idempotence."""
     return [
         name
         for name, contradicts in (
@@ -120,10 +123,10 @@ def contradicting(config: Mapping[str, Any]) -> list[str]:
 
 
 def check_agreement(config: Mapping[str, Any], settings: ProducerSettings) -> None:
-    """See that a configuration agrees with what is asked for of idempotence and transactions.
+    """Check that a configuration does not contradict idempotence or transactions.
 
     Raises:
-        SettingsError: it does not.
+        SettingsError: it does.
     """
     transactional = settings.transactional_id is not None
     if config.get("enable_idempotence") is True or transactional:
@@ -143,7 +146,7 @@ def check_waits(config: Mapping[str, Any], settings: ProducerSettings) -> None:
     """Check that the waits of a client end before a record's deadline.
 
     Raises:
-        SettingsError: the client would send, or send again, when it is too late.
+        SettingsError: the client would send, or retry, after the deadline.
     """
     bound, name = settings.delivery_timeout * 1000, "delivery_timeout"
     transaction = config.get("transaction_timeout_ms", TRANSACTION_TIMEOUT_MS)
@@ -157,14 +160,14 @@ def check_waits(config: Mapping[str, Any], settings: ProducerSettings) -> None:
             )
 
 
-def answer_timeout_ms(bound_ms: float, most: int) -> int:
-    """How long to wait for a broker's answer, where the user does not say.
+def answer_timeout_ms(bound_ms: float, limit: int) -> int:
+    """Return the default of the timeout for a broker's answer, in milliseconds.
 
-    A firewall can drop an idle connection without a word. Half of the time that a record has leaves
-    the other half for another attempt.
+    A firewall can drop an idle connection silently. After half of a record's time, there is another
+    half for a second attempt.
 
     Args:
-        bound_ms: how long a record may take.
-        most: the client's own default.
+        bound_ms: the time that a record may take.
+        limit: the client's own default.
     """
-    return int(min(max(bound_ms / 2, 1000), most))
+    return int(min(max(bound_ms / 2, 1000), limit))

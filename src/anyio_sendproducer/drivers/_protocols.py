@@ -37,54 +37,55 @@ Outcome = RecordMetadata | DeliveryError
 
 
 class Submission(Protocol):
-    """One record on its way through a driver, and its identity on the way back."""
+    """One record that a driver gets. The driver reports its outcome with the same object."""
 
     record: ProducerRecord[Any, Any]
     """The record to send, with its key and value as they were before the serializers."""
     size: int
-    """The bytes of its key, value and headers; an estimate, where there are serializers."""
+    """The bytes of its key, value and headers; an estimate if there are serializers."""
 
 
 class Sink(Protocol):
-    """Where a driver reports to. Every method may be called from any thread, never blocks, and
+    """Gets the reports of a driver. Each method may be called from any thread, never blocks, and
     never raises."""
 
     def completed(self, submissions: Sequence[Any], outcomes: Sequence[Outcome], /) -> None:
-        """These submissions have these outcomes, one for one. Each is reported once.
+        """Report the outcome of each of these submissions. Each submission is reported once.
 
-        Two sequences, since a pair for each record would double the work of the garbage
-        collector.
+        The two sequences have the same length. A pair for each record would double the work of the
+        garbage collector.
         """
         ...
 
     def metadata_changed(self) -> None:
-        """What :meth:`Driver.submit` gave back may be taken now."""
+        """Report that the driver may now take submissions that :meth:`Driver.submit` held."""
         ...
 
     def broken(self, error: BaseException, /) -> None:
-        """The client can't send any more: close this driver and open another."""
+        """Report that the client can send no more. The producer closes this driver, and opens
+        another."""
         ...
 
     def ready(self) -> None:
-        """:meth:`PolledDriver.poll` has something to report, or may have."""
+        """Report that :meth:`PolledDriver.poll` may have outcomes to report."""
         ...
 
 
 @dataclasses.dataclass(slots=True)
 class Submitted:
-    """What a driver says of a batch."""
+    """What a driver returns for the submissions that it got."""
 
     held: list[Any] = dataclasses.field(default_factory=list[Any])
-    """The submissions not taken, in order: their topics' metadata is missing."""
+    """The submissions that were not taken, in order: their topics' metadata are missing."""
     sizes: list[tuple[Any, int]] = dataclasses.field(default_factory=list[tuple[Any, int]])
-    """The bytes of those whose size was an estimate until they were serialized."""
+    """The true sizes of submissions whose size was an estimate, in bytes."""
 
 
 class Deadline:
     """The deadline of one call. The caller that waits for the call may bring it forward.
 
     Args:
-        seconds: from now on.
+        seconds: from now.
     """
 
     __slots__ = ("at",)
@@ -94,70 +95,70 @@ class Deadline:
         self.at: float = time.monotonic() + seconds
 
     def hurry(self, seconds: float) -> None:
-        """Let it be so many seconds from now, where it is later than that."""
+        """Bring the deadline forward to at most ``seconds`` from now."""
         self.at = min(self.at, time.monotonic() + seconds)
 
     @property
     def is_over(self) -> bool:
-        """Whether it has come."""
+        """Whether the deadline has passed."""
         return time.monotonic() >= self.at
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ConsumedOffset:
-    """Up to where a consumer group has read a partition."""
+    """The position of a consumer group in a partition."""
 
     topic: str
-    """That was read."""
+    """The topic that was read."""
     partition: int
-    """From 0."""
+    """The partition's number, from 0."""
     offset: int
-    """That of the next record to read."""
+    """The offset of the next record to read."""
     metadata: str = ""
-    """The group's own note on it."""
+    """A note of the consumer group."""
     leader_epoch: int = -1
-    """That of the last record that was read; -1 where nobody knows it."""
+    """The leader epoch of the last record that was read; -1 if it is unknown."""
 
 
 class Driver(Protocol):
     """A blocking Kafka producer."""
 
     def open(self, sink: Sink, /) -> None:
-        """Connect; return when the cluster has answered.
+        """Connect, and return when the cluster has answered.
 
-        Bounded by ``start_timeout``, and by :meth:`close` from another thread.
+        It ends after ``start_timeout``, and soon after :meth:`close` is called on another thread.
 
         Raises:
-            ProducerStartError: no broker answered in time, or the client refused to be made.
+            ProducerStartError: no broker answered in time, or the client could not be made.
             SettingsError: the client refused a setting.
         """
         ...
 
     def submit(self, batch: Sequence[Submission], /) -> Submitted:
-        """Serialize these and hand them to the client, in order, without waiting for a broker.
+        """Serialize records and pass them to the client, in order, without waiting for a broker.
 
-        Whatever goes wrong with a single record is reported as its completion. A record whose
-        topic's metadata is missing is given back, with all later ones of that topic; the driver
-        asks for the metadata meanwhile.
+        A failure of a single record is reported as its outcome. If the metadata of a topic are
+        missing, the driver returns the topic's records as held, and requests the metadata.
         """
         ...
 
     def partitions_for(self, topic: str, /) -> frozenset[int] | None:
-        """The topic's partitions; None where its metadata is missing (it is asked for).
+        """Return a topic's partitions, or None if the metadata are missing and were requested.
 
         Raises:
-            SendProducerError: the cluster says that there is no such topic, or that this client
-                may not know.
+            SendProducerError: the cluster has no such topic, or this client may not use it.
         """
         ...
 
     def begin_transaction(self) -> None:
-        """Begin a transaction; nothing, where one was begun and nothing was sent in it yet.
+        """Begin a transaction, unless one was begun and has no records.
 
-        Asked for only where the settings have a ``transactional_id``, and so are the next two.
+        The producer calls this and the next two methods only if the settings have a
+        ``transactional_id``.
 
         Raises:
-            TransactionError: it can't be begun; ProducerFenced, where that is the reason.
+            TransactionError: the transaction could not be begun.
+            ProducerFenced: another producer took over the ``transactional_id``.
         """
         ...
 
@@ -168,25 +169,29 @@ class Driver(Protocol):
         deadline: Deadline,
         /,
     ) -> None:
-        """Make these offsets of a consumer group a part of the transaction.
+        """Add offsets of a consumer group to the transaction.
 
         Raises:
-            TransactionAborted: the transaction can only be aborted by now.
-            TransactionError: it failed otherwise; ProducerFenced, where that is the reason.
+            TransactionAborted: the transaction can only be aborted.
+            TransactionError: the offsets could not be sent.
+            ProducerFenced: another producer took over the ``transactional_id``.
         """
         ...
 
     def end_transaction(self, commit: bool, deadline: Deadline, /) -> None:  # noqa: FBT001
-        """Commit the transaction, or abort it. What was submitted in it has its outcome, when it
-        is committed; when it is aborted, the client is to give up what it has not sent.
+        """Commit the transaction, or abort it.
 
-        Returns when the brokers said so, soon after the deadline, or after :meth:`close` was
-        called from another thread.
+        All records of a transaction have their outcomes before it is committed. If it is aborted,
+        the client gives up records that it has not sent.
+
+        This returns when the brokers have answered, soon after the deadline, or soon after
+        :meth:`close` was called on another thread.
 
         Raises:
             TransactionAborted: it could not be committed. The caller must abort it.
-            TransactionOutcomeUnknown: the commit was asked for, and there was no answer.
-            TransactionError: it failed otherwise; ProducerFenced, where that is the reason.
+            TransactionOutcomeUnknown: the commit was requested, and there was no answer.
+            TransactionError: it could not be ended.
+            ProducerFenced: another producer took over the ``transactional_id``.
         """
         ...
 
@@ -213,9 +218,9 @@ class Driver(Protocol):
         ...
 
     def close(self, timeout: float, /) -> None:
-        """Close the client and end its threads, within about ``timeout`` seconds; 0: by force.
+        """Close the client and end its threads, within about ``timeout`` seconds; 0 means by force.
 
-        Every submission without an outcome gets one, where the client still can. A second call
+        Each submission without an outcome gets one, if the client still reports it. A second call
         does nothing.
         """
         ...
@@ -225,18 +230,18 @@ class Driver(Protocol):
 class DirectDriver(Driver, Protocol):
     """A driver whose client takes a record without waiting for anything.
 
-    There the loop itself hands over a record that is alone, which saves the way to the thread.
+    The event loop itself submits a lone record, which saves the crossing to the driver's thread.
     """
 
     direct: bool
-    """Whether the loop may call :meth:`Driver.submit` with one record, while no other thread calls
-    the driver but to close it. False where code of the user's runs in it, such as a serializer.
-    Looked at once, when the driver is open."""
+    """Whether the event loop may call :meth:`Driver.submit` with one record. Meanwhile another
+    thread may only close the driver. False if it runs the user's code, for example a serializer.
+    Read once, when the driver is open."""
 
 
 @runtime_checkable
 class PolledDriver(DirectDriver, Protocol):
-    """A driver whose client takes records without waiting, and reports only when it is asked to.
+    """A driver whose client takes records without waiting, and reports only when it is polled.
 
     The event loop itself submits to it and polls it, which saves the way to a thread and back. The
     thread that calls :meth:`poll` does the work for each report, so another thread would only
@@ -244,23 +249,23 @@ class PolledDriver(DirectDriver, Protocol):
     """
 
     direct: bool
-    """Whether the loop may call :meth:`Driver.submit` too, also while another thread calls what
-    else there is. False where code of the user's runs in it, such as a serializer."""
+    """Whether the event loop may also call :meth:`Driver.submit`, even while another thread calls
+    other methods. False if it runs the user's code, for example a serializer."""
 
-    def poll(self, most: int, /) -> int:
-        """Report what there is to report by now, and about so many outcomes at most.
+    def poll(self, limit: int, /) -> int:
+        """Report the outcomes that there are, about ``limit`` at most.
 
-        Called by the loop, which must not wait for anything.
+        The event loop calls this method: it must not block.
 
         Returns:
-            How many records are under way, or wait to be reported.
+            How many records are in flight, or wait to be reported.
         """
         ...
 
     def watch(self) -> None:
-        """Have :meth:`Sink.ready` called, once, when there is something to report.
+        """Call :meth:`Sink.ready` once, when there is an outcome to report.
 
-        Called by the loop.
+        The event loop calls this method: it must not block.
         """
         ...
 
@@ -279,9 +284,10 @@ class LingeringDriver(Driver, Protocol):
     driver is open."""
 
     def hurry(self, on: bool, /) -> None:  # noqa: FBT001
-        """Send what the client holds back now, and hold nothing back as long as this is on.
+        """Send the records that the client holds back, and hold none back while ``on`` is True.
 
-        Called by the event loop; must not block. Each call changes ``on``, which is False at first.
+        The event loop calls this method: it must not block. ``on`` is False at first, and each call
+        changes it.
         """
         ...
 
@@ -290,8 +296,8 @@ DriverFactory = Callable[[ProducerSettings], Driver]
 """Makes a driver; it checks the settings and does not connect."""
 
 
-#: Ends the message of a cluster that does not answer.
-HOW_FAR: Final = "; `anyio-sendproducer check` tells how far one comes"
+#: Ends the message of a start that failed.
+HOW_FAR: Final = "; `anyio-sendproducer check` shows which step fails"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

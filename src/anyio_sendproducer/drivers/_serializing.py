@@ -1,4 +1,4 @@
-"""The user's serializers, as the drivers call them, and what they are answered with."""
+"""Calls the user's serializers, and checks their results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Serialize = Callable[[str, list[tuple[str, bytes]], Any], Any]
 
 
 def serialize_with(serializer: AnySerializer | None) -> Serialize | None:
-    """A serializer of either shape as one function of topic, headers and data."""
+    """Return a function of topic, headers and data, for a serializer of either kind."""
     if serializer is None:
         return None
     if isinstance(serializer, Serializer):
@@ -41,12 +41,15 @@ def bytes_of(
     headers: list[tuple[str, bytes]],
     data: Any,
 ) -> Any:
-    """A key or a value as bytes, or None.
+    """Serialize a key or a value.
+
+    Returns:
+        Bytes, or None.
 
     Raises:
-        SerializationFailed: the serializer raised, or gave something else.
+        SerializationFailed: the serializer raised, or returned a value of another type.
     """
-    # None is not serialized: JSON's "null" in place of a tombstone would delete nothing.
+    # None is not serialized: JSON's "null" instead of a tombstone would delete nothing.
     if serialize is None or data is None:
         return data
     try:
@@ -55,8 +58,8 @@ def bytes_of(
             return content
         if isinstance(content, (bytearray, memoryview)):
             return bytes(cast("bytearray", content))
-    # An interrupt comes to the main thread, and this is another. So SystemExit and the like are the
-    # serializer's own, and concern this record alone.
+    # KeyboardInterrupt is raised on the main thread, and this is usually another. So SystemExit and
+    # the like come from the serializer, and only this record fails.
     except BaseException as error:
         raise _failed(record, f"the {field}_serializer {raised_text(error)}") from error
     raise _failed(record, f"the {field}_serializer gave {type(content).__name__}, not bytes")
@@ -67,12 +70,12 @@ def _failed(record: ProducerRecord[Any, Any], message: str) -> SerializationFail
 
 
 def check_headers(record: ProducerRecord[Any, Any], headers: Sequence[object]) -> None:
-    """Check the headers of a record that serializers may have added some to.
+    """Check the headers of a record, to which serializers may have added some.
 
     Raises:
-        SerializationFailed: one of them is not a (str, bytes) tuple.
+        SerializationFailed: a header is not a (str, bytes) tuple.
     """
-    if headers == [*record.headers]:  # none was added, which is quickly seen
+    if headers == [*record.headers]:  # none was added
         return
     for header in headers:
         match header:
@@ -88,11 +91,14 @@ def parts_of(
     serialize_value: Serialize | None,
     headers: list[tuple[str, bytes]],
 ) -> tuple[Any, Any]:
-    """A record's key and value as bytes, or None. Serializers may add to the headers.
+    """Serialize a record's key and value. Serializers may add headers.
+
+    Returns:
+        The key and the value, each bytes or None.
 
     Raises:
-        SerializationFailed: a serializer raised, or gave or added something else.
-        RecordRejected: neither a key nor a value is left.
+        SerializationFailed: a serializer raised, or returned or added a value of a wrong type.
+        RecordRejected: the serializers left neither a key nor a value.
     """
     key = bytes_of(record, "key", serialize_key, headers, record.key)
     value = bytes_of(record, "value", serialize_value, headers, record.value)
@@ -119,7 +125,7 @@ def serialize_record(
 
     Returns:
         The record with bytes, and with the headers that serializers added; and the bytes of its
-        key, value and headers, for :attr:`Submitted.sizes`.
+        key, value and headers, for :attr:`~anyio_sendproducer.drivers.Submitted.sizes`.
 
     Raises:
         SerializationFailed: a serializer raised, or returned or added a value of a wrong type.
@@ -144,7 +150,7 @@ def serialize_record(
 
 
 def size_of(key: Any, value: Any, headers: Sequence[tuple[str, bytes]]) -> int:
-    """How many bytes a record has."""
+    """Return the bytes of a record's key, value and headers."""
     size = sum(len(name) + len(content) for name, content in headers)
     if key is not None:
         size += len(key)

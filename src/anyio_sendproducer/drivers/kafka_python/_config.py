@@ -1,6 +1,6 @@
-"""kafka-python's configuration, made of a producer's settings and checked before any connection.
+"""Makes kafka-python's configuration from a producer's settings, and checks it before it connects.
 
-The defaults of kafka-python come as an argument.
+The defaults of kafka-python are an argument.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ __all__ = ["CODECS", "client_config"]
 #: The package that kafka-python needs for each codec that Python's standard library lacks.
 CODECS: Final = {"lz4": "lz4", "snappy": "python-snappy", "zstd": "zstandard"}
 
-#: What we set where the user does not. Measured choices: batches of 256 KiB carry seven times what
-#: 16 KiB do at 20 ms round trip on one partition (idempotence sends one batch per partition at a
-#: time); without a linger the next batch gathers while one is under way; the client's metrics cost
-#: time and cannot be reached through us; the Java client too backs off for 1 s at most, not 30.
+#: Our defaults. They were measured: with a round trip of 20 ms on one partition, batches of 256 KiB
+#: carry seven times as much as batches of 16 KiB, because idempotence sends one batch per partition
+#: at a time. Without a linger, the next batch gathers records while one is under way. The client's
+#: metrics cost time. Like the Java client, it backs off for 1 s at most, not 30.
 _DEFAULTS: Final[dict[str, Any]] = {
     "batch_size": 256 * 1024,
     "linger_ms": 0,
@@ -44,10 +44,10 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "reconnect_backoff_max_ms": 1000,
 }
 
-#: How a key's partition is chosen, by librdkafka's name for it: as Kafka's Java client does.
+#: librdkafka's name for the partitioner of Kafka's Java client.
 _PARTITIONER: Final = "murmur2_random"
 
-#: With 0 of these nothing is ever sent.
+#: If one of these is 0, nothing is ever sent.
 _NO_ZERO: Final = frozenset(
     {
         "max_in_flight_requests_per_connection",
@@ -57,10 +57,10 @@ _NO_ZERO: Final = frozenset(
     }
 )
 
-#: These go to a broker as whole numbers. 3.0.12 would try to encode a fraction again and again.
+#: Brokers get these as whole numbers. 3.0.12 would retry to encode a fraction without end.
 _WHOLE: Final = frozenset({"request_timeout_ms", "transaction_timeout_ms"})
 
-#: What the producer itself decides, and what to set instead.
+#: Properties that the producer sets itself, and what to use instead.
 _MANAGED: Final[dict[str, str]] = {
     **MANAGED,
     "bootstrap_timeout_ms": "use ProducerSettings(start_timeout=...), in seconds",
@@ -71,7 +71,7 @@ _MANAGED: Final[dict[str, str]] = {
 def client_config(
     settings: ProducerSettings, known: Mapping[str, Any], missing_codecs: Collection[str] = ()
 ) -> dict[str, Any]:
-    """kafka-python's configuration for these settings. Certificates are read here.
+    """Make kafka-python's configuration for these settings. Certificates are read here.
 
     Args:
         settings: the producer's settings.
@@ -79,8 +79,8 @@ def client_config(
         missing_codecs: the names in ``CODECS`` whose packages are not installed.
 
     Raises:
-        SettingsError: a property is unknown, managed by the producer, of a wrong kind, contradicts
-            another, or needs a package that is not installed.
+        SettingsError: a property is unknown, is set by the producer itself, has a wrong value,
+            contradicts another, or needs a package that is not installed.
     """
     security, properties = parse_security(settings.properties, KAFKA_PYTHON)
     config = {**_DEFAULTS, **_security_config(security, settings.start_timeout)}
@@ -89,7 +89,7 @@ def client_config(
         if name in _MANAGED:
             raise SettingsError(f"properties: {given!r} can't be set here: {_MANAGED[name]}")
         if name not in known:
-            # With dots, where it was written so.
+            # Suggest names with dots if the user wrote dots.
             dot = "." if "." in given else "_"
             names = (known.keys() | NAMES) - _MANAGED.keys()
             raise unknown(
@@ -115,10 +115,10 @@ def client_config(
     config.update(
         bootstrap_servers=list(settings.addresses),
         client_id=settings.client_id,
-        # send() must never wait: a topic whose metadata is missing is held up on the loop's side.
+        # send() must never wait. The producer holds records whose topic's metadata are missing.
         max_block_ms=0,
-        # A batch that expires while it is retried leaves the idempotent client hanging for good,
-        # so the client never expires one: the deadlines are the ledger's.
+        # If a batch expires while it is retried, the idempotent client hangs for ever. So the
+        # client never expires a batch, and the ledger keeps the deadlines.
         delivery_timeout_ms=2**31 - 1,
     )
     return config
@@ -144,7 +144,12 @@ def _property(given: str, name: str, value: Any, default: Any) -> Any:
 
 
 def _security_config(security: Security, seconds: float) -> dict[str, Any]:
-    """kafka-python's settings for TLS and SASL. Files are read here. A token may take so long."""
+    """Make kafka-python's settings for TLS and SASL. Files are read here.
+
+    Args:
+        security: the settings of the user.
+        seconds: how long the token provider may take.
+    """
     given = security.given
     config: dict[str, Any] = {}
     if "protocol" in given:
@@ -156,7 +161,7 @@ def _security_config(security: Security, seconds: float) -> dict[str, Any]:
     if "user" in given:
         user = str(given.get("user"))
         if security.mechanism in SCRAM:
-            # RFC 5802 has these two in names so, and 3.0.12 leaves them as they are.
+            # RFC 5802 escapes these two characters in names; 3.0.12 does not.
             user = user.replace("=", "=3D").replace(",", "=2C")
         config.update(sasl_plain_username=user, sasl_plain_password=given.get("user_password"))
     tokens = security.tokens(seconds)

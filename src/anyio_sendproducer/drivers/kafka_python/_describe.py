@@ -1,4 +1,4 @@
-"""Descriptions of clusters, requested with kafka-python."""
+"""Describes a cluster with kafka-python."""
 
 # kafka-python has no annotations. Its values have unknown types, and are cast where they leave.
 # mypy: disable-error-code="misc"
@@ -32,12 +32,12 @@ __all__ = [
 ]
 
 
-#: How many brokers are asked for their versions at a time.
-_MOST_ASKED: Final = 16
+#: How many brokers to ask for their versions at a time.
+_MAX_ASKED: Final = 16
 
 
 def describe(settings: ProducerSettings) -> ClusterDescription:
-    """See :func:`anyio_sendproducer.drivers._describe.describe_cluster`."""
+    """Describe a cluster; see :func:`anyio_sendproducer.drivers._describe.describe_cluster`."""
     config = config_of(settings)
     shared = {name: config[name] for name in config.keys() & KafkaAdminClient.DEFAULT_CONFIG.keys()}
     shared["bootstrap_timeout_ms"] = shared["request_timeout_ms"] = settings.start_timeout * 1000
@@ -49,12 +49,12 @@ def describe(settings: ProducerSettings) -> ClusterDescription:
 
     try:
         admin: Any = KafkaAdminClient(**shared, kafka_client=make)
-        # What the first broker said that answered. A request of the admin client would go to any
-        # broker, so it would fail if only one of them cannot be reached.
+        # The first broker that answered has described the cluster. A request of the admin client
+        # could go to any broker, and would fail if that one cannot be reached.
         cluster: Any = clients[0].cluster
         found = sorted(cluster.brokers(), key=operator.attrgetter("node_id"))
         until = time.monotonic() + settings.start_timeout
-        with ThreadPoolExecutor(_MOST_ASKED) as pool:
+        with ThreadPoolExecutor(_MAX_ASKED) as pool:
             numbers = [broker.node_id for broker in found]
             versions = pool.map(functools.partial(_version_of, admin, until=until), numbers)
         brokers = tuple(
@@ -67,7 +67,7 @@ def describe(settings: ProducerSettings) -> ClusterDescription:
             f"the cluster does not say what it is: {client_words(error) or type(error).__name__}",
         ) from error
     finally:
-        # Where it could not be made 3.0.12 leaves its thread behind.
+        # If the client could not be made, 3.0.12 leaves its thread running.
         for client in clients:
             client.close()
             client.net.stop()
@@ -80,16 +80,18 @@ def describe(settings: ProducerSettings) -> ClusterDescription:
 
 
 def _version_of(admin: Any, broker: int, until: float = math.inf) -> str | None:
-    """The version of Kafka whose requests a broker takes; None where it can't be asked, or not by
-    this time."""
+    """Return the version of Kafka whose requests a broker accepts.
+
+    Returns None if the broker cannot be asked, or not before ``until``.
+    """
     if time.monotonic() >= until:
         return None
     try:
         known = admin.get_broker_version_data(broker)
     except Exception:  # noqa: BLE001  # a later attempt to connect reports the reason
         return None
-    # No broker tells its version. kafka-python infers it from the requests that the broker accepts,
-    # and takes each broker that is newer than the client for the newest version that it knows.
+    # Brokers do not report their versions. kafka-python infers the version from the requests that
+    # the broker accepts. For a newer broker it returns the newest version that it knows.
     version: tuple[int, ...] = known.broker_version
     more = " or later" if version >= max(BROKER_API_VERSIONS) else ""
     return ".".join(map(str, version)) + more

@@ -98,7 +98,7 @@ AbstractTokenProvider.register(TokenSource)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Opened:
-    """What exists once the client has connected."""
+    """The client and the collaborators of a driver that is open."""
 
     producer: QuietProducer
     #: Queues a record; None if each record goes through the client's ``send``.
@@ -500,7 +500,7 @@ class KafkaPythonDriver:
                     )
                     is_new = True  # perhaps
                 if is_new and not recovers:
-                    # Later records of the run may never complete, so nobody would look at the run.
+                    # Later records of the run may never complete, and then the run is not reported.
                     future.add_errback(outcomes.check_client)
             except DeliveryError as error:
                 failed.append(submission)
@@ -527,7 +527,7 @@ class KafkaPythonDriver:
             run.futures.append(future)
             run.size += submission.size
             if run.partition is None:
-                # Nobody knows its partition, nor whether the next record goes to the same one.
+                # The client chose the partition, and may choose another for the next record.
                 topic_batch.end_run(run)
             elif run.size >= RUN_BYTES:
                 topic_batch.end_run(run)

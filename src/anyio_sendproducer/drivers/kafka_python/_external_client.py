@@ -1,7 +1,8 @@
-"""A driver on a ``KafkaProducer`` that its owner made: by its public methods, as it is.
+"""A driver on a ``KafkaProducer`` that its owner made, which is used by its public methods.
 
-Nothing of it is tamed here, so less is known. What it failed may have been written, for it does not
-tell what it tried; and where it blocks, it blocks this thread, and the deadlines go on.
+The driver does not change the client, so less is known. A record that the client failed may have
+been written, because the client does not say what it tried. If the client blocks, it blocks the
+driver's thread, and the deadlines of records still hold.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ class ExternalClientDriver:
     """A :class:`~anyio_sendproducer.drivers.Driver` on ``settings.producer``.
 
     Args:
-        settings: those with a ``producer``.
+        settings: with a ``producer``.
 
     Raises:
         SettingsError: the producer has a ``transactional_id``.
     """
 
-    #: Partitions are chosen by the client, which has a partitioner.
+    #: The client chooses partitions, with its own partitioner.
     chooses = False
 
     def __init__(self, settings: ProducerSettings) -> None:
@@ -64,29 +65,29 @@ class ExternalClientDriver:
         self._closed = False
         self._broken = False
         self._broken_by: Exception | None = None
-        # What the client was not given yet, and what it would not take for want of metadata. The
-        # thread that hands over may be held up for long: who closes meanwhile takes the records
-        # out, and whoever has taken one out is who sends it, or says what became of it.
-        self._behind: collections.deque[Submission] = collections.deque()
+        # The records that the client has not got yet, and the records whose metadata are missing.
+        # The client may block the submitting thread for long. A thread that closes the driver then
+        # takes the records out. The thread that takes a record out sends it, or reports it.
+        self._waiting: collections.deque[Submission] = collections.deque()
         self._held: collections.deque[Submission] = collections.deque()
 
     def open(self, sink: Sink, /) -> None:
-        """Take the client as it is."""
+        """Use the client, which its owner has opened."""
         self._sink = sink
 
     def submit(self, batch: Sequence[Submission], /) -> Submitted:
-        """Hand over a batch; see :meth:`anyio_sendproducer.drivers.Driver.submit`.
+        """Hand records over; see :meth:`anyio_sendproducer.drivers.Driver.submit`.
 
-        Once this is closed no record is handed over, also where ``send`` was waiting until then.
+        Once the driver is closed, it hands no record over, even if ``send`` was blocked until then.
         """
         answer = Submitted()
         held: set[str] = set()
         serialized = self._key is not None or self._value is not None
         now_ms = int(time.time() * 1000)
-        self._behind.extend(batch)
+        self._waiting.extend(batch)
         if self._closed:
-            self._refuse(self._behind)
-        for submission in _taken_out(self._behind):
+            self._refuse(self._waiting)
+        for submission in _taken_out(self._waiting):
             record = submission.record
             topic = record.topic
             if topic in held:
@@ -119,20 +120,20 @@ class ExternalClientDriver:
                 else:
                     self.report([submission], [not_taken(record, error)])
             else:
-                # At once and one by one: the next `send` may block for a minute, and to which
-                # partition the client gave this record nobody knows.
+                # A run of one record, watched at once: the next `send` may block for a minute, and
+                # the client does not say which partition it chose.
                 PartitionRun.of_one(self, topic, None, submission, future).watch()
         answer.held.extend(_taken_out(self._held))
         return answer
 
     def hurry(self, on: bool, /) -> None:  # noqa: FBT001
         """Linger or not; see :meth:`anyio_sendproducer.drivers.LingeringDriver.hurry`."""
-        if self._hurry is not None:  # pragma: no branch  # otherwise nobody calls this
+        if self._hurry is not None:  # pragma: no branch  # else it is not called
             self._hurries = on
             self._hurry(on)
 
     def report(self, submissions: Sequence[Any], outcomes: Sequence[Outcome]) -> None:
-        """Pass outcomes on to the sink."""
+        """Pass outcomes to the sink, and report a broken client."""
         sink = cast("Sink", self._sink)
         sink.completed(submissions, outcomes)
         broken_by, self._broken_by = self._broken_by, None
@@ -140,18 +141,21 @@ class ExternalClientDriver:
             sink.broken(broken_by)
 
     def failure(self, submission: Submission, error: Exception, run: PartitionRun) -> DeliveryError:  # noqa: ARG002
-        """What an error of the client says of a record."""
+        """Translate the client's error for one record."""
         if not self._broken and self._is_broken is not None and self._is_broken():
             self._broken = True
             self._broken_by = error
         return not_acknowledged(submission.record, error)
 
     def target(self, topic: str, partition: int) -> Any:
-        """Nobody asks: the client chooses."""
+        """Never called: the client chooses partitions."""
         raise NotImplementedError(f"{topic}-{partition}")  # pragma: no cover  # see `chooses`
 
     def partitions_for(self, topic: str, /) -> frozenset[int] | None:
-        """The topic's partitions; see :meth:`anyio_sendproducer.drivers.Driver.partitions_for`."""
+        """Return a topic's partitions.
+
+        See :meth:`anyio_sendproducer.drivers.Driver.partitions_for`.
+        """
         try:
             return frozenset(self._producer.partitions_for(topic))
         except Exception as error:
@@ -160,7 +164,7 @@ class ExternalClientDriver:
             raise no_metadata(topic, error) from error
 
     def begin_transaction(self) -> None:
-        """Never asked for: these settings have no ``transactional_id``."""
+        """Never called: these settings have no ``transactional_id``."""
         raise _no_transactions()
 
     def send_offsets(
@@ -170,64 +174,66 @@ class ExternalClientDriver:
         deadline: Deadline,  # noqa: ARG002
         /,
     ) -> None:
-        """Never asked for."""
+        """Never called."""
         raise _no_transactions()
 
     def end_transaction(self, commit: bool, deadline: Deadline, /) -> None:  # noqa: ARG002, FBT001
-        """Never asked for."""
+        """Never called."""
         raise _no_transactions()
 
     def last_error(self) -> Exception | None:
-        """The client does not tell."""
+        """Return None: the client has no public way to ask."""
         return None
 
     def is_disconnected(self) -> bool:
-        """The client does not tell."""
+        """Return False: the client has no public way to ask."""
         return False
 
     def metrics(self) -> Mapping[str, Any]:
-        """They are its owner's."""
+        """Return no metrics: the client's owner can read them."""
         return {}
 
     def close(self, timeout: float, /) -> None:
-        """Leave the client as it is; or close it, where ``close_producer_on_exit`` says so."""
+        """Close the client if ``close_producer_on_exit`` is set; otherwise leave it open."""
         closed, self._closed = self._closed, True
-        self._refuse(self._behind)
+        self._refuse(self._waiting)
         self._refuse(self._held)
         if self._hurries:
             self.hurry(False)  # noqa: FBT003  # its owner continues to use it
         if self._settings.close_producer_on_exit and not closed:
             try:
                 self._close_client(timeout)
-            except Exception:  # noqa: BLE001  # it is its owner's
-                _log.exception("the producer that was given could not be closed")
+            except Exception:  # noqa: BLE001  # the producer has ended anyway
+                _log.exception("settings.producer could not be closed")
 
     def _close_client(self, timeout: float) -> None:
         try:
             self._producer.close(timeout)
-        except Exception:  # noqa: BLE001  # by force, then
-            # 3.0.12 flushes first, and where that takes too long it stays open and goes on sending.
+        except Exception:  # noqa: BLE001  # closed by force instead
+            # 3.0.12 flushes first. If that takes too long, it stays open and goes on sending.
             self._producer.flush = skip_flush
             self._producer.close(0)
 
-    def _refuse(self, line: collections.deque[Submission]) -> None:
-        refused = [*_taken_out(line)]
+    def _refuse(self, queue: collections.deque[Submission]) -> None:
+        refused = [*_taken_out(queue)]
         if refused:
             self.report(refused, [_not_sent(submission.record) for submission in refused])
 
 
-def _taken_out(line: collections.deque[Submission]) -> Iterator[Submission]:
-    """Those of a line one by one, until it is empty; each goes to one thread alone."""
+def _taken_out(queue: collections.deque[Submission]) -> Iterator[Submission]:
+    """Take records out of a queue until it is empty. Each record goes to exactly one thread."""
     with contextlib.suppress(IndexError):
         while True:
-            yield line.popleft()
+            yield queue.popleft()
 
 
 def _not_sent(record: ProducerRecord[Any, Any]) -> DeliveryError:
     return not_sent(
-        record, "the record was not sent: the producer was closed before the client was given it"
+        record, "the record was not sent: the producer was closed before the client got it"
     )
 
 
 def _no_transactions() -> TransactionError:
-    return TransactionError("a producer that was given sends no transactions")
+    return TransactionError(
+        "settings.producer cannot send transactions: let a producer_factory make it"
+    )

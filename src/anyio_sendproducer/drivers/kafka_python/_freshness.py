@@ -1,12 +1,12 @@
-"""How old metadata may be when the kafka-python driver decides by them.
+"""Decides whether metadata are new enough for the kafka-python driver.
 
-Metadata are up to five minutes old (``metadata_max_age_ms``). They do not have a partition that was
-added meanwhile, so a record for it must not be refused by them. Each question here is answered by
-metadata that were requested after the question came up, or a moment before.
+Metadata are up to five minutes old (``metadata_max_age_ms``). They lack a partition that was added
+meanwhile, so they cannot show that a record for it must be refused. Only metadata that were
+requested after a question arose, or a moment before, answer the question.
 
-Time is an argument, in seconds of :func:`time.monotonic`. One thread asks, and the client's thread
-brings answers. Each step is one operation on one entry. An entry that is removed too early comes up
-again.
+Time is an argument, in seconds of :func:`time.monotonic`. The submitting thread asks, and the
+client's thread brings answers. Each step is one operation on one entry. If an entry is removed too
+early, the next record asks the question again.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from typing import Final
 
 __all__ = ["MissingPartitions", "Refreshes"]
 
-#: Metadata that were requested so many seconds ago count as new: a program may ask for each record.
+#: Seconds for which metadata count as new after their request: a program may ask for each record.
 _NEW_SECONDS: Final = 1.0
 
-#: A question that nobody repeats for so many seconds is over. The producer repeats each of its own
+#: Seconds after which a question ends if it is not repeated. The producer repeats its questions
 #: four times a second.
 _OVER_SECONDS: Final = 5.0
 
-#: For so many seconds it is remembered how long a partition has been missing.
+#: Seconds for which the driver remembers how long a partition has been missing.
 _KEPT_SECONDS: Final = 60.0
 
 
 class _Question:
-    """Since when somebody wants to know, and when this was asked last."""
+    """When a question about the metadata was first asked, and when it was repeated."""
 
     __slots__ = ("began", "is_over", "repeated", "since")
 
@@ -36,7 +36,7 @@ class _Question:
         self.began = now
         self.repeated = now
         self.is_over = False
-        #: Since when answers say that the partition is missing.
+        #: When an answer first showed that the partition is missing.
         self.since: float | None = None
 
     def repeat(self, now: float) -> None:
@@ -50,7 +50,7 @@ class _Question:
 
 
 class MissingPartitions:
-    """Partitions for which there are records, and that the metadata do not have.
+    """Partitions of records that the metadata do not have.
 
     Args:
         patience: seconds after which a record for such a partition is refused.
@@ -64,7 +64,7 @@ class MissingPartitions:
         return bool(self._questions)
 
     def is_refused(self, topic: str, partition: int, now: float, requested: float) -> bool:
-        """Whether a record is to be refused; otherwise it is to be held, and metadata requested.
+        """Return whether a record is refused. If not, hold it and request metadata.
 
         Args:
             topic: of the record.
@@ -80,7 +80,7 @@ class MissingPartitions:
             or not question.is_answered(now, requested)
         ):
             return False
-        # The next record asks again, but need not wait as long.
+        # The next record asks again, but does not wait for as long.
         question.is_over = True
         return True
 
@@ -91,7 +91,7 @@ class MissingPartitions:
         now: float,
         requested: float,
     ) -> None:
-        """New metadata have come.
+        """Take in new metadata.
 
         Args:
             topics: the topics in them.
@@ -109,7 +109,7 @@ class MissingPartitions:
 
 
 class Refreshes:
-    """Topics whose partitions somebody wants to know."""
+    """Topics whose partitions a caller has asked for."""
 
     def __init__(self) -> None:
         self._questions: dict[str, _Question] = {}
@@ -118,9 +118,9 @@ class Refreshes:
         return bool(self._questions)
 
     def is_new(self, topic: str, now: float, requested: float) -> bool:
-        """Whether what is known of a topic is new enough; otherwise metadata are to be requested.
+        """Return whether the metadata of a topic are new enough. If not, request metadata.
 
-        It also is if no broker has answered for a while: then there is nothing better.
+        They also are if no broker has answered for a while, because there are no newer ones.
         """
         question = self._questions.setdefault(topic, _Question(now))
         question.repeat(now)

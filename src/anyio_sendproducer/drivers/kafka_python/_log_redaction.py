@@ -1,4 +1,4 @@
-"""What others say and what kafka-python logs, without secrets and on one line."""
+"""Removes secrets and control characters from kafka-python's log."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from ..._shown import OneLine
 __all__ = ["RedactingFilter"]
 
 
-#: Of these kafka-python would write down what is in them: passwords, tokens, records.
+#: kafka-python logs the content of these: passwords, tokens, records.
 _FULL_OF_SECRETS: Final = re.compile(r"(Sasl|Produce)\w*(Request|Response)(_v\d+)?")
 
 
 class RedactingFilter(OneLine):
-    """Takes what may be secret out of kafka-python's messages, and control characters.
+    """Removes possible secrets and control characters from kafka-python's messages.
 
-    On the level DEBUG, 3.0.12 logs each request, and each byte that it sends and receives: the
-    passwords, the tokens and the records.
+    On the level DEBUG, 3.0.12 logs each request, and each byte that it sends and receives, with
+    passwords, tokens and records.
     """
 
     @classmethod
     def watch(cls, library: str) -> None:
-        """See to all loggers that a library has made so far, from now on."""
+        """Filter all loggers that a library has made so far."""
         for name in list(logging.root.manager.loggerDict):
-            # A logger's filters are not asked about what its children say.
+            # A logger's filters do not apply to the messages of its children.
             if f"{name}.".startswith(f"{library}."):
                 logging.getLogger(name).addFilter(_FILTER)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Change the message where it needs it; all are passed on."""
+        """Redact the message. Every message passes."""
         if isinstance(record.args, tuple):
             record.args = tuple(map(_redacted, record.args))
         return super().filter(record)
@@ -41,7 +41,7 @@ _FILTER: Final = RedactingFilter()
 
 
 class _Placeholder:
-    """Stands in a message for what does not belong there."""
+    """Replaces a value in a message."""
 
     def __init__(self, text: str) -> None:
         self._text = text

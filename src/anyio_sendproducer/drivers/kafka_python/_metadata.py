@@ -1,4 +1,4 @@
-"""Metadata of topics: what the driver knows, what it waits for, and when it requests more.
+"""The metadata of topics that the driver knows, waits for and requests.
 
 Two threads use it. The submitting thread (the bridge's, or the event loop's for a lone record) asks
 about topics. The client's thread brings answers. Each step is one operation on one entry of a
@@ -124,7 +124,7 @@ class TopicMetadata:
         return known
 
     def current_partitions(self, topic: str) -> frozenset[int] | None:
-        """Return a topic's partitions by metadata that are new enough for a caller who asks.
+        """Return a topic's partitions, by metadata that are new enough.
 
         Returns:
             The partitions, or None if metadata were requested.

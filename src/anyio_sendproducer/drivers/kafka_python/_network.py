@@ -1,6 +1,7 @@
-"""kafka-python's connections and network client, fixed where 3.0.12 spins, leaks or hangs.
+"""Private parts of kafka-python's connections, fixed where 3.0.12 spins, leaks or hangs.
 
-Each class says what 3.0.12 does and which of its parts it uses.
+Each class and function says what 3.0.12 does, and which test notices a change of kafka-python.
+``_patches`` has the private parts of the producer.
 """
 
 # kafka-python has no annotations. Its values have unknown types, and are cast where they leave.
@@ -47,39 +48,41 @@ __all__ = [
 ]
 
 
-#: How soon the client looks again at a broker that it connects to, if nothing comes of it before.
+#: Milliseconds between two looks at a connection attempt that has not ended.
 _LOOK_AGAIN_MS: Final = 50.0
 
-#: How long one address may take to answer before the next one is tried, too.
+#: Seconds that one address may take before the next address is also tried.
 _NEXT_ADDRESS_SECONDS: Final = 0.25
 
-#: How much is read from a connection at a time.
+#: The bytes to read from a connection at a time.
 _READ_BYTES: Final = 256 * 1024
 
-#: How many requests a connection sends to find out versions, and to log in. SCRAM takes two, and
-#: Kerberos three or four.
+#: The most requests that a connection sends to find out versions, and to log in. SCRAM takes two,
+#: and Kerberos three or four.
 _MAX_ROUNDS: Final = 10
 
-#: How often SCRAM may hash a password. Kafka allows 4,096 to 16,384. With fewer, somebody in the
-#: place of a broker can guess the password sooner (RFC 7677 has 4,096 as well); a million hold up
-#: the client for seconds.
-_LEAST_ITERATIONS: Final = 4_096
-_MOST_ITERATIONS: Final = 100_000
+#: How many times SCRAM may hash a password. Kafka allows 4,096 to 16,384. With fewer iterations, an
+#: attacker who poses as a broker can guess the password sooner (RFC 7677 requires 4,096 as well). A
+#: million iterations block the client for seconds.
+_MIN_ITERATIONS: Final = 4_096
+_MAX_ITERATIONS: Final = 100_000
 
 _SET_UP: Final = (ApiVersionsRequest, SaslAuthenticateRequest, SaslBytesRequest)
 
 
 class ClosingSocket(KafkaNetSocket):
-    """A plain connection that closes its socket where it fails.
+    """A plain connection that closes its socket if it fails.
 
-    3.0.12 leaves that to the garbage collector: one more descriptor for each attempt to reach a
-    broker that is down. A class with SCHEMES is chosen by the setting ``proxy_url``.
+    3.0.12 leaves that to the garbage collector, so each attempt to reach a broker that is down
+    leaves an open descriptor. kafka-python chooses a class with SCHEMES by its setting
+    ``proxy_url``. ``tests/broker/test_traps.py::test_bare_each_refused_connection_leaves_a_socket``
+    notices a change.
     """
 
     SCHEMES = ("direct",)
 
     async def sock_connect(self, net: Any, sock: Any, *args: Any, **options: Any) -> Any:
-        """Connect, or close."""
+        """Connect; close the socket if that fails."""
         try:
             return await super().sock_connect(net, sock, *args, **options)
         except BaseException:
@@ -88,10 +91,11 @@ class ClosingSocket(KafkaNetSocket):
 
 
 def _receive(transport: Any) -> tuple[bytes, Any]:
-    """Read what has come in, and no more than so much at a time.
+    """Read the bytes that have arrived, up to a limit.
 
-    3.0.12 reads on for as long as anything comes, and where a broker answers and closes the
-    connection, as Kafka does when it refuses a login, it throws the answer away.
+    3.0.12 reads for as long as bytes arrive. If a broker answers and closes the connection, as
+    Kafka does when it refuses a login, 3.0.12 drops the answer.
+    ``tests/broker/test_security.py::test_the_driver_reads_as_its_transport_does`` notices a change.
     """
     received: list[bytes] = []
     size = 0
@@ -102,7 +106,7 @@ def _receive(transport: Any) -> tuple[bytes, Any]:
             data = sock.recv(65_536)
         except (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             break
-        except Exception as error:  # noqa: BLE001  # goes to those who wait for answers
+        except Exception as error:  # noqa: BLE001  # becomes the failure of pending requests
             failure = kafka_errors.KafkaConnectionError(error)
             break
         if not data:
@@ -110,15 +114,16 @@ def _receive(transport: Any) -> tuple[bytes, Any]:
             break
         received.append(data)
         size += len(data)
-    # Where there is both, the failure will be there at the next attempt again.
+    # If there are both bytes and a failure, the next attempt finds the failure again.
     return b"".join(received), None if received else failure
 
 
 def _send(transport: Any, send: Callable[[], tuple[int, Any]]) -> tuple[int, Any]:
-    """Send, and where that fails look for what the broker said before it hung up.
+    """Send; if that fails, read the alert that the broker sent before it closed the connection.
 
-    With TLS 1.3 a client is through with the handshake before the broker has looked at its
-    certificate: the alert can come while it sends, and 3.0.12 then reads no more.
+    With TLS 1.3 a client completes the handshake before the broker has checked its certificate. So
+    the alert can arrive while the client sends, and 3.0.12 does not read it then.
+    ``tests/broker/test_security.py::test_the_driver_reads_as_its_transport_does`` notices a change.
     """
     sent, failure = send()
     if failure is not None and isinstance(transport._sock, ssl.SSLSocket):
@@ -129,17 +134,19 @@ def _send(transport: Any, send: Callable[[], tuple[int, Any]]) -> tuple[int, Any
 
 
 class _ScramLoginError(kafka_errors.SaslAuthenticationFailedError):
-    """A broker's part of a SCRAM login is wrong, or too weak."""
+    """The broker's part of a SCRAM login is wrong or too weak."""
 
 
 class _Connection(KafkaConnection):
-    """A connection that bounds what a broker can have it do while it logs in.
+    """A connection that limits the work that a broker can cause during a login.
 
-    3.0.12 answers without a pause and without end, and there is no public way to stop it. It takes
-    what is wrong with a broker's part of a login for a failed connection, and tries again.
+    3.0.12 answers without a pause and without end, and there is no public way to stop it. If the
+    broker's part of a login is wrong, 3.0.12 takes that for a failed connection, and tries again.
+    ``tests/broker/test_pace.py::test_a_password_is_hashed_neither_too_little_nor_too_often``
+    notices a change.
     """
 
-    #: How many requests it has sent to find out versions, or to log in.
+    #: The requests that it has sent to find out versions, or to log in.
     _rounds = 0
 
     def _send_request(self, request: Any, *args: Any, **options: Any) -> Any:
@@ -168,15 +175,15 @@ class _Connection(KafkaConnection):
             raise _ScramLoginError(one_line(error)) from error
 
     async def _check_iterations(self, answer: Any) -> Any:
-        """Refuse a password's hash that is quickly guessed, or that takes long to make."""
+        """Refuse a hash of the password that is easy to guess, or that takes long to make."""
         response = await answer
         message: bytes = getattr(response, "auth_bytes", b"") or b""
         for part in message.decode().split(","):
             name, _, value = part.partition("=")
-            if name == "i" and not _LEAST_ITERATIONS <= int(value) <= _MOST_ITERATIONS:
+            if name == "i" and not _MIN_ITERATIONS <= int(value) <= _MAX_ITERATIONS:
                 raise _ScramLoginError(
-                    f"it asks for {int(value)} iterations, where {_LEAST_ITERATIONS} to "
-                    f"{_MOST_ITERATIONS} are accepted"
+                    f"it asks for {int(value)} iterations, where {_MIN_ITERATIONS} to "
+                    f"{_MAX_ITERATIONS} are accepted"
                 )
         return response
 
@@ -185,34 +192,40 @@ class _Connection(KafkaConnection):
         return self.config["sasl_mechanism"] in SCRAM
 
 
-#: What kafka-python puts before the broker's own words.
+#: The prefix that kafka-python puts before a broker's message.
 _BOILERPLATE: Final = re.compile(r"^(\[Error \d+\] |\w+Error: )+")
 
 #: The text of an error of the system, such as "111 ECONNREFUSED".
 _ERROR_NUMBER: Final = re.compile(r"(\d+) E[A-Z0-9]+")
 
-#: The lengths for which it takes the beginning of an alert of TLS 1.0, 1.1 and 1.2.
+#: The messages by which kafka-python reports that it took an alert of TLS 1.0, 1.1 or 1.2 for the
+#: length of an answer.
 _TLS_ALERTS: Final = tuple(f"length: {0x15030000 + minor * 256}" for minor in (1, 2, 3))
 
 
 class ConnectionManager(KafkaConnectionManager):
-    """Makes the connections, and keeps what became of the last attempt at each broker."""
+    """Makes connections, and keeps the result of the last attempt to connect to each broker.
+
+    Each method says what it changes in 3.0.12.
+    ``tests/broker/test_security.py::test_the_driver_reads_as_its_transport_does`` and
+    ``tests/broker/test_connecting.py::test_bare_while_it_connects_it_spins`` notice a change.
+    """
 
     def __init__(self, net: Any, **configs: Any) -> None:
         super().__init__(net, **configs)
-        #: Why the last connection to a broker did not come about.
+        #: Why the last attempt to connect to a broker failed.
         self.failures: dict[Any, Exception] = {}
-        #: The errors that ended connections last, also of those that came about.
+        #: The last error that ended a connection to each broker, also an established one.
         self._ends: dict[Any, Exception] = {}
         self._transports: weakref.WeakSet[Any] = weakref.WeakSet()
-        # 3.0.12 has no setting for these; an attempt to connect may take as long as a request.
+        # 3.0.12 has no setting for these. An attempt to connect may take as long as a request.
         config: dict[str, Any] = self.config
         for name in (
             "socket_connection_setup_timeout_ms",
             "socket_connection_setup_timeout_max_ms",
         ):
             config[name] = min(config[name], config["request_timeout_ms"])
-        # The address that answered first, for the next attempt to bootstrap.
+        # The address that answered first; the next attempt to bootstrap uses it.
         self._answered: list[Any] = []
         cluster: Any = self.cluster
         self._addresses: list[Any] = cluster.bootstrap_brokers()
@@ -230,8 +243,8 @@ class ConnectionManager(KafkaConnectionManager):
     async def _do_bootstrap(self, deadline: float | None) -> Any:
         """Bootstrap from the address that answers first.
 
-        3.0.12 tries one address at a time, and waits up to 10 s for each. So the connections are
-        made here, side by side, and its own attempt finds one of them.
+        3.0.12 tries one address at a time, and waits up to 10 s for each. So this method connects
+        to all of them, and the attempt of 3.0.12 finds one of these connections.
         """
         while len(self._addresses) > 1 and not self._answered:
             if self.closed or (deadline is not None and time.monotonic() >= deadline):
@@ -242,17 +255,17 @@ class ConnectionManager(KafkaConnectionManager):
         except kafka_errors.KafkaTimeoutError:
             if not self.closed:
                 raise
-            return None  # otherwise it would log an error whenever a client is closed meanwhile
+            return None  # otherwise 3.0.12 logs an error for each client that is closed meanwhile
 
     async def _find_address(self) -> None:
-        """Connect to the addresses until one has answered; a new one every quarter of a second, or
-        as soon as an attempt has failed."""
+        """Connect to the addresses until one answers. Another attempt starts after a quarter of a
+        second, or as soon as one fails."""
         connecting: dict[Any, Any] = {}
         brokers = random.sample(self._addresses, len(self._addresses))
         while connecting or brokers:
             while brokers:
                 broker = brokers.pop()
-                with contextlib.suppress(kafka_errors.KafkaError):  # it is too early to try it
+                with contextlib.suppress(kafka_errors.KafkaError):  # its pause is not over
                     connection = self.get_connection(
                         broker.node_id,
                         refresh_metadata_on_err=False,
@@ -272,7 +285,7 @@ class ConnectionManager(KafkaConnectionManager):
                     del connecting[node_id]
             if connecting:
                 await self._bootstrap_wakeup(_NEXT_ADDRESS_SECONDS if brokers else None)
-        # None can be had now. Wait until one may be tried again.
+        # No address answers now. Wait until the pause of one of them is over.
         delays = [self.connection_delay(broker.node_id) for broker in self._addresses]
         await self._bootstrap_wakeup(max(min(delays), _LOOK_AGAIN_MS / 1000))
 
@@ -280,26 +293,26 @@ class ConnectionManager(KafkaConnectionManager):
         self._bootstrap_wakeup.notify()
 
     def least_loaded_node(self) -> Any:
-        """A broker to ask; none, and the addresses are tried again, while no broker is reached."""
+        """Return a broker to ask; None, and bootstrap again, while no broker can be reached."""
         now = time.monotonic()
         if now >= self._next_bootstrap and self._is_lost():
-            # 3.0.12 asks the brokers that it knows forever. They may have other addresses now.
+            # 3.0.12 only tries the brokers that it knows. They may have other addresses now.
             backoff_ms: Any = self.config["reconnect_backoff_max_ms"]
             self._next_bootstrap = now + backoff_ms / 1000
             self.bootstrap_async()
-        # Not while it bootstraps: that would wait for the answer of a broker that is not reached.
+        # Not while it bootstraps, because that would wait for a broker that cannot be reached.
         bootstrap: Any = self._bootstrap_future
         return super().least_loaded_node() if bootstrap is None or bootstrap.is_done else None
 
     def _is_lost(self) -> bool:
-        """Whether no known broker can be reached. One that refuses a login is reached."""
+        """Return whether no known broker can be reached. A refused login reaches a broker."""
         refused = kafka_errors.SaslAuthenticationFailedError
         return self.is_disconnected() and not any(
             isinstance(error, refused) for error in self.failures.values()
         )
 
     def _look_for_moved(self, cluster: Any) -> None:
-        """Connect at once to a broker that has another address now."""
+        """Reset the connection to each broker whose address has changed."""
         places = {broker.node_id: (broker.host, broker.port) for broker in cluster.brokers()}
         for node_id, place in places.items():
             if self._places.get(node_id, place) != place:
@@ -313,11 +326,11 @@ class ConnectionManager(KafkaConnectionManager):
     # --- connections -------------------------------------------------------------------------
 
     def get_connection(self, node_id: Any, *args: Any, **options: Any) -> Any:
-        """A connection, new or not."""
+        """Return a connection, a new one if there is none."""
         known = self._conns.get(node_id)
         connection = super().get_connection(node_id, *args, **options)
         if connection is not known:
-            # 3.0.12 makes it of its own class. It connects later, in a task.
+            # 3.0.12 has no setting for the class. The connection connects later, in a task.
             connection.__class__ = _Connection
             connection.init_future.add_callback(functools.partial(self._succeeded, node_id))
             connection.init_future.add_errback(functools.partial(self._failed, node_id))
@@ -328,20 +341,23 @@ class ConnectionManager(KafkaConnectionManager):
         self.failures.pop(node_id, None)
 
     def _failed(self, node_id: Any, error: Exception) -> None:
-        # The last one comes last.
+        # The newest failure must be the last entry.
         self.failures.pop(node_id, None)
         self.failures[node_id] = harmless(error)
 
     def reset_backoff(self, node_id: Any) -> None:
-        """Connect at once where that is next needed. 3.0.12 does so even after a failed login."""
+        """Let the next attempt start at once, but not after a failure.
+
+        3.0.12 does so even after a failed login.
+        """
         if node_id not in self.failures:
             super().reset_backoff(node_id)
         else:
             self.update_backoff(node_id)
 
     async def _build_transport(self, node: Any, timeout_at: float | None = None) -> Any:
-        # As in 3.0.12, which waits for the end of a TLS handshake without a bound, and leaves the
-        # socket to the garbage collector where it fails.
+        # As in 3.0.12, except that 3.0.12 waits for a TLS handshake without a bound, and leaves the
+        # socket to the garbage collector if the handshake fails.
         config = self.config
         try:
             sock = await create_connection(
@@ -353,8 +369,8 @@ class ConnectionManager(KafkaConnectionManager):
                 timeout_at=timeout_at,
             )
         except (OverflowError, ValueError) as error:
-            # The cluster named a host or a port that cannot exist. 3.0.12 ends its task that
-            # refreshes metadata at any error but its own.
+            # The cluster named a host or a port that cannot exist. In 3.0.12 any other error than
+            # its own ends the task that refreshes metadata.
             raise kafka_errors.KafkaConnectionError(f"no such address: {error}") from error
         made: Any = sock
         done = False
@@ -377,8 +393,10 @@ class ConnectionManager(KafkaConnectionManager):
         return made
 
     def let_go(self) -> None:
-        """Close what is open when all is closed. 3.0.12 leaves a connection to the garbage
-        collector where it has something to send that the broker does not take."""
+        """Close the sockets that are still open once the client is closed.
+
+        3.0.12 leaves a connection to the garbage collector if the broker does not accept its bytes.
+        """
         for transport in [*self._transports]:
             if transport._sock is not None:
                 with contextlib.suppress(OSError):
@@ -394,8 +412,10 @@ class ConnectionManager(KafkaConnectionManager):
                 await (net.wait_read if reads else net.wait_write)(sock, timeout_at=timeout_at)
 
     def refusal(self) -> tuple[str, Exception] | None:
-        """Why no broker lets us in, where to go on trying won't help: each was tried, none can be
-        had, and one of them refuses what it is shown."""
+        """Return why no broker accepts this client, if another attempt cannot help.
+
+        Each address was tried and failed, and at least one of the brokers refuses the client.
+        """
         brokers = self._addresses
         if any(broker.node_id not in self.failures for broker in brokers):
             return None
@@ -407,7 +427,7 @@ class ConnectionManager(KafkaConnectionManager):
         return None
 
     def reasons(self) -> list[str]:
-        """Why each bootstrap address did not answer."""
+        """Return for each bootstrap address why it did not answer."""
         # kafka-python shuffles the addresses.
         return sorted(f"{address_of(broker)}: {self._reason(broker)}" for broker in self._addresses)
 
@@ -418,7 +438,7 @@ class ConnectionManager(KafkaConnectionManager):
         return self._refusal(error) or client_words(error)
 
     def last_error(self) -> tuple[str, Exception] | None:
-        """Which broker could not be connected to when that was tried last, and why."""
+        """Return which broker failed last, and why; None if no known broker has failed."""
         brokers = {broker.node_id: broker for broker in cast("Any", self.cluster).brokers()}
         for node_id, error in reversed(list(self.failures.items())):
             broker = brokers.get(node_id)
@@ -428,7 +448,7 @@ class ConnectionManager(KafkaConnectionManager):
         return None
 
     def is_disconnected(self) -> bool:
-        """Whether no broker could be connected to when that was tried last."""
+        """Return whether the last attempt to connect to each known broker failed."""
         brokers: list[Any] = cast("Any", self.cluster).brokers()
         return bool(brokers) and all(broker.node_id in self.failures for broker in brokers)
 
@@ -446,26 +466,28 @@ class ConnectionManager(KafkaConnectionManager):
         if isinstance(error, kafka_errors.InvalidReceiveError) and said.endswith(_TLS_ALERTS):
             return f"speaks TLS, and security.protocol is {protocol}"
         refused = tls_refusal(error) if self.ssl_enabled else None
-        return None if refused is None else f"can't be spoken to by TLS: {refused}"
+        return None if refused is None else f"can't be reached with TLS: {refused}"
 
 
 def address_of(broker: Any) -> str:
-    """Where a broker says that it is to be reached, which may be any text."""
+    """Return the address that a broker advertises. Its text may contain anything."""
     return f"{one_line(broker.host)}:{broker.port}"
 
 
 def client_words(error: Exception) -> str:
-    """The text of a client's error, without the words that all of them have."""
+    """Return the message of a client's error without the prefix that all of them have."""
     words = one_line(_BOILERPLATE.sub("", str(error)))
     number = _ERROR_NUMBER.fullmatch(words)
     return words if number is None else os.strerror(int(number[1]))
 
 
 class NetClient(KafkaNetClient):
-    """kafka-python's network client, which tells when its thread is through with it.
+    """kafka-python's network client, which reports when its thread ends.
 
-    The ``kafka_client`` setting is the public way in. The producer's sender thread closes its
-    client as its last act, so this is how to know that thread and to wait for it.
+    The producer's setting ``kafka_client`` is public. The sender thread closes its client last, so
+    ``close`` learns which thread to wait for; 3.0.12 has no other way to know it.
+    ``tests/broker/test_kafka_python_driver.py::test_the_clients_thread_closes_the_client_that_it_was_given``
+    and ``tests/broker/test_connecting.py::test_bare_while_it_connects_it_spins`` notice a change.
     """
 
     def __init__(self, **configs: Any) -> None:
@@ -476,9 +498,9 @@ class NetClient(KafkaNetClient):
         self.is_closed = threading.Event()
         #: Topics and partitions whose last produce request was refused.
         self.refused: set[tuple[str, int]] = set()
-        #: Topics and partitions that the broker did not know when it answered last.
+        #: Topics and partitions that the broker did not know in its last answer.
         self.unwritten: set[tuple[str, int]] = set()
-        #: Set when the client is to be closed, and to wait for no connection any more.
+        #: Whether the client is about to be closed, and must not wait for a connection.
         self.is_closing = False
 
     def bootstrap(self, deadline: float, closing: threading.Event) -> None:
@@ -513,11 +535,11 @@ class NetClient(KafkaNetClient):
         self.get_broker_version(timeout_ms=max(1, remaining * 1000))
 
     def maybe_connect(self, node_id: Any, **options: Any) -> None:
-        """Begin to connect, if it is time.
+        """Start to connect, unless it is too early.
 
-        3.0.12 raises in each pass of its loop if the cluster did not name this broker, and does not
-        request the brokers again. A request for metadata ends the wait of the loop, so one is made
-        only if there is none yet.
+        If the cluster did not name this broker, 3.0.12 raises in each pass of its loop, and does
+        not request the brokers again. A request for metadata ends the wait of the loop, so this
+        makes one only if there is none yet.
         """
         cluster: Any = self.cluster
         if cluster.broker_metadata(node_id) is None:
@@ -527,16 +549,21 @@ class NetClient(KafkaNetClient):
             super().maybe_connect(node_id, **options)
 
     def connection_delay(self, node_id: Any) -> float:
-        """Milliseconds until it is worth while to look at a broker again. 3.0.12 takes the seconds
-        that it is given for milliseconds, and spins while it connects."""
+        """Return the milliseconds until the next look at a broker.
+
+        3.0.12 takes seconds for milliseconds, and spins while it connects.
+        """
         return max(cast("float", super().connection_delay(node_id)) * 1000, _LOOK_AGAIN_MS)
 
     def await_ready(self, node_id: Any, timeout_ms: float = 30_000) -> Any:
-        """Wait for a connection; in slices, or nothing would end it before its time.
+        """Wait for a connection, in slices, so that closing the client ends the wait.
 
-        It ends with the first attempt that fails. A coordinator may have another address by then.
-        The sender loses its request if this raises, as in 3.0.12; after False it asks for the
-        coordinator again.
+        The wait also ends with the first attempt that fails, because a coordinator may have another
+        address by then.
+
+        Returns:
+            Whether there is a connection. After False the sender asks for the coordinator again. If
+            this raised, as in 3.0.12, the sender would lose its request.
         """
         deadline = time.monotonic() + timeout_ms / 1000
         failures = self.manager.failures
@@ -551,14 +578,14 @@ class NetClient(KafkaNetClient):
         return True
 
     def send(self, node_id: Any, request: Any, **options: Any) -> Any:
-        """Send a request, and note which partitions the answer says are refused."""
+        """Send a request, and note the partitions that its answer refuses."""
         answer = super().send(node_id, request, **options)
         if isinstance(request, ProduceRequest):
             for topic in request.topic_data:
                 for partition in topic.partition_data:
                     self.refused.discard((topic.name, partition.index))
                     self.unwritten.discard((topic.name, partition.index))
-            # Before the sender's own callback, which fails the records.
+            # This runs before the sender's own callback, which fails the records.
             answer.add_callback(self._note_refusals)
         return answer
 
@@ -577,7 +604,7 @@ class NetClient(KafkaNetClient):
                     self.unwritten.add((topic.name, partition.index))
 
     def close(self, node_id: Any = None) -> None:
-        """Close a connection or, without an argument, everything."""
+        """Close one connection or, without an argument, the client."""
         try:
             super().close(node_id)
         finally:

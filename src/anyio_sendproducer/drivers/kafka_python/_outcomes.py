@@ -1,4 +1,4 @@
-"""What the client's errors mean: the outcome of a record, and the end of the client."""
+"""Translates the client's errors into outcomes, and finds out when the client can send no more."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ class Outcomes:
     def note_failure(self, submission: Submission, error: Exception) -> None:
         """Note the first record that fails when the client ends.
 
-        If a user's partitioner chooses, nobody knows the partition of a record. Only the first
-        record to fail is certain to be refused.
+        If a user's partitioner chooses, the driver does not know the partition of a record. Only
+        the first record to fail is certain to be refused.
         """
         if self._first_to_fail is None and self._ends_client(error):
             self._first_to_fail = submission

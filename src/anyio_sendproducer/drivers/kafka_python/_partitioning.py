@@ -1,4 +1,4 @@
-"""The choice of a partition: the user's partitioner, and Kafka's hash of a key."""
+"""How a partition is chosen: by the user's partitioner, or by Kafka's hash of the key."""
 
 # kafka-python has no annotations. Its values have unknown types, and are cast where they leave.
 # mypy: disable-error-code="misc"
@@ -40,10 +40,10 @@ def _users_partitioner() -> Generator[None]:
 
 
 class UsersPartitioner(Partitioner):  # pyright: ignore[reportUntypedBaseClass]
-    """Calls a partitioner of the user's own. What it raises fails the one record.
+    """Calls the user's partitioner. If it raises, only that record fails.
 
-    3.0.12 accepts any number from a partitioner. A record for a partition that does not exist would
-    never be sent.
+    3.0.12 accepts any number from a partitioner, and never sends a record for a partition that does
+    not exist.
     """
 
     def __init__(self, chosen: Any) -> None:
@@ -64,7 +64,7 @@ class UsersPartitioner(Partitioner):  # pyright: ignore[reportUntypedBaseClass]
         return number
 
     def on_new_batch(self, *args: Any) -> None:
-        """Report that a batch has begun, as the sticky partitioner of kafka-python wants it."""
+        """Report that a batch has begun; kafka-python's sticky partitioner needs this."""
         with _users_partitioner():
             getattr(self._chosen, "on_new_batch", lambda *_: None)(*args)  # pyright: ignore[reportUnknownLambdaType]
 
@@ -75,8 +75,9 @@ def _hash_of_short_key(key: bytes) -> int:
 
 
 def hash_of_key(key: bytes) -> int:
-    # murmur2 in Python costs more than the rest of a send. Long keys would fill memory with
-    # entries that hardly ever come again.
+    """Hash a key as Kafka's default partitioner does."""
+    # murmur2 in Python costs more than the rest of a send, so the hashes of short keys are cached.
+    # Long keys would fill memory, and seldom occur again.
     if len(key) <= 64:
         return _hash_of_short_key(key)
     return cast("int", murmur2(key)) & 0x7FFFFFFF

@@ -1,4 +1,4 @@
-"""Private parts of kafka-python's producer: where its public API leaves no other way.
+"""Private parts of kafka-python's producer, used where its public API has no other way.
 
 All of it was read in 3.0.12. Each function and class says why it exists, and which test notices a
 change of kafka-python. A function that changes a client leaves it as it is if the client differs
@@ -282,7 +282,7 @@ def patch_cache_metadata(cluster: Any) -> Callable[[], None]:
     3.0.12 makes three new sets of them in every ``send``, a twentieth of the cost of the call. The
     replacements stand in for the public methods of this one object.
 
-    A topic that nobody asked for counts as unknown, even if a broker named it: some brokers answer
+    A topic that was not requested counts as unknown, even if a broker named it: some brokers answer
     the first request with all their topics. The client's next request is only for topics that were
     asked for; the client then forgets the others, and 3.0.12 keeps their records for ever.
     ``tests/broker/test_kafka_python_driver.py::test_a_topic_that_a_broker_tells_of_unasked_is_asked_for``

@@ -1,4 +1,4 @@
-"""TLS and SASL: settings, files and credentials, whichever client library uses them."""
+"""TLS and SASL: settings, files and credentials for each client library."""
 
-#: Nothing here is public.
+#: This package exports nothing.
 __all__: list[str] = []

@@ -1,7 +1,7 @@
-"""The user and the password in Kafka's ``sasl.jaas.config``.
+"""Reads the user name and the password in Kafka's ``sasl.jaas.config``.
 
-Kafka reads it with Java's ``StreamTokenizer``, whose quotes and escapes these are. No error here
-has any of the text in it.
+Kafka reads it with Java's ``StreamTokenizer``, so quotes and escapes are the same here. No error
+contains any part of the text.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from ..._exceptions import SettingsError
 __all__ = ["credentials"]
 
 _PACKAGE: Final = "org.apache.kafka.common.security."
-#: The mechanisms for which each login module is.
+#: The mechanisms that each login module supports.
 _MODULES: Final = {
     f"{_PACKAGE}plain.PlainLoginModule": ("PLAIN",),
     f"{_PACKAGE}scram.ScramLoginModule": ("SCRAM-SHA-256", "SCRAM-SHA-512"),
 }
-#: What to do in place of the others.
+#: The alternatives to other login modules.
 _WAYS_OUT: Final = {
     "OAuthBearerLoginModule": "set 'sasl_oauth_token_provider' to an object with a method token()",
     "Krb5LoginModule": "set 'sasl.kerberos.service.name'; the ticket is the system's own",
@@ -48,25 +48,25 @@ _ESCAPED: Final = re.compile(r"\\([0-3][0-7]{0,2}|[0-7]{1,2}|.)", re.DOTALL)
 
 
 def credentials(name: str, text: str) -> tuple[tuple[str, ...], str, str]:
-    """For which mechanisms this is, the user, and the password.
+    """Read the mechanisms of the login module, the user name and the password.
 
     Args:
-        name: how the property was spelt.
+        name: the property's name as the user spelled it.
         text: such as ``...PlainLoginModule required username="me" password="a secret";``
 
     Raises:
-        SettingsError: it can't be read, or its login module is none of the two that can be had.
+        SettingsError: the text cannot be read, or its login module is not supported.
     """
     tokens = _tokens(name, text)
     kind, module = next(tokens, ("end", ""))
     if kind != "word":
-        raise _unreadable(name, "it does not begin with the name of a login module")
+        raise _unreadable(name, "it does not start with the name of a login module")
     if module not in _MODULES:
         short = module.rpartition(".")[2]
-        way_out = _WAYS_OUT.get(short, f"there are {' and '.join(sorted(_MODULES))}")
-        raise _unreadable(name, f"its login module can't be had here: {way_out}")
+        way_out = _WAYS_OUT.get(short, f"use {' or '.join(sorted(_MODULES))}")
+        raise _unreadable(name, f"its login module is not supported: {way_out}")
     if next(tokens, ("end", ""))[1].lower() not in _FLAGS:
-        raise _unreadable(name, "'required' is to follow on the name of the login module")
+        raise _unreadable(name, "'required' must follow the name of the login module")
     options: dict[str, str] = {}
     for kind, token in tokens:
         if (kind, token) == ("mark", ";"):

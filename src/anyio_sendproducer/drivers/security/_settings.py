@@ -1,9 +1,9 @@
-"""TLS and SASL settings: Kafka's names, librdkafka's and kafka-python's made into one, and checked.
+"""TLS and SASL settings under the names of Kafka, librdkafka or kafka-python, and their checks.
 
-What is wrong whichever client library it is for is told here; what a library can do at all, it says
-by its ``Abilities``. What each is given in the end stands in the module with its configuration.
+This module makes the checks that are the same for each client library. ``Abilities`` describes what
+a library supports. The package of each driver then makes the library's configuration.
 
-No message has a value in it that may be secret.
+No message contains a value that may be secret.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ __all__ = [
     "parse_security",
 ]
 
-#: What each name stands for here. Dots and underscores are the same.
+#: The meaning of each name. Dots and underscores are equivalent.
 MEANINGS: Final = {
     "security_protocol": "protocol",
     # Kafka's ssl.*, then librdkafka's, then kafka-python's.
@@ -90,14 +90,14 @@ MEANINGS: Final = {
     "socks5_proxy": "proxy",
 }
 
-#: All names that are taken, in the one spelling that is compared.
+#: All known names, in canonical spelling.
 NAMES: Final = frozenset(MEANINGS)
 
-_PEM_ONLY: Final = f"stores are read in PEM format alone, where it has no use; {CONVERT}"
-NO_TOKENS: Final = "set 'sasl_oauth_token_provider' to an object whose token() gives one"
+_PEM_ONLY: Final = f"only stores in PEM format are supported, without a password; {CONVERT}"
+NO_TOKENS: Final = "set 'sasl_oauth_token_provider' to an object whose token() returns a token"
 _JAVA_CLASS: Final = "it names a class of Java"
 
-#: Names of Kafka's that can't be had, and what to do.
+#: Kafka's names that are not supported, and what to do instead.
 REFUSED: Final = {
     "ssl_truststore_password": _PEM_ONLY,
     "ssl_keystore_password": f"{_PEM_ONLY}. The password of a key is 'ssl.key.password'",
@@ -113,7 +113,7 @@ REFUSED: Final = {
 
 _PROTOCOLS: Final = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 SCRAM: Final = ("SCRAM-SHA-256", "SCRAM-SHA-512")
-#: What each mechanism is told, and whether it can't do without.
+#: The settings of each mechanism, and whether they are required.
 _MECHANISMS: Final[dict[str, dict[str, bool]]] = {
     "PLAIN": {"user": True, "user_password": True},
     "SCRAM-SHA-256": {"user": True, "user_password": True},
@@ -126,7 +126,7 @@ _MECHANISMS: Final[dict[str, dict[str, bool]]] = {
     },
     "AWS_MSK_IAM": {},
 }
-#: What kafka-python imports for a mechanism, when it connects.
+#: The package that kafka-python imports for a mechanism when it connects.
 _NEEDED: Final = {"GSSAPI": "sspi" if os.name == "nt" else "gssapi", "AWS_MSK_IAM": "botocore"}
 _HOW_TO_SET: Final = {
     "user": "'sasl.username', or 'sasl.jaas.config'",
@@ -139,22 +139,22 @@ _PROXIES: Final = ("http", "socks5", "socks5h")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Abilities:
-    """What a client library can do for security, and how it is told."""
+    """The security settings that a client library supports."""
 
-    #: What each name that it takes stands for, in the one spelling that is compared.
+    #: The meaning of each name that it knows, in canonical spelling.
     meanings: Mapping[str, str]
-    #: Names that can't be had with it, and what to do.
+    #: Names that it does not support, and what to do instead.
     refused: Mapping[str, str]
-    #: What each mechanism is told, and whether it can't do without.
+    #: The settings of each mechanism, and whether they are required.
     mechanisms: Mapping[str, Mapping[str, bool]]
-    #: Mechanisms that it lacks, and what to do.
+    #: Mechanisms that it does not support, and what to do instead.
     lacking: Mapping[str, str]
     #: The package that it needs for a mechanism.
     packages: Mapping[str, str]
 
     @property
     def sasl(self) -> frozenset[str]:
-        """The meanings that are about a login."""
+        """The meanings of settings for a login."""
         return frozenset({"mechanism", "jaas"}.union(*self.mechanisms.values()))
 
 
@@ -163,11 +163,11 @@ KAFKA_PYTHON: Final = Abilities(MEANINGS, REFUSED, _MECHANISMS, {}, _NEEDED)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Security:
-    """What was asked for, in settings that agree with each other."""
+    """The user's security settings, which do not contradict each other."""
 
     given: Given
     protocol: str
-    #: Empty, where there is no login.
+    #: Empty if there is no login.
     mechanism: str
 
     @property
@@ -176,21 +176,25 @@ class Security:
         return self.protocol.endswith("SSL")
 
     def tokens(self, seconds: float) -> TokenSource | None:
-        """What gives the tokens, if the login is by tokens, each within so many seconds."""
+        """Return the source of the tokens, if the login needs them.
+
+        Args:
+            seconds: how long the provider may take for a token.
+        """
         return TokenSource(self.given.get("tokens"), seconds) if "tokens" in self.given else None
 
 
 def parse_security(
     properties: Mapping[str, Any], abilities: Abilities
 ) -> tuple[Security, dict[str, Any]]:
-    """What is asked for, and the properties that are about something else. No file is read here.
+    """Split properties into security settings, which are checked, and others. Reads no file.
 
     Args:
-        properties: all of them, as they were given.
-        abilities: of the client library that it is for.
+        properties: all properties of the user.
+        abilities: of the client library.
 
     Raises:
-        SettingsError: a value is wrong, contradicts another, or can't be had with this library.
+        SettingsError: a value is wrong, contradicts another, or is not supported by this library.
     """
     given, others = _sorted(properties, abilities)
     _check_types(given)
@@ -199,7 +203,7 @@ def parse_security(
         value = given.get("protocol")
         protocol = value.upper() if isinstance(value, str) else ""
         if protocol not in _PROTOCOLS:
-            # kafka-python takes what it does not know for PLAINTEXT.
+            # kafka-python takes an unknown value for PLAINTEXT.
             raise given.wrong(
                 "protocol", f"must be one of {', '.join(_PROTOCOLS)}, not {shown(value)}"
             )
@@ -259,9 +263,9 @@ def _check_types(given: Given) -> None:
             if not isinstance(path, str) or not path:
                 raise given.wrong(meaning, "must be the path of a file")
             if "-----BEGIN" in path:
-                raise given.wrong(meaning, "must be the path of a file, not what stands in it")
+                raise given.wrong(meaning, "must be the path of a file, not its content")
             if "\0" in path:
-                raise given.wrong(meaning, "must be the path of a file; this one has a NUL in it")
+                raise given.wrong(meaning, "must be the path of a file, without NUL characters")
             given.values[meaning] = path
     for meaning in (*_TEXTS, "jaas"):
         if meaning in given:
@@ -275,7 +279,7 @@ def _check_types(given: Given) -> None:
 
 
 def _check_proxy(given: Given) -> None:
-    # kafka-python repeats one that it can't read in an error, with the password in it.
+    # If kafka-python cannot parse it, its error contains the URL with the password.
     problem = ""
     value = given.get("proxy")
     try:
@@ -292,55 +296,55 @@ def _check_proxy(given: Given) -> None:
 
 
 class NoToken(Exception):
-    """The user's token provider gave no token; what it raised, if anything, is the cause."""
+    """The user's token provider returned no valid token. The cause is its exception, if any."""
 
 
 class TokenSource:
-    """What gives a client its tokens for OAUTHBEARER: the user's own object, looked over.
+    """Gets tokens for OAUTHBEARER from the user's object, and checks them.
 
-    kafka-python would send ``Bearer None``, and a token with a line end in it as it is. An error
-    that is not an ``Exception`` would end its thread, and a call that hangs would stop the client.
-    So the object is called on a thread of its own, in the context in which the driver was made.
+    kafka-python would send ``Bearer None``, and it would send a token with a line end unchanged. An
+    error that is not an ``Exception`` would end its thread, and a call that hangs would stop the
+    client. So a separate thread calls the object, in the context in which the driver was made.
 
     Args:
         provider: the user's object.
-        seconds: how long a call of it may take.
+        seconds: how long a call may take.
     """
 
     def __init__(self, provider: Any, seconds: float) -> None:
         self._provider = provider
         self._seconds = seconds
         self._context = contextvars.copy_context()
-        #: The thread of the last call. No other call begins before it has returned.
+        #: The thread of the last call. The next call starts after it has ended.
         self._thread: threading.Thread | None = None
 
     def token(self) -> str:
-        """A token.
+        """Return a token.
 
         Raises:
-            NoToken: the provider failed, or gave something else.
+            NoToken: the provider failed, or returned something else.
         """
         token = self._ask("token", self._provider.token)
         if not isinstance(token, str) or not re.fullmatch(r"[\x21-\x7e]+", token):
             raise NoToken(
-                "token() of sasl_oauth_token_provider gave no token: a str of printable ASCII "
+                "token() of sasl_oauth_token_provider must return a str of printable ASCII "
                 "characters without spaces"
             )
         return token
 
     def extensions(self) -> dict[str, str]:
-        """The SASL extensions that go with it (RFC 7628).
+        """Return the SASL extensions of the token (RFC 7628).
 
         Raises:
-            NoToken: the provider failed, or gave something else.
+            NoToken: the provider failed, or returned something else.
         """
         given = self._ask("extensions", getattr(self._provider, "extensions", dict[str, str]))
         if not isinstance(given, Mapping) or not all(
             map(_is_extension, cast("Mapping[object, object]", given).items())
         ):
             raise NoToken(
-                "extensions() of sasl_oauth_token_provider gave no extensions: a dict of names of "
-                "letters other than 'auth', with values of printable ASCII characters"
+                "extensions() of sasl_oauth_token_provider must return a dict: names of letters, "
+                "except 'auth', with values of printable ASCII characters"
             )
         return dict(cast("Mapping[str, str]", given))
 
@@ -389,7 +393,10 @@ def _is_extension(item: tuple[object, object]) -> bool:
 
 
 def expires_at(token: str) -> float | None:
-    """When a JWT expires (RFC 7519, ``exp``), in seconds since 1970; None for any other token."""
+    """Return when a JWT expires (RFC 7519, ``exp``), in seconds since 1970.
+
+    Returns None for any other token.
+    """
     try:
         payload = token.split(".")[1]
         claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
@@ -430,16 +437,16 @@ def _mechanism(given: Given, protocol: str, abilities: Abilities) -> str:
         for meaning in ("user", "user_password"):
             text = str(given.get(meaning))
             if "\0" in text:
-                raise given.wrong(meaning, "has a NUL character in it, which SASL can't carry")
+                raise given.wrong(meaning, "contains a NUL character, which SASL does not allow")
             if not encodes(text):
-                raise given.wrong(meaning, "has characters in it that are no text")
+                raise given.wrong(meaning, "contains characters that cannot be encoded as UTF-8")
     if "tokens" in wanted and not callable(getattr(given.get("tokens"), "token", None)):
-        raise given.wrong("tokens", "must be an object with a method token() that gives a str")
+        raise given.wrong("tokens", "must be an object with a method token() that returns a str")
     return mechanism
 
 
 def encodes(text: str) -> bool:
-    """Whether it can be written in UTF-8, as what has half a character in it can't."""
+    """Return whether a text can be encoded as UTF-8: it has no lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -482,7 +489,7 @@ def _check_tls(given: Given, abilities: Abilities) -> None:
         if not isinstance(context, ssl.SSLContext):
             raise given.wrong("context", f"must be an ssl.SSLContext, not {type(context).__name__}")
         if context.protocol == ssl.PROTOCOL_TLS_SERVER:
-            raise given.wrong("context", "is one for servers: make it with PROTOCOL_TLS_CLIENT")
+            raise given.wrong("context", "is for servers: make it with PROTOCOL_TLS_CLIENT")
         return
     for store, pem in (("ca", "ca_pem"), ("chain", "chain_pem"), ("key", "key_pem")):
         if store in given and pem in given:
@@ -492,14 +499,14 @@ def _check_tls(given: Given, abilities: Abilities) -> None:
             )
     for kind in ("ca_type", "chain_type"):
         if kind in given and str(given.get(kind)).upper() != "PEM":
-            raise given.wrong(kind, f"must be PEM. As for other stores, {CONVERT}")
+            raise given.wrong(kind, f"must be PEM. If the store has another format, {CONVERT}")
     for key, chains in (("key", ("chain",)), ("key_pem", ("chain_pem",))):
         if key in given and not any(chain in given for chain in chains):
             raise given.wrong(key, "is a key without its certificate")
     if "chain_pem" in given and "key_pem" not in given:
         raise given.wrong("chain_pem", "is a certificate without its key")
     if "password" in given and not {"chain", "chain_pem"} & given.values.keys():
-        raise given.wrong("password", "is the password of a key, and no key is given")
+        raise given.wrong("password", "is the password of a key, and no key is set")
     if given.get("verify") is not None and not truth(given, "verify"):
         for meaning in ("ca", "ca_pem", "crl"):
             if meaning in given:

@@ -1,7 +1,7 @@
-"""TLS: the context of all connections, made of settings and files; and what is told when it fails.
+"""TLS: makes the context of all connections from settings and files, and explains failures.
 
-What would fail at each connection anew, as a wrong password for a key does, fails here, once and
-before the first.
+An error that would fail each connection, for example a wrong password of a key, is raised here
+once, before the first connection.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ __all__ = [
     "verifies",
 ]
 
-#: What to do with a store that is not in PEM format.
+#: How to convert a store that is not in PEM format.
 CONVERT: Final = (
     "convert it to PEM: keytool -importkeystore -srckeystore STORE -destkeystore store.p12 "
     "-deststoretype PKCS12, then openssl pkcs12 -in store.p12 -out store.pem"
 )
-#: The settings that are paths of files.
+#: The meanings of settings that are paths of files.
 FILES: Final = ("ca", "chain", "key", "crl")
-#: In bytes. The public certificate authorities take a fifth of it.
+#: The bytes that a file may have. All public certificate authorities take a fifth of it.
 _LARGEST: Final = 1024 * 1024
 _VERSIONS: Final = {"TLSv1.2": ssl.TLSVersion.TLSv1_2, "TLSv1.3": ssl.TLSVersion.TLSv1_3}
 
@@ -53,7 +53,7 @@ _log = logging.getLogger("anyio_sendproducer.security")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Given:
-    """The settings that are about security, by their meanings; each knows how it was spelt."""
+    """The security settings by their meanings, and the names that the user gave them."""
 
     values: dict[str, Any]
     names: dict[str, str]
@@ -62,15 +62,20 @@ class Given:
         return meaning in self.values
 
     def get(self, meaning: str) -> Any:
-        """The value, or None."""
+        """Return the value, or None."""
         return self.values.get(meaning)
 
     def wrong(self, meaning: str, what: str) -> SettingsError:
-        """The error that something is wrong with this one."""
+        """Make the error of a setting."""
         return SettingsError(f"properties: {self.names[meaning]!r} {what}")
 
 
 def truth(given: Given, meaning: str) -> bool:
+    """Return the boolean value of a setting.
+
+    Raises:
+        SettingsError: it is not a boolean.
+    """
     value = given.get(meaning)
     if isinstance(value, str):
         value = truth_of(value)
@@ -80,10 +85,10 @@ def truth(given: Given, meaning: str) -> bool:
 
 
 class ReloadingSSLContext:
-    """What kafka-python takes for an ``ssl.SSLContext``: one context for all connections.
+    """Stands in for an ``ssl.SSLContext`` of kafka-python, and reloads its files.
 
-    Where one of its files has changed since, as certificates do that live for a day, the next
-    connection has a new one. Files that can't be used leave the old context in its place.
+    If a file has changed, as the files of short-lived certificates do, the next connection uses a
+    new context. If the new files cannot be used, the old context stays.
     """
 
     def __init__(self, given: Given) -> None:
@@ -95,11 +100,11 @@ class ReloadingSSLContext:
         self._context = self._build()
 
     def wrap_socket(self, sock: Any, **options: Any) -> ssl.SSLSocket:
-        """What kafka-python asks of a context, for each connection."""
+        """Wrap a socket; kafka-python calls this for each connection."""
         return self.context().wrap_socket(sock, **options)
 
     def context(self) -> ssl.SSLContext:
-        """The context to be used now."""
+        """Return the current context, a new one if a file has changed."""
         stamps = self._look()
         if stamps != self._stamps:
             try:
@@ -140,14 +145,14 @@ class ReloadingSSLContext:
         else:
             context.load_default_certs()
         if "crl" in given:
-            # 3.0.12 itself fails over this one at each connection.
+            # With this setting, 3.0.12 itself fails at each connection.
             self._trust(context, "crl", "X509 CRL", _pem_file(given, "crl"))
             context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
         if "chain" in given:
             self._show(context)
         elif "chain_pem" in given:
             text = pem_text(given, "key_pem") + pem_text(given, "chain_pem")
-            # Python's ssl reads keys from files alone. mkstemp() makes one for this user's eyes.
+            # Python's ssl reads keys only from files. Only this user can read a file of mkstemp().
             with tempfile.TemporaryDirectory(prefix="anyio-sendproducer-") as directory:
                 handle, path = tempfile.mkstemp(dir=directory)
                 with os.fdopen(handle, "w") as file:
@@ -157,7 +162,7 @@ class ReloadingSSLContext:
 
     def _trust(self, context: ssl.SSLContext, meaning: str, label: str, text: str) -> None:
         if f"-----BEGIN {label}-----" not in text.replace("TRUSTED ", ""):
-            raise self._given.wrong(meaning, f"has no {label} in it")
+            raise self._given.wrong(meaning, f"contains no {label}")
         problem = ""
         try:
             context.load_verify_locations(cadata=text) if meaning != "crl" else (
@@ -172,14 +177,14 @@ class ReloadingSSLContext:
         given = self._given
         chain = _pem_file(given, "chain")
         if "-----BEGIN CERTIFICATE-----" not in chain:
-            raise given.wrong("chain", "has no CERTIFICATE in it")
+            raise given.wrong("chain", "contains no CERTIFICATE")
         if "key" in given:
             if "PRIVATE KEY-----" not in _pem_file(given, "key"):
-                raise given.wrong("key", "has no PRIVATE KEY in it")
+                raise given.wrong("key", "contains no PRIVATE KEY")
         elif "PRIVATE KEY-----" not in chain:
             raise given.wrong(
                 "chain",
-                "has no PRIVATE KEY in it: put the key there too, or name its file in "
+                "contains no PRIVATE KEY: put the key there too, or name its file in "
                 "'ssl.key.location'",
             )
         self._load_chain(context, "key" if "key" in given else "chain", given.get("chain"), "key")
@@ -191,7 +196,7 @@ class ReloadingSSLContext:
         asked: list[bool] = []
 
         def password() -> str | bytes:
-            # Without this function OpenSSL would ask at the terminal, and wait.
+            # Without this function OpenSSL would prompt at the terminal, and wait.
             asked.append(True)
             known: str | bytes = given.get("password") or ""
             return known
@@ -205,7 +210,7 @@ class ReloadingSSLContext:
             return
         if asked:
             if "password" in given:
-                raise given.wrong("password", "does not fit the key")
+                raise given.wrong("password", "is not the password of the key")
             raise given.wrong(meaning, "has a key that is encrypted: set 'ssl.key.password'")
         if "VALUES_MISMATCH" in problem:
             raise given.wrong(meaning, "has a key that does not belong to the certificate")
@@ -216,8 +221,8 @@ class ReloadingSSLContext:
         if newer:
             raise self._given.wrong(
                 "ciphers",
-                "names a suite of TLS 1.3, among which Python does not let us choose; name those "
-                "of TLS 1.2 alone. To have no others, set 'ssl.enabled.protocols' to TLSv1.2",
+                "names a suite of TLS 1.3, which Python cannot choose: name only suites of TLS "
+                "1.2. To use no others, set 'ssl.enabled.protocols' to TLSv1.2",
             )
         problem = ""
         try:
@@ -225,50 +230,50 @@ class ReloadingSSLContext:
         except ssl.SSLError as error:
             problem = _reason(error)
         if problem:
-            raise self._given.wrong("ciphers", "names no cipher that OpenSSL has here")
+            raise self._given.wrong("ciphers", "names no cipher suite that this OpenSSL has")
 
 
 def _reason(error: Exception) -> str:
-    """What OpenSSL or the system says, without a file's name or content."""
+    """Return the message of OpenSSL or the system, without a file's name or content."""
     if isinstance(error, ssl.SSLError):
-        return _openssl_reason(error) or "OpenSSL can't make anything of it"
+        return _openssl_reason(error) or "OpenSSL cannot parse it"
     if isinstance(error, OSError):
         return os.strerror(error.errno) if error.errno else type(error).__name__
-    return "OpenSSL can't make anything of it"
+    return "OpenSSL cannot parse it"
 
 
 def _openssl_reason(error: ssl.SSLError) -> str:
-    # Those that Python raises by itself have none, not even None.
+    # Errors that Python itself raises have no such attribute.
     return getattr(error, "reason", None) or ""
 
 
 def cipher_names(given: Given) -> tuple[list[str], bool]:
-    """The cipher suites that were asked for, by OpenSSL's names, and whether one is of TLS 1.3."""
+    """Return the cipher suites by OpenSSL's names, and whether one of them is for TLS 1.3."""
     names = [name for name in re.split(r"[,:\s]+", given.get("ciphers")) if name]
     newer = any(name.startswith("TLS_") and "_WITH_" not in name for name in names)
     return list(map(_openssl_name, names)), newer
 
 
 def _openssl_name(name: str) -> str:
-    """OpenSSL's name of a cipher suite that Java names: ``TLS_ECDHE_RSA_WITH_AES_128_...``."""
+    """Return OpenSSL's name for a Java name such as ``TLS_ECDHE_RSA_WITH_AES_128_...``."""
     found = re.fullmatch(r"TLS_(.+)_WITH_(.+)", name)
     if found is None:
         return name
     exchange, cipher = found.groups()
     cipher = re.sub(r"(AES|ARIA|CAMELLIA)_(\d+)", r"\1\2", cipher)
-    # OpenSSL leaves out what goes without saying.
+    # OpenSSL's names omit the usual parts.
     cipher = cipher.replace("_CBC", "").replace("CHACHA20_POLY1305_SHA256", "CHACHA20-POLY1305")
     exchange = "" if exchange == "RSA" else f"{exchange}-"
     return (exchange + cipher).replace("_", "-")
 
 
 def tls_versions(given: Given) -> tuple[ssl.TLSVersion, ssl.TLSVersion]:
-    """The lowest version that may be spoken, and the highest."""
+    """Return the lowest and the highest allowed version of TLS."""
     chosen = list(_VERSIONS)
     if "versions" in given:
         chosen = [one.strip() for one in str(given.get("versions")).split(",") if one.strip()]
         if not chosen or any(one not in _VERSIONS for one in chosen):
-            raise given.wrong("versions", "must be TLSv1.2, TLSv1.3 or both, with a comma")
+            raise given.wrong("versions", "must be TLSv1.2, TLSv1.3 or both, separated by a comma")
     if "version" in given:
         version = given.get("version")
         if version not in ("TLS", *_VERSIONS):
@@ -283,12 +288,12 @@ def tls_versions(given: Given) -> tuple[ssl.TLSVersion, ssl.TLSVersion]:
 
 
 def verifies(given: Given) -> bool:
-    """Whether the broker's certificate is looked at."""
+    """Return whether the broker's certificate is verified."""
     return "verify" not in given or truth(given, "verify")
 
 
 def checks_host_names(given: Given) -> bool:
-    """Whether it has to be for the host name that we connect to."""
+    """Return whether the broker's certificate must match its host name."""
     if not verifies(given):
         return False
     if "host_names" not in given:
@@ -297,12 +302,16 @@ def checks_host_names(given: Given) -> bool:
         return truth(given, "host_names")
     value = given.get("host_names")
     if not isinstance(value, str) or value.lower() not in {"https", "", "none"}:
-        raise given.wrong("host_names", "must be https or, to check no host names, an empty str")
+        raise given.wrong("host_names", "must be https, or an empty str to check no host names")
     return value.lower() == "https"
 
 
 def _pem_file(given: Given, meaning: str) -> str:
-    """What stands in a file that is to be in PEM format."""
+    """Read a file in PEM format.
+
+    Raises:
+        SettingsError: it cannot be read, or has another format.
+    """
     problem = ""
     content: bytes | None = b""
     try:
@@ -384,54 +393,54 @@ def pem_text(given: Given, meaning: str) -> str:
     return "".join(blocks)
 
 
-# --- what is told when a connection fails ---------------------------------------------------------
+# --- why a connection failed ----------------------------------------------------------------------
 
-#: What X509_V_ERR_* of OpenSSL says of the broker's certificate, in our words.
+#: Our words for OpenSSL's X509_V_ERR_* about the broker's certificate.
 _VERDICTS: Final[Mapping[int, str]] = {
     9: "is not valid yet",
     10: "has expired",
-    18: "is not trusted: it signed itself",
-    19: "is not trusted: whoever signed it is not among those that are",
-    20: "is not trusted: whoever signed it is not among those that are",
-    21: "is not trusted: whoever signed it is not among those that are",
+    18: "is not trusted: it is self-signed",
+    19: "is not trusted: its issuer is not a trusted certificate authority",
+    20: "is not trusted: its issuer is not a trusted certificate authority",
+    21: "is not trusted: its issuer is not a trusted certificate authority",
     23: "was revoked",
     62: "is for another host name",
     64: "is for another address",
 }
-#: Alerts of TLS by which a broker refuses what a client shows, by OpenSSL's names for them.
+#: OpenSSL's names for the TLS alerts by which a broker refuses a client's certificate.
 _ALERTS: Final = re.compile(r"(SSLV3|TLSV1|TLSV13)_ALERT_(.+)")
 
-#: OpenSSL's reasons for a failed handshake with a broker that speaks no TLS, or another version.
+#: OpenSSL's reasons for a failed handshake if the broker uses no TLS, or another version.
 _NOT_THIS_TLS: Final = frozenset(
     {
         "WRONG_VERSION_NUMBER",
         "UNSUPPORTED_PROTOCOL",
         "NO_PROTOCOLS_AVAILABLE",
-        # Instead of the first, since OpenSSL 3.2.
+        # Since OpenSSL 3.2, instead of WRONG_VERSION_NUMBER.
         "RECORD_LAYER_FAILURE",
     }
 )
 
 
 def tls_refusal(error: BaseException) -> str | None:
-    """What of TLS stands in the way, where trying again won't help; else None."""
+    """Return why TLS failed, if another attempt cannot help; otherwise None."""
     seen: set[int] = set()
     below: BaseException | None = error
     while below is not None and id(below) not in seen:
         seen.add(id(below))
         if isinstance(below, ssl.SSLCertVerificationError):
-            verdict = _VERDICTS.get(below.verify_code, "can't be accepted")
+            verdict = _VERDICTS.get(below.verify_code, "is not accepted")
             return f"its certificate {verdict} ({one_line(below.verify_message)})"
         if isinstance(below, ssl.SSLError):
             reason = _openssl_reason(below)
             alert = _ALERTS.fullmatch(reason)
             if alert is not None:
                 said = alert[2].replace("_", " ").lower()
-                return f"it sent the alert '{said}', as when it misses or mistrusts our certificate"
+                return f"it sent the alert '{said}', as if our certificate is missing or untrusted"
             if reason in _NOT_THIS_TLS:
-                return f"it does not speak the TLS that is asked for: {reason}"
+                return f"it does not use the required TLS: {reason}"
             return None
-        # kafka-python packs it into an error of its own.
+        # kafka-python puts it into an error of its own.
         packed = next((one for one in below.args if isinstance(one, BaseException)), None)
         below = packed or below.__cause__ or below.__context__
     return None
