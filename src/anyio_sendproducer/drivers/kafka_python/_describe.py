@@ -24,8 +24,8 @@ from .._protocols import (
     ClusterDescription,
 )
 from ._driver import config_of
-from ._errors import translated
-from ._network import NetClient, client_words
+from ._errors import client_words, translated
+from ._network import NetClient
 
 __all__ = [
     "describe",

@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from typing import Any, Final
 
 import kafka.errors as kafka_errors
@@ -32,6 +34,8 @@ __all__ = [
     "GivenUp",
     "LoginRefused",
     "NotReached",
+    "address_of",
+    "client_words",
     "given_up",
     "is_metadata_missing",
     "no_metadata",
@@ -87,6 +91,13 @@ FENCED: Final[tuple[type[Exception], ...]] = (
 )
 
 
+#: The prefix that kafka-python puts before a broker's message.
+_BOILERPLATE: Final = re.compile(r"^(\[Error \d+\] |\w+Error: )+")
+
+#: The text of an error of the system, such as "111 ECONNREFUSED".
+_ERROR_NUMBER: Final = re.compile(r"(\d+) E[A-Z0-9]+")
+
+
 class ClosedWhileOpening(Exception):
     """The driver was closed while it was opening."""
 
@@ -112,6 +123,18 @@ class GivenUp(Exception):
         super().__init__(message)
         self.gone = gone
         self.sent = sent
+
+
+def address_of(broker: Any) -> str:
+    """Return the address that a broker advertises. Its text may contain anything."""
+    return f"{one_line(broker.host)}:{broker.port}"
+
+
+def client_words(error: Exception) -> str:
+    """Return the message of a client's error without the prefix that all of them have."""
+    words = one_line(_BOILERPLATE.sub("", str(error)))
+    number = _ERROR_NUMBER.fullmatch(words)
+    return words if number is None else os.strerror(int(number[1]))
 
 
 def is_metadata_missing(error: BaseException) -> bool:

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import random
-import re
 import ssl
 import threading
 import time
@@ -39,12 +37,18 @@ from kafka.protocol.sasl import SaslAuthenticateRequest, SaslBytesRequest, SaslH
 from ..._shown import harmless, listed, one_line
 from ..security._settings import SCRAM
 from ..security._tls import tls_refusal
-from ._errors import REFUSALS, ClosedWhileOpening, LoginRefused, NotReached
+from ._errors import (
+    REFUSALS,
+    ClosedWhileOpening,
+    LoginRefused,
+    NotReached,
+    address_of,
+    client_words,
+)
 
 __all__ = [
     "ClosingSocket",
     "NetClient",
-    "client_words",
 ]
 
 
@@ -191,12 +195,6 @@ class _Connection(KafkaConnection):
     def _is_scram(self) -> bool:
         return self.config["sasl_mechanism"] in SCRAM
 
-
-#: The prefix that kafka-python puts before a broker's message.
-_BOILERPLATE: Final = re.compile(r"^(\[Error \d+\] |\w+Error: )+")
-
-#: The text of an error of the system, such as "111 ECONNREFUSED".
-_ERROR_NUMBER: Final = re.compile(r"(\d+) E[A-Z0-9]+")
 
 #: The messages by which kafka-python reports that it took an alert of TLS 1.0, 1.1 or 1.2 for the
 #: length of an answer.
@@ -467,18 +465,6 @@ class ConnectionManager(KafkaConnectionManager):
             return f"speaks TLS, and security.protocol is {protocol}"
         refused = tls_refusal(error) if self.ssl_enabled else None
         return None if refused is None else f"can't be reached with TLS: {refused}"
-
-
-def address_of(broker: Any) -> str:
-    """Return the address that a broker advertises. Its text may contain anything."""
-    return f"{one_line(broker.host)}:{broker.port}"
-
-
-def client_words(error: Exception) -> str:
-    """Return the message of a client's error without the prefix that all of them have."""
-    words = one_line(_BOILERPLATE.sub("", str(error)))
-    number = _ERROR_NUMBER.fullmatch(words)
-    return words if number is None else os.strerror(int(number[1]))
 
 
 class NetClient(KafkaNetClient):

@@ -34,8 +34,7 @@ from ..._records import ConsumerGroupMetadata
 from ..._settings import ProducerSettings
 from ..._shown import harmless
 from .._protocols import ConsumedOffset, Deadline
-from ._errors import FENCED
-from ._network import client_words
+from ._errors import FENCED, client_words
 
 __all__ = ["Transactions"]
 
