@@ -440,6 +440,18 @@ def test_trouble_is_what_librdkafka_logs_of_a_broker(driver: ConfluentDriver) ->
     assert driver.last_error() is None
 
 
+def test_the_reasons_of_a_start_are_those_of_the_bootstrap_addresses(
+    driver: ConfluentDriver,
+) -> None:
+    health = driver._health
+    assert health.reasons(["a:1"]) == []
+    for text in ("b:1/2: gone", "sasl_ssl://a:1/bootstrap: Connect failed", "down"):
+        health.note(KafkaError(KafkaError._TRANSPORT, text))
+    assert health.reasons(["a:1", "c:1"]) == ["a:1: Connect failed", "c:1: no answer"]
+    # An address that librdkafka writes differently is not lost.
+    assert health.reasons(["A:1"]) == ["A:1: no answer", "a:1: Connect failed"]
+
+
 # --- records that the client gives up ------------------------------------------------------------
 
 
