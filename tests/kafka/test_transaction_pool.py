@@ -97,7 +97,11 @@ async def test_twenty_at_a_time_one_is_fenced_and_a_broker_is_killed(
     cluster = three_brokers
     topic = cluster.create_topic(partitions=PARTITIONS, configs={"min.insync.replicas": 2})
     settings = ProducerSettings(
-        bootstrap_servers=cluster.bootstrap_servers, transactional_id=topic, delivery_timeout=60.0
+        bootstrap_servers=cluster.bootstrap_servers,
+        transactional_id=topic,
+        delivery_timeout=60.0,
+        # If a machine that stalls cuts the abort short, the producer does not learn who fenced it.
+        cancel_timeout=60.0,
     )
     history = History()
 
