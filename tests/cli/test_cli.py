@@ -27,8 +27,9 @@ from anyio_sendproducer.cli._verdict import (
     Verdict,
 )
 from anyio_sendproducer.testing import embedded_broker, mock_cluster
-from tests.support.cli_runs import run_main
+from tests.support.cli_runs import PATIENCE, producing, run_main
 from tests.support.measured import measured
+from tests.support.waiting import blocking_until
 
 BACKENDS = ["asyncio", "trio"]
 
@@ -485,11 +486,16 @@ def test_a_password_is_asked_for_on_the_terminal_and_not_shown() -> None:
     assert b"s3cret" not in shown + printed
 
 
-def test_the_log_of_the_client(driver: str, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["-b", "127.0.0.1:1", "--driver", driver, "--start-timeout", "2", "-t", "t"]
+def test_the_log_of_the_client(driver: str, tmp_path: Path) -> None:
     logger = {"kafka-python": "kafka.net.manager", "confluent": "anyio_sendproducer.confluent"}
-    assert run_main("produce", *words, "-v", os.devnull) == _running.FAILED
-    assert f" {logger[driver]}: " in capsys.readouterr().err
+    words = ["-b", "127.0.0.1:1", "--driver", driver, "--start-timeout", "300", "-t", "t", "-v"]
+    with producing(*words, directory=tmp_path) as run:
+        blocking_until(
+            lambda: f" {logger[driver]}: " in run.screen or run.process.poll() is not None, PATIENCE
+        )
+        run.signal()
+        assert run.end() == 128 + signal.SIGINT
+    assert f" {logger[driver]}: " in run.screen
 
 
 @pytest.mark.parametrize("command", [["check"], ["produce", "-t", "environment"]])

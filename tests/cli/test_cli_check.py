@@ -189,7 +189,7 @@ async def test_no_broker_listens(driver: DriverName) -> None:
 
 async def test_somebody_speaks_no_tls() -> None:
     with listening(b"hello") as address:
-        steps, _ = await checked(settings(address, security_protocol="SSL"))
+        steps, _ = await checked(settings(address, security_protocol="SSL").with_start_timeout(60))
     assert states(steps) == expected("tls")
     assert "it does not use the required TLS" in one(steps, "tls").details[0]
 
@@ -229,7 +229,7 @@ async def test_a_plaintext_listener_that_waits_for_more_is_named(
 
 async def test_somebody_hangs_up_in_the_handshake() -> None:
     with listening() as address:
-        steps, _ = await checked(settings(address, security_protocol="SSL"))
+        steps, _ = await checked(settings(address, security_protocol="SSL").with_start_timeout(60))
     assert states(steps) == expected("tls")
 
 
@@ -252,7 +252,7 @@ async def test_a_certificate_that_is_good(authority: tuple[trustme.CA, Path]) ->
     made, path = authority
     with listening(context=serving(made)) as address:
         asked = settings(address, security_protocol="SSL", ssl_truststore_location=str(path))
-        steps, _ = await checked(asked.with_start_timeout(2))
+        steps, _ = await checked(asked.with_start_timeout(8))
     # It is no broker.
     assert states(steps) == expected("authenticate", frozenset())
     assert one(steps, "tls").details == (f"{address}: TLSv1.3",)
@@ -262,7 +262,7 @@ async def test_certificates_that_are_not_to_be_trusted(authority: tuple[trustme.
     _, path = authority
     with listening(context=serving(trustme.CA())) as address:
         asked = settings(address, security_protocol="SSL", ssl_truststore_location=str(path))
-        steps, _ = await checked(asked)
+        steps, _ = await checked(asked.with_start_timeout(60))
     assert states(steps) == expected("tls")
     assert "its certificate" in one(steps, "tls").details[0]
     assert "ssl.truststore.location" in one(steps, "tls").hint
