@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from anyio_sendproducer import ProducerRecord, ProducerSettings, RecordRejected, SettingsError
@@ -162,6 +162,13 @@ def test_an_error_about_a_number_holds_no_value_in_its_chain() -> None:
 
 
 @given(st.text("ab.-_Z9/ö\n", max_size=4) | st.integers(248, 250).map("x".__mul__))
+@example(".")
+@example("..")
+@example("...")
+@example("")
+@example("a/b")
+@example("x" * 249)
+@example("x" * 250)
 def test_the_option_for_a_topic_accepts_what_the_producer_accepts(text: str) -> None:
     record = ProducerRecord(text, b"")
     option = click.Option(["--topic"])
