@@ -277,9 +277,19 @@ def test_bare_after_a_batch_expired_while_it_was_repeated_nothing_is_sent(
         for topic in (enough, lacking):
             producer.partitions_for(topic)
         futures_of(producer, enough, [b"value"])
-        hurry(producer, 1_000)
-        [expired] = futures_of(producer, lacking, [b"value"])
+        # It waits to be repeated for longer than this test takes, so that no answer is on its way
+        # when it expires.
+        producer._accumulator.config["retry_backoff_ms"] = 600_000
+        expired = producer.send(lacking, b"value")
+        batches = producer._accumulator._batches
+        blocking_until(
+            lambda: any(one.in_retry() for line in [*batches.values()] for one in [*line])
+        )
+        hurry(producer, 1)
+        producer._sender.wakeup()
+        assert settles(expired)
         assert isinstance(expired.exception, kafka_errors.KafkaTimeoutError)
+        hurry(producer, 1_000)
         # Later than delivery_timeout_ms allows.
         assert not settles(producer.send(enough, b"value"), 1 + NEVER)
 

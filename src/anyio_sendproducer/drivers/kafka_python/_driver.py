@@ -219,6 +219,14 @@ class KafkaPythonDriver:
                 self._closing,
             )
         producer.flush = skip_flush
+        stalled = StalledPartitions(
+            producer,
+            client.manager,
+            client.unwritten,
+            delivery_timeout=self._settings.delivery_timeout,
+            unknown_topic_timeout=self._settings.unknown_topic_timeout,
+        )
+        self._metadata.use(producer, stalled.holds)
         opened = self._opened = _Opened(
             producer=producer,
             append=find_direct_append(producer),
@@ -236,14 +244,6 @@ class KafkaPythonDriver:
             ),
             transactions=transactions,
         )
-        stalled = StalledPartitions(
-            producer,
-            client.manager,
-            client.unwritten,
-            delivery_timeout=self._settings.delivery_timeout,
-            unknown_topic_timeout=self._settings.unknown_topic_timeout,
-        )
-        self._metadata.use(producer, stalled.holds)
         serializes = self._key is not None or self._value is not None
         self.direct = opened.append is not None and self.chooses and not serializes
         self.lingers = opened.hurry is not None
