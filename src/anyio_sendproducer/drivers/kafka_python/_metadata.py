@@ -72,7 +72,8 @@ class TopicMetadata:
 
     def attach(self, client: NetClient, sink: Sink) -> None:
         """Follow the metadata of a client that is about to connect."""
-        self._cluster = cluster = client.cluster
+        cluster: Any = client.cluster
+        self._cluster = cluster
         self._forget = patch_cache_metadata(cluster)
         make_request = patch_request_promptly(
             cluster,
