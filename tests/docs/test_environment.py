@@ -12,6 +12,7 @@ PAGE: Final = (ROOT / "docs/reference/environment.md").read_text(encoding="utf-8
 #: The modules that read variables, and the rows of the page about them.
 READERS: Final = {
     "_settings.py": "from_env()",
+    "cli/_connecting.py": "| the command line | a command connects to a cluster |",
     "testing/_broker.py": "The embedded broker inherits",
 }
 
