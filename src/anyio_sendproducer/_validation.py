@@ -284,14 +284,14 @@ def record_of(given: Any, topic: Any, **fields: Any) -> ProducerRecord[Any, Any]
     )
 
 
-def records_of(given: Any) -> tuple[ProducerRecord[Any, Any], ...]:
+def records_of(given: Iterable[ProducerRecord[Any, Any]]) -> tuple[ProducerRecord[Any, Any], ...]:
     """Make a tuple of the argument of ``send_many()``.
 
     Raises:
         TypeError: it is not an iterable.
     """
-    if not isinstance(given, Iterable):
-        hint = ": send() sends one" if isinstance(given, ProducerRecord) else ""
+    if not isinstance(cast("object", given), Iterable):
+        hint = ": send() sends one" if isinstance(cast("object", given), ProducerRecord) else ""
         raise TypeError(
             f"send_many() takes an iterable of records, not {type(given).__name__}{hint}"
         )
