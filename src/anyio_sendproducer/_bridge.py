@@ -101,6 +101,23 @@ class Bridge:
 
         Cancellation leaves the thread running: call :meth:`stop`.
         """
+        self._start_thread()
+        await self._call(functools.partial(self._worker.open, self.generation))
+
+    def open_in_background(self, may_open: threading.Event) -> None:
+        """Start the thread, and have it open the driver. :class:`ClientOpened` will follow when the
+        cluster answers.
+
+        Args:
+            may_open: is set when the addresses of the cluster are known.
+
+        Raises:
+            ProducerStartError: no thread could be started.
+        """
+        self._start_thread()
+        self._send_command(functools.partial(self._worker.open_first, self.generation, may_open))
+
+    def _start_thread(self) -> None:
         worker = self._worker
         if not self._is_inline:
             if not has_started(worker.thread):
@@ -121,7 +138,6 @@ class Bridge:
                 # At the end of the process there is nothing to close.
                 finalizer.atexit = False
             self._release_sentinel = self._loop.keep(sentinel)
-        await self._call(functools.partial(worker.open, self.generation))
 
     async def call(self, function: Callable[[Driver], T]) -> T:
         """Call a function with the driver, on the thread, after the earlier commands.
@@ -286,8 +302,8 @@ class Bridge:
 
     def last_error(self) -> Exception | None:
         """Return the reason why the client reaches no broker, if the driver knows it."""
-        driver = self._worker.driver
-        return None if driver is None else driver.last_error()
+        driver, open_error = self._worker.driver, self._worker.open_error
+        return (None if driver is None else driver.last_error()) or open_error
 
     def is_disconnected(self) -> bool:
         """Whether the client reaches no broker at all."""

@@ -287,6 +287,9 @@ class Statistics:
     abandoned: int
     """Records whose caller was cancelled while the client had them. They are still sent, and also
     counted as in flight, delivered or failed."""
+    is_connected: bool
+    """Whether a client is open that reaches a broker, as far as the client knows. An idle client
+    learns of a lost connection when it next uses it."""
     generations: int
     """The number of clients so far: 1, and 1 more each time a client was replaced."""
     hand_overs: int

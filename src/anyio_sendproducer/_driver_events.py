@@ -78,7 +78,9 @@ class GenerationEnded:
 
 @dataclass(frozen=True, slots=True)
 class ClientOpened:
-    """A new client is open in place of the one that was given up."""
+    """The client of a generation is open, in the background of the producer."""
+
+    generation: int
 
 
 @dataclass(frozen=True, slots=True)

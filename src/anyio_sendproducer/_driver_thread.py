@@ -25,7 +25,7 @@ from ._driver_events import (
     MetadataChanged,
     Ready,
 )
-from ._exceptions import ProducerClosed, ProducerFenced, SendProducerError
+from ._exceptions import ProducerClosed, ProducerFenced, SendProducerError, SettingsError
 from ._loops import Loop
 from .drivers import DirectDriver, Driver, LingeringDriver, Outcome, PolledDriver
 from .telemetry._logging import error_type
@@ -36,8 +36,11 @@ T = TypeVar("T")
 
 _log = logging.getLogger("anyio_sendproducer")
 
-#: Seconds between attempts to open a client in place of one that was given up.
+#: Seconds between the first two attempts to open a client in the background.
 REOPEN_SECONDS: Final = 0.5
+
+#: The pause doubles after each attempt, up to this number of seconds.
+LONGEST_REOPEN_SECONDS: Final = 4.0
 
 #: How many bytes of records a client that is given up must hold to be worth a garbage collection,
 #: which stops the process for 0.1 s for each million of its objects.
@@ -127,6 +130,8 @@ class DriverThread:
         #: run in a copy of this context.
         self._context = contextvars.copy_context()
         self.driver: Driver | None = None
+        #: Why no client could be opened in the background, at the last attempt.
+        self.open_error: Exception | None = None
         self.polled_driver: PolledDriver | None = None
         #: Whether the event loop may submit without the thread: any batch if the client is polled,
         #: otherwise a lone record.
@@ -271,25 +276,43 @@ class DriverThread:
         self.driver = None
         if held >= WORTH_COLLECTING:
             gc.collect()
+        self.open_repeatedly(generation)
+
+    def open_first(self, generation: int, may_open: threading.Event) -> None:
+        """Open the first client, as soon as ``may_open`` is set."""
+        while not may_open.wait(REOPEN_SECONDS):
+            if self._is_ending:
+                return
+        self.open_repeatedly(generation, is_first=True)
+
+    def open_repeatedly(self, generation: int, *, is_first: bool = False) -> None:
+        """Open the driver of a client generation. Try again until that succeeds."""
+        pause = REOPEN_SECONDS
+        # A setting that the first client refuses is wrong for every other client, too.
+        hopeless = (ProducerFenced, SettingsError) if is_first else (ProducerFenced,)
         while not self._is_ending:
             try:
                 self.open(generation)
-            except ProducerFenced as failure:
+            except hopeless as failure:
                 self.post(DriverCrashed(failure))
                 return
             except SendProducerError as failure:
+                self.open_error = failure
                 _log.warning(
-                    "no new client could be opened, trying again: %s",
+                    "no %sclient could be opened, trying again: %s",
+                    "" if is_first else "new ",
                     failure,
                     extra={"error.type": error_type(failure)},
                 )
                 self.close_driver(0)
-                self.stopping.wait(REOPEN_SECONDS)
+                self.stopping.wait(pause)
+                pause = min(2 * pause, LONGEST_REOPEN_SECONDS)
             except BaseException as failure:  # noqa: BLE001  # as above
                 self.post(DriverCrashed(failure))
                 return
             else:
-                self.post(ClientOpened())
+                self.open_error = None
+                self.post(ClientOpened(generation))
                 return
 
     def close_driver(self, timeout: float) -> None:

@@ -70,6 +70,7 @@ _READY: Final = ClientState.READY
 _BUSY: Final = ClientState.BUSY
 _REOPENING: Final = ClientState.REOPENING
 _STOPPING: Final = ClientState.STOPPING
+_OPEN: Final = (_READY, _BUSY)
 _IDLE: Final = PumpState.IDLE
 _NOTIFIED: Final = PumpState.NOTIFIED
 _SETTLING: Final = PumpState.SETTLING
@@ -140,6 +141,7 @@ class Engine:
         """Take a snapshot of the figures."""
         return self.ledger.statistics(
             generations=self._generations,
+            is_connected=self.client in _OPEN and not self.bridge.is_disconnected(),
             hand_overs=self.bridge.hand_overs,
             wake_ups=self.bridge.wake_ups,
             client=self.bridge.metrics(),
@@ -252,7 +254,7 @@ class Engine:
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
                 tasks.start_soon(self._watch_deadlines)
-                if self.resolver.looks_up:
+                if self.resolver.asks:
                     tasks.start_soon(self._watch_addresses)
                 try:
                     async for events in self.bridge.events:
@@ -341,9 +343,9 @@ class Engine:
                     return self._replace_or_break(error)
             case GenerationEnded(error):
                 return self._end_generation(error)
-            case ClientOpened():
+            case ClientOpened(generation):
                 self.client = _READY if self.client is _REOPENING else self.client
-                self._generations += 1
+                self._generations = generation
                 if self.observation is not None:
                     self.observation.client_opened(self._generations)
             case Ready():
@@ -472,17 +474,17 @@ class Engine:
     async def _watch_addresses(self) -> None:
         """Look the service up again while no broker is reached. If its addresses have changed,
         replace the client."""
+        await self.resolver.find_until_found(self.clock.sleep)
         was_disconnected = False
-        while True:
+        while self.resolver.looks_up:
             await self.clock.sleep(WATCH_SECONDS)
             is_disconnected = self.client is _REOPENING or self.bridge.is_disconnected()
             if is_disconnected and was_disconnected and await self.resolver.moved():
                 addresses = listed(self.resolver.settings.addresses)
-                last_error = self.bridge.last_error()
                 error = ConnectionError(
                     f"no broker is reached, and the service now has the addresses {addresses}"
                 )
-                error.__cause__ = last_error
+                error.__cause__ = self.bridge.last_error()
                 with self.step:
                     self._replace_client(error)
             was_disconnected = is_disconnected
@@ -499,7 +501,7 @@ class Engine:
         Cancellation closes the producer within ``cancel_timeout``.
         """
         await self._open()
-        if self.observation is not None:
+        if self.observation is not None and self.client is _READY:
             self.observation.client_opened(self._generations)
         try:
             async with anyio.create_task_group() as tasks:
@@ -534,6 +536,10 @@ class Engine:
     async def _open(self) -> None:
         start_timeout = self.settings.start_timeout
         try:
+            if not self.settings.wait_for_cluster:
+                self.client = _REOPENING
+                self.bridge.open_in_background(self.resolver.found)
+                return
             # The drivers bound their start by start_timeout themselves. The code of a
             # producer_factory may take any time.
             is_bounded = self.settings.producer_factory is None

@@ -18,7 +18,7 @@ from __future__ import annotations
 import itertools
 import math
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, cast
 
 from anyio import WouldBlock
@@ -775,9 +775,7 @@ class Ledger:
         """Whether the only accepted record is queued, and the driver has none."""
         return self._records == 1 and len(self._queue) == 1
 
-    def statistics(
-        self, *, generations: int, hand_overs: int, wake_ups: int, client: Mapping[str, Any]
-    ) -> Statistics:
+    def statistics(self, **others: Any) -> Statistics:
         """Take a snapshot of the figures. The arguments are figures that the ledger does not know;
         see :class:`Statistics`."""
         return Statistics(
@@ -791,8 +789,5 @@ class Ledger:
             failed=self._counts.failed,
             withdrawn=self._counts.withdrawn,
             abandoned=self._counts.abandoned,
-            generations=generations,
-            hand_overs=hand_overs,
-            wake_ups=wake_ups,
-            client=client,
+            **others,
         )

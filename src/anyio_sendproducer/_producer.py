@@ -494,7 +494,8 @@ async def _start(
 ) -> SendProducer:
     checked = check_observers(observers)
     resolver = SettingsResolver(settings)
-    await resolver.find()
+    if settings.wait_for_cluster:
+        await resolver.find()
     producer = SendProducer._create(_make_engine(resolver, driver, checked, make_clock))
     await task_group.start(producer._engine.run)
     return producer

@@ -148,6 +148,7 @@ class SettingsFields(TypedDict, total=False):
     producer: Any
     producer_factory: Callable[[dict[str, Any]], Any] | None
     close_producer_on_exit: bool
+    wait_for_cluster: bool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -204,6 +205,10 @@ class ProducerSettings:
             configuration, a dict, and returns ``KafkaProducer(**configs)`` or an instance of a
             subclass. It is called on the producer's thread, also for each client that replaces a
             broken one. If it raises, the start fails with a :exc:`ProducerStartError`.
+        wait_for_cluster: whether the block begins when a broker has answered, and an unreachable
+            cluster raises :class:`ProducerStartError`. With False the block begins at once, and the
+            client connects in the background, again and again. Records wait for it within their
+            own deadlines.
         close_producer_on_exit: whether the client is closed at the end. False is allowed only with
             ``producer``. Its records are awaited in either case.
 
@@ -232,6 +237,7 @@ class ProducerSettings:
     producer: Any = None
     producer_factory: Callable[[dict[str, Any]], Any] | None = None
     close_producer_on_exit: bool = True
+    wait_for_cluster: bool = True
 
     if TYPE_CHECKING:
 
@@ -264,11 +270,11 @@ class ProducerSettings:
             set_field(self, field, seconds_of(field, getattr(self, field), zero=zero))
 
     def _check_client(self) -> None:
-        if not isinstance(cast("object", self.close_producer_on_exit), bool):
-            raise SettingsError(
-                f"close_producer_on_exit must be True or False, not "
-                f"{shown(self.close_producer_on_exit)}"
-            )
+        for field in ("close_producer_on_exit", "wait_for_cluster"):
+            if not isinstance(getattr(self, field), bool):
+                raise SettingsError(
+                    f"{field} must be True or False, not {shown(getattr(self, field))}"
+                )
         factory = cast("object", self.producer_factory)
         if factory is not None and not callable(factory):
             raise SettingsError(f"producer_factory must be callable, not {type(factory).__name__}")

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Awaitable, Iterable
+import threading
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Final, cast
 
 import anyio
@@ -32,6 +33,9 @@ MOST_TARGETS: Final = 100
 #: The client has at least this part of start_timeout; seconds.
 _LEAST: Final = 0.001
 
+#: Seconds between two look-ups in the background, until one succeeds.
+_REPEAT_SECONDS: Final = 1.0
+
 
 class SettingsResolver:
     """Completes the settings for each client of one producer.
@@ -50,11 +54,15 @@ class SettingsResolver:
         self._lookup: Lookup | None = None
         self._resolver: Resolver | None = None
         self.settings = given
+        #: Is set when the settings are complete. The driver's thread waits for it.
+        self.found = threading.Event()
+        if not self.asks:
+            self.found.set()
 
     @property
     def looks_up(self) -> bool:
         """Whether there is a service to look up."""
-        return self._lookup is not None
+        return self._lookup is not None or bool(self._given.service_name)
 
     @property
     def asks(self) -> bool:
@@ -90,10 +98,27 @@ class SettingsResolver:
                 )
             left = given.start_timeout - (anyio.current_time() - began)
             self._left = round(max(left, _LEAST), 3)
+            self.found.set()
 
-    async def find_again(self) -> None:
-        """Complete the settings again, for the next client. A failure is logged, and the settings
-        stay as they are."""
+    async def find_until_found(self, sleep: Callable[[float], Awaitable[None]]) -> None:
+        """Complete the settings, and try again until that succeeds. Other fields of the settings
+        than those of the client stay as the caller passed them.
+
+        Args:
+            sleep: waits for so many seconds.
+        """
+        while not self.found.is_set():
+            if await self.find_again():
+                self.found.set()
+            else:
+                await sleep(_REPEAT_SECONDS)
+
+    async def find_again(self) -> bool:
+        """Complete the settings again, for the next client.
+
+        Returns:
+            Whether that succeeded. A failure is logged, and the settings stay as they are.
+        """
         try:
             with anyio.move_on_after(self.settings.start_timeout) as scope:
                 found = await self._with_addresses(await self._enriched())
@@ -102,6 +127,8 @@ class SettingsResolver:
                     bootstrap_servers=found.bootstrap_servers,
                     client_id=found.client_id,
                     properties=found.properties,
+                    service_name="",
+                    enrich=None,
                 )
             if scope.cancelled_caught:
                 raise TimeoutError("no answer within start_timeout")
@@ -111,6 +138,8 @@ class SettingsResolver:
                 error,
                 extra={"error.type": error_type(error)},
             )
+            return False
+        return True
 
     async def moved(self) -> bool:
         """Look the service up again.

@@ -29,6 +29,7 @@ from anyio_sendproducer import (
     ProducerStartError,
     SendProducer,
     SendProducerError,
+    UndeliveredRecords,
     open_send_producer,
 )
 from anyio_sendproducer.drivers import Driver, DriverName, make_driver
@@ -38,7 +39,7 @@ from anyio_sendproducer.testing import FakeDriver, MockCluster, mock_cluster
 from tests.support import hourglass
 from tests.support.bare import bare, leaking_sockets
 from tests.support.clock import ManualClock
-from tests.support.fault_proxy import FaultProxy
+from tests.support.fault_proxy import FaultProxy, fault_proxy
 from tests.support.mock_cluster import FOR_MOCK
 from tests.support.scripted_broker import METADATA, PRODUCE, scripted_broker
 from tests.support.waiting import blocking_until, until
@@ -235,6 +236,42 @@ async def test_brokers_that_come_back_elsewhere_are_found_by_the_bootstrap_addre
                     await producer.send(ProducerRecord("orders", b"a brush"))
                 assert producer.statistics().generations == 1
         assert PRODUCE in second.requests
+
+
+async def test_a_cluster_that_comes_late_leaves_and_returns(driver: str) -> None:
+    with scripted_broker() as broker, fault_proxy(broker.address) as proxied:
+        broker.brokers = [(1, "127.0.0.1", proxied.port)]
+        proxied.refuse()
+        settings = ProducerSettings(
+            bootstrap_servers=proxied.address, wait_for_cluster=False, delivery_timeout=LONG
+        )
+        async with open_send_producer(settings, driver=driver) as producer:
+            late = await producer.enqueue(ProducerRecord("orders", b"two tins"))
+            assert not producer.statistics().is_connected
+            proxied.heal()
+            await late
+            assert producer.statistics().is_connected
+            proxied.refuse()
+            meanwhile = await producer.enqueue(ProducerRecord("orders", b"a brush"))
+            await until(lambda: not producer.statistics().is_connected)
+            proxied.heal()
+            await meanwhile
+            await until(lambda: producer.statistics().is_connected)
+            assert producer.statistics().generations == 1
+
+
+@pytest.mark.parametrize("login", [{}, {"security.protocol": "SSL"}], ids=["plaintext", "tls"])
+async def test_closing_before_the_cluster_comes(driver: str, login: dict[str, str]) -> None:
+    with reserved_ports(1) as [nobody]:
+        settings = ProducerSettings(
+            bootstrap_servers=f"127.0.0.1:{nobody}",
+            wait_for_cluster=False,
+            close_timeout=0.1,
+            properties=login,
+        )
+        with pytest.raises(UndeliveredRecords, match="was not sent"):
+            async with open_send_producer(settings, driver=driver) as producer:
+                await producer.enqueue(ProducerRecord("orders", b"two tins"))
 
 
 def test_an_attempt_to_reach_a_broker_that_has_moved_is_broken_off() -> None:

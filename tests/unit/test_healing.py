@@ -494,7 +494,7 @@ async def test_the_collector_is_called_for_a_client_that_holds_much(
             await sent.wait()
 
 
-@pytest.mark.parametrize("event", [ClientOpened(), BatchSubmitted(Submitted())])
+@pytest.mark.parametrize("event", [ClientOpened(2), BatchSubmitted(Submitted())])
 async def test_what_a_client_still_reports_does_not_end_the_stopping(
     settings: ProducerSettings, fake: FakeDriver, event: Event
 ) -> None:
@@ -515,7 +515,7 @@ async def test_a_batch_of_a_client_that_is_given_up_does_not_end_the_reopening(
         engine.client = ClientState.REOPENING
         steps: list[tuple[Event, ClientState]] = [
             (BatchSubmitted(Submitted()), ClientState.REOPENING),
-            (ClientOpened(), ClientState.READY),
+            (ClientOpened(2), ClientState.READY),
         ]
         for event, state in steps:
             assert not [*engine._apply(event)]

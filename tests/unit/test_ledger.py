@@ -73,7 +73,7 @@ def refused(entry: Entry) -> DeliveryError:
 
 
 def figures(ledger: Ledger) -> Statistics:
-    return ledger.statistics(generations=1, hand_overs=0, wake_ups=0, client={})
+    return ledger.statistics(is_connected=True, generations=1, hand_overs=0, wake_ups=0, client={})
 
 
 def room(ledger: Ledger) -> tuple[int, int]:
@@ -883,7 +883,9 @@ def test_cancelled_when_it_had_failed_unsent() -> None:
     assert ledger.fail_unsubmitted("it was not sent", GONE) == [waiter]
     assert ledger.cancel(entry) == []
     assert ledger.take_undelivered() == ([entry.outcome], 1)
-    figures = ledger.statistics(generations=1, hand_overs=0, wake_ups=0, client={})
+    figures = ledger.statistics(
+        is_connected=True, generations=1, hand_overs=0, wake_ups=0, client={}
+    )
     assert (figures.failed, figures.abandoned) == (1, 0)
 
 

@@ -663,7 +663,9 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_figures_are_those_of_the_fates(self) -> None:
-        figures = self.ledger.statistics(generations=7, hand_overs=8, wake_ups=9, client={})
+        figures = self.ledger.statistics(
+            is_connected=True, generations=7, hand_overs=8, wake_ups=9, client={}
+        )
         states = Counter(fate.state for fate in self.fates)
         accepted = [fate for fate in self.fates if fate.accepted]
         assert figures.state == self.state.value

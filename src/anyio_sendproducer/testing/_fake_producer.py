@@ -345,4 +345,5 @@ def _without_cluster(settings: ProducerSettings | None) -> ProducerSettings:
         producer=None,
         producer_factory=None,
         close_producer_on_exit=True,
+        wait_for_cluster=True,
     )
