@@ -238,7 +238,7 @@ async def test_brokers_that_come_back_elsewhere_are_found_by_the_bootstrap_addre
         assert PRODUCE in second.requests
 
 
-async def test_a_cluster_that_comes_late_leaves_and_returns(driver: str) -> None:
+async def test_a_cluster_that_comes_late_leaves_and_returns(driver: DriverName) -> None:
     with scripted_broker() as broker, fault_proxy(broker.address) as proxied:
         broker.brokers = [(1, "127.0.0.1", proxied.port)]
         proxied.refuse()
@@ -261,7 +261,7 @@ async def test_a_cluster_that_comes_late_leaves_and_returns(driver: str) -> None
 
 
 @pytest.mark.parametrize("login", [{}, {"security.protocol": "SSL"}], ids=["plaintext", "tls"])
-async def test_closing_before_the_cluster_comes(driver: str, login: dict[str, str]) -> None:
+async def test_closing_before_the_cluster_comes(driver: DriverName, login: dict[str, str]) -> None:
     with reserved_ports(1) as [nobody]:
         settings = ProducerSettings(
             bootstrap_servers=f"127.0.0.1:{nobody}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -20,7 +20,7 @@ from anyio_sendproducer import (
     _settings_resolver,
     open_send_producer,
 )
-from anyio_sendproducer._engine import ClientState
+from anyio_sendproducer._engine_states import ClientState
 from anyio_sendproducer.discovery import Lookup, Target
 from anyio_sendproducer.telemetry import GenerationOpened
 from anyio_sendproducer.testing import FakeDriver
@@ -184,7 +184,7 @@ class Service:
         self.asked = 0
         self.answers = False
 
-    async def resolve(self, lookup: Lookup) -> Iterable[Target]:
+    async def resolve(self, lookup: Lookup) -> Sequence[Target]:
         self.asked += 1
         if not self.answers:
             raise OSError("no name server answers")
