@@ -81,6 +81,7 @@ class Bridge:
         self._polling = PollScheduler(monotonic)
         self._last_batch = 0
         self._replies: set[Reply[Any]] = set()
+        self._may_open = threading.Event()
         self.step = Step()
         self.events = EventStream(loop)
         self._worker = DriverThread(loop, make, monotonic, weakref.WeakMethod(self._collect))
@@ -104,18 +105,26 @@ class Bridge:
         self._start_thread()
         await self._call(functools.partial(self._worker.open, self.generation))
 
-    def open_in_background(self, may_open: threading.Event) -> None:
+    def open_in_background(self, *, is_allowed: bool) -> None:
         """Start the thread, and have it open the driver. :class:`ClientOpened` will follow when the
         cluster answers.
 
         Args:
-            may_open: is set when the addresses of the cluster are known.
+            is_allowed: whether the addresses of the cluster are known. If not, the thread waits for
+                :meth:`allow_open`.
 
         Raises:
             ProducerStartError: no thread could be started.
         """
+        if is_allowed:
+            self.allow_open()
         self._start_thread()
-        self._send_command(functools.partial(self._worker.open_first, self.generation, may_open))
+        opening = functools.partial(self._worker.open_first, self.generation, self._may_open)
+        self._send_command(opening)
+
+    def allow_open(self) -> None:
+        """The addresses of the cluster are known."""
+        self._may_open.set()
 
     def _start_thread(self) -> None:
         worker = self._worker

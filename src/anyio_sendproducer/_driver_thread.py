@@ -125,7 +125,6 @@ class DriverThread:
         self._make = make
         self._monotonic = monotonic
         self._collect = collect
-        self._number = next(_numbers)
         #: The context variables of the task that opened the producer. Serializers and other hooks
         #: run in a copy of this context.
         self._context = contextvars.copy_context()
@@ -155,15 +154,15 @@ class DriverThread:
         self.posting = threading.RLock()
         self.stopping = threading.Event()
         self._is_abandoned = False
-        self.thread = self.new_thread("", self._serve)
+        self.thread = self._named_thread(f"anyio-sendproducer-{next(_numbers)}", self._serve)
 
     def new_thread(self, suffix: str, target: Callable[[], None]) -> threading.Thread:
         """Make a thread that runs ``target`` in a copy of the opener's context."""
+        return self._named_thread(self.thread.name + suffix, target)
+
+    def _named_thread(self, name: str, target: Callable[[], None]) -> threading.Thread:
         return threading.Thread(
-            target=self._context.copy().run,
-            args=(target,),
-            name=f"anyio-sendproducer-{self._number}{suffix}",
-            daemon=True,
+            target=self._context.copy().run, args=(target,), name=name, daemon=True
         )
 
     def abandon(self) -> None:

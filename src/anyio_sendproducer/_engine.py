@@ -475,6 +475,7 @@ class Engine:
         """Look the service up again while no broker is reached. If its addresses have changed,
         replace the client."""
         await self.resolver.find_until_found(self.clock.sleep)
+        self.bridge.allow_open()
         was_disconnected = False
         while self.resolver.looks_up:
             await self.clock.sleep(WATCH_SECONDS)
@@ -538,7 +539,7 @@ class Engine:
         try:
             if not self.settings.wait_for_cluster:
                 self.client = _REOPENING
-                self.bridge.open_in_background(self.resolver.found)
+                self.bridge.open_in_background(is_allowed=self.resolver.is_complete)
                 return
             # The drivers bound their start by start_timeout themselves. The code of a
             # producer_factory may take any time.

@@ -521,6 +521,10 @@ class ProducerSettings:
         """A copy with another ``close_timeout``."""
         return self.evolve(close_timeout=seconds)
 
+    def with_wait_for_cluster(self, on: bool) -> ProducerSettings:  # noqa: FBT001
+        """A copy with another ``wait_for_cluster``."""
+        return self.evolve(wait_for_cluster=on)
+
     def with_cancel_timeout(self, seconds: float | timedelta) -> ProducerSettings:
         """A copy with another ``cancel_timeout``."""
         return self.evolve(cancel_timeout=seconds)

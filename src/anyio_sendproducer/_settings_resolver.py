@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import threading
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Final, cast
 
@@ -54,10 +53,8 @@ class SettingsResolver:
         self._lookup: Lookup | None = None
         self._resolver: Resolver | None = None
         self.settings = given
-        #: Is set when the settings are complete. The driver's thread waits for it.
-        self.found = threading.Event()
-        if not self.asks:
-            self.found.set()
+        #: Whether the settings are complete.
+        self.is_complete = not self.asks
 
     @property
     def looks_up(self) -> bool:
@@ -98,7 +95,7 @@ class SettingsResolver:
                 )
             left = given.start_timeout - (anyio.current_time() - began)
             self._left = round(max(left, _LEAST), 3)
-            self.found.set()
+            self.is_complete = True
 
     async def find_until_found(self, sleep: Callable[[float], Awaitable[None]]) -> None:
         """Complete the settings, and try again until that succeeds. Other fields of the settings
@@ -107,9 +104,9 @@ class SettingsResolver:
         Args:
             sleep: waits for so many seconds.
         """
-        while not self.found.is_set():
+        while not self.is_complete:
             if await self.find_again():
-                self.found.set()
+                self.is_complete = True
             else:
                 await sleep(_REPEAT_SECONDS)
 

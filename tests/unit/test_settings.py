@@ -251,6 +251,7 @@ def test_the_defaults() -> None:
         "producer": None,
         "producer_factory": None,
         "close_producer_on_exit": True,
+        "wait_for_cluster": True,
     }
 
 

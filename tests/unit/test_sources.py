@@ -32,6 +32,7 @@ TEXTS: dict[str, tuple[str, Any]] = {
     "resolve_timeout": ("0.5", 0.5),
     "discovery_method": ("dns", "dns"),
     "close_producer_on_exit": ("True", True),
+    "wait_for_cluster": ("False", False),
 }
 #: What is not in the others: code, properties, and what can't stand beside bootstrap_servers.
 OTHERS = {
@@ -152,6 +153,7 @@ cancel_timeout = 1
 transactional_id = "tx"
 eos_commit_interval = 0.2
 resolve_timeout = 0.5
+wait_for_cluster = false
 properties."compression.type" = "lz4"
 properties.ssl.ca.location = "/ca.pem"
 """

@@ -293,7 +293,7 @@ async def test_what_is_no_record_is_none_of_the_observers_affairs(
 ) -> None:
     async with open_send_producer(settings, driver=fake, observers=[recorder]) as producer:
         with raising(TypeError):
-            await producer.send(cast("Any", "text"))
+            await producer.send(cast("Any", b"text"))
         with raising(TypeError):
             await producer.send_many([record(), cast("Any", "text")])
         assert await producer.send_many([]) == []
