@@ -147,7 +147,7 @@ SECRET = "hunter2-s3cr3t"
 
 BAD_FIELDS: list[tuple[str, dict[str, Any], list[str]]] = [
     ("empty topic", {"topic": ""}, ["topic is empty"]),
-    ("topic of 250", {"topic": "x" * 250}, ["topic is 250 characters", "249", "'xxxx"]),
+    ("topic of 250", {"topic": "x" * 250}, ["topic has 250 characters", "249", "'xxxx"]),
     ("topic with a space", {"topic": "my orders"}, ["topic 'my orders' has characters"]),
     ("topic with a newline", {"topic": "orders\n"}, [r"topic 'orders\n' has characters"]),
     ("topic not ASCII", {"topic": "größe"}, ["topic 'größe' has characters"]),
