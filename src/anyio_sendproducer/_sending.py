@@ -268,6 +268,7 @@ class Sender:
         Cancellation: as with :meth:`send`, for each record on its own.
         """
         if isinstance(envelope, Message):
+            check_is_record(envelope.record)
             return Result(await self.send(envelope.record, timeout=timeout), envelope)
         if isinstance(envelope, MultiMessage):
             records = envelope.records

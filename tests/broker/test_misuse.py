@@ -275,8 +275,9 @@ async def test_an_envelope_in_place_of_a_record(
 async def test_not_a_record(settings: ProducerSettings, fake: FakeDriver, what: Any) -> None:
     async with open_send_producer(settings, driver=fake) as producer:
         message = f"a ProducerRecord is sent, not {type(what).__name__}"
-        with pytest.raises(TypeError, match=message):
-            await producer.send(what)
+        if type(what) not in {type(None), str}:  # these may be fields of a record
+            with pytest.raises(TypeError, match=message):
+                await producer.send(what)
         with pytest.raises(TypeError, match=message):
             await producer.enqueue(what)
         with pytest.raises(TypeError, match=message):

@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import anyio
 import anyio.abc
-import anyio.lowlevel
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -397,6 +396,14 @@ def a_second(world: World) -> None:
     world.clock.advance(1.0)
 
 
+def acknowledge_one(world: World) -> None:
+    world.driver.acknowledge(1)
+
+
+def learn(world: World) -> None:
+    world.driver.learn("new")
+
+
 steps = st.one_of(
     st.builds(
         sending,
@@ -404,28 +411,29 @@ steps = st.one_of(
         st.none() | st.sampled_from([1.0, 2.0, 3.0, 7.0, 15.0]),
     ),
     st.just(a_second),
-    st.just(lambda world: world.driver.acknowledge(1)),
-    st.just(lambda world: world.driver.learn("new")),
+    st.just(acknowledge_one),
+    st.just(learn),
 )
 
 
 async def live(course: list[Step]) -> None:
     driver, clock = polled(), ManualClock()
+    sent: list[Sent] = []
     driver.unknown_topics.add("new")
     async with clock.open(SETTINGS, driver=driver) as producer:
         async with anyio.create_task_group() as tasks:
-            world = World(producer, driver, clock, tasks)
+            world = World(producer, driver, clock, tasks, sent)
             for step in [*course, *[a_second] * int(DEFAULT)]:
                 step(world)
                 await quiet()
                 world.judge()
-            assert all(one.outcome is not None for one in world.sent)
+            assert all(one.outcome is not None for one in sent)
         driver.learn("new")
         driver.manual = False
         driver.acknowledge()
     never = {
         one.value
-        for one in world.sent
+        for one in sent
         if isinstance(one.outcome, DeliveryError)
         and one.outcome.persistence is Persistence.NOT_PERSISTED
     }

@@ -46,10 +46,7 @@ from ._errors import (
     client_words,
 )
 
-__all__ = [
-    "ClosingSocket",
-    "NetClient",
-]
+__all__ = ["ClosingSocket", "NetClient"]
 
 
 #: Milliseconds between two looks at a connection attempt that has not ended.
@@ -215,7 +212,7 @@ class ConnectionManager(KafkaConnectionManager):
         self.failures: dict[Any, Exception] = {}
         #: The last error that ended a connection to each broker, also an established one.
         self._ends: dict[Any, Exception] = {}
-        self._transports: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.transports: weakref.WeakSet[Any] = weakref.WeakSet()
         # 3.0.12 has no setting for these. An attempt to connect may take as long as a request.
         config: dict[str, Any] = self.config
         for name in (
@@ -381,7 +378,7 @@ class ConnectionManager(KafkaConnectionManager):
                 made = KafkaTCPTransport(self._net, sock, node.host)
             made._sock_recv = functools.partial(_receive, made)
             made._sock_send = functools.partial(_send, made, made._sock_send)
-            self._transports.add(made)
+            self.transports.add(made)
             done = True
         except Exception as error:
             raise kafka_errors.KafkaConnectionError(f"Handshake failed: {error}") from error
@@ -390,12 +387,12 @@ class ConnectionManager(KafkaConnectionManager):
                 made.close()
         return made
 
-    def let_go(self) -> None:
+    def let_go(self, transports: list[Any]) -> None:
         """Close the sockets that are still open once the client is closed.
 
         3.0.12 leaves a connection to the garbage collector if the broker does not accept its bytes.
         """
-        for transport in [*self._transports]:
+        for transport in {*transports, *self.transports}:
             if transport._sock is not None:
                 with contextlib.suppress(OSError):
                     transport._sock.close()
@@ -591,10 +588,12 @@ class NetClient(KafkaNetClient):
 
     def close(self, node_id: Any = None) -> None:
         """Close one connection or, without an argument, the client."""
+        # The garbage collector must not find a socket before `let_go` has closed it.
+        transports = [*self.manager.transports]
         try:
             super().close(node_id)
         finally:
             if node_id is None:
-                self.manager.let_go()
+                self.manager.let_go(transports)
                 self.closed_by = threading.current_thread()
                 self.is_closed.set()
