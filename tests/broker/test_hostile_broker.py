@@ -70,7 +70,7 @@ def settings(broker: HostileBroker, driver: DriverName, **changes: Any) -> Produ
         close_timeout=0.2,
         cancel_timeout=0.2,
     )
-    return made.evolve(**{**changes, "properties": {**properties, **changes.get("properties", {})}})
+    return made.evolve(**changes).with_properties(properties)
 
 
 async def send(broker: HostileBroker, driver: DriverName, **changes: Any) -> None:

@@ -344,9 +344,10 @@ def test_bare_a_base_exception_in_a_callback_wedges_the_partition(lone_broker: M
         later = producer.send("first", b"3")
         assert not settles(behind, NEVER)
         assert not later.is_done
+        sender = producer._sender
     # Its thread ends with an exception, before it closes the client.
-    assert not producer._sender.is_alive()
-    producer._sender._client.close()
+    assert not sender.is_alive()
+    sender._client.close()
 
 
 async def test_a_base_exception_of_the_users_code_fails_one_record(

@@ -205,7 +205,7 @@ class Halt:
 
     def __init__(self, stage: str, driver: DriverName) -> None:
         self._stage = stage
-        self._driver = driver
+        self._driver: DriverName = driver
         self._reached = threading.Event()
         self.gate = Gate()
         self.gate.shut()

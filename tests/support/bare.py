@@ -47,6 +47,10 @@ def bare(servers: str | MockCluster, **configs: Any) -> Generator[Any, None, Non
         producer.flush = nothing  # close() begins with it, and raises where it takes too long
         producer.close(0)
         producer._sender.join(PATIENCE)
+        # The caller still has the producer: its sockets must not stay in memory with it, until
+        # they are collected within another test.
+        left: dict[str, Any] = vars(producer)
+        left.clear()
 
 
 @contextlib.contextmanager

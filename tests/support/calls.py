@@ -28,6 +28,7 @@ __all__ = [
     "SENT_ONCE",
     "Call",
     "at_gate",
+    "end_error",
     "fail",
     "generation",
     "never",
@@ -94,6 +95,13 @@ async def outcome_of(producer: SendProducer, topic: str) -> RecordMetadata | Del
 def fail() -> None:
     """End a block; a bare `raise` would have type checkers take what follows for unreachable."""
     raise ZeroDivisionError
+
+
+def end_error(
+    *, commit: SendProducerError | None = None, abort: SendProducerError | None = None
+) -> Callable[[bool], SendProducerError | None]:
+    """What a fake driver's ``end_error`` is set to: the errors of a commit and of an abort."""
+    return lambda commits: commit if commits else abort
 
 
 def never() -> None:

@@ -31,7 +31,7 @@ class _Parent:
 
     def __init__(self, address: str, driver: DriverName) -> None:
         self._settings = ProducerSettings(bootstrap_servers=address)
-        self._driver = driver
+        self._driver: DriverName = driver
         self.opened: queue.SimpleQueue[SendProducer] = queue.SimpleQueue()
         self.forked = threading.Event()
 

@@ -22,7 +22,7 @@ from anyio_sendproducer.drivers import Driver
 from anyio_sendproducer.drivers.security._settings import TokenSource
 from anyio_sendproducer.telemetry import Event, Given
 from anyio_sendproducer.testing import FakeDriver
-from tests.support.calls import record
+from tests.support.calls import end_error, record
 from tests.support.waiting import PATIENCE, until
 
 who: ContextVar[str] = ContextVar("who", default="nobody")
@@ -126,10 +126,10 @@ async def test_settings_are_completed_again_in_the_openers_context(hooks: Hooks)
     who.set("opener")
     async with open_send_producer(settings, driver=hooks.make) as producer:
         who.set("caller")
-        hooks.fake.end_error = lambda commit: None if commit else SendProducerError("no answer")
+        hooks.fake.end_error = end_error(abort=SendProducerError("no answer"))
         with pytest.raises(LookupError):
             await raise_in_transaction(producer)
-        hooks.fake.end_error = lambda _: None
+        hooks.fake.end_error = end_error()
         await until(functools.partial(is_second, producer))
     assert hooks.seen.calls["enrich"] == {("opener", LOOP)}
 

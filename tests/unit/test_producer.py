@@ -40,7 +40,17 @@ from anyio_sendproducer import (
 from anyio_sendproducer._engine import RETRY_SECONDS
 from anyio_sendproducer.drivers import Submission, Submitted
 from anyio_sendproducer.testing import FakeDriver
-from tests.support.calls import Call, at_gate, quiet, raising, record, refuse, taken, task_group
+from tests.support.calls import (
+    Call,
+    at_gate,
+    end_error,
+    quiet,
+    raising,
+    record,
+    refuse,
+    taken,
+    task_group,
+)
 from tests.support.clock import ManualClock
 from tests.support.observers import Recorder
 from tests.support.waiting import PATIENCE, until
@@ -1453,7 +1463,7 @@ def test_the_attributes_of_the_fake_can_be_replaced() -> None:
     assert fake.transactions is not transactions
     assert fake.offsets is not offsets
     error = SendProducerError("not now")
-    fake.offsets_error, fake.end_error = error, lambda commit: error if commit else None
+    fake.offsets_error, fake.end_error = error, end_error(commit=error)
     assert fake.offsets_error is error
     assert [fake.end_error(commit) for commit in (True, False)] == [error, None]
 

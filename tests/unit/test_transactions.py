@@ -44,6 +44,7 @@ from tests.support.bare import nothing
 from tests.support.calls import (
     Call,
     at_gate,
+    end_error,
     fail,
     never,
     quiet,
@@ -815,7 +816,8 @@ async def test_a_commit_that_is_cut_off_by_closing_is_unknown(
                 await tx.send(record(b"1"))
                 fake.on_end.shut()
 
-        fake.end_error = lambda _: ProducerClosed("the producer is closed")
+        closed = ProducerClosed("the producer is closed")
+        fake.end_error = end_error(commit=closed, abort=closed)
         ending = Call(tasks, transact)
         await at_gate(fake.on_end)
         await producer.aclose()
@@ -1005,7 +1007,7 @@ async def test_an_abort_that_asyncio_cancels_leaves_nothing_to_the_next_transact
                 held.append(tx)
                 await tx.send(record(b"1"))
                 fake.on_end.shut()
-                fake.end_error = lambda commit: None if commit else TransactionError("not now")
+                fake.end_error = end_error(abort=TransactionError("not now"))
                 await anyio.sleep_forever()
 
         task = asyncio.create_task(transact())
