@@ -9,7 +9,7 @@ import logging
 import time
 import warnings
 from collections.abc import Generator
-from typing import Any
+from typing import Any, cast
 
 from anyio_sendproducer.testing import MockCluster
 from tests.support.mock_cluster import FOR_MOCK
@@ -49,8 +49,7 @@ def bare(servers: str | MockCluster, **configs: Any) -> Generator[Any, None, Non
         producer._sender.join(PATIENCE)
         # The caller still has the producer: its sockets must not stay in memory with it, until
         # they are collected within another test.
-        left: dict[str, Any] = vars(producer)
-        left.clear()
+        cast("dict[str, Any]", vars(producer)).clear()
 
 
 @contextlib.contextmanager

@@ -483,8 +483,7 @@ def test_private_parts_of_kafka_python_are_used_in_two_modules() -> None:
 
 @pytest.mark.parametrize("module", PRIVATE_PARTS)
 def test_each_use_of_a_private_part_has_its_version_and_a_test(module: str) -> None:
-    page = path_of(module).relative_to(PACKAGE.parents[1]).as_posix()
-    for path, names in named_tests(page).items():
+    for path, names in named_tests(str(path_of(module))).items():
         assert names <= names_of_tests(path), path
     uses = [
         node
