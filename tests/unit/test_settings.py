@@ -349,6 +349,12 @@ def test_each_with_method_changes_its_field_and_nothing_else(
         assert as_dict(after) == {**as_dict(settings), name: value}
 
 
+def test_the_block_may_begin_without_a_cluster() -> None:
+    settings = ProducerSettings(bootstrap_servers="a:1").with_wait_for_cluster(False)
+    assert not settings.wait_for_cluster
+    assert settings.with_wait_for_cluster(True) == ProducerSettings(bootstrap_servers="a:1")
+
+
 def test_every_field_has_its_with_method() -> None:
     named = {field.name for field in dataclasses.fields(ProducerSettings)}
     methods = {name.removeprefix("with_") for name in dir(ProducerSettings) if name[:5] == "with_"}
