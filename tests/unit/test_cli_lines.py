@@ -68,7 +68,7 @@ def test_what_is_joined_by_a_delimiter_is_split_into_the_same(
     content = delimiter.join([*lines, b""])
     layout = Layout(topic="t", delimiter=delimiter)
     assert [value for _, value in parts(parsed(content, layout))] == lines
-    # In pieces, too; the parser sees what is left and what came.
+    # The same when the input arrives in pieces: the parser gets the rest and the next piece.
     parser, chunk, rest, found = parser_for(layout), Chunk("in"), b"", list[bytes]()
     cuts = sorted(data.draw(st.lists(st.integers(0, len(content)), max_size=4)))
     for begin, end in zip([0, *cuts], [*cuts, len(content)], strict=True):

@@ -27,7 +27,7 @@ class Backlog:
     Whatever ends the tasks, :meth:`settle_rest` writes down what is left.
 
     Args:
-        account: counts what comes in and what fails.
+        account: counts the records that are read and those that fail.
         file: receives the failures.
     """
 

@@ -117,7 +117,7 @@ def client_config(
         client_id=settings.client_id,
         # send() must never wait. The producer holds records whose topic's metadata are missing.
         max_block_ms=0,
-        # If a batch expires while it is retried, the idempotent client hangs for ever. So the
+        # If a batch expires while it is retried, the idempotent client hangs forever. So the
         # client never expires a batch, and the ledger keeps the deadlines.
         delivery_timeout_ms=2**31 - 1,
     )

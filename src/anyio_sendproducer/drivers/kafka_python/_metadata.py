@@ -221,7 +221,7 @@ class TopicMetadata:
         """Make the client's next request for metadata. There is never more than one under way.
 
         3.0.12 never forgets a topic. It requests again 0.1 s after an answer that names an unknown
-        topic, so it would do so for ever once a topic is deleted.
+        topic, so it would do so forever once a topic is deleted.
         """
         self._requesting_at = now = time.monotonic()
         for topic, needed_at in list(self.needed_at.items()):

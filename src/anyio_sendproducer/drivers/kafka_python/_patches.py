@@ -284,7 +284,7 @@ def patch_cache_metadata(cluster: Any) -> Callable[[], None]:
 
     A topic that was not requested counts as unknown, even if a broker named it: some brokers answer
     the first request with all their topics. The client's next request is only for topics that were
-    asked for; the client then forgets the others, and 3.0.12 keeps their records for ever.
+    asked for; the client then forgets the others, and 3.0.12 keeps their records forever.
     ``tests/broker/test_kafka_python_driver.py::test_a_topic_that_a_broker_tells_of_unasked_is_asked_for``
     notices a change.
 

@@ -43,7 +43,7 @@ _DISCONNECTED_SECONDS: Final = 10.0
 
 
 class _NoAnswerError(Exception):
-    """No answer came in time. The call goes on without anybody who waits for it."""
+    """No answer came in time. The call continues, but no caller waits for it."""
 
 
 class Transactions:
