@@ -34,7 +34,8 @@ from ._exceptions import (
     UndeliveredRecords,
 )
 from ._flow import FlowSummary
-from ._producer import SendProducer, open_send_producer, start_send_producer
+from ._opening import open_send_producer, start_send_producer
+from ._producer import SendProducer
 from ._records import (
     ConsumerGroupMetadata,
     Envelope,

@@ -72,7 +72,7 @@ class Bridge:
         inline: bool = False,
     ) -> None:
         self._loop = loop
-        self._is_inline = inline
+        self.is_inline: Final = inline
         #: Called on the event loop with an event that arrives alone while the receiver waits.
         #: Returns whether it handled the event. If not, the event goes to the receiver.
         self.handle_inline: Callable[[Event], bool] | None = None
@@ -128,7 +128,7 @@ class Bridge:
 
     def _start_thread(self) -> None:
         worker = self._worker
-        if not self._is_inline:
+        if not self.is_inline:
             if not has_started(worker.thread):
                 raise ProducerStartError(
                     "no thread could be started for the client: the process or its container is at "
@@ -212,7 +212,7 @@ class Bridge:
     def _send_command(self, command: Callable[[], None]) -> None:
         """Have the thread run a command, after the earlier ones."""
         self._commands_sent += 1
-        if self._is_inline:
+        if self.is_inline:
             self._worker.run_command(command)
         else:
             self._worker.inbox.put(command)
@@ -309,6 +309,11 @@ class Bridge:
         self.generation += 1
         self._send_command(functools.partial(self._worker.reopen, error, self.generation, held))
 
+    @property
+    def driver(self) -> Driver | None:
+        """The driver of the current client; None if none was made yet."""
+        return self._worker.driver
+
     def last_error(self) -> Exception | None:
         """Return the reason why the client reaches no broker, if the driver knows it."""
         driver, open_error = self._worker.driver, self._worker.open_error
@@ -345,7 +350,7 @@ class Bridge:
         if self._release_sentinel is not None:
             self._release_sentinel()
         try:
-            if self._is_inline:
+            if self.is_inline:
                 worker.close_driver(seconds)
             else:
                 await self._end_threads(seconds)

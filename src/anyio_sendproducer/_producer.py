@@ -1,34 +1,24 @@
-"""The producer, and the two functions that open one.
-
-Each method runs on the caller's task. The :class:`~._engine.Engine` does the rest.
-"""
-
-# The producer's class and the functions that open one share private state by design.
-# pyright: reportPrivateUsage=false
+"""The producer. Its methods run on the caller's task; :class:`~._engine.Engine` does the rest."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from functools import partial
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn, Protocol, TypeVar, overload
+from collections.abc import AsyncIterable
+from contextlib import AbstractAsyncContextManager
+from datetime import timedelta
+from typing import Any, ClassVar, TypeVar, overload
 
 import anyio
 import anyio.lowlevel
 from anyio.abc import ObjectReceiveStream
 
 from ._admission import RefusingAdmission, admission_for
-from ._bridge import Bridge
-from ._clock import ClockFactory, LoopClock
+from ._cluster_probe import ClusterProbe
 from ._delivery import Statistics
+from ._durations import seconds_of
 from ._engine import Engine
-from ._exceptions import SendProducerError, SettingsError, UndeliveredRecords, add_note
+from ._exceptions import SendProducerError, SettingsError, UndeliveredRecords
 from ._flow import FlowSummary, Offsets, run_flow, run_sink, run_transactional_flow
-from ._ledger import Ledger
-from ._loops import current_loop
 from ._no_public_constructor import NoPublicConstructor
-from ._observing import Observation, ObservedLedger, check_observers
 from ._own_methods import with_own_methods
 from ._records import (
     ConsumerGroupMetadata,
@@ -43,36 +33,16 @@ from ._records import (
     Results,
 )
 from ._sending import Sender
-from ._settings import ProducerSettings, SettingsFields, settings_for
-from ._settings_resolver import SettingsResolver
 from ._shown import listed
-from ._task_groups import plain_task_group
 from ._transaction import Transaction, Transactions
 from ._validation import check_record
-from .drivers import DriverFactory, DriverName, make_driver
-from .telemetry import Observer
+from .drivers import ClusterDescription
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-__all__ = ["SendProducer", "open_send_producer", "start_send_producer"]
+__all__ = ["SendProducer"]
 
 K = TypeVar("K")
 V = TypeVar("V")
 P = TypeVar("P")
-
-_LEFT_IN_ANOTHER_TASK: Final = (
-    "another task left the block of open_send_producer than the one that entered it; the producer "
-    "was closed. If hooks or fixtures start and stop the producer, use ProducerService on asyncio, "
-    "or start_send_producer(task_group, settings) with a task group that outlives both"
-)
-_HOW_TO_OPEN: Final = "use `async with open_send_producer(...) as producer:`"
-
-
-class _Starter(Protocol):
-    """AnyIO's TaskGroup and Trio's Nursery, as far as they are needed here."""
-
-    async def start(self, func: Any, /, *args: Any, name: Any = None) -> Any: ...
 
 
 @with_own_methods
@@ -102,14 +72,16 @@ class SendProducer(Sender, NoPublicConstructor):
     )
 
     _transactions: Transactions
+    _probe: ClusterProbe
 
     @classmethod
-    def _create(cls, engine: Engine) -> SendProducer:
+    def _create(cls, engine: Engine, probe: ClusterProbe) -> SendProducer:
         self = cls.__new__(cls)
         admission = admission_for(engine)
         transactional = engine.settings.transactional_id is not None
         self._set_up(engine, RefusingAdmission(engine) if transactional else admission)
         self._transactions = Transactions(engine, admission)
+        self._probe = probe
         return self
 
     def __repr__(self) -> str:
@@ -332,6 +304,38 @@ class SendProducer(Sender, NoPublicConstructor):
             f"{delivery_timeout:g} s (delivery_timeout)"
         )
 
+    async def check(
+        self,
+        *,
+        timeout: float | timedelta = 5.0,  # noqa: ASYNC109
+    ) -> ClusterDescription:
+        """Ask the cluster now to describe itself, as a readiness probe does.
+
+        A second client connects with the producer's settings, asks, and disconnects, in a thread.
+        It works before the producer's own client is open (``wait_for_cluster=False``), and does not
+        disturb it. :attr:`Statistics.is_connected` costs nothing, and says what the producer's own
+        client knows.
+
+        Args:
+            timeout: how long the cluster has to answer, as seconds or a ``timedelta``.
+
+        Returns:
+            The cluster's id, controller and brokers. The brokers' versions are None.
+
+        Raises:
+            SendProducerError: the cluster did not answer in time; the message says why. Or the
+                addresses are not known yet, or the driver, or ``producer`` of the settings, is one
+                of yours that can't be asked.
+            SettingsError: ``timeout`` is not a duration above 0.
+            ProducerClosed, ProducerBroken, ProducerMisused: as for :meth:`send`.
+
+        Calls at the same time wait for one another. Cancellation ends only the waiting: the second
+        client disconnects within ``timeout``.
+        """
+        seconds = seconds_of("timeout", timeout, zero=False)
+        self._engine.check_usable()
+        return await self._probe.ask(seconds)
+
     def statistics(self) -> Statistics:
         """Take a snapshot of the producer's figures. This works on a closed producer, too."""
         return self._engine.statistics()
@@ -360,220 +364,3 @@ class SendProducer(Sender, NoPublicConstructor):
             errors, count = engine.ledger.take_undelivered()
         if count:
             raise UndeliveredRecords(errors, count)
-
-
-async def start_send_producer(
-    task_group: _Starter,
-    settings: ProducerSettings | None = None,
-    /,
-    *,
-    driver: DriverName | DriverFactory | None = None,
-    observers: Iterable[Observer] = (),
-    **fields: Unpack[SettingsFields],
-) -> SendProducer:
-    """Start a producer in the caller's own task group.
-
-    The task group does not end before the producer is closed: call :meth:`SendProducer.aclose`,
-    or cancel the task group, which closes the producer within ``cancel_timeout``.
-
-    Args:
-        task_group: AnyIO's TaskGroup, or Trio's Nursery.
-        settings: as for :func:`open_send_producer`.
-        driver: as for :func:`open_send_producer`.
-        observers: as for :func:`open_send_producer`.
-        fields: as for :func:`open_send_producer`.
-
-    Returns:
-        The producer, connected.
-
-    Raises:
-        SettingsError: a setting is wrong.
-        DiscoveryError: the ``service_name`` was not found.
-        ProducerStartError: no broker answered within ``start_timeout``.
-
-    Cancellation leaves nothing behind.
-    """
-    _check_task_group(task_group)
-    return await _start(task_group, settings_for(settings, fields), driver, observers, LoopClock)
-
-
-def open_send_producer(
-    settings: ProducerSettings | None = None,
-    /,
-    *,
-    driver: DriverName | DriverFactory | None = None,
-    observers: Iterable[Observer] = (),
-    **fields: Unpack[SettingsFields],
-) -> AbstractAsyncContextManager[SendProducer]:
-    """Open a producer for the length of an ``async with`` block.
-
-    ::
-
-        async with open_send_producer(bootstrap_servers="localhost:9092") as producer:
-            await producer.send(ProducerRecord("orders", b"two tins"))
-
-    When the block ends, the producer's tasks, threads and sockets have ended, too. A clean exit
-    first delivers accepted records, within ``close_timeout``. After an exception or a cancellation
-    the exit takes ``cancel_timeout`` at most.
-
-    Args:
-        settings: see :class:`ProducerSettings`. Without settings and ``fields``, the environment
-            has them, as :meth:`ProducerSettings.from_env` reads it: ``KAFKA_BOOTSTRAP_SERVERS``
-            and further variables.
-        driver: ``"kafka-python"``, which is the default; ``"confluent"``, on librdkafka (extra
-            ``confluent``); or a callable that makes a driver of yours.
-        observers: objects that are called at each step of a record; see
-            :mod:`anyio_sendproducer.telemetry`.
-        fields: fields of :class:`ProducerSettings`, which override those of ``settings``.
-            ``bootstrap_servers`` also overrides ``service_name``, and vice versa.
-
-    Raises:
-        SettingsError: a setting is wrong.
-        DiscoveryError: the ``service_name`` was not found.
-        ProducerStartError: no broker answered within ``start_timeout``.
-        UndeliveredRecords: the block ended cleanly, and deliveries failed that nobody awaited. If
-            the block raised, its own exception is raised, not in a group, with a note that counts
-            such deliveries.
-
-    Cancellation leaves nothing behind, whenever it comes.
-    """
-    return _Opening(_open(settings_for(settings, fields), driver, observers, LoopClock))
-
-
-class _Opening(AbstractAsyncContextManager[SendProducer]):
-    """The context manager of :func:`open_send_producer`. It says how it is used."""
-
-    def __init__(self, context: AbstractAsyncContextManager[SendProducer]) -> None:
-        self._context = context
-
-    async def __aenter__(self) -> SendProducer:
-        return await self._context.__aenter__()
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-        /,
-    ) -> bool | None:
-        return await self._context.__aexit__(kind, error, traceback)
-
-    def __await__(self) -> NoReturn:
-        raise TypeError(f"open_send_producer() is not awaited: {_HOW_TO_OPEN}")
-
-    def __enter__(self, *_: object) -> NoReturn:
-        raise TypeError(f"`with open_send_producer(...)` lacks `async`: {_HOW_TO_OPEN}")
-
-    # `with` looks this method up before it calls the other.
-    __exit__ = __enter__
-
-    def __getattr__(self, name: str) -> NoReturn:
-        raise AttributeError(
-            f"open_send_producer() returns a context manager, which has no {name!r}: "
-            f"{_HOW_TO_OPEN}",
-            name=name,
-            obj=self,
-        )
-
-
-def _check_task_group(task_group: object) -> None:
-    if not callable(getattr(task_group, "start", None)):
-        kind = type(task_group)
-        raise TypeError(
-            "task_group must be AnyIO's TaskGroup or Trio's Nursery, not "
-            f"{kind.__module__}.{kind.__qualname__}"
-        )
-
-
-async def _start(
-    task_group: _Starter,
-    settings: ProducerSettings,
-    driver: DriverName | DriverFactory | None,
-    observers: Iterable[Observer],
-    make_clock: ClockFactory,
-) -> SendProducer:
-    checked = check_observers(observers)
-    resolver = SettingsResolver(settings)
-    if settings.wait_for_cluster:
-        await resolver.find()
-    producer = SendProducer._create(_make_engine(resolver, driver, checked, make_clock))
-    await task_group.start(producer._engine.run)
-    return producer
-
-
-def _make_engine(
-    resolver: SettingsResolver,
-    driver: DriverName | DriverFactory | None,
-    observers: Sequence[Observer],
-    make_clock: ClockFactory,
-) -> Engine:
-    settings = resolver.settings
-    loop = current_loop()
-    clock = make_clock(loop)
-    bridge = Bridge(
-        loop,
-        lambda: make_driver(driver, resolver.for_client()),
-        monotonic=clock.monotonic,
-        # The fake producer's driver has this attribute: it never waits, and needs no thread.
-        inline=getattr(driver, "inline", False),
-    )
-    bounds: dict[str, Any] = {
-        "max_in_flight": settings.max_in_flight,
-        "max_buffered_bytes": settings.max_buffered_bytes,
-        "delivery_timeout": settings.delivery_timeout,
-    }
-    if not observers:
-        observation, ledger = None, Ledger(**bounds)
-    else:
-        observation = Observation(
-            observers, client_id=settings.client_id, clock=clock, wake_pump=bridge.wake_pump
-        )
-        ledger = ObservedLedger(observation, **bounds)
-    return Engine(
-        resolver=resolver,
-        loop=loop,
-        clock=clock,
-        ledger=ledger,
-        bridge=bridge,
-        observation=observation,
-    )
-
-
-@asynccontextmanager
-async def _open(
-    settings: ProducerSettings,
-    driver: DriverName | DriverFactory | None,
-    observers: Iterable[Observer],
-    make_clock: ClockFactory,
-) -> AsyncGenerator[SendProducer]:
-    # The producer's tasks themselves raise nothing but cancellation.
-    async with plain_task_group(_LEFT_IN_ANOTHER_TASK) as tasks:
-        producer = await _start(tasks, settings, driver, observers, make_clock)
-        try:
-            yield producer
-        except BaseException as error:
-            await _close_quickly(producer._engine)
-            _note_undelivered(error, producer)
-            raise
-        if not producer._engine.affinity.is_here:
-            await _close_quickly(producer._engine)
-            return
-        try:
-            await producer.aclose()
-        except BaseException as error:
-            _note_undelivered(error, producer)  # a cancellation; UndeliveredRecords has them
-            raise
-
-
-async def _close_quickly(engine: Engine) -> None:
-    if engine.affinity.is_here:
-        await engine.close_quickly()
-    else:  # another event loop leaves the block
-        request = partial(engine.request_close, engine.settings.cancel_timeout)
-        engine.loop.call_soon_threadsafe(request)
-
-
-def _note_undelivered(error: BaseException, producer: SendProducer) -> None:
-    errors, count = producer._ledger.take_undelivered()
-    if count:
-        add_note(error, str(UndeliveredRecords(errors, count)))

@@ -24,7 +24,8 @@ from anyio import CancelScope
 from ._exceptions import ProducerClosed, ProducerMisused, SendProducerError, add_note, copy_of
 from ._loops import Sentinel, current_library, current_loop
 from ._observing import check_observers
-from ._producer import SendProducer, open_send_producer
+from ._opening import open_send_producer
+from ._producer import SendProducer
 from ._settings import ProducerSettings, SettingsFields, settings_for
 from .drivers import DriverFactory, DriverName
 from .telemetry import Observer

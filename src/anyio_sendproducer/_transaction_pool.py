@@ -28,7 +28,8 @@ from ._exceptions import (
 )
 from ._loops import Step, current_loop
 from ._observing import check_observers
-from ._producer import SendProducer, start_send_producer
+from ._opening import start_send_producer
+from ._producer import SendProducer
 from ._settings import ProducerSettings, SettingsFields, settings_for
 from ._task_groups import plain_task_group
 from ._transaction import Transaction

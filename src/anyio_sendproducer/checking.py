@@ -28,7 +28,7 @@ import anyio.to_thread
 from anyio.streams.tls import TLSAttribute
 
 from ._exceptions import SendProducerError, SettingsError
-from ._producer import open_send_producer
+from ._opening import open_send_producer
 from ._settings import ProducerSettings
 from ._settings_resolver import SettingsResolver
 from ._shown import listed, one_line

@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 import types
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any, cast
 
@@ -41,6 +41,7 @@ from tests.support.bare import bare, leaking_sockets
 from tests.support.clock import ManualClock
 from tests.support.fault_proxy import FaultProxy, fault_proxy
 from tests.support.mock_cluster import FOR_MOCK
+from tests.support.ports import reserved_ports
 from tests.support.scripted_broker import METADATA, PRODUCE, scripted_broker
 from tests.support.waiting import blocking_until, until
 
@@ -192,16 +193,6 @@ async def test_a_start_waits_for_the_first_of_several_addresses(driver: DriverNa
         with pytest.raises(ProducerStartError):
             async with open_send_producer(settings, driver=driver):
                 pass
-
-
-@contextlib.contextmanager
-def reserved_ports(count: int) -> Generator[list[int]]:
-    """Ports where nobody listens, and that nobody else gets."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        yield [one.getsockname()[1] for one in sockets]
 
 
 def knows_no_bootstrap_broker(producer: SendProducer) -> bool:

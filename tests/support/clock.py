@@ -12,7 +12,7 @@ import anyio.abc
 import trio
 import trio.testing
 
-from anyio_sendproducer import ProducerSettings, SendProducer, _producer
+from anyio_sendproducer import ProducerSettings, SendProducer, _opening
 from anyio_sendproducer._loops import Loop
 from anyio_sendproducer.drivers import DriverFactory, DriverName
 from anyio_sendproducer.telemetry import Observer
@@ -68,7 +68,7 @@ class ManualClock:
         observers: Iterable[Observer] = (),
     ) -> AbstractAsyncContextManager[SendProducer]:
         """Open a producer that goes by this clock; otherwise as open_send_producer()."""
-        return _producer._open(settings, driver, observers, self._on_loop)
+        return _opening._open(settings, driver, observers, self._on_loop)
 
     async def start(
         self,
@@ -78,7 +78,7 @@ class ManualClock:
         driver: DriverName | DriverFactory | None = None,
     ) -> SendProducer:
         """Start a producer that goes by this clock; otherwise as start_send_producer()."""
-        return await _producer._start(task_group, settings, driver, (), self._on_loop)
+        return await _opening._start(task_group, settings, driver, (), self._on_loop)
 
     def _on_loop(self, loop: Loop) -> ManualClock:
         if self._runs:

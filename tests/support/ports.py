@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import socket
+from collections.abc import Generator
 from typing import Final
 
-__all__ = ["HOST", "lasting_port", "reserve_port"]
+__all__ = ["HOST", "lasting_port", "reserve_port", "reserved_ports"]
 
 #: All servers of the tests listen here.
 HOST: Final = "127.0.0.1"
@@ -32,6 +34,14 @@ def reserve_port(port: int = 0) -> socket.socket:
         reserved.close()
         raise
     return reserved
+
+
+@contextlib.contextmanager
+def reserved_ports(count: int) -> Generator[list[int]]:
+    """Ports where nobody listens, and that nobody else gets."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(reserve_port()) for _ in range(count)]
+        yield [one.getsockname()[1] for one in sockets]
 
 
 def lasting_port() -> int:

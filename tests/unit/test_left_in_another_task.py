@@ -19,7 +19,7 @@ from anyio_sendproducer import (
     open_send_producer,
 )
 from anyio_sendproducer._clock import LoopClock
-from anyio_sendproducer._producer import _open
+from anyio_sendproducer._opening import _open
 from anyio_sendproducer.testing import FakeDriver
 from tests.support.calls import record
 from tests.support.waiting import PATIENCE, until

@@ -177,7 +177,7 @@ def test_each_setting_is_a_keyword() -> None:
 
 # --- imports point one way -----------------------------------------------------------------------
 #: Who may use threads and their queues; others may ask which thread they are in.
-THREADED: Final = {"_bridge", "_driver_thread", "drivers", "testing", "cli"}
+THREADED: Final = {"_bridge", "_cluster_probe", "_driver_thread", "drivers", "testing", "cli"}
 THREADS: Final = {"_thread", "concurrent", "multiprocessing", "queue", "threading"}
 
 
@@ -281,7 +281,7 @@ def test_all_modules_are_seen() -> None:
     assert {"", "_ledger", "drivers", "drivers.kafka_python._driver", "testing._driver"} <= set(
         found
     )
-    assert {own(one) for one in imports("_producer")} >= {"_bridge", "_ledger", "drivers"}
+    assert {own(one) for one in imports("_opening")} >= {"_bridge", "_ledger", "drivers"}
     assert Import("kafka", "KafkaProducer", at_once=True, for_types=False) in imports(
         "drivers.kafka_python._driver"
     )

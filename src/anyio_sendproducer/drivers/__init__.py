@@ -10,8 +10,11 @@ from typing import Literal, cast
 from .._exceptions import SettingsError
 from .._settings import ProducerSettings
 from ._protocols import (
+    BrokerDescription,
+    ClusterDescription,
     ConsumedOffset,
     Deadline,
+    DescribingDriver,
     DirectDriver,
     Driver,
     DriverFactory,
@@ -25,8 +28,11 @@ from ._protocols import (
 from ._serializing import serialize_record
 
 __all__ = [
+    "BrokerDescription",
+    "ClusterDescription",
     "ConsumedOffset",
     "Deadline",
+    "DescribingDriver",
     "DirectDriver",
     "Driver",
     "DriverFactory",

@@ -55,7 +55,9 @@ def protocol_of(chosen: str | None, settings: ProducerSettings) -> Protocol:
     return Protocol(security.protocol, security.mechanism, context, "proxy" not in given)
 
 
-def describe_cluster(chosen: str | None, settings: ProducerSettings) -> ClusterDescription:
+def describe_cluster(
+    chosen: str | None, settings: ProducerSettings, *, versions: bool = True
+) -> ClusterDescription:
     """Connect, request a description of the cluster, and disconnect.
 
     Blocks for about ``start_timeout`` at most.
@@ -63,15 +65,16 @@ def describe_cluster(chosen: str | None, settings: ProducerSettings) -> ClusterD
     Args:
         chosen: the name of the driver whose client connects; None for the default.
         settings: how to reach the cluster.
+        versions: whether kafka-python asks each broker for its version. librdkafka does not.
 
     Raises:
         SettingsError: a setting is wrong.
         SendProducerError: the cluster did not answer.
     """
     if chosen == "confluent":
-        from .librdkafka._describe import describe
+        from .librdkafka import _describe as librdkafka
 
-        return describe(settings)
+        return librdkafka.describe(settings)
     from .kafka_python._describe import describe
 
-    return describe(settings)
+    return describe(settings, versions=versions)

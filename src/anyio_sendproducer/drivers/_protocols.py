@@ -21,6 +21,7 @@ __all__ = [
     "ClusterDescription",
     "ConsumedOffset",
     "Deadline",
+    "DescribingDriver",
     "DirectDriver",
     "Driver",
     "DriverFactory",
@@ -292,14 +293,6 @@ class LingeringDriver(Driver, Protocol):
         ...
 
 
-DriverFactory = Callable[[ProducerSettings], Driver]
-"""Makes a driver; it checks the settings and does not connect."""
-
-
-#: Ends the message of a start that failed.
-HOW_FAR: Final = "; `anyio-sendproducer check` shows which step fails"
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class BrokerDescription:
     """A broker, as the cluster describes it to clients."""
@@ -321,3 +314,28 @@ class ClusterDescription:
     controller: int | None
     """The id of the controller; with KRaft, of any broker."""
     brokers: tuple[BrokerDescription, ...]
+
+
+@runtime_checkable
+class DescribingDriver(Driver, Protocol):
+    """A driver of yours that can ask the cluster, as
+    :meth:`~anyio_sendproducer.SendProducer.check` does."""
+
+    def describe(self, timeout: float, /) -> ClusterDescription:
+        """Ask the cluster to describe itself, and return the answer within ``timeout`` seconds.
+
+        A thread of its own calls this while other threads use the driver, also before the driver is
+        open.
+
+        Raises:
+            SendProducerError: why the cluster did not answer.
+        """
+        ...
+
+
+DriverFactory = Callable[[ProducerSettings], Driver]
+"""Makes a driver; it checks the settings and does not connect."""
+
+
+#: Ends the message of a start that failed.
+HOW_FAR: Final = "; `anyio-sendproducer check` shows which step fails"

@@ -16,6 +16,8 @@ from .. import (
     SendProducerError,
 )
 from ..drivers import (
+    BrokerDescription,
+    ClusterDescription,
     ConsumedOffset,
     Deadline,
     Outcome,
@@ -151,6 +153,15 @@ class FakeDriver:
         self._topics.unknown = topics
 
     @property
+    def describe_error(self) -> SendProducerError | None:
+        """Raised by :meth:`describe`; None if the cluster answers."""
+        return self._topics.describe_error
+
+    @describe_error.setter
+    def describe_error(self, error: SendProducerError | None) -> None:
+        self._topics.describe_error = error
+
+    @property
     def written(self) -> dict[tuple[str, int], list[ProducerRecord[Any, Any]]]:
         """The acknowledged records, as a consumer would read them, by topic and partition, in the
         order of their offsets."""
@@ -253,6 +264,12 @@ class FakeDriver:
     def partitions_for(self, topic: str, /) -> frozenset[int] | None:
         """Return the partitions of a topic; None if it is unknown."""
         return None if topic in self.unknown_topics else frozenset(range(self.partitions))
+
+    def describe(self, timeout: float, /) -> ClusterDescription:  # noqa: ARG002
+        """Describe a cluster of one broker, or raise :attr:`describe_error`."""
+        if self.describe_error is not None:
+            raise self.describe_error
+        return ClusterDescription("fake", 1, (BrokerDescription(1, "fake.invalid", 9092, None),))
 
     def begin_transaction(self) -> None:
         """Begin a transaction, unless one was begun and has no records."""

@@ -18,12 +18,14 @@ class FakeTopics:
     Attributes:
         partitions: how many partitions each topic has.
         unknown: topics without metadata.
+        describe_error: the error to raise when the cluster is to describe itself, or None.
         written: the acknowledged records by topic and partition, in the order of their offsets.
     """
 
     def __init__(self, partitions: int) -> None:
         self.partitions = partitions
         self.unknown: set[str] = set()
+        self.describe_error: SendProducerError | None = None
         self.written: dict[tuple[str, int], list[ProducerRecord[Any, Any]]] = {}
         self._turn = 0
 

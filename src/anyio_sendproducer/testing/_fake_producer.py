@@ -145,6 +145,17 @@ class FakeProducer:
             f"{len(self._driver.submitted)} records were sent within {seconds:g} s, not {count}"
         )
 
+    # --- the cluster -------------------------------------------------------------------------
+
+    @property
+    def check_error(self) -> SendProducerError | None:
+        """Raised by :meth:`SendProducer.check`; None if the cluster answers."""
+        return self._driver.describe_error
+
+    @check_error.setter
+    def check_error(self, error: SendProducerError | None) -> None:
+        self._driver.describe_error = error
+
     # --- answers -----------------------------------------------------------------------------
 
     @property

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
@@ -18,13 +19,13 @@ from kafka import KafkaAdminClient
 from kafka.protocol.broker_version_data import BROKER_API_VERSIONS
 
 from ..._settings import ProducerSettings
-from ..._shown import one_line
+from ..._shown import listed, one_line
 from .._protocols import (
     BrokerDescription,
     ClusterDescription,
 )
 from ._driver import config_of
-from ._errors import client_words, translated
+from ._errors import LoginRefused, NotReached, client_words, translated
 from ._network import NetClient
 
 __all__ = [
@@ -36,16 +37,20 @@ __all__ = [
 _MAX_ASKED: Final = 16
 
 
-def describe(settings: ProducerSettings) -> ClusterDescription:
+def describe(settings: ProducerSettings, *, versions: bool) -> ClusterDescription:
     """Describe a cluster; see :func:`anyio_sendproducer.drivers._describe.describe_cluster`."""
     config = config_of(settings)
     shared = {name: config[name] for name in config.keys() & KafkaAdminClient.DEFAULT_CONFIG.keys()}
     shared["bootstrap_timeout_ms"] = shared["request_timeout_ms"] = settings.start_timeout * 1000
+    until = time.monotonic() + settings.start_timeout
     clients: list[NetClient] = []
 
     def make(**configs: Any) -> NetClient:
-        clients.append(NetClient(**configs))
-        return clients[0]
+        client = NetClient(**configs)
+        clients.append(client)
+        # The constructor of the admin client skips this then, and would not say why it failed.
+        client.bootstrap(until, threading.Event())
+        return client
 
     try:
         admin: Any = KafkaAdminClient(**shared, kafka_client=make)
@@ -53,14 +58,21 @@ def describe(settings: ProducerSettings) -> ClusterDescription:
         # could go to any broker, and would fail if that one cannot be reached.
         cluster: Any = clients[0].cluster
         found = sorted(cluster.brokers(), key=operator.attrgetter("node_id"))
-        until = time.monotonic() + settings.start_timeout
-        with ThreadPoolExecutor(_MAX_ASKED) as pool:
+        known: dict[int, str | None] = {}
+        if versions:
             numbers = [broker.node_id for broker in found]
-            versions = pool.map(functools.partial(_version_of, admin, until=until), numbers)
+            with ThreadPoolExecutor(_MAX_ASKED) as pool:
+                answers = pool.map(functools.partial(_version_of, admin, until=until), numbers)
+                known = dict(zip(numbers, answers, strict=True))
         brokers = tuple(
-            BrokerDescription(broker.node_id, one_line(broker.host), broker.port, version)
-            for broker, version in zip(found, versions, strict=True)
+            BrokerDescription(
+                broker.node_id, one_line(broker.host), broker.port, known.get(broker.node_id)
+            )
+            for broker in found
         )
+    except (LoginRefused, NotReached) as error:
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        raise translated(cause, f"{listed(settings.addresses)}: {error}") from cause
     except Exception as error:
         raise translated(
             error,

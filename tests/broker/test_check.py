@@ -1,0 +1,58 @@
+"""``producer.check()`` with real clients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from anyio_sendproducer import ProducerSettings, SendProducerError, open_send_producer
+from anyio_sendproducer.drivers import DriverName
+from anyio_sendproducer.testing import EmbeddedBroker
+from tests.support.ports import reserved_ports
+from tests.support.scripted_broker import METADATA, framed, scripted_broker
+
+
+async def test_the_cluster_describes_itself(driver: DriverName) -> None:
+    with scripted_broker() as broker:
+        async with open_send_producer(bootstrap_servers=broker.address, driver=driver) as producer:
+            found = await producer.check()
+            assert [(one.id, one.host, one.port, one.version) for one in found.brokers] == [
+                (1, broker.host, broker.port, None)
+            ]
+            await producer.send("orders", b"two tins")
+            assert producer.statistics().generations == 1
+
+
+async def test_nobody_answers(driver: DriverName) -> None:
+    with reserved_ports(1) as [nobody]:
+        address = f"127.0.0.1:{nobody}"
+        async with open_send_producer(
+            bootstrap_servers=address, driver=driver, wait_for_cluster=False
+        ) as producer:
+            with pytest.raises(SendProducerError, match=f"{address}.*refused"):
+                await producer.check(timeout=0.5)
+
+
+async def test_a_cluster_that_stops_to_answer(driver: DriverName) -> None:
+    with scripted_broker() as broker:
+        async with open_send_producer(bootstrap_servers=broker.address, driver=driver) as producer:
+            broker.answers[METADATA] = lambda correlation: framed(correlation, b"")
+            with pytest.raises(SendProducerError):
+                await producer.check(timeout=0.5)
+
+
+async def test_the_producer_keeps_its_transactional_id(
+    driver: DriverName, broker: EmbeddedBroker
+) -> None:
+    """A second client with the id would fence the producer."""
+    settings: Any = {"transactional_id": f"checked-{driver}", "driver": driver}
+    async with (
+        open_send_producer(
+            ProducerSettings(bootstrap_servers=broker.bootstrap_servers), **settings
+        ) as producer,
+        producer.transaction() as transaction,
+    ):
+        await transaction.send("orders", b"two tins")
+        found = await producer.check()
+        assert len(found.brokers) == 1
