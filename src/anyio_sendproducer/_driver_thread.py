@@ -263,7 +263,12 @@ class DriverThread:
 
     def reopen(self, error: BaseException, generation: int, held: int) -> None:
         """Close the client by force, and open the next one; see
-        :meth:`~anyio_sendproducer._bridge.Bridge.reopen`."""
+        :meth:`~anyio_sendproducer._bridge.Bridge.reopen`.
+
+        If another producer may have taken over, no client is opened: it would take the
+        ``transactional_id`` back.
+        """
+        last_error = None if self.driver is None else self.driver.last_error()
         self.polled_driver = None
         self.is_direct = False
         self.lingering_driver = None
@@ -275,7 +280,10 @@ class DriverThread:
         self.driver = None
         if held >= WORTH_COLLECTING:
             gc.collect()
-        self.open_repeatedly(generation)
+        if isinstance(last_error, ProducerFenced):
+            self.post(DriverCrashed(last_error))
+        else:
+            self.open_repeatedly(generation)
 
     def open_first(self, generation: int, may_open: threading.Event) -> None:
         """Open the first client, as soon as ``may_open`` is set."""

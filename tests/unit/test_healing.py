@@ -15,10 +15,12 @@ from anyio_sendproducer import (
     Persistence,
     ProducerBroken,
     ProducerClosed,
+    ProducerFenced,
     ProducerSettings,
     ProducerStartError,
     SendProducer,
     SendProducerError,
+    TransactionError,
     UndeliveredRecords,
     _driver_thread,
     _late,
@@ -53,6 +55,30 @@ class Forgetful(FakeDriver):
         with self._lock:
             self._under_way.clear()
         super().close(timeout)
+
+
+async def test_no_client_takes_a_transactional_id_back(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    """The coordinator did not say whether another producer has taken over."""
+    doubt = ProducerFenced("another producer may have taken over")
+    async with open_send_producer(settings, driver=fake, transactional_id="id") as producer:
+        fake.in_trouble = doubt
+        fake.end_error = lambda _: TransactionError("there was no answer")
+
+        async def fail() -> None:
+            async with producer.transaction() as transaction:
+                await transaction.send(record())
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            await fail()
+        await until(lambda: producer.statistics().state == "broken")
+        with raising(ProducerBroken, match="may have taken over") as caught:
+            async with producer.transaction():
+                pass
+        assert caught.value.__cause__ is doubt
+    assert fake.opened == 1
 
 
 @pytest.mark.parametrize("driver", [FakeDriver, Forgetful])

@@ -14,6 +14,7 @@ from anyio_sendproducer import (
     ConsumerGroupMetadata,
     ProducerClosed,
     ProducerFenced,
+    ProducerRecord,
     ProducerSettings,
     ProducerStartError,
     TransactionAborted,
@@ -24,6 +25,7 @@ from anyio_sendproducer.drivers import ConsumedOffset, Deadline
 from anyio_sendproducer.drivers.kafka_python._driver import KafkaPythonDriver
 from anyio_sendproducer.drivers.kafka_python._transactions import Transactions
 from tests.support.fake_kafka_client import opened_on
+from tests.support.recorder import Parcel
 
 SETTINGS = ProducerSettings(bootstrap_servers="broker.invalid:1", transactional_id="id")
 
@@ -92,7 +94,8 @@ def driver(manager: Manager) -> KafkaPythonDriver:
             raise manager.begin_error
 
     producer: Any = types.SimpleNamespace(begin_transaction=begin)
-    client: Any = types.SimpleNamespace(wakeup=lambda: None)
+    connections = types.SimpleNamespace(last_error=lambda: None)
+    client: Any = types.SimpleNamespace(wakeup=lambda: None, manager=connections)
     return opened_on(SETTINGS, producer, client, manager)
 
 
@@ -200,6 +203,42 @@ def test_who_is_fenced_off(driver: KafkaPythonDriver, manager: Manager, error: E
         with pytest.raises(ProducerFenced, match="took over transactional_id 'id'") as caught:
             driver.end_transaction(commit, Deadline(10))
         assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize(
+    "error", [kafka.errors.ProducerFencedError(), kafka.errors.InvalidProducerEpochError()]
+)
+def test_a_refused_epoch_is_a_doubt_until_the_coordinator_answers(
+    driver: KafkaPythonDriver, manager: Manager, error: Exception
+) -> None:
+    refuse_record(driver, error)
+    manager.bumping = 10**9
+    with pytest.raises(TransactionError, match="another producer epoch"):
+        driver.end_transaction(False, Deadline(0))
+    doubt = driver.last_error()
+    assert isinstance(doubt, ProducerFenced)
+    assert doubt.__cause__ is error
+    assert "may have taken over transactional_id 'id'" in str(doubt)
+    manager.bumping = 0
+    driver.end_transaction(False, Deadline(10))
+    assert driver.last_error() is None
+
+
+def test_another_epoch_ends_the_doubt(driver: KafkaPythonDriver, manager: Manager) -> None:
+    refuse_record(driver, kafka.errors.InvalidProducerEpochError())
+    manager.begin_error = kafka.errors.KafkaError("invalid transition")
+    driver.end_transaction(False, Deadline(10))
+    assert driver.last_error() is None
+
+
+def test_another_refusal_is_no_doubt(driver: KafkaPythonDriver) -> None:
+    refuse_record(driver, kafka.errors.TopicAuthorizationFailedError("t"))
+    assert driver.last_error() is None
+
+
+def refuse_record(driver: KafkaPythonDriver, error: Exception) -> None:
+    run: Any = types.SimpleNamespace(topic="t", partition=1)
+    driver.failure(Parcel(ProducerRecord("t", b"value")), error, run)
 
 
 def test_on_a_driver_that_is_closed(driver: KafkaPythonDriver, manager: Manager) -> None:

@@ -199,6 +199,9 @@ class Driver(Protocol):
     def last_error(self) -> Exception | None:
         """Return why the client does not reach a broker that it needs, or None.
 
+        :exc:`~anyio_sendproducer.ProducerFenced` means that another producer has, or may have,
+        taken over the ``transactional_id``. Then no other client is opened after this one.
+
         The text becomes part of the error of each record whose ``delivery_timeout`` ends. The event
         loop calls this method: it must not block.
         """

@@ -371,12 +371,17 @@ class KafkaPythonDriver:
     # --- state of the client -----------------------------------------------------------------
 
     def last_error(self) -> Exception | None:
-        """Return why a broker is not reached.
+        """Return why a broker is not reached, or that another producer may have taken over.
 
         See :meth:`anyio_sendproducer.drivers.Driver.last_error`.
         """
         opened = self._opened
-        last_error = None if opened is None else opened.client.manager.last_error()
+        if opened is None:
+            return None
+        doubt = None if opened.transactions is None else opened.transactions.doubt()
+        if doubt is not None:
+            return doubt
+        last_error = opened.client.manager.last_error()
         return None if last_error is None else translated(last_error[1], last_error[0])
 
     def is_disconnected(self) -> bool:

@@ -54,6 +54,8 @@ class Outcomes:
         """Translate the client's error for one record."""
         if isinstance(error, GivenUp):
             return given_up(submission.record, error)
+        if self._transactions is not None:
+            self._transactions.note_failure(error)
         is_refused = isinstance(error, REFUSALS)
         is_last = self._ends_client(error)
         if is_last or self._transactions is not None:

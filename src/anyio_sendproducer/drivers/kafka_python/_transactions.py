@@ -71,11 +71,31 @@ class Transactions:
         self._client = client
         self._closing = closing
         self._has_begun = False
+        #: Why a broker refused this producer's epoch, until the coordinator has answered after it.
+        self._refused_epoch: Exception | None = None
 
     @property
     def is_fenced(self) -> bool:
         """Whether another producer took over the ``transactional_id``."""
         return isinstance(self._manager.last_error, FENCED)
+
+    def note_failure(self, error: Exception) -> None:
+        """Note why a record failed. A refused epoch means that another producer took over, or that
+        the transaction took too long. The coordinator's next answer says which."""
+        if isinstance(error, FENCED):
+            self._refused_epoch = error
+
+    def doubt(self) -> ProducerFenced | None:
+        """Return an error if another producer may have taken over, and no coordinator denied it."""
+        if self._refused_epoch is None:
+            return None
+        error = ProducerFenced(
+            "another producer may have taken over transactional_id "
+            f"{self._settings.transactional_id!r}: a broker refused this producer's epoch, and the "
+            "transaction coordinator has not answered since"
+        )
+        error.__cause__ = harmless(self._refused_epoch)
+        return error
 
     def start(self, deadline: float) -> None:
         """Abort what an earlier producer with this ``transactional_id`` left open, and fence it.
@@ -161,6 +181,7 @@ class Transactions:
                 raise self._failure(error, what) from error
             # The client had to get another epoch, so the brokers abort the open transaction.
             self._has_begun = False
+            self._refused_epoch = None
             if commit:
                 raise TransactionAborted(f"{what}: the client lost its producer epoch") from error
             return
@@ -180,6 +201,7 @@ class Transactions:
                 )
             raise TransactionError(f"{what}: there was no answer")
         self._has_begun = False
+        self._refused_epoch = None
 
     def fenced(self, error: Exception) -> ProducerFenced:
         """Make the error of a producer that another one fenced off."""
