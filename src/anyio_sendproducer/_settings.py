@@ -28,6 +28,7 @@ from ._durations import seconds_of
 from ._exceptions import SettingsError
 from ._kafka_names import canonical_name
 from ._settings_sources import (
+    OBJECT_FIELDS,
     from_environment,
     from_mapping,
     from_properties,
@@ -99,18 +100,6 @@ _SHOWN_PROPERTIES: Final = frozenset(
     }
 )
 
-
-#: Fields that hold code. ``repr`` shows the name of the code.
-_CODE: Final = frozenset(
-    {
-        "key_serializer",
-        "value_serializer",
-        "discovery_method",
-        "enrich",
-        "producer",
-        "producer_factory",
-    }
-)
 
 #: Fields that are durations, each with whether it may be 0.
 _DURATIONS: Final = {
@@ -342,7 +331,7 @@ class ProducerSettings:
                     parts.append(f"properties={_redacted(value)}")
             elif value == field.default:
                 pass
-            elif field.name in _CODE:
+            elif field.name in OBJECT_FIELDS:
                 # Its own repr may show its arguments, for example a registry's password.
                 name = getattr(value, "__qualname__", type(value).__qualname__)
                 parts.append(f"{field.name}={name}")

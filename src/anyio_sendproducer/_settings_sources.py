@@ -27,6 +27,7 @@ from ._properties_file import decode, parse, trim
 from ._shown import shown, shown_name
 
 __all__ = [
+    "OBJECT_FIELDS",
     "from_environment",
     "from_mapping",
     "from_properties",
@@ -37,8 +38,19 @@ __all__ = [
 ]
 
 _PROPERTIES: Final = "properties"
-#: Fields whose value is code, so no text stands for them.
-_CODE: Final = frozenset({"enrich", "producer", "producer_factory"})
+#: Fields whose values are Python objects. ``repr`` shows only the name of such an object.
+OBJECT_FIELDS: Final = frozenset(
+    {
+        "key_serializer",
+        "value_serializer",
+        "discovery_method",
+        "enrich",
+        "producer",
+        "producer_factory",
+    }
+)
+#: Fields that no variable can set. ``discovery_method`` may also be a name.
+_WITHOUT_TEXT: Final = OBJECT_FIELDS - {"discovery_method"}
 _TRUTH: Final = {"true": True, "false": False}
 #: A larger settings file is a mistake, for example a path such as /dev/zero; bytes.
 _LARGEST: Final = 1024 * 1024
@@ -384,11 +396,11 @@ def from_environment(
                 raise unknown(
                     variable,
                     name,
-                    [one for one in fields if one not in _CODE and not one.endswith("_serializer")],
+                    [one for one in fields if one not in _WITHOUT_TEXT],
                     lambda field: f"{start}{field.upper()}",
                     lambda one: f"{start}PROPERTIES_{canonical_name(one).upper()}",
                 )
-        elif name.endswith("_serializer") or name in _CODE:
+        elif name in _WITHOUT_TEXT:
             raise SettingsError(f"{variable}: that is code: use with_{name}()")
         else:
             try:

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from hypothesis import given
@@ -26,6 +26,11 @@ DURATIONS = [
     "eos_commit_interval",
     "resolve_timeout",
 ]
+
+
+def test_each_setting_in_seconds_is_tested() -> None:
+    types = get_type_hints(ProducerSettings)
+    assert [name for name, kind in types.items() if kind is float] == DURATIONS
 
 
 def make(**fields: Any) -> ProducerSettings:

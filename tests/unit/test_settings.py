@@ -7,6 +7,7 @@ import dataclasses
 import enum
 import functools
 import pickle
+import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, cast
@@ -19,6 +20,7 @@ from anyio_sendproducer import ProducerSettings, SettingsError
 from anyio_sendproducer._kafka_names import canonical_name
 from anyio_sendproducer._settings import Serializer
 from anyio_sendproducer.serializers import JSONSerializer
+from tests.support.paths import ROOT
 
 SECRET = "hunter2-s3cr3t"
 make = functools.partial(
@@ -359,6 +361,18 @@ def test_every_field_has_its_with_method() -> None:
     named = {field.name for field in dataclasses.fields(ProducerSettings)}
     methods = {name.removeprefix("with_") for name in dir(ProducerSettings) if name[:5] == "with_"}
     assert methods == named | {"property"}
+
+
+def test_the_reference_lists_each_way_to_make_and_change_settings() -> None:
+    page = (ROOT / "docs/reference/api.md").read_text("utf-8")
+    [listed] = re.findall(r"autoclass:: ProducerSettings\n +:members: ((?:.+\n)+?)```", page)
+    public = {
+        name
+        for name, member in vars(ProducerSettings).items()
+        if not name.startswith("_")
+        and (callable(member) or isinstance(member, (classmethod, property)))
+    }
+    assert set(re.findall(r"\w+", listed)) == public
 
 
 @given(all_settings, names, property_values)
