@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import Any, get_args
 
 import hypothesis
 import pytest
 
 from anyio_sendproducer import ProducerSettings
+from anyio_sendproducer.drivers import DriverName
 from anyio_sendproducer.testing import (
     EmbeddedBroker,
     FakeDriver,
@@ -48,7 +49,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-@pytest.fixture(params=["kafka-python", "confluent"])
+@pytest.fixture(params=get_args(DriverName))
 def driver(request: pytest.FixtureRequest) -> str:
     """The drivers that need a broker, by name."""
     name: str = request.param

@@ -37,7 +37,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import anyio
 import anyio.to_thread
@@ -435,7 +435,7 @@ def be_child(seed: int, numbers: Iterable[int], seconds: float) -> None:
 def main() -> int:
     """Run the examples of the command line."""
     parser = argparse.ArgumentParser(description="Fuzz a broker's answers.")
-    parser.add_argument("--driver", choices=["kafka-python", "confluent"], default="kafka-python")
+    parser.add_argument("--driver", choices=get_args(DriverName), default="kafka-python")
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--first", type=int, default=0, help=argparse.SUPPRESS)

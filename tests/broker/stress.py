@@ -34,7 +34,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import anyio
 
@@ -69,7 +69,7 @@ _LARGEST: Final = 40
 _TICK: Final = 0.02
 _STALL: Final = 0.1
 
-DRIVERS: Final = ("kafka-python", "confluent")
+DRIVERS: Final = get_args(DriverName)
 LOOPS: Final[tuple[tuple[str, str, dict[str, Any]], ...]] = (
     ("asyncio", "asyncio", {}),
     ("uvloop", "asyncio", {"use_uvloop": True}),

@@ -6,7 +6,7 @@ import contextlib
 import socket
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -18,7 +18,7 @@ from anyio_sendproducer import (
     ProducerStartError,
     RecordRejected,
 )
-from anyio_sendproducer.drivers import Driver, DriverFactory
+from anyio_sendproducer.drivers import Driver, DriverFactory, DriverName
 from anyio_sendproducer.drivers.kafka_python import _driver as _kafka_python
 from anyio_sendproducer.drivers.kafka_python._driver import KafkaPythonDriver
 from anyio_sendproducer.drivers.librdkafka import _waits
@@ -121,7 +121,11 @@ class ConfluentRig(KafkaPythonRig):
     make_driver: DriverFactory = ConfluentDriver
 
 
-@pytest.fixture(params=["fake", "asked fake", "kafka-python", "confluent"])
+#: The rig of each driver of the package.
+RIGS: dict[str, type[KafkaPythonRig]] = {"kafka-python": KafkaPythonRig, "confluent": ConfluentRig}
+
+
+@pytest.fixture(params=["fake", "asked fake", *get_args(DriverName)])
 def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
     if request.param == "fake":
         yield FakeRig(FakeDriver())
@@ -130,8 +134,7 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
         yield FakeRig(AskedDriver())
         return
     with blocking_embedded_broker() as broker:
-        make = KafkaPythonRig if request.param == "kafka-python" else ConfluentRig
-        real = make(broker.bootstrap_servers, broker.pause)
+        real = RIGS[request.param](broker.bootstrap_servers, broker.pause)
         try:
             yield real
         finally:

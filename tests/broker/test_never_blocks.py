@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, get_args
 
 import anyio
 import anyio.to_thread
@@ -189,7 +189,7 @@ async def _open(producer: SendProducer, fake: FakeDriver) -> None:
 
 # --- code of the user's --------------------------------------------------------------------------
 
-DRIVERS = ["kafka-python", "confluent"]
+DRIVERS = get_args(DriverName)
 
 #: How long an answer takes, in milliseconds. A tick takes one or more.
 ANSWER_MS = 100

@@ -33,7 +33,6 @@ from anyio_sendproducer import (
     Statistics,
     TransactionError,
     UndeliveredRecords,
-    _engine,
     drivers,
     open_send_producer,
 )
@@ -273,7 +272,7 @@ async def test_beyond_the_end_of_the_block_it_is_given_nothing(
         async with open_send_producer(with_client(fake, close_timeout=0.05)) as producer:
             deliveries = [producer.enqueue_nowait(record(b"%d" % number)) for number in range(3)]
             await at_gate(fake.gate)
-    assert "hangs in the client library: left behind" in caplog.text
+    assert "it hangs in the client library and keeps running" in caplog.text
     assert {error.record.value: error.persistence for error in caught.value.errors} == {
         b"0": Persistence.POSSIBLY_PERSISTED,
         b"1": Persistence.NOT_PERSISTED,
@@ -559,36 +558,10 @@ async def test_a_factory_that_is_wrong_ends_the_start(
     await until(lambda: open_sockets() == before)
 
 
-async def test_a_factory_that_blocks_is_left_behind(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(_engine, "_FACTORY_GRACE_SECONDS", 0.01)
-    # The producer's thread waits for the factory until the gate opens.
-    monkeypatch.setattr(_kafka_python, "_LATE_SECONDS", PATIENCE)
-    monkeypatch.setattr(_kafka_python, "_JOIN_SECONDS", PATIENCE)
-    monkeypatch.setattr("anyio_sendproducer._bridge.GRACE_SECONDS", 0.01)
-    gate = threading.Event()
-
-    def block(_: dict[str, Any]) -> Any:
-        gate.wait()
-
-    settings = ProducerSettings(
-        bootstrap_servers="127.0.0.1:1", producer_factory=block, start_timeout=0.05
-    )
-    says = r"the client was not made within 0\.05 s \(start_timeout\), nor within another 0\.01 s"
-    with raising(ProducerStartError, match=says):
-        async with open_send_producer(settings):
-            pass
-    assert "hangs in the client library" in caplog.text
-    gate.set()
-    await until(lambda: not _threads())
-
-
 async def test_a_start_ends_in_time_while_its_client_is_still_at_work(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is not the thread of the producer that is left behind, so the end takes no time."""
-    monkeypatch.setattr(_engine, "_FACTORY_GRACE_SECONDS", PATIENCE)
     monkeypatch.setattr("anyio_sendproducer._bridge.GRACE_SECONDS", PATIENCE)
     gate = threading.Event()
 
@@ -720,7 +693,7 @@ def test_a_bad_setting_is_refused_by_name(fields: dict[str, Any], says: str) -> 
 
 @pytest.mark.parametrize("driver", ["other", FakeDriver()])
 def test_another_driver_and_a_producer_are_one_too_many(driver: Any) -> None:
-    with pytest.raises(SettingsError, match="driver and producer: give one, for the producer is"):
+    with pytest.raises(SettingsError, match="driver and producer: set only one, because"):
         drivers.make_driver(driver, with_client(FakeClient()))
 
 

@@ -20,7 +20,8 @@ from anyio_sendproducer import (
 from anyio_sendproducer._delivery import ProducerState
 from anyio_sendproducer._settings import SettingsFields
 from anyio_sendproducer.drivers import DriverName, make_driver
-from anyio_sendproducer.testing import FakeDriver
+from anyio_sendproducer.drivers._describe import describe_cluster, protocol_of
+from anyio_sendproducer.testing import FakeDriver, _mock_cluster
 from tests.support.calls import task_group
 
 ADDRESS = "kafka.test:9092"
@@ -183,6 +184,20 @@ def test_the_names_of_the_drivers_are_those_that_there_are(settings: ProducerSet
         assert callable(make_driver(name, settings).submit)
     with pytest.raises(SettingsError, match="must be 'kafka-python', 'confluent' or a factory"):
         make_driver(cast("Any", "librdkafka"), settings)
+
+
+def test_each_driver_is_described_and_no_other(settings: ProducerSettings) -> None:
+    """None is taken for another one, whose client would connect in its place."""
+    for name in get_args(DriverName):
+        assert protocol_of(name, settings).name == "PLAINTEXT"
+    assert protocol_of(None, settings) == protocol_of("kafka-python", settings)
+    for ask in (protocol_of, describe_cluster):
+        with pytest.raises(ValueError, match="'librdkafka' has no description here"):
+            ask("librdkafka", settings)
+
+
+def test_each_driver_has_its_properties_for_the_mock_cluster() -> None:
+    assert set(_mock_cluster._PROPERTIES) == set(get_args(DriverName))
 
 
 def test_the_states_are_those_of_the_producer() -> None:

@@ -313,7 +313,15 @@ def test_a_package_outside_the_core_imports_public_names(package: str) -> None:
     assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize("package", ["kafka_python", "librdkafka"])
+#: Each driver is a package of its own in `drivers`.
+OF_DRIVERS: Final = sorted(
+    path.name
+    for path in (PACKAGE / "drivers").iterdir()
+    if (path / "__init__.py").exists() and path.name != "security"
+)
+
+
+@pytest.mark.parametrize("package", OF_DRIVERS)
 def test_a_driver_imports_its_own_package_and_what_the_drivers_share(package: str) -> None:
     """Neither the other driver, nor the package that chooses one of them."""
     prefix = f"drivers.{package}."

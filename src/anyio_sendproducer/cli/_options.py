@@ -11,11 +11,12 @@ import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, get_args
 
 import click
 
 from .. import ProducerSettings, SettingsError
+from ..drivers import DriverName
 from ._connecting import Connection, environment_has_address, parse_property
 from ._running import LOOPS
 from ._text import unescaped
@@ -283,7 +284,7 @@ def of_cluster(default_timeout: float) -> Callable[[_F], _F]:
         ),
         _cluster(
             "--driver",
-            type=click.Choice(["kafka-python", "confluent"]),
+            type=click.Choice(get_args(DriverName)),
             help="The client library. confluent is several times as fast (extra confluent). "
             "Default: kafka-python.",
         ),

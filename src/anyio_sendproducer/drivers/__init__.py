@@ -5,7 +5,7 @@ A driver adapts one client library to the producer. Its package is imported when
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 from .._exceptions import SettingsError
 from .._settings import ProducerSettings
@@ -64,7 +64,7 @@ def make_driver(chosen: DriverName | DriverFactory | None, settings: ProducerSet
     if settings.producer is not None:
         if chosen not in {None, "kafka-python"}:
             raise SettingsError(
-                "driver and producer: give one, for the producer is one of kafka-python"
+                "driver and producer: set only one, because the producer is kafka-python's"
             )
         from .kafka_python._external_client import ExternalClientDriver
 
@@ -90,4 +90,6 @@ def make_driver(chosen: DriverName | DriverFactory | None, settings: ProducerSet
             ) from error
 
         return ConfluentDriver(settings)
-    raise SettingsError(f"driver must be 'kafka-python', 'confluent' or a factory, not {chosen!r}")
+    raise SettingsError(
+        f"driver must be {', '.join(map(repr, get_args(DriverName)))} or a factory, not {chosen!r}"
+    )

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import ssl
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 from .._settings import ProducerSettings
 from ._protocols import ClusterDescription
 from .librdkafka._properties import LIBRDKAFKA
-from .security._settings import KAFKA_PYTHON, parse_security
+from .security._settings import KAFKA_PYTHON, Abilities, parse_security
 from .security._tls import ReloadingSSLContext
 
 __all__ = [
@@ -20,6 +21,12 @@ __all__ = [
     "describe_cluster",
     "protocol_of",
 ]
+
+#: For each driver, the security settings that its client supports.
+_ABILITIES: Final[Mapping[str, Abilities]] = {
+    "kafka-python": KAFKA_PYTHON,
+    "confluent": LIBRDKAFKA,
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -45,9 +52,9 @@ def protocol_of(chosen: str | None, settings: ProducerSettings) -> Protocol:
 
     Raises:
         SettingsError: a security setting is wrong, or this driver does not support it.
+        ValueError: this module does not know the driver.
     """
-    abilities = LIBRDKAFKA if chosen == "confluent" else KAFKA_PYTHON
-    security, _ = parse_security(settings.properties, abilities)
+    security, _ = parse_security(settings.properties, _ABILITIES[_known(chosen)])
     given = security.given
     context: Any = None
     if security.encrypts:
@@ -70,11 +77,20 @@ def describe_cluster(
     Raises:
         SettingsError: a setting is wrong.
         SendProducerError: the cluster did not answer.
+        ValueError: this module does not know the driver.
     """
-    if chosen == "confluent":
+    if _known(chosen) == "confluent":
         from .librdkafka import _describe as librdkafka
 
         return librdkafka.describe(settings)
     from .kafka_python._describe import describe
 
     return describe(settings, versions=versions)
+
+
+def _known(chosen: str | None) -> str:
+    """Return the name of a driver, so that no driver is taken for another one."""
+    name = "kafka-python" if chosen is None else chosen
+    if name not in _ABILITIES:
+        raise ValueError(f"the driver {name!r} has no description here")
+    return name

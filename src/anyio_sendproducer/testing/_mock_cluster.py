@@ -157,7 +157,8 @@ class MockCluster:
             ValueError: there is no such driver.
         """
         if driver not in _PROPERTIES:
-            raise ValueError(f"driver must be 'kafka-python' or 'confluent', not {driver!r}")
+            names = " or ".join(map(repr, _PROPERTIES))
+            raise ValueError(f"driver must be {names}, not {driver!r}")
         properties = {**_PROPERTIES[driver], **fields.pop("properties", {})}
         return ProducerSettings(
             bootstrap_servers=self.bootstrap_servers, properties=properties, **fields
