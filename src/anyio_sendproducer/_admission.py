@@ -1,13 +1,15 @@
 """How a record becomes an entry of the ledger.
 
-An admission checks the record, enters it in the ledger and notifies the pump. There is one class
-for a producer without observers, one for a producer with observers, and one that refuses the
-records of a transactional producer outside its transactions.
+An admission checks the record, enters it in the ledger and notifies the pump. This module has three
+classes: one for a producer without observers, one for a producer with observers, and one that
+refuses the records of a transactional producer outside its transactions. A fourth, in
+``_transaction.py``, enters the records of one transaction.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any, Protocol
 
 from anyio import WouldBlock
@@ -21,14 +23,22 @@ from ._observing import Observation
 from ._records import ProducerRecord
 from ._validation import check_is_record, check_record
 
-__all__ = ["Admission", "AdmissionLike", "ObservedAdmission", "RefusingAdmission", "admission_for"]
+__all__ = [
+    "Admission",
+    "AdmissionLike",
+    "ObservedAdmission",
+    "RefusingAdmission",
+    "admission_for",
+    "cancel_entries",
+    "wait_for_room",
+]
 
-# Enum members are looked up through a descriptor; this is read for each record.
+# A global is read faster than an attribute of the enum's class; this is read for each record.
 _IDLE = PumpState.IDLE
 
 
 class AdmissionLike(Protocol):
-    """The interface of the three classes."""
+    """The interface of an admission."""
 
     def enter(
         self,
@@ -64,11 +74,11 @@ class AdmissionLike(Protocol):
         group: Group,
         deadline: CallDeadline | None = None,
     ) -> list[Entry]:
-        """Enter records of one group, up to the first that is invalid or has no room.
+        """Enter the first records of a group: at most up to one that is invalid or has no room.
 
         Returns:
-            The entries. The caller must pass the next record, if any, to :meth:`enter`, which
-            raises its error or lets it wait.
+            The entries; none if the implementation enters records only one by one. The caller must
+            pass the next record, if any, to :meth:`enter`, which raises its error or lets it wait.
         """
         ...
 
@@ -83,7 +93,7 @@ class Admission:
     def __init__(self, engine: Engine) -> None:
         settings = engine.settings
         self._engine = engine
-        # These are looked up for each record.
+        # Attributes, because they are used for each record.
         self._step = engine.step
         self._ledger = engine.ledger
         self._now = engine.clock.now
@@ -226,8 +236,8 @@ class ObservedAdmission(Admission):
         now = self._now()
         given = observation.make_given(record, now)
         sent = record
-        # An injector may take a call as a sign that the record is sent, so a record that will be
-        # refused is not passed to it.
+        # Call an injector only for a record that will be accepted, because it may take the call as
+        # a sign that the record is sent.
         if size <= ledger.max_bytes and (wait or ledger.has_room(size)):
             sent, size = observation.add_headers(given, size, ledger.max_bytes)
         with self._step:
@@ -237,7 +247,7 @@ class ObservedAdmission(Admission):
                 observation.add_refused(given, error)
                 raise
             except WouldBlock as error:
-                if sent is not record:
+                if sent is not record:  # only the added headers had no room
                     observation.add_refused(given, error)
                 raise
             entry.given = given
@@ -287,3 +297,29 @@ def admission_for(engine: Engine) -> Admission:
     if engine.observation is None:
         return Admission(engine)
     return ObservedAdmission(engine, engine.observation)
+
+
+async def wait_for_room(engine: Engine, entry: Entry) -> None:
+    """Wait until a WAITING record is accepted or fails.
+
+    Cancellation: the record is withdrawn. asyncio's own ``task.cancel()`` may come when the record
+    was accepted and submitted, and the task has not run since. Then the record is abandoned.
+    """
+    waiter = entry.room_waiter = engine.loop.new_waiter()
+    try:
+        await waiter
+    except BaseException:
+        cancel_entries(engine, entry)
+        raise
+
+
+def cancel_entries(engine: Engine, *entries: Entry) -> None:
+    """Cancel the deliveries of a call that was cancelled; see :meth:`Ledger.cancel`."""
+    engine.run_or_schedule(partial(_cancel_now, engine, entries))
+
+
+def _cancel_now(engine: Engine, entries: Iterable[Entry]) -> None:
+    to_wake: list[object] = []
+    for entry in entries:
+        to_wake += engine.ledger.cancel(entry)
+    engine.wake_and_notify(to_wake)

@@ -28,6 +28,7 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
+from ._admission import wait_for_room
 from ._delivery import Delivery, DeliveryState
 from ._exceptions import DeliveryError, MultiDeliveryError, SettingsError, copy_of
 from ._loops import Loop
@@ -169,7 +170,7 @@ class _Flow(anyio.abc.ObjectReceiveStream[T], Generic[T]):
                 continue
             slot.deliveries.append(Delivery._create(sender, entry))
             if entry.state is DeliveryState.WAITING:
-                await sender._wait_for_room(entry)
+                await wait_for_room(sender._engine, entry)
         self._entering = None
         if not self.is_closed:
             self._slots.append(slot)

@@ -16,19 +16,13 @@ from typing import Any, TypeVar, cast, overload
 import anyio
 import anyio.lowlevel
 
-from ._admission import AdmissionLike
+from ._admission import AdmissionLike, cancel_entries, wait_for_room
 from ._deadlines import CallDeadline
-from ._delivery import Delivery, DeliveryState, Entry, Group
+from ._delivery import Delivery, DeliveryState, Entry
 from ._durations import seconds_of
 from ._engine import Engine
-from ._exceptions import (
-    DeliveryError,
-    MultiDeliveryError,
-    ProducerBroken,
-    ProducerClosed,
-    RecordRejected,
-)
-from ._failures import not_sent, not_tried
+from ._exceptions import DeliveryError, MultiDeliveryError
+from ._group_sending import send_group
 from ._loops import WaiterList
 from ._records import (
     Envelope,
@@ -51,19 +45,16 @@ K = TypeVar("K")
 V = TypeVar("V")
 P = TypeVar("P")
 
-#: How many records of one call are entered before other tasks run: about a millisecond's work.
-_RECORDS_BETWEEN_YIELDS = 500
-
 #: How many calls in a row may return without waiting before other tasks run: about a tenth of a
 #: millisecond's work. Letting other tasks run costs several times as much as such a call.
 _CALLS_BETWEEN_YIELDS = 16
 
-#: Every so many calls, one checks whether its task is cancelled. The interval is random, with this
-#: number of bits: 64 calls on average, 128 at most. AnyIO does not cancel an asyncio task whose
-#: future is done; it tries again in the next turn of the loop. If a driver answers within one turn,
-#: AnyIO finds the future done each time, so a task that sends in a loop would never be cancelled.
-#: A check costs a tenth of a call. With a fixed interval, tasks that alternate could fall into step
-#: with it, so that the same task checked each time.
+#: About every 64th call checks whether its task is cancelled. The number of calls between two
+#: checks is random, with this number of bits, so it is 128 at most. AnyIO does not cancel a task of
+#: asyncio whose future is done; it tries again in the next turn of the loop. If a driver reports
+#: within one turn, AnyIO finds the future done each time, so a task that sends in a loop would
+#: never be cancelled. A check costs a tenth of a call. With a fixed interval, the same one of
+#: several alternating tasks could always be the one that checks.
 _CHECK_INTERVAL_BITS = 7
 _random_bits = random.Random().getrandbits  # noqa: S311  # not for cryptography
 
@@ -76,13 +67,13 @@ class Sender:
 
     def _set_up(self, engine: Engine, admission: AdmissionLike) -> None:
         self._engine = engine
-        # These are looked up for each record.
+        # Attributes, because they are used for each record.
         self._enter = admission.enter
-        self._enter_many = admission.enter_many
         self._loop = engine.loop
         self._ledger = engine.ledger
         self._park = engine.loop.park
         self._affinity = engine.affinity
+        self._send_group = partial(send_group, engine, admission)
         self._calls_without_waiting = 0
         # Each call counts this down, and the call that reaches 0 checks. If the event loop needs no
         # check, the count starts at 0, so that it is negative from the first call on.
@@ -167,14 +158,18 @@ class Sender:
             ProducerClosed: the producer is closing or closed.
             ProducerBroken: the producer can never send again.
             ProducerMisused: called on another event loop, or in another thread or process.
+            TransactionError: the producer has a ``transactional_id``, and this is not a
+                transaction.
             TypeError: the arguments are neither a ProducerRecord nor the fields of one.
             SettingsError: ``timeout`` is not a positive number of seconds.
 
         Cancellation, also by a deadline: if the client does not have the record yet, the record is
-        withdrawn and never written. Otherwise only the waiting ends. The record is still sent, and
-        ``statistics().abandoned`` counts it. Other records are not affected. If the scope is
-        already cancelled when the call starts, either can happen; :meth:`enqueue` checks first. A
-        task that sends in a loop is cancelled even if every outcome comes at once.
+        withdrawn and never written. Otherwise only the waiting ends: ``statistics().abandoned``
+        counts the record, and the client still sends it. If the client instead gives it back,
+        because the metadata of its topic is missing, it is withdrawn. Other records are not
+        affected. If the scope is already cancelled when the call starts, either can happen;
+        :meth:`enqueue` checks first. A task that sends in a loop is cancelled even if every outcome
+        comes at once.
         """
         # This is half of affinity.check(). The other half asks asyncio for its loop, which is a
         # system call on Python 3.11. A task of another loop in this thread can't await the waiter;
@@ -248,8 +243,8 @@ class Sender:
 
         Args:
             envelope: a :class:`Message`, a :class:`MultiMessage`, or a
-                :class:`PassThroughMessage`. The last needs no broker, and is answered by a closed
-                producer too, as in Alpakka Kafka.
+                :class:`PassThroughMessage`. The last needs no broker; a closed producer returns
+                its result, too, as in Alpakka Kafka.
             timeout: seconds or a ``timedelta`` in which each record gets its outcome, as for
                 :meth:`send`.
 
@@ -261,7 +256,7 @@ class Sender:
             MultiDeliveryError: records of a MultiMessage were not delivered. Every record was
                 tried. ``parts`` has the outcome of each, ``pass_through`` the pass-through value.
             DeliveryError: the record of a Message was not delivered; see :meth:`send`.
-            ProducerClosed, ProducerBroken, ProducerMisused: as for :meth:`send`.
+            ProducerClosed, ProducerBroken, ProducerMisused, TransactionError: as for :meth:`send`.
             TypeError: ``envelope`` is not an envelope.
             SettingsError: ``timeout`` is not a positive number of seconds.
 
@@ -272,7 +267,7 @@ class Sender:
             return Result(await self.send(envelope.record, timeout=timeout), envelope)
         if isinstance(envelope, MultiMessage):
             records = envelope.records
-            outcomes = await self._send_group(records, timeout)
+            outcomes = await self._send_group(records, self._deadline(timeout))
             parts = multi_result_parts(records, outcomes, envelope.pass_through)
             return MultiResult(parts, envelope.pass_through)
         if isinstance(cast("object", envelope), PassThroughMessage):
@@ -307,14 +302,16 @@ class Sender:
                 unless ``stop_on_error`` is set. ``parts`` has the outcome of each.
             ProducerClosed, ProducerBroken: as for :meth:`send`, before the first record was
                 accepted.
-            ProducerMisused: as for :meth:`send`.
+            ProducerMisused, TransactionError: as for :meth:`send`.
             TypeError: one of ``records`` is not a ProducerRecord. No record was sent.
             SettingsError: ``timeout`` is not a positive number of seconds.
 
         Cancellation: as with :meth:`send`, for each record on its own.
         """
         all_records = records_of(records)
-        outcomes = await self._send_group(all_records, timeout, stop_on_error=stop_on_error)
+        outcomes = await self._send_group(
+            all_records, self._deadline(timeout), stop_on_error=stop_on_error
+        )
         if any(isinstance(outcome, DeliveryError) for outcome in outcomes):
             multi_result_parts(all_records, outcomes, None)  # raises
         return cast("list[RecordMetadata]", outcomes)
@@ -333,20 +330,21 @@ class Sender:
             DeliveryTimeout: there was no room within ``delivery_timeout``.
             RecordRejected: the record is invalid. An error that only a broker or a serializer can
                 find is raised by :meth:`Delivery.wait`.
-            ProducerClosed, ProducerBroken, ProducerMisused, TypeError: as for :meth:`send`.
+            ProducerClosed, ProducerBroken, ProducerMisused, TransactionError, TypeError: as for
+                :meth:`send`.
 
         Each call checks for cancellation. If there is room, only every sixteenth call lets other
-        tasks run; to do that in each call would take most of its time.
+        tasks run. Doing that in each call would take most of the call's time.
 
         Cancellation: the record is withdrawn and never written. One exception: asyncio's own
-        ``task.cancel()`` may come after the record got room and before the task runs. Then the
-        record is still sent, and counted as abandoned.
+        ``task.cancel()`` may come when the record was accepted and passed to the client, and the
+        task has not run since. Then the record is abandoned, as by :meth:`send`.
         """
         self._affinity.check()
         await anyio.lowlevel.checkpoint_if_cancelled()
         entry = self._enter(record)
         if entry.state is DeliveryState.WAITING:
-            await self._wait_for_room(entry)
+            await wait_for_room(self._engine, entry)
             if isinstance(entry.outcome, DeliveryError):
                 with self._engine.step:
                     self._ledger.mark_seen(entry)
@@ -355,7 +353,11 @@ class Sender:
                 finally:
                     del entry, record  # as in send()
         elif self._should_yield():
-            await anyio.lowlevel.cancel_shielded_checkpoint()
+            try:
+                await anyio.lowlevel.cancel_shielded_checkpoint()
+            except BaseException:  # asyncio's own task.cancel(), which ignores a shield
+                self._cancel(entry)
+                raise
         return Delivery._create(self, entry)  # pyright: ignore[reportPrivateUsage]
 
     def enqueue_nowait(self, record: ProducerRecord[Any, Any]) -> Delivery:
@@ -369,7 +371,8 @@ class Sender:
 
         Raises:
             anyio.WouldBlock: there is no room. The record was not accepted.
-            RecordRejected, ProducerClosed, ProducerBroken, TypeError: as for :meth:`enqueue`.
+            RecordRejected, ProducerClosed, ProducerBroken, TransactionError, TypeError: as for
+                :meth:`enqueue`.
             ProducerMisused: as for :meth:`enqueue`; or a finalizer or a signal handler called this
                 while it interrupted the producer's own code. The record was not accepted.
         """
@@ -377,7 +380,7 @@ class Sender:
         try:
             entry = self._enter(record, wait=False)
         except anyio.WouldBlock:
-            # If the client stops holding records back (linger.ms), room becomes free sooner.
+            # If the client stops lingering (linger.ms), room becomes free sooner.
             self._engine.wake_and_notify(())
             raise
         return Delivery._create(self, entry)  # pyright: ignore[reportPrivateUsage]
@@ -401,21 +404,7 @@ class Sender:
 
     def _cancel(self, *entries: Entry) -> None:
         """Cancel the deliveries of a call that was cancelled."""
-        self._engine.run_or_schedule(partial(self._cancel_now, entries))
-
-    def _cancel_now(self, entries: Iterable[Entry]) -> None:
-        to_wake: list[object] = []
-        for entry in entries:
-            to_wake += self._ledger.cancel(entry)
-        self._engine.wake_and_notify(to_wake)
-
-    async def _wait_for_room(self, entry: Entry) -> None:
-        waiter = entry.room_waiter = self._loop.new_waiter()
-        try:
-            await waiter
-        except BaseException:
-            self._cancel(entry)
-            raise
+        cancel_entries(self._engine, *entries)
 
     async def _outcome_of(self, entry: Entry) -> RecordMetadata | DeliveryError:
         """Wait for the outcome of an accepted record.
@@ -455,128 +444,12 @@ class Sender:
         if not waiters:
             self._ledger.drop_waiter(entry)
 
-    def _deadline(self, timeout: float | timedelta) -> CallDeadline:
-        """The deadline of a call that begins now."""
+    def _deadline(self, timeout: float | timedelta | None) -> CallDeadline | None:
+        """The deadline of a call that begins now; None if it has no ``timeout``."""
+        if timeout is None:
+            return None
         seconds = seconds_of("timeout", timeout, zero=False)
         return CallDeadline(self._engine.clock.now() + seconds, seconds)
-
-    async def _send_group(
-        self,
-        records: Sequence[ProducerRecord[Any, Any]],
-        timeout: float | timedelta | None,
-        *,
-        stop_on_error: bool = False,
-    ) -> list[RecordMetadata | DeliveryError]:
-        """Send the records of one call, and wait for all outcomes."""
-        deadline = None if timeout is None else self._deadline(timeout)
-        for record in records:
-            check_is_record(record)
-        observation = self._engine.observation
-        if observation is None or not records:
-            return await self._send_checked_group(records, deadline, stop_on_error=stop_on_error)
-        return await observation.observe_call(
-            records,
-            partial(self._send_checked_group, records, deadline, stop_on_error=stop_on_error),
-        )
-
-    async def _send_checked_group(
-        self,
-        records: Sequence[ProducerRecord[Any, Any]],
-        deadline: CallDeadline | None,
-        stop_on_error: bool,  # noqa: FBT001
-    ) -> list[RecordMetadata | DeliveryError]:
-        self._affinity.check()
-        if not records:
-            await anyio.lowlevel.checkpoint()
-            return []
-        await anyio.lowlevel.checkpoint_if_cancelled()
-        waiter = self._loop.new_waiter()
-        # One more than there are records, so that the last outcome does not wake this task before
-        # all records are entered.
-        group = Group(len(records) + 1, waiter, stop_on_error=stop_on_error)
-        entered: list[Entry | DeliveryError] = []
-        try:
-            await self._enter_group(records, group, deadline, entered)
-            group.remaining -= 1
-            if group.remaining:
-                await waiter
-            else:
-                await anyio.lowlevel.checkpoint()
-        except BaseException:
-            group.waiter = None
-            self._cancel(*(item for item in entered if isinstance(item, Entry)))
-            raise
-        outcomes = [item.outcome if type(item) is Entry else item for item in entered]
-        return cast("list[RecordMetadata | DeliveryError]", outcomes)
-
-    async def _enter_group(
-        self,
-        records: Sequence[ProducerRecord[Any, Any]],
-        group: Group,
-        deadline: CallDeadline | None,
-        entered: list[Entry | DeliveryError],
-    ) -> None:
-        """Enter the records in order, each as soon as there is room for it.
-
-        Args:
-            records: the records.
-            group: their group.
-            deadline: the deadline of the call, if it has a timeout.
-            entered: to which the entry of each record is appended, or the error that kept it out.
-        """
-        next_yield = _RECORDS_BETWEEN_YIELDS
-        while (done := len(entered)) < len(records):
-            if done >= next_yield:
-                next_yield = done + _RECORDS_BETWEEN_YIELDS
-                await anyio.lowlevel.checkpoint()
-            if not group.stopped:
-                portion = records[done : done + _RECORDS_BETWEEN_YIELDS]
-                entries = self._enter_many(portion, group, deadline)
-                if entries:
-                    entered += entries
-                    if group.stop_on_error:
-                        group.members += entries
-                    continue
-            item = self._enter_member(records[done], group, deadline, entered)
-            entered.append(item)
-            if isinstance(item, DeliveryError):
-                group.remaining -= 1
-            elif item.state is DeliveryState.WAITING:
-                await self._wait_for_room(item)
-
-    def _enter_member(
-        self,
-        record: ProducerRecord[Any, Any],
-        group: Group,
-        deadline: CallDeadline | None,
-        before: list[Entry | DeliveryError],
-    ) -> Entry | DeliveryError:
-        """Enter one record of a group.
-
-        Returns:
-            The entry, or the error of a record that can't be entered.
-
-        Raises:
-            ProducerClosed, ProducerBroken: no record of the group was entered before this one.
-        """
-        if group.stopped:
-            return not_tried(record)
-        try:
-            entry = self._enter(record, deadline=deadline)
-        except RecordRejected as error:
-            with self._engine.step:
-                self._engine.wake_and_notify(self._ledger.stop_group(group))
-            # The frames in its traceback refer to the list that will hold it: a reference cycle.
-            return error.with_traceback(None)
-        except (ProducerClosed, ProducerBroken) as error:
-            if not any(isinstance(item, Entry) for item in before):
-                raise
-            cause = error.with_traceback(None)  # as above
-            return not_sent(record, f"the record was not sent: {cause}", cause)
-        entry.group = group
-        if group.stop_on_error:
-            group.members.append(entry)
-        return entry
 
 
 def multi_result_parts(

@@ -31,6 +31,7 @@ LAYERS: Final = [
     {"_bridge"},
     {"_cluster_probe", "_engine"},
     {"_admission"},
+    {"_group_sending"},
     {"_sending"},
     {"_flow"},
     {"_transaction"},
