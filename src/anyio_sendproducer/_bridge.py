@@ -1,13 +1,13 @@
-"""The only place where the event loop and the driver's thread exchange data.
+"""The event loop's side of the exchange with the driver thread.
 
-The event loop passes a batch of records to the thread as one command. The thread posts events to a
-list. One wake-up of the event loop takes all events of the list and puts them, as one item, into
-the stream that the pump reads. So the cost of crossing between thread and loop is paid once for
-each batch. An event that arrives alone while the pump waits may be handled without a turn of the
-pump.
+The event loop passes a batch of records to the driver thread as one command. The driver thread
+posts events to a list (see ``_driver_thread.py``). One wake-up of the event loop takes all events
+of the list and puts them, as one item, into the stream that the pump reads. So the cost of crossing
+between thread and loop is paid once for each batch. An event that arrives alone while the pump
+waits may be handled without a turn of the pump.
 
-If a client never waits and reports only when it is polled, the event loop submits and polls without
-the thread (see :class:`~anyio_sendproducer.drivers.PolledDriver`).
+If the client's calls never block and it reports only when it is polled, the event loop submits and
+polls without the thread (see :class:`~anyio_sendproducer.drivers.PolledDriver`).
 
 The thread is not one of AnyIO's worker threads, because it lives as long as the producer, and
 because a call of the client library that hangs must not keep the event loop from ending.
@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 _log = logging.getLogger("anyio_sendproducer")
 
-#: Seconds after the driver's own bound until threads that have not ended are left behind.
+#: How many seconds after the driver's close timeout to wait for its threads.
 GRACE_SECONDS: Final = 5.0
 
 #: How many outcomes one poll may bring before other tasks run. Measured: with 500, timers were five
@@ -52,15 +52,15 @@ _SUBMIT_LIMIT: Final = GATHER_LIMIT
 
 
 class Bridge:
-    """Calls a driver on its thread, from the event loop.
+    """Calls a driver for the event loop: on the driver thread, or directly if that never blocks.
 
     Args:
         loop: the event loop.
-        make: makes a driver, a new one for each client generation. It is called on the bridge's
+        make: makes a driver, a new one for each client generation. It is called on the driver
             thread, because it may import a whole client library.
         monotonic: real time in seconds, as by :func:`time.monotonic`; called from any thread.
-        inline: call the driver on the event loop, and start no thread. Only for a driver that never
-            waits, such as the fake one.
+        threadless: start no thread, and call the driver on the event loop. Only for a driver that
+            never waits, such as the fake one.
     """
 
     def __init__(
@@ -69,10 +69,10 @@ class Bridge:
         make: Callable[[], Driver],
         monotonic: Callable[[], float],
         *,
-        inline: bool = False,
+        threadless: bool = False,
     ) -> None:
         self._loop = loop
-        self.is_inline: Final = inline
+        self.is_threadless: Final = threadless
         #: Called on the event loop with an event that arrives alone while the receiver waits.
         #: Returns whether it handled the event. If not, the event goes to the receiver.
         self.handle_inline: Callable[[Event], bool] | None = None
@@ -105,30 +105,30 @@ class Bridge:
         self._start_thread()
         await self._call(functools.partial(self._worker.open, self.generation))
 
-    def open_in_background(self, *, is_allowed: bool) -> None:
+    def open_in_background(self, *, are_addresses_known: bool) -> None:
         """Start the thread, and have it open the driver. :class:`ClientOpened` will follow when the
         cluster answers.
 
         Args:
-            is_allowed: whether the addresses of the cluster are known. If not, the thread waits for
-                :meth:`allow_open`.
+            are_addresses_known: whether the addresses of the cluster are known. If not, the thread
+                waits for :meth:`allow_open`.
 
         Raises:
             ProducerStartError: no thread could be started.
         """
-        if is_allowed:
+        if are_addresses_known:
             self.allow_open()
         self._start_thread()
         opening = functools.partial(self._worker.open_first, self.generation, self._may_open)
         self._send_command(opening)
 
     def allow_open(self) -> None:
-        """The addresses of the cluster are known."""
+        """Let the thread open the driver, because the addresses of the cluster are known."""
         self._may_open.set()
 
     def _start_thread(self) -> None:
         worker = self._worker
-        if not self.is_inline:
+        if not self.is_threadless:
             if not has_started(worker.thread):
                 raise ProducerStartError(
                     "no thread could be started for the client: the process or its container is at "
@@ -136,8 +136,8 @@ class Bridge:
                 )
             # If the event loop ends before the producer is closed, the driver must be closed
             # nevertheless. On Trio the bridge is garbage-collected then. On asyncio, AnyIO keeps
-            # the tasks of a closed loop alive, and with them this bridge; but the loop drops the
-            # sentinel.
+            # the tasks of a closed loop alive, and with them this bridge. But the closed loop drops
+            # the sentinel.
             sentinel = Sentinel()
             self._finalizers = [
                 weakref.finalize(self, worker.abandon),
@@ -166,7 +166,7 @@ class Bridge:
         reply: Reply[T] = Reply(self._loop.new_waiter())
         with self.step:
             self._replies.add(reply)
-            self._send_command(functools.partial(self._worker.answer, reply, function))
+            self._send_command(functools.partial(self._worker.call, reply, function))
         try:
             await reply.waiter
         finally:
@@ -183,36 +183,36 @@ class Bridge:
         """Submit a batch to the driver.
 
         Returns:
-            The driver's answer; None if one :class:`BatchSubmitted` or :class:`DriverCrashed` will
-            follow.
+            What the driver returned; None if a :class:`BatchSubmitted` or a :class:`DriverCrashed`
+            will follow.
         """
         self.hand_overs += 1
         self._last_batch = len(batch)
         worker = self._worker
-        inline = worker.is_direct
+        on_loop = worker.is_direct
         if worker.polled_driver is not None:
             self._polling.submitting(len(batch))
         elif len(batch) > 1 or self._commands_sent != worker.commands_done:
-            inline = False
-        if not inline:
-            worker.is_answer_urgent = False
+            on_loop = False
+        if not on_loop:
+            worker.has_next_batch = False
             self._send_command(functools.partial(worker.submit, batch))
             if worker.polled_driver is not None:
                 self._polling.submitted()
             return None
         try:
-            answer = worker.opened().submit(batch)
+            submitted = worker.opened().submit(batch)
         except Exception as error:  # noqa: BLE001  # as in DriverThread.submit()
             self._put_events([DriverCrashed(error)])
             return None
         if worker.polled_driver is not None:
             self._polling.submitted()
-        return answer
+        return submitted
 
     def _send_command(self, command: Callable[[], None]) -> None:
         """Have the thread run a command, after the earlier ones."""
         self._commands_sent += 1
-        if self.is_inline:
+        if self.is_threadless:
             self._worker.run_command(command)
         else:
             self._worker.inbox.put(command)
@@ -221,16 +221,16 @@ class Bridge:
         """Have :class:`BatchSubmitted` wake the event loop as soon as the driver has processed the
         batch. Otherwise it arrives together with the next completion."""
         with self._worker.posting:
-            self._worker.is_answer_urgent = True
+            self._worker.has_next_batch = True
         self._put_posted_events()
 
     @property
     def lingers(self) -> bool:
-        """Whether the client holds records back to form larger batches."""
+        """Whether the client lingers to form larger batches."""
         return self._worker.lingering_driver is not None
 
     def hurry(self, on: bool) -> None:  # noqa: FBT001
-        """Have the client hold no records back, as long as ``on`` is True."""
+        """Have the client not linger, as long as ``on`` is True."""
         worker = self._worker
         lingering = worker.lingering_driver
         if lingering is None or on == worker.is_hurried:
@@ -242,7 +242,7 @@ class Bridge:
             self._put_events([DriverCrashed(error)])
 
     def should_gather(self, queued: int) -> bool:
-        """Whether to hold ``queued`` records back to form a larger batch."""
+        """Whether to gather ``queued`` records for a larger batch."""
         return self._polling.should_gather(queued)
 
     @property
@@ -290,7 +290,7 @@ class Bridge:
             self.wake_pump()
         elif next_poll is NextPoll.WHEN_READY:
             polled.watch()
-        # Earlier events come first.
+        # If the pump has not taken earlier events, queue these behind them.
         return () if events and has_untaken and self._put_events(events) else events
 
     @property
@@ -298,16 +298,17 @@ class Bridge:
         """Whether there are events that the receiver has not taken yet."""
         return len(self.events) > 0
 
-    def reopen(self, error: BaseException, held: int) -> None:
+    def reopen(self, error: BaseException, buffered_bytes: int) -> None:
         """Replace the client. :class:`GenerationEnded` will follow, and then, when the cluster
         answers, :class:`ClientOpened`.
 
         Args:
             error: why the client is given up.
-            held: the bytes of the records that the client may have.
+            buffered_bytes: the bytes of the records that the client may have.
         """
         self.generation += 1
-        self._send_command(functools.partial(self._worker.reopen, error, self.generation, held))
+        reopen = functools.partial(self._worker.reopen, error, self.generation, buffered_bytes)
+        self._send_command(reopen)
 
     @property
     def driver(self) -> Driver | None:
@@ -337,8 +338,9 @@ class Bridge:
     async def stop(self, seconds: float) -> None:
         """Close the driver, end the threads and close the stream of events.
 
-        Must be called in a shielded scope. asyncio's own cancellation ignores that, and is raised.
-        A thread that does not end in time is left behind, and logged.
+        Must be called in a shielded scope. A shield does not stop ``task.cancel()`` of asyncio; the
+        cancellation is raised.
+        A thread that does not end in time keeps running, and is logged.
 
         Args:
             seconds: how long the driver may take to close; 0 closes it by force.
@@ -350,7 +352,7 @@ class Bridge:
         if self._release_sentinel is not None:
             self._release_sentinel()
         try:
-            if self.is_inline:
+            if self.is_threadless:
                 worker.close_driver(seconds)
             else:
                 await self._end_threads(seconds)
@@ -378,7 +380,7 @@ class Bridge:
 
         closer = worker.new_thread("-closer", close)
         if not has_started(closer):
-            worker.inbox.put(close)  # the driver's thread closes it, unless that thread hangs
+            worker.inbox.put(close)  # the driver thread closes it, unless that thread hangs
         worker.inbox.put(None)
         threads = [thread for thread in (closer, worker.thread) if thread.ident is not None]
         give_up = time.monotonic() + seconds + GRACE_SECONDS
@@ -401,7 +403,7 @@ class Bridge:
         for thread in threads:
             if thread.is_alive():
                 _log.error(
-                    "the thread %s hangs in the client library: left behind",
+                    "the thread %s did not end: it hangs in the client library and keeps running",
                     thread.name,
                     extra={"thread.name": thread.name},
                 )
@@ -440,7 +442,7 @@ class Bridge:
         events: list[Event] = []
         for item in items:
             if isinstance(item, Reply):
-                # If the producer is closed before the task runs, it still gets the answer.
+                # If the producer is closed before the task runs, the task still gets the result.
                 self._replies.discard(item)
                 self._loop.wake((item.waiter,))
             else:

@@ -49,7 +49,7 @@ class ClusterProbe:
     async def ask(self, seconds: float) -> ClusterDescription:
         """Ask; see :meth:`anyio_sendproducer.SendProducer.check`."""
         describe = self._function(seconds)
-        if self._bridge.is_inline:
+        if self._bridge.is_threadless:
             await anyio.lowlevel.checkpoint()
             return describe()
 

@@ -19,7 +19,7 @@ _WITHOUT_OUTCOME: Final = frozenset(
     {DeliveryState.WAITING, DeliveryState.QUEUED, DeliveryState.SUBMITTED}
 )
 
-#: The number of deadlines from which on those of finished records are removed.
+#: Remove the deadlines of finished records when there are this many deadlines.
 _LEAST_PRUNED: Final = 64
 
 
@@ -64,17 +64,17 @@ class CallDeadlines:
     def _push(self, at: float, entry: Entry, timeout: float | None) -> None:
         heapq.heappush(self._heap, (at, next(self._numbers), entry, timeout))
         if len(self._heap) >= self._prune_at:
-            self._heap = [item for item in self._heap if self._counts(item[2], item[3])]
+            self._heap = [item for item in self._heap if self._is_valid(item[2], item[3])]
             heapq.heapify(self._heap)
             self._prune_at = max(_LEAST_PRUNED, 2 * len(self._heap))
 
-    def _counts(self, entry: Entry, timeout: float | None) -> bool:
+    def _is_valid(self, entry: Entry, timeout: float | None) -> bool:
         return entry in self._retained if timeout is None else entry.state in _WITHOUT_OUTCOME
 
     def earliest(self) -> float:
         """The earliest time at which a record is due; infinity if there is none."""
         heap = self._heap
-        while heap and not self._counts(heap[0][2], heap[0][3]):
+        while heap and not self._is_valid(heap[0][2], heap[0][3]):
             heapq.heappop(heap)
         return heap[0][0] if heap else math.inf
 
@@ -82,7 +82,7 @@ class CallDeadlines:
         """Take the records that are due, each with its call's timeout.
 
         The timeout is None for a record that failed before and whose ``delivery_timeout`` has
-        ended. The caller may fail records between two steps.
+        ended. The caller may fail records between two items.
         """
         while self.earliest() <= now:
             _, _, entry, timeout = heapq.heappop(self._heap)
@@ -103,7 +103,7 @@ class DeadlineTimer:
         self._scope: CancelScope
 
     async def sleep(self, seconds: float) -> None:
-        """Sleep for so long, or until an earlier deadline is added."""
+        """Sleep for ``seconds``, or until an earlier deadline is added."""
         self._until = self._clock.now() + seconds
         with CancelScope() as self._scope:
             await self._clock.sleep(seconds)

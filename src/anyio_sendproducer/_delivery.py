@@ -59,7 +59,7 @@ class ProducerState(enum.Enum):
     BROKEN = "broken"
     """The producer can never send again, and waits to be closed."""
     CLOSED = "closed"
-    """Every record has its outcome."""
+    """The producer is closed, and every record has its outcome."""
 
 
 #: The transitions of a delivery: state -> event -> next state.
@@ -104,7 +104,7 @@ PRODUCER_TRANSITIONS: Final[Mapping[ProducerState, Mapping[str, ProducerState]]]
     }
 )
 
-# Enum members are looked up through a descriptor; this one is read for each record.
+# A global is read faster than an attribute of the enum's class; this one is read for each record.
 _QUEUED = DeliveryState.QUEUED
 
 
@@ -112,7 +112,7 @@ class Group:
     """Several deliveries whose caller waits once, for all of them.
 
     Args:
-        remaining: the number of deliveries without an outcome.
+        remaining: the number of deliveries without an outcome, plus 1 until all are entered.
         waiter: the waiter to wake when ``remaining`` becomes 0; None if the caller was cancelled.
         stop_on_error: whether the first failure also fails the ``members`` that the driver does not
             have. Only then are the ``members`` kept.
@@ -131,9 +131,10 @@ class Group:
 class Entry:
     """One delivery.
 
-    Only the ledger changes an entry, except for three attributes that the waiting tasks set:
-    ``room_waiter`` is woken when the record is accepted or fails before that, ``waiter`` when the
-    record has its outcome, and ``group`` counts the outcomes of a call with several records.
+    Only the ledger changes an entry, with these exceptions. The waiting tasks set ``room_waiter``,
+    which is woken when the record is accepted or fails before that, ``waiter``, which is woken when
+    the record has its outcome, and ``group``, which counts the outcomes of a call with several
+    records. The admission sets ``given``, and :class:`UnawaitedFailures` sets ``report_number``.
     """
 
     __slots__ = (
@@ -172,7 +173,7 @@ class Entry:
         self.room_waiter: object | None = None
         self.waiter: object | None = None
         self.group: Group | None = None
-        #: Whether the caller was cancelled while the driver had the record.
+        #: Whether the caller was cancelled when the driver had the record or had reported it.
         self.abandoned = False
 
     @property
@@ -252,7 +253,7 @@ class Delivery(NoPublicConstructor):
 
 @dataclasses.dataclass(slots=True)
 class Counts:
-    """The number of accepted records for each way to end."""
+    """The number of accepted records that ended in each way, and of those that were abandoned."""
 
     delivered: int = 0
     failed: int = 0
@@ -275,8 +276,8 @@ class Statistics:
     in_flight_bytes: int
     """The bytes of the keys, values and headers of the records in flight."""
     accepted: int
-    """Records accepted so far. Each is in flight, or counted as delivered, failed or withdrawn; a
-    record that failed at its deadline may be both."""
+    """Records accepted so far. Each is in flight, or counted as delivered, failed or withdrawn. A
+    record that failed at its deadline may be counted as failed and still take up room."""
     delivered: int
     """Records that a broker acknowledged."""
     failed: int
@@ -285,11 +286,12 @@ class Statistics:
     """Accepted records whose caller was cancelled before the client had them. They are never
     written."""
     abandoned: int
-    """Records whose caller was cancelled while the client had them. They are still sent, and also
-    counted as in flight, delivered or failed."""
+    """Records whose caller was cancelled when the client had them, or had just reported them. They
+    are also counted as in flight, delivered or failed. A record that the client gives back, because
+    the metadata of its topic is missing, is counted as withdrawn instead."""
     is_connected: bool
-    """Whether a client is open that reaches a broker, as far as the client knows. An idle client
-    learns of a lost connection when it next uses it."""
+    """Whether an open client reaches a broker, as far as the client knows. An idle client learns of
+    a lost connection when it next uses it."""
     generations: int
     """The number of clients so far: 1, and 1 more each time a client was replaced."""
     hand_overs: int

@@ -1,4 +1,4 @@
-"""The events that a driver reports, and the stream that brings them to the pump."""
+"""The events of a driver and of its thread, and the stream that brings them to the pump."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Completed:
 class BatchSubmitted:
     """The driver has processed a batch, and accepts the next."""
 
-    answer: Submitted
+    submitted: Submitted
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +55,10 @@ class MetadataChanged:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The client must be polled: an answer is there."""
+    """A polled client has outcomes to report."""
 
     since: float
-    """The time at which the driver's thread found it, in seconds of the bridge's ``monotonic``."""
+    """The time at which the poll thread found them, in seconds of the bridge's ``monotonic``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class GenerationEnded:
 
 @dataclass(frozen=True, slots=True)
 class ClientOpened:
-    """The client of a generation is open, in the background of the producer."""
+    """A client that was opened in the background is open."""
 
     generation: int
 

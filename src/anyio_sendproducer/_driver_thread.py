@@ -1,4 +1,8 @@
-"""The thread that calls a producer's driver, and the sink that the driver reports to."""
+"""The thread that calls a producer's driver, and the sink that the driver reports to.
+
+The driver thread shares a queue and a list of events with the event loop, whose side is in
+``_bridge.py``.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +46,8 @@ REOPEN_SECONDS: Final = 0.5
 #: The pause doubles after each attempt, up to this number of seconds.
 LONGEST_REOPEN_SECONDS: Final = 4.0
 
-#: How many bytes of records a client that is given up must hold to be worth a garbage collection,
-#: which stops the process for 0.1 s for each million of its objects.
+#: Run the garbage collector after closing a client that had at least this many bytes of records.
+#: That stops the process for 0.1 s for each million of its objects.
 WORTH_COLLECTING: Final = 4 * 1024 * 1024
 
 _numbers = itertools.count(1)
@@ -103,8 +107,8 @@ def has_started(thread: threading.Thread) -> bool:
 class DriverThread:
     """The thread of a bridge, and the driver that it calls.
 
-    It does not refer to the bridge. Otherwise the running thread would keep the bridge alive, and
-    its finalizer would not run when the event loop has ended.
+    This object has no reference to the bridge. Otherwise the running thread would keep the bridge
+    alive, and the bridge's finalizer would not run when the event loop has ended.
 
     Args:
         loop: the event loop to wake.
@@ -135,9 +139,9 @@ class DriverThread:
         #: Whether the event loop may submit without the thread: any batch if the client is polled,
         #: otherwise a lone record.
         self.is_direct = False
-        #: The driver, if its client holds records back.
+        #: The driver, if its client lingers.
         self.lingering_driver: LingeringDriver | None = None
-        #: Whether that driver holds no records back at the moment.
+        #: Whether that driver was told to hurry.
         self.is_hurried = False
         #: How many commands the thread has finished.
         self.commands_done = 0
@@ -145,12 +149,12 @@ class DriverThread:
         self.outbox: list[Event | Reply[Any]] = []
         #: Whether the event loop will take the outbox, so that post() need not wake it.
         self.is_wake_up_scheduled = False
-        #: Whether the event loop has more records for the driver when it has processed the batch.
-        self.is_answer_urgent = False
-        # Guards `outbox` and `is_wake_up_scheduled`. Without it: thread A looks the outbox up; the
-        # loop replaces the outbox, and takes the events of the old one; A appends to the old one,
-        # and its event is lost. The lock is reentrant because a finalizer may interrupt a post with
-        # another post.
+        #: Whether the event loop has a next batch for the driver. If so, BatchSubmitted is urgent.
+        self.has_next_batch = False
+        # Guards `outbox`, `is_wake_up_scheduled` and `has_next_batch`. Without it: thread A looks
+        # the outbox up; the loop replaces the outbox, and takes the events of the old one; A
+        # appends to the old one, and its event is lost. The lock is reentrant because a finalizer
+        # may interrupt a post with another post.
         self.posting = threading.RLock()
         self.stopping = threading.Event()
         self._is_abandoned = False
@@ -193,12 +197,12 @@ class DriverThread:
 
         Args:
             item: the item.
-            urgent: False for an item that the next wake-up may bring, unless the event loop wants
-                it at once.
+            urgent: False for an item that the next wake-up may bring, unless the event loop has a
+                next batch.
         """
         with self.posting:
             self.outbox.append(item)
-            wakes = not self.is_wake_up_scheduled and (urgent or self.is_answer_urgent)
+            wakes = not self.is_wake_up_scheduled and (urgent or self.has_next_batch)
             if wakes:
                 self.is_wake_up_scheduled = True
         if wakes:
@@ -209,7 +213,7 @@ class DriverThread:
     def _serve(self) -> None:
         while (command := self.inbox.get()) is not None:
             self.run_command(command)
-            # It refers to records, which must not stay in memory until the next command.
+            # The command refers to records, which must not stay in memory until the next one.
             del command
 
     def run_command(self, command: Callable[[], None]) -> None:
@@ -225,8 +229,7 @@ class DriverThread:
         driver.open(_Sink(self.post, generation, self._monotonic))
         self.polled_driver = driver if isinstance(driver, PolledDriver) else None
         self.is_direct = isinstance(driver, DirectDriver) and driver.direct
-        # The new client holds records back. The event loop reads `lingering_driver` first, so it
-        # is set last.
+        # A new client lingers. Set `lingering_driver` last, because the event loop reads it first.
         self.is_hurried = False
         lingers = isinstance(driver, LingeringDriver) and driver.lingers
         self.lingering_driver = cast("LingeringDriver", driver) if lingers else None
@@ -241,7 +244,7 @@ class DriverThread:
             raise ProducerClosed("the producer is closed")
         return self.driver
 
-    def answer(self, reply: Reply[T], function: Callable[[], T]) -> None:
+    def call(self, reply: Reply[T], function: Callable[[], T]) -> None:
         """Call a function, and post its result or its error."""
         try:
             reply.value = function()
@@ -250,18 +253,18 @@ class DriverThread:
         self.post(reply)
 
     def submit(self, batch: Sequence[Entry]) -> None:
-        """Submit a batch, and post the answer."""
+        """Submit a batch, and post what the driver returns."""
         try:
-            answer = self.opened().submit(batch)
+            submitted = self.opened().submit(batch)
         except BaseException as error:  # noqa: BLE001  # the event loop ends the producer
             self.post(DriverCrashed(error))
         else:
-            # If the event loop has nothing to do with the answer, it may arrive with the next
-            # completion. But a client that must be polled completes nothing until it is polled.
-            can_wait = self.polled_driver is None and not answer.held and not answer.sizes
-            self.post(BatchSubmitted(answer), urgent=not can_wait)
+            # If the event needs no action, it may arrive with the next completion. But a client
+            # that must be polled completes nothing until it is polled.
+            can_wait = self.polled_driver is None and not submitted.held and not submitted.sizes
+            self.post(BatchSubmitted(submitted), urgent=not can_wait)
 
-    def reopen(self, error: BaseException, generation: int, held: int) -> None:
+    def reopen(self, error: BaseException, generation: int, buffered_bytes: int) -> None:
         """Close the client by force, and open the next one; see
         :meth:`~anyio_sendproducer._bridge.Bridge.reopen`.
 
@@ -274,11 +277,11 @@ class DriverThread:
         self.lingering_driver = None
         self.close_driver(0)
         self.post(GenerationEnded(error))
-        # The client is part of reference cycles, with all the records that it held. The garbage
+        # The client is part of reference cycles, with all the records that it had. The garbage
         # collector counts objects, not bytes, so it may leave a few large records for a long time.
-        # A collection stops the process, so it is worth it only for much memory.
+        # A collection stops the process, so run it only if it frees much memory.
         self.driver = None
-        if held >= WORTH_COLLECTING:
+        if buffered_bytes >= WORTH_COLLECTING:
             gc.collect()
         if isinstance(last_error, ProducerFenced):
             self.post(DriverCrashed(last_error))
@@ -295,7 +298,8 @@ class DriverThread:
     def open_repeatedly(self, generation: int, *, is_first: bool = False) -> None:
         """Open the driver of a client generation. Try again until that succeeds."""
         pause = REOPEN_SECONDS
-        # A setting that the first client refuses is wrong for every other client, too.
+        # Retrying cannot help if the first client refuses a setting. Later, `enrich` may return
+        # other settings.
         hopeless = (ProducerFenced, SettingsError) if is_first else (ProducerFenced,)
         while not self._is_ending:
             try:

@@ -1,9 +1,12 @@
 """The engine of one producer: the pump, deadlines, replacing a broken client, start and close.
 
-Two tasks run it. The *guard* opens the driver, waits for a request to close the producer or for the
-cancellation of its scope, and closes it in bounded time. The *pump* advances the ledger: it submits
-queued records to the driver, settles their outcomes and wakes their callers. The pump is shielded,
-because records must be settled while the scope around it is cancelled. The guard ends it.
+Two tasks live as long as the producer. The *guard* opens the driver, waits for a request to close
+the producer or for the cancellation of its scope, and closes it in bounded time. The *pump*
+advances the ledger: it submits queued records to the driver, settles their outcomes and wakes their
+callers. The pump is shielded, because records must be settled while the scope around it is
+cancelled. The guard ends it. The pump's task group runs tasks for single jobs: deadlines, the
+addresses of a service, retries for topics without metadata, and look-ups before a client is
+replaced.
 """
 
 from __future__ import annotations
@@ -39,8 +42,8 @@ from ._driver_events import (
     Ready,
     split_events,
 )
-from ._engine_states import ClientState, PumpState, TopicMetadata
-from ._exceptions import ProducerFenced, ProducerStartError
+from ._engine_states import ClientState, MetadataWaits, PumpState
+from ._exceptions import ProducerFenced
 from ._ledger import Ledger
 from ._loops import Loop
 from ._observing import Observation
@@ -61,11 +64,7 @@ RETRY_SECONDS: Final = 0.25
 #: service is looked up again.
 WATCH_SECONDS: Final = 5.0
 
-#: Seconds beyond start_timeout after which a producer_factory is left behind in its thread.
-_FACTORY_GRACE_SECONDS: Final = 5.0
-
-
-# Enum members are looked up through a descriptor; these are read for each record.
+# A global is read faster than an attribute of an enum's class; these are read for each record.
 _READY: Final = ClientState.READY
 _BUSY: Final = ClientState.BUSY
 _REOPENING: Final = ClientState.REOPENING
@@ -119,8 +118,8 @@ class Engine:
         self._generations = 1
         # The number of records that had been accepted when the last client was given up.
         self._accepted_before_replacement = 0
-        self.metadata = TopicMetadata()
-        if observation is None:  # observers are informed at the end of the pump's turns
+        self.metadata = MetadataWaits()
+        if observation is None:  # with observers, every event needs a turn of the pump
             bridge.handle_inline = self._handle_inline
 
     # --- on the caller's task ----------------------------------------------------------------
@@ -150,7 +149,7 @@ class Engine:
     def notify(self) -> None:
         """Have the pump submit the queued records as soon as the driver accepts a batch.
 
-        If a lone record is queued, and the driver allows it, submit it here, on the caller's task.
+        If a lone record is queued, and the driver allows it, submit it immediately.
         """
         if self.pump is not _IDLE:
             return
@@ -180,12 +179,12 @@ class Engine:
                 self.notify()
 
     def update_hurry(self) -> None:
-        """Tell the driver whether the client may hold records back for larger batches."""
+        """Tell the driver whether the client must hurry, that is, not linger."""
         self.bridge.hurry(self.ledger.must_hurry)
 
     @contextmanager
     def hurrying(self) -> Generator[None]:
-        """Have the client hold no records back during a block.
+        """Have the client not linger during a block.
 
         The block waits for records that were submitted, and sends no more until they are settled.
         """
@@ -197,7 +196,7 @@ class Engine:
             self.ledger.hurry_requests -= 1
 
     def run_or_schedule(self, change: Callable[[], object]) -> None:
-        """Call ``change``, for a caller that stopped waiting: now, or soon on the event loop.
+        """Call ``change`` for a caller that stopped waiting: immediately, or later on the loop.
 
         If the garbage collector closes the caller's coroutine, this runs on any thread, and may
         interrupt the producer's own code. Then the event loop calls ``change``.
@@ -275,7 +274,7 @@ class Engine:
                         observation.inform()
 
     async def _settle(self, events: Sequence[Event]) -> None:
-        """Apply the events of one wake-up. If they are many, other tasks run in between."""
+        """Apply the events of one wake-up. Other tasks run between portions of many outcomes."""
         # The callers that wake up may send again. While the pump is NOTIFIED or SETTLING, their
         # records do not notify it, so that they are submitted together at the end of this turn.
         self.pump = _NOTIFIED
@@ -300,16 +299,16 @@ class Engine:
         elif not self.bridge.should_gather(queued):
             batch = self.ledger.take(self.bridge.batch_limit)
             self.metadata.changes_before_batch = self.metadata.changes
-            answer = self.bridge.submit(batch) if batch else Submitted()
-            if answer is None:
+            submitted = self.bridge.submit(batch) if batch else Submitted()
+            if submitted is None:
                 self.client = _BUSY
             else:
-                self.loop.wake(self._apply_answer(answer))
+                self.loop.wake(self._apply_submitted(submitted))
                 if self.ledger.queued:
                     self.notify()
 
     def _handle_inline(self, event: Event) -> bool:
-        """Settle a lone record without a turn of the pump, which would double the work.
+        """Settle a completion of one record without a turn of the pump: half of the work.
 
         Returns:
             False if the pump must apply the event.
@@ -332,9 +331,9 @@ class Engine:
         match event:
             case Completed(entries, outcomes):
                 return ledger.settle(entries, outcomes)
-            case BatchSubmitted(answer):
+            case BatchSubmitted(submitted):
                 self.client = _READY if self.client is _BUSY else self.client
-                return self._apply_answer(answer)
+                return self._apply_submitted(submitted)
             case MetadataChanged():
                 self.metadata.changes += 1
                 return self._requeue_held()
@@ -354,17 +353,17 @@ class Engine:
                 return self._break_ledger(error)
         return ()
 
-    def _apply_answer(self, answer: Submitted) -> Iterable[object]:
-        """Apply the driver's answer to a batch. Returns: the waiters to wake."""
+    def _apply_submitted(self, submitted: Submitted) -> Iterable[object]:
+        """Apply what the driver returned for a batch. Returns: the waiters to wake."""
         to_wake: list[object] = []
-        if answer.sizes:
-            to_wake += self.ledger.resize(answer.sizes)
-        if answer.held:
-            to_wake += self.ledger.hold(answer.held)
+        if submitted.sizes:
+            to_wake += self.ledger.resize(submitted.sizes)
+        if submitted.held:
+            to_wake += self.ledger.hold(submitted.held)
             self._schedule_retry()
-            # The driver's thread finds no metadata and holds the record. The metadata arrive, and
-            # the event loop gets MetadataChanged first, when no record is held. Without this check
-            # the record would wait for the next retry.
+            # Race: the driver thread finds no metadata and gives the record back. The metadata
+            # arrive, and the event loop gets MetadataChanged first, when no record is held. Without
+            # this check the record would wait for the next retry.
             if self.metadata.changes != self.metadata.changes_before_batch:
                 to_wake += self._requeue_held()
         return to_wake
@@ -404,7 +403,7 @@ class Engine:
 
     async def _watch_deadlines(self) -> None:
         while True:
-            while self.pump is _SETTLING:  # the outcomes that have arrived are not late
+            while self.pump is _SETTLING:  # settle arrived outcomes before expiring records
                 await anyio.lowlevel.checkpoint()
             now = self.clock.now()
             last_error = self.bridge.last_error()
@@ -425,8 +424,8 @@ class Engine:
         self.wake_and_notify(self._replace_or_break(error))
 
     def _replace_or_break(self, error: BaseException) -> Iterable[object]:
-        # Another client of a fenced producer would be fenced, too. A client that the user made
-        # can't be made again.
+        # Another client would fence the producer that took over the transactional_id. A client that
+        # the user made can't be made again.
         if isinstance(error, ProducerFenced) or self.settings.producer is not None:
             return self._break_ledger(error)
         self._replace_client(error)
@@ -446,8 +445,8 @@ class Engine:
         self.client = _REOPENING
         self._accepted_before_replacement = self.ledger.accepted
         if self.resolver.asks:
-            # A task of a transaction may call this, but look-ups belong to the context of the task
-            # that opened the producer.
+            # A task of a transaction may call this, but look-ups run in the contextvars context of
+            # the task that opened the producer.
             self._context.copy().run(self._tasks.start_soon, self._reopen, error)
         else:
             self.bridge.reopen(error, self.ledger.in_flight_bytes)
@@ -472,8 +471,8 @@ class Engine:
         return to_wake
 
     async def _watch_addresses(self) -> None:
-        """Look the service up again while no broker is reached. If its addresses have changed,
-        replace the client."""
+        """Find the addresses of the first client, if it is opened in the background. Then look the
+        service up again while no broker is reached, and replace the client if they have changed."""
         await self.resolver.find_until_found(self.clock.sleep)
         self.bridge.allow_open()
         was_disconnected = False
@@ -535,23 +534,12 @@ class Engine:
                 self.closing.done.set()
 
     async def _open(self) -> None:
-        start_timeout = self.settings.start_timeout
         try:
-            if not self.settings.wait_for_cluster:
+            if self.settings.wait_for_cluster:
+                await self.bridge.open()  # the driver bounds this by start_timeout
+            else:
                 self.client = _REOPENING
-                self.bridge.open_in_background(is_allowed=self.resolver.is_complete)
-                return
-            # The drivers bound their start by start_timeout themselves. The code of a
-            # producer_factory may take any time.
-            is_bounded = self.settings.producer_factory is None
-            bound = None if is_bounded else start_timeout + _FACTORY_GRACE_SECONDS
-            with anyio.move_on_after(bound) as scope:
-                await self.bridge.open()
-            if scope.cancelled_caught:
-                raise ProducerStartError(
-                    f"the client was not made within {start_timeout:g} s (start_timeout), nor "
-                    f"within another {_FACTORY_GRACE_SECONDS:g} s"
-                )
+                self.bridge.open_in_background(are_addresses_known=self.resolver.is_complete)
         except BaseException:
             with CancelScope(shield=True):
                 await self.bridge.stop(0)
@@ -594,7 +582,7 @@ class Engine:
 
     def _client_close_timeout(self) -> float:
         """The seconds that the client may take to close: 0 if records have no outcome, because the
-        time for them is over. Otherwise it waits at most for an answer about metadata."""
+        time for them is over. Otherwise at most 1: only a metadata request can be pending."""
         if not self.ledger.is_idle or self.ledger.state is ProducerState.BROKEN:
             return 0.0
         return min(1.0, max(0.0, self.closing.deadline - self.loop.now()))

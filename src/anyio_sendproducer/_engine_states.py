@@ -1,11 +1,11 @@
-"""The states of an engine: of its client, of its pump, and of the metadata of topics."""
+"""The states of an engine: of its client, of its pump, and of waits for metadata."""
 
 from __future__ import annotations
 
 import enum
 from typing import Any
 
-__all__ = ["ClientState", "PumpState", "TopicMetadata"]
+__all__ = ["ClientState", "MetadataWaits", "PumpState"]
 
 
 class ClientState(enum.Enum):
@@ -16,7 +16,7 @@ class ClientState(enum.Enum):
     BUSY = "busy"
     """The driver is processing a batch. It reports BatchSubmitted when it is done."""
     REOPENING = "reopening"
-    """The client was given up, and another one is being opened."""
+    """A client is being opened in the background: the first one, or one that replaces another."""
     STOPPING = "stopping"
     """The client is being closed. It accepts no more batches."""
 
@@ -32,8 +32,8 @@ class PumpState(enum.Enum):
     """The pump settles many outcomes. Other tasks run between the portions."""
 
 
-class TopicMetadata:
-    """What the engine knows about the metadata of topics."""
+class MetadataWaits:
+    """The waits for metadata of topics, and a count of the changes that the driver has reported."""
 
     def __init__(self) -> None:
         #: How often the driver has reported a change.

@@ -1,4 +1,4 @@
-"""The records that a client still has after their deadlines, and when to give it up for that."""
+"""The records that a client still has after their deadlines, and when to replace it for them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class LateRecords:
         self._entries[entry] = None
         self._bytes += entry.size
         if last is not None and entry.deadline < last.deadline:
-            # The record failed before, by the deadline of its call. The oldest stays the first.
+            # It failed before, by the deadline of its call. Keep the entries sorted by deadline.
             self._entries = dict.fromkeys(sorted(self._entries, key=_deadline_of))
 
     def discard(self, entry: Entry) -> None:

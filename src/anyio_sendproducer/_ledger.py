@@ -4,13 +4,13 @@ The ledger has no event loop, no clock and no thread. Time is an argument. Metho
 waiters to wake. Every decision about an outcome is made in this module, so that tests need no I/O.
 
 A delivery that is WAITING for room or QUEUED can be withdrawn. Once it is SUBMITTED, the driver has
-it, and only the driver's completion, its deadline or the end of the client gives it an outcome. A
-record takes up room for as long as the driver holds it, even after its deadline. Otherwise, while
-the cluster is down, the memory that a producer uses would grow by ``max_buffered_bytes`` in each
-``delivery_timeout``.
+it, until the driver reports it or gives it back, or the client is closed. Its deadline may give it
+an outcome before. A record takes up room for as long as the driver has it, even after its deadline.
+Otherwise, while the cluster is down, the memory that a producer uses would grow by
+``max_buffered_bytes`` in each ``delivery_timeout``.
 
-The ledger executes the tables of transitions in ``_delivery.py``. The three transitions that each
-delivered record makes are looked up once, when this module is imported; the others when they occur.
+The ledger executes the tables of transitions in ``_delivery.py``. Transitions of records that are
+delivered are looked up once, when this module is imported; the others when they occur.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from ._unawaited import KEPT_FAILURES, FirstFailure, UnawaitedFailures
 
 __all__ = ["Ledger"]
 
-# Enum members are looked up through a descriptor; these are read several times for each record.
+# A global is read faster than an attribute of an enum's class; these are read for each record.
 _WAITING: Final = DeliveryState.WAITING
 _QUEUED: Final = DeliveryState.QUEUED
 _SUBMITTED: Final = DeliveryState.SUBMITTED
@@ -64,9 +64,8 @@ _FAILED: Final = DeliveryState.FAILED
 _WITHDRAWN: Final = DeliveryState.WITHDRAWN
 _OPEN: Final = ProducerState.OPEN
 
-# The transitions of each delivered record, looked up once. To look up a member of an enum calls its
-# __hash__, which is written in Python: two calls for each record would take a tenth of the ledger's
-# time.
+# The transitions of delivered records. A dict lookup with an enum member as key calls
+# Enum.__hash__, which is slow: two calls for each record would take a tenth of the ledger's time.
 _ADMITTED: Final = DELIVERY_TRANSITIONS[_WAITING]["room"]
 _HANDED_OVER: Final = DELIVERY_TRANSITIONS[_QUEUED]["handed over"]
 _ACKNOWLEDGED: Final = DELIVERY_TRANSITIONS[_SUBMITTED]["acknowledged"]
@@ -127,7 +126,7 @@ class Ledger:
         self._call_deadlines = CallDeadlines(self._retained)
         # The entries of _retained that are past their `delivery_timeout`.
         self._late = LateRecords(max_in_flight, max_buffered_bytes)
-        # Whether enter(wait=False) has found no room since the last outcomes.
+        # Whether enter(wait=False) has found no room since outcomes last freed room.
         self._refused_for_room = False
         #: How many callers wait for submitted records, and send no more until those are settled.
         self.hurry_requests = 0
@@ -451,9 +450,9 @@ class Ledger:
     def cancel(self, entry: Entry) -> list[object]:
         """Cancel a delivery because its caller was cancelled.
 
-        A record that the driver does not have is withdrawn. A record that the driver has is
-        abandoned: it keeps its place and gets an outcome. If the record has failed already, nobody
-        has seen that failure, and it counts as unawaited.
+        A record that the driver does not have is withdrawn. A record that the driver has or had is
+        abandoned: it keeps its outcome, or gets one later, unless the driver gives it back (see
+        :meth:`hold`). If it has failed already, nobody has seen that failure: it is unawaited.
 
         Returns:
             The waiters to wake, because room became free.
@@ -463,7 +462,7 @@ class Ledger:
         if state is _WITHDRAWN or entry.abandoned:
             return to_wake
         if state is _FAILED and (entry.seq == 0 or self._unawaited.is_recorded(entry)):
-            return to_wake  # a record that was never accepted is not reported
+            return to_wake  # it was never accepted, or its failure is already recorded
         entry.waiter = entry.room_waiter = entry.group = None
         if state is _WAITING:
             del self._waiting[entry]
@@ -507,15 +506,15 @@ class Ledger:
     def next_deadline(self, now: float) -> float:
         """The time to call :meth:`expire` next. After ``expire(now)`` it is later than ``now``.
 
-        The first entry has the earliest deadline, apart from those of calls with a ``timeout``.
+        In ``_pending`` and ``_waiting``, the first entry has the earliest ``delivery_timeout``.
         """
         deadline = min(now + self._timeout, self._call_deadlines.earliest())
         for entries in (self._pending, self._waiting):
             for entry in entries:
                 deadline = min(deadline, entry.deadline)
                 break
-        # Once the time to replace the client has passed, is_stuck() is true. To return that time
-        # again would keep a core busy while the client closes.
+        # Once the time to replace the client has passed, is_stuck() is true. Returning a past time
+        # would make the caller loop without sleeping while the client closes.
         if self._late and (over := self._late.give_up_at()) > now:
             deadline = min(deadline, over)
         return deadline
@@ -643,7 +642,7 @@ class Ledger:
         if self.state is _OPEN:
             self._move("close")
             self._fail_waiting("the producer was closed while the record waited for room", to_wake)
-            # A waiting record that fails can stop its group, which fails the queued records in it.
+            # A waiting record that fails can stop its group. Then the group's queued records fail.
             self._release_barriers(to_wake)
         return to_wake
 
@@ -759,8 +758,8 @@ class Ledger:
 
     @property
     def must_hurry(self) -> bool:
-        """Whether the client must not hold records back to form larger batches: a caller waits for
-        their outcomes or for room, or no more records can join them."""
+        """Whether the client must not linger: a caller waits for outcomes or for room, or no more
+        records can join a batch."""
         return (
             self._records >= self._max_records
             or self._refused_for_room
@@ -772,7 +771,7 @@ class Ledger:
 
     @property
     def has_lone_record(self) -> bool:
-        """Whether the only accepted record is queued, and the driver has none."""
+        """Whether exactly one record takes up room, and it is queued."""
         return self._records == 1 and len(self._queue) == 1
 
     def statistics(self, **others: Any) -> Statistics:

@@ -199,7 +199,7 @@ def _make_engine(
         lambda: make_driver(driver, resolver.for_client()),
         monotonic=clock.monotonic,
         # The fake producer's driver has this attribute: it never waits, and needs no thread.
-        inline=getattr(driver, "inline", False),
+        threadless=getattr(driver, "threadless", False),
     )
     bounds: dict[str, Any] = {
         "max_in_flight": settings.max_in_flight,

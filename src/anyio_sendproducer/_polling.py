@@ -2,7 +2,7 @@
 
 A thread takes 0.1 ms to wake the event loop, and several times as long on a virtual machine. A
 broker in the same network answers sooner. So while answers come fast, the pump polls in each of its
-turns. Otherwise a thread of the driver waits for the next answer and wakes the event loop.
+turns. Otherwise the driver's poll thread waits for the next answer and wakes the event loop.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Final
 
 __all__ = ["NextPoll", "PollScheduler"]
 
-#: Seconds for which the pump polls in each turn, before a thread waits for the answer instead.
+#: Seconds for which the pump polls in each turn, before the poll thread waits for the answer.
 POLL_SECONDS: Final = 0.0005
 #: The pump polls in each turn only if the last answers took less than this on average, in seconds.
 SOON_SECONDS: Final = 0.0006
 #: The weight of one answer in that average.
 WEIGHT: Final = 0.2
-#: A longer answer counts as this many seconds, so that a single late one is soon outweighed.
+#: A longer answer counts as this many seconds, so that it does not dominate the average.
 LATE_SECONDS: Final = 0.002
-#: The largest number of records to hold back for a larger batch: as many as one turn submits.
+#: The largest number of records to gather for one batch: as many as one turn submits.
 GATHER_LIMIT: Final = 250
 
 
@@ -32,7 +32,7 @@ class NextPoll(enum.Enum):
     NEXT_TURN = "next turn"
     """In the pump's next turn."""
     WHEN_READY = "when ready"
-    """When the driver's thread reports an answer."""
+    """When the poll thread reports an answer."""
     AFTER_SUBMIT = "after submit"
     """After the next submission, because no record is in flight."""
 
@@ -47,12 +47,12 @@ class PollScheduler:
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
         self._in_flight = 0
-        # Whether an answer is expected, and the time from which it is.
+        # Whether an answer is expected, and since when.
         self._is_waiting = False
         self._waits_since = 0.0
         #: The average time of the last answers, in seconds.
         self.usual_wait: float = LATE_SECONDS
-        # The time at which the driver's thread found an answer.
+        # The time at which the poll thread found an answer.
         self._ready_since = math.inf
         self._gathers = False
 
@@ -67,9 +67,9 @@ class PollScheduler:
             self._waits_since = self._monotonic()
 
     def should_gather(self, queued: int) -> bool:
-        """Whether to hold ``queued`` records back to form a larger batch, until the next poll.
+        """Whether to gather ``queued`` records for a larger batch, until the next poll.
 
-        They are held back while the client has more records than these and an answer will come
+        They are gathered while the client has more records than are queued and an answer will come
         soon. Otherwise small batches would stay small: each answer wakes a few callers, and their
         next records would form another small batch.
         """
@@ -86,7 +86,7 @@ class PollScheduler:
         )
 
     def ready(self, since: float) -> None:
-        """Note that the driver's thread found an answer.
+        """Note that the poll thread found an answer.
 
         Args:
             since: the time at which it did, by ``monotonic``.
@@ -108,7 +108,7 @@ class PollScheduler:
         if has_events:
             if self._is_waiting:
                 now = self._monotonic()
-                # The time that the wake-up of the event loop took does not count.
+                # The time that the wake-up of the event loop took is excluded.
                 arrival = min(now, self._ready_since)
                 waited = min(arrival - self._waits_since, LATE_SECONDS)
                 self.usual_wait += (waited - self.usual_wait) * WEIGHT
@@ -118,7 +118,8 @@ class PollScheduler:
             return NextPoll.NEXT_TURN
         if not self._in_flight:
             self._is_waiting = False
-            # If records were held back, the answer that they waited for had already come.
+            # Gathered records waited for an answer, and no further answer will come. So submit them
+            # in the next turn.
             return NextPoll.NEXT_TURN if gathered else NextPoll.AFTER_SUBMIT
         if gathered or self._is_answer_near():
             return NextPoll.NEXT_TURN

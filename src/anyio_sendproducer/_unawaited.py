@@ -1,4 +1,4 @@
-"""The failures that are raised at the end of a scope: a producer's or a transaction's."""
+"""The failures that are raised when the block of a producer or of a transaction ends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["KEPT_FAILURES", "FirstFailure", "UnawaitedFailures"]
 #: How many failures are kept with their errors; the others are only counted.
 KEPT_FAILURES: Final = 1000
 
-#: The ``report_number`` of a failure that a caller waits for, and so will see.
+#: The ``report_number`` of a failure that a caller waits for, and so will see: the initial value.
 _AWAITED: Final = 0
 #: The ``report_number`` of a failure that a caller has seen.
 _SEEN: Final = -1
@@ -37,7 +37,7 @@ class UnawaitedFailures:
         self.first = FirstFailure()
 
     def mark_awaited(self, entry: Entry) -> None:
-        """Note that a caller waits for the outcome of an entry that fails."""
+        """Initialize an entry that fails. Assume that a caller waits; :meth:`add` corrects that."""
         entry.report_number = _AWAITED
 
     def add(self, entry: Entry) -> None:

@@ -77,12 +77,12 @@ class SlowThread(AskedDriver):
 
 
 @pytest.mark.parametrize(
-    ("inline", "direct"), [(False, False), (True, True)], ids=["on a thread", "inline"]
+    ("threadless", "direct"), [(False, False), (True, True)], ids=["on a thread", "threadless"]
 )
 async def test_a_fake_that_serializes_is_given_records_where_its_serializers_run(
-    settings: ProducerSettings, inline: bool, direct: bool
+    settings: ProducerSettings, threadless: bool, direct: bool
 ) -> None:
-    fake = PolledFakeDriver(inline=inline)
+    fake = PolledFakeDriver(threadless=threadless)
     async with open_send_producer(
         settings.evolve(value_serializer=str.encode), driver=fake
     ) as producer:

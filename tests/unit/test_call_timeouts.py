@@ -47,7 +47,7 @@ SETTINGS = ProducerSettings(
 
 
 def polled() -> PolledFakeDriver:
-    return PolledFakeDriver(partitions=1, manual=True, inline=True)
+    return PolledFakeDriver(partitions=1, manual=True, threadless=True)
 
 
 # --- the calls -----------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ class Fakes:
         #: Is called with each driver and its transactional_id, before the driver is opened.
         self.prepare: Callable[[str, FakeDriver], object] = nothing
         #: The producer reads it: whether it calls the driver on the event loop's own thread.
-        self.inline = make is PolledFakeDriver
+        self.threadless = make is PolledFakeDriver
 
     def __call__(self, settings: ProducerSettings) -> Driver:
         name = settings.transactional_id

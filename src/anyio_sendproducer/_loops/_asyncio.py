@@ -21,8 +21,8 @@ _NEVER_SECONDS: Final = 365 * 24 * 3600.0
 class _Parked:
     """A waiter with the part of a future's interface that a task uses when it awaits a future.
 
-    asyncio's own loops schedule the task of each future separately, in Python code. That takes as
-    long as all other work of a future. Waiters of this class are scheduled many at a time.
+    asyncio's own loops schedule the task of each future separately, in Python code. That is half of
+    a future's work. Waiters of this class are scheduled many at a time.
     """
 
     __slots__ = (
@@ -91,7 +91,7 @@ class AsyncioLoop:
             if _is_method(loop.create_future, own.create_future):
                 future_type: Any = asyncio.Future
                 self.new_waiter = functools.partial(future_type, loop=loop)
-                # In debug mode asyncio measures each callback, so each task needs a callback.
+                # In debug mode asyncio measures each callback, so each task needs its own.
                 are_woken_together = (
                     _is_method(loop.call_soon, own.call_soon) and not loop.get_debug()
                 )
@@ -102,7 +102,7 @@ class AsyncioLoop:
             return waiter
 
         self.park: Callable[[Waitable], Awaitable[None]] = park
-        #: The future that a woken task gets. It only reads the result.
+        #: The future that a woken task gets. The task only reads this future's result.
         self._woken = self.new_waiter()
         self._woken.set_result(None)
 

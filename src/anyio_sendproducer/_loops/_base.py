@@ -23,9 +23,10 @@ class WaiterList(list[object]):
 class Step:
     """Marks that the producer's own code is in the middle of a change, on the event loop's thread.
 
-    The garbage collector and signal handlers may run other code there between two instructions. If
-    that code calls the producer, ``depth`` is above 0, and the call is refused or postponed. Such
-    code always ends before the code that it interrupts continues, so a plain counter is enough.
+    The garbage collector and signal handlers may run other code on this thread between two
+    instructions. If that code calls the producer, ``depth`` is above 0, and the call is refused or
+    postponed. Such code always ends before the code that it interrupts continues, so a plain
+    counter is enough.
     """
 
     __slots__ = ("depth",)
@@ -71,7 +72,8 @@ class Loop(Protocol):
         ...
 
     def keep(self, sentinel: Sentinel, /) -> Callable[[], None]:
-        """Keep an object alive until the event loop is closed, if the loop allows that.
+        """Keep an object alive until the event loop is closed. Does nothing on Trio, which needs no
+        sentinel: a run of Trio ends after its tasks.
 
         Returns:
             A function that releases the object.

@@ -1,7 +1,13 @@
 """The protocol between the producer and its drivers: plain blocking Python, no AnyIO, no futures.
 
-A driver is used by one thread at a time, the producer's own. :meth:`Driver.close` is the exception:
-another thread may call it while a call is in progress, and must make that call return soon.
+Which thread calls which method:
+
+- The driver thread, which is the producer's own: ``open``, ``submit``, ``partitions_for`` and the
+  methods for transactions, one at a time.
+- The event loop, at any time: ``last_error``, ``is_disconnected``, ``metrics``, ``hurry``, ``poll``
+  and ``watch``; and ``submit`` of a :class:`DirectDriver`.
+- Any thread, also during another call, which must then return soon: ``close``.
+- A thread of its own: ``describe``.
 """
 
 from __future__ import annotations
@@ -139,7 +145,8 @@ class Driver(Protocol):
         """Serialize records and pass them to the client, in order, without waiting for a broker.
 
         A failure of a single record is reported as its outcome. If the metadata of a topic are
-        missing, the driver returns the topic's records as held, and requests the metadata.
+        missing, the driver requests them. Unless its client keeps the topic's records meanwhile,
+        the driver returns them as held.
         """
         ...
 
@@ -234,7 +241,7 @@ class Driver(Protocol):
 class DirectDriver(Driver, Protocol):
     """A driver whose client takes a record without waiting for anything.
 
-    The event loop itself submits a lone record, which saves the crossing to the driver's thread.
+    The event loop itself submits a lone record, which saves the crossing to the driver thread.
     """
 
     direct: bool
@@ -249,7 +256,7 @@ class PolledDriver(DirectDriver, Protocol):
 
     The event loop itself submits to it and polls it, which saves the way to a thread and back. The
     thread that calls :meth:`poll` does the work for each report, so another thread would only
-    compete with the loop for the interpreter. The driver's own thread only wakes the loop.
+    compete with the loop for the interpreter. The driver's poll thread only wakes the loop.
     """
 
     direct: bool
@@ -276,7 +283,7 @@ class PolledDriver(DirectDriver, Protocol):
 
 @runtime_checkable
 class LingeringDriver(Driver, Protocol):
-    """A driver whose client may hold records back for a while, to form larger batches.
+    """A driver whose client may linger: wait for more records before it sends a batch.
 
     Kafka's name for the time is ``linger.ms``. The producer ends the lingering while a caller waits
     for all records, as :meth:`~anyio_sendproducer.SendProducer.flush` does, and while no more
@@ -284,11 +291,11 @@ class LingeringDriver(Driver, Protocol):
     """
 
     lingers: bool
-    """Whether the client holds records back; False where ``linger.ms`` is 0. Read once, when the
-    driver is open."""
+    """Whether the client lingers; False where ``linger.ms`` is 0. Read once, when the driver is
+    open."""
 
     def hurry(self, on: bool, /) -> None:  # noqa: FBT001
-        """Send the records that the client holds back, and hold none back while ``on`` is True.
+        """Send the records for which the client lingers, and do not linger while ``on`` is True.
 
         The event loop calls this method: it must not block. ``on`` is False at first, and each call
         changes it.

@@ -340,7 +340,7 @@ async def fake_producer(
 
     Cancellation leaves nothing behind.
     """
-    driver = PolledFakeDriver(partitions=partitions, manual=manual, inline=True)
+    driver = PolledFakeDriver(partitions=partitions, manual=manual, threadless=True)
     driver.open_error = start_error
     async with open_send_producer(_without_cluster(settings), driver=driver) as producer:
         yield FakeProducer._create(producer, driver, answer)  # pyright: ignore[reportPrivateUsage]

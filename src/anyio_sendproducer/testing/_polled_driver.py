@@ -23,8 +23,8 @@ class PolledFakeDriver(FakeDriver):
 
     Attributes:
         direct: whether the event loop may call `submit`. False if the settings have serializers,
-            which may block, unless ``inline`` is set.
-        inline: whether the producer starts no thread and calls everything on the event loop,
+            which may block, unless ``threadless`` is set.
+        threadless: whether the producer starts no thread and calls everything on the event loop,
             serializers too.
         poll_error: raised by `poll`, which a driver must not do.
         listener: called on the submitting thread when records were submitted.
@@ -38,11 +38,11 @@ class PolledFakeDriver(FakeDriver):
         partitions: int = 4,
         manual: bool = False,
         direct: bool = True,
-        inline: bool = False,
+        threadless: bool = False,
     ) -> None:
         super().__init__(partitions=partitions, manual=manual)
         self.direct = direct
-        self.inline = inline
+        self.threadless = threadless
         self.poll_error: Exception | None = None
         self.listener: Callable[[], object] = lambda: None
         # Reentrant: a finalizer may submit while the test acknowledges, on the same thread.
@@ -56,7 +56,7 @@ class PolledFakeDriver(FakeDriver):
         """Return itself, as the factory of each client generation of a producer."""
         super().__call__(settings)
         serializes = settings.key_serializer is not None or settings.value_serializer is not None
-        if serializes and not self.inline:
+        if serializes and not self.threadless:
             self.direct = False
         return self
 

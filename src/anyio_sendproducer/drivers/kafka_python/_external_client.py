@@ -2,7 +2,7 @@
 
 The driver does not change the client, so less is known. A record that the client failed may have
 been written, because the client does not say what it tried. If the client blocks, it blocks the
-driver's thread, and the deadlines of records still hold.
+driver thread, and the deadlines of records still apply.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class ExternalClientDriver:
         #: Whether an idempotent client can never send again.
         self._is_broken = find_broken_check(self._producer)
         self._hurry = find_hurry(self._producer)
-        #: Whether the client holds records back.
+        #: Whether the client lingers.
         self.lingers = self._hurry is not None
         self._hurries = False
         self._sink: Sink | None = None

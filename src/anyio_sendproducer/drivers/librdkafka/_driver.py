@@ -1,8 +1,8 @@
 """A driver on librdkafka, by way of confluent-kafka's ``Producer``.
 
 ``produce`` does not wait, so the event loop calls it. The loop also calls ``poll``, which runs the
-callbacks of deliveries on the thread that calls it. The driver's own thread sits in ``poll`` only
-while the loop has nothing to do (:mod:`._poll_thread`).
+callbacks of deliveries on the thread that calls it. The poll thread waits in ``poll`` only while
+the loop has nothing to do (:mod:`._poll_thread`).
 
 The driver owns one object for each job, each in its own module. This module makes these objects,
 opens and closes the client, and passes each call of the protocol to the object whose job it is.

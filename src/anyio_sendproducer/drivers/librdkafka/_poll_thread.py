@@ -1,8 +1,8 @@
-"""The driver's own thread, which waits in the client while the event loop has nothing to do.
+"""The poll thread, which waits in the client while the event loop has nothing to do.
 
 The event loop polls the client itself, because the thread that polls does the work for each report.
-The driver's thread polls only after the loop asked it to watch. Its first callback stops the poll
-and wakes the loop, which runs the other callbacks. If the thread went on polling, it would compete
+The poll thread polls only after the loop asked it to watch. Its first callback stops the poll and
+wakes the loop, which runs the other callbacks. If the poll thread went on polling, it would compete
 with the loop for the interpreter.
 """
 
@@ -45,7 +45,7 @@ class PollThread:
         reports: Reports,
         bootstrap: BootstrapSearch,
     ) -> None:
-        #: Whether the client holds records back.
+        #: Whether the client lingers.
         self.lingers = config["linger.ms"] > 0
         self._is_transactional = "transactional.id" in config
         #: Whether the client requests its producer id by itself, and late.
@@ -54,7 +54,7 @@ class PollThread:
         self._health = health
         self._reports = reports
         self._bootstrap = bootstrap
-        #: Whether the client must hold nothing back. The loop sets it, the thread reads it.
+        #: Whether the client must not linger. The loop sets it, the thread reads it.
         self.hurries = False
         #: Wakes the thread.
         self.bell = threading.Event()
