@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import ssl
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
 
 from .._settings import ProducerSettings
 from ._protocols import ClusterDescription
@@ -21,12 +21,6 @@ __all__ = [
     "describe_cluster",
     "protocol_of",
 ]
-
-#: For each driver, the security settings that its client supports.
-_ABILITIES: Final[Mapping[str, Abilities]] = {
-    "kafka-python": KAFKA_PYTHON,
-    "confluent": LIBRDKAFKA,
-}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,7 +48,7 @@ def protocol_of(chosen: str | None, settings: ProducerSettings) -> Protocol:
         SettingsError: a security setting is wrong, or this driver does not support it.
         ValueError: this module does not know the driver.
     """
-    security, _ = parse_security(settings.properties, _ABILITIES[_known(chosen)])
+    security, _ = parse_security(settings.properties, _known(chosen).abilities)
     given = security.given
     context: Any = None
     if security.encrypts:
@@ -79,18 +73,39 @@ def describe_cluster(
         SendProducerError: the cluster did not answer.
         ValueError: this module does not know the driver.
     """
-    if _known(chosen) == "confluent":
-        from .librdkafka import _describe as librdkafka
+    return _known(chosen).describe(settings, versions)
 
-        return librdkafka.describe(settings)
+
+class _Driver(NamedTuple):
+    """What this module knows of a driver."""
+
+    abilities: Abilities
+    """The security settings that its client supports."""
+    describe: Callable[[ProducerSettings, bool], ClusterDescription]
+    """Describes a cluster; the second argument is ``versions``."""
+
+
+def _by_kafka_python(settings: ProducerSettings, versions: bool) -> ClusterDescription:  # noqa: FBT001
     from .kafka_python._describe import describe
 
     return describe(settings, versions=versions)
 
 
-def _known(chosen: str | None) -> str:
-    """Return the name of a driver, so that no driver is taken for another one."""
+def _by_librdkafka(settings: ProducerSettings, _versions: bool) -> ClusterDescription:  # noqa: FBT001
+    from .librdkafka._describe import describe
+
+    return describe(settings)
+
+
+_DRIVERS: Final[Mapping[str, _Driver]] = {
+    "kafka-python": _Driver(KAFKA_PYTHON, _by_kafka_python),
+    "confluent": _Driver(LIBRDKAFKA, _by_librdkafka),
+}
+
+
+def _known(chosen: str | None) -> _Driver:
+    """Return what is known of a driver, so that none is taken for another one."""
     name = "kafka-python" if chosen is None else chosen
-    if name not in _ABILITIES:
+    if name not in _DRIVERS:
         raise ValueError(f"the driver {name!r} has no description here")
-    return name
+    return _DRIVERS[name]
