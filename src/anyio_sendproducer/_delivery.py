@@ -1,7 +1,8 @@
 """Deliveries, groups of deliveries, their states, and the statistics of a producer.
 
 The ledger executes the two tables of transitions. The state diagrams in the documents are drawn
-from them.
+from them. The glossary in ``docs/explanation/architecture.md`` defines the terms: abandoned, room,
+unawaited, withdraw.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ callers. The pump is shielded, because records must be settled while the scope a
 cancelled. The guard ends it. The pump's task group runs tasks for single jobs: deadlines, the
 addresses of a service, retries for topics without metadata, and look-ups before a client is
 replaced.
+
+The glossary in ``docs/explanation/architecture.md`` defines the terms: generation, give up, settle.
 """
 
 from __future__ import annotations

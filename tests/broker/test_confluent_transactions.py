@@ -470,7 +470,7 @@ def test_what_the_brokers_refuse_is_to_be_aborted(driver: ConfluentDriver, clien
 
 def test_any_other_error_leaves_a_commit_unknown(driver: ConfluentDriver, client: Client) -> None:
     client.todo = [error(KafkaError.INVALID_TXN_STATE, "how come") for _ in range(2)]
-    with pytest.raises(TransactionOutcomeUnknown, match=r"asked for, and .*: how come"):
+    with pytest.raises(TransactionOutcomeUnknown, match=r"requested, but .*: how come"):
         driver.end_transaction(True, Deadline(PATIENCE))
     with pytest.raises(TransactionError, match="could not be aborted: how come"):
         driver.end_transaction(False, Deadline(PATIENCE))

@@ -197,7 +197,7 @@ class Transactions:
         if not is_answered:
             if commit:
                 raise TransactionOutcomeUnknown(
-                    "the commit was asked for, and no broker said whether it was done"
+                    "the commit was requested, but no broker said whether it was done"
                 )
             raise TransactionError(f"{what}: there was no answer")
         self._has_begun = False

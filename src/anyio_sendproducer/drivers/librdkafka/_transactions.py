@@ -190,7 +190,7 @@ class Transactions:
             is_answered = self._persist(end, deadline, what)
         except TransactionError as error:
             if commit and type(error) is TransactionError:
-                raise TransactionOutcomeUnknown(f"the commit was asked for, and {error}") from error
+                raise TransactionOutcomeUnknown(f"the commit was requested, but {error}") from error
             raise
         finally:
             self._reports.ending_thread = None
@@ -198,7 +198,7 @@ class Transactions:
         if not is_answered:
             if commit:
                 raise TransactionOutcomeUnknown(
-                    "the commit was asked for, and no broker said whether it was done"
+                    "the commit was requested, but no broker said whether it was done"
                 )
             raise TransactionError(f"{what}: there was no answer")
         self._state.is_open = False
