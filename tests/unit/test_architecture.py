@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
+import re
 import sys
 import types
 from pathlib import Path
@@ -18,6 +21,8 @@ from anyio_sendproducer import (
     SerializationFailed,
     SettingsError,
     TransactionError,
+    _bridge,
+    _driver_thread,
     open_send_producer,
 )
 from anyio_sendproducer import ProducerRecord as Record
@@ -202,3 +207,22 @@ def test_each_pair_that_threads_share_names_a_test_that_exists() -> None:
     for row in shared:
         shows = row.rstrip(" |").rpartition(" | ")[2]
         assert "::test_" in shows or shows in ALONE, row
+
+
+def test_each_attribute_of_the_driver_thread_that_changes_is_in_the_table() -> None:
+    """The thread changes its own attributes, the bridge those of its worker."""
+    changed: set[str] = set()
+    for module, owners in ((_driver_thread, {"self"}), (_bridge, {"worker", "self._worker"})):
+        for node in ast.walk(ast.parse(inspect.getsource(module))):
+            if isinstance(node, ast.FunctionDef) and node.name != "__init__":
+                changed |= {
+                    target.attr
+                    for target in ast.walk(node)
+                    if isinstance(target, ast.Attribute)
+                    and isinstance(target.ctx, ast.Store)
+                    and ast.unparse(target.value) in owners
+                }
+    assert changed >= {"driver", "outbox", "has_next_batch", "is_hurried", "open_error"}
+    rows = [line for line in PAGE.read_text("utf-8").splitlines() if line.count(" | ") >= 3]
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row.split(" | ")[0])}
+    assert changed - named == set()
