@@ -283,7 +283,7 @@ class Bridge:
             self._polling.polled(polled.poll(_POLL_LIMIT))
         except Exception as error:  # noqa: BLE001  # as in DriverThread.submit()
             self._worker.post(DriverCrashed(error))
-        has_untaken = self._has_untaken_events
+        has_untaken = bool(self.events.items)
         events = self._take_posted()
         next_poll = self._polling.after_poll(has_events=bool(events))
         if next_poll is NextPoll.NEXT_TURN:
@@ -292,11 +292,6 @@ class Bridge:
             polled.watch()
         # If the pump has not taken earlier events, queue these behind them.
         return () if events and has_untaken and self._put_events(events) else events
-
-    @property
-    def _has_untaken_events(self) -> bool:
-        """Whether there are events that the receiver has not taken yet."""
-        return len(self.events) > 0
 
     def reopen(self, error: BaseException, buffered_bytes: int) -> None:
         """Replace the client. :class:`GenerationEnded` will follow, and then, when the cluster
@@ -332,7 +327,7 @@ class Bridge:
 
     def wake_pump(self) -> None:
         """Have the pump take a turn, unless events that it has not taken cause one already."""
-        if not self._has_untaken_events:
+        if not self.events.items:
             self._put_events([])
 
     async def stop(self, seconds: float) -> None:

@@ -142,14 +142,11 @@ class EventStream:
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
-        self._items: collections.deque[list[Event]] = collections.deque()
+        #: The lists that the receiver has not taken.
+        self.items: Final[collections.deque[list[Event]]] = collections.deque()
         #: The receiver's waiter, while it waits.
         self._waiting: list[Any] = []
         self._is_closed = False
-
-    def __len__(self) -> int:
-        """The number of lists that the receiver has not taken."""
-        return len(self._items)
 
     @property
     def is_awaited(self) -> bool:
@@ -160,7 +157,7 @@ class EventStream:
         """Append a list of events. Returns: False if the stream is closed."""
         if self._is_closed:
             return False
-        self._items.append(events)
+        self.items.append(events)
         self._wake()
         return True
 
@@ -181,14 +178,14 @@ class EventStream:
 
     async def __anext__(self) -> list[Event]:
         await anyio.lowlevel.checkpoint()
-        while not self._items:
+        while not self.items:
             if self._is_closed:
                 raise StopAsyncIteration
             waiter = self._loop.new_waiter()
             self._waiting.append(waiter)
             try:
-                if not self._items and not self._is_closed:
+                if not self.items and not self._is_closed:
                     await waiter
             finally:
                 self._waiting.clear()
-        return self._items.popleft()
+        return self.items.popleft()

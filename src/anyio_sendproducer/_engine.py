@@ -261,7 +261,10 @@ class Engine:
                     async for events in self.bridge.events:
                         if observation is not None:
                             observation.start_turn()
-                        await self._settle(events)
+                        if events:
+                            await self._settle(events)
+                        else:  # a wake-up by wake_pump()
+                            self.pump = _IDLE
                         with self.step:
                             self._submit_queued()
                             self._apply_all(self.bridge.poll())

@@ -235,7 +235,7 @@ async def test_a_crowd_that_never_pauses_does_not_keep_its_records_from_the_driv
                 while len(fake.batches) < 4:
                     deliveries.append(producer.enqueue_nowait(record()))
                     await anyio.lowlevel.checkpoint()
-                    assert len(producer._engine.bridge.events) < 20
+                    assert len(producer._engine.bridge.events.items) < 20
             for delivery in deliveries:
                 await delivery.wait()
 

@@ -72,13 +72,13 @@ async def test_what_is_not_urgent_waits_until_the_loop_wants_it(bridge: Bridge) 
     posting = on_a_thread(lambda: worker.post(BatchSubmitted(Submitted()), urgent=False))
     posting.join()
     await quiet()
-    assert (len(bridge.events), bridge.wake_ups) == (0, 0)
+    assert (len(bridge.events.items), bridge.wake_ups) == (0, 0)
     bridge.notify_when_ready()  # takes what came before
-    assert len(bridge.events) == 1
+    assert len(bridge.events.items) == 1
     posting = on_a_thread(lambda: worker.post(BatchSubmitted(Submitted()), urgent=False))
     posting.join()
     await quiet()
-    assert (len(bridge.events), bridge.wake_ups) == (2, 1)
+    assert (len(bridge.events.items), bridge.wake_ups) == (2, 1)
 
 
 async def test_a_loop_that_is_about_to_look_is_not_woken(bridge: Bridge) -> None:
@@ -89,7 +89,7 @@ async def test_a_loop_that_is_about_to_look_is_not_woken(bridge: Bridge) -> None
     for thread in threads:
         thread.join()
     await quiet()
-    assert (len(bridge.events), bridge.wake_ups) == (1, 1)
+    assert (len(bridge.events.items), bridge.wake_ups) == (1, 1)
 
 
 # --- the thread's own count, and what it knows of the driver ----------------------------------
