@@ -10,12 +10,12 @@
     ├── ProducerBroken           (also anyio.BrokenResourceError)  it can never send again
     ├── ProducerMisused          (also RuntimeError)  wrong loop, thread, process or task
     ├── DeliveryError                               one record was not delivered
-    │   ├── DeliveryTimeout                         no outcome within ``delivery_timeout``
+    │   ├── DeliveryTimeout                         no outcome within its timeout
     │   ├── RecordRejected                          too large, invalid, unknown topic, not allowed
     │   └── SerializationFailed                     a serializer raised, or returned no bytes
     ├── MultiDeliveryError                          some of several records were not delivered
     ├── UndeliveredRecords                          failures nobody awaited, at the end of the scope
-    └── TransactionError                            a transaction was not committed
+    └── TransactionError                            a transaction could not be begun, used or ended
         ├── TransactionAborted                      it was aborted; its records are never visible
         ├── TransactionOutcomeUnknown               the answer to the commit was lost
         └── ProducerFenced       another producer took over the ``transactional_id``
@@ -81,7 +81,7 @@ class Persistence(enum.Enum):
 class SendProducerError(Exception):
     """The base class of every exception of this package.
 
-    The message may contain text of a broker, a resolver or a serializer. Control characters in it
+    The message may contain text from a broker, a resolver or a serializer. Control characters in it
     are escaped, so that it is one line.
     """
 
@@ -118,7 +118,7 @@ class ProducerBroken(SendProducerError, anyio.BrokenResourceError):
 
 class ProducerMisused(SendProducerError, RuntimeError):
     """The producer was used on another event loop, or in another thread or a forked process; or its
-    block was left by another task than the one that entered it."""
+    block was left by a different task than the one that entered it."""
 
 
 class DeliveryError(SendProducerError):
@@ -154,7 +154,7 @@ class DeliveryError(SendProducerError):
 
 
 class DeliveryTimeout(DeliveryError):
-    """The record had no outcome within ``delivery_timeout``.
+    """The record had no outcome within ``delivery_timeout``, or within the ``timeout`` of its call.
 
     ``persistence`` is ``NOT_PERSISTED`` if the client never had the record, otherwise
     ``POSSIBLY_PERSISTED``: the client may still write it after this error. If the client could not
@@ -266,8 +266,9 @@ class TransactionOutcomeUnknown(TransactionError):
 class ProducerFenced(TransactionError):
     """Another producer uses this ``transactional_id`` now. This producer can never send again.
 
-    The brokers have aborted its open transaction, unless the commit had been requested before: then
-    the transaction may be committed.
+    The brokers have aborted its open transaction. But if the commit raised this error, the
+    transaction may be committed: the request may have arrived before the other producer took over,
+    and its answer may have been lost. :attr:`Transaction.state` is then ``UNKNOWN``.
     """
 
 
@@ -283,8 +284,8 @@ def copy_of(error: E) -> E:
     """Copy an error that is raised more than once.
 
     ``raise`` writes the traceback and the context of one caller into the error: the next caller
-    would see them. An error whose owner stays in memory would also form a reference cycle with the
-    frames in its traceback. So the original is kept, and each caller gets a copy.
+    would see them. An error that an object keeps could also form a reference cycle with the frames
+    in its traceback. So the object keeps the original, and each caller gets a copy.
     """
     copied = type(error).__new__(type(error), *error.args)
     copied.__dict__.update(error.__dict__)

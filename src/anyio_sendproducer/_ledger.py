@@ -306,13 +306,18 @@ class Ledger:
             elif entry.abandoned:
                 self._counts.abandoned -= 1
                 self._withdraw(entry, "topic not known, caller gone")
-            elif entry.group is not None and entry.group.stopped:
-                _move(entry, "topic not known yet")
-                self._free_room(entry)
-                self._fail(entry, not_tried(entry.record), to_wake)
             else:
                 _move(entry, "topic not known yet")
-                self._held.setdefault(entry.record.topic, {})[entry] = None
+                if entry.group is not None and entry.group.stopped:
+                    error = not_tried(entry.record)
+                elif not self._unawaited.first.includes(entry):
+                    message = "the record was not sent: its transaction was aborted before"
+                    error = not_sent(entry.record, message, None)
+                else:
+                    self._held.setdefault(entry.record.topic, {})[entry] = None
+                    continue
+                self._free_room(entry)
+                self._fail(entry, error, to_wake)
         self._admit_waiting(to_wake)
         self._release_barriers(to_wake)
         return to_wake
@@ -436,13 +441,14 @@ class Ledger:
         if group.remaining == 0 and group.waiter is not None:
             to_wake.append(group.waiter)
 
-    def reset_first_failure(self) -> None:
-        """Clear :attr:`first_failure`, and ignore failures of records accepted before this call."""
+    def separate_transactions(self) -> None:
+        """Clear :attr:`first_failure`. Records that were accepted before this call are not part of
+        the next transaction: their failures are ignored, and :meth:`hold` fails them."""
         self._unawaited.first = FirstFailure(self._accepted)
 
     @property
     def first_failure(self) -> DeliveryError | None:
-        """The first failure since :meth:`reset_first_failure` of a record accepted after it."""
+        """The first failure since :meth:`separate_transactions` of a record accepted after it."""
         return self._unawaited.first.error
 
     # --- callers that stop waiting -----------------------------------------------------------

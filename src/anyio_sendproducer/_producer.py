@@ -92,9 +92,9 @@ class SendProducer(Sender, NoPublicConstructor):
     async def flush(self) -> None:
         """Wait until every record that was accepted before this call has its outcome.
 
-        Records that the client holds back (``linger.ms``) are sent at once. This does not wait for
-        records that are accepted later. It raises no error of a record: those are raised where the
-        record is awaited.
+        The client does not wait for more records (``linger.ms``) before it sends these. This does
+        not wait for records that are accepted later. It does not raise delivery errors; the callers
+        that await the records get them.
 
         Raises:
             ProducerClosed, ProducerBroken, ProducerMisused: as for :meth:`send`.
@@ -108,12 +108,13 @@ class SendProducer(Sender, NoPublicConstructor):
         """Open a transaction for the length of an ``async with`` block.
 
         The records that are sent with the block's :class:`Transaction` are committed as a whole,
-        or not at all. A producer with a ``transactional_id`` sends records in no other way.
+        or not at all. A producer with a ``transactional_id`` sends records only in transactions.
 
         When the block ends without an exception and every record is delivered, the transaction is
-        committed. When the block raises or is cancelled, the transaction is aborted, shielded and
-        within ``cancel_timeout``, and the block's exception is raised unchanged. A producer has one
-        transaction at a time; other tasks wait for their turn, in the order of their calls.
+        committed. When the block raises or is cancelled, the transaction is aborted, and the
+        block's exception is raised unchanged. The abort is shielded from cancellation. It takes
+        ``cancel_timeout`` at most, and 5 s more if the client hangs. A producer has one transaction
+        at a time; other tasks wait for their turn, in the order of their calls.
 
         Raises:
             TransactionAborted: a record of the transaction was not delivered, the brokers refused
@@ -122,7 +123,8 @@ class SendProducer(Sender, NoPublicConstructor):
             TransactionOutcomeUnknown: the answer to the commit was lost, or did not come within
                 ``delivery_timeout``.
             ProducerFenced: another producer uses this ``transactional_id`` now. This producer is
-                broken.
+                broken. The transaction is aborted; if the commit raised this, it may be committed,
+                and :attr:`Transaction.state` is ``UNKNOWN``.
             TransactionError: the settings have no ``transactional_id``, no client could begin a
                 transaction within ``delivery_timeout``, or the task is already in a transaction's
                 block.
@@ -208,11 +210,12 @@ class SendProducer(Sender, NoPublicConstructor):
             source: an async iterable of :class:`Message`, :class:`MultiMessage` and
                 :class:`PassThroughMessage`: for example an AnyIO receive stream, a Trio channel or
                 an async generator.
-            max_in_flight: how many envelopes may be taken from the source before their results are
-                received. None stands for the ``max_in_flight`` of the settings.
-            offsets: only with a ``transactional_id``: a function that returns the offsets, by topic
-                and partition, that the consumer has read once an envelope is done. They are
-                committed with the records; see :meth:`Transaction.send_offsets`.
+            max_in_flight: how many envelopes may have a result that was not received yet. One more
+                envelope is taken from the source, and waits. None stands for the ``max_in_flight``
+                of the settings.
+            offsets: only with a ``transactional_id``: a function of an envelope. It returns, by
+                topic and partition, the offsets of the next records to read when the envelope is
+                done. They are committed with the records; see :meth:`Transaction.send_offsets`.
             group_metadata: the consumer group whose offsets these are.
 
         Raises:

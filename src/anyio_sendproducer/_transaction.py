@@ -77,7 +77,9 @@ class TransactionState(enum.Enum):
     ABORTED = "aborted"
     """No record is ever visible to consumers with ``isolation.level=read_committed``."""
     UNKNOWN = "unknown"
-    """The transaction is committed or aborted, but the brokers' answer was lost."""
+    """The commit was requested. The transaction is committed or aborted, and the producer does not
+    know which: the brokers' answer was lost, or another producer took over the
+    ``transactional_id``."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -132,7 +134,7 @@ class _TransactionAdmission:
         """Check that the transaction accepts records.
 
         Raises:
-            TransactionError: the transaction has ended, or its block has.
+            TransactionError: the transaction or its block has ended.
             TransactionAborted: the client was given up.
         """
         if self._status.state is not TransactionState.OPEN:
@@ -160,8 +162,8 @@ class Transaction(Sender, NoPublicConstructor):
     see it only when the transaction is committed.
 
     Besides the exceptions that they raise on the producer, the methods raise
-    :class:`TransactionError` after the transaction, and :class:`TransactionAborted` if the client
-    was given up.
+    :class:`TransactionError` after the transaction has ended, and :class:`TransactionAborted` if
+    the client was given up.
     """
 
     _how_to_make: ClassVar[str] = "a Transaction is made by SendProducer.transaction()"
@@ -199,7 +201,7 @@ class Transaction(Sender, NoPublicConstructor):
     ) -> None:
         """Commit the offsets of a consumer group as part of the transaction.
 
-        The offsets are committed if the records of the transaction are, and only then.
+        The offsets are committed if, and only if, the records of the transaction are.
 
         Args:
             offsets: the offset of the next record to read, by topic and partition. A key is a
@@ -210,8 +212,8 @@ class Transaction(Sender, NoPublicConstructor):
             group_metadata: a :class:`ConsumerGroupMetadata` or an object with the same attributes,
                 such as the result of kafka-python's ``KafkaConsumer.group_metadata()``; or the
                 bytes that confluent-kafka's ``Consumer.consumer_group_metadata()`` returns. With
-                these, the brokers refuse a consumer that is not a member of the group any more
-                (KIP-447). If partitions are assigned by hand: the id of the group.
+                group metadata, the brokers refuse a consumer that is no longer a member of the
+                group (KIP-447). If partitions are assigned by hand: the id of the group.
 
         Raises:
             TransactionAborted: the brokers refused the offsets, for example because the group has
@@ -244,7 +246,8 @@ class Transaction(Sender, NoPublicConstructor):
             raise
         except BaseException:
             deadline.hurry(0)
-            self._status.abort_reason = TransactionError("sending offsets was cancelled")
+            # A cancellation, or a driver that raised an exception that it must not raise.
+            self._status.abort_reason = TransactionError("send_offsets() did not finish")
             raise
         finally:
             self._offset_deadlines.discard(deadline)
@@ -300,7 +303,7 @@ class Transaction(Sender, NoPublicConstructor):
 
     async def _start(self) -> None:
         engine = self._engine
-        engine.ledger.reset_first_failure()
+        engine.ledger.separate_transactions()
         with anyio.move_on_after(engine.settings.delivery_timeout):
             while True:
                 self._status.generation = engine.bridge.generation
@@ -339,10 +342,9 @@ class Transaction(Sender, NoPublicConstructor):
             raise
         except BaseException as error:
             if self._status.state is not TransactionState.COMMITTED:
-                fenced = isinstance(error, ProducerFenced)
-                self._status.state = (
-                    TransactionState.ABORTED if fenced else TransactionState.UNKNOWN
-                )
+                # Also for ProducerFenced: both clients repeat a request whose answer was lost.
+                # Another producer may have taken over between a commit and its repetition.
+                self._status.state = TransactionState.UNKNOWN
                 engine.replace_client(error)
             raise
 
@@ -368,7 +370,7 @@ class Transaction(Sender, NoPublicConstructor):
                     await self._end(deadline, bound, commit=True)
                     self._status.state = TransactionState.COMMITTED
                 except ProducerClosed as error:
-                    failure = TransactionOutcomeUnknown(f"the commit was asked for, and {error}")
+                    failure = TransactionOutcomeUnknown(f"the commit was requested, but {error}")
                     failure.__cause__ = error
                 except SendProducerError as error:
                     failure = error
@@ -380,10 +382,14 @@ class Transaction(Sender, NoPublicConstructor):
                 del failure  # its traceback refers to this frame
 
     async def _abort(self, reason: BaseException) -> None:
-        """Abort, shielded and within ``cancel_timeout``.
+        """Abort, shielded and within ``cancel_timeout``. If the client hangs, 5 s are added.
 
-        If the request fails, no error is raised, and the client is replaced: the next client aborts
-        the transaction before it does anything else.
+        If the request fails, its error is not raised, and the client is replaced: the next client
+        aborts the transaction before it does anything else. A fenced producer breaks instead.
+
+        Raises:
+            BaseException: asyncio cancelled the task again, which ignores shielded scopes; or the
+                driver raised an exception that it must not raise.
         """
         if self._aborted is not None:
             with CancelScope(shield=True):
@@ -399,11 +405,14 @@ class Transaction(Sender, NoPublicConstructor):
 
     async def _request_abort(self, reason: BaseException) -> None:
         engine = self._engine
-        settings = engine.settings
+        seconds = engine.settings.cancel_timeout
+        settle_by = self._loop.now() + seconds
         for deadline in self._offset_deadlines:
             # The driver processes one call at a time, so a pending call would delay the abort.
             deadline.hurry(0)
         with engine.step:
+            # The driver may give records back while it aborts. They must not be sent again.
+            engine.ledger.separate_transactions()
             engine.wake_and_notify(
                 engine.ledger.fail_unsubmitted(
                     "the record was not sent: the transaction was aborted before", reason
@@ -411,16 +420,16 @@ class Transaction(Sender, NoPublicConstructor):
             )
         with CancelScope(shield=True):
             if not self._admission.was_client_replaced:
-                seconds = settings.cancel_timeout
                 try:
                     await self._end(Deadline(seconds), self._bound_for(seconds), commit=False)
                 except SendProducerError as error:
                     engine.replace_client(error)
                 except BaseException as error:
-                    # asyncio's own cancellation, which ignores shielded scopes, or a faulty driver.
                     engine.replace_client(error)
                     raise
-            with anyio.move_on_after(settings.cancel_timeout):
+            # Records that have no outcome by then are part of the aborted transaction, too. Their
+            # callers get the outcomes later.
+            with CancelScope(deadline=settle_by):
                 await engine.wait_until_settled(include_waiting=True)
 
     def _bound_for(self, seconds: float) -> CancelScope:
@@ -436,8 +445,8 @@ class Transaction(Sender, NoPublicConstructor):
             await self._engine.bridge.call(end)
             return
         if commit:
-            raise TransactionOutcomeUnknown("the commit was asked for, and the client hangs")
-        raise TransactionError("the client hangs in the abort")
+            raise TransactionOutcomeUnknown("the commit was requested, but the client hangs")
+        raise TransactionError("the client did not return from the abort")
 
     async def _abort_before_close(self) -> None:
         """Abort the transaction because the producer is being closed, unless the block has ended;

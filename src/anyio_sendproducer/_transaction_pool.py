@@ -1,8 +1,8 @@
 """A pool of transactional producers: many transactions at the same time.
 
 A transactional producer runs one transaction at a time, because the brokers know it by its
-``transactional_id``. The pool starts several with different ids in its own task group, and lends
-each to one transaction at a time.
+``transactional_id``. The pool starts several producers with different ids in its own task group,
+and lends each to one transaction at a time.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 __all__ = ["TransactionPool", "TransactionPoolStatistics"]
 
 _LEFT_IN_ANOTHER_TASK: Final = (
-    "another task left the block of TransactionPool than the one that entered it; its producers "
-    "were closed"
+    "the block of TransactionPool was left by a different task than the one that entered it; the "
+    "pool's producers were closed"
 )
 
 
@@ -59,7 +59,7 @@ class TransactionPoolStatistics:
     waiting: int
     """Transactions that wait for a producer."""
     replaced: int
-    """How many producers were replaced so far, because they were fenced or broke otherwise."""
+    """How many producers were replaced so far, because they were fenced or otherwise broken."""
     producers: Mapping[str, Statistics]
     """The figures of each producer, by its ``transactional_id``. One that is being replaced is
     missing."""
@@ -98,15 +98,16 @@ class TransactionPool(anyio.AsyncContextManagerMixin):
             async with pool.transaction() as tx:
                 await tx.send(ProducerRecord("invoices", b"42 EUR", b"alice"))
 
-    The producers have the names ``billing-0`` to ``billing-3``. All of them are started when the
-    block begins: the first alone, so that a wrong setting is one error, then the others at the
-    same time. This ends transactions that an earlier process left open under these names.
+    The producers have the transactional ids ``billing-0`` to ``billing-3``. All of them are started
+    when the block begins: the first alone, so that a wrong setting is reported once, then the
+    others at the same time. This ends transactions that an earlier process left open under these
+    ids.
 
-    A producer that was fenced, or that broke otherwise, is closed, and another one with the same
-    name takes its place: a new client with a new epoch. If that fails, the next transaction that
-    needs the producer tries again, and raises the error if it fails again. After
-    :exc:`TransactionOutcomeUnknown` the producer itself replaces its client; the brokers then
-    finish the commit, or abort it, before the next transaction of that name begins.
+    A producer that was fenced or otherwise broken is closed, and another one with the same
+    ``transactional_id`` takes its place: a new client with a new epoch. If that fails, the next
+    transaction that needs the producer tries again, and raises the error if it fails again. After
+    :exc:`TransactionOutcomeUnknown` the producer itself replaces its client. The brokers then
+    finish the commit, or abort it, before the next transaction of that ``transactional_id`` begins.
 
     When the block ends, no producer is left. A clean end closes all of them at the same time,
     within ``close_timeout``; a block that failed or was cancelled leaves within
@@ -114,8 +115,8 @@ class TransactionPool(anyio.AsyncContextManagerMixin):
 
     Args:
         settings: as for :func:`open_send_producer`. The ``transactional_id`` is the prefix of the
-            producers' names. Two processes that run at the same time need different prefixes,
-            otherwise they fence each other.
+            producers' transactional ids. Two processes that run at the same time need different
+            prefixes, otherwise they fence each other.
         size: how many producers, and thus how many transactions at a time.
         driver: as for :func:`open_send_producer`. A callable is called for each producer.
         observers: as for :func:`open_send_producer`. All producers share them.
@@ -144,10 +145,10 @@ class TransactionPool(anyio.AsyncContextManagerMixin):
         if prefix is None:
             raise SettingsError(
                 "transactional_id is missing: TransactionPool needs it as the prefix of its "
-                "producers' names"
+                "producers' transactional ids"
             )
         self._prefix = prefix
-        # Without the annotation, pyright takes a literal for any str.
+        # Without the annotation, pyright infers str instead of the literal type.
         self._driver: DriverName | DriverFactory | None = driver
         self._observers = check_observers(observers)
         self._members = [
@@ -167,28 +168,29 @@ class TransactionPool(anyio.AsyncContextManagerMixin):
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
         """Borrow a producer for one transaction, for the length of an ``async with`` block.
 
-        If all producers are in use, it waits for its turn, in the order of asking. Then the block
-        is that of :meth:`SendProducer.transaction`.
+        If all producers are in use, the call waits; calls are served in order. The block then works
+        as in :meth:`SendProducer.transaction`.
 
         Raises:
-            ProducerFenced: another producer has this producer's name now, and aborted the
-                transaction. Run it again: the pool has another producer by then.
-            SendProducerError: the producer was being replaced, and the other one could not be
+            ProducerFenced: another producer uses this ``transactional_id`` now. If the state of the
+                transaction is ``ABORTED``, run it again: the pool has replaced the producer by
+                then. If it is ``UNKNOWN``, the transaction may be committed.
+            SendProducerError: the producer was being replaced, and the new one could not be
                 started; see :func:`start_send_producer`.
-            TransactionError: this task has a transaction of the pool already, or as
+            TransactionError: this task already has a transaction of the pool, or as for
                 :meth:`SendProducer.transaction`.
-            TransactionAborted, TransactionOutcomeUnknown: as :meth:`SendProducer.transaction`.
-            ProducerClosed: the pool was closed, perhaps while this waited.
+            TransactionAborted, TransactionOutcomeUnknown: as for :meth:`SendProducer.transaction`.
+            ProducerClosed: the pool was closed, perhaps while the call waited.
             ProducerMisused: the pool was not opened, or it belongs to another event loop, thread or
                 process.
 
-        Cancellation while it waits leaves the queue. Within the block, and during the commit, it is
-        as for :meth:`SendProducer.transaction`.
+        A call that is cancelled while waiting leaves the queue. Within the block, and during the
+        commit, cancellation is as for :meth:`SendProducer.transaction`.
         """
         return self._borrow()
 
     def statistics(self) -> TransactionPoolStatistics:
-        """Take a snapshot of the pool's figures. Works on a closed pool, too."""
+        """Take a snapshot of the pool's figures. This works on a closed pool, too."""
         turns = self._turns.statistics()
         return TransactionPoolStatistics(
             size=len(self._members),
@@ -207,7 +209,7 @@ class TransactionPool(anyio.AsyncContextManagerMixin):
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[TransactionPool]:
         if self._state != "new":
-            raise ProducerClosed("the pool was closed: make another one")
+            raise ProducerClosed("this pool was opened before: make another one")
         async with plain_task_group(_LEFT_IN_ANOTHER_TASK) as self._tasks:
             try:
                 self._affinity = Affinity(current_loop(), Step())
@@ -242,7 +244,7 @@ class TransactionPool(anyio.AsyncContextManagerMixin):
                 del failures  # its traceback refers to this frame
 
     def _refuse(self) -> None:
-        """Begin no more transactions, and wake those that wait."""
+        """Begin no more transactions, and wake the calls that wait for a producer."""
         self._state = "closed"
         self._turns.total_tokens = float("inf")
 
@@ -280,7 +282,7 @@ class TransactionPool(anyio.AsyncContextManagerMixin):
                     yield transaction
             finally:
                 self._free.append(member)
-                # If no other one could be started, the next transaction tries again.
+                # If no new producer could be started, the next transaction tries again.
                 if self._state == "open" and member.producer is not None and not member.is_usable:
                     self._replace_soon(member)
         finally:
@@ -310,8 +312,8 @@ class TransactionPool(anyio.AsyncContextManagerMixin):
     def _replace_soon(self, member: _Member) -> _Start:
         """Replace a producer in a task of the pool, unless that is in progress.
 
-        The task has the pool's context and not the borrower's, which it outlives. If the borrower
-        is cancelled, the start goes on for the next one.
+        The task runs in the pool's context and not in the borrower's, because the task may outlive
+        the borrower. If the borrower is cancelled, the start continues for the next borrower.
         """
         if member.start is None:
             member.start = _Start()

@@ -91,8 +91,12 @@ class FirstFailure:
         self._accepted = accepted
         self.error: DeliveryError | None = None
 
+    def includes(self, entry: Entry) -> bool:
+        """Whether a record is part of the transaction. A record that waits for room is part of it,
+        and has no number (0) yet."""
+        return not 0 < entry.seq <= self._accepted
+
     def note(self, entry: Entry, error: DeliveryError) -> None:
-        """Note that a record failed. A record that waits for room has no number (0) yet; it is
-        part of the transaction."""
-        if self.error is None and not 0 < entry.seq <= self._accepted:
+        """Note that a record failed."""
+        if self.error is None and self.includes(entry):
             self.error = error
