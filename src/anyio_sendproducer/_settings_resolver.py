@@ -1,6 +1,6 @@
 """Completes the settings for a client: ``enrich`` changes them, and a resolver finds addresses.
 
-Everything here runs on the event loop. The driver's thread reads the latest result.
+This runs on the event loop, except :meth:`SettingsResolver.for_client`: the driver thread calls it.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ __all__ = ["SettingsResolver"]
 _log = logging.getLogger("anyio_sendproducer")
 
 #: The number of targets of one look-up that are used. librdkafka starts a thread for each address,
-#: and any broker names all others. One DNS answer may have 2,500 SRV records.
+#: and any broker returns the others. One DNS answer may have 2,500 SRV records.
 MOST_TARGETS: Final = 100
-#: The client has at least this part of start_timeout; seconds.
+#: The shortest ``start_timeout`` that is left for the first client; seconds.
 _LEAST: Final = 0.001
 
 #: Seconds between two look-ups in the background, until one succeeds.
@@ -49,6 +49,8 @@ class SettingsResolver:
 
     def __init__(self, given: ProducerSettings) -> None:
         self._given = given
+        # What enrich and the look-up left of start_timeout. find() sets it before the driver thread
+        # starts; the driver thread takes it.
         self._left: float | None = None
         self._lookup: Lookup | None = None
         self._resolver: Resolver | None = None
@@ -77,29 +79,23 @@ class SettingsResolver:
 
         Raises:
             DiscoveryError: the service was not found.
-            ProducerStartError: there was no answer within ``start_timeout``.
-            SettingsError: there is no address in the end, or ``enrich`` returned no settings.
+            ProducerStartError: ``enrich`` and the look-up did not finish within ``start_timeout``.
+            SettingsError: no address is known after ``enrich`` and the look-up, or ``enrich``
+                returned no settings.
             Exception: an exception of ``enrich``.
 
         Cancellation leaves nothing behind.
         """
-        given = self._given
-        if given.enrich is not None or given.service_name:
+        if not self.is_complete:
             began = anyio.current_time()
-            with anyio.move_on_after(given.start_timeout) as scope:
-                self.settings = await self._with_addresses(await self._enriched())
-            if scope.cancelled_caught:
-                asked = "enrich" if self._lookup is None else f"the look-up of {self._lookup}"
-                raise ProducerStartError(
-                    f"{asked} was not done within {given.start_timeout:g} s (start_timeout)"
-                )
-            left = given.start_timeout - (anyio.current_time() - began)
+            self.settings = await self._complete()
+            left = self._given.start_timeout - (anyio.current_time() - began)
             self._left = round(max(left, _LEAST), 3)
             self.is_complete = True
 
     async def find_until_found(self, sleep: Callable[[float], Awaitable[None]]) -> None:
-        """Complete the settings, and try again until that succeeds. Other fields of the settings
-        than those of the client stay as the caller passed them.
+        """Complete the settings, and try again until that succeeds. Only the fields of the client
+        change.
 
         Args:
             sleep: waits for so many seconds.
@@ -117,19 +113,16 @@ class SettingsResolver:
             Whether that succeeded. A failure is logged, and the settings stay as they are.
         """
         try:
-            with anyio.move_on_after(self.settings.start_timeout) as scope:
-                found = await self._with_addresses(await self._enriched())
-                # The other fields belong to the producer, which goes on.
-                self._take(
-                    bootstrap_servers=found.bootstrap_servers,
-                    client_id=found.client_id,
-                    properties=found.properties,
-                    service_name="",
-                    enrich=None,
-                )
-            if scope.cancelled_caught:
-                raise TimeoutError("no answer within start_timeout")
-        except Exception as error:  # noqa: BLE001  # the producer goes on with what it has
+            found = await self._complete()
+            # The other fields belong to the producer, which continues with them.
+            self._take(
+                bootstrap_servers=found.bootstrap_servers,
+                client_id=found.client_id,
+                properties=found.properties,
+                service_name="",
+                enrich=None,
+            )
+        except Exception as error:  # noqa: BLE001  # the producer continues with what it has
             _log.warning(
                 "the client's settings stay as they were: %s",
                 error,
@@ -169,6 +162,18 @@ class SettingsResolver:
                 extra={"anyio_sendproducer.addresses": addresses},
             )
 
+    async def _complete(self) -> ProducerSettings:
+        """Call ``enrich`` and the resolver, within ``start_timeout``; see :meth:`find`."""
+        seconds = self.settings.start_timeout
+        waiting_for = "enrich"
+        with anyio.move_on_after(seconds):
+            enriched = await self._enriched()
+            waiting_for = f"the look-up of {enriched.service_name}"
+            return await self._with_addresses(enriched)
+        raise ProducerStartError(
+            f"{waiting_for} did not finish within {seconds:g} s (start_timeout)"
+        )
+
     async def _enriched(self) -> ProducerSettings:
         given = self._given
         if given.enrich is None:
@@ -186,7 +191,7 @@ class SettingsResolver:
         return enriched
 
     async def _with_addresses(self, settings: ProducerSettings) -> ProducerSettings:
-        # Without `enrich`, the settings must have an address.
+        # enrich=None makes evolve() check that there is an address.
         if not settings.service_name:
             return settings.evolve(enrich=None)
         self._lookup = Lookup.parse(settings.service_name)

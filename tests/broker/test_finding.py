@@ -279,7 +279,7 @@ async def as_they_are(settings: ProducerSettings) -> ProducerSettings:
         (
             never_done,
             ProducerStartError,
-            "enrich was not done within 0.05 s (start_timeout)",
+            "enrich did not finish within 0.05 s (start_timeout)",
         ),
         (
             as_they_are,
@@ -304,7 +304,7 @@ async def test_enriching_that_fails_ends_the_start(
 
 async def test_a_look_up_is_bounded_by_the_start_too() -> None:
     settings = looking_up(too_late, resolve_timeout=LONG, start_timeout=0.05)
-    says = r"the look-up of _kafka._tcp.x.test was not done within 0.05 s \(start_timeout\)"
+    says = r"the look-up of _kafka._tcp.x.test did not finish within 0.05 s \(start_timeout\)"
     with pytest.raises(ProducerStartError, match=says):
         async with open_send_producer(settings, driver=FakeDriver()):
             pass
