@@ -1,7 +1,8 @@
 """Keeps Napoleon away from the docstrings of attributes.
 
-It takes what stands before a colon for the attribute's type, and ours are sentences: "The number of
-clients so far: 1, and 1 more each time a client was replaced". The types are in the annotations.
+Napoleon reads the text before a colon as the attribute's type. These docstrings are sentences, for
+example "The number of clients so far: 1, and 1 more each time a client was replaced". The types are
+in the annotations.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 from sphinx.application import Sphinx
 from sphinx.util.typing import ExtensionMetadata
 
-#: Napoleon's listener has Sphinx's usual priority; one of ours comes before it and one after.
+#: The priority of Napoleon's listener. One listener of this module runs before it, one after it.
 _NAPOLEON = 500
 
 _kept: dict[str, list[str]] = {}

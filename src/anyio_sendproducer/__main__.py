@@ -1,4 +1,4 @@
-"""``python -m anyio_sendproducer``: the command line, where its script is not on the path."""
+"""``python -m anyio_sendproducer``: the command line, if the script is not on PATH."""
 
 from __future__ import annotations
 

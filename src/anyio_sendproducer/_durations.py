@@ -14,14 +14,15 @@ __all__ = ["LONGEST", "seconds_of"]
 
 #: Thirty years: longer than any process runs, short enough for every clock.
 LONGEST: Final = 1e9
-#: A longer duration is more often a number of milliseconds than meant; seconds.
+#: In seconds. A longer number is usually meant as milliseconds.
 _LONG: Final = 3600.0
 #: Modules whose frames are skipped to find the caller's line.
 _OURS: Final = ("anyio_sendproducer", "contextlib", "dataclasses")
 
 
 class _Checked(float):
-    """A long duration that was accepted once. A copy of it, as by ``evolve``, warns of nothing."""
+    """A long duration that was accepted once. A copy of it, as by ``evolve``, does not warn
+    again."""
 
     __slots__ = ()
 
@@ -29,7 +30,7 @@ class _Checked(float):
 def seconds_of(field: str, value: object, *, zero: bool, limit: float = LONGEST) -> float:
     """Check a duration, and convert it to seconds.
 
-    A plain number above one hour raises a :class:`SettingsWarning`, because many clients count in
+    A plain number above one hour issues a :class:`SettingsWarning`, because many clients count in
     milliseconds.
 
     Args:
@@ -39,7 +40,8 @@ def seconds_of(field: str, value: object, *, zero: bool, limit: float = LONGEST)
         limit: the longest duration, in seconds.
 
     Raises:
-        SettingsError: it is neither, or out of bounds; the message names the field.
+        SettingsError: the value is neither a number nor a ``timedelta``, or it is out of bounds;
+            the message names the field.
     """
     seconds: object = value
     if isinstance(value, dt.timedelta):
@@ -61,7 +63,8 @@ def seconds_of(field: str, value: object, *, zero: bool, limit: float = LONGEST)
     if not isinstance(value, (dt.timedelta, _Checked)):
         _warn(
             f"{field}={shown(value)} is in seconds, which is {_in_words(seconds)}. If milliseconds "
-            f"are meant, divide by 1000. If it is meant, use timedelta(seconds={shown(value)})."
+            "are meant, divide by 1000. If this duration is intended, use "
+            f"timedelta(seconds={shown(value)})."
         )
     return _Checked(seconds)
 

@@ -52,15 +52,15 @@ __all__ = ["FlowSummary", "Offsets", "run_flow", "run_sink", "run_transactional_
 T = TypeVar("T")
 
 _LEFT_BY_ANOTHER_TASK: Final = (
-    "the block of flow() was left by another task than the one that entered it; the stream was "
+    "the block of flow() was left by a different task than the one that entered it; the stream was "
     "closed. Enter and leave the block in the same task"
 )
 #: How many envelopes are taken from the source before other tasks run.
 _ENVELOPES_BETWEEN_YIELDS = 200
 
 Offsets = Callable[[Any], Mapping[tuple[str, int], Any]]
-"""A function of an envelope: returns the offsets, by topic and partition, that the consumer has
-read when the envelope is done."""
+"""A function of an envelope. It returns, by topic and partition, the offsets of the next records
+to read when the envelope is done."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -99,8 +99,8 @@ class _Slot:
 
     @property
     def unawaited(self) -> list[Delivery]:
-        """The deliveries without an outcome that no task waits for. The ledger counts failures that
-        nobody has seen."""
+        """The deliveries without an outcome that no task waits for. Failed deliveries are excluded:
+        the ledger reports them."""
         return [
             place
             for place in self.deliveries
@@ -177,7 +177,7 @@ class _Flow(anyio.abc.ObjectReceiveStream[T], Generic[T]):
             self.wake_receiver()
 
     def wake_receiver(self) -> None:
-        """Wake the receiver, if it waits: its next result may be there."""
+        """Wake the receiver, if it waits, because its next result may have arrived."""
         if self._receiver is not None:
             self._loop.wake((self._receiver,))
 
@@ -206,11 +206,11 @@ class _Flow(anyio.abc.ObjectReceiveStream[T], Generic[T]):
         if self._entering is not None:
             slots.append(self._entering)
         self._slots.clear()
-        unawaited = [place for slot in slots for place in slot.unawaited]
-        to_wake: list[Any] = [place._entry.room_waiter for place in unawaited]
+        unawaited = [delivery for slot in slots for delivery in slot.unawaited]
+        to_wake: list[Any] = [delivery._entry.room_waiter for delivery in unawaited]
         if unawaited:
-            # All belong to one producer, though perhaps to different transactions.
-            unawaited[0]._sender._cancel(*(place._entry for place in unawaited))
+            # All deliveries belong to one producer, though perhaps to different transactions.
+            unawaited[0]._sender._cancel(*(delivery._entry for delivery in unawaited))
         # The feeder may be shielded from cancellation, and another task may be receiving.
         to_wake += (self._feeder, self._receiver)
         self._loop.wake(waiter for waiter in to_wake if waiter is not None)
@@ -325,7 +325,7 @@ async def _running(
         with scope:
             await feeder()
 
-    # The feeders raise nothing but cancellation.
+    # The feeders raise only cancellation.
     async with plain_task_group(_LEFT_BY_ANOTHER_TASK) as tasks:
         try:
             for feeder, scope in zip(feeders, scopes, strict=True):
@@ -373,10 +373,11 @@ def run_transactional_flow(
 ) -> AbstractAsyncContextManager[anyio.abc.ObjectReceiveStream[Any]]:
     """See :meth:`SendProducer.flow`. Results are received when their transaction is committed."""
     if (offsets is None) != (group_metadata is None):
-        raise SettingsError("flow: offsets and group_metadata are given together, or neither is")
+        raise SettingsError("flow: offsets and group_metadata must be given together")
     flow: _Flow[Any] = _Flow(loop, _limit(max_in_flight, limit))
-    # The commit interval must not cancel the iteration of the source: a cancelled async generator
-    # ends. So one task reads the source, and another one, with the timeout, receives from a stream.
+    # The commit interval must not cancel the iteration of the source, because cancelling an async
+    # generator ends it. So one task reads the source, and another task, with the timeout, receives
+    # from a stream.
     to_commit_send, to_commit = anyio.create_memory_object_stream[Any]()
     failed: list[Exception] = []
 
@@ -391,8 +392,8 @@ def run_transactional_flow(
                         if flow.is_closed:
                             break
             except Exception as error:  # noqa: BLE001  # receive() raises it
-                # If a transaction failed, commit_each() has closed `to_commit`, and this error is
-                # about that. The flow has ended already with the transaction's error.
+                # If a transaction failed, commit_each() has closed `to_commit`, and this error only
+                # reports the closed stream. The flow has ended with the transaction's error.
                 failed.append(error)
 
     async def commit_each() -> None:

@@ -1,4 +1,4 @@
-"""The names of Kafka's settings: which are fields of ``ProducerSettings``, and which the client's.
+"""The names of Kafka's settings: fields of ``ProducerSettings``, and properties of the client.
 
 Names are compared in one spelling, with underscores: ``linger.ms`` is ``linger_ms``.
 """
@@ -20,21 +20,21 @@ __all__ = [
 
 #: The settings that the producer decides, and what to use instead.
 MANAGED: Final[Mapping[str, str]] = {
-    # kafka-python 2 had it.
+    # A setting of kafka-python 2.
     "api_version_auto_timeout_ms": "use ProducerSettings(start_timeout=...), in seconds",
     "bootstrap_servers": "use ProducerSettings(bootstrap_servers=...)",
     "buffer_memory": "use ProducerSettings(max_buffered_bytes=...)",
     "client_id": "use ProducerSettings(client_id=...)",
     "delivery_timeout_ms": "use ProducerSettings(delivery_timeout=...), in seconds",
     "key_serializer": "use ProducerSettings(key_serializer=...)",
-    "max_block_ms": "nothing blocks; ProducerSettings(delivery_timeout=...) bounds every wait",
+    "max_block_ms": "send() does not block; use ProducerSettings(delivery_timeout=...)",
     "transactional_id": "use ProducerSettings(transactional_id=...)",
     "value_serializer": "use ProducerSettings(value_serializer=...)",
 }
 
 #: Names of client settings: those of Kafka's ProducerConfig, and the others that kafka-python or
-#: librdkafka often needs. It only serves to sort names and to suggest one: the driver knows which
-#: settings its client has.
+#: librdkafka often needs. The list is only used to sort names and to suggest one: the driver knows
+#: which settings its client has.
 _NAMES: Final = """
     acks
     allow.auto.create.topics
@@ -176,6 +176,6 @@ def is_client_property(name: str) -> bool:
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that was most likely meant; None if none is similar."""
+    """Return the most similar known name; None if no name is similar."""
     near = difflib.get_close_matches(name.lower(), sorted(known), n=1, cutoff=_SIMILAR)
     return near[0] if near else None

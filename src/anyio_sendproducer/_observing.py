@@ -1,4 +1,4 @@
-"""How a producer makes the events for its observers, and when it passes them on.
+"""Makes the events for a producer's observers, and passes them on.
 
 Only a producer with observers uses this module. Its ledger is an :class:`ObservedLedger`, and an
 :class:`~anyio_sendproducer._admission.ObservedAdmission` enters its records. Both add events to an
@@ -62,8 +62,8 @@ def fast_constructor(cls: T) -> T:
     """Make a fast constructor of a frozen dataclass, for events that occur for each record.
 
     The constructor that dataclasses generates sets each field with ``object.__setattr__``, which
-    takes three times as long. This one sets the fields of an instance of an equal class that is not
-    frozen, and then changes its ``__class__``.
+    takes three times as long. This one sets the fields of an instance of a class with the same
+    fields that is not frozen, and then changes its ``__class__``.
     """
     frozen: Any = cls
     twin = _twin(frozen)
@@ -189,7 +189,7 @@ class Observation:
     # --- records -----------------------------------------------------------------------------
 
     def make_given(self, record: ProducerRecord[Any, Any], now: float) -> Given:
-        """Make the object by which observers identify a record that a caller sends."""
+        """Make the :class:`Given` of a record that a caller sends."""
         return self._given(next(_records), record, now, self._client_id, _batch.get())
 
     def add_headers(
@@ -308,7 +308,7 @@ def _size_of_header(header: tuple[str, bytes]) -> int:
 
 
 class ObservedLedger(Ledger):
-    """A ledger that adds an event for each step of a delivery.
+    """A ledger that adds an event for each state change of a delivery.
 
     Args:
         observation: to which the events are added.
@@ -336,7 +336,7 @@ class ObservedLedger(Ledger):
     def settle(
         self, entries: Sequence[Entry], outcomes: Sequence[RecordMetadata | DeliveryError]
     ) -> list[object]:
-        # A driver may report a record for the second time. That is not an event.
+        # A driver may report a record twice. Only the first report is an event.
         candidates = dict.fromkeys(
             entry for entry in entries if entry.state is DeliveryState.SUBMITTED
         )

@@ -32,15 +32,16 @@ if TYPE_CHECKING:
 __all__ = ["open_send_producer", "start_send_producer"]
 
 _LEFT_IN_ANOTHER_TASK: Final = (
-    "another task left the block of open_send_producer than the one that entered it; the producer "
-    "was closed. If hooks or fixtures start and stop the producer, use ProducerService on asyncio, "
-    "or start_send_producer(task_group, settings) with a task group that outlives both"
+    "the block of open_send_producer was left by a different task than the one that entered it; "
+    "the producer was closed. If hooks or fixtures start and stop the producer, use "
+    "ProducerService on asyncio, or start_send_producer(task_group, settings) with a task group "
+    "that outlives the hooks"
 )
 _HOW_TO_OPEN: Final = "use `async with open_send_producer(...) as producer:`"
 
 
 class _Starter(Protocol):
-    """AnyIO's TaskGroup and Trio's Nursery, as far as they are needed here."""
+    """The part of AnyIO's TaskGroup and Trio's Nursery that this module uses."""
 
     async def start(self, func: Any, /, *args: Any, name: Any = None) -> Any: ...
 
@@ -67,12 +68,13 @@ async def start_send_producer(
         fields: as for :func:`open_send_producer`.
 
     Returns:
-        The producer, connected.
+        The producer. It is connected, unless ``wait_for_cluster`` is False.
 
     Raises:
         SettingsError: a setting is wrong.
         DiscoveryError: the ``service_name`` was not found.
         ProducerStartError: no broker answered within ``start_timeout``.
+        Exception: an exception of ``enrich``.
 
     Cancellation leaves nothing behind.
     """
@@ -100,12 +102,12 @@ def open_send_producer(
     the exit takes ``cancel_timeout`` at most.
 
     Args:
-        settings: see :class:`ProducerSettings`. Without settings and ``fields``, the environment
-            has them, as :meth:`ProducerSettings.from_env` reads it: ``KAFKA_BOOTSTRAP_SERVERS``
-            and further variables.
+        settings: see :class:`ProducerSettings`. Without settings and ``fields``,
+            :meth:`ProducerSettings.from_env` reads them from the environment:
+            ``KAFKA_BOOTSTRAP_SERVERS`` and further variables.
         driver: ``"kafka-python"``, which is the default; ``"confluent"``, on librdkafka (extra
-            ``confluent``); or a callable that makes a driver of yours.
-        observers: objects that are called at each step of a record; see
+            ``confluent``); or a callable that makes your own driver.
+        observers: objects that get the events of records and clients, in batches; see
             :mod:`anyio_sendproducer.telemetry`.
         fields: fields of :class:`ProducerSettings`, which override those of ``settings``.
             ``bootstrap_servers`` also overrides ``service_name``, and vice versa.
@@ -114,6 +116,7 @@ def open_send_producer(
         SettingsError: a setting is wrong.
         DiscoveryError: the ``service_name`` was not found.
         ProducerStartError: no broker answered within ``start_timeout``.
+        Exception: an exception of ``enrich``.
         UndeliveredRecords: the block ended cleanly, and deliveries failed that nobody awaited. If
             the block raised, its own exception is raised, not in a group, with a note that counts
             such deliveries.
@@ -124,7 +127,7 @@ def open_send_producer(
 
 
 class _Opening(AbstractAsyncContextManager[SendProducer]):
-    """The context manager of :func:`open_send_producer`. It says how it is used."""
+    """The context manager of :func:`open_send_producer`. Its errors explain the correct use."""
 
     def __init__(self, context: AbstractAsyncContextManager[SendProducer]) -> None:
         self._context = context
@@ -147,7 +150,7 @@ class _Opening(AbstractAsyncContextManager[SendProducer]):
     def __enter__(self, *_: object) -> NoReturn:
         raise TypeError(f"`with open_send_producer(...)` lacks `async`: {_HOW_TO_OPEN}")
 
-    # `with` looks this method up before it calls the other.
+    # `with` looks this method up before it calls __enter__.
     __exit__ = __enter__
 
     def __getattr__(self, name: str) -> NoReturn:
@@ -230,7 +233,7 @@ async def _open(
     observers: Iterable[Observer],
     make_clock: ClockFactory,
 ) -> AsyncGenerator[SendProducer]:
-    # The producer's tasks themselves raise nothing but cancellation.
+    # The producer's tasks raise only cancellation.
     async with plain_task_group(_LEFT_IN_ANOTHER_TASK) as tasks:
         producer = await _start(tasks, settings, driver, observers, make_clock)
         try:
@@ -245,7 +248,8 @@ async def _open(
         try:
             await producer.aclose()
         except BaseException as error:
-            _note_undelivered(error, producer)  # a cancellation; UndeliveredRecords has them
+            # For a cancellation. UndeliveredRecords already contains the failures.
+            _note_undelivered(error, producer)
             raise
 
 

@@ -1,4 +1,4 @@
-"""Gives a public class the methods of a private base class under its own name."""
+"""Copies methods of a private base class, so that tracebacks show the public class."""
 
 from __future__ import annotations
 

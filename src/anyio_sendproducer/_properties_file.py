@@ -27,10 +27,10 @@ _TRIMMED: Final = "".join(map(chr, range(0x21)))
 
 
 def decode(content: bytes) -> str:
-    """The text of a ``.properties`` file.
+    """Decode the content of a ``.properties`` file.
 
-    Java reads ISO 8859-1. A byte order mark would become part of the first name there; here it says
-    that the file is UTF-8.
+    Java reads ISO 8859-1, and would read a byte order mark as part of the first name. Here a byte
+    order mark is a sign of UTF-8.
 
     Raises:
         SettingsError: the file has a byte order mark, and is not UTF-8.
@@ -51,7 +51,7 @@ def trim(value: str) -> str:
 
 
 def parse(text: str) -> dict[str, str]:
-    """The names and values in a text. Of two values with one name, the last one counts.
+    """Read the names and values in a text. If a name is repeated, its last value counts.
 
     Raises:
         SettingsError: an escape with ``u`` does not have four hexadecimal digits.
@@ -75,7 +75,7 @@ def _logical_lines(text: str) -> Iterator[str]:
         del naturals[-1]
     for natural in naturals:
         stripped = natural.lstrip(_BLANKS)
-        # The text after a backslash that stood alone on its line may be a comment.
+        # A line after a lone backslash may be a comment.
         if not line and (not stripped or stripped[0] in "#!"):
             continues = False
             continue
@@ -86,7 +86,7 @@ def _logical_lines(text: str) -> Iterator[str]:
         else:
             yield line
             line = ""
-    # At the end, Java ignores a lone backslash before CR and LF, and no other one.
+    # At the end of the file, Java drops a line that is only a backslash if CR LF follows.
     if continues and (line or not text.endswith("\r\n")):
         yield line
 

@@ -72,7 +72,7 @@ class ProducerRecord(Generic[K, V]):
     headers: Sequence[tuple[str, bytes]] = ()
 
     if TYPE_CHECKING:
-        # The defaults have no values here: pyright would infer K and V from them.
+        # The defaults are `...`, because pyright would infer K and V from their values.
         def __init__(
             self,
             topic: str,
@@ -292,7 +292,7 @@ for _class in (
     MultiResult,
     PassThroughResult,
 ):
-    setattr(_class, "__setattr__", _refuse_change)  # noqa: B010  # no type checker likes the other
+    setattr(_class, "__setattr__", _refuse_change)  # noqa: B010  # type checkers reject an assignment
     setattr(_class, "__delattr__", _refuse_change)  # noqa: B010
 
 

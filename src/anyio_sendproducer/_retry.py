@@ -1,10 +1,10 @@
-"""Sending a record again after a failure, and putting a record aside that keeps failing.
+"""Sending a record again after a failure, and putting aside a record that keeps failing.
 
-Libraries such as tenacity and stamina could only replace the short loop below. The work is to
-decide by the persistence of each failure, and to report the right one.
+This module does not use tenacity or stamina, because they would only replace the loop. The loop
+decides by the persistence of each failure, and reports the right one.
 """
 
-# The pauses go by the producer's own clock.
+# The pauses use the producer's own clock.
 # pyright: reportPrivateUsage=false
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ __all__ = ["dead_letter_record", "send_with_retry"]
 
 DeadLetter = str | Callable[[DeliveryError], Awaitable[object]]
 
-#: A pause is at least this share of what it may be, so that many tasks do not retry all at once.
+#: A pause is random, between this share of the backoff and the whole, so that many tasks do not
+#: retry at the same time.
 _SHORTEST_PAUSE: Final = 0.5
 _random = random.Random()  # noqa: S311  # not for cryptography
 
@@ -71,7 +72,7 @@ async def send_with_retry(
     timeout: float | timedelta | None = None,
     dead_letter: DeadLetter | None = None,
 ) -> RecordMetadata | None:
-    """Send a record, again if it failed in a way that another attempt can heal.
+    """Send a record, and retry if another attempt may succeed.
 
     ::
 
@@ -88,9 +89,9 @@ async def send_with_retry(
     Args:
         producer: the producer.
         record: the record to send.
-        attempts: how many attempts there are at most.
-        backoff: the pause after the first attempt, in seconds. It doubles each time. A random part
-            of up to a half is left out of each pause.
+        attempts: the largest number of attempts.
+        backoff: the pause after the first attempt, in seconds. It doubles each time. Each pause is
+            shortened by a random part, up to half.
         max_backoff: the longest pause, in seconds.
         retry_possibly_persisted: also retry a failure that is ``POSSIBLY_PERSISTED``. The record
             may then be written twice.
@@ -105,15 +106,16 @@ async def send_with_retry(
 
     Raises:
         DeliveryError: the record was not delivered. This is the error of the last attempt, or of an
-            earlier one that is ``POSSIBLY_PERSISTED``, because that still holds. If the dead letter
-            failed, too, a note says why.
+            earlier attempt that is ``POSSIBLY_PERSISTED``, because the record may be in the log. If
+            the dead letter failed, too, a note says why.
         SettingsError: an argument is wrong.
         SendProducerError: as :meth:`SendProducer.send` raises it for the first attempt.
-        TypeError: ``producer`` is a transaction, for example. A failed record aborts its
-            transaction, so repeat the whole transaction.
+        TypeError: ``producer`` is not a SendProducer, for example a :class:`Transaction`. A failed
+            record aborts its transaction, so repeat the whole transaction.
 
-    Cancellation ends the attempt or the pause. An attempt is as :meth:`SendProducer.send`; during a
-    pause, the record is not sent again. A record that is cancelled is not put aside.
+    Cancellation ends the attempt or the pause. During an attempt, it has the effect described at
+    :meth:`SendProducer.send`; during a pause, the record is not sent again. A record that is
+    cancelled is not put aside.
     """
     if not isinstance(cast("object", producer), SendProducer):
         raise TypeError(f"producer must be a SendProducer, not {type(producer).__name__}")
@@ -133,7 +135,7 @@ async def send_with_retry(
         try:
             return await producer.send(record, timeout=timeout)
         except DeliveryError as failure:
-            # What an earlier attempt may have written stays possible.
+            # Keep the error of an attempt that may have written the record.
             if error is None or error.persistence is Persistence.NOT_PERSISTED:
                 error = failure
             is_permanent = isinstance(failure, (RecordRejected, SerializationFailed))
@@ -195,7 +197,7 @@ def dead_letter_record(error: DeliveryError, topic: str) -> ProducerRecord[Any, 
     if error.__cause__ is not None:
         headers.append(("kafka_dlt-exception-cause-fqcn", _utf_8(error_type(error.__cause__))))
     partition = cast("object", record.partition)
-    if isinstance(partition, int) and 0 <= partition < 2**31:  # it may be what was refused
+    if isinstance(partition, int) and 0 <= partition < 2**31:  # it may be the invalid field
         headers.append(("kafka_dlt-original-partition", partition.to_bytes(4, "big")))
     return ProducerRecord(
         topic, record.value, record.key, timestamp_ms=record.timestamp_ms, headers=headers
@@ -203,5 +205,5 @@ def dead_letter_record(error: DeliveryError, topic: str) -> ProducerRecord[Any, 
 
 
 def _utf_8(text: object) -> bytes:
-    # A topic's name that was refused may be anything.
+    # An invalid topic may be any object.
     return str(text).encode("utf-8", "backslashreplace")

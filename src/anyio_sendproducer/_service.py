@@ -55,7 +55,7 @@ class _Run(Sentinel):
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        #: Its cancellation ends the start, or a producer that no caller of start() received.
+        #: Cancel this to stop starting, or to close a producer that start() has not returned.
         self.scope = CancelScope()
         #: Set when the producer has started, and when the task ends.
         self.started = anyio.Event()
@@ -92,9 +92,9 @@ class ProducerService:
             await service.stop()
 
     Any task of one event loop may start and stop it: hooks, fixtures, or the cells of a notebook.
-    ``async with service as producer:`` does both, and may be left in another task than the one that
-    entered it. Where one task can hold a block open, :func:`open_send_producer` needs less care: it
-    cannot be left open. On Trio use :func:`start_send_producer`.
+    ``async with service as producer:`` does both, and may be left in a different task than the one
+    that entered it. If one task can run the whole block, use :func:`open_send_producer`: you cannot
+    forget to close it. On Trio use :func:`start_send_producer`.
 
     Args:
         settings: see :func:`open_send_producer`. Without settings and ``fields``, :meth:`start`
@@ -117,7 +117,7 @@ class ProducerService:
         observers: Iterable[Observer] = (),
         **fields: Unpack[SettingsFields],
     ) -> None:
-        # start() reads the environment: a module may make its service before that is set.
+        # start() reads the environment: a module may make its service before that is set up.
         if fields or settings is not None:
             settings = settings_for(settings, fields)
         self._open = partial(
@@ -142,7 +142,7 @@ class ProducerService:
         """The producer, while the service runs.
 
         Raises:
-            ProducerClosed: the service has not started, or stops.
+            ProducerClosed: the service has not started, or is stopping.
         """
         run = self._run
         if run is None or run.producer is None or run.stopping.is_set():
@@ -150,18 +150,20 @@ class ProducerService:
         return run.producer
 
     async def start(self) -> SendProducer:
-        """Start the producer, unless it runs already.
+        """Start the producer, unless it is running.
 
         Calls from several tasks share one start and return the same producer. During a
         :meth:`stop`, the call waits for its end. A service that was stopped starts a new producer.
 
         Returns:
-            The producer, connected. It stays the same until :meth:`stop`, even if it is broken.
+            The producer. It is connected, unless ``wait_for_cluster`` is False. It stays the same
+            until :meth:`stop`, even if it is broken.
 
         Raises:
-            SettingsError, DiscoveryError, ProducerStartError: as :func:`open_send_producer`. The
-                next call tries again.
-            ProducerClosed: :meth:`stop` was called meanwhile.
+            SettingsError, DiscoveryError, ProducerStartError: as for :func:`open_send_producer`.
+                The next call tries again.
+            Exception: an exception of ``enrich``.
+            ProducerClosed: :meth:`stop` was called while the service started.
             ProducerMisused: Trio or another event loop runs the caller; or the event loop of the
                 first call has ended without :meth:`stop`.
 
@@ -195,14 +197,14 @@ class ProducerService:
     async def stop(self) -> None:
         """Stop the producer as the end of an ``async with`` block does.
 
-        It takes no more records, delivers those that were accepted, and ends its client, within
+        The producer accepts no more records, delivers the accepted ones and closes, within
         ``close_timeout``. Several calls wait for the same end. If the service does not run, the
         call does nothing. If it is starting, the start ends, and :meth:`start` raises
         :exc:`ProducerClosed`. A producer that is broken is closed like any other.
 
         Raises:
             UndeliveredRecords: deliveries failed and nobody awaited them.
-            ProducerMisused: as :meth:`start`.
+            ProducerMisused: as for :meth:`start`.
 
         Cancellation shortens the closing to ``cancel_timeout``. The producer is closed when the
         call raises. Failures that nobody awaited are then logged. A second cancellation of an
@@ -248,10 +250,11 @@ class ProducerService:
             raise _again(run.error)
 
     def _current(self) -> _Run | None:
-        """What runs now, if the caller may use it.
+        """Return the current run.
 
         Raises:
-            ProducerMisused: it may not.
+            ProducerMisused: Trio or another event loop runs the caller, or the event loop of the
+                service has ended.
         """
         if current_library() == "trio":
             raise ProducerMisused(_ON_TRIO)
@@ -272,14 +275,14 @@ class ProducerService:
     def _new_run(self) -> _Run:
         loop = asyncio.get_running_loop()
         run = self._run = _Run(loop)
-        # asyncio has weak references to tasks only. A closed loop releases this one.
+        # asyncio keeps only weak references to tasks. A closed loop releases this one.
         run.release = current_loop().keep(run)
         run.task = loop.create_task(self._live(run), name="anyio_sendproducer.ProducerService")
         run.task.add_done_callback(_retrieve)
         return run
 
     async def _live(self, run: _Run) -> None:
-        """What the task of the service does."""
+        """Run the producer's block, in the task of the service."""
         try:
             with run.scope:
                 async with self._open() as producer:
@@ -303,7 +306,7 @@ class ProducerService:
 
 
 def _again(error: Exception) -> Exception:
-    """An error that several callers may raise."""
+    """Copy an error, so that several callers can raise it."""
     return copy_of(error) if isinstance(error, SendProducerError) else error
 
 

@@ -144,62 +144,65 @@ class SettingsFields(TypedDict, total=False):
 class ProducerSettings:
     """How a producer finds its cluster and how it behaves. Frozen; every field is a keyword.
 
-    Names and defaults that Alpakka Kafka has too are Alpakka's (``akka.kafka.producer``). A
+    Settings that Alpakka Kafka (``akka.kafka.producer``) also has use its names and defaults. A
     duration is a number of seconds or a ``datetime.timedelta``; the field holds seconds. A number
-    above one hour raises a :class:`SettingsWarning`, because it may be a number of milliseconds. A
-    ``timedelta`` raises none.
+    above one hour issues a :class:`SettingsWarning`, because it may be a number of milliseconds. A
+    ``timedelta`` issues none.
 
     Args:
         bootstrap_servers: the addresses of brokers: ``"host:port"``, several joined by commas, or a
-            list. Required, unless ``service_name`` or ``producer`` is set or ``enrich`` sets it.
+            list. Required, unless ``service_name`` or ``producer`` is set, or ``enrich`` provides
+            the addresses.
         client_id: the name of this client in the brokers' logs and quotas.
         key_serializer: converts each key to bytes: an object with kafka-python's
             ``serialize(topic, headers, data)``, or a callable of one argument. It runs on the
-            producer's thread, never on the event loop's, and is not called for None. The producer
-            does not close it. None: keys are bytes already.
+            driver thread, never on the event loop's, and is not called for None. The producer does
+            not close it. None: keys are bytes already.
         value_serializer: the same for values. If it returns None, the record is a tombstone.
         properties: further settings of the client, by Kafka's names (``"compression.type"``),
             kafka-python's (``"compression_type"``) or, with the driver ``"confluent"``,
             librdkafka's. The driver checks names and values when the producer starts.
-        max_in_flight: the number of records that may be accepted and not yet acknowledged.
-        max_buffered_bytes: the size of their keys, values and headers together.
+        max_in_flight: the largest number of accepted records without an outcome.
+        max_buffered_bytes: the largest size of the keys, values and headers of these records.
         delivery_timeout: the time from the call of ``send`` to the record's outcome. It includes
             the wait for room.
-        unknown_topic_timeout: the time that a topic has to appear. If the cluster still does not
-            know it, records for it are rejected.
-        start_timeout: the time until a broker has answered.
-        close_timeout: the time that a clean exit may take to deliver accepted records.
-        cancel_timeout: the same for an exit after an exception or a cancellation.
+        unknown_topic_timeout: how long to wait for an unknown topic to appear. Then records for it
+            are rejected.
+        start_timeout: the longest time until a broker answers.
+        close_timeout: the longest time that a clean exit may take to deliver accepted records.
+        cancel_timeout: the same for an exit after an exception or a cancellation. It also bounds
+            the abort of a transaction.
         transactional_id: makes the producer transactional: every record is sent within ``async with
             producer.transaction()``. Only one producer at a time may have this id. A later producer
             aborts an open transaction of the earlier one, and fences it.
         eos_commit_interval: how long a transaction of :meth:`SendProducer.flow` collects records
             before it is committed.
         service_name: the name of a service to look up in place of ``bootstrap_servers``, such as
-            ``"kafka.internal"``, or of one of its ports, such as ``"_kafka._tcp.example.org"``. It
-            is looked up when the producer starts, for each client that replaces a broken one, and
+            ``"kafka.internal"``, or an SRV name, such as ``"_kafka._tcp.example.org"``. It is
+            looked up when the producer starts, for each client that replaces a broken one, and
             while no broker can be reached.
         discovery_method: the resolver: ``"dns"``, a resolver of
             :mod:`anyio_sendproducer.discovery`, or an async callable that takes a ``Lookup`` and
             returns ``Target`` objects.
-        resolve_timeout: the time that one look-up may take.
+        resolve_timeout: the longest time that one look-up may take.
         enrich: an async callable that takes these settings and returns the settings for the client,
             for example with secrets from a vault. It is called before the look-up, and
             ``start_timeout`` includes its time. It is called again for each client that replaces a
-            broken one. Then only ``bootstrap_servers``, ``service_name``, ``client_id`` and
-            ``properties`` of its result are used.
+            broken one. Of the result of these calls, only ``bootstrap_servers``, ``service_name``,
+            ``client_id`` and ``properties`` are used. With ``wait_for_cluster=False``, this also
+            applies to the first call.
         producer: an existing ``KafkaProducer`` of kafka-python to send with; see
             :meth:`with_producer`.
         producer_factory: constructs the client: it is called with kafka-python's whole
             configuration, a dict, and returns ``KafkaProducer(**configs)`` or an instance of a
-            subclass. It is called on the producer's thread, also for each client that replaces a
-            broken one. If it raises, the start fails with a :exc:`ProducerStartError`.
+            subclass. It is called on the driver thread, also for each client that replaces a broken
+            one. If it raises, the start fails with a :exc:`ProducerStartError`.
         wait_for_cluster: whether the block begins when a broker has answered, and an unreachable
             cluster raises :class:`ProducerStartError`. With False the block begins at once, and the
-            client connects in the background, again and again. Records wait for it within their
-            own deadlines.
+            client tries to connect in the background until it succeeds. Records wait for it within
+            their own deadlines.
         close_producer_on_exit: whether the client is closed at the end. False is allowed only with
-            ``producer``. Its records are awaited in either case.
+            ``producer``. The producer's records are awaited in either case.
 
     Raises:
         SettingsError: a name or a value is wrong; the message names the field.
@@ -434,7 +437,7 @@ class ProducerSettings:
         try:
             return cls(**arguments)
         except SettingsError as error:
-            # A message begins with the name of its field.
+            # Each SettingsError message begins with the name of its field.
             about = [field for field in _defaults() if str(error).startswith(field)]
             place = name_of(max(about, key=len, default="..."))
             raise SettingsError(f"{place}: {error}") from error
@@ -631,7 +634,7 @@ def settings_for(settings: ProducerSettings | None, fields: SettingsFields) -> P
         raise TypeError(f"settings must be ProducerSettings, not {kind}{hints.get(kind, '')}")
     if not fields:
         return settings
-    # Either of the two replaces both.
+    # bootstrap_servers and service_name replace each other.
     if "bootstrap_servers" in fields:
         fields = {"service_name": "", **fields}
     elif "service_name" in fields:
@@ -715,7 +718,8 @@ def _check_serializer(field: str, serializer: object) -> None:
 
 
 def _makes_serializers(cls: type) -> bool:
-    """Whether the instances of a class are serializers. A class such as ``bytes`` is one itself."""
+    """Whether the instances of a class are serializers. A class such as ``bytes`` is itself a
+    serializer."""
     return hasattr(cls, "serialize") or any("__call__" in vars(one) for one in cls.__mro__)
 
 

@@ -1,6 +1,6 @@
 """Readers of settings: a mapping, a TOML file, a ``.properties`` file, environment variables.
 
-They turn names and texts into arguments of ``ProducerSettings``, which checks the values.
+They return constructor arguments of ``ProducerSettings``, which checks the values.
 """
 
 from __future__ import annotations
@@ -75,12 +75,12 @@ _JAVA_SERIALIZERS: Final[Mapping[str, Callable[[Any], bytes] | None]] = {
 
 
 def truth_of(text: str) -> bool | None:
-    """True or False, which a text says in any case; None if it says neither."""
+    """Parse 'true' or 'false', ignoring case; return None for any other text."""
     return _TRUTH.get(text.strip().lower())
 
 
 def from_mapping(given: object, fields: Mapping[str, object]) -> dict[str, Any]:
-    """The arguments in a mapping.
+    """Read the constructor arguments from a mapping.
 
     Args:
         given: names as in ``fields``, or with dashes in place of underscores, or Kafka's names.
@@ -98,7 +98,7 @@ def from_mapping(given: object, fields: Mapping[str, object]) -> dict[str, Any]:
         elif name in fields:
             parsed = _parsed(name, value, fields[name]) if isinstance(value, str) else value
             arguments.add(name, key, parsed)
-        elif _has_place(name):
+        elif _is_kafka_name(name):
             _add_kafka(arguments, key, name, value)
         else:
             raise unknown(key, name, fields)
@@ -108,7 +108,8 @@ def from_mapping(given: object, fields: Mapping[str, object]) -> dict[str, Any]:
 def from_properties(
     source: str | os.PathLike[str] | Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The arguments in a ``.properties`` file, or in a mapping with Kafka's names."""
+    """Read the constructor arguments from a ``.properties`` file, or from a mapping with Kafka's
+    names."""
     if isinstance(source, Mapping):
         return _from_kafka(cast("Mapping[object, Any]", source))
     path = os.fspath(source)
@@ -171,7 +172,7 @@ class _Arguments:
 
 
 def _top_level(given: Mapping[object, Any]) -> Iterable[tuple[object, Any]]:
-    """Join the tables that TOML makes of the dots in Kafka's names."""
+    """Turn nested TOML tables back into dotted names."""
     for key, value in given.items():
         if isinstance(value, Mapping) and isinstance(key, str) and is_family(key):
             yield from _flattened(cast("Any", value), f"{key}.")
@@ -188,7 +189,7 @@ def _flattened(table: Mapping[Any, Any], above: str = "") -> Iterable[tuple[Any,
             yield name, value
 
 
-def _has_place(name: str) -> bool:
+def _is_kafka_name(name: str) -> bool:
     return canonical_name(name) in MANAGED or is_client_property(name)
 
 
@@ -199,7 +200,7 @@ def _add_kafka(arguments: _Arguments, given: str, name: str, value: Any) -> None
         arguments: where to add it.
         given: the name that the user wrote, for errors.
         name: the same, without dashes.
-        value: its value; a number may be a text.
+        value: its value; a number may be a str.
     """
     canonical = canonical_name(name)
     if canonical in {"bootstrap_servers", "client_id", "transactional_id"}:
@@ -262,7 +263,7 @@ def unknown(
 ) -> SettingsError:
     """The error for a name that is not a setting.
 
-    It says where the setting belongs, or suggests the closest name, or lists the names.
+    The message says where the setting belongs, or suggests the closest name, or lists the names.
 
     Args:
         given: the name as the user wrote it.
@@ -287,7 +288,7 @@ def unknown(
         return SettingsError(f"{wrong}; did you mean {spell(near)!r}?")
     known = ", ".join(map(spell, sorted(names)))
     example = as_property("linger.ms")
-    return SettingsError(f"{wrong}: there are {known}; a setting of the client is {example}")
+    return SettingsError(f"{wrong}: the settings are {known}; set a client property with {example}")
 
 
 def _as_keyword(name: str) -> str:
@@ -306,11 +307,11 @@ def _read(path: str) -> bytes:
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """The text of a settings file, without a byte order mark.
+    """Read a settings file in UTF-8, without a byte order mark.
 
     Raises:
         SettingsError: the file cannot be read, is not UTF-8, or has more than 1 MiB. The error has
-            none of the content. A UnicodeDecodeError would hold all of it, so it is not the cause.
+            no ``__cause__``, because a UnicodeDecodeError contains the file.
     """
     content = _read(os.fspath(path))
     with contextlib.suppress(UnicodeDecodeError):
@@ -321,7 +322,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
 
 def from_toml(path: str | os.PathLike[str], table: str, fields: Mapping[str, object]) -> Any:
-    """The arguments in a table of a TOML file.
+    """Read the constructor arguments from a table of a TOML file.
 
     Args:
         path: the file.
@@ -361,7 +362,7 @@ def _toml() -> Any:
 def from_environment(
     prefix: str, environment: Mapping[str, str], fields: Mapping[str, object]
 ) -> dict[str, Any]:
-    """The arguments in environment variables.
+    """Read the constructor arguments from environment variables.
 
     Args:
         prefix: the beginning of the variables' names.
@@ -388,7 +389,7 @@ def from_environment(
             properties[name[len(_PROPERTIES) + 1 :]] = text
         elif name == _PROPERTIES:
             raise SettingsError(
-                f"{variable}: each property has a variable of its own, such as "
+                f"{variable}: set one variable for each property, such as "
                 f"{variable}_COMPRESSION_TYPE"
             )
         elif name not in fields:
@@ -401,7 +402,7 @@ def from_environment(
                     lambda one: f"{start}PROPERTIES_{canonical_name(one).upper()}",
                 )
         elif name in _WITHOUT_TEXT:
-            raise SettingsError(f"{variable}: that is code: use with_{name}()")
+            raise SettingsError(f"{variable} cannot be set by a variable; use with_{name}()")
         else:
             try:
                 arguments[name] = _parsed(name, text, fields[name])
@@ -417,5 +418,5 @@ def _is_foreign(start: str, name: str, fields: Iterable[str]) -> bool:
     if _KUBERNETES.fullmatch(name):
         return True
     return start == _SHARED_PREFIX and not (
-        _has_place(name) or closest(name, {*fields, *CLIENT_PROPERTIES})
+        _is_kafka_name(name) or closest(name, {*fields, *CLIENT_PROPERTIES})
     )

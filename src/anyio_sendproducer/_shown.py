@@ -1,9 +1,9 @@
-"""How errors and logs show foreign values: short, on one line, and never a secret.
+"""How errors and logs show values from outside: short, on one line, and never a secret.
 
 A value in the wrong place may be a password or a key. So an error shows numbers, short plain texts,
 and names that look like names of settings. For other values it shows only the type.
 
-A foreign text may contain control characters, which could forge a line of a log or control a
+A text from outside may contain control characters, which could forge a line of a log or control a
 terminal. Three places escape them: the errors of this package do it in their messages; a driver
 passes each error of its client to :func:`harmless`, because logs show that error as the cause of
 ours; and each logger of the package has a :class:`OneLine`.
@@ -59,7 +59,8 @@ def printable(text: str, substitute: str = "") -> str:
 
 
 def one_line(text: object, limit: int = 300) -> str:
-    """Return the first ``limit`` characters of a foreign text, as :func:`printable` shows them."""
+    """Return the first ``limit`` characters of a text from outside, as :func:`printable` shows
+    them."""
     return printable(str(text)[:limit])
 
 
@@ -135,9 +136,9 @@ def shown_name(name: str, *, is_known: bool = False) -> str:
 
 def shown_address(text: str) -> str:
     """Describe a text that should be an address for an error message. It may be a URL with a
-    password."""
+    password. The description fits into a sentence, as in "bootstrap_servers: ... is not ..."."""
     if "@" in text:
-        return "a value that is not shown, because there is an '@' in it,"
+        return "a value with an '@' (not shown)"
     return repr(text) if len(text) <= 100 else f"a value of {len(text)} characters"
 
 

@@ -1,4 +1,4 @@
-"""How blocks with a task group pass exceptions on."""
+"""A task group that does not wrap exceptions."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ async def plain_task_group(misuse: str) -> AsyncGenerator[anyio.abc.TaskGroup]:
     raised again when the group has ended.
 
     Args:
-        misuse: the error message if the block is left by another task than the one that entered
-            it. That task can't wait for the tasks of the group, so these must be about to end at
-            the end of the block.
+        misuse: the error message if the block is left by a different task than the one that entered
+            it. That task can't wait for the tasks of the group, so the caller must have told these
+            tasks to end.
 
     Raises:
-        ProducerMisused: the block was left by another task, and raised no exception. If it raised
-            one, that exception has a note.
+        ProducerMisused: the block was left by a different task, and raised no exception. If it
+            raised one, that exception has a note.
     """
     failure: BaseException | None = None
     opener = anyio.get_current_task()
@@ -40,7 +40,7 @@ async def plain_task_group(misuse: str) -> AsyncGenerator[anyio.abc.TaskGroup]:
     if anyio.get_current_task() == opener:
         await group.__aexit__(None, None, None)
     elif failure is None or isinstance(failure, GeneratorExit):
-        # The cancel scope of the group stays entered. Only the opener could leave it.
+        # The cancel scope of the group is never exited. Only the opener could exit it.
         failure = ProducerMisused(misuse)
     else:
         add_note(failure, misuse)

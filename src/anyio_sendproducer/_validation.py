@@ -50,10 +50,9 @@ def check_record(
         value_serialized: the same for the value.
 
     Returns:
-        The record to send, and the size of its key, value and headers in bytes. The record is
-        another one if a mutable buffer was copied, or a subclass of str, bytes or int replaced.
-        With a serializer the size is that of the object in memory: an estimate until it is
-        serialized.
+        The record to send, and the size of its key, value and headers in bytes. The record is a
+        copy if a mutable buffer was copied, or an instance of a subclass of str, bytes or int was
+        replaced. With a serializer, the size is an estimate: the size of the object in memory.
 
     Raises:
         RecordRejected: a field is invalid; the message names it.
@@ -142,7 +141,7 @@ def _rejected(record: ProducerRecord[Any, Any], message: str) -> RecordRejected:
 def _check_topic(record: ProducerRecord[Any, Any]) -> None:
     topic = cast("object", record.topic)
     if not isinstance(topic, str):
-        # The message has the type only: with mixed-up arguments, this is the value.
+        # Show only the type. If the caller swapped topic and value, `topic` holds the value.
         raise _rejected(record, f"topic must be a str, not {type(topic).__name__}")
     if not topic:
         raise _rejected(record, "topic is empty: name the topic to write to")
@@ -255,8 +254,8 @@ def check_is_record(given: object) -> None:
         # The message names the type only: the content may be a secret.
         kind = type(given).__name__
         is_envelope = isinstance(given, (Message, MultiMessage, PassThroughMessage))
-        hint = ": send_envelope() sends that" if is_envelope else ""
-        raise TypeError(f"a ProducerRecord is sent, not {kind}{hint}")
+        hint = ": use send_envelope() for it" if is_envelope else ""
+        raise TypeError(f"expected a ProducerRecord, not {kind}{hint}")
 
 
 def record_of(given: Any, topic: Any, **fields: Any) -> ProducerRecord[Any, Any]:

@@ -1,9 +1,10 @@
-"""A diagnosis of the way to a cluster: what a producer does to reach it, one step at a time.
+"""Diagnose the connection to a cluster, step by step.
 
-A client tries everything at once and reports in the end that no broker answered. Here each step is
-tried by itself. The first one that fails says what is wrong, and what to do about it.
+A client does all steps at once, and only reports that no broker answered. Here each step is tried
+by itself. The first step that fails says what is wrong, and what to do about it.
 
-The command ``anyio-sendproducer check`` prints the steps. They need no extra::
+The command ``anyio-sendproducer check`` prints the steps. The function needs no optional
+dependency::
 
     async def check_before_start() -> None:
         found = await check_cluster(ProducerSettings(bootstrap_servers="localhost:9092"))
@@ -114,9 +115,9 @@ class ClusterCheck:
     """The result of :func:`check_cluster`."""
 
     steps: tuple[Step, ...]
-    """All steps. The steps behind the first failure were skipped."""
+    """All steps. The steps after the first failure were skipped."""
     cluster: ClusterDescription | None
-    """The cluster's description of itself; None if the check did not come that far."""
+    """The cluster's description of itself; None if the check did not get that far."""
 
     @property
     def passed(self) -> bool:
@@ -160,7 +161,7 @@ class _Findings:
 async def check_cluster(
     settings: ProducerSettings, *, driver: DriverName | None = None
 ) -> ClusterCheck:
-    """Try the steps to a cluster up to the first one that fails.
+    """Try the steps of a connection to a cluster, up to the first that fails.
 
     Args:
         settings: how to reach the cluster. Each step takes ``start_timeout`` at most.
@@ -375,7 +376,7 @@ async def _try_each(
     return good, {name: f"{name}: {reason}" for name, reason in bad.items()}
 
 
-#: UnicodeError: for a text that cannot be the name of a host.
+#: UnicodeError is raised for a text that cannot be the name of a host.
 _STREAM_ERRORS: Final = (OSError, UnicodeError, anyio.BrokenResourceError, anyio.EndOfStream)
 _ATTEMPT_ERRORS: Final = (*_STREAM_ERRORS, _NotTls)
 
@@ -388,7 +389,8 @@ async def _connected(host: str, port: int) -> str:
 def _handshake(
     findings: _Findings, context: ssl.SSLContext
 ) -> Callable[[str, int], Awaitable[str]]:
-    # A plaintext listener may wait for the rest of a request, so half of the time is for asking it.
+    # A plaintext listener may wait for the rest of a request, so reserve half of the time to test
+    # for a plaintext listener.
     return partial(_shaken_hands, context, findings.settings.start_timeout / 2)
 
 

@@ -291,9 +291,9 @@ HOW = r"send\(\) takes one record, or the fields of one: send\(record\), or send
         (["t", b"v"], {"topic": "t"}, HOW),
         ([], {"value": b"v"}, HOW),
         ([], {}, HOW),
-        ([b"t", b"v"], {}, "a ProducerRecord is sent, not bytes"),
-        ([5], {}, "a ProducerRecord is sent, not int"),
-        ([Message(ProducerRecord("t", b"v"), 1)], {}, r"not Message: send_envelope\(\) sends that"),
+        ([b"t", b"v"], {}, "expected a ProducerRecord, not bytes"),
+        ([5], {}, "expected a ProducerRecord, not int"),
+        ([Message(ProducerRecord("t", b"v"), 1)], {}, r"not Message: use send_envelope\(\) for it"),
     ],
 )
 async def test_arguments_that_are_no_record(

@@ -55,7 +55,7 @@ def test_a_timedelta_has_bounds(duration: timedelta) -> None:
 def test_a_long_number_is_questioned(field: str) -> None:
     says = (
         f"^{field}=30000 is in seconds, which is 8.3 hours. If milliseconds are meant, divide by "
-        r"1000. If it is meant, use timedelta\(seconds=30000\).$"
+        r"1000. If this duration is intended, use timedelta\(seconds=30000\).$"
     )
     with pytest.warns(SettingsWarning, match=says):
         settings = make(**{field: 30_000})

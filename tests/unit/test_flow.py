@@ -343,7 +343,7 @@ async def test_bad_arguments(
     async with open_send_producer(settings, driver=fake) as producer:
         with raising(SettingsError, match="max_in_flight must be an int of 1 or more, not "):
             producer.flow(Source([]), max_in_flight=bad)
-        said = "need a transactional_id" if name is None else "are given together, or neither is"
+        said = "need a transactional_id" if name is None else "must be given together"
         with raising(SettingsError, match=f"flow: offsets and group_metadata {said}"):
             producer.flow(Source([]), group_metadata="group")
 

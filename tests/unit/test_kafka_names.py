@@ -215,7 +215,7 @@ def test_a_toml_file_may_have_kafkas_names(tmp_path: Path) -> None:
     ("mapping", "says"),
     [
         ({"close.timeout": 5}, "'close.timeout' is not a setting; did you mean 'close_timeout'?"),
-        ({"kafka": {"linger.ms": 5}}, "'kafka' is not a setting: there are"),
+        ({"kafka": {"linger.ms": 5}}, "'kafka' is not a setting: the settings are"),
         ({"compresion.type": 5}, "'compresion.type' is not a setting; did you mean properties={'c"),
         ({"acks": 1, "properties": {"acks": 1}}, "'acks' and 'acks' are one setting; give one"),
         (
@@ -275,7 +275,7 @@ def test_variables_of_other_programs_are_ignored() -> None:
 def test_with_a_prefix_of_ones_own_only_those_of_kubernetes_are_ignored() -> None:
     environment = {"P_BOOTSTRAP_SERVERS": "a:1", **of_kubernetes("P")}
     assert ProducerSettings.from_env("P", environment).addresses == ("a:1",)
-    with pytest.raises(SettingsError, match="'P_HOME' is not a setting: there are P_BOOTS"):
+    with pytest.raises(SettingsError, match="'P_HOME' is not a setting: the settings are P_BOOTS"):
         ProducerSettings.from_env("P", {**environment, "P_HOME": "/"})
 
 

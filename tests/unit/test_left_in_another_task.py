@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 ADVICE = (
     r"use ProducerService on asyncio, or start_send_producer\(task_group, settings\) with a task "
-    "group that outlives both"
+    "group that outlives the hooks"
 )
 
 

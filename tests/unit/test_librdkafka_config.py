@@ -621,7 +621,7 @@ DECIDED = {
     "transactional.id": "use ProducerSettings(transactional_id=...)",
     "key.serializer": "use ProducerSettings(key_serializer=...)",
     "value_serializer": "use ProducerSettings(value_serializer=...)",
-    "max.block.ms": "nothing blocks; ProducerSettings(delivery_timeout=...) bounds every wait",
+    "max.block.ms": "send() does not block; use ProducerSettings(delivery_timeout=...)",
     "on_delivery": "the outcome of a record is what send() returns or raises",
     "delivery.report.only.error": "the outcome of a record is what send() returns or raises",
     "error_cb": "the driver serves the client's events itself",

@@ -106,7 +106,7 @@ async def test_the_task_group_is_checked_first(settings: ProducerSettings) -> No
         ("delivery_timout", r"'delivery_timout' is not a setting; did you mean 'delivery_timeout'"),
         ("delivery_timeout_ms", r"use ProducerSettings\(delivery_timeout=\.\.\.\), in seconds"),
         ("lingr_ms", r"did you mean properties=.'linger\.ms': \.\.\..\?"),
-        ("zzz", r"'zzz' is not a setting: there are bootstrap_servers, .*; a setting of the cl"),
+        ("zzz", r"'zzz' is not a setting: the settings are bootstrap_servers, .*; set a client"),
     ],
 )
 def test_a_wrong_keyword_says_where_it_belongs(name: str, says: str) -> None:

@@ -523,7 +523,7 @@ async def test_send_many_with_what_is_no_record_sends_none(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     async with open_send_producer(settings, driver=fake) as producer:
-        with pytest.raises(TypeError, match=r"a ProducerRecord is sent, not str$"):
+        with pytest.raises(TypeError, match=r"^expected a ProducerRecord, not str$"):
             await producer.send_many([record(), cast("Any", "no")])
         assert producer.statistics().accepted == 0
 

@@ -128,7 +128,9 @@ def test_out_of_the_environment_without_an_address() -> None:
 
 
 def test_where_nothing_is_near_all_are_named() -> None:
-    with pytest.raises(SettingsError, match="'zzz' is not a setting: there are bootstrap_servers"):
+    with pytest.raises(
+        SettingsError, match="'zzz' is not a setting: the settings are bootstrap_servers"
+    ):
         ProducerSettings.from_mapping({"zzz": 1})
 
 
@@ -239,7 +241,7 @@ BAD_ENVIRONMENTS: list[tuple[dict[str, str], str]] = [
     ),
     (
         {"P_PROPERTIES": SECRET},
-        "P_PROPERTIES: each property has a variable of its own, such as P_PROPERTIES_COMPRESSION_T",
+        "P_PROPERTIES: set one variable for each property, such as P_PROPERTIES_COMPRESSION_T",
     ),
     (
         {"P_SASL_PASSWORD": SECRET},
@@ -251,7 +253,7 @@ BAD_ENVIRONMENTS: list[tuple[dict[str, str], str]] = [
     ({"P_MAX_IN_FLIGHT": "x"}, "P_MAX_IN_FLIGHT: max_in_flight must be an int, not 'x'"),
     (
         {"P_VALUE_SERIALIZER": "json"},
-        "P_VALUE_SERIALIZER: that is code: use with_value_serializer()",
+        "P_VALUE_SERIALIZER cannot be set by a variable; use with_value_serializer()",
     ),
 ]
 

@@ -49,10 +49,11 @@ def describe(error: BaseException) -> str:
 class LoggingObserver:
     """An :class:`Observer` that logs events.
 
-    Failed records are logged at level WARNING: one line for each topic and kind of error in a batch
-    of events, with the number of records. So an unreachable cluster causes a few lines, not ten
-    thousand. Events of clients and of the producer are logged at INFO, other events of records at
-    DEBUG. Keys, values and headers are never logged.
+    Failed records are logged at level WARNING: one line for each topic, kind of error and
+    persistence in a batch of events, with the number of records. So an unreachable cluster causes a
+    few lines, not ten thousand. A client that was given up is logged at WARNING, other events of
+    clients and of the producer at INFO, other events of records at DEBUG. Keys, values and headers
+    are never logged.
 
     Each line has structured fields (``extra``). They have the names of OpenTelemetry's conventions
     if there is one, such as ``messaging.destination.name``, ``messaging.kafka.offset`` and
