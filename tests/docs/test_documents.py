@@ -55,6 +55,11 @@ def test_the_extras_of_all_ways_to_write_them_are_looked_at() -> None:
     } <= set(named_extras())
 
 
+def test_the_readme_lists_every_extra() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `([\w-]+)` \|", text, re.MULTILINE)) == set(EXTRAS)
+
+
 # --- commands that start an example --------------------------------------------------------------
 
 
