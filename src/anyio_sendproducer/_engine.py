@@ -416,7 +416,7 @@ class Engine:
                 self.wake_and_notify(self.ledger.expire(now, last_error))
                 if self.ledger.is_stuck(now):
                     error = TimeoutError(
-                        "the client holds records past their delivery_timeout and makes no progress"
+                        "the client has records past their delivery_timeout and makes no progress"
                     )
                     error.__cause__ = last_error
                     self.loop.wake(self._replace_or_break(error))

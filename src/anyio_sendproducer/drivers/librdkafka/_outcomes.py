@@ -173,7 +173,7 @@ class Outcomes:
             # client would take a new epoch.
             self._health.break_client(error)
         if was_written_to and self._is_gapless and code == KafkaError.TOPIC_AUTHORIZATION_FAILED:
-            # librdkafka gives this error to all records of the topic that it holds. Some of them
+            # librdkafka gives this error to all records of the topic that it has. Some of them
             # may be written: they wait to be sent again because their answers were lost. Its fatal
             # error names the partition whose batch a broker refused.
             refused = f" for {record.topic} [{message.partition()}] with "
