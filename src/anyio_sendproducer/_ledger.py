@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import itertools
 import math
-import operator
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, cast
 
 from anyio import WouldBlock
 
+from ._barriers import Barriers
 from ._deadlines import CallDeadline, CallDeadlines
 from ._delivery import (
     DELIVERY_TRANSITIONS,
@@ -118,8 +118,7 @@ class Ledger:
         self._pending: dict[Entry, None] = {}
         # Entries that wait for the metadata of their topic, by topic.
         self._held: dict[str, dict[Entry, None]] = {}
-        # For each flush: the number of the last record that it waits for, and its waiter.
-        self._barriers: list[tuple[float, object]] = []
+        self._barriers = Barriers()
         # Entries that failed while the driver had them, and that it still has.
         self._retained: dict[Entry, None] = {}
         # The deadlines of calls with a timeout of their own.
@@ -620,25 +619,15 @@ class Ledger:
         if not self._pending and not (include_waiting and self._waiting):
             return False
         last = math.inf if include_waiting else self._accepted
-        self._barriers.append((last, waiter))
-        # A barrier for all records comes last, so that it does not delay the others.
-        self._barriers.sort(key=operator.itemgetter(0))
+        self._barriers.add(last, waiter)
         return True
 
     def drop_barrier(self, waiter: object) -> None:
         """Remove the barrier of a waiter that was cancelled."""
-        self._barriers = [barrier for barrier in self._barriers if barrier[1] is not waiter]
+        self._barriers.drop(waiter)
 
     def _release_barriers(self, to_wake: list[object]) -> None:
-        while self._barriers:
-            last = self._barriers[0][0]
-            for first in self._pending:
-                if first.seq <= last:
-                    return
-                break
-            if last == math.inf and self._waiting:
-                return
-            to_wake.append(self._barriers.pop(0)[1])
+        self._barriers.release(self._pending, self._waiting, to_wake)
 
     # --- the end -----------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ LAYERS: Final = [
     {"_settings_sources"},
     {"_affinity", "_clock", "_failures", "_validation", "discovery", "telemetry"},
     {"_delivery", "_settings", "serializers"},
-    {"_deadlines", "_settings_resolver", "_late", "_unawaited", "drivers"},
+    {"_barriers", "_deadlines", "_settings_resolver", "_late", "_unawaited", "drivers"},
     {"_driver_events", "_ledger"},
     {"_driver_thread", "_observing"},
     {"_bridge"},

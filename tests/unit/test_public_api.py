@@ -395,6 +395,7 @@ def test_a_package_that_an_extra_brings_is_imported_when_it_is_needed() -> None:
 @pytest.mark.parametrize(
     "module",
     [
+        "_barriers",
         "_delivery",
         "_failures",
         "_late",
