@@ -6,6 +6,7 @@ import getpass
 import logging
 import warnings
 from pathlib import Path
+from typing import get_args
 
 import click
 import pytest
@@ -20,6 +21,7 @@ from anyio_sendproducer.cli._connecting import (
 )
 from anyio_sendproducer.cli._log import client_log
 from anyio_sendproducer.cli._options import connection_of, servers
+from anyio_sendproducer.drivers import DriverName, make_driver
 
 OPTION = click.Option(["--option"])
 CONTEXT = click.Context(click.Command("c"))
@@ -130,18 +132,63 @@ def test_nothing_names_a_cluster() -> None:
 # --- passwords -----------------------------------------------------------------------------------
 
 
-def test_the_password_that_was_asked_for_overrides_others(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The password that the user types."""
+
     def ask(prompt: str) -> str:
         assert prompt == "Password: "
         return "s3cret"
 
     monkeypatch.setattr(getpass, "getpass", ask)
-    given = (("sasl.password", "other"),)
+    return "s3cret"
+
+
+#: The settings that a login has beside its password.
+LOGIN = {
+    "security.protocol": "SASL_PLAINTEXT",
+    "sasl.mechanism": "PLAIN",
+    "sasl.username": "me",
+}
+
+
+@pytest.mark.parametrize("place", ["option", "file", "environment"])
+@pytest.mark.parametrize("name", ["sasl.password", "sasl.plain.password", "sasl_plain_password"])
+def test_the_password_that_was_asked_for_overrides_others(
+    name: str,
+    place: str,
+    typed: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given, file = [*LOGIN.items()], None
+    if place == "option":
+        given.append((name, "other"))
+    elif place == "file":
+        file = tmp_path / "x.properties"
+        file.write_text(f"{name}=other")
+    else:
+        variable = name.replace(".", "_").upper()
+        monkeypatch.setenv(f"KAFKA_PROPERTIES_{variable}", "other")
+    connection = connection_of("one:1", None, file, tuple(given), ask_password=True)
+    assert typed not in repr(connection)
+    settings = settings_of(connection)
+    assert settings.properties == {**LOGIN, "sasl.password": typed}
+    for driver in get_args(DriverName):
+        make_driver(driver, settings).close(0)
+
+
+def test_a_password_is_not_asked_for_beside_a_login_module(typed: str) -> None:
+    """Its text contains the user's name and a password."""
+    module = "org.apache.kafka.common.security.plain.PlainLoginModule"
+    text = f'{module} required username="me" password="other";'
+    given = (("sasl_jaas.config", text),)
     connection = connection_of("one:1", None, None, given, ask_password=True)
-    assert "s3cret" not in repr(connection)
-    assert settings_of(connection).properties == {"sasl.password": "s3cret"}
+    says = r"^--ask-password \(-W\) cannot be combined with 'sasl.jaas.config', .* leave out -W$"
+    with pytest.raises(SettingsError, match=says) as caught:
+        settings_of(connection)
+    assert typed not in str(caught.value)
+    assert "other" not in str(caught.value)
 
 
 @pytest.mark.parametrize("error", [EOFError(), OSError(), None])

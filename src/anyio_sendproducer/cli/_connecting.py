@@ -42,6 +42,9 @@ _SIZES: Final = {"buffer.memory": "max_buffered_bytes"}
 #: Java classes. Records are bytes here.
 _LEFT_OUT: Final = frozenset({"key.serializer", "value.serializer"})
 
+#: The names of a login's password, as they are compared: librdkafka's and kafka-python's.
+_PASSWORDS: Final = frozenset({"sasl_password", "sasl_plain_password"})
+
 #: The prefix of environment variables.
 _PREFIX: Final = "KAFKA"
 #: The fields that name a cluster. One takes the place of the other.
@@ -60,6 +63,8 @@ class Connection:
     config: Path | None = None
     config_table: str = ""
     properties: tuple[tuple[str, str], ...] = dataclasses.field(default=(), repr=False)
+    #: The password that the user typed, if ``-W`` asked for it.
+    password: str | None = dataclasses.field(default=None, repr=False)
     driver: DriverName | None = None
 
 
@@ -114,6 +119,10 @@ def settings_of(
         _add(arguments, _from_file(connection.config, connection.config_table))
     for layer in (fields.pop("properties", {}).items(), connection.properties):
         _add(arguments, _by_field(layer))
+    if connection.password is not None:
+        arguments["properties"] = _with_password(
+            arguments.get("properties", {}), connection.password
+        )
     fields |= {
         "bootstrap_servers": connection.bootstrap_servers,
         "service_name": connection.service_name,
@@ -203,6 +212,21 @@ def _add(arguments: dict[str, Any], layer: Mapping[str, Any]) -> None:
     arguments |= layer
     if kept or added:
         arguments["properties"] = kept | dict(added)
+
+
+def _with_password(properties: Mapping[str, Any], password: str) -> dict[str, Any]:
+    """Replace the password, under each of its names.
+
+    Raises:
+        SettingsError: ``sasl.jaas.config`` is set, which contains a password.
+    """
+    kept = {name: value for name, value in properties.items() if _compared(name) not in _PASSWORDS}
+    if "sasl_jaas_config" in map(_compared, kept):
+        raise SettingsError(
+            "--ask-password (-W) cannot be combined with 'sasl.jaas.config', which contains a "
+            "password: set 'sasl.username' instead of it, or leave out -W"
+        )
+    return {**kept, "sasl.password": password}
 
 
 def _compared(name: str) -> str:

@@ -280,7 +280,8 @@ def of_cluster(default_timeout: float) -> Callable[[_F], _F]:
             "-W",
             "--ask-password",
             is_flag=True,
-            help="Ask for the password (sasl.password) on the terminal.",
+            help="Ask for the password (sasl.password) on the terminal. It overrides any other "
+            "password.",
         ),
         _cluster(
             "--driver",
@@ -345,13 +346,12 @@ def connection_of(
             "Missing option '-b' / '--bootstrap-servers', or --config, or the environment variable "
             "KAFKA_BOOTSTRAP_SERVERS."
         )
-    if ask_password:
-        properties = (*properties, ("sasl.password", _ask_password()))
     return Connection(
         bootstrap_servers=bootstrap_servers,
         service_name=service_name,
         config=config,
         properties=properties,
+        password=_ask_password() if ask_password else None,
         **others,
     )
 
