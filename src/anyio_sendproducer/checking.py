@@ -35,14 +35,12 @@ from ._settings_resolver import SettingsResolver
 from ._shown import listed, one_line
 from .drivers import DriverName, make_driver
 from .drivers._describe import Protocol, describe_cluster, protocol_of
-from .drivers._protocols import BrokerDescription, ClusterDescription
+from .drivers._protocols import ClusterDescription
 from .drivers.security._tls import tls_refusal
 
 __all__ = [
     "STEPS",
-    "BrokerDescription",
     "ClusterCheck",
-    "ClusterDescription",
     "Step",
     "check_cluster",
 ]

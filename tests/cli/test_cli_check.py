@@ -29,14 +29,12 @@ from anyio_sendproducer import (
 )
 from anyio_sendproducer.checking import (
     STEPS,
-    BrokerDescription,
-    ClusterDescription,
     Step,
     check_cluster,
 )
 from anyio_sendproducer.cli import _check
 from anyio_sendproducer.discovery import Target
-from anyio_sendproducer.drivers import DriverName
+from anyio_sendproducer.drivers import BrokerDescription, ClusterDescription, DriverName
 from anyio_sendproducer.drivers._describe import describe_cluster, protocol_of
 from anyio_sendproducer.drivers.kafka_python import _driver as _kafka_python
 from anyio_sendproducer.testing import EmbeddedBroker

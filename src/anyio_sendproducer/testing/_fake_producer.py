@@ -149,7 +149,7 @@ class FakeProducer:
 
     @property
     def check_error(self) -> SendProducerError | None:
-        """Raised by :meth:`SendProducer.check`; None if the cluster answers."""
+        """Raised by :meth:`~anyio_sendproducer.SendProducer.check`; None if the cluster answers."""
         return self._driver.describe_error
 
     @check_error.setter
