@@ -1,7 +1,7 @@
 """The picture of the fault matrix: what became of the records of each cell, and the longest wait.
 
-It is drawn from the tables of the page, so it shows what they say. It is SVG in the text's own
-colour, put into the page itself, so that it follows the reader's choice of a light or a dark page.
+It is drawn from the page of all rows, so it shows what that says. It is SVG in the text's own
+colour, in the page itself, so that it follows the reader's choice of a light or a dark page.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import dataclasses
 import html
 import math
 import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -22,6 +23,9 @@ _SHARES: Final = 240
 _GAP: Final = 20
 _WAITS: Final = _WIDTH - _LABELS - _SHARES - 2 * _GAP - 18  # half of the last mark's text
 _ROW: Final = 15
+#: Characters of a label in one line.
+_LABEL: Final = 54
+_LINE: Final = 12
 _HEAD: Final = 44
 _GROUP: Final = 30
 #: What there is of at all is seen, be it one record of many thousands.
@@ -106,8 +110,9 @@ def draw(page: str) -> str:
         body.append(_text(0, y - 9, group, 'font-weight="600" font-size="13"'))
         for bar in drawn:
             if bar.group == group:
-                body += _bar(bar, y)
-                y += _ROW
+                label = textwrap.wrap(bar.cell, _LABEL)
+                body += _bar(bar, label, y)
+                y += _ROW + _LINE * (len(label) - 1)
     height = y + 8
     return f"""\
 <svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height:.0f}" role="img"
@@ -123,21 +128,25 @@ def draw(page: str) -> str:
 """
 
 
-def _bar(bar: Bar, y: float) -> Iterator[str]:
+def _bar(bar: Bar, label: Sequence[str], y: float) -> Iterator[str]:
     yield f"<g><title>{html.escape(str(bar))}</title>"
-    shown = bar.cell if len(bar.cell) <= 50 else f"{bar.cell[:49]}…"
-    yield _text(_LABELS - 8, y + 10, shown, 'text-anchor="end"')
+    for number, line in enumerate(label):
+        yield _text(_LABELS - 8, y + 10 + number * _LINE, line, 'text-anchor="end"')
     x = float(_LABELS)
     for width, colour in zip(_widths(bar), _PARTS.values(), strict=True):
         if width:
             yield f'<rect x="{x:.1f}" y="{y + 2}" width="{width:.1f}" height="10" fill="{colour}"/>'
             x += width
     if bar.longest_wait:
-        yield (
-            f'<circle cx="{_place(bar.longest_wait):.1f}" cy="{y + 7}" r="3.2" '
-            'stroke="currentColor" stroke-width="1" fill-opacity="0.55"/>'
-        )
+        yield _circle(_place(bar.longest_wait), y + 7)
     yield "</g>"
+
+
+def _circle(x: float, y: float) -> str:
+    return (
+        f'<circle cx="{x:.1f}" cy="{y:g}" r="3.2" '
+        'stroke="currentColor" stroke-width="1" fill-opacity="0.55"/>'
+    )
 
 
 def _widths(bar: Bar) -> list[float]:
@@ -165,6 +174,8 @@ def _legend() -> str:
         parts.append(f'<rect x="{x:.0f}" y="2" width="10" height="10" fill="{colour}"/>')
         parts.append(_text(x + 15, 11, part))
         x += 36 + 5.8 * len(part)
+    parts.append(_circle(x + 5, 7))
+    parts.append(_text(x + 15, 11, "longest wait"))
     return "\n".join(parts)
 
 
@@ -184,7 +195,7 @@ def _scale(height: float) -> str:
 
 
 def _describe(drawn: Sequence[Bar]) -> str:
-    """The picture in words, for those who cannot see it; the tables below have all of it."""
+    """The picture in words, for those who cannot see it; the page of all rows has all of it."""
     whole = sum(bar.parts["acknowledged"] == bar.records for bar in drawn)
     slowest = max(drawn, key=lambda bar: bar.longest_wait, default=None)
     text = (

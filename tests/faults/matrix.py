@@ -1,9 +1,9 @@
 """The fault matrix: what became of a load under each fault, one row for each cell, driver and loop.
 
-A cell is a test. Where the variable FAULT_ROWS names a directory, each writes its row there; then
-``python -m tests.faults.matrix DIRECTORY [PAGE]`` makes the table of all rows that it finds there,
-in the same order each time, and beside the page its picture; ``--draw PAGE`` makes the picture
-alone, of the page as it is. In full a load has 20,000 records, otherwise 2,000.
+A cell is a test. If the variable FAULT_ROWS names a directory, each test writes its row there.
+Then ``python -m tests.faults.matrix DIRECTORY PAGE`` writes the page, beside it the page of all
+rows, and the picture; ``--draw PAGE`` draws the picture alone. In full a load has 20,000 records,
+otherwise 2,000.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ __all__ = [
     "judge_history",
     "page",
     "read_log",
+    "rows_page",
     "versions",
     "write_row",
 ]
@@ -64,31 +65,48 @@ _GROUPS: Final = ("cluster", "injected", "wire", "process")
 _BEGIN: Final = """\
 # The fault matrix
 
-What became of every record of a load while something went wrong, as counted afterwards by two
-independent readers of the log. Each row is a test, which fails where one of what must be 0 is not;
-`nox -s faults` runs all of them, and makes this page of what came of it. In
-{doc}`../explanation/evidence` is how loads are judged.
+What became of each record of a load during a fault. Two independent clients read the log
+afterwards, and the test compares what they find with what the producer reported. A test fails if
+a record was lost, doubled, reordered or misreported.
 
 {totals}
+
+{summary}
+
+- **acknowledged**: the producer reported an offset.
+- **failed**: the producer raised an error, whose `persistence` said truthfully whether the record
+  may be in the log.
+- **withdrawn**: the caller was cancelled or refused before the client had the record. It is not
+  in the log.
+- **lost**: acknowledged, but not in the log. **doubled**: twice in the log. **reordered**: in
+  another order than it was sent within its partition. **misreported**: the report was untrue,
+  late or missing.
+
+Each bar below is one fault, with both drivers and both event loops where the fault concerns them.
+{doc}`fault-matrix-rows` has the figures of each of them, and {doc}`../explanation/evidence` says
+how loads are judged. `nox -s faults` repeats all of it.
 
 :::{container} wide-picture
 ```{raw} html
 :file: fault-matrix.svg
 ```
 :::
+"""
 
-- **failed**: records whose outcome was an error, by its kind and its `persistence`.
-- **withdrawn**: those whose caller was cancelled, or refused, before the client had them; none is
-  there. What these three leave of all records is told below the tables.
-- **doubled**, **lost**, **reordered**: what must be 0. *Lost* is acknowledged and not there.
-- **misreported**: of which something untrue was said, or nothing, or too late; 0 as well.
+_BEGIN_ROWS: Final = """\
+# All rows of the fault matrix
+
+The figures behind {doc}`fault-matrix`: a row for each fault, driver and event loop.
+
+- **failed**: by the kind of the error and its `persistence`.
+- **abandoned**: records whose caller was cancelled while the client had them.
 - **repeated**: copies that the client sent again with the same sequence number. Apache Kafka and
-  the embedded broker drop them; the mock cluster, which answers what it is told, keeps them.
-- **outage**, **CPU time**: the longest outage in seconds, and the CPU time of the client's process
-  in it. Where the test does not say when the outage began and ended, it is the longest time without
-  an acknowledgement. The process also runs the load, the proxy and the mock cluster.
-- The other times are in seconds as well: the longest that one record waited for its outcome, and
-  from the end of the block's body until it was left.
+  the embedded broker drop them. The mock cluster, which answers what it is told, keeps them.
+- **longest wait**: of one record for its outcome, in seconds. **time to exit**: from the end of
+  the block's body until the block was left, in seconds.
+- **outage**, **CPU time**: the longest outage, and the CPU time of the client's process in it, in
+  seconds. If the test does not say when the outage began and ended, it is the longest time
+  without an acknowledgement. The process also runs the load, the proxy and the mock cluster.
 """
 
 
@@ -290,29 +308,23 @@ def versions() -> list[str]:
     return found
 
 
-def _totals(rows: Sequence[Row], versions: Sequence[str]) -> str:
-    def total(name: str) -> str:
-        return f"{sum(getattr(row, name) for row in rows):,}"
-
-    cells = len({(row.group, row.cell) for row in rows})
-    failed = sum(sum(row.failed.values()) for row in rows)
-    withdrawn = sum(row.withdrawn + row.never_accepted for row in rows)
-    return (
-        f"{cells} cells in {len(rows)} rows, {total('records')} records: "
-        f"{total('acknowledged')} acknowledged, {failed:,} failed with the truth told, "
-        f"{withdrawn:,} withdrawn, {total('lost')} lost, {total('doubled')} doubled, "
-        f"{total('reordered')} reordered, {total('misreported')} misreported. "
-        f"Run with {', '.join(versions)}."
-    )
-
-
 def page(rows: Iterable[Row], versions: Sequence[str]) -> str:
-    """The page of these rows: a table for each group, a row for each cell, driver and loop."""
+    """The page of these rows: totals for each group and driver, and the picture."""
     rows = list(rows)
+    cells = len({(row.group, row.cell) for row in rows})
+    totals = (
+        f"{cells} faults, {len(rows)} runs, {sum(row.records for row in rows):,} records, with "
+        f"{', '.join(versions)}:"
+    )
+    return _BEGIN.replace("{totals}", totals).replace("{summary}", _summary(rows))
+
+
+def rows_page(rows: Iterable[Row]) -> str:
+    """The page of all rows: a table for each group, a row for each cell, driver and loop."""
     groups: dict[str, list[Row]] = {}
     for row in sorted(rows, key=_place):
         groups.setdefault(row.group, []).append(row)
-    parts = [_BEGIN.replace("{totals}", _totals(rows, versions))]
+    parts = [_BEGIN_ROWS]
     for group in sorted(groups, key=_rank):
         parts.append(f"## {group.capitalize()}\n")
         notes: list[str] = []
@@ -321,6 +333,40 @@ def page(rows: Iterable[Row], versions: Sequence[str]) -> str:
             parts.append("\n".join(f"{number}. {note}" for number, note in enumerate(notes, 1)))
             parts[-1] += "\n"
     return "\n".join(parts)
+
+
+_SUMMED: Final = (
+    "acknowledged",
+    "failed",
+    "withdrawn",
+    "lost",
+    "doubled",
+    "reordered",
+    "misreported",
+)
+
+
+def _summary(rows: Sequence[Row]) -> str:
+    head = ("", "driver", "runs", *_SUMMED)
+    lines = ["| " + " | ".join(head) + " |", "|---|---" + "|---:" * (len(head) - 2) + "|"]
+    for group in sorted({row.group for row in rows}, key=_rank):
+        for driver in sorted({row.driver for row in rows}, key=lambda one: one != DEFAULT_DRIVER):
+            own = [row for row in rows if (row.group, row.driver) == (group, driver)]
+            if not own:
+                continue
+            counts = (
+                len(own),
+                sum(row.acknowledged for row in own),
+                sum(sum(row.failed.values()) for row in own),
+                sum(row.withdrawn + row.never_accepted for row in own),
+                sum(row.lost for row in own),
+                sum(row.doubled for row in own),
+                sum(row.reordered for row in own),
+                sum(row.misreported + row.damaged for row in own),
+            )
+            shown = " | ".join(f"{count:,}" for count in counts)
+            lines.append(f"| {group} | {driver} | {shown} |")
+    return "\n".join(lines)
 
 
 def _place(row: Row) -> tuple[Any, ...]:
@@ -395,24 +441,25 @@ def _seconds(seconds: float | None) -> str:
     return "" if seconds is None else f"{seconds:.2f}"
 
 
+def _rows_of(page: Path) -> Path:
+    return page.with_name(f"{page.stem}-rows.md")
+
+
 def _draw(page: Path) -> None:
-    page.with_suffix(".svg").write_text(draw(page.read_text(encoding="utf-8")), encoding="utf-8")
+    text = _rows_of(page).read_text(encoding="utf-8")
+    page.with_suffix(".svg").write_text(draw(text), encoding="utf-8")
 
 
 def _main(arguments: Sequence[str]) -> int:
-    if len(arguments) not in {1, 2}:
-        sys.stderr.write("usage: python -m tests.faults.matrix DIRECTORY [PAGE] | --draw PAGE\n")
+    if len(arguments) != 2:
+        sys.stderr.write("usage: python -m tests.faults.matrix DIRECTORY PAGE | --draw PAGE\n")
         return 2
-    if arguments[0] == "--draw":
-        _draw(Path(arguments[-1]))
-        return 0
-    rows = [Row(**json.loads(path.read_text())) for path in Path(arguments[0]).glob("*.json")]
-    text = page(rows, versions())
-    if len(arguments) == 2:
-        Path(arguments[1]).write_text(text, encoding="utf-8")
-        _draw(Path(arguments[1]))
-    else:
-        sys.stdout.write(text)
+    target = Path(arguments[1])
+    if arguments[0] != "--draw":
+        rows = [Row(**json.loads(path.read_text())) for path in Path(arguments[0]).glob("*.json")]
+        target.write_text(page(rows, versions()), encoding="utf-8")
+        _rows_of(target).write_text(rows_page(rows), encoding="utf-8")
+    _draw(target)
     return 0
 
 

@@ -14,7 +14,15 @@ import pytest
 
 from anyio_sendproducer import RecordMetadata
 from tests.faults.drawing import bars, draw
-from tests.faults.matrix import DEFAULT_DRIVER, Cell, Row, page, versions, write_row
+from tests.faults.matrix import (
+    DEFAULT_DRIVER,
+    Cell,
+    Row,
+    page,
+    rows_page,
+    versions,
+    write_row,
+)
 from tests.support.history import WITHDRAWN, History, check
 from tests.support.load import Load, Outage, Running
 from tests.support.paths import ROOT
@@ -38,10 +46,11 @@ def test_the_page_is_the_same_in_whatever_order_the_rows_come() -> None:
     shuffled = ROWS[:]
     random.Random(1).shuffle(shuffled)  # no secret
     assert page(shuffled, []) == page(ROWS, [])
+    assert rows_page(shuffled) == rows_page(ROWS)
 
 
 def test_the_page_has_a_row_for_each_cell_driver_and_loop() -> None:
-    lines = page(ROWS, []).splitlines()
+    lines = rows_page(ROWS).splitlines()
     heads = [line for line in lines if line.startswith("## ")]
     assert heads == ["## Cluster", "## Injected", "## Wire", "## Process"]
     table = lines[lines.index("## Wire") : lines.index("## Process")]
@@ -63,28 +72,40 @@ def test_the_page_begins_with_what_it_comes_to() -> None:
     rows = [dataclasses.replace(one, records=1_000, acknowledged=900) for one in ROWS]
     rows[0] = dataclasses.replace(rows[0], failed={"DeliveryTimeout, not persisted": 100}, lost=2)
     rows[1] = dataclasses.replace(rows[1], withdrawn=3, never_accepted=4)
-    assert (
-        "8 cells in 32 rows, 32,000 records: 28,800 acknowledged, 100 failed with the truth told, "
-        "7 withdrawn, 2 lost, 0 doubled, 0 reordered, 0 misreported. Run with A 1, B 2."
-    ) in page(rows, ["A 1", "B 2"])
+    rows[-1] = dataclasses.replace(rows[-1], misreported=1, damaged=1, doubled=5, reordered=6)
+    lines = page(rows, ["A 1", "B 2"]).splitlines()
+    assert "8 faults, 32 runs, 32,000 records, with A 1, B 2:" in lines
+    assert [line for line in lines if line.startswith("| ") and "runs" not in line] == [
+        "| cluster | kafka-python | 4 | 3,600 | 0 | 0 | 0 | 0 | 0 | 0 |",
+        "| cluster | confluent | 4 | 3,600 | 100 | 7 | 2 | 0 | 0 | 0 |",
+        "| injected | kafka-python | 4 | 3,600 | 0 | 0 | 0 | 5 | 6 | 2 |",
+        "| injected | confluent | 4 | 3,600 | 0 | 0 | 0 | 0 | 0 | 0 |",
+        "| wire | kafka-python | 4 | 3,600 | 0 | 0 | 0 | 0 | 0 | 0 |",
+        "| wire | confluent | 4 | 3,600 | 0 | 0 | 0 | 0 | 0 | 0 |",
+        "| process | kafka-python | 4 | 3,600 | 0 | 0 | 0 | 0 | 0 | 0 |",
+        "| process | confluent | 4 | 3,600 | 0 | 0 | 0 | 0 | 0 | 0 |",
+    ]
+
+
+def test_the_page_has_no_line_for_what_was_not_run() -> None:
+    assert "| confluent |" not in page([row("wire", "a", "asyncio", "kafka-python")], [])
 
 
 def test_rows_are_collected_by_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAULT_ROWS", str(tmp_path / "rows"))
     for one in ROWS:
         write_row(one)
-    command = [sys.executable, "-m", "tests.faults.matrix", str(tmp_path / "rows")]
+    command = [sys.executable, "-m", "tests.faults.matrix"]
     target = tmp_path / "page.md"
-    subprocess.run([*command, str(target)], check=True, cwd=ROOT)
+    subprocess.run([*command, str(tmp_path / "rows"), str(target)], check=True, cwd=ROOT)
     assert target.read_text() == page(ROWS, versions())
+    assert (tmp_path / "page-rows.md").read_text() == rows_page(ROWS)
     picture = target.with_suffix(".svg").read_text()
-    assert picture == draw(page(ROWS, versions()))
+    assert picture == draw(rows_page(ROWS))
     target.with_suffix(".svg").unlink()
-    subprocess.run([*command[:3], "--draw", str(target)], check=True, cwd=ROOT)
+    subprocess.run([*command, "--draw", str(target)], check=True, cwd=ROOT)
     assert target.with_suffix(".svg").read_text() == picture
-    printed = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
-    assert printed.stdout == page(ROWS, versions())
-    assert subprocess.run(command[:3], check=False, cwd=ROOT, capture_output=True).returncode == 2
+    assert subprocess.run(command, check=False, cwd=ROOT, capture_output=True).returncode == 2
 
 
 def test_a_row_has_the_outage_and_the_cpu_time_of_the_client_in_it() -> None:
@@ -93,7 +114,7 @@ def test_a_row_has_the_outage_and_the_cpu_time_of_the_client_in_it() -> None:
     of_another = Row.of(Cell("wire", "b", "asyncio"), report)
     head, _, *lines = [
         [cell.strip() for cell in line.strip("|").split("|")]
-        for line in page([of_this_process, of_another], []).splitlines()
+        for line in rows_page([of_this_process, of_another]).splitlines()
         if line.startswith("|")
     ]
     assert head[-2:] == ["outage", "CPU time"]
@@ -159,7 +180,7 @@ def drawn(**changes: Any) -> str:
         for driver in ("confluent", "kafka-python")
         for loop in ("asyncio", "trio")
     ]
-    return page(rows, [])
+    return rows_page(rows)
 
 
 def test_a_cell_is_one_bar_of_all_its_rows() -> None:
@@ -193,7 +214,11 @@ def test_one_record_of_many_is_seen_and_no_bar_is_longer_than_all() -> None:
 def test_a_longer_wait_is_further_to_the_right() -> None:
     def place(seconds: float) -> float:
         root = ET.fromstring(draw(drawn(longest_wait=seconds)))
-        [circle] = root.iter("{http://www.w3.org/2000/svg}circle")
+        [circle] = [
+            mark
+            for bar in root.iter("{http://www.w3.org/2000/svg}g")
+            for mark in bar.iter("{http://www.w3.org/2000/svg}circle")
+        ]
         return float(circle.attrib["cx"])
 
     places = [place(seconds) for seconds in (0.01, 0.02, 1, 30, 1_000)]
@@ -210,7 +235,18 @@ def test_the_picture_is_told_in_words_and_says_nothing_else_than_the_tables() ->
 
 
 def test_the_documents_picture_is_of_their_page() -> None:
-    target = ROOT / "docs/reference/fault-matrix.md"
-    assert target.with_suffix(".svg").read_text(encoding="utf-8") == draw(
-        target.read_text(encoding="utf-8")
+    reference = ROOT / "docs/reference"
+    assert (reference / "fault-matrix.svg").read_text(encoding="utf-8") == draw(
+        (reference / "fault-matrix-rows.md").read_text(encoding="utf-8")
     )
+
+
+def test_each_mark_is_in_the_legend_and_each_label_is_whole() -> None:
+    long = "a fault with a name that is too long for one line of the picture, as some are, and more"
+    picture = draw(rows_page([row("wire", long, "asyncio"), row("wire", f"{long}!", "asyncio")]))
+    labels = [
+        " ".join(text.text or "" for text in group.iter("{http://www.w3.org/2000/svg}text"))
+        for group in ET.fromstring(picture).iter("{http://www.w3.org/2000/svg}g")
+    ]
+    assert labels == [long, f"{long}!"]
+    assert ">longest wait</text>" in picture
