@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Writes the reference of the command line into its page, from the tree of commands itself.
+"""Writes the reference of the command line into its page, from the commands' own help.
 
     python docs/_ext/command_reference.py
 
-Between the two marks of ``docs/reference/command-line.md`` stands what this makes of the commands'
-own help; a test fails where that is not so. It needs the extra ``cli``.
+The reference is the text between the two marks of ``docs/reference/command-line.md``. A test fails
+if it is out of date. This needs the extra ``cli``.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ class ExampleIndex(SphinxDirective):
             lines += ["", f"`{module}`", "", "| name | used in |", "|---|---|"]
             for name in names:
                 found = ", ".join(map(_link, places.get((module, name), [])))
-                # Fixtures are documented in a table, to which no reference leads.
+                # Fixtures are documented in a table, so a reference to one would not resolve.
                 shown = f"`{name}`" if module == FIXTURES else _reference(module, name)
                 lines.append(f"| {shown} | {found} |")
         return self.parse_text_to_nodes("\n".join(lines))

@@ -37,11 +37,11 @@ class _Table(SphinxDirective):
 
 
 class ImportLayers(_Table):
-    """``import-layers``: from the bottom up, with what each module says of itself."""
+    """``import-layers``: the layers from the bottom up, with the first sentence of each module."""
 
     def lines(self) -> list[str]:
         """One row for each module."""
-        rows = ["| layer | module | what it is |", "|---:|---|---|"]
+        rows = ["| layer | module | description |", "|---:|---|---|"]
         for number, layer in enumerate(_value("LAYERS"), 1):
             for name in sorted(layer):
                 shown = f"`{name}`" if name else "the package itself"
@@ -50,19 +50,20 @@ class ImportLayers(_Table):
 
 
 class ImportGuests(_Table):
-    """``import-guests``: who may import what is not ours."""
+    """``import-guests``: which modules may import each package that is not part of the project."""
 
     def lines(self) -> list[str]:
-        """One row for each of them."""
-        rows = ["| what | may be imported by |", "|---|---|"]
+        """One row for each package."""
+        rows = ["| package | may be imported by |", "|---|---|"]
         for guest, modules in sorted(_value("GUESTS").items()):
             by = ", ".join(f"`{module}`" for module in sorted(modules))
-            rows.append(f"| `{guest}` | {by or 'nobody'} |")
+            rows.append(f"| `{guest}` | {by or 'no module'} |")
         return rows
 
 
 def _value(name: str) -> Any:
-    """What a name of the tests' module is: literals, and empty sets as ``set[str]()``."""
+    """Read a table from the source of the tests' module: literals, and empty sets as
+    ``set[str]()``."""
     for statement in ast.parse(TABLES.read_text(encoding="utf-8")).body:
         if (
             isinstance(statement, ast.AnnAssign)
@@ -75,10 +76,10 @@ def _value(name: str) -> Any:
 
 
 class _EmptySets(ast.NodeTransformer):
-    """There is no literal of an empty set, but ``set()`` is taken for one."""
+    """Replaces ``set[str]()`` by ``set()``, which literal_eval() accepts as an empty set."""
 
     def visit_Call(self, node: ast.Call) -> ast.expr:  # as ast asks for
-        """``set[str]()`` as ``set()``."""
+        """Replace one call."""
         if isinstance(node.func, ast.Subscript) and not node.args:
             node.func = node.func.value
         return node

@@ -1,11 +1,11 @@
 """Places the nodes of a small directed graph in layers, after Sugiyama, Tagawa and Toda.
 
-Written here because the drawings of two little state machines are no reason to ask for a program
-that a machine with Python alone has not. It knows nothing of states or SVG: boxes and links go
-in, coordinates come out. The same graph always gives the same picture.
+This module avoids a dependency on an external program such as Graphviz. It has no knowledge of
+states or SVG: it takes boxes and links, and returns coordinates. The same graph always gives the
+same picture.
 
-Labels are boxes too, each on a layer of its own between those of the nodes it joins. So a label
-never lies on a node, on another label, or on a line that is not its own.
+Labels are also boxes. Each label has its own layer, between the layers of the nodes that its link
+joins. So a label never overlaps a node, another label, or the line of another link.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Generic, TypeVar
 
 N = TypeVar("N", bound=Hashable)
 
-#: How often the layers are gone through, down and up. The orders settle after four or five.
+#: The number of sweeps over the layers, down and up. The orders are stable after four or five.
 _SWEEPS = 8
-#: How many orders to begin from: with one, the sweeps often end where a better order is not near.
+#: The number of random orders to start from: one start often ends in a local optimum.
 _STARTS = 60
-#: How much more than an end of it a long link minds its own straightness.
+#: The weight of a long link's straightness, relative to the straightness at one of its ends.
 _LONG = 30
 
 
@@ -30,9 +30,9 @@ _LONG = 30
 class Box:
     """A place on a layer: a node, a label, or a point where a long link passes.
 
-    ``left`` and ``right`` are what it needs on either side of ``x``, the line through it;
-    ``row`` is the height of its layer. Where a link keeps straight within its rows, and bends
-    between them alone, it meets nothing.
+    ``left`` and ``right`` are the widths that it needs on each side of ``x``. ``row`` is the height
+    of its layer. A link that is straight within the rows, and bends only between them, touches no
+    box.
     """
 
     left: float
@@ -49,10 +49,10 @@ class Box:
 
 @dataclass
 class Link(Generic[N]):
-    """A link as drawn: from ``source`` through ``path``, which is in that direction, to ``target``.
+    """A link as drawn: from ``source`` through the boxes of ``path`` to ``target``.
 
-    ``label`` is the one of the path's boxes that has the label's size; None for a link from a
-    node to itself, which is not laid out.
+    ``label`` is the box of the path that has the label's size. It is None for a link from a node to
+    itself, which is not laid out.
     """
 
     source: N
@@ -63,7 +63,7 @@ class Link(Generic[N]):
 
 @dataclass
 class Layout(Generic[N]):
-    """Where everything is; the origin is at the top left."""
+    """The places of all boxes and links; the origin is at the top left."""
 
     nodes: dict[N, Box]
     links: list[Link[N]]
@@ -124,7 +124,7 @@ def lay_out(
 
 
 def _back_links(nodes: Iterable[N], links: Sequence[tuple[N, N]]) -> set[tuple[N, N]]:
-    """The links that lead back to where a walk from the first node has come from."""
+    """Find the links that lead back to a node on the path from the first node."""
     back: set[tuple[N, N]] = set()
     done: set[N] = set()
 
@@ -145,9 +145,9 @@ def _back_links(nodes: Iterable[N], links: Sequence[tuple[N, N]]) -> set[tuple[N
 
 
 def _ranks(nodes: Iterable[N], links: Iterable[tuple[N, N]]) -> dict[N, int]:
-    """How far down each node is: one below the lowest of those that lead to it.
+    """Find the layer of each node: one below the lowest node that leads to it.
 
-    The nodes that lead nowhere go to the bottom together: they are how it can end.
+    All nodes without outgoing links are in the bottom layer: they are the ends.
     """
     links = list(links)
     ranks = dict.fromkeys(nodes, 0)
@@ -185,7 +185,7 @@ def _order(layers: list[list[Box]]) -> None:
 
 
 def _sweep(layers: list[list[Box]], *, downwards: bool) -> None:
-    """Put each box at the mean of its neighbours' places; then swap where that helps."""
+    """Put each box at the mean of its neighbours' places; then swap boxes if that helps."""
     before: list[Box] = []
     for layer in layers if downwards else reversed(layers):
         place = {box: number for number, box in enumerate(before)}
@@ -233,9 +233,10 @@ def _place_across(layers: list[list[Box]], gap: float) -> None:
 
 
 def _wanted(box: Box) -> float:
-    """Where a box hangs straight: at the mean of its neighbours.
+    """Find the place where a box is straight below or above its neighbours: at their mean.
 
-    One that a link passes through minds the next such one most, so that long links are straight.
+    If a long link passes through a box, its next box has a larger weight, so that long links are
+    straight.
     """
     weights = {
         other: _LONG if box.passing and other.passing else 1 for other in box.above + box.below
@@ -246,7 +247,7 @@ def _wanted(box: Box) -> float:
 
 
 def _settle(layer: list[Box], wanted: list[float], gap: float) -> None:
-    """Move each box as little as can be from where it is wanted (least squares, in order).
+    """Move each box as little as possible from its wanted place (least squares, in order).
 
     Pool adjacent violators: boxes that would overlap become one block, which goes to the mean.
     """
@@ -269,7 +270,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _place_down(layers: list[list[Box]], layer_gap: float) -> float:
-    """Give each layer its y, the middle of its highest box; return the height of all."""
+    """Give each layer its y, the middle of its highest box; return the total height."""
     y = 0.0
     for layer in layers:
         height = max(box.height for box in layer)

@@ -1,11 +1,11 @@
-"""Resolves what the documents refer to, and fails for what does not exist.
+"""Checks the references of the documents to names of other packages and of private modules.
 
-Every reference to nothing is a warning, and a warning fails the build. Names of other packages
-are looked up by importing them, since that needs no network: ``asyncio.Tack`` is still a warning,
-and ``asyncio.Task`` is not, though it leads nowhere.
+A reference that Sphinx cannot resolve is a warning, and a warning fails the build. This module
+looks names of other packages up by importing them, which needs no network: ``asyncio.Tack`` is a
+warning. ``asyncio.Task`` is not a warning, but it does not become a link.
 
-Types in signatures carry the name of the module that defines them. Readers know them by the name
-that they import, so that is where such a reference goes.
+Types in signatures have the name of the private module that defines them. Readers know the public
+name, so such a reference leads to the public name.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def resolve_public_name(
 
 
 def exists_elsewhere(_app: Sphinx, domain: Domain | None, node: pending_xref) -> bool | None:
-    """Keep quiet about what exists, and is not ours to document."""
+    """Suppress the warning about a name of another package that exists."""
     if domain is None or domain.name != "py":
         return None
     target = node["reftarget"]
@@ -64,7 +64,7 @@ def _our_modules() -> list[ModuleType]:
 
 
 def _find(name: str) -> Any:
-    """Import what has this dotted name; None where nothing has."""
+    """Import the object with this dotted name; return None if there is none."""
     parts = name.split(".")
     for length in range(len(parts) - 1, 0, -1):
         try:

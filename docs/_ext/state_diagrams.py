@@ -4,8 +4,8 @@
     :title: The life of a thing
     ```
 
-The picture is drawn from the table that the code moves along, so it cannot tell another story. It
-is inline SVG (``state_drawing``), and in other formats than HTML a list.
+The picture is drawn from the table that the code executes, so it cannot differ from the code. In
+HTML it is inline SVG (``state_drawing``), in other formats a list.
 """
 
 from __future__ import annotations

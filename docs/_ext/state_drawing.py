@@ -1,8 +1,8 @@
 """Draws a table of transitions, a mapping of each state to a mapping of event names to next states.
 
-Its first state is where it starts, and a state without events is an end. The picture is SVG in the
-text's own colour, which follows the reader's choice of a light or a dark page. This knows nothing
-of Sphinx, so that the tests can look at what is drawn.
+The first state is the start, and a state without events is an end. The picture is SVG in the colour
+of the text, so it fits a light and a dark page. This module does not import Sphinx, so that the
+tests can check the pictures.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _LAYER_GAP = 20.0
 _MARGIN = 4.0
 _START = 30.0
 _LOOP = 26.0
-#: Letters of a sans-serif font are a bit over half as wide as the font is high; capitals, more.
+#: The width of a letter and of a capital of a sans-serif font, from the height of the font.
 _LETTER = 0.54 * _FONT
 _CAPITAL = 0.72 * _FONT
-#: How small the picture may become on a phone; below that, its box scrolls.
+#: The smallest scale of the picture on a phone; on a smaller screen, its box scrolls.
 _SMALLEST = 0.75
-#: Labels are broken so that they take little from the width.
+#: Labels are wrapped at this number of letters, so that the picture stays narrow.
 _LABEL_LETTERS = 16
 
 
@@ -139,7 +139,7 @@ def _edge(
     boxes: Mapping[enum.Enum, Box],
     arrow: str,
 ) -> str:
-    """An arrow that keeps straight within the rows, and bends between them."""
+    """An arrow that is straight within the rows, and bends only between them."""
     source = boxes[link.source]
     if link.source == link.target:
         x, y = source.x + _half_width(link.source), source.y
@@ -167,7 +167,8 @@ def _port(
     links: list[Link[enum.Enum]],
     boxes: Mapping[enum.Enum, Box],
 ) -> tuple[float, float]:
-    """Where a link meets a state: those on one side of it share that side evenly, in order."""
+    """Find where a link meets a state. The links on one side of a state share that side evenly, in
+    order."""
     box = boxes[state]
 
     def nearest(other: Link[enum.Enum]) -> Box:
@@ -209,19 +210,19 @@ def _text(x: float, y: float, lines: list[str], attributes: str = "") -> str:
 
 
 def _describe(table: Transitions) -> str:
-    """The picture in words, for those who cannot see it."""
+    """Describe the picture in words, for screen readers."""
     return " ".join(f"{sentence}." for sentence in sentences(table))
 
 
 def sentences(table: Transitions) -> list[str]:
-    """Each transition in words, and where it starts and ends."""
-    told = [f"It starts in {next(iter(table)).name}"]
+    """Describe the start, each transition and the ends in words."""
+    described = [f"It starts in {next(iter(table)).name}"]
     for state, events in table.items():
-        told += [
+        described += [
             f"From {state.name}, on “{event}”, to {following.name}"
             for event, following in events.items()
         ]
     ends = [state.name for state, events in table.items() if not events]
     if ends:
-        told.append(f"It ends in {', '.join(ends)}")
-    return told
+        described.append(f"It ends in {', '.join(ends)}")
+    return described

@@ -1,9 +1,9 @@
-"""Which public names the examples use: those that the tests run, and readers see.
+"""Finds the public names that the examples use.
 
-They are the blocks of ``python`` in the pages, and the indented blocks of the docstrings. An import
-alone is no use of a name. Fixtures are not imported: one is used by a function that asks for it by
-an argument, or that is called as it is, and takes its place. This knows nothing of Sphinx, so that
-the tests can ask it too.
+The examples are the blocks of ``python`` in the pages, and the indented blocks of the docstrings.
+The tests run them, and readers see them. An import alone does not count as a use. Fixtures are not
+imported: a fixture is used by a function that has an argument of its name, or by a function of its
+name that replaces it. This module does not import Sphinx, so that the tests can use it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from typing import Final
 PACKAGE: Final = "anyio_sendproducer"
 #: Where examples of these modules are commands, and not Python.
 NO_API: Final = frozenset({f"{PACKAGE}.cli"})
-#: What it exports are fixtures.
+#: The module that exports fixtures.
 FIXTURES: Final = f"{PACKAGE}.testing.pytest_plugin"
 DOCS: Final = Path(__file__).resolve().parents[1]
 
 _FENCE: Final = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-#: As the tests find them, in conftest.py.
+#: The same expression as in conftest.py, by which the tests find these blocks.
 _LITERAL_BLOCK: Final = re.compile(r"^( *)\S?.*::\n\n((?:\1    .*\n|[ ]*\n)+)", re.MULTILINE)
 
 #: A public name: the module that it is imported from, and the name.
@@ -33,7 +33,7 @@ Name = tuple[str, str]
 
 
 def public_modules() -> list[str]:
-    """The modules that users import from, at any depth, and those that pytest finds by itself."""
+    """List the modules that users import from, at any depth, and the module of pytest's plugin."""
     package = importlib.import_module(PACKAGE)
     found = pkgutil.walk_packages(package.__path__, f"{PACKAGE}.")
     return [PACKAGE, *(module.name for module in found if _is_public(module.name))]
@@ -44,7 +44,7 @@ def _is_public(module: str) -> bool:
 
 
 def public_names() -> dict[str, list[str]]:
-    """What each of them exports."""
+    """Return the names that each public module exports."""
     return {name: sorted(importlib.import_module(name).__all__) for name in public_modules()}
 
 
@@ -76,7 +76,7 @@ def where_used() -> dict[Name, list[str]]:
         where = page.relative_to(DOCS).with_suffix("").as_posix()
         for name in sorted(used_in(examples_of(page), public)):
             places.setdefault(name, []).append(where)
-    # These stand in a docstring, which has all of two modules at hand.
+    # Examples in docstrings may use the names of these two modules without an import.
     at_hand = {
         name: (module, name)
         for module in (f"{PACKAGE}.testing", PACKAGE)
@@ -94,12 +94,12 @@ def used_in(
     public: Mapping[str, Iterable[str]],
     at_hand: Mapping[str, Name] | None = None,
 ) -> set[Name]:
-    """The public names that examples use, of which the later ones know what earlier ones imported.
+    """Find the public names that examples use. Later examples know the imports of earlier ones.
 
     Args:
         examples: their code.
-        public: what there is, by module.
-        at_hand: what need not be imported, as it is called.
+        public: the public names, by module.
+        at_hand: names that the examples need not import, each with its module and its name there.
     """
     names = dict(at_hand or {})
     modules: dict[str, str] = {}
@@ -134,7 +134,7 @@ def used_in(
 
 
 def _asked_for(tree: ast.Module) -> set[str]:
-    """The names of all functions and of their arguments."""
+    """Return the names of all functions and of their arguments."""
     found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):

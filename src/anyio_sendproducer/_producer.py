@@ -327,8 +327,8 @@ class SendProducer(Sender, NoPublicConstructor):
 
         Raises:
             SendProducerError: the cluster did not answer in time; the message says why. Or the
-                addresses are not known yet, or the driver, or ``producer`` of the settings, is one
-                of yours that can't be asked.
+                addresses are not known yet. Or the producer uses your own driver or client, which
+                cannot describe the cluster.
             SettingsError: ``timeout`` is not a duration above 0.
             ProducerClosed, ProducerBroken, ProducerMisused: as for :meth:`send`.
 

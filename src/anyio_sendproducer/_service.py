@@ -208,7 +208,7 @@ class ProducerService:
 
         Cancellation shortens the closing to ``cancel_timeout``. The producer is closed when the
         call raises. Failures that nobody awaited are then logged. A second cancellation of an
-        asyncio task does not wait for the closing, which goes on in the service's own task.
+        asyncio task does not wait for the closing, which continues in the service's own task.
         """
         await self._stop(quickly=False)
 
