@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import timedelta
@@ -18,14 +17,13 @@ from typing import (
     Any,
     Final,
     Literal,
-    Protocol,
     TypedDict,
     cast,
-    runtime_checkable,
 )
 
 from ._durations import seconds_of
 from ._exceptions import SettingsError
+from ._hooks import AnySerializer, Partitioner, check_partitioner, check_serializer
 from ._kafka_names import canonical_name
 from ._settings_sources import (
     OBJECT_FIELDS,
@@ -43,24 +41,8 @@ from .discovery._types import address_in
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["AnySerializer", "ProducerSettings", "Serializer", "SettingsFields", "settings_for"]
+__all__ = ["ProducerSettings", "SettingsFields", "settings_for"]
 
-
-@runtime_checkable
-class Serializer(Protocol):
-    """A serializer that gets the topic and the headers, with the method of kafka-python's.
-
-    The list of headers is a copy of the record's headers. Headers that the serializer adds to it
-    are sent.
-    """
-
-    def serialize(self, topic: str, headers: list[tuple[str, bytes]], data: Any) -> bytes | None:
-        """Turn a key or a value into bytes."""
-        ...
-
-
-AnySerializer = Serializer | Callable[[Any], bytes | None]
-"""A :class:`Serializer`, or a plain callable that turns one object into bytes."""
 
 #: Properties whose values ``repr`` shows; it hides all others. Alpakka Kafka's
 #: ``ProducerSettings.toString`` does the same with a list of its own.
@@ -120,6 +102,7 @@ class SettingsFields(TypedDict, total=False):
     client_id: str
     key_serializer: AnySerializer | None
     value_serializer: AnySerializer | None
+    partitioner: Partitioner | None
     properties: Mapping[str, Any]
     max_in_flight: int
     max_buffered_bytes: int
@@ -159,6 +142,12 @@ class ProducerSettings:
             driver thread, never on the event loop's, and is not called for None. The producer does
             not close it. None: keys are bytes already.
         value_serializer: the same for values. If it returns None, the record is a tombstone.
+        partitioner: chooses the partition of each record that names none: a callable that takes the
+            topic, the serialized key or None, and the numbers of the topic's partitions in
+            ascending order, and returns one of these numbers. It runs on the driver thread, never
+            on the event loop's. If it raises, or returns anything else, only the one record
+            fails, with a :exc:`RecordRejected`. It is called again if a record is submitted again.
+            None: the client chooses as Kafka's Java client does.
         properties: further settings of the client, by Kafka's names (``"compression.type"``),
             kafka-python's (``"compression_type"``) or, with the driver ``"confluent"``,
             librdkafka's. The driver checks names and values when the producer starts.
@@ -212,6 +201,7 @@ class ProducerSettings:
     client_id: str = "anyio-sendproducer"
     key_serializer: AnySerializer | None = None
     value_serializer: AnySerializer | None = None
+    partitioner: Partitioner | None = None
     properties: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any], hash=False)
     max_in_flight: int = 10_000
     max_buffered_bytes: int = 32 * 1024 * 1024
@@ -247,8 +237,9 @@ class ProducerSettings:
         for field in ("key_serializer", "value_serializer"):
             serializer = getattr(self, field)
             if serializer is not None:
-                _check_serializer(field, serializer)
+                check_serializer(field, serializer)
         set_field(self, "properties", _properties(self.properties))
+        self._check_partitioner()
         for field in ("max_in_flight", "max_buffered_bytes"):
             check_count(field, getattr(self, field))
         name = cast("object", self.transactional_id)
@@ -260,6 +251,16 @@ class ProducerSettings:
             set_field(self, field, plain(getattr(self, field)))
         for field, zero in _DURATIONS.items():
             set_field(self, field, seconds_of(field, getattr(self, field), zero=zero))
+
+    def _check_partitioner(self) -> None:
+        if self.partitioner is None:
+            return
+        check_partitioner(self.partitioner)
+        for name in self.properties:
+            if canonical_name(name) == "partitioner":
+                raise SettingsError(
+                    f"partitioner and properties[{name!r}] cannot be combined: give one"
+                )
 
     def _check_client(self) -> None:
         for field in ("close_producer_on_exit", "wait_for_cluster"):
@@ -474,6 +475,10 @@ class ProducerSettings:
     def with_value_serializer(self, serializer: AnySerializer | None) -> ProducerSettings:
         """A copy with another ``value_serializer``."""
         return self.evolve(value_serializer=serializer)
+
+    def with_partitioner(self, partitioner: Partitioner | None) -> ProducerSettings:
+        """A copy with another ``partitioner``."""
+        return self.evolve(partitioner=partitioner)
 
     def with_property(self, name: str, value: Any) -> ProducerSettings:
         """A copy with one property of the client set. It replaces the property in any spelling."""
@@ -694,33 +699,6 @@ def _properties(given: object) -> Mapping[str, Any]:
             )
     named = cast("dict[str, Any]", properties)
     return MappingProxyType({plain(name): plain(value) for name, value in named.items()})
-
-
-def _check_serializer(field: str, serializer: object) -> None:
-    """Check that an object can serialize.
-
-    Raises:
-        SettingsError: it can't be called with a key or a value, or is async; the message names the
-            field.
-    """
-    if isinstance(serializer, type) and _makes_serializers(serializer):
-        raise SettingsError(f"{field} must be an instance, {serializer.__name__}(), not the class")
-    call: object = serializer.serialize if isinstance(serializer, Serializer) else serializer
-    if not callable(call):
-        raise SettingsError(
-            f"{field} must be a callable or have a serialize(topic, headers, data) method, not "
-            f"{type(serializer).__name__}"
-        )
-    if inspect.iscoroutinefunction(call):
-        raise SettingsError(
-            f"{field} must not be async: it is called on a thread, where it may block"
-        )
-
-
-def _makes_serializers(cls: type) -> bool:
-    """Whether the instances of a class are serializers. A class such as ``bytes`` is itself a
-    serializer."""
-    return hasattr(cls, "serialize") or any("__call__" in vars(one) for one in cls.__mro__)
 
 
 def _redacted(properties: Mapping[str, Any]) -> str:

@@ -43,6 +43,7 @@ OBJECT_FIELDS: Final = frozenset(
     {
         "key_serializer",
         "value_serializer",
+        "partitioner",
         "discovery_method",
         "enrich",
         "producer",
@@ -95,7 +96,7 @@ def from_mapping(given: object, fields: Mapping[str, object]) -> dict[str, Any]:
         name = key.replace("-", "_")
         if name == _PROPERTIES:
             arguments.add(name, key, value)
-        elif name in fields:
+        elif name in fields and not _is_clients_partitioner(name, value):
             parsed = _parsed(name, value, fields[name]) if isinstance(value, str) else value
             arguments.add(name, key, parsed)
         elif _is_kafka_name(name):
@@ -212,8 +213,16 @@ def _add_kafka(arguments: _Arguments, given: str, name: str, value: Any) -> None
         arguments.add("max_buffered_bytes", given, _whole_number(given, value))
     elif canonical in {"key_serializer", "value_serializer"}:
         arguments.add(canonical, given, _serializer(given, canonical, value))
+    elif canonical == "partitioner" and not _is_clients_partitioner(canonical, value):
+        arguments.add(canonical, given, value)
     else:
         arguments.add_property(name, value)
+
+
+def _is_clients_partitioner(name: str, value: object) -> bool:
+    """Whether this is a property of the client: the name of a partitioner of librdkafka's, or an
+    object of kafka-python's."""
+    return name == "partitioner" and value is not None and not callable(value)
 
 
 def _whole_number(given: str, value: object) -> int:
@@ -282,7 +291,7 @@ def unknown(
         return SettingsError(f"{given!r} is a setting of the client: use {place}")
     near = closest(canonical, {*names, *CLIENT_PROPERTIES})
     wrong = f"{shown_name(given, is_known=near is not None)} is not a setting"
-    if near is not None and near in CLIENT_PROPERTIES:
+    if near is not None and near in CLIENT_PROPERTIES and near not in names:
         return SettingsError(f"{wrong}; did you mean {as_property(CLIENT_PROPERTIES[near])}?")
     if near is not None:
         return SettingsError(f"{wrong}; did you mean {spell(near)!r}?")
@@ -402,7 +411,11 @@ def from_environment(
                     lambda one: f"{start}PROPERTIES_{canonical_name(one).upper()}",
                 )
         elif name in _WITHOUT_TEXT:
-            raise SettingsError(f"{variable} cannot be set by a variable; use with_{name}()")
+            own = f", or {start}PROPERTIES_{name.upper()} for one of the client's own"
+            raise SettingsError(
+                f"{variable} cannot be set by a variable; use with_{name}()"
+                f"{own if is_client_property(name) else ''}"
+            )
         else:
             try:
                 arguments[name] = _parsed(name, text, fields[name])

@@ -34,6 +34,23 @@ async def test_a_partitioner_runs_on_the_producers_thread_in_the_openers_context
     assert seen == {("opener", "anyio-sendproducer")}
 
 
+async def test_the_partitioner_of_the_settings_does_so_with_each_driver(driver: DriverName) -> None:
+    seen: set[tuple[str, str]] = set()
+
+    def choose(*_: object) -> int:
+        seen.add((who.get(), threading.current_thread().name.rsplit("-", 1)[0]))
+        return 0
+
+    with mock_cluster() as cluster:
+        settings = cluster.settings(driver, partitioner=choose)
+        who.set("opener")
+        async with open_send_producer(settings, driver=driver) as producer:
+            who.set("caller")
+            await producer.send(ProducerRecord("t", b"v", b"key"))
+            await producer.send(ProducerRecord("t", b"v"))
+    assert seen == {("opener", "anyio-sendproducer")}
+
+
 async def test_a_token_provider_runs_in_the_openers_context_on_threads(driver: DriverName) -> None:
     loop = threading.get_ident()
     seen: set[tuple[str, bool]] = set()

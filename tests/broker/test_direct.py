@@ -40,9 +40,10 @@ kafka_partitioner: Any = importlib.import_module("kafka.partitioner")
     [
         {"value_serializer": StringSerializer()},
         {"key_serializer": StringSerializer()},
+        {"partitioner": lambda *_: 0},
         {"properties": {"partitioner": kafka_partitioner.DefaultPartitioner()}},
     ],
-    ids=["value_serializer", "key_serializer", "partitioner"],
+    ids=["value_serializer", "key_serializer", "partitioner", "kafka-python's partitioner"],
 )
 async def test_where_code_of_the_users_runs_kafka_python_keeps_to_the_thread(
     shared_broker: str, changes: dict[str, Any]

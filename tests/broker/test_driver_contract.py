@@ -18,6 +18,7 @@ from anyio_sendproducer import (
     ProducerStartError,
     RecordRejected,
 )
+from anyio_sendproducer._hooks import Partitioner
 from anyio_sendproducer.drivers import Driver, DriverFactory, DriverName
 from anyio_sendproducer.drivers.kafka_python import _driver as _kafka_python
 from anyio_sendproducer.drivers.kafka_python._driver import KafkaPythonDriver
@@ -50,8 +51,10 @@ class FakeRig:
             return None
         return RecordRejected("refused", record=record, persistence=Persistence.NOT_PERSISTED)
 
-    def make(self) -> Driver:
-        return self.fake
+    def make(self, partitioner: Partitioner | None = None) -> Driver:
+        return self.fake(
+            ProducerSettings(bootstrap_servers="fake.invalid:1", partitioner=partitioner)
+        )
 
     def make_unreachable(self, start_timeout: float) -> Driver:
         self.fake.open_error = ProducerStartError(f"nobody there within {start_timeout} s")
@@ -87,13 +90,13 @@ class KafkaPythonRig:
     def close(self) -> None:
         self._sockets.close()
 
-    def _make(self, address: str, start_timeout: float = PATIENCE) -> Driver:
+    def _make(self, address: str, start_timeout: float = PATIENCE, **changes: Any) -> Driver:
         return type(self).make_driver(
-            ProducerSettings(bootstrap_servers=address, start_timeout=start_timeout)
+            ProducerSettings(bootstrap_servers=address, start_timeout=start_timeout, **changes)
         )
 
-    def make(self) -> Driver:
-        return self._make(self._address)
+    def make(self, partitioner: Partitioner | None = None) -> Driver:
+        return self._make(self._address, partitioner=partitioner)
 
     def make_unreachable(self, start_timeout: float) -> Driver:
         # Bound and not listening: connections are refused, and nobody else gets the port.

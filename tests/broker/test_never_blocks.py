@@ -266,8 +266,29 @@ async def test_a_serializer_may_wait_for_the_loop(driver: DriverName) -> None:
             assert [one.offset for one in sent] == [1, 2]
 
 
-async def test_the_loop_ticks_on_while_a_partitioner_takes_long() -> None:
-    """Only kafka-python calls one."""
+@pytest.mark.parametrize("driver", DRIVERS)
+async def test_the_loop_ticks_on_while_a_partitioner_takes_long(driver: DriverName) -> None:
+    """Also while another record is under way, whose answer comes meanwhile."""
+    with mock_cluster() as cluster:
+        async with hooked(2 * ANSWER_MS) as hook:
+
+            def choose(_topic: str, key: bytes | None, _partitions: object) -> int:
+                if key == b"slow":
+                    hook()
+                return 0
+
+            settings = cluster.settings(driver, partitioner=choose)
+            async with open_send_producer(settings, driver=driver) as producer:
+                await producer.send(ProducerRecord("t", b"known"))
+                cluster.set_rtt(1, ANSWER_MS)
+                async with task_group() as tasks:
+                    first = Call(tasks, producer.send, ProducerRecord("t", b"fast"))
+                    await quiet()
+                    second = await producer.send(ProducerRecord("t", b"v", b"slow"))
+                assert [first.value.offset, second.offset] == [1, 2]
+
+
+async def test_the_loop_ticks_on_while_kafka_pythons_own_partitioner_takes_long() -> None:
     with mock_cluster() as cluster:
         async with hooked() as hook:
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Final, Protocol
 
 import pytest
@@ -23,7 +23,8 @@ from anyio_sendproducer import (
     RecordMetadata,
     RecordRejected,
 )
-from anyio_sendproducer.drivers import Driver
+from anyio_sendproducer._hooks import Partitioner
+from anyio_sendproducer.drivers import DirectDriver, Driver
 from tests.support.recorder import PATIENCE, Parcel, Recorder, asked, learn, open_sockets, submit
 
 __all__ = ["NO_SUCH_PARTITION", "PROMISES", "Rig"]
@@ -41,7 +42,7 @@ class Rig(Protocol):
     #: Whether records wait for their topic's metadata with the driver, and are not given back.
     keeps: bool
 
-    def make(self) -> Driver:
+    def make(self, partitioner: Partitioner | None = None) -> Driver:
         """A driver that finds its cluster, closed."""
         ...
 
@@ -82,8 +83,10 @@ def promise(check: Promise) -> Promise:
 
 
 @contextlib.contextmanager
-def opened(rig: Rig) -> Generator[tuple[Driver, Recorder], None, None]:
-    driver = rig.make()
+def opened(
+    rig: Rig, partitioner: Partitioner | None = None
+) -> Generator[tuple[Driver, Recorder], None, None]:
+    driver = rig.make(partitioner)
     recorder = Recorder()
     driver.open(recorder)
     try:
@@ -237,6 +240,34 @@ def a_failure_is_a_completion_and_does_not_hurt_its_neighbours(rig: Rig) -> None
             else:
                 assert isinstance(outcome, RecordMetadata)
         assert recorder.breaks == []
+
+
+@promise
+def a_partitioner_chooses_for_each_record_that_names_no_partition(rig: Rig) -> None:
+    asked_for: list[tuple[str, bytes | None, Sequence[int]]] = []
+
+    def choose(topic: str, key: bytes | None, partitions: Sequence[int]) -> int:
+        asked_for.append((topic, key, partitions))
+        return NO_SUCH_PARTITION if key == b"bad" else 3
+
+    with opened(rig, choose) as (driver, recorder):
+        parcels = [
+            Parcel(ProducerRecord("known", b"v", key, partition=partition))
+            for key, partition in [(b"k", None), (None, None), (b"bad", None), (b"k", 1)]
+        ]
+        submit(driver, recorder, parcels)
+        *written, refused, by_hand = recorder.outcomes_of(parcels)
+        for offset, outcome in enumerate(written):
+            assert isinstance(outcome, RecordMetadata)
+            assert (outcome.partition, outcome.offset) == (3, offset)
+        assert isinstance(refused, RecordRejected)
+        assert refused.record is parcels[2].record
+        assert refused.persistence is Persistence.NOT_PERSISTED
+        assert isinstance(by_hand, RecordMetadata)
+        assert by_hand.partition == 1
+        assert asked_for == [("known", key, (0, 1, 2, 3)) for key in (b"k", None, b"bad")]
+        if isinstance(driver, DirectDriver):
+            assert not driver.direct
 
 
 @promise

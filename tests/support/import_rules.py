@@ -21,7 +21,7 @@ LAYERS: Final = [
         "_shown",
     },
     {"_exceptions"},
-    {"_durations", "_loops", "_properties_file", "_records", "_task_groups"},
+    {"_durations", "_hooks", "_loops", "_properties_file", "_records", "_task_groups"},
     {"_settings_sources"},
     {"_affinity", "_clock", "_failures", "_validation", "discovery", "telemetry"},
     {"_delivery", "_settings", "serializers"},

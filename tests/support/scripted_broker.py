@@ -66,6 +66,7 @@ _UNSUPPORTED_MECHANISM: Final = 33
 _UNSUPPORTED_VERSION: Final = 35
 _UNKNOWN_TOPIC_OR_PARTITION: Final = 3
 _LEADER_NOT_AVAILABLE: Final = 5
+_TOPIC_AUTHORIZATION_FAILED: Final = 29
 
 #: What is sent in place of an answer: bytes as they are, several of them one after another, or
 #: nothing at all for None; a None in a list ends the connection.
@@ -100,6 +101,8 @@ class ScriptedBroker:
         self.producer_ids: Iterator[int] = itertools.repeat(1)
         #: Topics that it does not know.
         self.unknown: set[str] = set()
+        #: Topics that its clients may not use.
+        self.forbidden: set[str] = set()
         #: Partitions, of each topic, that have no leader.
         self.leaderless: set[int] = set()
         #: Partitions, of each topic, to which it writes nothing: it gives this error, with this
@@ -256,7 +259,7 @@ class ScriptedBroker:
             topics=[
                 _metadata.MetadataResponse.MetadataResponseTopic(
                     version=7,
-                    error_code=_UNKNOWN_TOPIC_OR_PARTITION if topic.name in self.unknown else 0,
+                    error_code=self._error_of(topic.name),
                     name=topic.name,
                     is_internal=False,
                     partitions=[
@@ -270,7 +273,7 @@ class ScriptedBroker:
                             isr_nodes=[leader],
                             offline_replicas=[],
                         )
-                        for index in range(0 if topic.name in self.unknown else self.partitions)
+                        for index in range(0 if self._error_of(topic.name) else self.partitions)
                     ],
                 )
                 for topic in request.topics or ()
@@ -278,6 +281,11 @@ class ScriptedBroker:
         )
         encoded: bytes = response.encode()
         return encoded
+
+    def _error_of(self, topic: str) -> int:
+        if topic in self.forbidden:
+            return _TOPIC_AUTHORIZATION_FAILED
+        return _UNKNOWN_TOPIC_OR_PARTITION if topic in self.unknown else 0
 
     def produced(self, body: bytes) -> bytes:
         """An answer that all is written, except for `errors`."""

@@ -26,6 +26,7 @@ from anyio_sendproducer import (
     open_send_producer,
 )
 from anyio_sendproducer import ProducerRecord as Record
+from anyio_sendproducer._hooks import Partitioner
 from anyio_sendproducer.discovery import Lookup, Resolver, Target
 from anyio_sendproducer.drivers import Deadline, Driver
 from tests.support.checkout import used_names
@@ -65,8 +66,9 @@ class FileRig:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
-    def make(self) -> Driver:
-        driver: Driver = page.FileDriver(self._directory, SETTINGS)
+    def make(self, partitioner: Partitioner | None = None) -> Driver:
+        settings = SETTINGS.with_partitioner(partitioner)
+        driver: Driver = page.FileDriver(self._directory, settings)
         return driver
 
     def make_unreachable(self, start_timeout: float) -> Driver:

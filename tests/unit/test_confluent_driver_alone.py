@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,6 +22,8 @@ from anyio_sendproducer import (
     ProducerSettings,
     ProducerStartError,
     RecordMetadata,
+    RecordRejected,
+    SendProducerError,
     SettingsError,
     TransactionError,
 )
@@ -30,7 +33,6 @@ from anyio_sendproducer.drivers.librdkafka import (
     _driver,
     _errors,
     _log_relay,
-    _metadata,
     _poll_thread,
     _transactions,
     _waits,
@@ -380,6 +382,46 @@ def test_a_record_whose_partition_is_gone_fails_where_it_can_not_be_handed_over_
         assert str(outcome) == "topic 't' has no partition 3"
     else:
         assert str(outcome) == "topic 't' has no partition 3, which librdkafka chose"
+
+
+def test_a_record_whose_partition_is_gone_fails_where_a_partitioner_chose_it(
+    client: Client, bell: Bell
+) -> None:
+    """The event loop may take the report, and the partitioner must not run there."""
+    settings = ProducerSettings(
+        bootstrap_servers="broker.invalid:1",
+        partitioner=lambda _topic, _key, partitions: partitions[-1],
+    )
+    driver = ConfluentDriver(settings)
+    driver._handle.client, driver._handle.sink, driver._handle.is_usable = client, bell, True
+    driver._submitter._outcomes._sent_once_seconds = 0.08
+    driver._metadata._lists["t"] = (time.monotonic(), (0, 1, 2, 3))
+    parcel = Parcel(ProducerRecord("t", b"v", b"k"))
+    assert driver.submit([parcel]).held == []
+    produced = client.produced.pop()
+    assert produced[3] == 3
+    produced[4](gone(), Message())
+    driver._reports.report()
+    [outcome] = bell.outcomes_of([parcel])
+    assert isinstance(outcome, RecordRejected)
+    assert outcome.persistence is Persistence.NOT_PERSISTED
+    assert str(outcome) == "topic 't' has no partition 3, which the partitioner chose"
+    assert client.produced == []
+    # The next record has the partitions requested anew.
+    assert driver._metadata._lists == {}
+
+
+def test_a_topic_is_unknown_since_the_cluster_says_so_in_a_row(driver: ConfluentDriver) -> None:
+    """After a while in which nobody asks, the time that it has to appear begins anew."""
+    metadata = driver._metadata
+    found: Any = types.SimpleNamespace(error=None, partitions={})
+    assert metadata._judge("t", found) is None
+    since, last = metadata._unknown["t"]
+    metadata._unknown["t"] = since - 100, last - 100
+    assert metadata._judge("t", found) is None
+    metadata._unknown["t"] = since - 100, time.monotonic()
+    assert isinstance(metadata._judge("t", found), SendProducerError)
+    assert metadata._unknown == {}
 
 
 def test_a_client_that_ends_while_it_is_closed_gives_records_back(
@@ -1058,7 +1100,6 @@ def test_no_topic_is_left_where_the_refresher_is_about_to_end(
     driver: ConfluentDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A topic comes when the thread has found none: it starts another thread."""
-    monkeypatch.setattr(_metadata, "_REFRESH_SECONDS", 0)
     gate, decided = Gate(), list[str]()
 
     class Wanted(set[str]):
@@ -1069,12 +1110,12 @@ def test_no_topic_is_left_where_the_refresher_is_about_to_end(
             if not self and decided == ["first"]:
                 gate.pass_through()
 
-    def decide(topic: str) -> bool:
+    def request(topic: str) -> None:
         decided.append(topic)
-        return True
+        driver._metadata._wanted.discard(topic)
 
     monkeypatch.setattr(driver._metadata, "_wanted", Wanted())
-    monkeypatch.setattr(driver._metadata, "_is_decided", decide)
+    monkeypatch.setattr(driver._metadata, "_request", request)
     gate.shut()
     assert driver._metadata.is_awaited("first", 1)
     gate.wait_until_someone_waits(PATIENCE)

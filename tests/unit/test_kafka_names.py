@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,30 @@ def test_a_mapping_may_have_values_of_python() -> None:
     assert settings.value_serializer is str.encode
     assert settings.properties == {"linger.ms": 5}
     assert settings.client_id == "me"
+
+
+@pytest.mark.parametrize("read", [ProducerSettings.from_properties, ProducerSettings.from_mapping])
+def test_a_partitioner_is_a_field_if_it_is_callable_and_otherwise_the_clients(
+    read: Callable[[dict[str, Any]], ProducerSettings],
+) -> None:
+    def choose(*_: object) -> int:
+        return 0
+
+    class OfKafkaPython:
+        def partition(self, *_: object) -> int:
+            return 0
+
+    assert read({"bootstrap_servers": "a:1", "partitioner": choose}).partitioner is choose
+    assert read({"bootstrap_servers": "a:1", "partitioner": None}).partitioner is None
+    for one in ("murmur2", OfKafkaPython()):
+        settings = read({"bootstrap_servers": "a:1", "partitioner": one})
+        assert settings.partitioner is None
+        assert settings.properties == {"partitioner": one}
+
+
+def test_the_closest_name_is_a_field_before_it_is_a_property() -> None:
+    with pytest.raises(SettingsError, match=r"'partitoner' is not .* did you mean 'partitioner'"):
+        ProducerSettings.from_mapping({"bootstrap_servers": "a:1", "partitoner": None})
 
 
 WRONG: list[tuple[dict[Any, Any], str]] = [

@@ -383,7 +383,8 @@ def test_how_long_an_attempt_to_connect_may_take(
 
 CHOICES = "random, consistent, consistent_random, murmur2, murmur2_random, fnv1a, fnv1a_random"
 PARTITIONERS = (
-    "set 'partitioner' to the name of one of librdkafka's, or set the partition of each record"
+    "use ProducerSettings(partitioner=...) for one in Python, or set 'partitioner' to the name of "
+    "one of librdkafka's"
 )
 TOKENS = "set 'sasl_oauth_token_provider' to an object whose token() returns a token"
 ELSEWHERE = "or use the driver 'kafka-python', which can"

@@ -8,7 +8,7 @@ import enum
 import functools
 import pickle
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -17,8 +17,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from anyio_sendproducer import ProducerSettings, SettingsError
+from anyio_sendproducer._hooks import Serializer
 from anyio_sendproducer._kafka_names import canonical_name
-from anyio_sendproducer._settings import Serializer
 from anyio_sendproducer.serializers import JSONSerializer
 from tests.support.paths import ROOT
 
@@ -41,6 +41,28 @@ class Plain:
 
 def encode(text: str) -> bytes:
     return text.encode()
+
+
+def first_partition(_topic: str, _key: bytes | None, partitions: Sequence[int]) -> int:
+    return partitions[0]
+
+
+class First:
+    """A partitioner."""
+
+    def __call__(self, topic: str, key: bytes | None, partitions: Sequence[int]) -> int:
+        return first_partition(topic, key, partitions)
+
+
+class FirstOfKafkaPython:
+    """One in kafka-python's shape."""
+
+    def partition(self, *_: object) -> int:
+        return 0
+
+
+async def choose_later(*_: object) -> int:
+    return 0
 
 
 # --- what is refused -----------------------------------------------------------------------------
@@ -185,6 +207,32 @@ BAD_EXACTLY: list[tuple[dict[str, Any], str]] = [
         {"close_producer_on_exit": False},
         "close_producer_on_exit=False needs a producer: otherwise the client would stay open",
     ),
+    (
+        {"partitioner": 7},
+        "partitioner must be a callable that takes the topic, the key and the partitions, not int",
+    ),
+    *(
+        (
+            {"partitioner": partitioner},
+            (
+                "partitioner must be a callable that takes the topic, the key and the partitions, "
+                f"not {kind}; a partitioner of the client is properties={{'partitioner': ...}}"
+            ),
+        )
+        for partitioner, kind in (
+            ("murmur2", "str"),
+            (FirstOfKafkaPython(), "FirstOfKafkaPython"),
+        )
+    ),
+    ({"partitioner": First}, "partitioner must be an instance, First(), not the class"),
+    (
+        {"partitioner": choose_later},
+        "partitioner must not be async: it is called on a thread, where it may block",
+    ),
+    (
+        {"partitioner": first_partition, "properties": {"partitioner": "murmur2"}},
+        "partitioner and properties['partitioner'] cannot be combined: give one",
+    ),
     ({"producer_factory": "json"}, "producer_factory must be callable, not str"),
     ({"producer": 7}, "producer must be a KafkaProducer, not int"),
 ]
@@ -236,6 +284,7 @@ def test_the_defaults() -> None:
         "client_id": "anyio-sendproducer",
         "key_serializer": None,
         "value_serializer": None,
+        "partitioner": None,
         "properties": {},
         "max_in_flight": 10_000,
         "max_buffered_bytes": 32 * 2**20,
@@ -299,6 +348,7 @@ fields: dict[str, st.SearchStrategy[Any]] = {
     "client_id": st.text(min_size=1),
     "key_serializer": serializers,
     "value_serializer": serializers,
+    "partitioner": st.sampled_from([None, first_partition]),
     "properties": properties,
     "max_in_flight": st.integers(1),
     "max_buffered_bytes": st.integers(1),

@@ -38,6 +38,7 @@ TEXTS: dict[str, tuple[str, Any]] = {
 OTHERS = {
     "key_serializer",
     "value_serializer",
+    "partitioner",
     "properties",
     "service_name",
     "enrich",
@@ -254,6 +255,10 @@ BAD_ENVIRONMENTS: list[tuple[dict[str, str], str]] = [
     (
         {"P_VALUE_SERIALIZER": "json"},
         "P_VALUE_SERIALIZER cannot be set by a variable; use with_value_serializer()",
+    ),
+    (
+        {"P_PARTITIONER": "murmur2"},
+        "P_PARTITIONER cannot be set by a variable; use with_partitioner(), or P_PROPERTIES_PART",
     ),
 ]
 

@@ -9,6 +9,7 @@ from typing import Literal, cast, get_args
 
 from .._exceptions import SettingsError
 from .._settings import ProducerSettings
+from ._partitioning import choose_partition
 from ._protocols import (
     BrokerDescription,
     ClusterDescription,
@@ -43,6 +44,7 @@ __all__ = [
     "Sink",
     "Submission",
     "Submitted",
+    "choose_partition",
     "make_driver",
     "serialize_record",
 ]

@@ -147,6 +147,11 @@ class Driver(Protocol):
         A failure of a single record is reported as its outcome. If the metadata of a topic are
         missing, the driver requests them. Unless its client keeps the topic's records meanwhile,
         the driver returns them as held.
+
+        :func:`serialize_record` calls the serializers of the settings. If the settings have a
+        ``partitioner``, the driver calls :func:`choose_partition` for each record whose
+        ``partition`` is None, with the topic's partitions, and sends the record to the result. If
+        the partitions are not known yet, the record is held, and the partitioner is called later.
         """
         ...
 
@@ -246,8 +251,8 @@ class DirectDriver(Driver, Protocol):
 
     direct: bool
     """Whether the event loop may call :meth:`Driver.submit` with one record. Meanwhile another
-    thread may only close the driver. False if it runs the user's code, for example a serializer.
-    Read once, when the driver is open."""
+    thread may only close the driver. False if it runs the user's code: a serializer or a
+    partitioner. Read once, when the driver is open."""
 
 
 @runtime_checkable
@@ -261,7 +266,7 @@ class PolledDriver(DirectDriver, Protocol):
 
     direct: bool
     """Whether the event loop may also call :meth:`Driver.submit`, even while another thread calls
-    other methods. False if it runs the user's code, for example a serializer."""
+    other methods. False if it runs the user's code: a serializer or a partitioner."""
 
     def poll(self, limit: int, /) -> int:
         """Report the outcomes that there are, about ``limit`` at most.

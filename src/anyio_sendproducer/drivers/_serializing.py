@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 from .._exceptions import Persistence, RecordRejected, SerializationFailed
+from .._hooks import Serialize, serialize_with
 from .._records import ProducerRecord
-from .._settings import AnySerializer, ProducerSettings, Serializer
+from .._settings import ProducerSettings
 from .._shown import raised_text
 from .security._settings import encodes
 
 __all__ = [
-    "Serialize",
     "bytes_of",
     "check_headers",
     "parts_of",
     "serialize_record",
-    "serialize_with",
     "size_of",
 ]
-
-Serialize = Callable[[str, list[tuple[str, bytes]], Any], Any]
-
-
-def serialize_with(serializer: AnySerializer | None) -> Serialize | None:
-    """Return a function of topic, headers and data, for a serializer of either kind."""
-    if serializer is None:
-        return None
-    if isinstance(serializer, Serializer):
-        return serializer.serialize
-    plain = serializer
-    return lambda _topic, _headers, data: plain(data)
 
 
 def bytes_of(

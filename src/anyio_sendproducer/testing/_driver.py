@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,7 @@ from ..drivers import (
     Sink,
     Submission,
     Submitted,
+    choose_partition,
     serialize_record,
 )
 from ._fake_cluster import FakeTopics, FakeTransactions
@@ -78,8 +80,8 @@ class FakeDriver:
         async with open_send_producer(settings, driver=fake) as producer: ...
 
     It acknowledges records at once. If ``manual`` is set, all records stay pending until the test
-    calls :meth:`acknowledge` or :meth:`fail`. It calls the settings' serializers; a record whose
-    serializer raises fails.
+    calls :meth:`acknowledge` or :meth:`fail`. It calls the settings' serializers and partitioner; a
+    record fails if one of them raises.
 
     Args:
         partitions: how many partitions each topic has.
@@ -231,7 +233,7 @@ class FakeDriver:
             for submission in batch:
                 unknown = submission.record.topic in self.unknown_topics
                 (answer.held if unknown else taken).append(submission)
-        # The user's serializers run without the lock, because they may wait for another thread.
+        # The user's hooks run without the lock, because they may wait for another thread.
         ready: list[tuple[Submission, ProducerRecord[Any, Any]]] = []
         bad: list[Submission] = []
         errors: list[Outcome] = []
@@ -255,11 +257,17 @@ class FakeDriver:
     def _serialize(self, submission: Submission, answer: Submitted) -> ProducerRecord[Any, Any]:
         record = submission.record
         settings = self.settings
-        if settings is None or not _serializes(settings):
+        if settings is None:
             return record
-        serialized, size = serialize_record(record, settings)
-        answer.sizes.append((submission, size))
-        return serialized
+        if settings.key_serializer is not None or settings.value_serializer is not None:
+            record, size = serialize_record(record, settings)
+            answer.sizes.append((submission, size))
+        if settings.partitioner is None or record.partition is not None:
+            return record
+        partition = choose_partition(
+            settings.partitioner, submission.record, record.key, tuple(range(self.partitions))
+        )
+        return dataclasses.replace(record, partition=partition)
 
     def partitions_for(self, topic: str, /) -> frozenset[int] | None:
         """Return the partitions of a topic; None if it is unknown."""
@@ -435,10 +443,6 @@ class FakeDriver:
         if submissions and self._sink is not None:
             self._sink.completed(submissions, outcomes)
         return len(submissions)
-
-
-def _serializes(settings: ProducerSettings) -> bool:
-    return settings.key_serializer is not None or settings.value_serializer is not None
 
 
 def _pending_error(why: str, record: ProducerRecord[Any, Any]) -> DeliveryError:

@@ -320,7 +320,8 @@ async def fake_producer(
         assert fake.sent == [ProducerRecord("orders", b"two tins", key=b"42")]
 
     Everything else is as with :func:`~anyio_sendproducer.open_send_producer`, except that there is
-    no thread: serializers run on the event loop's thread, and must not wait for the event loop.
+    no thread: serializers and a partitioner run on the event loop's thread, and must not wait for
+    the event loop.
 
     Args:
         settings: of the code under test, or None. The settings that find a cluster or make a client

@@ -22,10 +22,10 @@ class PolledFakeDriver(FakeDriver):
     If it is ``direct``, its gates must stay open: the event loop itself would wait at them.
 
     Attributes:
-        direct: whether the event loop may call `submit`. False if the settings have serializers,
-            which may block, unless ``threadless`` is set.
+        direct: whether the event loop may call `submit`. False if the settings have serializers or
+            a partitioner, which may block, unless ``threadless`` is set.
         threadless: whether the producer starts no thread and calls everything on the event loop,
-            serializers too.
+            serializers and the partitioner, too.
         poll_error: raised by `poll`, which a driver must not do.
         listener: called on the submitting thread when records were submitted.
     """
@@ -55,8 +55,8 @@ class PolledFakeDriver(FakeDriver):
     def __call__(self, settings: ProducerSettings) -> PolledFakeDriver:
         """Return itself, as the factory of each client generation of a producer."""
         super().__call__(settings)
-        serializes = settings.key_serializer is not None or settings.value_serializer is not None
-        if serializes and not self.threadless:
+        hooks = (settings.key_serializer, settings.value_serializer, settings.partitioner)
+        if any(hook is not None for hook in hooks) and not self.threadless:
             self.direct = False
         return self
 

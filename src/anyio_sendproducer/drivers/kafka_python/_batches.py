@@ -62,8 +62,8 @@ class TopicPartitions:
     __slots__ = ("_available", "_turn", "numbers")
 
     def __init__(self, numbers: set[int], available: set[int], turn: int) -> None:
-        self.numbers = sorted(numbers)
-        self._available = sorted(available) or self.numbers
+        self.numbers = tuple(sorted(numbers))
+        self._available = tuple(sorted(available)) or self.numbers
         self._turn = turn % len(self._available)
 
     def next_in_turn(self) -> int:

@@ -33,9 +33,11 @@ from ..._exceptions import (
     SendProducerError,
     SettingsError,
 )
+from ..._hooks import serialize_with
 from ..._records import ConsumerGroupMetadata
 from ..._settings import ProducerSettings
 from ..._shown import harmless, listed, one_line
+from .._partitioning import choose_partition
 from .._protocols import (
     HOW_FAR,
     ConsumedOffset,
@@ -45,7 +47,7 @@ from .._protocols import (
     Submission,
     Submitted,
 )
-from .._serializing import parts_of, serialize_with, size_of
+from .._serializing import parts_of, size_of
 from ..security._settings import TokenSource
 from ._batches import RUN_BYTES, PartitionRun, TopicBatch, TopicPartitions
 from ._config import CODECS, client_config
@@ -143,7 +145,7 @@ class KafkaPythonDriver:
         self._config = config_of(settings)
         self._key = serialize_with(settings.key_serializer)
         self._value = serialize_with(settings.value_serializer)
-        #: Whether the driver chooses partitions; otherwise the user's partitioner does.
+        #: Whether the driver chooses partitions; otherwise a partitioner of kafka-python's does.
         self.chooses = "partitioner" not in self._config
         self.answered = self._config.get("acks") != 0
         # Both are set when the driver is open.
@@ -244,8 +246,9 @@ class KafkaPythonDriver:
             ),
             transactions=transactions,
         )
-        serializes = self._key is not None or self._value is not None
-        self.direct = opened.append is not None and self.chooses and not serializes
+        hooks = (self._key, self._value, self._settings.partitioner)
+        runs_hooks = not self.chooses or any(hook is not None for hook in hooks)
+        self.direct = opened.append is not None and not runs_hooks
         self.lingers = opened.hurry is not None
         self._largest = producer.config["max_request_size"] - _OVERHEAD
         if transactions is not None:
@@ -428,6 +431,7 @@ class KafkaPythonDriver:
         missing: set[tuple[str, int]] = set()
         serialized = self._key is not None or self._value is not None
         chooses = self.chooses
+        partitioner = self._settings.partitioner
         now_ms = int(time.time() * 1000)
         topics = metadata.topics
         for submission in batch:
@@ -473,11 +477,19 @@ class KafkaPythonDriver:
                     answer.sizes.append((submission, size_of(key, value, headers)))
                 if partition is not None:
                     run = topic_batch.run_to(partition)
+                elif partitioner is not None:
+                    run = topic_batch.run_to(
+                        choose_partition(partitioner, record, key, known.numbers)
+                    )
                 elif key is None or not chooses:
                     run = topic_batch.keyless or topic_batch.run_without_key()
                 else:
                     numbers = known.numbers
                     run = topic_batch.run_to(numbers[hash_of_key(key) % len(numbers)])
+                if partition is None and missing and (topic, run.partition) in missing:
+                    # The metadata came meanwhile, and an earlier record for the partition is held.
+                    answer.held.append(submission)
+                    continue
                 if timestamp_ms is None:
                     timestamp_ms = now_ms
                 if (

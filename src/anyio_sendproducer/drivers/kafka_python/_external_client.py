@@ -16,10 +16,12 @@ from typing import Any, cast
 
 from ..._exceptions import DeliveryError, SettingsError, TransactionError
 from ..._failures import not_sent
+from ..._hooks import serialize_with
 from ..._records import ConsumerGroupMetadata, ProducerRecord
 from ..._settings import ProducerSettings
+from .._partitioning import choose_partition
 from .._protocols import ConsumedOffset, Deadline, Outcome, Sink, Submission, Submitted
-from .._serializing import bytes_of, check_headers, serialize_with, size_of
+from .._serializing import bytes_of, check_headers, size_of
 from ._batches import PartitionRun
 from ._errors import is_metadata_missing, no_metadata, not_acknowledged, not_taken
 from ._patches import find_broken_check, find_hurry, skip_flush
@@ -39,7 +41,7 @@ class ExternalClientDriver:
         SettingsError: the producer has a ``transactional_id``.
     """
 
-    #: The client chooses partitions, with its own partitioner.
+    #: The client chooses partitions, with its own partitioner, unless the settings have one.
     chooses = False
 
     def __init__(self, settings: ProducerSettings) -> None:
@@ -83,6 +85,7 @@ class ExternalClientDriver:
         answer = Submitted()
         held: set[str] = set()
         serialized = self._key is not None or self._value is not None
+        partitioner = self._settings.partitioner
         now_ms = int(time.time() * 1000)
         self._waiting.extend(batch)
         if self._closed:
@@ -95,19 +98,24 @@ class ExternalClientDriver:
                 continue
             key, value, headers = record.key, record.value, [*record.headers]
             timestamp_ms = now_ms if record.timestamp_ms is None else record.timestamp_ms
+            partition = record.partition
             try:
                 if serialized:
                     key = bytes_of(record, "key", self._key, headers, key)
                     value = bytes_of(record, "value", self._value, headers, value)
                     check_headers(record, headers)
                     answer.sizes.append((submission, size_of(key, value, headers)))
+                if partition is None and partitioner is not None:
+                    # This may block for as long as `send`.
+                    numbers = tuple(sorted(self._producer.partitions_for(topic)))
+                    partition = choose_partition(partitioner, record, key, numbers)
                 # By keyword: a tracing agent that replaces `send` may add the headers by keyword.
                 future = self._producer.send(
                     topic,
                     value=value,
                     key=key,
                     headers=headers,
-                    partition=record.partition,
+                    partition=partition,
                     timestamp_ms=timestamp_ms,
                 )
             except DeliveryError as error:

@@ -81,7 +81,7 @@ class ConfluentDriver:
         )
         health = self._health = Health(handle, state)
         reports = self._reports = Reports(handle, health, state)
-        self._metadata = TopicMetadata(handle, health, settings)
+        self._metadata = TopicMetadata(handle, health, settings, config)
         outcomes = Outcomes(settings, config, state, health, self._metadata)
         self._submitter = Submitter(
             settings,

@@ -1,10 +1,16 @@
-"""The metadata of topics: which partitions exist, and for how long a record waits for one."""
+"""The metadata of topics: which partitions exist, and for how long a record waits for one.
+
+librdkafka chooses partitions by metadata of its own. The driver requests metadata itself in three
+cases: for ``partitions_for``, for records of a partition that librdkafka does not know, and for the
+user's partitioner, which gets the numbers of a topic's partitions.
+"""
 
 from __future__ import annotations
 
 import math
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException
@@ -21,8 +27,12 @@ from ._threads import start_thread
 
 __all__ = ["TopicMetadata"]
 
-#: How often the metadata of a topic are requested while its records wait for a partition.
+#: The least time between two requests for the metadata of a topic whose records wait for them.
 _REFRESH_SECONDS: Final = 0.1
+#: librdkafka's default of topic.metadata.refresh.interval.ms.
+_MAX_AGE_MS: Final = 300_000
+#: A topic that nobody has asked for so long is asked for anew.
+_OVER_SECONDS: Final = 5.0
 #: For how long an answer counts that lacks a partition.
 _FRESH_SECONDS: Final = 1.0
 #: For how long the driver remembers that records have waited long enough for a partition.
@@ -30,22 +40,44 @@ _MISSING_SECONDS: Final = 60.0
 
 
 class TopicMetadata:
-    """The metadata that the driver requests itself, beside those that librdkafka requests."""
+    """The metadata that the driver requests itself, beside those that librdkafka requests.
 
-    def __init__(self, handle: ClientHandle, health: Health, settings: ProducerSettings) -> None:
+    Args:
+        handle: the client.
+        health: the state of its connections.
+        settings: the producer's settings.
+        config: librdkafka's configuration.
+    """
+
+    def __init__(
+        self,
+        handle: ClientHandle,
+        health: Health,
+        settings: ProducerSettings,
+        config: Mapping[str, Any],
+    ) -> None:
         self._handle = handle
         self._health = health
         self._settings = settings
-        #: When partitions_for() was first called for a topic that is not known yet.
-        self._asked: dict[str, float] = {}
+        #: The seconds after which a partitioner's list of partitions is requested again.
+        self._max_age = config.get("topic.metadata.refresh.interval.ms", _MAX_AGE_MS) / 1000
+        #: Since when the cluster says that it does not know a topic, and when it last said so.
+        self._unknown: dict[str, tuple[float, float]] = {}
         #: Since when records wait for a partition that does not exist; -1 stands for the topic.
         self._missing: dict[tuple[str, int], float] = {}
         #: When the metadata of such a topic last came, and how many partitions it had.
         self._counts: dict[str, tuple[float, int]] = {}
-        #: The topics of records that were given back, and the thread that requests their metadata
-        #: as long as there are any. Both change under the handle's lock ``using``.
+        #: For a partitioner: when the metadata of a topic last came, and its partitions, or why its
+        #: records are refused.
+        self._lists: dict[str, tuple[float, tuple[int, ...] | SendProducerError]] = {}
+        #: The topics of records that were given back: those in _missing, and those of a
+        #: partitioner. A thread requests their metadata as long as there are any. All three change
+        #: under the handle's lock ``using``.
         self._wanted: set[str] = set()
+        self._unlisted: set[str] = set()
         self._refresher: threading.Thread | None = None
+        #: Set when another topic is wanted.
+        self._asked = threading.Event()
 
     def partition_count(self, topic: str) -> int | None:
         """Return how many partitions a topic had whose records waited for one; else None."""
@@ -66,45 +98,95 @@ class TopicMetadata:
         came_at, _ = self._counts.get(topic, (-math.inf, 0))
         if came_at - since >= patience and now - came_at < _FRESH_SECONDS:
             return False
+        self._want(topic, self._wanted)
+        return True
+
+    def partitions_of(self, topic: str) -> tuple[int, ...] | SendProducerError | None:
+        """Return the partitions from which a partitioner may choose.
+
+        They are requested again after ``metadata.max.age.ms``, as librdkafka itself does. Until the
+        answer comes, the old ones are used.
+
+        Returns:
+            The partitions in ascending order; why records for the topic are refused; or None if the
+            metadata are missing and were requested.
+        """
+        came_at, found = self._lists.get(topic, (-math.inf, None))
+        is_known = isinstance(found, tuple)
+        if time.monotonic() - came_at < (self._max_age if is_known else _FRESH_SECONDS):
+            return found
+        self._want(topic, self._unlisted)
+        return found if is_known else None
+
+    def forget(self, topic: str) -> None:
+        """Forget a topic's partitions: librdkafka does not know one that the partitioner chose.
+
+        The topic was deleted, and created again with fewer partitions.
+        """
+        self._lists.pop(topic, None)
+
+    def _want(self, topic: str, waiting: set[str]) -> None:
+        """Have the thread request a topic's metadata, for the records of one of the two sets."""
         with self._handle.using:
-            self._wanted.add(topic)
+            is_new = topic not in waiting
+            waiting.add(topic)
             if self._refresher is None:
                 # If no thread can be started, the next attempt to submit the record tries again.
                 self._refresher = start_thread(self._refresh, name="librdkafka-topics")
-        return True
+        if is_new:
+            self._asked.set()
 
     def join(self, seconds: float) -> None:
         """Wait until the thread has ended that requests metadata, for at most ``seconds``."""
+        self._asked.set()
         refresher = self._refresher
         if refresher is not None:
             refresher.join(seconds)
 
     def _refresh(self) -> None:
         """Request the metadata of topics until no record waits for them. Runs on a thread."""
+        requested_at: dict[str, float] = {}
         while True:
+            self._asked.clear()
             with self._handle.using:
-                wanted = [] if self._handle.closing.is_set() else [*self._wanted]
+                is_closing = self._handle.closing.is_set()
+                wanted = [] if is_closing else [*self._wanted, *self._unlisted]
                 if not wanted:
                     self._refresher = None
                     return
-            for topic in wanted:
-                if self._is_decided(topic):
-                    with self._handle.using:
-                        self._wanted.discard(topic)
-                    self._handle.sink.metadata_changed()
-            self._handle.closing.wait(_REFRESH_SECONDS)
+            due_at = time.monotonic() - _REFRESH_SECONDS
+            due = [topic for topic in {*wanted} if requested_at.get(topic, due_at) <= due_at]
+            for topic in due:
+                requested_at[topic] = time.monotonic()
+                self._request(topic)
+            if not due:
+                self._asked.wait(_REFRESH_SECONDS)
 
-    def _is_decided(self, topic: str) -> bool:
-        """Request a topic's metadata.
-
-        Returns:
-            Whether a record that waits for a partition of the topic can be sent or refused now.
-        """
+    def _request(self, topic: str) -> None:
+        """Request a topic's metadata, and report if records that wait can be sent or refused."""
         try:
             with self._handle.call():
                 found = self._topic(topic)
         except (KafkaException, ProducerClosed):
-            return False
+            return
+        is_changed = False
+        for waiting, is_decided in (
+            (self._wanted, self._decides_missing),
+            (self._unlisted, self._decides_list),
+        ):
+            if topic in waiting and is_decided(topic, found):
+                with self._handle.using:
+                    waiting.discard(topic)
+                is_changed = True
+        if is_changed:
+            self._handle.sink.metadata_changed()
+
+    def _decides_missing(self, topic: str, found: Any) -> bool:
+        """Take in new metadata for records that wait for a partition that does not exist.
+
+        Returns:
+            Whether one of them can be sent or refused now.
+        """
         now = time.monotonic()
         self._counts[topic] = now, len(found.partitions)
         is_decided = False
@@ -116,31 +198,41 @@ class TopicMetadata:
                 is_decided = True
         return is_decided
 
-    def _topic(self, topic: str) -> Any:
-        return look_up(self._handle.client, topic, waits.ANSWER_SECONDS).topics[topic]
+    def _decides_list(self, topic: str, found: Any) -> bool:
+        """Take in new metadata for records that wait for a partitioner.
 
-    def partitions_for(self, topic: str) -> frozenset[int] | None:
-        """A topic's partitions; see :meth:`anyio_sendproducer.drivers.Driver.partitions_for`."""
-        since = self._asked.setdefault(topic, time.monotonic())
-        try:
-            with self._handle.call():
-                found = self._topic(topic)
-        except KafkaException as error:
-            if self._health.failure is None:  # an earlier failure says more
-                self._health.note(error.args[0])
-            return None
+        Returns:
+            Whether they can be sent or refused now.
+        """
+        answer = self._judge(topic, found)
+        if answer is None:
+            return False
+        self._lists[topic] = time.monotonic(), answer
+        return True
+
+    def _judge(self, topic: str, found: Any) -> tuple[int, ...] | SendProducerError | None:
+        """Judge a topic by new metadata.
+
+        Returns:
+            The partitions in ascending order; why the topic can't be used; or None if the cluster
+            does not know it, and may still create it.
+        """
         problem = found.error
         if problem is None and found.partitions:
-            del self._asked[topic]
-            return frozenset(found.partitions)
+            self._unknown.pop(topic, None)
+            return tuple(sorted(found.partitions))
         patience = self._settings.unknown_topic_timeout
         is_missing = problem is None or problem.code() in {
             KafkaError.LEADER_NOT_AVAILABLE,
             KafkaError.UNKNOWN_TOPIC_OR_PART,
         }
-        if is_missing and time.monotonic() - since < patience:
+        now = time.monotonic()
+        since, last = self._unknown.pop(topic, (now, now))
+        if now - last > _OVER_SECONDS:
+            since = now
+        if is_missing and now - since < patience:
+            self._unknown[topic] = since, now
             return None
-        del self._asked[topic]
         failure = SendProducerError(
             f"the cluster does not know topic {topic!r} and did not create it within "
             f"{patience:g} s (unknown_topic_timeout)"
@@ -148,7 +240,27 @@ class TopicMetadata:
             else f"this client may not use topic {topic!r}: {text_of(problem)}"
         )
         failure.__cause__ = None if problem is None else exception_of(problem)
-        raise failure
+        return failure
+
+    def _topic(self, topic: str) -> Any:
+        return look_up(self._handle.client, topic, waits.ANSWER_SECONDS).topics[topic]
+
+    def partitions_for(self, topic: str) -> frozenset[int] | None:
+        """A topic's partitions; see :meth:`anyio_sendproducer.drivers.Driver.partitions_for`."""
+        try:
+            with self._handle.call():
+                found = self._topic(topic)
+        except KafkaException as error:
+            if self._health.failure is None:  # an earlier failure says more
+                self._health.note(error.args[0])
+            return None
+        answer = self._judge(topic, found)
+        if isinstance(answer, SendProducerError):
+            raise answer
+        if answer is None:
+            return None
+        self._lists[topic] = time.monotonic(), answer
+        return frozenset(answer)
 
     def describe(self) -> ClusterDescription:
         """Describe the cluster.

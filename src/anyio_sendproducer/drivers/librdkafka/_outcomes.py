@@ -90,7 +90,7 @@ class Outcomes:
         Args:
             reports: gathers the outcomes.
             send_again: submits a record again where that is possible.
-            direct: whether there are no serializers, so that each record has its own bytes.
+            direct: whether there are no hooks, so that each record has its own bytes.
         """
         pending = reports.pending
         extend = pending.extend
@@ -233,7 +233,9 @@ class Outcomes:
             reason = f"topic {record.topic!r} has no partition {partition}"
             count = self._metadata.partition_count(record.topic)
             if record.partition is None:
-                reason += ", which librdkafka chose"
+                partitioner = self._settings.partitioner
+                chooser = "librdkafka" if partitioner is None else "the partitioner"
+                reason += f", which {chooser} chose"
             elif count is not None:
                 reason += f"; it has {count}"
         elif code in UNKNOWN_TOPIC:

@@ -138,7 +138,8 @@ _NO_USE: Final = "librdkafka no longer uses it; leave it out"
 _ORDER: Final = "records of a partition are always sent in order"
 OTHER_DRIVER: Final = "or use the driver 'kafka-python', which can"
 PARTITIONERS: Final = (
-    "set 'partitioner' to the name of one of librdkafka's, or set the partition of each record"
+    "use ProducerSettings(partitioner=...) for one in Python, or set 'partitioner' to the name of "
+    "one of librdkafka's"
 )
 
 #: Settings that the producer or the driver decides, and what to do instead.

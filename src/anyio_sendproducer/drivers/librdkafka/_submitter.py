@@ -9,11 +9,14 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
 
-from ..._exceptions import DeliveryError
+from ..._exceptions import DeliveryError, SendProducerError
+from ..._hooks import serialize_with
+from ..._records import ProducerRecord
 from ..._settings import ProducerSettings
 from ..._shown import one_line
+from .._partitioning import choose_partition
 from .._protocols import Outcome, Submission, Submitted
-from .._serializing import parts_of, serialize_with, size_of
+from .._serializing import parts_of, size_of
 from ..security._settings import encodes
 from ._client import ClientHandle
 from ._errors import UNKNOWN_TOPIC, harmless_failure, not_taken, rejected
@@ -23,6 +26,10 @@ from ._outcomes import Outcomes
 from ._reports import Reports
 
 __all__ = ["Submitter"]
+
+
+class _PartitionsUnknown(Exception):
+    """The record must wait: the partitions of its topic were requested for the partitioner."""
 
 
 class Submitter:
@@ -40,8 +47,10 @@ class Submitter:
     ) -> None:
         self._key = serialize_with(settings.key_serializer)
         self._value = serialize_with(settings.value_serializer)
-        #: Whether there are no serializers. They must not run on the loop.
-        self.direct = self._key is None and self._value is None
+        self._partitioner = settings.partitioner
+        hooks = (self._key, self._value, self._partitioner)
+        #: Whether there are no serializers and no partitioner. They must not run on the loop.
+        self.direct = all(hook is None for hook in hooks)
         self._handle = handle
         self._health = health
         self._reports = reports
@@ -57,7 +66,7 @@ class Submitter:
         failed: list[Any],
         failures: list[Outcome],
     ) -> None:
-        """Pass a batch to the client. If there are no serializers, the caller holds ``using``.
+        """Pass a batch to the client. If there are no hooks, the caller holds ``using``.
 
         Args:
             batch: the submissions, in order.
@@ -94,6 +103,9 @@ class Submitter:
                 failed.append(submission)
                 # This frame has a reference to the client.
                 failures.append(error.with_traceback(None))
+            except _PartitionsUnknown:
+                held_topics = {record.topic, *(held_topics or ())}
+                answer.held.append(submission)
             except BufferError:
                 # The client's queue is longer than the producer allows. Only records that are about
                 # to leave it can fill it.
@@ -127,9 +139,13 @@ class Submitter:
                 )
 
     def _submit_one(self, submission: Submission, partition: int, answer: Submitted) -> None:
-        """Serialize a record and pass it to the client with its headers and its timestamp."""
+        """Serialize a record, have a partitioner choose its partition, and pass it to the client
+        with its headers and its timestamp."""
         record = submission.record
         key, value, headers = record.key, record.value, [*record.headers]
+        partitioner = self._partitioner if record.partition is None else None
+        # First: a record that must wait is not serialized again and again.
+        partitions = () if partitioner is None else self._partitions_of(record)
         if not self.direct:
             key, value = parts_of(record, self._key, self._value, headers)
             answer.sizes.append((submission, size_of(key, value, headers)))
@@ -142,7 +158,32 @@ class Submitter:
             raise rejected(
                 record, "librdkafka can't send timestamp_ms=0: it would set the current time"
             )
-        self._produce(submission, key, value, partition, headers)
+        if partitioner is None:
+            self._produce(submission, key, value, partition, headers)
+            return
+        partition = choose_partition(partitioner, record, key, partitions)
+        try:
+            self._produce(submission, key, value, partition, headers)
+        except KafkaException as error:
+            if error.args[0].code() not in UNKNOWN_TOPIC:
+                raise
+            self._metadata.forget(record.topic)
+            self._metadata.partitions_of(record.topic)  # requests them
+            raise _PartitionsUnknown from None
+
+    def _partitions_of(self, record: ProducerRecord[Any, Any]) -> tuple[int, ...]:
+        """Return the partitions from which the partitioner may choose.
+
+        Raises:
+            RecordRejected: the topic can't be used.
+            _PartitionsUnknown: the record must wait.
+        """
+        found = self._metadata.partitions_of(record.topic)
+        if found is None:
+            raise _PartitionsUnknown
+        if isinstance(found, SendProducerError):
+            raise rejected(record, str(found), found)
+        return found
 
     def _produce(
         self,
@@ -191,11 +232,13 @@ class Submitter:
         Returns:
             Whether the client took the record again.
         """
-        if (
-            error.code() != KafkaError._UNKNOWN_PARTITION
-            or submission.record.partition is not None
-            or not self._outcomes.is_sent_once(message)
-        ):
+        if error.code() != KafkaError._UNKNOWN_PARTITION or submission.record.partition is not None:
+            return False
+        if self._partitioner is not None:
+            # The loop may call this, and the partitioner must not run on it.
+            self._metadata.forget(submission.record.topic)
+            return False
+        if not self._outcomes.is_sent_once(message):
             return False
         try:
             self._produce(submission, message.key(), message.value(), -1, headers)

@@ -1,0 +1,57 @@
+"""Calls the user's partitioner, and checks its result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from .._exceptions import Persistence, RecordRejected
+from .._hooks import Partitioner
+from .._records import ProducerRecord
+from .._shown import raised_text, shown
+from .._validation import plain
+
+__all__ = ["choose_partition"]
+
+
+def choose_partition(
+    partitioner: Partitioner,
+    record: ProducerRecord[Any, Any],
+    key: bytes | None,
+    partitions: Sequence[int],
+) -> int:
+    """Have a producer's partitioner choose the partition of a record that names none.
+
+    Call it on the driver's thread: a partitioner may block.
+
+    Args:
+        partitioner: of the producer's settings.
+        record: as the caller sent it.
+        key: its serialized key.
+        partitions: the numbers of the topic's partitions, in ascending order. The partitioner gets
+            this object, so it should be immutable, such as a tuple.
+
+    Returns:
+        One of ``partitions``.
+
+    Raises:
+        RecordRejected: the partitioner raised, or returned something else. The record is not
+            persisted.
+    """
+    try:
+        chosen = cast("object", partitioner(record.topic, key, partitions))
+        if isinstance(chosen, int) and not isinstance(chosen, bool):
+            chosen = number = plain(chosen)
+            if number in partitions:
+                return number
+        reason = f"returned {shown(chosen)}, which is not a partition of topic {record.topic!r}"
+    # As with a serializer: also SystemExit comes from the partitioner, and only this record fails.
+    except BaseException as error:
+        raise _rejected(record, raised_text(error)) from error
+    raise _rejected(record, reason)
+
+
+def _rejected(record: ProducerRecord[Any, Any], reason: str) -> RecordRejected:
+    return RecordRejected(
+        f"the partitioner {reason}", record=record, persistence=Persistence.NOT_PERSISTED
+    )
