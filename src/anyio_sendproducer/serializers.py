@@ -9,12 +9,20 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, cast
 
 from ._exceptions import SettingsError
+from ._hooks import AnySerializer, Serialize, check_serializer, serialize_with
+from ._shown import listed
 
-__all__ = ["BytesSerializer", "JSONSerializer", "SchemaRegistrySerializer", "StringSerializer"]
+__all__ = [
+    "BytesSerializer",
+    "JSONSerializer",
+    "SchemaRegistrySerializer",
+    "StringSerializer",
+    "TopicSerializer",
+]
 
 
 class BytesSerializer:
@@ -166,3 +174,63 @@ class SchemaRegistrySerializer:
 
     def __repr__(self) -> str:
         return f"SchemaRegistrySerializer({type(self._serializer).__name__}, {self._field!r})"
+
+
+class TopicSerializer:
+    """Passes each key or value to the serializer of its topic.
+
+    ::
+
+        TopicSerializer({"orders": JSONSerializer(), "audit": StringSerializer()})
+
+    Args:
+        by_topic: a serializer for each topic, of either kind: a callable with one argument, or an
+            object with ``serialize(topic, headers, data)``. Later changes of the mapping have no
+            effect.
+        default: the serializer for every other topic. With None, a record for another topic fails
+            with a :exc:`~anyio_sendproducer.SerializationFailed`.
+
+    Raises:
+        SettingsError: ``by_topic`` is not a mapping from names of topics, or one of the serializers
+            can't be used; the message names the topic.
+    """
+
+    def __init__(
+        self, by_topic: Mapping[str, AnySerializer], default: AnySerializer | None = None
+    ) -> None:
+        if not isinstance(cast("object", by_topic), Mapping):
+            raise SettingsError(
+                "TopicSerializer: by_topic must be a mapping from topics to serializers, not "
+                f"{type(by_topic).__name__}"
+            )
+        self._by_topic: dict[str, Serialize] = {}
+        for topic, serializer in by_topic.items():
+            if not isinstance(cast("object", topic), str):
+                raise SettingsError(
+                    f"TopicSerializer: a topic must be a str, not {type(topic).__name__}"
+                )
+            self._by_topic[topic] = _checked(f"by_topic[{topic!r:.80}]", serializer)
+        self._default = None if default is None else _checked("default", default)
+
+    def serialize(self, topic: str, headers: list[tuple[str, bytes]], data: Any) -> bytes | None:
+        """Return the data as the topic's serializer returns it. That serializer may add headers.
+
+        Raises:
+            LookupError: the topic has no serializer, and there is no default. The message lists the
+                first topics that have one.
+            Exception: the exception of the serializer.
+        """
+        serialize = self._by_topic.get(topic, self._default)
+        if serialize is None:
+            known = listed(map(repr, self._by_topic)) or "no topic"
+            raise LookupError(f"topic {topic!r} has no serializer; there is one for {known}")
+        return cast("bytes | None", serialize(topic, headers, data))
+
+    def __repr__(self) -> str:
+        # The repr of a serializer may show a password.
+        return f"TopicSerializer({listed(map(repr, self._by_topic))})"
+
+
+def _checked(field: str, serializer: AnySerializer) -> Serialize:
+    check_serializer(f"TopicSerializer: {field}", serializer)
+    return cast("Serialize", serialize_with(serializer))

@@ -15,10 +15,12 @@ from anyio_sendproducer import (
     SerializationFailed,
     open_send_producer,
 )
+from anyio_sendproducer.drivers import DriverName
 from anyio_sendproducer.serializers import (
     JSONSerializer,
     SchemaRegistrySerializer,
     StringSerializer,
+    TopicSerializer,
 )
 from anyio_sendproducer.testing import embedded_broker
 from tests.support.history import Logged, read_topic
@@ -59,3 +61,24 @@ async def test_all_of_them_on_the_way_to_a_broker() -> None:
         (marked,) = await read("marked")
         assert (marked.key, marked.value) == (b"marked:k", b"marked:1")
         assert [*marked.headers] == [("mine", b""), ("schema", b"key"), ("schema", b"value")]
+
+
+async def test_topics_with_serializers_of_their_own(driver: DriverName) -> None:
+    async with embedded_broker() as broker:
+        settings = ProducerSettings(
+            bootstrap_servers=broker.bootstrap_servers,
+            value_serializer=TopicSerializer(
+                {"json": JSONSerializer(), "marked": SchemaRegistrySerializer(_marked, "value")},
+                StringSerializer(),
+            ),
+        )
+        async with open_send_producer(settings, driver=driver) as producer:
+            for topic in ("json", "marked", "text"):
+                await producer.send(ProducerRecord(topic, "v", partition=0))
+        found = {
+            topic: await anyio.to_thread.run_sync(read_topic, broker.bootstrap_servers, topic)
+            for topic in ("json", "marked", "text")
+        }
+    values = {topic: [one.value for one in written] for topic, written in found.items()}
+    assert values == {"json": [b'"v"'], "marked": [b"marked:v"], "text": [b"v"]}
+    assert [*found["marked"][0].headers] == [("schema", b"value")]

@@ -14,6 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anyio_sendproducer import (
+    Persistence,
+    ProducerRecord,
+    ProducerSettings,
+    SerializationFailed,
     SettingsError,
 )
 from anyio_sendproducer.serializers import (
@@ -21,7 +25,9 @@ from anyio_sendproducer.serializers import (
     JSONSerializer,
     SchemaRegistrySerializer,
     StringSerializer,
+    TopicSerializer,
 )
+from anyio_sendproducer.testing import fake_producer
 
 values = st.recursive(
     st.none()
@@ -144,3 +150,117 @@ def _marked(data: Any, context: Any) -> bytes:
     assert threading.current_thread().name.startswith("anyio-sendproducer")
     context.headers.append(("schema", context.field.encode()))
     return f"{context.topic}:{data}".encode()
+
+
+# --- by topic ------------------------------------------------------------------------------------
+
+
+class Marking:
+    """A serializer that gets the topic, and adds a header."""
+
+    def serialize(self, topic: str, headers: list[tuple[str, bytes]], data: str) -> bytes:
+        headers.append(("topic", topic.encode()))
+        return data.upper().encode()
+
+
+async def serialize_later(_: object) -> bytes:
+    return b""
+
+
+def test_each_topic_has_its_serializer_of_either_kind() -> None:
+    by_topic: dict[str, Any] = {"orders": JSONSerializer(), "audit": Marking()}
+    serializer = TopicSerializer(by_topic)
+    by_topic.clear()  # it has a copy
+    headers = [("mine", b"")]
+    assert serializer.serialize("orders", headers, {"a": 1}) == b'{"a":1}'
+    assert serializer.serialize("audit", headers, "read") == b"READ"
+    assert headers == [("mine", b""), ("topic", b"audit")]
+
+
+@pytest.mark.parametrize("default", [str.encode, Marking()], ids=["callable", "object"])
+def test_every_other_topic_has_the_default(default: Any) -> None:
+    serializer = TopicSerializer({"orders": JSONSerializer()}, default)
+    assert serializer.serialize("audit", [], "READ") == b"READ"
+    assert serializer.serialize("orders", [], "READ") == b'"READ"'
+
+
+@pytest.mark.parametrize(
+    ("topics", "known"),
+    [
+        ("", "there is one for no topic"),
+        ("ab", "there is one for 'a', 'b'"),
+        ("abcdefg", "there is one for 'a', 'b', 'c', 'd', 'e' and 2 more"),
+    ],
+    ids=["none", "some", "many"],
+)
+def test_a_topic_without_a_serializer_is_named_beside_the_known_ones(
+    topics: str, known: str
+) -> None:
+    serializer = TopicSerializer(dict.fromkeys(topics, str.encode))
+    with pytest.raises(LookupError) as caught:
+        serializer.serialize("audit", [], "x")
+    assert str(caught.value) == f"topic 'audit' has no serializer; {known}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (([],), "by_topic must be a mapping from topics to serializers, not list"),
+        ((None,), "by_topic must be a mapping from topics to serializers, not NoneType"),
+        (({7: str.encode},), "a topic must be a str, not int"),
+        (
+            ({"orders": "json"},),
+            (
+                "by_topic['orders'] must be a callable or have a serialize(topic, headers, data) "
+                "method, not str"
+            ),
+        ),
+        (
+            ({"orders": None},),
+            (
+                "by_topic['orders'] must be a callable or have a serialize(topic, headers, data) "
+                "method, not NoneType"
+            ),
+        ),
+        (
+            ({"orders": JSONSerializer},),
+            "by_topic['orders'] must be an instance, JSONSerializer(), not the class",
+        ),
+        (
+            ({"orders": serialize_later},),
+            "by_topic['orders'] must not be async: it is called on a thread, where it may block",
+        ),
+        (({}, Marking), "default must be an instance, Marking(), not the class"),
+    ],
+    ids=str,
+)
+def test_what_a_topic_serializer_cannot_use(arguments: tuple[Any, ...], says: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        TopicSerializer(*arguments)
+    assert str(caught.value) == f"TopicSerializer: {says}"
+
+
+def test_a_topic_serializer_shows_its_topics_and_not_the_serializers() -> None:
+    serializer = TopicSerializer(dict.fromkeys("abcdefg", str.encode), Marking())
+    assert repr(serializer) == "TopicSerializer('a', 'b', 'c', 'd', 'e' and 2 more)"
+
+
+async def test_a_record_for_a_topic_without_a_serializer_fails_alone() -> None:
+    settings = ProducerSettings(
+        bootstrap_servers="localhost:9092",
+        value_serializer=TopicSerializer({"orders": JSONSerializer(), "audit": Marking()}),
+    )
+    async with fake_producer(settings, partitions=1) as fake:
+        await fake.producer.send("orders", {"a": 1})
+        with pytest.raises(SerializationFailed) as caught:
+            await fake.producer.send("oders", {"a": 1})
+        await fake.producer.send("audit", "read")
+        await fake.producer.send("anything", None, b"tombstone")  # None is not serialized
+    said = "the value_serializer raised LookupError: topic 'oders' has no serializer; there is one"
+    assert str(caught.value) == f"{said} for 'orders', 'audit'"
+    assert caught.value.persistence is Persistence.NOT_PERSISTED
+    assert fake.written == {
+        ("orders", 0): [ProducerRecord("orders", b'{"a":1}')],
+        ("audit", 0): [ProducerRecord("audit", b"READ", headers=[("topic", b"audit")])],
+        ("anything", 0): [ProducerRecord("anything", None, b"tombstone")],
+    }
