@@ -23,6 +23,7 @@ extensions = [
     "import_layers",
     "outside_names",
     "state_diagrams",
+    "unreleased_changes",
 ]
 # The extensions' docstrings show Markdown; _build is what was built.
 exclude_patterns = ["_build", "_ext"]
