@@ -414,7 +414,7 @@ def test_every_field_has_its_with_method() -> None:
 
 
 def test_the_reference_lists_each_way_to_make_and_change_settings() -> None:
-    page = (ROOT / "docs/reference/api.md").read_text("utf-8")
+    page = (ROOT / "docs/reference/settings.md").read_text("utf-8")
     [listed] = re.findall(r"autoclass:: ProducerSettings\n +:members: ((?:.+\n)+?)```", page)
     public = {
         name
