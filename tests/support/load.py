@@ -205,7 +205,9 @@ class Ran:
     statistics: Statistics
     """The producer's figures when it was closed."""
     undelivered: int
-    """How many failures nobody had awaited, as a clean exit tells them."""
+    """How many failures nobody had awaited, as a clean exit reports them."""
+    raised: int
+    """How many failures ``enqueue`` itself raised, because the record never got room."""
     outage: Outage
     """The longest outage."""
 
@@ -275,6 +277,7 @@ async def run_load(
         max(waits, default=0.0),
         teller.running.producer.statistics(),
         undelivered,
+        teller.raised,
         teller.running.longest_outage,
     )
 
@@ -289,6 +292,8 @@ class _Teller:
         self.body_ended = 0.0
         self._began = 0.0
         self._abandoned = 0
+        #: How many failures enqueue() raised.
+        self.raised = 0
         # Accepted, and nobody was told the outcome yet.
         self._left: dict[str, Delivery] = {}
 
@@ -355,6 +360,7 @@ class _Teller:
                 try:
                     delivery = await producer.enqueue(record)
                 except DeliveryError as error:
+                    self.raised += 1
                     self._end(id_, error)
                     room.release()
                 except (ProducerClosed, ProducerBroken):
