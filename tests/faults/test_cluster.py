@@ -266,10 +266,12 @@ async def test_a_partition_has_no_leader_for_longer_than_the_deadline(
     ran = await run_load(settings, load, during=during, driver=driver)
     cell = Cell("cluster", "a partition without a leader", anyio_backend, driver)
     report = await judge(cell, ran, settings, topic)
-    assert set(report.failed) <= {
-        "DeliveryTimeout, not persisted",
-        "DeliveryTimeout, possibly persisted",
-    }
+    kinds = {"DeliveryTimeout, not persisted", "DeliveryTimeout, possibly persisted"}
+    if driver == "confluent":
+        # librdkafka cannot give up single records. So the client is replaced whenever late records
+        # take up half of the room, and the records of that partition fail before their deadline.
+        kinds.add("DeliveryError, possibly persisted")
+    assert set(report.failed) <= kinds
     history = ran.history
     for sent in history.sent.values():
         assert sent.partition == 2 or isinstance(history.outcome(sent.id), Acknowledged)
