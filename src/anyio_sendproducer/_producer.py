@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Iterable
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from typing import Any, ClassVar, TypeVar, overload
@@ -16,7 +16,7 @@ from ._cluster_probe import ClusterProbe
 from ._delivery import Statistics
 from ._durations import seconds_of
 from ._engine import Engine
-from ._exceptions import SendProducerError, SettingsError, UndeliveredRecords
+from ._exceptions import SettingsError, UndeliveredRecords
 from ._flow import FlowSummary, Offsets, run_flow, run_sink, run_transactional_flow
 from ._no_public_constructor import NoPublicConstructor
 from ._own_methods import with_own_methods
@@ -36,6 +36,7 @@ from ._sending import Sender
 from ._shown import listed
 from ._transaction import Transaction, Transactions
 from ._validation import check_record
+from ._warm_up import find_partitions, warm_up
 from .drivers import ClusterDescription
 
 __all__ = ["SendProducer"]
@@ -293,19 +294,52 @@ class SendProducer(Sender, NoPublicConstructor):
         self._engine.check_usable()
         check_record(ProducerRecord(topic, b""), set())
         await anyio.lowlevel.checkpoint_if_cancelled()
-        delivery_timeout = self._engine.settings.delivery_timeout
-        with anyio.move_on_after(delivery_timeout):
-            while True:
-                known = self._engine.metadata.changes
-                found = await self._engine.bridge.call(lambda driver: driver.partitions_for(topic))
-                if found is not None:
-                    return found
-                self._engine.check_usable()
-                await self._engine.wait_for_metadata(known)
-        raise SendProducerError(
-            f"no broker reported the partitions of topic {topic!r} within "
-            f"{delivery_timeout:g} s (delivery_timeout)"
-        )
+        limit = (self._engine.settings.delivery_timeout, "delivery_timeout")
+        return await find_partitions(self._engine, topic, limit)
+
+    async def warm_up(
+        self,
+        topics: Iterable[str | ProducerRecord[Any, Any]],
+        *,
+        timeout: float | timedelta | None = None,  # noqa: ASYNC109
+    ) -> None:
+        """Do now what the first record of a topic would wait for. Nothing is sent.
+
+        ::
+
+            await producer.warm_up(["orders", ProducerRecord("audit", {"user": "alice"})])
+
+        The metadata of all topics are requested at the same time. For an example record, the
+        serializers then run on the driver thread, and their result is thrown away. So
+        confluent-kafka's ``AvroSerializer``, ``JSONSerializer`` and ``ProtobufSerializer`` register
+        the schema of the topic, or look it up, and the first record finds it in their cache.
+
+        Args:
+            topics: names of topics, and example records, in any mixture. If the cluster creates
+                topics on first use, this call may create them.
+            timeout: the time for all of them together, as seconds or a ``timedelta``. None stands
+                for ``delivery_timeout``.
+
+        Raises:
+            SendProducerError: the cluster does not know a topic (see ``unknown_topic_timeout``),
+                this client may not use it, or there was no answer in time; the message names the
+                topic.
+            SerializationFailed: a serializer raised, or returned or added a value of a wrong type.
+            RecordRejected: a name of a topic or an example record is invalid.
+            SettingsError: ``timeout`` is not a duration above 0.
+            TypeError: ``topics`` is not an iterable of these. For a single topic or record, pass a
+                list.
+            ProducerClosed, ProducerBroken, ProducerMisused: as for :meth:`send`.
+
+        The first error ends the call. Other topics may be warm by then.
+
+        Cancellation ends only the waiting: requests that were sent, and a serializer that runs,
+        continue.
+        """
+        limit = (self._engine.settings.delivery_timeout, "delivery_timeout")
+        if timeout is not None:
+            limit = (seconds_of("timeout", timeout, zero=False), "timeout")
+        await warm_up(self._engine, topics, limit)
 
     async def check(
         self,

@@ -21,6 +21,7 @@ __all__ = [
     "check_is_envelope",
     "check_is_record",
     "check_record",
+    "examples_of",
     "not_an_envelope",
     "plain",
     "record_of",
@@ -295,6 +296,30 @@ def records_of(given: Iterable[ProducerRecord[Any, Any]]) -> tuple[ProducerRecor
             f"send_many() takes an iterable of records, not {type(given).__name__}{hint}"
         )
     return tuple(given)
+
+
+def examples_of(
+    given: Iterable[str | ProducerRecord[Any, Any]],
+) -> tuple[str | ProducerRecord[Any, Any], ...]:
+    """Make a tuple of the argument of ``warm_up()``.
+
+    Raises:
+        TypeError: it is not an iterable of topics and records.
+    """
+    what = cast("object", given)
+    is_one = isinstance(what, (str, ProducerRecord))
+    if is_one or not isinstance(what, Iterable):
+        hint = ": put it in a list" if is_one else ""
+        raise TypeError(
+            f"warm_up() takes an iterable of topics and records, not {type(given).__name__}{hint}"
+        )
+    examples = tuple(given)
+    for example in examples:
+        if not isinstance(cast("object", example), (str, ProducerRecord)):
+            raise TypeError(
+                f"warm_up() takes names of topics and ProducerRecords, not {type(example).__name__}"
+            )
+    return examples
 
 
 def check_count(field: str, value: object) -> None:

@@ -30,7 +30,7 @@ LAYERS: Final = [
     {"_driver_thread", "_observing"},
     {"_bridge"},
     {"_cluster_probe", "_engine"},
-    {"_admission"},
+    {"_admission", "_warm_up"},
     {"_group_sending"},
     {"_sending"},
     {"_flow"},

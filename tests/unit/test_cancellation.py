@@ -301,6 +301,8 @@ async def test_waits_called_in_a_cancelled_scope(
             lambda: producer.send_many([record(b"never")]),
             lambda: producer.send_envelope(MultiMessage([record(b"never")])),
             lambda: producer.partitions_for("t"),
+            lambda: producer.warm_up([]),
+            lambda: producer.warm_up(["t"]),
             producer.flush,
         ]
         for wait in waits:

@@ -131,6 +131,8 @@ def calls_of(producer: SendProducer, name: str) -> Call:
         "flow": flow,
         "sink": lambda: producer.sink(envelopes()),
         "partitions_for": lambda: producer.partitions_for("t"),
+        "warm_up": lambda: producer.warm_up(["t", record()]),
+        "warm_up of none": lambda: producer.warm_up([]),
     }[name]
 
 
@@ -150,6 +152,8 @@ METHODS = [
     "flow",
     "sink",
     "partitions_for",
+    "warm_up",
+    "warm_up of none",
 ]
 
 
