@@ -74,11 +74,11 @@ class AdmissionLike(Protocol):
         group: Group,
         deadline: CallDeadline | None = None,
     ) -> list[Entry]:
-        """Enter the first records of a group: at most up to one that is invalid or has no room.
+        """Enter records of a group in order, and stop before one that is invalid or has no room.
 
         Returns:
-            The entries; none if the implementation enters records only one by one. The caller must
-            pass the next record, if any, to :meth:`enter`, which raises its error or lets it wait.
+            The entries; none if the implementation enters records only one by one. If there are
+            none, the caller must pass the next record to :meth:`enter`.
         """
         ...
 
@@ -236,8 +236,8 @@ class ObservedAdmission(Admission):
         now = self._now()
         given = observation.make_given(record, now)
         sent = record
-        # Call an injector only for a record that will be accepted, because it may take the call as
-        # a sign that the record is sent.
+        # Call no injector for a record that is refused at once, because it may take the call as a
+        # sign that the record is sent.
         if size <= ledger.max_bytes and (wait or ledger.has_room(size)):
             sent, size = observation.add_headers(given, size, ledger.max_bytes)
         with self._step:

@@ -261,9 +261,9 @@ class Bridge:
 
     @property
     def can_submit_inline(self) -> bool:
-        """Whether a lone record may be submitted from the caller's task, if none is in flight.
+        """Whether a batch of one record may be submitted from the caller's task.
 
-        The last batch must have been a lone record, too. Otherwise several callers probably send
+        The last batch must have had one record, too. Otherwise several callers probably send
         now, and their records are submitted together in the pump's next turn.
         """
         return self._worker.is_direct and self._last_batch == 1

@@ -27,9 +27,9 @@ __all__ = [
     "split_events",
 ]
 
-#: How many outcomes are settled before other tasks run. The callers that they wake take about half
-#: a millisecond. Measured with kafka-python: with a thousand, timers were 1.5 times as late, and
-#: nothing was faster.
+#: How many outcomes that a client reported by itself are settled before other tasks run. (A poll
+#: has a limit of its own.) The callers that they wake take about half a millisecond. Measured with
+#: kafka-python: with a thousand, timers were 1.5 times as late, and nothing was faster.
 SETTLED_AT_ONCE: Final = 60
 
 
@@ -85,7 +85,8 @@ class ClientOpened:
 
 @dataclass(frozen=True, slots=True)
 class DriverCrashed:
-    """The driver raised an error that its protocol forbids, and can't be used any more."""
+    """No client can be used any more: the driver raised an error that its protocol forbids, another
+    producer took over, or the first client refused a setting."""
 
     error: BaseException
 
@@ -105,8 +106,8 @@ Event = (
 def split_events(events: Iterable[Event]) -> Iterator[list[Event]]:
     """Divide events, in order, into portions of at most ``SETTLED_AT_ONCE`` outcomes.
 
-    If there are several portions, an empty one follows. The callers that the last portion wakes
-    then run before the pump continues.
+    The pump lets other tasks run before each portion but the first. If there are several, an empty
+    one comes last, so that the callers run that the last outcomes woke.
     """
     portion: list[Event] = []
     room = SETTLED_AT_ONCE

@@ -137,7 +137,7 @@ class DriverThread:
         self.open_error: Exception | None = None
         self.polled_driver: PolledDriver | None = None
         #: Whether the event loop may submit without the thread: any batch if the client is polled,
-        #: otherwise a lone record.
+        #: otherwise a batch of one record.
         self.is_direct = False
         #: The driver, if its client lingers.
         self.lingering_driver: LingeringDriver | None = None
@@ -229,7 +229,8 @@ class DriverThread:
         driver.open(_Sink(self.post, generation, self._monotonic))
         self.polled_driver = driver if isinstance(driver, PolledDriver) else None
         self.is_direct = isinstance(driver, DirectDriver) and driver.direct
-        # A new client lingers. Set `lingering_driver` last, because the event loop reads it first.
+        # A new client has not been told to hurry. Set `lingering_driver` last, because the event
+        # loop reads it first.
         self.is_hurried = False
         lingers = isinstance(driver, LingeringDriver) and driver.lingers
         self.lingering_driver = cast("LingeringDriver", driver) if lingers else None

@@ -111,7 +111,7 @@ class Engine:
         self.client = _READY
         self.pump = _IDLE
         self.affinity = Affinity(loop, bridge.step)
-        #: Aborts the open transaction, if any, before the producer drains.
+        #: Aborts the open transaction, if any, before the closing producer waits for its records.
         self.before_drain: Callable[[], Awaitable[object]] | None = None
         self.closing = Closing()
         # The context variables of the task that opened the producer.
@@ -188,7 +188,7 @@ class Engine:
     def hurrying(self) -> Generator[None]:
         """Have the client not linger during a block.
 
-        The block waits for records that were submitted, and sends no more until they are settled.
+        The block waits for records that were submitted, and sends no more until some are settled.
         """
         self.ledger.hurry_requests += 1
         self.wake_and_notify(())
@@ -313,7 +313,7 @@ class Engine:
                     self.notify()
 
     def _handle_inline(self, event: Event) -> bool:
-        """Settle a completion of one record without a turn of the pump: half of the work.
+        """Settle a completion of one record without a turn of the pump, which halves the work.
 
         Returns:
             False if the pump must apply the event.
@@ -416,7 +416,7 @@ class Engine:
                 self.wake_and_notify(self.ledger.expire(now, last_error))
                 if self.ledger.is_stuck(now):
                     error = TimeoutError(
-                        "the client has records past their delivery_timeout and makes no progress"
+                        "the client has had records for too long after their delivery_timeout"
                     )
                     error.__cause__ = last_error
                     self.loop.wake(self._replace_or_break(error))

@@ -48,8 +48,10 @@ async def send_group(
         The outcome of each record, in their order.
 
     Raises:
-        ProducerClosed, ProducerBroken, ProducerMisused, TransactionError: see :meth:`Sender.send`.
-            No record was accepted.
+        ProducerClosed, ProducerBroken, ProducerMisused: see :meth:`Sender.send`. No record was
+            accepted.
+        TransactionError: see :meth:`Sender.send`. If the transaction ended while the call waited
+            for room, earlier records were accepted.
         TypeError: one of ``records`` is not a ProducerRecord. No record was accepted.
 
     Cancellation: as with :meth:`Sender.send`, for each record on its own.
@@ -127,7 +129,8 @@ class _GroupCall:
         """Enter the records in order, each as soon as there is room for it.
 
         Raises:
-            ProducerClosed, ProducerBroken, TransactionError: no record was entered.
+            ProducerClosed, ProducerBroken: no record was entered.
+            TransactionError: the transaction has ended; earlier records may be entered.
         """
         records, group, entered = self._records, self._group, self.entered
         next_yield = _RECORDS_BETWEEN_YIELDS

@@ -12,8 +12,8 @@ __all__ = ["LATENESS", "PATIENCE", "LateRecords"]
 #: Seconds for which a client that has late records may deliver no record at all.
 PATIENCE: Final = 10.0
 
-#: Seconds after its deadline within which a client must report a record. A healthy client reports a
-#: record that it could not send one or two seconds late.
+#: Seconds after its deadline within which a client must report a record. If a healthy client could
+#: not send a record, it reports that one or two seconds after the deadline.
 LATENESS: Final = 5.0
 
 

@@ -127,7 +127,7 @@ class Ledger:
         self._late = LateRecords(max_in_flight, max_buffered_bytes)
         # Whether enter(wait=False) has found no room since outcomes last freed room.
         self._refused_for_room = False
-        #: How many callers wait for submitted records, and send no more until those are settled.
+        #: How many callers wait for submitted records, and send no more until some are settled.
         self.hurry_requests = 0
         self._unawaited = UnawaitedFailures(kept_failures)
         self._accepted = 0
@@ -447,7 +447,8 @@ class Ledger:
 
     @property
     def first_failure(self) -> DeliveryError | None:
-        """The first failure since :meth:`separate_transactions` of a record accepted after it."""
+        """The first failure since :meth:`separate_transactions` of a record accepted after it, or
+        never accepted."""
         return self._unawaited.first.error
 
     # --- callers that stop waiting -----------------------------------------------------------

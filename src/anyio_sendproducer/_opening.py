@@ -248,7 +248,8 @@ async def _open(
         try:
             await producer.aclose()
         except BaseException as error:
-            # For a cancellation. UndeliveredRecords already contains the failures.
+            # If aclose() was cancelled, nothing has reported the failures yet. If it raised
+            # UndeliveredRecords, none are left to note.
             _note_undelivered(error, producer)
             raise
 

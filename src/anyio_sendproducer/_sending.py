@@ -395,8 +395,8 @@ class Sender:
     async def _check_cancelled(self) -> None:
         """Raise the cancellation of the calling task, if any, and choose the next call that checks.
 
-        If the task is cancelled, the next call checks too, because a task group cancels all of its
-        tasks.
+        If the task is cancelled, the next call checks, too, whichever task makes it: other tasks of
+        the same group are probably cancelled as well.
         """
         self._calls_until_check = 1
         await anyio.lowlevel.checkpoint_if_cancelled()

@@ -71,7 +71,8 @@ class TransactionState(enum.Enum):
     OPEN = "open"
     """The transaction accepts records."""
     ENDING = "ending"
-    """The block has ended. The transaction waits for its records or for the brokers' answer."""
+    """The block has ended, or the producer is being closed. The transaction waits for its records
+    or for the brokers' answer."""
     COMMITTED = "committed"
     """All records are visible to consumers."""
     ABORTED = "aborted"
@@ -342,8 +343,9 @@ class Transaction(Sender, NoPublicConstructor):
             raise
         except BaseException as error:
             if self._status.state is not TransactionState.COMMITTED:
-                # Also for ProducerFenced: both clients repeat a request whose answer was lost.
-                # Another producer may have taken over between a commit and its repetition.
+                # Also for ProducerFenced: kafka-python and librdkafka repeat a commit whose answer
+                # was lost. The first request may have committed before another producer took over
+                # and the repetition was fenced.
                 self._status.state = TransactionState.UNKNOWN
                 engine.replace_client(error)
             raise

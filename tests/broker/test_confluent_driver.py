@@ -516,7 +516,7 @@ def test_the_start_requests_no_topics() -> None:
         with opened(cluster, properties={"receive.message.max.bytes": 1000}) as (driver, recorder):
             [outcome] = send_all(driver, recorder, [ProducerRecord("small", b"v")])
             assert isinstance(outcome, RecordMetadata)
-            assert driver.describe().brokers[0].id == 1
+            assert driver.describe_from_client().brokers[0].id == 1
             assert driver.partitions_for("large") is None
             parcel = Parcel(ProducerRecord("large", b"v"))
             driver.submit([parcel])

@@ -76,7 +76,7 @@ def test_the_pages_name_the_same_functions(page: Path) -> None:
 async def test_a_record_passes_through_the_documented_functions(
     driver: DriverName, is_first: bool
 ) -> None:
-    """The first record goes by the driver's thread, if its client has one for that."""
+    """The first record, and one after it."""
     with mock_cluster() as cluster, calls_in_the_package() as calls:
         async with open_send_producer(cluster.settings(driver), driver=driver) as producer:
             if not is_first:

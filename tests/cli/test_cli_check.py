@@ -655,7 +655,7 @@ def test_a_cluster_of_librdkafka_that_does_not_answer(monkeypatch: pytest.Monkey
     driver = ConfluentDriver(settings("x:1"))
     driver._handle.client = Silent()
     with pytest.raises(SendProducerError, match="the cluster does not say what it is: "):
-        driver.describe()
+        driver.describe_from_client()
 
 
 def test_the_configuration_is_not_logged(

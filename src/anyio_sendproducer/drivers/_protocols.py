@@ -2,8 +2,8 @@
 
 Which thread calls which method:
 
-- The driver thread, which is the producer's own: ``open``, ``submit``, ``partitions_for`` and the
-  methods for transactions, one at a time.
+- The driver thread, which is the producer's own: ``open``, ``submit``, ``partitions_for``, the
+  methods for transactions, and ``last_error``, one at a time.
 - The event loop, at any time: ``last_error``, ``is_disconnected``, ``metrics``, ``hurry``, ``poll``
   and ``watch``; and ``submit`` of a :class:`DirectDriver`.
 - Any thread, also during another call, which must then return soon: ``close``.
@@ -164,7 +164,7 @@ class Driver(Protocol):
         ...
 
     def begin_transaction(self) -> None:
-        """Begin a transaction, unless one was begun and has no records.
+        """Begin a transaction. If one is open already, do nothing: the call may be repeated.
 
         The producer calls this and the next two methods only if the settings have a
         ``transactional_id``.
@@ -246,7 +246,8 @@ class Driver(Protocol):
 class DirectDriver(Driver, Protocol):
     """A driver whose client takes a record without waiting for anything.
 
-    The event loop itself submits a lone record, which saves the crossing to the driver thread.
+    The event loop itself submits a batch of one record, which saves the crossing to the driver
+    thread.
     """
 
     direct: bool

@@ -15,6 +15,6 @@ def describe(settings: ProducerSettings) -> ClusterDescription:
     driver = ConfluentDriver(settings)
     driver.open(NoSink())
     try:
-        return driver.describe()
+        return driver.describe_from_client()
     finally:
         driver.close(0)

@@ -284,8 +284,8 @@ class ConfluentDriver:
         """A topic's partitions; see :meth:`anyio_sendproducer.drivers.Driver.partitions_for`."""
         return self._metadata.partitions_for(topic)
 
-    def describe(self) -> ClusterDescription:
-        """Describe the cluster.
+    def describe_from_client(self) -> ClusterDescription:
+        """Describe the cluster, over the connections of this client.
 
         Raises:
             SendProducerError: the cluster does not answer.
