@@ -35,12 +35,16 @@ async def test_kafka_python_takes_what_is_alone_from_the_loop(shared_broker: str
 kafka_partitioner: Any = importlib.import_module("kafka.partitioner")
 
 
+def first(*_: object) -> int:
+    return 0
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         {"value_serializer": StringSerializer()},
         {"key_serializer": StringSerializer()},
-        {"partitioner": lambda *_: 0},
+        {"partitioner": first},
         {"properties": {"partitioner": kafka_partitioner.DefaultPartitioner()}},
     ],
     ids=["value_serializer", "key_serializer", "partitioner", "kafka-python's partitioner"],

@@ -28,7 +28,11 @@ def settings_for(broker: ScriptedBroker, **changes: Any) -> ProducerSettings:
     return ProducerSettings(bootstrap_servers=broker.address, cancel_timeout=1).evolve(**changes)
 
 
-@pytest.mark.parametrize("partitioner", [None, lambda *_: 2], ids=["none", "partitioner"])
+def third(*_: object) -> int:
+    return 2
+
+
+@pytest.mark.parametrize("partitioner", [None, third], ids=["none", "partitioner"])
 async def test_the_first_record_is_handed_over_once(
     broker: ScriptedBroker, driver: DriverName, partitioner: Any
 ) -> None:

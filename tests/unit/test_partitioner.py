@@ -56,6 +56,13 @@ class PanicException(BaseException):
     """As extensions written in Rust raise it."""
 
 
+def returning(value: Any) -> Callable[..., Any]:
+    def choose(*_: object) -> Any:
+        return value
+
+    return choose
+
+
 results = (
     st.integers(-3, 12)
     | st.sampled_from([None, True, False, 1.0, "1", b"1", 2**70, Shelf.TOP, Liar(99)])
@@ -93,7 +100,11 @@ def test_records_go_where_the_partitioner_says_in_their_order(
 ) -> None:
     fake, recorder = FakeDriver(partitions=count), Recorder()
     left = iter(chosen)
-    fake(ProducerSettings(bootstrap_servers="a:1", partitioner=lambda *_: next(left)))
+
+    def choose(*_: object) -> Any:
+        return next(left)
+
+    fake(ProducerSettings(bootstrap_servers="a:1", partitioner=choose))
     fake.open(recorder)
     parcels = [Parcel(ProducerRecord("orders", b"%d" % number)) for number in range(len(chosen))]
     fake.submit(parcels)
@@ -115,16 +126,16 @@ def test_records_go_where_the_partitioner_says_in_their_order(
 @pytest.mark.parametrize(
     ("choose", "says"),
     [
-        (lambda *_: 7, "returned 7, which is not a partition of topic 'orders'"),
-        (lambda *_: -1, "returned -1, which is not"),
-        (lambda *_: Liar(99), "returned 99, which is not"),
-        (lambda *_: True, "returned True, which is not"),
-        (lambda *_: 1.0, "returned 1.0, which is not"),
-        (lambda *_: None, "returned None, which is not"),
-        (lambda *_: "0", "returned '0', which is not"),
-        (lambda *_: [0], "returned list, which is not"),
-        (lambda *_: Pretender(), "raised TypeError: "),
-        (lambda _: 0, "raised TypeError: "),
+        (returning(7), "returned 7, which is not a partition of topic 'orders'"),
+        (returning(-1), "returned -1, which is not"),
+        (returning(Liar(99)), "returned 99, which is not"),
+        (returning(True), "returned True, which is not"),
+        (returning(1.0), "returned 1.0, which is not"),
+        (returning(None), "returned None, which is not"),
+        (returning("0"), "returned '0', which is not"),
+        (returning([0]), "returned list, which is not"),
+        (returning(Pretender()), "raised TypeError: "),
+        (str.upper, "raised TypeError: "),
     ],
     ids=["7", "-1", "Liar", "True", "1.0", "None", "str", "list", "Pretender", "arguments"],
 )

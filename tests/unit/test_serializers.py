@@ -202,38 +202,37 @@ def test_a_topic_without_a_serializer_is_named_beside_the_known_ones(
     assert str(caught.value) == f"topic 'audit' has no serializer; {known}"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (([],), "by_topic must be a mapping from topics to serializers, not list"),
-        ((None,), "by_topic must be a mapping from topics to serializers, not NoneType"),
-        (({7: str.encode},), "a topic must be a str, not int"),
+UNUSABLE: list[tuple[tuple[Any, ...], str]] = [
+    (([],), "by_topic must be a mapping from topics to serializers, not list"),
+    ((None,), "by_topic must be a mapping from topics to serializers, not NoneType"),
+    (({7: str.encode},), "a topic must be a str, not int"),
+    (
+        ({"orders": "json"},),
         (
-            ({"orders": "json"},),
-            (
-                "by_topic['orders'] must be a callable or have a serialize(topic, headers, data) "
-                "method, not str"
-            ),
+            "by_topic['orders'] must be a callable or have a serialize(topic, headers, data) "
+            "method, not str"
         ),
+    ),
+    (
+        ({"orders": None},),
         (
-            ({"orders": None},),
-            (
-                "by_topic['orders'] must be a callable or have a serialize(topic, headers, data) "
-                "method, not NoneType"
-            ),
+            "by_topic['orders'] must be a callable or have a serialize(topic, headers, data) "
+            "method, not NoneType"
         ),
-        (
-            ({"orders": JSONSerializer},),
-            "by_topic['orders'] must be an instance, JSONSerializer(), not the class",
-        ),
-        (
-            ({"orders": serialize_later},),
-            "by_topic['orders'] must not be async: it is called on a thread, where it may block",
-        ),
-        (({}, Marking), "default must be an instance, Marking(), not the class"),
-    ],
-    ids=str,
-)
+    ),
+    (
+        ({"orders": JSONSerializer},),
+        "by_topic['orders'] must be an instance, JSONSerializer(), not the class",
+    ),
+    (
+        ({"orders": serialize_later},),
+        "by_topic['orders'] must not be async: it is called on a thread, where it may block",
+    ),
+    (({}, Marking), "default must be an instance, Marking(), not the class"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "says"), UNUSABLE, ids=str)
 def test_what_a_topic_serializer_cannot_use(arguments: tuple[Any, ...], says: str) -> None:
     with pytest.raises(SettingsError) as caught:
         TopicSerializer(*arguments)

@@ -55,7 +55,7 @@ class Counting:
         self.registered: list[str] = []
         self.threads: set[int] = set()
 
-    def serialize(self, topic: str, _headers: Any, data: Any) -> bytes | None:
+    def serialize(self, topic: str, headers: list[tuple[str, bytes]], data: Any) -> bytes | None:
         self.threads.add(threading.get_ident())
         if topic not in self.registered:
             self.registered.append(topic)
@@ -163,12 +163,20 @@ async def test_a_serializer_that_does_not_end_in_time(
     assert str(error) == f"{said} (timeout)"
 
 
+def divide(data: bytes) -> bytes:
+    return data * (1 // 0)
+
+
+def forget(_: bytes) -> None:
+    return None
+
+
 @pytest.mark.parametrize(
     ("serialize", "kind", "says"),
     [
-        (lambda _: 1 / 0, SerializationFailed, "the value_serializer raised ZeroDivisionError: "),
-        (lambda _: "text", SerializationFailed, "the value_serializer gave str, not bytes"),
-        (lambda _: None, RecordRejected, "the value_serializer gave None: neither key nor value"),
+        (divide, SerializationFailed, "the value_serializer raised ZeroDivisionError: "),
+        (str, SerializationFailed, "the value_serializer gave str, not bytes"),
+        (forget, RecordRejected, "the value_serializer gave None: neither key nor value"),
     ],
     ids=["raises", "str", "None"],
 )
