@@ -38,6 +38,7 @@ from anyio_sendproducer import (
     send_with_retry,
     start_send_producer,
 )
+from anyio_sendproducer.serializers import JSONSerializer, StringSerializer, TopicSerializer
 from anyio_sendproducer.testing import FakeProducer, factories, fake_producer
 
 
@@ -85,6 +86,7 @@ async def sending(
     """What is sent says what comes back."""
     assert_type(await producer.send(record), RecordMetadata)
     assert_type(await producer.send_many([record]), list[RecordMetadata])
+    await producer.warm_up(["orders", record], timeout=dt.timedelta(seconds=5))
     assert_type(await producer.enqueue(record), Delivery)
     assert_type(producer.enqueue_nowait(record), Delivery)
 
@@ -195,6 +197,8 @@ def settings() -> None:
     made = ProducerSettings(bootstrap_servers=["a:1"], value_serializer=str.encode)
     assert_type(made.with_property("acks", "all"), ProducerSettings)
     assert_type(made.evolve(max_in_flight=1).with_close_timeout(5), ProducerSettings)
+    made.evolve(partitioner=lambda topic, key, partitions: partitions[len(topic + str(key)) % 2])
+    TopicSerializer({"orders": JSONSerializer(), "audit": str.encode}, StringSerializer())
     assert_type(made.addresses, tuple[str, ...])
     assert_type(made.evolve(delivery_timeout=dt.timedelta(seconds=5)).delivery_timeout, float)
     made.with_close_timeout(dt.timedelta(seconds=5))

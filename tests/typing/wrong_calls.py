@@ -6,16 +6,32 @@ A comment that hides no error is an error itself, for both checkers.
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 
 import anyio.abc
 
 from anyio_sendproducer import (
     ProducerRecord,
     ProducerSettings,
+    SendProducer,
     Statistics,
     open_send_producer,
     start_send_producer,
 )
+from anyio_sendproducer.serializers import TopicSerializer
+
+
+def chooses_a_text(_topic: str, _key: bytes | None, partitions: Sequence[int]) -> str:
+    """No partitioner."""
+    return str(partitions[0])
+
+
+async def arguments_of_calls(producer: SendProducer) -> None:
+    """Wrong types of arguments."""
+    await producer.warm_up(7)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await producer.warm_up([7])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+    TopicSerializer([])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    TopicSerializer({"orders": 7})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
 
 
 def keywords_of_settings(settings: ProducerSettings) -> None:
@@ -27,6 +43,8 @@ def keywords_of_settings(settings: ProducerSettings) -> None:
     ProducerSettings("localhost:9092")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     settings.evolve(delivery_timout=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     settings.evolve(client_id=5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    settings.evolve(partitioner="murmur2")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    settings.with_partitioner(chooses_a_text)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     settings.with_close_timeout("5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
