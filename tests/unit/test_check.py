@@ -80,7 +80,8 @@ async def test_before_the_client_is_open(settings: ProducerSettings, fake: FakeD
 
 
 async def test_a_driver_that_can_not_describe(settings: ProducerSettings, fake: FakeDriver) -> None:
-    async with open_send_producer(settings, driver=Undescribed(fake)) as producer:
+    driver: Any = Undescribed(fake)
+    async with open_send_producer(settings, driver=driver) as producer:
         with pytest.raises(SendProducerError, match=r"no method describe\(\)"):
             await producer.check()
 

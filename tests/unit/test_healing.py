@@ -64,7 +64,11 @@ async def test_no_client_takes_a_transactional_id_back(
     doubt = ProducerFenced("another producer may have taken over")
     async with open_send_producer(settings, driver=fake, transactional_id="id") as producer:
         fake.in_trouble = doubt
-        fake.end_error = lambda _: TransactionError("there was no answer")
+
+        def no_answer(_: object) -> TransactionError:
+            return TransactionError("there was no answer")
+
+        fake.end_error = no_answer
 
         async def fail() -> None:
             async with producer.transaction() as transaction:
