@@ -111,6 +111,21 @@ async def test_what_is_written_by_a_schema_is_read_by_it(
     assert f"{topic}-value" in subjects
 
 
+async def test_warming_up_registers_the_schema_and_sends_nothing(
+    shared_kafka: KafkaCluster,
+    client: Any,
+    topic: str,
+    driver: DriverName,
+) -> None:
+    settings = settings_for(shared_kafka, AvroSerializer(client, AVRO))
+    async with open_send_producer(settings, driver=driver) as producer:
+        await producer.warm_up([ProducerRecord(topic, {"amount": 0})])
+        assert f"{topic}-value" in await anyio.to_thread.run_sync(client.get_subjects)
+        assert (await producer.send(ProducerRecord(topic, {"amount": 1}))).offset == 0
+        with pytest.raises(SerializationFailed):
+            await producer.warm_up([ProducerRecord(topic, {"amount": "much"})])
+
+
 async def test_a_key_has_a_subject_of_its_own(
     shared_kafka: KafkaCluster,
     client: Any,

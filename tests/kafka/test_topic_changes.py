@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import anyio
 import pytest
 from anyio.to_thread import run_sync
 
-from anyio_sendproducer import ProducerRecord, ProducerSettings, open_send_producer
+from anyio_sendproducer import (
+    DeliveryError,
+    ProducerRecord,
+    ProducerSettings,
+    RecordMetadata,
+    SendProducer,
+    open_send_producer,
+)
 from anyio_sendproducer.drivers import DriverName
 from anyio_sendproducer.drivers.librdkafka import _outcomes
 from tests.support.calls import task_group
@@ -48,3 +58,48 @@ async def test_a_topic_is_created_anew_with_fewer_partitions(
         after = [await producer.send(moved) for _ in range(3)]
         assert [one.partition for one in after] == [0] * 3
         assert [one.offset for one in after] == [0, 1, 2]
+
+
+def last(_topic: str, _key: bytes | None, partitions: Sequence[int]) -> int:
+    return partitions[-1]
+
+
+async def sent(producer: SendProducer, topic: str) -> RecordMetadata | None:
+    """Where a record was written; None if it was not."""
+    try:
+        return await producer.send(topic, b"v")
+    except DeliveryError:
+        return None
+
+
+async def test_a_partitioner_gets_the_partitions_of_a_topic_that_is_created_anew(
+    driver: DriverName, shared_kafka: KafkaCluster
+) -> None:
+    """Records for a partition that is gone fail, and the producer goes on."""
+    topic = await run_sync(shared_kafka.create_topic, None, 4)
+    settings = ProducerSettings(bootstrap_servers=shared_kafka.bootstrap_servers, partitioner=last)
+    async with open_send_producer(settings, driver=driver) as producer:
+        assert (await producer.send(topic, b"v")).partition == 3
+        await run_sync(shared_kafka.delete_topic, topic)
+        await run_sync(shared_kafka.create_topic, topic, 1)
+        with anyio.fail_after(PATIENCE):
+            while (written := await sent(producer, topic)) is None:
+                pass
+        assert written.partition == 0
+
+
+async def test_a_partitioner_gets_the_partitions_that_are_added(
+    driver: DriverName, shared_kafka: KafkaCluster
+) -> None:
+    topic = await run_sync(shared_kafka.create_topic)
+    settings = ProducerSettings(
+        bootstrap_servers=shared_kafka.bootstrap_servers,
+        partitioner=last,
+        properties={"metadata.max.age.ms": 100},
+    )
+    async with open_send_producer(settings, driver=driver) as producer:
+        assert (await producer.send(topic, b"v")).partition == 0
+        await run_sync(shared_kafka.add_partitions, topic, 3)
+        with anyio.fail_after(PATIENCE):
+            while (await producer.send(topic, b"v")).partition != 2:
+                pass
