@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, get_args
 
@@ -41,6 +42,12 @@ def pytest_configure(config: pytest.Config) -> None:
         measure_no_processes()
     if config.option.markexpr == "not nightly" and any("::" in name for name in config.args):
         config.option.markexpr = ""
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Refuse a test whose id differs from process to process: workers would not agree on it."""
+    if re.search(r"\bat 0x[0-9a-f]", item.nodeid):
+        raise pytest.UsageError(f"the id of a test has an address in it: {item.nodeid}")
 
 
 @pytest.fixture(params=["asyncio", "trio"])

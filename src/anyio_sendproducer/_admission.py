@@ -247,7 +247,7 @@ class ObservedAdmission(Admission):
                 observation.add_refused(given, error)
                 raise
             except WouldBlock as error:
-                if sent is not record:  # only the added headers had no room
+                if sent is not record:  # an injector took the record for one that is sent
                     observation.add_refused(given, error)
                 raise
             entry.given = given

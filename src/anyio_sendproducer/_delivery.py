@@ -47,7 +47,8 @@ class DeliveryState(enum.Enum):
     FAILED = "failed"
     """The outcome is an error."""
     WITHDRAWN = "withdrawn"
-    """The caller was cancelled before the driver had the record, which is never written."""
+    """The caller was cancelled before the driver had the record, or the driver gave the record back
+    afterwards. It is never written."""
 
 
 class ProducerState(enum.Enum):
@@ -284,8 +285,8 @@ class Statistics:
     failed: int
     """Accepted records whose outcome is an error."""
     withdrawn: int
-    """Accepted records whose caller was cancelled before the client had them. They are never
-    written."""
+    """Accepted records whose caller was cancelled before the client had them, or that the client
+    gave back afterwards. They are never written."""
     abandoned: int
     """Records whose caller was cancelled when the client had them, or had just reported them. They
     are also counted as in flight, delivered or failed. A record that the client gives back, because

@@ -107,7 +107,7 @@ def split_events(events: Iterable[Event]) -> Iterator[list[Event]]:
     """Divide events, in order, into portions of at most ``SETTLED_AT_ONCE`` outcomes.
 
     The pump lets other tasks run before each portion but the first. If there are several, an empty
-    one comes last, so that the callers run that the last outcomes woke.
+    one comes last: before it, the callers that the last outcomes woke can run.
     """
     portion: list[Event] = []
     room = SETTLED_AT_ONCE

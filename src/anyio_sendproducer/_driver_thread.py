@@ -299,8 +299,8 @@ class DriverThread:
     def open_repeatedly(self, generation: int, *, is_first: bool = False) -> None:
         """Open the driver of a client generation. Try again until that succeeds."""
         pause = REOPEN_SECONDS
-        # Retrying cannot help if the first client refuses a setting. Later, `enrich` may return
-        # other settings.
+        # If the first client refuses a setting, the setting is wrong. A later client may refuse one
+        # for a while, for example a certificate whose file is being replaced.
         hopeless = (ProducerFenced, SettingsError) if is_first else (ProducerFenced,)
         while not self._is_ending:
             try:

@@ -213,7 +213,8 @@ class Engine:
         """Wait until every accepted record has its outcome.
 
         Args:
-            include_waiting: also wait for the records that wait for room.
+            include_waiting: also wait for the records that wait for room, and for those that are
+                accepted later.
 
         Cancellation ends only the waiting.
         """
@@ -586,8 +587,9 @@ class Engine:
             await self.wait_until_settled()
 
     def _client_close_timeout(self) -> float:
-        """The seconds that the client may take to close: 0 if records have no outcome, because the
-        time for them is over. Otherwise at most 1: only a metadata request can be pending."""
+        """The seconds that the client may take to close: 0 if the producer is broken, or if records
+        have no outcome, because the time for them is over. Otherwise at most 1, for a request for
+        metadata."""
         if not self.ledger.is_idle or self.ledger.state is ProducerState.BROKEN:
             return 0.0
         return min(1.0, max(0.0, self.closing.deadline - self.loop.now()))

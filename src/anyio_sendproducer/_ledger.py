@@ -447,8 +447,8 @@ class Ledger:
 
     @property
     def first_failure(self) -> DeliveryError | None:
-        """The first failure since :meth:`separate_transactions` of a record accepted after it, or
-        never accepted."""
+        """The first failure since the last call of :meth:`separate_transactions`, without the
+        failures of records accepted before that call."""
         return self._unawaited.first.error
 
     # --- callers that stop waiting -----------------------------------------------------------

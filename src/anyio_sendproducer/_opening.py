@@ -99,7 +99,8 @@ def open_send_producer(
 
     When the block ends, the producer's tasks, threads and sockets have ended, too. A clean exit
     first delivers accepted records, within ``close_timeout``. After an exception or a cancellation
-    the exit takes ``cancel_timeout`` at most.
+    the exit takes ``cancel_timeout`` at most. If the client library hangs, it takes about 5 s more,
+    and the thread that hangs is left behind and logged.
 
     Args:
         settings: see :class:`ProducerSettings`. Without settings and ``fields``,

@@ -1,8 +1,9 @@
 """When to poll a client that reports only when it is polled.
 
 A thread takes 0.1 ms to wake the event loop, and several times as long on a virtual machine. A
-broker in the same network answers sooner. So while answers come fast, the pump polls in each of its
-turns. Otherwise the driver's poll thread waits for the next answer and wakes the event loop.
+broker in the same network answers sooner. So while answers come fast, the pump takes turn after
+turn, and polls in each. Otherwise the driver's poll thread waits for the next answer and wakes the
+event loop.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from typing import Final
 
 __all__ = ["NextPoll", "PollScheduler"]
 
-#: Seconds for which the pump polls in each turn, before the poll thread waits for the answer.
+#: For this many seconds after a submission or an answer, the pump takes turn after turn and polls
+#: once in each. Then the poll thread waits for the answer.
 POLL_SECONDS: Final = 0.0005
-#: The pump polls in each turn only if the last answers took less than this on average, in seconds.
+#: The pump does so only if the last answers took less than this on average, in seconds.
 SOON_SECONDS: Final = 0.0006
 #: The weight of one answer in that average.
 WEIGHT: Final = 0.2

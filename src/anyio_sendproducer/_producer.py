@@ -132,8 +132,8 @@ class SendProducer(Sender, NoPublicConstructor):
             ProducerClosed, ProducerBroken, ProducerMisused: as for :meth:`send`.
 
         Cancellation before the commit is requested aborts the transaction. A commit that was
-        requested can't be taken back: the answer is awaited for ``cancel_timeout`` at most, and
-        :attr:`Transaction.state` then has the result.
+        requested can't be taken back: the answer is awaited for ``cancel_timeout`` at most (5 s
+        more if the client hangs), and :attr:`Transaction.state` then has the result.
         """
         return self._transactions.begin()
 
@@ -380,9 +380,10 @@ class SendProducer(Sender, NoPublicConstructor):
     async def aclose(self) -> None:
         """Close the producer: accept no more records, deliver accepted ones, close the client.
 
-        This takes ``close_timeout`` at most. Records still pending then fail with a DeliveryError;
-        its ``persistence`` depends on whether the client had the record. Closing a closed producer
-        does nothing. :func:`open_send_producer` calls this at the end of its block.
+        This takes ``close_timeout`` at most; if the client library hangs, about 5 s more. Records
+        still pending then fail with a DeliveryError; its ``persistence`` depends on whether the
+        client had the record. Closing a closed producer only reports failures that nobody awaited.
+        :func:`open_send_producer` calls this at the end of its block.
 
         Raises:
             UndeliveredRecords: deliveries failed that nobody awaited.

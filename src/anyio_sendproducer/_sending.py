@@ -328,6 +328,8 @@ class Sender:
 
         Raises:
             DeliveryTimeout: there was no room within ``delivery_timeout``.
+            DeliveryError: the producer was closed or broke, or the transaction was aborted, while
+                the call waited for room.
             RecordRejected: the record is invalid. An error that only a broker or a serializer can
                 find is raised by :meth:`Delivery.wait`.
             ProducerClosed, ProducerBroken, ProducerMisused, TransactionError, TypeError: as for

@@ -69,8 +69,8 @@ class SettingsResolver:
         return self._given.enrich is not None or self.looks_up
 
     def for_client(self) -> ProducerSettings:
-        """The settings for the next client. The first client's ``start_timeout`` is shorter by the
-        time that ``enrich`` and the look-up took."""
+        """The settings for the next client. With ``wait_for_cluster``, the first client's
+        ``start_timeout`` is shorter by the time that ``enrich`` and the look-up took."""
         left, self._left = self._left, None
         return self.settings if left is None else self.settings.evolve(start_timeout=left)
 

@@ -451,8 +451,8 @@ class Transaction(Sender, NoPublicConstructor):
         raise TransactionError("the client did not return from the abort")
 
     async def _abort_before_close(self) -> None:
-        """Abort the transaction because the producer is being closed, unless the block has ended;
-        then wait for the end of the transaction."""
+        """End the transaction because the producer is being closed. If the block is still open,
+        abort; if it has ended, only wait for the end of the transaction."""
         if self._status.state is TransactionState.OPEN:
             self._status.abort_reason = ProducerClosed(
                 "the producer was closed within the transaction"

@@ -232,7 +232,7 @@ UNUSABLE: list[tuple[tuple[Any, ...], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "says"), UNUSABLE, ids=str)
+@pytest.mark.parametrize(("arguments", "says"), UNUSABLE, ids=[one[1] for one in UNUSABLE])
 def test_what_a_topic_serializer_cannot_use(arguments: tuple[Any, ...], says: str) -> None:
     with pytest.raises(SettingsError) as caught:
         TopicSerializer(*arguments)

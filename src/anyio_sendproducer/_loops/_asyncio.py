@@ -120,7 +120,8 @@ class AsyncioLoop:
         return True
 
     def keep(self, sentinel: Sentinel, /) -> Callable[[], None]:
-        # A closed loop drops its timers. This must be the only reference to the timer.
+        # A closed loop drops its timers. Only the loop may keep this one alive, so this is a weak
+        # reference.
         timer = weakref.ref(self._loop.call_later(_NEVER_SECONDS, sentinel.do_nothing))
 
         def release() -> None:

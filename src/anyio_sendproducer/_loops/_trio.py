@@ -39,7 +39,7 @@ class _Woken(outcome.Outcome[None]):
 
 _WOKEN: Final = _Woken()
 #: The waiter of a task that was cancelled and has not run yet. Waking it does nothing. It is not
-#: None, so that a failure that arrives meanwhile does not count as unawaited.
+#: None, so that Ledger.cancel() knows that the task had not received the outcome.
 _CANCELLED: Final = WaiterList()
 
 

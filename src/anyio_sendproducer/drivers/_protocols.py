@@ -6,7 +6,7 @@ Which thread calls which method:
   methods for transactions, and ``last_error``, one at a time.
 - The event loop, at any time: ``last_error``, ``is_disconnected``, ``metrics``, ``hurry``, ``poll``
   and ``watch``; and ``submit`` of a :class:`DirectDriver`.
-- Any thread, also during another call, which must then return soon: ``close``.
+- Any thread: ``close``, even while another method runs. That method must then return soon.
 - A thread of its own: ``describe``.
 """
 
@@ -251,9 +251,9 @@ class DirectDriver(Driver, Protocol):
     """
 
     direct: bool
-    """Whether the event loop may call :meth:`Driver.submit` with one record. Meanwhile another
-    thread may only close the driver. False if it runs the user's code: a serializer or a
-    partitioner. Read once, when the driver is open."""
+    """Whether the event loop may call :meth:`Driver.submit` with one record. Meanwhile other
+    threads may only close the driver, or call ``describe``. False if it runs the user's code: a
+    serializer or a partitioner. Read once, when the driver is open."""
 
 
 @runtime_checkable
