@@ -42,6 +42,8 @@ async def _load(orders: dict[str, Any], history: History) -> None:
     logging.basicConfig(handlers=[logging.NullHandler()])
     _tell_when_it_hurries()
     drains = orders["when"] in {"drain", "close"}
+    if drains:  # there is room for all records, so that the block ends long before their deadline
+        settings = settings.with_max_in_flight(orders["records"])
     load = Load(
         topic=orders["topic"],
         records=orders["records"],

@@ -134,17 +134,19 @@ def failure(future: Any) -> GivenUp:
 
 
 @pytest.mark.parametrize(
-    ("leader", "requests"), [(-1, (55, 70)), (7, (55, 70)), (2, (0, 0)), (None, (55, 70))]
+    ("leader", "requests"),
+    [(-1, (55, 70)), (7, (55, 70)), (8, (55, 70)), (2, (0, 0)), (None, (55, 70))],
 )
 def test_while_a_partition_has_no_leader_the_sender_waits(
     leader: int | None, requests: tuple[int, int]
 ) -> None:
-    """No leader; a leader that is not among the brokers; one that can't be reached; no partition.
+    """No leader; a leader that is not among the brokers, also one that could not be reached before;
+    one that can't be reached; no partition.
 
     Where the leader can't be reached, the connection that failed requests the metadata.
     """
     client = Client(unknown_topic_timeout=DELIVERY_TIMEOUT)
-    client.failures[2] = OSError("refused")
+    client.failures[2] = client.failures[8] = OSError("refused")
     client.append()
     if leader is None:
         del client.cluster.leaders[HERE]

@@ -160,14 +160,13 @@ class StalledPartitions:
                     self._remove(where, batches, cluster)
                     continue
                 gone[where] = since
-            elif (
-                leader not in failures
-                and leader != -1
-                and cluster.broker_metadata(leader) is not None
-            ):
+            is_known = cluster.broker_metadata(leader) is not None
+            if is_known and leader not in failures:
                 continue
             is_stalled = True
-            is_leaderless = is_leaderless or leader not in failures
+            # The client tries again to connect to a leader that it could not reach, but only if the
+            # leader is still among the brokers.
+            is_leaderless = is_leaderless or not is_known
             if lets_go:
                 self._let_go(where, batches, now)
         if not is_stalled:
