@@ -67,18 +67,18 @@ class Child:
             start_new_session=True,
         )
 
-    def wait_for(self, word: str) -> dict[str, Any]:
-        """The next line that has this word in it."""
+    def wait_for(self, *words: str) -> dict[str, Any]:
+        """The next line that has one of these words in it."""
         assert self.process.stdout is not None
         deadline = time.monotonic() + PATIENCE
         while True:
             assert select.select([self.process.stdout], [], [], deadline - time.monotonic())[0], (
-                word
+                words
             )
             line = self.process.stdout.readline()
-            assert line, f"it ended before {word}: {self.end()}"
+            assert line, f"it ended before {words}: {self.end()}"
             told: dict[str, Any] = json.loads(line)
-            if word in told or told.get("now") == word:
+            if any(word in told or told.get("now") == word for word in words):
                 return told
 
     def go_on(self) -> None:
@@ -139,12 +139,16 @@ async def interrupted(
             await anyio.to_thread.run_sync(child.wait_for, "draining")
         began = time.monotonic()
         child.process.send_signal(number)
-        if when == "close":
-            # The second comes while the first one's closing is under way.
-            await anyio.to_thread.run_sync(child.wait_for, "hurrying")
-            child.process.send_signal(number)
         last = None
-        if number is signal.SIGINT or more.get("handler"):
+        if when == "close":
+            # The second comes while the first one's closing is under way. If Trio raised the first
+            # one in the pump itself, there may be no closing to hurry.
+            told = await anyio.to_thread.run_sync(child.wait_for, "hurrying", "ended")
+            if "ended" in told:
+                last = told
+            else:
+                child.process.send_signal(number)
+        if last is None and (number is signal.SIGINT or more.get("handler")):
             last = await anyio.to_thread.run_sync(child.wait_for, "ended")
         code, errors = await anyio.to_thread.run_sync(child.end)
         return time.monotonic() - began, code, errors, last
