@@ -307,7 +307,9 @@ class SendProducer(Sender, NoPublicConstructor):
 
         ::
 
-            await producer.warm_up(["orders", ProducerRecord("audit", {"user": "alice"})])
+            settings = ProducerSettings(bootstrap_servers="localhost:9092")
+            async with open_send_producer(settings) as producer:
+                await producer.warm_up(["orders", ProducerRecord("audit", b"an example")])
 
         The metadata of all topics are requested at the same time. For an example record, the
         serializers then run on the driver thread, and their result is thrown away. So

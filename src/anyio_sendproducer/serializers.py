@@ -181,7 +181,16 @@ class TopicSerializer:
 
     ::
 
-        TopicSerializer({"orders": JSONSerializer(), "audit": StringSerializer()})
+        from anyio_sendproducer.serializers import (
+            JSONSerializer,
+            StringSerializer,
+            TopicSerializer,
+        )
+
+        by_topic = {"orders": JSONSerializer(), "audit": StringSerializer()}
+        settings = ProducerSettings(
+            bootstrap_servers="localhost:9092", value_serializer=TopicSerializer(by_topic)
+        )
 
     Args:
         by_topic: a serializer for each topic, of either kind: a callable with one argument, or an

@@ -12,46 +12,23 @@ import anyio.to_thread
 import pytest
 
 from anyio_sendproducer import (
-    DeliveryError,
     Persistence,
     ProducerRecord,
     ProducerSettings,
     ProducerStartError,
     RecordRejected,
-    SendProducer,
     SerializationFailed,
     open_send_producer,
 )
 from anyio_sendproducer.drivers import DriverName
 from tests.support.bare import BareProducer
 from tests.support.brief import on_either_loop
+from tests.support.hooks import ERRORS, fails_alone, raising
 from tests.support.hourglass import LONG, Hourglass
 from tests.support.scripted_broker import ScriptedBroker, scripted_broker
 
 kafka_partitioner: Any = importlib.import_module("kafka.partitioner")
 kafka_serializer: Any = importlib.import_module("kafka.serializer")
-
-
-class PanicException(BaseException):
-    """As extensions written in Rust raise it."""
-
-
-ERRORS = [KeyboardInterrupt, SystemExit, GeneratorExit, PanicException]
-
-
-async def fails_alone(
-    producer: SendProducer, bad: ProducerRecord[Any, Any], good: ProducerRecord[Any, Any]
-) -> DeliveryError:
-    """Send a bad record among good ones, which are delivered. Returns: the error of the bad one."""
-    before = await producer.enqueue(good)
-    failed = await producer.enqueue(bad)
-    after = await producer.enqueue(good)
-    with pytest.raises(DeliveryError) as caught:
-        await failed.wait()
-    await before.wait()
-    await after.wait()
-    await producer.send(good)
-    return caught.value
 
 
 @pytest.mark.parametrize("kind", ERRORS)
@@ -92,13 +69,6 @@ async def test_a_header_that_a_serializer_adds_fails_its_record_alone(
 
 
 # --- partitioners ---------------------------------------------------------------------------------
-
-
-def raising(kind: type[BaseException]) -> Callable[[], Any]:
-    def choose() -> Any:
-        raise kind
-
-    return choose
 
 
 def seven() -> int:

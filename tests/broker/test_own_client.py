@@ -221,7 +221,7 @@ async def test_a_client_that_gets_nowhere_breaks_the_producer(clock: ManualClock
         await until(lambda: producer.statistics().state == "broken")
         with pytest.raises(ProducerBroken) as caught:
             await producer.send(record())
-        assert "past their delivery_timeout" in str(caught.value.__cause__)
+        assert "too long after their delivery_timeout" in str(caught.value.__cause__)
 
 
 async def test_a_client_that_blocks_holds_up_nobody_for_longer_than_the_deadline() -> None:

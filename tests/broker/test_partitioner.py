@@ -25,8 +25,8 @@ from anyio_sendproducer import (
 from anyio_sendproducer.drivers import Driver, DriverName, Outcome, make_driver
 from anyio_sendproducer.drivers.librdkafka import _metadata, _waits
 from anyio_sendproducer.drivers.librdkafka._driver import ConfluentDriver
-from tests.broker.test_hooks_that_raise import ERRORS, fails_alone, raising
 from tests.support.bare import BareProducer
+from tests.support.hooks import ERRORS, fails_alone, raising
 from tests.support.lent_client import FakeClient
 from tests.support.recorder import PATIENCE, Parcel, Recorder, asked, learn, submit
 from tests.support.scripted_broker import METADATA, ScriptedBroker, scripted_broker
