@@ -316,7 +316,17 @@ def page(rows: Iterable[Row], versions: Sequence[str]) -> str:
         f"{cells} faults, {len(rows)} runs, {sum(row.records for row in rows):,} records, with "
         f"{', '.join(versions)}:"
     )
-    return _BEGIN.replace("{totals}", totals).replace("{summary}", _summary(rows))
+    return _BEGIN.replace("{totals}", totals).replace("{summary}", _summary(rows) + _known(rows))
+
+
+def _known(rows: Iterable[Row]) -> str:
+    """The faults of a client that are known, one line each, below the table that counts them."""
+    lines = {
+        f"- {row.driver}, *{row.cell}*: {row.note} See {{doc}}`../explanation/written-once`."
+        for row in rows
+        if row.lost or row.doubled or row.reordered or row.misreported or row.damaged
+    }
+    return "".join(f"\n{line}" for line in ["", "What is not 0:", "", *sorted(lines)] if lines)
 
 
 def rows_page(rows: Iterable[Row]) -> str:

@@ -87,6 +87,14 @@ def test_the_page_begins_with_what_it_comes_to() -> None:
     ]
 
 
+def test_the_page_says_why_something_is_not_0() -> None:
+    known = dataclasses.replace(row("wire", "b", "asyncio", "confluent", "A reason."), doubled=1)
+    text = page([*ROWS, known, dataclasses.replace(known, loop="trio")], [])
+    says = "- confluent, *b*: A reason. See {doc}`../explanation/written-once`."
+    assert text.count(says) == 1
+    assert "What is not 0" not in page(ROWS, [])
+
+
 def test_the_page_has_no_line_for_what_was_not_run() -> None:
     assert "| confluent |" not in page([row("wire", "a", "asyncio", "kafka-python")], [])
 
