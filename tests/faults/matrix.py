@@ -80,7 +80,7 @@ a record was lost, doubled, reordered or misreported.
   in the log.
 - **lost**: acknowledged, but not in the log. **doubled**: twice in the log. **reordered**: in
   another order than it was sent within its partition. **misreported**: the report was untrue,
-  late or missing.
+  late or missing. These four are *faults*.{known}
 
 Each bar below is one fault, with both drivers and both event loops where the fault concerns them.
 {doc}`fault-matrix-rows` has the figures of each of them, and {doc}`../explanation/evidence` says
@@ -316,17 +316,21 @@ def page(rows: Iterable[Row], versions: Sequence[str]) -> str:
         f"{cells} faults, {len(rows)} runs, {sum(row.records for row in rows):,} records, with "
         f"{', '.join(versions)}:"
     )
-    return _BEGIN.replace("{totals}", totals).replace("{summary}", _summary(rows) + _known(rows))
+    return (
+        _BEGIN.replace("{totals}", totals)
+        .replace("{summary}", _summary(rows))
+        .replace("{known}", _known(rows))
+    )
 
 
 def _known(rows: Iterable[Row]) -> str:
-    """The faults of a client that are known, one line each, below the table that counts them."""
+    """The faults of a client that are known, a paragraph for each."""
     lines = {
-        f"- {row.driver}, *{row.cell}*: {row.note} See {{doc}}`../explanation/written-once`."
+        f"The faults of {row.driver} come from one cell, *{row.cell}*. {row.note} See {{doc}}`../explanation/written-once`."
         for row in rows
         if row.lost or row.doubled or row.reordered or row.misreported or row.damaged
     }
-    return "".join(f"\n{line}" for line in ["", "What is not 0:", "", *sorted(lines)] if lines)
+    return "".join(f"\n\n{line}" for line in sorted(lines))
 
 
 def rows_page(rows: Iterable[Row]) -> str:
@@ -345,19 +349,19 @@ def rows_page(rows: Iterable[Row]) -> str:
     return "\n".join(parts)
 
 
-_SUMMED: Final = (
+_HEAD_OF_SUMMARY: Final = (
+    "",
+    "driver",
+    "runs",
     "acknowledged",
     "failed",
     "withdrawn",
-    "lost",
-    "doubled",
-    "reordered",
-    "misreported",
+    "faults",
 )
 
 
 def _summary(rows: Sequence[Row]) -> str:
-    head = ("", "driver", "runs", *_SUMMED)
+    head = _HEAD_OF_SUMMARY
     lines = ["| " + " | ".join(head) + " |", "|---|---" + "|---:" * (len(head) - 2) + "|"]
     for group in sorted({row.group for row in rows}, key=_rank):
         for driver in sorted({row.driver for row in rows}, key=lambda one: one != DEFAULT_DRIVER):
@@ -369,13 +373,16 @@ def _summary(rows: Sequence[Row]) -> str:
                 sum(row.acknowledged for row in own),
                 sum(sum(row.failed.values()) for row in own),
                 sum(row.withdrawn + row.never_accepted for row in own),
-                sum(row.lost for row in own),
-                sum(row.doubled for row in own),
-                sum(row.reordered for row in own),
-                sum(row.misreported + row.damaged for row in own),
             )
-            shown = " | ".join(f"{count:,}" for count in counts)
-            lines.append(f"| {group} | {driver} | {shown} |")
+            faults = {
+                "lost": sum(row.lost for row in own),
+                "doubled": sum(row.doubled for row in own),
+                "reordered": sum(row.reordered for row in own),
+                "misreported": sum(row.misreported + row.damaged for row in own),
+            }
+            found = ", ".join(f"{count:,} {name}" for name, count in faults.items() if count)
+            shown = [group, driver, *(f"{count:,}" for count in counts), found or "0"]
+            lines.append("| " + " | ".join(shown) + " |")
     return "\n".join(lines)
 
 
