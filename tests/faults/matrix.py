@@ -80,7 +80,8 @@ a record was lost, doubled, reordered or misreported.
   in the log.
 - **lost**: acknowledged, but not in the log. **doubled**: twice in the log. **reordered**: in
   another order than it was sent within its partition. **misreported**: the report was untrue,
-  late or missing. These four are *faults*.{known}
+  late or missing. These four are broken
+  promises.{known}
 
 Each bar below is one fault, with both drivers and both event loops where the fault concerns them.
 {doc}`fault-matrix-rows` has the figures of each of them, and {doc}`../explanation/evidence` says
@@ -316,17 +317,15 @@ def page(rows: Iterable[Row], versions: Sequence[str]) -> str:
         f"{cells} faults, {len(rows)} runs, {sum(row.records for row in rows):,} records, with "
         f"{', '.join(versions)}:"
     )
-    return (
-        _BEGIN.replace("{totals}", totals)
-        .replace("{summary}", _summary(rows))
-        .replace("{known}", _known(rows))
-    )
+    text = _BEGIN.replace("{totals}", totals).replace("{summary}", _summary(rows))
+    return text.replace("{known}", _known(rows))
 
 
 def _known(rows: Iterable[Row]) -> str:
-    """The faults of a client that are known, a paragraph for each."""
+    """The promises that a client is known to break, a paragraph for each cell."""
     lines = {
-        f"The faults of {row.driver} come from one cell, *{row.cell}*. {row.note} See {{doc}}`../explanation/written-once`."
+        f"{row.driver} broke its promise in the cell *{row.cell}*. {row.note} See "
+        "{doc}`../explanation/written-once`."
         for row in rows
         if row.lost or row.doubled or row.reordered or row.misreported or row.damaged
     }
@@ -356,7 +355,7 @@ _HEAD_OF_SUMMARY: Final = (
     "acknowledged",
     "failed",
     "withdrawn",
-    "faults",
+    "broken promises",
 )
 
 
