@@ -427,7 +427,8 @@ class Engine:
 
     def replace_client(self, error: BaseException) -> None:
         """Give the client up and open another, or break the producer if that is not possible."""
-        self.wake_and_notify(self._replace_or_break(error))
+        with self.step:
+            self.wake_and_notify(self._replace_or_break(error))
 
     def _replace_or_break(self, error: BaseException) -> Iterable[object]:
         # Another client would fence the producer that took over the transactional_id. A client that
@@ -588,8 +589,8 @@ class Engine:
 
     def _client_close_timeout(self) -> float:
         """The seconds that the client may take to close: 0 if the producer is broken, or if records
-        have no outcome, because the time for them is over. Otherwise at most 1, for a request for
-        metadata."""
+        have no outcome, because the time for them is over. Otherwise at most 1: the client can only
+        be waiting for the answer to a request for metadata."""
         if not self.ledger.is_idle or self.ledger.state is ProducerState.BROKEN:
             return 0.0
         return min(1.0, max(0.0, self.closing.deadline - self.loop.now()))

@@ -442,7 +442,8 @@ class Ledger:
 
     def separate_transactions(self) -> None:
         """Clear :attr:`first_failure`. Records that were accepted before this call are not part of
-        the next transaction: their failures are ignored, and :meth:`hold` fails them."""
+        the next transaction: their failures do not count for it. If the driver gives such a record
+        back, :meth:`hold` fails it instead of queueing it again."""
         self._unawaited.first = FirstFailure(self._accepted)
 
     @property

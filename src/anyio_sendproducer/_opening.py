@@ -264,6 +264,10 @@ async def _close_quickly(engine: Engine) -> None:
 
 
 def _note_undelivered(error: BaseException, producer: SendProducer) -> None:
-    errors, count = producer._ledger.take_undelivered()
+    engine = producer._engine
+    if not engine.affinity.is_here:  # another event loop leaves the block
+        return
+    with engine.step:
+        errors, count = engine.ledger.take_undelivered()
     if count:
         add_note(error, str(UndeliveredRecords(errors, count)))

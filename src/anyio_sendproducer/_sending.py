@@ -53,8 +53,8 @@ _CALLS_BETWEEN_YIELDS = 16
 #: checks is random, with this number of bits, so it is 128 at most. AnyIO does not cancel a task of
 #: asyncio whose future is done; it tries again in the next turn of the loop. If a driver reports
 #: within one turn, AnyIO finds the future done each time, so a task that sends in a loop would
-#: never be cancelled. A check costs a tenth of a call. With a fixed interval, the same one of
-#: several alternating tasks could always be the one that checks.
+#: never be cancelled. A check costs a tenth of a call. With a fixed interval, and two tasks that
+#: take turns, the check could always fall to the same task, and the other would never be cancelled.
 _CHECK_INTERVAL_BITS = 7
 _random_bits = random.Random().getrandbits  # noqa: S311  # not for cryptography
 
@@ -167,9 +167,9 @@ class Sender:
         withdrawn and never written. Otherwise only the waiting ends: ``statistics().abandoned``
         counts the record, and the client still sends it. If the client instead gives it back,
         because the metadata of its topic is missing, it is withdrawn. Other records are not
-        affected. If the scope is already cancelled when the call starts, either can happen;
-        :meth:`enqueue` checks first. A task that sends in a loop is cancelled even if every outcome
-        comes at once.
+        affected. If the scope is already cancelled when the call starts, the record may be
+        withdrawn or may still be sent; :meth:`enqueue` raises before it accepts the record. A task
+        that sends in a loop is cancelled even if every outcome comes at once.
         """
         # This is half of affinity.check(). The other half asks asyncio for its loop, which is a
         # system call on Python 3.11. A task of another loop in this thread can't await the waiter;

@@ -57,6 +57,23 @@ class Forgetful(FakeDriver):
         super().close(timeout)
 
 
+async def test_the_ledger_is_changed_within_a_step_when_a_client_is_replaced(
+    settings: ProducerSettings, fake: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A coroutine that the garbage collector closes meanwhile must not change it as well."""
+    async with open_send_producer(settings, driver=fake) as producer:
+        engine, depths = producer._engine, list[int]()
+        broken = engine.ledger.mark_broken
+
+        def mark_broken(error: BaseException) -> list[object]:
+            depths.append(engine.step.depth)
+            return broken(error)
+
+        monkeypatch.setattr(engine.ledger, "mark_broken", mark_broken)
+        engine.replace_client(ProducerFenced("another producer took over"))
+        assert depths == [1]
+
+
 async def test_no_client_takes_a_transactional_id_back(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:

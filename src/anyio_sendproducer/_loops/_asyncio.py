@@ -76,7 +76,7 @@ class _Parked:
 class AsyncioLoop:
     """An event loop of asyncio."""
 
-    skips_cancelling_woken_tasks = True  # AnyIO does that on asyncio
+    skips_cancelling_woken_tasks = True  # AnyIO tries once in each turn
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop

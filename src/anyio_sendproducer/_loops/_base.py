@@ -51,7 +51,8 @@ class Sentinel:
 class Loop(Protocol):
     """The event loop on which a producer was opened."""
 
-    #: Whether a cancelled scope does not cancel a task whose waiter was woken already.
+    #: Whether a task whose waiter is always woken within one turn of the loop can escape the
+    #: cancellation of its scope.
     skips_cancelling_woken_tasks: bool
 
     def is_current(self) -> bool:

@@ -39,7 +39,8 @@ class _Woken(outcome.Outcome[None]):
 
 _WOKEN: Final = _Woken()
 #: The waiter of a task that was cancelled and has not run yet. Waking it does nothing. It is not
-#: None, so that Ledger.cancel() knows that the task had not received the outcome.
+#: None, so that a failure that arrives meanwhile is not added as unawaited before Ledger.cancel()
+#: runs. Otherwise cancel() would return early, and not count the record as abandoned.
 _CANCELLED: Final = WaiterList()
 
 
