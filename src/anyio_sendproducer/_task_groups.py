@@ -1,4 +1,4 @@
-"""A task group that does not wrap exceptions."""
+"""Exceptions of task groups without an exception group around them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import anyio.abc
 
 from ._exceptions import ProducerMisused, add_note
 
-__all__ = ["plain_task_group"]
+__all__ = ["plain_task_group", "raise_first"]
 
 
 @asynccontextmanager
@@ -49,3 +49,15 @@ async def plain_task_group(misuse: str) -> AsyncGenerator[anyio.abc.TaskGroup]:
             raise failure
         finally:
             del failure  # its traceback refers to this frame
+
+
+def raise_first(failures: list[Exception]) -> None:
+    """Raise the first of the errors that the tasks of a group have put into a list, if any.
+
+    The list is emptied: the traceback of the error refers to the frame that has it.
+    """
+    if failures:
+        try:
+            raise failures[0]
+        finally:
+            failures.clear()

@@ -31,7 +31,7 @@ from ._observing import check_observers
 from ._opening import start_send_producer
 from ._producer import SendProducer
 from ._settings import ProducerSettings, SettingsFields, settings_for
-from ._task_groups import plain_task_group
+from ._task_groups import plain_task_group, raise_first
 from ._transaction import Transaction
 from ._validation import check_count
 from .drivers import DriverFactory, DriverName
@@ -237,11 +237,7 @@ class TransactionPool(anyio.AsyncContextManagerMixin):
         async with anyio.create_task_group() as tasks:
             for member in others:
                 tasks.start_soon(start, member)
-        if failures:
-            try:
-                raise failures[0]
-            finally:
-                del failures  # its traceback refers to this frame
+        raise_first(failures)
 
     def _refuse(self) -> None:
         """Begin no more transactions, and wake the calls that wait for a producer."""

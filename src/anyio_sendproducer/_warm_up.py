@@ -12,6 +12,7 @@ import anyio.lowlevel
 from ._engine import Engine
 from ._exceptions import SendProducerError
 from ._records import ProducerRecord
+from ._task_groups import raise_first
 from ._validation import check_record, examples_of
 from .drivers import Driver, serialize_record
 
@@ -87,11 +88,7 @@ async def warm_up(
     async with anyio.create_task_group() as tasks:
         for topic in examples:
             tasks.start_soon(warm, topic)
-    if failures:
-        try:
-            raise failures[0]
-        finally:
-            failures.clear()  # the traceback refers to this frame
+    raise_first(failures)
     await anyio.lowlevel.checkpoint()
 
 
