@@ -193,15 +193,28 @@ async def ours(job: Job, driver: str = "kafka-python", observers: Sequence[Any] 
             for _ in range(job.records // at_once):
                 await producer.send_many([ProducerRecord(job.topic, value) for _ in range(at_once)])
             job.end(job.records // at_once * at_once)
-        elif job.workload == "flow":
+        elif job.workload in ("flow", "sink"):
 
             async def envelopes() -> AsyncIterator[Message[None, bytes, None]]:
                 for _ in range(job.records):
                     yield Message(ProducerRecord(job.topic, value))
 
             job.begin()
-            summary = await producer.sink(envelopes())
-            job.end(summary.records)
+            if job.workload == "sink":
+                await producer.sink(envelopes())
+            else:
+                async with producer.flow(envelopes()) as results:
+                    async for _ in results:
+                        pass
+            job.end(job.records)
+        elif job.workload == "wait":
+            job.begin()
+            deliveries = [
+                await producer.enqueue(ProducerRecord(job.topic, value)) for _ in range(job.records)
+            ]
+            for delivery in deliveries:
+                await delivery.wait()
+            job.end(job.records)
         elif job.workload == "forget":
             job.begin()
             for _ in range(job.records):
@@ -491,7 +504,7 @@ def main() -> None:
     """Run one contender."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("client", choices=[*THREADED, *LOOPED])
-    parser.add_argument("workload", help="tasks-N, many-N, flow or forget")
+    parser.add_argument("workload", help="tasks-N, many-N, flow, sink, wait or forget")
     parser.add_argument("--bootstrap", required=True)
     parser.add_argument("--topic", default="bench")
     parser.add_argument("--loop", choices=["asyncio", "uvloop", "trio", "none"], default="asyncio")
