@@ -14,8 +14,10 @@ import argparse
 import asyncio
 import gc
 import json
+import math
 import resource
 import statistics
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -25,6 +27,8 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
+import open_loop
+import opening
 
 #: Seconds between two ticks.
 TICK = 0.001
@@ -43,6 +47,8 @@ class Job:
     compression: str
     #: Of kafka-python, where the sink is one that it can't ask.
     api_version: str
+    #: In the open loop: records that are due earlier belong to the warm-up.
+    due_from: float = math.inf
     seconds: float = 0.0
     processor: float = 0.0
     latencies: list[float] = field(default_factory=list[float])
@@ -80,6 +86,24 @@ class Job:
         self.seconds = time.perf_counter() - self._start
         self.processor = time.process_time() - self._processor
         self.records = records
+
+    def start_by_thread(self, due_from: float) -> None:
+        """Start the time, and that of each thread. Records that are due earlier do not count."""
+        self.due_from = due_from
+        self._threads = open_loop.processor_times()
+        self.start()
+
+    def acknowledged(self, due: float) -> None:
+        """Note the latency of a record that was due at this time."""
+        if due >= self.due_from:
+            self.latencies.append(time.perf_counter() - due)
+
+    def end_by_thread(self) -> None:
+        """All records are acknowledged: note the processor time of each group of threads."""
+        records = len(self.latencies)
+        self.end(records)
+        for group, seconds in open_loop.spent(self._threads).items():
+            self.extra[f"cpu_{group}_us"] = seconds / records * 1e6
 
 
 Send = Callable[[], Awaitable[Any]]
@@ -119,14 +143,70 @@ async def crowd(job: Job, send: Send, tasks: int) -> None:
     job.end(each * tasks)
 
 
+async def requests(job: Job, send: Send) -> None:
+    """Records that arrive at a mean rate, with a task for each of them."""
+
+    async def one(due: float) -> None:
+        await send()
+        job.acknowledged(due)
+
+    await send()
+    async with anyio.create_task_group() as group:
+        await arrivals(job, partial(group.start_soon, one))
+    job.end_by_thread()
+
+
+async def arrivals(job: Job, send: Callable[[float], object]) -> None:
+    """Start records that arrive at the mean rate of a workload named ``open-RATE``."""
+    rate = float(job.workload[5:])
+    times = open_loop.schedule(rate, job.records + int(rate * open_loop.WARM_UP))
+    job.freeze()
+    await open_loop.run(times, job.start_by_thread, send)
+
+
 def tasks_of(workload: str) -> int | None:
     """How many tasks a workload named ``tasks-N`` has."""
     return int(workload[6:]) if workload.startswith("tasks-") else None
 
 
+async def opened_and_closed(job: Job, client: opening.Client) -> None:
+    """Open and close a client, as many times as records are asked for."""
+    job.begin()
+    job.extra |= await opening.run(client, job.records)
+    job.end(job.records)
+
+
+def is_open(workload: str) -> bool:
+    """Whether it is a workload named ``open-RATE``."""
+    return workload.startswith("open-")
+
+
+def is_prompt(workload: str) -> bool:
+    """Whether the latency of each record counts, so that bare clients must not linger."""
+    return workload in {"tasks-1", "opening"} or is_open(workload)
+
+
+async def awaited(job: Job, send: Send) -> bool:
+    """Do a workload in which tasks await their records. Return False if it is another workload."""
+    tasks = tasks_of(job.workload)
+    if tasks is not None:
+        await crowd(job, send, tasks)
+    elif is_open(job.workload):
+        await requests(job, send)
+    else:
+        return False
+    return True
+
+
 async def nothing(job: Job) -> None:
     """No client at all: each task waits until the loop's own means wake it up. What a loop needs to
-    let a task wait and go on, and so the most that can be awaited on it."""
+    let a task wait and go on, and so the most that can be awaited on it.
+
+    In the open loop each task sleeps for 0.8 ms.
+    """
+    if is_open(job.workload):
+        await requests(job, partial(anyio.sleep, 0.0008))
+        return
     parked: list[Any] = []
     import sniffio
 
@@ -181,12 +261,20 @@ async def ours(job: Job, driver: str = "kafka-python", observers: Sequence[Any] 
     if driver == "kafka-python":
         properties |= job.kafka_python
     settings = ProducerSettings(bootstrap_servers=job.bootstrap, properties=properties)
+
+    @asynccontextmanager
+    async def client() -> AsyncIterator[Send]:
+        async with open_send_producer(settings, driver=driver, observers=observers) as producer:
+            yield lambda: producer.send(ProducerRecord(job.topic, value))
+
+    if job.workload == "opening":
+        await opened_and_closed(job, client)
+        return
     async with open_send_producer(settings, driver=driver, observers=observers) as producer:
         await producer.send(ProducerRecord(job.topic, value))
         before = producer.statistics()
-        tasks = tasks_of(job.workload)
-        if tasks is not None:
-            await crowd(job, lambda: producer.send(ProducerRecord(job.topic, value)), tasks)
+        if await awaited(job, lambda: producer.send(ProducerRecord(job.topic, value))):
+            pass
         elif job.workload.startswith("many-"):
             at_once = min(int(job.workload[5:]), job.records)
             job.begin()
@@ -289,16 +377,31 @@ def bare(job: Job) -> None:
     """kafka-python, with the batches and the linger that are best for it here."""
     from kafka import KafkaProducer
 
-    linger = 0 if job.workload == "tasks-1" else 5
-    client: Any = KafkaProducer(
+    make: Callable[[], Any] = partial(
+        KafkaProducer,
         bootstrap_servers=job.bootstrap,
         metrics_enabled=False,
-        linger_ms=linger,
+        linger_ms=0 if is_prompt(job.workload) else 5,
         batch_size=256 * 1024,
         compression_type=None if job.compression == "none" else job.compression,
         **job.kafka_python,
     )
     value = job.value
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[Send]:
+        client = make()
+
+        async def send() -> None:
+            client.send(job.topic, value).get(30)
+
+        yield send
+        client.close()
+
+    if job.workload == "opening":
+        anyio.run(opened_and_closed, job, opened)
+        return
+    client = make()
     try:
         client.send(job.topic, value).get(30)
         job.begin()
@@ -311,6 +414,15 @@ def bare(job: Job) -> None:
             for _ in range(job.records):
                 client.send(job.topic, value)
             client.flush()
+        elif is_open(job.workload):
+
+            def send(due: float) -> None:
+                client.send(job.topic, value).add_callback(lambda _: job.acknowledged(due))
+
+            anyio.run(arrivals, job, send)
+            client.flush()
+            job.end_by_thread()
+            return
         else:
             raise NotImplementedError(job.workload)
         job.end(job.records)
@@ -322,17 +434,27 @@ async def aiokafka(job: Job, **options: Any) -> None:
     """aiokafka, as it comes."""
     from aiokafka import AIOKafkaProducer
 
-    client: Any = AIOKafkaProducer(
+    make: Callable[[], Any] = partial(
+        AIOKafkaProducer,
         bootstrap_servers=job.bootstrap,
         compression_type=None if job.compression == "none" else job.compression,
         **options,
     )
     value = job.value
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[Send]:
+        async with make() as client:
+            yield lambda: client.send_and_wait(job.topic, value)
+
+    if job.workload == "opening":
+        await opened_and_closed(job, opened)
+        return
+    client = make()
     await client.start()
     try:
-        tasks = tasks_of(job.workload)
-        if tasks is not None:
-            await crowd(job, lambda: client.send_and_wait(job.topic, value), tasks)
+        if await awaited(job, lambda: client.send_and_wait(job.topic, value)):
+            pass
         elif job.workload.startswith("many-"):
             at_once = min(int(job.workload[5:]), job.records)
             await client.send_and_wait(job.topic, value)
@@ -385,9 +507,29 @@ def confluent(job: Job) -> None:
             raise KafkaException(error)
         done += 1
 
-    lone = {"linger.ms": 0} if job.workload == "tasks-1" else {}
-    client: Any = Producer(_librdkafka(job) | lone)
+    lone = {"linger.ms": 0} if is_prompt(job.workload) else {}
+    make: Callable[[], Any] = partial(Producer, _librdkafka(job) | lone)
     value = job.value
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[Send]:
+        client = make()
+        sent = done
+
+        async def send() -> None:
+            nonlocal sent
+            sent += 1
+            client.produce(job.topic, value, on_delivery=delivered)
+            while done < sent:
+                client.poll(1)
+
+        yield send
+        client.close()
+
+    if job.workload == "opening":
+        anyio.run(opened_and_closed, job, opened)
+        return
+    client = make()
     client.produce(job.topic, value, on_delivery=delivered)
     client.flush()
     done = 0
@@ -410,25 +552,69 @@ def confluent(job: Job) -> None:
                     break
             client.poll(0)
         client.flush()
+    elif is_open(job.workload):
+        with polling(client):
+            anyio.run(arrivals, job, partial(_produce_timed, job, client, value))
+            client.flush()
+            job.end_by_thread()
+        return
     else:
         raise NotImplementedError(job.workload)
     job.end(done)
 
 
+def _produce_timed(job: Job, client: Any, value: bytes, due: float) -> None:
+    def delivered(error: Any, _message: Any) -> None:
+        if error is None:
+            job.acknowledged(due)
+
+    client.produce(job.topic, value, on_delivery=delivered)
+
+
+@contextmanager
+def polling(client: Any) -> Iterator[None]:
+    """Call the delivery callbacks of confluent-kafka's Producer in a thread."""
+    ended = threading.Event()
+
+    def poll() -> None:
+        while not ended.is_set():
+            client.poll(0.1)
+
+    thread = threading.Thread(target=poll)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 async def _confluent_aio(job: Job, **options: Any) -> None:
     from confluent_kafka.aio import AIOProducer
 
-    client: Any = AIOProducer(_librdkafka(job), **options)
     value = job.value
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[Send]:
+        client: Any = AIOProducer(_librdkafka(job), **options)
+
+        async def send() -> None:
+            await (await client.produce(job.topic, value))
+
+        yield send
+        await client.close()
+
+    if job.workload == "opening":
+        await opened_and_closed(job, opened)
+        return
+    client: Any = AIOProducer(_librdkafka(job), **options)
 
     async def send() -> None:
         await (await client.produce(job.topic, value))
 
     try:
-        tasks = tasks_of(job.workload)
-        if tasks is None:
+        if not await awaited(job, send):
             raise NotImplementedError(job.workload)
-        await crowd(job, send, tasks)
     finally:
         await client.close()
 
@@ -492,10 +678,11 @@ def share(values: list[float], of: float) -> float:
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Median, 99th percentile and most, in milliseconds."""
+    """Median, 99th and 99.9th percentile and the most, in milliseconds."""
     return {
         "median_ms": statistics.median(values) * 1e3,
         "p99_ms": share(values, 0.99) * 1e3,
+        "p999_ms": share(values, 0.999) * 1e3,
         "max_ms": max(values) * 1e3,
     }
 
@@ -504,7 +691,7 @@ def main() -> None:
     """Run one contender."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("client", choices=[*THREADED, *LOOPED])
-    parser.add_argument("workload", help="tasks-N, many-N, flow, sink, wait or forget")
+    parser.add_argument("workload", help="such as tasks-N, many-N, flow, open-RATE or opening")
     parser.add_argument("--bootstrap", required=True)
     parser.add_argument("--topic", default="bench")
     parser.add_argument("--loop", choices=["asyncio", "uvloop", "trio", "none"], default="asyncio")
