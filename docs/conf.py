@@ -11,17 +11,20 @@ sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 project = "anyio-sendproducer"
 author = "the anyio-sendproducer authors"
 project_copyright = f"2026, {author}"
-release = version = importlib.metadata.version(project)
+metadata = importlib.metadata.metadata(project)
+release = version = metadata["Version"]
 
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
+    "sphinx_copybutton",
     "sphinx_design",
     "attribute_texts",
     "example_index",
     "import_layers",
     "outside_names",
+    "page_description",
     "state_diagrams",
     "unreleased_changes",
 ]
@@ -62,9 +65,27 @@ napoleon_google_docstring = True
 
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_js_files = ["tables.js"]
+html_favicon = "_static/favicon.svg"
+# Of pages that start without a paragraph.
+site_description = metadata["Summary"]
+
+# A copy button copies commands without the prompt and without their output. Output alone has none.
+copybutton_prompt_text = "$ "
+copybutton_here_doc_delimiter = "EOF"
+copybutton_line_continuation_character = "\\"
+copybutton_selector = "div.highlight:not(.highlight-text *, .highlight-none *) > pre"
 
 html_theme = "furo"
 html_title = f"{project} {version}"
 # Nothing is fetched from elsewhere, and readers need not see the sources of the documents.
 html_show_sourcelink = False
 html_copy_source = False
+# Links to view and to edit a page, once [project.urls] in pyproject.toml has a "Source".
+urls = dict(line.split(", ", 1) for line in metadata.get_all("Project-URL", []))
+if "Source" in urls:
+    html_theme_options = {
+        "source_repository": urls["Source"],
+        "source_branch": "main",
+        "source_directory": "docs/",
+    }
