@@ -1,7 +1,7 @@
 """Deliveries, groups of deliveries, their states, and the statistics of a producer.
 
 The ledger executes the two tables of transitions. The state diagrams in the documents are drawn
-from them. The glossary in ``docs/explanation/architecture.md`` defines the terms: abandoned, room,
+from them. The glossary, ``docs/reference/glossary.md``, defines the terms: abandoned, room,
 unawaited, withdraw.
 """
 

@@ -8,7 +8,7 @@ cancelled. The guard ends it. The pump's task group runs tasks for single jobs: 
 addresses of a service, retries for topics without metadata, and look-ups before a client is
 replaced.
 
-The glossary in ``docs/explanation/architecture.md`` defines the terms: generation, give up, settle.
+The glossary, ``docs/reference/glossary.md``, defines the terms: client generation, give up, settle.
 """
 
 from __future__ import annotations
