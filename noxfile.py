@@ -180,8 +180,8 @@ def fuzz(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Measure this package beside its peers; arguments go to bench/compare.py.
 
-    ``nox -s bench -- --suite`` runs it under all circumstances that the documents speak of, which
-    takes half an hour, and writes their figures.
+    ``nox -s bench -- --suite`` measures everything that the documents show, which takes 40 minutes,
+    and writes their figures. ``--suite --only SECTION`` repeats a part of it.
     """
     session.install(".", "--group", "bench")
     arguments = [*session.posargs]

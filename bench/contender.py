@@ -331,9 +331,9 @@ class Idle:
 
 
 @contextmanager
-def opentelemetry() -> Iterator[Any]:
-    """OpenTelemetry's observer on its SDK, with the batch processor that its guide sets up. What
-    is exported goes nowhere: what that costs is the exporter's affair."""
+def opentelemetry(*, traces: bool = True) -> Iterator[Any]:
+    """OpenTelemetry's observer on its SDK, with the batch processor that its guide sets up. Its
+    exporter drops all spans. Without traces it has metrics only."""
     from opentelemetry.sdk.metrics import MeterProvider
     from opentelemetry.sdk.metrics.export import InMemoryMetricReader
     from opentelemetry.sdk.trace import TracerProvider
@@ -342,6 +342,7 @@ def opentelemetry() -> Iterator[Any]:
         SpanExporter,
         SpanExportResult,
     )
+    from opentelemetry.trace import NoOpTracerProvider
 
     from anyio_sendproducer.telemetry import OpenTelemetryObserver
 
@@ -353,7 +354,9 @@ def opentelemetry() -> Iterator[Any]:
     tracers.add_span_processor(BatchSpanProcessor(Nowhere()))
     meters = MeterProvider([InMemoryMetricReader()], shutdown_on_exit=False)
     try:
-        yield OpenTelemetryObserver(tracer_provider=tracers, meter_provider=meters)
+        yield OpenTelemetryObserver(
+            tracer_provider=tracers if traces else NoOpTracerProvider(), meter_provider=meters
+        )
     finally:
         tracers.shutdown()
         meters.shutdown()
@@ -362,6 +365,12 @@ def opentelemetry() -> Iterator[Any]:
 async def ours_observed(job: Job, driver: str = "kafka-python") -> None:
     """This package with an observer that does nothing."""
     await ours(job, driver, [Idle()])
+
+
+async def ours_counted(job: Job, driver: str = "kafka-python") -> None:
+    """This package with OpenTelemetry's observer for metrics only."""
+    with opentelemetry(traces=False) as observer:
+        await ours(job, driver, [observer])
 
 
 async def ours_traced(job: Job, driver: str = "kafka-python") -> None:
@@ -636,8 +645,10 @@ LOOPED: dict[str, tuple[Callable[[Job], Awaitable[None]], bool]] = {
     "ours": (ours, True),
     "ours, confluent": (ours_confluent, True),
     "ours, observed": (ours_observed, True),
+    "ours, observed by metrics": (ours_counted, True),
     "ours, observed by OpenTelemetry": (ours_traced, True),
     "ours, confluent, observed": (partial(ours_observed, driver="confluent"), True),
+    "ours, confluent, observed by metrics": (partial(ours_counted, driver="confluent"), True),
     "ours, confluent, observed by OpenTelemetry": (partial(ours_traced, driver="confluent"), True),
     "nothing": (nothing, True),
     "aiokafka": (aiokafka, False),

@@ -1,120 +1,145 @@
-"""The benchmark under all circumstances that the documents speak of, and their page of figures.
+"""All measurements that the documents show, in one run.
 
-    nox -s bench -- --suite [--rounds 5] [--records 20000] [--only-page]
+    nox -s bench -- --suite [--rounds N] [--records N] [--only SECTION] [--only-page]
 
-``bench/compare.py`` runs once with all contenders, and then with some of them for each other size,
-number of partitions, compression and sink. What came of it is kept as JSON in ``bench-results``,
-and the tables and the picture of ``docs/explanation/benchmark.md`` are made of that. It takes about
-half an hour, in which the machine should have nothing else to do.
+``bench/sections.py`` says what is measured. The rounds of each section are written to
+``bench-results`` as soon as it is done, so a run that was interrupted can go on: ``--only SECTION``
+runs one section again, and ``--only-page`` none. In the end the medians of all sections are written
+to ``bench/results.json``, and ``bench/page.py`` makes the pages, the charts and the README's table
+of that file. The whole run takes about 35 minutes. The machine should do nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
-import subprocess
 import sys
-from collections.abc import Iterator
+import time
 from pathlib import Path
 from typing import Any
 
-from compare import by_contender, draw
+import page
+import pekko
+from sections import SECTIONS, aims
+from turns import RECORDS, Load, Rounds, about, run_rounds, sink, without_missing
 
-HERE = Path(__file__).resolve().parent
-PAGE = HERE.parent / "docs" / "explanation" / "benchmark.md"
-PICTURE = PAGE.with_name("benchmark.svg")
-MAIN = "mock-100B-4p-none"
-#: What is left of the main run's arguments where it is another size, and so on.
-OTHERS: dict[str, list[str]] = {
-    "1 KB": ["--size", "1000"],
-    "10 KB": ["--size", "10000"],
-    "1 partition": ["--partitions", "1"],
-    "64 partitions": ["--partitions", "64"],
-    "lz4": ["--compression", "lz4"],
-    "zstd": ["--compression", "zstd"],
-    "20 ms away": ["--sink", "mock-20ms"],
-    "Apache Kafka": ["--sink", "kafka"],
-}
-#: Who takes part in these.
-SOME = (
-    r"^((kafka-python|confluent), forget"
-    r"|ours(, confluent)?, (tasks-1000|many-10000), (asyncio|trio)"
-    r"|aiokafka(, tuned|, idempotent)?, tasks-1000, asyncio)$"
+#: The figures that the documents show.
+KEPT = (
+    "rate",
+    "cpu_us",
+    "cpu_loop_us",
+    "cpu_client_us",
+    "cpu_polling_us",
+    "latency_median_ms",
+    "latency_p99_ms",
+    "latency_p999_ms",
+    "late_p99_ms",
+    "memory_mib",
+    "opening_ms",
+    "first_record_ms",
+    "next_record_ms",
+    "closing_ms",
+    "cold_opening_ms",
 )
-#: Where the contender on the JVM takes part, too.
-WITH_JVM = "Apache Kafka"
+#: The digits that differ between two runs are not worth a commit.
+DIGITS = 4
+PARTITIONS = 4
 
 
-def stem(arguments: list[str]) -> str:
-    """The name that compare.py gives its results."""
-    given = dict(zip(arguments[::2], arguments[1::2], strict=True))
-    size, partitions = given.get("--size", "100"), given.get("--partitions", "4")
-    sink, compression = given.get("--sink", "mock"), given.get("--compression", "none")
-    return f"{sink}-{size}B-{partitions}p-{compression}"
+def measure(name: str, out: Path, records: int, rounds: int | None) -> None:
+    """Run a section, and write its rounds."""
+    section = SECTIONS[name]
+    contenders = without_missing([*section.contenders])
+    print(f"{name}: {len(contenders)} contenders", file=sys.stderr)
+    begin = time.monotonic()
+    with sink(section.sink, PARTITIONS) as (address, api_version):
+        load = Load(address, api_version, records, section.size)
+        found = run_rounds(contenders, load, rounds or section.rounds)
+    seconds = time.monotonic() - begin
+    print(f"{name}: {seconds:.0f} s", file=sys.stderr)
+    versions = pekko.versions() if pekko.CLIENT in {one.client for one in contenders} else {}
+    content = {
+        "about": about() | versions,
+        "seconds": round(seconds),
+        "records": records,
+        "rounds": found,
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
-def run(arguments: list[str], out: Path) -> None:
-    """Run compare.py."""
-    command = [sys.executable, str(HERE / "compare.py"), "--out", str(out), *arguments]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603  # ours
+def rounded(value: float) -> float:
+    """A value with few digits."""
+    return float(f"{value:.{DIGITS}g}")
 
 
-def median(rows: list[Any]) -> str:
-    """Records per second."""
-    rates = [row["rate"] for row in rows if row]
-    return f"{statistics.median(rates):,.0f}" if rates else ""
+def three(values: list[float]) -> list[float]:
+    """The median, the least and the most."""
+    return [rounded(one) for one in (statistics.median(values), min(values), max(values))]
 
 
-def page(out: Path) -> Iterator[str]:
-    """The tables."""
-    lines = (out / f"{MAIN}.md").read_text(encoding="utf-8").splitlines()
-    tables = [number for number, line in enumerate(lines) if line.startswith("|---")]
-    main, beside = tables[0] - 1, tables[1] - 1
-    yield "## What is aimed at, and what is measured\n"
-    yield lines[0] + " Medians of the rounds' ratios, with the least and the most.\n"
-    yield from lines[beside:]
-    yield "\n## All contenders\n"
-    yield from lines[main : beside - 1]
-    found: dict[str, dict[str, str]] = {}
-    for name, arguments in OTHERS.items():
-        results = out / f"{stem(arguments)}.json"
-        if results.exists():
-            content = json.loads(results.read_text(encoding="utf-8"))
-            found[name] = {who: median(rows) for who, rows in content["rounds"].items()}
-    if not found:
-        return
-    yield "\n## Other circumstances\n"
-    yield "Records per second, medians of three rounds.\n"
-    yield "| contender | " + " | ".join(found) + " |"
-    yield "|---|" + "---:|" * len(found)
-    for who in dict.fromkeys(who for figures in found.values() for who in figures):
-        yield f"| {who} | " + " | ".join(figures.get(who, "") for figures in found.values()) + " |"
+def condensed(rounds: Rounds) -> dict[str, dict[str, list[float]]]:
+    """The median, the least and the most of each figure of each contender."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for name, rows in rounds.items():
+        done = [row for row in rows if row]
+        if done:
+            found[name] = {
+                figure: three([row[figure] for row in done])
+                for figure in KEPT
+                if all(figure in row for row in done)
+            }
+    return found
+
+
+def results(out: Path) -> dict[str, Any]:
+    """The content of ``bench/results.json``, of the sections that were measured."""
+    sections: dict[str, Any] = {}
+    measured: list[dict[str, str]] = []
+    for name in SECTIONS:
+        path = out / f"{name}.json"
+        if not path.exists():
+            continue
+        content = json.loads(path.read_text(encoding="utf-8"))
+        measured.append(content["about"])
+        sections[name] = {
+            "rounds": max(map(len, content["rounds"].values())),
+            "records": content["records"],
+            "seconds": content["seconds"],
+            "contenders": condensed(content["rounds"]),
+            "compared": {
+                f"{aim}, {aim.figure}": three(values)
+                for aim in aims()
+                if aim.section == name and (values := aim.values(content["rounds"]))
+            },
+        }
+    if not measured:
+        return {}
+    latest: dict[str, str] = {}
+    for one in sorted(measured, key=lambda one: one["date"]):
+        latest |= one
+    # A section that was measured later, alone, may be of another commit.
+    commits = ", ".join(dict.fromkeys(one["commit"] for one in measured))
+    return {"about": latest | {"commit": commits}, "sections": sections}
 
 
 def main() -> None:
-    """Run all of it, and write the page."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--records", type=int, default=20_000)
+    """Measure, and make the pages."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, help="of each section")
+    parser.add_argument("--records", type=int, default=RECORDS)
+    parser.add_argument("--only", choices=SECTIONS, action="append", help="sections to measure")
+    parser.add_argument("--only-page", action="store_true", help="of what was measured before")
     parser.add_argument("--out", type=Path, default=Path("bench-results"), help="a directory")
-    parser.add_argument("--only-page", action="store_true", help="of results that are there")
     options = parser.parse_args()
     if not options.only_page:
-        records = ["--records", str(options.records)]
-        run([*records, "--rounds", str(options.rounds)], options.out)
-        for name, arguments in OTHERS.items():
-            only = SOME.replace(")$", "|pekko, tasks-1000)$") if name == WITH_JVM else SOME
-            run([*records, "--rounds", "3", "--only", only, *arguments], options.out)
-    text = PAGE.read_text(encoding="utf-8")
-    begin, end = (f"<!-- figures of bench/suite.py: {edge} -->" for edge in ("begin", "end"))
-    figures = "\n".join(page(options.out))
-    made = re.sub(f"{begin}.*{end}", lambda _: f"{begin}\n{figures}\n{end}", text, flags=re.DOTALL)
-    PAGE.write_text(made, encoding="utf-8")
-    main_run = json.loads((options.out / f"{MAIN}.json").read_text(encoding="utf-8"))
-    # Of the figures, and not the picture that lies beside them: that is as it was drawn then.
-    draw(by_contender(main_run["rounds"]), PICTURE, main_run["options"])
+        for name in options.only or SECTIONS:
+            measure(name, options.out, options.records, options.rounds)
+    found = results(options.out)
+    if found:
+        page.write_results(found)
+    page.write_all()
 
 
 if __name__ == "__main__":

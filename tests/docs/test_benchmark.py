@@ -1,9 +1,11 @@
-"""The benchmark's page: its picture shows what its table says. And who takes part in what."""
+"""The benchmark: its schedule and figures, its charts, and pages that say what its results say."""
 
 from __future__ import annotations
 
 import importlib
+import itertools
 import re
+import statistics
 import sys
 from typing import Any, Final
 from xml.etree import ElementTree as ET
@@ -12,118 +14,265 @@ import pytest
 
 from tests.support.paths import ROOT
 
-PAGE: Final = ROOT / "docs/explanation/benchmark.md"
-PICTURE: Final = PAGE.with_suffix(".svg")
 _SVG: Final = "{http://www.w3.org/2000/svg}"
-
-#: A bar: its corners, from the lower left.
-_BAR: Final = re.compile(
-    r"M (?P<left>\S+) (?P<top>\S+) L (?P<right>\S+) (?P=top) "
-    r"L (?P=right) (?P<bottom>\S+) L (?P=left) (?P=bottom) z"
-)
+#: The background of a light and of a dark page.
+_BACKGROUNDS: Final = ("#ffffff", "#131416")
 
 
 @pytest.fixture
-def compare(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """bench/compare.py, whose imports are scripts beside it."""
+def scripts(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Imports a module of bench/, which has scripts that import each other."""
     monkeypatch.setattr(sys, "path", [str(ROOT / "bench"), *sys.path])
-    return importlib.import_module("compare")
+    return importlib.import_module
 
 
-class Picture:
-    """What a reader sees: words at heights, and bars."""
-
-    def __init__(self, svg: str) -> None:
-        root = ET.fromstring(svg)
-        self.caption = root.get("aria-label", "")
-        texts = [one for one in root.iter(f"{_SVG}text") if one.text]
-        self.words = [str(one.text) for one in texts]
-        #: The name beside each bar, and the height that it is written at.
-        self.names: dict[str, float] = {}
-        #: The marks of the scale: records per second, and the place.
-        self.marks: dict[int, float] = {}
-        for one in texts:
-            word, style = str(one.text), one.get("style", "")
-            if "text-anchor: end" in style:
-                assert word not in self.names
-                self.names[word] = float(one.get("y", ""))
-            elif word.isdecimal():
-                self.marks[int(word)] = float(one.get("x", ""))
-        filled = [one for one in root.iter(f"{_SVG}path") if "fill: #" in one.get("style", "")]
-        found = [_BAR.fullmatch(" ".join(one.get("d", "").split())) for one in filled]
-        #: From the left, to the right, and from the top to the bottom.
-        self.bars = [
-            tuple(float(one[edge]) for edge in ("left", "right", "top", "bottom"))
-            for one in found
-            if one is not None
-        ]
-
-    def rates(self) -> dict[str, float]:
-        """Records per second of each name, as its bar says."""
-        least, most = min(self.marks), max(self.marks)
-        scale = (self.marks[most] - self.marks[least]) / (most - least)
-        rates: dict[str, float] = {}
-        for name, height in self.names.items():
-            [(left, right)] = [
-                (left, right) for left, right, top, bottom in self.bars if top < height < bottom
-            ]
-            assert left == self.marks[0]
-            rates[name] = (right - left) / scale
-        return rates
+# --- the open loop -------------------------------------------------------------------------------
 
 
-def rows_of(page: str, heading: str) -> list[list[str]]:
-    """The cells of the table under a heading."""
-    section = page.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
-    lines = [line for line in section.splitlines() if line.startswith("| ")]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[1:]]
+def test_the_schedule_is_the_same_each_time_and_has_the_mean_rate(scripts: Any) -> None:
+    schedule = scripts("open_loop").schedule
+    times = schedule(2_000, 10_000)
+    assert times == schedule(2_000, 10_000)
+    assert times[0] == 0
+    assert times == sorted(times)
+    gaps = [after - before for before, after in itertools.pairwise(times)]
+    assert statistics.mean(gaps) == pytest.approx(1 / 2_000, rel=0.05)
+    # Exponential: the deviation is as large as the mean.
+    assert statistics.stdev(gaps) == pytest.approx(1 / 2_000, rel=0.1)
+    assert schedule(2_000, 10_000, seed=1) != times
 
 
-def test_the_picture_is_of_the_table_on_its_page(compare: Any) -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    picture = Picture(PICTURE.read_text(encoding="utf-8"))
-    drawn: dict[str, float] = {}
-    for client, workload, loop, rate, *_ in rows_of(page, "All contenders"):
-        contender = compare.Contender(client, workload, loop)
-        if rate and contender.is_drawn:
-            drawn[str(contender)] = float(rate.replace(",", ""))
-    assert len(drawn) > 40
-    # The table has whole numbers.
-    assert picture.rates() == pytest.approx(drawn, abs=0.6)
+def test_percentiles(scripts: Any) -> None:
+    spread = scripts("contender").spread
+    thousand = spread([number / 1000 for number in range(1000, 0, -1)])
+    expected = {"median_ms": 500.5, "p99_ms": 991, "p999_ms": 1000, "max_ms": 1000}
+    assert thousand == pytest.approx(expected)
+    assert set(spread([0.002]).values()) == {2}
 
 
-def test_the_picture_says_what_the_figures_hold_for() -> None:
-    picture = Picture(PICTURE.read_text(encoding="utf-8"))
-    title = picture.words[-1]
-    assert re.match(r"[\d,]+ records of \d+ B, ", title)
-    assert picture.caption == f"Records per second: {title}"
-    assert f"\n{title}; date " in PAGE.read_text(encoding="utf-8")
+# --- who takes part ------------------------------------------------------------------------------
 
 
-def test_whoever_asks_for_the_observed_gets_them_beside_the_others(compare: Any) -> None:
-    chosen = compare.chosen("observed")
-    assert len(chosen) == 24
-    assert all(one.is_drawn == (one == one.unobserved) for one in chosen)
-    figures = {one: [{"rate": 1.0 if one == one.unobserved else 0.5}] for one in chosen}
-    rows = [line for line in compare.beside(figures) if "observed" in line]
-    assert len(rows) == 16
-    assert all(" |  | 0.50 (" in row for row in rows)
-    assert [str(one) for one in compare.chosen("^ours, tasks-100, trio$")] == [
+def test_the_observed_are_beside_the_same_without_an_observer(scripts: Any) -> None:
+    chosen = scripts("compare").chosen("observed")
+    assert {one.unobserved for one in chosen} < set(chosen)
+    assert len({one for one in chosen if one.unobserved != one}) == 12
+    assert [str(one) for one in scripts("compare").chosen("^ours, tasks-100, trio$")] == [
         "ours, tasks-100, trio"
     ]
 
 
-def test_each_contender_is_a_client_that_there_is(compare: Any) -> None:
-    contender = importlib.import_module("contender")
-    clients = {one.client for one in compare.contenders()} - {compare.pekko.CLIENT}
-    assert clients == {*contender.THREADED, *contender.LOOPED}
-    on_trio = {one.client for one in compare.contenders() if one.loop == "trio"}
+def test_each_contender_is_a_client_that_there_is(scripts: Any) -> None:
+    contender = scripts("contender")
+    everybody = scripts("compare").contenders()
+    clients = {one.client for one in everybody} - {scripts("pekko").CLIENT}
+    assert clients <= {*contender.THREADED, *contender.LOOPED}
+    on_trio = {one.client for one in everybody if one.loop == "trio"}
     assert on_trio == {name for name, (_, trio) in contender.LOOPED.items() if trio}
 
 
-def test_what_was_measured_is_drawn_again_by_name(compare: Any) -> None:
-    rows = {"ours, forget, trio": [1], "kafka-python, forget": [2], "gone, forget": [3]}
-    assert compare.by_contender(rows) == {
-        compare.Contender("kafka-python", "forget", "none"): [2],
-        compare.Contender("ours", "forget", "trio"): [1],
+def test_what_is_compared_takes_part_in_the_same_section(scripts: Any) -> None:
+    sections = scripts("sections")
+    aims = sections.aims()
+    for aim in aims:
+        contenders = sections.SECTIONS[aim.section].contenders
+        assert {aim.one, aim.other, aim.less or aim.one} <= set(contenders)
+    assert len({f"{aim}, {aim.figure}" for aim in aims}) == len(aims)
+
+
+def test_an_aim_is_judged_round_by_round(scripts: Any) -> None:
+    sections = scripts("sections")
+    one, other, nothing = (sections.Contender(name, "open-200") for name in ("a", "b", "nothing"))
+    rounds = {
+        str(one): [{"cpu_us": 5.0}, None, {"cpu_us": 9.0}],
+        str(other): [{"cpu_us": 4.0}, {"cpu_us": 1.0}, {"cpu_us": 3.0}],
+        str(nothing): [{"cpu_us": 2.0}, {"cpu_us": 1.0}, {"cpu_us": 1.0}],
     }
+    ratio = sections.Aim("open", "cpu_us", one, other, at_most=2.0)
+    assert ratio.values(rounds) == [1.25, 3.0]
+    assert (ratio.bound, ratio.is_reached(2.0), ratio.is_reached(2.1)) == ("at most 2", True, False)
+    less = sections.Aim("open", "cpu_us", one, other, at_least=2.0, less=nothing)
+    assert less.values(rounds) == [1.5, 4.0]
+    assert (less.bound, less.is_reached(2.0), less.is_reached(1.9)) == ("at least 2", True, False)
+    difference = sections.Aim("open", "cpu_us", one, other, is_difference=True)
+    assert difference.values(rounds) == [1.0, 6.0]
+    assert difference.bound == ""
+
+
+def test_rounds_are_condensed(scripts: Any) -> None:
+    rounds = {
+        "a": [{"rate": 2.0, "crossings": 1.0}, None, {"rate": 1.23456}, {"rate": 9.0}],
+        "b": [None, None],
+    }
+    assert scripts("suite").condensed(rounds) == {"a": {"rate": [2.0, 1.235, 9.0]}}
+
+
+# --- charts --------------------------------------------------------------------------------------
+
+
+def _texts(svg: str) -> list[str]:
+    return [str(one.text) for one in ET.fromstring(svg).iter(f"{_SVG}text") if one.text]
+
+
+def _contrast(colour: str, background: str) -> float:
+    def luminance(value: str) -> float:
+        parts = [int(value[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+        linear = [
+            part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+        ]
+        red, green, blue = linear
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    lighter, darker = sorted((luminance(colour), luminance(background)), reverse=True)
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def _is_seen_on_every_page(svg: str) -> None:
+    """Every colour can be seen on a light and a dark page, and text has the page's colour."""
+    body = re.sub(r"<style>.*?</style>", "", svg)
+    colours = set(re.findall(r'(?:fill|stroke)="(?!none|currentColor)([^"]*)"', body))
+    assert colours
+    for colour in colours:
+        for background in _BACKGROUNDS:
+            assert _contrast(colour, background) >= 3, colour
+    for text in ET.fromstring(svg).iter(f"{_SVG}text"):
+        assert text.get("fill") is None
+
+
+def test_bars(scripts: Any) -> None:
+    charts = scripts("charts")
+    values = [
+        charts.Value("ours & co", 50.0, 40.0, 60.0, is_ours=True),
+        charts.Value("other", 10.0, 9.0, 12.0),
+        charts.Value("slow", 2_004.0, 2_000.0, 2_010.0),
+    ]
+    marks = [charts.Mark("inside", 20.0), charts.Mark("far", 900.0)]
+    svg = charts.bars("A title", "ms", values, marks, limit=60.0)
+    assert _texts(svg) == [
+        *("ms", "ours & co", "50", "other", "10", "slow", "2,000 →"),
+        *("inside: 20", "far: 900 →"),
+    ]
+    rectangles = [*ET.fromstring(svg).iter(f"{_SVG}rect")]
+    widths = [float(one.get("width", "")) for one in rectangles]
+    assert widths[0] / widths[1] == pytest.approx(5, rel=0.01)
+    assert widths[2] / widths[0] == pytest.approx(1.2, rel=0.01)
+    assert [one.get("fill") for one in rectangles] == [charts.OURS, *[charts.OTHERS] * 2]
+    assert "A title. ms. ours &amp; co: 50; other: 10; slow: 2,000" in svg
+    _is_seen_on_every_page(svg)
+
+
+def test_lines_have_names_that_do_not_overlap(scripts: Any) -> None:
+    charts = scripts("charts")
+    series = [
+        charts.Series("a", (1_000.0, 2_000.0), is_ours=True),
+        charts.Series("b", (500.0, 2_001.0)),
+        charts.Series("c", (None, 1_999.0)),
+        charts.Series("nothing at all", (None, None)),
+    ]
+    svg = charts.lines("A title", "records per second", ["1 KB", "10 KB"], series, "size")
+    names = [one for one in ET.fromstring(svg).iter(f"{_SVG}text") if one.text in {"a", "b", "c"}]
+    heights = sorted(float(one.get("y", "")) for one in names)
+    assert len(heights) == 3
+    assert min(b - a for a, b in itertools.pairwise(heights)) >= 12
+    assert {"1 KB", "10 KB", "0", "1,000", "2,000"} <= set(_texts(svg))
+    assert "a: 1,000 (1 KB), 2,000 (10 KB); b: 500 (1 KB), 2,000 (10 KB); c: 2,000 (10 KB)" in svg
+    _is_seen_on_every_page(svg)
+
+
+def test_ranges(scripts: Any) -> None:
+    charts = scripts("charts")
+    groups = [
+        (
+            "200 per second",
+            [charts.Range("a", 0.7, 5.0, is_ours=True), charts.Range("b", 2.0, 20.0)],
+        ),
+        ("2,000 per second", [charts.Range("a", 0.72, 7.0, is_ours=True)]),
+    ]
+    svg = charts.ranges("A title", "milliseconds", ("median", "p99"), groups)
+    assert _texts(svg) == [
+        "milliseconds: median ● and p99 ○",
+        *("200 per second", "a", "0.70", "5.0", "b", "2.0", "20"),
+        *("2,000 per second", "a", "0.72", "7.0"),
+    ]
+    circles = [float(one.get("cx", "")) for one in ET.fromstring(svg).iter(f"{_SVG}circle")]
+    assert circles == sorted(circles[:2]) + sorted(circles[2:4]) + sorted(circles[4:])
+    _is_seen_on_every_page(svg)
+
+
+def test_a_chart_that_stands_alone_has_text_for_both_colour_schemes(scripts: Any) -> None:
+    charts = scripts("charts")
+    values = [charts.Value("a", 1.0, 1.0, 1.0)]
+    assert "<style>" not in charts.bars("A title", "ms", values)
+    svg = charts.bars("A title", "ms", values, standalone=True)
+    assert "prefers-color-scheme: dark" in svg
+    light, dark = _BACKGROUNDS
+    assert _contrast(charts.LIGHT_TEXT, light) >= 7
+    assert _contrast(charts.DARK_TEXT, dark) >= 7
+
+
+def test_figures_are_short(scripts: Any) -> None:
+    shown = scripts("charts").shown
+    figures = (72_634.0, 123.4, 99.6, 10.04, 9.96, 9.94, 1.0, 0.996, 0.79, 0.1, 0.0123, 0.0)
+    assert [shown(figure) for figure in figures] == [
+        *("72,600", "123", "100", "10", "10", "9.9", "1.0", "1.0", "0.79", "0.10", "0.01", "0"),
+    ]
+
+
+# --- pages ---------------------------------------------------------------------------------------
+
+
+def test_the_pages_say_what_the_results_say(scripts: Any) -> None:
+    """`python bench/suite.py --only-page` makes them again."""
+    page = scripts("page")
+    results = page.read_results()
+    assert page.PAGE.read_text(encoding="utf-8") == page.render(results, "benchmark.md")
+    assert page.TABLES.read_text(encoding="utf-8") == page.render(results, "benchmark-tables.md")
+    readme = page.README.read_text(encoding="utf-8")
+    assert readme == page.in_readme(results, readme)
+    assert page.readme_table(results) in readme
+    for chart, draw in page.DRAWN.items():
+        assert (page.CHARTS / f"{chart}.svg").read_text(encoding="utf-8") == draw(results)
+
+
+def test_the_results_are_of_every_section_and_nothing_is_missing(scripts: Any) -> None:
+    sections = scripts("sections").SECTIONS
+    page = scripts("page")
+    results = page.read_results()
+    assert [*results.content["sections"]] == [*sections]
+    for key, section in sections.items():
+        measured = results.content["sections"][key]["contenders"]
+        assert set(measured) <= {str(one) for one in section.contenders}
+    for made in (page.PAGE, page.README):
+        assert page.MISSING not in made.read_text(encoding="utf-8")
+    about = results.content["about"]
+    assert {"date", "commit", "machine", "Python", "aiokafka"} <= set(about)
+
+
+def test_the_first_chart_has_all_contenders_with_names_of_their_own(scripts: Any) -> None:
+    page = scripts("page")
+    results = page.read_results()
+    texts = _texts(page.rates(results))
+    names = [text for text in texts if not re.search(r"\d|records", text)]
+    assert names == [
+        *("librdkafka driver, asyncio", "librdkafka driver, Trio"),
+        *("kafka-python driver, asyncio", "kafka-python driver, Trio"),
+        *("aiokafka, defaults", "aiokafka, same guarantees"),
+        *("AIOProducer", "Pekko SendProducer (JVM)"),
+    ]
+    assert [text.partition(":")[0] for text in texts if "nothing awaited" in text] == [
+        *("kafka-python itself, nothing awaited", "confluent-kafka itself, nothing awaited"),
+    ]
+    for draw in page.DRAWN.values():
+        _is_seen_on_every_page(draw(results))
+
+
+#: Numbers in the prose that are conditions and not figures.
+_CONDITIONS: Final = {
+    *("0.8", "1", "2", "5", "16", "100", "200", "256", "1,000", "10,000"),
+}
+
+
+def test_the_prose_has_no_figures_of_its_own(scripts: Any) -> None:
+    template = (scripts("page").TEMPLATES / "benchmark.md").read_text(encoding="utf-8")
+    without = re.sub(r"`[^`\n]*`|\$\w+|<!--.*?-->", "", template)
+    assert set(re.findall(r"\b\d[\d,.]*\b", without)) <= _CONDITIONS
