@@ -149,7 +149,7 @@ def lines(
         series: the lines. Each has a value, or None, for each category.
         across: what the categories are.
     """
-    left, right, top, bottom = 46.0, WIDTH - 154.0, 24.0, 196.0
+    left, right, top, bottom = 52.0, WIDTH - 154.0, 24.0, 196.0
     most = max((value for one in series for value in one.values if value), default=1.0)
     step = _nice(most / 3)
     most = step * math.ceil(most / step)

@@ -29,6 +29,7 @@ import anyio
 import anyio.lowlevel
 import open_loop
 import opening
+import pending
 
 #: Seconds between two ticks.
 TICK = 0.001
@@ -257,6 +258,11 @@ async def ours(job: Job, driver: str = "kafka-python", observers: Sequence[Any] 
     )
 
     value = job.value
+    if job.workload in pending.WAYS:
+        job.begin()
+        job.extra["pending_bytes"] = await pending.run(driver, job.workload, job.records, value)
+        job.end(job.records)
+        return
     properties: dict[str, Any] = {"compression.type": job.compression}
     if driver == "kafka-python":
         properties |= job.kafka_python

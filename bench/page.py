@@ -14,6 +14,7 @@ from string import Template
 from typing import Any
 
 import pekko
+import pending
 from charts import Mark, Range, Series, Value, bars, lines, ranges, shown
 from sections import (
     AIO,
@@ -72,6 +73,7 @@ _FIGURES = {
     "latency_p999_ms": "p99.9 ms",
     "late_p99_ms": "timer late, p99 ms",
     "memory_mib": "MiB",
+    "pending_bytes": "bytes per record",
     "opening_ms": "opening ms",
     "first_record_ms": "first record ms",
     "next_record_ms": "next record ms",
@@ -389,6 +391,16 @@ def opening_table(results: Results) -> str:
     return _table(["milliseconds", "opening", "first record", "next record", "closing"], rows)
 
 
+def pending_table(results: Results) -> str:
+    """Bytes for each record without an outcome."""
+    rows: list[list[str]] = []
+    for way in pending.WAYS:
+        contenders = (Contender(client, way, "asyncio") for client in (OURS_CONFLUENT, OURS))
+        bytes_ = (results.value("pending", one, "pending_bytes") for one in contenders)
+        rows.append([f"`{way.partition('-')[2]}`", *map(as_text, bytes_)])
+    return _table(["bytes per record", "librdkafka driver", "kafka-python driver"], rows)
+
+
 def aims_table(results: Results) -> str:
     """What was aimed at, and what is measured."""
     rows: list[list[str]] = []
@@ -497,6 +509,7 @@ def words(results: Results) -> dict[str, str]:
         "open_table": open_table(results),
         "streams_table": streams_table(results),
         "observers_table": observers_table(results),
+        "pending_table": pending_table(results),
         "opening_table": opening_table(results),
         "aims_table": aims_table(results),
         "section_tables": "\n".join(section_tables(results)),

@@ -36,6 +36,7 @@ KEPT = (
     "latency_p999_ms",
     "late_p99_ms",
     "memory_mib",
+    "pending_bytes",
     "opening_ms",
     "first_record_ms",
     "next_record_ms",
@@ -97,21 +98,23 @@ def results(out: Path) -> dict[str, Any]:
     """The content of ``bench/results.json``, of the sections that were measured."""
     sections: dict[str, Any] = {}
     measured: list[dict[str, str]] = []
-    for name in SECTIONS:
+    for name, section in SECTIONS.items():
         path = out / f"{name}.json"
         if not path.exists():
             continue
         content = json.loads(path.read_text(encoding="utf-8"))
         measured.append(content["about"])
+        names = {str(one) for one in section.contenders}
+        rounds = {one: rows for one, rows in content["rounds"].items() if one in names}
         sections[name] = {
-            "rounds": max(map(len, content["rounds"].values())),
+            "rounds": max(map(len, rounds.values())),
             "records": content["records"],
             "seconds": content["seconds"],
-            "contenders": condensed(content["rounds"]),
+            "contenders": condensed(rounds),
             "compared": {
                 f"{aim}, {aim.figure}": three(values)
                 for aim in aims()
-                if aim.section == name and (values := aim.values(content["rounds"]))
+                if aim.section == name and (values := aim.values(rounds))
             },
         }
     if not measured:

@@ -14,6 +14,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,7 +29,7 @@ SINKS = ("mock", "mock-20ms", "kafka")
 #: One record after the other.
 ALONE = "tasks-1"
 #: Seconds of an open loop by its workload; slower rates need longer for as many records.
-_OPEN_SECONDS = {"open-200": 4, "open-2000": 2, "open-8000": 2}
+_OPEN_SECONDS = {"open-200": 3, "open-2000": 2, "open-8000": 2}
 #: How often a client is opened.
 _OPENINGS = 5
 #: How many records the defaults of the suite ask for. With fewer, open loops are shorter.
@@ -64,6 +65,8 @@ class Contender:
         tasks = int(self.workload[6:]) if self.workload.startswith("tasks-") else 0
         if self.workload == "opening":
             return min(_OPENINGS, of)
+        if self.workload.startswith("pending-"):
+            return of
         if self.workload in _OPEN_SECONDS:
             rate = int(self.workload[5:])
             return max(10, rate * _OPEN_SECONDS[self.workload] * of // RECORDS)
@@ -76,7 +79,7 @@ class Contender:
             return max(10, of // 5)
         if self.workload == "tasks-10000":
             # As many for each task as a thousand of them have: starting tasks is not measured.
-            return of // 2 if self.client == "aiokafka" else of * 5
+            return of * 5
         if self.client.endswith("OpenTelemetry"):
             return max(1, of // 2)
         return of * 3 if "confluent" in self.client else of
@@ -89,7 +92,9 @@ def sink(name: str, partitions: int) -> Iterator[tuple[str, str]]:
     Yields:
         Its addresses, and the version of the protocol for kafka-python if it cannot ask for it.
     """
-    if name == "kafka":
+    if name == "none":
+        yield "", ""
+    elif name == "kafka":
         sys.path.insert(0, str(HERE.parent))
         from tests.support.kafka_cluster import kafka_cluster
 
@@ -142,9 +147,11 @@ def run_rounds(contenders: list[Contender], load: Load, rounds: int) -> Rounds:
     """Give each contender its turn in each round."""
     found: dict[str, list[Figures | None]] = {str(one): [] for one in contenders}
     for number in range(rounds):
-        print(f"round {number + 1} of {rounds}", file=sys.stderr)
+        begin = time.monotonic()
         for contender in contenders:
             found[str(contender)].append(load.run(contender))
+        seconds = time.monotonic() - begin
+        print(f"round {number + 1} of {rounds}: {seconds:.0f} s", file=sys.stderr)
     return found
 
 
