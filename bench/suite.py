@@ -16,6 +16,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,37 +95,44 @@ def condensed(rounds: Rounds) -> dict[str, dict[str, list[float]]]:
     return found
 
 
-def results(out: Path) -> dict[str, Any]:
-    """The content of ``bench/results.json``, of the sections that were measured."""
+def results(out: Path, before: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of ``bench/results.json``.
+
+    Args:
+        out: the directory with the rounds that were measured.
+        before: the content until now, of which sections that were not measured are kept.
+    """
     sections: dict[str, Any] = {}
-    measured: list[dict[str, str]] = []
-    for name, section in SECTIONS.items():
+    for name in SECTIONS:
         path = out / f"{name}.json"
-        if not path.exists():
-            continue
-        content = json.loads(path.read_text(encoding="utf-8"))
-        measured.append(content["about"])
-        names = {str(one) for one in section.contenders}
-        rounds = {one: rows for one, rows in content["rounds"].items() if one in names}
-        sections[name] = {
-            "rounds": max(map(len, rounds.values())),
-            "records": content["records"],
-            "seconds": content["seconds"],
-            "contenders": condensed(rounds),
-            "compared": {
-                f"{aim}, {aim.figure}": three(values)
-                for aim in aims()
-                if aim.section == name and (values := aim.values(rounds))
-            },
-        }
-    if not measured:
-        return {}
+        if path.exists():
+            sections[name] = _section(name, json.loads(path.read_text(encoding="utf-8")))
+        elif name in before.get("sections", {}):
+            sections[name] = before["sections"][name]
+    abouts = [section["about"] for section in sections.values()]
     latest: dict[str, str] = {}
-    for one in sorted(measured, key=lambda one: one["date"]):
+    for one in sorted(abouts, key=lambda one: one["date"]):
         latest |= one
-    # A section that was measured later, alone, may be of another commit.
-    commits = ", ".join(dict.fromkeys(one["commit"] for one in measured))
+    # A section that was measured alone may be of another commit.
+    commits = ", ".join(dict.fromkeys(one["commit"] for one in abouts))
     return {"about": latest | {"commit": commits}, "sections": sections}
+
+
+def _section(name: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    contenders = {str(one) for one in SECTIONS[name].contenders}
+    rounds = {one: rows for one, rows in content["rounds"].items() if one in contenders}
+    return {
+        "about": content["about"],
+        "rounds": max(map(len, rounds.values())),
+        "records": content["records"],
+        "seconds": content["seconds"],
+        "contenders": condensed(rounds),
+        "compared": {
+            f"{aim}, {aim.figure}": three(values)
+            for aim in aims()
+            if aim.section == name and (values := aim.values(rounds))
+        },
+    }
 
 
 def main() -> None:
@@ -139,9 +147,8 @@ def main() -> None:
     if not options.only_page:
         for name in options.only or SECTIONS:
             measure(name, options.out, options.records, options.rounds)
-    found = results(options.out)
-    if found:
-        page.write_results(found)
+    before = page.read_results().content if page.RESULTS.exists() else {}
+    page.write_results(results(options.out, before))
     page.write_all()
 
 
