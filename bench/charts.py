@@ -19,6 +19,10 @@ _LEFT = 166
 #: What the number behind the longest bar needs.
 _NUMBER = 48
 _ROW = 20
+#: Between two names of lines.
+_NAME = 13
+#: The width of a character, on average and rather too much than too little.
+_CHARACTER = 6.0
 #: The widest that a chart is shown, in pixels.
 _SHOWN = 560
 
@@ -110,9 +114,9 @@ def bars(
             body.append(_text(WIDTH, height - 4, f"{label} →", 'text-anchor="end"'))
         else:
             body.append(_path(f"M{x:.1f} {top:.0f} V{height - 14:.0f}", 'stroke-dasharray="3 2"'))
-            anchor = "start" if x < WIDTH / 2 else "end"
-            near = x + 150 if anchor == "end" and x + 150 < WIDTH else x
-            body.append(_text(near, height - 4, label, f'text-anchor="{anchor}"'))
+            # Below its line, and not over an edge.
+            width = _CHARACTER * len(label)
+            body.append(_text(max(0, min(x - width / 2, WIDTH - width)), height - 4, label))
     numbers = [f"{one.name}: {shown(one.value)}" for one in (*values, *marks)]
     return _svg(title, f"{unit}. {'; '.join(numbers)}.", height + 4, body, standalone=standalone)
 
@@ -181,7 +185,7 @@ def lines(
         body += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{colour}"/>' for x, y in points]
         body.append("</g>")
         ends.append((points[-1][1], one))
-    body += _names(ends, places[-1], right + 6)
+    body += _names(ends, places[-1], right + 6, bottom)
     listed = "; ".join(_listed(one, categories) for one in series)
     return _svg(title, f"{unit}, by {across}. {listed}.", bottom + 38, body)
 
@@ -193,12 +197,15 @@ def _listed(one: Series, categories: Sequence[str]) -> str:
     )
 
 
-def _names(ends: Sequence[tuple[float, Series]], x: float, left: float) -> Iterator[str]:
+def _names(
+    ends: Sequence[tuple[float, Series]], x: float, left: float, bottom: float
+) -> Iterator[str]:
     """The names of lines beside their ends, with space between those that end close together."""
     ordered = sorted(ends, key=lambda end: end[0])
     places: list[float] = []
-    for y, _ in ordered:
-        places.append(max(y, places[-1] + 13) if places else y)
+    for number, (y, _) in enumerate(ordered):
+        lowest = bottom - _NAME * (len(ordered) - 1 - number)
+        places.append(min(max(y, places[-1] + _NAME if places else y), lowest))
     for (y, one), place in zip(ordered, places, strict=True):
         yield _path(f"M{x + 4:.1f} {y:.1f} L{left - 2:.1f} {place:.1f}", 'stroke-opacity="0.4"')
         weight = 'font-weight="600"' if one.is_ours else ""
@@ -219,10 +226,11 @@ def ranges(
     values = [value for _, rows in groups for one in rows for value in (one.low, one.high)]
     least, most = min(values, default=1.0), max(values, default=1.0)
     # The numbers beside the points need space.
-    low, high = math.log(least) - 1.2, math.log(most) + 1.2
+    left, right = _LEFT + 36, WIDTH - _NUMBER
+    width = math.log(most / least) or 1.0
 
     def place(value: float) -> float:
-        return _LEFT + (math.log(value) - low) / (high - low) * (WIDTH - _LEFT)
+        return left + math.log(value / least) / width * (right - left)
 
     body = [_text(_LEFT, 12, f"{unit}: {ends[0]} ● and {ends[1]} ○", 'opacity="0.8"')]
     y = 18.0

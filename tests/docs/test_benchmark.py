@@ -127,6 +127,25 @@ def _contrast(colour: str, background: str) -> float:
     return (lighter + 0.05) / (darker + 0.05)
 
 
+def _is_readable(svg: str) -> None:
+    """No text is beyond an edge or over another one, as far as can be told without a font."""
+    root = ET.fromstring(svg)
+    _, _, right, bottom = map(float, root.get("viewBox", "").split())
+    boxes: list[tuple[float, float, float, str]] = []
+    for text in root.iter(f"{_SVG}text"):
+        x, y, word = float(text.get("x", "")), float(text.get("y", "")), str(text.text)
+        width = len(word) * 5.2
+        x -= {"end": width, "middle": width / 2}.get(text.get("text-anchor", ""), 0)
+        assert x >= -3, word
+        assert x + width <= right + 3, word
+        assert 8 <= y <= bottom, word
+        boxes.append((x, x + width, y, word))
+    for one, other in itertools.combinations(boxes, 2):
+        apart = abs(one[2] - other[2]) >= 10 or one[1] < other[0] + 6 or other[1] < one[0] + 6
+        assert apart, (one, other)
+    _is_seen_on_every_page(svg)
+
+
 def _is_seen_on_every_page(svg: str) -> None:
     """Every colour can be seen on a light and a dark page, and text has the page's colour."""
     body = re.sub(r"<style>.*?</style>", "", svg)
@@ -158,7 +177,7 @@ def test_bars(scripts: Any) -> None:
     assert widths[2] / widths[0] == pytest.approx(1.2, rel=0.01)
     assert [one.get("fill") for one in rectangles] == [charts.OURS, *[charts.OTHERS] * 2]
     assert "A title. ms. ours &amp; co: 50; other: 10; slow: 2,000" in svg
-    _is_seen_on_every_page(svg)
+    _is_readable(svg)
 
 
 def test_lines_have_names_that_do_not_overlap(scripts: Any) -> None:
@@ -176,7 +195,22 @@ def test_lines_have_names_that_do_not_overlap(scripts: Any) -> None:
     assert min(b - a for a, b in itertools.pairwise(heights)) >= 12
     assert {"1 KB", "10 KB", "0", "1,000", "2,000"} <= set(_texts(svg))
     assert "a: 1,000 (1 KB), 2,000 (10 KB); b: 500 (1 KB), 2,000 (10 KB); c: 2,000 (10 KB)" in svg
-    _is_seen_on_every_page(svg)
+    _is_readable(svg)
+
+
+@pytest.mark.parametrize("value", [1.0, 20.0, 40.0, 60.0, 61.0])
+def test_the_name_of_a_mark_is_never_cut_off(value: float, scripts: Any) -> None:
+    charts = scripts("charts")
+    bar = charts.Value("bar", 60.0, 60.0, 60.0)
+    mark = charts.Mark("a name that is about as long as they are", value)
+    _is_readable(charts.bars("A title", "ms", [bar], [mark]))
+
+
+@pytest.mark.parametrize("ends", [(0.0, 1.0, 2.0, 3.0), (97.0, 98.0, 99.0, 100.0), (0.0, 50.0)])
+def test_the_names_of_lines_stay_within_the_chart(ends: tuple[float, ...], scripts: Any) -> None:
+    charts = scripts("charts")
+    series = [charts.Series(f"name {end:g}", (100.0, end)) for end in ends]
+    _is_readable(charts.lines("A title", "ms", ["1", "10,000"], series, "size"))
 
 
 def test_ranges(scripts: Any) -> None:
@@ -196,7 +230,14 @@ def test_ranges(scripts: Any) -> None:
     ]
     circles = [float(one.get("cx", "")) for one in ET.fromstring(svg).iter(f"{_SVG}circle")]
     assert circles == sorted(circles[:2]) + sorted(circles[2:4]) + sorted(circles[4:])
-    _is_seen_on_every_page(svg)
+    _is_readable(svg)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.02, 123_000.0), (3.0, 3.1), (2.0, 2.0)])
+def test_numbers_have_space_beside_ranges(low: float, high: float, scripts: Any) -> None:
+    charts = scripts("charts")
+    rows = [charts.Range("aiokafka, same guarantees", low, high)]
+    _is_readable(charts.ranges("A title", "milliseconds", ("median", "p99"), [("a", rows)]))
 
 
 def test_a_chart_that_stands_alone_has_text_for_both_colour_schemes(scripts: Any) -> None:
@@ -263,7 +304,7 @@ def test_the_first_chart_has_all_contenders_with_names_of_their_own(scripts: Any
         *("kafka-python itself, nothing awaited", "confluent-kafka itself, nothing awaited"),
     ]
     for draw in page.DRAWN.values():
-        _is_seen_on_every_page(draw(results))
+        _is_readable(draw(results))
 
 
 #: Numbers in the prose that are conditions and not figures.
