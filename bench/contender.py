@@ -287,14 +287,14 @@ async def ours(job: Job, driver: str = "kafka-python", observers: Sequence[Any] 
             for _ in range(job.records // at_once):
                 await producer.send_many([ProducerRecord(job.topic, value) for _ in range(at_once)])
             job.end(job.records // at_once * at_once)
-        elif job.workload in ("flow", "sink"):
+        elif job.workload == "flow" or job.workload.startswith("sink"):
 
             async def envelopes() -> AsyncIterator[Message[None, bytes, None]]:
                 for _ in range(job.records):
                     yield Message(ProducerRecord(job.topic, value))
 
             job.begin()
-            if job.workload == "sink":
+            if job.workload != "flow":
                 await producer.sink(envelopes())
             else:
                 async with producer.flow(envelopes()) as results:

@@ -23,6 +23,7 @@ from sections import (
     BARE,
     BARE_CONFLUENT,
     BOTH,
+    MILLIONS,
     OBSERVED,
     OURS,
     OURS_CONFLUENT,
@@ -497,6 +498,8 @@ def words(results: Results) -> dict[str, str]:
             found[f"{word}_cpu_{number}"] = figure("open", client, workload, "cpu_us")
         found[f"{word}_alone"] = figure("clients", client, "tasks-1", "latency_median_ms")
         found[f"{word}_late"] = figure("clients", client, "tasks-1000", "late_p99_ms")
+    for word, workload in zip(("one_million", "ten_millions"), MILLIONS, strict=True):
+        found[word] = figure("many records", OURS_CONFLUENT, workload, "memory_mib")
     found["aio_alone"] = figure("clients", AIO, "tasks-1", "latency_median_ms")
     for word, part in (
         ("loop", "cpu_loop_us"),

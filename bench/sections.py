@@ -20,6 +20,8 @@ AIO = "confluent-aio"
 LOOPS = ("asyncio", "trio")
 TASKS = ("tasks-1", "tasks-10", "tasks-100", "tasks-1000", "tasks-10000")
 RATES = (200, 2_000, 8_000)
+#: One million records through a sink, and ten.
+MILLIONS = ("sink-1000000", "sink-10000000")
 STREAMS = ("tasks-1000", "many-10000", "flow", "sink", "wait", "forget")
 OBSERVED = (", observed", ", observed by metrics", ", observed by OpenTelemetry")
 
@@ -125,6 +127,11 @@ SECTIONS: Mapping[str, Section] = {
         _each(BOTH, pending.WAYS, ("asyncio",)),
         rounds=3,
         sink="none",
+    ),
+    "many records": Section(
+        "Memory after many records",
+        _each((OURS_CONFLUENT,), MILLIONS, ("asyncio",)),
+        rounds=1,
     ),
     "1 KB": Section("Records of 1 KB", _SOME, rounds=3, size=1_000),
     "10 KB": Section("Records of 10 KB", _SOME, rounds=3, size=10_000),

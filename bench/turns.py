@@ -30,6 +30,8 @@ SINKS = ("mock", "mock-20ms", "kafka")
 ALONE = "tasks-1"
 #: Seconds of an open loop by its workload; slower rates need longer for as many records.
 _OPEN_SECONDS = {"open-200": 3, "open-2000": 2, "open-8000": 2}
+#: Records per second that a turn with very many of them has at least.
+_SLOWEST = 10_000
 #: How often a client is opened.
 _OPENINGS = 5
 #: How many records the defaults of the suite ask for. With fewer, open loops are shorter.
@@ -67,6 +69,8 @@ class Contender:
             return min(_OPENINGS, of)
         if self.workload.startswith("pending-"):
             return of
+        if self.workload.startswith("sink-"):
+            return int(self.workload[5:]) * of // RECORDS
         if self.workload in _OPEN_SECONDS:
             rate = int(self.workload[5:])
             return max(10, rate * _OPEN_SECONDS[self.workload] * of // RECORDS)
@@ -115,26 +119,28 @@ class Load:
     records: int
     size: int = 100
     compression: str = "none"
-    #: Seconds after which a turn has failed.
+    #: Seconds after which a turn has failed, besides those that its records take.
     patience: float = 120
 
     def run(self, contender: Contender) -> Figures | None:
         """Give a contender its turn; None if it fails."""
+        records = contender.records(self.records)
+        patience = self.patience + records / _SLOWEST
         python = (sys.executable, str(HERE / "contender.py"))
         command = [*(pekko.command() if contender.client == pekko.CLIENT else python)]
         command += [contender.client, contender.workload, "--loop", contender.loop]
         command += ["--bootstrap", self.address, "--topic", TOPIC, "--size", str(self.size)]
-        command += ["--records", str(contender.records(self.records))]
+        command += ["--records", str(records)]
         command += ["--compression", self.compression, "--api-version", self.api_version]
         if contender.workload.startswith("tasks-") and contender.workload != ALONE:
             # A lone record has no ticker beside it: bare clients cannot have one.
             command.append("--ticks")
         try:
             done = subprocess.run(  # noqa: S603  # our own script
-                command, capture_output=True, text=True, check=False, timeout=self.patience
+                command, capture_output=True, text=True, check=False, timeout=patience
             )
         except subprocess.TimeoutExpired:
-            print(f"  {contender}: not done after {self.patience:g} s", file=sys.stderr)
+            print(f"  {contender}: not done after {patience:.0f} s", file=sys.stderr)
             return None
         if done.returncode != 0:
             print(f"  {contender}: {done.stderr[-2000:]}", file=sys.stderr)

@@ -309,7 +309,20 @@ def test_the_first_chart_has_all_contenders_with_names_of_their_own(scripts: Any
 
 #: Numbers in the prose that are conditions and not figures.
 _CONDITIONS: Final = {
-    *("0.8", "1", "2", "5", "16", "100", "200", "256", "1,000", "10,000"),
+    *(
+        "0.8",
+        "1",
+        "2",
+        "5",
+        "16",
+        "100",
+        "200",
+        "256",
+        "1,000",
+        "10,000",
+        "1,000,000",
+        "10,000,000",
+    ),
 }
 
 
