@@ -35,9 +35,14 @@ def test_the_state_machines_are_on_their_page(site: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "page"),
     [
-        ("open_send_producer", "reference/api.html#anyio_sendproducer.open_send_producer"),
-        ("FakeDriver", "reference/testing.html#anyio_sendproducer.testing.FakeDriver"),
+        ("open_send_producer", "reference/opening.html#anyio_sendproducer.open_send_producer"),
+        ("FakeDriver", "reference/testing-driver.html#anyio_sendproducer.testing.FakeDriver"),
         ("withdrawn", "explanation/cancellation.html"),
+        ("fire and forget", "how-to/fire-and-forget.html"),
+        ("dead letter", "how-to/retry-and-dead-letters.html"),
+        ("Jupyter", "how-to/use-without-a-scope.html"),
+        ("Django", "how-to/use-in-django.html"),
+        ("exactly once", "explanation/delivery-certainty.html"),
     ],
 )
 def test_the_search_finds_it(site: Path, chromium: Browser, asked: str, page: str) -> None:

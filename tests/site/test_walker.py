@@ -14,6 +14,7 @@ PAGE = """\
 <!DOCTYPE html>
 <html lang="en"><head><title>{title}</title><meta name="viewport" content="width=device-width">
 <link rel="icon" href="data:,">
+<meta name="description" content="A page that the tests of the walker made.">
 <style>
 body {{ background: #fff; color: #111; font: 16px sans-serif }}
 a {{ color: inherit }}
@@ -35,7 +36,7 @@ def test_a_good_site_is_not_complained_of(tmp_path: Path, chromium: Browser) -> 
         index='<p>See <a href="other.html#part">it</a>, <a href="data.txt">its data</a> and '
         '<a href="https://example.org/">them</a>.</p>',
         other='<h2 id="part">Part</h2><p>Back to <a href="index.html">the first</a>.</p>'
-        '<div style="overflow-x: auto" tabindex="0"><p style="width: 900px">wide</p></div>'
+        '<pre style="overflow-x: auto" tabindex="0"><b style="padding-right: 900px">wide</b></pre>'
         '<svg viewBox="0 0 100 20" width="100" role="img" aria-label="x">'
         '<text y="15" fill="currentColor" font-size="14">x</text></svg>',
         search="<p>Reached by a form.</p>",
@@ -73,6 +74,23 @@ BAD: Final = [
         '<p style="overflow: hidden"><b style="display: block; width: 900px">wide</b></p>',
         "is cut off at 360 pixels: <b> wide",
     ),
+    (
+        '<div style="overflow-x: auto"><p style="width: 370px">wide</p></div>',
+        "scrolls sideways at 360 pixels: <div> wide",
+    ),
+    (
+        '<div style="overflow-x: auto"><p style="min-width: 120%">wide</p></div>',
+        "scrolls sideways at 390 pixels: <div> wide",
+    ),
+    (
+        '<pre style="overflow-x: auto"><b style="padding-right: 1300px">wide</b></pre>',
+        "scrolls sideways at 1280 pixels: <pre> wide",
+    ),
+    ('<script>document.querySelector("meta[name=description]").remove()</script>', "no descr"),
+    ('<script>document.querySelector("link").remove()</script>', "has no favicon"),
+    ('<script>document.querySelector("link").href = "gone.svg"</script>', "has no favicon"),
+    ('<div class="highlight-python"><pre>code</pre></div>', "has no copy button: code"),
+    ('<dl class="py"><dt>a<dd style="height: 8000px">b</dl>', "pixels long"),
     ('<p style="font-size: 6px">tiny</p>', "has text of 6.0 pixels: <p> tiny"),
     (
         '<svg viewBox="0 0 1000 20" width="100%"><text y="15" font-size="14">x</text></svg>',

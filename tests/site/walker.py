@@ -1,10 +1,16 @@
 """Walks a site of static pages in a real browser, and tells what a reader would complain of.
 
-Each page is opened on a wide screen, light and dark, and on one of 360 pixels. What is told: a link
-or an anchor that leads nowhere, a page that nothing leads to, an error or a warning in the console,
-a request that fails or goes elsewhere, what axe (https://github.com/dequelabs/axe-core) finds
-against WCAG 2 AA, and what is cut off or too small on a phone. Links that lead out of the site are
-listed, and not followed.
+Each page is opened on a wide screen, light and dark, and on phones of 360 and 390 pixels.
+It reports:
+
+* a link or an anchor that leads nowhere, and a page that nothing leads to;
+* an error or a warning in the console, and a request that fails or goes elsewhere;
+* what axe (https://github.com/dequelabs/axe-core) finds against WCAG 2 AA;
+* what is cut off, scrolls sideways or is too small; on a phone, code and pictures may scroll;
+* a page without a favicon or a description, and code without a copy button;
+* a page of the API reference that is too long.
+
+Links that lead out of the site are listed, and not followed.
 
 The browser is Chromium, as the system has it: ``CHROMIUM`` names it where it has another name.
 """
@@ -42,6 +48,10 @@ Axe: Final[Any] = importlib.import_module("axe_playwright_python.sync_playwright
 
 WIDE: Final = (1280, 900)
 PHONE: Final = (360, 740)
+#: A second phone: a page may change its form between the two.
+PHONES: Final = (PHONE, (390, 844))
+#: How many pixels long a page of the API reference may be on the wide screen.
+LONGEST: Final = 8_000
 #: Milliseconds for anything that the browser is asked for.
 PATIENCE: Final = 60_000
 #: Pages that readers come to by a form, or by a name that they know.
@@ -61,10 +71,11 @@ RULES: Final = {
     "resultTypes": ["violations"],
 }
 
-#: The width of the page, and what of its text lies beyond it or is too small to be read. What lies
-#: in a box of its own that scrolls is not cut off.
+#: The width of the page, and what of its text lies beyond it or is too small to be read. What scrolls
+#: in a box of its own is not cut off. The argument says whether code and pictures may scroll: code is
+#: harder to read if it is wrapped, and a picture if its text shrinks.
 _CUT_OFF: Final = """
-() => {
+(wide) => {
   const width = document.documentElement.clientWidth;
   const scrolls = (element) => {
     for (let e = element.parentElement; e; e = e.parentElement) {
@@ -84,6 +95,9 @@ _CUT_OFF: Final = """
       continue;
     if (box.right > width + 1 && box.left < width && !scrolls(element))
       found.push(`is cut off at ${width} pixels: ${said(element)}`);
+    if (/auto|scroll/.test(style.overflowX) && element.scrollWidth > element.clientWidth + 1
+        && element.clientWidth > 1 && !(wide && element.matches("pre, .wide-picture")))
+      found.push(`scrolls sideways at ${width} pixels: ${said(element)}`);
     const text = [...element.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
     if (text) {
       const matrix = element.getScreenCTM ? element.getScreenCTM() : null;
@@ -165,6 +179,13 @@ _PARTS: Final = """
 () => ({
   links: [...document.querySelectorAll("a[href], area[href]")].map((e) => e.href),
   ids: [...document.querySelectorAll("[id], a[name]")].map((e) => e.id || e.name),
+  described: (document.querySelector("meta[name=description]")?.content ?? "").length > 30,
+  icon: document.querySelector("link[rel~=icon]")?.href ?? "",
+  uncopied: [...document.querySelectorAll(".highlight-python pre, .highlight-py pre, " +
+    ".highlight-python3 pre, .highlight-console pre, .highlight-toml pre")]
+    .filter((e) => !e.parentElement.querySelector("button.copybtn"))
+    .map((e) => e.textContent.trim().slice(0, 40)),
+  length: document.querySelector("dl.py") ? document.documentElement.scrollHeight : 0,
   images: [...document.images].filter((e) => e.complete && !e.naturalWidth).map((e) => e.src),
 })
 """
@@ -295,9 +316,10 @@ def walk(root: Path, launched: Browser) -> Report:
             listen(page, base, report.complaints)
             for name in report.pages:
                 page.goto(base + name, wait_until="load")
-                seen[name] = _look_around(page, base, name, report)
+                seen[name] = _look_around(page, root, base, name, report)
                 _judge(page, name, report)
                 _see_contrast(page, name, report)
+                _measure(page, name, report, wide=False)
         with context(launched, WIDE, "dark") as dark:
             page = dark.new_page()
             listen(page, base, report.complaints)
@@ -309,24 +331,40 @@ def walk(root: Path, launched: Browser) -> Report:
             listen(page, base, report.complaints)
             for name in report.pages:
                 page.goto(base + name, wait_until="load")
-                found: list[str] = page.evaluate(_CUT_OFF)
-                report.complaints += [f"{name}: {what}" for what in found]
+                for width, height in PHONES:
+                    page.set_viewport_size({"width": width, "height": height})
+                    _measure(page, name, report, wide=True)
         _follow(root, base, seen, report)
     report.complaints = list(dict.fromkeys(report.complaints))
     report.outside = sorted(set(report.outside))
     return report
 
 
-def _look_around(page: Page, base: str, name: str, report: Report) -> _Seen:
-    parts: dict[str, list[str]] = page.evaluate(_PARTS)
+def _look_around(page: Page, root: Path, base: str, name: str, report: Report) -> _Seen:
+    parts: dict[str, Any] = page.evaluate(_PARTS)
     report.complaints += [f"{name}: shows no picture {source}" for source in parts["images"]]
-    inside = {link for link in parts["links"] if link.startswith(base)}
+    report.complaints += [f"{name}: has no copy button: {code}" for code in parts["uncopied"]]
+    if not parts["described"]:
+        report.complaints.append(f"{name}: has no description")
+    # A browser without a window does not load it.
+    icon: str = parts["icon"]
+    if not icon.startswith("data:") and not (root / (icon.removeprefix(base) or "none")).is_file():
+        report.complaints.append(f"{name}: has no favicon")
+    if parts["length"] > LONGEST:
+        report.complaints.append(f"{name}: is {parts['length']} pixels long")
+    links: list[str] = parts["links"]
+    inside = {link for link in links if link.startswith(base)}
     report.outside += [
         link
-        for link in parts["links"]
+        for link in links
         if link not in inside and urlsplit(link).scheme in {"http", "https", "mailto"}
     ]
     return _Seen(set(parts["ids"]), {link.removeprefix(base) for link in inside})
+
+
+def _measure(page: Page, name: str, report: Report, *, wide: bool) -> None:
+    found: list[str] = page.evaluate(_CUT_OFF, wide)
+    report.complaints += [f"{name}: {what}" for what in found]
 
 
 def _judge(page: Page, name: str, report: Report) -> None:
