@@ -7,6 +7,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Final
 
 import anyio
@@ -15,8 +16,8 @@ import confluent_kafka.aio
 import pytest
 
 import anyio_sendproducer
-from anyio_sendproducer import ProducerSettings, SettingsError
-from anyio_sendproducer.drivers import make_driver
+from anyio_sendproducer import ProducerSettings, SettingsError, open_send_producer
+from anyio_sendproducer.drivers import DriverName, make_driver
 from anyio_sendproducer.drivers.kafka_python._config import client_config
 from tests.support.paths import ROOT
 
@@ -259,3 +260,132 @@ def test_confluent_kafka_says_of_a_wrong_address_when_a_record_fails_and_not_bef
     producer.produce("orders", b"", on_delivery=lambda error, _: told.append(error))
     assert producer.flush(30) == 0
     assert [error.code() for error in told] == [confluent_kafka.KafkaError._MSG_TIMED_OUT]
+
+
+# --- keys, calls and serializers -----------------------------------------------------------------
+
+
+def shown_partitioner() -> Any:
+    """The partitioner that the guide from confluent-kafka shows."""
+    text = (GUIDES / "migrate-from-confluent-kafka.md").read_text(encoding="utf-8")
+    shown = text.partition("```python\nimport random\n")[2].partition("\n\n\nby_crc")[0]
+    names: dict[str, Any] = {}
+    exec("import random\n" + shown, names)
+    return names["consistent_random"]
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_keys_stay_where_confluent_kafka_put_them_only_with_the_old_partitioner(
+    shared_broker: str, backend: str
+) -> None:
+    keys = [b"%d" % number for number in range(20)]
+    topic = f"keys-{backend}"
+    before: dict[bytes | None, int | None] = {}
+    theirs = confluent_kafka.Producer({"bootstrap.servers": shared_broker})
+    for key in keys:
+        theirs.produce(
+            topic,
+            key=key,
+            on_delivery=lambda _, told: before.update({told.key(): told.partition()}),
+        )
+    assert theirs.flush(60) == 0
+    theirs.close()
+
+    async def partitions(driver: DriverName, **fields: Any) -> dict[bytes, int]:
+        async with open_send_producer(
+            bootstrap_servers=shared_broker, driver=driver, **fields
+        ) as producer:
+            return {key: (await producer.send(topic, None, key=key)).partition for key in keys}
+
+    old = {"properties": {"partitioner": "consistent_random"}}
+    by_crc = {"partitioner": shown_partitioner()}
+    drivers: tuple[DriverName, ...] = ("confluent", "kafka-python")
+    same = anyio.run(partial(partitions, "confluent", **old), backend=backend)
+    assert same == before
+    for driver in drivers:
+        same = anyio.run(partial(partitions, driver, **by_crc), backend=backend)
+        assert same == before, driver
+        moved = anyio.run(partial(partitions, driver), backend=backend)
+        assert sum(moved[key] != before[key] for key in keys) > 10, driver
+
+
+@pytest.mark.parametrize(
+    ("guide", "theirs"),
+    [
+        ("kafka-python", kafka.KafkaProducer),
+        ("aiokafka", aiokafka.AIOKafkaProducer),
+        ("confluent-kafka", confluent_kafka.Producer),
+    ],
+)
+def test_each_call_of_theirs_exists(guide: str, theirs: Any) -> None:
+    heading = {
+        "kafka-python": "Flush, metrics and partitioners",
+        "aiokafka": "Calls and fields",
+        "confluent-kafka": "Look at the queue, the topics and the latency",
+    }[guide]
+    found = [
+        name
+        for row in table(guide, heading)
+        for name in re.findall(r"`(?:producer\.)?(\w+)\([^`]*\)`", row[0])
+    ]
+    assert len(found) >= 4
+    for name in found:
+        assert name == "len" or hasattr(theirs, name), name
+
+
+def test_each_field_of_their_metadata_exists() -> None:
+    known = {
+        "aiokafka": importlib.import_module("aiokafka.structs").RecordMetadata._fields,
+        "kafka-python": importlib.import_module("kafka.producer.future").RecordMetadata._fields,
+    }
+    for guide, fields in known.items():
+        text = (GUIDES / f"migrate-from-{guide}.md").read_text(encoding="utf-8")
+        named = set(re.findall(r"^\| .*?`metadata\.(\w+)`.*? \|", text, re.MULTILINE))
+        assert named <= set(fields)
+        assert "timestamp" in named
+    assert "timestamp_ms" in anyio_sendproducer.RecordMetadata._fields
+
+
+@pytest.mark.parametrize("peer", ["aiokafka", "kafka-python"])
+def test_their_serializers_get_none_and_ours_do_not(shared_broker: str, peer: str) -> None:
+    told: list[object] = []
+
+    def serialize(value: object) -> bytes:
+        told.append(value)
+        return b"null"
+
+    def send_with_kafka_python() -> None:
+        with pytest.deprecated_call():  # it wants a subclass of its own class
+            theirs = kafka.KafkaProducer(
+                bootstrap_servers=shared_broker, value_serializer=serialize
+            )
+        try:
+            theirs.send("serialized", None, key=b"42").get(60)
+        finally:
+            theirs.close()
+
+    async def send() -> None:
+        if peer == "kafka-python":
+            send_with_kafka_python()
+        else:
+            async with aiokafka.AIOKafkaProducer(
+                bootstrap_servers=shared_broker, value_serializer=serialize
+            ) as theirs:
+                await theirs.send_and_wait("serialized", None, key=b"42")
+        assert told == [None]
+        async with open_send_producer(
+            bootstrap_servers=shared_broker, value_serializer=serialize
+        ) as ours:
+            await ours.send("serialized", None, key=b"42")
+        assert told == [None]
+
+    anyio.run(send)
+
+
+def test_the_metrics_of_kafka_python_are_in_the_statistics(shared_broker: str) -> None:
+    async def send(**fields: Any) -> Mapping[str, Any]:
+        async with open_send_producer(bootstrap_servers=shared_broker, **fields) as producer:
+            await producer.send("measured", b"1")
+            return producer.statistics().client
+
+    assert anyio.run(partial(send, properties={"metrics_enabled": True}))
