@@ -71,9 +71,9 @@ RULES: Final = {
     "resultTypes": ["violations"],
 }
 
-#: The width of the page, and what of its text lies beyond it or is too small to be read. What scrolls
-#: in a box of its own is not cut off. The argument says whether code and pictures may scroll: code is
-#: harder to read if it is wrapped, and a picture if its text shrinks.
+#: The width of the page, and what of its text lies beyond it or is too small to be read. What
+#: scrolls in a box of its own is not cut off. The argument says whether code and pictures may
+#: scroll: code is harder to read if it is wrapped, and a picture if its text shrinks.
 _CUT_OFF: Final = """
 (wide) => {
   const width = document.documentElement.clientWidth;
