@@ -1,11 +1,11 @@
-"""One contender, once: a client and a way to call it, against a broker that is there.
+"""Run one client with one workload against a broker that already runs.
 
     python bench/contender.py CLIENT WORKLOAD --bootstrap ADDRESS [--loop asyncio|uvloop|trio] ...
 
-It prints a JSON object: records per second, seconds of processor time per record, latencies where
-one record follows the other, how late a 1 ms ticker on the same loop was, and the most memory that
-the process had. ``bench/compare.py`` runs many of these in turn; each has a process of its own, so
-none pays for what another has imported or left behind.
+It prints a JSON object with the figures: records per second, processor time per record, latencies
+if a workload measures them, how late a ticker of 1 ms on the same loop was, and the peak memory of
+the process. ``bench/compare.py`` and ``bench/suite.py`` start a process for each turn, so no client
+is measured with the modules and the memory of another one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TICK = 0.001
 
 @dataclass
 class Job:
-    """What is to be done, and what came of it."""
+    """A turn: its arguments and its figures."""
 
     client: str
     workload: str
@@ -46,7 +46,7 @@ class Job:
     records: int
     size: int
     compression: str
-    #: Of kafka-python, where the sink is one that it can't ask.
+    #: The version of the protocol for kafka-python, if it cannot ask the sink for it.
     api_version: str
     #: In the open loop: records that are due earlier belong to the warm-up.
     due_from: float = math.inf
@@ -57,33 +57,33 @@ class Job:
 
     @property
     def value(self) -> bytes:
-        """What each record holds: little that can be compressed away, and the same in each run."""
+        """The value of each record: the same in each run, and it hardly compresses."""
         pattern = bytes(range(32, 127))
         return (pattern * (self.size // len(pattern) + 1))[: self.size]
 
     @property
     def kafka_python(self) -> dict[str, Any]:
-        """What kafka-python has to be told of the sink."""
+        """The settings of kafka-python that depend on the sink."""
         version = tuple(map(int, self.api_version.split("."))) if self.api_version else None
         return {"api_version": version} if version else {}
 
     def begin(self) -> None:
-        """All is warm: the time runs from now on."""
+        """Start the time after the warm-up."""
         self.freeze()
         self.start()
 
     def freeze(self) -> None:
-        """What was imported is not to be gone through at each of the collector's full rounds."""
+        """Exclude all present objects from garbage collection, such as imported modules."""
         gc.collect()
         gc.freeze()
 
     def start(self) -> None:
-        """The time runs from now on."""
+        """Start the time."""
         self._processor = time.process_time()
         self._start = time.perf_counter()
 
     def end(self, records: int) -> None:
-        """So many records are through."""
+        """Stop the time: this many records are acknowledged."""
         self.seconds = time.perf_counter() - self._start
         self.processor = time.process_time() - self._processor
         self.records = records
@@ -111,7 +111,7 @@ Send = Callable[[], Awaitable[Any]]
 
 
 async def crowd(job: Job, send: Send, tasks: int) -> None:
-    """So many tasks, each of which awaits one record after the other."""
+    """Have this many tasks, each of which awaits one record after the other."""
     await send()
     each = max(1, job.records // tasks)
     there = 0
@@ -131,7 +131,7 @@ async def crowd(job: Job, send: Send, tasks: int) -> None:
         nonlocal there
         there += 1
         if there == tasks:
-            # To make the tasks is not the client's work.
+            # Creating the tasks is not the client's work.
             job.start()
             go.set()
         await go.wait()
@@ -145,7 +145,7 @@ async def crowd(job: Job, send: Send, tasks: int) -> None:
 
 
 async def requests(job: Job, send: Send) -> None:
-    """Records that arrive at a mean rate, with a task for each of them."""
+    """Send records that arrive at a mean rate, each from a task of its own."""
 
     async def one(due: float) -> None:
         await send()
@@ -200,8 +200,9 @@ async def awaited(job: Job, send: Send) -> bool:
 
 
 async def nothing(job: Job) -> None:
-    """No client at all: each task waits until the loop's own means wake it up. What a loop needs to
-    let a task wait and go on, and so the most that can be awaited on it.
+    """Use no client: each task waits until another task wakes it up.
+
+    This is what a loop needs to suspend and resume tasks, so no client can be awaited faster.
 
     In the open loop each task sleeps for 0.8 ms.
     """
@@ -248,7 +249,7 @@ async def nothing(job: Job) -> None:
 
 
 async def ours(job: Job, driver: str = "kafka-python", observers: Sequence[Any] = ()) -> None:
-    """This package, as it comes, but for what the sink asks of kafka-python."""
+    """This package with its defaults, except for settings that the sink needs."""
     from anyio_sendproducer import (
         Message,
         ProducerRecord,
@@ -325,15 +326,15 @@ async def ours(job: Job, driver: str = "kafka-python", observers: Sequence[Any] 
 
 
 async def ours_confluent(job: Job) -> None:
-    """This package with the driver on librdkafka, as it comes."""
+    """This package with the librdkafka driver and its defaults."""
     await ours(job, "confluent")
 
 
 class Idle:
-    """An observer that does nothing: what it costs is to be told."""
+    """An observer that does nothing."""
 
     def observe(self, events: Sequence[Any], /) -> None:
-        """Don't look."""
+        """Ignore the events."""
 
 
 @contextmanager
@@ -389,7 +390,7 @@ async def ours_traced(job: Job, driver: str = "kafka-python") -> None:
 
 
 def bare(job: Job) -> None:
-    """kafka-python, with the batches and the linger that are best for it here."""
+    """kafka-python, with the batch size and the linger time that suit it best here."""
     from kafka import KafkaProducer
 
     make: Callable[[], Any] = partial(
@@ -446,7 +447,7 @@ def bare(job: Job) -> None:
 
 
 async def aiokafka(job: Job, **options: Any) -> None:
-    """aiokafka, as it comes."""
+    """The client aiokafka with its defaults."""
     from aiokafka import AIOKafkaProducer
 
     make: Callable[[], Any] = partial(
@@ -492,12 +493,12 @@ async def aiokafka(job: Job, **options: Any) -> None:
 
 
 async def aiokafka_tuned(job: Job) -> None:
-    """aiokafka, with batches that serve many records at once."""
+    """The client aiokafka with larger batches."""
     await aiokafka(job, max_batch_size=256 * 1024)
 
 
 async def aiokafka_idempotent(job: Job) -> None:
-    """aiokafka, with such batches and with the guarantees that ours has as it comes."""
+    """The client aiokafka with larger batches, and with the guarantees of our defaults."""
     await aiokafka(job, max_batch_size=256 * 1024, enable_idempotence=True, acks="all")
 
 
@@ -511,7 +512,7 @@ def _librdkafka(job: Job) -> dict[str, Any]:
 
 
 def confluent(job: Job) -> None:
-    """confluent-kafka's Producer, with a callback for each record, as it comes."""
+    """confluent-kafka's Producer with its defaults, and a callback for each record."""
     from confluent_kafka import KafkaException, Producer
 
     done = 0
@@ -635,12 +636,12 @@ async def _confluent_aio(job: Job, **options: Any) -> None:
 
 
 async def confluent_aio(job: Job) -> None:
-    """confluent-kafka's AIOProducer, as it comes."""
+    """confluent-kafka's AIOProducer with its defaults."""
     await _confluent_aio(job)
 
 
 async def confluent_aio_tuned(job: Job) -> None:
-    """confluent-kafka's AIOProducer, whose buffer is emptied often."""
+    """confluent-kafka's AIOProducer with a small buffer and a short timeout."""
     await _confluent_aio(job, batch_size=100, buffer_timeout=0.002)
 
 
@@ -667,7 +668,7 @@ LOOPED: dict[str, tuple[Callable[[Job], Awaitable[None]], bool]] = {
 
 @asynccontextmanager
 async def ticking(late: list[float]) -> AsyncIterator[None]:
-    """Have a task wake up every millisecond meanwhile, and note how late it was."""
+    """Run a task that wakes up every millisecond and notes how late it is."""
 
     async def tick() -> None:
         while True:
@@ -689,13 +690,13 @@ async def _run(job: Job, ticks: bool, late: list[float]) -> None:  # noqa: FBT00
 
 
 def share(values: list[float], of: float) -> float:
-    """The value that this share of all do not exceed."""
+    """A percentile: the value that this share of all values does not exceed."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(len(ordered) * of))]
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Median, 99th and 99.9th percentile and the most, in milliseconds."""
+    """The median, the 99th and 99.9th percentile and the maximum, in milliseconds."""
     return {
         "median_ms": statistics.median(values) * 1e3,
         "p99_ms": share(values, 0.99) * 1e3,

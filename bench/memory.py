@@ -1,9 +1,9 @@
-"""How much memory a producer takes while no broker answers: 200,000 sends from 1,000 tasks.
+"""Measure the memory of a producer while no broker answers: 200,000 sends from 1,000 tasks.
 
-The producer is opened against the embedded broker, which is then frozen: connections stay open and
-nothing is acknowledged. The tasks send on regardless, because each send ends soon, in one of two
-ways: by its ``delivery_timeout``, or because its caller gives up (``move_on_after``). The growth of
-the process is sampled all the while. Each run has a process of its own. Linux only.
+The producer opens with the embedded broker, which is then frozen: connections stay open and nothing
+is acknowledged. The tasks continue to send, because each send ends soon: by its
+``delivery_timeout``, or because its caller gives up (``move_on_after``). A thread samples the
+growth of the process. Each run has a process of its own. Linux only.
 
 ``python bench/memory.py [--sends N] [--tasks N] [--patience SECONDS]``
 """
@@ -41,7 +41,7 @@ TOPIC: Final = "memory"
 
 @dataclasses.dataclass
 class Run:
-    """One way to send, and what came of it."""
+    """One way to send, and its figures."""
 
     backend: str
     size: int
@@ -91,7 +91,7 @@ class Sampler:
 
 
 async def warm_up(producer: SendProducer) -> None:
-    """Have the topic created and a record acknowledged, which may take more than one's patience."""
+    """Wait until the topic exists and a record is acknowledged; the first sends may time out."""
     while True:
         try:
             await producer.send(ProducerRecord(TOPIC, b"warm"))
@@ -110,7 +110,7 @@ async def measure(run: Run) -> None:
 
     async def send_on(producer: SendProducer) -> None:
         for _ in range(run.sends // run.tasks):
-            # New bytes each time, as from a program that has them from somewhere else.
+            # New bytes each time, as in a program that receives them.
             record = ProducerRecord(TOPIC, os.urandom(run.size), os.urandom(8))
             if run.way == "deadline":
                 try:
@@ -160,7 +160,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.one:
         run = Run(**json.loads(options.one))
-        # That the client is given up and another can't be opened is the point of it all.
+        # The producer warns that it replaces its client and cannot open another one.
         logging.disable(logging.CRITICAL)
         anyio.run(measure, run, backend=run.backend)
         print(json.dumps(dataclasses.asdict(run)))

@@ -1,8 +1,8 @@
-"""librdkafka's mock cluster in a process of its own: a sink that costs the client's nothing.
+"""librdkafka's mock cluster in a process of its own, so that it uses no time of the client's.
 
-Run as a script it prints its bootstrap addresses and serves until its standard input closes.
-The mock cluster answers newer ApiVersions requests in a way kafka-python can't read: clients are
-given ``api_version=(2, 3)``.
+As a script it prints its bootstrap addresses and serves until its standard input closes.
+kafka-python cannot read how the mock cluster answers newer ApiVersions requests, so it gets
+``api_version=(2, 3)``.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def serve(partitions: int, rtt_ms: int) -> None:
 
 @contextmanager
 def mock_cluster(partitions: int, rtt_ms: int = 0) -> Iterator[str]:
-    """Run the mock cluster in another process; gives its bootstrap addresses."""
+    """Run the mock cluster in another process, and yield its bootstrap addresses."""
     process = subprocess.Popen(  # noqa: S603  # this very file
         [sys.executable, str(Path(__file__).resolve()), str(partitions), str(rtt_ms)],
         stdin=subprocess.PIPE,

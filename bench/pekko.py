@@ -1,10 +1,9 @@
-"""Pekko Connectors Kafka's SendProducer, which runs on the JVM: how it is built and started.
+"""Build and start Pekko Connectors Kafka's SendProducer, which runs on the JVM.
 
-It is the model that this package follows. ``bench/pekko`` has its program, which takes the
-arguments of ``contender.py`` and prints the same figures; its header says what it does otherwise,
-above all that it warms up. Maven builds it into ``.kafka`` once, and again only after a change, as
-it does with what the tests fetch. Java 17 or later and Maven are needed; where they are missing,
-this contender is left out.
+It is the model of this package. Its program in ``bench/pekko`` takes the arguments of
+``contender.py`` and prints the same figures. The program's header describes the differences, such
+as its warm-up. Maven builds it into ``.kafka`` once, and again after a change. It needs Java 17 or
+later and Maven; without them this contender is left out.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ CLIENT = "pekko"
 WORKLOADS = ("tasks-1", "tasks-10", "tasks-100", "tasks-1000", "tasks-10000", "many-10000")
 _PROJECT = HERE / "pekko"
 _POM = _PROJECT / "pom.xml"
-#: Whose versions the figures hold for.
+#: The libraries whose versions belong to the figures.
 _NAMED = re.compile(r"(pekko-connectors-kafka|kafka-clients)(?:_[\d.]+)?-(\d[\w.-]*)\.jar")
 
 
 def ready() -> bool:
-    """Build it, if that was not done before; where that can't be, say why."""
+    """Build it unless that was done before. If it cannot be built, print the reason."""
     try:
         command()
     except KafkaMissing as missing:
@@ -41,7 +40,7 @@ def ready() -> bool:
 
 @functools.cache
 def command() -> tuple[str, ...]:
-    """What starts it, but for its arguments.
+    """The command that starts it, without its arguments.
 
     Raises:
         KafkaMissing: there is no Java that is new enough, no Maven, or Maven could not build it.
@@ -53,7 +52,7 @@ def command() -> tuple[str, ...]:
 
 
 def versions() -> dict[str, str]:
-    """Of Java, and of what it runs."""
+    """The versions of Java and of the libraries."""
     _, said = find_java()
     found = re.search(r'version "([^"]+)', said)
     jars = map(_NAMED.fullmatch, sorted(jar.name for jar in (_built() / "libraries").iterdir()))

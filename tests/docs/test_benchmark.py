@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import json
 import re
 import statistics
 import sys
+from pathlib import Path
 from typing import Any, Final
 from xml.etree import ElementTree as ET
 
@@ -105,6 +107,23 @@ def test_rounds_are_condensed(scripts: Any) -> None:
         "b": [None, None],
     }
     assert scripts("suite").condensed(rounds) == {"a": {"rate": [2.0, 1.235, 9.0]}}
+
+
+def test_a_section_that_is_measured_alone_keeps_the_others(scripts: Any, tmp_path: Path) -> None:
+    suite = scripts("suite")
+    rounds = {"ours, flow, asyncio": [{"rate": 2.0}], "gone, flow, asyncio": [{"rate": 3.0}]}
+    about = {"date": "2026-02-01", "commit": "b", "Python": "3.14"}
+    content = {"about": about, "seconds": 4, "records": 5, "rounds": rounds}
+    (tmp_path / "streams.json").write_text(json.dumps(content), encoding="utf-8")
+    kept = {"about": {"date": "2026-01-01", "commit": "a", "Python": "3.13"}}
+    found = suite.results(tmp_path, {"sections": {"clients": kept, "no more": kept}})
+    assert [*found["sections"]] == ["clients", "streams"]
+    assert found["sections"]["clients"] == kept
+    # A contender that the section no longer has is left out.
+    assert found["sections"]["streams"]["contenders"] == {
+        "ours, flow, asyncio": {"rate": [2.0] * 3}
+    }
+    assert found["about"] == {"date": "2026-02-01", "commit": "a, b", "Python": "3.14"}
 
 
 # --- charts --------------------------------------------------------------------------------------
