@@ -11,7 +11,6 @@ queue keeps the results in order; no task is started for an envelope.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 from collections.abc import (
     AsyncGenerator,
@@ -19,31 +18,24 @@ from collections.abc import (
     AsyncIterator,
     Callable,
     Mapping,
-    Sequence,
 )
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Final, Generic, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 import anyio
 import anyio.abc
 import anyio.lowlevel
 
-from ._admission import wait_for_room
-from ._delivery import Delivery, DeliveryState
-from ._exceptions import DeliveryError, MultiDeliveryError, SettingsError, copy_of
-from ._loops import Loop
+from ._engine import Engine
+from ._exceptions import SettingsError
+from ._flow_stream import FlowStream
 from ._records import (
-    Envelope,
     Message,
-    MultiMessage,
     MultiResult,
-    PassThroughMessage,
-    PassThroughResult,
-    RecordMetadata,
     Result,
     Results,
 )
-from ._sending import Sender, multi_result_parts
+from ._sending import Sender
 from ._task_groups import plain_task_group
 from ._validation import check_count, check_is_envelope
 
@@ -56,7 +48,7 @@ _LEFT_BY_ANOTHER_TASK: Final = (
     "closed. Enter and leave the block in the same task"
 )
 #: How many envelopes are taken from the source before other tasks run.
-_ENVELOPES_BETWEEN_YIELDS = 200
+_ENVELOPES_BETWEEN_YIELDS: Final = 100
 
 Offsets = Callable[[Any], Mapping[tuple[str, int], Any]]
 """A function of an envelope. It returns, by topic and partition, the offsets of the next records
@@ -75,211 +67,6 @@ class FlowSummary:
     """The last offset written to each topic and partition, if the brokers reported it."""
 
 
-class _Slot:
-    """An envelope and the deliveries of its records."""
-
-    __slots__ = ("committed", "deliveries", "envelope")
-
-    def __init__(self, envelope: Any) -> None:
-        self.envelope = envelope
-        self.deliveries: list[Delivery | DeliveryError] = []
-        self.committed = True
-
-    async def outcome(self) -> Results[Any, Any, Any]:
-        """Wait for the outcome. Cancellation ends only this call; it can be called again."""
-        outcomes: list[RecordMetadata | DeliveryError] = []
-        if not any(isinstance(place, Delivery) for place in self.deliveries):
-            await anyio.lowlevel.checkpoint()
-        for place in self.deliveries:
-            if isinstance(place, Delivery):
-                outcomes.append(await place._sender._outcome_of(place._entry))
-            else:
-                outcomes.append(place)
-        return _result(self.envelope, outcomes)
-
-    @property
-    def unawaited(self) -> list[Delivery]:
-        """The deliveries without an outcome that no task waits for. Failed deliveries are excluded:
-        the ledger reports them."""
-        return [
-            place
-            for place in self.deliveries
-            if isinstance(place, Delivery) and not place.done and place._entry.waiter is None
-        ]
-
-
-def _result(
-    envelope: Envelope[Any, Any, Any], outcomes: Sequence[RecordMetadata | DeliveryError]
-) -> Results[Any, Any, Any]:
-    if isinstance(envelope, Message):
-        (outcome,) = outcomes
-        if isinstance(outcome, DeliveryError):
-            raise copy_of(outcome)
-        return Result(outcome, envelope)
-    if isinstance(envelope, PassThroughMessage):
-        return PassThroughResult(envelope.pass_through)
-    return MultiResult(
-        multi_result_parts(envelope.records, outcomes, envelope.pass_through), envelope.pass_through
-    )
-
-
-class _Flow(anyio.abc.ObjectReceiveStream[T], Generic[T]):
-    """The stream of results, and the queue of envelopes behind it."""
-
-    def __init__(self, loop: Loop, limit: int) -> None:
-        self._loop = loop
-        self._limit = limit
-        self._slots: collections.deque[_Slot] = collections.deque()
-        #: The slot whose records are being entered.
-        self._entering: _Slot | None = None
-        self._ended = False
-        #: A feeder may wake up after the flow was closed, so it checks this after each wait.
-        self.is_closed = False
-        self._error: BaseException | None = None
-        self._receiver: Any = None
-        self._feeder: Any = None
-        self._receiving = False
-
-    # --- for the feeder ----------------------------------------------------------------------
-
-    @property
-    def is_full(self) -> bool:
-        return len(self._slots) >= self._limit
-
-    async def enter(self, sender: Sender, slot: _Slot) -> None:
-        """Enter the records of an envelope, each as soon as there is room, and append its slot to
-        the queue.
-
-        If the flow is closed, this enters no more records.
-        """
-        self._entering = slot
-        envelope: Envelope[Any, Any, Any] = slot.envelope
-        records: Sequence[Any] = ()
-        if isinstance(envelope, Message):
-            records = [envelope.record]
-        elif isinstance(envelope, MultiMessage):
-            records = envelope.records
-        for record in records:
-            if self.is_closed:
-                break
-            try:
-                entry = sender._enter(record)
-            except DeliveryError as error:
-                # The frames in its traceback refer to the slot: a reference cycle.
-                slot.deliveries.append(error.with_traceback(None))
-                continue
-            slot.deliveries.append(Delivery._create(sender, entry))
-            if entry.state is DeliveryState.WAITING:
-                await wait_for_room(sender._engine, entry)
-        self._entering = None
-        if not self.is_closed:
-            self._slots.append(slot)
-            self.wake_receiver()
-
-    def wake_receiver(self) -> None:
-        """Wake the receiver, if it waits, because its next result may have arrived."""
-        if self._receiver is not None:
-            self._loop.wake((self._receiver,))
-
-    async def wait_until_not_full(self) -> None:
-        while self.is_full:
-            self._feeder = self._loop.new_waiter()
-            try:
-                await self._feeder
-            finally:
-                self._feeder = None
-
-    def end(self, error: BaseException | None = None) -> None:
-        """End the stream after the results in the queue.
-
-        Args:
-            error: the error of the source or of a transaction, to be raised at the end.
-        """
-        self._ended = True
-        self._error = error
-        self.wake_receiver()
-
-    def close(self) -> None:
-        """Close the stream, and withdraw the records that were not submitted."""
-        self.is_closed = True
-        slots = [*self._slots]
-        if self._entering is not None:
-            slots.append(self._entering)
-        self._slots.clear()
-        unawaited = [delivery for slot in slots for delivery in slot.unawaited]
-        to_wake: list[Any] = [delivery._entry.room_waiter for delivery in unawaited]
-        if unawaited:
-            # All deliveries belong to one producer, though perhaps to different transactions.
-            unawaited[0]._sender._cancel(*(delivery._entry for delivery in unawaited))
-        # The feeder may be shielded from cancellation, and another task may be receiving.
-        to_wake += (self._feeder, self._receiver)
-        self._loop.wake(waiter for waiter in to_wake if waiter is not None)
-
-    # --- for the receiver --------------------------------------------------------------------
-
-    async def receive(self) -> T:
-        """Wait for the result of the next envelope.
-
-        Raises:
-            DeliveryError, MultiDeliveryError: the envelope was not delivered. The next call
-                continues with the next envelope.
-            TransactionError: the envelope's transaction was not committed. The stream ends.
-            anyio.EndOfStream: there are no more envelopes.
-            anyio.ClosedResourceError: the stream is closed.
-            anyio.BusyResourceError: another task is receiving.
-            Exception: the exception of the source.
-
-        Cancellation loses no result: the next call waits for the same envelope.
-        """
-        if self._receiving:
-            raise anyio.BusyResourceError("receiving from")
-        self._receiving = True
-        try:
-            return await self._receive()
-        finally:
-            self._receiving = False
-
-    async def _receive(self) -> T:
-        while not self._slots or not self._slots[0].committed:
-            if self.is_closed:
-                raise anyio.ClosedResourceError
-            if self._ended:
-                await anyio.lowlevel.checkpoint()
-                if self._error is not None:
-                    error, self._error = self._error, None
-                    try:
-                        raise error
-                    finally:
-                        del error  # its traceback refers to this frame
-                raise anyio.EndOfStream
-            self._receiver = self._loop.new_waiter()
-            try:
-                await self._receiver
-            finally:
-                self._receiver = None
-        slot = self._slots[0]
-        try:
-            result = await slot.outcome()
-        except (DeliveryError, MultiDeliveryError):
-            self._advance()
-            raise
-        self._advance()
-        return cast("T", result)
-
-    def _advance(self) -> None:
-        # close() may have cleared the queue while this task waited for the outcome.
-        if self._slots:
-            self._slots.popleft()
-        if self._feeder is not None:
-            self._loop.wake((self._feeder,))
-
-    async def aclose(self) -> None:
-        """Close the stream. For envelopes that were not received, this has the effect of a
-        cancelled ``send``: records that the client does not have are withdrawn."""
-        self.close()
-        await anyio.lowlevel.checkpoint()
-
-
 @asynccontextmanager
 async def _closing_iterator(source: AsyncIterable[T]) -> AsyncGenerator[AsyncIterator[T]]:
     """Make an iterator, and close it at the end of the block if it is an async generator.
@@ -294,16 +81,24 @@ async def _closing_iterator(source: AsyncIterable[T]) -> AsyncGenerator[AsyncIte
             await iterator.aclose()
 
 
-async def _feed(flow: _Flow[Any], sender: Sender, source: AsyncIterable[Any]) -> None:
+async def _feed(flow: FlowStream[Any], sender: Sender, source: AsyncIterable[Any]) -> None:
+    await anyio.lowlevel.checkpoint_if_cancelled()  # the block may have been left already
     try:
         taken = 0
         async with _closing_iterator(source) as envelopes:
             async for envelope in envelopes:
-                check_is_envelope(envelope)
                 if flow.is_full:
                     with sender._engine.hurrying():
                         await flow.wait_until_not_full()
-                await flow.enter(sender, _Slot(envelope))
+                    if flow.is_closed:
+                        break
+                if type(envelope) is Message:
+                    entry = flow.enter_message(sender, envelope)
+                    if entry is not None:
+                        await flow.wait_for_room(envelope, entry)
+                else:
+                    check_is_envelope(envelope)
+                    await flow.enter(sender, envelope)
                 taken += 1
                 if taken % _ENVELOPES_BETWEEN_YIELDS == 0:
                     await anyio.lowlevel.checkpoint()
@@ -317,7 +112,7 @@ async def _feed(flow: _Flow[Any], sender: Sender, source: AsyncIterable[Any]) ->
 
 @asynccontextmanager
 async def _running(
-    flow: _Flow[Any], *feeders: Callable[[], Any]
+    flow: FlowStream[Any], *feeders: Callable[[], Any]
 ) -> AsyncGenerator[anyio.abc.ObjectReceiveStream[Any]]:
     scopes = [anyio.CancelScope() for _ in feeders]
 
@@ -346,10 +141,10 @@ def _limit(given: int | None, default: int) -> int:
 
 
 def run_flow(
-    sender: Sender, loop: Loop, source: AsyncIterable[Any], max_in_flight: int | None, default: int
+    sender: Sender, source: AsyncIterable[Any], max_in_flight: int | None, default: int
 ) -> AbstractAsyncContextManager[anyio.abc.ObjectReceiveStream[Any]]:
     """See :meth:`SendProducer.flow`."""
-    flow: _Flow[Any] = _Flow(loop, _limit(max_in_flight, default))
+    flow: FlowStream[Any] = FlowStream(sender._engine, _limit(max_in_flight, default))
 
     async def feed() -> None:
         await _feed(flow, sender, source)
@@ -362,7 +157,7 @@ def run_flow(
 
 def run_transactional_flow(
     begin: Callable[[], AbstractAsyncContextManager[Any]],
-    loop: Loop,
+    engine: Engine,
     source: AsyncIterable[Any],
     *,
     limit: int,
@@ -374,7 +169,7 @@ def run_transactional_flow(
     """See :meth:`SendProducer.flow`. Results are received when their transaction is committed."""
     if (offsets is None) != (group_metadata is None):
         raise SettingsError("flow: offsets and group_metadata must be given together")
-    flow: _Flow[Any] = _Flow(loop, _limit(max_in_flight, limit))
+    flow: FlowStream[Any] = FlowStream(engine, _limit(max_in_flight, limit))
     # The commit interval must not cancel the iteration of the source, because cancelling an async
     # generator ends it. So one task reads the source, and another task, with the timeout, receives
     # from a stream.
@@ -383,6 +178,7 @@ def run_transactional_flow(
 
     async def read() -> None:
         with to_commit_send:
+            await anyio.lowlevel.checkpoint_if_cancelled()  # as in _feed()
             try:
                 async with _closing_iterator(source) as envelopes:
                     async for envelope in envelopes:
@@ -408,16 +204,14 @@ def run_transactional_flow(
 
     async def commit_some(envelope: Any) -> None:
         """Send this envelope, and those that follow within the interval, in one transaction."""
-        slots: list[_Slot] = []
+        sent: list[Any] = []
         async with begin() as tx:
             with anyio.move_on_after(interval):
                 while True:
-                    slot = _Slot(envelope)
-                    slot.committed = False
-                    slots.append(slot)
+                    sent.append(envelope)
                     with anyio.CancelScope(shield=True):
                         # The interval may end between two envelopes, but not within one.
-                        await flow.enter(tx, slot)
+                        await flow.enter(tx, envelope, committed=False)
                     if flow.is_closed or flow.is_full:
                         break
                     try:
@@ -429,12 +223,10 @@ def run_transactional_flow(
                 raise anyio.ClosedResourceError
             if offsets is not None:
                 read_so_far: dict[tuple[str, int], Any] = {}
-                for slot in slots:
-                    read_so_far.update(offsets(slot.envelope))
+                for envelope in sent:
+                    read_so_far.update(offsets(envelope))
                 await tx.send_offsets(read_so_far, group_metadata)
-        for slot in slots:
-            slot.committed = True
-        flow.wake_receiver()
+        flow.commit()
 
     return _running(flow, read, commit_each)
 
@@ -445,18 +237,24 @@ async def run_sink(
     """See :meth:`SendProducer.sink`."""
     envelopes = records = 0
     last: dict[tuple[str, int], int] = {}
-    async with running as results:
-        async for result in results:
-            envelopes += 1
-            if isinstance(result, PassThroughResult):
-                continue
-            places = (
-                [result.metadata]
-                if isinstance(result, Result)
-                else [part.metadata for part in result.parts]
-            )
+    async with running as stream:
+        results = cast("FlowStream[Results[Any, Any, Any]]", stream)
+        is_at_end = False
+        while not is_at_end:
+            places = results.take_delivered()
+            envelopes += len(places)
+            try:
+                result = await results.receive()
+            except anyio.EndOfStream:
+                is_at_end = True
+            else:
+                envelopes += 1
+                if isinstance(result, Result):
+                    places.append(result.metadata)
+                elif isinstance(result, MultiResult):
+                    places += [part.metadata for part in result.parts]
             records += len(places)
-            for place in places:
-                if place.offset is not None:
-                    last[place.topic, place.partition] = place.offset
+            for topic, partition, offset, *_ in places:
+                if offset is not None:
+                    last[topic, partition] = offset
     return FlowSummary(envelopes, records, last)

@@ -231,10 +231,10 @@ class SendProducer(Sender, NoPublicConstructor):
         if settings.transactional_id is None:
             if offsets is not None or group_metadata is not None:
                 raise SettingsError("flow: offsets and group_metadata need a transactional_id")
-            return run_flow(self, self._loop, source, max_in_flight, limit)
+            return run_flow(self, source, max_in_flight, limit)
         return run_transactional_flow(
             self.transaction,
-            self._loop,
+            self._engine,
             source,
             limit=limit,
             max_in_flight=max_in_flight,

@@ -166,12 +166,17 @@ class Message(Generic[K, V, P]):
     @overload
     def __init__(self, record: ProducerRecord[K, V], pass_through: P) -> None: ...
     def __init__(self, record: Any, pass_through: Any = None) -> None:
-        object.__setattr__(self, "record", record)
-        object.__setattr__(self, "pass_through", pass_through)
+        _set_message_record(self, record)
+        _set_pass_through(self, pass_through)
 
     def with_pass_through(self, value: Q) -> Message[K, V, Q]:
         """The same envelope with another pass-through value."""
         return Message(self.record, value)
+
+
+_slots = Message
+_set_message_record: Final = _slots.record.__set__
+_set_pass_through: Final = _slots.pass_through.__set__
 
 
 @dataclasses.dataclass(frozen=True, slots=True, init=False)
@@ -222,7 +227,7 @@ class PassThroughMessage(Generic[P]):
         return PassThroughMessage(value)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, init=False)
 class Result(Generic[K, V, P]):
     """The result of a :class:`Message`."""
 
@@ -230,6 +235,10 @@ class Result(Generic[K, V, P]):
     """Where the record was written."""
     message: Message[K, V, P]
     """The envelope."""
+
+    def __init__(self, metadata: RecordMetadata, message: Message[K, V, P]) -> None:
+        _set_metadata(self, metadata)  # as in ProducerRecord
+        _set_message(self, message)
 
     @property
     def offset(self) -> int | None:
@@ -245,6 +254,11 @@ class Result(Generic[K, V, P]):
     def record(self) -> ProducerRecord[K, V]:
         """The envelope's record."""
         return self.message.record
+
+
+_slots = Result
+_set_metadata: Final = _slots.metadata.__set__
+_set_message: Final = _slots.message.__set__
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

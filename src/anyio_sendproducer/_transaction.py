@@ -298,7 +298,7 @@ class Transaction(Sender, NoPublicConstructor):
             SettingsError: ``max_in_flight`` is not an int of 1 or more.
         """
         default = self._engine.settings.max_in_flight
-        return run_flow(self, self._loop, source, max_in_flight, default)
+        return run_flow(self, source, max_in_flight, default)
 
     # --- beginning and ending ----------------------------------------------------------------
 

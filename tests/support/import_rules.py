@@ -33,6 +33,7 @@ LAYERS: Final = [
     {"_admission", "_warm_up"},
     {"_group_sending"},
     {"_sending"},
+    {"_flow_stream"},
     {"_flow"},
     {"_transaction"},
     {"_producer"},

@@ -1,0 +1,395 @@
+"""The stream of results of a flow, and the queue of envelopes behind it.
+
+The feeder (see ``_flow.py``) enters records and appends their envelopes to the queue. The receiver
+takes the results from its other end. Both work in chunks: a receiver that waits is woken by the
+outcome of the first envelope, and then takes all results that are ready. A feeder that waits for a
+place in the queue is woken by the first result that is taken, and runs when the receiver waits or
+lets other tasks run.
+"""
+
+# These classes and functions share private state by design.
+# pyright: reportPrivateUsage=false
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Sequence
+from functools import partial
+from threading import get_ident
+from typing import Any, Final, Generic, TypeVar, cast
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+
+from ._admission import cancel_entries, wait_for_room
+from ._delivery import DeliveryState, Entry
+from ._engine import Engine
+from ._exceptions import DeliveryError, copy_of
+from ._records import (
+    Envelope,
+    Message,
+    MultiMessage,
+    MultiResult,
+    PassThroughMessage,
+    PassThroughResult,
+    RecordMetadata,
+    Result,
+    Results,
+)
+from ._sending import Sender, multi_result_parts
+
+__all__ = ["FlowStream"]
+
+T = TypeVar("T")
+
+#: How many results that are ready are received before other tasks run. If this were less, the queue
+#: would fill up. Then the feeder would take as many envelopes each time as results were received.
+_RESULTS_BETWEEN_YIELDS: Final = 100
+# A global is read faster than an attribute of the enum's class; this is read for each record.
+_WAITING: Final = DeliveryState.WAITING
+
+# An envelope, and for each of its records the entry, or the error of a record that was not entered.
+# A Message has one place, and every other envelope a list. A tuple takes less time and memory than
+# an object.
+_Place = Entry | DeliveryError
+_Slot = tuple[Any, _Place | list[_Place]]
+
+
+def _places(slot: _Slot) -> Sequence[_Place]:
+    places = slot[1]
+    return places if isinstance(places, list) else (places,)
+
+
+def _pending(slot: _Slot) -> Entry | None:
+    """An entry of the slot without an outcome: the last one, because it is settled last, usually.
+    None if there is none."""
+    for place in reversed(_places(slot)):
+        if isinstance(place, Entry) and place.outcome is None:
+            return place
+    return None
+
+
+def _result(
+    envelope: Envelope[Any, Any, Any], outcomes: Sequence[RecordMetadata | DeliveryError]
+) -> Results[Any, Any, Any]:
+    if isinstance(envelope, Message):
+        (outcome,) = outcomes
+        if isinstance(outcome, DeliveryError):
+            raise copy_of(outcome)
+        return Result(outcome, envelope)
+    if isinstance(envelope, PassThroughMessage):
+        return PassThroughResult(envelope.pass_through)
+    return MultiResult(
+        multi_result_parts(envelope.records, outcomes, envelope.pass_through), envelope.pass_through
+    )
+
+
+class FlowStream(anyio.abc.ObjectReceiveStream[T], Generic[T]):
+    """The stream of results, and the queue of envelopes behind it.
+
+    Args:
+        engine: the producer's engine.
+        limit: the largest number of envelopes whose results were not received.
+    """
+
+    def __init__(self, engine: Engine, limit: int) -> None:
+        self._engine = engine
+        self._loop = engine.loop
+        self._limit = limit
+        self._slots: collections.deque[_Slot] = collections.deque()
+        #: The slots behind these, whose transaction is open.
+        self._uncommitted: list[_Slot] = []
+        #: The slot whose records are being entered.
+        self._entering: _Slot | None = None
+        self._ended = False
+        #: A feeder may wake up after the flow was closed, so it checks this after each wait.
+        self.is_closed = False
+        self._error: BaseException | None = None
+        #: The waiter of the task that receives, and the entry that wakes it.
+        self._receiver: Any = None
+        self._watched: Entry | None = None
+        self._feeder: Any = None
+        self._receiving = False
+        #: How many results may still be received before other tasks run.
+        self._until_yield = 0
+
+    # --- for the feeder ----------------------------------------------------------------------
+
+    @property
+    def is_full(self) -> bool:
+        return len(self._slots) + len(self._uncommitted) >= self._limit
+
+    def enter_message(self, sender: Sender, envelope: Any) -> Entry | None:
+        """Enter the record of a Message, and append its slot to the queue if it has room.
+
+        Returns:
+            The entry if it has no room yet. Then the caller must :meth:`wait_for_room`.
+        """
+        try:
+            entry = sender._enter(envelope.record)
+        except DeliveryError as error:
+            # The frames in its traceback refer to the slot: a reference cycle.
+            self._slots.append((envelope, error.with_traceback(None)))
+        else:
+            if entry.state is _WAITING:
+                return entry
+            self._slots.append((envelope, entry))
+        if self._receiver is not None and self._watched is None:
+            self._watch_first()
+        return None
+
+    async def wait_for_room(self, envelope: Any, entry: Entry) -> None:
+        """Wait until the record of a Message is accepted, and append its slot to the queue."""
+        slot = self._entering = (envelope, entry)
+        await wait_for_room(self._engine, entry)
+        self._entered(slot)
+
+    async def enter(
+        self, sender: Sender, envelope: Envelope[Any, Any, Any], *, committed: bool = True
+    ) -> None:
+        """Enter the records of an envelope, each as soon as there is room, and append its slot to
+        the queue.
+
+        If the flow is closed, this enters no more records.
+
+        Args:
+            sender: the producer or the transaction.
+            envelope: the envelope.
+            committed: whether the result may be received before :meth:`commit` is called.
+        """
+        places: list[_Place] = []
+        slot = self._entering = (envelope, places)
+        records: Sequence[Any] = ()
+        if isinstance(envelope, Message):
+            records = [envelope.record]
+        elif isinstance(envelope, MultiMessage):
+            records = envelope.records
+        for record in records:
+            if self.is_closed:
+                break
+            try:
+                entry = sender._enter(record)
+            except DeliveryError as error:
+                places.append(error.with_traceback(None))  # as in enter_message()
+                continue
+            places.append(entry)
+            if entry.state is _WAITING:
+                await wait_for_room(self._engine, entry)
+        self._entered(slot, committed=committed)
+
+    def _entered(self, slot: _Slot, *, committed: bool = True) -> None:
+        self._entering = None
+        if self.is_closed:
+            return
+        if not committed:
+            self._uncommitted.append(slot)
+            return
+        self._slots.append(slot)
+        if self._receiver is not None and self._watched is None:
+            self._watch_first()
+
+    def commit(self) -> None:
+        """Let the results of the uncommitted envelopes be received."""
+        self._slots += self._uncommitted
+        self._uncommitted.clear()
+        self._wake_receiver()
+
+    async def wait_until_not_full(self) -> None:
+        while self.is_full:
+            self._feeder = self._loop.new_waiter()
+            try:
+                await self._feeder
+            finally:
+                self._feeder = None
+
+    def end(self, error: BaseException | None = None) -> None:
+        """End the stream after the results in the queue.
+
+        Args:
+            error: the error of the source or of a transaction, to be raised at the end.
+        """
+        self._ended = True
+        self._error = error
+        self._wake_receiver()
+
+    def close(self) -> None:
+        """Close the stream, and withdraw the records that were not submitted.
+
+        If another task is receiving, it still gets the result that it waits for.
+        """
+        self.is_closed = True
+        kept = [self._slots.popleft()] if self._receiving and self._slots else []
+        slots = [*self._slots, *self._uncommitted]
+        if self._entering is not None:
+            slots.append(self._entering)
+        self._slots = collections.deque(kept)
+        self._uncommitted.clear()
+        entries = [
+            place
+            for slot in slots
+            for place in _places(slot)
+            # The ledger reports the failed entries, which nobody has seen.
+            if isinstance(place, Entry) and place.outcome is None
+        ]
+        to_wake: list[Any] = [entry.room_waiter for entry in entries]
+        cancel_entries(self._engine, *entries)
+        # The feeder may be shielded from cancellation, and another task may be receiving.
+        to_wake += (self._feeder, self._receiver)
+        self._loop.wake(waiter for waiter in to_wake if waiter is not None)
+
+    # --- for the receiver --------------------------------------------------------------------
+
+    async def receive(self) -> T:
+        """Wait for the result of the next envelope.
+
+        Raises:
+            DeliveryError, MultiDeliveryError: the envelope was not delivered. The next call
+                continues with the next envelope.
+            TransactionError: the envelope's transaction was not committed. The stream ends.
+            anyio.EndOfStream: there are no more envelopes.
+            anyio.ClosedResourceError: the stream is closed.
+            anyio.BusyResourceError: another task is receiving.
+            Exception: the exception of the source.
+
+        If the result is ready, the call returns it without letting other tasks run, and without
+        checking for cancellation. Only every hundredth such call does both.
+
+        Cancellation loses no result: the next call waits for the same envelope.
+        """
+        result = self._take_ready()
+        return await self._receive() if result is None else result
+
+    async def __anext__(self) -> T:
+        result = self._take_ready()
+        if result is not None:
+            return result
+        try:
+            return await self._receive()
+        except anyio.EndOfStream:
+            raise StopAsyncIteration from None
+
+    def _take_ready(self) -> T | None:
+        """Take the next result, if it is a Message's and ready. None: call :meth:`_receive`."""
+        self._until_yield -= 1
+        if (
+            self._until_yield < 0
+            or not self._slots
+            or self._receiving
+            or self._engine.affinity.thread != get_ident()
+        ):
+            return None
+        envelope, place = self._slots[0]
+        if type(place) is not Entry or type(place.outcome) is not RecordMetadata:
+            return None
+        self._slots.popleft()
+        if self._feeder is not None:
+            self._wake_feeder()
+        return cast("T", Result(place.outcome, envelope))
+
+    def take_delivered(self) -> list[RecordMetadata]:
+        """Take the results of Messages that are ready, up to the next yield; only the metadata.
+
+        To be called after :meth:`receive`, which has woken the feeder.
+        """
+        taken: list[RecordMetadata] = []
+        slots = self._slots
+        for _ in range(min(self._until_yield, len(slots))):
+            place = slots[0][1]
+            if type(place) is not Entry or type(place.outcome) is not RecordMetadata:
+                break
+            taken.append(place.outcome)
+            slots.popleft()
+        self._until_yield -= len(taken)
+        return taken
+
+    async def _receive(self) -> T:
+        if self._receiving:
+            raise anyio.BusyResourceError("receiving from")
+        if self._engine.affinity.thread != get_ident():
+            self._engine.affinity.check()
+        self._receiving = True
+        try:
+            if self._until_yield < 0:
+                await anyio.lowlevel.checkpoint()
+                self._until_yield = _RESULTS_BETWEEN_YIELDS
+            await self._wait_for_first()
+            if self._slots:
+                return self._take_first()
+            await anyio.lowlevel.checkpoint()
+            if self._error is not None:
+                error, self._error = self._error, None
+                try:
+                    raise error
+                finally:
+                    del error  # its traceback refers to this frame
+            raise anyio.EndOfStream
+        finally:
+            self._receiving = False
+            if self.is_closed:
+                self._slots.clear()
+
+    async def _wait_for_first(self) -> None:
+        """Wait for the outcomes of the first envelope, or until the stream has ended."""
+        while True:
+            if self._slots:
+                if _pending(self._slots[0]) is None:
+                    return
+            elif self.is_closed:
+                raise anyio.ClosedResourceError
+            elif self._ended:
+                return
+            waiter = self._receiver = self._loop.new_waiter()
+            if self._slots:
+                self._watch_first()
+            try:
+                await waiter
+            except BaseException as error:
+                self._engine.run_or_schedule(partial(self._stop_watching, self._watched, waiter))
+                if not isinstance(error, GeneratorExit):
+                    self._engine.affinity.check()
+                raise
+            finally:
+                self._receiver = self._watched = None
+
+    def _watch_first(self) -> None:
+        """Have the receiver woken when the first envelope has its next outcome."""
+        with self._engine.step:
+            entry = _pending(self._slots[0])
+            if entry is None:
+                self._wake_receiver()
+            else:
+                self._watched = entry
+                entry.waiter = self._receiver
+
+    def _stop_watching(self, entry: Entry | None, waiter: object) -> None:
+        if entry is not None and entry.waiter is waiter:
+            self._engine.ledger.drop_waiter(entry)
+
+    def _take_first(self) -> T:
+        slot = self._slots.popleft()
+        if self._feeder is not None:
+            self._wake_feeder()
+        outcomes: list[RecordMetadata | DeliveryError] = []
+        with self._engine.step:
+            for place in _places(slot):
+                if isinstance(place, Entry):
+                    self._engine.ledger.mark_seen(place)
+                    outcomes.append(cast("RecordMetadata | DeliveryError", place.outcome))
+                else:
+                    outcomes.append(place)
+        return cast("T", _result(slot[0], outcomes))
+
+    def _wake_receiver(self) -> None:
+        if self._receiver is not None:
+            self._loop.wake((self._receiver,))
+
+    def _wake_feeder(self) -> None:
+        self._loop.wake((self._feeder,))
+        self._feeder = None
+
+    async def aclose(self) -> None:
+        """Close the stream. For envelopes that were not received, this has the effect of a
+        cancelled ``send``: records that the client does not have are withdrawn."""
+        self.close()
+        await anyio.lowlevel.checkpoint()
