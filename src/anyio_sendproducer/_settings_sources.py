@@ -364,7 +364,7 @@ def _toml() -> Any:
             continue
     raise SettingsError(
         "Python 3.10 cannot read TOML: install tomli, for example by "
-        "pip install 'anyio-sendproducer[toml]'"
+        'pip install ".[toml]" in a checkout of anyio-sendproducer'
     )
 
 

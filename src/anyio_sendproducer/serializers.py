@@ -158,7 +158,7 @@ class SchemaRegistrySerializer:
         except ImportError as error:
             raise SettingsError(
                 "SchemaRegistrySerializer needs confluent-kafka: "
-                "pip install 'anyio-sendproducer[schema-registry]'"
+                'pip install ".[schema-registry]" in a checkout of anyio-sendproducer'
             ) from error
         self._serializer = serializer
         self._context: Callable[..., Any] = SerializationContext

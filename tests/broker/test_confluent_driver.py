@@ -129,7 +129,7 @@ def test_it_is_had_by_its_name_and_is_asked() -> None:
 
 def test_without_the_package_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, _driver.__name__, None)
-    with pytest.raises(SettingsError, match=r"pip install 'anyio-sendproducer\[confluent\]'"):
+    with pytest.raises(SettingsError, match=r'pip install "\.\[confluent\]" in a checkout of'):
         make_driver("confluent", ProducerSettings(bootstrap_servers="a:1"))
 
 

@@ -109,7 +109,7 @@ def test_the_extra_is_missing(
     assert run_main("produce", "--help") == _running.USAGE
     assert capsys.readouterr().err == (
         "anyio-sendproducer: the command line needs the package click: "
-        'pip install "anyio-sendproducer[cli]"\n'
+        'pip install ".[cli]" in a checkout of anyio-sendproducer\n'
     )
     # This much can be told without.
     assert run_main("--version") == 0
@@ -136,7 +136,7 @@ def test_a_package_of_the_demo_is_missing(
     assert run_main("demo", *arguments) == _running.USAGE
     assert capsys.readouterr().err == (
         f"anyio-sendproducer: the demo needs the package {package}: "
-        'pip install "anyio-sendproducer[demo]"\n'
+        'pip install ".[demo]" in a checkout of anyio-sendproducer\n'
     )
 
 

@@ -533,7 +533,7 @@ async def test_services_need_dnspython(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "anyio_sendproducer.discovery._dns", None)
     steps, _ = await checked(service())
     assert states(steps) == expected("resolve")
-    assert "anyio-sendproducer[dns]" in one(steps, "resolve").details[0]
+    assert ".[dns]" in one(steps, "resolve").details[0]
 
 
 # --- words ---------------------------------------------------------------------------------------
@@ -691,7 +691,7 @@ def test_a_codec_whose_package_is_not_installed(
     assert run_main("check", *arguments, "-X", "compression.type=zstd") == 1
     first, *others = capsys.readouterr().out.splitlines()
     assert first.startswith("failed  settings      properties: 'compression.type': for zstd, ")
-    assert "anyio-sendproducer[compression]" in first
+    assert ".[compression]" in first
     assert all(line.startswith("skipped") for line in others)
     assert run_main("produce", *arguments, "-t", "t", "-z", "zstd", "/dev/null") == 2
     assert "kafka-python needs the package zstandard: pip install" in capsys.readouterr().err

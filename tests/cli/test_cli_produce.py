@@ -980,7 +980,7 @@ def test_a_compressed_file_whose_package_is_not_installed(
     assert run_main("produce", "-b", "127.0.0.1:1", "-t", "t", "in.zst") == _running.USAGE
     assert capsys.readouterr().err == (
         "anyio-sendproducer: a .zst file needs the package zstandard: "
-        'pip install "anyio-sendproducer[compression]"\n'
+        'pip install ".[compression]" in a checkout of anyio-sendproducer\n'
     )
 
 

@@ -55,6 +55,13 @@ def test_the_extras_of_all_ways_to_write_them_are_looked_at() -> None:
     } <= set(named_extras())
 
 
+def test_no_text_has_a_reader_install_from_an_index() -> None:
+    """The package is on no index, so a command must name a checkout."""
+    code = [*(ROOT / "src").rglob("*.py"), *EXAMPLES]
+    found = [path for path in [*PAGES, *code] if "anyio-sendproducer[" in path.read_text("utf-8")]
+    assert found == []
+
+
 def test_the_readme_lists_every_extra() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^\| `([\w-]+)` \|", text, re.MULTILINE)) == set(EXTRAS)

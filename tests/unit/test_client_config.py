@@ -80,8 +80,8 @@ def test_a_codec_whose_package_is_not_installed(
         make_driver("kafka-python", settings)
     assert str(caught.value) == (
         f"properties: 'compression.type': for {codec}, kafka-python needs the package {package}: "
-        "pip install 'anyio-sendproducer[compression]', or use driver=\"confluent\", which needs "
-        "no package for it"
+        'pip install ".[compression]" in a checkout of anyio-sendproducer, or use '
+        'driver="confluent", which needs no package for it'
     )
     # These need none.
     make_driver("kafka-python", settings.with_property("compression.type", "gzip"))

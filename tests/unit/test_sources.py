@@ -203,7 +203,7 @@ def test_without_a_reader_of_toml(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     path.write_text(TOML)
     for name in ("tomllib", "tomli"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(SettingsError, match=r"pip install 'anyio-sendproducer\[toml\]'"):
+    with pytest.raises(SettingsError, match=r'pip install "\.\[toml\]" in a checkout of'):
         ProducerSettings.from_toml(path, "orders.kafka")
 
 

@@ -16,7 +16,7 @@ from ._chunks import InputError
 __all__ = ["COMPRESSION", "ZSTANDARD", "decompressing"]
 
 #: How to install zstandard.
-COMPRESSION: Final = 'pip install "anyio-sendproducer[compression]"'
+COMPRESSION: Final = 'pip install ".[compression]" in a checkout of anyio-sendproducer'
 
 #: The end of the name of a file that needs zstandard.
 ZSTANDARD: Final = ".zst"

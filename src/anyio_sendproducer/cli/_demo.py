@@ -69,7 +69,7 @@ _READ_TIMEOUT: Final = 60.0
 #: How many problems are printed.
 _SHOWN_PROBLEMS: Final = 10
 
-_EXTRA: Final = 'pip install "anyio-sendproducer[demo]"'
+_EXTRA: Final = 'pip install ".[demo]" in a checkout of anyio-sendproducer'
 
 JsonRecord = ProducerRecord[bytes, dict[str, Any]]
 

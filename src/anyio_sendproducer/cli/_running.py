@@ -42,11 +42,11 @@ FAILED: Final = 3
 LOOPS: Final = ("asyncio", "trio", "uvloop")
 
 #: How to install the command line's packages.
-EXTRA: Final = 'pip install "anyio-sendproducer[cli]"'
+EXTRA: Final = 'pip install ".[cli]" in a checkout of anyio-sendproducer'
 
 #: How to install the event loops that are not in the standard library.
 _LOOP_PACKAGES: Final = {
-    "trio": 'pip install "anyio-sendproducer[trio]"',
+    "trio": 'pip install ".[trio]" in a checkout of anyio-sendproducer',
     "uvloop": "pip install uvloop",
 }
 

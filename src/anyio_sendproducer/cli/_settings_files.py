@@ -72,7 +72,8 @@ def _toml() -> Any:
         with contextlib.suppress(ImportError):
             return importlib.import_module(name)
     raise SettingsError(
-        "Python 3.10 cannot read TOML by itself: pip install 'anyio-sendproducer[toml]'"
+        'Python 3.10 cannot read TOML by itself: pip install ".[toml]" in a checkout of '
+        "anyio-sendproducer"
     )
 
 

@@ -51,6 +51,7 @@ def dns(nameservers: str | Iterable[str] | None = None, *, port: int | None = No
         from ._dns import DnsResolver
     except ImportError as error:
         raise SettingsError(
-            "discovery by DNS needs dnspython: pip install 'anyio-sendproducer[dns]'"
+            'discovery by DNS needs dnspython: pip install ".[dns]" in a checkout of '
+            "anyio-sendproducer"
         ) from error
     return DnsResolver(nameservers, port)

@@ -87,8 +87,8 @@ def make_driver(chosen: DriverName | DriverFactory | None, settings: ProducerSet
             from .librdkafka._driver import ConfluentDriver
         except ImportError as error:
             raise SettingsError(
-                "driver 'confluent' needs confluent-kafka: pip install "
-                f"'anyio-sendproducer[confluent]' ({error})"
+                "driver 'confluent' needs confluent-kafka: "
+                f'pip install ".[confluent]" in a checkout of anyio-sendproducer ({error})'
             ) from error
 
         return ConfluentDriver(settings)

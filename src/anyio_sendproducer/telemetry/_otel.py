@@ -95,7 +95,8 @@ class OpenTelemetryObserver:
             from opentelemetry.context import Context
         except ImportError as error:
             raise SettingsError(
-                "OpenTelemetryObserver needs OpenTelemetry: pip install 'anyio-sendproducer[otel]'"
+                'OpenTelemetryObserver needs OpenTelemetry: pip install ".[otel]" in a checkout of '
+                "anyio-sendproducer"
             ) from error
         # Not at the top: this module imports the parser of e-mail, which takes time.
         import importlib.metadata

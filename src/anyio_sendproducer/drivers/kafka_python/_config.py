@@ -101,8 +101,8 @@ def client_config(
         if name == "compression_type" and config[name] in missing_codecs:
             raise SettingsError(
                 f"properties: {given!r}: for {config[name]}, kafka-python needs the package "
-                f"{CODECS[config[name]]}: pip install 'anyio-sendproducer[compression]', or use "
-                'driver="confluent", which needs no package for it'
+                f'{CODECS[config[name]]}: pip install ".[compression]" in a checkout of '
+                'anyio-sendproducer, or use driver="confluent", which needs no package for it'
             )
     if "request_timeout_ms" not in config:
         config["request_timeout_ms"] = answer_timeout_ms(
