@@ -8,10 +8,13 @@ import json
 import re
 import statistics
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any, Final
 from xml.etree import ElementTree as ET
 
+import anyio
 import pytest
 
 from tests.support.paths import ROOT
@@ -42,6 +45,63 @@ def test_the_schedule_is_the_same_each_time_and_has_the_mean_rate(scripts: Any) 
     # Exponential: the deviation is as large as the mean.
     assert statistics.stdev(gaps) == pytest.approx(1 / 2_000, rel=0.1)
     assert schedule(2_000, 10_000, seed=1) != times
+
+
+_needs_linux = pytest.mark.skipif(
+    not Path("/proc/self/schedstat").exists(), reason="timers and files that Linux has"
+)
+
+
+@_needs_linux
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_records_start_when_they_are_due_and_after_the_warm_up_they_are_measured(
+    backend: str, scripts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_loop = scripts("open_loop")
+    monkeypatch.setattr(open_loop, "WARM_UP", 0.004)
+    times = [0.0, 0.001, 0.003, 0.005, 0.006]
+    happened: list[float | None] = []
+    measured_from: list[float] = []
+
+    def send(due: float) -> None:
+        assert due <= time.perf_counter()
+        happened.append(due)
+
+    def begin(due_from: float) -> None:
+        happened.append(None)
+        measured_from.append(due_from)
+
+    anyio.run(open_loop.run, times, begin, send, backend=backend)
+    (start,) = (due_from - 0.004 for due_from in measured_from)
+    assert happened[3] is None
+    sent = [due for due in happened if due is not None]
+    assert sent == pytest.approx([start + one for one in times])
+
+
+@_needs_linux
+def test_processor_time_is_told_by_groups_of_threads(scripts: Any) -> None:
+    open_loop = scripts("open_loop")
+    before = open_loop.processor_times()
+    ended = threading.Event()
+
+    def wait(begun: threading.Event) -> None:
+        begun.set()
+        ended.wait()
+
+    threads: list[threading.Thread] = []
+    for name in ("a-network-thread", "another"):
+        begun = threading.Event()
+        threads.append(threading.Thread(target=wait, args=(begun,), name=name))
+        threads[-1].start()
+        begun.wait()
+    groups = {number: group for number, (group, _) in open_loop.processor_times().items()}
+    spent = open_loop.spent(before)
+    ended.set()
+    for thread in threads:
+        thread.join()
+    assert groups[threading.main_thread().native_id] == "loop"
+    assert [groups[thread.native_id] for thread in threads] == ["client", "polling"]
+    assert set(spent) == {"loop", "client", "polling"}
 
 
 def test_percentiles(scripts: Any) -> None:
