@@ -5,6 +5,9 @@ from them. The glossary, ``docs/reference/glossary.md``, defines the terms: aban
 unawaited, withdraw.
 """
 
+# These classes and functions share private state by design.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import dataclasses
@@ -186,11 +189,15 @@ class Entry:
 
 
 class _Sender(Protocol):
-    """Waits for the outcomes of entries, and cancels them."""
+    """Waits for the outcomes of entries."""
 
-    async def _outcome_of(self, entry: Entry) -> RecordMetadata | DeliveryError: ...
+    def _must_yield(self) -> bool: ...
 
-    def _cancel(self, *entries: Entry) -> None: ...
+    async def _yield(self) -> None: ...
+
+    async def _wait_for_outcome(self, entry: Entry) -> None: ...
+
+    def _mark_seen(self, entry: Entry) -> None: ...
 
 
 class Delivery(NoPublicConstructor):
@@ -244,12 +251,21 @@ class Delivery(NoPublicConstructor):
             DeliveryError: the record was not delivered; see its ``persistence``.
             ProducerMisused: called on another event loop, or in another thread or process.
 
+        If the outcome is there, only every hundredth call lets other tasks run and checks for
+        cancellation.
+
         Cancellation ends only this call. The record is still sent, and a later call returns its
         outcome.
         """
-        outcome = await self._sender._outcome_of(self._entry)  # pyright: ignore[reportPrivateUsage]
+        entry, sender = self._entry, self._sender
+        if entry.outcome is None:
+            await sender._wait_for_outcome(entry)
+        elif sender._must_yield():
+            await sender._yield()
+        outcome = entry.outcome
         if type(outcome) is RecordMetadata:
             return outcome
+        sender._mark_seen(entry)
         raise copy_of(cast("DeliveryError", outcome))
 
 

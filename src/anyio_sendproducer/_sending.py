@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from functools import partial
 from threading import get_ident
-from typing import Any, TypeVar, cast, overload
+from typing import Any, Final, TypeVar, cast, overload
 
 import anyio
 import anyio.lowlevel
@@ -45,9 +45,10 @@ K = TypeVar("K")
 V = TypeVar("V")
 P = TypeVar("P")
 
-#: How many calls in a row may return without waiting before other tasks run: about a tenth of a
-#: millisecond's work. Letting other tasks run costs several times as much as such a call.
-_CALLS_BETWEEN_YIELDS = 16
+#: How many calls of :meth:`Sender.enqueue` and :meth:`Delivery.wait` may return without waiting
+#: before one lets other tasks run: some tenths of a millisecond's work. Letting them run costs
+#: several times as much as such a call.
+_CALLS_BETWEEN_YIELDS: Final = 100
 
 #: About every 64th call checks whether its task is cancelled. The number of calls between two
 #: checks is random, with this number of bits, so it is 128 at most. AnyIO does not cancel a task of
@@ -74,7 +75,8 @@ class Sender:
         self._park = engine.loop.park
         self._affinity = engine.affinity
         self._send_group = partial(send_group, engine, admission)
-        self._calls_without_waiting = 0
+        # The first call checks that it is on the producer's event loop.
+        self._calls_until_yield = 0
         # Each call counts this down, and the call that reaches 0 checks. If the event loop needs no
         # check, the count starts at 0, so that it is negative from the first call on.
         self._calls_until_check = 1 if engine.loop.skips_cancelling_woken_tasks else 0
@@ -168,8 +170,8 @@ class Sender:
         counts the record, and the client still sends it. If the client instead gives it back,
         because the metadata of its topic is missing, it is withdrawn. Other records are not
         affected. If the scope is already cancelled when the call starts, the record may be
-        withdrawn or may still be sent; :meth:`enqueue` raises before it accepts the record. A task
-        that sends in a loop is cancelled even if every outcome comes at once.
+        withdrawn or may still be sent. A task that sends in a loop is cancelled even if every
+        outcome comes at once.
         """
         # This is half of affinity.check(). The other half asks asyncio for its loop, which is a
         # system call on Python 3.11. A task of another loop in this thread can't await the waiter;
@@ -335,31 +337,27 @@ class Sender:
             ProducerClosed, ProducerBroken, ProducerMisused, TransactionError, TypeError: as for
                 :meth:`send`.
 
-        Each call checks for cancellation. If there is room, only every sixteenth call lets other
-        tasks run. Doing that in each call would take most of the call's time.
+        If there is room, only every hundredth call lets other tasks run. Before it accepts the
+        record, it also checks for cancellation and for the event loop. Doing that in each call
+        would take most of the call's time. In between, a call in a scope that is already cancelled
+        accepts its record.
 
         Cancellation: the record is withdrawn and never written. One exception: asyncio's own
-        ``task.cancel()`` may come when the record was accepted and passed to the client, and the
-        task has not run since. Then the record is abandoned, as by :meth:`send`.
+        ``task.cancel()`` may come when the record waited for room and was accepted and passed to
+        the client, and the task has not run since. Then the record is abandoned, as by
+        :meth:`send`.
         """
-        self._affinity.check()
-        await anyio.lowlevel.checkpoint_if_cancelled()
+        if self._must_yield():
+            await self._yield()
         entry = self._enter(record)
         if entry.state is DeliveryState.WAITING:
             await wait_for_room(self._engine, entry)
             if isinstance(entry.outcome, DeliveryError):
-                with self._engine.step:
-                    self._ledger.mark_seen(entry)
+                self._mark_seen(entry)
                 try:
                     raise entry.outcome
                 finally:
                     del entry, record  # as in send()
-        elif self._should_yield():
-            try:
-                await anyio.lowlevel.cancel_shielded_checkpoint()
-            except BaseException:  # asyncio's own task.cancel(), which ignores a shield
-                self._cancel(entry)
-                raise
         return Delivery._create(self, entry)  # pyright: ignore[reportPrivateUsage]
 
     def enqueue_nowait(self, record: ProducerRecord[Any, Any]) -> Delivery:
@@ -389,10 +387,31 @@ class Sender:
 
     # --- on the caller's task ----------------------------------------------------------------
 
-    def _should_yield(self) -> bool:
-        """Whether to let other tasks run now, after several calls that did not wait."""
-        self._calls_without_waiting += 1
-        return self._calls_without_waiting % _CALLS_BETWEEN_YIELDS == 0
+    def _must_yield(self) -> bool:
+        """Whether a call that need not wait must :meth:`_yield` nevertheless, after several others.
+
+        Raises:
+            ProducerMisused: called in another thread or process.
+        """
+        if self._affinity.thread != get_ident():  # half of affinity.check(), as in send()
+            self._affinity.check()
+        if self._calls_until_yield:
+            self._calls_until_yield -= 1
+            return False
+        self._calls_until_yield = _CALLS_BETWEEN_YIELDS
+        return True
+
+    async def _yield(self) -> None:
+        """Let other tasks run, and raise the cancellation of the calling task, if any.
+
+        If the task is cancelled, the next call yields, too, as in :meth:`_check_cancelled`.
+        """
+        self._affinity.check()
+        try:
+            await anyio.lowlevel.checkpoint()
+        except BaseException:
+            self._calls_until_yield = 0
+            raise
 
     async def _check_cancelled(self) -> None:
         """Raise the cancellation of the calling task, if any, and choose the next call that checks.
@@ -408,38 +427,31 @@ class Sender:
         """Cancel the deliveries of a call that was cancelled."""
         cancel_entries(self._engine, *entries)
 
-    async def _outcome_of(self, entry: Entry) -> RecordMetadata | DeliveryError:
-        """Wait for the outcome of an accepted record.
-
-        An error may be returned to several callers. Each must raise a copy of it.
-        """
+    async def _wait_for_outcome(self, entry: Entry) -> None:
+        """Wait for the outcome of an accepted record that has none yet."""
         if self._affinity.thread != get_ident():  # half of affinity.check(), as in send()
             self._affinity.check()
-        if entry.outcome is not None:
-            if self._should_yield():
-                await anyio.lowlevel.checkpoint()
-            else:
-                await anyio.lowlevel.checkpoint_if_cancelled()
-        else:
-            self._calls_until_check -= 1
-            if not self._calls_until_check:
-                await self._check_cancelled()
-            waiter = self._loop.new_waiter()
-            with self._engine.step:
-                waiters = cast("WaiterList | None", entry.waiter)
-                if waiters is None:
-                    waiters = entry.waiter = WaiterList()
-                waiters.append(waiter)
-            try:
-                await waiter
-            except BaseException as error:
-                self._engine.run_or_schedule(partial(self._stop_waiting, entry, waiters, waiter))
-                if not isinstance(error, GeneratorExit):
-                    self._affinity.check()
-                raise
+        self._calls_until_check -= 1
+        if not self._calls_until_check:
+            await self._check_cancelled()
+        waiter = self._loop.new_waiter()
+        with self._engine.step:
+            waiters = cast("WaiterList | None", entry.waiter)
+            if waiters is None:
+                waiters = entry.waiter = WaiterList()
+            waiters.append(waiter)
+        try:
+            await waiter
+        except BaseException as error:
+            self._engine.run_or_schedule(partial(self._stop_waiting, entry, waiters, waiter))
+            if not isinstance(error, GeneratorExit):
+                self._affinity.check()
+            raise
+
+    def _mark_seen(self, entry: Entry) -> None:
+        """Note that a caller has seen the outcome of an entry."""
         with self._engine.step:
             self._ledger.mark_seen(entry)
-        return cast("RecordMetadata | DeliveryError", entry.outcome)
 
     def _stop_waiting(self, entry: Entry, waiters: WaiterList, waiter: object) -> None:
         waiters.remove(waiter)

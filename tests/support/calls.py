@@ -27,6 +27,7 @@ from tests.support.waiting import PATIENCE
 __all__ = [
     "SENT_ONCE",
     "Call",
+    "Suspensions",
     "at_gate",
     "end_error",
     "fail",
@@ -207,3 +208,22 @@ async def taken(fake: FakeDriver, count: int) -> None:
 async def at_gate(gate: Gate) -> None:
     """Wait until somebody stands before the gate."""
     await anyio.to_thread.run_sync(gate.wait_until_someone_waits, PATIENCE)
+
+
+class Suspensions:
+    """Awaits something, and counts how often it suspended the task."""
+
+    def __init__(self, awaited: Awaitable[Any]) -> None:
+        self.awaited = awaited
+        self.count = 0
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        steps = self.awaited.__await__()
+        sent: Any = None
+        while True:
+            try:
+                step = steps.send(sent)
+            except StopIteration as end:
+                return end.value
+            self.count += 1
+            sent = yield step

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator, Awaitable, Generator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, cast
 
 import anyio
@@ -30,6 +30,7 @@ from anyio_sendproducer import (
 from anyio_sendproducer.testing import FakeDriver
 from tests.support.calls import (
     Call,
+    Suspensions,
     at_gate,
     quiet,
     raising,
@@ -63,25 +64,6 @@ class Bursts:
 
 def burst(envelopes: Sequence[Any]) -> Bursts:
     return Bursts([(envelopes, 0)])
-
-
-class Suspensions:
-    """Awaits something, and counts how often it suspended the task."""
-
-    def __init__(self, awaited: Awaitable[Any]) -> None:
-        self.awaited = awaited
-        self.count = 0
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        steps = self.awaited.__await__()
-        sent: Any = None
-        while True:
-            try:
-                step = steps.send(sent)
-            except StopIteration as end:
-                return end.value
-            self.count += 1
-            sent = yield step
 
 
 # --- compared with a model -----------------------------------------------------------------------
