@@ -1,9 +1,9 @@
 """How a record becomes an entry of the ledger.
 
-An admission checks the record, enters it in the ledger and notifies the pump. This module has three
-classes: one for a producer without observers, one for a producer with observers, and one that
-refuses the records of a transactional producer outside its transactions. A fourth, in
-``_transaction.py``, enters the records of one transaction.
+An admission checks the record, enters it in the ledger and notifies the pump. This module has four
+classes: one for a producer without observers, one for a producer with observers, one for observers
+that add headers, and one that refuses the records of a transactional producer outside its
+transactions. A fifth, in ``_transaction.py``, enters the records of one transaction.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from ._validation import check_is_record, check_record
 __all__ = [
     "Admission",
     "AdmissionLike",
+    "InjectingAdmission",
     "ObservedAdmission",
     "RefusingAdmission",
     "admission_for",
@@ -33,8 +34,9 @@ __all__ = [
     "wait_for_room",
 ]
 
-# A global is read faster than an attribute of the enum's class; this is read for each record.
+# A global is read faster than an attribute of the enum's class; these are read for each record.
 _IDLE = PumpState.IDLE
+_QUEUED = DeliveryState.QUEUED
 
 
 class AdmissionLike(Protocol):
@@ -168,7 +170,7 @@ class Admission:
 
 
 class ObservedAdmission(Admission):
-    """Enters records of a producer that has observers.
+    """Enters records of a producer that has observers, none of which adds headers.
 
     Args:
         engine: the producer's engine.
@@ -178,6 +180,7 @@ class ObservedAdmission(Admission):
     def __init__(self, engine: Engine, observation: Observation) -> None:
         super().__init__(engine)
         self._observation = observation
+        self._numbers = observation.numbers
 
     def enter(
         self,
@@ -187,16 +190,82 @@ class ObservedAdmission(Admission):
         deadline: CallDeadline | None = None,
     ) -> Entry:
         """See :meth:`AdmissionLike.enter`."""
-        check_is_record(record)
+        checked, size = self._check(record)
+        step = self._step
+        if step.depth:
+            raise self._engine.affinity.reentered()
+        # `with step:`, written out: this runs for each record.
+        step.depth = 1
+        try:
+            now = self._now()
+            try:
+                entry = self._ledger.enter(checked, size, now, wait)
+            except RecordRejected as error:
+                self._observation.add_refused(next(self._numbers), checked, now, error)
+                raise
+            entry.given = given = (next(self._numbers), checked, now, size)
+            if entry.state is _QUEUED:
+                # Observation.add_accepted(), written out.
+                accepted = self._observation.accepted
+                if accepted is None:
+                    accepted = self._observation.open_accepted()
+                accepted.append(given)
+            if deadline is not None:
+                self._limit((entry,), deadline)
+            engine = self._engine
+            if engine.pump is _IDLE:
+                engine.notify()
+        finally:
+            step.depth = 0
+        return entry
+
+    def enter_many(
+        self,
+        records: Iterable[ProducerRecord[Any, Any]],
+        group: Group,
+        deadline: CallDeadline | None = None,
+    ) -> list[Entry]:
+        """See :meth:`AdmissionLike.enter_many`."""
+        with self._step:
+            now = self._now()
+            entries = self._ledger.enter_many(self._checked(records), now, group)
+            for entry in entries:
+                entry.given = (next(self._numbers), entry.record, now, entry.size)
+            self._observation.add_accepted(entries, now)
+            if deadline is not None:
+                self._limit(entries, deadline)
+            if entries:
+                self._engine.notify()
+        return entries
+
+    def _check(self, record: ProducerRecord[Any, Any]) -> tuple[ProducerRecord[Any, Any], int]:
+        """Check a record. Returns: the record and its size."""
+        if type(record) is not ProducerRecord:
+            check_is_record(record)
+        try:
+            return check_record(record, self._topics, self._key_serialized, self._value_serialized)
+        except RecordRejected as error:
+            if self._ledger.state is not ProducerState.OPEN:
+                raise self._ledger.refusal() from None
+            now = self._now()
+            self._observation.add_refused(next(self._numbers), record, now, error)
+            raise
+
+
+class InjectingAdmission(ObservedAdmission):
+    """Enters records of a producer that has observers, some of which add headers."""
+
+    def enter(
+        self,
+        record: ProducerRecord[Any, Any],
+        *,
+        wait: bool = True,
+        deadline: CallDeadline | None = None,
+    ) -> Entry:
+        """See :meth:`AdmissionLike.enter`."""
+        checked, size = self._check(record)
         if self._ledger.state is not ProducerState.OPEN:
             raise self._ledger.refusal()
-        try:
-            checked, size = check_record(
-                record, self._topics, self._key_serialized, self._value_serialized
-            )
-        except RecordRejected as error:
-            self._observation.add_refused(self._observation.make_given(record, self._now()), error)
-            raise
         entry = self._enter_checked(checked, size, deadline, wait=wait)
         with self._step:
             self._engine.notify()
@@ -235,6 +304,7 @@ class ObservedAdmission(Admission):
             raise self._engine.affinity.reentered()
         now = self._now()
         given = observation.make_given(record, now)
+        number = given.number
         sent = record
         # Call no injector for a record that is refused at once, because it may take the call as a
         # sign that the record is sent.
@@ -244,17 +314,17 @@ class ObservedAdmission(Admission):
             try:
                 entry = ledger.enter(sent, size, now, wait)
             except RecordRejected as error:
-                observation.add_refused(given, error)
+                observation.add_refused(number, record, now, error)
                 raise
             except WouldBlock as error:
                 if sent is not record:  # an injector took the record for one that is sent
-                    observation.add_refused(given, error)
+                    observation.add_refused(number, record, now, error)
                 raise
-            entry.given = given
+            entry.given = (number, record, now, size)
+            if entry.state is _QUEUED:
+                observation.add_accepted((entry,), observation.now())
             if deadline is not None:
                 self._limit((entry,), deadline)
-            if entry.state is DeliveryState.QUEUED:
-                observation.add_accepted(entry)
         return entry
 
 
@@ -294,9 +364,11 @@ class RefusingAdmission:
 
 def admission_for(engine: Engine) -> Admission:
     """Choose the implementation once, so that the hot path has no branch."""
-    if engine.observation is None:
+    observation = engine.observation
+    if observation is None:
         return Admission(engine)
-    return ObservedAdmission(engine, engine.observation)
+    admission = InjectingAdmission if observation.injectors else ObservedAdmission
+    return admission(engine, observation)
 
 
 async def wait_for_room(engine: Engine, entry: Entry) -> None:

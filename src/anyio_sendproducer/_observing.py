@@ -3,6 +3,10 @@
 Only a producer with observers uses this module. Its ledger is an :class:`ObservedLedger`, and an
 :class:`~anyio_sendproducer._admission.ObservedAdmission` enters its records. Both add events to an
 :class:`Observation`, which passes them to the observers at the end of each turn of the pump.
+
+Events that occur for each record are not made one by one. The observation gathers the facts of many
+records, and an :class:`EventBatch` makes the events when an observer reads them. Kinds of events
+that no observer wants are not gathered.
 """
 
 # An observed ledger overrides private steps of the ledger by design.
@@ -14,12 +18,13 @@ import dataclasses
 import functools
 import itertools
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from contextvars import ContextVar
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar, cast, get_args
 
 from ._clock import Clock
-from ._delivery import DeliveryState, Entry
+from ._delivery import DeliveryState, Entry, RecordFacts
 from ._exceptions import DeliveryError
 from ._ledger import Ledger
 from ._records import ProducerRecord, RecordMetadata
@@ -40,6 +45,7 @@ from .telemetry import (
     Refused,
     Withdrawn,
 )
+from .telemetry._event_batch import Bulk, EventBatch
 from .telemetry._logging import error_type
 
 __all__ = ["Observation", "ObservedLedger", "check_observers"]
@@ -48,6 +54,13 @@ _log = logging.getLogger("anyio_sendproducer.telemetry")
 
 #: Seconds until the same kind of error of an observer is logged again.
 _LOG_SECONDS: Final = 60.0
+
+#: All kinds of events.
+_EVENT_TYPES: Final[frozenset[type[Event]]] = frozenset(get_args(Event))
+
+# A global is read faster than an attribute of an enum's class; these are read for each record.
+_SUBMITTED: Final = DeliveryState.SUBMITTED
+_DELIVERED: Final = DeliveryState.DELIVERED
 
 T = TypeVar("T")
 
@@ -86,7 +99,8 @@ def check_observers(observers: Iterable[Observer]) -> tuple[Observer, ...]:
     """Check the argument ``observers``.
 
     Raises:
-        TypeError: it is not an iterable of observers.
+        TypeError: it is not an iterable of observers, or the ``event_types`` of an observer are not
+            classes of events.
     """
     if not isinstance(cast("object", observers), Iterable):
         raise TypeError(f"observers must be a list of observers, not {type(observers).__name__}")
@@ -97,7 +111,22 @@ def check_observers(observers: Iterable[Observer]) -> tuple[Observer, ...]:
                 f"observers[{position}] must have a method observe(events), "
                 f"but {type(observer).__name__} has none"
             )
+        try:
+            is_valid = _event_types(observer) <= _EVENT_TYPES
+        except TypeError:  # not iterable, or with an item that is not hashable
+            is_valid = False
+        if not is_valid:
+            raise TypeError(
+                f"observers[{position}].event_types must be a list of classes of events, such as "
+                "[Delivered]"
+            )
     return checked
+
+
+def _event_types(observer: Observer) -> frozenset[type[Event]]:
+    """Return the kinds of events that an observer wants."""
+    declared: Collection[type[Event]] | None = getattr(observer, "event_types", None)
+    return _EVENT_TYPES if declared is None else frozenset(declared)
 
 
 class Observation:
@@ -118,18 +147,30 @@ class Observation:
         clock: Clock,
         wake_pump: Callable[[], None],
     ) -> None:
-        self._observers = observers
-        self._injectors = [one for one in observers if isinstance(one, Injector)]
+        self._observers = [(one, _event_types(one)) for one in observers]
+        #: The kinds of events that any observer wants. No other event needs to be made.
+        self.wanted = frozenset[type[Event]]().union(*(kinds for _, kinds in self._observers))
+        self.injectors = [
+            one for one in observers if isinstance(one, Injector) and getattr(one, "injects", True)
+        ]
         self._client_id = client_id
         self._wake_pump = wake_pump
         self.now = clock.now
         # Made here and not for the module, because generating a class takes a millisecond.
-        self._given = fast_constructor(Given)
-        self._accepted = fast_constructor(Accepted)
-        #: The ledger uses these two.
-        self.handed_over = fast_constructor(HandedOver)
-        self.delivered = fast_constructor(Delivered)
-        self._events: list[Event] = []
+        self._make_given = fast_constructor(Given)
+        self._make_accepted = fast_constructor(Accepted)
+        self._make_handed_over = fast_constructor(HandedOver)
+        self._make_delivered = fast_constructor(Delivered)
+        #: Makes the numbers of records.
+        self.numbers = _records
+        self._parts: list[Bulk | Event] = []
+        # The value of ``accepted`` if no list is open. If no observer wants Accepted, it is a deque
+        # that drops what is appended, so that the path of each record needs no branch.
+        self._no_list: deque[RecordFacts] | None = (
+            None if Accepted in self.wanted else deque(maxlen=0)
+        )
+        #: The facts of accepted records, if the last part is for them; see :meth:`open_accepted`.
+        self.accepted: list[RecordFacts] | deque[RecordFacts] | None = self._no_list
         self._is_turn = False
         self._generation = 0
         #: For each kind of error: when it was last logged, and how many occurred since then.
@@ -137,11 +178,62 @@ class Observation:
 
     # --- events ------------------------------------------------------------------------------
 
-    def add(self, event: Event) -> None:
-        """Add an event."""
-        if not self._events and not self._is_turn:
+    def add(self, part: Event | Bulk) -> None:
+        """Add an event, or several events of one kind."""
+        if not self._parts and not self._is_turn:
             self._wake_pump()
-        self._events.append(event)
+        self._parts.append(part)
+        self.accepted = self._no_list
+
+    def open_accepted(self) -> list[RecordFacts]:
+        """Open a list for the facts of accepted records, because :attr:`accepted` is None.
+
+        Records that follow are appended to :attr:`accepted`, until another event is added.
+        """
+        accepted: list[RecordFacts] = []
+        self.add(Bulk(Accepted, accepted, self._accepted_events))
+        self.accepted = accepted
+        return accepted
+
+    def add_accepted(self, entries: Iterable[Entry], now: float) -> None:
+        """Add the events of records that were accepted."""
+        for entry in entries:
+            accepted = self.accepted
+            if accepted is None:
+                accepted = self.open_accepted()
+            number, record, _, _ = entry.given
+            accepted.append((number, record, now, entry.size))
+
+    def _accepted_events(self, facts: Iterable[RecordFacts]) -> Iterable[Event]:
+        return itertools.starmap(self._make_accepted, facts)
+
+    def add_handed_over(self, entries: Iterable[Entry]) -> None:
+        """Add the events of records that were passed to the client."""
+        make, now = self._make_handed_over, self.now()
+
+        def events(entries: Iterable[Entry]) -> Iterable[Event]:
+            for entry in entries:
+                number, record, _, _ = entry.given
+                yield make(number, record, now)
+
+        self.add(Bulk(HandedOver, tuple(entries), events))
+
+    def add_delivered(self, entries: Sequence[Entry], abandoned: Collection[Entry]) -> None:
+        """Add the events of records that were delivered.
+
+        Args:
+            entries: their entries, which do not change any more, except for ``abandoned``.
+            abandoned: the entries that were abandoned before.
+        """
+        make, now = self._make_delivered, self.now()
+
+        def events(entries: Iterable[Entry]) -> Iterable[Event]:
+            for entry in entries:
+                number, record, at, _ = entry.given
+                outcome = cast("RecordMetadata", entry.outcome)
+                yield make(number, record, now, now - at, entry.size, outcome, entry in abandoned)
+
+        self.add(Bulk(Delivered, entries, events))
 
     def start_turn(self) -> None:
         """Note that the pump starts a turn, at the end of which it calls :meth:`inform`."""
@@ -150,14 +242,20 @@ class Observation:
     def inform(self) -> None:
         """Pass the events since the last call to the observers."""
         self._is_turn = False
-        if not self._events:
+        if not self._parts:
             return
-        # All observers get the same tuple, which none of them can change. If a finalizer adds an
+        # All observers get the same events, which none of them can change. If a finalizer adds an
         # event between two of these lines, the event is in the old list or in the new one.
-        gathered = self._events
-        self._events = []
-        events = tuple(gathered)
-        for observer in self._observers:
+        parts = self._parts
+        self._parts = []
+        self.accepted = self._no_list
+        everything = EventBatch(parts)
+        for observer, kinds in self._observers:
+            events = everything
+            if kinds is not _EVENT_TYPES:
+                events = everything.only(kinds)
+                if not events:
+                    continue
             try:
                 observer.observe(events)
             except (KeyboardInterrupt, SystemExit):
@@ -190,7 +288,7 @@ class Observation:
 
     def make_given(self, record: ProducerRecord[Any, Any], now: float) -> Given:
         """Make the :class:`Given` of a record that a caller sends."""
-        return self._given(next(_records), record, now, self._client_id, _batch.get())
+        return self._make_given(next(_records), record, now, self._client_id, _batch.get())
 
     def add_headers(
         self, given: Given, size: int, limit: int
@@ -204,7 +302,7 @@ class Observation:
         record = given.record
         headers: list[tuple[str, bytes]] = []
         larger = size
-        for injector in self._injectors:
+        for injector in self.injectors:
             try:
                 added = [*injector.inject(given)]
                 more = sum(map(_size_of_header, added))
@@ -227,15 +325,13 @@ class Observation:
         )
         return enriched, larger
 
-    def add_refused(self, given: Given, error: Exception | None) -> None:
+    def add_refused(
+        self, number: int, record: ProducerRecord[Any, Any], at: float, error: Exception | None
+    ) -> None:
         """Add the event of a record that was not accepted."""
-        now = self.now()
-        self.add(Refused(given.number, given.record, now, now - given.at, error))
-
-    def add_accepted(self, entry: Entry) -> None:
-        """Add the event of a record that was accepted."""
-        given = entry.given
-        self.add(self._accepted(given.number, given.record, self.now(), entry.size))
+        if Refused in self.wanted:
+            now = self.now()
+            self.add(Refused(number, record, now, now - at, error))
 
     # --- calls with several records ----------------------------------------------------------
 
@@ -253,6 +349,8 @@ class Observation:
         Raises:
             BaseException: the exception of ``send``. The event has it, too.
         """
+        if BatchEnded not in self.wanted and not self.injectors:
+            return await send()
         batch = self._begin_batch(records)
         token = _batch.set(batch)
         try:
@@ -276,28 +374,25 @@ class Observation:
         outcomes: Iterable[RecordMetadata | DeliveryError] = (),
         error: BaseException | None = None,
     ) -> None:
-        self.add(
-            BatchEnded(
-                batch,
-                self.now(),
-                sum(isinstance(outcome, DeliveryError) for outcome in outcomes),
-                error if isinstance(error, Exception) else None,
-                error is not None and not isinstance(error, Exception),
-            )
-        )
+        if BatchEnded in self.wanted:
+            failed = sum(isinstance(outcome, DeliveryError) for outcome in outcomes)
+            reason = error if isinstance(error, Exception) else None
+            cancelled = error is not reason
+            self.add(BatchEnded(batch, self.now(), failed, reason, cancelled))
 
     # --- clients -----------------------------------------------------------------------------
 
     def client_opened(self, generation: int) -> None:
         """Add the event of a client that was opened."""
         self._generation = generation
-        self.add(GenerationOpened(generation, self.now()))
+        if GenerationOpened in self.wanted:
+            self.add(GenerationOpened(generation, self.now()))
 
     def client_ended(self, error: BaseException | None) -> None:
         """Add the event of a client that was closed, if one was open."""
-        if self._generation:
+        if self._generation and GenerationEnded in self.wanted:
             self.add(GenerationEnded(self._generation, self.now(), error))
-            self._generation = 0
+        self._generation = 0
 
 
 def _size_of_header(header: tuple[str, bytes]) -> int:
@@ -322,82 +417,65 @@ class ObservedLedger(Ledger):
 
     def _admit(self, entry: Entry) -> None:
         super()._admit(entry)
-        self._observation.add_accepted(entry)
+        self._observation.add_accepted((entry,), self._observation.now())
 
     def take(self, limit: int | None = None) -> list[Entry]:
         batch = super().take(limit)
-        observation = self._observation
-        now = observation.now()
-        for entry in batch:
-            given = entry.given
-            observation.add(observation.handed_over(given.number, given.record, now))
+        if batch and HandedOver in self._observation.wanted:
+            self._observation.add_handed_over(batch)
         return batch
 
     def settle(
         self, entries: Sequence[Entry], outcomes: Sequence[RecordMetadata | DeliveryError]
     ) -> list[object]:
-        # A driver may report a record twice. Only the first report is an event.
-        candidates = dict.fromkeys(
-            entry for entry in entries if entry.state is DeliveryState.SUBMITTED
-        )
+        if Delivered not in self._observation.wanted:
+            return super().settle(entries, outcomes)
+        candidates = [entry for entry in entries if entry.state is _SUBMITTED]
+        counts = self._counts
+        before = counts.delivered
         to_wake = super().settle(entries, outcomes)
-        observation = self._observation
-        now = observation.now()
-        for entry in candidates:
-            if entry.state is DeliveryState.DELIVERED:
-                given = entry.given
-                observation.add(
-                    observation.delivered(
-                        given.number,
-                        given.record,
-                        now,
-                        now - given.at,
-                        entry.size,
-                        cast("RecordMetadata", entry.outcome),
-                        entry.abandoned,
-                    )
-                )
+        count = counts.delivered - before
+        if count:
+            if count < len(candidates):
+                # Some failed, or the driver reported a record twice, which is one event.
+                candidates = [e for e in dict.fromkeys(candidates) if e.state is _DELIVERED]
+            abandoned = [e for e in candidates if e.abandoned] if counts.abandoned else ()
+            self._observation.add_delivered(candidates, frozenset(abandoned))
         return to_wake
 
     def _fail(self, entry: Entry, error: DeliveryError, to_wake: list[object]) -> None:
-        given = entry.given
+        number, record, at, _ = entry.given
         # The driver's error has the record with the headers of observers.
-        error.record = given.record
+        error.record = record
         was_waiting = entry.state is DeliveryState.WAITING
         abandoned = entry.abandoned
         super()._fail(entry, error, to_wake)
         observation = self._observation
         if was_waiting:
-            observation.add_refused(given, error)
-            return
-        now = observation.now()
-        observation.add(
-            Failed(
-                given.number,
-                given.record,
-                now,
-                now - given.at,
-                error,
-                entry.was_submitted,
-                abandoned,
+            observation.add_refused(number, record, at, error)
+        elif Failed in observation.wanted:
+            now = observation.now()
+            observation.add(
+                Failed(number, record, now, now - at, error, entry.was_submitted, abandoned)
             )
-        )
 
     def cancel(self, entry: Entry) -> list[object]:
         was_waiting = entry.state is DeliveryState.WAITING
         to_wake = super().cancel(entry)
         if was_waiting:
-            self._observation.add_refused(entry.given, None)
+            number, record, at, _ = entry.given
+            self._observation.add_refused(number, record, at, None)
         return to_wake
 
     def _withdraw(self, entry: Entry, event: str) -> None:
         super()._withdraw(entry, event)
-        given = entry.given
-        now = self._observation.now()
-        self._observation.add(Withdrawn(given.number, given.record, now, now - given.at))
+        if Withdrawn in self._observation.wanted:
+            number, record, at, _ = entry.given
+            now = self._observation.now()
+            self._observation.add(Withdrawn(number, record, now, now - at))
 
     def drain(self) -> list[object]:
-        if not self._is_closing:
-            self._is_closing = True
+        if not self._is_closing and Closing in self._observation.wanted:
             self._observation.add(Closing(self._observation.now(), self.pending))
+        self._is_closing = True
         return super().drain()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final, TypeVar
 
 from anyio_sendproducer import Statistics
@@ -23,7 +23,7 @@ from anyio_sendproducer.telemetry import (
     Withdrawn,
 )
 
-__all__ = ["Numbering", "RecordEvent", "Recorder", "check_story"]
+__all__ = ["Declaring", "Late", "Numbering", "RecordEvent", "Recorder", "check_story"]
 
 E = TypeVar("E")
 
@@ -46,7 +46,7 @@ class Recorder:
     """An observer that keeps all that it is told."""
 
     def __init__(self) -> None:
-        self.batches: list[tuple[Event, ...]] = []
+        self.batches: list[Sequence[Event]] = []
 
     def observe(self, events: Sequence[Event], /) -> None:
         self.batches.append(tuple(events))
@@ -65,6 +65,21 @@ class Recorder:
         return "".join(
             _LETTERS[type(event)] for event in self.events if isinstance(event, RecordEvent)
         )
+
+
+class Late(Recorder):
+    """One that keeps the sequences, and reads the events when it is asked for them."""
+
+    def observe(self, events: Sequence[Event], /) -> None:
+        self.batches.append(events)
+
+
+class Declaring(Late):
+    """One that wants some kinds of events."""
+
+    def __init__(self, kinds: Collection[type[Event]]) -> None:
+        super().__init__()
+        self.event_types = kinds
 
 
 class Numbering(Recorder):

@@ -12,7 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import anyio
 import anyio.abc
@@ -42,11 +42,21 @@ from anyio_sendproducer import (
     open_send_producer,
 )
 from anyio_sendproducer._delivery import Entry
-from anyio_sendproducer.telemetry import Delivered, Observer
+from anyio_sendproducer.telemetry import (
+    Accepted,
+    Closing,
+    Delivered,
+    Event,
+    Failed,
+    GenerationEnded,
+    GenerationOpened,
+    Observer,
+    Withdrawn,
+)
 from anyio_sendproducer.testing import FakeDriver
 from tests.support.asked_driver import AskedDriver
 from tests.support.calls import Call
-from tests.support.observers import Numbering, Recorder, check_story
+from tests.support.observers import Declaring, Late, Numbering, Recorder, check_story
 from tests.support.waiting import PATIENCE
 
 AnyRecord = ProducerRecord[None, bytes]
@@ -561,3 +571,64 @@ def test_what_observers_are_told_of_any_course_of_events(
                     assert delivered.record.value == written.value
     for delivery in world.deliveries:
         assert delivery.record.headers == ()
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@given(course=st.lists(steps, max_size=40), ending=endings, kind=st.sampled_from([*DRIVERS]))
+def test_events_that_an_observer_reads_later_are_the_same(
+    backend: str, course: list[Step], ending: str, kind: str
+) -> None:
+    late = Late()
+    world = anyio.run(live, course, ending, kind, [late], backend=backend)
+    check_story(late, world.producer.statistics())
+
+
+event_types = st.frozensets(st.sampled_from(get_args(Event)))
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@given(
+    course=st.lists(steps, max_size=40),
+    ending=endings,
+    kind=st.sampled_from([*DRIVERS]),
+    wanted=event_types,
+)
+def test_an_observer_gets_the_events_that_it_declares(
+    backend: str, course: list[Step], ending: str, kind: str, wanted: frozenset[Any]
+) -> None:
+    recorder, declaring = Recorder(), Declaring(wanted)
+    anyio.run(live, course, ending, kind, [recorder, declaring], backend=backend)
+    assert declaring.events == [event for event in recorder.events if type(event) in wanted]
+    assert all(declaring.batches)
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@given(
+    course=st.lists(steps, max_size=40),
+    ending=endings,
+    kind=st.sampled_from([*DRIVERS]),
+    wanted=event_types,
+)
+def test_events_that_no_observer_wants_change_nothing_for_the_others(
+    backend: str, course: list[Step], ending: str, kind: str, wanted: frozenset[Any]
+) -> None:
+    declaring = Declaring(wanted)
+    world = anyio.run(live, course, ending, kind, [declaring], backend=backend)
+    figures = world.producer.statistics()
+    expected = {
+        Accepted: figures.accepted,
+        Delivered: figures.delivered,
+        Failed: figures.failed,
+        Withdrawn: figures.withdrawn,
+        GenerationOpened: figures.generations,
+        GenerationEnded: figures.generations,
+        Closing: 1,
+    }
+    found = Counter(type(event) for event in declaring.events)
+    assert found.keys() <= wanted
+    for cls in expected.keys() & wanted:
+        assert found[cls] == expected[cls]
+    assert [len(batch) for batch in declaring.batches] == [
+        len(tuple(batch)) for batch in declaring.batches
+    ]
+    assert all(declaring.batches)

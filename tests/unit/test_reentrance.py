@@ -83,7 +83,8 @@ async def test_a_call_between_any_two_instructions_is_accepted_or_refused(
     settings: ProducerSettings, make: Callable[[], FakeDriver], observed: bool
 ) -> None:
     driver = make()
-    observers = [Recorder()] if observed else []
+    recorder = Recorder()
+    observers = [recorder] if observed else []
     accepted: list[Delivery] = []
     refused: list[ProducerMisused] = []
     async with open_send_producer(settings, driver=driver, observers=observers) as producer:
@@ -109,6 +110,8 @@ async def test_a_call_between_any_two_instructions_is_accepted_or_refused(
     assert refused
     assert told.accepted == told.delivered == sent + len(accepted)
     assert len(driver.submitted) == sent + len(accepted)
+    if observed:
+        assert recorder.story.count("a") == recorder.story.count("D") == told.accepted
 
 
 async def test_a_call_that_interrupts_the_producer_is_refused_with_the_reason(

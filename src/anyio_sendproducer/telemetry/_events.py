@@ -231,6 +231,10 @@ class Observer(Protocol):
     accepted, it gets only :class:`Refused`. It gets all events before the producer's block has
     ended.
 
+    An observer may have an attribute ``event_types``, a collection of classes of events, such as
+    ``(Delivered, Failed)``. Then it gets only these events, and no others are made for it. The
+    producer reads the attribute when it is opened. Without it, an observer gets all events.
+
     It is called on the event loop's thread, and must not block: do slow work on another thread. If
     it raises, the error is logged under ``anyio_sendproducer.telemetry``, once a minute for each
     kind of error, and has no other effect.
@@ -240,14 +244,19 @@ class Observer(Protocol):
         """Process the events since the last call.
 
         Args:
-            events: the events, in order; never empty.
+            events: the events, in order; never empty. They are made when they are first read, so
+                that ``len(events)`` costs next to nothing. An observer may keep the sequence.
         """
         ...
 
 
 @runtime_checkable
 class Injector(Observer, Protocol):
-    """An observer that adds headers to records, as tracing does."""
+    """An observer that adds headers to records, as tracing does.
+
+    If it has an attribute ``injects`` that is False when the producer is opened, it is not asked
+    for headers.
+    """
 
     def inject(self, given: Given, /) -> Iterable[tuple[str, bytes]]:
         """Return headers to add to a record.

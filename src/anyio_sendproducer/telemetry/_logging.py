@@ -9,6 +9,7 @@ from typing import Any, Final, cast
 from .._exceptions import SerializationFailed
 from .._records import ProducerRecord
 from .._shown import one_line, printable
+from ._event_batch import EventBatch
 from ._events import (
     Accepted,
     BatchEnded,
@@ -24,6 +25,9 @@ from ._events import (
 )
 
 __all__ = ["LoggingObserver", "describe", "error_type"]
+
+#: The events that are logged at a higher level than DEBUG.
+_SHOWN: Final = (Failed, GenerationOpened, GenerationEnded, Closing)
 
 _PACKAGE: Final = __name__.partition(".")[0]
 
@@ -75,6 +79,8 @@ class LoggingObserver:
         """Log the events."""
         logger = self._logger
         debug = logger.isEnabledFor(logging.DEBUG)
+        if not debug and isinstance(events, EventBatch):
+            events = events.only(_SHOWN)
         failed: dict[tuple[str, str, str], list[Failed]] = {}
         for event in events:
             if isinstance(event, Failed):
