@@ -349,7 +349,6 @@ def opentelemetry(*, traces: bool = True) -> Iterator[Any]:
         SpanExporter,
         SpanExportResult,
     )
-    from opentelemetry.trace import NoOpTracerProvider
 
     from anyio_sendproducer.telemetry import OpenTelemetryObserver
 
@@ -361,9 +360,7 @@ def opentelemetry(*, traces: bool = True) -> Iterator[Any]:
     tracers.add_span_processor(BatchSpanProcessor(Nowhere()))
     meters = MeterProvider([InMemoryMetricReader()], shutdown_on_exit=False)
     try:
-        yield OpenTelemetryObserver(
-            tracer_provider=tracers if traces else NoOpTracerProvider(), meter_provider=meters
-        )
+        yield OpenTelemetryObserver(tracer_provider=tracers, meter_provider=meters, traces=traces)
     finally:
         tracers.shutdown()
         meters.shutdown()

@@ -26,7 +26,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Decision, Sampler, SamplingResult
 from opentelemetry.semconv.schemas import Schemas
 from opentelemetry.trace import SpanKind, StatusCode
 
@@ -823,6 +823,179 @@ async def test_a_duration_has_its_span_for_an_example(
     assert exemplar.span_id == span_id(telemetry.spans[0])
 
 
+# --- one without the other -----------------------------------------------------------------------
+
+
+def metrics_of(telemetry: Telemetry) -> dict[str, Any]:
+    """All metrics, with their points as values that can be compared."""
+    data = telemetry.reader.get_metrics_data()
+    assert data is not None
+    found: dict[str, Any] = {}
+    for resource in data.resource_metrics:
+        for scope in resource.scope_metrics:
+            for metric in scope.metrics:
+                points = [
+                    (
+                        sorted((point.attributes or {}).items()),
+                        getattr(point, "value", None),
+                        getattr(point, "count", None),
+                        getattr(point, "sum", None),
+                        tuple(getattr(point, "bucket_counts", ())),
+                    )
+                    for point in metric.data.data_points
+                ]
+                found[metric.name] = (metric.unit, type(metric.data), sorted(points, key=str))
+    return found
+
+
+async def test_metrics_without_spans_are_the_same(
+    settings: ProducerSettings, telemetry: Telemetry
+) -> None:
+    alone = Telemetry()
+    observers = [telemetry.observer(), alone.observer(traces=False)]
+    fake = FakeDriver(manual=True)
+    settings = settings.with_max_in_flight(5)
+    fake.on_submit.shut()
+    async with (
+        open_send_producer(settings, driver=fake, observers=observers) as producer,
+        task_group() as tasks,
+    ):
+        with raising(RecordRejected):
+            await producer.send(ProducerRecord("no such topic", b"v"))
+        first = Call(tasks, producer.send, record())
+        await at_gate(fake.on_submit)
+        others = [Call(tasks, producer.send, record(topic="other")) for _ in range(4)]
+        await quiet()
+        waiting = Call(tasks, producer.send, record())
+        await quiet()
+        for call in (others.pop(), waiting):
+            await call.cancel()
+        fake.on_submit.open()
+        await taken(fake, 4)
+        fake.acknowledge(2)
+        fake.fail(refuse)
+        for call in (first, *others):
+            await call.wait()
+        fake.manual = False
+        await producer.send_many([record(b"v" * 100)] * 10)
+    assert len(telemetry.spans) == 17
+    assert alone.spans == []
+    metrics = metrics_of(telemetry)
+    assert len(metrics) == 9
+    assert metrics_of(alone) == metrics
+    alone.tracers.shutdown()
+    alone.meters.shutdown()
+
+
+async def test_metrics_without_spans_add_no_headers(
+    settings: ProducerSettings, fake: FakeDriver, telemetry: Telemetry
+) -> None:
+    observer = telemetry.observer(traces=False)
+    with telemetry.tracer.start_as_current_span("the opener's"):
+        async with open_send_producer(settings, driver=fake, observers=[observer]) as producer:
+            with telemetry.tracer.start_as_current_span("the caller"):
+                await producer.send(record())
+    assert fake.written["t", 0] == [record()]
+    assert telemetry.spans == []
+    ((_, point),) = telemetry.points("messaging.client.operation.duration")
+    # None of the spans is the record's: that of the opener is current in the producer's tasks.
+    assert not point.exemplars
+
+
+async def test_spans_without_metrics(
+    settings: ProducerSettings, fake: FakeDriver, telemetry: Telemetry
+) -> None:
+    observer = telemetry.observer(metrics=False)
+    async with open_send_producer(settings, driver=fake, observers=[observer]) as producer:
+        await producer.send(record())
+        await producer.send_many([record()])
+    assert [span.name for span in telemetry.spans] == ["send t", "create t", "send t"]
+    assert [carried(written.headers).span_id for written in fake.written["t", 0]] == [
+        span_id(span) for span in telemetry.spans[:2]
+    ]
+    assert telemetry.reader.get_metrics_data() is None
+
+
+def test_neither_is_an_error(telemetry: Telemetry) -> None:
+    with pytest.raises(SettingsError, match="must not both be False"):
+        telemetry.observer(traces=False, metrics=False)
+
+
+class Counting(Sampler):
+    """Drops all spans, and keeps the attributes that it is asked with."""
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+
+    def should_sample(self, *arguments: Any, **_: Any) -> SamplingResult:
+        _context, _trace_id, _name, _kind, attributes, *_others = arguments
+        self.asked.append(attributes)
+        return SamplingResult(Decision.DROP)
+
+    def get_description(self) -> str:
+        return "drops all"
+
+
+async def test_spans_that_are_not_recorded_get_no_attributes(
+    settings: ProducerSettings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for method in ("set_attribute", "set_attributes", "set_status", "add_link", "end"):
+        monkeypatch.setattr(trace.NonRecordingSpan, method, None)
+    counting = Counting()
+    telemetry = Telemetry(sampler=counting)
+    observer = telemetry.observer()
+    fake = FakeDriver(manual=True)
+    async with (
+        open_send_producer(settings, driver=fake, observers=[observer]) as producer,
+        task_group() as tasks,
+    ):
+        calls = [Call(tasks, producer.send, record(b"%d" % number)) for number in range(2)]
+        await taken(fake, 2)
+        assert observer._spans == {}
+        fake.acknowledge(1)
+        fake.fail(refuse)
+        for call in calls:
+            await call.wait()
+        fake.manual = False
+        await producer.send_many([record(), record()])
+    assert caplog.records == []
+    assert observer._batches == {}
+    sent, again, call_of_both, created, created_again = counting.asked
+    # The sampler gets them, and they are made once for all records that are alike.
+    assert sent is again
+    assert created is created_again
+    assert sent["messaging.operation.name"] == "send"
+    assert created["messaging.operation.name"] == "create"
+    assert call_of_both["messaging.batch.message_count"] == 2
+    with pytest.raises(TypeError):
+        sent["messaging.operation.name"] = "other"
+    telemetry.tracers.shutdown()
+    telemetry.meters.shutdown()
+
+
+async def test_attributes_at_the_start_tell_records_apart(
+    settings: ProducerSettings, telemetry: Telemetry
+) -> None:
+    fake = FakeDriver()
+    observer = telemetry.observer(message_keys=True)
+    records: list[ProducerRecord[bytes | None, bytes | None]] = [
+        ProducerRecord("one", b"v", b"k", partition=0),
+        ProducerRecord("one", None, b"k", partition=0),
+        ProducerRecord("one", b"v", b"other", partition=1),
+        ProducerRecord("two", b"v", None, partition=1),
+    ]
+    async with open_send_producer(settings, driver=fake, observers=[observer]) as producer:
+        for sent in records:
+            await producer.send(sent)
+    for sent, span in zip(records, telemetry.spans, strict=True):
+        found = attributes(span)
+        assert found["messaging.destination.name"] == sent.topic
+        assert found["messaging.destination.partition.id"] == str(sent.partition)
+        assert found.get("messaging.kafka.message.tombstone", False) is (sent.value is None)
+        key = None if sent.key is None else sent.key.decode()
+        assert found.get("messaging.kafka.message.key") == key
+
+
 # --- the SDK, and who has none -------------------------------------------------------------------
 
 
@@ -912,7 +1085,7 @@ async def test_the_global_providers_are_taken_where_none_is_given(
 
 def test_without_opentelemetry_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
-    with pytest.raises(SettingsError, match=r"anyio-sendproducer\[otel\]"):
+    with pytest.raises(SettingsError, match=r'pip install "\.\[otel\]"'):
         OpenTelemetryObserver()
 
 
