@@ -22,7 +22,7 @@ _FONT = 13.0
 _LINE = 16.0
 _STATE_HEIGHT = 34.0
 _STATE_PADDING = 16.0
-_GAP = 14.0
+_GAP = 11.0
 _LAYER_GAP = 20.0
 _MARGIN = 4.0
 _START = 30.0
@@ -30,10 +30,11 @@ _LOOP = 26.0
 #: The width of a letter and of a capital of a sans-serif font, from the height of the font.
 _LETTER = 0.54 * _FONT
 _CAPITAL = 0.72 * _FONT
-#: The smallest scale of the picture on a phone; on a smaller screen, its box scrolls.
-_SMALLEST = 0.75
+#: The smallest scale of the picture, at which its text can be read. On a smaller screen, its
+#: box scrolls. The pictures fit on a phone of 360 pixels.
+_SMALLEST = 0.7
 #: Labels are wrapped at this number of letters, so that the picture stays narrow.
-_LABEL_LETTERS = 16
+_LABEL_LETTERS = 10
 
 
 def draw(table: Transitions, *, title: str, name: str) -> str:
