@@ -191,7 +191,7 @@ class Observation:
         Records that follow are appended to :attr:`accepted`, until another event is added.
         """
         accepted: list[RecordFacts] = []
-        self.add(Bulk(Accepted, accepted, self._accepted_events))
+        self.add(Bulk(Accepted, accepted, iter, self._make_accepted))
         self.accepted = accepted
         return accepted
 
@@ -204,19 +204,16 @@ class Observation:
             number, record, _, _ = entry.given
             accepted.append((number, record, now, entry.size))
 
-    def _accepted_events(self, facts: Iterable[RecordFacts]) -> Iterable[Event]:
-        return itertools.starmap(self._make_accepted, facts)
-
     def add_handed_over(self, entries: Iterable[Entry]) -> None:
         """Add the events of records that were passed to the client."""
-        make, now = self._make_handed_over, self.now()
+        now = self.now()
 
-        def events(entries: Iterable[Entry]) -> Iterable[Event]:
+        def fields(entries: Iterable[Entry]) -> Iterable[tuple[Any, ...]]:
             for entry in entries:
                 number, record, _, _ = entry.given
-                yield make(number, record, now)
+                yield number, record, now
 
-        self.add(Bulk(HandedOver, tuple(entries), events))
+        self.add(Bulk(HandedOver, tuple(entries), fields, self._make_handed_over))
 
     def add_delivered(self, entries: Sequence[Entry], abandoned: Collection[Entry]) -> None:
         """Add the events of records that were delivered.
@@ -225,15 +222,14 @@ class Observation:
             entries: their entries, which do not change any more, except for ``abandoned``.
             abandoned: the entries that were abandoned before.
         """
-        make, now = self._make_delivered, self.now()
+        now = self.now()
 
-        def events(entries: Iterable[Entry]) -> Iterable[Event]:
+        def fields(entries: Iterable[Entry]) -> Iterable[tuple[Any, ...]]:
             for entry in entries:
                 number, record, at, _ = entry.given
-                outcome = cast("RecordMetadata", entry.outcome)
-                yield make(number, record, now, now - at, entry.size, outcome, entry in abandoned)
+                yield number, record, now, now - at, entry.size, entry.outcome, entry in abandoned
 
-        self.add(Bulk(Delivered, entries, events))
+        self.add(Bulk(Delivered, entries, fields, self._make_delivered))
 
     def start_turn(self) -> None:
         """Note that the pump starts a turn, at the end of which it calls :meth:`inform`."""

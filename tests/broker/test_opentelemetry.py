@@ -46,15 +46,18 @@ from anyio_sendproducer import (
 )
 from anyio_sendproducer.drivers import DriverName
 from anyio_sendproducer.telemetry import (
+    Accepted,
     Batch,
     BatchEnded,
     Delivered,
     Failed,
+    HandedOver,
     OpenTelemetryObserver,
     Refused,
     Withdrawn,
     _otel,
 )
+from anyio_sendproducer.telemetry._event_batch import Bulk, EventBatch
 from anyio_sendproducer.testing import FakeDriver
 from tests.support.calls import (
     Call,
@@ -1050,6 +1053,29 @@ def test_what_was_given_without_it_has_no_span(telemetry: Telemetry) -> None:
     )
     assert telemetry.spans == []
     assert telemetry.sums("messaging.client.sent.messages") == 1
+
+
+def test_metrics_of_events_that_were_not_made(telemetry: Telemetry) -> None:
+    sent = record()
+    metadata = RecordMetadata("t", 0, 0, 0, 0, 1)
+    facts = range(3)
+    accepted = Bulk(Accepted, facts, partial(map, lambda n: (n, sent, 0.0, 5)), Accepted)
+    handed_over = Bulk(HandedOver, facts, partial(map, lambda n: (n, sent, 0.0)), HandedOver)
+    delivered = Bulk(
+        Delivered,
+        facts,
+        partial(map, lambda n: (n, sent, 0.0, 0.5, 7, metadata, False)),
+        Delivered,
+    )
+    batch = EventBatch([accepted, handed_over, delivered])
+    alone = Telemetry()
+    telemetry.observer(traces=False).observe(batch)
+    alone.observer(traces=False).observe(tuple(batch))
+    assert telemetry.sums("messaging.client.sent.messages") == 3
+    assert telemetry.sums("anyio_sendproducer.delivered.size") == 21
+    assert metrics_of(telemetry) == metrics_of(alone)
+    alone.tracers.shutdown()
+    alone.meters.shutdown()
 
 
 async def test_one_observer_for_several_producers(

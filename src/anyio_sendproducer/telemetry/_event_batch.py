@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, starmap
 from typing import Any, Final, overload
 
 from ._events import Event
@@ -17,24 +17,31 @@ class Bulk:
     Args:
         kind: the class of the events.
         facts: the facts, one for each event.
-        make: makes the events of all facts.
+        fields: returns the values of the fields of each event.
+        make: makes an event of the values of its fields.
     """
 
-    __slots__ = ("_facts", "_made", "_make", "kind")
+    __slots__ = ("_facts", "_fields", "_made", "_make", "kind")
 
     def __init__(
         self,
         kind: type[Event],
         facts: Sequence[Any],
-        make: Callable[[Sequence[Any]], Iterable[Event]],
+        fields: Callable[[Sequence[Any]], Iterable[tuple[Any, ...]]],
+        make: Callable[..., Event],
     ) -> None:
         self.kind: Final = kind
         self._facts = facts
+        self._fields = fields
         self._make = make
         self._made: tuple[Event, ...] | None = None
 
     def __len__(self) -> int:
         return len(self._facts)
+
+    def fields(self) -> Iterable[tuple[Any, ...]]:
+        """Return the values of the fields of each event, without making the events."""
+        return self._fields(self._facts)
 
     def events(self) -> tuple[Event, ...]:
         """Make the events, unless they were made before."""
@@ -42,7 +49,7 @@ class Bulk:
         # reads equal copies.
         made = self._made
         if made is None:
-            made = self._made = tuple(self._make(self._facts))
+            made = self._made = tuple(starmap(self._make, self.fields()))
         return made
 
 
@@ -53,10 +60,10 @@ class EventBatch(Sequence[Event]):
         parts: events and bulks of events, in order.
     """
 
-    __slots__ = ("_made", "_parts")
+    __slots__ = ("_made", "parts")
 
     def __init__(self, parts: Sequence[Bulk | Event]) -> None:
-        self._parts = parts
+        self.parts: Final = parts
         self._made: tuple[Event, ...] | None = None
 
     def only(self, kinds: Collection[type[Event]]) -> EventBatch:
@@ -64,7 +71,7 @@ class EventBatch(Sequence[Event]):
         return EventBatch(
             [
                 part
-                for part in self._parts
+                for part in self.parts
                 if (part.kind if isinstance(part, Bulk) else type(part)) in kinds
             ]
         )
@@ -74,13 +81,13 @@ class EventBatch(Sequence[Event]):
         if made is None:
             made = self._made = tuple(
                 chain.from_iterable(
-                    part.events() if isinstance(part, Bulk) else (part,) for part in self._parts
+                    part.events() if isinstance(part, Bulk) else (part,) for part in self.parts
                 )
             )
         return made
 
     def __len__(self) -> int:
-        return sum(len(part) if isinstance(part, Bulk) else 1 for part in self._parts)
+        return sum(len(part) if isinstance(part, Bulk) else 1 for part in self.parts)
 
     @overload
     def __getitem__(self, index: int) -> Event: ...

@@ -8,7 +8,7 @@ Spans and metrics have the URL of their schema, so that a collector can translat
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .._exceptions import SettingsError
 from .._records import ProducerRecord
+from ._event_batch import Bulk, EventBatch
 from ._events import (
     Accepted,
     Batch,
@@ -366,36 +367,43 @@ class _Metrics:
             events: the events.
             context: returns the context of a record's span, for the record's number.
         """
-        sizes = self._sizes
-        record_duration = self._duration.record
-        topics: dict[str, _Topic] = {}
+        topics: defaultdict[str, _Topic] = defaultdict(_Topic)
         # The sums of rare events by instrument, topic and kind of error.
         sums: Counter[tuple[Any, str, str]] = Counter()
-        for event in events:
-            if isinstance(event, (Accepted, Delivered, Failed, Withdrawn)):
+        for event in events.parts if isinstance(events, EventBatch) else events:
+            if isinstance(event, Bulk):
+                if event.kind is Accepted:
+                    self._count_accepted(event.fields(), topics)
+                elif event.kind is Delivered:
+                    self._count_delivered(event.fields(), topics, context)
+            elif isinstance(event, Accepted):
+                self._count_accepted([(event.number, event.record, event.at, event.size)], topics)
+            elif isinstance(event, Delivered):
+                self._count_delivered(
+                    [
+                        (
+                            event.number,
+                            event.record,
+                            event.at,
+                            event.duration,
+                            event.size,
+                            event.metadata,
+                            event.abandoned,
+                        )
+                    ],
+                    topics,
+                    context,
+                )
+            elif isinstance(event, (Failed, Withdrawn)):
                 name = event.record.topic
-                topic = topics.get(name)
-                if topic is None:
-                    topic = topics[name] = _Topic()
-                if isinstance(event, Accepted):
-                    sizes[event.number] = event.size
-                    topic.in_flight += 1
-                    topic.in_flight_size += event.size
-                    continue
-                topic.in_flight -= 1
-                topic.in_flight_size -= sizes.pop(event.number, 0)
-                if isinstance(event, Delivered):
-                    topic.sent += 1
-                    topic.sent_size += event.size
-                    kind = ""
-                elif isinstance(event, Failed):
-                    kind = error_type(event.error)
-                    if event.handed_over:
-                        sums[self._sent, name, kind] += 1
-                else:
+                self._count_ended(event.number, topics[name])
+                if isinstance(event, Withdrawn):
                     sums[self._withdrawn, name, ""] += 1
                     continue
-                record_duration(event.duration, _operation(name, kind), context(event.number))
+                kind = error_type(event.error)
+                if event.handed_over:
+                    sums[self._sent, name, kind] += 1
+                self._duration.record(event.duration, _operation(name, kind), context(event.number))
             elif isinstance(event, Refused):
                 kind = _CANCELLED if event.error is None else error_type(event.error)
                 # Without the topic, which may be the invalid part and any object.
@@ -417,6 +425,35 @@ class _Metrics:
                 instrument.add(amount, _operation(name, kind))
             else:
                 instrument.add(amount, _labels(name, kind))
+
+    def _count_accepted(
+        self, events: Iterable[tuple[Any, ...]], topics: Mapping[str, _Topic]
+    ) -> None:
+        sizes = self._sizes
+        for number, record, _at, size in events:
+            sizes[number] = size
+            topic = topics[record.topic]
+            topic.in_flight += 1
+            topic.in_flight_size += size
+
+    def _count_delivered(
+        self,
+        events: Iterable[tuple[Any, ...]],
+        topics: Mapping[str, _Topic],
+        context: Callable[[int], Context],
+    ) -> None:
+        record_duration = self._duration.record
+        for number, record, _at, duration, size, _metadata, _abandoned in events:
+            name = record.topic
+            topic = topics[name]
+            self._count_ended(number, topic)
+            topic.sent += 1
+            topic.sent_size += size
+            record_duration(duration, _operation(name, ""), context(number))
+
+    def _count_ended(self, number: int, topic: _Topic) -> None:
+        topic.in_flight -= 1
+        topic.in_flight_size -= self._sizes.pop(number, 0)
 
 
 class _Topic:
