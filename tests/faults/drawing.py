@@ -16,22 +16,23 @@ from typing import Final
 
 __all__ = ["Bar", "bars", "draw"]
 
-# In pixels.
-_WIDTH: Final = 800
-_LABELS: Final = 320
-_SHARES: Final = 240
-_GAP: Final = 20
-_WAITS: Final = _WIDTH - _LABELS - _SHARES - 2 * _GAP - 18  # half of the last mark's text
-_ROW: Final = 15
+# In the picture's own pixels. It is so narrow that its text can be read on a phone.
+_WIDTH: Final = 400
+_SHARES: Final = 200
+_GAP: Final = 16
+_WAITS: Final = _WIDTH - _SHARES - _GAP - 18  # half of the last mark's text
+#: From the last line of a label to the next label.
+_ROW: Final = 20
 #: Characters of a label in one line.
-_LABEL: Final = 54
+_LABEL: Final = 66
 _LINE: Final = 12
-_HEAD: Final = 44
-_GROUP: Final = 30
+_HEAD: Final = 62
+_GROUP: Final = 34
 #: What there is of at all is seen, be it one record of many thousands.
 _LEAST: Final = 2.0
 #: The scale of the waits, in seconds.
 _SHORTEST, _LONGEST = 0.01, 100.0
+_MARKS: Final = (0.01, 0.1, 1.0, 10.0, 100.0)
 
 #: What becomes of records, and a colour that is told from both a white and a black page.
 _PARTS: Final = {
@@ -100,7 +101,7 @@ def _number(text: str) -> int:
 
 
 def draw(page: str) -> str:
-    """The picture of a page, as an ``svg`` element. Its box has to scroll where it is narrow."""
+    """The picture of a page, as an ``svg`` element."""
     drawn = bars(page)
     groups = list(dict.fromkeys(bar.group for bar in drawn))
     body: list[str] = []
@@ -112,17 +113,17 @@ def draw(page: str) -> str:
             if bar.group == group:
                 label = textwrap.wrap(bar.cell, _LABEL)
                 body += _bar(bar, label, y)
-                y += _ROW + _LINE * (len(label) - 1)
+                y += _ROW + _LINE * len(label)
     height = y + 8
     return f"""\
 <svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height:.0f}" role="img"
  aria-labelledby="fault-matrix-title fault-matrix-desc" fill="currentColor"
- style="display: block; width: 100%; min-width: {_WIDTH * 0.85:.0f}px; height: auto"
+ style="display: block; width: 100%; max-width: {_WIDTH * 1.5:.0f}px; height: auto"
  font-family="system-ui, sans-serif" font-size="11">
 <title id="fault-matrix-title">What became of the records under each fault</title>
 <desc id="fault-matrix-desc">{html.escape(_describe(drawn))}</desc>
 {_legend()}
-{_scale(height)}
+{_scale()}
 {chr(10).join(body)}
 </svg>
 """
@@ -130,13 +131,16 @@ def draw(page: str) -> str:
 
 def _bar(bar: Bar, label: Sequence[str], y: float) -> Iterator[str]:
     yield f"<g><title>{html.escape(str(bar))}</title>"
-    for number, line in enumerate(label):
-        yield _text(_LABELS - 8, y + 10 + number * _LINE, line, 'text-anchor="end"')
-    x = float(_LABELS)
+    for line in label:
+        yield _text(0, y + 10, line)
+        y += _LINE
+    x = 0.0
     for width, colour in zip(_widths(bar), _PARTS.values(), strict=True):
         if width:
             yield f'<rect x="{x:.1f}" y="{y + 2}" width="{width:.1f}" height="10" fill="{colour}"/>'
             x += width
+    marks = "".join(f"M{_place(seconds):.1f} {y + 1:.0f}v12" for seconds in _MARKS)
+    yield f'<path d="{marks}" stroke="currentColor" stroke-opacity="0.4" stroke-width="0.7"/>'
     if bar.longest_wait:
         yield _circle(_place(bar.longest_wait), y + 7)
     yield "</g>"
@@ -164,33 +168,35 @@ def _widths(bar: Bar) -> list[float]:
 def _place(seconds: float) -> float:
     clipped = min(max(seconds, _SHORTEST), _LONGEST)
     part = math.log(clipped / _SHORTEST) / math.log(_LONGEST / _SHORTEST)
-    return _LABELS + _SHARES + _GAP + part * _WAITS
+    return _SHARES + _GAP + part * _WAITS
 
 
 def _legend() -> str:
     parts: list[str] = []
-    x = 0.0
-    for part, colour in _PARTS.items():
-        parts.append(f'<rect x="{x:.0f}" y="2" width="10" height="10" fill="{colour}"/>')
-        parts.append(_text(x + 15, 11, part))
-        x += 36 + 5.8 * len(part)
-    parts.append(_circle(x + 5, 7))
-    parts.append(_text(x + 15, 11, "longest wait"))
+    x, y = 0.0, 2.0
+    for part, colour in {**_PARTS, "longest wait": ""}.items():
+        width = 36 + 5.8 * len(part)
+        if x + width > _WIDTH:
+            x, y = 0.0, y + 18
+        if colour:
+            square = f'<rect x="{x:.0f}" y="{y:.0f}" width="10" height="10" fill="{colour}"/>'
+            parts.append(square)
+        else:
+            parts.append(_circle(x + 5, y + 5))
+        parts.append(_text(x + 15, y + 9, part))
+        x += width
     return "\n".join(parts)
 
 
-def _scale(height: float) -> str:
+def _scale() -> str:
     lines = [
-        _text(_LABELS, _HEAD - 12, "share of the records"),
-        _text(_LABELS + _SHARES + _GAP, _HEAD - 12, "longest wait for an outcome"),
+        _text(0, _HEAD - 8, "share of the records"),
+        _text(_SHARES + _GAP, _HEAD - 8, "longest wait for an outcome"),
     ]
-    for seconds in (0.01, 0.1, 1.0, 10.0, 100.0):
-        x = _place(seconds)
-        lines.append(
-            f'<path d="M{x:.1f} {_HEAD + 10} V{height - 4:.0f}" stroke="currentColor" '
-            'stroke-opacity="0.25" stroke-width="0.7"/>'
-        )
-        lines.append(_text(x, _HEAD + 6, f"{seconds:g} s", 'text-anchor="middle"'))
+    lines += [
+        _text(_place(seconds), _HEAD + 10, f"{seconds:g} s", 'text-anchor="middle"')
+        for seconds in _MARKS
+    ]
     return "\n".join(lines)
 
 

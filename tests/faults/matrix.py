@@ -83,7 +83,7 @@ a record was lost, doubled, reordered or misreported.
   late or missing. These four are broken
   promises.{known}
 
-Each bar below is one fault, with both drivers and both event loops where the fault concerns them.
+Each bar below is one fault, with both drivers and both event loops if the fault affects them.
 {doc}`fault-matrix-rows` has the figures of each of them, and {doc}`../explanation/evidence` says
 how loads are judged. `nox -s faults` repeats all of it.
 

@@ -215,8 +215,8 @@ def test_one_record_of_many_is_seen_and_no_bar_is_longer_than_all() -> None:
         draw(drawn(records=1_000_000, acknowledged=999_999, failed={"X, not persisted": 1}))
     )
     assert min(wide) == 2
-    assert sum(wide) == pytest.approx(240)
-    assert sum(widths(draw(drawn(records=1_000, acknowledged=500)))) == pytest.approx(120)
+    assert sum(wide) == pytest.approx(200)
+    assert sum(widths(draw(drawn(records=1_000, acknowledged=500)))) == pytest.approx(100)
 
 
 def test_a_longer_wait_is_further_to_the_right() -> None:
