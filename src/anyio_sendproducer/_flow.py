@@ -84,14 +84,20 @@ async def _closing_iterator(source: AsyncIterable[T]) -> AsyncGenerator[AsyncIte
 async def _feed(flow: FlowStream[Any], sender: Sender, source: AsyncIterable[Any]) -> None:
     await anyio.lowlevel.checkpoint_if_cancelled()  # the block may have been left already
     try:
-        taken = 0
+        # How many envelopes to enter before the next check for places, and before other tasks run.
+        left = min(_ENVELOPES_BETWEEN_YIELDS, flow.places)
         async with _closing_iterator(source) as envelopes:
             async for envelope in envelopes:
-                if flow.is_full:
-                    with sender._engine.hurrying():
-                        await flow.wait_until_not_full()
+                if not left:
+                    if flow.is_full:
+                        with sender._engine.hurrying():
+                            await flow.wait_until_not_full()
+                    else:
+                        await anyio.lowlevel.checkpoint()
                     if flow.is_closed:
                         break
+                    left = min(_ENVELOPES_BETWEEN_YIELDS, flow.places)
+                left -= 1
                 if type(envelope) is Message:
                     entry = flow.enter_message(sender, envelope)
                     if entry is not None:
@@ -99,9 +105,6 @@ async def _feed(flow: FlowStream[Any], sender: Sender, source: AsyncIterable[Any
                 else:
                     check_is_envelope(envelope)
                     await flow.enter(sender, envelope)
-                taken += 1
-                if taken % _ENVELOPES_BETWEEN_YIELDS == 0:
-                    await anyio.lowlevel.checkpoint()
                 if flow.is_closed:
                     break
     except Exception as error:  # noqa: BLE001  # receive() raises it

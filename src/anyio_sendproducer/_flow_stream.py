@@ -117,8 +117,13 @@ class FlowStream(anyio.abc.ObjectReceiveStream[T], Generic[T]):
     # --- for the feeder ----------------------------------------------------------------------
 
     @property
+    def places(self) -> int:
+        """How many more envelopes the queue may take."""
+        return self._limit - len(self._slots) - len(self._uncommitted)
+
+    @property
     def is_full(self) -> bool:
-        return len(self._slots) + len(self._uncommitted) >= self._limit
+        return self.places <= 0
 
     def enter_message(self, sender: Sender, envelope: Any) -> Entry | None:
         """Enter the record of a Message, and append its slot to the queue if it has room.

@@ -305,6 +305,52 @@ async def test_a_sink_lets_other_tasks_run(settings: ProducerSettings, fake: Fak
     assert turns >= 8
 
 
+async def test_a_message_that_waits_for_room(settings: ProducerSettings) -> None:
+    """The flow has places for more envelopes than the producer has room for records."""
+    fake = FakeDriver(manual=True)
+    settings = settings.evolve(max_in_flight=2)
+    async with open_send_producer(settings, driver=fake) as producer:
+        async with producer.flow(burst(messages(5)), max_in_flight=10) as results:
+            for number in range(5):
+                await taken(fake, min(5, number + 2))
+                fake.acknowledge(1)
+                assert (await results.receive()).pass_through == number
+            with raising(anyio.EndOfStream):
+                await results.receive()
+    assert [one.value for one in fake.submitted] == [b"%d" % number for number in range(5)]
+
+
+async def test_closing_while_a_message_waits_for_room(settings: ProducerSettings) -> None:
+    fake = FakeDriver(manual=True)
+    source = burst(messages(5))
+    settings = settings.evolve(max_in_flight=2)
+    async with open_send_producer(settings, driver=fake) as producer:
+        async with producer.flow(source, max_in_flight=10) as results:
+            await taken(fake, 2)
+            await until(lambda: producer.statistics().waiting == 1)
+            await results.aclose()
+            await quiet()
+            assert producer.statistics().waiting == 0
+            assert source.taken == 3
+        fake.acknowledge()
+        await producer.flush()
+    assert len(fake.submitted) == 2
+
+
+async def test_a_receiver_that_is_cancelled_while_there_is_no_envelope(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    give, take = anyio.create_memory_object_stream[Any](10)
+    with give, take:
+        async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
+            async with producer.flow(take) as results:
+                call = Call(tasks, results.receive)
+                await quiet()
+                await call.cancel()
+                give.send_nowait(messages(1)[0])
+                assert (await results.receive()).pass_through == 0
+
+
 # --- leaving -------------------------------------------------------------------------------------
 
 
