@@ -3,8 +3,8 @@
 The event loop passes a batch of records to the driver thread as one command. The driver thread
 posts events to a list (see ``_driver_thread.py``). One wake-up of the event loop takes all events
 of the list and puts them, as one item, into the stream that the pump reads. So the cost of crossing
-between thread and loop is paid once for each batch. An event that arrives alone while the pump
-waits may be handled without a turn of the pump.
+between thread and loop is paid once for each batch. A few events that arrive while the pump waits
+are handled without a turn of the pump.
 
 If the client's calls never block and it reports only when it is polled, the event loop submits and
 polls without the thread (see :class:`~anyio_sendproducer.drivers.PolledDriver`).
@@ -27,12 +27,12 @@ import anyio
 import anyio.lowlevel
 
 from ._delivery import Entry
-from ._driver_events import DriverCrashed, Event, EventStream, Ready
+from ._driver_events import Completed, DriverCrashed, Event, EventStream, Ready
 from ._driver_thread import DriverThread, Reply, has_started
 from ._exceptions import ProducerClosed, ProducerStartError
 from ._loops import Loop, Sentinel, Step
-from ._polling import GATHER_LIMIT, NextPoll, PollScheduler
-from .drivers import Driver, Submitted
+from ._polling import GATHER_LIMIT, LATER_SECONDS, NextPoll, PollScheduler
+from .drivers import Driver, PolledDriver, Submitted
 
 __all__ = ["Bridge"]
 
@@ -73,12 +73,13 @@ class Bridge:
     ) -> None:
         self._loop = loop
         self.is_threadless: Final = threadless
-        #: Called on the event loop with an event that arrives alone while the receiver waits.
-        #: Returns whether it handled the event. If not, the event goes to the receiver.
-        self.handle_inline: Callable[[Event], bool] | None = None
+        #: Called on the event loop with events that arrive while the receiver waits, or without
+        #: events to poll. Returns whether it handled them. If not, they go to the receiver.
+        self.take_turn: Callable[[Sequence[Event]], bool] | None = None
         #: How many commands were sent to the thread.
         self._commands_sent = 0
         self._polling = PollScheduler(monotonic)
+        self._polls_later = False
         self._last_batch = 0
         self._replies: set[Reply[Any]] = set()
         self._may_open = threading.Event()
@@ -268,6 +269,32 @@ class Bridge:
         """
         return self._worker.is_direct and self._last_batch == 1
 
+    def reports_by_itself(self) -> bool:
+        """Whether the client reports a record that was just submitted without a poll of the pump.
+
+        A client that reports only when it is polled is watched from now on by the poll thread,
+        unless the answer will come sooner than that thread could wake the event loop.
+        """
+        polled = self._worker.polled_driver
+        return polled is None or not self._polls_in_next_turn(polled, self._polling.next_poll())
+
+    def _polls_in_next_turn(self, polled: PolledDriver, next_poll: NextPoll) -> bool:
+        """Arrange the next poll, unless the pump makes it in its next turn."""
+        if next_poll is NextPoll.NEXT_TURN:
+            return True
+        if next_poll is NextPoll.LATER and self._loop.call_later is not None:
+            if not self._polls_later:
+                self._polls_later = True
+                self._loop.call_later(LATER_SECONDS, self._poll_now)
+        elif next_poll is not NextPoll.AFTER_SUBMIT:
+            polled.watch()
+        return False
+
+    def _poll_now(self) -> None:
+        self._polls_later = False
+        if not (self.events.is_awaited and self.take_turn is not None and self.take_turn(())):
+            self.wake_pump()
+
     def poll(self) -> Sequence[Event]:
         """Poll a client that reports only when it is polled, and arrange the next poll.
 
@@ -285,11 +312,10 @@ class Bridge:
             self._worker.post(DriverCrashed(error))
         has_untaken = bool(self.events.items)
         events = self._take_posted()
-        next_poll = self._polling.after_poll(has_events=bool(events))
-        if next_poll is NextPoll.NEXT_TURN:
+        outcomes = sum(len(event.entries) for event in events if type(event) is Completed)
+        next_poll = self._polling.after_poll(outcomes=outcomes, limit=_POLL_LIMIT)
+        if self._polls_in_next_turn(polled, next_poll):
             self.wake_pump()
-        elif next_poll is NextPoll.WHEN_READY:
-            polled.watch()
         # If the pump has not taken earlier events, queue these behind them.
         return () if events and has_untaken and self._put_events(events) else events
 
@@ -410,14 +436,13 @@ class Bridge:
         with self.step:
             self.wake_ups += 1
             events = self._take_posted()
-            if (
-                len(events) == 1
-                and self.handle_inline is not None
-                and self.events.is_awaited
-                and self.handle_inline(events[0])
-            ):
-                return
-            if events:
+            if self._worker.polled_driver is not None:
+                for event in events:
+                    if type(event) is Completed:
+                        self._polling.reported(len(event.entries))
+            take_turn = self.take_turn if self.events.is_awaited else None
+        if events and (take_turn is None or not take_turn(events)):
+            with self.step:
                 self._put_events(events)
 
     def _put_posted_events(self) -> None:

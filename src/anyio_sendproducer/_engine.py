@@ -42,6 +42,7 @@ from ._driver_events import (
     GenerationEnded,
     MetadataChanged,
     Ready,
+    are_settled_at_once,
     split_events,
 )
 from ._engine_states import ClientState, MetadataWaits, PumpState
@@ -122,7 +123,7 @@ class Engine:
         self._accepted_before_replacement = 0
         self.metadata = MetadataWaits()
         if observation is None:  # with observers, every event needs a turn of the pump
-            bridge.handle_inline = self._handle_inline
+            bridge.take_turn = self._take_turn
 
     # --- on the caller's task ----------------------------------------------------------------
 
@@ -155,16 +156,23 @@ class Engine:
         """
         if self.pump is not _IDLE:
             return
+        if self.client is _BUSY or (self.bridge.can_submit_inline and self.ledger.has_lone_record):
+            self._submit_now()
+        else:
+            self.pump = _NOTIFIED
+            self.bridge.wake_pump()
+
+    def _submit_now(self) -> None:
+        """Submit the queued records without a turn of the pump, if the driver accepts a batch."""
         self.pump = _NOTIFIED
         if self.client is _BUSY:
             self.bridge.notify_when_ready()
-        elif self.bridge.can_submit_inline and self.ledger.has_lone_record:
-            self._submit_queued()
-            if self.bridge.is_polled or self.observation is not None or self.ledger.queued:
-                self.bridge.wake_pump()
-            else:
-                # The pump has nothing to do until the client reports.
-                self.pump = _IDLE
+            return
+        self._submit_queued()
+        if self.bridge.lingers:
+            self.update_hurry()
+        if self.observation is None and not self.ledger.queued and self.bridge.reports_by_itself():
+            self.pump = _IDLE  # it has nothing to do until the client reports
         else:
             self.bridge.wake_pump()
 
@@ -186,10 +194,7 @@ class Engine:
 
     @contextmanager
     def hurrying(self) -> Generator[None]:
-        """Have the client not linger during a block.
-
-        The block waits for records that were submitted, and sends no more until some are settled.
-        """
+        """Have the client not linger during a block, which waits for submitted records."""
         self.ledger.hurry_requests += 1
         self.wake_and_notify(())
         try:
@@ -210,11 +215,7 @@ class Engine:
             self.loop.call_soon_threadsafe(change)
 
     async def wait_until_settled(self, *, include_waiting: bool = False) -> None:
-        """Wait until every accepted record has its outcome.
-
-        Args:
-            include_waiting: also wait for the records that wait for room, and for those that are
-                accepted later.
+        """Wait until every accepted record has its outcome; or every record (``include_waiting``).
 
         Cancellation ends only the waiting.
         """
@@ -231,22 +232,6 @@ class Engine:
         except BaseException:
             self.run_or_schedule(partial(self.ledger.drop_barrier, waiter))
             raise
-
-    async def wait_for_metadata(self, known: int) -> None:
-        """Wait until the driver may know more topics.
-
-        Args:
-            known: the value of ``metadata.changes`` before the caller last asked the driver.
-        """
-        if self.metadata.changes != known:
-            return
-        waiter = self.loop.new_waiter()
-        self.metadata.waiters.add(waiter)
-        self._schedule_retry()
-        try:
-            await waiter
-        finally:
-            self.metadata.waiters.discard(waiter)
 
     # --- the pump ----------------------------------------------------------------------------
 
@@ -268,7 +253,9 @@ class Engine:
                             self.pump = _IDLE
                         with self.step:
                             self._submit_queued()
-                            self._apply_all(self.bridge.poll())
+                            if polled := self.bridge.poll():
+                                self._apply_all(polled)
+                                self.wake_and_notify(())
                         if observation is not None:
                             observation.inform()
                 except Exception as error:  # noqa: BLE001  # every waiting caller gets it
@@ -313,18 +300,36 @@ class Engine:
                 if self.ledger.queued:
                     self.notify()
 
-    def _handle_inline(self, event: Event) -> bool:
-        """Settle a completion of one record without a turn of the pump, which halves the work.
+    def _take_turn(self, events: Sequence[Event]) -> bool:
+        """Do the work of a turn of the pump in a callback of the event loop, which halves the work.
 
-        Returns:
-            False if the pump must apply the event.
-        """
-        if not isinstance(event, Completed) or len(event.entries) > 1:
+        Returns: False if the pump must take the turn."""
+        if not are_settled_at_once(events):
             return False
+        to_wake: list[object] = []
         try:
-            self.wake_and_notify(self._apply(event))
+            with self.step:
+                # The poll thread goes on watching after it has reported outcomes by itself.
+                polls = not events or any(not isinstance(event, Completed) for event in events)
+                for event in (*events, *(self.bridge.poll() if polls else ())):
+                    to_wake += self._apply(event)
         except Exception as error:  # noqa: BLE001  # every waiting caller gets it
             self._crash(error)
+        if not self.bridge.is_polled:
+            # The client's thread still runs. Callers that ran at once would compete with it.
+            self.pump = _IDLE
+            self.wake_and_notify(to_wake)
+            return True
+        self.pump = _NOTIFIED  # what the callers send at once is submitted together
+        try:
+            self.loop.wake(to_wake, at_once=True)
+        finally:
+            self.pump = _IDLE
+            with self.step:
+                if self.bridge.lingers:
+                    self.update_hurry()
+                if self.ledger.queued:
+                    self._submit_now()
         return True
 
     def _apply_all(self, events: Iterable[Event]) -> None:
@@ -366,7 +371,7 @@ class Engine:
             to_wake += self.ledger.resize(submitted.sizes)
         if submitted.held:
             to_wake += self.ledger.hold(submitted.held)
-            self._schedule_retry()
+            self.schedule_retry()
             # Race: the driver thread finds no metadata and gives the record back. The metadata
             # arrive, and the event loop gets MetadataChanged first, when no record is held. Without
             # this check the record would wait for the next retry.
@@ -393,7 +398,7 @@ class Engine:
         waiters, self.metadata.waiters = self.metadata.waiters, set()
         return waiters
 
-    def _schedule_retry(self) -> None:
+    def schedule_retry(self) -> None:
         """Submit held records again after a while, even if the driver reports no new metadata."""
         if not self.metadata.is_retry_scheduled and self.client is not _STOPPING:
             self.metadata.is_retry_scheduled = True
@@ -588,9 +593,8 @@ class Engine:
             await self.wait_until_settled()
 
     def _client_close_timeout(self) -> float:
-        """The seconds that the client may take to close: 0 if the producer is broken, or if records
-        have no outcome, because the time for them is over. Otherwise at most 1: the client can only
-        be waiting for the answer to a request for metadata."""
+        """The seconds that the client may take to close: 0 if the producer is broken, or the time
+        for records is over. Otherwise at most 1: it can only be waiting for metadata."""
         if not self.ledger.is_idle or self.ledger.state is ProducerState.BROKEN:
             return 0.0
         return min(1.0, max(0.0, self.closing.deadline - self.loop.now()))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from typing import Any
 
+from ._loops import Loop
+
 __all__ = ["ClientState", "MetadataWaits", "PumpState"]
 
 
@@ -43,3 +45,19 @@ class MetadataWaits:
         #: The waiters to wake when the driver reports a change.
         self.waiters: set[Any] = set()
         self.is_retry_scheduled = False
+
+    async def wait(self, known: int, loop: Loop) -> None:
+        """Wait until the driver may know more topics.
+
+        Args:
+            known: the value of ``changes`` before the caller last asked the driver.
+            loop: the event loop that runs the caller.
+        """
+        if self.changes != known:
+            return
+        waiter = loop.new_waiter()
+        self.waiters.add(waiter)
+        try:
+            await waiter
+        finally:
+            self.waiters.discard(waiter)

@@ -1,9 +1,13 @@
 """When to poll a client that reports only when it is polled.
 
-A thread takes 0.1 ms to wake the event loop, and several times as long on a virtual machine. A
-broker in the same network answers sooner. So while answers come fast, the pump takes turn after
-turn, and polls in each. Otherwise the driver's poll thread waits for the next answer and wakes the
-event loop.
+A thread takes 0.1 ms to wake the event loop, and several times as long on a virtual machine, and
+costs processor time. So there are three ways to wait for the next answer:
+
+- Callers send again as soon as they have their answers, and answers come fast, as from a broker in
+  the same network: the pump takes turn after turn, and polls in each.
+- Callers send by themselves, often: the event loop polls after a millisecond, and gets several
+  answers at once.
+- Otherwise: the driver's poll thread waits for the answer.
 """
 
 from __future__ import annotations
@@ -20,9 +24,25 @@ __all__ = ["NextPoll", "PollScheduler"]
 POLL_SECONDS: Final = 0.0005
 #: The pump does so only if the last answers took less than this on average, in seconds.
 SOON_SECONDS: Final = 0.0006
-#: The weight of one answer in that average.
+#: The pump does so only if at least this share of the last answers had callers send again at once.
+RETURNING: Final = 0.7
+#: The poll thread reported an answer less than this many seconds ago: its caller sent again at
+#: once.
+RETURN_SECONDS: Final = 0.0003
+#: If callers do not send again at once, only every such answer is examined: that takes turns.
+EXAMINED: Final = 4
+#: In so many turns of the pump, callers send again at once. Trio runs the tasks that are ready in
+#: random order, so the pump's next turn may come before the callers'.
+EXAMINED_TURNS: Final = 2
+#: If records are submitted more often than this on average, in seconds, the event loop polls after
+#: ``LATER_SECONDS``.
+BUSY_SECONDS: Final = 0.00025
+LATER_SECONDS: Final = 0.001
+#: If there was no answer for this many seconds, the poll thread waits for it.
+QUIET_SECONDS: Final = 0.004
+#: The weight of one answer in these averages.
 WEIGHT: Final = 0.2
-#: A longer answer counts as this many seconds, so that it does not dominate the average.
+#: A longer answer or gap counts as this many seconds, so that it does not dominate the average.
 LATE_SECONDS: Final = 0.002
 #: The largest number of records to gather for one batch: as many as one turn submits.
 GATHER_LIMIT: Final = 250
@@ -33,6 +53,8 @@ class NextPoll(enum.Enum):
 
     NEXT_TURN = "next turn"
     """In the pump's next turn."""
+    LATER = "later"
+    """After ``LATER_SECONDS``."""
     WHEN_READY = "when ready"
     """When the poll thread reports an answer."""
     AFTER_SUBMIT = "after submit"
@@ -57,16 +79,41 @@ class PollScheduler:
         # The time at which the poll thread found an answer.
         self._ready_since = math.inf
         self._gathers = False
+        self._submitting = 1
+        self._submitted_at = -math.inf
+        #: The average time between the last records submitted, in seconds.
+        self.usual_gap: float = LATE_SECONDS
+        #: The share of the last answers that had callers send again at once.
+        self.returning: float = 0.0
+        # The number of outcomes of the examined answer, and of records and turns since.
+        self._examined = 0
+        self._returned = 0
+        self._turns = 0
+        self._answers = 0
+        # When the poll thread reported the last answer; infinite if records were submitted since.
+        self._reported_at = math.inf
 
     def submitting(self, count: int) -> None:
         """Note that ``count`` records are about to be submitted."""
+        self._submitting = count
         self._in_flight += count
+        self._returned += count
 
     def submitted(self) -> None:
         """Note that records were submitted, so that an answer will follow."""
+        now = self._monotonic()
         if not self._is_waiting:
             self._is_waiting = True
-            self._waits_since = self._monotonic()
+            self._waits_since = now
+        gap = min((now - self._submitted_at) / self._submitting, LATE_SECONDS)
+        self._submitted_at = now
+        self.usual_gap += (gap - self.usual_gap) * WEIGHT
+        if self._reported_at <= now:
+            self._note_returning(1.0 if now - self._reported_at < RETURN_SECONDS else 0.0)
+            self._reported_at = math.inf
+
+    def _note_returning(self, share: float) -> None:
+        self.returning += (share - self.returning) * WEIGHT
 
     def should_gather(self, queued: int) -> bool:
         """Whether to gather ``queued`` records for a larger batch, until the next poll.
@@ -84,6 +131,7 @@ class PollScheduler:
         return (
             self._is_waiting
             and self.usual_wait < SOON_SECONDS
+            and self.returning > RETURNING
             and self._monotonic() - self._waits_since < POLL_SECONDS
         )
 
@@ -99,30 +147,63 @@ class PollScheduler:
         """Note that the client was polled, and now has ``in_flight`` records."""
         self._in_flight = in_flight
 
-    def after_poll(self, *, has_events: bool) -> NextPoll:
+    def reported(self, count: int) -> None:
+        """Note that the poll thread reported ``count`` outcomes by itself."""
+        self._in_flight = max(0, self._in_flight - count)
+        self._answered()
+        self._reported_at = self._waits_since
+
+    def after_poll(self, *, outcomes: int, limit: int) -> NextPoll:
         """Decide when to poll next.
 
         Args:
-            has_events: whether the poll brought events. If so, there may be more. The callers that
-                they wake may send records, which the next turn submits.
+            outcomes: how many outcomes the poll brought.
+            limit: how many it could bring.
         """
         gathered, self._gathers = self._gathers, False
-        if has_events:
-            if self._is_waiting:
-                now = self._monotonic()
-                # The time that the wake-up of the event loop took is excluded.
-                arrival = min(now, self._ready_since)
-                waited = min(arrival - self._waits_since, LATE_SECONDS)
-                self.usual_wait += (waited - self.usual_wait) * WEIGHT
-                self._waits_since = now
-            self._ready_since = math.inf
-            self._is_waiting = self._in_flight > 0
+        if outcomes:
+            self._answered()
+            self._reported_at = math.inf
+            self._answers += 1
+        if self._examined:
+            self._turns += 1
+            if self._returned < self._examined and self._turns < EXAMINED_TURNS:
+                return NextPoll.NEXT_TURN
+            self._note_returning(min(1.0, self._returned / self._examined))
+            self._examined = 0
+        if outcomes and (self.returning > RETURNING or self._answers % EXAMINED == 0):
+            # The callers that these outcomes wake may send now.
+            self._examined = outcomes
+            self._returned = self._turns = 0
             return NextPoll.NEXT_TURN
         if not self._in_flight:
             self._is_waiting = False
             # Gathered records waited for an answer, and no further answer will come. So submit them
             # in the next turn.
             return NextPoll.NEXT_TURN if gathered else NextPoll.AFTER_SUBMIT
-        if gathered or self._is_answer_near():
+        if gathered or outcomes >= limit:
             return NextPoll.NEXT_TURN
+        return self.next_poll()
+
+    def next_poll(self) -> NextPoll:
+        """Decide when to poll next, while records are in flight."""
+        if self._is_answer_near():
+            return NextPoll.NEXT_TURN
+        if (
+            self.usual_gap < BUSY_SECONDS
+            and self.returning <= RETURNING
+            and self._monotonic() - self._waits_since < QUIET_SECONDS
+        ):
+            return NextPoll.LATER
         return NextPoll.WHEN_READY
+
+    def _answered(self) -> None:
+        if self._is_waiting:
+            now = self._monotonic()
+            # The time that the wake-up of the event loop took is excluded.
+            arrival = min(now, self._ready_since)
+            waited = min(arrival - self._waits_since, LATE_SECONDS)
+            self.usual_wait += (waited - self.usual_wait) * WEIGHT
+            self._waits_since = now
+        self._ready_since = math.inf
+        self._is_waiting = self._in_flight > 0

@@ -39,7 +39,8 @@ async def find_partitions(engine: Engine, topic: str, limit: tuple[float, str]) 
             if found is not None:
                 return found
             engine.check_usable()
-            await engine.wait_for_metadata(known)
+            engine.schedule_retry()
+            await engine.metadata.wait(known, engine.loop)
     raise _too_late(engine, f"no broker reported the partitions of topic {topic!r}", limit)
 
 

@@ -36,6 +36,7 @@ from anyio_sendproducer.drivers import ConsumedOffset, Deadline
 from anyio_sendproducer.drivers.librdkafka import _client, _reports, _transactions, _waits
 from anyio_sendproducer.drivers.librdkafka._driver import ConfluentDriver
 from anyio_sendproducer.drivers.librdkafka._group_metadata import group_from_bytes, group_to_bytes
+from anyio_sendproducer.drivers.librdkafka._poll_thread import WATCH_LIMIT
 from anyio_sendproducer.testing import EmbeddedBroker, mock_cluster
 from tests.support.calls import fail, raising
 from tests.support.fault_proxy import fault_proxy
@@ -400,8 +401,13 @@ def test_an_outcome_that_comes_while_it_is_ended_does_not_stop_that(
     assert outcomes[0] == RecordMetadata("t", 3, 4, 5, None, 1)
     assert isinstance(outcomes[1], DeliveryError)
     assert outcomes[1].persistence is Persistence.POSSIBLY_PERSISTED
+
+    def delivered_many() -> None:
+        for _ in range(WATCH_LIMIT):
+            driver._submitter.delivered(parcel, None, message_of(b"v"))
+
     with pytest.raises(_reports.StopPolling):
-        driver._submitter.delivered(parcel, None, message_of(b"v"))
+        delivered_many()
 
 
 def message_of(value: bytes) -> Any:

@@ -13,7 +13,6 @@ __all__ = ["GUESTS", "LAYERS", "OUTSIDE"]
 LAYERS: Final = [
     {
         "_closing",
-        "_engine_states",
         "_kafka_names",
         "_no_public_constructor",
         "_own_methods",
@@ -23,7 +22,7 @@ LAYERS: Final = [
     {"_exceptions"},
     {"_durations", "_hooks", "_loops", "_properties_file", "_records", "_task_groups"},
     {"_settings_sources"},
-    {"_affinity", "_clock", "_failures", "_validation", "discovery", "telemetry"},
+    {"_affinity", "_clock", "_engine_states", "_failures", "_validation", "discovery", "telemetry"},
     {"_delivery", "_settings", "serializers"},
     {"_barriers", "_deadlines", "_settings_resolver", "_late", "_unawaited", "drivers"},
     {"_driver_events", "_ledger"},

@@ -116,6 +116,8 @@ def submit(driver: Driver, recorder: Recorder, parcels: Sequence[Parcel]) -> Non
     while parcels:
         changes = recorder.metadata_changes
         parcels = driver.submit(parcels).held
+        if isinstance(driver, PolledDriver):
+            driver.watch()
         if parcels:
             recorder.wait_for_change_after(changes)
 

@@ -8,7 +8,8 @@ import logging
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -42,6 +43,8 @@ from anyio_sendproducer.testing import Gate
 from tests.support.recorder import PATIENCE, Parcel, Recorder
 from tests.support.waiting import blocking_until
 
+#: So many outcomes in one poll are left to the event loop.
+ENOUGH = _poll_thread.WATCH_LIMIT // 2
 #: What happens in one call of the client's poll.
 Step = Callable[[], None]
 
@@ -157,6 +160,11 @@ def driver(client: Client, bell: Bell) -> Iterator[ConfluentDriver]:
     assert made._thread.join(PATIENCE)
 
 
+def deliver_all(driver: ConfluentDriver, parcels: Sequence[Parcel]) -> None:
+    for parcel in parcels:
+        driver._submitter.delivered(parcel, None, Message())
+
+
 def started(driver: ConfluentDriver) -> None:
     assert driver._thread.start()
 
@@ -179,10 +187,53 @@ def test_the_loop_begins_to_watch_while_an_idle_poll_calls_back(
     assert calls_back.wait(PATIENCE)
     driver.watch()
     goes_on.set()
-    assert bell.bell.wait(PATIENCE)
-    assert bell.rings == [[0]]
-    driver.poll(10)
     assert bell.outcomes_of([parcel]) == [RecordMetadata("t", 3, 4, 5, None, 1)]
+    assert bell.rings == []
+
+
+def test_the_thread_goes_on_watching_after_it_has_reported(
+    driver: ConfluentDriver, client: Client, bell: Bell
+) -> None:
+    parcels = [Parcel(ProducerRecord("t", b"v")) for _ in range(3)]
+    client.under_way = 3
+
+    def deliver(parcel: Parcel) -> None:
+        driver._submitter.delivered(parcel, None, Message())
+        client.under_way -= 1
+
+    client.steps += [partial(deliver, parcel) for parcel in parcels]
+    driver.watch()
+    started(driver)
+    assert len(bell.outcomes_of(parcels)) == 3
+    assert bell.rings == []
+
+
+def test_the_thread_leaves_many_outcomes_to_the_loop(
+    driver: ConfluentDriver, client: Client, bell: Bell
+) -> None:
+    parcels = [Parcel(ProducerRecord("t", b"v")) for _ in range(ENOUGH + 1)]
+
+    client.steps.append(partial(deliver_all, driver, parcels[:ENOUGH]))
+    driver.watch()
+    started(driver)
+    assert bell.bell.wait(PATIENCE)
+    assert bell.reports == []
+    client.steps.append(partial(deliver_all, driver, parcels[ENOUGH:]))
+    driver.poll(ENOUGH + 1)
+    assert len(bell.outcomes_of(parcels)) == ENOUGH + 1
+
+
+@pytest.mark.parametrize("in_flight", [0, 1])
+def test_the_thread_rests_only_if_the_client_has_no_record(
+    driver: ConfluentDriver, client: Client, in_flight: int
+) -> None:
+    """The loop submits a record, and finds that the thread watches, just before it rests."""
+    driver.watch()
+    client.under_way = in_flight
+    driver._thread._rest()
+    driver._thread.bell.clear()
+    driver.watch()
+    assert driver._thread.bell.is_set() is (in_flight == 0)
 
 
 def test_the_loop_watches_again_before_the_thread_has_rung(
@@ -191,7 +242,7 @@ def test_the_loop_watches_again_before_the_thread_has_rung(
     """The thread says that it no longer watches, and then rings. A loop that asks between the two
     finds what there is, and watches once more; the ring is one too many, and none is missing."""
     between, goes_on = threading.Event(), threading.Event()
-    first, second = (Parcel(ProducerRecord("t", b"v")) for _ in range(2))
+    first, second = ([Parcel(ProducerRecord("t", b"v")) for _ in range(ENOUGH)] for _ in range(2))
     ready = bell.ready
 
     def stop_once() -> None:
@@ -200,18 +251,18 @@ def test_the_loop_watches_again_before_the_thread_has_rung(
         ready()
 
     bell.ready = stop_once  # type: ignore[method-assign]
-    client.steps.append(lambda: driver._submitter.delivered(first, None, Message()))
+    client.steps.append(partial(deliver_all, driver, first))
     started(driver)
     driver.watch()
     assert between.wait(PATIENCE)
     driver.poll(10)
-    assert bell.outcomes_of([first])
-    client.steps.append(lambda: driver._submitter.delivered(second, None, Message()))
+    assert bell.outcomes_of(first)
+    client.steps.append(partial(deliver_all, driver, second))
     driver.watch()
     goes_on.set()
     blocking_until(lambda: len(bell.rings) == 2)
     driver.poll(10)
-    assert len(bell.outcomes_of([first, second])) == 2
+    assert len(bell.outcomes_of(first + second)) == 2 * ENOUGH
 
 
 def test_an_outcome_on_its_way_to_the_loop_is_under_way(
@@ -235,10 +286,10 @@ def test_an_outcome_on_its_way_to_the_loop_is_under_way(
     assert counted.wait(PATIENCE)
     assert driver.poll(10) == 1
     assert bell.reports == []
+    driver.watch()
     goes_on.set()
-    assert bell.bell.wait(PATIENCE)
-    assert driver.poll(10) == 0
     assert len(bell.outcomes_of([parcel])) == 1
+    assert driver.poll(10) == 0
 
 
 def test_two_reports_at_once_share_the_outcomes(driver: ConfluentDriver, bell: Bell) -> None:
@@ -285,7 +336,7 @@ def test_the_thread_prepares_the_client_for_a_second_at_most(
     parcel = Parcel(ProducerRecord("t"))
     client.steps.append(lambda: driver._submitter.delivered(parcel, None, Message()))
     driver.watch()
-    assert bell.bell.wait(PATIENCE)
+    assert len(bell.outcomes_of([parcel])) == 1
 
 
 def test_a_client_that_is_closed_is_not_prepared(driver: ConfluentDriver, client: Client) -> None:

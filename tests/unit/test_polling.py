@@ -5,15 +5,22 @@ from __future__ import annotations
 import pytest
 
 from anyio_sendproducer._polling import (
+    BUSY_SECONDS,
+    EXAMINED,
+    EXAMINED_TURNS,
     GATHER_LIMIT,
     LATE_SECONDS,
     POLL_SECONDS,
+    QUIET_SECONDS,
+    RETURN_SECONDS,
+    RETURNING,
     SOON_SECONDS,
     NextPoll,
     PollScheduler,
 )
 
-NEXT_TURN, WHEN_READY, AFTER_SUBMIT = NextPoll
+NEXT_TURN, LATER, WHEN_READY, AFTER_SUBMIT = NextPoll
+LIMIT = 100
 
 
 class Clock:
@@ -49,17 +56,17 @@ def answers_after(
         submit(scheduler, 1)
         clock.now += seconds
         scheduler.polled(0)
-        assert scheduler.after_poll(has_events=True) is NEXT_TURN
+        scheduler.after_poll(outcomes=1, limit=LIMIT)
 
 
 def test_nothing_is_polled_for_if_nothing_is_in_flight(scheduler: PollScheduler) -> None:
-    assert scheduler.after_poll(has_events=False) is AFTER_SUBMIT
+    assert scheduler.after_poll(outcomes=0, limit=LIMIT) is AFTER_SUBMIT
 
 
 def test_at_first_a_thread_waits_for_the_answer(scheduler: PollScheduler) -> None:
     submit(scheduler, 1)
     scheduler.polled(1)
-    assert scheduler.after_poll(has_events=False) is WHEN_READY
+    assert scheduler.after_poll(outcomes=0, limit=LIMIT) is WHEN_READY
 
 
 def test_after_soon_answers_the_pump_polls_in_each_turn(
@@ -69,9 +76,9 @@ def test_after_soon_answers_the_pump_polls_in_each_turn(
     submit(scheduler, 1)
     scheduler.polled(1)
     clock.now += POLL_SECONDS * 0.9
-    assert scheduler.after_poll(has_events=False) is NEXT_TURN
+    assert scheduler.after_poll(outcomes=0, limit=LIMIT) is NEXT_TURN
     clock.now += POLL_SECONDS * 0.2
-    assert scheduler.after_poll(has_events=False) is WHEN_READY
+    assert scheduler.after_poll(outcomes=0, limit=LIMIT) is WHEN_READY
 
 
 def test_a_second_batch_does_not_extend_the_wait(scheduler: PollScheduler, clock: Clock) -> None:
@@ -80,7 +87,7 @@ def test_a_second_batch_does_not_extend_the_wait(scheduler: PollScheduler, clock
     clock.now += POLL_SECONDS * 1.1
     submit(scheduler, 1)
     scheduler.polled(2)
-    assert scheduler.after_poll(has_events=False) is WHEN_READY
+    assert scheduler.after_poll(outcomes=0, limit=LIMIT) is WHEN_READY
 
 
 def test_after_late_answers_a_thread_waits(scheduler: PollScheduler, clock: Clock) -> None:
@@ -88,7 +95,7 @@ def test_after_late_answers_a_thread_waits(scheduler: PollScheduler, clock: Cloc
     answers_after(scheduler, clock, SOON_SECONDS * 2)
     submit(scheduler, 1)
     scheduler.polled(1)
-    assert scheduler.after_poll(has_events=False) is WHEN_READY
+    assert scheduler.after_poll(outcomes=0, limit=LIMIT) is WHEN_READY
 
 
 def test_one_answer_that_is_very_late_is_soon_outweighed(
@@ -109,7 +116,7 @@ def test_the_way_from_the_thread_is_not_the_clients(scheduler: PollScheduler, cl
     scheduler.ready(clock.now)
     clock.now += 60.0  # the event loop has something else to do
     scheduler.polled(0)
-    scheduler.after_poll(has_events=True)
+    scheduler.after_poll(outcomes=1, limit=LIMIT)
     assert scheduler.usual_wait < SOON_SECONDS
     # It counts for this answer only.
     answers_after(scheduler, clock, SOON_SECONDS * 2)
@@ -121,7 +128,7 @@ def test_an_event_that_nobody_waited_for_counts_for_nothing(
 ) -> None:
     before = scheduler.usual_wait
     clock.now += 60.0
-    assert scheduler.after_poll(has_events=True) is NEXT_TURN
+    assert scheduler.after_poll(outcomes=1, limit=LIMIT) is AFTER_SUBMIT
     assert scheduler.usual_wait == before
 
 
@@ -152,8 +159,8 @@ def test_records_that_gather_are_looked_at_in_the_next_turn_and_only_there(
     assert scheduler.should_gather(1)
     clock.now += POLL_SECONDS * 1.1
     scheduler.polled(4)
-    assert scheduler.after_poll(has_events=False) is NEXT_TURN
-    assert scheduler.after_poll(has_events=False) is WHEN_READY
+    assert scheduler.after_poll(outcomes=0, limit=LIMIT) is NEXT_TURN
+    assert scheduler.after_poll(outcomes=0, limit=LIMIT) is WHEN_READY
 
 
 def test_records_that_gather_for_an_answer_that_has_come_go_in_the_next_turn(
@@ -163,5 +170,123 @@ def test_records_that_gather_for_an_answer_that_has_come_go_in_the_next_turn(
     submit(scheduler, 4)
     assert scheduler.should_gather(1)
     scheduler.polled(0)
-    assert scheduler.after_poll(has_events=False) is NEXT_TURN
-    assert scheduler.after_poll(has_events=False) is AFTER_SUBMIT
+    assert scheduler.after_poll(outcomes=0, limit=LIMIT) is NEXT_TURN
+    assert scheduler.after_poll(outcomes=0, limit=LIMIT) is AFTER_SUBMIT
+
+
+def open_loop(
+    scheduler: PollScheduler, clock: Clock, gap: float, *, count: int = 1, times: int = 50
+) -> None:
+    """Records go out by themselves, ``count`` at once. Each answer comes before the next."""
+    for _ in range(times):
+        submit(scheduler, count)
+        clock.now += gap
+        scheduler.polled(0)
+        scheduler.after_poll(outcomes=count, limit=LIMIT)
+        for _ in range(EXAMINED_TURNS):  # in which nobody sends again
+            scheduler.after_poll(outcomes=0, limit=LIMIT)
+
+
+def test_no_turn_is_taken_for_answers_after_which_nobody_sends_at_once(
+    scheduler: PollScheduler, clock: Clock
+) -> None:
+    answers_after(scheduler, clock, SOON_SECONDS / 2)
+    assert scheduler.returning > RETURNING
+    open_loop(scheduler, clock, SOON_SECONDS / 2)
+    assert scheduler.returning < RETURNING
+    submit(scheduler, 1)
+    scheduler.polled(1)
+    assert scheduler.after_poll(outcomes=0, limit=LIMIT) is WHEN_READY
+    assert not scheduler.should_gather(0)
+
+
+def test_some_answers_are_examined_although_nobody_sent_at_once_before(
+    scheduler: PollScheduler, clock: Clock
+) -> None:
+    open_loop(scheduler, clock, SOON_SECONDS / 2)
+    decisions: list[NextPoll] = []
+    for _ in range(EXAMINED):
+        submit(scheduler, 2)
+        scheduler.polled(0)
+        decisions.append(scheduler.after_poll(outcomes=2, limit=LIMIT))
+    assert decisions.count(NEXT_TURN) == 1
+    assert decisions.count(AFTER_SUBMIT) == EXAMINED - 1
+
+
+def test_a_poll_that_brought_all_it_could_is_followed_by_another(
+    scheduler: PollScheduler, clock: Clock
+) -> None:
+    open_loop(scheduler, clock, SOON_SECONDS * 2)
+    decisions: set[NextPoll] = set()
+    for outcomes in (LIMIT, LIMIT):
+        submit(scheduler, 2 * LIMIT)
+        scheduler.polled(LIMIT)
+        decisions.add(scheduler.after_poll(outcomes=outcomes, limit=LIMIT))
+    assert decisions == {NEXT_TURN}
+
+
+def test_the_event_loop_polls_later_if_records_go_out_often(
+    scheduler: PollScheduler, clock: Clock
+) -> None:
+    open_loop(scheduler, clock, BUSY_SECONDS * 4, count=8)
+    submit(scheduler, 8)
+    scheduler.polled(8)
+    assert scheduler.after_poll(outcomes=0, limit=LIMIT) is LATER
+    assert scheduler.next_poll() is LATER
+    clock.now += QUIET_SECONDS
+    assert scheduler.after_poll(outcomes=0, limit=LIMIT) is WHEN_READY
+
+
+def test_the_poll_thread_waits_if_records_go_out_less_often(
+    scheduler: PollScheduler, clock: Clock
+) -> None:
+    open_loop(scheduler, clock, BUSY_SECONDS * 4)
+    submit(scheduler, 1)
+    assert scheduler.next_poll() is WHEN_READY
+
+
+@pytest.mark.parametrize("pause", [RETURN_SECONDS / 2, RETURN_SECONDS * 2])
+def test_what_the_poll_thread_reports_tells_whether_callers_send_again_at_once(
+    scheduler: PollScheduler, clock: Clock, pause: float
+) -> None:
+    submit(scheduler, 1)
+    for _ in range(50):
+        clock.now += SOON_SECONDS / 2
+        scheduler.reported(1)
+        clock.now += pause
+        submit(scheduler, 1)
+    assert (scheduler.returning > RETURNING) is (pause < RETURN_SECONDS)
+    assert scheduler.next_poll() is (NEXT_TURN if pause < RETURN_SECONDS else WHEN_READY)
+
+
+def test_only_the_first_submission_after_a_report_counts(
+    scheduler: PollScheduler, clock: Clock
+) -> None:
+    submit(scheduler, 1)
+    scheduler.reported(1)
+    submit(scheduler, 1)
+    before = scheduler.returning
+    assert before > 0
+    clock.now += 60.0
+    submit(scheduler, 1)
+    assert scheduler.returning == before
+
+
+def test_a_report_of_records_that_were_not_counted_leaves_none_in_flight(
+    scheduler: PollScheduler,
+) -> None:
+    submit(scheduler, 1)
+    scheduler.reported(2)
+    assert scheduler.after_poll(outcomes=0, limit=LIMIT) is AFTER_SUBMIT
+
+
+def test_callers_may_send_again_after_the_next_turn(scheduler: PollScheduler, clock: Clock) -> None:
+    """Trio runs the callers before or after the pump."""
+    for number in range(100):
+        submit(scheduler, 1)
+        clock.now += SOON_SECONDS / 2
+        scheduler.polled(0)
+        is_examined = scheduler.after_poll(outcomes=1, limit=LIMIT) is NEXT_TURN
+        if is_examined and number % 2:
+            assert scheduler.after_poll(outcomes=0, limit=LIMIT) is NEXT_TURN
+    assert scheduler.returning > RETURNING

@@ -639,7 +639,7 @@ async def test_an_invalid_record_is_not_accepted(
 async def test_others_have_their_turns_beside_calls_that_need_not_wait(
     settings: ProducerSettings, fake: FakeDriver, calls: str
 ) -> None:
-    """After sixteen calls at the latest."""
+    """After a hundred calls at the latest."""
     turns = 0
 
     async def count() -> None:
@@ -654,7 +654,7 @@ async def test_others_have_their_turns_beside_calls_that_need_not_wait(
         tasks.start_soon(count)
         await until(lambda: turns > 0)
         before = turns
-        for _ in range(5 * 16):
+        for _ in range(5 * 100):
             if calls == "enqueue":
                 await producer.enqueue(record())
             else:
@@ -901,7 +901,8 @@ async def test_metadata_that_came_before_are_not_waited_for(
 ) -> None:
     async with open_send_producer(settings, driver=fake) as producer:
         with anyio.fail_after(PATIENCE):
-            await producer._engine.wait_for_metadata(producer._engine.metadata.changes - 1)
+            engine = producer._engine
+            await engine.metadata.wait(engine.metadata.changes - 1, engine.loop)
 
 
 async def test_partitions_that_nobody_tells(settings: ProducerSettings, fake: FakeDriver) -> None:

@@ -102,6 +102,7 @@ class AsyncioLoop:
             return waiter
 
         self.park: Callable[[Waitable], Awaitable[None]] = park
+        self.call_later: Callable[[float, Callable[[], object]], object] | None = loop.call_later
         #: The future that a woken task gets. The task only reads this future's result.
         self._woken = self.new_waiter()
         self._woken.set_result(None)
@@ -131,7 +132,7 @@ class AsyncioLoop:
 
         return release
 
-    def wake(self, waiters: Iterable[Any], /) -> None:
+    def wake(self, waiters: Iterable[Any], /, *, at_once: bool = False) -> None:
         parked: list[_Parked] = []
         for waiter in waiters:
             if type(waiter) is _Parked:
@@ -146,7 +147,9 @@ class AsyncioLoop:
                 self.wake(waiter)
             elif not waiter.done():
                 waiter.set_result(None)
-        if parked:
+        if at_once:
+            self._resume(parked)
+        elif parked:
             self._loop.call_soon(self._resume, parked)
 
     def _resume(self, parked: Iterable[_Parked]) -> None:

@@ -54,6 +54,8 @@ class Loop(Protocol):
     #: Whether a task whose waiter is always woken within one turn of the loop can escape the
     #: cancellation of its scope.
     skips_cancelling_woken_tasks: bool
+    #: Calls a function on the event loop after some seconds; None if the loop has no timers.
+    call_later: Callable[[float, Callable[[], object]], object] | None
 
     def is_current(self) -> bool:
         """Whether this event loop runs the caller."""
@@ -92,11 +94,16 @@ class Loop(Protocol):
         """
         ...
 
-    def wake(self, waiters: Iterable[object], /) -> None:
+    def wake(self, waiters: Iterable[object], /, *, at_once: bool = False) -> None:
         """Wake the tasks that await these waiters. Must be called on the event loop's thread.
 
         A :class:`WaiterList` stands for its elements. A waiter of :meth:`new_waiter` may be woken
         several times.
+
+        Args:
+            waiters: the waiters.
+            at_once: whether tasks that wait by :meth:`park` run now, until they wait again, if the
+                event loop can do that. Only for a callback of the loop that is not within a step.
         """
         ...
 

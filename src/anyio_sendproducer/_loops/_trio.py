@@ -77,6 +77,7 @@ class _TrioLoop:
         self._token = current_trio_token()
         self.now: Callable[[], float] = current_clock().current_time
         self.new_waiter: Callable[[], _Waiter] = _Waiter
+        self.call_later: Callable[[float, Callable[[], object]], object] | None = None
 
     def park(self, waitable: Waitable, /) -> Awaitable[None]:
         waitable.waiter = current_task()
@@ -96,7 +97,7 @@ class _TrioLoop:
         # Not needed: a run of Trio ends after its tasks, or crashes and does not keep them alive.
         return sentinel.do_nothing
 
-    def wake(self, waiters: Iterable[Any], /) -> None:
+    def wake(self, waiters: Iterable[Any], /, *, at_once: bool = False) -> None:  # noqa: ARG002  # Trio can't
         for waiter in waiters:
             if type(waiter) is Task:
                 reschedule(waiter, _WOKEN)

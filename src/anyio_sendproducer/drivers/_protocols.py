@@ -262,7 +262,8 @@ class PolledDriver(DirectDriver, Protocol):
 
     The event loop itself submits to it and polls it, which saves the way to a thread and back. The
     thread that calls :meth:`poll` does the work for each report, so another thread would only
-    compete with the loop for the interpreter. The driver's poll thread only wakes the loop.
+    compete with the loop for the interpreter. While there is little to report, the driver's own
+    thread watches the client instead.
     """
 
     direct: bool
@@ -280,9 +281,13 @@ class PolledDriver(DirectDriver, Protocol):
         ...
 
     def watch(self) -> None:
-        """Call :meth:`Sink.ready` once, when there is an outcome to report.
+        """Have a thread of the driver report the outcomes of the submitted records.
 
-        The event loop calls this method: it must not block.
+        If there are few, that thread calls :meth:`Sink.completed` itself, and goes on until the
+        client has no more records. Otherwise it may call :meth:`Sink.ready`, once, and stop.
+
+        The event loop calls this after it submitted records or polled, unless it will poll soon. It
+        must not block. Another call while the thread watches does nothing.
         """
         ...
 

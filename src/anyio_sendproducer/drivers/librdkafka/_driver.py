@@ -1,8 +1,8 @@
 """A driver on librdkafka, by way of confluent-kafka's ``Producer``.
 
 ``produce`` does not wait, so the event loop calls it. The loop also calls ``poll``, which runs the
-callbacks of deliveries on the thread that calls it. The poll thread waits in ``poll`` only while
-the loop has nothing to do (:mod:`._poll_thread`).
+callbacks of deliveries on the thread that calls it. While there are few of them, the poll thread
+waits in ``poll`` instead (:mod:`._poll_thread`).
 
 The driver owns one object for each job, each in its own module. This module makes these objects,
 opens and closes the client, and passes each call of the protocol to the object whose job it is.
@@ -43,7 +43,7 @@ from ._health import Health
 from ._log_relay import LogRelay, logger
 from ._metadata import TopicMetadata
 from ._outcomes import Outcomes
-from ._poll_thread import PollThread
+from ._poll_thread import WATCH_LIMIT, PollThread
 from ._reports import Reports
 from ._statistics import ClientStatistics
 from ._submitter import Submitter
@@ -254,8 +254,10 @@ class ConfluentDriver:
         with handle.using:
             if not handle.is_usable:
                 return 0
+            self._thread.stop_watching()
             reports.limit = 2 * limit
             reports.poll(0)
+            reports.limit = WATCH_LIMIT
             in_flight = len(handle.client)
         reports.report()
         return in_flight

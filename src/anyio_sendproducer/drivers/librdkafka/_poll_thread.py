@@ -1,9 +1,9 @@
-"""The poll thread, which waits in the client while the event loop has nothing to do.
+"""The poll thread, which waits in the client while the event loop does not poll it.
 
-The event loop polls the client itself, because the thread that polls does the work for each report.
-The poll thread polls only after the loop asked it to watch. Its first callback stops the poll and
-wakes the loop, which runs the other callbacks. If the poll thread went on polling, it would compete
-with the loop for the interpreter.
+The thread that polls the client does the work for each outcome. The poll thread polls only after
+the event loop asked it to watch. It reports a few outcomes by itself, and goes on watching, so that
+a record costs one wake-up of each thread. If there are more, it stops, and wakes the loop, which
+polls: this thread would only compete with the loop for the interpreter.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ from ._health import Health
 from ._reports import Reports
 from ._threads import start_thread
 
-__all__ = ["PollThread"]
+__all__ = ["WATCH_LIMIT", "PollThread"]
 
+#: The length of ``Reports.pending`` at which the thread leaves the rest to the event loop. Each
+#: outcome has two places.
+WATCH_LIMIT: Final = 16
 #: How many requests may prepare a client for its first record. They delay the thread's other work.
 _PREPARING_CALLS: Final = 10
 #: How soon the thread notices that it must flush.
@@ -89,11 +92,18 @@ class PollThread:
         return not self._thread.is_alive()
 
     def watch(self) -> None:
-        """Call the sink's ``ready``, once, when there is something to report."""
+        """Report outcomes, or call the sink's ``ready``, until the event loop polls."""
         if not self._is_watching:
             self._is_watching = True
-            self._reports.limit = 1
+            self._reports.limit = WATCH_LIMIT
             self.bell.set()
+
+    def stop_watching(self) -> None:
+        """Leave the outcomes to the event loop, which polls now.
+
+        If this thread is waiting in the client, it may take a few more. The loop reports them.
+        """
+        self._is_watching = False
 
     def _run(self) -> None:
         self._prepare()
@@ -101,23 +111,33 @@ class PollThread:
         # Nothing ends a wait in the client early. If the thread may have to flush, it waits in
         # short slices.
         slice_ = _FLUSH_SECONDS if self.lingers else waits.SLICE_SECONDS
-        # Only the loop sets _is_watching, and only this thread clears it.
         while not handle.closing.is_set():
             if self._is_transactional and health.is_disconnected and not health.is_broken:
                 self._bootstrap.search()
             if self._is_watching and reports.pending:
-                # A callback ran in a poll below, perhaps before the loop called watch(). The order
-                # matters: after ready(), the loop may call watch() again.
-                self._is_watching = False
-                handle.sink.ready()
+                # Callbacks ran in a poll below, perhaps before the loop called watch().
+                if len(reports.pending) < WATCH_LIMIT:
+                    reports.report()
+                else:  # the order matters: after ready(), the loop may call watch() again
+                    self._is_watching = False
+                    handle.sink.ready()
             elif self.hurries and len(handle.client):
                 reports.poll(slice_, flushes=True)
             elif self._is_watching:
                 reports.poll(slice_)
+                if not reports.pending and not len(handle.client):
+                    self._rest()
             elif not self.bell.wait(_IDLE_SECONDS):
                 reports.poll(0)
             else:
                 self.bell.clear()
+
+    def _rest(self) -> None:
+        """Stop watching, because the client has had no record for a while."""
+        self._is_watching = False
+        if len(self._handle.client):
+            # The loop submitted a record before the line above, and called watch() in vain.
+            self._is_watching = True
 
     def _prepare(self) -> None:
         """Make librdkafka request its producer id.
