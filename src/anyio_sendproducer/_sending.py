@@ -7,7 +7,7 @@ their outcomes. The pump submits the records and settles the outcomes.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import timedelta
 from functools import partial
 from threading import get_ident
@@ -343,12 +343,13 @@ class Sender:
         accepts its record.
 
         Cancellation: the record is withdrawn and never written. One exception: asyncio's own
-        ``task.cancel()`` may come when the record waited for room and was accepted and passed to
-        the client, and the task has not run since. Then the record is abandoned, as by
-        :meth:`send`.
+        ``task.cancel()`` may come when the record was accepted and passed to the client, and the
+        task has not run since. Then the record is abandoned, as by :meth:`send`.
         """
-        if self._must_yield():
-            await self._yield()
+        must_yield = self._must_yield()
+        if must_yield:
+            await self._yield(anyio.lowlevel.checkpoint_if_cancelled)
+        # From here on the records of several tasks are accepted in the order of the calls.
         entry = self._enter(record)
         if entry.state is DeliveryState.WAITING:
             await wait_for_room(self._engine, entry)
@@ -358,6 +359,12 @@ class Sender:
                     raise entry.outcome
                 finally:
                     del entry, record  # as in send()
+        elif must_yield:
+            try:
+                await anyio.lowlevel.cancel_shielded_checkpoint()
+            except BaseException:  # asyncio's own task.cancel(), which ignores a shield
+                self._cancel(entry)
+                raise
         return Delivery._create(self, entry)  # pyright: ignore[reportPrivateUsage]
 
     def enqueue_nowait(self, record: ProducerRecord[Any, Any]) -> Delivery:
@@ -401,14 +408,16 @@ class Sender:
         self._calls_until_yield = _CALLS_BETWEEN_YIELDS
         return True
 
-    async def _yield(self) -> None:
+    async def _yield(
+        self, checkpoint: Callable[[], Awaitable[None]] = anyio.lowlevel.checkpoint
+    ) -> None:
         """Let other tasks run, and raise the cancellation of the calling task, if any.
 
-        If the task is cancelled, the next call yields, too, as in :meth:`_check_cancelled`.
+        If the task is cancelled, the next call does this, too, as in :meth:`_check_cancelled`.
         """
         self._affinity.check()
         try:
-            await anyio.lowlevel.checkpoint()
+            await checkpoint()
         except BaseException:
             self._calls_until_yield = 0
             raise

@@ -27,6 +27,7 @@ from anyio_sendproducer import (
     start_send_producer,
 )
 from anyio_sendproducer.testing import FakeDriver
+from anyio_sendproducer.testing._polled_driver import PolledFakeDriver
 from tests.support.calls import Call, at_gate, quiet, raising, record, refuse, taken, task_group
 from tests.support.waiting import PATIENCE, until
 
@@ -824,28 +825,37 @@ async def test_natively_when_there_is_room(settings: ProducerSettings) -> None:
 
 
 @pytest.mark.parametrize("anyio_backend", ASYNCIO)
+@pytest.mark.parametrize("has_client_it", [False, True])
 async def test_natively_while_enqueue_lets_other_tasks_run(
-    settings: ProducerSettings, fake: FakeDriver
+    settings: ProducerSettings, has_client_it: bool
 ) -> None:
-    """Every hundredth call does that, before its record is accepted."""
+    """Every hundredth call does that, after its record was accepted."""
+    fake: FakeDriver = PolledFakeDriver(threadless=True) if has_client_it else FakeDriver()
 
     async def enqueue_and_cancel(producer: SendProducer) -> None:
-        for _ in range(101):
+        for number in range(101):
             await producer.enqueue(record(b"other"))
+            if has_client_it:
+                await producer.flush()  # the next record is alone, and submitted immediately
+            elif number == 0:
+                await at_gate(fake.on_submit)  # the next records are queued
+        fake.manual = True
         task = asyncio.current_task()
         assert task is not None
         asyncio.get_running_loop().call_soon(task.cancel)
         await producer.enqueue(record(b"last"))
 
     async with open_send_producer(settings, driver=fake) as producer:
+        if not has_client_it:
+            fake.on_submit.shut()
         task = asyncio.ensure_future(enqueue_and_cancel(producer))
         await ended(task)
         assert task.cancelled()
-        await producer.flush()
         figures = producer.statistics()
-        assert (figures.accepted, figures.delivered) == (101, 101)
+        assert (figures.accepted, figures.failed) == (102, 0)
+        assert (figures.withdrawn, figures.abandoned) == ((0, 1) if has_client_it else (1, 0))
         await works_on(producer, fake)
-        assert b"last" not in values(fake)
+        assert values(fake).count(b"last") == figures.abandoned
 
 
 @pytest.mark.parametrize("anyio_backend", ASYNCIO)
