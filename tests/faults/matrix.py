@@ -65,9 +65,9 @@ _GROUPS: Final = ("cluster", "injected", "wire", "process")
 _BEGIN: Final = """\
 # The fault matrix
 
-What became of each record of a load during a fault. Two independent clients read the log
-afterwards, and the test compares what they find with what the producer reported. A test fails if
-a record was lost, doubled, reordered or misreported.
+This page counts the outcomes of the records of a load during a fault. Two independent clients read
+the log afterwards, and the test compares what they find with what the producer reported. A test
+fails if a record was lost, doubled, reordered or misreported.
 
 {totals}
 

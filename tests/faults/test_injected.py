@@ -399,8 +399,9 @@ async def test_an_answer_that_is_lost_and_a_refusal_of_others(
     if driver == "confluent":
         # Now and then, as it comes: so it may as well pass.
         note = (
-            "After a refusal librdkafka numbers anew all that it still has, of all partitions: "
-            "what was written before, with its answer lost, no broker knows as a repetition then."
+            "After a refusal, librdkafka gives new sequence numbers to all records that it still "
+            "has, in all partitions. If a record was written before and its answer was lost, the "
+            "broker does not recognize the repetition."
         )
         request.applymarker(pytest.mark.xfail(reason=note, strict=False))
 

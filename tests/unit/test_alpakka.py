@@ -321,7 +321,7 @@ async def test_no_room(settings: ProducerSettings) -> None:
         assert {call.value.offset for call in calls} == {0, 1}
 
 
-@line("Several records, one fails: one exception, the rest is lost to the caller")
+@line("If one of several records fails, the caller gets one exception and no other results")
 async def test_one_of_several_fails(settings: ProducerSettings, fake: FakeDriver) -> None:
     fake.judge = lambda what: refuse(what) if what.value == b"bad" else None
     async with open_send_producer(settings, driver=fake) as producer:
