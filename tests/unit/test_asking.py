@@ -341,3 +341,42 @@ async def test_who_gathers_for_an_answer_that_has_come_waits_for_nobody(
                 async with task_group() as tasks:
                     for number in range(5):
                         tasks.start_soon(one_or_two, producer, 2 if number < 2 else 1)
+
+
+@pytest.fixture
+def often_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow this machine is, callers count as sending by themselves, at a high rate."""
+    monkeypatch.setattr(_polling, "SOON_SECONDS", 0.0)
+    monkeypatch.setattr(_polling, "BUSY_SECONDS", 60.0)
+    monkeypatch.setattr(_polling, "QUIET_SECONDS", 60.0)
+    monkeypatch.setattr(_polling, "RETURNING", 2.0)
+
+
+@pytest.mark.usefixtures("often_by_themselves")
+async def test_many_independent_callers_are_answered_by_a_timer_of_asyncio(
+    settings: ProducerSettings, anyio_backend_name: str
+) -> None:
+    driver = AskedDriver(manual=True)
+    async with open_send_producer(settings, driver=driver) as producer:
+        first, second = (producer.enqueue_nowait(record()) for _ in range(2))
+        await until(lambda: len(driver.submitted) == 2)
+        driver.acknowledge()
+        assert {(await one.wait()).offset for one in (first, second)} == {0, 1}
+        assert (driver.watched == 0) is (anyio_backend_name == "asyncio")
+
+
+@pytest.mark.usefixtures("often_by_themselves")
+async def test_the_timer_leaves_the_poll_to_a_turn_that_comes(settings: ProducerSettings) -> None:
+    driver = AskedDriver()
+    async with open_send_producer(settings, driver=driver) as producer:
+        await producer.send(record())
+        await quiet()
+        bridge = producer._engine.bridge
+        asked = driver.asked
+        bridge.wake_pump()
+        bridge._poll_now()
+        assert driver.asked == asked
+        await quiet()
+        asked = driver.asked
+        bridge._poll_now()
+        assert driver.asked == asked + 1
