@@ -56,8 +56,8 @@ class Bridge:
 
     Args:
         loop: the event loop.
-        make: makes a driver, a new one for each client generation. It is called on the driver
-            thread, because it may import a whole client library.
+        make: makes a driver, a new one for each attempt to open a client. It is called on the
+            driver thread, because it may import a whole client library.
         monotonic: real time in seconds, as by :func:`time.monotonic`; called from any thread.
         threadless: start no thread, and call the driver on the event loop. Only for a driver that
             never waits, such as the fake one.
@@ -73,8 +73,9 @@ class Bridge:
     ) -> None:
         self._loop = loop
         self.is_threadless: Final = threadless
-        #: Called on the event loop with events that arrive while the receiver waits, or without
-        #: events to poll. Returns whether it handled them. If not, they go to the receiver.
+        #: Called on the event loop: with events that arrived while the receiver waits, or with
+        #: none, to poll the client. Returns whether it handled them. If not, they go to the
+        #: receiver.
         self.take_turn: Callable[[Sequence[Event]], bool] | None = None
         #: How many commands were sent to the thread.
         self._commands_sent = 0
@@ -270,10 +271,10 @@ class Bridge:
         return self._worker.is_direct and self._last_batch == 1
 
     def reports_by_itself(self) -> bool:
-        """Whether the client reports a record that was just submitted without a poll of the pump.
+        """Whether the outcome of a record that was just submitted comes without a turn of the pump.
 
-        A client that reports only when it is polled is watched from now on by the poll thread,
-        unless the answer will come sooner than that thread could wake the event loop.
+        If the client reports only when it is polled, the poll thread watches it from now on, or a
+        timer polls it, unless an answer is near: then the pump polls in its next turn.
         """
         polled = self._worker.polled_driver
         return polled is None or not self._polls_in_next_turn(polled, self._polling.next_poll())
@@ -455,7 +456,7 @@ class Bridge:
         """Take the posted events, and wake the tasks that await posted replies."""
         worker = self._worker
         with worker.posting:
-            # The next item that is posted wakes the event loop again.
+            # The next urgent item that is posted wakes the event loop again.
             worker.is_wake_up_scheduled = False
             items = worker.outbox
             worker.outbox = []

@@ -139,10 +139,13 @@ class Group:
 class Entry:
     """One delivery.
 
-    Only the ledger changes an entry, with these exceptions. The waiting tasks set ``room_waiter``,
-    which is woken when the record is accepted or fails before that, ``waiter``, which is woken when
-    the record has its outcome, and ``group``, which counts the outcomes of a call with several
-    records. The admission sets ``given``, and :class:`UnawaitedFailures` sets ``report_number``.
+    Only the ledger changes an entry, with these exceptions:
+
+    - ``room_waiter`` is set by the task that waits for room. It is woken when the record is
+      accepted, or fails before that.
+    - ``waiter`` is set by the task that waits for the outcome, or for it.
+    - ``group`` is set by a call with several records. It counts their outcomes.
+    - ``given`` is set by the admission, ``report_number`` by :class:`UnawaitedFailures`.
     """
 
     __slots__ = (

@@ -319,7 +319,7 @@ class DriverThread:
                 self.close_driver(0)
                 self.stopping.wait(pause)
                 pause = min(2 * pause, LONGEST_REOPEN_SECONDS)
-            except BaseException as failure:  # noqa: BLE001  # as above
+            except BaseException as failure:  # noqa: BLE001  # as in submit()
                 self.post(DriverCrashed(failure))
                 return
             else:

@@ -309,7 +309,7 @@ class Engine:
         to_wake: list[object] = []
         try:
             with self.step:
-                # The poll thread goes on watching after it has reported outcomes by itself.
+                # If all events are outcomes, the poll thread reported them and goes on watching.
                 polls = not events or any(not isinstance(event, Completed) for event in events)
                 for event in (*events, *(self.bridge.poll() if polls else ())):
                     to_wake += self._apply(event)
@@ -359,7 +359,7 @@ class Engine:
                 if self.observation is not None:
                     self.observation.client_opened(self._generations)
             case Ready():
-                pass  # the client is polled at the end of each turn
+                pass  # each turn polls the client
             case DriverCrashed(error):  # pragma: no branch  # the last kind of event
                 return self._break_ledger(error)
         return ()

@@ -166,11 +166,11 @@ class RecordRejected(DeliveryError):
     """The record was refused: it is invalid or too large, its topic or partition does not exist,
     or the producer may not write there. Its persistence is always ``NOT_PERSISTED``.
 
-    The other records of its batch are delivered if the broker reports which records are at fault,
-    or that the batch is too large; then the batch is divided until the rejected record is alone. If
-    the reason is the same for the whole batch, for example a missing permission, all its records
-    are rejected. With the driver ``"confluent"`` no batch is divided: the other records of the
-    batch fail, too, and are not persisted.
+    The other records of its batch are delivered if the broker reports which records are at fault.
+    If it reports that the batch is too large, the batch is divided until the rejected record is
+    alone. If the reason is the same for the whole batch, for example a missing permission, all its
+    records are rejected. With the driver ``"confluent"`` no batch is divided: the other records of
+    the batch fail, too, and are not persisted.
     """
 
 

@@ -191,8 +191,9 @@ def run_transactional_flow(
                         if flow.is_closed:
                             break
             except Exception as error:  # noqa: BLE001  # receive() raises it
-                # If a transaction failed, commit_each() has closed `to_commit`, and this error only
-                # reports the closed stream. The flow has ended with the transaction's error.
+                # Usually this is the source's error, which commit_each() passes on. If a
+                # transaction failed, the flow has ended with the transaction's error, `to_commit`
+                # is closed, and this error only says so. Nobody reads it.
                 failed.append(error)
 
     async def commit_each() -> None:

@@ -43,15 +43,15 @@ __all__ = ["FlowStream"]
 
 T = TypeVar("T")
 
-#: How many results that are ready are received before other tasks run. If this were less, the queue
-#: would fill up. Then the feeder would take as many envelopes each time as results were received.
+#: How many results that are ready are received before other tasks run. With a smaller number, a
+#: full queue stays full, and the feeder takes only so few envelopes each time.
 _RESULTS_BETWEEN_YIELDS: Final = 100
 # A global is read faster than an attribute of the enum's class; this is read for each record.
 _WAITING: Final = DeliveryState.WAITING
 
 # An envelope, and for each of its records the entry, or the error of a record that was not entered.
-# A Message has one place, and every other envelope a list. A tuple takes less time and memory than
-# an object.
+# A Message that enter_message() entered has one place. Envelopes that enter() entered have a list.
+# A tuple takes less time and memory than an object.
 _Place = Entry | DeliveryError
 _Slot = tuple[Any, _Place | list[_Place]]
 
@@ -295,7 +295,8 @@ class FlowStream(anyio.abc.ObjectReceiveStream[T], Generic[T]):
     def take_delivered(self) -> list[RecordMetadata]:
         """Take the results of Messages that are ready, up to the next yield; only the metadata.
 
-        To be called after :meth:`receive`, which has woken the feeder.
+        To be called after :meth:`receive`: this method does not wake the feeder, but
+        :meth:`receive` does.
         """
         taken: list[RecordMetadata] = []
         slots = self._slots
@@ -358,7 +359,8 @@ class FlowStream(anyio.abc.ObjectReceiveStream[T], Generic[T]):
                 self._receiver = self._watched = None
 
     def _watch_first(self) -> None:
-        """Have the receiver woken when the first envelope has its next outcome."""
+        """Have the receiver woken when the last pending record of the first envelope has its
+        outcome."""
         with self._engine.step:
             entry = _pending(self._slots[0])
             if entry is None:

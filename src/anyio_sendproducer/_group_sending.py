@@ -1,6 +1,7 @@
 """Calls with several records: ``send_many``, and ``send_envelope`` with a MultiMessage.
 
-Such a call enters its records one by one, and waits once for all of their outcomes.
+Such a call enters as many records as there is room for, and waits for room for the next one. It
+waits once for all outcomes.
 """
 
 from __future__ import annotations

@@ -294,7 +294,7 @@ class Ledger:
         They, and later records of the same topics, wait for :meth:`requeue_held`.
 
         Returns:
-            The waiters to wake, because cancelled and failed records free their room.
+            The waiters to wake.
         """
         to_wake: list[object] = []
         for entry in entries:
@@ -462,7 +462,7 @@ class Ledger:
         :meth:`hold`). If it has failed already, nobody has seen that failure: it is unawaited.
 
         Returns:
-            The waiters to wake, because room became free.
+            The waiters to wake.
         """
         to_wake: list[object] = []
         state = entry.state
@@ -665,8 +665,8 @@ class Ledger:
         Args:
             message: the message of their errors.
             reason: the cause of their errors.
-            until: fail only records among the first ``until`` that were :attr:`accepted`, and none
-                that waits for room; None for all.
+            until: fail only records that were accepted when the count :attr:`accepted` was at most
+                this number, and none that waits for room; None for all.
         """
         to_wake: list[object] = []
         unsubmitted = [
@@ -755,8 +755,8 @@ class Ledger:
 
     @property
     def must_hurry(self) -> bool:
-        """Whether the client must not linger: a caller waits for outcomes or for room, or no more
-        records can join a batch."""
+        """Whether the client must not linger: a flush or a full flow waits for outcomes, a caller
+        waits for room or found none, or the producer is not open."""
         return (
             self._records >= self._max_records
             or self._refused_for_room

@@ -75,8 +75,8 @@ def fast_constructor(cls: T) -> T:
     """Make a fast constructor of a frozen dataclass, for events that occur for each record.
 
     The constructor that dataclasses generates sets each field with ``object.__setattr__``, which
-    takes three times as long. This one sets the fields of an instance of a class with the same
-    fields that is not frozen, and then changes its ``__class__``.
+    takes three times as long. This one makes an instance of a *twin* class, which has the same
+    fields and is not frozen, and then changes the ``__class__`` of the instance.
     """
     frozen: Any = cls
     twin = _twin(frozen)
@@ -164,8 +164,8 @@ class Observation:
         #: Makes the numbers of records.
         self.numbers = _records
         self._parts: list[Bulk | Event] = []
-        # The value of ``accepted`` if no list is open. If no observer wants Accepted, it is a deque
-        # that drops what is appended, so that the path of each record needs no branch.
+        # The value of ``accepted`` while no list is open: None. If no observer wants Accepted, it
+        # is a deque that drops what is appended, so that the callers need not ask.
         self._no_list: deque[RecordFacts] | None = (
             None if Accepted in self.wanted else deque(maxlen=0)
         )
@@ -219,7 +219,7 @@ class Observation:
         """Add the events of records that were delivered.
 
         Args:
-            entries: their entries, which do not change any more, except for ``abandoned``.
+            entries: their entries. Of their attributes, only ``abandoned`` can still change.
             abandoned: the entries that were abandoned before.
         """
         now = self.now()
@@ -343,7 +343,8 @@ class Observation:
             send: the function that sends them.
 
         Raises:
-            BaseException: the exception of ``send``. The event has it, too.
+            BaseException: the exception of ``send``. The event has it if it is an Exception.
+            Otherwise the event says that the call was cancelled.
         """
         if BatchEnded not in self.wanted and not self.injectors:
             return await send()
@@ -399,7 +400,10 @@ def _size_of_header(header: tuple[str, bytes]) -> int:
 
 
 class ObservedLedger(Ledger):
-    """A ledger that adds an event for each state change of a delivery.
+    """A ledger that adds events of its deliveries.
+
+    It adds none for a record that the driver gives back. The admission adds the event of a record
+    that is accepted at once.
 
     Args:
         observation: to which the events are added.

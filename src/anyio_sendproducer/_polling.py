@@ -5,8 +5,8 @@ costs processor time. So there are three ways to wait for the next answer:
 
 - Callers send again as soon as they have their answers, and answers come fast, as from a broker in
   the same network: the pump takes turn after turn, and polls in each.
-- Callers send by themselves, often: the event loop polls after a millisecond, and gets several
-  answers at once.
+- Callers send by themselves, often: asyncio polls after a millisecond, and gets several answers at
+  once. (Trio has no such timers.)
 - Otherwise: the driver's poll thread waits for the answer.
 """
 
@@ -19,28 +19,30 @@ from typing import Final
 
 __all__ = ["NextPoll", "PollScheduler"]
 
-#: For this many seconds after a submission or an answer, the pump takes turn after turn and polls
-#: once in each. Then the poll thread waits for the answer.
+#: For this many seconds after an answer, or after a submission when no record was in flight, the
+#: pump takes turn after turn and polls once in each. Then the poll thread waits for the answer.
 POLL_SECONDS: Final = 0.0005
 #: The pump does so only if the last answers took less than this on average, in seconds.
 SOON_SECONDS: Final = 0.0006
-#: The pump does so only if at least this share of the last answers had callers send again at once.
+#: The pump does so only if callers sent again at once after more than this share of the last
+#: answers.
 RETURNING: Final = 0.7
-#: The poll thread reported an answer less than this many seconds ago: its caller sent again at
-#: once.
+#: If a record is submitted less than this many seconds after the poll thread reported an answer,
+#: its caller counts as sending again at once.
 RETURN_SECONDS: Final = 0.0003
-#: If callers do not send again at once, only every such answer is examined: that takes turns.
+#: If callers do not send again at once, only one answer in this many is examined, because that
+#: costs turns of the pump.
 EXAMINED: Final = 4
-#: In so many turns of the pump, callers send again at once. Trio runs the tasks that are ready in
-#: random order, so the pump's next turn may come before the callers'.
+#: Callers that send within this many turns of the pump count as sending again at once. Trio runs
+#: the tasks that are ready in random order, so the pump's next turn may come before the callers'.
 EXAMINED_TURNS: Final = 2
-#: If records are submitted more often than this on average, in seconds, the event loop polls after
-#: ``LATER_SECONDS``.
+#: If fewer seconds than this pass between two submitted records on average, and callers do not send
+#: again at once, asyncio polls after ``LATER_SECONDS``.
 BUSY_SECONDS: Final = 0.00025
 LATER_SECONDS: Final = 0.001
 #: If there was no answer for this many seconds, the poll thread waits for it.
 QUIET_SECONDS: Final = 0.004
-#: The weight of one answer in these averages.
+#: The weight of one answer or submission in these averages.
 WEIGHT: Final = 0.2
 #: A longer answer or gap counts as this many seconds, so that it does not dominate the average.
 LATE_SECONDS: Final = 0.002
@@ -85,12 +87,14 @@ class PollScheduler:
         self.usual_gap: float = LATE_SECONDS
         #: The share of the last answers that had callers send again at once.
         self.returning: float = 0.0
-        # The number of outcomes of the examined answer, and of records and turns since.
+        # The number of outcomes of the answer that is examined; 0 if none is.
         self._examined = 0
+        # The number of records submitted, and of turns of the pump, since that answer.
         self._returned = 0
         self._turns = 0
         self._answers = 0
-        # When the poll thread reported the last answer; infinite if records were submitted since.
+        # When the poll thread reported the last answer; infinite if a submission or a poll with
+        # outcomes came since.
         self._reported_at = math.inf
 
     def submitting(self, count: int) -> None:

@@ -57,8 +57,9 @@ class ProducerRecord(Generic[K, V]):
             None is a tombstone, which deletes the key from a compacted topic.
         key: the key: bytes, or an object that ``key_serializer`` accepts. Records with the same key
             go to the same partition. A record needs a key or a value.
-        partition: the partition's number. With None, the driver chooses one: by the hash of the key
-            (murmur2, as Kafka's Java client), or in turn for records without a key.
+        partition: the partition's number. With None, the driver or the setting ``partitioner``
+            chooses one. The drivers do so by the hash of the key (murmur2, as Kafka's Java client),
+            and spread records without a key over all partitions, several in a row to each.
         timestamp_ms: milliseconds since 1970-01-01 UTC. None stands for the time of sending.
         headers: pairs of a str and bytes, in order. Names may repeat.
     """

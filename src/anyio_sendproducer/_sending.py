@@ -50,12 +50,12 @@ P = TypeVar("P")
 #: several times as much as such a call.
 _CALLS_BETWEEN_YIELDS: Final = 100
 
-#: About every 64th call checks whether its task is cancelled. The number of calls between two
-#: checks is random, with this number of bits, so it is 128 at most. AnyIO does not cancel a task of
-#: asyncio whose future is done; it tries again in the next turn of the loop. If a driver reports
-#: within one turn, AnyIO finds the future done each time, so a task that sends in a loop would
-#: never be cancelled. A check costs a tenth of a call. With a fixed interval, and two tasks that
-#: take turns, the check could always fall to the same task, and the other would never be cancelled.
+#: AnyIO does not cancel a task of asyncio whose future is done; it tries again in the next turn of
+#: the loop. If a driver reports within one turn, AnyIO finds the future done each time, so a task
+#: that sends in a loop would never be cancelled. So some calls check whether their task is
+#: cancelled. A check costs a tenth of a call. The number of calls from one check to the next is 1
+#: plus a random number of this many bits: 1 to 128. With a fixed number, and two tasks that take
+#: turns, the check could always fall to the same task, and the other would never be cancelled.
 _CHECK_INTERVAL_BITS = 7
 _random_bits = random.Random().getrandbits  # noqa: S311  # not for cryptography
 
@@ -337,8 +337,8 @@ class Sender:
             ProducerClosed, ProducerBroken, ProducerMisused, TransactionError, TypeError: as for
                 :meth:`send`.
 
-        If there is room, only every hundredth call lets other tasks run. Before it accepts the
-        record, it also checks for cancellation and for the event loop. Doing that in each call
+        If there is room, only every hundredth call lets other tasks run. That call also checks for
+        cancellation and for the event loop, before it accepts its record. Doing that in each call
         would take most of the call's time. In between, a call in a scope that is already cancelled
         accepts its record.
 
