@@ -1,8 +1,8 @@
 """How a record becomes an entry of the ledger.
 
 An admission checks the record, enters it in the ledger and notifies the pump. This module has four
-classes: one for a producer without observers, one for a producer with observers, one for observers
-that add headers, and one that refuses the records of a transactional producer outside its
+implementations: one for a producer without observers, one for a producer with observers, one for
+observers that add headers, and one that refuses the records of a transactional producer outside its
 transactions. A fifth, in ``_transaction.py``, enters the records of one transaction.
 """
 
@@ -65,7 +65,7 @@ class AdmissionLike(Protocol):
             ProducerClosed, ProducerBroken: the producer does not accept records any more.
             ProducerMisused: the call interrupts the producer's own code.
             TransactionError: the producer has a ``transactional_id``, and this is not a
-                transaction.
+                transaction, or the transaction has ended.
             TypeError: ``record`` is not a ProducerRecord.
         """
         ...

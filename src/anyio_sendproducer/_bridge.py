@@ -1,10 +1,10 @@
 """The event loop's side of the exchange with the driver thread.
 
-The event loop passes a batch of records to the driver thread as one command. The driver thread
-posts events to a list (see ``_driver_thread.py``). One wake-up of the event loop takes all events
-of the list and puts them, as one item, into the stream that the pump reads. So the cost of crossing
-between thread and loop is paid once for each batch. A few events that arrive while the pump waits
-are handled without a turn of the pump.
+The event loop passes a batch of records to the driver thread as one command. The driver thread and
+the threads of the client post events to a list (see ``_driver_thread.py``). One wake-up of the
+event loop takes all events of the list and puts them, as one item, into the stream that the pump
+reads. So the cost of crossing between thread and loop is paid once for each batch. A few events
+that arrive while the pump waits are handled without a turn of the pump.
 
 If the client's calls never block and it reports only when it is polled, the event loop submits and
 polls without the thread (see :class:`~anyio_sendproducer.drivers.PolledDriver`).

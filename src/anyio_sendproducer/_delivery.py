@@ -189,7 +189,7 @@ class Entry:
 
     @property
     def callers_record(self) -> ProducerRecord[Any, Any]:
-        """The record as its caller passed it, without headers of observers."""
+        """The record as it was checked, without headers of observers."""
         given: RecordFacts | None = getattr(self, "given", None)
         return self.record if given is None else given[1]
 
@@ -321,8 +321,9 @@ class Statistics:
     hand_overs: int
     """The number of batches of records that were passed to the client."""
     wake_ups: int
-    """How often a thread of the producer woke the event loop. Each wake-up brings all the outcomes
-    that there are. While the event loop polls the client for outcomes, no wake-up is needed."""
+    """How often the event loop was woken for outcomes, nearly always by a thread. Each wake-up
+    brings all the outcomes that there are. While the event loop polls the client for outcomes, no
+    wake-up is needed."""
     client: Mapping[str, Any]
     """The client's own figures, under its own names; empty if there are none. With the driver
     ``"confluent"``, these are librdkafka's statistics, updated every ``statistics.interval.ms``.

@@ -1,7 +1,7 @@
 """The thread that calls a producer's driver, and the sink that the driver reports to.
 
-The driver thread shares a queue and a list of events with the event loop, whose side is in
-``_bridge.py``.
+The driver thread shares a queue with the event loop, whose side is in ``_bridge.py``. It shares a
+list of events with the event loop and with the threads of the client.
 """
 
 from __future__ import annotations
@@ -151,7 +151,8 @@ class DriverThread:
         self.is_wake_up_scheduled = False
         #: Whether the event loop has a next batch for the driver. If so, BatchSubmitted is urgent.
         self.has_next_batch = False
-        # Guards `outbox`, `is_wake_up_scheduled` and `has_next_batch`. Without it: thread A looks
+        # Guards `outbox`, `is_wake_up_scheduled` and `has_next_batch`. (The event loop sets the
+        # last two without it in two places, with one assignment each.) Without it: thread A looks
         # the outbox up; the loop replaces the outbox, and takes the events of the old one; A
         # appends to the old one, and its event is lost. The lock is reentrant because a finalizer
         # may interrupt a post with another post.
@@ -257,7 +258,7 @@ class DriverThread:
         """Submit a batch, and post what the driver returns."""
         try:
             submitted = self.opened().submit(batch)
-        except BaseException as error:  # noqa: BLE001  # the event loop ends the producer
+        except BaseException as error:  # noqa: BLE001  # the event loop breaks the producer
             self.post(DriverCrashed(error))
         else:
             # If the event needs no action, it may arrive with the next completion. But a client

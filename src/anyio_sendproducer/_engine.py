@@ -112,7 +112,7 @@ class Engine:
         self.client = _READY
         self.pump = _IDLE
         self.affinity = Affinity(loop, bridge.step)
-        #: Aborts the open transaction, if any, before the closing producer waits for its records.
+        #: Aborts the open transaction, or waits for its end, before a closing producer waits.
         self.before_drain: Callable[[], Awaitable[object]] | None = None
         self.closing = Closing()
         # The context variables of the task that opened the producer.

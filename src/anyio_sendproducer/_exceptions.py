@@ -1,4 +1,4 @@
-"""The exceptions of the package, all in one tree.
+"""The errors of the package, all in one tree.
 
 ::
 
@@ -118,7 +118,8 @@ class ProducerBroken(SendProducerError, anyio.BrokenResourceError):
 
 class ProducerMisused(SendProducerError, RuntimeError):
     """The producer was used on another event loop, or in another thread or a forked process; or its
-    block was left by a different task than the one that entered it."""
+    block was left by a different task than the one that entered it; or a finalizer or a signal
+    handler called it while it interrupted the producer's own code."""
 
 
 class DeliveryError(SendProducerError):

@@ -1,7 +1,8 @@
 """The state machine of the producer and of each delivery: synchronous, and without I/O.
 
 The ledger has no event loop, no clock and no thread. Time is an argument. Methods return the
-waiters to wake. Every decision about an outcome is made in this module, so that tests need no I/O.
+waiters to wake. Every decision about the outcome of a record that was entered is made in this
+module, so that tests need no I/O.
 
 A delivery that is WAITING for room or QUEUED can be withdrawn. Once it is SUBMITTED, the driver has
 it, until the driver reports it or gives it back, or the client is closed. Its deadline may give it
@@ -186,7 +187,8 @@ class Ledger:
         """Enter records of one group, each with its size, up to the first that has no room.
 
         Returns:
-            The entries; none if other records wait for room.
+            The entries; none if other records wait for room, there is no room for the first, or the
+            producer is not open.
         """
         entries: list[Entry] = []
         if self.state is not _OPEN or self._waiting:

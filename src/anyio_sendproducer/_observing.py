@@ -1,8 +1,9 @@
 """Makes the events for a producer's observers, and passes them on.
 
-Only a producer with observers uses this module. Its ledger is an :class:`ObservedLedger`, and an
-:class:`~anyio_sendproducer._admission.ObservedAdmission` enters its records. Both add events to an
-:class:`Observation`, which passes them to the observers at the end of each turn of the pump.
+Only a producer with observers uses this module, except :func:`check_observers`. Its ledger is an
+:class:`ObservedLedger`, and an :class:`~anyio_sendproducer._admission.ObservedAdmission` enters its
+records. Both add events to an :class:`Observation`, which passes them to the observers at the end
+of each turn of the pump.
 
 Events that occur for each record are not made one by one. The observation gathers the facts of many
 records, and an :class:`EventBatch` makes the events when an observer reads them. Kinds of events

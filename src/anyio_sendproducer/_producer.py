@@ -203,9 +203,9 @@ class SendProducer(Sender, NoPublicConstructor):
 
         If the producer has a ``transactional_id``, the flow begins a transaction with the first
         envelope, and commits it after ``eos_commit_interval``, or as soon as ``max_in_flight``
-        envelopes wait for it. Results can be received when their transaction is committed. If a
-        transaction is not committed, its error is raised in place of its results, and the flow
-        ends.
+        envelopes wait for it or have not been received, or the source ends. Results can be received
+        when their transaction is committed. If a transaction is not committed, its error is raised
+        in place of its results, and the flow ends.
 
         Args:
             source: an async iterable of :class:`Message`, :class:`MultiMessage` and
@@ -385,7 +385,7 @@ class SendProducer(Sender, NoPublicConstructor):
         This takes ``close_timeout`` at most; if the client library hangs, about 5 s more. Records
         still pending then fail with a DeliveryError; its ``persistence`` depends on whether the
         client had the record. Closing a closed producer only reports failures that nobody awaited.
-        :func:`open_send_producer` calls this at the end of its block.
+        :func:`open_send_producer` calls this at the end of its block, unless the block raised.
 
         Raises:
             UndeliveredRecords: deliveries failed that nobody awaited.

@@ -332,8 +332,9 @@ class Sender:
             DeliveryTimeout: there was no room within ``delivery_timeout``.
             DeliveryError: the producer was closed or broke, or the transaction was aborted, while
                 the call waited for room.
-            RecordRejected: the record is invalid. An error that only a broker or a serializer can
-                find is raised by :meth:`Delivery.wait`.
+            RecordRejected: the record is invalid. An error that only the client, a broker or a
+                serializer can find is raised by :meth:`Delivery.wait`; by this call only if it
+                waited for room, and the record failed before the task ran again.
             ProducerClosed, ProducerBroken, ProducerMisused, TransactionError, TypeError: as for
                 :meth:`send`.
 
