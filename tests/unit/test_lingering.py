@@ -93,7 +93,9 @@ async def test_a_full_buffer_is_sent_at_once_and_more_records_linger(
 ) -> None:
     settings = settings.evolve(max_in_flight=5)
     async with open_send_producer(settings, driver=lingering) as producer:
-        deliveries = [await producer.enqueue(record()) for _ in range(6)]
+        # Together: if the client had the first one sooner, the last would be in a batch of others.
+        deliveries = [producer.enqueue_nowait(record()) for _ in range(5)]
+        deliveries.append(await producer.enqueue(record()))
         await until(lambda: lingering.told == [True, False] and len(lingering.submitted) == 6)
         assert deliveries[0].done
         assert not deliveries[5].done
