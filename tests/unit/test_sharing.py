@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from anyio_sendproducer._bridge import Bridge
-from anyio_sendproducer._driver_events import BatchSubmitted, Event, MetadataChanged
+from anyio_sendproducer._driver_events import BatchSubmitted, ClientOpened, Event, MetadataChanged
 from anyio_sendproducer._driver_thread import DriverThread
 from anyio_sendproducer._loops import current_loop
 from anyio_sendproducer.drivers import Submitted
@@ -203,3 +203,27 @@ async def test_no_client_is_opened_once_the_end_has_begun(ends: str) -> None:
         await made.stop(0)
     assert [driver.opened for driver in drivers] == [1, 0]
     assert [len(driver.closed) > 0 for driver in drivers] == [True, True]
+
+
+class AddressesLater(threading.Event):
+    """Set after some waits."""
+
+    def __init__(self, waits: int) -> None:
+        super().__init__()
+        self.waits = waits
+
+    def wait(self, timeout: float | None = None) -> bool:
+        assert timeout is not None
+        self.waits -= 1
+        return self.waits < 0
+
+
+def test_the_first_client_waits_until_the_addresses_are_known() -> None:
+    driver = FakeDriver()
+    addresses = AddressesLater(3)
+    no_loop: Any = None
+    thread = DriverThread(no_loop, lambda: driver, time.monotonic, lambda: None)
+    thread.open_first(1, addresses)
+    assert addresses.waits == -1
+    assert driver.opened == 1
+    assert thread.outbox == [ClientOpened(1)]
