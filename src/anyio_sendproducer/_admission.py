@@ -8,7 +8,7 @@ transactions. A fifth, in ``_transaction.py``, enters the records of one transac
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -141,12 +141,17 @@ class Admission:
     ) -> list[Entry]:
         """See :meth:`AdmissionLike.enter_many`."""
         with self._step:
-            entries = self._ledger.enter_many(self._checked(records), self._now(), group)
+            now = self._now()
+            entries = self._ledger.enter_many(self._checked(records), now, group)
+            self._note_entered(entries, now)
             if deadline is not None:
                 self._limit(entries, deadline)
             if entries:
                 self._engine.notify()
         return entries
+
+    def _note_entered(self, entries: Sequence[Entry], now: float) -> None:
+        """Note that several records were entered at this time."""
 
     def _limit(self, entries: Iterable[Entry], deadline: CallDeadline) -> None:
         self._ledger.limit(entries, deadline)
@@ -219,24 +224,10 @@ class ObservedAdmission(Admission):
             step.depth = 0
         return entry
 
-    def enter_many(
-        self,
-        records: Iterable[ProducerRecord[Any, Any]],
-        group: Group,
-        deadline: CallDeadline | None = None,
-    ) -> list[Entry]:
-        """See :meth:`AdmissionLike.enter_many`."""
-        with self._step:
-            now = self._now()
-            entries = self._ledger.enter_many(self._checked(records), now, group)
-            for entry in entries:
-                entry.given = (next(self._numbers), entry.record, now, entry.size)
-            self._observation.add_accepted(entries, now)
-            if deadline is not None:
-                self._limit(entries, deadline)
-            if entries:
-                self._engine.notify()
-        return entries
+    def _note_entered(self, entries: Sequence[Entry], now: float) -> None:
+        for entry in entries:
+            entry.given = (next(self._numbers), entry.record, now, entry.size)
+        self._observation.add_accepted(entries, now)
 
     def _check(self, record: ProducerRecord[Any, Any]) -> tuple[ProducerRecord[Any, Any], int]:
         """Check a record. Returns: the record and its size."""
