@@ -121,7 +121,7 @@ class Engine:
         self._generations = 1
         # The number of records that had been accepted when the last client was given up.
         self._accepted_before_replacement = 0
-        self.metadata = MetadataWaits()
+        self.metadata = MetadataWaits(loop, self._schedule_retry)
         if observation is None:  # with observers, every event needs a turn of the pump
             bridge.take_turn = self._take_turn
 
@@ -371,7 +371,7 @@ class Engine:
             to_wake += self.ledger.resize(submitted.sizes)
         if submitted.held:
             to_wake += self.ledger.hold(submitted.held)
-            self.schedule_retry()
+            self._schedule_retry()
             # Race: the driver thread finds no metadata and gives the record back. The metadata
             # arrive, and the event loop gets MetadataChanged first, when no record is held. Without
             # this check the record would wait for the next retry.
@@ -398,7 +398,7 @@ class Engine:
         waiters, self.metadata.waiters = self.metadata.waiters, set()
         return waiters
 
-    def schedule_retry(self) -> None:
+    def _schedule_retry(self) -> None:
         """Submit held records again after a while, even if the driver reports no new metadata."""
         if not self.metadata.is_retry_scheduled and self.client is not _STOPPING:
             self.metadata.is_retry_scheduled = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from typing import Any
 
 from ._loops import Loop
@@ -35,9 +36,16 @@ class PumpState(enum.Enum):
 
 
 class MetadataWaits:
-    """The waits for metadata of topics, and a count of the changes that the driver has reported."""
+    """The waits for metadata of topics, and a count of the changes that the driver has reported.
 
-    def __init__(self) -> None:
+    Args:
+        loop: the event loop that runs the callers.
+        schedule_retry: has the topics requested again after a while.
+    """
+
+    def __init__(self, loop: Loop, schedule_retry: Callable[[], None]) -> None:
+        self._loop = loop
+        self._schedule_retry = schedule_retry
         #: How often the driver has reported a change.
         self.changes = 0
         #: The value of ``changes`` when the last batch was submitted.
@@ -46,17 +54,17 @@ class MetadataWaits:
         self.waiters: set[Any] = set()
         self.is_retry_scheduled = False
 
-    async def wait(self, known: int, loop: Loop) -> None:
+    async def wait(self, known: int) -> None:
         """Wait until the driver may know more topics.
 
         Args:
             known: the value of ``changes`` before the caller last asked the driver.
-            loop: the event loop that runs the caller.
         """
         if self.changes != known:
             return
-        waiter = loop.new_waiter()
+        waiter = self._loop.new_waiter()
         self.waiters.add(waiter)
+        self._schedule_retry()
         try:
             await waiter
         finally:

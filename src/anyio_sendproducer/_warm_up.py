@@ -39,8 +39,7 @@ async def find_partitions(engine: Engine, topic: str, limit: tuple[float, str]) 
             if found is not None:
                 return found
             engine.check_usable()
-            engine.schedule_retry()
-            await engine.metadata.wait(known, engine.loop)
+            await engine.metadata.wait(known)
     raise _too_late(engine, f"no broker reported the partitions of topic {topic!r}", limit)
 
 

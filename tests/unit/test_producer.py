@@ -901,8 +901,9 @@ async def test_metadata_that_came_before_are_not_waited_for(
 ) -> None:
     async with open_send_producer(settings, driver=fake) as producer:
         with anyio.fail_after(PATIENCE):
-            engine = producer._engine
-            await engine.metadata.wait(engine.metadata.changes - 1, engine.loop)
+            metadata = producer._engine.metadata
+            await metadata.wait(metadata.changes - 1)
+            assert not metadata.is_retry_scheduled
 
 
 async def test_partitions_that_nobody_tells(settings: ProducerSettings, fake: FakeDriver) -> None:
