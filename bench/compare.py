@@ -1,4 +1,4 @@
-"""Some contenders in turn, on the same sink, for several rounds: a table of what came of it.
+"""Some contenders in turn, on the same sink, for several rounds, and a table of the results.
 
     nox -s bench -- --only 'ours.*tasks-1000' [--rounds 5] [--sink kafka] [--size 100] ...
 

@@ -61,7 +61,7 @@ def _each(
     )
 
 
-#: What takes part where the circumstances differ.
+#: The contenders of the sections with other sizes and sinks.
 _SOME = (
     *_each((BARE, BARE_CONFLUENT), ("forget",)),
     *_each(BOTH, ("tasks-1000",), LOOPS),

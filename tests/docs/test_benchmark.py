@@ -112,7 +112,7 @@ def test_percentiles(scripts: Any) -> None:
     assert set(spread([0.002]).values()) == {2}
 
 
-# --- who takes part ------------------------------------------------------------------------------
+# --- contenders ----------------------------------------------------------------------------------
 
 
 def test_the_observed_are_beside_the_same_without_an_observer(scripts: Any) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from anyio_sendproducer import (
     DeliveryError,
+    Message,
     Persistence,
     ProducerRecord,
     ProducerSettings,
@@ -32,6 +33,7 @@ __all__ = [
     "end_error",
     "fail",
     "generation",
+    "messages",
     "never",
     "outcome_of",
     "quiet",
@@ -72,6 +74,11 @@ def record(
 ) -> AnyRecord:
     """A record, to partition 0 unless told otherwise, so that there is one order."""
     return ProducerRecord(topic, value, key, partition=partition)
+
+
+def messages(count: int) -> list[Any]:
+    """Messages whose value and pass-through are their number."""
+    return [Message(record(b"%d" % number), number) for number in range(count)]
 
 
 def refuse(what: ProducerRecord[Any, Any]) -> DeliveryError:

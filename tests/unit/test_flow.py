@@ -45,6 +45,7 @@ from tests.support.calls import (
     Call,
     at_gate,
     fail,
+    messages,
     quiet,
     raising,
     record,
@@ -72,10 +73,6 @@ class Source(AsyncIterable[Any]):
             yield envelope
         if self.error is not None:
             raise self.error
-
-
-def messages(count: int) -> list[Any]:
-    return [Message(record(b"%d" % number), number) for number in range(count)]
 
 
 async def collect(producer: SendProducer, source: Any, **options: Any) -> list[Any]:

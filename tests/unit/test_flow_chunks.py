@@ -1,4 +1,4 @@
-"""Streams work in chunks: bursts of the source, batches of outcomes, and who waits for them."""
+"""Streams work in chunks: bursts of the source, batches of outcomes, and the tasks that wait."""
 
 # ruff: noqa: SIM117  # a flow stands within its producer
 
@@ -32,6 +32,7 @@ from tests.support.calls import (
     Call,
     Suspensions,
     at_gate,
+    messages,
     quiet,
     raising,
     record,
@@ -40,10 +41,6 @@ from tests.support.calls import (
     task_group,
 )
 from tests.support.waiting import until
-
-
-def messages(count: int) -> list[Any]:
-    return [Message(record(b"%d" % number), number) for number in range(count)]
 
 
 class Bursts:

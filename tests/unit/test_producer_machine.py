@@ -583,16 +583,16 @@ def test_events_that_an_observer_reads_later_are_the_same(
     check_story(late, world.producer.statistics())
 
 
-event_types = st.frozensets(st.sampled_from(get_args(Event)))
-
-
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
-@given(
+declared = given(
     course=st.lists(steps, max_size=40),
     ending=endings,
     kind=st.sampled_from([*DRIVERS]),
-    wanted=event_types,
+    wanted=st.frozensets(st.sampled_from(get_args(Event))),
 )
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@declared
 def test_an_observer_gets_the_events_that_it_declares(
     backend: str, course: list[Step], ending: str, kind: str, wanted: frozenset[Any]
 ) -> None:
@@ -603,12 +603,7 @@ def test_an_observer_gets_the_events_that_it_declares(
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-@given(
-    course=st.lists(steps, max_size=40),
-    ending=endings,
-    kind=st.sampled_from([*DRIVERS]),
-    wanted=event_types,
-)
+@declared
 def test_events_that_no_observer_wants_change_nothing_for_the_others(
     backend: str, course: list[Step], ending: str, kind: str, wanted: frozenset[Any]
 ) -> None:

@@ -136,7 +136,7 @@ class PollThread:
         """Stop watching, because the client has had no record for a while."""
         self._is_watching = False
         if len(self._handle.client):
-            # The loop submitted a record before the line above, and called watch() in vain.
+            # The loop submitted a record before the line above, and its watch() did nothing.
             self._is_watching = True
 
     def _prepare(self) -> None:
