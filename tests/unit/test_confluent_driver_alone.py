@@ -1019,6 +1019,22 @@ def test_metadata_of_a_topic_that_make_no_sense(
     assert caught.value.args[0].code() == KafkaError._BAD_MSG
 
 
+# --- a topic that cannot be looked up ------------------------------------------------------------
+
+
+def test_an_earlier_failure_to_connect_says_more_than_a_look_up_without_an_answer(
+    driver: ConfluentDriver, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def list_topics(*_: Any) -> None:
+        no_answer()
+
+    monkeypatch.setattr(client, "list_topics", list_topics)
+    assert driver.partitions_for("t") is None
+    earlier = driver._health.failure = SendProducerError("the login was refused")
+    assert driver.partitions_for("t") is None
+    assert driver.last_error() is earlier
+
+
 # --- a system without threads --------------------------------------------------------------------
 
 
