@@ -11,7 +11,7 @@ from tests.support.paths import ROOT
 #: How paragraphs begin that claim nothing: they introduce what follows, or say what cannot be had.
 CLAIMS_NOTHING: Final = (
     "A broker gets the records",
-    'With `driver="confluent"`, librdkafka reads what a broker says',
+    'With `driver="confluent"`, librdkafka reads the answers of a broker',
     "A resolver decides where the client connects",
     "Errors and logs show the `repr()` of a resolver",
     "Keys, values, headers and topics may come from users",
