@@ -1,7 +1,7 @@
 """The benchmark's pages, its charts and the README's table, made of ``bench/results.json``.
 
 The prose is in ``bench/templates``. It has no measured figures, but names of figures with a dollar
-sign, so that pages never say anything else than the results.
+sign, so that the pages always agree with the results.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ CLIENTS = {
     pekko.CLIENT: "Pekko SendProducer (JVM)",
     "nothing": "no client",
 }
-#: Who runs on one loop only, or on none, needs no loop in its name.
+#: The names of loops. A client that runs on one loop only, or on none, is named without a loop.
 _LOOPS = {"asyncio": "asyncio", "trio": "Trio", "uvloop": "uvloop"}
 _OBSERVERS = dict(
     zip(OBSERVED, ("observer that does nothing", "metrics", "traces and metrics"), strict=True)
@@ -92,7 +92,7 @@ _WORKLOADS = {
 
 
 def client_name(client: str) -> str:
-    """A client as readers know it."""
+    """The name of a client that readers know."""
     own, _, how = client.partition(", observed")
     return CLIENTS[own] + (f", {_OBSERVERS[', observed' + how]}" if own != client else "")
 
@@ -121,7 +121,7 @@ class Results:
         return found[0] if found else None
 
     def compared(self, section: str, key: str) -> list[float] | None:
-        """The ratio or the difference that an aim speaks of: its median, least and most."""
+        """The ratio or the difference that an aim bounds: its median, least and most."""
         found: list[float] | None = (
             self.content["sections"].get(section, {}).get("compared", {}).get(key)
         )
@@ -167,7 +167,7 @@ def rates(results: Results) -> str:
         rate = results.value("clients", Contender(client, "forget"), "rate")
         marks += [Mark(f"{CLIENTS[client]}, nothing awaited", rate)] if rate else []
     return bars(
-        "What 1,000 tasks send that await each record",
+        "Rates of 1,000 tasks that await each record",
         "records per second",
         _values(results, "clients", "rate", _asyncio_then_trio("tasks-1000") + others),
         marks,
@@ -195,7 +195,7 @@ def open_loop(results: Results) -> str:
 
 
 def latency(results: Results) -> str:
-    """How long one record takes after the other."""
+    """How long a single record takes."""
     others = _peers("tasks-1", AIOKAFKA_IDEMPOTENT, BARE, BARE_CONFLUENT, pekko.CLIENT, AIO)
     values = _values(
         results, "clients", "latency_median_ms", _asyncio_then_trio("tasks-1") + others
@@ -274,7 +274,7 @@ def memory(results: Results) -> str:
     )
 
 
-#: The README's rows: the words for it, and who it is.
+#: The README's rows: the title, and the contender.
 README_ROWS: Sequence[tuple[str, Contender]] = (
     ("librdkafka driver, asyncio", Contender(OURS_CONFLUENT, "tasks-1000", "asyncio")),
     ("kafka-python driver, asyncio", Contender(OURS, "tasks-1000", "asyncio")),

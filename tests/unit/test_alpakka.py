@@ -285,7 +285,7 @@ async def test_a_thread_of_its_own(settings: ProducerSettings) -> None:
 # --- behaviour -----------------------------------------------------------------------------------
 
 
-@line("`send` gives a future that runs whether or not anybody looks at it")
+@line("`send` returns a future, and the record is sent even if nobody awaits the future")
 async def test_what_is_not_awaited_is_not_sent(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
@@ -404,7 +404,7 @@ async def test_broken_for_good_or_not(settings: ProducerSettings, fake: FakeDriv
             await producer.send(record())
 
 
-@line("Telemetry is the Java client's interceptors, named in `properties`")
+@line("Telemetry needs interceptors of the Java client, named in `properties`")
 async def test_observers_beside_the_settings(settings: ProducerSettings, fake: FakeDriver) -> None:
     class Told:
         def __init__(self) -> None:
