@@ -58,7 +58,7 @@ def settings(**properties: Any) -> ProducerSettings:
 
 
 SETTINGS: Final = [
-    (guide, *row) for guide in ("kafka-python", "aiokafka") for row in table(guide, "Settings")
+    (guide, *row) for guide in ("kafka-python", "aiokafka") for row in table(guide, "Translate the settings")
 ]
 
 
@@ -90,7 +90,7 @@ def test_the_default_here_is_what_the_guide_says(
 
 
 @pytest.mark.parametrize(
-    ("theirs", "here"), [(row[0], row[2]) for row in table("kafka-python", "Settings")]
+    ("theirs", "here"), [(row[0], row[2]) for row in table("kafka-python", "Translate the settings")]
 )
 def test_a_property_of_kafka_python_is_taken_or_refused_as_the_guide_says(
     theirs: str, here: str
@@ -124,7 +124,7 @@ VALUES: Final[Mapping[str, Any]] = {
 
 
 @pytest.mark.parametrize(
-    ("theirs", "here"), [row[:2] for row in table("confluent-kafka", "Settings")]
+    ("theirs", "here"), [row[:2] for row in table("confluent-kafka", "Translate the settings")]
 )
 def test_a_property_of_librdkafka_is_taken_or_refused_as_the_guide_says(
     theirs: str, here: str
@@ -157,7 +157,7 @@ def test_a_property_of_librdkafka_is_taken_or_refused_as_the_guide_says(
 def test_each_error_of_theirs_exists(guide: str, module: Any) -> None:
     names = {
         name
-        for row in table(guide, "Errors")
+        for row in table(guide, "Translate the errors")
         for name in re.findall(r"`(\w*(?:Error|Exception|Closed|Fenced))`", row[0])
     }
     assert len(names) >= 2
@@ -319,8 +319,8 @@ def test_keys_stay_where_confluent_kafka_put_them_only_with_the_old_partitioner(
 )
 def test_each_call_of_theirs_exists(guide: str, theirs: Any) -> None:
     heading = {
-        "kafka-python": "Flush, metrics and partitioners",
-        "aiokafka": "Calls and fields",
+        "kafka-python": "Flush, read metrics, and choose partitions",
+        "aiokafka": "Translate calls and fields",
         "confluent-kafka": "Look at the queue, the topics and the latency",
     }[guide]
     found = [

@@ -306,7 +306,7 @@ def produce(
     send the records in that file again, use --format failed.
 
     Ctrl-C ends the reading, and so do SIGTERM and SIGHUP. What was read by then is delivered within
-    --close-timeout, or goes to the failed file. A second Ctrl-C ends that at once.
+    --close-timeout, or goes to the failed file. A second Ctrl-C shortens this to 5 s at most.
     """
     connection = connection_of(**cluster)
     fields = Fields(value_field, key_field, partition_field, timestamp_field, header_fields)
