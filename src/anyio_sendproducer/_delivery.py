@@ -257,7 +257,7 @@ class Delivery(NoPublicConstructor):
             DeliveryError: the record was not delivered; see its ``persistence``.
             ProducerMisused: called on another event loop, or in another thread or process.
 
-        If the outcome is there, only every hundredth call lets other tasks run and checks for
+        If the record has its outcome, only every hundredth call lets other tasks run and checks for
         cancellation.
 
         Cancellation ends only this call. The record is still sent, and a later call returns its
@@ -301,7 +301,7 @@ class Statistics:
     """The bytes of the keys, values and headers of the records in flight."""
     accepted: int
     """Records accepted so far. Each is in flight, or counted as delivered, failed or withdrawn. A
-    record that failed at its deadline may be counted as failed and still take up room."""
+    record that failed at its deadline may be counted as failed while it still takes up room."""
     delivered: int
     """Records that a broker acknowledged."""
     failed: int
@@ -312,7 +312,7 @@ class Statistics:
     abandoned: int
     """Records whose caller was cancelled when the client had them, or had just reported them. They
     are also counted as in flight, delivered or failed. A record that the client gives back, because
-    the metadata of its topic is missing, is counted as withdrawn instead."""
+    the metadata of its topic are missing, is counted as withdrawn instead."""
     is_connected: bool
     """Whether an open client reaches a broker, as far as the client knows. An idle client learns of
     a lost connection when it next uses it."""
@@ -322,7 +322,7 @@ class Statistics:
     """The number of batches of records that were passed to the client."""
     wake_ups: int
     """How often the event loop was woken for outcomes, nearly always by a thread. Each wake-up
-    brings all the outcomes that there are. While the event loop polls the client for outcomes, no
+    brings all outcomes that have arrived. While the event loop polls the client for outcomes, no
     wake-up is needed."""
     client: Mapping[str, Any]
     """The client's own figures, under its own names; empty if there are none. With the driver

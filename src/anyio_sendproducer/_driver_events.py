@@ -51,7 +51,7 @@ class BatchSubmitted:
 
 @dataclass(frozen=True, slots=True)
 class MetadataChanged:
-    """The driver may now know topics whose metadata was missing."""
+    """The driver may now know topics whose metadata were missing."""
 
 
 @dataclass(frozen=True, slots=True)

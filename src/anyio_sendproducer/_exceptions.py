@@ -71,8 +71,8 @@ class Persistence(enum.Enum):
     """The record is not in the log and never will be. Sending it again is safe."""
 
     POSSIBLY_PERSISTED = "possibly persisted"
-    """The client had the record, and its outcome is unknown: it may be in the log now or later.
-    Sending it again may write it twice."""
+    """The client had the record, and the outcome is unknown: the record may be in the log, now or
+    later. Sending it again may write it twice."""
 
     PERSISTED = "persisted"
     """A broker acknowledged the record."""
@@ -92,7 +92,7 @@ class SendProducerError(Exception):
 
 
 class SettingsError(SendProducerError, ValueError):
-    """A setting is wrong, unknown, missing or contradicts another. The message names it."""
+    """A setting is wrong, unknown or missing, or contradicts another. The message names it."""
 
 
 class SettingsWarning(UserWarning):
@@ -105,7 +105,7 @@ class DiscoveryError(SendProducerError):
 
 class ProducerStartError(SendProducerError):
     """The producer could not start: no broker answered within ``start_timeout``, or the client
-    could not be made. The message has the addresses; ``__cause__`` is the client's error."""
+    could not be made. The message contains the addresses; ``__cause__`` is the client's error."""
 
 
 class ProducerClosed(SendProducerError, anyio.ClosedResourceError):
@@ -117,9 +117,9 @@ class ProducerBroken(SendProducerError, anyio.BrokenResourceError):
 
 
 class ProducerMisused(SendProducerError, RuntimeError):
-    """The producer was used on another event loop, or in another thread or a forked process; or its
-    block was left by a different task than the one that entered it; or a finalizer or a signal
-    handler called it while it interrupted the producer's own code."""
+    """The producer was used on another event loop, or in another thread or a forked process. Or its
+    block was left in a different task than the one that entered it. Or a finalizer or a signal
+    handler called the producer while it interrupted the producer's own code."""
 
 
 class DeliveryError(SendProducerError):
@@ -158,8 +158,8 @@ class DeliveryTimeout(DeliveryError):
     """The record had no outcome within ``delivery_timeout``, or within the ``timeout`` of its call.
 
     ``persistence`` is ``NOT_PERSISTED`` if the client never had the record, otherwise
-    ``POSSIBLY_PERSISTED``: the client may still write it after this error. If the client could not
-    connect to a broker, the message says to which one and why, and ``__cause__`` is that error.
+    ``POSSIBLY_PERSISTED``: the record may still be written after this error. If the client could
+    not connect to a broker, the message says to which one and why, and ``__cause__`` is that error.
     """
 
 
@@ -168,10 +168,10 @@ class RecordRejected(DeliveryError):
     or the producer may not write there. Its persistence is always ``NOT_PERSISTED``.
 
     The other records of its batch are delivered if the broker reports which records are at fault.
-    If it reports that the batch is too large, the batch is divided until the rejected record is
-    alone. If the reason is the same for the whole batch, for example a missing permission, all its
-    records are rejected. With the driver ``"confluent"`` no batch is divided: the other records of
-    the batch fail, too, and are not persisted.
+    If the broker reports only that the batch is too large, the batch is divided until the rejected
+    record is alone. If the reason is the same for the whole batch, for example a missing
+    permission, all its records are rejected. With the driver ``"confluent"`` no batch is divided:
+    the other records of the batch fail, too, and are not persisted.
     """
 
 
@@ -255,12 +255,12 @@ class TransactionAborted(TransactionError):
 
 
 class TransactionOutcomeUnknown(TransactionError):
-    """The commit was requested, and its answer was lost: the transaction is committed or aborted
-    as a whole. The brokers decide it before the producer's next transaction begins.
+    """The commit was requested, and the answer was lost: the transaction is committed or aborted as
+    a whole. The brokers decide which before the producer's next transaction begins.
 
-    To find out, look for the records that it wrote. If it used :meth:`Transaction.send_offsets`,
-    read the group's committed offsets again and continue from there: they were committed together
-    with the records, or not at all.
+    To find out, look for the records of the transaction. If it used
+    :meth:`Transaction.send_offsets`, read the group's committed offsets again and continue from
+    there: they were committed together with the records, or not at all.
     """
 
 

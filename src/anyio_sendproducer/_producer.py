@@ -93,9 +93,9 @@ class SendProducer(Sender, NoPublicConstructor):
     async def flush(self) -> None:
         """Wait until every record that was accepted before this call has its outcome.
 
-        The client does not wait for more records (``linger.ms``) before it sends these. This does
-        not wait for records that are accepted later. It does not raise delivery errors; the callers
-        that await the records get them.
+        Meanwhile, the client does not linger (``linger.ms``). The call does not wait for records
+        that are accepted later. It does not raise delivery errors: the callers that await the
+        records get them.
 
         Raises:
             ProducerClosed, ProducerBroken, ProducerMisused: as for :meth:`send`.
@@ -127,8 +127,8 @@ class SendProducer(Sender, NoPublicConstructor):
                 broken. The transaction is aborted; if the commit raised this, it may be committed,
                 and :attr:`Transaction.state` is ``UNKNOWN``.
             TransactionError: the settings have no ``transactional_id``, no client could begin a
-                transaction within ``delivery_timeout``, or the task is already in a transaction's
-                block.
+                transaction within ``delivery_timeout``, or the task is already in the block of a
+                transaction.
             ProducerClosed, ProducerBroken, ProducerMisused: as for :meth:`send`.
 
         Cancellation before the commit is requested aborts the transaction. A commit that was
@@ -202,10 +202,10 @@ class SendProducer(Sender, NoPublicConstructor):
         before it.
 
         If the producer has a ``transactional_id``, the flow begins a transaction with the first
-        envelope, and commits it after ``eos_commit_interval``, or as soon as ``max_in_flight``
-        envelopes wait for it or have not been received, or the source ends. Results can be received
-        when their transaction is committed. If a transaction is not committed, its error is raised
-        in place of its results, and the flow ends.
+        envelope. It commits the transaction after ``eos_commit_interval``, when the source ends, or
+        as soon as ``max_in_flight`` envelopes wait for the commit or for ``receive``. The results
+        of a transaction can be received when it is committed. If a transaction is not committed,
+        its error is raised in place of its results, and the flow ends.
 
         Args:
             source: an async iterable of :class:`Message`, :class:`MultiMessage` and
@@ -217,14 +217,14 @@ class SendProducer(Sender, NoPublicConstructor):
             offsets: only with a ``transactional_id``: a function of an envelope. It returns, by
                 topic and partition, the offsets of the next records to read when the envelope is
                 done. They are committed with the records; see :meth:`Transaction.send_offsets`.
-            group_metadata: the consumer group whose offsets these are.
+            group_metadata: the consumer group of the offsets.
 
         Raises:
             SettingsError: an argument is wrong.
 
-        Leaving the block early takes no more envelopes from the source. For envelopes whose results
-        were not received, it has the effect of a cancelled ``send``: records that the client does
-        not have are withdrawn. Closing the stream does the same.
+        If you leave the block early, the flow takes no more envelopes from the source. Envelopes
+        whose results were not received end as with a cancelled ``send``: records that the client
+        does not have are withdrawn. Closing the stream has the same effect.
         """
         settings = self._engine.settings
         limit = settings.max_in_flight
@@ -303,7 +303,7 @@ class SendProducer(Sender, NoPublicConstructor):
         *,
         timeout: float | timedelta | None = None,  # noqa: ASYNC109
     ) -> None:
-        """Do now what the first record of a topic would wait for. Nothing is sent.
+        """Prepare topics, so that their first records are sent sooner. This sends no records.
 
         ::
 
@@ -312,7 +312,7 @@ class SendProducer(Sender, NoPublicConstructor):
                 await producer.warm_up(["orders", ProducerRecord("audit", b"an example")])
 
         The metadata of all topics are requested at the same time. For an example record, the
-        serializers then run on the driver thread, and their result is thrown away. So
+        serializers then run on the driver thread, and their result is discarded. So
         confluent-kafka's ``AvroSerializer``, ``JSONSerializer`` and ``ProtobufSerializer`` register
         the schema of the topic, or look it up, and the first record finds it in their cache.
 
@@ -329,7 +329,7 @@ class SendProducer(Sender, NoPublicConstructor):
             SerializationFailed: a serializer raised, or returned or added a value of a wrong type.
             RecordRejected: a name of a topic or an example record is invalid.
             SettingsError: ``timeout`` is not a duration above 0.
-            TypeError: ``topics`` is not an iterable of these. For a single topic or record, pass a
+            TypeError: ``topics`` is not an iterable of topics and records. For a single one, pass a
                 list.
             ProducerClosed, ProducerBroken, ProducerMisused: as for :meth:`send`.
 
@@ -348,12 +348,12 @@ class SendProducer(Sender, NoPublicConstructor):
         *,
         timeout: float | timedelta = 5.0,  # noqa: ASYNC109
     ) -> ClusterDescription:
-        """Ask the cluster now to describe itself, as a readiness probe does.
+        """Ask the cluster to describe itself, for example for a readiness probe.
 
         A second client connects with the producer's settings, asks, and disconnects, in a thread.
-        It works before the producer's own client is open (``wait_for_cluster=False``), and does not
-        disturb it. :attr:`Statistics.is_connected` costs nothing, and says what the producer's own
-        client knows.
+        This works before the producer's own client is open (``wait_for_cluster=False``), and does
+        not disturb that client. :attr:`Statistics.is_connected` costs nothing, and says what the
+        producer's own client knows.
 
         Args:
             timeout: how long the cluster has to answer, as seconds or a ``timedelta``.
@@ -362,8 +362,8 @@ class SendProducer(Sender, NoPublicConstructor):
             The cluster's id, controller and brokers. The brokers' versions are None.
 
         Raises:
-            SendProducerError: the cluster did not answer in time; the message says why. Or the
-                addresses are not known yet. Or the producer uses your own driver or client, which
+            SendProducerError: the cluster did not answer in time, and the message says why; or the
+                addresses are not known yet; or the producer uses your own driver or client, which
                 cannot describe the cluster.
             SettingsError: ``timeout`` is not a duration above 0.
             ProducerClosed, ProducerBroken, ProducerMisused: as for :meth:`send`.

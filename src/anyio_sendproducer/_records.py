@@ -58,8 +58,9 @@ class ProducerRecord(Generic[K, V]):
         key: the key: bytes, or an object that ``key_serializer`` accepts. Records with the same key
             go to the same partition. A record needs a key or a value.
         partition: the partition's number. With None, the driver or the setting ``partitioner``
-            chooses one. The drivers do so by the hash of the key (murmur2, as Kafka's Java client),
-            and spread records without a key over all partitions, several in a row to each.
+            chooses one. The drivers choose by the hash of the key (murmur2, as in Kafka's Java
+            client). They spread records without a key over all partitions, several in a row to
+            each.
         timestamp_ms: milliseconds since 1970-01-01 UTC. None stands for the time of sending.
         headers: pairs of a str and bytes, in order. Names may repeat.
     """

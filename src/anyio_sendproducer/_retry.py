@@ -83,8 +83,8 @@ async def send_with_retry(
     A failure is retried if its ``persistence`` is ``NOT_PERSISTED``. :class:`RecordRejected` and
     :class:`SerializationFailed` are not retried: another attempt would fail in the same way.
 
-    The order is lost: records that are sent during a pause are written before this one, also those
-    of the same key.
+    The order is lost: records that are sent during a pause are written before this one, even with
+    the same key.
 
     Args:
         producer: the producer.
@@ -97,9 +97,9 @@ async def send_with_retry(
             may then be written twice.
         timeout: how long each attempt may take, as for :meth:`SendProducer.send`. None:
             ``delivery_timeout``.
-        dead_letter: what to do with the record when it has failed for good: the name of a topic
-            that gets :func:`dead_letter_record`, sent once by the same producer, or an async
-            callable that gets the error. By default the error is raised.
+        dead_letter: what to do with the record after the last failure: the name of a topic, to
+            which the same producer sends the :func:`dead_letter_record` once, or an async callable
+            that gets the error. By default the error is raised.
 
     Returns:
         Where the record was written; None if it was put aside as a dead letter.
@@ -114,8 +114,8 @@ async def send_with_retry(
             record aborts its transaction, so repeat the whole transaction.
 
     Cancellation ends the attempt or the pause. During an attempt, it has the effect described at
-    :meth:`SendProducer.send`; during a pause, the record is not sent again. A record that is
-    cancelled is not put aside.
+    :meth:`SendProducer.send`; during a pause, the record is not sent again. After a cancellation,
+    the record is not put aside.
     """
     if not isinstance(cast("object", producer), SendProducer):
         raise TypeError(f"producer must be a SendProducer, not {type(producer).__name__}")
@@ -158,7 +158,7 @@ async def send_with_retry(
 
 
 async def _put_aside(producer: SendProducer, dead_letter: DeadLetter, error: DeliveryError) -> bool:
-    """Put a record aside that failed for good. Returns: whether that worked."""
+    """Put a record aside after its last failure. Returns: whether that worked."""
     try:
         if isinstance(dead_letter, str):
             await producer.send(dead_letter_record(error, dead_letter))
@@ -173,13 +173,13 @@ async def _put_aside(producer: SendProducer, dead_letter: DeadLetter, error: Del
 def dead_letter_record(error: DeliveryError, topic: str) -> ProducerRecord[Any, Any]:
     """Make the dead letter of a record that was not delivered.
 
-    It has the record's key, value, timestamp and headers, and these further headers:
+    The dead letter has the record's key, value, timestamp and headers, and these further headers:
 
     - ``kafka_dlt-original-topic``, ``kafka_dlt-exception-fqcn``, ``kafka_dlt-exception-message``
       and ``kafka_dlt-exception-cause-fqcn``, as Spring Kafka names them: the topic, the class of
       the error, its message, and the class of its cause, if any.
-    - ``kafka_dlt-original-partition``, if the record has a partition, as Spring Kafka writes it:
-      four bytes, the highest first.
+    - ``kafka_dlt-original-partition``, if the record has a partition. As in Spring Kafka, its value
+      has four bytes, the most significant first.
     - ``anyio_sendproducer-persistence``: ``not persisted`` or ``possibly persisted``.
 
     Args:

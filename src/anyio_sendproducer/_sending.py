@@ -130,8 +130,8 @@ class Sender:
         ``send(ProducerRecord("orders", b"two tins", key=b"42"))``.
 
         Records are written to each partition in the order of the calls. If there is no room
-        (``max_in_flight``, ``max_buffered_bytes``), the call waits for room. Calls get room in the
-        order in which they came.
+        (``max_in_flight``, ``max_buffered_bytes``), the call waits for room. Calls get room in FIFO
+        order.
 
         Args:
             record: the record to send.
@@ -167,9 +167,9 @@ class Sender:
 
         Cancellation, also by a deadline: if the client does not have the record yet, the record is
         withdrawn and never written. Otherwise only the waiting ends: ``statistics().abandoned``
-        counts the record, and the client still sends it. If the client instead gives it back,
-        because the metadata of its topic is missing, it is withdrawn. Other records are not
-        affected. If the scope is already cancelled when the call starts, the record may be
+        counts the record, and the client still sends it. If the client instead gives the record
+        back, because the metadata of its topic are missing, the record is withdrawn. Other records
+        are not affected. If the scope is already cancelled when the call starts, the record may be
         withdrawn or may still be sent. A task that sends in a loop is cancelled even if every
         outcome comes at once.
         """
@@ -245,8 +245,8 @@ class Sender:
 
         Args:
             envelope: a :class:`Message`, a :class:`MultiMessage`, or a
-                :class:`PassThroughMessage`. The last needs no broker; a closed producer returns
-                its result, too, as in Alpakka Kafka.
+                :class:`PassThroughMessage`. The last needs no broker: even a closed producer
+                returns its result, as in Alpakka Kafka.
             timeout: seconds or a ``timedelta`` in which each record gets its outcome, as for
                 :meth:`send`.
 
@@ -256,7 +256,8 @@ class Sender:
 
         Raises:
             MultiDeliveryError: records of a MultiMessage were not delivered. Every record was
-                tried. ``parts`` has the outcome of each, ``pass_through`` the pass-through value.
+                tried. ``parts`` has the outcome of each, and ``pass_through`` has the pass-through
+                value.
             DeliveryError: the record of a Message was not delivered; see :meth:`send`.
             ProducerClosed, ProducerBroken, ProducerMisused, TransactionError: as for :meth:`send`.
             TypeError: ``envelope`` is not an envelope.
@@ -289,9 +290,10 @@ class Sender:
         Args:
             records: the records to send. They wait for room one by one, so a long list does not
                 keep the records of other calls waiting until all of it is accepted.
-            stop_on_error: pass no more records to the client once one has failed. The remaining
+            stop_on_error: pass no more records to the client after one has failed. The remaining
                 records fail as ``NOT_PERSISTED``. Records are still passed to the client without
-                waiting for the outcomes of earlier ones; those that it already has are still sent.
+                waiting for the outcomes of earlier ones. Records that the client already has are
+                still sent.
             timeout: seconds or a ``timedelta`` in which every record gets its outcome, from the
                 start of the call, as for :meth:`send`.
 
@@ -325,23 +327,23 @@ class Sender:
             record: the record to send.
 
         Returns:
-            The accepted record. Await its :meth:`Delivery.wait` for the outcome. If nobody does and
-            the record fails, the failure is raised when the producer is closed.
+            The accepted record. Await its :meth:`Delivery.wait` for the outcome. If nobody awaits
+            it and the record fails, the failure is raised when the producer is closed.
 
         Raises:
             DeliveryTimeout: there was no room within ``delivery_timeout``.
             DeliveryError: the producer was closed or broke, or the transaction was aborted, while
                 the call waited for room.
             RecordRejected: the record is invalid. An error that only the client, a broker or a
-                serializer can find is raised by :meth:`Delivery.wait`; by this call only if it
-                waited for room, and the record failed before the task ran again.
+                serializer can find is raised by :meth:`Delivery.wait`. This call raises it only if
+                it waited for room and the record failed before the task ran again.
             ProducerClosed, ProducerBroken, ProducerMisused, TransactionError, TypeError: as for
                 :meth:`send`.
 
-        If there is room, only every hundredth call lets other tasks run. That call also checks for
-        cancellation and for the event loop, before it accepts its record. Doing that in each call
-        would take most of the call's time. In between, a call in a scope that is already cancelled
-        accepts its record.
+        If there is room, only every hundredth call lets other tasks run. Before that call accepts
+        its record, it also checks for cancellation and checks the event loop. Doing so in each call
+        would take most of the call's time. The calls in between accept their records even in a
+        scope that is already cancelled.
 
         Cancellation: the record is withdrawn and never written. One exception: asyncio's own
         ``task.cancel()`` may come when the record was accepted and passed to the client, and the

@@ -152,8 +152,9 @@ class ProducerService:
     async def start(self) -> SendProducer:
         """Start the producer, unless it is running.
 
-        Calls from several tasks share one start and return the same producer. During a
-        :meth:`stop`, the call waits for its end. A service that was stopped starts a new producer.
+        Calls from several tasks share one start and return the same producer. If a :meth:`stop` is
+        in progress, the call first waits for its end. A service that was stopped starts a new
+        producer.
 
         Returns:
             The producer. It is connected, unless ``wait_for_cluster`` is False. It stays the same
@@ -167,7 +168,8 @@ class ProducerService:
             ProducerMisused: Trio or another event loop runs the caller; or the event loop of the
                 first call has ended without :meth:`stop`.
 
-        Cancellation ends the start, and leaves nothing behind, unless another call waits for it.
+        Cancellation ends the start, and leaves nothing behind, unless another call waits for the
+        start.
         """
         run = self._current()
         while run is not None and run.stopping.is_set():

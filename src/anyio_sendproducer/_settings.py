@@ -125,7 +125,7 @@ class SettingsFields(TypedDict, total=False):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProducerSettings:
-    """How a producer finds its cluster and how it behaves. Frozen; every field is a keyword.
+    """The settings of one producer. They are frozen, and every field is a keyword.
 
     Settings that Alpakka Kafka (``akka.kafka.producer``) also has use its names and defaults. A
     duration is a number of seconds or a ``datetime.timedelta``; the field holds seconds. A number
@@ -139,28 +139,29 @@ class ProducerSettings:
         client_id: the name of this client in the brokers' logs and quotas.
         key_serializer: converts each key to bytes: an object with kafka-python's
             ``serialize(topic, headers, data)``, or a callable of one argument. It runs on the
-            driver thread, never on the event loop's, and is not called for None. The producer does
-            not close it. None: keys are bytes already.
+            driver thread, never on the event loop's, and is not called for a key that is None. The
+            producer does not close it. None: the keys must be bytes.
         value_serializer: the same for values. If it returns None, the record is a tombstone.
-        partitioner: chooses the partition of each record that names none: a callable that takes the
-            topic, the serialized key or None, and the numbers of the topic's partitions in
-            ascending order, and returns one of these numbers. It runs on the driver thread, never
-            on the event loop's. If it raises, or returns anything else, only the one record
-            fails, with a :exc:`RecordRejected`. It is called again if a record is submitted again.
-            None: the client chooses as Kafka's Java client does.
+        partitioner: chooses the partition of each record that names none. It is a callable of three
+            arguments: the topic, the serialized key or None, and the numbers of the topic's
+            partitions in ascending order. It returns one of these numbers. It runs on the driver
+            thread, never on the event loop's. If it raises, or returns anything else, only this
+            record fails, with a :exc:`RecordRejected`. It is called again if a record is submitted
+            again. None: the client chooses as Kafka's Java client does.
         properties: further settings of the client, by Kafka's names (``"compression.type"``),
             kafka-python's (``"compression_type"``) or, with the driver ``"confluent"``,
             librdkafka's. The driver checks names and values when the producer starts.
-        max_in_flight: the largest number of accepted records without an outcome.
-        max_buffered_bytes: the largest size of the keys, values and headers of these records.
+        max_in_flight: the largest number of accepted records that the client has not finished with.
+        max_buffered_bytes: the largest total size of the keys, values and headers of these records,
+            in bytes.
         delivery_timeout: the time from the call of ``send`` to the record's outcome. It includes
             the wait for room.
-        unknown_topic_timeout: how long to wait for an unknown topic to appear. Then records for it
-            are rejected.
+        unknown_topic_timeout: how long to wait for an unknown topic to appear. After that, records
+            for the topic are rejected.
         start_timeout: the longest time until a broker answers.
         close_timeout: the longest time that a clean exit may take to deliver accepted records.
-        cancel_timeout: the same for an exit after an exception or a cancellation. It also bounds
-            the abort of a transaction.
+        cancel_timeout: the longest time that an exit after an exception or a cancellation may take.
+            It also bounds the abort of a transaction.
         transactional_id: makes the producer transactional: every record is sent within ``async with
             producer.transaction()``. Only one producer at a time may have this id. A later producer
             aborts an open transaction of the earlier one, and fences it.
@@ -177,19 +178,19 @@ class ProducerSettings:
         enrich: an async callable that takes these settings and returns the settings for the client,
             for example with secrets from a vault. It is called before the look-up, and
             ``start_timeout`` includes its time. It is called again for each client that replaces a
-            broken one. Of the result of these calls, only ``bootstrap_servers``, ``service_name``,
-            ``client_id`` and ``properties`` are used. With ``wait_for_cluster=False``, this also
-            applies to the first call.
+            broken one. Of the results of these later calls, only ``bootstrap_servers``,
+            ``service_name``, ``client_id`` and ``properties`` are used. With
+            ``wait_for_cluster=False``, this also applies to the first call.
         producer: an existing ``KafkaProducer`` of kafka-python to send with; see
             :meth:`with_producer`.
         producer_factory: constructs the client: it is called with kafka-python's whole
             configuration, a dict, and returns ``KafkaProducer(**configs)`` or an instance of a
             subclass. It is called on the driver thread, also for each client that replaces a broken
             one. If it raises, the start fails with a :exc:`ProducerStartError`.
-        wait_for_cluster: whether the block begins when a broker has answered, and an unreachable
-            cluster raises :class:`ProducerStartError`. With False the block begins at once, and the
-            client tries to connect in the background until it succeeds. Records wait for it within
-            their own deadlines.
+        wait_for_cluster: whether the start waits until a broker has answered, and raises
+            :class:`ProducerStartError` if none does. With False, the block begins at once, and the
+            client tries to connect in the background until it succeeds. Meanwhile, records wait
+            within their own deadlines.
         close_producer_on_exit: whether the client is closed at the end. False is allowed only with
             ``producer``. The producer's records are awaited in either case.
 
@@ -355,7 +356,7 @@ class ProducerSettings:
         Args:
             mapping: settings by the names of the fields, with underscores or dashes
                 (``"close-timeout"``), and by Kafka's names (``"linger.ms"``), as in
-                :meth:`from_properties`. Numbers may be texts. ``properties`` may hold nested
+                :meth:`from_properties`. Numbers may be strings. ``properties`` may hold nested
                 mappings, whose names are joined by dots: ``{"ssl": {"ca": {"location": ...}}}``.
 
         Raises:
@@ -371,8 +372,8 @@ class ProducerSettings:
         """Read settings by the names of Kafka's Java client, such as ``bootstrap.servers``.
 
         ``bootstrap.servers``, ``client.id``, ``transactional.id``, ``delivery.timeout.ms``,
-        ``buffer.memory`` and the serializers become fields; everything else becomes
-        ``properties``. Of Java's serializers, those of bytes and strings have a counterpart.
+        ``buffer.memory`` and the serializers become fields; everything else becomes ``properties``.
+        Only Java's serializers of bytes and strings have a counterpart.
 
         Args:
             source: the path of a ``.properties`` file, which is read as Kafka's Java clients read
@@ -411,14 +412,14 @@ class ProducerSettings:
             prefix: the beginning of the variables' names: with ``"ORDERS"``,
                 ``ORDERS_CLOSE_TIMEOUT`` is ``close_timeout``, and
                 ``ORDERS_PROPERTIES_COMPRESSION_TYPE`` is the property ``compression.type``.
-            environment: the variables; None for those of the process.
+            environment: the variables; None for the variables of the process.
 
         Raises:
             SettingsError: the variables name no brokers, a variable with this prefix is not a
                 setting, or a value is wrong. The message names the variable, and never shows the
                 value of a property. Variables that Kubernetes sets for a service are ignored. With
-                the prefix ``KAFKA``, which other programs use too, so is every variable that does
-                not resemble a setting.
+                the prefix ``KAFKA``, which other programs also use, all variables that do not
+                resemble a setting are ignored.
         """
         arguments = from_environment(
             prefix, os.environ if environment is None else environment, _defaults()
@@ -445,7 +446,8 @@ class ProducerSettings:
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """``bootstrap_servers`` one by one, each as ``"host:port"``; empty if not known yet."""
+        """The addresses in ``bootstrap_servers``, each as ``"host:port"``; empty if not known
+        yet."""
         return tuple(filter(None, cast("str", self.bootstrap_servers).split(",")))
 
     def evolve(self, **changes: Unpack[SettingsFields]) -> ProducerSettings:
@@ -562,8 +564,8 @@ class ProducerSettings:
                 time. Its own settings apply, so the copy has no ``bootstrap_servers`` and no
                 ``service_name``.
 
-        Set ``close_producer_on_exit`` afterwards if the client is to be closed. If the client
-        breaks, the producer breaks, too, because it cannot construct another client.
+        To have the client closed, set ``close_producer_on_exit`` afterwards. If the client breaks,
+        the producer breaks, too, because it cannot construct another client.
         """
         return self.evolve(
             producer=producer,

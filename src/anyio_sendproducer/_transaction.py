@@ -202,7 +202,7 @@ class Transaction(Sender, NoPublicConstructor):
     ) -> None:
         """Commit the offsets of a consumer group as part of the transaction.
 
-        The offsets are committed if, and only if, the records of the transaction are.
+        The offsets are committed if, and only if, the records of the transaction are committed.
 
         Args:
             offsets: the offset of the next record to read, by topic and partition. A key is a
@@ -214,7 +214,7 @@ class Transaction(Sender, NoPublicConstructor):
                 such as the result of kafka-python's ``KafkaConsumer.group_metadata()``; or the
                 bytes that confluent-kafka's ``Consumer.consumer_group_metadata()`` returns. With
                 group metadata, the brokers refuse a consumer that is no longer a member of the
-                group (KIP-447). If partitions are assigned by hand: the id of the group.
+                group (KIP-447). If partitions are assigned by hand, pass the id of the group.
 
         Raises:
             TransactionAborted: the brokers refused the offsets, for example because the group has
@@ -223,7 +223,7 @@ class Transaction(Sender, NoPublicConstructor):
             ProducerFenced: another producer uses this ``transactional_id`` now.
             TransactionError: there was no answer within ``delivery_timeout``, or the transaction
                 has ended.
-            TypeError: ``offsets`` is not a mapping, or ``group_metadata`` is none of the above.
+            TypeError: ``offsets`` is not a mapping, or ``group_metadata`` has another type.
             ValueError: a key of ``offsets`` is not a topic with a partition, an offset is not an
                 int of 0 or more, or the bytes are not group metadata.
             ProducerClosed, ProducerBroken, ProducerMisused: as for :meth:`SendProducer.send`.

@@ -61,8 +61,8 @@ class TransactionPoolStatistics:
     replaced: int
     """How many producers were replaced so far, because they were fenced or otherwise broken."""
     producers: Mapping[str, Statistics]
-    """The figures of each producer, by its ``transactional_id``. One that is being replaced is
-    missing."""
+    """The figures of each producer, by its ``transactional_id``. A producer that is being replaced
+    is missing."""
 
 
 class _Start:

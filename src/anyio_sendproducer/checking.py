@@ -1,7 +1,7 @@
 """Diagnose the connection to a cluster, step by step.
 
-A client does all steps at once, and only reports that no broker answered. Here each step is tried
-by itself. The first step that fails says what is wrong, and what to do about it.
+A client does all steps at once, and only reports that no broker answered. This module tries each
+step by itself. The first step that fails says what is wrong, and what to do about it.
 
 The command ``anyio-sendproducer check`` prints the steps. The function needs no optional
 dependency::
@@ -115,7 +115,7 @@ class ClusterCheck:
     steps: tuple[Step, ...]
     """All steps. The steps after the first failure were skipped."""
     cluster: ClusterDescription | None
-    """The cluster's description of itself; None if the check did not get that far."""
+    """The cluster's description of itself; None if the check failed before that step."""
 
     @property
     def passed(self) -> bool:

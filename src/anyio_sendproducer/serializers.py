@@ -82,9 +82,9 @@ class JSONSerializer:
 
     Args:
         default: converts an object that JSON can't represent into one that it can, as in
-            :func:`json.dumps`. None raises a TypeError for such an object.
+            :func:`json.dumps`. With None, such an object raises a TypeError.
         sort_keys: whether to sort the members of objects by name, so that equal objects have equal
-            bytes. Useful for keys.
+            bytes. This is useful for keys.
 
     Raises:
         SettingsError: ``default`` is not callable.
@@ -129,15 +129,15 @@ class SchemaRegistrySerializer:
         serializer: confluent-kafka's ``AvroSerializer``, ``JSONSerializer`` or
             ``ProtobufSerializer``, or another callable that takes the data and a
             ``SerializationContext``. The producer does not close it.
-        field: the part of a record that it serializes, ``"key"`` or ``"value"``. The name of the
-            subject in the registry depends on this and on the topic.
+        field: the part of a record to serialize, ``"key"`` or ``"value"``. The name of the subject
+            in the registry depends on the part and on the topic.
 
     Raises:
         SettingsError: an argument is wrong, or confluent-kafka is not installed.
 
     For the first record of a topic, the serializer sends an HTTP request to the registry. That
     blocks the producer's thread: later records wait, and their deadlines still apply. If the
-    serializer raises, only the one record fails, with a
+    serializer raises, only this record fails, with a
     :exc:`~anyio_sendproducer.SerializationFailed`. Headers that the serializer adds are sent.
     """
 

@@ -30,13 +30,13 @@ __all__ = [
 
 
 def dns(nameservers: str | Iterable[str] | None = None, *, port: int | None = None) -> Resolver:
-    """A resolver that queries the domain name system. It needs the extra ``dns``.
+    """Make a resolver that queries the domain name system. It needs the extra ``dns``.
 
-    A name that begins with a port and its protocol, such as ``"_kafka._tcp.example.org"``, is
-    looked up as SRV records (RFC 2782), which contain ports. The headless services of Kubernetes
-    and the DNS of Consul have SRV records. Any other name is looked up as A and AAAA records, which
-    contain no port: ``port`` sets it. A truncated answer is requested again over TCP. The resolver
-    caches nothing.
+    A service name that begins with a port and its protocol, such as ``"_kafka._tcp.example.org"``,
+    is looked up as SRV records (RFC 2782), which contain ports. The headless services of Kubernetes
+    and the DNS of Consul have SRV records. Any other name is looked up as A and AAAA records. They
+    contain no port, so ``port`` sets it. A truncated answer is requested again over TCP. The
+    resolver caches nothing.
 
     Args:
         nameservers: addresses of name servers, such as ``"10.0.0.2"`` or ``"127.0.0.1:8600"``. If

@@ -36,7 +36,7 @@ class _Static:
 def static(
     targets: Iterable[str | Target] | Mapping[str, Iterable[str | Target]],
 ) -> Resolver:
-    """A resolver with fixed answers, for tests and as the last resolver of :func:`aggregate`.
+    """Make a resolver with fixed answers, for tests or as the last resolver of :func:`aggregate`.
 
     Args:
         targets: the answer to every look-up, each target as ``"host:port"`` or a :class:`Target`;
@@ -101,12 +101,12 @@ class _Aggregate:
 
 
 def aggregate(*resolvers: ResolverLike, seconds: float | timedelta = 1.0) -> Resolver:
-    """A resolver that tries several resolvers in turn, until one of them finds targets.
+    """Make a resolver that tries several resolvers in turn, until one of them finds targets.
 
     Args:
         resolvers: the resolvers, in this order.
-        seconds: the time that each has before the next is tried, as seconds or a ``timedelta``. The
-            last resolver has the rest of ``resolve_timeout``.
+        seconds: the time that each resolver has, as seconds or a ``timedelta``. Then the next
+            resolver is tried. The last resolver has the rest of ``resolve_timeout``.
 
     Raises:
         SettingsError: there is no resolver, or ``seconds`` is not above 0.

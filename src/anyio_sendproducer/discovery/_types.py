@@ -83,8 +83,8 @@ class Lookup:
 
     @classmethod
     def parse(cls, text: str) -> Lookup:
-        """The look-up for a name. ``"_kafka._tcp.example.org"`` has a port and its protocol; any
-        other name is that of a service."""
+        """Parse a name. ``"_kafka._tcp.example.org"`` contains a port and its protocol; any other
+        text is the name of a service."""
         found = _SERVICE.fullmatch(text) if isinstance(cast("object", text), str) else None
         if found is None:
             return cls(text)

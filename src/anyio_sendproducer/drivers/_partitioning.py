@@ -25,7 +25,7 @@ def choose_partition(
     Call it on the driver's thread: a partitioner may block.
 
     Args:
-        partitioner: of the producer's settings.
+        partitioner: the partitioner of the producer's settings.
         record: as the caller sent it.
         key: its serialized key.
         partitions: the numbers of the topic's partitions, in ascending order. The partitioner gets

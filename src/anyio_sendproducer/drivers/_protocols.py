@@ -133,7 +133,8 @@ class Driver(Protocol):
     def open(self, sink: Sink, /) -> None:
         """Connect, and return when the cluster has answered.
 
-        It ends after ``start_timeout``, and soon after :meth:`close` is called on another thread.
+        The call ends after ``start_timeout`` at the latest, and soon after :meth:`close` is called
+        on another thread.
 
         Raises:
             ProducerStartError: no broker answered in time, or the client could not be made.
@@ -195,7 +196,7 @@ class Driver(Protocol):
         """Commit the transaction, or abort it.
 
         All records of a transaction have their outcomes before it is committed. If it is aborted,
-        the client gives up records that it has not sent.
+        the client drops the records that it has not sent.
 
         This returns when the brokers have answered, soon after the deadline, or soon after
         :meth:`close` was called on another thread.
@@ -214,8 +215,8 @@ class Driver(Protocol):
         :exc:`~anyio_sendproducer.ProducerFenced` means that another producer has, or may have,
         taken over the ``transactional_id``. Then no other client is opened after this one.
 
-        The text becomes part of the error of each record whose ``delivery_timeout`` ends. The event
-        loop calls this method: it must not block.
+        The text of this error becomes part of the error of each record whose ``delivery_timeout``
+        ends. The event loop calls this method: it must not block.
         """
         ...
 
@@ -252,15 +253,15 @@ class DirectDriver(Driver, Protocol):
 
     direct: bool
     """Whether the event loop may call :meth:`Driver.submit` with one record. Meanwhile other
-    threads may only close the driver, or call ``describe``. False if it runs the user's code: a
-    serializer or a partitioner. Read once, when the driver is open."""
+    threads may only close the driver, or call ``describe``. False if that would run the user's
+    code: a serializer or a partitioner. Read once, when the driver is open."""
 
 
 @runtime_checkable
 class PolledDriver(DirectDriver, Protocol):
     """A driver whose client takes records without waiting, and reports only when it is polled.
 
-    The event loop itself submits to it and polls it, which saves the way to a thread and back. The
+    The event loop itself submits to it and polls it, which saves two crossings between threads. The
     thread that calls :meth:`poll` does the work for each report, so another thread would only
     compete with the loop for the interpreter. While there is little to report, the driver's own
     thread watches the client instead.
@@ -268,10 +269,10 @@ class PolledDriver(DirectDriver, Protocol):
 
     direct: bool
     """Whether the event loop may also call :meth:`Driver.submit`, even while another thread calls
-    other methods. False if it runs the user's code: a serializer or a partitioner."""
+    other methods. False if that would run the user's code: a serializer or a partitioner."""
 
     def poll(self, limit: int, /) -> int:
-        """Report the outcomes that there are, about ``limit`` at most.
+        """Report the outcomes that have arrived, about ``limit`` at most.
 
         The event loop calls this method: it must not block.
 
@@ -283,8 +284,9 @@ class PolledDriver(DirectDriver, Protocol):
     def watch(self) -> None:
         """Have a thread of the driver report the outcomes of the submitted records.
 
-        If there are few, that thread calls :meth:`Sink.completed` itself, and goes on until the
-        client has no more records. Otherwise it may call :meth:`Sink.ready`, once, and stop.
+        If there are few outcomes, that thread calls :meth:`Sink.completed` itself, and continues
+        until the client has no more records. Otherwise it may call :meth:`Sink.ready`, once, and
+        stop.
 
         The event loop calls this after it submitted records or polled, unless it will poll soon. It
         must not block. Another call while the thread watches does nothing.
@@ -297,8 +299,8 @@ class LingeringDriver(Driver, Protocol):
     """A driver whose client may linger: wait for more records before it sends a batch.
 
     Kafka's name for the time is ``linger.ms``. The producer ends the lingering while a caller waits
-    for all records, as :meth:`~anyio_sendproducer.SendProducer.flush` does, and while no more
-    records can join a batch because there is no room for them.
+    for all records, for example in :meth:`~anyio_sendproducer.SendProducer.flush`, and while no
+    more records can join a batch because there is no room for them.
     """
 
     lingers: bool
@@ -333,14 +335,14 @@ class ClusterDescription:
 
     id: str | None
     controller: int | None
-    """The id of the controller; with KRaft, of any broker."""
+    """The id of the controller; with KRaft, the id of any broker."""
     brokers: tuple[BrokerDescription, ...]
 
 
 @runtime_checkable
 class DescribingDriver(Driver, Protocol):
-    """A driver of yours that can ask the cluster, as
-    :meth:`~anyio_sendproducer.SendProducer.check` does."""
+    """A driver of your own that can describe its cluster, for
+    :meth:`~anyio_sendproducer.SendProducer.check`."""
 
     def describe(self, timeout: float, /) -> ClusterDescription:
         """Ask the cluster to describe itself, and return the answer within ``timeout`` seconds.

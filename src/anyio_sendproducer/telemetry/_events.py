@@ -73,8 +73,8 @@ class Accepted:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class HandedOver:
-    """A record was passed to the client. If the metadata of its topic is missing, the client gives
-    it back, and it is passed to the client again later."""
+    """A record was passed to the client. If the metadata of its topic are missing, the client gives
+    the record back, and the record is passed to the client again later."""
 
     number: int
     """The number of the record; see :class:`Given`."""
@@ -126,8 +126,8 @@ class Failed:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Withdrawn:
-    """The caller of an accepted record was cancelled before the client had the record, which is
-    never written. This is the record's last event."""
+    """The caller of an accepted record was cancelled while the client did not have the record. The
+    record is never written. This is its last event."""
 
     number: int
     """The number of the record; see :class:`Given`."""
@@ -225,7 +225,7 @@ Event = (
 class Observer(Protocol):
     """An object that gets the events of a producer.
 
-    For each accepted record it gets :class:`Accepted`, then :class:`HandedOver` if the client got
+    For each accepted record, it gets :class:`Accepted`, then :class:`HandedOver` if the client got
     the record, and finally exactly one of :class:`Delivered`, :class:`Failed` and
     :class:`Withdrawn`. The caller of the record may continue before that. For a record that was not
     accepted, it gets only :class:`Refused`. It gets all events before the producer's block has
@@ -245,7 +245,7 @@ class Observer(Protocol):
 
         Args:
             events: the events, in order; never empty. They are made when they are first read, so
-                that ``len(events)`` costs next to nothing. An observer may keep the sequence.
+                ``len(events)`` costs very little. An observer may keep the sequence.
         """
         ...
 
@@ -254,17 +254,18 @@ class Observer(Protocol):
 class Injector(Observer, Protocol):
     """An observer that adds headers to records, as tracing does.
 
-    If it has an attribute ``injects`` that is False when the producer is opened, it is not asked
-    for headers.
+    If it has an attribute ``injects`` that is False when the producer is opened, the producer never
+    calls :meth:`inject`.
     """
 
     def inject(self, given: Given, /) -> Iterable[tuple[str, bytes]]:
         """Return headers to add to a record.
 
-        This is called on the caller's task, before the record takes up room, and not for records
-        that are refused at once. The added headers count for the record's size. If they would make
-        the record larger than ``max_buffered_bytes``, it is sent without them. The caller's record
-        does not change; results and errors have it without the added headers.
+        This is called on the caller's task, before the record takes up room. It is not called for
+        records that are refused at once. The added headers count for the record's size. If they
+        would make the record larger than ``max_buffered_bytes``, the record is sent without them.
+        The caller's record does not change; results and errors contain it without the added
+        headers.
 
         Args:
             given: the record.

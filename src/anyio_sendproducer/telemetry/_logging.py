@@ -42,8 +42,8 @@ def error_type(error: BaseException) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """Return an error's message. A serializer's error may contain the record, so that its message
-    is not used."""
+    """Return an error's message. The message of a serializer's error is not used, because it may
+    contain the record."""
     if isinstance(error, SerializationFailed):
         cause = error.__cause__
         return f"the serializer failed with {type(cause).__name__}"
@@ -55,9 +55,9 @@ class LoggingObserver:
 
     Failed records are logged at level WARNING: one line for each topic, kind of error and
     persistence in a batch of events, with the number of records. So an unreachable cluster causes a
-    few lines, not ten thousand. A client that was given up is logged at WARNING, other events of
-    clients and of the producer at INFO, other events of records at DEBUG. Keys, values and headers
-    are never logged.
+    few lines and not ten thousand. A client that was given up is logged at WARNING. Other events of
+    clients and of the producer are logged at INFO, and other events of records at DEBUG. Keys,
+    values and headers are never logged.
 
     Each line has structured fields (``extra``). They have the names of OpenTelemetry's conventions
     if there is one, such as ``messaging.destination.name``, ``messaging.kafka.offset`` and

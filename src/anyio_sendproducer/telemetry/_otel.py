@@ -86,7 +86,7 @@ class OpenTelemetryObserver:
     of producers.
 
     With ``traces=False``, the observer makes only metrics, adds no headers, and costs a tenth of
-    what it costs with spans.
+    the time that spans cost.
 
     Args:
         tracer_provider: makes the spans. None stands for the global one.

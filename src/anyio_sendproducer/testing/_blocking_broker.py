@@ -63,7 +63,7 @@ class BlockingEmbeddedBroker:
 
     @property
     def running(self) -> bool:
-        """Whether the broker's process is alive; a paused process is."""
+        """Whether the broker's process is alive; a paused process is alive."""
         return self._portal.call(lambda: self._broker.running)
 
     def kill(self) -> None:

@@ -7,8 +7,8 @@ loopback interface.
 
 Tansu differs from Apache Kafka: ``read_committed`` readers see transactions before they commit;
 requests with ``acks=0`` are sometimes lost; joining a consumer group takes some 23 s (assign
-partitions by hand); and ``ListOffsets`` returns, as the latest offset, that of the first record of
-the last batch plus one, though a fetch returns the right one. A topic is created, with four
+partitions by hand); and the latest offset of ``ListOffsets`` is 1 plus the offset of the first
+record of the last batch, although a fetch returns the correct offset. A topic is created, with four
 partitions, when its metadata are requested.
 
 This module builds the one request that shows whether the broker is up, so it needs no Kafka client.
@@ -132,7 +132,7 @@ class EmbeddedBroker:
 
     @property
     def running(self) -> bool:
-        """Whether the broker's process is alive; a paused process is."""
+        """Whether the broker's process is alive; a paused process is alive."""
         return self._started.running
 
     async def kill(self) -> None:
@@ -147,8 +147,8 @@ class EmbeddedBroker:
         await self._started.process.wait()
 
     def pause(self) -> None:
-        """Pause the process (SIGSTOP). Connections stay open, and the broker does not answer once
-        this returns. POSIX only.
+        """Pause the process (SIGSTOP). Connections stay open, and the broker does not answer after
+        this method has returned. POSIX only.
 
         Raises:
             EmbeddedBrokerError: the broker has ended.
@@ -199,7 +199,7 @@ async def embedded_broker(
         async with embedded_broker() as broker:
             settings = ProducerSettings(bootstrap_servers=broker.bootstrap_servers)
 
-    The process ends with the ``async with`` block, also if the block is cancelled. It only stays if
+    The process ends with the ``async with`` block, even if the block is cancelled. It stays only if
     this Python process is killed. The end takes a few milliseconds, or half a second if clients are
     still connected. The process is not in the terminal's process group, so Ctrl-C ends your program
     first and the broker after it.

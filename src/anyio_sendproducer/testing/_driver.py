@@ -1,4 +1,4 @@
-"""A driver without a broker. Its gates hold it at each step until the test goes on."""
+"""A driver without a broker. Its gates hold it at each step until the test continues."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = ["FakeDriver", "Gate"]
 
 
 class Gate:
-    """A gate that holds the threads that pass it while it is shut.
+    """A gate. While it is shut, threads that reach it wait.
 
     Several threads may use a gate. It is open at first.
     """
@@ -45,11 +45,11 @@ class Gate:
         self._waiting = threading.Semaphore(0)
 
     def shut(self) -> None:
-        """Shut the gate: threads that pass it wait from now on."""
+        """Shut the gate: threads that reach it from now on wait."""
         self._open.clear()
 
     def open(self) -> None:
-        """Open the gate: waiting threads go on."""
+        """Open the gate: waiting threads continue."""
         self._open.set()
 
     def pass_through(self) -> None:
@@ -101,9 +101,9 @@ class FakeDriver:
         submit_error: raised by :meth:`submit`, which a driver must not do.
         in_trouble: returned by :meth:`last_error`.
         is_cut_off: returned by :meth:`is_disconnected`.
-        judge: called with each record before it is acknowledged; the record fails if this returns
-            an error.
-        settings: the producer's settings, once the producer has made its driver.
+        judge: a function that is called with each record before the record is acknowledged; if it
+            returns an error, the record fails.
+        settings: the producer's settings; None until the producer has made its driver.
     """
 
     def __init__(self, *, partitions: int = 4, manual: bool = False) -> None:
@@ -176,7 +176,7 @@ class FakeDriver:
     @property
     def transactions(self) -> list[tuple[str, list[ProducerRecord[Any, Any]]]]:
         """``"committed"`` or ``"aborted"``, and the records that were submitted in it, for each
-        transaction that has ended. Records of both are in :attr:`written`."""
+        transaction that has ended. The records of both kinds are in :attr:`written`."""
         return self._transactions.ended
 
     @transactions.setter
@@ -194,8 +194,8 @@ class FakeDriver:
 
     @property
     def end_error(self) -> Callable[[bool], SendProducerError | None]:
-        """Called with whether to commit, each time that a transaction is to end. If it returns an
-        error, :meth:`end_transaction` raises it, and the transaction goes on."""
+        """A function that :meth:`end_transaction` calls with whether to commit. If it returns an
+        error, :meth:`end_transaction` raises it, and the transaction stays open."""
         return self._transactions.end_error
 
     @end_error.setter
@@ -280,7 +280,7 @@ class FakeDriver:
         return ClusterDescription("fake", 1, (BrokerDescription(1, "fake.invalid", 9092, None),))
 
     def begin_transaction(self) -> None:
-        """Begin a transaction, unless one was begun and has no records."""
+        """Begin a transaction, unless one is open."""
         self._transactions.begin()
 
     def send_offsets(

@@ -70,7 +70,7 @@ class FakeTransactions:
         self._records: list[ProducerRecord[Any, Any]] | None = None
 
     def begin(self) -> None:
-        """Begin a transaction, unless one was begun and has no records."""
+        """Begin a transaction, unless one is open."""
         if not self._records:
             self._records = []
 

@@ -51,8 +51,8 @@ class FakeProducer:
     Attributes:
         producer: the :class:`~anyio_sendproducer.SendProducer`, for the code under test.
         answer: the rule by which records fail, a callable or a :class:`FailWhen`. With None, no
-            record fails. The rule is called before a record is acknowledged, also by
-            :meth:`acknowledge`.
+            record fails. The rule is called before each record is acknowledged, including records
+            of :meth:`acknowledge`.
     """
 
     producer: SendProducer
@@ -110,7 +110,7 @@ class FakeProducer:
     @property
     def transactions(self) -> list[tuple[str, list[ProducerRecord[Any, Any]]]]:
         """``"committed"`` or ``"aborted"``, and the records, for each transaction that has ended.
-        Records of both are in :attr:`written`."""
+        The records of both kinds are in :attr:`written`."""
         return [*self._driver.transactions]
 
     @property
@@ -161,7 +161,8 @@ class FakeProducer:
     @property
     def manual(self) -> bool:
         """Whether records wait for :meth:`acknowledge` and :meth:`fail`; otherwise they are
-        answered at once. If it is set to False, waiting records are answered with the next one."""
+        answered at once. After a change to False, waiting records are answered together with the
+        next record."""
         return self._driver.manual
 
     @manual.setter
@@ -184,9 +185,9 @@ class FakeProducer:
             where: only records for which this returns True; None for all.
 
         Returns:
-            The number of records. Right after a call that does not wait, the client has not got
-            its record yet, so await :meth:`wait_until_sent` first. A task that awaits one of the
-            records goes on when it is scheduled next.
+            The number of records. Right after a call that does not wait, the client does not have
+            the record yet, so await :meth:`wait_until_sent` first. A task that awaits one of the
+            records continues when it is scheduled next.
         """
         return self._driver.acknowledge(count, topic=topic, where=where)
 
@@ -208,7 +209,8 @@ class FakeProducer:
             where: only records for which this returns True; None for all.
 
         Returns:
-            The number of records. A task that awaits one of them goes on when it is scheduled next.
+            The number of records. A task that awaits one of them continues when it is scheduled
+            next.
         """
         return self._driver.fail(error, count, topic=topic, where=where)
 
@@ -319,14 +321,15 @@ async def fake_producer(
             await fake.producer.send(ProducerRecord("orders", b"two tins", key=b"42"))
         assert fake.sent == [ProducerRecord("orders", b"two tins", key=b"42")]
 
-    Everything else is as with :func:`~anyio_sendproducer.open_send_producer`, except that there is
-    no thread: serializers and a partitioner run on the event loop's thread, and must not wait for
-    the event loop.
+    It works as with :func:`~anyio_sendproducer.open_send_producer`, except that there is no driver
+    thread: serializers and a partitioner run on the event loop's thread, and must not wait for the
+    event loop.
 
     Args:
-        settings: of the code under test, or None. The settings that find a cluster or make a client
-            are ignored: nothing is looked up, no secret is fetched, and no client is made. With
-            None, the block ends within a second even if records were never answered.
+        settings: the settings of the code under test, or None. The settings that find a cluster or
+            make a client are ignored: nothing is looked up, no secret is fetched, and no client is
+            made. With None, the block ends within a second, even if some records were never
+            answered.
         answer: the rule by which records fail; see :attr:`FakeProducer.answer`.
         manual: whether the test decides when, and how, each record is answered.
         partitions: how many partitions each topic has.

@@ -1,4 +1,4 @@
-"""librdkafka's mock cluster, in this process: its brokers refuse, delay and stop as told.
+"""librdkafka's mock cluster, in this process: its brokers refuse, delay and stop on command.
 
 The embedded broker serves every request. Protocol errors, slow answers, and leaders that move need
 this cluster. It is part of the C library in the ``confluent_kafka`` wheel, which has no Python
@@ -102,13 +102,13 @@ class MockCluster:
     """A mock cluster that runs; :func:`mock_cluster` makes it. ``str()`` returns its address.
 
     Its brokers are 1, 2, and so on. A topic is created when its metadata are first requested, with
-    four partitions whose leaders are random. Name errors as Kafka's protocol does, for example
-    ``"NOT_LEADER_OR_FOLLOWER"``, or by their numbers; requests likewise, for example ``"Produce"``.
-    The cluster also answers transactions, and keeps the offsets of groups.
+    four partitions whose leaders are random. Errors and requests have their names in Kafka's
+    protocol, such as ``"NOT_LEADER_OR_FOLLOWER"`` and ``"Produce"``, or their numbers. The cluster
+    also answers transactions, and keeps the offsets of groups.
 
-    If it answers a request with an error, it does not write the records, whatever the error. It
-    does not hide records before they are committed, has no logins, and drops the oldest records of
-    a partition when there are many.
+    If the cluster answers a request with an error, it never writes the records. It does not hide
+    records before they are committed, has no logins, and drops the oldest records of a partition
+    when it has many.
 
     Attributes:
         brokers: how many brokers it has.
@@ -208,8 +208,8 @@ class MockCluster:
     def answer_next(
         self, broker: int, error: str | int, *, api: str | int = "Produce", rtt_ms: int = 0
     ) -> None:
-        """Answer the next request of a kind to one broker with an error. Further calls are for
-        later requests. Nothing can undo this.
+        """Answer the next request of a kind to one broker with an error. Each further call is for
+        one later request. This can't be undone.
 
         Args:
             broker: the broker.
@@ -264,7 +264,7 @@ class MockCluster:
         )
 
     def forget_answers(self, api: str | int = "Produce") -> None:
-        """Cancel what remains of :meth:`answer_any` and :meth:`close_on`.
+        """Cancel the remaining answers of :meth:`answer_any` and :meth:`close_on`.
 
         Raises:
             ValueError: Kafka has no such request.
@@ -301,8 +301,8 @@ class MockCluster:
         self._down.discard(broker)
 
     def behave(self) -> None:
-        """Start all brokers, and answer as usual. What remains of :meth:`answer_next` stays, and
-        so do the leaders of partitions."""
+        """Start all brokers, and answer as usual. The remaining answers of :meth:`answer_next`
+        stay, and the leaders of partitions do not change."""
         for broker in [*self._down]:
             self.set_up(broker)
         for broker in self._slow:

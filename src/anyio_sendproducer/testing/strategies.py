@@ -1,7 +1,7 @@
 """Hypothesis strategies for valid and invalid records, envelopes, results and errors.
 
-They find the cases that the author of the code did not think of: an empty key, a header that occurs
-twice, an envelope without records, a call half of whose records failed.
+They find cases that the author of the code did not think of: an empty key, a header that occurs
+twice, an envelope without records, a call in which half of the records failed.
 
 They need Hypothesis, which the extra ``testing`` installs.
 """
@@ -89,12 +89,12 @@ def topics() -> st.SearchStrategy[str]:
 
 
 def keys() -> st.SearchStrategy[bytes | None]:
-    """Keys: bytes, also empty, and None."""
+    """Keys: bytes, which may be empty, and None."""
     return st.none() | st.binary(max_size=50)
 
 
 def values() -> st.SearchStrategy[bytes | None]:
-    """Values: bytes, also empty, and None, which is a tombstone."""
+    """Values: bytes, which may be empty, and None, which is a tombstone."""
     return st.none() | st.binary(max_size=50)
 
 
@@ -463,7 +463,7 @@ def undelivered_records() -> st.SearchStrategy[UndeliveredRecords]:
 
 
 def producer_errors() -> st.SearchStrategy[SendProducerError]:
-    """Errors of a producer and of its transactions, of each kind, that are not about one record."""
+    """Errors of a producer or of its transactions, of each kind, that are not about one record."""
     kinds: list[Callable[[], SendProducerError]] = [
         factories.start_failed,
         factories.discovery_failed,
