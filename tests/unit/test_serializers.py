@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from anyio_sendproducer import (
@@ -20,6 +20,8 @@ from anyio_sendproducer import (
     SerializationFailed,
     SettingsError,
 )
+from anyio_sendproducer._validation import check_record
+from anyio_sendproducer.drivers import serialize_record
 from anyio_sendproducer.serializers import (
     BytesSerializer,
     JSONSerializer,
@@ -244,6 +246,16 @@ def test_what_a_topic_serializer_cannot_use(arguments: tuple[Any, ...], says: st
 def test_a_topic_serializer_shows_its_topics_and_not_the_serializers() -> None:
     serializer = TopicSerializer(dict.fromkeys("abcdefg", str.encode), Marking())
     assert repr(serializer) == "TopicSerializer('a', 'b', 'c', 'd', 'e' and 2 more)"
+
+
+@given(st.text(st.characters(codec="utf-8")))
+@example("größe")
+def test_the_name_of_a_header_counts_in_bytes_with_and_without_serializers(name: str) -> None:
+    record = ProducerRecord("t", b"v", b"key", headers=[(name, b"content")])
+    settings = ProducerSettings(bootstrap_servers="localhost:9092", value_serializer=bytes)
+    _, serialized = serialize_record(record, settings)
+    _, checked = check_record(record, set())
+    assert serialized == checked == len(b"vkeycontent") + len(name.encode())
 
 
 async def test_a_record_for_a_topic_without_a_serializer_fails_alone() -> None:

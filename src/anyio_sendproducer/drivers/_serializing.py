@@ -137,8 +137,8 @@ def serialize_record(
 
 
 def size_of(key: Any, value: Any, headers: Sequence[tuple[str, bytes]]) -> int:
-    """Return the bytes of a record's key, value and headers."""
-    size = sum(len(name) + len(content) for name, content in headers)
+    """Return the size of a record's key, value and headers in bytes."""
+    size = sum(len(name.encode()) + len(content) for name, content in headers)
     if key is not None:
         size += len(key)
     if value is not None:
