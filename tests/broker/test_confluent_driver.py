@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import queue
 import statistics
 import threading
 import time
@@ -42,7 +43,9 @@ from anyio_sendproducer.drivers.librdkafka import (
     _reports,
     _waits,
 )
+from anyio_sendproducer.drivers.librdkafka._client import new_client
 from anyio_sendproducer.drivers.librdkafka._driver import ConfluentDriver
+from anyio_sendproducer.drivers.librdkafka._log_relay import LogRelay
 from anyio_sendproducer.testing import MockCluster, mock_cluster
 from tests.support.calls import SENT_ONCE, generation
 from tests.support.clock import ManualClock
@@ -366,6 +369,22 @@ def test_the_client_is_given_the_tokens_of_the_users_own(cluster: MockCluster) -
     assert 29 <= until_when - time.time() <= 30
     with pytest.raises(ProducerStartError):  # the mock knows no logins
         driver.open(Recorder())
+
+
+def test_no_poll_calls_the_token_provider() -> None:
+    """The event loop polls. If a poll called the token provider, the loop would wait for it."""
+    asking: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def token(_: str) -> tuple[str, float]:
+        asking.put(threading.get_ident())
+        return "a-token", time.time() + 3
+
+    login = {"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "OAUTHBEARER"}
+    nobody = {"bootstrap.servers": "127.0.0.1:1", "log_level": 0}
+    client = new_client({**nobody, **login, "oauth_cb": token}, LogRelay())
+    threads = {asking.get(timeout=PATIENCE) for _ in range(2)}  # nothing polls the client
+    client.close()
+    assert threading.get_ident() not in threads
 
 
 @pytest.mark.parametrize("expires_in", [-60.0, 0.5], ids=["expired", "soon"])

@@ -111,10 +111,15 @@ class ClientHandle:
         self.is_usable = False
         #: Set to make all calls return soon.
         self.closing = threading.Event()
-        #: Held by a thread that needs the client to stay open for one short call. The loop takes
-        #: it as well. So a thread that holds it never waits, and runs no user code.
+        #: Held by a thread that needs the client to stay open for one short call, such as a poll
+        #: that does not wait. The loop takes it as well. So a thread that holds it never waits, and
+        #: runs no user code: the client's log is passed on by another thread, and librdkafka calls
+        #: the token provider on a thread of its own.
+        #: ``tests/broker/test_confluent_driver.py::test_no_poll_calls_the_token_provider``
+        #: notices a change.
         self.using = threading.RLock()
-        #: Held by the one thread that is in a call of the client that may wait.
+        #: Held by a thread during a call of the client that may wait. One exception: the thread
+        #: that sends consumed offsets may stay in its call after the driver has stopped waiting.
         self.calling = threading.Lock()
 
     def make(self, config: dict[str, Any]) -> None:

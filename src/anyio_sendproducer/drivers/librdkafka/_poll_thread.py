@@ -32,8 +32,8 @@ WATCH_LIMIT: Final = 16
 _PREPARING_CALLS: Final = 10
 #: How soon the thread notices that it must flush.
 _FLUSH_SECONDS: Final = 0.01
-#: How often the client is polled while the loop does not watch: for its errors, its log, and its
-#: requests for tokens.
+#: How often this thread polls the client while it does not watch: for the client's errors, its log
+#: and its statistics.
 _IDLE_SECONDS: Final = 1.0
 
 
@@ -72,7 +72,8 @@ class PollThread:
         Returns:
             Whether the system could start it.
         """
-        # Callbacks run the user's hooks, in the context of the task that opened the producer.
+        # asyncio runs the wake-up that a thread requests in a copy of the thread's context. So the
+        # log of a wake-up sees the variables of the task that opened the producer.
         self._thread = start_thread(
             contextvars.copy_context().run,
             self._run,
