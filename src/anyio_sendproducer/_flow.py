@@ -245,8 +245,8 @@ async def run_sink(
         results = cast("FlowStream[Results[Any, Any, Any]]", stream)
         is_at_end = False
         while not is_at_end:
-            places = results.take_delivered()
-            envelopes += len(places)
+            written = results.take_delivered()
+            envelopes += len(written)
             try:
                 result = await results.receive()
             except anyio.EndOfStream:
@@ -254,11 +254,11 @@ async def run_sink(
             else:
                 envelopes += 1
                 if isinstance(result, Result):
-                    places.append(result.metadata)
+                    written.append(result.metadata)
                 elif isinstance(result, MultiResult):
-                    places += [part.metadata for part in result.parts]
-            records += len(places)
-            for topic, partition, offset, *_ in places:
+                    written += [part.metadata for part in result.parts]
+            records += len(written)
+            for topic, partition, offset, *_ in written:
                 if offset is not None:
                     last[topic, partition] = offset
     return FlowSummary(envelopes, records, last)

@@ -43,30 +43,30 @@ __all__ = ["FlowStream"]
 
 T = TypeVar("T")
 
-#: How many results that are ready are received before other tasks run. With a smaller number, a
-#: full queue stays full, and the feeder takes only so few envelopes each time.
-_RESULTS_BETWEEN_YIELDS: Final = 100
+#: Of the results that are ready, one in this many is received after other tasks have run. With a
+#: smaller number, a full queue stays full, and the feeder takes only that many envelopes each time.
+_RESULTS_PER_YIELD: Final = 100
 # A global is read faster than an attribute of the enum's class; this is read for each record.
 _WAITING: Final = DeliveryState.WAITING
 
-# An envelope, and for each of its records the entry, or the error of a record that was not entered.
-# A Message that enter_message() entered has one place. Envelopes that enter() entered have a list.
+# A record of an envelope: its entry, or its error if it was not entered.
+_Part = Entry | DeliveryError
+# An envelope, and its records: one part if enter_message() made the slot, a list if enter() did.
 # A tuple takes less time and memory than an object.
-_Place = Entry | DeliveryError
-_Slot = tuple[Any, _Place | list[_Place]]
+_Slot = tuple[Any, _Part | list[_Part]]
 
 
-def _places(slot: _Slot) -> Sequence[_Place]:
-    places = slot[1]
-    return places if isinstance(places, list) else (places,)
+def _parts(slot: _Slot) -> Sequence[_Part]:
+    parts = slot[1]
+    return parts if isinstance(parts, list) else (parts,)
 
 
 def _pending(slot: _Slot) -> Entry | None:
-    """An entry of the slot without an outcome: the last one, because it is settled last, usually.
-    None if there is none."""
-    for place in reversed(_places(slot)):
-        if isinstance(place, Entry) and place.outcome is None:
-            return place
+    """Return the last entry of the slot that has no outcome, or None if each has one. Usually the
+    last entry is settled last."""
+    for part in reversed(_parts(slot)):
+        if isinstance(part, Entry) and part.outcome is None:
+            return part
     return None
 
 
@@ -98,7 +98,7 @@ class FlowStream(anyio.abc.ObjectReceiveStream[T], Generic[T]):
         self._loop = engine.loop
         self._limit = limit
         self._slots: collections.deque[_Slot] = collections.deque()
-        #: The slots behind these, whose transaction is open.
+        #: The slots that follow those of ``_slots``. Their transaction is not committed yet.
         self._uncommitted: list[_Slot] = []
         #: The slot whose records are being entered.
         self._entering: _Slot | None = None
@@ -163,8 +163,8 @@ class FlowStream(anyio.abc.ObjectReceiveStream[T], Generic[T]):
             envelope: the envelope.
             committed: whether the result may be received before :meth:`commit` is called.
         """
-        places: list[_Place] = []
-        slot = self._entering = (envelope, places)
+        parts: list[_Part] = []
+        slot = self._entering = (envelope, parts)
         records: Sequence[Any] = ()
         if isinstance(envelope, Message):
             records = [envelope.record]
@@ -176,9 +176,9 @@ class FlowStream(anyio.abc.ObjectReceiveStream[T], Generic[T]):
             try:
                 entry = sender._enter(record)
             except DeliveryError as error:
-                places.append(error.with_traceback(None))  # as in enter_message()
+                parts.append(error.with_traceback(None))  # as in enter_message()
                 continue
-            places.append(entry)
+            parts.append(entry)
             if entry.state is _WAITING:
                 await wait_for_room(self._engine, entry)
         self._entered(slot, committed=committed)
@@ -231,11 +231,12 @@ class FlowStream(anyio.abc.ObjectReceiveStream[T], Generic[T]):
         self._slots = collections.deque(kept)
         self._uncommitted.clear()
         entries = [
-            place
+            part
             for slot in slots
-            for place in _places(slot)
-            # The ledger reports the failed entries, which nobody has seen.
-            if isinstance(place, Entry) and place.outcome is None
+            for part in _parts(slot)
+            # Nobody has seen the entries that failed. They stay in the ledger, which reports them
+            # as unawaited.
+            if isinstance(part, Entry) and part.outcome is None
         ]
         to_wake: list[Any] = [entry.room_waiter for entry in entries]
         cancel_entries(self._engine, *entries)
@@ -284,27 +285,27 @@ class FlowStream(anyio.abc.ObjectReceiveStream[T], Generic[T]):
             or self._engine.affinity.thread != get_ident()
         ):
             return None
-        envelope, place = self._slots[0]
-        if type(place) is not Entry or type(place.outcome) is not RecordMetadata:
+        envelope, part = self._slots[0]
+        if type(part) is not Entry or type(part.outcome) is not RecordMetadata:
             return None
         self._slots.popleft()
         if self._feeder is not None:
             self._wake_feeder()
-        return cast("T", Result(place.outcome, envelope))
+        return cast("T", Result(part.outcome, envelope))
 
     def take_delivered(self) -> list[RecordMetadata]:
         """Take the results of Messages that are ready, up to the next yield; only the metadata.
 
-        To be called after :meth:`receive`: this method does not wake the feeder, but
-        :meth:`receive` does.
+        This method does not wake the feeder. So the caller must call :meth:`receive` next, which
+        does.
         """
         taken: list[RecordMetadata] = []
         slots = self._slots
         for _ in range(min(self._until_yield, len(slots))):
-            place = slots[0][1]
-            if type(place) is not Entry or type(place.outcome) is not RecordMetadata:
+            part = slots[0][1]
+            if type(part) is not Entry or type(part.outcome) is not RecordMetadata:
                 break
-            taken.append(place.outcome)
+            taken.append(part.outcome)
             slots.popleft()
         self._until_yield -= len(taken)
         return taken
@@ -318,7 +319,7 @@ class FlowStream(anyio.abc.ObjectReceiveStream[T], Generic[T]):
         try:
             if self._until_yield < 0:
                 await anyio.lowlevel.checkpoint()
-                self._until_yield = _RESULTS_BETWEEN_YIELDS
+                self._until_yield = _RESULTS_PER_YIELD - 1
             await self._wait_for_first()
             if self._slots:
                 return self._take_first()
@@ -379,12 +380,12 @@ class FlowStream(anyio.abc.ObjectReceiveStream[T], Generic[T]):
             self._wake_feeder()
         outcomes: list[RecordMetadata | DeliveryError] = []
         with self._engine.step:
-            for place in _places(slot):
-                if isinstance(place, Entry):
-                    self._engine.ledger.mark_seen(place)
-                    outcomes.append(cast("RecordMetadata | DeliveryError", place.outcome))
+            for part in _parts(slot):
+                if isinstance(part, Entry):
+                    self._engine.ledger.mark_seen(part)
+                    outcomes.append(cast("RecordMetadata | DeliveryError", part.outcome))
                 else:
-                    outcomes.append(place)
+                    outcomes.append(part)
         return cast("T", _result(slot[0], outcomes))
 
     def _wake_receiver(self) -> None:

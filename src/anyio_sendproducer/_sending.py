@@ -45,10 +45,10 @@ K = TypeVar("K")
 V = TypeVar("V")
 P = TypeVar("P")
 
-#: How many calls of :meth:`Sender.enqueue` and :meth:`Delivery.wait` may return without waiting
-#: before one lets other tasks run: some tenths of a millisecond's work. Letting them run costs
-#: several times as much as such a call.
-_CALLS_BETWEEN_YIELDS: Final = 100
+#: Of the calls of :meth:`Sender.enqueue` and :meth:`Delivery.wait` that need not wait, one in this
+#: many lets other tasks run. So the others do some tenths of a millisecond's work in a row. Letting
+#: other tasks run costs several times as much as such a call.
+_CALLS_PER_YIELD: Final = 100
 
 #: AnyIO does not cancel a task of asyncio whose future is done; it tries again in the next turn of
 #: the loop. If a driver reports within one turn, AnyIO finds the future done each time, so a task
@@ -75,7 +75,8 @@ class Sender:
         self._park = engine.loop.park
         self._affinity = engine.affinity
         self._send_group = partial(send_group, engine, admission)
-        # The first call checks that it is on the producer's event loop.
+        # 0, so that the first call of enqueue() or Delivery.wait() yields. A call that yields also
+        # checks that it is on the producer's event loop.
         self._calls_until_yield = 0
         # Each call counts this down, and the call that reaches 0 checks. If the event loop needs no
         # check, the count starts at 0, so that it is negative from the first call on.
@@ -341,8 +342,8 @@ class Sender:
                 :meth:`send`.
 
         If there is room, only every hundredth call lets other tasks run. Before that call accepts
-        its record, it also checks for cancellation and checks the event loop. Doing so in each call
-        would take most of the call's time. The calls in between accept their records even in a
+        its record, it also raises a pending cancellation, and checks that it runs on the producer's
+        event loop. Doing so in each call would take most of the call's time. The calls in between accept their records even in a
         scope that is already cancelled.
 
         Cancellation: the record is withdrawn and never written. One exception: asyncio's own
@@ -408,7 +409,7 @@ class Sender:
         if self._calls_until_yield:
             self._calls_until_yield -= 1
             return False
-        self._calls_until_yield = _CALLS_BETWEEN_YIELDS
+        self._calls_until_yield = _CALLS_PER_YIELD - 1
         return True
 
     async def _yield(
