@@ -56,8 +56,8 @@ class Bridge:
 
     Args:
         loop: the event loop.
-        make: makes a driver, a new one for each attempt to open a client. It is called on the
-            driver thread, because it may import a whole client library.
+        make: makes a driver, a new one for each attempt to open a client. The driver thread calls
+            it, unless ``threadless`` is set, because it may import a whole client library.
         monotonic: real time in seconds, as by :func:`time.monotonic`; called from any thread.
         threadless: start no thread, and call the driver on the event loop. Only for a driver that
             never waits, such as the fake one.
@@ -334,7 +334,8 @@ class Bridge:
 
     @property
     def driver(self) -> Driver | None:
-        """The driver of the current client; None if none was made yet."""
+        """The driver of the current client; None if there is no client, for example while it is
+        being replaced."""
         return self._worker.driver
 
     def last_error(self) -> Exception | None:
@@ -463,7 +464,7 @@ class Bridge:
         events: list[Event] = []
         for item in items:
             if isinstance(item, Reply):
-                # If the producer is closed before the task runs, the task still gets the result.
+                # stop() puts an error into each of `_replies`. This reply has its result already.
                 self._replies.discard(item)
                 self._loop.wake((item.waiter,))
             else:
@@ -473,6 +474,6 @@ class Bridge:
         return events
 
     def _put_events(self, events: list[Event]) -> bool:
-        """Put events into the stream. Returns: False if it is closed, because a wake-up may arrive
+        """Put events into the stream. Returns: False if the stream is closed: a wake-up may arrive
         after the bridge has stopped."""
         return self.events.put(events)

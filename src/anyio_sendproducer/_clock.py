@@ -21,11 +21,11 @@ class Clock(Protocol):
     """A source of time, and a way to wait for it to pass."""
 
     def now(self) -> float:
-        """The event loop's time in seconds, for deadlines."""
+        """The producer's time in seconds, for deadlines: by default the event loop's time."""
         ...
 
     def monotonic(self) -> float:
-        """Real time in seconds, for intervals that a thread or the client causes. Trio's MockClock
+        """Real time in seconds, to measure how long threads and the client take. Trio's MockClock
         does not stop it. This may be called in any thread."""
         ...
 

@@ -16,7 +16,7 @@ class Closing:
     def __init__(self) -> None:
         self.requested = anyio.Event()
         self.deadline = math.inf
-        #: The cancel scope of the draining, while that is in progress.
+        #: The cancel scope of the draining; None before it begins.
         self.scope: CancelScope | None = None
         self.done = anyio.Event()
 

@@ -1,4 +1,4 @@
-"""Asks the cluster to describe itself, on a connection of its own beside the producer's client."""
+"""Asks the cluster to describe itself, with a second client. A user's own driver asks by itself."""
 
 from __future__ import annotations
 

@@ -111,8 +111,8 @@ PRODUCER_TRANSITIONS: Final[Mapping[ProducerState, Mapping[str, ProducerState]]]
 _QUEUED = DeliveryState.QUEUED
 
 
-#: A record as observers get it: its number, the record as its caller passed it, the time of the
-#: call, and the size when it was entered. A tuple, because that is made fastest.
+#: A record as observers get it: its number, the record as it was checked, without headers of
+#: observers, the time of the call, and the size when it was entered. A tuple is made fastest.
 RecordFacts = tuple[int, ProducerRecord[Any, Any], float, int]
 
 
@@ -143,7 +143,7 @@ class Entry:
 
     - ``room_waiter`` is set by the task that waits for room. It is woken when the record is
       accepted, or fails before that.
-    - ``waiter`` is set by the task that waits for the outcome, or for it.
+    - ``waiter`` is set by the task that waits for the outcome, or on that task's behalf.
     - ``group`` is set by a call with several records. It counts their outcomes.
     - ``given`` is set by the admission, ``report_number`` by :class:`UnawaitedFailures`.
     """
@@ -168,8 +168,8 @@ class Entry:
     # Set when the record fails:
     report_number: int
     was_submitted: bool
-    # Set if the producer has observers. Its record is the caller's, without the headers that
-    # observers added to ``record``.
+    # Set if the producer has observers. It has the record without the headers that observers added
+    # to ``record``.
     given: RecordFacts
 
     def __init__(
@@ -321,9 +321,9 @@ class Statistics:
     hand_overs: int
     """The number of batches of records that were passed to the client."""
     wake_ups: int
-    """How often the event loop was woken for outcomes, nearly always by a thread. Each wake-up
-    brings all outcomes that have arrived. While the event loop polls the client for outcomes, no
-    wake-up is needed."""
+    """How often the event loop was woken to take reports of the driver, most of them outcomes.
+    Nearly always, a thread wakes it. Each wake-up brings all reports that have arrived. While the
+    event loop polls the client for outcomes, no wake-up is needed."""
     client: Mapping[str, Any]
     """The client's own figures, under its own names; empty if there are none. With the driver
     ``"confluent"``, these are librdkafka's statistics, updated every ``statistics.interval.ms``.

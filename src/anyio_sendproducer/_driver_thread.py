@@ -107,7 +107,7 @@ def has_started(thread: threading.Thread) -> bool:
 class DriverThread:
     """The thread of a bridge, and the driver that it calls.
 
-    This object has no reference to the bridge. Otherwise the running thread would keep the bridge
+    This object has no strong reference to the bridge: the running thread would keep the bridge
     alive, and the bridge's finalizer would not run when the event loop has ended.
 
     Args:

@@ -112,7 +112,7 @@ class Engine:
         self.client = _READY
         self.pump = _IDLE
         self.affinity = Affinity(loop, bridge.step)
-        #: Aborts the open transaction, or waits for its end, before a closing producer waits.
+        #: Aborts the open transaction, or waits for its end. A closing producer calls it first.
         self.before_drain: Callable[[], Awaitable[object]] | None = None
         self.closing = Closing()
         # The context variables of the task that opened the producer.
@@ -179,7 +179,7 @@ class Engine:
     def wake_and_notify(self, to_wake: Iterable[object]) -> None:
         """Wake waiters, and notify the pump if records are queued.
 
-        To be called after each change of the ledger that is made outside the pump's turns.
+        Call this after a change of the ledger outside the pump's turns that may queue records.
         """
         with self.step:
             self.loop.wake(to_wake)
@@ -309,7 +309,7 @@ class Engine:
         to_wake: list[object] = []
         try:
             with self.step:
-                # If all events are outcomes, the poll thread reported them and goes on watching.
+                # If a polled client's events are all outcomes, its poll thread goes on watching.
                 polls = not events or any(not isinstance(event, Completed) for event in events)
                 for event in (*events, *(self.bridge.poll() if polls else ())):
                     to_wake += self._apply(event)
@@ -593,8 +593,8 @@ class Engine:
             await self.wait_until_settled()
 
     def _client_close_timeout(self) -> float:
-        """The seconds that the client may take to close: 0 if the producer is broken, or the time
-        for records is over. Otherwise at most 1: it can only be waiting for metadata."""
+        """The seconds that the client may take to close: 0 if the producer is broken, or if a
+        record has no outcome yet. Otherwise at most 1, because no record waits for its outcome."""
         if not self.ledger.is_idle or self.ledger.state is ProducerState.BROKEN:
             return 0.0
         return min(1.0, max(0.0, self.closing.deadline - self.loop.now()))

@@ -30,7 +30,8 @@ class PumpState(enum.Enum):
     IDLE = "idle"
     """The pump waits for an event. A new record must notify it."""
     NOTIFIED = "notified"
-    """The pump will take a turn, soon or when the driver has processed its batch."""
+    """New records are submitted soon, or when the driver has processed its batch: in the pump's
+    next turn, or by the code that set this state."""
     SETTLING = "settling"
     """The pump settles many outcomes. Other tasks run between the portions."""
 

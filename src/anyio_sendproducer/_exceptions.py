@@ -79,7 +79,8 @@ class Persistence(enum.Enum):
 
 
 class SendProducerError(Exception):
-    """The base class of every exception of this package.
+    """The base class of the exceptions of this package, except those of the test kit
+    (:mod:`anyio_sendproducer.testing`).
 
     The message may contain text from a broker, a resolver or a serializer. Control characters in it
     are escaped, so that it is one line.

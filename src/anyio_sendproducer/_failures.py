@@ -50,7 +50,8 @@ def not_sent(
 def maybe_written(
     record: ProducerRecord[Any, Any], message: str, cause: BaseException | None
 ) -> DeliveryError:
-    """Make the error of a record that the client had when it was closed."""
+    """Make the error of a record that the client had when the client was given up, or when the
+    producer broke or was closed."""
     return delivery_error(
         DeliveryError,
         f"{message}; it may be written all the same",

@@ -21,7 +21,8 @@ __all__ = [
 
 @runtime_checkable
 class Serializer(Protocol):
-    """A serializer that gets the topic and the headers, with the method of kafka-python's.
+    """A serializer that gets the topic and the headers. kafka-python's ``Serializer`` has the same
+    method.
 
     The list of headers is a copy of the record's headers. Headers that the serializer adds to it
     are sent.
@@ -80,7 +81,8 @@ def check_partitioner(partitioner: object) -> None:
     """
     _check_instance("partitioner", partitioner, "partition")
     if not callable(partitioner):
-        # A text names one of librdkafka's, and an object with this method is one of kafka-python's.
+        # A str names a partitioner of librdkafka. An object with the method `partition` is a
+        # partitioner of kafka-python.
         is_the_clients = isinstance(partitioner, str) or hasattr(partitioner, "partition")
         hint = "; a partitioner of the client is properties={'partitioner': ...}"
         raise SettingsError(

@@ -459,9 +459,9 @@ class Ledger:
     def cancel(self, entry: Entry) -> list[object]:
         """Cancel a delivery because its caller was cancelled.
 
-        A record that the driver does not have is withdrawn. A record that the driver has or had is
+        A record that waits or is queued is withdrawn. A record that the driver has or had is
         abandoned: it keeps its outcome, or gets one later, unless the driver gives it back (see
-        :meth:`hold`). If it has failed already, nobody has seen that failure: it is unawaited.
+        :meth:`hold`). If it has failed already, nobody has seen the failure: it is unawaited.
 
         Returns:
             The waiters to wake.
@@ -667,8 +667,8 @@ class Ledger:
         Args:
             message: the message of their errors.
             reason: the cause of their errors.
-            until: fail only records that were accepted when the count :attr:`accepted` was at most
-                this number, and none that waits for room; None for all.
+            until: fail only records among the first ``until`` accepted ones, and none that waits
+                for room; None for all.
         """
         to_wake: list[object] = []
         unsubmitted = [
@@ -757,8 +757,8 @@ class Ledger:
 
     @property
     def must_hurry(self) -> bool:
-        """Whether the client must not linger: a flush or a full flow waits for outcomes, a caller
-        waits for room or found none, or the producer is not open."""
+        """Whether the client must not linger: a flush or a full flow waits for outcomes, the room
+        for records is full, a caller waits for room or found none, or the producer is not open."""
         return (
             self._records >= self._max_records
             or self._refused_for_room

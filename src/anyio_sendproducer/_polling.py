@@ -30,8 +30,8 @@ RETURNING: Final = 0.7
 #: If a record is submitted less than this many seconds after the poll thread reported an answer,
 #: its caller counts as sending again at once.
 RETURN_SECONDS: Final = 0.0003
-#: If callers do not send again at once, only one answer in this many is examined, because that
-#: costs turns of the pump.
+#: After an answer, the scheduler examines whether its callers send again at once. While they
+#: usually do not, it examines only one answer in this many, because that costs turns of the pump.
 EXAMINED: Final = 4
 #: Callers that send within this many turns of the pump count as sending again at once. Trio runs
 #: the tasks that are ready in random order, so the pump's next turn may come before the callers'.
@@ -85,9 +85,9 @@ class PollScheduler:
         self._submitted_at = -math.inf
         #: The average time between the last records submitted, in seconds.
         self.usual_gap: float = LATE_SECONDS
-        #: The share of the last answers that had callers send again at once.
+        #: The share of the last answers after which callers sent again at once.
         self.returning: float = 0.0
-        # The number of outcomes of the answer that is examined; 0 if none is.
+        # The number of outcomes of the answer that is being examined; 0 if none is.
         self._examined = 0
         # The number of records submitted, and of turns of the pump, since that answer.
         self._returned = 0

@@ -326,7 +326,8 @@ class SendProducer(Sender, NoPublicConstructor):
             SendProducerError: the cluster does not know a topic (see ``unknown_topic_timeout``),
                 this client may not use it, or there was no answer in time; the message names the
                 topic.
-            SerializationFailed: a serializer raised, or returned or added a value of a wrong type.
+            SerializationFailed: a serializer raised, returned a wrong type, or added an invalid
+                header.
             RecordRejected: a name of a topic or an example record is invalid.
             SettingsError: ``timeout`` is not a duration above 0.
             TypeError: ``topics`` is not an iterable of topics and records. For a single one, pass a

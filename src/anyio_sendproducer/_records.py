@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Union, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, overload
 
 if TYPE_CHECKING:
-    # Type checkers have stubs of this module. At run time it need not be installed.
+    # Type checkers have stubs of typing_extensions. At run time it need not be installed.
     from typing_extensions import TypeVar
 
     K = TypeVar("K", default=None)
@@ -312,9 +312,8 @@ for _class in (
     setattr(_class, "__delattr__", _refuse_change)  # noqa: B010
 
 
-# Union and not X | Y: users subscript these aliases, and Python 3.10 can't subscript X | Y.
-Envelope = Union[Message[K, V, P], MultiMessage[K, V, P], PassThroughMessage[P]]  # noqa: UP007
+Envelope = Message[K, V, P] | MultiMessage[K, V, P] | PassThroughMessage[P]
 """An argument of :meth:`SendProducer.send_envelope`."""
 
-Results = Union[Result[K, V, P], MultiResult[K, V, P], PassThroughResult[P]]  # noqa: UP007
+Results = Result[K, V, P] | MultiResult[K, V, P] | PassThroughResult[P]
 """A result of :meth:`SendProducer.send_envelope`."""

@@ -343,8 +343,8 @@ class Sender:
 
         If there is room, only every hundredth call lets other tasks run. Before that call accepts
         its record, it also raises a pending cancellation, and checks that it runs on the producer's
-        event loop. Doing so in each call would take most of the call's time. The calls in between accept their records even in a
-        scope that is already cancelled.
+        event loop. Doing so in each call would take most of the call's time. The calls in between
+        accept their records even in a scope that is already cancelled.
 
         Cancellation: the record is withdrawn and never written. One exception: asyncio's own
         ``task.cancel()`` may come when the record was accepted and passed to the client, and the

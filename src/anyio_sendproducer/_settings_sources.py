@@ -220,8 +220,8 @@ def _add_kafka(arguments: _Arguments, given: str, name: str, value: Any) -> None
 
 
 def _is_clients_partitioner(name: str, value: object) -> bool:
-    """Whether this is a property of the client: the name of a partitioner of librdkafka's, or an
-    object of kafka-python's."""
+    """Whether this is a property of the client: the name of a partitioner of librdkafka, or a
+    partitioner of kafka-python."""
     return name == "partitioner" and value is not None and not callable(value)
 
 

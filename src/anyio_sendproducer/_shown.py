@@ -1,7 +1,8 @@
-"""How errors and logs show values from outside: short, on one line, and never a secret.
+"""How errors and logs show values from outside: short, on one line, and with few secrets.
 
-A value in the wrong place may be a password or a key. So an error shows numbers, short plain texts,
-and names that look like names of settings. For other values it shows only the type.
+A value in the wrong place may be a password or a key. So an error shows only numbers, short plain
+texts, and names that look like names of settings. For other values it shows only the type. So a
+password is shown only if it is short and plain, and in the place of another setting.
 
 A text from outside may contain control characters, which could forge a line of a log or control a
 terminal. Three places escape them: the errors of this package do it in their messages; a driver
@@ -108,7 +109,8 @@ for _name in ("", ".confluent", ".events", ".kafka_python", ".security", ".telem
 
 
 def shown(value: object) -> str:
-    """Describe a value of any type for an error message, without a secret."""
+    """Describe a value of any type for an error message. Only a number or a short plain text is
+    shown."""
     if value is None or type(value) in {bool, float}:
         return repr(value)
     if type(value) is int and -_LARGEST_INT < value < _LARGEST_INT:

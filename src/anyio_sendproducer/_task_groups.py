@@ -22,8 +22,8 @@ async def plain_task_group(misuse: str) -> AsyncGenerator[anyio.abc.TaskGroup]:
 
     Args:
         misuse: the error message if the block is left by a different task than the one that entered
-            it. That task can't wait for the tasks of the group, so the caller must have told these
-            tasks to end.
+            it. The task that leaves the block can't wait for the tasks of the group. So the caller
+            must have told those tasks to end.
 
     Raises:
         ProducerMisused: the block was left by a different task, and raised no exception. If it

@@ -390,8 +390,8 @@ class Transaction(Sender, NoPublicConstructor):
         aborts the transaction before it does anything else. A fenced producer breaks instead.
 
         Raises:
-            BaseException: asyncio cancelled the task again, which ignores shielded scopes; or the
-                driver raised an exception that it must not raise.
+            BaseException: asyncio's own ``task.cancel()`` was called again, which ignores shielded
+                scopes; or the driver raised an exception that it must not raise.
         """
         if self._aborted is not None:
             with CancelScope(shield=True):

@@ -55,7 +55,7 @@ class TransactionPoolStatistics:
     size: int
     """How many producers the pool has, and thus how many transactions it runs at a time."""
     in_use: int
-    """Transactions that have a producer now."""
+    """Transactions that have a producer now, or wait until their producer is replaced."""
     waiting: int
     """Transactions that wait for a producer."""
     replaced: int

@@ -1,7 +1,8 @@
 """Checks of the arguments that callers pass: records, envelopes and counts.
 
-The checks run on the caller's task and need no broker. An error names the field and the type of
-its value. It never contains a key, a value or a header, which may be secrets.
+The checks run on the caller's task and need no broker. An error names the field. It may show a
+topic, a number or the name of a header. It never shows a key, a value or the content of a header,
+which may be secrets.
 """
 
 from __future__ import annotations

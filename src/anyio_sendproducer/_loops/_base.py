@@ -51,8 +51,8 @@ class Sentinel:
 class Loop(Protocol):
     """The event loop on which a producer was opened."""
 
-    #: Whether a task is not cancelled with its scope if each of its waiters was woken when the
-    #: scope tried that; see ``_CHECK_INTERVAL_BITS`` in ``_sending.py``.
+    #: Whether AnyIO does not cancel a task if, each time AnyIO tries, the task's waiter has already
+    #: been woken; see ``_CHECK_INTERVAL_BITS`` in ``_sending.py``.
     skips_cancelling_woken_tasks: bool
     #: Calls a function on the event loop after some seconds; None if the loop has no timers.
     call_later: Callable[[float, Callable[[], object]], object] | None

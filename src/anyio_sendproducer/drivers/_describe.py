@@ -1,6 +1,6 @@
 """Descriptions of a cluster and of the connection to it, to find out why a producer fails.
 
-The packages of the drivers are imported when they are needed.
+The client libraries are imported when they are needed.
 """
 
 from __future__ import annotations

@@ -8,6 +8,9 @@ Which thread calls which method:
   and ``watch``; and ``submit`` of a :class:`DirectDriver`.
 - Any thread: ``close``, even while another method runs. That method must then return soon.
 - A thread of its own: ``describe``.
+
+If the factory of the driver has the attribute ``threadless = True``, the event loop calls
+everything.
 """
 
 from __future__ import annotations
@@ -70,7 +73,8 @@ class Sink(Protocol):
 
     def broken(self, error: BaseException, /) -> None:
         """Report that the client can send no more. The producer closes this driver, and opens
-        another."""
+        another. If the error is :exc:`~anyio_sendproducer.ProducerFenced`, or the client is the
+        user's own, the producer breaks instead."""
         ...
 
     def ready(self) -> None:

@@ -84,7 +84,7 @@ def parts_of(
         The key and the value, each bytes or None.
 
     Raises:
-        SerializationFailed: a serializer raised, or returned or added a value of a wrong type.
+        SerializationFailed: a serializer raised, returned a wrong type, or added an invalid header.
         RecordRejected: the serializers left neither a key nor a value.
     """
     key = bytes_of(record, "key", serialize_key, headers, record.key)
@@ -115,7 +115,7 @@ def serialize_record(
         key, value and headers, for :attr:`~anyio_sendproducer.drivers.Submitted.sizes`.
 
     Raises:
-        SerializationFailed: a serializer raised, or returned or added a value of a wrong type.
+        SerializationFailed: a serializer raised, returned a wrong type, or added an invalid header.
         RecordRejected: the serializers left neither a key nor a value.
     """
     headers = [*record.headers]
