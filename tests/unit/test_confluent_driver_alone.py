@@ -362,6 +362,25 @@ def test_a_fatal_error_breaks_a_client_unless_it_is_closed(
     assert len(bell.breaks) == (0 if closes else 1)
 
 
+@pytest.mark.parametrize("code", [KafkaError._DESTROY, KafkaError._UNKNOWN_TOPIC])
+@pytest.mark.parametrize("is_forbidden", [False, True])
+def test_a_partition_that_a_refusal_removed_is_not_a_deleted_topic(
+    driver: ConfluentDriver, bell: Bell, code: int, *, is_forbidden: bool
+) -> None:
+    """librdkafka removes the partitions of a topic that a broker forbids, and restores them. A
+    record that is submitted meanwhile may fail as one whose topic was deleted."""
+    errors = [None, KafkaError(code)]
+    if is_forbidden:
+        errors.insert(1, KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED))
+    parcels = [Parcel(ProducerRecord("t", b"v")) for _ in errors]
+    for parcel, error in zip(parcels, errors, strict=True):
+        driver._submitter.delivered(parcel, error, Message())
+    driver.poll(10)
+    assert isinstance(bell.outcomes_of(parcels)[-1], DeliveryError)
+    goes_on = is_forbidden and code == KafkaError._DESTROY
+    assert bool(bell.breaks) is not goes_on
+
+
 @pytest.mark.parametrize(
     "changes", [{"transactional_id": "id"}, {"properties": {"enable.idempotence": False}}]
 )

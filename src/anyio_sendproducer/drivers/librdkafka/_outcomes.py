@@ -67,6 +67,8 @@ class Outcomes:
         self._metadata = metadata
         #: Topics to which a record was written. The metadata may lack such a topic for a moment.
         self._written_topics: set[str] = set()
+        #: Topics for which a record was refused with TOPIC_AUTHORIZATION_FAILED.
+        self._forbidden_topics: set[str] = set()
         # A broker may acknowledge a repetition without an offset, as -1, and librdkafka counts on
         # from there. For a topic's partition, the offset up to which offsets may be wrong.
         self._doubtful: dict[tuple[str, int], int] = {}
@@ -168,7 +170,14 @@ class Outcomes:
         was_written_to = record.topic in self._written_topics
         never_written = code in UNKNOWN_TOPIC and not was_written_to
         is_refused = code in REFUSALS and self.is_sent_once(message)
-        if was_written_to and self._allows_no_gap and code in DELETED_TOPIC:
+        if code == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+            self._forbidden_topics.add(record.topic)
+        # librdkafka removes the partitions of a forbidden topic until its metadata arrive again. A
+        # record that another thread adds to such a partition fails with _DESTROY
+        # (rd_kafka_toppar_destroy_final, 2.16): the topic was not deleted.
+        is_removed = code == KafkaError._DESTROY and record.topic in self._forbidden_topics
+        is_deleted = code in DELETED_TOPIC and not is_removed
+        if was_written_to and self._allows_no_gap and is_deleted:
             # If the topic is created again, its next sequence number is out of order, and the
             # client would take a new epoch.
             self._health.break_client(error)
