@@ -137,7 +137,7 @@ class DriverThread:
         self.open_error: Exception | None = None
         self.polled_driver: PolledDriver | None = None
         #: Whether the event loop may submit without the thread: any batch if the client is polled,
-        #: otherwise a batch of one record.
+        #: otherwise a small one.
         self.is_direct = False
         #: The driver, if its client lingers.
         self.lingering_driver: LingeringDriver | None = None

@@ -58,7 +58,9 @@ def settings(**properties: Any) -> ProducerSettings:
 
 
 SETTINGS: Final = [
-    (guide, *row) for guide in ("kafka-python", "aiokafka") for row in table(guide, "Translate the settings")
+    (guide, *row)
+    for guide in ("kafka-python", "aiokafka")
+    for row in table(guide, "Translate the settings")
 ]
 
 
@@ -90,7 +92,8 @@ def test_the_default_here_is_what_the_guide_says(
 
 
 @pytest.mark.parametrize(
-    ("theirs", "here"), [(row[0], row[2]) for row in table("kafka-python", "Translate the settings")]
+    ("theirs", "here"),
+    [(row[0], row[2]) for row in table("kafka-python", "Translate the settings")],
 )
 def test_a_property_of_kafka_python_is_taken_or_refused_as_the_guide_says(
     theirs: str, here: str

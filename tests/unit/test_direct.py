@@ -15,6 +15,7 @@ from anyio_sendproducer import (
     ProducerRecord,
     ProducerSettings,
     SendProducer,
+    _bridge,
     open_send_producer,
 )
 from anyio_sendproducer.drivers import (
@@ -98,9 +99,9 @@ async def test_what_is_alone_never_waits_for_the_pump(
         for number in range(1, 10):
             assert (await producer.send(record())).offset == number
         assert turns.count == 0
-        # What has company does: the pump submits it.
+        # Several records do: the pump submits them.
         await producer.send_many([record(), record()])
-        assert driver.threads[-1] is THREAD
+        assert driver.threads[-1] is LOOP
         assert producer.statistics().delivered == 12
 
 
@@ -156,12 +157,35 @@ async def test_where_it_must_not_the_thread_does_it(settings: ProducerSettings) 
         assert driver.threads == [THREAD] * 10
 
 
-async def test_what_has_company_goes_by_the_thread(settings: ProducerSettings) -> None:
+async def test_the_thread_submits_large_batches(settings: ProducerSettings) -> None:
+    driver = DirectFake(manual=True)
+    large = _bridge._SMALL_BATCH + 1
+    async with opened(settings, driver) as producer:
+
+        async def submitted(count: int) -> bool:
+            """Send so many records, and return whether the thread submitted them."""
+            deliveries = [producer.enqueue_nowait(record()) for _ in range(count)]
+            await until(lambda: len(driver.threads) == len(submissions) + 1)
+            submissions.append(driver.threads[-1])
+            driver.acknowledge()
+            for delivery in deliveries:
+                await delivery.wait()
+            await quiet()
+            return submissions[-1]
+
+        submissions: list[bool] = []
+        assert await submitted(large) is THREAD
+        # After a large batch, another may follow.
+        assert await submitted(large - 1) is THREAD
+        assert await submitted(large - 1) is LOOP
+        assert await submitted(large) is THREAD
+
+
+async def test_a_lone_record_after_others_waits_for_the_pump(settings: ProducerSettings) -> None:
     driver = DirectFake(manual=True)
     async with opened(settings, driver) as producer:
         several = [producer.enqueue_nowait(record()) for _ in range(3)]
         await until(lambda: len(driver.submitted) == 3)
-        assert driver.threads == [THREAD]
         driver.acknowledge()
         for one in several:
             await one.wait()
@@ -170,7 +194,7 @@ async def test_what_has_company_goes_by_the_thread(settings: ProducerSettings) -
         assert len(driver.submitted) == 3  # there may be others again
         await until(lambda: len(driver.submitted) == 4)
         another = producer.enqueue_nowait(record())
-        assert len(driver.submitted) == 4  # the one before is under way
+        assert len(driver.submitted) == 4  # the one before is in flight
         await until(lambda: len(driver.submitted) == 5)
         driver.acknowledge()
         assert [(await one.wait()).offset for one in (alone, another)] == [3, 4]

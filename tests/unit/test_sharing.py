@@ -143,24 +143,23 @@ async def bridged(driver: FakeDriver) -> AsyncGenerator[Bridge]:
         await bridge.stop(0)
 
 
-async def test_a_command_that_is_not_counted_yet_goes_before_a_lone_record() -> None:
+async def test_a_command_that_is_not_counted_yet_goes_before_a_small_batch() -> None:
     """The thread has run a command and has not counted it: the loop does not submit."""
     driver = Direct()
-    batch: Any = [Parcel(record(b"%d" % number)) for number in range(4)]
+    batch: Any = [Parcel(record(b"%d" % number)) for number in range(3)]
     async with bridged(driver) as bridge:
         gate = cast("Gated", bridge._worker).on_count
         await until(lambda: bridge._worker.commands_done == bridge._commands_sent)
         gate.shut()
-        assert bridge.submit(batch[:2]) is None
+        bridge._send_command(lambda: None)
         await at_gate(gate)
-        assert driver.batches == [2]
-        assert bridge.submit(batch[2:3]) is None  # by way of the thread
-        assert driver.batches == [2]
+        assert bridge.submit(batch[:2]) is None  # on the thread
+        assert driver.batches == []
         gate.open()
         await until(lambda: bridge._worker.commands_done == bridge._commands_sent)
+        assert driver.batches == [2]
+        assert bridge.submit(batch[2:]) == Submitted()  # on the loop
         assert driver.batches == [2, 1]
-        assert bridge.submit(batch[3:]) == Submitted()
-        assert driver.batches == [2, 1, 1]
 
 
 async def test_a_client_that_is_being_opened_is_told_to_hurry_once_it_is_there() -> None:

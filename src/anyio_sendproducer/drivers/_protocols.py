@@ -249,14 +249,13 @@ class Driver(Protocol):
 
 @runtime_checkable
 class DirectDriver(Driver, Protocol):
-    """A driver whose client takes a record without waiting for anything.
+    """A driver whose client takes records without waiting for anything.
 
-    The event loop itself submits a batch of one record, which saves the crossing to the driver
-    thread.
+    The event loop itself submits small batches, which saves the crossing to the driver thread.
     """
 
     direct: bool
-    """Whether the event loop may call :meth:`Driver.submit` with one record. Meanwhile other
+    """Whether the event loop may call :meth:`Driver.submit` with a few records. Meanwhile other
     threads may only close the driver, or call ``describe``. False if that would run the user's
     code: a serializer or a partitioner. Read once, when the driver is open."""
 
