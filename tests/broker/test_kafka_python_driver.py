@@ -972,6 +972,18 @@ def test_a_client_that_is_not_as_it_was_is_left_as_it_is() -> None:
         )
         assert _patches.patch_isolate_rejections(producer, set()) is None
         assert vars(producer._transaction_manager) == {}
+        assert sender is None or vars(sender) == {"_can_split": None}
+
+
+def test_a_client_without_idempotence_only_divides_the_batch_that_is_refused() -> None:
+    sender = types.SimpleNamespace(_can_split=lambda _batch, _error: False)
+    producer = types.SimpleNamespace(
+        config={"transactional_id": None}, _transaction_manager=None, _sender=sender
+    )
+    assert _patches.patch_isolate_rejections(producer, set()) is None
+    batch = types.SimpleNamespace(record_count=2, attempts=0, final_state=None)
+    assert sender._can_split(batch, kafka_errors.InvalidRecordError)
+    assert not sender._can_split(batch, kafka_errors.InvalidTopicError)
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 """Where the records of a submission go, and the runs of records whose outcomes come back together.
 
-The driver chooses one partition for a whole run of records without a key, and registers one
-callback for a run instead of two for each record. Both together save a third of the cost of a
-record.
+The driver chooses one partition for a whole run of records without a key. It registers callbacks
+for the last record of a run, instead of for each record. Both together save a third of the cost of
+a record.
 
 This module does not import ``kafka``. It uses these attributes of the client's futures:
 ``is_done``, ``exception``, ``add_callback``, ``add_errback``, and ``value`` with the nine fields of
@@ -73,7 +73,7 @@ class TopicPartitions:
 
 
 class PartitionRun:
-    """Consecutive records for one partition, reported by one callback.
+    """Consecutive records for one partition, reported together.
 
     The client completes the batches of a partition in order, so that all records of a run are done
     when its last one is. If the client aborts, it completes batches in any order; each record that
@@ -157,7 +157,8 @@ class TopicBatch:
     Args:
         driver: gets the outcomes.
         topic: the topic's name.
-        partitions: the topic's partitions; why its records are refused; or None if they are held.
+        partitions: the topic's partitions, or the error that refuses its records, or None if its
+            records are held.
     """
 
     __slots__ = ("_driver", "_keyed", "keyless", "partitions", "topic")

@@ -34,7 +34,7 @@ CODECS: Final = {"lz4": "lz4", "snappy": "python-snappy", "zstd": "zstandard"}
 
 #: Our defaults. They were measured: with a round trip of 20 ms on one partition, batches of 256 KiB
 #: carry seven times as much as batches of 16 KiB, because idempotence sends one batch per partition
-#: at a time. Without a linger, the next batch gathers records while one is under way. The client's
+#: at a time. Without a linger, the next batch gathers records while one is in flight. The client's
 #: metrics cost time. Like the Java client, it backs off for 1 s at most, not 30.
 _DEFAULTS: Final[dict[str, Any]] = {
     "batch_size": 256 * 1024,

@@ -48,7 +48,8 @@ def describe(settings: ProducerSettings, *, versions: bool) -> ClusterDescriptio
     def make(**configs: Any) -> NetClient:
         client = NetClient(**configs)
         clients.append(client)
-        # The constructor of the admin client skips this then, and would not say why it failed.
+        # Bootstrap here, because the constructor of the admin client would not say why its own
+        # bootstrap failed.
         client.bootstrap(until, threading.Event())
         return client
 

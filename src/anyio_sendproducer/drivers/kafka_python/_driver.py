@@ -1,8 +1,8 @@
 """The default driver: kafka-python's ``KafkaProducer``, used without blocking the event loop.
 
 The driver owns its collaborators: ``TopicMetadata``, ``Transactions``, ``Outcomes`` and
-``StalledPartitions``. Everything that depends on private parts of kafka-python 3.0.12 is in
-``_network`` and ``_patches``.
+``StalledPartitions``. Only ``_network`` and ``_patches`` use private attributes of kafka-python
+3.0.12. The other modules also use objects that these two find, such as a batch.
 """
 
 # kafka-python has no annotations. Its values have unknown types, and are cast where they leave.
@@ -191,8 +191,8 @@ class KafkaPythonDriver:
             thread.start()
         except RuntimeError as error:
             raise ProducerStartError(f"no producer for {addresses}: {error}") from error
-        # A start that is late usually ends by itself, and says why. If the machine stands still
-        # meanwhile, only one of the short waits passes.
+        # A start that is late usually ends by itself, and says why. The extra time is split into 20
+        # waits, of which a standstill of the process uses up only one.
         waits = (seconds, *[_LATE_SECONDS / 20] * 20)
         is_late = not any(self._opened_or_closed.wait(one) for one in waits)
         if is_late:
@@ -326,8 +326,8 @@ class KafkaPythonDriver:
     def _connect(self, sink: Sink, deadline: float, **configs: Any) -> NetClient:
         """Make the network client and connect it, before the constructor of KafkaProducer does.
 
-        Nothing could stop the constructor for as long as ``bootstrap_timeout_ms`` says. It skips
-        what is done before.
+        Nothing could stop the constructor for as long as ``bootstrap_timeout_ms`` says. It does not
+        connect a client that is already connected.
         """
         self._client = client = NetClient(**configs)
         cluster: Any = client.cluster

@@ -1,8 +1,10 @@
-"""A driver on a ``KafkaProducer`` that its owner made, which is used by its public methods.
+"""A driver on a ``KafkaProducer`` that its owner made.
 
-The driver does not change the client, so less is known. A record that the client failed may have
-been written, because the client does not say what it tried. If the client blocks, it blocks the
-driver thread, and the deadlines of records still apply.
+The driver sends with the client's public methods. By way of ``_patches``, it only ends the
+lingering, notices a broken client, and closes a client whose ``close()`` fails. So it knows less
+than the driver with a client of its own. If the client fails a record, the record may have been
+written, because the client does not say what it tried. If the client blocks, it blocks the driver
+thread, and the deadlines of records still apply.
 """
 
 from __future__ import annotations

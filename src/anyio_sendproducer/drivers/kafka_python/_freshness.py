@@ -16,7 +16,8 @@ from typing import Final
 
 __all__ = ["MissingPartitions", "Refreshes"]
 
-#: Seconds for which metadata count as new after their request: a program may ask for each record.
+#: Seconds for which metadata count as new after their request. So a program that asks for the
+#: partitions before each record does not cause a request each time.
 _NEW_SECONDS: Final = 1.0
 
 #: Seconds after which a question ends if it is not repeated. The producer repeats its questions
@@ -64,7 +65,7 @@ class MissingPartitions:
         return bool(self._questions)
 
     def is_refused(self, topic: str, partition: int, now: float, requested: float) -> bool:
-        """Return whether a record is refused. If not, hold it and request metadata.
+        """Return whether a record is refused. If not, the caller must hold it and request metadata.
 
         Args:
             topic: of the record.
@@ -80,7 +81,7 @@ class MissingPartitions:
             or not question.is_answered(now, requested)
         ):
             return False
-        # The next record asks again, but does not wait for as long.
+        # The next record needs newer metadata, but does not wait for `patience` again.
         question.is_over = True
         return True
 
@@ -118,9 +119,10 @@ class Refreshes:
         return bool(self._questions)
 
     def is_new(self, topic: str, now: float, requested: float) -> bool:
-        """Return whether the metadata of a topic are new enough. If not, request metadata.
+        """Return whether the metadata of a topic are new enough. If not, the caller must request
+        metadata.
 
-        They also are if no broker has answered for a while, because there are no newer ones.
+        If no broker has answered for a while, this returns True: there are no newer metadata.
         """
         question = self._questions.setdefault(topic, _Question(now))
         question.repeat(now)

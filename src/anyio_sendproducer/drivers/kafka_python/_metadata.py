@@ -50,14 +50,14 @@ class TopicMetadata:
         self.topics: dict[str, TopicPartitions] = {}
         #: How many times each topic was looked up, so that its round of partitions goes on.
         self._turns: dict[str, int] = {}
-        #: Topics without metadata; with the time since when the cluster says that it does not know
-        #: them.
+        #: Topics without metadata. The value is the time at which a broker first said that it does
+        #: not know the topic, or None.
         self.awaited: dict[str, float | None] = {}
         #: When a record, or partitions_for(), last found such a topic unknown.
         self.needed_at: dict[str, float] = {}
         self._missing = MissingPartitions(unknown_topic_timeout)
         self._refreshes = Refreshes()
-        #: When the client made the request that is under way.
+        #: When the client made the request that is in progress.
         self._requesting_at = -math.inf
         #: When the client requested the metadata that came last.
         self.requested_at = -math.inf
@@ -99,14 +99,15 @@ class TopicMetadata:
         """Look up a topic.
 
         Returns:
-            The partitions; the error of records for this topic; or None if the metadata are
-            missing and were requested.
+            The partitions, or the error that refuses records for this topic, or None if the
+            metadata are missing and were requested.
         """
         known = self.topics.get(topic)
         if known is not None:
             return known
         topics = self.topics
-        # Before the request: the answer may come at once, and then reports awaited topics.
+        # Before the request: the answer may come at once, and update() reports it to the sink only
+        # if a topic is awaited.
         self._await(topic)
         try:
             # With max_block_ms=0 this never waits: it raises and requests the topic in the
@@ -218,7 +219,7 @@ class TopicMetadata:
     # --- for the client's thread -------------------------------------------------------------
 
     def make_request(self, make_request: Callable[[], Any]) -> Any:
-        """Make the client's next request for metadata. There is never more than one under way.
+        """Make the client's next request for metadata. The client makes one request at a time.
 
         3.0.12 never forgets a topic. It requests again 0.1 s after an answer that names an unknown
         topic, so it would do so forever once a topic is deleted.
@@ -235,7 +236,8 @@ class TopicMetadata:
         return request
 
     def _is_needed(self, topic: str) -> bool:
-        """Whether the client needs a topic's metadata: it exists, or there is something to send."""
+        """Whether to request a topic: records or callers wait for it, it exists, this client may
+        not use it, or there are batches to send to it."""
         cluster = self._cluster
         return (
             topic in self.awaited

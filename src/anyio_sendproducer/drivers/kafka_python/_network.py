@@ -1,6 +1,6 @@
 """Private parts of kafka-python's connections, fixed where 3.0.12 spins, leaks or hangs.
 
-Each class and function says what 3.0.12 does, and which test notices a change of kafka-python.
+Each class and function that changes 3.0.12 says what 3.0.12 does, and which test notices a change.
 ``_patches`` has the private parts of the producer.
 """
 
@@ -141,8 +141,9 @@ class _ScramLoginError(kafka_errors.SaslAuthenticationFailedError):
 class _Connection(KafkaConnection):
     """A connection that limits the work that a broker can cause during a login.
 
-    3.0.12 answers without a pause and without end, and there is no public way to stop it. If the
-    broker's part of a login is wrong, 3.0.12 takes that for a failed connection, and tries again.
+    3.0.12 answers each further login request of a broker, without a pause or a limit, and there is
+    no public way to stop it. If the broker's part of a login is wrong, 3.0.12 takes that for a
+    failed connection, and tries again.
     ``tests/broker/test_pace.py::test_a_password_is_hashed_neither_too_little_nor_too_often``
     notices a change.
     """

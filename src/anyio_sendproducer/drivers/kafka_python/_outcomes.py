@@ -60,7 +60,7 @@ class Outcomes:
         is_last = self._ends_client(error)
         if is_last or self._transactions is not None:
             # An error that ends the idempotent client of 3.0.12, or its transaction, fails all
-            # records under way with the same exception, though they may have been written. Only
+            # records in flight with the same exception, though they may have been written. Only
             # the partition that the broker's answer named was refused; no later batch for it had
             # been sent.
             if run.partition is None:
@@ -77,8 +77,8 @@ class Outcomes:
     def note_failure(self, submission: Submission, error: Exception) -> None:
         """Note the first record that fails when the client ends.
 
-        If a user's partitioner chooses, the driver does not know the partition of a record. Only
-        the first record to fail is certain to be refused.
+        If a partitioner of kafka-python chooses, the driver does not know the partition of a
+        record. Only the first record to fail is certain to be refused.
         """
         if self._first_to_fail is None and self._ends_client(error):
             self._first_to_fail = submission

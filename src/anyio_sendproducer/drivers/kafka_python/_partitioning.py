@@ -1,4 +1,4 @@
-"""How a partition is chosen: by the user's partitioner, or by Kafka's hash of the key."""
+"""How a partition is chosen: by a partitioner of kafka-python, or by Kafka's hash of the key."""
 
 # kafka-python has no annotations. Its values have unknown types, and are cast where they leave.
 # mypy: disable-error-code="misc"
@@ -28,7 +28,7 @@ __all__ = [
 
 
 class NoPartition(Exception):
-    """The user's partitioner did not choose a partition; its error is the cause."""
+    """The user's partitioner did not choose a partition. If it raised, its error is the cause."""
 
 
 @contextlib.contextmanager

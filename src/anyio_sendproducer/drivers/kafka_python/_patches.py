@@ -1,8 +1,9 @@
 """Private parts of kafka-python's producer, used where its public API has no other way.
 
-All of it was read in 3.0.12. Each function and class says why it exists, and which test notices a
-change of kafka-python. A function that changes a client leaves it as it is if the client differs
-from 3.0.12. ``_network`` has the private parts of connections.
+All of it was read in 3.0.12. Each function and class that needs a private part says why, and which
+test notices a change of kafka-python. If a client differs from 3.0.12, the functions that begin
+with ``find_`` return None, and :func:`patch_isolate_rejections` changes nothing. ``_network`` has
+the private parts of connections.
 """
 
 # kafka-python has no annotations. Its values have unknown types, and are cast where they leave.
@@ -40,6 +41,14 @@ __all__ = [
 #: The first parameters of ``RecordAccumulator.append`` in 3.0.12, in this order.
 _APPEND: Final = ("tp", "timestamp_ms", "key", "value", "headers")
 
+#: The attributes of ``TransactionManager`` that :func:`patch_isolate_rejections` needs.
+_OF_THE_MANAGER: Final = (
+    "ERROR_CLASS_RETRIABLE",
+    "classify_batch_error",
+    "has_fatal_error",
+    "set_sequence_number",
+)
+
 #: Takes topic and partition, milliseconds, key, value and headers. Returns the record's future,
 #: whether its batch is full, whether its batch is new, and whether nothing was done.
 Append = Callable[[Any, int, Any, Any, list[tuple[str, bytes]]], tuple[Any, bool, bool, bool]]
@@ -73,6 +82,8 @@ def skip_flush(timeout: float | None = None) -> None:
 
     ``close`` of 3.0.12 calls ``flush`` first. If that takes too long, ``close`` raises and leaves
     the sender thread alive. The driver has waited for the records before it closes the client.
+    ``tests/broker/test_traps.py::test_bare_close_with_records_pending_raises_and_closes_nothing``
+    notices a change.
     """
 
 
@@ -172,9 +183,10 @@ def patch_isolate_rejections(
 
     In 3.0.12 one refusal ends the whole idempotent client, because the broker never saw the
     sequence numbers of the refused batch. The Java client takes these numbers back. That is safe
-    for a batch that was sent once, since only one batch per partition is under way. If single
-    records of a batch are at fault, the client sends halves of the batch until each refused record
-    is alone, as 3.0.12 does with a batch that is too large. There is no public way to do either.
+    for a batch that was sent once, since only one batch per partition is in flight. If single
+    records of a batch are at fault, the patched client divides the batch, and sends the halves. It
+    goes on until each refused record is alone, as 3.0.12 does with a batch that is too large. There
+    is no public way to do either.
     ``tests/broker/test_kafka_python_driver.py::test_a_refusal_still_ends_the_client`` notices a
     change.
 
@@ -184,7 +196,8 @@ def patch_isolate_rejections(
 
     Returns:
         A function that returns whether the client is broken for another reason. None if the client
-        is not idempotent, or differs from 3.0.12; the client is then not changed.
+        is not idempotent: it then divides batches, and no refusal breaks it. Also None if the
+        client differs from 3.0.12; it is then not changed.
     """
     manager: Any = getattr(producer, "_transaction_manager", None)
     if producer.config["transactional_id"] is not None:
@@ -199,7 +212,8 @@ def patch_isolate_rejections(
         manager.classify_batch_error = classify_retried
         return cast("Callable[[], bool]", manager.has_fatal_error)
     sender: Any = getattr(producer, "_sender", None)
-    if not hasattr(sender, "_can_split"):
+    known = manager is None or all(hasattr(manager, name) for name in _OF_THE_MANAGER)
+    if not known or not hasattr(sender, "_can_split"):
         return None
     can_split = sender._can_split
 
@@ -212,13 +226,11 @@ def patch_isolate_rejections(
         )
 
     sender._can_split = can_split_refused
-    try:
-        classify = manager.classify_batch_error
-        retriable = manager.ERROR_CLASS_RETRIABLE
-        take_back = manager.set_sequence_number
-        is_broken = manager.has_fatal_error
-    except AttributeError:  # also if there is no manager: the client is not idempotent
+    if manager is None:
         return None
+    classify = manager.classify_batch_error
+    retriable = manager.ERROR_CLASS_RETRIABLE
+    take_back = manager.set_sequence_number
 
     def classify_refused(error: Exception, batch: Any, **details: Any) -> Any:
         where = batch.topic_partition
@@ -234,7 +246,7 @@ def patch_isolate_rejections(
         return classify(error, batch, **details)
 
     manager.classify_batch_error = classify_refused
-    return cast("Callable[[], bool]", is_broken)
+    return cast("Callable[[], bool]", manager.has_fatal_error)
 
 
 class Accumulator:

@@ -225,7 +225,7 @@ class StalledPartitions:
             self._fail(removed, f"{name} had no leader within {seconds}", gone=False)
 
     def _last_entered(self, batch: Any) -> float:
-        """Return a time when a batch had all its records."""
+        """Return a time by which every record of a batch had been added."""
         sent = self._sent.get(batch)
         found: float = batch.last_append if sent is None else sent.at
         return found
