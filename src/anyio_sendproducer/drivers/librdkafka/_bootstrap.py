@@ -1,4 +1,4 @@
-"""Find brokers that have moved, for a client with transactions.
+"""Finds brokers that have moved, for a client with transactions.
 
 When librdkafka 2.16 has lost its last broker, it would connect to the bootstrap addresses again
 (``metadata.recovery.strategy=rebootstrap``). Then it may never answer a request for a coordinator
@@ -39,7 +39,7 @@ WITHOUT_REBOOTSTRAP: Final[Mapping[str, Any]] = (
 
 
 class BootstrapSearch:
-    """Looks behind the bootstrap addresses for brokers that a client does not know."""
+    """Asks the bootstrap addresses for brokers that a client does not know."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The librdkafka client of one driver: how it is made, kept open, ended and left after a fork."""
+"""The librdkafka client of one driver: how it is made, kept open, ended, and left after a fork."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ __all__ = ["NO_TOPIC", "ClientHandle", "NoSink", "look_up", "new_client"]
 NO_TOPIC: Final = "anyio-sendproducer: no topic"
 
 #: The client's own class, which is written in C. A tracing agent replaces ``Producer`` by a
-#: subclass. Its ``produce``, which the event loop calls, may request metadata from a broker, reject
-#: the arguments, or drop headers of the same name. An observer makes spans instead.
+#: subclass, whose ``produce`` may block on a request for metadata, reject the arguments, or drop
+#: headers of the same name. The event loop calls ``produce``, so the base class is used. To make
+#: spans, users pass an observer.
 _Producer: Final[Any] = confluent_kafka.Producer.__mro__[-2]
 
 _handles: weakref.WeakSet[ClientHandle] = weakref.WeakSet()
@@ -132,7 +133,7 @@ class ClientHandle:
         client, self.client = self.client, None
         _handles.discard(self)
         if not self._is_transactional:
-            # It raises its fatal error once more, or an error about a line of its log.
+            # It raises its fatal error again, or an error about a line of its log.
             with contextlib.suppress(KafkaException, UnicodeDecodeError):
                 client.close()
         # In a transactional client, close() would abort the open transaction, and wait for that

@@ -220,7 +220,7 @@ def _keep_epoch(config: dict[str, Any], settings: ProducerSettings) -> None:
 
     After a new epoch (rd_kafka_idemp_drain_epoch_bump in 2.16) it sends all unacknowledged records
     again with new sequence numbers. A broker that wrote such a record before, and whose answer was
-    lost, cannot recognize the repetition. In a transaction it is aborted instead.
+    lost, cannot recognize the repetition. A transaction is aborted instead.
     """
     if not config["enable.idempotence"] or settings.transactional_id is not None:
         return

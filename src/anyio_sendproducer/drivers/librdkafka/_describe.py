@@ -1,4 +1,4 @@
-"""Describe a cluster by way of librdkafka."""
+"""Describes a cluster with librdkafka."""
 
 from __future__ import annotations
 

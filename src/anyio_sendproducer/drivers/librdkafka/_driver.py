@@ -7,7 +7,8 @@ waits in ``poll`` instead (:mod:`._poll_thread`).
 The driver owns one object for each job, each in its own module. This module makes these objects,
 opens and closes the client, and passes each call of the protocol to the object whose job it is.
 
-What the package works around was read in and run against confluent-kafka 2.16.1.
+The workarounds in this package were written from the source of confluent-kafka 2.16.1, and tested
+with it.
 """
 
 from __future__ import annotations

@@ -60,8 +60,8 @@ REFUSALS: Final = frozenset(
     }
 )
 
-#: The topic or the partition does not exist. librdkafka retries when a broker answers so to a
-#: request; it reports the error when the metadata say so.
+#: The topic or the partition does not exist. If a broker answers a request with this error,
+#: librdkafka retries. If the metadata lack the topic or the partition, it reports the error.
 UNKNOWN_TOPIC: Final = frozenset(
     {
         KafkaError._UNKNOWN_PARTITION,

@@ -1,8 +1,8 @@
 """The metadata of topics: which partitions exist, and for how long a record waits for one.
 
-librdkafka chooses partitions by metadata of its own. The driver requests metadata itself in three
-cases: for ``partitions_for``, for records of a partition that librdkafka does not know, and for the
-user's partitioner, which gets the numbers of a topic's partitions.
+librdkafka chooses partitions by metadata of its own. The driver itself requests the metadata of a
+topic in three cases: for ``partitions_for``, for records of a partition that librdkafka does not
+know, and for the user's partitioner, which gets the numbers of a topic's partitions.
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ __all__ = ["TopicMetadata"]
 _REFRESH_SECONDS: Final = 0.1
 #: librdkafka's default of topic.metadata.refresh.interval.ms.
 _MAX_AGE_MS: Final = 300_000
-#: A topic that nobody has asked for so long is asked for anew.
+#: If nobody asks about an unknown topic for this many seconds, its ``unknown_topic_timeout`` starts
+#: again.
 _OVER_SECONDS: Final = 5.0
-#: For how long an answer counts that lacks a partition.
+#: For how many seconds an answer refuses records.
 _FRESH_SECONDS: Final = 1.0
-#: For how long the driver remembers that records have waited long enough for a partition.
+#: After ``unknown_topic_timeout``, the driver remembers for this many seconds that records have
+#: waited for a partition.
 _MISSING_SECONDS: Final = 60.0
 
 
@@ -63,16 +65,18 @@ class TopicMetadata:
         self._max_age = config.get("topic.metadata.refresh.interval.ms", _MAX_AGE_MS) / 1000
         #: Since when the cluster says that it does not know a topic, and when it last said so.
         self._unknown: dict[str, tuple[float, float]] = {}
-        #: Since when records wait for a partition that does not exist; -1 stands for the topic.
+        #: Since when records wait for a partition that does not exist. The partition is -1 if the
+        #: topic itself is unknown.
         self._missing: dict[tuple[str, int], float] = {}
         #: When the metadata of such a topic last came, and how many partitions it had.
         self._counts: dict[str, tuple[float, int]] = {}
-        #: For a partitioner: when the metadata of a topic last came, and its partitions, or why its
-        #: records are refused.
+        #: For a partitioner: when the metadata of a topic last came, and its partitions, or the
+        #: error that refuses its records.
         self._lists: dict[str, tuple[float, tuple[int, ...] | SendProducerError]] = {}
-        #: The topics of records that were given back: those in _missing, and those of a
-        #: partitioner. A thread requests their metadata as long as there are any. All three change
-        #: under the handle's lock ``using``.
+        #: The topics of records that were given back because a partition is missing, and because a
+        #: partitioner needs the partitions. A thread requests their metadata as long as there are
+        #: any. ``_wanted``, ``_unlisted`` and ``_refresher`` change under the handle's lock
+        #: ``using``.
         self._wanted: set[str] = set()
         self._unlisted: set[str] = set()
         self._refresher: threading.Thread | None = None
@@ -80,15 +84,17 @@ class TopicMetadata:
         self._asked = threading.Event()
 
     def partition_count(self, topic: str) -> int | None:
-        """Return how many partitions a topic had whose records waited for one; else None."""
+        """Return how many partitions a topic had in the last answer, if its records waited for a
+        missing partition; otherwise None."""
         count = self._counts.get(topic)
         return None if count is None else count[1]
 
     def is_awaited(self, topic: str, partition: int) -> bool:
         """Return whether a record must wait, because its partition is missing in the metadata.
 
-        The partition may be newer than the metadata, so they are requested again. An answer that
-        came after ``unknown_topic_timeout`` counts for one second.
+        The partition may be newer than the metadata, so they are requested again. When a record has
+        waited for ``unknown_topic_timeout``, an answer that lacks its partition refuses records for
+        one second.
         """
         now = time.monotonic()
         patience = self._settings.unknown_topic_timeout
@@ -108,8 +114,8 @@ class TopicMetadata:
         answer comes, the old ones are used.
 
         Returns:
-            The partitions in ascending order; why records for the topic are refused; or None if the
-            metadata are missing and were requested.
+            The partitions in ascending order, or the error that refuses records for the topic, or
+            None if the metadata are missing and were requested.
         """
         came_at, found = self._lists.get(topic, (-math.inf, None))
         is_known = isinstance(found, tuple)
@@ -137,7 +143,7 @@ class TopicMetadata:
             self._asked.set()
 
     def join(self, seconds: float) -> None:
-        """Wait until the thread has ended that requests metadata, for at most ``seconds``."""
+        """Wait until the thread that requests metadata has ended, for at most ``seconds``."""
         self._asked.set()
         refresher = self._refresher
         if refresher is not None:
@@ -163,7 +169,7 @@ class TopicMetadata:
                 self._asked.wait(_REFRESH_SECONDS)
 
     def _request(self, topic: str) -> None:
-        """Request a topic's metadata, and report if records that wait can be sent or refused."""
+        """Request a topic's metadata. If records that wait can be sent or refused, report that."""
         try:
             with self._handle.call():
                 found = self._topic(topic)
@@ -214,8 +220,8 @@ class TopicMetadata:
         """Judge a topic by new metadata.
 
         Returns:
-            The partitions in ascending order; why the topic can't be used; or None if the cluster
-            does not know it, and may still create it.
+            The partitions in ascending order, or the error of a topic that can't be used, or None
+            if the cluster does not know the topic, and may still create it.
         """
         problem = found.error
         if problem is None and found.partitions:

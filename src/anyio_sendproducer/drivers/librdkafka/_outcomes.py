@@ -69,8 +69,9 @@ class Outcomes:
         self._written_topics: set[str] = set()
         #: Topics for which a record was refused with TOPIC_AUTHORIZATION_FAILED.
         self._forbidden_topics: set[str] = set()
-        # A broker may acknowledge a repetition without an offset, as -1, and librdkafka counts on
-        # from there. For a topic's partition, the offset up to which offsets may be wrong.
+        # A broker may acknowledge a repeated batch without an offset, as -1. librdkafka then
+        # computes the offsets of its records from -1: none, 0, 1 and so on. For each partition,
+        # this is the largest offset that may be such a result.
         self._doubtful: dict[tuple[str, int], int] = {}
         backoff_ms = min(
             config.get("retry.backoff.ms", _BACKOFF_MS),
@@ -92,7 +93,8 @@ class Outcomes:
         Args:
             reports: gathers the outcomes.
             send_again: submits a record again where that is possible.
-            direct: whether there are no hooks, so that each record has its own bytes.
+            direct: whether there are no hooks, so that the key and the value of a record are the
+                bytes that were sent.
         """
         pending = reports.pending
         extend = pending.extend
@@ -144,19 +146,20 @@ class Outcomes:
         return delivered
 
     def _is_exact(self, message: Any, offset: int | None) -> bool:
-        """Return whether this is the record's offset, rather than one counted on from -1."""
+        """Return whether this is the record's offset, and not one that was computed from -1."""
         place = (message.topic(), message.partition())
         if offset is None:
             self._doubtful.setdefault(place, 0)
             return False
-        # A record that was sent once is not a repetition.
+        # A record that was sent only once is not in a repeated batch.
         if offset > self._doubtful.get(place, -1) or self.is_sent_once(message):
             return True
         self._doubtful[place] = offset + 1
         return False
 
     def is_sent_once(self, message: Any) -> bool:
-        """Return whether there was no time to send a record again. If False, it is not known."""
+        """Return whether there was no time to send a record again. If False, it may have been sent
+        again or not."""
         seconds = message.latency()
         return seconds is not None and seconds < self._sent_once_seconds
 

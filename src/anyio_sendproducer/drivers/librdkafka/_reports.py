@@ -1,4 +1,4 @@
-"""Run the client's callbacks, and pass the outcomes that they gather to the sink."""
+"""Runs the client's callbacks, and passes the outcomes that they gather to the sink."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pass records to the client."""
+"""Passes records to the client."""
 
 from __future__ import annotations
 
@@ -107,8 +107,8 @@ class Submitter:
                 held_topics = {record.topic, *(held_topics or ())}
                 answer.held.append(submission)
             except BufferError:
-                # The client's queue is longer than the producer allows. Only records that are about
-                # to leave it can fill it.
+                # The client's queue has more room than the producer's limits allow records. It is
+                # full only while records that have their outcomes have not left it yet.
                 answer.held += batch[place:]
                 return
             except KafkaException as error:

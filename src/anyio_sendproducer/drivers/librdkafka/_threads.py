@@ -1,4 +1,4 @@
-"""Start the threads of the librdkafka driver."""
+"""Starts the threads of the librdkafka driver."""
 
 from __future__ import annotations
 

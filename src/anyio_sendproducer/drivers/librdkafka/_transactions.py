@@ -49,7 +49,8 @@ class _NoAnswerError(Exception):
 class Transactions:
     """Begins and ends the transactions of a client.
 
-    Each call of the client waits for one short slice, so that closing the driver ends the wait.
+    Each call of the client waits for one short slice, so that closing the driver ends the wait. A
+    call that sends offsets can't do that, so another thread makes it.
     """
 
     def __init__(
@@ -130,7 +131,7 @@ class Transactions:
             if handle.closing.wait(waits.SLICE_SECONDS):
                 return
         if health.is_broken:
-            # The loop must hear of that before it hears that the transaction was begun.
+            # The loop must get the report of that before the report that the transaction was begun.
             handle.closing.wait(waits.SLICE_SECONDS)
 
     def send_offsets(
@@ -149,7 +150,7 @@ class Transactions:
         metadata = group_to_bytes(group)
 
         def send(_: float) -> None:
-            # This call cannot wait in slices: if a slice ended while a broker wants to be asked
+            # This call cannot wait in slices: if a slice ended while librdkafka must ask a broker
             # again, the transaction would fail.
             remaining = max(waits.SLICE_SECONDS, deadline.at - time.monotonic())
             seconds = min(remaining, _OFFSETS_SECONDS)
@@ -250,8 +251,8 @@ class Transactions:
                 return True
             if deadline.is_over:
                 return False
-            # The error comes at once if another call of the client is in progress. Without a pause,
-            # the next call would get the answer that a call before it gave up.
+            # The error comes at once while an earlier call of the client is in progress. The pause
+            # also keeps the next call from taking the result of that earlier call.
             self._handle.closing.wait(_PAUSE_SECONDS)
 
     def _call_on_thread(

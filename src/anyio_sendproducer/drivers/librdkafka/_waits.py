@@ -6,9 +6,10 @@ from typing import Final
 
 __all__ = ["ANSWER_SECONDS", "FINISH_SECONDS", "SLICE_SECONDS"]
 
-#: One call of the client in a longer wait. Between two calls the driver notices that it is closed.
+#: How long one call of the client waits, as a part of a longer wait. Between two calls, the driver
+#: notices that it is closed.
 SLICE_SECONDS: Final = 0.1
 #: The wait for the answer to one request for metadata.
 ANSWER_SECONDS: Final = 1.0
-#: The wait until the client has reported purged records, and until a thread has ended.
+#: The wait until the client has reported purged records, or until a thread has ended.
 FINISH_SECONDS: Final = 2.0
