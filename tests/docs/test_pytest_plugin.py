@@ -305,7 +305,7 @@ def test_with_pytest_asyncio(project: Project) -> None:
     """The guide's fixtures for it, beside AnyIO's plugin, which leaves them alone by default."""
     page = (ROOT / "docs/how-to/test-on-asyncio.md").read_text(encoding="utf-8")
     [ini] = re.findall(r"^```ini\n\[pytest\]\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    [guide] = re.findall(r"## pytest-asyncio(.*?)## unittest", page, re.DOTALL)
+    [guide] = re.findall(r"## Test with pytest-asyncio(.*?)## Test with unittest", page, re.DOTALL)
     blocks = re.findall(r"^```py\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
     project.environment |= measured()
     project.write("\n".join(blocks), ini=ini)
