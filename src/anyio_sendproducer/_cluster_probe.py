@@ -82,8 +82,8 @@ class ClusterProbe:
             return partial(driver.describe, seconds)
         if settings.producer is not None:
             raise SendProducerError(
-                "check: the settings have a producer of yours, and not the cluster's addresses; "
-                "ask that producer"
+                "check: the settings have an existing producer instead of the cluster's addresses; "
+                "check that producer itself"
             )
         if not self._resolver.is_complete:
             raise SendProducerError("check: the addresses of the cluster are not known yet")

@@ -337,5 +337,5 @@ class DriverThread:
                 driver.close(timeout)
         except Exception as error:  # noqa: BLE001  # it must not stop the closing
             _log.exception(
-                "the driver raised while it was closed", extra={"error.type": error_type(error)}
+                "closing the driver raised an error", extra={"error.type": error_type(error)}
             )

@@ -474,7 +474,7 @@ class Engine:
         if self.settings.transactional_id is not None:
             # Records that were queued for the open transaction must not get into the next one.
             to_wake += self.ledger.fail_unsubmitted(
-                f"the record was not sent: the client was given up before: {error}",
+                f"the record was not sent: the client was given up: {error}",
                 error,
                 until=self._accepted_before_replacement,
             )

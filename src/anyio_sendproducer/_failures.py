@@ -54,7 +54,7 @@ def maybe_written(
     producer broke or was closed."""
     return delivery_error(
         DeliveryError,
-        f"{message}; it may be written all the same",
+        f"{message}; it may be written nevertheless",
         record,
         Persistence.POSSIBLY_PERSISTED,
         cause,
@@ -78,7 +78,7 @@ def timed_out(
         last_error: the reason why no broker was reached, if the driver knows it.
         was_sent: whether the driver has the record.
     """
-    fate = "it may be written all the same" if was_sent else "it was not sent"
+    fate = "it may be written nevertheless" if was_sent else "it was not sent"
     known = "" if last_error is None else f": {last_error}"
     return delivery_error(
         DeliveryTimeout,

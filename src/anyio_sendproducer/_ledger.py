@@ -312,7 +312,7 @@ class Ledger:
                 if entry.group is not None and entry.group.stopped:
                     error = not_tried(entry.record)
                 elif not self._unawaited.first.includes(entry):
-                    message = "the record was not sent: its transaction was aborted before"
+                    message = "the record was not sent: its transaction was aborted"
                     error = not_sent(entry.record, message, None)
                 else:
                     self._held.setdefault(entry.record.topic, {})[entry] = None

@@ -55,8 +55,8 @@ class SendProducer(Sender, NoPublicConstructor):
     """
 
     _how_to_make: ClassVar[str] = (
-        "SendProducer is not made by hand: use `async with open_send_producer(settings) as "
-        "producer:`, or start_send_producer(task_group, settings)"
+        "SendProducer can't be constructed directly: use `async with open_send_producer(settings) "
+        "as producer:`, or start_send_producer(task_group, settings)"
     )
 
     #: ``help()`` lists these first, in this order.

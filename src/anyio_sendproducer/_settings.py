@@ -260,7 +260,7 @@ class ProducerSettings:
         for name in self.properties:
             if canonical_name(name) == "partitioner":
                 raise SettingsError(
-                    f"partitioner and properties[{name!r}] cannot be combined: give one"
+                    f"partitioner and properties[{name!r}] cannot be combined: set only one"
                 )
 
     def _check_client(self) -> None:

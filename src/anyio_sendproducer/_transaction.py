@@ -417,7 +417,7 @@ class Transaction(Sender, NoPublicConstructor):
             engine.ledger.separate_transactions()
             engine.wake_and_notify(
                 engine.ledger.fail_unsubmitted(
-                    "the record was not sent: the transaction was aborted before", reason
+                    "the record was not sent: the transaction was aborted", reason
                 )
             )
         with CancelScope(shield=True):
@@ -488,7 +488,8 @@ class Transactions:
         turn = self._turn
         if turn.locked() and turn.statistics().owner == anyio.get_current_task():
             raise TransactionError(
-                "this task has a transaction open already: leave its block before you begin another"
+                "this task already has an open transaction: leave its block before you begin a "
+                "second one"
             )
         async with turn:
             engine.check_usable()

@@ -265,8 +265,8 @@ class TransactionPool(anyio.AsyncContextManagerMixin):
             await self._turns.acquire()
         except RuntimeError as error:
             raise TransactionError(
-                "this task has a transaction of the pool open already; another one in it could "
-                "wait for ever: end the first, or use another task"
+                "this task already has an open transaction of the pool; a second one could wait "
+                "forever: end the first, or use another task"
             ) from error
         try:
             self._check_open()

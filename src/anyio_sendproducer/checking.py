@@ -184,7 +184,7 @@ async def check_cluster(
     failed: str | None = None
     for name in STEPS:
         if failed is not None:
-            steps.append(Step(name, "skipped", (f"not tried, since {failed!r} failed",)))
+            steps.append(Step(name, "skipped", (f"not tried, because {failed!r} failed",)))
             continue
         try:
             steps.append(Step(name, "ok", _shown(await functions[name](findings))))
@@ -312,7 +312,7 @@ async def _describe(findings: _Findings) -> tuple[str, ...]:
         f"id {cluster.id or 'unknown'}, controller {controller}",
         *(
             f"broker {broker.id} at {_address(broker.host, broker.port)}"
-            + ("" if broker.version is None else f", as of Kafka {broker.version}")
+            + ("" if broker.version is None else f", protocol of Kafka {broker.version}")
             for broker in cluster.brokers
         ),
     )
@@ -352,7 +352,7 @@ async def _try_each(
         By name, the results of the addresses that work, and the faults of the others.
     """
     good: dict[str, str] = {}
-    bad = dict.fromkeys(addresses, "not tried: the time was over")
+    bad = dict.fromkeys(addresses, "not tried: the time ran out")
     remaining = iter(addresses.items())
 
     async def work() -> None:

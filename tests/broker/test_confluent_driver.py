@@ -512,7 +512,7 @@ def test_records_that_the_client_does_not_give_up_are_left_with_it(
         client = driver._handle.client
         driver._handle.client = Clinging(client)
         driver.close(0)
-        assert "did not give up its records" in caplog.text
+        assert "did not release its records" in caplog.text
         client.close()
 
 

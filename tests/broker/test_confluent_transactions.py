@@ -565,10 +565,14 @@ def test_the_name_is_waited_for(driver: ConfluentDriver, client: Client) -> None
     client.todo = [slow() for _ in range(3)]
     init(driver)
     client.todo = [slow()]
-    with pytest.raises(ProducerStartError, match=r"for transactional_id 'id' within 30 s \(start"):
+    with pytest.raises(
+        ProducerStartError, match=r"'id' could not be initialized within 30 s \(start"
+    ):
         init(driver, -1)
     client.todo = [error(KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED, "not for you")]
-    with pytest.raises(ProducerStartError, match="no transactions for transactional_id 'id': not"):
+    with pytest.raises(
+        ProducerStartError, match="transactional_id 'id' could not be initialized: not"
+    ):
         init(driver)
     client.todo = [error(KafkaError._FENCED)]
     with pytest.raises(ProducerFenced):

@@ -539,7 +539,7 @@ async def test_what_the_driver_knows_is_added_to_a_time_out(
             return bool(fake.submitted) if taken else bool(fake.batches) and given_back
 
         error = await timed_out(producer, clock, tried)
-        assert str(error).endswith("; it may be written all the same: the cable is out") == taken
+        assert str(error).endswith("; it may be written nevertheless: the cable is out") == taken
         assert str(error).endswith("; it was not sent: the cable is out") != taken
         assert error.__cause__ is fake.in_trouble
         expected = Persistence.POSSIBLY_PERSISTED if taken else Persistence.NOT_PERSISTED

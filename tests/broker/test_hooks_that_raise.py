@@ -101,9 +101,13 @@ class OldChosen:
         *[(Chosen, raising(kind), f"the partitioner raised {kind.__name__}: ") for kind in ERRORS],
         (Chosen, lambda: None, "the partitioner raised TypeError: 'NoneType' object cannot be"),
         (Chosen, lambda: 1.0, "the partitioner raised TypeError: 'float' object cannot be"),
-        (Chosen, lambda: 99, "the partitioner chose 99, no partition of 'hooks'"),
+        (Chosen, lambda: 99, "the partitioner chose 99, which is not a partition of topic 'hooks'"),
         (OldChosen, raising(SystemExit), "the partitioner raised SystemExit: "),
-        (OldChosen, lambda: -1, "the partitioner chose -1, no partition of 'hooks'"),
+        (
+            OldChosen,
+            lambda: -1,
+            "the partitioner chose -1, which is not a partition of topic 'hooks'",
+        ),
     ],
     ids=[*[kind.__name__ for kind in ERRORS], "None", "float", "99", "old", "-1"],
 )

@@ -554,10 +554,10 @@ def test_a_serializer_may_make_a_tombstone(cluster: MockCluster) -> None:
         # Neither a key nor a value is left of that one.
         assert isinstance(lost, RecordRejected)
         assert lost.persistence is Persistence.NOT_PERSISTED
-        assert str(lost) == "the value_serializer gave None: neither key nor value is left"
+        assert str(lost) == "the value_serializer returned None: neither key nor value is left"
     with opened(cluster, key_serializer=serialize) as (driver, recorder):
         [lost] = send_all(driver, recorder, [ProducerRecord(TWELVE, None, 1)])
-        assert str(lost) == "the key_serializer gave None: neither key nor value is left"
+        assert str(lost) == "the key_serializer returned None: neither key nor value is left"
 
 
 def test_a_serializer_that_fails_fails_its_record_alone(cluster: MockCluster) -> None:
@@ -577,7 +577,7 @@ def test_a_serializer_that_fails_fails_its_record_alone(cluster: MockCluster) ->
     assert isinstance(raised, SerializationFailed)
     assert isinstance(raised.__cause__, KeyError)
     assert "value_serializer raised KeyError" in str(raised)
-    assert "value_serializer gave str, not bytes" in str(wrong)
+    assert "value_serializer returned str, not bytes" in str(wrong)
 
 
 # --- topics --------------------------------------------------------------------------------------

@@ -365,7 +365,7 @@ async def test_nothing_is_sent_in_the_clear_by_mistake(authority: Authority) -> 
             {"sasl.mechanism": "PLAIN", "sasl.username": "me", "sasl.password": SECRET},
             {**login("PLAIN"), "ssl.ca.location": authority.file},
         ):
-            with pytest.raises(SettingsError, match=r"has no effect, since 'security\.protocol'"):
+            with pytest.raises(SettingsError, match=r"has no effect, because 'security\.protocol'"):
                 await send_one(broker, properties)
         assert broker.connections == 0
 

@@ -167,7 +167,7 @@ async def test_what_was_written_before_its_partition_was_gone_is_not_rejected(
         error = await failure_of(producer, record(1))
         assert type(error) is DeliveryError
         assert error.persistence is Persistence.POSSIBLY_PERSISTED
-        assert str(error).endswith("it may be written all the same")
+        assert str(error).endswith("it may be written nevertheless")
 
 
 async def test_a_partition_that_is_back_in_time_gets_its_records_in_order(

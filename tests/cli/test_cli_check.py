@@ -141,7 +141,7 @@ def test_nobody_listens(capsys: pytest.CaptureFixture[str]) -> None:
     assert "failed  connect       127.0.0.1:1: " in printed
     assert "Connection refused" in printed
     assert "-> check that a broker runs there" in printed
-    assert "skipped tls           not tried, since 'connect' failed" in printed
+    assert "skipped tls           not tried, because 'connect' failed" in printed
 
 
 @contextmanager
@@ -401,7 +401,7 @@ async def test_brokers_that_do_not_answer_take_no_longer_than_a_step(
     good, bad = await checking._try_each(findings, named, wait)
     assert good == {}
     assert bad["b0"] == "b0: no answer in time"
-    assert bad["b59"] == "b59: not tried: the time was over"
+    assert bad["b59"] == "b59: not tried: the time ran out"
 
 
 async def test_a_cluster_of_thousands_of_brokers_is_shown_in_part(
@@ -654,7 +654,7 @@ def test_a_cluster_of_librdkafka_that_does_not_answer(monkeypatch: pytest.Monkey
 
     driver = ConfluentDriver(settings("x:1"))
     driver._handle.client = Silent()
-    with pytest.raises(SendProducerError, match="the cluster does not say what it is: "):
+    with pytest.raises(SendProducerError, match="the cluster did not describe itself: "):
         driver.describe_from_client()
 
 

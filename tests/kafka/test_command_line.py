@@ -73,7 +73,9 @@ def test_what_check_says(driver: str, tmp_path: Path, capsys: pytest.CaptureFixt
         login = ("security.protocol=SASL_PLAINTEXT", "sasl.mechanism=PLAIN", "sasl.username=alice")
         code, steps = check("PLAINTEXT")
         assert (code, steps["cluster"]["state"]) == (0, "ok")
-        assert ("as of Kafka 4" in steps["cluster"]["details"][1]) is (driver == "kafka-python")
+        assert ("protocol of Kafka 4" in steps["cluster"]["details"][1]) is (
+            driver == "kafka-python"
+        )
 
         trusted = f"ssl.truststore.location={authority.issue().authority}"
         code, steps = check("SSL", "security.protocol=SSL", trusted)

@@ -462,7 +462,7 @@ async def test_a_name_that_is_not_for_this_user_and_a_time_that_is_too_long(
     driver: DriverName,
 ) -> None:
     settings = settings_for(cluster, "id", properties={"transaction.timeout.ms": 10**9})
-    with raising(ProducerStartError, match="no transactions for transactional_id 'id'"):
+    with raising(ProducerStartError, match="transactional_id 'id' could not be initialized"):
         async with open_send_producer(settings, driver=driver):
             never()
 

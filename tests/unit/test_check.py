@@ -89,7 +89,7 @@ async def test_a_driver_that_can_not_describe(settings: ProducerSettings, fake: 
 
 async def test_a_producer_of_the_user() -> None:
     async with open_send_producer(ProducerSettings(producer=FakeClient())) as producer:
-        with pytest.raises(SendProducerError, match="a producer of yours"):
+        with pytest.raises(SendProducerError, match="an existing producer"):
             await producer.check()
 
 

@@ -268,9 +268,13 @@ def test_the_name_is_waited_for() -> None:
     driver = KafkaPythonDriver(SETTINGS)
     waits = [kafka.errors.KafkaTimeoutError() for _ in range(3)]
     init(driver, Named(*waits))
-    with pytest.raises(ProducerStartError, match=r"for transactional_id 'id' within 30 s \(start"):
+    with pytest.raises(
+        ProducerStartError, match=r"'id' could not be initialized within 30 s \(start"
+    ):
         init(driver, Named(*waits), -1)
-    with pytest.raises(ProducerStartError, match="no transactions for transactional_id 'id': not"):
+    with pytest.raises(
+        ProducerStartError, match="transactional_id 'id' could not be initialized: not"
+    ):
         init(driver, Named(kafka.errors.KafkaError("not for you")))
     with pytest.raises(ProducerFenced):
         init(driver, Named(kafka.errors.ProducerFencedError()))

@@ -330,7 +330,7 @@ def test_a_record_that_was_not_acknowledged_in_time_may_be_written_and_keeps_its
     assert isinstance(entry.outcome, DeliveryTimeout)
     assert str(entry.outcome) == (
         "no broker acknowledged the record within 10 s (delivery_timeout); "
-        "it may be written all the same"
+        "it may be written nevertheless"
     )
     assert entry.outcome.persistence is Persistence.POSSIBLY_PERSISTED
     assert room(ledger) == (1, 7)
@@ -720,7 +720,7 @@ def test_with_its_client_given_up_a_record_may_be_written_and_what_is_queued_goe
     assert not isinstance(sent.outcome, DeliveryTimeout)
     assert str(sent.outcome) == (
         "the client was given up before the record was acknowledged: the driver is gone; "
-        "it may be written all the same"
+        "it may be written nevertheless"
     )
     assert sent.outcome.persistence is Persistence.POSSIBLY_PERSISTED
     assert sent.outcome.__cause__ is GONE
@@ -835,7 +835,7 @@ def test_at_the_end_each_record_learns_whether_it_may_be_written(
     assert isinstance(in_line.outcome, DeliveryError)
     assert in_line.outcome.persistence is Persistence.NOT_PERSISTED
     assert isinstance(sent.outcome, DeliveryError)
-    assert str(sent.outcome) == f"{says}; it may be written all the same"
+    assert str(sent.outcome) == f"{says}; it may be written nevertheless"
     assert sent.outcome.persistence is Persistence.POSSIBLY_PERSISTED
     assert sent.outcome.__cause__ is cause
     assert ledger.take() == []

@@ -400,7 +400,7 @@ NO_NUL = "contains a NUL character, where librdkafka would truncate it"
 NO_TEXT = "contains characters that cannot be encoded as UTF-8"
 EMPTY = "must be a str that is not empty"
 IDLE = (
-    "has no effect, since 'security.protocol' is PLAINTEXT, which is the default, and nothing is "
+    "has no effect, because 'security.protocol' is PLAINTEXT, which is the default, and nothing is "
     "encrypted: set it to SSL, or leave this out"
 )
 SUITES = (

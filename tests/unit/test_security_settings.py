@@ -338,13 +338,13 @@ def test_jaas_that_can_not_be_taken_is_refused(text: str, says: str) -> None:
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     # Someone believes that it is encrypted, or that it logs in.
-    ({"ssl_cafile": SECRET}, "'ssl_cafile' has no effect, since 'security.protocol' is PLAINT"),
+    ({"ssl_cafile": SECRET}, "'ssl_cafile' has no effect, because 'security.protocol' is PLAINT"),
     ({"ssl.ca.location": SECRET}, "PLAINTEXT, which is the default, and nothing is encrypted"),
     ({"ssl_check_hostname": True}, "set it to SSL, or leave this out"),
     ({**LOGIN, "ssl.ca.location": SECRET}, "is SASL_PLAINTEXT, and nothing is encrypted: set"),
     ({"security.protocol": "PLAINTEXT", "sasl.password": SECRET}, "set it to SASL_SSL, or"),
     ({"sasl.jaas.config": SECRET}, "'sasl.jaas.config' has no effect"),
-    ({**TLS, "sasl.mechanism": "PLAIN"}, "'sasl.mechanism' has no effect, since"),
+    ({**TLS, "sasl.mechanism": "PLAIN"}, "'sasl.mechanism' has no effect, because"),
     ({"security.protocol": 7}, "'security.protocol' must be one of PLAINTEXT, SSL"),
     # Half a login.
     ({"security.protocol": "SASL_SSL"}, "'sasl.mechanism' is missing"),
@@ -404,7 +404,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({**TLS, "ssl_certfile": "c", "ssl_password": 7}, "'ssl_password' must be a str"),
     (
         {**TLS, "enable.ssl.certificate.verification": False, "ssl_cafile": "x"},
-        "'ssl_cafile' has no effect, since 'enable.ssl.certificate.verification' turns all",
+        "'ssl_cafile' has no effect, because 'enable.ssl.certificate.verification' turns all",
     ),
     ({**TLS, "ssl_cafile": 7}, "'ssl_cafile' must be the path of a file"),
     ({**TLS, "ssl_cafile": ""}, "'ssl_cafile' must be the path of a file"),

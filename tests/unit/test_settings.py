@@ -231,7 +231,7 @@ BAD_EXACTLY: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"partitioner": first_partition, "properties": {"partitioner": "murmur2"}},
-        "partitioner and properties['partitioner'] cannot be combined: give one",
+        "partitioner and properties['partitioner'] cannot be combined: set only one",
     ),
     ({"producer_factory": "json"}, "producer_factory must be callable, not str"),
     ({"producer": 7}, "producer must be a KafkaProducer, not int"),

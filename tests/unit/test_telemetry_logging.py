@@ -179,7 +179,7 @@ def test_each_event_has_its_line(lines: pytest.LogCaptureFixture) -> None:
         "client 1 is open",
         "client 1 is closed",
         "client 1 was given up: ValueError",
-        "the producer is closing; 3 record(s) are on their way",
+        "the producer is closing; 3 accepted record(s) have no outcome yet",
         (
             "1 record(s) to topic t were not delivered (anyio_sendproducer.SerializationFailed, "
             "not persisted); the first: the serializer failed with UnicodeError"

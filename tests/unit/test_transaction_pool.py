@@ -294,7 +294,7 @@ async def test_a_task_has_one_transaction_at_a_time(settings: ProducerSettings) 
     fakes = Fakes(2)
     async with TransactionPool(settings, 2, driver=fakes) as pool:
         async with pool.transaction() as tx:
-            with raising(TransactionError, match="another one in it could wait for ever"):
+            with raising(TransactionError, match="a second one could wait forever"):
                 async with pool.transaction():
                     never()
             await tx.send(record())

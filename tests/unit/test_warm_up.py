@@ -175,8 +175,8 @@ def forget(_: bytes) -> None:
     ("serialize", "kind", "says"),
     [
         (divide, SerializationFailed, "the value_serializer raised ZeroDivisionError: "),
-        (str, SerializationFailed, "the value_serializer gave str, not bytes"),
-        (forget, RecordRejected, "the value_serializer gave None: neither key nor value"),
+        (str, SerializationFailed, "the value_serializer returned str, not bytes"),
+        (forget, RecordRejected, "the value_serializer returned None: neither key nor value"),
     ],
     ids=["raises", "str", "None"],
 )

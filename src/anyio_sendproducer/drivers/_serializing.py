@@ -49,7 +49,7 @@ def bytes_of(
     # the like come from the serializer, and only this record fails.
     except BaseException as error:
         raise _failed(record, f"the {field}_serializer {raised_text(error)}") from error
-    raise _failed(record, f"the {field}_serializer gave {type(content).__name__}, not bytes")
+    raise _failed(record, f"the {field}_serializer returned {type(content).__name__}, not bytes")
 
 
 def _failed(record: ProducerRecord[Any, Any], message: str) -> SerializationFailed:
@@ -94,7 +94,7 @@ def parts_of(
     if key is None and value is None:
         field = "key" if record.value is None else "value"
         raise RecordRejected(
-            f"the {field}_serializer gave None: neither key nor value is left",
+            f"the {field}_serializer returned None: neither key nor value is left",
             record=record,
             persistence=Persistence.NOT_PERSISTED,
         )

@@ -112,7 +112,7 @@ class LoggingObserver:
         logger = self._logger
         if isinstance(event, Closing):
             logger.info(
-                "the producer is closing; %d record(s) are on their way",
+                "the producer is closing; %d accepted record(s) have no outcome yet",
                 event.pending,
                 extra={**_fields("closing"), "anyio_sendproducer.count": event.pending},
             )

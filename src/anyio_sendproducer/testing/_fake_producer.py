@@ -300,7 +300,9 @@ class FakeProducer:
         await anyio.lowlevel.checkpoint()
         while not condition():
             if time.monotonic() > give_up:
-                raise TimeoutError(f"the producer did not get there within {_PATIENCE:g} s")
+                raise TimeoutError(
+                    f"the producer did not reach the expected state within {_PATIENCE:g} s"
+                )
             await anyio.lowlevel.checkpoint()
 
 

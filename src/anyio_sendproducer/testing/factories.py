@@ -299,7 +299,7 @@ def serialization_failed(
 def not_persisted(
     of: AnyRecord | None = None,
     *,
-    message: str = "the record was not sent: the producer was closed before",
+    message: str = "the record was not sent: the producer was closed",
     cause: BaseException | None = None,
 ) -> DeliveryError:
     """Make the error of a record that is not written, and can be sent again safely.

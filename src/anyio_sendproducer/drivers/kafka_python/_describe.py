@@ -77,7 +77,7 @@ def describe(settings: ProducerSettings, *, versions: bool) -> ClusterDescriptio
     except Exception as error:
         raise translated(
             error,
-            f"the cluster does not say what it is: {client_words(error) or type(error).__name__}",
+            f"the cluster did not describe itself: {client_words(error) or type(error).__name__}",
         ) from error
     finally:
         # If the client could not be made, 3.0.12 leaves its thread running.

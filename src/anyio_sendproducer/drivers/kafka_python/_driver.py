@@ -203,7 +203,7 @@ class KafkaPythonDriver:
         if is_late:
             raise ProducerStartError(
                 f"no producer for {addresses} within {seconds:g} s (start_timeout): the client is "
-                "still at work, on a very large answer of a broker, or in a producer_factory"
+                "still busy with a very large answer of a broker, or in a producer_factory"
             )
         if thread.is_alive():
             raise ProducerStartError("the producer was closed while it was starting")

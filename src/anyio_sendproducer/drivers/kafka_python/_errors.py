@@ -164,7 +164,7 @@ def rejected(
 
 def given_up(record: ProducerRecord[Any, Any], error: GivenUp) -> DeliveryError:
     """Make the error of a record that left the client without an answer."""
-    end = "it may be written all the same" if error.sent else "the record was not written"
+    end = "it may be written nevertheless" if error.sent else "the record was not written"
     persistence = Persistence.POSSIBLY_PERSISTED if error.sent else Persistence.NOT_PERSISTED
     kind = DeliveryTimeout if not error.gone else DeliveryError if error.sent else RecordRejected
     return delivery_error(kind, f"{error}; {end}", record, persistence, error)

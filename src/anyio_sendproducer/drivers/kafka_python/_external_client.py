@@ -52,8 +52,8 @@ class ExternalClientDriver:
         config: dict[str, Any] = getattr(self._producer, "config", {})
         if config.get("transactional_id") is not None:
             raise SettingsError(
-                "producer: it has a transactional_id; let a producer_factory make it, and give "
-                "ProducerSettings the transactional_id"
+                "producer: the client has a transactional_id; use a producer_factory instead, and "
+                "set transactional_id in ProducerSettings"
             )
         #: Whether brokers answer; with acks=0 they do not.
         self.answered = config.get("acks") != 0
@@ -245,5 +245,5 @@ def _not_sent(record: ProducerRecord[Any, Any]) -> DeliveryError:
 
 def _no_transactions() -> TransactionError:
     return TransactionError(
-        "settings.producer cannot send transactions: let a producer_factory make it"
+        "settings.producer cannot send in transactions: use a producer_factory instead"
     )

@@ -158,7 +158,7 @@ class _Connection(KafkaConnection):
             self._rounds += 1
             if self._rounds > _MAX_ROUNDS:
                 raise kafka_errors.KafkaConnectionError(
-                    f"the broker goes on asking after {_MAX_ROUNDS} requests of type "
+                    f"the broker asks for another request after {_MAX_ROUNDS} requests of type "
                     f"{type(request).__name__}"
                 )
         answer = super()._send_request(request, *args, **options)

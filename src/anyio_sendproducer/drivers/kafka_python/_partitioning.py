@@ -60,7 +60,10 @@ class UsersPartitioner(Partitioner):  # pyright: ignore[reportUntypedBaseClass]
                 else choose(topic, serialized_key, cluster)
             )
         if number not in (cluster.partitions_for_topic(topic) or {number}):
-            raise NoPartition(f"the partitioner chose {shown(number)}, no partition of {topic!r}")
+            raise NoPartition(
+                f"the partitioner chose {shown(number)}, which is not a partition of topic "
+                f"{topic!r}"
+            )
         return number
 
     def on_new_batch(self, *args: Any) -> None:

@@ -116,7 +116,7 @@ class Transactions:
                 # With max_block_ms=0 it never waits; the next call continues this one.
                 if time.monotonic() >= deadline:
                     raise ProducerStartError(
-                        f"no transactions for transactional_id {name!r} within "
+                        f"transactional_id {name!r} could not be initialized within "
                         f"{self._settings.start_timeout:g} s (start_timeout)"
                     ) from None
                 if self._closing.wait(_PAUSE):
@@ -128,7 +128,7 @@ class Transactions:
             except Exception as error:
                 harmless(error)
                 raise ProducerStartError(
-                    f"no transactions for transactional_id {name!r}: {client_words(error)}"
+                    f"transactional_id {name!r} could not be initialized: {client_words(error)}"
                 ) from error
             else:
                 return

@@ -188,7 +188,9 @@ class ConfluentDriver:
         is_free = handle.calling.acquire(timeout=waits.FINISH_SECONDS)
         try:
             if not self._finish(timeout) or not is_free:
-                logger.warning("librdkafka did not give up its records, and is left as it is")
+                logger.warning(
+                    "librdkafka did not release its records, so its client is not closed"
+                )
                 return
             handle.end()
         finally:

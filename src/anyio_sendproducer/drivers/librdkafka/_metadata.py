@@ -279,7 +279,7 @@ class TopicMetadata:
                 found = look_up(self._handle.client, NO_TOPIC, self._settings.start_timeout)
         except KafkaException as error:
             raise SendProducerError(
-                f"the cluster does not say what it is: {text_of_failure(error)}"
+                f"the cluster did not describe itself: {text_of_failure(error)}"
             ) from harmless_failure(error)
         return ClusterDescription(
             one_line(found.cluster_id or "") or None,

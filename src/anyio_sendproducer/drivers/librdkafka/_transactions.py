@@ -87,11 +87,11 @@ class Transactions:
                     raise self._state.fenced(error) from harmless_failure(failure)
                 if not error.retriable():
                     raise ProducerStartError(
-                        f"no transactions for transactional_id {name!r}: {text_of(error)}"
+                        f"transactional_id {name!r} could not be initialized: {text_of(error)}"
                     ) from harmless_failure(failure)
                 if time.monotonic() >= deadline:
                     raise ProducerStartError(
-                        f"no transactions for transactional_id {name!r} within "
+                        f"transactional_id {name!r} could not be initialized within "
                         f"{self._settings.start_timeout:g} s (start_timeout): {text_of(error)}"
                     ) from harmless_failure(failure)
                 if self._handle.closing.wait(_PAUSE_SECONDS):

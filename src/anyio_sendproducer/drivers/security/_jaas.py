@@ -109,4 +109,4 @@ def _unescaped(escape: re.Match[str]) -> str:
 
 
 def _unreadable(name: str, why: str) -> SettingsError:
-    return SettingsError(f"properties: {name!r} can't be taken: {why}")
+    return SettingsError(f"properties: {name!r} can't be used: {why}")

@@ -215,13 +215,13 @@ def parse_security(
         if meaning in abilities.sasl and not logs_in:
             raise given.wrong(
                 meaning,
-                f"has no effect, since 'security.protocol' is {said}: set it to SASL_SSL, "
+                f"has no effect, because 'security.protocol' is {said}: set it to SASL_SSL, "
                 "or leave this out",
             )
         if meaning not in abilities.sasl and not encrypts:
             raise given.wrong(
                 meaning,
-                f"has no effect, since 'security.protocol' is {said}, and nothing is encrypted: "
+                f"has no effect, because 'security.protocol' is {said}, and nothing is encrypted: "
                 f"set it to {'SASL_SSL' if logs_in else 'SSL'}, or leave this out",
             )
     if "proxy" in given:
@@ -512,6 +512,6 @@ def _check_tls(given: Given, abilities: Abilities) -> None:
             if meaning in given:
                 raise given.wrong(
                     meaning,
-                    f"has no effect, since {given.names['verify']!r} turns all checking of "
+                    f"has no effect, because {given.names['verify']!r} turns all checking of "
                     "certificates off",
                 )

@@ -436,7 +436,10 @@ def tls_refusal(error: BaseException) -> str | None:
             alert = _ALERTS.fullmatch(reason)
             if alert is not None:
                 said = alert[2].replace("_", " ").lower()
-                return f"it sent the alert '{said}', as if our certificate is missing or untrusted"
+                return (
+                    f"it sent the alert '{said}', as if the client's certificate were missing or "
+                    "untrusted"
+                )
             if reason in _NOT_THIS_TLS:
                 return f"it does not use the required TLS: {reason}"
             return None
