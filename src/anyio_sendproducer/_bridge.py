@@ -238,7 +238,7 @@ class Bridge:
         return self._worker.lingering_driver is not None
 
     def hurry(self, on: bool) -> None:  # noqa: FBT001
-        """Have the client not linger, as long as ``on`` is True."""
+        """Keep the client from lingering as long as ``on`` is True."""
         worker = self._worker
         lingering = worker.lingering_driver
         if lingering is None or on == worker.is_hurried:
@@ -286,7 +286,7 @@ class Bridge:
         return polled is None or not self._polls_in_next_turn(polled, self._polling.next_poll())
 
     def _polls_in_next_turn(self, polled: PolledDriver, next_poll: NextPoll) -> bool:
-        """Arrange the next poll, unless the pump makes it in its next turn."""
+        """Arrange the next poll. Returns: True if the pump must poll in its next turn."""
         if next_poll is NextPoll.NEXT_TURN:
             return True
         if next_poll is NextPoll.LATER and self._loop.call_later is not None:
@@ -367,9 +367,9 @@ class Bridge:
     async def stop(self, seconds: float) -> None:
         """Close the driver, end the threads and close the stream of events.
 
-        Must be called in a shielded scope. A shield does not stop ``task.cancel()`` of asyncio; the
-        cancellation is raised.
-        A thread that does not end in time keeps running, and is logged.
+        Must be called in a shielded scope. A shield does not stop asyncio's own ``task.cancel()``:
+        that cancellation is raised. A thread that does not end in time keeps running, and is
+        logged.
 
         Args:
             seconds: how long the driver may take to close; 0 closes it by force.

@@ -19,7 +19,7 @@ _WITHOUT_OUTCOME: Final = frozenset(
     {DeliveryState.WAITING, DeliveryState.QUEUED, DeliveryState.SUBMITTED}
 )
 
-#: Remove the deadlines of finished records when there are this many deadlines.
+#: Remove the deadlines of finished records when there are at least this many deadlines.
 _LEAST_PRUNED: Final = 64
 
 

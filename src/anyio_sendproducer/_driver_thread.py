@@ -133,7 +133,7 @@ class DriverThread:
         #: run in a copy of this context.
         self._context = contextvars.copy_context()
         self.driver: Driver | None = None
-        #: Why no client could be opened in the background, at the last attempt.
+        #: The error of the last attempt to open a client in the background; None if that succeeded.
         self.open_error: Exception | None = None
         self.polled_driver: PolledDriver | None = None
         #: Whether the event loop may submit without the thread: any batch if the client is polled,
@@ -151,11 +151,11 @@ class DriverThread:
         self.is_wake_up_scheduled = False
         #: Whether the event loop has a next batch for the driver. If so, BatchSubmitted is urgent.
         self.has_next_batch = False
-        # Guards `outbox`, `is_wake_up_scheduled` and `has_next_batch`. (The event loop sets the
-        # last two without it in two places, with one assignment each.) Without it: thread A looks
-        # the outbox up; the loop replaces the outbox, and takes the events of the old one; A
-        # appends to the old one, and its event is lost. The lock is reentrant because a finalizer
-        # may interrupt a post with another post.
+        # Guards `outbox`, `is_wake_up_scheduled` and `has_next_batch`. (In two places, the event
+        # loop sets one of the last two without the lock, with one assignment.) Without the lock:
+        # thread A looks the outbox up; the loop replaces the outbox, and takes the events of the
+        # old one; A appends to the old one, and its event is lost. The lock is reentrant because a
+        # finalizer may interrupt a post with another post.
         self.posting = threading.RLock()
         self.stopping = threading.Event()
         self._is_abandoned = False
@@ -300,8 +300,8 @@ class DriverThread:
     def open_repeatedly(self, generation: int, *, is_first: bool = False) -> None:
         """Open the driver of a client generation. Try again until that succeeds."""
         pause = REOPEN_SECONDS
-        # If the first client refuses a setting, the setting is wrong. A later client may refuse one
-        # for a while, for example a certificate whose file is being replaced.
+        # If the first client refuses a setting, the setting is wrong. A later client may refuse a
+        # setting for a while, for example a certificate whose file is being replaced.
         hopeless = (ProducerFenced, SettingsError) if is_first else (ProducerFenced,)
         while not self._is_ending:
             try:

@@ -194,7 +194,7 @@ class Engine:
 
     @contextmanager
     def hurrying(self) -> Generator[None]:
-        """Have the client not linger during a block, which waits for submitted records."""
+        """Keep the client from lingering during a block that waits for submitted records."""
         self.ledger.hurry_requests += 1
         self.wake_and_notify(())
         try:

@@ -1,7 +1,8 @@
 """Sending a record again after a failure, and putting aside a record that keeps failing.
 
-This module does not use tenacity or stamina, because they would only replace the loop. The loop
-decides by the persistence of each failure, and reports the right one.
+This module does not use tenacity or stamina, because they would only replace the loop. The
+decisions would remain: whether the persistence of a failure allows another attempt, and which
+failure to raise.
 """
 
 # The pauses use the producer's own clock.

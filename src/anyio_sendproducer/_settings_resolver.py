@@ -27,7 +27,7 @@ __all__ = ["SettingsResolver"]
 _log = logging.getLogger("anyio_sendproducer")
 
 #: The number of targets of one look-up that are used. librdkafka starts a thread for each address,
-#: and any broker returns the others. One DNS answer may have 2,500 SRV records.
+#: and each broker names all brokers. One DNS answer may have 2,500 SRV records.
 MOST_TARGETS: Final = 100
 #: The shortest ``start_timeout`` that is left for the first client; seconds.
 _LEAST: Final = 0.001

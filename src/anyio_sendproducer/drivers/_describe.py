@@ -104,7 +104,7 @@ _DRIVERS: Final[Mapping[str, _Driver]] = {
 
 
 def _known(chosen: str | None) -> _Driver:
-    """Return what is known of a driver, so that none is taken for another one."""
+    """Return the entry of a driver. A driver without an entry is an error, not the default."""
     name = "kafka-python" if chosen is None else chosen
     if name not in _DRIVERS:
         raise ValueError(f"the driver {name!r} has no description here")

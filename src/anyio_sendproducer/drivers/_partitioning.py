@@ -22,7 +22,7 @@ def choose_partition(
 ) -> int:
     """Have a producer's partitioner choose the partition of a record that names none.
 
-    Call it on the driver's thread: a partitioner may block.
+    Call this on the driver thread: a partitioner may block.
 
     Args:
         partitioner: the partitioner of the producer's settings.

@@ -12,7 +12,7 @@ __all__ = ["Bulk", "EventBatch"]
 
 
 class Bulk:
-    """Events of one kind that follow each other, as the facts to make them of.
+    """Consecutive events of one kind. They are made of facts when they are read.
 
     Args:
         kind: the class of the events.

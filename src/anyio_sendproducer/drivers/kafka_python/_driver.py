@@ -78,7 +78,7 @@ from ._transactions import Transactions
 
 __all__ = ["KafkaPythonDriver", "config_of"]
 
-#: Seconds after start_timeout in which a start usually ends by itself. Then it is left behind.
+#: A start that is late usually ends by itself within this many seconds. Then it is left behind.
 _LATE_SECONDS: Final = 2.0
 
 #: Seconds to wait for the client's thread after the client was closed.

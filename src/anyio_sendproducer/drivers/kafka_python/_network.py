@@ -142,7 +142,7 @@ class _Connection(KafkaConnection):
     """A connection that limits the work that a broker can cause during a login.
 
     3.0.12 answers each further login request of a broker, without a pause or a limit, and there is
-    no public way to stop it. If the broker's part of a login is wrong, 3.0.12 takes that for a
+    no public way to stop it. If the broker's part of a login is wrong, 3.0.12 treats that as a
     failed connection, and tries again.
     ``tests/broker/test_pace.py::test_a_password_is_hashed_neither_too_little_nor_too_often``
     notices a change.
@@ -296,7 +296,7 @@ class ConnectionManager(KafkaConnectionManager):
             backoff_ms: Any = self.config["reconnect_backoff_max_ms"]
             self._next_bootstrap = now + backoff_ms / 1000
             self.bootstrap_async()
-        # Not while it bootstraps, because that would wait for a broker that cannot be reached.
+        # During a bootstrap, super() would wait for a broker that cannot be reached.
         bootstrap: Any = self._bootstrap_future
         return super().least_loaded_node() if bootstrap is None or bootstrap.is_done else None
 

@@ -346,9 +346,9 @@ def patch_request_promptly(
 ) -> Callable[[], Any]:
     """Request the metadata of a new topic as soon as a record needs them.
 
-    3.0.12 first waits for ``retry_backoff_ms`` after the last answer, whatever topics that was
-    about. If a topic is new while an answer is on its way, it also takes the answer for one about
-    that topic. The replacements stand in for the public methods of this one object.
+    3.0.12 first waits for ``retry_backoff_ms`` after the last answer, even if that answer was about
+    other topics. If a topic is new while an answer is on its way, 3.0.12 also treats that answer as
+    one about the topic. The replacements stand in for the public methods of this one object.
     ``tests/broker/test_connecting.py::test_the_first_record_of_each_topic_waits_for_no_backoff``
     notices a change.
 

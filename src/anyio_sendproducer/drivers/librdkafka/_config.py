@@ -121,13 +121,13 @@ def librdkafka_config(settings: ProducerSettings) -> LibrdkafkaConfig:
     config = {
         "receive.message.max.bytes": RECEIVE_MAX,
         "connections.max.idle.ms": _IDLE,
-        # As Kafka's clients hash a record's key. librdkafka's default is CRC32.
+        # Kafka's clients hash a record's key by murmur2. librdkafka's default is CRC32.
         "partitioner": "murmur2_random",
         # For how long records without a key go to the same partition (KIP-480). librdkafka's
         # default is twice the linger. If that is 0, each record goes to another partition, in a
         # request of its own.
         "sticky.partitioning.linger.ms": 10,
-        # The producer's own limits come first. These are no limit, and 2 TiB.
+        # The producer's own limits apply first. 0 means no limit, and the other value is 2 TiB.
         "queue.buffering.max.messages": 0,
         "queue.buffering.max.kbytes": _INT_MAX,
         **config,

@@ -205,7 +205,7 @@ class ConfluentDriver:
         """
         client = self._handle.client
         if self._health.is_broken and not self._is_transactional:
-            # It must send nothing more. The answers to what it sent say which records are written.
+            # It must send nothing more. The answers to its requests say which records are written.
             client.purge(in_flight=False, blocking=False)
             seconds = max(seconds, _IN_FLIGHT_SECONDS)
         self._drain(client, seconds)

@@ -70,7 +70,7 @@ UNKNOWN_TOPIC: Final = frozenset(
     }
 )
 
-#: The outcome of records whose topic was deleted; the last two, if a request was in flight.
+#: The errors of records whose topic was deleted. The last two mean that a request was in flight.
 DELETED_TOPIC: Final = UNKNOWN_TOPIC | {KafkaError._DESTROY, KafkaError._DESTROY_BROKER}
 
 #: The client dropped the record, because the driver asked for it or because of another failure.

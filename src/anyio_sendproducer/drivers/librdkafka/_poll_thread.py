@@ -143,9 +143,10 @@ class PollThread:
     def _prepare(self) -> None:
         """Make librdkafka request its producer id.
 
-        It does so for each answer with metadata. When the first one comes, it has no connection
-        yet: it leaves the bootstrap address for the brokers in the answer. Its next attempt would
-        come half a second later. Another answer comes over one of the new connections.
+        librdkafka does so after each answer with metadata. When the first answer comes, it has no
+        connection for the request yet, because it leaves the bootstrap address for the brokers in
+        the answer. Its next attempt would come half a second later. So this method requests
+        metadata again. That answer comes over one of the new connections.
         """
         for _ in range(_PREPARING_CALLS if self._is_late else 0):
             if self._handle.closing.is_set():

@@ -30,6 +30,6 @@ class ClientStatistics:
             try:
                 self._read = (text, json.loads(printable(text, "\N{REPLACEMENT CHARACTER}")))
             except ValueError:
-                # librdkafka escapes nothing in the name of a broker.
+                # librdkafka does not escape the names of brokers, so this may not be JSON.
                 self._read = (text, self._read[1])
         return self._read[1]

@@ -144,7 +144,7 @@ class Submitter:
         record = submission.record
         key, value, headers = record.key, record.value, [*record.headers]
         partitioner = self._partitioner if record.partition is None else None
-        # First: a record that must wait is not serialized again and again.
+        # Before the serializers, so that they do not run again each time a record must wait.
         partitions = () if partitioner is None else self._partitions_of(record)
         if not self.direct:
             key, value = parts_of(record, self._key, self._value, headers)

@@ -1,4 +1,4 @@
-"""Tokens for OAUTHBEARER, as confluent-kafka wants them."""
+"""Tokens for OAUTHBEARER, in the form that confluent-kafka needs."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ __all__ = ["ClientTokens", "TokenCallback"]
 ClientToken = tuple[str, float, str, dict[str, str]]
 TokenCallback = Callable[[str], ClientToken]
 
-#: The lifetime of a token as the driver passes it to librdkafka, which asks for the next token
-#: after 0.8 of it. librdkafka cannot be made to ask when a login was refused, so it asks often. It
+#: The bounds of the lifetime that the driver gives to a token. librdkafka asks for the next token
+#: after 0.8 of it. It does not ask when a login is refused, so the lifetime is short. librdkafka
 #: refuses a token that has expired, and then waits for ten seconds.
 _MAX_TOKEN_SECONDS: Final = 30.0
 _MIN_TOKEN_SECONDS: Final = 1.0

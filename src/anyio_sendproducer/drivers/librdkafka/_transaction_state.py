@@ -26,7 +26,7 @@ class TransactionState:
         self.is_open = False
         #: When it was begun.
         self.began_at = 0.0
-        #: Whether the brokers know of it, because they have written something of it.
+        #: Whether the brokers know of it: one of its records was written, or offsets were sent.
         self.is_known_to_brokers = False
 
     def begin(self) -> None:

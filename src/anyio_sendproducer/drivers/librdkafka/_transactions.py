@@ -37,8 +37,7 @@ _PAUSE_SECONDS: Final = 0.005
 #: waits for an event of one of its connections, which may never come: it never looks at
 #: ``creq_ts_timeout`` in ``rdkafka_coord.c``. Another client finds the next coordinator.
 _OFFSETS_SECONDS: Final = 20.0
-#: How long a transaction that is to begin waits until a disconnected client reaches a broker or is
-#: given up.
+#: How long begin() waits for a disconnected client to reach a broker or to be given up.
 _DISCONNECTED_SECONDS: Final = 10.0
 
 

@@ -203,7 +203,7 @@ def parse_security(
         value = given.get("protocol")
         protocol = value.upper() if isinstance(value, str) else ""
         if protocol not in _PROTOCOLS:
-            # kafka-python takes an unknown value for PLAINTEXT.
+            # kafka-python treats an unknown value as PLAINTEXT.
             raise given.wrong(
                 "protocol", f"must be one of {', '.join(_PROTOCOLS)}, not {shown(value)}"
             )

@@ -145,7 +145,7 @@ class ReloadingSSLContext:
         else:
             context.load_default_certs()
         if "crl" in given:
-            # With this setting, 3.0.12 itself fails at each connection.
+            # If kafka-python 3.0.12 itself gets this setting, each connection fails.
             self._trust(context, "crl", "X509 CRL", _pem_file(given, "crl"))
             context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
         if "chain" in given:
@@ -357,7 +357,7 @@ def _check_directory(given: Given, path: str) -> None:
 
 
 def _read_regular(path: str) -> bytes | None:
-    """The content of a file, and one byte more than allowed if it is too large.
+    """Return the content of a file. If it is too large, return one byte more than allowed.
 
     Returns None for anything but a regular file: to open a FIFO would wait for its writer, and
     /dev/zero never ends.
@@ -379,7 +379,7 @@ _BLOCK: Final = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----(.*?)-----END \1-----",
 
 
 def pem_text(given: Given, meaning: str) -> str:
-    """Text in PEM format, with its lines: in a properties file all of it may stand in one."""
+    """Return a text in PEM format, divided into lines. In a properties file, it may be one line."""
     blocks: list[str] = []
     for label, body in _BLOCK.findall(given.get(meaning)):
         if ":" in body:  # headers of an older kind of encryption, which need their lines
@@ -443,7 +443,7 @@ def tls_refusal(error: BaseException) -> str | None:
             if reason in _NOT_THIS_TLS:
                 return f"it does not use the required TLS: {reason}"
             return None
-        # kafka-python puts it into an error of its own.
+        # kafka-python puts the error into one of its own.
         packed = next((one for one in below.args if isinstance(one, BaseException)), None)
         below = packed or below.__cause__ or below.__context__
     return None
