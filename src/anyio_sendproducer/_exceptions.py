@@ -82,8 +82,8 @@ class SendProducerError(Exception):
     """The base class of the exceptions of this package, except those of the test kit
     (:mod:`anyio_sendproducer.testing`).
 
-    The message may contain text from a broker, a resolver or a serializer. Control characters in it
-    are escaped, so that it is one line.
+    The message may contain text from a broker, a resolver or a serializer. Control characters are
+    escaped, so the message is one line.
     """
 
     def __init__(self, *args: object) -> None:
@@ -243,7 +243,8 @@ class UndeliveredRecords(SendProducerError):
 
 
 class TransactionError(SendProducerError):
-    """A transaction could not be begun, used or ended; or a record was sent outside of one."""
+    """A transaction could not be begun, used or ended; or a record was sent outside of a
+    transaction."""
 
 
 class TransactionAborted(TransactionError):

@@ -110,7 +110,7 @@ def open_send_producer(
             ``confluent``); or a callable that makes your own driver.
         observers: objects that get the events of records and clients, in batches; see
             :mod:`anyio_sendproducer.telemetry`.
-        fields: fields of :class:`ProducerSettings`, which override those of ``settings``.
+        fields: fields of :class:`ProducerSettings`, which override the fields of ``settings``.
             ``bootstrap_servers`` also overrides ``service_name``, and vice versa.
 
     Raises:
@@ -118,9 +118,9 @@ def open_send_producer(
         DiscoveryError: the ``service_name`` was not found.
         ProducerStartError: no broker answered within ``start_timeout``.
         Exception: an exception of ``enrich``.
-        UndeliveredRecords: the block ended cleanly, and deliveries failed that nobody awaited. If
-            the block raised, its own exception is raised, not in a group, with a note that counts
-            such deliveries.
+        UndeliveredRecords: the block ended cleanly, but deliveries failed and nobody awaited them.
+            If the block raised, its own exception is raised, not in a group, with a note that
+            counts such deliveries.
 
     Cancellation leaves nothing behind, whenever it comes.
     """

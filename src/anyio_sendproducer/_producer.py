@@ -124,8 +124,8 @@ class SendProducer(Sender, NoPublicConstructor):
             TransactionOutcomeUnknown: the answer to the commit was lost, or did not come within
                 ``delivery_timeout``.
             ProducerFenced: another producer uses this ``transactional_id`` now. This producer is
-                broken. The transaction is aborted; if the commit raised this, it may be committed,
-                and :attr:`Transaction.state` is ``UNKNOWN``.
+                broken. The transaction is aborted. But if the commit raised this error, the
+                transaction may be committed, and :attr:`Transaction.state` is ``UNKNOWN``.
             TransactionError: the settings have no ``transactional_id``, no client could begin a
                 transaction within ``delivery_timeout``, or the task is already in the block of a
                 transaction.
@@ -314,7 +314,8 @@ class SendProducer(Sender, NoPublicConstructor):
         The metadata of all topics are requested at the same time. For an example record, the
         serializers then run on the driver thread, and their result is discarded. So
         confluent-kafka's ``AvroSerializer``, ``JSONSerializer`` and ``ProtobufSerializer`` register
-        the schema of the topic, or look it up, and the first record finds it in their cache.
+        or look up the schema of the topic, and the first record finds the schema in the
+        serializer's cache.
 
         Args:
             topics: names of topics, and example records, in any mixture. If the cluster creates
@@ -389,7 +390,7 @@ class SendProducer(Sender, NoPublicConstructor):
         :func:`open_send_producer` calls this at the end of its block, unless the block raised.
 
         Raises:
-            UndeliveredRecords: deliveries failed that nobody awaited.
+            UndeliveredRecords: deliveries failed, and nobody awaited them.
             ProducerMisused: as for :meth:`send`.
 
         Cancellation shortens the closing to ``cancel_timeout``. The producer is closed when the

@@ -151,8 +151,8 @@ class Sender:
 
         Raises:
             DeliveryTimeout: the record had no outcome within ``timeout`` or ``delivery_timeout``.
-                Its ``persistence`` is ``NOT_PERSISTED`` if the client did not have the record yet;
-                then it is never written.
+                Its ``persistence`` is ``NOT_PERSISTED`` if the client did not have the record yet.
+                Then the record is never written.
             RecordRejected: the record is invalid or too large, its topic or partition does not
                 exist, or the broker refused it.
             SerializationFailed: the key or the value could not be serialized.
@@ -161,8 +161,8 @@ class Sender:
             ProducerClosed: the producer is closing or closed.
             ProducerBroken: the producer can never send again.
             ProducerMisused: called on another event loop, or in another thread or process.
-            TransactionError: the producer has a ``transactional_id``, and this is not a
-                transaction.
+            TransactionError: the producer has a ``transactional_id``: send with a
+                :class:`Transaction`.
             TypeError: the arguments are neither a ProducerRecord nor the fields of one.
             SettingsError: ``timeout`` is not a positive number of seconds.
 

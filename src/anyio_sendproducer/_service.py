@@ -105,7 +105,8 @@ class ProducerService:
 
     Raises:
         SettingsError: a setting is wrong.
-        TypeError: ``settings`` are not settings, or ``observers`` not a list of observers.
+        TypeError: ``settings`` is not a ProducerSettings, or ``observers`` is not a list of
+            observers.
     """
 
     def __init__(

@@ -142,12 +142,12 @@ class ProducerSettings:
             driver thread, never on the event loop's, and is not called for a key that is None. The
             producer does not close it. None: the keys must be bytes.
         value_serializer: the same for values. If it returns None, the record is a tombstone.
-        partitioner: chooses the partition of each record that names none. It is a callable of three
-            arguments: the topic, the serialized key or None, and the numbers of the topic's
-            partitions in ascending order. It returns one of these numbers. It runs on the driver
-            thread, never on the event loop's. If it raises, or returns anything else, only this
-            record fails, with a :exc:`RecordRejected`. It is called again if a record is submitted
-            again. None: the client chooses as Kafka's Java client does.
+        partitioner: chooses the partition of each record that names no partition. It is a callable
+            of three arguments: the topic, the serialized key or None, and the numbers of the
+            topic's partitions in ascending order. It returns one of these numbers. It runs on the
+            driver thread, never on the event loop's. If it raises, or returns anything else, only
+            this record fails, with a :exc:`RecordRejected`. It is called again if a record is
+            submitted again. None: the client chooses as Kafka's Java client does.
         properties: further settings of the client, by Kafka's names (``"compression.type"``),
             kafka-python's (``"compression_type"``) or, with the driver ``"confluent"``,
             librdkafka's. The driver checks names and values when the producer starts.

@@ -191,8 +191,8 @@ class Transaction(Sender, NoPublicConstructor):
 
     @property
     def state(self) -> TransactionState:
-        """The state of the transaction. After the block, it is the result, even if the block was
-        cancelled."""
+        """The state of the transaction. After the block, this is the result of the transaction,
+        even if the block was cancelled."""
         return self._status.state
 
     async def send_offsets(

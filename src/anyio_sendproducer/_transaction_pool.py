@@ -104,14 +104,15 @@ class TransactionPool(anyio.AsyncContextManagerMixin):
     ids.
 
     A producer that was fenced or otherwise broken is closed, and another one with the same
-    ``transactional_id`` takes its place: a new client with a new epoch. If that fails, the next
-    transaction that needs the producer tries again, and raises the error if it fails again. After
-    :exc:`TransactionOutcomeUnknown` the producer itself replaces its client. The brokers then
-    finish the commit, or abort it, before the next transaction of that ``transactional_id`` begins.
+    ``transactional_id`` takes its place: a new client with a new epoch. If the new producer cannot
+    be started, the next transaction that needs it tries again. If that fails as well, the
+    transaction raises the error. After :exc:`TransactionOutcomeUnknown` the producer itself
+    replaces its client. The brokers then finish the commit, or abort it, before the next
+    transaction of that ``transactional_id`` begins.
 
     When the block ends, no producer is left. A clean end closes all of them at the same time,
     within ``close_timeout``; a block that failed or was cancelled leaves within
-    ``cancel_timeout``. Transactions of other tasks that are still open are then aborted.
+    ``cancel_timeout``. Open transactions of other tasks are then aborted.
 
     Args:
         settings: as for :func:`open_send_producer`. The ``transactional_id`` is the prefix of the

@@ -166,7 +166,7 @@ async def check_cluster(
         driver: the driver whose client connects, by name; None: the default.
 
     Returns:
-        The steps, and the cluster's description. A failure is a step, not an exception.
+        The steps, and the cluster's description. A failure is reported as a step and not raised.
 
     Cancellation closes what the current step has opened.
     """
@@ -197,7 +197,7 @@ async def check_cluster(
 
 
 def _shown(details: tuple[str, ...]) -> tuple[str, ...]:
-    """The details without control characters and with a bound, since brokers supply them."""
+    """Remove control characters from the details and bound them, because brokers supply them."""
     shown = [one_line(detail, _MOST_CHARACTERS) for detail in details[:_MOST_DETAILS]]
     more = len(details) - len(shown)
     return (*shown, f"and {more:,} more") if more else tuple(shown)

@@ -242,7 +242,7 @@ def test_properties() -> None:
 @line(
     "`close-on-producer-stop`, `withCloseProducerOnStop`",
     "`withProducer`",
-    "A lent producer is neither flushed nor closed",
+    "A producer that you pass in is neither flushed nor closed",
 )
 async def test_a_lent_producer() -> None:
     lent = FakeClient()

@@ -39,9 +39,9 @@ def dns(nameservers: str | Iterable[str] | None = None, *, port: int | None = No
     resolver caches nothing.
 
     Args:
-        nameservers: addresses of name servers, such as ``"10.0.0.2"`` or ``"127.0.0.1:8600"``. If
-            one does not answer within a second, the resolver tries the next. None: the name servers
-            and the search list of the system.
+        nameservers: addresses of name servers, such as ``"10.0.0.2"`` or ``"127.0.0.1:8600"``. If a
+            server does not answer within a second, the resolver tries the next one. None: the name
+            servers and the search list of the system.
         port: the port for addresses from A and AAAA records.
 
     Raises:

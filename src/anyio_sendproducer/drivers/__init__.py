@@ -1,4 +1,4 @@
-"""The protocol of drivers, and the choice of one.
+"""The protocol of drivers, and the choice of a driver.
 
 A driver adapts one client library to the producer. Its package is imported when it is needed.
 """

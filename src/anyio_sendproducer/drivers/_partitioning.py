@@ -20,7 +20,7 @@ def choose_partition(
     key: bytes | None,
     partitions: Sequence[int],
 ) -> int:
-    """Have a producer's partitioner choose the partition of a record that names none.
+    """Have a producer's partitioner choose the partition of a record that names no partition.
 
     Call this on the driver thread: a partitioner may block.
 

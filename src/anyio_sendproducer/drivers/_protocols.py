@@ -301,13 +301,13 @@ class PolledDriver(DirectDriver, Protocol):
 class LingeringDriver(Driver, Protocol):
     """A driver whose client may linger: wait for more records before it sends a batch.
 
-    Kafka's name for the time is ``linger.ms``. The producer ends the lingering while a caller waits
-    for all records, for example in :meth:`~anyio_sendproducer.SendProducer.flush`, and while no
-    more records can join a batch because there is no room for them.
+    Kafka's setting for this time is ``linger.ms``. The producer ends the lingering while a caller
+    waits for all records, for example in :meth:`~anyio_sendproducer.SendProducer.flush`, and while
+    no more records can join a batch because there is no room for them.
     """
 
     lingers: bool
-    """Whether the client lingers; False where ``linger.ms`` is 0. Read once, when the driver is
+    """Whether the client lingers; False if ``linger.ms`` is 0. Read once, when the driver is
     open."""
 
     def hurry(self, on: bool, /) -> None:  # noqa: FBT001

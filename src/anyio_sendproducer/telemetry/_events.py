@@ -187,7 +187,7 @@ class GenerationOpened:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class GenerationEnded:
-    """A client was closed. The last events of the records that it had came before."""
+    """A client was closed. The last events of its records came before this event."""
 
     generation: int
     """The number of the client, as in :class:`GenerationOpened`."""

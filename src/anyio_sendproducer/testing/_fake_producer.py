@@ -1,9 +1,9 @@
 """A producer without a cluster, for the code under test.
 
 It is a real producer on a driver in memory. So it applies back-pressure, withdraws records whose
-caller is cancelled, raises failures that nobody awaited, and raises once it is closed. The event
-loop calls the driver, and there is no thread. So tests work under Trio's ``MockClock``, also with
-an autojump threshold.
+caller is cancelled, raises failures that nobody awaited, and refuses records after it is closed.
+The event loop calls the driver, and there is no thread. So tests work under Trio's ``MockClock``,
+even with an autojump threshold.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ AnswerRule = Callable[[ProducerRecord[Any, Any]], DeliveryError | None]
 
 
 class FailWhen:
-    """An :data:`AnswerRule` of conditions: a record fails if all of them hold.
+    """An :data:`AnswerRule` with conditions: a record fails if all of them are true.
 
     ::
 
@@ -27,7 +27,7 @@ class FailWhen:
         error: makes the error of each record that fails, for example ``factories.rejected`` of
             :mod:`~anyio_sendproducer.testing.factories`.
         topic: the record is for this topic; None for every topic.
-        where: this returns True for the record.
+        where: this function returns True for the record.
         every: with 3, only the third, the sixth and so on of the records that match the conditions
             above.
         times: at most how many records fail; None for no limit.

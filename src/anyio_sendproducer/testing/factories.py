@@ -112,7 +112,7 @@ def metadata(
     """Make the metadata of an acknowledged record.
 
     Args:
-        of: the record; None for :func:`record`. Arguments that are None are taken from it.
+        of: the record; None for :func:`record`. Its values replace arguments that are None.
         topic: the topic's name.
         partition: the partition's number; 0 if the record has none either.
         offset: the record's offset in the partition; None as with ``acks=0``.

@@ -312,7 +312,7 @@ def persistence() -> st.SearchStrategy[Persistence]:
 
 
 def metadata(record: AnyRecord | None = None) -> st.SearchStrategy[RecordMetadata]:
-    """The metadata of an acknowledged record, also without an offset and a timestamp, as with
+    """The metadata of an acknowledged record, sometimes without an offset and a timestamp, as with
     ``acks=0``.
 
     Args:
