@@ -1,7 +1,7 @@
 """The metadata of topics that the driver knows, waits for and requests.
 
-Two threads use it. The submitting thread (the bridge's, or the event loop's for a lone record) asks
-about topics. The client's thread brings answers. Each step is one operation on one entry of a
+Two threads use it. The submitting thread (the driver thread, or the event loop's for a small batch)
+asks about topics. The client's thread brings answers. Each step is one operation on one entry of a
 dictionary, and each answer replaces ``topics`` as a whole.
 """
 
