@@ -976,7 +976,10 @@ def test_a_client_that_is_not_as_it_was_is_left_as_it_is() -> None:
 
 
 def test_a_client_without_idempotence_only_divides_the_batch_that_is_refused() -> None:
-    sender = types.SimpleNamespace(_can_split=lambda _batch, _error: False)
+    def is_too_large(_batch: object, _error: object) -> bool:
+        return False
+
+    sender = types.SimpleNamespace(_can_split=is_too_large)
     producer = types.SimpleNamespace(
         config={"transactional_id": None}, _transaction_manager=None, _sender=sender
     )

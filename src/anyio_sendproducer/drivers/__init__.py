@@ -1,6 +1,6 @@
 """The protocol of drivers, and the choice of a driver.
 
-A driver adapts one client library to the producer. Its package is imported when it is needed.
+A driver adapts one client library to the producer. The library is imported when it is needed.
 """
 
 from __future__ import annotations

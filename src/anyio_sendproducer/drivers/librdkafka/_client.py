@@ -119,8 +119,9 @@ class ClientHandle:
         #: ``tests/broker/test_confluent_driver.py::test_no_poll_calls_the_token_provider``
         #: notices a change.
         self.using = threading.RLock()
-        #: Held by a thread during a call of the client that may wait. One exception: the thread
-        #: that sends consumed offsets may stay in its call after the driver has stopped waiting.
+        #: Held during a call of the client that may wait, with two exceptions. The poll thread does
+        #: not hold it: the client ends after that thread. The thread that sends consumed offsets
+        #: may stay in its call after the driver has stopped waiting for it.
         self.calling = threading.Lock()
 
     def make(self, config: dict[str, Any]) -> None:
