@@ -49,8 +49,8 @@ class SettingsResolver:
 
     def __init__(self, given: ProducerSettings) -> None:
         self._given = given
-        # What enrich and the look-up left of start_timeout. find() sets it before the driver thread
-        # starts; the driver thread takes it.
+        # The rest of start_timeout after enrich and the look-up. find() sets it before the driver
+        # thread starts; the driver thread takes it.
         self._left: float | None = None
         self._lookup: Lookup | None = None
         self._resolver: Resolver | None = None

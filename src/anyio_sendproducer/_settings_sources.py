@@ -53,7 +53,7 @@ OBJECT_FIELDS: Final = frozenset(
 #: Fields that no variable can set. ``discovery_method`` may also be a name.
 _WITHOUT_TEXT: Final = OBJECT_FIELDS - {"discovery_method"}
 _TRUTH: Final = {"true": True, "false": False}
-#: A larger settings file is a mistake, for example a path such as /dev/zero; bytes.
+#: The largest settings file, in bytes. A larger one is a mistake, for example the path /dev/zero.
 _LARGEST: Final = 1024 * 1024
 #: A prefix that other programs use, too.
 _SHARED_PREFIX: Final = "KAFKA_"

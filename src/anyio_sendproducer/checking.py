@@ -103,9 +103,9 @@ class Step:
     state: Literal["ok", "failed", "skipped"]
     """The outcome."""
     details: tuple[str, ...]
-    """What the step found, one line each."""
+    """The findings of the step, one line each."""
     hint: str = ""
-    """What to do about a failure, if that is known."""
+    """Advice about a failure, if there is any."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ class _NotTls(Exception):
 
 @dataclasses.dataclass(slots=True)
 class _Findings:
-    """What the steps have found so far."""
+    """The findings of the steps so far."""
 
     settings: ProducerSettings
     driver: DriverName | None
@@ -346,10 +346,10 @@ async def _try_each(
     addresses: Mapping[str, tuple[str, int]],
     attempt: Callable[[str, int], Awaitable[str]],
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Try each address by itself, side by side, within the time of one step.
+    """Try each address separately, several at a time, within the time of one step.
 
     Returns:
-        By name, the results of the addresses that work, and the faults of the others.
+        The results of the addresses that work, and the faults of the others, each by name.
     """
     good: dict[str, str] = {}
     bad = dict.fromkeys(addresses, "not tried: the time ran out")

@@ -77,7 +77,7 @@ def describe_cluster(
 
 
 class _Driver(NamedTuple):
-    """What this module knows of a driver."""
+    """The entry of a driver."""
 
     abilities: Abilities
     """The security settings that its client supports."""

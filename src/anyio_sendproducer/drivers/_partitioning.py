@@ -45,7 +45,7 @@ def choose_partition(
             if number in partitions:
                 return number
         reason = f"returned {shown(chosen)}, which is not a partition of topic {record.topic!r}"
-    # As with a serializer: also SystemExit comes from the partitioner, and only this record fails.
+    # As with a serializer, even SystemExit comes from the partitioner, and fails only this record.
     except BaseException as error:
         raise _rejected(record, raised_text(error)) from error
     raise _rejected(record, reason)

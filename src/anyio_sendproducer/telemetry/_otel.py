@@ -134,8 +134,8 @@ class OpenTelemetryObserver:
         #: The events that the observer wants; see :class:`Observer`.
         self.event_types: Final = (_TRACED if traces else _NONE) | (_MEASURED if metrics else _NONE)
         self._nowhere = Context()
-        # A context for durations without a span. The SDK replaces an empty one by the current
-        # context, which is that of the task that opened the producer, and not the caller's.
+        # A context for durations without a span. The SDK replaces an empty context by the current
+        # one. That would be the context of the task that opened the producer, and not the caller's.
         self._no_span = trace.set_span_in_context(trace.INVALID_SPAN, self._nowhere)
         # Any, because pyright does not accept a dict as the carrier of OpenTelemetry's type.
         self._propagator: Callable[[], Any] = (
@@ -457,7 +457,7 @@ class _Metrics:
 
 
 class _Topic:
-    """What one batch of events adds to the counters of a topic."""
+    """The amounts that one batch of events adds to the counters of a topic."""
 
     __slots__ = ("in_flight", "in_flight_size", "sent", "sent_size")
 

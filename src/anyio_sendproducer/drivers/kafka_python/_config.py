@@ -57,7 +57,7 @@ _NO_ZERO: Final = frozenset(
     }
 )
 
-#: Brokers get these as whole numbers. 3.0.12 would retry to encode a fraction without end.
+#: Brokers get these as whole numbers. 3.0.12 would try without end to encode a fraction.
 _WHOLE: Final = frozenset({"request_timeout_ms", "transaction_timeout_ms"})
 
 #: Properties that the producer sets itself, and what to use instead.

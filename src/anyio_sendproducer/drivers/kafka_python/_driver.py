@@ -5,7 +5,7 @@ The driver owns its collaborators: ``TopicMetadata``, ``Transactions``, ``Outcom
 3.0.12. The other modules also use objects that these two find, such as a batch.
 """
 
-# kafka-python has no annotations. Its values have unknown types, and are cast where they leave.
+# kafka-python has no annotations. Values of unknown types are cast where they leave the module.
 # mypy: disable-error-code="misc"
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false

@@ -5,7 +5,7 @@ asks about topics. The client's thread brings answers. Each step is one operatio
 dictionary, and each answer replaces ``topics`` as a whole.
 """
 
-# kafka-python has no annotations. Its values have unknown types, and are cast where they leave.
+# kafka-python has no annotations. Values of unknown types are cast where they leave the module.
 # mypy: disable-error-code="misc"
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false

@@ -4,7 +4,7 @@ Each class and function that changes 3.0.12 says what 3.0.12 does, and which tes
 ``_patches`` has the private parts of the producer.
 """
 
-# kafka-python has no annotations. Its values have unknown types, and are cast where they leave.
+# kafka-python has no annotations. Values of unknown types are cast where they leave the module.
 # mypy: disable-error-code="misc"
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
@@ -342,9 +342,9 @@ class ConnectionManager(KafkaConnectionManager):
         self.failures[node_id] = harmless(error)
 
     def reset_backoff(self, node_id: Any) -> None:
-        """Let the next attempt start at once, but not after a failure.
+        """Let the next attempt to connect start at once, unless the last one failed.
 
-        3.0.12 does so even after a failed login.
+        3.0.12 lets it start at once even after a failed login.
         """
         if node_id not in self.failures:
             super().reset_backoff(node_id)
@@ -365,8 +365,8 @@ class ConnectionManager(KafkaConnectionManager):
                 timeout_at=timeout_at,
             )
         except (OverflowError, ValueError) as error:
-            # The cluster named a host or a port that cannot exist. In 3.0.12 any other error than
-            # its own ends the task that refreshes metadata.
+            # The cluster named a host or a port that cannot exist. In 3.0.12, an error that is not
+            # one of kafka-python ends the task that refreshes metadata.
             raise kafka_errors.KafkaConnectionError(f"no such address: {error}") from error
         made: Any = sock
         done = False

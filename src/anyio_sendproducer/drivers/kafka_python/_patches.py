@@ -6,7 +6,7 @@ with ``find_`` return None, and :func:`patch_isolate_rejections` changes nothing
 the private parts of connections.
 """
 
-# kafka-python has no annotations. Its values have unknown types, and are cast where they leave.
+# kafka-python has no annotations. Values of unknown types are cast where they leave the module.
 # mypy: disable-error-code="misc"
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
@@ -301,8 +301,8 @@ def patch_cache_metadata(cluster: Any) -> Callable[[], None]:
     notices a change.
 
     Returns:
-        A function that forgets what was looked up. Call it after each answer, before anybody
-        learns of the answer.
+        A function that forgets what was looked up. Call it after each answer, before the
+        driver reports the answer.
     """
     partitions_for_topic = cluster.partitions_for_topic
     topics = cluster.topics

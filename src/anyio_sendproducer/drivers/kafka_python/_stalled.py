@@ -10,9 +10,9 @@ acknowledged long ago. Batches for such a partition stay until ``delivery_timeou
 A batch that was never sent has no sequence number yet, so it can leave the accumulator at any time.
 A batch that was sent once may have been written, and its sequence numbers are used up. Only another
 attempt with the same numbers can tell, and without it the next batch would look like a gap to the
-broker. So its records leave, and a copy of the batch stays, whose records nobody waits for. There
-is at most one such batch for each partition, because the idempotent client sends one batch per
-partition at a time.
+broker. So its records leave, and a copy of the batch stays, for which no caller waits. There is at
+most one such batch for each partition, because the idempotent client sends one batch per partition
+at a time.
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ class StalledPartitions:
         return bool(batch.attempts > 0 if sent is None else not sent.unwritten)
 
     def _copy(self, batch: Any, now: float) -> Any:
-        """Make a batch with the same bytes and sequence numbers, for which nobody waits."""
+        """Make a batch with the same bytes and sequence numbers, for which no caller waits."""
         copy = type(batch)(batch.topic_partition, batch.records, now=now)
         copy.attempts = batch.attempts
         copy.drained = batch.drained

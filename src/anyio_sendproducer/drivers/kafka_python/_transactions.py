@@ -5,7 +5,7 @@ wait without a bound, and ``close()`` does not end them. So this module calls th
 transaction manager, which returns a result to wait for.
 """
 
-# kafka-python has no annotations. Its values have unknown types, and are cast where they leave.
+# kafka-python has no annotations. Values of unknown types are cast where they leave the module.
 # mypy: disable-error-code="misc"
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false

@@ -31,8 +31,8 @@ __all__ = ["TopicMetadata"]
 _REFRESH_SECONDS: Final = 0.1
 #: librdkafka's default of topic.metadata.refresh.interval.ms.
 _MAX_AGE_MS: Final = 300_000
-#: If nobody asks about an unknown topic for this many seconds, its ``unknown_topic_timeout`` starts
-#: again.
+#: If no caller asks about an unknown topic for this many seconds, its ``unknown_topic_timeout``
+#: starts again.
 _OVER_SECONDS: Final = 5.0
 #: For how many seconds an answer refuses records.
 _FRESH_SECONDS: Final = 1.0

@@ -12,7 +12,7 @@ __all__ = ["ClientStatistics"]
 
 
 class ClientStatistics:
-    """The last statistics of a client, parsed when somebody reads them."""
+    """The last statistics of a client. They are parsed when they are read."""
 
     def __init__(self) -> None:
         self._text = ""

@@ -130,7 +130,7 @@ class Transactions:
             if handle.closing.wait(waits.SLICE_SECONDS):
                 return
         if health.is_broken:
-            # The loop must get the report of that before the report that the transaction was begun.
+            # The loop must learn that the client is broken before it learns that begin() succeeded.
             handle.closing.wait(waits.SLICE_SECONDS)
 
     def send_offsets(

@@ -340,7 +340,7 @@ def _check_directory(given: Given, path: str) -> None:
     """Refuse a directory with a FIFO or a device among its certificates.
 
     OpenSSL opens the files of such a directory during a handshake, and would wait for the writer of
-    a FIFO. The names are those that it looks for: the hash of a subject, a dot and a number.
+    a FIFO. It looks for these names: the hash of a subject, a dot and a number.
 
     Raises:
         SettingsError: the directory has such an entry, or cannot be read.
