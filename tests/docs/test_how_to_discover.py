@@ -64,7 +64,9 @@ async def test_consul_by_http(agent: str) -> None:
     found = [Target("10.0.0.1", 9092), Target("b.test", 9093)]
     assert await resolve(Lookup("kafka")) == found
     fake = FakeDriver()
-    settings = ProducerSettings(service_name="kafka", discovery_method=resolve)
+    settings = ProducerSettings(
+        service_name="kafka", discovery_method=resolve, resolve_timeout=60, start_timeout=60
+    )
     async with open_send_producer(settings, driver=fake):
         assert fake.settings is not None
         assert fake.settings.addresses == ("10.0.0.1:9092", "b.test:9093")
@@ -74,7 +76,9 @@ async def test_consul_by_http(agent: str) -> None:
     ("service", "says"), [("nobody", "nothing was found"), ("sick", "500 Internal Server Error")]
 )
 async def test_consul_that_does_not_know(agent: str, service: str, says: str) -> None:
-    settings = ProducerSettings(service_name=service, discovery_method=consul(agent))
+    settings = ProducerSettings(
+        service_name=service, discovery_method=consul(agent), resolve_timeout=60, start_timeout=60
+    )
     with pytest.raises(DiscoveryError, match=rf"asked of consul\(\): .*{says}"):
         async with open_send_producer(settings, driver=FakeDriver()):
             pass
