@@ -107,8 +107,8 @@ class Submitter:
                 held_topics = {record.topic, *(held_topics or ())}
                 answer.held.append(submission)
             except BufferError:
-                # The client's queue has more room than the producer's limits allow records. It is
-                # full only while records that have their outcomes have not left it yet.
+                # The limits of the client's queue are far above those of the producer. If the queue
+                # is full nevertheless, the rest of the batch is submitted later.
                 answer.held += batch[place:]
                 return
             except KafkaException as error:
