@@ -312,7 +312,7 @@ class DriverThread:
             except SendProducerError as failure:
                 self.open_error = failure
                 _log.warning(
-                    "no %sclient could be opened, trying again: %s",
+                    "no %sclient could be opened; trying again: %s",
                     "" if is_first else "new ",
                     failure,
                     extra={"error.type": error_type(failure)},

@@ -169,13 +169,15 @@ class Ledger:
         if size > self._max_bytes:
             raise delivery_error(
                 RecordRejected,
-                f"the record has {size} bytes, max_buffered_bytes is {self._max_bytes}",
+                f"the record has {size} bytes, but max_buffered_bytes is {self._max_bytes}",
                 record,
                 Persistence.NOT_PERSISTED,
             )
         if not wait:
             self._refused_for_room = True
-            raise WouldBlock("there is no room for the record: max_in_flight or max_buffered_bytes")
+            raise WouldBlock(
+                "there is no room for the record: max_in_flight or max_buffered_bytes is reached"
+            )
         entry = Entry(record, size, now + self._timeout, 0)
         entry.state = _WAITING
         self._waiting[entry] = None

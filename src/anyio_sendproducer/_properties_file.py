@@ -42,7 +42,7 @@ def decode(content: bytes) -> str:
     except UnicodeDecodeError:
         pass
     # Raised outside of `except`, because the UnicodeDecodeError holds the content.
-    raise SettingsError("it begins with a byte order mark of UTF-8, and is not UTF-8")
+    raise SettingsError("it begins with a byte order mark of UTF-8, but is not UTF-8")
 
 
 def trim(value: str) -> str:

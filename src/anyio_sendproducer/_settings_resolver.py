@@ -203,7 +203,7 @@ class SettingsResolver:
 
     async def _look_up(self, seconds: float) -> list[str]:
         lookup, resolver = cast("Lookup", self._lookup), cast("Resolver", self._resolver)
-        what = f"service_name {str(lookup)!r:.100}, asked of {one_line(repr(resolver))}"
+        what = f"service_name {str(lookup)!r:.100}, looked up with {one_line(repr(resolver))}"
         targets: list[Target] = []
         is_late = False
         with anyio.move_on_after(seconds) as scope:
@@ -235,8 +235,8 @@ class SettingsResolver:
                 raise DiscoveryError(f"{what}: a Target was expected, not {type(target).__name__}")
             if target.port is None:
                 raise DiscoveryError(
-                    f"{what}: {target.host:.100} was found without a port; look for SRV records, "
-                    "as by '_port._tcp.name', or give the port to the resolver"
+                    f"{what}: {target.host:.100} was found without a port; use the name of SRV "
+                    "records, such as '_port._tcp.name', or pass the port to the resolver"
                 )
             found.append(str(target))
         if not found:

@@ -311,7 +311,7 @@ def _read(path: str) -> bytes:
     except OSError as error:
         raise SettingsError(f"{path} can't be read: {error.strerror}") from error
     if len(content) > _LARGEST:
-        raise SettingsError(f"{path} has more than 1 MiB, so it holds no settings")
+        raise SettingsError(f"{path} has more than 1 MiB, so it is not a settings file")
     return content
 
 
@@ -413,7 +413,7 @@ def from_environment(
         elif name in _WITHOUT_TEXT:
             own = f", or {start}PROPERTIES_{name.upper()} for one of the client's own"
             raise SettingsError(
-                f"{variable} cannot be set by a variable; use with_{name}()"
+                f"{variable} cannot be set by an environment variable; use with_{name}()"
                 f"{own if is_client_property(name) else ''}"
             )
         else:

@@ -455,7 +455,7 @@ class Transaction(Sender, NoPublicConstructor):
         abort; if it has ended, only wait for the end of the transaction."""
         if self._status.state is TransactionState.OPEN:
             self._status.abort_reason = ProducerClosed(
-                "the producer was closed within the transaction"
+                "the producer was closed before the transaction ended"
             )
             await self._abort(self._status.abort_reason)
         else:

@@ -150,7 +150,7 @@ def _check_topic(record: ProducerRecord[Any, Any]) -> None:
     if len(topic) > 249:
         raise _rejected(
             record,
-            f"topic has {len(topic)} characters, and Kafka allows 249: {topic[:40]!r}…",
+            f"topic has {len(topic)} characters, but Kafka allows 249 at most: {topic[:40]!r}…",
         )
     if topic in {".", ".."}:
         raise _rejected(record, f"topic {topic!r} is a name that Kafka does not allow")

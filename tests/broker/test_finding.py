@@ -85,7 +85,7 @@ async def test_what_is_looked_up_is_where_the_client_connects() -> None:
     assert oracle.asked == [Lookup("x.test", "kafka", "tcp")]
 
 
-NOBODY = "service_name '_kafka._tcp.x.test', asked of "
+NOBODY = "service_name '_kafka._tcp.x.test', looked up with "
 
 
 async def nothing(_: Lookup) -> Sequence[Target]:
@@ -124,8 +124,8 @@ async def too_late(_: Lookup) -> Sequence[Target]:
         (
             without_port,
             (
-                "without_port(): b was found without a port; look for SRV records, as by "
-                "'_port._tcp.name', or give the port to the resolver"
+                "without_port(): b was found without a port; use the name of SRV records, such "
+                "as '_port._tcp.name', or pass the port to the resolver"
             ),
         ),
         (text, "text(): a Target was expected, not str"),
@@ -511,6 +511,6 @@ async def test_a_real_cluster_that_moves_is_found_by_a_real_name_server(
 
 async def test_dns_is_the_method_where_none_is_given() -> None:
     settings = ProducerSettings(service_name="_kafka._tcp.nowhere.invalid", resolve_timeout=0.001)
-    with raising(DiscoveryError, match=r"asked of dns\(\): "):
+    with raising(DiscoveryError, match=r"looked up with dns\(\): "):
         async with open_send_producer(settings, driver=FakeDriver()):
             pass

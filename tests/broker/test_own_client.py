@@ -542,7 +542,7 @@ def misspells(configs: dict[str, Any]) -> Any:
             SettingsError,
             "producer_factory must return a KafkaProducer, not NoneType",
         ),
-        (leaves_out, SettingsError, "producer_factory must pass on all of the configuration"),
+        (leaves_out, SettingsError, "producer_factory must pass on the whole configuration"),
         (raises, ProducerStartError, "no such plug-in"),
         (misspells, SettingsError, "lingerms"),
     ],

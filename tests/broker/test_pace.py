@@ -148,8 +148,8 @@ async def test_a_password_is_hashed_neither_too_little_nor_too_often(
         said = await start_error(broker, "kafka-python", login(mechanism))
         assert broker.logins == []  # no proof was sent
     assert said.endswith(
-        f"did not complete the login with {mechanism}: it asks for {iterations} iterations, where "
-        "4096 to 100000 are accepted"
+        f"did not complete the login with {mechanism}: it asks for {iterations} iterations, but "
+        "only 4096 to 100000 are accepted"
     )
 
 

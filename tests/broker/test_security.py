@@ -228,7 +228,7 @@ async def test_a_broker_that_expects_no_login_is_told_at_once() -> None:
 
     with scripted_broker(answers={17: refuse}) as broker:
         said = await start_error(broker, login("PLAIN"))
-        assert f"{broker.address} expects no login, and security.protocol is SASL_PLAIN" in said
+        assert f"{broker.address} expects no login, but security.protocol is SASL_PLAIN" in said
 
 
 async def test_a_broker_that_is_gone_beside_one_that_refuses() -> None:
@@ -332,7 +332,7 @@ async def test_a_listener_with_tls_tells_who_comes_without(authority: Authority)
     answer: Answer = lambda _: b"\x15\x03\x03\x00\x02\x02\x46"  # noqa: E731
     with scripted_broker(answers={18: answer}) as broker:
         said = await start_error(broker, {})
-        assert f"{broker.address} speaks TLS, and security.protocol is PLAINTEXT" in said
+        assert f"{broker.address} speaks TLS, but security.protocol is PLAINTEXT" in said
 
 
 @pytest.mark.parametrize("name", ["ssl_crlfile", "ssl.crl.location"])

@@ -269,8 +269,8 @@ async def test_certificates_that_are_not_to_be_trusted(authority: tuple[trustme.
 @pytest.mark.parametrize(
     ("said", "hint"),
     [
-        ("x:1 speaks TLS, and security.protocol is PLAINTEXT", "security.protocol to SSL"),
-        ("x:1 expects no login, and security.protocol is SASL_SSL", "PLAINTEXT, or to SSL"),
+        ("x:1 speaks TLS, but security.protocol is PLAINTEXT", "security.protocol to SSL"),
+        ("x:1 expects no login, but security.protocol is SASL_SSL", "PLAINTEXT, or to SSL"),
         ("x:1 does not offer PLAIN", "which sasl.mechanism"),
         ("x:1 refused the login with PLAIN: no", "the user's name and password"),
         ("Failed to get metadata: Local: Broker transport failure", "it may not be a broker"),
@@ -496,7 +496,7 @@ async def test_a_service(broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
     ("known", "said"),
     [
         (Known(), "nothing was found"),
-        (Known(Target("nobody", None)), "nobody was found without a port; look for SRV records"),
+        (Known(Target("nobody", None)), "nobody was found without a port; use the name of SRV"),
         (Known(error=OSError("no\nanswer")), r"no\nanswer"),
         (Known(error=TimeoutError()), "TimeoutError"),
     ],
@@ -508,7 +508,7 @@ async def test_a_service_that_is_not_found(
     steps, _ = await checked(service())
     assert states(steps) == expected("resolve")
     (detail,) = one(steps, "resolve").details
-    assert detail.startswith("service_name '_kafka._tcp.x', asked of ")
+    assert detail.startswith("service_name '_kafka._tcp.x', looked up with ")
     assert f": {said}" in detail
 
 

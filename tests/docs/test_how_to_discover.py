@@ -79,6 +79,6 @@ async def test_consul_that_does_not_know(agent: str, service: str, says: str) ->
     settings = ProducerSettings(
         service_name=service, discovery_method=consul(agent), resolve_timeout=60, start_timeout=60
     )
-    with pytest.raises(DiscoveryError, match=rf"asked of consul\(\): .*{says}"):
+    with pytest.raises(DiscoveryError, match=rf"looked up with consul\(\): .*{says}"):
         async with open_send_producer(settings, driver=FakeDriver()):
             pass

@@ -164,7 +164,7 @@ WRONG = [
     ("over_tls", "EXPIRED", "its certificate has expired"),
     ("over_tls", "STRANGER", "its certificate is not trusted: its issuer is not a trusted"),
     ("over_tls", "MUTUAL", "it sent the alert 'bad certificate'"),
-    ("settings", "SSL", "speaks TLS, and security.protocol is PLAINTEXT"),
+    ("settings", "SSL", "speaks TLS, but security.protocol is PLAINTEXT"),
 ]
 
 

@@ -171,7 +171,7 @@ def test_a_target_is_a_host_and_nothing_else(host: str) -> None:
 
 
 def test_what_is_no_resolver_is_refused() -> None:
-    with pytest.raises(TypeError, match="neither a Resolver nor an async callable: int"):
+    with pytest.raises(TypeError, match="expected a Resolver or an async callable, not int"):
         discovery.as_resolver(cast("Any", 7))
 
 

@@ -210,7 +210,7 @@ def test_the_tables_cannot_be_changed(table: Any) -> None:
 def test_a_record_larger_than_all_room_is_rejected_for_good() -> None:
     ledger = make(size=100)
     record = ProducerRecord("a", b"x")
-    with pytest.raises(RecordRejected, match=r"101 bytes, max_buffered_bytes is 100") as caught:
+    with pytest.raises(RecordRejected, match=r"101 bytes, but max_buffered_bytes is 100") as caught:
         ledger.enter(record, 101, 0.0)
     assert caught.value.record is record
     assert caught.value.persistence is Persistence.NOT_PERSISTED

@@ -730,9 +730,9 @@ async def test_larger_than_all_room(settings: ProducerSettings, fake: FakeDriver
     too_large = record(b"x" * 11)
     async with open_send_producer(settings.evolve(max_buffered_bytes=10), driver=fake) as producer:
         for attempt in (producer.send, producer.enqueue):
-            with pytest.raises(RecordRejected, match="11 bytes, max_buffered_bytes is 10"):
+            with pytest.raises(RecordRejected, match="11 bytes, but max_buffered_bytes is 10"):
                 await attempt(too_large)
-        with pytest.raises(RecordRejected, match="11 bytes, max_buffered_bytes is 10"):
+        with pytest.raises(RecordRejected, match="11 bytes, but max_buffered_bytes is 10"):
             producer.enqueue_nowait(too_large)
         assert (await producer.send(record(b"x" * 10))).offset == 0
 

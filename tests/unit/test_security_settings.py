@@ -824,7 +824,10 @@ def test_a_new_certificate_is_taken_in_by_the_next_connection(
     assert tls.context() is second
     place.write_text("half of it")
     assert tls.context() is second
-    assert "what was read before stays in use: properties: 'ssl_certfile' names" in caplog.text
+    assert (
+        "the files that were read before stay in use: properties: 'ssl_certfile' names"
+        in caplog.text
+    )
     place.unlink()
     assert tls.context() is second
     place.write_bytes(files[0].both.read_bytes())

@@ -185,7 +185,7 @@ def test_a_toml_file_that_is_wrong(tmp_path: Path) -> None:
     path.write_bytes(b"[\xff")
     assert said().startswith(f"{path} is not UTF-8: save it as UTF-8")
     path.write_bytes(b"#" * (1024 * 1024 + 1))
-    assert said() == f"{path} has more than 1 MiB, so it holds no settings"
+    assert said() == f"{path} has more than 1 MiB, so it is not a settings file"
     path.write_text(TOML)
     assert (
         said("orders")
@@ -254,11 +254,11 @@ BAD_ENVIRONMENTS: list[tuple[dict[str, str], str]] = [
     ({"P_MAX_IN_FLIGHT": "x"}, "P_MAX_IN_FLIGHT: max_in_flight must be an int, not 'x'"),
     (
         {"P_VALUE_SERIALIZER": "json"},
-        "P_VALUE_SERIALIZER cannot be set by a variable; use with_value_serializer()",
+        "P_VALUE_SERIALIZER cannot be set by an environment variable; use with_value_serializer()",
     ),
     (
         {"P_PARTITIONER": "murmur2"},
-        "P_PARTITIONER cannot be set by a variable; use with_partitioner(), or P_PROPERTIES_PART",
+        "P_PARTITIONER cannot be set by an environment variable; use with_partitioner(), or P_PROP",
     ),
 ]
 

@@ -800,7 +800,9 @@ async def test_closing_within_a_transaction_aborts_it(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     async with open_send_producer(settings, driver=fake) as producer:
-        with raising(TransactionAborted, match="the producer was closed within the transaction"):
+        with raising(
+            TransactionAborted, match="the producer was closed before the transaction ended"
+        ):
             async with producer.transaction() as tx:
                 await tx.send(record(b"1"))
                 await producer.aclose()

@@ -124,7 +124,7 @@ async def test_a_cluster_that_comes_late(
         assert not producer.statistics().is_connected
         fake.is_cut_off = False
         assert producer.statistics().is_connected
-    assert "no client could be opened, trying again: no broker answered" in caplog.text
+    assert "no client could be opened; trying again: no broker answered" in caplog.text
     opened = [event for event in recorder.events if isinstance(event, GenerationOpened)]
     assert [event.generation for event in opened] == [1]
 

@@ -188,4 +188,4 @@ def as_resolver(given: ResolverLike) -> Resolver:
         return given
     if callable(given):
         return cast("Resolver", _Calling(given))
-    raise TypeError(f"neither a Resolver nor an async callable: {type(given).__name__}")
+    raise TypeError(f"expected a Resolver or an async callable, not {type(given).__name__}")

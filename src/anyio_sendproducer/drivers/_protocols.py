@@ -93,7 +93,7 @@ class Submitted:
 
 
 class Deadline:
-    """The deadline of one call. The caller that waits for the call may bring it forward.
+    """The deadline of one call. The caller that waits may bring the deadline forward.
 
     Args:
         seconds: from now.

@@ -366,7 +366,7 @@ class FakeDriver:
         Args:
             count: at most how many; None for all.
             topic: only records for this topic; None for every topic.
-            where: only records for which this returns True; None for all.
+            where: only records for which this function returns True; None for all.
 
         Returns:
             The number of records.
@@ -393,7 +393,7 @@ class FakeDriver:
                 :mod:`~anyio_sendproducer.testing.factories` do.
             count: at most how many; None for all.
             topic: only records for this topic; None for every topic.
-            where: only records for which this returns True; None for all.
+            where: only records for which this function returns True; None for all.
 
         Returns:
             The number of records.

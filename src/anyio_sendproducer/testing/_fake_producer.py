@@ -182,7 +182,7 @@ class FakeProducer:
         Args:
             count: at most how many; None for all.
             topic: only records for this topic; None for every topic.
-            where: only records for which this returns True; None for all.
+            where: only records for which this function returns True; None for all.
 
         Returns:
             The number of records. Right after a call that does not wait, the client does not have
@@ -206,7 +206,7 @@ class FakeProducer:
                 ``factories.timeout``.
             count: at most how many; None for all.
             topic: only records for this topic; None for every topic.
-            where: only records for which this returns True; None for all.
+            where: only records for which this function returns True; None for all.
 
         Returns:
             The number of records. A task that awaits one of them continues when it is scheduled

@@ -318,8 +318,8 @@ class KafkaPythonDriver:
         if self._client is None or made.config["kafka_client"] is not client:
             made.close(1)
             raise SettingsError(
-                "producer_factory must pass on all of the configuration, as by "
-                "KafkaProducer(**configs)"
+                "producer_factory must pass on the whole configuration, as "
+                "KafkaProducer(**configs) does"
             )
         return cast("QuietProducer", made)
 

@@ -184,7 +184,7 @@ class _Connection(KafkaConnection):
             name, _, value = part.partition("=")
             if name == "i" and not _MIN_ITERATIONS <= int(value) <= _MAX_ITERATIONS:
                 raise _ScramLoginError(
-                    f"it asks for {int(value)} iterations, where {_MIN_ITERATIONS} to "
+                    f"it asks for {int(value)} iterations, but only {_MIN_ITERATIONS} to "
                     f"{_MAX_ITERATIONS} are accepted"
                 )
         return response
@@ -458,9 +458,9 @@ class ConnectionManager(KafkaConnectionManager):
         if isinstance(error, kafka_errors.UnsupportedSaslMechanismError):
             return f"does not offer {mechanism}: {said}"
         if isinstance(error, kafka_errors.IllegalSaslStateError):
-            return f"expects no login, and security.protocol is {protocol}"
+            return f"expects no login, but security.protocol is {protocol}"
         if isinstance(error, kafka_errors.InvalidReceiveError) and said.endswith(_TLS_ALERTS):
-            return f"speaks TLS, and security.protocol is {protocol}"
+            return f"speaks TLS, but security.protocol is {protocol}"
         refused = tls_refusal(error) if self.ssl_enabled else None
         return None if refused is None else f"can't be reached with TLS: {refused}"
 

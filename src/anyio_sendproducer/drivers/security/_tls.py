@@ -111,7 +111,7 @@ class ReloadingSSLContext:
                 self._context = self._build()
                 self._stamps = stamps
             except SettingsError as error:
-                _log.warning("what was read before stays in use: %s", error)
+                _log.warning("the files that were read before stay in use: %s", error)
         return self._context
 
     def _look(self) -> list[object]:
