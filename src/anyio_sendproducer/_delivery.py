@@ -58,7 +58,7 @@ class ProducerState(enum.Enum):
     OPEN = "open"
     """The producer accepts records."""
     DRAINING = "draining"
-    """The producer accepts no more records, and delivers those that it accepted."""
+    """The producer accepts no more records, and delivers the accepted ones."""
     BROKEN = "broken"
     """The producer can never send again, and waits to be closed."""
     CLOSED = "closed"
@@ -277,7 +277,8 @@ class Delivery(NoPublicConstructor):
 
 @dataclasses.dataclass(slots=True)
 class Counts:
-    """The number of accepted records that ended in each way, and of those that were abandoned."""
+    """The number of accepted records that ended in each way, and the number of abandoned
+    records."""
 
     delivered: int = 0
     failed: int = 0

@@ -1,4 +1,4 @@
-"""Streams of envelopes: their records are sent, and their results received in the same order.
+"""Streams of envelopes: their records are sent, and their results are received in the same order.
 
 A task, the *feeder*, takes envelopes from the source and enters their records. Then it appends the
 envelope to a bounded queue. The receiver waits for the outcome of the first envelope in the queue.
@@ -207,7 +207,8 @@ def run_transactional_flow(
             flow.end(failed.pop() if failed else None)
 
     async def commit_some(envelope: Any) -> None:
-        """Send this envelope, and those that follow within the interval, in one transaction."""
+        """Send this envelope, and the envelopes that follow within the interval, in one
+        transaction."""
         sent: list[Any] = []
         async with begin() as tx:
             with anyio.move_on_after(interval):

@@ -335,7 +335,7 @@ class SendProducer(Sender, NoPublicConstructor):
                 list.
             ProducerClosed, ProducerBroken, ProducerMisused: as for :meth:`send`.
 
-        The first error ends the call. Other topics may be warm by then.
+        The first error ends the call. Other topics may already be prepared.
 
         Cancellation ends only the waiting: requests that were sent, and a serializer that runs,
         continue.

@@ -1,7 +1,7 @@
 """The settings of a producer: one frozen value, checked when it is constructed.
 
-The names and values in ``properties`` are those of a client library. Its driver checks them before
-it connects.
+The names and values in ``properties`` belong to a client library. Its driver checks them before it
+connects.
 """
 
 from __future__ import annotations

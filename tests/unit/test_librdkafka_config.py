@@ -393,7 +393,7 @@ CONTEXT = (
     f"{ELSEWHERE}"
 )
 CANT_HIDE = (
-    "excludes TLS 1.2 or 1.3, and librdkafka uses each version that the broker offers: exclude the "
+    "excludes TLS 1.2 or 1.3, but librdkafka uses each version that the broker offers: exclude the "
     f"version in the broker's settings, {ELSEWHERE}"
 )
 NO_NUL = "contains a NUL character, where librdkafka would truncate it"
@@ -404,7 +404,7 @@ IDLE = (
     "encrypted: set it to SSL, or leave this out"
 )
 SUITES = (
-    "names a suite of TLS 1.3, and librdkafka cannot choose among these; name only suites of TLS "
+    "names a suite of TLS 1.3, but librdkafka cannot choose among these; name only suites of TLS "
     "1.2"
 )
 MSK = (
@@ -591,7 +591,7 @@ def test_a_name_that_would_be_cut_short_is_refused(field: str) -> None:
 
 
 WORDS = (
-    "is for the client of kafka-python, and this driver's client is librdkafka: leave it out, or "
+    "is for the client of kafka-python, but this driver's client is librdkafka: leave it out, or "
     "use "
 )
 

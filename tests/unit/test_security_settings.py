@@ -400,7 +400,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({**TLS, "ssl.key.location": "k"}, "'ssl.key.location' is a key without its certificate"),
     ({**TLS, "ssl.keystore.key": "k"}, "'ssl.keystore.key' is a key without its certificate"),
     ({**TLS, "ssl.certificate.pem": "c"}, "'ssl.certificate.pem' is a certificate without its"),
-    ({**TLS, "ssl.key.password": SECRET}, "is the password of a key, and no key is set"),
+    ({**TLS, "ssl.key.password": SECRET}, "is the password of a key, but no key is set"),
     ({**TLS, "ssl_certfile": "c", "ssl_password": 7}, "'ssl_password' must be a str"),
     (
         {**TLS, "enable.ssl.certificate.verification": False, "ssl_cafile": "x"},

@@ -199,7 +199,7 @@ class GenerationEnded:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Closing:
-    """The producer accepts no more records, and delivers those that it accepted."""
+    """The producer accepts no more records, and delivers the accepted ones."""
 
     at: float
     """The time of the event, in seconds of the event loop's clock."""

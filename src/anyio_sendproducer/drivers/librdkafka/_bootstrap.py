@@ -88,7 +88,7 @@ class BootstrapSearch:
         if is_answered and not any(self._is_answered(self._handle.client) for _ in range(attempts)):
             addresses = listed(self._settings.addresses)
             failure = SendProducerError(
-                f"no broker that the client knows can be reached, and {addresses} leads to other "
+                f"no broker that the client knows can be reached, but {addresses} leads to other "
                 "brokers"
             )
             failure.__cause__ = self._health.failure

@@ -93,7 +93,7 @@ def librdkafka_config(settings: ProducerSettings) -> LibrdkafkaConfig:
     for field in ("producer", "producer_factory"):
         if getattr(settings, field) is not None:
             raise SettingsError(
-                f"{field} is for the client of kafka-python, and this driver's client is "
+                f"{field} is for the client of kafka-python, but this driver's client is "
                 "librdkafka: leave it out, or use the driver 'kafka-python'"
             )
     given = {
@@ -316,7 +316,7 @@ def _tls_config(given: Given) -> dict[str, Any]:
         if meaning in given and tls_versions(given) != tls_versions(Given({}, {})):
             raise given.wrong(
                 meaning,
-                "excludes TLS 1.2 or 1.3, and librdkafka uses each version that the broker offers: "
+                "excludes TLS 1.2 or 1.3, but librdkafka uses each version that the broker offers: "
                 f"exclude the version in the broker's settings, {OTHER_DRIVER}",
             )
     # Read the files here, because OpenSSL's errors in librdkafka name neither the setting nor what
@@ -358,7 +358,7 @@ def _tls_config(given: Given) -> dict[str, Any]:
         if newer:
             raise given.wrong(
                 "ciphers",
-                "names a suite of TLS 1.3, and librdkafka cannot choose among these; name only "
+                "names a suite of TLS 1.3, but librdkafka cannot choose among these; name only "
                 "suites of TLS 1.2",
             )
         if any("@SECLEVEL=0" in name for name in names):

@@ -467,7 +467,7 @@ def _unfold_jaas(given: Given, mechanism: str) -> None:
     mechanisms, user, password = credentials(name, given.values.pop("jaas"))
     if mechanism not in mechanisms:
         raise SettingsError(
-            f"properties: the login module of {name!r} is for {' or '.join(mechanisms)}, and "
+            f"properties: the login module of {name!r} is for {' or '.join(mechanisms)}, but "
             f"'sasl.mechanism' is {mechanism}"
         )
     given.values.update(user=user, user_password=password)
@@ -506,7 +506,7 @@ def _check_tls(given: Given, abilities: Abilities) -> None:
     if "chain_pem" in given and "key_pem" not in given:
         raise given.wrong("chain_pem", "is a certificate without its key")
     if "password" in given and not {"chain", "chain_pem"} & given.values.keys():
-        raise given.wrong("password", "is the password of a key, and no key is set")
+        raise given.wrong("password", "is the password of a key, but no key is set")
     if given.get("verify") is not None and not truth(given, "verify"):
         for meaning in ("ca", "ca_pem", "crl"):
             if meaning in given:
