@@ -50,7 +50,7 @@ class Submission(Protocol):
     """One record that a driver gets. The driver reports its outcome with the same object."""
 
     record: ProducerRecord[Any, Any]
-    """The record to send, with its key and value as they were before the serializers."""
+    """The record to send, with its key and value before serialization."""
     size: int
     """The bytes of its key, value and headers; an estimate if there are serializers."""
 

