@@ -1,4 +1,4 @@
-"""Unit tests use no network, start no process and wait for no time to pass; this enforces it."""
+"""Enforces that unit tests use no network, start no process and do not sleep."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.isolation import recorded
 
 @pytest.fixture(autouse=True)
 def _isolated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fail a test that does what tests/support/isolation.py records."""
+    """Fail a test for each action that tests/support/isolation.py records."""
     monkeypatch.setattr(waiting, "pause", 0.0)
     with recorded() as events:
         yield

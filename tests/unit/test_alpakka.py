@@ -1,9 +1,9 @@
-"""What Alpakka Kafka's SendProducer does, line by line of the page that compares the two.
+"""Alpakka Kafka's SendProducer and ours: one test for each line of the page that compares them.
 
 The assertions of Alpakka's own specification of the SendProducer are in tests/broker.
 """
 
-# ruff: noqa: SIM117  # a flow stands within its producer
+# ruff: noqa: SIM117  # a flow is nested in its producer
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ from tests.support.lent_client import FakeClient
 from tests.support.paths import ROOT
 from tests.support.waiting import until
 
-#: The first cells of the page's tables, each of which is a line.
+#: The first cell of each row in the page's tables.
 LINES = [
     found
     for found in re.findall(r"^\| (.*?) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
@@ -79,7 +79,7 @@ def test_each_line_has_our_name_and_a_link() -> None:
         assert re.search(r"\{(func|meth|class|data|exc|doc)\}`", row.split(" | ")[1]), row
 
 
-def test_all_that_the_page_names_is_there() -> None:
+def test_every_name_on_the_page_exists() -> None:
     page = PAGE.read_text(encoding="utf-8")
     names = re.findall(r"`[^`]*?~?anyio_sendproducer\.([\w.]+)>?`", page)
     assert len(names) > 40
@@ -105,7 +105,7 @@ async def test_closing(settings: ProducerSettings, fake: FakeDriver) -> None:
 
 
 @line("`toString` of the producer")
-async def test_a_producer_says_what_it_is(settings: ProducerSettings, fake: FakeDriver) -> None:
+async def test_the_repr_of_a_producer(settings: ProducerSettings, fake: FakeDriver) -> None:
     async with open_send_producer(settings, driver=fake) as producer:
         assert repr(producer) == "<SendProducer open broker.invalid:9092>"
 
@@ -187,7 +187,7 @@ EMPTY = ProducerSettings(bootstrap_servers="a:1")
 
 
 @line("`ProducerSettings(config, ...)`")
-def test_settings_out_of_a_configuration(tmp_path: Path) -> None:
+def test_settings_from_a_configuration(tmp_path: Path) -> None:
     path = tmp_path / "application.toml"
     path.write_text('[kafka]\nbootstrap-servers = "a:1"\n')
     assert ProducerSettings.from_toml(path, "kafka") == EMPTY
@@ -267,7 +267,7 @@ async def test_a_lent_producer() -> None:
 
 
 @line("`use-dispatcher`, `withDispatcher`")
-async def test_a_thread_of_its_own(settings: ProducerSettings) -> None:
+async def test_a_producer_has_its_own_thread(settings: ProducerSettings) -> None:
     names: list[str] = []
 
     class Watched(FakeDriver):
@@ -286,7 +286,7 @@ async def test_a_thread_of_its_own(settings: ProducerSettings) -> None:
 
 
 @line("`send` returns a future, and the record is sent even if nobody awaits the future")
-async def test_what_is_not_awaited_is_not_sent(
+async def test_a_send_that_is_not_awaited_sends_nothing(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     async with open_send_producer(settings, driver=fake) as producer:
@@ -300,7 +300,9 @@ async def test_what_is_not_awaited_is_not_sent(
 
 
 @line("Two sends that are not awaited can overtake each other")
-async def test_the_order_of_the_calls(settings: ProducerSettings, fake: FakeDriver) -> None:
+async def test_records_are_written_in_the_order_of_the_calls(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
     async with open_send_producer(settings, driver=fake) as producer:
         deliveries = [producer.enqueue_nowait(record(b"%d" % number)) for number in range(100)]
         assert [(await delivery.wait()).offset for delivery in deliveries] == [*range(100)]
@@ -308,7 +310,7 @@ async def test_the_order_of_the_calls(settings: ProducerSettings, fake: FakeDriv
 
 
 @line("No back-pressure in the Send Producer")
-async def test_no_room(settings: ProducerSettings) -> None:
+async def test_a_full_producer_applies_back_pressure(settings: ProducerSettings) -> None:
     fake = FakeDriver(manual=True)
     async with open_send_producer(settings.with_max_in_flight(1), driver=fake) as producer:
         async with task_group() as tasks:
@@ -334,7 +336,7 @@ async def test_one_of_several_fails(settings: ProducerSettings, fake: FakeDriver
 
 
 @line("Wrong settings fail every send, and `close`")
-async def test_wrong_settings() -> None:
+async def test_wrong_settings_raise_at_once() -> None:
     with pytest.raises(SettingsError, match="close_timeout"):
         ProducerSettings(bootstrap_servers="a:1", close_timeout=-1)
     with raising(SettingsError, match="lingerms"):
@@ -366,7 +368,7 @@ async def test_calls_can_be_cancelled(settings: ProducerSettings, fake: FakeDriv
 
 
 @line("One look-up, when the producer is made")
-async def test_looking_up_again(fake: FakeDriver) -> None:
+async def test_each_client_looks_up_its_addresses(fake: FakeDriver) -> None:
     asked: list[object] = []
 
     async def count(lookup: object) -> list[Target]:
@@ -393,30 +395,32 @@ async def test_a_target_without_a_port(fake: FakeDriver) -> None:
 
 
 @line("A producer that is fenced off, or a broken client, fails every send")
-async def test_broken_for_good_or_not(settings: ProducerSettings, fake: FakeDriver) -> None:
+async def test_a_broken_client_is_replaced_but_a_fenced_producer_stays_broken(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
     async with open_send_producer(settings, driver=fake) as producer:
         fake.break_client()
         await until(generation(producer, 2))
         await producer.send(record())
-        fake.break_client(ProducerFenced("another one has this transactional_id"))
+        fake.break_client(ProducerFenced("another producer has this transactional_id"))
         await until(lambda: producer.statistics().state == "broken")
         with pytest.raises(ProducerBroken):
             await producer.send(record())
 
 
 @line("Telemetry needs interceptors of the Java client, named in `properties`")
-async def test_observers_beside_the_settings(settings: ProducerSettings, fake: FakeDriver) -> None:
-    class Told:
+async def test_observers_need_no_setting(settings: ProducerSettings, fake: FakeDriver) -> None:
+    class Collector:
         def __init__(self) -> None:
             self.events: list[Event] = []
 
         def observe(self, events: Sequence[Event], /) -> None:
             self.events += events
 
-    told = Told()
-    async with open_send_producer(settings, driver=fake, observers=[told]) as producer:
+    collector = Collector()
+    async with open_send_producer(settings, driver=fake, observers=[collector]) as producer:
         await producer.send(record())
-    assert [type(event).__name__ for event in told.events] == [
+    assert [type(event).__name__ for event in collector.events] == [
         "GenerationOpened",
         "Accepted",
         "HandedOver",

@@ -1,4 +1,4 @@
-"""The architecture page: its driver keeps the drivers' contract, its resolvers do their work."""
+"""The examples of the architecture page work, and its table of shared attributes is complete."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ from tests.support.paths import ROOT
 from tests.support.recorder import Parcel, Recorder
 
 PAGE: Final = ROOT / "docs/explanation/architecture.md"
-#: What the table of shared attributes says of those that are no pair.
+#: The last column of the table of shared attributes, for attributes that are not one of a pair.
 ALONE: Final = {"a single value", "each a single value", "a single object", "one thread"}
 SETTINGS: Final = ProducerSettings(bootstrap_servers="nowhere.invalid:9092")
 
 
 def from_the_page(*wanted: str) -> Any:
-    """A module of those of the page's examples that define classes: these, among them."""
+    """A module with the page's examples that define classes. It must have the names `wanted`."""
     module: Any = types.ModuleType("architecture")
-    sys.modules[module.__name__] = module  # dataclasses and get_type_hints look there
+    sys.modules[module.__name__] = module  # dataclasses and get_type_hints look it up there
     for code in used_names.examples_of(PAGE):
         if "\nclass " in code and "async with" not in code:
-            exec(code, module.__dict__)  # run by Sybil as well
+            exec(code, module.__dict__)  # Sybil runs it as well
     assert all(hasattr(module, name) for name in wanted), wanted
     return module
 
@@ -59,7 +59,7 @@ page: Final = from_the_page("FileDriver", "to_files", "FileResolver", "Rememberi
 
 
 class FileRig:
-    """It knows each topic, and nothing is ever under way: it answers before `submit` returns."""
+    """Each topic exists, and no record is in flight: the driver reports before `submit` ends."""
 
     keeps = True
 
@@ -85,7 +85,7 @@ class FileRig:
         raise NotImplementedError
 
     def freeze(self) -> None:
-        """It can't be: what it has taken it has written."""
+        """Not possible: the driver has written every record that it was given."""
 
     def refuse(self, record: Record[Any, Any]) -> None:
         assert record.partition == NO_SUCH_PARTITION
@@ -96,7 +96,7 @@ def rig(tmp_path: Path) -> Rig:
     return FileRig(tmp_path)
 
 
-#: It opens at once and has nothing pending, so these situations do not arise.
+#: Situations that do not arise: the driver opens at once and has no pending records.
 BEYOND: Final = {
     "close_from_another_thread_makes_open_return",
     "a_close_that_does_not_wait_completes_what_is_pending",
@@ -109,12 +109,12 @@ def test_the_driver_keeps_the_contract(promise: str, rig: Rig) -> None:
     PROMISES[promise](rig)
 
 
-def test_what_is_left_out_of_the_contract_is_a_part_of_it() -> None:
+def test_the_omitted_promises_are_part_of_the_contract() -> None:
     assert set(PROMISES) > BEYOND
     assert len(PROMISES) - len(BEYOND) > 10
 
 
-def test_what_the_driver_cannot_write_may_be_there(tmp_path: Path) -> None:
+def test_a_record_that_the_driver_cannot_write_is_possibly_persisted(tmp_path: Path) -> None:
     driver, recorder = page.FileDriver(tmp_path, SETTINGS), Recorder()
     driver.open(recorder)
     (tmp_path / "orders-0.jsonl").mkdir()
@@ -143,14 +143,14 @@ def test_the_driver_serializes(tmp_path: Path) -> None:
     assert bytes.fromhex(json.loads(line)["value"]) == b"two tins"
 
 
-def test_the_driver_refuses_what_it_cannot_do(tmp_path: Path) -> None:
+def test_the_driver_refuses_transactions(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="transactional_id"):
         page.FileDriver(tmp_path, SETTINGS.with_transactional_id("billing"))
     driver = page.FileDriver(tmp_path, SETTINGS)
     for call in (
         driver.begin_transaction,
         lambda: driver.send_offsets([], None, Deadline(1)),
-        lambda: driver.end_transaction(True, Deadline(1)),  # as the protocol has it
+        lambda: driver.end_transaction(True, Deadline(1)),  # positional, as in the protocol
     ):
         with pytest.raises(TransactionError):
             call()
@@ -159,7 +159,7 @@ def test_the_driver_refuses_what_it_cannot_do(tmp_path: Path) -> None:
 # --- the resolvers -------------------------------------------------------------------------------
 
 
-async def test_the_resolver_finds_what_is_in_its_file(tmp_path: Path) -> None:
+async def test_the_resolver_reads_its_file(tmp_path: Path) -> None:
     services = tmp_path / "services.json"
     services.write_text(json.dumps({"kafka": ["10.0.0.7:9092", "[::1]:9093"]}))
     resolver: Resolver = page.FileResolver(services)
@@ -171,7 +171,7 @@ async def test_the_resolver_finds_what_is_in_its_file(tmp_path: Path) -> None:
     assert await resolver.resolve(Lookup("rabbit")) == []
 
 
-async def test_where_nothing_is_found_the_message_names_the_resolver(tmp_path: Path) -> None:
+async def test_the_message_of_an_empty_answer_names_the_resolver(tmp_path: Path) -> None:
     services = tmp_path / "services.json"
     services.write_text("{}")
     settings = ProducerSettings(
@@ -179,7 +179,7 @@ async def test_where_nothing_is_found_the_message_names_the_resolver(tmp_path: P
     )
     with pytest.raises(DiscoveryError, match=r"Remembering\(FileResolver\('.*services\.json'\)\)"):
         async with open_send_producer(settings):
-            raise AssertionError("nothing was found")
+            raise AssertionError("the producer opened without an address")
 
 
 async def test_the_last_answer_is_remembered_and_the_first_failure_is_not_hidden() -> None:
@@ -198,7 +198,7 @@ async def test_the_last_answer_is_remembered_and_the_first_failure_is_not_hidden
     assert await resolver.resolve(Lookup("kafka")) == [Target("a", 1)]
 
 
-def test_each_pair_that_threads_share_names_a_test_that_exists() -> None:
+def test_each_pair_of_shared_attributes_names_an_existing_test() -> None:
     named = named_tests("docs/explanation/architecture.md")
     assert sum(map(len, named.values())) > 20
     for path, names in named.items():
@@ -211,8 +211,8 @@ def test_each_pair_that_threads_share_names_a_test_that_exists() -> None:
         assert "::test_" in shows or shows in ALONE, row
 
 
-def test_each_attribute_of_the_driver_thread_that_changes_is_in_the_table() -> None:
-    """The thread changes its own attributes, the bridge those of its worker."""
+def test_the_table_has_each_attribute_of_the_driver_thread_that_changes() -> None:
+    """The thread changes its own attributes, and the bridge changes attributes of its worker."""
     changed: set[str] = set()
     for module, owners in ((_driver_thread, {"self"}), (_bridge, {"worker", "self._worker"})):
         for node in ast.walk(ast.parse(inspect.getsource(module))):

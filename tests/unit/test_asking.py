@@ -1,4 +1,4 @@
-"""A driver that is asked: who hands over, who asks, and when it is left to a thread to wait."""
+"""A driver that can be polled: when the event loop submits and polls, and when a thread waits."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def settings() -> ProducerSettings:
 
 @pytest.fixture
 def always_near(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However slow this machine is, answers count as near, and callers as sending again at once."""
+    """Count answers as near, and callers as sending again at once, also on a slow machine."""
     monkeypatch.setattr(_polling, "SOON_SECONDS", 60.0)
     monkeypatch.setattr(_polling, "RETURNING", -1.0)
     monkeypatch.setattr(_polling, "POLL_SECONDS", 60.0)
@@ -47,7 +47,7 @@ def never_near(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("always_near")
-async def test_the_loop_hands_over_and_asks_by_itself(settings: ProducerSettings) -> None:
+async def test_the_event_loop_submits_and_polls(settings: ProducerSettings) -> None:
     driver = AskedDriver()
     async with open_send_producer(settings, driver=driver) as producer:
         before = producer.statistics().wake_ups
@@ -57,7 +57,9 @@ async def test_the_loop_hands_over_and_asks_by_itself(settings: ProducerSettings
         assert producer.statistics().wake_ups == before
 
 
-async def test_where_code_of_the_users_runs_a_thread_hands_over(settings: ProducerSettings) -> None:
+async def test_the_driver_thread_submits_if_the_driver_is_not_direct(
+    settings: ProducerSettings,
+) -> None:
     driver = AskedDriver(direct=False)
     async with open_send_producer(settings, driver=driver) as producer:
         for number in range(20):
@@ -66,7 +68,7 @@ async def test_where_code_of_the_users_runs_a_thread_hands_over(settings: Produc
 
 
 class SlowThread(AskedDriver):
-    """A thread that acknowledges stops at a gate before it reports."""
+    """Stops at a gate before it reports the records that a thread acknowledges."""
 
     def __init__(self) -> None:
         super().__init__(manual=True)
@@ -81,7 +83,7 @@ class SlowThread(AskedDriver):
 @pytest.mark.parametrize(
     ("threadless", "direct"), [(False, False), (True, True)], ids=["on a thread", "threadless"]
 )
-async def test_a_fake_that_serializes_is_given_records_where_its_serializers_run(
+async def test_a_fake_driver_that_serializes_is_direct_only_if_threadless(
     settings: ProducerSettings, threadless: bool, direct: bool
 ) -> None:
     fake = PolledFakeDriver(threadless=threadless)
@@ -97,7 +99,7 @@ async def test_a_fake_that_serializes_is_given_records_where_its_serializers_run
 async def test_a_record_that_a_thread_is_about_to_report_is_in_flight(
     settings: ProducerSettings, clock: ManualClock
 ) -> None:
-    """The loop asks between the two steps of the thread, and goes on asking."""
+    """The loop polls between the two steps of the thread, and must poll again."""
     driver = SlowThread()
     async with clock.open(settings, driver=driver) as producer, task_group() as tasks:
         call = Call(tasks, producer.send, record())
@@ -114,7 +116,7 @@ async def test_a_record_that_a_thread_is_about_to_report_is_in_flight(
 
 
 @pytest.mark.usefixtures("never_near")
-async def test_what_does_not_answer_soon_rings(settings: ProducerSettings) -> None:
+async def test_the_driver_rings_when_a_late_answer_arrives(settings: ProducerSettings) -> None:
     driver = AskedDriver(manual=True)
     async with open_send_producer(settings, driver=driver) as producer, task_group() as tasks:
         call = Call(tasks, producer.send, record())
@@ -122,7 +124,7 @@ async def test_what_does_not_answer_soon_rings(settings: ProducerSettings) -> No
         await quiet()
         asked = driver.asked
         await quiet()
-        assert driver.asked == asked  # nobody asks meanwhile
+        assert driver.asked == asked  # the loop does not poll meanwhile
         driver.acknowledge()
         await call.wait()
         assert call.value is not None
@@ -130,7 +132,9 @@ async def test_what_does_not_answer_soon_rings(settings: ProducerSettings) -> No
 
 
 @pytest.mark.usefixtures("always_near")
-async def test_what_answers_soon_is_asked_over_and_over(settings: ProducerSettings) -> None:
+async def test_the_event_loop_polls_repeatedly_while_an_answer_is_near(
+    settings: ProducerSettings,
+) -> None:
     driver = AskedDriver()
     async with open_send_producer(settings, driver=driver) as producer, task_group() as tasks:
         await producer.send(record())
@@ -139,7 +143,7 @@ async def test_what_answers_soon_is_asked_over_and_over(settings: ProducerSettin
         asked = driver.asked
         turns = 0
         while driver.asked < asked + 10:
-            await anyio.lowlevel.checkpoint()  # others have their turn
+            await anyio.lowlevel.checkpoint()  # other tasks run
             turns += 1
         assert turns >= 5
         assert driver.watched == 0
@@ -159,7 +163,7 @@ async def test_records_gather_while_an_answer_is_near(settings: ProducerSettings
         held = [producer.enqueue_nowait(record()) for _ in range(3)]
         for _ in range(20):
             await anyio.lowlevel.checkpoint()
-        assert driver.batches == [1, 1, 3]  # as many as are under way would go
+        assert driver.batches == [1, 1, 3]  # the queued records wait for the next outcomes
         driver.acknowledge(2)
         await until(lambda: len(driver.under_way) == 5)
         assert driver.batches == [1, 1, 3, 3]
@@ -168,7 +172,7 @@ async def test_records_gather_while_an_answer_is_near(settings: ProducerSettings
             await delivery.wait()
 
 
-async def test_a_record_that_is_alone_is_handed_over_where_it_stands(
+async def test_a_lone_record_is_submitted_inline(
     settings: ProducerSettings,
 ) -> None:
     driver = AskedDriver()
@@ -182,19 +186,19 @@ async def test_a_record_that_is_alone_is_handed_over_where_it_stands(
         driver.manual = True
         await producer.partitions_for("t")
         several = [producer.enqueue_nowait(record()) for _ in range(3)]
-        assert len(driver.submitted) == 3  # what comes behind it has company
+        assert len(driver.submitted) == 3  # the pump submits the others
         await until(lambda: len(driver.submitted) == 5)
         driver.acknowledge()
         for one in several:
             await one.wait()
         await quiet()
         producer.enqueue_nowait(record())
-        assert len(driver.submitted) == 5  # there may be others again
+        assert len(driver.submitted) == 5  # more records may follow
         await quiet()
         driver.acknowledge()
 
 
-async def test_many_are_handed_over_in_parts(settings: ProducerSettings) -> None:
+async def test_a_batch_has_at_most_500_records(settings: ProducerSettings) -> None:
     driver = AskedDriver()
     async with open_send_producer(settings, driver=driver) as producer:
         for _ in range(1_200):
@@ -205,7 +209,7 @@ async def test_many_are_handed_over_in_parts(settings: ProducerSettings) -> None
 
 
 @pytest.mark.parametrize("direct", [True, False])
-async def test_a_client_that_takes_the_place_of_one_that_broke_is_asked(
+async def test_the_replacement_of_a_broken_client_is_polled(
     settings: ProducerSettings,
     direct: bool,
 ) -> None:
@@ -217,7 +221,7 @@ async def test_a_client_that_takes_the_place_of_one_that_broke_is_asked(
         assert (await producer.send(record())).offset == 1
 
 
-async def test_what_the_driver_raises_when_it_is_asked_breaks_the_producer(
+async def test_an_exception_of_poll_breaks_the_producer(
     settings: ProducerSettings,
 ) -> None:
     driver = AskedDriver(manual=True)
@@ -229,7 +233,7 @@ async def test_what_the_driver_raises_when_it_is_asked_breaks_the_producer(
             await producer.send(record())
 
 
-async def test_what_the_driver_raises_when_it_is_given_records_breaks_the_producer(
+async def test_an_exception_of_submit_breaks_the_producer(
     settings: ProducerSettings,
 ) -> None:
     driver = AskedDriver()
@@ -239,7 +243,9 @@ async def test_what_the_driver_raises_when_it_is_given_records_breaks_the_produc
             await producer.send(record())
 
 
-async def test_what_the_driver_gives_back_waits_for_the_topic(settings: ProducerSettings) -> None:
+async def test_a_record_that_the_driver_gives_back_waits_for_its_topic(
+    settings: ProducerSettings,
+) -> None:
     driver = AskedDriver()
     driver.unknown_topics.add("unknown")
     async with open_send_producer(settings, driver=driver) as producer, task_group() as tasks:
@@ -251,7 +257,7 @@ async def test_what_the_driver_gives_back_waits_for_the_topic(settings: Producer
 
 
 @pytest.mark.usefixtures("always_near")
-async def test_who_gathers_for_records_that_are_withdrawn_does_not_ask_on_and_on(
+async def test_gathering_ends_when_the_gathered_records_are_withdrawn(
     settings: ProducerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     driver = AskedDriver(manual=True)
@@ -276,10 +282,10 @@ async def test_who_gathers_for_records_that_are_withdrawn_does_not_ask_on_and_on
             await delivery.wait()
 
 
-async def test_what_came_before_is_settled_before_the_end_of_its_client(
+async def test_outcomes_are_settled_before_the_later_end_of_their_client(
     settings: ProducerSettings,
 ) -> None:
-    """However much it is, and however soon the next client is open."""
+    """Also if there are many outcomes, and if the next client opens at once."""
     driver = AskedDriver(manual=True)
     async with open_send_producer(settings, driver=driver) as producer:
         deliveries = [producer.enqueue_nowait(record()) for _ in range(3000)]
@@ -288,7 +294,7 @@ async def test_what_came_before_is_settled_before_the_end_of_its_client(
         driver.break_client()
         while not all(delivery.done for delivery in deliveries):
             if producer._engine.client is ClientState.REOPENING:
-                # the loop is held up until the next client is open
+                # block the loop until the next client is open
                 blocking_until(lambda: driver.opened == 2)
             await anyio.lowlevel.checkpoint()
         for delivery in deliveries:
@@ -296,7 +302,7 @@ async def test_what_came_before_is_settled_before_the_end_of_its_client(
         await until(generation(producer, 2))
 
 
-async def test_behind_records_that_are_held_up_the_others_go_on(
+async def test_held_records_do_not_block_other_records(
     settings: ProducerSettings,
 ) -> None:
     driver = AskedDriver()
@@ -312,7 +318,7 @@ async def test_behind_records_that_are_held_up_the_others_go_on(
 
 
 class Miscounting(AskedDriver):
-    """Says how many were under way before it reported, as if that were after it."""
+    """A poll returns the number of records in flight before it, instead of after it."""
 
     miscounts = False
 
@@ -324,12 +330,12 @@ class Miscounting(AskedDriver):
 
 
 @pytest.mark.usefixtures("always_near")
-async def test_who_gathers_for_an_answer_that_has_come_waits_for_nobody(
+async def test_gathering_does_not_wait_for_outcomes_that_have_arrived(
     settings: ProducerSettings,
 ) -> None:
     driver = Miscounting()
 
-    async def one_or_two(producer: SendProducer, count: int) -> None:
+    async def send_several(producer: SendProducer, count: int) -> None:
         for _ in range(count):
             await producer.send(record())
 
@@ -340,20 +346,20 @@ async def test_who_gathers_for_an_answer_that_has_come_waits_for_nobody(
             for _ in range(50):
                 async with task_group() as tasks:
                     for number in range(5):
-                        tasks.start_soon(one_or_two, producer, 2 if number < 2 else 1)
+                        tasks.start_soon(send_several, producer, 2 if number < 2 else 1)
 
 
 @pytest.fixture
-def often_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However slow this machine is, callers count as sending by themselves, at a high rate."""
+def independent_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count callers as independent, at a high rate, also on a slow machine."""
     monkeypatch.setattr(_polling, "SOON_SECONDS", 0.0)
     monkeypatch.setattr(_polling, "BUSY_SECONDS", 60.0)
     monkeypatch.setattr(_polling, "QUIET_SECONDS", 60.0)
     monkeypatch.setattr(_polling, "RETURNING", 2.0)
 
 
-@pytest.mark.usefixtures("often_by_themselves")
-async def test_many_independent_callers_are_answered_by_a_timer_of_asyncio(
+@pytest.mark.usefixtures("independent_callers")
+async def test_on_asyncio_a_timer_polls_for_many_independent_callers(
     settings: ProducerSettings, anyio_backend_name: str
 ) -> None:
     driver = AskedDriver(manual=True)
@@ -365,8 +371,10 @@ async def test_many_independent_callers_are_answered_by_a_timer_of_asyncio(
         assert (driver.watched == 0) is (anyio_backend_name == "asyncio")
 
 
-@pytest.mark.usefixtures("often_by_themselves")
-async def test_the_timer_leaves_the_poll_to_a_turn_that_comes(settings: ProducerSettings) -> None:
+@pytest.mark.usefixtures("independent_callers")
+async def test_the_timer_does_not_poll_if_the_pump_has_a_turn_ahead(
+    settings: ProducerSettings,
+) -> None:
     driver = AskedDriver()
     async with open_send_producer(settings, driver=driver) as producer:
         await producer.send(record())

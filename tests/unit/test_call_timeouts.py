@@ -1,4 +1,4 @@
-"""The timeout of one call: an outcome in time, with a truthful persistence, beside the defaults."""
+"""The timeout of one call: the call ends in time, and its error has the right persistence."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ calls = pytest.mark.parametrize("call", CALLS, ids=lambda call: call.__name__)
 
 
 def only_error(error: Exception | None) -> DeliveryTimeout:
-    """The error of a call, or the one that all records of a call have in common."""
+    """The error of a call, or the common error of all its records."""
     if isinstance(error, MultiDeliveryError):
         messages = {str(part) for part in error.parts}
         assert len(messages) == 1
@@ -176,7 +176,7 @@ async def test_a_timeout_applies_to_its_own_call_only(clock: ManualClock) -> Non
     assert isinstance(none.value, RecordMetadata)
 
 
-async def test_an_acknowledged_record_has_no_deadline_any_more(clock: ManualClock) -> None:
+async def test_an_acknowledged_record_has_no_deadline(clock: ManualClock) -> None:
     async with clock.open(SETTINGS, driver=FakeDriver()) as producer:
         assert isinstance(await send(producer, 1), RecordMetadata)
         clock.advance(2)
@@ -238,14 +238,14 @@ async def test_a_wrong_timeout(call: Any, timeout: Any, expected: str) -> None:
     assert fake.submitted == []
 
 
-async def test_a_long_timeout_may_be_in_milliseconds() -> None:
+async def test_a_timeout_that_may_be_in_milliseconds_causes_a_warning() -> None:
     async with open_send_producer(SETTINGS, driver=FakeDriver()) as producer:
         with pytest.warns(SettingsWarning, match="timeout=5000 is in seconds") as caught:
             await send(producer, 5_000)
     assert caught[0].filename == __file__
 
 
-async def test_a_pass_through_message_needs_no_time() -> None:
+async def test_a_pass_through_message_accepts_a_timeout() -> None:
     async with open_send_producer(SETTINGS, driver=FakeDriver()) as producer:
         assert (await producer.send_envelope(PassThroughMessage(7), timeout=1)).pass_through == 7
 
@@ -296,7 +296,7 @@ HOW = r"send\(\) takes one record, or the fields of one: send\(record\), or send
         ([Message(ProducerRecord("t", b"v"), 1)], {}, r"not Message: use send_envelope\(\) for it"),
     ],
 )
-async def test_arguments_that_are_no_record(
+async def test_arguments_that_are_not_a_record(
     arguments: list[Any], named: dict[str, Any], expected: str
 ) -> None:
     fake = FakeDriver()
@@ -360,20 +360,20 @@ class World:
         sent.ended = self.clock.now()
 
     def judge(self) -> None:
-        """No call lasts longer than its deadline, and each tells the truth."""
+        """No call outlasts its deadline, and each error has the right persistence."""
         values = [one.value for one in self.driver.submitted]
         for one in self.sent:
             if one.ended is None:
-                assert self.clock.now() < one.deadline, "a call without an outcome in time"
+                assert self.clock.now() < one.deadline, "a call is still running at its deadline"
                 continue
             assert one.ended <= one.deadline
             if isinstance(one.outcome, DeliveryTimeout):
-                assert one.ended == one.deadline, "a call that failed too soon"
+                assert one.ended == one.deadline, "a call timed out before its deadline"
                 is_sent = one.value in values
                 assert one.outcome.persistence is (
                     Persistence.POSSIBLY_PERSISTED if is_sent else Persistence.NOT_PERSISTED
                 )
-        # The order of the calls, for each topic.
+        # Each topic's records are submitted in the order of the calls.
         for topic in ("known", "new"):
             order = [one.value for one in self.driver.submitted if one.topic == topic]
             assert order == sorted(order)
@@ -442,7 +442,7 @@ async def live(course: list[Step]) -> None:
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 @given(course=st.lists(steps, max_size=40))
-def test_any_course_of_time(backend: str, course: list[Step]) -> None:
+def test_every_call_keeps_its_deadline(backend: str, course: list[Step]) -> None:
     anyio.run(live, course, backend=backend)
 
 
@@ -481,22 +481,22 @@ def test_the_oldest_late_record_decides_when_the_client_is_given_up() -> None:
     ledger.take()
     ledger.expire(2.0)  # the third
     ledger.expire(5.0)  # the first
-    # The first and the third become late before the second is expired, which is older than one.
+    # The second, which is older than the third, expires after the first and the third.
     ledger.expire(DEFAULT + 1.0)
     assert ledger.next_deadline(DEFAULT + 1.0) == DEFAULT + LATENESS
 
 
-def test_a_late_record_that_is_added_out_of_order_is_put_in_its_place() -> None:
+def test_late_records_are_kept_in_order_of_age() -> None:
     ledger = make_ledger()
     entered(ledger, 0.0)
     entered(ledger, 1.0, 1.0)
     ledger.take()
     ledger.expire(2.0)
-    ledger.expire(DEFAULT + 1.0)  # adds the second one first
+    ledger.expire(DEFAULT + 1.0)  # adds the second record first
     assert ledger.next_deadline(DEFAULT + 1.0) == DEFAULT + LATENESS
 
 
-def test_finished_records_do_not_pile_up() -> None:
+def test_deadlines_of_finished_records_are_removed() -> None:
     deadlines = CallDeadlines({})
     for number in range(10_000):
         entry = Entry(ProducerRecord("t", b"v"), 1, 1_000.0, number)
@@ -508,7 +508,7 @@ def test_finished_records_do_not_pile_up() -> None:
 
 async def test_the_timer_wakes_up_for_an_earlier_deadline(clock: ManualClock) -> None:
     timer = DeadlineTimer(clock)
-    timer.add(clock.now())  # nobody sleeps
+    timer.add(clock.now())  # no task sleeps
     woken: list[float] = []
 
     async def sleep(seconds: float) -> None:

@@ -1,7 +1,7 @@
-"""Cancellation at every stage of a record's life: it falls cleanly on one side.
+"""Cancellation at every stage of a record: it is withdrawn, abandoned, or has its outcome.
 
-After each of these the producer goes on working, what others sent is untouched, and the figures
-add up.
+After each cancellation the producer still works, the records of other tasks are unaffected, and the
+figures of `statistics()` add up.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def values(fake: FakeDriver) -> list[bytes]:
 
 
 async def works_on(producer: SendProducer, fake: FakeDriver) -> None:
-    """The producer still sends, nothing is left in it, and its figures add up."""
+    """Check that the producer still sends, holds no records, and has figures that add up."""
     fake.manual = False
     fake.on_submit.open()
     fake.acknowledge()
@@ -93,7 +93,7 @@ AWAITED = ["send", "send_envelope", "multi_message", "send_many"]
 
 
 @pytest.mark.parametrize("name", [*AWAITED, "enqueue"])
-async def test_while_it_waits_for_room(
+async def test_cancel_a_call_that_waits_for_room(
     settings: ProducerSettings, cancel: Cancel, name: str
 ) -> None:
     fake = FakeDriver(manual=True)
@@ -120,10 +120,10 @@ async def test_while_it_waits_for_room(
         await works_on(producer, fake)
 
 
-async def test_the_head_of_the_line_lets_smaller_ones_through(
+async def test_a_cancelled_large_record_lets_smaller_records_through(
     settings: ProducerSettings, cancel: Cancel
 ) -> None:
-    """What waited behind a record that needed more room goes on without another event."""
+    """A record that waits behind one that needs more room goes on without another event."""
     fake = FakeDriver(manual=True)
     async with open_send_producer(settings.evolve(max_buffered_bytes=10), driver=fake) as producer:
         async with task_group() as tasks:
@@ -142,10 +142,10 @@ async def test_the_head_of_the_line_lets_smaller_ones_through(
         await works_on(producer, fake)
 
 
-async def test_send_many_halfway_through_the_door(
+async def test_cancel_send_many_when_some_of_its_records_wait_for_room(
     settings: ProducerSettings, cancel: Cancel
 ) -> None:
-    """Each record on its own: delivered, with the driver, waiting, or not in line yet."""
+    """One record is delivered, one is with the driver, one waits, and one is not in line yet."""
     fake = FakeDriver(manual=True)
     records = [record(value) for value in (b"done", b"under way", b"never", b"never")]
     async with open_send_producer(settings.evolve(max_in_flight=1), driver=fake) as producer:
@@ -166,10 +166,10 @@ async def test_send_many_halfway_through_the_door(
         await works_on(producer, fake)
 
 
-async def test_send_many_between_two_helpings(
+async def test_cancel_send_many_between_two_parts(
     settings: ProducerSettings, fake: FakeDriver, cancel: Cancel
 ) -> None:
-    """A long list is entered in several goes, and may be cancelled between them."""
+    """A long list is accepted in several parts, and may be cancelled between two parts."""
     fake.on_submit.shut()
     async with open_send_producer(settings, driver=fake) as producer:
         producer.enqueue_nowait(record(b"at the gate"))
@@ -188,7 +188,7 @@ async def test_send_many_between_two_helpings(
 
 
 @pytest.mark.parametrize("name", AWAITED)
-async def test_while_it_is_queued(
+async def test_cancel_a_call_whose_record_is_queued(
     settings: ProducerSettings, fake: FakeDriver, cancel: Cancel, name: str
 ) -> None:
     fake.on_submit.shut()
@@ -211,7 +211,7 @@ async def test_while_it_is_queued(
         await works_on(producer, fake)
 
 
-async def test_while_its_topic_is_unknown(
+async def test_cancel_a_call_whose_topic_is_unknown(
     settings: ProducerSettings, fake: FakeDriver, cancel: Cancel
 ) -> None:
     fake.unknown_topics.add("new")
@@ -230,10 +230,10 @@ async def test_while_its_topic_is_unknown(
         await works_on(producer, fake)
 
 
-async def test_while_the_driver_finds_its_topic_unknown(
+async def test_a_cancelled_record_that_the_driver_gives_back_is_withdrawn(
     settings: ProducerSettings, fake: FakeDriver, cancel: Cancel
 ) -> None:
-    """Handed over, and then given back: nobody waits for it any more, so it is withdrawn."""
+    """The driver gives the record back after its caller was cancelled, so it is withdrawn."""
     fake.unknown_topics.add("new")
     fake.on_submit.shut()
     async with open_send_producer(settings, driver=fake) as producer:
@@ -254,7 +254,7 @@ async def test_while_the_driver_finds_its_topic_unknown(
 async def test_room_freed_by_a_withdrawn_record_is_used(
     settings: ProducerSettings, fake: FakeDriver, cancel: Cancel
 ) -> None:
-    """The driver is idle, and nothing else happens that would remind the producer."""
+    """The driver is idle, and no other event wakes up the pump."""
     fake.unknown_topics.add("new")
     async with open_send_producer(settings.evolve(max_in_flight=1), driver=fake) as producer:
         async with task_group() as tasks:
@@ -272,11 +272,11 @@ async def test_room_freed_by_a_withdrawn_record_is_used(
 
 
 @pytest.mark.parametrize("name", AWAITED)
-async def test_called_in_a_cancelled_scope(
+async def test_call_in_a_cancelled_scope(
     settings: ProducerSettings, fake: FakeDriver, name: str
 ) -> None:
-    """The record is not accepted, or withdrawn, or abandoned, and counted accordingly."""
-    calls = 100  # on asyncio some of them look for cancellation first
+    """The record is not accepted, withdrawn, or abandoned, and is counted accordingly."""
+    calls = 100  # on asyncio, some of the calls check for cancellation first
     async with open_send_producer(settings, driver=fake) as producer:
         for _ in range(calls):
             with anyio.CancelScope() as scope:
@@ -290,7 +290,7 @@ async def test_called_in_a_cancelled_scope(
         assert values(fake).count(b"sent") == figures.abandoned
 
 
-async def test_waits_called_in_a_cancelled_scope(
+async def test_call_of_a_waiting_method_in_a_cancelled_scope(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     async with open_send_producer(settings, driver=fake) as producer:
@@ -318,7 +318,7 @@ async def test_waits_called_in_a_cancelled_scope(
 
 
 @pytest.mark.parametrize("name", AWAITED)
-async def test_when_it_was_handed_over(
+async def test_cancel_a_call_whose_record_is_with_the_driver(
     settings: ProducerSettings, cancel: Cancel, name: str
 ) -> None:
     fake = FakeDriver(manual=True)
@@ -340,7 +340,7 @@ async def test_when_it_was_handed_over(
         await works_on(producer, fake)
 
 
-async def test_a_send_many_of_which_some_is_handed_over(
+async def test_cancel_send_many_when_some_of_its_records_are_with_the_driver(
     settings: ProducerSettings, cancel: Cancel
 ) -> None:
     fake = FakeDriver(manual=True)
@@ -360,8 +360,10 @@ async def test_a_send_many_of_which_some_is_handed_over(
         assert values(fake) == [b"sent", b"sent", b"after"]
 
 
-async def test_acknowledged_at_the_same_moment(settings: ProducerSettings, cancel: Cancel) -> None:
-    """The outcome is on its way to the loop when the cancellation comes."""
+async def test_cancel_a_call_whose_record_has_just_been_acknowledged(
+    settings: ProducerSettings, cancel: Cancel
+) -> None:
+    """The outcome is on its way to the event loop when the call is cancelled."""
     fake = FakeDriver(manual=True)
     async with open_send_producer(settings, driver=fake) as producer:
         async with task_group() as tasks:
@@ -378,8 +380,8 @@ async def test_acknowledged_at_the_same_moment(settings: ProducerSettings, cance
         await works_on(producer, fake)
 
 
-async def test_cancelled_when_the_outcome_is_there(settings: ProducerSettings) -> None:
-    """One settled batch wakes both; the first cancels the second, which has its outcome."""
+async def test_a_call_that_has_its_outcome_is_not_cancelled(settings: ProducerSettings) -> None:
+    """One batch wakes both tasks. The first cancels the second, which already has its outcome."""
     fake = FakeDriver(manual=True)
 
     async def send_and_cancel(producer: SendProducer, scope: anyio.CancelScope) -> None:
@@ -399,7 +401,7 @@ async def test_cancelled_when_the_outcome_is_there(settings: ProducerSettings) -
         await works_on(producer, fake)
 
 
-async def test_a_failure_after_the_cancellation_is_not_lost(
+async def test_the_failure_of_an_abandoned_record_is_raised_at_the_end(
     settings: ProducerSettings, cancel: Cancel
 ) -> None:
     fake = FakeDriver(manual=True)
@@ -410,19 +412,19 @@ async def test_a_failure_after_the_cancellation_is_not_lost(
                     Call(tasks, sends(producer, name, b"sent")) for name in ("send", "send_many")
                 ]
                 await taken(fake, 2)
-                fake.fail(refuse)  # on its way to the loop
+                fake.fail(refuse)  # on its way to the event loop
                 for call in calls:
                     cancel(call)
             await producer.flush()
-            told = [call.error is not None for call in calls].count(True)
+            raised = [call.error is not None for call in calls].count(True)
             assert producer.statistics().failed == 2
-    assert caught.value.count == 2 - told
+    assert caught.value.count == 2 - raised
 
 
 # --- deliveries, flush, partitions -----------------------------------------------------------
 
 
-async def test_delivery_wait(settings: ProducerSettings, cancel: Cancel) -> None:
+async def test_cancel_one_of_two_delivery_waits(settings: ProducerSettings, cancel: Cancel) -> None:
     fake = FakeDriver(manual=True)
     async with open_send_producer(settings, driver=fake) as producer:
         delivery = producer.enqueue_nowait(record(b"sent"))
@@ -441,7 +443,7 @@ async def test_delivery_wait(settings: ProducerSettings, cancel: Cancel) -> None
         await works_on(producer, fake)
 
 
-async def test_delivery_wait_of_one_of_two_that_are_told_of_a_failure(
+async def test_a_cancelled_delivery_wait_leaves_the_failure_to_another_waiter(
     settings: ProducerSettings, cancel: Cancel
 ) -> None:
     fake = FakeDriver(manual=True)
@@ -459,7 +461,9 @@ async def test_delivery_wait_of_one_of_two_that_are_told_of_a_failure(
         await works_on(producer, fake)
 
 
-async def test_delivery_wait_of_the_only_one(settings: ProducerSettings, cancel: Cancel) -> None:
+async def test_a_cancelled_only_delivery_wait_leaves_the_failure_to_the_end(
+    settings: ProducerSettings, cancel: Cancel
+) -> None:
     fake = FakeDriver(manual=True)
     with raising(UndeliveredRecords):
         async with open_send_producer(settings, driver=fake) as producer:
@@ -474,7 +478,7 @@ async def test_delivery_wait_of_the_only_one(settings: ProducerSettings, cancel:
             await works_on(producer, fake)
 
 
-async def test_delivery_wait_can_be_called_again(
+async def test_a_cancelled_delivery_wait_can_be_repeated(
     settings: ProducerSettings, cancel: Cancel
 ) -> None:
     fake = FakeDriver(manual=True)
@@ -493,7 +497,7 @@ async def test_delivery_wait_can_be_called_again(
         await works_on(producer, fake)
 
 
-async def test_flush(settings: ProducerSettings, cancel: Cancel) -> None:
+async def test_cancel_one_of_several_flushes(settings: ProducerSettings, cancel: Cancel) -> None:
     fake = FakeDriver(manual=True)
     async with open_send_producer(settings, driver=fake) as producer:
         delivery = producer.enqueue_nowait(record(b"sent"))
@@ -503,7 +507,7 @@ async def test_flush(settings: ProducerSettings, cancel: Cancel) -> None:
             await quiet()
             cancel(flushes[1])
             assert (await flushes[1].wait()).cancelled
-            assert len(producer._engine.ledger._barriers) == 2  # it is not waited for any more
+            assert len(producer._engine.ledger._barriers) == 2  # the cancelled flush has no barrier
             assert flushes[0].running
             assert flushes[2].running
             assert not delivery.done
@@ -513,7 +517,9 @@ async def test_flush(settings: ProducerSettings, cancel: Cancel) -> None:
         await works_on(producer, fake)
 
 
-async def test_partitions_for(settings: ProducerSettings, fake: FakeDriver, cancel: Cancel) -> None:
+async def test_cancel_partitions_for(
+    settings: ProducerSettings, fake: FakeDriver, cancel: Cancel
+) -> None:
     fake.unknown_topics.add("new")
     async with open_send_producer(settings, driver=fake) as producer:
         async with task_group() as tasks:
@@ -530,7 +536,7 @@ async def test_partitions_for(settings: ProducerSettings, fake: FakeDriver, canc
         await works_on(producer, fake)
 
 
-async def test_partitions_for_while_the_driver_is_busy(
+async def test_cancel_partitions_for_while_the_driver_is_busy(
     settings: ProducerSettings, fake: FakeDriver, cancel: Cancel
 ) -> None:
     fake.on_submit.shut()
@@ -551,7 +557,7 @@ async def test_partitions_for_while_the_driver_is_busy(
 # --- starting --------------------------------------------------------------------------------
 
 
-async def test_during_the_start(
+async def test_cancel_during_the_start(
     settings: ProducerSettings, fake: FakeDriver, cancel: Cancel
 ) -> None:
     before = anyio.get_running_tasks()
@@ -570,7 +576,7 @@ async def test_during_the_start(
     assert anyio.get_running_tasks() == before
 
 
-async def test_during_the_start_in_a_task_group_of_the_callers(
+async def test_cancel_a_start_in_a_task_group_of_the_caller(
     settings: ProducerSettings, fake: FakeDriver, cancel: Cancel
 ) -> None:
     async with task_group() as tasks:
@@ -579,7 +585,7 @@ async def test_during_the_start_in_a_task_group_of_the_callers(
             return start_send_producer(tasks, settings, driver=fake)
 
         at_once = Call(tasks, start)
-        at_once.scope.cancel()  # before it began
+        at_once.scope.cancel()  # before it starts
         assert (await at_once.wait()).cancelled
         fake.on_open.shut()
         starting = Call(tasks, start)
@@ -601,7 +607,7 @@ async def test_start_in_a_cancelled_scope(settings: ProducerSettings, fake: Fake
     assert anyio.get_running_tasks() == before
 
 
-async def test_start_by_fail_after(settings: ProducerSettings, fake: FakeDriver) -> None:
+async def test_fail_after_ends_a_start(settings: ProducerSettings, fake: FakeDriver) -> None:
     fake.on_open.shut()
     with raising(TimeoutError):
         with anyio.fail_after(0.01):
@@ -612,7 +618,9 @@ async def test_start_by_fail_after(settings: ProducerSettings, fake: FakeDriver)
 # --- closing ---------------------------------------------------------------------------------
 
 
-async def test_during_the_drain_of_a_clean_end(settings: ProducerSettings, cancel: Cancel) -> None:
+async def test_cancel_during_the_drain_of_a_clean_end(
+    settings: ProducerSettings, cancel: Cancel
+) -> None:
     before = anyio.get_running_tasks()
     fake = FakeDriver(manual=True)
     producers: list[SendProducer] = []
@@ -638,7 +646,7 @@ async def test_during_the_drain_of_a_clean_end(settings: ProducerSettings, cance
     assert anyio.get_running_tasks() == before
 
 
-async def test_during_the_drain_everything_that_comes_in_time_counts(
+async def test_outcomes_within_cancel_timeout_count_in_a_cancelled_drain(
     settings: ProducerSettings, cancel: Cancel
 ) -> None:
     fake = FakeDriver(manual=True)
@@ -656,19 +664,19 @@ async def test_during_the_drain_everything_that_comes_in_time_counts(
         await until(lambda: producers[0].statistics().state == "draining")
         cancel(call)
         await quiet()
-        assert call.running  # shielded: it has been given time
+        assert call.running  # the close is shielded for cancel_timeout
         fake.acknowledge()
         assert (await call.wait()).cancelled
     assert producers[0].statistics().delivered == 1
 
 
-async def test_twice_from_two_scopes(settings: ProducerSettings) -> None:
+async def test_cancel_a_close_twice_from_two_scopes(settings: ProducerSettings) -> None:
     fake = FakeDriver(manual=True)
 
     async def body() -> None:
         async with open_send_producer(settings.evolve(cancel_timeout=0.02), driver=fake) as it:
             producers.append(it)
-            # So that it does not come to the end of its end before the second.
+            # The first close must still run when the second cancellation arrives.
             fake.on_close.shut()
             await it.send(record())
 
@@ -693,8 +701,8 @@ async def test_twice_from_two_scopes(settings: ProducerSettings) -> None:
     assert producers[0].statistics().abandoned == 1
 
 
-async def test_aclose(settings: ProducerSettings, cancel: Cancel) -> None:
-    """A cancelled aclose() closes all the same before it raises."""
+async def test_cancel_aclose(settings: ProducerSettings, cancel: Cancel) -> None:
+    """A cancelled aclose() still closes the producer before it raises."""
     fake = FakeDriver(manual=True)
     hasty = settings.evolve(close_timeout=60.0, cancel_timeout=0.02)
     with raising(DeliveryError):
@@ -710,10 +718,10 @@ async def test_aclose(settings: ProducerSettings, cancel: Cancel) -> None:
             await delivery.wait()
 
 
-async def test_a_send_that_waits_while_its_scope_ends(
+async def test_a_deadline_around_the_block_ends_its_calls(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
-    """A deadline around the whole block: it ends within cancel_timeout, queued or handed over."""
+    """After a deadline around the whole block, calls end within cancel_timeout."""
     fake.on_submit.shut()
     producers: list[SendProducer] = []
     with anyio.CancelScope() as scope:
@@ -743,7 +751,7 @@ async def ended(task: asyncio.Task[Any]) -> None:
 
 @pytest.mark.parametrize("anyio_backend", ASYNCIO)
 @pytest.mark.parametrize("name", AWAITED)
-async def test_natively_at_each_stage(settings: ProducerSettings, name: str) -> None:
+async def test_task_cancel_at_each_stage(settings: ProducerSettings, name: str) -> None:
     fake = FakeDriver(manual=True)
     fake.on_submit.shut()
     async with open_send_producer(settings.evolve(max_in_flight=2), driver=fake) as producer:
@@ -766,8 +774,8 @@ async def test_natively_at_each_stage(settings: ProducerSettings, name: str) -> 
 
 
 @pytest.mark.parametrize("anyio_backend", ASYNCIO)
-async def test_natively_when_the_outcome_is_there(settings: ProducerSettings) -> None:
-    """asyncio cancels also a task whose wait is over."""
+async def test_task_cancel_when_the_outcome_has_arrived(settings: ProducerSettings) -> None:
+    """asyncio also cancels a task whose wait is over."""
     fake = FakeDriver(manual=True)
     victims: list[asyncio.Task[Any]] = []
 
@@ -795,12 +803,12 @@ async def test_natively_when_the_outcome_is_there(settings: ProducerSettings) ->
             figures = producer.statistics()
             assert (figures.delivered, figures.failed, figures.abandoned) == (2, 2, 2)
             await works_on(producer, fake)
-    assert caught.value.count == 2  # nobody was told of them
+    assert caught.value.count == 2  # no caller saw these failures
 
 
 @pytest.mark.parametrize("anyio_backend", ASYNCIO)
-async def test_natively_when_there_is_room(settings: ProducerSettings) -> None:
-    """The record was accepted, and perhaps handed over, when its enqueue is cancelled."""
+async def test_task_cancel_of_an_enqueue_that_has_room(settings: ProducerSettings) -> None:
+    """The record is accepted, and perhaps submitted, when its enqueue() is cancelled."""
     fake = FakeDriver(manual=True)
     victims: list[asyncio.Task[Any]] = []
 
@@ -825,18 +833,18 @@ async def test_natively_when_there_is_room(settings: ProducerSettings) -> None:
 
 
 @pytest.mark.parametrize("anyio_backend", ASYNCIO)
-@pytest.mark.parametrize("has_client_it", [False, True])
-async def test_natively_while_enqueue_lets_other_tasks_run(
-    settings: ProducerSettings, has_client_it: bool
+@pytest.mark.parametrize("is_submitted", [False, True])
+async def test_task_cancel_while_enqueue_lets_other_tasks_run(
+    settings: ProducerSettings, is_submitted: bool
 ) -> None:
-    """Every hundredth call does that, after its record was accepted."""
-    fake: FakeDriver = PolledFakeDriver(threadless=True) if has_client_it else FakeDriver()
+    """Every hundredth call lets other tasks run after its record is accepted."""
+    fake: FakeDriver = PolledFakeDriver(threadless=True) if is_submitted else FakeDriver()
 
     async def enqueue_and_cancel(producer: SendProducer) -> None:
         for number in range(100):
             await producer.enqueue(record(b"other"))
-            if has_client_it:
-                await producer.flush()  # the next record is alone, and submitted immediately
+            if is_submitted:
+                await producer.flush()  # the next record is a lone record, and is submitted inline
             elif number == 0:
                 await at_gate(fake.on_submit)  # the next records are queued
         fake.manual = True
@@ -846,20 +854,20 @@ async def test_natively_while_enqueue_lets_other_tasks_run(
         await producer.enqueue(record(b"last"))
 
     async with open_send_producer(settings, driver=fake) as producer:
-        if not has_client_it:
+        if not is_submitted:
             fake.on_submit.shut()
         task = asyncio.ensure_future(enqueue_and_cancel(producer))
         await ended(task)
         assert task.cancelled()
         figures = producer.statistics()
         assert (figures.accepted, figures.failed) == (101, 0)
-        assert (figures.withdrawn, figures.abandoned) == ((0, 1) if has_client_it else (1, 0))
+        assert (figures.withdrawn, figures.abandoned) == ((0, 1) if is_submitted else (1, 0))
         await works_on(producer, fake)
         assert values(fake).count(b"last") == figures.abandoned
 
 
 @pytest.mark.parametrize("anyio_backend", ASYNCIO)
-async def test_natively_during_the_start(settings: ProducerSettings, fake: FakeDriver) -> None:
+async def test_task_cancel_during_the_start(settings: ProducerSettings, fake: FakeDriver) -> None:
     async def body() -> None:
         async with open_send_producer(settings, driver=fake):
             pytest.fail("the block was entered")
@@ -875,8 +883,8 @@ async def test_natively_during_the_start(settings: ProducerSettings, fake: FakeD
 
 @pytest.mark.parametrize("anyio_backend", ASYNCIO)
 @pytest.mark.parametrize("times", [1, 2, 3])
-async def test_natively_during_the_drain(settings: ProducerSettings, times: int) -> None:
-    """However impatient: when the task has ended, so has the producer."""
+async def test_task_cancel_during_the_drain(settings: ProducerSettings, times: int) -> None:
+    """However often the task is cancelled, the producer is closed when the task has ended."""
     before = anyio.get_running_tasks()
     fake = FakeDriver(manual=True)
     producers: list[SendProducer] = []
@@ -909,11 +917,11 @@ async def test_asyncio_timeout(settings: ProducerSettings) -> None:
             with raising(TimeoutError):
                 async with asyncio.timeout(None) as deadline:
 
-                    async def pass_when_it_is_taken() -> None:
+                    async def end_after_the_submission() -> None:
                         await taken(fake, 1)
                         deadline.reschedule(anyio.current_time())
 
-                    tasks.start_soon(pass_when_it_is_taken)
+                    tasks.start_soon(end_after_the_submission)
                     await producer.send(record(b"abandoned"))
             assert producer.statistics().abandoned == 1
             await works_on(producer, fake)

@@ -1,7 +1,7 @@
-"""A task that calls the producer in a loop is cancelled, however fast the answers come.
+"""A task that calls the producer in a loop can be cancelled, however fast the answers are.
 
 AnyIO does not cancel an asyncio task whose future is done, but tries again in each turn of the
-loop. If each answer comes within one turn, it finds the future done each time.
+event loop. If each answer comes within one turn, AnyIO finds the future done each time.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if sys.platform == "win32" or sys.implementation.name != "cpython":  # pragma: n
 
 pytestmark = pytest.mark.parametrize("anyio_backend", LOOPS)
 
-#: Calls before the cancellation, and the most that may follow it.
+#: The number of calls before the cancellation, and the limit for calls after it.
 BEFORE = 20
 AFTER = 130
 
@@ -47,14 +47,14 @@ Call = Callable[[], Awaitable[Any]]
 
 
 class DirectFake(FakeDriver):
-    """A fake driver that answers while the loop hands a record over."""
+    """A fake driver that answers while the event loop submits a record."""
 
     direct = True
 
 
 @asynccontextmanager
 async def answered_later(fake: FakeDriver, turns: int) -> AsyncGenerator[None]:
-    """Have records answered, time and again, after so many turns of the loop."""
+    """Acknowledge all records again and again, each time after `turns` turns of the event loop."""
 
     async def answer() -> None:
         while True:
@@ -84,11 +84,11 @@ async def opened(settings: ProducerSettings, answer: str) -> AsyncGenerator[Send
             yield producer
 
 
-async def calls_after_cancellation(call: Call, most: int = 1000) -> int:
-    """Call in a loop, in a scope that is cancelled; return how many calls began after that."""
+async def calls_after_cancellation(call: Call, limit: int = 1000) -> int:
+    """Call in a loop, in a scope that is cancelled; return how many calls started after that."""
     calls = 0
     with anyio.CancelScope() as scope:
-        for calls in range(BEFORE + most):
+        for calls in range(BEFORE + limit):
             if calls == BEFORE:
                 scope.cancel()
             await call()
@@ -206,7 +206,7 @@ async def test_a_loop_of_transactions_is_cancelled() -> None:
 
 
 async def test_a_loop_that_receives_failures_is_cancelled() -> None:
-    """A flow's receiver whose envelopes hold bad records alone, for which nothing is awaited."""
+    """Each envelope has only a bad record, so the flow's receiver waits for no outcome."""
 
     async def bad() -> AsyncIterator[Message[bytes | None, bytes, None]]:
         while True:
@@ -221,7 +221,7 @@ async def test_a_loop_that_receives_failures_is_cancelled() -> None:
         assert await calls_after_cancellation(receive) <= AFTER
 
 
-async def test_a_loop_that_waits_for_what_was_sent_is_cancelled() -> None:
+async def test_a_loop_that_waits_for_sent_records_is_cancelled() -> None:
     async with fake_producer() as fake:
         assert await calls_after_cancellation(functools.partial(fake.wait_until_sent, 0)) <= AFTER
         await fake.wait_until_sent(0)
@@ -241,7 +241,7 @@ async def test_a_loop_that_waits_for_what_was_sent_is_cancelled() -> None:
 async def test_each_of_several_tasks_that_take_turns_is_cancelled(
     settings: ProducerSettings, tasks: int
 ) -> None:
-    """Looking for cancellation does not depend on which task makes each n-th call."""
+    """The check for cancellation does not depend on which task makes every n-th call."""
     sent = 0
 
     async def send_for_ever(*, task_status: anyio.abc.TaskStatus[anyio.CancelScope]) -> None:
@@ -263,9 +263,9 @@ async def test_each_of_several_tasks_that_take_turns_is_cancelled(
 
 
 async def test_a_task_group_of_many_tasks_is_cancelled_at_once(settings: ProducerSettings) -> None:
-    """When one task finds that it is cancelled, the next one looks.
+    """When one task finds that it is cancelled, the next task checks, too.
 
-    With more tasks than are woken together, AnyIO finds some that wait.
+    If there are more tasks than are woken together, AnyIO can cancel those that wait.
     """
     tasks, sent = 50, 0
 
@@ -283,5 +283,5 @@ async def test_a_task_group_of_many_tasks_is_cancelled_at_once(settings: Produce
                 await anyio.lowlevel.checkpoint()
             group.cancel_scope.cancel()
             before = sent
-        # Each task may have an answer on its way, and send once more.
+        # Each task may have an answer on its way, and may send once more.
         assert sent - before <= AFTER + 4 * tasks

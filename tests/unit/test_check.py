@@ -1,4 +1,4 @@
-"""``producer.check()``: the cluster is asked now, beside the producer's client."""
+"""``producer.check()`` asks the cluster now, independently of the producer's client."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ REFUSED = SendProducerError("broker.test:9092: connection refused")
 
 
 class Undescribed:
-    """A driver of a user that has no ``describe()``."""
+    """A user's own driver, without ``describe()``."""
 
     def __init__(self, driver: FakeDriver) -> None:
         self._driver = driver
@@ -80,20 +80,20 @@ async def test_before_the_client_is_open(settings: ProducerSettings, fake: FakeD
         assert await producer.check(timeout=PATIENCE) == ANSWER
 
 
-async def test_a_driver_that_can_not_describe(settings: ProducerSettings, fake: FakeDriver) -> None:
+async def test_a_driver_that_cannot_describe(settings: ProducerSettings, fake: FakeDriver) -> None:
     driver: Any = Undescribed(fake)
     async with open_send_producer(settings, driver=driver) as producer:
         with pytest.raises(SendProducerError, match=r"no method describe\(\)"):
             await producer.check()
 
 
-async def test_a_producer_of_the_user() -> None:
+async def test_an_existing_client() -> None:
     async with open_send_producer(ProducerSettings(producer=FakeClient())) as producer:
         with pytest.raises(SendProducerError, match="an existing producer"):
             await producer.check()
 
 
-async def test_addresses_that_are_not_known_yet() -> None:
+async def test_unknown_addresses() -> None:
     never = anyio.Event()
 
     async def enrich(settings: ProducerSettings) -> ProducerSettings:
@@ -138,7 +138,7 @@ async def test_a_broken_producer(settings: ProducerSettings, fake: FakeDriver) -
 
 
 class Slow(FakeDriver):
-    """A driver whose description comes when its gate opens."""
+    """A driver that describes the cluster only when its gate opens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -151,17 +151,17 @@ class Slow(FakeDriver):
         return super().describe(timeout)
 
 
-async def test_a_client_library_that_hangs_is_left_behind(
+async def test_the_timeout_applies_if_the_client_library_hangs(
     settings: ProducerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_cluster_probe, "_GRACE_SECONDS", 0.001)
     slow = Slow()
     async with open_send_producer(settings, driver=slow) as producer:
         refused = pytest.raises(SendProducerError, match=r"no answer within 0\.001 s \(timeout\)")
-        while not slow.asked:  # a call may end before its thread begins
+        while not slow.asked:  # a call may end before its thread starts
             with refused:
                 await producer.check(timeout=0.001)
-        # It is not asked again while it hangs.
+        # A second call does not ask the driver again while the first request hangs.
         monkeypatch.setattr(_cluster_probe, "_GRACE_SECONDS", PATIENCE)
         with refused:
             await producer.check(timeout=0.001)
@@ -170,7 +170,9 @@ async def test_a_client_library_that_hangs_is_left_behind(
         assert await producer.check(timeout=PATIENCE) == ANSWER
 
 
-async def test_calls_wait_for_one_another_and_can_be_cancelled(settings: ProducerSettings) -> None:
+async def test_concurrent_calls_share_one_request_and_can_be_cancelled(
+    settings: ProducerSettings,
+) -> None:
     slow = Slow()
     async with open_send_producer(settings, driver=slow) as producer, task_group() as tasks:
         first = Call(tasks, partial(producer.check, timeout=PATIENCE))

@@ -1,4 +1,4 @@
-"""The settings of the command line: a file, properties, options, and which of them counts."""
+"""The settings of the command line: a file, properties and options, and their precedence."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_byte_order_mark(name: str, tmp_path: Path) -> None:
     assert settings_of(Connection(config=path, bootstrap_servers="x:1")).client_id == "me"
 
 
-def test_what_counts_more(file: Path) -> None:
+def test_properties_of_the_command_line_override_the_file(file: Path) -> None:
     connection = Connection(
         config=file,
         bootstrap_servers="three:3",
@@ -93,14 +93,14 @@ def test_what_counts_more(file: Path) -> None:
 
 
 @pytest.mark.parametrize("properties", [(), (("bootstrap.servers", "three:3"),)])
-def test_a_service_takes_the_place_of_addresses(file: Path, properties: Any) -> None:
+def test_a_service_name_replaces_the_addresses(file: Path, properties: Any) -> None:
     connection = Connection(config=file, service_name="kafka.internal", properties=properties)
     settings = settings_of(connection)
     assert settings.service_name == "kafka.internal"
     assert settings.addresses == ()
 
 
-def test_no_properties_at_all() -> None:
+def test_no_properties() -> None:
     assert settings_of(Connection(bootstrap_servers="one:1")) == ProducerSettings(
         bootstrap_servers="one:1"
     )
@@ -129,12 +129,12 @@ def test_a_file_that_is_wrong(name: str, content: bytes, message: str, tmp_path:
         settings_of(Connection(config=path))
 
 
-def test_a_file_that_is_gone(tmp_path: Path) -> None:
+def test_a_missing_properties_file(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"x\.properties can't be read: No such file"):
         settings_of(Connection(config=tmp_path / "x.properties"))
 
 
-def test_a_table_of_properties(file: Path) -> None:
+def test_a_properties_file_has_no_tables(file: Path) -> None:
     with pytest.raises(SettingsError, match="has no tables"):
         settings_of(Connection(config=file, config_table="orders"))
 
@@ -152,7 +152,7 @@ def test_secrets_are_not_shown() -> None:
     assert "s3cret" not in repr(connection)
 
 
-def test_an_error_about_a_number_holds_no_value_in_its_chain() -> None:
+def test_the_chain_of_an_error_about_a_number_has_no_value() -> None:
     connection = Connection(
         bootstrap_servers="one:1", properties=(("delivery.timeout.ms", "s3cret"),)
     )
@@ -169,7 +169,7 @@ def test_an_error_about_a_number_holds_no_value_in_its_chain() -> None:
 @example("a/b")
 @example("x" * 249)
 @example("x" * 250)
-def test_the_option_for_a_topic_accepts_what_the_producer_accepts(text: str) -> None:
+def test_the_topic_option_accepts_the_same_names_as_the_producer(text: str) -> None:
     record = ProducerRecord(text, b"")
     option = click.Option(["--topic"])
     context = click.Context(click.Command("c"))
@@ -183,13 +183,13 @@ def test_the_option_for_a_topic_accepts_what_the_producer_accepts(text: str) -> 
 
 
 @pytest.mark.parametrize("name", ["x.properties", "x.toml"])
-def test_a_file_that_cannot_be_read(name: str, tmp_path: Path) -> None:
+def test_a_missing_file(name: str, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"x\.\w+ can't be read: No such file"):
         settings_of(Connection(config=tmp_path / name))
 
 
 @pytest.mark.parametrize("table", ["two", "one.two", "one.two.three"])
-def test_a_table_that_is_not_there(table: str, tmp_path: Path) -> None:
+def test_a_missing_table(table: str, tmp_path: Path) -> None:
     path = tmp_path / "x.toml"
     path.write_text("[one]\nclient-id = 'me'\n")
     with pytest.raises(SettingsError, match=r"x\.toml has no table \[one\.two|has no table \[two"):
@@ -209,6 +209,6 @@ def test_a_service_in_a_file(tmp_path: Path) -> None:
     path = tmp_path / "x.toml"
     path.write_text("service-name = 'kafka.internal'\nclose-timeout = 60\n")
     assert settings_of(Connection(config=path)).service_name == "kafka.internal"
-    # In a file, a value that is the default was chosen, too.
+    # A default value in the file counts as chosen.
     settings = settings_of(Connection(config=path), start_timeout=9.0)
     assert (settings.close_timeout, settings.start_timeout) == (60.0, 9.0)

@@ -1,4 +1,4 @@
-"""The file of failed records: what is written can be read again, and nothing is lost on the way."""
+"""The file of failed records: it can be read again, and no failure is lost."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def failure(what: Any, reason: str = "r") -> Failure:
 
 
 @given(record=RECORDS)
-def test_a_record_comes_back_as_it_was(record: ProducerRecord[Any, Any]) -> None:
+def test_a_record_survives_a_round_trip(record: ProducerRecord[Any, Any]) -> None:
     line = dump(failure(record))
     assert line.count(b"\n") == 1
     assert load(line, None) == record
     assert load(line, "other").topic == "other"
 
 
-def test_a_line_says_why() -> None:
+def test_a_line_has_the_reason() -> None:
     record = ProducerRecord("t", b"\xff", b"key", headers=[("h", b"x")])
     error = DeliveryTimeout("too late", record=record, persistence=Persistence.POSSIBLY_PERSISTED)
     assert json.loads(dump(Failure.of("in", 3, error))) == {
@@ -62,13 +62,13 @@ def test_a_line_says_why() -> None:
 
 
 @given(given_=st.binary(max_size=10))
-def test_what_was_no_record_comes_back_as_it_was_and_is_none_again(given_: bytes) -> None:
+def test_unreadable_input_survives_a_round_trip(given_: bytes) -> None:
     with pytest.raises(Unreadable, match=r"^not this$") as caught:
         load(dump(failure(given_, "not this")), "t")
     assert caught.value.given == given_
 
 
-def test_half_of_a_surrogate_pair_in_a_reason() -> None:
+def test_a_lone_surrogate_in_a_reason() -> None:
     line = dump(failure(b"x", "\ud800 ä"))
     assert json.loads(line)["reason"] == "\ud800 ä"
 
@@ -91,13 +91,13 @@ def test_half_of_a_surrogate_pair_in_a_reason() -> None:
         ('{"topic": "t", "headers": [["\\ud800", "b"]]}', "'headers' is neither"),
     ],
 )
-def test_what_is_no_such_line(entry: str, reason: str) -> None:
+def test_a_line_that_is_not_a_failure(entry: str, reason: str) -> None:
     with pytest.raises(Unreadable, match=f"^{reason}") as caught:
         load(entry.encode(), None)
     assert caught.value.given is None
 
 
-def test_the_file_is_there_from_the_beginning_and_goes_where_nothing_failed(tmp_path: Path) -> None:
+def test_the_file_exists_from_the_start_and_is_deleted_if_nothing_failed(tmp_path: Path) -> None:
     path = tmp_path / "failed"
     file = FailedFile(path)
     assert path.exists()
@@ -105,7 +105,7 @@ def test_the_file_is_there_from_the_beginning_and_goes_where_nothing_failed(tmp_
     assert not path.exists()
 
 
-def test_the_file_is_whole_at_any_moment(tmp_path: Path) -> None:
+def test_each_write_leaves_whole_lines_in_the_file(tmp_path: Path) -> None:
     path = tmp_path / "failed"
     file = FailedFile(path)
     for number in range(1, 4):
@@ -115,14 +115,14 @@ def test_the_file_is_whole_at_any_moment(tmp_path: Path) -> None:
     assert path.exists()
 
 
-def test_an_empty_file_is_used_and_stays(tmp_path: Path) -> None:
+def test_an_existing_empty_file_is_used_and_kept(tmp_path: Path) -> None:
     path = tmp_path / "failed"
     path.touch()
     FailedFile(path).close()
     assert path.exists()
 
 
-def test_a_file_with_something_in_it_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_empty_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "failed"
     path.write_text("x")
     with pytest.raises(FileExistsError, match="failed exists and is not empty"):
@@ -135,7 +135,7 @@ ON_POSIX = pytest.mark.skipif(os.name == "nt", reason="needs the modes and kinds
 
 @pytest.fixture
 def no_mask() -> Iterator[None]:
-    """The process leaves the modes of its new files as they are."""
+    """Set the process's umask to 0."""
     before = os.umask(0)
     yield
     os.umask(before)
@@ -165,7 +165,7 @@ def test_a_symbolic_link_is_refused(target: str, tmp_path: Path) -> None:
 
 
 @ON_POSIX
-def test_a_fifo_without_a_reader_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_fifo_without_a_reader_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "failed"
     os.mkfifo(path)
     with pytest.raises(OSError, match="no process reads from this FIFO"):
@@ -173,13 +173,13 @@ def test_a_fifo_without_a_reader_is_not_waited_for(tmp_path: Path) -> None:
 
 
 @ON_POSIX
-def test_a_fifo_with_a_reader_gets_everything_and_stays(tmp_path: Path) -> None:
+def test_a_fifo_with_a_reader_gets_all_failures_and_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "failed"
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         file = FailedFile(path)
-        assert os.get_blocking(file._file.fileno())  # so it waits for a slow reader
+        assert os.get_blocking(file._file.fileno())  # so a write waits for a slow reader
         file.write([failure(b"1")])
         file.close()
         assert json.loads(os.read(reader, 10_000))["input"] == "1"
@@ -195,7 +195,7 @@ def test_a_directory_is_an_error(tmp_path: Path) -> None:
 
 
 @ON_POSIX
-def test_a_file_that_took_the_place_of_ours_is_not_deleted(tmp_path: Path) -> None:
+def test_a_file_that_replaced_ours_is_not_deleted(tmp_path: Path) -> None:
     path = tmp_path / "failed"
     file = FailedFile(path)
     other = tmp_path / "other"
@@ -206,8 +206,8 @@ def test_a_file_that_took_the_place_of_ours_is_not_deleted(tmp_path: Path) -> No
     assert file.error is None
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no disk that is always full")
-def test_what_a_full_disk_does_not_take_goes_to_standard_error(
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_failures_go_to_standard_error_if_the_disk_is_full(
     capfdbinary: pytest.CaptureFixture[bytes],
 ) -> None:
     file = FailedFile(Path("/dev/full"))
@@ -223,7 +223,7 @@ def test_what_a_full_disk_does_not_take_goes_to_standard_error(
 
 
 class Narrow:
-    """A file on a disk that has room for so many bytes more."""
+    """A file on a disk that has space for `room` more bytes."""
 
     def __init__(self, room: int) -> None:
         self.room = room
@@ -257,7 +257,7 @@ def test_a_disk_that_becomes_full_loses_nothing(
         file._file = real
     sys.stderr.flush()
     spilt = capfdbinary.readouterr().err.splitlines()[1:]
-    # Half a line does not stay in the file, where the next line would begin behind it.
+    # Half a line does not stay in the file, because the next line would continue it.
     whole = disk.content.splitlines()
     assert [json.loads(line)["input"] for line in [*whole, *spilt]] == ["0", "1", "2"]
     assert len(whole) == file.written
@@ -266,13 +266,13 @@ def test_a_disk_that_becomes_full_loses_nothing(
 
 
 class Closed:
-    """A standard error that takes nothing."""
+    """A standard error that accepts no writes."""
 
     def write(self, _: str) -> int:
         raise OSError(32, os.strerror(32))
 
 
-def test_what_nothing_takes_is_kept_and_tried_again(
+def test_failures_that_cannot_be_written_are_kept_and_written_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = FailedFile(tmp_path / "failed")
@@ -289,7 +289,7 @@ def test_what_nothing_takes_is_kept_and_tried_again(
     assert (file.written, file.spilt, file.lost) == (3, 0, 0)
 
 
-def test_the_end_tries_again_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_close_writes_the_kept_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "failed"
     file = FailedFile(path)
     real = file._file
@@ -307,7 +307,7 @@ def test_the_end_tries_again_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("error", "counts"), [(errno.EIO, True), (errno.EINVAL, False)], ids=["disk", "pipe"]
 )
-def test_a_disk_that_fails_at_the_end(
+def test_an_error_of_fsync_counts_only_for_a_disk(
     error: int, counts: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(_: int) -> None:
@@ -321,14 +321,14 @@ def test_a_disk_that_fails_at_the_end(
     assert file._file.closed
 
 
-def test_a_file_that_somebody_has_deleted(tmp_path: Path) -> None:
+def test_closing_a_deleted_file_is_not_an_error(tmp_path: Path) -> None:
     file = FailedFile(tmp_path / "failed")
     file.path.unlink()
     file.close()
     assert file.error is None
 
 
-def test_a_record_that_json_can_not_have(tmp_path: Path) -> None:
+def test_a_record_that_json_cannot_represent(tmp_path: Path) -> None:
     file = FailedFile(tmp_path / "failed")
     record = ProducerRecord("t", "value")  # text, where bytes are expected
     file.write([failure(record), failure(b"2")])
