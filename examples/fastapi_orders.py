@@ -2,20 +2,22 @@
 
     ORDERS_BOOTSTRAP_SERVERS=localhost:9092 python fastapi_orders.py --port 8000
 
-``uvicorn fastapi_orders:app`` runs it too. An order is answered when it is known what became of it:
+``uvicorn fastapi_orders:app`` also starts the service. The service answers an order when the
+outcome of its record is known:
 
-| status | what it means |
+| status | meaning |
 |---|---|
-| 201 | it is in Kafka, at this partition and offset |
-| 422 | it is not an order, or Kafka refuses it: sending it again changes nothing |
-| 503 | it is not in Kafka and never will be: send it again |
-| 504 | nobody knows: send it again with the same id, by which readers drop doubles |
+| 201 | the order is in Kafka, at this partition and offset |
+| 422 | the request is not an order, or Kafka refuses the record: do not send it again |
+| 503 | the order is not in Kafka and never will be: send it again |
+| 504 | the order may be in Kafka: send it again with the same id: consumers drop duplicates |
 
-A page view is answered with 202 before it is sent: it may be lost, and then the log says so.
+The service answers a page view with 202 before the record is sent. If the record is lost, the log
+reports it.
 
-Ctrl-C and SIGTERM end it in order: no more connections, the requests that are being served get
-their answers, and what was accepted is delivered, all within half a minute. The exit code is 0
-after Ctrl-C; after SIGTERM uvicorn ends itself by the same signal. Variables that begin with
+After Ctrl-C or SIGTERM, the service accepts no more connections, answers its current requests, and
+delivers the accepted records. This takes at most half a minute. After Ctrl-C, the exit code is 0.
+After SIGTERM, uvicorn ends itself with the same signal. Environment variables that start with
 ORDERS_ are settings of the producer.
 """
 
@@ -49,8 +51,8 @@ from anyio_sendproducer import (
 
 log = logging.getLogger("orders")
 
-#: A request is answered within the delivery_timeout, so uvicorn need not wait longer for those it
-#: serves. With the close_timeout behind it, the end comes before Kubernetes' 30 seconds are over.
+#: Each request is answered within delivery_timeout, so uvicorn needs no longer grace period. The
+#: grace period and close_timeout together are shorter than the 30 seconds that Kubernetes allows.
 DEFAULTS: Final[Mapping[str, str]] = {
     "ORDERS_BOOTSTRAP_SERVERS": "localhost:9092",
     "ORDERS_DELIVERY_TIMEOUT": "10",
@@ -60,24 +62,24 @@ GRACE_SECONDS: Final = 12
 
 
 class State(TypedDict):
-    """What all requests share."""
+    """The state that all requests share."""
 
     producer: SendProducer
 
 
 @asynccontextmanager
-async def lifespan(app: FastAPI) -> AsyncGenerator[State]:  # noqa: ARG001  # FastAPI gives it
-    """One producer, from before the first request until after the last."""
+async def lifespan(app: FastAPI) -> AsyncGenerator[State]:  # noqa: ARG001  # FastAPI passes it
+    """Open one producer before the first request, and close it after the last."""
     settings = ProducerSettings.from_env("ORDERS", {**DEFAULTS, **os.environ})
     try:
         async with open_send_producer(settings) as producer:
             yield {"producer": producer}
     except UndeliveredRecords as error:
-        log.error("page views were lost: %s", error)  # noqa: TRY400  # the message says it all
+        log.error("page views were lost: %s", error)  # noqa: TRY400  # no traceback needed
 
 
 def get_producer(request: Request) -> SendProducer:
-    """The producer that the lifespan opened."""
+    """Return the producer that the lifespan opened."""
     producer: SendProducer = request.state.producer
     return producer
 
@@ -87,7 +89,7 @@ app = FastAPI(lifespan=lifespan)
 
 
 class Order(BaseModel):
-    """An order, as it comes and as it goes."""
+    """An order, as received and as sent."""
 
     id: str
     customer: str
@@ -95,14 +97,14 @@ class Order(BaseModel):
 
 
 class PageView(BaseModel):
-    """That a page was seen."""
+    """A view of a page."""
 
     page: str
 
 
 @app.post("/orders", status_code=201)
 async def place_order(order: Order, producer: Producer) -> dict[str, int | None]:
-    """Answer when the order is in Kafka. A customer's orders keep their order, by the key."""
+    """Answer when the order is in Kafka. The key keeps the orders of one customer in order."""
     metadata = await producer.send(
         ProducerRecord(
             "orders",
@@ -116,14 +118,14 @@ async def place_order(order: Order, producer: Producer) -> dict[str, int | None]
 
 @app.post("/page-views", status_code=202)
 async def count_page_view(view: PageView, producer: Producer) -> dict[str, str]:
-    """Answer at once. There is no ``await`` at which a client that hangs up could cancel it."""
+    """Answer at once. A client that disconnects cannot cancel it, because it has no ``await``."""
     producer.enqueue_nowait(ProducerRecord("page-views", value=view.page.encode()))
     return {"status": "accepted"}
 
 
 @app.get("/health")
 async def health(producer: Producer) -> JSONResponse:
-    """Whether it can send, for whoever decides about restarts."""
+    """Report whether the producer can send, for the probes of an orchestrator."""
     figures = producer.statistics()
     return JSONResponse(
         {"state": figures.state, "in_flight": figures.in_flight},
@@ -133,15 +135,14 @@ async def health(producer: Producer) -> JSONResponse:
 
 @app.exception_handler(DeliveryError)
 async def not_delivered(request: Request, error: DeliveryError) -> JSONResponse:  # noqa: ARG001
-    """What the caller can do follows from what is known. The error itself names brokers, and is
-    for the log."""
+    """Tell the client what to do. The error names brokers, so only the log gets it."""
     log.warning("%s", error.summary)
     if isinstance(error, (RecordRejected, SerializationFailed)):
-        return JSONResponse({"detail": "Kafka refuses it"}, status_code=422)
+        return JSONResponse({"detail": "Kafka refuses the record"}, status_code=422)
     if error.persistence is Persistence.NOT_PERSISTED:
         return try_again("not written: send it again")
     return JSONResponse(
-        {"detail": "not known: send it again, with the same id"},
+        {"detail": "possibly written: send it again with the same id"},
         status_code=504,
     )
 
@@ -149,16 +150,16 @@ async def not_delivered(request: Request, error: DeliveryError) -> JSONResponse:
 @app.exception_handler(anyio.WouldBlock)
 @app.exception_handler(ProducerClosed)
 async def no_room(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG001
-    """As many records as may be are on their way, or the service is about to end."""
+    """Ask for another attempt: the producer has no room, or it is closing."""
     return try_again("not accepted: send it again")
 
 
 def try_again(detail: str) -> JSONResponse:
-    """It was not written, and another try may work."""
+    """Answer that nothing was written, and that another attempt may succeed."""
     return JSONResponse({"detail": detail}, status_code=503, headers={"Retry-After": "1"})
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Takes orders over HTTP and puts them into Kafka.")
-    parser.add_argument("--port", type=int, default=8000, help="0 takes one that is free")
+    parser.add_argument("--port", type=int, default=8000, help="the port; 0 chooses a free port")
     uvicorn.run(app, port=parser.parse_args().port, timeout_graceful_shutdown=GRACE_SECONDS)

@@ -2,19 +2,18 @@
 
     LOGS_BOOTSTRAP_SERVERS=localhost:9092 python log_shipper.py /var/log/app.log --topic app-log
 
-It goes on in the next file where the file is rotated, whether by renaming (app.log.1, or
-app.log-20260131) or by copying and truncating. How far it has got stands in a file beside it,
-``.app.log.place``, which is written once a second and at the end; from there it goes on the next
-time, in the rotated file first where there is more in it. Lines that were shipped after the last
-such note are shipped again after a crash: readers may see them twice, and never miss one.
+If the file is rotated, the shipper continues with the next file. It supports rotation by renaming
+(app.log.1, or app.log-20260131) and by copying and truncating. The shipper stores its position in
+``.app.log.place`` beside the file, once a second and at its end. At its next start it continues
+from the stored position, with the rest of a rotated file first. After a crash, it ships the lines
+after the stored position again: consumers may see these lines twice, but they miss no line.
 
-Where Kafka is away it waits: no more is read than there is room for in the producer. What was not
-acknowledged is sent again, from the last line that was: so what is written twice is written in
-order too.
+If Kafka cannot be reached, the shipper reads no more lines than the producer has room for. It sends
+the lines after the last acknowledged line again, so duplicates are also in order.
 
-Ctrl-C or SIGTERM: nothing more is read, and what was read is shipped, for up to 10 seconds. A
-second one does not wait. Either way the place is noted, and the exit code is 0. Variables that
-begin with LOGS_ are settings of the producer.
+After Ctrl-C or SIGTERM, the shipper reads no more lines, and ships the lines that it has read, for
+up to 10 seconds. A second signal ends this. In both cases the shipper stores its position, and the
+exit code is 0. Environment variables that start with LOGS_ are settings of the producer.
 """
 
 from __future__ import annotations
@@ -48,28 +47,28 @@ from anyio_sendproducer import (
 
 log = logging.getLogger("log_shipper")
 
-#: Bytes that are read at once.
+#: Bytes of one read.
 CHUNK: Final = 64 * 1024
 
-#: Bytes of a line. What is longer goes in pieces; Kafka takes no record over a megabyte.
+#: Bytes. A longer line is sent in pieces, because Kafka takes no record over a megabyte by default.
 MAX_LINE: Final = 512 * 1024
 
-#: Seconds between two looks at a file that has nothing new.
+#: Seconds between two reads of a file without new lines.
 POLL_SECONDS: Final = 0.1
 
-#: Seconds between two notes of the place.
+#: Seconds between two writes of the position.
 NOTE_SECONDS: Final = 1.0
 
-#: Seconds until another try, where Kafka is away.
+#: Seconds until another attempt if Kafka cannot be reached.
 RETRY_SECONDS: Final = 1.0
 
-#: Seconds for what was read, when it is time to stop.
+#: Seconds to ship the lines that were read before a signal.
 DRAIN_SECONDS: Final = 10.0
 
-#: Rotated files that are compressed were read before they were.
+#: Compressed files are skipped: the shipper has read them before their compression.
 COMPRESSED: Final = (".gz", ".bz2", ".xz", ".zst")
 
-#: max_buffered_bytes is what bounds the memory; max_in_flight bounds what is sent again.
+#: max_buffered_bytes limits the memory. max_in_flight limits how many lines are sent again.
 DEFAULTS: Final[Mapping[str, str]] = {
     "LOGS_BOOTSTRAP_SERVERS": "localhost:9092",
     "LOGS_MAX_BUFFERED_BYTES": str(8 * 1024 * 1024),
@@ -81,7 +80,7 @@ DEFAULTS: Final[Mapping[str, str]] = {
 
 
 class Place(NamedTuple):
-    """Where the next line begins. A file keeps its numbers when it gets another name."""
+    """The start of the next line. A renamed file keeps its device and inode."""
 
     device: int
     inode: int
@@ -89,22 +88,22 @@ class Place(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A line without its end, and the place behind it."""
+    """A line without its line break, and the place after it."""
 
     text: bytes
     behind: Place
 
 
 class Follower:
-    """Reads a file as it grows, and the one that takes its place."""
+    """Reads a file while it grows, and then the file that replaces it."""
 
     def __init__(self, path: Path, place: Place | None) -> None:
         self._path = path
         self._first = place
         self._file: BinaryIO | None = None
-        self._numbers = (0, 0)  # the file's
-        self._offset = 0  # where the next line begins
-        self._begun = b""  # what there is of it, while its end is not written yet
+        self._numbers = (0, 0)  # device and inode of the file
+        self._offset = 0  # the start of the next line
+        self._begun = b""  # the part of the next line that is written so far
 
     def close(self) -> None:
         """Close the file."""
@@ -112,7 +111,7 @@ class Follower:
             self._file.close()
 
     def read(self) -> list[Line]:
-        """The next lines; none where nothing new is there."""
+        """Return the next lines, or an empty list if there are none."""
         if self._file is None:
             self._open_first()
             if self._file is None:
@@ -123,14 +122,14 @@ class Follower:
             if chunk:
                 lines = self._split(chunk)
             elif os.fstat(self._file.fileno()).st_size < self._file.tell():
-                # It was copied and truncated. What was written just before that is in the copy
-                # alone, which is why renaming is the better way.
-                log.warning("%s was truncated: begins again", self._path)
+                # The file was copied and truncated. Lines that were written just before are only in
+                # the copy, so renaming is better.
+                log.warning("%s was truncated: reading it from the start", self._path)
                 self._open(self._file, 0)
             elif (successor := self._successor()) is None:
                 break
             elif chunk := self._file.read(CHUNK):
-                # Whoever writes is with the next file by now: this is the last of this one.
+                # The writer has changed to the next file: this is the rest of the old file.
                 lines = self._split(chunk)
             else:
                 lines = self._cut() if self._begun else []
@@ -154,12 +153,12 @@ class Follower:
         return Line(text, Place(*self._numbers, self._offset))
 
     def _open_first(self) -> None:
-        with contextlib.suppress(FileNotFoundError):  # nobody has written a line yet
+        with contextlib.suppress(FileNotFoundError):  # no line is written yet
             if self._first is not None:
                 for path in self._files():
                     if numbers(path) == self._first[:2]:
                         offset = self._first.offset
-                        # One that is shorter by now was truncated.
+                        # A file that is shorter than the offset was truncated.
                         self._open(path.open("rb"), offset if offset <= path.stat().st_size else 0)
                         return
             self._open(self._path.open("rb"), 0)
@@ -173,11 +172,11 @@ class Follower:
         self._file, self._offset, self._begun = file, offset, b""
 
     def _successor(self) -> Path | None:
-        """The file that took the place of this one, once something is in it: until then, whoever
-        writes may still write here."""
+        """Return the file that replaced this one, if it has content. While it is empty, the writer
+        may still write to this one."""
         files = self._files()
         found = [place for place, path in enumerate(files) if numbers(path) == self._numbers]
-        # Where this one was deleted, all that is known is the one that is written to.
+        # If this file was deleted, only the current file is known.
         following = files[found[0] + 1 :] if found else files[-1:]
         for path in following:
             with contextlib.suppress(FileNotFoundError):
@@ -186,7 +185,7 @@ class Follower:
         return None
 
     def _files(self) -> list[Path]:
-        """The rotated files, the oldest first, and then the one that is written to."""
+        """Return the rotated files, oldest first, and then the current file."""
         rotated: list[tuple[int, Path]] = []
         for path in self._path.parent.iterdir():
             if (
@@ -199,7 +198,7 @@ class Follower:
 
 
 def numbers(path: Path) -> tuple[int, int] | None:
-    """What a file is known by, whatever it is called."""
+    """Return the device and the inode of a file, or None if it does not exist."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -208,7 +207,7 @@ def numbers(path: Path) -> tuple[int, int] | None:
 
 
 def load_place(path: Path) -> Place | None:
-    """What was noted; None the first time."""
+    """Return the stored place, or None at the first start."""
     try:
         return Place(*json.loads(path.read_text()))
     except FileNotFoundError:
@@ -216,7 +215,7 @@ def load_place(path: Path) -> Place | None:
 
 
 def note_place(path: Path, place: Place) -> None:
-    """Note the place so that a crash leaves the old note or the new one."""
+    """Store the place atomically: after a crash, the file has the old place or the new place."""
     draft = path.with_name(f"{path.name}.draft")
     with draft.open("w") as file:
         file.write(json.dumps(place))
@@ -231,21 +230,21 @@ def note_place(path: Path, place: Place) -> None:
 async def read_lines(
     follower: Follower, topic: str, key: bytes, stopping: anyio.Event
 ) -> AsyncGenerator[Message[bytes, bytes, Place]]:
-    """The source: it is asked for a line when there is room for one."""
+    """Yield the lines. The flow asks for the next line when the producer has room for it."""
     while not stopping.is_set():
         lines = deque(await run_sync(follower.read))
         if not lines:
             await pause(stopping, POLL_SECONDS)
         while lines:
             line = lines.popleft()
-            # One key: the lines of a file stay in their order.
+            # All lines have the same key, so they stay in order.
             yield Message(ProducerRecord(topic, line.text, key), pass_through=line.behind)
 
 
 async def ship_some(
     producer: SendProducer, path: Path, topic: str, noted: Path, stopping: anyio.Event
 ) -> None:
-    """Ship from the noted place on, until it is time to stop or a line is not delivered."""
+    """Ship lines from the stored place on, until `stopping` is set or a delivery fails."""
     place = await run_sync(load_place, noted)
     follower = Follower(path, place)
     lines = read_lines(follower, topic, str(path).encode(), stopping)
@@ -260,7 +259,7 @@ async def ship_some(
     finally:
         follower.close()
         if place is not None:
-            # Results come in the order of the lines: all before this place is in Kafka.
+            # Results come in the order of the lines, so all lines before this place are in Kafka.
             with anyio.CancelScope(shield=True):
                 await run_sync(note_place, noted, place)
 
@@ -268,7 +267,7 @@ async def ship_some(
 async def ship(
     settings: ProducerSettings, path: Path, topic: str, noted: Path, stopping: anyio.Event
 ) -> None:
-    """Ship until it is time to stop, whatever becomes of Kafka."""
+    """Ship lines until `stopping` is set. Try again after each failure."""
     while not stopping.is_set():
         try:
             async with open_send_producer(settings) as producer, anyio.create_task_group() as tasks:
@@ -277,20 +276,20 @@ async def ship(
                     try:
                         await ship_some(producer, path, topic, noted, stopping)
                     except DeliveryError as error:
-                        log.warning("again from the last line that is in Kafka: %s", error.summary)
-                        await producer.flush()  # nothing that is late comes between
+                        log.warning("retry after the last line that is in Kafka: %s", error.summary)
+                        await producer.flush()  # so that no late line is written after the retry
                         await pause(stopping, RETRY_SECONDS)
                 tasks.cancel_scope.cancel()
         except ProducerStartError as error:
             log.warning("%s", error)
             await pause(stopping, RETRY_SECONDS)
         except UndeliveredRecords as error:
-            # They are behind the place that was noted.
-            log.warning("to be shipped the next time: %s", error)
+            # The lines of these records are after the stored place.
+            log.warning("some lines will be shipped again: %s", error)
 
 
 async def report(producer: SendProducer) -> None:
-    """Say now and then how it goes."""
+    """Log the progress when it changes, at most once a second."""
     said: tuple[int, int] | None = None
     while True:
         figures = producer.statistics()
@@ -301,7 +300,7 @@ async def report(producer: SendProducer) -> None:
 
 
 async def pause(stopping: anyio.Event, seconds: float) -> None:
-    """Wait, unless it is time to stop."""
+    """Wait for the given time, or until `stopping` is set."""
     with anyio.move_on_after(seconds):
         await stopping.wait()
 
@@ -312,21 +311,21 @@ async def stop_on_signal(
     *,
     task_status: anyio.abc.TaskStatus[None],
 ) -> None:
-    """The first Ctrl-C or SIGTERM ends the reading, and bounds what is left; the second one ends
-    that too."""
+    """Handle Ctrl-C and SIGTERM. The first signal stops the reading, and limits the time for the
+    rest. The second signal also cancels the shipping."""
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         task_status.started()
         async for _ in signals:
             if stopping.is_set():
                 scope.cancel()
             else:
-                log.info("shipping what was read; another signal ends it at once")
+                log.info("shipping the lines that were read; a second signal ends this at once")
                 stopping.set()
                 scope.deadline = anyio.current_time() + DRAIN_SECONDS
 
 
 async def main(path: Path, topic: str) -> None:
-    """Follow a file until a signal comes."""
+    """Follow a file until a signal arrives."""
     settings = ProducerSettings.from_env("LOGS", {**DEFAULTS, **os.environ})
     noted = path.with_name(f".{path.name}.place")
     stopping = anyio.Event()
@@ -334,14 +333,14 @@ async def main(path: Path, topic: str) -> None:
         with anyio.CancelScope() as shipping:
             await tasks.start(stop_on_signal, stopping, shipping)
             await ship(settings, path, topic, noted, stopping)
-        log.info("stopped; the place is noted in %s", noted)
+        log.info("stopped; the position is stored in %s", noted)
         tasks.cancel_scope.cancel()
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Ships the lines of a log file to Kafka.")
-    parser.add_argument("file", type=Path, help="the file; it need not be there yet")
-    parser.add_argument("--topic", default="app-log", help="where the lines go")
+    parser.add_argument("file", type=Path, help="the log file; it need not exist yet")
+    parser.add_argument("--topic", default="app-log", help="the topic of the lines")
     parser.add_argument("--backend", choices=["asyncio", "trio"], default="asyncio")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")

@@ -1,25 +1,26 @@
-"""Moves the rows of an outbox, a table of SQLite, to Kafka: each of them exactly once, in order.
+"""Moves the rows of an outbox, a table in SQLite, to Kafka: each row exactly once, in order.
 
     OUTBOX_BOOTSTRAP_SERVERS=localhost:9092 python outbox.py shop.db --name shop
 
-A service writes what it has to tell into the table, in the database transaction that changes
-everything else, as ``place_order`` does here. This program, the relay, takes the rows to Kafka.
+A service writes its records to the table, in the same database transaction as its other changes, as
+``place_order`` does here. This program, the relay, moves the rows to Kafka.
 
-A row's record and the row's id are sent in one transaction of Kafka's: the id goes to a topic of
-its own, ``outbox-positions``. So Kafka itself knows how far it has got, and no crash comes between
-the two. Rows leave the table when Kafka has them, and it does not matter when. Whoever starts, or
-does not know how a transaction ended, first has the brokers decide it, by beginning another one,
-and then reads on from the position that was committed.
+The relay sends rows and its position, the id of the last row, in one Kafka transaction. The
+position goes to a topic of its own, ``outbox-positions``. Kafka commits the rows and the position
+together, so a crash cannot separate them. The relay may delete the moved rows at any later time. At
+its start, and if the outcome of a transaction is unknown, the relay first begins another
+transaction, so that the brokers commit or abort the previous one. Then it reads the committed
+position and continues from there.
 
-Exactly once holds for consumers that read with ``isolation.level=read_committed``. Two relays of
-one name do no harm: the later one fences off the earlier one, which ends.
+Only consumers with ``isolation.level=read_committed`` see each row exactly once. Two relays with
+the same name do no harm: the later relay fences the earlier relay, which then ends.
 
-Ctrl-C or SIGTERM: the transaction that is open is finished, then it ends. A second one aborts it.
-Exit codes: 0 after a signal, 130 after a second one, 1 where it can't go on, and it says why.
-Variables that begin with OUTBOX_ are settings of the producer.
+After Ctrl-C or SIGTERM, the relay finishes the open transaction and ends. A second signal aborts
+the transaction. The exit code is 0 after one signal, 130 after a second one, and 1 after an error,
+which is printed. Environment variables that start with OUTBOX_ are settings of the producer.
 
-The standard library's sqlite3 is used in worker threads, and no aiosqlite, which knows asyncio
-alone: this runs on asyncio and on Trio.
+The relay calls sqlite3 of the standard library in worker threads, so it runs on asyncio and on
+Trio. aiosqlite only supports asyncio.
 """
 
 from __future__ import annotations
@@ -64,17 +65,17 @@ from anyio_sendproducer import (
 
 log = logging.getLogger("outbox")
 
-#: How far each relay has got. Compacted, so that Kafka keeps the last position of each for ever; a
-#: consumer group's offsets are forgotten after a week in which nothing was moved.
+#: The topic of the positions of all relays. It is compacted, so that Kafka keeps the last position
+#: of each relay for ever. Kafka deletes the offsets of a consumer group after a week without use.
 POSITIONS: Final = "outbox-positions"
 
-#: Rows in a transaction, and in memory.
+#: Rows in one transaction, and in memory.
 BATCH: Final = 500
 
-#: Seconds between two looks at a table that has nothing new.
+#: Seconds between two reads of a table without new rows.
 POLL_SECONDS: Final = 0.2
 
-#: Seconds until another try, where Kafka is away.
+#: Seconds until another attempt if Kafka cannot be reached.
 RETRY_SECONDS: Final = 1.0
 
 #: Seconds that the consumer waits for an answer.
@@ -99,24 +100,24 @@ class Row(NamedTuple):
 
 
 class RowRefused(Exception):
-    """Kafka will never take this row, and those behind it must wait: somebody has to look."""
+    """Kafka will never accept this row, and the later rows must wait: an operator has to act."""
 
 
 @contextlib.contextmanager
 def connect(database: Path) -> Generator[sqlite3.Connection]:
-    """A connection for one database transaction, which is committed unless the block raises."""
+    """Open a connection for one database transaction. It is committed unless the block raises."""
     with contextlib.closing(sqlite3.connect(database, timeout=30)) as db, db:
         yield db
 
 
 def create_tables(database: Path) -> None:
-    """Make what is not there yet."""
+    """Create the tables that do not exist yet."""
     with contextlib.closing(sqlite3.connect(database)) as db:
-        # Who reads does not hold up who writes.
+        # With a write-ahead log, readers do not block the writer.
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("CREATE TABLE IF NOT EXISTS orders (id INTEGER PRIMARY KEY, customer, item)")
-        # AUTOINCREMENT: an id is never given twice, although rows are deleted. SQLite has one
-        # writer at a time, so no row appears before another one whose id is lower.
+        # AUTOINCREMENT: no id is used twice, although rows are deleted. SQLite has one writer at a
+        # time, so rows become visible in the order of their ids.
         db.execute(
             "CREATE TABLE IF NOT EXISTS outbox (id INTEGER PRIMARY KEY AUTOINCREMENT, "
             "topic TEXT NOT NULL, key BLOB, value BLOB)"
@@ -124,7 +125,7 @@ def create_tables(database: Path) -> None:
 
 
 def place_order(database: Path, customer: str, item: str) -> None:
-    """What the service does: the order and the word of it are there together, or neither is."""
+    """Write an order and its outbox row in one transaction, as the service does."""
     with connect(database) as db:
         db.execute("INSERT INTO orders (customer, item) VALUES (?, ?)", (customer, item))
         db.execute(
@@ -134,7 +135,7 @@ def place_order(database: Path, customer: str, item: str) -> None:
 
 
 def read_rows(database: Path, position: int) -> list[Row]:
-    """The next rows behind a position."""
+    """Return the next rows after a position."""
     with connect(database) as db:
         found = db.execute(
             "SELECT id, topic, key, value FROM outbox WHERE id > ? ORDER BY id LIMIT ?",
@@ -144,7 +145,7 @@ def read_rows(database: Path, position: int) -> list[Row]:
 
 
 def forget_rows(database: Path, position: int) -> None:
-    """Delete what Kafka has."""
+    """Delete the rows up to a position: they are in Kafka."""
     with connect(database) as db:
         db.execute("DELETE FROM outbox WHERE id <= ?", (position,))
 
@@ -153,7 +154,7 @@ def forget_rows(database: Path, position: int) -> None:
 
 
 def create_positions(servers: str) -> None:
-    """Make the topic of the positions, where it is not there yet. Blocks."""
+    """Create the topic of the positions if it does not exist. Blocks."""
     admin = AdminClient({"bootstrap.servers": servers, "log_level": 0})
     topic = NewTopic(POSITIONS, num_partitions=1, config={"cleanup.policy": "compact"})
     created = cast("dict[str, Any]", admin.create_topics([topic]))  # pyright: ignore[reportUnknownMemberType]
@@ -165,7 +166,7 @@ def create_positions(servers: str) -> None:
 
 
 def read_position(servers: str, name: str) -> int:
-    """The id of the last row whose transaction was committed; 0 for none. Blocks."""
+    """Return the id of the last committed row, or 0 if there is none. Blocks."""
     consumer = Consumer(
         {
             "bootstrap.servers": servers,
@@ -196,9 +197,9 @@ def read_position(servers: str, name: str) -> int:
 
 
 async def find_position(producer: SendProducer, servers: str, name: str) -> int:
-    """How far the relay of this name has got, when that can't change any more."""
+    """Return the position of the relay with this name, after its last transaction has ended."""
     async with producer.transaction():
-        pass  # when it has begun, the one before is decided, whoever began that
+        pass  # when this transaction has begun, the previous one is committed or aborted
     return await run_sync(read_position, servers, name)
 
 
@@ -206,7 +207,7 @@ async def find_position(producer: SendProducer, servers: str, name: str) -> int:
 
 
 async def move_rows(producer: SendProducer, name: str, rows: list[Row]) -> None:
-    """Send rows, and the position behind them, in one transaction."""
+    """Send rows, and the position after them, in one transaction."""
     async with producer.transaction() as tx:
         try:
             await tx.send_many(
@@ -216,7 +217,7 @@ async def move_rows(producer: SendProducer, name: str, rows: list[Row]) -> None:
                 ]
             )
         except MultiDeliveryError as error:
-            for row, part in zip(rows, error.parts):  # noqa: B905  # the last part is no row's
+            for row, part in zip(rows, error.parts):  # noqa: B905  # the last part has no row
                 if isinstance(part, RecordRejected):
                     raise RowRefused(f"row {row.id} of the outbox: {part}") from error
             raise
@@ -225,7 +226,7 @@ async def move_rows(producer: SendProducer, name: str, rows: list[Row]) -> None:
 async def relay(
     producer: SendProducer, servers: str, database: Path, name: str, stopping: anyio.Event
 ) -> None:
-    """Move rows until it is time to stop."""
+    """Move rows until `stopping` is set."""
     position: int | None = None
     while not stopping.is_set():
         try:
@@ -242,8 +243,8 @@ async def relay(
         except ProducerFenced:
             raise
         except (MultiDeliveryError, TransactionError, KafkaException) as error:
-            # It was aborted, or nobody knows: Kafka does.
-            log.warning("again from where Kafka is: %s", error)
+            # The transaction was aborted, or its outcome is unknown. Kafka has the position.
+            log.warning("retry from the position in Kafka: %s", error)
             position = None
             await pause(stopping, RETRY_SECONDS)
         else:
@@ -252,7 +253,7 @@ async def relay(
 
 
 async def pause(stopping: anyio.Event, seconds: float) -> None:
-    """Wait, unless it is time to stop."""
+    """Wait for the given time, or until `stopping` is set."""
     with anyio.move_on_after(seconds):
         await stopping.wait()
 
@@ -263,21 +264,22 @@ async def stop_on_signal(
     *,
     task_status: anyio.abc.TaskStatus[None],
 ) -> None:
-    """The first Ctrl-C or SIGTERM asks for the end, and the second one insists on it."""
+    """Handle Ctrl-C and SIGTERM. The first signal stops the relay after the open transaction, the
+    second signal cancels it."""
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         task_status.started()
         async for _ in signals:
             if stopping.is_set():
                 scope.cancel()
             else:
-                log.info("finishing what was begun; another signal ends it at once")
+                log.info("finishing the open transaction; a second signal aborts it")
                 stopping.set()
 
 
 async def main(database: Path, name: str) -> int:
-    """Run the relay, and give the exit code."""
+    """Run the relay. Return the exit code."""
     settings = ProducerSettings.from_env("OUTBOX", {**DEFAULTS, **os.environ})
-    # All relays of one table have one name, and relays of different tables have different ones.
+    # All relays of one table need the same name. Relays of different tables need different names.
     settings = settings.with_transactional_id(f"outbox-{name}")
     servers = ",".join(settings.addresses)
     stopping = anyio.Event()
@@ -305,8 +307,8 @@ async def main(database: Path, name: str) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Moves the rows of an outbox to Kafka.")
-    parser.add_argument("database", type=Path, help="a file of SQLite")
-    parser.add_argument("--name", default="shop", help="what this outbox is called in Kafka")
+    parser.add_argument("database", type=Path, help="the file of the SQLite database")
+    parser.add_argument("--name", default="shop", help="the name of this outbox in Kafka")
     parser.add_argument("--backend", choices=["asyncio", "trio"], default="asyncio")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")

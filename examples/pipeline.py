@@ -1,17 +1,18 @@
-"""Sends a stream: sensors are read, each reading becomes an envelope, and results come in order.
+"""Reads sensors, sends each reading to Kafka in an envelope, and counts the results.
 
     PIPELINE_BOOTSTRAP_SERVERS=localhost:9092 python pipeline.py
 
     sensors ──(100 readings)──> envelopes ──> producer.flow() ──> results
 
-Each stage holds up the one before it: where Kafka is slow, the sensors wait. A reading becomes one
-record; a reading that is too hot becomes two, in one MultiMessage, since it goes to ``alarms`` too;
-and one that is broken becomes none, in a PassThroughMessage, which keeps its place among the
-results.
+Each stage applies back-pressure to the stage before it: if Kafka is slow, the sensors wait. A
+normal reading becomes one record. A reading that is too hot becomes two records, in one
+MultiMessage, because it is also sent to ``alarms``. A broken reading becomes no record: its
+PassThroughMessage keeps its place among the results.
 
-Ctrl-C or SIGTERM ends the sensors, and nothing else: what they gave runs through to the end, for up
-to 10 seconds. A second one does not wait. Exit codes: 0 where all that was read is in Kafka, 1
-where it is not, and it says why. Variables that begin with PIPELINE_ are settings of the producer.
+Ctrl-C or SIGTERM only stops the sensors. The program then sends the remaining readings, for up to
+10 seconds. A second signal ends the program at once. The exit code is 0 if all readings are in
+Kafka. Otherwise it is 1, and an error message says why. Environment variables that start with
+PIPELINE_ are settings of the producer.
 """
 
 from __future__ import annotations
@@ -49,10 +50,10 @@ from anyio_sendproducer import (
 
 SENSORS: Final = ("kitchen", "boiler", "roof")
 
-#: Degrees Celsius from which on somebody has to know.
+#: Degrees Celsius. A reading of this temperature or more is an alarm.
 HOT: Final = 90.0
 
-#: Seconds for what was read, when it is time to stop.
+#: Seconds to send the remaining readings after a signal.
 DRAIN_SECONDS: Final = 10.0
 
 DEFAULTS: Final[Mapping[str, str]] = {
@@ -63,7 +64,7 @@ DEFAULTS: Final[Mapping[str, str]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """What a sensor said."""
+    """A reading of one sensor."""
 
     sensor: str
     number: int
@@ -72,7 +73,7 @@ class Reading:
 
 @dataclasses.dataclass
 class Counts:
-    """What became of the readings so far."""
+    """The numbers of readings and records so far."""
 
     readings: int = 0
     records: int = 0
@@ -90,8 +91,8 @@ class Counts:
 
 
 async def read_sensor(name: str, every: float, out: MemoryObjectSendStream[Reading]) -> None:
-    """Read one sensor for ever. This one makes its readings up: put yours here."""
-    chance = random.Random(name)  # noqa: S311  # weather is no secret
+    """Read one sensor for ever. These readings are random: replace them with your own."""
+    chance = random.Random(name)  # noqa: S311  # not for cryptography
     async with out:
         for number in itertools.count():
             broken = chance.random() < 0.01
@@ -103,7 +104,7 @@ async def read_sensor(name: str, every: float, out: MemoryObjectSendStream[Readi
 async def read_sensors(
     every: float, out: MemoryObjectSendStream[Reading], scope: anyio.CancelScope
 ) -> None:
-    """Read all sensors until the scope is cancelled; then the stream ends."""
+    """Read all sensors until the scope is cancelled. Then the stream ends."""
     async with out:
         with scope:
             async with anyio.create_task_group() as tasks:
@@ -117,17 +118,17 @@ async def read_sensors(
 async def envelopes(
     readings: MemoryObjectReceiveStream[Reading],
 ) -> AsyncGenerator[Envelope[bytes, bytes, Reading]]:
-    """An envelope for each reading."""
+    """Yield an envelope for each reading."""
     async for reading in readings:
         yield to_envelope(reading)
 
 
 def to_envelope(reading: Reading) -> Envelope[bytes, bytes, Reading]:
-    """What is sent of a reading: one record, two, or none."""
+    """Return an envelope with one record, two records or none."""
     if math.isnan(reading.celsius):
         return PassThroughMessage(reading)
     value = json.dumps(dataclasses.asdict(reading)).encode()
-    # By the key, the readings of a sensor stay in their order.
+    # The key keeps the readings of one sensor in order.
     record = ProducerRecord("readings", value, reading.sensor.encode())
     if reading.celsius >= HOT:
         alarm = ProducerRecord("alarms", value, reading.sensor.encode())
@@ -141,7 +142,7 @@ def to_envelope(reading: Reading) -> Envelope[bytes, bytes, Reading]:
 async def send_all(
     producer: SendProducer, readings: MemoryObjectReceiveStream[Reading], counts: Counts
 ) -> None:
-    """Send to the end of the stream, and count."""
+    """Send all readings of the stream, and count the results."""
     async with producer.flow(envelopes(readings)) as results:
         async for result in results:
             counts.readings += 1
@@ -155,7 +156,7 @@ async def send_all(
 
 
 async def report(producer: SendProducer, counts: Counts) -> None:
-    """Say each second how it goes."""
+    """Print the counts once a second."""
     while True:
         print(f"{counts}; {producer.statistics().in_flight} in flight", flush=True)
         await anyio.sleep(1)
@@ -167,21 +168,21 @@ async def stop_on_signal(
     *,
     task_status: anyio.abc.TaskStatus[None],
 ) -> None:
-    """The first Ctrl-C or SIGTERM ends the reading, and bounds the rest; the second one ends that
-    too."""
+    """Handle Ctrl-C and SIGTERM. The first signal stops the reading, and limits the time for the
+    rest. The second signal also cancels the sending."""
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         task_status.started()
         async for _ in signals:
             if reading.cancel_called:
                 sending.cancel()
             else:
-                print("draining; another signal ends it at once", flush=True)
+                print("draining; a second signal ends the program at once", flush=True)
                 reading.cancel()
                 sending.deadline = anyio.current_time() + DRAIN_SECONDS
 
 
 async def main(every: float) -> int:
-    """Run until a signal comes, and give the exit code."""
+    """Run until a signal arrives. Return the exit code."""
     settings = ProducerSettings.from_env("PIPELINE", {**DEFAULTS, **os.environ})
     counts = Counts()
     reading, sending = anyio.CancelScope(), anyio.CancelScope()
@@ -201,12 +202,12 @@ async def main(every: float) -> int:
         tasks.cancel_scope.cancel()
     print(f"{counts}; the end", flush=True)
     if problem is not None:
-        print(f"pipeline: not all of it is in Kafka: {problem}", file=sys.stderr)
+        print(f"pipeline: not all readings are in Kafka: {problem}", file=sys.stderr)
     return 0 if problem is None else 1
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Reads sensors and sends what they say to Kafka.")
+    parser = argparse.ArgumentParser(description="Reads sensors and sends their readings to Kafka.")
     parser.add_argument("--every", type=float, default=0.1, help="seconds between two readings")
     parser.add_argument("--backend", choices=["asyncio", "trio"], default="asyncio")
     arguments = parser.parse_args()

@@ -2,21 +2,22 @@
 
     ORDERS_BOOTSTRAP_SERVERS=localhost:9092 python quart_trio_orders.py --port 8000
 
-An order is answered when it is known what became of it:
+The service answers an order when the outcome of its record is known:
 
-| status | what it means |
+| status | meaning |
 |---|---|
-| 201 | it is in Kafka, at this partition and offset |
-| 400 | it is not an order |
-| 422 | Kafka refuses it: sending it again changes nothing |
-| 503 | it is not in Kafka and never will be: send it again |
-| 504 | nobody knows: send it again with the same id, by which readers drop doubles |
+| 201 | the order is in Kafka, at this partition and offset |
+| 400 | the request is not an order |
+| 422 | Kafka refuses the record: do not send it again |
+| 503 | the order is not in Kafka and never will be: send it again |
+| 504 | the order may be in Kafka: send it again with the same id: consumers drop duplicates |
 
-A page view is answered with 202 before it is sent: it may be lost, and then the log says so.
+The service answers a page view with 202 before the record is sent. If the record is lost, the log
+reports it.
 
-Ctrl-C and SIGTERM end it in order: no more connections, the requests that are being served get
-their answers, and what was accepted is delivered, all within half a minute. The exit code is 0.
-Variables that begin with ORDERS_ are settings of the producer.
+After Ctrl-C or SIGTERM, the service accepts no more connections, answers its current requests, and
+delivers the accepted records. This takes at most half a minute. The exit code is 0. Environment
+variables that start with ORDERS_ are settings of the producer.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from typing import Any, Final
 import anyio
 import trio
 from hypercorn.config import Config
-from hypercorn.trio import serve  # pyright: ignore[reportUnknownVariableType]  # WSGI's part
+from hypercorn.trio import serve  # pyright: ignore[reportUnknownVariableType]  # its types of WSGI
 from quart import Response, request
 from quart_trio import QuartTrio
 
@@ -51,8 +52,8 @@ from anyio_sendproducer import (
 
 log = logging.getLogger("orders")
 
-#: A request is answered within the delivery_timeout, so Hypercorn need not wait longer for those it
-#: serves. With the close_timeout behind it, the end comes before Kubernetes' 30 seconds are over.
+#: Each request is answered within delivery_timeout, so Hypercorn needs no longer grace period. The
+#: grace period and close_timeout together are shorter than the 30 seconds that Kubernetes allows.
 DEFAULTS: Final[Mapping[str, str]] = {
     "ORDERS_BOOTSTRAP_SERVERS": "localhost:9092",
     "ORDERS_DELIVERY_TIMEOUT": "10",
@@ -72,29 +73,29 @@ app = Orders(__name__)
 
 @app.before_serving
 async def open_producer() -> None:
-    """Start the producer in the nursery that the application has while it serves."""
+    """Start the producer in the nursery of the application."""
     settings = ProducerSettings.from_env("ORDERS", {**DEFAULTS, **os.environ})
     app.producer = await start_send_producer(app.nursery, settings)
 
 
 @app.after_serving
 async def close_producer() -> None:
-    """Deliver what was accepted, after the last request."""
+    """Deliver the accepted records, after the last request."""
     try:
         await app.producer.aclose()
     except UndeliveredRecords as error:
-        log.error("page views were lost: %s", error)  # noqa: TRY400  # the message says it all
+        log.error("page views were lost: %s", error)  # noqa: TRY400  # no traceback needed
 
 
 @app.post("/orders")
 async def place_order() -> Response:
-    """Answer when the order is in Kafka. A customer's orders keep their order, by the key."""
+    """Answer when the order is in Kafka. The key keeps the orders of one customer in order."""
     order: Any = await request.get_json()
     match order:
         case {"id": str(id_), "customer": str(customer), "items": [*_]}:
             pass
         case _:
-            return answer(400, detail="this is no order")
+            return answer(400, detail="this is not an order")
     metadata = await app.producer.send(
         ProducerRecord(
             "orders",
@@ -108,20 +109,20 @@ async def place_order() -> Response:
 
 @app.post("/page-views")
 async def count_page_view() -> Response:
-    """Answer at once. There is no ``await`` at which a client that hangs up could cancel it, once
-    its request is here."""
+    """Answer as soon as the request is read. From then on, a client that disconnects cannot cancel
+    it, because there is no ``await``."""
     view: Any = await request.get_json()
     match view:
         case {"page": str(page)}:
             app.producer.enqueue_nowait(ProducerRecord("page-views", value=page.encode()))
             return answer(202, status="accepted")
         case _:
-            return answer(400, detail="this is no page view")
+            return answer(400, detail="this is not a page view")
 
 
 @app.get("/health")
 async def health() -> Response:
-    """Whether it can send, for whoever decides about restarts."""
+    """Report whether the producer can send, for the probes of an orchestrator."""
     figures = app.producer.statistics()
     return answer(
         200 if figures.state == "open" else 503, state=figures.state, in_flight=figures.in_flight
@@ -130,47 +131,46 @@ async def health() -> Response:
 
 @app.errorhandler(DeliveryError)
 async def not_delivered(error: DeliveryError) -> Response:
-    """What the caller can do follows from what is known. The error itself names brokers, and is
-    for the log."""
+    """Tell the client what to do. The error names brokers, so only the log gets it."""
     log.warning("%s", error.summary)
     if isinstance(error, (RecordRejected, SerializationFailed)):
-        return answer(422, detail="Kafka refuses it")
+        return answer(422, detail="Kafka refuses the record")
     if error.persistence is Persistence.NOT_PERSISTED:
         return answer(503, detail="not written: send it again")
-    return answer(504, detail="not known: send it again, with the same id")
+    return answer(504, detail="possibly written: send it again with the same id")
 
 
 @app.errorhandler(anyio.WouldBlock)
 @app.errorhandler(ProducerClosed)
-async def no_room(error: Exception) -> Response:  # noqa: ARG001  # Quart gives it
-    """As many records as may be are on their way, or the service is about to end."""
+async def no_room(error: Exception) -> Response:  # noqa: ARG001  # Quart passes it
+    """Ask for another attempt: the producer has no room, or it is closing."""
     return answer(503, detail="not accepted: send it again")
 
 
 def answer(status: int, /, **content: object) -> Response:
-    """JSON; who may try again is told when."""
+    """Return a response with JSON. With status 503, it says when to try again."""
     headers = {"Retry-After": "1"} if status == 503 else {}
     return Response(json.dumps(content), status, headers, content_type="application/json")
 
 
 async def until_signal() -> None:
-    """Return when Ctrl-C or SIGTERM asks for the end. Hypercorn handles no signals where it is
-    called from Python, and one that came out as KeyboardInterrupt would cancel the requests."""
+    """Return after Ctrl-C or SIGTERM. Hypercorn handles no signals if it is called from Python, and
+    a KeyboardInterrupt would cancel the requests."""
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async for _ in signals:
             return
 
 
 async def main(port: int) -> None:
-    """Serve until a signal comes."""
+    """Serve requests until a signal arrives."""
     config = Config()
     config.bind = [f"127.0.0.1:{port}"]
-    # On Trio it waits so long for connections without a request too, where clients keep them.
+    # On Trio, Hypercorn also waits this long for connections that clients keep without a request.
     config.graceful_timeout = GRACE_SECONDS
     await serve(app, config, shutdown_trigger=until_signal)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Takes orders over HTTP and puts them into Kafka.")
-    parser.add_argument("--port", type=int, default=8000, help="0 takes one that is free")
+    parser.add_argument("--port", type=int, default=8000, help="the port; 0 chooses a free port")
     trio.run(main, parser.parse_args().port)

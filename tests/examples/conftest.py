@@ -1,4 +1,4 @@
-"""Each program runs on one loop, and at night on both."""
+"""Each program runs on one event loop. The nightly run uses both event loops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The log shipper in ``examples/``, in a process of its own; and its reader of files."""
+"""The log shipper in ``examples/``, in its own process, and its reader of files."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from examples import log_shipper
 from tests.support.example_process import SOON, Example, read, running, until_true
 from tests.support.ports import lasting_port
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 
 
 class Log:
-    """A log file that somebody writes to, line by line."""
+    """A log file, and the lines that were written to it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -45,12 +45,12 @@ class Log:
             file.write(part)
 
     def rotate(self) -> None:
-        """As logrotate does: app.log.1 is the newest."""
+        """Rename the files as logrotate does: app.log.1 is the newest one."""
         for number in range(self._rotated, 0, -1):
             Path(f"{self.path}.{number}").rename(f"{self.path}.{number + 1}")
         self.path.rename(f"{self.path}.1")
         self._rotated += 1
-        # Time goes on between two rotations, which it need not on a file system's coarse clock.
+        # Two rotations need different times, and the clock of a file system may be coarse.
         os.utime(f"{self.path}.1", (self._rotated, self._rotated))
 
 
@@ -80,12 +80,12 @@ async def until_shipped(broker: EmbeddedBroker, lines: Sequence[bytes]) -> None:
     await until_true(partial(shipped, broker), lambda found: found == lines)
 
 
-async def test_lines_are_shipped_in_order_whatever_becomes_of_the_file(
+async def test_lines_are_shipped_in_order_across_rotations_and_restarts(
     log: Log, broker: EmbeddedBroker, anyio_backend_name: str
 ) -> None:
     async with shipping(log, broker, anyio_backend_name) as example:
         await example.line("0 shipped")
-        log.write(500)  # only now is there a file
+        log.write(500)  # this creates the file
         await until_shipped(broker, log.written)
         log.write(100)
         log.rotate()
@@ -93,7 +93,7 @@ async def test_lines_are_shipped_in_order_whatever_becomes_of_the_file(
         log.rotate()
         log.write(100)
         await until_shipped(broker, log.written)
-        # Copied and truncated.
+        # The file is copied and truncated.
         log.path.write_bytes(b"")
         await example.line("was truncated")
         log.write(100)
@@ -101,7 +101,7 @@ async def test_lines_are_shipped_in_order_whatever_becomes_of_the_file(
         example.interrupt()
         assert await example.code(within=SOON) == 0
 
-    # Nobody follows meanwhile.
+    # The file is rotated while no shipper runs.
     log.write(50)
     log.rotate()
     log.write(50)
@@ -137,7 +137,7 @@ async def test_ctrl_c_ships_what_was_read(
         assert await example.code(within=SOON) == 0
 
 
-async def test_no_line_is_lost_where_the_shipper_is_killed(
+async def test_no_line_is_lost_if_the_shipper_is_killed(
     log: Log, broker: EmbeddedBroker, anyio_backend_name: str
 ) -> None:
     held = 0
@@ -153,23 +153,25 @@ async def test_no_line_is_lost_where_the_shipper_is_killed(
         await until_true(partial(shipped, broker), set(log.written).issubset)
         example.interrupt()
         assert await example.code(within=SOON) == 0
-    # A line that is in the topic twice follows the restart.
+    # After each restart, the topic may repeat earlier lines, but it never skips a line.
     numbers = [int((value or b"").split()[1]) for value in await shipped(broker)]
     assert all(later <= earlier + 1 for earlier, later in itertools.pairwise(numbers))
 
 
-async def test_the_shipper_outlives_the_broker(log: Log, anyio_backend_name: str) -> None:
+async def test_the_shipper_continues_after_a_restart_of_the_broker(
+    log: Log, anyio_backend_name: str
+) -> None:
     settings = {"LOGS_DELIVERY_TIMEOUT": "4", "LOGS_START_TIMEOUT": "0.5"}
     port = lasting_port()
     log.write(200)
     async with shipping(log, f"127.0.0.1:{port}", anyio_backend_name, **settings) as example:
-        await example.line(rf"127\.0\.0\.1:{port}")  # there is none yet
+        await example.line(rf"127\.0\.0\.1:{port}")  # no broker runs yet
         async with embedded_broker(port=port) as broker:
             await until_shipped(broker, log.written)
             before = len(log.written)
             await broker.kill()
             log.write(300)
-            await example.line("again from the last line that is in Kafka")
+            await example.line("retry after the last line that is in Kafka")
         async with embedded_broker(port=port) as broker:
             log.write(300)
             await until_true(partial(shipped, broker), set(log.written[before:]).issubset)
@@ -178,7 +180,7 @@ async def test_the_shipper_outlives_the_broker(log: Log, anyio_backend_name: str
             assert log.written[-1] == (await shipped(broker))[-1]
 
 
-async def test_ctrl_c_ends_the_shipper_where_the_broker_is_away(
+async def test_a_second_ctrl_c_ends_the_shipper_without_a_broker(
     log: Log, broker: EmbeddedBroker, anyio_backend_name: str
 ) -> None:
     log.write(100)
@@ -188,8 +190,8 @@ async def test_ctrl_c_ends_the_shipper_where_the_broker_is_away(
         log.write(100)
         await example.line("shipped, [1-9][0-9]* in flight")
         example.interrupt()
-        # The two would be one, if nobody had looked between them.
-        await example.line("shipping what was read")
+        # Without this wait, the process could see both signals as one.
+        await example.line("shipping the lines that were read")
         example.interrupt()
         assert await example.code(within=SOON) == 0
         broker.resume()
@@ -206,8 +208,8 @@ def resident_megabytes(pid: int) -> int:
     return int(found[1]) // 1024
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks /proc for the memory")
-async def test_the_shipper_reads_no_more_than_there_is_room_for(
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the memory from /proc")
+async def test_the_shipper_stops_reading_if_the_producer_is_full(
     log: Log, broker: EmbeddedBroker, anyio_backend_name: str
 ) -> None:
     log.write(100)
@@ -216,7 +218,7 @@ async def test_the_shipper_reads_no_more_than_there_is_room_for(
         before = resident_megabytes(example.pid)
         broker.pause()
         log.write(600, padding=100_000)  # 60 MB
-        # It says so again when the number has changed, which it does until there is no room.
+        # The shipper logs the number whenever it has changed, until the producer is full.
         await example.line("100 shipped, 8[0-9] in flight")
         assert resident_megabytes(example.pid) - before < 40
 
@@ -232,12 +234,12 @@ ACTIONS = st.lists(
 
 @given(ACTIONS)
 def test_a_follower_reads_each_line_once(actions: list[str]) -> None:
-    """However the file is written, rotated, truncated, and the reading begun anew."""
+    """The actions write, rotate and truncate the file, and restart the follower, in any order."""
     with tempfile.TemporaryDirectory() as directory:
         log = Log(Path(directory, "app.log"))
         place: log_shipper.Place | None = None
         follower = log_shipper.Follower(log.path, place)
-        # Where it begins the first time is the file that is there.
+        # At its first start, the follower reads the current file.
         written, found = b"first\n", list[bytes]()
         log.write_part(written)
 
@@ -258,8 +260,8 @@ def test_a_follower_reads_each_line_once(actions: list[str]) -> None:
             if action == "rotate" and log.path.exists():
                 log.rotate()
             elif action == "truncate" and log.path.exists():
-                # What was not read by then would be lost; and until there is a line, the place is
-                # one in the file as it was.
+                # Lines that are unread at the truncation would be lost. Until the follower has read
+                # a new line, its place refers to the old content.
                 read_all()
                 log.path.write_bytes(b"")
                 read_all()
@@ -298,7 +300,7 @@ def test_a_follower_waits_for_the_end_of_a_line_and_cuts_one_that_is_too_long(lo
         pieces += more
     assert b"".join(piece.text for piece in pieces) == long
     assert max(len(piece.text) for piece in pieces) <= log_shipper.MAX_LINE + log_shipper.CHUNK
-    # A line that never ended is one when its file is over.
+    # After a rotation, the rest of the old file is a line, although it has no line break.
     log.write_part(b"never ended")
     assert follower.read() == []
     log.rotate()

@@ -1,6 +1,6 @@
-"""The outbox in ``examples/``, in a process of its own.
+"""The outbox in ``examples/``, in its own process.
 
-``tests/kafka`` kills it while it runs on Apache Kafka.
+``tests/kafka/test_examples.py`` kills the relay while it runs on Apache Kafka.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from examples import outbox
 from tests.support.example_process import SOON, read, running
 from tests.support.waiting import until
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 
 
 def fill(database: Path, first: int, count: int) -> None:
@@ -40,7 +40,7 @@ def rows_left(database: Path) -> int:
 
 
 async def assert_moved(broker: EmbeddedBroker, count: int) -> None:
-    """Each row is there once, those of a customer in their order."""
+    """Assert that each row is in the topic once, and that the rows of a customer are in order."""
     numbers: dict[bytes | None, list[int]] = collections.defaultdict(list)
     for one in await read(broker, "orders"):
         numbers[one.key].append(int(one.value or b""))
@@ -49,7 +49,7 @@ async def assert_moved(broker: EmbeddedBroker, count: int) -> None:
         assert of_customer == sorted(of_customer)
 
 
-async def test_the_outbox_is_moved_and_ctrl_c_finishes_what_was_begun(
+async def test_rows_are_moved_and_ctrl_c_finishes_the_open_transaction(
     broker: EmbeddedBroker, anyio_backend_name: str, tmp_path: Path
 ) -> None:
     database = tmp_path / "shop.db"
@@ -82,7 +82,7 @@ async def test_the_outbox_is_moved_and_ctrl_c_finishes_what_was_begun(
         assert db.execute("SELECT customer, item FROM orders").fetchall() == [("customer 0", "0")]
 
 
-async def test_a_second_ctrl_c_does_not_wait_for_the_transaction(
+async def test_a_second_ctrl_c_aborts_the_open_transaction(
     broker: EmbeddedBroker, anyio_backend_name: str, tmp_path: Path
 ) -> None:
     database = tmp_path / "shop.db"
@@ -95,15 +95,15 @@ async def test_a_second_ctrl_c_does_not_wait_for_the_transaction(
         fill(database, 0, 10)
         await example.line("moving the rows")
         example.interrupt()
-        # The two would be one, if nobody had looked between them.
-        await example.line("finishing what was begun")
+        # Without this wait, the process could see both signals as one.
+        await example.line("finishing the open transaction")
         example.interrupt()
         assert await example.code(within=SOON) == 130
         broker.resume()
     assert rows_left(database) == 10
 
 
-async def test_a_row_that_kafka_refuses_is_named(
+async def test_the_error_names_the_row_that_kafka_refuses(
     broker: EmbeddedBroker, anyio_backend_name: str, tmp_path: Path
 ) -> None:
     database = tmp_path / "shop.db"

@@ -1,4 +1,4 @@
-"""The pipeline in ``examples/``, in a process of its own."""
+"""The pipeline in ``examples/``, in its own process."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 from anyio_sendproducer.testing import EmbeddedBroker
 from tests.support.example_process import SOON, Example, read, running, until_true
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 
 
 async def assert_all_there(broker: EmbeddedBroker, example: Example) -> None:
-    """What it says at the end is what is in Kafka, with no gap in what a sensor said."""
+    """Assert that the last printed counts match the topics, and that no reading is missing."""
     numbers = (
         await example.line(r"^(\d+) readings, (\d+) records, (\d+) alarms, (\d+) broken; the end")
     ).groups()
@@ -35,7 +35,7 @@ async def assert_all_there(broker: EmbeddedBroker, example: Example) -> None:
     for sent in of_sensor.values():
         assert sent == sorted(set(sent))
         missing += sent[-1] + 1 - len(sent)
-    # Each that is missing was broken; the last ones of a sensor may have been so too.
+    # Each missing reading was broken. The last reading of each sensor may also have been broken.
     assert broken - 3 <= missing <= broken
 
 
@@ -47,7 +47,7 @@ async def test_the_pipeline_drains_on_ctrl_c(
     async with running("pipeline.py", *arguments, env=env) as example:
         await until_true(partial(read, broker, "readings"), lambda found: len(found) >= 500)
         broker.pause()
-        # No more than there is room for, and the sensors wait.
+        # The producer is full, and the sensors wait.
         await example.line("; (29[0-9]|300) in flight", after=len(example.printed))
         example.interrupt()
         broker.resume()
@@ -55,7 +55,7 @@ async def test_the_pipeline_drains_on_ctrl_c(
         await assert_all_there(broker, example)
 
 
-async def test_the_pipeline_says_what_is_not_in_kafka(
+async def test_the_pipeline_reports_that_readings_are_missing(
     broker: EmbeddedBroker, anyio_backend_name: str
 ) -> None:
     arguments = ["--every", "0.001", "--backend", anyio_backend_name]
@@ -68,5 +68,5 @@ async def test_the_pipeline_says_what_is_not_in_kafka(
         await example.line("draining")
         example.interrupt()
         assert await example.code(within=SOON) == 1
-        assert "pipeline: not all of it is in Kafka" in example.errors
+        assert "pipeline: not all readings are in Kafka" in example.errors
         broker.resume()

@@ -1,7 +1,7 @@
-"""The web services in ``examples/``, each in a process of its own.
+"""The web services in ``examples/``, each in its own process.
 
-Each request gets the status that says what became of its record, and Ctrl-C and SIGTERM lose
-nothing that was accepted.
+Each response has the status for the outcome of its record. No accepted record is lost after Ctrl-C
+or SIGTERM.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from tests.support.calls import Call, task_group
 from tests.support.example_process import EXAMPLES, SOON, Example, read, running, until_true
 from tests.support.waiting import PATIENCE, until
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 
-#: The services, and the loop that each runs on; the test's client runs on the same.
+#: The services with their event loops. The HTTP client of a test runs on the same event loop.
 SERVICES: Final = [
     ("fastapi_orders.py", "asyncio"),
     ("litestar_orders.py", "asyncio"),
@@ -34,7 +34,7 @@ SERVICES: Final = [
 ]
 services = pytest.mark.parametrize(("service", "anyio_backend"), SERVICES)
 
-#: Customers that each wait for one answer before the next order.
+#: The number of customers. Each customer places its next order after the previous answer.
 CUSTOMERS: Final = 30
 
 
@@ -49,15 +49,14 @@ def test_each_example_is_tested() -> None:
 
 
 class Service:
-    """A service that runs, and a client of it."""
+    """A running service, and an HTTP client for it."""
 
     def __init__(self, example: Example, client: httpx.AsyncClient) -> None:
         self.example = example
         self.client = client
 
     async def in_flight(self) -> int:
-        # Without a connection that stays open: on Trio, Hypercorn waits 12 s for idle connections
-        # when it ends.
+        # Leave no connection open: on Trio, Hypercorn waits 12 s for idle connections at its end.
         response = await self.client.get("/health", headers={"Connection": "close"})
         assert response.status_code == 200
         return int(response.json()["in_flight"])
@@ -75,7 +74,7 @@ class Service:
         return await self.client.post("/page-views", json={"page": page})
 
     async def takes_no_more(self) -> None:
-        """Wait until it accepts no connection: it knows that it is to end."""
+        """Wait until the service accepts no connection, because it is shutting down."""
         port = self.client.base_url.port
         assert port is not None
         with anyio.fail_after(PATIENCE):
@@ -108,14 +107,14 @@ async def serving(
     ("service", "anyio_backend", "stay"),
     [
         *((service, backend, backend == "asyncio") for service, backend in SERVICES),
-        # On Trio, Hypercorn then waits 12 s before it closes the customers' connections.
+        # On Trio, Hypercorn waits 12 s before it closes the connections of the customers.
         pytest.param("quart_trio_orders.py", "trio", True, marks=pytest.mark.nightly),
     ],
 )
-async def test_an_order_that_was_answered_is_in_kafka(
+async def test_each_answered_order_is_in_kafka(
     service: str, stay: bool, broker: EmbeddedBroker
 ) -> None:
-    """Whether the customers go on ordering on their connections, or leave when the end comes."""
+    """At shutdown, the customers keep their connections and place more orders, or they leave."""
     answers: dict[str, httpx.Response] = {}
     ordered: set[str] = set()
     leave = False
@@ -130,7 +129,7 @@ async def test_an_order_that_was_answered_is_in_kafka(
                     try:
                         answers[id_] = await running_service.order(id_, customer)
                     except httpx.TransportError:
-                        return  # it takes no more
+                        return  # the service has ended
                     if leave:
                         return
 
@@ -150,8 +149,7 @@ async def test_an_order_that_was_answered_is_in_kafka(
         await running_service.client.aclose()
         assert await running_service.example.code(within=SOON) == 0
 
-    # Those that were in flight have their answers too. A connection that was there may have brought
-    # another order just then.
+    # The orders in flight were answered. Open connections may have brought more orders meanwhile.
     assert in_flight <= set(answers)
     assert {answer.status_code for answer in answers.values()} == {201}
     logged = {(one.partition, one.offset): one for one in await read(broker, "orders")}
@@ -165,14 +163,14 @@ async def test_an_order_that_was_answered_is_in_kafka(
         assert one.headers == (("id", id_.encode()),)
         assert one.key == order["customer"].encode()
         assert order == {"id": id_, "customer": id_.rpartition("-")[0], "items": ["tin"]}
-        # A customer's orders are in the order of ordering.
+        # The records of a customer are in the order of the orders.
         assert place["offset"] > last[order["customer"]]
         last[order["customer"]] = place["offset"]
 
 
 @services
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_a_page_view_that_was_accepted_is_in_kafka_after_the_end(
+async def test_an_accepted_page_view_is_in_kafka_after_the_shutdown(
     number: signal.Signals, service: str, broker: EmbeddedBroker
 ) -> None:
     async with serving(service, broker) as running_service:
@@ -182,13 +180,13 @@ async def test_a_page_view_that_was_accepted_is_in_kafka_after_the_end(
         for page in range(100):
             assert (await running_service.view(f"page {page}")).status_code == 202
         assert await running_service.in_flight() >= 100
-        # Hypercorn would wait for the connection.
+        # Hypercorn would wait for an open connection.
         await running_service.client.aclose()
         running_service.example.send(number)
         await running_service.takes_no_more()
         broker.resume()
         code = await running_service.example.code(within=SOON)
-    # uvicorn sends itself the signal again when it is done.
+    # At its end, uvicorn sends SIGTERM to itself again.
     again = number is signal.SIGTERM and service != "quart_trio_orders.py"
     assert code == (-signal.SIGTERM if again else 0)
     views = [one.value for one in await read(broker, "page-views")]
@@ -198,7 +196,7 @@ async def test_a_page_view_that_was_accepted_is_in_kafka_after_the_end(
 
 
 @services
-async def test_what_was_not_delivered_is_answered_as_what_it_is(
+async def test_each_kind_of_failure_has_its_http_status(
     service: str, broker: EmbeddedBroker
 ) -> None:
     limits = {
@@ -215,7 +213,7 @@ async def test_what_was_not_delivered_is_answered_as_what_it_is(
             assert response.status_code == (422 if service == "fastapi_orders.py" else 400)
         too_large = await running_service.order("large", item="x" * 2_000_000)
         assert too_large.status_code == 422
-        assert too_large.json() == {"detail": "Kafka refuses it"}
+        assert too_large.json() == {"detail": "Kafka refuses the record"}
 
         broker.pause()
         unknown = Call(tasks, running_service.order, "unknown")
@@ -224,25 +222,27 @@ async def test_what_was_not_delivered_is_answered_as_what_it_is(
         views = [await running_service.view(f"{number}") for number in range(3)]
         assert [view.status_code for view in views] == [202, 202, 503]
         assert views[-1].headers["Retry-After"] == "1"
-        # The client keeps them beyond their deadline, so this one waits for room until its own.
+        # The client keeps the records beyond their deadlines, so this order waits for room until
+        # its own deadline.
         no_room = await running_service.order("no room")
         answer = (await unknown.wait()).value
         assert answer.status_code == 504
         assert str(broker) not in answer.text
-        # On a slow machine the client gives the first one up meanwhile, and this one has its room.
+        # On a slow machine, the client drops the first record meanwhile, and this order gets its
+        # room.
         if no_room.status_code != 504:
             assert no_room.status_code == 503
             assert no_room.json() == {"detail": "not written: send it again"}
             assert no_room.headers["Retry-After"] == "1"
         await running_service.client.aclose()
         running_service.example.interrupt()
-        # The broker does not come back, and the end comes all the same.
+        # The service ends although the broker does not answer.
         assert await running_service.example.code(within=SOON) == 0
         assert "page views were lost: 2 record(s) failed" in running_service.example.errors
 
 
 @services
-async def test_a_service_does_not_come_up_without_a_broker(service: str) -> None:
+async def test_a_service_does_not_start_without_a_broker(service: str) -> None:
     env = {"ORDERS_BOOTSTRAP_SERVERS": "127.0.0.1:1", "ORDERS_START_TIMEOUT": "0.5"}
     async with running(service, "--port", "0", env=env) as example:
         await example.line(r"ProducerStartError: .*127\.0\.0\.1:1")
