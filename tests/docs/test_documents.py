@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -25,6 +26,55 @@ toml: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) els
 EXTRAS: Final[dict[str, list[str]]] = toml.loads((ROOT / "pyproject.toml").read_text())["project"][
     "optional-dependencies"
 ]
+
+
+# --- Markdown ------------------------------------------------------------------------------------
+
+#: Fenced code, rows of tables, and comments: in them, a colon means nothing to Markdown.
+NO_PROSE: Final = re.compile(
+    r"^( *)(`{3,})[^{\n]*\n.*?^\1\2$|^\|[^\n]*$|<!--.*?-->", re.MULTILINE | re.DOTALL
+)
+#: Markup that must start or end its line. If it does not, Sphinx shows it as text, or drops text,
+#: and gives no warning.
+JOINED_LINES: Final = {
+    "the text of a directive follows its option on the same line": r"^ *:[a-z-]+: .*[`?!.](?= |$)",
+    "a definition follows its term on the same line": r"\S +: +\S",
+    "an empty line separates a definition from its term": r"\n\n: ",
+    "a fence is in the middle of a line": r"[^\s:`>].*:::|[^\s`>].*```",
+}
+
+
+def joined_lines(text: str) -> list[str]:
+    """Return what is wrong with this Markdown, with the text at each place."""
+    prose = NO_PROSE.sub("", text)
+    return [
+        f"{fault}: {found[0].strip()}"
+        for fault, pattern in JOINED_LINES.items()
+        for found in re.finditer(pattern, prose, re.MULTILINE)
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_markup_has_lines_of_its_own(page: Path) -> None:
+    assert joined_lines(page.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "is_wrong"),
+    [
+        (":::{admonition} Title\n:class: note\n\nUse `run`.\n:::\n", False),
+        (":::{admonition} Title\n:class: note Use `run`.\n:::\n", True),
+        ("Which versions?\n: All of them.\n", False),
+        ("Which versions? : All of them.\n", True),
+        ("Which versions?\n\n: All of them.\n", True),
+        ("```python\nlow, high = all[0 : 2]\n```\n", False),
+        ("| `a : b` | text |\n", False),
+        ("Some text :::{grid} 2\n", True),
+        ("Some text ```python\n", True),
+    ],
+)
+def test_lines_that_were_joined_are_found(text: str, is_wrong: bool) -> None:
+    assert bool(joined_lines(text)) is is_wrong
 
 
 # --- extras --------------------------------------------------------------------------------------
