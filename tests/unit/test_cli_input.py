@@ -31,7 +31,7 @@ LINES = Layout(topic="t")
 
 
 def put(path: Path, content: bytes | str) -> None:
-    """Write a file; async tests would be told that it blocks."""
+    """Write a file. The linter forbids blocking calls in async functions."""
     path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
@@ -95,7 +95,7 @@ async def test_keys_headers_and_a_partition(path: Path) -> None:
 
 
 @given(lines=st.lists(st.binary(max_size=12).filter(lambda one: b"\n" not in one)))
-def test_lines_come_out_whole_whatever_the_pieces_are(lines: list[bytes]) -> None:
+def test_lines_do_not_depend_on_the_pieces(lines: list[bytes]) -> None:
     lines = [line.removesuffix(b"\r") for line in lines]
     assert pieced("lines", b"".join(line + b"\n" for line in lines)) == [
         ProducerRecord("t", line) for line in lines
@@ -103,7 +103,7 @@ def test_lines_come_out_whole_whatever_the_pieces_are(lines: list[bytes]) -> Non
 
 
 def pieced(format_: str, content: bytes, piece: int = 3) -> list[ProducerRecord[Any, Any]]:
-    """What comes of an input that is read a few bytes at a time."""
+    """The records of an input that is read `piece` bytes at a time."""
     records, failures = pieced_with_failures(Layout(format=format_, topic="t"), content, piece)
     assert not failures
     return records
@@ -112,7 +112,7 @@ def pieced(format_: str, content: bytes, piece: int = 3) -> list[ProducerRecord[
 def pieced_with_failures(
     layout: Layout, content: bytes, piece: int
 ) -> tuple[list[ProducerRecord[Any, Any]], list[Failure]]:
-    """The same, where some of it may be no record."""
+    """The records and failures of an input that is read `piece` bytes at a time."""
     reading, writing = os.pipe()
     found: list[ProducerRecord[Any, Any]] = []
     failures: list[Failure] = []
@@ -142,14 +142,14 @@ def pieced_with_failures(
     return found, failures
 
 
-# --- compared with readers of their own ----------------------------------------------------------
+# --- compared with Python's own readers ----------------------------------------------------------
 
 PIECES = st.integers(1, 40)
 MARKS = (b"", b"\xef\xbb\xbf")
 
 
 @given(content=st.binary(max_size=60), piece=PIECES)
-def test_lines_are_those_of_the_whole_file(content: bytes, piece: int) -> None:
+def test_lines_equal_those_of_python(content: bytes, piece: int) -> None:
     records, failures = pieced_with_failures(LINES, content, piece)
     assert not failures
     found = [record.value for record in records]
@@ -158,7 +158,7 @@ def test_lines_are_those_of_the_whole_file(content: bytes, piece: int) -> None:
     assert found == lines
 
 
-#: Texts of JSON whose white space, escapes and numbers no program would write again.
+#: JSON texts whose white space, escapes and numbers json.dumps() would write differently.
 NUMBERS_OF_JSON = st.from_regex(
     r"-?(0|[1-9][0-9]{0,30})(\.[0-9]{1,25})?([eE][+-]?[0-9]{1,4})?", fullmatch=True
 )
@@ -192,7 +192,7 @@ class Kept(str):
 
 
 def loaded(text: str) -> Any:
-    """The value of a JSON text with nothing lost: pairs for objects, and texts for numbers."""
+    """Parse JSON without loss: objects become pairs, and numbers stay text."""
 
     def refuse(constant: str) -> Any:
         raise ValueError(constant)
@@ -207,7 +207,7 @@ def loaded(text: str) -> Any:
 
 
 def is_sent_as(sent: bytes | None, value: Any) -> bool:
-    """Whether these are the bytes of a value that json has read."""
+    """Whether `sent` is right for a value that `loaded` returned."""
     if value is None or isinstance(value, str):
         return sent == (None if value is None else value.encode())
     return sent is not None and loaded(sent.decode()) == value
@@ -224,9 +224,11 @@ def is_sent_as(sent: bytes | None, value: Any) -> bool:
     mark=st.sampled_from(MARKS),
     end=st.sampled_from(["\n", "\r\n"]),
 )
-def test_json_lines_are_those_of_json(lines: list[str], piece: int, mark: bytes, end: str) -> None:
+def test_json_lines_equal_those_of_the_json_module(
+    lines: list[str], piece: int, mark: bytes, end: str
+) -> None:
     content = mark + "".join(line + end for line in lines).encode()
-    # The first line may begin with a mark of its own.
+    # The first line may itself start with a byte order mark.
     lines = content.decode("utf-8-sig").split(end)[:-1]
     layout = Layout(format="jsonl", topic="t", fields=Fields(value="v", key="k"))
     records, failures = pieced_with_failures(layout, content, piece)
@@ -244,10 +246,10 @@ def test_json_lines_are_those_of_json(lines: list[str], piece: int, mark: bytes,
     for record, (value, key) in zip(records, expected, strict=True):
         assert is_sent_as(record.value, value)
         assert is_sent_as(record.key, key)
-        # What is cut out stands in the line as it is.
+        # A value that is not text is sent exactly as it stands in the line.
         if value is not None and not isinstance(value, str):
             assert record.value in content
-    # Without fields, it is the line.
+    # Without fields, the value is the whole line.
     whole, failures = pieced_with_failures(Layout(format="jsonl", topic="t"), content, piece)
     assert len(whole) + len(failures) == len([*filter(None, lines)])
     assert {record.value for record in whole} <= {line.strip(" \t").encode() for line in lines}
@@ -258,9 +260,9 @@ def test_json_lines_are_those_of_json(lines: list[str], piece: int, mark: bytes,
     piece=PIECES,
     mark=st.sampled_from(MARKS),
 )
-def test_csv_is_that_of_the_csv_module(content: str, piece: int, mark: bytes) -> None:
+def test_csv_rows_equal_those_of_the_csv_module(content: str, piece: int, mark: bytes) -> None:
     records, failures = pieced_with_failures(COLUMNS, mark + content.encode(), piece)
-    # As a file that is opened with newline="".
+    # This reads the text as a file that is opened with newline="".
     reader = csv.reader(io.StringIO(content, newline=""), strict=True)
     good: list[tuple[str, ...]] = []
     bad = 0
@@ -293,7 +295,7 @@ async def test_json_lines(path: Path) -> None:
     assert list(chunk.numbers) == [1, 3]
     assert chunk.records[0].headers == (("h", b"1"),)
     assert (chunk.count, chunk.last) == (2, 3)
-    # It has no end.
+    # The last line has no line end.
     assert [record.value for record in last.records] == [b'"three"']
     assert (list(last.numbers), last.last, last.position) == ([4], 4, length(path))
 
@@ -338,7 +340,7 @@ async def test_fields_as_bytes(path: Path, value: Any, sent: bytes | None) -> No
     ],
 )
 async def test_fields_of_all_kinds(path: Path, at: Any, milliseconds: int | None) -> None:
-    # Python 3.10 reads three or six digits behind the second.
+    # Python 3.10 reads only three or six digits of a second.
     at = at.replace(".5Z", ".500Z") if isinstance(at, str) else at
     found = {"v": "v", "k": "k", "p": 2, "at": at, "h": "1", "a": {"b": "2"}}
     put(path, json.dumps(found))
@@ -381,14 +383,14 @@ async def test_json_is_sent_as_it_was_written(path: Path, around: str, text: str
     assert record == ProducerRecord("t", sent, sent, headers=[("h", sent)])
 
 
-async def test_the_last_of_fields_with_the_same_name_counts(path: Path) -> None:
+async def test_the_last_of_several_fields_with_one_name_counts(path: Path) -> None:
     put(path, '{"v": [1], "v": {"w": [2]}, "v": {"w": [3], "x": 4, "w": [ 5 ]}, "y": 6}')
     layout = Layout(format="jsonl", topic="t", fields=Fields(value="v.w", key="v"))
     (record,) = await records_of(path, layout)
     assert (record.value, record.key) == (b"[ 5 ]", b'{"w": [3], "x": 4, "w": [ 5 ]}')
 
 
-async def test_a_field_with_dots_in_its_name_comes_before_a_way_through_objects(path: Path) -> None:
+async def test_a_field_with_dots_in_its_name_precedes_a_nested_field(path: Path) -> None:
     put(path, json.dumps({"a.b": "itself", "a": {"b": "below"}}))
     layout = Layout(format="jsonl", topic="t", fields=Fields(value="a.b"))
     assert [one.value for one in await records_of(path, layout)] == [b"itself"]
@@ -424,7 +426,7 @@ GOOD = {"v": "v", "k": "k", "p": 1, "at": 1, "h": 1, "a": {"b": 1}}
     ],
     ids=str,
 )
-async def test_json_that_is_no_record(path: Path, line: Any, reason: str) -> None:
+async def test_json_that_is_not_a_record(path: Path, line: Any, reason: str) -> None:
     good = json.dumps(GOOD).encode()
     if isinstance(line, dict):
         line = json.dumps({**GOOD, **line}).encode()
@@ -513,13 +515,13 @@ async def test_csv_by_the_rules_of_the_csv_module(
     assert sum(len(chunk.failures) for chunk in chunks) == rows.count(None)
 
 
-async def test_tabs_and_nothing_else(path: Path) -> None:
+async def test_a_row_of_one_tab_has_two_empty_cells(path: Path) -> None:
     put(path, "a\tb\n\t\n1\t\n")
     layout = Layout(format="csv", topic="t", csv_delimiter="\t")
     assert rows_of(await records_of(path, layout)) == [("", ""), ("1", "")]
 
 
-async def test_excels_line_is_not_the_header(path: Path) -> None:
+async def test_the_separator_line_of_excel_is_not_the_header(path: Path) -> None:
     put(path, "\ufeffsep=;\r\nid;name\r\n1;x\r\n")
     chunks = await read(path, Layout(format="csv", topic="t", fields=Fields(key="id")))
     ((record, _, line),) = iterate(chunks)
@@ -533,7 +535,7 @@ async def test_columns_with_the_same_name(path: Path) -> None:
     fields = Fields(value="id", key="x")
     with pytest.raises(InputError, match=r"input, line 1: 2 columns have the name 'x'"):
         await read(path, Layout(format="csv", topic="t", fields=fields))
-    # Nothing of them is used.
+    # These fields use none of the duplicate columns.
     layout = Layout(format="csv", topic="t", fields=Fields(value="id", key="id"))
     assert await records_of(path, layout) == [ProducerRecord("t", b"1", b"1")]
 
@@ -548,7 +550,7 @@ async def test_a_row_that_is_not_csv_ends_with_its_line(path: Path) -> None:
     ]
 
 
-async def test_csv_that_is_no_record(path: Path) -> None:
+async def test_csv_that_is_not_a_record(path: Path) -> None:
     put(path, b'a,b\n1,2\n1\n"1"x,2\n\xff,2\n3,4\n5,"6')
     assert await failures_of(path, Layout(format="csv", topic="t")) == [
         (3, "1 cells, where there are 2 columns"),
@@ -565,7 +567,7 @@ async def test_csv_that_is_no_record(path: Path) -> None:
         (b"\xff\n", "line 1: the columns' names: not UTF-8"),
     ],
 )
-async def test_columns_that_are_not_there(path: Path, content: bytes, message: str) -> None:
+async def test_missing_columns(path: Path, content: bytes, message: str) -> None:
     put(path, content)
     with pytest.raises(InputError, match=message):
         await read(path, Layout(format="csv", topic="t", fields=Fields(key="k")))
@@ -579,14 +581,14 @@ async def test_columns_that_are_not_there(path: Path, content: bytes, message: s
         min_size=1,
     )
 )
-def test_csv_comes_out_as_it_was_whatever_the_pieces_are(rows: list[tuple[str, str]]) -> None:
+def test_csv_rows_do_not_depend_on_the_pieces(rows: list[tuple[str, str]]) -> None:
     out = io.StringIO(newline="")
     csv.writer(out, quoting=csv.QUOTE_ALL).writerows([("x", "y"), *rows])
     found = pieced("csv", out.getvalue().encode())
     assert [tuple(json.loads(record.value).values()) for record in found] == rows
 
 
-def test_a_cell_of_many_lines_comes_in_pieces() -> None:
+def test_a_cell_of_many_lines_may_arrive_in_pieces() -> None:
     records, failures = pieced_with_failures(COLUMNS, b'1,"2\n3\n4"\n', 1)
     assert rows_of(records) == [("1", "2\n3\n4")]
     assert not failures
@@ -598,7 +600,7 @@ async def test_a_byte_order_mark_is_not_in_the_first_key(path: Path) -> None:
     assert (first.key, second.key) == (b"k", b"\xef\xbb\xbfk")
 
 
-def test_a_byte_order_mark_that_comes_in_two_pieces() -> None:
+def test_a_byte_order_mark_may_arrive_in_pieces() -> None:
     assert pieced("jsonl", b"\xef\xbb\xbf1\n", 1) == [ProducerRecord("t", b"1")]
 
 
@@ -619,9 +621,7 @@ async def test_utf_16_is_refused(path: Path, layout: Layout, encoding: str) -> N
         await read(path, layout)
 
 
-async def test_a_file_that_goes_on_past_one_piece(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_file_of_several_pieces(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_input, "_PIECE", 10)
     put(path, b"".join(b"%d\n" % number for number in range(100)) + b"x" * 50)
     chunks = await read(path, LINES)
@@ -641,16 +641,16 @@ async def test_a_line_that_is_too_long(path: Path, monkeypatch: pytest.MonkeyPat
         await read(path, LINES)
 
 
-async def test_what_can_not_be_read(tmp_path: Path) -> None:
+async def test_a_missing_input(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nowhere can't be read: No such file"):
         await read(tmp_path / "nowhere", LINES)
 
 
-async def test_a_device_that_can_not_be_waited_for() -> None:
+async def test_a_device_that_cannot_be_polled() -> None:
     assert await read(Path("/dev/null"), LINES) == []
 
 
-async def test_nothing_is_read_by_who_is_told_to_stop_before(path: Path) -> None:
+async def test_an_input_that_is_stopped_first_reads_nothing(path: Path) -> None:
     put(path, b"a\n")
     source = Input(str(path), LINES)
     source.stop()
@@ -658,7 +658,9 @@ async def test_nothing_is_read_by_who_is_told_to_stop_before(path: Path) -> None
     assert not source.ended
 
 
-async def test_somebody_else_was_faster(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_another_process_may_read_the_available_bytes_first(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reads = iter([None, b"a\n", b""])
 
     def slow(_descriptor: int, _count: int) -> bytes:
@@ -692,7 +694,7 @@ def test_iterate() -> None:
     assert list(iterate(chunks)) == [(records[0], "one", 7), (records[1], "two", 1)]
 
 
-# --- nothing that was read is dropped -------------------------------------------------------------
+# --- input that was read is not dropped -----------------------------------------------------------
 
 
 @pytest.fixture
@@ -705,7 +707,7 @@ def pipe() -> Iterator[tuple[str, int]]:
 
 
 @pytest.mark.parametrize("kind", ["file", "pipe", "standard input"])
-async def test_what_follows_a_header_that_is_refused(
+async def test_lines_after_a_refused_header_become_failures_if_read_from_a_pipe(
     kind: str, path: Path, pipe: tuple[str, int]
 ) -> None:
     content = b"a,a\n1,2\n3,4"
@@ -724,7 +726,7 @@ async def test_what_follows_a_header_that_is_refused(
     with pytest.raises(InputError, match="2 columns have the name 'a'"):
         await gather()
     if kind != "file":
-        # A pipe gives them once.
+        # A pipe cannot be read again, so its lines become failures.
         assert [(one.line, one.what) for one in failures] == [
             (1, b"a,a"),
             (2, b"1,2"),
@@ -735,7 +737,7 @@ async def test_what_follows_a_header_that_is_refused(
         assert failures == []
 
 
-async def test_a_fault_in_a_parser_costs_these_lines_only(
+async def test_an_exception_of_a_parser_fails_only_its_lines(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = Input(str(path), Layout(format="jsonl", topic="t"))
@@ -757,7 +759,9 @@ async def test_a_fault_in_a_parser_costs_these_lines_only(
     assert [*last.numbers] == [3]
 
 
-async def test_a_fault_at_the_end_of_the_input(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_exception_of_a_parser_at_the_end_of_the_input(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = Input(str(path), LINES)
 
     def fail(*_: Any, **__: Any) -> Any:
@@ -769,7 +773,7 @@ async def test_a_fault_at_the_end_of_the_input(path: Path, monkeypatch: pytest.M
     assert [one.what for one in chunk.failures] == [b"1"]
 
 
-async def test_a_fault_in_making_a_record_costs_its_line_only(
+async def test_an_exception_while_a_record_is_made_fails_only_its_line(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = Input(str(path), Layout(format="jsonl", topic="t"))
@@ -785,7 +789,7 @@ async def test_a_fault_in_making_a_record_costs_its_line_only(
     ]
 
 
-async def test_a_pipe_that_is_waited_for_is_told_to_stop(pipe: tuple[str, int]) -> None:
+async def test_stop_ends_the_wait_for_a_pipe(pipe: tuple[str, int]) -> None:
     source = Input(pipe[0], LINES)
     found: list[Chunk] = []
 
@@ -810,10 +814,10 @@ async def test_standard_input(pipe: tuple[str, int]) -> None:
         (last,) = [chunk async for chunk in chunks]
     assert [record.value for record in first.records] == [b"1"]
     assert [one.what for one in last.failures] == [b"2"]
-    os.fstat(source._descriptor)  # it is still open
+    os.fstat(source._descriptor)  # standard input is still open
 
 
-async def test_what_nobody_took_is_left_over(pipe: tuple[str, int]) -> None:
+async def test_leftover_has_the_unfinished_last_line(pipe: tuple[str, int]) -> None:
     source = Input(pipe[0], LINES)
     os.write(pipe[1], b"1\n2\nhalf")
     async with contextlib.aclosing(source.chunks()) as chunks:

@@ -1,4 +1,4 @@
-"""How the demo judges what was read against what was sent."""
+"""How the demo compares the records that it read with the records that it sent."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def content(key: bytes | None, value: bytes, mark: tuple[str, bytes] = MARK) -> 
     return Content(key, value, (("unit", b"fahrenheit"), mark))
 
 
-# Two records of each of two keys, and one without a key.
+# Two records for each of two keys, and one record without a key.
 A1, A2 = content(b"a", b"1"), content(b"a", b"2")
 B1, B2 = content(b"b", b"1"), content(b"b", b"2")
 NO_KEY = content(None, b"1")
@@ -60,7 +60,7 @@ def test_judge_nothing_sent_and_nothing_read() -> None:
     assert judge([], [], MARK) == Verdict((), ())
 
 
-def test_judge_leaves_other_writers_out_of_account() -> None:
+def test_judge_ignores_the_records_of_other_writers() -> None:
     other = ("run", b"another one")
     verdict = judge(
         SENT,
@@ -179,7 +179,7 @@ class Log(NamedTuple):
 
 @st.composite
 def logs(draw: st.DrawFn) -> Log:
-    """A run that went well: each key in one partition, partitions read one after the other."""
+    """A successful run: each key has one partition, and the partitions are read one by one."""
     sizes = draw(st.lists(st.integers(1, 6), min_size=1, max_size=4))
     written: list[Written] = []
     for partition, size in enumerate(sizes):
@@ -191,7 +191,7 @@ def logs(draw: st.DrawFn) -> Log:
 
 
 @given(logs(), st.data())
-def test_judge_sees_any_single_fault(log: Log, data: st.DataObject) -> None:
+def test_judge_finds_any_single_fault(log: Log, data: st.DataObject) -> None:
     assert judge(*log, MARK).complete
     read = list(log.read)
     place = data.draw(st.integers(0, len(read) - 1))

@@ -33,7 +33,7 @@ anything = some(b"a", b"\0", b"\n", b":", b"\r")
 
 
 def parsed(data: bytes, layout: Layout) -> Chunk:
-    """All of some input."""
+    """Parse a whole input."""
     chunk = Chunk("in")
     lines, used = parser_for(layout).parse(data, 1, chunk, is_last=True)
     assert used == len(data)
@@ -43,12 +43,12 @@ def parsed(data: bytes, layout: Layout) -> Chunk:
 
 
 def parts(chunk: Chunk) -> list[tuple[bytes | None, bytes | None]]:
-    """The keys and values."""
+    """The keys and values of a chunk."""
     return [(record.key, record.value) for record in chunk.records]
 
 
 def put(path: Path, content: bytes) -> None:
-    """Write a file; async tests would be told that it blocks."""
+    """Write a file. The linter forbids blocking calls in async functions."""
     path.write_bytes(content)
 
 
@@ -62,7 +62,7 @@ async def values_of(path: Path, layout: Layout) -> list[Any]:
 
 
 @given(st.lists(plain), marks, st.data())
-def test_what_is_joined_by_a_delimiter_is_split_into_the_same(
+def test_splitting_reverses_joining_by_a_delimiter(
     lines: list[bytes], delimiter: bytes, data: st.DataObject
 ) -> None:
     content = delimiter.join([*lines, b""])
@@ -122,7 +122,7 @@ async def test_a_file_is_one_record(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (record.partition, [*chunk.numbers]) == (3, [1])
 
 
-async def test_an_empty_file_is_no_record(tmp_path: Path) -> None:
+async def test_an_empty_file_has_no_record(tmp_path: Path) -> None:
     put(tmp_path / "in", b"")
     assert await values_of(tmp_path / "in", Layout(format="file", topic="t")) == []
 
@@ -131,7 +131,7 @@ async def test_an_empty_file_is_no_record(tmp_path: Path) -> None:
 
 
 @given(plain, anything, marks, plain)
-def test_a_key_and_a_value_are_what_stands_before_and_behind_the_separator(
+def test_the_key_is_before_the_separator_and_the_value_after_it(
     key: bytes, value: bytes, separator: bytes, null: bytes
 ) -> None:
     layout = Layout(
@@ -250,12 +250,12 @@ def test_escapes(text: str, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("text", [r"\x", r"\x1", r"\xg0"])
-def test_an_escape_that_is_cut_off(text: str) -> None:
+def test_an_incomplete_escape(text: str) -> None:
     with pytest.raises(ValueError, match="two hexadecimal digits"):
         unescaped(text)
 
 
-def test_a_noun_after_a_number() -> None:
+def test_the_form_of_a_noun_depends_on_the_number() -> None:
     assert [counted(count, "record") for count in (0, 1, 2, 1000)] == [
         "0 records",
         "1 record",
@@ -283,7 +283,7 @@ def compress(name: str, content: bytes) -> bytes:
 async def test_a_compressed_file(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     content = numbers(10_000)
-    # Files that are joined, as of a log that is rotated.
+    # Two compressed files that were joined, as of a rotated log.
     compressed = compress(name, content[:300_000]) + compress(name, content[300_000:])
     put(path, compressed)
     source = Input(str(path), Layout(topic="t"))
@@ -297,7 +297,9 @@ async def test_a_compressed_file(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["in.gz", "in.zst"])
-async def test_a_small_file_that_becomes_large_is_read_in_pieces(name: str, tmp_path: Path) -> None:
+async def test_a_file_that_is_large_when_decompressed_is_read_in_pieces(
+    name: str, tmp_path: Path
+) -> None:
     path = tmp_path / name
     line = b"x" * 2**20 + b"\n"
     put(path, compress(name, line * 40))
@@ -334,7 +336,7 @@ async def test_zstandard_needs_its_package(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
 @pytest.mark.parametrize("format_", ["lines", "jsonl", "csv", "failed"])
-async def test_a_wide_encoding_with_a_mark_is_named(
+async def test_the_error_names_a_wide_encoding_with_a_byte_order_mark(
     encoding: str, format_: str, tmp_path: Path
 ) -> None:
     put(tmp_path / "in", "\ufeff[1]\n".encode(encoding))
@@ -345,7 +347,9 @@ async def test_a_wide_encoding_with_a_mark_is_named(
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
 @pytest.mark.parametrize("format_", ["jsonl", "csv", "failed"])
-async def test_utf_16_without_a_mark_is_named(encoding: str, format_: str, tmp_path: Path) -> None:
+async def test_the_error_names_utf_16_without_a_byte_order_mark(
+    encoding: str, format_: str, tmp_path: Path
+) -> None:
     put(tmp_path / "in", "ab\n".encode(encoding))
     name = encoding.upper().replace("UTF-16-", "UTF-16")
     with pytest.raises(InputError, match=f"in is {name}, .* iconv -f {name} -t UTF-8"):
@@ -362,7 +366,7 @@ async def test_utf_16_without_a_mark_is_named(encoding: str, format_: str, tmp_p
     ],
 )
 async def test_binary_lines_are_sent_as_they_are(layout: Layout, tmp_path: Path) -> None:
-    """A mark alone does not make text of them; with a delimiter, a NUL does not either."""
+    """A byte order mark alone is not an error. With a delimiter, neither is a NUL byte."""
     content = b"\xff\xfea\n" if layout.delimiter is None else b"\xff\xfea\0b\n"
     put(tmp_path / "in", content)
     values = await values_of(tmp_path / "in", layout)
@@ -370,11 +374,11 @@ async def test_binary_lines_are_sent_as_they_are(layout: Layout, tmp_path: Path)
     assert end.join(values) == content.removesuffix(b"\n" if end == b"\n" else b"")
 
 
-# --- what --fail-fast leaves out -----------------------------------------------------------------
+# --- records that --fail-fast leaves out ---------------------------------------------------------
 
 
 @given(st.lists(st.lists(st.booleans(), max_size=5), max_size=4))
-def test_no_record_is_left_behind_the_first_unreadable_line(batch: list[list[bool]]) -> None:
+def test_fail_fast_drops_records_after_the_first_unreadable_line(batch: list[list[bool]]) -> None:
     layout = Layout(format="jsonl", topic="t")
     chunks: list[Chunk] = []
     for lines in batch:

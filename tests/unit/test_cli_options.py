@@ -45,13 +45,13 @@ def no_address(monkeypatch: pytest.MonkeyPatch) -> None:
         ("[::1]:1,127.0.0.1", "[::1]:1,127.0.0.1:9092"),
     ],
 )
-def test_an_address_without_a_port_has_the_usual_one(text: str, found: str) -> None:
+def test_an_address_without_a_port_gets_the_default_port(text: str, found: str) -> None:
     assert servers(CONTEXT, OPTION, text) == found
     assert servers(CONTEXT, OPTION, None) is None
 
 
 @pytest.mark.parametrize("text", ["a:", "::1", "a:b:1", "[::1", "a b", ""])
-def test_what_is_not_an_address_stays_wrong(text: str) -> None:
+def test_a_wrong_address_is_refused(text: str) -> None:
     with pytest.raises(click.BadParameter, match="bootstrap_servers"):
         servers(CONTEXT, OPTION, text)
 
@@ -78,7 +78,7 @@ def test_each_address_keeps_its_port(addresses: list[tuple[str, int | None]]) ->
 # --- the environment -----------------------------------------------------------------------------
 
 
-def test_the_environment_is_used_where_nothing_else_is_said(
+def test_files_and_options_override_the_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert not environment_has_address()
@@ -98,7 +98,7 @@ def test_the_environment_is_used_where_nothing_else_is_said(
     assert (settings.addresses, settings.client_id) == (("one:1",), "env")
     assert (settings.start_timeout, settings.close_timeout) == (9.0, 60.0)
     assert settings.properties == {"linger_ms": "1", "acks": "1"}
-    # A file overrides it, and an option overrides both.
+    # A file overrides the environment, and an option overrides both.
     path = tmp_path / "p.properties"
     path.write_text("client.id=file\nlinger.ms=2\ndelivery.timeout.ms=8000\n")
     settings = settings_of(
@@ -109,7 +109,7 @@ def test_the_environment_is_used_where_nothing_else_is_said(
     assert settings.properties == {"linger.ms": "2", "acks": "1"}
 
 
-def test_a_service_in_the_environment_gives_way_to_addresses(
+def test_addresses_override_a_service_in_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("KAFKA_SERVICE_NAME", "kafka.internal")
@@ -118,13 +118,13 @@ def test_a_service_in_the_environment_gives_way_to_addresses(
     assert (settings.addresses, settings.service_name) == (("one:1",), "")
 
 
-def test_a_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_names_the_wrong_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KAFKA_CLOSE_TIMEOUT", "soon")
     with pytest.raises(SettingsError, match="KAFKA_CLOSE_TIMEOUT"):
         settings_of(Connection(bootstrap_servers="one:1"))
 
 
-def test_nothing_names_a_cluster() -> None:
+def test_an_address_is_required() -> None:
     with pytest.raises(click.UsageError, match="environment variable KAFKA_BOOTSTRAP_SERVERS"):
         connection_of(None, None, None, (), ask_password=False)
 
@@ -144,7 +144,7 @@ def typed(monkeypatch: pytest.MonkeyPatch) -> str:
     return "s3cret"
 
 
-#: The settings that a login has beside its password.
+#: The settings of a login, without its password.
 LOGIN = {
     "security.protocol": "SASL_PLAINTEXT",
     "sasl.mechanism": "PLAIN",
@@ -154,7 +154,7 @@ LOGIN = {
 
 @pytest.mark.parametrize("place", ["option", "file", "environment"])
 @pytest.mark.parametrize("name", ["sasl.password", "sasl.plain.password", "sasl_plain_password"])
-def test_the_password_that_was_asked_for_overrides_others(
+def test_the_typed_password_overrides_others(
     name: str,
     place: str,
     typed: str,
@@ -178,8 +178,8 @@ def test_the_password_that_was_asked_for_overrides_others(
         make_driver(driver, settings).close(0)
 
 
-def test_a_password_is_not_asked_for_beside_a_login_module(typed: str) -> None:
-    """Its text contains the user's name and a password."""
+def test_a_typed_password_contradicts_a_login_module(typed: str) -> None:
+    """The text of the login module contains a user name and a password."""
     module = "org.apache.kafka.common.security.plain.PlainLoginModule"
     text = f'{module} required username="me" password="other";'
     given = (("sasl_jaas.config", text),)
@@ -192,7 +192,7 @@ def test_a_password_is_not_asked_for_beside_a_login_module(typed: str) -> None:
 
 
 @pytest.mark.parametrize("error", [EOFError(), OSError(), None])
-def test_without_a_terminal_no_password_is_read(
+def test_a_password_needs_a_terminal(
     error: Exception | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def ask(prompt: str) -> str:
@@ -213,7 +213,7 @@ def test_without_a_terminal_no_password_is_read(
     ("verbosity", "shown"),
     [(0, ()), (1, ("INFO",)), (2, ("INFO", "DEBUG")), (3, ("INFO", "DEBUG"))],
 )
-def test_the_log(
+def test_the_verbosity_selects_the_log_levels(
     verbosity: int, shown: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     loggers = [logging.getLogger("kafka.conn"), logging.getLogger("anyio_sendproducer.confluent")]

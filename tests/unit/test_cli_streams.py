@@ -1,5 +1,4 @@
-"""Standard output and standard error of the command line: whatever is wrong with them, nothing
-raises."""
+"""Standard output and standard error of the command line: a write never raises."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from anyio_sendproducer.cli._streams import emit, steady_streams
 
 
 class Raw(io.RawIOBase):
-    """A file whose writes return, or raise, what a test says."""
+    """A file whose writes return or raise the given results."""
 
     def __init__(self, *results: int | OSError | None) -> None:
         self.results = [*results]
@@ -50,14 +49,14 @@ def replace(monkeypatch: pytest.MonkeyPatch, out: Any, err: Any) -> None:
     monkeypatch.setattr(sys, "stderr", err)
 
 
-def test_what_a_stream_does_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_emit_returns_the_error_of_a_full_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     full = OSError(errno.ENOSPC, "full")
     out, err = Raw(3, full), Raw()
     stream = text_of(out)
     replace(monkeypatch, stream, text_of(err))
     with steady_streams():
         assert emit(sys.stdout, "abcdef\n") is full
-        # There may be room later.
+        # A later write may succeed.
         assert emit(sys.stdout, b"more\n") is None
         sys.stderr.write("err\n")
     assert out.content == b"abcmore\n"
@@ -65,7 +64,7 @@ def test_what_a_stream_does_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sys.stdout is stream
 
 
-def test_what_was_buffered_before_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_that_was_buffered_before_is_written_first(monkeypatch: pytest.MonkeyPatch) -> None:
     out = Raw()
     stream = text_of(out)
     replace(monkeypatch, stream, text_of(Raw()))
@@ -98,7 +97,7 @@ def test_a_stream_that_was_closed_at_the_start(monkeypatch: pytest.MonkeyPatch) 
     assert sys.stdout is None
 
 
-def test_a_stream_in_memory_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_in_memory_is_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     out, err = io.StringIO(), io.TextIOWrapper(io.BytesIO())
     replace(monkeypatch, out, err)
     with steady_streams():
@@ -128,7 +127,7 @@ def test_a_descriptor_that_another_process_made_non_blocking(
     assert waited == [([], [out], [])] * 3
 
 
-def test_closed_descriptors_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closed_descriptors_are_opened_on_the_null_device(monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Any] = []
 
     def fstat(number: int) -> Any:
@@ -143,11 +142,13 @@ def test_closed_descriptors_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "open", keep)
     _streams._open_closed_descriptors()
     monkeypatch.undo()
-    # To read from it fails, as before.
+    # Opened for writing only, so that reading fails as before.
     assert opened == [(os.devnull, os.O_WRONLY)] * 2
 
 
-def test_a_report_that_standard_output_does_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_goes_to_standard_error_if_standard_output_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     out, err = Raw(OSError(errno.EPIPE, "Broken pipe")), Raw()
     replace(monkeypatch, text_of(out), text_of(err))
     with steady_streams():
@@ -165,7 +166,7 @@ def test_a_report_that_standard_output_does_not_take(monkeypatch: pytest.MonkeyP
     assert b"(I/O operation on closed file" in err.content
 
 
-def test_a_complaint_has_the_notes_of_its_error(capsys: pytest.CaptureFixture[str]) -> None:
+def test_complain_prints_the_notes_of_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     error = ValueError("wrong")
     cast("Any", error).__notes__ = ["a note"]
     assert _running.complain(error, 3) == 3

@@ -1,4 +1,4 @@
-"""What the command line's tasks share with the threads of their blocking calls."""
+"""The state that tasks of the command line share with the threads of their blocking calls."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.calls import Call, at_gate, quiet, task_group
 
 
 class SlowFile:
-    """A failed file whose write stops before a gate, on its thread."""
+    """A file of failed records whose write stops at a gate, in its thread."""
 
     lost = 0
 
@@ -27,8 +27,8 @@ class SlowFile:
         self.written += failures
 
 
-async def test_failures_are_written_once_though_the_writing_is_cancelled() -> None:
-    """The task awaits its thread, whatever happens, before it or another one goes on."""
+async def test_failures_are_written_once_if_the_write_is_cancelled() -> None:
+    """A cancelled task still waits for its thread, before this or another task continues."""
     file = SlowFile()
     order: Any = types.SimpleNamespace(fail_fast=False)
     job = _produce._Job(order, cast("Any", None), cast("Any", file), shows=False)

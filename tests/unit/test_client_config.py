@@ -1,4 +1,4 @@
-"""What becomes of the settings in kafka-python's configuration, and what is refused on the way."""
+"""How settings become kafka-python's configuration, and which settings are refused."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def refusal(**properties: Any) -> str:
     return str(caught.value)
 
 
-def test_what_the_client_is_given_where_nothing_is_said() -> None:
+def test_the_default_configuration() -> None:
     assert config() == {
         "bootstrap_servers": ["a:1", "b:2"],
         "client_id": "anyio-sendproducer",
@@ -55,7 +55,7 @@ def test_what_the_client_is_given_where_nothing_is_said() -> None:
 
 
 @pytest.mark.parametrize(("seconds", "wanted"), [(600, 30_000), (10, 5000), (0.5, 1000)])
-def test_a_request_leaves_time_for_another_one(seconds: float, wanted: int) -> None:
+def test_the_request_timeout_leaves_time_for_a_second_request(seconds: float, wanted: int) -> None:
     settings = ProducerSettings(bootstrap_servers="a:1", delivery_timeout=seconds)
     assert _kafka_config.client_config(settings, KNOWN)["request_timeout_ms"] == wanted
 
@@ -72,7 +72,7 @@ def test_a_codec_whose_package_is_not_installed(
     codec: str, package: str, attributes: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = make(properties={"compression.type": codec})
-    # It does not connect.
+    # This does not connect.
     make_driver("kafka-python", settings)
     for attribute in attributes:
         monkeypatch.setattr(cast("Any", _kafka_python).codec, attribute, None)
@@ -83,21 +83,21 @@ def test_a_codec_whose_package_is_not_installed(
         'pip install ".[compression]" in a checkout of anyio-sendproducer, or use '
         'driver="confluent", which needs no package for it'
     )
-    # These need none.
+    # These need no package.
     make_driver("kafka-python", settings.with_property("compression.type", "gzip"))
     make_driver("confluent", settings)
 
 
-def test_whatever_the_client_is_given_it_knows() -> None:
+def test_the_client_knows_all_default_settings() -> None:
     assert config().keys() <= KNOWN.keys()
 
 
-def test_each_configuration_is_its_own() -> None:
+def test_each_configuration_is_a_new_dict() -> None:
     config()["batch_size"] = 1
     assert config()["batch_size"] == 256 * 1024
 
 
-def test_properties_go_before_our_defaults() -> None:
+def test_properties_override_our_defaults() -> None:
     changed = config(batch_size=1000, linger_ms=7, metrics_enabled=True)
     assert (changed["batch_size"], changed["linger_ms"], changed["metrics_enabled"]) == (
         1000,
@@ -135,7 +135,7 @@ def test_properties_go_before_our_defaults() -> None:
     ],
     ids=repr,
 )
-def test_values_are_taken_as_a_file_or_a_program_gives_them(
+def test_values_may_be_text_or_python_values(
     given_: str, name: str, value: Any, wanted: Any
 ) -> None:
     made = config(**{given_: value})[name]
@@ -162,7 +162,7 @@ def test_all_four_compressions_are_known(codec: str) -> None:
         ("", None),
     ],
 )
-def test_an_unknown_property_is_refused_with_the_nearest_known_name(
+def test_the_error_for_an_unknown_property_suggests_the_nearest_name(
     given_: str, near: str | None
 ) -> None:
     message = refusal(**{given_: 1})
@@ -173,7 +173,7 @@ def test_an_unknown_property_is_refused_with_the_nearest_known_name(
         assert message.endswith(f"; did you mean {near!r}?")
 
 
-def test_what_cannot_be_set_is_not_suggested() -> None:
+def test_no_error_suggests_a_property_that_cannot_be_set() -> None:
     assert "did you mean" not in refusal(buffer_memori=1)
     assert "client_id'?" not in refusal(client_ids=1)
 
@@ -192,17 +192,19 @@ MANAGED = {
 }
 
 
-@pytest.mark.parametrize(("given_", "way_out"), MANAGED.items())
-def test_what_the_producer_decides_is_refused_with_the_way_out(given_: str, way_out: str) -> None:
+@pytest.mark.parametrize(("given_", "alternative"), MANAGED.items())
+def test_the_error_for_a_managed_property_names_the_alternative(
+    given_: str, alternative: str
+) -> None:
     for name in (given_, given_.replace(".", "_"), given_.replace("_", ".")):
         message = refusal(**{name: SECRET})
         assert f"{name!r} can't be set here" in message
-        assert way_out in message
+        assert alternative in message
         assert SECRET not in message
 
 
 @pytest.mark.parametrize("table", [_kafka_config._MANAGED, _librdkafka_names.DECIDED])
-def test_each_way_out_that_names_a_setting_names_one_that_there_is(
+def test_the_named_alternatives_are_settings(
     table: Mapping[str, str],
 ) -> None:
     names = re.findall(r"ProducerSettings\((\w+)=", "\n".join(table.values()))
@@ -245,7 +247,7 @@ def test_each_way_out_that_names_a_setting_names_one_that_there_is(
     ],
     ids=str,
 )
-def test_a_value_of_the_wrong_kind_is_refused_by_name(
+def test_the_error_for_a_wrong_value_names_its_property(
     properties: dict[str, Any], says: str
 ) -> None:
     message = refusal(**properties)
@@ -253,18 +255,18 @@ def test_a_value_of_the_wrong_kind_is_refused_by_name(
     assert says in message
 
 
-def test_the_partitioner_that_is_ours_may_be_named() -> None:
+def test_the_default_partitioner_may_be_named() -> None:
     assert config(partitioner="murmur2_random") == config()
 
 
 @pytest.mark.parametrize("name", ["linger.ms", "retry.backoff.ms", "reconnect.backoff.ms"])
-def test_a_wait_that_is_as_long_as_delivery_timeout_is_refused(name: str) -> None:
+def test_a_wait_must_be_shorter_than_delivery_timeout(name: str) -> None:
     assert config(**{name: 119_999})[name.replace(".", "_")] == 119_999
     says = f"properties: {name}=120000 is not less than delivery_timeout"
     assert refusal(**{name: 120_000}) == says
 
 
-def test_a_linger_that_is_as_long_as_a_transaction_may_take_is_refused() -> None:
+def test_the_linger_must_be_shorter_than_the_transaction_timeout() -> None:
     settings = ProducerSettings(
         bootstrap_servers="a:1", properties={"linger.ms": 60_000}, transactional_id="id"
     )
@@ -317,7 +319,7 @@ def test_settings_of_transactions() -> None:
     CONTRADICTIONS,
     ids=str,
 )
-def test_settings_that_contradict_idempotence_are_refused_where_it_is_asked_for(
+def test_settings_that_contradict_requested_idempotence_are_refused(
     properties: dict[str, Any], says: str
 ) -> None:
     assert says in refusal(**properties, **{"enable.idempotence": "true"})
@@ -325,7 +327,7 @@ def test_settings_that_contradict_idempotence_are_refused_where_it_is_asked_for(
     config(**properties)
 
 
-def test_settings_that_agree_with_idempotence_are_taken() -> None:
+def test_settings_that_agree_with_idempotence_are_accepted() -> None:
     made = config(
         enable_idempotence=True, acks=-1, retries=1, max_in_flight_requests_per_connection=5
     )
@@ -371,7 +373,7 @@ def test_the_default_driver_is_kafka_python_and_checks_the_settings(
         make_driver(name, make(properties={"lingerms": 5}))
 
 
-def test_a_factory_is_given_the_settings() -> None:
+def test_a_driver_factory_gets_the_settings() -> None:
     fake = FakeDriver()
     settings = make(properties={"whatever": "the factory knows"})
     assert make_driver(fake, settings) is fake
@@ -379,6 +381,6 @@ def test_a_factory_is_given_the_settings() -> None:
 
 
 @pytest.mark.parametrize("name", ["librdkafka", "", 7])
-def test_an_unknown_driver_is_refused_by_name(name: Any) -> None:
+def test_the_error_for_an_unknown_driver_names_it(name: Any) -> None:
     with pytest.raises(SettingsError, match=f"driver must be .* not {name!r}"):
         make_driver(name, make())

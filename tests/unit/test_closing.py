@@ -1,4 +1,4 @@
-"""The end of a producer: bounded whatever hangs, truthful to every waiter, and nothing is left."""
+"""The end of a producer is bounded, gives every waiter its outcome, and leaves no task behind."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ from tests.support.calls import (
 from tests.support.clock import ManualClock, run_while_the_clock_stands_still
 from tests.support.waiting import blocking_until, until
 
-#: Far more than any of these ends takes, and far less than what it must not wait for; seconds.
+#: Seconds: far longer than any of these ends takes, and far shorter than a wait that is a fault.
 GENEROUS = 30.0
 
 
@@ -73,7 +73,7 @@ def values(fake: FakeDriver) -> list[bytes]:
 
 
 async def fate(delivery: Delivery) -> Persistence:
-    """What is known of a record that was not delivered."""
+    """The persistence of a record that was not delivered."""
     with pytest.raises(DeliveryError) as caught:
         await delivery.wait()
     return caught.value.persistence
@@ -82,7 +82,7 @@ async def fate(delivery: Delivery) -> Persistence:
 # --- a clean end -----------------------------------------------------------------------------
 
 
-async def test_a_clean_end_delivers_what_was_accepted(
+async def test_a_clean_end_delivers_all_accepted_records(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     before = anyio.get_running_tasks()
@@ -108,17 +108,17 @@ async def _open_when_draining(producer: SendProducer, gate: Gate) -> None:
     gate.open()
 
 
-async def test_a_clean_end_is_no_wait_where_there_is_nothing_to_do(
+async def test_a_clean_end_without_records_does_not_wait(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     begun = time.monotonic()
     async with open_send_producer(settings.evolve(close_timeout=60.0), driver=fake):
         pass
     assert time.monotonic() - begun < GENEROUS
-    assert 0 < fake.closed[0] <= 1.0  # the client may take a little to end by itself
+    assert 0 < fake.closed[0] <= 1.0  # the client has a short time to end by itself
 
 
-async def test_without_any_time(settings: ProducerSettings, fake: FakeDriver) -> None:
+async def test_timeouts_of_zero(settings: ProducerSettings, fake: FakeDriver) -> None:
     none = settings.evolve(close_timeout=0, cancel_timeout=0)
     async with open_send_producer(none, driver=fake) as producer:
         await producer.send(record())
@@ -128,7 +128,7 @@ async def test_without_any_time(settings: ProducerSettings, fake: FakeDriver) ->
             raise KeyError
 
 
-async def test_records_of_an_unknown_topic_are_drained_too(
+async def test_records_of_an_unknown_topic_are_drained(
     settings: ProducerSettings, fake: FakeDriver, clock: ManualClock
 ) -> None:
     fake.unknown_topics.add("new")
@@ -160,7 +160,7 @@ async def test_a_clean_end_is_bounded_by_close_timeout(
             await taken(fake, 1)
     stopwatch.check()
     assert await fate(delivery) is Persistence.POSSIBLY_PERSISTED
-    assert fake.closed == [0]  # by force, since it still held a record
+    assert fake.closed == [0]  # with a timeout of 0, because the client still holds a record
 
 
 @pytest.mark.parametrize("how", ["failed", "cancelled", "deadline"])
@@ -196,7 +196,7 @@ async def test_an_unclean_end_is_bounded_by_cancel_timeout(
 
 
 @pytest.mark.parametrize("how", ["failed", "cancelled"])
-async def test_an_unclean_end_still_delivers_what_it_can(
+async def test_an_unclean_end_still_delivers_records(
     settings: ProducerSettings, fake: FakeDriver, how: str
 ) -> None:
     fake.on_submit.shut()
@@ -225,7 +225,7 @@ async def test_an_unclean_end_still_delivers_what_it_can(
     assert [(await delivery.wait()).offset for delivery in deliveries] == [0, 1]
 
 
-async def test_what_the_driver_never_had_is_not_persisted(
+async def test_a_queued_record_is_not_persisted(
     settings: ProducerSettings, fake: FakeDriver, stopwatch: Stopwatch
 ) -> None:
     fake.on_submit.shut()
@@ -239,7 +239,7 @@ async def test_what_the_driver_never_had_is_not_persisted(
     assert b"queued" not in values(fake)
 
 
-async def test_what_an_unknown_topic_held_up_is_not_persisted(
+async def test_a_held_record_is_not_persisted(
     settings: ProducerSettings, fake: FakeDriver, stopwatch: Stopwatch
 ) -> None:
     fake.unknown_topics.add("new")
@@ -251,7 +251,7 @@ async def test_what_an_unknown_topic_held_up_is_not_persisted(
     assert await fate(held) is Persistence.NOT_PERSISTED
 
 
-async def test_what_waits_for_room_is_told_at_once(settings: ProducerSettings) -> None:
+async def test_calls_that_wait_for_room_fail_at_once(settings: ProducerSettings) -> None:
     fake = FakeDriver(manual=True)
     async with (
         task_group() as tasks,
@@ -274,9 +274,9 @@ async def test_what_waits_for_room_is_told_at_once(settings: ProducerSettings) -
         assert isinstance(many.error, MultiDeliveryError)
         for error in many.error.errors:
             assert error.persistence is Persistence.NOT_PERSISTED
-        # The second was not even in line: its cause says why.
+        # The second record was not in line yet, and its cause says why.
         assert isinstance(many.error.errors[1].__cause__, ProducerClosed)
-        assert closing.running  # there was no hurry for what was accepted
+        assert closing.running  # the accepted record still has time
         fake.acknowledge()
     assert (await delivery.wait()).offset == 0
     assert values(fake) == [b"accepted"]
@@ -315,7 +315,7 @@ async def test_flush_while_the_producer_closes(settings: ProducerSettings) -> No
 
 
 async def test_awaited_records_at_a_forced_end(settings: ProducerSettings) -> None:
-    """Every waiter of every kind returns, and nothing is reported twice."""
+    """Every kind of waiter returns, and no failure is raised twice."""
     fake = FakeDriver(manual=True)
     hasty = settings.evolve(close_timeout=0.02)
     async with (
@@ -376,10 +376,10 @@ async def test_undelivered_records_are_raised_once(settings: ProducerSettings) -
         assert [type(error) for error in errors] == [UndeliveredRecords]
 
 
-async def test_a_later_and_hastier_close_counts(
+async def test_a_later_close_with_less_time_counts(
     settings: ProducerSettings, stopwatch: Stopwatch
 ) -> None:
-    """The body fails while a task drains with more patience."""
+    """The body fails while a task drains with a longer timeout."""
     fake = FakeDriver(manual=True)
     hasty = settings.evolve(close_timeout=60.0, cancel_timeout=0.02)
 
@@ -400,7 +400,7 @@ async def test_a_later_and_hastier_close_counts(
     assert fake.closed == [0]
 
 
-async def test_a_later_and_more_patient_close_does_not_count(settings: ProducerSettings) -> None:
+async def test_a_later_close_with_more_time_does_not_count(settings: ProducerSettings) -> None:
     fake = FakeDriver(manual=True)
     odd = settings.evolve(close_timeout=120.0, cancel_timeout=240.0)
     async with task_group() as tasks, open_send_producer(odd, driver=fake) as producer:
@@ -421,7 +421,7 @@ async def test_a_later_and_more_patient_close_does_not_count(settings: ProducerS
 
 
 async def test_undelivered_records_after_a_cancelled_aclose(settings: ProducerSettings) -> None:
-    """The block goes on, and ends cleanly; it is there that they are raised."""
+    """The block continues and ends cleanly, and its end raises the failures."""
     fake = FakeDriver(manual=True)
     hasty = settings.evolve(cancel_timeout=0.02)
     async with task_group() as tasks:
@@ -439,7 +439,7 @@ async def test_undelivered_records_after_a_cancelled_aclose(settings: ProducerSe
 
 @pytest.fixture
 def uses() -> Callable[[SendProducer], Iterator[Awaitable[Any]]]:
-    """Everything that a closed producer refuses, and that waits."""
+    """Every call that waits, and that a closed producer refuses."""
 
     def each(producer: SendProducer) -> Iterator[Awaitable[Any]]:
         yield producer.send(record())
@@ -453,7 +453,7 @@ def uses() -> Callable[[SendProducer], Iterator[Awaitable[Any]]]:
     return each
 
 
-async def test_after_the_end(
+async def test_a_closed_producer_refuses_every_call(
     settings: ProducerSettings,
     fake: FakeDriver,
     uses: Callable[[SendProducer], Iterator[Awaitable[Any]]],
@@ -470,7 +470,7 @@ async def test_after_the_end(
     assert values(fake) == []
 
 
-async def test_send_while_it_drains(settings: ProducerSettings) -> None:
+async def test_a_draining_producer_refuses_records(settings: ProducerSettings) -> None:
     fake = FakeDriver(manual=True)
     async with open_send_producer(settings, driver=fake) as producer:
         producer.enqueue_nowait(record())
@@ -486,7 +486,7 @@ async def test_send_while_it_drains(settings: ProducerSettings) -> None:
 
 
 async def test_send_many_after_close(settings: ProducerSettings, fake: FakeDriver) -> None:
-    """Nothing of it was accepted, so there is nothing to tell of each."""
+    """No record was accepted, so the error is not a MultiDeliveryError."""
     async with open_send_producer(settings, driver=fake) as producer:
         pass
     with pytest.raises(ProducerClosed):
@@ -503,7 +503,7 @@ async def test_a_pass_through_message_works_after_the_end(
 
 
 class Thinking(FakeDriver):
-    """Does not answer before it is closed."""
+    """Answers `partitions_for` only when it is closed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -519,10 +519,10 @@ class Thinking(FakeDriver):
         super().close(timeout)
 
 
-async def test_asking_again_after_the_close(
+async def test_partitions_for_fails_at_once_in_a_producer_that_closes(
     settings: ProducerSettings, stopwatch: Stopwatch
 ) -> None:
-    """At whichever moment of the end: the answer is ProducerClosed, and comes at once."""
+    """At every moment of the end, the call raises ProducerClosed at once."""
     fake = Thinking()
     errors: list[SendProducerError] = []
 
@@ -548,7 +548,7 @@ async def test_asking_again_after_the_close(
 async def test_held_records_are_not_retried_on_a_closed_bridge(
     settings: ProducerSettings, fake: FakeDriver, clock: ManualClock
 ) -> None:
-    """The loop is held up until both are due: the end, and another attempt at the topic."""
+    """Block the loop until the close and the next attempt at the topic are both due."""
     fake.unknown_topics.add("new")
     fake.on_close.shut()
     async with task_group() as tasks:
@@ -569,7 +569,7 @@ async def test_held_records_are_not_retried_on_a_closed_bridge(
 
 
 class Hanging(FakeDriver):
-    """Hangs in one of its calls, whatever anybody does, until the test lets it go."""
+    """Hangs in one of its calls until the test opens the gate."""
 
     def __init__(self, where: str) -> None:
         super().__init__(manual=True)
@@ -610,7 +610,7 @@ def _join_threads() -> None:
 
 
 async def let_go(driver: Hanging) -> None:
-    """End what was left behind: what it still says is said to nobody."""
+    """End the threads that were left behind. Their reports have no effect."""
     driver.gate.open()
     await anyio.to_thread.run_sync(_join_threads)
     await quiet()
@@ -640,7 +640,7 @@ async def test_a_driver_that_hangs_at_the_end_is_left_behind(
     assert caught.value.count == 1
     assert producer.statistics().state == "closed"
     assert set(anyio.get_running_tasks()) == set(before)
-    # The other one may be about to end.
+    # The other thread may be about to end.
     await until(lambda: len(_threads()) == 1)
     names = [thread.name for thread in _threads()]
     assert [name.endswith("-closer") for name in names] == [where == "close"]
@@ -670,7 +670,7 @@ def test_the_end_does_not_wait_for_a_clock_that_stands_still(settings: ProducerS
 
 
 def _start_none(monkeypatch: pytest.MonkeyPatch, *suffixes: str) -> None:
-    """Have threads with these suffixes not start, as at the limit of a container."""
+    """Make threads with these suffixes fail to start, as at the thread limit of a container."""
     start = threading.Thread.start
 
     def refuse(thread: threading.Thread) -> None:
@@ -682,7 +682,7 @@ def _start_none(monkeypatch: pytest.MonkeyPatch, *suffixes: str) -> None:
 
 
 def _run_none(monkeypatch: pytest.MonkeyPatch, *suffixes: str) -> None:
-    """Have threads with these suffixes end before they have run anything, as some tracers do."""
+    """Make threads with these suffixes end before they run anything, as some tracers do."""
     run = threading.Thread.run
 
     def end(thread: threading.Thread) -> None:
@@ -695,7 +695,7 @@ def _run_none(monkeypatch: pytest.MonkeyPatch, *suffixes: str) -> None:
 @pytest.mark.usefixtures("short_grace")
 @pytest.mark.parametrize("lack", [_start_none, _run_none])
 @pytest.mark.parametrize("suffixes", [("-watcher",), ("-closer",), ("-closer", "-watcher")])
-async def test_the_end_does_not_need_threads(
+async def test_the_end_needs_neither_a_closer_nor_a_watcher_thread(
     settings: ProducerSettings,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
@@ -730,7 +730,7 @@ async def test_a_driver_that_hangs_is_left_behind_without_a_watcher(
     driver.gate.shut()
     async with open_send_producer(settings.evolve(close_timeout=0.05), driver=driver):
         pass
-    await until(lambda: len(_threads()) == 1)  # the other one may be about to end
+    await until(lambda: len(_threads()) == 1)  # the other thread may be about to end
     [left] = _threads()
     assert f"the thread {left.name} did not end: it hangs in the client library" in caplog.text
     await let_go(driver)
@@ -746,11 +746,11 @@ async def test_a_start_without_a_thread(
     with pytest.raises(ProducerStartError, match="no thread could be started"):
         async with open_send_producer(settings, driver=fake):
             never()
-    assert fake.closed == []  # it was not made
+    assert fake.closed == []  # the driver was not made
 
 
 @pytest.mark.usefixtures("short_grace")
-async def test_a_question_that_is_not_answered_before_the_end(
+async def test_a_request_that_the_driver_does_not_answer_ends_with_the_producer(
     settings: ProducerSettings, stopwatch: Stopwatch
 ) -> None:
     driver = Hanging("submit")
@@ -795,7 +795,7 @@ class FailingClose(FakeDriver):
         raise OSError("can't close")
 
 
-async def test_a_driver_that_raises_when_it_is_closed(
+async def test_an_exception_of_close_is_logged(
     settings: ProducerSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with open_send_producer(settings, driver=FailingClose()) as producer:
@@ -804,17 +804,17 @@ async def test_a_driver_that_raises_when_it_is_closed(
     assert "can't close" in caplog.text
 
 
-async def test_the_driver_reports_on_the_way_out(
+async def test_outcomes_that_the_driver_reports_in_close_count(
     settings: ProducerSettings, stopwatch: Stopwatch
 ) -> None:
-    """What the client says when it is closed by force is truer than what we would say."""
+    """The outcomes of the client count, and not those that the producer would have to assume."""
 
-    class LastWord(FakeDriver):
+    class ReportingClose(FakeDriver):
         def close(self, timeout: float, /) -> None:
             self.acknowledge()
             super().close(timeout)
 
-    fake = LastWord(manual=True)
+    fake = ReportingClose(manual=True)
     async with open_send_producer(settings.evolve(close_timeout=0.02), driver=fake) as producer:
         delivery = producer.enqueue_nowait(record())
         await taken(fake, 1)
@@ -823,7 +823,7 @@ async def test_the_driver_reports_on_the_way_out(
 
 
 async def test_many_producers_at_once(settings: ProducerSettings) -> None:
-    """Each has its own thread, and each ends its own."""
+    """Each producer has its own thread, and ends only this thread."""
     before = anyio.get_running_tasks()
     fakes = [FakeDriver() for _ in range(5)]
 
@@ -854,7 +854,7 @@ async def test_failures_while_it_drains_are_raised(settings: ProducerSettings) -
     assert caught.value.count == 1
 
 
-async def test_what_a_client_says_after_its_end_harms_nobody(
+async def test_a_callback_after_the_end_has_no_effect(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     async with open_send_producer(settings, driver=fake) as producer:
@@ -864,12 +864,12 @@ async def test_what_a_client_says_after_its_end_harms_nobody(
     await quiet()
     after = producer.statistics()
     assert (after.state, after.delivered) == ("closed", 1)
-    # The loop was told, and had nobody to tell.
+    # The callback woke the event loop, which ignored it.
     assert after.wake_ups == before.wake_ups + 1
 
 
-async def test_an_answer_that_has_come_is_given_though_the_producer_is_closed() -> None:
-    """Whoever asked was woken, and has not run yet."""
+async def test_an_answer_that_arrived_before_the_close_is_returned() -> None:
+    """The task that asked is woken, but has not run yet."""
 
     gate = Gate()
 
@@ -885,9 +885,7 @@ async def test_an_answer_that_has_come_is_given_though_the_producer_is_closed() 
         question = Call(tasks, bridge.call, answer)
         await at_gate(gate)
         gate.open()
-        blocking_until(
-            lambda: bridge._worker.outbox
-        )  # the loop does nothing else until it has come
+        blocking_until(lambda: bridge._worker.outbox)  # block the loop until the answer has arrived
         with CancelScope(shield=True):
             await bridge.stop(0)
         await question.wait()

@@ -1,4 +1,4 @@
-"""In which context, and on which thread, each hook runs: the table in docs/reference/hooks.md."""
+"""The context and the thread of each hook, as in the table in docs/reference/hooks.md."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Seen:
 
 
 class Hooks:
-    """An observer that adds headers, and everything else that settings take."""
+    """An observer that injects headers, and all other hooks of the settings."""
 
     def __init__(self, seen: Seen) -> None:
         self.seen = seen
@@ -74,7 +74,7 @@ class Hooks:
 
 
 def is_second(producer: SendProducer) -> bool:
-    """Whether another client is open."""
+    """Whether the second client is open."""
     return producer.statistics().generations == 2
 
 
@@ -89,7 +89,7 @@ def hooks() -> Hooks:
     return Hooks(Seen())
 
 
-async def test_each_hook_runs_where_the_table_says(hooks: Hooks) -> None:
+async def test_each_hook_runs_in_the_context_of_the_table(hooks: Hooks) -> None:
     settings = ProducerSettings(
         service_name="kafka",
         discovery_method=hooks.resolve,
@@ -115,8 +115,8 @@ async def test_each_hook_runs_where_the_table_says(hooks: Hooks) -> None:
     }
 
 
-async def test_settings_are_completed_again_in_the_openers_context(hooks: Hooks) -> None:
-    """Also where a transaction's task gives the client up."""
+async def test_settings_are_enriched_again_in_the_openers_context(hooks: Hooks) -> None:
+    """Also if the task of a transaction gives up the client."""
     settings = ProducerSettings(
         bootstrap_servers="broker.invalid:9092",
         enrich=hooks.enrich,
@@ -177,7 +177,7 @@ def test_a_token_provider_runs_in_the_context_in_which_the_driver_was_made(hooks
     }
 
 
-async def test_hooks_do_not_change_the_variables_of_others(
+async def test_hooks_do_not_change_the_context_of_the_caller(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     def serialize(value: bytes) -> bytes:

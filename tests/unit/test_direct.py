@@ -1,4 +1,4 @@
-"""A driver whose client takes a record without waiting: who hands over a record that is alone."""
+"""A direct driver, whose client takes a record without waiting: which thread submits."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.support.waiting import until
 
 
 class DirectFake(FakeDriver):
-    """Notes who called `submit`."""
+    """Notes which thread calls `submit`."""
 
     def __init__(self, *, manual: bool = False, direct: bool = True) -> None:
         super().__init__(manual=manual)
@@ -57,25 +57,25 @@ def settings() -> ProducerSettings:
 async def opened(
     settings: ProducerSettings, driver: DirectFake, observers: Sequence[Observer] = ()
 ) -> AsyncGenerator[SendProducer]:
-    """A producer whose thread is through with the opening; until then, it does what comes."""
+    """A producer whose thread has opened the client. Until then, the thread submits all batches."""
     async with open_send_producer(settings, driver=driver, observers=observers) as producer:
         await until(lambda: producer._engine.bridge._worker.commands_done == 1)
         yield producer
 
 
-async def test_what_is_alone_goes_by_the_loop(settings: ProducerSettings) -> None:
+async def test_the_event_loop_submits_a_lone_record(settings: ProducerSettings) -> None:
     driver = DirectFake()
     async with opened(settings, driver) as producer:
         for number in range(10):
             assert (await producer.send(record())).offset == number
         assert driver.threads == [LOOP] * 10
         delivery = producer.enqueue_nowait(record())
-        assert len(driver.submitted) == 11  # at once
+        assert len(driver.submitted) == 11  # inline
         await delivery.wait()
 
 
 class Turns:
-    """Counts what the pump has to do."""
+    """Counts how often the pump applies events."""
 
     def __init__(self, producer: SendProducer, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
@@ -88,7 +88,7 @@ class Turns:
         monkeypatch.setattr(producer._engine, "_apply_all", counted)
 
 
-async def test_what_is_alone_never_waits_for_the_pump(
+async def test_a_lone_record_does_not_wait_for_the_pump(
     settings: ProducerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     driver = DirectFake()
@@ -99,13 +99,13 @@ async def test_what_is_alone_never_waits_for_the_pump(
         for number in range(1, 10):
             assert (await producer.send(record())).offset == number
         assert turns.count == 0
-        # Several records do: the pump submits them.
+        # The pump submits several records.
         await producer.send_many([record(), record()])
         assert driver.threads[-1] is LOOP
         assert producer.statistics().delivered == 12
 
 
-async def test_who_observes_has_the_pumps_turns(settings: ProducerSettings) -> None:
+async def test_with_observers_the_pump_takes_every_turn(settings: ProducerSettings) -> None:
     driver = DirectFake()
     seen = Recorder()
     async with opened(settings, driver, observers=[seen]) as producer:
@@ -116,7 +116,9 @@ async def test_who_observes_has_the_pumps_turns(settings: ProducerSettings) -> N
         assert len(seen.of(Delivered)) == 3
 
 
-async def test_room_that_one_leaves_is_the_next_ones(settings: ProducerSettings) -> None:
+async def test_the_next_record_gets_the_room_of_the_previous_one(
+    settings: ProducerSettings,
+) -> None:
     driver = DirectFake(manual=True)
     async with (
         opened(settings.evolve(max_in_flight=1), driver) as producer,
@@ -124,14 +126,14 @@ async def test_room_that_one_leaves_is_the_next_ones(settings: ProducerSettings)
     ):
         calls = [Call(tasks, producer.send, record()) for _ in range(3)]
         for number in range(1, 4):
-            await until(lambda: len(driver.submitted) == number)  # noqa: B023  # at once
+            await until(lambda: len(driver.submitted) == number)  # noqa: B023  # called at once
             driver.acknowledge()
         for call in calls:
             await call.wait()
         assert {call.value.offset for call in calls} == {0, 1, 2}
 
 
-async def test_a_fault_of_its_own_breaks_the_producer_and_not_the_loop(
+async def test_an_internal_exception_breaks_the_producer_and_not_the_loop(
     settings: ProducerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     driver = DirectFake()
@@ -149,7 +151,7 @@ async def test_a_fault_of_its_own_breaks_the_producer_and_not_the_loop(
             await producer.send(record())
 
 
-async def test_where_it_must_not_the_thread_does_it(settings: ProducerSettings) -> None:
+async def test_the_thread_submits_if_the_driver_is_not_direct(settings: ProducerSettings) -> None:
     driver = DirectFake(direct=False)
     async with open_send_producer(settings, driver=driver) as producer:
         for number in range(10):
@@ -163,7 +165,7 @@ async def test_the_thread_submits_large_batches(settings: ProducerSettings) -> N
     async with opened(settings, driver) as producer:
 
         async def submitted(count: int) -> bool:
-            """Send so many records, and return whether the thread submitted them."""
+            """Send `count` records, and return whether the thread submitted them."""
             deliveries = [producer.enqueue_nowait(record()) for _ in range(count)]
             await until(lambda: len(driver.threads) == len(submissions) + 1)
             submissions.append(driver.threads[-1])
@@ -191,16 +193,16 @@ async def test_a_lone_record_after_others_waits_for_the_pump(settings: ProducerS
             await one.wait()
         await quiet()
         alone = producer.enqueue_nowait(record())
-        assert len(driver.submitted) == 3  # there may be others again
+        assert len(driver.submitted) == 3  # more records may follow
         await until(lambda: len(driver.submitted) == 4)
         another = producer.enqueue_nowait(record())
-        assert len(driver.submitted) == 4  # the one before is in flight
+        assert len(driver.submitted) == 4  # the previous record is in flight
         await until(lambda: len(driver.submitted) == 5)
         driver.acknowledge()
         assert [(await one.wait()).offset for one in (alone, another)] == [3, 4]
 
 
-async def test_while_the_thread_has_something_to_do_it_does_that_too(
+async def test_the_thread_submits_while_it_has_other_work(
     settings: ProducerSettings,
 ) -> None:
     driver = DirectFake()
@@ -223,7 +225,7 @@ async def test_while_the_thread_has_something_to_do_it_does_that_too(
         assert driver.threads == [LOOP, THREAD]
 
 
-async def test_what_is_given_back_waits_for_its_topic(settings: ProducerSettings) -> None:
+async def test_a_record_that_is_given_back_waits_for_its_topic(settings: ProducerSettings) -> None:
     driver = DirectFake()
     driver.unknown_topics.add("unknown")
     async with opened(settings, driver) as producer, task_group() as tasks:
@@ -236,7 +238,9 @@ async def test_what_is_given_back_waits_for_its_topic(settings: ProducerSettings
         assert waits.value.topic == "unknown"
 
 
-async def test_what_the_driver_raises_breaks_the_producer(settings: ProducerSettings) -> None:
+async def test_an_exception_of_an_inline_submit_breaks_the_producer(
+    settings: ProducerSettings,
+) -> None:
     driver = DirectFake()
     async with opened(settings, driver) as producer:
         driver.submit_error = KeyError("the driver's own")
@@ -247,7 +251,9 @@ async def test_what_the_driver_raises_breaks_the_producer(settings: ProducerSett
             await producer.send(record())
 
 
-async def test_the_next_client_is_given_what_is_alone_too(settings: ProducerSettings) -> None:
+async def test_the_event_loop_submits_a_lone_record_to_the_next_client(
+    settings: ProducerSettings,
+) -> None:
     driver = DirectFake()
     async with open_send_producer(settings, driver=driver) as producer:
         driver.break_client()
