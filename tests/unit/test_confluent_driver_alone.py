@@ -1,5 +1,7 @@
-"""The librdkafka driver on a fake client, whose ``poll`` stops where a test wants it to: what two
-threads change together, with gates between their steps, and what no broker can be made to answer.
+"""The librdkafka driver on a fake client, whose ``poll`` stops where a test wants it to.
+
+The tests cover races between threads, with gates between their steps, and answers that no broker
+can be made to give.
 """
 
 from __future__ import annotations
@@ -43,14 +45,14 @@ from anyio_sendproducer.testing import Gate
 from tests.support.recorder import PATIENCE, Parcel, Recorder
 from tests.support.waiting import blocking_until
 
-#: So many outcomes in one poll are left to the event loop.
+#: If one poll has this many outcomes, the thread leaves them to the event loop.
 ENOUGH = _poll_thread.WATCH_LIMIT // 2
 #: What happens in one call of the client's poll.
 Step = Callable[[], None]
 
 
 class Message:
-    """What librdkafka says of a record that it delivered."""
+    """What librdkafka reports about a delivered record."""
 
     def offset(self) -> int:
         return 4
@@ -72,21 +74,21 @@ class Message:
 
 
 class Client:
-    """A client whose polls do what a test says."""
+    """A client whose polls run the steps of a test."""
 
     def __init__(self) -> None:
-        #: How long each poll might have waited.
+        #: The timeout of each poll; seconds.
         self.polls: list[float] = []
         self.steps: list[Step] = []
         self.under_way = 0
-        #: What was called to begin and end transactions.
+        #: The calls of `close` and of the methods for transactions.
         self.calls: list[str] = []
-        #: What was handed over, and what it raises in place of taking more.
+        #: The arguments of each `produce`, and an exception for it to raise instead.
         self.produced: list[tuple[Any, ...]] = []
         self.refusal: Exception | None = None
-        #: How often it was asked for metadata, and what the next answers do.
+        #: The number of requests for metadata.
         self.asked = 0
-        #: How many seconds an answer may take.
+        #: The longest timeout of these requests (seconds), and the steps of the next answers.
         self.patience = 0.1
         self.answers: list[Step] = []
 
@@ -125,7 +127,7 @@ class Client:
 
 
 class Bell(Recorder):
-    """Notes how often the client had been asked when the driver rang."""
+    """Notes the polls that the client had got when the driver rang."""
 
     def __init__(self, client: Client) -> None:
         super().__init__()
@@ -169,10 +171,10 @@ def started(driver: ConfluentDriver) -> None:
     assert driver._thread.start()
 
 
-def test_the_loop_begins_to_watch_while_an_idle_poll_calls_back(
+def test_the_loop_starts_to_watch_while_an_idle_poll_runs_a_callback(
     driver: ConfluentDriver, client: Client, bell: Bell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The driver's thread must see what its idle poll left, before it waits for more."""
+    """The driver's thread must report the outcomes of its idle poll before it waits for more."""
     monkeypatch.setattr(_poll_thread, "_IDLE_SECONDS", 0)
     calls_back, goes_on = threading.Event(), threading.Event()
     parcel = Parcel(ProducerRecord("t", b"v"))
@@ -191,7 +193,7 @@ def test_the_loop_begins_to_watch_while_an_idle_poll_calls_back(
     assert bell.rings == []
 
 
-def test_the_thread_goes_on_watching_after_it_has_reported(
+def test_the_thread_continues_to_watch_after_a_report(
     driver: ConfluentDriver, client: Client, bell: Bell
 ) -> None:
     parcels = [Parcel(ProducerRecord("t", b"v")) for _ in range(3)]
@@ -227,7 +229,7 @@ def test_the_thread_leaves_many_outcomes_to_the_loop(
 def test_the_thread_rests_only_if_the_client_has_no_record(
     driver: ConfluentDriver, client: Client, in_flight: int
 ) -> None:
-    """The loop submits a record, and finds that the thread watches, just before it rests."""
+    """The loop submits a record, and sees that the thread watches, just before the thread rests."""
     driver.watch()
     client.under_way = in_flight
     driver._thread._rest()
@@ -239,8 +241,11 @@ def test_the_thread_rests_only_if_the_client_has_no_record(
 def test_the_loop_watches_again_before_the_thread_has_rung(
     driver: ConfluentDriver, client: Client, bell: Bell
 ) -> None:
-    """The thread says that it no longer watches, and then rings. A loop that asks between the two
-    finds what there is, and watches once more; the ring is one too many, and none is missing."""
+    """The thread notes that it no longer watches, and then rings.
+
+    If the loop polls between these steps, it gets the outcomes and starts a new watch. The ring is
+    then superfluous, but no ring is missing.
+    """
     between, goes_on = threading.Event(), threading.Event()
     first, second = ([Parcel(ProducerRecord("t", b"v")) for _ in range(ENOUGH)] for _ in range(2))
     ready = bell.ready
@@ -265,11 +270,13 @@ def test_the_loop_watches_again_before_the_thread_has_rung(
     assert len(bell.outcomes_of(first + second)) == 2 * ENOUGH
 
 
-def test_an_outcome_on_its_way_to_the_loop_is_under_way(
+def test_an_outcome_on_its_way_to_the_loop_counts_as_in_flight(
     driver: ConfluentDriver, client: Client, bell: Bell
 ) -> None:
-    """A callback on the driver's thread, while the loop asks: either the client still counts the
-    record, or the loop gets its outcome now."""
+    """A callback runs on the driver's thread while the loop polls.
+
+    Either the client still counts the record, or this poll gets its outcome.
+    """
     parcel = Parcel(ProducerRecord("t", b"v"))
     counted, goes_on = threading.Event(), threading.Event()
     client.under_way = 1
@@ -292,8 +299,8 @@ def test_an_outcome_on_its_way_to_the_loop_is_under_way(
     assert driver.poll(10) == 0
 
 
-def test_two_reports_at_once_share_the_outcomes(driver: ConfluentDriver, bell: Bell) -> None:
-    """The loop's, and that of a thread that ends a transaction or closes."""
+def test_concurrent_reports_share_the_outcomes(driver: ConfluentDriver, bell: Bell) -> None:
+    """The event loop reports while another thread ends a transaction or closes the driver."""
     parcels = [Parcel(ProducerRecord("t", b"v")) for _ in range(1000)]
     starts = threading.Barrier(3)
 
@@ -339,7 +346,9 @@ def test_the_thread_prepares_the_client_for_a_second_at_most(
     assert len(bell.outcomes_of([parcel])) == 1
 
 
-def test_a_client_that_is_closed_is_not_prepared(driver: ConfluentDriver, client: Client) -> None:
+def test_closing_ends_the_preparation_of_the_client(
+    driver: ConfluentDriver, client: Client
+) -> None:
     def close() -> None:
         driver._handle.closing.set()
         no_answer()
@@ -367,8 +376,10 @@ def test_a_fatal_error_breaks_a_client_unless_it_is_closed(
 def test_a_partition_that_a_refusal_removed_is_not_a_deleted_topic(
     driver: ConfluentDriver, bell: Bell, code: int, *, is_forbidden: bool
 ) -> None:
-    """librdkafka removes the partitions of a topic that a broker forbids, and restores them. A
-    record that is submitted meanwhile may fail as one whose topic was deleted."""
+    """librdkafka removes the partitions of a topic that a broker forbids, and restores them.
+
+    A record that is submitted meanwhile may fail as if its topic was deleted.
+    """
     errors = [None, KafkaError(code)]
     if is_forbidden:
         errors.insert(1, KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED))
@@ -384,7 +395,7 @@ def test_a_partition_that_a_refusal_removed_is_not_a_deleted_topic(
 @pytest.mark.parametrize(
     "changes", [{"transactional_id": "id"}, {"properties": {"enable.idempotence": False}}]
 )
-def test_only_a_client_without_its_producer_id_is_prepared(
+def test_only_an_idempotent_client_without_transactions_is_prepared(
     client: Client, changes: dict[str, Any]
 ) -> None:
     driver = ConfluentDriver(ProducerSettings(bootstrap_servers="broker.invalid:1", **changes))
@@ -394,7 +405,7 @@ def test_only_a_client_without_its_producer_id_is_prepared(
     assert client.asked == 0
 
 
-# --- records that are handed over again ----------------------------------------------------------
+# --- records that are produced again -------------------------------------------------------------
 
 
 def gone() -> KafkaError:
@@ -409,10 +420,10 @@ def gone() -> KafkaError:
     ],
     ids=["plain", "headers"],
 )
-def test_a_record_whose_chosen_partition_is_gone_is_handed_over_again(
+def test_a_record_whose_chosen_partition_is_gone_is_produced_again(
     driver: ConfluentDriver, client: Client, bell: Bell, record: ProducerRecord[bytes, bytes]
 ) -> None:
-    """Its topic was created anew with fewer partitions, and the record is not written."""
+    """The topic was created again with fewer partitions, and the record was not written."""
     driver._submitter._outcomes._sent_once_seconds = 0.08
     parcel = Parcel(record)
     assert driver.submit([parcel]).held == []
@@ -429,7 +440,7 @@ def test_a_record_whose_chosen_partition_is_gone_is_handed_over_again(
 
 
 @pytest.mark.parametrize("reason", ["explicit", "written before", "full", "broken", "closed"])
-def test_a_record_whose_partition_is_gone_fails_where_it_can_not_be_handed_over_again(
+def test_a_record_whose_partition_is_gone_fails_if_it_cannot_be_produced_again(
     driver: ConfluentDriver, client: Client, bell: Bell, reason: str
 ) -> None:
     driver._submitter._outcomes._sent_once_seconds = 0 if reason == "written before" else 0.08
@@ -454,10 +465,10 @@ def test_a_record_whose_partition_is_gone_fails_where_it_can_not_be_handed_over_
         assert str(outcome) == "topic 't' has no partition 3, which librdkafka chose"
 
 
-def test_a_record_whose_partition_is_gone_fails_where_a_partitioner_chose_it(
+def test_a_record_whose_partition_is_gone_fails_if_a_partitioner_chose_it(
     client: Client, bell: Bell
 ) -> None:
-    """The event loop may take the report, and the partitioner must not run there."""
+    """The event loop may run the report, and must not run the partitioner."""
     settings = ProducerSettings(
         bootstrap_servers="broker.invalid:1",
         partitioner=lambda _topic, _key, partitions: partitions[-1],
@@ -477,12 +488,12 @@ def test_a_record_whose_partition_is_gone_fails_where_a_partitioner_chose_it(
     assert outcome.persistence is Persistence.NOT_PERSISTED
     assert str(outcome) == "topic 't' has no partition 3, which the partitioner chose"
     assert client.produced == []
-    # The next record has the partitions requested anew.
+    # The next record causes a new request for the partitions.
     assert driver._metadata._lists == {}
 
 
-def test_a_topic_is_unknown_since_the_cluster_says_so_in_a_row(driver: ConfluentDriver) -> None:
-    """After a while in which nobody asks, the time that it has to appear begins anew."""
+def test_the_time_of_an_unknown_topic_restarts_after_a_pause(driver: ConfluentDriver) -> None:
+    """After a pause without requests, the time that the topic has to appear starts again."""
     metadata = driver._metadata
     found: Any = types.SimpleNamespace(error=None, partitions={})
     assert metadata._judge("t", found) is None
@@ -494,15 +505,13 @@ def test_a_topic_is_unknown_since_the_cluster_says_so_in_a_row(driver: Confluent
     assert metadata._unknown == {}
 
 
-def test_a_client_that_ends_while_it_is_closed_gives_records_back(
-    client: Client, bell: Bell
-) -> None:
+def test_a_client_that_ends_during_a_close_gives_records_back(client: Client, bell: Bell) -> None:
     settings = ProducerSettings(bootstrap_servers="broker.invalid:1", value_serializer=bytes)
     driver = ConfluentDriver(settings)
     driver._handle.client, driver._handle.sink, driver._handle.is_usable = client, bell, True
 
     def end(*_: Any) -> None:
-        driver._handle.is_usable = False  # as a thread does that closes the driver
+        driver._handle.is_usable = False  # as a thread that closes the driver does
         raise KafkaException(KafkaError(KafkaError._FATAL))
 
     client.produce = end  # type: ignore[method-assign]
@@ -511,12 +520,12 @@ def test_a_client_that_ends_while_it_is_closed_gives_records_back(
     assert client.polls == []
 
 
-def test_an_error_that_is_not_about_a_broker_is_no_trouble(driver: ConfluentDriver) -> None:
+def test_last_error_ignores_errors_that_are_not_about_a_broker(driver: ConfluentDriver) -> None:
     driver._health.on_error(KafkaError(KafkaError._QUEUE_FULL))
     assert driver.last_error() is None
 
 
-def test_an_error_of_librdkafka_is_made_harmless_and_stays_what_it_is() -> None:
+def test_a_harmless_failure_keeps_the_properties_of_the_error() -> None:
     error = KafkaError(KafkaError._RESOLVE, "a\n\x1b[2J\x9b", True, True, True)
     failure = _errors.harmless_failure(KafkaException(error))
     clean = failure.args[0]
@@ -529,7 +538,7 @@ def test_an_error_of_librdkafka_is_made_harmless_and_stays_what_it_is() -> None:
     assert str(_errors.harmless_failure(ValueError("a\n"))) == r"a\n"
 
 
-def test_statistics_that_are_no_json_leave_the_ones_before(driver: ConfluentDriver) -> None:
+def test_statistics_that_are_not_json_are_ignored(driver: ConfluentDriver) -> None:
     driver._statistics.update('{"brokers": {"a\x1b\n:1": 1}}')
     before = driver.metrics()
     assert before == {"brokers": {"a\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}:1": 1}}
@@ -540,7 +549,7 @@ def test_statistics_that_are_no_json_leave_the_ones_before(driver: ConfluentDriv
     assert driver.metrics() == {"txmsgs": 7}
 
 
-def test_trouble_is_what_librdkafka_logs_of_a_broker(driver: ConfluentDriver) -> None:
+def test_last_error_is_what_librdkafka_logs_about_a_broker(driver: ConfluentDriver) -> None:
     said = "[thrd:b:1/2]: b:1/2: Timed out 1 in-flight"
     driver._handle.log.log(logging.INFO, "%s [%s] %s", "FAIL", "id", "it disconnected")
     driver._handle.log.log(logging.WARNING, "%s [%s] %s", "GETPID", "id", "something else")
@@ -552,7 +561,7 @@ def test_trouble_is_what_librdkafka_logs_of_a_broker(driver: ConfluentDriver) ->
     assert driver.last_error() is None
 
 
-def test_the_reasons_of_a_start_are_those_of_the_bootstrap_addresses(
+def test_the_reasons_of_a_failed_start_are_about_the_bootstrap_addresses(
     driver: ConfluentDriver,
 ) -> None:
     health = driver._health
@@ -564,7 +573,7 @@ def test_the_reasons_of_a_start_are_those_of_the_bootstrap_addresses(
     assert health.reasons(["A:1"]) == ["A:1: no answer", "a:1: Connect failed"]
 
 
-# --- records that the client gives up ------------------------------------------------------------
+# --- records that the client purges --------------------------------------------------------------
 
 
 @pytest.fixture
@@ -579,7 +588,7 @@ def transactional(client: Client, bell: Bell) -> ConfluentDriver:
 
 
 def purged(driver: ConfluentDriver, bell: Bell) -> str:
-    """What is said of a record that librdkafka gives up now."""
+    """The reason in the error of a record that librdkafka purges now."""
     bell.reports.clear()
     parcel = Parcel(ProducerRecord("t", b"v", b"k"))
     driver._submitter.delivered(parcel, KafkaError(KafkaError._PURGE_QUEUE), Message())
@@ -592,20 +601,20 @@ def purged(driver: ConfluentDriver, bell: Bell) -> str:
     return said.removeprefix("the record was not acknowledged: ")
 
 
-def test_a_record_that_is_given_up_says_why(driver: ConfluentDriver, bell: Bell) -> None:
+def test_the_error_of_a_purged_record_has_the_reason(driver: ConfluentDriver, bell: Bell) -> None:
     assert purged(driver, bell) == "the client was closed before a broker had answered"
     driver._health.on_error(KafkaError(KafkaError._FATAL, "the end", fatal=True))
     assert purged(driver, bell) == "the client can't send any more: _FATAL: the end"
 
 
-def test_a_record_of_a_transaction_that_is_given_up_says_why(
+def test_the_error_of_a_purged_record_of_a_transaction_has_the_reason(
     transactional: ConfluentDriver, client: Client, bell: Bell
 ) -> None:
     transactional.end_transaction(False, Deadline(PATIENCE))
     assert purged(transactional, bell) == "its transaction was aborted"
     transactional.begin_transaction()
     assert purged(transactional, bell) == "the client was closed before a broker had answered"
-    # librdkafka says it in its log alone, also where nobody listens.
+    # librdkafka reports it only in its log. The driver needs no handler to see it.
     transactional._handle.log.log(
         logging.DEBUG, "%s [%s] %s", "TXNERR", "id#producer-1", "[thrd:main]: failed\nso (MAPPING)"
     )
@@ -619,7 +628,7 @@ def test_a_record_of_a_transaction_that_is_given_up_says_why(
 def test_an_abort_does_not_overtake_the_first_records(
     transactional: ConfluentDriver, client: Client, bell: Bell, known: str
 ) -> None:
-    """Until the brokers know of the transaction; otherwise they refuse to abort it."""
+    """The brokers refuse an abort before they know of the transaction."""
     parcel = Parcel(ProducerRecord("t", b"v", b"k"))
     client.under_way = 0 if known == "nothing" else 2
 
@@ -639,7 +648,7 @@ def test_an_abort_does_not_overtake_the_first_records(
 
 
 @pytest.mark.parametrize("bound", ["deadline", "patience", "closing"])
-def test_an_abort_waits_for_the_first_records_only_so_long(
+def test_the_wait_of_an_abort_for_the_first_records_is_bounded(
     transactional: ConfluentDriver, client: Client, monkeypatch: pytest.MonkeyPatch, bound: str
 ) -> None:
     client.under_way = 1
@@ -656,14 +665,14 @@ def test_an_abort_waits_for_the_first_records_only_so_long(
 
 
 class Others:
-    """In place of the class of the client: those that ask the bootstrap addresses."""
+    """Replaces the class of the client, and makes clients that ask the bootstrap addresses."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.made: list[Client] = []
         self.configs: list[dict[str, Any]] = []
-        #: What one of them is answered.
+        #: The step of the answer that each client gets.
         self.answer: Step = lambda: None
-        #: What making one raises.
+        #: The exception that making a client raises.
         self.refusal: Exception | None = None
         monkeypatch.setattr(_client, "_Producer", self._make)
 
@@ -698,7 +707,7 @@ def test_a_client_whose_brokers_have_moved_is_given_up(
     client.answers = [no_answer] * 4
     cut_off._thread._bootstrap.search()
     [broken] = bell.breaks
-    assert "no broker that the client knows can be reached, and broker.invalid:1 leads" in str(
+    assert "no broker that the client knows can be reached, but broker.invalid:1 leads" in str(
         broken
     )
     assert client.asked == 4
@@ -709,7 +718,7 @@ def test_a_client_whose_brokers_have_moved_is_given_up(
     assert config["bootstrap.servers"] == "broker.invalid:1"
 
 
-def test_a_client_whose_brokers_are_back_goes_on(
+def test_a_client_whose_brokers_are_back_is_kept(
     cut_off: ConfluentDriver, bell: Bell, others: Others
 ) -> None:
     cut_off._thread._bootstrap.search()
@@ -718,7 +727,7 @@ def test_a_client_whose_brokers_are_back_goes_on(
     assert (bell.breaks, others.made) == ([], [])
 
 
-def test_a_client_whose_brokers_are_back_a_little_later_goes_on(
+def test_a_client_whose_brokers_are_back_a_little_later_is_kept(
     cut_off: ConfluentDriver, client: Client, bell: Bell, others: Others
 ) -> None:
     client.answers = [no_answer] * 2
@@ -727,7 +736,7 @@ def test_a_client_whose_brokers_are_back_a_little_later_goes_on(
     assert bell.breaks == []
 
 
-def test_the_bootstrap_addresses_are_asked_now_and_then(
+def test_the_bootstrap_addresses_are_asked_at_intervals(
     cut_off: ConfluentDriver, client: Client, bell: Bell, others: Others
 ) -> None:
     others.answer = no_answer
@@ -741,7 +750,7 @@ def test_the_bootstrap_addresses_are_asked_now_and_then(
     assert client.answers == []
 
 
-def test_a_client_that_is_closed_does_not_look_for_brokers(
+def test_a_closing_client_does_not_search_for_brokers(
     cut_off: ConfluentDriver, client: Client, bell: Bell, others: Others
 ) -> None:
     cut_off._handle.closing.set()
@@ -750,7 +759,7 @@ def test_a_client_that_is_closed_does_not_look_for_brokers(
 
 
 class Tokens:
-    """Gives what the test says; an error is raised."""
+    """A token provider that returns the given tokens, and raises the given exceptions."""
 
     def __init__(self, *given: str | BaseException) -> None:
         self._given = iter(given)
@@ -772,10 +781,10 @@ def with_tokens(*given: str | BaseException, **changes: Any) -> ConfluentDriver:
     return ConfluentDriver(settings.evolve(**changes))
 
 
-def test_brokers_are_looked_for_with_the_users_tokens(
+def test_the_search_for_brokers_uses_the_token_provider(
     client: Client, bell: Bell, others: Others
 ) -> None:
-    """confluent-kafka raises where there is no token within ten seconds. So there is one before."""
+    """confluent-kafka raises without a token within ten seconds, so the driver gets one first."""
     driver = with_tokens("a-token", "another", transactional_id="id")
     driver._handle.client, driver._handle.sink = client, bell
     client.patience = 1
@@ -787,9 +796,7 @@ def test_brokers_are_looked_for_with_the_users_tokens(
     assert [config["oauth_cb"]("")[0] for _ in range(2)] == ["a-token", "another"]
 
 
-def test_no_brokers_are_looked_for_without_a_token(
-    client: Client, bell: Bell, others: Others
-) -> None:
+def test_the_search_for_brokers_needs_a_token(client: Client, bell: Bell, others: Others) -> None:
     driver = with_tokens(SystemExit(), transactional_id="id")
     driver._handle.client, driver._handle.sink = client, bell
     client.patience = 1
@@ -829,10 +836,10 @@ def test_a_start_that_waits_for_a_token_can_be_closed(bell: Bell, others: Others
     assert others.configs == []
 
 
-def test_a_start_asks_again_after_a_pause_where_an_answer_makes_no_sense(
+def test_a_start_pauses_after_a_malformed_answer(
     driver: ConfluentDriver, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An answer that is malformed comes at once, and so would the next one."""
+    """A malformed answer arrives at once, and so would the next one."""
     pauses: list[float | None] = []
 
     class Closing(threading.Event):
@@ -855,8 +862,8 @@ def test_a_start_asks_again_after_a_pause_where_an_answer_makes_no_sense(
     assert client.asked == 6
 
 
-@pytest.mark.parametrize("ends", ["back", "given up", "closed", "in vain"])
-def test_a_transaction_is_begun_when_it_is_known_what_becomes_of_the_client(
+@pytest.mark.parametrize("ends", ["back", "given up", "closed", "timeout"])
+def test_begin_transaction_waits_until_the_client_is_back_or_given_up(
     cut_off: ConfluentDriver, client: Client, monkeypatch: pytest.MonkeyPatch, ends: str
 ) -> None:
     cut_off.end_transaction(False, Deadline(PATIENCE))
@@ -872,19 +879,19 @@ def test_a_transaction_is_begun_when_it_is_known_what_becomes_of_the_client(
             return ends == "closed"
 
     monkeypatch.setattr(cut_off._handle, "closing", Closing())
-    if ends == "in vain":
+    if ends == "timeout":
         monkeypatch.setattr(_transactions, "_DISCONNECTED_SECONDS", 0)
     cut_off.begin_transaction()
     assert client.calls[-1] == "begin"
-    # Once more, so that the loop hears first that the client was given up.
-    assert len(waits) == {"back": 1, "given up": 2, "closed": 1, "in vain": 0}[ends]
+    # The second wait lets the event loop first learn that the client was given up.
+    assert len(waits) == {"back": 1, "given up": 2, "closed": 1, "timeout": 0}[ends]
 
 
 # --- the log -------------------------------------------------------------------------------------
 
 
 class Slow(logging.Handler):
-    """Stops at its first line until it is let go."""
+    """Stops at its first line until the test sets `goes_on`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -914,22 +921,22 @@ def test_lines_that_come_while_a_handler_is_slow_are_logged_in_order(
     assert slow.emits.wait(PATIENCE)
     for number in range(1, 6):
         relay.log(logging.WARNING, "%s [%s] %s", "FAIL", "client", number)
-        relay.log(logging.DEBUG, "nobody asked for it")
+        relay.log(logging.DEBUG, "below the level of the logger")
     slow.goes_on.set()
     relay.join(PATIENCE)
-    # The oldest are dropped where the handler is too far behind.
+    # The oldest lines are dropped if the handler is too far behind.
     assert slow.lines == [f"FAIL [client] {number}" for number in (0, 3, 4, 5)]
     relay.join(PATIENCE)
-    # A thread that has ended is followed by another.
+    # After a thread has ended, the next line starts another.
     relay.log(logging.WARNING, "%s", 6)
     relay.join(PATIENCE)
     assert slow.lines[-1] == "6"
 
 
-def test_no_line_is_left_where_the_thread_is_about_to_end(
+def test_no_line_is_lost_if_the_thread_is_about_to_end(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A line comes when the thread has found none: it starts another, or the first one sees it."""
+    """A line arrives after the thread found none. It starts a thread, or the first one sees it."""
     relay = _log_relay.LogRelay()
     moving = relay._moving
     looks, goes_on = threading.Event(), threading.Event()
@@ -985,10 +992,10 @@ def unreadable() -> None:
     b"h\xff".decode()
 
 
-def test_a_line_of_the_log_that_is_not_utf_8_holds_up_no_callback(
+def test_a_log_line_that_is_not_utf_8_delays_no_callback(
     driver: ConfluentDriver, client: Client, bell: Bell, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The binding raises where librdkafka logs the name of a host that is not UTF-8."""
+    """The binding raises if librdkafka logs a host name that is not UTF-8."""
     parcel = Parcel(ProducerRecord("t", b"v"))
     client.steps = [
         unreadable,
@@ -1001,7 +1008,7 @@ def test_a_line_of_the_log_that_is_not_utf_8_holds_up_no_callback(
     assert "a line of librdkafka's log is lost" in caplog.text
 
 
-def test_a_line_of_the_log_that_is_not_utf_8_does_not_disturb_the_end(
+def test_a_log_line_that_is_not_utf_8_does_not_disturb_the_end(
     driver: ConfluentDriver, client: Client
 ) -> None:
     client.close = unreadable  # type: ignore[method-assign]
@@ -1009,22 +1016,22 @@ def test_a_line_of_the_log_that_is_not_utf_8_does_not_disturb_the_end(
     assert driver._handle.client is None
 
 
-def makes_no_sense() -> None:
+def raise_system_error() -> None:
     raise SystemError("Objects/listobject.c:160: bad argument to internal function")
 
 
-def test_an_answer_that_makes_no_sense_is_no_answer(
+def test_an_answer_that_the_binding_cannot_read_is_ignored(
     driver: ConfluentDriver, client: Client
 ) -> None:
     """The binding raises SystemError for a negative count of replicas, for example."""
-    client.answers = [makes_no_sense, unreadable]
+    client.answers = [raise_system_error, unreadable]
     started(driver)
     assert driver._thread.is_prepared.wait(PATIENCE)
     assert client.asked == 3
 
 
-@pytest.mark.parametrize("answer", [makes_no_sense, unreadable, lambda: None])
-def test_metadata_of_a_topic_that_make_no_sense(
+@pytest.mark.parametrize("answer", [raise_system_error, unreadable, lambda: None])
+def test_topic_metadata_that_the_binding_cannot_read(
     answer: Step, driver: ConfluentDriver, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def list_topics(topic: str, timeout: float) -> Any:
@@ -1041,7 +1048,7 @@ def test_metadata_of_a_topic_that_make_no_sense(
 # --- a topic that cannot be looked up ------------------------------------------------------------
 
 
-def test_an_earlier_failure_to_connect_says_more_than_a_look_up_without_an_answer(
+def test_last_error_prefers_an_earlier_connection_failure_to_a_timeout(
     driver: ConfluentDriver, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def list_topics(*_: Any) -> None:
@@ -1069,11 +1076,11 @@ def no_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
         yield context
 
 
-def test_lines_are_logged_when_there_is_a_thread_again(
+def test_lines_are_logged_when_threads_can_start_again(
     no_threads: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     relay = _log_relay.LogRelay()
-    relay.log(logging.WARNING, "first")  # a callback of the client's must not raise
+    relay.log(logging.WARNING, "first")  # the client's callback must not raise
     relay.join(PATIENCE)
     no_threads.undo()
     relay.log(logging.WARNING, "second")
@@ -1097,7 +1104,7 @@ def test_a_driver_that_gets_no_thread_does_not_open(
 
 
 @pytest.mark.usefixtures("no_threads")
-def test_a_record_waits_for_a_partition_without_a_thread_that_asks(driver: ConfluentDriver) -> None:
+def test_a_record_waits_for_a_partition_if_no_thread_can_start(driver: ConfluentDriver) -> None:
     assert driver._metadata.is_awaited("t", 1)
     assert driver._metadata.is_awaited("t", 1)  # the next attempt
     assert driver._metadata._refresher is None
@@ -1110,7 +1117,7 @@ def test_offsets_that_get_no_thread_are_not_sent(transactional: ConfluentDriver)
         transactional.send_offsets([ConsumedOffset("s", 0, 1)], group, Deadline(PATIENCE))
 
 
-# --- closing beside other threads ----------------------------------------------------------------
+# --- closing while other threads use the client --------------------------------------------------
 
 
 @pytest.fixture
@@ -1122,8 +1129,10 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 def close_at_gate(
     driver: ConfluentDriver, client: Client, gate: Gate, call: Callable[[], object], lock: Any
 ) -> None:
-    """Close the driver while another thread is in a call of the client, before a gate. The call
-    holds a lock, and the client ends when it has returned."""
+    """Close the driver while another thread is in a call of the client that stops at a gate.
+
+    The call holds a lock, and the client is closed only after the call has returned.
+    """
     client.calls.clear()
     gate.shut()
     calling = threading.Thread(target=call)
@@ -1141,7 +1150,7 @@ def close_at_gate(
 
 
 @pytest.mark.usefixtures("patient")
-def test_a_client_does_not_end_while_a_record_is_handed_over(
+def test_a_client_is_not_closed_while_it_gets_a_record(
     driver: ConfluentDriver, client: Client, bell: Bell
 ) -> None:
     gate = Gate()
@@ -1156,7 +1165,7 @@ def test_a_client_does_not_end_while_a_record_is_handed_over(
     started(driver)
     close_at_gate(driver, client, gate, lambda: driver.submit(parcels[:1]), driver._handle.using)
     assert client.calls == ["produce", "close"]
-    # What comes now finds it closed.
+    # A later submission finds the client closed.
     driver.submit(parcels[1:])
     [(parcel, outcome)] = bell.reports
     assert parcel is parcels[1]
@@ -1164,7 +1173,7 @@ def test_a_client_does_not_end_while_a_record_is_handed_over(
 
 
 @pytest.mark.usefixtures("patient")
-def test_a_client_does_not_end_while_a_call_of_it_waits(
+def test_a_client_is_not_closed_while_one_of_its_calls_waits(
     driver: ConfluentDriver, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = Gate()
@@ -1182,14 +1191,14 @@ def test_a_client_does_not_end_while_a_call_of_it_waits(
     assert client.calls == ["metadata", "close"]
 
 
-def test_no_topic_is_left_where_the_refresher_is_about_to_end(
+def test_no_topic_is_lost_if_the_refresher_is_about_to_end(
     driver: ConfluentDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A topic comes when the thread has found none: it starts another thread."""
+    """A topic arrives after the thread has found none. It starts another thread."""
     gate, decided = Gate(), list[str]()
 
     class Wanted(set[str]):
-        """Stops the refresher once it has found no topic."""
+        """Stops the refresher when it has found no topic."""
 
         def __iter__(self) -> Iterator[str]:
             yield from [*super().__iter__()]

@@ -30,12 +30,12 @@ SRV = Lookup("example.test", "kafka", "tcp")
 
 
 @given(st.builds(Lookup, names) | st.builds(Lookup, names, labels, labels))
-def test_a_lookup_is_read_as_it_is_written(lookup: Lookup) -> None:
+def test_parse_reverses_str_of_a_lookup(lookup: Lookup) -> None:
     assert Lookup.parse(str(lookup)) == lookup
 
 
 @given(targets)
-def test_a_target_is_read_as_it_is_written(target: Target) -> None:
+def test_parse_reverses_str_of_a_target(target: Target) -> None:
     assert Target.parse(str(target)) == target
 
 
@@ -139,7 +139,7 @@ SECONDS = (
         ),
     ],
 )
-def test_what_is_wrong_is_named(make: Callable[[], object], says: str) -> None:
+def test_wrong_arguments_are_refused(make: Callable[[], object], says: str) -> None:
     with pytest.raises(SettingsError) as caught:
         make()
     assert str(caught.value) == says
@@ -148,7 +148,7 @@ def test_what_is_wrong_is_named(make: Callable[[], object], says: str) -> None:
 @pytest.mark.parametrize(
     "bad_character", [*map(chr, range(0x21)), "\x7f", "\x9b", "\u2028", "\u202e"]
 )
-def test_no_control_character_is_part_of_an_address(bad_character: str) -> None:
+def test_addresses_with_control_characters_are_refused(bad_character: str) -> None:
     host = f"127.0.0.1{bad_character}.example"
     for call in (
         lambda: Target(host, 9092),
@@ -165,17 +165,19 @@ def test_no_control_character_is_part_of_an_address(bad_character: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["a,b", "a/b", "a b", "[a", "a]", "kafka://a"])
-def test_a_target_is_a_host_and_nothing_else(host: str) -> None:
+def test_a_target_whose_host_is_not_a_host_is_refused(host: str) -> None:
     with pytest.raises(SettingsError, match=r"is not a host's name or address|has a port"):
         Target(host, 9092)
 
 
-def test_what_is_no_resolver_is_refused() -> None:
+def test_an_object_that_is_not_a_resolver_is_refused() -> None:
     with pytest.raises(TypeError, match="expected a Resolver or an async callable, not int"):
         discovery.as_resolver(cast("Any", 7))
 
 
-def test_without_its_extra_dns_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_dns_without_its_extra_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     imported = builtins.__import__
 
     def without(name: str, *args: Any, **options: Any) -> Any:
@@ -211,7 +213,7 @@ async def test_any_asynchronous_callable_is_a_resolver() -> None:
 
 @dataclasses.dataclass
 class Scripted:
-    """Finds, fails, or never answers."""
+    """A resolver that finds targets, fails, or never answers."""
 
     answer: Sequence[Target] | Exception | None
     asked: int = 0
@@ -234,7 +236,7 @@ answers = st.just(()) | st.builds(OSError, labels) | st.lists(targets, max_size=
 
 @given(st.lists(answers, min_size=1, max_size=4))
 @example([(), [Target("a", 1)]])
-def test_the_first_that_finds_something_has_answered(
+def test_aggregate_returns_the_first_targets_that_a_resolver_finds(
     said: list[Sequence[Target] | Exception],
 ) -> None:
     resolvers = [Scripted(one) for one in said]
@@ -251,7 +253,7 @@ def test_the_first_that_finds_something_has_answered(
     assert [one.asked for one in resolvers] == [1] * asked + [0] * (len(said) - asked)
 
 
-async def test_who_does_not_answer_is_not_waited_for_unless_it_is_the_last() -> None:
+async def test_aggregate_limits_the_wait_for_each_resolver_except_the_last() -> None:
     mute, good = Scripted(None), Scripted([Target("a", 1)])
     aggregate = discovery.aggregate(mute, good, seconds=timedelta(milliseconds=10))
     assert await aggregate.resolve(SRV) == [Target("a", 1)]

@@ -52,7 +52,7 @@ def test_a_timedelta_has_bounds(duration: timedelta) -> None:
 
 
 @pytest.mark.parametrize("field", DURATIONS)
-def test_a_long_number_is_questioned(field: str) -> None:
+def test_a_long_number_causes_a_warning(field: str) -> None:
     says = (
         f"^{field}=30000 is in seconds, which is 8.3 hours. If milliseconds are meant, divide by "
         r"1000. If this duration is intended, use timedelta\(seconds=30000\).$"
@@ -71,11 +71,11 @@ def test_the_warning_has_the_number_in_words(number: float, words: str) -> None:
         make(close_timeout=number)
 
 
-def test_an_hour_is_not_questioned() -> None:
+def test_an_hour_causes_no_warning() -> None:
     assert make(delivery_timeout=3600).delivery_timeout == 3600
 
 
-def test_the_warning_can_be_filtered_and_is_one_of_the_user() -> None:
+def test_the_warning_is_a_user_warning_that_can_be_filtered() -> None:
     assert issubclass(SettingsWarning, UserWarning)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SettingsWarning)
@@ -101,7 +101,7 @@ def test_the_warning_names_the_line_of_the_user(way: str) -> None:
     assert caught[0].lineno == WAYS[way].__code__.co_firstlineno
 
 
-def test_what_was_accepted_once_is_not_questioned_again() -> None:
+def test_an_accepted_duration_causes_no_second_warning() -> None:
     settings = make(delivery_timeout=timedelta(hours=2))
     with pytest.warns(SettingsWarning):
         others = [settings, make(delivery_timeout=7200)]

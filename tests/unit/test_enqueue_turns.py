@@ -24,7 +24,7 @@ from tests.support.waiting import until
 
 
 async def suspensions_of(calls: Sequence[Callable[[], Coroutine[Any, Any, Any]]]) -> list[int]:
-    """Make calls, and return the numbers of those that suspended the task."""
+    """Make all calls, and return the numbers of the calls that suspended the task."""
     numbers: list[int] = []
     for number, call in enumerate(calls):
         counted = Suspensions(call())
@@ -42,7 +42,7 @@ async def test_every_hundredth_enqueue_lets_other_tasks_run(
         assert await suspensions_of(calls) == [0, 100, 200]
 
 
-async def test_every_hundredth_wait_for_what_is_there_lets_other_tasks_run(
+async def test_every_hundredth_wait_for_a_settled_delivery_lets_other_tasks_run(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     async with open_send_producer(settings, driver=fake) as producer:
@@ -52,7 +52,7 @@ async def test_every_hundredth_wait_for_what_is_there_lets_other_tasks_run(
         assert await suspensions_of(calls) == [0, 100, 200]
 
 
-async def test_the_call_after_a_cancelled_one_is_cancelled_too(
+async def test_a_call_after_a_cancelled_call_checks_for_cancellation(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     async with open_send_producer(settings, driver=fake) as producer:
@@ -64,10 +64,10 @@ async def test_the_call_after_a_cancelled_one_is_cancelled_too(
         assert producer.statistics().accepted == 0
 
 
-async def test_a_failure_that_is_there_is_raised_and_seen(
+async def test_the_failure_of_a_settled_delivery_is_raised_and_seen(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
-    """Each wait raises it, and the end of the block does not."""
+    """Each wait raises the failure, and the end of the block does not."""
     fake.judge = refuse
     async with open_send_producer(settings, driver=fake) as producer:
         delivery = producer.enqueue_nowait(record())

@@ -1,4 +1,4 @@
-"""Errors that several callers get: nobody sees another caller's traceback, and nothing leaks."""
+"""Each caller of several gets its own copy of an error, and no reference cycles remain."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.support.calls import Call, quiet, record, task_group
 
 
 class OwnError(DeliveryError):
-    """An error of a user's own driver, whose constructor takes something else."""
+    """An error of a user's own driver, whose constructor has other parameters."""
 
     def __init__(self, reason: int, record: ProducerRecord[Any, Any]) -> None:
         super().__init__(
@@ -39,7 +39,7 @@ class OwnError(DeliveryError):
         self.reason = reason
 
 
-def test_a_copy_has_all_that_the_error_has() -> None:
+def test_a_copy_has_all_attributes_of_the_error() -> None:
     error = OwnError(7, record())
     error.__cause__ = cause = OSError("why")
     vars(error)["__notes__"] = ["a note"]
@@ -66,7 +66,7 @@ def frames(error: BaseException) -> list[str]:
     return [frame.name for frame in traceback.extract_tb(error.__traceback__)]
 
 
-async def test_each_caller_of_wait_gets_an_error_of_its_own() -> None:
+async def test_each_caller_of_wait_gets_its_own_error() -> None:
     async with fake_producer(answer=factories.rejected) as fake:
         delivery = await fake.producer.enqueue(record())
 
@@ -89,12 +89,12 @@ async def test_each_caller_of_wait_gets_an_error_of_its_own() -> None:
         LookupError,
         type(None),
     ]
-    # None has a frame of another caller's.
+    # No error has a frame of another caller.
     assert [frames(error) for error in errors] == [["fails_with", "wait"]] * 4
 
 
-async def test_what_flow_raises_is_not_what_others_see(settings: ProducerSettings) -> None:
-    """A record's error is raised by a flow; its traceback does not grow with what others raise."""
+async def test_a_flow_raises_its_own_copy_of_an_error(settings: ProducerSettings) -> None:
+    """The errors of a flow's records have no traceback and no context of another raise."""
 
     async def envelopes() -> AsyncIterator[Any]:
         yield Message(record())
@@ -111,7 +111,7 @@ async def test_what_flow_raises_is_not_what_others_see(settings: ProducerSetting
     assert alone.__context__ is None
 
 
-async def test_an_error_of_offsets_is_raised_anew_at_the_end_of_the_block(
+async def test_the_end_of_the_block_raises_a_copy_of_an_error_of_offsets(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     fake.offsets_error = TransactionAborted("no member of the group")
@@ -181,7 +181,7 @@ CALLS: dict[str, Callable[[SendProducer], Awaitable[Any]]] = {
 }
 
 
-@pytest.mark.skipif(sys.implementation.name != "cpython", reason="counts references")
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="needs reference counting")
 @pytest.mark.parametrize("name", CALLS)
 async def test_a_failure_leaves_nothing_to_the_garbage_collector(name: str) -> None:
     settings = ProducerSettings(
@@ -201,5 +201,5 @@ async def test_a_failure_leaves_nothing_to_the_garbage_collector(name: str) -> N
         finally:
             gc.enable()
             gc.unfreeze()
-        # Other code in this process may leave a few; a cycle in each call would be hundreds.
+        # Other code in this process may leave a few objects. A cycle in each call leaves more.
         assert found < 50
