@@ -251,6 +251,21 @@ async def test_a_cluster_that_comes_late_leaves_and_returns(driver: DriverName) 
             assert producer.statistics().generations == 1
 
 
+async def test_a_producer_without_records_notices_that_the_cluster_is_back(
+    driver: DriverName,
+) -> None:
+    with scripted_broker() as broker, fault_proxy(broker.address) as proxied:
+        broker.brokers = [(1, "127.0.0.1", proxied.port)]
+        settings = ProducerSettings(bootstrap_servers=proxied.address, delivery_timeout=LONG)
+        async with open_send_producer(settings, driver=driver) as producer:
+            await producer.send(ProducerRecord("orders", b"two tins"))
+            proxied.refuse()
+            await until(lambda: not producer.statistics().is_connected)
+            proxied.heal()
+            await until(lambda: producer.statistics().is_connected)
+            assert producer.statistics().generations == 1
+
+
 @pytest.mark.parametrize("login", [{}, {"security.protocol": "SSL"}], ids=["plaintext", "tls"])
 async def test_closing_before_the_cluster_comes(driver: DriverName, login: dict[str, str]) -> None:
     with reserved_ports(1) as [nobody]:

@@ -359,6 +359,21 @@ def test_closing_ends_the_preparation_of_the_client(
     assert client.asked == 1
 
 
+def test_an_idle_thread_connects_the_client_again(
+    driver: ConfluentDriver, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_poll_thread, "_IDLE_SECONDS", 0)
+    driver._thread._is_late = False  # no request prepares the client
+    driver._health.is_disconnected = True
+    client.answers = [no_answer] * 3
+    started(driver)
+    blocking_until(lambda: not driver.is_disconnected())
+    assert client.asked == 4
+    polls = len(client.polls)
+    blocking_until(lambda: len(client.polls) > polls + 3)
+    assert client.asked == 4
+
+
 @pytest.mark.parametrize("closes", [False, True])
 def test_a_fatal_error_breaks_a_client_unless_it_is_closed(
     driver: ConfluentDriver, bell: Bell, closes: bool

@@ -48,7 +48,6 @@ from ._errors import (
 
 __all__ = ["ClosingSocket", "NetClient"]
 
-
 #: Milliseconds between two looks at a connection attempt that has not ended.
 _LOOK_AGAIN_MS: Final = 50.0
 
@@ -318,6 +317,9 @@ class ConnectionManager(KafkaConnectionManager):
                 if connection is not None and not connection.connected:
                     connection.close()
         self._places = places
+        if self.is_disconnected():
+            # Only a bootstrap address answered. 3.0.12 connects to a broker for a request alone.
+            cluster.request_update()
 
     # --- connections -------------------------------------------------------------------------
 
@@ -369,7 +371,6 @@ class ConnectionManager(KafkaConnectionManager):
             # one of kafka-python ends the task that refreshes metadata.
             raise kafka_errors.KafkaConnectionError(f"no such address: {error}") from error
         made: Any = sock
-        done = False
         try:
             if self.ssl_enabled:
                 context = config["ssl_context"]
@@ -380,13 +381,12 @@ class ConnectionManager(KafkaConnectionManager):
             made._sock_recv = functools.partial(_receive, made)
             made._sock_send = functools.partial(_send, made, made._sock_send)
             self.transports.add(made)
-            done = True
-        except Exception as error:
-            raise kafka_errors.KafkaConnectionError(f"Handshake failed: {error}") from error
-        finally:
-            if not done:
-                made.close()
-        return made
+            return made
+        except BaseException as error:
+            made.close()
+            if isinstance(error, Exception):
+                raise kafka_errors.KafkaConnectionError(f"Handshake failed: {error}") from error
+            raise
 
     def let_go(self, transports: list[Any]) -> None:
         """Close the sockets that are still open once the client is closed.

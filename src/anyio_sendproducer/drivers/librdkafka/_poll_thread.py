@@ -8,7 +8,6 @@ polls: this thread would only compete with the loop for the interpreter.
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
 import threading
 from collections.abc import Mapping
@@ -130,6 +129,8 @@ class PollThread:
                     self._rest()
             elif not self.bell.wait(_IDLE_SECONDS):
                 reports.poll(0)
+                if health.is_disconnected and self._is_answered():
+                    health.note_connection()
             else:
                 self.bell.clear()
 
@@ -149,9 +150,15 @@ class PollThread:
         metadata again. That answer comes over one of the new connections.
         """
         for _ in range(_PREPARING_CALLS if self._is_late else 0):
-            if self._handle.closing.is_set():
-                break
-            with contextlib.suppress(KafkaException):
-                look_up(self._handle.client, NO_TOPIC, waits.SLICE_SECONDS)
+            if self._handle.closing.is_set() or self._is_answered():
                 break
         self.is_prepared.set()
+
+    def _is_answered(self) -> bool:
+        """Return whether a broker answers soon. librdkafka connects for this, if necessary; while
+        it has no record, it would connect for nothing else."""
+        try:
+            look_up(self._handle.client, NO_TOPIC, waits.SLICE_SECONDS)
+        except KafkaException:
+            return False
+        return True
