@@ -133,7 +133,8 @@ class DriverThread:
         #: run in a copy of this context.
         self._context = contextvars.copy_context()
         self.driver: Driver | None = None
-        #: The error of the last attempt to open a client in the background; None if that succeeded.
+        #: The error of the last attempt to open a client in the background, or before that the last
+        #: error of the client that is replaced; None if a client was opened.
         self.open_error: Exception | None = None
         self.polled_driver: PolledDriver | None = None
         #: Whether the event loop may submit without the thread: any batch if the client is polled,
@@ -287,8 +288,11 @@ class DriverThread:
             gc.collect()
         if isinstance(last_error, ProducerFenced):
             self.post(DriverCrashed(last_error))
-        else:
-            self.open_repeatedly(generation)
+            return
+        # Until an attempt to open the next client fails, records that time out have this reason. It
+        # is copied, because the traceback of the error may keep the old client in memory.
+        self.open_error = None if last_error is None else SendProducerError(str(last_error))
+        self.open_repeatedly(generation)
 
     def open_first(self, generation: int, may_open: threading.Event) -> None:
         """Open the first client, as soon as ``may_open`` is set."""

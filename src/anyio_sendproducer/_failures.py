@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from ._exceptions import DeliveryError, DeliveryTimeout, Persistence
 from ._records import ProducerRecord
 
 __all__ = [
+    "CLOSED_TOO_EARLY",
     "delivery_error",
     "maybe_written",
     "no_outcome",
@@ -17,6 +18,13 @@ __all__ = [
 ]
 
 E = TypeVar("E", bound=DeliveryError)
+
+#: Why a record fails that a client had when it was closed. A driver does not know why its client is
+#: closed.
+CLOSED_TOO_EARLY: Final = (
+    "the client was closed before a broker had answered: the producer ended, or it gave up the "
+    "client"
+)
 
 
 def delivery_error(

@@ -1510,5 +1510,6 @@ def test_what_the_client_still_had_when_it_was_closed_says_so(cluster: MockClust
     assert isinstance(outcome, DeliveryError)
     assert outcome.persistence is Persistence.POSSIBLY_PERSISTED
     assert str(outcome) == (
-        "the record was not acknowledged: the client was closed before a broker had answered"
+        "the record was not acknowledged: the client was closed before a broker had answered: "
+        "the producer ended, or it gave up the client"
     )

@@ -30,6 +30,7 @@ from anyio_sendproducer import (
     SettingsError,
     TransactionError,
 )
+from anyio_sendproducer._failures import CLOSED_TOO_EARLY
 from anyio_sendproducer.drivers import ConsumedOffset, Deadline
 from anyio_sendproducer.drivers.librdkafka import (
     _client,
@@ -617,7 +618,7 @@ def purged(driver: ConfluentDriver, bell: Bell) -> str:
 
 
 def test_the_error_of_a_purged_record_has_the_reason(driver: ConfluentDriver, bell: Bell) -> None:
-    assert purged(driver, bell) == "the client was closed before a broker had answered"
+    assert purged(driver, bell) == CLOSED_TOO_EARLY
     driver._health.on_error(KafkaError(KafkaError._FATAL, "the end", fatal=True))
     assert purged(driver, bell) == "the client can't send any more: _FATAL: the end"
 
@@ -628,7 +629,7 @@ def test_the_error_of_a_purged_record_of_a_transaction_has_the_reason(
     transactional.end_transaction(False, Deadline(PATIENCE))
     assert purged(transactional, bell) == "its transaction was aborted"
     transactional.begin_transaction()
-    assert purged(transactional, bell) == "the client was closed before a broker had answered"
+    assert purged(transactional, bell) == CLOSED_TOO_EARLY
     # librdkafka reports it only in its log. The driver needs no handler to see it.
     transactional._handle.log.log(
         logging.DEBUG, "%s [%s] %s", "TXNERR", "id#producer-1", "[thrd:main]: failed\nso (MAPPING)"

@@ -244,6 +244,28 @@ async def test_the_next_client_is_tried_for_until_it_opens(
         assert producer.statistics().generations == 2
 
 
+async def test_a_record_that_waits_for_the_next_client_has_the_reason_of_the_last_one(
+    settings: ProducerSettings, clock: ManualClock
+) -> None:
+    """The next client is being opened, and no attempt has failed yet."""
+    clients = [FakeDriver(), FakeDriver()]
+    made = iter(clients)
+    clients[0].in_trouble = SendProducerError("broker:9092 can't be reached")
+    clients[1].on_open.shut()
+    settings = settings.evolve(delivery_timeout=10)
+    async with clock.open(settings, driver=lambda _: next(made)) as producer:
+        clients[0].break_client()
+        await at_gate(clients[1].on_open)
+        delivery = producer.enqueue_nowait(record())
+        await quiet()
+        clock.advance(10)
+        with pytest.raises(DeliveryTimeout, match="it was not sent: broker:9092 can't be reached"):
+            await delivery.wait()
+        clients[1].on_open.open()
+        await until(generation(producer, 2))
+        assert producer._engine.bridge.last_error() is None
+
+
 @pytest.mark.usefixtures("eager")
 async def test_the_next_client_is_made_by_the_factory(settings: ProducerSettings) -> None:
     """A factory that fails is tried again like a client that does not open."""

@@ -20,7 +20,7 @@ from ..._exceptions import (
     RecordRejected,
     SendProducerError,
 )
-from ..._failures import delivery_error
+from ..._failures import CLOSED_TOO_EARLY, delivery_error
 from ..._records import ProducerRecord
 from ..._shown import harmless, one_line
 
@@ -173,7 +173,7 @@ def given_up(record: ProducerRecord[Any, Any], error: GivenUp) -> DeliveryError:
 def not_acknowledged(record: ProducerRecord[Any, Any], cause: Exception) -> DeliveryError:
     """Make the error of a record that the client had taken: it may have been written."""
     is_closed = isinstance(cause, kafka_errors.IllegalStateError) and "closed" in str(cause)
-    said = "the client was closed before a broker had answered" if is_closed else one_line(cause)
+    said = CLOSED_TOO_EARLY if is_closed else one_line(cause)
     return delivery_error(
         DeliveryError,
         f"the record was not acknowledged: {said}",

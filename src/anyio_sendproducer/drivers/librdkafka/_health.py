@@ -10,6 +10,7 @@ from typing import Any, Final
 from confluent_kafka import KafkaError
 
 from ..._exceptions import SendProducerError
+from ..._failures import CLOSED_TOO_EARLY
 from ._client import ClientHandle
 from ._errors import LOGIN_REFUSED, UNREACHABLE, LoginRefused, text_of, translated
 from ._transaction_state import TransactionState
@@ -52,11 +53,7 @@ class Health:
 
     def why_purged(self) -> str:
         """Return why the client drops its records."""
-        return (
-            self.purge_reason
-            or self._handle.log.transaction_error
-            or "the client was closed before a broker had answered"
-        )
+        return self.purge_reason or self._handle.log.transaction_error or CLOSED_TOO_EARLY
 
     def on_error(self, error: Any) -> None:
         """Take an error that concerns no single record. The client calls this (``error_cb``)."""
