@@ -49,7 +49,7 @@ OPENED = GenerationOpened(1, 0.0)
 
 
 def unread(*_: Any) -> Any:
-    raise AssertionError("nobody reads these events")
+    raise AssertionError("no observer reads these events")
 
 
 def fields(numbers: Sequence[int]) -> Iterable[tuple[Any, ...]]:
@@ -67,7 +67,7 @@ def test_the_length_is_known_before_the_events_are_made() -> None:
     assert not batch.only({Closing})
 
 
-def test_it_is_a_sequence_of_events_that_are_made_once() -> None:
+def test_a_batch_is_a_sequence_that_makes_its_events_once() -> None:
     batch = EventBatch([OPENED, Bulk(Accepted, [1, 2], fields, Accepted)])
     events = tuple(batch)
     assert isinstance(batch, Sequence)
@@ -84,7 +84,7 @@ def test_it_is_a_sequence_of_events_that_are_made_once() -> None:
         cast("Any", batch)[0] = OPENED
 
 
-# --- the facts are those of the moment -----------------------------------------------------------
+# --- events keep the values at their time --------------------------------------------------------
 
 
 class Observed:
@@ -122,7 +122,7 @@ def test_an_entry_that_changes_later_does_not_change_its_events() -> None:
     ledger.cancel(other)
     observed.clock.advance(2.0)
     ledger.settle([entry, other], [WRITTEN, WRITTEN])
-    # Its caller was cancelled after the outcome had come.
+    # The caller is cancelled after the outcome has arrived.
     ledger.cancel(entry)
     observed.clock.advance(2.0)
     observed.observation.inform()
@@ -145,7 +145,7 @@ def test_a_record_that_is_reported_twice_is_delivered_once() -> None:
     assert late.story == "aahhFD"
 
 
-def test_the_pump_is_woken_for_the_first_event_only() -> None:
+def test_only_the_first_event_wakes_the_pump() -> None:
     observed = Observed(Late())
     observed.enter()
     observed.enter()
@@ -241,9 +241,7 @@ async def test_a_declaration_is_checked(settings: ProducerSettings, fake: FakeDr
                 pass
 
 
-async def test_an_injector_is_not_asked_if_it_says_so(
-    settings: ProducerSettings, fake: FakeDriver
-) -> None:
+async def test_an_injector_can_be_disabled(settings: ProducerSettings, fake: FakeDriver) -> None:
     class Off(Numbering):
         injects = False
 
@@ -256,7 +254,7 @@ async def test_an_injector_is_not_asked_if_it_says_so(
     check_story(off, producer.statistics())
 
 
-async def test_an_observer_that_counts_needs_no_event(
+async def test_an_observer_that_counts_events_makes_none(
     settings: ProducerSettings, fake: FakeDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Counting:
@@ -274,7 +272,7 @@ async def test_an_observer_that_counts_needs_no_event(
     assert counting.count == 21
 
 
-def test_below_its_level_the_logging_observer_makes_no_event(
+def test_the_logging_observer_makes_no_event_below_its_level(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     batch = EventBatch([OPENED, Bulk(Delivered, [1], unread, unread)])
@@ -289,7 +287,7 @@ def test_below_its_level_the_logging_observer_makes_no_event(
 async def test_accepted_events_have_the_order_of_their_times(
     settings: ProducerSettings, fake: FakeDriver, clock: ManualClock
 ) -> None:
-    """An injector may send a record itself: that one is accepted before the record it is for."""
+    """A record that an injector sends is accepted before the record that gets the headers."""
 
     class Sending(Numbering):
         def inject(self, given: Any, /) -> Iterable[tuple[str, bytes]]:
@@ -310,7 +308,7 @@ async def test_accepted_events_have_the_order_of_their_times(
 
 
 @pytest.mark.parametrize("make", [Recorder, Numbering])
-async def test_an_invalid_record_is_no_event_of_a_closed_producer(
+async def test_a_closed_producer_makes_no_event_of_an_invalid_record(
     settings: ProducerSettings, fake: FakeDriver, make: type[Recorder]
 ) -> None:
     recorder = make()
@@ -323,12 +321,12 @@ async def test_an_invalid_record_is_no_event_of_a_closed_producer(
 
 
 @pytest.mark.parametrize("make", [Recorder, Numbering])
-async def test_a_call_that_interrupts_the_producer_is_no_event(
+async def test_a_call_that_interrupts_the_producer_makes_no_event(
     settings: ProducerSettings, fake: FakeDriver, make: type[Recorder]
 ) -> None:
     recorder = make()
     async with open_send_producer(settings, driver=fake, observers=[recorder]) as producer:
-        # The interruption comes after the check of the public method.
+        # The interruption comes after the check in the public method.
         with producer._engine.step, raising(ProducerMisused):
             producer._enter(record())
         with raising(TypeError):
@@ -336,7 +334,7 @@ async def test_a_call_that_interrupts_the_producer_is_no_event(
     assert recorder.story == ""
 
 
-async def test_an_injector_that_wants_no_event_of_calls(
+async def test_an_injector_needs_no_events_of_calls(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     class Declared(Numbering):
@@ -346,7 +344,7 @@ async def test_an_injector_that_wants_no_event_of_calls(
     async with open_send_producer(settings, driver=fake, observers=[declared]) as producer:
         await producer.send(record(), timeout=60.0)
         await producer.send_many([record(), record()], timeout=60.0)
-    # The injector is still told of the call that a record is part of.
+    # The injector still learns which call a record is part of.
     numbers = [given.batch and given.batch.count for given in declared.given]
     assert numbers == [None, 2, 2]
     assert [*map(type, declared.events)] == [Delivered] * 3

@@ -1,4 +1,4 @@
-"""The tree of exceptions is the one that is drawn, and each of them survives pickling."""
+"""The docstring draws the tree of exceptions, and every exception can be pickled."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def failure(
 
 
 def drawn() -> dict[str, tuple[str | None, str | None]]:
-    """What the docstring draws: name -> (the one above, the class of others in brackets)."""
+    """The tree in the docstring: name -> (base class of ours, base class in brackets)."""
     doc = inspect.getdoc(_exceptions)
     assert doc is not None
     tree: dict[str, tuple[str | None, str | None]] = {}
@@ -96,26 +96,26 @@ def real() -> dict[str, tuple[str | None, str | None]]:
     return tree
 
 
-def test_the_tree_is_the_one_that_is_drawn() -> None:
+def test_the_docstring_draws_the_tree() -> None:
     assert drawn() == real()
     assert len(drawn()) == len(SIMPLE) + len(OF_A_RECORD) + 2
 
 
-def test_the_branches_are_drawn_as_branches_are() -> None:
+def test_the_branches_of_the_tree_are_connected() -> None:
     doc = inspect.getdoc(_exceptions)
     assert doc is not None
     lines = [line[4:] for line in doc.splitlines() if re.match(r" {4}[├└│]", line)]
     assert len(lines) > 10
     for line, below in zip(lines, [*lines[1:], ""], strict=True):
         for column, character in enumerate(line):
-            goes_on = below[column : column + 1] in {"├", "└", "│"}
+            continues = below[column : column + 1] in {"├", "└", "│"}
             if character in "├│":
-                assert goes_on, line
+                assert continues, line
             elif character == "└":
-                assert not goes_on, line
+                assert not continues, line
 
 
-def test_whoever_catches_the_classes_of_others_catches_ours() -> None:
+def test_the_base_classes_of_other_packages_catch_our_exceptions() -> None:
     for cls, other in (
         (SettingsError, ValueError),
         (ProducerClosed, anyio.ClosedResourceError),
@@ -131,7 +131,7 @@ def test_every_exception_is_exported_by_its_module() -> None:
 
 
 @pytest.mark.parametrize("cls", SIMPLE)
-def test_an_exception_of_a_message_survives_pickling(cls: type[SendProducerError]) -> None:
+def test_a_pickled_exception_keeps_its_message(cls: type[SendProducerError]) -> None:
     error = pickle.loads(pickle.dumps(cls("why not")))
     assert type(error) is cls
     assert str(error) == "why not"
@@ -140,7 +140,7 @@ def test_an_exception_of_a_message_survives_pickling(cls: type[SendProducerError
 
 @pytest.mark.parametrize("cls", OF_A_RECORD)
 @pytest.mark.parametrize("persistence", Persistence)
-def test_an_exception_of_a_record_keeps_it_in_pickling(
+def test_a_pickled_exception_keeps_its_record(
     cls: type[DeliveryError], persistence: Persistence
 ) -> None:
     error = pickle.loads(pickle.dumps(failure(cls, persistence)))
@@ -150,7 +150,7 @@ def test_an_exception_of_a_record_keeps_it_in_pickling(
     assert error.persistence is persistence
 
 
-def test_an_exception_of_several_records_keeps_them_in_pickling() -> None:
+def test_a_pickled_multi_delivery_error_keeps_its_parts() -> None:
     metadata = RecordMetadata("orders", 0, 1, 2, 1, 1)
     parts: list[MultiResultPart[Any, Any] | DeliveryError] = [
         MultiResultPart(metadata, RECORD),
@@ -165,14 +165,14 @@ def test_an_exception_of_several_records_keeps_them_in_pickling() -> None:
     assert str(other) == str(error)
 
 
-def test_the_last_exception_keeps_its_failures_in_pickling() -> None:
+def test_a_pickled_undelivered_records_keeps_its_failures() -> None:
     error = pickle.loads(pickle.dumps(UndeliveredRecords([failure()], 3)))
     assert type(error) is UndeliveredRecords
     assert error.count == 3
     assert [str(one) for one in error.errors] == ["not today"]
 
 
-def test_an_exception_of_several_records_counts_and_names_the_first() -> None:
+def test_a_multi_delivery_error_counts_its_failures_and_names_the_first() -> None:
     metadata = RecordMetadata("orders", 0, 1, 2, 1, 1)
     timeout = failure(DeliveryTimeout, Persistence.NOT_PERSISTED)
     other = failure()
@@ -185,12 +185,12 @@ def test_an_exception_of_several_records_counts_and_names_the_first() -> None:
     )
 
 
-def test_an_exception_of_several_records_can_be_shown_without_any_failure() -> None:
+def test_a_multi_delivery_error_without_failures_has_a_message() -> None:
     error = MultiDeliveryError([])
     assert (error.errors, str(error)) == ((), "0 of 0 records were not delivered")
 
 
-def test_the_last_exception_counts_and_names_the_first() -> None:
+def test_undelivered_records_counts_its_failures_and_names_the_first() -> None:
     first = failure(RecordRejected, Persistence.NOT_PERSISTED)
     error = UndeliveredRecords([first, failure()], 2000)
     assert error.errors[0] is first
@@ -201,7 +201,7 @@ def test_the_last_exception_counts_and_names_the_first() -> None:
     assert str(UndeliveredRecords([], 1)).endswith("the first: none kept")
 
 
-def test_a_failure_of_one_record_shows_its_message_alone() -> None:
+def test_a_delivery_error_shows_only_its_message() -> None:
     error = failure(SerializationFailed)
     assert str(error) == "not today"
     assert repr(error) == "SerializationFailed('not today')"
@@ -209,14 +209,14 @@ def test_a_failure_of_one_record_shows_its_message_alone() -> None:
 
 
 @pytest.mark.parametrize("missing", ["record", "persistence"])
-def test_a_failure_of_one_record_needs_to_say_what_is_known(missing: str) -> None:
+def test_a_delivery_error_needs_a_record_and_a_persistence(missing: str) -> None:
     fields: dict[str, Any] = {"record": RECORD, "persistence": Persistence.PERSISTED}
     del fields[missing]
     with pytest.raises(TypeError, match=missing):
         DeliveryError("not today", **fields)
 
 
-def test_what_is_known_of_a_record_is_one_of_three() -> None:
+def test_persistence_has_three_values() -> None:
     assert [persistence.value for persistence in Persistence] == [
         "not persisted",
         "possibly persisted",

@@ -1,4 +1,4 @@
-"""Records, results and errors that look like a producer's own."""
+"""The factories make records, results and errors like those of a producer."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_metadata() -> None:
     assert factories.metadata(ProducerRecord("t", None, "größe")).serialized_key_size == 7
 
 
-async def test_metadata_is_what_a_producer_gives() -> None:
+async def test_metadata_equals_the_metadata_of_a_producer() -> None:
     async with fake_producer() as fake:
         assert await fake.producer.send(ORDER) == factories.metadata(ORDER)
 
@@ -119,12 +119,12 @@ def test_errors_of_a_record(make: Any, kind: type[DeliveryError], persistence: P
     assert error.__cause__ is cause
 
 
-def test_a_timeout_of_a_record_that_was_never_handed_over() -> None:
+def test_a_timeout_of_a_record_that_was_not_submitted() -> None:
     error = factories.timeout(persistence=Persistence.NOT_PERSISTED)
     assert error.persistence is Persistence.NOT_PERSISTED
 
 
-def test_what_a_serializer_raised() -> None:
+def test_serialization_failed_has_a_cause() -> None:
     assert isinstance(factories.serialization_failed().__cause__, ValueError)
 
 
@@ -144,7 +144,7 @@ def test_errors_of_several_records() -> None:
     assert made.pass_through == 3
 
 
-def test_what_a_scope_ends_with() -> None:
+def test_undelivered_records() -> None:
     made = factories.undelivered()
     assert made.count == 1
     assert isinstance(made.errors[0], RecordRejected)
@@ -163,7 +163,7 @@ def test_errors_of_the_producer(make: Any, kind: type[SendProducerError]) -> Non
         assert make(cause=cause).__cause__ is cause
 
 
-def test_there_is_a_factory_for_each_kind_that_is_made_while_sending() -> None:
+def test_every_exception_that_sending_may_raise_has_a_factory() -> None:
     made = {kind for _, kind, _ in DELIVERY_ERRORS} | {kind for _, kind in PRODUCER_ERRORS}
     made |= {MultiDeliveryError, UndeliveredRecords}
 
@@ -175,6 +175,6 @@ def test_there_is_a_factory_for_each_kind_that_is_made_while_sending() -> None:
         for kind in kinds(SendProducerError)
         if kind.__module__ == SendProducerError.__module__
     }
-    # Bases, and what is raised for a fault of the caller's own.
+    # Base classes, and exceptions for faults of the caller.
     others = {"SendProducerError", "TransactionError", "SettingsError", "ProducerMisused"}
     assert named - others == {kind.__name__ for kind in made}

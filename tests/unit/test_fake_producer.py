@@ -1,4 +1,4 @@
-"""The producer without a cluster: it behaves as the real one, and answers as it is told to."""
+"""The fake producer behaves as a real one, and a test controls its answers."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ async def by_hand() -> AsyncIterator[FakeProducer]:
 # --- what was sent -------------------------------------------------------------------------------
 
 
-async def test_what_was_sent_is_there_with_all_that_is_in_it(fake: FakeProducer) -> None:
+async def test_sent_has_the_records_with_all_their_fields(fake: FakeProducer) -> None:
     assert isinstance(fake.producer, SendProducer)
     metadata = await fake.producer.send(ORDER)
     assert metadata == RecordMetadata("orders", metadata.partition, 0, 0, 2, 8)
@@ -81,7 +81,7 @@ async def test_what_was_sent_is_there_with_all_that_is_in_it(fake: FakeProducer)
     assert fake.pending == []
 
 
-async def test_everything_that_can_be_sent_with_can_be_used(fake: FakeProducer) -> None:
+async def test_all_methods_of_a_producer_work(fake: FakeProducer) -> None:
     producer = fake.producer
 
     async def envelopes() -> AsyncIterator[Message[None, bytes, int]]:
@@ -101,7 +101,7 @@ async def test_everything_that_can_be_sent_with_can_be_used(fake: FakeProducer) 
     assert len(fake.sent) == 8
 
 
-async def test_what_is_seen_is_a_copy(fake: FakeProducer) -> None:
+async def test_sent_and_written_are_copies(fake: FakeProducer) -> None:
     await fake.producer.send(record())
     fake.sent.clear()
     for log in fake.written.values():
@@ -110,13 +110,13 @@ async def test_what_is_seen_is_a_copy(fake: FakeProducer) -> None:
     assert fake.written["t", 0] == [record()]
 
 
-async def test_partitions_are_as_many_as_were_asked_for() -> None:
+async def test_the_number_of_partitions_can_be_set() -> None:
     async with fake_producer(partitions=1) as fake:
         assert (await fake.producer.send(ORDER)).partition == 0
         assert await fake.producer.partitions_for("orders") == {0}
 
 
-async def test_waiting_for_what_is_sent(by_hand: FakeProducer) -> None:
+async def test_wait_until_sent(by_hand: FakeProducer) -> None:
     async with task_group() as tasks:
         waiting = Call(tasks, by_hand.wait_until_sent, 2)
         by_hand.producer.enqueue_nowait(record(b"1"))
@@ -128,14 +128,14 @@ async def test_waiting_for_what_is_sent(by_hand: FakeProducer) -> None:
         by_hand.acknowledge()
 
 
-async def test_waiting_for_more_than_is_sent(fake: FakeProducer) -> None:
+async def test_wait_until_sent_raises_if_fewer_records_are_sent(fake: FakeProducer) -> None:
     await fake.producer.send(record())
     with pytest.raises(TimeoutError, match=r"1 records were sent within 0.01 s, not 2"):
         await fake.wait_until_sent(2, timeout=0.01)
     await fake.wait_until_sent(1, timeout=timedelta(milliseconds=10))
 
 
-def test_its_driver_rings_at_once_where_there_is_something_to_tell() -> None:
+def test_its_driver_rings_at_once_if_it_has_outcomes() -> None:
     driver, recorder, parcel = PolledFakeDriver(), Recorder(), Parcel(record())
     driver.open(recorder)
     driver.submit([parcel])
@@ -149,7 +149,7 @@ def test_its_driver_rings_at_once_where_there_is_something_to_tell() -> None:
 # --- it is the real producer ---------------------------------------------------------------------
 
 
-async def test_it_holds_up_who_sends_too_much(settings: ProducerSettings) -> None:
+async def test_it_applies_back_pressure(settings: ProducerSettings) -> None:
     async with (
         fake_producer(settings.evolve(max_in_flight=1), manual=True) as fake,
         task_group() as tasks,
@@ -168,7 +168,7 @@ async def test_it_holds_up_who_sends_too_much(settings: ProducerSettings) -> Non
         await second.wait()
 
 
-async def test_who_is_cancelled_abandons_what_the_client_has(by_hand: FakeProducer) -> None:
+async def test_a_cancelled_send_abandons_its_record(by_hand: FakeProducer) -> None:
     async with task_group() as tasks:
         call = Call(tasks, by_hand.producer.send, record())
         await by_hand.wait_until_sent(1)
@@ -179,7 +179,7 @@ async def test_who_is_cancelled_abandons_what_the_client_has(by_hand: FakeProduc
     assert by_hand.producer.statistics().delivered == 1
 
 
-async def test_what_is_never_answered_ends_with_the_block(settings: ProducerSettings) -> None:
+async def test_a_record_without_an_answer_ends_with_the_block(settings: ProducerSettings) -> None:
     with raising(UndeliveredRecords) as caught:
         async with fake_producer(settings.evolve(close_timeout=0.02), manual=True) as fake:
             fake.producer.enqueue_nowait(record())
@@ -187,7 +187,7 @@ async def test_what_is_never_answered_ends_with_the_block(settings: ProducerSett
     assert error.persistence is Persistence.POSSIBLY_PERSISTED
 
 
-async def test_failures_that_nobody_awaited_are_raised_at_the_end() -> None:
+async def test_the_end_of_the_block_raises_unawaited_failures() -> None:
     with raising(UndeliveredRecords) as caught:
         async with fake_producer(answer=factories.rejected) as fake:
             fake.producer.enqueue_nowait(record())
@@ -202,7 +202,7 @@ async def test_a_bad_record_is_refused_before_it_is_sent(fake: FakeProducer) -> 
     assert fake.sent == []
 
 
-async def test_nothing_is_looked_up_fetched_or_made() -> None:
+async def test_no_hook_of_the_settings_runs() -> None:
     def never(*_: object) -> Any:
         raise AssertionError
 
@@ -214,8 +214,8 @@ async def test_nothing_is_looked_up_fetched_or_made() -> None:
         assert "fake.invalid:9092" in repr(fake.producer)
 
 
-def test_nothing_is_on_its_way_when_all_tasks_are_blocked() -> None:
-    """Trio's clock, which jumps when nothing happens any more, does not end what waits for it."""
+def test_no_event_is_pending_when_all_tasks_are_blocked() -> None:
+    """A clock that jumps when all tasks are blocked does not end calls that wait for the fake."""
 
     async def main() -> None:
         async with fake_producer(manual=True) as fake:
@@ -301,7 +301,7 @@ def test_no_time_passes_on_trio_s_clock(
         run_while_the_clock_stands_still(main)
 
 
-async def test_everything_happens_on_the_thread_of_the_loop() -> None:
+async def test_everything_runs_on_the_thread_of_the_event_loop() -> None:
     threads = set[int]()
 
     class Noting:
@@ -344,7 +344,7 @@ def pending(fake: FakeProducer) -> list[int]:
     return [int(one.value) for one in fake.pending]
 
 
-async def test_answers_by_hand_are_for_the_oldest(by_hand: FakeProducer) -> None:
+async def test_answers_by_hand_go_to_the_oldest_records(by_hand: FakeProducer) -> None:
     await values(by_hand, 8)
     assert by_hand.acknowledge(2) == 2
     assert pending(by_hand) == [2, 3, 4, 5, 6, 7]
@@ -373,7 +373,7 @@ async def test_failures_by_hand(by_hand: FakeProducer) -> None:
     assert errors == [DeliveryTimeout, DeliveryError, RecordRejected, DeliveryError]
 
 
-async def test_by_hand_for_a_while(fake: FakeProducer) -> None:
+async def test_manual_can_be_switched(fake: FakeProducer) -> None:
     assert not fake.manual
     fake.manual = True
     waiting = await fake.producer.enqueue(record())
@@ -388,7 +388,7 @@ async def test_by_hand_for_a_while(fake: FakeProducer) -> None:
 
 
 async def outcomes(fake: FakeProducer, topics: str) -> str:
-    """A letter for each record: what became of it."""
+    """Send a record to each topic, and return a letter for each outcome."""
     letters = ""
     for topic in topics:
         try:
@@ -416,7 +416,7 @@ def fail_b(one: ProducerRecord[Any, Any]) -> DeliveryError | None:
     ],
 )
 async def test_answers_by_rule(rule: Any, wanted: str) -> None:
-    if isinstance(rule, FailWhen):  # each loop has one that has not counted yet
+    if isinstance(rule, FailWhen):  # each test needs a rule that has not counted yet
         rule = FailWhen(
             rule._error,
             topic=rule._topic,
@@ -432,7 +432,7 @@ async def test_answers_by_rule(rule: Any, wanted: str) -> None:
         assert len(fake.sent) == 8
 
 
-async def test_a_rule_is_asked_when_it_is_acknowledged_by_hand_too() -> None:
+async def test_a_rule_also_decides_answers_by_hand() -> None:
     async with fake_producer(answer=FailWhen(factories.rejected, topic="b"), manual=True) as fake:
         good, bad = (fake.producer.enqueue_nowait(record(topic=topic)) for topic in "ab")
         await fake.wait_until_sent(2)
@@ -442,7 +442,7 @@ async def test_a_rule_is_asked_when_it_is_acknowledged_by_hand_too() -> None:
             await bad.wait()
 
 
-async def test_a_rule_may_look_at_what_was_sent() -> None:
+async def test_a_rule_may_read_the_sent_records() -> None:
     async with fake_producer() as fake:
         fake.answer = lambda one: (
             factories.rejected(one) if len(fake.sent) > 1 and fake.pending == [] else None
@@ -450,7 +450,7 @@ async def test_a_rule_may_look_at_what_was_sent() -> None:
         assert await outcomes(fake, "aaa") == ".RR"
 
 
-async def test_a_rule_serves_a_fake_driver(settings: ProducerSettings) -> None:
+async def test_a_fake_driver_accepts_a_rule(settings: ProducerSettings) -> None:
     driver = FakeDriver()
     driver.judge = FailWhen(factories.rejected, every=2)
     async with open_send_producer(settings, driver=driver) as producer:
@@ -461,7 +461,7 @@ async def test_a_rule_serves_a_fake_driver(settings: ProducerSettings) -> None:
 
 @pytest.mark.parametrize("number", [0, -1, 1.0, True, "1"])
 @pytest.mark.parametrize("argument", ["every", "times"])
-def test_what_can_t_be_counted(argument: str, number: Any) -> None:
+def test_wrong_counts_are_refused(argument: str, number: Any) -> None:
     with pytest.raises(ValueError, match=f"^{argument} must be an int of 1 or more: {number!r}"):
         FailWhen(factories.rejected, **{argument: number})
 
@@ -495,7 +495,7 @@ async def test_failures_of_a_record(
 async def test_a_start_that_fails() -> None:
     with pytest.raises(ProducerStartError, match="no broker"):
         async with fake_producer(start_error=factories.start_failed()):
-            pytest.fail("it was not to start")
+            pytest.fail("the producer started")
 
 
 async def test_a_client_that_breaks(by_hand: FakeProducer) -> None:
@@ -530,11 +530,11 @@ async def test_a_producer_that_is_fenced(settings: ProducerSettings) -> None:
         await fake.fence()
         with pytest.raises(ProducerBroken) as caught:
             async with fake.producer.transaction():
-                pytest.fail("it was fenced")
+                pytest.fail("the fenced producer began a transaction")
         assert isinstance(caught.value.__cause__, ProducerFenced)
 
 
-async def test_waiting_for_what_does_not_come(
+async def test_a_wait_for_the_fake_is_bounded(
     fake: FakeProducer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from anyio_sendproducer.testing import _fake_producer
@@ -548,14 +548,14 @@ async def test_waiting_for_what_does_not_come(
 
 
 class Traced:
-    """Tells of itself in a header."""
+    """A serializer that adds a header."""
 
     def serialize(self, topic: str, headers: list[tuple[str, bytes]], data: Any) -> bytes:
         headers.append(("by", b"traced"))
         return f"{topic}:{data}".encode()
 
 
-async def test_serializers_are_called_and_what_is_written_is_bytes() -> None:
+async def test_the_written_records_are_serialized() -> None:
     settings = ProducerSettings(
         bootstrap_servers="localhost:9092",
         key_serializer=Traced(),
@@ -573,7 +573,7 @@ async def test_serializers_are_called_and_what_is_written_is_bytes() -> None:
         assert metadata.serialized_value_size == len(written.value)
 
 
-async def test_a_serializer_that_raises_fails_its_record_alone() -> None:
+async def test_a_serializer_that_raises_fails_only_its_record() -> None:
     def serialize(value: str) -> bytes:
         return value.encode("ascii")
 
@@ -599,7 +599,7 @@ def failing(kind: type[TransactionError]) -> Generator[None, None, None]:
     assert type(caught.value) is kind
 
 
-async def test_transactions_are_seen(settings: ProducerSettings) -> None:
+async def test_transactions_and_offsets_are_recorded(settings: ProducerSettings) -> None:
     async with fake_producer(settings.evolve(transactional_id="tx")) as fake:
         async with fake.producer.transaction() as tx:
             await tx.send(ORDER)

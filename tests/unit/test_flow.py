@@ -1,6 +1,6 @@
 """Streams of envelopes over a driver without a broker: order, bounds, errors, and transactions."""
 
-# ruff: noqa: SIM117  # a flow stands within its producer
+# ruff: noqa: SIM117  # a flow is nested in its producer
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ Envelopes = AsyncIterator[Any]
 
 
 class Source(AsyncIterable[Any]):
-    """A source that tells how much was taken from it, and may raise at its end."""
+    """A source that counts the envelopes taken from it, and may raise at its end."""
 
     def __init__(self, envelopes: Iterable[Any], error: Exception | None = None) -> None:
         self.envelopes = envelopes
@@ -76,7 +76,7 @@ class Source(AsyncIterable[Any]):
 
 
 async def collect(producer: SendProducer, source: Any, **options: Any) -> list[Any]:
-    """What a flow gives, results and errors, in order."""
+    """The results and errors of a flow, in order."""
     found: list[Any] = []
     flow = cast("AbstractAsyncContextManager[Any]", producer.flow(source, **options))
     async with flow as results:
@@ -87,7 +87,7 @@ async def collect(producer: SendProducer, source: Any, **options: Any) -> list[A
 
 
 async def received_or_raised(results: Any) -> Any:
-    """What comes next: a result, or the error of its envelope."""
+    """Return the next result, or the error of its envelope."""
     try:
         return await results.receive()
     except (DeliveryError, MultiDeliveryError) as error:
@@ -97,7 +97,7 @@ async def received_or_raised(results: Any) -> Any:
 # --- order ---------------------------------------------------------------------------------------
 
 
-async def test_results_come_in_the_order_of_the_source(
+async def test_results_have_the_order_of_the_source(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     envelopes = [
@@ -136,7 +136,7 @@ async def test_any_stream_is_a_source(settings: ProducerSettings, fake: FakeDriv
 
 @dataclasses.dataclass
 class Plan:
-    """What is sent, how long each envelope takes, and which records fail."""
+    """The envelopes to send, the sizes of the acknowledgements, and the records that fail."""
 
     sizes: list[int | None]
     batches: list[int]
@@ -161,10 +161,10 @@ plans = st.builds(
     max_examples=60,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-async def test_order_and_bounds_whatever_is_slow_and_whatever_fails(
+async def test_order_and_bounds_hold_with_slow_and_failing_records(
     settings: ProducerSettings, plan: Plan
 ) -> None:
-    """None is a PassThroughMessage, -1 a Message, and what is 0 or more that many records."""
+    """A size of None is a PassThroughMessage, -1 a Message, and 0 or more a MultiMessage."""
     fake = FakeDriver(manual=True)
     fake.judge = lambda what: refuse(what) if int(what.value) in plan.failing else None
     number = 0
@@ -196,7 +196,7 @@ async def test_order_and_bounds_whatever_is_slow_and_whatever_fails(
         tasks.start_soon(acknowledge)
         async with producer.flow(source, max_in_flight=plan.limit) as results:
             for position, mine in enumerate(records):
-                # The one that waits for room in the line was taken, too.
+                # The envelope that waits for its place was taken, too.
                 assert source.taken <= received + plan.limit + 1
                 assert producer.statistics().in_flight <= plan.room
                 bad = [one for one in mine if one in plan.failing]
@@ -217,7 +217,7 @@ async def test_order_and_bounds_whatever_is_slow_and_whatever_fails(
     assert [int(cast("bytes", one.value)) for one in fake.submitted] == list(range(number))
 
 
-async def test_who_does_not_receive_holds_up_the_source(
+async def test_a_slow_receiver_applies_back_pressure_to_the_source(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     source = Source(messages(100))
@@ -225,7 +225,7 @@ async def test_who_does_not_receive_holds_up_the_source(
         async with producer.flow(source, max_in_flight=5) as results:
             await taken(fake, 5)
             await quiet()
-            assert source.taken == 6  # the last of them waits for its place
+            assert source.taken == 6  # the last envelope waits for its place
             assert len(fake.submitted) == 5
             for number in range(10):
                 assert (await results.receive()).pass_through == number
@@ -237,7 +237,9 @@ async def test_who_does_not_receive_holds_up_the_source(
     assert len(fake.submitted) == 100
 
 
-async def test_a_full_producer_holds_up_the_source(settings: ProducerSettings) -> None:
+async def test_a_full_producer_applies_back_pressure_to_the_source(
+    settings: ProducerSettings,
+) -> None:
     fake = FakeDriver(manual=True)
     source = Source(messages(10))
     settings = settings.evolve(max_in_flight=2)
@@ -253,7 +255,9 @@ async def test_a_full_producer_holds_up_the_source(settings: ProducerSettings) -
         assert len((await call.wait()).value) == 10
 
 
-async def test_other_tasks_get_their_turns(settings: ProducerSettings, fake: FakeDriver) -> None:
+async def test_a_fast_source_lets_other_tasks_run(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
     turns = 0
     turns_at: list[int] = []
 
@@ -283,7 +287,7 @@ async def test_other_tasks_get_their_turns(settings: ProducerSettings, fake: Fak
 # --- errors --------------------------------------------------------------------------------------
 
 
-async def test_an_error_is_raised_in_its_place_and_the_next_call_goes_on(
+async def test_an_error_is_raised_in_its_place_and_the_flow_continues(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     fake.judge = lambda what: refuse(what) if what.value == b"1" else None
@@ -294,7 +298,7 @@ async def test_an_error_is_raised_in_its_place_and_the_next_call_goes_on(
     assert [type(one) for one in found] == [Result, DeliveryError, RecordRejected, Result]
 
 
-async def test_what_the_source_raises_comes_after_what_it_gave(
+async def test_an_exception_of_the_source_is_raised_after_its_results(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     source = Source(messages(2), LookupError("no more"))
@@ -308,7 +312,7 @@ async def test_what_the_source_raises_comes_after_what_it_gave(
 
 
 @pytest.mark.parametrize("name", [None, "id"])
-async def test_what_is_no_envelope(
+async def test_a_source_item_that_is_not_an_envelope(
     settings: ProducerSettings, fake: FakeDriver, name: str | None
 ) -> None:
     settings = settings.with_transactional_id(name)
@@ -319,7 +323,7 @@ async def test_what_is_no_envelope(
                 await results.receive()
 
 
-async def test_on_a_producer_that_is_closed_meanwhile(
+async def test_a_producer_that_closes_ends_the_flow(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     async with open_send_producer(settings, driver=fake) as producer:
@@ -345,7 +349,7 @@ async def test_bad_arguments(
             producer.flow(Source([]), group_metadata="group")
 
 
-async def test_only_one_receives(settings: ProducerSettings) -> None:
+async def test_only_one_task_may_receive(settings: ProducerSettings) -> None:
     fake = FakeDriver(manual=True)
     async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
         async with producer.flow(Source(messages(1))) as results:
@@ -360,7 +364,7 @@ async def test_only_one_receives(settings: ProducerSettings) -> None:
 # --- leaving -------------------------------------------------------------------------------------
 
 
-async def test_receiving_that_is_cancelled_loses_nothing(settings: ProducerSettings) -> None:
+async def test_a_cancelled_receive_loses_no_result(settings: ProducerSettings) -> None:
     fake = FakeDriver(manual=True)
     async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
         async with producer.flow(Source(messages(2))) as results:
@@ -371,7 +375,7 @@ async def test_receiving_that_is_cancelled_loses_nothing(settings: ProducerSetti
 
 
 @pytest.mark.parametrize("envelope", [PassThroughMessage("a"), MultiMessage([], "a")])
-async def test_receiving_what_is_there_looks_for_cancellation(
+async def test_receiving_a_ready_result_checks_for_cancellation(
     settings: ProducerSettings, fake: FakeDriver, envelope: Any
 ) -> None:
     async with open_send_producer(settings, driver=fake) as producer:
@@ -384,7 +388,7 @@ async def test_receiving_what_is_there_looks_for_cancellation(
             assert (await results.receive()).pass_through == "a"
 
 
-async def test_leaving_early_withdraws_what_the_client_does_not_have(
+async def test_leaving_early_withdraws_the_queued_records(
     settings: ProducerSettings,
 ) -> None:
     fake = FakeDriver(manual=True)
@@ -466,10 +470,10 @@ class Endless(AsyncIterable[Any]):
 @pytest.mark.parametrize("how", ["return", "error", "failed record"])
 @pytest.mark.parametrize("kind", [FakeDriver, PolledFakeDriver])
 @pytest.mark.parametrize("most", [10, 1000])
-async def test_leaving_takes_and_writes_nothing_more(
+async def test_after_the_block_a_flow_takes_and_writes_nothing(
     settings: ProducerSettings, kind: type[FakeDriver], most: int, how: str
 ) -> None:
-    """The feeder runs on when it was woken before the block was left."""
+    """The feeder still runs if it was woken before the block was left."""
     fake, source = kind(), Endless()
     if how == "failed record":
         fake.judge = lambda what: refuse(what) if what.value == b"50" else None
@@ -489,7 +493,7 @@ async def test_leaving_takes_and_writes_nothing_more(
         await producer.flush()
 
 
-async def test_leaving_a_transactional_flow_takes_and_writes_nothing_more(
+async def test_after_the_block_a_transactional_flow_takes_and_writes_nothing(
     transactional: ProducerSettings,
 ) -> None:
     fake, source = PolledFakeDriver(), Endless()
@@ -504,7 +508,7 @@ async def test_leaving_a_transactional_flow_takes_and_writes_nothing_more(
     assert [how for how, _ in fake.transactions][:2] == ["committed"] * 2
 
 
-async def test_closing_the_stream_takes_nothing_more(settings: ProducerSettings) -> None:
+async def test_a_closed_stream_takes_nothing(settings: ProducerSettings) -> None:
     fake, source = PolledFakeDriver(), Endless()
     async with open_send_producer(settings, driver=fake) as producer:
         async with producer.flow(source, max_in_flight=10) as results:
@@ -532,7 +536,7 @@ async def test_closing_the_stream_while_an_envelope_waits_for_room(
     assert len(fake.submitted) == 2
 
 
-async def test_closing_a_transactional_flow_aborts_what_is_open(
+async def test_closing_a_transactional_flow_aborts_its_transaction(
     transactional: ProducerSettings,
 ) -> None:
     fake, source = PolledFakeDriver(manual=True), Endless()
@@ -551,7 +555,7 @@ async def test_closing_a_transactional_flow_aborts_what_is_open(
 async def test_leaving_a_transactional_flow_while_an_envelope_waits_for_room(
     transactional: ProducerSettings,
 ) -> None:
-    """All of an envelope is entered or nothing, but not once the block was left."""
+    """A flow enters all records of an envelope or none, but not after the block was left."""
     fake = PolledFakeDriver(manual=True)
     many = MultiMessage([record(b"%d" % number) for number in range(4)])
     async with open_send_producer(transactional.evolve(max_in_flight=2), driver=fake) as producer:
@@ -578,7 +582,7 @@ async def test_leaving_while_another_task_waits_for_an_envelope(
             await receiving.wait()
 
 
-async def test_failures_that_nobody_received_are_told_at_the_end(
+async def test_the_end_raises_failures_that_were_not_received(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     fake.judge = refuse
@@ -593,7 +597,7 @@ async def test_failures_that_nobody_received_are_told_at_the_end(
 
 
 @pytest.mark.parametrize("name", [None, "id"])
-async def test_a_sink_says_what_came_of_it(
+async def test_a_sink_returns_a_summary(
     settings: ProducerSettings, fake: FakeDriver, name: str | None
 ) -> None:
     settings = settings.with_transactional_id(name).with_eos_commit_interval(0.01)
@@ -646,10 +650,10 @@ async def test_a_flow_within_a_transaction(
         assert [how for how, _ in fake.transactions] == ["committed"]
 
 
-async def test_an_interval_that_is_over_cuts_no_envelope_in_two(
+async def test_the_commit_interval_does_not_divide_an_envelope(
     transactional: ProducerSettings, fake: FakeDriver
 ) -> None:
-    """Its second record waits for room, and is in the same transaction all the same."""
+    """The second record of an envelope waits for room, and is still in the same transaction."""
     narrow = transactional.evolve(eos_commit_interval=1e-9, max_in_flight=1)
     envelopes = [MultiMessage([record(b"%d" % n) for n in range(size)]) for size in (3, 2)]
     source = cast("AsyncIterable[MultiMessage[Any, Any, Any]]", Source(envelopes))
@@ -663,7 +667,7 @@ async def test_an_interval_that_is_over_cuts_no_envelope_in_two(
     ]
 
 
-async def test_results_come_when_their_transaction_is_committed(
+async def test_results_are_received_after_the_commit_of_their_transaction(
     transactional: ProducerSettings, fake: FakeDriver
 ) -> None:
     give, take = anyio.create_memory_object_stream[Any](10)
@@ -685,7 +689,7 @@ async def test_results_come_when_their_transaction_is_committed(
     take.close()
 
 
-async def test_a_transaction_has_no_more_than_may_be_in_flight(
+async def test_a_transaction_has_at_most_max_in_flight_envelopes(
     transactional: ProducerSettings, fake: FakeDriver
 ) -> None:
     async with open_send_producer(transactional, driver=fake) as producer:
@@ -697,7 +701,7 @@ async def test_a_transaction_has_no_more_than_may_be_in_flight(
     assert sum(sizes) == 10
 
 
-async def test_offsets_of_what_was_read_go_with_it(
+async def test_a_sink_sends_offsets_in_the_transaction_of_their_records(
     transactional: ProducerSettings, fake: FakeDriver
 ) -> None:
     group = ConsumerGroupMetadata("group", 1, "member")
@@ -711,10 +715,10 @@ async def test_offsets_of_what_was_read_go_with_it(
     assert [len(records) for _, records in fake.transactions] == [5]
 
 
-async def test_a_transaction_that_is_aborted_ends_the_flow(
+async def test_an_aborted_transaction_ends_the_flow(
     transactional: ProducerSettings, fake: FakeDriver
 ) -> None:
-    """Nothing of it is given, nothing follows it, and the source is not read on."""
+    """The flow returns none of its results and no later ones, and stops reading the source."""
     fake.judge = lambda what: refuse(what) if what.value == b"3" else None
     source = Source(messages(50))
     async with open_send_producer(transactional, driver=fake) as producer:
@@ -730,7 +734,7 @@ async def test_a_transaction_that_is_aborted_ends_the_flow(
     assert [how for how, _ in fake.transactions][-2:] == ["aborted", "committed"]
 
 
-async def test_a_source_that_goes_on_giving_when_a_transaction_was_aborted(
+async def test_an_aborted_transaction_stops_an_endless_source(
     transactional: ProducerSettings, fake: FakeDriver
 ) -> None:
     fake.judge = refuse
@@ -751,7 +755,7 @@ async def test_a_source_that_goes_on_giving_when_a_transaction_was_aborted(
                 await results.receive()
 
 
-async def test_what_the_source_raises_comes_when_all_is_committed(
+async def test_an_exception_of_the_source_is_raised_after_the_commit(
     transactional: ProducerSettings, fake: FakeDriver
 ) -> None:
     source = Source(messages(3), LookupError("no more"))
@@ -766,7 +770,7 @@ async def test_what_the_source_raises_comes_when_all_is_committed(
 async def test_a_source_whose_connection_breaks(
     transactional: ProducerSettings, fake: FakeDriver
 ) -> None:
-    """AnyIO's exception for that is also the one of the stream within a flow."""
+    """The stream within a flow raises the same exception of AnyIO, and must not hide this one."""
     source = Source(messages(1), anyio.BrokenResourceError("reset by peer"))
     async with open_send_producer(transactional, driver=fake) as producer:
         async with producer.flow(source) as results:
@@ -776,7 +780,7 @@ async def test_a_source_whose_connection_breaks(
     assert [how for how, _ in fake.transactions] == ["committed"]
 
 
-async def test_leaving_aborts_what_is_not_committed(
+async def test_leaving_aborts_the_open_transaction(
     transactional: ProducerSettings, fake: FakeDriver
 ) -> None:
     give, take = anyio.create_memory_object_stream[Any](10)

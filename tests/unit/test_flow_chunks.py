@@ -1,6 +1,6 @@
-"""Streams work in chunks: bursts of the source, batches of outcomes, and the tasks that wait."""
+"""Streams work in chunks: bursts of the source, batches of outcomes, and wake-ups of tasks."""
 
-# ruff: noqa: SIM117  # a flow stands within its producer
+# ruff: noqa: SIM117  # a flow is nested in its producer
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Plan:
 
     bursts: list[tuple[list[int | None], int]]
     batches: list[tuple[int, int]]
-    #: How often the receiver lets other tasks run before it receives; None: it is cancelled.
+    #: How often the receiver lets other tasks run before it receives. None: it is cancelled.
     steps: list[int | None]
     failing: set[int]
     limit: int
@@ -126,7 +126,9 @@ def made_of(plan: Plan) -> tuple[Bursts, list[list[int]]]:
 @hypothesis_settings(
     deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-async def test_any_bursts_batches_and_receivers(settings: ProducerSettings, plan: Plan) -> None:
+async def test_order_and_bounds_hold_with_any_bursts_batches_and_receivers(
+    settings: ProducerSettings, plan: Plan
+) -> None:
     """Order and bounds hold, cancellation loses no result, and leaving takes nothing more."""
     fake = FakeDriver(manual=True)
     fake.judge = lambda what: (
@@ -203,7 +205,7 @@ async def test_any_bursts_batches_and_receivers(settings: ProducerSettings, plan
 # --- chunks --------------------------------------------------------------------------------------
 
 
-async def test_outcomes_that_come_together_wake_the_receiver_once(
+async def test_outcomes_of_one_batch_wake_the_receiver_once(
     settings: ProducerSettings,
 ) -> None:
     fake = FakeDriver(manual=True)
@@ -230,7 +232,7 @@ async def test_outcomes_that_come_together_wake_the_receiver_once(
 async def test_a_receiver_that_waits_for_an_envelope_is_woken_by_its_result(
     settings: ProducerSettings,
 ) -> None:
-    """The envelope that arrives does not wake it. A single envelope is sent at once."""
+    """The arrival of the envelope does not wake the receiver. A single envelope is sent at once."""
     fake = FakeDriver(manual=True)
     give, take = anyio.create_memory_object_stream[Any](10)
     with give, take:
@@ -254,7 +256,7 @@ async def test_a_receiver_that_waits_for_an_envelope_is_woken_by_its_result(
                     assert receiving.count == suspended
 
 
-async def test_a_receiver_that_waits_gets_what_needs_no_waiting(
+async def test_a_waiting_receiver_gets_results_that_need_no_outcome(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     give, take = anyio.create_memory_object_stream[Any](10)
@@ -366,10 +368,10 @@ async def test_leaving_at_once_takes_nothing(
 # --- leaving while another task receives ---------------------------------------------------------
 
 
-async def test_an_envelope_that_is_being_received_is_sent_whole(
+async def test_an_envelope_that_a_task_waits_for_is_sent_completely(
     settings: ProducerSettings,
 ) -> None:
-    """Its first record is with the client and the others are queued when the block is left."""
+    """All its records are queued when the block is left while another task receives."""
     fake = FakeDriver(manual=True)
     fake.on_submit.shut()
     several = MultiMessage([record(b"%d" % number) for number in range(3)], "several")
@@ -389,7 +391,7 @@ async def test_an_envelope_that_is_being_received_is_sent_whole(
             await results.receive()
 
 
-async def test_a_receiver_that_is_cancelled_when_the_block_was_left(
+async def test_a_receiver_that_is_cancelled_after_the_block_was_left(
     settings: ProducerSettings,
 ) -> None:
     fake = FakeDriver(manual=True)
@@ -404,8 +406,8 @@ async def test_a_receiver_that_is_cancelled_when_the_block_was_left(
         fake.acknowledge()
 
 
-async def test_a_receiver_that_is_closed_loses_nothing(settings: ProducerSettings) -> None:
-    """As by the garbage collector, which raises GeneratorExit in it."""
+async def test_a_receiver_that_is_closed_loses_no_result(settings: ProducerSettings) -> None:
+    """The garbage collector closes a coroutine by raising GeneratorExit in it."""
     fake = FakeDriver(manual=True)
     async with open_send_producer(settings, driver=fake) as producer:
         async with producer.flow(burst(messages(3))) as results:
