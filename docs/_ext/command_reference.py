@@ -59,7 +59,7 @@ def _command(context: click.Context, found: Command) -> Iterator[str]:
 def _marked(text: str) -> str:
     """Options and escapes are code."""
     text = re.sub(r"(?<!\S)(\\(?:\\|\w+))", r"`\1`", text)
-    return re.sub(r"(?<![\w`-])(--?[A-Za-z][\w-]*(?: \w+[.=]\S+[\w])?)", r"`\1`", text)
+    return re.sub(r"(?<![\w`-])(--?[A-Za-z][\w-]*(?: \w+[.=]\S+[\w]| failed\b)?)", r"`\1`", text)
 
 
 def page(text: str) -> str:

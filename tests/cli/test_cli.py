@@ -176,8 +176,8 @@ def test_the_demo(backend: str, capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr()
     assert printed.err == ""
     assert "Started a broker at 127.0.0.1:" in printed.out
-    assert "A MultiMessage of 12 records gave back 'monthly means'." in printed.out
-    assert "A PassThroughMessage gave back 'the year 2010'." in printed.out
+    assert "A MultiMessage of 12 records returned 'monthly means'." in printed.out
+    assert "A PassThroughMessage returned 'the year 2010'." in printed.out
     assert "seattle-temps, by partition" in printed.out
     assert "COMPLETE: each of 8,771 records was read back once, in order" in printed.out
 
@@ -378,7 +378,7 @@ def test_the_ends_are_not_reached_in_time(cluster: str) -> None:
     ticks = iter([0.0, 1.0, 6.0])
     _reading.prepare_topic(cluster, "late", 1)
     # The second partition does not exist, so its end never comes.
-    with pytest.raises(_reading.ClusterError, match=r"\[7\] were not reached in time"):
+    with pytest.raises(_reading.ClusterError, match=r"the ends of the partitions \[7\] in time"):
         _reading.read_back(cluster, "late", {7: 0}, 5, lambda: next(ticks))
 
 

@@ -260,7 +260,10 @@ def test_input_that_can_not_be_read_on(
     assert printed.err == (
         "anyio-sendproducer: in.csv, line 1: there is no column 'c' among 'a', 'b'\n"
     )
-    assert "The reading stopped before the first line; what follows was not read." in printed.out
+    assert (
+        "The command stopped reading before the first line. It did not read the rest."
+        in printed.out
+    )
     assert run_main("produce", *arguments, "--json") == 3
     report = json.loads(capsys.readouterr().out)
     assert report["error"] == "in.csv, line 1: there is no column 'c' among 'a', 'b'"
@@ -355,7 +358,7 @@ def test_ctrl_c_while_the_broker_is_away(
         stall(run, proxied, delivered=100, more=400)
         began = time.monotonic()
         run.signal(signal.SIGTERM)
-        blocking_until(lambda: "once more to hurry" in run.screen, PATIENCE)
+        blocking_until(lambda: "interrupt again" in run.screen, PATIENCE)
         if hurries:
             run.signal()
         code = run.end()
@@ -382,7 +385,7 @@ def test_what_was_read_before_ctrl_c_is_delivered_in_time(
     with producing(*arguments, directory=here, stdin=True) as run:
         stall(run, proxied, delivered=10, more=50)
         run.signal()
-        blocking_until(lambda: "once more to hurry" in run.screen, PATIENCE)
+        blocking_until(lambda: "interrupt again" in run.screen, PATIENCE)
         # If it were hurried, it would give up after five seconds.
         with pytest.raises(subprocess.TimeoutExpired):
             run.process.wait(6)
@@ -391,7 +394,7 @@ def test_what_was_read_before_ctrl_c_is_delivered_in_time(
     *_, total, stopped = run.out.splitlines()
     assert total.startswith("60 records read, 60 delivered, 0 failed, in ")
     assert stopped == (
-        "The reading stopped after line 60 of standard input; what follows was not read."
+        "The command stopped reading after line 60 of standard input. It did not read the rest."
     )
     assert set(values_in(proxied.address, "patience")) == {b"%d" % number for number in range(60)}
     assert not [*here.iterdir()]
@@ -669,9 +672,9 @@ def test_fail_fast(
     assert failed[0]["input"] == "{"
     assert [entry["value"] for entry in failed[1:3]] == ["3", "4"]
     assert {entry["reason"] for entry in failed[1:]} == {
-        "the record was not sent: another one failed (--fail-fast)"
+        "the record was not sent: another record failed (--fail-fast)"
     }
-    assert "The reading stopped after line 1 of in" in printed
+    assert "The command stopped reading after line 1 of in" in printed
     assert len(failed) <= 7
 
 
@@ -685,7 +688,7 @@ def test_nothing_behind_an_unreadable_line_is_sent(
     assert sorted(written) == [b"1", b"2"]
     failed = entries(here / "failed")
     assert [entry.get("input", entry.get("value")) for entry in failed] == ["{", "}", "4", "6"]
-    assert failed[2]["reason"] == "the record was not sent: another one failed (--fail-fast)"
+    assert failed[2]["reason"] == "the record was not sent: another record failed (--fail-fast)"
     printed = capsys.readouterr().out
     assert "4 records are in failed (4 not persisted). To send them again:" in printed
     assert "2 lines of these could not be read as a record, and will fail again" in printed
@@ -698,7 +701,7 @@ def test_unreadable_lines_are_not_to_be_sent_again(
     arguments = ["-b", "x:1", "-f", "jsonl", "-t", "t", "--failed", "failed"]
     assert run_main("produce", *arguments, "in") == 1
     printed = capsys.readouterr().out
-    assert "1 line could not be read as a record; failed has each with the reason." in printed
+    assert "1 line could not be read as a record. The reasons are in failed." in printed
     assert "--format failed" not in printed
 
 
@@ -727,7 +730,7 @@ def test_the_failed_file_takes_nothing(
     arguments = ["-b", "x:1", "-t", "t", "-f", "jsonl", "--failed", "/dev/full", "in"]
     assert run_main("produce", *arguments) == 1
     printed = capfd.readouterr()
-    assert "1 more could only be written to standard error." in printed.out
+    assert "1 more failure could only be written to standard error." in printed.out
     assert json.loads(printed.err.splitlines()[-1])["input"] == "{"
 
 
@@ -750,7 +753,7 @@ def test_nothing_takes_what_failed(
     arguments = ["-b", "x:1", "-t", "t", "-f", "jsonl", "--failed", "/dev/full", "--no-progress"]
     assert run_main("produce", *arguments, "in") == 3
     printed = capsys.readouterr().out
-    assert "1 more could not be written anywhere, and are lost." in printed
+    assert "1 more failure could not be written anywhere." in printed
 
 
 def test_the_disk_of_the_failed_file_fails_at_the_end(
@@ -841,38 +844,41 @@ def test_a_property_that_the_driver_refuses(here: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-t", "t"], "Missing option '-b' / '--bootstrap-servers', or --config, or the"),
+        (["-t", "t"], "The cluster is missing: pass --bootstrap-servers (-b), --service-name or"),
         (["-b", "x:1"], "Missing option '-t' / '--topic'."),
-        (["-b", "x:1", "--service-name", "y", "-t", "t"], "give one"),
+        (["-b", "x:1", "--service-name", "y", "-t", "t"], "pass only one of them"),
         (["-b", "x:", "-t", "t"], "'x:' is not host:port"),
         (["-b", "x:1", "-t", "a/b"], "characters other than"),
-        (["-b", "x:1", "-t", "t", "-X", "s3cret"], "a property is given as name=value"),
-        (["-b", "x:1", "-t", "t", "-H", "h"], "'h' is not NAME=VALUE"),
-        (["-b", "x:1", "-t", "t", "-H", "\udcff=1"], "is not NAME=VALUE"),
+        (["-b", "x:1", "-t", "t", "-X", "s3cret"], "a property must have the form name=value"),
+        (["-b", "x:1", "-t", "t", "-H", "h"], "'h' must have the form NAME=VALUE"),
+        (["-b", "x:1", "-t", "t", "-H", "\udcff=1"], "must have the form NAME=VALUE"),
         (["-b", "x:1", "-t", "t", "-f", "jsonl", "--header-field", "=x"], "NAME=FIELD"),
         (["-b", "x:1", "-t", "t", "-f", "jsonl", "--header-field", "x="], "NAME=FIELD"),
-        (["-b", "x:1", "-t", "t", "-K", ""], "a separator is not empty"),
+        (["-b", "x:1", "-t", "t", "-K", ""], "the text must not be empty"),
         (["-b", "x:1", "-t", "t", "-K", r"\x1"], "two hexadecimal digits follow"),
         (["-b", "x:1", "-t", "t", "-f", "file", "-D", ";"], "--delimiter is for --format lines"),
         (
             ["-b", "x:1", "-t", "t", "-f", "jsonl", "-Z", ""],
             "--null-value is for --format lines",
         ),
-        (["-b", "x:1", "-f", "failed", "-k", "a"], "has keys, partitions and headers of its own"),
+        (["-b", "x:1", "-f", "failed", "-k", "a"], "takes keys, partitions and headers"),
         (
             ["-b", "x:1", "-t", "t", "-f", "csv", "-k", "a", "--key-field", "b"],
-            "--key and --key-field: give one",
+            "--key and --key-field: pass only one of them",
         ),
-        (["-b", "x:1", "-t", "t", "-k", "\ud800"], "is not text"),
-        (["-b", "x:1", "-t", "t", "--headers-delimiter", ":"], "give three different texts"),
-        (["-b", "x:1", "-t", "t", "-f", "csv", "--csv-delimiter", "ab"], "not one character"),
+        (["-b", "x:1", "-t", "t", "-k", "\ud800"], "is not valid text"),
+        (["-b", "x:1", "-t", "t", "--headers-delimiter", ":"], "must be three different texts"),
+        (["-b", "x:1", "-t", "t", "-f", "csv", "--csv-delimiter", "ab"], "must be one character"),
         (["-b", "x:1", "-t", "t", "--key-field", "k"], "--format lines has no fields"),
         (["-b", "x:1", "-t", "t", "-f", "csv", "-K", ":"], "--key-separator is for --format lines"),
         (["-b", "x:1", "-t", "t", "--csv-columns", "a"], "--csv-columns is for --format csv"),
-        (["-b", "x:1", "-t", "t", "-f", "csv", "--csv-columns", "a,b,a"], "a name is there twice"),
-        (["-b", "x:1", "-f", "failed", "-p", "1"], "has keys, partitions and headers of its own"),
+        (["-b", "x:1", "-t", "t", "-f", "csv", "--csv-columns", "a,b,a"], "a name occurs twice"),
+        (["-b", "x:1", "-f", "failed", "-p", "1"], "takes keys, partitions and headers"),
         (["-b", "x:1", "-t", "t", "-z", "zip"], "'zip' is not one of"),
-        (["-b", "x:1", "-t", "t", "-X", "transactional.id=x"], "transactional_id: produce sends"),
+        (
+            ["-b", "x:1", "-t", "t", "-X", "transactional.id=x"],
+            "transactional_id is set, but produce",
+        ),
         (["-b", "x:1", "-t", "t", "--failed", "full"], "exists and is not empty"),
         (["-b", "x:1", "-t", "t", "--failed", "no/where"], "no/where can't be written to"),
         (["-b", "x:1", "-t", "t", "nowhere"], "does not exist"),

@@ -114,7 +114,7 @@ def test_no_properties() -> None:
         ("x.properties", "client.id=me".encode("utf-16"), "x.properties is not UTF-8: save it"),
         ("x.toml", "client-id='me'".encode("utf-16"), "x.toml is not UTF-8: save it"),
         ("x.properties", b"a=\\u12", "x.properties: "),
-        ("x.conf", b"", "ends in .properties or in .toml"),
+        ("x.conf", b"", "must end in .properties or .toml"),
         ("x.toml", b"speed = 1", "x.toml: 'speed' is not a setting"),
         ("x.toml", b"max-in-flight = 'a'", "x.toml: max_in_flight must be an int"),
         ("x.toml", b"= 1", "x.toml is not TOML: "),
@@ -143,7 +143,7 @@ def test_properties_one_by_one() -> None:
     assert parse_property("a.b=c=d") == ("a.b", "c=d")
     assert parse_property(" a = ") == ("a", " ")
     for text in ("a", "=b", " =b"):
-        with pytest.raises(ValueError, match=r"^a property is given as name=value$"):
+        with pytest.raises(ValueError, match=r"^a property must have the form name=value$"):
             parse_property(text)
 
 

@@ -215,7 +215,7 @@ def test_failures_go_to_standard_error_if_the_disk_is_full(
     file.close()
     first, *lines = capfdbinary.readouterr().err.splitlines()
     assert first == (
-        b"anyio-sendproducer: /dev/full takes no more (No space left on device); the other "
+        b"anyio-sendproducer: /dev/full can't be written to (No space left on device); the other "
         b"failures follow:"
     )
     assert [json.loads(line)["input"] for line in lines] == ["1", "2"]

@@ -553,7 +553,7 @@ async def test_a_row_that_is_not_csv_ends_with_its_line(path: Path) -> None:
 async def test_csv_that_is_not_a_record(path: Path) -> None:
     put(path, b'a,b\n1,2\n1\n"1"x,2\n\xff,2\n3,4\n5,"6')
     assert await failures_of(path, Layout(format="csv", topic="t")) == [
-        (3, "1 cells, where there are 2 columns"),
+        (3, "the row has 1 cell, and there are 2 columns"),
         (4, "not CSV: ',' expected after '\"'"),
         (5, "not UTF-8: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"),
         (7, "not CSV: unexpected end of data"),
@@ -564,7 +564,7 @@ async def test_csv_that_is_not_a_record(path: Path) -> None:
     ("content", "message"),
     [
         (b"a,b\n1,2\n", "line 1: there is no column 'k' among 'a', 'b'"),
-        (b"\xff\n", "line 1: the columns' names: not UTF-8"),
+        (b"\xff\n", "line 1: the names of the columns can't be read: not UTF-8"),
     ],
 )
 async def test_missing_columns(path: Path, content: bytes, message: str) -> None:
@@ -637,7 +637,7 @@ async def test_a_line_that_is_too_long(path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(_input, "_PIECE", 1_000)
     monkeypatch.setattr(_input, "LONGEST", 5_000)
     put(path, b"a\n" + b"x" * 10_000)
-    with pytest.raises(InputError, match="input, line 2: longer than "):
+    with pytest.raises(InputError, match="input, line 2: the line is longer than "):
         await read(path, LINES)
 
 
@@ -732,7 +732,7 @@ async def test_lines_after_a_refused_header_become_failures_if_read_from_a_pipe(
             (2, b"1,2"),
             (3, b"3,4"),
         ]
-        assert {one.reason for one in failures} == {"the reading stopped here"}
+        assert {one.reason for one in failures} == {"the command stopped reading here"}
     else:
         assert failures == []
 

@@ -86,8 +86,10 @@ def changed(place: int, record: ReadBack) -> list[ReadBack]:
 @pytest.mark.parametrize(
     ("read", "expected"),
     [
-        pytest.param(without(0), [("missing", "partition 0, offset 10, nothing")], id="missing"),
-        pytest.param([], [("missing", "nothing is there")] * 5, id="all-missing"),
+        pytest.param(
+            without(0), [("missing", "partition 0, offset 10, but no record")], id="missing"
+        ),
+        pytest.param([], [("missing", "no record is there")] * 5, id="all-missing"),
         pytest.param(
             [*READ, ReadBack(A1, 0, 13)],
             [("doubled", "partition 0, offset 10, partition 0, offset 13")],
@@ -99,12 +101,15 @@ def changed(place: int, record: ReadBack) -> list[ReadBack]:
         pytest.param([READ[0], *READ], [("doubled", "read at")], id="read-twice"),
         pytest.param(
             changed(4, ReadBack(B2, 1, 2)),
-            [("moved", "acknowledged at partition 1, offset 1, read at partition 1, offset 2")],
+            [("moved", "acknowledged at partition 1, offset 1, but read at partition 1, offset 2")],
             id="wrong-offset",
         ),
         pytest.param(
             changed(4, ReadBack(B2, 2, 1)),
-            [("moved", "read at partition 2"), ("out of order", "another partition")],
+            [
+                ("moved", "read at partition 2"),
+                ("out of order", "but the record of this key before it"),
+            ],
             id="wrong-partition",
         ),
         pytest.param(
@@ -112,43 +117,43 @@ def changed(place: int, record: ReadBack) -> list[ReadBack]:
             [
                 ("moved", "read at partition 0, offset 11"),
                 ("moved", "read at partition 0, offset 10"),
-                ("out of order", "which was sent before it"),
+                ("out of order", "which was sent earlier"),
             ],
             id="swapped",
         ),
         pytest.param(
             [READ[1], READ[0], *without(0, 1)],
-            [("out of order", "which was sent before it")],
+            [("out of order", "which was sent earlier")],
             id="read-in-disorder",
         ),
         pytest.param(
             changed(0, ReadBack(A1._replace(value=b"9"), 0, 10)),
-            [("altered", "with other value")],
+            [("altered", "differs in value")],
             id="altered-value",
         ),
         pytest.param(
             changed(0, ReadBack(A1._replace(value=None), 0, 10)),
-            [("altered", "with other value")],
+            [("altered", "differs in value")],
             id="lost-value",
         ),
         pytest.param(
             changed(0, ReadBack(A1._replace(key=b"c"), 0, 10)),
-            [("altered", "with other key")],
+            [("altered", "differs in key")],
             id="altered-key",
         ),
         pytest.param(
             changed(0, ReadBack(A1._replace(headers=()), 0, 10)),
-            [("altered", "with other headers")],
+            [("altered", "differs in headers")],
             id="lost-headers",
         ),
         pytest.param(
             changed(0, ReadBack(Content(None, b"9", (MARK,)), 0, 10)),
-            [("altered", "with other key and value and headers")],
+            [("altered", "differs in key and value and headers")],
             id="altered-altogether",
         ),
         pytest.param(
             [*READ, ReadBack(content(b"z", b"z" * 70), 2, 7)],
-            [("unexpected", "zzz...: read at partition 2, offset 7, never sent")],
+            [("unexpected", "zzz...: read at partition 2, offset 7, but never sent")],
             id="never-sent",
         ),
     ],

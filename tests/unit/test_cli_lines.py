@@ -207,7 +207,7 @@ def test_no_headers() -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        (b"a=1", r"the line has no b'\t' that ends its headers (--headers-delimiter)"),
+        (b"a=1", r"the line has no b'\t' after its headers (--headers-delimiter)"),
         (
             b"a\tb",
             "a header has no b'=' between its name and its value (--headers-key-separator)",
@@ -319,7 +319,7 @@ async def test_a_compressed_file_that_is_damaged(name: str, spoil: str, tmp_path
     if spoil == "empty":
         assert [chunk async for chunk in source.chunks()] == []
         return
-    with pytest.raises(InputError, match=r"in\.\w+ cannot be decompressed: .+ standard input"):
+    with pytest.raises(InputError, match=r"in\.\w+ can't be decompressed: .+ standard input"):
         _ = [chunk async for chunk in source.chunks()]
     assert not source.ended
 

@@ -155,7 +155,7 @@ def test_a_report_goes_to_standard_error_if_standard_output_fails(
         _running.print_report("report\n")
     assert err.content == (
         b"anyio-sendproducer: standard output can't be written to (Broken pipe); the result "
-        b"follows here:\n"
+        b"follows:\n"
         b"report\n"
     )
     closed = io.TextIOWrapper(io.BytesIO())

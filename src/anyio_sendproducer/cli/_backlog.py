@@ -18,7 +18,7 @@ from ._report import described
 __all__ = ["STOPPED", "Backlog", "all_failed", "stop_at_failure"]
 
 #: Why --fail-fast did not send a record.
-STOPPED: Final = "the record was not sent: another one failed (--fail-fast)"
+STOPPED: Final = "the record was not sent: another record failed (--fail-fast)"
 
 
 class Backlog:

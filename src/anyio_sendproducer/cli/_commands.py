@@ -64,28 +64,29 @@ def _until_interrupted(run: Callable[..., int], *arguments: Any, **options: Any)
 
 # --- the commands --------------------------------------------------------------------------------
 
-_SIGNALS: Final = {"130, 143, 129": "Ctrl-C, SIGTERM or SIGHUP ended it."}
+_SIGNALS: Final = {"130, 143, 129": "Ctrl-C, SIGTERM or SIGHUP ended the command."}
 
 
 @click.group(
     name=NAME,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Each command says more with --help.",
+    epilog="COMMAND --help shows the options of a command.",
 )
 @click.version_option(package_name=NAME, prog_name=NAME, message="%(prog)s %(version)s")
 def command() -> None:
-    """Send records to Kafka, and account for each of them."""
+    """Send records to Kafka, and report the outcome of each record."""
 
 
 @command.command(
     cls=Command,
     exit_codes={
         f"{COMPLETE}": "Every record that was read was delivered.",
-        f"{INCOMPLETE}": "Records failed; they are in the failed file.",
+        f"{INCOMPLETE}": "Some records failed. They are in the failed file.",
         f"{USAGE}": "The command line or a setting is wrong, or a package is not installed.",
-        f"{FAILED}": "The producer did not start, or it broke; or input could not be read; or a "
-        "record that failed could not be written down.",
-        "130, 143, 129": "Ctrl-C, SIGTERM or SIGHUP ended it; what was read is accounted for.",
+        f"{FAILED}": "The producer did not start or broke, an input could not be read, or a failed "
+        "record could not be written to the failed file.",
+        "130, 143, 129": "Ctrl-C, SIGTERM or SIGHUP ended the command. Each record that was read "
+        "was delivered or is in the failed file.",
     },
 )
 @click.argument(
@@ -94,7 +95,7 @@ def command() -> None:
     nargs=-1,
     type=click.Path(exists=True, dir_okay=False, allow_dash=True),
 )
-@of_cluster(30.0)
+@of_cluster("How long the start of the producer may take. Default: 30.")
 @_input(
     "-f",
     "--format",
@@ -102,32 +103,32 @@ def command() -> None:
     type=click.Choice(FORMATS),
     default="lines",
     show_default=True,
-    help="What the input is. lines: each line is a value. file: each file is one value. jsonl: "
-    "JSON Lines. csv: rows, the first of which names the columns. failed: the file of records that "
-    "failed before.",
+    help="The format of the input. lines: each line is a value. file: each file is one value. "
+    "jsonl: JSON Lines. csv: rows; the first row names the columns. failed: the failed file of an "
+    "earlier run.",
 )
 @_input(
     "-D",
     "--delimiter",
     metavar="TEXT",
     callback=separator,
-    help=r"With lines: what ends a line in place of a line feed, so that a record can have several "
-    r"lines. \0, \n, \r, \t, \\ and \x1f stand for one byte each.",
+    help=r"With lines: the text that ends a record instead of a line feed, so that a record can "
+    r"have several lines. The escapes \0, \n, \r, \t, \\ and \x1f stand for one byte each.",
 )
 @_input(
     "-K",
     "--key-separator",
     metavar="TEXT",
     callback=separator,
-    help="With lines: what separates a key from the value behind it, with escapes as in -D. A line "
-    "without it has no key.",
+    help="With lines: the text between a key and its value, with escapes as in -D. A line without "
+    "this text has no key.",
 )
 @_input(
     "--headers-delimiter",
     metavar="TEXT",
     callback=separator,
-    help="With lines: what ends the headers at the front of a line. Headers are written as in "
-    "a:1,b:2; the key and the value follow.",
+    help="With lines: the text that ends the headers at the start of a line. Headers have the form "
+    "a:1,b:2. The key and the value follow them.",
 )
 @_input(
     "--headers-separator",
@@ -135,7 +136,7 @@ def command() -> None:
     callback=separator,
     default=",",
     show_default=True,
-    help="What separates these headers from each other.",
+    help="The text between two headers of a line.",
 )
 @_input(
     "--headers-key-separator",
@@ -143,36 +144,37 @@ def command() -> None:
     callback=separator,
     default=":",
     show_default=True,
-    help="What separates the name of such a header from its value.",
+    help="The text between the name and the value of such a header.",
 )
 @_input(
     "-Z",
     "--null-value",
     metavar="TEXT",
     callback=as_it_is,
-    help="With lines and csv: the text that stands for null. A value that is null is a tombstone; "
-    "a header that is null is left out. With an empty TEXT, what is empty is null.",
+    help="With lines and csv: the text that stands for null. A record whose value is null is a "
+    "tombstone. A header whose value is null is left out. If TEXT is empty, an empty key, value or "
+    "header is null.",
 )
 @_input(
     "--value-field",
     metavar="FIELD",
-    help="With jsonl and csv: the field that is the value; null in JSON is a tombstone. Default: "
-    "the whole line, or the row as JSON.",
+    help="With jsonl and csv: the field that becomes the value. In JSON, null makes a tombstone. "
+    "Default: the whole line, or the row as JSON.",
 )
-@_input("--key-field", metavar="FIELD", help="The field that is the key.")
+@_input("--key-field", metavar="FIELD", help="The field that becomes the key.")
 @_input(
     "--header-field",
     "header_fields",
     metavar="[NAME=]FIELD",
     multiple=True,
     callback=header_fields,
-    help="A field that is a header, with its own name or with another. May be repeated.",
+    help="A field that becomes a header. The header has the field's name or NAME. May be repeated.",
 )
-@_input("--partition-field", metavar="FIELD", help="The field that is the partition's number.")
+@_input("--partition-field", metavar="FIELD", help="The field that becomes the partition's number.")
 @_input(
     "--timestamp-field",
     metavar="FIELD",
-    help="The field that is the timestamp: milliseconds since 1970, or a time such as "
+    help="The field that becomes the timestamp: milliseconds since 1970, or a time such as "
     "2026-01-31T12:00:00Z.",
 )
 @_input(
@@ -181,27 +183,27 @@ def command() -> None:
     default=",",
     show_default=True,
     callback=csv_delimiter,
-    help=r"What separates the cells of a row, such as \t.",
+    help=r"The character between the cells of a row, such as \t.",
 )
 @_input(
     "--csv-columns",
     metavar="NAME[,...]",
     callback=columns,
-    help="The names of the columns, if the first row does not have them.",
+    help="The names of the columns, if the first row does not contain them.",
 )
 @_records(
     "-t",
     "--topic",
     metavar="TOPIC",
     callback=topic,
-    help="The topic to send to. With failed: it replaces the topics in the file.",
+    help="The topic to send to. With failed, it replaces the topics in the file.",
 )
 @_records(
     "-k",
     "--key",
     metavar="TEXT",
     callback=as_it_is,
-    help="The key of all records that have none in the input.",
+    help="The key of all records that have no key in the input.",
 )
 @_records("-p", "--partition", type=click.IntRange(min=0), help="The partition of all records.")
 @_records(
@@ -224,8 +226,8 @@ def command() -> None:
     "-a",
     "--acks",
     type=click.Choice(["0", "1", "all"]),
-    help="How many brokers must have a record before it counts as delivered: none, the leader, or "
-    "all replicas in sync.",
+    help="Which brokers must have a record before it counts as delivered: no broker (0), the "
+    "leader (1), or all in-sync replicas (all).",
 )
 @_delivery(
     "--max-in-flight",
@@ -243,26 +245,26 @@ def command() -> None:
     "--close-timeout",
     callback=seconds,
     metavar="SECONDS",
-    help="How long it may take, after Ctrl-C, to deliver what was read. Default: 60.",
+    help="How long the delivery of the records that were read may take after Ctrl-C. Default: 60.",
 )
 @_delivery(
     "--fail-fast",
     is_flag=True,
-    help="Stop at the first record that fails, or line that cannot be read. The client gets no "
-    "more records then, but may deliver those that it has already. The rest of what was read goes "
-    "to the failed file.",
+    help="Stop at the first record that fails, or at the first line that cannot be read. Then the "
+    "client gets no more records, but may deliver the records that it already has. All other "
+    "records that were read go to the failed file.",
 )
 @_output(
     "--failed",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="The file for failed records, each with its reason. Default: failed-TIME-PID.jsonl in the "
-    "working directory. It is deleted if nothing failed.",
+    help="The file for failed records and the reasons. Default: failed-TIME-PID.jsonl in the "
+    "working directory. The file is deleted if nothing failed.",
 )
 @_output("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 @_output(
     "--progress/--no-progress",
     default=None,
-    help="Whether to show a progress bar. Default: if standard error is a terminal.",
+    help="Whether to show a progress bar. Default: show it if standard error is a terminal.",
 )
 def produce(
     *,
@@ -301,12 +303,14 @@ def produce(
 ) -> int:
     """Send lines, JSON Lines or CSV, from files or from standard input.
 
-    Each line is a record. Records are sent in order, with bounded memory. Each one is delivered, or
-    it is in the failed file, with the reason and with whether it may have been written anyway. To
-    send the records in that file again, use --format failed.
+    By default, each line is a record. The command sends records in order, with bounded memory. Each
+    record is delivered, or it is in the failed file. That file has the reason of each failure, and
+    says whether the record may be in the log. Use --format failed to send the records in the file
+    again.
 
-    Ctrl-C ends the reading, and so do SIGTERM and SIGHUP. What was read by then is delivered within
-    --close-timeout, or goes to the failed file. A second Ctrl-C shortens this to 5 s at most.
+    Ctrl-C, SIGTERM and SIGHUP stop the reading. The records that were read by then are delivered
+    within --close-timeout, or go to the failed file. A second Ctrl-C or SIGTERM shortens this time
+    to 5 seconds or less.
     """
     connection = connection_of(**cluster)
     fields = Fields(value_field, key_field, partition_field, timestamp_field, header_fields)
@@ -326,16 +330,19 @@ def produce(
                 f"{option} is for --format {' or '.join(formats)}, not {format_}"
             )
     if format_ == "failed" and (partition is not None or headers or key is not None):
-        raise click.UsageError("--format failed has keys, partitions and headers of its own")
+        raise click.UsageError(
+            "--format failed takes keys, partitions and headers from the file: leave out --key, "
+            "--partition and --header"
+        )
     if key is not None and key_field is not None:
-        raise click.UsageError("--key and --key-field: give one")
+        raise click.UsageError("--key and --key-field: pass only one of them")
     marks = None
     if headers_delimiter is not None:
         marks = HeaderMarks(headers_delimiter, headers_separator, headers_key_separator)
         if len(set(marks)) < len(marks):
             raise click.UsageError(
-                "--headers-delimiter, --headers-separator and --headers-key-separator: give three "
-                "different texts"
+                "--headers-delimiter, --headers-separator and --headers-key-separator must be "
+                "three different texts"
             )
     layout = Layout(
         format=format_,
@@ -377,25 +384,25 @@ def produce(
 @command.command(
     cls=Command,
     exit_codes={
-        f"{COMPLETE}": "Every step passed, or was not needed.",
+        f"{COMPLETE}": "Each step passed, or was not needed.",
         f"{INCOMPLETE}": "A step failed.",
-        f"{USAGE}": "The command line is wrong, or a package is not installed.",
+        f"{USAGE}": "The command line or a setting is wrong, or a package is not installed.",
         **_SIGNALS,
     },
 )
-@of_cluster(_check.TIMEOUT)
+@of_cluster(f"How long each step may take. Default: {_check.TIMEOUT:g}.")
 @_output("--json", "as_json", is_flag=True, help="Print the steps as one JSON object.")
 def check(
     *, as_json: bool, loop: str, start_timeout: float | None, verbose: int, **cluster: Any
 ) -> int:
-    """Find out whether a producer would reach the cluster, and where it would fail.
+    """Check whether a producer can reach the cluster, and show which step fails.
 
-    It goes step by step: the settings, the brokers' names, a connection, TLS, the login, the
+    The steps are: the settings, the names of the brokers, a connection, TLS, the login, the
     cluster's description of itself, and a connection to each of its brokers. The first step that
-    fails says what is wrong and what to do about it.
+    fails shows what is wrong and what to do.
 
-    With the driver confluent, the brokers' versions are missing, since librdkafka does not report
-    them.
+    With the driver confluent, the versions of the brokers are missing, because librdkafka does not
+    report them.
     """
     connection = connection_of(**cluster)
     with client_log(verbose):
@@ -405,18 +412,18 @@ def check(
 @command.command(
     cls=Command,
     exit_codes={
-        f"{COMPLETE}": "It ran until Ctrl-C, SIGTERM or SIGHUP.",
+        f"{COMPLETE}": "The broker ran until Ctrl-C, SIGTERM or SIGHUP.",
         f"{USAGE}": "The command line is wrong.",
-        f"{FAILED}": "It is not installed, did not start, or ended by itself.",
+        f"{FAILED}": "The broker is not installed, did not start, or ended by itself.",
     },
 )
 @_options(
     "--port", type=click.IntRange(1, 65_535), help="The port to listen on. Default: a free port."
 )
 def broker(*, port: int | None) -> int:
-    """Run a broker for experiments: on this machine, in memory, as long as this command runs.
+    """Run a broker for experiments on this machine, as long as this command runs.
 
-    It needs the extra embedded.
+    The broker stores its data in memory. This command needs the extra embedded.
     """
     return _broker.run(port)
 
@@ -424,13 +431,13 @@ def broker(*, port: int | None) -> int:
 @command.command(
     cls=Command,
     exit_codes={
-        f"{COMPLETE}": "Every record was read back as it was acknowledged.",
+        f"{COMPLETE}": "Each record was read back as it was acknowledged.",
         f"{INCOMPLETE}": "A record is missing, doubled, altered or out of order.",
         f"{USAGE}": "The command line is wrong, or an optional package is not installed.",
-        f"{FAILED}": "A broker or the producer failed; the message says how.",
+        f"{FAILED}": "A broker or the producer failed. The message has the reason.",
         **_SIGNALS,
     },
-    help=f"{_demo.DESCRIPTION}\nIt needs the extra demo.",
+    help=f"{_demo.DESCRIPTION}\nThis command needs the extra demo.",
     short_help="Send a real data set to a real broker, and check that all of it arrived.",
 )
 @_options(
@@ -445,7 +452,7 @@ def broker(*, port: int | None) -> int:
     "--bootstrap-servers",
     metavar="HOST:PORT[,...]",
     callback=servers,
-    help="A cluster to send to. Default: a broker that the demo starts, in memory.",
+    help="A cluster to send to. Default: a broker that the demo starts.",
 )
 @_options(
     "-t",
@@ -454,8 +461,8 @@ def broker(*, port: int | None) -> int:
     callback=topic,
     default="seattle-temps",
     show_default=True,
-    help="The topic to send to. If it does not exist, it is created with 4 partitions. Records in "
-    "it stay, and are not counted.",
+    help="The topic to send to. If it does not exist, the demo creates it with 4 partitions. "
+    "Records that are already in the topic stay there, and are not counted.",
 )
 def demo(*, backend: str, bootstrap_servers: str | None, topic: str) -> int:
     """See above."""
@@ -465,12 +472,12 @@ def demo(*, backend: str, bootstrap_servers: str | None, topic: str) -> int:
 @command.command(
     cls=Command,
     exit_codes={
-        f"{COMPLETE}": "It was printed.",
+        f"{COMPLETE}": "The script was printed.",
         f"{USAGE}": "The command line is wrong.",
     },
     help="""\
-Print a script that lets a shell complete this command's words: bash 4.4 or later, zsh or fish. Let
-the shell read it at its start:
+Print a script with which a shell completes the words of this command. The shell is bash 4.4 or
+later, zsh or fish. Have the shell read the script when it starts:
 
 \b
   anyio-sendproducer completion bash >> ~/.bashrc

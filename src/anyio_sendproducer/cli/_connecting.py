@@ -78,7 +78,7 @@ def parse_property(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     name = name.strip()
     if not equals or not name:
-        raise ValueError("a property is given as name=value")
+        raise ValueError("a property must have the form name=value")
     return name, value
 
 
@@ -142,9 +142,11 @@ def _from_file(path: Path, table: str) -> dict[str, Any]:
     if path.suffix == ".toml":
         return _from_toml(path, table)
     if path.suffix != ".properties":
-        raise SettingsError(f"{path}: the name of a settings file ends in .properties or in .toml")
+        raise SettingsError(f"{path}: the name of a settings file must end in .properties or .toml")
     if table:
-        raise SettingsError(f"{path} has no tables, since it is not TOML: leave out --config-table")
+        raise SettingsError(
+            f"{path} has no tables, because it is not TOML: leave out --config-table"
+        )
     return _by_field(read_properties(path).items())
 
 
@@ -224,7 +226,7 @@ def _with_password(properties: Mapping[str, Any], password: str) -> dict[str, An
     if "sasl_jaas_config" in map(_compared, kept):
         raise SettingsError(
             "--ask-password (-W) cannot be combined with 'sasl.jaas.config', which contains a "
-            "password: set 'sasl.username' instead of it, or leave out -W"
+            "password: set 'sasl.username' instead of 'sasl.jaas.config', or leave out -W"
         )
     return {**kept, "sasl.password": password}
 

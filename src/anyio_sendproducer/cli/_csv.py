@@ -12,6 +12,7 @@ from ._chunks import LONGEST, AnyRecord, Chunk, InputError, Layout, fill
 from ._failed import Unreadable
 from ._fields import Source, dump_json
 from ._records import record_of
+from ._text import counted
 
 __all__ = ["Csv"]
 
@@ -127,7 +128,7 @@ class Csv:
 
         reason = row.error or _utf8_error(given)
         if reason:
-            refuse(f"the columns' names: {reason}")
+            refuse(f"the names of the columns can't be read: {reason}")
         columns = tuple(row.cells)
         fields = self._layout.fields
         for name in fields.names:
@@ -148,7 +149,10 @@ class Csv:
             raise Unreadable(reason)
         cells, columns = row.cells, self._columns
         if len(cells) != len(columns):
-            raise Unreadable(f"{len(cells)} cells, where there are {len(columns)} columns")
+            raise Unreadable(
+                f"the row has {counted(len(cells), 'cell')}, and there are "
+                f"{counted(len(columns), 'column')}"
+            )
         null = self._null
         found = {
             name: None if cell == null else cell for name, cell in zip(columns, cells, strict=True)

@@ -31,7 +31,7 @@ def decompressing(name: str, descriptor: int) -> Callable[[int], bytes] | None:
     """A function that reads the content of a compressed file.
 
     Args:
-        name: the file's name. Its end tells how the file is compressed.
+        name: the file's name. Its suffix shows how the file is compressed.
         descriptor: the open file.
 
     Returns:
@@ -47,8 +47,8 @@ def decompressing(name: str, descriptor: int) -> Callable[[int], bytes] | None:
 
 def _damaged(name: str, reason: object) -> InputError:
     return InputError(
-        f"{name} cannot be decompressed: {reason}. If it is not compressed, pass it by standard "
-        "input"
+        f"{name} can't be decompressed: {reason}. If the file is not compressed, pass it on "
+        "standard input"
     )
 
 

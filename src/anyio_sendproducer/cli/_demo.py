@@ -49,9 +49,10 @@ from ._verdict import Content, Verdict, Written, judge
 __all__ = ["DESCRIPTION", "run"]
 
 DESCRIPTION: Final = """\
-Sends 8,759 hourly temperatures of Seattle as JSON records, keyed by day, from 64 tasks that await
-each record; then a MultiMessage of the twelve monthly means and a PassThroughMessage. Reads all of
-it back with another client (confluent-kafka) and compares the two, record by record.
+Send 8,759 hourly temperatures of Seattle as JSON records, from 64 tasks that await each record. The
+key of a record is its day. Then send a MultiMessage of the twelve monthly means, and a
+PassThroughMessage. Read all records back with another client (confluent-kafka), and compare each
+with the record that was sent.
 """
 
 #: How many tasks send at once. Each owns whole days, so that the records of a key have an order.
@@ -125,7 +126,7 @@ async def _run(readings: Sequence[Reading], bootstrap_servers: str | None, topic
         async with contextlib.AsyncExitStack() as stack:
             if bootstrap_servers is None:
                 bootstrap_servers = str(await stack.enter_async_context(embedded_broker()))
-                print(f"Started a broker at {bootstrap_servers}, in memory.")
+                print(f"Started a broker at {bootstrap_servers}. It stores its data in memory.")
             verdict = await _send_and_judge(readings, bootstrap_servers, topic)
     except (SendProducerError, EmbeddedBrokerError, ClusterError) as error:
         return complain(error, FAILED)
@@ -220,9 +221,9 @@ async def send_envelopes(producer: SendProducer, records: Sequence[JsonRecord]) 
         SendProducerError: a record was not delivered.
     """
     result = await producer.send_envelope(MultiMessage(records, pass_through="monthly means"))
-    print(f"A MultiMessage of {len(result.parts)} records gave back {result.pass_through!r}.")
+    print(f"A MultiMessage of {len(result.parts)} records returned {result.pass_through!r}.")
     marker = await producer.send_envelope(PassThroughMessage("the year 2010"))
-    print(f"A PassThroughMessage gave back {marker.pass_through!r}.")
+    print(f"A PassThroughMessage returned {marker.pass_through!r}.")
     return [_written(part.record, part.metadata) for part in result.parts]
 
 
@@ -309,8 +310,8 @@ def _print_verdict(topic: str, verdict: Verdict, count: int) -> None:
     rich.console.Console().print(table)
     if verdict.complete:
         print(
-            f"COMPLETE: each of {count:,} records was read back once, in order, byte by byte, at "
-            "the partition and offset that it was acknowledged at."
+            f"COMPLETE: each of {count:,} records was read back once, in order and unchanged, at "
+            "its acknowledged partition and offset."
         )
         return
     print(f"INCOMPLETE: {counted(len(verdict.problems), 'problem')} in {count:,} records.")

@@ -286,8 +286,8 @@ class FailedFile:
 
     def _spill(self, data: bytes, error: OSError) -> None:
         notice = (
-            f"anyio-sendproducer: {self.path} takes no more ({error.strerror}); the other failures "
-            "follow:\n"
+            f"anyio-sendproducer: {self.path} can't be written to ({error.strerror}); the other "
+            "failures follow:\n"
         )
         lines = data.splitlines(keepends=True)  # JSON escapes all ends of lines within
         if emit(sys.stderr, notice) is None and emit(sys.stderr, data) is None:

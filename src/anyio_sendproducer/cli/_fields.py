@@ -198,5 +198,5 @@ def as_milliseconds(source: Source, name: str) -> int | None:
                 raise Unreadable(f"{name!r} has no time zone: {value!r:.40}")
             return round(when.timestamp() * 1000)
     raise Unreadable(
-        f"{name!r} is neither milliseconds since 1970 nor a time as in 2026-01-31T12:00:00Z"
+        f"{name!r} is neither milliseconds since 1970 nor a time such as 2026-01-31T12:00:00Z"
     )

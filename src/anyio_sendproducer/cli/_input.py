@@ -122,7 +122,7 @@ class Input:
             chunk = Chunk(self.name, position=self._position)
             reason = "the end of the line was not read"
             if not self._stopped:
-                reason = "the reading stopped here"
+                reason = "the command stopped reading here"
             self._next += fail_lines(self._layout, chunk, bytes(self._rest), self._next, reason)
             self._rest.clear()
             chunk.last = self._next - 1
@@ -175,7 +175,9 @@ class Input:
         elif any(end in piece for end in self._parser.line_ends):
             self._parse(is_last=False)
         if len(self._rest) > LONGEST:
-            raise InputError(f"{self.name}, line {self._next}: longer than {LONGEST / 2**20:g} MiB")
+            raise InputError(
+                f"{self.name}, line {self._next}: the line is longer than {LONGEST / 2**20:g} MiB"
+            )
 
     def _parse(self, *, is_last: bool) -> None:
         if not self._has_begun:

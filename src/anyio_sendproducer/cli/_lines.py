@@ -44,7 +44,7 @@ class Lines:
         front, found, rest = line.partition(marks.delimiter)
         if not found:
             raise Unreadable(
-                f"the line has no {marks.delimiter!r} that ends its headers (--headers-delimiter)"
+                f"the line has no {marks.delimiter!r} after its headers (--headers-delimiter)"
             )
         return self._record(rest, (*self._layout.headers, *self._headers(front, marks)))
 

@@ -129,7 +129,7 @@ def topic(_: click.Context, parameter: click.Parameter, text: str | None) -> str
     if not text:
         problem = "the topic is empty"
     elif len(text) > 249:
-        problem = f"the topic has {len(text)} characters, and Kafka accepts 249"
+        problem = f"the topic has {len(text)} characters, and Kafka accepts at most 249"
     elif text in {".", ".."}:
         problem = f"Kafka does not accept {text!r} as the name of a topic"
     else:
@@ -160,7 +160,7 @@ def pairs(
         except UnicodeEncodeError:
             equals = ""
         if not equals or not name:
-            raise click.BadParameter(f"{text!r} is not NAME=VALUE", param=parameter)
+            raise click.BadParameter(f"{text!r} must have the form NAME=VALUE", param=parameter)
     return tuple(found)
 
 
@@ -172,7 +172,9 @@ def header_fields(
     for text in texts:
         name, equals, field = text.partition("=")
         if not name or (equals and not field) or not text.isprintable():
-            raise click.BadParameter(f"{text!r} is not FIELD or NAME=FIELD", param=parameter)
+            raise click.BadParameter(
+                f"{text!r} must have the form FIELD or NAME=FIELD", param=parameter
+            )
         found.append((name, field or name))
     return tuple(found)
 
@@ -186,7 +188,7 @@ def separator(_: click.Context, parameter: click.Parameter, text: str | None) ->
     except ValueError as error:
         raise click.BadParameter(f"{text!r}: {error}", param=parameter) from error
     if not found:
-        raise click.BadParameter("a separator is not empty", param=parameter)
+        raise click.BadParameter("the text must not be empty", param=parameter)
     return found
 
 
@@ -194,7 +196,10 @@ def csv_delimiter(context: click.Context, parameter: click.Parameter, text: str)
     """The character that separates the cells of CSV."""
     character = (separator(context, parameter, text) or b"").decode(errors="surrogateescape")
     if len(character) != 1 or character in '"\r\n':
-        raise click.BadParameter(f"{text!r} is not one character", param=parameter)
+        raise click.BadParameter(
+            f"{text!r} must be one character, and not a quotation mark or a line end",
+            param=parameter,
+        )
     return character
 
 
@@ -204,7 +209,7 @@ def as_it_is(_: click.Context, parameter: click.Parameter, text: str | None) -> 
         # Bytes of the command line that are not UTF-8 stay as they are.
         return None if text is None else text.encode(errors="surrogateescape")
     except UnicodeEncodeError:
-        raise click.BadParameter(f"{text!r} is not text", param=parameter) from None
+        raise click.BadParameter(f"{text!r} is not valid text", param=parameter) from None
 
 
 def seconds(_: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
@@ -225,7 +230,7 @@ def columns(_: click.Context, parameter: click.Parameter, text: str | None) -> t
     """Names of columns, separated by commas."""
     names = () if text is None else tuple(text.split(","))
     if len(set(names)) < len(names):
-        raise click.BadParameter("a name is there twice", param=parameter)
+        raise click.BadParameter("a name occurs twice", param=parameter)
     return names
 
 
@@ -234,11 +239,11 @@ def columns(_: click.Context, parameter: click.Parameter, text: str | None) -> t
 _cluster: Final = in_section("Cluster")
 
 
-def of_cluster(default_timeout: float) -> Callable[[_F], _F]:
+def of_cluster(timeout_help: str) -> Callable[[_F], _F]:
     """A decorator that adds the options that name a cluster and say how to reach it.
 
     Args:
-        default_timeout: the default of ``--start-timeout``, in seconds.
+        timeout_help: the help of ``--start-timeout``.
     """
     options = (
         _cluster(
@@ -246,25 +251,26 @@ def of_cluster(default_timeout: float) -> Callable[[_F], _F]:
             "--bootstrap-servers",
             metavar="HOST[:PORT][,...]",
             callback=servers,
-            help=f"Where to find the cluster; the default port is {_PORT}. Default: the variable "
-            "KAFKA_BOOTSTRAP_SERVERS. Other settings are read from the environment, too.",
+            help=f"The addresses of brokers. The default port is {_PORT}. Default: the environment "
+            "variable KAFKA_BOOTSTRAP_SERVERS. Other settings are also read from the environment.",
         ),
         _cluster(
             "--service-name",
             metavar="NAME",
-            help="Look the cluster up by DNS instead, as in _kafka._tcp.example.org (extra dns).",
+            help="Look up the addresses of brokers in DNS instead, under a name such as "
+            "_kafka._tcp.example.org (extra dns).",
         ),
         _cluster(
             "--config",
             type=click.Path(exists=True, dir_okay=False, path_type=Path),
-            help="Settings from a file: Kafka's producer.properties, or TOML with the fields of "
-            "ProducerSettings. Passwords are better off there than on a command line.",
+            help="A file with settings: Kafka's producer.properties, or TOML with the fields of "
+            "ProducerSettings. Put passwords into this file, not on the command line.",
         ),
         _cluster(
             "--config-table",
             metavar="NAME",
             default="",
-            help="The table of the TOML file that has the settings. Default: the whole file.",
+            help="The table with the settings in the TOML file. Default: the whole file.",
         ),
         _cluster(
             "-X",
@@ -273,20 +279,20 @@ def of_cluster(default_timeout: float) -> Callable[[_F], _F]:
             metavar="NAME=VALUE",
             multiple=True,
             callback=_properties,
-            help="A property of the client, by Kafka's name, such as linger.ms=5. It overrides the "
-            "file. May be repeated.",
+            help="A property of the client under Kafka's name, such as linger.ms=5. It overrides "
+            "the file. May be repeated.",
         ),
         _cluster(
             "-W",
             "--ask-password",
             is_flag=True,
-            help="Ask for the password (sasl.password) on the terminal. It overrides any other "
-            "password.",
+            help="Ask for the password (sasl.password) on the terminal. This password overrides "
+            "any other.",
         ),
         _cluster(
             "--driver",
             type=click.Choice(get_args(DriverName)),
-            help="The client library. confluent is several times as fast (extra confluent). "
+            help="The client library. confluent is about twice as fast (extra confluent). "
             "Default: kafka-python.",
         ),
         _cluster(
@@ -302,8 +308,7 @@ def of_cluster(default_timeout: float) -> Callable[[_F], _F]:
             "--start-timeout",
             callback=seconds,
             metavar="SECONDS",
-            help="How long it may take until the cluster has answered. Default: "
-            f"{default_timeout:g}.",
+            help=timeout_help,
         ),
         _cluster(
             "-v",
@@ -338,13 +343,13 @@ def connection_of(
             the password.
     """
     if bootstrap_servers is not None and service_name is not None:
-        raise click.UsageError("--bootstrap-servers and --service-name: give one")
+        raise click.UsageError("--bootstrap-servers and --service-name: pass only one of them")
     if (bootstrap_servers, service_name, config) == (None, None, None) and (
         not environment_has_address()
     ):
         raise click.UsageError(
-            "Missing option '-b' / '--bootstrap-servers', or --config, or the environment variable "
-            "KAFKA_BOOTSTRAP_SERVERS."
+            "The cluster is missing: pass --bootstrap-servers (-b), --service-name or --config, or "
+            "set the environment variable KAFKA_BOOTSTRAP_SERVERS."
         )
     return Connection(
         bootstrap_servers=bootstrap_servers,

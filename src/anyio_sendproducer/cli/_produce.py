@@ -136,7 +136,7 @@ def _settings(order: Order) -> ProducerSettings:
     settings = settings_of(order.connection, **order.fields)
     if settings.transactional_id is not None:
         raise SettingsError(
-            "transactional_id: produce sends records one by one, without a transaction: remove it"
+            "transactional_id is set, but produce does not use transactions: remove the setting"
         )
     # Most of the time for closing is for deliveries, the rest for the end.
     hurry = min(_HURRY, settings.close_timeout / 4)
@@ -373,8 +373,8 @@ class _Job:
 
     async def _announce_close(self) -> None:
         text = (
-            "interrupted: what was read is delivered, within "
-            f"{self._settings.close_timeout:g} s; once more to hurry"
+            "interrupted: the records that were read are delivered within "
+            f"{self._settings.close_timeout:g} s; interrupt again to shorten this time"
         )
         # On a thread, since a terminal or a pipe may accept nothing for a while.
         await anyio.to_thread.run_sync(complain, text, FAILED, abandon_on_cancel=True)

@@ -165,8 +165,8 @@ def _read_to_ends(
     while unfinished:
         if clock() > deadline:
             raise ClusterError(
-                f"the ends of the partitions {sorted(unfinished)} were not reached in time "
-                f"at {bootstrap_servers}"
+                f"the consumer did not reach the ends of the partitions {sorted(unfinished)} in "
+                f"time at {bootstrap_servers}"
             )
         message = consumer.poll(_POLL)
         if message is None:

@@ -75,13 +75,13 @@ def _as_text(account: Account, file: FailedFile) -> str:
         if account.last is not None:
             source, line = account.last
             where = f"after line {line:,} of {printable(source)}"
-        text += f"The reading stopped {where}; what follows was not read.\n"
+        text += f"The command stopped reading {where}. It did not read the rest.\n"
     if file.written:
         text += _failed_text(account, file)
     if file.spilt:
-        text += f"{file.spilt:,} more could only be written to standard error.\n"
+        text += f"{counted(file.spilt, 'more failure')} could only be written to standard error.\n"
     if file.lost:
-        text += f"{file.lost:,} more could not be written anywhere, and are lost.\n"
+        text += f"{counted(file.lost, 'more failure')} could not be written anywhere.\n"
     return text
 
 
@@ -94,8 +94,8 @@ def _failed_text(account: Account, file: FailedFile) -> str:
     if not records:
         # To feed them in again would fail again.
         return (
-            f"{counted(unreadable, 'line')} could not be read as a record; {path} has each with "
-            "the reason. Correct the input, and send only these lines again.\n"
+            f"{counted(unreadable, 'line')} could not be read as a record. The reasons are in "
+            f"{path}. Correct the input, and send only these lines again.\n"
         )
     text = (
         f"{counted(file.written, 'record')} {'is' if file.written == 1 else 'are'} in {path} "

@@ -108,9 +108,7 @@ def print_report(text: str) -> None:
     error = emit(sys.stdout, text)
     if error is not None:
         reason = getattr(error, "strerror", None) or error
-        complain(
-            f"standard output can't be written to ({reason}); the result follows here:", FAILED
-        )
+        complain(f"standard output can't be written to ({reason}); the result follows:", FAILED)
         emit(sys.stderr, text)
 
 

@@ -105,21 +105,23 @@ def judge(written: Sequence[Written], read: Sequence[ReadBack], mark: tuple[str,
         if not found:
             other = at.get((item.partition, item.offset))
             if other is None:
-                problems.append(Problem("missing", f"{claimed}, nothing is there"))
+                problems.append(Problem("missing", f"{claimed}, but no record is there"))
             else:
                 altered.add(other.content)
                 other_parts = " and ".join(_differences(item.content, other.content))
-                problems.append(Problem("altered", f"{claimed}, there with other {other_parts}"))
+                problems.append(
+                    Problem("altered", f"{claimed}, but the record there differs in {other_parts}")
+                )
             continue
         if len(found) > 1:
             all_places = ", ".join(_place(record) for record in found)
             problems.append(Problem("doubled", f"{claimed}, read at {all_places}"))
         if not any(_place(record) == _place(item) for record in found):
-            problems.append(Problem("moved", f"{claimed}, read at {_place(found[0])}"))
+            problems.append(Problem("moved", f"{claimed}, but read at {_place(found[0])}"))
     problems.extend(_disorder(written, read, places))
     sent = {item.content for item in written}
     problems.extend(
-        Problem("unexpected", f"{record.content.name}: read at {_place(record)}, never sent")
+        Problem("unexpected", f"{record.content.name}: read at {_place(record)}, but never sent")
         for record in ours
         if record.content not in sent and record.content not in altered
     )
@@ -144,14 +146,14 @@ def _disorder(
         if read[position].partition != read[previous].partition:
             yield Problem(
                 "out of order",
-                f"{item.content.name}: read at {_place(read[position])}, another partition than "
-                f"{_place(read[previous])} of the record of this key before it",
+                f"{item.content.name}: read at {_place(read[position])}, but the record of this "
+                f"key before it is at {_place(read[previous])}",
             )
         elif position < previous:
             yield Problem(
                 "out of order",
-                f"{item.content.name}: read at {_place(read[position])}, before "
-                f"{_place(read[previous])}, which was sent before it",
+                f"{item.content.name}: read at {_place(read[position])}, before the record at "
+                f"{_place(read[previous])}, which was sent earlier",
             )
 
 
