@@ -72,7 +72,7 @@ _FIGURES = {
     "latency_median_ms": "p50 ms",
     "latency_p99_ms": "p99 ms",
     "latency_p999_ms": "p99.9 ms",
-    "late_p99_ms": "timer late, p99 ms",
+    "late_p99_ms": "timer delay, p99 ms",
     "memory_mib": "MiB",
     "pending_bytes": "bytes per record",
     "opening_ms": "opening ms",
@@ -434,8 +434,9 @@ def section_tables(results: Results) -> Iterator[str]:
                 figure for figure in figures if figure not in {"rate", "cpu_us", "memory_mib"}
             ]
         yield f"## {section.title}\n"
-        yield f"{section.description[0].upper()}{section.description[1:]}; "
-        yield f"medians of {measured['rounds']} rounds.\n"
+        rounds = measured["rounds"]
+        how = "There was one round." if rounds == 1 else f"Figures are medians of {rounds} rounds."
+        yield f"{section.description} {how}\n"
         rows = [
             [str(one), *(as_text(results.value(key, one, figure)) for figure in figures)]
             for one in contenders

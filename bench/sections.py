@@ -47,7 +47,7 @@ class Section:
     @property
     def description(self) -> str:
         """What its figures hold for."""
-        return f"records of {self.size:,} B, {_SINKS[self.sink]}"
+        return f"Records have {self.size:,} B, and go to {_SINKS[self.sink]}."
 
 
 def _each(

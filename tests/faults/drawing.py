@@ -120,7 +120,7 @@ def draw(page: str) -> str:
  aria-labelledby="fault-matrix-title fault-matrix-desc" fill="currentColor"
  style="display: block; width: 100%; max-width: {_WIDTH * 1.5:.0f}px; height: auto"
  font-family="system-ui, sans-serif" font-size="11">
-<title id="fault-matrix-title">What became of the records under each fault</title>
+<title id="fault-matrix-title">Outcomes of the records under each fault</title>
 <desc id="fault-matrix-desc">{html.escape(_describe(drawn))}</desc>
 {_legend()}
 {_scale()}
@@ -205,11 +205,11 @@ def _describe(drawn: Sequence[Bar]) -> str:
     whole = sum(bar.parts["acknowledged"] == bar.records for bar in drawn)
     slowest = max(drawn, key=lambda bar: bar.longest_wait, default=None)
     text = (
-        f"A bar for each of {len(drawn)} cells. In {whole} of them each record was acknowledged; "
-        "in the others some failed or were withdrawn, as their bars show."
+        f"There is a bar for each of {len(drawn)} faults. In {whole} of them, each record was "
+        "acknowledged. In the others, some records failed or were withdrawn."
     )
     if slowest is not None:
-        text += f" The longest wait was {slowest.longest_wait:g} s, under: {slowest.cell}."
+        text += f" The longest wait was {slowest.longest_wait:g} s, for the fault: {slowest.cell}."
     return text
 
 

@@ -65,27 +65,30 @@ _GROUPS: Final = ("cluster", "injected", "wire", "process")
 _BEGIN: Final = """\
 # The fault matrix
 
-This page counts the outcomes of the records of a load during a fault. Two independent clients read
-the log afterwards, and the test compares what they find with what the producer reported. A test
-fails if a record was lost, doubled, reordered or misreported.
+This page counts the outcomes of records that a producer sent during faults. Afterwards, two
+independent clients read the log, and the test compares it with the outcomes that the producer
+reported. A test fails if a record was lost, doubled, reordered or misreported.
 
 {totals}
 
 {summary}
 
-- **acknowledged**: the producer reported an offset.
-- **failed**: the producer raised an error, whose `persistence` said truthfully whether the record
-  may be in the log.
-- **withdrawn**: the caller was cancelled or refused before the client had the record. It is not
-  in the log.
-- **lost**: acknowledged, but not in the log. **doubled**: twice in the log. **reordered**: in
-  another order than it was sent within its partition. **misreported**: the report was untrue,
-  late or missing. These four are broken
-  promises.{known}
+- **acknowledged**: The producer reported that the broker has the record.
+- **failed**: The producer raised an error. Its `persistence` said truthfully whether the record may
+  be in the log.
+- **withdrawn**: The caller was cancelled, or the record was refused, before the client had the
+  record. The record is not in the log.
+- **lost**: The record was acknowledged, but it is not in the log.
+- **doubled**: The record is in the log twice.
+- **reordered**: The record is not in the order of sending within its partition.
+- **misreported**: The report was untrue, late or missing.
 
-Each bar below is one fault, with both drivers and both event loops if the fault affects them.
-{doc}`fault-matrix-rows` has the figures of each of them, and {doc}`../explanation/evidence` says
-how loads are judged. `nox -s faults` repeats all of it.
+The last four are broken promises.{known}
+
+Each bar below stands for one fault. It adds up the runs with both drivers and both event loops, if
+the fault affects them. {doc}`fault-matrix-rows` has the figures of each run, and
+{doc}`../explanation/evidence` describes how the tests judge a run. `nox -s faults` repeats all
+runs.
 
 :::{container} wide-picture
 ```{raw} html
@@ -97,17 +100,20 @@ how loads are judged. `nox -s faults` repeats all of it.
 _BEGIN_ROWS: Final = """\
 # All rows of the fault matrix
 
-The figures behind {doc}`fault-matrix`: a row for each fault, driver and event loop.
+This page has the figures behind {doc}`fault-matrix`, in a row for each fault, driver and event
+loop. Times are in seconds.
 
-- **failed**: by the kind of the error and its `persistence`.
+- **failed**: the number of failed records, by the class of the error and its `persistence`.
 - **abandoned**: records whose caller was cancelled while the client had them.
 - **repeated**: copies that the client sent again with the same sequence number. Apache Kafka and
-  the embedded broker drop them. The mock cluster, which answers what it is told, keeps them.
-- **longest wait**: of one record for its outcome, in seconds. **time to exit**: from the end of
-  the block's body until the block was left, in seconds.
-- **outage**, **CPU time**: the longest outage, and the CPU time of the client's process in it, in
-  seconds. If the test does not say when the outage began and ended, it is the longest time
-  without an acknowledgement. The process also runs the load, the proxy and the mock cluster.
+  the embedded broker drop these copies. The mock cluster keeps them, because it does not check
+  sequence numbers.
+- **longest wait**: the longest time that a record waited for its outcome.
+- **time to exit**: the time from the end of the code in the block until the end of the block.
+- **outage**: the longest outage. If the test does not define the start and the end of the outage,
+  it is the longest time without an acknowledgement.
+- **CPU time**: the CPU time of the client's process during the outage. The process also runs the
+  load, the proxy and the mock cluster.
 """
 
 
@@ -324,7 +330,7 @@ def page(rows: Iterable[Row], versions: Sequence[str]) -> str:
 def _known(rows: Iterable[Row]) -> str:
     """The promises that a client is known to break, a paragraph for each cell."""
     lines = {
-        f"{row.driver} broke its promise in the cell *{row.cell}*. {row.note} See "
+        f"The driver {row.driver} broke a promise in the cell *{row.cell}*. {row.note} See "
         "{doc}`../explanation/written-once`."
         for row in rows
         if row.lost or row.doubled or row.reordered or row.misreported or row.damaged

@@ -178,7 +178,7 @@ async def test_a_certificate_that_is_bad_and_then_good(
     properties = trusting(secured.authority)
     await refused(settings_for(secured, listener, properties), said)
     names = {"STRANGER": "not trusted", "ELSEWHERE": "for another host", "EXPIRED": "expired"}
-    cell = f"certificate {names[listener]}, then good"
+    cell = f"certificate {names[listener]}, then valid"
     await run(cell, anyio_backend, driver, secured, settings_for(secured, "SSL", properties))
 
 
@@ -191,5 +191,5 @@ async def test_a_broker_that_comes_back_with_an_expired_certificate(
         secured.show(secured.good)
 
     settings = settings_for(secured, "SSL", trusting(secured.authority))
-    cell = "a broker comes back with an expired certificate, then with a good one"
+    cell = "a broker comes back with an expired certificate, then with a valid one"
     await run(cell, anyio_backend, driver, secured, settings, fault)

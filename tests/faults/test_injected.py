@@ -413,7 +413,7 @@ async def test_an_answer_that_is_lost_and_a_refusal_of_others(
         running.admit(1)
 
     settings = settings_for(fresh, driver, properties={"request_timeout_ms": 300})
-    cell = "a written batch whose answer is lost, and POLICY_VIOLATION to others"
+    cell = "a written batch whose answer is lost, and POLICY_VIOLATION for others"
     seconds = max(2.0, SECONDS)
     _, report = await run(
         cell, anyio_backend, driver, settings, topic, during, note=note, seconds=seconds
@@ -539,7 +539,9 @@ async def test_producer_ids_that_are_not_given_at_once(
         running.admit(1)
 
     settings = settings_for(fresh, driver)
-    cell = "no producer ids for now (COORDINATOR_LOAD_IN_PROGRESS), at first and after a refusal"
+    cell = (
+        "no producer ids for a while (COORDINATOR_LOAD_IN_PROGRESS), at first and after a refusal"
+    )
     ran, report = await run(cell, anyio_backend, driver, settings, topic, during)
     assert report.acknowledged + report.failures == report.sent
     _assert_it_went_on(report, ran)

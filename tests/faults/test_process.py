@@ -179,9 +179,7 @@ async def test_sigint(
     assert took < CANCEL_TIMEOUT[when] + SLACK
     # Trio raises it in the middle of whatever runs, the test's own bookkeeping too.
     anywhere = anyio_backend == "trio"
-    note = (
-        "The interrupt may come before the program has noted what it was told." if anywhere else ""
-    )
+    note = "The interrupt may come before the program has recorded an outcome." if anywhere else ""
     history = History.load(journal)
     await judge_history(
         Cell("process", f"SIGINT during {when}", anyio_backend, driver, note),
@@ -237,7 +235,7 @@ async def test_sigterm_that_nobody_handles(
     )
     assert (code, errors) == (-signal.SIGTERM, "")
     assert took < SLACK
-    note = "Killed: what had no outcome by then may be there or not."
+    note = "The process was killed. Records without an outcome may or may not be in the log."
     report = await judge_history(
         Cell("process", "SIGTERM, not handled, during send", anyio_backend, driver, note),
         History.load(journal),
@@ -320,7 +318,7 @@ async def test_fork(broker: EmbeddedBroker, anyio_backend: str, driver: DriverNa
     settings = ProducerSettings(bootstrap_servers=broker.bootstrap_servers)
     load = Load(topic="t", records=RECORDS, seconds=SECONDS)
     ran = await run_load(settings, load, during=during, driver=driver)
-    cell = Cell("process", "fork in the middle, three times", anyio_backend, driver)
+    cell = Cell("process", "fork during the load, three times", anyio_backend, driver)
     report = await judge(cell, ran, settings, "t")
     assert codes == [0, 0, 0]
     assert report.acknowledged == report.sent
@@ -443,7 +441,9 @@ async def test_the_loop_stands_still(
     load = Load(topic="t", records=RECORDS, seconds=SECONDS)
     ran = await run_load(settings, load, during=during, driver=driver)
     cell = Cell(
-        "process", f"the loop stands still for {stands:g} s of {delivery_timeout:g}", anyio_backend
+        "process",
+        f"the event loop is blocked for {stands:g} s, delivery_timeout {delivery_timeout:g} s",
+        anyio_backend,
     )
     report = await judge(cell, ran, settings, "t", grace=2.0 + stands)
     if stands < delivery_timeout:

@@ -75,7 +75,7 @@ async def test_records_that_are_too_large_for_the_topic(
     settings = settings_for(cluster)
     load = Load(topic=topic, records=RECORDS, seconds=SECONDS, partitions=PARTITIONS, make=make)
     ran = await run_load(settings, load, driver=driver)
-    cell = Cell("cluster", "records over max.message.bytes among others", anyio_backend, driver)
+    cell = Cell("cluster", "records over max.message.bytes, among others", anyio_backend, driver)
     report = await judge(cell, ran, settings, topic)
     if driver == "confluent":
         # librdkafka does not split a batch that is too large: what else is in it fails as well.
@@ -145,7 +145,7 @@ async def test_a_topic_that_is_forbidden_and_then_granted(
     )
     ran = await run_load(settings, load, during=during, driver=driver)
     cell = Cell(
-        "cluster", "a topic that the ACL forbids, then grants, among others", anyio_backend, driver
+        "cluster", "a topic that an ACL forbids, then allows, among others", anyio_backend, driver
     )
     address = cluster.bootstrap_servers
     report = await judge(cell, ran, settings, [topic, forbidden], address=address)
@@ -222,8 +222,8 @@ async def test_a_topic_is_deleted_and_made_again(
             for half, log in ((first, before), (second, after))
         ]
     )
-    note = "What was acknowledged after the last look at the old topic is left out of the count."
-    cell = Cell("cluster", "a topic deleted and made again", anyio_backend, driver, note)
+    note = "Records that were acknowledged after the last look at the old topic are not counted."
+    cell = Cell("cluster", "a topic deleted and created again", anyio_backend, driver, note)
     write_row(Row.of(cell, report, ran.outage))
     assert report.faults == (), str(report)
     assert set(report.failed) <= {

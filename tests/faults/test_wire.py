@@ -101,7 +101,7 @@ async def test_refused_for_good(anyio_backend: str, driver: DriverName, proxy: F
         running.admit(1)
 
     settings = settings_for(proxy, delivery_timeout=SECONDS)
-    cell = "connections refused to the end"
+    cell = "connections refused until the end"
     _, report = await run(
         cell, anyio_backend, driver, proxy, settings, during, tasks=RECORDS, admitted=0.5
     )
@@ -153,7 +153,7 @@ async def test_a_black_hole_for_good(
         running.admit(1)
 
     settings = settings_for(proxy, delivery_timeout=SECONDS)
-    cell = "black hole to the end"
+    cell = "black hole until the end"
     _, report = await run(
         cell, anyio_backend, driver, proxy, settings, during, tasks=RECORDS, admitted=0.5
     )
@@ -176,7 +176,7 @@ async def test_leaving_into_a_black_hole(
     load = Load(topic="t", records=RECORDS, calls=("enqueue",), leave=True, admitted=0.5)
     ran = await run_load(settings, load, during=during, driver=driver)
     proxy.heal()
-    cell = Cell("wire", "black hole, and the block is left", anyio_backend, driver)
+    cell = Cell("wire", "black hole while the block is left", anyio_backend, driver)
     report = await judge(cell, ran, settings, "t")
     assert report.failures > 0
     assert 0.5 < report.time_to_exit < 1.0 + SLACK
@@ -279,7 +279,7 @@ async def test_half_closed(
             proxy.half_close(way)
 
     settings = settings_for(proxy, properties={"request_timeout_ms": 500})
-    cell = f"half closed {way.value}, three times"
+    cell = f"connection half closed {way.value}, three times"
     _, report = await run(cell, anyio_backend, driver, proxy, settings, during)
     assert report.acknowledged == report.sent
 
@@ -365,7 +365,7 @@ async def test_cancelled_in_a_black_hole(
     settings = settings_for(proxy, max_in_flight=100)
     load = Load(topic="t", records=RECORDS, calls=("send",), admitted=0.5)
     ran = await run_load(settings, load, during=during, driver=driver)
-    cell = Cell("wire", "cancelled in a black hole, which ends", anyio_backend, driver)
+    cell = Cell("wire", "cancelled in a black hole that ends later", anyio_backend, driver)
     report = await judge(cell, ran, settings, "t")
     assert report.abandoned > 0
     assert report.withdrawn > 0
