@@ -1,4 +1,4 @@
-"""A client that breaks for good is replaced, and what it had has a truthful outcome."""
+"""A broken client is replaced, and each of its records gets the right outcome."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.support.calls import Call, at_gate, generation, quiet, raising, recor
 from tests.support.clock import ManualClock
 from tests.support.waiting import PATIENCE, blocking_until, until
 
-#: A delivery_timeout that does not pass by itself; seconds.
+#: A delivery_timeout that passes only if the test advances the clock; seconds.
 LONG = 120.0
 
 
@@ -44,12 +44,12 @@ def values(fake: FakeDriver) -> list[bytes]:
 
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a pause between attempts to open another client."""
+    """Remove the pause between attempts to open another client."""
     monkeypatch.setattr(_driver_thread, "REOPEN_SECONDS", 0.001)
 
 
 class Forgetful(FakeDriver):
-    """Loses what it has when it is closed: says nothing of it any more."""
+    """Reports no outcomes for its records when it is closed."""
 
     def close(self, timeout: float, /) -> None:
         with self._lock:
@@ -57,10 +57,10 @@ class Forgetful(FakeDriver):
         super().close(timeout)
 
 
-async def test_the_ledger_is_changed_within_a_step_when_a_client_is_replaced(
+async def test_the_replacement_of_a_client_changes_the_ledger_within_a_step(
     settings: ProducerSettings, fake: FakeDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A coroutine that the garbage collector closes meanwhile must not change it as well."""
+    """A coroutine that the garbage collector closes meanwhile must not change the ledger."""
     async with open_send_producer(settings, driver=fake) as producer:
         engine, depths = producer._engine, list[int]()
         broken = engine.ledger.mark_broken
@@ -74,10 +74,10 @@ async def test_the_ledger_is_changed_within_a_step_when_a_client_is_replaced(
         assert depths == [1]
 
 
-async def test_no_client_takes_a_transactional_id_back(
+async def test_a_client_that_may_be_fenced_is_not_replaced(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
-    """The coordinator did not say whether another producer has taken over."""
+    """The coordinator does not answer whether another producer took over."""
     doubt = ProducerFenced("another producer may have taken over")
     async with open_send_producer(settings, driver=fake, transactional_id="id") as producer:
         fake.in_trouble = doubt
@@ -126,7 +126,7 @@ async def test_a_broken_client_is_replaced(
         assert (await producer.send(record(b"4"))).offset == 0
         figures = producer.statistics()
         assert (figures.state, figures.in_flight, figures.failed) == ("open", 0, 3)
-    assert values(fake) == [b"4"]  # nothing was sent again
+    assert values(fake) == [b"4"]  # no record was sent again
 
 
 def _errors(call: Call[Any]) -> tuple[DeliveryError, ...]:
@@ -134,7 +134,7 @@ def _errors(call: Call[Any]) -> tuple[DeliveryError, ...]:
     return call.error.errors
 
 
-async def test_what_was_queued_is_written_by_the_next_client_in_order(
+async def test_the_next_client_writes_the_queued_records_in_order(
     settings: ProducerSettings,
 ) -> None:
     fake = FakeDriver(manual=True)
@@ -145,7 +145,7 @@ async def test_what_was_queued_is_written_by_the_next_client_in_order(
         fake.break_client()
         await at_gate(fake.on_close)
         fake.manual = False
-        # Queued while the old client is being closed, and one of them waits for room.
+        # While the old client closes, three records are queued and one waits for room.
         async with task_group() as tasks:
             calls: list[Call[Any]] = []
             for number in range(4):
@@ -174,7 +174,9 @@ async def test_held_records_go_to_the_next_client(
         assert [(await delivery.wait()).offset for delivery in held] == [0, 1, 2]
 
 
-async def test_it_may_break_again(settings: ProducerSettings, fake: FakeDriver) -> None:
+async def test_every_broken_client_is_replaced(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
     async with open_send_producer(settings, driver=fake) as producer:
         for number in range(2, 6):
             fake.break_client()
@@ -183,8 +185,10 @@ async def test_it_may_break_again(settings: ProducerSettings, fake: FakeDriver) 
     assert fake.opened == 5
 
 
-async def test_broken_is_said_many_times(settings: ProducerSettings, fake: FakeDriver) -> None:
-    """Each client is given up once, and what the old one says of itself is not said of the new."""
+async def test_a_client_may_report_many_times_that_it_is_broken(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    """Each client is given up once, and a report of the old client does not break the new one."""
     async with open_send_producer(settings, driver=fake) as producer:
         old = fake._sink
         assert old is not None
@@ -204,7 +208,7 @@ async def test_broken_is_said_many_times(settings: ProducerSettings, fake: FakeD
         assert fake.opened == 2
 
 
-async def test_a_late_answer_of_the_old_client_changes_nothing(
+async def test_a_late_outcome_of_the_old_client_has_no_effect(
     settings: ProducerSettings,
 ) -> None:
     fake = Forgetful(manual=True)
@@ -228,7 +232,7 @@ async def test_a_late_answer_of_the_old_client_changes_nothing(
 
 
 @pytest.mark.usefixtures("eager")
-async def test_the_next_client_is_tried_for_until_it_opens(
+async def test_opening_the_next_client_is_tried_until_it_succeeds(
     settings: ProducerSettings, fake: FakeDriver, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with open_send_producer(settings, driver=fake) as producer:
@@ -267,8 +271,8 @@ async def test_a_record_that_waits_for_the_next_client_has_the_reason_of_the_las
 
 
 @pytest.mark.usefixtures("eager")
-async def test_the_next_client_is_made_by_the_factory(settings: ProducerSettings) -> None:
-    """A factory that fails is tried again like a client that does not open."""
+async def test_the_factory_makes_the_next_client(settings: ProducerSettings) -> None:
+    """A factory that fails is called again, like a client that does not open."""
     made: list[FakeDriver] = []
     failures = [SendProducerError("not now")] * 2
 
@@ -292,7 +296,7 @@ async def test_the_next_client_is_made_by_the_factory(settings: ProducerSettings
 async def test_closing_is_bounded_while_no_client_can_be_opened(
     settings: ProducerSettings, fake: FakeDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The pause between two attempts does not hold it up."""
+    """The pause between two attempts does not delay the close."""
     monkeypatch.setattr(_driver_thread, "REOPEN_SECONDS", 10 * PATIENCE)
     began = time.monotonic()
     with raising(UndeliveredRecords):
@@ -322,7 +326,7 @@ async def test_closing_while_the_next_client_is_being_opened(settings: ProducerS
 async def test_closing_while_the_old_client_is_being_closed(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
-    """The next client is not even made."""
+    """The next client is not made."""
     made: list[ProducerSettings] = []
 
     def factory(given: ProducerSettings) -> FakeDriver:
@@ -339,19 +343,19 @@ async def test_closing_while_the_old_client_is_being_closed(
         question = Call(tasks, producer.partitions_for, "t")
         await quiet()
         tasks.start_soon(_open_when_closing, fake)
-    assert isinstance(question.error, ProducerClosed)  # there is nobody left to ask
+    assert isinstance(question.error, ProducerClosed)  # no client can answer
     assert producer.statistics().generations == 1
     assert len(made) == 1
     assert fake.opened == 1
 
 
 async def _open_when_closing(fake: FakeDriver) -> None:
-    await at_gate(fake.on_close)  # the second to come
+    await at_gate(fake.on_close)
     fake.on_close.open()
 
 
 async def test_closing_while_a_driver_is_being_made(settings: ProducerSettings) -> None:
-    """It is not opened any more."""
+    """The driver is not opened after it was made."""
     fake = FakeDriver()
 
     def slow_factory(_: ProducerSettings) -> FakeDriver:
@@ -388,7 +392,7 @@ async def test_a_driver_that_raises_on_reopening_breaks_the_producer(
         assert producer.statistics().generations == 1
 
 
-async def test_what_was_queued_when_no_client_came_is_not_persisted(
+async def test_a_queued_record_is_not_persisted_if_no_client_opens(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     async with open_send_producer(settings, driver=fake) as producer:
@@ -403,8 +407,10 @@ async def test_what_was_queued_when_no_client_came_is_not_persisted(
         assert caught.value.persistence is Persistence.NOT_PERSISTED
 
 
-async def test_a_failure_told_by_enqueue_is_not_told_again(settings: ProducerSettings) -> None:
-    """Room becomes free and the producer breaks, all in what one wake-up brings."""
+async def test_a_failure_that_enqueue_raises_is_not_raised_at_the_end(
+    settings: ProducerSettings,
+) -> None:
+    """One wake-up reports that room is free and that the producer breaks."""
     fake = FakeDriver(manual=True)
     async with open_send_producer(settings.evolve(max_in_flight=1), driver=fake) as producer:
         first = producer.enqueue_nowait(record())
@@ -416,7 +422,7 @@ async def test_a_failure_told_by_enqueue_is_not_told_again(settings: ProducerSet
             fake.open_error = KeyError("the driver's own")
             fake.break_client()
             await at_gate(fake.on_close)
-            # The loop is held up until the outcome, the end of the client and the loss are there.
+            # Block the loop until the outcome, the end of the client and the failure have arrived.
             fake.on_close.open()
             blocking_until(lambda: len(producer._engine.bridge._worker.outbox) >= 3)
         assert isinstance(waiting.error, DeliveryError)
@@ -425,7 +431,7 @@ async def test_a_failure_told_by_enqueue_is_not_told_again(settings: ProducerSet
             await first.wait()
 
 
-async def test_partitions_are_asked_of_the_next_client(
+async def test_the_next_client_answers_partitions_for(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     async with open_send_producer(settings, driver=fake) as producer:
@@ -500,7 +506,7 @@ async def test_a_client_that_keeps_many_late_bytes_is_given_up(
         await until(generation(producer, 2))
 
 
-async def test_room_of_late_records_comes_back_with_the_next_client(
+async def test_the_next_client_frees_the_room_of_late_records(
     settings: ProducerSettings, clock: ManualClock
 ) -> None:
     fake = Forgetful(manual=True)
@@ -512,7 +518,7 @@ async def test_room_of_late_records_comes_back_with_the_next_client(
         await quiet()
         figures = producer.statistics()
         assert (figures.in_flight, figures.in_flight_bytes) == (0, 0)
-        # The next client is not blamed for it.
+        # The late record does not count against the next client.
         clock.advance(LONG)
         await quiet()
         assert producer.statistics().generations == 2
@@ -546,7 +552,7 @@ async def test_a_stuck_client_is_given_up_once(
     ("size", "times"),
     [(_driver_thread.WORTH_COLLECTING, 1), (_driver_thread.WORTH_COLLECTING // 2, 0)],
 )
-async def test_the_collector_is_called_for_a_client_that_holds_much(
+async def test_gc_runs_for_a_client_that_holds_many_bytes(
     size: int, times: int, settings: ProducerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = FakeDriver(manual=True)
@@ -564,10 +570,10 @@ async def test_the_collector_is_called_for_a_client_that_holds_much(
 
 
 @pytest.mark.parametrize("event", [ClientOpened(2), BatchSubmitted(Submitted())])
-async def test_what_a_client_still_reports_does_not_end_the_stopping(
+async def test_a_report_of_a_client_does_not_end_the_stopping(
     settings: ProducerSettings, fake: FakeDriver, event: Event
 ) -> None:
-    """It arrives when the driver is being closed: the pump must submit nothing any more."""
+    """The event arrives while the driver is being closed, and the pump must not submit."""
     async with open_send_producer(settings, driver=fake) as producer:
         engine = producer._engine
         for state in (ClientState.STOPPING, ClientState.READY):
@@ -576,7 +582,7 @@ async def test_what_a_client_still_reports_does_not_end_the_stopping(
             assert engine.client is state
 
 
-async def test_a_batch_of_a_client_that_is_given_up_does_not_end_the_reopening(
+async def test_a_batch_of_the_old_client_does_not_end_the_reopening(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     async with open_send_producer(settings, driver=fake) as producer:

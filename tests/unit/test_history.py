@@ -1,4 +1,4 @@
-"""The history checker judges a history and a log that a test writes down."""
+"""The history checker compares a history with a log, both made by a test."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Log = list[Logged]
 
 
 def run(*outcomes: Outcome | None, partition: int = 0) -> tuple[History, Log]:
-    """A history of records with these outcomes, and the log of those that are there."""
+    """A history of records with these outcomes, and the log of the acknowledged records."""
     history, log = History(), Log()
     for number, outcome in enumerate(outcomes):
         sent = Sent(f"r{number}", number, number / 10, "t", partition, b"k", b"r%d value" % number)
@@ -74,7 +74,7 @@ def kinds(report: Report) -> list[tuple[FaultKind, str]]:
     return [(fault.kind, fault.record) for fault in report.faults]
 
 
-def test_all_is_well() -> None:
+def test_a_correct_log_has_no_faults() -> None:
     history, log = run(
         Acknowledged(0, 0),
         REFUSED,
@@ -112,7 +112,7 @@ def test_all_is_well() -> None:
     assert "acknowledged 2" in str(report)
 
 
-def test_lost() -> None:
+def test_a_lost_record() -> None:
     history, log = acknowledged(3)
     del log[1]
     report = judge(history, log)
@@ -120,14 +120,14 @@ def test_lost() -> None:
     assert report.lost == 1
 
 
-def test_persisted_and_not_there_is_lost() -> None:
+def test_a_persisted_record_that_is_not_in_the_log_is_lost() -> None:
     history, log = run(Failed("DeliveryError", Persistence.PERSISTED))
     assert kinds(judge(history, log)) == [(FaultKind.LOST, "r0")]
     assert kinds(judge(history, [logged(history.sent["r0"], 0)])) == []
 
 
 @pytest.mark.parametrize("outcome", [Acknowledged(0, 0), LATE, ABANDONED])
-def test_doubled(outcome: Outcome) -> None:
+def test_a_doubled_record(outcome: Outcome) -> None:
     history, _ = run(outcome)
     sent = history.sent["r0"]
     report = judge(history, [logged(sent, 0), logged(sent, 1)])
@@ -136,21 +136,21 @@ def test_doubled(outcome: Outcome) -> None:
     assert report.repeated == 0
 
 
-def test_a_repetition_that_a_broker_should_have_dropped_is_counted_apart() -> None:
+def test_a_repetition_that_a_broker_should_drop_is_counted_separately() -> None:
     history, log = acknowledged(2)
     log.append(dataclasses.replace(log[1], offset=2))
     assert kinds(judge(history, log)) == [(FaultKind.DOUBLED, "r1")]
     report = judge(history, log, repeats=True)
     assert kinds(report) == []
     assert (report.doubled, report.repeated) == (0, 1)
-    # With a number of its own it would have been kept.
+    # With another sequence number, it is a duplicate.
     log.append(dataclasses.replace(log[1], offset=3, sequence=(1, 0, 7)))
     report = judge(history, log, repeats=True)
     assert kinds(report) == [(FaultKind.DOUBLED, "r1")]
     assert (report.doubled, report.repeated) == (1, 1)
 
 
-def test_reordered() -> None:
+def test_reordered_records() -> None:
     history, log = run(LATE, ABANDONED, LATE)
     log = [logged(history.sent[id_], n) for n, id_ in enumerate(["r0", "r2", "r1"])]
     report = judge(history, log)
@@ -159,7 +159,7 @@ def test_reordered() -> None:
     assert "behind r2" in report.faults[0].detail
 
 
-def test_the_order_is_judged_in_each_partition_and_line_by_itself() -> None:
+def test_the_order_is_checked_within_each_partition_and_line() -> None:
     history = History()
     for number, (partition, line) in enumerate([(0, "a"), (1, "a"), (0, "b")]):
         id_ = f"r{number}"
@@ -170,14 +170,14 @@ def test_the_order_is_judged_in_each_partition_and_line_by_itself() -> None:
 
 
 @pytest.mark.parametrize("said", [Acknowledged(1, 0), Acknowledged(0, 1)])
-def test_elsewhere_than_its_metadata_says(said: Acknowledged) -> None:
+def test_a_record_that_is_not_where_its_metadata_says(said: Acknowledged) -> None:
     history, _ = run(said)
     report = judge(history, [logged(history.sent["r0"], 0)])
     assert kinds(report) == [(FaultKind.ELSEWHERE, "r0")]
     assert report.misreported == 1
 
 
-def test_elsewhere_than_it_was_sent_to() -> None:
+def test_a_record_in_another_partition_than_it_was_sent_to() -> None:
     history, log = run(Acknowledged(1, 0), partition=0)
     assert kinds(judge(history, [dataclasses.replace(log[0], partition=1)])) == [
         (FaultKind.ELSEWHERE, "r0")
@@ -185,27 +185,27 @@ def test_elsewhere_than_it_was_sent_to() -> None:
 
 
 @pytest.mark.parametrize("outcome", [REFUSED, WITHDRAWN, NEVER_ACCEPTED])
-def test_there_all_the_same(outcome: Outcome) -> None:
+def test_a_refused_record_that_is_in_the_log(outcome: Outcome) -> None:
     history, _ = run(outcome)
     report = judge(history, [logged(history.sent["r0"], 0)])
     assert kinds(report) == [(FaultKind.THERE_ALL_THE_SAME, "r0")]
     assert report.misreported == 1
 
 
-def test_without_an_outcome() -> None:
+def test_a_record_without_an_outcome() -> None:
     history, log = run(Acknowledged(0, 0), None)
     assert kinds(judge(history, log)) == [(FaultKind.NO_OUTCOME, "r1")]
     killed = check(history, log, delivery_timeout=TIMEOUT, killed=True)
     assert killed.faults == ()
 
 
-def test_with_two_outcomes() -> None:
+def test_a_record_with_two_outcomes() -> None:
     history, log = acknowledged(1)
     history.ended["r0"].append(history.ended["r0"][0])
     assert kinds(judge(history, log)) == [(FaultKind.TWO_OUTCOMES, "r0")]
 
 
-def test_too_late() -> None:
+def test_an_outcome_that_is_too_late() -> None:
     history, log = acknowledged(1)
     history.ended["r0"] = [Ended(TIMEOUT + 1.001, Acknowledged(0, 0))]
     report = judge(history, log)
@@ -224,7 +224,9 @@ def test_too_late() -> None:
         (b"k", b"nothing of it is left", (("id", b"r1"),)),
     ],
 )
-def test_changed(key: bytes | None, value: bytes, headers: tuple[tuple[str, bytes], ...]) -> None:
+def test_a_changed_record(
+    key: bytes | None, value: bytes, headers: tuple[tuple[str, bytes], ...]
+) -> None:
     history, log = acknowledged(3)
     log[1] = dataclasses.replace(log[1], key=key, value=value, headers=headers)
     report = judge(history, log)
@@ -233,7 +235,7 @@ def test_changed(key: bytes | None, value: bytes, headers: tuple[tuple[str, byte
 
 
 @pytest.mark.parametrize("value", [b"somebody else's", None, b""])
-def test_foreign(value: bytes | None) -> None:
+def test_a_foreign_record(value: bytes | None) -> None:
     history, log = acknowledged(1)
     log.append(Logged("t", 0, 1, b"k", value))
     report = judge(history, log)
@@ -241,14 +243,14 @@ def test_foreign(value: bytes | None) -> None:
     assert report.damaged == 1
 
 
-def test_in_a_topic_that_it_was_not_sent_to() -> None:
+def test_a_record_in_another_topic_than_it_was_sent_to() -> None:
     history, log = acknowledged(2)
     log[1] = dataclasses.replace(log[1], topic="other")
     assert sorted(fault.kind.name for fault in judge(history, log).faults) == ["FOREIGN", "LOST"]
 
 
-def test_without_an_offset_the_partition_alone_is_judged() -> None:
-    """What a broker answers to a repetition that it has had long ago."""
+def test_without_an_offset_only_the_partition_is_checked() -> None:
+    """A broker answers without an offset if it wrote the record long ago."""
     history, _ = run(Acknowledged(0, None))
     place = logged(history.sent["r0"], 5)
     assert judge(history, [place]).faults == ()
@@ -257,7 +259,7 @@ def test_without_an_offset_the_partition_alone_is_judged() -> None:
     assert kinds(judge(history, [place])) == [(FaultKind.ELSEWHERE, "r0")]
 
 
-def test_where_nobody_answers_an_acknowledgement_claims_nothing() -> None:
+def test_without_answers_of_brokers_an_acknowledged_record_may_be_missing() -> None:
     history, log = run(Acknowledged(0, None), Acknowledged(0, None))
     unanswered = check(history, log[:1], delivery_timeout=TIMEOUT, answered=False)
     assert unanswered.faults == ()
@@ -265,7 +267,7 @@ def test_where_nobody_answers_an_acknowledgement_claims_nothing() -> None:
     assert check(history, doubled, delivery_timeout=TIMEOUT, answered=False).doubled == 1
 
 
-def test_what_is_concluded_claims_nothing_and_what_is_said_does() -> None:
+def test_a_concluded_acknowledgement_may_be_wrong() -> None:
     history, log = run(Acknowledged(0, None), Acknowledged(0, 1))
     assert check(history, log[1:], delivery_timeout=TIMEOUT).lost == 1
     assert check(history, log[1:], delivery_timeout=TIMEOUT, concludes=True).faults == ()
@@ -286,29 +288,29 @@ def of_committed(history: History, log: Log) -> list[FaultKind]:
     return [fault.kind for fault in report.faults]
 
 
-def test_records_of_an_aborted_transaction_are_not_to_be_seen() -> None:
+def test_records_of_an_aborted_transaction_must_not_be_read() -> None:
     history, log = in_transaction(False)
     assert of_committed(history, []) == []
     assert of_committed(history, log[:1]) == [FaultKind.ABORTED]
-    # Whoever reads uncommitted records sees them.
+    # A reader of uncommitted records gets them.
     assert judge(history, log).faults == ()
     assert judge(history, log[:2]).lost == 1
 
 
-def test_records_of_a_committed_transaction_are_there() -> None:
+def test_records_of_a_committed_transaction_must_be_read() -> None:
     history, log = in_transaction(True)
     assert of_committed(history, log) == []
     assert of_committed(history, log[:2]) == [FaultKind.LOST]
 
 
-def test_a_transaction_of_which_nobody_knows_is_there_or_not_as_a_whole() -> None:
+def test_a_transaction_with_unknown_outcome_is_written_as_a_whole_or_not_at_all() -> None:
     history, log = in_transaction(None)
     assert of_committed(history, log) == []
     assert of_committed(history, []) == []
     assert of_committed(history, log[:2]) == [FaultKind.TORN]
 
 
-def test_records_that_are_alike_cannot_be_judged() -> None:
+def test_identical_records_cannot_be_checked() -> None:
     history, _ = acknowledged(1)
     history.add(dataclasses.replace(history.sent["r0"], id="r1"))
     with pytest.raises(ValueError, match="r1 is the same as r0"):
@@ -317,11 +319,11 @@ def test_records_that_are_alike_cannot_be_judged() -> None:
         history.add(history.sent["r1"])
 
 
-def test_a_report_tells_the_first_faults() -> None:
+def test_a_report_shows_the_first_faults() -> None:
     history, _ = acknowledged(25)
-    told = str(judge(history, []))
-    assert "r0: acknowledged and not there: acknowledged at 0/0" in told
-    assert "and 5 more" in told
+    shown = str(judge(history, []))
+    assert "r0: acknowledged and not there: acknowledged at 0/0" in shown
+    assert "and 5 more" in shown
     assert str(Fault(FaultKind.LATE, "r", "why")) == "r: its outcome came too late: why"
 
 
@@ -363,7 +365,7 @@ def right(draw: st.DrawFn) -> tuple[History, Log]:
 
 
 @given(right())
-def test_what_is_right_passes(made: tuple[History, Log]) -> None:
+def test_any_correct_log_has_no_faults(made: tuple[History, Log]) -> None:
     history, log = made
     report = judge(history, log)
     assert report.faults == ()
@@ -374,9 +376,7 @@ def test_what_is_right_passes(made: tuple[History, Log]) -> None:
 
 
 @given(right(), st.data())
-def test_a_log_that_was_changed_is_found_out(
-    made: tuple[History, Log], data: st.DataObject
-) -> None:
+def test_any_change_of_a_log_is_a_fault(made: tuple[History, Log], data: st.DataObject) -> None:
     history, log = made
     acknowledged = [one for one in log if isinstance(history.outcome(_id(one)), Acknowledged)]
     absent = [sent for id_, sent in history.sent.items() if not any(_id(one) == id_ for one in log)]
@@ -427,7 +427,7 @@ def _id(one: Logged) -> str:
     return (one.value or b"").split(maxsplit=1)[0].decode()
 
 
-def test_a_journal_gives_the_history_again(tmp_path: Path) -> None:
+def test_a_journal_restores_the_history(tmp_path: Path) -> None:
     journal = tmp_path / "journal"
     history = History(journal)
     record = ProducerRecord("t", b"\x00\xff", None, partition=3, headers=[("h", b"\xfe")])
@@ -445,12 +445,12 @@ def test_a_journal_gives_the_history_again(tmp_path: Path) -> None:
     assert again.ended == history.ended
     assert again.transactions == {"x": None}
     assert [again.outcome(id_) for id_ in "abcd"] == [Acknowledged(3, 7), LATE, ABANDONED, None]
-    # Its writer was killed in the middle of a line.
+    # The writer was killed in the middle of a line.
     content = journal.read_bytes()
     journal.write_bytes(content[:-1])
     assert History.load(journal).transactions == {}
 
 
-def test_what_cannot_be_read_in_time_is_an_error() -> None:
+def test_a_topic_that_cannot_be_read_in_time_is_an_error() -> None:
     with pytest.raises(ReadError):
         read_topic("127.0.0.1:1", "t", timeout=0.2)

@@ -1,4 +1,4 @@
-"""A serializer may raise anything, and return anything: that fails one record, and nothing else."""
+"""A serializer that raises or returns something wrong fails only its record."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from anyio_sendproducer.testing import FakeDriver
 
 
 class PanicException(BaseException):
-    """As extensions written in Rust raise it."""
+    """Like the exception of extensions that are written in Rust."""
 
 
 class _Unreadable(Exception):
@@ -28,7 +28,7 @@ class _Unreadable(Exception):
 
 
 def raises(error: BaseException) -> Any:
-    """A serializer that raises this for the text "bad"."""
+    """A serializer that raises `error` for the text "bad"."""
 
     def serialize(text: str) -> bytes:
         if text == "bad":
@@ -44,7 +44,7 @@ def raises(error: BaseException) -> Any:
     ids=lambda error: type(error).__name__,
 )
 @pytest.mark.parametrize("field", ["key", "value"])
-async def test_whatever_a_serializer_raises_fails_its_record_alone(
+async def test_any_exception_of_a_serializer_fails_only_its_record(
     field: str, error: BaseException, settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     other = "value" if field == "key" else "key"
@@ -67,7 +67,7 @@ async def test_whatever_a_serializer_raises_fails_its_record_alone(
         await producer.send(ProducerRecord("orders", "a brush", "good"))
 
 
-def test_the_text_of_an_error_may_raise_as_well() -> None:
+def test_an_error_whose_text_cannot_be_read_is_named() -> None:
     assert raised_text(_Unreadable()) == "raised _Unreadable: (its text cannot be read)"
 
 
@@ -77,7 +77,7 @@ def _released(*_: Any) -> memoryview:
     return view
 
 
-def test_bytes_that_can_not_be_read_fail_the_record() -> None:
+def test_unreadable_bytes_fail_the_record() -> None:
     record = ProducerRecord("orders", 1)
     with pytest.raises(SerializationFailed, match="the value_serializer raised ValueError"):
         parts_of(record, None, _released, [])

@@ -1,4 +1,4 @@
-"""What unit tests must not do is noticed, from whichever thread."""
+"""Actions that unit tests must not take are recorded, in every thread."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def sleep() -> None:
     time.sleep(0.001)
 
 
-DEEDS: list[tuple[Callable[[], None], str]] = [
+ACTIONS: list[tuple[Callable[[], None], str]] = [
     (bind, "socket.bind"),
     (connect, "socket.connect"),
     (try_to_connect, "socket.connect_ex"),
@@ -60,23 +60,23 @@ DEEDS: list[tuple[Callable[[], None], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("deed", "event"), DEEDS)
+@pytest.mark.parametrize(("action", "event"), ACTIONS)
 @pytest.mark.parametrize("elsewhere", [False, True])
-def test_it_is_recorded(deed: Callable[[], None], event: str, elsewhere: bool) -> None:
+def test_each_action_is_recorded(action: Callable[[], None], event: str, elsewhere: bool) -> None:
     with recorded() as events:
         if elsewhere:
-            thread = threading.Thread(target=deed)
+            thread = threading.Thread(target=action)
             thread.start()
             thread.join()
         else:
-            deed()
+            action()
     assert events
     name, _, place = events[0].partition(": ")
     assert name == event
     assert HERE in place
 
 
-async def test_a_sleep_of_the_loop_is_recorded(anyio_backend: str) -> None:
+async def test_an_asynchronous_sleep_is_recorded(anyio_backend: str) -> None:
     with recorded() as events:
         await anyio.sleep(0.001)
         if anyio_backend == "asyncio":
@@ -89,7 +89,7 @@ async def test_a_sleep_of_the_loop_is_recorded(anyio_backend: str) -> None:
     ]
 
 
-async def test_a_turn_of_the_loop_and_a_wait_without_end_are_no_sleep() -> None:
+async def test_a_checkpoint_and_sleep_forever_are_not_recorded() -> None:
     with recorded() as events:
         await anyio.sleep(waiting.pause)
         with anyio.CancelScope() as scope:
@@ -98,20 +98,20 @@ async def test_a_turn_of_the_loop_and_a_wait_without_end_are_no_sleep() -> None:
     assert events == []
 
 
-def test_the_loops_of_a_test_use_no_socket_of_a_network() -> None:
+def test_the_sockets_of_an_event_loop_are_not_recorded() -> None:
     with recorded() as events:
         for backend in ("asyncio", "trio"):
             anyio.run(anyio.lowlevel.checkpoint, backend=backend)
     assert events == []
 
 
-def test_no_time_to_wait_is_no_sleep() -> None:
+def test_a_sleep_of_zero_seconds_is_not_recorded() -> None:
     with recorded() as events:
         time.sleep(0)
     assert events == []
 
 
-def test_outside_of_the_block_nothing_is_recorded() -> None:
+def test_nothing_is_recorded_after_the_block() -> None:
     with recorded() as outer:
         with recorded() as inner:
             pass

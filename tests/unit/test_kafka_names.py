@@ -1,4 +1,4 @@
-"""Settings by Kafka's own names: .properties files, mappings, tables of TOML."""
+"""Settings under Kafka's own names: .properties files, mappings and TOML tables."""
 
 from __future__ import annotations
 
@@ -52,23 +52,23 @@ def test_every_text_can_be_escaped(properties: dict[str, str]) -> None:
 
 
 @given(st.text())
-def test_no_text_is_too_strange(text: str) -> None:
+def test_any_text_is_parsed_or_a_settings_error(text: str) -> None:
     found_in(text)
 
 
-def test_an_escape_that_is_wrong() -> None:
+def test_a_wrong_escape() -> None:
     with pytest.raises(SettingsError, match="must be followed by four hexadecimal digits"):
         parse("a=\\u12")
 
 
-def test_java_reads_latin_1_and_a_byte_order_mark_says_utf_8() -> None:
+def test_a_file_with_a_byte_order_mark_is_utf_8_and_another_may_be_latin_1() -> None:
     assert decode(b"client.id=caf\xe9") == "client.id=caf\xe9"
     assert decode(b"\xef\xbb\xbfclient.id=caf\xc3\xa9") == "client.id=caf\xe9"
-    with pytest.raises(SettingsError, match="begins with a byte order mark of UTF-8, and is not"):
+    with pytest.raises(SettingsError, match="begins with a byte order mark of UTF-8, but is not"):
         decode(b"\xef\xbb\xbfclient.id=caf\xe9")
 
 
-def test_kafka_trims_what_java_keeps() -> None:
+def test_trim_removes_spaces_that_java_keeps() -> None:
     assert parse("password = a b \t") == {"password": "a b \t"}
     assert trim(" \x00\t\f\r\n\x1fa b\x1f ") == "a b"
     assert trim("\xa0a\u2003") == "\xa0a\u2003"
@@ -116,7 +116,7 @@ def test_a_mapping_of_kafkas_names() -> None:
     assert ProducerSettings.from_properties(parse(FILE)) == WANTED
 
 
-def test_a_mapping_may_have_values_of_python() -> None:
+def test_a_mapping_may_have_python_values() -> None:
     settings = ProducerSettings.from_properties(
         {
             "bootstrap.servers": ["a:1", "b:2"],
@@ -134,7 +134,7 @@ def test_a_mapping_may_have_values_of_python() -> None:
 
 
 @pytest.mark.parametrize("read", [ProducerSettings.from_properties, ProducerSettings.from_mapping])
-def test_a_partitioner_is_a_field_if_it_is_callable_and_otherwise_the_clients(
+def test_a_partitioner_that_is_not_callable_is_a_property_of_the_client(
     read: Callable[[dict[str, Any]], ProducerSettings],
 ) -> None:
     def choose(*_: object) -> int:
@@ -152,7 +152,7 @@ def test_a_partitioner_is_a_field_if_it_is_callable_and_otherwise_the_clients(
         assert settings.properties == {"partitioner": one}
 
 
-def test_the_closest_name_is_a_field_before_it_is_a_property() -> None:
+def test_a_suggestion_prefers_a_field_to_a_property() -> None:
     with pytest.raises(SettingsError, match=r"'partitoner' is not .* did you mean 'partitioner'"):
         ProducerSettings.from_mapping({"bootstrap_servers": "a:1", "partitoner": None})
 
@@ -180,7 +180,7 @@ def test_wrong_properties(properties: dict[Any, Any], says: str) -> None:
     assert str(caught.value).startswith(says)
 
 
-def test_a_properties_file_that_is_wrong(tmp_path: Path) -> None:
+def test_a_wrong_properties_file(tmp_path: Path) -> None:
     path = tmp_path / "producer.properties"
 
     def said() -> str:
@@ -250,7 +250,7 @@ def test_a_toml_file_may_have_kafkas_names(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_a_mapping_that_is_wrong(mapping: dict[str, Any], says: str) -> None:
+def test_a_wrong_mapping(mapping: dict[str, Any], says: str) -> None:
     with pytest.raises(SettingsError) as caught:
         ProducerSettings.from_mapping(mapping)
     assert str(caught.value).startswith(says)
@@ -272,7 +272,7 @@ FOREIGN = {
 
 
 def of_kubernetes(service: str) -> dict[str, str]:
-    """The variables of a service with one port."""
+    """The variables that Kubernetes sets for a service with one port."""
     port = f"{service}_PORT_9092_TCP"
     return {
         f"{service}_SERVICE_HOST": "10.0.0.1",
@@ -297,7 +297,7 @@ def test_variables_of_other_programs_are_ignored() -> None:
     assert settings == ProducerSettings(bootstrap_servers="a:1")
 
 
-def test_with_a_prefix_of_ones_own_only_those_of_kubernetes_are_ignored() -> None:
+def test_with_a_custom_prefix_only_variables_of_kubernetes_are_ignored() -> None:
     environment = {"P_BOOTSTRAP_SERVERS": "a:1", **of_kubernetes("P")}
     assert ProducerSettings.from_env("P", environment).addresses == ("a:1",)
     with pytest.raises(SettingsError, match="'P_HOME' is not a setting: the settings are P_BOOTS"):
@@ -320,7 +320,7 @@ def test_a_variable_that_resembles_a_setting_is_not_ignored(variable: str, says:
 
 
 @pytest.mark.parametrize("address", [None, ""])
-def test_an_address_must_be_in_the_environment(address: str | None) -> None:
+def test_the_environment_must_have_an_address(address: str | None) -> None:
     environment = {} if address is None else {"KAFKA_BOOTSTRAP_SERVERS": address}
     with pytest.raises(SettingsError, match="the environment variable KAFKA_BOOTSTRAP_SERVERS is"):
         ProducerSettings.from_env(environment=environment)
@@ -332,13 +332,13 @@ def test_an_address_must_be_in_the_environment(address: str | None) -> None:
 
 
 @given(st.sampled_from(sorted({*CLIENT_PROPERTIES, *MANAGED})), st.data())
-def test_one_wrong_letter_is_no_obstacle(name: str, data: st.DataObject) -> None:
+def test_closest_finds_a_name_with_one_wrong_letter(name: str, data: st.DataObject) -> None:
     place = data.draw(st.integers(0, len(name) - 1))
     letter = data.draw(st.sampled_from("qxz"))
     assert closest(f"{name[:place]}{letter}{name[place + 1 :]}", [name]) == name
     assert closest(f"{name[:place]}{letter}{name[place:]}", [name]) == name
 
 
-def test_what_only_ends_alike_is_not_suggested() -> None:
+def test_closest_ignores_names_that_share_only_their_end() -> None:
     assert closest("api_version_auto_timeout_ms", CLIENT_PROPERTIES) is None
     assert closest("servers", {*CLIENT_PROPERTIES, *MANAGED}) is None

@@ -1,4 +1,4 @@
-"""The kafka-python driver on a fake client: what two threads change together."""
+"""The kafka-python driver on a fake client: state that two threads change."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.recorder import PATIENCE
 
 
 class Producer:
-    """A client that stops while it is closed."""
+    """A client whose `close` stops at a gate."""
 
     def __init__(self) -> None:
         self.closed: list[float] = []
@@ -43,16 +43,16 @@ def driver(producer: Producer) -> KafkaPythonDriver:
     return opened_on(ProducerSettings(bootstrap_servers="broker.invalid:1"), producer, client)
 
 
-def test_two_threads_that_close_it_close_the_client_once(
+def test_two_threads_that_close_the_driver_close_the_client_once(
     driver: KafkaPythonDriver, producer: Producer
 ) -> None:
-    """The bridge's thread replaces the client when the closing thread comes."""
+    """The driver thread is replacing the client when the closing thread calls `close`."""
     producer.on_close.shut()
     first = threading.Thread(target=driver.close, args=(0,))
     first.start()
     producer.on_close.wait_until_someone_waits(PATIENCE)
     client: Any = driver._ready().client
-    assert client.is_closing  # no wait of the client's thread goes on
+    assert client.is_closing  # this ends every wait of the client's thread
     driver.close(5)
     assert producer.closed == [0]
     producer.on_close.open()

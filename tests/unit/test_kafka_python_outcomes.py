@@ -15,7 +15,7 @@ from anyio_sendproducer.drivers.kafka_python._outcomes import Outcomes
 from anyio_sendproducer.drivers.kafka_python._transactions import Transactions
 from tests.support.recorder import Parcel, Recorder
 
-#: The broker named this partition in an answer that refused it.
+#: A broker refused this partition by name in its answer.
 REFUSED: Final = ("t", 0)
 INVALID: Final = kafka.errors.InvalidRecordError()
 #: The client recovers from this, unless the brokers are older than 2.5.
@@ -23,7 +23,7 @@ OUT_OF_ORDER: Final = kafka.errors.OutOfOrderSequenceNumberError()
 
 
 def transactions_of(last_error: Exception | None) -> Transactions:
-    """The transactions of a client whose transaction manager has this error."""
+    """The transactions of a client whose transaction manager has `last_error`."""
     settings = ProducerSettings(bootstrap_servers="broker.invalid:1", transactional_id="id")
     manager = types.SimpleNamespace(last_error=last_error)
     nothing: Any = None
@@ -73,7 +73,7 @@ def test_a_refusal_that_leaves_the_client_alone_is_certain() -> None:
 
 
 @pytest.mark.parametrize("is_broken", [None, lambda: True])
-def test_when_the_client_ends_only_the_partition_that_was_named_was_refused(
+def test_only_the_named_partition_is_refused_if_the_client_ends(
     is_broken: Callable[[], bool] | None,
 ) -> None:
     sink = Recorder()
@@ -82,7 +82,7 @@ def test_when_the_client_ends_only_the_partition_that_was_named_was_refused(
     assert sink.breaks == [INVALID]  # reported once
 
 
-def test_when_the_client_ends_only_the_first_of_unknown_partitions_was_refused() -> None:
+def test_only_the_first_of_unknown_partitions_is_refused_if_the_client_ends() -> None:
     outcomes = outcomes_for(Recorder(), is_broken=None)
     first, second = Parcel(Record("t", b"1")), Parcel(Record("t", b"2"))
     for parcel in (first, second):
@@ -101,7 +101,7 @@ def test_a_refusal_in_a_transaction_leaves_the_client_alone() -> None:
 
 
 @pytest.mark.parametrize("is_fenced", [True, False])
-def test_a_client_that_is_fenced_off_says_so(is_fenced: bool) -> None:
+def test_a_fenced_client_reports_producer_fenced(is_fenced: bool) -> None:
     sink = Recorder()
     last_error = kafka.errors.ProducerFencedError() if is_fenced else None
     transactions = transactions_of(last_error)

@@ -33,7 +33,7 @@ GROUP = ConsumerGroupMetadata("group")
 
 
 class Result:
-    """What the client gives for a request: done at once, later, or never."""
+    """The client's result of a request: done at once, later, or never."""
 
     def __init__(self, error: Exception | None = None, after: int = 0) -> None:
         self.error = error
@@ -49,7 +49,7 @@ class Result:
 
 
 class Manager:
-    """The client's account of its transactions."""
+    """The client's transaction manager."""
 
     def __init__(self) -> None:
         self.result: Any = Result()
@@ -103,8 +103,8 @@ def send_offsets(driver: KafkaPythonDriver, seconds: float = 10.0) -> None:
     driver.send_offsets([ConsumedOffset("t", 1, 5, "note", 2)], GROUP, Deadline(seconds))
 
 
-def test_it_is_begun_once(driver: KafkaPythonDriver, manager: Manager) -> None:
-    """What was begun and left by whoever asked for it serves the next."""
+def test_a_transaction_is_begun_once(driver: KafkaPythonDriver, manager: Manager) -> None:
+    """A transaction that was begun but not used serves the next call."""
     driver.begin_transaction()
     manager.begin_error = RuntimeError("not twice")
     driver.begin_transaction()
@@ -155,9 +155,7 @@ def test_closing_ends_the_wait(driver: KafkaPythonDriver, manager: Manager, bump
     assert isinstance(ended[0], TransactionError if bumping else TransactionOutcomeUnknown)
 
 
-def test_what_the_brokers_refuse_is_to_be_aborted(
-    driver: KafkaPythonDriver, manager: Manager
-) -> None:
+def test_a_refused_transaction_must_be_aborted(driver: KafkaPythonDriver, manager: Manager) -> None:
     refused = kafka.errors.TopicAuthorizationFailedError("t")
     manager.abortable, manager.last_error = True, refused
     manager.result = Result(refused)
@@ -171,10 +169,8 @@ def test_what_the_brokers_refuse_is_to_be_aborted(
     assert caught.value.__cause__ is manager.begin_error
 
 
-def test_an_epoch_that_was_lost_ends_the_transaction(
-    driver: KafkaPythonDriver, manager: Manager
-) -> None:
-    """The client is through with it: there is nothing to abort."""
+def test_a_lost_epoch_ends_the_transaction(driver: KafkaPythonDriver, manager: Manager) -> None:
+    """The client has ended the transaction, so nothing is left to abort."""
     driver.begin_transaction()
     manager.begin_error = kafka.errors.KafkaError("invalid transition")
     with pytest.raises(TransactionAborted, match="the client lost its producer epoch"):
@@ -184,7 +180,9 @@ def test_an_epoch_that_was_lost_ends_the_transaction(
     driver.begin_transaction()
 
 
-def test_what_is_fatal_leaves_a_commit_unknown(driver: KafkaPythonDriver, manager: Manager) -> None:
+def test_a_fatal_error_leaves_the_outcome_of_a_commit_unknown(
+    driver: KafkaPythonDriver, manager: Manager
+) -> None:
     manager.fatal, manager.last_error = True, kafka.errors.KafkaError("timed out")
     manager.result = Result(manager.last_error)
     with pytest.raises(TransactionOutcomeUnknown):
@@ -196,7 +194,9 @@ def test_what_is_fatal_leaves_a_commit_unknown(driver: KafkaPythonDriver, manage
 @pytest.mark.parametrize(
     "error", [kafka.errors.ProducerFencedError(), kafka.errors.InvalidProducerEpochError()]
 )
-def test_who_is_fenced_off(driver: KafkaPythonDriver, manager: Manager, error: Exception) -> None:
+def test_a_fenced_client_raises_producer_fenced(
+    driver: KafkaPythonDriver, manager: Manager, error: Exception
+) -> None:
     manager.fatal, manager.last_error = True, error
     manager.result = Result(error)
     for commit in (True, False):
@@ -208,7 +208,7 @@ def test_who_is_fenced_off(driver: KafkaPythonDriver, manager: Manager, error: E
 @pytest.mark.parametrize(
     "error", [kafka.errors.ProducerFencedError(), kafka.errors.InvalidProducerEpochError()]
 )
-def test_a_refused_epoch_is_a_doubt_until_the_coordinator_answers(
+def test_after_a_refused_epoch_the_producer_may_be_fenced_until_the_coordinator_answers(
     driver: KafkaPythonDriver, manager: Manager, error: Exception
 ) -> None:
     refuse_record(driver, error)
@@ -224,14 +224,16 @@ def test_a_refused_epoch_is_a_doubt_until_the_coordinator_answers(
     assert driver.last_error() is None
 
 
-def test_another_epoch_ends_the_doubt(driver: KafkaPythonDriver, manager: Manager) -> None:
+def test_with_a_new_epoch_the_producer_is_not_fenced(
+    driver: KafkaPythonDriver, manager: Manager
+) -> None:
     refuse_record(driver, kafka.errors.InvalidProducerEpochError())
     manager.begin_error = kafka.errors.KafkaError("invalid transition")
     driver.end_transaction(False, Deadline(10))
     assert driver.last_error() is None
 
 
-def test_another_refusal_is_no_doubt(driver: KafkaPythonDriver) -> None:
+def test_after_another_refusal_the_producer_is_not_fenced(driver: KafkaPythonDriver) -> None:
     refuse_record(driver, kafka.errors.TopicAuthorizationFailedError("t"))
     assert driver.last_error() is None
 
@@ -241,7 +243,7 @@ def refuse_record(driver: KafkaPythonDriver, error: Exception) -> None:
     driver.failure(Parcel(ProducerRecord("t", b"value")), error, run)
 
 
-def test_on_a_driver_that_is_closed(driver: KafkaPythonDriver, manager: Manager) -> None:
+def test_begin_on_a_closed_driver(driver: KafkaPythonDriver, manager: Manager) -> None:
     manager.begin_error = kafka.errors.IllegalStateError("closed")
     driver._closing.set()
     with pytest.raises(ProducerClosed):
@@ -249,7 +251,7 @@ def test_on_a_driver_that_is_closed(driver: KafkaPythonDriver, manager: Manager)
 
 
 class Named:
-    """A client whose name can't be had yet, or at all."""
+    """A client that cannot initialize its transactional_id yet, or at all."""
 
     def __init__(self, *errors: Exception) -> None:
         self.errors = list(errors)
@@ -264,7 +266,7 @@ def init(driver: KafkaPythonDriver, client: Any, seconds: float = 60.0) -> None:
     transactions.start(time.monotonic() + seconds)
 
 
-def test_the_name_is_waited_for() -> None:
+def test_the_start_waits_for_the_transactional_id() -> None:
     driver = KafkaPythonDriver(SETTINGS)
     waits = [kafka.errors.KafkaTimeoutError() for _ in range(3)]
     init(driver, Named(*waits))
