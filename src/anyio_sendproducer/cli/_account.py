@@ -1,4 +1,4 @@
-"""The account of one run of ``produce``: what has become of each record."""
+"""The account of one run of ``produce``: the outcome of each record."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Account:
             self.error = error
 
     def count_read(self, chunk: Chunk) -> None:
-        """Count what was read."""
+        """Count the records of a chunk that was read."""
         self.read += chunk.count
         self.last = (chunk.source, chunk.last)
 

@@ -1,4 +1,4 @@
-"""What ``produce`` has read but not settled, and the failures that are not written down yet."""
+"""The records that ``produce`` has read but not settled, and failures that are not written yet."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STOPPED: Final = "the record was not sent: another record failed (--fail-fast)"
 class Backlog:
     """Keeps what was read until each record has an outcome and each failure is in the failed file.
 
-    Whatever ends the tasks, :meth:`settle_rest` writes down what is left.
+    However the tasks end, :meth:`settle_rest` writes down the rest.
 
     Args:
         account: counts the records that are read and those that fail.
@@ -61,7 +61,7 @@ class Backlog:
         self._unwritten = []
 
     def settle_rest(self) -> None:
-        """Write down what has no outcome, and what could not be written so far."""
+        """Write down records without an outcome, and failures that could not be written so far."""
         for index, chunk in enumerate(self._chunks):
             reason, persistence = "the record was not sent", Persistence.NOT_PERSISTED
             if index < self._being_sent:

@@ -81,7 +81,7 @@ class Layout:
 
     @property
     def line_ends(self) -> tuple[bytes, ...]:
-        """The last byte of what ends a line; empty if the whole input is one line."""
+        """The last byte of a line's end; empty if the whole input is one line."""
         if self.format == "file":
             return ()
         return (b"\n" if self.delimiter is None else self.delimiter[-1:],)

@@ -56,7 +56,7 @@ _DEFAULTS: Final = ProducerSettings(bootstrap_servers=_NO_ADDRESS)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Connection:
-    """What a command line says about the cluster, and how to reach it."""
+    """The options of a command line that name a cluster and say how to reach it."""
 
     bootstrap_servers: str | None = None
     service_name: str | None = None
@@ -107,8 +107,8 @@ def settings_of(
     Args:
         connection: what the command line says about the cluster.
         defaults: fields that everything else overrides.
-        fields: options that are fields of the settings; None for those that were not given. Those
-            under ``properties`` count as given by ``-X``, before the others of these.
+        fields: options that are fields of the settings; None for options that were not given. The
+            item ``properties`` has properties that ``-X`` overrides.
 
     Raises:
         SettingsError: the file cannot be read, or a setting is wrong.

@@ -1,6 +1,6 @@
-"""Input of any length, a piece at a time.
+"""Reads input of any length in pieces.
 
-The event loop waits for a pipe or a terminal before it is read, because this wait can be stopped.
+The event loop waits until a pipe or a terminal has data, because this wait can be cancelled.
 Then one call on a thread reads a piece and makes records of it.
 """
 
@@ -22,7 +22,7 @@ from ._parsing import parser_for
 
 __all__ = ["Input", "size_of"]
 
-#: Bytes that are read at a time: some thousand records, which pay for the switch of threads.
+#: Bytes that are read at a time: some thousand records, so that the switch of threads costs little.
 _PIECE: Final = 256 * 1024
 
 #: Byte order marks. One of UTF-32 begins with one of UTF-16, so it comes first.
@@ -51,7 +51,7 @@ def size_of(names: Sequence[str]) -> int | None:
 class Input:
     """One input: a file, a pipe, or standard input.
 
-    Bytes that were read from a pipe are not in the pipe any more. So whatever ends the reading,
+    Bytes that were read from a pipe are not in the pipe any more. So, however the reading ends,
     bytes that have not become records become failures; see :meth:`leftover`.
 
     Args:
@@ -115,8 +115,8 @@ class Input:
             raise failure
 
     def leftover(self) -> list[Chunk]:
-        """Take what was read and not yielded: records, then failures. A file has the lines behind
-        these still, so they do not become failures."""
+        """Take the chunks that were read and not yielded, with a chunk of failures at the end. The
+        following lines of a file are still in the file, so they do not become failures."""
         chunks, self._made = self._made, []
         if self._rest and not self._is_file:
             chunk = Chunk(self.name, position=self._position)

@@ -1,5 +1,5 @@
-"""What the commands' options are made of: help in sections, the checks of values, and the options
-that name a cluster.
+"""The parts of the commands' options: help in sections, checks of values, and the options that name
+a cluster.
 
 It needs ``click`` (extra ``cli``).
 """

@@ -63,7 +63,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Order", "run"]
 
-#: How many records are sent with one wait, about: as many as may be in flight by default.
+#: About how many records are sent with one wait: as many as may be in flight by default.
 _BATCH: Final = 10_000
 
 #: How many chunks are read in advance.
@@ -81,7 +81,7 @@ _HURRY: Final = 5.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Order:
-    """What the command line asks for."""
+    """The options of one run."""
 
     connection: Connection
     layout: Layout
@@ -152,7 +152,7 @@ def _open_failed(path: Path | None) -> FailedFile:
 
 
 class _Progress:
-    """How far the reading is, and how fast records are delivered."""
+    """The progress of the reading, and the rate of deliveries."""
 
     def __init__(self) -> None:
         self._position = 0
@@ -238,7 +238,7 @@ class _Job:
         self._stop_reading()
 
     def settle_rest(self) -> None:
-        """Write down what has no outcome, and what could not be written so far."""
+        """Write down records without an outcome, and failures that could not be written so far."""
         for chunk in self._input.leftover() if self._input is not None else ():
             self._note(chunk)
         self._backlog.settle_rest()

@@ -86,7 +86,7 @@ def _as_text(account: Account, file: FailedFile) -> str:
 
 
 def _failed_text(account: Account, file: FailedFile) -> str:
-    """What is in the failed file, and what to do about it."""
+    """Describe the content of the failed file, and what to do with it."""
     path = printable(str(file.path))
     states = ", ".join(f"{count:,} {state}" for state, count in _persistence(account).items())
     unreadable = account.unreadable

@@ -118,7 +118,7 @@ def interrupted(signal_number: int) -> int:
 
 
 def ending_signals() -> list[signal.Signals]:
-    """The signals that end a command in order. Under nohup, SIGHUP stays ignored."""
+    """The signals that end a command cleanly. Under nohup, SIGHUP stays ignored."""
     signals = [signal.SIGINT, signal.SIGTERM]
     if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signals.append(signal.SIGHUP)
@@ -126,7 +126,7 @@ def ending_signals() -> list[signal.Signals]:
 
 
 async def until_terminated(function: Callable[..., Awaitable[int]], *arguments: Any) -> int:
-    """Call the function, and cancel it when a signal comes, so that it ends what it started.
+    """Call the function, and cancel it when a signal comes, so that it can clean up.
 
     Without this, SIGTERM and SIGHUP would end only this process, and SIGINT would leave the task
     group in an exception group on one of the loops.

@@ -2,8 +2,8 @@
 
 A terminal goes away, a disk is full, the reader of a pipe ends, an encoding lacks a character: none
 of these may end a command before it has accounted for its records. While :func:`steady_streams` is
-in effect, a write to ``sys.stdout`` or ``sys.stderr`` cannot fail, whoever writes: a command, Rich,
-Click or logging. :func:`emit` reports whether the text arrived.
+in effect, a write to ``sys.stdout`` or ``sys.stderr`` by a command, Rich, Click or logging cannot
+fail. :func:`emit` reports whether the text arrived.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CLOSED: Final = OSError(errno.EBADF, os.strerror(errno.EBADF))
 
 
 class _SteadyRaw(io.RawIOBase):
-    """Passes bytes to a raw stream and drops those that it does not take.
+    """Passes bytes to a raw stream and drops the bytes that the stream does not accept.
 
     Args:
         raw: the stream; None if its descriptor was closed when the process started.
@@ -80,8 +80,8 @@ def steady_streams() -> Generator[None, None, None]:
 
 
 def _open_closed_descriptors() -> None:
-    """Point closed standard descriptors to the null device, so that no other file gets their
-    numbers: output for the terminal would be written into that file."""
+    """Point closed standard descriptors to the null device. Otherwise another file could get such a
+    number, and output for the terminal would be written into that file."""
     for number in range(3):
         try:
             os.fstat(number)
