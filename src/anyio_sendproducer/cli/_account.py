@@ -41,7 +41,7 @@ class Account:
         self.seconds = 0.0
         """How long the producer was open."""
         self.last: tuple[str, int] | None = None
-        """The input and its line up to which everything was read."""
+        """The input and the number of the last line that was read."""
         self.all_read = False
         """Whether each input was read to its end."""
         self.has_begun = False

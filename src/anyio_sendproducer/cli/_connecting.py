@@ -165,7 +165,7 @@ def _addressed(given: Iterable[str]) -> dict[str, str]:
 
 
 def _layer(given: Iterable[str], settings: ProducerSettings) -> dict[str, Any]:
-    """The fields that were given, or are not the default."""
+    """The fields that were set, or that differ from the default."""
     names = {_compared(name) for name in given}
     return {
         field.name: value
