@@ -1,4 +1,4 @@
-"""The folders of the tests, and which of their modules may be imported."""
+"""The folders of the tests, and the modules that tests may import."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def modules(folder: Path = TESTS) -> list[Path]:
 
 
 def is_for_pytest(name: str) -> bool:
-    """Whether pytest imports a module of this name by itself."""
+    """Whether pytest imports a module with this name itself."""
     return name == "conftest" or name.startswith("test_")
 
 
@@ -61,10 +61,10 @@ def test_no_module_imports_a_test_module_or_a_conftest() -> None:
         for name in imported(module)
         if is_for_pytest(name)
     ]
-    assert not found, "what they share belongs into tests/support:\n" + "\n".join(found)
+    assert not found, "move shared code to tests/support:\n" + "\n".join(found)
 
 
-def test_there_are_no_tests_among_the_shared_modules() -> None:
+def test_the_shared_modules_contain_no_tests() -> None:
     found = [
         f"{module.relative_to(ROOT)}: {node.name}"
         for module in modules(TESTS / "support")

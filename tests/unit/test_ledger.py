@@ -1,4 +1,4 @@
-"""The ledger, case by case: those that random calls reach rarely, and what its errors say."""
+"""Single cases of the ledger: cases that random calls rarely reach, and the texts of its errors."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def submitted(ledger: Ledger, topic: str = "a", *, size: int = 1, now: float = 0
 
 
 def waiting(ledger: Ledger) -> Entry:
-    """One that waits; there must be room for just one."""
+    """Return an entry that waits for room. The ledger must have room for one record."""
     enter(ledger)
     entry = enter(ledger)
     assert entry.state is WAITING
@@ -152,14 +152,14 @@ DELIVERY_ARROWS: dict[tuple[DeliveryState, str], list[Callable[[Ledger], Entry]]
     ("arrow", "scenario"),
     [(arrow, scenario) for arrow, several in DELIVERY_ARROWS.items() for scenario in several],
 )
-def test_each_arrow_of_a_deliverys_table_is_made(
+def test_each_transition_of_a_delivery_is_possible(
     arrow: tuple[DeliveryState, str], scenario: Callable[[Ledger], Entry]
 ) -> None:
     state, event = arrow
     assert scenario(make(records=1)).state is DELIVERY_TRANSITIONS[state][event]
 
 
-def test_no_arrow_of_a_deliverys_table_is_left_out() -> None:
+def test_each_transition_of_a_delivery_is_tested() -> None:
     assert set(DELIVERY_ARROWS) == {
         (state, event) for state, events in DELIVERY_TRANSITIONS.items() for event in events
     }
@@ -207,7 +207,7 @@ def test_the_tables_cannot_be_changed(table: Any) -> None:
 # --- room ----------------------------------------------------------------------------------------
 
 
-def test_a_record_larger_than_all_room_is_rejected_for_good() -> None:
+def test_a_record_larger_than_max_buffered_bytes_is_rejected() -> None:
     ledger = make(size=100)
     record = ProducerRecord("a", b"x")
     with pytest.raises(RecordRejected, match=r"101 bytes, but max_buffered_bytes is 100") as caught:
@@ -218,7 +218,7 @@ def test_a_record_larger_than_all_room_is_rejected_for_good() -> None:
     assert enter(ledger, size=100).state is QUEUED
 
 
-def test_who_does_not_wait_is_turned_away_at_once() -> None:
+def test_a_call_that_does_not_wait_raises_if_there_is_no_room() -> None:
     ledger = make(records=1)
     enter(ledger)
     with pytest.raises(anyio.WouldBlock):
@@ -226,7 +226,7 @@ def test_who_does_not_wait_is_turned_away_at_once() -> None:
     assert figures(ledger).waiting == 0
 
 
-def test_who_does_not_wait_does_not_jump_the_queue() -> None:
+def test_a_call_that_does_not_wait_does_not_overtake() -> None:
     ledger = make(size=10)
     enter(ledger, size=6)
     assert enter(ledger, size=6).state is WAITING
@@ -234,7 +234,7 @@ def test_who_does_not_wait_does_not_jump_the_queue() -> None:
         ledger.enter(ProducerRecord("a", b"x"), 1, 0.0, False)
 
 
-def test_a_small_record_does_not_overtake_a_large_one_that_waits() -> None:
+def test_a_small_record_does_not_overtake_a_waiting_large_one() -> None:
     ledger = make(size=10)
     first = submitted(ledger, size=6)
     large = enter(ledger, size=6)
@@ -245,7 +245,7 @@ def test_a_small_record_does_not_overtake_a_large_one_that_waits() -> None:
     assert ledger.take() == [large, small]
 
 
-def test_when_the_first_in_line_gives_up_the_next_may_fit() -> None:
+def test_when_the_first_in_line_is_cancelled_the_next_may_fit() -> None:
     ledger = make(size=10)
     enter(ledger, size=6)
     large = enter(ledger, size=6)
@@ -253,11 +253,11 @@ def test_when_the_first_in_line_gives_up_the_next_may_fit() -> None:
     small.room_waiter = "small"
     assert ledger.cancel(large) == ["small"]
     assert small.state is QUEUED
-    # It was never accepted, so it counts nowhere.
+    # The record was never accepted, so no counter includes it.
     assert figures(ledger).withdrawn == 0
 
 
-def test_a_record_that_proves_larger_than_estimated_takes_room_from_others() -> None:
+def test_a_record_larger_than_estimated_takes_more_room() -> None:
     ledger = make(size=10)
     first = submitted(ledger, size=2)
     assert ledger.resize([(first, 20)]) == []
@@ -269,7 +269,7 @@ def test_a_record_that_proves_larger_than_estimated_takes_room_from_others() -> 
     assert room(ledger) == (2, 10)
 
 
-def test_the_size_of_a_record_that_is_done_changes_nothing() -> None:
+def test_the_size_of_a_settled_record_changes_nothing() -> None:
     ledger = make()
     entry = submitted(ledger)
     ledger.settle([entry], [WRITTEN])
@@ -280,7 +280,7 @@ def test_the_size_of_a_record_that_is_done_changes_nothing() -> None:
 # --- deadlines -----------------------------------------------------------------------------------
 
 
-def test_the_deadline_comes_at_its_moment_and_not_before() -> None:
+def test_a_record_expires_at_its_deadline_and_not_before() -> None:
     ledger = make(timeout=10.0)
     entry = enter(ledger, now=5.0)
     assert ledger.next_deadline(5.0) == 15.0
@@ -291,7 +291,7 @@ def test_the_deadline_comes_at_its_moment_and_not_before() -> None:
     assert ledger.next_deadline(15.0) == 25.0
 
 
-def test_a_record_that_found_no_room_in_time_was_not_sent() -> None:
+def test_a_record_that_expires_while_it_waits_for_room_was_not_sent() -> None:
     ledger = make(records=1, timeout=1.5)
     entry = waiting(ledger)
     entry.room_waiter = "its caller"
@@ -302,12 +302,12 @@ def test_a_record_that_found_no_room_in_time_was_not_sent() -> None:
     )
     assert entry.outcome.persistence is Persistence.NOT_PERSISTED
     assert entry.outcome.record is entry.record
-    # It was not accepted; the other, which was, failed.
+    # The second record was not accepted. The first record was accepted, and failed.
     assert (figures(ledger).accepted, figures(ledger).failed) == (1, 1)
 
 
 @pytest.mark.parametrize("make_entry", [enter, _held_back])
-def test_a_record_that_the_client_was_not_given_in_time_was_not_sent(
+def test_a_record_that_expires_in_the_queue_was_not_sent(
     make_entry: Callable[[Ledger], Entry],
 ) -> None:
     ledger = make()
@@ -323,7 +323,7 @@ def test_a_record_that_the_client_was_not_given_in_time_was_not_sent(
     assert ledger.take() == []
 
 
-def test_a_record_that_was_not_acknowledged_in_time_may_be_written_and_keeps_its_room() -> None:
+def test_a_submitted_record_that_expires_may_be_written_and_keeps_its_room() -> None:
     ledger = make()
     entry = submitted(ledger, size=7)
     ledger.expire(10.0)
@@ -350,12 +350,12 @@ def test_a_late_record_frees_its_room_once() -> None:
     assert room(ledger) == (2, 11)
     ledger.settle([late], [WRITTEN])
     assert room(ledger) == (1, 1)
-    ledger.settle([late], [WRITTEN])  # a driver that says it twice
+    ledger.settle([late], [WRITTEN])  # a driver that reports it twice
     ledger.end_generation(GONE)
     assert room(ledger) == (0, 0)
 
 
-def test_room_that_a_late_record_held_goes_to_who_waits() -> None:
+def test_the_room_of_a_late_record_goes_to_a_waiting_record() -> None:
     ledger = make(records=1)
     entry = submitted(ledger)
     ledger.expire(10.0)
@@ -377,7 +377,7 @@ def test_one_deadline_wakes_the_line_behind_it() -> None:
 # --- topics without metadata ---------------------------------------------------------------------
 
 
-def test_an_unknown_topic_holds_up_its_own_records_only() -> None:
+def test_an_unknown_topic_holds_back_only_its_own_records() -> None:
     ledger = make()
     first = submitted(ledger, "unknown")
     ledger.hold([first])
@@ -393,7 +393,7 @@ def test_an_unknown_topic_holds_up_its_own_records_only() -> None:
     assert not ledger.requeue_held()
 
 
-def test_what_is_released_goes_before_what_came_meanwhile() -> None:
+def test_requeued_records_precede_later_records() -> None:
     ledger = make()
     a = submitted(ledger, "a")
     b = submitted(ledger, "b")
@@ -403,7 +403,7 @@ def test_what_is_released_goes_before_what_came_meanwhile() -> None:
     assert ledger.take() == [b, a, later]
 
 
-def test_a_topic_is_free_again_when_the_last_of_its_held_records_is_cancelled() -> None:
+def test_a_topic_is_free_again_when_its_last_held_record_is_cancelled() -> None:
     ledger = make()
     first, second = enter(ledger), enter(ledger)
     ledger.hold(ledger.take())
@@ -416,7 +416,7 @@ def test_a_topic_is_free_again_when_the_last_of_its_held_records_is_cancelled() 
     assert ledger.take() == [fourth]
 
 
-def test_given_back_after_its_deadline_a_record_frees_its_room() -> None:
+def test_an_expired_record_that_is_given_back_frees_its_room() -> None:
     ledger = make(records=1)
     entry = submitted(ledger)
     ledger.expire(10.0)
@@ -429,7 +429,7 @@ def test_given_back_after_its_deadline_a_record_frees_its_room() -> None:
     assert not ledger.is_stuck(10.0)
 
 
-def test_given_back_after_its_caller_left_a_record_is_withdrawn_and_not_abandoned() -> None:
+def test_an_abandoned_record_that_is_given_back_is_withdrawn() -> None:
     ledger = make(records=1)
     entry = submitted(ledger)
     ledger.cancel(entry)
@@ -443,7 +443,7 @@ def test_given_back_after_its_caller_left_a_record_is_withdrawn_and_not_abandone
     assert ledger.take() == [later]
 
 
-def test_given_back_after_its_client_was_given_up_a_record_frees_no_room_twice() -> None:
+def test_a_record_given_back_after_its_client_was_given_up_frees_no_room_twice() -> None:
     ledger = make()
     entry = submitted(ledger)
     ledger.end_generation(GONE)
@@ -453,7 +453,7 @@ def test_given_back_after_its_client_was_given_up_a_record_frees_no_room_twice()
     assert not ledger.requeue_held()
 
 
-# --- outcomes, and who is told -------------------------------------------------------------------
+# --- outcomes and their callers ------------------------------------------------------------------
 
 
 def test_the_first_outcome_stands() -> None:
@@ -466,7 +466,7 @@ def test_the_first_outcome_stands() -> None:
     assert (figures(ledger).delivered, figures(ledger).failed) == (1, 0)
 
 
-def test_a_caller_of_several_is_woken_once_by_the_last() -> None:
+def test_the_caller_of_a_group_is_woken_once_by_the_last_outcome() -> None:
     ledger = make()
     entries = [enter(ledger) for _ in range(3)]
     group = Group(3, "their caller")
@@ -476,18 +476,18 @@ def test_a_caller_of_several_is_woken_once_by_the_last() -> None:
     assert ledger.settle(entries[:1], [WRITTEN]) == []
     assert ledger.settle(entries[1:2], [refused(entries[1])]) == []
     assert ledger.settle(entries[2:], [WRITTEN]) == ["their caller"]
-    # It is told of the failure, which is therefore not a missed one.
+    # The caller sees the failure, so it does not count as unawaited.
     assert ledger.take_undelivered() == ([], 0)
 
 
-def test_a_caller_of_several_that_left_is_not_woken() -> None:
+def test_a_cancelled_caller_of_a_group_is_not_woken() -> None:
     ledger = make()
     entry = submitted(ledger)
     entry.group = Group(1, None)
     assert ledger.settle([entry], [WRITTEN]) == []
 
 
-def test_a_failure_nobody_awaited_is_told_once() -> None:
+def test_an_unawaited_failure_is_reported_once() -> None:
     ledger = make()
     first, second = enter(ledger), enter(ledger)
     ledger.take()
@@ -497,7 +497,7 @@ def test_a_failure_nobody_awaited_is_told_once() -> None:
     assert ledger.take_undelivered() == ([], 0)
 
 
-def test_a_failure_that_is_awaited_later_is_not_told_again() -> None:
+def test_a_failure_that_is_awaited_later_is_not_reported() -> None:
     ledger = make()
     entry = submitted(ledger)
     ledger.settle([entry], [refused(entry)])
@@ -507,7 +507,7 @@ def test_a_failure_that_is_awaited_later_is_not_told_again() -> None:
 
 
 @pytest.mark.parametrize("leave", [Ledger.cancel, Ledger.drop_waiter])
-def test_a_caller_that_leaves_as_its_failure_comes_was_not_told(
+def test_the_failure_of_a_caller_that_is_cancelled_as_it_wakes_is_reported(
     leave: Callable[[Ledger, Entry], object],
 ) -> None:
     ledger = make()
@@ -519,7 +519,7 @@ def test_a_caller_that_leaves_as_its_failure_comes_was_not_told(
     assert ledger.take_undelivered() == ([error], 1)
 
 
-def test_a_caller_that_left_is_not_woken_and_its_failure_is_told() -> None:
+def test_a_dropped_waiter_is_not_woken_and_its_failure_is_reported() -> None:
     ledger = make()
     entry = submitted(ledger)
     entry.waiter = "its caller"
@@ -530,13 +530,13 @@ def test_a_caller_that_left_is_not_woken_and_its_failure_is_told() -> None:
     assert ledger.take_undelivered() == ([error], 1)
 
 
-def test_past_so_many_failures_the_rest_are_counted() -> None:
+def test_failures_beyond_the_limit_are_only_counted() -> None:
     ledger = make(records=KEPT_FAILURES + 3, size=KEPT_FAILURES + 3)
     entries = [enter(ledger) for _ in range(KEPT_FAILURES + 3)]
     ledger.take()
     errors = [refused(entry) for entry in entries]
     ledger.settle(entries, errors)
-    # One of those that are kept, and one of those that are not.
+    # One failure that the ledger keeps, and one that it only counts.
     ledger.mark_seen(entries[0])
     ledger.mark_seen(entries[-1])
     told, count = ledger.take_undelivered()
@@ -544,7 +544,7 @@ def test_past_so_many_failures_the_rest_are_counted() -> None:
     assert count == KEPT_FAILURES + 1
 
 
-def test_awaiting_a_failure_that_was_told_before_hides_no_other() -> None:
+def test_awaiting_a_reported_failure_hides_no_other() -> None:
     ledger = make(kept_failures=1)
     entries = [enter(ledger) for _ in range(3)]
     ledger.take()
@@ -566,7 +566,7 @@ def test_a_second_cancellation_changes_nothing() -> None:
     assert figures(ledger).abandoned == 1
 
 
-def test_cancelling_what_is_withdrawn_changes_nothing() -> None:
+def test_cancelling_a_withdrawn_record_changes_nothing() -> None:
     ledger = make()
     entry = enter(ledger)
     ledger.cancel(entry)
@@ -584,17 +584,17 @@ def test_a_second_cancellation_counts_no_failure_twice() -> None:
     assert ledger.take_undelivered() == ([], 1)
 
 
-def test_abandoned_are_only_those_that_the_client_was_given() -> None:
+def test_only_submitted_records_are_abandoned() -> None:
     ledger = make(records=1)
     entry = waiting(ledger)
     entry.waiter = "its caller"
-    # Both fail unsent; the caller of one is cancelled before it wakes up.
+    # Both records fail unsent. The caller of one is cancelled before it wakes up.
     ledger.expire(10.0)
     ledger.cancel(entry)
     assert figures(ledger).abandoned == 0
 
 
-def test_an_acknowledged_record_whose_caller_left_is_abandoned_and_delivered() -> None:
+def test_an_acknowledged_record_of_a_cancelled_caller_is_abandoned_and_delivered() -> None:
     ledger = make()
     entry = submitted(ledger)
     ledger.settle([entry], [WRITTEN])
@@ -606,7 +606,7 @@ def test_an_acknowledged_record_whose_caller_left_is_abandoned_and_delivered() -
 # --- flush ---------------------------------------------------------------------------------------
 
 
-def test_flush_waits_for_what_was_accepted_before_and_for_nothing_else() -> None:
+def test_flush_waits_only_for_records_accepted_before() -> None:
     ledger = make()
     assert not ledger.add_barrier("nothing to wait for")
     before = submitted(ledger)
@@ -620,14 +620,14 @@ def test_flush_waits_for_what_was_accepted_before_and_for_nothing_else() -> None
     assert ledger.is_idle
 
 
-def test_flush_ends_when_the_last_is_withdrawn() -> None:
+def test_flush_ends_when_the_last_record_is_withdrawn() -> None:
     ledger = make()
     entry = enter(ledger)
     ledger.add_barrier("flush")
     assert ledger.cancel(entry) == ["flush"]
 
 
-def test_flush_ends_at_the_deadline_of_the_last() -> None:
+def test_flush_ends_at_the_deadline_of_the_last_record() -> None:
     ledger = make()
     submitted(ledger)
     ledger.add_barrier("flush")
@@ -635,7 +635,7 @@ def test_flush_ends_at_the_deadline_of_the_last() -> None:
 
 
 @pytest.mark.parametrize("end", ["drain", "stop"])
-def test_flush_ends_when_the_last_is_stopped_with_its_group(end: str) -> None:
+def test_flush_ends_when_the_group_of_the_last_record_stops(end: str) -> None:
     ledger = make(records=1)
     group = Group(2, "their caller", stop_on_error=True)
     for _ in range(2):
@@ -648,7 +648,7 @@ def test_flush_ends_when_the_last_is_stopped_with_its_group(end: str) -> None:
     assert woken == ["their caller", "flush"]
 
 
-def test_dropping_a_barrier_that_was_passed_does_nothing() -> None:
+def test_dropping_a_passed_barrier_does_nothing() -> None:
     ledger = make()
     entry = submitted(ledger)
     ledger.add_barrier("flush")
@@ -683,7 +683,7 @@ def test_a_client_is_stuck_when_late_records_hold_half_of_all_room(
     ledger.take()
     assert not ledger.is_stuck(10.0)
     ledger.expire(10.0)
-    # It has time to let go of them.
+    # The client has some time to report them.
     assert not ledger.is_stuck(10.0 + LATENESS - 0.1)
     assert (ledger.next_deadline(10.0) == 10.0 + LATENESS) == stuck
     assert ledger.is_stuck(10.0 + LATENESS) == stuck
@@ -691,7 +691,7 @@ def test_a_client_is_stuck_when_late_records_hold_half_of_all_room(
     assert not ledger.is_stuck(10.0 + LATENESS)
 
 
-def test_late_bytes_that_came_back_count_no_more() -> None:
+def test_late_bytes_no_longer_count_after_their_outcome() -> None:
     ledger = make(size=100)
     first = submitted(ledger, size=40)
     ledger.expire(10.0)
@@ -701,7 +701,7 @@ def test_late_bytes_that_came_back_count_no_more() -> None:
     assert not ledger.is_stuck(20.0 + LATENESS)
 
 
-def test_late_records_that_prove_larger_than_estimated_count_with_their_true_size() -> None:
+def test_late_records_larger_than_estimated_count_with_their_true_size() -> None:
     ledger = make(records=100, size=10)
     entry = submitted(ledger, size=1)
     ledger.expire(10.0)
@@ -710,7 +710,7 @@ def test_late_records_that_prove_larger_than_estimated_count_with_their_true_siz
     assert ledger.is_stuck(10.0 + LATENESS)
 
 
-def test_with_its_client_given_up_a_record_may_be_written_and_what_is_queued_goes_on() -> None:
+def test_when_a_client_is_given_up_submitted_records_fail_and_queued_records_stay() -> None:
     ledger = make()
     sent = submitted(ledger)
     sent.waiter = "its caller"
@@ -728,7 +728,7 @@ def test_with_its_client_given_up_a_record_may_be_written_and_what_is_queued_goe
     assert ledger.take() == [queued]
 
 
-def test_a_client_that_is_given_up_holds_no_room_for_late_records() -> None:
+def test_giving_up_a_client_frees_the_room_of_its_late_records() -> None:
     ledger = make(records=1)
     submitted(ledger)
     ledger.expire(10.0)
@@ -740,20 +740,20 @@ def test_a_client_that_is_given_up_holds_no_room_for_late_records() -> None:
     assert room(ledger) == (1, 1)
 
 
-def test_a_client_is_stuck_when_it_delivers_nothing_for_a_while_after_a_deadline() -> None:
+def test_a_client_that_delivers_nothing_for_a_while_after_a_deadline_is_stuck() -> None:
     ledger = make(records=100)
     submitted(ledger)
     ledger.expire(10.0)
     assert ledger.next_deadline(10.0) == min(20.0, 10.0 + PATIENCE)
     assert not ledger.is_stuck(10.0 + PATIENCE - 0.1)
     assert ledger.is_stuck(10.0 + PATIENCE)
-    # It is asked once: the next deadline lies ahead, however long the client takes to end.
+    # One check is enough: the next deadline is later, however long the client takes to close.
     ledger.expire(10.0 + PATIENCE)
     assert ledger.next_deadline(10.0 + PATIENCE) > 10.0 + PATIENCE
 
 
-def test_a_client_that_lets_go_of_late_records_is_not_stuck() -> None:
-    """Although it delivers nothing, and always holds a record past its deadline."""
+def test_a_client_that_reports_late_records_is_not_stuck() -> None:
+    """This holds even if it delivers nothing and always has a record past its deadline."""
     ledger = make(records=20)
     entries: list[Entry] = []
     for second in range(60):
@@ -781,7 +781,7 @@ def test_a_client_that_goes_on_delivering_is_not_stuck() -> None:
 # --- the end -------------------------------------------------------------------------------------
 
 
-def test_draining_delivers_what_was_accepted_and_refuses_the_rest() -> None:
+def test_draining_delivers_accepted_records_and_refuses_the_rest() -> None:
     ledger = make(records=1)
     accepted = enter(ledger)
     in_line = enter(ledger)
@@ -809,7 +809,7 @@ def break_(ledger: Ledger) -> list[object]:
         (Ledger.close, "the producer was closed before the record was acknowledged", None),
     ],
 )
-def test_at_the_end_each_record_learns_whether_it_may_be_written(
+def test_the_last_error_of_each_record_says_whether_it_may_be_written(
     end: Callable[[Ledger], list[object]], says: str, cause: BaseException | None
 ) -> None:
     ledger = make(records=3)
@@ -843,7 +843,7 @@ def test_at_the_end_each_record_learns_whether_it_may_be_written(
     assert end(ledger) == []
 
 
-def test_a_broken_producer_says_what_broke_it() -> None:
+def test_the_error_of_a_broken_producer_has_the_cause() -> None:
     ledger = make()
     ledger.mark_broken(GONE)
     ledger.mark_broken(RuntimeError("something else"))
@@ -857,7 +857,7 @@ def test_a_broken_producer_says_what_broke_it() -> None:
         enter(ledger)
 
 
-def test_a_producer_that_is_closed_does_not_break() -> None:
+def test_a_closed_producer_does_not_break() -> None:
     ledger = make()
     ledger.close()
     assert ledger.mark_broken(GONE) == []
@@ -865,7 +865,7 @@ def test_a_producer_that_is_closed_does_not_break() -> None:
     assert ledger.broken_by is None
 
 
-def test_what_a_client_completes_after_the_end_frees_its_room_and_changes_no_outcome() -> None:
+def test_an_outcome_after_the_end_frees_the_room_but_does_not_replace_the_error() -> None:
     ledger = make()
     entry = submitted(ledger)
     ledger.close()
@@ -875,8 +875,8 @@ def test_what_a_client_completes_after_the_end_frees_its_room_and_changes_no_out
     assert room(ledger) == (0, 0)
 
 
-def test_cancelled_when_it_had_failed_unsent() -> None:
-    """Somebody was to be told, and was gone; nobody has abandoned it, for it was never sent."""
+def test_a_caller_is_cancelled_after_its_record_failed_unsent() -> None:
+    """The failure counts as unawaited. The record is not abandoned, because it was never sent."""
     ledger = make()
     entry = enter(ledger)
     entry.waiter = waiter = object()
@@ -892,10 +892,10 @@ def test_cancelled_when_it_had_failed_unsent() -> None:
 @pytest.mark.parametrize(
     ("sizes", "entered", "looked_at"), [([1] * 5, 3, 3), ([40] * 3, 2, 3), ([50] * 3, 2, 3)]
 )
-def test_of_several_none_is_looked_at_that_can_not_come_in(
+def test_enter_many_stops_at_the_first_record_without_room(
     sizes: list[int], entered: int, looked_at: int
 ) -> None:
-    """A long list that waits for room is checked once, not anew with each place that is free."""
+    """A long list that waits for room is checked once, not again for each free place."""
     ledger = make(records=3, size=100)
     seen: list[int] = []
 
@@ -912,8 +912,10 @@ def test_of_several_none_is_looked_at_that_can_not_come_in(
 
 
 def stopping(ledger: Ledger, *, given: int, held: bool = False) -> tuple[Group, list[Entry]]:
-    """Three of a group that stops: of so many the driver knows, and the others are queued, held
-    up, or wait for room."""
+    """Return a group with ``stop_on_error`` and its three entries.
+
+    The driver has the first `given` entries. The others are queued, held back, or wait for room.
+    """
     group = Group(3, "their caller", stop_on_error=True)
     entries: list[Entry] = []
     for number in range(3):
@@ -946,10 +948,10 @@ ENDS: dict[str, Callable[[Ledger], Iterable[object]]] = {
 @pytest.mark.parametrize("room_for", [10, 2, 1])
 @pytest.mark.parametrize("given", [0, 1, 3])
 @pytest.mark.parametrize("end", ENDS)
-def test_several_of_a_group_that_stops_end_at_once(
+def test_all_entries_of_a_stopping_group_end_in_one_call(
     end: str, given: int, room_for: int, held: bool
 ) -> None:
-    """The first one's failure ends the others, which are to end as well."""
+    """The first failure stops the group while the same call ends its other entries."""
     ledger = make(records=room_for)
     group, entries = stopping(ledger, given=min(given, room_for), held=held and room_for == 10)
     sent = [entry for entry in entries if entry.state is SUBMITTED]
@@ -961,11 +963,11 @@ def test_several_of_a_group_that_stops_end_at_once(
     assert group.remaining == 0
     assert ledger.is_idle
     assert figures(ledger).waiting == figures(ledger).queued == 0
-    ledger.settle(sent, [refused(entry) for entry in sent])  # late ones keep their room till then
+    ledger.settle(sent, [refused(entry) for entry in sent])  # late ones kept their room
     assert room(ledger) == (0, 0)
 
 
-def test_what_comes_back_when_its_group_has_stopped_is_not_sent() -> None:
+def test_a_record_given_back_after_its_group_stopped_is_not_sent() -> None:
     ledger = make()
     group, entries = stopping(ledger, given=3)
     ledger.settle(entries[:1], [refused(entries[0])])
@@ -980,10 +982,10 @@ def test_what_comes_back_when_its_group_has_stopped_is_not_sent() -> None:
     assert not ledger.requeue_held()
 
 
-# --- what drivers may get wrong ------------------------------------------------------------------
+# --- faults of drivers ---------------------------------------------------------------------------
 
 
-def test_more_records_than_outcomes_change_nothing() -> None:
+def test_fewer_outcomes_than_records_change_nothing() -> None:
     ledger = make()
     entries = [submitted(ledger) for _ in range(3)]
     with pytest.raises(ValueError, match="2 outcomes were given for 3 records"):
@@ -995,10 +997,10 @@ def test_more_records_than_outcomes_change_nothing() -> None:
 
 
 class OwnMetadata(RecordMetadata):
-    """As a driver may have it."""
+    """The metadata of a driver with its own class."""
 
 
-def test_metadata_of_a_class_of_its_own_is_as_good() -> None:
+def test_a_subclass_of_the_metadata_is_converted() -> None:
     ledger = make()
     entry = submitted(ledger)
     entry.waiter = "its caller"
@@ -1010,7 +1012,7 @@ def test_metadata_of_a_class_of_its_own_is_as_good() -> None:
 
 
 @pytest.mark.parametrize("outcome", [None, ("a", 0, 0), ZeroDivisionError("no")], ids=str)
-def test_what_is_no_outcome_is_a_failure_that_says_so(outcome: Any) -> None:
+def test_an_invalid_outcome_becomes_a_failure(outcome: Any) -> None:
     ledger = make()
     entry = submitted(ledger)
     ledger.settle([entry], [outcome])
@@ -1022,11 +1024,11 @@ def test_what_is_no_outcome_is_a_failure_that_says_so(outcome: Any) -> None:
     assert ledger.is_idle
 
 
-# --- who is told ---------------------------------------------------------------------------------
+# --- several callers of one delivery -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("first", ["mark_seen", "drop_waiter"])
-def test_what_one_of_two_was_told_is_not_missed(first: str) -> None:
+def test_a_failure_that_one_of_two_callers_saw_is_not_reported(first: str) -> None:
     """One caller sees the failure and the other one stops waiting, in either order."""
     ledger = make()
     entry = submitted(ledger)
@@ -1040,7 +1042,7 @@ def test_what_one_of_two_was_told_is_not_missed(first: str) -> None:
 # --- waiting for everything ----------------------------------------------------------------------
 
 
-def test_who_waits_for_everything_waits_for_what_has_no_room() -> None:
+def test_waiting_for_everything_includes_records_without_room() -> None:
     ledger = make(records=1)
     first, late = submitted(ledger), enter(ledger)
     assert ledger.add_barrier("all", include_waiting=True)
@@ -1052,8 +1054,8 @@ def test_who_waits_for_everything_waits_for_what_has_no_room() -> None:
     assert not ledger.add_barrier("all", include_waiting=True)
 
 
-def test_who_waits_for_everything_is_not_done_while_a_late_one_has_the_room() -> None:
-    """Nothing that is accepted is without an outcome, and one still waits."""
+def test_waiting_for_everything_goes_on_while_a_late_record_has_the_room() -> None:
+    """Each accepted record has an outcome, but one record still waits for room."""
     ledger = make(records=1)
     first = submitted(ledger)
     second = enter(ledger, now=1.0)

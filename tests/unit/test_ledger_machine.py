@@ -1,8 +1,8 @@
-"""The ledger against a plain model: any calls in any order, and after each the two must agree.
+"""Compares the ledger with a plain model after each of any calls in any order.
 
-The model knows no queues or counters. It keeps a list of fates, one for each delivery, and works
-everything out from it anew. Who may call what, and when, is as the producer does it: one batch is
-with the driver's thread at a time, and what the driver gives back it has not completed.
+The model has no queues or counters. It has a list of fates, one for each delivery, and computes
+everything from this list. The calls follow the rules of the producer: the driver thread has one
+batch at a time, and the driver has not completed the records that it gives back.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ FAILED = DeliveryState.FAILED
 WITHDRAWN = DeliveryState.WITHDRAWN
 
 TIMEOUT: Final = 10.0
-#: So few that runs get past it.
+#: Small, so that runs exceed it.
 KEPT: Final = 3
 
 timeouts = st.none() | st.sampled_from([0.5, 2.0, 5.0, TIMEOUT, 2 * TIMEOUT])
@@ -57,12 +57,12 @@ sizes = st.integers(0, 12)
 
 
 class Waiter:
-    """Somebody who waits."""
+    """A waiter; the ledger only passes it on."""
 
 
 @dataclasses.dataclass(eq=False)
 class Several:
-    """A caller that waits for several deliveries at once."""
+    """A call with several records."""
 
     waiter: Waiter
     group: Group
@@ -78,7 +78,7 @@ class Several:
 
 @dataclasses.dataclass(eq=False)
 class Fate:
-    """What the model knows of one delivery."""
+    """The model's state of one delivery."""
 
     entry: Entry
     topic: str
@@ -122,7 +122,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.reason = RuntimeError("the driver is gone")
         self.fates: list[Fate] = []
         self.groups: list[Several] = []
-        #: Who waits, and for what; None: for everything, whenever it comes.
+        #: Each waiter with its deliveries. None: all deliveries, also later ones.
         self.barriers: list[tuple[Waiter, list[Fate] | None]] = []
         self.missed: list[Fate] = []
         self.most_missed = 0
@@ -148,7 +148,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @property
     def line(self) -> list[Fate]:
-        """Who waits for room, in the order of coming."""
+        """The deliveries that wait for room, in FIFO order."""
         return [fate for fate in self.fates if fate.state is WAITING]
 
     @property
@@ -162,7 +162,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @property
     def early(self) -> list[Fate]:
-        """The records that failed by the deadline of their call, and are not late yet."""
+        """The records that failed at the deadline of their call, and are not late yet."""
         return [
             fate for fate in self.fates if fate.failed_by_call and fate.has_room and not fate.late
         ]
@@ -185,7 +185,7 @@ class LedgerMachine(RuleBasedStateMachine):
         state: DeliveryState,
         expected: RecordMetadata | DeliveryError | Persistence,
     ) -> None:
-        """It gets its outcome; whoever waits for that is told."""
+        """Give a delivery its outcome, and wake its waiters."""
         fate.ended_with_client = fate.state is SUBMITTED
         fate.state = state
         fate.expected = expected
@@ -202,7 +202,7 @@ class LedgerMachine(RuleBasedStateMachine):
             self.miss(fate)
 
     def stop(self, several: Several) -> None:
-        """One of them failed."""
+        """Stop a group after a failure, if it has ``stop_on_error``."""
         if several.group.stop_on_error and not several.stopped:
             several.stopped = True
             self.fail_unsent([fate for fate in several.fates if fate.state in {QUEUED, WAITING}])
@@ -214,7 +214,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def fail_unsent(self, fates: Iterable[Fate]) -> None:
         for fate in fates:
-            if not fate.ended:  # with its group, just now
+            if not fate.ended:  # its group may just have ended it
                 fate.has_room = False
                 self.end(fate, FAILED, Persistence.NOT_PERSISTED)
 
@@ -223,8 +223,10 @@ class LedgerMachine(RuleBasedStateMachine):
             self.end(fate, FAILED, Persistence.POSSIBLY_PERSISTED)
 
     def agree(self, woken: Sequence[object]) -> None:
-        """What follows from room that is free and from outcomes that are there; then: was it the
-        right ones that were woken, each as often as there is a reason?"""
+        """Apply free room and outcomes to the model, then compare the woken waiters.
+
+        The ledger must have woken each waiter once for each reason.
+        """
         while (line := self.line) and self.fits(line[0].size):
             self.accept(line[0])
         for barrier in list(self.barriers):
@@ -233,7 +235,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 self.to_wake.append(waiter)
                 self.barriers.remove(barrier)
         assert Counter(woken) == Counter([*self.to_wake, *self.admitted])
-        # First come, first served.
+        # Room is given in FIFO order.
         assert [waiter for waiter in woken if waiter in self.admitted] == self.admitted
         self.to_wake.clear()
         self.admitted.clear()
@@ -241,7 +243,7 @@ class LedgerMachine(RuleBasedStateMachine):
     # --- callers -----------------------------------------------------------------------------
 
     def limit(self, fates: Iterable[Fate], timeout: float | None) -> None:
-        """Give records the timeout of their call."""
+        """Set the timeout of a call on its records."""
         if timeout is None:
             return
         deadline = self.now + timeout
@@ -335,7 +337,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def send_many_in_one_go(
         self, records: list[tuple[str, int]], stop_on_error: bool, timeout: float | None
     ) -> None:
-        """As many as there is room for, and nobody is overtaken."""
+        """Enter as many records as there is room for, unless another record waits."""
         pairs = [(ProducerRecord(topic, b"x"), size) for topic, size in records]
         waiter = Waiter()
         several = Several(waiter, Group(len(records), waiter, stop_on_error=stop_on_error))
@@ -365,7 +367,7 @@ class LedgerMachine(RuleBasedStateMachine):
             fate.has_room = False
         elif fate.state is not WITHDRAWN:
             fate.cancelled = True
-            # Nobody is owed the failure of what was never accepted.
+            # A record that was never accepted does not count as an unawaited failure.
             if fate.state is FAILED and fate.accepted and not fate.seen:
                 self.miss(fate)
         self.agree(woken)
@@ -377,12 +379,12 @@ class LedgerMachine(RuleBasedStateMachine):
         already_asked = fate.seen
         self.cancel(fate)
         if not already_asked:
-            # Twice is once.
+            # A second cancellation changes nothing.
             self.cancel(fate)
 
     @property
     def cancellable(self) -> list[Fate]:
-        """Those whose caller is still there; in any state."""
+        """The deliveries whose caller still waits, in any state."""
         return [
             fate
             for fate in self.fates
@@ -401,7 +403,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @property
     def deliveries(self) -> list[Fate]:
-        """What `enqueue` gave back, as far as nobody has its outcome."""
+        """The deliveries that `enqueue` returned and that were not withdrawn."""
         return [
             fate
             for fate in self.fates
@@ -427,7 +429,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if fate.waiter is not None:
             self.ledger.drop_waiter(fate.entry)
             fate.waiter = None
-            # Another one may have been told.
+            # Another caller may have seen the failure.
             if fate.state is FAILED and not fate.seen:
                 self.miss(fate)
 
@@ -529,7 +531,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @property
     def with_driver(self) -> list[Fate]:
-        """What a driver may speak of: also what it has completed before."""
+        """The deliveries that the driver may report, including those that it completed before."""
         return [
             fate
             for fate in self.fates
@@ -632,10 +634,10 @@ class LedgerMachine(RuleBasedStateMachine):
             self.fail_all()
         self.agree(woken)
 
-    # --- what always holds -------------------------------------------------------------------
+    # --- invariants --------------------------------------------------------------------------
 
     @invariant()
-    def each_delivery_is_where_it_belongs(self) -> None:
+    def the_state_of_each_delivery_is_that_of_its_fate(self) -> None:
         for fate in self.fates:
             entry = fate.entry
             assert entry.state is fate.state
@@ -650,7 +652,7 @@ class LedgerMachine(RuleBasedStateMachine):
                     assert fate.outcome.record is entry.record
                 else:
                     assert fate.outcome is fate.expected
-            # The one outcome never changes.
+            # An outcome never changes.
             assert entry.outcome is fate.outcome
             assert (fate.outcome is not None) == (fate.state in {DELIVERED, FAILED})
 
@@ -688,7 +690,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert self.ledger.is_idle == (alive == 0)
 
     @invariant()
-    def what_is_to_be_done_next_is_known(self) -> None:
+    def the_next_deadline_is_that_of_the_fates(self) -> None:
         queued = [fate for fate in self.fates if fate.state is QUEUED]
         assert self.ledger.queued == sum(not fate.held for fate in queued)
         deadlines = [

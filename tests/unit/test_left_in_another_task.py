@@ -1,4 +1,4 @@
-"""Another task, or another event loop, leaves a block than the one that entered it."""
+"""A block that another task or another event loop leaves than the one that entered it."""
 
 from __future__ import annotations
 
@@ -36,8 +36,11 @@ ADVICE = (
 async def entered_elsewhere(
     manager: AbstractAsyncContextManager[T], backend: str
 ) -> AsyncGenerator[T]:
-    """Enter a block in a task of its own. On asyncio that task then ends, as that of a fixture
-    does. On Trio it can't end before the block is left: it ends with Trio's own error."""
+    """Enter a block in a task of its own.
+
+    On asyncio, that task then ends, like the task of a fixture. On Trio, it cannot end before the
+    block is left: it ends with Trio's own error.
+    """
     if backend == "asyncio":
 
         async def enter_and_end() -> T:
@@ -98,10 +101,10 @@ async def test_the_exception_of_the_block_leaves_it_with_a_note(
         assert producer.statistics().state == "closed"
 
 
-async def test_a_block_that_nothing_leaves_is_reported(
+async def test_a_block_that_is_never_left_is_reported(
     settings: ProducerSettings, fake: FakeDriver, anyio_backend: str
 ) -> None:
-    """The event loop closes the generator of a fixture that was never finished."""
+    """The event loop closes the generator of an unfinished fixture."""
     manager: Any = _open(settings, fake, (), LoopClock)
     async with entered_elsewhere(manager, anyio_backend) as producer:
         with pytest.raises(ProducerMisused, match=ADVICE):
@@ -113,7 +116,7 @@ async def test_a_block_that_nothing_leaves_is_reported(
 def test_another_event_loop_leaves_the_block(
     settings: ProducerSettings, fake: FakeDriver, error: KeyError | None
 ) -> None:
-    """The producer is closed on the loop that it was opened on."""
+    """The producer closes on the event loop that opened it."""
     home, other = asyncio.new_event_loop(), asyncio.new_event_loop()
     manager = open_send_producer(settings, driver=fake)
 
@@ -140,7 +143,7 @@ def test_another_event_loop_leaves_the_block(
 async def test_another_task_leaves_a_flow(
     settings: ProducerSettings, fake: FakeDriver, anyio_backend: str
 ) -> None:
-    """What reads the source has ended afterwards."""
+    """The task that reads the source has ended afterwards."""
     closed = anyio.Event()
 
     async def source() -> AsyncIterator[Message[bytes | None, bytes, None]]:
@@ -160,7 +163,7 @@ async def test_another_task_leaves_a_flow(
                 await closed.wait()
 
 
-async def test_the_way_out_for_a_thread_without_an_event_loop(
+async def test_the_advice_for_a_thread_without_an_event_loop(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     async with open_send_producer(settings, driver=fake) as producer:
@@ -173,7 +176,7 @@ async def test_the_way_out_for_a_thread_without_an_event_loop(
 
 
 @pytest.mark.parametrize("other", ["asyncio", "trio"])
-async def test_the_way_out_for_another_event_loop(
+async def test_the_advice_for_another_event_loop(
     settings: ProducerSettings, fake: FakeDriver, other: str
 ) -> None:
     async with open_send_producer(settings, driver=fake) as producer:

@@ -1,4 +1,4 @@
-"""What becomes of the settings in librdkafka's configuration, and what is refused on the way."""
+"""The translation of settings to librdkafka's configuration, and the settings that it refuses."""
 
 from __future__ import annotations
 
@@ -72,10 +72,10 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
     return Authority(tmp_path_factory.mktemp("certificates") / "authority").issue()
 
 
-# --- what the client is given --------------------------------------------------------------------
+# --- the client's configuration ------------------------------------------------------------------
 
 
-def test_what_the_client_is_given_where_nothing_is_said() -> None:
+def test_the_default_configuration() -> None:
     assert config({}) == {
         "bootstrap.servers": "a:1,b:2",
         "client.id": "anyio-sendproducer",
@@ -99,12 +99,12 @@ def test_what_the_client_is_given_where_nothing_is_said() -> None:
     assert made({}).tokens is None
 
 
-def test_each_configuration_is_its_own() -> None:
+def test_each_configuration_is_a_new_dict() -> None:
     config({})["linger.ms"] = 1
     assert config({})["linger.ms"] == 0
 
 
-def test_what_may_be_secret_is_not_shown() -> None:
+def test_repr_shows_no_secret() -> None:
     assert SECRET not in repr(made(LOGIN))
 
 
@@ -151,7 +151,7 @@ def test_what_may_be_secret_is_not_shown() -> None:
     ],
     ids=repr,
 )
-def test_values_are_taken_as_a_file_or_a_program_gives_them(
+def test_values_may_be_text_or_python_values(
     given_: str, value: Any, name: str, wanted: Any
 ) -> None:
     found = config({given_: value})[name]
@@ -162,11 +162,11 @@ def test_values_are_taken_as_a_file_or_a_program_gives_them(
 @pytest.mark.parametrize(
     "name", ["api_version", "proxy_url", "socks5_proxy", "ssl_context", "ssl_cafile"]
 )
-def test_what_is_none_to_kafka_python_is_not_set(name: str) -> None:
+def test_none_leaves_a_setting_unset(name: str) -> None:
     assert config({name: None}) == config({})
 
 
-#: What is neither a default nor out of bounds.
+#: Values that are valid and not the default.
 SAMPLES: dict[str, Any] = {
     "acks": 1,
     "compression.type": "lz4",
@@ -201,7 +201,9 @@ def spellings(name: str) -> list[str]:
     )
 )
 @example(("acks", "acks", "request.required.acks"))
-def test_each_spelling_comes_to_the_same_and_two_are_too_many(case: tuple[str, str, str]) -> None:
+def test_spellings_are_equivalent_and_two_of_them_are_refused(
+    case: tuple[str, str, str],
+) -> None:
     name, spelt, other = case
     fields: dict[str, Any] = {"transactional_id": "id"} if name == "transaction.timeout.ms" else {}
     wanted = config({name: sample(name)}, **fields)
@@ -213,13 +215,13 @@ def test_each_spelling_comes_to_the_same_and_two_are_too_many(case: tuple[str, s
 
 
 @pytest.mark.parametrize("name", sorted(KAFKA_PYTHON))
-def test_what_kafka_python_knows_is_taken_or_refused_with_the_way_out(name: str) -> None:
+def test_each_setting_of_kafka_python_is_accepted_or_refused_with_advice(name: str) -> None:
     taken = tables.SPELLINGS.keys() | tables.LIBRDKAFKA.meanings.keys()
     if name not in taken:
         assert f"{name!r} can't be set" in refusal({name: SECRET})
 
 
-def test_the_tables_are_those_of_librdkafka(tmp_path: Path) -> None:
+def test_our_tables_match_librdkafkas(tmp_path: Path) -> None:
     rows = [
         [cell.strip() for cell in line.split("|")]
         for line in properties_table(tmp_path / "table").splitlines()
@@ -263,15 +265,15 @@ def test_the_tables_are_those_of_librdkafka(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_idempotence_is_off_where_it_is_asked_for_or_ruled_out(
+def test_idempotence_is_off_on_request_or_with_a_conflicting_setting(
     properties: dict[str, Any], idempotent: bool
 ) -> None:
     assert config(properties)["enable.idempotence"] is idempotent
 
 
 @pytest.mark.parametrize("name", ["retries", "message.send.max.retries"])
-def test_an_idempotent_client_gives_no_record_up(name: str) -> None:
-    """It would take a new epoch then."""
+def test_an_idempotent_client_retries_without_limit(name: str) -> None:
+    """Otherwise the client would take a new epoch."""
     assert config({name: "3"})["retries"] == INT_MAX
     assert config({name: "3"}, transactional_id="id")["retries"] == 3
     assert config({name: "3", "enable.idempotence": False})["retries"] == 3
@@ -296,7 +298,7 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("properties", "says"), CONTRADICTIONS, ids=str)
-def test_contradictions_are_refused_by_the_words_of_the_other_driver(
+def test_contradictions_are_refused_with_the_same_message_as_in_kafka_python(
     properties: dict[str, Any], says: str
 ) -> None:
     idempotent = {**properties, "enable.idempotence": "true"}
@@ -319,7 +321,7 @@ def test_settings_of_transactions() -> None:
     ("seconds", "milliseconds"),
     [(30, 30_000), (0.0001, 1), (1.0005, 1001), (timedelta(seconds=1e9), INT_MAX)],
 )
-def test_without_idempotence_librdkafka_expires_records_too(
+def test_without_idempotence_librdkafka_also_expires_records(
     seconds: float | timedelta, milliseconds: int
 ) -> None:
     found = config({"enable.idempotence": False}, delivery_timeout=seconds)
@@ -333,7 +335,7 @@ def test_an_idempotent_client_expires_no_record() -> None:
 @pytest.mark.parametrize(
     ("seconds", "milliseconds"), [(0, 0), (2.5, 2500), (timedelta(seconds=1e9), 3_600_000)]
 )
-def test_an_unknown_topic_has_as_long_to_appear(
+def test_unknown_topic_timeout_limits_the_wait_for_a_topic(
     seconds: float | timedelta, milliseconds: int
 ) -> None:
     found = config({}, unknown_topic_timeout=seconds)
@@ -358,7 +360,7 @@ def test_an_unknown_topic_has_as_long_to_appear(
         ({"socket.timeout.ms": 60_000}, {"transactional_id": "id"}, 60_000),
     ],
 )
-def test_how_long_an_answer_is_waited_for(
+def test_the_timeout_of_a_request(
     properties: dict[str, Any], fields: dict[str, Any], wanted: int | None
 ) -> None:
     assert config(properties, **fields).get("socket.timeout.ms") == wanted
@@ -372,13 +374,13 @@ def test_how_long_an_answer_is_waited_for(
         ({"socket.connection.setup.timeout.ms": 2000}, {}, 2000),
     ],
 )
-def test_how_long_an_attempt_to_connect_may_take(
+def test_the_timeout_of_a_connection_attempt(
     properties: dict[str, Any], fields: dict[str, Any], wanted: int
 ) -> None:
     assert config(properties, **fields)["socket.connection.setup.timeout.ms"] == wanted
 
 
-# --- what is refused -----------------------------------------------------------------------------
+# --- refused properties --------------------------------------------------------------------------
 
 
 CHOICES = "random, consistent, consistent_random, murmur2, murmur2_random, fnv1a, fnv1a_random"
@@ -419,7 +421,7 @@ SOME_KEY = "-----BEGIN PRIVATE KEY-----AAAA-----END PRIVATE KEY-----"
 SOME_CERTIFICATE = "-----BEGIN CERTIFICATE-----AAAA-----END CERTIFICATE-----"
 NEITHER = "-----BEGIN X-----AAAA-----END X-----"
 
-#: Properties, and what is said of the last one.
+#: Properties, and the message about the last one.
 REFUSED: list[tuple[dict[str, Any], str]] = [
     # Values.
     ({"acks": 2}, "must be 0, 1 or 'all', not 2"),
@@ -509,9 +511,7 @@ def cases(table: list[tuple[dict[str, Any], str]]) -> list[Any]:
 
 
 @pytest.mark.parametrize(("properties", "says"), cases(REFUSED))
-def test_what_can_not_be_had_is_refused_by_its_whole_words(
-    properties: dict[str, Any], says: str
-) -> None:
+def test_the_message_for_a_refused_property(properties: dict[str, Any], says: str) -> None:
     assert refusal(properties) == f"properties: {list(properties)[-1]!r} {says}"
 
 
@@ -553,9 +553,7 @@ TOGETHER: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("properties", "says"), cases(TOGETHER))
-def test_what_does_not_go_together_is_refused_by_its_whole_words(
-    properties: dict[str, Any], says: str
-) -> None:
+def test_the_message_for_conflicting_properties(properties: dict[str, Any], says: str) -> None:
     assert refusal(properties) == f"properties: {says}"
 
 
@@ -576,14 +574,14 @@ TRANSACTIONAL: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("properties", "says"), TRANSACTIONAL, ids=str)
-def test_what_does_not_go_with_transactions_is_refused(
+def test_settings_that_conflict_with_transactions_are_refused(
     properties: dict[str, Any], says: str
 ) -> None:
     assert refusal(properties, transactional_id="id") == says
 
 
 @pytest.mark.parametrize("field", ["client_id", "transactional_id"])
-def test_a_name_that_would_be_cut_short_is_refused(field: str) -> None:
+def test_a_name_that_librdkafka_would_truncate_is_refused(field: str) -> None:
     said = refusal({}, **{field: f"{SECRET}\0"})
     assert said == f"{field} contains a NUL character, where librdkafka would truncate it"
     said = refusal({}, **{field: f"{SECRET}\ud800"})
@@ -596,7 +594,7 @@ WORDS = (
 )
 
 
-def test_a_client_of_ones_own_is_kafka_pythons() -> None:
+def test_an_existing_client_needs_the_driver_kafka_python() -> None:
     said = refusal({}, producer_factory=FakeClient)
     assert said == f"producer_factory {WORDS}the driver 'kafka-python'"
     with pytest.raises(SettingsError) as caught:
@@ -651,12 +649,12 @@ DECIDED = {
 
 
 @pytest.mark.parametrize(("given_", "way_out"), DECIDED.items())
-def test_what_the_producer_decides_is_refused_with_the_way_out(given_: str, way_out: str) -> None:
+def test_settings_of_the_producer_are_refused_with_advice(given_: str, way_out: str) -> None:
     for name in {given_, given_.replace(".", "_"), given_.replace("_", ".")}:
         assert refusal({name: SECRET}) == f"properties: {name!r} can't be set here: {way_out}"
 
 
-def test_each_way_out_that_names_a_setting_names_one_that_there_is() -> None:
+def test_advice_names_only_existing_settings() -> None:
     for way_out in tables.DECIDED.values():
         _, called, rest = way_out.partition("ProducerSettings(")
         if called:
@@ -707,7 +705,7 @@ anything: st.SearchStrategy[Any] = st.one_of(
     secrets.map(lambda text: f"-----BEGIN PRIVATE KEY-----{text}-----END PRIVATE KEY-----"),
     secrets.map(lambda text: Path(text.replace("\0", "")[:40])),
 )
-#: Of these the value is shown.
+#: The message shows the values of these.
 SHOWN = {
     *(name for name, one in tables.SPELLINGS.items() if one in {"acks", "compression.type"}),
     "security_protocol",
@@ -764,16 +762,16 @@ def security(properties: dict[str, Any]) -> dict[str, Any]:
     ],
     ids=["kafka", "lower-case", "kafka-python", "jaas"],
 )
-def test_all_names_of_a_login_come_to_the_same(properties: dict[str, Any]) -> None:
+def test_all_spellings_of_a_login_are_equivalent(properties: dict[str, Any]) -> None:
     assert security(properties) == LOGIN
 
 
-def test_a_name_for_scram_is_left_to_librdkafka_to_write() -> None:
+def test_librdkafka_itself_escapes_a_user_name_for_scram() -> None:
     scram = {**LOGIN, "sasl.mechanism": "SCRAM-SHA-512", "sasl.username": "a,b=c"}
     assert security(scram) == scram
 
 
-def test_tokens_stand_beside_the_configuration() -> None:
+def test_the_token_provider_is_not_part_of_the_configuration() -> None:
     found = made({**OAUTH, "sasl_oauth_token_provider": Tokens()})
     assert found.tokens is not None
     assert (found.tokens.token(), found.tokens.extensions()) == ("t0k3n", {})
@@ -799,7 +797,7 @@ PLAIN_TLS: dict[str, Any] = {
 }
 
 
-def test_without_more_tls_checks_everything() -> None:
+def test_by_default_tls_checks_everything() -> None:
     assert security(TLS) == PLAIN_TLS
 
 
@@ -814,7 +812,7 @@ def test_without_more_tls_checks_everything() -> None:
     ],
     ids=str,
 )
-def test_checks_are_turned_off_by_name_alone(
+def test_only_explicit_settings_turn_checks_off(
     properties: dict[str, Any], verifies: bool, names_checked: str
 ) -> None:
     assert security({**TLS, **properties}) == {
@@ -824,7 +822,7 @@ def test_checks_are_turned_off_by_name_alone(
     }
 
 
-def test_certificates_are_named_as_librdkafka_names_them(certificate: Certificate) -> None:
+def test_certificates_get_librdkafkas_names(certificate: Certificate) -> None:
     chain, key, both, ca = map(str, certificate)
     for given_, wanted in (
         ({"ssl_cafile": certificate.authority}, {"ssl.ca.location": ca}),
@@ -841,7 +839,7 @@ def test_certificates_are_named_as_librdkafka_names_them(certificate: Certificat
         assert security({**TLS, **given_}) == {**PLAIN_TLS, **wanted}
 
 
-def test_certificates_in_the_settings_stay_there(certificate: Certificate) -> None:
+def test_certificates_in_the_settings_are_passed_on_as_text(certificate: Certificate) -> None:
     chain, key, _, ca = (path.read_text() for path in certificate)
     found = security(
         {
@@ -868,7 +866,7 @@ def test_a_key_with_a_password(password: Any, certificate: Certificate) -> None:
     assert said == "properties: 'ssl_password' is not the password of the key"
 
 
-def test_cipher_suites_and_what_else_librdkafka_has() -> None:
+def test_cipher_suites_and_librdkafkas_own_tls_settings() -> None:
     own = {"ssl.curves.list": "P-256", "ssl.sigalgs.list": "a", "ssl.providers": "default"}
     suites = "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,ECDHE-ECDSA-AES128-GCM-SHA256"
     assert security({**TLS, **own, "ssl.cipher.suites": suites}) == {
@@ -878,7 +876,7 @@ def test_cipher_suites_and_what_else_librdkafka_has() -> None:
     }
 
 
-def test_a_file_is_not_taken_for_a_word_of_librdkafkas(
+def test_a_file_named_like_a_keyword_of_librdkafka_stays_a_file(
     certificate: Certificate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -913,18 +911,18 @@ ACCEPTED: list[dict[str, Any]] = [
 
 def accept(found: LibrdkafkaConfig) -> None:
     library: Any = pytest.importorskip("confluent_kafka")
-    # Without addresses it connects to nobody.
+    # Without addresses, the client does not connect.
     config = {key: value for key, value in found.config.items() if key != "bootstrap.servers"}
     library.Producer(config, logger=logging.getLogger("librdkafka"))
 
 
 @pytest.mark.parametrize("properties", ACCEPTED, ids=map(str, range(len(ACCEPTED))))
-def test_the_library_accepts_what_is_made_here(properties: dict[str, Any]) -> None:
+def test_the_library_accepts_our_configurations(properties: dict[str, Any]) -> None:
     accept(made(properties))
 
 
 @pytest.mark.parametrize("properties", ACCEPTED[4:], ids=map(str, range(4, len(ACCEPTED))))
-def test_the_library_accepts_what_is_made_here_for_transactions(
+def test_the_library_accepts_our_configurations_for_transactions(
     properties: dict[str, Any],
 ) -> None:
     accept(made(properties, transactional_id="id"))
@@ -944,7 +942,7 @@ def test_the_library_accepts_the_bounds_of_each_number() -> None:
                 )
 
 
-def test_the_library_accepts_bounds_of_any_length() -> None:
+def test_the_library_accepts_timeouts_and_limits_of_any_size() -> None:
     for seconds in (1e-4, 0.1, timedelta(seconds=1e9)):
         accept(made({}, delivery_timeout=seconds, unknown_topic_timeout=seconds))
         accept(made({}, delivery_timeout=seconds, transactional_id="id"))
@@ -968,7 +966,7 @@ def test_the_library_accepts_certificates(certificate: Certificate) -> None:
         accept(made({**TLS, **given_}))
 
 
-def test_what_one_driver_takes_the_other_takes_too() -> None:
+def test_the_other_driver_accepts_the_same_properties() -> None:
     for properties in ACCEPTED:
         if not {*map(canonical_name, properties)} - KAFKA_PYTHON.keys() - _security.NAMES:
             client_config(make(properties=properties), KAFKA_PYTHON)

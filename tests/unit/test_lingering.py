@@ -1,4 +1,4 @@
-"""A client that holds records back sends them at once where a caller waits for all of them."""
+"""A client that lingers sends its records at once if a caller waits for all of them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def test_flush_sends_at_once_and_lingering_goes_on(
     assert second.done
 
 
-async def test_flush_sends_what_is_handed_over_during_it(
+async def test_flush_sends_records_submitted_during_it(
     settings: ProducerSettings, lingering: LingeringDriver
 ) -> None:
     lingering.unknown_topics.add("new")
@@ -93,7 +93,7 @@ async def test_a_full_buffer_is_sent_at_once_and_more_records_linger(
 ) -> None:
     settings = settings.evolve(max_in_flight=5)
     async with open_send_producer(settings, driver=lingering) as producer:
-        # Together: if the client had the first one sooner, the last would be in a batch of others.
+        # Together: if the client had the first record sooner, the last would be in a later batch.
         deliveries = [producer.enqueue_nowait(record()) for _ in range(5)]
         deliveries.append(await producer.enqueue(record()))
         await until(lambda: lingering.told == [True, False] and len(lingering.submitted) == 6)
@@ -160,7 +160,7 @@ async def test_a_commit_ends_the_lingering(
         assert [how for how, _ in lingering.transactions] == ["committed"]
 
 
-async def test_the_next_client_is_told_as_well(
+async def test_the_next_client_hurries_as_well(
     settings: ProducerSettings, lingering: LingeringDriver
 ) -> None:
     lingering.unknown_topics.add("new")
@@ -180,7 +180,7 @@ async def test_the_next_client_is_told_as_well(
 
 
 @pytest.mark.parametrize("make", [LingeringDriver, PolledLingeringDriver])
-async def test_a_client_that_does_not_linger_is_not_told(
+async def test_a_client_that_does_not_linger_is_not_called(
     settings: ProducerSettings, make: Callable[..., LingeringDriver]
 ) -> None:
     driver = make(lingers=False)

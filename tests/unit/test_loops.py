@@ -1,4 +1,4 @@
-"""The loops' own means: cells that are woken once, and calls from other threads."""
+"""The adapters of the event loops: waiters, parked tasks, and calls from other threads."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if sys.platform == "win32" or sys.implementation.name != "cpython":  # pragma: n
 
 @pytest.fixture(params=EVERY_LOOP)
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
-    """Every loop there is, in place of the usual two."""
+    """Use every event loop, not only the usual two."""
     return request.param
 
 
@@ -47,13 +47,13 @@ asyncio_only = pytest.mark.parametrize(
 
 
 class Place:
-    """Where somebody waits."""
+    """An object whose attribute `waiter` the event loop sets when a task parks."""
 
     waiter: object = None
 
 
-async def wait(cell: Awaitable[object]) -> str:
-    await cell
+async def wait(waiter: Awaitable[object]) -> str:
+    await waiter
     return "woken"
 
 
@@ -62,13 +62,13 @@ async def wait_in(loop: Loop, place: Place) -> str:
     return "woken"
 
 
-async def test_time_is_the_loops() -> None:
+async def test_now_is_the_time_of_the_loop() -> None:
     before = anyio.current_time()
     now = current_loop().now()
     assert before <= now <= anyio.current_time()
 
 
-def test_a_loop_may_have_a_time_and_futures_of_its_own() -> None:
+def test_a_loop_may_have_its_own_time_and_futures() -> None:
     class OwnLoop(asyncio.SelectorEventLoop):
         futures = 0
 
@@ -94,7 +94,7 @@ def test_a_loop_may_have_a_time_and_futures_of_its_own() -> None:
     assert futures == 2
 
 
-def test_a_clock_that_a_test_gives_to_a_loop_is_the_loop_s() -> None:
+def test_now_uses_a_replaced_clock_of_the_loop() -> None:
     async def use() -> float:
         running: Any = asyncio.get_running_loop()
         running.time = lambda: 7.0
@@ -106,7 +106,7 @@ def test_a_clock_that_a_test_gives_to_a_loop_is_the_loop_s() -> None:
     assert asyncio.run(use()) == 7.0
 
 
-async def test_it_knows_where_it_is() -> None:
+async def test_is_current_is_true_only_on_its_own_loop() -> None:
     loop = current_loop()
     assert loop.is_current()
     assert not await anyio.to_thread.run_sync(loop.is_current)
@@ -119,18 +119,18 @@ async def test_it_knows_where_it_is() -> None:
         await anyio.to_thread.run_sync(lambda name: anyio.run(elsewhere, backend=name), backend)
 
 
-async def test_a_cell_is_woken() -> None:
+async def test_a_waiter_is_woken() -> None:
     loop = current_loop()
-    cell = loop.new_waiter()
+    waiter = loop.new_waiter()
     async with task_group() as tasks:
-        call = Call(tasks, wait, cell)
+        call = Call(tasks, wait, waiter)
         await quiet()
         assert call.running
-        loop.wake([cell])
+        loop.wake([waiter])
     assert call.value == "woken"
 
 
-async def test_whoever_is_parked_is_woken() -> None:
+async def test_parked_tasks_are_woken() -> None:
     loop = current_loop()
     places = [Place(), Place()]
     async with task_group() as tasks:
@@ -141,8 +141,8 @@ async def test_whoever_is_parked_is_woken() -> None:
     assert [call.value for call in calls] == ["woken", "woken"]
 
 
-async def test_whoever_is_parked_can_be_cancelled() -> None:
-    """Also in the step in which it is woken: what is left behind wakes nobody."""
+async def test_a_parked_task_can_be_cancelled() -> None:
+    """Also in the step in which it is woken. A waiter that is left behind wakes no task."""
     loop = current_loop()
     cancelled, both = Place(), Place()
     async with task_group() as tasks:
@@ -159,8 +159,8 @@ async def test_whoever_is_parked_can_be_cancelled() -> None:
     assert other.cancelled or other.value == "woken"
 
 
-async def test_what_a_parked_task_waited_for_is_not_lost_to_a_cancellation() -> None:
-    """It was woken first, so that it goes on."""
+async def test_a_parked_task_that_was_woken_goes_on_despite_cancellation() -> None:
+    """The task was woken before it was cancelled, so it goes on."""
     loop = current_loop()
     place = Place()
     async with task_group() as tasks:
@@ -172,50 +172,52 @@ async def test_what_a_parked_task_waited_for_is_not_lost_to_a_cancellation() -> 
 
 
 async def test_a_parked_task_is_woken_twice() -> None:
-    """By who does not know of the other, at once or in turns that follow each other."""
+    """Two callers wake the same task, in one call or in calls that follow each other."""
     loop = current_loop()
     place, other = Place(), Place()
     async with task_group() as tasks:
         calls = [Call(tasks, wait_in, loop, one) for one in (place, other)]
         await quiet()
-        if not isinstance(place.waiter, trio.lowlevel.Task):  # those are given out once
+        if not isinstance(place.waiter, trio.lowlevel.Task):  # Trio's are given out once
             loop.wake([place.waiter, place.waiter])
         loop.wake([place.waiter])
         loop.wake([other.waiter])
     assert [call.value for call in calls] == ["woken", "woken"]
 
 
-async def test_those_who_are_woken_go_on_in_their_order() -> None:
-    """asyncio's loops give turns in the order of asking, and the parked have theirs among them."""
+async def test_woken_tasks_go_on_in_order() -> None:
+    """asyncio's event loops run tasks in the order of their wake-ups, parked tasks included."""
     loop = current_loop()
     said: list[int] = []
     places = [Place() for _ in range(3)]
-    cells = [loop.new_waiter() for _ in range(3)]
+    waiters = [loop.new_waiter() for _ in range(3)]
 
     async def say(number: int, waiting: Callable[[], Awaitable[object]]) -> None:
         await waiting()
         said.append(number)
 
     async with task_group() as tasks:
-        for number, place, cell in zip((0, 2, 4), places, cells, strict=True):
+        for number, place, waiter in zip((0, 2, 4), places, waiters, strict=True):
             tasks.start_soon(say, number, functools.partial(loop.park, place))
-            tasks.start_soon(say, number + 1, functools.partial(wait, cell))
+            tasks.start_soon(say, number + 1, functools.partial(wait, waiter))
         await quiet()
         line = [
-            one for place, cell in zip(places, cells, strict=True) for one in (place.waiter, cell)
+            one
+            for place, waiter in zip(places, waiters, strict=True)
+            for one in (place.waiter, waiter)
         ]
         loop.wake([*line[:3], WaiterList(line[3:4]), *line[4:]])
     assert len(said) == 6
-    if not isinstance(places[0].waiter, trio.lowlevel.Task):  # which has no order
+    if not isinstance(places[0].waiter, trio.lowlevel.Task):  # Trio has no order
         assert said == sorted(said)
 
 
 async def test_woken_before_it_is_awaited() -> None:
     loop = current_loop()
-    cell = loop.new_waiter()
-    loop.wake([cell])
+    waiter = loop.new_waiter()
+    loop.wake([waiter])
     with anyio.fail_after(PATIENCE):
-        assert await wait(cell) == "woken"
+        assert await wait(waiter) == "woken"
 
 
 async def test_woken_twice() -> None:
@@ -232,76 +234,76 @@ async def test_woken_twice() -> None:
     assert first.value == second.value == "woken"
 
 
-async def test_several_cells_in_place_of_one() -> None:
+async def test_a_waiter_list_wakes_all_its_waiters() -> None:
     loop = current_loop()
-    cells = [loop.new_waiter() for _ in range(4)]
+    waiters = [loop.new_waiter() for _ in range(4)]
     async with task_group() as tasks:
-        calls = [Call(tasks, wait, cell) for cell in cells]
+        calls = [Call(tasks, wait, waiter) for waiter in waiters]
         await quiet()
-        loop.wake([cells[0], WaiterList(cells[1:3]), WaiterList()])
+        loop.wake([waiters[0], WaiterList(waiters[1:3]), WaiterList()])
         for call in calls[:3]:
             assert (await call.wait()).value == "woken"
         assert calls[3].running
-        loop.wake([WaiterList(cells)])
+        loop.wake([WaiterList(waiters)])
     assert calls[3].value == "woken"
 
 
 async def test_cancelled_and_then_woken() -> None:
     loop = current_loop()
-    cell, other = loop.new_waiter(), loop.new_waiter()
+    waiter, other = loop.new_waiter(), loop.new_waiter()
     async with task_group() as tasks:
-        call = Call(tasks, wait, cell)
+        call = Call(tasks, wait, waiter)
         witness = Call(tasks, wait, other)
         await quiet()
         await call.cancel()
-        loop.wake([cell, other])
+        loop.wake([waiter, other])
         await quiet()
     assert call.cancelled
     assert witness.value == "woken"
 
 
 async def test_cancelled_and_woken_at_once() -> None:
-    """Whichever it is, it is one of the two, and the task goes on only once."""
+    """The task is either cancelled or woken, and goes on only once."""
     loop = current_loop()
-    cell = loop.new_waiter()
+    waiter = loop.new_waiter()
     async with task_group() as tasks:
-        call = Call(tasks, wait, cell)
+        call = Call(tasks, wait, waiter)
         await quiet()
         call.scope.cancel()
-        loop.wake([cell])
+        loop.wake([waiter])
     assert call.cancelled != (call.error is None and not call.cancelled)
 
 
 async def test_awaited_in_a_cancelled_scope() -> None:
     loop = current_loop()
     for woken in (False, True):
-        cell = loop.new_waiter()
+        waiter = loop.new_waiter()
         if woken:
-            loop.wake([cell])
+            loop.wake([waiter])
         with anyio.CancelScope() as scope:
             scope.cancel()
-            await cell
+            await waiter
             await anyio.lowlevel.checkpoint()
         assert scope.cancelled_caught
 
 
 async def test_called_from_another_thread() -> None:
     loop = current_loop()
-    cell = loop.new_waiter()
+    waiter = loop.new_waiter()
     threads: list[int] = []
 
     def called() -> None:
         threads.append(threading.get_ident())
-        loop.wake([cell])
+        loop.wake([waiter])
 
     async with task_group() as tasks:
-        call = Call(tasks, wait, cell)
+        call = Call(tasks, wait, waiter)
         await anyio.to_thread.run_sync(loop.call_soon_threadsafe, called)
     assert call.value == "woken"
     assert threads == [threading.get_ident()]
 
 
-async def test_called_when_the_loop_has_ended(anyio_backend: Any) -> None:
+async def test_a_call_after_the_loop_has_ended(anyio_backend: Any) -> None:
     name: str
     options: dict[str, Any]
     name, options = (anyio_backend, {}) if isinstance(anyio_backend, str) else anyio_backend
@@ -320,22 +322,22 @@ async def test_called_when_the_loop_has_ended(anyio_backend: Any) -> None:
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_trio_need_not_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_trio_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "trio")
     assert current_loop().is_current()
     assert "trio" not in sys.modules
 
 
-def test_in_no_loop() -> None:
+def test_without_a_running_loop() -> None:
     with pytest.raises(RuntimeError):
         current_loop()
 
 
-# --- tasks of asyncio that are parked ------------------------------------------------------------
+# --- parked tasks of asyncio ---------------------------------------------------------------------
 
 
 class Parked:
-    """Tasks that are parked on an asyncio loop, and what they say when they go on."""
+    """Tasks that are parked on an asyncio event loop, and a log of how they went on."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
@@ -359,7 +361,7 @@ class Parked:
 
 
 @asyncio_only
-async def test_a_task_knows_what_it_is_parked_in_for_a_future() -> None:
+async def test_the_waiter_of_a_parked_task_is_a_future() -> None:
     parked = Parked()
     async with task_group() as tasks:
         call = Call(tasks, parked.task, "task")
@@ -375,8 +377,8 @@ async def test_a_task_knows_what_it_is_parked_in_for_a_future() -> None:
         assert parked.said == ["task"]
 
 
-def test_in_debug_mode_each_parked_task_is_woken_by_itself() -> None:
-    """So that asyncio says which of them takes long."""
+def test_in_debug_mode_each_parked_task_has_its_own_future() -> None:
+    """So asyncio can report which of them is slow."""
 
     async def parked() -> type[object]:
         place = Place()
@@ -388,7 +390,7 @@ def test_in_debug_mode_each_parked_task_is_woken_by_itself() -> None:
 
 
 @asyncio_only
-async def test_parked_tasks_are_cancelled_by_asyncio_s_own_means() -> None:
+async def test_asyncio_cancels_parked_tasks() -> None:
     parked = Parked()
     first = asyncio.create_task(parked.task("first"))
     late = asyncio.create_task(parked.task("late"))
@@ -400,9 +402,9 @@ async def test_parked_tasks_are_cancelled_by_asyncio_s_own_means() -> None:
     with pytest.raises(asyncio.TimeoutError):
         await asyncio.wait_for(parked.task("timed"), 0.001)
     parked.wake()
-    late.cancel("too late to be asked")
+    late.cancel("after the wake-up")
     await asyncio.wait([late])
-    assert late.cancelled()  # asyncio's own means do not ask whether it was woken
+    assert late.cancelled()  # asyncio's own cancellation does not check whether it was woken
     assert [said.partition(" ")[0] for said in parked.said] == ["first", "timed", "late"]
     assert all("cancelled" in said for said in parked.said)
     if sys.version_info >= (3, 11):
@@ -411,8 +413,8 @@ async def test_parked_tasks_are_cancelled_by_asyncio_s_own_means() -> None:
 
 @pytest.mark.parametrize("way", ["woken", "cancelled", "woken and cancelled"])
 @pytest.mark.parametrize("anyio_backend", ["asyncio", ("asyncio", {"debug": True})], indirect=True)
-async def test_a_cell_keeps_no_task_alive_that_has_gone_on(way: str) -> None:
-    """Nor does the task's own exception: all goes at once, without the collector."""
+async def test_a_waiter_keeps_no_finished_task_alive(way: str) -> None:
+    """Nor does the task's own exception. The task is freed without the garbage collector."""
     parked = Parked()
     task = asyncio.create_task(parked.task("task"))
     await asyncio.sleep(0)
@@ -483,8 +485,8 @@ async def test_each_parked_task_goes_on_in_its_own_context() -> None:
 
 
 @asyncio_only
-async def test_a_parked_task_may_be_one_in_python() -> None:
-    """Debuggers and ``nest_asyncio`` use them. What they ask of a future is what all may ask."""
+async def test_a_parked_task_may_be_a_task_in_python() -> None:
+    """Debuggers and ``nest_asyncio`` use such tasks. They call only public methods of futures."""
     in_python: Callable[..., asyncio.Task[None]] = vars(asyncio.tasks)["_PyTask"]
     parked = Parked()
     tasks = [in_python(parked.task(name)) for name in ("woken", "cancelled")]
@@ -495,7 +497,7 @@ async def test_a_parked_task_may_be_one_in_python() -> None:
     assert sorted(parked.said) == ["cancelled cancelled ()", "woken"]
 
 
-def test_a_parked_task_that_ends_the_loop_keeps_no_other_from_going_on() -> None:
+def test_a_parked_task_that_ends_the_loop_does_not_block_the_others() -> None:
     async def begin() -> tuple[Parked, list[asyncio.Task[None]]]:
         parked = Parked()
         errors = {"exits": SystemExit(3), "fails": ValueError("its own")}
@@ -523,7 +525,7 @@ def test_a_parked_task_that_ends_the_loop_keeps_no_other_from_going_on() -> None
         ]
 
 
-# --- Trio as a guest of asyncio --------------------------------------------------------------
+# --- Trio as a guest of asyncio ------------------------------------------------------------------
 
 
 def run_as_guest(main: Callable[[], Awaitable[None]]) -> None:
@@ -543,22 +545,22 @@ def run_as_guest(main: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(host())
 
 
-def test_as_a_guest_it_is_trio_that_runs() -> None:
+def test_in_guest_mode_the_current_loop_is_trio() -> None:
     async def main() -> None:
         loop = current_loop()
         assert loop.is_current()
         before = trio.current_time()
         assert before <= loop.now() <= trio.current_time()
-        cell = loop.new_waiter()
+        waiter = loop.new_waiter()
         async with task_group() as tasks:
-            call = Call(tasks, wait, cell)
-            await anyio.to_thread.run_sync(loop.call_soon_threadsafe, lambda: loop.wake([cell]))
+            call = Call(tasks, wait, waiter)
+            await anyio.to_thread.run_sync(loop.call_soon_threadsafe, lambda: loop.wake([waiter]))
         assert call.value == "woken"
 
     run_as_guest(main)
 
 
-def test_a_producer_as_a_guest(settings: ProducerSettings, fake: FakeDriver) -> None:
+def test_a_producer_in_guest_mode(settings: ProducerSettings, fake: FakeDriver) -> None:
     async def main() -> None:
         async with open_send_producer(settings, driver=fake) as producer:
             assert (await producer.send(record())).offset == 0
@@ -566,7 +568,7 @@ def test_a_producer_as_a_guest(settings: ProducerSettings, fake: FakeDriver) -> 
     run_as_guest(main)
 
 
-def test_what_a_closed_loop_kept_may_be_let_go() -> None:
+def test_a_closed_loop_frees_the_objects_that_it_kept() -> None:
     loop = asyncio.new_event_loop()
     sentinel = Sentinel()
     alive = weakref.ref(sentinel)

@@ -25,7 +25,7 @@ from tests.support.calls import task_group
 
 
 @pytest.mark.parametrize("arguments", [(), (7,), (ProducerSettings(bootstrap_servers="a:1"),)])
-def test_made_by_hand(arguments: tuple[Any, ...]) -> None:
+def test_public_classes_cannot_be_instantiated_directly(arguments: tuple[Any, ...]) -> None:
     makes: list[tuple[Any, str]] = [
         (SendProducer, "async with open_send_producer"),
         (Delivery, r"made by SendProducer\.enqueue"),
@@ -39,14 +39,14 @@ def test_made_by_hand(arguments: tuple[Any, ...]) -> None:
             make(*arguments)
 
 
-async def test_a_task_group_that_is_none(settings: ProducerSettings, fake: FakeDriver) -> None:
+async def test_an_invalid_task_group(settings: ProducerSettings, fake: FakeDriver) -> None:
     says = "must be AnyIO's TaskGroup or Trio's Nursery, not builtins.object"
     with pytest.raises(TypeError, match=says):
         await start_send_producer(cast("Any", object()), settings, driver=fake)
     assert fake.opened == 0
 
 
-async def test_observers_that_are_none(settings: ProducerSettings, fake: FakeDriver) -> None:
+async def test_invalid_observers(settings: ProducerSettings, fake: FakeDriver) -> None:
     with pytest.raises(TypeError, match="observers must be a list of observers, not object"):
         async with open_send_producer(settings, driver=fake, observers=cast("Any", object())):
             pass
@@ -57,7 +57,7 @@ def giving_nothing(_: ProducerSettings) -> None:
 
 
 @pytest.mark.parametrize("factory", [dict, giving_nothing])
-async def test_a_factory_of_what_is_no_driver(settings: ProducerSettings, factory: Any) -> None:
+async def test_a_factory_that_returns_no_driver(settings: ProducerSettings, factory: Any) -> None:
     with pytest.raises((SettingsError, TypeError)) as caught:
         async with open_send_producer(settings, driver=factory):
             pass
@@ -67,7 +67,7 @@ async def test_a_factory_of_what_is_no_driver(settings: ProducerSettings, factor
 
 
 @pytest.mark.parametrize("what", [7, "broker:9092", {"bootstrap_servers": "broker:9092"}])
-async def test_not_settings(fake: FakeDriver, what: Any) -> None:
+async def test_invalid_settings(fake: FakeDriver, what: Any) -> None:
     with pytest.raises(TypeError, match=f"ProducerSettings, not {type(what).__name__}"):
         async with open_send_producer(what, driver=fake):
             pytest.fail("the block was entered")

@@ -1,4 +1,4 @@
-"""No error repeats what may be a secret: not in its text, its causes, or what these hold."""
+"""No error repeats a possible secret, neither in its text nor in its causes or attributes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def make_config(driver: str, properties: dict[str, Any]) -> object:
 
 
 def everything_in(error: BaseException | None) -> str:
-    """The texts, arguments and attributes of an error and of those below it."""
+    """The texts, arguments and attributes of an error and of its causes."""
     found: list[object] = []
     while error is not None:
         attributes = [getattr(error, name, None) for name in dir(error) if not name.startswith("_")]
@@ -49,13 +49,13 @@ def everything_in(error: BaseException | None) -> str:
 
 
 def refused(call: Callable[[], object]) -> str:
-    """All that a refusal holds."""
+    """The complete content of a refusal."""
     with pytest.raises(SettingsError) as caught:
         call()
     return everything_in(caught.value)
 
 
-# --- a key that is broken over several lines -----------------------------------------------------
+# --- a key that is split over several lines ------------------------------------------------------
 
 
 @given(
@@ -71,12 +71,12 @@ def test_no_line_of_a_key_is_repeated(driver: str, key: bytes, protocol: str, se
     properties = javaproperties.loads(f"{protocol}{setting}={text}\n")
     settings = make(properties=properties)
     said = refused(lambda: MAKE_CONFIG[driver](settings)) + repr(settings)
-    # Without its padding, which is what a file of properties takes for the value.
+    # A properties file takes the padding of a line for its value, so the name lacks the padding.
     assert not [line for line in lines if len(line) > 8 and line.rstrip("=") in said]
 
 
 @pytest.mark.parametrize("driver", MAKE_CONFIG)
-def test_the_setting_of_a_broken_key_is_named_before_its_lines(driver: str) -> None:
+def test_a_split_key_is_refused_by_the_name_of_its_setting(driver: str) -> None:
     properties = {
         "fpq3ZZ9x": "",
         "security.protocol": "SSL",
@@ -95,7 +95,7 @@ def test_a_misspelt_name_is_repeated(driver: str, name: str) -> None:
     assert "did you mean" in said
 
 
-def test_only_what_looks_like_a_name_is_shown_as_one() -> None:
+def test_only_plausible_names_are_shown() -> None:
     for name in ("", "acks", "sasl.login_callback-handler.class", "P_TLS13_VERSIONS", "zzz"):
         assert shown_name(name) == repr(name)
     for name in (SECRET, "MIIEvQIBADANBgkqhkiG9w0", "a" * 21, "x\ny", "pass word", "eyJhbGciOiJI"):
@@ -169,7 +169,7 @@ def test_a_value_in_the_wrong_place_is_not_repeated(call: Callable[[], object]) 
 @given(st.text() | st.integers() | st.floats() | st.binary() | st.lists(st.text()) | st.none())
 @example(10**5000)
 @example(-(10**5000))
-def test_what_is_shown_is_short_plain_and_on_one_line(value: object) -> None:
+def test_a_shown_value_is_short_printable_and_on_one_line(value: object) -> None:
     text = shown(value)
     assert len(text) < 50
     assert text.isprintable()
@@ -193,7 +193,7 @@ def test_a_long_list_is_shortened() -> None:
     ],
     ids=["undecodable", "unclosed"],
 )
-def test_no_error_holds_the_content_of_a_toml_file(content: bytes, tmp_path: Path) -> None:
+def test_no_error_contains_the_content_of_a_toml_file(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "settings.toml"
     path.write_bytes(content)
     assert SECRET not in refused(lambda: ProducerSettings.from_toml(path))
@@ -202,7 +202,7 @@ def test_no_error_holds_the_content_of_a_toml_file(content: bytes, tmp_path: Pat
 
 
 @pytest.mark.parametrize("rest", [b"# \xff", b"a = \\u12"], ids=["undecodable", "escape"])
-def test_no_error_holds_the_content_of_a_properties_file(rest: bytes, tmp_path: Path) -> None:
+def test_no_error_contains_the_content_of_a_properties_file(rest: bytes, tmp_path: Path) -> None:
     path = tmp_path / "client.properties"
     path.write_bytes(f"sasl.password={SECRET}\n".encode() + rest)
     assert SECRET not in refused(lambda: settings_of(Connection(config=path)))

@@ -1,4 +1,4 @@
-"""Opening a producer: settings, keywords, the environment, and first mistakes."""
+"""Opening a producer: settings, keywords, the environment, and common mistakes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ADDRESS = "kafka.test:9092"
 
 
 async def opened_with(fake: FakeDriver, *settings: Any, **fields: Any) -> ProducerSettings:
-    """The settings that both ways of opening give to the driver."""
+    """The settings that both ways of opening pass to the driver."""
     async with open_send_producer(*settings, driver=fake, **fields):
         found = fake.settings
     async with task_group() as tasks:
@@ -49,7 +49,7 @@ async def test_keywords_override_settings(settings: ProducerSettings, fake: Fake
     assert found == settings.evolve(client_id="orders", properties={"acks": 1})
 
 
-async def test_settings_may_stand_alone(settings: ProducerSettings, fake: FakeDriver) -> None:
+async def test_settings_without_keywords(settings: ProducerSettings, fake: FakeDriver) -> None:
     assert await opened_with(fake, settings) is settings
 
 
@@ -140,7 +140,7 @@ def test_the_constructor_still_shows_its_fields() -> None:
         (7, "must be ProducerSettings, not int$"),
     ],
 )
-def test_what_is_not_settings(given_: Any, says: str) -> None:
+def test_invalid_settings(given_: Any, says: str) -> None:
     with pytest.raises(TypeError, match=says):
         open_send_producer(given_)
 
@@ -161,7 +161,7 @@ def test_opening_without_async(settings: ProducerSettings) -> None:
         stack.enter_context(opening)
 
 
-def test_what_was_not_opened_does_not_send(settings: ProducerSettings) -> None:
+def test_a_producer_that_was_not_opened_cannot_send(settings: ProducerSettings) -> None:
     opening = cast("Any", open_send_producer(settings))
     with pytest.raises(AttributeError, match=f"context manager, which has no 'send': {HOW}"):
         opening.send(b"v")
@@ -169,7 +169,7 @@ def test_what_was_not_opened_does_not_send(settings: ProducerSettings) -> None:
 
 
 def test_the_keywords_are_the_fields() -> None:
-    """Of each field, the keyword's type is the type that it is read with, or wider."""
+    """The type of each keyword is that of its field. For a duration, it also allows a timedelta."""
     read = get_type_hints(ProducerSettings)
     given_ = get_type_hints(SettingsFields)
     assert SettingsFields.__total__ is False
@@ -179,15 +179,15 @@ def test_the_keywords_are_the_fields() -> None:
         assert (kind == read[name] | timedelta) is (read[name] is float), name
 
 
-def test_the_names_of_the_drivers_are_those_that_there_are(settings: ProducerSettings) -> None:
+def test_each_driver_name_has_a_driver(settings: ProducerSettings) -> None:
     for name in get_args(DriverName):
         assert callable(make_driver(name, settings).submit)
     with pytest.raises(SettingsError, match="must be 'kafka-python', 'confluent' or a factory"):
         make_driver(cast("Any", "librdkafka"), settings)
 
 
-def test_each_driver_is_described_and_no_other(settings: ProducerSettings) -> None:
-    """None is taken for another one, whose client would connect in its place."""
+def test_only_existing_drivers_are_described(settings: ProducerSettings) -> None:
+    """An unknown driver is an error: the client of another driver must not connect in its place."""
     for name in get_args(DriverName):
         assert protocol_of(name, settings).name == "PLAINTEXT"
     assert protocol_of(None, settings) == protocol_of("kafka-python", settings)
@@ -200,5 +200,5 @@ def test_each_driver_has_its_properties_for_the_mock_cluster() -> None:
     assert set(_mock_cluster._PROPERTIES) == set(get_args(DriverName))
 
 
-def test_the_states_are_those_of_the_producer() -> None:
+def test_the_states_in_the_statistics_are_those_of_the_producer() -> None:
     assert [*get_args(get_type_hints(Statistics)["state"])] == [one.value for one in ProducerState]

@@ -1,4 +1,4 @@
-"""What Python says of the methods that the producer and the transaction share."""
+"""How Python shows the methods that the producer and the transaction share."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def test_a_forgotten_await_names_the_public_method() -> None:
             forgotten.clear()
 
 
-def test_help_lists_the_methods_of_the_class_first_and_send_at_the_top() -> None:
+def test_help_starts_with_the_methods_of_the_class_and_with_send() -> None:
     text = pydoc.plain(pydoc.render_doc(SendProducer))
     own = text.split("Methods defined here:")[1]
     methods = re.findall(r"^ \|  (?:async )?(\w+)\(", own, re.MULTILINE)

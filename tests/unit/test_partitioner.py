@@ -1,4 +1,4 @@
-"""A partitioner: its result is used exactly, or its record is refused."""
+"""The producer uses the result of a partitioner as it is, or rejects the record."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RECORD = ProducerRecord("orders", b"value", b"key")
 
 
 class Shelf(enum.IntEnum):
-    """An int that shows itself by its name."""
+    """An int whose repr is its name."""
 
     TOP = 2
 
@@ -41,7 +41,7 @@ class Liar(int):
 
 
 class Pretender:
-    """Says that it is an int."""
+    """An object that claims to be an int."""
 
     @property
     def __class__(self) -> Any:
@@ -53,7 +53,7 @@ class Pretender:
 
 
 class PanicException(BaseException):
-    """As extensions written in Rust raise it."""
+    """An exception like those of extensions written in Rust."""
 
 
 def returning(value: Any) -> Callable[..., Any]:
@@ -78,7 +78,7 @@ def is_a_partition(result: object, partitions: Sequence[int]) -> bool:
 @given(results, numbers)
 @example(Shelf.TOP, (0, 1, 2))
 @example(Liar(99), (0, 1, 2))
-def test_any_result_is_used_exactly_or_refused(result: Any, partitions: tuple[int, ...]) -> None:
+def test_any_result_is_used_as_it_is_or_rejected(result: Any, partitions: tuple[int, ...]) -> None:
     def choose(*given_: object) -> Any:
         assert given_ == ("orders", b"key", partitions)
         return result
@@ -95,7 +95,7 @@ def test_any_result_is_used_exactly_or_refused(result: Any, partitions: tuple[in
 
 
 @given(st.lists(results, max_size=20), st.integers(1, 12))
-def test_records_go_where_the_partitioner_says_in_their_order(
+def test_records_are_written_to_the_chosen_partitions_in_order(
     chosen: list[Any], count: int
 ) -> None:
     fake, recorder = FakeDriver(partitions=count), Recorder()
@@ -139,7 +139,7 @@ def test_records_go_where_the_partitioner_says_in_their_order(
     ],
     ids=["7", "-1", "Liar", "True", "1.0", "None", "str", "list", "Pretender", "arguments"],
 )
-def test_a_refusal_names_the_value(choose: Callable[..., Any], says: str) -> None:
+def test_the_error_names_the_result(choose: Callable[..., Any], says: str) -> None:
     with pytest.raises(RecordRejected) as caught:
         choose_partition(choose, RECORD, b"key", (0, 1))
     assert f"the partitioner {says}" in str(caught.value)
@@ -148,7 +148,7 @@ def test_a_refusal_names_the_value(choose: Callable[..., Any], says: str) -> Non
 @pytest.mark.parametrize(
     "error", [LookupError("no such shelf"), SystemExit(), KeyboardInterrupt(), PanicException()]
 )
-def test_whatever_it_raises_is_the_cause_of_the_refusal(error: BaseException) -> None:
+def test_any_exception_of_a_partitioner_is_the_cause_of_the_error(error: BaseException) -> None:
     def choose(*_: object) -> int:
         raise error
 
@@ -158,7 +158,7 @@ def test_whatever_it_raises_is_the_cause_of_the_refusal(error: BaseException) ->
     assert caught.value.__cause__ is error
 
 
-async def test_a_fake_producer_asks_it() -> None:
+async def test_a_fake_producer_calls_it() -> None:
     seen: list[tuple[str, bytes | None, Sequence[int]]] = []
 
     def choose(topic: str, key: bytes | None, partitions: Sequence[int]) -> int:
@@ -178,7 +178,7 @@ async def test_a_fake_producer_asks_it() -> None:
     assert [*fake.written] == [("orders", 2), ("orders", 1)]
 
 
-async def test_a_fake_driver_asks_it_on_its_thread(settings: ProducerSettings) -> None:
+async def test_a_fake_driver_calls_it(settings: ProducerSettings) -> None:
     fake = FakeDriver()
     chosen = settings.with_partitioner(lambda _topic, _key, partitions: partitions[1])
     async with open_send_producer(chosen, driver=fake) as producer:

@@ -1,4 +1,4 @@
-"""When a client that must be polled is polled next, on a clock that the test moves."""
+"""When the producer polls a client next, on a clock that the test moves."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LIMIT = 100
 
 
 class Clock:
-    """Real time in seconds, which passes when a test says so."""
+    """A clock in seconds that the test moves."""
 
     def __init__(self) -> None:
         self.now = 1_000.0
@@ -51,7 +51,7 @@ def submit(scheduler: PollScheduler, count: int) -> None:
 def answers_after(
     scheduler: PollScheduler, clock: Clock, seconds: float, *, times: int = 50
 ) -> None:
-    """Each of these answers takes so long, and the next record goes out at once."""
+    """Submit single records. Each answer takes `seconds`, and the next record follows at once."""
     for _ in range(times):
         submit(scheduler, 1)
         clock.now += seconds
@@ -59,7 +59,7 @@ def answers_after(
         scheduler.after_poll(outcomes=1, limit=LIMIT)
 
 
-def test_nothing_is_polled_for_if_nothing_is_in_flight(scheduler: PollScheduler) -> None:
+def test_the_client_is_not_polled_while_nothing_is_in_flight(scheduler: PollScheduler) -> None:
     assert scheduler.after_poll(outcomes=0, limit=LIMIT) is AFTER_SUBMIT
 
 
@@ -69,7 +69,7 @@ def test_at_first_a_thread_waits_for_the_answer(scheduler: PollScheduler) -> Non
     assert scheduler.after_poll(outcomes=0, limit=LIMIT) is WHEN_READY
 
 
-def test_after_soon_answers_the_pump_polls_in_each_turn(
+def test_after_fast_answers_the_pump_polls_in_each_turn(
     scheduler: PollScheduler, clock: Clock
 ) -> None:
     answers_after(scheduler, clock, SOON_SECONDS / 2)
@@ -98,7 +98,7 @@ def test_after_late_answers_a_thread_waits(scheduler: PollScheduler, clock: Cloc
     assert scheduler.after_poll(outcomes=0, limit=LIMIT) is WHEN_READY
 
 
-def test_one_answer_that_is_very_late_is_soon_outweighed(
+def test_fast_answers_soon_outweigh_one_very_late_answer(
     scheduler: PollScheduler, clock: Clock
 ) -> None:
     answers_after(scheduler, clock, SOON_SECONDS / 2)
@@ -108,8 +108,8 @@ def test_one_answer_that_is_very_late_is_soon_outweighed(
     assert scheduler.usual_wait < SOON_SECONDS
 
 
-def test_the_way_from_the_thread_is_not_the_clients(scheduler: PollScheduler, clock: Clock) -> None:
-    """An event loop that is late to learn of an answer does not take the client for slow."""
+def test_the_delay_of_the_event_loop_does_not_count(scheduler: PollScheduler, clock: Clock) -> None:
+    """A delay of the event loop does not count as a delay of the client."""
     answers_after(scheduler, clock, SOON_SECONDS / 2)
     submit(scheduler, 1)
     clock.now += SOON_SECONDS / 2
@@ -118,12 +118,12 @@ def test_the_way_from_the_thread_is_not_the_clients(scheduler: PollScheduler, cl
     scheduler.polled(0)
     scheduler.after_poll(outcomes=1, limit=LIMIT)
     assert scheduler.usual_wait < SOON_SECONDS
-    # It counts for this answer only.
+    # The time of `ready` counts for this answer only.
     answers_after(scheduler, clock, SOON_SECONDS * 2)
     assert scheduler.usual_wait > SOON_SECONDS
 
 
-def test_an_event_that_nobody_waited_for_counts_for_nothing(
+def test_an_event_without_a_record_in_flight_does_not_count(
     scheduler: PollScheduler, clock: Clock
 ) -> None:
     before = scheduler.usual_wait
@@ -132,7 +132,7 @@ def test_an_event_that_nobody_waited_for_counts_for_nothing(
     assert scheduler.usual_wait == before
 
 
-def test_records_gather_while_an_answer_is_near_and_the_client_has_more(
+def test_records_gather_while_an_answer_is_due_and_the_client_has_more(
     scheduler: PollScheduler, clock: Clock
 ) -> None:
     answers_after(scheduler, clock, SOON_SECONDS / 2)
@@ -144,16 +144,16 @@ def test_records_gather_while_an_answer_is_near_and_the_client_has_more(
     assert not scheduler.should_gather(4)
 
 
-def test_records_do_not_gather_for_longer_than_that(scheduler: PollScheduler, clock: Clock) -> None:
+def test_records_stop_gathering_when_the_answer_is_overdue(
+    scheduler: PollScheduler, clock: Clock
+) -> None:
     answers_after(scheduler, clock, SOON_SECONDS / 2)
     submit(scheduler, 4)
     clock.now += POLL_SECONDS * 1.1
     assert not scheduler.should_gather(1)
 
 
-def test_records_that_gather_are_looked_at_in_the_next_turn_and_only_there(
-    scheduler: PollScheduler, clock: Clock
-) -> None:
+def test_gathered_records_get_only_one_more_turn(scheduler: PollScheduler, clock: Clock) -> None:
     answers_after(scheduler, clock, SOON_SECONDS / 2)
     submit(scheduler, 4)
     assert scheduler.should_gather(1)
@@ -163,7 +163,7 @@ def test_records_that_gather_are_looked_at_in_the_next_turn_and_only_there(
     assert scheduler.after_poll(outcomes=0, limit=LIMIT) is WHEN_READY
 
 
-def test_records_that_gather_for_an_answer_that_has_come_go_in_the_next_turn(
+def test_gathered_records_are_submitted_in_the_turn_after_the_answer(
     scheduler: PollScheduler, clock: Clock
 ) -> None:
     answers_after(scheduler, clock, SOON_SECONDS / 2)
@@ -177,17 +177,17 @@ def test_records_that_gather_for_an_answer_that_has_come_go_in_the_next_turn(
 def open_loop(
     scheduler: PollScheduler, clock: Clock, gap: float, *, count: int = 1, times: int = 50
 ) -> None:
-    """Records go out by themselves, ``count`` at once. Each answer comes before the next."""
+    """Submit `count` records at a time. Each answer comes before the next records."""
     for _ in range(times):
         submit(scheduler, count)
         clock.now += gap
         scheduler.polled(0)
         scheduler.after_poll(outcomes=count, limit=LIMIT)
-        for _ in range(EXAMINED_TURNS):  # in which nobody sends again
+        for _ in range(EXAMINED_TURNS):  # no caller sends again in these turns
             scheduler.after_poll(outcomes=0, limit=LIMIT)
 
 
-def test_no_turn_is_taken_for_answers_after_which_nobody_sends_at_once(
+def test_the_pump_does_not_poll_in_each_turn_if_callers_do_not_send_again_at_once(
     scheduler: PollScheduler, clock: Clock
 ) -> None:
     answers_after(scheduler, clock, SOON_SECONDS / 2)
@@ -200,7 +200,7 @@ def test_no_turn_is_taken_for_answers_after_which_nobody_sends_at_once(
     assert not scheduler.should_gather(0)
 
 
-def test_some_answers_are_examined_although_nobody_sent_at_once_before(
+def test_some_answers_are_examined_even_if_callers_did_not_send_again_at_once(
     scheduler: PollScheduler, clock: Clock
 ) -> None:
     open_loop(scheduler, clock, SOON_SECONDS / 2)
@@ -213,7 +213,7 @@ def test_some_answers_are_examined_although_nobody_sent_at_once_before(
     assert decisions.count(AFTER_SUBMIT) == EXAMINED - 1
 
 
-def test_a_poll_that_brought_all_it_could_is_followed_by_another(
+def test_a_poll_with_the_maximum_of_outcomes_is_followed_by_another(
     scheduler: PollScheduler, clock: Clock
 ) -> None:
     open_loop(scheduler, clock, SOON_SECONDS * 2)
@@ -246,7 +246,7 @@ def test_the_poll_thread_waits_if_records_go_out_less_often(
 
 
 @pytest.mark.parametrize("pause", [RETURN_SECONDS / 2, RETURN_SECONDS * 2])
-def test_what_the_poll_thread_reports_tells_whether_callers_send_again_at_once(
+def test_reports_of_the_poll_thread_show_whether_callers_send_again_at_once(
     scheduler: PollScheduler, clock: Clock, pause: float
 ) -> None:
     submit(scheduler, 1)
@@ -272,7 +272,7 @@ def test_only_the_first_submission_after_a_report_counts(
     assert scheduler.returning == before
 
 
-def test_a_report_of_records_that_were_not_counted_leaves_none_in_flight(
+def test_a_report_of_too_many_records_leaves_none_in_flight(
     scheduler: PollScheduler,
 ) -> None:
     submit(scheduler, 1)

@@ -1,4 +1,4 @@
-"""How many outcomes of one wake-up are settled before other tasks have their turn."""
+"""How many outcomes of one wake-up the pump settles before other tasks have their turn."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from anyio_sendproducer._driver_events import (
     split_events,
 )
 
-#: How many outcomes an event has; None is an event of another kind.
+#: The number of outcomes of each event; None stands for an event of another kind.
 sizes = st.lists(st.none() | st.integers(0, 3 * LIMIT), max_size=8)
 
 
 def events_of(given_sizes: list[int | None]) -> list[Event]:
-    """Events whose entries and outcomes are numbered through."""
+    """Events with numbers as entries and outcomes."""
     events: list[Event] = []
     number = 0
     for size in given_sizes:
@@ -47,14 +47,14 @@ def numbers_of(events: list[Event]) -> list[int]:
 
 
 @given(sizes)
-def test_portions_keep_all_in_order_and_none_is_too_large(given_sizes: list[int | None]) -> None:
+def test_portions_keep_the_order_and_respect_the_limit(given_sizes: list[int | None]) -> None:
     events = events_of(given_sizes)
     portions = [*split_events(events)]
     every = [event for portion in portions for event in portion]
     assert numbers_of(every) == numbers_of(events)
     counts = [len(numbers_of(portion)) for portion in portions]
     total = sum(counts)
-    # All but the last are full, and where there are several, an empty one follows.
+    # All portions but the last are full. If there is more than one, an empty portion follows.
     assert all(count == LIMIT for count in counts[: total // LIMIT])
     assert max(counts) <= LIMIT
     assert (portions[-1] == []) == (total > LIMIT or not events)
@@ -64,7 +64,7 @@ def test_portions_keep_all_in_order_and_none_is_too_large(given_sizes: list[int 
 @given(sizes)
 def test_an_event_of_another_kind_keeps_its_place(given_sizes: list[int | None]) -> None:
     def marked(events: list[Event]) -> list[int | None]:
-        """The numbers of the outcomes, and None where another event stands."""
+        """The numbers of the outcomes, with None in the place of each other event."""
         return [
             number
             for event in events
