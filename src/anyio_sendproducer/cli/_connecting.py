@@ -159,7 +159,7 @@ def _from_toml(path: Path, table: str) -> dict[str, Any]:
 
 
 def _addressed(given: Iterable[str]) -> dict[str, str]:
-    """An address for settings that have none, since another layer may have it."""
+    """An address for settings without one, because another layer may have it."""
     names = {_compared(name) for name in given}
     return {} if names & _ADDRESSES else {"bootstrap_servers": _NO_ADDRESS}
 
