@@ -11,6 +11,7 @@ import pytest
 
 from anyio_sendproducer import Persistence, ProducerFenced, ProducerSettings, RecordRejected
 from anyio_sendproducer import ProducerRecord as Record
+from anyio_sendproducer.drivers.kafka_python._errors import client_words
 from anyio_sendproducer.drivers.kafka_python._outcomes import Outcomes
 from anyio_sendproducer.drivers.kafka_python._transactions import Transactions
 from tests.support.recorder import Parcel, Recorder
@@ -70,6 +71,27 @@ def test_a_refusal_that_leaves_the_client_alone_is_certain() -> None:
     assert is_rejected(outcomes_for(sink, is_idempotent=False, is_broken=None), None)
     assert not is_rejected(outcomes_for(sink), 0, error=OUT_OF_ORDER)
     assert not sink.breaks
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ((None,), "[Error 59] UnknownProducerIdError"),
+        ((), "[Error 59] UnknownProducerIdError"),
+        (("unknown id",), "[Error 59] UnknownProducerIdError: unknown id"),
+    ],
+)
+def test_an_answer_without_a_message_adds_nothing_to_the_text(
+    arguments: tuple[Any, ...], text: str
+) -> None:
+    error = kafka.errors.UnknownProducerIdError(*arguments)
+    run: Any = types.SimpleNamespace(topic="t", partition=1)
+    parcel: Any = Parcel(Record("t", b"value"))
+    found = outcomes_for(Recorder()).failure(parcel, error, run)
+    assert str(found).startswith(f"the record was not acknowledged: {text}")
+    assert "None" not in str(found)
+    words = client_words(error)
+    assert words == (arguments[0] if arguments and arguments[0] else "UnknownProducerIdError")
 
 
 @pytest.mark.parametrize("is_broken", [None, lambda: True])

@@ -84,7 +84,8 @@ _METADATA_REQUEST: Final = struct.pack(">ihhihi", 14, 3, 2, 1, -1, 0)
 class EmbeddedBrokerError(RuntimeError):
     """The embedded broker is not installed, did not start, or ended by itself.
 
-    The message has the last lines that the broker printed, if there are any.
+    If its port is in use, the message says so. Otherwise the message has the last lines that the
+    broker printed, if there are any.
     """
 
 
@@ -311,8 +312,13 @@ async def _start(binary: str, log: Path, port: int | None, start_timeout: float)
                 raise await _error(started, f"did not answer within {start_timeout} s")
             error = await _error(started, "did not start")
             # AddrInUse is Rust's name for EADDRINUSE. Tansu's return code is then 0.
-            if "AddrInUse" not in str(error) or attempt == _ATTEMPTS:
+            if "AddrInUse" not in str(error):
                 raise error
+            if attempt == _ATTEMPTS:
+                raise EmbeddedBrokerError(
+                    f"port {started.port} of {_HOST} is in use: choose another port, or end the "
+                    "program that listens on it"
+                )
         except BaseException:
             await _stop(started)
             raise

@@ -19,7 +19,7 @@ from kafka import KafkaAdminClient
 from kafka.protocol.broker_version_data import BROKER_API_VERSIONS
 
 from ..._settings import ProducerSettings
-from ..._shown import listed, one_line
+from ..._shown import one_line
 from .._protocols import (
     BrokerDescription,
     ClusterDescription,
@@ -73,7 +73,8 @@ def describe(settings: ProducerSettings, *, versions: bool) -> ClusterDescriptio
         )
     except (LoginRefused, NotReached) as error:
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
-        raise translated(cause, f"{listed(settings.addresses)}: {error}") from cause
+        # The message names the broker. The text of a KafkaError begins with the name of its class.
+        raise translated(cause, str(error.args[0])) from cause
     except Exception as error:
         raise translated(
             error,

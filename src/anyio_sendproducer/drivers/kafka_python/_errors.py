@@ -42,6 +42,7 @@ __all__ = [
     "not_acknowledged",
     "not_taken",
     "rejected",
+    "text_of",
     "translated",
 ]
 
@@ -132,9 +133,20 @@ def address_of(broker: Any) -> str:
 
 def client_words(error: Exception) -> str:
     """Return the message of a client's error without the prefix that all of them have."""
-    words = one_line(_BOILERPLATE.sub("", str(error)))
+    words = one_line(_BOILERPLATE.sub("", _text(error)))
     number = _ERROR_NUMBER.fullmatch(words)
     return words if number is None else os.strerror(int(number[1]))
+
+
+def _text(error: BaseException) -> str:
+    # If a broker sends no message, kafka-python passes None to the error.
+    is_empty = isinstance(error, kafka_errors.KafkaError) and error.args == (None,)
+    return str(error).removesuffix(": None") if is_empty else str(error)
+
+
+def text_of(error: BaseException) -> str:
+    """Return the text of an error, on one line."""
+    return one_line(_text(error))
 
 
 def is_metadata_missing(error: BaseException) -> bool:
@@ -151,7 +163,7 @@ def translated(cause: Exception, message: str) -> SendProducerError:
 
 def no_metadata(topic: str, cause: Exception) -> SendProducerError:
     """Make the error of ``partitions_for``, for any cause except missing metadata."""
-    return translated(cause, f"no metadata for topic {topic!r}: {one_line(cause)}")
+    return translated(cause, f"no metadata for topic {topic!r}: {text_of(cause)}")
 
 
 def rejected(
@@ -173,7 +185,7 @@ def given_up(record: ProducerRecord[Any, Any], error: GivenUp) -> DeliveryError:
 def not_acknowledged(record: ProducerRecord[Any, Any], cause: Exception) -> DeliveryError:
     """Make the error of a record that the client had taken: it may have been written."""
     is_closed = isinstance(cause, kafka_errors.IllegalStateError) and "closed" in str(cause)
-    said = CLOSED_TOO_EARLY if is_closed else one_line(cause)
+    said = CLOSED_TOO_EARLY if is_closed else text_of(cause)
     return delivery_error(
         DeliveryError,
         f"the record was not acknowledged: {said}",
@@ -195,11 +207,11 @@ def not_taken(record: ProducerRecord[Any, Any], cause: BaseException) -> Deliver
     ):
         is_large = isinstance(cause, kafka_errors.MessageSizeTooLargeError)
         hint = " (properties={'max.request.size': ...}, 1 MiB by default)" if is_large else ""
-        return rejected(record, f"kafka-python refused the record: {one_line(cause)}{hint}", cause)
+        return rejected(record, f"kafka-python refused the record: {text_of(cause)}{hint}", cause)
     closed = checked and isinstance(cause, kafka_errors.IllegalStateError)
     return delivery_error(
         DeliveryError,
-        f"kafka-python did not take the record: {one_line(cause)}",
+        f"kafka-python did not take the record: {text_of(cause)}",
         record,
         Persistence.NOT_PERSISTED if closed else Persistence.POSSIBLY_PERSISTED,
         harmless(cause),

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..._exceptions import DeliveryError
-from ..._shown import harmless, one_line
+from ..._shown import harmless
 from .._protocols import Sink, Submission
 from ._batches import PartitionRun
-from ._errors import RECOVERED, REFUSALS, GivenUp, given_up, not_acknowledged, rejected
+from ._errors import RECOVERED, REFUSALS, GivenUp, given_up, not_acknowledged, rejected, text_of
 from ._transactions import Transactions
 
 __all__ = ["Outcomes"]
@@ -70,7 +70,7 @@ class Outcomes:
             if is_last:
                 self._report_end(error)
         if is_refused:
-            said = f"the broker refused the record: {one_line(error)}"
+            said = f"the broker refused the record: {text_of(error)}"
             return rejected(submission.record, said, error)
         return not_acknowledged(submission.record, error)
 

@@ -39,7 +39,7 @@ from . import _waits as waits
 from ._bootstrap import WITHOUT_REBOOTSTRAP, BootstrapSearch
 from ._client import NO_TOPIC, ClientHandle, look_up
 from ._config import librdkafka_config
-from ._errors import LoginRefused, harmless_failure, not_taken, text_of_failure
+from ._errors import LoginRefused, NotReached, harmless_failure, not_taken, text_of_failure
 from ._health import Health
 from ._log_relay import LogRelay, logger
 from ._metadata import TopicMetadata
@@ -104,6 +104,26 @@ class ConfluentDriver:
 
     def open(self, sink: Sink, /) -> None:
         """Connect; see :meth:`anyio_sendproducer.drivers.Driver.open`."""
+        addresses = listed(self._settings.addresses)
+        try:
+            self.connect(sink)
+        except LoginRefused as refused:
+            raise ProducerStartError(f"no producer for {addresses}: {refused}") from refused
+        except NotReached as error:
+            raise ProducerStartError(
+                f"no producer for {addresses} within {self._settings.start_timeout:g} s "
+                f"(start_timeout): {error}{HOW_FAR}"
+            ) from error.__cause__
+
+    def connect(self, sink: Sink) -> None:
+        """Connect, as :meth:`open` does.
+
+        Raises:
+            SettingsError: librdkafka refuses the settings.
+            LoginRefused: a broker refused the login.
+            NotReached: no broker answered within ``start_timeout``.
+            ProducerStartError: the client could not start for another reason.
+        """
         deadline = time.monotonic() + self._settings.start_timeout
         handle = self._handle
         handle.sink = sink
@@ -138,11 +158,11 @@ class ConfluentDriver:
         """Wait until a broker answers.
 
         Raises:
-            ProducerStartError: no broker answered in time, a broker refused the login, or the
-                driver was closed.
+            LoginRefused: a broker refused the login.
+            NotReached: no broker answered in time.
+            ProducerStartError: the driver was closed.
         """
         health, closing = self._health, self._handle.closing
-        addresses = listed(self._settings.addresses)
         slice_ = waits.SLICE_SECONDS
         while True:
             remaining = deadline - time.monotonic()
@@ -150,14 +170,11 @@ class ConfluentDriver:
                 raise ProducerStartError("the producer was closed while it was starting")
             failure = health.failure
             if isinstance(failure, LoginRefused) and health.is_disconnected:
-                raise ProducerStartError(f"no producer for {addresses}: {failure}") from failure
+                raise failure
             if remaining <= 0:
                 reasons = listed(health.reasons(self._settings.addresses), separator="; ")
-                reason = "no broker answered" if failure is None else reasons or str(failure)
-                raise ProducerStartError(
-                    f"no producer for {addresses} within {self._settings.start_timeout:g} s "
-                    f"(start_timeout): {reason}{HOW_FAR}"
-                ) from failure
+                why = "" if failure is None else f": {reasons or failure}"
+                raise NotReached(f"no broker answered{why}") from failure
             seconds = max(0.001, min(slice_, remaining))
             asks_again = time.monotonic() + seconds
             try:

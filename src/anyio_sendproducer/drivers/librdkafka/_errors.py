@@ -24,6 +24,7 @@ __all__ = [
     "UNKNOWN_TOPIC",
     "UNREACHABLE",
     "LoginRefused",
+    "NotReached",
     "exception_of",
     "harmless_failure",
     "not_taken",
@@ -103,6 +104,10 @@ LOGIN_REFUSED: Final = frozenset(
 
 class LoginRefused(SendProducerError):
     """A broker refuses this client's credentials or certificate, and will refuse them again."""
+
+
+class NotReached(Exception):
+    """No broker answered before the deadline. The message has the reason for each address."""
 
 
 def text_of(error: Any) -> str:
