@@ -205,6 +205,17 @@ async def test_a_token_logs_in() -> None:
         await send_one(broker, login("OAUTHBEARER", "t0k3n"))
 
 
+async def test_a_client_logs_in_again_on_an_open_connection(driver: DriverName) -> None:
+    """KIP-368; kafka-python takes a session of less than a second for one of a second."""
+    with scripted_broker(mechanisms=("PLAIN",), users={"me": SECRET}, session_ms=1000) as broker:
+        made = ProducerSettings(bootstrap_servers=broker.address, properties=login("PLAIN"))
+        async with open_send_producer(made, driver=driver) as producer:
+            await producer.send(ProducerRecord("t", b"before"))
+            await until(lambda: len(broker.logins) > broker.connections)
+            await producer.send(ProducerRecord("t", b"after"))
+        assert all(broker.logins)
+
+
 @pytest.mark.parametrize("hangs_up", [True, False])
 @pytest.mark.parametrize("mechanism", [*MECHANISMS, "OAUTHBEARER"])
 async def test_a_refused_login_is_told_at_once(mechanism: str, hangs_up: bool) -> None:
