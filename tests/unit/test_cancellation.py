@@ -93,7 +93,7 @@ AWAITED = ["send", "send_envelope", "multi_message", "send_many"]
 
 
 @pytest.mark.parametrize("name", [*AWAITED, "enqueue"])
-async def test_cancel_a_call_that_waits_for_room(
+async def test_a_cancelled_call_that_waits_for_room_leaves_the_line(
     settings: ProducerSettings, cancel: Cancel, name: str
 ) -> None:
     fake = FakeDriver(manual=True)
@@ -142,7 +142,7 @@ async def test_a_cancelled_large_record_lets_smaller_records_through(
         await works_on(producer, fake)
 
 
-async def test_cancel_send_many_when_some_of_its_records_wait_for_room(
+async def test_a_cancelled_send_many_accepts_no_more_records(
     settings: ProducerSettings, cancel: Cancel
 ) -> None:
     """One record is delivered, one is with the driver, one waits, and one is not in line yet."""
@@ -166,7 +166,7 @@ async def test_cancel_send_many_when_some_of_its_records_wait_for_room(
         await works_on(producer, fake)
 
 
-async def test_cancel_send_many_between_two_parts(
+async def test_a_send_many_that_is_cancelled_between_two_parts_withdraws_its_records(
     settings: ProducerSettings, fake: FakeDriver, cancel: Cancel
 ) -> None:
     """A long list is accepted in several parts, and may be cancelled between two parts."""
@@ -188,7 +188,7 @@ async def test_cancel_send_many_between_two_parts(
 
 
 @pytest.mark.parametrize("name", AWAITED)
-async def test_cancel_a_call_whose_record_is_queued(
+async def test_a_cancelled_call_withdraws_its_queued_record(
     settings: ProducerSettings, fake: FakeDriver, cancel: Cancel, name: str
 ) -> None:
     fake.on_submit.shut()
@@ -211,7 +211,7 @@ async def test_cancel_a_call_whose_record_is_queued(
         await works_on(producer, fake)
 
 
-async def test_cancel_a_call_whose_topic_is_unknown(
+async def test_a_cancelled_call_withdraws_its_held_record(
     settings: ProducerSettings, fake: FakeDriver, cancel: Cancel
 ) -> None:
     fake.unknown_topics.add("new")
@@ -272,7 +272,7 @@ async def test_room_freed_by_a_withdrawn_record_is_used(
 
 
 @pytest.mark.parametrize("name", AWAITED)
-async def test_call_in_a_cancelled_scope(
+async def test_a_call_in_a_cancelled_scope_is_cancelled(
     settings: ProducerSettings, fake: FakeDriver, name: str
 ) -> None:
     """The record is not accepted, withdrawn, or abandoned, and is counted accordingly."""
@@ -290,7 +290,7 @@ async def test_call_in_a_cancelled_scope(
         assert values(fake).count(b"sent") == figures.abandoned
 
 
-async def test_call_of_a_waiting_method_in_a_cancelled_scope(
+async def test_every_waiting_method_checks_for_cancellation(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     async with open_send_producer(settings, driver=fake) as producer:
@@ -318,7 +318,7 @@ async def test_call_of_a_waiting_method_in_a_cancelled_scope(
 
 
 @pytest.mark.parametrize("name", AWAITED)
-async def test_cancel_a_call_whose_record_is_with_the_driver(
+async def test_a_cancelled_call_abandons_its_submitted_record(
     settings: ProducerSettings, cancel: Cancel, name: str
 ) -> None:
     fake = FakeDriver(manual=True)
@@ -340,7 +340,7 @@ async def test_cancel_a_call_whose_record_is_with_the_driver(
         await works_on(producer, fake)
 
 
-async def test_cancel_send_many_when_some_of_its_records_are_with_the_driver(
+async def test_a_cancelled_send_many_abandons_only_its_submitted_records(
     settings: ProducerSettings, cancel: Cancel
 ) -> None:
     fake = FakeDriver(manual=True)
@@ -360,7 +360,7 @@ async def test_cancel_send_many_when_some_of_its_records_are_with_the_driver(
         assert values(fake) == [b"sent", b"sent", b"after"]
 
 
-async def test_cancel_a_call_whose_record_has_just_been_acknowledged(
+async def test_a_record_that_is_acknowledged_during_the_cancellation_is_delivered(
     settings: ProducerSettings, cancel: Cancel
 ) -> None:
     """The outcome is on its way to the event loop when the call is cancelled."""
@@ -424,7 +424,9 @@ async def test_the_failure_of_an_abandoned_record_is_raised_at_the_end(
 # --- deliveries, flush, partitions -----------------------------------------------------------
 
 
-async def test_cancel_one_of_two_delivery_waits(settings: ProducerSettings, cancel: Cancel) -> None:
+async def test_a_cancelled_delivery_wait_does_not_affect_another(
+    settings: ProducerSettings, cancel: Cancel
+) -> None:
     fake = FakeDriver(manual=True)
     async with open_send_producer(settings, driver=fake) as producer:
         delivery = producer.enqueue_nowait(record(b"sent"))
@@ -497,7 +499,9 @@ async def test_a_cancelled_delivery_wait_can_be_repeated(
         await works_on(producer, fake)
 
 
-async def test_cancel_one_of_several_flushes(settings: ProducerSettings, cancel: Cancel) -> None:
+async def test_a_cancelled_flush_does_not_affect_others(
+    settings: ProducerSettings, cancel: Cancel
+) -> None:
     fake = FakeDriver(manual=True)
     async with open_send_producer(settings, driver=fake) as producer:
         delivery = producer.enqueue_nowait(record(b"sent"))
@@ -517,7 +521,7 @@ async def test_cancel_one_of_several_flushes(settings: ProducerSettings, cancel:
         await works_on(producer, fake)
 
 
-async def test_cancel_partitions_for(
+async def test_a_cancelled_partitions_for_does_not_affect_another(
     settings: ProducerSettings, fake: FakeDriver, cancel: Cancel
 ) -> None:
     fake.unknown_topics.add("new")
@@ -536,7 +540,7 @@ async def test_cancel_partitions_for(
         await works_on(producer, fake)
 
 
-async def test_cancel_partitions_for_while_the_driver_is_busy(
+async def test_partitions_for_can_be_cancelled_while_the_driver_is_busy(
     settings: ProducerSettings, fake: FakeDriver, cancel: Cancel
 ) -> None:
     fake.on_submit.shut()
@@ -557,7 +561,7 @@ async def test_cancel_partitions_for_while_the_driver_is_busy(
 # --- starting --------------------------------------------------------------------------------
 
 
-async def test_cancel_during_the_start(
+async def test_a_cancelled_start_leaves_no_task(
     settings: ProducerSettings, fake: FakeDriver, cancel: Cancel
 ) -> None:
     before = anyio.get_running_tasks()
@@ -576,7 +580,7 @@ async def test_cancel_during_the_start(
     assert anyio.get_running_tasks() == before
 
 
-async def test_cancel_a_start_in_a_task_group_of_the_caller(
+async def test_a_cancelled_start_does_not_affect_the_task_group_of_the_caller(
     settings: ProducerSettings, fake: FakeDriver, cancel: Cancel
 ) -> None:
     async with task_group() as tasks:
@@ -597,7 +601,9 @@ async def test_cancel_a_start_in_a_task_group_of_the_caller(
         await producer.aclose()
 
 
-async def test_start_in_a_cancelled_scope(settings: ProducerSettings, fake: FakeDriver) -> None:
+async def test_a_start_in_a_cancelled_scope_is_cancelled(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
     before = anyio.get_running_tasks()
     with anyio.CancelScope() as scope:
         scope.cancel()
@@ -618,7 +624,7 @@ async def test_fail_after_ends_a_start(settings: ProducerSettings, fake: FakeDri
 # --- closing ---------------------------------------------------------------------------------
 
 
-async def test_cancel_during_the_drain_of_a_clean_end(
+async def test_a_cancelled_drain_ends_within_cancel_timeout(
     settings: ProducerSettings, cancel: Cancel
 ) -> None:
     before = anyio.get_running_tasks()
@@ -646,7 +652,7 @@ async def test_cancel_during_the_drain_of_a_clean_end(
     assert anyio.get_running_tasks() == before
 
 
-async def test_outcomes_within_cancel_timeout_count_in_a_cancelled_drain(
+async def test_a_cancelled_drain_counts_outcomes_within_cancel_timeout(
     settings: ProducerSettings, cancel: Cancel
 ) -> None:
     fake = FakeDriver(manual=True)
@@ -670,7 +676,7 @@ async def test_outcomes_within_cancel_timeout_count_in_a_cancelled_drain(
     assert producers[0].statistics().delivered == 1
 
 
-async def test_cancel_a_close_twice_from_two_scopes(settings: ProducerSettings) -> None:
+async def test_a_close_may_be_cancelled_twice(settings: ProducerSettings) -> None:
     fake = FakeDriver(manual=True)
 
     async def body() -> None:
@@ -701,8 +707,10 @@ async def test_cancel_a_close_twice_from_two_scopes(settings: ProducerSettings) 
     assert producers[0].statistics().abandoned == 1
 
 
-async def test_cancel_aclose(settings: ProducerSettings, cancel: Cancel) -> None:
-    """A cancelled aclose() still closes the producer before it raises."""
+async def test_a_cancelled_aclose_closes_the_producer(
+    settings: ProducerSettings, cancel: Cancel
+) -> None:
+    """The producer is closed before aclose() raises the cancellation."""
     fake = FakeDriver(manual=True)
     hasty = settings.evolve(close_timeout=60.0, cancel_timeout=0.02)
     with raising(DeliveryError):
@@ -751,7 +759,9 @@ async def ended(task: asyncio.Task[Any]) -> None:
 
 @pytest.mark.parametrize("anyio_backend", ASYNCIO)
 @pytest.mark.parametrize("name", AWAITED)
-async def test_task_cancel_at_each_stage(settings: ProducerSettings, name: str) -> None:
+async def test_task_cancel_withdraws_or_abandons_a_record_at_each_stage(
+    settings: ProducerSettings, name: str
+) -> None:
     fake = FakeDriver(manual=True)
     fake.on_submit.shut()
     async with open_send_producer(settings.evolve(max_in_flight=2), driver=fake) as producer:
@@ -774,7 +784,9 @@ async def test_task_cancel_at_each_stage(settings: ProducerSettings, name: str) 
 
 
 @pytest.mark.parametrize("anyio_backend", ASYNCIO)
-async def test_task_cancel_when_the_outcome_has_arrived(settings: ProducerSettings) -> None:
+async def test_task_cancel_cancels_calls_whose_outcome_has_arrived(
+    settings: ProducerSettings,
+) -> None:
     """asyncio also cancels a task whose wait is over."""
     fake = FakeDriver(manual=True)
     victims: list[asyncio.Task[Any]] = []
@@ -807,7 +819,9 @@ async def test_task_cancel_when_the_outcome_has_arrived(settings: ProducerSettin
 
 
 @pytest.mark.parametrize("anyio_backend", ASYNCIO)
-async def test_task_cancel_of_an_enqueue_that_has_room(settings: ProducerSettings) -> None:
+async def test_task_cancel_withdraws_or_abandons_a_record_that_has_room(
+    settings: ProducerSettings,
+) -> None:
     """The record is accepted, and perhaps submitted, when its enqueue() is cancelled."""
     fake = FakeDriver(manual=True)
     victims: list[asyncio.Task[Any]] = []
@@ -834,7 +848,7 @@ async def test_task_cancel_of_an_enqueue_that_has_room(settings: ProducerSetting
 
 @pytest.mark.parametrize("anyio_backend", ASYNCIO)
 @pytest.mark.parametrize("is_submitted", [False, True])
-async def test_task_cancel_while_enqueue_lets_other_tasks_run(
+async def test_task_cancel_ends_an_enqueue_that_lets_other_tasks_run(
     settings: ProducerSettings, is_submitted: bool
 ) -> None:
     """Every hundredth call lets other tasks run after its record is accepted."""
@@ -867,7 +881,7 @@ async def test_task_cancel_while_enqueue_lets_other_tasks_run(
 
 
 @pytest.mark.parametrize("anyio_backend", ASYNCIO)
-async def test_task_cancel_during_the_start(settings: ProducerSettings, fake: FakeDriver) -> None:
+async def test_task_cancel_ends_a_start(settings: ProducerSettings, fake: FakeDriver) -> None:
     async def body() -> None:
         async with open_send_producer(settings, driver=fake):
             pytest.fail("the block was entered")
@@ -883,7 +897,7 @@ async def test_task_cancel_during_the_start(settings: ProducerSettings, fake: Fa
 
 @pytest.mark.parametrize("anyio_backend", ASYNCIO)
 @pytest.mark.parametrize("times", [1, 2, 3])
-async def test_task_cancel_during_the_drain(settings: ProducerSettings, times: int) -> None:
+async def test_task_cancel_ends_a_drain(settings: ProducerSettings, times: int) -> None:
     """However often the task is cancelled, the producer is closed when the task has ended."""
     before = anyio.get_running_tasks()
     fake = FakeDriver(manual=True)

@@ -952,7 +952,7 @@ def test_lines_that_come_while_a_handler_is_slow_are_logged_in_order(
 def test_no_line_is_lost_if_the_thread_is_about_to_end(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A line arrives after the thread found none. It starts a thread, or the first one sees it."""
+    """A line arrives after the thread found none. It starts a thread, or the old thread sees it."""
     relay = _log_relay.LogRelay()
     moving = relay._moving
     looks, goes_on = threading.Event(), threading.Event()

@@ -66,7 +66,7 @@ async def by_hand() -> AsyncIterator[FakeProducer]:
         yield running
 
 
-# --- what was sent -------------------------------------------------------------------------------
+# --- the sent records ----------------------------------------------------------------------------
 
 
 async def test_sent_has_the_records_with_all_their_fields(fake: FakeProducer) -> None:
@@ -146,7 +146,7 @@ def test_its_driver_rings_at_once_if_it_has_outcomes() -> None:
     assert isinstance(recorder.outcomes_of([parcel])[0], RecordMetadata)
 
 
-# --- it is the real producer ---------------------------------------------------------------------
+# --- it behaves like a real producer -------------------------------------------------------------
 
 
 async def test_it_applies_back_pressure(settings: ProducerSettings) -> None:

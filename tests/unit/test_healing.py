@@ -350,7 +350,7 @@ async def test_closing_while_the_old_client_is_being_closed(
 
 
 async def _open_when_closing(fake: FakeDriver) -> None:
-    await at_gate(fake.on_close)
+    await at_gate(fake.on_close)  # the close at the end of the block
     fake.on_close.open()
 
 

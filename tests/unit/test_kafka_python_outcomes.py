@@ -65,7 +65,7 @@ def is_rejected(
     return isinstance(found, RecordRejected)
 
 
-def test_a_refusal_that_leaves_the_client_alone_is_certain() -> None:
+def test_a_refusal_is_certain_if_the_client_continues() -> None:
     sink = Recorder()
     assert is_rejected(outcomes_for(sink), 1)
     assert is_rejected(outcomes_for(sink, is_idempotent=False, is_broken=None), None)
@@ -115,7 +115,7 @@ def test_only_the_first_of_unknown_partitions_is_refused_if_the_client_ends() ->
     assert is_rejected(alone, None, second)
 
 
-def test_a_refusal_in_a_transaction_leaves_the_client_alone() -> None:
+def test_a_refusal_in_a_transaction_does_not_break_the_client() -> None:
     sink = Recorder()
     outcomes = outcomes_for(sink, transactions=transactions_of(None))
     assert [is_rejected(outcomes, partition) for partition in (0, 1)] == [True, False]

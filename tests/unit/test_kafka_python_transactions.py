@@ -115,7 +115,7 @@ def test_a_transaction_is_begun_once(driver: KafkaPythonDriver, manager: Manager
         driver.begin_transaction()
 
 
-def test_an_answer_that_takes_a_while(driver: KafkaPythonDriver, manager: Manager) -> None:
+def test_a_late_answer_is_waited_for(driver: KafkaPythonDriver, manager: Manager) -> None:
     manager.result = Result(after=2)
     send_offsets(driver)
     manager.result = Result(after=2)
@@ -123,7 +123,7 @@ def test_an_answer_that_takes_a_while(driver: KafkaPythonDriver, manager: Manage
     driver.end_transaction(True, Deadline(10))
 
 
-def test_no_answer_in_time(driver: KafkaPythonDriver, manager: Manager) -> None:
+def test_a_missing_answer_is_an_error(driver: KafkaPythonDriver, manager: Manager) -> None:
     manager.result = Result(after=10**9)
     with pytest.raises(TransactionError, match="offsets of group 'group' could not be sent: there"):
         send_offsets(driver, 0)
