@@ -1,4 +1,4 @@
-"""The producer over a driver without a broker: what each method gives back, and when."""
+"""The results of the producer's methods, with a driver that has no broker."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ from tests.support.clock import ManualClock
 from tests.support.observers import Recorder
 from tests.support.waiting import PATIENCE, until
 
-#: A delivery_timeout that passes soon, wherever the record is then; seconds.
+#: A delivery_timeout that passes soon, in seconds.
 SOON = 0.03
 
 #: One that does not pass by itself.
@@ -70,7 +70,7 @@ def refuse_only(*values: bytes) -> Callable[[ProducerRecord[Any, Any]], Delivery
 
 
 def values(fake: FakeDriver, topic: str = "t", partition: int = 0) -> list[bytes]:
-    """What was written to a partition, in order."""
+    """The values in a partition's log, in order."""
     return [what.value for what in fake.written.get((topic, partition), [])]
 
 
@@ -81,7 +81,7 @@ def numbered(count: int, topic: str = "t") -> list[ProducerRecord[bytes | None, 
 # --- send ------------------------------------------------------------------------------------
 
 
-async def test_send_gives_the_place(settings: ProducerSettings, fake: FakeDriver) -> None:
+async def test_send_returns_the_metadata(settings: ProducerSettings, fake: FakeDriver) -> None:
     sent = ProducerRecord("orders", b"value", b"key", partition=2, timestamp_ms=7)
     async with open_send_producer(settings, driver=fake) as producer:
         metadata = await producer.send(sent)
@@ -98,7 +98,9 @@ async def test_records_of_one_task_keep_their_order(
     assert values(fake) == [b"%d" % number for number in range(20)]
 
 
-async def test_many_tasks_each_get_their_own(settings: ProducerSettings, fake: FakeDriver) -> None:
+async def test_each_of_many_tasks_gets_its_own_outcome(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
     async with open_send_producer(settings, driver=fake) as producer:
         async with task_group() as tasks:
             calls = [Call(tasks, producer.send, one) for one in numbered(100)]
@@ -108,9 +110,7 @@ async def test_many_tasks_each_get_their_own(settings: ProducerSettings, fake: F
             assert values(fake)[offset] == b"%d" % number
 
 
-async def test_send_raises_its_own_error_and_no_other(
-    settings: ProducerSettings, fake: FakeDriver
-) -> None:
+async def test_send_raises_only_its_own_error(settings: ProducerSettings, fake: FakeDriver) -> None:
     fake.judge = refuse_only(b"bad")
     async with open_send_producer(settings, driver=fake) as producer:
         async with task_group() as tasks:
@@ -122,7 +122,7 @@ async def test_send_raises_its_own_error_and_no_other(
         assert producer.statistics().failed == 1
 
 
-async def test_crossings_are_paid_once_a_batch(
+async def test_a_batch_needs_one_hand_over_and_one_wake_up(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     async def several(producer: SendProducer) -> None:
@@ -140,7 +140,7 @@ async def test_crossings_are_paid_once_a_batch(
     assert sum(fake.batches) == 1000
 
 
-async def test_one_wake_up_brings_all_that_there_is(settings: ProducerSettings) -> None:
+async def test_one_wake_up_settles_all_pending_outcomes(settings: ProducerSettings) -> None:
     fake = FakeDriver(manual=True)
     async with open_send_producer(settings, driver=fake) as producer:
         deliveries = [producer.enqueue_nowait(one) for one in numbered(100)]
@@ -149,12 +149,12 @@ async def test_one_wake_up_brings_all_that_there_is(settings: ProducerSettings) 
         await quiet()
         before = producer.statistics().wake_ups
         while fake.acknowledge(1):
-            pass  # the loop does not run meanwhile
+            pass  # the event loop does not run meanwhile
         assert [(await delivery.wait()).offset for delivery in deliveries] == list(range(100))
         assert producer.statistics().wake_ups == before + 1
 
 
-async def test_others_have_their_turn_while_many_are_settled(settings: ProducerSettings) -> None:
+async def test_other_tasks_run_while_many_outcomes_are_settled(settings: ProducerSettings) -> None:
     fake = FakeDriver(manual=True)
     delivered: list[int] = []
 
@@ -173,14 +173,14 @@ async def test_others_have_their_turn_while_many_are_settled(settings: ProducerS
         fake.acknowledge(299)
         assert [(await delivery.wait()).offset for delivery in deliveries] == list(range(1000))
     steps = [after - before for before, after in pairwise(delivered)]
-    # Trio has no order among those whose turn it is: two portions may come between two turns.
+    # Trio runs ready tasks in any order: two portions may be settled between two turns.
     assert max(steps) <= 2 * 60
-    # Nor do they come one by one.
+    # The outcomes are not settled one by one either.
     assert sum(step > 0 for step in steps) <= 17
 
 
-async def test_what_those_send_who_were_woken_goes_together(settings: ProducerSettings) -> None:
-    """However many turns it takes to wake them."""
+async def test_the_next_records_of_woken_tasks_form_one_batch(settings: ProducerSettings) -> None:
+    """It does not matter how many turns the wake-ups take."""
     fake = FakeDriver(manual=True)
 
     async def two(producer: SendProducer) -> None:
@@ -196,12 +196,12 @@ async def test_what_those_send_who_were_woken_goes_together(settings: ProducerSe
         fake.acknowledge()
         await taken(fake, 2000)
         fake.acknowledge()
-    # Trio has no order among those whose turn it is: some may have theirs behind the last.
+    # Trio runs ready tasks in any order: some may run after the last submission.
     assert sum(fake.batches[before:]) == 1000
     assert len(fake.batches[before:]) <= 2
 
 
-async def test_what_came_in_time_is_not_late_however_long_it_takes_to_settle(
+async def test_a_timely_outcome_is_not_late_however_long_settling_takes(
     settings: ProducerSettings, clock: ManualClock
 ) -> None:
     fake = FakeDriver(manual=True)
@@ -218,11 +218,12 @@ async def test_what_came_in_time_is_not_late_however_long_it_takes_to_settle(
             assert (await delivery.wait()).offset == number
 
 
-async def test_a_crowd_that_never_pauses_does_not_keep_its_records_from_the_driver(
+async def test_records_are_submitted_though_callers_never_pause(
     settings: ProducerSettings,
 ) -> None:
-    """With an observer, whatever happens between two turns rings."""
-    # No bound but time: while the driver's thread waits for a processor, thousands are enqueued.
+    """With an observer, each event between two turns wakes the pump."""
+    # The only bound is time: while the driver thread waits for a processor, the test enqueues
+    # thousands of records.
     settings = settings.with_max_in_flight(1_000_000)
     for observers in ([], [Recorder()]):
         fake = FakeDriver(manual=True)
@@ -240,7 +241,7 @@ async def test_a_crowd_that_never_pauses_does_not_keep_its_records_from_the_driv
                 await delivery.wait()
 
 
-async def test_a_record_is_handed_over_at_once_while_the_driver_is_idle(
+async def test_a_record_is_submitted_at_once_while_the_driver_is_idle(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     async with open_send_producer(settings, driver=fake) as producer:
@@ -252,7 +253,7 @@ async def test_a_record_is_handed_over_at_once_while_the_driver_is_idle(
 async def test_the_next_batch_forms_while_the_driver_is_busy(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
-    """Whatever else happens meanwhile."""
+    """Other events, such as new metadata, do not interrupt this."""
     fake.on_submit.shut()
     async with open_send_producer(settings, driver=fake) as producer:
         producer.enqueue_nowait(record())
@@ -318,7 +319,7 @@ async def test_multi_message_that_fails_in_part(
     ]
 
 
-async def test_pass_through_message_touches_no_driver(
+async def test_a_pass_through_message_does_not_use_the_driver(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     pass_through = object()
@@ -331,7 +332,9 @@ async def test_pass_through_message_touches_no_driver(
 # --- send_many -------------------------------------------------------------------------------
 
 
-async def test_send_many_in_order(settings: ProducerSettings, fake: FakeDriver) -> None:
+async def test_send_many_returns_the_metadata_in_order(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
     async with open_send_producer(settings, driver=fake) as producer:
         places = await producer.send_many(iter(numbered(1200)))
         assert [place.offset for place in places] == list(range(1200))
@@ -340,10 +343,8 @@ async def test_send_many_in_order(settings: ProducerSettings, fake: FakeDriver) 
         assert await producer.send_many([]) == []
 
 
-async def test_send_many_through_a_narrow_door(
-    settings: ProducerSettings, fake: FakeDriver
-) -> None:
-    """More records than there is room for: they take their places one by one, and in order."""
+async def test_send_many_with_little_room(settings: ProducerSettings, fake: FakeDriver) -> None:
+    """The call has more records than there is room for. They are accepted one by one, in order."""
     async with open_send_producer(settings.evolve(max_in_flight=3), driver=fake) as producer:
         places = await producer.send_many(numbered(50))
         assert [place.offset for place in places] == list(range(50))
@@ -374,7 +375,9 @@ async def test_send_many_gives_other_tasks_a_turn_while_it_enters_many_records(
         tasks.cancel_scope.cancel()
 
 
-async def test_send_many_lets_others_in_between(settings: ProducerSettings) -> None:
+async def test_records_of_other_calls_may_come_between_those_of_send_many(
+    settings: ProducerSettings,
+) -> None:
     fake = FakeDriver(manual=True)
     async with open_send_producer(settings.evolve(max_in_flight=1), driver=fake) as producer:
         async with task_group() as tasks:
@@ -391,7 +394,7 @@ async def test_send_many_lets_others_in_between(settings: ProducerSettings) -> N
         assert one.value.offset == 2
 
 
-async def test_send_many_that_fails_in_part_tells_every_outcome(
+async def test_the_error_of_send_many_has_every_outcome(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     fake.judge = refuse_only(b"1", b"3")
@@ -425,7 +428,7 @@ async def test_one_invalid_record_among_good_ones(
     assert rejected.persistence is Persistence.NOT_PERSISTED
 
 
-async def test_send_many_of_nothing_but_invalid_records(
+async def test_send_many_with_only_invalid_records(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     async with open_send_producer(settings, driver=fake) as producer:
@@ -434,10 +437,10 @@ async def test_send_many_of_nothing_but_invalid_records(
     assert len(caught.value.errors) == 2
 
 
-async def test_send_many_that_stops_gives_no_more_to_the_client(
+async def test_send_many_that_stops_submits_no_more_records(
     settings: ProducerSettings,
 ) -> None:
-    """What the client has by then goes on; what waits for it, or for room, is not sent."""
+    """Records that the client has go on; records that are queued or wait for room are not sent."""
     fake = FakeDriver(manual=True)
     records = numbered(6)
     async with open_send_producer(settings.evolve(max_in_flight=4), driver=fake) as producer:
@@ -449,12 +452,12 @@ async def test_send_many_that_stops_gives_no_more_to_the_client(
             await quiet()  # three are queued, and one waits for room
             fake.on_submit.open()
             await taken(fake, 4)
-            assert fake.fail(refuse, 1) == 1  # the other one
+            assert fake.fail(refuse, 1) == 1  # the record of the other call
             await first.wait()
-            await taken(fake, 5)  # its room is taken
+            await taken(fake, 5)  # the waiting record uses its room
             fake.on_submit.shut()
             assert fake.acknowledge(1) == 1
-            await at_gate(fake.on_submit)  # with the fifth
+            await at_gate(fake.on_submit)  # with the record with index 4
             assert fake.fail(refuse, 1) == 1
             await quiet()
             fake.on_submit.open()
@@ -477,10 +480,10 @@ async def test_send_many_that_stops_gives_no_more_to_the_client(
 
 
 @pytest.mark.parametrize("end", ["deadline", "close"])
-async def test_send_many_that_stops_when_all_of_it_ends_at_once(
+async def test_send_many_that_stops_when_all_its_records_end_at_once(
     settings: ProducerSettings, clock: ManualClock, fake: FakeDriver, end: str
 ) -> None:
-    """The first to fail ends the others, whose own time is over as well."""
+    """The first failure stops the other records, although their own time is over as well."""
     fake.unknown_topics.add("t")
     async with clock.open(settings.evolve(close_timeout=0.1), driver=fake) as producer:
         async with task_group() as tasks:
@@ -506,7 +509,7 @@ async def test_send_many_that_stops_when_all_of_it_ends_at_once(
 
 
 @pytest.mark.parametrize("stops", [False, True])
-async def test_send_many_that_stops_at_one_that_is_refused_at_once(
+async def test_send_many_that_stops_at_an_invalid_record(
     settings: ProducerSettings, fake: FakeDriver, stops: bool
 ) -> None:
     records = numbered(5)
@@ -519,7 +522,7 @@ async def test_send_many_that_stops_at_one_that_is_refused_at_once(
     assert len(fake.submitted) == (1 if stops else 5)
 
 
-async def test_send_many_with_what_is_no_record_sends_none(
+async def test_send_many_with_an_object_that_is_not_a_record_sends_none(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     async with open_send_producer(settings, driver=fake) as producer:
@@ -532,7 +535,7 @@ async def test_send_many_with_what_is_no_record_sends_none(
 
 
 @pytest.mark.parametrize("nowait", [False, True])
-async def test_accepted_is_one_stage_and_acknowledged_the_next(
+async def test_a_delivery_is_first_accepted_and_then_acknowledged(
     settings: ProducerSettings, nowait: bool
 ) -> None:
     fake = FakeDriver(manual=True)
@@ -552,7 +555,7 @@ async def test_accepted_is_one_stage_and_acknowledged_the_next(
     assert await delivery.wait() is metadata  # also on a closed producer
 
 
-async def test_a_delivery_is_awaited_by_several_tasks(settings: ProducerSettings) -> None:
+async def test_several_tasks_may_await_a_delivery(settings: ProducerSettings) -> None:
     fake = FakeDriver(manual=True)
     async with open_send_producer(settings, driver=fake) as producer:
         delivery = await producer.enqueue(record())
@@ -565,7 +568,7 @@ async def test_a_delivery_is_awaited_by_several_tasks(settings: ProducerSettings
         assert {call.value for call in calls} == {await delivery.wait()}
 
 
-async def test_a_failed_delivery_tells_everybody_every_time(settings: ProducerSettings) -> None:
+async def test_each_wait_for_a_failed_delivery_raises(settings: ProducerSettings) -> None:
     fake = FakeDriver(manual=True)
     async with open_send_producer(settings, driver=fake) as producer:
         delivery = await producer.enqueue(record())
@@ -602,7 +605,7 @@ async def test_enqueue_waits_for_room(settings: ProducerSettings) -> None:
     assert values(fake) == [b"0", b"1"]
 
 
-async def test_enqueue_nowait_where_there_is_no_room(settings: ProducerSettings) -> None:
+async def test_enqueue_nowait_without_room(settings: ProducerSettings) -> None:
     fake = FakeDriver(manual=True)
     async with open_send_producer(settings.evolve(max_in_flight=2), driver=fake) as producer:
         producer.enqueue_nowait(record())
@@ -636,10 +639,10 @@ async def test_an_invalid_record_is_not_accepted(
 
 
 @pytest.mark.parametrize("calls", ["enqueue", "wait"])
-async def test_others_have_their_turns_beside_calls_that_need_not_wait(
+async def test_other_tasks_run_beside_calls_that_need_not_wait(
     settings: ProducerSettings, fake: FakeDriver, calls: str
 ) -> None:
-    """After a hundred calls at the latest."""
+    """A call yields to other tasks after at most a hundred calls."""
     turns = 0
 
     async def count() -> None:
@@ -659,15 +662,15 @@ async def test_others_have_their_turns_beside_calls_that_need_not_wait(
                 await producer.enqueue(record())
             else:
                 await delivery.wait()
-        # In the first and the last round Trio may choose either order.
+        # In the first and in the last round, Trio may choose either order.
         assert turns - before >= 3
         tasks.cancel_scope.cancel()
 
 
-async def test_enqueue_that_fails_as_soon_as_it_has_room_is_told_of_it_once(
+async def test_enqueue_whose_record_fails_at_once_reports_it_once(
     settings: ProducerSettings,
 ) -> None:
-    """By its own exception, and not once more when the producer is closed."""
+    """The call raises the failure, so the end of the producer does not report it again."""
     fake = FakeDriver(manual=True)
     narrow = settings.evolve(max_in_flight=1)
     async with open_send_producer(narrow, driver=fake) as producer, task_group() as tasks:
@@ -675,7 +678,7 @@ async def test_enqueue_that_fails_as_soon_as_it_has_room_is_told_of_it_once(
         await taken(fake, 1)
         call = Call(tasks, producer.enqueue, record())
         await quiet()
-        # The room is there and the producer is broken before the task has its turn.
+        # There is room and the producer is broken before the task has its turn.
         fake.acknowledge()
         fake.break_client(ProducerFenced("another one"))
         await call.wait()
@@ -684,7 +687,7 @@ async def test_enqueue_that_fails_as_soon_as_it_has_room_is_told_of_it_once(
     assert (producer.statistics().accepted, producer.statistics().failed) == (2, 1)
 
 
-async def test_room_in_records_goes_to_who_came_first(settings: ProducerSettings) -> None:
+async def test_room_in_records_is_given_in_fifo_order(settings: ProducerSettings) -> None:
     fake = FakeDriver(manual=True)
     async with (
         open_send_producer(settings.evolve(max_in_flight=2), driver=fake) as producer,
@@ -704,7 +707,7 @@ async def test_room_in_records_goes_to_who_came_first(settings: ProducerSettings
     assert values(fake) == [b"%d" % number for number in range(6)]
 
 
-async def test_room_in_bytes_goes_to_who_came_first(settings: ProducerSettings) -> None:
+async def test_room_in_bytes_is_given_in_fifo_order(settings: ProducerSettings) -> None:
     fake = FakeDriver(manual=True)
     async with (
         open_send_producer(settings.evolve(max_buffered_bytes=10), driver=fake) as producer,
@@ -714,7 +717,7 @@ async def test_room_in_bytes_goes_to_who_came_first(settings: ProducerSettings) 
             Call(tasks, producer.send, record(b"x" * size))
             await quiet()
         figures = producer.statistics()
-        # The small one would fit, and does not overtake.
+        # The small record would fit, but does not overtake.
         assert (figures.in_flight_bytes, figures.waiting) == (6, 2)
         with pytest.raises(anyio.WouldBlock):
             producer.enqueue_nowait(record(b"x"))
@@ -726,7 +729,9 @@ async def test_room_in_bytes_goes_to_who_came_first(settings: ProducerSettings) 
     assert [len(value) for value in values(fake)] == [6, 5, 1]
 
 
-async def test_larger_than_all_room(settings: ProducerSettings, fake: FakeDriver) -> None:
+async def test_a_record_larger_than_max_buffered_bytes(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
     too_large = record(b"x" * 11)
     async with open_send_producer(settings.evolve(max_buffered_bytes=10), driver=fake) as producer:
         for attempt in (producer.send, producer.enqueue):
@@ -756,13 +761,13 @@ async def test_room_freed_by_an_expired_record_is_used(
     fake: FakeDriver,
     clock: ManualClock,
 ) -> None:
-    """The driver is idle, and nothing else happens that would remind the producer."""
+    """The driver is idle, and no other event wakes the pump."""
     fake.unknown_topics.add("unknown")
     narrow = settings.evolve(max_in_flight=1, delivery_timeout=LONG)
     async with clock.open(narrow, driver=fake) as producer:
         unlucky = producer.enqueue_nowait(record(topic="unknown"))
-        await producer.partitions_for("t")  # the driver has been asked, and has held it back
-        # So that the next one has some time left when the first has none.
+        await producer.partitions_for("t")  # the driver was asked, and the record is held back
+        # The second record still has some time left when the first one expires.
         clock.advance(LONG / 2)
         async with task_group() as tasks:
             lucky = Call(tasks, producer.send, record())
@@ -777,7 +782,7 @@ async def test_room_freed_by_an_expired_record_is_used(
 # --- flush -----------------------------------------------------------------------------------
 
 
-async def test_flush_waits_for_what_was_accepted_before(settings: ProducerSettings) -> None:
+async def test_flush_waits_for_records_accepted_before(settings: ProducerSettings) -> None:
     fake = FakeDriver(manual=True)
     async with (
         open_send_producer(settings, driver=fake) as producer,
@@ -795,7 +800,7 @@ async def test_flush_waits_for_what_was_accepted_before(settings: ProducerSettin
         await quiet()
         assert flush.running
         fake.fail(refuse, 1)
-        await flush.wait()  # an error is an outcome, and not flush's to raise
+        await flush.wait()  # an error is an outcome, and flush() does not raise it
         assert flush.error is None
         assert second.done
         assert not later.done
@@ -804,14 +809,14 @@ async def test_flush_waits_for_what_was_accepted_before(settings: ProducerSettin
             await second.wait()
 
 
-async def test_flush_of_nothing_returns(settings: ProducerSettings, fake: FakeDriver) -> None:
+async def test_flush_without_records_returns(settings: ProducerSettings, fake: FakeDriver) -> None:
     async with open_send_producer(settings, driver=fake) as producer:
         await producer.flush()
         await producer.send(record())
         await producer.flush()
 
 
-async def test_flush_does_not_wait_for_what_waits_for_room(settings: ProducerSettings) -> None:
+async def test_flush_does_not_wait_for_records_without_room(settings: ProducerSettings) -> None:
     fake = FakeDriver(manual=True)
     async with (
         open_send_producer(settings.evolve(max_in_flight=1), driver=fake) as producer,
@@ -838,7 +843,7 @@ async def test_partitions_of_a_known_topic(settings: ProducerSettings) -> None:
         assert await producer.partitions_for("t") == frozenset({0, 1, 2})
 
 
-async def test_partitions_of_a_topic_that_is_learned(
+async def test_partitions_of_a_topic_that_the_driver_learns(
     settings: ProducerSettings, fake: FakeDriver, clock: ManualClock
 ) -> None:
     fake.unknown_topics.add("new")
@@ -853,7 +858,7 @@ async def test_partitions_of_a_topic_that_is_learned(
             assert call.value == frozenset(range(4))
 
 
-async def test_partitions_are_asked_for_again_without_being_told(
+async def test_partitions_are_requested_again_without_an_event(
     settings: ProducerSettings, fake: FakeDriver, clock: ManualClock
 ) -> None:
     fake.unknown_topics.add("new")
@@ -867,7 +872,7 @@ async def test_partitions_are_asked_for_again_without_being_told(
 
 
 class LearnsMeanwhile(FakeDriver):
-    """A driver whose client learns the topic after the driver has looked, and before it says so."""
+    """A driver whose client learns the topic after the driver's look-up, but before its answer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -884,10 +889,10 @@ class LearnsMeanwhile(FakeDriver):
         return answer
 
 
-async def test_metadata_that_come_before_the_loop_waits_for_them_are_not_missed(
+async def test_metadata_that_come_before_the_wait_are_not_missed(
     settings: ProducerSettings, clock: ManualClock
 ) -> None:
-    """No time passes, so nothing is asked for again by itself."""
+    """No time passes, so no retry hides a missed event."""
     driver = LearnsMeanwhile()
     async with clock.open(settings, driver=driver) as producer:
         with anyio.fail_after(PATIENCE):
@@ -896,7 +901,7 @@ async def test_metadata_that_come_before_the_loop_waits_for_them_are_not_missed(
             assert (await producer.send(record(topic="new"))).topic == "new"
 
 
-async def test_metadata_that_came_before_are_not_waited_for(
+async def test_the_wait_for_earlier_metadata_ends_at_once(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     async with open_send_producer(settings, driver=fake) as producer:
@@ -906,7 +911,9 @@ async def test_metadata_that_came_before_are_not_waited_for(
             assert not metadata.is_retry_scheduled
 
 
-async def test_partitions_that_nobody_tells(settings: ProducerSettings, fake: FakeDriver) -> None:
+async def test_partitions_that_no_broker_reports(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
     fake.unknown_topics.add("new")
     async with open_send_producer(settings.evolve(delivery_timeout=SOON), driver=fake) as producer:
         with pytest.raises(SendProducerError, match=r"partitions of topic 'new' within 0\.03 s"):
@@ -918,7 +925,7 @@ async def test_partitions_that_nobody_tells(settings: ProducerSettings, fake: Fa
 async def test_partitions_of_a_producer_that_breaks_meanwhile(
     settings: ProducerSettings, fake: FakeDriver, clock: ManualClock
 ) -> None:
-    """Nobody asks again from then on, and no time passes here."""
+    """After the break there is no retry, and no time passes here."""
     fake.unknown_topics.add("new")
     async with clock.open(settings, driver=fake) as producer, task_group() as tasks:
         call = Call(tasks, producer.partitions_for, "new")
@@ -933,23 +940,23 @@ async def test_partitions_of_a_producer_that_breaks_meanwhile(
 
 class Refusing(FakeDriver):
     def partitions_for(self, topic: str, /) -> frozenset[int] | None:
-        raise SendProducerError(f"{topic} is none of your business")
+        raise SendProducerError(f"no access to {topic}")
 
 
-async def test_partitions_that_may_not_be_told(settings: ProducerSettings) -> None:
+async def test_partitions_without_authorization(settings: ProducerSettings) -> None:
     async with open_send_producer(settings, driver=Refusing()) as producer:
-        with pytest.raises(SendProducerError, match="secret is none of your business"):
+        with pytest.raises(SendProducerError, match="no access to secret"):
             await producer.partitions_for("secret")
 
 
-async def test_an_unknown_topic_holds_up_itself_only(
+async def test_an_unknown_topic_holds_back_only_its_own_records(
     settings: ProducerSettings, fake: FakeDriver, clock: ManualClock
 ) -> None:
     fake.unknown_topics.add("new")
     async with clock.open(settings, driver=fake) as producer:
         held = [producer.enqueue_nowait(one) for one in numbered(2, "new")]
         assert (await producer.send(record(b"a"))).offset == 0
-        # These come when the producer knows that it is to keep them back.
+        # The producer already holds back the topic when it gets these.
         held += [producer.enqueue_nowait(record(b"%d" % number, "new")) for number in (2, 3)]
         assert (await producer.send(record(b"b"))).offset == 1
         assert producer.statistics().queued == 4
@@ -961,10 +968,10 @@ async def test_an_unknown_topic_holds_up_itself_only(
     assert values(fake) == [b"a", b"b"]
 
 
-async def test_what_was_held_goes_before_what_came_later(
+async def test_held_records_precede_later_records(
     settings: ProducerSettings, fake: FakeDriver, clock: ManualClock
 ) -> None:
-    """The topic is learned while a later record of it is queued behind a busy driver."""
+    """The driver learns the topic while a later record of it is queued behind a busy driver."""
     fake.unknown_topics.add("new")
     async with clock.open(settings, driver=fake) as producer:
         deliveries = [producer.enqueue_nowait(record(b"held", "new"))]
@@ -981,7 +988,7 @@ async def test_what_was_held_goes_before_what_came_later(
     assert values(fake, "new") == [b"held", b"later"]
 
 
-async def test_a_held_topic_is_tried_again_without_being_told(
+async def test_held_records_are_retried_without_an_event(
     settings: ProducerSettings, fake: FakeDriver, clock: ManualClock
 ) -> None:
     fake.unknown_topics.add("new")
@@ -993,7 +1000,7 @@ async def test_a_held_topic_is_tried_again_without_being_told(
         assert (await delivery.wait()).offset == 0
 
 
-async def test_two_topics_are_held_and_tried_again_once(
+async def test_one_retry_serves_two_held_topics(
     settings: ProducerSettings, fake: FakeDriver, clock: ManualClock
 ) -> None:
     fake.unknown_topics |= {"one", "two"}
@@ -1009,7 +1016,7 @@ async def test_two_topics_are_held_and_tried_again_once(
         clock.advance(RETRY_SECONDS)
         assert (await first.wait()).topic == "one"
         assert (await second.wait()).topic == "two"
-        # Nothing is held any more when the second's turn to be tried again comes.
+        # When the retry for the third topic is due, no record is held any more.
         fake.unknown_topics.add("three")
         third = producer.enqueue_nowait(record(topic="three"))
         await producer.partitions_for("t")
@@ -1047,7 +1054,7 @@ async def test_deadline_while_waiting_for_room_and_with_the_driver(
     assert b"e" not in values(fake)
 
 
-async def test_a_deadline_passes_by_itself(settings: ProducerSettings) -> None:
+async def test_a_deadline_passes_without_any_event(settings: ProducerSettings) -> None:
     fake = FakeDriver(manual=True)
     async with open_send_producer(settings.evolve(delivery_timeout=SOON), driver=fake) as producer:
         with pytest.raises(DeliveryTimeout, match=r"within 0\.03 s"):
@@ -1085,7 +1092,7 @@ async def test_deadline_with_the_driver(settings: ProducerSettings, clock: Manua
         with pytest.raises(DeliveryTimeout, match=r"within 120 s") as caught:
             await delivery.wait()
         assert caught.value.persistence is Persistence.POSSIBLY_PERSISTED
-        # It holds its room for as long as the driver has it.
+        # The record keeps its room while the driver has it.
         assert producer.statistics().in_flight == 1
         assert fake.acknowledge() == 1
         await until(lambda: producer.statistics().in_flight == 0)
@@ -1112,7 +1119,9 @@ async def test_deadline_of_an_unknown_topic(
     assert values(fake, "new") == []
 
 
-async def test_deadlines_run_from_each_call(settings: ProducerSettings, clock: ManualClock) -> None:
+async def test_each_deadline_starts_at_its_call(
+    settings: ProducerSettings, clock: ManualClock
+) -> None:
     fake = FakeDriver(manual=True)
     async with clock.open(settings.evolve(delivery_timeout=LONG), driver=fake) as producer:
         async with task_group() as tasks:
@@ -1130,10 +1139,10 @@ async def test_deadlines_run_from_each_call(settings: ProducerSettings, clock: M
         assert second.value.offset == 1
 
 
-# --- failures that nobody awaited ------------------------------------------------------------
+# --- unawaited failures ----------------------------------------------------------------------
 
 
-async def test_undelivered_records_at_the_clean_end(
+async def test_undelivered_records_are_raised_at_the_clean_end(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     fake.judge = refuse_only(b"bad")
@@ -1146,7 +1155,7 @@ async def test_undelivered_records_at_the_clean_end(
     assert [error.record.value for error in caught.value.errors] == [b"bad", b"bad"]
 
 
-async def test_nothing_undelivered_where_it_was_awaited(
+async def test_awaited_failures_are_not_undelivered_records(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     fake.judge = refuse
@@ -1164,7 +1173,9 @@ async def test_nothing_undelivered_where_it_was_awaited(
             await producer.send_many([record()])
 
 
-async def test_a_failure_seen_late_is_seen(settings: ProducerSettings, fake: FakeDriver) -> None:
+async def test_a_failure_that_is_awaited_late_is_not_reported(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
     fake.judge = refuse
     async with open_send_producer(settings, driver=fake) as producer:
         delivery = producer.enqueue_nowait(record())
@@ -1174,7 +1185,9 @@ async def test_a_failure_seen_late_is_seen(settings: ProducerSettings, fake: Fak
             await delivery.wait()
 
 
-async def test_abandoned_and_then_failed_counts_as_undelivered(settings: ProducerSettings) -> None:
+async def test_an_abandoned_record_that_fails_counts_as_undelivered(
+    settings: ProducerSettings,
+) -> None:
     fake = FakeDriver(manual=True)
     with raising(UndeliveredRecords) as caught:
         async with open_send_producer(settings, driver=fake) as producer:
@@ -1200,7 +1213,7 @@ async def test_many_undelivered_records_are_counted(
     assert len(caught.value.errors) == 1000
 
 
-async def test_the_bodys_own_exception_comes_out_with_a_note(
+async def test_the_exception_of_the_body_gets_a_note_about_failures(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     fake.judge = refuse
@@ -1214,7 +1227,7 @@ async def test_the_bodys_own_exception_comes_out_with_a_note(
     assert notes[0].startswith("1 record(s) failed and nobody awaited the outcome")
 
 
-async def test_no_note_where_nothing_failed(settings: ProducerSettings, fake: FakeDriver) -> None:
+async def test_no_note_without_failures(settings: ProducerSettings, fake: FakeDriver) -> None:
     with pytest.raises(KeyError) as caught:  # noqa: PT012  # the body itself raises
         async with open_send_producer(settings, driver=fake) as producer:
             await producer.send(record())
@@ -1222,15 +1235,15 @@ async def test_no_note_where_nothing_failed(settings: ProducerSettings, fake: Fa
     assert "__notes__" not in caught.value.__dict__
 
 
-# --- what comes out of the block -------------------------------------------------------------
+# --- exceptions of the block -----------------------------------------------------------------
 
 
 class Unusual(BaseException):
-    """As KeyboardInterrupt is, which pytest would take for its own."""
+    """Stands for KeyboardInterrupt, which pytest would handle itself."""
 
 
 def group(*errors: Exception) -> Exception:
-    # Built in since Python 3.11; what AnyIO takes in its place before that has the same name.
+    # Built in since Python 3.11. The backport that AnyIO uses before that has the same name.
     kind: Any = getattr(builtins, "ExceptionGroup", None)
     if kind is None:  # pragma: no cover
         kind = importlib.import_module("exceptiongroup").ExceptionGroup
@@ -1248,7 +1261,7 @@ def group(*errors: Exception) -> Exception:
     ],
     ids=lambda error: type(error).__name__,
 )
-async def test_what_the_body_raises_leaves_as_it_is(
+async def test_the_exception_of_the_body_is_raised_unchanged(
     settings: ProducerSettings, fake: FakeDriver, error: BaseException
 ) -> None:
     with pytest.raises(type(error)) as caught:
@@ -1270,7 +1283,9 @@ async def test_a_return_in_the_body(settings: ProducerSettings, fake: FakeDriver
 # --- starting --------------------------------------------------------------------------------
 
 
-async def test_in_a_task_group_of_the_callers(settings: ProducerSettings, fake: FakeDriver) -> None:
+async def test_a_producer_in_a_task_group_of_the_caller(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
     async with task_group() as tasks:
         producer = await start_send_producer(tasks, settings, driver=fake)
         assert (await producer.send(record())).offset == 0
@@ -1280,7 +1295,7 @@ async def test_in_a_task_group_of_the_callers(settings: ProducerSettings, fake: 
     assert len(fake.closed) == 1
 
 
-async def test_a_cancelled_task_group_closes_it(
+async def test_a_cancelled_task_group_closes_the_producer(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     async with task_group() as tasks:
@@ -1288,11 +1303,11 @@ async def test_a_cancelled_task_group_closes_it(
         delivery = producer.enqueue_nowait(record())
         tasks.cancel_scope.cancel()
     assert producer.statistics().state == "closed"
-    assert delivery.done  # it was given the time that there is
+    assert delivery.done
 
 
 @pytest.mark.parametrize("anyio_backend", ["trio"])
-async def test_in_a_nursery(settings: ProducerSettings, fake: FakeDriver) -> None:
+async def test_a_producer_in_a_nursery(settings: ProducerSettings, fake: FakeDriver) -> None:
     trio = pytest.importorskip("trio")
     async with trio.open_nursery() as nursery:
         producer = await start_send_producer(nursery, settings, driver=fake)
@@ -1307,7 +1322,7 @@ async def test_the_driver_gets_the_settings(settings: ProducerSettings, fake: Fa
 
 
 @pytest.mark.parametrize("error", [ProducerStartError("no broker"), ValueError("a bug")])
-async def test_an_error_at_the_start_comes_out_as_it_is(
+async def test_an_error_at_the_start_is_raised_unchanged(
     settings: ProducerSettings, fake: FakeDriver, error: Exception
 ) -> None:
     fake.open_error = error
@@ -1362,7 +1377,7 @@ async def test_statistics(settings: ProducerSettings, fake: FakeDriver) -> None:
     assert last.wake_ups > first.wake_ups
 
 
-# --- a driver that can't be trusted ----------------------------------------------------------
+# --- faults of drivers and of the producer ---------------------------------------------------
 
 
 async def test_a_driver_that_raises_breaks_the_producer(
@@ -1409,7 +1424,7 @@ async def test_a_driver_that_raises_breaks_the_producer(
     assert producer.statistics().state == "closed"
 
 
-async def test_what_nobody_awaited_when_the_driver_broke(
+async def test_unawaited_records_fail_when_the_driver_breaks(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     fake.submit_error = KeyError("the driver's own")
@@ -1419,7 +1434,7 @@ async def test_what_nobody_awaited_when_the_driver_broke(
     assert caught.value.count == 1
 
 
-async def test_a_fault_of_the_producers_own_breaks_it(
+async def test_a_bug_in_the_producer_breaks_it(
     settings: ProducerSettings,
     fake: FakeDriver,
     monkeypatch: pytest.MonkeyPatch,
@@ -1438,11 +1453,11 @@ async def test_a_fault_of_the_producers_own_breaks_it(
             await producer.send(record())
 
 
-# --- the fake driver itself ------------------------------------------------------------------
+# --- the fake driver -------------------------------------------------------------------------
 
 
 async def test_the_fake_chooses_partitions(settings: ProducerSettings) -> None:
-    """By the key where there is one, otherwise one after the other."""
+    """Records with a key are partitioned by it; the others get the partitions in turn."""
     fake = FakeDriver(partitions=3)
     async with open_send_producer(settings, driver=fake) as producer:
         by_key = [await producer.send(record(key=b"same", partition=None)) for _ in range(5)]
@@ -1452,7 +1467,7 @@ async def test_the_fake_chooses_partitions(settings: ProducerSettings) -> None:
 
 
 def test_the_attributes_of_the_fake_can_be_replaced() -> None:
-    """The fake keeps some of them in other objects."""
+    """The fake stores some of them in other objects."""
     fake = FakeDriver(partitions=2)
     written, transactions, offsets = fake.written, fake.transactions, fake.offsets
     assert (fake.partitions, written, transactions, offsets) == (2, {}, [], [])

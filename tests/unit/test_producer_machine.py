@@ -1,8 +1,7 @@
-"""The real producer over the fake driver, in any course of events, judged by a plain model.
+"""The real producer with the fake driver, in any course of events.
 
-A course is a list of steps, which Hypothesis makes and shrinks. It is run from beginning to end
-on one loop and then judged: the driver's log tells what was written, the calls tell what they were
-told, and the two must agree.
+A course is a list of steps, which Hypothesis makes and shrinks. The test runs it on one event
+loop. Then it compares the driver's log with the outcomes that the calls got.
 """
 
 from __future__ import annotations
@@ -70,13 +69,14 @@ SETTINGS = ProducerSettings(
     max_in_flight=MAX_RECORDS,
     max_buffered_bytes=MAX_BYTES,
 )
-#: Seconds for closing. Most courses leave records that nobody acknowledges, so closing takes all
-#: the time that it has. Only when a course ends with a drain does the driver need some of it.
+#: Seconds for closing. Most courses leave unacknowledged records, so closing takes all its time.
+#: The driver needs some of this time only if a course ends with a drain.
 CLOSE_SECONDS = 0.002
 DRAIN_SECONDS = 0.02
 
 
-#: Those that tell of what they did, and those that are asked: by the loop that hands over, too.
+#: Drivers that report events themselves, and drivers that the producer polls. The event loop
+#: submits records to the direct driver itself.
 DRIVERS: dict[str, Callable[[], FakeDriver]] = {
     "telling": lambda: FakeDriver(partitions=2, manual=True),
     "asked": lambda: AskedDriver(partitions=2, manual=True, direct=False),
@@ -85,12 +85,12 @@ DRIVERS: dict[str, Callable[[], FakeDriver]] = {
 
 
 class Boom(Exception):
-    """What the body raises."""
+    """The exception of the body."""
 
 
 @dataclass
 class Sending:
-    """A call that sends, and what it sends."""
+    """A call that sends, with its records."""
 
     records: list[AnyRecord]
     call: Call[Any]
@@ -98,7 +98,7 @@ class Sending:
 
 @dataclass
 class World:
-    """The producer, its driver, and everything that was asked of them."""
+    """The producer, its driver, and all calls."""
 
     producer: SendProducer
     fake: FakeDriver
@@ -115,7 +115,7 @@ class World:
     undelivered: int = 0
 
     def __post_init__(self) -> None:
-        # Records take their places in line as they are entered; that is the order to be kept.
+        # The order in which records are entered is the order that the producer must keep.
         enter = self.producer._engine.ledger.enter
 
         def entering(*args: Any) -> Entry:
@@ -250,7 +250,7 @@ class Fail:
 
 @dataclass(frozen=True)
 class Do:
-    """One of the things that need no telling how."""
+    """A step without parameters."""
 
     what: str
 
@@ -264,7 +264,7 @@ class Do:
             case "shut the gate":
                 if not (
                     isinstance(fake, AskedDriver) and fake.direct
-                ):  # the loop would stand there
+                ):  # the event loop would block there
                     fake.on_submit.shut()
             case "open the gate":
                 fake.on_submit.open()
@@ -283,7 +283,7 @@ class Do:
             case "close":
                 world.closes.append(Call(world.tasks, producer.aclose))
             case "settle":
-                # The answer comes when the driver is through with all that it was given.
+                # The answer comes when the driver has processed everything before it.
                 with anyio.move_on_after(0.01), contextlib.suppress(SendProducerError):
                     await producer.partitions_for("known")
                 for _ in range(10):
@@ -391,8 +391,10 @@ async def end(world: World, ending: str, scope: anyio.CancelScope) -> None:
             pass
 
 
-async def told(world: World) -> tuple[dict[bytes, Outcome], dict[bytes, Outcome]]:
-    """What callers were told of each record, and what the deliveries say when asked at the end."""
+async def all_outcomes(
+    world: World,
+) -> tuple[dict[bytes, Outcome], dict[bytes, Outcome]]:
+    """The outcomes that the callers got, and the outcomes of the deliveries at the end."""
     by_calls: dict[bytes, Outcome] = {}
     by_deliveries: dict[bytes, Outcome] = {}
     for sending in world.sendings:
@@ -412,7 +414,7 @@ async def told(world: World) -> tuple[dict[bytes, Outcome], dict[bytes, Outcome]
 
 
 def outcomes(sending: Sending) -> Iterable[Outcome | None]:
-    """The outcome of each record of a call; None where the call does not say."""
+    """The outcome of each record of a call, or None if the call does not return it."""
     call = sending.call
     nothing = [None] * len(sending.records)
     if call.cancelled:
@@ -425,7 +427,7 @@ def outcomes(sending: Sending) -> Iterable[Outcome | None]:
         case MultiDeliveryError() as error:
             return [_of_part(part) for part in error.parts]
         case error:
-            # Refused as a whole: it was not accepted.
+            # The whole call was refused: its records were not accepted.
             assert isinstance(error, ProducerClosed | ProducerBroken)
             return nothing
     match call.value:
@@ -460,7 +462,7 @@ async def judge(world: World, *, clean: bool) -> None:
     event(f"generations: {min(figures.generations, 3)}")
     event(f"some abandoned: {figures.abandoned > 0}, some withdrawn: {figures.withdrawn > 0}")
 
-    # Each accepted record has exactly one outcome, and nothing holds room any more.
+    # Each accepted record has exactly one outcome, and no record waits or is queued.
     assert figures.state == "closed"
     assert (figures.waiting, figures.queued) == (0, 0)
     assert figures.accepted == figures.delivered + figures.failed + figures.withdrawn
@@ -468,14 +470,14 @@ async def judge(world: World, *, clean: bool) -> None:
     assert set(states) <= {"delivered", "failed", "withdrawn"}
     assert states["delivered"] == figures.delivered
 
-    # What was acknowledged is in the log once, where it is said to be.
+    # Each acknowledged record is in the log once, at its offset.
     written = {
         (topic, partition): [record.value for record in log]
         for (topic, partition), log in world.fake.written.items()
     }
     times = Counter(value for log in written.values() for value in log)
     assert set(times.values()) <= {1}
-    by_calls, by_deliveries = await told(world)
+    by_calls, by_deliveries = await all_outcomes(world)
     for value, outcome in (*by_calls.items(), *by_deliveries.items()):
         if isinstance(outcome, RecordMetadata):
             assert outcome.offset is not None
@@ -491,22 +493,21 @@ async def judge(world: World, *, clean: bool) -> None:
             told_again, "summary", told_again
         )
 
-    # What was withdrawn never reached the driver, not even to fail there.
+    # A withdrawn record never reached the driver, and no caller got an outcome for it.
     taken = {record.value for record in world.fake.submitted}
     withdrawn = values(entry for entry in world.entered if entry.state.value == "withdrawn")
     assert not withdrawn & taken
     assert not withdrawn & by_calls.keys()
     assert not withdrawn & by_deliveries.keys()
 
-    # Records reach the driver, and the log, in the order in which they took their places.
+    # Records reach the driver, and the log, in the order in which they were entered.
     for topic in ("known", "unknown"):
         line = [entry.record.value for entry in world.entered if entry.record.topic == topic]
         assert is_subsequence([r.value for r in world.fake.submitted if r.topic == topic], line)
         for partition in (0, 1):
             assert is_subsequence(written.get((topic, partition), []), line)
 
-    # Nobody else's record was touched: who was not cancelled has an answer, and a cancelled call
-    # whose record the driver took is counted.
+    # Only records of cancelled calls are withdrawn, and no more are abandoned than were cancelled.
     cancelled = {
         record.value
         for sending in world.sendings
@@ -516,7 +517,7 @@ async def judge(world: World, *, clean: bool) -> None:
     assert withdrawn <= cancelled
     assert figures.abandoned <= len(cancelled)
 
-    # A failure is told once: to who waits for it, or at the end.
+    # Each failure is reported once: to its caller, or at the end.
     missed = [
         entry
         for entry in world.entered
@@ -550,17 +551,17 @@ def test_any_course_of_events(backend: str, course: list[Step], ending: str, kin
     kind=st.sampled_from([*DRIVERS]),
     injects=st.booleans(),
 )
-def test_what_observers_are_told_of_any_course_of_events(
+def test_observers_get_consistent_events_in_any_course_of_events(
     backend: str, course: list[Step], ending: str, kind: str, injects: bool
 ) -> None:
     recorder = Numbering() if injects else Recorder()
     world = anyio.run(live, course, ending, kind, [recorder], backend=backend)
-    # Each accepted record has one end, in order, and the figures agree.
+    # Each accepted record has one last event, in order, and the statistics agree.
     check_story(recorder, world.producer.statistics())
     outcomes = {event.number: event for event in recorder.of(Delivered)}
     for (topic, partition), log in world.fake.written.items():
         for offset, written in enumerate(log):
-            # Where headers would make a record too large for all room, it goes without.
+            # A record that would exceed max_buffered_bytes with its headers is sent without them.
             for name, content in written.headers if injects else ():
                 assert name == "n"
                 delivered = outcomes.get(int(content))

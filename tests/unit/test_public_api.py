@@ -1,4 +1,4 @@
-"""What is public is what was decided to be, and imports point one way."""
+"""The public names, the direction of imports, and the limits of modules and classes."""
 
 from __future__ import annotations
 
@@ -84,14 +84,14 @@ PUBLIC: Final = {
     "send_with_retry",
     "start_send_producer",
 }
-#: Type aliases have no docstring at run time; a string stands below each.
+#: Type aliases have no docstring at run time; the source has a string below each.
 ALIASES: Final = {"Envelope", "Results"}
 
 
-# --- what is exported ----------------------------------------------------------------------------
+# --- public names --------------------------------------------------------------------------------
 
 
-def test_the_package_exports_what_it_should_and_nothing_else() -> None:
+def test_the_package_exports_exactly_the_public_names() -> None:
     assert set(anyio_sendproducer.__all__) == PUBLIC
     assert len(anyio_sendproducer.__all__) == len(PUBLIC)
     names = {name for name in vars(anyio_sendproducer) if not name.startswith("_")}
@@ -100,12 +100,12 @@ def test_the_package_exports_what_it_should_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(PUBLIC - ALIASES))
-def test_whatever_is_exported_has_a_docstring_and_so_has_all_that_is_public_in_it(
+def test_each_public_name_and_each_public_method_has_a_docstring(
     name: str,
 ) -> None:
     thing = getattr(anyio_sendproducer, name)
     assert inspect.getdoc(thing)
-    # A dataclass that has none is given its signature.
+    # A dataclass without a docstring gets its signature as the docstring.
     assert not thing.__doc__.startswith(f"{name}(")
     if inspect.isclass(thing):
         for attribute, member in vars(thing).items():
@@ -135,7 +135,7 @@ def test_an_alias_has_its_docstring_below_it(name: str) -> None:
     "module",
     [anyio_sendproducer, drivers, telemetry, testing, factories, pytest_plugin, strategies],
 )
-def test_exports_exist_and_are_named_once(module: Any) -> None:
+def test_exports_exist_and_are_listed_once(module: Any) -> None:
     # Ruff sorts them (RUF022).
     names = list(module.__all__)
     assert names
@@ -176,20 +176,20 @@ def test_each_setting_is_a_keyword() -> None:
 
 
 # --- imports point one way -----------------------------------------------------------------------
-#: Who may use threads and their queues; others may ask which thread they are in.
+#: Modules that may use threads and queues. Others may only ask for the current thread.
 THREADED: Final = {"_bridge", "_cluster_probe", "_driver_thread", "drivers", "testing", "cli"}
 THREADS: Final = {"_thread", "concurrent", "multiprocessing", "queue", "threading"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Import:
-    """One imported module, or one name out of it."""
+    """One imported module, or one name from it."""
 
     module: str
     name: str | None
-    #: Whether importing the importer imports it.
+    #: Whether the import runs when the importing module is imported.
     at_once: bool
-    #: Whether type checkers alone see it.
+    #: Whether only type checkers see it.
     for_types: bool
 
 
@@ -262,7 +262,7 @@ def all_imports() -> list[tuple[str, Import]]:
 
 
 def own(imported: Import) -> str | None:
-    """Which of the package's modules this is; None for those of others."""
+    """The module of the package that this imports; None for other packages."""
     if top(imported.module) != NAME:
         return None
     module = imported.module.removeprefix(NAME).removeprefix(".")
@@ -351,7 +351,7 @@ def test_no_import_closes_a_cycle() -> None:
     assert {module: sorted(targets & graph.keys()) for module, targets in graph.items()} == {}
 
 
-def test_what_is_not_ours_is_imported_where_it_may_be() -> None:
+def test_each_dependency_is_imported_only_where_allowed() -> None:
     found = [
         f"{module or '()'} imports {imported.module}"
         for module, imported in all_imports()
@@ -362,7 +362,7 @@ def test_what_is_not_ours_is_imported_where_it_may_be() -> None:
     assert not found, "\n".join(found)
 
 
-#: They import at once what an extra brings, so the others import them only when they need them.
+#: These modules import the packages of an extra at once. Others import them only when needed.
 OF_EXTRAS: Final = {
     "_loops._trio",
     "discovery._dns",
@@ -407,15 +407,15 @@ def test_a_package_that_an_extra_brings_is_imported_when_it_is_needed() -> None:
         "_validation",
     ],
 )
-def test_the_pure_parts_know_no_loop_no_clock_and_no_thread(module: str) -> None:
+def test_the_pure_modules_import_no_loop_clock_or_thread(module: str) -> None:
     impure = {"anyio", "asyncio", "concurrent", "queue", "selectors", "socket", "threading", "time"}
     for imported in imports(module):
         if top(imported.module) in impure:
-            # The name of an exception is all that may come from there.
+            # Only the name of an exception may be imported.
             assert (module, imported.module, imported.name) == ("_ledger", "anyio", "WouldBlock")
 
 
-def test_the_exceptions_take_two_others_from_anyio_and_nothing_else() -> None:
+def test_the_module_of_the_exceptions_imports_two_exceptions_from_anyio() -> None:
     used = {
         node.attr
         for node in ast.walk(parse("_exceptions"))
@@ -426,7 +426,7 @@ def test_the_exceptions_take_two_others_from_anyio_and_nothing_else() -> None:
     assert used == {"BrokenResourceError", "ClosedResourceError"}
 
 
-def test_threads_are_used_where_loop_and_thread_meet_and_in_drivers_alone() -> None:
+def test_only_the_bridge_and_the_drivers_use_threads() -> None:
     found = [
         f"{module or '()'} imports {imported.name} from {imported.module}"
         for module, imported in all_imports()
@@ -438,19 +438,19 @@ def test_threads_are_used_where_loop_and_thread_meet_and_in_drivers_alone() -> N
     assert not found, "\n".join(found)
 
 
-def test_two_modules_alone_know_asyncio() -> None:
-    """The waiters of its loop, and the service that owns one of its tasks."""
+def test_only_two_modules_import_asyncio() -> None:
+    """The waiters of its event loop, and the service that owns one of its tasks."""
     knowing = {module for module, imported in all_imports() if top(imported.module) == "asyncio"}
     assert {module for module in knowing if top(module) != "cli"} == {"_loops._asyncio", "_service"}
 
 
-def test_each_module_says_why_it_exists() -> None:
+def test_each_module_has_a_docstring() -> None:
     assert [name for name in names_of_modules() if not ast.get_docstring(parse(name))] == []
 
 
 # --- private parts of kafka-python ---------------------------------------------------------------
 KAFKA_PYTHON: Final = "drivers.kafka_python"
-#: Here alone private parts of kafka-python are used.
+#: Only these modules use private parts of kafka-python.
 PRIVATE_PARTS: Final = (f"{KAFKA_PYTHON}._network", f"{KAFKA_PYTHON}._patches")
 
 
@@ -459,7 +459,7 @@ def is_private(name: object) -> bool:
 
 
 def private_parts_in(tree: ast.AST) -> set[str]:
-    """The private attributes that code reads or sets on other objects than its own."""
+    """The private attributes that code reads or sets on objects other than ``self``."""
     found: set[str] = set()
     for node in ast.walk(tree):
         match node:
@@ -490,7 +490,7 @@ def test_private_parts_of_kafka_python_are_used_in_two_modules() -> None:
 
 
 @pytest.mark.parametrize("module", PRIVATE_PARTS)
-def test_each_use_of_a_private_part_has_its_version_and_a_test(module: str) -> None:
+def test_each_use_of_a_private_part_names_its_version_and_a_test(module: str) -> None:
     for path, names in named_tests(str(path_of(module))).items():
         assert names <= names_of_tests(path), path
     uses = [
@@ -514,7 +514,7 @@ def test_a_module_has_a_readable_size() -> None:
         for module in names_of_modules()
     }
     larger = {module: count for module, count in lines.items() if count > USUAL_MODULE}
-    # A module that has been divided is no exception any more.
+    # A module that was divided is no longer an exception.
     assert larger.keys() - LARGER_MODULES == OVERSIZED_MODULES, larger
     assert all(lines[module] <= LARGEST_MODULE for module in LARGER_MODULES), larger
 
@@ -552,5 +552,5 @@ def test_a_class_has_a_readable_number_of_attributes() -> None:
     assert counts["_delivery.Group"] == 5
     assert counts.keys() >= VALUES
     found = {name: count for name, count in counts.items() if count > LARGEST_CLASS}
-    # A class that has been divided is no exception any more.
+    # A class that was divided is no longer an exception.
     assert found.keys() - VALUES == OVERSIZED_CLASSES, found

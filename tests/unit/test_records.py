@@ -1,4 +1,4 @@
-"""Records, envelopes and results: values of any shape; and which records are refused, and how."""
+"""Records, envelopes and results of any shape, and the errors of invalid records."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_record_has_the_fields_it_was_given() -> None:
     ]
 
 
-def test_all_but_the_topic_of_a_record_can_be_left_out() -> None:
+def test_only_the_topic_of_a_record_is_required() -> None:
     record = ProducerRecord("orders")
     assert (record.value, record.key, record.partition, record.timestamp_ms, record.headers) == (
         None,
@@ -92,7 +92,7 @@ def test_partition_time_and_headers_are_keywords() -> None:
 
 
 @given(strategies.records())
-def test_any_good_record_passes_the_check_as_it_is(
+def test_the_check_returns_a_valid_record_unchanged(
     record: ProducerRecord[bytes | None, bytes | None],
 ) -> None:
     checked, size = check_record(record, set())
@@ -128,7 +128,7 @@ def test_the_headers_of_a_record_are_a_copy_of_the_list(
 
 
 @given(strategies.records(), st.sampled_from(["topic", "value", "key", "partition", "headers"]))
-def test_records_that_differ_are_not_equal(
+def test_different_records_are_not_equal(
     record: ProducerRecord[bytes | None, bytes | None], field: str
 ) -> None:
     others: dict[str, Any] = {
@@ -151,7 +151,7 @@ BAD_FIELDS: list[tuple[str, dict[str, Any], list[str]]] = [
     ("topic with a space", {"topic": "my orders"}, ["topic 'my orders' has characters"]),
     ("topic with a newline", {"topic": "orders\n"}, [r"topic 'orders\n' has characters"]),
     ("topic not ASCII", {"topic": "größe"}, ["topic 'größe' has characters"]),
-    ("topic with digits of elsewhere", {"topic": "a٣"}, ["topic 'a٣' has characters"]),
+    ("topic with other digits", {"topic": "a٣"}, ["topic 'a٣' has characters"]),
     ("topic .", {"topic": "."}, ["topic '.'"]),
     ("topic ..", {"topic": ".."}, ["topic '..'"]),
     ("topic of bytes", {"topic": b"orders"}, ["topic must be a str", "not bytes"]),
@@ -206,7 +206,7 @@ BAD_FIELDS: list[tuple[str, dict[str, Any], list[str]]] = [
 @pytest.mark.parametrize(
     ("fields", "says"), [pytest.param(*case, id=name) for name, *case in BAD_FIELDS]
 )
-def test_a_record_that_cannot_be_sent_is_rejected_by_name(
+def test_the_error_of_an_invalid_record_names_the_field(
     fields: dict[str, Any], says: list[str]
 ) -> None:
     record = cast("Callable[..., ProducerRecord[Any, Any]]", ProducerRecord)(
@@ -230,13 +230,13 @@ def test_a_record_that_cannot_be_sent_is_rejected_by_name(
     ],
     ids=str,
 )
-def test_what_a_record_holds_is_not_repeated(fields: dict[str, Any]) -> None:
+def test_the_error_does_not_repeat_the_content_of_a_record(fields: dict[str, Any]) -> None:
     make = cast("Callable[..., ProducerRecord[Any, Any]]", ProducerRecord)
     assert SECRET not in str(reject(make(**{"topic": "orders", "value": b"v", **fields})))
 
 
 @pytest.mark.parametrize("topic", ["a", "x" * 249, "...", "a.b", "_", "-", "A-Z_0.9"])
-def test_topics_that_kafka_takes_are_taken(topic: str) -> None:
+def test_the_topic_names_of_kafka_are_valid(topic: str) -> None:
     known: set[str] = set()
     check_record(ProducerRecord(topic, b"v"), known)
     assert known == {topic}
@@ -244,7 +244,7 @@ def test_topics_that_kafka_takes_are_taken(topic: str) -> None:
 
 @pytest.mark.parametrize("partition", [0, 2**31 - 1])
 @pytest.mark.parametrize("timestamp_ms", [0, 2**63 - 1])
-def test_the_ends_of_what_numbers_may_be(partition: int, timestamp_ms: int) -> None:
+def test_the_bounds_of_partition_and_timestamp(partition: int, timestamp_ms: int) -> None:
     record = ProducerRecord("orders", b"v", partition=partition, timestamp_ms=timestamp_ms)
     assert check_record(record, set())[0] is record
 
@@ -260,7 +260,7 @@ def test_a_record_needs_a_key_or_a_value_and_either_may_be_empty(
 
 
 class OwnBytes(bytes):
-    """Another kind of bytes."""
+    """A subclass of bytes."""
 
 
 def every_other(content: bytearray) -> memoryview:
@@ -278,7 +278,7 @@ def every_other(content: bytearray) -> memoryview:
     ids=["array", "view", "view-with-gaps", "own-bytes"],
 )
 @pytest.mark.parametrize("field", ["key", "value"])
-def test_a_buffer_is_copied_so_that_it_may_be_used_again(
+def test_a_buffer_is_copied_so_that_the_caller_may_reuse_it(
     field: str, make: Callable[[Any], Any], content: Any
 ) -> None:
     buffer = make(copy.copy(content))
@@ -297,7 +297,7 @@ def test_a_buffer_is_copied_so_that_it_may_be_used_again(
 
 
 @pytest.mark.parametrize("content", [{"a": 1}, "text", 7, [1], object(), int])
-def test_what_is_to_be_serialized_is_left_as_it_is_and_its_size_estimated(content: Any) -> None:
+def test_an_object_to_serialize_stays_unchanged_and_its_size_is_estimated(content: Any) -> None:
     for record, serialized in (
         (ProducerRecord("orders", value=content), {"value_serialized": True}),
         (ProducerRecord("orders", key=content), {"key_serialized": True}),
@@ -307,22 +307,22 @@ def test_what_is_to_be_serialized_is_left_as_it_is_and_its_size_estimated(conten
         assert 0 < size <= sys.getsizeof(content)
 
 
-def test_bytes_that_are_to_be_serialized_count_as_many_as_they_are() -> None:
+def test_bytes_to_serialize_count_with_their_length() -> None:
     record = ProducerRecord("orders", b"123", b"45")
     assert check_record(record, set(), key_serialized=True, value_serialized=True) == (record, 5)
 
 
-def test_a_serializer_for_values_is_none_for_keys() -> None:
+def test_a_value_serializer_does_not_serialize_keys() -> None:
     record = ProducerRecord("orders", "text", "text")
     assert "key must be bytes" in str(reject(record, value_serialized=True))
     assert "value must be bytes" in str(reject(record, key_serialized=True))
 
 
-def test_a_topic_that_is_known_is_not_checked_again() -> None:
+def test_a_known_topic_is_not_checked_again() -> None:
     check_record(ProducerRecord("not / checked", b"v"), {"not / checked"})
 
 
-def test_a_topic_that_is_refused_does_not_become_known() -> None:
+def test_an_invalid_topic_does_not_become_known() -> None:
     known: set[str] = set()
     for _ in range(2):
         with pytest.raises(RecordRejected):
@@ -330,7 +330,7 @@ def test_a_topic_that_is_refused_does_not_become_known() -> None:
     assert known == set()
 
 
-def test_a_topic_of_another_type_is_refused_though_it_equals_a_known_one() -> None:
+def test_a_topic_of_another_type_is_refused_even_if_it_equals_a_known_one() -> None:
     class Sly:
         def __eq__(self, other: object) -> bool:
             return True
@@ -343,7 +343,7 @@ def test_a_topic_of_another_type_is_refused_though_it_equals_a_known_one() -> No
         check_record(record, {"orders"})
 
 
-def test_a_topic_for_each_record_does_not_fill_memory() -> None:
+def test_the_number_of_known_topics_is_bounded() -> None:
     known: set[str] = set()
     most = 0
     for number in range(10_500):
@@ -374,7 +374,7 @@ def test_subclasses_of_plain_types_are_replaced(serialized: bool) -> None:
     assert sent == ProducerRecord(
         "orders", b"v", b"k", partition=1, timestamp_ms=1, headers=[("orders", b"x"), ("h", b"y")]
     )
-    # A serializer gets what the caller passed.
+    # A serializer gets the object that the caller passed.
     assert (type(sent.value) is Content) == serialized
 
 
@@ -416,7 +416,7 @@ def test_a_pass_through_message_carries_anything(carried: Any) -> None:
 
 
 @given(strategies.records(), strategies.pass_throughs(), strategies.pass_throughs())
-def test_another_pass_through_value_changes_nothing_else(
+def test_with_pass_through_changes_nothing_else(
     record: ProducerRecord[bytes | None, bytes | None], first: Any, second: Any
 ) -> None:
     envelopes: list[tuple[Any, Any]] = [
@@ -432,7 +432,7 @@ def test_another_pass_through_value_changes_nothing_else(
         assert envelope.pass_through is first
 
 
-def test_without_a_pass_through_value_it_is_none() -> None:
+def test_the_default_pass_through_is_none() -> None:
     record = ProducerRecord("orders", b"v")
     assert Message(record).pass_through is None
     assert MultiMessage([record]).pass_through is None
@@ -464,13 +464,13 @@ def test_values_are_frozen(value: Any) -> None:
 
 
 @each_value
-def test_values_take_no_attribute_that_they_do_not_have(value: Any) -> None:
+def test_values_accept_no_other_attribute(value: Any) -> None:
     with pytest.raises(AttributeError):
         value.another = 1
 
 
 @each_value
-def test_values_survive_pickling_and_can_be_kept_in_sets(value: Any) -> None:
+def test_values_survive_pickling_and_are_hashable(value: Any) -> None:
     other = pickle.loads(pickle.dumps(value))
     assert other == value
     assert {other, value} == {value}
@@ -482,7 +482,7 @@ def test_values_survive_pickling_and_can_be_kept_in_sets(value: Any) -> None:
     [value for value in VALUES if value is not METADATA],
     ids=lambda value: type(value).__name__,
 )
-def test_generic_values_can_be_made_with_their_types_spelled_out(value: Any) -> None:
+def test_generic_values_can_be_made_with_explicit_types(value: Any) -> None:
     cls = cast("Any", type(value))
     given_ = [
         getattr(value, field.name) for field in dataclasses.fields(value) if not field.kw_only

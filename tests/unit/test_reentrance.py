@@ -1,5 +1,7 @@
-"""Code that interrupts the producer on the loop's thread: finalizers, weakref callbacks and signal
-handlers. Python may run it between any two instructions."""
+"""Code that interrupts the producer on the event loop's thread, between any two instructions.
+
+Python runs finalizers, weakref callbacks and signal handlers in this way.
+"""
 
 from __future__ import annotations
 
@@ -28,21 +30,21 @@ from tests.support.calls import at_gate, quiet, record, taken, task_group
 from tests.support.observers import Recorder
 from tests.support.waiting import PATIENCE
 
-#: Where interruptions come: in the package, and in what runs and wakes its tasks.
+#: Interruptions come in the package, and in the code that runs and wakes its tasks.
 INTERRUPTED = ("anyio_sendproducer", "anyio", "trio", "asyncio")
 
-#: So many instructions of one `send` are tried, and this is the step from one to the next.
+#: The range of instructions of one `send` that the test interrupts, and its step.
 INSTRUCTIONS, STEP = 3000, 17
 
 
 class DirectFake(FakeDriver):
-    """Takes a record from the loop, and reports at once."""
+    """A fake driver that answers while the event loop submits a record."""
 
     direct = True
 
 
 class Interruption:
-    """Calls a function once, after so many instructions of the code that runs."""
+    """Calls a function once, after a number of instructions of the running code."""
 
     def __init__(self, call: Callable[[], object]) -> None:
         self.call = call
@@ -66,7 +68,7 @@ class Interruption:
         self._before = sys.gettrace()
         sys.settrace(self.trace)
         frame: FrameType | None = sys._getframe().f_back
-        while frame is not None:  # what runs already, such as the event loop
+        while frame is not None:  # code that runs already, such as the event loop
             self.trace(frame, "call", None)
             if frame.f_trace_opcodes:
                 frame.f_trace = self.trace
@@ -129,8 +131,10 @@ async def test_a_call_that_interrupts_the_producer_is_refused_with_the_reason(
             assert producer.statistics().accepted == 1
 
 
-async def test_the_loop_may_make_the_call(settings: ProducerSettings, fake: FakeDriver) -> None:
-    """As the error says."""
+async def test_the_event_loop_may_make_the_call(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    """The error message recommends this."""
     async with open_send_producer(settings, driver=fake) as producer:
         with producer._engine.step:
             current_loop().call_soon_threadsafe(lambda: producer.enqueue_nowait(record()))
@@ -169,13 +173,13 @@ def close_on_a_thread(_: SendProducer, coroutine: Coroutine[Any, Any, object]) -
 @pytest.mark.parametrize(
     ("use", "withdrawn"), [(sending, 1), (sending_many, 2), (waiting_for_room, 0), (flushing, 0)]
 )
-async def test_a_coroutine_may_be_closed_by_the_collector(
+async def test_the_garbage_collector_may_close_a_coroutine(
     settings: ProducerSettings,
     use: Callable[[SendProducer], Coroutine[Any, Any, object]],
     withdrawn: int,
     close: Callable[[SendProducer, Coroutine[Any, Any, object]], None],
 ) -> None:
-    """In another thread, or in the middle of the producer's own code: the loop cleans up."""
+    """It runs in another thread, or interrupts the producer's code. The event loop cleans up."""
     fake = FakeDriver(manual=True)
     room = 1 if use is waiting_for_room else 10
     async with open_send_producer(settings.with_max_in_flight(room), driver=fake) as producer:
@@ -195,7 +199,7 @@ async def test_a_coroutine_may_be_closed_by_the_collector(
         assert len(fake.submitted) == 1
 
 
-async def test_a_wait_for_an_outcome_may_be_closed_by_the_collector(
+async def test_the_garbage_collector_may_close_a_wait_for_an_outcome(
     settings: ProducerSettings,
 ) -> None:
     fake = FakeDriver(manual=True)
@@ -209,15 +213,15 @@ async def test_a_wait_for_an_outcome_may_be_closed_by_the_collector(
         assert (await delivery.wait()).offset == 0
 
 
-async def test_a_wake_up_on_the_way_to_sleep_is_not_lost() -> None:
-    """Something wakes a cell while its task is on the way to sleep, as a finalizer can."""
+async def test_a_wake_up_while_the_task_starts_to_wait_is_not_lost() -> None:
+    """A finalizer, for example, can wake a waiter while its task starts to wait."""
     loop = current_loop()
 
     async def sleep(wake_at: int) -> None:
-        cell = loop.new_waiter()
-        with Interruption(lambda: loop.wake((cell,))) as interruption:
+        waiter = loop.new_waiter()
+        with Interruption(lambda: loop.wake((waiter,))) as interruption:
             interruption.after(wake_at)
-            await cell
+            await waiter
 
     for instructions in range(60):
         with anyio.move_on_after(PATIENCE):
@@ -248,18 +252,18 @@ async def test_events_that_come_while_the_receiver_registers_are_received() -> N
         assert len(received) == is_interrupted
 
 
-# The trace functions of the tests above hide these lines from coverage, so the next ones interrupt
-# at one place each.
+# The trace functions of the tests above hide these lines from coverage. So the next tests interrupt
+# at one fixed place each.
 
 
-async def test_a_task_that_wakes_its_own_cell_on_the_way_to_sleep() -> None:
+async def test_a_task_that_wakes_its_own_waiter_before_it_waits() -> None:
     loop = current_loop()
 
     class Interrupted:
         def __await__(self) -> Any:
-            cell = loop.new_waiter()
-            waiting = cell.__await__()
-            loop.wake((cell,))
+            waiter = loop.new_waiter()
+            waiting = waiter.__await__()
+            loop.wake((waiter,))
             return waiting
 
     with anyio.fail_after(PATIENCE):
@@ -270,8 +274,8 @@ async def test_an_event_that_comes_as_soon_as_the_receiver_registers() -> None:
     events = EventStream(current_loop())
 
     class Waiting(list[Any]):
-        def append(self, cell: Any, /) -> None:
-            super().append(cell)
+        def append(self, waiter: Any, /) -> None:
+            super().append(waiter)
             events.put([MetadataChanged()])
 
     events._waiting = Waiting()

@@ -1,4 +1,4 @@
-"""Sending again after a failure, and dead letters, over a driver without a broker."""
+"""Retries and dead letters, with a driver that has no broker."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ possibly_persisted = factories.possibly_persisted
 
 
 class RecordingClock(ManualClock):
-    """A clock that keeps the pauses between attempts, and ends each at once."""
+    """A clock that records the pauses between attempts, and ends each at once."""
 
     def __init__(self) -> None:
         super().__init__()
         self.pauses: list[float] = []
-        self.stands_still = False
+        self.is_stopped = False
 
     async def sleep(self, seconds: float, /) -> None:
-        # The producer's own deadlines are further away.
+        # The producer's own deadlines are longer.
         if seconds < 5:
             self.pauses.append(seconds)
-            if not self.stands_still:
+            if not self.is_stopped:
                 return
         await super().sleep(seconds)
 
@@ -64,7 +64,7 @@ async def producer(
 
 
 def in_turn(*answers: Judge | None) -> Judge:
-    """Answer the records that are sent in turn; after these, acknowledge them."""
+    """Answer the first records with `answers` in turn, and acknowledge all later ones."""
     left = list(answers)
 
     def judge(what: ProducerRecord[Any, Any]) -> DeliveryError | None:
@@ -82,7 +82,7 @@ def notes(error: BaseException) -> list[str]:
 # --- attempts ------------------------------------------------------------------------------------
 
 
-async def test_what_was_not_written_is_sent_again_after_pauses_that_grow(
+async def test_unwritten_records_are_sent_again_after_growing_pauses(
     producer: SendProducer, fake: FakeDriver, clock: RecordingClock
 ) -> None:
     fake.judge = in_turn(*[not_persisted] * 4)
@@ -119,7 +119,7 @@ async def test_each_attempt_has_the_whole_timeout(
 
 
 @pytest.mark.parametrize("kind", ["rejected", "serialization_failed"])
-async def test_what_would_fail_in_the_same_way_is_not_sent_again(
+async def test_a_record_that_would_fail_again_is_not_retried(
     producer: SendProducer, fake: FakeDriver, clock: RecordingClock, kind: str
 ) -> None:
     fake.judge = in_turn(getattr(factories, kind))
@@ -131,7 +131,7 @@ async def test_what_would_fail_in_the_same_way_is_not_sent_again(
     assert len(fake.submitted) == 1
 
 
-async def test_what_may_be_written_is_sent_again_only_if_asked(
+async def test_a_possibly_written_record_is_retried_only_on_request(
     producer: SendProducer, fake: FakeDriver
 ) -> None:
     fake.judge = in_turn(possibly_persisted, possibly_persisted)
@@ -143,7 +143,7 @@ async def test_what_may_be_written_is_sent_again_only_if_asked(
     assert len(fake.submitted) == 3
 
 
-async def test_a_driver_that_says_written_and_failed_is_believed(
+async def test_an_error_that_says_persisted_is_not_retried(
     producer: SendProducer, fake: FakeDriver
 ) -> None:
     fake.judge = in_turn(
@@ -154,7 +154,7 @@ async def test_a_driver_that_says_written_and_failed_is_believed(
     assert len(fake.submitted) == 1
 
 
-async def test_the_last_error_is_raised_and_says_how_many_attempts_there_were(
+async def test_the_last_error_has_a_note_with_the_number_of_attempts(
     producer: SendProducer, fake: FakeDriver
 ) -> None:
     fake.judge = in_turn(*[not_persisted] * 2, factories.rejected)
@@ -165,7 +165,7 @@ async def test_the_last_error_is_raised_and_says_how_many_attempts_there_were(
 
 
 @pytest.mark.parametrize("last", [not_persisted, factories.rejected])
-async def test_what_an_earlier_attempt_may_have_written_is_not_forgotten(
+async def test_the_last_error_says_that_an_earlier_attempt_may_be_written(
     producer: SendProducer, fake: FakeDriver, last: Judge
 ) -> None:
     fake.judge = in_turn(not_persisted, possibly_persisted, last)
@@ -175,10 +175,10 @@ async def test_what_an_earlier_attempt_may_have_written_is_not_forgotten(
     assert len(fake.submitted) == 3
 
 
-async def test_a_producer_that_closes_meanwhile(
+async def test_a_producer_that_closes_during_a_pause(
     producer: SendProducer, fake: FakeDriver, clock: RecordingClock
 ) -> None:
-    clock.stands_still = True
+    clock.is_stopped = True
     fake.judge = in_turn(not_persisted)
     async with task_group() as tasks:
         call = Call(tasks, send_with_retry, producer, record())
@@ -199,7 +199,7 @@ async def test_a_producer_that_closes_meanwhile(
 async def test_cancelled_during_a_pause(
     producer: SendProducer, fake: FakeDriver, clock: RecordingClock
 ) -> None:
-    clock.stands_still = True
+    clock.is_stopped = True
     fake.judge = in_turn(not_persisted)
     async with task_group() as tasks:
         call = Call(tasks, lambda: send_with_retry(producer, record(), dead_letter="dead"))
@@ -226,9 +226,7 @@ async def test_cancelled_while_the_dead_letter_is_sent(
 # --- dead letters --------------------------------------------------------------------------------
 
 
-async def test_a_dead_letter_says_what_failed_and_why(
-    producer: SendProducer, fake: FakeDriver
-) -> None:
+async def test_the_headers_of_a_dead_letter(producer: SendProducer, fake: FakeDriver) -> None:
     fake.judge = in_turn(factories.rejected)
     sent = ProducerRecord(
         "orders", b"v", b"k", partition=3, timestamp_ms=7, headers=[("own", b"header")]
@@ -248,7 +246,7 @@ async def test_a_dead_letter_says_what_failed_and_why(
 
 
 @pytest.mark.parametrize("partition", [None, -1, 2**31, "1"])
-def test_a_dead_letter_of_a_record_that_was_wrong_itself(partition: Any) -> None:
+def test_a_dead_letter_of_an_invalid_record(partition: Any) -> None:
     wrong = ProducerRecord("\ud800", b"v", partition=partition)
     error = factories.rejected(wrong)
     error.__cause__ = ValueError("why")
@@ -258,7 +256,7 @@ def test_a_dead_letter_of_a_record_that_was_wrong_itself(partition: Any) -> None
     assert "kafka_dlt-original-partition" not in headers
 
 
-async def test_a_dead_letter_after_attempts_that_may_have_written_the_record(
+async def test_a_dead_letter_says_that_an_attempt_may_be_written(
     producer: SendProducer, fake: FakeDriver
 ) -> None:
     fake.judge = in_turn(possibly_persisted, not_persisted)
@@ -273,7 +271,7 @@ async def test_a_dead_letter_after_attempts_that_may_have_written_the_record(
     )
 
 
-async def test_a_dead_letter_that_fails_leaves_the_error_of_the_record(
+async def test_if_the_dead_letter_fails_the_error_of_the_record_is_raised(
     producer: SendProducer, fake: FakeDriver
 ) -> None:
     fake.judge = in_turn(factories.rejected, possibly_persisted)
@@ -285,7 +283,7 @@ async def test_a_dead_letter_that_fails_leaves_the_error_of_the_record(
     assert len(fake.submitted) == 2
 
 
-async def test_a_callable_puts_the_record_aside(producer: SendProducer, fake: FakeDriver) -> None:
+async def test_dead_letter_may_be_a_callable(producer: SendProducer, fake: FakeDriver) -> None:
     aside: list[DeliveryError] = []
 
     async def put_aside(error: DeliveryError) -> None:
@@ -304,7 +302,7 @@ async def test_a_callable_puts_the_record_aside(producer: SendProducer, fake: Fa
     assert len(fake.submitted) == 3
 
 
-# --- what can't be done --------------------------------------------------------------------------
+# --- misuse --------------------------------------------------------------------------------------
 
 
 async def test_wrong_arguments(settings: ProducerSettings, fake: FakeDriver) -> None:

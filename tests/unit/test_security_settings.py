@@ -1,4 +1,4 @@
-"""TLS and SASL settings: what becomes of them, what is refused, and that no secret is told."""
+"""TLS and SASL settings: their translation, the refused ones, and that no error shows a secret."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def librdkafka(properties: dict[str, Any]) -> dict[str, Any]:
 
 
 def open_files() -> list[str]:
-    """The files below the directory for temporary files that this process has open."""
+    """The open files of this process in the directory for temporary files."""
     return [
         name
         for name in map(os.path.realpath, Path("/proc/self/fd").glob("*"))
@@ -116,14 +116,14 @@ AS_ME = {"sasl_plain_username": "me", "sasl_plain_password": SECRET}
     ],
     ids=["kafka", "librdkafka", "lower-case", "kafka-python", "jaas", "none"],
 )
-def test_all_names_of_a_login_come_to_the_same(properties: dict[str, Any]) -> None:
+def test_all_spellings_of_a_login_are_equivalent(properties: dict[str, Any]) -> None:
     made = config(properties)
     assert {name: made[name] for name in (*SASL, *AS_ME)} == {**SASL, **AS_ME}
     assert made.keys() <= KNOWN.keys()
 
 
 @pytest.mark.parametrize("mechanism", ["SCRAM-SHA-256", "SCRAM-SHA-512"])
-def test_a_name_for_scram_is_written_as_its_standard_says(mechanism: str) -> None:
+def test_a_user_name_for_scram_is_escaped(mechanism: str) -> None:
     made = config({**LOGIN, "sasl.mechanism": mechanism, "sasl.username": "a,b=c"})
     assert made["sasl_plain_username"] == "a=2Cb=3Dc"
 
@@ -141,7 +141,7 @@ class Tokens:
 OAUTH = {"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "OAUTHBEARER"}
 
 
-def test_tokens_come_from_any_object_that_gives_them() -> None:
+def test_tokens_come_from_any_object_with_the_methods() -> None:
     made = config({**OAUTH, "sasl_oauth_token_provider": Tokens("t0k3n")})
     source = made["sasl_oauth_token_provider"]
     assert (source.token(), source.extensions()) == ("t0k3n", {})
@@ -151,7 +151,7 @@ def test_tokens_come_from_any_object_that_gives_them() -> None:
 
 
 @pytest.mark.parametrize("token", [None, "", b"t0k3n", "two words", "line\nend", "a\1b", 7])
-def test_what_is_no_token_is_not_sent(token: object) -> None:
+def test_an_invalid_token_is_not_sent(token: object) -> None:
     with pytest.raises(_security.NoToken, match="must return a str") as caught:
         _security.TokenSource(Tokens(token), PATIENCE).token()
     assert repr(token) not in str(caught.value) or token in {"", 7}
@@ -162,21 +162,21 @@ def test_what_is_no_token_is_not_sent(token: object) -> None:
     [None, 7, ["a"], {"a": 1}, {1: "a"}, {"": "a"}, {"a b": "c"}, {"auth": "c"}, {"a": "b\1c"}],
     ids=repr,
 )
-def test_what_are_no_extensions_is_not_sent(extensions: Any) -> None:
+def test_invalid_extensions_are_not_sent(extensions: Any) -> None:
     tokens = Tokens("t0k3n", extensions)
     with pytest.raises(_security.NoToken, match="must return a dict"):
         _security.TokenSource(tokens, PATIENCE).extensions()
 
 
 class PanicException(BaseException):
-    """As extensions written in Rust raise it."""
+    """An exception like those of extensions written in Rust."""
 
 
 @pytest.mark.parametrize("method", ["token", "extensions"])
 @pytest.mark.parametrize(
     "kind", [ValueError, KeyboardInterrupt, SystemExit, GeneratorExit, PanicException]
 )
-def test_whatever_a_token_provider_raises_is_a_token_that_is_missing(
+def test_any_exception_of_a_token_provider_means_that_there_is_no_token(
     method: str, kind: type[BaseException]
 ) -> None:
     def fail() -> Any:
@@ -193,7 +193,7 @@ def test_whatever_a_token_provider_raises_is_a_token_that_is_missing(
     assert type(caught.value.__cause__) is kind
 
 
-def test_a_token_provider_that_hangs_is_left_after_a_while() -> None:
+def test_the_wait_for_a_token_provider_that_hangs_is_bounded() -> None:
     goes_on = threading.Event()
     calls: list[int] = []
 
@@ -206,7 +206,7 @@ def test_a_token_provider_that_hangs_is_left_after_a_while() -> None:
     source = _security.TokenSource(Hanging(), 0)
     with pytest.raises(_security.NoToken, match=r"has not returned within 0 s \(start_timeout\)"):
         source.token()
-    # No more threads hang beside it.
+    # Another call starts no second thread that hangs.
     with pytest.raises(_security.NoToken, match="an earlier token"):
         source.token()
     blocking_until(lambda: calls)
@@ -216,7 +216,7 @@ def test_a_token_provider_that_hangs_is_left_after_a_while() -> None:
     assert source.token() == "t0k3n"
 
 
-def test_a_token_provider_that_gets_no_thread_is_asked_again(
+def test_a_token_provider_is_called_again_after_a_thread_could_not_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(_: threading.Thread) -> None:
@@ -230,7 +230,7 @@ def test_a_token_provider_that_gets_no_thread_is_asked_again(
     assert source.token() == "t0k3n"
 
 
-def test_a_token_that_finds_no_thread_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_thread_there_is_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: object) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -296,7 +296,7 @@ words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 
 
 @given(words, words)
-def test_jaas_gives_back_what_was_written(user: str, password: str) -> None:
+def test_any_user_name_and_password_survive_jaas(user: str, password: str) -> None:
     escaped = [text.replace("\\", "\\\\").replace('"', '\\"') for text in (user, password)]
     if not any(set(text) & set("\r\n") for text in escaped):
         text = f'{PLAIN_MODULE} required username="{escaped[0]}" password="{escaped[1]}";'
@@ -329,15 +329,15 @@ def test_jaas_gives_back_what_was_written(user: str, password: str) -> None:
         (f'{SCRAM_MODULE} required username=a password="{SECRET}";', "is for SCRAM-SHA-256 or"),
     ],
 )
-def test_jaas_that_can_not_be_taken_is_refused(text: str, says: str) -> None:
+def test_invalid_jaas_is_refused(text: str, says: str) -> None:
     assert says in refusal({**SASL, "sasl.jaas.config": text})
 
 
-# --- what is refused -----------------------------------------------------------------------------
+# --- refused properties --------------------------------------------------------------------------
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    # Someone believes that it is encrypted, or that it logs in.
+    # Settings that wrongly suggest encryption or authentication.
     ({"ssl_cafile": SECRET}, "'ssl_cafile' has no effect, because 'security.protocol' is PLAINT"),
     ({"ssl.ca.location": SECRET}, "PLAINTEXT, which is the default, and nothing is encrypted"),
     ({"ssl_check_hostname": True}, "set it to SSL, or leave this out"),
@@ -346,7 +346,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"sasl.jaas.config": SECRET}, "'sasl.jaas.config' has no effect"),
     ({**TLS, "sasl.mechanism": "PLAIN"}, "'sasl.mechanism' has no effect, because"),
     ({"security.protocol": 7}, "'security.protocol' must be one of PLAINTEXT, SSL"),
-    # Half a login.
+    # An incomplete login.
     ({"security.protocol": "SASL_SSL"}, "'sasl.mechanism' is missing"),
     (without(LOGIN, "sasl.mechanism"), "needs: one of PLAIN, SCRAM-SHA-256"),
     (without(LOGIN, "sasl.password"), "PLAIN needs 'sasl.password', or 'sasl.jaas.config'"),
@@ -370,7 +370,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({**LOGIN, "sasl.jaas.config": SECRET}, "'sasl.jaas.config' and 'sasl.username' are one"),
     ({**TLS, "ssl_cafile": "a", "ssl.ca.location": "b"}, "'ssl_cafile' and 'ssl.ca.location'"),
     ({**TLS, "ssl_cafile": "a", "ssl.ca.pem": "b"}, "'ssl_cafile' and 'ssl.ca.pem' contradict"),
-    # What Java alone has.
+    # Settings of Java only.
     ({**TLS, "ssl.truststore.password": SECRET}, "only stores in PEM format are supported"),
     ({**TLS, "ssl.keystore.password": SECRET}, "The password of a key is 'ssl.key.password'"),
     (
@@ -412,7 +412,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({**TLS, "ssl_keyfile": f"-----BEGIN {SECRET}"}, "not its content"),
     ({**TLS, "ssl_cafile": f"/{SECRET}"}, "'ssl_cafile' names a file that does not exist"),
     ({**TLS, "ssl.ca.pem": SECRET}, "'ssl.ca.pem' must be text in PEM format"),
-    # A context of one's own.
+    # A context of the user.
     ({**TLS, "ssl_context": SECRET}, "'ssl_context' must be an ssl.SSLContext, not str"),
     (
         {**TLS, "ssl_context": ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)},
@@ -437,7 +437,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         for number, case in enumerate(REFUSED)
     ],
 )
-def test_what_can_not_be_had_is_refused_by_name(properties: dict[str, Any], says: str) -> None:
+def test_a_refused_property_is_named(properties: dict[str, Any], says: str) -> None:
     assert says in refusal(properties)
 
 
@@ -462,7 +462,7 @@ anything: st.SearchStrategy[Any] = st.one_of(
     secrets.map(lambda text: f"socks5://{text}@host:port"),
     secrets.map(lambda text: Path(text.replace("\0", "")[:40])),
 )
-#: Of these the value is shown.
+#: The message shows the values of these.
 SHOWN = {"security_protocol", "sasl_mechanism", "sasl_mechanisms"}
 
 
@@ -495,7 +495,7 @@ def test_no_refusal_repeats_a_secret(
 # --- TLS -----------------------------------------------------------------------------------------
 
 
-def test_without_more_tls_checks_everything() -> None:
+def test_by_default_tls_checks_everything() -> None:
     context = context_of({})
     assert context.verify_mode is ssl.CERT_REQUIRED
     assert context.check_hostname
@@ -506,18 +506,18 @@ def test_without_more_tls_checks_everything() -> None:
 @pytest.mark.parametrize(
     "name", ["ssl.truststore.location", "ssl.ca.location", "ssl_cafile", "ssl.cafile"]
 )
-def test_who_is_trusted_has_a_name_in_each_world(name: str, certificate: Certificate) -> None:
+def test_the_file_of_authorities_has_several_spellings(name: str, certificate: Certificate) -> None:
     for path in (certificate.authority, str(certificate.authority)):
         context = context_of({name: path})
         assert len(context.get_ca_certs()) == 1
 
 
-def test_a_directory_can_say_who_is_trusted(tmp_path: Path) -> None:
+def test_the_authorities_may_be_a_directory(tmp_path: Path) -> None:
     assert context_of({"ssl.ca.location": tmp_path}).get_ca_certs() == []
 
 
 @pytest.mark.parametrize("name", ["ssl.truststore.certificates", "ssl.ca.pem"])
-def test_who_is_trusted_can_stand_in_the_settings(name: str, certificate: Certificate) -> None:
+def test_the_authorities_may_be_text_in_the_settings(name: str, certificate: Certificate) -> None:
     text = certificate.authority.read_text()
     for one in (text, " ".join(text.split("\n"))):
         assert len(context_of({name: one, "ssl.truststore.type": "PEM"}).get_ca_certs()) == 1
@@ -536,7 +536,7 @@ def test_who_is_trusted_can_stand_in_the_settings(name: str, certificate: Certif
     ],
     ids=str,
 )
-def test_checks_are_turned_off_by_name_alone(
+def test_only_explicit_settings_turn_checks_off(
     properties: dict[str, Any], checks: bool, verifies: bool
 ) -> None:
     context = context_of(properties)
@@ -580,7 +580,7 @@ def test_versions_of_tls(properties: dict[str, Any], least: int, most: int) -> N
         ("ssl.cipher.suites", "TLS_RSA_WITH_AES_128_CBC_SHA256", ["AES128-SHA256"]),
     ],
 )
-def test_cipher_suites_by_javas_names_or_openssls(
+def test_cipher_suites_may_have_javas_or_openssls_names(
     name: str, suites: str, wanted: list[str]
 ) -> None:
     found = [cipher["name"] for cipher in context_of({name: suites}).get_ciphers()]
@@ -597,7 +597,7 @@ def test_cipher_suites_by_javas_names_or_openssls(
     ],
     ids=str,
 )
-def test_a_certificate_of_ones_own(names: dict[str, str], certificate: Certificate) -> None:
+def test_a_client_certificate(names: dict[str, str], certificate: Certificate) -> None:
     context_of({name: getattr(certificate, file) for name, file in names.items()})
 
 
@@ -658,7 +658,7 @@ def test_an_older_kind_of_encrypted_key(certificate: Certificate) -> None:
 
 
 class Files:
-    """Files of all sorts, by name."""
+    """Certificates, keys and unusable files, by name."""
 
     def __init__(self, certificate: Certificate, other: Certificate, locked: Path) -> None:
         place = certificate.chain.parent
@@ -713,9 +713,7 @@ def files(authority: Authority, certificate: Certificate, locked: Path) -> Files
     ],
     ids=str,
 )
-def test_files_that_can_not_be_used_are_refused_at_once(
-    names: dict[str, str], says: str, files: Files
-) -> None:
+def test_unusable_files_are_refused_at_once(names: dict[str, str], says: str, files: Files) -> None:
     paths = {name: getattr(files, file) for name, file in names.items()}
     assert says in refusal({**TLS, **paths})
 
@@ -740,8 +738,10 @@ def test_only_regular_files_are_read(
 
 @pytest.mark.skipif(os.name == "nt", reason="no FIFOs")
 @pytest.mark.parametrize("make_config", [config, librdkafka], ids=["kafka-python", "librdkafka"])
-def test_a_directory_of_authorities_has_regular_files(make_config: Any, tmp_path: Path) -> None:
-    # OpenSSL opens an entry with such a name in a handshake, and would wait for the FIFO's writer.
+def test_the_hashed_names_in_a_directory_of_authorities_are_regular_files(
+    make_config: Any, tmp_path: Path
+) -> None:
+    # In a handshake, OpenSSL opens an entry named like a hash, and would wait for the FIFO's writer.
     (tmp_path / "a-directory").mkdir()
     os.mkfifo(tmp_path / "another-name")
     make_config({**TLS, "ssl_cafile": tmp_path})
@@ -751,7 +751,7 @@ def test_a_directory_of_authorities_has_regular_files(make_config: Any, tmp_path
 
 
 @pytest.mark.parametrize("make_config", [config, librdkafka], ids=["kafka-python", "librdkafka"])
-def test_a_directory_of_authorities_that_can_not_be_read_is_refused(
+def test_an_unreadable_directory_of_authorities_is_refused(
     make_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(path: str) -> Any:
@@ -777,7 +777,7 @@ def test_a_large_file_is_refused(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no FIFOs")
-def test_a_certificate_that_becomes_a_fifo_is_not_waited_for(
+def test_a_certificate_that_becomes_a_fifo_does_not_block(
     certificate: Certificate, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     place = tmp_path / "mine.pem"
@@ -790,18 +790,18 @@ def test_a_certificate_that_becomes_a_fifo_is_not_waited_for(
     assert "'ssl_certfile' must name a regular file" in caplog.text
 
 
-def test_a_wrong_password_is_told_at_once(locked: Path) -> None:
+def test_a_wrong_password_is_an_error_at_once(locked: Path) -> None:
     said = refusal({**TLS, "ssl_certfile": locked, "ssl_password": "another"})
     assert "'ssl_password' is not the password of the key" in said
 
 
-def test_an_error_of_another_kind_is_told_too() -> None:
+def test_the_reason_of_another_error_shows_no_secret() -> None:
     assert _tls._reason(ValueError(SECRET)) == "OpenSSL cannot parse it"
     assert _tls._reason(ssl.SSLError(SECRET)) == "OpenSSL cannot parse it"
     assert _tls._reason(OSError(SECRET)) == "OSError"
 
 
-def test_a_context_of_ones_own_is_passed_on_as_it_is() -> None:
+def test_a_context_of_the_user_is_passed_on_unchanged() -> None:
     context = ssl.create_default_context()
     context.check_hostname = False
     assert config({**TLS, "ssl_context": context})["ssl_context"] is context
@@ -809,7 +809,7 @@ def test_a_context_of_ones_own_is_passed_on_as_it_is() -> None:
     assert config(both)["ssl_context"] is context
 
 
-def test_a_new_certificate_is_taken_in_by_the_next_connection(
+def test_the_next_connection_uses_a_new_certificate(
     authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     files = [authority.issue(), authority.issue()]
@@ -834,10 +834,10 @@ def test_a_new_certificate_is_taken_in_by_the_next_connection(
     assert tls.context() not in {first, second}
 
 
-# --- what is made of errors ----------------------------------------------------------------------
+# --- errors of TLS -------------------------------------------------------------------------------
 
 
-def test_what_has_nothing_to_do_with_tls_is_no_refusal_of_it() -> None:
+def test_other_errors_are_not_refusals_of_tls() -> None:
     assert _tls.tls_refusal(OSError("down")) is None
     assert _tls.tls_refusal(ssl.SSLEOFError(8, "end")) is None
     turning = OSError("a")

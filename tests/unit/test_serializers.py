@@ -46,31 +46,31 @@ values = st.recursive(
 
 
 @given(st.text(st.characters(codec="utf-8")))
-def test_text_comes_back(text: str) -> None:
+def test_text_survives_the_round_trip(text: str) -> None:
     assert StringSerializer()(text).decode() == text
 
 
 @given(values)
-def test_json_comes_back_and_has_no_blanks(value: Any) -> None:
+def test_json_survives_the_round_trip(value: Any) -> None:
     written = JSONSerializer()(value)
     assert json.loads(written) == value
     assert written == JSONSerializer(default=repr)(value)
 
 
 @given(st.dictionaries(st.text(st.characters(codec="utf-8")), values, max_size=5))
-def test_equal_objects_have_equal_bytes_where_that_is_asked_for(value: dict[str, Any]) -> None:
+def test_with_sort_keys_equal_objects_have_equal_bytes(value: dict[str, Any]) -> None:
     turned = dict(reversed(value.items()))
     serialize = JSONSerializer(sort_keys=True)
     assert serialize(value) == serialize(turned)
 
 
 @given(st.binary())
-def test_bytes_are_bytes(data: bytes) -> None:
+def test_bytes_and_buffers_stay_unchanged(data: bytes) -> None:
     for given_ in (data, bytearray(data), memoryview(data)):
         assert BytesSerializer()(given_) == data
 
 
-def test_json_by_way_of_a_hook() -> None:
+def test_json_with_a_hook() -> None:
     day = dt.date(2026, 11, 24)
     assert JSONSerializer(default=str)({"ä": day}) == '{"ä":"2026-11-24"}'.encode()
 
@@ -118,7 +118,7 @@ ANY: Any = None
         ),
     ],
 )
-def test_what_is_wrong_is_named(
+def test_the_error_names_the_fault(
     call: Callable[[], object], kind: type[Exception], says: str
 ) -> None:
     with pytest.raises(kind) as caught:
@@ -126,7 +126,7 @@ def test_what_is_wrong_is_named(
     assert says in str(caught.value)
 
 
-def test_each_says_what_it_is() -> None:
+def test_the_repr_of_each_serializer() -> None:
     assert repr(BytesSerializer()) == "BytesSerializer()"
     assert repr(StringSerializer("ascii")) == "StringSerializer('ascii')"
     assert repr(JSONSerializer()) == "JSONSerializer(sort_keys=False)"
@@ -134,7 +134,7 @@ def test_each_says_what_it_is() -> None:
     assert repr(registry) == "SchemaRegistrySerializer(function, 'key')"
 
 
-def test_without_its_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_its_extra_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     imported = builtins.__import__
 
     def without(name: str, *args: Any, **options: Any) -> Any:
@@ -150,7 +150,7 @@ def test_without_its_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
 
 
 def _marked(data: Any, context: Any) -> bytes:
-    """What a registry's serializer does, without a registry."""
+    """A serializer like that of a schema registry, without a registry."""
     assert threading.current_thread().name.startswith("anyio-sendproducer")
     context.headers.append(("schema", context.field.encode()))
     return f"{context.topic}:{data}".encode()
@@ -171,10 +171,10 @@ async def serialize_later(_: object) -> bytes:
     return b""
 
 
-def test_each_topic_has_its_serializer_of_either_kind() -> None:
+def test_each_topic_has_its_own_serializer() -> None:
     by_topic: dict[str, Any] = {"orders": JSONSerializer(), "audit": Marking()}
     serializer = TopicSerializer(by_topic)
-    by_topic.clear()  # it has a copy
+    by_topic.clear()  # the serializer has a copy
     headers = [("mine", b"")]
     assert serializer.serialize("orders", headers, {"a": 1}) == b'{"a":1}'
     assert serializer.serialize("audit", headers, "read") == b"READ"
@@ -182,7 +182,7 @@ def test_each_topic_has_its_serializer_of_either_kind() -> None:
 
 
 @pytest.mark.parametrize("default", [str.encode, Marking()], ids=["callable", "object"])
-def test_every_other_topic_has_the_default(default: Any) -> None:
+def test_other_topics_have_the_default(default: Any) -> None:
     serializer = TopicSerializer({"orders": JSONSerializer()}, default)
     assert serializer.serialize("audit", [], "READ") == b"READ"
     assert serializer.serialize("orders", [], "READ") == b'"READ"'
@@ -197,7 +197,7 @@ def test_every_other_topic_has_the_default(default: Any) -> None:
     ],
     ids=["none", "some", "many"],
 )
-def test_a_topic_without_a_serializer_is_named_beside_the_known_ones(
+def test_the_error_for_a_topic_without_a_serializer_lists_the_known_topics(
     topics: str, known: str
 ) -> None:
     serializer = TopicSerializer(dict.fromkeys(topics, str.encode))
@@ -237,20 +237,20 @@ UNUSABLE: list[tuple[tuple[Any, ...], str]] = [
 
 
 @pytest.mark.parametrize(("arguments", "says"), UNUSABLE, ids=[one[1] for one in UNUSABLE])
-def test_what_a_topic_serializer_cannot_use(arguments: tuple[Any, ...], says: str) -> None:
+def test_invalid_arguments_of_a_topic_serializer(arguments: tuple[Any, ...], says: str) -> None:
     with pytest.raises(SettingsError) as caught:
         TopicSerializer(*arguments)
     assert str(caught.value) == f"TopicSerializer: {says}"
 
 
-def test_a_topic_serializer_shows_its_topics_and_not_the_serializers() -> None:
+def test_the_repr_of_a_topic_serializer_shows_only_its_topics() -> None:
     serializer = TopicSerializer(dict.fromkeys("abcdefg", str.encode), Marking())
     assert repr(serializer) == "TopicSerializer('a', 'b', 'c', 'd', 'e' and 2 more)"
 
 
 @given(st.text(st.characters(codec="utf-8")))
 @example("größe")
-def test_the_name_of_a_header_counts_in_bytes_with_and_without_serializers(name: str) -> None:
+def test_the_name_of_a_header_counts_in_bytes(name: str) -> None:
     record = ProducerRecord("t", b"v", b"key", headers=[(name, b"content")])
     settings = ProducerSettings(bootstrap_servers="localhost:9092", value_serializer=bytes)
     _, serialized = serialize_record(record, settings)
@@ -258,7 +258,7 @@ def test_the_name_of_a_header_counts_in_bytes_with_and_without_serializers(name:
     assert serialized == checked == len(b"vkeycontent") + len(name.encode())
 
 
-async def test_a_record_for_a_topic_without_a_serializer_fails_alone() -> None:
+async def test_only_the_record_of_a_topic_without_a_serializer_fails() -> None:
     settings = ProducerSettings(
         bootstrap_servers="localhost:9092",
         value_serializer=TopicSerializer({"orders": JSONSerializer(), "audit": Marking()}),
