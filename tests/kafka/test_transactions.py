@@ -471,10 +471,16 @@ async def test_a_name_that_is_not_for_this_user_and_a_time_that_is_too_long(
 
 
 def committed_offset(cluster: KafkaCluster, group: str, topic: str) -> int | None:
+    """Read a group's offset, after the end of a transaction that may have written it.
+
+    A commit returns before the markers are written. With ``read_committed``, the broker makes the
+    consumer wait for the marker (KIP-447); otherwise it gives the offset of before.
+    """
     consumer = kafka.KafkaConsumer(
         bootstrap_servers=cluster.bootstrap_servers,
         group_id=group,
         enable_auto_commit=False,
+        isolation_level="read_committed",
         metrics_enabled=False,
     )
     try:
