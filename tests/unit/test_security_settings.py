@@ -741,7 +741,7 @@ def test_only_regular_files_are_read(
 def test_the_hashed_names_in_a_directory_of_authorities_are_regular_files(
     make_config: Any, tmp_path: Path
 ) -> None:
-    # In a handshake, OpenSSL opens an entry named like a hash, and would wait for the FIFO's writer.
+    # In a handshake, OpenSSL opens an entry named like a hash, and would wait for a FIFO's writer.
     (tmp_path / "a-directory").mkdir()
     os.mkfifo(tmp_path / "another-name")
     make_config({**TLS, "ssl_cafile": tmp_path})

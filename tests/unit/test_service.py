@@ -1,4 +1,4 @@
-"""ProducerService: start and stop in any task of one asyncio loop."""
+"""ProducerService: start and stop in any task of one asyncio event loop."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ from tests.support.waiting import PATIENCE, blocking_until, until
 
 @pytest.fixture(autouse=True, scope="module")
 def _garbage_of_others() -> None:
-    """What earlier tests left is reported before these tests look for reports."""
+    """Collect the garbage of earlier tests, so that asyncio reports it before these tests."""
     gc.collect()
 
 
 @pytest.fixture(autouse=True)
 def _nothing_reported(caplog: pytest.LogCaptureFixture) -> Generator[None]:
-    """asyncio reports no exception that was never retrieved, and no task that was pending."""
+    """Check that asyncio reports no unretrieved exception and no pending task."""
     yield
     gc.collect()
     said = [one.getMessage() for one in [*caplog.get_records("call"), *caplog.records]]
@@ -66,7 +66,7 @@ def service(settings: ProducerSettings, fake: FakeDriver) -> ProducerService:
 
 
 async def started(service: ProducerService) -> SendProducer:
-    """Start it in a task of its own, as a fixture or a hook does."""
+    """Start the service in its own task, as a fixture or a hook does."""
     return await asyncio.create_task(service.start())
 
 
@@ -87,7 +87,7 @@ def tasks_of_others() -> set[str]:
 
 
 @on_asyncio
-async def test_tasks_of_their_own_start_and_stop_it(
+async def test_different_tasks_may_start_and_stop_it(
     service: ProducerService, fake: FakeDriver
 ) -> None:
     assert repr(service) == "<ProducerService stopped>"
@@ -105,7 +105,9 @@ async def test_tasks_of_their_own_start_and_stop_it(
 
 
 @on_asyncio
-async def test_nothing_to_stop(service: ProducerService, fake: FakeDriver) -> None:
+async def test_stop_without_a_running_producer_does_nothing(
+    service: ProducerService, fake: FakeDriver
+) -> None:
     await service.stop()
     await started(service)
     await stopped(service)
@@ -146,7 +148,7 @@ async def test_the_producer_while_it_runs(service: ProducerService, fake: FakeDr
 async def test_the_event_loop_keeps_the_task_until_it_ends(
     service: ProducerService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """asyncio itself has weak references to tasks only."""
+    """asyncio itself has only weak references to tasks."""
     kept: list[Any] = []
 
     class KeepingLoop:
@@ -163,7 +165,7 @@ async def test_the_event_loop_keeps_the_task_until_it_ends(
 
 
 @on_asyncio
-async def test_the_scope_of_the_caller_does_not_end_it(service: ProducerService) -> None:
+async def test_the_cancel_scope_of_the_caller_does_not_end_it(service: ProducerService) -> None:
     with anyio.CancelScope() as scope:
         await service.start()
         scope.cancel()
@@ -174,7 +176,7 @@ async def test_the_scope_of_the_caller_does_not_end_it(service: ProducerService)
 
 
 @on_asyncio
-async def test_hooks_see_the_context_of_the_task_that_started_it(
+async def test_serializers_run_in_the_context_of_the_task_that_started_it(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     place = contextvars.ContextVar("place", default="nowhere")
@@ -245,7 +247,7 @@ async def test_a_start_reads_the_environment(
     await service.stop()
 
 
-def test_observers_that_are_none(settings: ProducerSettings) -> None:
+def test_invalid_observers(settings: ProducerSettings) -> None:
     not_observers: Any = object()
     with pytest.raises(TypeError, match="observers must be a list of observers"):
         ProducerService(settings, observers=not_observers)
@@ -263,7 +265,7 @@ async def test_two_starts_share_a_producer(service: ProducerService, fake: FakeD
 
 
 @on_asyncio
-async def test_each_of_two_starts_has_an_error_of_its_own(
+async def test_each_of_two_starts_has_its_own_error(
     service: ProducerService, fake: FakeDriver
 ) -> None:
     fake.open_error = ProducerStartError("no broker answered")
@@ -273,7 +275,9 @@ async def test_each_of_two_starts_has_an_error_of_its_own(
 
 
 @on_asyncio
-async def test_a_cancelled_start_leaves_nothing(service: ProducerService, fake: FakeDriver) -> None:
+async def test_a_cancelled_start_closes_the_producer(
+    service: ProducerService, fake: FakeDriver
+) -> None:
     fake.on_open.shut()
     start = asyncio.create_task(service.start())
     await at_gate(fake.on_open)
@@ -286,7 +290,7 @@ async def test_a_cancelled_start_leaves_nothing(service: ProducerService, fake: 
 
 
 @on_asyncio
-async def test_a_start_that_others_wait_for_goes_on(
+async def test_a_start_goes_on_while_another_call_waits_for_it(
     service: ProducerService, fake: FakeDriver
 ) -> None:
     fake.on_open.shut()
@@ -302,7 +306,7 @@ async def test_a_start_that_others_wait_for_goes_on(
 
 
 @on_asyncio
-async def test_a_cancelled_start_of_what_runs_stops_nothing(service: ProducerService) -> None:
+async def test_a_cancelled_start_does_not_stop_a_running_producer(service: ProducerService) -> None:
     producer = await started(service)
     start = asyncio.create_task(service.start())
     await anyio.lowlevel.checkpoint()
@@ -335,7 +339,7 @@ async def test_a_start_that_is_cancelled_in_the_turn_of_its_success(
     assert repr(service) == "<ProducerService stopped>"
 
 
-# --- a stop in between -----------------------------------------------------------------------
+# --- a stop during a start -------------------------------------------------------------------
 
 
 @on_asyncio
@@ -395,11 +399,11 @@ async def test_a_start_waits_for_the_stop(service: ProducerService) -> None:
     await service.stop()
 
 
-# --- how it ends -----------------------------------------------------------------------------
+# --- the end ---------------------------------------------------------------------------------
 
 
 @on_asyncio
-async def test_failures_that_nobody_awaited(service: ProducerService, fake: FakeDriver) -> None:
+async def test_stop_raises_unawaited_failures(service: ProducerService, fake: FakeDriver) -> None:
     fake.judge = refuse
     producer = await started(service)
     producer.enqueue_nowait(record())
@@ -413,7 +417,7 @@ async def test_failures_that_nobody_awaited(service: ProducerService, fake: Fake
 
 
 @on_asyncio
-async def test_a_producer_that_is_broken_is_closed_like_any_other(
+async def test_a_broken_producer_is_closed_and_can_start_again(
     service: ProducerService, fake: FakeDriver
 ) -> None:
     fake.submit_error = RuntimeError("a driver's fault")
@@ -435,7 +439,7 @@ async def test_a_producer_that_is_broken_is_closed_like_any_other(
 async def test_a_cancelled_stop_hurries(
     settings: ProducerSettings, caplog: pytest.LogCaptureFixture, failing: bool
 ) -> None:
-    """The producer is closed when the cancelled call raises."""
+    """The producer has closed when the cancelled call raises."""
     fake = FakeDriver(manual=True)
     service = ProducerService(settings.evolve(cancel_timeout=0.0), driver=fake)
     producer = await started(service)
@@ -461,7 +465,7 @@ async def test_a_cancelled_stop_hurries(
 
 
 @on_asyncio
-async def test_the_closing_goes_on_after_a_second_cancellation(
+async def test_closing_goes_on_after_a_second_cancellation(
     service: ProducerService, fake: FakeDriver
 ) -> None:
     producer = await started(service)
@@ -483,7 +487,7 @@ async def test_the_closing_goes_on_after_a_second_cancellation(
 
 
 @on_asyncio
-async def test_tasks_of_their_own_enter_and_leave_it(
+async def test_different_tasks_may_enter_and_leave_it(
     service: ProducerService, fake: FakeDriver
 ) -> None:
     stack = AsyncExitStack()
@@ -494,7 +498,7 @@ async def test_tasks_of_their_own_enter_and_leave_it(
 
 
 @on_asyncio
-async def test_the_end_of_its_block_tells_failures(
+async def test_the_end_of_its_block_raises_unawaited_failures(
     service: ProducerService, fake: FakeDriver
 ) -> None:
     fake.judge = refuse
@@ -582,7 +586,7 @@ def test_a_loop_that_ends_closes_the_producer_and_logs_it(
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_loop_that_is_closed_closes_the_client_by_force_and_warns(
+def test_a_closed_loop_closes_the_client_at_once_and_warns(
     settings: ProducerSettings, fake: FakeDriver, caplog: pytest.LogCaptureFixture
 ) -> None:
     service = ProducerService(settings, driver=fake)
@@ -667,10 +671,10 @@ def test_a_keyboard_interrupt_in_the_task_of_the_service(
 
 
 @on_asyncio
-async def test_a_task_that_is_cancelled_from_outside(
+async def test_the_task_of_the_service_is_cancelled_from_outside(
     service: ProducerService, fake: FakeDriver, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As runners do that cancel all tasks before the hooks for the end are called."""
+    """Some runners cancel all tasks before they call the shutdown hooks."""
     await started(service)
     [task] = [one for one in asyncio.all_tasks() if one.get_name().endswith("ProducerService")]
     task.cancel()

@@ -1,4 +1,4 @@
-"""The settings: what they refuse, how they are changed, and that they keep secrets."""
+"""The settings: invalid values, changed copies, and hidden secrets."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ make = functools.partial(
 
 
 class UpperCase:
-    """A serializer in kafka-python's shape."""
+    """A serializer with the interface of kafka-python's serializers."""
 
     def serialize(self, topic: str, headers: list[tuple[str, bytes]], data: str) -> bytes:
         return data.upper().encode()
@@ -55,7 +55,7 @@ class First:
 
 
 class FirstOfKafkaPython:
-    """One in kafka-python's shape."""
+    """A partitioner with the interface of kafka-python's partitioners."""
 
     def partition(self, *_: object) -> int:
         return 0
@@ -65,7 +65,7 @@ async def choose_later(*_: object) -> int:
     return 0
 
 
-# --- what is refused -----------------------------------------------------------------------------
+# --- invalid values ------------------------------------------------------------------------------
 
 DURATIONS = [
     "delivery_timeout",
@@ -150,7 +150,7 @@ class LateSerializer:
 
 
 DURATION = "must be a number of seconds above 0, and no more than 1e+09, or a timedelta, not"
-#: What is wrong, and the whole message.
+#: Invalid fields and the whole message.
 BAD_EXACTLY: list[tuple[dict[str, Any], str]] = [
     ({"transactional_id": ""}, "transactional_id must be a str that is not empty, or None, not ''"),
     ({"transactional_id": 7}, "transactional_id must be a str that is not empty, or None, not 7"),
@@ -245,7 +245,7 @@ BAD_EXACTLY: list[tuple[dict[str, Any], str]] = [
         for number, case in enumerate(BAD_EXACTLY)
     ],
 )
-def test_a_bad_setting_is_refused_with_these_words(fields: dict[str, Any], says: str) -> None:
+def test_the_whole_message_for_an_invalid_setting(fields: dict[str, Any], says: str) -> None:
     with pytest.raises(SettingsError) as caught:
         make(**fields)
     assert str(caught.value) == says
@@ -255,18 +255,18 @@ def test_a_bad_setting_is_refused_with_these_words(fields: dict[str, Any], says:
     ("fields", "says"),
     [pytest.param(*case, id=f"{number}-{next(iter(case[0]))}") for number, case in enumerate(BAD)],
 )
-def test_a_bad_setting_is_refused_by_name(fields: dict[str, Any], says: str) -> None:
+def test_the_error_of_an_invalid_setting_names_it(fields: dict[str, Any], says: str) -> None:
     with pytest.raises(SettingsError, match=says):
         make(**fields)
 
 
-def test_without_brokers_there_are_no_settings() -> None:
+def test_addresses_are_required() -> None:
     with pytest.raises(SettingsError, match="bootstrap_servers is missing: name at least one"):
         ProducerSettings()
 
 
 @pytest.mark.parametrize("field", ["unknown_topic_timeout", "close_timeout", "cancel_timeout"])
-def test_not_to_wait_at_all_is_fine_where_nothing_hangs_on_it(field: str) -> None:
+def test_some_timeouts_may_be_zero(field: str) -> None:
     assert getattr(make(**{field: 0}), field) == 0
 
 
@@ -323,7 +323,7 @@ def test_the_defaults() -> None:
         ("kafka-1.example.com:9092", ("kafka-1.example.com:9092",)),
     ],
 )
-def test_addresses_are_the_brokers_one_by_one(servers: Any, addresses: tuple[str, ...]) -> None:
+def test_addresses_lists_the_brokers(servers: Any, addresses: tuple[str, ...]) -> None:
     settings = make(bootstrap_servers=servers)
     assert settings.addresses == addresses
     assert settings.bootstrap_servers == ",".join(addresses)
@@ -380,7 +380,7 @@ def test_settings_survive_pickling_and_copying(settings: ProducerSettings) -> No
 
 
 @given(all_settings, changes)
-def test_evolve_changes_what_it_is_told_to_and_nothing_else(
+def test_evolve_changes_only_the_given_fields(
     settings: ProducerSettings, changed: dict[str, Any]
 ) -> None:
     before = as_dict(settings)
@@ -392,7 +392,7 @@ def test_evolve_changes_what_it_is_told_to_and_nothing_else(
 
 @given(all_settings, changes)
 @example(make(), dict.fromkeys(DURATIONS, 5.0))
-def test_each_with_method_changes_its_field_and_nothing_else(
+def test_each_with_method_changes_only_its_field(
     settings: ProducerSettings, changed: dict[str, Any]
 ) -> None:
     changed.pop("properties", None)
@@ -401,13 +401,13 @@ def test_each_with_method_changes_its_field_and_nothing_else(
         assert as_dict(after) == {**as_dict(settings), name: value}
 
 
-def test_the_block_may_begin_without_a_cluster() -> None:
+def test_with_wait_for_cluster() -> None:
     settings = ProducerSettings(bootstrap_servers="a:1").with_wait_for_cluster(False)
     assert not settings.wait_for_cluster
     assert settings.with_wait_for_cluster(True) == ProducerSettings(bootstrap_servers="a:1")
 
 
-def test_every_field_has_its_with_method() -> None:
+def test_every_field_has_a_with_method() -> None:
     named = {field.name for field in dataclasses.fields(ProducerSettings)}
     methods = {name.removeprefix("with_") for name in dir(ProducerSettings) if name[:5] == "with_"}
     assert methods == named | {"property"}
@@ -426,7 +426,7 @@ def test_the_reference_lists_each_way_to_make_and_change_settings() -> None:
 
 
 @given(all_settings, names, property_values)
-def test_a_property_is_replaced_in_whichever_spelling_it_had(
+def test_a_property_is_replaced_in_either_spelling(
     settings: ProducerSettings, name: str, value: Any
 ) -> None:
     dotted, underscored = name.replace("_", "."), name.replace(".", "_")
@@ -458,23 +458,23 @@ def test_several_properties_are_added_at_once(
         ({1: 2}, "a name must be a str, not 1"),
     ],
 )
-def test_properties_that_are_added_are_checked(added: Mapping[Any, Any], says: str) -> None:
+def test_added_properties_are_checked(added: Mapping[Any, Any], says: str) -> None:
     with pytest.raises(SettingsError, match=says):
         make().with_properties(added)
 
 
-def test_what_is_equal_is_so_as_a_key() -> None:
+def test_equal_settings_are_the_same_dict_key() -> None:
     first = make(properties={"linger.ms": 5})
     assert {first: 1}[make(properties={"linger.ms": 5})] == 1
     assert make(properties={"linger.ms": 6}) not in {first: 1}
 
 
 @pytest.mark.parametrize("serializer", [bytes, str.encode, JSONSerializer()], ids=str)
-def test_classes_that_make_bytes_may_serialize(serializer: Any) -> None:
+def test_the_class_bytes_may_be_a_serializer(serializer: Any) -> None:
     assert make(value_serializer=serializer).value_serializer is serializer
 
 
-def test_evolve_names_what_it_does_not_know() -> None:
+def test_evolve_names_an_unknown_field() -> None:
     with pytest.raises(SettingsError, match=r"'close_timout' is not a .* mean 'close_timeout'"):
         make().evolve(**cast("Any", {"close_timout": 1}))
     with pytest.raises(
@@ -483,7 +483,7 @@ def test_evolve_names_what_it_does_not_know() -> None:
         make().evolve(**cast("Any", {"zzz": 1}))
 
 
-def test_evolve_checks_what_it_changes() -> None:
+def test_evolve_checks_the_new_value() -> None:
     with pytest.raises(SettingsError, match="max_in_flight must be"):
         make().evolve(max_in_flight=0)
 
@@ -500,19 +500,19 @@ def test_settings_are_frozen_in_depth() -> None:
 
 
 @pytest.mark.parametrize("serializer", [encode, UpperCase(), UpperCase().serialize, bytes, None])
-def test_whatever_serializes_is_taken(serializer: Any) -> None:
+def test_callables_and_serializer_objects_are_valid(serializer: Any) -> None:
     settings = make(key_serializer=serializer, value_serializer=serializer)
     assert settings.key_serializer == settings.value_serializer == serializer
 
 
-def test_a_serializer_is_told_by_its_method() -> None:
+def test_a_serializer_object_has_a_method_serialize() -> None:
     assert isinstance(UpperCase(), Serializer)
     assert not isinstance(encode, Serializer)
 
 
 # --- secrets -------------------------------------------------------------------------------------
 
-#: Properties without secrets, which help whoever reads a log.
+#: Properties without secrets, which are useful in a log.
 SHOWN = [
     "acks",
     "api_version",
@@ -541,7 +541,7 @@ HIDDEN = [
 ]
 
 
-def test_repr_shows_what_was_set_and_hides_other_properties() -> None:
+def test_repr_shows_changed_fields_and_hides_other_properties() -> None:
     settings = make(
         client_id="me",
         max_in_flight=7,
@@ -585,7 +585,7 @@ def test_repr_never_shows_the_value_of_another_property(name: str, value: Any) -
     [functools.partial(encode, SECRET), functools.partial(UpperCase().serialize, data=SECRET)],
     ids=["positional", "keyword"],
 )
-def test_repr_does_not_show_what_a_serializer_was_made_with(field: str, serializer: Any) -> None:
+def test_repr_does_not_show_the_arguments_of_a_serializer(field: str, serializer: Any) -> None:
     text = repr(make(**{field: serializer}))
     assert SECRET not in text
     assert field in text
@@ -603,7 +603,7 @@ def test_an_address_with_a_password_is_refused_without_repeating_it(
     assert SECRET not in str(caught.value)
 
 
-def test_a_password_with_a_comma_in_an_address_is_not_repeated_either() -> None:
+def test_a_password_with_a_comma_in_an_address_is_not_repeated() -> None:
     with pytest.raises(SettingsError, match="bootstrap_servers") as caught:
         make(bootstrap_servers=f"kafka://me:{SECRET},more@localhost:9092")
     assert SECRET not in str(caught.value)

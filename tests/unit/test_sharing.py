@@ -1,4 +1,4 @@
-"""What loop and threads of the bridge share: gates between the steps that belong together."""
+"""The state that the event loop and the threads of the bridge share, tested with gates."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.waiting import blocking_until, until
 
 
 class Outbox(list[Event]):
-    """Stops whoever appends, after it has appended."""
+    """Stops the appending thread after the append."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,8 +46,8 @@ def on_a_thread(function: Callable[[], object]) -> threading.Thread:
 
 
 @pytest.mark.parametrize("is_wanted", [False, True])
-async def test_what_is_posted_and_the_wake_up_go_together(bridge: Bridge, is_wanted: bool) -> None:
-    """A thread has appended and has not woken the loop; another one takes what there is."""
+async def test_an_event_is_not_taken_before_its_wake_up(bridge: Bridge, is_wanted: bool) -> None:
+    """A thread has appended an event, but has not woken the loop; another thread takes events."""
     worker = bridge._worker
     outbox = Outbox()
     cast("Any", worker).outbox = outbox
@@ -67,13 +67,13 @@ async def test_what_is_posted_and_the_wake_up_go_together(bridge: Bridge, is_wan
     await quiet()
 
 
-async def test_what_is_not_urgent_waits_until_the_loop_wants_it(bridge: Bridge) -> None:
+async def test_an_event_that_is_not_urgent_waits_until_the_loop_asks_for_it(bridge: Bridge) -> None:
     worker = bridge._worker
     posting = on_a_thread(lambda: worker.post(BatchSubmitted(Submitted()), urgent=False))
     posting.join()
     await quiet()
     assert (len(bridge.events.items), bridge.wake_ups) == (0, 0)
-    bridge.notify_when_ready()  # takes what came before
+    bridge.notify_when_ready()  # takes the earlier events
     assert len(bridge.events.items) == 1
     posting = on_a_thread(lambda: worker.post(BatchSubmitted(Submitted()), urgent=False))
     posting.join()
@@ -81,28 +81,28 @@ async def test_what_is_not_urgent_waits_until_the_loop_wants_it(bridge: Bridge) 
     assert (len(bridge.events.items), bridge.wake_ups) == (2, 1)
 
 
-async def test_a_loop_that_is_about_to_look_is_not_woken(bridge: Bridge) -> None:
-    """Two threads post before the loop looks: one wake-up brings both."""
+async def test_two_events_need_one_wake_up(bridge: Bridge) -> None:
+    """Two threads post before the event loop takes the events: one wake-up brings both."""
     worker = bridge._worker
     threads = [on_a_thread(lambda: worker.post(MetadataChanged())) for _ in range(2)]
-    blocking_until(lambda: len(worker.outbox) == 2)  # the loop does not run meanwhile
+    blocking_until(lambda: len(worker.outbox) == 2)  # the event loop does not run meanwhile
     for thread in threads:
         thread.join()
     await quiet()
     assert (len(bridge.events.items), bridge.wake_ups) == (1, 1)
 
 
-# --- the thread's own count, and what it knows of the driver ----------------------------------
+# --- the thread's count of commands, and its lingering driver ---------------------------------
 
 
 class Direct(LingeringDriver):
-    """A driver that the loop may call, too."""
+    """A driver that the event loop may call as well."""
 
     direct = True
 
 
 class Gated(DriverThread):
-    """Stops between the end of a command and its count, and when it has set `lingering_driver`."""
+    """Stops between the end of a command and its count, and after it sets `lingering_driver`."""
 
     on_count: Gate
     on_lingering: Gate
@@ -143,8 +143,8 @@ async def bridged(driver: FakeDriver) -> AsyncGenerator[Bridge]:
         await bridge.stop(0)
 
 
-async def test_a_command_that_is_not_counted_yet_goes_before_a_small_batch() -> None:
-    """The thread has run a command and has not counted it: the loop does not submit."""
+async def test_an_uncounted_command_precedes_a_small_batch() -> None:
+    """While the thread has run a command but not counted it, the event loop does not submit."""
     driver = Direct()
     batch: Any = [Parcel(record(b"%d" % number)) for number in range(3)]
     async with bridged(driver) as bridge:
@@ -153,17 +153,17 @@ async def test_a_command_that_is_not_counted_yet_goes_before_a_small_batch() -> 
         gate.shut()
         bridge._send_command(lambda: None)
         await at_gate(gate)
-        assert bridge.submit(batch[:2]) is None  # on the thread
+        assert bridge.submit(batch[:2]) is None  # on the driver thread
         assert driver.batches == []
         gate.open()
         await until(lambda: bridge._worker.commands_done == bridge._commands_sent)
         assert driver.batches == [2]
-        assert bridge.submit(batch[2:]) == Submitted()  # on the loop
+        assert bridge.submit(batch[2:]) == Submitted()  # on the event loop
         assert driver.batches == [2, 1]
 
 
-async def test_a_client_that_is_being_opened_is_told_to_hurry_once_it_is_there() -> None:
-    """The thread has just set `lingering_driver`. The new client has not been told to hurry."""
+async def test_a_client_hurries_as_soon_as_it_exists() -> None:
+    """The thread has just set `lingering_driver`, but the new client does not hurry yet."""
     driver = Direct()
     driver.manual = False
     async with bridged(driver) as bridge:
@@ -181,12 +181,12 @@ async def test_a_client_that_is_being_opened_is_told_to_hurry_once_it_is_there()
 
 
 @pytest.mark.parametrize("ends", ["stopped", "abandoned"])
-async def test_no_client_is_opened_once_the_end_has_begun(ends: str) -> None:
-    """The loop, or a finalizer, ends the producer while the thread makes a driver."""
+async def test_no_client_is_opened_after_the_end_has_started(ends: str) -> None:
+    """The event loop or a finalizer ends the producer while the thread makes a driver."""
     drivers: list[FakeDriver] = []
 
     def make() -> FakeDriver:
-        if len(drivers) == 1:  # another thread does this, while the first client is replaced
+        if len(drivers) == 1:  # a real program does this in another thread
             if ends == "stopped":
                 made._worker.stopping.set()
             else:
@@ -205,7 +205,7 @@ async def test_no_client_is_opened_once_the_end_has_begun(ends: str) -> None:
 
 
 class AddressesLater(threading.Event):
-    """Set after some waits."""
+    """An event that is set after some waits."""
 
     def __init__(self, waits: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Foreign texts are shown on one line: in errors, in the errors below them, and in logs."""
+"""Foreign texts are shown on one line in errors, in their causes and in logs."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_the_message_of_an_error_is_one_line() -> None:
 # --- errors of clients ---------------------------------------------------------------------------
 
 
-def test_an_error_of_a_client_is_made_harmless_with_all_below_it() -> None:
+def test_an_error_of_a_client_is_made_harmless_with_its_causes() -> None:
     error = RuntimeError(OSError(HOSTILE))
     error.__cause__ = ConnectionError(7, HOSTILE)
     error.__cause__.__context__ = ValueError(HOSTILE, 7, b"\n", error)
@@ -69,7 +69,7 @@ def test_an_error_of_a_client_is_made_harmless_with_all_below_it() -> None:
     assert error.__cause__.__context__.args == (ESCAPED, 7, b"\n", error)
 
 
-def test_an_error_of_a_client_does_not_grow_without_a_bound() -> None:
+def test_the_text_of_an_error_of_a_client_is_bounded() -> None:
     assert len(str(_shown.harmless(ValueError("x" * 1_000_000)))) == 2_000
 
 
@@ -89,7 +89,7 @@ def test_each_logger_of_the_package_writes_one_line_for_each_message() -> None:
 
 
 @pytest.mark.parametrize("name", ["anyio_sendproducer", "anyio_sendproducer.confluent"])
-def test_a_hostile_text_forges_no_line_of_a_log(
+def test_a_hostile_text_cannot_forge_a_line_of_a_log(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     arguments: tuple[Any, ...]
@@ -105,9 +105,7 @@ def test_a_hostile_text_forges_no_line_of_a_log(
 
 
 @pytest.mark.parametrize("name", ["anyio_sendproducer", "anyio_sendproducer.kafka_python", "kafka"])
-def test_an_error_that_is_logged_forges_no_line(
-    name: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_logged_error_cannot_forge_a_line(name: str, caplog: pytest.LogCaptureFixture) -> None:
     importlib.import_module("anyio_sendproducer.drivers.kafka_python._driver")
     logger = logging.getLogger(name)
     try:
@@ -122,10 +120,10 @@ def test_an_error_that_is_logged_forges_no_line(
 # --- the command line ----------------------------------------------------------------------------
 
 
-def test_a_complaint_of_the_command_line_has_one_line_for_each_note(
+def test_an_error_of_the_command_line_has_one_line_for_each_note(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     error = ValueError(HOSTILE)
-    error.__dict__["__notes__"] = [HOSTILE]  # as by add_note(), which Python 3.10 lacks
+    error.__dict__["__notes__"] = [HOSTILE]  # like add_note(), which Python 3.10 lacks
     assert complain(error, 2) == 2
     assert capsys.readouterr().err == f"anyio-sendproducer: {ESCAPED}\n{ESCAPED}\n"

@@ -1,4 +1,4 @@
-"""Settings out of a mapping, a TOML file and the environment."""
+"""Settings from a mapping, a TOML file and the environment."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from anyio_sendproducer import ProducerSettings, SettingsError
 
 SECRET = "hunter2-s3cr3t"
 
-#: Each field, as text, and what it is then.
+#: Each field with a text and its value.
 TEXTS: dict[str, tuple[str, Any]] = {
     "bootstrap_servers": ("a:1, b:2", "a:1,b:2"),
     "client_id": ("me", "me"),
@@ -34,7 +34,7 @@ TEXTS: dict[str, tuple[str, Any]] = {
     "close_producer_on_exit": ("True", True),
     "wait_for_cluster": ("False", False),
 }
-#: What is not in the others: code, properties, and what can't stand beside bootstrap_servers.
+#: Fields that TEXTS lacks: code, properties, and fields that exclude bootstrap_servers.
 OTHERS = {
     "key_serializer",
     "value_serializer",
@@ -47,12 +47,12 @@ OTHERS = {
 }
 
 
-def test_each_field_has_its_text() -> None:
+def test_each_field_is_tested() -> None:
     fields = {field.name for field in dataclasses.fields(ProducerSettings)}
     assert fields == {*TEXTS, *OTHERS}
 
 
-def test_a_service_may_be_named_in_a_file() -> None:
+def test_a_mapping_may_name_a_service() -> None:
     given = {"service-name": "_kafka._tcp.x.test", "discovery-method": "dns"}
     assert ProducerSettings.from_mapping(given).service_name == "_kafka._tcp.x.test"
 
@@ -69,7 +69,7 @@ def whole() -> ProducerSettings:
 
 @pytest.mark.parametrize("dashes", [False, True])
 @pytest.mark.parametrize("texts", [False, True])
-def test_out_of_a_mapping(dashes: bool, texts: bool) -> None:
+def test_settings_from_a_mapping(dashes: bool, texts: bool) -> None:
     mapping: dict[str, Any] = {
         name.replace("_", "-") if dashes else name: text if texts else value
         for name, (text, value) in TEXTS.items()
@@ -78,7 +78,7 @@ def test_out_of_a_mapping(dashes: bool, texts: bool) -> None:
     assert ProducerSettings.from_mapping(mapping) == whole()
 
 
-def test_a_serializer_out_of_a_mapping() -> None:
+def test_a_serializer_from_a_mapping() -> None:
     settings = ProducerSettings.from_mapping(
         {"bootstrap_servers": "a:1", "value_serializer": str.encode}
     )
@@ -117,25 +117,25 @@ BAD_MAPPINGS: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("mapping", "says"), BAD_MAPPINGS, ids=str)
-def test_a_mapping_that_is_wrong(mapping: Any, says: str) -> None:
+def test_an_invalid_mapping(mapping: Any, says: str) -> None:
     with pytest.raises(SettingsError) as caught:
         ProducerSettings.from_mapping(mapping)
     assert str(caught.value).startswith(says)
 
 
-def test_out_of_the_environment_without_an_address() -> None:
+def test_an_environment_without_an_address() -> None:
     with pytest.raises(SettingsError, match="variable P_BOOTSTRAP_SERVERS is not set"):
         ProducerSettings.from_env("P_", {})
 
 
-def test_where_nothing_is_near_all_are_named() -> None:
+def test_without_a_similar_name_all_settings_are_listed() -> None:
     with pytest.raises(
         SettingsError, match="'zzz' is not a setting: the settings are bootstrap_servers"
     ):
         ProducerSettings.from_mapping({"zzz": 1})
 
 
-def test_without_an_address() -> None:
+def test_a_mapping_without_an_address() -> None:
     with pytest.raises(SettingsError, match="bootstrap_servers is missing"):
         ProducerSettings.from_mapping({})
 
@@ -162,7 +162,7 @@ properties.ssl.ca.location = "/ca.pem"
 """
 
 
-def test_out_of_a_toml_file(tmp_path: Path) -> None:
+def test_settings_from_a_toml_file(tmp_path: Path) -> None:
     path = tmp_path / "settings.toml"
     path.write_text(TOML)
     assert ProducerSettings.from_toml(path, "orders.kafka") == whole()
@@ -170,7 +170,7 @@ def test_out_of_a_toml_file(tmp_path: Path) -> None:
     assert ProducerSettings.from_toml(str(path)) == whole()
 
 
-def test_a_toml_file_that_is_wrong(tmp_path: Path) -> None:
+def test_an_invalid_toml_file(tmp_path: Path) -> None:
     path = tmp_path / "settings.toml"
 
     def said(table: str = "orders.kafka") -> str:
@@ -198,7 +198,7 @@ def test_a_toml_file_that_is_wrong(tmp_path: Path) -> None:
     assert "'shop_password' is not a setting" in said()
 
 
-def test_without_a_reader_of_toml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_toml_parser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "settings.toml"
     path.write_text(TOML)
     for name in ("tomllib", "tomli"):
@@ -207,9 +207,7 @@ def test_without_a_reader_of_toml(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ProducerSettings.from_toml(path, "orders.kafka")
 
 
-def test_with_tomli_in_the_place_of_tomllib(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_with_tomli_in_place_of_tomllib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "settings.toml"
     path.write_text(TOML)
     own = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
@@ -222,7 +220,7 @@ def test_with_tomli_in_the_place_of_tomllib(
 
 
 @pytest.mark.parametrize("prefix", ["ORDERS", "ORDERS_"])
-def test_out_of_the_environment(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_from_the_environment(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ORDER_CLIENT_ID", "another prefix")
     monkeypatch.setenv("ORDERSX_CLIENT_ID", "another prefix")
     for name, (text, _) in TEXTS.items():
@@ -264,7 +262,7 @@ BAD_ENVIRONMENTS: list[tuple[dict[str, str], str]] = [
 
 
 @pytest.mark.parametrize(("environment", "says"), BAD_ENVIRONMENTS, ids=str)
-def test_an_environment_that_is_wrong(environment: dict[str, str], says: str) -> None:
+def test_an_invalid_environment(environment: dict[str, str], says: str) -> None:
     with pytest.raises(SettingsError) as caught:
         ProducerSettings.from_env("P", {"P_BOOTSTRAP_SERVERS": "a:1", **environment})
     assert str(caught.value).startswith(says)
@@ -272,7 +270,7 @@ def test_an_environment_that_is_wrong(environment: dict[str, str], says: str) ->
 
 
 @pytest.mark.parametrize("prefix", ["", "_", None, 7])
-def test_a_prefix_is_needed(prefix: Any) -> None:
+def test_a_prefix_is_required(prefix: Any) -> None:
     with pytest.raises(SettingsError, match="prefix must be a str that is not empty"):
         ProducerSettings.from_env(prefix, {})
 
@@ -281,7 +279,7 @@ names = st.sampled_from(sorted(TEXTS.keys() - {"bootstrap_servers"}))
 
 
 @given(st.sets(names))
-def test_all_ways_lead_to_the_same_settings(chosen: set[str]) -> None:
+def test_all_sources_make_the_same_settings(chosen: set[str]) -> None:
     texts = {name: TEXTS[name][0] for name in chosen} | {"bootstrap_servers": "a:1"}
     made = ProducerSettings.from_mapping(texts)
     upper = {f"P_{name.upper()}": text for name, text in texts.items()}

@@ -1,6 +1,6 @@
 """Batches in kafka-python's accumulator whose partition has no reachable leader, or is gone.
 
-The accumulator and the transaction manager are kafka-python's own; cluster and time are not.
+The accumulator and the transaction manager are kafka-python's. The cluster and the time are fakes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pytest
 from anyio_sendproducer.drivers.kafka_python._errors import GivenUp
 from anyio_sendproducer.drivers.kafka_python._stalled import StalledPartitions
 
-# kafka-python has no types: whatever is taken from it here is Any.
+# kafka-python has no types: everything imported from it is Any.
 accumulators: Any = importlib.import_module("kafka.producer.record_accumulator")
 transactions: Any = importlib.import_module("kafka.producer.transaction_manager")
 structs: Any = importlib.import_module("kafka.structs")
@@ -52,7 +52,7 @@ class Cluster:
 
 
 class Client:
-    """A client without a network. Its thread is the test."""
+    """A client without a network. The test makes the calls of its thread."""
 
     def __init__(
         self, *, transactional_id: str | None = None, idempotent: bool = True, **changes: float
@@ -90,38 +90,38 @@ class Client:
         return self.is_cut_off
 
     def append(self, where: Any = HERE, value: bytes = b"value") -> Any:
-        """Give the client a record. Returns its future."""
+        """Append a record. Returns its future."""
         return self.accumulator.append(where, 0, None, value, [], now=self.now)[0]
 
-    def look(self) -> tuple[set[int], float]:
-        """One pass of the sender: the brokers to which it sends, and how long it waits then."""
+    def run_one_pass(self) -> tuple[set[int], float]:
+        """Run one pass of the sender. Returns the brokers to send to, and the delay after it."""
         self.passes += 1
         nodes, delay, requests = self.accumulator.ready(self.cluster, now=self.now)
         assert not requests
         return nodes, delay
 
     def run(self, seconds: float) -> None:
-        """As many passes as the sender makes within this time."""
+        """Run all passes that the sender makes within this time."""
         end = self.now + seconds
         while self.now < end:
-            delay = self.look()[1]
+            delay = self.run_one_pass()[1]
             assert delay > 0
             self.now = min(self.now + delay, end)
-        self.look()
+        self.run_one_pass()
 
     def drain(self, broker: int = 1) -> list[Any]:
-        """Send what there is for a broker. Returns the batches."""
+        """Send all batches for a broker. Returns the batches."""
         drained = self.accumulator.drain(self.cluster, [broker], 2**20, now=self.now)
         batches: list[Any] = drained[broker]
         return batches
 
     def refuse(self, batch: Any) -> None:
-        """The broker does not know the batch's partition."""
+        """Answer that the broker does not know the batch's partition."""
         self.unwritten.add((batch.topic_partition.topic, batch.topic_partition.partition))
         self.accumulator.reenqueue(batch, now=self.now)
 
     def lose(self, batch: Any) -> None:
-        """There is no answer to the batch."""
+        """Lose the answer to the batch."""
         self.accumulator.reenqueue(batch, now=self.now)
 
 
@@ -130,7 +130,7 @@ def failure(future: Any) -> GivenUp:
     return future.exception
 
 
-# --- how often the sender looks, and requests metadata --------------------------------------------
+# --- how often the sender checks, and requests metadata -------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -140,10 +140,9 @@ def failure(future: Any) -> GivenUp:
 def test_while_a_partition_has_no_leader_the_sender_waits(
     leader: int | None, requests: tuple[int, int]
 ) -> None:
-    """No leader; a leader that is not among the brokers, also one that could not be reached before;
-    one that can't be reached; no partition.
+    """The cases: no leader, an unknown leader (reached before or not), no connection, no partition.
 
-    Where the leader can't be reached, the connection that failed requests the metadata.
+    If the leader cannot be reached, the failed connection requests the metadata.
     """
     client = Client(unknown_topic_timeout=DELIVERY_TIMEOUT)
     client.failures[2] = client.failures[8] = OSError("refused")
@@ -163,15 +162,15 @@ def test_the_first_request_for_metadata_is_made_at_once_and_the_next_ones_soon()
     for _ in range(2):
         client.cluster.leaders[HERE] = -1
         before = client.cluster.requests
-        client.look()
+        client.run_one_pass()
         assert client.cluster.requests == before + 1
-        client.look()
+        client.run_one_pass()
         assert client.cluster.requests == before + 1
         client.run(1)
         assert client.cluster.requests == before + 4
-        # When it is over, the next time begins in the same way.
+        # The next time without a leader starts in the same way.
         client.cluster.leaders[HERE] = 1
-        client.look()
+        client.run_one_pass()
 
 
 def test_a_partition_without_records_needs_no_leader() -> None:
@@ -181,26 +180,26 @@ def test_a_partition_without_records_needs_no_leader() -> None:
     batch.complete(0, -1)
     client.accumulator.deallocate(batch)
     client.cluster.leaders[HERE] = -1
-    assert client.look()[1] > DELIVERY_TIMEOUT
+    assert client.run_one_pass()[1] > DELIVERY_TIMEOUT
     assert client.cluster.requests == 0
 
 
-def test_what_has_a_leader_is_sent_at_once() -> None:
+def test_records_with_a_leader_are_sent_at_once() -> None:
     client = Client()
     client.append()
     client.append(THERE)
     client.cluster.leaders[HERE] = 7
-    nodes, _ = client.look()
+    nodes, _ = client.run_one_pass()
     assert nodes == {2}
     client.cluster.leaders[HERE] = 1
-    nodes, delay = client.look()
+    nodes, delay = client.run_one_pass()
     assert (nodes, delay > DELIVERY_TIMEOUT) == ({1, 2}, True)
 
 
 # --- records past their deadline ------------------------------------------------------------------
 
 
-def test_a_record_that_was_not_sent_leaves_soon_after_its_deadline() -> None:
+def test_an_unsent_record_fails_soon_after_its_deadline() -> None:
     client = Client()
     client.cluster.leaders[HERE] = -1
     first = client.append()
@@ -221,8 +220,8 @@ def test_a_record_that_was_not_sent_leaves_soon_after_its_deadline() -> None:
     assert not client.stalled.holds("orders")
 
 
-def test_records_that_come_one_by_one_leave_one_by_one() -> None:
-    """The accumulator would put records of all ages into one batch, which leaves as a whole."""
+def test_each_unsent_record_fails_at_its_own_deadline() -> None:
+    """The accumulator alone would put records of all ages into one batch, which ends as a whole."""
     client = Client(delivery_timeout=2.0)
     client.cluster.leaders[HERE] = -1
     sent: list[tuple[float, Any]] = []
@@ -237,10 +236,10 @@ def test_records_that_come_one_by_one_leave_one_by_one() -> None:
 
 
 @pytest.mark.parametrize("unreachable", [False, True])
-def test_what_may_be_written_leaves_a_copy_that_is_sent_when_the_leader_is_back(
+def test_a_batch_that_may_be_written_leaves_a_copy_for_the_next_leader(
     unreachable: bool,
 ) -> None:
-    """With the same sequence numbers: without them the broker would see a gap."""
+    """The copy has the same sequence numbers: without them, the broker would see a gap."""
     client = Client()
     lost = client.append()
     [batch] = client.drain()
@@ -262,7 +261,7 @@ def test_what_may_be_written_leaves_a_copy_that_is_sent_when_the_leader_is_back(
     assert (error.gone, error.sent) == (False, True)
     client.run(30)
     assert failure(behind).sent is False
-    # What nobody waits for any more stays, however long that takes.
+    # The copy stays, however long the partition has no leader.
     client.run(2 * DELIVERY_TIMEOUT)
     client.failures.clear()
     client.cluster.leaders[HERE] = 1
@@ -281,7 +280,7 @@ def test_what_may_be_written_leaves_a_copy_that_is_sent_when_the_leader_is_back(
     assert not client.accumulator.has_incomplete
 
 
-def test_without_sequence_numbers_no_copy_is_left() -> None:
+def test_without_sequence_numbers_no_copy_stays() -> None:
     client = Client(idempotent=False)
     lost = client.append()
     [batch] = client.drain()
@@ -293,7 +292,7 @@ def test_without_sequence_numbers_no_copy_is_left() -> None:
 
 
 def test_halves_of_a_batch_that_was_sent_again_may_be_written() -> None:
-    """It was lost, and then refused as too large; 3.0.12 sends its halves in its place."""
+    """The batch was lost, and then refused as too large. kafka-python 3.0.12 sends its halves."""
     client = Client()
     futures = [client.append(), client.append()]
     [batch] = client.drain()
@@ -305,12 +304,12 @@ def test_halves_of_a_batch_that_was_sent_again_may_be_written() -> None:
     client.cluster.leaders[HERE] = -1
     client.run(DELIVERY_TIMEOUT + 2)
     assert [failure(future).sent for future in futures] == [True, True]
-    # They have no numbers of their own yet.
+    # The halves have no sequence numbers yet, so no copy stays.
     assert not client.accumulator.has_incomplete
 
 
-def test_where_no_broker_is_reached_records_stay() -> None:
-    """Then the client is given up, and another one connects to the bootstrap servers."""
+def test_records_stay_while_no_broker_is_reachable() -> None:
+    """In this case, the client is given up, and another one connects to the bootstrap servers."""
     client = Client()
     future = client.append()
     client.failures[1] = OSError("refused")
@@ -335,7 +334,7 @@ def test_the_records_of_a_transaction_stay() -> None:
 # --- partitions that are gone ---------------------------------------------------------------------
 
 
-def test_what_was_not_sent_is_rejected_when_its_partition_is_gone() -> None:
+def test_an_unsent_record_is_rejected_when_its_partition_is_gone() -> None:
     client = Client()
     future, other = client.append(THERE), client.append()
     del client.cluster.leaders[THERE]
@@ -353,13 +352,13 @@ def test_what_was_not_sent_is_rejected_when_its_partition_is_gone() -> None:
 
 
 @pytest.mark.parametrize("authorized", [True, False])
-def test_what_was_not_sent_is_rejected_when_its_topic_is_gone(authorized: bool) -> None:
+def test_an_unsent_record_is_rejected_when_its_topic_is_gone(authorized: bool) -> None:
     client = Client(unknown_topic_timeout=0)
     future = client.append()
     client.cluster.leaders.clear()
     if not authorized:
         client.cluster.unauthorized_topics.add("orders")
-    client.look()
+    client.run_one_pass()
     said = "the cluster does not know" if authorized else "this client may not use"
     assert str(failure(future)).startswith(f"{said} topic 'orders' any more, and this did not")
 
@@ -372,11 +371,11 @@ def test_a_partition_that_comes_back_in_time_is_not_gone(leader: int) -> None:
         del client.cluster.leaders[HERE]
         client.run(UNKNOWN_TOPIC_TIMEOUT - 1)
         client.cluster.leaders[HERE] = leader
-        client.look()
+        client.run_one_pass()
     assert not future.is_done
 
 
-def test_what_was_refused_each_time_is_not_written_and_the_next_batch_takes_its_numbers() -> None:
+def test_a_batch_that_was_always_refused_is_unwritten_and_frees_its_sequence_numbers() -> None:
     client = Client()
     future = client.append()
     for _ in range(3):
@@ -395,7 +394,7 @@ def test_what_was_refused_each_time_is_not_written_and_the_next_batch_takes_its_
 
 
 @pytest.mark.parametrize("answered", ["before", "after", "never"])
-def test_what_was_lost_once_may_be_written(answered: str) -> None:
+def test_a_batch_that_was_lost_once_may_be_written(answered: str) -> None:
     client = Client()
     future = client.append()
     [batch] = client.drain()
@@ -412,14 +411,14 @@ def test_what_was_lost_once_may_be_written(answered: str) -> None:
     client.run(UNKNOWN_TOPIC_TIMEOUT)
     error = failure(future)
     assert (error.gone, error.sent) == (True, True)
-    # There may be a record with its numbers.
+    # A record with its sequence numbers may be written.
     client.cluster.leaders[HERE] = 1
     client.append()
     [batch] = client.drain()
     assert batch.base_sequence == 1
 
 
-def test_numbers_of_an_epoch_that_is_over_are_not_taken_back() -> None:
+def test_sequence_numbers_of_an_old_epoch_are_not_reused() -> None:
     client = Client()
     client.append()
     [batch] = client.drain()

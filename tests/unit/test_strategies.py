@@ -1,4 +1,4 @@
-"""The strategies give what they say: what is good is taken, and what is bad is refused."""
+"""The strategies: producers accept the valid records, and refuse the invalid ones."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ AnyRecord = ProducerRecord[Any, Any]
 
 
 @given(st.lists(strategies.records(), max_size=5))
-async def test_a_producer_takes_each_record(several: list[AnyRecord]) -> None:
+async def test_a_producer_accepts_each_record(several: list[AnyRecord]) -> None:
     async with fake_producer() as fake:
         assert len(await fake.producer.send_many(several)) == len(several)
         assert fake.sent == several
@@ -52,7 +52,7 @@ def test_each_invalid_record_is_refused(record: AnyRecord) -> None:
 
 
 @pytest.mark.parametrize("field", ["topic", "key", "value", "headers", "partition", "timestamp_ms"])
-def test_each_field_may_be_what_is_invalid(field: str) -> None:
+def test_each_field_may_be_the_invalid_one(field: str) -> None:
     def only_this_is(record: AnyRecord) -> bool:
         try:
             check_record(record, set())
@@ -64,7 +64,7 @@ def test_each_field_may_be_what_is_invalid(field: str) -> None:
 
 
 def find(strategy: st.SearchStrategy[T], condition: Callable[[T], Any]) -> T:
-    """One that there is, not the smallest, which takes its time; raises where there is none."""
+    """Find any example, without the slow search for the smallest. Raises if there is none."""
     only = hypothesis.settings(max_examples=5_000, phases=[hypothesis.Phase.generate])
     return hypothesis.find(strategy, condition, settings=only)
 
@@ -87,7 +87,7 @@ def test_each_field_can_be_narrowed(record: AnyRecord) -> None:
     assert isinstance(record.value, int)
 
 
-def test_a_key_or_a_value_alone_may_be_missing() -> None:
+def test_each_optional_field_may_be_missing() -> None:
     def lacks(field: str) -> Callable[[AnyRecord], bool]:
         return lambda one: getattr(one, field) is None
 
@@ -97,7 +97,7 @@ def test_a_key_or_a_value_alone_may_be_missing() -> None:
 
 
 @given(strategies.envelopes(records=strategies.records(), pass_throughs=st.integers()))
-async def test_a_producer_takes_each_envelope(envelope: Any) -> None:
+async def test_a_producer_accepts_each_envelope(envelope: Any) -> None:
     async with fake_producer() as fake:
         send: Any = fake.producer.send_envelope
         result = await send(envelope)
@@ -108,12 +108,12 @@ async def test_a_producer_takes_each_envelope(envelope: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", [Message, MultiMessage, PassThroughMessage])
-def test_each_kind_of_envelope_is_given(kind: type[Any]) -> None:
+def test_each_kind_of_envelope_is_generated(kind: type[Any]) -> None:
     find(strategies.envelopes(), lambda one: type(one) is kind)
 
 
 @given(st.data(), strategies.records())
-def test_outcomes_are_of_the_record(data: st.DataObject, record: AnyRecord) -> None:
+def test_outcomes_belong_to_the_record(data: st.DataObject, record: AnyRecord) -> None:
     outcome = data.draw(strategies.outcomes(record))
     if isinstance(outcome, DeliveryError):
         assert outcome.record is record
@@ -129,17 +129,17 @@ def test_outcomes_are_of_the_record(data: st.DataObject, record: AnyRecord) -> N
 @pytest.mark.parametrize(
     "kind", [RecordMetadata, DeliveryError, DeliveryTimeout, RecordRejected, SerializationFailed]
 )
-def test_each_kind_of_outcome_is_given(kind: type[Any]) -> None:
+def test_each_kind_of_outcome_is_generated(kind: type[Any]) -> None:
     find(strategies.outcomes(), lambda one: type(one) is kind)
 
 
-def test_metadata_without_an_offset_is_given() -> None:
+def test_metadata_without_an_offset_is_generated() -> None:
     find(strategies.metadata(), lambda one: one.offset is None and one.timestamp_ms is None)
     find(strategies.metadata(), lambda one: one.offset)
 
 
 @given(st.data(), strategies.envelopes())
-def test_results_are_of_the_envelope(data: st.DataObject, envelope: Any) -> None:
+def test_results_belong_to_the_envelope(data: st.DataObject, envelope: Any) -> None:
     result: Any = data.draw(strategies.results_of(envelope))
     assert result.pass_through is envelope.pass_through
     if type(envelope) is Message:
@@ -155,12 +155,12 @@ def test_results(result: Any, several: MultiResult[Any, Any, Any]) -> None:
 
 
 @given(strategies.multi_delivery_errors())
-def test_of_several_at_least_one_failed(error: MultiDeliveryError) -> None:
+def test_a_multi_delivery_error_has_at_least_one_failure(error: MultiDeliveryError) -> None:
     assert error.errors
     assert str(error)
 
 
-def test_of_several_some_may_be_delivered_in_any_place() -> None:
+def test_a_multi_delivery_error_may_have_delivered_parts_in_any_place() -> None:
     def mixed(first_failed: bool) -> Callable[[MultiDeliveryError], bool]:
         def is_mixed(error: MultiDeliveryError) -> bool:
             failed = [isinstance(part, DeliveryError) for part in error.parts]
@@ -173,7 +173,7 @@ def test_of_several_some_may_be_delivered_in_any_place() -> None:
 
 
 @given(strategies.undelivered_records())
-def test_what_a_scope_may_end_with(error: UndeliveredRecords) -> None:
+def test_undelivered_records_have_errors(error: UndeliveredRecords) -> None:
     assert error.count >= len(error.errors) > 0
 
 
@@ -183,7 +183,7 @@ def test_errors_of_producers(error: SendProducerError) -> None:
     assert str(error)
 
 
-def test_without_hypothesis_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_hypothesis_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     name = strategies.__name__
     monkeypatch.setitem(sys.modules, "hypothesis", None)
     monkeypatch.delitem(sys.modules, name)

@@ -255,7 +255,7 @@ class Accumulator:
     3.0.12 has no public way to remove a batch, or to decide when the sender looks again. The
     accumulator and the transaction manager of the tests in ``tests/unit/test_stalled.py`` are
     kafka-python's own, so each of them notices a change, such as
-    ``tests/unit/test_stalled.py::test_a_record_that_was_not_sent_leaves_soon_after_its_deadline``.
+    ``tests/unit/test_stalled.py::test_an_unsent_record_fails_soon_after_its_deadline``.
 
     Args:
         producer: a KafkaProducer.
