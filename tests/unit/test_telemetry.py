@@ -1,4 +1,4 @@
-"""What observers are told, when, and that nothing of theirs harms a record."""
+"""The events of observers, their order, and that a faulty observer harms no record."""
 
 from __future__ import annotations
 
@@ -89,14 +89,14 @@ def numbering() -> Numbering:
 
 
 def of(recorder: Recorder, *kinds: type[Any]) -> Callable[[], bool]:
-    """Whether it was told of all of these."""
+    """Return a function that says whether the recorder has events of all these kinds."""
     return lambda: {type(event) for event in recorder.events} >= set(kinds)
 
 
-# --- what is told --------------------------------------------------------------------------------
+# --- the events ----------------------------------------------------------------------------------
 
 
-async def test_the_story_of_a_record(
+async def test_the_events_of_a_record(
     settings: ProducerSettings, fake: FakeDriver, recorder: Recorder
 ) -> None:
     sent = record(b"value", key=b"key")
@@ -143,7 +143,7 @@ async def test_a_record_that_is_withdrawn_from_the_queue(
         second = Call(tasks, producer.send, record(b"2"))
         await quiet()
         await second.cancel()
-        # The driver still stands there: nobody else has the pump come by.
+        # The driver still blocks, so no other event wakes the pump.
         await until(of(recorder, Withdrawn))
         fake.on_submit.open()
         await first.wait()
@@ -241,7 +241,7 @@ async def test_a_record_that_is_abandoned_goes_on(
     check_story(recorder, producer.statistics())
 
 
-async def test_a_record_that_comes_back_for_want_of_metadata(
+async def test_a_record_that_the_driver_gives_back_without_metadata(
     settings: ProducerSettings, fake: FakeDriver, recorder: Recorder
 ) -> None:
     fake.unknown_topics.add("t")
@@ -253,7 +253,7 @@ async def test_a_record_that_comes_back_for_want_of_metadata(
         await until(lambda: producer._engine.ledger._held != {})
         fake.learn("t")
         await call.wait()
-    # It is asked for again by and by, too.
+    # The retry timer may also submit it again.
     assert recorder.story.startswith("ahh")
     assert recorder.story.endswith("hD")
     check_story(recorder, producer.statistics())
@@ -274,7 +274,7 @@ async def test_an_invalid_record_is_refused(
     check_story(numbering, producer.statistics())
 
 
-async def test_a_record_that_is_larger_than_all_room_is_refused(
+async def test_a_record_larger_than_max_buffered_bytes_is_refused(
     settings: ProducerSettings, fake: FakeDriver, numbering: Numbering
 ) -> None:
     settings = settings.with_max_buffered_bytes(10)
@@ -289,7 +289,7 @@ async def test_a_record_that_is_larger_than_all_room_is_refused(
     check_story(numbering, producer.statistics())
 
 
-async def test_what_is_no_record_is_none_of_the_observers_affairs(
+async def test_an_object_that_is_not_a_record_makes_no_event(
     settings: ProducerSettings, fake: FakeDriver, recorder: Recorder
 ) -> None:
     async with open_send_producer(settings, driver=fake, observers=[recorder]) as producer:
@@ -306,7 +306,7 @@ async def test_what_is_no_record_is_none_of_the_observers_affairs(
     check_story(recorder, producer.statistics())
 
 
-async def test_no_room_is_an_answer_that_nobody_is_told_of(
+async def test_enqueue_nowait_without_room_makes_no_event(
     settings: ProducerSettings, numbering: Numbering
 ) -> None:
     fake = FakeDriver(manual=True)
@@ -323,7 +323,7 @@ async def test_no_room_is_an_answer_that_nobody_is_told_of(
     check_story(numbering, producer.statistics())
 
 
-async def test_where_the_headers_take_the_last_room_the_record_is_refused(
+async def test_a_record_that_fits_only_without_its_headers_is_refused(
     settings: ProducerSettings, numbering: Numbering
 ) -> None:
     fake = FakeDriver(manual=True)
@@ -341,7 +341,9 @@ async def test_where_the_headers_take_the_last_room_the_record_is_refused(
     check_story(numbering, producer.statistics())
 
 
-async def test_of_another_client(settings: ProducerSettings, recorder: Recorder) -> None:
+async def test_the_events_when_the_client_is_replaced(
+    settings: ProducerSettings, recorder: Recorder
+) -> None:
     fake = FakeDriver(manual=True)
     async with (
         open_send_producer(settings, driver=fake, observers=[recorder]) as producer,
@@ -362,7 +364,7 @@ async def test_of_another_client(settings: ProducerSettings, recorder: Recorder)
     check_story(recorder, producer.statistics())
 
 
-async def test_of_a_producer_that_is_closed_while_there_is_no_client(
+async def test_the_events_of_a_producer_that_closes_without_a_client(
     settings: ProducerSettings, fake: FakeDriver, recorder: Recorder
 ) -> None:
     async with open_send_producer(settings, driver=fake, observers=[recorder]) as producer:
@@ -373,7 +375,7 @@ async def test_of_a_producer_that_is_closed_while_there_is_no_client(
     check_story(recorder, producer.statistics())
 
 
-async def test_of_a_producer_whose_closing_is_cancelled(
+async def test_the_events_of_a_producer_whose_close_is_cancelled(
     settings: ProducerSettings, recorder: Recorder
 ) -> None:
     fake = FakeDriver(manual=True)
@@ -392,7 +394,9 @@ async def test_of_a_producer_whose_closing_is_cancelled(
     check_story(recorder, figures[0]())
 
 
-async def test_of_a_producer_that_broke(settings: ProducerSettings, recorder: Recorder) -> None:
+async def test_the_events_of_a_producer_that_broke(
+    settings: ProducerSettings, recorder: Recorder
+) -> None:
     fake = FakeDriver()
     fake.submit_error = KeyError("the driver's own")
     async with open_send_producer(settings, driver=fake, observers=[recorder]) as producer:
@@ -405,7 +409,7 @@ async def test_of_a_producer_that_broke(settings: ProducerSettings, recorder: Re
     check_story(recorder, producer.statistics())
 
 
-async def test_of_a_pump_that_broke(
+async def test_the_events_of_a_pump_that_broke(
     settings: ProducerSettings,
     fake: FakeDriver,
     recorder: Recorder,
@@ -422,7 +426,7 @@ async def test_of_a_pump_that_broke(
     check_story(recorder, producer.statistics())
 
 
-async def test_a_start_that_fails_tells_nothing(
+async def test_a_failed_start_makes_no_event(
     settings: ProducerSettings, fake: FakeDriver, recorder: Recorder
 ) -> None:
     fake.open_error = ProducerStartError("not now")
@@ -432,7 +436,7 @@ async def test_a_start_that_fails_tells_nothing(
     assert recorder.events == []
 
 
-async def test_everything_is_told_before_the_block_has_ended(
+async def test_all_events_come_before_the_block_has_ended(
     settings: ProducerSettings, recorder: Recorder
 ) -> None:
     fake = FakeDriver(manual=True)
@@ -447,7 +451,7 @@ async def test_everything_is_told_before_the_block_has_ended(
     check_story(recorder, producer.statistics())
 
 
-async def test_in_a_task_group_of_the_callers(
+async def test_the_events_of_a_producer_in_a_task_group_of_the_caller(
     settings: ProducerSettings, fake: FakeDriver, recorder: Recorder
 ) -> None:
     async with task_group() as tasks:
@@ -484,7 +488,7 @@ async def test_a_call_with_several_records(
     check_story(numbering, producer.statistics())
 
 
-async def test_a_call_of_whose_records_some_fail(
+async def test_a_call_with_some_failed_records(
     settings: ProducerSettings, fake: FakeDriver, numbering: Numbering
 ) -> None:
     fake.judge = lambda what: refuse(what) if what.value == b"1" else None
@@ -547,7 +551,7 @@ async def test_a_call_on_a_closed_producer(settings: ProducerSettings, recorder:
 
 
 @pytest.mark.parametrize("most", [3, 1000])
-async def test_a_call_with_more_records_than_there_is_room_for(
+async def test_a_call_with_more_records_than_room(
     settings: ProducerSettings, fake: FakeDriver, numbering: Numbering, most: int
 ) -> None:
     settings = settings.evolve(max_in_flight=most, max_buffered_bytes=30)
@@ -555,7 +559,7 @@ async def test_a_call_with_more_records_than_there_is_room_for(
     async with open_send_producer(settings, driver=fake, observers=[numbering]) as producer:
         metadata = await producer.send_many(records)
     assert [one.offset for one in metadata] == [*range(50)]
-    # Each was given once, though it may have had to wait.
+    # inject() was called once for each record, even if the record had to wait for room.
     assert [given.record for given in numbering.given] == records
     check_story(numbering, producer.statistics())
 
@@ -617,7 +621,7 @@ async def test_records_of_a_transaction_that_is_aborted(
 # --- headers -------------------------------------------------------------------------------------
 
 
-async def test_headers_are_added_and_the_callers_record_stays_as_it_is(
+async def test_headers_are_added_without_a_change_of_the_callers_record(
     settings: ProducerSettings, fake: FakeDriver, numbering: Numbering
 ) -> None:
     headers = [("mine", b"1")]
@@ -653,7 +657,7 @@ async def test_the_size_counts_the_headers(
     assert numbering.of(Delivered)[0].size == 8 + more
 
 
-async def test_where_the_headers_alone_make_it_too_large_it_goes_without(
+async def test_headers_that_would_make_a_record_too_large_are_omitted(
     settings: ProducerSettings, fake: FakeDriver, numbering: Numbering
 ) -> None:
     settings = settings.with_max_buffered_bytes(10)
@@ -703,9 +707,7 @@ async def test_headers_of_several_observers(
 # --- batches -------------------------------------------------------------------------------------
 
 
-async def test_what_happened_is_told_in_batches(
-    settings: ProducerSettings, recorder: Recorder
-) -> None:
+async def test_events_come_in_batches(settings: ProducerSettings, recorder: Recorder) -> None:
     fake = FakeDriver(manual=True)
     async with open_send_producer(settings, driver=fake, observers=[recorder]) as producer:
         deliveries = [producer.enqueue_nowait(record(b"%d" % n)) for n in range(100)]
@@ -713,12 +715,12 @@ async def test_what_happened_is_told_in_batches(
         fake.acknowledge()
         for delivery in deliveries:
             await delivery.wait()
-    # Their acceptance and hand-over, their outcomes, and what begins and ends the producer.
+    # Acceptance and hand-over, the outcomes, and the start and end of the producer.
     assert len(recorder.batches) <= 6
     check_story(recorder, producer.statistics())
 
 
-async def test_observers_are_told_of_a_record_though_the_driver_is_busy(
+async def test_observers_get_events_while_the_driver_is_busy(
     settings: ProducerSettings, fake: FakeDriver, recorder: Recorder
 ) -> None:
     fake.on_submit.shut()
@@ -731,7 +733,7 @@ async def test_observers_are_told_of_a_record_though_the_driver_is_busy(
 
 
 @pytest.mark.parametrize("direct", [True, False])
-async def test_with_a_driver_that_is_asked(
+async def test_the_events_with_a_polled_driver(
     settings: ProducerSettings, recorder: Recorder, direct: bool
 ) -> None:
     fake = AskedDriver(direct=direct)
@@ -747,7 +749,7 @@ async def test_with_a_driver_that_is_asked(
 
 
 class Faulty(Recorder):
-    """Raises whatever it is called for."""
+    """An observer whose methods always raise."""
 
     def __init__(self, *errors: BaseException) -> None:
         super().__init__()
@@ -768,10 +770,10 @@ class Faulty(Recorder):
 
 
 class NotEvenAnException(BaseException):
-    """What an observer should not raise, and what must do no harm all the same."""
+    """An observer should not raise this, but it must do no harm either."""
 
 
-async def test_what_an_observer_raises_harms_nobody(
+async def test_an_error_of_an_observer_harms_no_record(
     settings: ProducerSettings, fake: FakeDriver, caplog: pytest.LogCaptureFixture
 ) -> None:
     faulty = Faulty(ValueError("of the observer"), NotEvenAnException("worse"))
@@ -786,7 +788,7 @@ async def test_what_an_observer_raises_harms_nobody(
     assert all(written.headers for written in fake.written["t", 0])
     check_story(well, figures)
     assert faulty.events == well.events
-    # Once for each kind, though there were dozens.
+    # One line for each method and kind of error, although there were dozens of errors.
     assert faulty.calls["inject"] == 40
     assert faulty.calls["observe"] > 10
     assert len(caplog.records) == 4
@@ -802,7 +804,7 @@ async def test_what_an_observer_raises_harms_nobody(
     }
 
 
-async def test_it_is_said_again_after_a_while(
+async def test_repeated_errors_are_logged_again_after_a_while(
     settings: ProducerSettings,
     fake: FakeDriver,
     caplog: pytest.LogCaptureFixture,
@@ -826,7 +828,7 @@ async def test_it_is_said_again_after_a_while(
     "headers",
     [None, 7, ["text"], [("name", "text")], [(b"name", b"")], [["name", b""]], [("\udc00", b"")]],
 )
-async def test_headers_that_are_none_harm_nobody(
+async def test_invalid_headers_are_omitted_and_logged(
     settings: ProducerSettings,
     fake: FakeDriver,
     caplog: pytest.LogCaptureFixture,
@@ -844,7 +846,7 @@ async def test_headers_that_are_none_harm_nobody(
 
 
 @pytest.mark.parametrize("method", ["observe", "inject"])
-async def test_what_ends_the_program_is_not_held_up(
+async def test_exceptions_that_end_the_program_are_not_caught(
     settings: ProducerSettings, fake: FakeDriver, method: str
 ) -> None:
     observation = _observing.Observation(
@@ -878,7 +880,7 @@ async def test_an_observer_may_send_records_itself(
     check_story(echo, producer.statistics())
 
 
-def test_what_is_no_observer_is_named(settings: ProducerSettings) -> None:
+def test_an_invalid_observer_is_named(settings: ProducerSettings) -> None:
     async def main() -> None:
         async with open_send_producer(settings, observers=[Recorder(), cast("Any", "text")]):
             pass
@@ -887,10 +889,10 @@ def test_what_is_no_observer_is_named(settings: ProducerSettings) -> None:
         anyio.run(main)
 
 
-# --- what it costs where it is not used ----------------------------------------------------------
+# --- the cost without observers ------------------------------------------------------------------
 
 
-async def test_without_observers_a_producer_is_made_of_nothing_that_observes(
+async def test_without_observers_a_producer_has_no_observing_parts(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     async with open_send_producer(settings, driver=fake) as producer:
@@ -930,12 +932,12 @@ async def test_without_observers_a_producer_is_made_of_nothing_that_observes(
     ],
     ids=lambda function: function.__qualname__,
 )
-def test_without_observers_nothing_is_asked_for_each_record(function: Any) -> None:
+def test_without_observers_the_hot_path_has_no_code_for_them(function: Any) -> None:
     names = {*function.__code__.co_names, *function.__code__.co_varnames}
     assert not [name for name in names if "observ" in name or name == "given"]
 
 
-def test_the_observed_ledger_steps_in_wherever_the_ledger_moves() -> None:
+def test_the_observed_ledger_overrides_each_method_that_changes_a_state() -> None:
     movers = {
         name
         for name, function in vars(Ledger).items()
@@ -948,10 +950,10 @@ def test_the_observed_ledger_steps_in_wherever_the_ledger_moves() -> None:
     assert movers - {"enter", "hold"} <= vars(_observing.ObservedLedger).keys()
 
 
-async def test_what_is_told_is_as_anybody_would_make_it(
+async def test_events_equal_those_made_by_their_classes(
     settings: ProducerSettings, fake: FakeDriver, numbering: Numbering
 ) -> None:
-    """The producer makes some events in a faster way than by calling their classes."""
+    """The producer makes some events without calling their classes, because this is faster."""
     async with open_send_producer(settings, driver=fake, observers=[numbering]) as producer:
         await producer.send(record(b"value"))
     told = [*numbering.given, *numbering.events]
@@ -966,7 +968,7 @@ async def test_what_is_told_is_as_anybody_would_make_it(
             cast("Any", one).at = 0.0
 
 
-def test_events_are_frozen_and_say_what_each_field_is() -> None:
+def test_events_are_frozen_and_document_each_field() -> None:
     exported = [getattr(telemetry, name) for name in telemetry.__all__]
     classes: list[Any] = [cls for cls in exported if dataclasses.is_dataclass(cls)]
     assert {Given, Accepted, HandedOver, Delivered} <= set(classes)

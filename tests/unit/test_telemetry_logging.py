@@ -1,4 +1,4 @@
-"""One tree of loggers, whose lines have fields, and nothing of what is in records."""
+"""One tree of loggers, whose lines have fields but no content of records."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ PLAIN = frozenset(vars(logging.makeLogRecord({})))
 
 
 def fields(line: logging.LogRecord) -> dict[str, Any]:
-    """What a line has beside what every line has."""
+    """The fields of a line that not every log record has."""
     extra = {name: value for name, value in vars(line).items() if name not in PLAIN}
     extra.pop("message", None)
     return extra
@@ -87,7 +87,7 @@ async def test_the_life_of_a_record_line_by_line(
     assert "secret" not in json.dumps([vars(line) for line in lines.records], default=str)
 
 
-async def test_failures_of_a_kind_are_one_line(
+async def test_failures_of_one_kind_are_one_line(
     settings: ProducerSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
     fake = FakeDriver(manual=True)
@@ -123,10 +123,10 @@ async def test_a_client_that_was_given_up_is_a_warning(
     assert fields(second)["error.type"] == "ValueError"
 
 
-async def test_what_stands_in_place_of_a_topic_is_not_logged(
+async def test_an_invalid_topic_is_not_logged(
     settings: ProducerSettings, fake: FakeDriver, lines: pytest.LogCaptureFixture
 ) -> None:
-    """Arguments that were mixed up put the value there."""
+    """A caller may mix up the arguments, and pass the value as the topic."""
     mixed_up = ProducerRecord(cast("Any", {"password": "secret"}), b"v")
     too_long = ProducerRecord("secret" * 100, b"v")
     async with open_send_producer(settings, driver=fake, observers=[LoggingObserver()]) as producer:
@@ -138,7 +138,7 @@ async def test_what_stands_in_place_of_a_topic_is_not_logged(
     assert "secret" not in json.dumps([vars(line) for line in lines.records], default=str)
 
 
-def test_a_logger_is_asked_for() -> None:
+def test_the_logger_must_be_a_logger() -> None:
     with pytest.raises(TypeError, match=r"must be a Logger, such as logging.getLogger\('x'\)"):
         LoggingObserver(cast("Any", "x"))
 
@@ -195,7 +195,7 @@ def test_each_event_has_its_line(lines: pytest.LogCaptureFixture) -> None:
     assert "secret" not in json.dumps(extras)
 
 
-def test_single_records_cost_nothing_where_nobody_reads_of_them(
+def test_events_of_single_records_are_skipped_below_the_level(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     class Untouchable:
@@ -207,7 +207,7 @@ def test_single_records_cost_nothing_where_nobody_reads_of_them(
     assert caplog.records == []
 
 
-async def test_a_logger_of_ones_own(
+async def test_a_logger_of_the_user(
     settings: ProducerSettings, fake: FakeDriver, caplog: pytest.LogCaptureFixture
 ) -> None:
     logger = logging.getLogger("my.service.kafka")
@@ -217,7 +217,7 @@ async def test_a_logger_of_ones_own(
     assert {line.name for line in caplog.records} == {"my.service.kafka"}
 
 
-async def test_what_a_serializer_quotes_is_not_logged(
+async def test_a_value_in_the_error_of_a_serializer_is_not_logged(
     settings: ProducerSettings, fake: FakeDriver, lines: pytest.LogCaptureFixture
 ) -> None:
     def judge(what: ProducerRecord[Any, Any]) -> DeliveryError:
@@ -234,7 +234,7 @@ async def test_what_a_serializer_quotes_is_not_logged(
     assert "secret" not in lines.text
 
 
-def test_all_loggers_are_of_one_tree() -> None:
+def test_all_loggers_belong_to_one_tree() -> None:
     for driver in ("librdkafka._driver", "kafka_python._driver"):
         importlib.import_module(f"anyio_sendproducer.drivers.{driver}")
     ours = [name for name in logging.root.manager.loggerDict if "sendproducer" in name]
@@ -250,7 +250,7 @@ def test_all_loggers_are_of_one_tree() -> None:
     )
 
 
-def test_a_hostile_text_is_one_line_in_a_logger_of_the_users_own(
+def test_a_hostile_text_is_one_line_in_a_logger_of_the_user(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG, logger="elsewhere")

@@ -1,4 +1,4 @@
-"""A pool of transactional producers over drivers without a broker."""
+"""A pool of transactional producers with drivers that have no broker."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ class Fakes:
     def __init__(self, size: int, make: Callable[[], FakeDriver] = FakeDriver) -> None:
         self._make = make
         self._made: dict[str, list[FakeDriver]] = {f"id-{number}": [] for number in range(size)}
-        #: Is called with each driver and its transactional_id, before the driver is opened.
+        #: Called with each transactional_id and its driver before the driver is opened.
         self.prepare: Callable[[str, FakeDriver], object] = nothing
-        #: The producer reads it: whether it calls the driver on the event loop's own thread.
+        #: Read by the producer: whether the event loop's thread makes all calls of the driver.
         self.threadless = make is PolledFakeDriver
 
     def __call__(self, settings: ProducerSettings) -> Driver:
@@ -76,11 +76,11 @@ class Fakes:
         return fake(settings)
 
     def __getitem__(self, number: int) -> FakeDriver:
-        """The last one of a name."""
+        """The last client of a transactional_id."""
         return self._made[f"id-{number}"][-1]
 
     async def at_open(self, number: int, client: int) -> FakeDriver:
-        """Wait until a client of a name stands before its gate."""
+        """Wait until a client of a transactional_id waits at its gate."""
         made = self._made[f"id-{number}"]
         await until(lambda: len(made) == client)
         await at_gate(made[-1].on_open)
@@ -88,22 +88,22 @@ class Fakes:
 
     @property
     def made(self) -> list[int]:
-        """How many clients were made of each name."""
+        """The number of clients made for each transactional_id."""
         return [len(made) for made in self._made.values()]
 
     @property
     def opened(self) -> list[int]:
-        """How many clients there have been of each name."""
+        """The number of clients opened for each transactional_id."""
         return [sum(fake.opened for fake in made) for made in self._made.values()]
 
     @property
     def all_closed(self) -> bool:
-        """Whether each that was opened is closed."""
+        """Whether each opened client is closed."""
         return all(fake.closed for made in self._made.values() for fake in made if fake.opened)
 
     @property
     def ended(self) -> list[list[str]]:
-        """What became of the transactions of each name."""
+        """The ends of the transactions of each transactional_id."""
         return [
             [how for fake in made for how, _ in fake.transactions] for made in self._made.values()
         ]
@@ -118,7 +118,7 @@ def refuse_to_start(_: str, fake: FakeDriver) -> None:
 
 
 def once(error: SendProducerError) -> Callable[[bool], SendProducerError | None]:
-    """Fail the next end of a transaction."""
+    """Return an `end_error` that fails the next end of a transaction."""
     errors = [error]
     return lambda _: errors.pop() if errors else None
 
@@ -134,12 +134,12 @@ async def commit(pool: TransactionPool) -> Transaction:
 
 
 def name_of(transaction: Transaction) -> str:
-    """Its transactional_id."""
+    """The transactional_id of a transaction."""
     return repr(transaction).split("'")[1]
 
 
 class Held:
-    """A transaction in a task of its own, which is open until the test ends it."""
+    """A transaction in its own task, which is open until the test ends it."""
 
     def __init__(self, tasks: anyio.abc.TaskGroup, pool: TransactionPool) -> None:
         self._pool = pool
@@ -158,7 +158,7 @@ class Held:
 
     @property
     def name(self) -> str:
-        """The transactional_id that it has."""
+        """The transactional_id of the transaction."""
         return name_of(self.transactions[0])
 
     async def until_open(self) -> None:
@@ -171,16 +171,16 @@ class Held:
 
 
 async def hold(tasks: anyio.abc.TaskGroup, pool: TransactionPool) -> Held:
-    """Ask for a transaction, after all that asked before."""
+    """Request a transaction after all earlier requests."""
     held = Held(tasks, pool)
     await quiet()
     return held
 
 
-# --- what it lends -------------------------------------------------------------------------------
+# --- transactions --------------------------------------------------------------------------------
 
 
-async def test_each_transaction_has_a_producer_with_its_own_name(
+async def test_each_transaction_has_a_producer_with_its_own_transactional_id(
     settings: ProducerSettings,
 ) -> None:
     fakes = Fakes(2)
@@ -213,7 +213,7 @@ async def test_each_transaction_has_a_producer_with_its_own_name(
     assert len(recorder.of(GenerationOpened)) == 2
 
 
-async def test_the_first_is_started_alone_and_the_others_together(
+async def test_the_first_producer_starts_alone_and_the_others_together(
     settings: ProducerSettings,
 ) -> None:
     fakes = Fakes(3)
@@ -239,7 +239,7 @@ async def test_the_first_is_started_alone_and_the_others_together(
 
 
 @pytest.mark.parametrize("failing", [0, 2])
-async def test_one_that_can_not_start_is_the_error_of_the_whole(
+async def test_the_pool_raises_the_error_of_a_producer_that_cannot_start(
     settings: ProducerSettings, failing: int
 ) -> None:
     fakes = Fakes(3)
@@ -256,7 +256,7 @@ async def test_one_that_can_not_start_is_the_error_of_the_whole(
     assert fakes.all_closed
 
 
-async def test_cancelled_while_it_starts(settings: ProducerSettings) -> None:
+async def test_a_pool_is_cancelled_while_it_starts(settings: ProducerSettings) -> None:
     fakes = Fakes(2)
     fakes.prepare = lambda name, fake: shut(name, fake) if name == "id-1" else None
 
@@ -271,7 +271,7 @@ async def test_cancelled_while_it_starts(settings: ProducerSettings) -> None:
     assert fakes.all_closed
 
 
-async def test_who_asks_first_is_served_first_and_who_is_cancelled_leaves_the_line(
+async def test_requests_are_served_in_fifo_order_without_cancelled_ones(
     settings: ProducerSettings,
 ) -> None:
     fakes = Fakes(1)
@@ -290,7 +290,7 @@ async def test_who_asks_first_is_served_first_and_who_is_cancelled_leaves_the_li
 
 
 async def test_a_task_has_one_transaction_at_a_time(settings: ProducerSettings) -> None:
-    """Otherwise tasks that have one and wait for another would wait for each other."""
+    """Otherwise, tasks with a transaction that wait for a second one could deadlock."""
     fakes = Fakes(2)
     async with TransactionPool(settings, 2, driver=fakes) as pool:
         async with pool.transaction() as tx:
@@ -302,7 +302,7 @@ async def test_a_task_has_one_transaction_at_a_time(settings: ProducerSettings) 
         await commit(pool)
 
 
-async def test_a_transaction_that_fails_gives_its_producer_back(
+async def test_a_failed_transaction_gives_its_producer_back(
     settings: ProducerSettings,
 ) -> None:
     fakes = Fakes(1)
@@ -317,7 +317,7 @@ async def test_a_transaction_that_fails_gives_its_producer_back(
     assert fakes.opened == [1]
 
 
-# --- what it replaces ----------------------------------------------------------------------------
+# --- replacement ---------------------------------------------------------------------------------
 
 
 async def test_a_producer_that_was_fenced_is_replaced(settings: ProducerSettings) -> None:
@@ -346,7 +346,7 @@ async def test_a_transaction_has_another_producer_while_one_is_replaced(
         assert set(pool.statistics().producers) == {"id-1"}
         for _ in range(3):
             assert name_of(await commit(pool)) == "id-1"
-        # If all others are in use, it waits for the one that is being replaced.
+        # If all other producers are in use, it waits for the replacement.
         other = await hold(tasks, pool)
         await other.until_open()
         waiting = await hold(tasks, pool)
@@ -379,7 +379,7 @@ async def test_a_start_goes_on_for_the_next_one_if_a_transaction_is_cancelled(
     assert fakes.opened == [2]
 
 
-async def test_the_transaction_that_needs_a_producer_raises_why_there_is_none(
+async def test_a_transaction_raises_the_error_of_a_failed_replacement(
     settings: ProducerSettings,
 ) -> None:
     fakes = Fakes(1)
@@ -432,10 +432,10 @@ async def test_a_replacement_has_the_context_of_the_pool(settings: ProducerSetti
     assert seen == ["nobody", "nobody"]
 
 
-# --- how it closes -------------------------------------------------------------------------------
+# --- closing -------------------------------------------------------------------------------------
 
 
-async def test_all_are_closed_at_the_same_time(settings: ProducerSettings) -> None:
+async def test_all_producers_close_at_the_same_time(settings: ProducerSettings) -> None:
     fakes = Fakes(3)
 
     async def use() -> None:
@@ -454,10 +454,10 @@ async def test_all_are_closed_at_the_same_time(settings: ProducerSettings) -> No
 
 
 @pytest.mark.parametrize("how", ["clean", "failed", "cancelled"])
-async def test_transactions_of_other_tasks_end_with_it(
+async def test_transactions_of_other_tasks_end_with_the_pool(
     settings: ProducerSettings, how: str
 ) -> None:
-    """One that is open is aborted, and one that waits for its turn raises."""
+    """An open transaction is aborted, and a waiting one raises."""
     fakes = Fakes(1, lambda: FakeDriver(manual=True))
     held: list[Held] = []
     async with task_group() as tasks:
@@ -465,7 +465,7 @@ async def test_transactions_of_other_tasks_end_with_it(
             async with TransactionPool(settings, 1, driver=fakes) as pool:
                 held += [await hold(tasks, pool), await hold(tasks, pool)]
                 await held[0].until_open()
-                # Nobody awaits it: the block of its transaction raises that it failed.
+                # No caller awaits this record. The block of its transaction raises its failure.
                 held[0].transactions[0].enqueue_nowait(record())
                 await taken(fakes[0], 1)
                 if how == "failed":
@@ -481,7 +481,9 @@ async def test_transactions_of_other_tasks_end_with_it(
 
 
 @pytest.mark.parametrize("how", ["clean", "failed"])
-async def test_a_replacement_in_progress_ends_with_it(settings: ProducerSettings, how: str) -> None:
+async def test_a_replacement_in_progress_ends_with_the_pool(
+    settings: ProducerSettings, how: str
+) -> None:
     fakes = Fakes(1)
     held: list[Held] = []
     async with task_group() as tasks:
@@ -512,10 +514,10 @@ async def test_a_transaction_that_is_fenced_by_the_close_is_not_replaced(
     assert fakes.opened == [1]
 
 
-# --- what can't be done --------------------------------------------------------------------------
+# --- misuse --------------------------------------------------------------------------------------
 
 
-async def test_before_it_is_opened_and_after_it_is_closed(settings: ProducerSettings) -> None:
+async def test_a_pool_that_is_not_open_refuses_transactions(settings: ProducerSettings) -> None:
     pool = TransactionPool(settings, 1, driver=Fakes(1))
     with raising(ProducerMisused, match="async with TransactionPool"):
         async with pool.transaction():
@@ -530,7 +532,9 @@ async def test_before_it_is_opened_and_after_it_is_closed(settings: ProducerSett
             never()
 
 
-async def test_on_another_loop(settings: ProducerSettings, anyio_backend_name: str) -> None:
+async def test_a_transaction_on_another_loop_is_refused(
+    settings: ProducerSettings, anyio_backend_name: str
+) -> None:
     async with TransactionPool(settings, 1, driver=Fakes(1)) as pool:
 
         def commit_elsewhere() -> None:
@@ -556,7 +560,7 @@ def test_wrong_arguments(settings: ProducerSettings) -> None:
 
 # --- any course of events ------------------------------------------------------------------------
 
-#: How a transaction that is open ends.
+#: The ways in which an open transaction ends.
 ENDINGS = ("commit", "fenced", "lost", "cancelled")
 
 
@@ -564,7 +568,8 @@ async def _run_course(size: int, course: list[tuple[str, int]]) -> None:
     """Run a course, and compare the pool with a queue after each step."""
     fakes = Fakes(size, PolledFakeDriver)
     settings = ProducerSettings(bootstrap_servers="broker.invalid:9092", transactional_id="id")
-    # The transactions that have not ended, in the order of asking: the first have a producer.
+    # The transactions that have not ended, in the order of their requests. The first `size` of them
+    # have a producer.
     line: list[Held] = []
     replaced = 0
     committed = 0

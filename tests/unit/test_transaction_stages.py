@@ -1,7 +1,7 @@
 """A transaction that is cancelled at each of its stages, by AnyIO and by asyncio itself.
 
-It is committed as a whole or not at all, its state says which, and the next transaction works.
-Gates of the driver stop the transaction at each stage, so that each case is about its own.
+It is committed completely or not at all, its state says which, and the next transaction works.
+Gates of the driver stop the transaction at each stage.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ UNKNOWN: Final = TransactionState.UNKNOWN
 
 
 class StagedDriver(FakeDriver):
-    """A driver with a gate where a transaction begins, which tells when it is about to answer."""
+    """A driver with a gate in `begin_transaction`, and a semaphore that counts its answers."""
 
     def __init__(self) -> None:
         super().__init__(manual=True)
@@ -62,12 +62,12 @@ class StagedDriver(FakeDriver):
 
     @property
     def ended(self) -> list[tuple[str, list[Any]]]:
-        """What became of each transaction, and the values that were taken in it."""
+        """The end of each transaction, and the values that the driver took in it."""
         return [(how, [one.value for one in records]) for how, records in self.transactions]
 
 
 class Run:
-    """One transaction in a task of its own, which takes each step when the test says so."""
+    """One transaction in its own task, which takes each step when the test calls `step`."""
 
     def __init__(
         self, producer: SendProducer, fake: StagedDriver, tasks: anyio.abc.TaskGroup, by: str
@@ -77,7 +77,7 @@ class Run:
         self.tasks = tasks
         self.cancels_itself = False
         self.outcome = ""
-        #: How many records had no outcome yet when the block was left.
+        #: The number of records without an outcome when the block was left.
         self.left = 0
         self.ended = anyio.Event()
         self._by = by
@@ -86,7 +86,7 @@ class Run:
         self._transactions: list[Transaction] = []
         self._steps, self._next_step = anyio.create_memory_object_stream[BaseException | None]()
 
-    # --- what the test does ------------------------------------------------------------------
+    # --- calls of the test -------------------------------------------------------------------
 
     def start(self) -> None:
         if self._by == "task":
@@ -101,7 +101,7 @@ class Run:
             self._task.cancel()
 
     def step(self, error: BaseException | None = None) -> None:
-        """Let it take the next step, or raise in its block."""
+        """Let the transaction take its next step, or raise `error` in its block."""
         self._steps.send_nowait(error)
 
     @property
@@ -121,7 +121,7 @@ class Run:
             await self.ended.wait()
         self._steps.close()
 
-    # --- what it does ------------------------------------------------------------------------
+    # --- the task of the transaction ---------------------------------------------------------
 
     async def _run(self) -> None:
         try:
@@ -156,27 +156,26 @@ class Run:
 
 # --- the stages ----------------------------------------------------------------------------------
 #
-# Each of these brings a transaction to one of its stages and asserts that it is there. It returns
-# what lets the transaction go on, or `nothing` where nothing holds it up.
+# Each of these functions brings a transaction to one of its stages and checks the stage. It returns
+# a function that lets the transaction go on, or `nothing` if nothing blocks it.
 
 GoOn = Callable[[], object]
 Stage = Callable[[Run], Awaitable[GoOn]]
 
 
 def nothing() -> None:
-    """Do nothing: nothing holds the transaction up."""
+    """Do nothing: nothing blocks the transaction."""
 
 
 def answered(fake: StagedDriver, gate: Gate) -> None:
-    """Have the driver answer while the loop can't see it: this blocks the loop until the driver is
-    done."""
+    """Let the driver answer. The event loop is blocked meanwhile, so it does not see the answer."""
     assert not fake.answers.acquire(blocking=False)
     gate.open()
     assert fake.answers.acquire(timeout=PATIENCE)
 
 
 async def until_it_waits(run: Run) -> None:
-    """Wait until the block has taken its last step, which may take an answer of the driver."""
+    """Wait until the block has taken its last step, which may need an answer of the driver."""
     await until(lambda: run.waits_for_a_step)
 
 
@@ -358,23 +357,23 @@ async def abort_answered_unseen(run: Run) -> GoOn:
 
 
 class End(NamedTuple):
-    """How the transaction ends when it is cancelled at a stage."""
+    """The end of a transaction that is cancelled at a stage."""
 
     state: TransactionState | None = None
-    """Its state; None where its block was not entered."""
+    """The state of the transaction, or None if its block was not entered."""
     ended: Sequence[tuple[str, list[bytes]]] = ()
-    """How each transaction ended at the driver, and the values that the driver took in it."""
+    """The end of each transaction at the driver, and the values that the driver took in it."""
     delivered: int = 0
     failed: int = 0
     withdrawn: int = 0
     abandoned: int = 0
     waits: bool = False
-    """Whether it ends only after the driver goes on, where the driver is held up."""
+    """If the driver is blocked, whether the transaction ends only after the driver goes on."""
     outcomes: Sequence[str] = ("cancelled",)
-    """How the task ends: ``"cancelled"``, ``"returned"`` or ``"raised"``."""
+    """The possible ends of the task: ``"cancelled"``, ``"returned"`` or ``"raised"``."""
     generations: int = 1
     begun: int = 1
-    """How many transactions began at the driver before the next one."""
+    """The number of transactions that started at the driver before the next one."""
 
 
 ONE: Final = [("aborted", [b"1"])]
@@ -383,7 +382,7 @@ DONE: Final = [("committed", [b"1", b"2"])]
 #: The second record is with the driver when the transaction is aborted.
 SECOND_FAILED: Final = End(ABORTED, BOTH, delivered=1, failed=1)
 
-#: How it ends when it is cancelled by AnyIO.
+#: The end at each stage if AnyIO cancels the transaction.
 STAGES: Final[dict[Stage, End]] = {
     before_it_begins: End(begun=0),
     waiting_for_its_turn: End(ended=[("committed", [])]),
@@ -400,8 +399,8 @@ STAGES: Final[dict[Stage, End]] = {
     offsets_answered_unseen: SECOND_FAILED,
     end_of_the_block: SECOND_FAILED,
     records_awaited: SECOND_FAILED,
-    # The commit can't be taken back. Whether the block then returns or is cancelled is AnyIO's
-    # affair, and differs between the loops.
+    # The commit cannot be taken back. AnyIO decides whether the block then returns or is cancelled.
+    # This differs between the event loops.
     commit_with_the_driver: End(
         COMMITTED, DONE, delivered=2, waits=True, outcomes=("returned", "cancelled")
     ),
@@ -409,8 +408,8 @@ STAGES: Final[dict[Stage, End]] = {
     abort_with_the_driver: SECOND_FAILED._replace(waits=True, outcomes=("raised",)),
     abort_answered_unseen: SECOND_FAILED._replace(outcomes=("raised",)),
 }
-#: Where asyncio's own cancellation makes a difference: it ignores shielded scopes. The client is
-#: replaced, because nobody waits for its answer any more.
+#: The ends that differ with asyncio's own cancellation, which ignores shielded scopes. The client
+#: is replaced, because no task waits for its answer any more.
 STAGES_OF_ASYNCIO: Final[dict[Stage, End]] = {
     commit_with_the_driver: End(UNKNOWN, DONE, delivered=2, generations=2),
     commit_answered_unseen: End(UNKNOWN, DONE, delivered=2, generations=2),
@@ -439,12 +438,12 @@ async def test_cancelled_at_each_stage(settings: ProducerSettings, by: str, stag
             go_on()
         await run.wait()
         assert run.outcome in end.outcomes
-        if by == "scope":  # asyncio's own cancellation ends this wait too
+        if by == "scope":  # asyncio's own cancellation also ends this wait
             assert run.left == 0
         assert run.state is end.state
         assert fake.begun == end.begun
 
-        # The next one works, and nothing of this one is in it.
+        # The next transaction works, and has no record of this one.
         fake.manual = False
         async with producer.transaction() as tx:
             await tx.send(record(b"3"))
@@ -452,7 +451,7 @@ async def test_cancelled_at_each_stage(settings: ProducerSettings, by: str, stag
         assert fake.begun == end.begun + 1
         assert fake.ended == [*end.ended, ("committed", [b"3"])]
 
-        # Nothing is left.
+        # No record is left.
         assert fake.under_way == []
         figures = producer.statistics()
         assert (figures.waiting, figures.queued, figures.in_flight) == (0, 0, 0)

@@ -1,4 +1,4 @@
-"""Transactions over a driver without a broker: what is committed, what is aborted, who is told."""
+"""Transactions with a driver that has no broker: commits, aborts and errors."""
 
 from __future__ import annotations
 
@@ -65,19 +65,19 @@ def settings(settings: ProducerSettings) -> ProducerSettings:
 
 
 def state(tx: Transaction) -> TransactionState:
-    """Its state now; type checkers believe that an attribute stays as it was."""
+    """The state now. Type checkers assume that the attribute has not changed."""
     return tx.state
 
 
 def ended(fake: FakeDriver) -> list[tuple[str, list[Any]]]:
-    """What became of each transaction, and the values that were taken in it."""
+    """The end of each transaction, and the values that the driver took in it."""
     return [(how, [one.value for one in records]) for how, records in fake.transactions]
 
 
-# --- what is committed ---------------------------------------------------------------------------
+# --- commits -------------------------------------------------------------------------------------
 
 
-async def test_a_block_that_ends_well_is_committed(
+async def test_a_block_without_an_exception_is_committed(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     async with open_send_producer(settings, driver=fake) as producer:
@@ -97,12 +97,12 @@ async def test_a_block_that_ends_well_is_committed(
         assert ended(fake)[1:] == [("committed", [])]
         async with producer.transaction() as tx:
             await tx.send(record(b"7"))
-            fake.begin_transaction()  # a second time: it goes on
+            fake.begin_transaction()  # a second call: the transaction goes on
         assert ended(fake)[2:] == [("committed", [b"7"])]
         assert producer.statistics().generations == 1
 
 
-async def test_what_nobody_awaits_is_delivered_before_the_commit(
+async def test_unawaited_records_are_delivered_before_the_commit(
     settings: ProducerSettings,
 ) -> None:
     fake = FakeDriver(manual=True)
@@ -121,7 +121,7 @@ async def test_what_nobody_awaits_is_delivered_before_the_commit(
         assert ended(fake) == [("committed", [b"1"])]
 
 
-async def test_one_at_a_time_in_the_order_of_asking(
+async def test_transactions_run_one_at_a_time_in_fifo_order(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     order: list[int] = []
@@ -141,10 +141,10 @@ async def test_one_at_a_time_in_the_order_of_asking(
     assert ended(fake) == [("committed", [b"%d" % number] * 3) for number in range(5)]
 
 
-# --- what is aborted -----------------------------------------------------------------------------
+# --- aborts --------------------------------------------------------------------------------------
 
 
-async def test_a_block_that_raises_is_aborted_and_its_exception_leaves_as_it_is(
+async def test_a_block_that_raises_is_aborted_and_its_exception_is_unchanged(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     async with open_send_producer(settings, driver=fake) as producer:
@@ -159,7 +159,7 @@ async def test_a_block_that_raises_is_aborted_and_its_exception_leaves_as_it_is(
     assert ended(fake) == [("aborted", [b"1"]), ("committed", [b"2"])]
 
 
-async def test_a_delivery_that_failed_makes_it_an_abort_that_says_which(
+async def test_a_failed_delivery_aborts_the_transaction_and_is_the_cause(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     fake.judge = lambda what: refuse(what) if what.value == b"2" else None
@@ -173,16 +173,16 @@ async def test_a_delivery_that_failed_makes_it_an_abort_that_says_which(
                 await tx.send(record(b"3"))
         assert isinstance(caught.value.__cause__, DeliveryError)
         assert caught.value.__cause__.record is bad
-        # It is not held against the next.
+        # The failure does not affect the next transaction.
         async with producer.transaction() as tx:
             await tx.send(record(b"4"))
     assert ended(fake) == [("aborted", [b"1", b"2", b"3"]), ("committed", [b"4"])]
 
 
-async def test_failures_that_nobody_awaited_are_told_by_the_transaction(
+async def test_the_transaction_reports_unawaited_failures(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
-    """And not once more when the producer is closed."""
+    """The end of the producer does not report them again."""
     fake.judge = refuse
     async with open_send_producer(settings, driver=fake) as producer:
         with raising(TransactionAborted):
@@ -194,7 +194,7 @@ async def test_failures_that_nobody_awaited_are_told_by_the_transaction(
     assert [how for how, _ in fake.transactions] == ["aborted", "aborted"]
 
 
-async def test_what_is_still_told_of_one_transaction_is_not_the_next_ones_affair(
+async def test_late_failures_of_one_transaction_do_not_affect_the_next(
     settings: ProducerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = FakeDriver(manual=True)
@@ -204,7 +204,7 @@ async def test_what_is_still_told_of_one_transaction_is_not_the_next_ones_affair
             async with producer.transaction() as tx:
                 old = [tx.enqueue_nowait(record()) for _ in range(2)]
                 await taken(fake, 2)
-                patch.setattr(fake, "fail", nothing)  # it says so later than it may
+                patch.setattr(fake, "fail", nothing)  # the driver reports the failures too late
                 fail()
         async with producer.transaction() as tx:
             new = await tx.enqueue(record())
@@ -217,7 +217,7 @@ async def test_what_is_still_told_of_one_transaction_is_not_the_next_ones_affair
                 await delivery.wait()
 
 
-async def test_a_record_that_is_refused_at_once_makes_it_an_abort(
+async def test_an_invalid_record_aborts_the_transaction(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     async with open_send_producer(settings, driver=fake) as producer:
@@ -230,7 +230,7 @@ async def test_a_record_that_is_refused_at_once_makes_it_an_abort(
     assert ended(fake) == [("aborted", [])]
 
 
-async def test_what_is_queued_when_the_block_raises_is_not_sent(
+async def test_records_queued_when_the_block_raises_are_not_sent(
     settings: ProducerSettings,
 ) -> None:
     fake = FakeDriver(manual=True)
@@ -259,7 +259,7 @@ async def test_what_is_queued_when_the_block_raises_is_not_sent(
 async def test_a_record_that_the_driver_gives_back_after_the_abort_is_not_sent(
     settings: ProducerSettings, fake: FakeDriver, together: bool
 ) -> None:
-    """The next transaction must not have it, even if there is no time to wait for its outcome."""
+    """The next transaction must not send it, even if there is no time to wait for its outcome."""
     settings = settings.evolve(cancel_timeout=0)
     fake.unknown_topics = {record().topic}
     old = [record(b"1"), record(b"2")]
@@ -357,12 +357,12 @@ async def test_cancellation_brings_the_commits_deadline_forward(
         assert deadlines[0].at > time.monotonic() + settings.cancel_timeout + 10
         call.scope.cancel()
         await until(lambda: deadlines[0].at <= time.monotonic() + settings.cancel_timeout)
-        assert not deadlines[0].is_over  # it has cancel_timeout left
+        assert not deadlines[0].is_over  # cancel_timeout is left
         fake.on_end.open()
         await call.wait()
 
 
-async def test_cancelled_while_waiting_for_its_turn(
+async def test_a_transaction_is_cancelled_while_it_waits_for_its_turn(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
@@ -379,7 +379,7 @@ async def test_cancelled_while_waiting_for_its_turn(
     assert ended(fake) == [("committed", [b"1"])]
 
 
-# --- what can't be done --------------------------------------------------------------------------
+# --- misuse --------------------------------------------------------------------------------------
 
 SENDING: list[Callable[[Any], Awaitable[Any]]] = [
     lambda sender: sender.send(record()),
@@ -410,7 +410,9 @@ async def test_nothing_is_sent_outside_of_a_transaction(
     assert fake.submitted == []
 
 
-async def test_without_a_name_there_are_none(settings: ProducerSettings, fake: FakeDriver) -> None:
+async def test_transactions_need_a_transactional_id(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
     settings = settings.with_transactional_id(None)
     async with open_send_producer(settings, driver=fake) as producer:
         with raising(TransactionError, match="need a transactional_id: set it in ProducerSettings"):
@@ -419,7 +421,9 @@ async def test_without_a_name_there_are_none(settings: ProducerSettings, fake: F
         await producer.send(record())
 
 
-async def test_one_within_the_other(settings: ProducerSettings, fake: FakeDriver) -> None:
+async def test_a_nested_transaction_is_refused(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
     async with open_send_producer(settings, driver=fake) as producer:
         async with producer.transaction() as tx:
             with raising(TransactionError, match="this task already has an open transaction"):
@@ -431,7 +435,9 @@ async def test_one_within_the_other(settings: ProducerSettings, fake: FakeDriver
     assert ended(fake) == [("committed", [b"1"]), ("committed", [b"2"])]
 
 
-async def test_on_a_closed_producer(settings: ProducerSettings, fake: FakeDriver) -> None:
+async def test_a_transaction_on_a_closed_producer_is_refused(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
     async with open_send_producer(settings, driver=fake) as producer:
         pass
     with raising(ProducerClosed):
@@ -443,14 +449,16 @@ async def test_on_a_closed_producer(settings: ProducerSettings, fake: FakeDriver
 
 
 class Position(NamedTuple):
-    """As clients have it."""
+    """An offset as consumer clients return it."""
 
     offset: int
     metadata: str | None
     leader_epoch: int
 
 
-async def test_offsets_are_a_part_of_it(settings: ProducerSettings, fake: FakeDriver) -> None:
+async def test_offsets_are_part_of_the_transaction(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
     member = ConsumerGroupMetadata("group", 3, "member", "instance")
     async with (
         open_send_producer(settings, driver=fake) as producer,
@@ -458,7 +466,7 @@ async def test_offsets_are_a_part_of_it(settings: ProducerSettings, fake: FakeDr
     ):
         await tx.send_offsets({("t", 0): 5, ("t", 1): Position(6, "note", 7)}, "group")
         await tx.send_offsets({("u", 2): Position(0, None, -1)}, member)
-        # As confluent-kafka's consumer gives them.
+        # The form of confluent-kafka's consumer.
         await tx.send_offsets({("u", 3): 1}, group_to_bytes(member))
     assert fake.offsets == [
         (ConsumedOffset("t", 0, 5), ConsumerGroupMetadata("group")),
@@ -469,9 +477,7 @@ async def test_offsets_are_a_part_of_it(settings: ProducerSettings, fake: FakeDr
 
 
 @pytest.mark.parametrize("bad", [-1, 1.5, True, "1", None])
-async def test_an_offset_that_is_none(
-    settings: ProducerSettings, fake: FakeDriver, bad: Any
-) -> None:
+async def test_an_invalid_offset(settings: ProducerSettings, fake: FakeDriver, bad: Any) -> None:
     async with (
         open_send_producer(settings, driver=fake) as producer,
         producer.transaction() as tx,
@@ -490,7 +496,7 @@ async def test_an_offset_that_is_none(
     ["t0", "t", 7, None, ("t",), ("t", "0"), (0, "t"), ("t", -1), ("t", 0, 1), b"t0"],
     ids=str,
 )
-async def test_offsets_by_what_is_no_partition(
+async def test_an_invalid_partition_of_an_offset(
     settings: ProducerSettings, fake: FakeDriver, key: Any
 ) -> None:
     async with (
@@ -506,10 +512,10 @@ async def test_offsets_by_what_is_no_partition(
 
 
 @pytest.mark.parametrize("kind", [TransactionAborted, TransactionError, ProducerFenced])
-async def test_offsets_that_are_refused_make_it_an_abort(
+async def test_refused_offsets_abort_the_transaction(
     settings: ProducerSettings, fake: FakeDriver, kind: type[SendProducerError]
 ) -> None:
-    """What says by itself that it is aborted, or that it is fenced off, leaves as it is."""
+    """An error that already says aborted or fenced is raised unchanged."""
     fake.offsets_error = refused = kind("no member of the group")
     raised = TransactionAborted if kind is TransactionError else kind
     async with open_send_producer(settings, driver=fake) as producer:
@@ -524,10 +530,10 @@ async def test_offsets_that_are_refused_make_it_an_abort(
     assert ended(fake) == [("aborted", [])]
 
 
-async def test_sending_offsets_that_is_cancelled_makes_it_an_abort(
+async def test_a_cancelled_send_offsets_aborts_the_transaction(
     settings: ProducerSettings,
 ) -> None:
-    """And the driver waits for no answer any more: the abort comes behind it."""
+    """The driver stops waiting for the answer, because the abort is queued behind it."""
     deadlines: list[Deadline] = []
 
     class Watched(FakeDriver):
@@ -556,7 +562,7 @@ async def test_sending_offsets_that_is_cancelled_makes_it_an_abort(
 
 
 class Unanswered(FakeDriver):
-    """A driver to whose offsets there is no answer."""
+    """A driver that gets no answer to offsets."""
 
     def send_offsets(
         self, offsets: Sequence[ConsumedOffset], group: ConsumerGroupMetadata, deadline: Deadline, /
@@ -566,8 +572,8 @@ class Unanswered(FakeDriver):
         raise TransactionError("there was no answer")
 
 
-async def test_closing_ends_the_wait_of_who_sends_offsets(settings: ProducerSettings) -> None:
-    """The abort would else stand behind it, until its delivery_timeout is over."""
+async def test_closing_ends_the_wait_of_send_offsets(settings: ProducerSettings) -> None:
+    """Otherwise, the abort would wait for it until its delivery_timeout is over."""
     driver = Unanswered()
     settings = settings.evolve(delivery_timeout=1000.0)
     async with open_send_producer(settings, driver=driver) as producer, task_group() as tasks:
@@ -584,21 +590,21 @@ async def test_closing_ends_the_wait_of_who_sends_offsets(settings: ProducerSett
     assert ended(driver) == [("aborted", [])]
 
 
-# --- commits that go wrong -----------------------------------------------------------------------
+# --- failed commits ------------------------------------------------------------------------------
 
 
 def once(error: SendProducerError, *, commit: bool = True) -> Callable[[bool], Any]:
-    """Raise it the first time that this is asked for."""
+    """Return an `end_error` that raises the error at the first commit, or at the first abort."""
     left = [error]
     return lambda asked: left.pop() if left and asked is commit else None
 
 
-async def test_a_commit_that_is_refused_becomes_an_abort(
+async def test_a_refused_commit_becomes_an_abort(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
-    fake.end_error = once(TransactionAborted("the brokers would not"))
+    fake.end_error = once(TransactionAborted("the brokers refused"))
     async with open_send_producer(settings, driver=fake) as producer:
-        with raising(TransactionAborted, match="would not"):
+        with raising(TransactionAborted, match="brokers refused"):
             async with producer.transaction() as tx:
                 await tx.send(record(b"1"))
         assert state(tx) is TransactionState.ABORTED
@@ -608,12 +614,12 @@ async def test_a_commit_that_is_refused_becomes_an_abort(
     assert ended(fake) == [("aborted", [b"1"]), ("committed", [b"2"])]
 
 
-async def test_a_commit_whose_answer_is_lost_is_unknown_and_the_next_client_settles_it(
+async def test_a_commit_without_an_answer_is_unknown_and_the_client_is_replaced(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
-    fake.end_error = once(TransactionOutcomeUnknown("nobody said"))
+    fake.end_error = once(TransactionOutcomeUnknown("no answer"))
     async with open_send_producer(settings, driver=fake) as producer:
-        with raising(TransactionOutcomeUnknown, match="nobody said"):
+        with raising(TransactionOutcomeUnknown, match="no answer"):
             async with producer.transaction() as tx:
                 await tx.send(record(b"1"))
         assert state(tx) is TransactionState.UNKNOWN
@@ -624,7 +630,7 @@ async def test_a_commit_whose_answer_is_lost_is_unknown_and_the_next_client_sett
 
 
 @pytest.mark.parametrize("commit", [True, False])
-async def test_who_is_fenced_off_is_broken(
+async def test_a_fenced_producer_is_broken(
     settings: ProducerSettings, fake: FakeDriver, commit: bool
 ) -> None:
     fake.end_error = once(ProducerFenced("another one"), commit=commit)
@@ -633,7 +639,7 @@ async def test_who_is_fenced_off_is_broken(
         with raising(ProducerFenced if commit else TransactionAborted):
             async with producer.transaction() as tx:
                 tx.enqueue_nowait(record(b"1"))
-        # The commit may have been done before another producer took over.
+        # The commit may have succeeded before another producer took over.
         assert state(tx) is (TransactionState.UNKNOWN if commit else TransactionState.ABORTED)
         assert producer.statistics().state == "broken"
         with raising(ProducerBroken, match="another one"):
@@ -642,7 +648,7 @@ async def test_who_is_fenced_off_is_broken(
         assert producer.statistics().generations == 1
 
 
-async def test_who_waits_for_its_turn_when_the_producer_breaks(
+async def test_a_waiting_transaction_raises_when_the_producer_breaks(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     fake.end_error = once(ProducerFenced("another one"))
@@ -660,7 +666,7 @@ async def test_who_waits_for_its_turn_when_the_producer_breaks(
         assert isinstance((await waiting.wait()).error, ProducerBroken)
 
 
-async def test_a_client_that_says_that_it_was_fenced_off(
+async def test_a_client_that_reports_that_it_was_fenced(
     settings: ProducerSettings,
 ) -> None:
     fake = FakeDriver(manual=True)
@@ -678,7 +684,7 @@ async def test_a_client_that_says_that_it_was_fenced_off(
         assert producer.statistics().generations == 1
 
 
-async def test_a_new_client_that_is_fenced_off_at_once(
+async def test_a_new_client_that_is_fenced_at_once(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     async with open_send_producer(settings, driver=fake) as producer:
@@ -687,7 +693,7 @@ async def test_a_new_client_that_is_fenced_off_at_once(
         await until(lambda: producer.statistics().state == "broken")
 
 
-async def test_an_abort_that_can_not_be_told_is_left_to_the_next_client(
+async def test_a_failed_abort_is_left_to_the_next_client(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     fake.end_error = once(TransactionError("no coordinator"), commit=False)
@@ -703,7 +709,7 @@ async def test_an_abort_that_can_not_be_told_is_left_to_the_next_client(
     assert ended(fake) == [("aborted", [b"1"]), ("committed", [b"2"])]
 
 
-async def test_a_client_that_is_given_up_takes_its_transaction_with_it(
+async def test_giving_up_a_client_aborts_its_transaction(
     settings: ProducerSettings,
 ) -> None:
     fake = FakeDriver(manual=True)
@@ -728,10 +734,10 @@ async def test_a_client_that_is_given_up_takes_its_transaction_with_it(
     assert ended(fake)[-1] == ("committed", [b"3"])
 
 
-async def test_what_is_queued_for_a_client_that_is_given_up_does_not_go_to_the_next(
+async def test_a_record_queued_for_a_given_up_client_is_not_sent_by_the_next(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
-    """It would be outside of a transaction there."""
+    """There it would be outside of a transaction."""
     async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
         with raising(TransactionAborted):
             async with producer.transaction() as tx:
@@ -751,7 +757,9 @@ async def test_what_is_queued_for_a_client_that_is_given_up_does_not_go_to_the_n
     assert [one.value for one in fake.submitted] == [b"1"]
 
 
-async def test_no_client_within_the_time(settings: ProducerSettings, fake: FakeDriver) -> None:
+async def test_a_transaction_raises_if_no_client_opens_in_time(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
     settings = settings.evolve(delivery_timeout=0.05)
     async with open_send_producer(settings, driver=fake) as producer:
         fake.open_error = SendProducerError("no broker")
@@ -762,10 +770,10 @@ async def test_no_client_within_the_time(settings: ProducerSettings, fake: FakeD
                 never()
 
 
-async def test_a_client_that_is_given_up_while_a_transaction_begins(
+async def test_a_client_is_given_up_while_a_transaction_starts(
     settings: ProducerSettings,
 ) -> None:
-    """It begins again, on the next one."""
+    """The transaction starts again with the next client."""
 
     class Breaking(FakeDriver):
         begun = 0
@@ -812,7 +820,7 @@ async def test_closing_within_a_transaction_aborts_it(
     assert ended(fake) == [("aborted", [b"1"])]
 
 
-async def test_a_block_that_raises_while_closing_aborts_it_waits_for_that_abort(
+async def test_a_block_that_raises_waits_for_the_abort_of_a_closing_producer(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     held: list[Transaction] = []
@@ -842,7 +850,7 @@ async def test_a_block_that_raises_while_closing_aborts_it_waits_for_that_abort(
     assert ended(fake) == [("aborted", [])]
 
 
-async def test_closing_waits_for_a_transaction_that_is_ending(
+async def test_closing_waits_for_an_ending_transaction(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
@@ -867,7 +875,7 @@ async def test_closing_waits_for_a_transaction_that_is_ending(
     assert ended(fake) == [("committed", [b"1"])]
 
 
-async def test_a_commit_that_is_cut_off_by_closing_is_unknown(
+async def test_a_commit_that_closing_interrupts_is_unknown(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     settings = settings.evolve(close_timeout=0.1)
@@ -888,17 +896,17 @@ async def test_a_commit_that_is_cut_off_by_closing_is_unknown(
 
 @pytest.fixture
 def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loop's patience is over as soon as half of PATIENCE is left for the driver."""
+    """Stop waiting for the driver while it has half of PATIENCE left."""
     monkeypatch.setattr(_transaction, "_HANG_SECONDS", -PATIENCE / 2)
     monkeypatch.setattr(_bridge, "GRACE_SECONDS", 0.01)
 
 
 @pytest.mark.usefixtures("short_grace")
 @pytest.mark.parametrize("how", ["commit", "cancelled commit", "abort", "closing"])
-async def test_a_client_that_hangs_in_the_end_is_not_waited_for(
+async def test_the_wait_for_a_client_that_hangs_at_the_end_is_bounded(
     settings: ProducerSettings, fake: FakeDriver, clock: ManualClock, how: str
 ) -> None:
-    """The end is shielded, so the loop's clock bounds it."""
+    """The end is shielded, so the event loop's clock bounds it."""
     bounds: SettingsFields = {
         "close_timeout": 0.01,
         "cancel_timeout": PATIENCE / 2,
@@ -940,7 +948,7 @@ async def test_a_client_that_hangs_in_the_end_is_not_waited_for(
         await producer.aclose()
 
 
-async def test_cancelling_the_producers_task_group_aborts(
+async def test_cancelling_the_producers_task_group_aborts_the_transaction(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     held: list[Transaction] = []
@@ -955,13 +963,13 @@ async def test_cancelling_the_producers_task_group_aborts(
     assert ended(fake) == [("aborted", [b"1"])]
 
 
-# --- what waits for room -------------------------------------------------------------------------
+# --- records that wait for room ------------------------------------------------------------------
 
 
-async def test_what_waits_for_room_is_a_part_of_its_transaction(
+async def test_a_record_that_waits_for_room_is_part_of_its_transaction(
     settings: ProducerSettings,
 ) -> None:
-    """It is sent and awaited before the commit, though nobody in the block awaits it."""
+    """It is sent and awaited before the commit, although the block does not await it."""
     fake = FakeDriver(manual=True)
     settings = settings.evolve(max_in_flight=1)
     async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
@@ -990,7 +998,7 @@ async def test_what_waits_for_room_is_a_part_of_its_transaction(
     ]
 
 
-async def test_what_waits_for_room_in_vain_makes_it_an_abort(
+async def test_a_record_that_gets_no_room_aborts_the_transaction(
     settings: ProducerSettings, clock: ManualClock
 ) -> None:
     fake = FakeDriver(manual=True)
@@ -1016,13 +1024,13 @@ async def test_what_waits_for_room_in_vain_makes_it_an_abort(
     assert [how for how, _ in fake.transactions] == ["aborted"]
 
 
-# --- an abort that is broken off -----------------------------------------------------------------
+# --- an interrupted abort ------------------------------------------------------------------------
 
 
 async def test_a_driver_that_fails_at_the_abort_while_the_producer_closes(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
-    """It breaks a driver's promise, and nobody waits for ever."""
+    """The driver breaks its contract, but no task waits for ever."""
     held: list[Transaction] = []
     asked: list[bool] = []
 
@@ -1057,10 +1065,10 @@ def _leaves(error: BaseException) -> list[BaseException]:
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_an_abort_that_asyncio_cancels_leaves_nothing_to_the_next_transaction(
+async def test_an_abort_that_asyncio_cancels_does_not_affect_the_next_transaction(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
-    """Its own cancellation heeds no shield."""
+    """asyncio's own cancellation ignores shielded scopes."""
     held: list[Transaction] = []
     async with open_send_producer(settings, driver=fake) as producer:
 
@@ -1089,11 +1097,13 @@ async def test_an_abort_that_asyncio_cancels_leaves_nothing_to_the_next_transact
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_asyncio_may_cancel_all_its_tasks_at_whichever_moment(
+async def test_asyncio_may_cancel_all_its_tasks_at_any_moment(
     settings: ProducerSettings,
 ) -> None:
-    """As asyncio.run() does in the end, here while the producer is being closed. All come to their
-    end, and no transaction is left open."""
+    """asyncio.run() does so at its end; here, the producer is closing at the same time.
+
+    All tasks end, and no transaction stays open.
+    """
 
     async def use(fake: FakeDriver, opened: asyncio.Event, held: list[Transaction]) -> None:
         async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
@@ -1113,7 +1123,7 @@ async def test_asyncio_may_cancel_all_its_tasks_at_whichever_moment(
         for _ in range(turns):
             await asyncio.sleep(0)
         if task.done():
-            assert task.exception() is not None  # it sent on a producer that is closed
+            assert task.exception() is not None  # it sent on a closed producer
             break
         others = asyncio.all_tasks() - before
         for one in others:

@@ -1,4 +1,4 @@
-"""warm_up(): the metadata and the serializers of topics, before the first record."""
+"""warm_up() fetches the metadata and runs the serializers of topics before the first record."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from tests.support.waiting import PATIENCE, until
 FOREVER = 10 * PATIENCE
 
 
-class AskedFor(FakeDriver):
-    """A fake that counts how often each topic is asked for, and raises what a test says."""
+class RequestedTopics(FakeDriver):
+    """A fake driver that records the requested topics, and raises the errors of the test."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class AskedFor(FakeDriver):
 
 
 class Counting:
-    """A serializer that has the schema of a topic registered once, as those of a registry do."""
+    """A serializer that registers each topic once, like those of a schema registry."""
 
     def __init__(self) -> None:
         self.registered: list[str] = []
@@ -63,17 +63,17 @@ class Counting:
 
 
 async def refused(producer: SendProducer, topics: Any, **options: Any) -> SendProducerError:
-    """The error of a call."""
+    """Call `warm_up`, and return the error that it raises."""
     with pytest.raises(SendProducerError) as caught:
         await producer.warm_up(topics, **options)
     return caught.value
 
 
 @pytest.mark.parametrize("transactional_id", [None, "billing"])
-async def test_it_asks_for_each_topic_once_and_sends_nothing(
+async def test_it_requests_each_topic_once_and_sends_nothing(
     settings: ProducerSettings, transactional_id: str | None
 ) -> None:
-    fake, serializer = AskedFor(), Counting()
+    fake, serializer = RequestedTopics(), Counting()
     settings = settings.evolve(value_serializer=serializer, transactional_id=transactional_id)
     async with open_send_producer(settings, driver=fake) as producer:
         topics: Any = iter(
@@ -89,8 +89,8 @@ async def test_it_asks_for_each_topic_once_and_sends_nothing(
     assert fake.submitted == []
 
 
-async def test_topics_are_asked_for_side_by_side(settings: ProducerSettings) -> None:
-    fake = AskedFor()
+async def test_topics_are_requested_concurrently(settings: ProducerSettings) -> None:
+    fake = RequestedTopics()
     fake.unknown_topics = {"slow", "slower"}
     async with open_send_producer(settings, driver=fake) as producer:
         async with task_group() as tasks:
@@ -104,8 +104,8 @@ async def test_topics_are_asked_for_side_by_side(settings: ProducerSettings) -> 
 
 
 async def test_a_topic_that_the_cluster_does_not_know(settings: ProducerSettings) -> None:
-    """It ends the call, though another topic is still waited for."""
-    fake = AskedFor()
+    """The error ends the call, although another topic is still unknown."""
+    fake = RequestedTopics()
     fake.unknown_topics = {"slow"}
     fake.errors["nowhere"] = SendProducerError("the cluster does not know topic 'nowhere'")
     async with open_send_producer(settings, driver=fake) as producer:
@@ -116,7 +116,7 @@ async def test_a_topic_that_the_cluster_does_not_know(settings: ProducerSettings
 
 
 @pytest.mark.parametrize("trouble", [None, ConnectionError("broker-1:9092 refused")])
-async def test_an_answer_that_does_not_come_in_time(
+async def test_an_answer_that_is_too_late(
     settings: ProducerSettings, fake: FakeDriver, trouble: Exception | None
 ) -> None:
     fake.unknown_topics = {"slow"}
@@ -129,7 +129,7 @@ async def test_an_answer_that_does_not_come_in_time(
     assert error.__cause__ is trouble
 
 
-async def test_without_a_timeout_it_takes_the_delivery_timeout(
+async def test_the_default_timeout_is_the_delivery_timeout(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     fake.unknown_topics = {"slow"}
@@ -139,11 +139,11 @@ async def test_without_a_timeout_it_takes_the_delivery_timeout(
     assert str(error).endswith("'slow' within 0.01 s (delivery_timeout)")
 
 
-async def test_a_serializer_that_does_not_end_in_time(
+async def test_a_serializer_that_is_too_slow(
     settings: ProducerSettings, fake: FakeDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def find(_engine: Engine, _topic: str, _limit: object) -> frozenset[int]:
-        return frozenset({0})  # however slow the machine is, the topic was found in time
+        return frozenset({0})  # the topic is found in time, however slow the machine is
 
     gate = Gate()
     gate.shut()
@@ -215,7 +215,7 @@ async def test_a_serializer_that_fails(
     ],
     ids=str,
 )
-async def test_what_it_does_not_take(
+async def test_invalid_topics(
     settings: ProducerSettings, fake: FakeDriver, topics: Any, says: str
 ) -> None:
     async with open_send_producer(settings, driver=fake) as producer:
@@ -224,10 +224,10 @@ async def test_what_it_does_not_take(
     assert str(caught.value) == f"warm_up() {says}"
 
 
-async def test_invalid_arguments_are_named_before_anything_is_asked(
+async def test_invalid_arguments_are_refused_before_any_request(
     settings: ProducerSettings,
 ) -> None:
-    fake = AskedFor()
+    fake = RequestedTopics()
     async with open_send_producer(settings, driver=fake) as producer:
         with pytest.raises(RecordRejected, match="topic 'a b' has characters other than"):
             await producer.warm_up(["orders", "a b"])
@@ -276,8 +276,8 @@ async def test_a_serializer_goes_on_when_its_call_is_cancelled(
         await producer.send("orders", b"two tins")
 
 
-async def test_it_waits_for_a_client_that_is_not_open_yet(settings: ProducerSettings) -> None:
-    fake = AskedFor()
+async def test_it_waits_until_the_client_is_open(settings: ProducerSettings) -> None:
+    fake = RequestedTopics()
     fake.on_open.shut()
     settings = settings.with_wait_for_cluster(False)
     async with open_send_producer(settings, driver=fake) as producer:
@@ -292,7 +292,7 @@ async def test_it_waits_for_a_client_that_is_not_open_yet(settings: ProducerSett
         assert fake.asked == ["orders"]
 
 
-async def test_a_producer_that_is_closed_meanwhile(
+async def test_a_producer_that_closes_during_the_call(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     fake.unknown_topics = {"slow"}

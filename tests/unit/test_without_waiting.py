@@ -1,4 +1,4 @@
-"""``wait_for_cluster=False``: the block begins at once, the client connects in the background."""
+"""``wait_for_cluster=False``: the block starts at once, the client connects in the background."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SETTINGS = ProducerSettings(
     delivery_timeout=10,
     cancel_timeout=1,
 )
-NOBODY = ProducerStartError("no broker answered")
+NO_BROKER = ProducerStartError("no broker answered")
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_driver_thread, "LONGEST_REOPEN_SECONDS", 0.002)
 
 
-async def test_the_block_begins_before_the_client_is_open(fake: FakeDriver) -> None:
+async def test_the_block_starts_before_the_client_is_open(fake: FakeDriver) -> None:
     fake.on_open.shut()
     async with open_send_producer(SETTINGS, driver=fake) as producer, task_group() as tasks:
         sent = Call(tasks, producer.send, record())
@@ -65,16 +65,16 @@ async def test_the_block_begins_before_the_client_is_open(fake: FakeDriver) -> N
 
 
 async def test_a_cluster_that_never_comes(fake: FakeDriver, clock: ManualClock) -> None:
-    fake.open_error = NOBODY
+    fake.open_error = NO_BROKER
     async with clock.open(SETTINGS, driver=fake) as producer, task_group() as tasks:
-        await until(lambda: producer._engine.bridge.last_error() is NOBODY)
+        await until(lambda: producer._engine.bridge.last_error() is NO_BROKER)
         sent = Call(tasks, producer.send, record())
         await quiet()
         clock.advance(10)
         await quiet()
         assert isinstance(sent.error, DeliveryTimeout)
         assert sent.error.persistence is Persistence.NOT_PERSISTED
-        assert sent.error.__cause__ is NOBODY
+        assert sent.error.__cause__ is NO_BROKER
         assert str(sent.error).endswith("it was not sent: no broker answered")
         assert producer.statistics().state == "open"
     assert fake.submitted == []
@@ -84,7 +84,7 @@ async def test_a_cluster_that_never_comes(fake: FakeDriver, clock: ManualClock) 
 async def test_closing_while_the_cluster_never_comes(
     fake: FakeDriver, error: type[Exception]
 ) -> None:
-    fake.open_error = NOBODY
+    fake.open_error = NO_BROKER
     settings = SETTINGS.evolve(close_timeout=0.01, cancel_timeout=0.01)
 
     async def use() -> None:
@@ -110,7 +110,7 @@ async def test_closing_while_the_client_is_being_opened(fake: FakeDriver) -> Non
 async def test_a_cluster_that_comes_late(
     fake: FakeDriver, caplog: pytest.LogCaptureFixture
 ) -> None:
-    fake.open_error = NOBODY
+    fake.open_error = NO_BROKER
     recorder = Recorder()
     async with open_send_producer(SETTINGS, driver=fake, observers=[recorder]) as producer:
         delivery = producer.enqueue_nowait(record())
@@ -118,7 +118,7 @@ async def test_a_cluster_that_comes_late(
         fake.open_error = None
         assert (await delivery).offset == 0
         assert producer._engine.bridge.last_error() is None
-        # It may leave, and return.
+        # The cluster may become unreachable, and return.
         assert producer.statistics().is_connected
         fake.is_cut_off = True
         assert not producer.statistics().is_connected
@@ -146,9 +146,7 @@ async def test_the_next_client_is_the_second_generation(fake: FakeDriver) -> Non
     ],
     ids=repr,
 )
-async def test_an_error_that_does_not_pass_breaks_the_producer(
-    fake: FakeDriver, error: Exception
-) -> None:
+async def test_a_permanent_error_breaks_the_producer(fake: FakeDriver, error: Exception) -> None:
     fake.open_error = error
     async with open_send_producer(SETTINGS, driver=fake) as producer:
         await until(lambda: producer.statistics().state == "broken")
@@ -157,7 +155,7 @@ async def test_an_error_that_does_not_pass_breaks_the_producer(
         assert caught.value.__cause__ is error
 
 
-async def test_settings_that_the_driver_refuses_are_no_reason_to_wait() -> None:
+async def test_settings_that_the_driver_refuses_break_the_producer() -> None:
     def make(_: ProducerSettings) -> FakeDriver:
         raise SettingsError("'acks' is wrong")
 
@@ -172,11 +170,11 @@ async def test_a_system_without_threads(fake: FakeDriver, monkeypatch: pytest.Mo
     monkeypatch.setattr("threading.Thread.start", no_more)
     with pytest.raises(ProducerStartError, match="no thread could be started"):
         async with open_send_producer(SETTINGS, driver=fake):
-            pytest.fail("it is open")
+            pytest.fail("the block was entered")
 
 
 class Service:
-    """A resolver that answers when it may."""
+    """A resolver that fails until `answers` is set."""
 
     def __init__(self) -> None:
         self.asked = 0
