@@ -1,7 +1,7 @@
-"""What ``nox -s security`` makes of pip-audit's report, and which packages it has to look up.
+"""Judges pip-audit's report for ``nox -s security``, and lists the packages to look up.
 
-``python -m tests.support.advisories list FILE`` writes what is installed, as requirements. It fails
-if a dependency of an extra is not among them. ``... judge REPORT`` fails for each known
+``python -m tests.support.advisories list FILE`` writes the installed packages as requirements. It
+fails if a dependency of an extra is not installed. ``... judge REPORT`` fails for each known
 vulnerability, and for each package that was not looked up, unless ``advisories.toml`` accepts it.
 """
 
@@ -25,17 +25,17 @@ ACCEPTED: Final = ROOT / "tests/support/advisories.toml"
 
 
 def normal(name: str) -> str:
-    """A package's name in the one spelling that is compared."""
+    """Normalize a package's name."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def missing(requirements: Collection[str], extras: Collection[str], found: set[str]) -> list[str]:
-    """The requirements of all extras that apply here and are not installed.
+    """List the applicable requirements of all extras that are not installed.
 
     Args:
-        requirements: those of the package, as its metadata have them.
+        requirements: the package's requirements, as in its metadata.
         extras: the names of the extras.
-        found: the packages that are installed, by their normal names.
+        found: the normalized names of the installed packages.
     """
     requirement_class: Any = importlib.import_module("packaging.requirements").Requirement
     lacking: list[str] = []
@@ -49,10 +49,10 @@ def missing(requirements: Collection[str], extras: Collection[str], found: set[s
 
 
 def judge(report: Mapping[str, Any], accepted: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """What is wrong.
+    """List the problems in a report.
 
     Args:
-        report: pip-audit's, read from its JSON.
+        report: pip-audit's report, parsed from JSON.
         accepted: the tables of ``advisories.toml``.
     """
     packages: list[Any] = report["dependencies"]
@@ -81,19 +81,19 @@ def judge(report: Mapping[str, Any], accepted: Mapping[str, Mapping[str, str]]) 
 
 
 def read_accepted() -> Mapping[str, Mapping[str, str]]:
-    """The tables of ``advisories.toml``."""
+    """Read the tables of ``advisories.toml``."""
     toml: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     tables: Mapping[str, Mapping[str, str]] = toml.loads(ACCEPTED.read_text("utf-8"))
     return tables
 
 
 def installed() -> dict[str, str]:
-    """The versions of the packages that are installed here, by their normal names."""
+    """The installed versions by normalized package name."""
     return {normal(one.name): one.version for one in metadata.distributions()}
 
 
 def main(command: str, path: Path) -> Iterator[str]:
-    """Run a command, and say what is wrong."""
+    """Run a command, and print the problems."""
     if command == "list":
         found = installed()
         extras = metadata.metadata(NAME).get_all("Provides-Extra") or []

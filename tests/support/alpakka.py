@@ -1,4 +1,4 @@
-"""The page that compares the product with Alpakka Kafka, and the lines of it that tests name."""
+"""The page that compares the product with Alpakka Kafka, and the table rows that tests name."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ PAGE: Final = ROOT / "docs/explanation/coming-from-alpakka.md"
 
 T = TypeVar("T", bound=Callable[..., Any])
 
-#: The lines that the tests of all imported modules name.
+#: The rows that the tests of all imported modules name.
 named: Final[list[str]] = []
 
 
 def line(*texts: str) -> Callable[[T], T]:
-    """Name the lines of the page that a test is about, by the text of their first cells."""
+    """Name the rows of the page that a test checks, by the text of their first cells."""
     named.extend(texts)
     return lambda test: test
 
 
 def lines_named_in(module: Path) -> list[str]:
-    """The lines that the tests of a module name, which need not be imported for it."""
+    """The rows that the tests of a module name. The module is not imported."""
     return [
         ast.literal_eval(text)
         for node in ast.walk(ast.parse(module.read_text(encoding="utf-8")))

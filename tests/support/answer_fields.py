@@ -1,8 +1,8 @@
 """Writes answers of Kafka's protocol from its schemas, with chosen fields written wrong.
 
-The schemas are those in kafka-python's package, which come from Apache Kafka. The code that writes
-is independent of the client's, so it can write what no client would: a null where none is allowed,
-a count without its items, a text that is not UTF-8.
+The schemas are in kafka-python's package, and come from Apache Kafka. The encoder here is
+independent of the client's. So it can write invalid data: a null where none is allowed, a count
+without its items, a text that is not UTF-8.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = [
     "is_flexible",
 ]
 
-#: The numbers of Kafka's requests, as far as no other module has them.
+#: The API keys of Kafka's requests that no other module defines.
 FIND_COORDINATOR: Final = 10
 ADD_PARTITIONS: Final = 24
 ADD_OFFSETS: Final = 25
@@ -49,7 +49,7 @@ def _classes(module: str, *names: str) -> list[Any]:
     return [getattr(found, name) for name in names]
 
 
-#: The class of each answer, by the number of the request. Only its schema is used.
+#: The class of each answer, by API key. Only its schema is used.
 RESPONSES: Final[Mapping[int, Any]] = {
     one.API_KEY: one
     for one in (
@@ -78,7 +78,7 @@ _CODES: Final = {
     "int64": "q",
     "float64": "d",
 }
-#: Texts that a client may not expect: none, not UTF-8 (twice), and long ones.
+#: Texts that a client may not expect: empty, not UTF-8 (twice), and long ones.
 _TEXTS: Final = (
     b"",
     HOSTILE.encode(),
@@ -88,7 +88,7 @@ _TEXTS: Final = (
     b"a" * 30_000,
     "\u20ac".encode() * 100,
 )
-#: Copies of an item, where a list becomes long, and how long all of them may be.
+#: The number of copies of an item in a list made long, and the limit of their total size.
 _MANY: Final = (2, 50, 1000, 5000, 100_000)
 _MOST_BYTES: Final = 16_000_000
 #: Codes of errors that clients act upon: unknown topic, request timed out, not the leader, not the
@@ -109,12 +109,12 @@ def _has(versions: str, version: int) -> bool:
 
 
 class AnswerWriter:
-    """Writes one answer, after the header.
+    """Writes one answer without its header.
 
     Args:
-        api: the number of the request.
+        api: the API key of the request.
         version: the version of the request and of the answer.
-        wrong: the fields that are written wrong, by their places in the order of writing. Each
+        wrong: the fields that are written wrong, by their position in the order of writing. Each
             value, length and count is a field.
         rng: chooses how a field is wrong.
         forged: every text is ``HOSTILE``, and every code of an error may be one.
@@ -138,11 +138,12 @@ class AnswerWriter:
         self._structs = {one["name"]: one for one in self._schema.get("commonStructs", ())}
         #: How many fields were written.
         self.fields = 0
-        #: What was written wrong, for people.
+        #: Readable descriptions of the fields that were written wrong.
         self.notes: list[str] = []
 
     def write(self, values: Mapping[str, Any]) -> bytes:
-        """The answer with these values, by the names in the schema. Others have no value."""
+        """Write the answer with these values, by the names in the schema. Other fields have no
+        value."""
         return self._struct(self._schema["fields"], values)
 
     def _struct(self, fields: Sequence[Any], values: Mapping[str, Any]) -> bytes:
@@ -235,7 +236,7 @@ class AnswerWriter:
             self._length(2**31 - 1, code) + right,
             b"\xff" * 11 if self._flexible else self._length(-1, code) + right,
         ]
-        # Texts more often than lengths: most of the latter fail in the same way.
+        # Texts more often than lengths, because most wrong lengths fail in the same way.
         texts = [self._length(len(text), code) + text for text in _TEXTS]
         return rng.choice([*lengths, *texts])
 

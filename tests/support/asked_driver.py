@@ -1,4 +1,4 @@
-"""The fake driver that reports only when it is asked, and counts how often that is."""
+"""A fake driver that reports only when it is polled, and counts the polls."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["AskedDriver"]
 
 
 class AskedDriver(PolledFakeDriver):
-    """A fake driver that is asked, as the one on librdkafka is.
+    """A fake driver that is polled, like the librdkafka driver.
 
     Attributes:
-        asked: how often it was asked.
-        watched: how often it was told to ring.
+        asked: how often it was polled.
+        watched: how often `watch` was called.
         threads: the names of the threads that called `submit`.
     """
 

@@ -1,4 +1,4 @@
-"""kafka-python's own producer, for tests that show what it does by itself."""
+"""kafka-python's own producer, for tests that show its behaviour without the product."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from tests.support.recorder import PATIENCE
 
 __all__ = ["NEVER", "BareProducer", "bare", "hurry", "leaking_sockets", "settles"]
 
-#: Seconds to wait before a test concludes that something never happens: the client under test does
-#: not move in the meantime, nor does it afterwards.
+#: Seconds to wait before a test concludes that something never happens. The client under test makes
+#: no progress in this time or afterwards.
 NEVER = 0.3
 
-# kafka-python has no types: whatever is taken from it here is Any.
+# kafka-python has no types, so every name imported from it is Any.
 kafka: Any = importlib.import_module("kafka")
 
 
 def nothing(*_: object, **__: object) -> None:
-    """What some methods of the bare client do here."""
+    """Replaces some methods of the bare client."""
 
 
-# As it comes, but that its collection as garbage does not silence the client's logger for the
-# tests that follow.
+# Unchanged, except that its garbage collection does not disable the client's logger for the tests
+# that follow.
 BareProducer: Any = type("KafkaProducer", (kafka.KafkaProducer,), {"__del__": nothing})
 
 
 @contextlib.contextmanager
 def bare(servers: str | MockCluster, **configs: Any) -> Generator[Any, None, None]:
-    """kafka-python's own producer; ended in the one way that works, whatever it hangs in."""
+    """Open kafka-python's own producer, and end it in the one way that works even if it hangs."""
     if isinstance(servers, MockCluster):
         configs = {**FOR_MOCK, **configs}
         servers = servers.bootstrap_servers
@@ -44,22 +44,22 @@ def bare(servers: str | MockCluster, **configs: Any) -> Generator[Any, None, Non
     try:
         yield producer
     finally:
-        producer.flush = nothing  # close() begins with it, and raises where it takes too long
+        producer.flush = nothing  # close() starts with it, and raises if it takes too long
         producer.close(0)
         producer._sender.join(PATIENCE)
-        # The caller still has the producer: its sockets must not stay in memory with it, until
-        # they are collected within another test.
+        # The caller still references the producer. Without this, its sockets would live as long,
+        # and be collected during another test.
         cast("dict[str, Any]", vars(producer)).clear()
 
 
 @contextlib.contextmanager
 def leaking_sockets() -> Generator[None, None, None]:
-    """Around what leaves sockets to the collection of garbage."""
-    # The records of these logs would keep them from it.
+    """Collect the sockets that the block leaves open, and ignore their ResourceWarnings."""
+    # The records of these logs would keep references to them.
     logs = [logging.getLogger(name) for name in ("kafka.net", "kafka.cluster")]
     for log in logs:
         log.setLevel(logging.CRITICAL)
-    gc.disable()  # it would complain of them, whenever it comes
+    gc.disable()  # otherwise a later collection would warn of them
     try:
         yield
     finally:
@@ -72,7 +72,7 @@ def leaking_sockets() -> Generator[None, None, None]:
 
 
 def settles(future: Any, seconds: float = PATIENCE) -> bool:
-    """Whether a future of kafka-python gets an outcome in time."""
+    """Whether a future of kafka-python completes in time."""
     deadline = time.monotonic() + seconds
     while not future.is_done and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -80,5 +80,5 @@ def settles(future: Any, seconds: float = PATIENCE) -> bool:
 
 
 def hurry(producer: Any, milliseconds: int) -> None:
-    """Give a bare client a delivery_timeout_ms that its first record could miss."""
+    """Set a delivery_timeout_ms of a bare client that its first record could miss."""
     producer._accumulator.config["delivery_timeout_ms"] = milliseconds

@@ -1,8 +1,8 @@
-"""Which variants of the tests that take minutes are left to the nightly run.
+"""Selects the variants of slow tests that only the nightly run executes.
 
-A test is run with each combination of its parameters by night. Otherwise the loop and the driver
-vary: each combination of the other parameters, which is a case of its own, is run on one loop with
-one driver. Within a module all loops and drivers come up about equally often.
+The nightly run executes a test with each combination of its parameters. Any other run executes each
+case, which is a combination of the other parameters, on one loop with one driver. Within a module
+all loops and drivers are chosen about equally often.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ __all__ = [
     "on_trio_and_nightly_on_asyncio",
 ]
 
-#: Whether the tests are run in full: every variant, with as many records as for the documents.
+#: Whether to run the tests in full: every variant, with as many records as for the documents.
 IN_FULL: Final = os.environ.get("FULL_TESTS", "") not in {"", "0"}
 
-#: For a slow test of something that does not depend on the loop.
+#: For a slow test that does not depend on the loop.
 on_trio_and_nightly_on_asyncio: Final = pytest.mark.parametrize(
     "anyio_backend", [pytest.param("asyncio", marks=pytest.mark.nightly), "trio"], indirect=True
 )
 
-#: For a slow test that takes a driver: each loop with one driver, and at night with the other too.
+#: For a slow test that takes a driver: each loop with one driver, and at night also with the other.
 on_either_loop: Final = pytest.mark.parametrize(
     ("anyio_backend", "driver"),
     [
@@ -43,7 +43,7 @@ on_either_loop: Final = pytest.mark.parametrize(
     indirect=True,
 )
 
-#: Parameters that do not make a case of its own.
+#: Parameters that do not distinguish cases.
 _VARY: Final = frozenset({"anyio_backend", "loop", "driver"})
 
 #: The value of each parameter that varies, by the parameter's name.
@@ -58,9 +58,9 @@ def leave_variants_to_the_night(
     The choice does not depend on which tests of a module are run, and is the same each time.
 
     Args:
-        folder: the tests in it are meant.
+        folder: the folder of the tests to mark.
         items: all tests.
-        vary: further parameters that do not make a case, besides the loop and the driver.
+        vary: parameters that do not distinguish cases, besides the loop and the driver.
     """
     if IN_FULL:
         return
@@ -73,7 +73,7 @@ def leave_variants_to_the_night(
     for cases in modules.values():
         used: Counter[Any] = Counter()
         for variants in cases.values():
-            # A variant that its module leaves to the night is chosen only if it is alone.
+            # A variant that its module marks as nightly is chosen only if it is the only one.
             chosen = min(
                 range(len(variants)),
                 key=lambda at: (
@@ -97,7 +97,7 @@ def _split(item: pytest.Item, vary: Collection[str]) -> tuple[str, _Variant]:
 
 
 def _use(used: Counter[Any], variant: _Variant) -> int:
-    """How often the values of a variant have been chosen, alone and in pairs."""
+    """Count how often the values of a variant have been chosen, alone and in pairs."""
     return sum(used[part] for part in _parts(variant))
 
 

@@ -53,41 +53,41 @@ X = TypeVar("X", bound=BaseException)
 
 AnyRecord = ProducerRecord["bytes | None", bytes]
 
-#: librdkafka does not say whether it sent a record before. Its driver takes a record to have been
-#: sent once as long as it can't have been sent again: by default no longer than a busy machine may
-#: hold up an answer. So whoever looks for a refusal has nothing sent again for seconds.
+#: librdkafka does not report whether it sent a record before. Its driver assumes that a record was
+#: sent once until the client could have sent it again. By default this time is so short that a busy
+#: machine may delay an answer longer. So a test that expects a refusal delays retries by seconds.
 SENT_ONCE: dict[str, Any] = {"retry.backoff.ms": 5_000, "retry.backoff.max.ms": 5_000}
 
 
 def sent_once(driver: str) -> dict[str, Any]:
-    """The properties by which a driver tells a refusal as one, however slow the machine is."""
+    """The properties with which a driver reports a refusal as such, however slow the machine is."""
     return SENT_ONCE if driver == "confluent" else {}
 
 
 def sure_of_refusals(settings: ProducerSettings, driver: str) -> ProducerSettings:
-    """Settings with these."""
+    """Add the properties of :func:`sent_once` to the settings."""
     return settings.with_properties(sent_once(driver))
 
 
 def record(
     value: bytes = b"v", topic: str = "t", *, key: bytes | None = None, partition: int | None = 0
 ) -> AnyRecord:
-    """A record, to partition 0 unless told otherwise, so that there is one order."""
+    """Make a record, by default for partition 0, so that all records have one order."""
     return ProducerRecord(topic, value, key, partition=partition)
 
 
 def messages(count: int) -> list[Any]:
-    """Messages whose value and pass-through are their number."""
+    """Make messages whose value and pass-through are their number."""
     return [Message(record(b"%d" % number), number) for number in range(count)]
 
 
 def refuse(what: ProducerRecord[Any, Any]) -> DeliveryError:
-    """The outcome of a record that was refused."""
+    """Make the outcome of a refused record."""
     return DeliveryError("refused", record=what, persistence=Persistence.NOT_PERSISTED)
 
 
 def to(topic: str) -> ProducerRecord[None, bytes]:
-    """A record to partition 0 of a topic."""
+    """Make a record for partition 0 of a topic."""
     return ProducerRecord(topic, b"value", partition=0)
 
 
@@ -101,29 +101,30 @@ async def outcome_of(producer: SendProducer, topic: str) -> RecordMetadata | Del
 
 
 def fail() -> None:
-    """End a block; a bare `raise` would have type checkers take what follows for unreachable."""
+    """Raise an error. After a bare `raise`, type checkers would treat the next code as
+    unreachable."""
     raise ZeroDivisionError
 
 
 def end_error(
     *, commit: SendProducerError | None = None, abort: SendProducerError | None = None
 ) -> Callable[[bool], SendProducerError | None]:
-    """What a fake driver's ``end_error`` is set to: the errors of a commit and of an abort."""
+    """Make a fake driver's ``end_error`` from the errors of a commit and of an abort."""
     return lambda commits: commit if commits else abort
 
 
 def never() -> None:
-    """What is not to be reached."""
+    """A function that must not be called."""
     raise AssertionError
 
 
 def generation(producer: SendProducer, number: int) -> Callable[[], bool]:
-    """Whether so many clients were opened one after the other."""
+    """Whether the producer has reached this client generation."""
     return lambda: producer.statistics().generations == number
 
 
 class Call(Generic[T]):
-    """A call in a task of its own: it can be cancelled, and tells how it ended."""
+    """A call in a task of its own. It can be cancelled, and keeps its result or error."""
 
     def __init__(
         self,
@@ -157,12 +158,12 @@ class Call(Generic[T]):
 
     @property
     def value(self) -> T:
-        """What it returned."""
+        """The result of the call."""
         assert self.error is None
         return self._values[0]
 
     def error_or_value(self, kind: type[E]) -> E | T:
-        """How it ended, where an error of that kind is an end like any other."""
+        """Wait, and return the result, or an error of this type."""
         return self.error if isinstance(self.error, kind) else self.value
 
     async def wait(self) -> Call[T]:
@@ -172,7 +173,7 @@ class Call(Generic[T]):
         return self
 
     async def cancel(self) -> None:
-        """Cancel it from outside, and wait until it has ended so."""
+        """Cancel it from outside, and wait until it has ended as cancelled."""
         self.scope.cancel()
         await self.wait()
         assert self.cancelled
@@ -182,16 +183,16 @@ class Call(Generic[T]):
 def raising(
     kind: type[X], match: str | None = None
 ) -> Generator[pytest.ExceptionInfo[X], None, None]:
-    """pytest.raises() around a block whose end is what raises: it is run to its last statement, so
-    what is assigned in it is there after it."""
+    """pytest.raises() around a block whose exit raises. The block runs to its last statement, so
+    variables assigned in it are bound after it."""
     with pytest.raises(kind, match=match) as caught:
         yield caught
 
 
 @asynccontextmanager
 async def task_group() -> AsyncGenerator[anyio.abc.TaskGroup, None]:
-    """AnyIO's task group, whose type says that it may swallow an exception; it does not, and what
-    is assigned in its block is there after it."""
+    """AnyIO's task group. By its type it may suppress an exception. It does not, so variables
+    assigned in its block are bound after it."""
     async with anyio.create_task_group() as tasks:
         yield tasks
 
@@ -199,8 +200,8 @@ async def task_group() -> AsyncGenerator[anyio.abc.TaskGroup, None]:
 async def quiet() -> None:
     """Let every task run until it waits.
 
-    On asyncio, AnyIO's own function sleeps for a tenth of a second where it finds one that does
-    not wait yet, so the tasks get their turns first.
+    On asyncio, AnyIO's own function sleeps for a tenth of a second if a task does not wait yet. So
+    the tasks get their turns first.
     """
     for _ in range(12):
         await anyio.lowlevel.checkpoint()
@@ -208,17 +209,17 @@ async def quiet() -> None:
 
 
 async def taken(fake: FakeDriver, count: int) -> None:
-    """Wait until the driver has taken so many records in all."""
+    """Wait until the driver has accepted this number of records in all."""
     await anyio.to_thread.run_sync(fake.wait_until_taken, count, PATIENCE)
 
 
 async def at_gate(gate: Gate) -> None:
-    """Wait until somebody stands before the gate."""
+    """Wait until a task waits at the gate."""
     await anyio.to_thread.run_sync(gate.wait_until_someone_waits, PATIENCE)
 
 
 class Suspensions:
-    """Awaits something, and counts how often it suspended the task."""
+    """Awaits an awaitable, and counts how often it suspended the task."""
 
     def __init__(self, awaited: Awaitable[Any]) -> None:
         self.awaited = awaited

@@ -1,4 +1,4 @@
-"""Modules of the checkout that are part of no package: they are loaded by their paths."""
+"""Loads modules of the checkout that belong to no package, by their paths."""
 
 from __future__ import annotations
 
@@ -21,6 +21,6 @@ def load(path: Path) -> Any:
     return module
 
 
-#: Finds the examples in the documents and the public names that each of them uses. It belongs to
-#: the extensions of Sphinx, which list where each name is used.
+#: Finds the examples in the documents and the public names that each of them uses. It is one of the
+#: Sphinx extensions that list the uses of each name.
 used_names: Final = load(ROOT / "docs/_ext/used_names.py")

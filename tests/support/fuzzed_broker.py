@@ -1,8 +1,8 @@
-"""A broker that gives good answers, some of which it spoils: the same ones for the same seed.
+"""A broker that corrupts some of its answers: the same ones for the same seed.
 
-A :class:`Plan` says which. It names the versions that the broker speaks, the requests whose answers
-are spoilt, and from which of them on, so that a client gets to the later states of its life before
-something is wrong. Fields are spoilt by :class:`~tests.support.answer_fields.AnswerWriter`, and
+A :class:`Plan` selects them. It names the versions that the broker speaks, the requests whose
+answers are spoilt, and the first of them, so that a client reaches its later states before a
+spoilt answer arrives. Fields are spoilt by :class:`~tests.support.answer_fields.AnswerWriter`, and
 whole answers here: cut, repeated, swapped, or sent with the length of another.
 """
 
@@ -56,7 +56,7 @@ __all__ = [
 USER: Final = "me"
 PASSWORD: Final = "hunter2"
 
-#: What a client may do, and the requests that it sends for it, besides those of each job.
+#: The jobs of a client, and the requests that each sends besides the common ones.
 JOBS: Final[Mapping[str, tuple[int, ...]]] = {
     "send": (PRODUCE, PRODUCE, INIT_PRODUCER_ID),
     "transaction": (
@@ -124,10 +124,10 @@ _HEADERS: Final[Mapping[int, Any]] = {
 
 
 class Plan:
-    """What a client does, and which of the broker's answers are spoilt.
+    """The job of a client, and the selection of the broker's answers to spoil.
 
     Args:
-        seed: chooses all of it.
+        seed: determines the whole plan.
     """
 
     def __init__(self, seed: str) -> None:
@@ -149,11 +149,11 @@ class Plan:
         self.target = rng.choice(apis)
         self.first = rng.choice([0, 0, 0, 1, 1, 2])
         self.times = rng.choice([1, 1, 2, 1000])
-        #: Whether all of them are spoilt in the same way.
+        #: Whether to spoil all of them in the same way.
         self.repeats = rng.random() < 0.5
 
     def spoils(self, api: int, occurrence: int) -> bool:
-        """Whether the broker spoils its answer to this one of the requests of a kind."""
+        """Whether the broker spoils its answer to the request of this kind with this number."""
         return api == self.target and self.first <= occurrence < self.first + self.times
 
     def __str__(self) -> str:
@@ -171,9 +171,9 @@ class FuzzedBroker(ScriptedBroker):
             self.mechanisms = (plan.mechanism,)
         self.users = {USER: PASSWORD}
         self.tokens = frozenset({PASSWORD})
-        #: What was done to the answers, in order.
+        #: Descriptions of the spoilt answers, in order.
         self.notes: list[str] = []
-        #: Called with the same before the answer is sent, on the thread of a connection.
+        #: Called with each description before the answer is sent, on the thread of a connection.
         self.tell: Callable[[str], object] = bool
         self._seen: Counter[int] = Counter()
 
@@ -216,7 +216,7 @@ class FuzzedBroker(ScriptedBroker):
                     return
                 connection.sendall(piece)
 
-    # --- good answers ----------------------------------------------------------------------------
+    # --- good answers ---------------------------------------------------------------------------
 
     def _versions(self, *, refused: bool) -> Mapping[str, Any]:
         keys = [
@@ -285,7 +285,7 @@ class FuzzedBroker(ScriptedBroker):
             good, answer = login.step(request.auth_bytes)
             refusal = None if good else self.refusal
             return {"ErrorCode": 0 if good else 58, "ErrorMessage": refusal, "AuthBytes": answer}
-        return {}  # ADD_OFFSETS and END_TRANSACTION say no more than that all is well
+        return {}  # ADD_OFFSETS and END_TRANSACTION have no other fields than the error code
 
     def _topic(self, name: str) -> Mapping[str, Any]:
         partitions = [
@@ -307,12 +307,12 @@ class FuzzedBroker(ScriptedBroker):
             for one in partitions
         ]
 
-    # --- spoilt answers --------------------------------------------------------------------------
+    # --- spoilt answers -------------------------------------------------------------------------
 
     def _spoil(
         self, rng: random.Random, header: bytes, api: int, version: int, values: Mapping[str, Any]
     ) -> tuple[list[bytes | None], list[str]]:
-        """What is sent in place of an answer, and what is wrong with it."""
+        """Return the bytes to send in place of an answer, and a description of the error."""
         good = AnswerWriter(api, version)
         body = good.write(values)
         way = rng.random()
@@ -377,13 +377,13 @@ class FuzzedBroker(ScriptedBroker):
 
 
 def framed(content: bytes) -> bytes:
-    """Some content with its length before it."""
+    """Prefix content with its length."""
     return struct.pack(">i", len(content)) + content
 
 
 @contextmanager
 def fuzzed_broker(plan: Plan) -> Generator[FuzzedBroker, None, None]:
-    """Run one."""
+    """Run the broker of a plan."""
     with contextlib.ExitStack() as stack:
         broker = FuzzedBroker(socket.create_server(("127.0.0.1", 0)), plan)
         broker.start()

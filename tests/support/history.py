@@ -1,12 +1,12 @@
-"""What was sent and what was said of it, what the log holds, and whether the two agree.
+"""Compares the reported outcomes of records with the contents of the log.
 
-A `History` is kept while a program sends. Afterwards `read_topic` reads the topic whole, with a
-client that shares no code with the one that wrote or with the same one, and `check` compares: a
-pure function, which can be tried with made-up histories.
+A program notes its records and outcomes in a `History` while it sends. Afterwards `read_topic`
+reads the whole topic with one of two clients, and `check` compares. `check` is a pure function, so
+tests can call it with made-up histories.
 
-What is judged of the order: records of one `line` that stand in one partition stand there in the
-order of their numbers, which are given in the order of the calls. Calls of any number of tasks on
-one loop make one line; calls of several producers make several.
+The rule of order: the records of one `line` in one partition are in the order of their numbers.
+Numbers are given in the order of the calls. The calls of all tasks on one loop form one line, and
+the calls of several producers form several.
 """
 
 from __future__ import annotations
@@ -53,16 +53,16 @@ __all__ = [
 Isolation = Literal["read_committed", "read_uncommitted"]
 Reader = Literal["confluent-kafka", "kafka-python"]
 
-#: Seconds that an outcome may come after `delivery_timeout`, on a busy machine.
+#: Seconds by which an outcome may exceed `delivery_timeout` on a busy machine.
 GRACE: Final = 15.0
 
 
-# --- what was said -------------------------------------------------------------------------------
+# --- reported outcomes -------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Acknowledged:
-    """The broker has it, at this place; no offset where it told none."""
+    """The broker has it at this position. `offset` is None if the broker reported none."""
 
     partition: int
     offset: int | None
@@ -70,7 +70,7 @@ class Acknowledged:
 
 @dataclasses.dataclass(frozen=True)
 class Failed:
-    """It was not delivered: the exception's class, and whether it may be there all the same."""
+    """It was not delivered: the exception's class, and whether the record may be in the log."""
 
     error: str
     persistence: Persistence
@@ -78,14 +78,14 @@ class Failed:
 
 @dataclasses.dataclass(frozen=True)
 class Plain:
-    """An outcome that says no more than its name."""
+    """An outcome that has no data."""
 
     name: str
 
 
 #: Cancelled before the client had it: it is never written.
 WITHDRAWN: Final = Plain("withdrawn")
-#: Cancelled after the client had it: nobody waits any more, and it may be written.
+#: Cancelled after the client had it: no caller waits for it, and it may be written.
 ABANDONED: Final = Plain("abandoned")
 #: It was refused, or cancelled, before it was accepted: it is never written.
 NEVER_ACCEPTED: Final = Plain("never accepted")
@@ -95,20 +95,20 @@ Outcome = Acknowledged | Failed | Plain
 
 @dataclasses.dataclass(frozen=True)
 class Sent:
-    """A record that was given to the producer."""
+    """A record that was passed to the producer."""
 
     id: str
     number: int
-    """Its place in the order of the calls."""
+    """Its position in the order of the calls."""
     at: float
-    """When, in seconds of `time.monotonic`."""
+    """The time of the call in seconds of `time.monotonic`."""
     topic: str
     partition: int | None
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...] = ()
     line: str = ""
-    """Only records of one line are compared in their order."""
+    """The order is checked within one line only."""
     transaction: str | None = None
 
     @property
@@ -118,18 +118,18 @@ class Sent:
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
-    """What became of a record, and when."""
+    """The outcome of a record, and its time."""
 
     at: float
     outcome: Outcome
 
 
 class History:
-    """What was sent and what was said of it, in the order in which it happened.
+    """The records that were sent and their reported outcomes, in chronological order.
 
     Args:
-        journal: a file to which each step is written at once, so that it outlives this process;
-            `History.load` reads it.
+        journal: a file to which each step is written at once, so that it survives a kill of the
+            process; `History.load` reads it.
         keep: False to forget each record when its outcome is in the journal, so that a process may
             send for long.
     """
@@ -139,7 +139,7 @@ class History:
         self._count = 0
         self.sent: dict[str, Sent] = {}
         self.ended: dict[str, list[Ended]] = defaultdict(list)
-        #: True: committed; False: aborted; None: nobody knows.
+        #: True: committed; False: aborted; None: unknown.
         self.transactions: dict[str, bool | None] = {}
         self._journal = None if journal is None else journal.open("ab", buffering=0)
 
@@ -156,7 +156,7 @@ class History:
         line: str = "",
         transaction: str | None = None,
     ) -> Sent:
-        """Note a record: to be called in the step before the producer is called."""
+        """Note a record. Call this in the same step as the producer, before it."""
         sent = Sent(
             id,
             self._count,
@@ -173,7 +173,7 @@ class History:
         return sent
 
     def add(self, sent: Sent) -> None:
-        """Note a record with all that belongs to it."""
+        """Note a record with all its fields."""
         if sent.id in self.sent:
             raise ValueError(f"there are two records {sent.id!r}")
         self.sent[sent.id] = sent
@@ -182,7 +182,7 @@ class History:
             self._write("sent", _sent_to_json(sent))
 
     def ending(self, id: str, outcome: RecordMetadata | DeliveryError | Outcome) -> None:  # noqa: A002
-        """Note what became of a record, when it is told."""
+        """Note the outcome of a record when it is reported."""
         if isinstance(outcome, RecordMetadata):
             outcome = Acknowledged(outcome.partition, outcome.offset)
         elif isinstance(outcome, DeliveryError):
@@ -196,7 +196,7 @@ class History:
             self._write("ended", [id, ended.at, _outcome_to_json(outcome)])
 
     def transaction(self, name: str, committed: bool | None) -> None:
-        """Note what became of a transaction; None where nobody knows."""
+        """Note the outcome of a transaction; None if it is unknown."""
         self.transactions[name] = committed
         if self._journal is not None:
             self._write("transaction", [name, committed])
@@ -208,8 +208,7 @@ class History:
 
     @classmethod
     def load(cls, journal: Path) -> History:
-        """Read a journal, also that of a process that was killed; a last line that is torn is left
-        out."""
+        """Read a journal, also of a killed process. An incomplete last line is left out."""
         history = cls()
         for line in journal.read_bytes().splitlines(keepends=True):
             if not line.endswith(b"\n"):
@@ -278,7 +277,7 @@ def _outcome_from_json(content: Any) -> Outcome:
             raise ValueError(content)
 
 
-# --- what is there -------------------------------------------------------------------------------
+# --- contents of the log -----------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,8 +291,8 @@ class Logged:
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...] = ()
     sequence: tuple[int, int, int] | None = None
-    """By what a broker knows a repetition: the producer's id, its epoch and the record's number;
-    None where there is none, or where the reader does not tell."""
+    """The producer id, the epoch and the sequence number, by which a broker recognizes a
+    repetition. None if the record has none, or if the reader does not report them."""
 
     @property
     def content(self) -> tuple[bytes | None, bytes | None, tuple[tuple[str, bytes], ...]]:
@@ -318,13 +317,13 @@ def read_topic(
     Args:
         bootstrap_servers: the cluster's addresses.
         topic: the topic's name.
-        reader: the client that reads. kafka-python tells each record's `sequence` as well.
+        reader: the client that reads. kafka-python also reports each record's `sequence`.
         isolation: whether records of transactions that did not commit are read.
-        timeout: how many seconds it may take.
-        config: further settings of that client, in its own names.
+        timeout: the time limit in seconds.
+        config: further settings of that client, by the client's own names.
 
     Raises:
-        ReadError: it can't be read, or not in time.
+        ReadError: the topic could not be read, or not in time.
     """
     deadline = time.monotonic() + timeout
     read = _read_with_confluent if reader == "confluent-kafka" else _read_with_kafka_python
@@ -384,8 +383,8 @@ def _read_with_confluent(
                         )
                     )
                 elif error.code() == confluent_kafka.KafkaError._PARTITION_EOF:
-                    # A leader that is new may know of less at first. Where a transaction is open,
-                    # who reads what is committed comes to its own end before that.
+                    # A new leader may report a lower end at first. While a transaction is open, a
+                    # reader of committed records stops before the end.
                     is_end = message.offset() >= ends[message.partition()]
                     if is_end or isolation == "read_committed":
                         unfinished.discard(message.partition())
@@ -432,8 +431,8 @@ def _read_with_kafka_python(
         ends = consumer.end_offsets(partitions)
         for partition in partitions:
             consumer.seek(partition, begins[partition])
-        # What an embedded broker says of a partition's end is too low, unless it is empty; what
-        # comes with the records is right.
+        # An embedded broker reports too low an end of a partition, unless it is empty. The end in
+        # the answer with the records is correct.
         unfinished = {partition for partition in partitions if begins[partition] != ends[partition]}
         consumer.pause(*(set(partitions) - unfinished))
         while unfinished:
@@ -441,7 +440,7 @@ def _read_with_kafka_python(
             for partition, records in consumer.poll(100, max_records=5_000).items():
                 found.extend(_logged(partition, record) for record in records)
             for partition in list(unfinished):
-                # What a transaction holds back stands between the last stable offset and the end.
+                # The records of an open transaction are between the last stable offset and the end.
                 end = ends[partition]
                 if isolation == "read_uncommitted":
                     end = consumer.highwater(partition)
@@ -462,7 +461,7 @@ def _read_with_kafka_python(
 
 
 def _remember_sockets(opened: list[socket.socket]) -> str:
-    """A ``proxy_url`` with which a client of kafka-python connects directly, and adds each socket
+    """Make a ``proxy_url`` with which a kafka-python client connects directly, and adds each socket
     to a list."""
     base: Any = importlib.import_module("kafka.net.inet").KafkaNetSocket
     scheme = f"remembering{next(_numbers)}"
@@ -476,8 +475,8 @@ def _remember_sockets(opened: list[socket.socket]) -> str:
 
 
 def _note_sequences(consumer: Any) -> dict[tuple[int, int], tuple[int, int, int]]:
-    """Have a consumer of kafka-python note, for each partition and offset, the number by which a
-    broker knows a repetition. Only whole batches have it, and they are not public."""
+    """Have a kafka-python consumer note the sequence number of each partition and offset. Only
+    batches have it, and they are not public."""
     found: dict[tuple[int, int], tuple[int, int, int]] = {}
     parse = consumer._fetcher.PartitionRecords
 
@@ -518,11 +517,11 @@ def _check_time(deadline: float, topic: str, what: str) -> None:
         raise ReadError(f"{topic}: {what} in time")
 
 
-# --- the comparison ------------------------------------------------------------------------------
+# --- the comparison ----------------------------------------------------------------------------
 
 
 class FaultKind(enum.Enum):
-    """What can be wrong."""
+    """The kinds of faults."""
 
     LOST = "acknowledged and not there"
     DOUBLED = "there more than once"
@@ -540,7 +539,7 @@ class FaultKind(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong."""
+    """One violation of the guarantees."""
 
     kind: FaultKind
     record: str
@@ -552,12 +551,12 @@ class Fault:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What came of a run: counts of records, and what was wrong.
+    """The result of a run: counts of records, and the faults.
 
-    `misreported` counts records of which something untrue was said, or nothing, or too late;
-    `damaged` what is in the log and should not be, or not so. `repeated` counts copies that carry
-    the same sequence number as the first: a broker that looks at these numbers drops such copies,
-    so they are no fault of the producer's, and are not `doubled`.
+    `misreported` counts records whose outcome is false, missing or late. `damaged` counts records
+    that should not be in the log, or not in this form. `repeated` counts copies with the sequence
+    number of the first. A broker that checks these numbers drops such copies, so they are not a
+    fault of the producer, and are not `doubled`.
     """
 
     sent: int
@@ -578,7 +577,7 @@ class Report:
 
     @property
     def failures(self) -> int:
-        """How many records failed, of whatever kind."""
+        """The number of failed records of all kinds."""
         return sum(self.failed.values())
 
     def __str__(self) -> str:
@@ -617,24 +616,25 @@ def check(
     concludes: bool = False,
     answered: bool = True,
 ) -> Report:
-    """Compare what was said with what is there.
+    """Compare the reported outcomes with the log.
 
     Args:
-        history: what was sent and what was said.
-        log: the whole of every topic that was sent to. A record is known by its content, so no two
-            that are sent may be alike; one whose content was changed, by a header `id`, or by
-            the first word of its value, where that is its id.
-        delivery_timeout: how long a record may take to its outcome.
-        grace: how much more, since machines are busy.
+        history: the records and their reported outcomes.
+        log: all records of every topic that was sent to. A record is recognized by its content, so
+            no two records may be equal. A record with changed content is recognized by its header
+            `id`, or by the first word of its value if that is its id.
+        delivery_timeout: the limit in seconds for a record's outcome.
+        grace: seconds added to that limit, for a busy machine.
         time_to_exit: passed on to the report.
         isolation: how the log was read.
-        killed: the process that sent was killed: what has no outcome may be there or not.
-        repeats: the broker does not look at sequence numbers: copies that carry the first one's
-            are counted as `repeated`. Where the reader tells no numbers, every copy is.
-        concludes: the client takes an acknowledgement for one of what it sent before as well, for a
-            broker that looks at sequence numbers gives none otherwise, and this one does not look
-            at them: an acknowledgement without an offset claims nothing.
-        answered: brokers answer; where they do not (acks=0), an acknowledgement claims nothing.
+        killed: the sending process was killed. A record without an outcome may be in the log or
+            not.
+        repeats: the broker does not check sequence numbers. Copies with the number of the first are
+            counted as `repeated`. If the reader reports no numbers, all copies are.
+        concludes: the client concludes from an acknowledgement that earlier batches are written
+            too. This holds for a broker that checks sequence numbers, and this one does not. So an
+            acknowledgement without an offset claims nothing.
+        answered: brokers answer. If they do not (acks=0), an acknowledgement claims nothing.
     """
     faults: list[Fault] = []
 
@@ -663,12 +663,12 @@ def check(
     return _report(history, faults, repeated, time_to_exit)
 
 
-#: Called with what is wrong, the record's id and a detail.
+#: Called with the kind of fault, the record's id and a detail.
 _Finder = Callable[[FaultKind, str, str], None]
 
 
 def _match(history: History, log: Iterable[Logged], fault: _Finder) -> dict[str, list[Logged]]:
-    """The copies of each record that are there, in the order of the log."""
+    """Group the copies of each record, in the order of the log."""
     by_content: dict[Any, str] = {}
     for sent in history.sent.values():
         content = (sent.topic, *sent.content)
@@ -691,7 +691,7 @@ def _match(history: History, log: Iterable[Logged], fault: _Finder) -> dict[str,
 
 def _name_in(logged: Logged) -> str | None:
     for name, content in logged.headers:
-        # A consumer may give None for a header without a value.
+        # A consumer may return None for a header without a value.
         if name == "id" and cast("bytes | None", content):
             return content.decode(errors="replace")
     words = (logged.value or b"").split(maxsplit=1)
@@ -711,10 +711,10 @@ def _check_telling(
 
 
 def _judged_copies(there: Sequence[Logged], repeats: bool) -> int:
-    """How many copies there are beside the first, without those that no real broker would keep."""
+    """Count the copies besides the first, without the copies that no real broker would keep."""
     if not repeats:
         return max(0, len(there) - 1)
-    # One without a number can't be told from a repetition.
+    # A copy without a number can't be distinguished from a repetition.
     return max(0, len({one.sequence for one in there if one.sequence is not None}) - 1)
 
 
@@ -727,7 +727,7 @@ def _check_presence(
         fault(FaultKind.ELSEWHERE, sent.id, f"sent to {sent.partition}, and at {places}")
         return
     if sent.transaction is not None and isolation == "read_committed":
-        # A record of a transaction is there if the transaction is; see _check_transactions.
+        # _check_transactions checks the presence of records in transactions.
         committed = history.transactions.get(sent.transaction)
         if committed is False:
             if there:
@@ -740,7 +740,7 @@ def _check_presence(
             if not there:
                 fault(FaultKind.LOST, sent.id, f"acknowledged at {partition}/{offset}")
             elif offset is None:
-                # A broker that knew it as a repetition, and said no more.
+                # The broker recognized a repetition, and reported no offset.
                 if all(place[0] != partition for place in places):
                     fault(FaultKind.ELSEWHERE, sent.id, f"acknowledged at {partition}; at {places}")
             elif (partition, offset) not in places:
@@ -760,7 +760,7 @@ def _check_presence(
 
 
 def _check_order(history: History, copies: Mapping[str, Sequence[Logged]], fault: _Finder) -> None:
-    """Judge the order of the first copies."""
+    """Check the order of the first copies."""
     lines: dict[Any, list[tuple[int, Sent]]] = defaultdict(list)
     for id_, there in copies.items():
         sent = history.sent[id_]
@@ -783,7 +783,7 @@ def _check_transactions(
     isolation: Isolation,
     fault: _Finder,
 ) -> None:
-    """Where nobody knows whether a transaction was committed, all of it is there or nothing."""
+    """If it is unknown whether a transaction was committed, the log has all of it or nothing."""
     if isolation != "read_committed":
         return
     members: dict[str, list[Sent]] = defaultdict(list)

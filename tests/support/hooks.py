@@ -1,4 +1,4 @@
-"""Hooks of the user that raise, and a record that fails alone by one."""
+"""User hooks that raise, and a check that only one record fails by them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["ERRORS", "PanicException", "fails_alone", "raising"]
 
 
 class PanicException(BaseException):
-    """As extensions written in Rust raise it."""
+    """Like the exception that extensions written in Rust raise."""
 
 
 ERRORS = [KeyboardInterrupt, SystemExit, GeneratorExit, PanicException]
@@ -22,7 +22,8 @@ ERRORS = [KeyboardInterrupt, SystemExit, GeneratorExit, PanicException]
 async def fails_alone(
     producer: SendProducer, bad: ProducerRecord[Any, Any], good: ProducerRecord[Any, Any]
 ) -> DeliveryError:
-    """Send a bad record among good ones, which are delivered. Returns: the error of the bad one."""
+    """Send a bad record among good ones, check that the good ones are delivered, and return the
+    error of the bad one."""
     before = await producer.enqueue(good)
     failed = await producer.enqueue(bad)
     after = await producer.enqueue(good)

@@ -51,13 +51,14 @@ _VERSIONS: Final = {
 }
 
 FORGED: Final = "FORGED CRITICAL all is lost"
-#: A line of its own, the codes that clear a terminal (in seven bits and in eight), a line separator
-#: of Unicode, and a character that reverses what follows it.
+#: A forged line, the codes that clear a terminal (in seven bits and in eight), a Unicode line
+#: separator, and a character that reverses the text after it.
 HOSTILE: Final = f'h"\n{FORGED}\x1b[2J\x9b2J\u2028{FORGED}\u202e'
 
 
 def raw_lines(text: str) -> list[str]:
-    """The lines of an output that a hostile text has forged, or that have its raw characters.
+    """List the lines of an output that a hostile text has forged, or that contain its raw
+    characters.
 
     Line ends are those of the output itself, for example in a traceback.
     """
@@ -69,17 +70,18 @@ def raw_lines(text: str) -> list[str]:
 
 
 class HostileBroker(ScriptedBroker):
-    """A scripted broker whose answers are hostile; each of its attributes is one way to be so."""
+    """A scripted broker with hostile answers. Each attribute selects one kind."""
 
-    #: Whether the first broker that it names can be reached.
+    #: Whether the first broker in its metadata can be reached.
     is_reachable = True
-    #: What it answers to records, to a search for a coordinator, and to requests of a transaction.
+    #: The error codes of its answers to produce requests, to the search for a coordinator, and to
+    #: the requests of a transaction.
     produce_error = 0
     coordinator_error = 0
     transaction_error = 0
-    #: What it answers if it is asked to describe the cluster.
+    #: The error code of its answer to DescribeCluster.
     cluster_error = 0
-    #: What it says in place of each text, for example of the address of its second broker.
+    #: The text that replaces each text, for example the address of its second broker.
     hostile = HOSTILE
     #: The port of its second broker.
     other_port = 9092
@@ -205,7 +207,7 @@ class HostileBroker(ScriptedBroker):
 
 @contextmanager
 def hostile_broker(**attributes: Any) -> Generator[HostileBroker, None, None]:
-    """Run one, with these of its attributes set."""
+    """Run a hostile broker with these attributes."""
     with scripted_broker(make=HostileBroker, refusal=HOSTILE, **attributes) as broker:
         assert isinstance(broker, HostileBroker)
         yield broker

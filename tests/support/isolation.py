@@ -1,11 +1,11 @@
-"""Records what a unit test must not do: use the network, start a process, or sleep.
+"""Records forbidden actions of a unit test: to use the network, start a process, or sleep.
 
-The functions that do so are replaced, for all threads. An audit hook would notice more, but on
-Python 3.11 it breaks coverage: each new thread sets its trace function, which calls the hook, and
-fails if another thread comes to do the same meanwhile. That thread ends before it has begun.
+This module replaces the functions for these actions, for all threads. An audit hook would notice
+more, but on Python 3.11 it breaks coverage. Each new thread sets its trace function, which calls
+the hook. It fails if another thread does the same meanwhile, and the new thread ends at once.
 
-What C code does by itself is not noticed: uvloop and librdkafka create their sockets there. The
-tests that run on uvloop run on asyncio as well.
+The actions of C code are not recorded: uvloop and librdkafka create their sockets there. The tests
+that run on uvloop also run on asyncio.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import trio
 
 __all__ = ["recorded"]
 
-#: Where these functions are looked up, what to call the place in a recording, and their names.
+#: The objects with these functions, the objects' names in a recording, and the functions' names.
 FORBIDDEN: Final[tuple[tuple[Any, str, tuple[str, ...]], ...]] = (
     (socket.socket, "socket", ("bind", "connect", "connect_ex", "sendmsg", "sendto")),
     (socket, "socket", ("getaddrinfo", "gethostbyaddr", "gethostbyname", "gethostbyname_ex")),
@@ -39,7 +39,7 @@ FORBIDDEN: Final[tuple[tuple[Any, str, tuple[str, ...]], ...]] = (
 TESTS: Final = Path(__file__).parents[1]
 PROJECT: Final = TESTS.parent
 
-#: The recordings under way. A test of this module has one of its own inside that of its fixture.
+#: The current recordings. A test of this module has its own recording inside that of its fixture.
 _recordings: list[list[str]] = []
 
 
@@ -57,7 +57,7 @@ def recorded() -> Generator[list[str], None, None]:
 
 @functools.cache
 def _install() -> None:
-    # Once for the whole process: other modules may keep what they found.
+    # Once for the whole process, because other modules may keep references to the functions.
     for owner, prefix, names in FORBIDDEN:
         for name in names:
             if hasattr(owner, name):
@@ -86,7 +86,7 @@ def _replace_sleep(module: Any) -> None:
     @functools.wraps(original)
     def sleep(delay: float, *args: Any, **kwargs: Any) -> Any:
         frame = sys._getframe(1)
-        # The product's own timers are its business: tests have a clock of their own for them.
+        # The product's own timers are allowed: tests control them with a clock.
         counts = module is time or Path(frame.f_code.co_filename).is_relative_to(TESTS)
         if _recordings and counts and 0 < delay < math.inf:
             _recordings[-1].append(f"{module.__name__}.sleep({delay:g}): {_place(frame)}")
@@ -96,7 +96,7 @@ def _replace_sleep(module: Any) -> None:
 
 
 def _place(frame: FrameType) -> str:
-    """The innermost line of the project's own code, or of any code in a thread without such."""
+    """Find the innermost line of the project's own code, or of any code in a thread without it."""
     inner: FrameType | None = frame
     while inner is not None:
         path = Path(inner.f_code.co_filename)
@@ -107,8 +107,8 @@ def _place(frame: FrameType) -> str:
 
 
 def _is_in_socketpair(frame: FrameType | None) -> bool:
-    """Whether these are the two sockets that wake up an event loop: on Windows, which has no
-    socket pairs, Python connects them through a port."""
+    """Whether these are the two sockets that wake up an event loop. Windows has no socket pairs, so
+    Python connects them through a port there."""
     while frame is not None:
         code = frame.f_code
         if code.co_filename == socket.__file__ and code.co_name.endswith("socketpair"):

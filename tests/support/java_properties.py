@@ -1,6 +1,6 @@
-"""What Java's ``Properties.load()`` reads from a text.
+"""Reads texts with Java's ``Properties.load()``.
 
-``python -m tests.support.java_properties`` writes the corpus that tests/unit compares with.
+``python -m tests.support.java_properties`` writes the corpus for the comparison in tests/unit.
 """
 
 from __future__ import annotations
@@ -80,18 +80,18 @@ TEXTS: Final = [
     "\xef\xbb\xbfa=b",
     "a=b\\ \n c=d",
 ]
-#: Characters that have a meaning, and some that have none.
+#: Characters with and without a meaning.
 ALPHABET: Final = "ab=: \t\f\\\n\r#!u04\xe9"
 
 
 def some_texts(count: int, seed: int) -> list[str]:
-    """Random texts of these characters."""
+    """Make random texts of these characters."""
     dice = random.Random(seed)
     return ["".join(dice.choices(ALPHABET, k=dice.randrange(4, 24))) for _ in range(count)]
 
 
 def read_by_java(texts: Iterable[str]) -> list[dict[str, str] | None]:
-    """The properties that Java finds in each text, in the order of their names; None: an error."""
+    """Read the properties of each text with Java, in the order of their names; None: an error."""
     lines = "".join(base64.b64encode(text.encode("iso-8859-1")).decode() + "\n" for text in texts)
     done = subprocess.run(
         ["java", str(PROGRAM)], input=lines, capture_output=True, text=True, check=True

@@ -1,11 +1,11 @@
-"""Apache Kafka itself, in processes of its own: one broker or several, in KRaft mode, on 127.0.0.1.
+"""Runs Apache Kafka in separate processes: one or several brokers, in KRaft mode, on 127.0.0.1.
 
-One broker is its own controller. Several have a controller in one more process, so that each of
-them, and all of them at once, can be killed and come back. Besides what a test asks for, each
-broker has two listeners without any security: ``PLAINTEXT`` for clients, and one that this module
-and the brokers among themselves use, which no test touches.
+One broker is its own controller. Several brokers have a controller in one more process, so a test
+can kill and restart each broker, or all at once. Besides the listeners of a test, each broker has
+two listeners without any security. ``PLAINTEXT`` is for clients. The other is for this module and
+between the brokers, and no test uses it.
 
-All of it is plain blocking Python: a test calls it in a worker thread, a fixture as it is.
+All functions block: a test calls them in a worker thread, and a fixture directly.
 """
 
 from __future__ import annotations
@@ -38,38 +38,38 @@ from tests.support.ports import HOST
 
 __all__ = ["KafkaCluster", "KafkaClusterError", "Listener", "kafka_cluster"]
 
-#: It does not say to type checkers what it exports.
+#: It has no types.
 admin: Any = importlib.import_module("confluent_kafka.admin")
 
-#: Seconds for a change of the cluster, such as a new leader, to be seen. It takes seconds, and ten
-#: times as long where many other programs run.
+#: Seconds until a change of the cluster, such as a new leader, is visible. It takes seconds, and
+#: ten times as long on a busy machine.
 PATIENCE = 120.0
 
-#: Seconds between two looks.
+#: Seconds between two checks.
 _POLL_INTERVAL = 0.02
 
 
 class KafkaCluster:
-    """A cluster that runs, made by :func:`kafka_cluster`; its brokers are 1, 2, ..."""
+    """A running cluster, made by :func:`kafka_cluster`. Its brokers are 1, 2, ..."""
 
     def __init__(self, version: str, nodes: Sequence[Node]) -> None:
         self._nodes = {node.number: node for node in nodes}
         self.version = version
         self.brokers = tuple(node.number for node in nodes if node.is_broker)
 
-    # --- where it is -----------------------------------------------------------------------------
+    # --- addresses ------------------------------------------------------------------------------
 
     @property
     def bootstrap_servers(self) -> str:
-        """Where clients connect to that use no security."""
+        """The addresses for clients without security."""
         return self.bootstrap()
 
     def bootstrap(self, listener: str = "PLAINTEXT") -> str:
-        """The addresses of a listener, of all brokers whether they run or not."""
+        """The addresses of a listener of all brokers, running or not."""
         return ",".join(self.address(broker, listener) for broker in self.brokers)
 
     def address(self, broker: int, listener: str = "PLAINTEXT") -> str:
-        """The address on which one broker itself listens."""
+        """The address on which one broker listens."""
         return f"{HOST}:{self._nodes[broker].ports[listener]}"
 
     def pid(self, broker: int) -> int:
@@ -79,27 +79,27 @@ class KafkaCluster:
         return process.pid
 
     def pids(self) -> list[int]:
-        """The ids of all processes that run, the controller's among them."""
+        """The ids of all running processes, including the controller's."""
         nodes = self._nodes.values()
         return [node.process.pid for node in nodes if node.process is not None and node.running]
 
     def running(self, broker: int) -> bool:
-        """Whether a broker's process is alive; a paused one is."""
+        """Whether a broker's process is alive. A paused one is alive."""
         return self._nodes[broker].running
 
     def log(self, broker: int) -> str:
         """The end of a broker's log."""
         return self._nodes[broker].log()
 
-    # --- brokers that come and go ----------------------------------------------------------------
+    # --- brokers that come and go ---------------------------------------------------------------
 
     def kill(self, broker: int) -> None:
-        """End a broker at once, as a crash does. What it had not flushed to the disk stays in the
-        system's cache, so it loses nothing of what it wrote."""
+        """End a broker at once, like a crash. Data that it had not flushed stays in the system's
+        cache, so it loses no written data."""
         self._nodes[broker].end(signal.SIGKILL, PATIENCE)
 
     def move(self, broker: int, listener: str, address: str) -> None:
-        """Restart a broker that names another address of a listener to clients."""
+        """Restart a broker that advertises another address of a listener."""
         self.kill(broker)
         self._nodes[broker].advertise(listener, address)
         self.start(broker)
@@ -109,8 +109,8 @@ class KafkaCluster:
         self._nodes[broker].end(signal.SIGTERM, PATIENCE)
 
     def fill_disk(self, broker: int) -> None:
-        """Have a broker find its disk full, and wait until it has ended for that; something must be
-        written to it. When it is started again there is room."""
+        """Let a broker's disk be full, and wait until the broker has ended because of that. A
+        client must write to it. After a restart there is room."""
         self._nodes[broker].fill_disk(PATIENCE)
 
     def pause(self, broker: int) -> None:
@@ -125,14 +125,13 @@ class KafkaCluster:
         self._nodes[broker].resume()
 
     def start(self, broker: int, *, wait: bool = True) -> None:
-        """Start a broker again, on the ports and with the data that it had, and wait until it is
-        ready."""
+        """Start a broker again, with its ports and data, and wait until it is ready."""
         self._nodes[broker].start()
         if wait:
             self.wait_until_ready()
 
     def wait_until_ready(self, timeout: float = PATIENCE) -> None:
-        """Wait until each broker that runs answers, and knows of all the others that do."""
+        """Wait until each running broker answers, and knows all other running brokers."""
         brokers = [node for node in self._nodes.values() if node.is_broker and node.answers]
         expected = {node.number for node in brokers}
 
@@ -142,7 +141,7 @@ class KafkaCluster:
         self._wait(ready, f"brokers {sorted(expected)} to be ready", timeout)
 
     def heal(self) -> None:
-        """Resume what is paused, start what does not run, and wait until all of them are ready."""
+        """Resume paused brokers, start ended ones, and wait until all are ready."""
         for node in self._nodes.values():
             if not node.running:
                 node.start()
@@ -150,7 +149,7 @@ class KafkaCluster:
                 node.resume()
         self.wait_until_ready()
 
-    # --- topics ----------------------------------------------------------------------------------
+    # --- topics ---------------------------------------------------------------------------------
 
     def create_topic(
         self,
@@ -161,12 +160,12 @@ class KafkaCluster:
         *,
         replicas: Sequence[Sequence[int]] | None = None,
     ) -> str:
-        """Create a topic, wait until every broker knows its leaders, and give its name.
+        """Create a topic, wait until every broker knows its leaders, and return its name.
 
         Args:
-            name: None for one that no other topic has.
-            partitions: how many.
-            replication_factor: on how many brokers; None for all.
+            name: None for a unique name.
+            partitions: the number of partitions.
+            replication_factor: the number of brokers with a copy; None for all.
             configs: such as ``{"min.insync.replicas": 2}``.
             replicas: instead of the two numbers, the brokers of each partition; the first leads.
         """
@@ -204,7 +203,7 @@ class KafkaCluster:
         )
 
     def add_partitions(self, name: str, total: int) -> None:
-        """Give a topic more partitions, and wait until every broker knows them."""
+        """Add partitions to a topic, and wait until every broker knows them."""
         self._ask("create_partitions", [admin.NewPartitions(name, total)])
         self._wait(
             lambda: all(len(found.partitions) == total for found in self._views(name)),
@@ -216,27 +215,28 @@ class KafkaCluster:
         self._alter(admin.ConfigResource.Type.TOPIC, name, configs)
 
     def alter_broker(self, broker: int, configs: Mapping[str, object]) -> None:
-        """Change settings of a broker, of those that can be changed while it runs."""
+        """Change settings of a running broker."""
         self._alter(admin.ConfigResource.Type.BROKER, str(broker), configs)
 
     def leader_of(self, topic: str, partition: int = 0) -> int | None:
-        """The broker that leads a partition, as those know that answer; None where none does."""
+        """The leader of a partition, according to the brokers that answer; None if there is
+        none."""
         leader = self._partition(topic, partition).leader
         return None if leader < 0 else leader
 
     def in_sync(self, topic: str, partition: int = 0) -> frozenset[int]:
-        """The brokers that have all of a partition, as far as is known."""
+        """The in-sync replicas of a partition, as far as known."""
         return frozenset(self._partition(topic, partition).in_sync)
 
     def wait_for_leader(
         self, topic: str, partition: int = 0, *, other_than: int | None = None
     ) -> int:
-        """Wait until every broker that answers knows the same leader of a partition, and give it.
+        """Wait until all brokers that answer agree on the leader of a partition, and return it.
 
         Args:
             topic: its name.
             partition: its number.
-            other_than: the leader before, which does not count.
+            other_than: the previous leader, which does not count.
         """
         leaders: set[int] = set()
 
@@ -262,8 +262,8 @@ class KafkaCluster:
         self._wait(complete, f"the replicas of {topic!r} to be in sync")
 
     def move_leader(self, topic: str, partition: int, broker: int) -> None:
-        """Have a broker lead a partition, and wait until every broker knows. Where the partition is
-        not on that broker, it takes the place of the last of those that it is on."""
+        """Have a broker lead a partition, and wait until every broker knows. If that broker has no
+        replica of the partition, it replaces the last replica."""
         replicas = self._partition(topic, partition).replicas
         others = [replica for replica in replicas if replica != broker]
         wanted = (broker, *others[: len(replicas) - 1])
@@ -289,7 +289,7 @@ class KafkaCluster:
             f"{broker} to lead {topic}/{partition}",
         )
 
-    # --- who may do what -------------------------------------------------------------------------
+    # --- permissions ----------------------------------------------------------------------------
 
     def set_quota(
         self,
@@ -298,8 +298,8 @@ class KafkaCluster:
         user: str | None = None,
         producer_byte_rate: float | None,
     ) -> None:
-        """Bound the bytes per second that a client or a user may send to each broker; None lifts
-        it."""
+        """Limit the bytes per second that a client or a user may send to each broker; None removes
+        the limit."""
         entity = {"client-id": client_id, "user": user}
         kafka_wire.alter_client_quotas(
             self._port(),
@@ -308,16 +308,16 @@ class KafkaCluster:
         )
 
     def create_user(self, name: str, password: str, mechanism: str = "SCRAM-SHA-256") -> None:
-        """Give a user a password for SCRAM-SHA-256 or SCRAM-SHA-512."""
+        """Set a user's password for SCRAM-SHA-256 or SCRAM-SHA-512."""
         kind = admin.ScramMechanism[mechanism.replace("-", "_")]
-        # The fewest iterations that Kafka takes.
+        # The lowest number of iterations that Kafka accepts.
         credential = admin.UserScramCredentialUpsertion(
             name, admin.ScramCredentialInfo(kind, 4096), password.encode()
         )
         self._ask("alter_user_scram_credentials", [credential])
 
     def delete_user(self, name: str, mechanism: str = "SCRAM-SHA-256") -> None:
-        """Take a user's password away; connections that are open stay so."""
+        """Delete a user's password. Open connections stay open."""
         kind = admin.ScramMechanism[mechanism.replace("-", "_")]
         deletion = admin.UserScramCredentialDeletion(name, kind)
         self._ask("alter_user_scram_credentials", [deletion])
@@ -334,9 +334,9 @@ class KafkaCluster:
         """Allow or deny an operation to a principal, such as ``"User:alice"`` and ``"write"``.
 
         Args:
-            principal: whom.
+            principal: the user.
             operation: one word, as AclOperation names it: write, describe, idempotent_write, ...
-            resource: the topic's name, or that of another resource, or ``"*"`` for all.
+            resource: the name of the topic or other resource, or ``"*"`` for all.
             kind: topic, group, transactional_id, or broker for the cluster itself.
             allow: False to deny.
         """
@@ -351,10 +351,10 @@ class KafkaCluster:
         kind: str = "topic",
         allow: bool = True,
     ) -> None:
-        """Take back what add_acl() did.
+        """Remove an ACL of add_acl().
 
         Raises:
-            KafkaClusterError: there was none such.
+            KafkaClusterError: there was no such ACL.
         """
         acl = _binding(principal, operation, resource, kind, allow)
         pattern = admin.AclBindingFilter(
@@ -370,7 +370,7 @@ class KafkaCluster:
         if not removed:
             raise KafkaClusterError(f"there was no {acl}")
 
-    # --- behind it -------------------------------------------------------------------------------
+    # --- internals ------------------------------------------------------------------------------
 
     def _ended_by_itself(self) -> Node | None:
         return next((node for node in self._nodes.values() if node.ended_by_itself), None)
@@ -381,7 +381,7 @@ class KafkaCluster:
             ended = self._ended_by_itself()
             if ended is not None:
                 raise ended.error("ended by itself")
-            with contextlib.suppress(OSError):  # a broker that is on its way up or down
+            with contextlib.suppress(OSError):  # a broker that starts or shuts down
                 if condition():
                     return
             if time.monotonic() > deadline:
@@ -402,20 +402,20 @@ class KafkaCluster:
         return self._answering()[0].ports[INTERNAL]
 
     def _views(self, topic: str) -> list[kafka_wire.Metadata]:
-        """What each broker that answers knows of a topic."""
+        """The metadata of a topic from each broker that answers."""
         return [kafka_wire.metadata(node.ports[INTERNAL], topic) for node in self._answering()]
 
     def _partition(self, topic: str, partition: int) -> kafka_wire.Partition:
         return kafka_wire.metadata(self._port(), topic).partition(partition)
 
     def _ask(self, request: str, *arguments: Any) -> list[Any]:
-        """What an AdminClient of the moment gives, which knows nothing of other times."""
+        """Call a new AdminClient, which has no earlier metadata."""
         addresses = [f"{HOST}:{node.ports[INTERNAL]}" for node in self._answering()]
         client: Any = admin.AdminClient(
-            # It would tell on stderr of each connection that is lost.
+            # It would report each lost connection on stderr.
             {"bootstrap.servers": ",".join(addresses), "log_level": 0}
         )
-        # The client has to be there until all is answered.
+        # The client has to live until every answer has arrived.
         futures: Mapping[Any, Any] = getattr(client, request)(*arguments)
         return [future.result(PATIENCE) for future in futures.values()]
 
@@ -441,21 +441,21 @@ def kafka_cluster(
     properties: Mapping[str, object] | None = None,
     start_timeout: float = PATIENCE,
 ) -> Generator[KafkaCluster, None, None]:
-    """Run a Kafka cluster, and end it with all that it stored.
+    """Run a Kafka cluster, then end it and delete its data.
 
     Args:
-        brokers: how many.
-        listeners: what each broker listens on besides.
-        properties: settings of all nodes, over those that ``kafka_nodes.py`` gives them.
-        start_timeout: how many seconds it may take until all of them answer.
+        brokers: the number of brokers.
+        listeners: additional listeners of each broker.
+        properties: settings of all nodes, which override those of ``kafka_nodes.py``.
+        start_timeout: the limit in seconds until all brokers answer.
 
     Yields:
         The cluster, ready for use.
 
     Raises:
-        KafkaMissing: there is no Kafka here, or no Java.
-        KafkaClusterError: a node did not start, with the end of its log; or, where the block ended
-            well, a node had ended by itself.
+        KafkaMissing: Kafka or Java is missing.
+        KafkaClusterError: a node did not start, with the end of its log; or the block ended without
+            an error, and a node had ended by itself.
     """
     home = kafka_home()
     with one_at_a_time():
@@ -474,8 +474,8 @@ def kafka_cluster(
 
 
 def _prepare(home: KafkaHome) -> None:
-    """Make once what lets every other cluster start sooner: Java's archive of the classes that
-    Kafka loads, and a copy of a directory that Kafka has formatted."""
+    """Prepare faster starts once: make Java's archive of the classes that Kafka loads, and a copy
+    of a directory that Kafka has formatted."""
     with tempfile.TemporaryDirectory(dir=home.archive.parent, prefix="archive-") as directory:
         archive = Path(directory, home.archive.name)
         with _run(home, f"-XX:ArchiveClassesAtExit={archive}", formats=True) as cluster:
@@ -523,7 +523,7 @@ def _run(
         try:
             yield cluster
         except BaseException as error:
-            # What add_note() does; Python 3.10 has none, yet shows nothing either.
+            # Like add_note(), which Python 3.10 does not have. There the note is not shown.
             notes: list[str] = error.__dict__.setdefault("__notes__", [])
             notes += [f"{node} had ended by itself." for node in nodes if node.ended_by_itself]
             raise

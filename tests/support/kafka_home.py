@@ -1,8 +1,8 @@
-"""Where Apache Kafka and the Java that runs it come from.
+"""Finds or fetches Apache Kafka, and finds the Java that runs it.
 
-``KAFKA_HOME`` names an installation; without it Maven fetches the jars of ``kafka_cluster.pom.xml``
-into ``.kafka`` in the checkout, or wherever ``KAFKA_CACHE`` says. What was fetched once is used
-from there, without Maven and without a network.
+``KAFKA_HOME`` names an installation. Without it, Maven fetches the jars of
+``kafka_cluster.pom.xml`` into ``.kafka`` in the checkout, or into the directory ``KAFKA_CACHE``.
+Later runs use these files without Maven and without a network.
 """
 
 from __future__ import annotations
@@ -39,44 +39,44 @@ __all__ = [
 T = TypeVar("T")
 
 _POM = Path(__file__).with_name("kafka_cluster.pom.xml")
-#: Pinned, so that no two runs differ by it.
+#: Pinned, so that all runs use the same version.
 _PLUGIN = "org.apache.maven.plugins:maven-dependency-plugin:3.9.0:copy-dependencies"
-#: Kafka 4's brokers need it.
+#: The lowest version for the brokers of Kafka 4.
 _OLDEST_JAVA = 17
 #: Seconds that Maven may take to fetch some fifty jars.
 _FETCH_TIMEOUT = 900.0
 
 
 class KafkaMissing(RuntimeError):
-    """What it takes to run Kafka is not on this machine; the message says what."""
+    """Something that Kafka needs is missing on this machine. The message says what."""
 
 
 class KafkaHome(NamedTuple):
-    """What runs a broker."""
+    """The files that run a broker."""
 
     java: str
     class_path: str
     version: str
     archive: Path
-    """Where Java's archive of Kafka's classes is, once it was made."""
+    """The path of Java's archive of Kafka's classes, after it was made."""
     formatted: Path
-    """Where the data directory is that a node which is its own controller begins with, once it was
+    """The path of the initial data directory of a node that is its own controller, after it was
     made."""
 
 
 @functools.cache
 def kafka_home() -> KafkaHome:
-    """Find Kafka and a Java that runs it, and fetch Kafka where it is not here yet.
+    """Find Kafka and a Java that runs it. Fetch Kafka if it is missing.
 
     Raises:
         KafkaMissing: there is no Java that is new enough, or no Kafka and no way to fetch it.
     """
     java, said = find_java()
     home = os.environ.get("KAFKA_HOME")
-    # Another pom, another directory: what is there is what it asks for.
+    # Each version of the pom has a directory of its own, so the files always agree with it.
     name = hashlib.sha256(_POM.read_bytes()).hexdigest()[:12]
     libraries = Path(home, "libs") if home else fetched(name, _fetch)
-    # Written out and in order, so that each process has the very same class path.
+    # A sorted list of all files, so that each process has exactly the same class path.
     jars = sorted(libraries.glob("*.jar"))
     versions = [jar.stem.removeprefix("kafka-clients-") for jar in jars]
     version = next((found for found in versions if re.match(r"\d+\.\d+", found)), None)
@@ -89,16 +89,16 @@ def kafka_home() -> KafkaHome:
 
 
 def require_kafka() -> None:
-    """Skip the test where Kafka can't be run; in CI that is a failure."""
+    """Skip the test if Kafka can't be run. In CI, fail it."""
     required("Apache Kafka", kafka_home)
 
 
 def required(what: str, find: Callable[[], T]) -> T:
-    """What a test can't do without; where it is not to be had the test is skipped, and in CI fails.
+    """Find something that a test needs. If it is missing, skip the test, and fail it in CI.
 
     Args:
         what: its name.
-        find: gives it, or raises :exc:`KafkaMissing`.
+        find: returns it, or raises :exc:`KafkaMissing`.
     """
     try:
         return find()
@@ -109,7 +109,7 @@ def required(what: str, find: Callable[[], T]) -> T:
 
 
 def find_java() -> tuple[str, str]:
-    """Java, and what it says of its version.
+    """Find Java. Returns: its path, and the output about its version.
 
     Raises:
         KafkaMissing: there is no Java, or none that is new enough.
@@ -126,7 +126,7 @@ def find_java() -> tuple[str, str]:
 
 
 def _cache() -> Path:
-    """The directory for what was fetched."""
+    """The directory for fetched files."""
     default = ROOT / ".kafka"
     cache = Path(os.environ.get("KAFKA_CACHE") or default).absolute()
     cache.mkdir(parents=True, exist_ok=True)
@@ -135,18 +135,18 @@ def _cache() -> Path:
 
 @contextmanager
 def one_at_a_time() -> Generator[None, None, None]:
-    """Hold other test runs that use the same cache up, while this one looks into it."""
+    """Lock the cache against other test runs during the block."""
     with (_cache() / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def fetched(name: str, fetch: Callable[[Path], None]) -> Path:
-    """The directory of this name in the cache.
+    """Return the directory of this name in the cache.
 
     Args:
-        name: says what is in it, and which version.
-        fetch: makes such a directory, where there is none yet.
+        name: names the content and its version.
+        fetch: makes the directory if it is missing.
     """
     there = _cache() / name
     with one_at_a_time():
@@ -154,7 +154,7 @@ def fetched(name: str, fetch: Callable[[Path], None]) -> Path:
             with tempfile.TemporaryDirectory(dir=_cache(), prefix="fetching-") as directory:
                 made = Path(directory, "made")
                 fetch(made)
-                # At once, so that no killed run leaves half of it.
+                # Atomically, so that a killed run leaves no incomplete directory.
                 made.rename(there)
     return there
 
@@ -176,8 +176,8 @@ def run_maven(what: str, *arguments: str, instead: str = "") -> None:
 
     Args:
         what: its name, for errors.
-        arguments: what Maven is told.
-        instead: what else can be done where Maven is missing.
+        arguments: the arguments of Maven.
+        instead: the advice if Maven is missing.
 
     Raises:
         KafkaMissing: Maven is missing, or could not fetch it.

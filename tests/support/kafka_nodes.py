@@ -1,6 +1,6 @@
-"""The processes that a cluster is made of, and what is written into their settings.
+"""The processes of a cluster, and their settings.
 
-Used by ``kafka_cluster.py`` alone, but for :class:`Listener`.
+Only ``kafka_cluster.py`` uses this module, except for :class:`Listener`.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ __all__ = [
 
 INTERNAL = "INTERNAL"
 _CONTROLLER = "CONTROLLER"
-#: The id of the controller where it is a process of its own; the brokers are 1, 2, ...
+#: The id of a controller that is a process of its own. The brokers are 1, 2, ...
 _CONTROLLER_ID = 100
 
-#: Where ports are taken from: below those that systems give to outgoing connections.
+#: The range of the ports, below the ports that systems use for outgoing connections.
 _PORTS = range(15_000, 32_000)
 
-#: How much of what a node printed goes into an error, in bytes.
+#: The number of bytes of a node's output in an error message.
 _TAIL = 6_000
 
 _JAVA_OPTIONS = (
     "-Xmx256m",
     "-XX:+UseSerialGC",
-    # Nodes live for seconds: what the second compiler gains would come too late.
+    # Nodes live for seconds, so the second compiler would not pay off.
     "-XX:TieredStopAtLevel=1",
     "-Djava.awt.headless=true",
 )
@@ -66,10 +66,10 @@ logger.settings.name = org.apache.kafka.common.config.AbstractConfig
 logger.settings.level = WARN
 """
 
-#: What removes the nodes' files, and before that ends the nodes where the process that started them
-#: was killed, so that no code of its own ran: it is told of each node, and its standard input ends
-#: with that process. Linux's PR_SET_PDEATHSIG is about the thread that started the child, which may
-#: be a short-lived one here.
+#: The program of a process that ends the nodes and deletes their files, even if the process that
+#: started them was killed and ran no cleanup. It reads the nodes' process ids from its standard
+#: input, which ends with that process. Linux's PR_SET_PDEATHSIG depends on the thread that started
+#: the child, which may be short-lived here.
 _GUARD = """
 import os, shutil, signal, sys, time
 nodes = set()
@@ -89,28 +89,28 @@ for _ in range(100):
 
 
 class KafkaClusterError(RuntimeError):
-    """A node did not start, or ended without being asked to, or did not do what it was asked.
+    """A node did not start, ended by itself, or did not carry out a request.
 
-    The message has the end of the node's log where there is one to blame.
+    If one node caused the error, the message has the end of its log.
     """
 
 
 class Listener(NamedTuple):
-    """A listener that each broker has besides those that it always has."""
+    """An additional listener of each broker."""
 
     name: str
-    """Upper case; clients ask for it with ``cluster.bootstrap(name)``."""
+    """The name in upper case. ``cluster.bootstrap(name)`` returns the addresses."""
     protocol: str = "PLAINTEXT"
     """PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL."""
     properties: Mapping[str, object] = {}
     """The broker's properties for it, without their prefix ``listener.name.NAME.``"""
     advertised: Callable[[int, int], str] | None = None
-    """What clients are told to connect to, for a broker and its port: ``"host:port"``. A proxy can
-    be put in between so. None for the port itself."""
+    """Returns the advertised address ``"host:port"`` for a broker and its port, for example of a
+    proxy. None for the broker's own address."""
 
 
 class Node:
-    """A broker, a controller, or both in one process; started anew, it is the same node.
+    """A broker, a controller, or both in one process. After a restart it is the same node.
 
     Its directory holds its settings, its log and its data.
     """
@@ -144,7 +144,7 @@ class Node:
 
     @property
     def running(self) -> bool:
-        """Whether its process is alive; a paused one is."""
+        """Whether its process is alive. A paused one is alive."""
         return self.process is not None and self.process.poll() is None
 
     @property
@@ -157,13 +157,13 @@ class Node:
         return self.process is not None and not self.running and not self._end_asked
 
     def configure(self, settings: Mapping[str, object]) -> None:
-        """Write what it starts with."""
+        """Write its settings."""
         self._configured = dict(settings)
         lines = [f"{key}={_in_file(value)}\n" for key, value in settings.items()]
         self._settings.write_text("".join(lines))
 
     def advertise(self, listener: str, address: str) -> None:
-        """Name another address of a listener to clients, from the next start on."""
+        """Advertise another address of a listener from the next start on."""
         told = str(self._configured["advertised.listeners"]).split(",")
         told = [one for one in told if not one.startswith(f"{listener}://")]
         told.append(f"{listener}://{address}")
@@ -175,7 +175,7 @@ class Node:
         return self.directory / "data"
 
     def format(self, cluster_id: str, timeout: float) -> None:
-        """Have Kafka prepare its directory, which takes as long as a start of Java."""
+        """Have Kafka format its directory, which takes as long as a start of Java."""
         arguments = ("format", "--cluster-id", cluster_id, "--config", str(self._settings))
         self._run("kafka.tools.StorageTool", *arguments)
         self._end_asked = True
@@ -183,9 +183,9 @@ class Node:
             raise self.error("could not be formatted")
 
     def copy_formatted(self, cluster_id: str, formatted: Path) -> None:
-        """Prepare its directory from that of a node that Kafka has formatted.
+        """Prepare its directory from a directory that Kafka has formatted for another node.
 
-        It differs in its ids alone. A controller's has the cluster's first features, too.
+        Only the ids differ. A controller's directory also has the cluster's initial features.
         """
         if "controller" in self.roles:
             shutil.copytree(formatted, self.data)
@@ -196,14 +196,14 @@ class Node:
         (self.data / "meta.properties").write_text("".join(lines))
 
     def start(self) -> None:
-        """Start it; it takes a while until it answers."""
+        """Start it, and do not wait until it answers."""
         if self.running:
             raise KafkaClusterError(f"{self} runs already")
         self._run("kafka.Kafka", str(self._settings))
         self._end_asked = False
 
     def wait(self, timeout: float) -> int:
-        """Wait until its process has ended, and give its return code."""
+        """Wait until its process has ended, and return its return code."""
         assert self.process is not None
         try:
             code = self.process.wait(timeout)
@@ -213,14 +213,14 @@ class Node:
         return code
 
     def end(self, number: signal.Signals, timeout: float) -> None:
-        """End it with a signal, and wait until it is gone."""
+        """End it with a signal, and wait until it has ended."""
         self._end_asked = True
         self._signal(number)
         self.wait(timeout)
 
     def fill_disk(self, timeout: float) -> None:
-        """Let it write no more than 64 KiB to any file, as if the disk were full, and wait until it
-        has ended for that: Kafka halts when it can't write to its last log directory."""
+        """Limit its files to 64 KiB, as if the disk were full, and wait until it has ended because
+        of that. Kafka halts if it can't write to its last log directory."""
         assert self.process is not None
         self._end_asked = True
         resource.prlimit(
@@ -229,20 +229,21 @@ class Node:
         self.wait(timeout)
 
     def pause(self) -> None:
-        """Have the system freeze it; frozen() says when that is done."""
+        """Have the system freeze it. frozen() tells when it is frozen."""
         self._signal(signal.SIGSTOP)
         self._paused = True
 
     def frozen(self) -> bool:
-        """Whether each of its threads has stopped: one may go on for a moment on another core."""
+        """Whether each of its threads has stopped. A thread may continue for a moment on another
+        core."""
         assert self.process is not None
         tasks = Path(f"/proc/{self.process.pid}/task").glob("*")
-        # The state is the first word behind the name, which is in brackets.
+        # The state is the first word after the name in brackets.
         states = [(task / "stat").read_text().rpartition(")")[2].split()[0] for task in tasks]
         return set(states) == {"T"}
 
     def resume(self) -> None:
-        """Let it go on."""
+        """Resume it."""
         self._signal(signal.SIGCONT)
         self._paused = False
 
@@ -257,7 +258,7 @@ class Node:
         return KafkaClusterError(f"{self} {what}; the end of its log:\n{self.log()}")
 
     def log(self) -> str:
-        """The end of what it printed."""
+        """The end of its output."""
         with self._log.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - _TAIL))
@@ -265,7 +266,7 @@ class Node:
 
     def _run(self, main: str, *arguments: str) -> None:
         with self._log.open("ab") as log:
-            # In a session of its own, so that Ctrl-C ends the test first and it afterwards.
+            # In a session of its own, so that Ctrl-C ends the test first and the node afterwards.
             self.process = subprocess.Popen(
                 [*self._java, main, *arguments],
                 stdin=subprocess.DEVNULL,
@@ -298,8 +299,8 @@ def guard(directory: Path) -> Generator[Callable[[str], None], None, None]:
 
 
 def make_id() -> str:
-    """A new id, as Kafka writes ids: of clusters, and of directories."""
-    # It must not begin with a dash.
+    """Make an id of a cluster or a directory in Kafka's format."""
+    # It must not start with a dash.
     return base64.urlsafe_b64encode(b"A" + uuid.uuid4().bytes[1:]).decode().rstrip("=")
 
 
@@ -314,7 +315,7 @@ def make_nodes(
     properties: Mapping[str, object],
     java_options: Sequence[str],
 ) -> list[Node]:
-    """The nodes, each with its directory and its settings in it; none runs yet. Their ports are
+    """Make the nodes, each with a directory that has its settings. None is started. Their ports are
     reserved until `resources` is closed."""
     names = [INTERNAL, "PLAINTEXT", *(listener.name for listener in listeners)]
     if len(set(names)) != len(names):
@@ -360,26 +361,25 @@ def _properties(node: Node, brokers: int, listeners: Sequence[Listener]) -> dict
         "listeners": ",".join(f"{name}://{HOST}:{port}" for name, port in node.ports.items()),
         "listener.security.protocol.map": ",".join(f"{k}:{v}" for k, v in protocols.items()),
         "controller.listener.names": _CONTROLLER,
-        # A topic that nobody made is an error.
+        # A topic that was not created is an error.
         "auto.create.topics.enable": False,
         "default.replication.factor": brokers,
-        # What Kafka itself keeps: in as few partitions as can be.
+        # Kafka's internal topics have as few partitions as possible.
         "offsets.topic.num.partitions": 1,
         "offsets.topic.replication.factor": min(3, brokers),
         "transaction.state.log.num.partitions": 1,
         "transaction.state.log.replication.factor": min(3, brokers),
         "transaction.state.log.min.isr": min(2, brokers),
-        # How often a coordinator looks for transactions that take too long; every ten seconds by
-        # default.
+        # How often a coordinator checks for expired transactions; every ten seconds by default.
         "transaction.abort.timed.out.transaction.cleanup.interval.ms": 500,
         "share.coordinator.state.topic.num.partitions": 1,
         "share.coordinator.state.topic.replication.factor": min(3, brokers),
         "share.coordinator.state.topic.min.isr": min(2, brokers),
         "group.initial.rebalance.delay.ms": 0,
-        # Leaders stay where a test put them.
+        # Leaders stay on the brokers that a test chose.
         "auto.leader.rebalance.enable": False,
-        # How long a broker that was killed counts as alive; until then it can't come back either.
-        # On a machine that stalls for three seconds, a broker that runs must not count as dead.
+        # How long a killed broker counts as alive. It can't restart earlier. On a machine that
+        # stalls for three seconds, a running broker must not count as dead.
         "broker.session.timeout.ms": 4_500,
         "broker.heartbeat.interval.ms": 300,
         # Some tests write records of 2009. A broker looks every five minutes for records that are
@@ -408,7 +408,7 @@ def _properties(node: Node, brokers: int, listeners: Sequence[Listener]) -> dict
 
 
 def _reserved_ports(resources: contextlib.ExitStack) -> Iterator[int]:
-    """Ports that nobody else gets until `resources` is closed."""
+    """Reserve ports until `resources` is closed."""
     for port in random.sample(_PORTS, len(_PORTS)):
         with contextlib.suppress(OSError):
             resources.enter_context(reserve_port(port))
@@ -417,10 +417,10 @@ def _reserved_ports(resources: contextlib.ExitStack) -> Iterator[int]:
 
 
 def text(value: object) -> str:
-    """A setting as Kafka writes it."""
+    """Format a setting for Kafka."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _in_file(value: object) -> str:
-    """A setting as a properties file has it, where a backslash has a meaning and a line ends it."""
+    """Escape a setting for a properties file: its backslashes and line ends."""
     return text(value).replace("\\", "\\\\").replace("\n", "\\n")

@@ -1,6 +1,6 @@
-"""Listeners with TLS and SASL for a cluster of the tests', and what clients need for them.
+"""Listeners with TLS and SASL for a test cluster, and the properties of their clients.
 
-Certificates are made on the fly, by an authority that lives in a directory of the test's own.
+An authority in a directory of the test makes the certificates.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ __all__ = [
     "unsecured_token",
 ]
 
-#: Properties of a cluster that heeds ACLs. What has none is for everyone, and so is everything for
-#: who does not log in, as the brokers and the harness itself don't.
+#: Properties of a cluster that checks ACLs. Everyone may use a resource without an ACL. A client
+#: without a login may use everything: the brokers and the harness do not log in.
 ACLS: Mapping[str, object] = {
     "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
     "super.users": "User:ANONYMOUS",
@@ -48,12 +48,12 @@ class Certificate(NamedTuple):
     chain: Path
     key: Path
     both: Path
-    """As Kafka has it: the key, in PKCS #8, and the chain."""
+    """The key in PKCS #8 and the chain, in Kafka's format."""
     authority: Path
-    """Whom to trust so that it is trusted."""
+    """The certificate of the authority that issued it."""
 
     def locked(self, password: str) -> Path:
-        """The key and the chain in another file, in which the key is encrypted."""
+        """Write the encrypted key and the chain to another file."""
         key = serialization.load_pem_private_key(self.key.read_bytes(), None)
         path = self.key.with_name("locked.pem")
         path.write_bytes(
@@ -68,7 +68,7 @@ class Certificate(NamedTuple):
 
 
 class Authority:
-    """One who makes certificates, in a directory."""
+    """A certificate authority with its files in a directory."""
 
     def __init__(self, directory: Path) -> None:
         self._ca = trustme.CA()
@@ -87,9 +87,9 @@ class Authority:
         """Make a certificate.
 
         Args:
-            hosts: the names and addresses that it is for; none for 127.0.0.1 and localhost.
-            common_name: by which a broker knows a client.
-            not_after: until when it is good; None for longer than the tests run.
+            hosts: the names and addresses of the certificate; by default 127.0.0.1 and localhost.
+            common_name: the name by which a broker identifies a client.
+            not_after: the end of its validity; None for longer than the tests run.
         """
         hosts = hosts or ("127.0.0.1", "localhost")
         issued = self._ca.issue_cert(*hosts, common_name=common_name, not_after=not_after)
@@ -119,9 +119,9 @@ def ssl_listener(
 
     Args:
         name: its name.
-        certificate: what the brokers show.
-        clients: who makes the certificates that clients have to show; None if they need none. A
-            client is the user ``User:<common name>``.
+        certificate: the certificate of the brokers.
+        clients: the authority of the client certificates; None if clients need none. A client is
+            the user ``User:<common name>``.
     """
     return Listener(name, "SSL", _tls(certificate, clients))
 
@@ -133,15 +133,14 @@ def sasl_listener(
     users: Mapping[str, str] | None = None,
     certificate: Certificate | None = None,
 ) -> Listener:
-    """A listener where clients log in.
+    """A listener with a login.
 
     Args:
         name: its name.
         mechanisms: any of PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 and OAUTHBEARER. The users of SCRAM
-            are made with ``cluster.create_user()``, and whoever makes an unsecured token is
-            let in with it.
+            are created with ``cluster.create_user()``, and every unsecured token is accepted.
         users: the users of PLAIN and their passwords.
-        certificate: what the brokers show; None for no TLS.
+        certificate: the certificate of the brokers; None for no TLS.
     """
     properties: dict[str, object] = {"sasl.enabled.mechanisms": ",".join(mechanisms)}
     for mechanism in mechanisms:
@@ -153,7 +152,7 @@ def sasl_listener(
 
 
 def trusting(authority: Authority, shown: Certificate | None = None) -> dict[str, Any]:
-    """Properties of a client with TLS that trusts this authority, and shows a certificate."""
+    """Properties of a client with TLS that trusts this authority, and may have a certificate."""
     properties = {"security.protocol": "SSL", "ssl_cafile": str(authority.file)}
     if shown is not None:
         properties |= {"ssl_certfile": str(shown.chain), "ssl_keyfile": str(shown.key)}
@@ -171,15 +170,15 @@ def logging_in(mechanism: str, user: str, password: str) -> dict[str, Any]:
 
 
 def unsecured_token(user: str, *, valid_for: float = 3600.0) -> str:
-    """A token for OAUTHBEARER that nobody signed: it says who one is, and until when."""
+    """Make an unsigned token for OAUTHBEARER, with the user's name and the time of its expiry."""
     now = time.time()
-    # Issued a while ago, so that one can have run out already.
+    # Issued some time ago, so that the token can already have expired.
     claims = {"sub": user, "iat": now - 7200.0, "exp": now + valid_for}
     return jwt(claims)
 
 
 def jwt(claims: Mapping[str, object]) -> str:
-    """A token with these claims, which nobody signed (RFC 7519)."""
+    """Make an unsigned token with these claims (RFC 7519)."""
     return f"{_base64({'alg': 'none'})}.{_base64(dict(claims))}."
 
 

@@ -1,6 +1,6 @@
-"""The few requests to a broker that no client offers, or not to one broker alone, built by hand.
+"""Builds a few requests that no client offers, or that no client sends to a chosen broker.
 
-They share no code with the clients under test, and leave no thread or socket behind.
+The requests share no code with the clients under test, and leave no thread or socket behind.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ __all__ = [
 
 T = TypeVar("T")
 
-#: Error code of an election where the preferred replica leads already.
+#: The error code of an election if the preferred replica is the leader already.
 ELECTION_NOT_NEEDED = 84
 
-#: Seconds for one answer; a broker that is paused never gives one.
+#: Seconds for one answer. A paused broker does not answer.
 _ANSWER_TIMEOUT = 10.0
 
-#: Milliseconds that a broker may take over what it has to ask its controller for.
+#: Milliseconds that a broker may take for requests that it forwards to its controller.
 _TIMEOUT_MS = 5_000
 
 
@@ -42,7 +42,7 @@ class WireError(Exception):
 
 
 class Partition(NamedTuple):
-    """A partition as one broker sees it; ``leader`` is -1 where it has none."""
+    """A partition in the metadata of one broker. ``leader`` is -1 if it has none."""
 
     error: int
     leader: int
@@ -55,14 +55,14 @@ _UNKNOWN = Partition(3, -1, (), ())
 
 
 class Metadata(NamedTuple):
-    """What one broker knows: the brokers that are alive, and the partitions of one topic."""
+    """The metadata of one broker: the live brokers, and the partitions of one topic."""
 
     brokers: frozenset[int]
     error: int
     partitions: Mapping[int, Partition]
 
     def partition(self, number: int) -> Partition:
-        """A partition; one that it does not know has no leader."""
+        """Find a partition. An unknown partition has no leader."""
         return self.partitions.get(number, _UNKNOWN)
 
 
@@ -92,7 +92,7 @@ class _Reader:
         return tuple(self.array(lambda: self.take("i")))
 
     def tags(self) -> None:
-        assert self._varint() == 0, "a tagged field that nobody asked for"
+        assert self._varint() == 0, "an unexpected tagged field"
 
     def _text(self, length: int) -> str | None:
         if length < 0:
@@ -118,10 +118,11 @@ def _text(value: str | None) -> bytes:
 
 
 def _ask(port: int, api: int, version: int, body: bytes, *, flexible: bool = False) -> _Reader:
-    """Send one request to the broker on this port, and give what follows the answer's header.
+    """Send one request to the broker on this port, and return the answer after its header.
 
     Raises:
-        OSError: nobody listens there, nothing came in time, or the connection was closed.
+        OSError: the port refused the connection, no answer came in time, or the connection was
+            closed.
     """
     header = struct.pack(">hhih", api, version, 7, -1) + (b"\0" if flexible else b"")
     with socket.create_connection(("127.0.0.1", port), _ANSWER_TIMEOUT) as connection:
@@ -145,10 +146,10 @@ def _receive(connection: socket.socket, size: int) -> bytes:
 
 
 def metadata(port: int, topic: str | None = None) -> Metadata:
-    """What the broker on this port knows, of one topic or of none."""
+    """Ask the broker on this port for its metadata, with at most one topic."""
     topics = struct.pack(">i", 0) if topic is None else struct.pack(">i", 1) + _text(topic)
     reader = _ask(port, 3, 5, topics + b"\0")
-    reader.take("i")  # how long it held the request back
+    reader.take("i")  # the throttle time
 
     def broker() -> int:
         number: int = reader.take("i")
@@ -179,10 +180,10 @@ def metadata(port: int, topic: str | None = None) -> Metadata:
 
 
 def elect_preferred_leader(port: int, topic: str, partition: int) -> None:
-    """Have the first of a partition's replicas lead it.
+    """Make the first replica of a partition its leader.
 
     Raises:
-        WireError: it can't, with the code ELECTION_NOT_NEEDED where it does already.
+        WireError: it can't lead. If it leads already, the code is ELECTION_NOT_NEEDED.
     """
     body = struct.pack(">bi", 0, 1) + _text(topic) + struct.pack(">iii", 1, partition, _TIMEOUT_MS)
     reader = _ask(port, 43, 1, body)
@@ -201,9 +202,9 @@ def elect_preferred_leader(port: int, topic: str, partition: int) -> None:
 
 
 def reassign(port: int, topic: str, partition: int, replicas: Sequence[int]) -> None:
-    """Have a partition on these brokers, the first of which is the preferred leader.
+    """Move a partition to these brokers, the first of which is the preferred leader.
 
-    It is asked for when this returns; done it is when metadata says so.
+    The function only requests the change. The metadata shows when it is complete.
     """
     name = topic.encode()
     assert len(name) < 0x7F

@@ -1,4 +1,4 @@
-"""A client that is lent to the producer, without a broker."""
+"""A fake external client for a producer, without a broker."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ __all__ = ["FakeClient"]
 
 
 class FakeClient:
-    """The public methods of a KafkaProducer, as far as they are called."""
+    """The public methods of a KafkaProducer that the driver calls."""
 
     def __init__(self, **config: Any) -> None:
         self.config = config
         self.sent: list[tuple[tuple[Any, ...], Future]] = []
         self.errors: list[Exception] = []
         self.known: set[int] | Exception = {0, 1}
-        #: How often it was asked for partitions.
+        #: How often `partitions_for` was called.
         self.asked = 0
         self.closed: list[float] = []
         self.close_error: Exception | None = None
         self.answers = True
         self.gate = Gate()
-        #: For the topics that have a gate of their own.
+        #: Gates of single topics.
         self.gates: dict[str, Gate] = {}
 
     def send(

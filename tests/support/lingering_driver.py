@@ -1,4 +1,4 @@
-"""Fake drivers whose client holds records back until it is told to hurry."""
+"""Fake drivers whose client lingers until `hurry` is called."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["LingeringDriver", "PolledLingeringDriver"]
 
 
 class LingeringDriver(FakeDriver):
-    """A fake driver that acknowledges records only while it is told to hurry.
+    """A fake driver that acknowledges records only while it hurries.
 
     Attributes:
-        lingers: whether it says that its client holds records back.
-        told: what each call of :meth:`hurry` said.
-        hurry_error: raised by :meth:`hurry`, which a driver must not do.
+        lingers: whether it reports that its client lingers.
+        told: the argument of each call of :meth:`hurry`.
+        hurry_error: raised by :meth:`hurry`, against the driver's contract.
     """
 
     def __init__(self, *, lingers: bool = True) -> None:
@@ -48,7 +48,7 @@ class LingeringDriver(FakeDriver):
 
 
 class PolledLingeringDriver(LingeringDriver, PolledFakeDriver):
-    """The same, which the loop calls by itself."""
+    """A lingering driver that the event loop polls."""
 
     def __init__(self, *, lingers: bool = True) -> None:
         PolledFakeDriver.__init__(self, manual=True)

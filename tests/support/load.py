@@ -1,9 +1,8 @@
-"""A load: many records from many tasks through one producer, and all that was said of them.
+"""Sends many records from many tasks through one producer, and notes all reported outcomes.
 
-Each task has records of its own and gives them to the producer one after the other; which call it
-uses goes by the task's number. `send` awaits each record before the next. `enqueue` has up to eight
-of one task under way at a time: it awaits that each is accepted, and others await what becomes of
-it.
+Each task passes its records to the producer one after the other. The task's number selects the
+call. A task that uses `send` awaits each record before the next. A task that uses `enqueue` has up
+to eight records in flight: it waits for room for each record, and other tasks await the outcomes.
 
 The rule of order (see `tests.support.history`): a record takes its number in the same step that
 calls the producer, so the numbers follow the order of the calls across all tasks. The records of a
@@ -41,30 +40,30 @@ from tests.support.waiting import until
 
 __all__ = ["During", "Load", "Outage", "Ran", "Running", "make_record", "run_load"]
 
-#: Records that a task which enqueues has under way at a time.
+#: The limit of records in flight of a task that uses `enqueue`.
 _AT_A_TIME: Final = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Load:
-    """What is to be sent.
+    """A description of the records to send.
 
     Args:
-        topic: where to; it must have `partitions` partitions, where those are chosen by hand.
-        records: how many records in all.
-        tasks: how many tasks send them.
-        seconds: over how long they are spread, so that a load lasts as long as a fault does; None:
-            as fast as it goes.
-        partitions: among how many partitions they are dealt out, where `by` says so.
-        by: who chooses the partition: this, one after the other; or the producer, by keys, of
-            which there are fifty.
+        topic: the topic. It must have `partitions` partitions if `by` chooses partitions by number.
+        records: the number of all records.
+        tasks: the number of tasks that send them.
+        seconds: the time over which they are spread, so that the load lasts as long as a fault;
+            None: as fast as possible.
+        partitions: the number of partitions, if `by` chooses partitions by number.
+        by: how the partition is chosen: by the load, in turn; or by the producer, from one of fifty
+            keys.
         calls: the calls that the tasks use, in turn.
         value_bytes: the length of a value, of at least 16.
-        leave: leave the block while records are under way, and look only then what became of
-            them. Tasks that `send` are waited for all the same.
-        make: makes a record and its id, which no other may have, of its number.
-        admitted: the share of all records that is sent by itself; what is behind it waits for
-            `Running.admit`. So a fault can be there before them, however fast they are.
+        leave: leave the block while records are in flight, and collect their outcomes afterwards.
+            Tasks that use `send` end before.
+        make: makes a record and its unique id from its number.
+        admitted: the share of all records to send at once. The later ones wait for `Running.admit`,
+            so that a fault can start before them, however fast they are.
     """
 
     topic: str
@@ -84,7 +83,7 @@ class Load:
 
 @dataclasses.dataclass(frozen=True)
 class Outage:
-    """How long an outage lasted, and what it cost the process that has the client in it."""
+    """The length of an outage, and the CPU time of the process with the client."""
 
     seconds: float = 0.0
     cpu: float = 0.0
@@ -99,7 +98,7 @@ class _Stopwatch:
         self.start()
 
     def start(self) -> None:
-        """Begin anew."""
+        """Start again from zero."""
         self._began = time.monotonic()
         self._cpu = time.process_time()
 
@@ -111,25 +110,25 @@ class _Stopwatch:
 
 
 class Running:
-    """A load that runs, as whoever brings about a fault sees it."""
+    """The controls of a running load, for the function that causes a fault."""
 
     def __init__(self, load: Load, producer: SendProducer, history: History) -> None:
         self.load = load
         self.producer = producer
         self.history = history
         self.scope = anyio.CancelScope()
-        """Around all tasks that send: whoever cancels it ends the load."""
+        """Around all tasks that send. To end the load, cancel it."""
         self.settled = 0
-        """How many records have their outcome."""
+        """The number of records that have their outcome."""
         self.acknowledged = 0
-        """How many of them are acknowledged."""
+        """The number of acknowledged records."""
         self._between_acknowledgements = _Stopwatch()
         self._outages = _Stopwatch()
         self._more = anyio.Event()
         self.admit(load.admitted)
 
     def admit(self, share: float) -> None:
-        """Let the tasks send such a share of all records."""
+        """Let the tasks send this share of all records."""
         self._admitted = math.ceil(self.load.records * share)
         more, self._more = self._more, anyio.Event()
         more.set()
@@ -167,17 +166,17 @@ class Running:
             await self._more.wait()
 
     async def until_settled(self, share: float) -> None:
-        """Wait until such a share of all records has its outcome."""
+        """Wait until this share of all records has its outcome."""
         await until(lambda: self.settled >= self.load.records * share, math.inf)
 
     async def until_sent(self, share: float) -> None:
-        """Wait until such a share of all records was given to the producer."""
+        """Wait until this share of all records was passed to the producer."""
         await until(lambda: len(self.history.sent) >= self.load.records * share, math.inf)
 
     async def until_under_way(self, records: int = 500) -> None:
-        """Wait until so many are given to the producer and have no outcome, until all are given to
-        it, or until nothing moves for half a second. Where nothing is delivered, half of 200 tasks
-        come to one each, and half to eight."""
+        """Wait until so many records were passed to the producer and have no outcome, until all
+        were passed to it, or until nothing changes for half a second. If nothing is delivered, half
+        of 200 tasks have one record each, and half have eight."""
         moved = before = (-1, -1)
         since = anyio.current_time()
         while before != moved or anyio.current_time() - since < 0.5:
@@ -195,25 +194,25 @@ During = Callable[[Running], Coroutine[Any, Any, None]]
 
 @dataclasses.dataclass(frozen=True)
 class Ran:
-    """What came of a load."""
+    """The result of a load."""
 
     history: History
     time_to_exit: float
     """Seconds from the end of the block's body until the producer was closed."""
     longest_wait: float
-    """Seconds that a record waited for its outcome, at most."""
+    """The longest time in seconds from a record's call to its outcome."""
     statistics: Statistics
-    """The producer's figures when it was closed."""
+    """The producer's statistics when it was closed."""
     undelivered: int
-    """How many failures nobody had awaited, as a clean exit reports them."""
+    """The number of unawaited failures, as a clean exit reports them."""
     raised: int
-    """How many failures ``enqueue`` itself raised, because the record never got room."""
+    """The number of failures that ``enqueue`` itself raised, because the record never got room."""
     outage: Outage
     """The longest outage."""
 
 
 def make_record(load: Load, number: int) -> tuple[str, ProducerRecord[bytes, bytes]]:
-    """A record of a load, and its id; no two have the same content."""
+    """Make a record of a load, and its id. All records differ in their content."""
     id_ = f"r{number:07d}"
     key = b"k%d" % (number % 50)
     record = ProducerRecord(
@@ -234,19 +233,19 @@ async def run_load(
     history: History | None = None,
     driver: DriverName | DriverFactory | None = None,
 ) -> Ran:
-    """Send a load through a producer of its own, and note all that is said of it.
+    """Send a load through a producer of its own, and note all reported outcomes.
 
     Args:
         settings: the producer's.
-        load: what is sent.
-        during: runs beside the tasks that send, and brings about what the load is to bear; the
-            producer is left when both are through.
-        history: where to note it; a new one where there is none.
-        driver: the producer's.
+        load: the records to send.
+        during: runs beside the tasks that send, and causes the fault. The producer's block is left
+            when both have ended.
+        history: the history to use; None for a new one.
+        driver: the producer's driver.
 
-    Cancelling the load's scope ends the tasks that send; what they have under way is noted as
-    withdrawn or abandoned, whichever the producer says it is. Whatever ends the call, the history
-    has all that was said by then.
+    Cancelling the load's scope ends the tasks that send. Their records in flight are noted as
+    withdrawn or abandoned, as the producer reports. However the call ends, the history has every
+    outcome that was reported before.
     """
     teller = _Teller(load, history if history is not None else History())
     undelivered = 0
@@ -254,7 +253,7 @@ async def run_load(
         async with open_send_producer(settings, driver=driver) as producer:
             with anyio.fail_after(60):
                 while True:
-                    # Within delivery_timeout, which is short where records are to miss it.
+                    # Within delivery_timeout, which is short if records should miss it.
                     with contextlib.suppress(SendProducerError):
                         await producer.partitions_for(load.topic)
                         break
@@ -283,7 +282,7 @@ async def run_load(
 
 
 class _Teller:
-    """Sends, and tells the history."""
+    """Sends, and notes in the history."""
 
     def __init__(self, load: Load, history: History) -> None:
         self.load = load
@@ -294,7 +293,7 @@ class _Teller:
         self._abandoned = 0
         #: How many failures enqueue() raised.
         self.raised = 0
-        # Accepted, and nobody was told the outcome yet.
+        # Accepted, and the outcome is not reported yet.
         self._left: dict[str, Delivery] = {}
 
     async def run(self, producer: SendProducer, during: During | None) -> None:
@@ -319,7 +318,7 @@ class _Teller:
                     tasks.start_soon(send, running, numbers)
 
     async def collect(self) -> None:
-        """What became of the records that were under way when the producer was left."""
+        """Note the outcomes of the records that were in flight when the producer's block ended."""
         for id_, delivery in self._left.items():
             await self._outcome(id_, delivery)
 
@@ -392,10 +391,10 @@ class _Teller:
             self.running.end(outcome)
 
     def _cancelled(self, producer: SendProducer, id_: str) -> None:
-        """Note on which side of the line a cancelled call fell.
+        """Note whether the record of a cancelled call was withdrawn or abandoned.
 
-        Called in the very step in which the producer saw the cancellation. It counts those that
-        it lets go on; every other one is never written, whether it was accepted or not.
+        Call this in the same step in which the producer saw the cancellation. The producer counts
+        abandoned records. Every other record is never written, whether it was accepted or not.
         """
         abandoned = producer.statistics().abandoned
         self._end(id_, ABANDONED if abandoned > self._abandoned else WITHDRAWN)

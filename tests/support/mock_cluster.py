@@ -1,4 +1,4 @@
-"""What tests need of librdkafka and its mock cluster beside what the test kit has."""
+"""Constants and helpers for librdkafka and its mock cluster that the test kit does not have."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from anyio_sendproducer.testing._mock_cluster import librdkafka
 
 __all__ = ["FOR_MOCK", "INIT_PRODUCER_ID", "METADATA", "properties_table"]
 
-#: The numbers of Kafka's requests.
+#: The API keys of Kafka's requests.
 METADATA = 3
 INIT_PRODUCER_ID = 22
 
@@ -18,8 +18,8 @@ FOR_MOCK = {"api_version": (2, 3)}
 
 
 def properties_table(path: Path) -> str:
-    """What librdkafka says of its own settings, which it writes to a file: the tables of its
-    CONFIGURATION.md."""
+    """The tables of CONFIGURATION.md, in which librdkafka describes its settings. It writes them to
+    a file."""
     system = ctypes.CDLL(None)
     system.fopen.restype = ctypes.c_void_p
     file = ctypes.c_void_p(system.fopen(str(path).encode(), b"w"))

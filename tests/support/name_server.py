@@ -1,4 +1,4 @@
-"""Name servers on 127.0.0.1: a real one, dnsmasq, and one that answers as it is told.
+"""Name servers on 127.0.0.1: a real one, dnsmasq, and one with scripted answers.
 
 The real one comes with Debian's package ``dnsmasq-base``. Where it is missing, the tests that need
 it are skipped; with ``CI`` set they fail.
@@ -26,7 +26,7 @@ from tests.support.ports import lasting_port
 
 __all__ = ["LyingServer", "NameServer", "lying_server", "require_name_server"]
 
-#: Seconds for a server to come up, or to go.
+#: Seconds for a server to start or to end.
 _PATIENCE = 60.0
 
 
@@ -42,21 +42,21 @@ def require_name_server() -> str:
 
 
 def _both() -> tuple[socket.socket, socket.socket]:
-    """Sockets for UDP and for TCP, at one port."""
+    """Open sockets for UDP and TCP at the same port."""
     while True:
         udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         udp.bind(("127.0.0.1", 0))
         try:
             return udp, socket.create_server(udp.getsockname())
-        except OSError:  # somebody has that one
+        except OSError:  # the port is in use
             udp.close()
 
 
 class NameServer:
-    """A dnsmasq on a port of its own, which answers with what :meth:`answer` was told last.
+    """A dnsmasq on a port of its own, which answers with the records of the last :meth:`answer`.
 
     Args:
-        directory: where its files may be.
+        directory: the directory for its files.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -73,7 +73,7 @@ class NameServer:
     def answer(
         self, *, srv: Iterable[tuple[str, str, int]] = (), hosts: Iterable[tuple[str, str]] = ()
     ) -> None:
-        """Answer with these from now on, and with nothing else.
+        """Answer with only these records from now on.
 
         Args:
             srv: name, target and port of SRV records.
@@ -121,12 +121,12 @@ Answer = Callable[[dns.message.Message], "dns.message.Message | bytes | None"]
 
 
 class LyingServer:
-    """Answers each question by a function: with bytes of any kind, or not at all."""
+    """Answers each question with the result of a function: any bytes, or nothing."""
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
         self.asked: list[str] = []
-        """What it was asked, and how: ``"udp SRV _a._b.c."``."""
+        """The questions, each with its transport: ``"udp SRV _a._b.c."``."""
         self._udp, self._tcp = _both()
         self.port: int = self._udp.getsockname()[1]
         self._threads = [
@@ -182,7 +182,7 @@ class LyingServer:
 
 @contextmanager
 def lying_server(answer: Answer) -> Generator[LyingServer, None, None]:
-    """A :class:`LyingServer` for the length of a block."""
+    """Run a :class:`LyingServer` during a block."""
     server = LyingServer(answer)
     try:
         yield server

@@ -11,7 +11,7 @@ __all__ = ["named_tests", "names_of_tests"]
 
 
 def named_tests(page: str) -> dict[str, set[str]]:
-    """The names of the tests that a page names, by file. Both are relative to the repository."""
+    """List the tests that a page names, by file. Both paths are relative to the repository."""
     named: dict[str, set[str]] = {}
     text = (ROOT / page).read_text("utf-8")
     for path, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text):

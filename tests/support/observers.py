@@ -1,4 +1,4 @@
-"""Observers that keep what they are told, and the rules that it always follows."""
+"""Observers that record events, and the rules that all events follow."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ _LETTERS: Final = {
     Refused: "R",
 }
 
-#: What a record may go through, in this order.
+#: The possible events of a record, in order.
 _STORY: Final = re.compile(r"ah+D|ah*F|ah*W|R")
 
 
 class Recorder:
-    """An observer that keeps all that it is told."""
+    """An observer that keeps all events."""
 
     def __init__(self) -> None:
         self.batches: list[Sequence[Event]] = []
@@ -61,21 +61,21 @@ class Recorder:
 
     @property
     def story(self) -> str:
-        """What happened to records, a letter for each."""
+        """The events of records, as one letter each."""
         return "".join(
             _LETTERS[type(event)] for event in self.events if isinstance(event, RecordEvent)
         )
 
 
 class Late(Recorder):
-    """One that keeps the sequences, and reads the events when it is asked for them."""
+    """An observer that keeps the sequences of events, and reads them later."""
 
     def observe(self, events: Sequence[Event], /) -> None:
         self.batches.append(events)
 
 
 class Declaring(Late):
-    """One that wants some kinds of events."""
+    """An observer that wants some kinds of events."""
 
     def __init__(self, kinds: Collection[type[Event]]) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class Declaring(Late):
 
 
 class Numbering(Recorder):
-    """One that gives each record its number for a header."""
+    """An observer that adds a header with a number to each record."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,7 +95,8 @@ class Numbering(Recorder):
 
 
 def check_story(recorder: Recorder, figures: Statistics) -> None:
-    """What was told is a story that can be, and the statistics of a closed producer agree."""
+    """Check that the events are possible, and that the statistics of a closed producer agree with
+    them."""
     assert all(recorder.batches), "told of nothing"
     stories: dict[int, str] = defaultdict(str)
     records: dict[int, set[int]] = defaultdict(set)
@@ -107,7 +108,7 @@ def check_story(recorder: Recorder, figures: Statistics) -> None:
             stories[event.number] += _LETTERS[type(event)]
             records[event.number].add(id(event.record))
         if isinstance(event, Failed):
-            # One that came back for want of metadata is not with the client any more.
+            # The client no longer has a record that came back because it lacked metadata.
             assert not event.handed_over or "h" in stories[event.number]
         if isinstance(event, (Failed, Refused)) and hasattr(event.error, "record"):
             assert getattr(event.error, "record", None) is event.record

@@ -1,4 +1,4 @@
-"""Ports that stay a test's own, also while the server that uses them is down."""
+"""Reserves ports for a test, also while the server on them is down."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def reserve_port(port: int = 0) -> socket.socket:
     """Reserve a port for as long as the returned socket is open; 0: any free one.
 
     The socket is bound and does not listen, so that connections are refused. A server that sets
-    SO_REUSEADDR, as most do on Unix, can listen on the port, any number of times. The system gives
-    the port to nobody else who asks for any free one, and another reservation of it fails.
+    SO_REUSEADDR, as most do on Unix, can listen on the port, any number of times. The system does
+    not choose the port for any other process, and another reservation of it fails.
 
     Raises:
         OSError: the port is in use.
     """
     reserved = socket.socket()
     try:
-        # Bound without the option, so that this fails where somebody has the port. With it, the
-        # server that the port is for can share it.
+        # Bound without the option, so that this fails if the port is in use. With the option set
+        # later, the server can share the port.
         reserved.bind((HOST, port))
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     except BaseException:
@@ -38,17 +38,17 @@ def reserve_port(port: int = 0) -> socket.socket:
 
 @contextlib.contextmanager
 def reserved_ports(count: int) -> Generator[list[int]]:
-    """Ports where nobody listens, and that nobody else gets."""
+    """Reserve ports on which no server listens."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(reserve_port()) for _ in range(count)]
         yield [one.getsockname()[1] for one in sockets]
 
 
 def lasting_port() -> int:
-    """A free port that stays free while nobody listens on it.
+    """Find a free port that stays free while no server listens on it.
 
-    It lies below the range from which systems choose ports by themselves: no connection, and no
-    server that asks for any port, gets it meanwhile.
+    It is below the range from which systems choose ports. So neither a connection nor a server that
+    asks for any port gets it.
     """
     while True:
         port = 20_000 + secrets.randbelow(10_000)

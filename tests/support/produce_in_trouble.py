@@ -2,8 +2,8 @@
 
 Run it with ``python -m tests.support.produce_in_trouble``, then:
 
-- the path of a log, which gets the value of each record that was delivered;
-- the number of records that are delivered before the driver acknowledges no more;
+- the path of a log, which gets the value of each delivered record;
+- the number of records to deliver before the driver stops to acknowledge;
 - the name of a fault in the process, or ``none``;
 - the arguments of the command.
 """
@@ -24,12 +24,12 @@ from anyio_sendproducer.testing import FakeDriver
 
 __all__ = ["FAULTS"]
 
-#: Errors that nobody expects, each in another place. The first call of a function goes well.
+#: Unexpected errors, each in another place. The first call of a function succeeds.
 FAULTS: Final = ("none", "display", "file", "parser", "reader", "record", "sender", "statistics")
 
 
 class _Driver(FakeDriver):
-    """A fake driver that logs what it delivers, and stops to acknowledge after some records."""
+    """A fake driver that logs delivered records, and stops to acknowledge after some records."""
 
     def __init__(self, log: str, limit: int) -> None:
         super().__init__(manual=True)
@@ -45,13 +45,14 @@ class _Driver(FakeDriver):
 
     def _note(self, record: Any) -> None:
         if self._log < 0:
-            # Not before, since this file must not get the number of a closed standard stream.
+            # Opened only now, because this file must not get the number of a closed standard
+            # stream.
             self._log = os.open(self._log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         os.write(self._log, record.value + b"\n")
 
 
 def _second(function: Callable[..., Any], *, ends: int | None = None) -> Callable[..., Any]:
-    """A function that raises from the second call on, up to the call ``ends``."""
+    """Make a function that raises from the second call on, up to the call ``ends``."""
     calls = 0
 
     def call(*arguments: Any, **options: Any) -> Any:

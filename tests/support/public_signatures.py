@@ -1,6 +1,6 @@
 """The public names of the package with their signatures, as text.
 
-``python -m tests.support.public_signatures`` writes the listing that tests/unit compares with.
+``python -m tests.support.public_signatures`` writes the listing for the comparison in tests/unit.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _class(name: str, cls: Any) -> Iterator[str]:
         return
     if "__dataclass_fields__" in dir(cls):
         yield from (f"    {field.name}: {field.type}" for field in dataclasses.fields(cls))
-    # Python 3.10 gives each protocol one.
+    # In Python 3.10 each protocol has one.
     is_protocol = getattr(cls, "_is_protocol", False)
     if "__init__" in vars(cls) and not is_protocol and not _is_a(cls, tuple):
         yield f"    __init__{_signature(cls.__init__)}"
@@ -108,7 +108,7 @@ def _annotations(function: Any) -> dict[str, Any]:
 
 
 def _signature(function: Any) -> str:
-    """As Python writes it, but the same in every version of Python."""
+    """Format it as Python does, but equally in every version of Python."""
     parts: list[str] = []
     kinds: list[Any] = []
     for parameter in inspect.signature(function).parameters.values():

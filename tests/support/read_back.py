@@ -1,4 +1,4 @@
-"""Read back what was sent, with a client that shares no code with the producer's."""
+"""Reads sent records back, with a client that shares no code with the producer's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.recorder import PATIENCE
 
 __all__ = ["Read", "assert_written", "read_back", "records_of_every_kind"]
 
-#: A moment in the past, which no clock gives.
+#: A time in the past, which no clock returns.
 LONG_AGO_MS = 1_234_567_890_123
 
 
@@ -71,7 +71,8 @@ def read_back(address: str, written: Iterable[RecordMetadata]) -> dict[RecordMet
 async def assert_written(
     address: str, sent: Sequence[tuple[ProducerRecord[Any, Any], RecordMetadata]]
 ) -> None:
-    """Each record is where its metadata says, as it was sent, and no two are in one place."""
+    """Check that each record is at the position in its metadata, unchanged, and that all positions
+    differ."""
     found = await anyio.to_thread.run_sync(read_back, address, [metadata for _, metadata in sent])
     assert len(found) == len(sent)
     for record, metadata in sent:
@@ -93,7 +94,7 @@ async def assert_written(
 
 
 def records_of_every_kind(topic: str, count: int) -> list[ProducerRecord[Any, Any]]:
-    chance = random.Random(count)  # the same ones each time
+    chance = random.Random(count)  # the same records each time
     records: list[ProducerRecord[Any, Any]] = []
     for number in range(count):
         key = chance.choice([None, b"", b"key", f"ключ {number % 7}".encode(), bytes(range(256))])

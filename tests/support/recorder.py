@@ -1,4 +1,4 @@
-"""What stands in for the producer where a driver is tested alone: blocking, without a loop."""
+"""A stand-in for the producer in tests of a driver alone: blocking, without an event loop."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from anyio_sendproducer.drivers import Driver, Outcome, PolledDriver
 
 __all__ = ["PATIENCE", "Parcel", "Recorder", "asked", "learn", "open_sockets", "submit"]
 
-#: Seconds for anything that is waited for; none takes more than a fraction of it.
+#: The time limit in seconds of each wait. Each takes only a fraction of it.
 PATIENCE = 60.0
 
 
 class Parcel:
-    """A submission, told from every other by its identity."""
+    """A submission that is equal only to itself."""
 
     def __init__(self, record: ProducerRecord[Any, Any], size: int = 100) -> None:
         self.record = record
@@ -29,7 +29,7 @@ class Parcel:
 
 
 class Recorder:
-    """A sink that keeps what it is told, and lets a test wait for it."""
+    """A sink that records the driver's calls, and lets a test wait for them."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -65,7 +65,8 @@ class Recorder:
         self.wait(lambda: self.metadata_changes > changes)
 
     def outcomes_of(self, parcels: Sequence[Parcel]) -> list[Outcome]:
-        """The outcome of each, once all have one: exactly one, and nobody else has any."""
+        """Wait until all have an outcome, and return the outcomes. Each has exactly one, and no
+        other parcel has any."""
         self.wait(lambda: len(self.reports) >= len(parcels))
         found = {id(parcel): outcome for parcel, outcome in self.reports}
         assert len(found) == len(self.reports) == len(parcels)
@@ -74,7 +75,7 @@ class Recorder:
 
 @contextlib.contextmanager
 def asked(driver: Driver, recorder: Recorder) -> Generator[None]:
-    """Have a driver that is to be asked be asked meanwhile, when it rings and not before."""
+    """During the block, poll a polled driver whenever it rings the bell."""
     if not isinstance(driver, PolledDriver):
         yield
         return
@@ -101,18 +102,18 @@ def asked(driver: Driver, recorder: Recorder) -> Generator[None]:
 
 
 def learn(driver: Driver, recorder: Recorder, topic: str) -> frozenset[int]:
-    """Wait until a topic's metadata is there."""
+    """Wait until the driver has a topic's metadata."""
     while True:
         changes = recorder.metadata_changes
         partitions = driver.partitions_for(topic)
         if partitions is not None:
             return partitions
-        if not isinstance(driver, PolledDriver):  # it tells of no changes, and waits by itself
+        if not isinstance(driver, PolledDriver):  # it does not report changes, and waits by itself
             recorder.wait_for_change_after(changes)
 
 
 def submit(driver: Driver, recorder: Recorder, parcels: Sequence[Parcel]) -> None:
-    """Submit, again and again what is given back, until all is taken."""
+    """Submit, and resubmit returned records, until all are accepted."""
     while parcels:
         changes = recorder.metadata_changes
         parcels = driver.submit(parcels).held
@@ -123,9 +124,9 @@ def submit(driver: Driver, recorder: Recorder, parcels: Sequence[Parcel]) -> Non
 
 
 def open_sockets() -> set[str]:
-    """The sockets that this process has open; none where there is no /proc."""
+    """List the open sockets of this process; none if there is no /proc."""
     found: set[str] = set()
     for link in Path("/proc/self/fd").glob("*"):
-        with contextlib.suppress(OSError):  # the one that this very loop had open
+        with contextlib.suppress(OSError):  # the file that this loop itself had open
             found.add(str(link.readlink()))
     return {name for name in found if name.startswith("socket:")}

@@ -1,7 +1,7 @@
-"""A schema registry in a process of its own: Apicurio Registry, which speaks Confluent's protocol.
+"""Runs a schema registry in a process of its own: Apicurio Registry, which has Confluent's API.
 
-Maven fetches it into the same directory as Kafka, the first time. It runs on the Java that Kafka
-runs on, and keeps what it knows in memory.
+Maven fetches it once, into the same directory as Kafka. It runs on the same Java as Kafka, and
+keeps its data in memory.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from tests.support.ports import HOST, reserve_port
 
 __all__ = ["running_registry"]
 
-#: The newest that runs on Java 17; later ones need 21.
+#: The newest version that runs on Java 17. Later ones need 21.
 _VERSION = "3.0.9"
 _PLUGIN = "org.apache.maven.plugins:maven-dependency-plugin:3.9.0:copy"
-#: Seconds that the registry may take to come up, or to go.
+#: Seconds for the registry to start or to end.
 _PATIENCE = 120.0
 
 
@@ -42,14 +42,14 @@ def _fetch(directory: Path) -> None:
 
 @contextmanager
 def running_registry() -> Generator[str, None, None]:
-    """A registry for the length of a block; gives the URL of its API in Confluent's way.
+    """Run a registry during a block, and yield the URL of its Confluent-compatible API.
 
-    Where it can't be run the test is skipped; in CI that is a failure.
+    If it can't be run, the test is skipped. In CI, it fails.
     """
     home = required("Apicurio Registry", lambda: fetched(f"apicurio-{_VERSION}", _fetch))
     java = required("Apicurio Registry", kafka_home).java
     runner = next(home.glob("*runner.jar"))
-    # It lives for seconds: what the second compiler gains would come too late.
+    # It lives for seconds, so the second compiler would not pay off.
     command = [java, "-Xmx512m", "-XX:TieredStopAtLevel=1", f"-Dquarkus.http.host={HOST}"]
     with tempfile.TemporaryFile() as log, reserve_port() as reserved:
         port = reserved.getsockname()[1]

@@ -1,7 +1,7 @@
-"""A broker of a few lines: it lets clients log in, takes records, and answers as it is told to.
+"""A small broker with scripted answers, which accepts logins and records.
 
 It speaks Kafka's protocol with the classes of kafka-python, on a thread for each connection, and
-keeps nothing. A test puts a function of its own in the place of any answer, or bytes.
+stores no log. A test can replace any answer with a function, or with bytes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _memory_records: Any = importlib.import_module("kafka.record.memory_records")
 _producer: Any = importlib.import_module("kafka.protocol.producer")
 _sasl: Any = importlib.import_module("kafka.protocol.sasl")
 
-#: The numbers of Kafka's requests.
+#: The API keys of Kafka's requests.
 PRODUCE: Final = 0
 METADATA: Final = 3
 FIND_COORDINATOR: Final = 10
@@ -48,17 +48,18 @@ API_VERSIONS: Final = 18
 INIT_PRODUCER_ID: Final = 22
 SASL_AUTHENTICATE: Final = 36
 
-#: The versions of each that it speaks.
+#: The supported versions of each request.
 _VERSIONS: Final = {
     PRODUCE: (7, 7),
     METADATA: (7, 7),
-    # It has no answer of its own to this one.
+    # It has no default answer to this one.
     FIND_COORDINATOR: (1, 1),
     SASL_HANDSHAKE: (1, 1),
     API_VERSIONS: (0, 0),
     INIT_PRODUCER_ID: (1, 1),
     SASL_AUTHENTICATE: (1, 1),
-    # It does not, but by this clients tell that it is as new as Kafka 2.3.
+    # It does not support this one, but clients conclude from it that the broker is as new as Kafka
+    # 2.3.
     1: (11, 11),
 }
 _AUTHENTICATION_FAILED: Final = 58
@@ -68,20 +69,20 @@ _UNKNOWN_TOPIC_OR_PARTITION: Final = 3
 _LEADER_NOT_AVAILABLE: Final = 5
 _TOPIC_AUTHORIZATION_FAILED: Final = 29
 
-#: What is sent in place of an answer: bytes as they are, several of them one after another, or
-#: nothing at all for None; a None in a list ends the connection.
+#: A replacement of an answer: bytes, several bytes one after another, or None for no answer. A None
+#: in a list ends the connection.
 Answer = Callable[[bytes], "bytes | Sequence[bytes | None] | None"]
 
 
 class ScriptedBroker:
-    """The broker, as the one who tells it what to do sees it."""
+    """The controls of the broker."""
 
     def __init__(self, server: socket.socket, context: ssl.SSLContext | None) -> None:
         self._server = server
         self._context = context
         self.port = int(server.getsockname()[1])
         self.host = "127.0.0.1"
-        #: The mechanisms it offers; none for no login.
+        #: The offered mechanisms; empty for no login.
         self.mechanisms: tuple[str, ...] = ()
         self.users: Mapping[str, str] = {}
         self.tokens: frozenset[str] = frozenset()
@@ -89,28 +90,28 @@ class ScriptedBroker:
         self.session_ms = 0
         #: How often SCRAM hashes a password.
         self.iterations = 4096
-        #: Whether it lets in whoever comes, and makes up its own proof that it knows the password.
+        #: Whether it accepts every login, and makes up its proof that it knows the password.
         self.is_impostor = False
-        #: What it says of a login that it refuses.
+        #: The message for a refused login.
         self.refusal = "Authentication failed: Invalid username or password"
-        #: Whether it hangs up on whoever it refuses, as Apache Kafka does.
+        #: Whether it closes the connection after a refused login, as Apache Kafka does.
         self.hangs_up = True
-        #: Where it says that the brokers are.
+        #: The advertised addresses of the brokers.
         self.brokers: list[tuple[int, str, int]] = []
         self.partitions = 1
         self.producer_ids: Iterator[int] = itertools.repeat(1)
-        #: Topics that it does not know.
+        #: Unknown topics.
         self.unknown: set[str] = set()
-        #: Topics that its clients may not use.
+        #: Topics that clients are not authorized to use.
         self.forbidden: set[str] = set()
-        #: Partitions, of each topic, that have no leader.
+        #: Partitions without a leader, of each topic.
         self.leaderless: set[int] = set()
-        #: Partitions, of each topic, to which it writes nothing: it gives this error, with this
-        #: offset.
+        #: The error and the offset of its answer for partitions, of each topic, to which it writes
+        #: nothing.
         self.errors: dict[int, tuple[int, int]] = {}
-        #: The values that it was sent, by topic and partition, also where it gave an error.
+        #: The received values by topic and partition, also if it answered with an error.
         self.records: dict[tuple[str, int], list[list[bytes]]] = {}
-        #: By the number of the request.
+        #: Replacements of answers by API key.
         self.answers: dict[int, Answer] = {}
         self.requests: list[int] = []
         self.connections = 0
@@ -150,13 +151,13 @@ class ScriptedBroker:
         with contextlib.suppress(OSError):
             self._server.shutdown(socket.SHUT_RDWR)
         self._server.close()
-        # From here on there comes no connection, and no thread, that was not there before.
+        # From here on there is no new connection and no new thread.
         self._accepting.join(10)
         self.disconnect()
         for thread in self._threads:
             thread.join(10)
 
-    # --- one connection --------------------------------------------------------------------------
+    # --- one connection -------------------------------------------------------------------------
 
     def _serve(self, plain: socket.socket) -> None:
         connection = plain
@@ -235,13 +236,14 @@ class ScriptedBroker:
         return self.produced(body), True
 
     def _api_versions(self, version: int) -> bytes:
-        # Whoever asks in a newer version is told so, in the oldest, as KIP-511 has it.
+        # A request in a newer version gets an error in the oldest version, as in KIP-511.
         error = 0 if version == 0 else _UNSUPPORTED_VERSION
         rows = b"".join(struct.pack(">hhh", api, *range_) for api, range_ in _VERSIONS.items())
         return struct.pack(">hi", error, len(_VERSIONS)) + rows
 
     def metadata(self, body: bytes) -> bytes:
-        """An answer about the topics that are asked for: each has its partitions, and a leader."""
+        """Answer with the metadata of the requested topics: each has its partitions and a
+        leader."""
         request = _metadata.MetadataRequest.decode(body, version=7)
         brokers = self.brokers or [(1, self.host, self.port)]
         leader = brokers[0][0]
@@ -288,7 +290,7 @@ class ScriptedBroker:
         return _UNKNOWN_TOPIC_OR_PARTITION if topic in self.unknown else 0
 
     def produced(self, body: bytes) -> bytes:
-        """An answer that all is written, except for `errors`."""
+        """Answer that all records are written, except for `errors`."""
         request = _producer.ProduceRequest.decode(body, version=7)
         rows = b""
         for topic in request.topic_data:
@@ -320,7 +322,7 @@ class _Login:
         self._key = b""
 
     def step(self, message: bytes) -> tuple[bool, bytes]:
-        """Whether all is well so far, and what to answer."""
+        """Return whether the login is valid so far, and the answer."""
         if self.mechanism == "PLAIN":
             self.done = True
             _, user, password = message.split(b"\0")
@@ -361,12 +363,12 @@ class _Login:
 
 
 def framed(correlation: bytes, body: bytes) -> bytes:
-    """An answer, with its length before it."""
+    """Encode an answer, with its length in front."""
     return struct.pack(">i", len(correlation + body)) + correlation + body
 
 
 def authenticated(message: bytes) -> Answer:
-    """The answer to SaslAuthenticate that all is well, with the mechanism's next message."""
+    """The successful answer to SaslAuthenticate, with the mechanism's next message."""
     response = _sasl.SaslAuthenticateResponse(
         version=1, error_code=0, error_message=None, auth_bytes=message, session_lifetime_ms=0
     )
@@ -390,11 +392,11 @@ def scripted_broker(
     make: type[ScriptedBroker] = ScriptedBroker,
     **attributes: Any,
 ) -> Generator[ScriptedBroker, None, None]:
-    """Run one, with these of its attributes set.
+    """Run a scripted broker with these attributes.
 
     Args:
-        context: for TLS.
-        make: its class.
+        context: the TLS context; None for no TLS.
+        make: the class of the broker.
         attributes: such as ``mechanisms``.
     """
     server = socket.create_server(("127.0.0.1", 0))

@@ -1,8 +1,9 @@
-"""Two brokers that judge sequence numbers as Apache Kafka does, and answer as a test tells them to.
+"""Two brokers that check sequence numbers like Apache Kafka, and answer as a test tells them to.
 
-Each leads one partition of every topic: the first one partition 0, the second one partition 1. A
-test gives, for each produce request, what the broker does with it. So it can bring about in order
-what happens by chance on a real cluster: a lost answer on one broker, and a refusal on another.
+Each leads one partition of every topic: the first broker partition 0, the second partition 1. A
+test decides what a broker does with each produce request. So it can produce, in a fixed order,
+events that happen by chance on a real cluster: a lost answer of one broker, and a refusal of
+another.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _records: Any = importlib.import_module("kafka.record")
 _UNKNOWN_TOPIC: Final = 3
 _OUT_OF_ORDER_SEQUENCE_NUMBER: Final = 45
 
-#: Of so many batches a broker knows a repetition.
+#: The number of last batches of which a broker recognizes a repetition.
 _REMEMBERED: Final = 5
 
 
@@ -45,21 +46,21 @@ class Batch:
     values: tuple[bytes, ...]
 
 
-#: What becomes of a batch, by an error code of Kafka's protocol: 0 writes it, if its sequence
-#: number is the next one. None writes it as well and then ends the connection.
+#: The result for a batch, as an error code of Kafka's protocol. 0 writes the batch if its sequence
+#: number is the next one. None also writes it, and then ends the connection.
 Judge = Callable[[Batch], "int | None"]
 
 
 class SequencedBrokers:
-    """Both brokers, as the test sees them."""
+    """The controls of both brokers."""
 
     def __init__(self, servers: list[socket.socket]) -> None:
         self.judge: Judge = lambda _: 0
-        #: What is written, in the order in which it was.
+        #: The written batches, in order.
         self.log: list[Batch] = []
-        #: Topics that the brokers do not know.
+        #: Unknown topics.
         self.unknown: set[str] = set()
-        #: Clear it to have the second broker take no connection.
+        #: Clear it so that the second broker accepts no connection.
         self.second_answers = threading.Event()
         self.second_answers.set()
         producer_ids = itertools.count(1)
@@ -81,7 +82,7 @@ class SequencedBrokers:
 
     @property
     def values(self) -> list[bytes]:
-        """The values of all records that are written."""
+        """The values of all written records."""
         return [value for batch in self.log for value in batch.values]
 
     def start(self) -> None:
@@ -89,8 +90,8 @@ class SequencedBrokers:
             node.start()
 
     def next_request_comes(self, seconds: float) -> bool:
-        """Called by a judge: whether the client has sent another request on the connection of this
-        one, or does so within so many seconds."""
+        """Wait up to so many seconds for the client's next request on the connection of the current
+        one. A judge calls this. Returns: whether the request has arrived."""
         return bool(select.select([_talking.connection], [], [], seconds)[0])
 
     def close(self) -> None:
@@ -104,7 +105,7 @@ class SequencedBrokers:
             self._known.clear()
 
     def write(self, batch: Batch) -> tuple[int, int]:
-        """Write a batch, if Kafka would; an error code and an offset."""
+        """Write a batch if Kafka would, and return an error code and an offset."""
         where = (batch.topic, batch.partition)
         with self._lock:
             known = (*where, batch.producer_id)
@@ -114,7 +115,7 @@ class SequencedBrokers:
             for first, count, offset in last:
                 if (first, count) == (batch.sequence, len(batch.values)) and first >= 0:
                     return 0, offset
-            # A producer that the broker does not know may begin with any number.
+            # An unknown producer may start with any number.
             expected = last[-1][0] + last[-1][1] if last else None if epoch < 0 else 0
             if batch.producer_id < 0:
                 expected = None  # the client is not idempotent

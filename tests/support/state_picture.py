@@ -1,4 +1,4 @@
-"""The pictures of the state machines, read back from SVG, and the tables they are drawn from."""
+"""Reads the pictures of the state machines back from SVG, to compare them with the tables."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Table = Mapping[enum.Enum, Mapping[str, enum.Enum]]
 
 
 def table(name: str) -> Table:
-    """A table by its dotted name."""
+    """Import a table by its dotted name."""
     module, _, attribute = name.rpartition(".")
     found: Table = getattr(importlib.import_module(module), attribute)
     return found
@@ -32,7 +32,7 @@ def table(name: str) -> Table:
 
 @dataclass
 class State:
-    """A state as it is drawn."""
+    """A state in the picture."""
 
     name: str
     x: float
@@ -42,13 +42,13 @@ class State:
     borders: int
 
     def has_on_its_border(self, x: float, y: float) -> bool:
-        """Whether a point lies on its upper or lower edge."""
+        """Whether a point is on its upper or lower edge."""
         edge = min(abs(y - self.y), abs(y - self.y - self.height))
         return edge < 0.2 and self.x <= x <= self.x + self.width
 
 
 class Picture:
-    """What is to be seen in an SVG."""
+    """The visible parts of an SVG."""
 
     def __init__(self, svg: str) -> None:
         root = ET.fromstring(svg)
@@ -80,9 +80,9 @@ class Picture:
         ]
 
     def ends(self, path: str) -> tuple[str | None, str | None]:
-        """The states at both ends of an arrow, None where there is no state."""
+        """Find the states at both ends of an arrow; None if there is no state."""
         x, y, *others = (float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", path))
-        # A line that ends straight down names no x: it has kept its own.
+        # A line that ends vertically has no new x, so x keeps its value.
         to_x, to_y = (x, others[-1]) if len(others) == 1 else others[-2:]
         return self._state_at(x, y), self._state_at(to_x, to_y)
 

@@ -9,11 +9,11 @@ import anyio
 
 __all__ = ["PATIENCE", "blocking_until", "until"]
 
-#: Seconds for anything that is waited for; nothing takes more than a fraction of it.
+#: The time limit in seconds of each wait. Each takes only a fraction of it.
 PATIENCE = 60.0
 
-#: Seconds between two looks. Unit tests set it to 0, since they must not sleep: they wait for
-#: threads of their own process only, which run meanwhile.
+#: Seconds between two checks. Unit tests set it to 0 because they must not sleep. They wait only
+#: for threads of their own process, which run meanwhile.
 pause = 0.001
 
 
@@ -24,12 +24,12 @@ async def until(condition: Callable[[], object], patience: float = PATIENCE) -> 
         TimeoutError: it does not hold within ``patience`` seconds.
     """
     with anyio.fail_after(patience):
-        while not condition():  # noqa: ASYNC110  # a thread sets no event of the loop's
+        while not condition():  # noqa: ASYNC110  # a thread can't set the loop's event
             await anyio.sleep(pause)
 
 
 def blocking_until(condition: Callable[[], object], patience: float = PATIENCE) -> None:
-    """Wait in this thread until a condition holds; otherwise as :func:`until`."""
+    """Block this thread until a condition holds; otherwise like :func:`until`."""
     give_up = time.monotonic() + patience
     while not condition():
         if time.monotonic() > give_up:
