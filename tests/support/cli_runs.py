@@ -33,16 +33,16 @@ __all__ = [
     "values_in",
 ]
 
-#: Seconds for anything that is waited for.
+#: Seconds for each wait.
 PATIENCE: Final = 120.0
 
-#: What the bar shows, and the sequences by which a terminal is told how to.
+#: The text of the bar, and the control sequences of a terminal.
 _BAR: Final = re.compile(r"([\d,]+) sent +([\d,]+)/s +([\d,]+) in flight +([\d,]+) failed")
 _ESCAPE: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 def plain(text: str) -> str:
-    """What was sent to a terminal, without what tells it how to show that."""
+    """Remove the control sequences from a terminal's output."""
     return _ESCAPE.sub("", text)
 
 
@@ -62,7 +62,7 @@ class Run:
             thread.start()
 
     def _watch(self) -> None:
-        # A terminal that the last process has left fails to be read.
+        # Reading fails after the last process has closed the terminal.
         with contextlib.suppress(OSError):
             while data := os.read(self._screen, 65_536):
                 self._seen.append(data)
@@ -73,20 +73,20 @@ class Run:
 
     @property
     def screen(self) -> str:
-        """What the terminal was sent, as text."""
+        """The terminal's output so far, as text."""
         return plain(b"".join(self._seen).decode())
 
     @property
     def bars(self) -> list[tuple[int, ...]]:
-        """Each time that the bar was drawn: how many records were sent, their rate, how many were
-        in flight, and how many had failed."""
+        """The numbers of each drawing of the bar: records sent, their rate, in flight, and
+        failed."""
         return [
             tuple(int(figure.replace(",", "")) for figure in found)
             for found in _BAR.findall(self.screen)
         ]
 
     def wait_for_bar(self, condition: Callable[[tuple[int, ...]], bool]) -> None:
-        """Wait until the bar shows it."""
+        """Wait until the bar meets the condition."""
         blocking_until(
             lambda: self.process.poll() is not None or any(map(condition, self.bars[-20:])),
             PATIENCE,
@@ -109,7 +109,7 @@ class Run:
         self.process.send_signal(number)
 
     def end(self) -> int:
-        """Wait for its end; the exit code."""
+        """Wait until it has ended, and return the exit code."""
         code = self.process.wait(PATIENCE * 5)
         for thread in self._threads:
             thread.join(PATIENCE)
@@ -117,12 +117,12 @@ class Run:
 
     @property
     def out(self) -> str:
-        """What it printed on standard output, when it has ended."""
+        """Wait until it has ended, and return its standard output."""
         return self._out.decode()
 
     @property
     def report(self) -> dict[str, Any]:
-        """The same with ``--json``."""
+        """Wait until it has ended, and parse the report of ``--json``."""
         found: dict[str, Any] = json.loads(self._out)
         return found
 
@@ -155,21 +155,21 @@ def producing(*arguments: str, directory: Path, stdin: bool = False) -> Generato
 
 
 def entries(path: Path) -> list[dict[str, Any]]:
-    """What is in a failed file; nothing, where it was taken away."""
+    """Read the entries of a failed file. If the file was deleted, there are none."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
 def values_in(address: str, topic: str) -> list[bytes | None]:
-    """The values that a topic holds, by another client, partition by partition."""
+    """Read the values of a topic with another client, partition by partition."""
     starts = _reading.prepare_topic(address, topic, 4)
     found = _reading.read_back(address, topic, dict.fromkeys(starts, 0), PATIENCE)
     return [one.content.value for one in found]
 
 
 def run_main(*arguments: str) -> int:
-    """The command's exit code, however it gives it."""
+    """The command's exit code, whether it returns it or exits with it."""
     try:
         return cli.main(arguments)
     except SystemExit as error:
@@ -177,7 +177,7 @@ def run_main(*arguments: str) -> int:
 
 
 def numbered(count: int, begin: int = 0) -> list[bytes]:
-    """Lines, each with its number as text."""
+    """Make lines whose text is their number."""
     return [b"%d\n" % number for number in range(begin, begin + count)]
 
 
@@ -210,8 +210,8 @@ def account_for_each_line(
         driver: the driver's name.
         timeout: the delivery timeout, in seconds. The outage is longer than a timeout below ten
             seconds, and shorter than a longer one.
-        as_file: whether the command reads the lines from a file, which has to be large, or from
-            its standard input, bit by bit.
+        as_file: True: the command reads the lines from a large file. False: it reads them from its
+            standard input, in portions.
     """
     fails = float(timeout) < 10
     arguments = ["-b", proxy.address, "-t", "outage", "--loop", loop, "--driver", driver]
@@ -232,7 +232,7 @@ def account_for_each_line(
         if fails:
             run.wait_for_bar(lambda bar: bar[3] > 0)
         else:
-            # It stands still, with records under way.
+            # It makes no progress, with records in flight.
             blocking_until(
                 lambda: (
                     len(run.bars) > before + 10
@@ -248,7 +248,7 @@ def account_for_each_line(
         code = run.end()
         report = run.report
     failed = entries(directory / "failed")
-    # The bar had a rate, and it ends with what the account says.
+    # The bar had a rate, and its last numbers agree with the report.
     assert max(bar[1] for bar in run.bars) > 0
     sent, _, in_flight, bad = run.bars[-1]
     assert (sent, in_flight, bad) == (report["delivered"], 0, report["failed"])
@@ -259,7 +259,8 @@ def account_for_each_line(
     assert report["delivered"] + len(failed) == lines
     assert report["failed"] == len(failed)
     assert sum(row["records"] for row in report["partitions"]) == report["delivered"]
-    # And truly so: what is not in the file is in the log, and what is said not to be there is not.
+    # The account is true: each line is in the failed file or in the log, and no line reported as
+    # not written is in the log.
     everything = {b"%d" % number for number in range(lines)}
     missing = {entry["value"].encode() for entry in failed}
     assert len(missing) == len(failed)
@@ -267,7 +268,7 @@ def account_for_each_line(
     assert everything - missing <= held <= everything
     never = {entry["value"].encode() for entry in failed if entry["persistence"] == "not persisted"}
     assert not never & held
-    # A second time it arrives.
+    # The second attempt delivers them.
     if failed:
         again = ["-b", proxy.address, "-f", "failed", "--driver", driver, "--json", "failed"]
         with producing(*again, directory=directory) as second:

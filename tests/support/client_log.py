@@ -11,7 +11,7 @@ __all__ = ["everything_logged_to", "on_each_line"]
 
 @contextmanager
 def on_each_line(call: Callable[[], object]) -> Generator[None, None, None]:
-    """Have a handler of the librdkafka driver's logger call this for each line of any level."""
+    """Call a function for each line of any level of the librdkafka driver's logger."""
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -30,7 +30,7 @@ def on_each_line(call: Callable[[], object]) -> Generator[None, None, None]:
 
 @contextmanager
 def everything_logged_to(handler: logging.Handler, *names: str) -> Generator[None, None, None]:
-    """Have this handler, and no other, get each line of these loggers, of any level."""
+    """Pass each line of these loggers, of any level, to this handler only."""
     loggers = [logging.getLogger(name) for name in names]
     before = [(logger.level, logger.propagate) for logger in loggers]
     for logger in loggers:

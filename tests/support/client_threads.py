@@ -8,7 +8,7 @@ __all__ = ["client_threads"]
 
 
 def client_threads() -> list[str]:
-    """The names of the threads that a producer of ours, or kafka-python, has left."""
+    """List the names of the threads of our producers and of kafka-python."""
     return [
         thread.name
         for thread in threading.enumerate()

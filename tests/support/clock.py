@@ -23,10 +23,11 @@ __all__ = ["ManualClock", "run_while_the_clock_stands_still"]
 
 
 def run_while_the_clock_stands_still(main: Callable[[], Awaitable[None]]) -> None:
-    """Run a function with Trio's MockClock, which nobody moves.
+    """Run a function with Trio's MockClock, which stands still.
 
     Raises:
-        AssertionError: it waited for that clock. The clock moves after ``PATIENCE`` real seconds.
+        AssertionError: the function waited for that clock. The clock moves after ``PATIENCE`` real
+            seconds.
     """
     clock = trio.testing.MockClock()
 
@@ -67,7 +68,7 @@ class ManualClock:
         driver: DriverName | DriverFactory | None = None,
         observers: Iterable[Observer] = (),
     ) -> AbstractAsyncContextManager[SendProducer]:
-        """Open a producer that goes by this clock; otherwise as open_send_producer()."""
+        """Open a producer that uses this clock; otherwise like open_send_producer()."""
         return _opening._open(settings, driver, observers, self._on_loop)
 
     async def start(
@@ -77,7 +78,7 @@ class ManualClock:
         *,
         driver: DriverName | DriverFactory | None = None,
     ) -> SendProducer:
-        """Start a producer that goes by this clock; otherwise as start_send_producer()."""
+        """Start a producer that uses this clock; otherwise like start_send_producer()."""
         return await _opening._start(task_group, settings, driver, (), self._on_loop)
 
     def _on_loop(self, loop: Loop) -> ManualClock:

@@ -29,7 +29,7 @@ OVERSIZED_MODULES: Final = set[str]()
 
 #: Attributes that instances of a class may have.
 LARGEST_CLASS: Final = 20
-#: Classes whose attributes are what users set, read or are told: a flat list suits them.
+#: Classes whose attributes are settings, statistics or reports: a flat list suits them.
 VALUES: Final = {
     "_delivery.Statistics",
     "_settings.ProducerSettings",

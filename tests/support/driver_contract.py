@@ -1,8 +1,8 @@
-"""What every driver promises, as plain blocking functions: each takes a rig and raises where the
-driver of the rig breaks the promise.
+"""The contract of every driver, as plain blocking functions.
 
-Where two drivers differ in what a test can make them do, the rig of each does it: a fake holds
-records because it was told to, a broker because its process was frozen.
+Each function takes a rig, and raises if the rig's driver breaks the promise. The rig of each driver
+hides how a situation is made: a fake holds records on request, and a broker because its process
+was frozen.
 """
 
 from __future__ import annotations
@@ -29,45 +29,46 @@ from tests.support.recorder import PATIENCE, Parcel, Recorder, asked, learn, ope
 
 __all__ = ["NO_SUCH_PARTITION", "PROMISES", "Rig"]
 
-#: Seconds that steps take beside the time-outs that bound them, on a machine that has more to do;
-#: far less than the time-outs that are not meant.
+#: Seconds that steps may take on a busy machine beyond the time-outs that bound them. It is far
+#: less than the other time-outs.
 SLACK: Final = PATIENCE / 3
 #: The topics of the embedded broker have four partitions.
 NO_SUCH_PARTITION: Final = 1_000
 
 
 class Rig(Protocol):
-    """How to bring a driver into the situations that the tests are about."""
+    """Brings a driver into the situations of the tests."""
 
-    #: Whether records wait for their topic's metadata with the driver, and are not given back.
+    #: Whether the driver keeps records that wait for their topic's metadata, and does not give them
+    #: back.
     keeps: bool
 
     def make(self, partitioner: Partitioner | None = None) -> Driver:
-        """A driver that finds its cluster, closed."""
+        """Make a driver that can reach its cluster. It is not open."""
         ...
 
     def make_unreachable(self, start_timeout: float) -> Driver:
-        """A driver whose cluster is not there."""
+        """Make a driver whose cluster does not exist."""
         ...
 
     def make_unanswered(self) -> Driver:
-        """A driver that, opened, waits for an answer that does not come."""
+        """Make a driver whose open() waits for an answer that does not come."""
         ...
 
     def hide(self, topic: str) -> str:
-        """Make a topic one whose metadata is missing at first."""
+        """Withhold a topic's metadata."""
         ...
 
     def show(self, topic: str) -> None:
-        """The topic's metadata may come in now."""
+        """Let the topic's metadata arrive."""
         ...
 
     def freeze(self) -> None:
-        """From now on no record is acknowledged."""
+        """Stop the acknowledgement of records."""
         ...
 
     def refuse(self, record: ProducerRecord[Any, Any]) -> None:
-        """See to it that this record is refused, as a partition that does not exist is."""
+        """Have this record refused, like a record for a partition that does not exist."""
         ...
 
 
@@ -100,7 +101,7 @@ def parcels_of(count: int, topic: str = "known") -> list[Parcel]:
     return [Parcel(ProducerRecord(topic, f"{number}".encode())) for number in range(count)]
 
 
-# --- opening -------------------------------------------------------------------------------------
+# --- opening -----------------------------------------------------------------------------------
 
 
 @promise
@@ -158,7 +159,7 @@ def closing_what_was_never_opened_does_nothing(rig: Rig) -> None:
     driver.close(1)
 
 
-# --- records -------------------------------------------------------------------------------------
+# --- records -----------------------------------------------------------------------------------
 
 
 @promise
@@ -230,7 +231,7 @@ def a_failure_is_a_completion_and_does_not_hurt_its_neighbours(rig: Rig) -> None
         bad = Parcel(ProducerRecord("known", b"bad", partition=NO_SUCH_PARTITION))
         rig.refuse(bad.record)
         parcels.insert(2, bad)
-        # It may be given back for a while, with those behind it, in case the partition is new.
+        # It and the records behind it may be given back for a while, in case the partition is new.
         submit(driver, recorder, parcels)
         for parcel, outcome in zip(parcels, recorder.outcomes_of(parcels), strict=True):
             if parcel is bad:
@@ -290,7 +291,7 @@ def partitions_for(rig: Rig) -> None:
         assert driver.partitions_for(hidden) == frozenset(range(4))
 
 
-# --- closing -------------------------------------------------------------------------------------
+# --- closing -----------------------------------------------------------------------------------
 
 
 @promise
@@ -329,7 +330,7 @@ def _close_completes_what_is_pending(rig: Rig, timeout: float) -> None:
         began = time.monotonic()
         driver.close(timeout)
         assert time.monotonic() - began < timeout + SLACK
-        # All is said by the time that close returns.
+        # Every outcome was reported before close returned.
         assert len(recorder.reports) == 40
         outcomes = recorder.outcomes_of(acknowledged + pending)
         for parcel, outcome in zip(pending, outcomes[20:], strict=True):
@@ -358,7 +359,7 @@ def several_threads_may_close_at_once(rig: Rig) -> None:
 
 @promise
 def close_while_records_are_being_submitted(rig: Rig) -> None:
-    """Whatever had been taken has its outcome, once; nothing has two."""
+    """Each accepted record gets one outcome."""
     with opened(rig) as (driver, recorder):
         learn(driver, recorder, "known")
         taken: list[Parcel] = []

@@ -1,4 +1,4 @@
-"""The programs in ``examples/``, run as whoever copies them would: each in a process of its own."""
+"""Runs the programs in ``examples/`` as a user would, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ T = TypeVar("T")
 
 EXAMPLES: Final = ROOT / "examples"
 
-#: Seconds for an end in which nothing has to be waited for; it takes a fraction of it.
+#: Seconds for an exit that waits for nothing. It takes a fraction of that.
 SOON: Final = 20.0
 
-#: As in pyproject.toml: a warning is an error, but for what kafka-python does where it is loaded.
+#: As in pyproject.toml: a warning is an error, except for the import of kafka-python.
 WARNINGS: Final = (
     *("-W", "error"),
     *("-W", "ignore:read_text is deprecated:DeprecationWarning"),
     *("-W", "ignore:open_text is deprecated:DeprecationWarning"),
 )
 
-#: What is not to be on stderr: Python's own words for what went wrong.
+#: Python's own reports of errors, which must not appear on stderr.
 TROUBLE: Final = ("Traceback", "Exception ignored", "Warning:", "never awaited", "never retrieved")
 
 
 class Example:
-    """A program that runs, and what it has printed so far."""
+    """A running program, and its output so far."""
 
     def __init__(self, process: anyio.abc.Process) -> None:
         self._process = process
@@ -64,15 +64,15 @@ class Example:
 
     @property
     def errors(self) -> str:
-        """What is on stderr."""
+        """The text of stderr."""
         return "".join(self._errors)
 
     async def line(self, pattern: str, *, after: int = 0) -> re.Match[str]:
-        """Wait until a line matches, whether on stdout or on stderr.
+        """Wait until a line on stdout or stderr matches.
 
         Args:
             pattern: a regular expression that is found somewhere in the line.
-            after: the number of lines that are passed over, as ``len(example.printed)`` gave it.
+            after: the number of lines to skip, from an earlier ``len(example.printed)``.
         """
         with anyio.move_on_after(PATIENCE):
             while True:
@@ -90,15 +90,15 @@ class Example:
         self._process.send_signal(number)
 
     def interrupt(self) -> None:
-        """What Ctrl-C does."""
+        """Interrupt it, like Ctrl-C."""
         self.send(signal.SIGINT)
 
     async def code(self, *, within: float = PATIENCE, quiet: bool = True) -> int:
-        """Wait until it has ended, and give its exit code.
+        """Wait until it has ended, and return its exit code.
 
         Args:
-            within: how many seconds this may take.
-            quiet: whether there must be no trouble on stderr.
+            within: the limit in seconds.
+            quiet: whether stderr must have no report of an error.
         """
         with anyio.move_on_after(within):
             await self._ended.wait()
@@ -137,7 +137,7 @@ class Example:
 async def running(
     program: str | Path, *arguments: str | Path, env: Mapping[str, str] | None = None
 ) -> AsyncGenerator[Example, None]:
-    """Run an example, or what runs one; it does not outlive the block.
+    """Run an example, or a program that runs one, until the block ends at the latest.
 
     Args:
         program: its name in ``examples/``, or its path.
@@ -149,7 +149,7 @@ async def running(
         command,
         stdin=subprocess.DEVNULL,
         env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
-        # As with a terminal's Ctrl-C, no child of ours gets its signals and it gets none of ours.
+        # In its own session, so that the terminal's Ctrl-C does not reach it.
         start_new_session=True,
     )
     example = Example(process)
@@ -163,7 +163,7 @@ async def running(
 
 
 async def until_true(ask: Callable[[], Awaitable[T]], condition: Callable[[T], bool]) -> None:
-    """Wait until another process gives an answer that meets a condition."""
+    """Wait until the answer of another process meets a condition."""
     with anyio.fail_after(PATIENCE):
         while not condition(await ask()):  # noqa: ASYNC110  # another process sets no event
             await anyio.sleep(0.02)

@@ -17,7 +17,7 @@ __all__ = ["opened_on"]
 def opened_on(
     settings: ProducerSettings, producer: Any, client: Any, manager: Any = None
 ) -> KafkaPythonDriver:
-    """Make a driver, as it is after ``open()``, with this KafkaProducer, network client and
+    """Make a driver in its state after ``open()``, with this KafkaProducer, network client and
     transaction manager."""
     driver = KafkaPythonDriver(settings)
     sink = Recorder()

@@ -1,11 +1,12 @@
-"""A TCP proxy that does to connections what networks do: refuse, swallow, reset, dribble, dawdle.
+"""A TCP proxy with the faults of networks: it refuses and resets connections, and drops, slows or
+delays bytes.
 
-It stands before one broker, which has to advertise the proxy's address in place of its own, or
-clients would go past it: Tansu is told so by `proxied_broker`, Apache Kafka by
-`advertised.listeners`; a cluster takes one proxy for each broker.
+Each broker needs a proxy of its own. It has to advertise the proxy's address in place of its own,
+or clients would bypass the proxy. `proxied_broker` sets this for Tansu, and `advertised.listeners`
+for Apache Kafka.
 
-It runs on a thread of its own. The switches may be called from any thread, and have taken effect
-when they return.
+The proxy runs on a thread of its own. The switches may be called from any thread, and have taken
+effect when they return.
 """
 
 from __future__ import annotations
@@ -35,25 +36,25 @@ from tests.support.ports import HOST, reserve_port
 __all__ = ["PRODUCE", "FaultProxy", "Way", "fault_proxy", "proxied_broker"]
 
 
-#: The number of Kafka's Produce request.
+#: The API key of Kafka's Produce request.
 PRODUCE: Final = 0
 
-#: Bytes of a request up to its correlation id, the length in front included; of an answer, fewer.
+#: Bytes of a request up to its correlation id, including the length in front. An answer has fewer.
 _HEADER: Final = {True: 12, False: 8}
 
-#: Seconds for a switch, and for the proxy's end.
+#: The time limit in seconds of a switch, and of the proxy's end.
 _PATIENCE: Final = 60.0
 
 
 class Way(enum.Enum):
-    """Where bytes go."""
+    """The direction of bytes."""
 
     TO_BROKER = "to the broker"
     TO_CLIENT = "to the client"
 
 
 class _Cut:
-    """A reset that is to come: after so many bytes of a frame, a few times."""
+    """A planned reset: after this number of bytes of a frame, for a number of connections."""
 
     def __init__(self, way: Way, after: int, api: int | None, times: int) -> None:
         self.way = way
@@ -70,16 +71,16 @@ class _Frames:
         self._apis = apis
         self._size = _HEADER[way is Way.TO_BROKER]
         self._header = b""
-        self._rest = 0  # bytes of the frame that are still to come, once its header is known
+        self._rest = 0  # remaining bytes of the frame, once its header is known
         self._cut_in: int | None = None  # bytes until the reset
 
     def cut(self, chunk: bytes, due: Callable[[Way, int | None], int | None]) -> int | None:
-        """How many bytes of the chunk are to be passed on before a reset; None for no reset.
+        """Return how many bytes of the chunk to pass on before a reset; None for no reset.
 
         Args:
-            chunk: what came.
-            due: told the kind of each request, tells after how many bytes of it, or of the answer
-                to it, a reset is due.
+            chunk: the bytes that arrived.
+            due: takes the API key of each request, and returns after how many bytes of it, or of
+                the answer to it, a reset is due.
         """
         at = 0
         while at < len(chunk):
@@ -100,7 +101,7 @@ class _Frames:
                 length = 4 + int(struct.unpack_from(">i", self._header)[0])
                 after = due(self._way, self._api(self._header))
                 if after is not None:
-                    # In the middle: neither before the first byte nor behind the last.
+                    # In the middle: not before the first byte, and not after the last.
                     self._cut_in = max(0, min(after, length - 1) - self._size)
                     if self._cut_in == 0:
                         return at
@@ -130,13 +131,13 @@ class _Connection:
         for one in (self.client, self.broker):
             if one is not None:
                 if reset and one.fileno() >= 0:
-                    # Closed so, a socket sends no FIN but RST.
+                    # With this option, closing a socket sends RST instead of FIN.
                     one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 one.close()
 
 
 class FaultProxy:
-    """The proxy, as the one who tells it what to do sees it; `fault_proxy` makes it."""
+    """The controls of a proxy. `fault_proxy` makes it."""
 
     def __init__(self, upstream: str) -> None:
         self._upstream = upstream
@@ -161,10 +162,10 @@ class FaultProxy:
         self._passes.set()
         self._thread = threading.Thread(target=self._serve, name="fault-proxy", daemon=True)
 
-    # --- switches ------------------------------------------------------------------------------
+    # --- switches -------------------------------------------------------------------------------
 
     def heal(self) -> None:
-        """Pass everything on, from now on. What was held back is passed on, too."""
+        """Pass everything on from now on, including the bytes that were held back."""
 
         def switch() -> None:
             self._cuts.clear()
@@ -176,11 +177,11 @@ class FaultProxy:
         self._do(switch)
 
     def lead_to(self, upstream: str) -> None:
-        """Connect to another server, for connections that come from now on."""
+        """Connect new connections to another server."""
         self._upstream = upstream
 
     def refuse(self) -> None:
-        """Refuse connections, and reset those that there are, as where a host's broker ended."""
+        """Refuse connections, and reset the open ones, as if the broker's process had ended."""
 
         def switch() -> None:
             self._unlisten()
@@ -189,7 +190,7 @@ class FaultProxy:
         self._do(switch)
 
     def black_hole(self) -> None:
-        """Take connections, and pass nothing on, neither way, until healed."""
+        """Accept connections, and pass nothing on in either direction, until healed."""
         self._do(self._passes.clear)
 
     def drop_answers(self) -> None:
@@ -201,7 +202,7 @@ class FaultProxy:
         self._do(switch)
 
     def cut(self) -> None:
-        """Reset all connections that there are, wherever in a frame they are."""
+        """Reset all open connections, at any position in a frame."""
         self._do(self._cut_all)
 
     def reset_in_frame(
@@ -210,10 +211,10 @@ class FaultProxy:
         """Reset a connection in the middle of a request, or of the answer to one.
 
         Args:
-            way: of requests, or of answers.
-            after: how many bytes of the frame are passed on.
-            api: of which kind of request; None: any.
-            times: how many connections, each at its next such frame.
+            way: the direction: requests, or answers.
+            after: the number of bytes of the frame to pass on.
+            api: the API key of the request; None: any.
+            times: the number of connections to reset, each at its next such frame.
         """
         self._do(lambda: self._cuts.append(_Cut(way, after, api, times)))
 
@@ -226,8 +227,8 @@ class FaultProxy:
         self._do(switch)
 
     def delay(self, latency: float, jitter: float = 0.0) -> None:
-        """Hold back whatever comes for so many seconds, and up to `jitter` more, each way; what
-        comes meanwhile waits with it."""
+        """Delay all bytes in both directions by so many seconds, plus a random time up to `jitter`.
+        Later bytes wait behind them."""
 
         def switch() -> None:
             self._latency, self._jitter = latency, jitter
@@ -235,7 +236,7 @@ class FaultProxy:
         self._do(switch)
 
     def half_close(self, way: Way) -> None:
-        """End one way of all connections that there are: FIN, and nothing more comes there."""
+        """End one direction of all open connections with FIN."""
 
         def switch() -> None:
             for connection in self._connections:
@@ -248,8 +249,8 @@ class FaultProxy:
         self._do(switch)
 
     def forget(self) -> None:
-        """Pass nothing on for the connections that there are, and end none of them, as a firewall
-        does to idle connections."""
+        """Pass nothing on for the open connections, and end none of them, as a firewall does to
+        idle connections."""
 
         def switch() -> None:
             for connection in self._connections:
@@ -259,13 +260,13 @@ class FaultProxy:
 
     @property
     def open_connections(self) -> int:
-        """Connections that there are."""
+        """The number of open connections."""
         return len(self._connections)
 
-    # --- the beginning and the end -------------------------------------------------------------
+    # --- the beginning and the end --------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin to serve."""
+        """Start to serve."""
         self._thread.start()
         self._do(self._listen)
 
@@ -308,7 +309,7 @@ class FaultProxy:
         self._cut_all()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    # --- on the thread -------------------------------------------------------------------------
+    # --- on the thread --------------------------------------------------------------------------
 
     def _accept(self, listening: socket.socket) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -335,7 +336,7 @@ class FaultProxy:
                 ]
             )
         except OSError:
-            # The other side is gone, or was never there: so is this one.
+            # The other side has ended, or was never there, so end this one.
             connection.close(reset=True)
         finally:
             connection.close(reset=False)
@@ -391,7 +392,7 @@ class FaultProxy:
         self.resets += 1
         if connection.task is not None:
             connection.task.cancel()
-        # A socket that is closed while the loop looks at it confuses the loop.
+        # Closing a socket while the loop watches it confuses the loop.
         for one in (connection.client, connection.broker):
             if one is not None and one.fileno() >= 0:
                 self._loop.remove_reader(one)
@@ -400,7 +401,7 @@ class FaultProxy:
 
 
 async def _sent(one: socket.socket) -> None:
-    """Wait until all that was written has arrived: a reset throws away what is still to be sent."""
+    """Wait until all written bytes have arrived, because a reset discards unsent bytes."""
     for _ in range(1_000):
         if fcntl.ioctl(one, termios.TIOCOUTQ, bytes(4)) == bytes(4):
             return
@@ -408,7 +409,7 @@ async def _sent(one: socket.socket) -> None:
 
 
 async def _all(tasks: list[asyncio.Task[None]]) -> None:
-    """Wait for all tasks; where one fails, or this one is cancelled, end the others."""
+    """Wait for all tasks. If one fails, or this one is cancelled, end the others."""
     try:
         await asyncio.gather(*tasks)
     finally:
@@ -419,13 +420,13 @@ async def _all(tasks: list[asyncio.Task[None]]) -> None:
 
 def _prepare(one: socket.socket) -> None:
     one.setblocking(False)  # its only argument
-    # A byte that is sent alone is to come alone.
+    # A byte that is sent alone should arrive alone.
     one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 @contextmanager
 def fault_proxy(upstream: str) -> Generator[FaultProxy, None, None]:
-    """Run a proxy before what listens at `upstream`, which need not be there yet."""
+    """Run a proxy in front of the server at `upstream`, which need not exist yet."""
     proxy = FaultProxy(upstream)
     proxy.start()
     try:
@@ -434,14 +435,14 @@ def fault_proxy(upstream: str) -> Generator[FaultProxy, None, None]:
         proxy.stop()
 
 
-# --- the embedded broker behind it ---------------------------------------------------------------
+# --- the embedded broker behind it -------------------------------------------------------------
 
 
 @contextmanager
 def proxied_broker() -> Generator[FaultProxy, None, None]:
-    """Run an embedded broker that knows no other address of its own than that of a proxy.
+    """Run an embedded broker that advertises only the address of a proxy.
 
-    `embedded_broker` tells the broker to advertise where it listens; this one is started here.
+    `embedded_broker` would have the broker advertise its own address, so this function starts it.
     """
     with (
         reserve_port() as reserved,

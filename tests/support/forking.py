@@ -1,7 +1,7 @@
-"""A program that forks while a producer of its own is open, and whose child ends as any does.
+"""A program that forks while its producer is open. The child ends normally.
 
 Run it as ``python -m tests.support.forking ADDRESS DRIVER LOOP``. It prints how the child ended.
-The loop runs in another thread, so that the child has no part in it.
+The loop runs in another thread, so the child does not have it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _tell(child: int) -> None:
 
 
 def main() -> int:
-    """Do it; the child's return code is 7 where all is well."""
+    """Run the program. The child's return code is 7 if all is well."""
     address, driver, loop = sys.argv[1:]
     parent = _Parent(address, cast("DriverName", driver))
     thread = threading.Thread(target=anyio.run, args=(parent.run,), kwargs={"backend": loop})
@@ -62,11 +62,11 @@ def main() -> int:
             producer.enqueue_nowait(ProducerRecord("forked", b"the child's"))
         except ProducerMisused:
             if driver == "confluent":
-                # As whoever leaves the block in the child, from whichever task.
+                # Leave the block in the child, as any task of a program might.
                 client: Any = producer._engine.bridge._worker.driver
                 client.close(0)
                 del client
-            # It is forgotten, and all that belongs to it.
+            # Drop the last reference to it and all its objects.
             del producer, parent, thread
             gc.collect()
             return 7
