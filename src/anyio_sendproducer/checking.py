@@ -29,13 +29,15 @@ import anyio.to_thread
 from anyio.streams.tls import TLSAttribute
 
 from ._exceptions import SendProducerError, SettingsError
+from ._kafka_names import canonical_name
 from ._opening import open_send_producer
 from ._settings import ProducerSettings
 from ._settings_resolver import SettingsResolver
 from ._shown import listed, one_line
 from .drivers import DriverName, make_driver
 from .drivers._describe import Protocol, describe_cluster, protocol_of
-from .drivers._protocols import ClusterDescription
+from .drivers._protocols import HOW_FAR, ClusterDescription
+from .drivers.security._settings import MEANINGS
 from .drivers.security._tls import tls_refusal
 
 __all__ = [
@@ -86,11 +88,14 @@ _HINTS: Final = tuple(
             r"refused the login|authentication fail|SASL authentication error",
             "check the user's name and password, and its credentials for this sasl.mechanism",
         ),
-        (
-            r"no broker answered|brokers are down|timed out|disconnected|closed|transport failure",
-            "it may not be a broker, or it may expect TLS or a login: check security.protocol",
-        ),
+        (r"Unable to decode response", "for librdkafka's mock cluster, set api_version to 2.3"),
     )
+)
+
+#: Error messages of a client that does not know why the broker ended the connection.
+_NO_REASON: Final = re.compile(
+    r"no broker answered|brokers are down|timed out|disconnected|closed|transport failure",
+    re.IGNORECASE,
 )
 
 
@@ -276,10 +281,18 @@ async def _tls(findings: _Findings) -> tuple[str, ...]:
             *sorted(bad.values(), key=lambda detail: not detail.endswith(_NO_TLS)),
             hint=_NO_TLS_HINT
             if without_tls
-            else "trust the issuer of its certificate with ssl.truststore.location=ca.pem. If the "
-            "port does not speak TLS at all, check security.protocol",
+            else f"{_trust_hint(findings.settings)}. If the port does not speak TLS at all, check "
+            "security.protocol",
         )
     return (*good.values(), *bad.values())
+
+
+def _trust_hint(settings: ProducerSettings) -> str:
+    """Return advice to trust a certificate, with the name of the property that is set."""
+    for name in settings.properties:
+        if MEANINGS.get(canonical_name(name)) in {"ca", "ca_pem"}:
+            return f"add the issuer of its certificate to the certificates of {name}"
+    return "trust the issuer of its certificate with ssl.truststore.location=ca.pem"
 
 
 async def _authenticate(findings: _Findings) -> tuple[str, ...]:
@@ -287,13 +300,33 @@ async def _authenticate(findings: _Findings) -> tuple[str, ...]:
         async with open_send_producer(findings.settings, driver=findings.driver):
             pass
     except SendProducerError as error:
-        message = str(error)
-        hints = (hint for pattern, hint in _HINTS if pattern.search(message))
-        raise _Failed(message, hint=next(hints, "")) from None
+        # The message would advise to run this check.
+        message = str(error).replace(HOW_FAR, "")
+        raise _Failed(message, hint=_login_hint(message, findings.protocol)) from None
     protocol = findings.protocol
     if protocol is not None and protocol.mechanism:
         return (f"logged in by {protocol.mechanism}",)
     return ("the broker asks for no login",)
+
+
+def _login_hint(message: str, protocol: Protocol | None) -> str:
+    """Return advice about an error of a client that has a connection."""
+    for pattern, hint in _HINTS:
+        if pattern.search(message):
+            return hint
+    if not _NO_REASON.search(message):
+        return ""
+    has_login = protocol is not None and bool(protocol.mechanism)
+    if protocol is not None and protocol.context is not None:
+        # The step before this one has shown that the listener speaks TLS.
+        if has_login:
+            return (
+                "TLS works, so the broker may end the login: check sasl.mechanism, the user's name "
+                "and password, and whether this listener has logins"
+            )
+        return "TLS works, so it may expect a login: check security.protocol"
+    expected = "TLS" if has_login else "TLS or a login"
+    return f"it may not be a broker, or it may expect {expected}: check security.protocol"
 
 
 async def _describe(findings: _Findings) -> tuple[str, ...]:

@@ -35,7 +35,8 @@ from anyio_sendproducer.checking import (
 from anyio_sendproducer.cli import _check
 from anyio_sendproducer.discovery import Target
 from anyio_sendproducer.drivers import BrokerDescription, ClusterDescription, DriverName
-from anyio_sendproducer.drivers._describe import describe_cluster, protocol_of
+from anyio_sendproducer.drivers._describe import Protocol, describe_cluster, protocol_of
+from anyio_sendproducer.drivers._protocols import HOW_FAR
 from anyio_sendproducer.drivers.kafka_python import _driver as _kafka_python
 from anyio_sendproducer.testing import EmbeddedBroker
 from tests.support.brief import on_either_loop, on_trio_and_nightly_on_asyncio
@@ -263,7 +264,42 @@ async def test_certificates_that_are_not_to_be_trusted(authority: tuple[trustme.
         steps, _ = await checked(asked.with_start_timeout(60))
     assert states(steps) == expected("tls")
     assert "its certificate" in one(steps, "tls").details[0]
-    assert "ssl.truststore.location" in one(steps, "tls").hint
+    hint = "add the issuer of its certificate to the certificates of ssl.truststore.location"
+    assert hint in one(steps, "tls").hint
+
+
+@pytest.mark.parametrize(
+    ("properties", "hint"),
+    [
+        ({}, "with ssl.truststore.location=ca.pem"),
+        ({"ssl.key.location": "key.pem"}, "with ssl.truststore.location=ca.pem"),
+        ({"ssl.ca.location": "ca.pem"}, "to the certificates of ssl.ca.location"),
+        ({"ssl_cafile": "ca.pem"}, "to the certificates of ssl_cafile"),
+        ({"ssl.ca.pem": "-----BEGIN"}, "to the certificates of ssl.ca.pem"),
+    ],
+)
+def test_the_hint_about_trust_has_the_name_that_is_set(
+    properties: dict[str, str], hint: str
+) -> None:
+    made = ProducerSettings(bootstrap_servers="x:1", properties=properties)
+    assert checking._trust_hint(made).endswith(hint)
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "has_tls", "hint"),
+    [
+        ("", False, "it may not be a broker, or it may expect TLS or a login"),
+        ("PLAIN", False, "it may not be a broker, or it may expect TLS:"),
+        ("", True, "TLS works, so it may expect a login"),
+        ("PLAIN", True, "TLS works, so the broker may end the login"),
+    ],
+)
+def test_the_hint_about_a_lost_connection_excludes_what_works(
+    mechanism: str, has_tls: bool, hint: str
+) -> None:
+    context = ssl.create_default_context() if has_tls else None
+    protocol = Protocol("irrelevant", mechanism, context, is_direct=True)
+    assert checking._login_hint("socket disconnected", protocol).startswith(hint)
 
 
 @pytest.mark.parametrize(
@@ -274,6 +310,7 @@ async def test_certificates_that_are_not_to_be_trusted(authority: tuple[trustme.
         ("x:1 does not offer PLAIN", "which sasl.mechanism"),
         ("x:1 refused the login with PLAIN: no", "the user's name and password"),
         ("Failed to get metadata: Local: Broker transport failure", "it may not be a broker"),
+        ("no broker answered: x:1: Unable to decode response", "api_version to 2.3"),
         ("something else", ""),
     ],
 )
@@ -281,7 +318,7 @@ async def test_what_to_do_about_a_login(
     said: str, hint: str, broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any, **__: Any) -> Any:
-        raise ProducerStartError(said)
+        raise ProducerStartError(said + HOW_FAR)
 
     monkeypatch.setattr(checking, "open_send_producer", refuse)
     steps, _ = await checked(settings(broker.bootstrap_servers))

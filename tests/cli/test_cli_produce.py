@@ -132,6 +132,7 @@ def test_what_failed_is_fed_in_again(
     (failed,) = here.glob("failed-*.jsonl")
     printed = capsys.readouterr()
     assert f"2 records are in {failed.name} (2 not persisted)." in printed.out
+    assert "The most frequent reason (2 of 2): topic 'again' has no partition 99" in printed.out
     assert f"--format failed {failed.name}" in printed.out
     # Somebody mends it.
     failed.write_text(failed.read_text().replace('"partition": 99', '"partition": 2'))

@@ -23,6 +23,7 @@ bootstrap.servers = one:1,\\
 client.id: me
 key.serializer=org.apache.kafka.common.serialization.StringSerializer
 delivery.timeout.ms=5000
+max.block.ms=60000
 buffer.memory=1000
 linger.ms=7
 compression.type=gzip

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anyio_sendproducer import DeliveryTimeout, Persistence, ProducerRecord
+from anyio_sendproducer.cli._account import Account
 from anyio_sendproducer.cli._failed import FailedFile, Failure, Unreadable, dump, load
 
 CONTENT = st.none() | st.binary(max_size=8) | st.text(max_size=8).map(str.encode)
@@ -343,3 +344,12 @@ def test_a_record_that_json_cannot_represent(tmp_path: Path) -> None:
 def test_only_utf_8_is_read(line: bytes) -> None:
     with pytest.raises(Unreadable, match="not JSON: 'utf-8' codec can't decode"):
         load(line, None)
+
+
+def test_reasons_are_counted_in_bounded_memory() -> None:
+    account = Account()
+    account.count_failed([failure(b"", str(number)) for number in range(150)])
+    account.count_failed([failure(b"", reason) for reason in ("7", "7", "149")])
+    assert len(account.reasons) == 100
+    assert account.reasons.most_common(1) == [("7", 3)]
+    assert account.failures == 153

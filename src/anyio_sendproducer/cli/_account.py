@@ -5,12 +5,16 @@ from __future__ import annotations
 import collections
 import signal
 from collections.abc import Sequence
+from typing import Final
 
 from .. import Persistence, RecordMetadata
 from ._chunks import Chunk
 from ._failed import Failure
 
 __all__ = ["Account", "Place"]
+
+#: How many different reasons are counted. A reason may have the name of a topic or a number in it.
+_MOST_REASONS: Final = 100
 
 
 class Place:
@@ -36,6 +40,8 @@ class Account:
         """The lines among them."""
         self.persistence: collections.Counter[Persistence] = collections.Counter()
         self.errors: collections.Counter[str] = collections.Counter()
+        self.reasons: collections.Counter[str] = collections.Counter()
+        """How often each reason occurred: the first reasons of the run, to bound the memory."""
         self.places: dict[tuple[str, int], Place] = {}
         """The partitions that received records, by topic and number."""
         self.seconds = 0.0
@@ -86,3 +92,6 @@ class Account:
         self.unreadable += sum(isinstance(failure.what, bytes) for failure in failures)
         self.persistence.update(failure.persistence for failure in failures)
         self.errors.update(failure.error for failure in failures)
+        for failure in failures:
+            if failure.reason in self.reasons or len(self.reasons) < _MOST_REASONS:
+                self.reasons[failure.reason] += 1

@@ -39,8 +39,10 @@ _FIELDS: Final = {
 _DURATIONS: Final = {"delivery.timeout.ms": "delivery_timeout"}
 #: The same, in bytes.
 _SIZES: Final = {"buffer.memory": "max_buffered_bytes"}
-#: Java classes. Records are bytes here.
-_LEFT_OUT: Final = frozenset({"key.serializer", "value.serializer"})
+#: Properties of Java's producer that a command does not need. The first two are Java classes, and
+#: records are bytes here. The third bounds calls that block. No call of a command blocks, and
+#: records wait for ``delivery.timeout.ms``.
+_LEFT_OUT: Final = frozenset({"key.serializer", "value.serializer", "max.block.ms"})
 
 #: The names of a login's password, as they are compared: librdkafka's and kafka-python's.
 _PASSWORDS: Final = frozenset({"sasl_password", "sasl_plain_password"})

@@ -6,7 +6,7 @@ import json
 import signal
 import sys
 import traceback
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from .. import Persistence, SendProducerError, SettingsError
 from ._account import Account
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from ._display import PartitionRow
 
 __all__ = ["described", "report"]
+
+#: How much of a reason is shown.
+_MOST_CHARACTERS: Final = 500
 
 
 def described(error: BaseException) -> str:
@@ -76,6 +79,10 @@ def _as_text(account: Account, file: FailedFile) -> str:
             source, line = account.last
             where = f"after line {line:,} of {printable(source)}"
         text += f"The command stopped reading {where}. It did not read the rest.\n"
+    if account.failures:
+        reason, count = account.reasons.most_common(1)[0]
+        shown = printable(reason[:_MOST_CHARACTERS])
+        text += f"The most frequent reason ({count:,} of {account.failures:,}): {shown}\n"
     if file.written:
         text += _failed_text(account, file)
     if file.spilt:
