@@ -109,10 +109,11 @@ loop. Times are in seconds.
   the embedded broker drop these copies. The mock cluster keeps them, because it does not check
   sequence numbers.
 - **longest wait**: the longest time that a record waited for its outcome, measured in the task that
-  sends it. It includes the time until this task runs again after the outcome. This takes long if
-  20,000 tasks send at once on two processors, on which the brokers restart at the same time. So
-  with a `delivery_timeout` of 10 s, some tasks see their error after more than 20 s. Without the
-  brokers, the errors of 20,000 tasks arrived within 0.4 s after the deadline.
+  sends it. It includes the time until this task runs again after the outcome, so it can be longer
+  than `delivery_timeout`. This machine has two processors. In the row in which all brokers are
+  killed and `delivery_timeout` is 10 s, 20,000 tasks send at once while the brokers restart on the
+  same processors. Without brokers, the errors of 20,000 tasks arrived within 0.4 s after their
+  deadline.
 - **time to exit**: the time from the end of the code in the block until the end of the block.
 - **outage**: the longest outage. If the test does not define the start and the end of the outage,
   it is the longest time without an acknowledgement.
