@@ -10,7 +10,6 @@ from datetime import timedelta
 from typing import Any, cast
 
 import anyio
-import dns.message
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -264,7 +263,3 @@ async def test_aggregate_limits_the_wait_for_each_resolver_except_the_last() -> 
     wordless = discovery.aggregate(mute, Scripted(OSError()), seconds=0.01)
     with pytest.raises(LookupError, match=r"scripted: no answer within 0\.01 s; scripted: OSError"):
         await wordless.resolve(SRV)
-
-
-def mute(_: dns.message.Message) -> None:
-    return None
