@@ -48,7 +48,7 @@ def imported(module: Path) -> Iterator[str]:
         yield from (name.rpartition(".")[2] for name in names)
 
 
-def test_each_folder_is_a_documented_one() -> None:
+def test_each_folder_is_documented() -> None:
     folders = {module.relative_to(TESTS).parent.as_posix() for module in modules()}
     assert folders == {".", *FOLDERS}
     assert [path.name for path in TESTS.glob("*.py")] == ["conftest.py"]

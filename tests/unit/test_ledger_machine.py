@@ -61,7 +61,7 @@ class Waiter:
 
 
 @dataclasses.dataclass(eq=False)
-class Several:
+class GroupCall:
     """A call with several records."""
 
     waiter: Waiter
@@ -97,7 +97,7 @@ class Fate:
     seen: bool = False
     room_waiter: Waiter | None = None
     waiter: Waiter | None = None
-    several: Several | None = None
+    several: GroupCall | None = None
     call_deadline: float = math.inf
     failed_by_call: bool = False
     expected: RecordMetadata | DeliveryError | Persistence | None = None
@@ -121,7 +121,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.state = ProducerState.OPEN
         self.reason = RuntimeError("the driver is gone")
         self.fates: list[Fate] = []
-        self.groups: list[Several] = []
+        self.groups: list[GroupCall] = []
         #: Each waiter with its deliveries. None: all deliveries, also later ones.
         self.barriers: list[tuple[Waiter, list[Fate] | None]] = []
         self.missed: list[Fate] = []
@@ -201,7 +201,7 @@ class LedgerMachine(RuleBasedStateMachine):
         elif not told and state is FAILED:
             self.miss(fate)
 
-    def stop(self, several: Several) -> None:
+    def stop(self, several: GroupCall) -> None:
         """Stop a group after a failure, if it has ``stop_on_error``."""
         if several.group.stop_on_error and not several.stopped:
             several.stopped = True
@@ -321,7 +321,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if records:
             waiter = Waiter()
             group = Group(len(records), waiter, stop_on_error=stop_on_error)
-            several = Several(waiter, group, left=len(records))
+            several = GroupCall(waiter, group, left=len(records))
             self.groups.append(several)
             for topic, size in records:
                 fate = self.take_in(topic, size, "group", timeout=timeout)
@@ -340,7 +340,7 @@ class LedgerMachine(RuleBasedStateMachine):
         """Enter as many records as there is room for, unless another record waits."""
         pairs = [(ProducerRecord(topic, b"x"), size) for topic, size in records]
         waiter = Waiter()
-        several = Several(waiter, Group(len(records), waiter, stop_on_error=stop_on_error))
+        several = GroupCall(waiter, Group(len(records), waiter, stop_on_error=stop_on_error))
         is_free = self.state is ProducerState.OPEN and not self.line
         entries = self.ledger.enter_many(pairs, self.now, several.group)
         for entry, (topic, size) in zip(entries, records, strict=False):
@@ -690,7 +690,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert self.ledger.is_idle == (alive == 0)
 
     @invariant()
-    def the_next_deadline_is_that_of_the_fates(self) -> None:
+    def the_queue_and_the_deadlines_are_those_of_the_fates(self) -> None:
         queued = [fate for fate in self.fates if fate.state is QUEUED]
         assert self.ledger.queued == sum(not fate.held for fate in queued)
         deadlines = [

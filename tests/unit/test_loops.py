@@ -212,7 +212,7 @@ async def test_woken_tasks_go_on_in_order() -> None:
         assert said == sorted(said)
 
 
-async def test_woken_before_it_is_awaited() -> None:
+async def test_a_waiter_may_be_woken_before_it_is_awaited() -> None:
     loop = current_loop()
     waiter = loop.new_waiter()
     loop.wake([waiter])
@@ -220,7 +220,7 @@ async def test_woken_before_it_is_awaited() -> None:
         assert await wait(waiter) == "woken"
 
 
-async def test_woken_twice() -> None:
+async def test_a_waiter_may_be_woken_twice() -> None:
     loop = current_loop()
     before, while_awaited = loop.new_waiter(), loop.new_waiter()
     async with task_group() as tasks:
@@ -248,7 +248,7 @@ async def test_a_waiter_list_wakes_all_its_waiters() -> None:
     assert calls[3].value == "woken"
 
 
-async def test_cancelled_and_then_woken() -> None:
+async def test_a_waiter_may_be_woken_after_its_task_was_cancelled() -> None:
     loop = current_loop()
     waiter, other = loop.new_waiter(), loop.new_waiter()
     async with task_group() as tasks:
@@ -262,7 +262,7 @@ async def test_cancelled_and_then_woken() -> None:
     assert witness.value == "woken"
 
 
-async def test_cancelled_and_woken_at_once() -> None:
+async def test_a_task_is_cancelled_and_woken_at_once() -> None:
     """The task is either cancelled or woken, and goes on only once."""
     loop = current_loop()
     waiter = loop.new_waiter()
@@ -274,7 +274,7 @@ async def test_cancelled_and_woken_at_once() -> None:
     assert call.cancelled != (call.error is None and not call.cancelled)
 
 
-async def test_awaited_in_a_cancelled_scope() -> None:
+async def test_a_waiter_is_awaited_in_a_cancelled_scope() -> None:
     loop = current_loop()
     for woken in (False, True):
         waiter = loop.new_waiter()
@@ -287,7 +287,7 @@ async def test_awaited_in_a_cancelled_scope() -> None:
         assert scope.cancelled_caught
 
 
-async def test_called_from_another_thread() -> None:
+async def test_call_soon_threadsafe_from_another_thread() -> None:
     loop = current_loop()
     waiter = loop.new_waiter()
     threads: list[int] = []

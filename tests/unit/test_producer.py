@@ -58,7 +58,7 @@ from tests.support.waiting import PATIENCE, until
 #: A delivery_timeout that passes soon, in seconds.
 SOON = 0.03
 
-#: One that does not pass by itself.
+#: A delivery_timeout that passes only when a test's clock advances, in seconds.
 LONG = 120.0
 
 #: Seconds that no advance of a test's clock reaches.

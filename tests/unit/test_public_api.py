@@ -276,7 +276,7 @@ def layer_of(module: str) -> int:
     return found[0]
 
 
-def test_all_modules_are_seen() -> None:
+def test_all_modules_are_found() -> None:
     found = names_of_modules()
     assert {"", "_ledger", "drivers", "drivers.kafka_python._driver", "testing._driver"} <= set(
         found
@@ -313,7 +313,7 @@ def test_a_package_outside_the_core_imports_public_names(package: str) -> None:
     assert not found, "\n".join(found)
 
 
-#: Each driver is a package of its own in `drivers`.
+#: Each driver has its own package in `drivers`.
 OF_DRIVERS: Final = sorted(
     path.name
     for path in (PACKAGE / "drivers").iterdir()

@@ -846,7 +846,7 @@ def test_other_errors_are_not_refusals_of_tls() -> None:
 
 
 @pytest.mark.parametrize("reason", ["WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"])
-def test_another_version_of_tls_is_a_refusal(reason: str) -> None:
+def test_an_answer_that_is_not_the_required_tls_is_a_refusal(reason: str) -> None:
     error = ssl.SSLError(1, "wrong")
     error.reason = reason
     said = _tls.tls_refusal(OSError(error))
@@ -870,5 +870,5 @@ def test_the_expiry_of_a_jwt_is_read(expiry: float, others: dict[str, str]) -> N
 @example(f"a.{'W1' * 50_000}.")
 @example("a.b")
 @example("\x00.\x00.")
-def test_another_token_has_no_expiry(token: str) -> None:
+def test_a_token_without_a_valid_exp_has_no_expiry(token: str) -> None:
     assert _security.expires_at(token) is None

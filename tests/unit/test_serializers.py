@@ -75,7 +75,7 @@ def test_json_with_a_hook() -> None:
     assert JSONSerializer(default=str)({"ä": day}) == '{"ä":"2026-11-24"}'.encode()
 
 
-def test_other_encodings() -> None:
+def test_text_in_another_encoding() -> None:
     assert StringSerializer("latin-1")("ä") == b"\xe4"
 
 

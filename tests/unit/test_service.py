@@ -524,7 +524,7 @@ async def test_a_block_that_fails(settings: ProducerSettings) -> None:
 
 
 @pytest.mark.parametrize("anyio_backend", ["trio"])
-async def test_on_trio(service: ProducerService) -> None:
+async def test_trio_is_refused(service: ProducerService) -> None:
     says = r"start_send_producer\(nursery, settings\)"
     with pytest.raises(ProducerMisused, match=says):
         await service.start()
@@ -536,7 +536,7 @@ async def test_on_trio(service: ProducerService) -> None:
 
 
 @on_asyncio
-async def test_another_loop_in_another_thread(service: ProducerService) -> None:
+async def test_another_event_loop_is_refused(service: ProducerService) -> None:
     async def use() -> None:
         for call in (service.start, service.stop):
             with pytest.raises(ProducerMisused, match="one ProducerService for each loop"):
