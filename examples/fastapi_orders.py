@@ -8,7 +8,9 @@ outcome of its record is known:
 | status | meaning |
 |---|---|
 | 201 | the order is in Kafka, at this partition and offset |
-| 422 | the request is not an order, or Kafka refuses the record: do not send it again |
+| 413 | the order is too large |
+| 422 | the request is not an order |
+| 500 | Kafka refuses the record: the service or the cluster must be changed |
 | 503 | the order is not in Kafka and never will be: send it again |
 | 504 | the order may be in Kafka: send it again with the same id: consumers drop duplicates |
 
@@ -32,13 +34,14 @@ from typing import Annotated, Final, TypedDict
 
 import anyio
 import uvicorn
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from anyio_sendproducer import (
     DeliveryError,
     Persistence,
+    ProducerBroken,
     ProducerClosed,
     ProducerRecord,
     ProducerSettings,
@@ -59,6 +62,9 @@ DEFAULTS: Final[Mapping[str, str]] = {
     "ORDERS_CLOSE_TIMEOUT": "12",
 }
 GRACE_SECONDS: Final = 12
+
+#: The size of the largest order in bytes. By default, Kafka refuses records of 1 MiB and more.
+LARGEST_ORDER: Final = 500_000
 
 
 class State(TypedDict):
@@ -105,10 +111,13 @@ class PageView(BaseModel):
 @app.post("/orders", status_code=201)
 async def place_order(order: Order, producer: Producer) -> dict[str, int | None]:
     """Answer when the order is in Kafka. The key keeps the orders of one customer in order."""
+    value = order.model_dump_json().encode()
+    if len(value) > LARGEST_ORDER:
+        raise HTTPException(413, "the order is too large")
     metadata = await producer.send(
         ProducerRecord(
             "orders",
-            value=order.model_dump_json().encode(),
+            value=value,
             key=order.customer.encode(),
             headers=[("id", order.id.encode())],
         )
@@ -136,9 +145,10 @@ async def health(producer: Producer) -> JSONResponse:
 @app.exception_handler(DeliveryError)
 async def not_delivered(request: Request, error: DeliveryError) -> JSONResponse:  # noqa: ARG001
     """Tell the client what to do. The error names brokers, so only the log gets it."""
-    log.warning("%s", error.summary)
     if isinstance(error, (RecordRejected, SerializationFailed)):
-        return JSONResponse({"detail": "Kafka refuses the record"}, status_code=422)
+        log.error("%s", error.summary)  # the HTTP client cannot correct it
+        return JSONResponse({"detail": "Kafka refuses the record"}, status_code=500)
+    log.warning("%s", error.summary)
     if error.persistence is Persistence.NOT_PERSISTED:
         return try_again("not written: send it again")
     return JSONResponse(
@@ -148,9 +158,10 @@ async def not_delivered(request: Request, error: DeliveryError) -> JSONResponse:
 
 
 @app.exception_handler(anyio.WouldBlock)
+@app.exception_handler(ProducerBroken)
 @app.exception_handler(ProducerClosed)
 async def no_room(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG001
-    """Ask for another attempt: the producer has no room, or it is closing."""
+    """Ask for another attempt: the producer has no room, is closing, or is broken."""
     return try_again("not accepted: send it again")
 
 

@@ -9,7 +9,8 @@ outcome of its record is known:
 |---|---|
 | 201 | the order is in Kafka, at this partition and offset |
 | 400 | the request is not an order |
-| 422 | Kafka refuses the record: do not send it again |
+| 413 | the order is too large |
+| 500 | Kafka refuses the record: the service or the cluster must be changed |
 | 503 | the order is not in Kafka and never will be: send it again |
 | 504 | the order may be in Kafka: send it again with the same id: consumers drop duplicates |
 
@@ -37,11 +38,13 @@ import anyio
 import uvicorn
 from litestar import Litestar, Request, Response, get, post
 from litestar.datastructures import State
+from litestar.exceptions import HTTPException
 from litestar.params import Body
 
 from anyio_sendproducer import (
     DeliveryError,
     Persistence,
+    ProducerBroken,
     ProducerClosed,
     ProducerRecord,
     ProducerSettings,
@@ -62,6 +65,9 @@ DEFAULTS: Final[Mapping[str, str]] = {
     "ORDERS_CLOSE_TIMEOUT": "12",
 }
 GRACE_SECONDS: Final = 12
+
+#: The size of the largest order in bytes. By default, Kafka refuses records of 1 MiB and more.
+LARGEST_ORDER: Final = 500_000
 
 
 @asynccontextmanager
@@ -96,10 +102,13 @@ class PageView:
 async def place_order(data: Annotated[Order, Body()], state: State) -> dict[str, int | None]:
     """Answer when the order is in Kafka. The key keeps the orders of one customer in order."""
     producer: SendProducer = state.producer
+    value = json.dumps(dataclasses.asdict(data)).encode()
+    if len(value) > LARGEST_ORDER:
+        raise HTTPException(status_code=413, detail="the order is too large")
     metadata = await producer.send(
         ProducerRecord(
             "orders",
-            value=json.dumps(dataclasses.asdict(data)).encode(),
+            value=value,
             key=data.customer.encode(),
             headers=[("id", data.id.encode())],
         )
@@ -131,9 +140,10 @@ def not_delivered(
     error: DeliveryError,
 ) -> Response[dict[str, str]]:
     """Tell the client what to do. The error names brokers, so only the log gets it."""
-    log.warning("%s", error.summary)
     if isinstance(error, (RecordRejected, SerializationFailed)):
-        return Response({"detail": "Kafka refuses the record"}, status_code=422)
+        log.error("%s", error.summary)  # the HTTP client cannot correct it
+        return Response({"detail": "Kafka refuses the record"}, status_code=500)
+    log.warning("%s", error.summary)
     if error.persistence is Persistence.NOT_PERSISTED:
         return try_again("not written: send it again")
     return Response({"detail": "possibly written: send it again with the same id"}, status_code=504)
@@ -143,7 +153,7 @@ def no_room(
     request: Request[Any, Any, Any],  # noqa: ARG001  # Litestar passes it
     error: Exception,  # noqa: ARG001
 ) -> Response[dict[str, str]]:
-    """Ask for another attempt: the producer has no room, or it is closing."""
+    """Ask for another attempt: the producer has no room, is closing, or is broken."""
     return try_again("not accepted: send it again")
 
 
@@ -158,6 +168,7 @@ app = Litestar(
     exception_handlers={
         DeliveryError: not_delivered,
         anyio.WouldBlock: no_room,
+        ProducerBroken: no_room,
         ProducerClosed: no_room,
     },
 )

@@ -8,7 +8,8 @@ The service answers an order when the outcome of its record is known:
 |---|---|
 | 201 | the order is in Kafka, at this partition and offset |
 | 400 | the request is not an order |
-| 422 | Kafka refuses the record: do not send it again |
+| 413 | the order is too large |
+| 500 | Kafka refuses the record: the service or the cluster must be changed |
 | 503 | the order is not in Kafka and never will be: send it again |
 | 504 | the order may be in Kafka: send it again with the same id: consumers drop duplicates |
 
@@ -40,6 +41,7 @@ from quart_trio import QuartTrio
 from anyio_sendproducer import (
     DeliveryError,
     Persistence,
+    ProducerBroken,
     ProducerClosed,
     ProducerRecord,
     ProducerSettings,
@@ -60,6 +62,9 @@ DEFAULTS: Final[Mapping[str, str]] = {
     "ORDERS_CLOSE_TIMEOUT": "12",
 }
 GRACE_SECONDS: Final = 12
+
+#: The size of the largest order in bytes. By default, Kafka refuses records of 1 MiB and more.
+LARGEST_ORDER: Final = 500_000
 
 
 class Orders(QuartTrio):
@@ -96,10 +101,13 @@ async def place_order() -> Response:
             pass
         case _:
             return answer(400, detail="this is not an order")
+    value = json.dumps(order).encode()
+    if len(value) > LARGEST_ORDER:
+        return answer(413, detail="the order is too large")
     metadata = await app.producer.send(
         ProducerRecord(
             "orders",
-            value=json.dumps(order).encode(),
+            value=value,
             key=customer.encode(),
             headers=[("id", id_.encode())],
         )
@@ -132,18 +140,20 @@ async def health() -> Response:
 @app.errorhandler(DeliveryError)
 async def not_delivered(error: DeliveryError) -> Response:
     """Tell the client what to do. The error names brokers, so only the log gets it."""
-    log.warning("%s", error.summary)
     if isinstance(error, (RecordRejected, SerializationFailed)):
-        return answer(422, detail="Kafka refuses the record")
+        log.error("%s", error.summary)  # the HTTP client cannot correct it
+        return answer(500, detail="Kafka refuses the record")
+    log.warning("%s", error.summary)
     if error.persistence is Persistence.NOT_PERSISTED:
         return answer(503, detail="not written: send it again")
     return answer(504, detail="possibly written: send it again with the same id")
 
 
 @app.errorhandler(anyio.WouldBlock)
+@app.errorhandler(ProducerBroken)
 @app.errorhandler(ProducerClosed)
 async def no_room(error: Exception) -> Response:  # noqa: ARG001  # Quart passes it
-    """Ask for another attempt: the producer has no room, or it is closing."""
+    """Ask for another attempt: the producer has no room, is closing, or is broken."""
     return answer(503, detail="not accepted: send it again")
 
 

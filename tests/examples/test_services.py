@@ -34,6 +34,9 @@ SERVICES: Final = [
 ]
 services = pytest.mark.parametrize(("service", "anyio_backend"), SERVICES)
 
+#: Requests one after another, so that the service has handled an event that preceded them.
+ROUND_TRIPS: Final = 10
+
 #: The number of customers. Each customer places its next order after the previous answer.
 CUSTOMERS: Final = 30
 
@@ -203,6 +206,7 @@ async def test_each_kind_of_failure_has_its_http_status(
         "ORDERS_DELIVERY_TIMEOUT": "4",
         "ORDERS_CLOSE_TIMEOUT": "0.5",
         "ORDERS_MAX_IN_FLIGHT": "3",
+        "ORDERS_PROPERTIES_MAX_REQUEST_SIZE": "100000",
     }
     async with serving(service, broker, **limits) as running_service, task_group() as tasks:
         assert (await running_service.order("good")).status_code == 201
@@ -211,9 +215,12 @@ async def test_each_kind_of_failure_has_its_http_status(
         for wrong in ({}, {"id": 1}, ["order"]):
             response = await running_service.client.post("/orders", json=wrong)
             assert response.status_code == (422 if service == "fastapi_orders.py" else 400)
-        too_large = await running_service.order("large", item="x" * 2_000_000)
-        assert too_large.status_code == 422
-        assert too_large.json() == {"detail": "Kafka refuses the record"}
+        too_large = await running_service.order("large", item="x" * 600_000)
+        assert too_large.status_code == 413
+        assert too_large.json()["detail"] == "the order is too large"
+        refused = await running_service.order("refused", item="x" * 200_000)
+        assert refused.status_code == 500
+        assert refused.json() == {"detail": "Kafka refuses the record"}
 
         broker.pause()
         unknown = Call(tasks, running_service.order, "unknown")
@@ -239,6 +246,35 @@ async def test_each_kind_of_failure_has_its_http_status(
         # The service ends although the broker does not answer.
         assert await running_service.example.code(within=SOON) == 0
         assert "page views were lost: 2 record(s) failed" in running_service.example.errors
+
+
+@services
+async def test_only_quart_cancels_an_order_whose_http_client_disconnects(
+    service: str, broker: EmbeddedBroker
+) -> None:
+    async with serving(
+        service, broker, ORDERS_DELIVERY_TIMEOUT=f"{PATIENCE}", ORDERS_MAX_IN_FLIGHT="1"
+    ) as running_service:
+        assert (await running_service.order("first")).status_code == 201
+        broker.pause()
+        assert (await running_service.view("in flight")).status_code == 202
+        async with task_group() as tasks:
+            tasks.start_soon(running_service.order, "disconnected")
+            # A page view gets no room, so the order before it waits for room.
+            for _ in range(ROUND_TRIPS):
+                assert (await running_service.view("no room")).status_code == 503
+            tasks.cancel_scope.cancel()
+        # The service notices the end of the connection before these requests.
+        for _ in range(ROUND_TRIPS):
+            assert await running_service.in_flight() == 1
+        broker.resume()
+        assert (await running_service.order("last")).status_code == 201
+        await running_service.client.aclose()
+        running_service.example.interrupt()
+        assert await running_service.example.code(within=SOON) == 0
+    ids = sorted(json.loads(one.value or b"")["id"] for one in await read(broker, "orders"))
+    is_cancelled = service == "quart_trio_orders.py"
+    assert ids == (["first", "last"] if is_cancelled else ["disconnected", "first", "last"])
 
 
 @services
