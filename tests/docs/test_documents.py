@@ -77,6 +77,41 @@ def test_lines_that_were_joined_are_found(text: str, is_wrong: bool) -> None:
     assert bool(joined_lines(text)) is is_wrong
 
 
+# --- programs ------------------------------------------------------------------------------------
+
+
+def unlinked_includes(text: str) -> list[str]:
+    """Return each included program that the paragraph before it does not link to.
+
+    A reader of the Markdown file sees no code there, so the reader needs the link.
+    """
+    include = re.compile(r"^```\{literalinclude\} (\S+)\n(?:.+\n)*?```\n\n?", re.MULTILINE)
+    missing: list[str] = []
+    paragraph = ""
+    end = 0
+    for found in include.finditer(text):
+        if between := text[end : found.start()].strip():  # else another include precedes this one
+            paragraph = between.rpartition("\n\n")[2]
+        end = found.end()
+        if f"]({found[1]})" not in paragraph:
+            missing.append(found[1])
+    return missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_an_included_program_has_a_link(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert unlinked_includes(text) == []
+    assert "{download}" not in text  # not a link, except on the site
+
+
+def test_a_missing_link_to_a_program_is_found() -> None:
+    include = "```{literalinclude} ../a.py\n:language: python\n```\n\n"
+    assert unlinked_includes(f"From [`a.py`](../a.py):\n\n{include}{include}") == []
+    assert unlinked_includes(f"[`a.py`](../a.py)\n\nText:\n\n{include}") == ["../a.py"]
+    assert unlinked_includes(include) == ["../a.py"]
+
+
 # --- extras --------------------------------------------------------------------------------------
 
 
