@@ -1,4 +1,4 @@
-"""Which cells of the fault matrix are run."""
+"""Selects the cells of the fault matrix to run."""
 
 from __future__ import annotations
 

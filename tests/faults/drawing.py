@@ -1,7 +1,7 @@
-"""The picture of the fault matrix: what became of the records of each cell, and the longest wait.
+"""The picture of the fault matrix: the outcomes of the records of each cell, and the longest wait.
 
-It is drawn from the page of all rows, so it shows what that says. It is SVG in the text's own
-colour, in the page itself, so that it follows the reader's choice of a light or a dark page.
+It is drawn from the page of all rows, so it agrees with that page. It is SVG inside the page, in
+the colour of the text, so it suits both a light and a dark page.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final
 
 __all__ = ["Bar", "bars", "draw"]
 
-# In the picture's own pixels. It is so narrow that its text can be read on a phone.
+# In the picture's own pixels. It is narrow enough that its text can be read on a phone.
 _WIDTH: Final = 400
 _SHARES: Final = 200
 _GAP: Final = 16
@@ -28,13 +28,13 @@ _LABEL: Final = 66
 _LINE: Final = 12
 _HEAD: Final = 62
 _GROUP: Final = 34
-#: What there is of at all is seen, be it one record of many thousands.
+#: The minimal width, so that one record of many thousands is visible.
 _LEAST: Final = 2.0
 #: The scale of the waits, in seconds.
 _SHORTEST, _LONGEST = 0.01, 100.0
 _MARKS: Final = (0.01, 0.1, 1.0, 10.0, 100.0)
 
-#: What becomes of records, and a colour that is told from both a white and a black page.
+#: The outcomes of records, each with a colour that is visible on a white and on a black page.
 _PARTS: Final = {
     "acknowledged": "#2a8f5b",
     "failed, not persisted": "#c47f00",
@@ -65,7 +65,7 @@ def bars(page: str) -> list[Bar]:
     """The cells of a page, in its order.
 
     Raises:
-        ValueError: a table has not the columns that are drawn.
+        ValueError: a table does not have the required columns.
     """
     found: dict[tuple[str, str], Bar] = {}
     for section in re.split(r"^## ", page, flags=re.MULTILINE)[1:]:
@@ -154,7 +154,7 @@ def _circle(x: float, y: float) -> str:
 
 
 def _widths(bar: Bar) -> list[float]:
-    """How wide each part is. What there is of at all is seen, at the cost of the widest."""
+    """The width of each part. Small parts have the minimal width, at the cost of the widest."""
     counts = [*bar.parts.values()]
     if not bar.records:
         return [0.0] * len(counts)
@@ -201,7 +201,7 @@ def _scale() -> str:
 
 
 def _describe(drawn: Sequence[Bar]) -> str:
-    """The picture in words, for those who cannot see it; the page of all rows has all of it."""
+    """Describe the picture in words, for screen readers. The page of all rows has all numbers."""
     whole = sum(bar.parts["acknowledged"] == bar.records for bar in drawn)
     slowest = max(drawn, key=lambda bar: bar.longest_wait, default=None)
     text = (

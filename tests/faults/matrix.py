@@ -1,9 +1,9 @@
-"""The fault matrix: what became of a load under each fault, one row for each cell, driver and loop.
+"""The fault matrix: the outcome of a load under each fault, a row for each cell, driver and loop.
 
 A cell is a test. If the variable FAULT_ROWS names a directory, each test writes its row there.
-Then ``python -m tests.faults.matrix DIRECTORY PAGE`` writes the page, beside it the page of all
-rows, and the picture; ``--draw PAGE`` draws the picture alone. In full a load has 20,000 records,
-otherwise 2,000.
+Then ``python -m tests.faults.matrix DIRECTORY PAGE`` writes the page, the page of all rows beside
+it, and the picture. ``--draw PAGE`` draws only the picture. In a full run a load has 20,000
+records, otherwise 2,000.
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ __all__ = [
     "write_row",
 ]
 
-#: Whether the whole matrix is run, with many records.
+#: Whether to run the whole matrix, with many records.
 FULL: Final = IN_FULL
 
-#: The driver of rows that name none.
+#: The driver of rows that do not name one.
 DEFAULT_DRIVER: Final = "kafka-python"
 
-#: How many records a load has.
+#: The number of records of a load.
 RECORDS: Final = 20_000 if FULL else 2_000
 
 _READERS: Final[tuple[Reader, ...]] = ("kafka-python", "confluent-kafka")
 
-#: The page's groups, in this order; others follow.
+#: The first groups of the page, in order. Other groups follow.
 _GROUPS: Final = ("cluster", "injected", "wire", "process")
 
 _BEGIN: Final = """\
@@ -124,7 +124,7 @@ loop. Times are in seconds.
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """Which row it is."""
+    """Identifies a row."""
 
     group: str
     name: str
@@ -161,7 +161,7 @@ class Row:
 
     @classmethod
     def of(cls, cell: Cell, report: Report, outage: Outage | None = None) -> Row:
-        """The row of a report; without an outage where another process sent."""
+        """Make the row of a report. It has no outage if another process sent the records."""
         names = {field.name for field in dataclasses.fields(cls)}
         shared = {
             field.name: getattr(report, field.name)
@@ -182,7 +182,7 @@ class Row:
 
 
 def write_row(row: Row) -> None:
-    """Write a row where it is to be collected; nothing where it is not."""
+    """Write a row to the directory FAULT_ROWS, if it is set."""
     directory = os.environ.get("FAULT_ROWS")
     if directory:
         name = re.sub(r"[^a-z0-9]+", "-", f"{row.group} {row.cell} {row.driver} {row.loop}".lower())
@@ -203,17 +203,17 @@ async def judge(
     grace: float = GRACE,
     readers: Mapping[Reader, Mapping[str, Any]] | None = None,
 ) -> Report:
-    """Read the topic with both readers, check, and write the row; then fail where there is a fault.
+    """Read the topic with both readers, check, and write the row. Then fail if there is a fault.
 
     Args:
-        cell: which row it is.
-        ran: what came of the load.
-        settings: the producer's.
-        topic: where the load went, or the topics.
-        address: where to read; where the producer wrote, if it is not given.
-        repeats: the broker does not look at sequence numbers; see `check`.
+        cell: the row.
+        ran: the result of the load.
+        settings: the producer's settings.
+        topic: the topic of the load, or its topics.
+        address: the address to read from; by default the producer's.
+        repeats: the broker does not check sequence numbers; see `check`.
         concludes: the client concludes from one acknowledgement on others; see `check`.
-        grace: how much later than `delivery_timeout` an outcome may come.
+        grace: the seconds by which an outcome may exceed `delivery_timeout`.
         readers: further settings of each reader.
     """
     return await judge_history(
@@ -246,7 +246,7 @@ async def judge_history(
     readers: Mapping[Reader, Mapping[str, Any]] | None = None,
     outage: Outage | None = None,
 ) -> Report:
-    """As `judge`, of a history that was kept elsewhere, such as in another process."""
+    """Like `judge`, for a history that was kept elsewhere, for example in another process."""
     log = await read_log(address, topic, readers)
     report = check(
         history,
@@ -268,7 +268,8 @@ async def read_log(
     topic: str | Sequence[str],
     readers: Mapping[Reader, Mapping[str, Any]] | None = None,
 ) -> list[Logged]:
-    """All that is in these topics, as both readers agree, with the numbers that one of them has."""
+    """Read these topics with both readers, compare, and return the records of the reader that has
+    sequence numbers."""
     logs: dict[Reader, list[Logged]] = {reader: [] for reader in _READERS}
 
     async def read(reader: Reader, topic: str) -> None:
@@ -286,7 +287,7 @@ async def read_log(
 
 
 def join(reports: Sequence[Report]) -> Report:
-    """Several reports as one, of histories that have no record in common."""
+    """Add up the reports of histories that have no record in common."""
     joined: dict[str, Any] = {}
     for field in dataclasses.fields(Report):
         values = [getattr(report, field.name) for report in reports]
@@ -312,7 +313,7 @@ def _places(log: Iterable[Logged]) -> set[tuple[Any, ...]]:
 
 
 def versions() -> list[str]:
-    """What the matrix is run with."""
+    """The versions of the software under test."""
     found = [f"Python {platform.python_version()}"]
     found += [f"{name} {metadata.version(name)}" for name in ("kafka-python", "confluent-kafka")]
     with contextlib.suppress(KafkaMissing):
@@ -321,7 +322,7 @@ def versions() -> list[str]:
 
 
 def page(rows: Iterable[Row], versions: Sequence[str]) -> str:
-    """The page of these rows: totals for each group and driver, and the picture."""
+    """Format the page of these rows: totals for each group and driver, and the picture."""
     rows = list(rows)
     cells = len({(row.group, row.cell) for row in rows})
     totals = (
@@ -333,7 +334,7 @@ def page(rows: Iterable[Row], versions: Sequence[str]) -> str:
 
 
 def _known(rows: Iterable[Row]) -> str:
-    """The promises that a client is known to break, a paragraph for each cell."""
+    """Format the promises that a client is known to break, in a paragraph for each cell."""
     lines = {
         f"The driver {row.driver} broke a promise in the cell *{row.cell}*. {row.note} See "
         "{doc}`../explanation/written-once`."
@@ -344,7 +345,8 @@ def _known(rows: Iterable[Row]) -> str:
 
 
 def rows_page(rows: Iterable[Row]) -> str:
-    """The page of all rows: a table for each group, a row for each cell, driver and loop."""
+    """Format the page of all rows: a table for each group, with a row for each cell, driver and
+    loop."""
     groups: dict[str, list[Row]] = {}
     for row in sorted(rows, key=_place):
         groups.setdefault(row.group, []).append(row)

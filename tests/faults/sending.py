@@ -1,9 +1,8 @@
-"""A program that sends, for tests that do things to a whole process.
+"""A program that sends, for tests of faults in a whole process.
 
-It is run as ``python -m tests.faults.sending``, with its orders as JSON in its first argument, and
-keeps its history in a journal. It prints a line of JSON where the test has to know how far it is,
-and a last one with what came of it. What it does next, where that is to wait for the test, it does
-when it is sent a line.
+Run it with ``python -m tests.faults.sending``. Its first argument has its orders as JSON. It keeps
+its history in a journal. It prints a line of JSON to report its progress to the test, and a last
+one with the result. Where it has to wait for the test, it waits for a line on its standard input.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from tests.support.load import Load, Running, run_load
 
 
 def tell(**what: Any) -> None:
-    """Tell the test."""
+    """Report to the test."""
     sys.stdout.write(json.dumps(what) + "\n")
     sys.stdout.flush()
 
@@ -38,7 +37,7 @@ async def _load(orders: dict[str, Any], history: History) -> None:
         close_timeout=orders["close_timeout"],
         cancel_timeout=orders["cancel_timeout"],
     )
-    # The clients log a broker that does not answer. The test looks at what is printed otherwise.
+    # The clients log that a broker does not answer. The test checks all other output.
     logging.basicConfig(handlers=[logging.NullHandler()])
     _tell_when_it_hurries()
     drains = orders["when"] in {"drain", "close"}
@@ -63,7 +62,7 @@ async def _load(orders: dict[str, Any], history: History) -> None:
             tasks.start_soon(tell_when_it_drains, running)
         running.admit(1)
         if not drains:
-            # However late the signal is, it finds the program here.
+            # The program waits here, so that a late signal arrives here.
             await anyio.sleep_forever()
 
     async def tell_when_it_drains(running: Running) -> None:
@@ -72,7 +71,7 @@ async def _load(orders: dict[str, Any], history: History) -> None:
         tell(now="draining")
 
     async def watch(scope: anyio.CancelScope) -> None:
-        # What services do: a signal ends the work in good order.
+        # As services do: a signal ends the work in an orderly way.
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async for _ in signals:
                 scope.cancel()
@@ -89,7 +88,7 @@ async def _load(orders: dict[str, Any], history: History) -> None:
 
 
 def _tell_when_it_hurries() -> None:
-    """Tell the test when a cancellation begins to hurry the closing."""
+    """Report to the test when a cancellation starts to hurry the closing."""
     hurry: Any = Engine.close_quickly
 
     async def tell_and_hurry(self: Engine) -> None:
@@ -100,10 +99,10 @@ def _tell_when_it_hurries() -> None:
 
 
 async def _exit_with_records_pending(orders: dict[str, Any]) -> None:
-    """Leave by an exception while records are under way, or with a producer that nobody closes."""
+    """Exit with an exception while records are in flight, or without closing the producer."""
     settings = ProducerSettings(bootstrap_servers=orders["address"], cancel_timeout=0.5)
     if orders["how"] == "forgotten":
-        # Neither left nor closed: the loop ends in the middle of the block.
+        # The block is not left and the producer is not closed: the loop ends in the middle.
         context = open_send_producer(settings, driver=orders["driver"])
         producer: SendProducer = await context.__aenter__()
         _enqueue_some(producer, orders["topic"])
@@ -131,11 +130,11 @@ def _is_interrupt(error: BaseException) -> bool:
 
 
 def main() -> None:
-    """Do as ordered."""
-    # Whoever runs in the background of a shell inherits that Ctrl-C is ignored.
+    """Carry out the orders."""
+    # A process in the background of a shell inherits that it ignores SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     orders: dict[str, Any] = json.loads(sys.argv[1])
-    # It is ignored by what is run in the background.
+    # A process in the background ignores it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if "how" in orders:
         anyio.run(_exit_with_records_pending, orders, backend=orders["loop"])
@@ -146,7 +145,7 @@ def main() -> None:
     try:
         anyio.run(_load, orders, history, backend=orders["loop"])
     except BaseException as error:
-        # A task group wraps it, where it comes up in one of its tasks.
+        # A task group wraps it if one of its tasks raises it.
         if not _is_interrupt(error):
             raise
         ended = "KeyboardInterrupt"

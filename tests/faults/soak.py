@@ -1,13 +1,12 @@
 """A long run on a real cluster, with one random fault after the other.
 
 ``python -m tests.faults.soak --minutes 30`` starts three brokers of Apache Kafka and two programs
-that send, one on asyncio and one on Trio, each through a single producer from its beginning to its
-end. Meanwhile brokers are killed, stopped, frozen and started again, leaders are moved, quotas are
-set, and the programs themselves are frozen. Afterwards all that was said is compared with what the
-topics hold, as in the fault matrix.
+that send, one on asyncio and one on Trio. Each uses a single producer for the whole run. Meanwhile
+the run kills, stops, freezes and restarts brokers, moves leaders, sets quotas, and freezes the
+programs. Afterwards it compares the reported outcomes with the topics, as in the fault matrix.
 
-It prints what happened and what came of it, and fails where a record was lost, doubled, reordered
-or misreported, or where a program's memory grew.
+It prints the faults and the result, and fails if a record was lost, doubled, reordered or
+misreported, or if a program's memory grew.
 """
 
 from __future__ import annotations
@@ -40,19 +39,19 @@ from tests.support.paths import ROOT
 
 _LOOPS: Final = ("asyncio", "trio")
 
-#: The first tells sequence numbers.
+#: The first reader reports sequence numbers.
 _READERS: Final[tuple[Reader, ...]] = ("kafka-python", "confluent-kafka")
 
-#: By the producer's own default.
+#: The producer's default.
 _DELIVERY_TIMEOUT: Final = 120.0
 
-#: How much later an outcome may come: for as long as a program is frozen, and its machine is busy.
+#: Seconds by which an outcome may be late, because a program is frozen or its machine is busy.
 _GRACE: Final = 15.0
 
-#: Memory may grow by so much from the first third of the time to the last.
+#: The limit for the growth of memory from the first third of the time to the last.
 _GROWTH: Final = 1.1
 
-#: Seconds between two looks at how much memory a program has.
+#: Seconds between two measurements of a program's memory.
 _LOOK_SECONDS: Final = 2.0
 
 
@@ -89,11 +88,11 @@ class _Program:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.soak", "--send", loop, json.dumps(orders)],
             stdout=subprocess.PIPE,
-            # The client's many words about brokers that are gone.
+            # The client logs many lines about brokers that are down.
             stderr=subprocess.DEVNULL,
             cwd=ROOT,
         )
-        #: Seconds since the beginning, and MiB.
+        #: Pairs of the seconds since the start and MiB.
         self.memory: list[tuple[float, float]] = []
 
     @property
@@ -101,7 +100,7 @@ class _Program:
         return self.process.poll() is None
 
     def look(self, now: float) -> None:
-        """Note how much memory it has."""
+        """Record its memory."""
         with contextlib.suppress(OSError):
             for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
                 if line.startswith("VmRSS:"):
@@ -118,7 +117,7 @@ class _Program:
 
 
 class _Faults:
-    """Brings about one fault after the other, and leaves all well after each."""
+    """Causes one fault after the other, and repairs each."""
 
     def __init__(
         self, cluster: KafkaCluster, programs: Sequence[_Program], partitions: int, seed: int
@@ -127,7 +126,7 @@ class _Faults:
         self._cluster = cluster
         self._programs = programs
         self._partitions = partitions
-        self._random = random.Random(seed)  # no secret
+        self._random = random.Random(seed)  # not for security
         self._kinds: list[Callable[[], str]] = [
             self._kill,
             self._stop,
@@ -140,7 +139,7 @@ class _Faults:
         ]
 
     def bring_about(self) -> str:
-        """One of them, at random; how it is called."""
+        """Cause a random fault. Returns: its name."""
         name = self._random.choice(self._kinds)()
         self.happened[name] += 1
         return name
@@ -249,7 +248,7 @@ def _watch(programs: Sequence[_Program], began: float, enough: threading.Event) 
 
 
 def _soak(cluster: KafkaCluster, directory: Path, options: argparse.Namespace) -> list[str]:
-    """Run it, and give what is wrong."""
+    """Run it, and return the problems."""
     seconds = options.minutes * 60
     wrong: list[str] = []
     with _programs(cluster, directory, options.records, seconds, options.partitions) as programs:
@@ -299,7 +298,7 @@ def _judge(cluster: KafkaCluster, program: _Program, last: dict[str, Any]) -> li
     _say(f"the producer: {last['statistics']}")
     wrong = [f"{program.loop}: {fault}" for fault in report.faults]
     if _places(logs[0]) != _places(logs[1]):
-        wrong.append(f"{program.loop}: the two readers read different things")
+        wrong.append(f"{program.loop}: the two readers disagree")
     if memory[2] > memory[0] * _GROWTH:
         wrong.append(f"{program.loop}: its memory grew: {shown} MiB")
     return wrong
@@ -310,7 +309,7 @@ def _places(log: Sequence[Logged]) -> set[tuple[Any, ...]]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Do as the arguments say."""
+    """Run the command line."""
     if arguments[:1] == ["--send"]:
         anyio.run(_send, json.loads(arguments[2]), backend=arguments[1])
         return 0

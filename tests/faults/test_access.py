@@ -1,8 +1,7 @@
-"""Who is let in by a real cluster, while a load runs: passwords and certificates that are wrong,
-and right again.
+"""Passwords and certificates of a real cluster that become wrong and valid again during a load.
 
-A producer that is not let in says so at once. One that runs, and is not let in any more, holds its
-records until their deadline; where it is let in again before, everything is delivered.
+A producer whose login fails reports that at once. A running producer whose login fails keeps its
+records until their deadline. If its login succeeds before, it delivers everything.
 """
 
 from __future__ import annotations
@@ -38,26 +37,26 @@ SECONDS = 20.0 if FULL else 4.0
 
 PARTITIONS = 4
 
-#: Seconds for which a producer is not let in; it tries once a second at least.
+#: Seconds for which a producer's login fails. It tries at least once a second.
 REFUSED_FOR = 2.5
 
 PASSWORD = "not to be told"
 MECHANISM = "SCRAM-SHA-512"
 
 
-#: A client that is closed in the middle of a handshake leaves its socket to the garbage collector.
+#: A client that is closed during a handshake leaves its socket to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <ssl.SSLSocket:ResourceWarning")
 
 
 @pytest.fixture(autouse=True)
 def _collected() -> Iterator[None]:
-    """It is collected here, where the warning is expected, and not in another test."""
+    """Collect it here, where the warning is expected, and not in another test."""
     yield
     gc.collect()
 
 
 class Secured(NamedTuple):
-    """One broker, whose certificate can be exchanged."""
+    """One broker whose certificate can be replaced."""
 
     cluster: KafkaCluster
     authority: Authority
@@ -66,7 +65,7 @@ class Secured(NamedTuple):
     shown: Certificate
 
     def show(self, certificate: Certificate) -> None:
-        """Have the broker come back with another certificate."""
+        """Restart the broker with another certificate."""
         self.cluster.kill(1)
         shutil.copy(certificate.both, self.shown.both)
         self.cluster.start(1)
@@ -108,7 +107,7 @@ async def run(
     settings: ProducerSettings,
     fault: Callable[[], None] = lambda: None,
 ) -> tuple[Ran, Report]:
-    """Run a load, bring the fault about when a quarter of it is through, judge, write the row."""
+    """Run a load, cause the fault after a quarter of it, judge, and write the row."""
     topic = secured.cluster.create_topic(partitions=PARTITIONS)
 
     async def during(running: Running) -> None:
@@ -125,7 +124,8 @@ async def run(
 
 
 async def refused(settings: ProducerSettings, said: str) -> None:
-    """Not let in: told in words, long before start_timeout, and without the password."""
+    """Check that the login fails long before start_timeout, with an error that explains it and does
+    not have the password."""
     with pytest.raises(ProducerStartError, match=said) as caught:
         async with open_send_producer(settings):
             raise AssertionError
@@ -146,7 +146,7 @@ async def test_a_password_that_is_wrong_and_then_right(
 async def test_a_password_that_is_changed_and_changed_back(
     anyio_backend: str, driver: DriverName, secured: Secured
 ) -> None:
-    """By the broker, which then loses its connections."""
+    """The broker changes the password, and then loses its connections."""
     cluster = secured.cluster
     name = f"carol-{anyio_backend}"
     cluster.create_user(name, PASSWORD, MECHANISM)

@@ -24,7 +24,7 @@ PROXY = "PROXY"
 
 
 class Moving:
-    """A broker that clients reach by one of two proxies, and by a third to bootstrap."""
+    """A broker that clients reach through one of two proxies, and through a third to bootstrap."""
 
     def __init__(
         self, cluster: KafkaCluster, bootstrap: FaultProxy, here: FaultProxy, there: FaultProxy
@@ -36,7 +36,7 @@ class Moving:
         self._here, self._there = here, there
 
     def move(self) -> None:
-        """Restart the broker under the other address. Nobody is at the old one any more."""
+        """Restart the broker at the other address. The old address refuses connections."""
         self._here.refuse()
         self._there.heal()
         self.cluster.move(1, PROXY, self._there.address)
@@ -59,7 +59,7 @@ def moving() -> Iterator[Moving]:
         yield Moving(cluster, *proxies)
 
 
-async def test_the_broker_comes_back_elsewhere(
+async def test_the_broker_comes_back_at_another_address(
     anyio_backend: str, driver: DriverName, moving: Moving
 ) -> None:
     topic = moving.cluster.create_topic(partitions=2)
@@ -86,7 +86,7 @@ async def committed(producer: SendProducer, topic: str) -> None:
         await tx.send(ProducerRecord(topic, b"value"))
 
 
-async def test_transactions_while_the_broker_comes_back_elsewhere(
+async def test_transactions_while_the_broker_comes_back_at_another_address(
     driver: DriverName, moving: Moving
 ) -> None:
     topic = moving.cluster.create_topic()

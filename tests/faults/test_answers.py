@@ -1,8 +1,8 @@
-"""Answers of Apache Kafka that are lost for a while, for records of different ages.
+"""Answers of Apache Kafka are lost for a while, with records of different ages.
 
-A proxy passes requests on and drops the answers, then resets the connections. Records that have
-passed their deadline by then may be written, and so may younger ones, which the client sends again.
-Nothing must be there twice.
+A proxy passes requests on and drops the answers, then resets the connections. Records that missed
+their deadline before the reset may be written. So may younger records, which the client sends
+again. No record may be in the log twice.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ async def test_answers_are_dropped_for_a_while(
     proxied: Proxied,
     delivery_timeout: float,
     seconds: float,
-    run: int,  # each is one like the others
+    run: int,  # a repetition
 ) -> None:
     cluster, proxy = proxied
     proxy.heal()
@@ -120,7 +120,7 @@ async def test_answers_are_dropped_for_a_while(
     assert set(report.failed) <= {
         "DeliveryTimeout, possibly persisted",
         "DeliveryTimeout, not persisted",
-        # If nothing is delivered for long, the client is given up.
+        # If nothing is delivered for a long time, the client is given up.
         "DeliveryError, possibly persisted",
     }
     if seconds > delivery_timeout:
@@ -129,7 +129,8 @@ async def test_answers_are_dropped_for_a_while(
 
 
 async def test_answers_are_dropped_in_a_transaction(driver: DriverName, proxied: Proxied) -> None:
-    """There librdkafka does expire records and take a new epoch: the transaction is aborted."""
+    """In a transaction librdkafka expires records and takes a new epoch. The transaction is
+    aborted."""
     cluster, proxy = proxied
     proxy.heal()
     topic = cluster.create_topic(partitions=2)

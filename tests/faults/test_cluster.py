@@ -1,8 +1,8 @@
-"""What happens to a real cluster: three brokers of Apache Kafka that are killed, stopped, frozen,
-throttled, and come back.
+"""Faults of a real cluster: brokers of Apache Kafka are killed, stopped, frozen and throttled.
 
-All records are on three brokers, of which two have to have one before it is acknowledged. Whatever
-one broker does, and all of them within the deadline, everything is delivered: once, and in order.
+All records are on all three brokers, and two must have a record before it is acknowledged.
+Every record is delivered once and in order if only one broker fails, or if all brokers come back
+before the deadline.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.support.kafka_cluster import KafkaCluster, kafka_cluster
 from tests.support.kafka_home import require_kafka
 from tests.support.load import Load, Running, run_load
 
-#: Seconds over which a load is spread: a fault comes and goes within them.
+#: Seconds over which a load is spread. They are longer than a fault.
 SECONDS = 20.0 if FULL else 6.0
 
 PARTITIONS = 4
@@ -39,7 +39,7 @@ def _three() -> Iterator[KafkaCluster]:
 
 @pytest.fixture
 def cluster(_three: KafkaCluster) -> Iterator[KafkaCluster]:
-    """All of them run when a test begins."""
+    """A cluster whose brokers all run when a test starts."""
     yield _three
     _three.heal()
 
@@ -63,7 +63,7 @@ async def run(
     value_bytes: int = 100,
     **changes: Any,
 ) -> Report:
-    """Run a load, bring the fault about when a quarter of it is through, judge, write the row."""
+    """Run a load, cause the fault after a quarter of it, judge, and write the row."""
     settings = ProducerSettings(
         bootstrap_servers=cluster.bootstrap_servers, client_id=topic, delivery_timeout=90.0
     ).evolve(**changes)
@@ -82,10 +82,10 @@ async def run(
     )
     ran = await run_load(settings, load, during=during, driver=driver)
     await run_sync(cluster.heal)
-    # Until then a new leader may not tell how much there is.
+    # Before that a new leader may report too low an end of the log.
     await run_sync(cluster.wait_until_in_sync, topic)
     report = await judge(Cell("cluster", cell, loop, driver), ran, settings, topic)
-    # Both come in time where nothing is left to deliver.
+    # The exit is quick if nothing is left to deliver.
     assert report.time_to_exit < 30
     return report
 
@@ -111,7 +111,7 @@ async def test_the_leader_ends_at_once(
         cluster.wait_for_leader(topic, 0, other_than=1)
         cluster.start(1)
 
-    # In however few batches it comes, it is more than a full disk takes of a partition.
+    # In any number of batches, it is more than a full disk accepts for a partition.
     report = await run(cell, anyio_backend, driver, cluster, topic, fault, value_bytes=500)
     assert report.acknowledged == report.sent
 
@@ -189,7 +189,7 @@ async def test_all_brokers_are_gone(
         topic,
         fault,
         delivery_timeout=deadline,
-        # Where nothing comes back, only one that does not wait for others sends on.
+        # If no outcome arrives, only tasks that have not sent yet go on.
         tasks=200 if patient else RECORDS,
     )
     if patient:
@@ -201,7 +201,7 @@ async def test_all_brokers_are_gone(
         kinds = {
             "DeliveryTimeout, not persisted",
             "DeliveryTimeout, possibly persisted",
-            # A client that gets nowhere for long is given up, and with it what it had.
+            # A client without progress for a long time is given up, with the records that it had.
             "DeliveryError, possibly persisted",
         }
         assert set(report.failed) <= kinds
@@ -243,7 +243,7 @@ async def test_a_quota_throttles(
 async def test_a_partition_has_no_leader_for_longer_than_the_deadline(
     anyio_backend: str, driver: DriverName, cluster: KafkaCluster
 ) -> None:
-    """Its only copy is on a broker that is down. Other partitions do not notice."""
+    """Its only copy is on a broker that is down. Other partitions are not affected."""
     topic = cluster.create_topic(replicas=[[1], [2], [3], [1]])
     settings = ProducerSettings(
         bootstrap_servers=cluster.bootstrap_servers, client_id=topic, delivery_timeout=3.0
@@ -277,5 +277,5 @@ async def test_a_partition_has_no_leader_for_longer_than_the_deadline(
         assert sent.partition == 2 or isinstance(history.outcome(sent.id), Acknowledged)
     if driver == "kafka-python":
         assert ran.statistics.generations == 1
-        # Bare kafka-python takes 0.9 of a core, also when all records have their outcome.
+        # Bare kafka-python uses 0.9 of a core, also when all records have their outcome.
         assert shares[0] < 0.5

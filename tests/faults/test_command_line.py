@@ -1,4 +1,4 @@
-"""``produce`` sends a long file past a broker that goes and comes, and accounts for every line."""
+"""``produce`` sends a long file during outages of a broker, and accounts for every line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.faults.matrix import FULL
 from tests.support.cli_runs import account_for_each_line
 from tests.support.fault_proxy import proxied_broker
 
-#: The lines of a file: kafka-python takes several times as long for each.
+#: The number of lines of a file. kafka-python takes several times as long for each line.
 LINES = {
     "kafka-python": 1_000_000 if FULL else 100_000,
     "confluent": 1_000_000 if FULL else 200_000,
@@ -31,7 +31,7 @@ def test_a_long_file(driver: str, loop: str, timeout: str, tmp_path: Path) -> No
             timeout=timeout,
             as_file=True,
         )
-    # There was a progress bar, and it got somewhere.
+    # There was a progress bar, and it made progress.
     sent = [bar[0] for bar in run.bars]
     assert len(set(sent)) > 5
     assert sent[-1] == run.report["delivered"]

@@ -1,9 +1,9 @@
-"""What a cluster answers, and how: each error of the protocol, silence, moves, closed connections.
+"""Injected answers of a cluster: each error of the protocol, silence, moves, closed connections.
 
-librdkafka's mock cluster answers as it is told. A request that it answers with an error it does not
-write, whatever the error; what is under way to other partitions meanwhile it does. So what is
-judged is what the producer makes of an answer. It keeps what the client sends again because an
-answer was lost: such copies are counted as repeated, and not as doubled.
+librdkafka's mock cluster gives the answers that a test selects. It does not write a request that it
+answers with an error, whatever the error. It writes the requests to other partitions. So these
+tests judge how the producer handles an answer. The mock cluster keeps the records that the client
+sends again after a lost answer: such copies are counted as repeated, and not as doubled.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from tests.support.load import During, Load, Ran, Running, run_load
 from tests.support.mock_cluster import FOR_MOCK, INIT_PRODUCER_ID, METADATA
 from tests.support.waiting import until
 
-#: Seconds over which a load is spread: a fault comes and goes within them.
+#: Seconds over which a load is spread. They are longer than a fault.
 SECONDS = 3.0 if FULL else 0.2
 
-#: Milliseconds by which a lost answer is delayed: longer than any client waits.
+#: Milliseconds by which a lost answer is delayed. No client waits that long.
 NEVER_MS = 600_000
 
 _topics = itertools.count()
@@ -48,16 +48,16 @@ def cluster(one_cluster: MockCluster) -> Iterator[MockCluster]:
 
 @pytest.fixture
 def fresh() -> Iterator[MockCluster]:
-    """A cluster of the test's own: what one of its brokers is told to answer, it can't be told to
-    forget, and it hides what all are told."""
+    """A cluster for one test. The answers selected for one of its brokers can't be removed, and
+    they override the answers selected for all brokers."""
     with mock_cluster(2) as running:
         yield running
 
 
 @pytest.fixture
 def topic() -> str:
-    # Created when it is first asked for, with four partitions, led by whichever broker. To
-    # create it by hand now and then takes the mock seconds.
+    # The first request creates the topic, with four partitions and random leaders. An explicit
+    # creation sometimes takes the mock seconds.
     return f"t{next(_topics)}"
 
 
@@ -73,8 +73,8 @@ def settings_for(cluster: MockCluster, driver: DriverName, **changes: Any) -> Pr
 
 
 async def until_both_lead(running: Running, cluster: MockCluster, topic: str) -> None:
-    """Have each broker lead two partitions, and wait until a quarter of the load is through. The
-    mock leaves to chance who leads a topic that it made by itself."""
+    """Have each broker lead two partitions, and wait until a quarter of the load is delivered. The
+    mock chooses random leaders for a topic that it created automatically."""
     await running.until_settled(0.1)
     for partition in range(4):
         cluster.move(topic, partition, 1 + partition % 2)
@@ -95,7 +95,7 @@ async def run(
 ) -> tuple[Ran, Report]:
     """Run a load under a fault, judge it, and write the row.
 
-    Most of the records are sent when `during` admits them: there is the fault by then.
+    Most of the records are sent only when `during` admits them, after the fault has started.
     """
     load = Load(topic=topic, records=RECORDS, seconds=seconds, admitted=0.3, partitions=partitions)
     ran = await run_load(settings, load, during=during, driver=driver)
@@ -129,7 +129,8 @@ RETRIED = {
     89: "THROTTLING_QUOTA_EXCEEDED",
 }
 
-#: Of these, what librdkafka does not send again: brokers do not give them to produce requests.
+#: The errors of these after which librdkafka does not send again. Brokers do not answer produce
+#: requests with them.
 NOT_RETRIED_BY_LIBRDKAFKA = {13, 74, 75, 89}
 
 #: The broker has not written the batch and never will: the records in it are rejected.
@@ -146,7 +147,7 @@ REFUSED = {
     76: "UNSUPPORTED_COMPRESSION_TYPE",
 }
 
-#: The client splits the batch and sends the halves; a record that is alone is rejected.
+#: The client splits the batch and sends the halves. A lone record is rejected.
 SPLIT = {
     10: "MESSAGE_TOO_LARGE",
     18: "RECORD_LIST_TOO_LARGE",
@@ -154,18 +155,18 @@ SPLIT = {
     87: "INVALID_RECORD",
 }
 
-#: Of these, what librdkafka sends again.
+#: The errors of these after which librdkafka sends again.
 RETRIED_BY_LIBRDKAFKA = {2}
 
-#: Refusals of the client, which another takes the place of, and not of what it sent. librdkafka
-#: goes on after each, with new sequence numbers.
+#: Refusals of the client, which is then replaced, and not of its records. librdkafka goes on after
+#: each, with new sequence numbers.
 OF_EVERYTHING = {"kafka-python": {31, 35, 53}, "confluent": set[int]()}
 
-#: By librdkafka a topic is taken to be forbidden from such an answer on until the next look at its
-#: metadata, a second later; seconds over which the load is spread.
+#: After such an answer librdkafka treats a topic as forbidden until it requests the metadata again,
+#: a second later. These are the seconds over which the load is spread.
 SECONDS_AFTER = {("confluent", 29): max(3.0, SECONDS)}
 
-#: Nobody can tell whether the batch was written, and the client does not send it again.
+#: It is unknown whether the batch was written, and the client does not send it again.
 UNSURE = {
     -1: "UNKNOWN_SERVER_ERROR",
     45: "OUT_OF_ORDER_SEQUENCE_NUMBER",
@@ -177,16 +178,16 @@ UNSURE = {
     120: "TRANSACTION_ABORTABLE",
 }
 
-#: Of these, what librdkafka recovers from where it is the first answer to a batch: nothing was
-#: written by this producer for long.
+#: The errors of these from which librdkafka recovers if they are the first answer to a batch: this
+#: producer had written nothing for a long time.
 RECOVERED_BY_LIBRDKAFKA = {59}
 
-#: How often in a row the two brokers give an answer.
+#: How often in a row the two brokers answer with the error.
 TIMES = {"once": 1, "repeated": 6}
 
 
 def answering(cluster: MockCluster, code: int, times: int) -> During:
-    """Have the brokers answer so, when a quarter of the load is through."""
+    """Have the brokers answer with the errors after a quarter of the load."""
 
     async def during(running: Running) -> None:
         await running.until_settled(0.25)
@@ -201,7 +202,7 @@ def answering(cluster: MockCluster, code: int, times: int) -> During:
 
 @pytest.mark.parametrize("times", TIMES)
 @pytest.mark.parametrize("code", RETRIED, ids=RETRIED.get)
-async def test_an_error_that_passes(
+async def test_a_temporary_error(
     cluster: MockCluster, topic: str, anyio_backend: str, driver: DriverName, code: int, times: str
 ) -> None:
     settings = settings_for(cluster, driver)
@@ -245,7 +246,7 @@ async def test_a_refusal(
 
 @pytest.mark.parametrize("times", TIMES)
 @pytest.mark.parametrize("code", UNSURE, ids=UNSURE.get)
-async def test_an_answer_that_leaves_it_open(
+async def test_an_answer_that_leaves_the_outcome_unknown(
     cluster: MockCluster, topic: str, anyio_backend: str, driver: DriverName, code: int, times: str
 ) -> None:
     settings = settings_for(cluster, driver)
@@ -261,7 +262,7 @@ async def test_an_answer_that_leaves_it_open(
 
 
 def _assert_it_went_on(report: Report, ran: Ran) -> None:
-    """What came when the fault was over was delivered."""
+    """Check that the records after the fault were delivered."""
     last = list(ran.history.sent)[-20:]
     outcomes = {type(ran.history.outcome(id_)).__name__ for id_ in last}
     assert outcomes == {"Acknowledged"}, str(report)
@@ -286,14 +287,14 @@ async def test_a_batch_that_is_split(
 async def test_duplicate_sequence_number(
     fresh: MockCluster, topic: str, anyio_backend: str, driver: DriverName
 ) -> None:
-    """The broker has the batch already, from an attempt whose answer was lost.
+    """The broker already has the batch from an attempt whose answer was lost.
 
-    The mock writes what is sent, keeps the answer back until the client gives up waiting for it,
-    and calls what comes next a duplicate. So there must be one request under way at a time.
+    The mock writes the batch, withholds the answer until the client stops waiting for it, and calls
+    the next batch a duplicate. So only one request may be in flight.
     """
 
-    # One partition to a broker, and led by it from the first: the mock calls a duplicate whatever
-    # it is sent next, and so what it never had of another partition.
+    # Each broker leads one partition from the start. The mock calls the next batch a duplicate,
+    # even a new batch of another partition.
     fresh.create_topic(topic, [1, 2])
 
     async def during(running: Running) -> None:
@@ -310,7 +311,7 @@ async def test_duplicate_sequence_number(
     assert report.acknowledged == report.sent
 
 
-# --- answers that come late, or not at all -------------------------------------------------------
+# --- late and missing answers ------------ -------------------------------------------------------
 
 
 async def test_slow_answers(
@@ -367,37 +368,38 @@ async def test_an_answer_that_is_lost(
 async def test_an_answer_that_is_lost_and_then_a_refusal(
     fresh: MockCluster, topic: str, anyio_backend: str, driver: DriverName
 ) -> None:
-    """What was written is refused when it is sent again: rights were taken away meanwhile, say."""
+    """A written batch is refused when it is sent again, for example because rights were removed."""
 
     async def during(running: Running) -> None:
         await until_both_lead(running, fresh, topic)
         fresh.answer_next(1, 0, rtt_ms=NEVER_MS)
         for _ in range(12):
-            # Answers behind the one that is late are lost as well: up to four, as five requests
-            # may be under way on a connection.
+            # Up to four answers after the late one are lost as well, because five requests may be
+            # in flight on a connection.
             fresh.answer_next(1, 29)
         running.admit(1)
 
     settings = settings_for(fresh, driver, properties={"request_timeout_ms": 300})
     cell = "a written batch whose answer is lost, then TOPIC_AUTHORIZATION_FAILED"
-    # Time for the second answer, however few requests a busy machine makes of the load.
+    # Time for the second answer, even if a busy machine sends the load in few requests.
     _, report = await run(
         cell, anyio_backend, driver, settings, topic, during, seconds=max(2.0, SECONDS)
     )
     assert report.failures > 0
 
 
-async def test_an_answer_that_is_lost_and_a_refusal_of_others(
+async def test_an_answer_that_is_lost_and_a_refusal_of_other_records(
     request: pytest.FixtureRequest,
     fresh: MockCluster,
     topic: str,
     anyio_backend: str,
     driver: DriverName,
 ) -> None:
-    """A gap in the numbers of one partition, while what another one has is to be sent again."""
+    """One partition has a gap in its sequence numbers, while records of another have to be sent
+    again."""
     note = ""
     if driver == "confluent":
-        # Now and then, as it comes: so it may as well pass.
+        # It fails only sometimes, so it may also pass.
         note = (
             "After a refusal, librdkafka gives new sequence numbers to all records that it still "
             "has, in all partitions. If a record was written before and its answer was lost, the "
@@ -440,7 +442,7 @@ async def test_closed_connections(
     assert ran.statistics.generations == 1
 
 
-#: All: one goes, and comes, a moment before the other.
+#: With 2, all brokers: one goes down, and comes back, a moment before the other.
 @pytest.mark.parametrize("down", [(1,), (1, 2)], ids=["one", "all"])
 async def test_brokers_that_are_down_for_a_while(
     cluster: MockCluster, topic: str, anyio_backend: str, driver: DriverName, down: tuple[int, ...]
@@ -451,7 +453,7 @@ async def test_brokers_that_are_down_for_a_while(
             cluster.set_down(broker)
         running.admit(1)
         try:
-            # Half of them go to the other broker, and through.
+            # The other broker gets and writes half of them.
             await running.until_under_way(200)
             await anyio.sleep(SECONDS)
         finally:
@@ -488,7 +490,8 @@ async def test_leaders_that_move(
 async def test_errors_of_the_topic_in_the_metadata(
     cluster: MockCluster, topic: str, anyio_backend: str, driver: DriverName, code: int
 ) -> None:
-    """The cluster forgets the topic for a while: the client is made to ask, and does not learn."""
+    """The cluster does not know the topic for a while. The test makes the client request its
+    metadata."""
 
     async def during(running: Running) -> None:
         await running.until_settled(0.25)
@@ -521,11 +524,11 @@ async def test_metadata_requests_that_fail(
     assert report.acknowledged == report.sent
 
 
-async def test_producer_ids_that_are_not_given_at_once(
+async def test_producer_ids_are_not_available_at_first(
     fresh: MockCluster, topic: str, anyio_backend: str, driver: DriverName
 ) -> None:
-    """To the first client, and to the one that takes its place."""
-    # CLUSTER_AUTHORIZATION_FAILED; librdkafka only breaks by OUT_OF_ORDER_SEQUENCE_NUMBER.
+    """The first client and its replacement get no producer id at once."""
+    # CLUSTER_AUTHORIZATION_FAILED. Only OUT_OF_ORDER_SEQUENCE_NUMBER breaks librdkafka.
     breaking = 31 if driver == DEFAULT_DRIVER else 45
     code = 14  # COORDINATOR_LOAD_IN_PROGRESS: the brokers have no ids left for now
     fresh.answer_any(code, 2, api=INIT_PRODUCER_ID)

@@ -42,9 +42,9 @@ ROWS = [
 ]
 
 
-def test_the_page_is_the_same_in_whatever_order_the_rows_come() -> None:
+def test_the_page_does_not_depend_on_the_order_of_the_rows() -> None:
     shuffled = ROWS[:]
-    random.Random(1).shuffle(shuffled)  # no secret
+    random.Random(1).shuffle(shuffled)  # not for security
     assert page(shuffled, []) == page(ROWS, [])
     assert rows_page(shuffled) == rows_page(ROWS)
 
@@ -68,7 +68,7 @@ def test_the_page_has_a_row_for_each_cell_driver_and_loop() -> None:
     assert "1. About b." in table
 
 
-def test_the_page_begins_with_what_it_comes_to() -> None:
+def test_the_page_starts_with_the_totals() -> None:
     rows = [dataclasses.replace(one, records=1_000, acknowledged=900) for one in ROWS]
     rows[0] = dataclasses.replace(rows[0], failed={"DeliveryTimeout, not persisted": 100}, lost=2)
     rows[1] = dataclasses.replace(rows[1], withdrawn=3, never_accepted=4)
@@ -87,7 +87,7 @@ def test_the_page_begins_with_what_it_comes_to() -> None:
     ]
 
 
-def test_the_page_says_why_something_is_not_0() -> None:
+def test_the_page_explains_each_broken_promise_once() -> None:
     known = dataclasses.replace(row("wire", "b", "asyncio", "confluent", "A reason."), doubled=1)
     text = page([*ROWS, known, dataclasses.replace(known, loop="trio")], [])
     says = "The driver confluent broke a promise in the cell *b*. A reason. See {doc}"
@@ -95,7 +95,7 @@ def test_the_page_says_why_something_is_not_0() -> None:
     assert "broke a promise" not in page(ROWS, [])
 
 
-def test_the_page_has_no_line_for_what_was_not_run() -> None:
+def test_the_page_omits_a_driver_without_rows() -> None:
     assert "| confluent |" not in page([row("wire", "a", "asyncio", "kafka-python")], [])
 
 
@@ -116,7 +116,7 @@ def test_rows_are_collected_by_the_command(tmp_path: Path, monkeypatch: pytest.M
     assert subprocess.run(command, check=False, cwd=ROOT, capture_output=True).returncode == 2
 
 
-def test_a_row_has_the_outage_and_the_cpu_time_of_the_client_in_it() -> None:
+def test_a_row_has_the_outage_and_the_cpu_time_of_its_client() -> None:
     report = check(History(), [], delivery_timeout=1, time_to_exit=0.125)
     of_this_process = Row.of(Cell("wire", "a", "asyncio"), report, Outage(3.0, 0.25))
     of_another = Row.of(Cell("wire", "b", "asyncio"), report)
@@ -130,7 +130,7 @@ def test_a_row_has_the_outage_and_the_cpu_time_of_the_client_in_it() -> None:
 
 
 class Times:
-    """Stands in for the module `time`."""
+    """Replaces the module `time`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seconds = self.cpu = 0.0
@@ -171,7 +171,7 @@ async def test_the_longest_time_without_an_acknowledgement_is_the_outage(
     assert running.longest_outage == Outage(0.5, 0.0)
 
 
-def test_a_row_that_names_no_driver_is_of_the_default_one() -> None:
+def test_a_row_without_a_driver_belongs_to_the_default_driver() -> None:
     old = dataclasses.asdict(ROWS[0])
     del old["driver"]
     assert Row(**old).driver == "kafka-python"
@@ -191,7 +191,7 @@ def drawn(**changes: Any) -> str:
     return rows_page(rows)
 
 
-def test_a_cell_is_one_bar_of_all_its_rows() -> None:
+def test_one_bar_adds_up_all_rows_of_a_cell() -> None:
     [bar] = bars(drawn(records=1_000, acknowledged=600, failed=FAILED, withdrawn=99))
     assert (bar.group, bar.cell, bar.records) == ("Wire", "a <cell>", 4_000)
     assert bar.parts == {
@@ -210,7 +210,7 @@ def widths(picture: str) -> list[float]:
     ]
 
 
-def test_one_record_of_many_is_seen_and_no_bar_is_longer_than_all() -> None:
+def test_a_single_record_is_visible_and_the_parts_fill_the_width_of_the_bar() -> None:
     wide = widths(
         draw(drawn(records=1_000_000, acknowledged=999_999, failed={"X, not persisted": 1}))
     )
@@ -234,7 +234,7 @@ def test_a_longer_wait_is_further_to_the_right() -> None:
     assert len(set(places)) == 5
 
 
-def test_the_picture_is_told_in_words_and_says_nothing_else_than_the_tables() -> None:
+def test_the_picture_has_a_description_and_needs_complete_tables() -> None:
     picture = draw(drawn(records=10, acknowledged=10, longest_wait=1.5))
     assert "In 1 of them, each record was acknowledged" in picture
     assert "The longest wait was 1.5 s, for the fault: a &lt;cell&gt;." in picture
@@ -242,14 +242,14 @@ def test_the_picture_is_told_in_words_and_says_nothing_else_than_the_tables() ->
         draw("## Wire\n\n| cell | records |\n|---|---|\n| a | 1 |\n")
 
 
-def test_the_documents_picture_is_of_their_page() -> None:
+def test_the_picture_in_the_documents_matches_their_page() -> None:
     reference = ROOT / "docs/reference"
     assert (reference / "fault-matrix.svg").read_text(encoding="utf-8") == draw(
         (reference / "fault-matrix-rows.md").read_text(encoding="utf-8")
     )
 
 
-def test_each_mark_is_in_the_legend_and_each_label_is_whole() -> None:
+def test_the_legend_explains_the_mark_and_long_labels_are_complete() -> None:
     long = "a fault with a name that is too long for one line of the picture, as some are, and more"
     picture = draw(rows_page([row("wire", long, "asyncio"), row("wire", f"{long}!", "asyncio")]))
     labels = [

@@ -1,5 +1,4 @@
-"""What is done to the process that sends: signals, fork, its end, a thread that dies, a loop that
-stands still."""
+"""Faults of the sending process: signals, a fork, its end, a dead thread, a blocked event loop."""
 
 from __future__ import annotations
 
@@ -38,21 +37,21 @@ from tests.support.waiting import until
 #: Seconds over which a load is spread.
 SECONDS = 5.0 if FULL else 0.5
 
-#: Seconds for anything that a process is waited for.
+#: Seconds for each wait for a process.
 PATIENCE = 60.0
 
-#: Seconds that an end takes beside the time-out that bounds it, on a machine that has more to do;
-#: far less than what it must not wait for.
+#: Seconds that an exit may take on a busy machine beyond the time-out that bounds it. They are far
+#: less than the times for which it must not wait.
 SLACK = 15.0
 
 
-#: The producer's, in seconds. A second signal is to come while the closing for the first one goes
-#: on, also on a machine that stalls for three seconds.
+#: The producer's time-out, in seconds. A second signal has to arrive during the closing for the
+#: first one, also on a machine that stalls for three seconds.
 CANCEL_TIMEOUT = {"send": 1.0, "drain": 1.0, "close": 5.0}
 
 
 class Child:
-    """A process that sends, and what it tells."""
+    """A sending process, and its output."""
 
     def __init__(self, orders: dict[str, Any]) -> None:
         self.process = subprocess.Popen(
@@ -60,15 +59,15 @@ class Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            # Without a buffer, in which lines would be hidden from select().
+            # Without a buffer, because select() does not see buffered lines.
             bufsize=0,
             cwd=ROOT,
-            # Of its own, so that a signal to it is not one to the tests.
+            # In its own session, so that the tests do not get its signals.
             start_new_session=True,
         )
 
     def wait_for(self, *words: str) -> dict[str, Any]:
-        """The next line that has one of these words in it."""
+        """Wait for the next line that contains one of these words."""
         assert self.process.stdout is not None
         deadline = time.monotonic() + PATIENCE
         while True:
@@ -82,12 +81,12 @@ class Child:
                 return told
 
     def go_on(self) -> None:
-        """Have it do what it waits to do."""
+        """Let it go on after a wait."""
         assert self.process.stdin is not None
         self.process.stdin.write(b"go on\n")
 
     def end(self) -> tuple[int, str]:
-        """Its return code, and what it printed to stderr."""
+        """Wait for its end. Returns: its return code, and its stderr."""
         _, errors = self.process.communicate(timeout=PATIENCE)
         return self.process.returncode, errors.decode()
 
@@ -128,12 +127,12 @@ async def interrupted(
     number: signal.Signals,
     **more: Any,
 ) -> tuple[float, int, str, dict[str, Any] | None]:
-    """Send a signal to a process that sends, or drains, and tell how it ended."""
+    """Send a signal to a process that sends or drains, and return how it ended."""
     child = Child(orders_for(broker, loop, driver, journal, when, **more))
     try:
         await anyio.to_thread.run_sync(child.wait_for, "sending")
         if when != "send":
-            # Of the rest, which is given to the producer now, nothing comes back.
+            # The rest is passed to the producer now, and gets no acknowledgement.
             broker.pause()
             child.go_on()
             await anyio.to_thread.run_sync(child.wait_for, "draining")
@@ -141,8 +140,8 @@ async def interrupted(
         child.process.send_signal(number)
         last = None
         if when == "close":
-            # The second comes while the first one's closing is under way. If Trio raised the first
-            # one in the pump itself, there may be no closing to hurry.
+            # The second arrives during the closing for the first one. If Trio raised the first one
+            # in the pump itself, there may be no closing to hurry.
             told = await anyio.to_thread.run_sync(child.wait_for, "hurrying", "ended")
             if "ended" in told:
                 last = told
@@ -162,8 +161,8 @@ async def interrupted(
 async def test_sigint(
     broker: EmbeddedBroker, anyio_backend: str, driver: DriverName, tmp_path: Path, when: str
 ) -> None:
-    """Ctrl-C: the program ends by KeyboardInterrupt, in bounded time, and each record has its
-    outcome by then. A second one, while the first one's closing is under way, does not hurt."""
+    """Ctrl-C: the program ends with KeyboardInterrupt in bounded time, and each record has its
+    outcome before. A second one during the closing for the first does no harm."""
     journal = tmp_path / "journal"
     took, code, errors, last = await interrupted(
         broker, anyio_backend, driver, journal, when, signal.SIGINT
@@ -171,13 +170,13 @@ async def test_sigint(
     assert last is not None
     assert last["ended"] == "KeyboardInterrupt"
     if anyio_backend == "trio":
-        # It may come when a task of the load was made, and was not started yet.
+        # It may arrive when a task of the load was created, and had not started yet.
         never = r"\S+: RuntimeWarning: coroutine .* was never awaited\n(  .*\n)?Runtime.*\n"
         errors = re.sub(never, "", errors)
     assert (code, errors) == (0, "")
-    # cancel_timeout, and what a process takes to end.
+    # cancel_timeout, and the time for a process to end.
     assert took < CANCEL_TIMEOUT[when] + SLACK
-    # Trio raises it in the middle of whatever runs, the test's own bookkeeping too.
+    # Trio raises it in any running code, also in the test's own bookkeeping.
     anywhere = anyio_backend == "trio"
     note = "The interrupt may come before the program has recorded an outcome." if anywhere else ""
     history = History.load(journal)
@@ -196,7 +195,7 @@ async def test_sigint(
 
 @pytest.mark.parametrize("when", ["send", "drain"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_that_is_handled_by_cancelling(
+async def test_a_signal_handler_cancels_the_program(
     broker: EmbeddedBroker,
     anyio_backend: str,
     driver: DriverName,
@@ -225,10 +224,10 @@ async def test_a_signal_that_is_handled_by_cancelling(
     )
 
 
-async def test_sigterm_that_nobody_handles(
+async def test_sigterm_without_a_handler(
     broker: EmbeddedBroker, anyio_backend: str, driver: DriverName, tmp_path: Path
 ) -> None:
-    """The process is gone at once. What it was told by then is true."""
+    """The process ends at once. The outcomes reported before are true."""
     journal = tmp_path / "journal"
     took, code, errors, _ = await interrupted(
         broker, anyio_backend, driver, journal, "send", signal.SIGTERM
@@ -251,8 +250,8 @@ async def test_sigterm_that_nobody_handles(
 # --- the end of the interpreter ------------------------------------------------------------------
 
 
-#: How it is left: the return code, and the exception on stderr; None where the loop complains of
-#: what was done to it, each in its own way.
+#: Each way to end, with the return code and the exception on stderr. None if each event loop
+#: reports its end with a message of its own.
 LEFT = {"sys.exit": (7, ""), "raise": (1, "ZeroDivisionError"), "forgotten": None}
 
 
@@ -261,7 +260,7 @@ LEFT = {"sys.exit": (7, ""), "raise": (1, "ZeroDivisionError"), "forgotten": Non
 async def test_the_interpreter_ends_with_records_pending(
     broker: EmbeddedBroker, anyio_backend: str, driver: DriverName, how: str, gone: bool
 ) -> None:
-    """It does not hang, and prints no more than the exception's own traceback."""
+    """It does not hang, and prints only the exception's own traceback."""
     orders = {
         "how": how,
         "address": str(broker),
@@ -296,7 +295,7 @@ async def test_the_interpreter_ends_with_records_pending(
 
 
 async def test_fork(broker: EmbeddedBroker, anyio_backend: str, driver: DriverName) -> None:
-    """The child is refused, and the parent goes on."""
+    """The child's calls are refused, and the parent goes on."""
     codes: list[int] = []
 
     async def during(running: Running) -> None:
@@ -328,7 +327,7 @@ async def test_fork(broker: EmbeddedBroker, anyio_backend: str, driver: DriverNa
 
 
 class Dies(KafkaPythonDriver):
-    """A driver in which something that nobody foresaw goes wrong in the middle of a batch."""
+    """A driver that raises an unexpected error in the middle of a batch."""
 
     def __init__(self, settings: ProducerSettings) -> None:
         super().__init__(settings)
@@ -369,20 +368,20 @@ async def test_the_producers_thread_dies(
     assert report.time_to_exit < SLACK
 
 
-# It leaves its sockets to the garbage collector.
+# The client leaves its sockets to the garbage collector.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 async def test_the_clients_thread_dies(
     broker: EmbeddedBroker, anyio_backend: str, driver: DriverName, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """kafka-python's own thread ends, and nobody tells: the client is given up when it keeps
-    records past their deadline, and another takes its place."""
+    """kafka-python's own thread ends without a report. The client keeps records past their
+    deadline, so the producer gives it up and opens another one."""
     drivers: list[KafkaPythonDriver] = []
 
     def forget(_: object) -> None:
         pass
 
-    # Whoever keeps the exception keeps the client.
+    # A reference to the exception keeps the client alive.
     monkeypatch.setattr(threading, "excepthook", forget)
 
     def make(settings: ProducerSettings) -> KafkaPythonDriver:
@@ -399,7 +398,7 @@ async def test_the_clients_thread_dies(
 
         sender.run_once = die
         opened.client.wakeup()
-        # These are what it keeps; the last ones are for its successor.
+        # It keeps these. The later ones are for its replacement.
         running.admit(0.7)
         await until(lambda: running.producer.statistics().generations == 2)
         running.admit(1)
@@ -412,7 +411,7 @@ async def test_the_clients_thread_dies(
     cell = Cell("process", "kafka-python's thread ends", anyio_backend, driver)
     report = await judge(cell, ran, settings, "t")
     assert report.failures > 0
-    # Collected within this test, whose warnings are let pass.
+    # Collected in this test, which ignores the warnings.
     drivers.clear()
     gc.collect()
     assert type(ran.history.outcome(list(ran.history.sent)[-1])).__name__ == "Acknowledged"
@@ -421,15 +420,15 @@ async def test_the_clients_thread_dies(
 @pytest.mark.parametrize(
     ("stands", "delivery_timeout"), [(1.0, 30.0), (3.0, 2.0)], ids=["within", "beyond"]
 )
-async def test_the_loop_stands_still(
+async def test_the_event_loop_is_blocked(
     broker: EmbeddedBroker,
     anyio_backend: str,
     driver: DriverName,
     stands: float,
     delivery_timeout: float,
 ) -> None:
-    """Within the deadline nothing comes of it. Beyond, a record that was acknowledged meanwhile may
-    have either outcome, and never a wrong one."""
+    """A block shorter than the deadline has no effect. After a longer one, a record that was
+    acknowledged meanwhile may have either outcome, but never a false one."""
 
     async def during(running: Running) -> None:
         await running.until_settled(0.3)

@@ -1,7 +1,7 @@
-"""What happens to single topics of a real cluster under load: one that takes no large records, one
-that is not for this user, one that is deleted and made again.
+"""Faults of single topics of a real cluster under load: a topic with a small max.message.bytes, a
+forbidden topic, a topic that is deleted and created again, and added partitions.
 
-The others, and the other records, never notice.
+Other topics and other records are not affected.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ SECONDS = 20.0 if FULL else 4.0
 
 PARTITIONS = 4
 
-#: One of so many records is special.
+#: One special record per this number of records.
 ONE_IN = 40
 
 PASSWORD = "not to be told"
 
-#: The number of a load's record, and what to do with it instead.
+#: The id of a record, and the record.
 Made = tuple[str, ProducerRecord[bytes, bytes]]
 
 
@@ -61,7 +61,7 @@ def is_special(number: int) -> bool:
 async def test_records_that_are_too_large_for_the_topic(
     anyio_backend: str, driver: DriverName, cluster: KafkaCluster
 ) -> None:
-    """They fail alone: what was in their batches is delivered."""
+    """Only they fail. The other records of their batches are delivered."""
     limit = 100_000
     topic = cluster.create_topic(partitions=PARTITIONS, configs={"max.message.bytes": limit})
 
@@ -78,8 +78,8 @@ async def test_records_that_are_too_large_for_the_topic(
     cell = Cell("cluster", "records over max.message.bytes, among others", anyio_backend, driver)
     report = await judge(cell, ran, settings, topic)
     if driver == "confluent":
-        # librdkafka does not split a batch that is too large: what else is in it fails as well.
-        # And what took longer than until an attempt is repeated may have been sent before.
+        # librdkafka does not split a batch that is too large, so all its records fail.
+        # A record that took longer than the retry backoff may have been sent before.
         kinds = {"RecordRejected, not persisted", "DeliveryError, possibly persisted"}
         assert set(report.failed) <= kinds
         for id_ in ran.history.sent:
@@ -108,7 +108,7 @@ async def test_a_topic_that_is_forbidden_and_then_granted(
     granted = [float("inf")]
 
     async def probe(running: Running, number: int) -> bool:
-        """Whether the producer may write to the topic by now."""
+        """Whether the producer may already write to the topic."""
         id_ = f"probe-{number}"
         record = ProducerRecord(forbidden, id_.encode(), partition=0)
         running.history.sending(id_, record)
@@ -122,10 +122,10 @@ async def test_a_topic_that_is_forbidden_and_then_granted(
     async def during(running: Running) -> None:
         await running.until_settled(0.5)
         await run_sync(lambda: cluster.add_acl("User:bob", "write", forbidden))
-        # The news comes with one of the next answers that the producer asks for.
+        # The producer learns it from one of the next answers.
         numbers = itertools.count()
         with fail_after(PATIENCE):
-            while not await probe(running, next(numbers)):  # noqa: ASYNC110  # told by nobody
+            while not await probe(running, next(numbers)):  # noqa: ASYNC110 # no event tells
                 await sleep(0.05)
         granted[0] = time.monotonic()
         running.admit(1.0)
@@ -141,7 +141,7 @@ async def test_a_topic_that_is_forbidden_and_then_granted(
         seconds=SECONDS,
         partitions=PARTITIONS,
         make=make,
-        admitted=0.8,  # however long that takes
+        admitted=0.8,  # the rest waits for the permission, however long that takes
     )
     ran = await run_load(settings, load, during=during, driver=driver)
     cell = Cell(
@@ -159,10 +159,11 @@ async def test_a_topic_that_is_forbidden_and_then_granted(
     assert ran.statistics.generations == 1
 
 
-async def test_a_topic_is_deleted_and_made_again(
+async def test_a_topic_is_deleted_and_created_again(
     anyio_backend: str, driver: DriverName, cluster: KafkaCluster
 ) -> None:
-    """What was in it is gone with it. What is said of the rest is true; the producer goes on."""
+    """Its records are deleted with it. The reports of all others are true, and the producer goes
+    on."""
     topic = cluster.create_topic(partitions=PARTITIONS)
     before: list[Logged] = []
     moments: list[float] = []
@@ -174,7 +175,7 @@ async def test_a_topic_is_deleted_and_made_again(
         cluster.create_topic(topic, partitions=PARTITIONS)
 
     async def during(running: Running) -> None:
-        # All that is admitted: nothing else was sent.
+        # All admitted records: no other record was sent.
         await running.until_settled(0.25)
         assert running.settled == len(running.history.sent)
         before.extend(await read_log(cluster.bootstrap_servers, topic))
@@ -188,7 +189,7 @@ async def test_a_topic_is_deleted_and_made_again(
         moments.append(time.monotonic())
 
     settings = settings_for(cluster)
-    # Long enough for some to be sent when the client has looked for the topic again.
+    # Long enough that some are sent after the client has requested the topic's metadata again.
     load = Load(
         topic=topic,
         records=RECORDS,
@@ -207,7 +208,7 @@ async def test_a_topic_is_deleted_and_made_again(
         for ended in ran.history.ended[id_]:
             told = ended
             if half is second and ended.at < made and isinstance(ended.outcome, Acknowledged):
-                # It was there until it was deleted. In the new topic it must not be.
+                # It was in the old topic until that was deleted. It must not be in the new topic.
                 told = Ended(ended.at, Plain("gone with its topic"))
                 gone += 1
             half.ended[id_].append(told)
@@ -230,7 +231,7 @@ async def test_a_topic_is_deleted_and_made_again(
         "RecordRejected, not persisted",
         "DeliveryError, possibly persisted",
     }
-    # How many these are depends on how long Kafka takes to make the topic again.
+    # Their number depends on the time that Kafka takes to create the topic again.
     late = [sent for sent in second.sent.values() if sent.at > found]
     assert late
     assert all(isinstance(second.outcome(sent.id), Acknowledged) for sent in late)
@@ -240,7 +241,8 @@ async def test_a_topic_is_deleted_and_made_again(
 async def test_partitions_are_added(
     anyio_backend: str, driver: DriverName, cluster: KafkaCluster
 ) -> None:
-    """Records are sent to them before the producer, and perhaps the cluster, knows them."""
+    """Records are sent to them before the producer, and perhaps the cluster, knows the
+    partitions."""
     topic = cluster.create_topic(partitions=PARTITIONS)
 
     def make(load: Load, number: int) -> Made:

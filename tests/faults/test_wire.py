@@ -1,7 +1,7 @@
-"""What networks do to connections, by a proxy before the embedded broker.
+"""Faults of the network, made by a proxy in front of the embedded broker.
 
-The embedded broker looks at sequence numbers, as Apache Kafka does: what the client sends again,
-because the answer was lost, must not be there twice.
+The embedded broker checks sequence numbers, as Apache Kafka does. So a record that the client sends
+again, because the answer was lost, must not be in the log twice.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from tests.support.history import Report
 from tests.support.load import During, Load, Ran, Running, run_load
 from tests.support.waiting import until
 
-#: Seconds that an end takes beside the time-out that bounds it, on a machine that has more to do;
-#: far less than what it must not wait for.
+#: Seconds that an exit may take on a busy machine beyond the time-out that bounds it. They are far
+#: less than the times for which it must not wait.
 SLACK = 10.0
 
-#: Seconds over which a load is spread: a fault comes and goes within them.
+#: Seconds over which a load is spread. They are longer than a fault.
 SECONDS = 6.0 if FULL else 0.8
 
 
 @pytest.fixture
 async def proxy() -> AsyncIterator[FaultProxy]:
-    # Starting and ending it blocks for some milliseconds, with nothing else on the loop.
+    # Starting and ending it blocks for some milliseconds, while no other task runs.
     with proxied_broker() as running:
         yield running
 
@@ -60,7 +60,7 @@ async def run(
     admitted: float = 1.0,
     address: str = "",
 ) -> tuple[Ran, Report]:
-    """Run a load under a fault, mend it, judge, and write the row."""
+    """Run a load under a fault, heal it, judge, and write the row."""
     load = Load(topic="t", records=RECORDS, seconds=SECONDS, tasks=tasks, admitted=admitted)
     ran = await run_load(settings, load, during=during, driver=driver)
     proxy.heal()
@@ -68,8 +68,10 @@ async def run(
     return ran, await judge(place, ran, settings, "t", address=address)
 
 
-async def test_refused(anyio_backend: str, driver: DriverName, proxy: FaultProxy) -> None:
-    """The broker's host is there, and for a while nobody listens."""
+async def test_connections_are_refused_for_a_while(
+    anyio_backend: str, driver: DriverName, proxy: FaultProxy
+) -> None:
+    """The broker's host is up, and its port refuses connections for a while."""
 
     async def during(running: Running) -> None:
         await running.until_settled(0.25)
@@ -92,8 +94,11 @@ async def test_refused(anyio_backend: str, driver: DriverName, proxy: FaultProxy
     assert ran.statistics.generations == 1
 
 
-async def test_refused_for_good(anyio_backend: str, driver: DriverName, proxy: FaultProxy) -> None:
-    """Nobody listens until the end: each record has its outcome, and the exit is bounded."""
+async def test_connections_are_refused_until_the_end(
+    anyio_backend: str, driver: DriverName, proxy: FaultProxy
+) -> None:
+    """The port refuses connections until the end. Each record has its outcome, and the exit is
+    bounded."""
 
     async def during(running: Running) -> None:
         await running.until_settled(0.25)
@@ -110,8 +115,8 @@ async def test_refused_for_good(anyio_backend: str, driver: DriverName, proxy: F
     assert report.time_to_exit < SLACK
 
 
-async def test_black_hole(anyio_backend: str, driver: DriverName, proxy: FaultProxy) -> None:
-    """Longer than the client waits for an answer: it connects again, into the hole as well."""
+async def test_a_long_black_hole(anyio_backend: str, driver: DriverName, proxy: FaultProxy) -> None:
+    """It lasts longer than the client waits for an answer, so the client connects again into it."""
 
     async def during(running: Running) -> None:
         await running.until_settled(0.25)
@@ -144,7 +149,7 @@ async def test_a_short_black_hole(
     assert report.acknowledged == report.sent
 
 
-async def test_a_black_hole_for_good(
+async def test_a_black_hole_until_the_end(
     anyio_backend: str, driver: DriverName, proxy: FaultProxy
 ) -> None:
     async def during(running: Running) -> None:
@@ -162,10 +167,10 @@ async def test_a_black_hole_for_good(
     assert report.time_to_exit < SLACK
 
 
-async def test_leaving_into_a_black_hole(
+async def test_the_block_ends_in_a_black_hole(
     anyio_backend: str, driver: DriverName, proxy: FaultProxy
 ) -> None:
-    """The block ends while everything is under way: within close_timeout, and told."""
+    """The block ends while all records are in flight: within close_timeout, with an error."""
     settings = settings_for(proxy, close_timeout=1.0)
 
     async def during(running: Running) -> None:
@@ -183,11 +188,10 @@ async def test_leaving_into_a_black_hole(
     assert ran.undelivered + ran.raised == report.failures
 
 
-async def test_leaving_before_the_client_is_connected(
+async def test_the_block_ends_before_the_client_is_connected(
     anyio_backend: str, driver: DriverName, proxy: FaultProxy
 ) -> None:
-    """After the start it connects once more, for a producer id; so does one that takes the place of
-    another."""
+    """After the start the client connects once more for a producer id. So does its replacement."""
     settings = settings_for(proxy, cancel_timeout=0.5)
     proxy.delay(0.1)
     left: list[float] = []
@@ -202,7 +206,7 @@ async def test_leaving_before_the_client_is_connected(
 
 @pytest.mark.parametrize("way", list(Way), ids=["request", "answer"])
 @pytest.mark.parametrize("after", [13, 60], ids=["header", "body"])
-async def test_reset_in_the_middle_of_a_frame(
+async def test_connections_are_reset_in_the_middle_of_a_frame(
     anyio_backend: str, driver: DriverName, proxy: FaultProxy, way: Way, after: int
 ) -> None:
     async def during(running: Running) -> None:
@@ -226,7 +230,7 @@ def _reset_since(proxy: FaultProxy, before: int) -> bool:
     return proxy.resets > before
 
 
-async def test_resets_at_any_moment(
+async def test_connections_are_reset_many_times(
     anyio_backend: str, driver: DriverName, proxy: FaultProxy
 ) -> None:
     async def during(running: Running) -> None:
@@ -270,7 +274,7 @@ async def test_latency_and_jitter(
 
 
 @pytest.mark.parametrize("way", list(Way), ids=["to-broker", "to-client"])
-async def test_half_closed(
+async def test_one_direction_of_the_connections_ends(
     anyio_backend: str, driver: DriverName, proxy: FaultProxy, way: Way
 ) -> None:
     async def during(running: Running) -> None:
@@ -284,7 +288,7 @@ async def test_half_closed(
     assert report.acknowledged == report.sent
 
 
-async def test_the_broker_goes_and_comes_many_times(
+async def test_connections_are_refused_many_times(
     anyio_backend: str, driver: DriverName, proxy: FaultProxy
 ) -> None:
     async def during(running: Running) -> None:
@@ -304,7 +308,7 @@ async def test_the_broker_goes_and_comes_many_times(
 async def test_a_firewall_forgets_the_connections(
     anyio_backend: str, driver: DriverName, proxy: FaultProxy
 ) -> None:
-    """Nothing ends the connections. By default the client waits for half of delivery_timeout."""
+    """The connections do not end. By default the client waits for half of delivery_timeout."""
 
     async def during(running: Running) -> None:
         await running.until_settled(0.25)
@@ -351,7 +355,7 @@ async def test_three_of_four_bootstrap_addresses_are_silent(
 async def test_cancelled_in_a_black_hole(
     anyio_backend: str, driver: DriverName, proxy: FaultProxy
 ) -> None:
-    """Who is withdrawn is not there; who is abandoned may be."""
+    """A withdrawn record is not in the log. An abandoned record may be."""
 
     async def during(running: Running) -> None:
         await running.until_settled(0.25)
@@ -369,5 +373,5 @@ async def test_cancelled_in_a_black_hole(
     report = await judge(cell, ran, settings, "t")
     assert report.abandoned > 0
     assert report.withdrawn > 0
-    # A hundred have room at a time, and some got theirs from the last that were answered.
+    # A hundred records have room at a time. Some got the room of the last acknowledged ones.
     assert report.abandoned <= load.tasks
