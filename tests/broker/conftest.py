@@ -9,5 +9,6 @@ from tests.support.clock import ManualClock
 
 @pytest.fixture
 def clock() -> ManualClock:
-    """A clock that runs with the loop's, since real clients retry; a test can advance it."""
+    """A clock that runs with the loop's clock, because real clients retry. A test can advance
+    it."""
     return ManualClock(runs=True)

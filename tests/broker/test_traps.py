@@ -438,7 +438,7 @@ async def test_one_refusal_fails_its_record_and_the_producer_goes_on(
         assert producer.statistics().generations == (1 if sure else 2)
 
 
-def test_bare_after_a_batch_expired_while_it_was_repeated_nothing_is_sent(
+def test_bare_after_a_batch_expires_during_its_retries_nothing_is_sent(
     lone_broker: MockCluster,
 ) -> None:
     with warmed_up(lone_broker) as producer:
@@ -459,7 +459,7 @@ def test_bare_after_a_batch_expired_while_it_was_repeated_nothing_is_sent(
         assert not settles(producer.send("second", b"value"), 0.3 + NEVER)
 
 
-async def test_a_record_that_expires_while_it_is_repeated_is_the_only_one(
+async def test_a_record_that_expires_during_its_retries_fails_alone(
     lone_broker: MockCluster, clock: ManualClock
 ) -> None:
     settings = settings_for(lone_broker)

@@ -12,8 +12,8 @@ from tests.support.clock import ManualClock
 from tests.support.kafka_cluster import KafkaCluster, kafka_cluster
 from tests.support.kafka_home import require_kafka
 
-#: Parameters that vary like the loop and the driver: the share of records that are refused, the
-#: settings of the client that sends them, and the length of a file, which goes by the driver.
+#: Parameters that vary like the loop and the driver: the share of refused records, the settings of
+#: the client that sends them, and the length of a file, which depends on the driver.
 VARY = ("share", "properties", "lines")
 
 
@@ -25,13 +25,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _kafka_is_here() -> None:
-    """Skip the tests where Kafka can't be run; in CI that is a failure."""
+    """Skip the tests if Kafka can't be run. In CI, fail them."""
     require_kafka()
 
 
 @pytest.fixture(scope="session")
 def shared_kafka() -> Iterator[KafkaCluster]:
-    """One broker for the whole run; tests use topics of their own, and leave it running."""
+    """One broker for the whole run. Tests use topics of their own, and do not stop it."""
     with kafka_cluster() as cluster:
         yield cluster
 
@@ -44,12 +44,13 @@ def _three_for_all() -> Iterator[KafkaCluster]:
 
 @pytest.fixture
 def three_brokers(_three_for_all: KafkaCluster) -> Iterator[KafkaCluster]:
-    """Three brokers, all of which run when a test begins, whatever the one before did to them."""
+    """Three brokers, which all run when a test starts, whatever the previous test did to them."""
     yield _three_for_all
     _three_for_all.heal()
 
 
 @pytest.fixture
 def clock() -> ManualClock:
-    """A clock that runs with the loop's, since real clients retry; a test can advance it."""
+    """A clock that runs with the loop's clock, because real clients retry. A test can advance
+    it."""
     return ManualClock(runs=True)

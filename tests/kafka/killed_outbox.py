@@ -1,7 +1,7 @@
 """Runs the outbox example, and kills its own process at a stage of a transaction, as a crash does.
 
-``python killed_outbox.py STAGE TIMES DATABASE NAME BACKEND``: the process ends by SIGKILL when it
-reaches the stage for the given time. Only transactions that have rows count.
+``python killed_outbox.py STAGE TIMES DATABASE NAME BACKEND``: the process kills itself when it
+reaches the stage for the TIMES-th time. Only transactions with rows count.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ EXAMPLE: Final = Path(__file__).parents[2] / "examples/outbox.py"
 #: Rows in a transaction, so that there are several transactions.
 BATCH: Final = 20
 
-#: Where the process can be killed, in the order in which a transaction comes there.
+#: The stages at which the process can be killed, in the order of a transaction.
 STAGES: Final = (
     "rows read",
     "first record handed over",
@@ -39,7 +39,7 @@ STAGES: Final = (
 
 
 class Killer:
-    """Kills this process when the stage is reached for the given time."""
+    """Kills this process when it reaches the stage for the given number of times."""
 
     def __init__(self, stage: str, times: int) -> None:
         self._stage = stage
@@ -82,7 +82,7 @@ def watch(killer: Killer, outbox: dict[str, Any]) -> None:
 
 
 def watch_driver(killer: Killer) -> None:
-    """Have the driver report the stages that it alone knows."""
+    """Have the driver report the stages that only it knows."""
     submit: Any = KafkaPythonDriver.submit
     end: Any = KafkaPythonDriver.end_transaction
     wait: Any = Transactions._wait
@@ -126,7 +126,7 @@ def main(stage: str, times: str, database: str, name: str, backend: str) -> None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    # The example's functions look each other up there.
+    # The example's functions find each other in this namespace.
     outbox = vars(module)
     outbox["BATCH"] = BATCH
     watch(Killer(stage, int(times)), outbox)

@@ -1,4 +1,4 @@
-"""The harness itself: what the other tests in this directory take for granted."""
+"""Tests of the Kafka harness on which the other tests in this directory depend."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from tests.support.read_back import read_back
 from tests.support.registry import running_registry
 from tests.support.waiting import blocking_until
 
-#: Seconds for anything that is waited for; a start of pytest or Java takes a tenth of it where many
-#: other programs run.
+#: The time limit in seconds of each wait. On a busy machine a start of pytest or Java takes a tenth
+#: of it.
 PATIENCE = 120.0
 
 
@@ -39,7 +39,7 @@ def write(cluster: KafkaCluster, topic: str, value: bytes, partition: int = 0) -
             "bootstrap.servers": cluster.bootstrap_servers,
             "acks": "all",
             "log_level": 0,
-            # How long it goes on asking for a topic that is not known.
+            # How long it keeps requesting an unknown topic.
             "topic.metadata.propagation.max.ms": 200,
         }
     )
@@ -55,13 +55,13 @@ def write(cluster: KafkaCluster, topic: str, value: bytes, partition: int = 0) -
 
 
 def values(cluster: KafkaCluster, written: list[RecordMetadata]) -> list[bytes | None]:
-    """The values of these records, as they are read back."""
+    """Read the values of these records back."""
     found = read_back(cluster.bootstrap_servers, written)
     return [found[one].value for one in written]
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and that nobody has reaped does not."""
+    """Whether a process runs. A zombie does not."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except FileNotFoundError:
@@ -71,7 +71,7 @@ def alive(pid: int) -> bool:
 
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where temporary files go, those of child processes too; nobody else has any there."""
+    """The directory of all temporary files, also of child processes. It has no other files."""
     place = tmp_path / "temporary"
     place.mkdir()
     monkeypatch.setenv("TMPDIR", str(place))
@@ -136,7 +136,7 @@ def test_settings_of_a_topic(shared_kafka: KafkaCluster) -> None:
     blocking_until(lambda: not refused(), PATIENCE)
 
 
-def test_no_topic_is_made_by_asking_for_it(shared_kafka: KafkaCluster) -> None:
+def test_a_metadata_request_creates_no_topic(shared_kafka: KafkaCluster) -> None:
     with pytest.raises(confluent_kafka.KafkaException, match="UNKNOWN_TOPIC"):
         write(shared_kafka, "nobody-made-it", b"")
     assert shared_kafka.leader_of("nobody-made-it") is None
@@ -155,7 +155,7 @@ def test_a_broker_that_ended_comes_back_with_its_data(end: str) -> None:
             cluster.kill(1)
         with pytest.raises(KafkaClusterError, match="no broker runs"):
             cluster.leader_of(topic)
-        # It outlives the thread that starts it.
+        # The broker outlives the thread that starts it.
         thread = threading.Thread(target=cluster.start, args=(1,))
         thread.start()
         thread.join()
@@ -210,12 +210,12 @@ def test_any_broker_can_end_and_another_leads(three_brokers: KafkaCluster, end: 
         three_brokers.start(broker)
         three_brokers.wait_until_in_sync(topic)
         assert three_brokers.in_sync(topic) == set(three_brokers.brokers)
-        # It does not take the lead back by itself.
+        # It does not become the leader again by itself.
         assert three_brokers.leader_of(topic) == leader
         assert values(three_brokers, written) == [b"before", b"meanwhile"]
 
 
-def test_all_brokers_can_be_gone(three_brokers: KafkaCluster) -> None:
+def test_all_brokers_can_be_down(three_brokers: KafkaCluster) -> None:
     topic = three_brokers.create_topic(partitions=3)
     written = [write(three_brokers, topic, b"%d" % number, number) for number in range(3)]
     for broker in three_brokers.brokers:
@@ -241,11 +241,11 @@ def test_leaders_move(three_brokers: KafkaCluster) -> None:
     assert values(three_brokers, written) == [b"here", b"here"]
 
 
-def test_a_quota_holds_a_client_up(shared_kafka: KafkaCluster) -> None:
+def test_a_quota_throttles_a_client(shared_kafka: KafkaCluster) -> None:
     topic = shared_kafka.create_topic()
 
     def throttled(client_id: str) -> list[int]:
-        """How long the broker said that it holds this client up, in milliseconds."""
+        """The throttle time that the broker reported to this client, in milliseconds."""
         told: list[int] = []
 
         def tell(event: Any) -> None:
@@ -294,7 +294,7 @@ def test_a_broker_that_ends_by_itself_is_an_error() -> None:
         blocking_until(lambda: not cluster.running(1), PATIENCE)
 
 
-def test_an_error_of_the_block_comes_out_and_says_that_a_broker_ended() -> None:
+def test_an_error_of_the_block_propagates_with_a_note_that_a_broker_ended() -> None:
     def fail() -> None:
         raise LookupError
 
@@ -306,11 +306,11 @@ def test_an_error_of_the_block_comes_out_and_says_that_a_broker_ended() -> None:
     assert "node 1" in note
 
 
-#: Runs a cluster, says so, and waits to be ended.
+#: A program that runs a cluster, reports that, and waits until it is ended.
 WAITING = """
 import signal, sys, threading
 from tests.support.kafka_cluster import kafka_cluster
-# Whoever runs in the background of a shell inherits that Ctrl-C is ignored.
+# A process in the background of a shell inherits that it ignores SIGINT.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 with kafka_cluster() as cluster:
     print(*cluster.pids(), flush=True)
@@ -341,16 +341,16 @@ def test_nothing_is_left_when_the_test_run_is_ended(
         assert len(pids) == 1
         assert all(map(alive, pids))
         run.send_signal(number)
-    # A broker whose files are gone ends by itself as well, but not as soon.
+    # A broker whose files are deleted also ends by itself, but later.
     blocking_until(lambda: not any(map(alive, pids)) and not list(temporary.iterdir()), PATIENCE)
 
 
-# --- where it comes from -------------------------------------------------------------------------
+# --- the installation ----------------------------------------------------------------------------
 
 
 @pytest.fixture
 def nothing_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A machine without Java, Maven and Kafka; the path is where its programs are."""
+    """A machine without Java, Maven and Kafka. Returns: the directory of its programs."""
     for name in ("KAFKA_HOME", "JAVA_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("KAFKA_CACHE", str(tmp_path / "cache"))
@@ -366,7 +366,7 @@ def put(programs: Path, name: str, script: str) -> None:
     program.chmod(0o755)
 
 
-def test_what_is_missing_is_named(nothing_here: Path) -> None:
+def test_the_error_names_the_missing_program(nothing_here: Path) -> None:
     find = kafka_home.kafka_home.__wrapped__
     with pytest.raises(KafkaMissing, match="install Java 17"):
         find()
@@ -404,7 +404,7 @@ def test_without_java_the_tests_are_skipped_and_in_ci_they_fail(
 @pytest.mark.parametrize(
     ("ci", "outcome"), [("", pytest.skip.Exception), ("1", pytest.fail.Exception)]
 )
-def test_without_maven_what_needs_a_registry_is_skipped_and_in_ci_it_fails(
+def test_without_maven_tests_with_a_registry_are_skipped_and_in_ci_they_fail(
     monkeypatch: pytest.MonkeyPatch, ci: str, outcome: type[BaseException]
 ) -> None:
     monkeypatch.setenv("CI", ci)
@@ -415,7 +415,7 @@ def test_without_maven_what_needs_a_registry_is_skipped_and_in_ci_it_fails(
         pass
 
 
-def test_an_installation_is_taken_as_it_is(
+def test_kafka_home_is_used_unchanged(
     nothing_here: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     find = kafka_home.kafka_home.__wrapped__
@@ -437,7 +437,7 @@ def test_an_installation_is_taken_as_it_is(
     )
 
 
-def test_what_was_fetched_is_not_fetched_again(nothing_here: Path, tmp_path: Path) -> None:
+def test_kafka_is_fetched_once(nothing_here: Path, tmp_path: Path) -> None:
     find = kafka_home.kafka_home.__wrapped__
     put(nothing_here, "java", "echo 'openjdk version \"17.0.15\" 2025-04-15' >&2")
     put(

@@ -1,5 +1,5 @@
-"""The command line against Apache Kafka: a long file past a broker that is killed and comes back,
-and what ``check`` says of listeners."""
+"""The command line on Apache Kafka: a long file while a broker is killed and restarted, and the
+output of ``check`` for several listeners."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from tests.support.kafka_security import Authority, sasl_listener, ssl_listener
 
 
 class Killed:
-    """A broker that is killed in the middle, and started once more."""
+    """A broker that is killed in the middle, and restarted."""
 
     def __init__(self, cluster: KafkaCluster) -> None:
         self._cluster = cluster
         self.address = cluster.bootstrap_servers
 
     def refuse(self) -> None:
-        """It goes away."""
+        """Kill the broker."""
         self._cluster.kill(1)
 
     def heal(self) -> None:
-        """It comes back, with all that it had."""
+        """Restart the broker with its data."""
         self._cluster.start(1)
 
 
@@ -53,7 +53,9 @@ def test_a_long_file(driver: str, loop: str, lines: int, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("driver", ["kafka-python", "confluent"])
-def test_what_check_says(driver: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_reports_each_listener(
+    driver: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     authority = Authority(tmp_path / "trusted")
     stranger = Authority(tmp_path / "stranger")
     listeners = [

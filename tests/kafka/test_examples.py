@@ -1,5 +1,5 @@
-"""The outbox example on Apache Kafka: at whichever stage of a transaction the relay is killed, a
-reader with ``read_committed`` finds each row once and in order."""
+"""The outbox example on Apache Kafka. A reader with ``read_committed`` finds each row once and in
+order, whichever stage of a transaction the relay is killed at."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from tests.support.waiting import until
 
 KILLED: Final = Path(__file__).parent / "killed_outbox.py"
 
-#: Seconds for anything that is waited for here; Java takes its time.
+#: The time limit in seconds of each wait. Java is slow to start.
 PATIENCE: Final = 60.0
 
 
 class Outbox:
-    """A table whose rows go to a topic of their own."""
+    """A table whose rows are moved to a topic of their own."""
 
     def __init__(self, cluster: KafkaCluster, directory: Path, backend: str) -> None:
         self.cluster = cluster
@@ -64,7 +64,7 @@ class Outbox:
             assert await example.code(within=PATIENCE) == -signal.SIGKILL
 
     async def finish(self) -> None:
-        """Run it in peace, until all is moved."""
+        """Run it without a kill until all rows are moved."""
         async with running("outbox.py", *self.arguments, env=self.env) as example:
             await example.line("Kafka has the rows to")
             await until(lambda: self.rows_left() == 0)
@@ -87,7 +87,7 @@ def shop(shared_kafka: KafkaCluster, tmp_path: Path, anyio_backend_name: str) ->
 
 
 @pytest.mark.parametrize("stage", STAGES)
-async def test_each_row_is_moved_once_where_the_relay_is_killed(stage: str, shop: Outbox) -> None:
+async def test_each_row_is_moved_once_if_the_relay_is_killed(stage: str, shop: Outbox) -> None:
     for times in (1, 2, 3) if IN_FULL else (2,):
         shop.fill(100)
         await shop.killed(stage, times)
@@ -95,11 +95,11 @@ async def test_each_row_is_moved_once_where_the_relay_is_killed(stage: str, shop
     await shop.finish()
     await shop.assert_each_once()
     if stage == "records acknowledged":
-        # A reader of uncommitted records sees those that were sent before the kills.
+        # A reader of uncommitted records also sees the records sent before the kills.
         assert len(await shop.values("read_uncommitted")) > shop.count
 
 
-async def test_of_two_relays_the_earlier_one_ends(shop: Outbox) -> None:
+async def test_a_second_relay_ends_the_first(shop: Outbox) -> None:
     async with (
         running("outbox.py", *shop.arguments, env=shop.env) as one,
         running("outbox.py", *shop.arguments, env=shop.env) as two,
@@ -107,7 +107,7 @@ async def test_of_two_relays_the_earlier_one_ends(shop: Outbox) -> None:
         await one.line("Kafka has the rows to")
         await two.line("Kafka has the rows to")
         with anyio.fail_after(PATIENCE):
-            # Which of the two was the earlier one is theirs to know.
+            # Only the two relays know which of them was earlier.
             while not (one.ended or two.ended):
                 await run_sync(shop.fill, 10)
                 await anyio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Each section of the how-to about a secure connection, word for word, against Apache Kafka."""
+"""The examples of the how-to about a secure connection, unchanged, on Apache Kafka."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from tests.support.read_back import assert_written
 PAGE = ROOT / "docs/how-to/secure-the-connection.md"
 #: The password in the page's examples.
 PASSWORD = "do not tell"
-#: A user whose name and password are hard to write down.
+#: A user whose name and password have characters that need quoting.
 ODD_NAME, ODD_PASSWORD = "o,d=d", "\"quo\\ted\"; 'so' = ü"
-#: Seconds within which what is final is told, on a machine that has more to do; the start may take
-#: many times that.
+#: Seconds within which a final error is raised on a busy machine. The start may take many times
+#: that.
 PROMPTLY = 15.0
 
 
@@ -80,14 +80,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 @pytest.fixture
 def topic(place: Place) -> str:
-    """A topic that the user of the examples alone may write to."""
+    """A topic to which only the user of the examples may write."""
     topic = place.cluster.create_topic()
     place.cluster.add_acl("User:orders", "write", topic)
     return topic
 
 
 def examples(place: Place, listener: str) -> dict[str, Any]:
-    """What the page's examples define, for a listener and with the files of this test."""
+    """Run an example of the page for a listener, with the files of this test, and return what it
+    defines."""
     text = PAGE.read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     names: dict[str, Any] = {}
@@ -106,7 +107,7 @@ async def assert_comes_in(place: Place, topic: str, settings: ProducerSettings) 
 
 
 async def refusal(settings: ProducerSettings) -> str:
-    """What is said to who may not come in: promptly, and the address and no secret with it."""
+    """Check that a refused client gets a prompt error, which has the address and no secret."""
     began = time.monotonic()
     with pytest.raises(ProducerStartError) as caught:
         async with open_send_producer(settings.evolve(start_timeout=240)):
@@ -130,13 +131,13 @@ SECTIONS = {
 
 
 @pytest.mark.parametrize("name", SECTIONS)
-async def test_each_example_of_the_page_comes_in(
+async def test_a_producer_opens_with_each_example_of_the_page(
     place: Place, topic: str, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     found = examples(place, SECTIONS[name])
     found["tokens"].current = token = unsecured_token("orders")
     found["context"].load_verify_locations(place.authority.file)
-    if name in {"over_tls", "with_context"}:  # nobody logs in there, nor may they write then
+    if name in {"over_tls", "with_context"}:  # clients do not log in there, and so may not write
         place.cluster.add_acl("User:ANONYMOUS", "write", topic)
     with caplog.at_level(logging.DEBUG):
         await assert_comes_in(place, topic, found[name])
@@ -146,7 +147,7 @@ async def test_each_example_of_the_page_comes_in(
     assert "two tins" not in caplog.text
 
 
-def test_every_example_is_tried(place: Place) -> None:
+def test_every_example_of_the_page_has_a_test_case(place: Place) -> None:
     made = {
         name
         for name, value in examples(place, "SSL").items()
@@ -169,7 +170,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("name", "listener", "says"), WRONG)
-async def test_what_is_wrong_is_told_at_once_and_in_the_words_of_the_page(
+async def test_each_error_is_raised_at_once_with_the_message_on_the_page(
     place: Place, name: str, listener: str, says: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings: ProducerSettings = examples(place, listener)[name]
@@ -192,7 +193,7 @@ async def test_a_wrong_password_and_then_the_right_one(place: Place, topic: str)
 
 
 @pytest.mark.parametrize("mechanism", ["SCRAM-SHA-256", "SCRAM-SHA-512"])
-async def test_a_name_and_a_password_with_all_sorts_of_characters(
+async def test_a_name_and_a_password_that_need_quoting(
     place: Place, topic: str, mechanism: str
 ) -> None:
     place.cluster.add_acl(f"User:{ODD_NAME}", "write", topic)

@@ -1,4 +1,4 @@
-"""The how-to's loop that reads, transforms and writes, word for word, while brokers are killed."""
+"""The how-to's loop that reads, transforms and writes, unchanged, while brokers are killed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 from anyio.to_thread import run_sync
 
-# It registers the proxy_url with which the page's consumer is opened here.
+# It registers the proxy_url of the page's consumer.
 import anyio_sendproducer.drivers.kafka_python._driver  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from anyio_sendproducer import ProducerRecord, ProducerSettings, open_send_producer
 from anyio_sendproducer.drivers import DriverName
@@ -21,12 +21,13 @@ from tests.support.paths import ROOT
 
 PAGE = ROOT / "docs/how-to/send-in-transactions.md"
 
-#: How many records are copied.
+#: The number of copied records.
 COUNT = 3_000
 
 
 def the_loop(address: str, source: str, target: str) -> dict[str, Any]:
-    """What the page defines, with other names for the topics, and a group of its own."""
+    """Run the page's example with other topics and a group of its own, and return what it
+    defines."""
     blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
     [loop] = [block for block in blocks if "async def copy_some" in block]
     [opening] = [block for block in blocks if "def open_consumer" in block]
@@ -36,13 +37,13 @@ def the_loop(address: str, source: str, target: str) -> dict[str, Any]:
         ('"quiet"', repr(source)),
         ('"loud"', repr(target)),
         ('"shouters"', repr(target)),
-        # A connection that closes its socket where it fails; it comes with our driver.
+        # A connection of our driver, which closes its socket if it fails.
         ("enable_auto_commit=False", 'enable_auto_commit=False, proxy_url="direct://"'),
     ):
         assert old in text
         text = text.replace(old, new)
     names: dict[str, Any] = {}
-    exec(text, names)  # to run it is what it is for
+    exec(text, names)  # the test runs the example
     return names
 
 
@@ -74,7 +75,7 @@ async def test_each_record_is_copied_once_while_brokers_are_killed(
         killed.set()
 
     async def feed() -> None:
-        """For as long as brokers are killed, and at least so many."""
+        """Send while brokers are killed, and at least COUNT records."""
         async with open_send_producer(settings, driver=driver) as producer:
             for first in range(0, COUNT, 20):
                 await producer.send_many(
@@ -93,7 +94,8 @@ async def test_each_record_is_copied_once_while_brokers_are_killed(
             tasks.start_soon(feed)
             copied = 0
             while copied < COUNT:
-                # What was committed without our knowledge is there, and not counted.
+                # Transactions that were committed without our knowledge are in the log, and are not
+                # counted.
                 copied = max(
                     copied + await names["copy_some"](consumer, producer),
                     await run_sync(consumer.position, next(iter(consumer.assignment()))),

@@ -1,4 +1,4 @@
-"""Files of properties, read beside Java."""
+"""Properties files: Java reads the same properties."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def found_in(text: str) -> dict[str, str] | None:
         return None
 
 
-def test_java_finds_the_same() -> None:
+def test_java_reads_the_same_properties() -> None:
     texts = [*TEXTS, *some_texts(20_000, seed=2)]
     for text, found in zip(texts, read_by_java(texts), strict=True):
         assert found_in(text) == found, repr(text)

@@ -1,4 +1,4 @@
-"""What a real broker refuses fails alone, and its sequence numbers are none the wiser."""
+"""A record that a real broker refuses fails alone, and leaves no gap in the sequence numbers."""
 
 from __future__ import annotations
 
@@ -55,8 +55,9 @@ REFUSED = [
 
 
 def is_truly_told(error: DeliveryError, driver: DriverName) -> bool:
-    """Whether the refusal is told as one. Where the answer took longer than librdkafka waits to
-    send once more, its driver can't know that it did not, and claims no more than it knows."""
+    """Whether the refusal is reported correctly. If the answer took longer than librdkafka's retry
+    backoff, the driver can't know whether the record was sent again, and reports it as possibly
+    persisted."""
     if driver == "confluent" and error.persistence is Persistence.POSSIBLY_PERSISTED:
         return type(error) is DeliveryError
     return isinstance(error, RecordRejected) and error.persistence is Persistence.NOT_PERSISTED
@@ -77,10 +78,10 @@ async def test_one_refusal_fails_alone(  # noqa: PLR0917
     properties: Mapping[str, object],
     driver: DriverName,
 ) -> None:
-    """Whoever shares a batch, a partition or a client with it is delivered, in order.
+    """Other records of its batch, partition or client are delivered in order.
 
-    With librdkafka a batch is refused as a whole. It goes on with the next batches, so that who is
-    sent once more came behind them: those who shared the batch fail.
+    With librdkafka a whole batch is refused. The client goes on with the next batches, so a retry
+    would put the batch's other records behind them. So all records of the batch fail.
     """
     topic = shared_kafka.create_topic(partitions=3, configs=configs)
     settings = ProducerSettings(
@@ -107,7 +108,7 @@ async def test_one_refusal_fails_alone(  # noqa: PLR0917
                     except DeliveryError as error:
                         failed.append(error)
             assert failed == [] or driver == "confluent"
-            # The broker goes on where it was: no sequence number is missing or out of order.
+            # The broker accepts the next records: no sequence number is missing or out of order.
             for number in range(30):
                 after = good(topic, b"after %d" % number, number % 3)
                 sent.append((after, await producer.send(after)))
@@ -117,7 +118,8 @@ async def test_one_refusal_fails_alone(  # noqa: PLR0917
     await assert_written(settings.addresses[0], sent)
     for partition in range(3):
         offsets = [found.offset for _, found in sent if found.partition == partition]
-        if "enable.idempotence" in properties:  # several batches are under way, and change places
+        if "enable.idempotence" in properties:  # several batches are in flight, and their order
+        changes
             offsets.sort(key=lambda offset: offset or 0)
         assert offsets == list(range(len(offsets)))
 
@@ -129,7 +131,7 @@ async def test_a_refused_topic_holds_up_no_other(
     configs: Mapping[str, object],
     driver: DriverName,
 ) -> None:
-    """Refusals without end, among records for another topic."""
+    """Every record of one topic is refused, among records for another topic."""
     picky = shared_kafka.create_topic(configs=configs)
     other = shared_kafka.create_topic()
     settings = ProducerSettings(bootstrap_servers=shared_kafka.bootstrap_servers)

@@ -1,5 +1,5 @@
-"""TLS, each way to log in, and ACLs, against Apache Kafka: who may come in, and what is said to who
-may not."""
+"""TLS, each login mechanism, and ACLs on Apache Kafka: accepted clients, and the errors of refused
+ones."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ from tests.support.read_back import assert_written
 
 oauth: Any = importlib.import_module("kafka.net.sasl.oauth")
 
-#: For who tries a handshake that fails; see the fixture ``refused``.
+#: The mark of tests with a failed handshake; see the fixture ``refused``.
 leaves_sockets = pytest.mark.filterwarnings("ignore:unclosed <ssl.SSLSocket:ResourceWarning")
 
-#: Seconds in which a producer that will not come in gives up. It tries again until then.
+#: Seconds after which a refused producer gives up. It retries until then.
 SHORT = 4.0
 
 PASSWORD = "not to be told"
 
 
 class Secured(NamedTuple):
-    """A broker with a listener of each kind, all of which heed ACLs."""
+    """A broker with a listener of each kind. All listeners check ACLs."""
 
     cluster: KafkaCluster
     authority: Authority
@@ -83,7 +83,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
 
 @pytest.fixture
 def topic(secured: Secured) -> str:
-    """A topic that alice alone may write to, and who does not log in."""
+    """A topic to which only alice and clients without a login may write."""
     topic = secured.cluster.create_topic()
     secured.cluster.add_acl("User:alice", "write", topic)
     return topic
@@ -100,7 +100,7 @@ def settings_for(
 
 
 class Tokens(oauth.AbstractTokenProvider):  # type: ignore[misc]
-    """Gives out a token, the same one each time."""
+    """A token provider that always returns the same token."""
 
     def __init__(self, token: str) -> None:
         self._token = token
@@ -112,7 +112,7 @@ class Tokens(oauth.AbstractTokenProvider):  # type: ignore[misc]
 def logged_in(
     mechanism: str, user: str = "alice", password: str = PASSWORD, *, valid_for: float = 3600.0
 ) -> dict[str, Any]:
-    """Properties of a client that logs in."""
+    """Make the properties of a client that logs in."""
     if mechanism != "OAUTHBEARER":
         return logging_in(mechanism, user, password)
     return {
@@ -125,7 +125,7 @@ def logged_in(
 async def assert_comes_in(
     driver: DriverName, secured: Secured, topic: str, listener: str, properties: dict[str, Any]
 ) -> None:
-    """It writes, and what it wrote is there."""
+    """Check that a client can write, and that the record is in the log."""
     record = ProducerRecord(topic, b"value", b"key", headers=[("name", b"content")])
     async with open_send_producer(
         settings_for(secured, listener, properties), driver=driver
@@ -135,7 +135,7 @@ async def assert_comes_in(
 
 
 class Refused(Protocol):
-    """What the fixture ``refused`` gives."""
+    """The function that the fixture ``refused`` returns."""
 
     async def __call__(self, listener: str, properties: dict[str, Any], said: str = "") -> None: ...
 
@@ -144,11 +144,10 @@ class Refused(Protocol):
 def refused(
     secured: Secured, caplog: pytest.LogCaptureFixture, driver: DriverName
 ) -> Iterator[Refused]:
-    """Asserts that a client does not come in: it gives up in time, and tells no secret.
+    """Asserts that a client is refused: it gives up in time, and reports no secret.
 
-    Why is said where the client itself finds fault with the broker. What a broker says when it
-    refuses a client is not always heard: kafka-python drops it where the end of the connection
-    comes together with it.
+    The error has the reason if the client itself refuses the broker. The broker's reason does not
+    always arrive: kafka-python drops it if the end of the connection arrives together with it.
     """
 
     async def refused(listener: str, properties: dict[str, Any], said: str = "") -> None:
@@ -160,9 +159,9 @@ def refused(
         assert PASSWORD not in f"{caught.value}\n{caplog.text}"
 
     yield refused
-    # kafka-python does not close the socket of a handshake that failed, and with the exception it
-    # is in a circle; so are the log's arguments. It is collected here, where the warning is
-    # expected, and not in another test.
+    # kafka-python does not close the socket of a failed handshake. The socket is in a reference
+    # cycle with the exception, and so are the log's arguments. Collect it here, where the warning
+    # is expected, and not in another test.
     caplog.get_records("call").clear()
     gc.collect()
 
@@ -183,11 +182,11 @@ async def test_tls(secured: Secured, topic: str, driver: DriverName) -> None:
         ("STRANGER", "unable to get local issuer certificate"),
     ],
 )
-async def test_a_broker_with_a_bad_certificate_is_not_spoken_to(
+async def test_a_broker_with_a_bad_certificate_is_refused(
     secured: Secured, refused: Refused, listener: str, said: str, driver: DriverName
 ) -> None:
     if driver == "confluent":
-        # librdkafka has one sentence for them all.
+        # librdkafka has one message for all of them.
         said = "certificate verify failed"
     await refused(listener, trusting(secured.authority), said)
 
@@ -199,7 +198,7 @@ async def test_a_host_name_that_is_not_checked(
     await assert_comes_in(driver, secured, topic, "ELSEWHERE", properties)
 
 
-async def test_a_client_that_shows_a_certificate_is_known_by_it(
+async def test_a_client_is_identified_by_its_certificate(
     secured: Secured, topic: str, driver: DriverName
 ) -> None:
     alice = secured.authority.issue("client.test", common_name="alice")
@@ -213,14 +212,14 @@ async def test_a_client_that_shows_a_certificate_is_known_by_it(
 
 
 @leaves_sockets
-async def test_a_client_that_has_to_show_a_certificate_and_has_none(
+async def test_a_client_without_a_required_certificate_is_refused(
     secured: Secured, refused: Refused
 ) -> None:
     await refused("MUTUAL", trusting(secured.authority))
 
 
 @leaves_sockets
-async def test_a_client_that_shows_a_certificate_of_a_stranger(
+async def test_a_client_with_a_certificate_of_an_unknown_authority_is_refused(
     secured: Secured, refused: Refused
 ) -> None:
     shown = secured.stranger.issue("client.test", common_name="alice")
@@ -228,12 +227,14 @@ async def test_a_client_that_shows_a_certificate_of_a_stranger(
     await refused("MUTUAL", properties)
 
 
-async def test_a_client_without_tls_where_there_is_tls(secured: Secured, refused: Refused) -> None:
+async def test_a_client_without_tls_on_a_tls_listener(secured: Secured, refused: Refused) -> None:
     await refused("SSL", {})
 
 
 @leaves_sockets
-async def test_a_client_with_tls_where_there_is_none(secured: Secured, refused: Refused) -> None:
+async def test_a_client_with_tls_on_a_plaintext_listener(
+    secured: Secured, refused: Refused
+) -> None:
     await refused("PLAINTEXT", trusting(secured.authority))
 
 
@@ -266,7 +267,7 @@ async def test_a_wrong_password(secured: Secured, refused: Refused, mechanism: s
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS[:3])
-async def test_a_user_whom_nobody_knows(secured: Secured, refused: Refused, mechanism: str) -> None:
+async def test_an_unknown_user(secured: Secured, refused: Refused, mechanism: str) -> None:
     properties = logged_in(mechanism, "mallory")
     await refused("SASL", properties)
 
@@ -282,17 +283,19 @@ async def test_a_mechanism_that_the_broker_does_not_offer(
     await refused("SCRAM_ONLY", logged_in("PLAIN"))
 
 
-async def test_not_logging_in_where_one_has_to(secured: Secured, refused: Refused) -> None:
+async def test_a_client_without_a_login_on_a_sasl_listener(
+    secured: Secured, refused: Refused
+) -> None:
     await refused("SASL", {})
 
 
-# --- who may do what -----------------------------------------------------------------------------
+# --- authorization -------------------------------------------------------------------------------
 
 
-async def test_a_topic_that_is_not_for_this_user_holds_up_no_other(
+async def test_a_forbidden_topic_does_not_delay_other_topics(
     secured: Secured, topic: str, driver: DriverName
 ) -> None:
-    """Bob may see one of the others' topics and not the other, and has one of his own."""
+    """Bob may describe one of two foreign topics, and has a topic of his own."""
     cluster = secured.cluster
     hidden, seen, own = topic, cluster.create_topic(), cluster.create_topic()
     cluster.add_acl("User:bob", "describe", seen)
@@ -317,7 +320,7 @@ async def test_a_topic_that_is_not_for_this_user_holds_up_no_other(
     await assert_written(cluster.bootstrap_servers, sent)
 
 
-async def test_rights_that_come_and_go_while_a_producer_runs(
+async def test_permissions_change_while_a_producer_runs(
     secured: Secured, topic: str, driver: DriverName
 ) -> None:
     rights = ("User:bob", "write", topic)
@@ -335,7 +338,7 @@ async def test_rights_that_come_and_go_while_a_producer_runs(
 
         async def wait_until(expected: bool) -> None:
             with anyio.fail_after(60):
-                while await may_write() is not expected:  # noqa: ASYNC110  # told by nobody
+                while await may_write() is not expected:  # noqa: ASYNC110 # no event tells
                     await anyio.sleep(0.05)
             results.append(expected)
 
@@ -347,7 +350,7 @@ async def test_rights_that_come_and_go_while_a_producer_runs(
     assert results == [False, True, False]
 
 
-async def test_a_user_who_is_deleted_does_not_come_in_again(
+async def test_a_deleted_user_can_not_log_in_again(
     secured: Secured, refused: Refused, topic: str, driver: DriverName
 ) -> None:
     cluster = secured.cluster

@@ -1,4 +1,4 @@
-"""Everything that is sent to Apache Kafka arrives, on one broker and on three."""
+"""Every record sent to Apache Kafka arrives, on one broker and on three."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ def cluster(request: pytest.FixtureRequest) -> KafkaCluster:
 
 @pytest.fixture
 def topic(cluster: KafkaCluster) -> str:
-    """Four partitions, and what is acknowledged is on two brokers where there are as many."""
+    """A topic with four partitions. Acknowledged records are on two brokers if there are
+    several."""
     in_sync = min(2, len(cluster.brokers))
     return cluster.create_topic(partitions=4, configs={"min.insync.replicas": in_sync})
 
@@ -62,7 +63,7 @@ async def test_a_thousand_tasks_at_once(
     compression: str,
     driver: DriverName,
 ) -> None:
-    """With and without keys and headers, tombstones among them."""
+    """Records with and without keys and headers, and tombstones."""
     settings = settings.with_property("compression.type", compression)
     sent: list[tuple[AnyRecord, RecordMetadata]] = []
 
@@ -79,7 +80,7 @@ async def test_a_thousand_tasks_at_once(
     assert (statistics.delivered, statistics.failed, statistics.generations) == (1_000, 0, 1)
     assert sum(record.value is None for record, _ in sent) > 10
     await assert_written(settings.addresses[0], sent)
-    # No gap, and nothing twice.
+    # No gap and no duplicate.
     offsets: dict[int, list[int]] = {}
     for _, metadata in sent:
         assert metadata.offset is not None
@@ -121,7 +122,7 @@ async def test_every_way_to_send(
         sent += [(delivery.record, await delivery.wait()) for delivery in deliveries]
         tombstone: AnyRecord = ProducerRecord(topic, None, b"one key")
         sent.append((tombstone, await producer.send(tombstone)))
-    # They all have one key: one partition, in the order in which they were sent.
+    # All have the same key, so they are in one partition, in the order of sending.
     assert [metadata.offset for _, metadata in sent] == list(range(10))
     await assert_written(settings.addresses[0], sent)
 
@@ -135,24 +136,24 @@ async def test_acks(
     async with open_send_producer(settings, driver=driver) as producer:
         given = await producer.send_many(records)
     if acks == 0:
-        # Nobody says where they are.
+        # The broker does not report their offsets.
         assert {(one.partition, one.offset, one.timestamp_ms) for one in given} == {(1, None, None)}
     else:
         assert [one.offset for one in given] == list(range(50))
         await assert_written(settings.addresses[0], list(zip(records, given, strict=True)))
 
 
-async def test_with_acks_0_a_clean_close_leaves_nothing_behind(
+async def test_with_acks_0_a_clean_close_sends_every_accepted_record(
     settings: ProducerSettings, topic: str, driver: DriverName
 ) -> None:
-    """What was accepted is on its way to the broker when the block ends, also where it is more than
-    a socket takes at once; nobody can say more."""
+    """Accepted records are sent before the block ends, also if they are more than a socket accepts
+    at once. The broker does not confirm that they arrived."""
     settings = settings.with_property("acks", 0)
     values = [b"%d " % number + bytes(900_000) for number in range(10)]
-    for value in values:  # a client for each, which is closed right behind it
+    for value in values:  # a client for each record, which is closed right after it
         async with open_send_producer(settings, driver=driver) as producer:
             await producer.send(ProducerRecord(topic, value, partition=1))
-    # Nobody says where they are; but there is nothing else.
+    # The broker does not report their offsets, but the topic has no other records.
     places = [RecordMetadata(topic, 1, place, None, None, None) for place in range(len(values))]
     found = await anyio.to_thread.run_sync(read_back, settings.addresses[0], places)
     assert sorted(cast("bytes", read.value) for read in found.values()) == values
@@ -168,8 +169,8 @@ async def test_records_of_a_megabyte(
     topic = cluster.create_topic(partitions=4, configs={"max.message.bytes": 2 * MEGABYTE})
     settings = settings.with_properties(
         {"compression.type": compression, "max.request.size": 2 * MEGABYTE}
-    ).with_max_buffered_bytes(4 * MEGABYTE)  # twelve do not fit in at once
-    chance = random.Random(1)  # the same ones each time
+    ).with_max_buffered_bytes(4 * MEGABYTE)  # less than twelve records
+    chance = random.Random(1)  # the same values each time
     records = [
         ProducerRecord(topic, chance.randbytes(MEGABYTE), partition=number % 4)
         for number in range(12)
@@ -180,7 +181,7 @@ async def test_records_of_a_megabyte(
     await assert_written(settings.addresses[0], list(zip(records, given, strict=True)))
 
 
-# --- what is refused -----------------------------------------------------------------------------
+# --- refused records -----------------------------------------------------------------------------
 
 
 def too_large_for_the_client(topic: str) -> AnyRecord:
@@ -211,13 +212,13 @@ def no_such_partition(topic: str) -> AnyRecord:
         ),
         (
             no_such_partition,
-            # librdkafka does not say how many there are.
+            # librdkafka does not report the number of partitions.
             {"kafka-python": r"has no partition 4; it has 4", "confluent": r"has no partition 4"},
         ),
     ],
     ids=["too large", "topic", "partition"],
 )
-async def test_bad_input_is_refused_alone(
+async def test_a_bad_record_is_refused_alone(
     settings: ProducerSettings,
     topic: str,
     make: Callable[[str], AnyRecord],
@@ -253,7 +254,7 @@ async def test_a_record_that_the_broker_finds_too_large_is_refused_alone(
     topic: str,
     driver: DriverName,
 ) -> None:
-    """The client lets it pass, and an idempotent client is broken by what the broker says."""
+    """The client accepts it, and the broker's error breaks an idempotent client."""
     small = cluster.create_topic(configs={"max.message.bytes": 5_000})
     good = [ProducerRecord(topic, b"%d" % number, partition=0) for number in range(3)]
     bad = ProducerRecord(small, bytes(10_000), partition=0)

@@ -1,4 +1,4 @@
-"""Serializers of a schema registry: a real registry, and Confluent's own deserializers."""
+"""Serializers with a real schema registry, checked with Confluent's own deserializers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.history import read_topic
 from tests.support.kafka_cluster import KafkaCluster
 from tests.support.registry import running_registry
 
-#: These have no types, or types of more than is called here.
+#: These have no types, or wider types than needed here.
 confluent: Any = schema_registry
 AvroSerializer: Any = avro.AvroSerializer
 AvroDeserializer: Any = avro.AvroDeserializer
@@ -63,7 +63,7 @@ def topic(shared_kafka: KafkaCluster) -> str:
 
 
 def pair(client: Any, kind: str) -> tuple[Any, Any, Any]:
-    """A serializer, its deserializer, and data for them."""
+    """Make a serializer, its deserializer, and data for them."""
     if kind == "avro":
         return AvroSerializer(client, AVRO), AvroDeserializer(client), {"amount": 42}
     if kind == "json":
@@ -86,7 +86,7 @@ def settings_for(cluster: KafkaCluster, serializer: Any) -> ProducerSettings:
 
 
 @pytest.mark.parametrize("kind", ["avro", "json", "protobuf"])
-async def test_what_is_written_by_a_schema_is_read_by_it(
+async def test_a_deserializer_reads_the_records_of_a_serializer(
     shared_kafka: KafkaCluster,
     client: Any,
     topic: str,
@@ -126,7 +126,7 @@ async def test_warming_up_registers_the_schema_and_sends_nothing(
             await producer.warm_up([ProducerRecord(topic, {"amount": "much"})])
 
 
-async def test_a_key_has_a_subject_of_its_own(
+async def test_keys_have_a_subject_of_their_own(
     shared_kafka: KafkaCluster,
     client: Any,
     topic: str,
@@ -142,7 +142,7 @@ async def test_a_key_has_a_subject_of_its_own(
     assert f"{topic}-key" in await anyio.to_thread.run_sync(client.get_subjects)
 
 
-async def test_data_against_its_schema_fails_alone(
+async def test_a_record_that_violates_its_schema_fails_alone(
     shared_kafka: KafkaCluster,
     client: Any,
     topic: str,
@@ -176,7 +176,7 @@ async def test_a_schema_that_the_registry_refuses(
         assert caught.value.persistence is Persistence.NOT_PERSISTED
 
 
-async def test_a_registry_that_is_away(
+async def test_a_registry_that_is_down(
     shared_kafka: KafkaCluster, topic: str, driver: DriverName
 ) -> None:
     with socket.socket() as nobody:
@@ -189,5 +189,5 @@ async def test_a_registry_that_is_away(
                 with pytest.raises(SerializationFailed) as caught:
                     await producer.send(ProducerRecord(topic, {"amount": 1}))
                 assert caught.value.persistence is Persistence.NOT_PERSISTED
-                # It lives on.
+                # The producer still works.
                 assert (await producer.send(ProducerRecord(topic, None, "tombstone"))).offset == 0

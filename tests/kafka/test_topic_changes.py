@@ -1,4 +1,4 @@
-"""A topic gets more partitions, or is created anew with fewer, and the producer knows the old."""
+"""A topic gets more partitions, or is created again with fewer, while a producer uses it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.waiting import PATIENCE
 
 
 async def test_partitions_are_added(driver: DriverName, shared_kafka: KafkaCluster) -> None:
-    """A record may be sent to a partition before the client has heard of it."""
+    """A record may be sent to a partition before the client knows it."""
     topic = await run_sync(shared_kafka.create_topic)
     settings = ProducerSettings(bootstrap_servers=shared_kafka.bootstrap_servers)
     async with open_send_producer(settings, driver=driver) as producer:
@@ -39,13 +39,13 @@ async def test_partitions_are_added(driver: DriverName, shared_kafka: KafkaClust
         assert await producer.partitions_for(topic) == frozenset({0, 1, 2})
 
 
-async def test_a_topic_is_created_anew_with_fewer_partitions(
+async def test_a_topic_is_created_again_with_fewer_partitions(
     shared_kafka: KafkaCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     topic = await run_sync(shared_kafka.create_topic, None, 4)
     settings = ProducerSettings(bootstrap_servers=shared_kafka.bootstrap_servers)
     records = [ProducerRecord(topic, b"v", b"%d" % number) for number in range(20)]
-    # However slow the machine is, the record counts as sent once.
+    # The record counts as sent once, however slow the machine is.
     monkeypatch.setattr(_outcomes, "_LEAST_BACKOFF", PATIENCE)
     async with open_send_producer(settings, driver="confluent") as producer:
         before = await producer.send_many(records)
@@ -53,8 +53,8 @@ async def test_a_topic_is_created_anew_with_fewer_partitions(
         await run_sync(shared_kafka.delete_topic, topic)
         await run_sync(shared_kafka.create_topic, topic, 1)
         moved = next(r for r, one in zip(records, before, strict=True) if one.partition == 3)
-        # One by one. If a request is under way when its partition goes away, librdkafka does not
-        # say whether its records are written.
+        # One by one. If a request is in flight when its partition is deleted, librdkafka does not
+        # report whether its records are written.
         after = [await producer.send(moved) for _ in range(3)]
         assert [one.partition for one in after] == [0] * 3
         assert [one.offset for one in after] == [0, 1, 2]
@@ -65,17 +65,17 @@ def last(_topic: str, _key: bytes | None, partitions: Sequence[int]) -> int:
 
 
 async def sent(producer: SendProducer, topic: str) -> RecordMetadata | None:
-    """Where a record was written; None if it was not."""
+    """Send a record. Returns: its metadata; None if it failed."""
     try:
         return await producer.send(topic, b"v")
     except DeliveryError:
         return None
 
 
-async def test_a_partitioner_gets_the_partitions_of_a_topic_that_is_created_anew(
+async def test_a_partitioner_gets_the_partitions_of_a_topic_that_is_created_again(
     driver: DriverName, shared_kafka: KafkaCluster
 ) -> None:
-    """Records for a partition that is gone fail, and the producer goes on."""
+    """Records for a deleted partition fail, and the producer goes on."""
     topic = await run_sync(shared_kafka.create_topic, None, 4)
     settings = ProducerSettings(bootstrap_servers=shared_kafka.bootstrap_servers, partitioner=last)
     async with open_send_producer(settings, driver=driver) as producer:

@@ -1,5 +1,5 @@
 """A pool of transactional producers on Apache Kafka, while a producer is fenced and a broker is
-killed: each transaction is there as a whole or not at all, and its state says which."""
+killed. The log has all records of a transaction or none, as its state reports."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from tests.support.history import History, Isolation, check, read_topic
 from tests.support.kafka_cluster import PATIENCE, KafkaCluster
 from tests.support.waiting import until
 
-#: Transactions at the same time.
+#: The number of concurrent transactions.
 SIZE: Final = 20
-#: Records in each.
+#: The number of records in each.
 EACH: Final = 6
 PARTITIONS: Final = 3
 
@@ -41,7 +41,8 @@ _OUTCOMES: Final = {
 
 
 class Worker:
-    """A task that runs transactions until one is committed. The first one waits half-way."""
+    """A task that runs transactions until one is committed. The first transaction waits in the
+    middle."""
 
     def __init__(self, pool: TransactionPool, history: History, topic: str, number: int) -> None:
         self._pool = pool
@@ -52,9 +53,9 @@ class Worker:
         self.is_half_way = anyio.Event()
         self.go_on = anyio.Event()
         self.first_has_ended = anyio.Event()
-        #: What became of each transaction: None if nobody knows.
+        #: Whether each transaction was committed; None if that is unknown.
         self.outcomes: list[bool | None] = []
-        #: The name of the producer that the first one has.
+        #: The transactional id of the first transaction's producer.
         self.transactional_id = ""
 
     async def run(self) -> None:
@@ -63,7 +64,7 @@ class Worker:
             self.first_has_ended.set()
 
     async def _transact(self) -> bool | None:
-        """Run one. Returns: whether it was committed; None if nobody knows."""
+        """Run one. Returns: whether it was committed; None if that is unknown."""
         self._attempts += 1
         name = f"{self._name}-{self._attempts}"
         held: list[Transaction] = []
@@ -100,7 +101,8 @@ async def test_twenty_at_a_time_one_is_fenced_and_a_broker_is_killed(
         bootstrap_servers=cluster.bootstrap_servers,
         transactional_id=topic,
         delivery_timeout=60.0,
-        # If a machine that stalls cuts the abort short, the producer does not learn who fenced it.
+        # If a stall of the machine cuts the abort short, the producer does not learn that it was
+        # fenced.
         cancel_timeout=60.0,
     )
     history = History()

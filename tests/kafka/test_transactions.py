@@ -1,5 +1,5 @@
-"""Transactions on Apache Kafka, as readers with ``read_committed`` see them: all of a transaction
-is there or nothing, and the producer says which."""
+"""Transactions on Apache Kafka. A reader with ``read_committed`` sees all records of a transaction
+or none, as the producer reports."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from tests.support.waiting import PATIENCE, blocking_until
 
 kafka: Any = importlib.import_module("kafka")
 
-#: Records in a transaction.
+#: The number of records in a transaction.
 EACH = 10
 
 PARTITIONS = 3
@@ -67,7 +67,7 @@ def settings_for(cluster: KafkaCluster, name: str, **changes: Any) -> ProducerSe
 
 
 class Transactions:
-    """Transactions one after the other, and all that is said of them."""
+    """Runs transactions one after the other, and notes all reported outcomes."""
 
     def __init__(self, cluster: KafkaCluster) -> None:
         self.cluster = cluster
@@ -84,10 +84,10 @@ class Transactions:
         between: Callable[[], Any] | None = None,
         at_end: Callable[[], Any] | None = None,
     ) -> bool | None:
-        """Run one; what goes on beside it is called on a thread when it comes to that phase.
+        """Run one. A thread calls each function when the transaction reaches its phase.
 
         Returns:
-            Whether it was committed; None where nobody knows.
+            Whether it was committed; None if that is unknown.
         """
         name = f"{self.topic}-{self.count}"
         self.count += 1
@@ -136,7 +136,7 @@ class Transactions:
         return outcome
 
     async def judge(self) -> None:
-        """Compare what was said with what is there."""
+        """Compare the reported outcomes with the log."""
         isolations: list[Isolation] = ["read_committed", "read_uncommitted"]
         readers: list[Reader] = ["kafka-python", "confluent-kafka"]
         for isolation in isolations:
@@ -153,7 +153,7 @@ class Transactions:
 async def transactions(
     cluster: KafkaCluster, driver: DriverName, **changes: Any
 ) -> AsyncGenerator[tuple[Transactions, SendProducer]]:
-    """A producer and what it does, judged when it is through."""
+    """Open a producer for the block, and judge its transactions at the end."""
     made = Transactions(cluster)
     async with open_send_producer(
         settings_for(cluster, made.topic, **changes), driver=driver
@@ -184,8 +184,8 @@ async def test_committed_and_aborted_in_turn(cluster: KafkaCluster, driver: Driv
         assert producer.statistics().generations == 1
 
 
-#: Where a transaction is cancelled, in the order in which it comes there; the last two are those of
-#: a block that raises.
+#: The stages at which a transaction is cancelled, in order. The last two are stages of a block that
+#: raises.
 STAGES: Final = (
     "begin requested",
     "begun",
@@ -201,7 +201,7 @@ STAGES: Final = (
 
 
 class Halt:
-    """Halts a transaction at one stage, in its block or in the driver, until a test goes on."""
+    """Halts a transaction at one stage, in its block or in the driver, until a test continues."""
 
     def __init__(self, stage: str, driver: DriverName) -> None:
         self._stage = stage
@@ -211,7 +211,7 @@ class Halt:
         self.gate.shut()
 
     def make_driver(self, settings: ProducerSettings) -> Driver:
-        """Make the driver, with halts in what it is called for."""
+        """Make the driver, with halts in its methods."""
         driver: Any = make_driver(self._driver, settings)
         begin, submit = driver.begin_transaction, driver.submit
         send_offsets, end = driver.send_offsets, driver.end_transaction
@@ -222,7 +222,7 @@ class Halt:
 
         def submitting(batch: Any) -> Any:
             found = submit(batch)
-            # The loop itself may have called this, and must not be halted. The client holds the
+            # The event loop's thread may have called this, and must not block. The client holds the
             # record back.
             self._note("first record handed over")
             return found
@@ -264,7 +264,8 @@ class Halt:
 
 @pytest.mark.parametrize("stage", STAGES)
 async def test_cancelled_at_a_stage(cluster: KafkaCluster, stage: str, driver: DriverName) -> None:
-    """It is there as a whole or not at all, its state says which, and the next one is committed."""
+    """The log has all of its records or none, as its state reports, and the next one is
+    committed."""
     topic = cluster.create_topic()
     halt = Halt(stage, driver)
     settings = settings_for(cluster, topic, cancel_timeout=PATIENCE)
@@ -329,12 +330,13 @@ def wait_until_decided(cluster: KafkaCluster, sent: RecordMetadata) -> None:
         consumer.close()
 
 
-async def test_one_that_takes_too_long_is_aborted_by_the_brokers(
+async def test_the_brokers_abort_a_transaction_that_takes_too_long(
     cluster: KafkaCluster, driver: DriverName
 ) -> None:
-    """And the producer goes on: it is not fenced off by that. librdkafka does not ask the brokers
-    which of the two it was (KIP-588): it takes itself for fenced off, as it has to in doubt."""
-    # A machine that stalls does not take as long over the other ones.
+    """A producer on kafka-python goes on, because it is not fenced by that. librdkafka does not
+    ask the brokers
+    for the cause (KIP-588), so it assumes that it is fenced."""
+    # A stall of the machine does not exceed the timeout of the others.
     properties = {"transaction.timeout.ms": 5000}
     goes_on = driver == "kafka-python"
     async with transactions(cluster, driver, properties=properties) as (made, producer):
@@ -362,7 +364,7 @@ async def test_one_that_takes_too_long_is_aborted_by_the_brokers(
         await made.judge()
 
 
-async def test_a_second_producer_of_that_name_fences_the_first_off(
+async def test_a_second_producer_with_the_same_transactional_id_fences_the_first(
     cluster: KafkaCluster, driver: DriverName
 ) -> None:
     made = Transactions(cluster)
@@ -388,7 +390,7 @@ async def test_a_second_producer_of_that_name_fences_the_first_off(
     await made.judge()
 
 
-async def test_who_is_fenced_off_and_sends_is_told_by_the_record(
+async def test_a_record_of_a_fenced_producer_fails_with_the_reason(
     cluster: KafkaCluster, driver: DriverName
 ) -> None:
     topic = cluster.create_topic()
@@ -406,10 +408,10 @@ async def test_who_is_fenced_off_and_sends_is_told_by_the_record(
     assert found == []
 
 
-async def test_what_waits_for_room_is_a_part_of_its_transaction(
+async def test_records_that_wait_for_room_belong_to_their_transaction(
     cluster: KafkaCluster, driver: DriverName
 ) -> None:
-    """Tasks of the block's that still wait to send when it ends: before the commit, they have."""
+    """Tasks still wait to send when the block ends. They send before the commit."""
     async with transactions(cluster, driver, max_in_flight=2) as (made, producer):
         called: list[int] = []
         waiting: list[int] = []
@@ -432,13 +434,13 @@ async def test_what_waits_for_room_is_a_part_of_its_transaction(
                         await anyio.lowlevel.checkpoint()
                 made.history.transaction(name, committed=True)
                 assert await made.run(producer) is True
-        # Two have room at a time, and the others have waited.
+        # Two records have room at a time, and the others have waited.
         assert max(waiting) > 0
         assert producer.statistics().delivered == 6 * EACH
         assert producer.statistics().generations == 1
 
 
-async def test_a_record_that_is_refused_makes_it_an_abort(
+async def test_a_refused_record_aborts_the_transaction(
     cluster: KafkaCluster, driver: DriverName
 ) -> None:
     async with transactions(cluster, driver, properties=sent_once(driver)) as (made, producer):
@@ -457,7 +459,7 @@ async def test_a_record_that_is_refused_makes_it_an_abort(
         assert producer.statistics().generations == 1
 
 
-async def test_a_name_that_is_not_for_this_user_and_a_time_that_is_too_long(
+async def test_a_forbidden_transactional_id_and_a_timeout_that_is_too_long(
     cluster: KafkaCluster,
     driver: DriverName,
 ) -> None:
@@ -474,7 +476,7 @@ def committed_offset(cluster: KafkaCluster, group: str, topic: str) -> int | Non
     """Read a group's offset, after the end of a transaction that may have written it.
 
     A commit returns before the markers are written. With ``read_committed``, the broker makes the
-    consumer wait for the marker (KIP-447); otherwise it gives the offset of before.
+    consumer wait for the marker (KIP-447). Otherwise it returns the previous offset.
     """
     consumer = kafka.KafkaConsumer(
         bootstrap_servers=cluster.bootstrap_servers,
@@ -507,14 +509,14 @@ async def test_offsets_are_committed_with_the_records_or_not_at_all(
         assert producer.statistics().generations == 1
 
 
-async def test_a_consumer_that_is_no_member_of_the_group_is_refused(
+async def test_offsets_of_a_consumer_outside_the_group_are_refused(
     cluster: KafkaCluster, driver: DriverName
 ) -> None:
-    """KIP-447: what it has read is being read by another one by now."""
+    """KIP-447: another consumer reads its records already."""
     source = cluster.create_topic()
     async with transactions(cluster, driver) as (made, producer):
         member = kafka.structs.ConsumerGroupMetadata(made.topic, 3, "nobody", None)
-        # Each client has its own words for ILLEGAL_GENERATION.
+        # Each client has its own message for ILLEGAL_GENERATION.
         with raising(TransactionAborted, match=r"consumer group|group generation id"):
             async with producer.transaction() as tx:
                 await tx.send_offsets({(source, 0): 1}, member)
@@ -522,7 +524,7 @@ async def test_a_consumer_that_is_no_member_of_the_group_is_refused(
         assert await run_sync(committed_offset, cluster, made.topic, source) is None
 
 
-#: After so long the group goes on without a member whose leaving did not reach the broker.
+#: The time after which the group removes a member whose request to leave did not arrive.
 SESSION_MS: Final = 10_000
 
 
@@ -539,8 +541,8 @@ class Member:
                 metrics_enabled=False,
                 session_timeout_ms=SESSION_MS,
             )
-            # One that is made the leader before it knows of a topic gives it to nobody, and may
-            # leave it at that.
+            # A leader of the group that does not know the topic yet assigns it to no member, and
+            # may not correct that.
             blocking_until(lambda: self._consumer.partitions_for_topic(topic))
         else:
             self._consumer = confluent_kafka.Consumer(
@@ -563,13 +565,13 @@ class Member:
         return bool(self._consumer.assignment())
 
     def group_metadata(self) -> Any:
-        """What it says of itself, as its client does."""
+        """The group metadata, as the consumer's client represents them."""
         if self._kind == "kafka-python":
             return self._consumer.group_metadata()
         return self._consumer.consumer_group_metadata()
 
     def id(self) -> str:
-        """What the group knows it by."""
+        """Its member id in the group."""
         member: str = self._consumer.memberid()
         return member
 
@@ -579,9 +581,7 @@ class Member:
 
 
 @pytest.mark.parametrize("kind", ["confluent", "static"])
-def test_a_group_that_was_joined_is_written_down_as_librdkafka_does(
-    cluster: KafkaCluster, kind: str
-) -> None:
+def test_group_metadata_have_the_encoding_of_librdkafka(cluster: KafkaCluster, kind: str) -> None:
     topic = cluster.create_topic()
     member = Member(cluster, kind, topic, topic)
     try:
@@ -597,7 +597,7 @@ def test_a_group_that_was_joined_is_written_down_as_librdkafka_does(
 
 
 @pytest.mark.parametrize("kind", ["kafka-python", "confluent", "static"])
-async def test_offsets_of_a_member_of_the_group_until_it_is_none_any_more(
+async def test_offsets_of_a_member_are_accepted_until_it_leaves_the_group(
     cluster: KafkaCluster, driver: DriverName, kind: str
 ) -> None:
     source = cluster.create_topic()
@@ -611,7 +611,7 @@ async def test_offsets_of_a_member_of_the_group_until_it_is_none_any_more(
         finally:
             await run_sync(member.close)
         assert await run_sync(committed_offset, cluster, made.topic, source) == 5
-        # A static member stays one when it leaves, until another takes its place.
+        # A static member remains in the group when it leaves, until another one replaces it.
         another = await run_sync(Member, cluster, kind, made.topic, source)
         try:
             with raising(TransactionAborted):
@@ -624,10 +624,10 @@ async def test_offsets_of_a_member_of_the_group_until_it_is_none_any_more(
         assert producer.statistics().generations == 1
 
 
-async def test_a_sink_commits_what_was_read_with_what_was_written(
+async def test_a_sink_commits_offsets_together_with_records(
     cluster: KafkaCluster, driver: DriverName
 ) -> None:
-    """In transactions of its own, each of which is there as a whole."""
+    """The sink uses transactions of its own. The log has all records of each."""
     source, topic = cluster.create_topic(), cluster.create_topic(partitions=PARTITIONS)
     count = 2_000
 
@@ -662,13 +662,13 @@ async def test_a_sink_commits_what_was_read_with_what_was_written(
 async def test_a_broker_is_killed(
     three_brokers: KafkaCluster, phase: str, driver: DriverName
 ) -> None:
-    """In each phase of a transaction: the one that coordinates, and in full the others, too."""
+    """In each phase of a transaction: the coordinator, and in a full run also the other brokers."""
     async with transactions(three_brokers, driver) as (made, producer):
         assert await made.run(producer) is True
         coordinator = await run_sync(three_brokers.leader_of, "__transaction_state")
         assert coordinator is not None
         brokers = [broker for broker in three_brokers.brokers if broker != coordinator]
-        # In brief, one that does not coordinate is killed in one phase.
+        # In a brief run, a broker that is not the coordinator is killed in one phase only.
         others = brokers if IN_FULL else brokers[: phase == "between"]
         for broker in (coordinator, *others):
 
@@ -684,7 +684,7 @@ async def test_a_broker_is_killed(
             await run_sync(three_brokers.wait_until_in_sync, made.topic)
 
 
-async def test_all_brokers_are_killed_and_the_answer_to_the_commit_does_not_come(
+async def test_all_brokers_are_killed_and_the_answer_to_the_commit_is_lost(
     three_brokers: KafkaCluster, driver: DriverName
 ) -> None:
     def fault() -> None:
@@ -714,10 +714,10 @@ async def test_all_brokers_are_killed_and_the_answer_to_the_commit_does_not_come
         await run_sync(three_brokers.wait_until_in_sync, made.topic)
 
 
-async def test_an_abort_right_behind_the_first_record_keeps_the_client(
+async def test_an_abort_right_after_the_first_record_keeps_the_client(
     shared_kafka: KafkaCluster,
 ) -> None:
-    """The coordinator may still be ending the transaction before, and knows nothing of this one."""
+    """The coordinator may still be ending the previous transaction, and does not know this one."""
     topic = await run_sync(shared_kafka.create_topic)
     settings = ProducerSettings(
         bootstrap_servers=shared_kafka.bootstrap_servers, transactional_id=topic

@@ -1,5 +1,5 @@
-"""Transactions on Apache Kafka behind a proxy that loses what is asked or answered, or all of it:
-what is said of each is so, and nothing takes longer than it may."""
+"""Transactions on Apache Kafka behind a proxy that loses requests, answers or both. The reported
+outcome of each transaction is true, and no call takes longer than its time-out."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ from tests.support.kafka_cluster import KafkaCluster, kafka_cluster
 from tests.support.kafka_nodes import Listener
 from tests.support.waiting import PATIENCE
 
-#: The numbers of Kafka's requests.
+#: The API keys of Kafka's requests.
 INIT_PRODUCER_ID = 22
 ADD_PARTITIONS_TO_TXN = 24
 ADD_OFFSETS_TO_TXN = 25
 END_TXN = 26
 TXN_OFFSET_COMMIT = 28
 
-#: Seconds that steps take beside the time-outs that bound them, on a machine that has more to do;
-#: far less than those that must not be waited for.
+#: Seconds that steps may take on a busy machine beyond the time-outs that bound them. It is far
+#: less than the time-outs that a step must not wait for.
 SLACK = 15.0
 
 
 class Proxied(NamedTuple):
-    """A broker, and the proxy before the listener that the producers use."""
+    """A broker, and a proxy in front of the listener that the producers use."""
 
     cluster: KafkaCluster
     proxy: FaultProxy
@@ -69,10 +69,10 @@ def _behind_a_proxy() -> Iterator[Proxied]:
 
 @pytest.fixture
 def proxied(_behind_a_proxy: Proxied) -> Iterator[Proxied]:
-    """Behind a proxy that passes everything on when a test begins."""
+    """A broker behind a proxy that passes everything on when a test starts."""
     yield _behind_a_proxy
     _behind_a_proxy.proxy.heal()
-    # What was left to itself, since there was no answer, gets it now.
+    # Requests that got no answer during the test get it now.
     for thread in threading.enumerate():
         if thread.name.endswith("-offsets"):
             thread.join(PATIENCE)
@@ -88,7 +88,7 @@ def settings_for(proxied: Proxied, name: str, **changes: Any) -> ProducerSetting
 
 
 async def visible(proxied: Proxied, topic: str) -> list[bytes | None]:
-    """What a consumer sees that reads what is committed."""
+    """Read the committed values."""
     read = partial(read_topic, isolation="read_committed")
     found = await run_sync(read, proxied.cluster.bootstrap_servers, topic)
     return [one.value for one in found]
@@ -97,14 +97,14 @@ async def visible(proxied: Proxied, topic: str) -> list[bytes | None]:
 async def until_committed(
     proxied: Proxied, producer: SendProducer, topic: str, value: bytes
 ) -> None:
-    """Send in transactions until one is committed; what went wrong before may last."""
+    """Send in transactions until one is committed. An earlier fault may have a lasting effect."""
     with anyio.fail_after(60):
         while True:
             try:
                 async with producer.transaction() as tx:
                     await tx.send(ProducerRecord(topic, value))
             except TransactionOutcomeUnknown:
-                # On a machine that stalls, it may be there. When the next one has begun, the
+                # On a machine that stalls, it may be committed. After the next one has started, the
                 # brokers have decided.
                 with contextlib.suppress(TransactionError):
                     async with producer.transaction():
@@ -129,10 +129,10 @@ async def until_committed(
         pytest.param(END_TXN, id="end"),
     ],
 )
-async def test_what_was_lost_once_is_asked_for_again(
+async def test_a_lost_request_or_answer_is_retried(
     proxied: Proxied, driver: DriverName, api: int, way: Way
 ) -> None:
-    """Most of all the answer to a commit that was done."""
+    """A retry recovers each lost request and answer, above all the answer to a commit."""
     topic = proxied.cluster.create_topic()
     proxied.proxy.reset_in_frame(way, api=api, after=0 if way is Way.TO_CLIENT else 40)
     async with open_send_producer(settings_for(proxied, topic), driver=driver) as producer:
@@ -164,14 +164,15 @@ async def send_offsets(tx: Transaction, topic: str) -> None:
 
 
 async def end(_: Transaction, topic: str) -> None:
-    """End the block well, and so commit."""
+    """End the block without an error, and so commit."""
 
 
 @pytest.mark.parametrize("step", [send, send_offsets, end], ids=["send", "offsets", "commit"])
-async def test_cancelled_while_nothing_answers(
+async def test_a_cancellation_while_the_broker_does_not_answer_is_bounded(
     proxied: Proxied, driver: DriverName, step: Step
 ) -> None:
-    """It takes `cancel_timeout` for what can't be taken back, and as much for the abort."""
+    """It takes `cancel_timeout` for a request that can't be withdrawn, and as long again for the
+    abort."""
     topic = proxied.cluster.create_topic()
     held: list[Transaction] = []
     async with open_send_producer(settings_for(proxied, topic), driver=driver) as producer:
@@ -201,7 +202,7 @@ async def test_cancelled_while_nothing_answers(
         await run_sync(proxied.proxy.heal)
         await until_committed(proxied, producer, topic, b"after")
     found = await visible(proxied, topic)
-    if step is end and b"not seen" in found:  # it had come through
+    if step is end and b"not seen" in found:  # the request had arrived
         found.remove(b"not seen")
     assert found == [b"before", b"after"]
 
@@ -237,7 +238,7 @@ async def test_no_answer_within_delivery_timeout(
 
 
 @pytest.mark.parametrize("step", [send, send_offsets, end], ids=["send", "offsets", "commit"])
-async def test_closed_while_nothing_answers(
+async def test_closing_while_the_broker_does_not_answer_is_bounded(
     proxied: Proxied, driver: DriverName, step: Step
 ) -> None:
     topic = proxied.cluster.create_topic()

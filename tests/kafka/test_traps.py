@@ -1,7 +1,7 @@
-"""What becomes of kafka-python's traps with Apache Kafka itself: of the bare client, and of ours.
+"""kafka-python's traps on Apache Kafka: the behaviour of the bare client, and of ours.
 
-``docs/explanation/traps-of-kafka-python.md`` lists them. Where the bare client is in none here, its
-test says so: the embedded broker and the mock cluster are harsher than Kafka 4 in some ways.
+``docs/explanation/traps-of-kafka-python.md`` lists them. If the bare client avoids a trap here, its
+test says so: the embedded broker and the mock cluster are less tolerant than Kafka 4 in some ways.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tests.support.kafka_security import ACLS, sasl_listener
 from tests.support.recorder import PATIENCE
 from tests.support.waiting import blocking_until, until
 
-# kafka-python has no types: whatever is taken from it here is Any.
+# kafka-python has no types, so every name imported from it is Any.
 kafka: Any = importlib.import_module("kafka")
 kafka_errors: Any = importlib.import_module("kafka.errors")
 
@@ -46,19 +46,19 @@ BOB = {
     "sasl_plain_password": "secret",
 }
 
-#: So that what is sent at a time is one batch.
+#: Settings that send the records of one step as one batch.
 ONE_BATCH = {"linger_ms": 300, "batch_size": 100_000}
 
-#: What brokers tell of the records of a batch of which they refuse another.
+#: The brokers' message for the other records of a batch with a refused record.
 IN_A_BAD_BATCH = "part of a batch"
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[KafkaCluster]:
-    """A broker where Bob may do what he is allowed to."""
+    """A broker that checks Bob's permissions."""
     with kafka_cluster(
         listeners=[sasl_listener("SASL", ["PLAIN"], users={"bob": "secret"})],
-        # How often it looks for producers that it can forget; see forget_producers().
+        # How often it removes expired producers; see forget_producers().
         properties={**ACLS, "producer.id.expiration.check.interval.ms": 200},
     ) as running:
         yield running
@@ -71,7 +71,7 @@ def topic(cluster: KafkaCluster) -> str:
 
 @pytest.fixture
 def small(cluster: KafkaCluster) -> str:
-    """A topic that takes small batches alone."""
+    """A topic that accepts only small batches."""
     return cluster.create_topic(configs={"max.message.bytes": 3_000})
 
 
@@ -80,7 +80,7 @@ def settings_for(cluster: KafkaCluster, **changes: Any) -> ProducerSettings:
 
 
 def futures_of(producer: Any, topic: str, values: Sequence[bytes], **options: Any) -> list[Any]:
-    """What a bare client makes of these, once each has its outcome."""
+    """Send records with a bare client, and return their futures when all are complete."""
     producer.partitions_for(topic)
     futures = [producer.send(topic, value, **options) for value in values]
     assert all(settles(future) for future in futures)
@@ -88,14 +88,14 @@ def futures_of(producer: Any, topic: str, values: Sequence[bytes], **options: An
 
 
 def offsets(outcomes: Sequence[object]) -> list[int | None]:
-    """Where those are that were written."""
+    """The offsets of the written records."""
     return [one.offset for one in outcomes if isinstance(one, RecordMetadata)]
 
 
 async def outcomes_of(
     producer: SendProducer, records: Sequence[ProducerRecord[Any, Any]]
 ) -> list[RecordMetadata | DeliveryError]:
-    """What becomes of each of these, sent at a time."""
+    """Send records in one step, and return their outcomes."""
     await producer.partitions_for(records[0].topic)
     outcomes: list[RecordMetadata | DeliveryError] = []
     for delivery in [producer.enqueue_nowait(record) for record in records]:
@@ -107,7 +107,7 @@ async def outcomes_of(
 
 
 def end_of(cluster: KafkaCluster, topic: str) -> int:
-    """How many records were written."""
+    """The end offset of partition 0."""
     consumer = kafka.KafkaConsumer(bootstrap_servers=cluster.bootstrap_servers)
     try:
         at = kafka.TopicPartition(topic, 0)
@@ -118,15 +118,15 @@ def end_of(cluster: KafkaCluster, topic: str) -> int:
 
 # --- MESSAGE_TOO_LARGE ---------------------------------------------------------------------------
 
-#: Ten that fit alone, and not all in one batch.
+#: Ten records, each of which fits into a batch, but not all into one batch.
 MANY = [bytes([number]) * 900 for number in range(10)]
 
-#: One that is too large even alone.
+#: A record that is too large even alone.
 WITH_ONE_TOO_LARGE = [bytes(number) for number in (10, 20, 5_000, 30, 40)]
 
 
 def test_bare_a_batch_that_is_too_large_is_split(cluster: KafkaCluster, small: str) -> None:
-    """No trap: each record has the offset where it is, in order."""
+    """Not a trap: each record has its true offset, in order."""
     with bare(cluster.bootstrap_servers, **ONE_BATCH) as producer:
         futures = futures_of(producer, small, MANY)
         assert [future.value.offset for future in futures] == list(range(10))
@@ -142,7 +142,7 @@ async def test_a_batch_that_is_too_large_is_split(cluster: KafkaCluster, small: 
 def test_bare_one_record_that_is_too_large_ends_the_client(
     cluster: KafkaCluster, small: str, topic: str
 ) -> None:
-    """The batch is split until it is alone; what stood before it is written by then."""
+    """The batch is split until the record is alone. The records before it are written by then."""
     with bare(cluster.bootstrap_servers, **ONE_BATCH) as producer:
         futures = futures_of(producer, small, WITH_ONE_TOO_LARGE)
         assert [future.value.offset for future in futures[:2]] == [0, 1]
@@ -169,7 +169,7 @@ async def test_one_record_that_is_too_large_fails_alone(
     assert await anyio.to_thread.run_sync(end_of, cluster, small) == 5
 
 
-# --- records that the broker looks into ----------------------------------------------------------
+# --- records that the broker validates -----------------------------------------------------------
 
 
 @pytest.fixture(params=["INVALID_RECORD", "INVALID_TIMESTAMP"])
@@ -181,7 +181,7 @@ def strict_topic(request: pytest.FixtureRequest, cluster: KafkaCluster) -> str:
 
 
 def with_a_bad_one(topic: str) -> list[ProducerRecord[Any, Any]]:
-    """Three records, of which the one in the middle has no key and is from the future."""
+    """Make three records. The one in the middle has no key and is from the future."""
     future = int(time.time() * 1000) + 3_600_000
     return [
         ProducerRecord(topic, b"before", b"key"),
@@ -224,7 +224,7 @@ async def test_one_bad_record_fails_alone(
 
 @pytest.fixture
 def forbidden(cluster: KafkaCluster, topic: str) -> str:
-    """A topic that Bob may see and not write to; he may write to the other."""
+    """A topic that Bob may describe but not write to, and one that he may write to."""
     seen = cluster.create_topic()
     cluster.add_acl("User:bob", "describe", seen)
     cluster.add_acl("User:bob", "write", topic)
@@ -243,7 +243,7 @@ def test_bare_one_forbidden_topic_ends_the_client(
         assert later.exception is refused.exception
 
 
-async def test_one_forbidden_topic_ends_no_other(
+async def test_one_forbidden_topic_does_not_affect_others(
     cluster: KafkaCluster, forbidden: str, topic: str
 ) -> None:
     settings = ProducerSettings(bootstrap_servers=cluster.bootstrap("SASL"), properties=BOB)
@@ -253,20 +253,19 @@ async def test_one_forbidden_topic_ends_no_other(
         assert isinstance(await outcome_of(producer, topic), RecordMetadata)
 
 
-# --- what is repeated until its time is up -------------------------------------------------------
+# --- retries until the delivery timeout ----------------------------------------------------------
 
 
 @pytest.fixture
 def too_few(three_brokers: KafkaCluster) -> tuple[str, str]:
-    """A topic that has one replica less than it needs (NOT_ENOUGH_REPLICAS), and one that has
-    enough."""
+    """A topic with one replica less than it needs (NOT_ENOUGH_REPLICAS), and one with enough."""
     lacking = three_brokers.create_topic(replicas=[[1, 2, 3]], configs={"min.insync.replicas": 3})
     enough = three_brokers.create_topic(replicas=[[1, 2]])
     three_brokers.stop(3)
     return lacking, enough
 
 
-def test_bare_after_a_batch_expired_while_it_was_repeated_nothing_is_sent(
+def test_bare_after_a_batch_expires_during_its_retries_nothing_is_sent(
     three_brokers: KafkaCluster, too_few: tuple[str, str]
 ) -> None:
     lacking, enough = too_few
@@ -277,8 +276,8 @@ def test_bare_after_a_batch_expired_while_it_was_repeated_nothing_is_sent(
         for topic in (enough, lacking):
             producer.partitions_for(topic)
         futures_of(producer, enough, [b"value"])
-        # It waits to be repeated for longer than this test takes, so that no answer is on its way
-        # when it expires.
+        # The retry backoff is longer than this test, so that no answer is in flight when the batch
+        # expires.
         producer._accumulator.config["retry_backoff_ms"] = 600_000
         expired = producer.send(lacking, b"value")
         batches = producer._accumulator._batches
@@ -294,7 +293,7 @@ def test_bare_after_a_batch_expired_while_it_was_repeated_nothing_is_sent(
         assert not settles(producer.send(enough, b"value"), 1 + NEVER)
 
 
-async def test_a_record_that_expires_while_it_is_repeated_is_the_only_one(
+async def test_a_record_that_expires_during_its_retries_fails_alone(
     three_brokers: KafkaCluster, too_few: tuple[str, str], clock: ManualClock
 ) -> None:
     lacking, enough = too_few
@@ -317,7 +316,7 @@ async def test_a_record_that_expires_while_it_is_repeated_is_the_only_one(
 
 
 def forget_producers(cluster: KafkaCluster, topic: str) -> None:
-    """Have Kafka forget the producers of a topic, as it forgets those that are silent for a day."""
+    """Have Kafka forget the producers of a topic, as it does after a day without records."""
     partition = kafka.TopicPartition(topic, 0)
     admin = kafka.KafkaAdminClient(bootstrap_servers=cluster.bootstrap_servers)
     try:
@@ -333,12 +332,13 @@ def forget_producers(cluster: KafkaCluster, topic: str) -> None:
 
 
 def lose_count(client: Any, topic: str) -> None:
-    """Have the client number its next record as if a hundred had gone before."""
+    """Have the client skip a hundred sequence numbers before its next record."""
     client._sender._transaction_manager.set_sequence_number(kafka.TopicPartition(topic, 0), 100)
 
 
-def test_bare_after_an_error_of_the_sequence_it_goes_on(cluster: KafkaCluster, topic: str) -> None:
-    """No trap, from 2.5 on: one record is lost, and the client begins with another epoch."""
+def test_bare_after_a_sequence_error_it_goes_on(cluster: KafkaCluster, topic: str) -> None:
+    """Not a trap from Kafka 2.5 on: one record is lost, and the client goes on with another
+    epoch."""
     with bare(cluster.bootstrap_servers) as producer:
         futures_of(producer, topic, [b"value"])
         lose_count(producer, topic)
@@ -348,7 +348,7 @@ def test_bare_after_an_error_of_the_sequence_it_goes_on(cluster: KafkaCluster, t
         assert next_one.value.offset == 1
 
 
-async def test_after_an_error_of_the_sequence_it_goes_on(cluster: KafkaCluster, topic: str) -> None:
+async def test_after_a_sequence_error_it_goes_on(cluster: KafkaCluster, topic: str) -> None:
     async with open_send_producer(settings_for(cluster)) as producer:
         await outcome_of(producer, topic)
         driver: Any = producer._engine.bridge._worker.driver
@@ -361,7 +361,7 @@ async def test_after_an_error_of_the_sequence_it_goes_on(cluster: KafkaCluster, 
 
 
 def test_bare_a_producer_that_kafka_forgot_goes_on(cluster: KafkaCluster, topic: str) -> None:
-    """No trap: Kafka 4 takes its records, whichever number they have."""
+    """Not a trap: Kafka 4 accepts its records with any sequence number."""
     with bare(cluster.bootstrap_servers) as producer:
         futures_of(producer, topic, [b"value"])
         forget_producers(cluster, topic)
@@ -382,7 +382,7 @@ async def test_a_producer_that_kafka_forgot_goes_on(cluster: KafkaCluster, topic
 def test_bare_a_broker_that_comes_back_with_its_data_is_used_again(
     cluster: KafkaCluster, topic: str, end: str
 ) -> None:
-    """No trap: Kafka keeps what it knows of producers with the records."""
+    """Not a trap: Kafka stores the state of producers with the records."""
     with (
         leaking_sockets(),
         bare(cluster.bootstrap_servers, reconnect_backoff_max_ms=200) as producer,
