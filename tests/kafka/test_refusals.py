@@ -118,8 +118,7 @@ async def test_one_refusal_fails_alone(  # noqa: PLR0917
     await assert_written(settings.addresses[0], sent)
     for partition in range(3):
         offsets = [found.offset for _, found in sent if found.partition == partition]
-        if "enable.idempotence" in properties:  # several batches are in flight, and their order
-        changes
+        if "enable.idempotence" in properties:  # batches in flight change their order
             offsets.sort(key=lambda offset: offset or 0)
         assert offsets == list(range(len(offsets)))
 
