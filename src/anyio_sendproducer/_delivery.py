@@ -123,7 +123,7 @@ class Group:
         remaining: the number of deliveries without an outcome, plus 1 until all are entered.
         waiter: the waiter to wake when ``remaining`` becomes 0; None if the caller was cancelled.
         stop_on_error: whether the first failure also fails the ``members`` that the driver does not
-            have. Only then are the ``members`` kept.
+            have. The list ``members`` is filled only in this case.
     """
 
     __slots__ = ("members", "remaining", "stop_on_error", "stopped", "waiter")

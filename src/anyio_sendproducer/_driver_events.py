@@ -105,7 +105,7 @@ Event = (
 
 
 def are_settled_at_once(events: Iterable[Event]) -> bool:
-    """Whether events are so few, and so common, that no turn of the pump is needed for them."""
+    """Whether events need no turn of the pump: there are few outcomes, and no rare events."""
     room = SETTLED_AT_ONCE
     for event in events:
         if isinstance(event, Completed):

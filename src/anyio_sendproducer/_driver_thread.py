@@ -133,8 +133,8 @@ class DriverThread:
         #: run in a copy of this context.
         self._context = contextvars.copy_context()
         self.driver: Driver | None = None
-        #: The error of the last attempt to open a client in the background, or before that the last
-        #: error of the client that is replaced; None if a client was opened.
+        #: Why the last attempt to open a client in the background failed. Until an attempt fails,
+        #: the last error of the client that is being replaced. None once a client is open.
         self.open_error: Exception | None = None
         self.polled_driver: PolledDriver | None = None
         #: Whether the event loop may submit without the thread: any batch if the client is polled,

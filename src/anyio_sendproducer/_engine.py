@@ -112,7 +112,7 @@ class Engine:
         self.client = _READY
         self.pump = _IDLE
         self.affinity = Affinity(loop, bridge.step)
-        #: Aborts the open transaction, or waits for its end. A closing producer calls it first.
+        #: Aborts the open transaction, or waits for its end, before records are waited for.
         self.before_drain: Callable[[], Awaitable[object]] | None = None
         self.closing = Closing()
         # The context variables of the task that opened the producer.

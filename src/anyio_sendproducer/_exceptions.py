@@ -106,7 +106,8 @@ class DiscoveryError(SendProducerError):
 
 class ProducerStartError(SendProducerError):
     """The producer could not start: no broker answered within ``start_timeout``, or the client
-    could not be made. The message contains the addresses; ``__cause__`` is the client's error."""
+    could not be made. Mostly the message names the addresses, and ``__cause__`` is the client's
+    error."""
 
 
 class ProducerClosed(SendProducerError, anyio.ClosedResourceError):
@@ -172,7 +173,7 @@ class RecordRejected(DeliveryError):
     If the broker reports only that the batch is too large, the batch is divided until the rejected
     record is alone. If the reason is the same for the whole batch, for example a missing
     permission, all its records are rejected. With the driver ``"confluent"`` no batch is divided:
-    the other records of the batch fail, too, and are not persisted.
+    the other records of the batch fail as well, usually as not persisted.
     """
 
 

@@ -19,8 +19,8 @@ __all__ = [
 
 E = TypeVar("E", bound=DeliveryError)
 
-#: Why a record fails that a client had when it was closed. A driver does not know why its client is
-#: closed.
+#: The reason given for a record that the client still had when the client was closed. A driver does
+#: not know why its client is closed.
 CLOSED_TOO_EARLY: Final = (
     "the client was closed before a broker had answered: the producer ended, or it gave up the "
     "client"

@@ -126,10 +126,10 @@ class FlowStream(anyio.abc.ObjectReceiveStream[T], Generic[T]):
         return self.places <= 0
 
     def enter_message(self, sender: Sender, envelope: Any) -> Entry | None:
-        """Enter the record of a Message, and append its slot to the queue if it has room.
+        """Enter the record of a Message, and append its slot to the queue if the record has room.
 
         Returns:
-            The entry if it has no room yet. Then the caller must :meth:`wait_for_room`.
+            The entry if its record has no room yet. Then the caller must :meth:`wait_for_room`.
         """
         try:
             entry = sender._enter(envelope.record)
@@ -296,8 +296,8 @@ class FlowStream(anyio.abc.ObjectReceiveStream[T], Generic[T]):
     def take_delivered(self) -> list[RecordMetadata]:
         """Take the results of Messages that are ready, up to the next yield; only the metadata.
 
-        This method does not wake the feeder. So the caller must call :meth:`receive` next, which
-        does.
+        Call this method directly after :meth:`receive`, which has woken the feeder, or before the
+        first call of :meth:`receive`. This method does not wake the feeder.
         """
         taken: list[RecordMetadata] = []
         slots = self._slots

@@ -293,7 +293,7 @@ class Ledger:
         return batch
 
     def hold(self, entries: Iterable[Entry]) -> list[object]:
-        """Hold records that the driver gave back because the metadata of their topics are missing.
+        """Hold records that the driver gave back, mostly because metadata are missing.
 
         They, and later records of the same topics, wait for :meth:`requeue_held`.
 

@@ -5,8 +5,8 @@ costs processor time. So there are three ways to wait for the next answer:
 
 - Callers send again as soon as they have their answers, and answers come fast, as from a broker in
   the same network: the pump takes turn after turn, and polls in each.
-- Callers send by themselves, often: asyncio polls after a millisecond, and gets several answers at
-  once. (Trio has no such timers.)
+- Callers send often, independently of the answers: asyncio polls after a millisecond, and gets
+  several answers at once. (Trio has no such timers.)
 - Otherwise: the driver's poll thread waits for the answer.
 """
 

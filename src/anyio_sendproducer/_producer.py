@@ -98,7 +98,8 @@ class SendProducer(Sender, NoPublicConstructor):
         records get them.
 
         Raises:
-            ProducerClosed, ProducerBroken, ProducerMisused: as for :meth:`send`.
+            ProducerClosed: the producer is closed.
+            ProducerBroken, ProducerMisused: as for :meth:`send`.
 
         Cancellation ends only the waiting.
         """
@@ -129,7 +130,8 @@ class SendProducer(Sender, NoPublicConstructor):
             TransactionError: the settings have no ``transactional_id``, no client could begin a
                 transaction within ``delivery_timeout``, or the task is already in the block of a
                 transaction.
-            ProducerClosed, ProducerBroken, ProducerMisused: as for :meth:`send`.
+            ProducerClosed: the producer is closed.
+            ProducerBroken, ProducerMisused: as for :meth:`send`.
 
         Cancellation before the commit is requested aborts the transaction. A commit that was
         requested can't be taken back: the answer is awaited for ``cancel_timeout`` at most (5 s
@@ -287,7 +289,8 @@ class SendProducer(Sender, NoPublicConstructor):
             SendProducerError: the cluster does not know the topic (see ``unknown_topic_timeout``),
                 this client may not use it, or there was no answer within ``delivery_timeout``.
             RecordRejected: ``topic`` is not a valid name of a topic.
-            ProducerClosed, ProducerBroken, ProducerMisused: as for :meth:`send`.
+            ProducerClosed: the producer is closed.
+            ProducerBroken, ProducerMisused: as for :meth:`send`.
 
         Cancellation ends only the waiting.
         """
@@ -333,7 +336,8 @@ class SendProducer(Sender, NoPublicConstructor):
             SettingsError: ``timeout`` is not a duration above 0.
             TypeError: ``topics`` is not an iterable of topics and records. For a single one, pass a
                 list.
-            ProducerClosed, ProducerBroken, ProducerMisused: as for :meth:`send`.
+            ProducerClosed: the producer is closed.
+            ProducerBroken, ProducerMisused: as for :meth:`send`.
 
         The first error ends the call. Other topics may already be prepared.
 
@@ -354,21 +358,23 @@ class SendProducer(Sender, NoPublicConstructor):
 
         A second client connects with the producer's settings, asks, and disconnects, in a thread.
         This works before the producer's own client is open (``wait_for_cluster=False``), and does
-        not disturb that client. :attr:`Statistics.is_connected` costs nothing, and says what the
+        not disturb that client. (If you use a driver of your own that is a ``DescribingDriver``,
+        that driver is asked.) :attr:`Statistics.is_connected` costs nothing, and says what the
         producer's own client knows.
 
         Args:
             timeout: how long the cluster has to answer, as seconds or a ``timedelta``.
 
         Returns:
-            The cluster's id, controller and brokers. The brokers' versions are None.
+            The cluster's id, controller and brokers. Both drivers leave the brokers' versions None.
 
         Raises:
             SendProducerError: the cluster did not answer in time, and the message says why; or the
-                addresses are not known yet; or the producer uses your own driver or client, which
-                cannot describe the cluster.
+                addresses are not known yet; or you use a driver or a client of your own that cannot
+                describe the cluster.
             SettingsError: ``timeout`` is not a duration above 0.
-            ProducerClosed, ProducerBroken, ProducerMisused: as for :meth:`send`.
+            ProducerClosed: the producer is closed.
+            ProducerBroken, ProducerMisused: as for :meth:`send`.
 
         Calls at the same time wait for one another. Cancellation ends only the waiting: the second
         client disconnects within ``timeout``.

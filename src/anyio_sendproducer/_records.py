@@ -265,7 +265,7 @@ _set_message: Final = _slots.message.__set__
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MultiResultPart(Generic[K, V]):
-    """One record of a :class:`MultiMessage` and where it was written."""
+    """One of several records, and where it was written."""
 
     metadata: RecordMetadata
     """Where the record was written."""

@@ -415,7 +415,7 @@ class Sender:
     async def _yield(
         self, checkpoint: Callable[[], Awaitable[None]] = anyio.lowlevel.checkpoint
     ) -> None:
-        """Let other tasks run, and raise the cancellation of the calling task, if any.
+        """Run a checkpoint, which raises the cancellation of the calling task, if any.
 
         If the task is cancelled, the next call does this, too, as in :meth:`_check_cancelled`.
         """

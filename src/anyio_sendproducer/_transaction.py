@@ -287,8 +287,8 @@ class Transaction(Sender, NoPublicConstructor):
         """Send a stream of envelopes in this transaction, and receive their results in the same
         order.
 
-        :meth:`SendProducer.flow` has the details; it also begins and commits transactions by
-        itself.
+        :meth:`SendProducer.flow` describes the details. That method also begins and commits
+        transactions by itself; this one does not.
 
         Args:
             source: as for :meth:`SendProducer.flow`.

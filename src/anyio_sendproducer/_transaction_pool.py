@@ -174,8 +174,8 @@ class TransactionPool(anyio.AsyncContextManagerMixin):
 
         Raises:
             ProducerFenced: another producer uses this ``transactional_id`` now. If the state of the
-                transaction is ``ABORTED``, run it again: the pool has replaced the producer by
-                then. If it is ``UNKNOWN``, the transaction may be committed.
+                transaction is ``ABORTED``, run it again: the pool replaces the producer. If it is
+                ``UNKNOWN``, the transaction may be committed.
             SendProducerError: the producer was being replaced, and the new one could not be
                 started; see :func:`start_send_producer`.
             TransactionError: this task already has a transaction of the pool, or as for

@@ -1,8 +1,8 @@
 """Checks of the arguments that callers pass: records, envelopes and counts.
 
-The checks run on the caller's task and need no broker. An error names the field. It may show a
-topic, a number or the name of a header. It never shows a key, a value or the content of a header,
-which may be secrets.
+The checks run on the caller's task and need no broker. An error names the field. It may show what
+was passed as the topic, the partition, the timestamp or the name of a header. It never shows what
+was passed as the key, the value or the content of a header, which may be secrets.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def plain(value: T) -> T:
     """Convert an instance of a subclass of str, bytes or int to exactly that type.
 
     Client libraries format the values that they get, and a subclass may format itself differently:
-    a member of a str enum, for example, gives its name.
+    for example, a member of a class that derives from ``str`` and ``Enum`` may give its name.
 
     Returns:
         The converted value; any other value as it is.

@@ -51,8 +51,8 @@ class Sentinel:
 class Loop(Protocol):
     """The event loop on which a producer was opened."""
 
-    #: Whether AnyIO skips a task whose waiter has just been woken when it cancels tasks, and tries
-    #: again later; see ``_CHECK_INTERVAL_BITS`` in ``_sending.py``.
+    #: Whether AnyIO, when it cancels tasks, skips a task whose waiter has just been woken, and
+    #: tries again later; see ``_CHECK_INTERVAL_BITS`` in ``_sending.py``.
     skips_cancelling_woken_tasks: bool
     #: Calls a function on the event loop after some seconds; None if the loop has no timers.
     call_later: Callable[[float, Callable[[], object]], object] | None

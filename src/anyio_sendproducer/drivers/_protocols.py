@@ -87,7 +87,7 @@ class Submitted:
     """What a driver returns for the submissions that it got."""
 
     held: list[Any] = dataclasses.field(default_factory=list[Any])
-    """The submissions that were not taken, in order: their topics' metadata are missing."""
+    """The submissions that were not taken, in order; mostly because metadata are missing."""
     sizes: list[tuple[Any, int]] = dataclasses.field(default_factory=list[tuple[Any, int]])
     """The true sizes of submissions whose size was an estimate, in bytes."""
 

@@ -1,4 +1,4 @@
-"""Where the records of a submission go, and the runs of records whose outcomes come back together.
+"""Where the records of a batch go, and the runs of records whose outcomes come back together.
 
 The driver chooses one partition for a whole run of records without a key. It registers callbacks
 for the last record of a run, instead of for each record. Both together save a third of the cost of
@@ -152,7 +152,7 @@ class PartitionRun:
 
 
 class TopicBatch:
-    """The records of one topic in one submission: where they may go, and the runs they form.
+    """The records of one topic in one call of ``submit``: where they may go, and their runs.
 
     Args:
         driver: gets the outcomes.
@@ -199,7 +199,7 @@ class TopicBatch:
         run.watch()
 
     def end(self) -> None:
-        """End all runs: the submission has no more records."""
+        """End all runs: the batch has no more records."""
         runs = [*self._keyed.values()]
         if self.keyless is not None:
             runs.append(self.keyless)

@@ -73,7 +73,8 @@ def describe(settings: ProducerSettings, *, versions: bool) -> ClusterDescriptio
         )
     except (LoginRefused, NotReached) as error:
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
-        # The message names the broker. The text of a KafkaError begins with the name of its class.
+        # Only the message: the text of a KafkaError begins with its class. The message names the
+        # broker.
         raise translated(cause, str(error.args[0])) from cause
     except Exception as error:
         raise translated(

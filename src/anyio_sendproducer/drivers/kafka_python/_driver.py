@@ -78,7 +78,7 @@ from ._transactions import Transactions
 
 __all__ = ["KafkaPythonDriver", "config_of"]
 
-#: A start that is late usually ends by itself within this many seconds. Then it is left behind.
+#: A late start usually ends by itself within this many seconds. Otherwise it is left behind.
 _LATE_SECONDS: Final = 2.0
 
 #: Seconds to wait for the client's thread after the client was closed.
@@ -595,5 +595,5 @@ class KafkaPythonDriver:
 
 
 def _max_bytes(headers: Sequence[tuple[str, bytes]]) -> int:
-    """Return an upper bound of the bytes of headers: 4 for each character, and two lengths."""
+    """Return an upper bound of the bytes of headers. A character of a name has at most 4."""
     return sum(4 * len(name) + len(content) + 16 for name, content in headers)

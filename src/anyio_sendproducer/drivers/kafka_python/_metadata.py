@@ -48,7 +48,7 @@ class TopicMetadata:
         self._patience = unknown_topic_timeout
         #: The partitions of each topic that was looked up in the last answer.
         self.topics: dict[str, TopicPartitions] = {}
-        #: How many times each topic was looked up, so that its round of partitions goes on.
+        #: Where the round of partitions of each topic goes on after a look-up.
         self._turns: dict[str, int] = {}
         #: Topics without metadata. The value is the time at which a broker first said that it does
         #: not know the topic, or None.
@@ -153,7 +153,7 @@ class TopicMetadata:
             topic: of the record.
             partition: of the record.
             known: the partitions of the topic.
-            held: the missing partitions of earlier records of the same submission that are held.
+            held: the missing partitions of earlier records of the same batch that are held.
 
         Returns:
             The reason; empty if the partition exists. None if the record is to be held: the
@@ -173,7 +173,7 @@ class TopicMetadata:
         )
 
     def await_dropped(self, topic: str, sink: Sink) -> None:
-        """Wait for a topic that an answer dropped while records were submitted to it."""
+        """Note that records wait for a topic that an answer has just dropped, and request it."""
         self._await(topic)
         if self._cluster.partitions_for_topic(topic) is None:
             self._request()

@@ -2,8 +2,8 @@
 
 All of it was read in 3.0.12. Each function and class that needs a private part says why, and which
 test notices a change of kafka-python. If a client differs from 3.0.12, the functions that begin
-with ``find_`` return None, and :func:`patch_isolate_rejections` changes nothing. ``_network`` has
-the private parts of connections.
+with ``find_`` return None, and :func:`patch_isolate_rejections` changes nothing unless the client
+has transactions. ``_network`` has the private parts of connections.
 """
 
 # kafka-python has no annotations. Values of unknown types are cast where they leave the module.
@@ -81,7 +81,7 @@ def skip_flush(timeout: float | None = None) -> None:
     """Stand in for a client's ``flush``, and do nothing.
 
     ``close`` of 3.0.12 calls ``flush`` first. If that takes too long, ``close`` raises and leaves
-    the sender thread alive. The driver has waited for the records before it closes the client.
+    the sender thread alive. The producer waits for its records before it closes the driver.
     ``tests/broker/test_traps.py::test_bare_close_with_records_pending_raises_and_closes_nothing``
     notices a change.
     """
@@ -252,9 +252,9 @@ def patch_isolate_rejections(
 class Accumulator:
     """The private parts of ``RecordAccumulator`` by which stalled partitions are found and emptied.
 
-    3.0.12 has no public way to remove a batch, or to decide when the sender looks again. The
-    accumulator and the transaction manager of the tests in ``tests/unit/test_stalled.py`` are
-    kafka-python's own, so each of them notices a change, such as
+    3.0.12 has no public way to remove a batch, or to decide when the sender looks again. The tests
+    in ``tests/unit/test_stalled.py`` use kafka-python's own accumulator and transaction manager.
+    So each of these tests notices a change, for example
     ``tests/unit/test_stalled.py::test_an_unsent_record_fails_soon_after_its_deadline``.
 
     Args:

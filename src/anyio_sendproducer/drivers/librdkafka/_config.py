@@ -104,8 +104,8 @@ def librdkafka_config(settings: ProducerSettings) -> LibrdkafkaConfig:
     security, properties = parse_security(given, LIBRDKAFKA)
     for meaning, value in security.given.values.items():
         _check_text(f"properties: {security.given.names[meaning]!r}", value)
-    # Before unknown names are reported: a line of a private key may look like one, if the setting
-    # above it ends too early.
+    # Check security before unknown names are reported. If a private key in a settings file is not
+    # continued correctly, one of its lines is read as an unknown name, and the error would show it.
     secured = _security_config(security)
     config = _chosen(properties)
     for name, value in config.items():
@@ -253,8 +253,8 @@ def _decide_times(config: dict[str, Any], settings: ProducerSettings) -> None:
     )
     if "socket.timeout.ms" not in config and "request.timeout.ms" in config:
         # In Kafka's clients, request.timeout.ms is sent to the broker and also bounds the wait for
-        # the answer. librdkafka has a setting for each, and requires that the wait is shorter than
-        # the timeout of a transaction.
+        # the answer. librdkafka has a setting for each, and requires that the wait is not longer
+        # than the timeout of a transaction.
         config["socket.timeout.ms"] = int(
             min(max(config["request.timeout.ms"], 10), 300_000, transaction - 100)
         )

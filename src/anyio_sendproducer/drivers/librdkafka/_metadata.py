@@ -34,7 +34,7 @@ _MAX_AGE_MS: Final = 300_000
 #: If no caller asks about an unknown topic for this many seconds, its ``unknown_topic_timeout``
 #: starts again.
 _OVER_SECONDS: Final = 5.0
-#: For how many seconds an answer refuses records.
+#: For how many seconds records are refused because an answer lacks their topic or partition.
 _FRESH_SECONDS: Final = 1.0
 #: After ``unknown_topic_timeout``, the driver remembers for this many seconds that records have
 #: waited for a partition.
@@ -73,12 +73,12 @@ class TopicMetadata:
         #: For a partitioner: when the metadata of a topic last came, and its partitions, or the
         #: error that refuses its records.
         self._lists: dict[str, tuple[float, tuple[int, ...] | SendProducerError]] = {}
-        #: The topics of records that were given back because a partition is missing, and because a
-        #: partitioner needs the partitions. A thread requests their metadata as long as there are
-        #: any. ``_wanted``, ``_unlisted`` and ``_refresher`` change under the handle's lock
-        #: ``using``.
+        #: The topics of records that were given back because a partition is missing.
         self._wanted: set[str] = set()
+        #: The topics of records that were given back because a partitioner needs the partitions.
         self._unlisted: set[str] = set()
+        #: Requests the metadata of these topics as long as there are any. This attribute and both
+        #: sets change under the handle's lock ``using``.
         self._refresher: threading.Thread | None = None
         #: Set when another topic is wanted.
         self._asked = threading.Event()

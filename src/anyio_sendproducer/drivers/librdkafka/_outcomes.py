@@ -79,8 +79,8 @@ class Outcomes:
         )
         #: A record that the client had for less time was sent at most once.
         self._sent_once_seconds = backoff_ms / 1000 * _LEAST_BACKOFF
-        #: Whether the client must stop when a record fails: the failure leaves a gap in the
-        #: sequence numbers.
+        #: Whether the client must stop when the records of a deleted topic fail: they leave a gap
+        #: in the sequence numbers.
         self._allows_no_gap = config["enable.idempotence"] and transaction.transactional_id is None
         #: Whether a refusal is a fatal error.
         self._is_gapless = config.get("enable.gapless.guarantee", False)
@@ -196,7 +196,7 @@ class Outcomes:
             by = "the broker" if code > 0 else "librdkafka"
             return self.refused(record, error, message.partition(), by=by)
         if code == KafkaError._INVALID_DIFFERENT_RECORD and self.is_sent_once(message):
-            # Sent again, the record would come after records that were sent behind it.
+            # Do not send the record again: it would then come after later records.
             return not_written(record, "another record of its batch was refused", error)
         cause: Exception = transaction.fenced(error) if is_fenced else translated(error)
         if code == KafkaError._MSG_TIMED_OUT:

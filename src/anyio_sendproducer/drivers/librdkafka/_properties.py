@@ -114,7 +114,8 @@ ALIASES: Final[Mapping[str, str]] = {
     "request.required.acks": "acks",
 }
 
-#: Settings whose minimum is 0 in Kafka and 1 in librdkafka: each record a batch, no pause.
+#: Settings whose minimum is 0 in Kafka and 1 in librdkafka. 0 means that each record is a batch of
+#: its own (``batch.size``), or that there is no pause (``retry.backoff.ms``).
 FROM_ZERO: Final = frozenset({"batch.size", "retry.backoff.ms"})
 
 SPELLINGS: Final = {
@@ -210,7 +211,7 @@ DECIDED: Final[Mapping[str, str]] = {
     ),
 }
 
-#: Security settings that only librdkafka has; it gets them unchanged.
+#: Security settings that librdkafka gets under the same name.
 OWN_MEANINGS: Final[Mapping[str, str]] = {
     "ssl.ca.certificate.stores": "ca_stores",
     "ssl.curves.list": "curves",
@@ -313,7 +314,7 @@ NONE_IS_DEFAULT: Final = frozenset(
     {
         *_LACKING,
         "api_version",
-        "partitioner_class",  # and to Java
+        "partitioner_class",  # None in Java, too
         "receive_buffer_bytes",
         "send_buffer_bytes",
     }

@@ -75,7 +75,8 @@ class Submitter:
             failures: gets their outcomes.
         """
         direct = self.direct
-        # Without the lock, another thread may end the client. Then this frame must not keep it.
+        # If there are hooks, the caller does not hold the lock, and another thread may end the
+        # client. So in that case this frame keeps no reference to it.
         produce = self._handle.client.produce if direct else None
         delivered = self.delivered
         bind = types.MethodType

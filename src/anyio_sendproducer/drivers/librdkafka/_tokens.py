@@ -43,7 +43,8 @@ class ClientTokens:
     def wait_for_callback(self, deadline: float) -> TokenCallback:
         """Wait until there is a token for a new client; see :meth:`callback`.
 
-        While it is made, a client waits up to 10 s for its first token, and nothing can end that.
+        A client waits up to 10 s for its first token while it is being made, and nothing can end
+        that wait.
 
         Args:
             deadline: in seconds of :func:`time.monotonic`.
