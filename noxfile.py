@@ -1,4 +1,4 @@
-"""The checks that need an environment of their own, one session each.
+"""The checks that need their own environment, one session each.
 
 ``nox`` alone runs pyright, the tests on every installed Python, coverage and docs. ``nox -s NAME``
 runs one session, ``nox -l`` lists them, and ``nox -s nightly`` runs everything in full. Style and
@@ -36,11 +36,11 @@ IMPORTANT = (
 
 
 def interpreters() -> list[str]:
-    """The supported versions of Python that run here, oldest first.
+    """Return the supported versions of Python that run here, oldest first.
 
-    pyenv puts a name on the PATH for each version that it holds, but the names of versions that are
-    not active only print an error. So this appends the directories of the interpreters themselves
-    to the PATH, where nox finds them.
+    pyenv puts a command on the PATH for each version that it has installed, but the commands of
+    inactive versions only print an error. So this function appends the directories of the
+    interpreters to the PATH, where nox finds them.
     """
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
     found: list[str] = []
@@ -64,7 +64,7 @@ PYTHONS = interpreters()
 
 @nox.session
 def pyright(session: nox.Session) -> None:
-    """Check the types of all code a second time, and that the public API is typed completely."""
+    """Check the types of all code with pyright, and that the public API is completely typed."""
     session.install("-e", ".", "--group", "pyright")
     session.run("pyright")
     session.run("pyright", "--ignoreexternal", "--verifytypes", "anyio_sendproducer")
@@ -72,7 +72,7 @@ def pyright(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Run the tests on the built package, several at a time; arguments go to pytest."""
+    """Run the tests on the built package in parallel. Arguments go to pytest."""
     session.install(".", "--group", "test")
     env = {"HYPOTHESIS_PROFILE": "full"}
     session.run("coverage", "run", "-m", "pytest", *IN_PARALLEL, *session.posargs, env=env)
@@ -80,7 +80,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def coverage(session: nox.Session) -> None:
-    """Combine the measurements of the sessions before this one, and fail below 100 per cent."""
+    """Combine the coverage of the previous sessions, and fail if it is below 100 per cent."""
     session.install("coverage[toml]")
     session.run("coverage", "combine")
     session.run("coverage", "report")
@@ -88,20 +88,20 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS[-1:])
 def newest(session: nox.Session) -> None:
-    """Run the most important tests on the newest Python; ``nox -s tests`` runs all."""
+    """Run the most important tests on the newest Python. ``nox -s tests`` runs all tests."""
     session.install(".", "--group", "test")
     session.run("pytest", *IN_PARALLEL, *(session.posargs or IMPORTANT))
 
 
 @nox.session(python=PYTHONS[:1])
 def minimums(session: nox.Session) -> None:
-    """Run the tests on the oldest Python with the oldest dependencies that we support.
+    """Run the tests on the oldest supported Python with the oldest supported dependencies.
 
-    ``nox -s minimums -- --brief`` runs the most important tests; further arguments go to pytest.
+    ``nox -s minimums -- --brief`` runs the most important tests. Further arguments go to pytest.
     """
     if session.venv_backend != "uv":
         session.error("only uv can choose the oldest dependencies: pip install uv")
-    # Name the extras: their dependencies then count as direct and get their oldest version, too.
+    # Name the extras, so that their dependencies are direct and also get their oldest version.
     session.install(
         "--resolution",
         "lowest-direct",
@@ -114,23 +114,23 @@ def minimums(session: nox.Session) -> None:
 
 
 def in_brief(session: nox.Session) -> tuple[bool, list[str]]:
-    """Whether ``--brief`` is among a session's arguments, and the other arguments."""
+    """Return whether ``--brief`` is among a session's arguments, and the other arguments."""
     others = [argument for argument in session.posargs if argument != "--brief"]
     return len(others) < len(session.posargs), others
 
 
-#: Options of the tests that have a brief form. Two workers take a file at a time, and have clusters
-#: of their own. In full, loads are so large that two at a time would disturb each other.
+#: Options for tests with a brief form. In the brief form, each of two workers runs a file at a time
+#: with its own clusters. In full, the loads are so large that parallel tests disturb each other.
 BRIEF = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
 FULL = ("-m", "")
 
 
 @nox.session
 def kafka(session: nox.Session) -> None:
-    """Run the tests against Apache Kafka itself, which needs Java, and Maven to fetch Kafka.
+    """Run the tests with Apache Kafka. This needs Java, and Maven to fetch Kafka.
 
-    ``nox -s kafka -- --brief`` runs each case on one loop with one driver; further arguments go to
-    pytest.
+    ``nox -s kafka -- --brief`` runs each case on one event loop with one driver. Further arguments
+    go to pytest.
     """
     brief, arguments = in_brief(session)
     session.install(".", "--group", "test")
@@ -140,18 +140,18 @@ def kafka(session: nox.Session) -> None:
 
 @nox.session
 def agents(session: nox.Session) -> None:
-    """Run the tests that send beside tracing agents; arguments go to pytest."""
+    """Run the tests with tracing agents. Arguments go to pytest."""
     session.install(".", "--group", "agents")
-    # pytest itself is not to be traced.
+    # Datadog must not trace pytest itself.
     session.run("pytest", "-p", "no:ddtrace", "tests/agents", "-n", "2", *session.posargs)
 
 
 @nox.session
 def faults(session: nox.Session) -> None:
-    """Run the fault matrix with all its records, and write the documents' table of it.
+    """Run the fault matrix with all its records, and write its table for the documents.
 
-    It takes about two hours. ``nox -s faults -- --brief`` runs each cell with a tenth of the
-    records, on one loop with one driver, and writes no table; further arguments go to pytest.
+    This takes about two hours. ``nox -s faults -- --brief`` runs each cell with a tenth of the
+    records, on one event loop with one driver, and writes no table. Further arguments go to pytest.
     """
     brief, arguments = in_brief(session)
     session.install(".", "--group", "test")
@@ -167,9 +167,10 @@ def faults(session: nox.Session) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """Run producers against brokers that spoil their answers, ten minutes with each driver.
+    """Run producers with brokers that corrupt their answers, ten minutes with each driver.
 
-    Arguments go to tests/broker/fuzz.py; ``nox -s fuzz -- --seconds 60`` takes a minute for each.
+    Arguments go to tests/broker/fuzz.py: ``nox -s fuzz -- --seconds 60`` takes a minute with each
+    driver.
     """
     session.install(".", "--group", "test")
     for driver in ("kafka-python", "confluent"):
@@ -178,10 +179,10 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure this package beside its peers; arguments go to bench/compare.py.
+    """Compare this package with other clients. Arguments go to bench/compare.py.
 
-    ``nox -s bench -- --suite`` measures everything that the documents show, which takes 40 minutes,
-    and writes their figures. ``--suite --only SECTION`` repeats a part of it.
+    ``nox -s bench -- --suite`` measures all figures of the documents, and writes them to the
+    documents. This takes 40 minutes. ``--suite --only SECTION`` measures one section again.
     """
     session.install(".", "--group", "bench")
     arguments = [*session.posargs]
@@ -193,18 +194,19 @@ def bench(session: nox.Session) -> None:
 
 
 def with_all_extras(package: str) -> str:
-    """A requirement for the package with every extra."""
+    """Return a requirement for the package with every extra."""
     extras = nox.project.load_toml("pyproject.toml")["project"]["optional-dependencies"]
     return f"{package}[{','.join(sorted(extras))}]"
 
 
 @nox.session
 def security(session: nox.Session) -> None:
-    """Fail if a dependency of any extra has a known vulnerability. Ruff checks the code.
+    """Fail if a dependency of any extra has a known vulnerability. Ruff checks our own code.
 
-    It looks up each package that pip installs today, and fails if one is not looked up. PyPI's
-    advisory service answers by default; few mirrors offer it. Further arguments go to pip-audit:
-    ``nox -s security -- --vulnerability-service osv --osv-url URL`` asks another service.
+    This session looks up each package that pip installs today, and fails if it cannot look up one
+    of them. By default it uses PyPI's advisory service, which few mirrors offer. Further arguments
+    go to pip-audit: ``nox -s security -- --vulnerability-service osv --osv-url URL`` uses another
+    service.
     ``tests/support/advisories.toml`` lists the accepted advisories with reasons.
     """
     session.install(with_all_extras("."))
@@ -214,10 +216,10 @@ def security(session: nox.Session) -> None:
     session.install("pip-audit")
     report.unlink(missing_ok=True)
     options = ("--no-deps", "--disable-pip", "--format", "json", "--output", str(report))
-    # 1 is for vulnerabilities, too. The report is judged below.
+    # The exit code 1 may mean vulnerabilities. The last command judges the report.
     session.run("pip-audit", *options, "-r", str(listed), *session.posargs, success_codes=[0, 1])
     if not report.exists():
-        session.error("NOTHING WAS LOOKED UP: pip-audit has written no report, see above")
+        session.error("NOTHING WAS LOOKED UP: pip-audit wrote no report, see above")
     session.run(*advisories, "judge", str(report))
 
 
@@ -225,12 +227,13 @@ def security(session: nox.Session) -> None:
 def sbom(session: nox.Session) -> None:
     """Write the bill of materials (CycloneDX) and the SHA-256 of all files of a release to dist/.
 
-    It lists the package with every extra, as pip installs them today. Run it after ``package``.
+    The bill lists the package with every extra, as pip installs them today. Run this session after
+    ``package``.
     """
     dist = Path("dist")
     wheels = [*dist.glob("*.whl")]
     if len(wheels) != 1:
-        session.error("dist/ has no wheel, or several: run nox -s package first")
+        session.error("dist/ must have one wheel: run nox -s package first")
     _, version, *_ = wheels[0].name.split("-")
     installed = Path(session.create_tmp(), "installed").absolute()
     shutil.rmtree(installed, ignore_errors=True)
@@ -247,7 +250,7 @@ def sbom(session: nox.Session) -> None:
 
 
 def _write_digests(dist: Path) -> None:
-    """Write SHA256SUMS, which ``sha256sum --check`` reads."""
+    """Write SHA256SUMS for ``sha256sum --check``."""
     files = [path for path in sorted(dist.iterdir()) if path.suffix in {".gz", ".whl", ".json"}]
     lines = [f"{_digest(path)}  {path.name}\n" for path in files]
     (dist / "SHA256SUMS").write_text("".join(lines), encoding="ascii")
@@ -255,14 +258,14 @@ def _write_digests(dist: Path) -> None:
 
 @nox.session(venv_backend="none")
 def workflows(session: nox.Session) -> None:
-    """Check the workflows for GitHub with actionlint, which Go builds."""
+    """Check the workflows of GitHub with actionlint. This needs Go."""
     actionlint = "github.com/rhysd/actionlint/cmd/actionlint@v1.7.12"
     session.run("go", "run", actionlint, external=True)
 
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Build the documents; a warning is an error, and so is an unresolved reference."""
+    """Build the documents. A warning or an unresolved reference is an error."""
     # The documents import the modules for Hypothesis and pytest.
     session.install(".[testing]", "--group", "docs")
     build_docs(session)
@@ -270,18 +273,15 @@ def docs(session: nox.Session) -> None:
 
 def build_docs(session: nox.Session) -> None:
     """Build the documents into docs/_build."""
-    shutil.rmtree("docs/_build", ignore_errors=True)  # a deleted page would stay there
-    # -E: what an earlier build has cached hides warnings.
+    shutil.rmtree("docs/_build", ignore_errors=True)  # an old build may contain deleted pages
+    # -E: the cache of an earlier build hides warnings.
     options = ["-E", "-W", "--keep-going", "--nitpicky", "--builder", "html"]
     session.run("sphinx-build", *options, "docs", "docs/_build")
 
 
 @nox.session
 def site(session: nox.Session) -> None:
-    """Build the documents as ``docs`` does, and check every page in Chromium.
-
-    The tests of this check itself run it on pages with known faults.
-    """
+    """Build the documents as ``docs`` does, and check every page in Chromium."""
     session.install(".", "--group", "site")
     build_docs(session)
     session.run("pytest", "tests/site", *session.posargs, env={"DOCS_SITE": "docs/_build"})
@@ -289,10 +289,10 @@ def site(session: nox.Session) -> None:
 
 @nox.session
 def links(session: nox.Session) -> None:
-    """Look up each link out of the documents.
+    """Check each link from the documents to another site.
 
-    CI does not run this: it needs the internet, and a fault of another site must not block a
-    change. The release checklist names it.
+    CI does not run this session: it needs the internet, and a fault of another site must not block
+    a change. It is a step of the release checklist.
     """
     session.install(".[testing]", "--group", "docs")
     options = ["-E", "--keep-going", "--builder", "linkcheck"]
@@ -301,7 +301,7 @@ def links(session: nox.Session) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """Run the main job on both event loops, against a broker of its own."""
+    """Run the demo on both event loops, with its own broker."""
     session.install(".[demo]")
     for backend in ("trio", "asyncio"):
         session.run("anyio-sendproducer", "demo", "--backend", backend, *session.posargs)
@@ -332,7 +332,7 @@ def package(session: nox.Session) -> None:
     work.mkdir()
     session.install("build[uv]")
     tracked = _tracked(session)
-    # The time of the commit, so that others can build the same archives.
+    # The archives get the time of the commit, so that others can build the same archives.
     epoch = str(session.run("git", "log", "-1", "--format=%ct", external=True, silent=True)).strip()
     build = ("python", "-m", "build", "--installer", "uv", "--outdir")
     env = {"SOURCE_DATE_EPOCH": epoch}
@@ -361,7 +361,7 @@ def package(session: nox.Session) -> None:
 
 def _tracked(session: nox.Session) -> set[str]:
     if not Path(".git").exists():
-        session.error("there is no .git: only a checkout knows which files the sdist must have")
+        session.error("no .git: this session needs a checkout, to compare its files with the sdist")
     return set(str(session.run("git", "ls-files", external=True, silent=True)).split("\n")) - {""}
 
 
@@ -393,7 +393,7 @@ def _digest(path: Path) -> str:
 
 
 def _try_alone(session: nox.Session, wheel: Path, where: Path) -> None:
-    """Install the wheel with pip, without the test dependencies, and use each part of it."""
+    """Install the wheel with pip, without the test dependencies, and use its parts."""
     session.run("python", "-m", "venv", str(where))
     programs = where / ("Scripts" if os.name == "nt" else "bin")
 
@@ -406,16 +406,18 @@ def _try_alone(session: nox.Session, wheel: Path, where: Path) -> None:
 
     install(str(wheel))
     run("anyio_sendproducer", "--version")
-    # pytest starts with nothing else installed, and finds the fixtures.
+    # With no other package installed, pytest finds the fixtures.
     install("pytest")
     empty = where / "empty"
     empty.mkdir()
-    (empty / "pytest.ini").touch()  # so that pytest does not read those of the directories above
+    (
+        empty / "pytest.ini"
+    ).touch()  # so that pytest does not read the settings of a parent directory
     command = (str(programs / "pytest"), "--noconftest", "--fixtures", str(empty))
     found = session.run(*command, external=True, silent=True, success_codes=[0, 5])
     if "kafka_fake_producer" not in str(found):
         session.error(f"pytest does not find the fixtures:\n{found}")
-    # The command, under its own name, with the dependencies of its extra.
+    # The command line works with the dependencies of its extra.
     install(f"{wheel}[cli]")
     command_line = str(programs / "anyio-sendproducer")
     session.run(command_line, "--version", external=True)
@@ -424,8 +426,8 @@ def _try_alone(session: nox.Session, wheel: Path, where: Path) -> None:
 
 @nox.session(venv_backend="none")
 def nightly(session: nox.Session) -> None:
-    """Queue every check, in full. A failure does not stop the others; the end lists all results."""
-    # The sessions inherit these.
+    """Queue every check in full. After a failure the others still run. nox lists all results."""
+    # The sessions inherit these variables.
     os.environ.update(FULL_TESTS="1", HYPOTHESIS_PROFILE="full")
     for name in ("pyright", "workflows", "site", "package", "agents", "demo"):
         session.notify(name, [])

@@ -1,19 +1,19 @@
 #!/usr/bin/env python3
-"""Run the demo, the checks or the tests from a fresh checkout, with nothing but Python.
+"""Run the demo, the checks or the tests from a fresh checkout. This needs only Python.
 
-    python3 run.py demo     the main job, on Trio and then on asyncio, against a broker of its own
-    python3 run.py check    style, types and the unit tests, side by side: before and after a change
+    python3 run.py demo     the demo, on Trio and then on asyncio, with its own broker
+    python3 run.py check    style, types and the unit tests in parallel: before and after a change
     python3 run.py test     all tests that need neither Java nor a browser
-    python3 run.py style    ruff's checks and format; with --fix, repair the code
+    python3 run.py style    ruff's checks and format; with --fix, fix the code
     python3 run.py types    mypy
 
-More arguments are passed on, those of `check` to pytest: ``python3 run.py test -k ledger``.
+Further arguments go to the command, and with `check` to pytest: ``python3 run.py test -k ledger``.
 
-With ``CI`` set, `test` without arguments measures coverage and fails below 100 per cent.
+With ``CI`` set, `test` without arguments measures coverage and fails if it is below 100 per cent.
 
-Everything is installed into a virtual environment in ``.venv``, once. This script uses only the
-standard library, so it works where the system's Python refuses installs. An old Python can parse it
-far enough to report that it is too old.
+The first run installs all packages into a virtual environment in ``.venv``. This script uses only
+the standard library, so it works if the system's Python refuses installs. An old Python can run
+this script far enough to report that it is too old.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ NEEDS = {
     "style": ["--group", "lint"],
     "types": ["--editable", ".", "--group", "types"],
 }
-#: Most tests wait most of the time. Examples of one page depend on each other and stay together.
+#: Most tests wait most of the time, so they run in parallel. Examples of one page depend on each
+#: other, so each file stays on one worker.
 IN_PARALLEL = ["-n", "3", "--dist", "loadfile"]
 
 
@@ -72,7 +73,7 @@ def main(arguments: list[str]) -> int:
 
 
 def check(rest: list[str]) -> int:
-    """Check style and types while the unit tests run; print each part's time and a verdict."""
+    """Check style and types while the unit tests run. Print the time of each part and a verdict."""
     paths = [] if any((PROJECT / one.split("::")[0]).exists() for one in rest) else ["tests/unit"]
     parts = {
         "lint": ["ruff", "check"],
@@ -84,7 +85,7 @@ def check(rest: list[str]) -> int:
 
     def run(name: str) -> tuple[int, float, str]:
         started = time.monotonic()
-        # Tests show their progress; the other parts print after them, so that no lines mix.
+        # Tests show their progress. The output of the other parts follows, so that no lines mix.
         done = subprocess.run(
             [PYTHON, "-m", *parts[name]],
             cwd=PROJECT,
@@ -121,7 +122,7 @@ def test(rest: list[str]) -> int:
 
 
 def style(rest: list[str]) -> int:
-    """Check style and format, or repair them."""
+    """Check style and format, or fix them."""
     fix = "--fix" in rest
     codes = [
         call("-m", "ruff", "check", *(["--fix"] if fix else [])),
@@ -131,14 +132,14 @@ def style(rest: list[str]) -> int:
 
 
 def prepare(command: str) -> None:
-    """Create the environment and install what the command needs, unless that was done before."""
+    """Create the environment and install the packages for the command, unless this was done."""
     wanted = hashlib.sha256((PROJECT / "pyproject.toml").read_bytes()).hexdigest()
     done = VENV / ("installed-for-" + command)
     if PYTHON.exists() and done.exists() and done.read_text() == wanted:
         return
-    print("Preparing " + str(VENV) + "; the first time this takes a minute or two.", flush=True)
+    print("Preparing " + str(VENV) + ". The first time, this takes a minute or two.", flush=True)
     if not PYTHON.exists():
-        # Without pip, since Debian's Python cannot install it.
+        # Without pip, because Debian's Python cannot install it here.
         venv.create(VENV, symlinks=os.name != "nt")
     if call("-c", "import importlib.util as u, sys; sys.exit(not u.find_spec('pip'))") != 0:
         add_pip()
@@ -156,7 +157,7 @@ def add_pip() -> None:
     elif importlib.util.find_spec("pip") is not None:
         site = [str(PYTHON), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
         where = subprocess.check_output(site, text=True).strip()
-        # Systems refuse an install into their own Python, but not one with a target.
+        # Systems refuse an installation into their own Python, but allow one with a target.
         install = [sys.executable, "-m", "pip", "install", "--quiet", "--target", where, "pip"]
         subprocess.run(install, check=True)
     else:
@@ -165,7 +166,7 @@ def add_pip() -> None:
 
 
 def call(*arguments: str, check: bool = False) -> int:
-    """Run the environment's Python, in the project."""
+    """Run the environment's Python in the project's directory. Return its exit code."""
     return subprocess.run([PYTHON, *arguments], cwd=PROJECT, check=check).returncode
 
 

@@ -1,4 +1,4 @@
-"""How Sphinx builds the documents: with no network, and with every warning an error."""
+"""The settings of Sphinx. The build needs no network."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ extensions = [
     "state_diagrams",
     "unreleased_changes",
 ]
-# The extensions' docstrings show Markdown; _build is what was built.
+# _build has the output, and the docstrings in _ext contain Markdown.
 exclude_patterns = ["_build", "_ext"]
 nitpicky = True
-# Type variables that exist for type checkers alone, and so do types of OpenTelemetry here: it need
-# not be installed where the documents are built. SettingsFields has keywords for type checkers.
+# Names that only exist for type checkers: type variables, types of OpenTelemetry, which need not
+# be installed for the build, and SettingsFields, which types keyword arguments.
 nitpick_ignore = [
     ("py:class", name)
     for name in (
@@ -45,19 +45,19 @@ nitpick_ignore = [
     )
 ]
 
-# Directives fenced with colons show as text in an editor that knows plain Markdown alone.
+# An editor that only supports plain Markdown shows directives with colon fences as text.
 myst_enable_extensions = ["colon_fence", "deflist"]
 # Readers link to sections, so every heading down to this level gets an anchor.
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
-# A signature is short where the types stand in it once, and not again in a table below.
+# Show types in the signature, and not again in a table below it.
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
-# Each page says at its top where its names are imported from.
+# Each page says at its top from which module to import its names.
 add_module_names = False
-# Long signatures get a line for each argument.
+# A long signature has one line for each argument.
 maximum_signature_line_length = 80
 
 napoleon_numpy_docstring = False
@@ -67,10 +67,10 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_js_files = ["tables.js"]
 html_favicon = "_static/favicon.svg"
-# Of pages that start without a paragraph.
+# The description of pages that do not start with a paragraph.
 site_description = metadata["Summary"]
 
-# A copy button copies commands without the prompt and without their output. Output alone has none.
+# A copy button copies commands without the prompt and the output. Blocks of output have no button.
 copybutton_prompt_text = "$ "
 copybutton_here_doc_delimiter = "EOF"
 copybutton_line_continuation_character = "\\"
@@ -78,10 +78,10 @@ copybutton_selector = "div.highlight:not(.highlight-text *, .highlight-none *) >
 
 html_theme = "furo"
 html_title = f"{project} {version}"
-# Nothing is fetched from elsewhere, and readers need not see the sources of the documents.
+# Readers do not need the sources of the documents.
 html_show_sourcelink = False
 html_copy_source = False
-# Links to view and to edit a page, once [project.urls] in pyproject.toml has a "Source".
+# Add links to view and to edit a page if [project.urls] in pyproject.toml has a "Source".
 urls = dict(line.split(", ", 1) for line in metadata.get_all("Project-URL", []))
 if "Source" in urls:
     html_theme_options = {

@@ -12,7 +12,7 @@ outcome of its record is known:
 | 422 | the request is not an order |
 | 500 | Kafka refuses the record: the service or the cluster must be changed |
 | 503 | the order is not in Kafka and never will be: send it again |
-| 504 | the order may be in Kafka: send it again with the same id: consumers drop duplicates |
+| 504 | the order may be in Kafka: send it again with the same id (consumers drop duplicates) |
 
 The service answers a page view with 202 before the record is sent. If the record is lost, the log
 reports it.

@@ -1,8 +1,8 @@
 """A program that sends records of every kind, which the tests run under a tracing agent.
 
-It imports nothing from the tests, since it runs in a process of its own. Its arguments are the
-brokers' address, the driver, the event loop, and `yes` where the records go in a transaction. It
-prints, as JSON, which clients the agent has replaced and the offset of each record.
+It runs in its own process, so it imports nothing from the tests. Its arguments are the address of
+the broker, the driver, the event loop, the topic, and `yes` to send the records in a transaction.
+It prints JSON: the clients that the agent has replaced, and the offset of each record.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import anyio
 
 from anyio_sendproducer import ProducerRecord, ProducerSettings, open_send_producer
 
-#: The size of a value that is a little below the limit of a client.
+#: The size of a value that is slightly below the limit of each client.
 LARGE = {"kafka-python": 1_048_340, "confluent": 999_000}
 
 #: For each driver, the client's method that an agent wraps.
@@ -28,13 +28,13 @@ CLIENTS = [
 
 
 def is_wrapped(module: str, class_name: str, method: str) -> bool:
-    """Whether somebody put a function of their own around this method."""
+    """Whether an agent has wrapped this method."""
     the_class = getattr(importlib.import_module(module), class_name)
     return hasattr(getattr(the_class, method), "__wrapped__")
 
 
 def records(topic: str, driver: str) -> Iterator[ProducerRecord[bytes | None, bytes | None]]:
-    """With and without each part that a record can have."""
+    """Yield records with and without each optional field."""
     repeated = [("name", b"one"), ("other", b""), ("name", b"two")]
     for value in (b"value", None, b"v" * LARGE[driver]):
         for key in (b"key", None)[: 1 if value is None else 2]:
@@ -51,7 +51,7 @@ def records(topic: str, driver: str) -> Iterator[ProducerRecord[bytes | None, by
 
 
 async def main(address: str, driver: Any, topic: str, transactional: bool) -> None:
-    """Send them, alone and many at a time."""
+    """Send the records one at a time and with `send_many`, or in a transaction."""
     settings = ProducerSettings(
         bootstrap_servers=address,
         delivery_timeout=60,

@@ -1,6 +1,6 @@
-"""A producer beside tracing agents, which replace a client's classes and methods.
+"""A producer in a process with a tracing agent, which replaces classes and methods of a client.
 
-Each case runs a program in a process of its own, since an agent changes the process for good.
+Each case runs a program in its own process, because an agent changes the process permanently.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
-#: A background task, without which New Relic's hooks look away. Nothing is sent to New Relic.
+#: Runs a program in a background task, because New Relic's hooks ignore code outside of one.
+#: Nothing is sent to New Relic.
 NEW_RELIC: Final = """
 import runpy, sys
 import newrelic.agent
@@ -59,7 +60,7 @@ with newrelic.agent.BackgroundTask(application, name="sending"):
 
 
 class Agent(NamedTuple):
-    """How to run a program under an agent."""
+    """How to run a program with an agent."""
 
     launcher: str
     #: The drivers whose clients the agent replaces.
@@ -96,7 +97,7 @@ AGENTS: Final = {
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """Where the broker is that all cases send to, each to a topic of its own."""
+    """The address of one broker for all cases. Each case has its own topic."""
     with blocking_embedded_broker() as broker:
         yield broker.bootstrap_servers
 
@@ -108,7 +109,7 @@ def address() -> Iterator[str]:
 )
 @pytest.mark.parametrize("driver", ["kafka-python", "confluent"])
 @pytest.mark.parametrize("agent", AGENTS)
-def test_each_record_is_written_as_it_was_given(
+def test_an_agent_does_not_change_the_records(
     agent: str, driver: str, loop: str, transactional: bool, address: str
 ) -> None:
     run_under = AGENTS[agent]
@@ -133,6 +134,6 @@ def test_each_record_is_written_as_it_was_given(
         assert (read.key, read.value, own) == (record.key, record.value, [*record.headers])
         if record.timestamp_ms is not None:
             assert read.timestamp_ms == record.timestamp_ms
-        # The agent's own span of the record.
+        # The span that the agent makes for the record.
         is_traced = any(name == "traceparent" for name, _ in read.headers)
         assert is_traced == (agent == "opentelemetry" and driver == "kafka-python")

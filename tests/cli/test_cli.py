@@ -1,4 +1,4 @@
-"""The command line: its words, its exit codes, and the demo end to end."""
+"""The command line: its arguments, its exit codes, and the demo end to end."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_wrong_command_line(
     assert message in " ".join(capsys.readouterr().err.split())
 
 
-def test_help_tells_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_main("demo", "--help") == 0
     printed = capsys.readouterr().out
     for code in (_running.COMPLETE, _running.INCOMPLETE, _running.USAGE, _running.FAILED):
@@ -71,7 +71,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
-def test_version_where_it_is_not_installed(
+def test_version_of_a_package_that_is_not_installed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(name: str) -> str:
@@ -82,7 +82,7 @@ def test_version_where_it_is_not_installed(
     assert capsys.readouterr().out == "anyio-sendproducer (not installed)\n"
 
 
-def test_as_a_module(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_package_runs_as_a_module(capsys: pytest.CaptureFixture[str]) -> None:
     importlib.import_module("anyio_sendproducer.__main__")
     assert capsys.readouterr().out == ""
     command = [sys.executable, "-m", "anyio_sendproducer", "--help"]
@@ -90,13 +90,13 @@ def test_as_a_module(capsys: pytest.CaptureFixture[str]) -> None:
     assert "demo" in done.stdout
 
 
-def test_the_script_is_the_module() -> None:
+def test_the_script_and_the_module_run_the_same_function() -> None:
     scripts = importlib.metadata.distribution("anyio-sendproducer").entry_points
     (script,) = scripts.select(group="console_scripts")
     assert script.name == "anyio-sendproducer"
     module = importlib.import_module("anyio_sendproducer.__main__")
     assert script.load() is module.main is cli.main
-    # Scripts end with what that gives back, and so does the module.
+    # A script exits with the return value of the function. So does the module.
     command = [sys.executable, "-m", "anyio_sendproducer", "dmo"]
     done = subprocess.run(command, capture_output=True, check=False)
     assert done.returncode == _running.USAGE
@@ -111,7 +111,7 @@ def test_the_extra_is_missing(
         "anyio-sendproducer: the command line needs the package click: "
         'pip install ".[cli]" in a checkout of anyio-sendproducer\n'
     )
-    # This much can be told without.
+    # The version needs no extra.
     assert run_main("--version") == 0
 
 
@@ -184,7 +184,7 @@ def test_the_demo(backend: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    """A broker that is there already; its loop runs in another thread, as a command needs this."""
+    """A running broker. Its event loop is in another thread, because a command needs this one."""
     with (
         start_blocking_portal() as portal,
         portal.wrap_async_context_manager(embedded_broker()) as broker,
@@ -194,14 +194,14 @@ def cluster() -> Iterator[str]:
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A demo of three days."""
+    """Limit the demo to the readings of three days."""
     readings = _demo.load_readings()[:72]
     monkeypatch.setattr(_demo, "load_readings", lambda: readings)
 
 
 @pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_demo_on_a_cluster_whose_topic_holds_records(
+def test_the_demo_with_a_topic_that_already_has_records(
     backend: str, cluster: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["demo", "--backend", backend, "--bootstrap-servers", cluster]
@@ -211,7 +211,7 @@ def test_the_demo_on_a_cluster_whose_topic_holds_records(
         printed = capsys.readouterr().out
         assert "Started a broker" not in printed
         assert "COMPLETE: each of 73 records" in printed
-    # The third run's records lie behind those of the first two.
+    # The topic has the records of all three runs.
     starts = _reading.prepare_topic(cluster, f"reused-{backend}", 4)
     assert sorted(starts) == [0, 1, 2, 3]
     everything = _reading.read_back(cluster, f"reused-{backend}", dict.fromkeys(starts, 0), 10)
@@ -222,7 +222,7 @@ def test_the_demo_on_a_cluster_whose_topic_holds_records(
 def test_the_demo_in_a_terminal(
     cluster: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Rich takes this for a terminal.
+    # With this variable, Rich treats the output as a terminal.
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert run_main("demo", "--bootstrap-servers", cluster, "--topic", "bar") == _running.COMPLETE
     assert "acknowledged" in capsys.readouterr().out.partition("A MultiMessage")[0]
@@ -242,11 +242,11 @@ def lose_all(read: list[ReadBack]) -> list[ReadBack]:
 
 @pytest.mark.usefixtures("short")
 @pytest.mark.parametrize(
-    ("spoil", "problems", "more"),
+    ("falsify", "problems", "more"),
     [(lose_one, 1, False), (double_one, 1, False), (lose_all, 73, True)],
 )
-def test_the_demo_judges_what_was_read(
-    spoil: Callable[[list[ReadBack]], list[ReadBack]],
+def test_the_demo_reports_wrong_records(
+    falsify: Callable[[list[ReadBack]], list[ReadBack]],
     problems: int,
     more: bool,
     *,
@@ -256,11 +256,11 @@ def test_the_demo_judges_what_was_read(
 ) -> None:
     read_back = _reading.read_back
 
-    def read_badly(*arguments: Any) -> list[ReadBack]:
-        return spoil(read_back(*arguments))
+    def read_falsely(*arguments: Any) -> list[ReadBack]:
+        return falsify(read_back(*arguments))
 
-    monkeypatch.setattr(_reading, "read_back", read_badly)
-    arguments = ["demo", "--bootstrap-servers", cluster, "--topic", "spoilt"]
+    monkeypatch.setattr(_reading, "read_back", read_falsely)
+    arguments = ["demo", "--bootstrap-servers", cluster, "--topic", "falsified"]
     assert run_main(*arguments) == _running.INCOMPLETE
     printed = capsys.readouterr().out
     noun = "problem" if problems == 1 else "problems"
@@ -269,7 +269,7 @@ def test_the_demo_judges_what_was_read(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_no_broker_there(
+def test_no_broker_answers(
     backend: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(_reading, "_REQUEST_TIMEOUT", 0.5)
@@ -305,17 +305,17 @@ def test_the_broker_does_not_start(
     assert "/nowhere" in capsys.readouterr().err
 
 
-def test_notes_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_notes_of_an_error_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     error = ValueError("the message")
     error.__dict__["__notes__"] = ["a note"]
     assert _running.complain(error, 3) == 3
     assert capsys.readouterr().err == "anyio-sendproducer: the message\na note\n"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_broker_too(
+def test_a_signal_ends_the_demo_and_its_broker(
     number: signal.Signals,
     backend: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -341,7 +341,7 @@ def test_a_signal_ends_the_broker_too(
     anyio.run(connect, backend=backend)
 
 
-def test_ctrl_c_before_the_loop_runs(
+def test_ctrl_c_before_the_event_loop_runs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupt() -> list[_demo.Reading]:
@@ -352,7 +352,7 @@ def test_ctrl_c_before_the_loop_runs(
     assert capsys.readouterr().err == "anyio-sendproducer: interrupted\n"
 
 
-def test_a_topic_gets_the_partitions_that_were_asked_for(cluster: str) -> None:
+def test_a_new_topic_gets_the_requested_number_of_partitions(cluster: str) -> None:
     assert _reading.prepare_topic(cluster, "six", 6) == dict.fromkeys(range(6), 0)
     assert sorted(_reading.prepare_topic(cluster, "six", 2)) == list(range(6))
 
@@ -368,16 +368,16 @@ def test_a_topic_whose_leader_is_new(error: str, monkeypatch: pytest.MonkeyPatch
             _reading.prepare_topic(cluster.bootstrap_servers, "t", 1)
         monkeypatch.setattr(_reading, "_REQUEST_TIMEOUT", 1.0)
         cluster.answer_any(error, 1_000, api="ListOffsets")
-        # Of some errors librdkafka itself asks again.
-        said = "not report the end of partition 0 of topic 't'|Timed out"
-        with pytest.raises(_reading.ClusterError, match=said):
+        # After some errors, librdkafka itself retries.
+        message = "not report the end of partition 0 of topic 't'|Timed out"
+        with pytest.raises(_reading.ClusterError, match=message):
             _reading.prepare_topic(cluster.bootstrap_servers, "t", 1)
 
 
 def test_the_ends_are_not_reached_in_time(cluster: str) -> None:
     ticks = iter([0.0, 1.0, 6.0])
     _reading.prepare_topic(cluster, "late", 1)
-    # The second partition does not exist, so its end never comes.
+    # The partition does not exist, so its end is never reached.
     with pytest.raises(_reading.ClusterError, match=r"the ends of the partitions \[7\] in time"):
         _reading.read_back(cluster, "late", {7: 0}, 5, lambda: next(ticks))
 
@@ -400,7 +400,7 @@ class FakeTopic:
 
 
 class FakeConsumer:
-    """A consumer of a cluster that does not do well."""
+    """A consumer of a cluster with errors."""
 
     def __init__(
         self, message: FakeMessage | None = None, topics: Sequence[FakeTopic] = ()
@@ -438,13 +438,13 @@ def test_the_cluster_answers_with_an_error(monkeypatch: pytest.MonkeyPatch) -> N
     assert consumer.closed
 
 
-def test_a_topic_that_becomes_known_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_waits_until_the_cluster_knows_the_topic(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_reading, "_POLL", 0)
     consumer: Any = FakeConsumer(topics=[FakeTopic([]), FakeTopic([1, 0])])
     assert _reading._partitions(consumer, "topic") == [0, 1]
 
 
-def test_a_topic_that_does_not_become_known(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_topic_that_stays_unknown_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_reading, "_REQUEST_TIMEOUT", 0)
     monkeypatch.setattr(_reading, "_POLL", 0)
     consumer: Any = FakeConsumer(topics=[FakeTopic([])] * 1_000)
@@ -454,8 +454,8 @@ def test_a_topic_that_does_not_become_known(monkeypatch: pytest.MonkeyPatch) -> 
         _reading._partitions(consumer, "topic")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="has no such terminals")
-def test_a_password_is_asked_for_on_the_terminal_and_not_shown() -> None:
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such terminals")
+def test_the_terminal_prompts_for_a_password_and_does_not_show_it() -> None:
     ours, terminal = pty.openpty()
     words = ["-b", "127.0.0.1:1", "-W", "-X", "security.protocol=SASL_PLAINTEXT"]
     words += ["-X", "sasl.mechanism=PLAIN", "-X", "sasl.username=me", "--json"]
@@ -464,7 +464,7 @@ def test_a_password_is_asked_for_on_the_terminal_and_not_shown() -> None:
         stdin=terminal,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        # Without a terminal of the session, the one of the standard input counts.
+        # A new session has no terminal, so the terminal of standard input is used.
         start_new_session=True,
     )
     assert process.stdout is not None
@@ -475,7 +475,7 @@ def test_a_password_is_asked_for_on_the_terminal_and_not_shown() -> None:
         printed = process.stdout.read() + process.stderr.read()
     os.set_blocking(ours, False)
     shown = b""
-    with contextlib.suppress(BlockingIOError):  # it shows nothing
+    with contextlib.suppress(BlockingIOError):  # the terminal shows nothing
         shown = os.read(ours, 1_000)
     os.close(terminal)
     os.close(ours)
@@ -486,7 +486,7 @@ def test_a_password_is_asked_for_on_the_terminal_and_not_shown() -> None:
     assert b"s3cret" not in shown + printed
 
 
-def test_the_log_of_the_client(driver: str, tmp_path: Path) -> None:
+def test_verbose_shows_the_log_of_the_client(driver: str, tmp_path: Path) -> None:
     logger = {"kafka-python": "kafka.net.manager", "confluent": "anyio_sendproducer.confluent"}
     words = ["-b", "127.0.0.1:1", "--driver", driver, "--start-timeout", "300", "-t", "t", "-v"]
     with producing(*words, directory=tmp_path) as run:
@@ -511,7 +511,7 @@ def test_the_environment_names_the_cluster(
     monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", cluster)
     files = ["in"] if command[0] == "produce" else []
     assert run_main(*command, *files) == _running.COMPLETE
-    # An option counts more.
+    # An option overrides the environment.
     words = ["--json", "-b", "127.0.0.1:1", "--start-timeout", "1"]
     assert run_main(*command, *words, *files) != _running.COMPLETE
     assert "127.0.0.1:1" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""``broker`` and ``completion``, and the reference that is made of the tree of commands."""
+"""``broker`` and ``completion``, and the reference that is generated from the commands."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.paths import ROOT
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_broker_until_a_signal(number: signal.Signals, tmp_path: Path) -> None:
+def test_a_broker_runs_until_a_signal(number: signal.Signals, tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "anyio_sendproducer", "broker"],
         stdout=subprocess.PIPE,
@@ -29,8 +29,8 @@ def test_a_broker_until_a_signal(number: signal.Signals, tmp_path: Path) -> None
         text=True,
     ) as process:
         assert process.stdout is not None
-        said = process.stdout.readline()
-        found = re.match(r"A broker listens at (127\.0\.0\.1:\d+)\. ", said)
+        line = process.stdout.readline()
+        found = re.match(r"A broker listens at (127\.0\.0\.1:\d+)\. ", line)
         assert found is not None
         assert run_main("check", "-b", found[1]) == 0
         process.send_signal(number)
@@ -59,7 +59,7 @@ def test_a_broker_that_does_not_start(
     assert "/nowhere" in capsys.readouterr().err
 
 
-def test_a_broker_that_ends_by_itself(
+def test_a_crash_of_the_broker_is_reported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     until_it_ends = _broker._until_it_ends
@@ -90,7 +90,7 @@ def test_completion(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"_ANYIO_SENDPRODUCER_COMPLETE={shell}_complete" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="has no bash")
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
 def test_bash_completes_words(tmp_path: Path) -> None:
     command = tmp_path / "anyio-sendproducer"
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m anyio_sendproducer "$@"\n')
@@ -118,15 +118,15 @@ def test_bash_completes_words(tmp_path: Path) -> None:
     assert done.stdout.split() == ["--driver", "confluent"]
 
 
-def asked_of_zsh(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
-    """What its script sets: the words, and the place of the one that is to be completed."""
+def complete_for_zsh(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    """Set the variables of the script for zsh: all words, and the index of the last word."""
     monkeypatch.setenv("_ANYIO_SENDPRODUCER_COMPLETE", "zsh_complete")
     monkeypatch.setenv("COMP_WORDS", " ".join(("anyio-sendproducer", *words)))
     monkeypatch.setenv("COMP_CWORD", f"{len(words)}")
 
 
-def asked_of_fish(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
-    """The same, with that word itself."""
+def complete_for_fish(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    """Set the variables of the script for fish: all words, and the last word."""
     monkeypatch.setenv("_ANYIO_SENDPRODUCER_COMPLETE", "fish_complete")
     monkeypatch.setenv("COMP_WORDS", " ".join(("anyio-sendproducer", *words)))
     monkeypatch.setenv("COMP_CWORD", words[-1])
@@ -148,15 +148,15 @@ def test_words_are_completed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    # Its kind, the word and its help, a line each.
-    asked_of_zsh(monkeypatch, *words)
+    # zsh gets the kind, the word and its help, each on its own line.
+    complete_for_zsh(monkeypatch, *words)
     assert run_main() == 0
     found = capsys.readouterr().out.splitlines()
     assert found[:2] == answer[:2]
     assert len(found) == 3
     assert found[2].startswith(answer[2])
-    # The kind and the word; help, where there is any, after a tabulator.
-    asked_of_fish(monkeypatch, *words)
+    # fish gets the kind and the word, and the help after a tab if there is help.
+    complete_for_fish(monkeypatch, *words)
     assert run_main() == 0
     (line,) = capsys.readouterr().out.splitlines()
     kind, _, rest = line.partition(",")
@@ -170,7 +170,7 @@ def test_words_are_completed(
 
 @pytest.fixture(scope="module")
 def reference() -> ModuleType:
-    """The script that makes it."""
+    """The script that generates the reference."""
     path = ROOT / "docs" / "_ext" / "command_reference.py"
     spec = importlib.util.spec_from_file_location("command_reference", path)
     assert spec is not None

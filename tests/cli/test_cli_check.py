@@ -1,4 +1,4 @@
-"""``check``: which step fails, what is said of it, and that nothing is said where all is well."""
+"""``check``: the step that fails, its details and its hint, and success if no step fails."""
 
 from __future__ import annotations
 
@@ -83,11 +83,13 @@ def settings(servers: str, **properties: Any) -> ProducerSettings:
     )
 
 
-# --- all is well ---------------------------------------------------------------------------------
+# --- success -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [None, "kafka-python", "confluent"])
-async def test_all_is_well(name: DriverName | None, broker: EmbeddedBroker) -> None:
+async def test_no_step_fails_with_a_good_broker(
+    name: DriverName | None, broker: EmbeddedBroker
+) -> None:
     steps, cluster = await checked(settings(broker.bootstrap_servers), name)
     assert states(steps) == expected(None)
     assert cluster is not None
@@ -100,7 +102,9 @@ async def test_all_is_well(name: DriverName | None, broker: EmbeddedBroker) -> N
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "trio", "uvloop"])
-def test_the_command(loop: str, shared_broker: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_each_step(
+    loop: str, shared_broker: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run_main("check", "-b", shared_broker, "--loop", loop) == 0
     lines = capsys.readouterr().out.splitlines()
     steps = [line.split()[:2] for line in lines if not line.startswith(" ")]
@@ -111,24 +115,24 @@ def test_the_command(loop: str, shared_broker: str, capsys: pytest.CaptureFixtur
     assert report["cluster"]["brokers"][0]["port"] == int(shared_broker.partition(":")[2])
 
 
-# --- what is wrong -------------------------------------------------------------------------------
+# --- failures ------------------------------------------------------------------------------------
 
 
-async def test_a_setting() -> None:
+async def test_an_unknown_setting() -> None:
     steps, cluster = await checked(settings("x:1", speed=9))
     assert states(steps) == expected("settings")
     assert "'speed' is not a setting" in one(steps, "settings").details[0]
     assert cluster is None
 
 
-async def test_no_such_name() -> None:
+async def test_a_host_that_does_not_exist() -> None:
     steps, _ = await checked(settings("nowhere.invalid:1"))
     assert states(steps) == expected("resolve")
     (detail,) = one(steps, "resolve").details
     assert detail.startswith("nowhere.invalid:1: ")
 
 
-async def test_one_of_two_names(broker: EmbeddedBroker) -> None:
+async def test_one_of_two_hosts_does_not_exist(broker: EmbeddedBroker) -> None:
     servers = f"nowhere.invalid:1,{broker.bootstrap_servers}"
     steps, _ = await checked(settings(servers).with_start_timeout(20))
     assert states(steps) == expected(None)
@@ -136,7 +140,7 @@ async def test_one_of_two_names(broker: EmbeddedBroker) -> None:
     assert one(steps, "connect").details == (broker.bootstrap_servers,)
 
 
-def test_nobody_listens(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_on_which_no_server_listens(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_main("check", "-b", "127.0.0.1:1") == 1
     printed = capsys.readouterr().out
     assert "failed  connect       127.0.0.1:1: " in printed
@@ -149,7 +153,7 @@ def test_nobody_listens(capsys: pytest.CaptureFixture[str]) -> None:
 def listening(
     answer: bytes = b"", context: ssl.SSLContext | None = None
 ) -> Generator[str, None, None]:
-    """Somebody who is no broker: says so much, and hangs up."""
+    """Run a server that is not a broker: it sends `answer` and closes each connection."""
 
     def serve() -> None:
         while True:
@@ -179,14 +183,14 @@ def listening(
 
 
 @on_either_loop
-async def test_no_broker_listens(driver: DriverName) -> None:
+async def test_a_server_that_is_not_a_broker(driver: DriverName) -> None:
     with listening() as address:
         steps, _ = await checked(settings(address).with_start_timeout(2), driver)
     assert states(steps) == expected("authenticate")
     assert "it may not be a broker" in one(steps, "authenticate").hint
 
 
-async def test_somebody_speaks_no_tls() -> None:
+async def test_a_server_that_does_not_speak_tls() -> None:
     with listening(b"hello") as address:
         steps, _ = await checked(settings(address, security_protocol="SSL").with_start_timeout(60))
     assert states(steps) == expected("tls")
@@ -206,13 +210,13 @@ async def test_a_plaintext_listener_is_named_first(driver: DriverName) -> None:
     assert one(steps, "tls").hint.startswith("set security.protocol to PLAINTEXT, or to SASL_")
 
 
-async def test_a_plaintext_listener_that_waits_for_more_is_named(
+async def test_a_plaintext_listener_that_does_not_answer_a_handshake_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     connect_tcp: Any = anyio.connect_tcp
 
     async def connect(*arguments: Any, **options: Any) -> Any:
-        # A broker takes the first bytes of a handshake for the size of a large request.
+        # A broker reads the first bytes of a handshake as the size of a large request.
         if options:
             raise TimeoutError
         return await connect_tcp(*arguments)
@@ -226,7 +230,7 @@ async def test_a_plaintext_listener_that_waits_for_more_is_named(
         )
 
 
-async def test_somebody_hangs_up_in_the_handshake() -> None:
+async def test_a_server_that_disconnects_in_the_handshake() -> None:
     with listening() as address:
         steps, _ = await checked(settings(address, security_protocol="SSL").with_start_timeout(60))
     assert states(steps) == expected("tls")
@@ -247,17 +251,17 @@ def serving(authority: trustme.CA, name: str = "127.0.0.1") -> ssl.SSLContext:
 
 
 @on_trio_and_nightly_on_asyncio
-async def test_a_certificate_that_is_good(authority: tuple[trustme.CA, Path]) -> None:
+async def test_a_trusted_certificate(authority: tuple[trustme.CA, Path]) -> None:
     made, path = authority
     with listening(context=serving(made)) as address:
         asked = settings(address, security_protocol="SSL", ssl_truststore_location=str(path))
         steps, _ = await checked(asked.with_start_timeout(8))
-    # It is no broker.
+    # The server is not a broker.
     assert states(steps) == expected("authenticate", frozenset())
     assert one(steps, "tls").details == (f"{address}: TLSv1.3",)
 
 
-async def test_certificates_that_are_not_to_be_trusted(authority: tuple[trustme.CA, Path]) -> None:
+async def test_an_untrusted_certificate(authority: tuple[trustme.CA, Path]) -> None:
     _, path = authority
     with listening(context=serving(trustme.CA())) as address:
         asked = settings(address, security_protocol="SSL", ssl_truststore_location=str(path))
@@ -303,7 +307,7 @@ def test_the_hint_about_a_lost_connection_excludes_what_works(
 
 
 @pytest.mark.parametrize(
-    ("said", "hint"),
+    ("message", "hint"),
     [
         ("x:1 speaks TLS, but security.protocol is PLAINTEXT", "security.protocol to SSL"),
         ("x:1 expects no login, but security.protocol is SASL_SSL", "PLAINTEXT, or to SSL"),
@@ -314,28 +318,28 @@ def test_the_hint_about_a_lost_connection_excludes_what_works(
         ("something else", ""),
     ],
 )
-async def test_what_to_do_about_a_login(
-    said: str, hint: str, broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+async def test_a_refused_login_has_a_hint(
+    message: str, hint: str, broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any, **__: Any) -> Any:
-        raise ProducerStartError(said + HOW_FAR)
+        raise ProducerStartError(message + HOW_FAR)
 
     monkeypatch.setattr(checking, "open_send_producer", refuse)
     steps, _ = await checked(settings(broker.bootstrap_servers))
     assert states(steps) == expected("authenticate")
-    assert one(steps, "authenticate").details == (said,)
+    assert one(steps, "authenticate").details == (message,)
     assert hint in one(steps, "authenticate").hint
 
 
-async def test_a_login(broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    class LetIn:
+async def test_an_accepted_login(broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Opened:
         async def __aenter__(self) -> None: ...
         async def __aexit__(self, *_: object) -> None: ...
 
-    def let_in(*_: Any, **__: Any) -> LetIn:
-        return LetIn()
+    def accept(*_: Any, **__: Any) -> Opened:
+        return Opened()
 
-    monkeypatch.setattr(checking, "open_send_producer", let_in)
+    monkeypatch.setattr(checking, "open_send_producer", accept)
     asked = settings(
         broker.bootstrap_servers,
         security_protocol="SASL_PLAINTEXT",
@@ -358,7 +362,7 @@ async def test_a_login(broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) 
         "id unknown, controller unknown",
         "broker 7 at 127.0.0.1:1",
     )
-    # It says that it is where it is not.
+    # No broker listens at the advertised address.
     assert states(steps) == expected("brokers")
     assert one(steps, "brokers").details == ("broker 7 at 127.0.0.1:1: Connection refused",)
     assert "advertised.listeners" in one(steps, "brokers").hint
@@ -366,19 +370,19 @@ async def test_a_login(broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) 
     assert "s3cret" not in repr(steps)
 
 
-async def test_a_cluster_that_does_not_say_what_it_is(
+async def test_a_cluster_that_does_not_describe_itself(
     broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> Any:
-        raise SendProducerError("it does not say")
+        raise SendProducerError("no description")
 
     monkeypatch.setattr(checking, "describe_cluster", fail)
     steps, _ = await checked(settings(broker.bootstrap_servers))
     assert states(steps) == expected("cluster")
-    assert one(steps, "cluster").details == ("it does not say",)
+    assert one(steps, "cluster").details == ("no description",)
 
 
-async def test_a_proxy_between() -> None:
+async def test_with_a_proxy_the_steps_before_the_login_are_skipped() -> None:
     asked = settings("x:1", proxy_url="socks5://127.0.0.1:1").with_start_timeout(0.3)
     steps, _ = await checked(asked)
     skipped = frozenset({"resolve", "connect", "tls"})
@@ -389,7 +393,7 @@ async def test_a_proxy_between() -> None:
 # --- brokers one by one --------------------------------------------------------------------------
 
 
-async def test_each_broker_is_tried_by_itself_and_those_that_fail_are_named(
+async def test_each_broker_is_checked_and_the_failed_brokers_are_named(
     driver: DriverName,
 ) -> None:
     with scripted_broker() as broker, contextlib.ExitStack() as reserved:
@@ -425,7 +429,7 @@ async def test_a_broker_whose_certificate_is_for_another_address_is_named(
     assert good == f"broker 1 at {broker.address}"
 
 
-async def test_brokers_that_do_not_answer_take_no_longer_than_a_step(
+async def test_silent_brokers_take_no_longer_than_the_timeout_of_a_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     findings = checking._Findings(settings("x:1").with_start_timeout(0.05), None)
@@ -493,7 +497,7 @@ def test_a_hostile_broker_forges_no_step(
     assert raw_lines(text) == raw_lines(as_json) == []
     assert f"\nfailed  {step}" in text
     assert len([line for line in printed.out.splitlines() if not line.startswith(" ")]) == 7
-    # In JSON a description of the cluster is as harmless.
+    # The description of the cluster in JSON is also escaped.
     assert raw_lines(str(json.loads(as_json))) == []
 
 
@@ -501,7 +505,7 @@ def test_a_hostile_broker_forges_no_step(
 
 
 class Known:
-    """A resolver that knows these."""
+    """A resolver with fixed targets."""
 
     def __init__(self, *targets: Target, error: Exception | None = None) -> None:
         self._targets = targets
@@ -525,12 +529,12 @@ async def test_a_service(broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
         f"_kafka._tcp.x: 127.0.0.1:{broker.port}",
         "127.0.0.1: 127.0.0.1",
     )
-    # The producer, too.
+    # The later steps, with the producer, use the service as well.
     assert states(steps) == expected(None)
 
 
 @pytest.mark.parametrize(
-    ("known", "said"),
+    ("known", "message"),
     [
         (Known(), "nothing was found"),
         (Known(Target("nobody", None)), "nobody was found without a port; use the name of SRV"),
@@ -539,14 +543,14 @@ async def test_a_service(broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
     ],
 )
 async def test_a_service_that_is_not_found(
-    known: Known, said: str, monkeypatch: pytest.MonkeyPatch
+    known: Known, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(discovery, "dns", lambda: known)
     steps, _ = await checked(service())
     assert states(steps) == expected("resolve")
     (detail,) = one(steps, "resolve").details
     assert detail.startswith("service_name '_kafka._tcp.x', looked up with ")
-    assert f": {said}" in detail
+    assert f": {message}" in detail
 
 
 async def test_a_service_with_thousands_of_targets(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -573,7 +577,7 @@ async def test_services_need_dnspython(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ".[dns]" in one(steps, "resolve").details[0]
 
 
-# --- words ---------------------------------------------------------------------------------------
+# --- arguments and messages ----------------------------------------------------------------------
 
 
 def test_a_wrong_setting_of_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -583,18 +587,20 @@ def test_a_wrong_setting_of_the_command_line(capsys: pytest.CaptureFixture[str])
 
 def test_a_host_with_a_control_character(capfd: pytest.CaptureFixture[str]) -> None:
     assert run_main("check", "-b", "h\x9b2J:9092") == 2
-    said = "".join(capfd.readouterr())
-    assert r"bootstrap_servers: 'h\x9b2J:9092' is not host:port" in said
-    assert "Traceback" not in said
-    assert "\x9b" not in said
+    printed = "".join(capfd.readouterr())
+    assert r"bootstrap_servers: 'h\x9b2J:9092' is not host:port" in printed
+    assert "Traceback" not in printed
+    assert "\x9b" not in printed
 
 
 @pytest.mark.parametrize(
-    ("host", "port", "said"),
+    ("host", "port", "message"),
     [("h\x9b2J", 9092, "9b"), ("127.0.0.1", 99_999, "not the number of a port")],
     ids=["host", "port"],
 )
-async def test_a_broker_that_advertises_what_is_no_address(host: str, port: int, said: str) -> None:
+async def test_a_broker_that_advertises_an_invalid_address(
+    host: str, port: int, message: str
+) -> None:
     # librdkafka describes the cluster without connecting to that broker.
     with scripted_broker() as broker:
         broker.brokers = [(1, broker.host, broker.port), (2, host, port)]
@@ -602,7 +608,7 @@ async def test_a_broker_that_advertises_what_is_no_address(host: str, port: int,
     assert states(steps) == expected("brokers")
     bad, good = one(steps, "brokers").details
     assert good == f"broker 1 at {broker.address}"
-    assert said in bad
+    assert message in bad
 
 
 def test_a_fifo_in_place_of_a_certificate(
@@ -618,7 +624,9 @@ def test_a_fifo_in_place_of_a_certificate(
         assert "'ssl.truststore.location' must name a regular file" in printed.out
 
 
-def test_ctrl_c(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_ends_the_check(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     async def check_for_ever(*_: Any, **__: Any) -> Any:
         signal.raise_signal(signal.SIGINT)
         await anyio.sleep_forever()
@@ -628,7 +636,7 @@ def test_ctrl_c(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err == "anyio-sendproducer: interrupted\n"
 
 
-def test_what_errors_say() -> None:
+def test_the_reasons_of_errors() -> None:
     assert checking._reason(TimeoutError()) == "no answer in time"
     assert checking._reason(TimeoutError(110, "Connection timed out")) == "Connection timed out"
     assert checking._reason(ssl.SSLError(1, "what")) == "TLS failed: what"
@@ -641,7 +649,7 @@ def test_what_errors_say() -> None:
 
 
 @pytest.mark.parametrize("name", ["kafka-python", "confluent"])
-def test_nobody_to_describe(name: str) -> None:
+def test_a_cluster_that_cannot_be_reached_is_not_described(name: str) -> None:
     asked = settings("127.0.0.1:1").with_start_timeout(0.2)
     threads = threading.active_count()
     with pytest.raises(SendProducerError):
@@ -649,7 +657,7 @@ def test_nobody_to_describe(name: str) -> None:
     assert threading.active_count() <= threads
 
 
-def test_a_broker_that_tells_no_version() -> None:
+def test_a_broker_that_does_not_report_its_version() -> None:
     from anyio_sendproducer.drivers.kafka_python._describe import _version_of
 
     class Admin:
@@ -660,10 +668,10 @@ def test_a_broker_that_tells_no_version() -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "said"), [((0, 10, 2), "0.10.2"), ((4, 1), "4.1"), ((4, 3), "4.3 or later")]
+    ("version", "text"), [((0, 10, 2), "0.10.2"), ((4, 1), "4.1"), ((4, 3), "4.3 or later")]
 )
-def test_a_broker_that_is_newer_than_the_client(version: tuple[int, ...], said: str) -> None:
-    """kafka-python knows no version above 4.3, and takes a broker of 4.4 for one of 4.3."""
+def test_the_version_of_a_broker(version: tuple[int, ...], text: str) -> None:
+    """kafka-python knows no version above 4.3, and reports 4.3 for a broker with version 4.4."""
     from kafka.protocol.broker_version_data import BROKER_API_VERSIONS, BrokerVersionData
 
     from anyio_sendproducer.drivers.kafka_python._describe import _version_of
@@ -673,12 +681,14 @@ def test_a_broker_that_is_newer_than_the_client(version: tuple[int, ...], said: 
             return BrokerVersionData(version)
 
     assert max(BROKER_API_VERSIONS) == (4, 3)
-    assert _version_of(Admin(), 1) == said
-    # It is not asked after its time.
+    assert _version_of(Admin(), 1) == text
+    # After the deadline, the version is not requested.
     assert _version_of(Admin(), 1, until=-1.0) is None
 
 
-def test_a_cluster_of_librdkafka_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_librdkafka_gets_no_description_of_a_silent_cluster(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     import confluent_kafka
 
     from anyio_sendproducer.drivers.librdkafka._driver import ConfluentDriver
@@ -704,7 +714,7 @@ def test_the_configuration_is_not_logged(
     assert not [one for one in caplog.records if "onfiguration" in one.getMessage()]
 
 
-def test_what_protocol_it_is(authority: tuple[trustme.CA, Path]) -> None:
+def test_the_security_protocol_of_each_driver(authority: tuple[trustme.CA, Path]) -> None:
     _, path = authority
     for name in (None, "confluent"):
         found = protocol_of(
@@ -723,7 +733,7 @@ def test_a_codec_whose_package_is_not_installed(
 ) -> None:
     monkeypatch.setattr(cast("Any", _kafka_python).codec, "zstd", None)
     monkeypatch.chdir(tmp_path)
-    # Nothing connects, so nobody has to listen.
+    # The commands fail before they connect, so no broker is needed.
     arguments = ["-b", "127.0.0.1:1", "--loop", loop]
     assert run_main("check", *arguments, "-X", "compression.type=zstd") == 1
     first, *others = capsys.readouterr().out.splitlines()

@@ -20,7 +20,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "input"
 
 
-async def test_a_pipe_gives_what_it_has_until_it_is_told_to_stop(path: Path) -> None:
+async def test_a_pipe_is_read_until_the_source_is_stopped(path: Path) -> None:
     os.mkfifo(path)
     source = Input(str(path), LINES)
     found: list[Chunk] = []
@@ -33,7 +33,7 @@ async def test_a_pipe_gives_what_it_has_until_it_is_told_to_stop(path: Path) -> 
 
     async with task_group() as tasks:
         tasks.start_soon(gather)
-        # Its end for reading is there at once, though nobody writes.
+        # The reader opens the pipe at once, although it has no writer yet.
         await until(lambda: source._descriptor != 0)
         writing = os.open(path, os.O_WRONLY)
         os.write(writing, b"one\nhalf of ")

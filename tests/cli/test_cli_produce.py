@@ -1,4 +1,4 @@
-"""``produce``: what is read is sent or written down, whatever happens meanwhile."""
+"""``produce``: each line that is read is delivered, or is written to the failed file."""
 
 from __future__ import annotations
 
@@ -51,18 +51,18 @@ from tests.support.fault_proxy import FaultProxy
 from tests.support.waiting import blocking_until, until
 
 LOOPS = ["asyncio", "trio"]
-#: For tests that take seconds.
+#: The event loops of tests that take seconds.
 SLOW_LOOPS = ["trio", pytest.param("asyncio", marks=pytest.mark.nightly)]
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory of the test's own."""
+    """An empty working directory."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-# --- a broker ------------------------------------------------------------------------------------
+# --- with a broker -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("loop", [*LOOPS, "uvloop"])
@@ -89,7 +89,7 @@ def test_lines(
     assert sorted(path.name for path in here.iterdir()) == ["one", "two"]
 
 
-def test_a_report_for_machines(
+def test_the_report_in_json(
     shared_broker: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (here / "in.jsonl").write_text('{"k": "a", "p": 1}\n{"k": "a"}\n{"k": "b", "p": 99}\n')
@@ -123,7 +123,7 @@ def test_a_report_for_machines(
     assert (rejected["key"], rejected["partition"], rejected["line"]) == ("b", 99, 3)
 
 
-def test_what_failed_is_fed_in_again(
+def test_a_failed_file_can_be_sent_again(
     shared_broker: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (here / "in").write_bytes(b"good\nk=\xff\n")
@@ -134,14 +134,14 @@ def test_what_failed_is_fed_in_again(
     assert f"2 records are in {failed.name} (2 not persisted)." in printed.out
     assert "The most frequent reason (2 of 2): topic 'again' has no partition 99" in printed.out
     assert f"--format failed {failed.name}" in printed.out
-    # Somebody mends it.
+    # The user fixes the file.
     failed.write_text(failed.read_text().replace('"partition": 99', '"partition": 2'))
     assert run_main("produce", "-b", shared_broker, "-f", "failed", failed.name) == 0
     assert "again, partition 2: 2 records" in capsys.readouterr().out
     assert values_in(shared_broker, "again") == [b"good", b"\xff"]
 
 
-def test_each_run_has_a_file_of_its_own(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_run_has_its_own_failed_file(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def now(_: str) -> str:
         return "now"
 
@@ -167,7 +167,7 @@ def test_no_acknowledgements(
     assert capsys.readouterr().out.startswith("acks, partition 0: 1 record\n")
 
 
-def test_in_a_terminal(
+def test_output_in_a_terminal(
     shared_broker: str,
     here: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -182,7 +182,7 @@ def test_in_a_terminal(
     printed = capsys.readouterr()
     last = plain(printed.err).splitlines()[-1]
     assert "1,200 sent" in last
-    # Of both files.
+    # The percentage covers both files.
     assert "100%" in last
     title, *table = plain(printed.out).splitlines()
     assert title.strip() == "delivered, by partition"
@@ -192,7 +192,7 @@ def test_in_a_terminal(
     assert cells == ["bar", "2", "1,200", "0", "1,199"]
 
 
-def test_what_a_thread_draws_late_does_not_stay(
+def test_the_last_bar_shows_the_final_figures_although_a_thread_draws_late(
     shared_broker: str, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
@@ -201,7 +201,7 @@ def test_what_a_thread_draws_late_does_not_stay(
 
     def show_late(bar: _display.Bar, figures: _display.Figures) -> None:
         if threading.current_thread() is not threading.main_thread():
-            time.sleep(0.3)  # all is sent by then, and nobody else draws meanwhile
+            time.sleep(0.3)  # meanwhile all records are sent, and no other thread draws
         drawn.append(figures)
         show(bar, figures)
 
@@ -212,7 +212,7 @@ def test_what_a_thread_draws_late_does_not_stay(
     assert (drawn[-1].delivered, drawn[-1].in_flight) == (700, 0)
 
 
-def test_a_bar_that_fails(
+def test_an_error_of_the_progress_bar_does_not_end_the_run(
     fake_producer: FakeDriver,
     here: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -229,7 +229,7 @@ def test_a_bar_that_fails(
     assert "1 record read, 1 delivered" in printed.out
 
 
-def test_no_progress(
+def test_no_progress_hides_the_progress_bar(
     shared_broker: str,
     here: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -241,9 +241,7 @@ def test_no_progress(
     assert capsys.readouterr().err == ""
 
 
-def test_nothing_to_send(
-    shared_broker: str, here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_empty_input(shared_broker: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_main("produce", "-b", shared_broker, "-t", "none", "/dev/null") == 0
     assert re.fullmatch(
         r"0 records read, 0 delivered, 0 failed, in \d+\.\d s \(0 records/s\)\.\n",
@@ -251,7 +249,7 @@ def test_nothing_to_send(
     )
 
 
-def test_input_that_can_not_be_read_on(
+def test_an_error_in_the_header_of_a_csv_file_ends_the_run(
     shared_broker: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (here / "in.csv").write_text("a,b\n1,2\n")
@@ -275,7 +273,7 @@ def test_input_that_can_not_be_read_on(
 def test_standard_input_and_ctrl_c(loop: str, shared_broker: str, here: Path) -> None:
     arguments = ["-b", shared_broker, "-t", f"stdin-{loop}", "--loop", loop, "--json"]
     with producing(*arguments, directory=here, stdin=True) as run:
-        # Lines are sent as they come, and not when there are many.
+        # Each line is sent as soon as it is read.
         run.write([b"one\n", b"two\n"])
         run.wait_for_bar(lambda bar: bar[0] == 2)
         run.write([b"three\nhalf of"])
@@ -294,12 +292,12 @@ def test_standard_input_and_ctrl_c(loop: str, shared_broker: str, here: Path) ->
     ]
 
 
-# --- a broker that goes away ---------------------------------------------------------------------
+# --- with a broker that stops answering ----------------------------------------------------------
 
 
 def stall(run: Run, proxied: FaultProxy, *, delivered: int, more: int) -> None:
-    """Have so many lines delivered; then the broker says nothing any more, there are so many more,
-    and 50 of them are in flight."""
+    """Wait until `delivered` lines are delivered. Then silence the broker and write `more` lines,
+    and wait until 50 of them are in flight."""
     run.write(numbered(delivered))
     run.wait_for_bar(lambda bar: bar[0] == delivered)
     proxied.black_hole()
@@ -316,7 +314,7 @@ def stall(run: Run, proxied: FaultProxy, *, delivered: int, more: int) -> None:
         pytest.param("trio", "kafka-python", marks=pytest.mark.nightly),
     ],
 )
-def test_the_broker_goes_away_and_comes_back(
+def test_the_broker_stops_answering_and_recovers(
     loop: str, name: str, proxied: FaultProxy, here: Path
 ) -> None:
     account_for_each_line(
@@ -327,7 +325,7 @@ def test_the_broker_goes_away_and_comes_back(
 @pytest.mark.parametrize(
     "name", ["kafka-python", pytest.param("confluent", marks=pytest.mark.nightly)]
 )
-def test_the_broker_stays_away_for_longer_than_records_wait(
+def test_the_broker_does_not_answer_within_the_delivery_timeout(
     name: str, proxied: FaultProxy, here: Path
 ) -> None:
     account_for_each_line(
@@ -335,12 +333,12 @@ def test_the_broker_stays_away_for_longer_than_records_wait(
     )
 
 
-def test_what_has_failed_is_not_in_flight_any_more(proxied: FaultProxy, here: Path) -> None:
+def test_a_failed_record_no_longer_counts_as_in_flight(proxied: FaultProxy, here: Path) -> None:
     arguments = ["-b", proxied.address, "-t", "late", "--failed", "failed"]
     arguments += ["--delivery-timeout", "4"]
     with producing(*arguments, directory=here, stdin=True) as run:
         stall(run, proxied, delivered=10, more=50)
-        # The client has them still, since nothing came back for them.
+        # The client still has the records, because no answer came.
         run.wait_for_bar(lambda bar: bar[3] == 50)
         assert {(bar[2], bar[3]) for bar in run.bars if bar[3]} == {(0, 50)}
         run.close_input()
@@ -349,7 +347,7 @@ def test_what_has_failed_is_not_in_flight_any_more(proxied: FaultProxy, here: Pa
 
 @pytest.mark.parametrize("hurries", [False, True])
 @pytest.mark.parametrize("loop", SLOW_LOOPS)
-def test_ctrl_c_while_the_broker_is_away(
+def test_a_signal_while_the_broker_does_not_answer(
     loop: str, hurries: bool, proxied: FaultProxy, here: Path
 ) -> None:
     arguments = ["-b", proxied.address, "-t", "away", "--loop", loop, "--failed", "failed"]
@@ -365,7 +363,7 @@ def test_ctrl_c_while_the_broker_is_away(
         code = run.end()
         seconds = time.monotonic() - began
         report = run.report
-    # Hurried, it does not wait for as long as it could.
+    # After a second signal, the command does not wait for the whole timeout.
     assert seconds < (timeout * 3 / 4 if hurries else timeout + 25)
     assert code == 128 + signal.SIGTERM
     assert report["signal"] == "SIGTERM"
@@ -378,7 +376,7 @@ def test_ctrl_c_while_the_broker_is_away(
 
 
 @pytest.mark.parametrize("loop", SLOW_LOOPS)
-def test_what_was_read_before_ctrl_c_is_delivered_in_time(
+def test_lines_that_were_read_before_ctrl_c_are_delivered(
     loop: str, proxied: FaultProxy, here: Path
 ) -> None:
     arguments = ["-b", proxied.address, "-t", "patience", "--loop", loop, "--failed", "failed"]
@@ -387,7 +385,7 @@ def test_what_was_read_before_ctrl_c_is_delivered_in_time(
         stall(run, proxied, delivered=10, more=50)
         run.signal()
         blocking_until(lambda: "interrupt again" in run.screen, PATIENCE)
-        # If it were hurried, it would give up after five seconds.
+        # After a second signal, the command would give up after five seconds.
         with pytest.raises(subprocess.TimeoutExpired):
             run.process.wait(6)
         proxied.heal()
@@ -402,7 +400,7 @@ def test_what_was_read_before_ctrl_c_is_delivered_in_time(
 
 
 @pytest.mark.parametrize(("timeout", "kept"), [(8.0, 2.0), (20.0, 5.0), (60.0, 5.0)])
-def test_what_is_kept_of_the_time_for_closing(timeout: float, kept: float) -> None:
+def test_the_cancel_timeout_is_a_part_of_the_close_timeout(timeout: float, kept: float) -> None:
     order = _produce.Order(
         connection=Connection(bootstrap_servers="x:1"),
         layout=Layout(format="lines", topic="t"),
@@ -412,11 +410,11 @@ def test_what_is_kept_of_the_time_for_closing(timeout: float, kept: float) -> No
     assert (settings.close_timeout, settings.cancel_timeout) == (timeout, kept)
 
 
-def test_ctrl_c_while_it_starts(here: Path) -> None:
+def test_ctrl_c_while_the_producer_starts(here: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         arguments = ["-b", f"127.0.0.1:{silent.getsockname()[1]}", "-t", "t"]
         with producing(*arguments, directory=here, stdin=True) as run:
-            # Signals are listened to before it connects.
+            # The command handles signals before it connects.
             connection, _ = silent.accept()
             with connection:
                 run.signal()
@@ -426,12 +424,12 @@ def test_ctrl_c_while_it_starts(here: Path) -> None:
     assert not [*here.iterdir()]
 
 
-# --- no broker -----------------------------------------------------------------------------------
+# --- without a broker ----------------------------------------------------------------------------
 
 
 @pytest.fixture
 def fake_producer(fake: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
-    """The command's producer has a driver without a broker."""
+    """Give the producer of the command a fake driver."""
 
     def opened(settings: ProducerSettings, *, driver: str | None) -> Any:
         assert driver is None
@@ -448,7 +446,7 @@ def fake_producer(fake: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> FakeDriv
 def signals(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[MemoryObjectSendStream[signal.Signals]]:
-    """Takes the signals of a test; each is sent when the command waits for the next one."""
+    """A stream for the signals of a test. A send returns when the command receives the signal."""
     give, take = anyio.create_memory_object_stream[signal.Signals]()
 
     def receiver(*_: signal.Signals) -> Any:
@@ -460,7 +458,7 @@ def signals(
 
 
 def job_on(path: Path, *inputs: str) -> _produce._Job:
-    """The tasks of a command that sends its inputs, or else one line, to topic ``t``."""
+    """Return a job that sends its inputs, by default one line, to the topic ``t``."""
     (path / "in").write_bytes(b"a\n")
     order = _produce.Order(
         connection=Connection(bootstrap_servers="x:1"),
@@ -476,7 +474,7 @@ def job_on(path: Path, *inputs: str) -> _produce._Job:
 @pytest.mark.parametrize(
     ("second", "hurries"), [(signal.SIGHUP, False), (signal.SIGINT, True), (signal.SIGTERM, True)]
 )
-async def test_a_second_signal(
+async def test_a_second_sigint_or_sigterm_hurries(
     second: signal.Signals,
     hurries: bool,
     signals: MemoryObjectSendStream[signal.Signals],
@@ -501,7 +499,7 @@ async def test_a_second_signal(
     )
 
 
-async def test_a_signal_before_there_is_a_producer(
+async def test_a_signal_before_the_producer_is_open(
     signals: MemoryObjectSendStream[signal.Signals], fake_producer: FakeDriver, tmp_path: Path
 ) -> None:
     job = job_on(tmp_path)
@@ -529,7 +527,7 @@ def test_sighup_ends_a_command_unless_it_is_ignored(ignored: bool) -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-async def test_the_next_input_is_not_read_once_the_reading_has_stopped(tmp_path: Path) -> None:
+async def test_no_further_input_is_read_after_the_reading_has_stopped(tmp_path: Path) -> None:
     job = job_on(tmp_path)
     job._stop_reading()
     give, take = anyio.create_memory_object_stream[Chunk]()
@@ -539,11 +537,11 @@ async def test_the_next_input_is_not_read_once_the_reading_has_stopped(tmp_path:
     assert (job.account.read, job.account.all_read) == (0, False)
 
 
-async def test_an_error_while_more_is_read(
+async def test_after_an_error_each_read_line_is_in_the_failed_file(
     fake_producer: FakeDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fail(_: SendProducer, *__: Any, **___: Any) -> Any:
-        # One chunk is being sent, four wait behind it, and the reader waits with another one.
+        # One chunk is being sent, four chunks wait, and the reader has another chunk.
         await until(lambda: len(job._backlog._chunks) == 6)
         raise RuntimeError("a fault")
 
@@ -578,33 +576,33 @@ def running_loop() -> str:
 
 @pytest.mark.parametrize("loop", [*LOOPS, "uvloop"])
 @pytest.mark.parametrize("name", ["kafka-python", "confluent"])
-def test_the_producer_is_the_one_that_was_asked_for(
+def test_the_options_choose_the_event_loop_and_the_driver(
     loop: str, name: str, fake: FakeDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[str, str | None]] = []
+    chosen: list[tuple[str, str | None]] = []
 
     def opened(settings: ProducerSettings, *, driver: str | None) -> Any:
-        asked.append((running_loop(), driver))
+        chosen.append((running_loop(), driver))
         return open_send_producer(settings, driver=lambda _: fake)
 
     monkeypatch.setattr(_produce, "open_send_producer", opened)
     arguments = ["-b", "x:1", "-t", "t", "--loop", loop, "--driver", name, "/dev/null"]
     assert run_main("produce", *arguments) == 0
-    assert asked == [(loop, name)]
+    assert chosen == [(loop, name)]
 
 
 def refuse_all(monkeypatch: pytest.MonkeyPatch, kind: type[SendProducerError]) -> None:
-    """Have producers take no more records."""
+    """Let each producer refuse all records."""
 
     async def refuse(self: SendProducer, *_: Any, **__: Any) -> Any:
-        raise kind("it takes no more")
+        raise kind("a refusal")
 
     monkeypatch.setattr(SendProducer, "send_many", refuse)
 
 
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize(("kind", "code"), [(ProducerBroken, 3), (ProducerClosed, 1)])
-def test_the_producer_takes_no_more(
+def test_a_producer_that_refuses_all_records(
     kind: type[SendProducerError],
     code: int,
     loop: str,
@@ -619,14 +617,14 @@ def test_the_producer_takes_no_more(
     arguments = ["-b", "x:1", "-t", "t", "--loop", loop, "--failed", "failed", "in", "in"]
     assert run_main("produce", *arguments) == code
     printed = capsys.readouterr()
-    # Where it is closed a signal has said why.
-    assert printed.err == ("anyio-sendproducer: it takes no more\n" if code == 3 else "")
+    # A closed producer is not an error, because only a signal closes it early.
+    assert printed.err == ("anyio-sendproducer: a refusal\n" if code == 3 else "")
     failed = entries(here / "failed")
-    assert {entry["reason"] for entry in failed} == {"the record was not sent: it takes no more"}
+    assert {entry["reason"] for entry in failed} == {"the record was not sent: a refusal"}
     assert f"{len(failed)} records are in failed ({len(failed)} not persisted)." in printed.out
 
 
-def test_nothing_more_is_read_for_a_broken_producer(
+def test_the_reading_stops_if_the_producer_is_broken(
     fake_producer: FakeDriver,
     here: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -640,7 +638,7 @@ def test_nothing_more_is_read_for_a_broken_producer(
     arguments = ["-b", "x:1", "-t", "t", "--failed", "failed", "--json"]
     assert run_main("produce", *arguments, *names) == 3
     report = json.loads(capsys.readouterr().out)
-    assert report["error"] == "it takes no more"
+    assert report["error"] == "a refusal"
     assert not report["all_read"]
     assert report["last_read"] == {"source": names[report["read"] - 1], "line": 1}
     assert 0 < report["read"] == report["failed"] == len(entries(here / "failed")) < 20
@@ -655,7 +653,7 @@ def test_fail_fast(
     send = _produce._Job._send
 
     async def send_later(self: Any, *arguments: Any) -> None:
-        # As many are read in advance as there is room for.
+        # The reader reads ahead until its queue is full.
         await until(lambda: self.account.read == 4)
         await send(self, *arguments)
 
@@ -679,7 +677,7 @@ def test_fail_fast(
     assert len(failed) <= 7
 
 
-def test_nothing_behind_an_unreadable_line_is_sent(
+def test_fail_fast_sends_no_line_after_an_unreadable_line(
     fake_producer: FakeDriver, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (here / "in").write_text("1\n2\n{\n4\n}\n6\n")
@@ -695,7 +693,7 @@ def test_nothing_behind_an_unreadable_line_is_sent(
     assert "2 lines of these could not be read as a record, and will fail again" in printed
 
 
-def test_unreadable_lines_are_not_to_be_sent_again(
+def test_the_report_does_not_suggest_to_send_unreadable_lines_again(
     fake_producer: FakeDriver, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (here / "in").write_text("1\n{\n")
@@ -706,7 +704,7 @@ def test_unreadable_lines_are_not_to_be_sent_again(
     assert "--format failed" not in printed
 
 
-def test_the_first_that_fails_stops_those_behind_it(
+def test_fail_fast_sends_no_record_after_a_failed_record(
     fake_producer: FakeDriver, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (here / "in").write_bytes(b"".join(numbered(3_000)))
@@ -723,8 +721,8 @@ def test_the_first_that_fails_stops_those_behind_it(
     capsys.readouterr()
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no disk that is always full")
-def test_the_failed_file_takes_nothing(
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_failed_lines_go_to_standard_error_if_the_failed_file_cannot_be_written(
     fake_producer: FakeDriver, here: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (here / "in").write_bytes(b"{\n")
@@ -736,14 +734,14 @@ def test_the_failed_file_takes_nothing(
 
 
 class Closed:
-    """A standard error that takes nothing."""
+    """A standard error that cannot be written."""
 
     def write(self, _: str) -> int:
         raise OSError(32, os.strerror(32))
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no disk that is always full")
-def test_nothing_takes_what_failed(
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_lost_lines_are_reported(
     fake_producer: FakeDriver,
     here: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -757,7 +755,7 @@ def test_nothing_takes_what_failed(
     assert "1 more failure could not be written anywhere." in printed
 
 
-def test_the_disk_of_the_failed_file_fails_at_the_end(
+def test_the_failed_file_cannot_be_flushed_to_disk(
     fake_producer: FakeDriver,
     here: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -774,19 +772,19 @@ def test_the_disk_of_the_failed_file_fails_at_the_end(
 
 
 class Group(Exception):
-    """A group of exceptions; Python 3.10 has none of its own."""
+    """A group of exceptions, which Python 3.10 does not have."""
 
     exceptions = (KeyboardInterrupt(),)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), Group()])
-def test_an_interrupt_that_comes_out_of_the_loop(
+def test_the_event_loop_raises_an_interrupt(
     error: BaseException,
     here: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    # As on Windows, where asyncio receives no signals.
+    # On Windows, asyncio receives no signals, so the event loop raises KeyboardInterrupt.
     def run_on(_: str, run: Any) -> int:
         run.__self__._note(Chunk("in", [ProducerRecord("t", b"a")], [7], last=7))
         raise error
@@ -802,7 +800,7 @@ def test_an_interrupt_that_comes_out_of_the_loop(
     assert (entry["reason"], entry["persistence"]) == ("the record was not sent", "not persisted")
 
 
-def test_the_first_error_is_the_one_that_is_reported(
+def test_only_the_first_error_is_reported(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run_on(_: str, run: Any) -> int:
@@ -817,7 +815,7 @@ def test_the_first_error_is_the_one_that_is_reported(
     assert "second" not in printed
 
 
-def test_no_broker_there(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_broker_answers(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "in").write_bytes(b"a\n")
     arguments = ["-b", "127.0.0.1:1", "-t", "t", "--start-timeout", "0.2", "in"]
     assert run_main("produce", *arguments) == 3
@@ -839,7 +837,7 @@ def test_a_property_that_the_driver_refuses(here: Path, capsys: pytest.CaptureFi
     assert json.loads(printed.out)["exit_code"] == 2
 
 
-# --- words ---------------------------------------------------------------------------------------
+# --- arguments -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -896,7 +894,7 @@ def test_a_wrong_command_line(
     assert [path.name for path in here.iterdir()] == ["full"]
 
 
-def test_the_words_become_an_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_arguments_become_an_order(monkeypatch: pytest.MonkeyPatch) -> None:
     orders: list[_produce.Order] = []
 
     def run(order: _produce.Order) -> int:
@@ -955,7 +953,7 @@ def test_a_package_is_missing(
     assert message in capsys.readouterr().err
 
 
-def test_nobody_may_write_here(
+def test_the_working_directory_is_not_writable(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(path: Path) -> Any:
@@ -968,7 +966,7 @@ def test_nobody_may_write_here(
     )
 
 
-def test_ctrl_c_before_the_loop_runs(
+def test_ctrl_c_before_the_event_loop_runs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupt(order: Any) -> int:

@@ -1,4 +1,4 @@
-"""``produce`` in trouble: each line that was read is delivered or in the failed file."""
+"""``produce`` with faults: each line that was read is delivered, or is in the failed file."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from tests.support.cli_runs import entries
 from tests.support.paths import ROOT
 from tests.support.waiting import blocking_until
 
-#: Records that the driver acknowledges where nothing stops it.
+#: A limit above the number of records in any test.
 ALL: Final = 1_000_000
 
 #: Seconds for a process to end.
 PATIENCE: Final = 120.0
 
 NEEDS_FULL_DISK: Final = pytest.mark.skipif(
-    not Path("/dev/full").exists(), reason="has no disk that is always full"
+    not Path("/dev/full").exists(), reason="needs /dev/full"
 )
 
 
 def lines(count: int, begin: int = 0) -> list[bytes]:
-    """Lines of JSON; each seventh is none."""
+    """Return lines of JSON. Each seventh line is invalid."""
     return [
         b'{"n": %d' % number + (b"" if number % 7 == 3 else b"}")
         for number in range(begin, begin + count)
@@ -40,7 +40,7 @@ def lines(count: int, begin: int = 0) -> list[bytes]:
 
 
 class Trouble:
-    """A run of ``produce`` with a fake driver, from a pipe or from a file."""
+    """A run of ``produce`` with a fake driver, which reads a pipe or a file."""
 
     def __init__(self, directory: Path, source: str, loop: str) -> None:
         self.directory = directory
@@ -62,17 +62,17 @@ class Trouble:
         output: int | None = None,
         environment: dict[str, str] | None = None,
     ) -> Generator[None, None, None]:
-        """Run it.
+        """Run the command.
 
         Args:
-            arguments: of the command.
-            given: lines of the input.
-            redirect: redirections, in the shell's words.
-            before: a command of the shell to run first.
-            limit: how many records are delivered; the others stay in flight.
+            arguments: arguments of the command.
+            given: the lines of the input.
+            redirect: redirections, in the syntax of the shell.
+            before: a command that the shell runs first.
+            limit: the number of records that are delivered; the others stay in flight.
             fault: an error in the process.
-            output: the descriptor for both outputs; without it, files get them.
-            environment: more variables.
+            output: the descriptor for both outputs; by default, both go to files.
+            environment: additional variables.
         """
         command = [sys.executable, "-m", "tests.support.produce_in_trouble"]
         command += ["delivered", f"{limit}", fault, *self._arguments, *arguments]
@@ -108,28 +108,27 @@ class Trouble:
             self._process.stdin.flush()
 
     def wait_until_delivered(self, count: int) -> None:
-        """Wait until so many records have been delivered."""
+        """Wait until `count` records are delivered, or the process has ended."""
         blocking_until(
             lambda: len(self.delivered) >= count or self._process.poll() is not None, PATIENCE
         )
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal."""
         self._process.send_signal(number)
 
     def end(self) -> int:
-        """Close the pipe and wait for the end; the exit code."""
+        """Close the pipe, and wait for the end of the process. Return the exit code."""
         if self._process.stdin is not None:
             self._process.stdin.close()
         return self.wait()
 
     def wait(self) -> int:
-        """Wait for the end; the exit code."""
+        """Wait for the end of the process. Return the exit code."""
         return self._process.wait(PATIENCE)
 
     @property
     def delivered(self) -> list[bytes]:
-        """The values that were delivered."""
+        """The values of the delivered records."""
         try:
             return (self.directory / "delivered").read_bytes().splitlines()
         except FileNotFoundError:
@@ -144,7 +143,7 @@ class Trouble:
         return (self.directory / "err").read_text(errors="surrogateescape")
 
     def failed(self, path: str = "failed") -> list[bytes]:
-        """The lines in the failed file."""
+        """Return the lines in the failed file."""
         return [
             (entry.get("input") or entry["value"]).encode()
             for entry in entries(self.directory / path)
@@ -154,8 +153,8 @@ class Trouble:
         """Check that the first lines were read, and that each has one outcome.
 
         Args:
-            count: how many; None for all.
-            spilt: lines that are on standard error.
+            count: the number of lines; None for all.
+            spilt: the lines that were written to standard error.
         """
         expected = self._given[:count]
         for entry in entries(self.directory / "failed"):
@@ -163,14 +162,14 @@ class Trouble:
                 "the end of the line was not read",
                 "the command stopped reading here",
             }:
-                # The pipe has the other half of the last line.
+                # The other half of the last line is still in the pipe.
                 half = entry["input"].encode()
                 assert expected[-1].startswith(half)
                 expected[-1] = half
         assert sorted([*self.delivered, *self.failed(), *spilt]) == sorted(expected)
 
     def report(self, text: str) -> dict[str, Any]:
-        """The report in the text, which has to be correct."""
+        """Return the report that the text contains, after a check of its counts."""
         (line,) = [line for line in text.splitlines() if line.startswith('{"exit_code"')]
         report: dict[str, Any] = json.loads(line)
         assert report["delivered"] == len(self.delivered)
@@ -194,49 +193,49 @@ def trouble(request: pytest.FixtureRequest, tmp_path: Path) -> Trouble:
 
 @pytest.fixture(autouse=True)
 def _not_under_nohup() -> Iterator[None]:
-    """Have the processes get SIGHUP, although whoever runs the tests ignores it."""
+    """Let the processes receive SIGHUP, although the runner of the tests may ignore it."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)
 
 
-def test_closed_standard_output(trouble: Trouble) -> None:
+def test_standard_output_is_closed(trouble: Trouble) -> None:
     with trouble.running(given=lines(500), redirect=">&-"):
         assert trouble.end() == _running.INCOMPLETE
     trouble.account()
-    # What went wrong, and the report in its place.
+    # Standard error gets the error and the report.
     assert trouble.report(trouble.err)["exit_code"] == _running.INCOMPLETE
     assert "standard output can't be written to (Bad file descriptor)" in trouble.err
     assert "Traceback" not in trouble.err
 
 
-def test_closed_standard_error(trouble: Trouble) -> None:
+def test_standard_error_is_closed(trouble: Trouble) -> None:
     with trouble.running("--progress", given=lines(500), redirect="2>&-"):
         assert trouble.end() == _running.INCOMPLETE
     trouble.account()
     assert trouble.report(trouble.out)["exit_code"] == _running.INCOMPLETE
 
 
-def test_both_closed(trouble: Trouble) -> None:
+def test_both_outputs_are_closed(trouble: Trouble) -> None:
     with trouble.running("--progress", given=lines(500), redirect=">&- 2>&-"):
         assert trouble.end() == _running.INCOMPLETE
     trouble.account()
-    # A file that was opened later has not taken the place of one of them.
+    # No later file got the descriptor of an output, and with it the text of that output.
     assert (trouble.out, trouble.err) == ("", "")
 
 
 @NEEDS_FULL_DISK
-def test_full_disk_under_both_outputs(trouble: Trouble) -> None:
+def test_the_disk_of_both_outputs_is_full(trouble: Trouble) -> None:
     with trouble.running("--progress", given=lines(500), redirect=">/dev/full 2>/dev/full"):
         assert trouble.end() == _running.INCOMPLETE
     trouble.account()
 
 
 @NEEDS_FULL_DISK
-def test_full_disk_under_standard_output(trouble: Trouble) -> None:
+def test_the_disk_of_standard_output_is_full(trouble: Trouble) -> None:
     good = [line for line in lines(500) if line.endswith(b"}")]
     with trouble.running(given=good, redirect=">/dev/full"):
-        # As if the report had been printed.
+        # The exit code is the same as with a printed report.
         assert trouble.end() == _running.COMPLETE
     trouble.account()
     assert trouble.report(trouble.err)["exit_code"] == _running.COMPLETE
@@ -244,7 +243,7 @@ def test_full_disk_under_standard_output(trouble: Trouble) -> None:
 
 
 @NEEDS_FULL_DISK
-def test_full_disk_under_the_failed_file(trouble: Trouble) -> None:
+def test_the_disk_of_the_failed_file_is_full(trouble: Trouble) -> None:
     with trouble.running("--failed", "/dev/full", given=lines(500)):
         assert trouble.end() == _running.INCOMPLETE
     spilt = [
@@ -257,21 +256,23 @@ def test_full_disk_under_the_failed_file(trouble: Trouble) -> None:
 
 
 @NEEDS_FULL_DISK
-def test_full_disk_under_the_failed_file_and_standard_error(trouble: Trouble) -> None:
+def test_the_disk_of_the_failed_file_and_of_standard_error_is_full(trouble: Trouble) -> None:
     with trouble.running("--failed", "/dev/full", given=lines(1_000), redirect="2>/dev/full"):
-        # Nothing takes these lines, and this is not hidden.
+        # These lines cannot be written anywhere, and the exit code says so.
         assert trouble.end() == _running.FAILED
     report = json.loads(trouble.out)
     assert report["lost"] == report["failed"] > 0
     assert report["read"] == report["lost"] + len(trouble.delivered)
-    # And no more is read.
+    # The command reads no more lines.
     assert report["read"] < 1_000
     good = [line for line in lines(report["read"]) if line.endswith(b"}")]
     assert trouble.delivered == good[: len(trouble.delivered)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM], ids=lambda one: one.name)
-def test_a_signal(number: signal.Signals, trouble: Trouble) -> None:
+def test_after_a_signal_each_read_line_has_an_outcome(
+    number: signal.Signals, trouble: Trouble
+) -> None:
     arguments = ["--max-in-flight", "50", "--close-timeout", "0.5"]
     with trouble.running(*arguments, given=lines(500), limit=100):
         trouble.wait_until_delivered(100)
@@ -282,7 +283,7 @@ def test_a_signal(number: signal.Signals, trouble: Trouble) -> None:
     trouble.account(report["read"])
 
 
-def test_sigint_twice(trouble: Trouble) -> None:
+def test_after_a_second_sigint_each_read_line_has_an_outcome(trouble: Trouble) -> None:
     arguments = ["--max-in-flight", "50", "--close-timeout", "12"]
     with trouble.running(*arguments, given=lines(500), limit=100):
         trouble.wait_until_delivered(100)
@@ -295,7 +296,7 @@ def test_sigint_twice(trouble: Trouble) -> None:
     trouble.account(report["read"])
 
 
-def test_nohup(trouble: Trouble) -> None:
+def test_under_nohup_sighup_is_ignored(trouble: Trouble) -> None:
     with trouble.running(given=lines(500), before="trap '' HUP"):
         trouble.wait_until_delivered(1)
         trouble.signal(signal.SIGHUP)
@@ -304,7 +305,7 @@ def test_nohup(trouble: Trouble) -> None:
     assert trouble.report(trouble.out)["signal"] is None
 
 
-def test_nobody_reads_and_ctrl_c(trouble: Trouble) -> None:
+def test_ctrl_c_after_the_reader_of_the_outputs_has_gone(trouble: Trouble) -> None:
     reading, writing = os.pipe()
     arguments = ["--progress", "--max-in-flight", "50", "--close-timeout", "0.5"]
     with trouble.running(*arguments, given=lines(500), limit=100, output=writing):
@@ -318,7 +319,7 @@ def test_nobody_reads_and_ctrl_c(trouble: Trouble) -> None:
     trouble.account(read)
 
 
-def test_a_dead_terminal(trouble: Trouble) -> None:
+def test_the_terminal_is_closed(trouble: Trouble) -> None:
     terminal, its_end = pty.openpty()
     with trouble.running(given=lines(500), output=its_end):
         os.close(its_end)
@@ -328,7 +329,7 @@ def test_a_dead_terminal(trouble: Trouble) -> None:
     trouble.account()
 
 
-def test_a_locale_without_the_characters(trouble: Trouble) -> None:
+def test_a_locale_that_cannot_encode_the_name_of_the_failed_file(trouble: Trouble) -> None:
     name = os.fsdecode(b"f\xc3\xa4\xff")
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     ascii_only["PYTHONIOENCODING"] = "ascii"
@@ -336,12 +337,12 @@ def test_a_locale_without_the_characters(trouble: Trouble) -> None:
         assert trouble.end() == _running.INCOMPLETE
     (trouble.directory / name).rename(trouble.directory / "failed")
     trouble.account()
-    # The name's bytes can be had from it.
+    # The report has the exact bytes of the name.
     failed_file = trouble.report(trouble.out)["failed_file"]
     assert os.fsencode(failed_file) == b"f\xc3\xa4\xff"
 
 
-def test_nested_json(trouble: Trouble) -> None:
+def test_deeply_nested_json(trouble: Trouble) -> None:
     nested = [b"[" * depth + b"]" * depth for depth in (1_100, 200_000)]
     with trouble.running("-X", "max.request.size=10000000", given=[*lines(300), *nested, b"[1]"]):
         assert trouble.end() == _running.INCOMPLETE
@@ -354,13 +355,13 @@ def test_a_parser_that_raises(fault: str, trouble: Trouble) -> None:
     with trouble.running(given=lines(500), fault=fault):
         assert trouble.end() == _running.INCOMPLETE
     trouble.account()
-    # Only lines are lost to the fault, and not the run.
+    # The fault only affects lines. The run continues.
     assert trouble.report(trouble.out)["errors"]["RuntimeError"] > 0
 
 
 @pytest.mark.parametrize("fault", ["display", "statistics"])
 def test_a_display_that_raises(fault: str, trouble: Trouble) -> None:
-    # The first line is drawn when it begins, and the last one when it ends.
+    # The display draws at the start and at the end of the run, so each run has the fault.
     with trouble.running("--progress", given=lines(500), fault=fault):
         assert trouble.end() == _running.INCOMPLETE
     trouble.account()

@@ -1,4 +1,4 @@
-"""What ``nox -s security`` makes of an audit, and that it looks at every extra."""
+"""How ``nox -s security`` judges an audit, and that the audit covers every extra."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_clean_report() -> None:
     assert judge({"dependencies": [audited("one"), audited("two")]}, NOTHING_ACCEPTED) == []
 
 
-def test_a_service_that_does_not_answer_is_no_clean_report() -> None:
+def test_a_report_without_any_lookup_is_a_problem() -> None:
     report = {"dependencies": [skipped("one"), skipped("two")]}
     [problem] = judge(report, {**NOTHING_ACCEPTED, "not-looked-up": {"one": "", "two": ""}})
     assert problem.startswith("NOTHING WAS LOOKED UP")
@@ -44,7 +44,7 @@ def test_each_vulnerability_is_listed() -> None:
     ]
 
 
-def test_what_is_accepted_is_no_failure() -> None:
+def test_accepted_problems_are_not_reported() -> None:
     found = [vulnerability("PYSEC-1", "CVE-7"), vulnerability("PYSEC-2")]
     report = {"dependencies": [audited("one", vulns=found), skipped("two"), skipped("three")]}
     accepted = {
@@ -57,21 +57,21 @@ def test_what_is_accepted_is_no_failure() -> None:
     ]
 
 
-def test_everything_that_is_accepted_has_a_reason() -> None:
+def test_each_accepted_problem_has_a_reason() -> None:
     tables = advisories.read_accepted()
     assert {"advisories", "not-looked-up", "compiled-in"} == tables.keys()
     for table in tables.values():
         assert all(len(reason) > 20 for reason in table.values())
-    # A wheel that is named here is a dependency.
+    # Each wheel in the table "compiled-in" is a dependency.
     names = (re.match(r"[\w.-]+", one) for one in metadata.requires(NAME) or ())
     required = {normal(name[0]) for name in names if name is not None}
     assert {*map(normal, tables["compiled-in"])} <= required
 
 
-def test_the_dependencies_of_every_extra_are_looked_up() -> None:
+def test_the_audit_covers_the_dependencies_of_every_extra() -> None:
     requirements = metadata.requires(NAME) or []
     extras = metadata.metadata(NAME).get_all("Provides-Extra") or []
-    # All extras are installed where tests run.
+    # The test environment has all extras.
     found = {*advisories.installed()}
     assert missing(requirements, extras, found) == []
     for name in ("click", "dnspython", "opentelemetry-api", "vega-datasets", "kafka-python"):

@@ -1,4 +1,4 @@
-"""The benchmark: its schedule and figures, its charts, and pages that say what its results say."""
+"""The benchmark: its schedule, its figures and charts, and the pages that show its results."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _BACKGROUNDS: Final = ("#ffffff", "#131416")
 
 @pytest.fixture
 def scripts(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Imports a module of bench/, which has scripts that import each other."""
+    """A function that imports a script of bench/. These scripts import each other."""
     monkeypatch.setattr(sys, "path", [str(ROOT / "bench"), *sys.path])
     return importlib.import_module
 
@@ -42,19 +42,19 @@ def test_the_schedule_is_the_same_each_time_and_has_the_mean_rate(scripts: Any) 
     assert times == sorted(times)
     gaps = [after - before for before, after in itertools.pairwise(times)]
     assert statistics.mean(gaps) == pytest.approx(1 / 2_000, rel=0.05)
-    # Exponential: the deviation is as large as the mean.
+    # The standard deviation of an exponential distribution is its mean.
     assert statistics.stdev(gaps) == pytest.approx(1 / 2_000, rel=0.1)
     assert schedule(2_000, 10_000, seed=1) != times
 
 
 _needs_linux = pytest.mark.skipif(
-    not Path("/proc/self/schedstat").exists(), reason="timers and files that Linux has"
+    not Path("/proc/self/schedstat").exists(), reason="needs the timers and /proc of Linux"
 )
 
 
 @_needs_linux
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_records_start_when_they_are_due_and_after_the_warm_up_they_are_measured(
+def test_records_start_when_due_and_are_measured_after_the_warm_up(
     backend: str, scripts: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     open_loop = scripts("open_loop")
@@ -79,7 +79,7 @@ def test_records_start_when_they_are_due_and_after_the_warm_up_they_are_measured
 
 
 @_needs_linux
-def test_processor_time_is_told_by_groups_of_threads(scripts: Any) -> None:
+def test_processor_time_is_measured_for_each_group_of_threads(scripts: Any) -> None:
     open_loop = scripts("open_loop")
     before = open_loop.processor_times()
     ended = threading.Event()
@@ -115,7 +115,7 @@ def test_percentiles(scripts: Any) -> None:
 # --- contenders ----------------------------------------------------------------------------------
 
 
-def test_the_observed_are_beside_the_same_without_an_observer(scripts: Any) -> None:
+def test_each_observed_contender_has_an_unobserved_counterpart(scripts: Any) -> None:
     chosen = scripts("compare").chosen("observed")
     assert {one.unobserved for one in chosen} < set(chosen)
     assert len({one for one in chosen if one.unobserved != one}) == 12
@@ -124,7 +124,7 @@ def test_the_observed_are_beside_the_same_without_an_observer(scripts: Any) -> N
     ]
 
 
-def test_each_contender_is_a_client_that_there_is(scripts: Any) -> None:
+def test_each_contender_is_a_known_client(scripts: Any) -> None:
     contender = scripts("contender")
     everybody = scripts("compare").contenders()
     clients = {one.client for one in everybody} - {scripts("pekko").CLIENT}
@@ -133,7 +133,7 @@ def test_each_contender_is_a_client_that_there_is(scripts: Any) -> None:
     assert on_trio == {name for name, (_, trio) in contender.LOOPED.items() if trio}
 
 
-def test_what_is_compared_takes_part_in_the_same_section(scripts: Any) -> None:
+def test_compared_contenders_are_in_the_same_section(scripts: Any) -> None:
     sections = scripts("sections")
     aims = sections.aims()
     for aim in aims:
@@ -142,7 +142,7 @@ def test_what_is_compared_takes_part_in_the_same_section(scripts: Any) -> None:
     assert len({f"{aim}, {aim.figure}" for aim in aims}) == len(aims)
 
 
-def test_an_aim_is_judged_round_by_round(scripts: Any) -> None:
+def test_an_aim_is_computed_for_each_round(scripts: Any) -> None:
     sections = scripts("sections")
     one, other, nothing = (sections.Contender(name, "open-200") for name in ("a", "b", "nothing"))
     rounds = {
@@ -169,7 +169,9 @@ def test_rounds_are_condensed(scripts: Any) -> None:
     assert scripts("suite").condensed(rounds) == {"a": {"rate": [2.0, 1.235, 9.0]}}
 
 
-def test_a_section_that_is_measured_alone_keeps_the_others(scripts: Any, tmp_path: Path) -> None:
+def test_a_new_measurement_of_one_section_keeps_the_other_sections(
+    scripts: Any, tmp_path: Path
+) -> None:
     suite = scripts("suite")
     rounds = {"ours, flow, asyncio": [{"rate": 2.0}], "gone, flow, asyncio": [{"rate": 3.0}]}
     about = {"date": "2026-02-01", "commit": "b", "Python": "3.14"}
@@ -207,7 +209,7 @@ def _contrast(colour: str, background: str) -> float:
 
 
 def _is_readable(svg: str) -> None:
-    """No text is beyond an edge or over another one, as far as can be told without a font."""
+    """Assert that texts stay within the chart and do not overlap. Their widths are estimates."""
     root = ET.fromstring(svg)
     _, _, right, bottom = map(float, root.get("viewBox", "").split())
     boxes: list[tuple[float, float, float, str]] = []
@@ -226,7 +228,7 @@ def _is_readable(svg: str) -> None:
 
 
 def _is_seen_on_every_page(svg: str) -> None:
-    """Every colour can be seen on a light and a dark page, and text has the page's colour."""
+    """Assert that colours are visible on light and dark pages, and text has the page's colour."""
     body = re.sub(r"<style>.*?</style>", "", svg)
     colours = set(re.findall(r'(?:fill|stroke)="(?!none|currentColor)([^"]*)"', body))
     assert colours
@@ -319,7 +321,7 @@ def test_numbers_have_space_beside_ranges(low: float, high: float, scripts: Any)
     _is_readable(charts.ranges("A title", "milliseconds", ("median", "p99"), [("a", rows)]))
 
 
-def test_a_chart_that_stands_alone_has_text_for_both_colour_schemes(scripts: Any) -> None:
+def test_a_standalone_chart_has_text_for_both_colour_schemes(scripts: Any) -> None:
     charts = scripts("charts")
     values = [charts.Value("a", 1.0, 1.0, 1.0)]
     assert "<style>" not in charts.bars("A title", "ms", values)
@@ -330,7 +332,7 @@ def test_a_chart_that_stands_alone_has_text_for_both_colour_schemes(scripts: Any
     assert _contrast(charts.DARK_TEXT, dark) >= 7
 
 
-def test_figures_are_short(scripts: Any) -> None:
+def test_figures_are_rounded(scripts: Any) -> None:
     shown = scripts("charts").shown
     figures = (72_634.0, 123.4, 99.6, 10.04, 9.96, 9.94, 1.0, 0.996, 0.79, 0.1, 0.0123, 0.0)
     assert [shown(figure) for figure in figures] == [
@@ -341,8 +343,8 @@ def test_figures_are_short(scripts: Any) -> None:
 # --- pages ---------------------------------------------------------------------------------------
 
 
-def test_the_pages_say_what_the_results_say(scripts: Any) -> None:
-    """`python bench/suite.py --only-page` makes them again."""
+def test_the_pages_show_the_results(scripts: Any) -> None:
+    """`python bench/suite.py --only-page` generates the pages."""
     page = scripts("page")
     results = page.read_results()
     assert page.PAGE.read_text(encoding="utf-8") == page.render(results, "benchmark.md")
@@ -354,7 +356,7 @@ def test_the_pages_say_what_the_results_say(scripts: Any) -> None:
         assert (page.CHARTS / f"{chart}.svg").read_text(encoding="utf-8") == draw(results)
 
 
-def test_the_results_are_of_every_section_and_nothing_is_missing(scripts: Any) -> None:
+def test_the_results_cover_every_section_and_no_figure_is_missing(scripts: Any) -> None:
     sections = scripts("sections").SECTIONS
     page = scripts("page")
     results = page.read_results()
@@ -368,7 +370,7 @@ def test_the_results_are_of_every_section_and_nothing_is_missing(scripts: Any) -
     assert {"date", "commit", "machine", "Python", "aiokafka"} <= set(about)
 
 
-def test_the_first_chart_has_all_contenders_with_names_of_their_own(scripts: Any) -> None:
+def test_the_first_chart_has_a_distinct_name_for_each_contender(scripts: Any) -> None:
     page = scripts("page")
     results = page.read_results()
     texts = _texts(page.rates(results))
@@ -386,7 +388,7 @@ def test_the_first_chart_has_all_contenders_with_names_of_their_own(scripts: Any
         _is_readable(draw(results))
 
 
-#: Numbers in the prose that are conditions and not figures.
+#: Numbers in the prose that are conditions of the benchmark, and not results.
 _CONDITIONS: Final = {
     *(
         "0.8",
@@ -405,7 +407,7 @@ _CONDITIONS: Final = {
 }
 
 
-def test_the_prose_has_no_figures_of_its_own(scripts: Any) -> None:
+def test_the_prose_contains_no_fixed_figures(scripts: Any) -> None:
     template = (scripts("page").TEMPLATES / "benchmark.md").read_text(encoding="utf-8")
     without = re.sub(r"`[^`\n]*`|\$\w+|<!--.*?-->", "", template)
     assert set(re.findall(r"\b\d[\d,.]*\b", without)) <= _CONDITIONS

@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md: its exercise, done as it says; and the commands that pages name are there."""
+"""The exercise in CONTRIBUTING.md works, and the commands on all pages exist."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from tests.support.checkout import load, used_names
 from tests.support.paths import ROOT
 
 PAGE: Final = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-#: Commands are named there too.
+#: The pages that may name commands.
 PAGES: Final = [*ROOT.glob("*.md"), *used_names.pages()]
-#: A command is broken where a line is full.
+#: A command in backticks may span two lines.
 COMMAND: Final = re.compile(r"`[^`]+`|^ *\$ .+$", re.MULTILINE)
 
 
 def commands(path: Path) -> list[str]:
-    """What stands in a page as code of one line."""
+    """Return the inline code and the shell commands of a page."""
     text = re.sub(r"^ *```.*$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
     return [" ".join(found.strip(" `$").split()) for found in COMMAND.findall(text)]
 
 
 def only(pattern: str) -> re.Match[str]:
-    """The one place of the page that is meant."""
+    """Return the only match in CONTRIBUTING.md."""
     [found] = re.finditer(pattern, PAGE, re.DOTALL | re.MULTILINE)
     return found
 
@@ -42,7 +42,7 @@ def only(pattern: str) -> re.Match[str]:
 
 @pytest.fixture
 def run_the_example(tmp_path: Path) -> Callable[[], str]:
-    """The page's command, in a copy of what it is about; gives what pytest prints."""
+    """Run the page's command in a copy of the files that it needs. Return the output of pytest."""
     for name in ("src", "tests/unit/test_records.py", "pyproject.toml"):
         copy = tmp_path / name
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ def run_the_example(tmp_path: Path) -> Callable[[], str]:
         for command in commands(ROOT / "CONTRIBUTING.md")
         if command.startswith("python3 run.py test ") and " -k " in command
     }
-    # pytest imports our plugin, and so the package, before it reads what pyproject.toml says.
+    # pytest imports our plugin, and with it the package, before it reads pyproject.toml.
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src")}
     plugins = ["-p", "no:cacheprovider", "-p", "no:hypothesispytest"]
 
@@ -85,14 +85,14 @@ def test_the_exercise_fails_first_and_then_passes(
     assert " 1 failed" in first.splitlines()[-1], first
 
     edit = only(r"Find `([^`]+)` in\s+`([^`]+)`, append `([^`]+)` to the message")
-    # For want of this, and of nothing else.
+    # The test fails because of this message.
     assert edit[1] in first, first
     module = tmp_path / edit[2]
     before = module.read_text(encoding="utf-8")
-    assert before.count(edit[1]) == 1, "which of them is meant?"
+    assert before.count(edit[1]) == 1, f"{edit[1]!r} occurs several times in {edit[2]}"
     message = re.compile(rf'"{re.escape(edit[1])}[^"\n]*(?=")')
     after = message.sub(lambda found: found[0] + edit[3], before)
-    assert max(map(len, after.splitlines())) <= 100, "the page's next step would not take it"
+    assert max(map(len, after.splitlines())) <= 100, "ruff would reject the edited line"
     module.write_text(after, encoding="utf-8")
     second = run_the_example()
     assert " 1 passed" in second.splitlines()[-1], second
@@ -101,7 +101,7 @@ def test_the_exercise_fails_first_and_then_passes(
 # --- the commands --------------------------------------------------------------------------------
 
 
-def test_what_run_py_is_to_do_it_does() -> None:
+def test_each_command_of_run_py_that_a_page_names_exists() -> None:
     runner = load(ROOT / "run.py")
     found = [
         command.partition("run.py ")[2].split()
@@ -120,7 +120,7 @@ def test_what_run_py_is_to_do_it_does() -> None:
     assert not missing
 
 
-def test_each_session_of_nox_that_is_named_is_there() -> None:
+def test_each_nox_session_that_a_page_names_exists() -> None:
     tree = ast.parse((ROOT / "noxfile.py").read_text(encoding="utf-8"))
     sessions = {
         one.name
@@ -138,7 +138,7 @@ def test_each_session_of_nox_that_is_named_is_there() -> None:
     assert set(named) <= sessions, {name: named[name] for name in set(named) - sessions}
 
 
-def test_each_module_that_is_to_be_run_is_there() -> None:
+def test_each_module_that_contributing_runs_exists() -> None:
     modules = {
         module
         for command in commands(ROOT / "CONTRIBUTING.md")

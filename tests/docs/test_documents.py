@@ -1,4 +1,4 @@
-"""What the documents have a reader type into a shell, where it is not run as it stands."""
+"""Shell commands in the documents that pytest does not run as examples."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PAGES: Final = [
     ROOT / "README.md",
     *sorted(page for page in (ROOT / "docs").rglob("*.md") if "_build" not in page.parts),
 ]
-#: Without types, so that checkers need not have the one that is not there.
+#: Typed as Any, because only one of the two modules is installed.
 toml: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 EXTRAS: Final[dict[str, list[str]]] = toml.loads((ROOT / "pyproject.toml").read_text())["project"][
     "optional-dependencies"
@@ -116,7 +116,7 @@ def test_a_missing_link_to_a_program_is_found() -> None:
 
 
 def named_extras() -> list[tuple[str, str]]:
-    """Each page, and the extras that it has a reader install, with the package or its checkout."""
+    """Return each page with each extra that its commands install."""
     found: set[tuple[str, str]] = set()
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
@@ -127,11 +127,11 @@ def named_extras() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("page", "extra"), named_extras())
-def test_an_extra_that_is_to_be_installed_is_there(page: str, extra: str) -> None:
+def test_each_extra_that_a_page_installs_exists(page: str, extra: str) -> None:
     assert extra in EXTRAS
 
 
-def test_the_extras_of_all_ways_to_write_them_are_looked_at() -> None:
+def test_extras_are_found_in_each_notation() -> None:
     assert {
         ("README.md", "confluent"),
         ("docs/how-to/move-an-outbox.md", "trio"),
@@ -140,7 +140,7 @@ def test_the_extras_of_all_ways_to_write_them_are_looked_at() -> None:
     } <= set(named_extras())
 
 
-def test_no_text_has_a_reader_install_from_an_index() -> None:
+def test_no_command_installs_from_an_index() -> None:
     """The package is on no index, so a command must name a checkout."""
     code = [*(ROOT / "src").rglob("*.py"), *EXAMPLES]
     found = [path for path in [*PAGES, *code] if "anyio-sendproducer[" in path.read_text("utf-8")]
@@ -156,15 +156,15 @@ def test_the_readme_lists_every_extra() -> None:
 
 
 def commands() -> Iterator[tuple[str, str]]:
-    """Where a program of examples/ is started, and how: in the pages, and in its own docstring."""
+    """Yield the file and the command for each start of an example on a page or in a docstring."""
     for path in [*PAGES, *EXAMPLES]:
         text = path.read_text(encoding="utf-8")
         for command in re.findall(r"^(?:\$| {4}) ?(.*\bpython \w+\.py\b.*)$", text, re.MULTILINE):
             yield path.relative_to(ROOT).as_posix(), command
 
 
-#: Runs a program until it understands what it was given. In a process of its own, for what some
-#: frameworks do to the whole one where they are imported.
+#: Runs a program until it has parsed its arguments. It runs in its own process, because some
+#: frameworks change global state when they are imported.
 UNTIL_PARSED: Final = """
 import argparse, runpy, sys
 
@@ -182,13 +182,15 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 @pytest.mark.parametrize(("where", "command"), [*commands()])
-def test_a_program_understands_how_it_is_started(where: str, command: str) -> None:
+def test_a_program_accepts_the_arguments_of_each_documented_command(
+    where: str, command: str
+) -> None:
     words = shlex.split(command)
     start = words.index("python")
     environment = dict(word.split("=", 1) for word in words[:start])
     program = ROOT / "examples" / words[start + 1]
 
-    # Its settings come out of the variables that the command sets.
+    # The variables of the command become settings.
     [prefix] = re.findall(r'from_env\("(\w+)"', program.read_text(encoding="utf-8"))
     assert ProducerSettings.from_env(prefix, environment).addresses == ("localhost:9092",)
 
@@ -201,7 +203,7 @@ def test_a_program_understands_how_it_is_started(where: str, command: str) -> No
     assert done.stdout == "understood\n", f"{where}: {done.stderr}"
 
 
-def test_the_commands_of_the_guides_and_of_each_program_are_looked_at() -> None:
+def test_commands_are_found_in_the_guides_and_in_each_program() -> None:
     places = {where for where, _ in commands()}
     guides = {"docs/how-to/move-an-outbox.md", "docs/how-to/ship-logs.md"}
     assert places == guides | {path.relative_to(ROOT).as_posix() for path in EXAMPLES}

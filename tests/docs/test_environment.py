@@ -1,4 +1,4 @@
-"""The page of environment variables, beside the code that reads them."""
+"""The page of environment variables names each variable that the code reads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from anyio_sendproducer.testing import _broker
 from tests.support.paths import ROOT
 
 PAGE: Final = (ROOT / "docs/reference/environment.md").read_text(encoding="utf-8")
-#: The modules that read variables, and the rows of the page about them.
+#: The modules that read variables, and the text of the page about each of them.
 READERS: Final = {
     "_settings.py": "from_env()",
     "cli/_connecting.py": "| the command line | a command connects to a cluster |",

@@ -1,4 +1,4 @@
-"""The page on service discovery: its resolver for Consul, against what stands in for an agent."""
+"""The page on service discovery: its resolver for Consul works with a fake agent."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAGE = ROOT / "docs/how-to/discover-the-cluster.md"
 
 
 class FakeAgent(http.server.BaseHTTPRequestHandler):
-    """No Consul, only its documented answer to ``/v1/health/service/:service``, cut short."""
+    """A fake Consul agent with short answers to ``/v1/health/service/:service``."""
 
     answers: ClassVar[dict[str, Any]] = {
         "/v1/health/service/kafka?passing=true": [
@@ -52,7 +52,7 @@ def agent() -> Generator[str, None, None]:
 
 
 def consul(agent: str) -> Any:
-    """The resolver as it stands on the page, but for the agent's address."""
+    """Return the resolver of the page, with the address of the fake agent."""
     blocks = re.findall(r"```python\n(import httpx.*?)\n\n\nsettings", PAGE.read_text(), re.DOTALL)
     names: dict[str, Any] = {}
     exec(blocks[0].replace("localhost:8500", agent), names)
@@ -75,7 +75,9 @@ async def test_consul_by_http(agent: str) -> None:
 @pytest.mark.parametrize(
     ("service", "says"), [("nobody", "nothing was found"), ("sick", "500 Internal Server Error")]
 )
-async def test_consul_that_does_not_know(agent: str, service: str, says: str) -> None:
+async def test_the_error_says_why_consul_returned_no_address(
+    agent: str, service: str, says: str
+) -> None:
     settings = ProducerSettings(
         service_name=service, discovery_method=consul(agent), resolve_timeout=60, start_timeout=60
     )

@@ -1,4 +1,4 @@
-"""The page on Django: its modules make up a project, which runs in a process of its own."""
+"""The page on Django: its modules form a project that runs in its own process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from tests.support.measured import measured
 from tests.support.paths import ROOT
 
-#: What a project has besides. Celery is not installed: its two names that the page uses are here.
+#: The other modules of the project. They include a fake of Celery, which is not installed.
 MORE: Final = {
     "shop/__init__.py": "",
     "shop/settings.py": (

@@ -1,4 +1,4 @@
-"""The cells of the page on notebooks, run by IPython as it runs cells in a terminal."""
+"""The cells of the page on notebooks run in IPython."""
 
 from __future__ import annotations
 

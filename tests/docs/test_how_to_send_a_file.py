@@ -1,4 +1,4 @@
-"""The guide to the command line: a shell runs each of its commands, which print what it says."""
+"""The guide to the command line: each command prints the output that the guide shows."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ PAGE = ROOT / "docs" / "how-to" / "send-a-file.md"
 
 
 def commands() -> Iterator[tuple[str, str]]:
-    """Each command, and what it prints."""
+    """Yield each command with its expected output."""
     for block in re.findall(r"^```console\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL):
         for found in re.finditer(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE):
             yield found[1], found[2]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="its commands are those of GNU")
+@pytest.mark.skipif(sys.platform != "linux", reason="the guide uses GNU commands")
 def test_the_guide(shared_broker: str, tmp_path: Path) -> None:
     script = tmp_path / "bin" / "anyio-sendproducer"
     script.parent.mkdir()
@@ -36,7 +36,7 @@ def test_the_guide(shared_broker: str, tmp_path: Path) -> None:
     for command, expected in commands():
         count += 1
         if command.startswith("cat "):
-            # What is shown of a file is what is to be in it.
+            # The guide shows the content of this file. Create the file.
             (tmp_path / command.split()[1]).write_text(
                 expected.replace("localhost:9092", shared_broker)
             )

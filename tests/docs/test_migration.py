@@ -1,4 +1,4 @@
-"""What the guides from other clients say of these clients, and of the settings."""
+"""The statements of the migration guides about other clients and about the settings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from anyio_sendproducer.drivers import DriverName, make_driver
 from anyio_sendproducer.drivers.kafka_python._config import client_config
 from tests.support.paths import ROOT
 
-# They have no types to be found.
+# These modules have no types.
 aiokafka: Any = importlib.import_module("aiokafka")
 sender: Any = importlib.import_module("aiokafka.producer.sender")
 kafka: Any = importlib.import_module("kafka")
@@ -37,7 +37,7 @@ ADDRESS: Final = "nowhere.invalid:9092"
 
 
 def table(guide: str, heading: str) -> list[list[str]]:
-    """The rows of the table below a heading, without its own two first ones."""
+    """Return the rows of the table below a heading, without the head of the table."""
     text = (GUIDES / f"migrate-from-{guide}.md").read_text(encoding="utf-8")
     section = text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
     rows = [
@@ -65,19 +65,19 @@ SETTINGS: Final = [
 
 
 @pytest.mark.parametrize(("guide", "theirs", "default", "_here", "_our_default"), SETTINGS)
-def test_the_default_there_is_what_the_guide_says(
+def test_the_guide_shows_the_default_of_the_other_client(
     guide: str, theirs: str, default: str, _here: str, _our_default: str
 ) -> None:
     [name] = code(theirs)
     found = KNOWN[name] if guide == "kafka-python" else AIOKAFKA[name].default
-    if name == "acks" and guide == "aiokafka":  # two, of which one is not in the signature
+    if name == "acks" and guide == "aiokafka":  # the signature only has a sentinel
         assert "If unset, defaults to ``acks=1``" in str(aiokafka.AIOKafkaProducer.__doc__)
         return
     assert code(default) == [repr(found)]
 
 
 @pytest.mark.parametrize(("guide", "theirs", "_default", "here", "our_default"), SETTINGS)
-def test_the_default_here_is_what_the_guide_says(
+def test_the_guide_shows_our_default(
     guide: str, theirs: str, _default: str, here: str, our_default: str
 ) -> None:
     field, *others = code(here)
@@ -95,7 +95,7 @@ def test_the_default_here_is_what_the_guide_says(
     ("theirs", "here"),
     [(row[0], row[2]) for row in table("kafka-python", "Translate the settings")],
 )
-def test_a_property_of_kafka_python_is_taken_or_refused_as_the_guide_says(
+def test_a_property_of_kafka_python_is_accepted_or_refused_as_the_guide_says(
     theirs: str, here: str
 ) -> None:
     [name], [field, *_] = code(theirs), code(here)
@@ -107,7 +107,7 @@ def test_a_property_of_kafka_python_is_taken_or_refused_as_the_guide_says(
             make_driver(None, given)
 
 
-#: What each property of librdkafka is tried with.
+#: A valid value for each property of librdkafka.
 VALUES: Final[Mapping[str, Any]] = {
     "acks": "all",
     "batch.size": 100_000,
@@ -129,7 +129,7 @@ VALUES: Final[Mapping[str, Any]] = {
 @pytest.mark.parametrize(
     ("theirs", "here"), [row[:2] for row in table("confluent-kafka", "Translate the settings")]
 )
-def test_a_property_of_librdkafka_is_taken_or_refused_as_the_guide_says(
+def test_a_property_of_librdkafka_is_accepted_or_refused_as_the_guide_says(
     theirs: str, here: str
 ) -> None:
     name, field = code(theirs)[0], code(here)[0] if code(here) else ""
@@ -157,7 +157,7 @@ def test_a_property_of_librdkafka_is_taken_or_refused_as_the_guide_says(
         ("confluent-kafka", confluent_kafka),
     ],
 )
-def test_each_error_of_theirs_exists(guide: str, module: Any) -> None:
+def test_each_error_of_the_other_client_exists(guide: str, module: Any) -> None:
     names = {
         name
         for row in table(guide, "Translate the errors")
@@ -169,7 +169,7 @@ def test_each_error_of_theirs_exists(guide: str, module: Any) -> None:
 
 
 @pytest.mark.parametrize("guide", ["kafka-python", "aiokafka", "confluent-kafka"])
-def test_each_name_of_ours_exists(guide: str) -> None:
+def test_each_of_our_errors_exists(guide: str) -> None:
     text = (GUIDES / f"migrate-from-{guide}.md").read_text(encoding="utf-8")
     for name in re.findall(r"{exc}`~anyio_sendproducer\.(\w+)`", text):
         assert issubclass(getattr(anyio_sendproducer, name), anyio_sendproducer.SendProducerError)
@@ -194,7 +194,7 @@ def test_each_name_of_ours_exists(guide: str) -> None:
         (kafka.KafkaProducer, "The producer is thread safe"),
     ],
 )
-def test_their_documentation_says_so(where: Any, words: str) -> None:
+def test_the_documentation_of_the_other_client_contains_the_words(where: Any, words: str) -> None:
     assert words in " ".join(str(where.__doc__).split())
 
 
@@ -205,40 +205,40 @@ def test_their_documentation_says_so(where: Any, words: str) -> None:
             importlib.import_module("kafka.producer.sender"),
             "self._complete_batch_with_exception(expired_batch, Errors.KafkaTimeoutError(",
         ),
-        # What idempotence does to batches that are late.
+        # Idempotence changes whether late batches expire.
         (sender, "never expire batches, but retry until"),
         (sender, "self._sender._txn_manager is None and batch.expired()"),
-        # An unknown topic, and for how long.
+        # How long the client waits for an unknown topic.
         (
             aiokafka.client.AIOKafkaClient,
             "(time.monotonic() - t0) > (self._request_timeout_ms / 1000)",
         ),
         (aiokafka.client.AIOKafkaClient, "raise UnknownTopicOrPartitionError()"),
         (importlib.import_module("aiokafka.partitioner"), "return random.choice(available)"),
-        # Serializers run where `send` is called.
+        # Serializers run in the caller's task.
         (aiokafka.AIOKafkaProducer._serialize, "self._value_serializer(value)"),
         (aiokafka.AIOKafkaProducer.__del__, "ResourceWarning"),
         (confluent_kafka.aio.AIOProducer.close, "await self.flush()"),
     ],
 )
-def test_their_source_says_so(where: Any, words: str) -> None:
+def test_the_source_of_the_other_client_contains_the_code(where: Any, words: str) -> None:
     assert words in inspect.getsource(where)
 
 
-def test_neither_asyncio_client_takes_a_time_out_to_stop() -> None:
+def test_the_stop_methods_of_asyncio_clients_have_no_timeout() -> None:
     for stop in (aiokafka.AIOKafkaProducer.stop, confluent_kafka.aio.AIOProducer.close):
         assert list(inspect.signature(stop).parameters) == ["self"]
 
 
-def test_transactions_of_aiokafka_are_called_as_the_guide_does() -> None:
-    """No test runs them: the embedded broker has an error for its first request."""
+def test_aiokafka_has_the_transaction_calls_of_the_guide() -> None:
+    """No test runs a transaction, because the embedded broker fails its first request."""
     assert list(inspect.signature(aiokafka.AIOKafkaProducer.transaction).parameters) == ["self"]
     assert "transactional_id" in AIOKAFKA
     context: Any = aiokafka.AIOKafkaProducer.transaction(None)
     assert "commit_transaction()" in inspect.getsource(context.__aexit__)
 
 
-def test_the_buffer_of_aioproducer_has_these_defaults() -> None:
+def test_the_defaults_of_the_buffer_of_aioproducer() -> None:
     known = inspect.signature(confluent_kafka.aio.AIOProducer).parameters
     assert (known["batch_size"].default, known["buffer_timeout"].default) == (1000, 1.0)
 
@@ -255,21 +255,21 @@ def test_aioproducer_refuses_headers() -> None:
     anyio.run(send)
 
 
-def test_confluent_kafka_says_of_a_wrong_address_when_a_record_fails_and_not_before() -> None:
-    told: list[Any] = []
+def test_confluent_kafka_reports_a_wrong_address_only_when_a_record_fails() -> None:
+    reported: list[Any] = []
     producer = confluent_kafka.Producer(
         {"bootstrap.servers": "127.0.0.1:1", "message.timeout.ms": 100, "log_level": 0}
     )
-    producer.produce("orders", b"", on_delivery=lambda error, _: told.append(error))
+    producer.produce("orders", b"", on_delivery=lambda error, _: reported.append(error))
     assert producer.flush(30) == 0
-    assert [error.code() for error in told] == [confluent_kafka.KafkaError._MSG_TIMED_OUT]
+    assert [error.code() for error in reported] == [confluent_kafka.KafkaError._MSG_TIMED_OUT]
 
 
 # --- keys, calls and serializers -----------------------------------------------------------------
 
 
 def shown_partitioner() -> Any:
-    """The partitioner that the guide from confluent-kafka shows."""
+    """Return the partitioner of the guide for confluent-kafka."""
     text = (GUIDES / "migrate-from-confluent-kafka.md").read_text(encoding="utf-8")
     shown = text.partition("```python\nimport random\n")[2].partition("\n\n\nby_crc")[0]
     names: dict[str, Any] = {}
@@ -278,7 +278,7 @@ def shown_partitioner() -> Any:
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_keys_stay_where_confluent_kafka_put_them_only_with_the_old_partitioner(
+def test_keys_keep_the_partitions_of_confluent_kafka_only_with_its_partitioner(
     shared_broker: str, backend: str
 ) -> None:
     keys = [b"%d" % number for number in range(20)]
@@ -289,7 +289,7 @@ def test_keys_stay_where_confluent_kafka_put_them_only_with_the_old_partitioner(
         theirs.produce(
             topic,
             key=key,
-            on_delivery=lambda _, told: before.update({told.key(): told.partition()}),
+            on_delivery=lambda _, sent: before.update({sent.key(): sent.partition()}),
         )
     assert theirs.flush(60) == 0
     theirs.close()
@@ -320,7 +320,7 @@ def test_keys_stay_where_confluent_kafka_put_them_only_with_the_old_partitioner(
         ("confluent-kafka", confluent_kafka.Producer),
     ],
 )
-def test_each_call_of_theirs_exists(guide: str, theirs: Any) -> None:
+def test_each_call_of_the_other_client_exists(guide: str, theirs: Any) -> None:
     heading = {
         "kafka-python": "Flush, read metrics, and choose partitions",
         "aiokafka": "Translate calls and fields",
@@ -336,7 +336,7 @@ def test_each_call_of_theirs_exists(guide: str, theirs: Any) -> None:
         assert name == "len" or hasattr(theirs, name), name
 
 
-def test_each_field_of_their_metadata_exists() -> None:
+def test_each_metadata_field_of_the_other_client_exists() -> None:
     known = {
         "aiokafka": importlib.import_module("aiokafka.structs").RecordMetadata._fields,
         "kafka-python": importlib.import_module("kafka.producer.future").RecordMetadata._fields,
@@ -350,15 +350,15 @@ def test_each_field_of_their_metadata_exists() -> None:
 
 
 @pytest.mark.parametrize("peer", ["aiokafka", "kafka-python"])
-def test_their_serializers_get_none_and_ours_do_not(shared_broker: str, peer: str) -> None:
-    told: list[object] = []
+def test_only_serializers_of_the_other_clients_get_none(shared_broker: str, peer: str) -> None:
+    values: list[object] = []
 
     def serialize(value: object) -> bytes:
-        told.append(value)
+        values.append(value)
         return b"null"
 
     def send_with_kafka_python() -> None:
-        with pytest.deprecated_call():  # it wants a subclass of its own class
+        with pytest.deprecated_call():  # it expects a subclass of its Serializer
             theirs = kafka.KafkaProducer(
                 bootstrap_servers=shared_broker, value_serializer=serialize
             )
@@ -375,12 +375,12 @@ def test_their_serializers_get_none_and_ours_do_not(shared_broker: str, peer: st
                 bootstrap_servers=shared_broker, value_serializer=serialize
             ) as theirs:
                 await theirs.send_and_wait("serialized", None, key=b"42")
-        assert told == [None]
+        assert values == [None]
         async with open_send_producer(
             bootstrap_servers=shared_broker, value_serializer=serialize
         ) as ours:
             await ours.send("serialized", None, key=b"42")
-        assert told == [None]
+        assert values == [None]
 
     anyio.run(send)
 

@@ -1,8 +1,8 @@
 """Each public name is used in an example that the tests run.
 
-A new name needs an example: in a page of ``docs``, in a block of ``python``, or in a docstring, in
-indented block after ``::``. To import it is not enough. Where it is used is then listed in
-``docs/reference/examples.md`` by itself.
+A new name needs an example: a ``python`` block on a page of ``docs``, or an indented block after
+``::`` in a docstring. The example must use the name, not only import it. The page
+``docs/reference/examples.md`` then lists the example automatically.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ def test_an_example_uses_it(module: str, name: str) -> None:
     assert PLACES.get((module, name)), f"no example in docs or a docstring uses {module}.{name}"
 
 
-def test_all_public_modules_are_looked_at() -> None:
+def test_all_public_modules_are_checked() -> None:
     source = Path(anyio_sendproducer.__file__).parent
     files = {path.relative_to(source.parent).with_suffix("") for path in source.rglob("*.py")}
     modules = {".".join(path.parts).removesuffix(".__init__") for path in files}
-    # What the command line is made of is its own affair.
+    # The modules of the command line are not public.
     public = {name for name in modules if "._" not in name} - {"anyio_sendproducer.cli"}
     assert "anyio_sendproducer.testing.factories" in public
     assert set(PUBLIC) == public
     assert PUBLIC["anyio_sendproducer"] == sorted(anyio_sendproducer.__all__)
 
 
-def test_what_counts_as_an_example_is_run(request: pytest.FixtureRequest) -> None:
+def test_each_counted_example_is_run(request: pytest.FixtureRequest) -> None:
     runner: Any = request.config.pluginmanager.get_plugin(str(ROOT / "conftest.py"))
 
     def run(sybil: Any, path: Path) -> list[str]:
@@ -75,5 +75,5 @@ def test_what_counts_as_an_example_is_run(request: pytest.FixtureRequest) -> Non
         (["kafka_topic = print(kafka_topic)", "test(kafka_topic=1)"], set[str]()),
     ],
 )
-def test_to_use_is_more_than_to_import(examples: list[str], used: set[str]) -> None:
+def test_an_import_alone_is_not_a_use(examples: list[str], used: set[str]) -> None:
     assert {name for _, name in used_names.used_in(examples, PUBLIC)} == used

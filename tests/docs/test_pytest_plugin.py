@@ -1,4 +1,4 @@
-"""The fixtures, as somebody's project gets them: in a pytest of its own, with each async plugin."""
+"""The fixtures in another project: in its own pytest process, with each async plugin."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ import anyio_sendproducer
 from tests.support.measured import measured
 from tests.support.paths import ROOT
 
-#: Without types, so that checkers need not have the one that is not there.
+#: Typed as Any, because only one of the two modules is installed.
 toml: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
 
-#: The settings of a project, and the arguments of pytest: with AnyIO's plugin and with pytest-trio,
-#: each alone and beside the other.
+#: The settings of a project and the arguments of pytest, for AnyIO's plugin and for pytest-trio.
+#: Each plugin is used alone, and with the other plugin installed.
 PLUGINS: Final[dict[str, tuple[str, list[str]]]] = {
     "anyio": ("anyio_mode = auto", ["-p", "no:trio"]),
     "anyio, pytest-trio idle": ("anyio_mode = auto", []),
@@ -33,7 +33,7 @@ PLUGINS: Final[dict[str, tuple[str, list[str]]]] = {
 }
 
 
-#: Plugins that only take time here.
+#: Plugins that these tests do not need.
 IRRELEVANT: Final = ("asyncio", "cacheprovider", "faker", "hypothesispytest")
 
 
@@ -42,14 +42,14 @@ def without(*plugins: str) -> list[str]:
     return [option for plugin in plugins for option in ("-p", f"no:{plugin}")]
 
 
-#: With what every project had better have, but for what pyproject.toml lets kafka-python do.
+#: Warnings are errors, with the exceptions for kafka-python that pyproject.toml also has.
 INI: Final = """[pytest]
 filterwarnings =
     error
     ignore:(read_text|open_text) is deprecated:DeprecationWarning"""
 
 
-#: How long Hypothesis takes says how busy the machine is.
+#: Hypothesis has no deadline, because the machine may be busy.
 PATIENT: Final = """
 from hypothesis import HealthCheck, settings
 
@@ -60,13 +60,13 @@ settings.load_profile("patient")
 
 
 class Project:
-    """A directory with tests, in which pytest is run."""
+    """A directory with tests and a pytest.ini."""
 
     def __init__(self, path: Path) -> None:
         self.path = path / "project"
         self.path.mkdir()
-        # What the installed package says of itself: where it is installed in editable form, that
-        # may be from before there were fixtures.
+        # Write fresh package metadata. The metadata of an editable installation may be older than
+        # the fixtures.
         installed = path / "installed"
         metadata = installed / "anyio_sendproducer-0.dist-info"
         metadata.mkdir(parents=True)
@@ -99,7 +99,7 @@ class Project:
         return done.stdout
 
     def pytest(self, *arguments: str) -> dict[str, int]:
-        """How many tests passed, and so on; all must pass."""
+        """Run pytest, which must succeed. Return the counts of its summary."""
         last = self.python("-m", "pytest", *without(*IRRELEVANT), *arguments).splitlines()[-1]
         return {what: int(count) for count, what in re.findall(r"(\d+) ([a-z]+)", last)}
 
@@ -144,16 +144,14 @@ from anyio_sendproducer import ProducerRecord
 from anyio_sendproducer.testing import factories
 
 
-async def test_nobody_looks(kafka_fake_producer):
+async def test_no_outcome_is_awaited(kafka_fake_producer):
     kafka_fake_producer.answer = factories.rejected
     kafka_fake_producer.producer.enqueue_nowait(ProducerRecord("t", b"v"))
 """
 
 
 @pytest.mark.parametrize("plugin", ["anyio", "pytest-trio"])
-def test_a_failure_that_nobody_awaited_is_an_error_of_the_test(
-    project: Project, plugin: str
-) -> None:
+def test_an_unawaited_failure_is_an_error_of_the_test(project: Project, plugin: str) -> None:
     ini, arguments = PLUGINS[plugin]
     project.write(FAILED_BEHIND, ini=ini)
     with pytest.raises(AssertionError, match="nobody awaited the outcome"):
@@ -204,7 +202,7 @@ class TestMore:
 """
 
 
-def test_what_starts_something_needs_neither_plugin(project: Project) -> None:
+def test_fixtures_of_brokers_work_without_an_async_plugin(project: Project) -> None:
     project.environment |= measured()
     project.write(SYNCHRONOUS)
     assert project.pytest(*without("anyio", "trio")) == {"passed": 5}
@@ -238,13 +236,13 @@ async def test_on_a_mock_cluster(kafka_mock_cluster):
 
 
 def guide() -> str:
-    """The examples of the guide, which make up a module of tests."""
+    """Return the examples of the guide as one module of tests."""
     page = (ROOT / "docs/how-to/test-your-code.md").read_text(encoding="utf-8")
     return "\n\n".join(re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL))
 
 
 def count_tests(kind: type[ast.FunctionDef | ast.AsyncFunctionDef], module: str) -> int:
-    """How many tests of a kind there are, each as often as it is parametrized."""
+    """Return the number of tests of a kind, including their parameters."""
     tests = [
         node
         for node in ast.walk(ast.parse(module))
@@ -260,7 +258,7 @@ def count_tests(kind: type[ast.FunctionDef | ast.AsyncFunctionDef], module: str)
     )
 
 
-#: The set-up with which the guide is run in full: on both loops, beside the other plugin.
+#: The set-up that runs the whole guide: on both event loops, with the other plugin installed.
 IN_FULL: Final = "anyio, pytest-trio idle"
 
 
@@ -276,11 +274,11 @@ IN_FULL: Final = "anyio, pytest-trio idle"
         ),
     ],
 )
-def test_they_work_with_each_plugin_and_so_do_the_examples_of_the_guide(
+def test_fixtures_and_examples_of_the_guide_work_with_each_plugin(
     project: Project, plugin: str, in_full: bool
 ) -> None:
-    """Every fixture is used with each plugin; the examples of the guide run once, and with the
-    other plugins at night."""
+    """Every fixture is used with each plugin. The guide runs with one plugin, and in the nightly
+    run with all."""
     ini, arguments = PLUGINS[plugin]
     modules = [FAKE, ASYNCHRONOUS, *([PATIENT + guide()] if in_full else [])]
     project.write(*modules, ini=ini)
@@ -291,26 +289,26 @@ def test_they_work_with_each_plugin_and_so_do_the_examples_of_the_guide(
     assert project.pytest(*arguments) == {"passed": synchronous + asynchronous * loops}
 
 
-def test_with_the_settings_that_the_guide_shows_tests_run_on_both_loops(project: Project) -> None:
+def test_the_settings_of_the_guide_run_tests_on_both_event_loops(project: Project) -> None:
     page = (ROOT / "docs/how-to/test-your-code.md").read_text(encoding="utf-8")
     [settings] = re.findall(r"^```toml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     project.environment |= measured()
     project.write(FAKE)
-    (project.path / "pytest.ini").unlink()  # it would be taken instead
+    (project.path / "pytest.ini").unlink()  # it would have precedence
     (project.path / "pyproject.toml").write_text(settings)
     assert project.pytest("-p", "no:trio", "-p", "no:warnings") == {"passed": 6}
 
 
 def test_with_pytest_asyncio(project: Project) -> None:
-    """The guide's fixtures for it, beside AnyIO's plugin, which leaves them alone by default."""
+    """The guide's fixtures work with AnyIO's plugin installed, which ignores them by default."""
     page = (ROOT / "docs/how-to/test-on-asyncio.md").read_text(encoding="utf-8")
     [ini] = re.findall(r"^```ini\n\[pytest\]\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     [guide] = re.findall(r"## Test with pytest-asyncio(.*?)## Test with unittest", page, re.DOTALL)
     blocks = re.findall(r"^```py\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
     project.environment |= measured()
     project.write("\n".join(blocks), ini=ini)
-    said = project.python("-m", "pytest", *without("cacheprovider", "faker", "trio"))
-    assert "3 passed" in said.splitlines()[-1]
+    output = project.python("-m", "pytest", *without("cacheprovider", "faker", "trio"))
+    assert "3 passed" in output.splitlines()[-1]
 
 
 LEFT_ELSEWHERE: Final = """
@@ -333,7 +331,7 @@ async def test_sent(producer):
 """
 
 
-def test_the_wrong_block_with_pytest_asyncio(project: Project) -> None:
+def test_open_send_producer_in_a_pytest_asyncio_fixture_raises(project: Project) -> None:
     project.environment |= measured()
     ini = "asyncio_mode = auto\nasyncio_default_fixture_loop_scope = function"
     project.write(LEFT_ELSEWHERE, ini=ini)
@@ -342,7 +340,7 @@ def test_the_wrong_block_with_pytest_asyncio(project: Project) -> None:
     assert "1 passed, 1 error" in str(caught.value)
 
 
-def test_pytest_s_start_imports_nothing_that_the_fixtures_need(project: Project) -> None:
+def test_the_start_of_pytest_imports_no_dependency_of_the_fixtures(project: Project) -> None:
     project.write("def test_nothing():\n    pass\n")
     script = """if True:
         import json, sys, pytest
@@ -365,15 +363,15 @@ def test_pytest_s_start_imports_nothing_that_the_fixtures_need(project: Project)
     assert not loaded & heavy
 
 
-def test_the_fixtures_are_explained(project: Project) -> None:
-    said = project.python("-m", "pytest", "--fixtures", *without(*IRRELEVANT, "anyio", "trio"))
+def test_pytest_shows_a_description_of_each_fixture(project: Project) -> None:
+    output = project.python("-m", "pytest", "--fixtures", *without(*IRRELEVANT, "anyio", "trio"))
     from anyio_sendproducer.testing import pytest_plugin
 
     for name in pytest_plugin.__all__:
-        assert re.search(rf"^{name}\b.*\n +\S", said, re.MULTILINE), name
+        assert re.search(rf"^{name}\b.*\n +\S", output, re.MULTILINE), name
 
 
-def test_they_can_be_left_out(project: Project) -> None:
+def test_the_plugin_can_be_disabled(project: Project) -> None:
     plugins = without(*IRRELEVANT, "anyio", "trio", "anyio_sendproducer")
-    said = project.python("-m", "pytest", "--fixtures", *plugins)
-    assert "kafka_" not in said
+    output = project.python("-m", "pytest", "--fixtures", *plugins)
+    assert "kafka_" not in output

@@ -1,4 +1,4 @@
-"""run.py: what its commands start, and when they fail."""
+"""The commands that run.py starts, and its exit codes."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_in_ci_all_tests_run_with_coverage(
 
 
 @pytest.mark.parametrize("part", ["coverage run", "coverage combine", "coverage report"])
-def test_in_ci_the_tests_fail_with_the_coverage(
+def test_in_ci_a_failure_of_coverage_is_an_error(
     runner: Any, part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CI", "1")

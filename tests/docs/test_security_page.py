@@ -8,7 +8,7 @@ from typing import Final
 from tests.support.named_tests import named_tests, names_of_tests
 from tests.support.paths import ROOT
 
-#: How paragraphs begin that claim nothing: they introduce what follows, or say what cannot be had.
+#: The starts of paragraphs that make no testable claim: introductions and limits.
 CLAIMS_NOTHING: Final = (
     "A broker gets the records",
     'With `driver="confluent"`, librdkafka reads the answers of a broker',
@@ -20,7 +20,7 @@ CLAIMS_NOTHING: Final = (
 
 
 def claims() -> list[str]:
-    """The paragraphs and the items of lists in the sections that make claims, but introductions."""
+    """Return the paragraphs and list items of the sections that make claims."""
     page = (ROOT / "SECURITY.md").read_text("utf-8")
     section = page.partition("## How secrets are handled")[2].partition("## What is not covered")
     text = section[0] + section[2].partition("## Supply chain")[2]
@@ -41,6 +41,6 @@ def test_each_claim_names_a_test() -> None:
     for claim in found:
         shows = re.search(r"`tests/[\w/]+\.py::test_\w+`|`nox -s [\w ]+`", claim)
         assert shows or claim.startswith(CLAIMS_NOTHING), claim
-    # No introduction stays here that is not on the page.
+    # Each start in CLAIMS_NOTHING is still on the page.
     for words in CLAIMS_NOTHING:
         assert any(claim.startswith(words) for claim in found), words

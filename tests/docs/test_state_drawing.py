@@ -14,7 +14,7 @@ from tests.support.state_picture import TABLES, Picture, table
 
 @pytest.fixture
 def drawing(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The module that draws. It stands beside the extensions of the documents."""
+    """The module that draws the pictures. It is in the directory of the Sphinx extensions."""
     monkeypatch.setattr(sys, "path", [str(ROOT / "docs/_ext"), *sys.path])
     return importlib.import_module("state_drawing")
 
@@ -35,7 +35,7 @@ def test_each_state_and_each_transition_is_drawn(drawing: Any, name: str) -> Non
     ends = {state.name for state, events in drawn.items() if not events}
     assert {one.name for one in picture.states.values() if one.borders == 2} == ends
 
-    # What leads from one state to the same other one shares an arrow, and its label.
+    # Transitions between the same two states share one arrow and its label.
     events: dict[tuple[str | None, str], list[str]] = {}
     for state, following in drawn.items():
         for event, next_state in following.items():

@@ -1,4 +1,4 @@
-"""The page of error messages quotes messages that the package really has."""
+"""The page of error messages quotes messages of the package."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MESSAGES: Final = re.findall(r"^\| `(.+?)` \|", PAGE, re.MULTILINE)
 
 
 def texts() -> Iterator[str]:
-    """Every text in the source of the package, with "…" for each value in it."""
+    """Yield every string in the source of the package, with "…" for each inserted value."""
     for path in (ROOT / "src").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -33,16 +33,16 @@ ALL: Final = "\n".join(texts())
 
 
 @pytest.mark.parametrize("message", MESSAGES)
-def test_a_message_is_one_of_the_package(message: str) -> None:
+def test_each_quoted_message_is_in_the_source(message: str) -> None:
     assert message in ALL
 
 
-def test_the_messages_are_looked_at() -> None:
+def test_messages_are_found_on_the_page_and_in_the_source() -> None:
     assert "no broker answered: …" in MESSAGES
     assert "no such message" not in ALL
 
 
-def test_every_public_exception_is_there() -> None:
+def test_every_public_exception_is_on_the_page() -> None:
     missing = [
         name
         for name, public in vars(anyio_sendproducer).items()

@@ -1,4 +1,4 @@
-"""A browser for all tests here. Where there is none they fail: the site is not checked without."""
+"""The browser and the built documents. Without a browser, the tests fail."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from tests.site.walker import browser
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Browser]:
-    """The browser."""
     with browser() as launched:
         yield launched
 
 
 @pytest.fixture(scope="session")
 def site() -> Path:
-    """The built documents."""
+    """The directory of the built documents."""
     built = Path(os.environ.get("DOCS_SITE", "docs/_build"))
-    assert (built / "index.html").is_file(), f"no documents in {built}: build them, nox -s site"
+    assert (built / "index.html").is_file(), f"no documents in {built}: run nox -s site"
     return built

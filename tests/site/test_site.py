@@ -1,4 +1,4 @@
-"""The documents, as they are built, in a real browser."""
+"""The built documents in a real browser."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from tests.site.walker import PHONE, WIDE, context, listen, serve, walk
 from tests.support.state_picture import TABLES, Picture, table
 
 
-def test_no_page_has_anything_to_complain_of(
+def test_no_page_has_a_problem(
     site: Path, chromium: Browser, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = walk(site, chromium)
     with capsys.disabled():
-        sys.stdout.write(f"\n{len(report.pages)} pages. These links lead out of the site:\n")
+        sys.stdout.write(f"\n{len(report.pages)} pages. Links to other sites:\n")
         sys.stdout.writelines(f"{link}\n" for link in report.outside)
     assert len(report.pages) > 30
-    assert not report.complaints, "\n" + "\n".join(report.complaints)
+    assert not report.problems, "\n" + "\n".join(report.problems)
 
 
 def test_the_state_machines_are_on_their_page(site: Path) -> None:
@@ -33,7 +33,7 @@ def test_the_state_machines_are_on_their_page(site: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "page"),
+    ("words", "page"),
     [
         ("open_send_producer", "reference/opening.html#anyio_sendproducer.open_send_producer"),
         ("FakeDriver", "reference/testing-driver.html#anyio_sendproducer.testing.FakeDriver"),
@@ -45,13 +45,13 @@ def test_the_state_machines_are_on_their_page(site: Path) -> None:
         ("exactly once", "explanation/delivery-certainty.html"),
     ],
 )
-def test_the_search_finds_it(site: Path, chromium: Browser, asked: str, page: str) -> None:
-    complaints: list[str] = []
+def test_the_search_finds_the_page(site: Path, chromium: Browser, words: str, page: str) -> None:
+    problems: list[str] = []
     with serve(site) as base, context(chromium, WIDE) as wide:
         opened = wide.new_page()
-        listen(opened, base, complaints)
+        listen(opened, base, problems)
         opened.goto(base + "index.html")
-        opened.locator("input[name=q]").first.fill(asked)
+        opened.locator("input[name=q]").first.fill(words)
         opened.keyboard.press("Enter")
         opened.wait_for_url(re.compile(r"search\.html\?q="))
         found = opened.locator(f'#search-results a[href*="{page}"]').first
@@ -59,35 +59,35 @@ def test_the_search_finds_it(site: Path, chromium: Browser, asked: str, page: st
         found.click()
         opened.wait_for_url(re.compile(re.escape(page.partition("#")[0])))
         expect(opened.locator("h1").first).to_be_visible()
-    assert not complaints, complaints
+    assert not problems, problems
 
 
 def test_the_reader_chooses_between_light_and_dark(site: Path, chromium: Browser) -> None:
-    complaints: list[str] = []
+    problems: list[str] = []
     backgrounds: dict[str | None, str] = {}
     with serve(site) as base, context(chromium, WIDE) as wide:
         page = wide.new_page()
-        listen(page, base, complaints)
+        listen(page, base, problems)
         page.goto(base + "index.html")
         for _ in range(3):
             page.locator(".theme-toggle:visible").first.click()
             chosen = page.locator("body").get_attribute("data-theme")
             backgrounds[chosen] = page.evaluate("getComputedStyle(document.body).backgroundColor")
-        # It is kept on the next page.
+        # The next page keeps the choice.
         page.locator(".theme-toggle:visible").first.click()
         kept = page.locator("body").get_attribute("data-theme")
         page.goto(base + "reference/api.html")
         assert page.locator("body").get_attribute("data-theme") == kept
     assert set(backgrounds) == {"auto", "light", "dark"}
     assert backgrounds["light"] == backgrounds["auto"] != backgrounds["dark"]
-    assert not complaints, complaints
+    assert not problems, problems
 
 
-def test_on_a_phone_the_menu_opens_and_leads_on(site: Path, chromium: Browser) -> None:
-    complaints: list[str] = []
+def test_on_a_phone_the_menu_opens_and_its_links_work(site: Path, chromium: Browser) -> None:
+    problems: list[str] = []
     with serve(site) as base, context(chromium, PHONE) as phone:
         page = phone.new_page()
-        listen(page, base, complaints)
+        listen(page, base, problems)
         page.goto(base + "index.html")
         link = page.locator(".sidebar-tree a", has_text="Your first records")
         assert not page.evaluate(
@@ -96,4 +96,4 @@ def test_on_a_phone_the_menu_opens_and_leads_on(site: Path, chromium: Browser) -
         page.locator(".nav-overlay-icon:visible").first.click()
         link.click()
         page.wait_for_url(re.compile(r"tutorial/first-records\.html"))
-    assert not complaints, complaints
+    assert not problems, problems

@@ -1,4 +1,4 @@
-"""The walker itself: each thing that it is to complain of, on a page that has it."""
+"""The walker reports each kind of problem on a page that has it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def make(root: Path, **pages: str) -> Path:
     return root
 
 
-def test_a_good_site_is_not_complained_of(tmp_path: Path, chromium: Browser) -> None:
+def test_a_good_site_has_no_problems(tmp_path: Path, chromium: Browser) -> None:
     root = make(
         tmp_path,
         index='<p>See <a href="other.html#part">it</a>, <a href="data.txt">its data</a> and '
@@ -43,28 +43,28 @@ def test_a_good_site_is_not_complained_of(tmp_path: Path, chromium: Browser) -> 
     )
     (root / "data.txt").write_text("1")
     report = walk(root, chromium)
-    assert report.complaints == []
+    assert report.problems == []
     assert report.pages == ["index.html", "other.html", "search.html"]
     assert report.outside == ["https://example.org/"]
 
 
-#: What is on a page, and what is to be said of it.
+#: The content of a page, and the problem to report for it.
 BAD: Final = [
-    ('<a href="gone.html">a</a>', "leads to gone.html, which is not there"),
-    ('<a href="index.html#gone">a</a>', "leads to index.html#gone, where there is no such"),
-    ('<a href="#gone">a</a>', "#gone, where there is no such part"),
-    ("<script>console.error('oh')</script>", "says in the console: oh"),
-    ("<script>console.warn('oh')</script>", "says in the console: oh"),
+    ('<a href="gone.html">a</a>', "links to gone.html, which does not exist"),
+    ('<a href="index.html#gone">a</a>', "links to index.html#gone, which has no such anchor"),
+    ('<a href="#gone">a</a>', "#gone, which has no such anchor"),
+    ("<script>console.error('oh')</script>", "logs to the console: oh"),
+    ("<script>console.warn('oh')</script>", "logs to the console: oh"),
     ("<script>throw new Error('oh')</script>", "raises oh"),
-    ('<img src="gone.png" alt="x">', "has 404 for"),
-    ('<img src="gone.png" alt="x">', "shows no picture"),
+    ('<img src="gone.png" alt="x">', "gets 404 for"),
+    ('<img src="gone.png" alt="x">', "does not show the picture"),
     (
         '<img src="https://example.org/x.png" alt="x">',
-        "asks elsewhere, for https://example.org",
+        "requests another host: https://example.org",
     ),
     (
         "<script>fetch('http://127.0.0.1:1/')</script>",
-        "asks elsewhere, for http://127.0.0.1:1/",
+        "requests another host: http://127.0.0.1:1/",
     ),
     ('<p style="color: #ccc; background: #fff">pale</p>', "html: has a contrast of 1.6: pale"),
     ('<p style="color: #222">for light pages alone</p>', "html, dark: has a contrast of"),
@@ -104,33 +104,33 @@ BAD: Final = [
 
 
 @pytest.fixture(scope="module")
-def complaints(tmp_path_factory: pytest.TempPathFactory, chromium: Browser) -> list[str]:
-    """What is said of a site of all of them."""
+def problems(tmp_path_factory: pytest.TempPathFactory, chromium: Browser) -> list[str]:
+    """The problems of a site with all these pages."""
     root = tmp_path_factory.mktemp("bad")
     for number, (body, _) in enumerate(BAD):
         make(root, **{f"page{number}": body})
     links = "".join(f'<a href="page{number}.html">{number}</a> ' for number in range(len(BAD)))
-    return walk(make(root, index=f"<p>{links}</p>"), chromium).complaints
+    return walk(make(root, index=f"<p>{links}</p>"), chromium).problems
 
 
 @pytest.mark.parametrize(
     "number", range(len(BAD)), ids=lambda number: f"{number}, {BAD[number][1]}"
 )
-def test_it_complains(complaints: list[str], number: int) -> None:
-    said = [found for found in complaints if found.startswith(f"page{number}.html")]
-    assert any(BAD[number][1] in found for found in said), complaints
+def test_each_bad_page_is_reported(problems: list[str], number: int) -> None:
+    reported = [found for found in problems if found.startswith(f"page{number}.html")]
+    assert any(BAD[number][1] in found for found in reported), problems
 
 
-def test_it_complains_of_nothing_else(complaints: list[str]) -> None:
-    assert not [found for found in complaints if found.startswith("index.html")]
+def test_the_good_page_is_not_reported(problems: list[str]) -> None:
+    assert not [found for found in problems if found.startswith("index.html")]
 
 
-def test_it_complains_of_a_page_that_nothing_leads_to(tmp_path: Path, chromium: Browser) -> None:
+def test_a_page_without_a_link_to_it_is_reported(tmp_path: Path, chromium: Browser) -> None:
     report = walk(make(tmp_path, index="<p>x</p>", lost='<a href="lost.html">me</a>'), chromium)
-    assert report.complaints == ["lost.html: nothing leads to it"]
+    assert report.problems == ["lost.html: no page links to it"]
 
 
-def test_without_a_browser_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_browser_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CHROMIUM", raising=False)
     with pytest.raises(FileNotFoundError, match="apt-get install chromium"), browser():

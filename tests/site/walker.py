@@ -1,18 +1,20 @@
-"""Walks a site of static pages in a real browser, and tells what a reader would complain of.
+"""Opens each page of a static site in a real browser, and reports problems.
 
-Each page is opened on a wide screen, light and dark, and on phones of 360 and 390 pixels.
+The walker opens each page on a wide screen, light and dark, and on phones of 360 and 390 pixels.
 It reports:
 
-* a link or an anchor that leads nowhere, and a page that nothing leads to;
-* an error or a warning in the console, and a request that fails or goes elsewhere;
-* what axe (https://github.com/dequelabs/axe-core) finds against WCAG 2 AA;
-* what is cut off, scrolls sideways or is too small; on a phone, code and pictures may scroll;
+* a link whose page or anchor does not exist, and a page without a link to it;
+* an error or a warning in the console, and a request that fails or goes to another host;
+* violations of WCAG 2 AA that axe (https://github.com/dequelabs/axe-core) finds;
+* content that is cut off, scrolls sideways or is too small; on a phone, code and pictures may
+  scroll;
 * a page without a favicon or a description, and code without a copy button;
 * a page of the API reference that is too long.
 
-Links that lead out of the site are listed, and not followed.
+It lists links to other sites, and does not follow them.
 
-The browser is Chromium, as the system has it: ``CHROMIUM`` names it where it has another name.
+The browser is the Chromium of the system. The environment variable ``CHROMIUM`` can name another
+executable.
 """
 
 from __future__ import annotations
@@ -43,37 +45,37 @@ from playwright.sync_api import (
 
 __all__ = ["Report", "browser", "context", "listen", "serve", "walk"]
 
-# It has no types to be found.
+# This package has no types.
 Axe: Final[Any] = importlib.import_module("axe_playwright_python.sync_playwright").Axe
 
 WIDE: Final = (1280, 900)
 PHONE: Final = (360, 740)
-#: A second phone: a page may change its form between the two.
+#: Two phones, because the layout of a page may change between their widths.
 PHONES: Final = (PHONE, (390, 844))
-#: How many pixels long a page of the API reference may be on the wide screen.
+#: The maximum length of a page of the API reference on the wide screen, in pixels.
 LONGEST: Final = 8_000
-#: Milliseconds for anything that the browser is asked for.
+#: Milliseconds for each call of the browser.
 PATIENCE: Final = 60_000
-#: Pages that readers come to by a form, or by a name that they know.
+#: Pages that need no link: readers reach them with a form or a known name.
 UNLINKED: Final = frozenset({"search.html", "genindex.html", "py-modindex.html", "404.html"})
-#: What is asked of axe: the rules of WCAG 2, levels A and AA, but that of contrast.
+#: The options of axe: the rules of WCAG 2, levels A and AA, except the rule for contrast.
 RULES: Final = {
     "runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]},
     "rules": {
         "color-contrast": {"enabled": False},
-        # Sphinx's own: the captions in the menu are headings that do not say of which level.
+        # From Sphinx: the captions in the menu are headings without a level.
         "aria-required-attr": {"enabled": False},
-        # Sphinx's own: the arguments of a long signature are a list without terms.
+        # From Sphinx: the arguments of a long signature are a definition list without terms.
         "definition-list": {"enabled": False},
-        # Chromium and Firefox let the keyboard scroll whatever scrolls.
+        # In Chromium and Firefox, the keyboard can scroll each scrollable element.
         "scrollable-region-focusable": {"enabled": False},
     },
     "resultTypes": ["violations"],
 }
 
-#: The width of the page, and what of its text lies beyond it or is too small to be read. What
-#: scrolls in a box of its own is not cut off. The argument says whether code and pictures may
-#: scroll: code is harder to read if it is wrapped, and a picture if its text shrinks.
+#: Finds elements beyond the width of the page, and text that is too small to read. Content that
+#: scrolls within its own box is not cut off. The argument says whether code and pictures may
+#: scroll: wrapped code and a picture with smaller text are harder to read.
 _CUT_OFF: Final = """
 (wide) => {
   const width = document.documentElement.clientWidth;
@@ -111,8 +113,8 @@ _CUT_OFF: Final = """
 }
 """
 
-#: The contrast of all text, that in pictures too, with what is behind it, by the formula of WCAG 2.
-#: axe has a rule for it, which takes seconds for a page of code and leaves pictures out.
+#: Finds text with too little contrast to its background, also in pictures, by the formula of
+#: WCAG 2. The rule of axe takes seconds for a page of code, and ignores pictures.
 _CONTRAST: Final = """
 () => {
   const parse = (colour) => {
@@ -137,7 +139,7 @@ _CONTRAST: Final = """
     }
     return behind.get(element);
   };
-  const onShape = (text, back) => {  // a number in a disc, say
+  const onShape = (text, back) => {  // for example a number in a disc
     const box = text.getBoundingClientRect();
     const shapes = text.closest("svg")?.querySelectorAll("circle, rect") || [];
     for (const shape of shapes) {
@@ -193,29 +195,29 @@ _PARTS: Final = """
 
 @dataclasses.dataclass
 class Report:
-    """What was found."""
+    """The problems, the pages, and the links to other sites."""
 
-    complaints: list[str] = dataclasses.field(default_factory=list[str])
+    problems: list[str] = dataclasses.field(default_factory=list[str])
     pages: list[str] = dataclasses.field(default_factory=list[str])
     outside: list[str] = dataclasses.field(default_factory=list[str])
 
 
 @dataclasses.dataclass
 class _Seen:
-    """A page, as far as others lead to it."""
+    """The anchors and the links of one page."""
 
     ids: set[str]
     links: set[str]
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # as it is called there
-        """Nothing: what matters is in the report."""
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # the name in the base class
+        """Log nothing: the report has all problems."""
 
 
 @contextlib.contextmanager
 def serve(root: Path) -> Generator[str]:
-    """Serve a directory on this machine alone; gives the address."""
+    """Serve a directory on the loopback interface. Yield the address."""
     handler = functools.partial(_Quiet, directory=str(root))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, name="site")
@@ -234,21 +236,21 @@ def _chromium() -> str:
         if found:
             return found
     raise FileNotFoundError(
-        "there is no Chromium: install it (Debian: apt-get install chromium), or say in the "
-        "environment variable CHROMIUM where it is"
+        "Chromium was not found: install it (Debian: apt-get install chromium), or set the "
+        "environment variable CHROMIUM to its path"
     )
 
 
 @contextlib.contextmanager
 def browser() -> Generator[Browser]:
-    """A browser without a window.
+    """Start a browser without a window.
 
     Raises:
-        FileNotFoundError: there is none on this machine.
+        FileNotFoundError: this machine has no Chromium.
     """
     executable = _chromium()
     with sync_playwright() as playwright:
-        # Root, as in a container, gets no sandbox; the pages are our own.
+        # Chromium has no sandbox for root, for example in a container. The pages are our own.
         arguments = ["--no-sandbox"] if os.getuid() == 0 else []
         launched = playwright.chromium.launch(executable_path=executable, args=arguments)
         try:
@@ -261,7 +263,7 @@ def browser() -> Generator[Browser]:
 def context(
     launched: Browser, size: tuple[int, int], scheme: Literal["light", "dark"] = "light"
 ) -> Generator[BrowserContext]:
-    """A profile of its own, with nothing kept from others."""
+    """Open a new profile without data of other profiles."""
     width, height = size
     made = launched.new_context(
         viewport={"width": width, "height": height}, color_scheme=scheme, reduced_motion="reduce"
@@ -273,28 +275,28 @@ def context(
         made.close()
 
 
-def listen(page: Page, base: str, complaints: list[str]) -> None:
-    """Have a page complain of what goes wrong in it; whatever it asks of others is not let out."""
+def listen(page: Page, base: str, problems: list[str]) -> None:
+    """Report errors of a page, and its requests to other hosts, which are blocked."""
 
     def where() -> str:
         return page.url.removeprefix(base) or "index.html"
 
-    def hold_back(route: Route) -> None:
-        complaints.append(f"{where()}: asks elsewhere, for {route.request.url}")
+    def block(route: Route) -> None:
+        problems.append(f"{where()}: requests another host: {route.request.url}")
         route.abort()
 
-    def console(said: ConsoleMessage) -> None:
-        if said.type in {"error", "warning"}:
-            complaints.append(f"{where()}: says in the console: {said.text}")
+    def console(message: ConsoleMessage) -> None:
+        if message.type in {"error", "warning"}:
+            problems.append(f"{where()}: logs to the console: {message.text}")
 
     def error(raised: Error) -> None:
-        complaints.append(f"{where()}: raises {raised.message}")
+        problems.append(f"{where()}: raises {raised.message}")
 
     def response(answer: Response) -> None:
         if answer.status >= 400:
-            complaints.append(f"{where()}: has {answer.status} for {answer.url}")
+            problems.append(f"{where()}: gets {answer.status} for {answer.url}")
 
-    page.route(lambda url: not url.startswith((base, "data:", "blob:")), hold_back)
+    page.route(lambda url: not url.startswith((base, "data:", "blob:")), block)
     page.on("console", console)
     page.on("pageerror", error)
     page.on("response", response)
@@ -304,7 +306,7 @@ def walk(root: Path, launched: Browser) -> Report:
     """Open every page below a directory.
 
     Args:
-        root: what is to be served, with an ``index.html``.
+        root: the directory, with an ``index.html``.
         launched: the browser.
     """
     report = Report()
@@ -313,45 +315,45 @@ def walk(root: Path, launched: Browser) -> Report:
     with serve(root) as base:
         with context(launched, WIDE) as light:
             page = light.new_page()
-            listen(page, base, report.complaints)
+            listen(page, base, report.problems)
             for name in report.pages:
                 page.goto(base + name, wait_until="load")
-                seen[name] = _look_around(page, root, base, name, report)
-                _judge(page, name, report)
-                _see_contrast(page, name, report)
-                _measure(page, name, report, wide=False)
+                seen[name] = _collect(page, root, base, name, report)
+                _run_axe(page, name, report)
+                _check_contrast(page, name, report)
+                _check_layout(page, name, report, wide=False)
         with context(launched, WIDE, "dark") as dark:
             page = dark.new_page()
-            listen(page, base, report.complaints)
+            listen(page, base, report.problems)
             for name in report.pages:
                 page.goto(base + name, wait_until="load")
-                _see_contrast(page, f"{name}, dark", report)
+                _check_contrast(page, f"{name}, dark", report)
         with context(launched, PHONE) as phone:
             page = phone.new_page()
-            listen(page, base, report.complaints)
+            listen(page, base, report.problems)
             for name in report.pages:
                 page.goto(base + name, wait_until="load")
                 for width, height in PHONES:
                     page.set_viewport_size({"width": width, "height": height})
-                    _measure(page, name, report, wide=True)
-        _follow(root, base, seen, report)
-    report.complaints = list(dict.fromkeys(report.complaints))
+                    _check_layout(page, name, report, wide=True)
+        _check_links(root, base, seen, report)
+    report.problems = list(dict.fromkeys(report.problems))
     report.outside = sorted(set(report.outside))
     return report
 
 
-def _look_around(page: Page, root: Path, base: str, name: str, report: Report) -> _Seen:
+def _collect(page: Page, root: Path, base: str, name: str, report: Report) -> _Seen:
     parts: dict[str, Any] = page.evaluate(_PARTS)
-    report.complaints += [f"{name}: shows no picture {source}" for source in parts["images"]]
-    report.complaints += [f"{name}: has no copy button: {code}" for code in parts["uncopied"]]
+    report.problems += [f"{name}: does not show the picture {source}" for source in parts["images"]]
+    report.problems += [f"{name}: has no copy button: {code}" for code in parts["uncopied"]]
     if not parts["described"]:
-        report.complaints.append(f"{name}: has no description")
-    # A browser without a window does not load it.
+        report.problems.append(f"{name}: has no description")
+    # A browser without a window does not load the favicon.
     icon: str = parts["icon"]
     if not icon.startswith("data:") and not (root / (icon.removeprefix(base) or "none")).is_file():
-        report.complaints.append(f"{name}: has no favicon")
+        report.problems.append(f"{name}: has no favicon")
     if parts["length"] > LONGEST:
-        report.complaints.append(f"{name}: is {parts['length']} pixels long")
+        report.problems.append(f"{name}: is {parts['length']} pixels long")
     links: list[str] = parts["links"]
     inside = {link for link in links if link.startswith(base)}
     report.outside += [
@@ -362,25 +364,25 @@ def _look_around(page: Page, root: Path, base: str, name: str, report: Report) -
     return _Seen(set(parts["ids"]), {link.removeprefix(base) for link in inside})
 
 
-def _measure(page: Page, name: str, report: Report, *, wide: bool) -> None:
+def _check_layout(page: Page, name: str, report: Report, *, wide: bool) -> None:
     found: list[str] = page.evaluate(_CUT_OFF, wide)
-    report.complaints += [f"{name}: {what}" for what in found]
+    report.problems += [f"{name}: {what}" for what in found]
 
 
-def _judge(page: Page, name: str, report: Report) -> None:
+def _run_axe(page: Page, name: str, report: Report) -> None:
     found: Any = Axe().run(page, options=RULES).response
     for violation in found["violations"]:
         for node in violation["nodes"][:3]:
             why = " ".join(str(node.get("failureSummary", "")).split())
-            report.complaints.append(f"{name}: {violation['id']}: {node['html'][:120]}: {why}")
+            report.problems.append(f"{name}: {violation['id']}: {node['html'][:120]}: {why}")
 
 
-def _see_contrast(page: Page, name: str, report: Report) -> None:
+def _check_contrast(page: Page, name: str, report: Report) -> None:
     found: list[str] = page.evaluate(_CONTRAST)
-    report.complaints += [f"{name}: {what}" for what in found]
+    report.problems += [f"{name}: {what}" for what in found]
 
 
-def _follow(root: Path, base: str, seen: dict[str, _Seen], report: Report) -> None:
+def _check_links(root: Path, base: str, seen: dict[str, _Seen], report: Report) -> None:
     reached = {"index.html"}
     for name, page in seen.items():
         for link in sorted(page.links):
@@ -389,17 +391,15 @@ def _follow(root: Path, base: str, seen: dict[str, _Seen], report: Report) -> No
             if target.endswith("/"):
                 target += "index.html"
             if not (root / target).is_file():
-                report.complaints.append(f"{name}: leads to {link}, which is not there")
+                report.problems.append(f"{name}: links to {link}, which does not exist")
             elif target in seen:
                 if target != name:
                     reached.add(target)
                 if fragment and unquote(fragment) not in seen[target].ids:
-                    report.complaints.append(
-                        f"{name}: leads to {link}, where there is no such part"
-                    )
-    for name in _unreached(seen, reached):
-        report.complaints.append(f"{name}: nothing leads to it")
+                    report.problems.append(f"{name}: links to {link}, which has no such anchor")
+    for name in _unlinked(seen, reached):
+        report.problems.append(f"{name}: no page links to it")
 
 
-def _unreached(seen: Iterable[str], reached: set[str]) -> list[str]:
+def _unlinked(seen: Iterable[str], reached: set[str]) -> list[str]:
     return sorted(set(seen) - reached - UNLINKED)

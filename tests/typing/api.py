@@ -1,4 +1,4 @@
-"""What type checkers are to see of the public API. It is checked and never run."""
+"""The types of the public API. Type checkers check this file. It is never run."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from anyio_sendproducer.testing import FakeProducer, factories, fake_producer
 
 
 def records() -> None:
-    """A record knows the types of its value and its key."""
+    """The type of a record has the types of its key and its value."""
     assert_type(ProducerRecord("orders", b"v"), ProducerRecord[None, bytes])
     assert_type(ProducerRecord("orders", b"v", b"k"), ProducerRecord[bytes, bytes])
     assert_type(ProducerRecord("orders", key="k"), ProducerRecord[str, None])
@@ -58,12 +58,12 @@ def records() -> None:
 
 
 def frozen(record: ProducerRecord[bytes, bytes]) -> None:
-    """Nothing can be set."""
+    """The fields of a record cannot be assigned."""
     record.topic = "others"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def envelopes(record: ProducerRecord[bytes, str], day: dt.date) -> None:
-    """An envelope knows the type of its pass-through value, and another one's."""
+    """The type of an envelope has the type of its pass-through value."""
     assert_type(Message(record), Message[bytes, str, None])
     assert_type(Message(record, day), Message[bytes, str, dt.date])
     assert_type(Message(record, day).pass_through, dt.date)
@@ -83,7 +83,7 @@ async def sending(
     envelope: Envelope[bytes, str, dt.date],
     day: dt.date,
 ) -> None:
-    """What is sent says what comes back."""
+    """The type of the argument determines the type of the result."""
     assert_type(await producer.send(record), RecordMetadata)
     assert_type(await producer.send_many([record]), list[RecordMetadata])
     await producer.warm_up(["orders", record], timeout=dt.timedelta(seconds=5))
@@ -107,9 +107,9 @@ async def sending(
     nothing = await producer.send_envelope(PassThroughMessage(day))
     assert_type(nothing, PassThroughResult[dt.date])
 
-    whatever = await producer.send_envelope(envelope)
-    assert_type(whatever, Results[bytes, str, dt.date])
-    results(whatever)
+    of_any_kind = await producer.send_envelope(envelope)
+    assert_type(of_any_kind, Results[bytes, str, dt.date])
+    results(of_any_kind)
 
     assert_type(await producer.send("t", b"v", key=b"k", timeout=1.5), RecordMetadata)
     assert_type(await producer.send(topic="t", value=b"v", timeout=dt.timedelta(1)), RecordMetadata)
@@ -121,7 +121,7 @@ async def sending(
 
 
 def results(result: Results[bytes, str, dt.date]) -> None:
-    """A union of results is taken apart by class."""
+    """`match` narrows a union of results by class."""
     assert_type(result.pass_through, dt.date)
     match result:
         case Result():
@@ -132,8 +132,7 @@ def results(result: Results[bytes, str, dt.date]) -> None:
             assert_type(result, PassThroughResult[dt.date])
 
 
-async def the_rest(producer: SendProducer, delivery: Delivery) -> None:
-    """The other methods."""
+async def other_methods(producer: SendProducer, delivery: Delivery) -> None:
     assert_type(await producer.partitions_for("orders"), frozenset[int])
     assert_type(producer.statistics(), Statistics)
     assert_type(producer.statistics().state, Literal["open", "draining", "broken", "closed"])
@@ -143,7 +142,7 @@ async def the_rest(producer: SendProducer, delivery: Delivery) -> None:
 
 
 async def opening(settings: ProducerSettings, tasks: anyio.abc.TaskGroup) -> None:
-    """The two ways in."""
+    """The ways to open a producer."""
     opened = open_send_producer(settings, driver="kafka-python")
     with_statement: contextlib.AbstractAsyncContextManager[SendProducer] = opened
     async with with_statement as producer:
@@ -180,7 +179,7 @@ async def pool(settings: ProducerSettings) -> None:
 async def retrying(
     producer: SendProducer, record: ProducerRecord[bytes, str], tx: Transaction
 ) -> None:
-    """With a dead letter, there may be no metadata."""
+    """With a dead letter, the result may be None."""
     assert_type(await send_with_retry(producer, record, attempts=3), RecordMetadata)
     assert_type(await send_with_retry(producer, record, dead_letter="dead"), RecordMetadata | None)
 
@@ -193,7 +192,7 @@ async def retrying(
 
 
 def settings() -> None:
-    """Each change gives settings."""
+    """Each change returns new settings."""
     made = ProducerSettings(bootstrap_servers=["a:1"], value_serializer=str.encode)
     assert_type(made.with_property("acks", "all"), ProducerSettings)
     assert_type(made.evolve(max_in_flight=1).with_close_timeout(5), ProducerSettings)
@@ -207,7 +206,7 @@ def settings() -> None:
 
 
 def failures(one: DeliveryError, several: MultiDeliveryError, last: UndeliveredRecords) -> None:
-    """What exceptions carry."""
+    """The attributes of exceptions."""
     assert_type(one.record, ProducerRecord[Any, Any])
     assert_type(one.persistence, Persistence)
     assert_type(several.parts, tuple[MultiResultPart[Any, Any] | DeliveryError, ...])
@@ -217,7 +216,7 @@ def failures(one: DeliveryError, several: MultiDeliveryError, last: UndeliveredR
 
 
 async def test_kit(record: ProducerRecord[bytes, str], day: dt.date) -> None:
-    """What is made for tests is typed as what a producer gives."""
+    """Factories for tests return the types that a producer returns."""
     async with fake_producer(answer=factories.rejected) as fake:
         assert_type(fake, FakeProducer)
         assert_type(fake.producer, SendProducer)

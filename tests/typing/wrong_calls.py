@@ -1,6 +1,6 @@
-"""Calls that mypy and pyright must reject. This file is checked and never run.
+"""Calls that mypy and pyright must reject. Type checkers check this file. It is never run.
 
-A comment that hides no error is an error itself, for both checkers.
+A comment that suppresses no error is itself an error, for both checkers.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from anyio_sendproducer import (
 from anyio_sendproducer.serializers import TopicSerializer
 
 
-def chooses_a_text(_topic: str, _key: bytes | None, partitions: Sequence[int]) -> str:
-    """No partitioner."""
+def choose_text(_topic: str, _key: bytes | None, partitions: Sequence[int]) -> str:
+    """Return a string, which no partitioner may do."""
     return str(partitions[0])
 
 
@@ -44,7 +44,7 @@ def keywords_of_settings(settings: ProducerSettings) -> None:
     settings.evolve(delivery_timout=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     settings.evolve(client_id=5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     settings.evolve(partitioner="murmur2")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    settings.with_partitioner(chooses_a_text)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    settings.with_partitioner(choose_text)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     settings.with_close_timeout("5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
@@ -61,7 +61,7 @@ async def keywords_of_opening(settings: ProducerSettings, tasks: anyio.abc.TaskG
 
 
 async def uses_of_opening(settings: ProducerSettings) -> None:
-    """What is opened is used by `async with`."""
+    """The result of `open_send_producer` must be used with `async with`."""
     opening = open_send_producer(settings)
     await opening  # type: ignore[misc]  # pyright: ignore[reportGeneralTypeIssues]
     with opening:  # type: ignore[attr-defined]  # pyright: ignore[reportGeneralTypeIssues]
