@@ -1,9 +1,9 @@
 """The charts of the benchmark's page, as SVG.
 
 A chart is 360 units wide, so that a phone shows its text at full size. Each bar, line and point has
-its name beside it, so there is no legend. Text and axes have the colour of the page's text; the
-other colours can be seen on a light and on a dark page. A file that stands alone, such as the
-README's, has no page around it: it brings the colours of its text for both.
+its name beside it, so there is no legend. Text and axes have the colour of the page's text. The
+other colours are visible on a light and on a dark page. A standalone file, for example the
+README's, gets no colour from a page, so it has its own colours of text for both.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 WIDTH = 360
-#: Where bars begin, right of their names.
+#: The left end of the bars, right of their names.
 _LEFT = 166
-#: What the number behind the longest bar needs.
+#: The width of the number after the longest bar.
 _NUMBER = 48
 _ROW = 20
-#: Between two names of lines.
+#: The distance between two names of lines.
 _NAME = 13
-#: The width of a character, on average and rather too much than too little.
+#: The average width of a character, rounded up.
 _CHARACTER = 6.0
-#: The widest that a chart is shown, in pixels.
+#: The maximum width of a chart on a page, in pixels.
 _SHOWN = 560
 
 OURS, OTHERS = "#2f7fd1", "#888d96"
@@ -51,7 +51,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Series:
-    """A line: the values of one client, None where there is none."""
+    """A line: the values of one client, or None for a missing value."""
 
     name: str
     values: tuple[float | None, ...]
@@ -69,7 +69,7 @@ class Range:
 
 
 def shown(value: float) -> str:
-    """A figure as readers see it: no digits behind the point that differ between two runs."""
+    """Format a figure for readers, without the digits that differ between two runs."""
     if value >= 100:
         return f"{float(f'{value:.3g}'):,.0f}"
     if value >= 9.95:  # 9.96 would become 10.0
@@ -91,12 +91,12 @@ def bars(
     """A bar for each value, and a line across them for each mark.
 
     Args:
-        title: what the chart shows, for those who cannot see it.
-        unit: what the numbers count.
+        title: a description of the chart, for screen readers.
+        unit: the unit of the numbers.
         values: the bars, from the top.
-        marks: values to compare with. One that is off the scale is named with an arrow.
-        limit: the longest bar; a longer one is cut off and ends with an arrow.
-        standalone: whether it is a file of its own, and not a part of a page.
+        marks: values to compare with. A mark that is off the scale gets an arrow.
+        limit: the longest bar. A longer bar is cut off, and its number gets an arrow.
+        standalone: whether the chart is a file of its own, and not part of a page.
     """
     most = max([min(one.most, limit or one.most) for one in values], default=1.0) or 1.0
     scale = (WIDTH - _LEFT - _NUMBER) / most
@@ -114,7 +114,7 @@ def bars(
             body.append(_text(WIDTH, height - 4, f"{label} →", 'text-anchor="end"'))
         else:
             body.append(_path(f"M{x:.1f} {top:.0f} V{height - 14:.0f}", 'stroke-dasharray="3 2"'))
-            # Below its line, and not over an edge.
+            # The label is below its line, and within the edges.
             width = _CHARACTER * len(label)
             body.append(_text(max(0, min(x - width / 2, WIDTH - width)), height - 4, label))
     numbers = [f"{one.name}: {shown(one.value)}" for one in (*values, *marks)]
@@ -147,11 +147,11 @@ def lines(
     """A line for each series, named at its right end.
 
     Args:
-        title: what the chart shows, for those who cannot see it.
-        unit: what the numbers count.
-        categories: the places along the horizontal axis, from the left.
-        series: the lines. Each has a value, or None, for each category.
-        across: what the categories are.
+        title: a description of the chart, for screen readers.
+        unit: the unit of the numbers.
+        categories: the labels of the horizontal axis, from the left.
+        series: the lines. Each line has a value, or None, for each category.
+        across: the title of the horizontal axis.
     """
     left, right, top, bottom = 52.0, WIDTH - 154.0, 24.0, 196.0
     most = max((value for one in series for value in one.values if value), default=1.0)
@@ -200,7 +200,7 @@ def _listed(one: Series, categories: Sequence[str]) -> str:
 def _names(
     ends: Sequence[tuple[float, Series]], x: float, left: float, bottom: float
 ) -> Iterator[str]:
-    """The names of lines beside their ends, with space between those that end close together."""
+    """Yield the names of lines beside their ends, with space between names that are close."""
     ordered = sorted(ends, key=lambda end: end[0])
     places: list[float] = []
     for number, (y, _) in enumerate(ordered):
@@ -215,13 +215,13 @@ def _names(
 def ranges(
     title: str, unit: str, ends: tuple[str, str], groups: Sequence[tuple[str, Sequence[Range]]]
 ) -> str:
-    """Two points for each client on a logarithmic scale, in groups with a heading each.
+    """Two points for each client on a logarithmic scale, in groups with headings.
 
     Args:
-        title: what the chart shows, for those who cannot see it.
-        unit: what the numbers count.
-        ends: what the left and the right points are.
-        groups: the headings, and the clients under each of them.
+        title: a description of the chart, for screen readers.
+        unit: the unit of the numbers.
+        ends: the meanings of the left and the right points.
+        groups: the headings, each with its clients.
     """
     values = [value for _, rows in groups for one in rows for value in (one.low, one.high)]
     least, most = min(values, default=1.0), max(values, default=1.0)
@@ -265,7 +265,7 @@ def _range(one: Range, y: float, low: float, high: float) -> Iterator[str]:
 
 
 def _nice(step: float) -> float:
-    """The smallest of 1, 2, 5, 10, 20 ... that is at least as large."""
+    """Return the smallest of 1, 2, 5, 10, 20 ... that is at least as large as the step."""
     power = 10.0 ** math.floor(math.log10(step))
     return next(one * power for one in (1, 2, 5, 10) if one * power >= step * 0.999)
 
@@ -288,7 +288,7 @@ def _svg(
             f"<style>svg {{ color: {LIGHT_TEXT} }} @media (prefers-color-scheme: dark) "
             f"{{ svg {{ color: {DARK_TEXT} }} }}</style>\n"
         )
-    # Without ids: several charts are parts of one page.
+    # No element has an id, because several charts are part of one page.
     return f"""\
 <svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" role="img"
  aria-label="{html.escape(f"{title}. {description}")}" fill="currentColor" style="{style}"

@@ -1,10 +1,11 @@
-"""Some contenders in turn, on the same sink, for several rounds, and a table of the results.
+"""Run contenders in turn on the same sink for several rounds, and print a table of the results.
 
     nox -s bench -- --only 'ours.*tasks-1000' [--rounds 5] [--sink kafka] [--size 100] ...
 
-Each contender has a process of its own (``bench/contender.py``), and in each round all of them have
-a turn. So all of them meet what else the machine does. Compare the ratios within a round: absolute
-figures drift from run to run. ``bench/suite.py`` runs what the documents show.
+Each contender has its own process (``bench/contender.py``), and each contender has a turn in each
+round. So other load on the machine affects all contenders. Compare the ratios within a round,
+because absolute figures drift from run to run. ``bench/suite.py`` measures the figures of the
+documents.
 """
 
 from __future__ import annotations
@@ -40,20 +41,20 @@ def contenders() -> list[Contender]:
 
 
 def chosen(only: str) -> list[Contender]:
-    """The contenders whose name matches a regular expression, and the same without observers."""
+    """The contenders whose names match a regular expression, also without their observers."""
     found = {one for one in contenders() if re.search(only, str(one))}
     found |= {one.unobserved for one in found}
     return [one for one in contenders() if one in found]
 
 
 def middle(rows: list[Figures | None], *names: str, digits: int = 1) -> str:
-    """The medians of these figures, of those that were measured."""
+    """The medians of these figures, in the turns that measured them."""
     columns = ([row[name] for row in rows if row and name in row] for name in names)
     return ", ".join(f"{statistics.median(column):,.{digits}f}" for column in columns if column)
 
 
 def table(turns: list[Contender], rounds: Rounds) -> Iterator[str]:
-    """The rows of a Markdown table. Ratios are of the same workload of a bare client."""
+    """Yield the rows of a Markdown table. The ratios compare a contender with a bare client."""
     yield (
         "| contender | records/s | of bare kafka-python | of bare confluent-kafka | CPU us "
         "| latency p50, p99, p99.9 ms | late p50, p99 ms | MiB |"
@@ -91,7 +92,7 @@ def main() -> None:
     parser.add_argument(
         "--only",
         default=r"^(?!.*observed).*tasks-1000\b|forget$",
-        help="a regular expression of the contenders' names, by default of 1,000 callers",
+        help="a regular expression for names of contenders; by default those with 1,000 callers",
     )
     parser.add_argument("--patience", type=float, default=300, help="seconds for one turn")
     parser.add_argument("--out", type=Path, default=Path("bench-results/compare.json"))

@@ -1,11 +1,11 @@
-"""Run one client with one workload against a broker that already runs.
+"""Run one client with one workload against a running broker.
 
     python bench/contender.py CLIENT WORKLOAD --bootstrap ADDRESS [--loop asyncio|uvloop|trio] ...
 
-It prints a JSON object with the figures: records per second, processor time per record, latencies
-if a workload measures them, how late a ticker of 1 ms on the same loop was, and the peak memory of
-the process. ``bench/compare.py`` and ``bench/suite.py`` start a process for each turn, so no client
-is measured with the modules and the memory of another one.
+This script prints a JSON object with the figures: records per second, processor time per record,
+latencies if the workload measures them, the lateness of a 1 ms timer on the same event loop, and
+the peak memory of the process. ``bench/compare.py`` and ``bench/suite.py`` start a process for each
+turn, so no client is measured with the modules and the memory of another client.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Job:
     records: int
     size: int
     compression: str
-    #: The version of the protocol for kafka-python, if it cannot ask the sink for it.
+    #: The version of the protocol for kafka-python, if the client cannot get it from the sink.
     api_version: str
     #: In the open loop: records that are due earlier belong to the warm-up.
     due_from: float = math.inf
@@ -57,7 +57,7 @@ class Job:
 
     @property
     def value(self) -> bytes:
-        """The value of each record: the same in each run, and it hardly compresses."""
+        """The value of each record. It is the same in each run."""
         pattern = bytes(range(32, 127))
         return (pattern * (self.size // len(pattern) + 1))[: self.size]
 
@@ -68,7 +68,7 @@ class Job:
         return {"api_version": version} if version else {}
 
     def begin(self) -> None:
-        """Start the time after the warm-up."""
+        """Start the measurement after the warm-up."""
         self.freeze()
         self.start()
 
@@ -78,18 +78,18 @@ class Job:
         gc.freeze()
 
     def start(self) -> None:
-        """Start the time."""
+        """Start the measurement."""
         self._processor = time.process_time()
         self._start = time.perf_counter()
 
     def end(self, records: int) -> None:
-        """Stop the time: this many records are acknowledged."""
+        """Stop the measurement, in which this many records were acknowledged."""
         self.seconds = time.perf_counter() - self._start
         self.processor = time.process_time() - self._processor
         self.records = records
 
     def start_by_thread(self, due_from: float) -> None:
-        """Start the time, and that of each thread. Records that are due earlier do not count."""
+        """Start the measurement, also of each thread. Records that are due earlier do not count."""
         self.due_from = due_from
         self._threads = open_loop.processor_times()
         self.start()
@@ -100,7 +100,7 @@ class Job:
             self.latencies.append(time.perf_counter() - due)
 
     def end_by_thread(self) -> None:
-        """All records are acknowledged: note the processor time of each group of threads."""
+        """Stop the measurement, and note the processor time of each group of threads."""
         records = len(self.latencies)
         self.end(records)
         for group, seconds in open_loop.spent(self._threads).items():
@@ -111,7 +111,7 @@ Send = Callable[[], Awaitable[Any]]
 
 
 async def crowd(job: Job, send: Send, tasks: int) -> None:
-    """Have this many tasks, each of which awaits one record after the other."""
+    """Run this many tasks. Each task awaits one record after the other."""
     await send()
     each = max(1, job.records // tasks)
     there = 0
@@ -131,7 +131,7 @@ async def crowd(job: Job, send: Send, tasks: int) -> None:
         nonlocal there
         there += 1
         if there == tasks:
-            # Creating the tasks is not the client's work.
+            # Do not measure the creation of the tasks.
             job.start()
             go.set()
         await go.wait()
@@ -145,7 +145,7 @@ async def crowd(job: Job, send: Send, tasks: int) -> None:
 
 
 async def requests(job: Job, send: Send) -> None:
-    """Send records that arrive at a mean rate, each from a task of its own."""
+    """Send records that arrive at a mean rate, each from its own task."""
 
     async def one(due: float) -> None:
         await send()
@@ -166,24 +166,25 @@ async def arrivals(job: Job, send: Callable[[float], object]) -> None:
 
 
 def tasks_of(workload: str) -> int | None:
-    """How many tasks a workload named ``tasks-N`` has."""
+    """Return the number of tasks of a workload named ``tasks-N``, or None."""
     return int(workload[6:]) if workload.startswith("tasks-") else None
 
 
 async def opened_and_closed(job: Job, client: opening.Client) -> None:
-    """Open and close a client, as many times as records are asked for."""
+    """Open and close a client. The number of records is the number of times."""
     job.begin()
     job.extra |= await opening.run(client, job.records)
     job.end(job.records)
 
 
 def is_open(workload: str) -> bool:
-    """Whether it is a workload named ``open-RATE``."""
+    """Return whether a workload is named ``open-RATE``."""
     return workload.startswith("open-")
 
 
 def is_prompt(workload: str) -> bool:
-    """Whether the latency of each record counts, so that bare clients must not linger."""
+    """Return whether a workload measures the latency of each record. Bare clients then must not
+    linger."""
     return workload in {"tasks-1", "opening"} or is_open(workload)
 
 
@@ -202,7 +203,7 @@ async def awaited(job: Job, send: Send) -> bool:
 async def nothing(job: Job) -> None:
     """Use no client: each task waits until another task wakes it up.
 
-    This is what a loop needs to suspend and resume tasks, so no client can be awaited faster.
+    This measures the event loop's time to suspend and resume tasks. No client can be faster.
 
     In the open loop each task sleeps for 0.8 ms.
     """
@@ -339,8 +340,8 @@ class Idle:
 
 @contextmanager
 def opentelemetry(*, traces: bool = True) -> Iterator[Any]:
-    """OpenTelemetry's observer on its SDK, with the batch processor that its guide sets up. Its
-    exporter drops all spans. Without traces it has metrics only."""
+    """OpenTelemetry's observer with its SDK and the batch processor of our guide. The exporter
+    drops all spans. Without traces, the observer only has metrics."""
     from opentelemetry.sdk.metrics import MeterProvider
     from opentelemetry.sdk.metrics.export import InMemoryMetricReader
     from opentelemetry.sdk.trace import TracerProvider
@@ -353,7 +354,7 @@ def opentelemetry(*, traces: bool = True) -> Iterator[Any]:
     from anyio_sendproducer.telemetry import OpenTelemetryObserver
 
     class Nowhere(SpanExporter):
-        def export(self, spans: Sequence[Any]) -> SpanExportResult:  # noqa: ARG002  # the SDK's
+        def export(self, spans: Sequence[Any]) -> SpanExportResult:  # noqa: ARG002  # required by the SDK
             return SpanExportResult.SUCCESS
 
     tracers = TracerProvider(shutdown_on_exit=False)
@@ -642,9 +643,9 @@ async def confluent_aio_tuned(job: Job) -> None:
     await _confluent_aio(job, batch_size=100, buffer_timeout=0.002)
 
 
-#: Clients that need no loop.
+#: Clients that need no event loop.
 THREADED: dict[str, Callable[[Job], None]] = {"kafka-python": bare, "confluent": confluent}
-#: Clients by name, and whether they run on trio.
+#: Clients by name, and whether they run on Trio.
 LOOPED: dict[str, tuple[Callable[[Job], Awaitable[None]], bool]] = {
     "ours": (ours, True),
     "ours, confluent": (ours_confluent, True),
@@ -706,15 +707,15 @@ def main() -> None:
     """Run one contender."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("client", choices=[*THREADED, *LOOPED])
-    parser.add_argument("workload", help="such as tasks-N, many-N, flow, open-RATE or opening")
+    parser.add_argument("workload", help="for example tasks-N, many-N, flow, open-RATE or opening")
     parser.add_argument("--bootstrap", required=True)
     parser.add_argument("--topic", default="bench")
     parser.add_argument("--loop", choices=["asyncio", "uvloop", "trio", "none"], default="asyncio")
     parser.add_argument("--records", type=int, default=50_000)
     parser.add_argument("--size", type=int, default=100)
     parser.add_argument("--compression", default="none")
-    parser.add_argument("--api-version", default="", help="of kafka-python, such as 2.3")
-    parser.add_argument("--ticks", action="store_true", help="run the 1 ms ticker beside it")
+    parser.add_argument("--api-version", default="", help="for kafka-python, for example 2.3")
+    parser.add_argument("--ticks", action="store_true", help="also run a timer of 1 ms")
     options = vars(parser.parse_args())
     loop, ticks = options.pop("loop"), options.pop("ticks")
     job = Job(**options)

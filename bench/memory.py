@@ -1,9 +1,9 @@
 """Measure the memory of a producer while no broker answers: 200,000 sends from 1,000 tasks.
 
-The producer opens with the embedded broker, which is then frozen: connections stay open and nothing
-is acknowledged. The tasks continue to send, because each send ends soon: by its
-``delivery_timeout``, or because its caller gives up (``move_on_after``). A thread samples the
-growth of the process. Each run has a process of its own. Linux only.
+The producer opens with the embedded broker, which is then frozen: connections stay open, and no
+record is acknowledged. The tasks continue to send, because each send ends soon: after its
+``delivery_timeout``, or when its caller cancels it (``move_on_after``). A thread samples the
+growth of the process. Each run has its own process. Linux only.
 
 ``python bench/memory.py [--sends N] [--tasks N] [--patience SECONDS]``
 """
@@ -41,7 +41,7 @@ TOPIC: Final = "memory"
 
 @dataclasses.dataclass
 class Run:
-    """One way to send, and its figures."""
+    """The parameters of one run, and its figures."""
 
     backend: str
     size: int
@@ -58,13 +58,13 @@ class Run:
 
 
 def resident() -> int:
-    """The bytes of this process that are in memory."""
+    """Return the resident memory of this process, in bytes."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 class Sampler:
-    """Takes the greatest growth in memory and the fullest buffer that it sees."""
+    """Records the peak of the memory's growth and the peak of the records in flight."""
 
     def __init__(self, producer: SendProducer, run: Run) -> None:
         gc.collect()
@@ -91,7 +91,7 @@ class Sampler:
 
 
 async def warm_up(producer: SendProducer) -> None:
-    """Wait until the topic exists and a record is acknowledged; the first sends may time out."""
+    """Wait until the topic exists and a record is acknowledged. The first sends may time out."""
     while True:
         try:
             await producer.send(ProducerRecord(TOPIC, b"warm"))
@@ -110,7 +110,7 @@ async def measure(run: Run) -> None:
 
     async def send_on(producer: SendProducer) -> None:
         for _ in range(run.sends // run.tasks):
-            # New bytes each time, as in a program that receives them.
+            # New bytes for each record, as in a program that receives its records.
             record = ProducerRecord(TOPIC, os.urandom(run.size), os.urandom(8))
             if run.way == "deadline":
                 try:
@@ -136,12 +136,12 @@ async def measure(run: Run) -> None:
                 run.seconds = time.perf_counter() - began
                 run.statistics = repr(producer.statistics())
         except UndeliveredRecords:
-            pass  # those whose callers gave up
+            pass  # the records of cancelled callers
         broker.resume()
 
 
 def table(run: Run, bound: int) -> str:
-    """A row of figures."""
+    """Return a row of figures."""
     overhead = (run.peak - run.in_flight_bytes) / max(1, run.in_flight)
     return (
         f"{run.backend:8}{run.size:8} B  {run.way:10}{run.ended:9,}{run.seconds:8.1f} s"
@@ -151,7 +151,7 @@ def table(run: Run, bound: int) -> str:
 
 
 def main() -> None:
-    """Do all runs, each in a process of its own, and print their figures."""
+    """Do all runs, each in its own process, and print their figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sends", type=int, default=200_000)
     parser.add_argument("--tasks", type=int, default=1_000)
@@ -160,13 +160,13 @@ def main() -> None:
     options = parser.parse_args()
     if options.one:
         run = Run(**json.loads(options.one))
-        # The producer warns that it replaces its client and cannot open another one.
+        # The producer logs warnings because it cannot replace its client.
         logging.disable(logging.CRITICAL)
         anyio.run(measure, run, backend=run.backend)
         print(json.dumps(dataclasses.asdict(run)))
         return
     bound = ProducerSettings(bootstrap_servers="replaced.invalid:9092").max_buffered_bytes
-    print(f"{options.sends:,} sends from {options.tasks:,} tasks; nobody answers; sizes in MiB")
+    print(f"{options.sends:,} sends from {options.tasks:,} tasks; no broker answers; sizes in MiB")
     print(
         "loop      record    ended by    ended    time  records    bytes  bound   growth  over/rec"
     )

@@ -1,8 +1,8 @@
-"""librdkafka's mock cluster in a process of its own, so that it uses no time of the client's.
+"""librdkafka's mock cluster in its own process, so that it uses no processor time of the client.
 
-As a script it prints its bootstrap addresses and serves until its standard input closes.
-kafka-python cannot read how the mock cluster answers newer ApiVersions requests, so it gets
-``api_version=(2, 3)``.
+As a script, this module prints its bootstrap addresses and serves until its standard input closes.
+kafka-python cannot parse the mock cluster's answers to newer ApiVersions requests, so kafka-python
+gets ``api_version=(2, 3)``.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def mock_cluster(partitions: int, rtt_ms: int = 0) -> Iterator[str]:
         stdout=subprocess.PIPE,
         text=True,
     )
-    with process:  # closes its input, which ends it
+    with process:  # closes the standard input, which ends the process
         yield cast("IO[str]", process.stdout).readline().strip()
 
 

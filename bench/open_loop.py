@@ -1,12 +1,13 @@
 """The open loop: records arrive at a mean rate, no matter how long earlier records take.
 
 Gaps between records are exponential, as between requests of many independent users. The seed is
-fixed, so that all clients get the same schedule. Latency runs from the time that the schedule has
-for a record, so a client that falls behind cannot hide it.
+fixed, so that all clients get the same schedule. Latency starts at the scheduled time of a record,
+so it includes the delay of a client that falls behind.
 
-Loops round the timeouts of their own timers up to milliseconds. That would add half a millisecond
-to each latency. So arrivals come from a file descriptor, like requests in a service: one of a
-Linux timer (``timerfd``). Processor time by thread is from ``/proc``, too, so this is for Linux.
+Event loops round the timeouts of their own timers up to milliseconds. That would add half a
+millisecond to each latency. So the file descriptor of a Linux timer (``timerfd``) starts the
+records, like the sockets of requests in a service. The processor time of threads comes from
+``/proc``. So this module needs Linux.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from pathlib import Path
 
 import anyio
 
-#: Seconds before the measurement in which records are sent as well.
+#: Seconds in which records are sent before the measurement.
 WARM_UP = 0.5
-#: Where the processor time of a process goes to.
+#: The groups of threads that use processor time.
 GROUPS = ("loop", "client", "polling")
 
 _MONOTONIC, _ABSOLUTE = 1, 1
@@ -33,8 +34,8 @@ _THREADS = Path("/proc/self/task")
 
 
 def schedule(rate: float, count: int, seed: int = 20) -> list[float]:
-    """The times of this many records, in seconds, at this mean rate. The first is at 0."""
-    gaps = random.Random(seed)  # noqa: S311  # the same each time
+    """Return the times of `count` records, in seconds, at a mean rate. The first time is 0."""
+    gaps = random.Random(seed)  # noqa: S311  # not for cryptography
     times, now = [0.0], 0.0
     for _ in range(count - 1):
         now += gaps.expovariate(rate)
@@ -43,7 +44,7 @@ def schedule(rate: float, count: int, seed: int = 20) -> list[float]:
 
 
 class Timer:
-    """A file descriptor that is readable from a given time on."""
+    """A file descriptor that becomes readable at a given time."""
 
     def __init__(self) -> None:
         self._library = ctypes.CDLL(None, use_errno=True)
@@ -54,7 +55,7 @@ class Timer:
     async def wait_until(self, when: float) -> None:
         """Wait until `time.perf_counter` has this value, which on Linux is the monotonic clock."""
         whole = int(when)
-        # The interval, which is none, and the time; each in seconds and nanoseconds. A time of 0
+        # No interval, and the time, each in seconds and nanoseconds. The time must not be 0, which
         # would switch the timer off.
         setting = (ctypes.c_long * 4)(0, 0, whole, int((when - whole) * 1e9) + 1)
         self._library.timerfd_settime(self._descriptor, _ABSOLUTE, setting, None)
@@ -80,9 +81,9 @@ async def run(
     """Start each record at its time.
 
     Args:
-        times: seconds of each record, from now on.
-        begin: called when the warm-up is over, with the value of `time.perf_counter` from which on
-            records are measured.
+        times: the time of each record, in seconds from now.
+        begin: called after the warm-up, with the value of `time.perf_counter` at which the
+            measurement starts.
         send: starts a record. It gets the value of `time.perf_counter` at which the record is due.
     """
     start = time.perf_counter()
@@ -93,7 +94,7 @@ async def run(
                 begin(start + WARM_UP)
             while place < end:
                 await timer.wait_until(start + times[place])
-                # All that are due by now: a loop that is behind is not asked again for each.
+                # Send all records that are due, so that a late event loop needs only one turn.
                 due = bisect_right(times, time.perf_counter() - start, place, end)
                 for number in range(place, due):
                     send(start + times[number])
@@ -101,11 +102,11 @@ async def run(
 
 
 def processor_times() -> dict[int, tuple[str, float]]:
-    """The group and the seconds of processor time of each thread of this process.
+    """Return the group and the seconds of processor time of each thread of this process.
 
-    ``loop`` is the main thread, where the event loop runs. ``client`` is the threads of librdkafka,
-    which Python does not know, and kafka-python's own thread. ``polling`` is any other: the
-    driver's threads, or a thread that calls ``poll``.
+    ``loop`` is the main thread, which runs the event loop. ``client`` is the threads of librdkafka,
+    which Python does not know, and kafka-python's own thread. ``polling`` is every other thread:
+    the driver's threads, or a thread that calls ``poll``.
     """
     names = {thread.native_id: thread.name for thread in threading.enumerate()}
     main = threading.main_thread().native_id
@@ -127,7 +128,7 @@ def processor_times() -> dict[int, tuple[str, float]]:
 
 
 def spent(before: dict[int, tuple[str, float]]) -> dict[str, float]:
-    """Seconds of processor time by group since `processor_times` was called."""
+    """Return the seconds of processor time of each group since a call of `processor_times`."""
     by_group = dict.fromkeys(GROUPS, 0.0)
     for number, (group, seconds) in processor_times().items():
         by_group[group] += seconds - before.get(number, ("", 0.0))[1]

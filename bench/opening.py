@@ -1,4 +1,4 @@
-"""How long a client takes to open, to send its first and its next record, and to close."""
+"""Measure how long a client takes to open, to send its first and its next record, and to close."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-#: What is timed, in this order.
+#: The measured stages, in order.
 STAGES = ("opening", "first_record", "next_record", "closing")
 
 Client = Callable[[], AbstractAsyncContextManager[Callable[[], Awaitable[Any]]]]
-"""Opens a client, gives a function that sends one record and awaits it, and closes the client."""
+"""Opens a client, yields a function that sends one record and awaits it, and closes the client."""
 
 
 async def run(client: Client, times: int) -> Iterator[tuple[str, float]]:
     """Open and close a client this many times.
 
     Returns:
-        The milliseconds of each stage: the medians, and those of the first time (``cold_...``),
-        when the client also imports modules. The medians are without it if there are others.
+        The milliseconds of each stage: the medians, and the values of the first time
+        (``cold_...``), when the client also imports modules. The medians exclude the first time,
+        unless it is the only one.
     """
     found = [await _once(client) for _ in range(times)]
     warm = found[1:] or found

@@ -1,7 +1,7 @@
-"""The benchmark's pages, its charts and the README's table, made of ``bench/results.json``.
+"""Generates the benchmark's pages, charts and README table from ``bench/results.json``.
 
-The prose is in ``bench/templates``. It has no measured figures, but names of figures with a dollar
-sign, so that the pages always agree with the results.
+The prose is in ``bench/templates``. It contains no measured figures, but names of figures with a
+dollar sign, so that the pages always agree with the results.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ CHARTS = PAGE.parent / "benchmark"
 README = ROOT / "README.md"
 README_CHART = CHARTS / "readme.svg"
 _IN_README = re.compile(r"(<!-- benchmark: begin -->\n).*?(<!-- benchmark: end -->)", re.DOTALL)
-#: Stands for a figure that was not measured.
+#: The text for a figure that was not measured.
 MISSING = "not measured"
 
 CLIENTS = {
@@ -58,7 +58,7 @@ CLIENTS = {
     pekko.CLIENT: "Pekko SendProducer (JVM)",
     "nothing": "no client",
 }
-#: The names of loops. A client that runs on one loop only, or on none, is named without a loop.
+#: The names of event loops. The name of a client with only one event loop, or none, omits it.
 _LOOPS = {"asyncio": "asyncio", "trio": "Trio", "uvloop": "uvloop"}
 _OBSERVERS = dict(
     zip(OBSERVED, ("observer that does nothing", "metrics", "traces and metrics"), strict=True)
@@ -92,13 +92,13 @@ _WORKLOADS = {
 
 
 def client_name(client: str) -> str:
-    """The name of a client that readers know."""
+    """Return the name of a client for readers."""
     own, _, how = client.partition(", observed")
     return CLIENTS[own] + (f", {_OBSERVERS[', observed' + how]}" if own != client else "")
 
 
 def name(one: Contender) -> str:
-    """A contender as a chart names it."""
+    """Return the name of a contender in a chart."""
     loop = f", {_LOOPS[one.loop]}" if one.client in {*BOTH, "nothing"} else ""
     return client_name(one.client) + loop
 
@@ -110,7 +110,7 @@ class Results:
         self.content = content
 
     def three(self, section: str, one: Contender, figure: str) -> list[float] | None:
-        """A figure: its median, its least and its most; None if it was not measured."""
+        """Return the median, minimum and maximum of a figure, or None if it was not measured."""
         contenders = self.content["sections"].get(section, {}).get("contenders", {})
         found: list[float] | None = contenders.get(str(one), {}).get(figure)
         return found
@@ -121,7 +121,7 @@ class Results:
         return found[0] if found else None
 
     def compared(self, section: str, key: str) -> list[float] | None:
-        """The ratio or the difference that an aim bounds: its median, least and most."""
+        """Return the median, minimum and maximum of the ratio or difference of an aim."""
         found: list[float] | None = (
             self.content["sections"].get(section, {}).get("compared", {}).get(key)
         )
@@ -129,7 +129,7 @@ class Results:
 
 
 def as_text(value: float | None) -> str:
-    """A figure in a text."""
+    """Format a figure for a text."""
     return MISSING if value is None else shown(value)
 
 
@@ -200,7 +200,7 @@ def latency(results: Results) -> str:
     values = _values(
         results, "clients", "latency_median_ms", _asyncio_then_trio("tasks-1") + others
     )
-    # AIOProducer waits for seconds. Its bar would make the others too short to be seen.
+    # AIOProducer waits for seconds. Its bar would make the other bars too short.
     limit = max((one.most for one in values if one.name != CLIENTS[AIO]), default=None)
     return bars("How long a single record takes", "milliseconds, median", values, limit=limit)
 
@@ -403,7 +403,7 @@ def pending_table(results: Results) -> str:
 
 
 def aims_table(results: Results) -> str:
-    """What was aimed at, and what is measured."""
+    """The aims and the measured values."""
     rows: list[list[str]] = []
     for aim in aims():
         three = results.compared(aim.section, f"{aim}, {aim.figure}")
@@ -418,7 +418,7 @@ def aims_table(results: Results) -> str:
 
 
 def section_tables(results: Results) -> Iterator[str]:
-    """A table for each section, with the figures that it has."""
+    """Yield a table for each section, with its figures."""
     for key, section in SECTIONS.items():
         measured = results.content["sections"].get(key)
         if not measured:
@@ -527,26 +527,26 @@ def words(results: Results) -> dict[str, str]:
 
 
 def render(results: Results, template: str) -> str:
-    """A template with all figures."""
+    """Return a template with all figures inserted."""
     return Template((TEMPLATES / template).read_text(encoding="utf-8")).substitute(words(results))
 
 
 def in_readme(results: Results, readme: str) -> str:
-    """The README with its part about speed."""
+    """Return the README with the current part about speed."""
     part = render(results, "readme.md")
     return _IN_README.sub(lambda found: f"{found[1]}{part}{found[2]}", readme, count=1)
 
 
 def write_results(found: Mapping[str, Any]) -> None:
-    """Write the results, with a line for each contender."""
+    """Write the results."""
     text = json.dumps(found, indent=1, ensure_ascii=False)
-    # Lists of three numbers on one line each.
+    # Write each list of three numbers on one line.
     text = re.sub(r"\[\s+([-\d.e]+),\s+([-\d.e]+),\s+([-\d.e]+)\s+\]", r"[\1, \2, \3]", text)
     RESULTS.write_text(text + "\n", encoding="utf-8")
 
 
 def read_results() -> Results:
-    """The results that are committed."""
+    """Read the committed results."""
     return Results(json.loads(RESULTS.read_text(encoding="utf-8")))
 
 

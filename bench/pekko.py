@@ -1,9 +1,9 @@
 """Build and start Pekko Connectors Kafka's SendProducer, which runs on the JVM.
 
-It is the model of this package. Its program in ``bench/pekko`` takes the arguments of
-``contender.py`` and prints the same figures. The program's header describes the differences, such
-as its warm-up. Maven builds it into ``.kafka`` once, and again after a change. It needs Java 17 or
-later and Maven; without them this contender is left out.
+SendProducer is the model of this package. The program in ``bench/pekko`` takes the arguments of
+``contender.py`` and prints the same figures. Its header describes the differences, for example its
+warm-up. Maven builds the program into ``.kafka`` once, and again after a change. This needs Java 17
+or later and Maven. Without them, the benchmark leaves this contender out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))  # the tests lie beside the benchmark, and are no package
+sys.path.insert(0, str(HERE.parent))  # the directory of tests/, which is not installed
 
 from tests.support.kafka_home import KafkaMissing, fetched, find_java, run_maven  # noqa: E402
 
@@ -29,7 +29,7 @@ _NAMED = re.compile(r"(pekko-connectors-kafka|kafka-clients)(?:_[\d.]+)?-(\d[\w.
 
 
 def ready() -> bool:
-    """Build it unless that was done before. If it cannot be built, print the reason."""
+    """Build the program unless it is built. Return False and print the reason if this fails."""
     try:
         command()
     except KafkaMissing as missing:
@@ -40,10 +40,10 @@ def ready() -> bool:
 
 @functools.cache
 def command() -> tuple[str, ...]:
-    """The command that starts it, without its arguments.
+    """Return the command that starts the program, without its arguments.
 
     Raises:
-        KafkaMissing: there is no Java that is new enough, no Maven, or Maven could not build it.
+        KafkaMissing: Java 17 or Maven is missing, or Maven could not build the program.
     """
     java, _ = find_java()
     built = _built()
@@ -52,9 +52,9 @@ def command() -> tuple[str, ...]:
 
 
 def versions() -> dict[str, str]:
-    """The versions of Java and of the libraries."""
-    _, said = find_java()
-    found = re.search(r'version "([^"]+)', said)
+    """Return the versions of Java and of the libraries."""
+    _, output = find_java()
+    found = re.search(r'version "([^"]+)', output)
     jars = map(_NAMED.fullmatch, sorted(jar.name for jar in (_built() / "libraries").iterdir()))
     return {"java": found[1] if found else "", **{jar[1]: jar[2] for jar in jars if jar}}
 

@@ -1,8 +1,8 @@
-"""How many bytes a record costs that has no outcome yet.
+"""Measure the memory of a pending record, in bytes.
 
-The producer runs against the embedded broker, which is then frozen. So records stay pending, and
-the growth of the process is divided by their number. It includes what the client underneath keeps,
-and for ``send`` the task that waits. Linux only.
+The producer opens with the embedded broker, which is then frozen, so records stay pending. The
+result is the growth of the process divided by the number of records. It includes the memory of the
+client, and for ``send`` the task that waits. Linux only.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ WAYS = ("pending-send", "pending-enqueue", "pending-flow")
 
 
 def resident() -> int:
-    """The bytes of this process that are in memory."""
+    """Return the resident memory of this process, in bytes."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 async def run(driver: str, way: str, records: int, value: bytes) -> float:
-    """Have this many records pending.
+    """Send records that stay pending, and measure their memory.
 
     Args:
         driver: the driver's name.
         way: one of `WAYS`.
-        records: how many.
-        value: what each record holds.
+        records: the number of records.
+        value: the value of each record.
 
     Returns:
-        The bytes for each record, with its value.
+        The bytes for each record, including its value.
     """
     from anyio_sendproducer import ProducerSettings, open_send_producer
     from anyio_sendproducer.testing import embedded_broker

@@ -1,4 +1,4 @@
-"""The sections of the suite: which clients do what against which sink. And the aims."""
+"""The sections of the suite, each with its contenders and its sink, and the aims."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pekko
 import pending
 from turns import Contender, Rounds
 
-#: The clients underneath, with callbacks and without awaiting.
+#: The bare clients, with callbacks and without awaiting.
 BARE, BARE_CONFLUENT = "kafka-python", "confluent"
 #: This package with each driver.
 OURS, OURS_CONFLUENT = "ours", "ours, confluent"
@@ -20,7 +20,7 @@ AIO = "confluent-aio"
 LOOPS = ("asyncio", "trio")
 TASKS = ("tasks-1", "tasks-10", "tasks-100", "tasks-1000", "tasks-10000")
 RATES = (200, 2_000, 8_000)
-#: One million records through a sink, and ten.
+#: One million and ten million records through a sink.
 MILLIONS = ("sink-1000000", "sink-10000000")
 STREAMS = ("tasks-1000", "many-10000", "flow", "sink", "wait", "forget")
 OBSERVED = (", observed", ", observed by metrics", ", observed by OpenTelemetry")
@@ -46,7 +46,7 @@ class Section:
 
     @property
     def description(self) -> str:
-        """What its figures hold for."""
+        """The records and the sink of the section."""
         return f"Records have {self.size:,} B, and go to {_SINKS[self.sink]}."
 
 
@@ -78,7 +78,7 @@ SECTIONS: Mapping[str, Section] = {
             *_each(BOTH, (*TASKS, "many-10000"), LOOPS),
             *_each(BOTH, ("tasks-1000",), ("uvloop",)),
             *_each((AIOKAFKA_IDEMPOTENT,), (*TASKS, "many-10000"), ("asyncio",)),
-            # Its defaults let it send too slowly from 10,000 tasks to be waited for.
+            # Without 10,000 tasks: with its defaults, aiokafka is too slow for them.
             *_each((AIOKAFKA,), (*TASKS[:4], "many-10000"), ("asyncio",)),
             *_each((AIO,), TASKS, ("asyncio",)),
             Contender("confluent-aio, tuned", "tasks-1000", "asyncio"),
@@ -142,7 +142,7 @@ SECTIONS: Mapping[str, Section] = {
 
 @dataclass(frozen=True)
 class Aim:
-    """Two contenders of a section that are compared, and the bound that was set in advance."""
+    """A comparison of two contenders of a section, with a bound that was set in advance."""
 
     section: str
     figure: str
@@ -150,8 +150,8 @@ class Aim:
     other: Contender
     at_most: float | None = None
     at_least: float | None = None
-    #: How they are compared: as a ratio, as a difference, or as a ratio after the figure of this
-    #: contender was taken from both.
+    #: The kind of comparison is a ratio, or a difference. With `less`, it is the ratio after the
+    #: figure of this contender is subtracted from both.
     less: Contender | None = None
     is_difference: bool = False
 
@@ -168,13 +168,13 @@ class Aim:
         return "" if self.at_least is None else f"at least {self.at_least:g}"
 
     def is_reached(self, value: float) -> bool:
-        """Whether a value is within the bound."""
+        """Return whether a value is within the bound."""
         return (self.at_most is None or value <= self.at_most) and (
             self.at_least is None or value >= self.at_least
         )
 
     def values(self, rounds: Rounds) -> list[float]:
-        """The ratios or differences, one for each round in which all took part."""
+        """Return the ratios or differences, one for each round that has all contenders."""
         names = [self.one, self.other, *([self.less] if self.less else [])]
         found: list[float] = []
         for figures in zip(*(rounds.get(str(name), []) for name in names), strict=False):
@@ -189,13 +189,13 @@ class Aim:
         return found
 
     def median(self, rounds: Rounds) -> tuple[float, float, float] | None:
-        """The median, the least and the most; None if no round has all of them."""
+        """Return the median, minimum and maximum, or None if no round has all contenders."""
         values = self.values(rounds)
         return (statistics.median(values), min(values), max(values)) if values else None
 
 
 def aims() -> list[Aim]:
-    """All pairs whose comparison the documents show."""
+    """Return all comparisons that the documents show."""
     return [*_rates(), *_open_loop(), *_streams(), *_observers(), *_first_record()]
 
 

@@ -1,12 +1,13 @@
-"""All measurements that the documents show, in one run.
+"""Do all measurements that the documents show, in one run.
 
     nox -s bench -- --suite [--rounds N] [--records N] [--only SECTION] [--only-page]
 
-``bench/sections.py`` says what is measured. The rounds of each section are written to
-``bench-results`` as soon as it is done, so a run that was interrupted can go on: ``--only SECTION``
-runs one section again, and ``--only-page`` none. In the end the medians of all sections are written
-to ``bench/results.json``, and ``bench/page.py`` makes the pages, the charts and the README's table
-of that file. The whole run takes about 40 minutes. The machine should do nothing else.
+``bench/sections.py`` defines the sections. This script writes the rounds of each section to
+``bench-results`` as soon as the section is done, so an interrupted run can be continued:
+``--only SECTION`` measures one section again, and ``--only-page`` measures nothing. At the end,
+this script writes the medians of all sections to ``bench/results.json``. ``bench/page.py``
+generates the pages, the charts and the README's table from that file. The whole run takes about 40
+minutes. The machine should do nothing else.
 """
 
 from __future__ import annotations
@@ -45,13 +46,13 @@ KEPT = (
     "closing_ms",
     "cold_opening_ms",
 )
-#: The digits that differ between two runs are not worth a commit.
+#: Significant digits. Further digits differ between two runs.
 DIGITS = 4
 PARTITIONS = 4
 
 
 def measure(name: str, out: Path, records: int, rounds: int | None) -> None:
-    """Run a section, and write its rounds."""
+    """Measure a section, and write its rounds."""
     section = SECTIONS[name]
     contenders = without_missing([*section.contenders])
     print(f"{name}: {len(contenders)} contenders", file=sys.stderr)
@@ -73,17 +74,17 @@ def measure(name: str, out: Path, records: int, rounds: int | None) -> None:
 
 
 def rounded(value: float) -> float:
-    """A value with few digits."""
+    """Return a value with `DIGITS` significant digits."""
     return float(f"{value:.{DIGITS}g}")
 
 
 def three(values: list[float]) -> list[float]:
-    """The median, the least and the most."""
+    """Return the median, the minimum and the maximum."""
     return [rounded(one) for one in (statistics.median(values), min(values), max(values))]
 
 
 def condensed(rounds: Rounds) -> dict[str, dict[str, list[float]]]:
-    """The median, the least and the most of each figure of each contender."""
+    """Return the median, the minimum and the maximum of each figure of each contender."""
     found: dict[str, dict[str, list[float]]] = {}
     for name, rows in rounds.items():
         done = [row for row in rows if row]
@@ -97,11 +98,11 @@ def condensed(rounds: Rounds) -> dict[str, dict[str, list[float]]]:
 
 
 def results(out: Path, before: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of ``bench/results.json``.
+    """Return the content of ``bench/results.json``.
 
     Args:
-        out: the directory with the rounds that were measured.
-        before: the content until now, of which sections that were not measured are kept.
+        out: the directory with the measured rounds.
+        before: the previous content. Sections that were not measured are kept.
     """
     sections: dict[str, Any] = {}
     for name in SECTIONS:
@@ -114,7 +115,7 @@ def results(out: Path, before: Mapping[str, Any]) -> dict[str, Any]:
     latest: dict[str, str] = {}
     for one in sorted(abouts, key=lambda one: one["date"]):
         latest |= one
-    # A section that was measured alone may be of another commit.
+    # Sections may have been measured with different commits.
     commits = ", ".join(dict.fromkeys(one["commit"] for one in abouts))
     return {"about": latest | {"commit": commits}, "sections": sections}
 
@@ -137,12 +138,14 @@ def _section(name: str, content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, and make the pages."""
+    """Measure, and generate the pages."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, help="of each section")
+    parser.add_argument("--rounds", type=int, help="rounds of each section")
     parser.add_argument("--records", type=int, default=RECORDS)
     parser.add_argument("--only", choices=SECTIONS, action="append", help="sections to measure")
-    parser.add_argument("--only-page", action="store_true", help="of what was measured before")
+    parser.add_argument(
+        "--only-page", action="store_true", help="measure nothing, and generate the pages"
+    )
     parser.add_argument("--out", type=Path, default=Path("bench-results"), help="a directory")
     options = parser.parse_args()
     failed: list[str] = []
@@ -150,7 +153,7 @@ def main() -> None:
         for name in options.only or SECTIONS:
             try:
                 measure(name, options.out, options.records, options.rounds)
-            except Exception:  # noqa: BLE001  # the other sections do not depend on it
+            except Exception:  # noqa: BLE001  # the other sections do not depend on this one
                 traceback.print_exc()
                 failed.append(name)
     before = page.read_results().content if page.RESULTS.exists() else {}

@@ -1,8 +1,8 @@
-"""A contender's turn: a client and a workload in a process of its own, against a sink that runs.
+"""A contender's turn: a client and a workload in their own process, against a running sink.
 
-Sinks: ``mock`` is librdkafka's mock cluster in a process of its own; it measures the client.
-``mock-20ms`` is the same with a round trip of 20 ms; it measures batching. ``kafka`` is Apache
-Kafka with one broker; it measures the whole, and needs Java and Maven.
+The sinks: ``mock`` is librdkafka's mock cluster in its own process. It measures the client.
+``mock-20ms`` has a round trip of 20 ms, and measures batching. ``kafka`` is Apache Kafka with one
+broker. It measures client and broker together, and needs Java and Maven.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ HERE = Path(__file__).resolve().parent
 SINKS = ("mock", "mock-20ms", "kafka")
 #: One record after the other.
 ALONE = "tasks-1"
-#: Seconds of an open loop by its workload; slower rates need longer for as many records.
+#: Seconds of an open loop by its workload. A slower rate gets more time.
 _OPEN_SECONDS = {"open-200": 3, "open-2000": 2, "open-8000": 2}
-#: Records per second that a turn with very many of them has at least.
+#: The minimum of records per second in a turn with very many records.
 _SLOWEST = 10_000
-#: How often a client is opened.
+#: The number of times that a client is opened.
 _OPENINGS = 5
-#: How many records the defaults of the suite ask for. With fewer, open loops are shorter.
+#: The suite's default number of records. With fewer records, open loops are shorter.
 RECORDS = 20_000
 
 Figures = Mapping[str, float]
 Rounds = Mapping[str, list[Figures | None]]
-"""The figures of each round by the contender's name; None where its turn failed."""
+"""The figures of each round by the contender's name, or None if its turn failed."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A client, a way to call it, and a loop."""
+    """A client, a workload and an event loop."""
 
     client: str
     workload: str
@@ -56,11 +56,11 @@ class Contender:
 
     @property
     def unobserved(self) -> Contender:
-        """The same without an observer."""
+        """The same contender without an observer."""
         return replace(self, client=self.client.partition(", observed")[0])
 
     def records(self, of: int) -> int:
-        """How many records a turn has, where `of` is the number for a client of medium speed.
+        """Return the number of records of a turn, in which a client of medium speed sends `of`.
 
         A turn takes one to three seconds.
         """
@@ -75,14 +75,14 @@ class Contender:
             rate = int(self.workload[5:])
             return max(10, rate * _OPEN_SECONDS[self.workload] * of // RECORDS)
         if self.client.startswith("confluent-aio"):
-            # Each record waits until a buffer is full or a second is over.
+            # Each record waits until a buffer is full or a second has passed.
             return 2 * min(tasks, of)
         if self.workload == ALONE:
             return max(1, of // 25)
         if self.workload == "tasks-10":
             return max(10, of // 5)
         if self.workload == "tasks-10000":
-            # As many for each task as a thousand of them have: starting tasks is not measured.
+            # More records, because there are more tasks. The start of the tasks is not measured.
             return of * 5
         if self.client.endswith("OpenTelemetry"):
             return max(1, of // 2)
@@ -94,7 +94,7 @@ def sink(name: str, partitions: int) -> Iterator[tuple[str, str]]:
     """Run a sink.
 
     Yields:
-        Its addresses, and the version of the protocol for kafka-python if it cannot ask for it.
+        The addresses, and the version of the protocol for kafka-python, if it cannot get it.
     """
     if name == "none":
         yield "", ""
@@ -112,18 +112,18 @@ def sink(name: str, partitions: int) -> Iterator[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Load:
-    """What all turns of a run have in common."""
+    """The parameters that all turns of a run share."""
 
     address: str
     api_version: str
     records: int
     size: int = 100
     compression: str = "none"
-    #: Seconds after which a turn has failed, besides those that its records take.
+    #: Seconds after which a turn has failed, in addition to the time for its records.
     patience: float = 120
 
     def run(self, contender: Contender) -> Figures | None:
-        """Give a contender its turn; None if it fails."""
+        """Run a contender's turn. Return None if it fails."""
         records = contender.records(self.records)
         patience = self.patience + records / _SLOWEST
         python = (sys.executable, str(HERE / "contender.py"))
@@ -133,7 +133,7 @@ class Load:
         command += ["--records", str(records)]
         command += ["--compression", self.compression, "--api-version", self.api_version]
         if contender.workload.startswith("tasks-") and contender.workload != ALONE:
-            # A lone record has no ticker beside it: bare clients cannot have one.
+            # Without a timer for lone records, because bare clients cannot have one.
             command.append("--ticks")
         try:
             done = subprocess.run(  # noqa: S603  # our own script
@@ -150,7 +150,7 @@ class Load:
 
 
 def run_rounds(contenders: list[Contender], load: Load, rounds: int) -> Rounds:
-    """Give each contender its turn in each round."""
+    """Run the turn of each contender in each round."""
     found: dict[str, list[Figures | None]] = {str(one): [] for one in contenders}
     for number in range(rounds):
         begin = time.monotonic()
@@ -162,14 +162,14 @@ def run_rounds(contenders: list[Contender], load: Load, rounds: int) -> Rounds:
 
 
 def without_missing(contenders: list[Contender]) -> list[Contender]:
-    """The contenders that can run here: the one on the JVM needs Java and Maven."""
+    """Return the contenders that can run here. The contender on the JVM needs Java and Maven."""
     if any(one.client == pekko.CLIENT for one in contenders) and not pekko.ready():
         return [one for one in contenders if one.client != pekko.CLIENT]
     return contenders
 
 
 def about() -> dict[str, str]:
-    """When, where and with which versions the figures are measured. It names no host."""
+    """Return the date, the machine and the versions of a measurement, without the host's name."""
     names = ("anyio", "trio", "uvloop", "kafka-python", "confluent-kafka", "aiokafka")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
@@ -189,7 +189,7 @@ def _commit() -> str:
 
 
 def ratios(one: list[Figures | None], other: list[Figures | None], figure: str) -> list[float]:
-    """The ratios of a figure, round by round, of rounds in which both have it."""
+    """Return the ratios of a figure in each round in which both contenders have it."""
     pairs = zip(one, other, strict=True)
     return [
         mine[figure] / its[figure]
@@ -199,7 +199,7 @@ def ratios(one: list[Figures | None], other: list[Figures | None], figure: str) 
 
 
 def spread(values: list[float]) -> str:
-    """A median, with the least and the most."""
+    """Format a median with the minimum and the maximum."""
     if not values:
         return ""
     return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"

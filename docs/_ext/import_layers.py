@@ -78,7 +78,7 @@ def _value(name: str) -> Any:
 class _EmptySets(ast.NodeTransformer):
     """Replaces ``set[str]()`` by ``set()``, which literal_eval() accepts as an empty set."""
 
-    def visit_Call(self, node: ast.Call) -> ast.expr:  # as ast asks for
+    def visit_Call(self, node: ast.Call) -> ast.expr:  # the name that ast requires
         """Replace one call."""
         if isinstance(node.func, ast.Subscript) and not node.args:
             node.func = node.func.value

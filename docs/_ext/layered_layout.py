@@ -168,7 +168,7 @@ def _in_layers(boxes: Iterable[Box]) -> list[list[Box]]:
 
 def _order(layers: list[list[Box]]) -> None:
     """Order each layer so that few links cross."""
-    shuffle = random.Random(0).shuffle  # noqa: S311  # always the same picture, and no secret
+    shuffle = random.Random(0).shuffle  # noqa: S311  # not for cryptography
     best = [list(layer) for layer in layers]
     fewest = _crossings(layers)
     for _ in range(_STARTS):

@@ -9,7 +9,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.typing import ExtensionMetadata
 
-#: Search engines show no more than this.
+#: The number of characters that search engines show.
 LIMIT: Final = 160
 
 
@@ -17,7 +17,7 @@ def describe(document: nodes.document | None, otherwise: str) -> str:
     """The first paragraph of text, cut at a word.
 
     Args:
-        document: the page, or None for one that Sphinx generates, such as the index.
+        document: the page, or None for a page that Sphinx generates, such as the index.
         otherwise: the description of a page that starts without a paragraph.
     """
     for paragraph in document.findall(nodes.paragraph) if document else ():

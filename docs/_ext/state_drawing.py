@@ -17,7 +17,7 @@ from layered_layout import Box, Link, lay_out
 
 Transitions = Mapping[enum.Enum, Mapping[str, enum.Enum]]
 
-# In pixels, of which the text column of the theme is some 730 wide.
+# In pixels. The text column of the theme has about 730 pixels.
 _FONT = 13.0
 _LINE = 16.0
 _STATE_HEIGHT = 34.0
@@ -84,7 +84,7 @@ def draw(table: Transitions, *, title: str, name: str) -> str:
 
 
 def _labels(table: Transitions) -> dict[tuple[enum.Enum, enum.Enum], list[str]]:
-    """The lines of text beside each arrow; events with the same effect share one."""
+    """The lines of text beside each arrow. Events with the same effect share an arrow."""
     labels: dict[tuple[enum.Enum, enum.Enum], list[str]] = {}
     for state, events in table.items():
         for event, following in events.items():

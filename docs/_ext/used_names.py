@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 PACKAGE: Final = "anyio_sendproducer"
-#: Where examples of these modules are commands, and not Python.
+#: The examples of these modules are commands, not Python.
 NO_API: Final = frozenset({f"{PACKAGE}.cli"})
 #: The module that exports fixtures.
 FIXTURES: Final = f"{PACKAGE}.testing.pytest_plugin"
@@ -49,7 +49,7 @@ def public_names() -> dict[str, list[str]]:
 
 
 def pages() -> list[Path]:
-    """The pages that hold examples."""
+    """The pages that can have examples."""
     return sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts)
 
 

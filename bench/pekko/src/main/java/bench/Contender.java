@@ -1,37 +1,36 @@
 /*
- * Pekko Connectors Kafka's SendProducer as a contender of bench/compare.py, beside those of
- * bench/contender.py. It exists because SendProducer is what this package is modelled on, and who
- * comes from there asks what the way costs.
+ * Pekko Connectors Kafka's SendProducer as a contender of bench/compare.py, like the contenders of
+ * bench/contender.py. SendProducer is the model of this package, so its users can compare the two.
  *
  *     java -cp ... bench.Contender pekko WORKLOAD --bootstrap ADDRESS [--topic bench] ...
  *
- * It takes the arguments that contender.py takes, and prints the same JSON object.
+ * The program takes the arguments of contender.py, and prints the same JSON object.
  *
  * The workloads:
  *
- *   tasks-N  N records on their way at any time: each task sends its next one when the future of
- *            the one before has completed. No task has a thread; what follows a record runs on the
- *            actor system's dispatcher, which is where a user of Pekko has it run.
- *   many-N   N records sent at once, then all their futures awaited, and again.
- *   forget   all records sent, and all awaited at the end. SendProducer has no bound on the records
- *            on their way; as a user would do, a semaphore lets 10,000 of them through.
+ *   tasks-N  N tasks, each with one record in flight: a task sends its next record when the future
+ *            of the previous record has completed. A task has no thread. Its code runs on the actor
+ *            system's dispatcher, as in a program of a Pekko user.
+ *   many-N   N records are sent at once, then all their futures are awaited, and so on.
+ *   forget   All records are sent, and awaited at the end. SendProducer does not limit the records
+ *            in flight, so a semaphore limits them to 10,000, as in a program of a user.
  *
- * Guarantees: acks=all and enable.idempotence=true, as this package has them by default; both are
- * the Kafka client's defaults too, and are said nonetheless. linger.ms is 0, and a batch holds
- * 256 KiB as with the other clients; all else is as it comes. One thing is not equal: SendProducer
- * hands over each record from a pool of sixteen threads, so records that are sent one after the
- * other without being awaited may swap places before the Kafka client has them.
+ * Guarantees: acks=all and enable.idempotence=true, the defaults of this package. They are also the
+ * Kafka client's defaults, and are set explicitly. linger.ms is 0, and batches have 256 KiB, like
+ * those of the other clients. All other settings have their defaults. One difference remains:
+ * SendProducer passes each record to the Kafka client from a pool of sixteen threads. So records
+ * that are sent without being awaited may change their order before the Kafka client has them.
  *
- * Warm-up: the JVM interprets code before it compiles it, and what runs for a second only would
- * mostly be interpreted. So the workload runs unmeasured before it is measured: 200,000 records, or
- * half as many as are measured where that is more, for ten seconds at most. (After 20,000 a record
- * still costs up to three times as much processor time as it does in the end.) The other contenders
- * send one record.
+ * Warm-up: the JVM interprets code before it compiles it. In a workload of one second, most code
+ * would be interpreted. So the workload first runs unmeasured, with 200,000 records or half of the
+ * measured number, whichever is more, for ten seconds at most. (After 20,000 records, a record
+ * still costs up to three times as much processor time as at the end.) The other contenders send
+ * one record as their warm-up.
  *
- * Processor time is that of the whole process in the measured part, with the threads that compile
- * and those that collect garbage, in steps of 10 ms. Memory is the most that the process had from
- * its start, the warm-up with it; the JVM gives its heap as much as it likes, a quarter of the
- * machine's memory at most.
+ * Processor time covers all threads of the process in the measured part, including the threads of
+ * the compiler and of the garbage collector, in steps of 10 ms. Memory is the peak of the process
+ * since its start, including the warm-up. The JVM's heap can grow to a quarter of the machine's
+ * memory.
  */
 package bench;
 
@@ -63,13 +62,13 @@ import org.apache.pekko.actor.ActorSystem;
 import org.apache.pekko.kafka.ProducerSettings;
 import org.apache.pekko.kafka.javadsl.SendProducer;
 
-/** One workload, once. */
+/** Runs one workload once. */
 public final class Contender {
   private static final int LEAST_WARM_UP = 200_000;
   private static final long MOST_WARM_UP_NANOS = TimeUnit.SECONDS.toNanos(10);
 
-  /** How many records may be on their way where none is awaited. */
-  private static final int ON_THEIR_WAY = 10_000;
+  /** The limit of records in flight if the workload awaits no record. */
+  private static final int MOST_IN_FLIGHT = 10_000;
 
   private final SendProducer<byte[], byte[]> producer;
   private final Executor dispatcher;
@@ -88,7 +87,7 @@ public final class Contender {
     return producer.send(new ProducerRecord<>(topic, value));
   }
 
-  /** One of the tasks, which sends one record after the other. */
+  /** A task that sends one record after the other. */
   private final class Task {
     private final CompletableFuture<Void> done = new CompletableFuture<>();
     private final long[] latencies;
@@ -96,7 +95,7 @@ public final class Contender {
     private int acknowledged;
     private long start;
 
-    /** Latencies are noted where there is an array for them. */
+    /** With an array of latencies, the task notes the latency of each record. */
     Task(int records, long[] latencies) {
       this.records = records;
       this.latencies = latencies;
@@ -104,9 +103,9 @@ public final class Contender {
 
     void next() {
       start = latencies == null ? 0 : System.nanoTime();
-      // With its executor named, since what javadsl returns makes every plain method of a stage an
-      // asynchronous one of the common pool, and on two processors that starts a thread each time.
-      // It also keeps the stack flat: nothing is called from within another.
+      // Name the executor: the stages of javadsl run even their plain methods asynchronously on the
+      // common pool, which starts a thread each time on two processors. An asynchronous call also
+      // keeps the stack flat.
       send().whenCompleteAsync(this::answered, dispatcher);
     }
 
@@ -127,7 +126,7 @@ public final class Contender {
     }
   }
 
-  /** So many tasks, each with its share of the records; returns how many were sent. */
+  /** Runs the tasks, each with its share of the records, and returns the number of sent records. */
   private int tasks(int tasks, int records, long[] latencies) {
     int each = Math.max(1, records / tasks);
     CompletableFuture<?>[] done = new CompletableFuture<?>[tasks];
@@ -140,7 +139,7 @@ public final class Contender {
     return each * tasks;
   }
 
-  /** So many records at once, all of them awaited; returns how many were sent. */
+  /** Sends the records in lists, awaits each list, and returns the number of sent records. */
   private int many(int atMost, int records) {
     int atOnce = Math.min(atMost, records);
     int rounds = records / atOnce;
@@ -154,9 +153,9 @@ public final class Contender {
     return rounds * atOnce;
   }
 
-  /** All records, awaited at the end; returns how many were sent. */
+  /** Sends all records, awaits them at the end, and returns the number of sent records. */
   private int forget(int records) throws InterruptedException {
-    Semaphore room = new Semaphore(ON_THEIR_WAY);
+    Semaphore room = new Semaphore(MOST_IN_FLIGHT);
     AtomicReference<Throwable> failure = new AtomicReference<>();
     for (int number = 0; number < records; number++) {
       room.acquire();
@@ -170,7 +169,7 @@ public final class Contender {
               },
               dispatcher);
     }
-    room.acquire(ON_THEIR_WAY);
+    room.acquire(MOST_IN_FLIGHT);
     if (failure.get() != null) {
       throw new IllegalStateException("a record failed", failure.get());
     }
@@ -190,7 +189,7 @@ public final class Contender {
   /** The N of a workload's name. */
   private static int manyOf(String workload) {
     if (workload.equals("forget")) {
-      return ON_THEIR_WAY;
+      return MOST_IN_FLIGHT;
     }
     if (!workload.matches("(tasks|many)-[1-9][0-9]*")) {
       throw new IllegalArgumentException("not a workload of this client: " + workload);
@@ -198,7 +197,7 @@ public final class Contender {
     return Integer.parseInt(workload.substring(workload.indexOf('-') + 1));
   }
 
-  /** In portions, so that it ends in time where each record takes long. */
+  /** Runs the workload in portions, so that the warm-up ends in time even if records are slow. */
   private void warmUp(String workload, int records) throws InterruptedException {
     int wanted = Math.max(LEAST_WARM_UP, records / 2);
     int portion = Math.min(wanted, Math.max(100, 10 * manyOf(workload)));
@@ -207,7 +206,7 @@ public final class Contender {
     while (sent < wanted && System.nanoTime() - start < MOST_WARM_UP_NANOS) {
       sent += run(workload, portion, null);
     }
-    // The others begin with their garbage collected as well.
+    // The other contenders also collect their garbage before the measurement.
     System.gc();
   }
 
@@ -237,17 +236,17 @@ public final class Contender {
     return figures;
   }
 
-  /** The most memory that this process had, in MiB. */
+  /** Returns the peak memory of this process, in MiB. */
   private static double mostMemory() throws IOException {
     for (String line : Files.readAllLines(Path.of("/proc/self/status"))) {
       if (line.startsWith("VmHWM:")) {
         return Double.parseDouble(line.replaceAll("[^0-9]", "")) / 1024;
       }
     }
-    throw new IOException("the system does not say how much memory this process had");
+    throw new IOException("/proc/self/status has no VmHWM, the peak memory of this process");
   }
 
-  /** What each record holds, the same as in contender.py. */
+  /** Returns the value of each record, the same as in contender.py. */
   private static byte[] valueOf(int size) {
     byte[] value = new byte[size];
     for (int index = 0; index < size; index++) {
@@ -256,7 +255,7 @@ public final class Contender {
     return value;
   }
 
-  /** The options by their names; what is for other clients only has no use here. */
+  /** Returns the options by their names. Options for other clients are not used. */
   private static Map<String, String> optionsOf(String[] arguments) {
     Map<String, String> options = new HashMap<>();
     for (int index = 2; index < arguments.length; index++) {
@@ -279,14 +278,14 @@ public final class Contender {
   }
 
   /**
-   * Has the Kafka client ask for API versions in a way that librdkafka's mock cluster understands.
+   * Makes the Kafka client send a version of ApiVersions that librdkafka's mock cluster supports.
    *
-   * <p>The mock knows ApiVersions up to version 2. To what is newer it answers that it does not,
-   * and gives the number of entries as it is where the protocol has it plus one. The client reads
-   * none, and takes the entry (API 18, from version 0) for a throttle time of 18 * 65536 ms: it
-   * would ask again, be understood, and then send nothing for twenty minutes. No property of the
-   * client changes what it asks first, so this goes to where it knows of the versions. All else,
-   * idempotence included, is negotiated as ever.
+   * <p>The mock cluster supports ApiVersions up to version 2. It answers a newer request with an
+   * error, and encodes the number of entries without the protocol's offset of one. So the client
+   * reads no entry, and reads the bytes of the entry (API 18, from version 0) as a throttle time of
+   * 18 * 65536 ms. It would then repeat the request with success, and send nothing for twenty
+   * minutes. No property of the client sets the version of its first request, so this method
+   * changes the client's own table of versions. All other versions are negotiated as usual.
    */
   private static void askAsTheMockUnderstands() throws ReflectiveOperationException {
     Field newest = ApiMessageType.class.getDeclaredField("highestSupportedVersion");
@@ -301,7 +300,7 @@ public final class Contender {
     return json.toString();
   }
 
-  /** Runs one workload, and prints what came of it. */
+  /** Runs one workload, and prints its figures. */
   public static void main(String[] arguments) throws Exception {
     if (arguments.length < 2 || !arguments[0].equals("pekko")) {
       throw new IllegalArgumentException("pekko WORKLOAD --bootstrap ADDRESS ...");
@@ -310,7 +309,7 @@ public final class Contender {
     System.getProperties().putIfAbsent("org.slf4j.simpleLogger.defaultLogLevel", "error");
     Config quiet = ConfigFactory.parseString("pekko { loglevel = OFF, stdout-loglevel = OFF }");
     Map<String, String> options = optionsOf(arguments);
-    // Given where the sink is the mock cluster, for kafka-python too.
+    // If the sink is the mock cluster, contenders get this option.
     if (!options.getOrDefault("--api-version", "").isEmpty()) {
       askAsTheMockUnderstands();
     }
