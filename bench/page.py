@@ -429,7 +429,7 @@ def section_tables(results: Results) -> Iterator[str]:
             for figure in _FIGURES
             if any(results.value(key, one, figure) is not None for one in contenders)
         ]
-        if key == "opening":  # how often it was opened per second tells nothing
+        if key == "opening":  # a rate of openings says nothing
             figures = [
                 figure for figure in figures if figure not in {"rate", "cpu_us", "memory_mib"}
             ]
@@ -448,7 +448,7 @@ def section_tables(results: Results) -> Iterator[str]:
 
 
 def words(results: Results) -> dict[str, str]:
-    """What the templates name: figures, tables and charts."""
+    """Return the figures, tables and charts that the templates name."""
 
     def rate(client: str, workload: str, loop: str = "asyncio") -> float | None:
         return results.value("clients", Contender(client, workload, loop), "rate")

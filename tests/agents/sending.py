@@ -28,7 +28,7 @@ CLIENTS = [
 
 
 def is_wrapped(module: str, class_name: str, method: str) -> bool:
-    """Whether an agent has wrapped this method."""
+    """Return whether an agent has wrapped this method."""
     the_class = getattr(importlib.import_module(module), class_name)
     return hasattr(getattr(the_class, method), "__wrapped__")
 

@@ -370,7 +370,7 @@ def test_a_display_that_raises(fault: str, trouble: Trouble) -> None:
 
 
 @pytest.mark.parametrize("fault", ["file", "reader", "sender"])
-def test_a_task_or_its_thread_that_raises(fault: str, trouble: Trouble) -> None:
+def test_a_task_or_thread_that_raises_ends_the_run(fault: str, trouble: Trouble) -> None:
     with trouble.running(given=lines(500), fault=fault):
         assert trouble.wait() == _running.FAILED
     report = trouble.report(trouble.out)

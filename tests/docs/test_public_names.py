@@ -23,7 +23,7 @@ PLACES: Final[dict[tuple[str, str], list[str]]] = used_names.where_used()
 @pytest.mark.parametrize(
     ("module", "name"), [(module, name) for module, known in PUBLIC.items() for name in known]
 )
-def test_an_example_uses_it(module: str, name: str) -> None:
+def test_an_example_uses_each_public_name(module: str, name: str) -> None:
     assert PLACES.get((module, name)), f"no example in docs or a docstring uses {module}.{name}"
 
 

@@ -113,7 +113,7 @@ async def test_lines_are_shipped_in_order_across_rotations_and_restarts(
         assert await example.code(within=SOON) == 0
 
 
-async def test_ctrl_c_ships_what_was_read(
+async def test_ctrl_c_ships_the_lines_that_were_read(
     log: Log, broker: EmbeddedBroker, anyio_backend_name: str
 ) -> None:
     log.write(100)
@@ -284,7 +284,7 @@ def test_a_follower_reads_each_line_once(actions: list[str]) -> None:
         assert found == written.split(b"\n")[:-1]
 
 
-def test_a_follower_waits_for_the_end_of_a_line_and_cuts_one_that_is_too_long(log: Log) -> None:
+def test_a_follower_waits_for_the_end_of_a_line_and_cuts_a_long_line(log: Log) -> None:
     follower = log_shipper.Follower(log.path, None)
     assert follower.read() == []
     log.write_part(b"half")
