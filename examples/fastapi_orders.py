@@ -54,7 +54,7 @@ from anyio_sendproducer import (
 
 log = logging.getLogger("orders")
 
-#: Each request is answered within delivery_timeout, so uvicorn needs no longer grace period. The
+#: Each request is answered within delivery_timeout, which is shorter than the grace period. The
 #: grace period and close_timeout together are shorter than the 30 seconds that Kubernetes allows.
 DEFAULTS: Final[Mapping[str, str]] = {
     "ORDERS_BOOTSTRAP_SERVERS": "localhost:9092",
