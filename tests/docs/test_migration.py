@@ -231,7 +231,7 @@ def test_the_stop_methods_of_asyncio_clients_have_no_timeout() -> None:
 
 
 def test_aiokafka_has_the_transaction_calls_of_the_guide() -> None:
-    """No test runs a transaction, because the embedded broker answers the first request with an error."""
+    """No test runs a transaction, because the embedded broker refuses the first request of one."""
     assert list(inspect.signature(aiokafka.AIOKafkaProducer.transaction).parameters) == ["self"]
     assert "transactional_id" in AIOKAFKA
     context: Any = aiokafka.AIOKafkaProducer.transaction(None)
