@@ -1,6 +1,6 @@
-"""The driver on librdkafka: what it chooses and translates, and what it relies on.
+"""The librdkafka driver: its choices, its translations, and its assumptions about the client.
 
-The last part notices when confluent-kafka changes what the driver leans on.
+The last part fails when confluent-kafka changes a behaviour on which the driver depends.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def rejected(outcome: Outcome) -> RecordRejected:
 # --- which driver it is --------------------------------------------------------------------------
 
 
-def test_it_is_had_by_its_name_and_is_asked() -> None:
+def test_the_name_confluent_makes_a_polled_driver() -> None:
     settings = ProducerSettings(bootstrap_servers="a:1")
     driver = make_driver("confluent", settings)
     assert isinstance(driver, ConfluentDriver)
@@ -130,13 +130,15 @@ def test_it_is_had_by_its_name_and_is_asked() -> None:
     assert not isinstance(make_driver(None, settings), PolledDriver)
 
 
-def test_without_the_package_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_confluent_kafka_the_error_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(__import__("sys").modules, _driver.__name__, None)
     with pytest.raises(SettingsError, match=r'pip install "\.\[confluent\]" in a checkout of'):
         make_driver("confluent", ProducerSettings(bootstrap_servers="a:1"))
 
 
-def test_a_name_that_is_none() -> None:
+def test_an_unknown_driver_name_is_refused() -> None:
     with pytest.raises(SettingsError, match="must be 'kafka-python', 'confluent' or a factory"):
         make_driver(cast("Any", "librdkafka"), ProducerSettings(bootstrap_servers="a:1"))
 
@@ -144,7 +146,7 @@ def test_a_name_that_is_none() -> None:
 # --- records -------------------------------------------------------------------------------------
 
 
-def test_a_record_with_all_that_it_can_have(cluster: MockCluster) -> None:
+def test_a_record_with_every_field(cluster: MockCluster) -> None:
     with opened(cluster) as (driver, recorder):
         record = ProducerRecord(
             FOUR, b"value", b"key", partition=3, timestamp_ms=1_700, headers=[("a", b"1")]
@@ -156,7 +158,7 @@ def test_a_record_with_all_that_it_can_have(cluster: MockCluster) -> None:
         assert metadata_of(second)[4:] == (0, None)
 
 
-def test_a_key_goes_where_kafkas_own_partitioner_sends_it(cluster: MockCluster) -> None:
+def test_a_key_goes_to_the_partition_of_kafkas_own_partitioner(cluster: MockCluster) -> None:
     """The partitions are those that Kafka's Java client chooses among four."""
     with opened(cluster) as (driver, recorder):
         keys = [b"a", b"b", b"c", b"42", b"orders", b"\xff\x00"]
@@ -174,7 +176,7 @@ def test_records_without_a_key_stay_together_for_a_while(cluster: MockCluster) -
         driver,
         recorder,
     ):
-        send_all(driver, recorder, [ProducerRecord(FOUR, b"v")])  # from now on it knows the topic
+        send_all(driver, recorder, [ProducerRecord(FOUR, b"v")])  # after this it knows the topic
         outcomes = send_all(driver, recorder, [ProducerRecord(FOUR, b"v")] * 100)
         assert len({metadata_of(one).partition for one in outcomes}) == 1
 
@@ -257,7 +259,7 @@ def test_a_serializer_holds_up_neither_the_loop_nor_a_close(cluster: MockCluster
     ],
     ids=["partition", "size", "timestamp", "no text", "NUL"],
 )
-def test_what_the_client_does_not_take_is_rejected_and_nothing_else(
+def test_only_records_that_the_client_refuses_are_rejected(
     cluster: MockCluster, record: ProducerRecord[Any, Any], says: str
 ) -> None:
     with opened(cluster, unknown_topic_timeout=0.1) as (driver, recorder):
@@ -273,7 +275,7 @@ def test_what_the_client_does_not_take_is_rejected_and_nothing_else(
 
 
 @pytest.mark.parametrize("code", [MSG_SIZE_TOO_LARGE, TOPIC_AUTHORIZATION_FAILED])
-def test_what_a_broker_refuses_fails_as_not_persisted(code: int) -> None:
+def test_a_record_that_a_broker_refuses_is_not_persisted(code: int) -> None:
     with mock_cluster(1) as cluster, opened(cluster, properties=SENT_ONCE) as (driver, recorder):
         send_all(driver, recorder, [ProducerRecord(FOUR, b"v")])
         cluster.answer_any(code)
@@ -282,7 +284,7 @@ def test_what_a_broker_refuses_fails_as_not_persisted(code: int) -> None:
         assert recorder.breaks == []
 
 
-def test_what_nobody_can_tell_is_possibly_persisted(cluster: MockCluster) -> None:
+def test_a_record_with_an_unknown_outcome_is_possibly_persisted(cluster: MockCluster) -> None:
     with opened(cluster) as (driver, recorder):
         send_all(driver, recorder, [ProducerRecord(FOUR, b"v")])
         cluster.answer_any(UNKNOWN_SERVER_ERROR)
@@ -293,7 +295,7 @@ def test_what_nobody_can_tell_is_possibly_persisted(cluster: MockCluster) -> Non
 
 
 def test_a_record_that_librdkafka_expires_times_out(cluster: MockCluster) -> None:
-    """Without idempotence it expires records by itself."""
+    """Without idempotence librdkafka expires records by itself."""
     without = {"enable.idempotence": False}
     with opened(cluster, delivery_timeout=0.5, properties=without) as (driver, recorder):
         send_all(driver, recorder, [ProducerRecord(FOUR, b"v")])
@@ -304,7 +306,7 @@ def test_a_record_that_librdkafka_expires_times_out(cluster: MockCluster) -> Non
         assert "within 0.5 s (delivery_timeout)" in str(outcome)
 
 
-def test_where_its_queue_is_full_the_rest_is_given_back(
+def test_if_the_queue_is_full_the_other_records_are_given_back(
     cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with opened(cluster) as (driver, _):
@@ -327,13 +329,13 @@ def test_where_its_queue_is_full_the_rest_is_given_back(
 # --- opening and closing -------------------------------------------------------------------------
 
 
-def test_what_only_the_client_can_judge_is_a_settings_error(cluster: MockCluster) -> None:
+def test_a_setting_that_only_the_client_refuses_is_a_settings_error(cluster: MockCluster) -> None:
     driver = ConfluentDriver(settings_for(cluster, properties={"debug": "nonsense"}))
     with pytest.raises(SettingsError, match="librdkafka refuses the settings"):
         driver.open(Recorder())
 
 
-def test_nobody_there() -> None:
+def test_an_address_that_refuses_connections() -> None:
     driver = ConfluentDriver(ProducerSettings(bootstrap_servers="127.0.0.1:1", start_timeout=1))
     with pytest.raises(ProducerStartError, match=r"within 1 s \(start_timeout\): .*127.0.0.1:1"):
         driver.open(Recorder())
@@ -341,7 +343,7 @@ def test_nobody_there() -> None:
     driver.close(0)
 
 
-def test_who_is_not_let_in_is_told_so_before_the_time_is_over(cluster: MockCluster) -> None:
+def test_a_refused_login_ends_the_start_before_its_timeout(cluster: MockCluster) -> None:
     driver = ConfluentDriver(settings_for(cluster))
     for code in (KafkaError._AUTHENTICATION, KafkaError._ALL_BROKERS_DOWN):
         driver._health.on_error(KafkaError(code, "wrong password"))
@@ -349,7 +351,7 @@ def test_who_is_not_let_in_is_told_so_before_the_time_is_over(cluster: MockClust
         driver.open(Recorder())
 
 
-def test_the_client_is_given_the_tokens_of_the_users_own(cluster: MockCluster) -> None:
+def test_the_client_gets_the_tokens_of_the_token_provider(cluster: MockCluster) -> None:
     class Tokens:
         def token(self) -> str:
             return "a-token"
@@ -367,7 +369,7 @@ def test_the_client_is_given_the_tokens_of_the_users_own(cluster: MockCluster) -
     token, until_when, principal, extensions = driver._tokens.new_token()
     assert (token, principal, extensions) == ("a-token", "", {"traceId": "1"})
     assert 29 <= until_when - time.time() <= 30
-    with pytest.raises(ProducerStartError):  # the mock knows no logins
+    with pytest.raises(ProducerStartError):  # the mock cluster does not support logins
         driver.open(Recorder())
 
 
@@ -388,8 +390,8 @@ def test_no_poll_calls_the_token_provider() -> None:
 
 
 @pytest.mark.parametrize("expires_in", [-60.0, 0.5], ids=["expired", "soon"])
-def test_a_token_that_does_not_last_is_asked_for_again(expires_in: float) -> None:
-    """Also where the provider gives the same one again."""
+def test_a_token_that_expires_is_requested_again(expires_in: float) -> None:
+    """The driver also does that if the provider returns the same token again."""
     asked = threading.Semaphore(0)
 
     class Tokens:
@@ -419,7 +421,7 @@ def test_a_token_that_does_not_last_is_asked_for_again(expires_in: float) -> Non
         opening.join()
 
 
-def test_a_line_that_repeats_itself_is_logged_every_half_minute(
+def test_a_repeated_line_is_logged_every_half_minute(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     now = 0.0
@@ -447,9 +449,9 @@ def test_a_line_that_repeats_itself_is_logged_every_half_minute(
     assert logged(down(7), down(8)) == [
         "a:1: refused (after 7ms in state CONNECT) (3 identical lines before)"
     ]
-    # What somebody asked for by the property `debug` is logged in full.
+    # Lines that the property `debug` requests are all logged.
     assert logged(*[(logging.DEBUG, "sent")] * 3) == ["sent"] * 3
-    # What is remembered has a bound.
+    # The number of remembered lines is bounded.
     different = [(logging.ERROR, "%d", number) for number in range(_log_relay._MAX_REPEATED)]
     assert len(logged(*different)) == len(different)
     assert logged(down(0)) == ["a:1: refused (after 0ms in state CONNECT)"]
@@ -466,13 +468,13 @@ def test_brokers_that_are_down_do_not_flood_the_log(caplog: pytest.LogCaptureFix
     assert len(refused) == 2
 
 
-def test_a_driver_that_was_never_opened_has_nothing_to_ask() -> None:
+def test_a_driver_that_was_never_opened_polls_no_client() -> None:
     driver = ConfluentDriver(ProducerSettings(bootstrap_servers="a:1"))
     driver._reports.poll(0)
     assert driver.poll(1) == 0
 
 
-def test_a_driver_that_is_closed_takes_nothing_and_says_nothing(cluster: MockCluster) -> None:
+def test_a_closed_driver_accepts_no_record_and_reports_nothing(cluster: MockCluster) -> None:
     with opened(cluster) as (driver, recorder):
         driver.close(0)
         [outcome] = send_all(driver, recorder, [ProducerRecord(FOUR, b"v")])
@@ -491,7 +493,7 @@ def test_a_clean_close_leaves_no_thread(cluster: MockCluster) -> None:
     assert set(threading.enumerate()) <= before
 
 
-def test_records_that_the_client_does_not_give_up_are_left_with_it(
+def test_records_that_the_client_does_not_release_are_left_with_it(
     cluster: MockCluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Clinging:
@@ -517,8 +519,8 @@ def test_records_that_the_client_does_not_give_up_are_left_with_it(
 
 
 def test_the_first_record_does_not_wait_for_a_timer(cluster: MockCluster) -> None:
-    """librdkafka by itself requests its producer id after half a second. Most of several clients
-    are faster, also on a machine that is busy with something else now and then."""
+    """By itself librdkafka requests its producer id after half a second. Most of several clients of
+    the driver are faster, also on a machine that is busy at times."""
     seconds: list[float] = []
     for _ in range(7):
         with opened(cluster) as (driver, recorder):
@@ -542,10 +544,10 @@ def test_the_start_requests_no_topics() -> None:
             blocking_until(lambda: "increase receive.message.max" in str(driver.last_error()))
 
 
-# --- what the client says ------------------------------------------------------------------------
+# --- reports of the client -----------------------------------------------------------------------
 
 
-def test_its_statistics_are_those_of_the_last_time(cluster: MockCluster) -> None:
+def test_metrics_are_the_last_statistics_of_librdkafka(cluster: MockCluster) -> None:
     statistics = {"statistics.interval.ms": 20}
     assert ConfluentDriver(settings_for(cluster, properties=statistics)).metrics() == {}
     with opened(cluster, properties=statistics) as (driver, recorder):
@@ -556,7 +558,7 @@ def test_its_statistics_are_those_of_the_last_time(cluster: MockCluster) -> None
         assert driver.metrics()["type"] == "producer"
 
 
-def test_the_client_is_asked_now_and_then_though_nothing_is_under_way(
+def test_an_idle_client_is_polled_from_time_to_time(
     cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_poll_thread, "_IDLE_SECONDS", 0.01)
@@ -569,7 +571,7 @@ def test_the_client_is_asked_now_and_then_though_nothing_is_under_way(
         driver.close(0)
 
 
-def test_trouble_is_told_and_forgotten_when_records_are_delivered_again() -> None:
+def test_an_error_is_reported_until_records_are_delivered_again() -> None:
     with mock_cluster(1) as cluster, opened(cluster) as (driver, recorder):
         send_all(driver, recorder, [ProducerRecord(FOUR, b"v")])
         assert (driver.last_error(), driver.is_disconnected()) == (None, False)
@@ -582,14 +584,14 @@ def test_trouble_is_told_and_forgotten_when_records_are_delivered_again() -> Non
         cluster.set_up(1)
         send_all(driver, recorder, [ProducerRecord(FOUR, b"v")])
         assert not driver.is_disconnected()
-        assert driver.last_error() is not None  # this broker may not be the one
+        assert driver.last_error() is not None  # this broker may not be the failed one
         driver._health._failed_at -= 31
         send_all(driver, recorder, [ProducerRecord(FOUR, b"v")])
         assert driver.last_error() is None
 
 
 async def test_a_record_names_the_broker_that_does_not_answer(clock: ManualClock) -> None:
-    """While records to another broker are delivered."""
+    """The broker is named while records to another broker are delivered."""
     with mock_cluster(2) as cluster:
         cluster.create_topic("t", [1, 2])
         settings = cluster.settings("confluent", properties={"socket.timeout.ms": 2_000})
@@ -607,7 +609,7 @@ async def test_a_record_names_the_broker_that_does_not_answer(clock: ManualClock
                 await lost.wait()
 
 
-async def test_the_producer_heals_and_goes_on() -> None:
+async def test_the_producer_replaces_a_broken_client() -> None:
     with mock_cluster(1) as cluster:
         async with open_send_producer(settings_for(cluster), driver="confluent") as producer:
             await producer.send(ProducerRecord(FOUR, b"v"))
@@ -620,7 +622,9 @@ async def test_the_producer_heals_and_goes_on() -> None:
 # --- topics --------------------------------------------------------------------------------------
 
 
-def test_a_topic_that_may_not_be_created_is_rejected_in_the_end(shared_broker: str) -> None:
+def test_a_record_for_a_topic_that_is_not_created_is_rejected_after_a_wait(
+    shared_broker: str,
+) -> None:
     settings = ProducerSettings(
         bootstrap_servers=shared_broker,
         unknown_topic_timeout=0.3,
@@ -638,7 +642,7 @@ def test_a_topic_that_may_not_be_created_is_rejected_in_the_end(shared_broker: s
         driver.close(0)
 
 
-def test_a_topic_that_this_client_may_not_use(cluster: MockCluster) -> None:
+def test_a_forbidden_topic(cluster: MockCluster) -> None:
     with opened(cluster) as (driver, recorder):
         cluster.create_topic("forbidden", [1])
         cluster.set_topic_error("forbidden", TOPIC_AUTHORIZATION_FAILED)
@@ -648,7 +652,7 @@ def test_a_topic_that_this_client_may_not_use(cluster: MockCluster) -> None:
 
 @contextlib.contextmanager
 def growing(**changes: Any) -> Generator[tuple[ScriptedBroker, ConfluentDriver, Recorder]]:
-    """A driver that knows a topic with one partition; the broker may say otherwise later."""
+    """A driver that knows a topic with one partition. The broker may report more later."""
     with scripted_broker(partitions=1) as broker:
         driver = ConfluentDriver(ProducerSettings(bootstrap_servers=broker.address, **changes))
         recorder = Recorder()
@@ -662,8 +666,8 @@ def growing(**changes: Any) -> Generator[tuple[ScriptedBroker, ConfluentDriver, 
             driver.close(0)
 
 
-def test_a_partition_that_was_added_is_waited_for() -> None:
-    """The metadata that the client has are older than the partition."""
+def test_records_wait_for_a_partition_that_is_added() -> None:
+    """The client's metadata are older than the partition."""
     with growing() as (broker, driver, recorder):
         recorder.reports.clear()
         parcels = [
@@ -672,7 +676,7 @@ def test_a_partition_that_was_added_is_waited_for() -> None:
         ]
         changes = recorder.metadata_changes
         held = driver.submit(parcels).held
-        assert held == [parcels[1], parcels[3]]  # what is behind it must not go before it
+        assert held == [parcels[1], parcels[3]]  # later records must not overtake it
         broker.partitions = 3
         recorder.wait_for_change_after(changes)
         assert driver.submit(held).held == []
@@ -680,8 +684,9 @@ def test_a_partition_that_was_added_is_waited_for() -> None:
         assert [one.partition for one in outcomes] == [0, 2, 0, 0]
 
 
-def test_a_partition_that_does_not_come_is_refused_once_it_was_waited_for() -> None:
-    """A later record for it is refused by the first answer, which may have it by then."""
+def test_a_record_for_a_missing_partition_is_refused_after_one_wait() -> None:
+    """A later record for the partition is refused after the first answer, in which the partition
+    could be."""
     with growing(unknown_topic_timeout=0.3) as (broker, driver, recorder):
         requests = broker.requests.count(METADATA)
         for _ in range(2):
@@ -706,7 +711,7 @@ def test_a_driver_is_closed_while_records_wait_for_a_partition() -> None:
     with growing() as (broker, driver, _):
         parcel = Parcel(ProducerRecord("grows", b"v", partition=2))
         assert driver.submit([parcel]).held == [parcel]
-        broker.answers[METADATA] = lambda _: None  # there is no answer any more
+        broker.answers[METADATA] = lambda _: None  # there are no answers from now on
         requests = len(broker.requests)
         blocking_until(lambda: len(broker.requests) > requests)
         driver.close(0)
@@ -714,8 +719,10 @@ def test_a_driver_is_closed_while_records_wait_for_a_partition() -> None:
     assert set(threading.enumerate()) <= before
 
 
-def test_a_topic_that_was_refused_is_sent_to_once_it_is_there(shared_broker: str) -> None:
-    """librdkafka remembers that there was no such topic until it happens to look again."""
+def test_a_record_is_sent_to_a_topic_that_was_refused_before_its_creation(
+    shared_broker: str,
+) -> None:
+    """librdkafka remembers that there was no such topic until it requests the metadata again."""
     topic = f"late-{uuid.uuid4().hex}"
     settings = ProducerSettings(bootstrap_servers=shared_broker, unknown_topic_timeout=0.3)
     careful = ConfluentDriver(settings.with_property("allow.auto.create.topics", False))
@@ -749,7 +756,7 @@ async def test_a_producer_sends_to_a_partition_that_is_added() -> None:
             assert (await delivery.wait()).partition == 2
 
 
-def test_partitions_are_not_known_while_no_broker_answers(
+def test_partitions_are_unknown_while_no_broker_answers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(_waits, "ANSWER_SECONDS", 0.1)
@@ -758,7 +765,7 @@ def test_partitions_are_not_known_while_no_broker_answers(
         assert driver.partitions_for("a-new-one") is None
 
 
-# --- what the driver leans on --------------------------------------------------------------------
+# --- assumptions of the driver -------------------------------------------------------------------
 
 
 def test_a_callback_that_raises_ends_a_poll_and_loses_nothing(cluster: MockCluster) -> None:
@@ -784,7 +791,7 @@ def test_a_callback_that_raises_ends_a_poll_and_loses_nothing(cluster: MockClust
     client.close()
 
 
-def test_a_time_of_zero_is_taken_for_none(cluster: MockCluster) -> None:
+def test_librdkafka_replaces_a_timestamp_of_zero(cluster: MockCluster) -> None:
     found: list[int] = []
 
     def tell(_error: Any, message: confluent_kafka.Message) -> None:
@@ -797,7 +804,7 @@ def test_a_time_of_zero_is_taken_for_none(cluster: MockCluster) -> None:
     client.close()
 
 
-def test_its_log_goes_to_a_logger_of_ours(
+def test_librdkafkas_log_goes_to_our_logger(
     cluster: MockCluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "anyio_sendproducer.confluent")

@@ -1,5 +1,5 @@
-"""The transactions of the driver on librdkafka: with a broker that has them, and with a client that
-answers as it is told to, where no broker would."""
+"""Transactions of the librdkafka driver: with a broker that supports them, and with a scripted
+client for situations that no broker causes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ def settings_for(address: str, name: str) -> ProducerSettings:
     return ProducerSettings(bootstrap_servers=address, transactional_id=name)
 
 
-async def test_one_is_committed_and_one_aborted(shared_broker: str, anyio_backend: str) -> None:
+async def test_a_transaction_is_committed_and_another_aborted(
+    shared_broker: str, anyio_backend: str
+) -> None:
     topic = f"confluent-transactions-{anyio_backend}"
     settings = settings_for(shared_broker, topic)
     async with open_send_producer(settings, driver="confluent") as producer:
@@ -72,7 +74,7 @@ async def test_one_is_committed_and_one_aborted(shared_broker: str, anyio_backen
         assert producer.statistics().generations == 1
 
 
-async def test_the_first_of_two_is_fenced_off(shared_broker: str, anyio_backend: str) -> None:
+async def test_a_second_producer_fences_the_first(shared_broker: str, anyio_backend: str) -> None:
     topic = f"confluent-fenced-{anyio_backend}"
     settings = settings_for(shared_broker, topic)
     async with (
@@ -88,13 +90,13 @@ async def test_the_first_of_two_is_fenced_off(shared_broker: str, anyio_backend:
             await tx.send(ProducerRecord(topic, b"good"))
 
 
-async def test_a_client_with_a_transaction_open_is_closed_at_once(
+async def test_a_client_with_an_open_transaction_is_closed_at_once(
     broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By its own close() it would wait for a broker to abort it, for ever; and it is gone, whoever
-    keeps what was raised."""
+    """The client's own close() would wait without end for a broker to abort the transaction. The
+    client is also freed while the exception is alive."""
 
-    class Watched(confluent_kafka.Producer):  # its own class has no weak references
+    class Watched(confluent_kafka.Producer):  # its own class does not support weak references
         pass
 
     monkeypatch.setattr(_client, "_Producer", Watched)
@@ -104,7 +106,7 @@ async def test_a_client_with_a_transaction_open_is_closed_at_once(
     client = weakref.ref(driver._handle.client)
     driver.begin_transaction()
     kept: list[object] = []
-    for group in ("\u00fc", "nul\0"):  # which librdkafka does not take
+    for group in ("\u00fc", "nul\0"):  # which librdkafka does not accept
         with pytest.raises(TransactionError) as refused:
             driver.send_offsets(
                 [ConsumedOffset("t", 0, 1)], ConsumerGroupMetadata(group), Deadline(10)
@@ -132,22 +134,22 @@ async def test_a_client_with_a_transaction_open_is_closed_at_once(
     broker.resume()
 
 
-# --- with a client that does as it is told -------------------------------------------------------
+# --- with a scripted client ----------------------------------------------------------------------
 
 
 def error(code: int, said: str = "so", *, retriable: bool = False, abort: bool = False) -> Any:
-    """What the client raises."""
+    """Make an error of the client."""
     kind: Any = KafkaError
     return KafkaException(kind(code, said, False, retriable, abort))
 
 
 def slow() -> Any:
-    """What it raises at the end of a time-out, and wants to be called again."""
+    """Make the error at the end of a time-out, after which the call has to be repeated."""
     return error(KafkaError._TIMED_OUT, "timed out", retriable=True)
 
 
 class Client:
-    """Does what was put down for each call, in turn; after that, nothing."""
+    """Raises or runs the planned results of each call in turn. After that, its calls succeed."""
 
     def __init__(self) -> None:
         self.todo: list[Exception | Callable[[], object]] = []
@@ -221,8 +223,8 @@ def send_offsets(driver: ConfluentDriver, seconds: float = PATIENCE) -> None:
     driver.send_offsets(offsets, GROUP, Deadline(seconds))
 
 
-def test_it_is_begun_once(driver: ConfluentDriver, client: Client) -> None:
-    """What was begun and left by whoever asked for it serves the next."""
+def test_a_transaction_is_begun_once(driver: ConfluentDriver, client: Client) -> None:
+    """A transaction that was begun and whose caller was cancelled serves the next caller."""
     driver.begin_transaction()
     driver.begin_transaction()
     assert client.calls == ["begin"]
@@ -233,7 +235,7 @@ def test_it_is_begun_once(driver: ConfluentDriver, client: Client) -> None:
     driver.begin_transaction()
 
 
-def test_an_answer_that_takes_a_while(driver: ConfluentDriver, client: Client) -> None:
+def test_a_late_answer_is_waited_for(driver: ConfluentDriver, client: Client) -> None:
     client.todo = [slow(), slow()]
     send_offsets(driver)
     assert client.offsets == [("t", 1, 5, "note", 2), ("t", 2, 6, "", None)]
@@ -242,7 +244,7 @@ def test_an_answer_that_takes_a_while(driver: ConfluentDriver, client: Client) -
     assert client.calls == ["offsets"] * 3 + ["commit"] * 3
 
 
-def test_no_answer_in_time(driver: ConfluentDriver, client: Client) -> None:
+def test_a_missing_answer_is_an_error(driver: ConfluentDriver, client: Client) -> None:
     client.todo = [slow() for _ in range(3)]
     with pytest.raises(TransactionError, match="offsets of group 'group' could not be sent: there"):
         send_offsets(driver, 0)
@@ -254,10 +256,10 @@ def test_no_answer_in_time(driver: ConfluentDriver, client: Client) -> None:
 
 @contextmanager
 def hanging(client: Client) -> Generator[threading.Event]:
-    """Has the next call of the client wait, beyond all time-outs, while the block runs.
+    """Have the next call of the client block during the block, beyond all time-outs.
 
     Yields:
-        what is set when it does.
+        An event that is set when the call blocks.
     """
     waits, goes_on = threading.Event(), threading.Event()
 
@@ -273,28 +275,29 @@ def hanging(client: Client) -> Generator[threading.Event]:
 
 
 def joined(suffix: str) -> None:
-    """Wait for the threads of that name to end."""
+    """Wait for the threads with this suffix to end."""
     for thread in threading.enumerate():
         if thread.name.endswith(suffix):
             thread.join(PATIENCE)
             assert not thread.is_alive()
 
 
-def test_offsets_that_get_no_answer_are_left_to_themselves(
+def test_offsets_without_an_answer_are_left_to_their_thread(
     driver: ConfluentDriver, client: Client
 ) -> None:
-    """librdkafka waits for it however long it takes, up to its socket.timeout.ms."""
+    """librdkafka waits for the answer without regard to the deadline, up to its
+    socket.timeout.ms."""
     with hanging(client):
         with pytest.raises(TransactionError, match="could not be sent: there was no answer"):
             send_offsets(driver, 0)
-        # Until then librdkafka lets nobody abort.
+        # librdkafka refuses to abort before that.
         client.todo = [error(KafkaError._CONFLICT, "already in progress", retriable=True)]
         driver.end_transaction(False, Deadline(PATIENCE))
     joined("-offsets")
     assert client.calls == ["offsets", "abort", "abort"]
 
 
-def test_offsets_whose_answer_takes_a_while(
+def test_a_late_answer_to_offsets_is_waited_for(
     driver: ConfluentDriver, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_waits, "SLICE_SECONDS", 0.001)
@@ -304,10 +307,11 @@ def test_offsets_whose_answer_takes_a_while(
     assert client.calls == ["offsets"]
 
 
-def test_offsets_that_librdkafka_has_lost(
+def test_offsets_that_librdkafka_lost_abort_the_transaction(
     driver: ConfluentDriver, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is safe to do it all again, with another client, long before delivery_timeout is over."""
+    """A retry of the whole transaction with another client is safe, long before delivery_timeout
+    ends."""
     monkeypatch.setattr(_transactions, "_OFFSETS_SECONDS", 0.05)
     monkeypatch.setattr(_waits, "FINISH_SECONDS", 0.05)
     with hanging(client), pytest.raises(TransactionAborted, match="reach the group's coordinator"):
@@ -315,8 +319,10 @@ def test_offsets_that_librdkafka_has_lost(
     joined("-offsets")
 
 
-def test_offsets_whose_deadline_is_brought_forward(driver: ConfluentDriver, client: Client) -> None:
-    """As when the one who sends them is cancelled."""
+def test_hurrying_the_deadline_ends_the_wait_for_offsets(
+    driver: ConfluentDriver, client: Client
+) -> None:
+    """As if the task that sends them is cancelled."""
     deadline = Deadline(1000)
     with hanging(client) as waits:
         told: list[BaseException] = []
@@ -337,7 +343,9 @@ def test_offsets_whose_deadline_is_brought_forward(driver: ConfluentDriver, clie
 
 
 @pytest.mark.parametrize("what", ["offsets", "commit"])
-def test_closing_ends_the_wait(driver: ConfluentDriver, client: Client, what: str) -> None:
+def test_closing_ends_the_wait_for_an_answer(
+    driver: ConfluentDriver, client: Client, what: str
+) -> None:
     ended: list[BaseException] = []
     waits = threading.Event()
 
@@ -366,10 +374,10 @@ def test_closing_ends_the_wait(driver: ConfluentDriver, client: Client, what: st
     assert driver._handle.client is None
 
 
-def test_the_client_is_there_while_a_call_is_under_way(
+def test_a_client_is_kept_until_a_running_call_ends(
     driver: ConfluentDriver, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And where that does not end it is left as it is."""
+    """If the call does not end, the client is left as it is."""
     monkeypatch.setattr(_waits, "FINISH_SECONDS", 0.01)
     with hanging(client) as waits:
         asking = threading.Thread(target=driver.partitions_for, args=("t",))
@@ -383,10 +391,11 @@ def test_the_client_is_there_while_a_call_is_under_way(
         driver.partitions_for("t")
 
 
-def test_an_outcome_that_comes_while_it_is_ended_does_not_stop_that(
+def test_outcomes_during_the_end_of_a_transaction_do_not_stop_it(
     driver: ConfluentDriver, client: Client, recorder: Recorder
 ) -> None:
-    """By what stops a poll it was called once more when all was done, which is an error."""
+    """After the exception that stops a poll, the call was repeated although it had succeeded, which
+    is an error."""
 
     def delivered() -> None:
         told = message_of(b"v")
@@ -411,7 +420,7 @@ def test_an_outcome_that_comes_while_it_is_ended_does_not_stop_that(
 
 
 def message_of(value: bytes) -> Any:
-    """What the client tells of a record that is written."""
+    """Make the client's report of a written record."""
 
     class Message:
         offset = staticmethod(lambda: 4)
@@ -427,7 +436,7 @@ def message_of(value: bytes) -> Any:
     return Message()
 
 
-def test_a_record_that_comes_when_the_transaction_has_failed(
+def test_a_record_after_the_failure_of_its_transaction_is_not_persisted(
     driver: ConfluentDriver, client: Client, recorder: Recorder
 ) -> None:
     client.todo = [error(KafkaError._STATE, "not in this state")]
@@ -441,7 +450,7 @@ def test_a_record_that_comes_when_the_transaction_has_failed(
     )
 
 
-def test_what_is_told_of_records_beside_one_that_is_refused(
+def test_records_purged_by_a_refusal_in_their_transaction_are_not_persisted(
     driver: ConfluentDriver, recorder: Recorder
 ) -> None:
     parcel = Parcel(ProducerRecord("t", b"v"))
@@ -453,7 +462,9 @@ def test_what_is_told_of_records_beside_one_that_is_refused(
     assert outcome.persistence is Persistence.NOT_PERSISTED
 
 
-def test_who_is_fenced_off_is_told_by_a_record(driver: ConfluentDriver, recorder: Recorder) -> None:
+def test_a_record_of_a_fenced_client_has_producer_fenced_as_its_cause(
+    driver: ConfluentDriver, recorder: Recorder
+) -> None:
     parcel = Parcel(ProducerRecord("t", b"v"))
     driver._submitter.delivered(parcel, KafkaError(KafkaError._FENCED), message_of(b"v"))
     driver.poll(10)
@@ -463,7 +474,7 @@ def test_who_is_fenced_off_is_told_by_a_record(driver: ConfluentDriver, recorder
     assert [type(one) for one in recorder.breaks] == [ProducerFenced]
 
 
-def test_what_the_brokers_refuse_is_to_be_aborted(driver: ConfluentDriver, client: Client) -> None:
+def test_a_refused_transaction_must_be_aborted(driver: ConfluentDriver, client: Client) -> None:
     refused = error(KafkaError.TOPIC_AUTHORIZATION_FAILED, "t", abort=True)
     client.todo = [refused, refused]
     with pytest.raises(TransactionAborted, match="could not be committed: t") as caught:
@@ -485,20 +496,22 @@ def test_any_other_error_leaves_a_commit_unknown(driver: ConfluentDriver, client
 @pytest.mark.parametrize(
     "code", [KafkaError._FENCED, KafkaError.INVALID_PRODUCER_EPOCH, KafkaError.PRODUCER_FENCED]
 )
-def test_who_is_fenced_off(driver: ConfluentDriver, client: Client, code: int) -> None:
+def test_a_fenced_client_raises_producer_fenced(
+    driver: ConfluentDriver, client: Client, code: int
+) -> None:
     driver.begin_transaction()
     client.todo = [error(code) for _ in range(3)]
     for commit in (True, False):
         with pytest.raises(ProducerFenced, match=r"took over transactional_id 'id'$") as caught:
             driver.end_transaction(commit, Deadline(PATIENCE))
         assert isinstance(caught.value.__cause__, KafkaException)
-    # It is what the brokers say, too, of one that took too long.
+    # Brokers give the same error for a transaction that took too long.
     driver._transactions._state.began_at -= 61
     with pytest.raises(ProducerFenced, match=r"'id', or its .* than transaction.timeout.ms=60000$"):
         driver.end_transaction(True, Deadline(PATIENCE))
 
 
-def test_on_a_driver_that_is_closed(driver: ConfluentDriver, client: Client) -> None:
+def test_calls_on_a_closed_driver(driver: ConfluentDriver, client: Client) -> None:
     driver.close(0)
     for call in (driver.begin_transaction, lambda: send_offsets(driver)):
         with pytest.raises(ProducerClosed):
@@ -508,7 +521,7 @@ def test_on_a_driver_that_is_closed(driver: ConfluentDriver, client: Client) -> 
     assert client.calls == []
 
 
-def test_what_is_said_of_a_call_while_it_is_being_closed(
+def test_a_call_during_close_raises_producer_closed(
     driver: ConfluentDriver, client: Client
 ) -> None:
     def close() -> None:
@@ -528,8 +541,8 @@ async def committed(producer: SendProducer) -> None:
         await tx.send(ProducerRecord("t", b"v", partition=0))
 
 
-async def test_brokers_come_back_under_other_addresses() -> None:
-    """The bootstrap address stays. What was not begun before is not lost."""
+async def test_brokers_come_back_at_other_addresses() -> None:
+    """The bootstrap address stays. A transaction that starts after the move is not lost."""
     with mock_cluster() as before, mock_cluster() as after, fault_proxy(str(before)) as bootstrap:
         settings = settings_for(bootstrap.address, "moving")
         async with open_send_producer(settings, driver="confluent") as producer:
@@ -542,7 +555,7 @@ async def test_brokers_come_back_under_other_addresses() -> None:
             assert producer.statistics().generations == 2
 
 
-async def test_brokers_come_back_under_their_addresses() -> None:
+async def test_brokers_come_back_at_their_addresses() -> None:
     with mock_cluster() as cluster:
         settings = settings_for(str(cluster), "staying")
         async with open_send_producer(settings, driver="confluent") as producer:
@@ -554,14 +567,14 @@ async def test_brokers_come_back_under_their_addresses() -> None:
             assert producer.statistics().generations == 1
 
 
-# --- getting the name ----------------------------------------------------------------------------
+# --- initialization ------------------------------------------------------------------------------
 
 
 def init(driver: ConfluentDriver, seconds: float = PATIENCE) -> None:
     driver._transactions.start(time.monotonic() + seconds)
 
 
-def test_the_name_is_waited_for(driver: ConfluentDriver, client: Client) -> None:
+def test_the_start_waits_for_the_transactional_id(driver: ConfluentDriver, client: Client) -> None:
     client.todo = [slow() for _ in range(3)]
     init(driver)
     client.todo = [slow()]
@@ -583,7 +596,7 @@ def test_the_name_is_waited_for(driver: ConfluentDriver, client: Client) -> None
         init(driver)
 
 
-async def test_a_name_that_can_not_be_had(
+async def test_a_transactional_id_that_can_not_be_initialized(
     shared_broker: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
@@ -595,11 +608,11 @@ async def test_a_name_that_can_not_be_had(
             raise AssertionError
 
 
-# --- what is known of a consumer's group ---------------------------------------------------------
+# --- metadata of a consumer group ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("instance", [None, "instance"])
-def test_a_group_is_written_down_as_librdkafka_does(instance: str | None) -> None:
+def test_a_group_is_encoded_like_librdkafka(instance: str | None) -> None:
     config: dict[str, Any] = {"bootstrap.servers": "broker.invalid:1", "group.id": "group"}
     if instance is not None:
         config["group.instance.id"] = instance
@@ -614,7 +627,7 @@ def test_a_group_is_written_down_as_librdkafka_does(instance: str | None) -> Non
 
 
 @pytest.mark.parametrize("changes", [{}, {"group_instance_id": None}, {"group_id": "\u00fc"}])
-def test_a_group_that_was_written_down_is_read(changes: dict[str, Any]) -> None:
+def test_encoded_groups_are_decoded(changes: dict[str, Any]) -> None:
     group = dataclasses.replace(GROUP, **changes)
     assert group_from_bytes(group_to_bytes(group)) == group
 
@@ -631,6 +644,6 @@ def test_a_group_that_was_written_down_is_read(changes: dict[str, Any]) -> None:
         b"CGMDv2:\0\0\0\0\xff\0\0\1",
     ],
 )
-def test_what_is_no_group(data: bytes) -> None:
+def test_bytes_that_are_not_a_group_are_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match="not group metadata that librdkafka 2 has written"):
         group_from_bytes(data)

@@ -1,4 +1,4 @@
-"""What the driver on librdkafka says of records that went wrong, on a mock cluster."""
+"""The librdkafka driver's reports of failed records, on a mock cluster."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def cluster() -> Iterator[MockCluster]:
 def opened(
     cluster: MockCluster, **changes: Any
 ) -> Generator[tuple[ConfluentDriver, Recorder], None, None]:
-    """A driver that has sent a record, by which the topic is known and a producer id is there."""
+    """A driver that has sent a record, so that it knows the topic and has a producer id."""
     settings = ProducerSettings(bootstrap_servers=cluster.bootstrap_servers).evolve(**changes)
     driver, recorder = ConfluentDriver(settings), Recorder()
     driver.open(recorder)
@@ -51,7 +51,7 @@ def opened(
 
 
 def sent(driver: ConfluentDriver, recorder: Recorder, count: int) -> list[Any]:
-    """Send so many, and wait for what becomes of them."""
+    """Send this number of records, and wait for their outcomes."""
     recorder.reports.clear()
     parcels = parcels_of(count)
     assert driver.submit(parcels).held == []
@@ -63,12 +63,13 @@ def parcels_of(count: int) -> list[Parcel]:
 
 
 def answer_soon(cluster: MockCluster, error: int) -> None:
-    """Answer the next requests so. One behind an answer that is late may be lost as well."""
+    """Answer the next requests with these errors. An answer behind a late one may be lost as
+    well."""
     for _ in range(4):
         cluster.answer_next(1, error)
 
 
-def test_a_refusal_of_what_was_sent_once_is_believed(cluster: MockCluster) -> None:
+def test_a_record_that_was_sent_once_and_refused_is_not_persisted(cluster: MockCluster) -> None:
     with opened(cluster, properties=SENT_ONCE) as (driver, recorder):
         cluster.answer_next(1, KafkaError.POLICY_VIOLATION)
         [refused] = sent(driver, recorder, 1)
@@ -77,7 +78,9 @@ def test_a_refusal_of_what_was_sent_once_is_believed(cluster: MockCluster) -> No
         assert recorder.breaks == []
 
 
-def test_a_refusal_of_what_may_have_been_sent_before_is_not(cluster: MockCluster) -> None:
+def test_a_record_that_may_have_been_sent_before_and_is_refused_is_possibly_persisted(
+    cluster: MockCluster,
+) -> None:
     """The first attempt is written, and its answer comes too late."""
     with opened(cluster, properties={"socket.timeout.ms": 300}) as (driver, recorder):
         cluster.answer_next(1, 0, rtt_ms=3_000)
@@ -87,8 +90,8 @@ def test_a_refusal_of_what_may_have_been_sent_before_is_not(cluster: MockCluster
         assert refused.persistence is Persistence.POSSIBLY_PERSISTED
 
 
-def test_what_has_no_offset_has_none_in_the_whole_batch(cluster: MockCluster) -> None:
-    """A repetition that a broker knows, and tells no offset of: librdkafka counts on from -1."""
+def test_if_one_record_has_no_offset_its_whole_batch_has_none(cluster: MockCluster) -> None:
+    """The broker recognizes a repetition, and reports no offset. librdkafka counts up from -1."""
     # Long enough for all three to be in one batch.
     properties = {"linger.ms": 100, "socket.timeout.ms": 300}
     with opened(cluster, properties=properties) as (driver, recorder):
@@ -98,12 +101,12 @@ def test_what_has_no_offset_has_none_in_the_whole_batch(cluster: MockCluster) ->
         while told[0].offset is None:
             assert told == [RecordMetadata("t", 0, None, None, None, 1)] * 3
             told = sent(driver, recorder, 3)
-        # Those that come when such answers are used up have theirs.
+        # Records sent after the planned answers have offsets.
         assert [one.offset for one in told] == [4, 5, 6]
 
 
-def test_what_a_broken_client_does_not_take_is_given_back(cluster: MockCluster) -> None:
-    """For the one that takes its place."""
+def test_records_that_a_broken_client_refuses_are_given_back(cluster: MockCluster) -> None:
+    """Its records are for its replacement."""
     with opened(cluster) as (driver, recorder):
         cluster.answer_next(1, KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER)
         [failed] = sent(driver, recorder, 1)
@@ -115,7 +118,7 @@ def test_what_a_broken_client_does_not_take_is_given_back(cluster: MockCluster) 
         assert len(recorder.breaks) == 1
 
 
-def test_a_record_given_up_with_the_client_says_what_ended_it() -> None:
+def test_a_record_given_up_with_the_client_has_the_clients_error() -> None:
     with mock_cluster(2) as cluster:
         cluster.create_topic("t", [1, 2])
         with opened(cluster) as (driver, recorder):
@@ -132,7 +135,7 @@ def test_a_record_given_up_with_the_client_says_what_ended_it() -> None:
                 assert failed.persistence is Persistence.POSSIBLY_PERSISTED
 
 
-async def test_a_record_given_up_with_its_transaction_says_why_that_failed(
+async def test_a_record_given_up_with_its_transaction_has_the_transactions_error(
     cluster: MockCluster,
 ) -> None:
     settings = cluster.settings("confluent", transactional_id="id")
@@ -150,7 +153,9 @@ async def test_a_record_given_up_with_its_transaction_says_why_that_failed(
 @pytest.mark.parametrize(
     "code", [KafkaError.INVALID_PRODUCER_EPOCH, KafkaError.PRODUCER_FENCED], ids=["epoch", "fenced"]
 )
-def test_a_producer_without_a_name_is_not_fenced(cluster: MockCluster, code: int) -> None:
+def test_a_producer_without_a_transactional_id_is_not_fenced(
+    cluster: MockCluster, code: int
+) -> None:
     with opened(cluster) as (driver, recorder):
         cluster.answer_next(1, code)
         [failed] = sent(driver, recorder, 1)
@@ -160,8 +165,8 @@ def test_a_producer_without_a_name_is_not_fenced(cluster: MockCluster, code: int
         assert isinstance(sent(driver, recorder, 1)[0], RecordMetadata)
 
 
-def test_a_topic_that_is_gone_may_hold_what_was_sent(cluster: MockCluster) -> None:
-    """It was there, so it may be there again."""
+def test_records_for_a_deleted_topic_are_possibly_persisted(cluster: MockCluster) -> None:
+    """The topic existed before, so it may exist again."""
     with opened(cluster, unknown_topic_timeout=0.001) as (driver, recorder):
         known = ProducerRecord("t", b"", partition=0)
         never = ProducerRecord("never", b"", partition=0)
@@ -181,14 +186,14 @@ def test_a_topic_that_is_gone_may_hold_what_was_sent(cluster: MockCluster) -> No
             Persistence.NOT_PERSISTED,
         ]
         assert "does not know topic 'never'" in str(outcomes[1])
-        # Where a topic was never written to, no sequence number is missing.
+        # If a topic was never written to, no sequence number is missing.
         [broken] = recorder.breaks
         assert "_UNKNOWN_TOPIC" in str(broken)
 
 
-def test_a_forbidden_topic_may_hold_what_was_sent(cluster: MockCluster) -> None:
-    """librdkafka gives the error to all records of the topic, asked or not. Its fatal error says
-    which partition was refused."""
+def test_records_for_a_topic_that_became_forbidden_may_be_persisted(cluster: MockCluster) -> None:
+    """librdkafka fails all records of the topic with the error, also those that it did not send.
+    Its fatal error names the refused partition."""
     gapless = {**SENT_ONCE, "enable.gapless.guarantee": True}
     with opened(cluster, properties=gapless) as (driver, _):
         error = KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)

@@ -82,7 +82,7 @@ def cut_off(proxied: FaultProxy) -> None:
     proxied.cut()
 
 
-# --- the first record of a topic ------------------------------------------------------------------
+# --- the first record of a topic -----------------------------------------------------------------
 
 
 def never_again(address: str) -> ProducerSettings:
@@ -133,7 +133,7 @@ async def test_a_topic_that_is_new_while_metadata_are_on_their_way_waits_for_no_
                 await producer.flush()
 
 
-# --- connections that a firewall forgot -----------------------------------------------------------
+# --- connections that a firewall forgot ----------------------------------------------------------
 
 
 async def test_a_record_is_sent_again_within_its_time_if_the_connection_was_forgotten(
@@ -148,7 +148,7 @@ async def test_a_record_is_sent_again_within_its_time_if_the_connection_was_forg
             await producer.send(ProducerRecord("orders", b"a brush"))
 
 
-# --- bootstrap addresses --------------------------------------------------------------------------
+# --- bootstrap addresses -------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -159,7 +159,7 @@ def silent() -> Iterator[list[str]]:
         yield [f"127.0.0.1:{server.getsockname()[1]}" for server in servers]
 
 
-async def test_silent_addresses_do_not_hold_up_the_start(
+async def test_silent_addresses_do_not_delay_the_start(
     driver: DriverName, silent: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # An attempt to connect takes longer than this test.
@@ -175,7 +175,7 @@ async def test_silent_addresses_do_not_hold_up_the_start(
             await producer.send(ProducerRecord("orders", b"two tins"))
 
 
-async def test_addresses_that_refuse_do_not_hold_up_the_start(driver: DriverName) -> None:
+async def test_addresses_that_refuse_do_not_delay_the_start(driver: DriverName) -> None:
     with reserved_ports(3) as ports, scripted_broker() as broker:
         settings = ProducerSettings(
             bootstrap_servers=[*(f"127.0.0.1:{port}" for port in ports), broker.address],
@@ -207,7 +207,7 @@ def knows_no_bootstrap_broker(producer: SendProducer) -> bool:
 
 
 @pytest.mark.parametrize("addresses", [1, 2])
-async def test_brokers_that_come_back_elsewhere_are_found_by_the_bootstrap_address(
+async def test_brokers_at_new_addresses_are_found_by_the_bootstrap_address(
     driver: DriverName, addresses: int
 ) -> None:
     with scripted_broker() as first, scripted_broker() as second, reserved_ports(1) as [nobody]:
@@ -280,7 +280,7 @@ async def test_closing_before_the_cluster_comes(driver: DriverName, login: dict[
                 await producer.enqueue(ProducerRecord("orders", b"two tins"))
 
 
-def test_an_attempt_to_reach_a_broker_that_has_moved_is_broken_off() -> None:
+def test_an_attempt_to_connect_to_a_broker_that_moved_is_cancelled() -> None:
     client = _network.NetClient(bootstrap_servers="127.0.0.1:1")
     closed: list[str] = []
 
@@ -303,7 +303,7 @@ def test_an_attempt_to_reach_a_broker_that_has_moved_is_broken_off() -> None:
     client.close()
 
 
-def test_a_broker_that_is_not_known_is_asked_for_once() -> None:
+def test_metadata_are_requested_once_for_an_unknown_broker() -> None:
     requests: list[bool] = []
 
     def nothing_known(_: int) -> None:
@@ -334,7 +334,7 @@ def test_waiting_for_a_coordinator_ends_with_the_first_attempt_that_fails() -> N
             client.close()
 
 
-# --- the processor --------------------------------------------------------------------------------
+# --- the processor -------------------------------------------------------------------------------
 
 
 def test_bare_while_it_connects_it_spins(proxied: FaultProxy, turns: list[None]) -> None:
@@ -412,7 +412,7 @@ def _client_of(producer: SendProducer) -> Any:
     return driver._ready().client
 
 
-# --- a leader that nobody knows -------------------------------------------------------------------
+# --- a leader that nobody knows ------------------------------------------------------------------
 
 
 #: So that the client sees soon that a broker is not there.
@@ -439,7 +439,7 @@ def cluster() -> Iterator[MockCluster]:
         yield running
 
 
-def test_bare_a_leader_that_is_not_among_the_brokers_is_an_error_without_end() -> None:
+def test_bare_a_leader_missing_from_the_brokers_is_an_endless_error() -> None:
     """What its thread calls in each turn raises, and nobody is asked for the brokers."""
     client = kafka_compat.KafkaNetClient(bootstrap_servers="127.0.0.1:9")
     try:
@@ -450,7 +450,7 @@ def test_bare_a_leader_that_is_not_among_the_brokers_is_an_error_without_end() -
         client.close()
 
 
-async def test_a_leader_that_is_not_among_the_brokers_is_asked_for_again(
+async def test_metadata_whose_leader_is_missing_from_the_brokers_are_requested_again(
     cluster: MockCluster, uncaught: list[None]
 ) -> None:
     settings = ProducerSettings(bootstrap_servers=cluster.bootstrap_servers, properties=ASKS_OFTEN)
@@ -465,7 +465,7 @@ async def test_a_leader_that_is_not_among_the_brokers_is_asked_for_again(
     assert uncaught == []
 
 
-# --- what is said ---------------------------------------------------------------------------------
+# --- what is said --------------------------------------------------------------------------------
 
 
 async def timed_out(
@@ -537,7 +537,7 @@ async def test_a_time_out_says_that_the_login_is_refused(clock: ManualClock) -> 
 
 
 @pytest.mark.parametrize("taken", [True, False], ids=["taken", "not taken"])
-async def test_what_the_driver_knows_is_added_to_a_time_out(
+async def test_the_drivers_last_error_is_added_to_a_time_out(
     taken: bool, clock: ManualClock
 ) -> None:
     fake = FakeDriver(manual=True)
@@ -561,12 +561,12 @@ async def test_what_the_driver_knows_is_added_to_a_time_out(
         assert error.persistence is expected
 
 
-async def test_before_it_was_opened_a_driver_knows_of_no_trouble() -> None:
+async def test_a_driver_that_was_not_opened_has_no_last_error() -> None:
     settings = ProducerSettings(bootstrap_servers="nowhere:9092")
     assert _kafka_python.KafkaPythonDriver(settings).last_error() is None
 
 
-# --- the end --------------------------------------------------------------------------------------
+# --- the end -------------------------------------------------------------------------------------
 
 
 async def test_the_end_waits_for_no_connection(
@@ -631,7 +631,7 @@ async def test_the_error_has_the_reason_for_each_address_without_any_log(
     assert f"{quiet}: no answer" in said
 
 
-async def test_where_nobody_answers_the_error_says_why_and_what_to_do(driver: DriverName) -> None:
+async def test_if_no_broker_answers_the_error_says_why_and_what_to_do(driver: DriverName) -> None:
     with closing(socket.socket()) as taken:
         taken.bind(("127.0.0.1", 0))  # and nobody listens
         address = f"127.0.0.1:{taken.getsockname()[1]}"

@@ -19,7 +19,7 @@ from anyio_sendproducer.drivers import (
 from anyio_sendproducer.serializers import StringSerializer
 
 
-async def test_kafka_python_takes_what_is_alone_from_the_loop(shared_broker: str) -> None:
+async def test_the_event_loop_submits_a_lone_record_to_kafka_python(shared_broker: str) -> None:
     settings = ProducerSettings(bootstrap_servers=shared_broker)
     async with open_send_producer(settings) as producer:
         driver = producer._engine.bridge._worker.driver
@@ -49,7 +49,7 @@ def first(*_: object) -> int:
     ],
     ids=["value_serializer", "key_serializer", "partitioner", "kafka-python's partitioner"],
 )
-async def test_where_code_of_the_users_runs_kafka_python_keeps_to_the_thread(
+async def test_with_user_hooks_the_driver_thread_submits_to_kafka_python(
     shared_broker: str, changes: dict[str, Any]
 ) -> None:
     settings = ProducerSettings(bootstrap_servers=shared_broker).evolve(**changes)

@@ -78,7 +78,7 @@ def with_records(*records: str) -> Callable[[dns.message.Message], dns.message.M
     return answer
 
 
-async def test_the_best_service_comes_first_and_what_is_not_there_does_not() -> None:
+async def test_the_best_service_is_first_and_missing_hosts_are_omitted() -> None:
     records = ["2 9 1 later.", "1 1 2 light.test.", "1 5 3 heavy.test.", "0 0 0 .", "0 0 4 ."]
     with lying_server(with_records(*(f"SRV {one}" for one in records))) as server:
         resolver = discovery.dns(server.address)
@@ -86,7 +86,7 @@ async def test_the_best_service_comes_first_and_what_is_not_there_does_not() -> 
     assert set(server.asked) == {"udp SRV _kafka._tcp.example.test."}
 
 
-async def test_nothing_there_is_no_error() -> None:
+async def test_a_name_without_records_is_not_an_error() -> None:
     with lying_server(with_records()) as server:
         resolver = discovery.dns(server.address)
         assert await ask(resolver, str(SRV)) == []
@@ -109,7 +109,7 @@ async def test_one_kind_of_address_will_do(kind: str) -> None:
     assert found == [{"A": "10.0.0.1:1", "AAAA": "[::1]:1"}[kind]]
 
 
-async def test_an_answer_that_is_cut_off_is_asked_for_by_tcp() -> None:
+async def test_a_truncated_answer_is_requested_again_over_tcp() -> None:
     good = with_records("SRV 1 1 9092 broker.test.")
 
     def answer(question: dns.message.Message) -> dns.message.Message:
@@ -145,7 +145,7 @@ def mute(_: dns.message.Message) -> None:
 
 
 @pytest.mark.parametrize("liar", [garbage, for_another, cannot, mute])
-async def test_a_server_that_lies_or_is_mute_is_left_for_the_next(
+async def test_a_server_that_lies_or_is_silent_is_skipped(
     liar: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("anyio_sendproducer.discovery._dns._PATIENCE", 0.1)
@@ -163,7 +163,7 @@ async def test_servers_that_all_fail_are_an_error_that_names_them() -> None:
                 await ask(resolver, name)
 
 
-async def test_a_mute_server_is_waited_for_until_that_is_cancelled() -> None:
+async def test_the_wait_for_a_silent_server_can_be_cancelled() -> None:
     with lying_server(mute) as server:
         with anyio.move_on_after(0.2) as scope:
             await discovery.dns(server.address).resolve(SRV)

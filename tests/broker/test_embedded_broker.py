@@ -134,7 +134,7 @@ async def test_nothing_is_left_after_a_cancellation_of_the_start(
     assert is_gone(pids[0])
 
 
-async def test_a_client_that_stays_connected_does_not_hold_up_the_end(
+async def test_a_connected_client_does_not_delay_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(_broker, "_TERMINATE_TIMEOUT", 0.01)
@@ -173,14 +173,14 @@ async def test_paused_and_resumed() -> None:
             assert await stream.receive()
 
 
-async def test_ends_also_where_it_is_paused(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_paused_broker_can_be_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_broker, "_TERMINATE_TIMEOUT", 0.01)
     async with embedded_broker() as broker:
         broker.pause()
     assert is_gone(broker.pid)
 
 
-async def test_no_signal_to_one_that_has_ended() -> None:
+async def test_an_ended_broker_gets_no_signal() -> None:
     async with embedded_broker() as broker:
         await broker.kill()
         with pytest.raises(EmbeddedBrokerError, match="has ended"):
@@ -194,7 +194,7 @@ async def crash(broker: EmbeddedBroker) -> None:
     await broker._started.process.wait()
 
 
-async def test_an_end_of_its_own_is_reported() -> None:
+async def test_a_broker_that_ends_by_itself_is_reported() -> None:
     with pytest.raises(
         EmbeddedBrokerError, match=r"(?s)ended by itself; it printed:.*listening on"
     ):
@@ -202,7 +202,7 @@ async def test_an_end_of_its_own_is_reported() -> None:
             await crash(broker)
 
 
-async def test_an_end_of_its_own_is_noted_on_the_error_of_the_body() -> None:
+async def test_a_broker_that_ends_by_itself_is_noted_on_the_error_of_the_body() -> None:
     async def fail() -> None:
         async with embedded_broker() as broker:
             brokers.append(broker)
@@ -305,7 +305,7 @@ async def test_a_port_that_is_taken_meanwhile(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     "answer", [pytest.param(b"", id="hangs-up"), pytest.param(b"x" * 2_000, id="talks-nonsense")]
 )
-async def test_a_stranger_is_not_taken_for_the_broker(answer: bytes) -> None:
+async def test_another_server_on_the_port_is_not_taken_for_the_broker(answer: bytes) -> None:
     async def serve(stream: anyio.abc.SocketStream) -> None:
         async with stream:
             if answer:
@@ -332,7 +332,7 @@ async def test_the_caller_s_environment_does_not_reach_it(
         assert broker.running
 
 
-async def test_the_broker_inherits_no_variable_but_those_on_a_list(
+async def test_the_broker_inherits_only_listed_variables(
     script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KAFKA_PASSWORD", "hunter2-s3cr3t")

@@ -327,7 +327,7 @@ async def test_bad_input_is_rejected_and_the_producer_works_on(
 
 
 @on_either_loop
-async def test_a_missing_topic_holds_up_only_itself(
+async def test_a_missing_topic_delays_only_its_own_records(
     driver: DriverName, settings: ProducerSettings, clock: ManualClock, topic: str
 ) -> None:
     async with clock.open(settings, driver=driver) as creating:
@@ -352,7 +352,7 @@ async def test_a_missing_topic_holds_up_only_itself(
             await producer.send(missing)
 
 
-def test_a_clock_that_stands_still_holds_up_nothing(
+def test_a_clock_that_stands_still_delays_no_record(
     driver: DriverName, settings: ProducerSettings, topic: str
 ) -> None:
     """With Trio's MockClock a producer starts, sends and closes in real time."""

@@ -107,13 +107,13 @@ def test_it_passes_on_both_ways(ends: Ends, proxy: FaultProxy) -> None:
     assert proxy.accepted == 1
 
 
-def test_what_closes_behind_it_closes_before_it(ends: Ends) -> None:
+def test_if_the_server_closes_a_connection_the_proxy_closes_the_clients(ends: Ends) -> None:
     client, broker = ends
     broker.close()
     assert client.recv(1) == b""
 
 
-def test_nobody_behind_it(server: Server) -> None:
+def test_the_server_behind_it_refuses_connections(server: Server) -> None:
     # Bound and not listening: connections are refused, and nobody else gets the port.
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
@@ -123,7 +123,9 @@ def test_nobody_behind_it(server: Server) -> None:
             server.connect(proxy).recv(1)
 
 
-def test_it_refuses_and_takes_again(server: Server, proxy: FaultProxy, ends: Ends) -> None:
+def test_it_refuses_connections_and_accepts_them_again(
+    server: Server, proxy: FaultProxy, ends: Ends
+) -> None:
     proxy.refuse()
     for one in ends:
         receive_until_reset(one)
@@ -136,7 +138,7 @@ def test_it_refuses_and_takes_again(server: Server, proxy: FaultProxy, ends: End
         assert receive(server.accept(), 5) == b"again"
 
 
-def test_a_black_hole_swallows_and_gives_back(
+def test_a_black_hole_keeps_bytes_until_it_is_healed(
     server: Server, proxy: FaultProxy, ends: Ends
 ) -> None:
     client, broker = ends
@@ -173,7 +175,7 @@ def test_answers_are_dropped(ends: Ends, proxy: FaultProxy) -> None:
     assert receive(client, 6) == b"answer"
 
 
-def test_cut(ends: Ends, proxy: FaultProxy) -> None:
+def test_cut_resets_all_connections(ends: Ends, proxy: FaultProxy) -> None:
     proxy.cut()
     for one in ends:
         receive_until_reset(one)

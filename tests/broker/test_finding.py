@@ -76,7 +76,7 @@ def made_with(fake: FakeDriver) -> ProducerSettings:
 # --- at the start --------------------------------------------------------------------------------
 
 
-async def test_what_is_looked_up_is_where_the_client_connects() -> None:
+async def test_the_client_connects_to_the_targets_of_the_look_up() -> None:
     oracle, fake = Oracle("a:1", "[::1]:2"), FakeDriver()
     async with open_send_producer(looking_up(oracle), driver=fake) as producer:
         assert made_with(fake).addresses == ("a:1", "[::1]:2")
@@ -136,7 +136,9 @@ async def too_late(_: Lookup) -> Sequence[Target]:
     ],
     ids=lambda given: given.__name__ if callable(given) else "",
 )
-async def test_what_was_asked_in_vain_is_told_with_whom(method: Answer, says: str) -> None:
+async def test_the_error_names_the_failed_look_up_and_its_resolver(
+    method: Answer, says: str
+) -> None:
     settings = looking_up(method, resolve_timeout=0.05 if method is too_late else LONG)
     before = open_sockets()
     with pytest.raises(DiscoveryError) as caught:
@@ -155,7 +157,7 @@ async def broken_generator(_: Lookup) -> Any:
     return targets()
 
 
-async def test_targets_that_fail_on_the_way_are_a_failure_of_the_look_up() -> None:
+async def test_an_error_of_the_resolver_midway_fails_the_look_up() -> None:
     with pytest.raises(DiscoveryError) as caught:
         async with open_send_producer(looking_up(broken_generator), driver=FakeDriver()):
             pass
@@ -163,7 +165,7 @@ async def test_targets_that_fail_on_the_way_are_a_failure_of_the_look_up() -> No
 
 
 @pytest.mark.parametrize("count", [100, 101, 3000, None], ids=str)
-async def test_a_hundred_targets_are_used_at_most(
+async def test_at_most_a_hundred_targets_are_used(
     count: int | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def many(_: Lookup) -> Any:
@@ -302,7 +304,7 @@ async def test_enriching_that_fails_ends_the_start(
     assert str(caught.value) == says
 
 
-async def test_a_look_up_is_bounded_by_the_start_too() -> None:
+async def test_the_start_timeout_also_bounds_a_look_up() -> None:
     settings = looking_up(too_late, resolve_timeout=LONG, start_timeout=0.05)
     says = r"the look-up of _kafka._tcp.x.test did not finish within 0.05 s \(start_timeout\)"
     with pytest.raises(ProducerStartError, match=says):
@@ -338,7 +340,7 @@ async def test_the_start_can_be_cancelled(stage: str) -> None:
 # --- the next client -----------------------------------------------------------------------------
 
 
-async def test_the_next_client_is_made_with_what_is_found_then() -> None:
+async def test_the_next_client_uses_the_targets_of_a_new_look_up() -> None:
     oracle, fake = Oracle("a:1"), FakeDriver()
     turn = 0
 
@@ -363,7 +365,7 @@ async def test_the_next_client_is_made_with_what_is_found_then() -> None:
 
 
 @pytest.mark.parametrize("failing_part", ["resolve", "enrich", "enrich for too long"])
-async def test_where_nothing_is_found_again_the_last_will_do(
+async def test_if_a_new_look_up_finds_nothing_the_last_targets_are_used(
     failing_part: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     oracle, fake = Oracle("a:1"), FakeDriver()
@@ -389,7 +391,7 @@ async def test_where_nothing_is_found_again_the_last_will_do(
 # --- a cluster that moves ------------------------------------------------------------------------
 
 
-async def test_a_cluster_that_moved_is_found_and_what_was_under_way_has_its_outcome(
+async def test_a_cluster_that_moved_is_found_and_records_in_flight_get_outcomes(
     clock: ManualClock,
 ) -> None:
     oracle, fake = Oracle("a:1"), FakeDriver(manual=True)
@@ -414,7 +416,7 @@ async def test_a_cluster_that_moved_is_found_and_what_was_under_way_has_its_outc
 
 
 @pytest.mark.parametrize("says", ["the same", "in another order", "nothing", "an error"])
-async def test_a_client_is_kept_where_the_cluster_is_where_it_was(
+async def test_a_client_is_kept_if_the_cluster_did_not_move(
     says: str, clock: ManualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     oracle, fake = Oracle("a:1", "b:2"), FakeDriver(manual=True)
@@ -439,7 +441,7 @@ async def test_a_client_is_kept_where_the_cluster_is_where_it_was(
     assert warned == (says in {"nothing", "an error"})
 
 
-async def test_nobody_is_asked_while_a_broker_is_reached(clock: ManualClock) -> None:
+async def test_there_is_no_look_up_while_a_broker_can_be_reached(clock: ManualClock) -> None:
     oracle, fake = Oracle("a:1"), FakeDriver()
     fake.in_trouble = OSError("one of three is away")
     async with clock.open(looking_up(oracle), driver=fake):
@@ -449,7 +451,7 @@ async def test_nobody_is_asked_while_a_broker_is_reached(clock: ManualClock) -> 
     assert len(oracle.asked) == 1
 
 
-async def test_while_no_client_can_be_had_the_service_is_looked_up_again(
+async def test_while_no_client_can_be_opened_the_service_is_looked_up_again(
     clock: ManualClock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("anyio_sendproducer._driver_thread.REOPEN_SECONDS", 0.001)
@@ -509,7 +511,7 @@ async def test_a_real_cluster_that_moves_is_found_by_a_real_name_server(
         names.stop()
 
 
-async def test_dns_is_the_method_where_none_is_given() -> None:
+async def test_dns_is_the_default_method() -> None:
     settings = ProducerSettings(service_name="_kafka._tcp.nowhere.invalid", resolve_timeout=0.001)
     with raising(DiscoveryError, match=r"looked up with dns\(\): "):
         async with open_send_producer(settings, driver=FakeDriver()):

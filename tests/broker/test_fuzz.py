@@ -41,7 +41,7 @@ async def test_spoilt_answers_do_no_harm() -> None:
     gc.collect()
 
 
-def test_spoilt_answers_do_no_harm_to_librdkafka_but_for_crashes() -> None:
+def test_spoilt_answers_do_no_harm_to_librdkafka_except_for_crashes() -> None:
     children = Children(1, seconds=600, count=2, last=8)
     children.run()
     assert children.report.examples == 8
@@ -51,7 +51,7 @@ def test_spoilt_answers_do_no_harm_to_librdkafka_but_for_crashes() -> None:
 @pytest.mark.parametrize("mechanism", sorted({*MECHANISMS}))
 @pytest.mark.parametrize("job", JOBS)
 @on_either_loop
-async def test_all_is_well_where_nothing_is_spoilt(
+async def test_without_spoilt_answers_there_is_no_problem(
     driver: DriverName, job: str, mechanism: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def plan_nothing(plan: Plan, seed: str) -> None:
@@ -106,7 +106,7 @@ def test_a_process_that_ends_with_an_error_is_a_problem() -> None:
 
 
 @pytest.mark.parametrize(("api", "version"), EVERY_VERSION)
-def test_what_is_written_is_what_clients_read(api: int, version: int) -> None:
+def test_a_written_answer_is_what_clients_read(api: int, version: int) -> None:
     written = AnswerWriter(api, version).write({})
     RESPONSES[api].decode(written, version=version)
 

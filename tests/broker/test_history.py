@@ -74,7 +74,7 @@ def of_fake(fake: FakeDriver) -> Log:
     ]
 
 
-async def test_a_load_tells_all_that_was_said(settings: ProducerSettings, fake: FakeDriver) -> None:
+async def test_a_load_notes_every_outcome(settings: ProducerSettings, fake: FakeDriver) -> None:
     load = Load(topic="t", records=100, tasks=7)
     ran = await run_load(settings, load, driver=fake)
     report = judge(ran.history, of_fake(fake))
@@ -85,7 +85,7 @@ async def test_a_load_tells_all_that_was_said(settings: ProducerSettings, fake: 
     assert ran.statistics.delivered == 100
 
 
-async def test_a_load_whose_driver_turns_two_records_around_is_found_out(
+async def test_a_driver_that_swaps_two_records_is_detected(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     ran = await run_load(settings, Load(topic="t", records=100, tasks=7), driver=fake)
@@ -104,7 +104,7 @@ async def test_a_load_is_spread_over_time(settings: ProducerSettings, fake: Fake
     assert times[-1] - began >= 0.17
 
 
-async def test_a_load_that_is_cancelled_tells_withdrawn_from_abandoned(
+async def test_a_cancelled_load_distinguishes_withdrawn_and_abandoned_records(
     settings: ProducerSettings,
 ) -> None:
     fake = FakeDriver(manual=True)
@@ -132,7 +132,9 @@ async def test_a_load_that_is_cancelled_tells_withdrawn_from_abandoned(
     assert (report.abandoned, report.withdrawn) == (10, 10)
 
 
-async def test_a_load_that_leaves_looks_afterwards(settings: ProducerSettings) -> None:
+async def test_a_load_that_leaves_the_block_collects_outcomes_afterwards(
+    settings: ProducerSettings,
+) -> None:
     fake = FakeDriver(manual=True)
 
     async def acknowledge_on_close(running: Running) -> None:

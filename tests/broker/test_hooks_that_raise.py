@@ -32,7 +32,7 @@ kafka_serializer: Any = importlib.import_module("kafka.serializer")
 
 
 @pytest.mark.parametrize("kind", ERRORS)
-async def test_what_a_serializer_raises_fails_its_record_alone(
+async def test_an_exception_of_a_serializer_fails_only_its_record(
     kind: type[BaseException], shared_broker: str, driver: DriverName
 ) -> None:
     def serialize(text: str) -> bytes:
@@ -50,7 +50,7 @@ async def test_what_a_serializer_raises_fails_its_record_alone(
         assert type(error.__cause__) is kind
 
 
-async def test_a_header_that_a_serializer_adds_fails_its_record_alone(
+async def test_a_bad_header_of_a_serializer_fails_only_its_record(
     shared_broker: str, driver: DriverName
 ) -> None:
     class Adding:
@@ -68,7 +68,7 @@ async def test_a_header_that_a_serializer_adds_fails_its_record_alone(
         assert error.persistence is Persistence.NOT_PERSISTED
 
 
-# --- partitioners ---------------------------------------------------------------------------------
+# --- partitioners --------------------------------------------------------------------------------
 
 
 def seven() -> int:
@@ -111,7 +111,7 @@ class OldChosen:
     ],
     ids=[*[kind.__name__ for kind in ERRORS], "None", "float", "99", "old", "-1"],
 )
-async def test_what_a_partitioner_does_fails_its_record_alone(
+async def test_a_faulty_partitioner_fails_only_its_record(
     make: Callable[..., Any], choose: Callable[[], Any], says: str, shared_broker: str
 ) -> None:
     settings = ProducerSettings(
@@ -129,7 +129,7 @@ async def test_what_a_partitioner_does_fails_its_record_alone(
 
 
 @pytest.mark.parametrize("raises", [False, True])
-async def test_a_partitioner_hears_of_a_new_batch(raises: bool, shared_broker: str) -> None:
+async def test_a_partitioner_is_notified_of_a_new_batch(raises: bool, shared_broker: str) -> None:
     begun: list[str] = []
 
     class Sticky(Chosen):
@@ -151,7 +151,7 @@ async def test_a_partitioner_hears_of_a_new_batch(raises: bool, shared_broker: s
 
 
 @pytest.mark.parametrize("hook", ["value_serializer", "partitioner"])
-async def test_what_the_hooks_of_a_given_client_raise_fails_the_record_alone(
+async def test_an_exception_of_an_external_clients_hook_fails_only_its_record(
     hook: str, shared_broker: str
 ) -> None:
     """Nobody knows how far the `send` of such a client got."""
@@ -180,7 +180,7 @@ async def test_what_the_hooks_of_a_given_client_raise_fails_the_record_alone(
         await anyio.to_thread.run_sync(client.close)
 
 
-# --- token providers ------------------------------------------------------------------------------
+# --- token providers -----------------------------------------------------------------------------
 
 
 class Tokens:

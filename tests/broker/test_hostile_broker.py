@@ -148,7 +148,7 @@ async def test_a_hostile_broker_forges_no_line(
     ("name", "port"),
     [("h\x9b", 9092), ("a..b", 9092), ("h\0", 9092), ("127.0.0.1", 99_999), ("127.0.0.1", -5)],
 )
-async def test_an_address_that_cannot_exist_is_a_broker_that_cannot_be_reached(
+async def test_a_broker_with_an_impossible_address_is_unreachable(
     name: str, port: int, clock: ManualClock
 ) -> None:
     """kafka-python itself ends its task that refreshes metadata at errors other than its own."""

@@ -16,7 +16,7 @@ NAME: Final = anyio_sendproducer.__name__
 
 
 @pytest.mark.parametrize("module", ["", ".testing", ".drivers", ".cli", ".telemetry"])
-def test_importing_it_imports_no_client_no_other_loop_and_no_extra(module: str) -> None:
+def test_importing_the_package_imports_no_client_no_other_loop_and_no_extra(module: str) -> None:
     script = (
         "import importlib, json, sys\n"
         f"importlib.import_module({NAME + module!r})\n"

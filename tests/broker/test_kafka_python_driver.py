@@ -146,7 +146,7 @@ def new_topic() -> str:
 # --- partitions ----------------------------------------------------------------------------------
 
 
-def test_a_key_goes_where_kafka_pythons_own_partitioner_sends_it(cluster: MockCluster) -> None:
+def test_a_key_goes_to_the_partition_of_kafka_pythons_own_partitioner(cluster: MockCluster) -> None:
     with opened(cluster) as (driver, recorder):
         learn(driver, recorder, TWELVE)
         client: Any = driver._client
@@ -164,7 +164,7 @@ def test_a_key_goes_where_kafka_pythons_own_partitioner_sends_it(cluster: MockCl
         check()
 
 
-def test_records_without_a_key_go_to_one_partition_after_the_other(cluster: MockCluster) -> None:
+def test_records_without_a_key_go_to_the_partitions_in_turn(cluster: MockCluster) -> None:
     with opened(cluster) as (driver, recorder):
         learn(driver, recorder, TWELVE)
         batch = [ProducerRecord(TWELVE, b"value")] * 10
@@ -176,7 +176,7 @@ def test_records_without_a_key_go_to_one_partition_after_the_other(cluster: Mock
         assert visited[12:] == visited[:12]
 
 
-def test_news_of_the_topic_does_not_begin_the_round_anew(cluster: MockCluster) -> None:
+def test_new_metadata_do_not_restart_the_turn_of_partitions(cluster: MockCluster) -> None:
     with opened(cluster) as (driver, recorder):
         visited: list[int] = []
         for _ in range(12):
@@ -209,7 +209,7 @@ def test_a_long_batch_with_one_key_stays_in_order_on_its_partition(cluster: Mock
         assert [counted_from(found, one) for one in found] == list(range(9))
 
 
-def test_partitions_without_a_leader_are_passed_over_unless_there_are_no_others() -> None:
+def test_partitions_without_a_leader_are_skipped_if_there_are_others() -> None:
     some = _batches.TopicPartitions({0, 1, 2}, {0, 2}, 5)
     assert {some.next_in_turn() for _ in range(4)} == {0, 2}
     none = _batches.TopicPartitions({0, 1, 2}, set(), 5)
@@ -281,7 +281,7 @@ def sent_with(driver: KafkaPythonDriver, monkeypatch: pytest.MonkeyPatch) -> lis
     return sent
 
 
-def test_what_is_plain_goes_past_send_and_the_rest_through_it(
+def test_plain_records_are_appended_directly_and_others_are_passed_to_send(
     cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with opened(cluster, properties={"max_request_size": 2_000}) as (driver, recorder):
@@ -345,7 +345,7 @@ def test_a_transactional_client_is_told_of_each_record() -> None:
 @pytest.mark.parametrize(
     "accumulator", [None, object(), bytearray()], ids=["None", "object", "bytearray"]
 )
-def test_where_the_way_past_send_is_closed_send_serves(accumulator: object) -> None:
+def test_without_the_direct_append_records_are_passed_to_send(accumulator: object) -> None:
     assert _patches.find_direct_append(like_a_producer(accumulator)) is None
 
 
@@ -583,7 +583,9 @@ def test_a_serializer_that_fails_fails_its_record_alone(cluster: MockCluster) ->
 # --- topics --------------------------------------------------------------------------------------
 
 
-def test_a_topic_that_may_not_be_created_is_rejected_in_the_end(shared_broker: str) -> None:
+def test_a_record_for_a_topic_that_is_not_created_is_rejected_after_a_wait(
+    shared_broker: str,
+) -> None:
     topic = new_topic()
     parcel = Parcel(ProducerRecord(topic, b"value"))
     with opened(
@@ -620,7 +622,7 @@ def test_partitions_for_raises_where_there_is_no_such_topic(shared_broker: str) 
         assert isinstance(caught.value.__cause__, kafka_errors.UnknownTopicOrPartitionError)
 
 
-def test_a_topic_that_this_client_may_not_use(cluster: MockCluster) -> None:
+def test_a_forbidden_topic(cluster: MockCluster) -> None:
     topic = cluster.create_topic(new_topic(), [1])
     cluster.set_topic_error(topic, TOPIC_AUTHORIZATION_FAILED)
     with opened(cluster) as (driver, recorder):

@@ -21,7 +21,9 @@ def settings_for(address: str, name: str) -> ProducerSettings:
     return ProducerSettings(bootstrap_servers=address, transactional_id=name)
 
 
-async def test_one_is_committed_and_one_aborted(shared_broker: str, anyio_backend: str) -> None:
+async def test_a_transaction_is_committed_and_another_aborted(
+    shared_broker: str, anyio_backend: str
+) -> None:
     topic = f"transactions-{anyio_backend}"
     async with open_send_producer(settings_for(shared_broker, topic)) as producer:
         async with producer.transaction() as tx:
@@ -38,7 +40,7 @@ async def test_one_is_committed_and_one_aborted(shared_broker: str, anyio_backen
         assert producer.statistics().generations == 1
 
 
-async def test_the_first_of_two_is_fenced_off(shared_broker: str, anyio_backend: str) -> None:
+async def test_a_second_producer_fences_the_first(shared_broker: str, anyio_backend: str) -> None:
     topic = f"fenced-{anyio_backend}"
     settings = settings_for(shared_broker, topic)
     async with open_send_producer(settings) as first, open_send_producer(settings) as second:
@@ -51,7 +53,7 @@ async def test_the_first_of_two_is_fenced_off(shared_broker: str, anyio_backend:
             await tx.send(ProducerRecord(topic, b"good"))
 
 
-async def test_a_name_that_can_not_be_had(
+async def test_a_transactional_id_that_can_not_be_initialized(
     shared_broker: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:

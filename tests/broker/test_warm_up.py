@@ -71,9 +71,7 @@ async def test_a_topic_that_does_not_come(broker: ScriptedBroker, driver: Driver
         assert (await producer.send("orders", b"v", partition=1)).partition == 1
 
 
-async def test_a_topic_that_this_client_may_not_use(
-    broker: ScriptedBroker, driver: DriverName
-) -> None:
+async def test_a_forbidden_topic(broker: ScriptedBroker, driver: DriverName) -> None:
     broker.forbidden = {"secret"}
     async with open_send_producer(settings_for(broker), driver=driver) as producer:
         with pytest.raises(SendProducerError, match="may not use topic 'secret'"):
