@@ -167,7 +167,8 @@ async def check_cluster(
     """Try the steps of a connection to a cluster, up to the first that fails.
 
     Args:
-        settings: how to reach the cluster. Each step takes ``start_timeout`` at most.
+        settings: how to reach the cluster. Each step takes ``start_timeout`` at most. A
+            ``transactional_id`` is not used, so a producer with this id is not fenced.
         driver: the driver whose client connects, by name; None: the default.
 
     Returns:
@@ -175,7 +176,8 @@ async def check_cluster(
 
     Cancellation closes what the current step has opened.
     """
-    findings = _Findings(settings, driver)
+    # A client with the transactional_id would fence the producer that uses this id.
+    findings = _Findings(settings.evolve(transactional_id=None), driver)
     functions: dict[str, Callable[[_Findings], Awaitable[tuple[str, ...]]]] = {
         "settings": _settings,
         "resolve": _resolve,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import anyio
 import pytest
 
 from anyio_sendproducer import ProducerSettings, SendProducerError, open_send_producer
+from anyio_sendproducer.checking import check_cluster
 from anyio_sendproducer.drivers import DriverName
 from anyio_sendproducer.testing import EmbeddedBroker
 from tests.support.ports import reserved_ports
@@ -56,13 +55,16 @@ async def test_the_producer_keeps_its_transactional_id(
     driver: DriverName, broker: EmbeddedBroker
 ) -> None:
     """A second client with the id would fence the producer."""
-    settings: Any = {"transactional_id": f"checked-{driver}", "driver": driver}
+    settings = ProducerSettings(
+        bootstrap_servers=broker.bootstrap_servers, transactional_id=f"checked-{driver}"
+    )
     async with (
-        open_send_producer(
-            ProducerSettings(bootstrap_servers=broker.bootstrap_servers), **settings
-        ) as producer,
+        open_send_producer(settings, driver=driver) as producer,
         producer.transaction() as transaction,
     ):
         await transaction.send("orders", b"two tins")
         found = await producer.check()
         assert len(found.brokers) == 1
+        steps = (await check_cluster(settings, driver=driver)).steps
+        assert {step.state for step in steps} <= {"ok", "skipped"}
+        await transaction.send("orders", b"a brush")

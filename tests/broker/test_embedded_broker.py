@@ -344,7 +344,8 @@ async def test_the_broker_inherits_only_listed_variables(
     _, _, printed = str(caught.value).partition("it printed:\n")
     names = {line.partition("=")[0] for line in printed.splitlines()}
     # The shell sets the others.
-    assert names - {"PWD", "OLDPWD", "SHLVL", "_"} <= {*_broker.INHERITED}
+    assert names - {"PWD", "OLDPWD", "SHLVL", "_"} <= {*_broker.INHERITED, "NO_COLOR"}
+    assert "NO_COLOR" in names
 
 
 @pytest.mark.parametrize("change", ["replaced", "no record", "not installed as a package"])

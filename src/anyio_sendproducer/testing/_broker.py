@@ -337,6 +337,7 @@ async def _spawn(binary: str, log: Path, port: int, cluster_id: str) -> _Started
         *("--storage-engine", "memory://tansu/"),
     ]
     environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
+    environment["NO_COLOR"] = "1"  # error messages quote the output
     # A file, not a pipe, so that a broker that prints a lot never blocks.
     async with await anyio.open_file(log, "wb") as output:
         try:
