@@ -313,7 +313,7 @@ def like_a_producer(accumulator: object, transactional_id: str | None = None) ->
     return Producer()
 
 
-def test_a_send_that_a_tracing_agent_wraps_is_called_for_each_record(
+def test_a_wrapped_send_is_called_for_each_record(
     cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As OpenTelemetry's does: where there are no headers it adds them by keyword."""
@@ -336,7 +336,7 @@ def test_a_send_that_a_tracing_agent_wraps_is_called_for_each_record(
     assert traced == [TWELVE] * 2
 
 
-def test_a_transactional_client_is_told_of_each_record() -> None:
+def test_a_transactional_client_has_no_direct_append() -> None:
     accumulator = kafka_accumulator.RecordAccumulator()
     assert _patches.find_direct_append(like_a_producer(accumulator, "id")) is None
     assert _patches.find_direct_append(like_a_producer(accumulator)) == accumulator.append
@@ -345,7 +345,7 @@ def test_a_transactional_client_is_told_of_each_record() -> None:
 @pytest.mark.parametrize(
     "accumulator", [None, object(), bytearray()], ids=["None", "object", "bytearray"]
 )
-def test_without_the_direct_append_records_are_passed_to_send(accumulator: object) -> None:
+def test_an_unknown_accumulator_has_no_direct_append(accumulator: object) -> None:
     assert _patches.find_direct_append(like_a_producer(accumulator)) is None
 
 
@@ -424,7 +424,7 @@ def test_without_acknowledgements_there_is_no_offset_and_no_timestamp(cluster: M
     )
 )
 @settings(deadline=None)
-def test_a_run_reports_each_once_in_whichever_order_they_are_completed(
+def test_a_run_reports_each_record_once_in_any_order_of_completion(
     drawn: tuple[list[int], list[bool], int],
 ) -> None:
     order, successes, watched_after = drawn
@@ -533,7 +533,9 @@ def test_none_is_not_serialized(cluster: MockCluster) -> None:
 
 
 @pytest.mark.parametrize("content", [bytearray(b"1234"), memoryview(b"1234")])
-def test_a_serializer_may_give_other_kinds_of_bytes(cluster: MockCluster, content: Any) -> None:
+def test_a_serializer_may_return_other_bytes_like_objects(
+    cluster: MockCluster, content: Any
+) -> None:
     def serialize(_: object) -> Any:
         return content
 
@@ -674,7 +676,7 @@ def test_nothing_overtakes_a_record_that_is_held(cluster: MockCluster) -> None:
         assert counted_from([metadata_of(first)], metadata_of(second)) == 1
 
 
-def test_a_topic_that_a_broker_tells_of_unasked_is_asked_for(shared_broker: str) -> None:
+def test_an_unrequested_topic_of_an_answer_is_requested(shared_broker: str) -> None:
     """Or the client forgets it when it asks for another, and what was sent there never leaves."""
     topic = new_topic()
     with opened(shared_broker) as (driver, recorder):
@@ -686,7 +688,7 @@ def test_a_topic_that_a_broker_tells_of_unasked_is_asked_for(shared_broker: str)
         assert topic in {asked.name for asked in client.cluster.metadata_request().topics}
 
 
-def test_an_answer_says_nothing_of_a_topic_that_was_not_asked_for() -> None:
+def test_an_answer_is_ignored_for_topics_that_were_not_requested() -> None:
     """One that was under way when the topic came up must not have it called unknown."""
     metadata = TopicMetadata(5.0)
     recorder = Recorder()
@@ -713,7 +715,7 @@ def test_an_answer_says_nothing_of_a_topic_that_was_not_asked_for() -> None:
     assert recorder.metadata_changes == 4
 
 
-def test_an_answer_that_comes_at_once_is_told(
+def test_an_immediate_answer_is_reported(
     cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before whoever asked has been told that the topic is not known yet."""
@@ -743,7 +745,7 @@ def test_an_answer_that_comes_at_once_is_told(
         assert driver.partitions_for(TWELVE) == frozenset(range(12))
 
 
-def test_an_answer_that_comes_while_a_record_is_given_back_is_told(
+def test_an_answer_while_a_record_is_given_back_is_reported(
     cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A topic that was dropped may be known again when the client says that it is not."""
@@ -765,7 +767,7 @@ def test_an_answer_that_comes_while_a_record_is_given_back_is_told(
         metadata_of(outcome)
 
 
-def test_what_is_looked_up_while_an_answer_comes_is_looked_up_again() -> None:
+def test_a_look_up_during_an_answer_is_repeated() -> None:
     """Or it would be taken for true until the next answer, minutes later."""
     partitions = [{0, 1}, {0}]
     names = [{"old", "new"}, {"old"}]
@@ -787,7 +789,7 @@ def test_what_is_looked_up_while_an_answer_comes_is_looked_up_again() -> None:
     assert [metadata.topics() for _ in range(2)] == [{"old"}, {"old", "new"}]
 
 
-def test_an_error_of_the_metadata_itself_is_told(
+def test_an_error_of_the_metadata_request_is_reported(
     cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with opened(cluster) as (driver, recorder):
@@ -809,7 +811,7 @@ def drop(driver: KafkaPythonDriver, topic: str) -> None:
         listener(client.cluster)
 
 
-def test_a_topic_that_was_dropped_is_asked_for_again(cluster: MockCluster) -> None:
+def test_a_dropped_topic_is_requested_again(cluster: MockCluster) -> None:
     """The client itself asks for it when it is new, or has records for it, and else only when all
     that it knows is old."""
     with opened(cluster) as (driver, recorder):
@@ -818,7 +820,7 @@ def test_a_topic_that_was_dropped_is_asked_for_again(cluster: MockCluster) -> No
         assert learn(driver, recorder, TWELVE) == frozenset(range(12))
 
 
-def test_a_topic_that_is_new_while_an_answer_is_on_its_way_is_asked_for(
+def test_a_new_topic_during_a_request_is_requested_afterwards(
     cluster: MockCluster,
 ) -> None:
     """The client takes that answer for one about the new topic as well, and asks no more."""
@@ -841,7 +843,7 @@ def test_a_topic_that_is_new_while_an_answer_is_on_its_way_is_asked_for(
 
 
 @pytest.mark.parametrize(("way", "gone_on"), [("append", 3), ("send", 2)])
-def test_a_topic_that_is_dropped_while_its_records_are_handed_over(
+def test_a_topic_is_dropped_while_its_records_are_submitted(
     cluster: MockCluster, monkeypatch: pytest.MonkeyPatch, way: str, gone_on: int
 ) -> None:
     """What was handed over before goes on; the rest is given back, and taken the next time."""
@@ -869,7 +871,7 @@ def test_a_topic_that_is_dropped_while_its_records_are_handed_over(
 
 
 @pytest.mark.parametrize("code", [MSG_SIZE_TOO_LARGE, INVALID_RECORD, TOPIC_AUTHORIZATION_FAILED])
-def test_what_is_refused_fails_alone(cluster: MockCluster, code: int) -> None:
+def test_a_refused_record_fails_alone(cluster: MockCluster, code: int) -> None:
     """Whatever was under way elsewhere arrives, and so does what comes after it."""
     with opened(cluster) as (driver, recorder):
         learn(driver, recorder, TWO_LEADERS)
@@ -888,7 +890,7 @@ def test_what_is_refused_fails_alone(cluster: MockCluster, code: int) -> None:
 
 @pytest.mark.parametrize("code", [MSG_SIZE_TOO_LARGE, INVALID_RECORD, INVALID_TIMESTAMP])
 @pytest.mark.parametrize("idempotence", [True, False])
-def test_of_a_batch_that_was_refused_the_halves_are_tried(
+def test_a_refused_batch_is_sent_again_in_halves(
     cluster: MockCluster, code: int, idempotence: bool
 ) -> None:
     # One request at a time, so that it is known which gets which answer.
@@ -906,7 +908,7 @@ def test_of_a_batch_that_was_refused_the_halves_are_tried(
         assert recorder.breaks == []
 
 
-def test_a_topic_that_is_refused_is_refused_with_all_its_records(cluster: MockCluster) -> None:
+def test_a_refused_topic_fails_all_its_records(cluster: MockCluster) -> None:
     with opened(cluster) as (driver, recorder):
         learn(driver, recorder, TWO_LEADERS)
         cluster.answer_next(1, TOPIC_AUTHORIZATION_FAILED)
@@ -917,7 +919,7 @@ def test_a_topic_that_is_refused_is_refused_with_all_its_records(cluster: MockCl
         assert recorder.breaks == []
 
 
-def test_what_is_refused_when_it_is_sent_again_may_have_been_written(cluster: MockCluster) -> None:
+def test_a_record_refused_on_a_retry_may_have_been_written(cluster: MockCluster) -> None:
     """The answer to the first attempt may have been lost, so its numbers can't be taken back."""
     with opened(cluster) as (driver, recorder):
         learn(driver, recorder, TWO_LEADERS)
@@ -931,7 +933,7 @@ def test_what_is_refused_when_it_is_sent_again_may_have_been_written(cluster: Mo
         assert [type(error).__name__ for error in recorder.breaks] == ["InvalidRecordError"]
 
 
-def test_a_client_that_may_not_write_at_all_is_broken(cluster: MockCluster) -> None:
+def test_a_client_without_any_permission_to_write_is_broken(cluster: MockCluster) -> None:
     with opened(cluster) as (driver, recorder):
         learn(driver, recorder, TWO_LEADERS)
         cluster.answer_next(1, CLUSTER_AUTHORIZATION_FAILED)
@@ -940,7 +942,7 @@ def test_a_client_that_may_not_write_at_all_is_broken(cluster: MockCluster) -> N
         assert len(recorder.breaks) == 1
 
 
-def test_in_a_transaction_what_is_refused_does_not_fail_alone() -> None:
+def test_in_a_transaction_a_refused_record_does_not_fail_alone() -> None:
     """It ends the transaction. Of what was sent before, a refusal proves nothing."""
     asked: list[Any] = []
 
@@ -1010,7 +1012,7 @@ def refusals_break(monkeypatch: pytest.MonkeyPatch) -> None:
         (TOPIC_AUTHORIZATION_FAILED, "TopicAuthorizationFailedError"),
     ],
 )
-def test_one_refusal_is_told_apart_from_what_it_takes_along(
+def test_a_refusal_is_distinguished_from_the_failures_that_it_causes(
     cluster: MockCluster, code: int, name: str
 ) -> None:
     """kafka-python fails everything under way with the error of the one that was refused."""
@@ -1035,7 +1037,7 @@ def test_one_refusal_is_told_apart_from_what_it_takes_along(
 @pytest.mark.usefixtures("refusals_break")
 @pytest.mark.parametrize("attempt", range(4))
 @pytest.mark.parametrize("own_partitioner", [False, True])
-def test_the_innocent_are_never_called_refused(
+def test_other_records_of_a_refused_batch_are_never_reported_as_refused(
     cluster: MockCluster, attempt: int, own_partitioner: bool
 ) -> None:
     """Also where the records of each partition fill several of the client's batches, which fail in
@@ -1072,7 +1074,7 @@ def test_the_innocent_are_never_called_refused(
             assert {type(outcome) for outcome in guilty} == {RecordRejected}
 
 
-def test_without_idempotence_a_refusal_stays_with_its_record(cluster: MockCluster) -> None:
+def test_without_idempotence_only_the_refused_record_fails(cluster: MockCluster) -> None:
     with opened(cluster, properties={"enable.idempotence": "false"}) as (driver, recorder):
         learn(driver, recorder, TWO_LEADERS)
         cluster.answer_next(1, INVALID_RECORD, rtt_ms=100)
@@ -1084,7 +1086,7 @@ def test_without_idempotence_a_refusal_stays_with_its_record(cluster: MockCluste
         assert recorder.breaks == []
 
 
-def test_what_the_client_recovers_from_does_not_break_it(
+def test_an_error_from_which_the_client_recovers_does_not_break_it(
     shared_broker: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handle: Any = kafka_sender.Sender._handle_produce_response
@@ -1107,7 +1109,7 @@ def test_what_the_client_recovers_from_does_not_break_it(
         assert recorder.breaks == []
 
 
-def test_where_the_client_can_not_recover_it_is_broken(cluster: MockCluster) -> None:
+def test_an_error_from_which_the_client_can_not_recover_breaks_it(cluster: MockCluster) -> None:
     """Brokers before 2.5 do not know KIP-360, and kafka-python then hangs."""
     with opened(cluster) as (driver, recorder):
         learn(driver, recorder, TWO_LEADERS)
@@ -1122,7 +1124,7 @@ def test_where_the_client_can_not_recover_it_is_broken(cluster: MockCluster) -> 
 
 
 @pytest.mark.parametrize("way", ["append", "send"])
-def test_that_it_is_broken_is_told_though_what_is_behind_hangs(
+def test_a_broken_client_is_reported_although_later_records_hang(
     cluster: MockCluster, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     """Records that were handed over together, in more than one batch, of which the first fails."""
@@ -1141,7 +1143,7 @@ def test_that_it_is_broken_is_told_though_what_is_behind_hangs(
 
 @pytest.mark.usefixtures("refusals_break")
 @pytest.mark.parametrize("code", [MSG_SIZE_TOO_LARGE, INVALID_RECORD, TOPIC_AUTHORIZATION_FAILED])
-async def test_the_producer_heals_and_goes_on(cluster: MockCluster, code: int) -> None:
+async def test_the_producer_replaces_a_broken_client(cluster: MockCluster, code: int) -> None:
     shout = Shout()
     async with open_send_producer(settings_for(cluster, value_serializer=shout)) as producer:
         outcomes: dict[int, object] = {}
@@ -1182,7 +1184,7 @@ async def test_the_producer_heals_and_goes_on(cluster: MockCluster, code: int) -
         ({**FOR_MOCK, "compression_type": "zstd", "api_version": (0, 11)}, "Zstd"),
     ],
 )
-def test_what_only_the_client_can_judge_is_a_settings_error(
+def test_a_setting_that_only_the_client_refuses_is_a_settings_error(
     cluster: MockCluster, properties: dict[str, Any], message: str
 ) -> None:
     driver = KafkaPythonDriver(settings_for(cluster, properties=properties))
@@ -1199,7 +1201,7 @@ def test_an_unknown_security_protocol_is_not_taken_for_none(cluster: MockCluster
         KafkaPythonDriver(changed)
 
 
-def test_a_driver_that_is_not_open_takes_nothing() -> None:
+def test_a_driver_that_is_not_open_accepts_no_record() -> None:
     driver = KafkaPythonDriver(settings_for("127.0.0.1:1"))
     with pytest.raises(SendProducerError, match="not open"):
         driver.submit([Parcel(ProducerRecord("topic", b"value"))])
@@ -1219,7 +1221,7 @@ def test_the_error_names_the_address_and_the_reason() -> None:
     assert f"no broker answered: {address}: Connection refused; " in str(caught.value)
 
 
-def test_a_first_answer_that_fails_is_asked_for_again(
+def test_a_failed_first_metadata_request_is_repeated(
     cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     metadata: Any = importlib.import_module("kafka.cluster").ClusterMetadata
@@ -1237,7 +1239,7 @@ def test_a_first_answer_that_fails_is_asked_for_again(
         metadata_of(send_all(driver, recorder, [ProducerRecord(TWELVE, b"value")])[0])
 
 
-def test_close_at_the_last_moment_of_open_closes_what_was_opened(
+def test_close_at_the_end_of_open_closes_the_client(
     cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     driver = KafkaPythonDriver(settings_for(cluster))
@@ -1256,7 +1258,7 @@ def test_close_at_the_last_moment_of_open_closes_what_was_opened(
     assert not client.closed_by.is_alive()
 
 
-def test_after_close_records_are_not_taken(cluster: MockCluster) -> None:
+def test_after_close_records_are_not_accepted(cluster: MockCluster) -> None:
     with opened(cluster) as (driver, recorder):
         learn(driver, recorder, TWELVE)
         driver.close(1)
@@ -1312,7 +1314,7 @@ def test_close_waits_for_the_end_of_the_clients_thread(
         assert not client.closed_by.is_alive()
 
 
-def test_a_thread_that_does_not_end_is_left_behind_and_said_so(
+def test_a_thread_that_does_not_end_is_abandoned_with_a_warning(
     cluster: MockCluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(_kafka_python, "_JOIN_SECONDS", 0.01)
@@ -1341,7 +1343,7 @@ def test_a_thread_that_does_not_end_is_left_behind_and_said_so(
     recorder.outcomes_of(parcels)
 
 
-def test_collecting_a_driver_does_not_silence_the_clients_logger(
+def test_collecting_a_driver_does_not_disable_the_clients_logger(
     cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gc.collect()  # kafka-python's own producers of earlier tests do
@@ -1390,7 +1392,9 @@ def told_of(bare: Any, topics: set[str]) -> threading.Event:
     return known
 
 
-def test_without_metadata_send_raises_at_once_and_asks_in_the_background(bare: Any) -> None:
+def test_without_metadata_send_raises_at_once_and_requests_them_in_the_background(
+    bare: Any,
+) -> None:
     known = told_of(bare, {TWELVE, TWO_LEADERS})
     began = time.monotonic()
     with pytest.raises(kafka_errors.KafkaTimeoutError):
@@ -1402,13 +1406,13 @@ def test_without_metadata_send_raises_at_once_and_asks_in_the_background(bare: A
     assert bare.partitions_for(TWELVE) == set(range(12))
 
 
-def test_settings_that_the_driver_passes_on_by_hand_are_still_not_passed_on(bare: Any) -> None:
+def test_kafka_python_still_ignores_the_settings_that_the_driver_passes_on(bare: Any) -> None:
     """Where this fails, kafka-python does it by itself, and the driver's own loop can go."""
     assert bare.config["allow_auto_create_topics"] is False
     assert bare._metadata.config["allow_auto_create_topics"] is True
 
 
-def test_a_future_has_what_runs_read_off_it(bare: Any) -> None:
+def test_a_future_has_the_attributes_that_a_run_reads(bare: Any) -> None:
     known = told_of(bare, {TWELVE})
     with pytest.raises(kafka_errors.KafkaTimeoutError):
         bare.send(TWELVE, b"value")
@@ -1444,7 +1448,7 @@ def test_a_refusal_still_ends_the_client(bare: Any) -> None:
     assert _patches.patch_isolate_rejections(bare, set()) == manager.has_fatal_error
 
 
-def test_the_way_past_send_is_open(bare: Any) -> None:
+def test_a_direct_append_is_possible(bare: Any) -> None:
     """Where this fails every record goes through KafkaProducer.send(), at half the speed."""
     known = told_of(bare, {TWELVE})
     with pytest.raises(kafka_errors.KafkaTimeoutError):
@@ -1459,7 +1463,7 @@ def test_the_way_past_send_is_open(bare: Any) -> None:
     assert future.get(PATIENCE).partition == 3
 
 
-def test_the_clients_thread_closes_the_client_that_it_was_given(cluster: MockCluster) -> None:
+def test_the_clients_thread_closes_its_network_client(cluster: MockCluster) -> None:
     with opened(cluster) as (driver, _):
         client: Any = driver._client
         assert driver._ready().producer.config["kafka_client"].func == driver._connect
@@ -1470,7 +1474,7 @@ def test_the_clients_thread_closes_the_client_that_it_was_given(cluster: MockClu
         assert client.closed_by.name == "anyio-sendproducer-network-thread"
 
 
-def test_a_connection_that_is_closed_does_not_close_the_client(cluster: MockCluster) -> None:
+def test_closing_a_connection_does_not_close_the_client(cluster: MockCluster) -> None:
     with opened(cluster) as (driver, recorder):
         metadata_of(send_all(driver, recorder, [ProducerRecord(TWELVE, b"value")])[0])
         client: Any = driver._client
@@ -1480,14 +1484,14 @@ def test_a_connection_that_is_closed_does_not_close_the_client(cluster: MockClus
 
 
 @pytest.mark.parametrize("name", ["proxy_url", "socks5_proxy"])
-def test_a_proxy_of_the_users_own_is_used(name: str) -> None:
+def test_a_custom_proxy_is_used(name: str) -> None:
     proxy = "socks5://127.0.0.1:1"
     driver = KafkaPythonDriver(settings_for("127.0.0.1:1", properties={name: proxy}))
     assert driver._config[name] == proxy
     assert driver._config.get("proxy_url", proxy) == proxy
 
 
-def test_allow_auto_create_topics_reaches_the_one_who_asks(cluster: MockCluster) -> None:
+def test_allow_auto_create_topics_reaches_the_metadata_request(cluster: MockCluster) -> None:
     properties = {"allow_auto_create_topics": False, "retry_backoff_ms": 77}
     with opened(cluster, properties=properties) as (driver, _):
         client: Any = driver._client
@@ -1496,12 +1500,12 @@ def test_allow_auto_create_topics_reaches_the_one_who_asks(cluster: MockCluster)
         assert client.cluster.metadata_request().allow_auto_topic_creation is False
 
 
-def test_the_client_formats_itself_cheaply(cluster: MockCluster) -> None:
+def test_the_repr_of_the_client_is_cheap(cluster: MockCluster) -> None:
     with opened(cluster) as (driver, _):
         assert str(driver._ready().producer) == "<KafkaProducer client_id=anyio-sendproducer>"
 
 
-def test_what_the_client_still_had_when_it_was_closed_says_so(cluster: MockCluster) -> None:
+def test_records_that_a_closed_client_still_had_say_so(cluster: MockCluster) -> None:
     with opened(cluster) as (driver, recorder):
         learn(driver, recorder, TWELVE)
         cluster.set_rtt(1, 5_000)

@@ -117,7 +117,7 @@ async def test_a_few_bytes_of_a_broker_end_the_process(name: str) -> None:
     assert code < 0, f"librdkafka survives it: {printed}"
 
 
-async def test_with_tls_a_stranger_does_not_get_to_answer(tmp_path: Path) -> None:
+async def test_with_tls_an_untrusted_server_can_not_answer(tmp_path: Path) -> None:
     trusted = Authority(tmp_path / "trusted")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(Authority(tmp_path / "stranger").issue().both)
@@ -140,7 +140,7 @@ async def test_each_broker_in_the_metadata_is_a_thread() -> None:
     assert int(printed) >= 201
 
 
-async def test_it_logs_in_as_often_as_a_broker_says() -> None:
+async def test_it_logs_in_as_often_as_a_broker_demands() -> None:
     login = {
         "security.protocol": "SASL_PLAINTEXT",
         "sasl.mechanism": "PLAIN",
@@ -153,7 +153,7 @@ async def test_it_logs_in_as_often_as_a_broker_says() -> None:
             await until(lambda: broker.requests.count(SASL_AUTHENTICATE) > 100)
 
 
-async def test_it_asks_without_a_pause_for_a_coordinator_that_the_metadata_lack() -> None:
+async def test_it_requests_a_coordinator_that_the_metadata_lack_without_a_pause() -> None:
     # An answer has the pause, an error, its text, and a broker's number, host and port.
     host = b"127.0.0.1"
     coordinator = struct.pack(f">ihhih{len(host)}si", 0, 0, -1, 9, len(host), host, 1)

@@ -118,7 +118,7 @@ def lent(shared_broker: str) -> Iterator[Any]:
     client.close(PATIENCE)
 
 
-async def test_a_client_that_was_given_lingers_again_when_it_is_given_back(
+async def test_an_external_client_lingers_again_after_the_producer_is_closed(
     settings: ProducerSettings, topic: str, lent: Any
 ) -> None:
     settings = ProducerSettings(producer=lent, close_producer_on_exit=False)
@@ -132,7 +132,7 @@ async def test_a_client_that_was_given_lingers_again_when_it_is_given_back(
     assert not lent._accumulator.flush_in_progress()
 
 
-def test_there_is_a_way_to_end_the_lingering_of_kafka_python(lent: Any) -> None:
+def test_the_lingering_of_kafka_python_can_be_ended(lent: Any) -> None:
     """If this fails, flush() waits for linger.ms again: look for another way."""
     hurry = find_hurry(lent)
     assert hurry is not None
@@ -143,7 +143,7 @@ def test_there_is_a_way_to_end_the_lingering_of_kafka_python(lent: Any) -> None:
 
 
 @pytest.mark.parametrize("attribute", ["_accumulator", "_sender"])
-def test_a_client_without_that_way_lingers(lent: Any, attribute: str) -> None:
+def test_a_client_whose_lingering_can_not_be_ended_lingers(lent: Any, attribute: str) -> None:
     class Other:
         config = lent.config
         _accumulator = None if attribute == "_accumulator" else lent._accumulator

@@ -98,7 +98,7 @@ def test_the_thread_does_not_keep_the_bridge_alive(
 
 
 @pytest.mark.parametrize("run", [asyncio.run, trio.run], ids=["asyncio", "trio"])
-def test_what_a_client_reports_to_a_loop_that_has_ended_closes_it(
+def test_a_report_to_an_ended_loop_closes_the_client(
     run: Callable[..., object], driver: DriverName, shared_broker: str
 ) -> None:
     settings = ProducerSettings(bootstrap_servers=shared_broker)

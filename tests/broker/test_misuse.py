@@ -226,7 +226,7 @@ async def test_in_a_forked_child(settings: ProducerSettings, fake: FakeDriver) -
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 @pytest.mark.parametrize("driver", ["kafka-python", "confluent"])
-async def test_a_forked_child_ends_as_any_program_does(
+async def test_a_forked_child_ends_normally(
     shared_broker: str, anyio_backend: str, driver: str
 ) -> None:
     """The client's threads are the parent's, and nothing waits for them in the child."""

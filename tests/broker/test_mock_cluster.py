@@ -56,7 +56,7 @@ def settings_for(cluster: MockCluster, driver: DriverName, **fields: Any) -> Pro
 
 
 @on_either_loop
-async def test_an_error_that_passes(cluster: MockCluster, driver: DriverName) -> None:
+async def test_a_temporary_error(cluster: MockCluster, driver: DriverName) -> None:
     cluster.answer_any("NOT_ENOUGH_REPLICAS", 2)
     async with open_send_producer(settings_for(cluster, driver), driver=driver) as producer:
         assert (await producer.send(RECORD)).offset is not None
@@ -127,7 +127,7 @@ async def test_a_topic_s_error(cluster: MockCluster, driver: DriverName) -> None
         await producer.send(RECORD)
 
 
-async def test_behave_takes_back_what_was_asked_for(cluster: MockCluster) -> None:
+async def test_behave_removes_planned_answers(cluster: MockCluster) -> None:
     cluster.answer_any("POLICY_VIOLATION", 5)
     cluster.close_on(5, api="Metadata")
     cluster.set_rtt(1, 60_000)
@@ -146,7 +146,7 @@ def test_a_topic_of_one_partition(cluster: MockCluster) -> None:
 # --- settings and misuse -------------------------------------------------------------------------
 
 
-def test_settings_are_those_that_the_driver_needs(cluster: MockCluster) -> None:
+def test_settings_have_the_properties_that_the_driver_needs(cluster: MockCluster) -> None:
     assert str(cluster) == cluster.bootstrap_servers == cluster.settings().bootstrap_servers
     assert cluster.bootstrap_servers in repr(cluster)
     made = cluster.settings(client_id="orders", properties={"acks": 1})
@@ -160,7 +160,7 @@ def test_settings_are_those_that_the_driver_needs(cluster: MockCluster) -> None:
         cluster.settings(client_id="")
 
 
-def test_what_it_can_t_do(cluster: MockCluster) -> None:
+def test_unsupported_calls_are_refused(cluster: MockCluster) -> None:
     calls: list[Callable[[], None]] = [
         lambda: cluster.set_down(3),
         lambda: cluster.set_rtt(3, 1),
@@ -175,7 +175,7 @@ def test_what_it_can_t_do(cluster: MockCluster) -> None:
 
 
 @pytest.mark.parametrize("brokers", [0, -1, True, "1", 1.0])
-def test_as_many_brokers_as_can_be(brokers: Any) -> None:
+def test_the_maximal_number_of_brokers(brokers: Any) -> None:
     with (
         pytest.raises(ValueError, match=f"brokers must be an int of 1 or more: {brokers!r}"),
         mock_cluster(brokers),
@@ -201,7 +201,7 @@ def test_without_confluent_kafka_it_says_what_to_install(monkeypatch: pytest.Mon
 # --- names ---------------------------------------------------------------------------------------
 
 
-def test_the_names_of_errors_are_those_of_other_clients_too() -> None:
+def test_error_names_agree_with_other_clients() -> None:
     theirs: dict[int, str] = {}
     for name in dir(kafka_errors):
         error = getattr(kafka_errors, name)
@@ -222,7 +222,7 @@ def test_the_names_of_errors_are_those_of_other_clients_too() -> None:
     }
 
 
-def test_numbers_and_names_are_taken() -> None:
+def test_numbers_and_names_of_errors_are_accepted() -> None:
     assert error_code("NOT_LEADER_OR_FOLLOWER") == error_code(6) == 6
     assert request_key("InitProducerId") == request_key(22) == 22
     assert len(set(ERRORS.values())) == len(ERRORS)

@@ -136,7 +136,7 @@ def keep_for_a_while(gate: Gate, ticker: Ticker) -> bool:
 
 
 @pytest.mark.parametrize("where", ["open", "submit", "close"])
-async def test_the_loop_ticks_on_while_the_driver_stands_still(
+async def test_the_loop_runs_while_the_driver_blocks(
     settings: ProducerSettings, fake: FakeDriver, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     gate: Gate = {"open": fake.on_open, "submit": fake.on_submit, "close": fake.on_close}[where]
@@ -160,7 +160,7 @@ async def test_the_loop_ticks_on_while_the_driver_stands_still(
     assert ticked == [True]
 
 
-async def test_others_use_the_producer_while_the_driver_stands_still(
+async def test_other_tasks_use_the_producer_while_the_driver_blocks(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     """Whatever needs no answer of the driver goes on at once."""
@@ -238,7 +238,7 @@ async def send_beside_one_under_way(
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
-async def test_the_loop_ticks_on_while_a_serializer_takes_long(driver: DriverName) -> None:
+async def test_the_loop_runs_during_a_slow_serializer(driver: DriverName) -> None:
     with mock_cluster() as cluster:
         async with hooked(2 * ANSWER_MS) as hook:
 
@@ -267,7 +267,7 @@ async def test_a_serializer_may_wait_for_the_loop(driver: DriverName) -> None:
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
-async def test_the_loop_ticks_on_while_a_partitioner_takes_long(driver: DriverName) -> None:
+async def test_the_loop_runs_during_a_slow_partitioner(driver: DriverName) -> None:
     """Also while another record is under way, whose answer comes meanwhile."""
     with mock_cluster() as cluster:
         async with hooked(2 * ANSWER_MS) as hook:
@@ -288,7 +288,7 @@ async def test_the_loop_ticks_on_while_a_partitioner_takes_long(driver: DriverNa
                 assert [first.value.offset, second.offset] == [1, 2]
 
 
-async def test_the_loop_ticks_on_while_kafka_pythons_own_partitioner_takes_long() -> None:
+async def test_the_loop_runs_during_a_slow_partitioner_of_kafka_python() -> None:
     with mock_cluster() as cluster:
         async with hooked() as hook:
 
@@ -303,7 +303,7 @@ async def test_the_loop_ticks_on_while_kafka_pythons_own_partitioner_takes_long(
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
-async def test_the_loop_ticks_on_while_a_token_takes_long(driver: DriverName) -> None:
+async def test_the_loop_runs_during_a_slow_token_provider(driver: DriverName) -> None:
     with scripted_broker(mechanisms=("OAUTHBEARER",), tokens={"t0k3n"}) as broker:
         async with hooked() as hook:
 

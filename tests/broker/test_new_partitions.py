@@ -76,7 +76,7 @@ async def test_records_wait_in_order_until_their_partition_is_added(
     assert sent == [b"0", b"1", b"2", b"3", b"4", b"5"]
 
 
-async def test_a_partition_that_does_not_exist_is_refused_in_the_end(
+async def test_a_missing_partition_is_refused_after_a_wait(
     broker: ScriptedBroker,
 ) -> None:
     async with open_send_producer(settings_for(broker, unknown_topic_timeout=0.3)) as producer:
@@ -94,7 +94,7 @@ async def test_a_partition_that_does_not_exist_is_refused_in_the_end(
         assert producer.statistics().in_flight == 0
 
 
-async def test_partitions_for_does_not_go_by_old_metadata(broker: ScriptedBroker) -> None:
+async def test_partitions_for_does_not_use_old_metadata(broker: ScriptedBroker) -> None:
     async with open_send_producer(settings_for(broker)) as producer:
         assert await producer.partitions_for("orders") == {0, 1}
         broker.partitions = 3
@@ -113,7 +113,7 @@ async def test_partitions_for_answers_while_no_broker_does(broker: ScriptedBroke
         assert await producer.partitions_for("orders") == {0, 1}
 
 
-async def test_a_topic_that_nobody_waits_for_any_more_is_not_asked_for(
+async def test_a_topic_without_waiting_records_is_not_requested(
     broker: ScriptedBroker,
 ) -> None:
     """3.0.12 asks ten times a second for a topic that is unknown, for ever."""

@@ -154,7 +154,7 @@ def carried(headers: Sequence[tuple[str, bytes]]) -> trace.SpanContext:
 # --- a span for each record ----------------------------------------------------------------------
 
 
-async def test_a_span_as_the_conventions_have_it(
+async def test_a_span_follows_the_conventions(
     settings: ProducerSettings, fake: FakeDriver, telemetry: Telemetry
 ) -> None:
     observers = [telemetry.observer()]
@@ -186,7 +186,7 @@ async def test_a_span_as_the_conventions_have_it(
     assert found.trace_flags.sampled
 
 
-async def test_without_a_caller_that_traces_a_span_begins_a_trace(
+async def test_without_a_span_of_the_caller_a_span_starts_a_trace(
     settings: ProducerSettings, fake: FakeDriver, telemetry: Telemetry
 ) -> None:
     async with open_send_producer(
@@ -200,7 +200,7 @@ async def test_without_a_caller_that_traces_a_span_begins_a_trace(
 
 
 @pytest.mark.parametrize("driver", ["kafka-python", "confluent"])
-async def test_the_trace_of_the_caller_goes_on_with_the_consumer(
+async def test_the_consumer_continues_the_callers_trace(
     shared_broker: str, driver: DriverName, telemetry: Telemetry
 ) -> None:
     topic = f"topic-{uuid.uuid4().hex}"
@@ -351,7 +351,7 @@ async def test_a_record_that_is_abandoned(settings: ProducerSettings, telemetry:
     assert badly.status.status_code is StatusCode.ERROR
 
 
-async def test_no_offset_where_the_broker_gave_none(
+async def test_without_an_offset_of_the_broker_the_span_has_none(
     settings: ProducerSettings, telemetry: Telemetry
 ) -> None:
     class Silent(FakeDriver):
@@ -366,7 +366,7 @@ async def test_no_offset_where_the_broker_gave_none(
     assert "messaging.kafka.offset" not in attributes(telemetry.spans[0])
 
 
-async def test_what_is_refused_at_once_has_no_span(
+async def test_a_record_that_is_refused_at_once_has_no_span(
     settings: ProducerSettings, fake: FakeDriver, telemetry: Telemetry
 ) -> None:
     async with open_send_producer(
@@ -382,7 +382,7 @@ async def test_what_is_refused_at_once_has_no_span(
     ]
 
 
-async def test_where_the_headers_take_the_last_room_the_span_ends(
+async def test_if_its_headers_exceed_the_room_the_span_ends(
     settings: ProducerSettings, telemetry: Telemetry
 ) -> None:
     fake = FakeDriver(manual=True)
@@ -465,7 +465,7 @@ async def test_tasks_do_not_share_spans(
         assert parent_id(span) == parents[written.value]
 
 
-async def test_a_record_that_is_passed_on_keeps_its_context(
+async def test_a_forwarded_record_keeps_its_context(
     settings: ProducerSettings, fake: FakeDriver, telemetry: Telemetry
 ) -> None:
     with telemetry.tracer.start_as_current_span("elsewhere") as origin:
@@ -489,7 +489,7 @@ async def test_a_record_that_is_passed_on_keeps_its_context(
     assert {link.context.span_id for link in call.links} == {span_id(origin), span_id(created)}
 
 
-async def test_headers_that_only_look_like_a_context(
+async def test_headers_with_an_invalid_context(
     settings: ProducerSettings, fake: FakeDriver, telemetry: Telemetry
 ) -> None:
     odd = ProducerRecord("t", b"v", partition=0, headers=[("traceparent", b"\xff")])
@@ -504,7 +504,7 @@ async def test_headers_that_only_look_like_a_context(
     assert span.links == ()
 
 
-async def test_baggage_travels_too(
+async def test_baggage_is_propagated(
     settings: ProducerSettings, fake: FakeDriver, telemetry: Telemetry
 ) -> None:
     token = context.attach(baggage.set_baggage("shop", "north"))
@@ -519,7 +519,7 @@ async def test_baggage_travels_too(
     assert dict(written.headers)["baggage"] == b"shop=north"
 
 
-async def test_a_propagator_of_ones_own(
+async def test_a_custom_propagator(
     settings: ProducerSettings, fake: FakeDriver, telemetry: Telemetry
 ) -> None:
     class Own(TextMapPropagator):
@@ -541,7 +541,7 @@ async def test_a_propagator_of_ones_own(
     assert written.headers == (("own", str(span_id(telemetry.spans[0])).encode()),)
 
 
-async def test_what_is_sampled_out_still_tells_the_consumer(
+async def test_a_record_that_is_not_sampled_propagates_its_context(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     telemetry = Telemetry(sampler=ALWAYS_OFF)
@@ -623,7 +623,7 @@ async def test_a_call_to_several_topics(
     assert "messaging.destination.name" not in attributes(call)
 
 
-async def test_a_call_of_which_a_record_fails(
+async def test_a_call_with_a_failed_record(
     settings: ProducerSettings, fake: FakeDriver, telemetry: Telemetry
 ) -> None:
     fake.judge = lambda what: refuse(what) if what.value == b"1" else None
@@ -697,7 +697,7 @@ def raise_(error: Exception) -> None:
         (None, None),
     ],
 )
-async def test_keys_are_shown_where_that_is_asked_for_and_they_are_text(
+async def test_text_keys_are_recorded_on_request(
     settings: ProducerSettings,
     fake: FakeDriver,
     telemetry: Telemetry,
@@ -711,7 +711,7 @@ async def test_keys_are_shown_where_that_is_asked_for_and_they_are_text(
     assert attributes(telemetry.spans[0]).get("messaging.kafka.message.key") == shown
 
 
-async def test_keys_of_a_serializer(
+async def test_serialized_keys(
     settings: ProducerSettings, fake: FakeDriver, telemetry: Telemetry
 ) -> None:
     settings = settings.with_key_serializer(lambda key: str(key).encode())
@@ -766,7 +766,9 @@ async def test_metrics(settings: ProducerSettings, fake: FakeDriver, telemetry: 
     assert telemetry.sums("anyio_sendproducer.generations.open") == 0
 
 
-async def test_what_is_in_flight(settings: ProducerSettings, telemetry: Telemetry) -> None:
+async def test_the_metric_of_records_in_flight(
+    settings: ProducerSettings, telemetry: Telemetry
+) -> None:
     fake = FakeDriver(manual=True)
     async with open_send_producer(
         settings, driver=fake, observers=[telemetry.observer()]
@@ -787,7 +789,7 @@ async def test_what_is_in_flight(settings: ProducerSettings, telemetry: Telemetr
         producer._engine.ledger.take_undelivered()
 
 
-async def test_what_was_never_handed_over_is_not_counted_as_sent(
+async def test_a_record_that_was_never_submitted_is_not_counted_as_sent(
     settings: ProducerSettings, telemetry: Telemetry
 ) -> None:
     fake = FakeDriver(manual=True)
@@ -814,7 +816,7 @@ async def test_what_was_never_handed_over_is_not_counted_as_sent(
     assert telemetry.sums("anyio_sendproducer.in_flight.records") == 0
 
 
-async def test_a_duration_has_its_span_for_an_example(
+async def test_a_duration_has_its_span_as_an_exemplar(
     settings: ProducerSettings, fake: FakeDriver, telemetry: Telemetry
 ) -> None:
     async with open_send_producer(
@@ -919,7 +921,7 @@ async def test_spans_without_metrics(
     assert telemetry.reader.get_metrics_data() is None
 
 
-def test_neither_is_an_error(telemetry: Telemetry) -> None:
+def test_without_spans_and_metrics_it_raises(telemetry: Telemetry) -> None:
     with pytest.raises(SettingsError, match="must not both be False"):
         telemetry.observer(traces=False, metrics=False)
 
@@ -976,7 +978,7 @@ async def test_spans_that_are_not_recorded_get_no_attributes(
     telemetry.meters.shutdown()
 
 
-async def test_attributes_at_the_start_tell_records_apart(
+async def test_attributes_at_the_start_distinguish_records(
     settings: ProducerSettings, telemetry: Telemetry
 ) -> None:
     fake = FakeDriver()
@@ -1039,7 +1041,7 @@ async def test_an_instrument_that_raises_keeps_no_span_from_ending(
     assert [line.name for line in caplog.records] == ["anyio_sendproducer.telemetry"]
 
 
-def test_what_was_given_without_it_has_no_span(telemetry: Telemetry) -> None:
+def test_a_record_accepted_without_the_observer_has_no_span(telemetry: Telemetry) -> None:
     sent = record()
     error = refuse(sent)
     telemetry.observer().observe(
@@ -1055,7 +1057,7 @@ def test_what_was_given_without_it_has_no_span(telemetry: Telemetry) -> None:
     assert telemetry.sums("messaging.client.sent.messages") == 1
 
 
-def test_metrics_of_events_that_were_not_made(telemetry: Telemetry) -> None:
+def test_metrics_of_events_that_are_not_created(telemetry: Telemetry) -> None:
     sent = record()
     metadata = RecordMetadata("t", 0, 0, 0, 0, 1)
     facts = range(3)
@@ -1098,7 +1100,7 @@ async def test_one_observer_for_several_producers(
     }
 
 
-async def test_the_global_providers_are_taken_where_none_is_given(
+async def test_the_global_providers_are_the_default(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
     async with open_send_producer(
@@ -1115,7 +1117,7 @@ def test_without_opentelemetry_the_extra_is_named(monkeypatch: pytest.MonkeyPatc
         OpenTelemetryObserver()
 
 
-def test_the_names_are_those_of_the_conventions() -> None:
+def test_the_names_agree_with_the_conventions() -> None:
     names: set[str] = set()
     for name in ("attributes.messaging_attributes", "metrics.messaging_metrics"):
         module = importlib.import_module(f"opentelemetry.semconv._incubating.{name}")

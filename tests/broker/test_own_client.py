@@ -79,7 +79,7 @@ async def client(broker: EmbeddedBroker) -> AsyncGenerator[Any, None]:
     await anyio.to_thread.run_sync(made.close, 10)
 
 
-async def test_a_real_client_that_others_use_too(client: Any) -> None:
+async def test_a_shared_client(client: Any) -> None:
     settings = ProducerSettings(producer=client, close_producer_on_exit=False)
     assert (
         repr(settings) == "ProducerSettings(producer=KafkaProducer, close_producer_on_exit=False)"
@@ -103,7 +103,7 @@ async def test_a_real_client_that_others_use_too(client: Any) -> None:
     assert (await anyio.to_thread.run_sync(future.get, 10)).offset == 3
 
 
-async def test_it_is_closed_where_that_is_asked_for(broker: EmbeddedBroker) -> None:
+async def test_it_is_closed_on_request(broker: EmbeddedBroker) -> None:
     made = await anyio.to_thread.run_sync(_bare, broker)
     settings = ProducerSettings(producer=made)
     async with open_send_producer(settings) as producer:
@@ -117,7 +117,7 @@ async def test_it_is_closed_where_that_is_asked_for(broker: EmbeddedBroker) -> N
 
 
 @pytest.mark.parametrize("closes", [True, False])
-async def test_what_is_under_way_is_waited_for_and_then_it_is_closed_or_not(closes: bool) -> None:
+async def test_the_end_waits_for_records_in_flight_and_may_close_the_client(closes: bool) -> None:
     fake = FakeClient()
     fake.answers = False
     settings = with_client(fake).with_close_producer_on_exit(closes)
@@ -135,7 +135,7 @@ async def test_what_is_under_way_is_waited_for_and_then_it_is_closed_or_not(clos
     assert len(fake.closed) == closes
 
 
-async def test_a_client_that_can_not_be_closed_is_told_of(
+async def test_a_client_that_can_not_be_closed_is_reported(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     fake = FakeClient()
@@ -163,7 +163,7 @@ async def test_serializers_run_on_the_producer_s_thread() -> None:
     assert all(name.startswith("anyio-sendproducer") for name in threads)
 
 
-async def test_what_it_fails_may_have_been_written() -> None:
+async def test_a_record_that_the_client_fails_may_have_been_written() -> None:
     fake = FakeClient()
     fake.answers = False
     async with open_send_producer(with_client(fake)) as producer:
@@ -177,7 +177,7 @@ async def test_what_it_fails_may_have_been_written() -> None:
         assert call.error.__cause__ is cause
 
 
-async def test_a_topic_without_metadata_is_asked_for_again_and_keeps_its_order(
+async def test_a_topic_without_metadata_is_requested_again_and_keeps_its_order(
     clock: ManualClock,
 ) -> None:
     fake = FakeClient()
@@ -208,7 +208,7 @@ async def test_with_acks_0_there_is_no_offset() -> None:
         assert (await producer.send(record())).offset is None
 
 
-async def test_a_client_that_gets_nowhere_breaks_the_producer(clock: ManualClock) -> None:
+async def test_a_client_without_progress_breaks_the_producer(clock: ManualClock) -> None:
     fake = FakeClient()
     fake.answers = False
     async with clock.open(with_client(fake)) as producer:
@@ -224,7 +224,7 @@ async def test_a_client_that_gets_nowhere_breaks_the_producer(clock: ManualClock
         assert "too long after their delivery_timeout" in str(caught.value.__cause__)
 
 
-async def test_a_client_that_blocks_holds_up_nobody_for_longer_than_the_deadline() -> None:
+async def test_a_blocking_client_delays_no_caller_beyond_the_deadline() -> None:
     fake = FakeClient()
     fake.gate.shut()
     async with open_send_producer(with_client(fake, delivery_timeout=0.05)) as producer:
@@ -233,7 +233,7 @@ async def test_a_client_that_blocks_holds_up_nobody_for_longer_than_the_deadline
         fake.gate.open()
 
 
-async def test_what_comes_back_when_another_record_is_held_up_is_told_at_once() -> None:
+async def test_an_outcome_is_reported_while_another_record_is_held() -> None:
     fake = FakeClient()
     gate = fake.gates["slow"] = Gate()
     gate.shut()
@@ -251,7 +251,7 @@ async def test_what_comes_back_when_another_record_is_held_up_is_told_at_once() 
             await delivery.wait()
 
 
-async def test_what_is_acknowledged_waits_for_no_other_partition() -> None:
+async def test_an_acknowledged_record_does_not_wait_for_other_partitions() -> None:
     fake = FakeClient()
     fake.answers = False
     async with open_send_producer(with_client(fake)) as producer:
@@ -262,7 +262,7 @@ async def test_what_is_acknowledged_waits_for_no_other_partition() -> None:
             assert (await deliveries[number].wait()).offset == number
 
 
-async def test_beyond_the_end_of_the_block_it_is_given_nothing(
+async def test_the_client_gets_no_record_after_the_end_of_the_block(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("anyio_sendproducer._bridge.GRACE_SECONDS", 0.01)
@@ -290,7 +290,7 @@ async def test_beyond_the_end_of_the_block_it_is_given_nothing(
             await delivery.wait()
 
 
-async def test_what_it_says_after_the_block_touches_nothing() -> None:
+async def test_reports_after_the_end_of_the_block_are_ignored() -> None:
     fake = FakeClient()
     fake.answers = False
     with raising(UndeliveredRecords):
@@ -305,7 +305,7 @@ async def test_what_it_says_after_the_block_touches_nothing() -> None:
         await delivery.wait()
 
 
-def test_what_is_held_or_behind_when_it_is_closed_was_not_sent() -> None:
+def test_records_that_are_held_at_the_end_are_not_persisted() -> None:
     fake = FakeClient()
     gate = fake.gates["slow"] = Gate()
     gate.shut()
@@ -346,7 +346,7 @@ class Auditing(BareProducer):  # type: ignore[misc]
 
 @pytest.mark.parametrize("error", [ValueError("ours"), kafka.errors.IllegalStateError("ours")])
 @pytest.mark.parametrize("lent", [True, False])
-async def test_of_what_a_subclass_raises_it_is_not_sure(
+async def test_a_record_whose_send_raises_in_a_subclass_is_possibly_persisted(
     broker: EmbeddedBroker, error: Exception, lent: bool
 ) -> None:
     def make(configs: dict[str, Any]) -> Auditing:
@@ -384,7 +384,7 @@ async def test_a_client_that_broke_breaks_the_producer() -> None:
             assert caught.value.__cause__ is refused.value.__cause__
 
 
-async def test_where_a_broker_is_away_a_client_is_closed_all_the_same(
+async def test_a_client_is_closed_although_its_broker_is_down(
     broker: EmbeddedBroker,
 ) -> None:
     made = await anyio.to_thread.run_sync(_bare, broker)
@@ -400,7 +400,7 @@ async def test_where_a_broker_is_away_a_client_is_closed_all_the_same(
     await until(lambda: not client_threads())
 
 
-async def test_its_owner_closes_it_meanwhile(broker: EmbeddedBroker) -> None:
+async def test_the_owner_closes_the_client_during_the_block(broker: EmbeddedBroker) -> None:
     made = await anyio.to_thread.run_sync(_bare, broker)
     async with open_send_producer(with_client(made)) as producer:
         await producer.send(record())
@@ -437,7 +437,7 @@ class Last(Partitioner):  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("acks", [0, 1])
-async def test_two_producers_on_a_client_with_settings_of_its_own(
+async def test_two_producers_share_a_client_with_its_own_settings(
     broker: EmbeddedBroker, acks: int
 ) -> None:
     def make() -> Any:
@@ -465,7 +465,7 @@ async def test_two_producers_on_a_client_with_settings_of_its_own(
     assert [metadata.serialized_value_size for metadata in found] == [5, 6, 5]
 
 
-def test_it_sends_no_transactions() -> None:
+def test_a_producer_on_an_external_client_has_no_transactions() -> None:
     with pytest.raises(
         SettingsError, match="producer: the client has a transactional_id; use a producer_"
     ):
@@ -547,7 +547,7 @@ def misspells(configs: dict[str, Any]) -> Any:
         (misspells, SettingsError, "lingerms"),
     ],
 )
-async def test_a_factory_that_is_wrong_ends_the_start(
+async def test_a_wrong_factory_fails_the_start(
     broker: EmbeddedBroker, factory: Any, kind: type[SendProducerError], says: str
 ) -> None:
     settings = ProducerSettings(
@@ -603,7 +603,7 @@ async def test_a_start_ends_in_time_while_a_large_answer_is_decoded(
 
 
 @pytest.mark.parametrize("kind", [SystemExit, GeneratorExit])
-async def test_a_factory_that_raises_anything_is_a_start_that_failed(
+async def test_any_exception_of_a_factory_fails_the_start(
     kind: type[BaseException],
 ) -> None:
     def leave(_: dict[str, Any]) -> Any:
@@ -694,7 +694,7 @@ def test_a_bad_setting_is_refused_by_name(fields: dict[str, Any], says: str) -> 
 
 
 @pytest.mark.parametrize("driver", ["other", FakeDriver()])
-def test_another_driver_and_a_producer_are_one_too_many(driver: Any) -> None:
+def test_a_driver_and_a_producer_can_not_be_combined(driver: Any) -> None:
     with pytest.raises(SettingsError, match="driver and producer: set only one, because"):
         drivers.make_driver(driver, with_client(FakeClient()))
 

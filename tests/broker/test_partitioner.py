@@ -116,7 +116,7 @@ async def outcome_of(producer: SendProducer, topic: str) -> RecordMetadata | Non
     ],
     ids=[*[kind.__name__ for kind in ERRORS], "None", "99"],
 )
-async def test_what_it_does_fails_its_record_alone(
+async def test_a_faulty_result_fails_only_its_record(
     choose: Callable[[], Any], says: str, shared_broker: str, driver: DriverName
 ) -> None:
     settings = ProducerSettings(
@@ -132,7 +132,7 @@ async def test_what_it_does_fails_its_record_alone(
         assert f"the partitioner {says}" in rejected(error)
 
 
-def test_any_result_is_used_exactly_or_refused_and_the_order_of_a_partition_stays(
+def test_each_result_is_used_or_refused_and_partitions_keep_their_order(
     broker: ScriptedBroker, driver: DriverName
 ) -> None:
     results: list[Any] = []
@@ -172,7 +172,7 @@ async def test_partitions_that_are_added_are_used(
                 pass
 
 
-async def test_partitions_for_brings_news_sooner(
+async def test_partitions_for_refreshes_the_partitions_sooner(
     broker: ScriptedBroker, driver: DriverName
 ) -> None:
     async with open_send_producer(settings_for(broker), driver=driver) as producer:
@@ -184,7 +184,7 @@ async def test_partitions_for_brings_news_sooner(
         assert (await producer.send("orders", b"v")).partition == 4
 
 
-async def test_a_topic_that_does_not_come_is_refused_and_holds_up_no_other(
+async def test_a_missing_topic_is_refused_and_delays_no_other(
     broker: ScriptedBroker, driver: DriverName
 ) -> None:
     broker.unknown = {"nowhere"}
@@ -203,7 +203,7 @@ async def test_a_topic_that_does_not_come_is_refused_and_holds_up_no_other(
         assert sent.partition == 2
 
 
-async def test_records_wait_in_order_until_their_topic_is_there(
+async def test_records_wait_in_order_until_their_topic_exists(
     broker: ScriptedBroker, driver: DriverName
 ) -> None:
     """Also those that name their partition."""
@@ -225,9 +225,7 @@ async def test_records_wait_in_order_until_their_topic_is_there(
     assert values_in(broker, 2, "late") == [b"0", b"1", b"2", b"3", b"4", b"5"]
 
 
-def test_a_topic_that_this_client_may_not_use_is_refused(
-    broker: ScriptedBroker, driver: DriverName
-) -> None:
+def test_a_forbidden_topic_is_refused(broker: ScriptedBroker, driver: DriverName) -> None:
     broker.forbidden = {"secret"}
     with opened(driver, broker) as (made, recorder):
         [outcome] = send_all(made, recorder, [ProducerRecord("secret", b"v")])
@@ -237,7 +235,7 @@ def test_a_topic_that_this_client_may_not_use_is_refused(
 # --- kafka-python ---------------------------------------------------------------------------------
 
 
-def test_nothing_overtakes_a_record_whose_partition_comes_in_the_middle_of_a_batch(
+def test_no_record_overtakes_one_whose_partition_appears_during_a_batch(
     broker: ScriptedBroker,
 ) -> None:
     known = threading.Event()
@@ -273,7 +271,7 @@ def test_nothing_overtakes_a_record_whose_partition_comes_in_the_middle_of_a_bat
     assert values_in(broker, 3) == [b"1", b"2"]
 
 
-def test_a_lent_client_is_told_the_partition() -> None:
+def test_an_external_client_gets_the_partition() -> None:
     fake = FakeClient()
     fake.known = {1, 0}
     settings = ProducerSettings(
@@ -288,7 +286,7 @@ def test_a_lent_client_is_told_the_partition() -> None:
     driver.close(0)
 
 
-async def test_a_lent_client_of_kafka_pythons_goes_by_the_partitioner(shared_broker: str) -> None:
+async def test_an_external_kafka_python_client_uses_the_partitioner(shared_broker: str) -> None:
     client: Any = BareProducer(bootstrap_servers=shared_broker)
     try:
         settings = ProducerSettings(
@@ -328,7 +326,7 @@ def test_librdkafka_keeps_the_partitions_for_as_long_as_its_own_metadata(
         assert partition_of(outcome) in {2, 3}
 
 
-def test_a_topic_that_was_made_again_with_fewer_partitions_is_asked_for_again(
+def test_a_topic_created_again_with_fewer_partitions_is_requested_again(
     broker: ScriptedBroker,
 ) -> None:
     """librdkafka knows, and refuses the partition when it gets the record."""
@@ -346,7 +344,7 @@ def test_a_topic_that_was_made_again_with_fewer_partitions_is_asked_for_again(
         assert [partition_of(one) for one in outcomes] == [1, 1, 1]
 
 
-def test_a_record_that_librdkafka_refuses_for_another_reason_is_not_asked_for_again(
+def test_another_refusal_by_librdkafka_requests_no_metadata(
     broker: ScriptedBroker,
 ) -> None:
     with opened("confluent", broker, properties={"message.max.bytes": 1_000}) as (driver, recorder):

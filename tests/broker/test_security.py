@@ -218,7 +218,7 @@ async def test_a_client_logs_in_again_on_an_open_connection(driver: DriverName) 
 
 @pytest.mark.parametrize("hangs_up", [True, False])
 @pytest.mark.parametrize("mechanism", [*MECHANISMS, "OAUTHBEARER"])
-async def test_a_refused_login_is_told_at_once(mechanism: str, hangs_up: bool) -> None:
+async def test_a_refused_login_is_reported_at_once(mechanism: str, hangs_up: bool) -> None:
     with scripted_broker(mechanisms=(mechanism,), hangs_up=hangs_up) as broker:
         said = await start_error(broker, login(mechanism))
         assert said == (
@@ -227,13 +227,13 @@ async def test_a_refused_login_is_told_at_once(mechanism: str, hangs_up: bool) -
         )
 
 
-async def test_a_mechanism_that_is_not_offered_is_told_at_once() -> None:
+async def test_a_mechanism_that_is_not_offered_is_reported_at_once() -> None:
     with scripted_broker(mechanisms=("PLAIN",)) as broker:
         said = await start_error(broker, login("SCRAM-SHA-256"))
         assert f"{broker.address} does not offer SCRAM-SHA-256" in said
 
 
-async def test_a_broker_that_expects_no_login_is_told_at_once() -> None:
+async def test_a_broker_that_expects_no_login_is_reported_at_once() -> None:
     def refuse(correlation: bytes) -> bytes:
         return framed(correlation, struct.pack(">hi", 34, 0))
 
@@ -242,7 +242,7 @@ async def test_a_broker_that_expects_no_login_is_told_at_once() -> None:
         assert f"{broker.address} expects no login, but security.protocol is SASL_PLAIN" in said
 
 
-async def test_a_broker_that_is_gone_beside_one_that_refuses() -> None:
+async def test_one_broker_is_down_and_another_refuses_the_login() -> None:
     with scripted_broker(mechanisms=("PLAIN",)) as broker, scripted_broker() as gone:
         gone.close()
         both = f"{gone.address},{broker.address}"
@@ -250,7 +250,7 @@ async def test_a_broker_that_is_gone_beside_one_that_refuses() -> None:
         assert f"{broker.address} refused the login with PLAIN" in said
 
 
-async def test_a_broker_that_lets_us_in_beside_one_that_refuses() -> None:
+async def test_one_broker_accepts_the_login_and_another_refuses_it() -> None:
     with (
         scripted_broker(mechanisms=("PLAIN",)) as refusing,
         scripted_broker(mechanisms=("PLAIN",), users={"me": SECRET}) as broker,
@@ -259,7 +259,7 @@ async def test_a_broker_that_lets_us_in_beside_one_that_refuses() -> None:
         await send_one(broker, login("PLAIN"), bootstrap_servers=both)
 
 
-async def test_a_token_that_can_not_be_had_is_tried_again_until_the_start_is_over(
+async def test_a_missing_token_is_requested_again_until_the_start_times_out(
     hourglass: Hourglass,
 ) -> None:
     with scripted_broker(mechanisms=("OAUTHBEARER",)) as broker:
@@ -269,7 +269,7 @@ async def test_a_token_that_can_not_be_had_is_tried_again_until_the_start_is_ove
 
 
 @on_trio_and_nightly_on_asyncio
-async def test_a_login_that_is_refused_later_is_not_tried_without_a_pause() -> None:
+async def test_a_login_that_is_refused_later_is_retried_with_pauses() -> None:
     with scripted_broker(mechanisms=("PLAIN",), users={"me": SECRET}) as broker:
 
         def revoke() -> None:
@@ -312,7 +312,7 @@ async def test_records_go_over_tls(authority: Authority) -> None:
     ],
     ids=["stranger", "host", "expired"],
 )
-async def test_a_certificate_that_does_not_fit_is_told_at_once(
+async def test_a_wrong_certificate_is_reported_at_once(
     hosts: tuple[str, ...], options: dict[str, Any], says: str, authority: Authority, tmp_path: Path
 ) -> None:
     signs = authority if hosts or options else Authority(tmp_path / "stranger")
@@ -327,7 +327,9 @@ async def test_a_certificate_that_does_not_fit_is_told_at_once(
         )
 
 
-async def test_a_client_without_a_certificate_is_told_so(authority: Authority) -> None:
+async def test_a_client_without_a_required_certificate_gets_an_error_that_says_so(
+    authority: Authority,
+) -> None:
     context = server_side(authority)
     context.verify_mode = ssl.CERT_REQUIRED
     context.load_verify_locations(authority.file)
@@ -338,7 +340,7 @@ async def test_a_client_without_a_certificate_is_told_so(authority: Authority) -
         await send_one(broker, tls(authority, **{"ssl.keystore.location": mine}))
 
 
-async def test_a_listener_with_tls_tells_who_comes_without(authority: Authority) -> None:
+async def test_plaintext_to_a_tls_listener_is_reported(authority: Authority) -> None:
     # What OpenSSL sends to those who do not speak TLS.
     answer: Answer = lambda _: b"\x15\x03\x03\x00\x02\x02\x46"  # noqa: E731
     with scripted_broker(answers={18: answer}) as broker:
@@ -347,7 +349,7 @@ async def test_a_listener_with_tls_tells_who_comes_without(authority: Authority)
 
 
 @pytest.mark.parametrize("name", ["ssl_crlfile", "ssl.crl.location"])
-async def test_a_certificate_that_was_revoked_is_told_at_once(
+async def test_a_revoked_certificate_is_reported_at_once(
     name: str, authority: Authority, tmp_path: Path
 ) -> None:
     """kafka-python itself fails over any such file."""
@@ -362,13 +364,13 @@ async def test_a_certificate_that_was_revoked_is_told_at_once(
         assert "its certificate was revoked" in said
 
 
-async def test_a_context_of_ones_own_is_used(authority: Authority) -> None:
+async def test_a_custom_ssl_context_is_used(authority: Authority) -> None:
     context = ssl.create_default_context(cafile=str(authority.file))
     with scripted_broker(server_side(authority)) as broker:
         await send_one(broker, {"security.protocol": "SSL", "ssl_context": context})
 
 
-async def test_nothing_is_sent_in_the_clear_by_mistake(authority: Authority) -> None:
+async def test_security_settings_need_a_matching_protocol(authority: Authority) -> None:
     """Whoever gives TLS or a password, and a protocol without them, is not connected at all."""
     with scripted_broker() as broker:
         for properties in (
@@ -381,7 +383,7 @@ async def test_nothing_is_sent_in_the_clear_by_mistake(authority: Authority) -> 
         assert broker.connections == 0
 
 
-async def test_bad_files_are_told_before_any_connection(tmp_path: Path) -> None:
+async def test_bad_files_are_reported_before_any_connection(tmp_path: Path) -> None:
     with scripted_broker() as broker:
         with pytest.raises(SettingsError, match=r"'ssl\.ca\.location' names a file that does not"):
             await send_one(
@@ -475,7 +477,7 @@ def test_kafka_python_would_log_a_password(caplog: pytest.LogCaptureFixture) -> 
     assert SECRET not in caplog.text
 
 
-def test_what_is_logged_is_made_harmless_however_it_is_packed() -> None:
+def test_secrets_are_redacted_in_every_form_of_a_log_call() -> None:
     class Request:
         def __repr__(self) -> str:
             return SECRET
@@ -490,7 +492,7 @@ def test_what_is_logged_is_made_harmless_however_it_is_packed() -> None:
     assert record.getMessage() == "x\\ny"
 
 
-def test_settings_carry_their_secrets_where_they_are_pickled_or_copied() -> None:
+def test_pickled_and_copied_settings_keep_their_secrets() -> None:
     """As they have to: the copy is as good as the first. SECURITY.md says to beware."""
     made = ProducerSettings(bootstrap_servers="a:1", properties=login("PLAIN"))
     assert SECRET.encode() in pickle.dumps(made)
@@ -590,7 +592,7 @@ async def test_nonsense_in_a_login_ends_within_the_start_timeout(
 
 
 @pytest.mark.parametrize("driver", ["kafka-python", "confluent"])
-async def test_a_topic_without_partitions_is_asked_for_again(driver: DriverName) -> None:
+async def test_a_topic_without_partitions_is_requested_again(driver: DriverName) -> None:
     with scripted_broker(partitions=0) as broker:
         made = ProducerSettings(
             bootstrap_servers=broker.address,
@@ -607,7 +609,7 @@ async def test_a_topic_without_partitions_is_asked_for_again(driver: DriverName)
 
 
 @on_trio_and_nightly_on_asyncio
-async def test_a_broker_that_pours_out_bytes_fills_no_memory(hourglass: Hourglass) -> None:
+async def test_an_endless_stream_of_bytes_does_not_fill_memory(hourglass: Hourglass) -> None:
     size = 1024 * 1024 * 1024
 
     def pour(_: bytes) -> list[bytes]:
@@ -625,7 +627,7 @@ async def test_a_broker_that_pours_out_bytes_fills_no_memory(hourglass: Hourglas
         assert grown() - before < size / 4
 
 
-def test_an_answer_takes_no_more_than_35_times_its_size() -> None:
+def test_an_answer_takes_at_most_35_times_its_size_in_memory() -> None:
     """As SECURITY.md has it. The worst are many brokers, topics or partitions with next to nothing
     in each."""
     metadata: Any = importlib.import_module("kafka.protocol.metadata")
@@ -663,7 +665,7 @@ async def test_a_long_answer_is_refused_by_its_length_alone(hourglass: Hourglass
             await send_one(broker)
 
 
-async def test_an_attempt_that_is_broken_off_when_time_is_up_has_not_the_last_word(
+async def test_an_attempt_cancelled_at_the_timeout_does_not_replace_the_reason(
     hourglass: Hourglass,
 ) -> None:
     asked: list[int] = []
@@ -678,7 +680,7 @@ async def test_an_attempt_that_is_broken_off_when_time_is_up_has_not_the_last_wo
             await send_one(broker)
 
 
-def test_an_alert_is_heard_although_sending_failed() -> None:
+def test_an_alert_is_read_although_sending_failed() -> None:
     """A broker that hung up said why, and the end of the connection is noticed while we send."""
     failure = OSError("broken pipe")
     alert = ssl.SSLError(1, "[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] tlsv13 alert")
@@ -718,7 +720,7 @@ async def test_an_acknowledgement_that_comes_with_the_end_of_the_connection_coun
         assert (await send_one(broker)).offset == 7
 
 
-async def test_a_broker_that_never_ends_a_handshake_is_left_after_a_while(
+async def test_an_endless_handshake_is_abandoned(
     monkeypatch: pytest.MonkeyPatch, hourglass: Hourglass
 ) -> None:
     """kafka-python itself would wait for ever."""
@@ -732,7 +734,7 @@ async def test_a_broker_that_never_ends_a_handshake_is_left_after_a_while(
             await send_one(broker, properties)
 
 
-async def test_a_broker_sends_us_elsewhere_and_has_to_prove_itself_there(
+async def test_a_broker_at_an_advertised_address_needs_a_valid_certificate(
     authority: Authority, tmp_path: Path, clock: ManualClock
 ) -> None:
     """Any address that a broker names is connected to; with TLS, no record goes to a stranger."""
@@ -754,7 +756,7 @@ async def test_a_broker_sends_us_elsewhere_and_has_to_prove_itself_there(
         assert PRODUCE not in other.requests
 
 
-async def test_what_a_broker_says_stays_on_one_line(everything_logged: Kept) -> None:
+async def test_the_text_of_a_broker_stays_on_one_line(everything_logged: Kept) -> None:
     forged = "no\n2026-01-01 CRITICAL root: all is lost\r\x1b[2J"
     with scripted_broker(mechanisms=("PLAIN",), refusal=forged) as broker:
         said = await start_error(broker, login("PLAIN"))
@@ -821,7 +823,7 @@ async def test_a_record_that_is_too_large_is_refused_alone() -> None:
 # --- the means ------------------------------------------------------------------------------------
 
 
-def test_the_driver_reads_as_its_transport_does(authority: Authority) -> None:
+def test_the_driver_reads_like_its_transport(authority: Authority) -> None:
     """The names of kafka-python's that the driver reads or puts a function of its own in."""
     transport: Any = importlib.import_module("kafka.net.transport")
     manager: Any = importlib.import_module("kafka.net.manager")

@@ -33,7 +33,7 @@ def _marked(data: Any, context: Any) -> bytes:
     return f"{context.topic}:{data}".encode()
 
 
-async def test_all_of_them_on_the_way_to_a_broker() -> None:
+async def test_every_serializer_with_a_broker() -> None:
     async with embedded_broker() as broker:
         settings = ProducerSettings(bootstrap_servers=broker.bootstrap_servers)
         text = settings.with_key_serializer(StringSerializer())

@@ -25,7 +25,7 @@ def service(driver: DriverName, shared_broker: str) -> ProducerService:
     return ProducerService(ProducerSettings(bootstrap_servers=shared_broker), driver=driver)
 
 
-def test_tasks_of_their_own_start_and_stop_it(service: ProducerService) -> None:
+def test_separate_tasks_start_and_stop_the_producer(service: ProducerService) -> None:
     async def main() -> None:
         producer = await asyncio.create_task(service.start())
         delivery = producer.enqueue_nowait(ProducerRecord("service", b"value"))

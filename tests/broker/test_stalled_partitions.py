@@ -97,7 +97,7 @@ async def test_records_past_their_deadline_leave_room_for_healthy_partitions(
         assert broker.records["orders", 1][-1] == [b"the leader is back"]
 
 
-async def test_what_was_sent_and_not_answered_is_sent_again_after_its_deadline(
+async def test_unanswered_records_are_sent_again_after_their_deadline(
     broker: ScriptedBroker,
 ) -> None:
     """As the same batch: it may be written, and there must be no gap between sequence numbers."""
@@ -121,7 +121,9 @@ async def test_what_was_sent_and_not_answered_is_sent_again_after_its_deadline(
 
 
 @pytest.mark.parametrize("gone", ["partition", "topic"])
-async def test_a_record_for_what_is_gone_is_rejected(broker: ScriptedBroker, gone: str) -> None:
+async def test_a_record_for_a_deleted_topic_or_partition_is_rejected(
+    broker: ScriptedBroker, gone: str
+) -> None:
     """After unknown_topic_timeout; until then it may come back."""
     async with open_send_producer(settings_for(broker)) as producer:
         await producer.send(record(0))
@@ -156,7 +158,7 @@ async def test_a_record_for_what_is_gone_is_rejected(broker: ScriptedBroker, gon
             await producer.send(record(0))
 
 
-async def test_what_was_written_before_its_partition_was_gone_is_not_rejected(
+async def test_a_record_written_before_its_partition_was_deleted_is_not_rejected(
     broker: ScriptedBroker,
 ) -> None:
     """The leader had written it when the topic was deleted, and waited for the followers."""

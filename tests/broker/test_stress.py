@@ -12,7 +12,7 @@ from tests.support.paths import ROOT
 
 
 @pytest.mark.nightly
-def test_nothing_waits_while_threads_switch_everywhere() -> None:
+def test_no_call_hangs_while_threads_switch_at_every_point() -> None:
     command = [sys.executable, "-m", "tests.broker.stress", "--seconds", "60"]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr

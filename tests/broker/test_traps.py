@@ -179,7 +179,7 @@ def test_bare_the_constructor_blocks_and_max_block_ms_does_not_bound_it() -> Non
         client.close()
 
 
-def test_bare_one_unknown_topic_holds_up_the_others(lone_broker: MockCluster) -> None:
+def test_bare_one_unknown_topic_delays_the_others(lone_broker: MockCluster) -> None:
     with bare(lone_broker) as producer:
         assert producer.partitions_for("first") == {0}
         producer.config["max_block_ms"] = 400
@@ -279,7 +279,7 @@ def learn(producer: Any, topic: str) -> None:
             return
 
 
-def test_bare_max_block_ms_0_hides_that_a_topic_is_forbidden_and_asks_once(
+def test_bare_max_block_ms_0_hides_a_forbidden_topic_and_requests_it_once(
     lone_broker: MockCluster,
 ) -> None:
     lone_broker.set_topic_error("forbidden", TOPIC_AUTHORIZATION_FAILED)
@@ -301,7 +301,7 @@ def test_bare_max_block_ms_0_hides_that_a_topic_is_forbidden_and_asks_once(
             time.sleep(NEVER / 10)
 
 
-async def test_a_forbidden_topic_is_named_and_asked_for_again(lone_broker: MockCluster) -> None:
+async def test_a_forbidden_topic_is_named_and_requested_again(lone_broker: MockCluster) -> None:
     lone_broker.set_topic_error("forbidden", TOPIC_AUTHORIZATION_FAILED)
     async with open_send_producer(settings_for(lone_broker)) as producer:
         for _ in range(3):
@@ -350,7 +350,7 @@ def test_bare_a_base_exception_in_a_callback_wedges_the_partition(lone_broker: M
     sender._client.close()
 
 
-async def test_a_base_exception_of_the_users_code_fails_one_record(
+async def test_a_base_exception_of_a_user_hook_fails_one_record(
     lone_broker: MockCluster,
 ) -> None:
     """The client's callbacks run none of the user's code. A serializer or a partitioner runs before
@@ -494,7 +494,7 @@ def test_bare_no_coordinator_for_the_producer_id_hangs(lone_broker: MockCluster)
 
 @on_trio_and_nightly_on_asyncio
 @pytest.mark.parametrize(("error", "milliseconds"), [(0, 60_000), (NOT_COORDINATOR, 0)])
-async def test_without_a_producer_id_another_client_is_made(
+async def test_without_a_producer_id_another_client_is_opened(
     lone_broker: MockCluster, clock: ManualClock, error: int, milliseconds: int
 ) -> None:
     lone_broker.answer_next(1, error, api=INIT_PRODUCER_ID, rtt_ms=milliseconds)
@@ -524,7 +524,7 @@ SEQUENCE_ERRORS = [
 
 
 @pytest.mark.parametrize("code", SEQUENCE_ERRORS)
-def test_bare_with_brokers_before_2_5_errors_of_the_sequence_hang(
+def test_bare_with_brokers_before_2_5_sequence_errors_hang(
     lone_broker: MockCluster, code: int
 ) -> None:
     with warmed_up(lone_broker, request_timeout_ms=150) as producer:
@@ -536,7 +536,7 @@ def test_bare_with_brokers_before_2_5_errors_of_the_sequence_hang(
 
 @on_trio_and_nightly_on_asyncio
 @pytest.mark.parametrize("code", SEQUENCE_ERRORS)
-async def test_with_brokers_before_2_5_errors_of_the_sequence_are_healed(
+async def test_with_brokers_before_2_5_the_producer_recovers_from_sequence_errors(
     lone_broker: MockCluster, code: int
 ) -> None:
     async with open_send_producer(settings_for(lone_broker)) as producer:
@@ -587,7 +587,7 @@ async def test_bare_a_broker_that_lost_its_memory_breaks_the_client() -> None:
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.usefixtures("leaky")
-async def test_bare_a_broker_that_lost_its_memory_is_asked_for_ever(
+async def test_bare_a_broker_that_lost_its_memory_gets_endless_retries(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with with_a_broker_that_lost_its_memory() as producer:
@@ -600,7 +600,7 @@ async def test_bare_a_broker_that_lost_its_memory_is_asked_for_ever(
 # --- what a program inherits ---------------------------------------------------------------------
 
 
-def test_bare_checksums_are_slow_unless_an_extra_is_asked_for() -> None:
+def test_bare_checksums_are_slow_without_an_extra() -> None:
     asked = importlib.metadata.requires("kafka-python") or []
     [line] = [line for line in asked if line.startswith("crc32c")]
     assert re.search(r"extra == .crc32c.", line)
@@ -614,7 +614,7 @@ def test_the_extra_for_fast_checksums_is_required() -> None:
     assert kafka_record_util._crc32c is importlib.import_module("crc32c").crc32c
 
 
-def test_bare_one_producer_that_is_collected_silences_the_logger(
+def test_bare_collecting_one_producer_disables_the_logger(
     cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kafka_producer_module, "log", logging.getLogger("kafka.producer.kafka"))
@@ -663,7 +663,7 @@ STALLS = {"max_request_size": 30_000_000}
 LARGE = bytes(20_000_000)
 
 
-def test_bare_what_the_broker_does_not_take_leaves_a_socket(proxied: FaultProxy) -> None:
+def test_bare_bytes_that_the_broker_does_not_accept_leave_a_socket(proxied: FaultProxy) -> None:
     with bare(proxied.address, **STALLS) as producer:
         producer.send("first", b"value").get(PATIENCE)
         proxied.black_hole()
@@ -673,7 +673,7 @@ def test_bare_what_the_broker_does_not_take_leaves_a_socket(proxied: FaultProxy)
         assert left.fileno() >= 0
 
 
-async def test_what_the_broker_does_not_take_leaves_no_socket(proxied: FaultProxy) -> None:
+async def test_bytes_that_the_broker_does_not_accept_leave_no_socket(proxied: FaultProxy) -> None:
     settings = settings_for(proxied.address, properties=STALLS, close_timeout=0.1)
     with raising(UndeliveredRecords):
         async with open_send_producer(settings) as producer:
@@ -702,7 +702,7 @@ def unsent(client: Any) -> Any:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 @pytest.mark.filterwarnings("ignore:.*use of fork.. may lead to deadlocks:DeprecationWarning")
-def test_bare_a_forked_child_sends_and_nothing_comes_of_it(cluster: MockCluster) -> None:
+def test_bare_records_of_a_forked_child_get_no_outcome(cluster: MockCluster) -> None:
     with bare(cluster) as producer:
         producer.send("first", b"value").get(PATIENCE)
         child = os.fork()
@@ -835,7 +835,7 @@ def test_bare_at_exit_with_records_pending_it_waits_and_prints_a_traceback(
     assert "KafkaTimeoutError" in complaint
 
 
-def test_at_exit_with_records_pending_it_says_what_is_lost(cluster: MockCluster) -> None:
+def test_at_exit_with_records_pending_it_reports_the_lost_records(cluster: MockCluster) -> None:
     for _ in LOOPS:
         cluster.answer_next(1, 0, rtt_ms=60_000)
     script = (OUR_SCRIPT + ENDS).replace("json.loads(options)", repr(FOR_MOCK))
@@ -871,7 +871,7 @@ def written(servers: str, topic: str) -> int:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGTERM to handle")
-def test_bare_sigterm_loses_what_is_pending(shared_broker: str) -> None:
+def test_bare_sigterm_loses_pending_records(shared_broker: str) -> None:
     topic = f"topic-{uuid.uuid4().hex}"
     script = BARE_SCRIPT + "time.sleep(600)"
     with running(start(script, shared_broker, topic, "10", LINGER_ON)) as process:
@@ -881,7 +881,7 @@ def test_bare_sigterm_loses_what_is_pending(shared_broker: str) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGTERM to handle")
-def test_on_sigterm_a_cancelled_block_delivers_what_is_pending(shared_broker: str) -> None:
+def test_on_sigterm_a_cancelled_block_delivers_pending_records(shared_broker: str) -> None:
     topic = f"topic-{uuid.uuid4().hex}"
     script = OUR_SCRIPT + WAITS_FOR_A_SIGNAL
     with on_both_loops(script, shared_broker, topic, "10", LINGER) as processes:

@@ -33,7 +33,7 @@ def third(*_: object) -> int:
 
 
 @pytest.mark.parametrize("partitioner", [None, third], ids=["none", "partitioner"])
-async def test_the_first_record_is_handed_over_once(
+async def test_the_first_record_is_submitted_once(
     broker: ScriptedBroker, driver: DriverName, partitioner: Any
 ) -> None:
     registered: list[str] = []
@@ -62,7 +62,7 @@ async def test_the_first_record_is_handed_over_once(
     assert sorted(registered) == ["audit", "orders"]
 
 
-async def test_a_topic_that_does_not_come(broker: ScriptedBroker, driver: DriverName) -> None:
+async def test_a_missing_topic(broker: ScriptedBroker, driver: DriverName) -> None:
     broker.unknown = {"nowhere"}
     settings = settings_for(broker, unknown_topic_timeout=0.2)
     async with open_send_producer(settings, driver=driver) as producer:

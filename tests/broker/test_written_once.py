@@ -226,7 +226,7 @@ async def test_the_number_of_attempts_is_limited(
             assert_it_may_be_there(one)
 
 
-async def test_a_topic_is_gone_for_a_while(brokers: SequencedBrokers) -> None:
+async def test_a_topic_does_not_exist_for_a_while(brokers: SequencedBrokers) -> None:
     """librdkafka fails the topic's records, which leaves a gap. With kafka-python they wait."""
     judge = Refusing(brokers, UNKNOWN_TOPIC_OR_PARTITION, times=1000)
     settings = settings_for(brokers, "confluent", topic_metadata_refresh_interval_ms=100)

@@ -95,7 +95,7 @@ def _receive(transport: Any) -> tuple[bytes, Any]:
 
     3.0.12 reads for as long as bytes arrive. If a broker answers and closes the connection, as
     Kafka does when it refuses a login, 3.0.12 drops the answer.
-    ``tests/broker/test_security.py::test_the_driver_reads_as_its_transport_does`` notices a change.
+    ``tests/broker/test_security.py::test_the_driver_reads_like_its_transport`` notices a change.
     """
     received: list[bytes] = []
     size = 0
@@ -123,7 +123,7 @@ def _send(transport: Any, send: Callable[[], tuple[int, Any]]) -> tuple[int, Any
 
     With TLS 1.3 a client completes the handshake before the broker has checked its certificate. So
     the alert can arrive while the client sends, and 3.0.12 does not read it then.
-    ``tests/broker/test_security.py::test_the_driver_reads_as_its_transport_does`` notices a change.
+    ``tests/broker/test_security.py::test_the_driver_reads_like_its_transport`` notices a change.
     """
     sent, failure = send()
     if failure is not None and isinstance(transport._sock, ssl.SSLSocket):
@@ -143,7 +143,7 @@ class _Connection(KafkaConnection):
     3.0.12 answers each further login request of a broker, without a pause or a limit, and there is
     no public way to stop it. If the broker's part of a login is wrong, 3.0.12 treats that as a
     failed connection, and tries again.
-    ``tests/broker/test_pace.py::test_a_password_is_hashed_neither_too_little_nor_too_often``
+    ``tests/broker/test_pace.py::test_the_number_of_scram_iterations_is_bounded``
     notices a change.
     """
 
@@ -202,7 +202,7 @@ class ConnectionManager(KafkaConnectionManager):
     """Makes connections, and keeps the result of the last attempt to connect to each broker.
 
     Each method says what it changes in 3.0.12.
-    ``tests/broker/test_security.py::test_the_driver_reads_as_its_transport_does`` and
+    ``tests/broker/test_security.py::test_the_driver_reads_like_its_transport`` and
     ``tests/broker/test_connecting.py::test_bare_while_it_connects_it_spins`` notice a change.
     """
 
@@ -470,7 +470,7 @@ class NetClient(KafkaNetClient):
 
     The producer's setting ``kafka_client`` is public. The sender thread closes its client last, so
     ``close`` learns which thread to wait for; 3.0.12 has no other way to know it.
-    ``tests/broker/test_kafka_python_driver.py::test_the_clients_thread_closes_the_client_that_it_was_given``
+    ``tests/broker/test_kafka_python_driver.py::test_the_clients_thread_closes_its_network_client``
     and ``tests/broker/test_connecting.py::test_bare_while_it_connects_it_spins`` notice a change.
     """
 

@@ -59,7 +59,7 @@ class QuietProducer(KafkaProducer):
 
     In 3.0.12 ``send`` formats the producer once or twice for each record, for debug messages that
     are off. A producer that is collected as garbage silences the logger for the whole process.
-    ``tests/broker/test_traps.py::test_bare_one_producer_that_is_collected_silences_the_logger``
+    ``tests/broker/test_traps.py::test_bare_collecting_one_producer_disables_the_logger``
     notices a change.
     """
 
@@ -91,7 +91,7 @@ def transaction_manager_of(producer: Any) -> Any:
     """Return the client's transaction manager.
 
     3.0.12 has no public way to end a transaction within a bound, or to say why it cannot be ended.
-    ``tests/broker/test_kafka_python_transactions.py::test_one_is_committed_and_one_aborted``
+    ``tests/broker/test_kafka_python_transactions.py::test_a_transaction_is_committed_and_another_aborted``
     notices a change.
     """
     return producer._transaction_manager
@@ -116,7 +116,7 @@ def find_direct_append(producer: Any) -> Append | None:
 
     In 3.0.12 the checks, look-ups and log messages take more than half of the time of ``send``. The
     driver has made the checks before, and there is no public way to skip them.
-    ``tests/broker/test_kafka_python_driver.py::test_the_way_past_send_is_open`` notices a change.
+    ``tests/broker/test_kafka_python_driver.py::test_a_direct_append_is_possible`` notices a change.
 
     Returns:
         The function. None if the client has transactions, which must know each record's partition;
@@ -140,7 +140,7 @@ def find_hurry(producer: Any) -> Callable[[bool], None] | None:
 
     ``flush`` ends it for as long as it waits, and the event loop must not wait. 3.0.12 has no other
     public way, so this counts one more flush as in progress.
-    ``tests/broker/test_lingering.py::test_there_is_a_way_to_end_the_lingering_of_kafka_python``
+    ``tests/broker/test_lingering.py::test_the_lingering_of_kafka_python_can_be_ended``
     notices a change.
 
     Returns:
@@ -297,7 +297,7 @@ def patch_cache_metadata(cluster: Any) -> Callable[[], None]:
     A topic that was not requested counts as unknown, even if a broker named it: some brokers answer
     the first request with all their topics. The client's next request is only for topics that were
     asked for; the client then forgets the others, and 3.0.12 keeps their records forever.
-    ``tests/broker/test_kafka_python_driver.py::test_a_topic_that_a_broker_tells_of_unasked_is_asked_for``
+    ``tests/broker/test_kafka_python_driver.py::test_an_unrequested_topic_of_an_answer_is_requested``
     notices a change.
 
     Returns:
