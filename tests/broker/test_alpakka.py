@@ -34,7 +34,7 @@ from tests.support.history import read_topic
 
 @pytest.fixture
 def live(broker: EmbeddedBroker) -> ProducerSettings:
-    """Settings for a broker."""
+    """Make settings for a broker."""
     return ProducerSettings(bootstrap_servers=broker.bootstrap_servers)
 
 

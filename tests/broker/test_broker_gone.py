@@ -1,7 +1,7 @@
-"""No broker, a broker that dies, freezes or comes back: everything has an end, in bounded time.
+"""A missing broker, or a broker that dies, freezes or comes back: every call ends in bounded time.
 
-The embedded broker keeps its records in memory: what it held when it was killed can't be counted
-afterwards. What can be is what was acknowledged before, and that each record has one outcome.
+The embedded broker keeps its records in memory, so the records of a killed broker can't be counted.
+The tests check the acknowledgements before, and that each record has one outcome.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from tests.support.ports import lasting_port
 from tests.support.recorder import open_sockets
 from tests.support.waiting import until
 
-#: Seconds for anything that is waited for; none takes more than a fraction of it.
+#: The time limit in seconds of each wait. Each takes only a fraction of it.
 PATIENCE = 60.0
 
-#: Seconds that steps take beside the time-outs that bound them, on a machine that has more to do;
-#: far less than what they must not wait for.
+#: Seconds that steps may take on a busy machine beyond the time-outs that bound them. It is far
+#: less than the times for which they must not wait.
 SLACK = 30.0
 
 
@@ -56,7 +56,7 @@ SLACK = 30.0
 
 @pytest.fixture
 def refusing() -> Iterator[str]:
-    """An address where connections are refused, and which nobody else gets."""
+    """A reserved address that refuses connections."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield f"127.0.0.1:{bound.getsockname()[1]}"
@@ -64,14 +64,14 @@ def refusing() -> Iterator[str]:
 
 @pytest.fixture
 def silent() -> Iterator[str]:
-    """An address where connections are taken and nothing ever answers."""
+    """An address that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield f"127.0.0.1:{listening.getsockname()[1]}"
 
 
 @pytest.fixture
 def babbling() -> Iterator[str]:
-    """An address where something speaks another protocol."""
+    """An address of a server with another protocol."""
 
     def serve(listening: socket.socket) -> None:
         with contextlib.suppress(OSError):
@@ -90,7 +90,7 @@ def babbling() -> Iterator[str]:
 
 @pytest.fixture(params=["refusing", "silent", "babbling"])
 def address(request: pytest.FixtureRequest) -> str:
-    """Where there is no broker, in each of the ways that there are."""
+    """An address without a broker, of each kind."""
     return str(request.getfixturevalue(request.param))
 
 
@@ -134,7 +134,7 @@ async def test_one_address_of_several_is_enough(
 
 
 async def assert_no_socket_beside(before: set[str]) -> None:
-    """The loop's own last ones, of whichever thread just ended, may take a moment."""
+    """The last callbacks of an ended thread may take a moment on the loop."""
     with anyio.move_on_after(SLACK):
         await until(lambda: not open_sockets() - before)
     assert open_sockets() - before == set()
@@ -145,10 +145,10 @@ async def assert_no_socket_beside(before: set[str]) -> None:
 
 @pytest.fixture
 async def broker() -> AsyncIterator[EmbeddedBroker]:
-    """A broker in whose place another one can start."""
+    """A broker that another one can replace."""
     async with embedded_broker(port=lasting_port()) as running:
         yield running
-        await running.kill()  # one that is paused does not end by itself
+        await running.kill()  # a paused broker does not end by itself
 
 
 def settings_for(broker: EmbeddedBroker, **changes: Any) -> ProducerSettings:
@@ -161,12 +161,12 @@ def settings_for(broker: EmbeddedBroker, **changes: Any) -> ProducerSettings:
 
 
 class Outcomes:
-    """What became of each of many records, sent by many tasks."""
+    """The outcomes of many records, sent by many tasks."""
 
     def __init__(self) -> None:
         self.of: dict[int, list[RecordMetadata | DeliveryError]] = {}
         self.took: list[float] = []
-        #: Called in the very step in which so many have their outcome.
+        #: Called in the same step in which this number of records has an outcome.
         self.then: dict[int, Callable[[], None]] = {}
 
     async def send(self, producer: SendProducer, number: int, topic: str = "topic") -> None:
@@ -204,8 +204,8 @@ class Outcomes:
 async def test_killed_in_the_middle_of_ten_thousand_sends(
     driver: DriverName, broker: EmbeddedBroker
 ) -> None:
-    """The broker dies when the first are acknowledged, others are on their way, others wait for
-    room, and others are sent only afterwards."""
+    """The broker dies when the first records are acknowledged, others are in flight, others wait
+    for room, and others are not sent yet."""
     outcomes = Outcomes()
     # The broker is gone in the step that notes the 500th outcome, however fast all is. By then the
     # first 500 have left room for 500 others, and what was under way may be acknowledged as well:
@@ -226,12 +226,12 @@ async def test_killed_in_the_middle_of_ten_thousand_sends(
                 tasks.start_soon(outcomes.send, producer, number)
         left = producer.statistics()
         began = time.monotonic()
-    # Everything has its outcome: the clean exit has nothing to wait for.
+    # Every record has its outcome, so the clean exit waits for nothing.
     assert time.monotonic() - began < SLACK
     assert len(outcomes.of) == 10_000
     assert {len(found) for found in outcomes.of.values()} == {1}
     assert max(outcomes.took) < settings.delivery_timeout + SLACK
-    # What was acknowledged stays so, and no two records were acknowledged in one place.
+    # Acknowledged records stay acknowledged, and no two have the same position.
     delivered = outcomes.delivered
     assert before.items() <= delivered.items()
     assert len(set(delivered.values())) == len(delivered)
@@ -260,7 +260,7 @@ async def test_paused_and_resumed_everything_is_delivered_once(
             await until(lambda: len(outcomes.delivered) >= 500)
             broker.pause()
             stood_at = len(outcomes.of)
-            # What was on its way from the broker still arrives.
+            # Answers in flight from the broker still arrive.
             await anyio.sleep(0.3)
             assert len(outcomes.of) < 5_000
             assert len(outcomes.of) - stood_at <= 1_000
@@ -289,7 +289,7 @@ async def test_paused_and_resumed_everything_is_delivered_once(
 async def test_a_broker_that_comes_back_is_used_again(
     driver: DriverName, broker: EmbeddedBroker, clock: ManualClock
 ) -> None:
-    """Another process on the same port, which knows nothing of what was there before."""
+    """Another process on the same port, without the earlier broker's state."""
     settings = settings_for(broker, delivery_timeout=4 * PATIENCE)
     async with clock.open(settings, driver=driver) as producer:
         await producer.send(ProducerRecord("before", b"value"))
@@ -300,7 +300,7 @@ async def test_a_broker_that_comes_back_is_used_again(
         with pytest.raises(DeliveryError):
             await unheard.wait()
         async with embedded_broker(port=broker.port) as again:
-            clock.advance(_late.PATIENCE)  # the client is given up, unless it delivers by now
+            clock.advance(_late.PATIENCE)  # the client is given up unless it delivers before
             number = 0
             with anyio.fail_after(PATIENCE):
                 while True:
@@ -309,7 +309,7 @@ async def test_a_broker_that_comes_back_is_used_again(
                     with contextlib.suppress(DeliveryError):
                         metadata = await producer.send(record)
                         break
-                # And on: also to the topic that it had known.
+                # It also delivers to the topic that it had known.
                 deliveries = [
                     await producer.enqueue(ProducerRecord(record.topic, b"more", partition=0))
                     for _ in range(100)
@@ -342,7 +342,7 @@ async def enqueue_some(producer: SendProducer, count: int) -> list[Any]:
 async def test_the_exit_is_bounded_whatever_ends_the_block(
     driver: DriverName, broker: EmbeddedBroker, gone: str, how: str
 ) -> None:
-    # The other one of the two would be far too long.
+    # The other time-out would be far too long.
     settings = settings_for(broker, close_timeout=PATIENCE, cancel_timeout=PATIENCE)
     bound = 0.2
     bounds: dict[str, Any] = {"close_timeout" if how == "success" else "cancel_timeout": bound}
@@ -375,7 +375,7 @@ async def test_the_exit_is_bounded_whatever_ends_the_block(
             caught = error
     took = time.monotonic() - began
     assert bound / 2 < took < bound + SLACK
-    # Every one has its outcome.
+    # Every record has its outcome.
     assert all(delivery.done for delivery in deliveries)
     persistence: Counter[Persistence] = Counter()
     for delivery in deliveries:

@@ -1,6 +1,6 @@
-"""While a broker can't be reached: what the client does meanwhile, and what is said of it.
+"""The behaviour of clients while a broker can't be reached, and their errors.
 
-Those of the bare client tell when a newer kafka-python mends something, as in ``test_traps.py``.
+Tests of the bare client fail when a newer kafka-python fixes a fault, as in ``test_traps.py``.
 """
 
 from __future__ import annotations
@@ -45,26 +45,26 @@ from tests.support.ports import reserved_ports
 from tests.support.scripted_broker import METADATA, PRODUCE, scripted_broker
 from tests.support.waiting import blocking_until, until
 
-# kafka-python has no types: whatever is taken from it here is Any.
+# kafka-python has no types, so every name imported from it is Any.
 kafka: Any = importlib.import_module("kafka")
 kafka_compat: Any = importlib.import_module("kafka.net.compat")
 kafka_sender: Any = importlib.import_module("kafka.producer.sender")
 
-#: Seconds for which the turns of the client's loop are counted, at least.
+#: The minimal time in seconds for counting the turns of the client's loop.
 A_WHILE = 0.3
 
-#: More turns in a second than a loop takes that waits for something in each of them.
+#: More turns per second than a loop makes that waits in each turn.
 MANY = 300
 
 PATIENCE = 60.0
 
-#: A delivery_timeout that does not pass by itself; seconds.
+#: A delivery_timeout in seconds that does not pass during a test.
 LONG = 240.0
 
 
 @pytest.fixture
 def turns(monkeypatch: pytest.MonkeyPatch) -> list[None]:
-    """One more for each turn of a client's loop, from now on."""
+    """Append an item for each turn of a client's loop from now on."""
     counted: list[None] = []
     poll = kafka_compat.KafkaNetClient.poll
 
@@ -77,7 +77,7 @@ def turns(monkeypatch: pytest.MonkeyPatch) -> list[None]:
 
 
 def cut_off(proxied: FaultProxy) -> None:
-    """Have the client connect again, and nothing come of it."""
+    """Have the client connect again, without success."""
     proxied.black_hole()
     proxied.cut()
 
@@ -86,8 +86,8 @@ def cut_off(proxied: FaultProxy) -> None:
 
 
 def never_again(address: str) -> ProducerSettings:
-    """Settings with a backoff that no test waits for. The bare kafka-python waits for it after each
-    answer before it asks again."""
+    """Settings with a backoff that is longer than a test. The bare kafka-python waits for it after
+    each answer before its next request."""
     return ProducerSettings(
         bootstrap_servers=address,
         delivery_timeout=LONG,
@@ -109,7 +109,7 @@ async def test_the_first_record_of_each_topic_waits_for_no_backoff(driver: Drive
 async def test_a_topic_that_is_new_while_metadata_are_on_their_way_waits_for_no_backoff(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The client takes that answer for one about the new topic as well."""
+    """The client treats that answer as one for the new topic too."""
     asked, may_answer = threading.Event(), threading.Event()
     with scripted_broker() as broker:
         answer = broker.metadata
@@ -153,7 +153,7 @@ async def test_a_record_is_sent_again_within_its_time_if_the_connection_was_forg
 
 @pytest.fixture
 def silent() -> Iterator[list[str]]:
-    """Addresses that take connections and never answer."""
+    """Addresses that accept connections and never answer."""
     with contextlib.ExitStack() as stack:
         servers = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
         yield [f"127.0.0.1:{server.getsockname()[1]}" for server in servers]
@@ -343,7 +343,7 @@ def test_bare_while_it_connects_it_spins(proxied: FaultProxy, turns: list[None])
         cut_off(proxied)
         producer.send("orders", b"a brush")
         time.sleep(A_WHILE)
-        # However little of the processor it gets: ours would take minutes over so many.
+        # However little CPU time it gets: our client would take minutes for this number of turns.
         before = len(turns)
         blocking_until(lambda: len(turns) > before + 10 * MANY, PATIENCE / 4)
 
@@ -362,12 +362,12 @@ async def test_while_it_connects_it_waits(proxied: FaultProxy, turns: list[None]
         await delivery.wait()
 
 
-#: What a broker that does not lead a partition says of a record for it.
+#: The error of a broker that does not lead the partition of a record.
 NOT_LEADER_OR_FOLLOWER = (6, -1)
 
 
 def test_bare_while_a_partition_has_no_leader_it_spins(turns: list[None]) -> None:
-    """Also when its last record has long been acknowledged."""
+    """It does so even long after its last record was acknowledged."""
     with scripted_broker(partitions=2) as broker, bare(broker.address) as producer:
         producer.send("orders", b"two tins", partition=1).get(PATIENCE)
         broker.leaderless = {1}
@@ -399,7 +399,7 @@ async def test_while_a_partition_has_no_leader_it_waits(idle: bool, turns: list[
             await anyio.sleep(A_WHILE)
             seconds = time.monotonic() - began
             assert len(turns) < MANY * seconds
-            # Bare, it would be ten each second.
+            # The bare client makes ten per second.
             assert broker.requests.count(METADATA) - asked <= 2 + seconds
             broker.leaderless = set()
             broker.errors = {}
@@ -415,13 +415,13 @@ def _client_of(producer: SendProducer) -> Any:
 # --- a leader that nobody knows ------------------------------------------------------------------
 
 
-#: So that the client sees soon that a broker is not there.
+#: Settings with which the client soon detects that a broker is down.
 ASKS_OFTEN = {**FOR_MOCK, "metadata_max_age_ms": 100}
 
 
 @pytest.fixture
 def uncaught(monkeypatch: pytest.MonkeyPatch) -> list[None]:
-    """One more for each error that the client's thread does not catch, and logs."""
+    """Append an item for each uncaught error that the client's thread logs."""
     counted: list[None] = []
 
     def counting(*_: object) -> None:
@@ -433,14 +433,14 @@ def uncaught(monkeypatch: pytest.MonkeyPatch) -> list[None]:
 
 @pytest.fixture
 def cluster() -> Iterator[MockCluster]:
-    """Two brokers. One that is down is still said to lead, and is not said to be there."""
+    """Two brokers. One is down: the metadata name it as a leader, but not as a broker."""
     with mock_cluster(2) as running:
         running.create_topic("led-by-1", [1])
         yield running
 
 
 def test_bare_a_leader_missing_from_the_brokers_is_an_endless_error() -> None:
-    """What its thread calls in each turn raises, and nobody is asked for the brokers."""
+    """Each turn of its thread raises, and the client does not request the brokers."""
     client = kafka_compat.KafkaNetClient(bootstrap_servers="127.0.0.1:9")
     try:
         for _ in range(2):
@@ -471,7 +471,7 @@ async def test_metadata_whose_leader_is_missing_from_the_brokers_are_requested_a
 async def timed_out(
     producer: SendProducer, clock: ManualClock, until_then: Callable[[], bool]
 ) -> DeliveryTimeout:
-    """Send a record, whose deadline passes when something is so."""
+    """Send a record whose deadline passes when a condition holds."""
     delivery = await producer.enqueue(ProducerRecord("orders", b"a brush"))
     await until(until_then)
     clock.advance(LONG)
@@ -498,7 +498,7 @@ async def test_a_time_out_says_which_broker_can_not_be_reached(
         assert "Connection refused" in str(error)
         assert isinstance(error.__cause__, SendProducerError)
         assert isinstance(error.__cause__.__cause__, OSError | kafka.errors.KafkaConnectionError)
-        # When it is over, nothing of it is left.
+        # After the outage no trace of the error is left.
         proxied.heal()
         await producer.send(ProducerRecord("orders", b"a shirt"))
         proxied.black_hole()
@@ -508,7 +508,7 @@ async def test_a_time_out_says_which_broker_can_not_be_reached(
 
 
 async def test_a_time_out_says_that_the_login_is_refused(clock: ManualClock) -> None:
-    """Rights are taken away from a producer that has long been running."""
+    """A producer that has long been running loses its permissions."""
     with scripted_broker(mechanisms=("PLAIN",), users={"me": "s3cret"}) as broker:
         settings = ProducerSettings(
             bootstrap_servers=broker.address,
@@ -530,7 +530,7 @@ async def test_a_time_out_says_that_the_login_is_refused(clock: ManualClock) -> 
             )
             assert f"{broker.address} refused the login with PLAIN: " in str(error)
             assert "s3cret" not in str(error)
-            # And they are given back.
+            # The permissions are restored.
             broker.users = {"me": "s3cret"}
             await producer.flush()
             await producer.send(ProducerRecord("orders", b"a shirt"))
@@ -572,7 +572,7 @@ async def test_a_driver_that_was_not_opened_has_no_last_error() -> None:
 async def test_the_end_waits_for_no_connection(
     proxied: FaultProxy, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A client that is new connects once more, for its producer id, and waits for that."""
+    """A new client connects once more for its producer id, and waits for that."""
     settings = ProducerSettings(bootstrap_servers=proxied.address, close_timeout=0.5)
     # A busy machine may end the thread late.
     monkeypatch.setattr(_kafka_python, "_JOIN_SECONDS", PATIENCE)
@@ -643,4 +643,4 @@ async def test_if_no_broker_answers_the_error_says_why_and_what_to_do(driver: Dr
     assert said.startswith(f"no producer for {address} within 0.5 s (start_timeout): ")
     assert "Connection refused" in said
     assert said.endswith("; `anyio-sendproducer check` shows which step fails")
-    assert "<" not in said  # no object as a debugger sees it
+    assert "<" not in said  # no repr of an object

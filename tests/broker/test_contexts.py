@@ -1,4 +1,5 @@
-"""The context and the thread in which clients call hooks: the table in docs/reference/hooks.md."""
+"""The context and the thread in which clients call hooks, as in the table in
+docs/reference/hooks.md."""
 
 from __future__ import annotations
 

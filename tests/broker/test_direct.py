@@ -1,4 +1,5 @@
-"""The driver on kafka-python takes a lone record on the loop, unless user code would run there."""
+"""The event loop submits a lone record to the kafka-python driver, unless user code would run
+there."""
 
 from __future__ import annotations
 

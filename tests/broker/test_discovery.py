@@ -1,4 +1,4 @@
-"""Discovery by name servers, real ones and wrong ones."""
+"""Discovery with real and faulty name servers."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ async def test_a_real_name_server_and_answers_that_change(tmp_path: Path) -> Non
 
 
 def with_records(*records: str) -> Callable[[dns.message.Message], dns.message.Message]:
-    """Answers each question with those of the records that are of its kind."""
+    """Answer each question with the records of its type."""
 
     def answer(question: dns.message.Message) -> dns.message.Message:
         made = dns.message.make_response(question)

@@ -1,4 +1,4 @@
-"""Every driver of the package keeps the drivers' contract, and so does the fake one."""
+"""Every driver of the package fulfils the drivers' contract, including the fake driver."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from tests.support.recorder import PATIENCE
 
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Close a client as slowly as a busy machine needs. The drivers leave a client behind after
-    two seconds, because a producer's end is bounded."""
+    """Allow a close of a client as much time as a busy machine needs. By default the drivers
+    abandon a client after two seconds, because a producer's end is bounded."""
     monkeypatch.setattr(_waits, "FINISH_SECONDS", PATIENCE)
     monkeypatch.setattr(_kafka_python, "_JOIN_SECONDS", PATIENCE)
 
@@ -99,7 +99,7 @@ class KafkaPythonRig:
         return self._make(self._address, partitioner=partitioner)
 
     def make_unreachable(self, start_timeout: float) -> Driver:
-        # Bound and not listening: connections are refused, and nobody else gets the port.
+        # Bound and not listening, so the port is reserved and refuses connections.
         bound = self._sockets.enter_context(socket.socket())
         bound.bind(("127.0.0.1", 0))
         return self._make(f"127.0.0.1:{bound.getsockname()[1]}", start_timeout)
@@ -109,7 +109,7 @@ class KafkaPythonRig:
         return self._make(f"127.0.0.1:{silent.getsockname()[1]}")
 
     def hide(self, topic: str) -> str:
-        # It is created when it is asked for.
+        # The first request creates it.
         return f"{topic}-{uuid.uuid4().hex}"
 
     def show(self, topic: str) -> None:

@@ -1,4 +1,4 @@
-"""The embedded broker: it answers, it ends, it says why it does not start, it leaves nothing."""
+"""The embedded broker: its start, its answers, its end, its errors, and its cleanup."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def test_answers_at_its_address() -> None:
         assert str(broker) == broker.bootstrap_servers == f"127.0.0.1:{broker.port}"
         assert broker.running
         async with await anyio.connect_tcp("127.0.0.1", broker.port) as stream:
-            # The cluster's only broker, as clients are told to find it.
+            # The cluster's only broker, at its advertised address.
             assert b"127.0.0.1" + broker.port.to_bytes(4, "big") in await ask(stream)
         assert "listening on" in await broker.output()
 
@@ -86,7 +86,7 @@ async def test_no_file_is_left_open() -> None:
             pass
         return open_files()
 
-    # The first one opens what the loop keeps, such as the pipe that wakes it up.
+    # The first one opens files that the loop keeps, such as the pipe that wakes it up.
     assert await run_one() == await run_one()
 
 
@@ -268,7 +268,7 @@ async def test_a_binary_that_ends_at_once(script: Script) -> None:
 
 async def test_a_binary_that_never_answers(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_broker, "_TERMINATE_TIMEOUT", 0.01)
-    # What a shell ignores, the program that takes its place ignores too.
+    # A program that replaces a shell ignores the same signals.
     script("#!/bin/sh\ntrap '' TERM\nexec sleep 60\n")
     with pytest.raises(
         EmbeddedBrokerError, match=r"did not answer within 0.05 s; it printed:\n\(nothing\)"
@@ -281,7 +281,7 @@ async def test_a_port_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_broker, "_ATTEMPTS", 2)
     monkeypatch.setattr(_broker, "_ANSWER_TIMEOUT", 0.02)
     async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener:
-        # It accepts, in the kernel, and never says a word.
+        # The kernel accepts the connection, and no answer ever comes.
         port = listener.extra(anyio.abc.SocketAttribute.local_port)
         with pytest.raises(
             EmbeddedBrokerError, match=f"^port {port} of 127.0.0.1 is in use: .*it$"

@@ -1,4 +1,4 @@
-"""Everything that is sent arrives, byte by byte, as a client with other code reads it back."""
+"""Every record arrives unchanged, as read back by a client with other code."""
 
 from __future__ import annotations
 
@@ -68,11 +68,11 @@ async def test_a_thousand_tasks_at_once(
             tasks.start_soon(send_one, producer, record)
     statistics = producer.statistics()
     assert (statistics.delivered, statistics.failed, statistics.generations) == (1_000, 0, 1)
-    # Crossings between loop and thread are paid by the batch.
+    # A switch between loop and thread takes a batch, not a record.
     assert statistics.hand_overs < 100
     sent = [(record, written[id(record)]) for record in in_order]
     await assert_written(str(settings.bootstrap_servers), sent)
-    # As they were sent, so they stand on their partitions, from the very beginning.
+    # The records are on their partitions in the order of sending, from the first on.
     offsets: dict[int, list[int | None]] = {}
     partition_of: dict[bytes, int] = {}
     for record, metadata in sent:
@@ -113,7 +113,7 @@ async def test_a_topic_that_is_a_member_of_an_enum(
 async def test_without_acknowledgements_records_arrive_all_the_same(
     driver: DriverName, topic: str
 ) -> None:
-    """On another broker: of requests that want no answer, the embedded one loses a few."""
+    """On another broker, because the embedded one loses some requests without an answer."""
     records = [ProducerRecord(topic, b"%d" % number, partition=1) for number in range(50)]
     with mock_cluster(1) as cluster:
         settings = ProducerSettings(
@@ -122,7 +122,7 @@ async def test_without_acknowledgements_records_arrive_all_the_same(
         )
         async with open_send_producer(settings, driver=driver) as producer:
             given = await producer.send_many(records)
-        # Nobody says where they are: that they were handed to the network is all there is.
+        # The broker does not report their offsets. The producer only knows that they were sent.
         assert set(given) == {RecordMetadata(topic, 1, None, None, None, len(b"1"))} | {
             RecordMetadata(topic, 1, None, None, None, len(b"10"))
         }
@@ -178,7 +178,7 @@ async def test_every_way_to_send(
         assert (await producer.send_envelope(PassThroughMessage("still"))).pass_through == "still"
         await producer.aclose()
 
-    # They all have one key: one partition, in the order in which they were sent.
+    # All have the same key, so they are in one partition, in the order of sending.
     assert [metadata.offset for _, metadata in sent] == list(range(10))
     await assert_written(str(settings.bootstrap_servers), sent)
 
@@ -186,8 +186,8 @@ async def test_every_way_to_send(
 async def test_order_of_each_key_over_many_tasks(
     driver: DriverName, settings: ProducerSettings, topic: str
 ) -> None:
-    """Fifty tasks, each with a key of its own, none of which waits for an outcome before the next;
-    with so little room that most of the records have to wait for it."""
+    """Each of fifty tasks has its own key, and sends without waiting for outcomes. The room is so
+    small that most of the records have to wait for it."""
     settings = settings.with_max_in_flight(64)
     sent: dict[bytes, list[tuple[ProducerRecord[Any, Any], RecordMetadata]]] = {}
 
@@ -221,9 +221,9 @@ async def test_records_of_a_megabyte(
     settings = settings.with_properties(
         {"compression.type": compression, "max.request.size": 2 * 1024 * 1024}
     )
-    # Twelve of them do not fit in at once.
+    # There is room for less than twelve records.
     settings = settings.with_max_buffered_bytes(4 * 1024 * 1024)
-    chance = random.Random(1)  # the same ones each time
+    chance = random.Random(1)  # the same values each time
     records = [
         ProducerRecord(topic, chance.randbytes(1024 * 1024), partition=number % 4)
         for number in range(12)
@@ -334,7 +334,7 @@ async def test_a_missing_topic_delays_only_its_own_records(
         await creating.send(ProducerRecord(topic, b"0"))
     settings = settings.with_property("allow.auto.create.topics", "false")
     missing = no_such_topic(topic)
-    # It is not given up before the others were sent, however long they take.
+    # It is not rejected before the others were sent, however long they take.
     settings = settings.with_unknown_topic_timeout(PATIENCE)
     async with clock.open(settings, driver=driver) as producer:
         held = await producer.enqueue(missing)
@@ -345,7 +345,7 @@ async def test_a_missing_topic_delays_only_its_own_records(
         clock.advance(settings.delivery_timeout)
         with pytest.raises(DeliveryTimeout):
             await held.wait()
-    # And in the end it is told what it is.
+    # It is rejected with the reason in the end.
     settings = settings.with_unknown_topic_timeout(0.2)
     async with clock.open(settings, driver=driver) as producer:
         with pytest.raises(RecordRejected):

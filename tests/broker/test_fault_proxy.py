@@ -1,4 +1,4 @@
-"""The fault proxy does to connections what it says."""
+"""Each switch of the fault proxy has its effect on connections."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PATIENCE = 60.0
 
 
 class Server:
-    """Takes connections and leaves them to the test."""
+    """Accepts connections and passes them to the test."""
 
     def __init__(self) -> None:
         self.listening = socket.create_server(("127.0.0.1", 0))
@@ -59,7 +59,7 @@ def proxy(server: Server) -> Iterator[FaultProxy]:
 
 @pytest.fixture
 def ends(server: Server, proxy: FaultProxy) -> tuple[socket.socket, socket.socket]:
-    """A client and the broker that it is connected to."""
+    """Both ends of a connection: the client's and the broker's."""
     client = server.connect(proxy)
     return client, server.accept()
 
@@ -85,7 +85,7 @@ def receive_until_reset(connection: socket.socket) -> bytes:
 
 
 def request(api: int, correlation: int, size: int) -> bytes:
-    """A request of so many bytes in all."""
+    """Make a request with this total size in bytes."""
     return struct.pack(">ihhi", size - 4, api, 0, correlation).ljust(size, b"q")
 
 
@@ -114,12 +114,12 @@ def test_if_the_server_closes_a_connection_the_proxy_closes_the_clients(ends: En
 
 
 def test_the_server_behind_it_refuses_connections(server: Server) -> None:
-    # Bound and not listening: connections are refused, and nobody else gets the port.
+    # Bound and not listening, so the port is reserved and refuses connections.
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{bound.getsockname()[1]}"
         with fault_proxy(address) as proxy, raising(ConnectionResetError):
-            # At once, or as soon as it listens.
+            # At the connection, or at the first read.
             server.connect(proxy).recv(1)
 
 
@@ -192,14 +192,14 @@ def test_reset_in_the_middle_of_a_request(ends: Ends, proxy: FaultProxy, pieces:
         with contextlib.suppress(OSError):
             client.sendall(content[at : at + 1 + len(content) // pieces])
     assert receive_until_reset(broker) == first + second[:30]
-    # Where it was still sending it was told so already.
+    # If it was still sending, it has already seen the reset.
     with contextlib.suppress(OSError):
         assert client.recv(1) == b""
     assert proxy.resets == 1
 
 
 def test_reset_in_the_middle_of_an_answer(server: Server, proxy: FaultProxy, ends: Ends) -> None:
-    """Of the answer to a request of that kind, not of the one before; once, as often as said."""
+    """It resets in an answer to a request of that kind only, and as often as requested."""
     client, broker = ends
     proxy.reset_in_frame(Way.TO_CLIENT, after=1_000, api=0)
     content = request(3, 1, 50) + request(0, 2, 60)
@@ -207,7 +207,7 @@ def test_reset_in_the_middle_of_an_answer(server: Server, proxy: FaultProxy, end
     assert receive(broker, len(content)) == content
     first, second = answer(1, 20), answer(2, 33)
     broker.sendall(first + second)
-    # A frame that is shorter loses its last byte.
+    # A shorter frame loses its last byte.
     assert receive_until_reset(client) == first + second[:-1]
     with server.connect(proxy) as again:
         again.sendall(content)
@@ -236,7 +236,7 @@ def test_one_byte_at_a_time(ends: Ends, proxy: FaultProxy, monkeypatch: pytest.M
     monkeypatch.setattr(proxy._loop, "sock_sendall", note)
     proxy.dribble()
     client.sendall(bytes(range(200)))
-    # Some of them together, where it is slow to take them.
+    # Several bytes may arrive together if the reader is slow.
     assert receive(broker, 200) == bytes(range(200))
     assert sent == [1] * 200
 
@@ -259,7 +259,7 @@ def test_latency_and_jitter(ends: Ends, proxy: FaultProxy) -> None:
 
 @pytest.mark.parametrize("way", list(Way))
 def test_half_closed(ends: Ends, proxy: FaultProxy, way: Way) -> None:
-    """One way has ended, and the other goes on."""
+    """One direction has ended, and the other goes on."""
     ended, other = ends if way is Way.TO_CLIENT else ends[::-1]
     proxy.half_close(way)
     assert ended.recv(1) == b""
@@ -284,7 +284,7 @@ def test_it_leaves_nothing_behind(server: Server) -> None:
 
 
 async def test_an_embedded_broker_behind_it() -> None:
-    """Its clients come through the proxy, all of them and also after the first answer."""
+    """All its clients connect through the proxy, also after the first answer."""
     with proxied_broker() as proxy:
         settings = ProducerSettings(bootstrap_servers=proxy.address)
         ran = await run_load(settings, Load(topic="t", records=200, tasks=10))

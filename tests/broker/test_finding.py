@@ -1,4 +1,4 @@
-"""What a client is made with: enriched settings, and addresses that were looked up."""
+"""The settings of a client: enriched by a hook, with addresses from a look-up."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from tests.support.name_server import NameServer
 from tests.support.recorder import open_sockets
 from tests.support.waiting import PATIENCE, until
 
-#: A resolver that is asked in vain would be waited for this long, unless it is cancelled; seconds.
+#: The time in seconds for which a look-up would wait for a silent resolver, unless it is cancelled.
 LONG = 240.0
 
 Answer = Callable[[Lookup], Awaitable[Sequence[Target]]]
 
 
 class Oracle:
-    """Says where the brokers are, as it is told."""
+    """A resolver that returns the addresses that a test sets."""
 
     def __init__(self, *targets: str) -> None:
         self.targets: Sequence[Target] | Exception = [*map(Target.parse, targets)]
@@ -68,7 +68,7 @@ def looking_up(oracle: Any, **changes: Any) -> ProducerSettings:
 
 
 def made_with(fake: FakeDriver) -> ProducerSettings:
-    """The settings that its last client was made with."""
+    """The settings of its last client."""
     assert fake.settings is not None
     return fake.settings
 
@@ -244,7 +244,7 @@ async def test_enriching_comes_first_and_may_change_everything() -> None:
 
 
 class VaultIsSealed(Exception):
-    """Raised by the hook of the application."""
+    """An error of the application's hook."""
 
 
 async def refusing(_: ProducerSettings) -> ProducerSettings:
@@ -479,7 +479,7 @@ async def send_until_written(producer: SendProducer) -> int | None:
 async def test_a_real_cluster_that_moves_is_found_by_a_real_name_server(
     tmp_path: Path, clock: ManualClock
 ) -> None:
-    """Two brokers and a name server in processes of their own; the first broker goes for good."""
+    """Two brokers and a name server in processes of their own. The first broker ends for good."""
     names = NameServer(tmp_path)
     in_thread = anyio.to_thread.run_sync
 

@@ -18,7 +18,7 @@ from tests.support.brief import on_either_loop
 from tests.support.fuzzed_broker import JOBS, MECHANISMS, NEWEST, FuzzedBroker, Plan, fuzzed_broker
 from tests.support.scripted_broker import METADATA, SASL_AUTHENTICATE
 
-#: Where nothing is spoilt.
+#: A plan without spoilt answers.
 NOTHING = -1
 EVERY_VERSION = [
     (api, version)
@@ -31,7 +31,7 @@ EVERY_VERSION = [
 # --- the examples --------------------------------------------------------------------------------
 
 
-# With some nonsense kafka-python 3.0.12 leaves a socket to the garbage collector.
+# After some malformed answers kafka-python 3.0.12 leaves a socket to the garbage collector.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_spoilt_answers_do_no_harm() -> None:
     report = Report()

@@ -1,4 +1,4 @@
-"""The history checker on what was really sent: a right history passes, a changed log does not."""
+"""The history checker with real loads: a true history passes, and a changed log does not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hooks of the user's that raise what is no Exception, or give nonsense, with each driver."""
+"""User hooks that raise a BaseException, or return nonsense, with each driver."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def seven() -> int:
 
 
 class Chosen(kafka_partitioner.Partitioner):  # type: ignore[misc]
-    """Chooses something for the key "bad", and for each other the partition 0."""
+    """Chooses a given value for the key "bad", and partition 0 for other keys."""
 
     def __init__(self, choose: Callable[[], Any]) -> None:
         self._choose = choose
@@ -86,7 +86,7 @@ class Chosen(kafka_partitioner.Partitioner):  # type: ignore[misc]
 
 
 class OldChosen:
-    """The same, with the arguments that kafka-python 2 had."""
+    """A Chosen with the arguments of kafka-python 2."""
 
     def __init__(self, choose: Callable[[], Any]) -> None:
         self._choose = choose
@@ -154,7 +154,7 @@ async def test_a_partitioner_is_notified_of_a_new_batch(raises: bool, shared_bro
 async def test_an_exception_of_an_external_clients_hook_fails_only_its_record(
     hook: str, shared_broker: str
 ) -> None:
-    """Nobody knows how far the `send` of such a client got."""
+    """It is unknown how far the `send` of such a client got."""
 
     class Leaving(kafka_serializer.Serializer):  # type: ignore[misc]
         def serialize(self, _topic: str, _headers: Any, data: bytes) -> bytes:
@@ -184,7 +184,7 @@ async def test_an_exception_of_an_external_clients_hook_fails_only_its_record(
 
 
 class Tokens:
-    """Gives what a function returns or raises."""
+    """Returns or raises the result of a function."""
 
     def __init__(self, give: Callable[[int], Any]) -> None:
         self._give = give
@@ -220,7 +220,7 @@ def with_tokens(broker: ScriptedBroker, tokens: Tokens, start_timeout: float) ->
 async def test_without_a_token_the_start_ends_in_time(
     give: Callable[[], Any], says: str, driver: DriverName, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """librdkafka alone waits ten seconds, whatever the start_timeout is."""
+    """By itself librdkafka waits ten seconds, whatever the start_timeout is."""
     tokens = Tokens(lambda _: give())
     Hourglass(monkeypatch).run_out_when(lambda: tokens.calls > 2)
     with scripted_broker(mechanisms=("OAUTHBEARER",)) as broker:

@@ -1,6 +1,6 @@
-"""What a hostile broker says reaches no log, no error and no terminal as it is.
+"""The raw texts of a hostile broker reach no log, no error and no terminal.
 
-Each string in each of its answers has a line end, codes for a terminal, and more of that kind.
+Each string in each of its answers has a line end, control codes of terminals, and the like.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.support.clock import ManualClock
 from tests.support.hostile_broker import FORGED, HostileBroker, hostile_broker, raw_lines
 from tests.support.waiting import until
 
-#: A start_timeout, or a delivery_timeout, that does not pass by itself.
+#: A start_timeout or a delivery_timeout that does not pass during a test.
 LONG = 240.0
 RECORD = ProducerRecord("orders", b"two tins")
 LOGIN = {
@@ -41,7 +41,7 @@ LOGIN = {
 
 
 class Kept(logging.Handler):
-    """Keeps what is logged, as a file would have it, with all fields of each line."""
+    """Keeps the log as a file would have it, with all fields of each line."""
 
     def __init__(self) -> None:
         super().__init__(logging.DEBUG)
@@ -54,7 +54,7 @@ class Kept(logging.Handler):
 
 @pytest.fixture
 def kept() -> Iterator[Kept]:
-    """Everything that the loggers of the package, of kafka-python and of this test are told."""
+    """All lines of the loggers of the package, of kafka-python and of this test."""
     kept = Kept()
     with everything_logged_to(kept, "kafka", "anyio_sendproducer", "hostile"):
         yield kept
@@ -110,7 +110,7 @@ async def describe(broker: HostileBroker, driver: DriverName, _: ManualClock) ->
 
 
 Case = Callable[[HostileBroker, DriverName, ManualClock], Awaitable[None]]
-#: What goes wrong, and in the name of which driver's error the hostile text is then found.
+#: The faults, and the drivers whose error then has the hostile text.
 CASES: dict[str, tuple[Case, dict[str, Any], set[str]]] = {
     "a refused login": (log_in, {"mechanisms": ("PLAIN",)}, {"kafka-python", "confluent"}),
     "an unknown mechanism": (log_in, {"mechanisms": ("OTHER",)}, {"confluent"}),
@@ -139,7 +139,7 @@ async def test_a_hostile_broker_forges_no_line(
     while error is not None and error not in seen:
         seen.append(error)
         printed += [str(error), repr(error)]
-        # What is suppressed, too.
+        # Suppressed errors, too.
         error = error.__cause__ or error.__context__
     assert [line for text in printed for line in raw_lines(text)] == []
 
@@ -151,7 +151,7 @@ async def test_a_hostile_broker_forges_no_line(
 async def test_a_broker_with_an_impossible_address_is_unreachable(
     name: str, port: int, clock: ManualClock
 ) -> None:
-    """kafka-python itself ends its task that refreshes metadata at errors other than its own."""
+    """kafka-python itself ends its task that refreshes metadata at any foreign error."""
     with hostile_broker(hostile=name, other_port=port, is_reachable=False) as broker:
         made = settings(broker, "kafka-python")
         async with clock.open(made, driver="kafka-python") as producer:
@@ -166,7 +166,7 @@ async def test_a_broker_with_an_impossible_address_is_unreachable(
 
 @pytest.mark.parametrize("name", ['h"', "h\n\x1b[2J\x9b"])
 async def test_statistics_of_a_hostile_cluster_can_be_read(name: str, clock: ManualClock) -> None:
-    """librdkafka escapes nothing in its statistics, where a broker's name may end the JSON."""
+    """librdkafka does not escape its statistics, so a broker's name may end the JSON."""
     with hostile_broker(hostile=name) as broker:
         made = settings(broker, "confluent", properties={"statistics.interval.ms": 10})
         async with clock.open(made, driver="confluent") as producer:
