@@ -258,7 +258,8 @@ class Bridge:
 
     @property
     def batch_limit(self) -> int | None:
-        """How many records to submit at once, if the event loop submits them; otherwise None."""
+        """How many records to submit at once, if the client is polled and the loop submits to it;
+        otherwise None, for all."""
         return (
             _SUBMIT_LIMIT
             if self._worker.polled_driver is not None and self._worker.is_direct
@@ -343,8 +344,8 @@ class Bridge:
 
     @property
     def driver(self) -> Driver | None:
-        """The driver of the current client; None if there is no client, for example while it is
-        being replaced."""
+        """The driver that was made last; None before the first, and after a client was given up
+        until the next driver is made. While a client is opened, its driver is not open yet."""
         return self._worker.driver
 
     def last_error(self) -> Exception | None:

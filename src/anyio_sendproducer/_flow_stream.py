@@ -43,8 +43,9 @@ __all__ = ["FlowStream"]
 
 T = TypeVar("T")
 
-#: Of the results that are ready, one in this many is received after other tasks have run. With a
-#: smaller number, a full queue stays full, and the feeder takes only that many envelopes each time.
+#: After so many results in a row, the receiver lets other tasks run. Then a feeder that waited for
+#: a place finds that many places. With a smaller number, it would run more often, and take fewer
+#: envelopes each time.
 _RESULTS_PER_YIELD: Final = 100
 # A global is read faster than an attribute of the enum's class; this is read for each record.
 _WAITING: Final = DeliveryState.WAITING

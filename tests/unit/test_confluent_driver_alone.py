@@ -21,6 +21,7 @@ from anyio_sendproducer import (
     ConsumerGroupMetadata,
     DeliveryError,
     Persistence,
+    ProducerClosed,
     ProducerRecord,
     ProducerSettings,
     ProducerStartError,
@@ -663,7 +664,7 @@ def test_an_abort_does_not_overtake_the_first_records(
     assert len(client.polls) == (2 if known == "record" else 0)
 
 
-@pytest.mark.parametrize("bound", ["deadline", "patience", "closing"])
+@pytest.mark.parametrize("bound", ["deadline", "patience"])
 def test_the_wait_of_an_abort_for_the_first_records_is_bounded(
     transactional: ConfluentDriver, client: Client, monkeypatch: pytest.MonkeyPatch, bound: str
 ) -> None:
@@ -671,10 +672,19 @@ def test_the_wait_of_an_abort_for_the_first_records_is_bounded(
     deadline = Deadline(0 if bound == "deadline" else PATIENCE)
     if bound == "patience":
         monkeypatch.setattr(_waits, "FINISH_SECONDS", 0)
-    if bound == "closing":
-        client.steps = [transactional._handle.closing.set]
     transactional._transactions._wait_for_brokers(deadline)
-    assert len(client.polls) == (1 if bound == "closing" else 0)
+    assert client.polls == []
+
+
+def test_closing_ends_the_wait_of_an_abort_for_the_first_records(
+    transactional: ConfluentDriver, client: Client
+) -> None:
+    client.under_way = 1
+    client.steps = [transactional._handle.closing.set]
+    with pytest.raises(ProducerClosed):
+        transactional.end_transaction(False, Deadline(PATIENCE))
+    assert len(client.polls) == 1
+    assert "abort" not in client.calls
 
 
 # --- brokers that have moved ---------------------------------------------------------------------

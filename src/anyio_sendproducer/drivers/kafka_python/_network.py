@@ -318,7 +318,7 @@ class ConnectionManager(KafkaConnectionManager):
                     connection.close()
         self._places = places
         if self.is_disconnected():
-            # Only a bootstrap address answered. 3.0.12 connects to a broker for a request alone.
+            # Only a bootstrap address answered. 3.0.12 connects to a broker when it has a request.
             cluster.request_update()
 
     # --- connections -------------------------------------------------------------------------

@@ -17,7 +17,8 @@ __all__ = ["Outcomes"]
 class Outcomes:
     """Translates the errors of one client, and reports when the client can send no more.
 
-    The client's thread calls it, in callbacks.
+    The client's thread calls it, in callbacks. If a future is already done when its callback is
+    added, the submitting thread calls it, perhaps at the same time.
 
     Args:
         sink: gets the report.

@@ -119,9 +119,10 @@ class ClientHandle:
         #: ``tests/broker/test_confluent_driver.py::test_no_poll_calls_the_token_provider``
         #: notices a change.
         self.using = threading.RLock()
-        #: Held during a call of the client that may wait, with two exceptions. The poll thread does
-        #: not hold it: the client ends after that thread. The thread that sends consumed offsets
-        #: may stay in its call after the driver has stopped waiting for it.
+        #: Held during a call of the client that may wait, with three exceptions. The poll thread
+        #: does not hold it: the client ends after that thread. While the driver opens, nothing else
+        #: ends the client. The thread that sends consumed offsets may stay in its call after the
+        #: driver has stopped waiting for it; then it refers to the client.
         self.calling = threading.Lock()
 
     def make(self, config: dict[str, Any]) -> None:
@@ -130,7 +131,7 @@ class ClientHandle:
         _handles.add(self)
 
     def end(self) -> None:
-        """End the client. No other thread may be in a call of it."""
+        """End the client. No other thread may be in a call that needs it; see ``calling``."""
         client, self.client = self.client, None
         _handles.discard(self)
         if not self._is_transactional:

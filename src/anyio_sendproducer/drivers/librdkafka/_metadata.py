@@ -66,7 +66,7 @@ class TopicMetadata:
         #: Since when the cluster says that it does not know a topic, and when it last said so.
         self._unknown: dict[str, tuple[float, float]] = {}
         #: Since when records wait for a partition that does not exist. The partition is -1 if the
-        #: topic itself is unknown.
+        #: record names none; then the topic is unknown.
         self._missing: dict[tuple[str, int], float] = {}
         #: When the metadata of such a topic last came, and how many partitions it had.
         self._counts: dict[str, tuple[float, int]] = {}

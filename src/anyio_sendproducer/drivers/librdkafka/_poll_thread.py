@@ -1,9 +1,10 @@
 """The poll thread, which waits in the client while the event loop does not poll it.
 
-The thread that polls the client does the work for each outcome. The poll thread waits for outcomes
-only after the event loop asked it to watch. It reports a few outcomes by itself, and goes on
-watching, so that a record costs one wake-up of each thread. If there are more, it stops, and wakes
-the loop, which polls: this thread would only compete with the loop for the interpreter.
+Whichever thread polls the client, the event loop's or this one, runs the callback of each outcome,
+and so does the work for it. The poll thread waits for outcomes only after the event loop asked it
+to watch. It reports a few outcomes by itself, and goes on watching, so that a record costs one
+wake-up of each thread. If there are more, it stops, and wakes the loop, which polls: this thread
+would only compete with the loop for the interpreter.
 
 While it does not watch, it polls once a second for other events. It also flushes a client that must
 hurry.

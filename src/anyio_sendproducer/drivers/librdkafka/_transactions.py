@@ -209,18 +209,22 @@ class Transactions:
         While a coordinator still ends the previous transaction, it makes librdkafka retry the
         request that registers partitions. If an abort overtakes that request, the coordinator
         answers INVALID_TXN_STATE, which breaks the client.
+
+        Raises:
+            ProducerClosed: the driver is closed.
         """
         handle = self._handle
         patience = Deadline(waits.FINISH_SECONDS)
         while (
             not self._state.is_known_to_brokers
             and not self._handle.log.transaction_error
-            and not handle.closing.is_set()
             and not deadline.is_over
             and not patience.is_over
-            and len(handle.client)
         ):
-            self._reports.poll(_PAUSE_SECONDS)
+            with handle.call():
+                if not len(handle.client):
+                    return
+                self._reports.poll(_PAUSE_SECONDS)
             self._reports.report()
 
     def _persist(self, call: Callable[[float], object], deadline: Deadline, what: str) -> bool:
@@ -250,8 +254,8 @@ class Transactions:
                 return True
             if deadline.is_over:
                 return False
-            # The error comes at once while an earlier call of the client is in progress. The pause
-            # also keeps the next call from taking the result of that earlier call.
+            # If librdkafka still works on the call of an earlier slice, it refuses the next one at
+            # once, with a retriable error. Without a pause, this loop would spin.
             self._handle.closing.wait(_PAUSE_SECONDS)
 
     def _call_on_thread(
