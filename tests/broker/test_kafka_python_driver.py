@@ -1,6 +1,6 @@
-"""The kafka-python driver: what it chooses, corrects and translates, and what it relies on.
+"""The kafka-python driver: its choices, corrections and translations, and its assumptions.
 
-The last part notices when kafka-python changes what the driver works around or leans on.
+The last part fails when kafka-python changes a behaviour that the driver patches or depends on.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from tests.support.mock_cluster import FOR_MOCK
 from tests.support.recorder import PATIENCE, Parcel, Recorder, learn, submit
 from tests.support.waiting import blocking_until
 
-# kafka-python has no types: whatever is taken from it here is Any.
+# kafka-python has no types, so every name imported from it is Any.
 kafka: Any = importlib.import_module("kafka")
 kafka_accumulator: Any = importlib.import_module("kafka.producer.record_accumulator")
 kafka_errors: Any = importlib.import_module("kafka.errors")
@@ -75,7 +75,8 @@ TWO_LEADERS = "two-leaders"
 
 @pytest.fixture(scope="module")
 def one_cluster() -> Iterator[MockCluster]:
-    # For the whole module, with topics for all: the mock now and then takes a second for a command.
+    # For the whole module, with shared topics, because the mock sometimes takes a second for a
+    # command.
     with mock_cluster(2) as mock:
         mock.create_topic(TWO_LEADERS, [1, 2])
         mock.create_topic(TWELVE, [1] * 12)
@@ -114,7 +115,7 @@ def opened(
 def send_all(
     driver: KafkaPythonDriver, recorder: Recorder, records: Sequence[ProducerRecord[Any, Any]]
 ) -> list[Outcome]:
-    """Submit these as one batch, and give their outcomes."""
+    """Submit these as one batch, and return their outcomes."""
     recorder.reports.clear()
     parcels = [Parcel(record) for record in records]
     submit(driver, recorder, parcels)
@@ -122,7 +123,7 @@ def send_all(
 
 
 def no_short_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have every record go through KafkaProducer.send()."""
+    """Pass every record to KafkaProducer.send()."""
     monkeypatch.setattr(_patches, "_APPEND", ("as", "it", "never", "was"))
 
 
@@ -132,7 +133,7 @@ def metadata_of(outcome: Outcome) -> RecordMetadata:
 
 
 def counted_from(those: Sequence[RecordMetadata], one: RecordMetadata) -> int:
-    """How far it is behind the first of those on its partition."""
+    """The distance from the first of these records on its partition."""
     offsets = [other.offset for other in those if other.partition == one.partition]
     assert offsets[0] is not None
     assert one.offset is not None
@@ -224,12 +225,12 @@ def partitioner(choose: Callable[[bytes], int]) -> Any:
 
 
 def test_a_partitioner_of_the_users_own_is_respected(cluster: MockCluster) -> None:
-    """Its records go to several partitions in one batch, which are acknowledged in any order."""
+    """Its records go to several partitions in one batch, and are acknowledged in any order."""
     chosen = partitioner(int)
     with opened(cluster, properties={"partitioner": chosen}) as (driver, recorder):
         learn(driver, recorder, TWO_LEADERS)
         cluster.set_rtt(1, 150)
-        # The last of the batch is the first to be acknowledged.
+        # The last record of the batch is acknowledged first.
         keys = [0, 1, 0, 0, 1, 1]
         records = [ProducerRecord(TWO_LEADERS, b"value", b"%d" % key) for key in keys]
         found = [metadata_of(one) for one in send_all(driver, recorder, records)]
@@ -268,7 +269,7 @@ def test_a_partitioner_that_raises_fails_its_record_alone(cluster: MockCluster) 
 
 
 def sent_with(driver: KafkaPythonDriver, monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """The values that go through KafkaProducer.send() from now on."""
+    """The values that are passed to KafkaProducer.send() from now on."""
     sent: list[object] = []
     producer: Any = driver._ready().producer
     send = producer.send
@@ -316,7 +317,7 @@ def like_a_producer(accumulator: object, transactional_id: str | None = None) ->
 def test_a_wrapped_send_is_called_for_each_record(
     cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As OpenTelemetry's does: where there are no headers it adds them by keyword."""
+    """Like OpenTelemetry's: if there are no headers, it adds them by keyword."""
     traced: list[str] = []
     send = kafka.KafkaProducer.send
 
@@ -382,7 +383,7 @@ def test_both_ways_write_the_same_record(
 
 
 class Told:
-    """What a run is told to report to."""
+    """The sink to which a run reports."""
 
     chooses = True
     answered = True
@@ -407,7 +408,7 @@ class Told:
 
 
 def test_without_acknowledgements_there_is_no_offset_and_no_timestamp(cluster: MockCluster) -> None:
-    """kafka-python makes up an answer, with the offset 0."""
+    """kafka-python makes up an answer with the offset 0."""
     with opened(cluster, properties={"acks": 0}) as (driver, recorder):
         record = ProducerRecord(TWELVE, b"value", b"key", partition=2)
         for outcome in send_all(driver, recorder, [record, record]):
@@ -474,7 +475,7 @@ def test_a_run_reports_each_record_once_in_any_order_of_completion(
 
 
 class Shout:
-    """A serializer in kafka-python's shape that says so in a header."""
+    """A serializer with kafka-python's interface, which adds a header."""
 
     def __init__(self) -> None:
         self.closed = 0
@@ -510,12 +511,12 @@ def test_serializers_give_the_bytes_the_headers_and_the_true_size(cluster: MockC
         assert answer.sizes == [(parcel, 4 + 5 + headers)]
         # The record's own headers are not touched.
         assert record.headers == (("own", b"12"),)
-        # The key alone decides over the partition, once it is serialized.
+        # Only the serialized key determines the partition.
         default = kafka_partitioner.DefaultPartitioner()
         client: Any = driver._client
         key = "kéy".encode()
         assert found.partition == default.partition(TWELVE, key, key, None, None, client.cluster)
-    # It is closed by whoever made it.
+    # Its creator closes it.
     assert shout.closed == 0
 
 
@@ -553,7 +554,7 @@ def test_a_serializer_may_make_a_tombstone(cluster: MockCluster) -> None:
             driver, recorder, [ProducerRecord(TWELVE, 1, b"key"), ProducerRecord(TWELVE, 1)]
         )
         assert metadata_of(kept).serialized_value_size is None
-        # Neither a key nor a value is left of that one.
+        # That record has neither a key nor a value left.
         assert isinstance(lost, RecordRejected)
         assert lost.persistence is Persistence.NOT_PERSISTED
         assert str(lost) == "the value_serializer returned None: neither key nor value is left"
@@ -603,13 +604,13 @@ def test_a_record_for_a_topic_that_is_not_created_is_rejected_after_a_wait(
         assert outcome.persistence is Persistence.NOT_PERSISTED
         assert topic in str(outcome)
         assert "unknown_topic_timeout" in str(outcome)
-        # It was not created by the asking; and the question begins anew.
+        # The request did not create it, and the wait starts again.
         assert driver.partitions_for(topic) is None
         assert recorder.breaks == []
         [outcome] = send_all(driver, recorder, [ProducerRecord("some-topic", b"value")])
         assert isinstance(outcome, RecordRejected)
     with opened(shared_broker) as (driver, recorder):
-        # Whoever may create it gets it.
+        # A client that may create it gets it.
         assert metadata_of(send_all(driver, recorder, [parcel.record])[0]).offset == 0
 
 
@@ -638,17 +639,17 @@ def test_a_forbidden_topic(cluster: MockCluster) -> None:
         assert f"may not use topic '{topic}'" in str(outcome)
         with pytest.raises(SendProducerError, match="may not use"):
             driver.partitions_for(topic)
-        # Once it may, the next records go through.
+        # After the permission is granted, the next records are delivered.
         cluster.set_topic_error(topic, 0)
         deadline = time.monotonic() + PATIENCE
         while not isinstance(outcome, RecordMetadata) and time.monotonic() < deadline:
-            time.sleep(0.02)  # nobody tells when, and the client is asked again each time
+            time.sleep(0.02)  # no event tells when, so the driver asks the client again each time
             [outcome] = send_all(driver, recorder, [record])
         metadata_of(outcome)
 
 
 def test_nothing_overtakes_a_record_that_is_held(cluster: MockCluster) -> None:
-    """Also where its topic becomes known in the middle of the batch."""
+    """This holds also if its topic becomes known in the middle of the batch."""
     known = threading.Event()
 
     def wait_for_news(data: Any) -> Any:
@@ -677,7 +678,8 @@ def test_nothing_overtakes_a_record_that_is_held(cluster: MockCluster) -> None:
 
 
 def test_an_unrequested_topic_of_an_answer_is_requested(shared_broker: str) -> None:
-    """Or the client forgets it when it asks for another, and what was sent there never leaves."""
+    """Otherwise the client drops the topic when it requests another, and never sends its
+    records."""
     topic = new_topic()
     with opened(shared_broker) as (driver, recorder):
         learn(driver, recorder, topic)
@@ -689,7 +691,7 @@ def test_an_unrequested_topic_of_an_answer_is_requested(shared_broker: str) -> N
 
 
 def test_an_answer_is_ignored_for_topics_that_were_not_requested() -> None:
-    """One that was under way when the topic came up must not have it called unknown."""
+    """An answer to an earlier request must not make a new topic unknown."""
     metadata = TopicMetadata(5.0)
     recorder = Recorder()
     partitions: dict[str, set[int]] = {}
@@ -718,7 +720,7 @@ def test_an_answer_is_ignored_for_topics_that_were_not_requested() -> None:
 def test_an_immediate_answer_is_reported(
     cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before whoever asked has been told that the topic is not known yet."""
+    """The answer arrives before the caller knows that the topic is not known yet."""
     answered = threading.Event()
     update = TopicMetadata.update
 
@@ -748,7 +750,7 @@ def test_an_immediate_answer_is_reported(
 def test_an_answer_while_a_record_is_given_back_is_reported(
     cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A topic that was dropped may be known again when the client says that it is not."""
+    """A dropped topic may be known again when the client reports it as unknown."""
     no_short_cut(monkeypatch)
     parcels = [Parcel(ProducerRecord(TWELVE, b"value"))]
     with opened(cluster) as (driver, recorder):
@@ -768,7 +770,7 @@ def test_an_answer_while_a_record_is_given_back_is_reported(
 
 
 def test_a_look_up_during_an_answer_is_repeated() -> None:
-    """Or it would be taken for true until the next answer, minutes later."""
+    """Otherwise the old result would be used until the next answer, minutes later."""
     partitions = [{0, 1}, {0}]
     names = [{"old", "new"}, {"old"}]
 
@@ -784,7 +786,7 @@ def test_a_look_up_during_an_answer_is_repeated() -> None:
 
     metadata: Any = types.SimpleNamespace(partitions_for_topic=look_up, topics=look_up_names)
     forget = _patches.patch_cache_metadata(metadata)
-    assert metadata.partitions_for_topic("old") is None  # nobody had asked for it
+    assert metadata.partitions_for_topic("old") is None  # it was not requested
     assert [metadata.partitions_for_topic("old") for _ in range(2)] == [{0}, {0, 1}]
     assert [metadata.topics() for _ in range(2)] == [{"old"}, {"old", "new"}]
 
@@ -804,7 +806,7 @@ def test_an_error_of_the_metadata_request_is_reported(
 
 
 def drop(driver: KafkaPythonDriver, topic: str) -> None:
-    """As when an answer comes that says that there is no such topic."""
+    """Like an answer that the topic does not exist."""
     client: Any = driver._client
     del client.cluster._partitions[topic]
     for listener in [*client.cluster._listeners]:
@@ -812,8 +814,8 @@ def drop(driver: KafkaPythonDriver, topic: str) -> None:
 
 
 def test_a_dropped_topic_is_requested_again(cluster: MockCluster) -> None:
-    """The client itself asks for it when it is new, or has records for it, and else only when all
-    that it knows is old."""
+    """The client itself requests it when the topic is new, when it has records for it, and
+    otherwise only when all its metadata are old."""
     with opened(cluster) as (driver, recorder):
         assert learn(driver, recorder, TWELVE) == frozenset(range(12))
         drop(driver, TWELVE)
@@ -823,7 +825,7 @@ def test_a_dropped_topic_is_requested_again(cluster: MockCluster) -> None:
 def test_a_new_topic_during_a_request_is_requested_afterwards(
     cluster: MockCluster,
 ) -> None:
-    """The client takes that answer for one about the new topic as well, and asks no more."""
+    """The client treats that answer as one for the new topic too, and does not request it again."""
     with opened(cluster) as (driver, recorder):
         client: Any = driver._client
         metadata = client.cluster
@@ -831,7 +833,7 @@ def test_a_new_topic_during_a_request_is_requested_afterwards(
             cluster.set_rtt(broker, 500)
 
         def on_its_way() -> bool:
-            # Again, where one came and went before anybody looked.
+            # Again, with an answer that arrives before the driver looks.
             if not metadata.metadata_refresh_in_progress:
                 metadata.request_update()
             return bool(metadata.metadata_refresh_in_progress)
@@ -846,7 +848,7 @@ def test_a_new_topic_during_a_request_is_requested_afterwards(
 def test_a_topic_is_dropped_while_its_records_are_submitted(
     cluster: MockCluster, monkeypatch: pytest.MonkeyPatch, way: str, gone_on: int
 ) -> None:
-    """What was handed over before goes on; the rest is given back, and taken the next time."""
+    """Records submitted before are sent. The others are given back, and accepted the next time."""
     if way == "send":
         no_short_cut(monkeypatch)
     taken: list[object] = []
@@ -872,7 +874,7 @@ def test_a_topic_is_dropped_while_its_records_are_submitted(
 
 @pytest.mark.parametrize("code", [MSG_SIZE_TOO_LARGE, INVALID_RECORD, TOPIC_AUTHORIZATION_FAILED])
 def test_a_refused_record_fails_alone(cluster: MockCluster, code: int) -> None:
-    """Whatever was under way elsewhere arrives, and so does what comes after it."""
+    """Records in flight to other partitions arrive, and so do later records."""
     with opened(cluster) as (driver, recorder):
         learn(driver, recorder, TWO_LEADERS)
         records = [ProducerRecord(TWO_LEADERS, b"value", partition=number) for number in (0, 1)]
@@ -893,7 +895,7 @@ def test_a_refused_record_fails_alone(cluster: MockCluster, code: int) -> None:
 def test_a_refused_batch_is_sent_again_in_halves(
     cluster: MockCluster, code: int, idempotence: bool
 ) -> None:
-    # One request at a time, so that it is known which gets which answer.
+    # One request at a time, so that each gets a known answer.
     properties = {} if idempotence else {"enable.idempotence": False, ONE_IN_FLIGHT: 1}
     with opened(cluster, properties=properties) as (driver, recorder):
         learn(driver, recorder, TWO_LEADERS)
@@ -920,7 +922,8 @@ def test_a_refused_topic_fails_all_its_records(cluster: MockCluster) -> None:
 
 
 def test_a_record_refused_on_a_retry_may_have_been_written(cluster: MockCluster) -> None:
-    """The answer to the first attempt may have been lost, so its numbers can't be taken back."""
+    """The answer to the first attempt may have been lost, so its sequence numbers can't be
+    reused."""
     with opened(cluster) as (driver, recorder):
         learn(driver, recorder, TWO_LEADERS)
         cluster.answer_next(1, NOT_LEADER_OR_FOLLOWER)
@@ -943,7 +946,8 @@ def test_a_client_without_any_permission_to_write_is_broken(cluster: MockCluster
 
 
 def test_in_a_transaction_a_refused_record_does_not_fail_alone() -> None:
-    """It ends the transaction. Of what was sent before, a refusal proves nothing."""
+    """The refusal ends the transaction. It does not prove that an earlier attempt was not
+    written."""
     asked: list[Any] = []
 
     def classify(*arguments: Any, **_details: Any) -> str:
@@ -995,7 +999,7 @@ def test_a_client_without_idempotence_only_divides_the_batch_that_is_refused() -
 
 @pytest.fixture
 def refusals_break(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client that is not as it was when the driver was written, and left as it is."""
+    """A client with an unknown implementation is left unchanged."""
 
     def leave_it(_producer: object, _refused: object) -> None:
         pass
@@ -1015,7 +1019,7 @@ def refusals_break(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_refusal_is_distinguished_from_the_failures_that_it_causes(
     cluster: MockCluster, code: int, name: str
 ) -> None:
-    """kafka-python fails everything under way with the error of the one that was refused."""
+    """kafka-python fails all records in flight with the error of the refused one."""
     with opened(cluster) as (driver, recorder):
         learn(driver, recorder, TWO_LEADERS)
         cluster.answer_next(2, 0, rtt_ms=60_000)
@@ -1040,8 +1044,8 @@ def test_a_refusal_is_distinguished_from_the_failures_that_it_causes(
 def test_other_records_of_a_refused_batch_are_never_reported_as_refused(
     cluster: MockCluster, attempt: int, own_partitioner: bool
 ) -> None:
-    """Also where the records of each partition fill several of the client's batches, which fail in
-    no particular order once the first was refused."""
+    """This holds also if the records of each partition fill several batches, which fail in any
+    order after the first was refused."""
     properties: dict[str, Any] = {"batch_size": 1_000}
     if own_partitioner:
         properties["partitioner"] = partitioner(int)
@@ -1070,7 +1074,7 @@ def test_other_records_of_a_refused_batch_are_never_reported_as_refused(
             assert outcome.persistence is Persistence.POSSIBLY_PERSISTED
         assert isinstance(guilty[0], RecordRejected)
         if not own_partitioner:
-            # Behind the one that was refused nothing had been sent.
+            # No record after the refused one had been sent.
             assert {type(outcome) for outcome in guilty} == {RecordRejected}
 
 
@@ -1105,12 +1109,12 @@ def test_an_error_from_which_the_client_recovers_does_not_break_it(
         [outcome] = send_all(driver, recorder, [record])
         assert isinstance(outcome, DeliveryError)
         assert outcome.persistence is Persistence.POSSIBLY_PERSISTED
-        # The embedded broker does not know KIP-360, so it ends here.
+        # The embedded broker does not support KIP-360, so the client ends here.
         assert recorder.breaks == []
 
 
 def test_an_error_from_which_the_client_can_not_recover_breaks_it(cluster: MockCluster) -> None:
-    """Brokers before 2.5 do not know KIP-360, and kafka-python then hangs."""
+    """Brokers before 2.5 do not support KIP-360, and kafka-python then hangs."""
     with opened(cluster) as (driver, recorder):
         learn(driver, recorder, TWO_LEADERS)
         record = ProducerRecord(TWO_LEADERS, b"value", partition=0)
@@ -1127,7 +1131,7 @@ def test_an_error_from_which_the_client_can_not_recover_breaks_it(cluster: MockC
 def test_a_broken_client_is_reported_although_later_records_hang(
     cluster: MockCluster, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    """Records that were handed over together, in more than one batch, of which the first fails."""
+    """Records are submitted together, in more than one batch, and the first batch fails."""
     if way == "send":
         no_short_cut(monkeypatch)
     with opened(cluster, properties={"batch_size": 1}) as (driver, recorder):
@@ -1365,7 +1369,7 @@ def test_collecting_a_driver_does_not_disable_the_clients_logger(
 
 @pytest.fixture
 def bare(cluster: MockCluster) -> Iterator[Any]:
-    """kafka-python's own producer, as it comes, but for the setting that keeps it from waiting."""
+    """kafka-python's own producer, unchanged except for the setting that keeps it from waiting."""
     producer = kafka.KafkaProducer(
         bootstrap_servers=cluster.bootstrap_servers,
         max_block_ms=0,
@@ -1401,13 +1405,14 @@ def test_without_metadata_send_raises_at_once_and_requests_them_in_the_backgroun
         bare.send(TWELVE, b"value")
     with pytest.raises(kafka_errors.KafkaTimeoutError):
         bare.partitions_for(TWO_LEADERS)
-    assert time.monotonic() - began < PATIENCE / 3  # a minute, if it waited for them
+    assert time.monotonic() - began < PATIENCE / 3  # it would take a minute if it waited for them
     assert known.wait(PATIENCE)
     assert bare.partitions_for(TWELVE) == set(range(12))
 
 
 def test_kafka_python_still_ignores_the_settings_that_the_driver_passes_on(bare: Any) -> None:
-    """Where this fails, kafka-python does it by itself, and the driver's own loop can go."""
+    """If this fails, kafka-python passes them on by itself, and the driver's own loop can be
+    removed."""
     assert bare.config["allow_auto_create_topics"] is False
     assert bare._metadata.config["allow_auto_create_topics"] is True
 
@@ -1438,7 +1443,8 @@ def test_a_future_has_the_attributes_that_a_run_reads(bare: Any) -> None:
 
 
 def test_a_refusal_still_ends_the_client(bare: Any) -> None:
-    """Where this fails, kafka-python takes sequence numbers back by itself, and ours can go."""
+    """If this fails, kafka-python reuses sequence numbers by itself, and our code can be
+    removed."""
     manager = bare._transaction_manager
     refusal = kafka_errors.InvalidRecordError()
     assert manager.classify_batch_error(refusal, None) == manager.ERROR_CLASS_FATAL
@@ -1449,7 +1455,7 @@ def test_a_refusal_still_ends_the_client(bare: Any) -> None:
 
 
 def test_a_direct_append_is_possible(bare: Any) -> None:
-    """Where this fails every record goes through KafkaProducer.send(), at half the speed."""
+    """If this fails, every record is passed to KafkaProducer.send(), at half the speed."""
     known = told_of(bare, {TWELVE})
     with pytest.raises(kafka_errors.KafkaTimeoutError):
         bare.send(TWELVE, b"value")

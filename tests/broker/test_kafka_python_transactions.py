@@ -1,4 +1,4 @@
-"""Transactions of the driver on kafka-python, with a broker."""
+"""Transactions of the kafka-python driver, with a broker."""
 
 from __future__ import annotations
 

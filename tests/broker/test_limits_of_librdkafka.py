@@ -1,7 +1,7 @@
-"""What librdkafka cannot be protected from: a broker can end the process, and start threads in it.
+"""Attacks on librdkafka that cannot be prevented: a broker ends the process, or starts threads.
 
-SECURITY.md and the guide to the drivers say so. If a test here fails, a release has fixed it: then
-remove it from both.
+SECURITY.md and the guide to the drivers describe them. If a test here fails, a release has fixed
+the fault. Then remove it from both.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ ANSWERS = {
             *(NULL_STRING, ONE, NO_TOPICS),
         ),
     ),
-    # This one ends it in confluent-kafka's part, which makes a str of it.
+    # This one ends the process in confluent-kafka's code, which makes a str of it.
     "a cluster id that is not UTF-8": (
         METADATA,
         answer(
@@ -101,7 +101,7 @@ ANSWERS = {
 async def run_client(
     address: str, config: Mapping[str, str] | None = None, threads: int = 0
 ) -> tuple[int, str]:
-    """Run it in a process of its own; its exit code, and what it printed."""
+    """Run it in a process of its own. Returns: its exit code and its output."""
     arguments = [address, json.dumps(config or {}), str(threads)]
     process = await anyio.run_process([sys.executable, "-c", CLIENT, *arguments], check=False)
     return process.returncode, (process.stdout + process.stderr).decode(errors="replace")

@@ -1,4 +1,4 @@
-"""Clients that hold records back for much longer than each of these tests may take."""
+"""Clients with a linger that is much longer than each of these tests may take."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from anyio_sendproducer.drivers.kafka_python._patches import find_hurry
 from tests.support.bare import BareProducer
 from tests.support.recorder import PATIENCE
 
-#: Seconds; ten times the bound of each test.
+#: The linger in seconds; ten times the bound of each test.
 LINGER = 600
 
 

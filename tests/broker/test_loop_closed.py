@@ -1,4 +1,4 @@
-"""An event loop that ends before the producer was closed."""
+"""An event loop ends before the producer is closed."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_closed_loop_closes_the_client_by_force_and_warns(
     (said,) = warnings_of(loop.close)
     assert "the event loop ended before the producer" in said
     assert "leave its `async with` block before the loop ends, or" in said
-    # Also where somebody still has the producer.
+    # This holds also if a reference to the producer still exists.
     blocking_until(lambda: not client_threads())
     opened: Any = bridge._worker.driver
     assert opened._handle.client is None if driver == "confluent" else opened._closed
@@ -80,7 +80,7 @@ async def _left_open(bridges: list[Bridge], settings: ProducerSettings, driver: 
 def test_the_thread_does_not_keep_the_bridge_alive(
     run: Callable[..., object], driver: DriverName, shared_broker: str
 ) -> None:
-    """A run of Trio ends after its tasks, unless it crashes: nothing has the bridge then."""
+    """A run of Trio ends after its tasks, unless it crashes. Then nothing references the bridge."""
     settings = ProducerSettings(bootstrap_servers=shared_broker)
     bridges: list[Bridge] = []
 
@@ -110,7 +110,7 @@ def test_a_report_to_an_ended_loop_closes_the_client(
         blocking_until(lambda: not client_threads())
     else:
         warnings_of(lambda: asyncio.run(_left_open(bridges, settings, driver)))
-        # It was told already, once.
+        # It was reported before, once.
         assert warnings_of(lambda: _report(bridges[0])) == []
 
 

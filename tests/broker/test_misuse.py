@@ -1,4 +1,4 @@
-"""Misuse is named, at once, and does not hurt the producer."""
+"""Misuse raises a clear error at once, and does not harm the producer."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from tests.support.waiting import PATIENCE, until
 LOOPS = ["asyncio", "trio"]
 
 
-#: Every use that waits. Each is made on the spot, in the place where it is not allowed.
+#: Every call that waits. Each call is made in the place where it is not allowed.
 USES: dict[str, Callable[[SendProducer, Delivery], Awaitable[Any]]] = {
     "send": lambda producer, _: producer.send(record(b"never")),
     "send_envelope": lambda producer, _: producer.send_envelope(Message(record(b"never"))),
@@ -66,7 +66,7 @@ async def works_on(producer: SendProducer, fake: FakeDriver) -> None:
 async def test_a_call_that_the_collector_closes_in_another_thread(
     settings: ProducerSettings,
 ) -> None:
-    """The thread changes nothing that belongs to the loop; the loop does, soon."""
+    """The thread does not change the loop's state. The loop does so soon."""
     fake = FakeDriver(manual=True)
     async with open_send_producer(settings, driver=fake) as producer:
         call = left_alone(producer)
@@ -104,7 +104,7 @@ def left_alone(producer: SendProducer) -> Any:
 
 
 class Never:
-    """Is not awaited to its end."""
+    """Never completes."""
 
     def __await__(self) -> Generator[None, None, None]:
         yield
@@ -164,7 +164,7 @@ def test_on_another_loop_in_the_same_thread(settings: ProducerSettings, fake: Fa
     manager = open_send_producer(settings, driver=fake)
 
     async def whole_life() -> None:
-        # One task from beginning to end, as cancel scopes want it.
+        # One task from start to end, as cancel scopes require.
         opened.set_result(await start())
         await leave.wait()
         await end()
@@ -187,7 +187,7 @@ def test_on_another_loop_in_the_same_thread(settings: ProducerSettings, fake: Fa
 async def test_from_a_callback_on_the_drivers_thread(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
-    """Where a serializer would be called, for instance."""
+    """For example where a serializer is called."""
     caught: list[BaseException] = []
 
     def judge(_: ProducerRecord[Any, Any]) -> DeliveryError | None:
@@ -229,8 +229,8 @@ async def test_in_a_forked_child(settings: ProducerSettings, fake: FakeDriver) -
 async def test_a_forked_child_ends_normally(
     shared_broker: str, anyio_backend: str, driver: str
 ) -> None:
-    """The client's threads are the parent's, and nothing waits for them in the child."""
-    # Python 3.12 and later warn that a process with threads forks, which is what it is about.
+    """The client's threads exist only in the parent, so the child must not wait for them."""
+    # Python 3.12 and later warn if a process with threads forks, as this test does.
     quiet = "ignore:This process:DeprecationWarning"
     arguments = ["-m", "tests.support.forking", shared_broker, driver, anyio_backend]
     command = [sys.executable, "-W", quiet, *arguments]
@@ -240,7 +240,7 @@ async def test_a_forked_child_ends_normally(
 
 
 def _refusals(producer: SendProducer, delivery: Delivery) -> int:  # pragma: no cover  # in a child
-    """How many uses are refused for what they are. They must not wait for anything."""
+    """Count the calls that are refused as misuse. They must not wait."""
     refused = 0
     for use in USES.values():
         try:
@@ -293,7 +293,7 @@ async def test_not_a_record(settings: ProducerSettings, fake: FakeDriver, what: 
 
 
 class Special(ProducerRecord[None, bytes]):
-    """A record of somebody's own."""
+    """A user's subclass of a record."""
 
 
 async def test_a_subclass_is_a_record(settings: ProducerSettings, fake: FakeDriver) -> None:
@@ -332,7 +332,8 @@ async def test_a_driver_that_refuses_the_settings(settings: ProducerSettings) ->
 
 
 async def test_after_the_end_of_its_loop(settings: ProducerSettings, fake: FakeDriver) -> None:
-    """In a loop of its own, which is gone; and so it is refused for that, or for being closed."""
+    """The producer's loop has ended. The call is refused for that reason, or because it is
+    closed."""
     kept: list[SendProducer] = []
 
     async def live() -> None:

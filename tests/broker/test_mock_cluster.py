@@ -1,4 +1,4 @@
-"""The mock cluster does what it is told to, by the names of Kafka's protocol."""
+"""The mock cluster gives the planned answers, with the names of Kafka's protocol."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.calls import sure_of_refusals
 from tests.support.clock import ManualClock
 from tests.support.waiting import until
 
-# kafka-python has no types: whatever is taken from it here is Any.
+# kafka-python has no types, so every name imported from it is Any.
 kafka_errors: Any = importlib.import_module("kafka.errors")
 
 RECORD = ProducerRecord("orders", b"two tins", partition=0)
@@ -118,7 +118,7 @@ async def test_brokers_that_are_down_and_up_again(cluster: MockCluster, driver: 
 async def test_a_topic_s_error(cluster: MockCluster, driver: DriverName) -> None:
     cluster.set_topic_error("orders", "TOPIC_AUTHORIZATION_FAILED")
     async with open_send_producer(settings_for(cluster, driver), driver=driver) as producer:
-        # By librdkafka it is refused where a topic is new to it, and fails where it is not.
+        # librdkafka refuses the record if the topic is new to it, and fails it otherwise.
         with pytest.raises(DeliveryError, match=r"(?i)authoriz|may not use"):
             await producer.send(RECORD)
     cluster.behave()
@@ -170,7 +170,7 @@ def test_unsupported_calls_are_refused(cluster: MockCluster) -> None:
     for call in calls:
         with pytest.raises(MockClusterError, match=r"of 2 broker\(s\) refused \w+\(.*3.*\)"):
             call()
-    # What failed is not to be taken back.
+    # A failed call must not be undone.
     cluster.behave()
 
 
@@ -208,7 +208,7 @@ def test_error_names_agree_with_other_clients() -> None:
         if getattr(error, "errno", None) is not None and getattr(error, "message", None):
             theirs[error.errno] = error.message
     assert set(theirs) <= set(ERRORS.values())
-    # What Kafka calls otherwise by now.
+    # Names that Kafka has changed since.
     renamed = {
         "UNKNOWN_SERVER_ERROR": "UNKNOWN",
         "NONE": "NO_ERROR",

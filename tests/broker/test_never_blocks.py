@@ -1,4 +1,4 @@
-"""No call that blocks is made on the event loop's thread, however long the driver takes."""
+"""The event loop's thread makes no blocking call, however long the driver takes."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ ASYNCIO = [
 if sys.platform == "win32" or sys.implementation.name != "cpython":  # pragma: no cover
     del ASYNCIO[1:]
 
-#: Ticks of the loop for which the driver stands still.
+#: The number of ticks of the loop during which the driver blocks.
 STANDSTILL = 50
 
 
 @pytest.fixture
 def detector() -> Iterator[BlockBuster]:
-    """Raises where a call may block the thread of a running asyncio loop.
+    """Raises if a call may block the thread of a running asyncio loop.
 
     It lets Thread.start() pass, which waits until the new thread runs: some tens of microseconds,
     twice in a producer's life.
@@ -119,15 +119,18 @@ class Ticker:
             self._ticks.release()
 
     def wait_for(self, ticks: int) -> bool:
-        """Whether it ticks so many times from now on."""
+        """Wait for this number of ticks from now on. Returns: whether they came in time."""
         while self._ticks.acquire(blocking=False):
             pass  # those were before
         return all(self._ticks.acquire(timeout=PATIENCE) for _ in range(ticks))
 
 
 def keep_for_a_while(gate: Gate, ticker: Ticker) -> bool:
-    """On a thread of its own: keep whoever stands before the gate while the loop ticks, and tell
-    whether it did; then open it."""
+    """On a thread of its own: keep the gate shut while the loop ticks, then open it.
+
+    Returns:
+        Whether the loop ticked.
+    """
     gate.wait_until_someone_waits(PATIENCE)
     try:
         return ticker.wait_for(STANDSTILL)
@@ -143,7 +146,7 @@ async def test_the_loop_runs_while_the_driver_blocks(
     gate.shut()
     ticker = Ticker()
     ticked: list[bool] = []
-    # The driver is not what the end gives up waiting for.
+    # The end does not give up waiting for the driver.
     monkeypatch.setattr(_bridge, "GRACE_SECONDS", 10 * PATIENCE)
 
     async def stand_still() -> None:
@@ -163,7 +166,7 @@ async def test_the_loop_runs_while_the_driver_blocks(
 async def test_other_tasks_use_the_producer_while_the_driver_blocks(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
-    """Whatever needs no answer of the driver goes on at once."""
+    """Calls that need no answer of the driver return at once."""
     fake.on_submit.shut()
     async with open_send_producer(settings, driver=fake) as producer:
         first = producer.enqueue_nowait(record())
@@ -196,7 +199,7 @@ ANSWER_MS = 100
 
 
 class Hook:
-    """Code of the user's that takes until the loop has ticked for a while."""
+    """User code that runs until the loop has ticked for a while."""
 
     def __init__(self, ticker: Ticker, ticks: int) -> None:
         self._ticker = ticker
@@ -210,7 +213,8 @@ class Hook:
 
 @asynccontextmanager
 async def hooked(ticks: int = STANDSTILL) -> AsyncGenerator[Hook]:
-    """A loop that ticks; the hook was called meanwhile, and did not stop the ticks."""
+    """Run a ticking loop during the block, and check that the hook was called and did not stop the
+    ticks."""
     ticker = Ticker()
     async with task_group() as tasks:
         tasks.start_soon(ticker.run)
@@ -224,7 +228,7 @@ async def hooked(ticks: int = STANDSTILL) -> AsyncGenerator[Hook]:
 async def send_beside_one_under_way(
     driver: DriverName, cluster: MockCluster, serialize: Callable[[str], bytes]
 ) -> list[RecordMetadata]:
-    """Send a record while another is under way, whose answer comes while the second is
+    """Send a record while another is in flight. Its answer arrives while the second is
     serialized."""
     settings = cluster.settings(driver, value_serializer=serialize)
     async with open_send_producer(settings, driver=driver) as producer:
@@ -253,7 +257,7 @@ async def test_the_loop_runs_during_a_slow_serializer(driver: DriverName) -> Non
 
 @pytest.mark.parametrize("driver", DRIVERS)
 async def test_a_serializer_may_wait_for_the_loop(driver: DriverName) -> None:
-    """As one does that asks a registry with an asynchronous client."""
+    """Like a serializer that calls a registry with an asynchronous client."""
     with mock_cluster() as cluster:
         async with BlockingPortal() as portal:
 
@@ -268,7 +272,7 @@ async def test_a_serializer_may_wait_for_the_loop(driver: DriverName) -> None:
 
 @pytest.mark.parametrize("driver", DRIVERS)
 async def test_the_loop_runs_during_a_slow_partitioner(driver: DriverName) -> None:
-    """Also while another record is under way, whose answer comes meanwhile."""
+    """This holds also while another record is in flight, and its answer arrives."""
     with mock_cluster() as cluster:
         async with hooked(2 * ANSWER_MS) as hook:
 
@@ -323,7 +327,7 @@ async def test_the_loop_runs_during_a_slow_token_provider(driver: DriverName) ->
 
 
 async def test_no_handler_of_a_log_runs_on_the_loop() -> None:
-    """librdkafka logs from within the poll that the loop calls."""
+    """librdkafka logs during the poll that the loop calls."""
     threads: set[int] = set()
     with on_each_line(lambda: threads.add(threading.get_ident())), mock_cluster() as cluster:
         settings = cluster.settings("confluent", properties={"debug": "msg"})

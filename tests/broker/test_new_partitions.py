@@ -1,6 +1,6 @@
 """A topic gets partitions while the producer runs, and the metadata are up to five minutes old.
 
-Those of the librdkafka driver are in ``test_confluent_driver.py``.
+The tests of the librdkafka driver are in ``test_confluent_driver.py``.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ async def test_a_record_for_a_partition_that_was_added_is_delivered(
 async def test_records_wait_in_order_until_their_partition_is_added(
     broker: ScriptedBroker,
 ) -> None:
-    """Those for other partitions do not wait for it."""
+    """Records for other partitions do not wait for it."""
     async with open_send_producer(settings_for(broker, unknown_topic_timeout=PATIENCE)) as producer:
         await producer.send(record(0))
         waiting = [producer.enqueue_nowait(record(2, b"%d" % number)) for number in range(3)]
@@ -89,7 +89,7 @@ async def test_a_missing_partition_is_refused_after_a_wait(
             assert caught.value.persistence is Persistence.NOT_PERSISTED
             said = "topic 'orders' has no partition 2; it has 2, numbered from 0"
             assert str(caught.value) == said
-        # The second one was refused by the answers for the first.
+        # The answers for the first record refused the second.
         assert broker.requests.count(METADATA) - asked[-1] <= 2
         assert producer.statistics().in_flight == 0
 
@@ -116,7 +116,7 @@ async def test_partitions_for_answers_while_no_broker_does(broker: ScriptedBroke
 async def test_a_topic_without_waiting_records_is_not_requested(
     broker: ScriptedBroker,
 ) -> None:
-    """3.0.12 asks ten times a second for a topic that is unknown, for ever."""
+    """kafka-python 3.0.12 requests an unknown topic ten times a second without end."""
     async with open_send_producer(settings_for(broker)) as producer:
         await producer.send(record(0))
         broker.unknown = {"missing"}

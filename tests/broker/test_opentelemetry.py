@@ -1,4 +1,4 @@
-"""Spans and metrics, as OpenTelemetry's SDK takes them up."""
+"""Spans and metrics, as OpenTelemetry's SDK records them."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ from tests.support.waiting import until
 
 
 class Telemetry:
-    """The real SDK, which keeps all of it in memory."""
+    """The real SDK, which keeps all spans and metrics in memory."""
 
     def __init__(self, **options: Any) -> None:
         self.exporter = InMemorySpanExporter()
@@ -91,7 +91,7 @@ class Telemetry:
 
     @property
     def spans(self) -> list[ReadableSpan]:
-        """Those of records and of calls, in the order in which they ended."""
+        """The spans of records and of calls, in the order in which they ended."""
         return [
             span
             for span in self.exporter.get_finished_spans()
@@ -114,7 +114,7 @@ class Telemetry:
         ]
 
     def sums(self, name: str) -> int:
-        """What a counter counts in all."""
+        """The total of a counter."""
         return sum(value for _, value in self.points(name))
 
 
@@ -145,7 +145,7 @@ def trace_id(span: Any) -> int:
 
 
 def carried(headers: Sequence[tuple[str, bytes]]) -> trace.SpanContext:
-    """The context that a consumer reads out of headers."""
+    """The context that a consumer extracts from headers."""
     carrier = {name: content.decode() for name, content in headers}
     extracted = propagate.extract(carrier, context.Context())
     return trace.get_current_span(extracted).get_span_context()
@@ -449,7 +449,7 @@ async def test_tasks_do_not_share_spans(
                     parents[value] = span_id(caller)
                     if turn == 1:
                         delivery = await producer.enqueue(record(value))
-                        # The outcome comes under another span.
+                        # The outcome arrives while another span is current.
                         with telemetry.tracer.start_as_current_span("another"):
                             await delivery.wait()
                     else:
@@ -715,7 +715,7 @@ async def test_serialized_keys(
     settings: ProducerSettings, fake: FakeDriver, telemetry: Telemetry
 ) -> None:
     settings = settings.with_key_serializer(lambda key: str(key).encode())
-    fake.judge = refuse  # it can tell no sizes
+    fake.judge = refuse  # it does not know the sizes
     async with open_send_producer(
         settings, driver=fake, observers=[telemetry.observer(message_keys=True)]
     ) as producer:
@@ -927,7 +927,7 @@ def test_without_spans_and_metrics_it_raises(telemetry: Telemetry) -> None:
 
 
 class Counting(Sampler):
-    """Drops all spans, and keeps the attributes that it is asked with."""
+    """Drops all spans, and keeps the attributes that it gets."""
 
     def __init__(self) -> None:
         self.asked: list[Any] = []
@@ -966,7 +966,7 @@ async def test_spans_that_are_not_recorded_get_no_attributes(
     assert caplog.records == []
     assert observer._batches == {}
     sent, again, call_of_both, created, created_again = counting.asked
-    # The sampler gets them, and they are made once for all records that are alike.
+    # The sampler gets them. They are created once for all equal records.
     assert sent is again
     assert created is created_again
     assert sent["messaging.operation.name"] == "send"
@@ -1014,7 +1014,7 @@ async def test_a_processor_that_raises_keeps_no_span_from_ending(
         def on_end(self, span: ReadableSpan) -> None:
             raise ValueError("of the processor")
 
-    # It comes after the one that exports.
+    # It runs after the exporting processor.
     telemetry.tracers.add_span_processor(Faulty())
     observer = telemetry.observer()
     async with open_send_producer(settings, driver=fake, observers=[observer]) as producer:

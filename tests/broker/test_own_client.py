@@ -1,4 +1,4 @@
-"""A client that its owner made, and a factory that makes it."""
+"""An external client, which its owner made, and a factory that makes one."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ from tests.support.waiting import blocking_until, until
 Partitioner: Any = importlib.import_module("kafka.partitioner.abc").Partitioner
 Serializer: Any = importlib.import_module("kafka.serializer").Serializer
 
-#: What a broker answers for a record that it refuses.
+#: The broker's error for a refused record.
 INVALID_RECORD = 87
 
 
@@ -61,7 +61,7 @@ def with_client(client: Any, **changes: Any) -> ProducerSettings:
 
 
 def figures(producer: SendProducer) -> Statistics:
-    """Those of the records; who comes late may still wake the loop."""
+    """The callbacks of the records. A late one may still wake up the loop."""
     return dataclasses.replace(producer.statistics(), wake_ups=0)
 
 
@@ -98,7 +98,7 @@ async def test_a_shared_client(client: Any) -> None:
         assert caught.value.persistence is Persistence.NOT_PERSISTED
         left = producer.enqueue_nowait(ProducerRecord("t", b"left", partition=0))
     assert (await left.wait()).offset == 2
-    # It is its owner's, and works on.
+    # The client belongs to its owner, and still works.
     future = client.send("t", b"theirs", partition=0)
     assert (await anyio.to_thread.run_sync(future.get, 10)).offset == 3
 
@@ -282,7 +282,7 @@ async def test_the_client_gets_no_record_after_the_end_of_the_block(
     fake.gate.open()
     await until(lambda: not _threads())
     await quiet()
-    # The one that was under way is all that it was given, and what it says of that touches nothing.
+    # The client got only the record in flight, and its report of that has no effect.
     assert [sent[1] for sent, _ in fake.sent] == [b"0"]
     assert figures(producer) == before
     for delivery in deliveries:
@@ -335,7 +335,7 @@ def test_records_that_are_held_at_the_end_are_not_persisted() -> None:
 
 
 class Auditing(BareProducer):  # type: ignore[misc]
-    """A client that fails when it has sent the record."""
+    """A client that fails after it has sent the record."""
 
     error: Exception
 
@@ -407,7 +407,7 @@ async def test_the_owner_closes_the_client_during_the_block(broker: EmbeddedBrok
         broker.pause()
         under_way = producer.enqueue_nowait(record())
         await until(lambda: producer.statistics().hand_overs == 2)
-        await producer.partitions_for("t")  # the thread is through with it
+        await producer.partitions_for("t")  # the thread has finished with it
         made.flush = nothing
         made.close(0)
         with pytest.raises(DeliveryError, match=r"not acknowledged: .*closed") as caught:
@@ -457,11 +457,11 @@ async def test_two_producers_share_a_client_with_its_own_settings(
                 await one.send(ProducerRecord("t", "text")),
                 await other.send(ProducerRecord("t", b"bytes")),
             ]
-        # The one that has left took nothing along.
+        # The producer that left did not close the client.
         found.append(await one.send(ProducerRecord("t", "text", b"key")))
     assert [metadata.partition for metadata in found] == [3, 3, 3]
     assert [metadata.offset for metadata in found] == ([0, 1, 2] if acks else [None] * 3)
-    # What the settings' serializer gives goes through the client's own.
+    # The output of the settings' serializer is passed to the client's own.
     assert [metadata.serialized_value_size for metadata in found] == [5, 6, 5]
 
 
@@ -487,7 +487,7 @@ def test_a_producer_on_an_external_client_has_no_transactions() -> None:
 
 
 class Counting(BareProducer):  # type: ignore[misc]
-    """A client with something of its own."""
+    """A client with an attribute of its own."""
 
     sends = 0
 
@@ -563,7 +563,7 @@ async def test_a_wrong_factory_fails_the_start(
 async def test_a_start_ends_in_time_while_its_client_is_still_at_work(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is not the thread of the producer that is left behind, so the end takes no time."""
+    """The abandoned thread is not the producer's thread, so the end is immediate."""
     monkeypatch.setattr("anyio_sendproducer._bridge.GRACE_SECONDS", PATIENCE)
     gate = threading.Event()
 

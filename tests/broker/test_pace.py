@@ -1,5 +1,5 @@
-"""Answers that make no sense, or have no end: a client pauses before it asks again, and a login in
-which the broker's part is wrong is told at once."""
+"""Malformed or endless answers: a client pauses before its next request, and an error of the broker
+in a login is reported at once."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def start(
 async def start_error(
     broker: ScriptedBroker, driver: DriverName, properties: dict[str, Any], seconds: float = LONG
 ) -> str:
-    """What a start says that fails."""
+    """Return the error of a failed start."""
     with pytest.raises(ProducerStartError) as caught:
         await start(broker, driver, properties, seconds)
     return str(caught.value)
@@ -75,7 +75,7 @@ async def start_error(
 async def test_malformed_metadata_are_not_requested_again_at_once(
     body: bytes, driver: DriverName
 ) -> None:
-    """librdkafka alone would ask a thousand times in a second."""
+    """By itself librdkafka would send a thousand requests per second."""
     answers: dict[int, Answer] = {METADATA: lambda correlation: framed(correlation, body)}
     with scripted_broker(answers=answers) as broker:
         await start_error(broker, driver, {}, seconds=1)
@@ -102,7 +102,8 @@ async def test_an_endless_connection_setup_is_abandoned(
     driver: DriverName,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """kafka-python alone would go on for as long as a connection may take, without a pause."""
+    """By itself kafka-python would go on without a pause for the whole time limit of a
+    connection."""
     hourglass = Hourglass(monkeypatch)
     with scripted_broker(mechanisms=mechanisms, answers={request_: answer}) as broker:
         hourglass.run_out_when(
@@ -162,7 +163,7 @@ async def test_a_scram_login_with_kafkas_iterations_succeeds(
 
 
 async def test_librdkafka_accepts_any_number_of_scram_iterations() -> None:
-    """If this fails, a newer librdkafka refuses it, and the documents can say so."""
+    """If this fails, a newer librdkafka refuses it. Then change the documents."""
     users = {"me": "s3cret"}
     with scripted_broker(mechanisms=("SCRAM-SHA-256",), users=users, iterations=1) as broker:
         await start(broker, "confluent", login("SCRAM-SHA-256"))

@@ -1,4 +1,5 @@
-"""The partitioner of the settings, with each driver: which partitions it gets, and what follows."""
+"""The partitioner of the settings with each driver: the partitions that it gets, and its
+results."""
 
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ def last(_topic: str, _key: bytes | None, partitions: Sequence[int]) -> int:
 
 
 def by_value(values: Sequence[Any]) -> Callable[..., Any]:
-    """A partitioner whose results are these, by the key of the record."""
+    """Make a partitioner that returns these results by the key of the record."""
 
     def choose(_topic: str, key: bytes, _partitions: Sequence[int]) -> Any:
         return values[int(key)]
@@ -92,12 +93,12 @@ def partition_of(outcome: Outcome) -> int:
 
 
 def values_in(broker: ScriptedBroker, partition: int, topic: str = "orders") -> list[bytes]:
-    """The values of the records that a partition was sent."""
+    """The values of the records that were sent to a partition."""
     return [value for values in broker.records[topic, partition] for value in values]
 
 
 async def outcome_of(producer: SendProducer, topic: str) -> RecordMetadata | None:
-    """Where a record was written; None if it was refused."""
+    """Send a record. Returns: its metadata; None if it was refused."""
     try:
         return await producer.send(topic, b"v")
     except RecordRejected:
@@ -195,7 +196,7 @@ async def test_a_missing_topic_is_refused_and_delays_no_other(
         for delivery in waiting:
             with pytest.raises(RecordRejected, match=r"'nowhere' .* within 0.2 s \(unknown_topic"):
                 await delivery.wait()
-        # Once it is there, it is used. With librdkafka, an answer counts for a second.
+        # After its creation it is used. With librdkafka, an answer is valid for a second.
         broker.unknown = set()
         with anyio.fail_after(PATIENCE):
             while (sent := await outcome_of(producer, "nowhere")) is None:
@@ -206,7 +207,7 @@ async def test_a_missing_topic_is_refused_and_delays_no_other(
 async def test_records_wait_in_order_until_their_topic_exists(
     broker: ScriptedBroker, driver: DriverName
 ) -> None:
-    """Also those that name their partition."""
+    """Records with a partition wait too."""
     broker.unknown = {"late"}
     settings = settings_for(broker, unknown_topic_timeout=PATIENCE)
     async with open_send_producer(settings, driver=driver) as producer:
@@ -247,7 +248,7 @@ def test_no_record_overtakes_one_whose_partition_appears_during_a_batch(
         return partitions[-1]
 
     def is_known() -> bool:
-        driver.partitions_for("orders")  # the request that is on its way may bring the old number
+        driver.partitions_for("orders")  # the answer to the current request may have the old number
         return known.is_set()
 
     with opened("kafka-python", broker, partitioner=choose) as (driver, recorder):
@@ -329,7 +330,7 @@ def test_librdkafka_keeps_the_partitions_for_as_long_as_its_own_metadata(
 def test_a_topic_created_again_with_fewer_partitions_is_requested_again(
     broker: ScriptedBroker,
 ) -> None:
-    """librdkafka knows, and refuses the partition when it gets the record."""
+    """librdkafka knows the new number, and refuses the partition when it gets the record."""
     with opened("confluent", broker, unknown_topic_timeout=0.05) as (driver, recorder):
         send_all(driver, recorder, [ProducerRecord("orders", b"v")])
         assert isinstance(driver, ConfluentDriver)

@@ -25,7 +25,7 @@ PAGES: Final = [PAGE, ROOT / "CONTRIBUTING.md"]
 
 
 class Step(NamedTuple):
-    """A function, and the module or the package that it is in."""
+    """A function and its module or package."""
 
     function: str
     place: str
@@ -38,7 +38,7 @@ class Step(NamedTuple):
 
 
 def steps(page: Path) -> list[Step]:
-    """What a page names, by number."""
+    """The functions that a page names, by number."""
     found = re.findall(
         r"^ *(\d)\. (?:\*\*[\w ]+\*\*: )?`([\w.]+)` in `([\w.]+)`",
         page.read_text(encoding="utf-8"),
@@ -50,7 +50,8 @@ def steps(page: Path) -> list[Step]:
 
 @contextmanager
 def calls_in_the_package() -> Generator[list[tuple[str, str]]]:
-    """The module and name of each function that this thread calls, or a thread that it starts."""
+    """Record the module and name of each function that this thread calls, or a thread that it
+    starts."""
     calls: list[tuple[str, str]] = []
 
     def note(frame: FrameType, event: str, _: object) -> None:
@@ -76,7 +77,7 @@ def test_the_pages_name_the_same_functions(page: Path) -> None:
 async def test_a_record_passes_through_the_documented_functions(
     driver: DriverName, is_first: bool
 ) -> None:
-    """The first record, and one after it."""
+    """Checks the first record and a later one."""
     with mock_cluster() as cluster, calls_in_the_package() as calls:
         async with open_send_producer(cluster.settings(driver), driver=driver) as producer:
             if not is_first:

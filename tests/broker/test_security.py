@@ -1,7 +1,7 @@
-"""What brokers, records, settings and the network can do to a producer; SECURITY.md names these.
+"""Attacks on a producer by brokers, records, settings and the network, as SECURITY.md lists them.
 
-The brokers are scripted ones, which lie as they are told to. Apache Kafka itself is asked in
-``tests/kafka/test_security.py``.
+The brokers are scripted, and give false answers. ``tests/kafka/test_security.py`` uses Apache
+Kafka.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ from tests.support.waiting import blocking_until, until
 
 SECRET = "hunter2-s3cr3t"
 MECHANISMS = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
-#: Seconds within which what is final has to be told, on a machine that has more to do; the start
-#: may take many times that.
+#: Seconds within which a final error has to be raised on a busy machine. The start may take many
+#: times that.
 PROMPTLY = 15.0
 
 
@@ -104,7 +104,7 @@ async def send_one(
         "close_timeout": 5,
         "cancel_timeout": 1,
     }
-    # The client pauses for that long before it asks for the metadata of a topic, too.
+    # The client also pauses for that long before it requests the metadata of a topic.
     hasty = {"retry.backoff.ms": 10, **(properties or {})}
     made = ProducerSettings(bootstrap_servers=broker.address, properties=hasty)
     async with open_send_producer(made.evolve(**{**bounds, **changes})) as producer:
@@ -112,7 +112,7 @@ async def send_one(
 
 
 async def start_error(broker: ScriptedBroker, properties: dict[str, Any], **changes: Any) -> str:
-    """What a start that is refused says; it does so promptly."""
+    """Return the error of a refused start, which is raised promptly."""
     began = time.monotonic()
     with pytest.raises(ProducerStartError) as caught:
         await send_one(broker, properties, **changes)
@@ -141,7 +141,7 @@ def server_side(authority: Authority, *hosts: str, **options: Any) -> ssl.SSLCon
 
 
 def revoked(authority: Authority, certificate: Certificate) -> bytes:
-    """The authority's list of those that it no longer stands for: this one."""
+    """Make the authority's certificate revocation list with this certificate."""
     issuer = x509.load_pem_x509_certificate(authority.file.read_bytes())
     culprit = x509.load_pem_x509_certificate(certificate.chain.read_bytes())
     key: Any = serialization.load_pem_private_key(authority._ca.private_key_pem.bytes(), None)
@@ -163,7 +163,7 @@ def tls(authority: Authority, **properties: Any) -> dict[str, Any]:
 
 
 class Kept(logging.Handler):
-    """Keeps what is logged, as a file would have it."""
+    """Keeps the log as a file would have it."""
 
     def __init__(self) -> None:
         super().__init__(logging.DEBUG)
@@ -206,7 +206,7 @@ async def test_a_token_logs_in() -> None:
 
 
 async def test_a_client_logs_in_again_on_an_open_connection(driver: DriverName) -> None:
-    """KIP-368; kafka-python takes a session of less than a second for one of a second."""
+    """KIP-368. kafka-python treats a session of less than a second as one of a second."""
     with scripted_broker(mechanisms=("PLAIN",), users={"me": SECRET}, session_ms=1000) as broker:
         made = ProducerSettings(bootstrap_servers=broker.address, properties=login("PLAIN"))
         async with open_send_producer(made, driver=driver) as producer:
@@ -341,7 +341,7 @@ async def test_a_client_without_a_required_certificate_gets_an_error_that_says_s
 
 
 async def test_plaintext_to_a_tls_listener_is_reported(authority: Authority) -> None:
-    # What OpenSSL sends to those who do not speak TLS.
+    # OpenSSL's answer to a client that does not speak TLS.
     answer: Answer = lambda _: b"\x15\x03\x03\x00\x02\x02\x46"  # noqa: E731
     with scripted_broker(answers={18: answer}) as broker:
         said = await start_error(broker, {})
@@ -352,7 +352,7 @@ async def test_plaintext_to_a_tls_listener_is_reported(authority: Authority) -> 
 async def test_a_revoked_certificate_is_reported_at_once(
     name: str, authority: Authority, tmp_path: Path
 ) -> None:
-    """kafka-python itself fails over any such file."""
+    """kafka-python itself fails for any such file."""
     mine, others = authority.issue(), authority.issue()
     with scripted_broker(served(mine)) as broker:
         lists: list[Path] = []
@@ -371,7 +371,7 @@ async def test_a_custom_ssl_context_is_used(authority: Authority) -> None:
 
 
 async def test_security_settings_need_a_matching_protocol(authority: Authority) -> None:
-    """Whoever gives TLS or a password, and a protocol without them, is not connected at all."""
+    """With settings for TLS or a login and a protocol without them, there is no connection."""
     with scripted_broker() as broker:
         for properties in (
             {"ssl.ca.location": authority.file},
@@ -397,7 +397,7 @@ async def test_bad_files_are_reported_before_any_connection(tmp_path: Path) -> N
 
 def all_of(error: BaseException | None) -> Iterator[str]:
     told: list[BaseException] = []
-    # What kafka-python raises once more, when it has much to do, may have itself for a context.
+    # An error that a busy kafka-python raises again may have itself as its context.
     while error is not None and error not in told:
         told.append(error)
         yield from (str(error), repr(error), *traceback.format_exception_only(error))
@@ -411,7 +411,7 @@ passwords = st.text(
 
 @pytest.mark.parametrize("mechanism", [*MECHANISMS, "OAUTHBEARER"])
 def test_no_login_leaves_a_secret_behind(mechanism: str, everything_logged: Kept) -> None:
-    # The client formats what it sends in several ways.
+    # The client formats its requests in several ways.
     with scripted_broker(mechanisms=(mechanism,)) as broker:
 
         @given(passwords)
@@ -441,7 +441,7 @@ def test_no_login_leaves_a_secret_behind(mechanism: str, everything_logged: Kept
                 for text in texts:
                     assert shape not in text
             assert SECRET not in "".join(texts)
-            # Salt and proof are enough to look for the password elsewhere.
+            # Salt and proof are enough to search for the password offline.
             assert "i=4096" not in "".join(texts)
 
         check()
@@ -453,7 +453,7 @@ async def test_the_log_has_no_value_and_no_key_of_a_record(
     record = ProducerRecord("orders", f"v-{SECRET}".encode(), f"k-{SECRET}".encode())
     with scripted_broker() as broker:
         await send_one(broker, record=record)
-        # Past the short cut, through the client's own send().
+        # Without the direct append, through the client's own send().
         monkeypatch.setattr(_patches, "_APPEND", ("as", "it", "never", "was"))
         await send_one(broker, record=record)
     assert len(everything_logged.lines) > 50
@@ -461,7 +461,7 @@ async def test_the_log_has_no_value_and_no_key_of_a_record(
 
 
 def test_kafka_python_would_log_a_password(caplog: pytest.LogCaptureFixture) -> None:
-    """Where this fails, what the driver does about it can go."""
+    """If this fails, the driver's workaround can be removed."""
     sasl: Any = importlib.import_module("kafka.protocol.sasl")
     request = sasl.SaslAuthenticateRequest(auth_bytes=SECRET.encode())
     assert SECRET in str(request)
@@ -493,7 +493,7 @@ def test_secrets_are_redacted_in_every_form_of_a_log_call() -> None:
 
 
 def test_pickled_and_copied_settings_keep_their_secrets() -> None:
-    """As they have to: the copy is as good as the first. SECURITY.md says to beware."""
+    """They have to, because the copy must work like the original. SECURITY.md warns of this."""
     made = ProducerSettings(bootstrap_servers="a:1", properties=login("PLAIN"))
     assert SECRET.encode() in pickle.dumps(made)
     for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
@@ -504,7 +504,7 @@ def test_pickled_and_copied_settings_keep_their_secrets() -> None:
 async def test_the_environment_changes_nothing(
     monkeypatch: pytest.MonkeyPatch, authority: Authority
 ) -> None:
-    """But for where OpenSSL looks for the authorities that the system trusts."""
+    """The exception is the place of the certificate authorities that the system trusts."""
     for name in ("KAFKA_PASSWORD", "SASL_PASSWORD", "HTTPS_PROXY", "ALL_PROXY", "SSLKEYLOGFILE"):
         monkeypatch.setenv(name, f"/nowhere/{SECRET}")
     with scripted_broker(server_side(authority)) as broker:
@@ -528,7 +528,7 @@ LIES: dict[str, Answer] = {
 }
 
 
-# With some nonsense kafka-python 3.0.12 leaves a socket to the garbage collector.
+# After some malformed answers kafka-python 3.0.12 leaves a socket to the garbage collector.
 @on_trio_and_nightly_on_asyncio
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("lie", LIES)
@@ -547,7 +547,7 @@ async def test_nonsense_in_place_of_metadata_ends_within_the_start_timeout(
 
 
 def _since(condition: Callable[[], object], seconds: float) -> Callable[[], bool]:
-    """Whether it has been so for that long; it stays so."""
+    """Make a function that tells whether the condition first held more than `seconds` ago."""
     since: list[float] = []
 
     def is_so() -> bool:
@@ -628,8 +628,8 @@ async def test_an_endless_stream_of_bytes_does_not_fill_memory(hourglass: Hourgl
 
 
 def test_an_answer_takes_at_most_35_times_its_size_in_memory() -> None:
-    """As SECURITY.md has it. The worst are many brokers, topics or partitions with next to nothing
-    in each."""
+    """As SECURITY.md states. The worst cases are many brokers, topics or partitions that are almost
+    empty."""
     metadata: Any = importlib.import_module("kafka.protocol.metadata")
     cluster: Any = importlib.import_module("kafka.cluster").ClusterMetadata
     numbers = range(3_000)
@@ -659,7 +659,7 @@ async def test_a_long_answer_is_refused_by_its_length_alone(hourglass: Hourglass
         return struct.pack(">i", 5 * 1024 * 1024)
 
     with scripted_broker(answers={METADATA: announce}) as broker:
-        # It hung up, and did not wait for the rest.
+        # The client closed the connection, and did not wait for the rest.
         hourglass.run_out_when(lambda: len(asked) > 1)
         with pytest.raises(ProducerStartError, match="Invalid frame length: 5242880"):
             await send_one(broker)
@@ -681,7 +681,8 @@ async def test_an_attempt_cancelled_at_the_timeout_does_not_replace_the_reason(
 
 
 def test_an_alert_is_read_although_sending_failed() -> None:
-    """A broker that hung up said why, and the end of the connection is noticed while we send."""
+    """A broker closed the connection and gave the reason. The client notices the end while it
+    sends."""
     failure = OSError("broken pipe")
     alert = ssl.SSLError(1, "[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] tlsv13 alert")
     alert.reason = "TLSV13_ALERT_CERTIFICATE_REQUIRED"
@@ -705,7 +706,7 @@ def test_an_alert_is_read_although_sending_failed() -> None:
 async def test_an_acknowledgement_that_comes_with_the_end_of_the_connection_counts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """kafka-python itself throws away what came with it."""
+    """kafka-python itself discards the answer that arrived with it."""
     body = struct.pack(">ih6si", 1, 6, b"orders", 1) + struct.pack(">ihqqqi", 0, 0, 7, -1, 0, 0)
     with scripted_broker() as broker:
         broker.answers[PRODUCE] = lambda correlation: [framed(correlation, body), None]
@@ -723,7 +724,7 @@ async def test_an_acknowledgement_that_comes_with_the_end_of_the_connection_coun
 async def test_an_endless_handshake_is_abandoned(
     monkeypatch: pytest.MonkeyPatch, hourglass: Hourglass
 ) -> None:
-    """kafka-python itself would wait for ever."""
+    """kafka-python itself would wait without end."""
     manager: Any = importlib.import_module("kafka.net.manager")
     defaults = manager.KafkaConnectionManager.DEFAULT_CONFIG
     monkeypatch.setitem(defaults, "socket_connection_setup_timeout_ms", 200)  # 10 s otherwise
@@ -737,7 +738,8 @@ async def test_an_endless_handshake_is_abandoned(
 async def test_a_broker_at_an_advertised_address_needs_a_valid_certificate(
     authority: Authority, tmp_path: Path, clock: ManualClock
 ) -> None:
-    """Any address that a broker names is connected to; with TLS, no record goes to a stranger."""
+    """The client connects to any advertised address. With TLS, no record goes to an untrusted
+    server."""
     stranger = server_side(Authority(tmp_path / "stranger"))
     with scripted_broker(server_side(authority)) as broker, scripted_broker(stranger) as other:
         broker.brokers = [(1, other.host, other.port)]
@@ -768,7 +770,7 @@ async def test_the_text_of_a_broker_stays_on_one_line(everything_logged: Kept) -
 
 # --- hostile records -----------------------------------------------------------------------------
 
-#: What nobody should name a topic, or would with bad intent.
+#: Invalid or malicious names of topics.
 NO_TOPICS = ["", ".", "..", "a b", "a\nb", "a/b", "../a", "a\0", "ä", "a" * 250, "${x}", "a,b"]
 
 
@@ -824,7 +826,7 @@ async def test_a_record_that_is_too_large_is_refused_alone() -> None:
 
 
 def test_the_driver_reads_like_its_transport(authority: Authority) -> None:
-    """The names of kafka-python's that the driver reads or puts a function of its own in."""
+    """The names in kafka-python that the driver reads or replaces."""
     transport: Any = importlib.import_module("kafka.net.transport")
     manager: Any = importlib.import_module("kafka.net.manager")
     for kind in (transport.KafkaTCPTransport, transport.KafkaSSLTransport):

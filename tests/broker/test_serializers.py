@@ -1,4 +1,4 @@
-"""All serializers on the way to a broker."""
+"""All serializers with a broker."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.history import Logged, read_topic
 
 
 def _marked(data: Any, context: Any) -> bytes:
-    """What a registry's serializer does, without a registry."""
+    """A serializer like that of a registry, without a registry."""
     assert threading.current_thread().name.startswith("anyio-sendproducer")
     context.headers.append(("schema", context.field.encode()))
     return f"{context.topic}:{data}".encode()

@@ -39,7 +39,7 @@ def test_separate_tasks_start_and_stop_the_producer(service: ProducerService) ->
 def test_a_loop_that_ends_leaves_nothing_behind(
     service: ProducerService, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A socket that is left would be a ResourceWarning, which fails the test."""
+    """An unclosed socket would cause a ResourceWarning, which fails the test."""
 
     async def main() -> None:
         producer = await service.start()

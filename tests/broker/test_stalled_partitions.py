@@ -1,6 +1,6 @@
 """Partitions that lose their leader, or disappear, while kafka-python has records for them.
 
-`tests/unit/test_stalled.py` has the details, with a time of its own.
+`tests/unit/test_stalled.py` has the details, with a clock of its own.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ async def failure_of(producer: SendProducer, what: ProducerRecord[bytes, bytes])
 async def test_records_past_their_deadline_leave_room_for_healthy_partitions(
     broker: ScriptedBroker,
 ) -> None:
-    """They are all that there is room for, again and again, and the client is not given up."""
+    """The late records repeatedly take up all the room, and the client is not given up."""
     settings = settings_for(broker, delivery_timeout=1.0, max_in_flight=6)
     async with open_send_producer(settings) as producer:
         await producer.send(record(1))
@@ -100,7 +100,8 @@ async def test_records_past_their_deadline_leave_room_for_healthy_partitions(
 async def test_unanswered_records_are_sent_again_after_their_deadline(
     broker: ScriptedBroker,
 ) -> None:
-    """As the same batch: it may be written, and there must be no gap between sequence numbers."""
+    """They are sent as the same batch, because it may be written, and sequence numbers must have no
+    gap."""
     settings = settings_for(broker, delivery_timeout=1.0, max_in_flight=2)
     async with open_send_producer(settings) as producer:
         await producer.send(record(1, b"first"))
@@ -124,7 +125,7 @@ async def test_unanswered_records_are_sent_again_after_their_deadline(
 async def test_a_record_for_a_deleted_topic_or_partition_is_rejected(
     broker: ScriptedBroker, gone: str
 ) -> None:
-    """After unknown_topic_timeout; until then it may come back."""
+    """It is rejected after unknown_topic_timeout. Until then the topic may come back."""
     async with open_send_producer(settings_for(broker)) as producer:
         await producer.send(record(0))
         await producer.send(record(1))

@@ -1,4 +1,4 @@
-"""The stress of tests/broker/stress.py for a minute, and how it takes stalls from waits."""
+"""Runs tests/broker/stress.py for a minute, and checks how it subtracts stalls from waits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a process sees of the drivers that treats warnings as errors, or stops the clocks."""
+"""The drivers in a process that treats warnings as errors, or stops the clocks."""
 
 from __future__ import annotations
 

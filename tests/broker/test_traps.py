@@ -1,8 +1,8 @@
-"""kafka-python's traps: the bare client in each of them, and ours out of it.
+"""kafka-python's traps: the bare client falls into each of them, and ours avoids it.
 
-A test of the bare client that fails tells that a newer kafka-python mended something, and that a
-way around it may go. ``docs/explanation/traps-of-kafka-python.md`` lists all traps with the tests
-that show them, of which some stand elsewhere; the last test here keeps the list true.
+If a test of the bare client fails, a newer kafka-python has fixed a fault, and a workaround may be
+removed. ``docs/explanation/traps-of-kafka-python.md`` lists all traps with the tests that show
+them, some of which are in other modules. The last test here checks the list.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from tests.support.ports import lasting_port
 from tests.support.recorder import PATIENCE, open_sockets
 from tests.support.waiting import blocking_until, until
 
-# kafka-python has no types: whatever is taken from it here is Any.
+# kafka-python has no types, so every name imported from it is Any.
 kafka: Any = importlib.import_module("kafka")
 kafka_compat: Any = importlib.import_module("kafka.net.compat")
 kafka_errors: Any = importlib.import_module("kafka.errors")
@@ -62,7 +62,7 @@ kafka_producer_module: Any = importlib.import_module("kafka.producer.kafka")
 kafka_record_util: Any = importlib.import_module("kafka.record.util")
 produce_future: Any = importlib.import_module("kafka.producer.future").FutureProduceResult
 
-#: Numbers of Kafka's requests.
+#: API keys of Kafka's requests.
 INIT_PRODUCER_ID = 22
 
 #: Error codes of Kafka's protocol.
@@ -71,14 +71,15 @@ REQUEST_TIMED_OUT = 7
 NOT_COORDINATOR = 16
 TOPIC_AUTHORIZATION_FAILED = 29
 
-#: Seconds that steps take beside the time-outs that bound them, on a machine that has more to do;
-#: far less than what they must not wait for.
+#: Seconds that steps may take on a busy machine beyond the time-outs that bound them. It is far
+#: less than the times for which they must not wait.
 SLACK = 15.0
 
 
 @pytest.fixture(scope="module")
 def two_brokers() -> Iterator[MockCluster]:
-    # For the whole module, with topics for all: the mock now and then takes a second for a command.
+    # For the whole module, with shared topics, because the mock sometimes takes a second for a
+    # command.
     with mock_cluster(2) as mock:
         mock.create_topic("first", [1])
         mock.create_topic("second", [2])
@@ -111,7 +112,7 @@ def lone_broker(one_broker: MockCluster) -> Iterator[MockCluster]:
 
 @pytest.fixture
 def refusing() -> Iterator[str]:
-    """An address where connections are refused, and which nobody else gets."""
+    """A reserved address that refuses connections."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield f"127.0.0.1:{bound.getsockname()[1]}"
@@ -127,7 +128,7 @@ def settings_for(servers: str | MockCluster, **changes: Any) -> ProducerSettings
 
 
 async def delivers_again(producer: SendProducer, *topics: str) -> None:
-    """Send until each of these topics takes a record."""
+    """Send until each of these topics accepts a record."""
     with anyio.fail_after(PATIENCE):
         for topic in topics:
             outcome = await outcome_of(producer, topic)
@@ -174,7 +175,7 @@ def test_bare_the_constructor_blocks_and_max_block_ms_does_not_bound_it() -> Non
                 kafka_client=keep,
             )
         assert time.monotonic() - began > 0.25
-        # Nobody else would: whoever called the constructor has nothing to close.
+        # The caller of a failed constructor has no client to close.
         [client] = clients
         client.close()
 
@@ -186,7 +187,7 @@ def test_bare_one_unknown_topic_delays_the_others(lone_broker: MockCluster) -> N
         began = time.monotonic()
         with pytest.raises(kafka_errors.KafkaTimeoutError):
             producer.send("unknown", b"value")
-        # The thread that sends comes to this one only now.
+        # The sending thread reaches this one only now.
         assert time.monotonic() - began > 0.35
         producer.send("first", b"value").get(PATIENCE)
 
@@ -208,7 +209,7 @@ def test_bare_the_timeout_of_flush_is_for_each_batch(
         for _ in range(5):  # one batch after the other
             producer.send("first", b"value")
         producer.flush(PATIENCE)
-    # What has passed is not taken off.
+    # The elapsed time is not subtracted.
     assert timeouts == [PATIENCE] * 5
 
 
@@ -267,7 +268,7 @@ async def test_memory_is_bounded(cluster: MockCluster) -> None:
 
 
 def learn(producer: Any, topic: str) -> None:
-    """Have a bare client that does not wait know a topic."""
+    """Have a bare client that does not wait learn a topic."""
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
@@ -291,10 +292,10 @@ def test_bare_max_block_ms_0_hides_a_forbidden_topic_and_requests_it_once(
 
         refused()
         blocking_until(lambda: producer._metadata.unauthorized_topics)
-        # Now it knows, and says the same.
+        # Now it knows the topic, and raises the same error.
         assert producer._metadata.unauthorized_topics == {"forbidden"}
         refused()
-        # Nor does it hear that the topic is allowed by now: a send asks of a new topic alone.
+        # It does not notice the permission either: a send requests only new topics.
         lone_broker.set_topic_error("forbidden", 0)
         for _ in range(10):
             refused()
@@ -339,7 +340,8 @@ def test_bare_a_base_exception_in_a_callback_wedges_the_partition(lone_broker: M
         first = producer.send("first", b"1").add_callback(leave)
         behind = producer.send("first", b"2")
         assert settles(first)
-        # Nobody reads from that connection any more; after request_timeout_ms there is another.
+        # The client does not read from that connection any more. After request_timeout_ms there is
+        # another.
         assert settles(producer.send("second", b"value"))
         later = producer.send("first", b"3")
         assert not settles(behind, NEVER)
@@ -368,7 +370,7 @@ async def test_a_base_exception_of_a_user_hook_fails_one_record(
         await producer.send(to("first"))
 
 
-#: The code, the name, and whether it says for sure that nothing was written.
+#: The code, the name, and whether it proves that nothing was written.
 REFUSALS = [
     pytest.param(2, "CorruptRecordError", True, id="CORRUPT_MESSAGE"),
     pytest.param(10, "MessageSizeTooLargeError", True, id="MESSAGE_TOO_LARGE"),
@@ -395,7 +397,7 @@ def test_bare_one_refusal_breaks_the_client_for_every_topic(
         assert settles(culprit)
         assert settles(innocent)
         assert type(culprit.exception).__name__ == name
-        # The very same object, though the other broker will write the record and say so.
+        # It is the same object, although the other broker will write the record and acknowledge it.
         assert innocent.exception is culprit.exception
         for topic in ("first", "second"):
             later = producer.send(topic, b"value")
@@ -430,7 +432,7 @@ async def test_one_refusal_fails_its_record_and_the_producer_goes_on(
         if sure:
             assert isinstance(innocent, RecordMetadata)
         else:
-            # There the client does end, and another takes its place.
+            # Here the client does end, and is replaced.
             assert isinstance(innocent, DeliveryError)
             assert innocent.persistence is Persistence.POSSIBLY_PERSISTED
         for topic in ("first", "second"):
@@ -442,7 +444,7 @@ def test_bare_after_a_batch_expires_during_its_retries_nothing_is_sent(
     lone_broker: MockCluster,
 ) -> None:
     with warmed_up(lone_broker) as producer:
-        # It waits to be repeated for longer than this test takes.
+        # The retry backoff is longer than this test.
         producer._accumulator.config["retry_backoff_ms"] = 600_000
         lone_broker.answer_next(1, REQUEST_TIMED_OUT)
         expired = producer.send("first", b"value")
@@ -504,7 +506,7 @@ async def test_without_a_producer_id_another_client_is_opened(
         delivery = await producer.enqueue(to("first"))
         await until(lambda: producer.statistics().queued == 0)
         if error:
-            # It hangs: first the record is late, and then nothing has come for too long.
+            # It hangs: first the record is late, and then there has been no outcome for too long.
             clock.advance(settings.delivery_timeout)
             await until(lambda: delivery.done)
             clock.advance(_late.PATIENCE)
@@ -515,7 +517,7 @@ async def test_without_a_producer_id_another_client_is_opened(
         assert producer.statistics().generations == 2
 
 
-#: What is wrong with the sequence numbers that brokers know a producer by.
+#: The errors of the sequence numbers by which brokers recognize a producer.
 SEQUENCE_ERRORS = [
     pytest.param(45, id="OUT_OF_ORDER_SEQUENCE_NUMBER"),
     pytest.param(47, id="INVALID_PRODUCER_EPOCH"),
@@ -559,12 +561,13 @@ def leaky() -> Iterator[None]:
 
 @contextlib.asynccontextmanager
 async def with_a_broker_that_lost_its_memory() -> AsyncGenerator[Any, None]:
-    """A bare client that wrote to one, before another process took its place.
+    """A bare client that wrote to a broker before another process replaced the broker.
 
-    The embedded broker, started anew, knows no producer; and unlike Apache Kafka no KIP-360.
+    After a restart the embedded broker knows no producer. Unlike Apache Kafka, it does not support
+    KIP-360.
     """
     async with embedded_broker(port=lasting_port()) as before:
-        # All that follows may block: the loop has nothing else to do.
+        # The rest may block, because the loop has no other task.
         with bare(before.bootstrap_servers) as producer:
             producer.send("known", b"value", partition=0).get(PATIENCE)
             await before.kill()
@@ -591,7 +594,7 @@ async def test_bare_a_broker_that_lost_its_memory_gets_endless_retries(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with with_a_broker_that_lost_its_memory() as producer:
-        # Nothing was acknowledged on that topic, so it takes the producer's number for expired.
+        # No record was acknowledged on that topic, so the client treats its producer id as expired.
         future = producer.send("new", b"value", partition=0)
         blocking_until(lambda: caplog.text.count("resetting sequence and retrying") > 5, PATIENCE)
         assert not future.is_done
@@ -658,7 +661,7 @@ async def test_refused_connections_leave_no_socket(refusing: str) -> None:
         gc.enable()
 
 
-# More than the system's buffers take for a broker that does not.
+# More than the system's buffers hold for a broker that does not read.
 STALLS = {"max_request_size": 30_000_000}
 LARGE = bytes(20_000_000)
 
@@ -686,8 +689,7 @@ async def test_bytes_that_the_broker_does_not_accept_leave_no_socket(proxied: Fa
 
 
 def unsent(client: Any) -> Any:
-    """The connection that has something to send which the broker does not take, as soon as there is
-    one."""
+    """Wait for a connection with bytes that the broker does not accept, and return it."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         for connection in [*client._manager._conns.values()]:
@@ -708,7 +710,7 @@ def test_bare_records_of_a_forked_child_get_no_outcome(cluster: MockCluster) -> 
         child = os.fork()
         if child == 0:  # pragma: no cover  # seen by the parent alone
             code = 1
-            # What the other thread held when this process was made is never let go here.
+            # Locks that the other thread held at the fork are never released here.
             signal.alarm(int(PATIENCE))
             try:
                 code = 11 if settles(producer.send("first", b"value"), NEVER) else 10
@@ -787,19 +789,19 @@ def start(source: str, *arguments: str) -> subprocess.Popen[bytes]:
     """A program in a process of its own."""
     pipe = subprocess.PIPE
     command = [sys.executable, "-c", source, *arguments]
-    # Without a buffer, in which lines would be lost that come with the one that is read by itself.
+    # Without a buffer, because it would keep lines that arrive together with the one read alone.
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, bufsize=0)
 
 
 def rest(process: subprocess.Popen[bytes]) -> tuple[str, str]:
-    """What else it prints until it ends, to each of its streams."""
+    """Wait for its end. Returns: the rest of its output on each stream."""
     said, complaint = process.communicate(timeout=PATIENCE)
     return said.decode(), complaint.decode()
 
 
 @contextlib.contextmanager
 def running(process: subprocess.Popen[bytes]) -> Generator[subprocess.Popen[bytes], None, None]:
-    """A program, once it has printed that its records are sent."""
+    """A program that has printed that its records are sent."""
     with process:
         try:
             assert process.stdout is not None
@@ -813,7 +815,7 @@ def running(process: subprocess.Popen[bytes]) -> Generator[subprocess.Popen[byte
 def on_both_loops(
     source: str, *arguments: str
 ) -> Generator[list[subprocess.Popen[bytes]], None, None]:
-    """A program that is told the loop by its last argument, on each of them."""
+    """A program on each loop. Its last argument names the loop."""
     with contextlib.ExitStack() as stack:
         processes = [start(source, *arguments, loop) for loop in LOOPS]
         yield [stack.enter_context(running(process)) for process in processes]
@@ -828,7 +830,7 @@ def test_bare_at_exit_with_records_pending_it_waits_and_prints_a_traceback(
     script = BARE_SCRIPT.replace("json.loads(options)", "{'api_version': (2, 3)}")
     program = start(script, cluster.bootstrap_servers, "first", "1", options)
     with running(program) as process:
-        # Its clock is this one's.
+        # Both processes have the same clock.
         began, complaint = rest(process)
         assert time.monotonic() - float(began) > 0.9
     assert "Traceback" in complaint
@@ -851,13 +853,13 @@ def test_at_exit_with_records_pending_it_reports_the_lost_records(cluster: MockC
 #: Records stay with the client for that long, in milliseconds.
 LINGER = '{"linger_ms": 500}'
 
-#: And so they do for longer than a test takes.
+#: Records stay with the client for longer than a test takes.
 LINGER_ON = '{"linger_ms": 600000, "delivery_timeout_ms": 1200000}'
 
 
 def written(servers: str, topic: str) -> int:
-    """How many records a topic has; of those that come in one batch the embedded broker counts one,
-    so they are read."""
+    """Count the records of a topic by reading them, because the embedded broker counts a batch as
+    one record."""
     consumer = kafka.KafkaConsumer(bootstrap_servers=servers)
     try:
         at = kafka.TopicPartition(topic, 0)
@@ -900,7 +902,7 @@ def test_each_test_that_the_list_of_traps_names_exists() -> None:
     named = named_tests("docs/explanation/traps-of-kafka-python.md")
     for path, names in named.items():
         assert names - names_of_tests(path) == set()
-    # And none of those that are about nothing else is left out.
+    # The list has every other test of these modules.
     for path in ("tests/broker/test_traps.py", "tests/kafka/test_traps.py"):
         left_out = names_of_tests(path) - named[path]
         assert left_out <= {"test_each_test_that_the_list_of_traps_names_exists"}

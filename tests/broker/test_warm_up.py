@@ -39,7 +39,7 @@ async def test_the_first_record_is_submitted_once(
     registered: list[str] = []
 
     def registering(data: int, context: Any) -> bytes:
-        """As a serializer of confluent-kafka's registers a schema."""
+        """Like a serializer of confluent-kafka that registers a schema."""
         if context.topic not in registered:
             registered.append(context.topic)
         return b"%d" % data
@@ -53,7 +53,7 @@ async def test_the_first_record_is_submitted_once(
         await producer.warm_up([ProducerRecord("orders", 1), "audit"])
         assert registered == ["orders"]
         assert broker.records == {}
-        # Without the metadata, the driver would give it back.
+        # Without the metadata, the driver would give the record back.
         await producer.send("orders", 2)
         assert producer.statistics().hand_overs == 1
         assert registered == ["orders"]

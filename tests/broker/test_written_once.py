@@ -1,9 +1,9 @@
-"""What could make a client write a record twice: a lost answer on one broker, and something else on
-another broker before the client can send the record again.
+"""Events that could make a client write a record twice: a lost answer on one broker, and another
+event on another broker before the client can send the record again.
 
 The record whose answer is lost is in the log. If the client sends it again with the same sequence
 number, the broker recognizes it. If the client has taken new sequence numbers meanwhile, the record
-is there twice. The page on written-once delivery has a line for each test.
+is there twice. The page on written-once delivery has a row for each test.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Judge:
 
 
 class Refusing(Judge):
-    """Gives records with this value an error, so many times."""
+    """Answers records with this value with an error, a number of times."""
 
     def __init__(self, brokers: SequencedBrokers, code: int, times: int = 1) -> None:
         super().__init__(brokers)
@@ -127,7 +127,7 @@ async def go_on(producer: SendProducer) -> None:
 
 
 def assert_once(brokers: SequencedBrokers, *outcomes: Outcome) -> None:
-    """What is acknowledged is there once, and nothing is there twice."""
+    """Check that each acknowledged record is in the log once, and no record is in it twice."""
     ends = [value for value in brokers.values if value not in {b"first", b"last"}]
     assert len(ends) == len(set(ends))
     assert sum(isinstance(one, RecordMetadata) for one in outcomes) <= len(ends)
@@ -161,7 +161,8 @@ async def test_a_record_is_refused(
 
 
 class RejectingFirst(Judge):
-    """Rejects the first of two batches for now, when the client had time to send the second."""
+    """Rejects the first of two batches temporarily, after the client had time to send the
+    second."""
 
     def __init__(self, brokers: SequencedBrokers) -> None:
         super().__init__(brokers)
@@ -206,7 +207,7 @@ async def test_a_batch_is_rejected_for_now(driver: DriverName, brokers: Sequence
 async def test_the_number_of_attempts_is_limited(
     driver: DriverName, brokers: SequencedBrokers
 ) -> None:
-    """librdkafka goes on all the same. kafka-python gives the record up, and then its client."""
+    """librdkafka goes on. kafka-python gives up the record, and then its client is given up."""
     judge = Refusing(brokers, NOT_ENOUGH_REPLICAS, times=3)
     settings = settings_for(brokers, driver, retries=1, retry_backoff_ms=10)
     async with open_send_producer(settings, driver=driver) as producer:
@@ -273,7 +274,7 @@ async def test_a_client_without_idempotence(driver: DriverName, brokers: Sequenc
 
 
 async def test_a_broker_forgets_the_producer(driver: DriverName, brokers: SequencedBrokers) -> None:
-    """As after a day (`producer.id.expiration.ms`) without a record of it."""
+    """As it does after a day (`producer.id.expiration.ms`) without a record of this producer."""
     ended = await lose_and_hear(driver, brokers)
     assert isinstance(ended, RecordMetadata)
     assert brokers.values.count(LOST) == 2
@@ -282,7 +283,7 @@ async def test_a_broker_forgets_the_producer(driver: DriverName, brokers: Sequen
 async def test_a_broker_does_not_know_the_producer_id(
     driver: DriverName, brokers: SequencedBrokers
 ) -> None:
-    """Brokers since Apache Kafka 2.5 do not answer so."""
+    """Brokers since Apache Kafka 2.5 do not give this answer."""
     judge = Refusing(brokers, UNKNOWN_PRODUCER_ID)
     settings = settings_for(brokers, driver)
     async with open_send_producer(settings, driver=driver) as producer:
