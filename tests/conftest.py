@@ -1,4 +1,4 @@
-"""Fixtures of all tests. Every async test runs on each of the loops."""
+"""Fixtures of all tests. Every async test runs on each event loop."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Refuse a test whose id differs from process to process: workers would not agree on it."""
+    """Refuse a test whose id differs between processes, because workers have to agree on it."""
     if re.search(r"\bat 0x[0-9a-f]", item.nodeid):
         raise pytest.UsageError(f"the id of a test has an address in it: {item.nodeid}")
 
 
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
-    """The loops: asyncio, and Trio."""
+    """The event loops: asyncio and Trio."""
     return request.param
 
 
@@ -65,7 +65,8 @@ def driver(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def settings() -> ProducerSettings:
-    """Settings for a fake driver: no such broker exists, and shorter bounds for what hangs."""
+    """Settings for a fake driver: a broker that does not exist, and shorter time-outs for hanging
+    calls."""
     return ProducerSettings(
         bootstrap_servers="broker.invalid:9092", close_timeout=30.0, cancel_timeout=20.0
     )
@@ -85,7 +86,7 @@ def clock() -> ManualClock:
 
 @pytest.fixture
 async def broker() -> AsyncIterator[EmbeddedBroker]:
-    """An embedded broker of the test's own."""
+    """An embedded broker for one test."""
     async with embedded_broker() as running:
         yield running
         await running.kill()  # it would wait for clients that are still connected
@@ -93,21 +94,21 @@ async def broker() -> AsyncIterator[EmbeddedBroker]:
 
 @pytest.fixture
 def proxied() -> Iterator[FaultProxy]:
-    """A fault proxy before an embedded broker of the test's own."""
+    """A fault proxy in front of an embedded broker for one test."""
     with proxied_broker() as proxy:
         yield proxy
 
 
 @pytest.fixture(scope="session")
 def shared_broker() -> Iterator[str]:
-    """The address of one embedded broker for the whole run; tests use topics of their own."""
+    """The address of one embedded broker for the whole run. Tests use topics of their own."""
     with blocking_embedded_broker() as broker:
         yield broker.bootstrap_servers
 
 
 @pytest.fixture(autouse=True)
 def _nothing_left() -> Iterator[None]:
-    """No test leaves a thread of a producer behind."""
+    """Fail a test that leaves a thread of a producer behind."""
     yield
     with contextlib.suppress(TimeoutError):
         blocking_until(lambda: not client_threads())

@@ -56,15 +56,15 @@ from tests.support.scripted_broker import SASL_AUTHENTICATE
 
 __all__ = ["Report", "run", "run_example"]
 
-#: Seconds for each thing that a producer waits for.
+#: The time-out in seconds of each wait of a producer.
 STEP: Final = 0.5
-#: How often an example may wait for so long: at most for the start, four records, topics, the end.
+#: How often an example may wait for this long: for the start, four records, topics, and the end.
 _STEPS: Final = 8
-#: Seconds for what no setting bounds: threads that end, and a machine that has more to do.
+#: Seconds for delays that no setting bounds: the end of threads, and a busy machine.
 SLACK: Final = 15.0
-#: After so many seconds an example is taken for one that never ends.
+#: Seconds after which an example counts as one that never ends.
 _HANGS: Final = 120
-#: Requests of an example that nobody needs, however often something is tried again.
+#: A number of requests that no example needs, even with retries.
 _FLOOD: Final = 400
 #: In bytes.
 MEMORY: Final = 300 * 1000 * 1000
@@ -76,7 +76,7 @@ _KIND: Final = 40
 
 
 class Tokens:
-    """Gives the token that the broker expects."""
+    """Returns the token that the broker expects."""
 
     def token(self) -> str:
         """The token."""
@@ -84,7 +84,7 @@ class Tokens:
 
 
 class Report:
-    """What came of some examples."""
+    """The result of some examples."""
 
     def __init__(self) -> None:
         self.outcomes: Counter[str] = Counter()
@@ -100,7 +100,7 @@ class Report:
 
     @property
     def examples(self) -> int:
-        """How many there were."""
+        """The number of examples."""
         return sum(self.outcomes.values())
 
     def __str__(self) -> str:
@@ -120,7 +120,8 @@ class Report:
 
 
 class Watch(logging.Handler):
-    """Collects what no example may do: log raw control characters, or end a thread by an error."""
+    """Collects violations of examples: raw control characters in the log, and threads that end with
+    an error."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -142,7 +143,7 @@ class Watch(logging.Handler):
                 logger.removeHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Look at a message."""
+        """Check a message."""
         message = record.getMessage()
         if not message.isprintable():
             self.problems.append(f"log of {record.name}: {message[:300]!r}")
@@ -155,13 +156,13 @@ class Watch(logging.Handler):
 async def run_example(
     seed: str, driver: DriverName, report: Report, tell: Callable[[str], object] = bool
 ) -> str:
-    """Run one example, and note what came of it.
+    """Run one example, and note its result.
 
     Args:
-        seed: chooses everything.
+        seed: determines the example.
         driver: the driver.
         report: gets the outcome.
-        tell: called with what is wrong with an answer, before it is sent.
+        tell: called with the description of a spoilt answer before it is sent.
 
     Returns:
         A line about it.
@@ -188,7 +189,7 @@ async def run_example(
     line = f"{seed}: {plan}; {', '.join(broker.notes[:6])}; {took:.1f} s, {requests} requests"
     if took > STEP * _STEPS + SLACK:
         problem = problem or f"took {took:.1f} s"
-    # librdkafka logs in as often as a broker says: see SECURITY.md.
+    # librdkafka logs in as often as a broker demands: see SECURITY.md.
     if requests > _FLOOD and (driver, plan.target) != ("confluent", SASL_AUTHENTICATE):
         problem = problem or f"sent {requests} requests"
     if problem:
@@ -197,7 +198,7 @@ async def run_example(
 
 
 def _raw(outcome: str, error: Exception) -> str:
-    """What is wrong with the texts of an error and its causes, which a traceback prints."""
+    """List the problems in the texts of an error and its causes, which a traceback prints."""
     if not str(error).isprintable():
         return f"raw characters in {outcome}: {str(error)[:300]!r}"
     printed = "".join(traceback.format_exception(error))
@@ -253,7 +254,7 @@ def _login(mechanism: str) -> dict[str, Any]:
 
 
 async def run(seeds: Iterator[str], driver: DriverName, report: Report) -> None:
-    """Run examples, some at a time."""
+    """Run several examples at a time."""
 
     async def work() -> None:
         for seed in seeds:
@@ -268,24 +269,24 @@ async def run(seeds: Iterator[str], driver: DriverName, report: Report) -> None:
 
 
 def say(text: object) -> None:
-    """Print a line at once, and as a whole, since several threads do."""
+    """Print a line at once and as a whole, because several threads print."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 
 
 def numbered(seed: int, first: int, seconds: float) -> Iterator[str]:
-    """The seeds of examples, until time is up."""
+    """Yield the seeds of examples until the time is over."""
     end = time.monotonic() + seconds
     for number in itertools.count(first):
         if time.monotonic() > end:
             return
-        # A process that hangs shows where, and ends.
+        # A process that hangs prints its stacks, and ends.
         faulthandler.dump_traceback_later(2 * _HANGS, exit=True)
         yield f"{seed}-{number}"
 
 
 def highest_memory() -> int:
-    """The most that this process has needed so far, in bytes."""
+    """The peak memory of this process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -313,13 +314,14 @@ def fuzz_here(seed: int, seconds: float) -> int:
 
 
 class Children:
-    """Processes that run examples with librdkafka, and what became of them.
+    """Processes that run examples with librdkafka, and their results.
 
     Args:
-        seed: of all examples.
-        seconds: for all of it.
-        count: how many run at a time. Each takes every so many-th example.
-        last: how many examples there are; None: as many as there is time for.
+        seed: the seed of all examples.
+        seconds: the time limit of all examples.
+        count: the number of concurrent processes. With `count` of them, each runs every `count`-th
+            example.
+        last: the number of examples; None: as many as the time allows.
     """
 
     def __init__(
@@ -335,7 +337,8 @@ class Children:
         self.firsts: dict[str, str] = {}
 
     def run(self) -> None:
-        """Run processes until time is up. Where one dies, the next goes on behind its example."""
+        """Run processes until the time is over. If one dies, the next one goes on after its
+        example."""
         with ThreadPoolExecutor(self._count) as threads:
             list(threads.map(self._run_some, range(self._count)))
 
@@ -350,7 +353,7 @@ class Children:
         """Run one process to its end.
 
         Returns:
-            The number of the last example that it has begun.
+            The number of the last example that it has started.
         """
         about = note = said = ""
         is_running = False
@@ -401,7 +404,7 @@ class Children:
 
 
 def fuzz_children(seed: int, seconds: float) -> int:
-    """Run librdkafka in processes, and print what they died of."""
+    """Run librdkafka in processes, and print the causes of their deaths."""
     children = Children(seed, seconds)
     children.run()
     say(children)
@@ -451,7 +454,7 @@ def main() -> int:
         say(anyio.run(run_example, name, asked.driver, report))
         say(report)
         return 1 if report.problems else 0
-    # Each client warns of nearly everything that is done to it here.
+    # Each client logs a warning about nearly every spoilt answer.
     logging.getLogger().addHandler(logging.NullHandler())
     if asked.child:
         be_child(asked.seed, range(asked.first, asked.last, asked.step), asked.seconds)

@@ -1,10 +1,11 @@
-"""Random use of producers while threads switch as often as Python allows: does anything wait?
+"""Random use of producers while threads switch as often as Python allows: does a call hang?
 
 ``python -m tests.broker.stress --seconds 900`` starts an embedded broker and opens one producer
 after the other, for a few seconds each: both drivers, on asyncio, uvloop and Trio, with tiny bounds
 and large ones, with serializers, observers and transactions. Tasks send alone and in bursts, flush,
-are cancelled, and close the producer while others send. Finalizers send as well, wherever the
-garbage collector runs them. ``sys.setswitchinterval(1e-6)`` lets threads switch everywhere.
+are cancelled, and close the producer while others send. Finalizers send as well, in any thread in
+which the garbage collector runs them. ``sys.setswitchinterval(1e-6)`` lets threads switch at every
+point.
 
 It prints the longest waits, and fails if one was longer than the bound, if a record failed, or if a
 producer lost count of its records.
@@ -60,7 +61,7 @@ __all__ = ["Report", "run"]
 #: No wait may be longer, in seconds, apart from stalls of the machine.
 BOUND: Final = 1.0
 
-#: After so many seconds a call is taken for one that never returns.
+#: Seconds after which a call counts as one that never returns.
 _HANGS: Final = 30.0
 
 #: No record has more bytes.
@@ -131,7 +132,7 @@ def _controlled(address: str) -> Generator[list[tuple[float, float]]]:
 
 
 class Report:
-    """What happened."""
+    """The waits and errors of a run."""
 
     def __init__(self) -> None:
         self.waits: list[tuple[float, float, str]] = []
@@ -150,14 +151,14 @@ class Report:
             self.waited(began, what)
 
     def waited(self, since: float, what: str) -> None:
-        """Note that something took from then until now."""
+        """Note a wait from a start time until now."""
         now = time.monotonic()
         self.counts[what] += 1
         if now - since > _STALL:
             self.waits.append((since, now, f"{what} ({self.where})"))
 
     def net(self) -> list[tuple[float, float, str]]:
-        """For each kept wait: its seconds without stalls, all its seconds, and what it was."""
+        """For each kept wait: its seconds without stalls, all its seconds, and its name."""
         found: list[tuple[float, float, str]] = []
         for began, ended, what in self.waits:
             stalled = sum(
@@ -167,7 +168,7 @@ class Report:
         return sorted(found, reverse=True)
 
     def lines(self) -> Iterator[str]:
-        """What to print."""
+        """Format the report."""
         yield ", ".join(f"{count} {what}" for what, count in sorted(self.counts.items()))
         stalled = sum(until - since for since, until in self.stalls)
         longest = max((until - since for since, until in self.stalls), default=0.0)
@@ -217,7 +218,7 @@ class _Round:
         self, report: Report, chance: random.Random, until: float, settings: ProducerSettings
     ) -> None:
         self.report = report
-        # A long call through little room takes long by itself.
+        # A long call takes long by itself if there is little room.
         room = min(settings.max_in_flight, settings.max_buffered_bytes // _LARGEST)
         self.most = min(60, 3 * room)
         self.chance = chance
@@ -363,7 +364,7 @@ def _settings(address: str, chance: random.Random) -> ProducerSettings:
 
 
 def run(seconds: float, seed: int) -> Report:
-    """Use producers for so many seconds."""
+    """Use producers for this many seconds."""
     report = Report()
     chance = random.Random(seed)  # not for cryptography
     thresholds, interval = gc.get_threshold(), sys.getswitchinterval()
@@ -398,7 +399,7 @@ def run(seconds: float, seed: int) -> Report:
 
 
 def main() -> int:
-    """The command."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))

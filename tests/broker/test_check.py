@@ -33,7 +33,9 @@ async def test_nobody_answers(driver: DriverName) -> None:
         ) as producer:
             says = ""
             with anyio.fail_after(PATIENCE):
-                while "refused" not in says:  # a machine that stalls may try no address in time
+                while (
+                    "refused" not in says
+                ):  # on a machine that stalls, the client may try no address in time
                     with pytest.raises(SendProducerError) as caught:
                         await producer.check(timeout=0.5)
                     assert type(caught.value) is SendProducerError
