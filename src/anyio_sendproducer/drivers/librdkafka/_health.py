@@ -89,8 +89,8 @@ class Health:
         self.failure = None
         self.is_disconnected = False
 
-    def note_delivery(self) -> None:
-        """Note that a broker acknowledged a record. Another broker may still be unreachable."""
+    def note_answer(self) -> None:
+        """Note that one broker answers. Another broker may still be unreachable."""
         if time.monotonic() - self._failed_at >= _REPEATED_SECONDS:
             self.failure = None
         self.is_disconnected = False

@@ -128,7 +128,7 @@ class Outcomes:
                 if record.topic not in written_topics:
                     written_topics.add(record.topic)
                 if health.failure is not None:
-                    health.note_delivery()
+                    health.note_answer()
             elif (
                 direct
                 and record.timestamp_ms is None

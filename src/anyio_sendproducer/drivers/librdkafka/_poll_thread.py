@@ -134,7 +134,7 @@ class PollThread:
             elif not self.bell.wait(_IDLE_SECONDS):
                 reports.poll(0)
                 if health.is_disconnected and self._is_answered():
-                    health.note_connection()
+                    health.note_answer()
             else:
                 self.bell.clear()
 
