@@ -161,11 +161,12 @@ async def test_a_record_is_refused(
 
 
 class RejectingFirst(Judge):
-    """Rejects the first of two batches temporarily, after the client had time to send the
-    second."""
+    """Rejects the first of two batches temporarily, when the client has sent the second, or after
+    some seconds."""
 
-    def __init__(self, brokers: SequencedBrokers) -> None:
+    def __init__(self, brokers: SequencedBrokers, seconds: float) -> None:
         super().__init__(brokers)
+        self.seconds = seconds
         self.has_first = threading.Event()
         self.has_second = threading.Event()
 
@@ -173,15 +174,15 @@ class RejectingFirst(Judge):
         if b"one" in batch.values and not self.has_first.is_set():
             self.has_first.set()
             self.has_second.wait(PATIENCE)
-            self.brokers.next_request_comes(0.3)
+            self.brokers.next_request_comes(self.seconds)
             return NOT_ENOUGH_REPLICAS
         return 0
 
 
 async def reject_first(
-    driver: DriverName, brokers: SequencedBrokers, **properties: Any
+    driver: DriverName, brokers: SequencedBrokers, seconds: float = 0.3, **properties: Any
 ) -> list[Outcome]:
-    judge = RejectingFirst(brokers)
+    judge = RejectingFirst(brokers, seconds)
     settings = settings_for(brokers, driver, **properties)
     async with open_send_producer(settings, driver=driver) as producer:
         lost = await lose_one(producer, judge)
@@ -302,7 +303,9 @@ async def test_a_broker_does_not_know_the_producer_id(
 
 
 async def test_librdkafka_with_several_requests_in_flight(brokers: SequencedBrokers) -> None:
-    outcomes = await reject_first("confluent", brokers, max_in_flight_requests_per_connection=5)
+    # The client certainly sends the second batch before the answer to the first.
+    properties = {"max_in_flight_requests_per_connection": 5}
+    outcomes = await reject_first("confluent", brokers, PATIENCE, **properties)
     assert [type(one) for one in outcomes] == [RecordMetadata] * 3
     assert brokers.values.count(LOST) == 2
 
