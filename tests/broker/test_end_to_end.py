@@ -110,25 +110,24 @@ async def test_a_topic_that_is_a_member_of_an_enum(
     assert type(given.topic) is str
 
 
-async def test_without_acknowledgements_records_arrive_all_the_same(
-    driver: DriverName, topic: str
-) -> None:
-    """On another broker, because the embedded one loses some requests without an answer."""
-    records = [ProducerRecord(topic, b"%d" % number, partition=1) for number in range(50)]
+async def test_a_record_arrives_without_an_acknowledgement(driver: DriverName, topic: str) -> None:
+    """On another broker, because the embedded one loses some requests without an answer.
+
+    The mock cluster answers nevertheless. kafka-python then closes the connection, and may lose the
+    next request. So there is one record; ``tests/kafka`` sends more.
+    """
     with mock_cluster(1) as cluster:
         settings = ProducerSettings(
             bootstrap_servers=cluster.bootstrap_servers,
             properties={"acks": 0, **(FOR_MOCK if driver == "kafka-python" else {})},
         )
         async with open_send_producer(settings, driver=driver) as producer:
-            given = await producer.send_many(records)
-        # The broker does not report their offsets. The producer only knows that they were sent.
-        assert set(given) == {RecordMetadata(topic, 1, None, None, None, len(b"1"))} | {
-            RecordMetadata(topic, 1, None, None, None, len(b"10"))
-        }
-        places = [RecordMetadata(topic, 1, number, None, None, None) for number in range(50)]
-        found = await anyio.to_thread.run_sync(read_back, cluster.bootstrap_servers, places)
-        assert [found[place].value for place in places] == [record.value for record in records]
+            given = await producer.send(ProducerRecord(topic, b"value", partition=1))
+        # The broker does not report the offset. The producer only knows that the record was sent.
+        assert given == RecordMetadata(topic, 1, None, None, None, len(b"value"))
+        place = RecordMetadata(topic, 1, 0, None, None, None)
+        found = await anyio.to_thread.run_sync(read_back, cluster.bootstrap_servers, [place])
+        assert found[place].value == b"value"
 
 
 async def test_every_way_to_send(
