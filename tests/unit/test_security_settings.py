@@ -225,19 +225,7 @@ def test_a_token_provider_is_called_again_after_a_thread_could_not_start(
     source = _security.TokenSource(Tokens("t0k3n"), PATIENCE)
     with monkeypatch.context() as context:
         context.setattr(threading.Thread, "start", refuse)
-        with pytest.raises(_security.NoToken, match="no thread could be started for token"):
-            source.token()
-    assert source.token() == "t0k3n"
-
-
-def test_without_a_thread_there_is_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: object) -> None:
-        raise RuntimeError("can't start new thread")
-
-    source = _security.TokenSource(Tokens("t0k3n"), PATIENCE)
-    with monkeypatch.context() as patched:
-        patched.setattr(threading.Thread, "start", refuse)
-        with pytest.raises(_security.NoToken, match="can't start new thread"):
+        with pytest.raises(_security.NoToken, match=r"no thread could be started.*can't start new"):
             source.token()
     assert source.token() == "t0k3n"
 
