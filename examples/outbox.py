@@ -66,7 +66,7 @@ from anyio_sendproducer import (
 log = logging.getLogger("outbox")
 
 #: The topic of the positions of all relays. It is compacted, so that Kafka keeps the last position
-#: of each relay for ever. Kafka deletes the offsets of a consumer group after a week without use.
+#: of each relay forever. Kafka deletes the offsets of a consumer group after a week without use.
 POSITIONS: Final = "outbox-positions"
 
 #: Rows in one transaction, and in memory.

@@ -91,7 +91,7 @@ class Counts:
 
 
 async def read_sensor(name: str, every: float, out: MemoryObjectSendStream[Reading]) -> None:
-    """Read one sensor for ever. These readings are random: replace them with your own."""
+    """Read one sensor without end. These readings are random: replace them with your own."""
     chance = random.Random(name)  # noqa: S311  # not for cryptography
     async with out:
         for number in itertools.count():

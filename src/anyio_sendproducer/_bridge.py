@@ -197,14 +197,16 @@ class Bridge:
             will follow.
         """
         self.hand_overs += 1
-        largest = max(self._last_batch, len(batch))
-        self._last_batch = len(batch)
         worker = self._worker
         on_loop = worker.is_direct
         if worker.polled_driver is not None:
             self._polling.submitting(len(batch))
-        elif largest > _SMALL_BATCH or self._commands_sent != worker.commands_done:
+        elif (
+            max(self._last_batch, len(batch)) > _SMALL_BATCH
+            or self._commands_sent != worker.commands_done
+        ):
             on_loop = False
+        self._last_batch = len(batch)
         if not on_loop:
             worker.has_next_batch = False
             self._send_command(functools.partial(worker.submit, batch))

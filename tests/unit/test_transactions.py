@@ -1030,7 +1030,7 @@ async def test_a_record_that_gets_no_room_aborts_the_transaction(
 async def test_a_driver_that_fails_at_the_abort_while_the_producer_closes(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
-    """The driver breaks its contract, but no task waits for ever."""
+    """The driver breaks its contract, but no task waits forever."""
     held: list[Transaction] = []
     asked: list[bool] = []
 

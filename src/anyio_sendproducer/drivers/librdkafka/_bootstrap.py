@@ -21,7 +21,7 @@ from ..._settings import ProducerSettings
 from ..._shown import listed
 from ..security._settings import NoToken
 from . import _waits as waits
-from ._client import NO_TOPIC, ClientHandle, look_up, new_client
+from ._client import ClientHandle, is_answered, new_client
 from ._health import Health
 from ._tokens import ClientTokens
 
@@ -96,10 +96,4 @@ class BootstrapSearch:
 
     def _is_answered(self, client: Any) -> bool:
         """Return whether a broker answers a client within a second."""
-        if self._handle.closing.is_set():
-            return False
-        try:
-            look_up(client, NO_TOPIC, waits.ANSWER_SECONDS)
-        except KafkaException:
-            return False
-        return True
+        return not self._handle.closing.is_set() and is_answered(client, waits.ANSWER_SECONDS)

@@ -18,7 +18,7 @@ from .._protocols import Outcome, Sink
 from . import _waits as waits
 from ._log_relay import LogRelay
 
-__all__ = ["NO_TOPIC", "ClientHandle", "NoSink", "look_up", "new_client"]
+__all__ = ["NO_TOPIC", "ClientHandle", "NoSink", "is_answered", "look_up", "new_client"]
 
 #: A name that no topic can have, because of its spaces and its colon. librdkafka requests the
 #: metadata of all topics or of one topic, never of the brokers alone. For this name each cluster,
@@ -74,6 +74,19 @@ def look_up(client: Any, topic: str, seconds: float) -> Any:
     except Exception as error:  # noqa: BLE001  # see above
         problem = f"the answer with metadata is malformed: {type(error).__name__}"
     raise KafkaException(KafkaError(KafkaError._BAD_MSG, problem))
+
+
+def is_answered(client: Any, seconds: float) -> bool:
+    """Return whether a broker answers a client within some seconds.
+
+    librdkafka connects for this, if necessary. While a client has no record, librdkafka would
+    connect for nothing else.
+    """
+    try:
+        look_up(client, NO_TOPIC, seconds)
+    except KafkaException:
+        return False
+    return True
 
 
 class NoSink:

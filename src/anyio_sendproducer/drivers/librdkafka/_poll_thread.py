@@ -17,11 +17,9 @@ import threading
 from collections.abc import Mapping
 from typing import Any, Final
 
-from confluent_kafka import KafkaException
-
 from . import _waits as waits
 from ._bootstrap import BootstrapSearch
-from ._client import NO_TOPIC, ClientHandle, look_up
+from ._client import ClientHandle, is_answered
 from ._health import Health
 from ._reports import Reports
 from ._threads import start_thread
@@ -133,7 +131,12 @@ class PollThread:
                     self._rest()
             elif not self.bell.wait(_IDLE_SECONDS):
                 reports.poll(0)
-                if health.is_disconnected and self._is_answered():
+                # A client with transactions has asked above.
+                if (
+                    health.is_disconnected
+                    and not self._is_transactional
+                    and is_answered(handle.client, waits.SLICE_SECONDS)
+                ):
                     health.note_answer()
             else:
                 self.bell.clear()
@@ -154,15 +157,8 @@ class PollThread:
         metadata again. That answer comes over one of the new connections.
         """
         for _ in range(_PREPARING_CALLS if self._is_late else 0):
-            if self._handle.closing.is_set() or self._is_answered():
+            if self._handle.closing.is_set() or is_answered(
+                self._handle.client, waits.SLICE_SECONDS
+            ):
                 break
         self.is_prepared.set()
-
-    def _is_answered(self) -> bool:
-        """Return whether a broker answers soon. librdkafka connects for this, if necessary; while
-        it has no record, it would connect for nothing else."""
-        try:
-            look_up(self._handle.client, NO_TOPIC, waits.SLICE_SECONDS)
-        except KafkaException:
-            return False
-        return True
