@@ -285,8 +285,8 @@ class Bridge:
     def reports_by_itself(self) -> bool:
         """Whether the outcome of a record that was just submitted comes without a turn of the pump.
 
-        If the client reports only when it is polled, the poll thread watches it from now on, or a
-        timer polls it, unless an answer is near: then the pump polls in its next turn.
+        If the client reports only when it is polled, the polling thread watches it from now on, or
+        a timer polls it, unless an answer is near: then the pump polls in its next turn.
         """
         polled = self._worker.polled_driver
         return polled is None or not self._polls_in_next_turn(polled, self._polling.next_poll())

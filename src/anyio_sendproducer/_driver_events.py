@@ -59,7 +59,7 @@ class Ready:
     """A polled client has outcomes to report."""
 
     since: float
-    """The time at which the poll thread found them, in seconds of the bridge's ``monotonic``."""
+    """The time at which the polling thread found them, in seconds of the bridge's ``monotonic``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -309,7 +309,7 @@ class Engine:
         to_wake: list[object] = []
         try:
             with self.step:
-                # If a polled client's events are all outcomes, its poll thread goes on watching.
+                # If a polled client's events are all outcomes, its polling thread goes on watching.
                 polls = not events or any(not isinstance(event, Completed) for event in events)
                 for event in (*events, *(self.bridge.poll() if polls else ())):
                     to_wake += self._apply(event)

@@ -7,7 +7,7 @@ costs processor time. So there are three ways to wait for the next answer:
   the same network: the pump takes turn after turn, and polls in each.
 - Callers send often, independently of the answers: asyncio polls after a millisecond, and gets
   several answers at once. (Trio has no such timers.)
-- Otherwise: the driver's poll thread waits for the answer.
+- Otherwise: the driver's polling thread waits for the answer.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from typing import Final
 __all__ = ["NextPoll", "PollScheduler"]
 
 #: For this many seconds after an answer, or after a submission when no record was in flight, the
-#: pump takes turn after turn and polls once in each. Then the poll thread waits for the answer.
+#: pump takes turn after turn and polls once in each. Then the polling thread waits for the answer.
 POLL_SECONDS: Final = 0.0005
 #: The pump does so only if the last answers took less than this on average, in seconds.
 SOON_SECONDS: Final = 0.0006
 #: The pump does so only if callers sent again at once after more than this share of the last
 #: answers.
 RETURNING: Final = 0.7
-#: If a record is submitted less than this many seconds after the poll thread reported an answer,
+#: If a record is submitted less than this many seconds after the polling thread reported an answer,
 #: its caller counts as sending again at once.
 RETURN_SECONDS: Final = 0.0003
 #: After an answer, the scheduler examines whether its callers send again at once. While they
@@ -40,7 +40,7 @@ EXAMINED_TURNS: Final = 2
 #: again at once, asyncio polls after ``LATER_SECONDS``.
 BUSY_SECONDS: Final = 0.00025
 LATER_SECONDS: Final = 0.001
-#: If there was no answer for this many seconds, the poll thread waits for it.
+#: If there was no answer for this many seconds, the polling thread waits for it.
 QUIET_SECONDS: Final = 0.004
 #: The weight of one answer or submission in these averages.
 WEIGHT: Final = 0.2
@@ -58,7 +58,7 @@ class NextPoll(enum.Enum):
     LATER = "later"
     """After ``LATER_SECONDS``."""
     WHEN_READY = "when ready"
-    """When the poll thread reports an answer."""
+    """When the polling thread reports an answer."""
     AFTER_SUBMIT = "after submit"
     """After the next submission, because no record is in flight."""
 
@@ -78,7 +78,7 @@ class PollScheduler:
         self._waits_since = 0.0
         #: The average time of the last answers, in seconds.
         self.usual_wait: float = LATE_SECONDS
-        # The time at which the poll thread found an answer.
+        # The time at which the polling thread found an answer.
         self._ready_since = math.inf
         self._gathers = False
         self._submitting = 1
@@ -93,7 +93,7 @@ class PollScheduler:
         self._returned = 0
         self._turns = 0
         self._answers = 0
-        # When the poll thread reported the last answer; infinite if a submission or a poll with
+        # When the polling thread reported the last answer; infinite if a submission or a poll with
         # outcomes came since.
         self._reported_at = math.inf
 
@@ -140,7 +140,7 @@ class PollScheduler:
         )
 
     def ready(self, since: float) -> None:
-        """Note that the poll thread found an answer.
+        """Note that the polling thread found an answer.
 
         Args:
             since: the time at which it did, by ``monotonic``.
@@ -152,7 +152,7 @@ class PollScheduler:
         self._in_flight = in_flight
 
     def reported(self, count: int) -> None:
-        """Note that the poll thread reported ``count`` outcomes by itself."""
+        """Note that the polling thread reported ``count`` outcomes by itself."""
         self._in_flight = max(0, self._in_flight - count)
         self._answered()
         self._reported_at = self._waits_since

@@ -132,7 +132,7 @@ class ClientHandle:
         #: ``tests/broker/test_confluent_driver.py::test_no_poll_calls_the_token_provider``
         #: notices a change.
         self.using = threading.RLock()
-        #: Held during a call of the client that may wait, with three exceptions. The poll thread
+        #: Held during a call of the client that may wait, with three exceptions. The polling thread
         #: does not hold it: the client ends after that thread. While the driver opens, nothing else
         #: ends the client. The thread that sends consumed offsets may stay in its call after the
         #: driver has stopped waiting for it; then it refers to the client.

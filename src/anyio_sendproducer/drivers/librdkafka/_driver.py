@@ -1,7 +1,7 @@
 """A driver on librdkafka, by way of confluent-kafka's ``Producer``.
 
 ``produce`` does not wait, so the event loop calls it. The loop also calls ``poll``, which runs the
-callbacks of deliveries on the thread that calls it. While there are few of them, the poll thread
+callbacks of deliveries on the thread that calls it. While there are few of them, the polling thread
 waits in ``poll`` instead (:mod:`._poll_thread`).
 
 The driver owns one object for each job, each in its own module. This module makes these objects,

@@ -1,8 +1,8 @@
-"""The poll thread, which waits in the client while the event loop does not poll it.
+"""The polling thread, which waits in the client while the event loop does not poll it.
 
 Whichever thread polls the client, the event loop's or this one, runs the callback of each outcome,
-and so does the work for it. The poll thread waits for outcomes only after the event loop asked it
-to watch. It reports a few outcomes by itself, and goes on watching, so that a record costs one
+and so does the work for it. The polling thread waits for outcomes only after the event loop asked
+it to watch. It reports a few outcomes by itself, and goes on watching, so that a record costs one
 wake-up of each thread. If there are more, it stops, and wakes the loop, which polls: this thread
 would only compete with the loop for the interpreter.
 
