@@ -86,8 +86,8 @@ _WORKLOADS = {
     "tasks-1000": "send from 1,000 tasks",
     "flow": "flow",
     "sink": "sink",
-    "wait": "enqueue, await each",
-    "forget": "enqueue, flush",
+    "wait": "enqueue, then await each",
+    "forget": "enqueue, then flush",
 }
 
 
@@ -279,7 +279,7 @@ README_ROWS: Sequence[tuple[str, Contender]] = (
     ("librdkafka driver, asyncio", Contender(OURS_CONFLUENT, "tasks-1000", "asyncio")),
     ("kafka-python driver, asyncio", Contender(OURS, "tasks-1000", "asyncio")),
     ("aiokafka, same guarantees", Contender(AIOKAFKA_IDEMPOTENT, "tasks-1000", "asyncio")),
-    ("kafka-python, none awaited", Contender(BARE, "forget")),
+    ("kafka-python, nothing awaited", Contender(BARE, "forget")),
 )
 
 
@@ -346,7 +346,9 @@ _DRIVER_COLUMNS = [
     (OURS, "trio"),
 ]
 _DRIVER_HEADS = [
-    f"{driver}, {loop}" for driver in ("librdkafka", "kafka-python") for loop in ("asyncio", "Trio")
+    f"{driver} driver, {loop}"
+    for driver in ("librdkafka", "kafka-python")
+    for loop in ("asyncio", "Trio")
 ]
 
 
@@ -373,7 +375,7 @@ def observers_table(results: Results) -> str:
             )
             for client, loop in _DRIVER_COLUMNS
         ]
-        for how, title in {"": "none", **_OBSERVERS}.items()
+        for how, title in {"": "no observer", **_OBSERVERS}.items()
     ]
     return _table(["CPU, µs per record", *_DRIVER_HEADS], rows)
 
