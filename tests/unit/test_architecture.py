@@ -36,8 +36,12 @@ from tests.support.paths import ROOT
 from tests.support.recorder import Parcel, Recorder
 
 PAGE: Final = ROOT / "docs/explanation/architecture.md"
-#: The last column of the table of shared attributes, for attributes that are not one of a pair.
-ALONE: Final = {"a single value", "each a single value", "a single object", "one thread"}
+#: The last column of the table of shared attributes, for attributes that change alone.
+ALONE: Final = {
+    "not needed for a single value",
+    "not needed for single values",
+    "not needed for a single object",
+}
 SETTINGS: Final = ProducerSettings(bootstrap_servers="nowhere.invalid:9092")
 
 
