@@ -81,12 +81,12 @@ def command() -> None:
     cls=Command,
     exit_codes={
         f"{COMPLETE}": "Every record that was read was delivered.",
-        f"{INCOMPLETE}": "Some records failed. They are in the failed file.",
+        f"{INCOMPLETE}": "At least one record failed. The failed file contains the failed records.",
         f"{USAGE}": "The command line or a setting is wrong, or a package is not installed.",
         f"{FAILED}": "The producer did not start or broke, an input could not be read, or a failed "
         "record could not be written to the failed file.",
-        "130, 143, 129": "Ctrl-C, SIGTERM or SIGHUP ended the command. Each record that was read "
-        "was delivered or is in the failed file.",
+        "130, 143, 129": "Ctrl-C, SIGTERM or SIGHUP ended the command. Each record that it had "
+        "read was delivered or is in the failed file.",
     },
 )
 @click.argument(
@@ -104,8 +104,8 @@ def command() -> None:
     default="lines",
     show_default=True,
     help="The format of the input. lines: each line is a value. file: each file is one value. "
-    "jsonl: JSON Lines. csv: rows; the first row names the columns. failed: the failed file of an "
-    "earlier run.",
+    "jsonl: JSON Lines. csv: rows after a first row with the names of the columns. failed: the "
+    "failed file of an earlier run.",
 )
 @_input(
     "-D",
@@ -127,8 +127,8 @@ def command() -> None:
     "--headers-delimiter",
     metavar="TEXT",
     callback=separator,
-    help="With lines: the text that ends the headers at the start of a line. Headers have the form "
-    "a:1,b:2. The key and the value follow them.",
+    help="With lines: the text that ends the headers at the start of a line. An example of "
+    "headers is a:1,b:2. The key and the value follow the headers.",
 )
 @_input(
     "--headers-separator",
@@ -136,7 +136,7 @@ def command() -> None:
     callback=separator,
     default=",",
     show_default=True,
-    help="The text between two headers of a line.",
+    help="The text between two headers at the start of a line.",
 )
 @_input(
     "--headers-key-separator",
@@ -144,7 +144,7 @@ def command() -> None:
     callback=separator,
     default=":",
     show_default=True,
-    help="The text between the name and the value of such a header.",
+    help="The text between the name and the value of a header at the start of a line.",
 )
 @_input(
     "-Z",
@@ -152,14 +152,14 @@ def command() -> None:
     metavar="TEXT",
     callback=as_it_is,
     help="With lines and csv: the text that stands for null. A record whose value is null is a "
-    "tombstone. A header whose value is null is left out. If TEXT is empty, an empty key, value or "
+    "tombstone. A header whose value is null is not sent. If TEXT is empty, an empty key, value or "
     "header is null.",
 )
 @_input(
     "--value-field",
     metavar="FIELD",
-    help="With jsonl and csv: the field that becomes the value. In JSON, null makes a tombstone. "
-    "Default: the whole line, or the row as JSON.",
+    help="With jsonl and csv: the field that becomes the value. If this field is null, the record "
+    "is a tombstone. Default: the whole line, or the row as JSON.",
 )
 @_input("--key-field", metavar="FIELD", help="The field that becomes the key.")
 @_input(
@@ -168,7 +168,8 @@ def command() -> None:
     metavar="[NAME=]FIELD",
     multiple=True,
     callback=header_fields,
-    help="A field that becomes a header. The header has the field's name or NAME. May be repeated.",
+    help="A field that becomes a header. The name of the header is NAME or the name of the field. "
+    "May be repeated.",
 )
 @_input("--partition-field", metavar="FIELD", help="The field that becomes the partition's number.")
 @_input(
@@ -196,7 +197,7 @@ def command() -> None:
     "--topic",
     metavar="TOPIC",
     callback=topic,
-    help="The topic to send to. With failed, it replaces the topics in the file.",
+    help="The topic to send to. With failed, this topic replaces the topics in the file.",
 )
 @_records(
     "-k",
@@ -219,8 +220,8 @@ def command() -> None:
     "-z",
     "--compression",
     type=click.Choice(["none", "gzip", "snappy", "lz4", "zstd"]),
-    help="The compression of batches. With kafka-python, snappy, lz4 and zstd need the extra "
-    "compression.",
+    help="The compression codec for batches. With kafka-python, snappy, lz4 and zstd need the "
+    "extra compression.",
 )
 @_delivery(
     "-a",
@@ -245,20 +246,21 @@ def command() -> None:
     "--close-timeout",
     callback=seconds,
     metavar="SECONDS",
-    help="How long the delivery of the records that were read may take after Ctrl-C. Default: 60.",
+    help="How long the command may take after Ctrl-C to deliver the records that it has read. "
+    "Default: 60.",
 )
 @_delivery(
     "--fail-fast",
     is_flag=True,
-    help="Stop at the first record that fails, or at the first line that cannot be read. Then the "
-    "client gets no more records, but may deliver the records that it already has. All other "
-    "records that were read go to the failed file.",
+    help="Stop at the first record that fails, or at the first line that cannot be read. After "
+    "that, the client gets no new records, but may deliver the records that it already has. All "
+    "other records that were read are written to the failed file.",
 )
 @_output(
     "--failed",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="The file for failed records and the reasons. Default: failed-TIME-PID.jsonl in the "
-    "working directory. The file is deleted if nothing failed.",
+    help="The file for failed records and the reasons for the failures. Default: "
+    "failed-TIME-PID.jsonl in the working directory. The file is deleted if nothing failed.",
 )
 @_output("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 @_output(
@@ -303,14 +305,14 @@ def produce(
 ) -> int:
     """Send lines, JSON Lines or CSV, from files or from standard input.
 
-    By default, each line is a record. The command sends records in order, with bounded memory. Each
-    record is delivered, or it is in the failed file. That file has the reason of each failure, and
-    says whether the record may be in the log. Use --format failed to send the records in the file
-    again.
+    By default, each line is a record. The command sends records in order, and uses a limited amount
+    of memory. Each record is either delivered or written to the failed file. The failed file
+    contains the reason for each failure, and says whether the record may be in the log. Use
+    --format failed to send the records in the file again.
 
-    Ctrl-C, SIGTERM and SIGHUP stop the reading. The records that were read by then are delivered
-    within --close-timeout, or go to the failed file. A second Ctrl-C or SIGTERM shortens this time
-    to 5 seconds or less.
+    After Ctrl-C, SIGTERM or SIGHUP, the command stops reading. Records that it has read are
+    delivered within --close-timeout, or written to the failed file. A second Ctrl-C or SIGTERM
+    shortens --close-timeout to 5 seconds or less.
     """
     connection = connection_of(**cluster)
     fields = Fields(value_field, key_field, partition_field, timestamp_field, header_fields)
@@ -384,7 +386,7 @@ def produce(
 @command.command(
     cls=Command,
     exit_codes={
-        f"{COMPLETE}": "Each step passed, or was not needed.",
+        f"{COMPLETE}": "Each step passed or was not needed.",
         f"{INCOMPLETE}": "A step failed.",
         f"{USAGE}": "The command line or a setting is wrong, or a package is not installed.",
         **_SIGNALS,
@@ -397,9 +399,9 @@ def check(
 ) -> int:
     """Check whether a producer can reach the cluster, and show which step fails.
 
-    The steps are: the settings, the names of the brokers, a connection, TLS, the login, the
-    cluster's description of itself, and a connection to each of its brokers. The first step that
-    fails shows what is wrong and what to do.
+    The steps check the settings, the names of the brokers, a connection, TLS, the login, the
+    cluster's description of itself, and a connection to each broker. The first step that fails
+    shows what is wrong and what to do.
 
     With the driver confluent, the versions of the brokers are missing, because librdkafka does not
     report them.
@@ -414,14 +416,14 @@ def check(
     exit_codes={
         f"{COMPLETE}": "The broker ran until Ctrl-C, SIGTERM or SIGHUP.",
         f"{USAGE}": "The command line is wrong.",
-        f"{FAILED}": "The broker is not installed, did not start, or ended by itself.",
+        f"{FAILED}": "The broker is not installed, did not start, or ended unexpectedly.",
     },
 )
 @_options(
     "--port", type=click.IntRange(1, 65_535), help="The port to listen on. Default: a free port."
 )
 def broker(*, port: int | None) -> int:
-    """Run a broker for experiments on this machine, as long as this command runs.
+    """Run a broker for experiments on this machine until the command is stopped.
 
     The broker stores its data in memory. This command needs the extra embedded.
     """
@@ -431,10 +433,10 @@ def broker(*, port: int | None) -> int:
 @command.command(
     cls=Command,
     exit_codes={
-        f"{COMPLETE}": "Each record was read back as it was acknowledged.",
-        f"{INCOMPLETE}": "A record is missing, doubled, altered or out of order.",
+        f"{COMPLETE}": "Each record was read back once, unchanged and in order.",
+        f"{INCOMPLETE}": "A record is missing, duplicated, altered or out of order.",
         f"{USAGE}": "The command line is wrong, or an optional package is not installed.",
-        f"{FAILED}": "A broker or the producer failed. The message has the reason.",
+        f"{FAILED}": "A broker or the producer failed. The message says why.",
         **_SIGNALS,
     },
     help=f"{_demo.DESCRIPTION}\nThis command needs the extra demo.",
@@ -476,8 +478,9 @@ def demo(*, backend: str, bootstrap_servers: str | None, topic: str) -> int:
         f"{USAGE}": "The command line is wrong.",
     },
     help="""\
-Print a script with which a shell completes the words of this command. The shell is bash 4.4 or
-later, zsh or fish. Have the shell read the script when it starts:
+Print a script that lets a shell complete the words of this command. The supported shells are bash
+4.4 or later, zsh and fish. To make the shell load the script when it starts, run one of these
+commands:
 
 \b
   anyio-sendproducer completion bash >> ~/.bashrc

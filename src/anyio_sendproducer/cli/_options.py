@@ -251,26 +251,28 @@ def of_cluster(timeout_help: str) -> Callable[[_F], _F]:
             "--bootstrap-servers",
             metavar="HOST[:PORT][,...]",
             callback=servers,
-            help=f"The addresses of brokers. The default port is {_PORT}. Default: the environment "
-            "variable KAFKA_BOOTSTRAP_SERVERS. Other settings are also read from the environment.",
+            help=f"The addresses of brokers. The default port is {_PORT}. Default: the value of "
+            "the environment variable KAFKA_BOOTSTRAP_SERVERS. The command also reads other "
+            "settings from the environment.",
         ),
         _cluster(
             "--service-name",
             metavar="NAME",
-            help="Look up the addresses of brokers in DNS instead, under a name such as "
-            "_kafka._tcp.example.org (extra dns).",
+            help="A DNS name with SRV records of the brokers, such as _kafka._tcp.example.org "
+            "(extra dns).",
         ),
         _cluster(
             "--config",
             type=click.Path(exists=True, dir_okay=False, path_type=Path),
-            help="A file with settings: Kafka's producer.properties, or TOML with the fields of "
-            "ProducerSettings. Put passwords into this file, not on the command line.",
+            help="A file with settings, either in the format of Kafka's producer.properties, or in "
+            "TOML with the fields of ProducerSettings. Put passwords into this file, not on the "
+            "command line.",
         ),
         _cluster(
             "--config-table",
             metavar="NAME",
             default="",
-            help="The table with the settings in the TOML file. Default: the whole file.",
+            help="The table of the TOML file that contains the settings. Default: the whole file.",
         ),
         _cluster(
             "-X",
@@ -279,15 +281,15 @@ def of_cluster(timeout_help: str) -> Callable[[_F], _F]:
             metavar="NAME=VALUE",
             multiple=True,
             callback=_properties,
-            help="A property of the client under Kafka's name, such as linger.ms=5. It overrides "
-            "the file. May be repeated.",
+            help="A client property with Kafka's name for it, such as linger.ms=5. This value "
+            "overrides the file. May be repeated.",
         ),
         _cluster(
             "-W",
             "--ask-password",
             is_flag=True,
             help="Ask for the password (sasl.password) on the terminal. This password overrides "
-            "any other.",
+            "all others.",
         ),
         _cluster(
             "--driver",
@@ -314,7 +316,7 @@ def of_cluster(timeout_help: str) -> Callable[[_F], _F]:
             "-v",
             "--verbose",
             count=True,
-            help="Show the log of the client and of the producer on standard error. -vv shows "
+            help="Show the logs of the client and the producer on standard error. -vv shows more "
             "details.",
         ),
     )
