@@ -65,28 +65,29 @@ _GROUPS: Final = ("cluster", "injected", "wire", "process")
 _BEGIN: Final = """\
 # The fault matrix
 
-This page counts the outcomes of records that a producer sent during faults. Afterwards, two
-independent clients read the log, and the test compares it with the outcomes that the producer
-reported. A test fails if a record was lost, doubled, reordered or misreported.
+This page shows the outcomes of records that a producer sent while faults occurred. After each run,
+two independent clients read the log. The test compares the log with the outcomes that the producer
+reported, and fails if a record was lost, doubled, reordered or misreported.
 
 {totals}
 
 {summary}
 
 - **acknowledged**: The producer reported that the broker has the record.
-- **failed**: The producer raised an error. Its `persistence` said truthfully whether the record may
-  be in the log.
-- **withdrawn**: The caller was cancelled, or the record was refused, before the client had the
-  record. The record is not in the log.
+- **failed**: The producer raised an error. The `persistence` of this error says correctly whether
+  the record may be in the log.
+- **withdrawn**: The caller was cancelled, or the producer refused the record, before the client
+  received the record. The record is not in the log.
 - **lost**: The record was acknowledged, but it is not in the log.
 - **doubled**: The record is in the log twice.
-- **reordered**: The record is not in the order of sending within its partition.
-- **misreported**: The report was untrue, late or missing.
+- **reordered**: The position of the record in its partition does not match the order of sending.
+- **misreported**: The producer reported a wrong outcome, reported the outcome late, or did not
+  report it.
 
-The last four are broken promises.{known}
+*Lost*, *doubled*, *reordered* and *misreported* records count as broken promises.{known}
 
-Each bar below stands for one fault. It adds up the runs with both drivers and both event loops, if
-the fault affects them. {doc}`fault-matrix-rows` has the figures of each run, and
+In the following picture, each bar stands for one fault. A bar adds up the runs with each driver and
+event loop that the fault affects. {doc}`fault-matrix-rows` shows the results of each run, and
 {doc}`../explanation/evidence` describes how the tests judge a run. `nox -s faults` repeats all
 runs.
 
@@ -326,8 +327,8 @@ def page(rows: Iterable[Row], versions: Sequence[str]) -> str:
     rows = list(rows)
     cells = len({(row.group, row.cell) for row in rows})
     totals = (
-        f"{cells} faults, {len(rows)} runs, {sum(row.records for row in rows):,} records, with "
-        f"{', '.join(versions)}:"
+        f"The table covers {cells} faults, {len(rows)} runs and "
+        f"{sum(row.records for row in rows):,} records, with {', '.join(versions)}:"
     )
     text = _BEGIN.replace("{totals}", totals).replace("{summary}", _summary(rows))
     return text.replace("{known}", _known(rows))
@@ -336,7 +337,7 @@ def page(rows: Iterable[Row], versions: Sequence[str]) -> str:
 def _known(rows: Iterable[Row]) -> str:
     """Format the promises that a client is known to break, in a paragraph for each cell."""
     lines = {
-        f"The driver {row.driver} broke a promise in the cell *{row.cell}*. {row.note} See "
+        f"Under the fault *{row.cell}*, the driver `{row.driver}` broke a promise. {row.note} See "
         "{doc}`../explanation/written-once`."
         for row in rows
         if row.lost or row.doubled or row.reordered or row.misreported or row.damaged
@@ -362,7 +363,7 @@ def rows_page(rows: Iterable[Row]) -> str:
 
 
 _HEAD_OF_SUMMARY: Final = (
-    "",
+    "kind of fault",
     "driver",
     "runs",
     "acknowledged",

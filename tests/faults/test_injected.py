@@ -402,8 +402,8 @@ async def test_an_answer_that_is_lost_and_a_refusal_of_other_records(
         # It fails only sometimes, so it may also pass.
         note = (
             "After a refusal, librdkafka gives new sequence numbers to all records that it still "
-            "has, in all partitions. If a record was written before and its answer was lost, the "
-            "broker does not recognize the repetition."
+            "has, in all partitions. If one of these records was already written and the answer "
+            "was lost, the broker does not recognize that it gets the same record again."
         )
         request.applymarker(pytest.mark.xfail(reason=note, strict=False))
 

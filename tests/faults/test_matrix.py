@@ -74,7 +74,7 @@ def test_the_page_starts_with_the_totals() -> None:
     rows[1] = dataclasses.replace(rows[1], withdrawn=3, never_accepted=4)
     rows[-1] = dataclasses.replace(rows[-1], misreported=1, damaged=1, doubled=5, reordered=6)
     lines = page(rows, ["A 1", "B 2"]).splitlines()
-    assert "8 faults, 32 runs, 32,000 records, with A 1, B 2:" in lines
+    assert "The table covers 8 faults, 32 runs and 32,000 records, with A 1, B 2:" in lines
     assert [line for line in lines if line.startswith("| ") and "runs" not in line] == [
         "| cluster | kafka-python | 4 | 3,600 | 0 | 0 | 0 |",
         "| cluster | confluent | 4 | 3,600 | 100 | 7 | 2 lost |",
@@ -90,7 +90,7 @@ def test_the_page_starts_with_the_totals() -> None:
 def test_the_page_explains_each_broken_promise_once() -> None:
     known = dataclasses.replace(row("wire", "b", "asyncio", "confluent", "A reason."), doubled=1)
     text = page([*ROWS, known, dataclasses.replace(known, loop="trio")], [])
-    says = "The driver confluent broke a promise in the cell *b*. A reason. See {doc}"
+    says = "Under the fault *b*, the driver `confluent` broke a promise. A reason. See {doc}"
     assert text.count(says) == 1
     assert "broke a promise" not in page(ROWS, [])
 
