@@ -152,7 +152,7 @@ async def test_a_sink_in_transactions(settings: ProducerSettings, fake: FakeDriv
 @line(
     "`ProducerMessage.PassThroughMessage`, `.passThrough`",
     "`PassThroughResult`",
-    "A `PassThroughMessage` and a closed producer",
+    "A `PassThroughMessage` that a closed producer gets",
 )
 async def test_nothing_to_send(settings: ProducerSettings, fake: FakeDriver) -> None:
     async with open_send_producer(settings, driver=fake) as producer:
@@ -367,7 +367,7 @@ async def test_calls_can_be_cancelled(settings: ProducerSettings, fake: FakeDriv
     assert [one.value for one in fake.submitted] == [b"1"]
 
 
-@line("One look-up, when the producer is made")
+@line("One look-up, when the producer is created")
 async def test_each_client_looks_up_its_addresses(fake: FakeDriver) -> None:
     asked: list[object] = []
 
@@ -394,7 +394,7 @@ async def test_a_target_without_a_port(fake: FakeDriver) -> None:
             pass
 
 
-@line("A producer that is fenced off, or a broken client, fails every send")
+@line("Every `send` fails if the producer is fenced or the client is broken")
 async def test_a_broken_client_is_replaced_but_a_fenced_producer_stays_broken(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
