@@ -82,12 +82,12 @@ _FIGURES = {
     "cold_opening_ms": "first opening ms",
 }
 _WORKLOADS = {
-    "many-10000": "send_many",
-    "tasks-1000": "send from 1,000 tasks",
-    "flow": "flow",
-    "sink": "sink",
-    "wait": "enqueue, then await each",
-    "forget": "enqueue, then flush",
+    "many-10000": "`send_many`",
+    "tasks-1000": "`send` from 1,000 tasks",
+    "flow": "`flow`",
+    "sink": "`sink`",
+    "wait": "`enqueue`, then `wait` for each",
+    "forget": "`enqueue`, then `flush`",
 }
 
 
