@@ -8,9 +8,9 @@ A service writes its records to the table, in the same database transaction as i
 The relay sends rows and its position, the id of the last row, in one Kafka transaction. The
 position goes to a topic of its own, ``outbox-positions``. Kafka commits the rows and the position
 together, so a crash cannot separate them. The relay may delete the moved rows at any later time. At
-its start, and if the outcome of a transaction is unknown, the relay first begins another
-transaction, so that the brokers commit or abort the previous one. Then it reads the committed
-position and continues from there.
+its start, and after a transaction that was aborted or whose outcome is unknown, the relay first
+begins another transaction, so that the brokers commit or abort the previous one. Then it reads the
+committed position and continues from there.
 
 Only consumers with ``isolation.level=read_committed`` see each row exactly once. Two relays with
 the same name do no harm: the later relay fences the earlier relay, which then ends.
