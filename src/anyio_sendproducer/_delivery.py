@@ -209,9 +209,9 @@ class _Sender(Protocol):
 class Delivery(NoPublicConstructor):
     """An accepted record whose outcome can be awaited.
 
-    :meth:`SendProducer.enqueue` and :meth:`SendProducer.enqueue_nowait` return it. A delivery need
-    not be awaited. If its record fails and nobody awaits the delivery, the failure is raised in an
-    :class:`UndeliveredRecords` when the producer is closed.
+    :meth:`SendProducer.enqueue` and :meth:`SendProducer.enqueue_nowait` return deliveries. You do
+    not have to await a delivery. If its record fails and nobody awaits the delivery, the producer
+    raises the failure in an :class:`UndeliveredRecords` when it is closed.
     """
 
     __slots__ = ("_entry", "_sender")
@@ -240,7 +240,7 @@ class Delivery(NoPublicConstructor):
 
     @property
     def done(self) -> bool:
-        """Whether the record has its outcome, so that :meth:`wait` does not wait."""
+        """Whether the record has its outcome. If it has, :meth:`wait` returns without waiting."""
         return self._entry.outcome is not None
 
     def __await__(self) -> Generator[Any, Any, RecordMetadata]:
@@ -248,14 +248,15 @@ class Delivery(NoPublicConstructor):
         return self.wait().__await__()
 
     async def wait(self) -> RecordMetadata:
-        """Wait for the outcome. Several tasks may call this, each any number of times.
+        """Wait for the outcome. Several tasks may call this method any number of times.
 
         Returns:
             Where the record was written.
 
         Raises:
-            DeliveryError: the record was not delivered; see its ``persistence``.
-            ProducerMisused: called on another event loop, or in another thread or process.
+            DeliveryError: the record was not delivered; see the ``persistence`` of the error.
+            ProducerMisused: the method was called on another event loop, or in another thread or
+                process.
 
         If the record has its outcome, only every hundredth call lets other tasks run and checks for
         cancellation.
@@ -301,31 +302,34 @@ class Statistics:
     in_flight_bytes: int
     """The bytes of the keys, values and headers of the records in flight."""
     accepted: int
-    """Records accepted so far. Each is in flight, or counted as delivered, failed or withdrawn. A
-    record that failed at its deadline may be counted as failed while it still takes up room."""
+    """Records accepted so far. Each of them is in flight, or counted as delivered, failed or
+    withdrawn. A record that failed at its deadline may be counted as failed while it still takes up
+    room."""
     delivered: int
     """Records that a broker acknowledged."""
     failed: int
     """Accepted records whose outcome is an error."""
     withdrawn: int
-    """Accepted records whose caller was cancelled before the client had them, or that the client
-    gave back afterwards. They are never written."""
+    """Accepted records whose caller was cancelled before the client received them, or that the
+    client returned afterwards. They are never written."""
     abandoned: int
-    """Records whose caller was cancelled when the client had them, or had just reported them. They
-    are also counted as in flight, delivered or failed. A record that the client gives back, because
-    the metadata of its topic are missing, is counted as withdrawn instead."""
+    """Records whose caller was cancelled after the client received the record and before the caller
+    had the outcome. They are also counted as in flight, delivered or failed. If the client returns
+    such a record because the metadata of its topic is missing, the record is counted as withdrawn
+    instead."""
     is_connected: bool
-    """Whether an open client reaches a broker, as far as the client knows. An idle client learns of
-    a lost connection when it next uses it."""
+    """Whether an open client reaches a broker, as far as the client knows. An idle client notices a
+    lost connection when it uses this connection again."""
     generations: int
-    """The number of clients so far: 1, and 1 more each time a client was replaced."""
+    """The number of clients so far: 1, plus 1 for each replacement."""
     hand_overs: int
     """The number of batches of records that were passed to the client."""
     wake_ups: int
-    """How often the event loop was woken to take reports of the driver, most of them outcomes.
-    Nearly always, a thread wakes it. Each wake-up brings all reports that have arrived. While the
-    event loop polls the client for outcomes, no wake-up is needed."""
+    """How often the event loop was woken to take reports of the driver, such as outcomes. Each
+    wake-up takes all reports that have arrived. While the event loop polls the client for outcomes,
+    no wake-up is needed."""
     client: Mapping[str, Any]
-    """The client's own figures, under its own names; empty if there are none. With the driver
-    ``"confluent"``, these are librdkafka's statistics, updated every ``statistics.interval.ms``.
-    With ``"kafka-python"``, they are its metrics, if ``metrics_enabled`` is set."""
+    """The client's own figures, under the client's own names; empty if there are none. With the
+    driver ``"confluent"``, these are librdkafka's statistics, updated every
+    ``statistics.interval.ms``. With ``"kafka-python"``, they are kafka-python's metrics, if
+    ``metrics_enabled`` is set."""

@@ -62,17 +62,18 @@ __all__ = [
 
 
 class Persistence(enum.Enum):
-    """Whether a record is in Kafka's log, and so whether sending it again can write it twice.
+    """Whether a record is in Kafka's log, and therefore whether sending the record again can write
+    it twice.
 
     The three values are librdkafka's (``rd_kafka_msg_status_t``).
     """
 
     NOT_PERSISTED = "not persisted"
-    """The record is not in the log and never will be. Sending it again is safe."""
+    """The record is not in the log and never will be. Sending the record again is safe."""
 
     POSSIBLY_PERSISTED = "possibly persisted"
-    """The client had the record, and the outcome is unknown: the record may be in the log, now or
-    later. Sending it again may write it twice."""
+    """The client had the record, and the outcome is unknown. The record may be in the log, now or
+    later. Sending the record again may write it twice."""
 
     PERSISTED = "persisted"
     """A broker acknowledged the record."""
@@ -93,11 +94,13 @@ class SendProducerError(Exception):
 
 
 class SettingsError(SendProducerError, ValueError):
-    """A setting is wrong, unknown or missing, or contradicts another. The message names it."""
+    """A setting is wrong, unknown or missing, or contradicts another setting. The message names the
+    setting."""
 
 
 class SettingsWarning(UserWarning):
-    """A setting is accepted, but is probably a mistake; the message names it and says why."""
+    """A setting is accepted, but is probably a mistake. The message names the setting and says
+    why."""
 
 
 class DiscoveryError(SendProducerError):
@@ -105,9 +108,9 @@ class DiscoveryError(SendProducerError):
 
 
 class ProducerStartError(SendProducerError):
-    """The producer could not start: no broker answered within ``start_timeout``, or the client
-    could not be made. Mostly the message names the addresses, and ``__cause__`` is the client's
-    error."""
+    """The producer could not start, because no broker answered within ``start_timeout``, or the
+    client could not be created. If no broker answered, the message names the addresses. If the
+    client raised an error, this error is the ``__cause__``."""
 
 
 class ProducerClosed(SendProducerError, anyio.ClosedResourceError):
@@ -119,9 +122,9 @@ class ProducerBroken(SendProducerError, anyio.BrokenResourceError):
 
 
 class ProducerMisused(SendProducerError, RuntimeError):
-    """The producer was used on another event loop, or in another thread or a forked process. Or its
-    block was left in a different task than the one that entered it. Or a finalizer or a signal
-    handler called the producer while it interrupted the producer's own code."""
+    """The producer was used on another event loop, in another thread or in a forked process. This
+    error is also raised if different tasks entered and left the block of the producer, or if a
+    finalizer or a signal handler interrupted the producer's own code and called the producer."""
 
 
 class DeliveryError(SendProducerError):
@@ -129,7 +132,7 @@ class DeliveryError(SendProducerError):
 
     Attributes:
         record: the :class:`ProducerRecord`.
-        persistence: whether the record may have been written nevertheless.
+        persistence: whether the record may have been written despite the error.
     """
 
     def __init__(
@@ -161,19 +164,21 @@ class DeliveryTimeout(DeliveryError):
 
     ``persistence`` is ``NOT_PERSISTED`` if the client never had the record, otherwise
     ``POSSIBLY_PERSISTED``: the record may still be written after this error. If the client could
-    not connect to a broker, the message says to which one and why, and ``__cause__`` is that error.
+    not connect to a broker, the message says to which broker and why, and ``__cause__`` is the
+    error of this attempt.
     """
 
 
 class RecordRejected(DeliveryError):
-    """The record was refused: it is invalid or too large, its topic or partition does not exist,
-    or the producer may not write there. Its persistence is always ``NOT_PERSISTED``.
+    """The record was refused, because it is invalid or too large, its topic or partition does not
+    exist, or the producer may not write to the topic. The persistence is always ``NOT_PERSISTED``.
 
     The other records of its batch are delivered if the broker reports which records are at fault.
     If the broker reports only that the batch is too large, the batch is divided until the rejected
-    record is alone. If the reason is the same for the whole batch, for example a missing
-    permission, all its records are rejected. With the driver ``"confluent"`` no batch is divided:
-    the other records of the batch fail as well, usually as not persisted.
+    record is alone. If the reason applies to the whole batch, for example a missing permission, all
+    records of the batch are rejected. The librdkafka driver does not divide batches. With this
+    driver, the other records of the batch also fail. They are ``NOT_PERSISTED`` if librdkafka had
+    no time to send them a second time, otherwise ``POSSIBLY_PERSISTED``.
     """
 
 
@@ -195,8 +200,9 @@ class MultiDeliveryError(SendProducerError):
     """At least one of several records was not delivered.
 
     Attributes:
-        parts: the outcome of each record, in the order of the call: a :class:`MultiResultPart` if
-            it was delivered, otherwise a :class:`DeliveryError`.
+        parts: the outcome of each record, in the order of the call. The outcome is a
+            :class:`MultiResultPart` if the record was delivered, otherwise a
+            :class:`DeliveryError`.
         pass_through: the envelope's pass-through value; None for ``send_many``.
     """
 
@@ -230,7 +236,8 @@ class UndeliveredRecords(SendProducerError):
 
     Attributes:
         count: the number of these records.
-        errors: their :class:`DeliveryError` objects, oldest first, a thousand at most.
+        errors: the :class:`DeliveryError` objects of these records, the oldest first; at most a
+            thousand.
     """
 
     def __init__(self, errors: Sequence[DeliveryError], count: int) -> None:
@@ -244,35 +251,36 @@ class UndeliveredRecords(SendProducerError):
 
 
 class TransactionError(SendProducerError):
-    """A transaction could not be begun, used or ended; or a record was sent outside of a
+    """A transaction could not be begun, used or ended, or a record was sent outside a
     transaction."""
 
 
 class TransactionAborted(TransactionError):
-    """The transaction was aborted, or will be before this ``transactional_id`` can be used again.
+    """The transaction was aborted, or will be aborted before this ``transactional_id`` can be used
+    again.
 
-    No consumer with ``isolation.level=read_committed`` ever sees its records, and its offsets are
-    not committed. It is safe to repeat the transaction. If a failed record was the reason,
-    ``__cause__`` is its :class:`DeliveryError`.
+    Consumers with ``isolation.level=read_committed`` never see the records of the transaction, and
+    the offsets of the transaction are not committed. It is safe to repeat the transaction. If a
+    failed record was the reason, ``__cause__`` is the :class:`DeliveryError` of this record.
     """
 
 
 class TransactionOutcomeUnknown(TransactionError):
-    """The commit was requested, and the answer was lost: the transaction is committed or aborted as
-    a whole. The brokers decide which before the producer's next transaction begins.
+    """The commit was requested, and the answer was lost. The transaction is committed or aborted as
+    a whole. Before the producer's next transaction begins, the brokers finish or abort the commit.
 
-    To find out, look for the records of the transaction. If it used
+    To find out, look for the records of the transaction. If the transaction used
     :meth:`Transaction.send_offsets`, read the group's committed offsets again and continue from
-    there: they were committed together with the records, or not at all.
+    there. The offsets were committed together with the records, or not at all.
     """
 
 
 class ProducerFenced(TransactionError):
     """Another producer uses this ``transactional_id`` now. This producer can never send again.
 
-    The brokers have aborted its open transaction. But if the commit raised this error, the
-    transaction may be committed: the request may have arrived before the other producer took over,
-    and its answer may have been lost. :attr:`Transaction.state` is then ``UNKNOWN``.
+    The brokers have aborted the open transaction. But if the commit raised this error, the
+    transaction may be committed, because the request may have arrived before the other producer
+    took over, and the answer may have been lost. :attr:`Transaction.state` is then ``UNKNOWN``.
     """
 
 

@@ -62,7 +62,7 @@ class FlowSummary:
     envelopes: int
     """The number of envelopes."""
     records: int
-    """The number of their records."""
+    """The number of records in these envelopes."""
     last_offsets: Mapping[tuple[str, int], int]
     """The last offset written to each topic and partition, if the brokers reported it."""
 

@@ -24,8 +24,8 @@ class Serializer(Protocol):
     """A serializer that gets the topic and the headers. kafka-python's ``Serializer`` has the same
     method.
 
-    The list of headers is a copy of the record's headers. Headers that the serializer adds to it
-    are sent.
+    The list of headers is a copy of the record's headers. Headers that the serializer adds to this
+    list are sent.
     """
 
     def serialize(self, topic: str, headers: list[tuple[str, bytes]], data: Any) -> bytes | None:
@@ -37,8 +37,8 @@ AnySerializer = Serializer | Callable[[Any], bytes | None]
 """A :class:`Serializer`, or a plain callable that turns one object into bytes."""
 
 Partitioner = Callable[[str, bytes | None, Sequence[int]], int]
-"""A callable that chooses a partition: it gets the topic, the serialized key or None, and the
-numbers of the topic's partitions in ascending order, and returns one of these numbers."""
+"""A callable that chooses a partition. It gets the topic, the serialized key or None, and the
+numbers of the topic's partitions in ascending order. It returns one of these numbers."""
 
 Serialize = Callable[[str, list[tuple[str, bytes]], Any], Any]
 

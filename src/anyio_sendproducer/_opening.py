@@ -57,8 +57,9 @@ async def start_send_producer(
 ) -> SendProducer:
     """Start a producer in the caller's own task group.
 
-    The task group does not end before the producer is closed: call :meth:`SendProducer.aclose`,
-    or cancel the task group, which closes the producer within ``cancel_timeout``.
+    The task group does not end before the producer is closed. To close the producer, call
+    :meth:`SendProducer.aclose`, or cancel the task group. A cancellation closes the producer within
+    ``cancel_timeout``.
 
     Args:
         task_group: AnyIO's TaskGroup, or Trio's Nursery.
@@ -76,7 +77,7 @@ async def start_send_producer(
         ProducerStartError: no broker answered within ``start_timeout``.
         Exception: an exception of ``enrich``.
 
-    Cancellation leaves nothing behind.
+    Cancellation releases all resources.
     """
     _check_task_group(task_group)
     return await _start(task_group, settings_for(settings, fields), driver, observers, LoopClock)
@@ -97,17 +98,18 @@ def open_send_producer(
         async with open_send_producer(bootstrap_servers="localhost:9092") as producer:
             await producer.send(ProducerRecord("orders", b"two tins"))
 
-    When the block ends, the producer's tasks, threads and sockets have ended, too. A clean exit
-    first delivers accepted records, within ``close_timeout``. After an exception or a cancellation
-    the exit takes ``cancel_timeout`` at most. If the client library hangs, it takes about 5 s more,
-    and the thread that hangs is left behind and logged.
+    When the block has ended, the producer's tasks and threads have ended, and its sockets are
+    closed. A clean exit first delivers accepted records within ``close_timeout``. After an
+    exception or a cancellation, the exit takes at most ``cancel_timeout``. If the client library
+    hangs, the exit takes about 5 s more, and the producer abandons the hanging thread and logs
+    this.
 
     Args:
         settings: see :class:`ProducerSettings`. Without settings and ``fields``,
             :meth:`ProducerSettings.from_env` reads them from the environment:
             ``KAFKA_BOOTSTRAP_SERVERS`` and further variables.
-        driver: ``"kafka-python"``, which is the default; ``"confluent"``, on librdkafka (extra
-            ``confluent``); or a callable that makes your own driver.
+        driver: ``"kafka-python"`` (the default), ``"confluent"`` for the librdkafka driver (extra
+            ``confluent``), or a callable that makes your own driver.
         observers: objects that get the events of records and clients, in batches; see
             :mod:`anyio_sendproducer.telemetry`.
         fields: fields of :class:`ProducerSettings`, which override the fields of ``settings``.
@@ -118,11 +120,11 @@ def open_send_producer(
         DiscoveryError: the ``service_name`` was not found.
         ProducerStartError: no broker answered within ``start_timeout``.
         Exception: an exception of ``enrich``.
-        UndeliveredRecords: the block ended cleanly, but deliveries failed and nobody awaited them.
-            If the block raised, its own exception is raised, not in a group, with a note that
-            counts such deliveries.
+        UndeliveredRecords: the block ended without an exception, but deliveries failed and nobody
+            awaited them. If the block raises an exception, this exception is raised instead,
+            outside an exception group, with a note about the number of such deliveries.
 
-    Cancellation leaves nothing behind, whenever it comes.
+    Cancellation at any time releases all resources.
     """
     return _Opening(_open(settings_for(settings, fields), driver, observers, LoopClock))
 

@@ -50,8 +50,9 @@ P = TypeVar("P")
 class SendProducer(Sender, NoPublicConstructor):
     """A Kafka producer that sends records one by one and reports the outcome of each.
 
-    :func:`open_send_producer` and :func:`start_send_producer` make it; it can't be constructed
-    otherwise. Any number of tasks may use it, on the event loop on which it was opened.
+    It has no public constructor: create it with :func:`open_send_producer`,
+    :func:`start_send_producer` or :class:`ProducerService`. Any number of tasks may use a producer,
+    on the event loop on which it was opened.
     """
 
     _how_to_make: ClassVar[str] = (
@@ -93,9 +94,9 @@ class SendProducer(Sender, NoPublicConstructor):
     async def flush(self) -> None:
         """Wait until every record that was accepted before this call has its outcome.
 
-        Meanwhile, the client does not linger (``linger.ms``). The call does not wait for records
-        that are accepted later. It does not raise delivery errors: the callers that await the
-        records get them.
+        During this wait, the client does not linger (``linger.ms``). The call does not wait for
+        records that are accepted later. It does not raise delivery errors, which the callers of the
+        records get instead.
 
         Raises:
             ProducerClosed: the producer is closed.
@@ -112,17 +113,17 @@ class SendProducer(Sender, NoPublicConstructor):
         The records that are sent with the block's :class:`Transaction` are committed as a whole,
         or not at all. A producer with a ``transactional_id`` sends records only in transactions.
 
-        When the block ends without an exception and every record is delivered, the transaction is
-        committed. When the block raises or is cancelled, the transaction is aborted, and the
-        block's exception is raised unchanged. The abort is shielded from cancellation. It takes
-        ``cancel_timeout`` at most, and 5 s more if the client hangs. A producer has one transaction
-        at a time; other tasks wait for their turn, in the order of their calls.
+        If the block ends without an exception and every record is delivered, the transaction is
+        committed. If the block raises an exception or is cancelled, the transaction is aborted, and
+        the exception is raised unchanged. The abort is shielded from cancellation. It takes at most
+        ``cancel_timeout``, and 5 s more if the client hangs. A producer has one transaction at a
+        time. Other tasks wait for their turn, in the order of their calls.
 
         Raises:
             TransactionAborted: a record of the transaction was not delivered, the brokers refused
                 to commit, or the client was given up. The transaction was aborted. If a record was
-                the reason, ``__cause__`` is its error.
-            TransactionOutcomeUnknown: the answer to the commit was lost, or did not come within
+                the reason, ``__cause__`` is the error of this record.
+            TransactionOutcomeUnknown: the answer to the commit was lost, or did not arrive within
                 ``delivery_timeout``.
             ProducerFenced: another producer uses this ``transactional_id`` now. This producer is
                 broken. The transaction is aborted. But if the commit raised this error, the
@@ -133,9 +134,9 @@ class SendProducer(Sender, NoPublicConstructor):
             ProducerClosed: the producer is closed.
             ProducerBroken, ProducerMisused: as for :meth:`send`.
 
-        Cancellation before the commit is requested aborts the transaction. A commit that was
-        requested can't be taken back: the answer is awaited for ``cancel_timeout`` at most (5 s
-        more if the client hangs), and :attr:`Transaction.state` then has the result.
+        Cancellation before the commit is requested aborts the transaction. After the commit was
+        requested, the call waits for the answer for at most ``cancel_timeout``, and 5 s more if the
+        client hangs. :attr:`Transaction.state` then has the result.
         """
         return self._transactions.begin()
 
@@ -198,35 +199,37 @@ class SendProducer(Sender, NoPublicConstructor):
                         print(result.pass_through, result.offset)
 
         Records are sent in the order of the source. A slow receiver applies back-pressure to the
-        source, and so does a producer without room. Each call of ``receive`` returns the result of
-        the next envelope or raises its error; after an error, the next call continues with the next
-        envelope. An exception of the source is raised after the results of all envelopes that came
-        before it.
+        source. A producer without room applies back-pressure as well. Each call of ``receive``
+        returns the result of the next envelope or raises the error of this envelope. After an
+        error, the next call continues with the next envelope. If the source raises an exception,
+        ``receive`` raises it after the results of all earlier envelopes.
 
         If the producer has a ``transactional_id``, the flow begins a transaction with the first
         envelope. It commits the transaction after ``eos_commit_interval``, when the source ends, or
         as soon as ``max_in_flight`` envelopes wait for the commit or for ``receive``. The results
-        of a transaction can be received when it is committed. If a transaction is not committed,
-        its error is raised in place of its results, and the flow ends.
+        of a transaction can be received after its commit. If a transaction is not committed,
+        ``receive`` raises the error of the transaction instead of returning results, and the flow
+        ends.
 
         Args:
             source: an async iterable of :class:`Message`, :class:`MultiMessage` and
                 :class:`PassThroughMessage`: for example an AnyIO receive stream, a Trio channel or
                 an async generator.
-            max_in_flight: how many envelopes may have a result that was not received yet. One more
-                envelope is taken from the source, and waits. None stands for the ``max_in_flight``
-                of the settings.
-            offsets: only with a ``transactional_id``: a function of an envelope. It returns, by
-                topic and partition, the offsets of the next records to read when the envelope is
-                done. They are committed with the records; see :meth:`Transaction.send_offsets`.
+            max_in_flight: how many envelopes may have a result that was not received yet. The flow
+                takes one further envelope from the source, which waits. None stands for the
+                ``max_in_flight`` of the settings.
+            offsets: a function that takes an envelope and returns offsets by topic and partition.
+                Each offset is the one of the next record to read after this envelope. The offsets
+                are committed together with the records; see :meth:`Transaction.send_offsets`. This
+                argument needs a ``transactional_id``.
             group_metadata: the consumer group of the offsets.
 
         Raises:
             SettingsError: an argument is wrong.
 
-        If you leave the block early, the flow takes no more envelopes from the source. Envelopes
-        whose results were not received end as with a cancelled ``send``: records that the client
-        does not have are withdrawn. Closing the stream has the same effect.
+        If you leave the block early, the flow takes no more envelopes from the source. The producer
+        withdraws records that the client does not have, as if their ``send`` were cancelled.
+        Closing the stream has the same effect.
         """
         settings = self._engine.settings
         limit = settings.max_in_flight
@@ -288,7 +291,7 @@ class SendProducer(Sender, NoPublicConstructor):
         Raises:
             SendProducerError: the cluster does not know the topic (see ``unknown_topic_timeout``),
                 this client may not use it, or there was no answer within ``delivery_timeout``.
-            RecordRejected: ``topic`` is not a valid name of a topic.
+            RecordRejected: ``topic`` is not a valid topic name.
             ProducerClosed: the producer is closed.
             ProducerBroken, ProducerMisused: as for :meth:`send`.
 
@@ -314,16 +317,16 @@ class SendProducer(Sender, NoPublicConstructor):
             async with open_send_producer(settings) as producer:
                 await producer.warm_up(["orders", ProducerRecord("audit", b"an example")])
 
-        The metadata of all topics are requested at the same time. For an example record, the
-        serializers then run on the driver thread, and their result is discarded. So
+        The producer requests the metadata of all topics at the same time. For an example record,
+        the driver thread then runs the serializers, and discards their results. In this way,
         confluent-kafka's ``AvroSerializer``, ``JSONSerializer`` and ``ProtobufSerializer`` register
-        or look up the schema of the topic, and the first record finds the schema in the
+        or look up the schema of the topic. The first record then finds the schema in the
         serializer's cache.
 
         Args:
-            topics: names of topics, and example records, in any mixture. If the cluster creates
-                topics on first use, this call may create them.
-            timeout: the time for all of them together, as seconds or a ``timedelta``. None stands
+            topics: topic names and example records, in any order. If the cluster creates topics on
+                first use, this call may create the topics.
+            timeout: the time for all topics together, as seconds or a ``timedelta``. None stands
                 for ``delivery_timeout``.
 
         Raises:
@@ -332,17 +335,17 @@ class SendProducer(Sender, NoPublicConstructor):
                 topic.
             SerializationFailed: a serializer raised, returned a wrong type, or added an invalid
                 header.
-            RecordRejected: a name of a topic or an example record is invalid.
+            RecordRejected: a topic name or an example record is invalid.
             SettingsError: ``timeout`` is not a duration above 0.
-            TypeError: ``topics`` is not an iterable of topics and records. For a single one, pass a
-                list.
+            TypeError: ``topics`` is not an iterable of topics and records. To pass a single topic
+                or record, use a list with one element.
             ProducerClosed: the producer is closed.
             ProducerBroken, ProducerMisused: as for :meth:`send`.
 
         The first error ends the call. Other topics may already be prepared.
 
-        Cancellation ends only the waiting: requests that were sent, and a serializer that runs,
-        continue.
+        Cancellation ends only the waiting. Requests that were sent, and a serializer that is
+        running, continue.
         """
         limit = (self._engine.settings.delivery_timeout, "delivery_timeout")
         if timeout is not None:
@@ -356,11 +359,12 @@ class SendProducer(Sender, NoPublicConstructor):
     ) -> ClusterDescription:
         """Ask the cluster to describe itself, for example for a readiness probe.
 
-        A second client connects with the producer's settings, asks, and disconnects, in a thread.
-        This works before the producer's own client is open (``wait_for_cluster=False``), and does
-        not disturb that client. (If you use a driver of your own that is a ``DescribingDriver``,
-        that driver is asked.) :attr:`Statistics.is_connected` costs nothing, and says what the
-        producer's own client knows.
+        In a worker thread, a second client connects with the producer's settings, sends its
+        request, and disconnects. This works before the producer's own client is open
+        (``wait_for_cluster=False``), and does not disturb that client. If you use your own driver,
+        and it is a ``DescribingDriver``, the producer asks this driver instead.
+        :attr:`Statistics.is_connected` sends no request, and says what the producer's own client
+        knows.
 
         Args:
             timeout: how long the cluster has to answer, as seconds or a ``timedelta``.
@@ -376,7 +380,7 @@ class SendProducer(Sender, NoPublicConstructor):
             ProducerClosed: the producer is closed.
             ProducerBroken, ProducerMisused: as for :meth:`send`.
 
-        Calls at the same time wait for one another. Cancellation ends only the waiting: the second
+        Concurrent calls run one after another. Cancellation ends only the waiting, and the second
         client disconnects within ``timeout``.
         """
         seconds = seconds_of("timeout", timeout, zero=False)
@@ -384,16 +388,17 @@ class SendProducer(Sender, NoPublicConstructor):
         return await self._probe.ask(seconds)
 
     def statistics(self) -> Statistics:
-        """Take a snapshot of the producer's figures. This works on a closed producer, too."""
+        """Take a snapshot of the producer's figures. This also works on a closed producer."""
         return self._engine.statistics()
 
     async def aclose(self) -> None:
-        """Close the producer: accept no more records, deliver accepted ones, close the client.
+        """Stop accepting records, deliver the accepted records, and close the client.
 
-        This takes ``close_timeout`` at most; if the client library hangs, about 5 s more. Records
-        still pending then fail with a DeliveryError; its ``persistence`` depends on whether the
-        client had the record. Closing a closed producer only reports failures that nobody awaited.
-        :func:`open_send_producer` calls this at the end of its block, unless the block raised.
+        This takes at most ``close_timeout``, and about 5 s more if the client library hangs.
+        Records that are still pending after this time fail with a DeliveryError. The
+        ``persistence`` of this error depends on whether the client had the record. Closing a closed
+        producer only reports failures that nobody awaited. :func:`open_send_producer` calls this
+        method at the end of its block, unless the block raised an exception.
 
         Raises:
             UndeliveredRecords: deliveries failed, and nobody awaited them.

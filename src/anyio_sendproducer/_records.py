@@ -48,21 +48,21 @@ __all__ = [
 class ProducerRecord(Generic[K, V]):
     """One record to be written to one topic.
 
-    A record is checked when it is sent, not when it is made. An invalid record is refused by
-    :meth:`SendProducer.send`, with a :class:`RecordRejected` that has the record.
+    The producer checks a record when the record is sent. For an invalid record,
+    :meth:`SendProducer.send` raises a :class:`RecordRejected` that contains the record.
 
     Args:
         topic: the topic's name: 1 to 249 of the characters ``a-z A-Z 0-9 . _ -``.
         value: the value: bytes, or an object that the producer's ``value_serializer`` accepts.
             None is a tombstone, which deletes the key from a compacted topic.
         key: the key: bytes, or an object that ``key_serializer`` accepts. Records with the same key
-            go to the same partition. A record needs a key or a value.
+            are sent to the same partition. A record needs a key or a value.
         partition: the partition's number. With None, the driver or the setting ``partitioner``
             chooses one. The drivers choose by the hash of the key (murmur2, as in Kafka's Java
-            client). They spread records without a key over all partitions, several in a row to
-            each.
+            client). They distribute records without a key over all partitions, and send several
+            consecutive records to each partition.
         timestamp_ms: milliseconds since 1970-01-01 UTC. None stands for the time of sending.
-        headers: pairs of a str and bytes, in order. Names may repeat.
+        headers: pairs of a str and bytes, in order. Several headers may have the same name.
     """
 
     topic: str
@@ -128,8 +128,9 @@ class RecordMetadata(NamedTuple):
     offset: int | None
     """The record's offset in the partition; None if no broker reported it (``acks=0``)."""
     timestamp_ms: int | None
-    """Milliseconds since 1970-01-01 UTC: the broker's time if the topic is set to
-    ``LogAppendTime``, otherwise the record's; None if no broker reported it (``acks=0``)."""
+    """Milliseconds since 1970-01-01 UTC. This is the broker's time if the topic is set to
+    ``LogAppendTime``, otherwise the record's timestamp. None if no broker reported it
+    (``acks=0``)."""
     serialized_key_size: int | None
     """The size of the serialized key in bytes; None without a key."""
     serialized_value_size: int | None
@@ -141,7 +142,7 @@ class ConsumerGroupMetadata:
     """The consumer whose offsets a transaction commits (KIP-447). The brokers refuse offsets of a
     consumer that is no longer a member of its group.
 
-    The result of kafka-python's ``KafkaConsumer.group_metadata()`` can be used instead.
+    You can use the result of kafka-python's ``KafkaConsumer.group_metadata()`` instead.
     """
 
     group_id: str
@@ -184,10 +185,10 @@ _set_pass_through: Final = _slots.pass_through.__set__
 @dataclasses.dataclass(frozen=True, slots=True, init=False)
 class MultiMessage(Generic[K, V, P]):
     """An envelope with any number of records and one pass-through value. Its result is a
-    :class:`MultiResult`. The records may go to different topics."""
+    :class:`MultiResult`. The records may have different topics."""
 
     records: tuple[ProducerRecord[K, V], ...]
-    """The records to send, in this order; there may be none."""
+    """The records to send, in this order. The sequence may be empty."""
     pass_through: P
     """A value of any type, which the result or the :class:`MultiDeliveryError` returns; None by
     default."""
@@ -211,7 +212,8 @@ class MultiMessage(Generic[K, V, P]):
 class PassThroughMessage(Generic[P]):
     """An envelope with only a pass-through value. Its result is a :class:`PassThroughResult`.
 
-    Nothing is sent. In a stream of envelopes, its result keeps its place.
+    The producer sends nothing. In a stream of envelopes, the result has the same position as the
+    envelope.
     """
 
     pass_through: P

@@ -82,41 +82,42 @@ async def send_with_retry(
             await send_with_retry(producer, record, dead_letter="orders.dead")
 
     A failure is retried if its ``persistence`` is ``NOT_PERSISTED``. :class:`RecordRejected` and
-    :class:`SerializationFailed` are not retried: another attempt would fail in the same way.
+    :class:`SerializationFailed` are not retried, because another attempt would fail in the same
+    way.
 
-    The order is lost: records that are sent during a pause are written before this one, even with
-    the same key.
+    Retries change the order of records. Records that are sent during a pause are written before the
+    retried record, even if they have the same key.
 
     Args:
         producer: the producer.
         record: the record to send.
         attempts: the largest number of attempts.
-        backoff: the pause after the first attempt, in seconds. It doubles each time. Each pause is
-            shortened by a random part, up to half.
+        backoff: the pause after the first attempt, in seconds. The pause doubles after each further
+            attempt. Each pause is shortened at random, by up to half of its length.
         max_backoff: the longest pause, in seconds.
         retry_possibly_persisted: also retry a failure that is ``POSSIBLY_PERSISTED``. The record
             may then be written twice.
-        timeout: how long each attempt may take, as for :meth:`SendProducer.send`. None:
+        timeout: how long each attempt may take, as for :meth:`SendProducer.send`. None stands for
             ``delivery_timeout``.
-        dead_letter: what to do with the record after the last failure: the name of a topic, to
-            which the same producer sends the :func:`dead_letter_record` once, or an async callable
-            that gets the error. By default the error is raised.
+        dead_letter: how to handle the record after the last failure. With the name of a topic, the
+            same producer sends the :func:`dead_letter_record` to this topic once. An async callable
+            gets the error. With None, the error is raised.
 
     Returns:
-        Where the record was written; None if it was put aside as a dead letter.
+        Where the record was written; None if the record became a dead letter.
 
     Raises:
         DeliveryError: the record was not delivered. This is the error of the last attempt, or of an
             earlier attempt that is ``POSSIBLY_PERSISTED``, because the record may be in the log. If
-            the dead letter failed, too, a note says why.
+            the dead letter also failed, a note says why.
         SettingsError: an argument is wrong.
-        SendProducerError: as :meth:`SendProducer.send` raises it for the first attempt.
+        SendProducerError: any other error of :meth:`SendProducer.send` in the first attempt.
         TypeError: ``producer`` is not a SendProducer, for example a :class:`Transaction`. A failed
             record aborts its transaction, so repeat the whole transaction.
 
-    Cancellation ends the attempt or the pause. During an attempt, it has the effect described at
-    :meth:`SendProducer.send`; during a pause, the record is not sent again. After a cancellation,
-    the record is not put aside.
+    Cancellation ends the attempt or the pause. During an attempt, cancellation has the effect that
+    :meth:`SendProducer.send` describes. During a pause, it prevents another attempt. After a
+    cancellation, the record does not become a dead letter.
     """
     if not isinstance(cast("object", producer), SendProducer):
         raise TypeError(f"producer must be a SendProducer, not {type(producer).__name__}")
@@ -174,7 +175,8 @@ async def _put_aside(producer: SendProducer, dead_letter: DeadLetter, error: Del
 def dead_letter_record(error: DeliveryError, topic: str) -> ProducerRecord[Any, Any]:
     """Make the dead letter of a record that was not delivered.
 
-    The dead letter has the record's key, value, timestamp and headers, and these further headers:
+    The dead letter has the record's key, value, timestamp and headers, and also the following
+    headers:
 
     - ``kafka_dlt-original-topic``, ``kafka_dlt-exception-fqcn``, ``kafka_dlt-exception-message``
       and ``kafka_dlt-exception-cause-fqcn``, as Spring Kafka names them: the topic, the class of
@@ -184,7 +186,7 @@ def dead_letter_record(error: DeliveryError, topic: str) -> ProducerRecord[Any, 
     - ``anyio_sendproducer-persistence``: ``not persisted`` or ``possibly persisted``.
 
     Args:
-        error: the error, which has the record.
+        error: the error, which contains the record.
         topic: the topic of the dead letter.
     """
     record = error.record

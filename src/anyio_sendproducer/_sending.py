@@ -136,23 +136,23 @@ class Sender:
 
         Args:
             record: the record to send.
-            topic: the topic, as the first argument or by name, instead of ``record``. This and the
-                next arguments are the fields of a :class:`ProducerRecord`.
+            topic: the topic, as the first argument or by name, instead of ``record``. This argument
+                and the next ones are the fields of a :class:`ProducerRecord`.
             value: the value.
             key: the key.
             partition: the partition's number, or None to have it chosen.
             timestamp_ms: milliseconds since 1970-01-01 UTC, or None for the time of sending.
             headers: pairs of a str and bytes.
-            timeout: seconds or a ``timedelta`` in which this record gets its outcome, if that is
-                less than ``delivery_timeout``. None: only ``delivery_timeout`` applies.
+            timeout: the time until the outcome of this record, as seconds or a ``timedelta``, if it
+                is shorter than ``delivery_timeout``. With None, only ``delivery_timeout`` applies.
 
         Returns:
             Where the record was written.
 
         Raises:
             DeliveryTimeout: the record had no outcome within ``timeout`` or ``delivery_timeout``.
-                Its ``persistence`` is ``NOT_PERSISTED`` if the client did not have the record yet.
-                Then the record is never written.
+                The ``persistence`` of the error is ``NOT_PERSISTED`` if the client did not have the
+                record yet. Such a record is never written.
             RecordRejected: the record is invalid or too large, its topic or partition does not
                 exist, or the broker refused it.
             SerializationFailed: the key or the value could not be serialized.
@@ -160,19 +160,20 @@ class Sender:
                 every DeliveryError says whether the record may have been written nevertheless.
             ProducerClosed: the producer is closing or closed.
             ProducerBroken: the producer can never send again.
-            ProducerMisused: called on another event loop, or in another thread or process.
-            TransactionError: the producer has a ``transactional_id``: send with a
+            ProducerMisused: the method was called on another event loop, or in another thread or
+                process.
+            TransactionError: the producer has a ``transactional_id``, and sends only with a
                 :class:`Transaction`.
             TypeError: the arguments are neither a ProducerRecord nor the fields of one.
             SettingsError: ``timeout`` is not a positive number of seconds.
 
-        Cancellation, also by a deadline: if the client does not have the record yet, the record is
-        withdrawn and never written. Otherwise only the waiting ends: ``statistics().abandoned``
-        counts the record, and the client still sends it. If the client instead gives the record
-        back, because the metadata of its topic are missing, the record is withdrawn. Other records
-        are not affected. If the scope is already cancelled when the call starts, the record may be
-        withdrawn or may still be sent. A task that sends in a loop is cancelled even if every
-        outcome comes at once.
+        If the call is cancelled, for example by a deadline, and the client does not have the record
+        yet, the record is withdrawn and never written. If the client already has the record, only
+        the waiting ends. ``statistics().abandoned`` counts this record, and the client still sends
+        it. If the client returns the record because the metadata of its topic is missing, the
+        record is withdrawn. Other records are not affected. If the scope is already cancelled when
+        the call starts, the record may be withdrawn or may still be sent. A task that sends in a
+        loop can be cancelled even if every outcome arrives at once.
         """
         # This is half of affinity.check(). The other half asks asyncio for its loop, which is a
         # system call on Python 3.11. A task of another loop in this thread can't await the waiter;
@@ -245,20 +246,20 @@ class Sender:
         """Send the records of an envelope, and return its pass-through value with the result.
 
         Args:
-            envelope: a :class:`Message`, a :class:`MultiMessage`, or a
-                :class:`PassThroughMessage`. The last needs no broker: even a closed producer
-                returns its result, as in Alpakka Kafka.
+            envelope: a :class:`Message`, a :class:`MultiMessage`, or a :class:`PassThroughMessage`.
+                A PassThroughMessage needs no broker. Even a closed producer returns its result, as
+                in Alpakka Kafka.
             timeout: seconds or a ``timedelta`` in which each record gets its outcome, as for
                 :meth:`send`.
 
         Returns:
-            A :class:`Result`, a :class:`MultiResult` with one part for each record in their order,
-            or a :class:`PassThroughResult`.
+            A :class:`Result`, a :class:`MultiResult` with one part for each record in the order of
+            the envelope, or a :class:`PassThroughResult`.
 
         Raises:
-            MultiDeliveryError: records of a MultiMessage were not delivered. Every record was
-                tried. ``parts`` has the outcome of each, and ``pass_through`` has the pass-through
-                value.
+            MultiDeliveryError: at least one record of a MultiMessage was not delivered. The
+                producer tried to send every record. ``parts`` contains the outcome of each record,
+                and ``pass_through`` is the pass-through value.
             DeliveryError: the record of a Message was not delivered; see :meth:`send`.
             ProducerClosed, ProducerBroken, ProducerMisused, TransactionError: as for :meth:`send`.
             TypeError: ``envelope`` is not an envelope.
@@ -289,22 +290,23 @@ class Sender:
         """Send records in order, and wait once for all of them.
 
         Args:
-            records: the records to send. They wait for room one by one, so a long list does not
-                keep the records of other calls waiting until all of it is accepted.
+            records: the records to send. They wait for room one by one, so other calls can send
+                records before the whole list is accepted.
             stop_on_error: pass no more records to the client after one has failed. The remaining
-                records fail as ``NOT_PERSISTED``. Records are still passed to the client without
-                waiting for the outcomes of earlier ones. Records that the client already has are
-                still sent.
-            timeout: seconds or a ``timedelta`` in which every record gets its outcome, from the
-                start of the call, as for :meth:`send`.
+                records fail as ``NOT_PERSISTED``. The call still passes records to the client
+                without waiting for the outcomes of earlier records. Records that the client already
+                has are still sent.
+            timeout: the time from the start of the call until the last outcome, as seconds or a
+                ``timedelta``, as for :meth:`send`.
 
         Returns:
             Where each record was written, in the order of ``records``; an empty list if there are
             no records.
 
         Raises:
-            MultiDeliveryError: at least one record was not delivered. Every record was tried,
-                unless ``stop_on_error`` is set. ``parts`` has the outcome of each.
+            MultiDeliveryError: at least one record was not delivered. The producer tried to send
+                every record, unless ``stop_on_error`` is set. ``parts`` contains the outcome of
+                each record.
             ProducerClosed, ProducerBroken: as for :meth:`send`, before the first record was
                 accepted.
             ProducerMisused, TransactionError: as for :meth:`send`.
@@ -328,27 +330,28 @@ class Sender:
             record: the record to send.
 
         Returns:
-            The accepted record. Await its :meth:`Delivery.wait` for the outcome. If nobody awaits
-            it and the record fails, the failure is raised when the producer is closed.
+            The delivery of the accepted record. Await :meth:`Delivery.wait` to get the outcome. If
+            nobody awaits the delivery and the record fails, the producer raises the failure when it
+            is closed.
 
         Raises:
             DeliveryTimeout: there was no room within ``delivery_timeout``.
             DeliveryError: the producer was closed or broke, or the transaction was aborted, while
                 the call waited for room.
-            RecordRejected: the record is invalid. An error that only the client, a broker or a
-                serializer can find is raised by :meth:`Delivery.wait`. This call raises it only if
-                it waited for room and the record failed before the task ran again.
+            RecordRejected: the record is invalid. If only the client, a broker or a serializer can
+                find the error, :meth:`Delivery.wait` raises it. This call raises such an error only
+                if the call waited for room, and the record failed before the task ran again.
             ProducerClosed, ProducerBroken, ProducerMisused, TransactionError, TypeError: as for
                 :meth:`send`.
 
-        If there is room, only every hundredth call lets other tasks run. Before that call accepts
+        If there is room, only every hundredth call lets other tasks run. Before such a call accepts
         its record, it also raises a pending cancellation, and checks that it runs on the producer's
-        event loop. Doing so in each call would take most of the call's time. The calls in between
-        accept their records even in a scope that is already cancelled.
+        event loop. These checks would take most of the time of each call. The other calls accept
+        their records even in a scope that is already cancelled.
 
-        Cancellation: the record is withdrawn and never written. One exception: asyncio's own
-        ``task.cancel()`` may come when the record was accepted and passed to the client, and the
-        task has not run since. Then the record is abandoned, as by :meth:`send`.
+        After a cancellation, the record is withdrawn and never written. The only exception is
+        asyncio's own ``task.cancel()`` after the client received the record and before the task
+        runs again. The record is then abandoned, as with :meth:`send`.
         """
         must_yield = self._must_yield()
         if must_yield:
@@ -384,8 +387,9 @@ class Sender:
             anyio.WouldBlock: there is no room. The record was not accepted.
             RecordRejected, ProducerClosed, ProducerBroken, TransactionError, TypeError: as for
                 :meth:`enqueue`.
-            ProducerMisused: as for :meth:`enqueue`; or a finalizer or a signal handler called this
-                while it interrupted the producer's own code. The record was not accepted.
+            ProducerMisused: as for :meth:`enqueue`. It is also raised if a finalizer or a signal
+                handler interrupts the producer's own code and calls this method. The record was not
+                accepted.
         """
         self._affinity.check()
         try:

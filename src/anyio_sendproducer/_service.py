@@ -91,10 +91,10 @@ class ProducerService:
         async def on_cleanup(app):
             await service.stop()
 
-    Any task of one event loop may start and stop it: hooks, fixtures, or the cells of a notebook.
-    ``async with service as producer:`` does both, and may be left in a different task than the one
-    that entered it. If one task can run the whole block, use :func:`open_send_producer`: you cannot
-    forget to close it. On Trio use :func:`start_send_producer`.
+    Any task of one event loop may start and stop a service, for example a hook, a fixture, or a
+    cell of a notebook. ``async with service as producer:`` does both. Different tasks may enter and
+    leave this block. If one task can run the whole block, use :func:`open_send_producer`, which
+    always closes the producer. On Trio, use :func:`start_send_producer`.
 
     Args:
         settings: see :func:`open_send_producer`. Without settings and ``fields``, :meth:`start`
@@ -154,22 +154,22 @@ class ProducerService:
         """Start the producer, unless it is running.
 
         Calls from several tasks share one start and return the same producer. If a :meth:`stop` is
-        in progress, the call first waits for its end. A service that was stopped starts a new
-        producer.
+        in progress, the call first waits until the service has stopped. A service that was stopped
+        starts a new producer.
 
         Returns:
-            The producer. It is connected, unless ``wait_for_cluster`` is False. It stays the same
-            until :meth:`stop`, even if it is broken.
+            The producer. It is connected, unless ``wait_for_cluster`` is False. Until :meth:`stop`,
+            the service keeps this producer, even if it breaks.
 
         Raises:
             SettingsError, DiscoveryError, ProducerStartError: as for :func:`open_send_producer`.
                 The next call tries again.
             Exception: an exception of ``enrich``.
             ProducerClosed: :meth:`stop` was called while the service started.
-            ProducerMisused: Trio or another event loop runs the caller; or the event loop of the
-                first call has ended without :meth:`stop`.
+            ProducerMisused: the caller runs on Trio or on another event loop, or the event loop of
+                the first call ended without a call of :meth:`stop`.
 
-        Cancellation ends the start, and leaves nothing behind, unless another call waits for the
+        Cancellation ends the start and releases all resources, unless another call waits for the
         start.
         """
         run = self._current()
@@ -200,18 +200,20 @@ class ProducerService:
     async def stop(self) -> None:
         """Stop the producer as the end of an ``async with`` block does.
 
-        The producer accepts no more records, delivers the accepted ones and closes, within
-        ``close_timeout``. Several calls wait for the same end. If the service does not run, the
-        call does nothing. If it is starting, the start ends, and :meth:`start` raises
-        :exc:`ProducerClosed`. A producer that is broken is closed like any other.
+        The producer stops accepting records, delivers the accepted records and closes, within
+        ``close_timeout``. If several tasks call this method, all calls wait until the producer is
+        closed. If the service is not running, the call does nothing. If the service is starting,
+        the start ends, and :meth:`start` raises :exc:`ProducerClosed`. The service also closes a
+        broken producer.
 
         Raises:
             UndeliveredRecords: deliveries failed and nobody awaited them.
             ProducerMisused: as for :meth:`start`.
 
         Cancellation shortens the closing to ``cancel_timeout``. The producer is closed when the
-        call raises. Failures that nobody awaited are then logged. A second cancellation of an
-        asyncio task does not wait for the closing, which continues in the service's own task.
+        call raises the cancellation. Failures that nobody awaited are then logged. A second
+        cancellation of an asyncio task does not wait for the closing, which continues in the
+        service's own task.
         """
         await self._stop(quickly=False)
 

@@ -125,40 +125,43 @@ class SettingsFields(TypedDict, total=False):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProducerSettings:
-    """The settings of one producer. They are frozen, and every field is a keyword.
+    """The settings of one producer. Instances are frozen, and every argument is keyword-only.
 
-    Settings that Alpakka Kafka (``akka.kafka.producer``) also has use its names and defaults. A
-    duration is a number of seconds or a ``datetime.timedelta``; the field holds seconds. A number
-    above one hour issues a :class:`SettingsWarning`, because it may be a number of milliseconds. A
-    ``timedelta`` issues none.
+    Settings that also exist in Alpakka Kafka (``akka.kafka.producer``) have the same names and
+    defaults. A duration is a number of seconds or a ``datetime.timedelta``, and the field contains
+    seconds. A number of more than one hour issues a :class:`SettingsWarning`, because it may be a
+    number of milliseconds. A ``timedelta`` does not issue this warning.
 
     Args:
-        bootstrap_servers: the addresses of brokers: ``"host:port"``, several joined by commas, or a
-            list. Required, unless ``service_name`` or ``producer`` is set, or ``enrich`` provides
-            the addresses.
+        bootstrap_servers: the addresses of brokers, as ``"host:port"``, as several addresses joined
+            by commas, or as a list. This field is required, unless ``service_name`` or ``producer``
+            is set, or ``enrich`` provides the addresses.
         client_id: the name of this client in the brokers' logs and quotas.
         key_serializer: converts each key to bytes: an object with kafka-python's
             ``serialize(topic, headers, data)``, or a callable of one argument. It runs on the
-            driver thread, never on the event loop's, and is not called for a key that is None. The
-            producer does not close it. None: the keys must be bytes.
-        value_serializer: the same for values. If it returns None, the record is a tombstone.
+            driver thread, never on the event loop's thread, and is not called for a key that is
+            None. The producer does not close it. With None, the keys must be bytes.
+        value_serializer: converts each value to bytes, like ``key_serializer``. If it returns None,
+            the record is a tombstone.
         partitioner: chooses the partition of each record that names no partition. It is a callable
             of three arguments: the topic, the serialized key or None, and the numbers of the
             topic's partitions in ascending order. It returns one of these numbers. It runs on the
-            driver thread, never on the event loop's. If it raises, or returns anything else, only
-            this record fails, with a :exc:`RecordRejected`. It is called again if a record is
-            submitted again. None: the client chooses as Kafka's Java client does.
+            driver thread, never on the event loop's thread. If it raises an exception, or returns
+            anything else, only this record fails, with a :exc:`RecordRejected`. It is called again
+            if a record is submitted again. With None, the client chooses the partition as Kafka's
+            Java client does.
         properties: further settings of the client, by Kafka's names (``"compression.type"``),
             kafka-python's (``"compression_type"``) or, with the driver ``"confluent"``,
             librdkafka's. The driver checks names and values when the producer starts.
-        max_in_flight: the largest number of accepted records that the client has not finished with.
+        max_in_flight: the largest number of accepted records whose outcome the client has not
+            reported.
         max_buffered_bytes: the largest total size of the keys, values and headers of these records,
             in bytes.
         delivery_timeout: the time from the call of ``send`` to the record's outcome. It includes
             the wait for room.
         unknown_topic_timeout: how long to wait for an unknown topic to appear. After that, records
             for the topic are rejected.
-        start_timeout: the longest time until a broker answers.
+        start_timeout: the longest time to wait for the first answer of a broker.
         close_timeout: the longest time that a clean exit may take to deliver accepted records.
         cancel_timeout: the longest time that an exit after an exception or a cancellation may take.
             It also bounds the abort of a transaction.
@@ -167,10 +170,10 @@ class ProducerSettings:
             aborts an open transaction of the earlier one, and fences it.
         eos_commit_interval: how long a transaction of :meth:`SendProducer.flow` collects records
             before it is committed.
-        service_name: the name of a service to look up in place of ``bootstrap_servers``, such as
-            ``"kafka.internal"``, or an SRV name, such as ``"_kafka._tcp.example.org"``. It is
-            looked up when the producer starts, for each client that replaces a broken one, and
-            while no broker can be reached.
+        service_name: the name of a service to look up instead of using ``bootstrap_servers``.
+            Examples are ``"kafka.internal"``, and the SRV name ``"_kafka._tcp.example.org"``. The
+            producer looks up the service when it starts, for each client that replaces a broken
+            client, and while no broker can be reached.
         discovery_method: the resolver: ``"dns"``, a resolver of
             :mod:`anyio_sendproducer.discovery`, or an async callable that takes a ``Lookup`` and
             returns ``Target`` objects.
@@ -178,21 +181,21 @@ class ProducerSettings:
         enrich: an async callable that takes these settings and returns the settings for the client,
             for example with secrets from a vault. It is called before the look-up, and
             ``start_timeout`` includes its time. It is called again for each client that replaces a
-            broken one. Of the results of these later calls, only ``bootstrap_servers``,
-            ``service_name``, ``client_id`` and ``properties`` are used. With
+            broken client. From the results of these later calls, the producer uses only
+            ``bootstrap_servers``, ``service_name``, ``client_id`` and ``properties``. With
             ``wait_for_cluster=False``, this also applies to the first call.
         producer: an existing ``KafkaProducer`` of kafka-python to send with; see
             :meth:`with_producer`.
-        producer_factory: constructs the client: it is called with kafka-python's whole
-            configuration, a dict, and returns ``KafkaProducer(**configs)`` or an instance of a
+        producer_factory: a callable that constructs the client. It gets kafka-python's whole
+            configuration as a dict, and returns ``KafkaProducer(**configs)`` or an instance of a
             subclass. It is called on the driver thread, also for each client that replaces a broken
-            one. If it raises, the start fails with a :exc:`ProducerStartError`.
+            client. If it raises an exception, the start fails with a :exc:`ProducerStartError`.
         wait_for_cluster: whether the start waits until a broker has answered, and raises
             :class:`ProducerStartError` if none does. With False, the block begins at once, and the
-            client tries to connect in the background until it succeeds. Meanwhile, records wait
+            client tries to connect in the background until it succeeds. Until then, records wait
             within their own deadlines.
-        close_producer_on_exit: whether the client is closed at the end. False is allowed only with
-            ``producer``. The producer's records are awaited in either case.
+        close_producer_on_exit: whether to close the client at the end. False is allowed only with
+            ``producer``. The producer waits for the outcomes of its records in either case.
 
     Raises:
         SettingsError: a name or a value is wrong; the message names the field.
@@ -351,7 +354,7 @@ class ProducerSettings:
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> ProducerSettings:
-        """Read settings from a mapping, for example a part of a service's configuration.
+        """Read settings from a mapping, for example from a part of a service's configuration.
 
         Args:
             mapping: settings by the names of the fields, with underscores or dashes
@@ -360,8 +363,8 @@ class ProducerSettings:
                 mappings, whose names are joined by dots: ``{"ssl": {"ca": {"location": ...}}}``.
 
         Raises:
-            SettingsError: a name is unknown, and the message suggests the closest known name; or a
-                value is wrong.
+            SettingsError: a value is wrong, or a name is unknown. For an unknown name, the message
+                suggests the closest known name.
         """
         return cls(**from_mapping(mapping, _defaults()))
 
@@ -369,11 +372,11 @@ class ProducerSettings:
     def from_properties(
         cls, source: str | os.PathLike[str] | Mapping[str, Any]
     ) -> ProducerSettings:
-        """Read settings by the names of Kafka's Java client, such as ``bootstrap.servers``.
+        """Read settings with the names of Kafka's Java client, such as ``bootstrap.servers``.
 
         ``bootstrap.servers``, ``client.id``, ``transactional.id``, ``delivery.timeout.ms``,
-        ``buffer.memory`` and the serializers become fields; everything else becomes ``properties``.
-        Only Java's serializers of bytes and strings have a counterpart.
+        ``buffer.memory`` and the serializers become fields. All other settings become
+        ``properties``. Only Java's serializers of bytes and strings have a counterpart.
 
         Args:
             source: the path of a ``.properties`` file, which is read as Kafka's Java clients read
@@ -409,17 +412,17 @@ class ProducerSettings:
         """Read settings from environment variables, at the time of this call.
 
         Args:
-            prefix: the beginning of the variables' names: with ``"ORDERS"``,
-                ``ORDERS_CLOSE_TIMEOUT`` is ``close_timeout``, and
-                ``ORDERS_PROPERTIES_COMPRESSION_TYPE`` is the property ``compression.type``.
+            prefix: the beginning of the variables' names. For example, with ``"ORDERS"``,
+                ``ORDERS_CLOSE_TIMEOUT`` sets ``close_timeout``, and
+                ``ORDERS_PROPERTIES_COMPRESSION_TYPE`` sets the property ``compression.type``.
             environment: the variables; None for the variables of the process.
 
         Raises:
-            SettingsError: the variables name no brokers, a variable with this prefix is not a
-                setting, or a value is wrong. The message names the variable, and never shows the
-                value of a property. Variables that Kubernetes sets for a service are ignored. With
-                the prefix ``KAFKA``, which other programs also use, all variables that do not
-                resemble a setting are ignored.
+            SettingsError: the variables do not name any brokers, a variable with this prefix is not
+                a setting, or a value is wrong. The message names the variable, and never shows the
+                value of a property. The method ignores variables that Kubernetes sets for a
+                service. Other programs also use the prefix ``KAFKA``, so with this prefix the
+                method ignores all variables that do not resemble a setting.
         """
         arguments = from_environment(
             prefix, os.environ if environment is None else environment, _defaults()
@@ -446,8 +449,8 @@ class ProducerSettings:
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """The addresses in ``bootstrap_servers``, each as ``"host:port"``; empty if not known
-        yet."""
+        """The addresses in ``bootstrap_servers``, each as ``"host:port"``; empty if they are not
+        known yet."""
         return tuple(filter(None, cast("str", self.bootstrap_servers).split(",")))
 
     def evolve(self, **changes: Unpack[SettingsFields]) -> ProducerSettings:
@@ -463,7 +466,7 @@ class ProducerSettings:
         return dataclasses.replace(self, **cast("dict[str, Any]", changes))
 
     def with_bootstrap_servers(self, bootstrap_servers: str | Iterable[str]) -> ProducerSettings:
-        """A copy with other ``bootstrap_servers``, in place of its ``service_name``."""
+        """A copy with other ``bootstrap_servers`` and without a ``service_name``."""
         return self.evolve(bootstrap_servers=bootstrap_servers, service_name="")
 
     def with_client_id(self, client_id: str) -> ProducerSettings:
@@ -483,11 +486,11 @@ class ProducerSettings:
         return self.evolve(partitioner=partitioner)
 
     def with_property(self, name: str, value: Any) -> ProducerSettings:
-        """A copy with one property of the client set. It replaces the property in any spelling."""
+        """A copy with one client property set. This value replaces the property in any spelling."""
         return self.with_properties({name: value})
 
     def with_properties(self, properties: Mapping[str, Any]) -> ProducerSettings:
-        """A copy with these properties of the client added or replaced."""
+        """A copy with these client properties added or replaced."""
         changed = {canonical_name(name) for name in _properties(properties)}
         kept = {
             name: value
@@ -537,7 +540,7 @@ class ProducerSettings:
         return self.evolve(eos_commit_interval=seconds)
 
     def with_service_name(self, service_name: str) -> ProducerSettings:
-        """A copy that looks this service up, in place of its ``bootstrap_servers``."""
+        """A copy that looks up this service instead of using ``bootstrap_servers``."""
         return self.evolve(service_name=service_name, bootstrap_servers="")
 
     def with_discovery_method(
@@ -561,11 +564,11 @@ class ProducerSettings:
 
         Args:
             producer: a ``KafkaProducer`` of kafka-python, which other code may use at the same
-                time. Its own settings apply, so the copy has no ``bootstrap_servers`` and no
-                ``service_name``.
+                time. The client's own settings apply, so the copy has no ``bootstrap_servers`` and
+                no ``service_name``.
 
-        To have the client closed, set ``close_producer_on_exit`` afterwards. If the client breaks,
-        the producer breaks, too, because it cannot construct another client.
+        If the producer must close the client, set ``close_producer_on_exit`` in the copy. If the
+        client breaks, the producer also breaks, because it cannot construct a new client.
         """
         return self.evolve(
             producer=producer,

@@ -76,10 +76,10 @@ class TransactionState(enum.Enum):
     COMMITTED = "committed"
     """All records are visible to consumers."""
     ABORTED = "aborted"
-    """No record is ever visible to consumers with ``isolation.level=read_committed``."""
+    """Consumers with ``isolation.level=read_committed`` never see the records."""
     UNKNOWN = "unknown"
     """The commit was requested. The transaction is committed or aborted, and the producer does not
-    know which: the brokers' answer was lost, or another producer took over the
+    know which, because the brokers' answer was lost, or another producer took over the
     ``transactional_id``."""
 
 
@@ -156,13 +156,13 @@ class _TransactionAdmission:
 
 @with_own_methods
 class Transaction(Sender, NoPublicConstructor):
-    """A transaction. It has the producer's methods for sending.
+    """A transaction, with the same methods for sending as a producer.
 
-    :meth:`SendProducer.transaction` makes it. Any number of tasks may use it until its block ends.
-    A record that was acknowledged is written, but consumers with ``isolation.level=read_committed``
-    see it only when the transaction is committed.
+    :meth:`SendProducer.transaction` creates transactions. Any number of tasks may use a transaction
+    until its block ends. An acknowledged record is written, but consumers with
+    ``isolation.level=read_committed`` see the record only after the commit of the transaction.
 
-    Besides the exceptions that they raise on the producer, the methods raise
+    The methods raise the same exceptions as the methods of the producer. They also raise
     :class:`TransactionError` after the transaction has ended, and :class:`TransactionAborted` if
     the client was given up.
     """
@@ -202,7 +202,7 @@ class Transaction(Sender, NoPublicConstructor):
     ) -> None:
         """Commit the offsets of a consumer group as part of the transaction.
 
-        The offsets are committed if, and only if, the records of the transaction are committed.
+        The offsets are committed if and only if the records of the transaction are committed.
 
         Args:
             offsets: the offset of the next record to read, by topic and partition. A key is a
@@ -214,12 +214,12 @@ class Transaction(Sender, NoPublicConstructor):
                 such as the result of kafka-python's ``KafkaConsumer.group_metadata()``; or the
                 bytes that confluent-kafka's ``Consumer.consumer_group_metadata()`` returns. With
                 group metadata, the brokers refuse a consumer that is no longer a member of the
-                group (KIP-447). If partitions are assigned by hand, pass the id of the group.
+                group (KIP-447). If you assign partitions manually, pass the id of the group.
 
         Raises:
-            TransactionAborted: the brokers refused the offsets, for example because the group has
-                a new generation. The transaction can only be aborted. That happens when its block
-                ends.
+            TransactionAborted: the brokers refused the offsets, for example because the group has a
+                new generation. The transaction can then only be aborted, which happens at the end
+                of its block.
             ProducerFenced: another producer uses this ``transactional_id`` now.
             TransactionError: there was no answer within ``delivery_timeout``, or the transaction
                 has ended.
@@ -228,8 +228,8 @@ class Transaction(Sender, NoPublicConstructor):
                 int of 0 or more, or the bytes are not group metadata.
             ProducerClosed, ProducerBroken, ProducerMisused: as for :meth:`SendProducer.send`.
 
-        Cancellation: the brokers may or may not have received the offsets, so the transaction can
-        only be aborted.
+        After a cancellation, it is unknown whether the brokers received the offsets, so the
+        transaction can only be aborted.
         """
         self._engine.check_usable()
         self._admission.check_open()
@@ -287,8 +287,8 @@ class Transaction(Sender, NoPublicConstructor):
         """Send a stream of envelopes in this transaction, and receive their results in the same
         order.
 
-        :meth:`SendProducer.flow` describes the details. That method also begins and commits
-        transactions by itself; this one does not.
+        :meth:`SendProducer.flow` describes the details. Unlike that method, this method does not
+        begin and commit transactions.
 
         Args:
             source: as for :meth:`SendProducer.flow`.

@@ -53,16 +53,19 @@ class TransactionPoolStatistics:
     """The figures of one pool at one moment."""
 
     size: int
-    """How many producers the pool has, and thus how many transactions it runs at a time."""
+    """The number of producers of the pool, which is also the largest number of concurrent
+    transactions."""
     in_use: int
-    """Transactions that have a producer now, or wait until their producer is replaced."""
+    """The number of transactions that have a producer, or that wait until their producer is
+    replaced."""
     waiting: int
-    """Transactions that wait for a producer."""
+    """The number of transactions that wait for a producer."""
     replaced: int
-    """How many producers were replaced so far, because they were fenced or otherwise broken."""
+    """The number of producers that were replaced so far, because they were fenced or otherwise
+    broken."""
     producers: Mapping[str, Statistics]
-    """The figures of each producer, by its ``transactional_id``. A producer that is being replaced
-    is missing."""
+    """The figures of each producer, by its ``transactional_id``. They do not include a producer
+    that is being replaced."""
 
 
 class _Start:
@@ -89,7 +92,7 @@ class _Member:
 
 
 class TransactionPool(anyio.AsyncContextManagerMixin):
-    """Transactional producers that are borrowed, each for one transaction at a time.
+    """A pool of transactional producers. Each producer runs one transaction at a time.
 
     ::
 
@@ -98,36 +101,36 @@ class TransactionPool(anyio.AsyncContextManagerMixin):
             async with pool.transaction() as tx:
                 await tx.send(ProducerRecord("invoices", b"42 EUR", b"alice"))
 
-    The producers have the transactional ids ``billing-0`` to ``billing-3``. All of them are started
-    when the block begins: the first alone, so that a wrong setting is reported once, then the
-    others at the same time. This ends transactions that an earlier process left open under these
-    ids.
+    The producers have the transactional ids ``billing-0`` to ``billing-3``. All of them start when
+    the block begins. The pool first starts one producer alone, so that it reports a wrong setting
+    only once. It then starts the others at the same time. This ends transactions that an earlier
+    process left open under these ids.
 
-    A producer that was fenced or otherwise broken is closed, and another one with the same
-    ``transactional_id`` takes its place: a new client with a new epoch. If the new producer cannot
-    be started, the next transaction that needs it tries again. If that fails as well, the
-    transaction raises the error. After :exc:`TransactionOutcomeUnknown` the producer itself
-    replaces its client. The brokers then finish the commit, or abort it, before the next
-    transaction of that ``transactional_id`` begins.
+    The pool closes a producer that was fenced or otherwise broken, and replaces it with a new
+    producer with the same ``transactional_id``, a new client and a new epoch. If the new producer
+    cannot start, the next transaction that needs this producer tries to start it again. If this
+    attempt also fails, the transaction raises the error. After :exc:`TransactionOutcomeUnknown`,
+    the producer itself replaces its client. The brokers then finish or abort the commit before the
+    next transaction with that ``transactional_id`` begins.
 
-    When the block ends, no producer is left. A clean end closes all of them at the same time,
-    within ``close_timeout``; a block that failed or was cancelled leaves within
-    ``cancel_timeout``. Open transactions of other tasks are then aborted.
+    When the block has ended, all producers are closed. If the block ends without an exception, the
+    pool closes all producers at the same time, within ``close_timeout``. If the block fails or is
+    cancelled, it ends within ``cancel_timeout``. Open transactions of other tasks are then aborted.
 
     Args:
         settings: as for :func:`open_send_producer`. The ``transactional_id`` is the prefix of the
             producers' transactional ids. Two processes that run at the same time need different
             prefixes, otherwise they fence each other.
-        size: how many producers, and thus how many transactions at a time.
+        size: the number of producers, which is also the largest number of concurrent transactions.
         driver: as for :func:`open_send_producer`. A callable is called for each producer.
         observers: as for :func:`open_send_producer`. All producers share them.
         fields: as for :func:`open_send_producer`.
 
     Raises:
         SettingsError: a setting or ``size`` is wrong, or there is no ``transactional_id``.
-            ``async with`` raises what :func:`open_send_producer` raises at its start.
+            ``async with`` raises the same errors as the start of :func:`open_send_producer`.
 
-    Cancellation leaves nothing behind, whenever it comes.
+    Cancellation at any time releases all resources.
     """
 
     def __init__(
@@ -169,29 +172,29 @@ class TransactionPool(anyio.AsyncContextManagerMixin):
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
         """Borrow a producer for one transaction, for the length of an ``async with`` block.
 
-        If all producers are in use, the call waits; calls are served in order. The block then works
-        as in :meth:`SendProducer.transaction`.
+        If all producers are in use, the call waits. The pool serves waiting calls in their order.
+        The block then works as in :meth:`SendProducer.transaction`.
 
         Raises:
-            ProducerFenced: another producer uses this ``transactional_id`` now. If the state of the
-                transaction is ``ABORTED``, run it again: the pool replaces the producer. If it is
-                ``UNKNOWN``, the transaction may be committed.
+            ProducerFenced: another producer uses this ``transactional_id`` now. The pool replaces
+                the producer. If the state of the transaction is ``ABORTED``, run the transaction
+                again. If the state is ``UNKNOWN``, the transaction may be committed.
             SendProducerError: the producer was being replaced, and the new one could not be
                 started; see :func:`start_send_producer`.
             TransactionError: this task already has a transaction of the pool, or as for
                 :meth:`SendProducer.transaction`.
             TransactionAborted, TransactionOutcomeUnknown: as for :meth:`SendProducer.transaction`.
-            ProducerClosed: the pool was closed, perhaps while the call waited.
+            ProducerClosed: the pool is closed, or was closed while the call waited.
             ProducerMisused: the pool was not opened, or it belongs to another event loop, thread or
                 process.
 
-        A call that is cancelled while waiting leaves the queue. Within the block, and during the
-        commit, cancellation is as for :meth:`SendProducer.transaction`.
+        A call that is cancelled while it waits leaves the queue. Within the block and during the
+        commit, cancellation has the same effect as in :meth:`SendProducer.transaction`.
         """
         return self._borrow()
 
     def statistics(self) -> TransactionPoolStatistics:
-        """Take a snapshot of the pool's figures. This works on a closed pool, too."""
+        """Take a snapshot of the pool's figures. This also works on a closed pool."""
         turns = self._turns.statistics()
         return TransactionPoolStatistics(
             size=len(self._members),

@@ -110,7 +110,7 @@ class Step:
     details: tuple[str, ...]
     """The findings of the step, one line each."""
     hint: str = ""
-    """Advice about a failure, if there is any."""
+    """Advice about the failure; empty if there is none."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -164,17 +164,18 @@ class _Findings:
 async def check_cluster(
     settings: ProducerSettings, *, driver: DriverName | None = None
 ) -> ClusterCheck:
-    """Try the steps of a connection to a cluster, up to the first that fails.
+    """Try the steps of a connection to a cluster, up to the first step that fails.
 
     Args:
         settings: how to reach the cluster. Each step takes ``start_timeout`` at most. A
             ``transactional_id`` is not used, so a producer with this id is not fenced.
-        driver: the driver whose client connects, by name; None: the default.
+        driver: the name of the driver whose client connects. None stands for the default.
 
     Returns:
-        The steps, and the cluster's description. A failure is reported as a step and not raised.
+        The steps and the cluster's description. A failure is reported as a step instead of being
+        raised.
 
-    Cancellation closes what the current step has opened.
+    Cancellation closes the connections that the current step has opened.
     """
     # A client with the transactional_id would fence the producer that uses this id.
     findings = _Findings(settings.evolve(transactional_id=None), driver)

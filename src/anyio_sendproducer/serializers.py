@@ -26,8 +26,8 @@ __all__ = [
 
 
 class BytesSerializer:
-    """Accepts bytes, bytearray and memoryview. It has the same effect as no serializer, and makes
-    that explicit."""
+    """Accepts bytes, bytearray and memoryview. Setting it has the same effect as setting no
+    serializer, but makes the intention explicit."""
 
     def __call__(self, data: bytes | bytearray | memoryview) -> bytes:
         """Return the data as bytes.
@@ -135,9 +135,9 @@ class SchemaRegistrySerializer:
     Raises:
         SettingsError: an argument is wrong, or confluent-kafka is not installed.
 
-    For the first record of a topic, the serializer sends an HTTP request to the registry. That
-    blocks the producer's thread: later records wait, and their deadlines still apply. If the
-    serializer raises, only this record fails, with a
+    For the first record of a topic, the serializer sends an HTTP request to the registry. This
+    request blocks the driver thread. Later records wait, and their deadlines still apply. If the
+    serializer raises an exception, only this record fails, with a
     :exc:`~anyio_sendproducer.SerializationFailed`. Headers that the serializer adds are sent.
     """
 
@@ -193,15 +193,15 @@ class TopicSerializer:
         )
 
     Args:
-        by_topic: a serializer for each topic, of either kind: a callable with one argument, or an
-            object with ``serialize(topic, headers, data)``. Later changes of the mapping have no
-            effect.
-        default: the serializer for every other topic. With None, a record for another topic fails
+        by_topic: a mapping from topic names to serializers. A serializer is a callable with one
+            argument, or an object with ``serialize(topic, headers, data)``. Later changes of the
+            mapping have no effect.
+        default: the serializer for every other topic. With None, a record for any other topic fails
             with a :exc:`~anyio_sendproducer.SerializationFailed`.
 
     Raises:
-        SettingsError: ``by_topic`` is not a mapping from names of topics, or one of the serializers
-            can't be used; the message names the topic.
+        SettingsError: ``by_topic`` is not a mapping with topic names as keys, or one of the
+            serializers can't be used. The message names the topic.
     """
 
     def __init__(
@@ -222,7 +222,7 @@ class TopicSerializer:
         self._default = None if default is None else _checked("default", default)
 
     def serialize(self, topic: str, headers: list[tuple[str, bytes]], data: Any) -> bytes | None:
-        """Return the data as the topic's serializer returns it. That serializer may add headers.
+        """Return the result of the topic's serializer, which may also add headers.
 
         Raises:
             LookupError: the topic has no serializer, and there is no default. The message lists the

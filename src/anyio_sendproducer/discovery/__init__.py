@@ -30,18 +30,18 @@ __all__ = [
 
 
 def dns(nameservers: str | Iterable[str] | None = None, *, port: int | None = None) -> Resolver:
-    """Make a resolver that queries the domain name system. It needs the extra ``dns``.
+    """Make a resolver that queries the domain name system. This function needs the extra ``dns``.
 
-    A service name that begins with a port and its protocol, such as ``"_kafka._tcp.example.org"``,
-    is looked up as SRV records (RFC 2782), which contain ports. The headless services of Kubernetes
-    and the DNS of Consul have SRV records. Any other name is looked up as A and AAAA records. They
-    contain no port, so ``port`` sets it. A truncated answer is requested again over TCP. The
-    resolver caches nothing.
+    If a service name begins with a port and its protocol, such as ``"_kafka._tcp.example.org"``,
+    the resolver looks up SRV records (RFC 2782), which contain ports. The headless services of
+    Kubernetes and the DNS of Consul have SRV records. For any other name, the resolver looks up A
+    and AAAA records. These records do not contain a port, so ``port`` sets the port. The resolver
+    requests a truncated answer again over TCP. It has no cache.
 
     Args:
         nameservers: addresses of name servers, such as ``"10.0.0.2"`` or ``"127.0.0.1:8600"``. If a
-            server does not answer within a second, the resolver tries the next one. None: the name
-            servers and the search list of the system.
+            server does not answer within a second, the resolver tries the next server. None stands
+            for the name servers and the search list of the system.
         port: the port for addresses from A and AAAA records.
 
     Raises:

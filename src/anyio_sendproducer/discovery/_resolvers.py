@@ -39,12 +39,12 @@ def static(
     """Make a resolver with fixed answers, for tests or as the last resolver of :func:`aggregate`.
 
     Args:
-        targets: the answer to every look-up, each target as ``"host:port"`` or a :class:`Target`;
-            or a mapping from the names of services to their answers.
+        targets: the answer to every look-up, with each target as ``"host:port"`` or a
+            :class:`Target`; or a mapping from service names to such answers.
 
     Raises:
-        SettingsError: a target is wrong, or there is no target at all. In a mapping, a name may
-            have no targets.
+        SettingsError: a target is wrong, or there are no targets at all. In a mapping, the list of
+            a single name may be empty.
     """
     if isinstance(targets, Mapping):
         named = cast("Mapping[str, Iterable[str | Target]]", targets)
@@ -105,8 +105,8 @@ def aggregate(*resolvers: ResolverLike, seconds: float | timedelta = 1.0) -> Res
 
     Args:
         resolvers: the resolvers, in this order.
-        seconds: the time that each resolver has, as seconds or a ``timedelta``. Then the next
-            resolver is tried. The last resolver has the rest of ``resolve_timeout``.
+        seconds: the time that each resolver has, as seconds or a ``timedelta``. After this time,
+            the next resolver is tried. The last resolver has the rest of ``resolve_timeout``.
 
     Raises:
         SettingsError: there is no resolver, or ``seconds`` is not above 0.

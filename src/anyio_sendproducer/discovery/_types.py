@@ -48,13 +48,13 @@ def _check_name(field: str, name: object) -> None:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Lookup:
-    """The argument of a :class:`Resolver`. The names of the fields are Akka Discovery's.
+    """The argument of a :class:`Resolver`. The fields have the same names as in Akka Discovery.
 
     Args:
         service_name: the name of the service, such as ``"kafka.internal"``.
-        port_name: the name of one of its ports, as in the first part of an SRV record's name,
-            without the underscore; None for any port.
-        protocol: the protocol of that port, such as ``"tcp"``.
+        port_name: the name of one of the service's ports, as in the first part of an SRV record's
+            name, without the underscore; None for any port.
+        protocol: the protocol of this port, such as ``"tcp"``.
 
     Raises:
         SettingsError: the service has no name, only one of ``port_name`` and ``protocol`` is set,
@@ -101,11 +101,12 @@ class Target:
     """One address of a service.
 
     Args:
-        host: a name or an address; an IPv6 address without brackets.
+        host: a host name or an IP address. An IPv6 address has no brackets.
         port: the port; None if the resolver does not know it.
 
     Raises:
-        SettingsError: the host is not a host's name or address, or the port is not from 1 to 65535.
+        SettingsError: the host is not a host name or an IP address, or the port is not from 1 to
+            65535.
     """
 
     host: str
@@ -148,19 +149,19 @@ class Target:
 class Resolver(Protocol):
     """An object that finds the addresses of services.
 
-    Errors and logs show its ``repr()`` and the messages of its exceptions. Keep tokens and
-    passwords out of both.
+    Errors and logs show the ``repr()`` of a resolver and the messages of its exceptions. Neither of
+    them may contain tokens or passwords.
     """
 
     async def resolve(self, lookup: Lookup, /) -> Sequence[Target]:
         """Find a service.
 
         Returns:
-            Its targets, the best first; empty if the service does not exist. The producer uses the
-            first 100 targets.
+            The targets of the service, the best target first; empty if the service does not exist.
+            The producer uses the first 100 targets.
 
-        The call has a timeout, so a cancellation may interrupt it. It may raise any exception,
-        which becomes the cause of a :class:`~anyio_sendproducer.DiscoveryError`.
+        The call has a timeout, so a cancellation may interrupt the call. This method may raise any
+        exception, which becomes the cause of a :class:`~anyio_sendproducer.DiscoveryError`.
         """
         ...
 

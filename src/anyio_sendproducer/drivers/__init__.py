@@ -61,7 +61,7 @@ def make_driver(chosen: DriverName | DriverFactory | None, settings: ProducerSet
         settings: the producer's settings.
 
     Raises:
-        SettingsError: there is no driver of that name, or it refuses the settings.
+        SettingsError: there is no driver with that name, or the driver refuses the settings.
     """
     if settings.producer is not None:
         if chosen not in {None, "kafka-python"}:

@@ -20,14 +20,14 @@ def choose_partition(
     key: bytes | None,
     partitions: Sequence[int],
 ) -> int:
-    """Have a producer's partitioner choose the partition of a record that names no partition.
+    """Let a producer's partitioner choose the partition of a record without a partition.
 
-    Call this on the driver thread: a partitioner may block.
+    Call this function on the driver thread, because a partitioner may block.
 
     Args:
         partitioner: the partitioner of the producer's settings.
-        record: as the caller sent it.
-        key: its serialized key.
+        record: the record that the caller sent.
+        key: the serialized key of the record.
         partitions: the numbers of the topic's partitions, in ascending order. The partitioner gets
             this object, so it should be immutable, such as a tuple.
 
@@ -35,8 +35,8 @@ def choose_partition(
         One of ``partitions``.
 
     Raises:
-        RecordRejected: the partitioner raised, or returned something else. The record is not
-            persisted.
+        RecordRejected: the partitioner raised an exception, or returned something else. The record
+            is not persisted.
     """
     try:
         chosen = cast("object", partitioner(record.topic, key, partitions))

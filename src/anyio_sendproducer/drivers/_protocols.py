@@ -47,34 +47,36 @@ Outcome = RecordMetadata | DeliveryError
 
 
 class Submission(Protocol):
-    """One record that a driver gets. The driver reports its outcome with the same object."""
+    """One record that a driver gets. The driver passes the same object back with the outcome."""
 
     record: ProducerRecord[Any, Any]
     """The record to send, with its key and value before serialization."""
     size: int
-    """The bytes of its key, value and headers; an estimate if there are serializers."""
+    """The size of the record's key, value and headers in bytes; an estimate if there are
+    serializers."""
 
 
 class Sink(Protocol):
     """Gets the reports of a driver. Each method may be called from any thread, never blocks, and
-    never raises."""
+    never raises an exception."""
 
     def completed(self, submissions: Sequence[Any], outcomes: Sequence[Outcome], /) -> None:
-        """Report the outcome of each of these submissions. Each submission is reported once.
+        """Report the outcomes of these submissions. Each submission is reported once.
 
-        The two sequences have the same length. A pair for each record would double the work of the
-        garbage collector.
+        The two sequences have the same length. Separate pairs for each record would double the work
+        of the garbage collector.
         """
         ...
 
     def metadata_changed(self) -> None:
-        """Report that the driver may now take submissions that :meth:`Driver.submit` held."""
+        """Report that the driver may now accept submissions that :meth:`Driver.submit` returned as
+        held."""
         ...
 
     def broken(self, error: BaseException, /) -> None:
-        """Report that the client can send no more. The producer closes this driver, and opens
-        another. If the error is :exc:`~anyio_sendproducer.ProducerFenced`, or the client is the
-        user's own, the producer breaks instead."""
+        """Report that the client can no longer send. The producer closes this driver, and opens a
+        new driver. If the error is :exc:`~anyio_sendproducer.ProducerFenced`, or the user passed an
+        existing client, the producer breaks instead."""
         ...
 
     def ready(self) -> None:
@@ -84,19 +86,20 @@ class Sink(Protocol):
 
 @dataclasses.dataclass(slots=True)
 class Submitted:
-    """What a driver returns for the submissions that it got."""
+    """The result of passing submissions to a driver."""
 
     held: list[Any] = dataclasses.field(default_factory=list[Any])
-    """The submissions that were not taken, in order; mostly because metadata are missing."""
+    """The submissions that the driver did not accept, in order, for example because the metadata of
+    a topic is missing."""
     sizes: list[tuple[Any, int]] = dataclasses.field(default_factory=list[tuple[Any, int]])
     """The true sizes of submissions whose size was an estimate, in bytes."""
 
 
 class Deadline:
-    """The deadline of one call. The caller that waits may bring the deadline forward.
+    """The deadline of one call. A waiting caller may bring the deadline forward.
 
     Args:
-        seconds: from now.
+        seconds: the time from now until the deadline.
     """
 
     __slots__ = ("at",)
@@ -126,7 +129,7 @@ class ConsumedOffset:
     offset: int
     """The offset of the next record to read."""
     metadata: str = ""
-    """A note of the consumer group."""
+    """A text that the consumer group stores with the offset."""
     leader_epoch: int = -1
     """The leader epoch of the last record that was read; -1 if it is unknown."""
 
@@ -135,13 +138,13 @@ class Driver(Protocol):
     """A blocking Kafka producer."""
 
     def open(self, sink: Sink, /) -> None:
-        """Connect, and return when the cluster has answered.
+        """Connect, and return after the cluster has answered.
 
-        The call ends after ``start_timeout`` at the latest, and soon after :meth:`close` is called
-        on another thread.
+        The call takes at most ``start_timeout``, and ends soon after another thread calls
+        :meth:`close`.
 
         Raises:
-            ProducerStartError: no broker answered in time, or the client could not be made.
+            ProducerStartError: no broker answered in time, or the client could not be created.
             SettingsError: the client refused a setting.
         """
         ...
@@ -149,19 +152,20 @@ class Driver(Protocol):
     def submit(self, batch: Sequence[Submission], /) -> Submitted:
         """Serialize records and pass them to the client, in order, without waiting for a broker.
 
-        A failure of a single record is reported as its outcome. If the metadata of a topic are
-        missing, the driver requests them. Unless its client keeps the topic's records meanwhile,
-        the driver returns them as held.
+        The driver reports the failure of a single record as the outcome of this record. If the
+        metadata of a topic is missing, the driver requests it. The driver returns the topic's
+        records as held, unless the client can keep them until the metadata arrives.
 
         :func:`serialize_record` calls the serializers of the settings. If the settings have a
         ``partitioner``, the driver calls :func:`choose_partition` for each record whose
-        ``partition`` is None, with the topic's partitions, and sends the record to the result. If
-        the partitions are not known yet, the record is held, and the partitioner is called later.
+        ``partition`` is None, with the topic's partitions, and sends the record to the chosen
+        partition. If the partitions are not known yet, the driver returns the record as held, and
+        calls the partitioner later.
         """
         ...
 
     def partitions_for(self, topic: str, /) -> frozenset[int] | None:
-        """Return a topic's partitions, or None if the metadata are missing and were requested.
+        """Return a topic's partitions, or None if the metadata is missing and was requested.
 
         Raises:
             SendProducerError: the cluster has no such topic, or this client may not use it.
@@ -169,7 +173,8 @@ class Driver(Protocol):
         ...
 
     def begin_transaction(self) -> None:
-        """Begin a transaction. If one is open already, do nothing: the call may be repeated.
+        """Begin a transaction. If a transaction is already open, do nothing, so that the call can
+        be repeated.
 
         The producer calls this and the next two methods only if the settings have a
         ``transactional_id``.
@@ -202,25 +207,25 @@ class Driver(Protocol):
         All records of a transaction have their outcomes before it is committed. If it is aborted,
         the client drops the records that it has not sent.
 
-        This returns when the brokers have answered, soon after the deadline, or soon after
-        :meth:`close` was called on another thread.
+        The method returns after the brokers have answered, soon after the deadline, or soon after
+        another thread called :meth:`close`.
 
         Raises:
-            TransactionAborted: it could not be committed. The caller must abort it.
+            TransactionAborted: the transaction could not be committed. The caller must abort it.
             TransactionOutcomeUnknown: the commit was requested, and there was no answer.
-            TransactionError: it could not be ended.
+            TransactionError: the transaction could not be ended.
             ProducerFenced: another producer took over the ``transactional_id``.
         """
         ...
 
     def last_error(self) -> Exception | None:
-        """Return why the client does not reach a broker that it needs, or None.
+        """Return the error that keeps the client from reaching a broker that it needs, or None.
 
-        :exc:`~anyio_sendproducer.ProducerFenced` means that another producer has, or may have,
-        taken over the ``transactional_id``. Then no other client is opened after this one.
+        :exc:`~anyio_sendproducer.ProducerFenced` means that another producer has taken over the
+        ``transactional_id``, or may have done so. The producer then opens no further client.
 
         The text of this error becomes part of the error of each record whose ``delivery_timeout``
-        ends. The event loop calls this method: it must not block.
+        expires. The event loop calls this method: it must not block.
         """
         ...
 
@@ -239,7 +244,7 @@ class Driver(Protocol):
         ...
 
     def close(self, timeout: float, /) -> None:
-        """Close the client and end its threads, within about ``timeout`` seconds; 0 means by force.
+        """Close the client and end its threads within about ``timeout`` seconds; 0 means by force.
 
         Each submission without an outcome gets one, if the client still reports it. A second call
         does nothing.
@@ -249,33 +254,35 @@ class Driver(Protocol):
 
 @runtime_checkable
 class DirectDriver(Driver, Protocol):
-    """A driver whose client takes records without waiting for anything.
+    """A driver whose client accepts records without waiting.
 
-    The event loop itself submits small batches, which saves the crossing to the driver thread.
+    The event loop itself submits small batches, which avoids a switch to the driver thread.
     """
 
     direct: bool
-    """Whether the event loop may call :meth:`Driver.submit` with a few records. Meanwhile other
-    threads may only close the driver, or call ``describe``. False if that would run the user's
-    code: a serializer or a partitioner. Read once, when the driver is open."""
+    """Whether the event loop may call :meth:`Driver.submit` with a few records. During this call,
+    other threads may only close the driver or call ``describe``. False if the call would run the
+    user's code, which is a serializer or a partitioner. The producer reads this attribute once,
+    when the driver is open."""
 
 
 @runtime_checkable
 class PolledDriver(DirectDriver, Protocol):
-    """A driver whose client takes records without waiting, and reports only when it is polled.
+    """A driver whose client accepts records without waiting, and reports only when it is polled.
 
-    The event loop itself submits to it and polls it, which saves two crossings between threads. The
-    thread that calls :meth:`poll` does the work for each report, so another thread would only
-    compete with the loop for the interpreter. While there is little to report, the driver's own
-    thread watches the client instead.
+    The event loop itself submits records and polls the client, which avoids two switches between
+    threads. The thread that calls :meth:`poll` does the work for each report, so another thread
+    would only compete with the event loop for the interpreter. While there is little to report, a
+    thread of the driver polls the client instead.
     """
 
     direct: bool
     """Whether the event loop may also call :meth:`Driver.submit`, even while another thread calls
-    other methods. False if that would run the user's code: a serializer or a partitioner."""
+    other methods. False if the call would run the user's code, which is a serializer or a
+    partitioner."""
 
     def poll(self, limit: int, /) -> int:
-        """Report the outcomes that have arrived, about ``limit`` at most.
+        """Report the outcomes that have arrived, but no more than about ``limit``.
 
         The event loop calls this method: it must not block.
 
@@ -285,30 +292,31 @@ class PolledDriver(DirectDriver, Protocol):
         ...
 
     def watch(self) -> None:
-        """Have a thread of the driver report the outcomes of the submitted records.
+        """Make a thread of the driver report the outcomes of the submitted records.
 
-        If there are few outcomes, that thread calls :meth:`Sink.completed` itself, and continues
-        until the client has no more records. Otherwise it may call :meth:`Sink.ready`, once, and
+        If there are few outcomes, this thread calls :meth:`Sink.completed` itself, and continues
+        until the client has no more records. Otherwise it may call :meth:`Sink.ready` once, and
         stop.
 
-        The event loop calls this after it submitted records or polled, unless it will poll soon. It
-        must not block. Another call while the thread watches does nothing.
+        The event loop calls this method after it submitted records or polled, unless it will poll
+        soon. The method must not block. A further call while the thread polls does nothing.
         """
         ...
 
 
 @runtime_checkable
 class LingeringDriver(Driver, Protocol):
-    """A driver whose client may linger: wait for more records before it sends a batch.
+    """A driver whose client may linger, which means that it waits for more records before it sends
+    a batch.
 
-    Kafka's setting for this time is ``linger.ms``. The producer ends the lingering while a caller
-    waits for all records, for example in :meth:`~anyio_sendproducer.SendProducer.flush`, and while
-    no more records can join a batch because there is no room for them.
+    Kafka's setting for this time is ``linger.ms``. The producer stops the lingering while a caller
+    waits for all records, for example in :meth:`~anyio_sendproducer.SendProducer.flush`. It also
+    does so while there is no room for records that could join a batch.
     """
 
     lingers: bool
-    """Whether the client lingers; False if ``linger.ms`` is 0. Read once, when the driver is
-    open."""
+    """Whether the client lingers; False if ``linger.ms`` is 0. The producer reads this attribute
+    once, when the driver is open."""
 
     def hurry(self, on: bool, /) -> None:  # noqa: FBT001
         """Send the records for which the client lingers, and do not linger while ``on`` is True.
@@ -321,20 +329,21 @@ class LingeringDriver(Driver, Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class BrokerDescription:
-    """A broker, as the cluster describes it to clients."""
+    """The description of a broker that the cluster sends to clients."""
 
     id: int
     host: str
-    """Its advertised address."""
+    """The advertised address of the broker."""
     port: int
     version: str | None
-    """The version of Kafka whose requests it accepts, such as "4.1"; with " or later" if it is the
-    newest version that the client knows. None if the client does not report it."""
+    """The version of Kafka whose requests the broker accepts, such as "4.1". If this is the newest
+    version that the client knows, "or later" follows. None if the client does not report the
+    version."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ClusterDescription:
-    """A cluster, as one of its brokers describes it."""
+    """The description of a cluster that one of its brokers sends."""
 
     id: str | None
     controller: int | None
@@ -350,17 +359,17 @@ class DescribingDriver(Driver, Protocol):
     def describe(self, timeout: float, /) -> ClusterDescription:
         """Ask the cluster to describe itself, and return the answer within ``timeout`` seconds.
 
-        A thread of its own calls this while other threads use the driver, also before the driver is
-        open.
+        A separate thread calls this method while other threads use the driver, and also before the
+        driver is open.
 
         Raises:
-            SendProducerError: why the cluster did not answer.
+            SendProducerError: the cluster did not answer. The message says why.
         """
         ...
 
 
 DriverFactory = Callable[[ProducerSettings], Driver]
-"""Makes a driver; it checks the settings and does not connect."""
+"""Creates a driver. The factory checks the settings and does not connect."""
 
 
 #: Ends the message of a start that failed.

@@ -107,12 +107,13 @@ def serialize_record(
     """Serialize a record with the serializers of a producer's settings.
 
     Args:
-        record: as the caller sent it.
+        record: the record that the caller sent.
         settings: the producer's settings.
 
     Returns:
-        The record with bytes, and with the headers that serializers added; and the bytes of its
-        key, value and headers, for :attr:`~anyio_sendproducer.drivers.Submitted.sizes`.
+        The record with a serialized key and value and with the headers that serializers added; and
+        the size of its key, value and headers in bytes, for
+        :attr:`~anyio_sendproducer.drivers.Submitted.sizes`.
 
     Raises:
         SerializationFailed: a serializer raised, returned a wrong type, or added an invalid header.

@@ -45,7 +45,8 @@ class Given:
     """A record that a caller has just passed to the producer."""
 
     number: int
-    """A number that no other record in this process has. All events of the record have it."""
+    """A number that no other record in this process has. All events of the record contain this
+    number."""
     record: ProducerRecord[Any, Any]
     """The caller's record."""
     at: float
@@ -53,7 +54,7 @@ class Given:
     client_id: str
     """The ``client_id`` of the producer's settings."""
     batch: Batch | None
-    """The call with several records that the record is part of; None for a single record."""
+    """The call that sends this record together with others; None for a single record."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -67,14 +68,14 @@ class Accepted:
     at: float
     """The time of the event, in seconds of the event loop's clock."""
     size: int
-    """The bytes of its key, value and headers, including added headers. An estimate if there is a
-    serializer."""
+    """The size of the record's key, value and headers in bytes, including added headers. The size
+    is an estimate if there is a serializer."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class HandedOver:
-    """A record was passed to the client. If the metadata of its topic are missing, the client gives
-    the record back, and the record is passed to the client again later."""
+    """A record was passed to the client. If the metadata of its topic is missing, the client
+    returns the record, and the record is passed to the client again later."""
 
     number: int
     """The number of the record; see :class:`Given`."""
@@ -97,7 +98,7 @@ class Delivered:
     duration: float
     """Seconds since the caller passed the record."""
     size: int
-    """The bytes of its key, value and headers as they were sent."""
+    """The size of the key, value and headers in bytes, as they were sent."""
     metadata: RecordMetadata
     """Where the record was written."""
     abandoned: bool
@@ -117,7 +118,7 @@ class Failed:
     duration: float
     """Seconds since the caller passed the record."""
     error: DeliveryError
-    """The error that its caller gets."""
+    """The error that the caller gets."""
     handed_over: bool
     """Whether the client had the record."""
     abandoned: bool
@@ -141,8 +142,8 @@ class Withdrawn:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Refused:
-    """A record was not accepted: it is invalid, or there was no room for it. This is the record's
-    only event."""
+    """A record was not accepted, because it is invalid or there was no room for it. This is the
+    record's only event."""
 
     number: int
     """The number of the record; see :class:`Given`."""
@@ -153,9 +154,9 @@ class Refused:
     duration: float
     """Seconds since the caller passed the record."""
     error: Exception | None
-    """The error that its caller gets; None if the caller was cancelled while it waited for room. If
-    ``enqueue_nowait`` finds no room, there is no event, unless only the added headers had no
-    room."""
+    """The error that the caller gets; None if the caller was cancelled while it waited for room. If
+    ``enqueue_nowait`` finds no room, there is no event, unless only the added headers did not
+    fit."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -167,7 +168,8 @@ class BatchEnded:
     at: float
     """The time of the event, in seconds of the event loop's clock."""
     failed: int
-    """The number of records that were not delivered; 0 if the call ended before their outcomes."""
+    """The number of records that were not delivered; 0 if the call ended before the outcomes of its
+    records."""
     error: Exception | None
     """The error that ended the call before the records had their outcomes; None if there was
     none."""
@@ -177,7 +179,8 @@ class BatchEnded:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class GenerationOpened:
-    """A client was opened: the producer's first, or one in place of a client that was given up."""
+    """A client was opened, either as the producer's first client, or to replace a client that was
+    given up."""
 
     generation: int
     """The number of the client: 1 for the first, 2 for the next."""
@@ -187,7 +190,7 @@ class GenerationOpened:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class GenerationEnded:
-    """A client was closed. The last events of its records came before this event."""
+    """A client was closed. The last events of its records precede this event."""
 
     generation: int
     """The number of the client, as in :class:`GenerationOpened`."""
@@ -225,26 +228,28 @@ Event = (
 class Observer(Protocol):
     """An object that gets the events of a producer.
 
-    For each accepted record, it gets :class:`Accepted`, then :class:`HandedOver` if the client got
-    the record, and finally exactly one of :class:`Delivered`, :class:`Failed` and
-    :class:`Withdrawn`. The caller of the record may continue before that. For a record that was not
-    accepted, it gets only :class:`Refused`. It gets all events before the producer's block has
-    ended.
+    For each accepted record, an observer gets :class:`Accepted`, then :class:`HandedOver` if the
+    client received the record, and finally exactly one of :class:`Delivered`, :class:`Failed` and
+    :class:`Withdrawn`. The caller of the record may continue before the observer gets the last
+    event. For a record that was not accepted, the observer gets only :class:`Refused`. It gets all
+    events before the producer's block has ended.
 
-    An observer may have an attribute ``event_types``, a collection of classes of events, such as
-    ``(Delivered, Failed)``. Then it gets only these events, and no others are made for it. The
-    producer reads the attribute when it is opened. Without it, an observer gets all events.
+    An observer may have an attribute ``event_types``, a collection of event classes such as
+    ``(Delivered, Failed)``. The observer then gets only these events, and the producer does not
+    create other events for it. The producer reads the attribute when it is opened. An observer
+    without this attribute gets all events.
 
-    It is called on the event loop's thread, and must not block: do slow work on another thread. If
-    it raises, the error is logged under ``anyio_sendproducer.telemetry``, once a minute for each
-    kind of error, and has no other effect.
+    The producer calls an observer on the event loop's thread, so an observer must not block. Do
+    slow work on another thread. If the observer raises an exception, the producer logs the error
+    under ``anyio_sendproducer.telemetry``, once a minute for each kind of error. The error has no
+    other effect.
     """
 
     def observe(self, events: Sequence[Event], /) -> None:
         """Process the events since the last call.
 
         Args:
-            events: the events, in order; never empty. They are made when they are first read, so
+            events: the events, in order; never empty. They are created when they are first read, so
                 ``len(events)`` costs very little. An observer may keep the sequence.
         """
         ...
@@ -254,23 +259,23 @@ class Observer(Protocol):
 class Injector(Observer, Protocol):
     """An observer that adds headers to records, as tracing does.
 
-    If it has an attribute ``injects`` that is False when the producer is opened, the producer never
-    calls :meth:`inject`.
+    If an injector has an attribute ``injects`` that is False when the producer is opened, the
+    producer never calls :meth:`inject`.
     """
 
     def inject(self, given: Given, /) -> Iterable[tuple[str, bytes]]:
         """Return headers to add to a record.
 
-        This is called on the caller's task, before the record takes up room. It is not called for
-        records that are refused at once. The added headers count for the record's size. If they
-        would make the record larger than ``max_buffered_bytes``, the record is sent without them.
-        The caller's record does not change; results and errors contain it without the added
-        headers.
+        The producer calls this method in the caller's task, before the record takes up room. The
+        producer does not call it for records that are refused at once. The added headers count
+        towards the size of the record. If they would make the record larger than
+        ``max_buffered_bytes``, the record is sent without them. The caller's record does not
+        change. Results and errors contain the record without the added headers.
 
         Args:
             given: the record.
 
         Returns:
-            Pairs of a str and bytes; may be empty.
+            Pairs of a str and bytes. The sequence may be empty.
         """
         ...

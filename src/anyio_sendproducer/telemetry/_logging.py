@@ -53,15 +53,15 @@ def describe(error: BaseException) -> str:
 class LoggingObserver:
     """An :class:`Observer` that logs events.
 
-    Failed records are logged at level WARNING: one line for each topic, kind of error and
-    persistence in a batch of events, with the number of records. So an unreachable cluster causes a
-    few lines and not ten thousand. A client that was given up is logged at WARNING. Other events of
-    clients and of the producer are logged at INFO, and other events of records at DEBUG. Keys,
-    values and headers are never logged.
+    Failed records are logged at level WARNING. In each batch of events, there is one line for each
+    combination of topic, kind of error and persistence, with the number of records. An unreachable
+    cluster thus causes only a few lines. A client that was given up is also logged at WARNING.
+    Other events of clients and of the producer are logged at INFO, and other events of records at
+    DEBUG. Keys, values and headers are never logged.
 
-    Each line has structured fields (``extra``). A field that OpenTelemetry's conventions define has
-    the name of the conventions, such as ``messaging.destination.name``, ``messaging.kafka.offset``
-    and ``error.type``.
+    Each line has structured fields (``extra``). If OpenTelemetry's conventions define a field, the
+    field has the name from the conventions, such as ``messaging.destination.name``,
+    ``messaging.kafka.offset`` and ``error.type``.
 
     Args:
         logger: the logger. None stands for ``anyio_sendproducer.events``.

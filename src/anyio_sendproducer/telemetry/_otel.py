@@ -72,31 +72,33 @@ _END_BATCH: Final = "the caller was cancelled"
 
 
 class OpenTelemetryObserver:
-    """An :class:`Injector` that makes spans and metrics of records.
+    """An :class:`Injector` that creates spans and metrics for records.
 
-    It needs the extra ``otel``, and a package that exports them, such as OpenTelemetry's SDK.
+    The observer needs the extra ``otel``, and a package that exports spans and metrics, such as
+    OpenTelemetry's SDK.
 
-    Each record has a span. Its parent is the current span of the caller. Its context is added to
-    the record's headers, so that a consumer can continue the trace. The span ends with the record's
-    outcome. A call of ``send_many`` and a ``MultiMessage`` have a span, too, which links to the
-    spans of their records. If the headers of a record already contain a trace context, for example
-    because the record is forwarded, they are not changed, and the span links to that context.
+    Each record has a span, whose parent is the current span of the caller. The observer adds the
+    context of the span to the record's headers, so that a consumer can continue the trace. The span
+    ends with the record's outcome. A call of ``send_many`` or with a ``MultiMessage`` also has a
+    span, which links to the spans of the records. If the headers of a record already contain a
+    trace context, for example because the record is forwarded, the observer does not change the
+    headers, and the span links to that context.
 
     The reference lists all spans, attributes and metrics. One observer may be used for any number
     of producers.
 
-    With ``traces=False``, the observer makes only metrics, adds no headers, and costs a tenth of
-    the time that spans cost.
+    With ``traces=False``, the observer creates only metrics, adds no headers, and takes a tenth of
+    the time that spans take.
 
     Args:
-        tracer_provider: makes the spans. None stands for the global one.
-        meter_provider: makes the metrics. None stands for the global one.
-        propagator: writes a context into headers. None stands for the global one, which by default
-            writes ``traceparent``, ``tracestate`` and ``baggage``.
-        message_keys: whether spans have the keys of records, if a key is text. Off by default,
-            because keys often identify people.
-        traces: whether to make spans and to add headers.
-        metrics: whether to make metrics.
+        tracer_provider: creates the spans. None stands for the global provider.
+        meter_provider: creates the metrics. None stands for the global provider.
+        propagator: writes a context into headers. None stands for the global propagator, which by
+            default writes ``traceparent``, ``tracestate`` and ``baggage``.
+        message_keys: whether spans contain the keys of records, if the keys are text. The default
+            is False, because keys often identify people.
+        traces: whether to create spans and add headers.
+        metrics: whether to create metrics.
 
     Raises:
         SettingsError: OpenTelemetry is not installed, or ``traces`` and ``metrics`` are both False.

@@ -20,9 +20,10 @@ __all__ = ["BlockingEmbeddedBroker", "blocking_embedded_broker"]
 
 
 class BlockingEmbeddedBroker:
-    """A broker that runs; :func:`blocking_embedded_broker` makes it. ``str()`` returns its address.
+    """A running broker. :func:`blocking_embedded_broker` creates it. ``str()`` returns the address
+    of the broker.
 
-    Each method blocks for at most some milliseconds, and may be called from any thread.
+    Each method blocks for a few milliseconds at most. Any thread may call the methods.
     """
 
     _broker: EmbeddedBroker
@@ -53,7 +54,7 @@ class BlockingEmbeddedBroker:
 
     @property
     def port(self) -> int:
-        """Its port on 127.0.0.1."""
+        """The broker's port on 127.0.0.1."""
         return self._broker.port
 
     @property

