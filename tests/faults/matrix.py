@@ -73,6 +73,15 @@ reported, and fails if a record was lost, doubled, reordered or misreported.
 
 {summary}
 
+The kinds of faults are:
+
+- **cluster**: Brokers of Apache Kafka are killed, stopped, frozen or throttled.
+- **injected**: librdkafka's mock cluster answers with errors, answers late, or does not answer.
+- **wire**: A proxy in front of the embedded broker simulates faults of the network.
+- **process**: The process of the producer is affected, for example by a signal or a fork.
+
+The columns count these outcomes:
+
 - **acknowledged**: The producer reported that the broker has the record.
 - **failed**: The producer raised an error. The `persistence` of this error says correctly whether
   the record may be in the log.
