@@ -8,7 +8,7 @@ Spans and metrics have the URL of their schema, so that a collector can translat
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
@@ -369,7 +369,7 @@ class _Metrics:
             events: the events.
             context: returns the context of a record's span, for the record's number.
         """
-        topics: defaultdict[str, _Topic] = defaultdict(_Topic)
+        topics = _Topics()
         # The sums of rare events by instrument, topic and kind of error.
         sums: Counter[tuple[Any, str, str]] = Counter()
         for event in events.parts if isinstance(events, EventBatch) else events:
@@ -446,12 +446,11 @@ class _Metrics:
     ) -> None:
         record_duration = self._duration.record
         for number, record, _at, duration, size, _metadata, _abandoned in events:
-            name = record.topic
-            topic = topics[name]
+            topic = topics[record.topic]
             self._count_ended(number, topic)
             topic.sent += 1
             topic.sent_size += size
-            record_duration(duration, _operation(name, ""), context(number))
+            record_duration(duration, topic.attributes, context(number))
 
     def _count_ended(self, number: int, topic: _Topic) -> None:
         topic.in_flight -= 1
@@ -461,10 +460,20 @@ class _Metrics:
 class _Topic:
     """The amounts that one batch of events adds to the counters of a topic."""
 
-    __slots__ = ("in_flight", "in_flight_size", "sent", "sent_size")
+    __slots__ = ("attributes", "in_flight", "in_flight_size", "sent", "sent_size")
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        #: The attributes of the duration of a delivered record.
+        self.attributes = _operation(name, "")
         self.in_flight = self.in_flight_size = self.sent = self.sent_size = 0
+
+
+class _Topics(dict[str, _Topic]):
+    """The topics of one batch of events, by name. A topic is added when it is first looked up."""
+
+    def __missing__(self, name: str) -> _Topic:
+        topic = self[name] = _Topic(name)
+        return topic
 
 
 @lru_cache(_KEPT_ATTRIBUTES)
