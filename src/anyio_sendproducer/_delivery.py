@@ -145,12 +145,14 @@ class Entry:
       accepted, or fails before that.
     - ``waiter`` is set by the task that waits for the outcome, or on that task's behalf.
     - ``group`` is set by a call with several records. It counts their outcomes.
-    - ``given`` is set by the admission, ``report_number`` by :class:`UnawaitedFailures`.
+    - ``given`` is set by the admission, ``envelope`` by a flow, and ``report_number`` by
+      :class:`UnawaitedFailures`.
     """
 
     __slots__ = (
         "abandoned",
         "deadline",
+        "envelope",
         "given",
         "group",
         "outcome",
@@ -164,13 +166,15 @@ class Entry:
         "was_submitted",
     )
 
-    # Each attribute that __init__ sets costs time for each record, so it does not set these three.
+    # Each attribute that __init__ sets costs time for each record, so it does not set these four.
     # Set when the record fails:
     report_number: int
     was_submitted: bool
     # Set if the producer has observers. It has the record without the headers that observers added
     # to ``record``.
     given: RecordFacts
+    # Set if the record is that of a Message in a flow:
+    envelope: Any
 
     def __init__(
         self, record: ProducerRecord[Any, Any], size: int, deadline: float, seq: int

@@ -30,7 +30,6 @@ from ._engine import Engine
 from ._exceptions import SettingsError
 from ._flow_stream import FlowStream
 from ._records import (
-    Message,
     MultiResult,
     Result,
     Results,
@@ -47,8 +46,6 @@ _LEFT_BY_ANOTHER_TASK: Final = (
     "the block of flow() was left by a different task than the one that entered it; the stream was "
     "closed. Enter and leave the block in the same task"
 )
-#: How many envelopes are taken from the source before other tasks run.
-_ENVELOPES_BETWEEN_YIELDS: Final = 100
 
 Offsets = Callable[[Any], Mapping[tuple[str, int], Any]]
 """A function of an envelope. It returns, by topic and partition, the offsets of the next records
@@ -84,29 +81,8 @@ async def _closing_iterator(source: AsyncIterable[T]) -> AsyncGenerator[AsyncIte
 async def _feed(flow: FlowStream[Any], sender: Sender, source: AsyncIterable[Any]) -> None:
     await anyio.lowlevel.checkpoint_if_cancelled()  # the block may have been left already
     try:
-        # How many envelopes to enter before the next check for places, and before other tasks run.
-        left = min(_ENVELOPES_BETWEEN_YIELDS, flow.places)
         async with _closing_iterator(source) as envelopes:
-            async for envelope in envelopes:
-                if not left:
-                    if flow.is_full:
-                        with sender._engine.hurrying():
-                            await flow.wait_until_not_full()
-                    else:
-                        await anyio.lowlevel.checkpoint()
-                    if flow.is_closed:
-                        break
-                    left = min(_ENVELOPES_BETWEEN_YIELDS, flow.places)
-                left -= 1
-                if type(envelope) is Message:
-                    entry = flow.enter_message(sender, envelope)
-                    if entry is not None:
-                        await flow.wait_for_room(envelope, entry)
-                else:
-                    check_is_envelope(envelope)
-                    await flow.enter(sender, envelope)
-                if flow.is_closed:
-                    break
+            await flow.enter_all(sender, envelopes)
     except Exception as error:  # noqa: BLE001  # receive() raises it
         flow.end(error)
     else:
@@ -259,7 +235,7 @@ async def run_sink(
                 elif isinstance(result, MultiResult):
                     written += [part.metadata for part in result.parts]
             records += len(written)
-            for topic, partition, offset, *_ in written:
-                if offset is not None:
-                    last[topic, partition] = offset
+            for metadata in written:
+                if (offset := metadata.offset) is not None:
+                    last[metadata[:2]] = offset
     return FlowSummary(envelopes, records, last)

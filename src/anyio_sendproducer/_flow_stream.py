@@ -13,7 +13,7 @@ lets other tasks run.
 from __future__ import annotations
 
 import collections
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from threading import get_ident
 from typing import Any, Final, Generic, TypeVar, cast
@@ -38,11 +38,14 @@ from ._records import (
     Results,
 )
 from ._sending import Sender, multi_result_parts
+from ._validation import check_is_envelope
 
 __all__ = ["FlowStream"]
 
 T = TypeVar("T")
 
+#: How many envelopes are taken from the source before other tasks run.
+_ENVELOPES_BETWEEN_YIELDS: Final = 100
 #: After so many results in a row, the receiver lets other tasks run. Then a feeder that waited for
 #: a place finds that many places. With a smaller number, it would run more often, and take fewer
 #: envelopes each time.
@@ -52,14 +55,13 @@ _WAITING: Final = DeliveryState.WAITING
 
 # A record of an envelope: its entry, or its error if it was not entered.
 _Part = Entry | DeliveryError
-# An envelope, and its records: one part if enter_message() made the slot, a list if enter() did.
-# A tuple takes less time and memory than an object.
-_Slot = tuple[Any, _Part | list[_Part]]
+# An envelope in the queue, and its records. The entry of a Message refers to its envelope, and
+# needs no further object. The slot of every other envelope is a tuple.
+_Slot = Entry | tuple[Any, list[_Part]]
 
 
 def _parts(slot: _Slot) -> Sequence[_Part]:
-    parts = slot[1]
-    return parts if isinstance(parts, list) else (parts,)
+    return (slot,) if isinstance(slot, Entry) else slot[1]
 
 
 def _pending(slot: _Slot) -> Entry | None:
@@ -126,30 +128,53 @@ class FlowStream(anyio.abc.ObjectReceiveStream[T], Generic[T]):
     def is_full(self) -> bool:
         return self.places <= 0
 
-    def enter_message(self, sender: Sender, envelope: Any) -> Entry | None:
-        """Enter the record of a Message, and append its slot to the queue if the record has room.
+    async def enter_all(self, sender: Sender, envelopes: AsyncIterator[Any]) -> None:
+        """Enter the records of envelopes, until there are no more or the flow is closed.
 
-        Returns:
-            The entry if its record has no room yet. Then the caller must :meth:`wait_for_room`.
+        Args:
+            sender: the producer.
+            envelopes: the source.
+
+        Raises:
+            Exception: the exception of the source, or of a producer that does not accept records.
         """
-        try:
-            entry = sender._enter(envelope.record)
-        except DeliveryError as error:
-            # The frames in its traceback refer to the slot: a reference cycle.
-            self._slots.append((envelope, error.with_traceback(None)))
-        else:
-            if entry.state is _WAITING:
-                return entry
-            self._slots.append((envelope, entry))
-        if self._receiver is not None and self._watched is None:
-            self._watch_first()
-        return None
-
-    async def wait_for_room(self, envelope: Any, entry: Entry) -> None:
-        """Wait until the record of a Message is accepted, and append its slot to the queue."""
-        slot = self._entering = (envelope, entry)
-        await wait_for_room(self._engine, entry)
-        self._entered(slot)
+        enter = sender._enter
+        # How many envelopes to enter before the next check for places, and before other tasks run.
+        left = min(_ENVELOPES_BETWEEN_YIELDS, self.places)
+        async for envelope in envelopes:
+            if not left:
+                if self.is_full:
+                    with self._engine.hurrying():
+                        await self.wait_until_not_full()
+                else:
+                    await anyio.lowlevel.checkpoint()
+                if self.is_closed:
+                    return
+                left = min(_ENVELOPES_BETWEEN_YIELDS, self.places)
+            left -= 1
+            if type(envelope) is Message:
+                # enter(), written out: this runs for each envelope.
+                try:
+                    entry = enter(envelope.record)
+                except DeliveryError as error:
+                    # The frames in its traceback refer to the slot: a reference cycle.
+                    self._slots.append((envelope, [error.with_traceback(None)]))
+                else:
+                    entry.envelope = envelope
+                    if entry.state is _WAITING:
+                        self._entering = entry
+                        await wait_for_room(self._engine, entry)
+                        self._entering = None
+                        if self.is_closed:
+                            return
+                    self._slots.append(entry)
+                if self._receiver is not None and self._watched is None:
+                    self._watch_first()
+            else:
+                check_is_envelope(envelope)
+                await self.enter(sender, envelope)
+            if self.is_closed:
+                return
 
     async def enter(
         self, sender: Sender, envelope: Envelope[Any, Any, Any], *, committed: bool = True
@@ -165,7 +190,8 @@ class FlowStream(anyio.abc.ObjectReceiveStream[T], Generic[T]):
             committed: whether the result may be received before :meth:`commit` is called.
         """
         parts: list[_Part] = []
-        slot = self._entering = (envelope, parts)
+        slot: _Slot = (envelope, parts)
+        self._entering = slot
         records: Sequence[Any] = ()
         if isinstance(envelope, Message):
             records = [envelope.record]
@@ -177,7 +203,7 @@ class FlowStream(anyio.abc.ObjectReceiveStream[T], Generic[T]):
             try:
                 entry = sender._enter(record)
             except DeliveryError as error:
-                parts.append(error.with_traceback(None))  # as in enter_message()
+                parts.append(error.with_traceback(None))  # as in enter_all()
                 continue
             parts.append(entry)
             if entry.state is _WAITING:
@@ -286,13 +312,13 @@ class FlowStream(anyio.abc.ObjectReceiveStream[T], Generic[T]):
             or self._engine.affinity.thread != get_ident()
         ):
             return None
-        envelope, part = self._slots[0]
-        if type(part) is not Entry or type(part.outcome) is not RecordMetadata:
+        entry = self._slots[0]
+        if type(entry) is not Entry or type(entry.outcome) is not RecordMetadata:
             return None
         self._slots.popleft()
         if self._feeder is not None:
             self._wake_feeder()
-        return cast("T", Result(part.outcome, envelope))
+        return cast("T", Result(entry.outcome, entry.envelope))
 
     def take_delivered(self) -> list[RecordMetadata]:
         """Take the results of Messages that are ready, up to the next yield; only the metadata.
@@ -303,10 +329,10 @@ class FlowStream(anyio.abc.ObjectReceiveStream[T], Generic[T]):
         taken: list[RecordMetadata] = []
         slots = self._slots
         for _ in range(min(self._until_yield, len(slots))):
-            part = slots[0][1]
-            if type(part) is not Entry or type(part.outcome) is not RecordMetadata:
+            entry = slots[0]
+            if type(entry) is not Entry or type(entry.outcome) is not RecordMetadata:
                 break
-            taken.append(part.outcome)
+            taken.append(entry.outcome)
             slots.popleft()
         self._until_yield -= len(taken)
         return taken
@@ -387,7 +413,8 @@ class FlowStream(anyio.abc.ObjectReceiveStream[T], Generic[T]):
                     outcomes.append(cast("RecordMetadata | DeliveryError", part.outcome))
                 else:
                     outcomes.append(part)
-        return cast("T", _result(slot[0], outcomes))
+        envelope = slot.envelope if isinstance(slot, Entry) else slot[0]
+        return cast("T", _result(envelope, outcomes))
 
     def _wake_receiver(self) -> None:
         if self._receiver is not None:
