@@ -221,7 +221,7 @@ def command() -> None:
     "--compression",
     type=click.Choice(["none", "gzip", "snappy", "lz4", "zstd"]),
     help="The compression codec for batches. With kafka-python, snappy, lz4 and zstd need the "
-    "extra compression.",
+    "extra 'compression'.",
 )
 @_delivery(
     "-a",
@@ -425,7 +425,7 @@ def check(
 def broker(*, port: int | None) -> int:
     """Run a broker for experiments on this machine until the command is stopped.
 
-    The broker stores its data in memory. This command needs the extra embedded.
+    The broker stores its data in memory. This command needs the extra 'embedded'.
     """
     return _broker.run(port)
 
@@ -439,7 +439,7 @@ def broker(*, port: int | None) -> int:
         f"{FAILED}": "A broker or the producer failed. The message says why.",
         **_SIGNALS,
     },
-    help=f"{_demo.DESCRIPTION}\nThis command needs the extra demo.",
+    help=f"{_demo.DESCRIPTION}\nThis command needs the extra 'demo'.",
     short_help="Send a real data set to a real broker, and check that all of it arrived.",
 )
 @_options(
