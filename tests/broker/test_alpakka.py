@@ -88,7 +88,7 @@ async def test_several_records_in_an_envelope_keep_their_order(
     assert await values(live, "t") == [one.value for one in records]
 
 
-@line("A wrong address fails every send")
+@line("With a wrong address, `send` always fails")
 async def test_a_wrong_address() -> None:
     settings = ProducerSettings(bootstrap_servers="127.0.0.1:1", start_timeout=0.5)
     with raising(ProducerStartError, match="127.0.0.1:1"):

@@ -335,7 +335,7 @@ async def test_one_of_several_fails(settings: ProducerSettings, fake: FakeDriver
     assert caught.value.pass_through == "context"
 
 
-@line("Wrong settings fail every send, and `close`")
+@line("With wrong settings, `send` and `close` always fail")
 async def test_wrong_settings_raise_at_once() -> None:
     with pytest.raises(SettingsError, match="close_timeout"):
         ProducerSettings(bootstrap_servers="a:1", close_timeout=-1)
