@@ -83,8 +83,8 @@ def command() -> None:
         f"{COMPLETE}": "Every record that was read was delivered.",
         f"{INCOMPLETE}": "At least one record failed. The failed file contains the failed records.",
         f"{USAGE}": "The command line or a setting is wrong, or a package is not installed.",
-        f"{FAILED}": "The producer did not start or broke, an input could not be read, or a failed "
-        "record could not be written to the failed file.",
+        f"{FAILED}": "The producer did not start, the producer broke, an input could not be read, "
+        "or a failed record could be written neither to the failed file nor to standard error.",
         "130, 143, 129": "Ctrl-C, SIGTERM or SIGHUP ended the command. Each record that it had "
         "read was delivered or is in the failed file.",
     },
@@ -113,7 +113,8 @@ def command() -> None:
     metavar="TEXT",
     callback=separator,
     help=r"With lines: the text that ends a record instead of a line feed, so that a record can "
-    r"have several lines. The escapes \0, \n, \r, \t, \\ and \x1f stand for one byte each.",
+    r"have several lines. The escapes \0, \n, \r, \t and \\, and hexadecimal escapes such as \x1f, "
+    r"stand for one byte each.",
 )
 @_input(
     "-K",

@@ -49,10 +49,10 @@ from ._verdict import Content, Verdict, Written, judge
 __all__ = ["DESCRIPTION", "run"]
 
 DESCRIPTION: Final = """\
-Send 8,759 hourly temperatures from Seattle as JSON records. 64 tasks send the records, and await
-each of them. The key of a record is its day. Then send a MultiMessage with the twelve monthly
-means, and a PassThroughMessage. Read all records back with another client (confluent-kafka), and
-compare each of them with the record that was sent.
+Send 8,759 hourly temperatures from Seattle as JSON records, from 64 tasks that await each of their
+records. The key of a record is its day. Then send a MultiMessage with the twelve monthly means, and
+a PassThroughMessage. Read all records back with another client (confluent-kafka), and compare each
+of them with the record that was sent.
 """
 
 #: How many tasks send at once. Each owns whole days, so that the records of a key have an order.
