@@ -136,6 +136,22 @@ def test_a_missing_answer_is_an_error(driver: KafkaPythonDriver, manager: Manage
         driver.end_transaction(False, Deadline(0))
 
 
+def test_a_commit_that_was_not_requested_is_an_abort(
+    driver: KafkaPythonDriver, manager: Manager
+) -> None:
+    manager.bumping = 10**9
+    with pytest.raises(TransactionAborted, match="the client is getting another producer epoch"):
+        driver.end_transaction(True, Deadline(0))
+    manager.bumping = 0
+    manager.fatal, manager.last_error = True, kafka.errors.KafkaError("out of order")
+    manager.begin_error = kafka.errors.KafkaError("we are in an error state")
+    with pytest.raises(TransactionAborted, match="could not be committed: out of order"):
+        driver.end_transaction(True, Deadline(10))
+    with pytest.raises(TransactionError, match="could not be aborted: out of order") as caught:
+        driver.end_transaction(False, Deadline(10))
+    assert type(caught.value) is TransactionError
+
+
 @pytest.mark.parametrize("bumping", [0, 10**9])
 def test_closing_ends_the_wait(driver: KafkaPythonDriver, manager: Manager, bumping: int) -> None:
     manager.result = Result(after=10**9)
@@ -152,7 +168,7 @@ def test_closing_ends_the_wait(driver: KafkaPythonDriver, manager: Manager, bump
     waiting.start()
     driver._closing.set()
     waiting.join(60)
-    assert isinstance(ended[0], TransactionError if bumping else TransactionOutcomeUnknown)
+    assert isinstance(ended[0], TransactionAborted if bumping else TransactionOutcomeUnknown)
 
 
 def test_a_refused_transaction_must_be_aborted(driver: KafkaPythonDriver, manager: Manager) -> None:

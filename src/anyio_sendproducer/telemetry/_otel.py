@@ -87,8 +87,8 @@ class OpenTelemetryObserver:
     The reference lists all spans, attributes and metrics. One observer may be used for any number
     of producers.
 
-    With ``traces=False``, the observer creates only metrics, adds no headers, and takes about a fifth
-    of the time that spans take.
+    With ``traces=False``, the observer creates only metrics, adds no headers, and takes about a
+    fifth of the time that spans take.
 
     Args:
         tracer_provider: creates the spans. None stands for the global provider.

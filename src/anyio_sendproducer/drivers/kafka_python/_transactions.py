@@ -173,12 +173,17 @@ class Transactions:
         what = f"the transaction could not be {'committed' if commit else 'aborted'}"
         while manager.is_bumping_epoch():
             if deadline.is_over or self._closing.wait(_PAUSE):
-                raise TransactionError(f"{what}: the client is getting another producer epoch")
+                # The commit was not requested, so the next client's epoch aborts the transaction.
+                failed = TransactionAborted if commit else TransactionError
+                raise failed(f"{what}: the client is getting another producer epoch")
         try:
             result = manager.begin_commit() if commit else manager.begin_abort()
         except kafka_errors.KafkaError as error:
             if manager.has_error():
-                raise self._failure(error, what) from error
+                failure = self._failure(error, what)
+                if commit and type(failure) is TransactionError:
+                    failure = TransactionAborted(str(failure))  # the commit was not requested
+                raise failure from error
             # The client had to get another epoch, so the brokers abort the open transaction.
             self._has_begun = False
             self._refused_epoch = None
