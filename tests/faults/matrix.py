@@ -335,9 +335,10 @@ def page(rows: Iterable[Row], versions: Sequence[str]) -> str:
     """Format the page of these rows: totals for each group and driver, and the picture."""
     rows = list(rows)
     cells = len({(row.group, row.cell) for row in rows})
+    software = " and ".join(filter(None, (", ".join(versions[:-1]), *versions[-1:])))
     totals = (
         f"The table covers {cells} faults, {len(rows)} runs and "
-        f"{sum(row.records for row in rows):,} records, with {', '.join(versions)}:"
+        f"{sum(row.records for row in rows):,} records, with {software}:"
     )
     text = _BEGIN.replace("{totals}", totals).replace("{summary}", _summary(rows))
     return text.replace("{known}", _known(rows))
