@@ -93,6 +93,9 @@ The columns count these outcomes:
 - **misreported**: The producer reported a wrong outcome, reported the outcome late, or did not
   report it.
 
+The table leaves out *abandoned* records, whose caller was cancelled while the client had them, and
+records that the test cannot find because their topic was deleted.
+
 *Lost*, *doubled*, *reordered* and *misreported* records count as broken promises.{known}
 
 In the following picture, each bar stands for one fault. A bar adds up the runs with each driver and
