@@ -7,8 +7,8 @@
     async with open_send_producer(ProducerSettings(bootstrap_servers="localhost:9092")) as producer:
         metadata = await producer.send(ProducerRecord("orders", value=b"...", key=b"42"))
 
-The producer lives in a task group and can't outlive it. Each record is sent on its own, and the
-caller awaits its outcome.
+The producer lives in a task group and can't outlive it. Each record has an outcome of its own,
+which the caller can await.
 """
 
 from ._delivery import Delivery, Statistics

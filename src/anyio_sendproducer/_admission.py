@@ -64,8 +64,8 @@ class AdmissionLike(Protocol):
             RecordRejected: the record is invalid.
             ProducerClosed, ProducerBroken: the producer does not accept records any more.
             ProducerMisused: the call interrupts the producer's own code.
-            TransactionError: the producer has a ``transactional_id``, and this is not a
-                transaction, or the transaction has ended.
+            TransactionError: the producer has a ``transactional_id``, and this is not the admission
+                of a transaction; or the transaction has ended, or its client was given up.
             TypeError: ``record`` is not a ProducerRecord.
         """
         ...
@@ -297,8 +297,8 @@ class InjectingAdmission(ObservedAdmission):
         given = observation.make_given(record, now)
         number = given.number
         sent = record
-        # Call no injector for a record that is refused at once, because it may take the call as a
-        # sign that the record is sent.
+        # Call no injector for a record that is refused at once, because the injector may take the
+        # call as a sign that the record is sent.
         if size <= ledger.max_bytes and (wait or ledger.has_room(size)):
             sent, size = observation.add_headers(given, size, ledger.max_bytes)
         with self._step:
@@ -365,8 +365,8 @@ def admission_for(engine: Engine) -> Admission:
 async def wait_for_room(engine: Engine, entry: Entry) -> None:
     """Wait until a WAITING record is accepted or fails.
 
-    Cancellation: the record is withdrawn. asyncio's own ``task.cancel()`` may come when the record
-    was accepted and submitted, and the task has not run since. Then the record is abandoned.
+    Cancellation: the record is withdrawn. asyncio's own ``task.cancel()`` may come after the record
+    was accepted and submitted, and before the task runs again. Then the record is abandoned.
     """
     waiter = entry.room_waiter = engine.loop.new_waiter()
     try:

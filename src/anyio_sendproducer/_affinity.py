@@ -45,7 +45,7 @@ class Affinity:
 
     @property
     def is_here(self) -> bool:
-        """Whether the caller is a task of the producer's event loop."""
+        """Whether the producer's event loop runs the caller."""
         return self.thread == get_ident() and self._loop.is_current()
 
     def check(self) -> None:

@@ -1,4 +1,4 @@
-"""The callers that wait for all records before a point in the sequence of accepted records."""
+"""The callers that wait until all records up to a certain one have their outcomes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ __all__ = ["Barriers"]
 
 
 class Barriers(list[tuple[float, object]]):
-    """The number of the last record that each flush waits for, and its waiter. Lowest number first.
+    """For each caller: the number of the last record that it waits for, and the caller's waiter.
 
-    The number is infinity for a flush that also waits for records that are not accepted yet.
+    The lowest number comes first. The number is infinity for a caller that also waits for records
+    that are not accepted yet.
     """
 
     def add(self, last: float, waiter: object) -> None:

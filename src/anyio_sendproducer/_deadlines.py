@@ -36,9 +36,9 @@ class CallDeadlines:
     """The deadlines of records whose call has a ``timeout``, earliest first.
 
     The ledger's own deadlines need no heap, because all records have the same
-    ``delivery_timeout``. A record that gets its outcome is not removed from this heap, which would
-    cost time for each record. It is dropped later: when it reaches the top, or when the heap has
-    doubled.
+    ``delivery_timeout``. A record that gets its outcome is not removed from this heap at once,
+    because that would cost time for each record. It is dropped later: when it reaches the top, or
+    when the heap has doubled.
 
     Args:
         retained: the records that failed while the driver had them, and that it still has.
@@ -57,7 +57,7 @@ class CallDeadlines:
         self._push(deadline.at, entry, deadline.timeout)
 
     def add_failed(self, entry: Entry) -> None:
-        """Add a record that failed by its call's deadline, while the driver had it. It becomes due
+        """Add a record that failed at its call's deadline, while the driver had it. It becomes due
         again when its ``delivery_timeout`` ends."""
         self._push(entry.deadline, entry, None)
 

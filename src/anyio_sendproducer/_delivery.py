@@ -1,6 +1,6 @@
 """Deliveries, groups of deliveries, their states, and the statistics of a producer.
 
-The ledger executes the two tables of transitions. The state diagrams in the documents are drawn
+The ledger executes the two tables of transitions. The state diagrams in the documentation are drawn
 from them. The glossary, ``docs/reference/glossary.md``, defines the terms: abandoned, room,
 unawaited, withdraw.
 """
@@ -111,8 +111,9 @@ PRODUCER_TRANSITIONS: Final[Mapping[ProducerState, Mapping[str, ProducerState]]]
 _QUEUED = DeliveryState.QUEUED
 
 
-#: A record as observers get it: its number, the record as it was checked, without headers of
-#: observers, the time of the call, and the size when it was entered. A tuple is made fastest.
+#: A record as observers get it: its number, the record as it was checked (without headers of
+#: observers), the time of the call, and the size when it was entered. A tuple is the
+#: fastest to make.
 RecordFacts = tuple[int, ProducerRecord[Any, Any], float, int]
 
 
@@ -173,7 +174,7 @@ class Entry:
     # Set if the producer has observers. It has the record without the headers that observers added
     # to ``record``.
     given: RecordFacts
-    # Set if the record is that of a Message in a flow:
+    # Set if FlowStream.enter_all() entered the record, as that of a Message:
     envelope: Any
 
     def __init__(
@@ -262,8 +263,8 @@ class Delivery(NoPublicConstructor):
             ProducerMisused: the method was called on another event loop, or in another thread or
                 process.
 
-        If the record has its outcome, only every hundredth call lets other tasks run and checks for
-        cancellation.
+        If the record has its outcome, only every hundredth call lets other tasks run, checks for
+        cancellation, and checks that it runs on the producer's event loop.
 
         Cancellation ends only this call. The record is still sent, and a later call returns its
         outcome.
@@ -298,7 +299,7 @@ class Statistics:
     state: Literal["open", "draining", "broken", "closed"]
     """The state of the producer."""
     waiting: int
-    """Records that wait for room in ``send`` or ``enqueue``. They are not accepted yet."""
+    """Records that wait for room. They are not accepted yet."""
     queued: int
     """Accepted records that were not passed to the client yet."""
     in_flight: int
@@ -334,6 +335,6 @@ class Statistics:
     no wake-up is needed."""
     client: Mapping[str, Any]
     """The client's own figures, under the client's own names; empty if there are none. With the
-    driver ``"confluent"``, these are librdkafka's statistics, updated every
-    ``statistics.interval.ms``. With ``"kafka-python"``, they are kafka-python's metrics, if
+    driver ``"confluent"``, these are librdkafka's statistics, if ``statistics.interval.ms`` is set;
+    they are updated at this interval. With ``"kafka-python"``, they are kafka-python's metrics, if
     ``metrics_enabled`` is set."""

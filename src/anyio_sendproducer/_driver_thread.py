@@ -107,8 +107,8 @@ def has_started(thread: threading.Thread) -> bool:
 class DriverThread:
     """The thread of a bridge, and the driver that it calls.
 
-    This object has no strong reference to the bridge: the running thread would keep the bridge
-    alive, and the bridge's finalizer would not run when the event loop has ended.
+    This object has no strong reference to the bridge. Otherwise the running thread would keep the
+    bridge alive, and the bridge's finalizer would not run when the event loop has ended.
 
     Args:
         loop: the event loop to wake.
@@ -302,7 +302,7 @@ class DriverThread:
         self.open_repeatedly(generation, is_first=True)
 
     def open_repeatedly(self, generation: int, *, is_first: bool = False) -> None:
-        """Open the driver of a client generation. Try again until that succeeds."""
+        """Open the driver of a client generation. Try again after each error that may pass."""
         pause = REOPEN_SECONDS
         # If the first client refuses a setting, the setting is wrong. A later client may refuse a
         # setting for a while, for example a certificate whose file is being replaced.
