@@ -14,14 +14,14 @@ __all__ = ["LONGEST", "seconds_of"]
 
 #: Thirty years: longer than any process runs, short enough for every clock.
 LONGEST: Final = 1e9
-#: In seconds. A longer number is usually meant as milliseconds.
+#: In seconds. A larger number is usually meant as milliseconds.
 _LONG: Final = 3600.0
 #: Modules whose frames are skipped to find the caller's line.
 _OURS: Final = ("anyio_sendproducer", "contextlib", "dataclasses")
 
 
 class _Checked(float):
-    """A long duration that was accepted once. A copy of it, as by ``evolve``, does not warn
+    """A long duration that was accepted once. Another check of it, as by ``evolve``, does not warn
     again."""
 
     __slots__ = ()

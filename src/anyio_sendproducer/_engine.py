@@ -1,12 +1,12 @@
 """The engine of one producer: the pump, deadlines, replacing a broken client, start and close.
 
-Two tasks live as long as the producer. The *guard* opens the driver, waits for a request to close
-the producer or for the cancellation of its scope, and closes it in bounded time. The *pump*
+There are two main tasks. The *guard* opens the driver, waits for a request to close the producer or
+for the cancellation of its own scope, and then closes the producer in bounded time. The *pump*
 advances the ledger: it submits queued records to the driver, settles their outcomes and wakes their
 callers. The pump is shielded, because records must be settled while the scope around it is
-cancelled. The guard ends it. The pump's task group runs tasks for single jobs: deadlines, the
-addresses of a service, retries for topics without metadata, and look-ups before a client is
-replaced.
+cancelled. The guard ends it. The pump's task group runs further tasks, each with one job:
+deadlines, the addresses of a service, retries for topics without metadata, or ``enrich`` and the
+look-up before a client is replaced.
 
 The glossary, ``docs/reference/glossary.md``, defines the terms: client generation, give up, settle.
 """
@@ -63,8 +63,8 @@ _log = logging.getLogger("anyio_sendproducer")
 #: Seconds between two requests for topics without metadata, if the driver reports nothing sooner.
 RETRY_SECONDS: Final = 0.25
 
-#: Seconds between two checks whether any broker is reached. After two checks that found none, the
-#: service is looked up again.
+#: Seconds between two checks whether any broker is reached. After two checks in a row that found
+#: none, the service is looked up again.
 WATCH_SECONDS: Final = 5.0
 
 # A global is read faster than an attribute of an enum's class; these are read for each record.
@@ -205,8 +205,8 @@ class Engine:
     def run_or_schedule(self, change: Callable[[], object]) -> None:
         """Call ``change`` for a caller that stopped waiting: immediately, or later on the loop.
 
-        If the garbage collector closes the caller's coroutine, this runs on any thread, and may
-        interrupt the producer's own code. Then the event loop calls ``change``.
+        If the garbage collector closes the caller's coroutine, this may run on any thread, or
+        interrupt the producer's own code. In both cases the event loop calls ``change`` later.
         """
         if self.affinity.thread == get_ident() and not self.step.depth:
             with self.step:
@@ -215,7 +215,10 @@ class Engine:
             self.loop.call_soon_threadsafe(change)
 
     async def wait_until_settled(self, *, include_waiting: bool = False) -> None:
-        """Wait until every accepted record has its outcome; or every record (``include_waiting``).
+        """Wait until every record that was accepted before this call has its outcome.
+
+        With ``include_waiting``, also wait for the records that wait for room, and for the records
+        that are accepted after this call.
 
         Cancellation ends only the waiting.
         """
@@ -267,7 +270,8 @@ class Engine:
                         observation.inform()
 
     async def _settle(self, events: Sequence[Event]) -> None:
-        """Apply the events of one wake-up. Other tasks run between portions of many outcomes."""
+        """Apply the events of one wake-up. If they have many outcomes, these are settled in
+        portions, and other tasks run in between."""
         # The callers that wake up may send again. While the pump is NOTIFIED or SETTLING, their
         # records do not notify it, so that they are submitted together at the end of this turn.
         self.pump = _NOTIFIED
@@ -301,7 +305,7 @@ class Engine:
                     self.notify()
 
     def _take_turn(self, events: Sequence[Event]) -> bool:
-        """Do the work of a turn of the pump in a callback of the event loop, which halves the work.
+        """Take a turn of the pump in a callback of the event loop, which is half the work.
 
         Returns: False if the pump must take the turn."""
         if not are_settled_at_once(events):
@@ -483,8 +487,9 @@ class Engine:
         return to_wake
 
     async def _watch_addresses(self) -> None:
-        """Find the addresses of the first client, if it is opened in the background. Then look the
-        service up again while no broker is reached, and replace the client if they have changed."""
+        """Find the addresses for the first client, if it is opened in the background. Then look the
+        service up again while no broker is reached. If the addresses have changed, replace the
+        client."""
         await self.resolver.find_until_found(self.clock.sleep)
         self.bridge.allow_open()
         was_disconnected = False
@@ -507,7 +512,8 @@ class Engine:
         """Run the guard: open the driver, run the pump, and close the driver.
 
         Raises:
-            ProducerStartError: the driver could not connect in time.
+            ProducerStartError: the driver could not connect, or no thread could be started.
+            ProducerFenced: another producer took over the ``transactional_id`` during the start.
             SettingsError: the client refused a setting.
 
         Cancellation closes the producer within ``cancel_timeout``.

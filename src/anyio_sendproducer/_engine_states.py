@@ -30,10 +30,11 @@ class PumpState(enum.Enum):
     IDLE = "idle"
     """The pump waits for an event. A new record must notify it."""
     NOTIFIED = "notified"
-    """New records are submitted soon, or when the driver has processed its batch: in the pump's
-    next turn, or by the code that set this state."""
+    """A new record need not notify the pump. It is submitted in the pump's next turn, or by the
+    code that set this state; if the driver is busy, when it has processed its batch."""
     SETTLING = "settling"
-    """The pump settles many outcomes. Other tasks run between the portions."""
+    """The pump settles many outcomes in portions, and other tasks run in between. A new record need
+    not notify the pump, which submits it afterwards."""
 
 
 class MetadataWaits:

@@ -12,7 +12,7 @@
     ├── DeliveryError                               one record was not delivered
     │   ├── DeliveryTimeout                         no outcome within its timeout
     │   ├── RecordRejected                          too large, invalid, unknown topic, not allowed
-    │   └── SerializationFailed                     a serializer raised, or returned no bytes
+    │   └── SerializationFailed                     a serializer failed, or its result is wrong
     ├── MultiDeliveryError                          some of several records were not delivered
     ├── UndeliveredRecords                          failures nobody awaited, at the end of the scope
     └── TransactionError                            a transaction could not be begun, used or ended
@@ -20,8 +20,8 @@
         ├── TransactionOutcomeUnknown               the answer to the commit was lost
         └── ProducerFenced       another producer took over the ``transactional_id``
 
-No error of the client library is raised to the user: the driver translates it, and keeps the
-original as ``__cause__``.
+No error of the client library is raised to the user: the driver translates it, and usually keeps
+the original as ``__cause__``.
 """
 
 from __future__ import annotations
@@ -108,9 +108,10 @@ class DiscoveryError(SendProducerError):
 
 
 class ProducerStartError(SendProducerError):
-    """The producer could not start, because no broker answered within ``start_timeout``, or the
-    client could not be created. If no broker answered, the message names the addresses. If the
-    client raised an error, this error is the ``__cause__``."""
+    """The producer could not start: no broker answered within ``start_timeout``, ``enrich`` or the
+    look-up of the addresses did not finish within this time, or the client could not start for
+    another reason. If no broker answered, the message names the addresses. If the client raised an
+    error, ``__cause__`` is the client's error."""
 
 
 class ProducerClosed(SendProducerError, anyio.ClosedResourceError):
@@ -123,8 +124,10 @@ class ProducerBroken(SendProducerError, anyio.BrokenResourceError):
 
 class ProducerMisused(SendProducerError, RuntimeError):
     """The producer was used on another event loop, in another thread or in a forked process. This
-    error is also raised if different tasks entered and left the block of the producer, or if a
-    finalizer or a signal handler interrupted the producer's own code and called the producer."""
+    error is also raised if different tasks entered and left the block of a producer, a flow or a
+    pool; if a :class:`ProducerService` is used on Trio, or a :class:`TransactionPool` before its
+    block; or if a finalizer or a signal handler interrupted the producer's own code and called the
+    producer."""
 
 
 class DeliveryError(SendProducerError):
@@ -162,10 +165,10 @@ class DeliveryError(SendProducerError):
 class DeliveryTimeout(DeliveryError):
     """The record had no outcome within ``delivery_timeout``, or within the ``timeout`` of its call.
 
-    ``persistence`` is ``NOT_PERSISTED`` if the client never had the record, otherwise
-    ``POSSIBLY_PERSISTED``: the record may still be written after this error. If the client could
-    not connect to a broker, the message says to which broker and why, and ``__cause__`` is the
-    error of this attempt.
+    ``persistence`` is ``NOT_PERSISTED`` if the client did not have the record, or is known not to
+    have written it. Otherwise it is ``POSSIBLY_PERSISTED``: the record may still be written after
+    this error. If the client could not connect to a broker, the message says to which broker and
+    why, and ``__cause__`` is the error of this attempt.
     """
 
 
@@ -183,8 +186,9 @@ class RecordRejected(DeliveryError):
 
 
 class SerializationFailed(DeliveryError):
-    """The key or the value could not be serialized. The persistence is always ``NOT_PERSISTED``.
-    ``__cause__`` is the exception of the serializer, if it raised one."""
+    """The key or the value could not be serialized, or a serializer added an invalid header. The
+    persistence is always ``NOT_PERSISTED``. ``__cause__`` is the exception of the serializer, if it
+    raised one."""
 
 
 def _remake(
@@ -231,8 +235,8 @@ class MultiDeliveryError(SendProducerError):
 
 
 class UndeliveredRecords(SendProducerError):
-    """Records failed and nobody awaited their outcome. Raised when the producer's block ends
-    without another exception.
+    """Records failed and nobody awaited their outcome. Raised by :meth:`SendProducer.aclose`, and
+    when the producer's block ends without another exception.
 
     Attributes:
         count: the number of these records.
@@ -267,9 +271,10 @@ class TransactionAborted(TransactionError):
 
 class TransactionOutcomeUnknown(TransactionError):
     """The commit was requested, and the answer was lost. The transaction is committed or aborted as
-    a whole. Before the producer's next transaction begins, the brokers finish or abort the commit.
+    a whole. Before the producer's next transaction begins, the brokers finish the commit or abort
+    the transaction.
 
-    To find out, look for the records of the transaction. If the transaction used
+    To find out whether the transaction is committed, look for its records. If the transaction used
     :meth:`Transaction.send_offsets`, read the group's committed offsets again and continue from
     there. The offsets were committed together with the records, or not at all.
     """

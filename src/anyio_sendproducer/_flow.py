@@ -1,6 +1,6 @@
 """Streams of envelopes: their records are sent, and their results are received in the same order.
 
-A task, the *feeder*, takes envelopes from the source and enters their records. Then it appends the
+A task, the *feeder*, takes an envelope from the source, enters its records, and then appends the
 envelope to a bounded queue. The receiver waits for the outcome of the first envelope in the queue.
 If the queue is full, the feeder waits, so a slow receiver applies back-pressure to the source. The
 queue keeps the results in order; no task is started for an envelope.
@@ -68,7 +68,8 @@ class FlowSummary:
 async def _closing_iterator(source: AsyncIterable[T]) -> AsyncGenerator[AsyncIterator[T]]:
     """Make an iterator, and close it at the end of the block if it is an async generator.
 
-    Otherwise a generator that is not read to its end would stay open until it is garbage-collected.
+    If it were not closed, a generator that is not read to its end would stay open until it is
+    garbage-collected.
     """
     iterator = aiter(source)
     try:
@@ -145,7 +146,7 @@ def run_transactional_flow(
     offsets: Offsets | None,
     group_metadata: Any,
 ) -> AbstractAsyncContextManager[anyio.abc.ObjectReceiveStream[Any]]:
-    """See :meth:`SendProducer.flow`. Results are received when their transaction is committed."""
+    """See :meth:`SendProducer.flow`. Results can be received after their transaction's commit."""
     if (offsets is None) != (group_metadata is None):
         raise SettingsError("flow: offsets and group_metadata must be given together")
     flow: FlowStream[Any] = FlowStream(engine, _limit(max_in_flight, limit))

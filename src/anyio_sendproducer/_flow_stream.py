@@ -55,8 +55,9 @@ _WAITING: Final = DeliveryState.WAITING
 
 # A record of an envelope: its entry, or its error if it was not entered.
 _Part = Entry | DeliveryError
-# An envelope in the queue, and its records. The entry of a Message refers to its envelope, and
-# needs no further object. The slot of every other envelope is a tuple.
+# An envelope in the queue, and its records. If enter_all() has entered the record of a Message, the
+# slot is the entry, which refers to the envelope, so no further object is needed. Every other slot
+# is a tuple.
 _Slot = Entry | tuple[Any, list[_Part]]
 
 
@@ -93,7 +94,7 @@ class FlowStream(anyio.abc.ObjectReceiveStream[T], Generic[T]):
 
     Args:
         engine: the producer's engine.
-        limit: the largest number of envelopes whose results were not received.
+        limit: how many envelopes may have a result that was not received yet.
     """
 
     def __init__(self, engine: Engine, limit: int) -> None:
@@ -132,11 +133,13 @@ class FlowStream(anyio.abc.ObjectReceiveStream[T], Generic[T]):
         """Enter the records of envelopes, until there are no more or the flow is closed.
 
         Args:
-            sender: the producer.
+            sender: the producer or the transaction.
             envelopes: the source.
 
         Raises:
-            Exception: the exception of the source, or of a producer that does not accept records.
+            TypeError: the source returned something that is not an envelope of records.
+            Exception: the exception of the source, or of a producer or transaction that does not
+                accept records.
         """
         enter = sender._enter
         # How many envelopes to enter before the next check for places, and before other tasks run.
@@ -283,7 +286,9 @@ class FlowStream(anyio.abc.ObjectReceiveStream[T], Generic[T]):
             anyio.EndOfStream: there are no more envelopes.
             anyio.ClosedResourceError: the stream is closed.
             anyio.BusyResourceError: another task is receiving.
-            Exception: the exception of the source.
+            ProducerMisused: as for :meth:`SendProducer.send`.
+            Exception: the exception of the source, or of a producer or transaction that does not
+                accept records. The stream ends.
 
         If the result is ready, the call returns it without letting other tasks run, and without
         checking for cancellation. Only every hundredth such call does both.

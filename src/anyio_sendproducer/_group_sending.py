@@ -46,13 +46,13 @@ async def send_group(
         stop_on_error: see :meth:`Sender.send_many`.
 
     Returns:
-        The outcome of each record, in their order.
+        The outcome of each record, in the order of ``records``.
 
     Raises:
         ProducerClosed, ProducerBroken, ProducerMisused: see :meth:`Sender.send`. No record was
             accepted.
-        TransactionError: see :meth:`Sender.send`. If the transaction ended while the call waited
-            for room, earlier records were accepted.
+        TransactionError: see :meth:`Sender.send`. If the transaction ended during the call, earlier
+            records may have been accepted.
         TypeError: one of ``records`` is not a ProducerRecord. No record was accepted.
 
     Cancellation: as with :meth:`Sender.send`, for each record on its own.
@@ -123,7 +123,7 @@ class _GroupCall:
         self._records = records
         self._group = group
         self._deadline = deadline
-        #: For each record so far its entry, or the error of a record that was not entered.
+        #: For each record so far: its entry, or its error if it was not entered.
         self.entered: list[Entry | DeliveryError] = []
 
     async def enter_all(self) -> None:
@@ -131,7 +131,7 @@ class _GroupCall:
 
         Raises:
             ProducerClosed, ProducerBroken: no record was entered.
-            TransactionError: the transaction has ended; earlier records may be entered.
+            TransactionError: the transaction has ended; earlier records may have been entered.
         """
         records, group, entered = self._records, self._group, self.entered
         next_yield = _RECORDS_BETWEEN_YIELDS
@@ -162,6 +162,7 @@ class _GroupCall:
 
         Raises:
             ProducerClosed, ProducerBroken: no record was entered before this one.
+            TransactionError: the transaction has ended.
         """
         group = self._group
         if group.stopped:

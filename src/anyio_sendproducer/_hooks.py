@@ -46,7 +46,8 @@ _ON_A_THREAD = "must not be async: it is called on a thread, where it may block"
 
 
 def serialize_with(serializer: AnySerializer | None) -> Serialize | None:
-    """Return a function of topic, headers and data, for a serializer of either kind."""
+    """Return a function of topic, headers and data, for a serializer of either kind; None for
+    None."""
     if serializer is None:
         return None
     if isinstance(serializer, Serializer):
@@ -59,8 +60,8 @@ def check_serializer(field: str, serializer: object) -> None:
     """Check that an object can serialize.
 
     Raises:
-        SettingsError: it can't be called with a key or a value, or is async; the message names the
-            field.
+        SettingsError: it is neither callable nor a :class:`Serializer`, is a class whose instances
+            are serializers, or is async; the message names the field.
     """
     _check_instance(field, serializer, "serialize")
     call: object = serializer.serialize if isinstance(serializer, Serializer) else serializer
@@ -77,7 +78,7 @@ def check_partitioner(partitioner: object) -> None:
     """Check that an object can choose partitions.
 
     Raises:
-        SettingsError: it is not callable, or is async.
+        SettingsError: it is not callable, is a class whose instances are partitioners, or is async.
     """
     _check_instance("partitioner", partitioner, "partition")
     if not callable(partitioner):

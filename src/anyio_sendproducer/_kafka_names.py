@@ -18,7 +18,7 @@ __all__ = [
     "is_family",
 ]
 
-#: The settings that the producer decides, and what to use instead.
+#: The client settings that the producer sets itself, and what to use instead.
 MANAGED: Final[Mapping[str, str]] = {
     # A setting of kafka-python 2.
     "api_version_auto_timeout_ms": "use ProducerSettings(start_timeout=...), in seconds",
@@ -32,9 +32,9 @@ MANAGED: Final[Mapping[str, str]] = {
     "value_serializer": "use ProducerSettings(value_serializer=...)",
 }
 
-#: Names of client settings: those of Kafka's ProducerConfig, and the others that kafka-python or
-#: librdkafka often needs. The list is only used to sort names and to suggest one: the driver knows
-#: which settings its client has.
+#: Names of client settings: the usual ones of Kafka's ProducerConfig, and others that kafka-python
+#: or librdkafka often needs. The list is only used to recognize names and to suggest one: the
+#: driver knows which settings its client has.
 _NAMES: Final = """
     acks
     allow.auto.create.topics
