@@ -1,4 +1,4 @@
-"""The records that a client still has after their deadlines, and when to replace it for them."""
+"""Late records: the client still has them after their deadlines, and may be given up for that."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ __all__ = ["LATENESS", "PATIENCE", "LateRecords"]
 #: Seconds for which a client that has late records may deliver no record at all.
 PATIENCE: Final = 10.0
 
-#: Seconds after its deadline within which a client must report a record. If a healthy client could
-#: not send a record, it reports that one or two seconds after the deadline.
+#: Seconds after a record's deadline within which a client must report the record. If a healthy
+#: client could not send the record, it reports the failure one or two seconds after the deadline.
 LATENESS: Final = 5.0
 
 

@@ -295,7 +295,8 @@ class Ledger:
     def hold(self, entries: Iterable[Entry]) -> list[object]:
         """Hold records that the driver gave back, mostly because metadata are missing.
 
-        They, and later records of the same topics, wait for :meth:`requeue_held`.
+        They, and later records of the same topics, wait for :meth:`requeue_held`. But an abandoned
+        record is withdrawn, and a record of a stopped group or of an earlier transaction fails.
 
         Returns:
             The waiters to wake.
@@ -425,7 +426,10 @@ class Ledger:
             self._unawaited.add(entry)
 
     def stop_group(self, group: Group) -> list[object]:
-        """Stop a group, one of whose records was refused before it was entered."""
+        """Stop a group, one of whose records was refused before it was entered.
+
+        Without ``stop_on_error``, the group continues.
+        """
         to_wake: list[object] = []
         self._stop_group(group, to_wake)
         self._admit_waiting(to_wake)
@@ -517,7 +521,7 @@ class Ledger:
     def next_deadline(self, now: float) -> float:
         """The time to call :meth:`expire` next. After ``expire(now)`` it is later than ``now``.
 
-        In ``_pending`` and ``_waiting``, the first entry has the earliest ``delivery_timeout``.
+        In ``_pending`` and ``_waiting``, the first entry has the earliest ``deadline``.
         """
         deadline = min(now + self._timeout, self._call_deadlines.earliest())
         for entries in (self._pending, self._waiting):

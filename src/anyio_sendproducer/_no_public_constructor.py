@@ -8,7 +8,7 @@ __all__ = ["NoPublicConstructor"]
 
 
 class NoPublicConstructor:
-    """A class that can't be called: that raises TypeError. Its factory calls ``__new__`` and sets
+    """A class that can't be called: a call raises TypeError. Its factory calls ``__new__`` and sets
     the attributes."""
 
     __slots__ = ()

@@ -75,7 +75,7 @@ _batch: ContextVar[Batch | None] = ContextVar("anyio_sendproducer.batch", defaul
 def fast_constructor(cls: T) -> T:
     """Make a fast constructor of a frozen dataclass, for events that occur for each record.
 
-    The constructor that dataclasses generates sets each field with ``object.__setattr__``, which
+    The constructor that ``dataclass`` generates sets each field with ``object.__setattr__``, which
     takes three times as long. This one makes an instance of a *twin* class, which has the same
     fields and is not frozen, and then changes the ``__class__`` of the instance.
     """
@@ -237,7 +237,7 @@ class Observation:
         self._is_turn = True
 
     def inform(self) -> None:
-        """Pass the events since the last call to the observers."""
+        """Pass to the observers the events that were added since the last call."""
         self._is_turn = False
         if not self._parts:
             return
@@ -293,8 +293,8 @@ class Observation:
         """Add the headers of observers to a record.
 
         Returns:
-            The record with the headers, and its size; or the unchanged record, if it would be
-            larger than ``limit`` bytes.
+            The record with the headers, and its size; or the unchanged record and its size, if the
+            headers would make it larger than ``limit`` bytes.
         """
         record = given.record
         headers: list[tuple[str, bytes]] = []
@@ -345,7 +345,7 @@ class Observation:
 
         Raises:
             BaseException: the exception of ``send``. The event has it if it is an Exception.
-            Otherwise the event says that the call was cancelled.
+                Otherwise the event says that the call was cancelled.
         """
         if BatchEnded not in self.wanted and not self.injectors:
             return await send()
@@ -403,8 +403,8 @@ def _size_of_header(header: tuple[str, bytes]) -> int:
 class ObservedLedger(Ledger):
     """A ledger that adds events of its deliveries.
 
-    It adds none for a record that the driver gives back. The admission adds the event of a record
-    that is accepted at once.
+    It adds none when a record that the driver gave back is held. The admission adds the event of a
+    record that is accepted at once.
 
     Args:
         observation: to which the events are added.

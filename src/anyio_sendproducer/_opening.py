@@ -74,8 +74,11 @@ async def start_send_producer(
     Raises:
         SettingsError: a setting is wrong.
         DiscoveryError: the ``service_name`` was not found.
-        ProducerStartError: no broker answered within ``start_timeout``.
+        ProducerStartError: no broker answered within ``start_timeout``, or the client could not
+            start for another reason.
+        ProducerFenced: another producer with this ``transactional_id`` started at the same time.
         Exception: an exception of ``enrich``.
+        TypeError: ``task_group``, ``settings`` or ``observers`` has a wrong type.
 
     Cancellation releases all resources.
     """
@@ -118,11 +121,15 @@ def open_send_producer(
     Raises:
         SettingsError: a setting is wrong.
         DiscoveryError: the ``service_name`` was not found.
-        ProducerStartError: no broker answered within ``start_timeout``.
+        ProducerStartError: no broker answered within ``start_timeout``, or the client could not
+            start for another reason.
+        ProducerFenced: another producer with this ``transactional_id`` started at the same time.
         Exception: an exception of ``enrich``.
         UndeliveredRecords: the block ended without an exception, but deliveries failed and nobody
             awaited them. If the block raises an exception, this exception is raised instead,
             outside an exception group, with a note about the number of such deliveries.
+        ProducerMisused: a different task left the block than the one that entered it.
+        TypeError: ``settings`` or ``observers`` has a wrong type.
 
     Cancellation at any time releases all resources.
     """

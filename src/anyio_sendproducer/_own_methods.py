@@ -1,4 +1,4 @@
-"""Copies methods of a private base class, so that tracebacks show the public class."""
+"""Copies methods of a private base class, so that Python's messages name the public class."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ def with_own_methods(cls: C) -> C:
     """Copy the public methods of the base classes into a class.
 
     Python names a method in its warnings ("coroutine 'SendProducer.send' was never awaited") and in
-    its errors by the class that defines it, and ``help()`` lists those methods first.
+    its errors by the class that defines it, and ``help()`` lists the methods that the class itself
+    defines before the inherited ones.
     """
     for base in cls.__mro__[1:]:
         for name, method in vars(base).items():

@@ -120,9 +120,10 @@ class SendProducer(Sender, NoPublicConstructor):
         time. Other tasks wait for their turn, in the order of their calls.
 
         Raises:
-            TransactionAborted: a record of the transaction was not delivered, the brokers refused
-                to commit, or the client was given up. The transaction was aborted. If a record was
-                the reason, ``__cause__`` is the error of this record.
+            TransactionAborted: the transaction was aborted, because a record was not delivered,
+                :meth:`Transaction.send_offsets` failed, the commit was refused or could not be
+                requested, the client was given up, or the producer was closed. If a record was the
+                reason, ``__cause__`` is the error of this record.
             TransactionOutcomeUnknown: the answer to the commit was lost, or did not arrive within
                 ``delivery_timeout``.
             ProducerFenced: another producer uses this ``transactional_id`` now. This producer is
@@ -134,9 +135,9 @@ class SendProducer(Sender, NoPublicConstructor):
             ProducerClosed: the producer is closed.
             ProducerBroken, ProducerMisused: as for :meth:`send`.
 
-        Cancellation before the commit is requested aborts the transaction. After the commit was
-        requested, the call waits for the answer for at most ``cancel_timeout``, and 5 s more if the
-        client hangs. :attr:`Transaction.state` then has the result.
+        Cancellation before the commit is requested aborts the transaction. Later, cancellation
+        shortens the wait for the answer to at most ``cancel_timeout``, and 5 s more if the client
+        hangs. :attr:`Transaction.state` then has the result.
         """
         return self._transactions.begin()
 
@@ -216,8 +217,8 @@ class SendProducer(Sender, NoPublicConstructor):
                 :class:`PassThroughMessage`: for example an AnyIO receive stream, a Trio channel or
                 an async generator.
             max_in_flight: how many envelopes may have a result that was not received yet. The flow
-                takes one further envelope from the source, which waits. None stands for the
-                ``max_in_flight`` of the settings.
+                takes one further envelope from the source, and this envelope waits. None stands for
+                the ``max_in_flight`` of the settings.
             offsets: a function that takes an envelope and returns offsets by topic and partition.
                 Each offset is the one of the next record to read after this envelope. The offsets
                 are committed together with the records; see :meth:`Transaction.send_offsets`. This
@@ -268,6 +269,9 @@ class SendProducer(Sender, NoPublicConstructor):
             DeliveryError, MultiDeliveryError: an envelope was not delivered. The outcomes of later
                 envelopes are not awaited.
             TransactionError: a transaction was not committed.
+            SettingsError: as for :meth:`flow`.
+            TypeError: the source has an element that is not an envelope.
+            ProducerClosed, ProducerBroken, ProducerMisused: as for :meth:`send`.
             Exception: the exception of the source.
 
         Cancellation has the same effect as leaving the block of :meth:`flow` early.
@@ -317,7 +321,7 @@ class SendProducer(Sender, NoPublicConstructor):
             async with open_send_producer(settings) as producer:
                 await producer.warm_up(["orders", ProducerRecord("audit", b"an example")])
 
-        The producer requests the metadata of all topics at the same time. For an example record,
+        The producer waits for the metadata of all topics at the same time. For an example record,
         the driver thread then runs the serializers, and discards their results. In this way,
         confluent-kafka's ``AvroSerializer``, ``JSONSerializer`` and ``ProtobufSerializer`` register
         or look up the schema of the topic. The first record then finds the schema in the

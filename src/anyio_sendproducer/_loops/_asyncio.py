@@ -153,7 +153,7 @@ class AsyncioLoop:
             self._loop.call_soon(self._resume, parked)
 
     def _resume(self, parked: Iterable[_Parked]) -> None:
-        """Run each of these tasks until it waits again."""
+        """Run the task of each of these waiters until it waits again."""
         woken = self._woken
         line = iter(parked)
         try:
