@@ -30,6 +30,7 @@ from ._driver_events import (
     Ready,
 )
 from ._exceptions import ProducerClosed, ProducerFenced, SendProducerError, SettingsError
+from ._failures import producer_broken
 from ._loops import Loop
 from .drivers import DirectDriver, Driver, LingeringDriver, Outcome, PolledDriver
 from .telemetry._logging import error_type
@@ -136,6 +137,8 @@ class DriverThread:
         #: Why the last attempt to open a client in the background failed. Until an attempt fails,
         #: the last error of the client that is being replaced. None once a client is open.
         self.open_error: Exception | None = None
+        # Why no further client is opened. Commands that the thread still has then raise an error.
+        self._crashed_by: BaseException | None = None
         self.polled_driver: PolledDriver | None = None
         #: Whether the event loop may submit without the thread: any batch if the client is polled,
         #: otherwise a small one.
@@ -241,11 +244,19 @@ class DriverThread:
         """Return the driver.
 
         Raises:
+            ProducerBroken: no further client is opened.
             ProducerClosed: there is no driver.
         """
+        if self._crashed_by is not None:
+            raise producer_broken(self._crashed_by)
         if self.driver is None:
             raise ProducerClosed("the producer is closed")
         return self.driver
+
+    def _crash(self, error: BaseException) -> None:
+        """Report that no further client is opened."""
+        self._crashed_by = error
+        self.post(DriverCrashed(error))
 
     def call(self, reply: Reply[T], function: Callable[[], T]) -> None:
         """Call a function, and post its result or its error."""
@@ -287,7 +298,7 @@ class DriverThread:
         if buffered_bytes >= WORTH_COLLECTING:
             gc.collect()
         if isinstance(last_error, ProducerFenced):
-            self.post(DriverCrashed(last_error))
+            self._crash(last_error)
             return
         # Until an attempt to open the next client fails, records that time out have this reason. It
         # is copied, because the traceback of the error may keep the old client in memory.
@@ -311,7 +322,7 @@ class DriverThread:
             try:
                 self.open(generation)
             except hopeless as failure:
-                self.post(DriverCrashed(failure))
+                self._crash(failure)
                 return
             except SendProducerError as failure:
                 self.open_error = failure
@@ -325,7 +336,7 @@ class DriverThread:
                 self.stopping.wait(pause)
                 pause = min(2 * pause, LONGEST_REOPEN_SECONDS)
             except BaseException as failure:  # noqa: BLE001  # as in submit()
-                self.post(DriverCrashed(failure))
+                self._crash(failure)
                 return
             else:
                 self.open_error = None

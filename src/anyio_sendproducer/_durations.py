@@ -27,7 +27,7 @@ class _Checked(float):
     __slots__ = ()
 
 
-def seconds_of(field: str, value: object, *, zero: bool, limit: float = LONGEST) -> float:
+def seconds_of(field: str, value: object, *, zero: bool) -> float:
     """Check a duration, and convert it to seconds.
 
     A plain number above one hour issues a :class:`SettingsWarning`, because many clients count in
@@ -37,7 +37,6 @@ def seconds_of(field: str, value: object, *, zero: bool, limit: float = LONGEST)
         field: its name, for errors.
         value: a number of seconds, or a ``timedelta``.
         zero: whether it may be 0.
-        limit: the longest duration, in seconds.
 
     Raises:
         SettingsError: the value is neither a number nor a ``timedelta``, or it is out of bounds;
@@ -49,14 +48,13 @@ def seconds_of(field: str, value: object, *, zero: bool, limit: float = LONGEST)
     if (
         not isinstance(seconds, (int, float))
         or isinstance(seconds, bool)
-        or not 0 <= seconds <= limit
+        or not 0 <= seconds <= LONGEST
         or (seconds == 0 and not zero)
     ):
         least = "of 0 or more" if zero else "above 0"
-        most = f", and no more than {limit:g}" if limit <= LONGEST else ""
         raise SettingsError(
-            f"{field} must be a number of seconds {least}{most}, or a timedelta, not "
-            f"{shown(seconds)}"
+            f"{field} must be a number of seconds {least}, and no more than {LONGEST:g}, or a "
+            f"timedelta, not {shown(seconds)}"
         )
     if seconds <= _LONG:
         return seconds

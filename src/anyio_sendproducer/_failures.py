@@ -1,10 +1,10 @@
-"""Functions that make delivery errors, shared by the ledger and the drivers."""
+"""Functions that make errors, shared by the ledger, the driver thread and the drivers."""
 
 from __future__ import annotations
 
 from typing import Any, Final, TypeVar
 
-from ._exceptions import DeliveryError, DeliveryTimeout, Persistence
+from ._exceptions import DeliveryError, DeliveryTimeout, Persistence, ProducerBroken
 from ._records import ProducerRecord
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "no_outcome",
     "not_sent",
     "not_tried",
+    "producer_broken",
     "timed_out",
 ]
 
@@ -25,6 +26,13 @@ CLOSED_TOO_EARLY: Final = (
     "the client was closed before a broker had answered: the producer ended, or it gave up the "
     "client"
 )
+
+
+def producer_broken(reason: BaseException | None) -> ProducerBroken:
+    """Make the error of a call of a producer that can never send again."""
+    error = ProducerBroken(f"the producer can't send any more: {reason}")
+    error.__cause__ = reason
+    return error
 
 
 def delivery_error(

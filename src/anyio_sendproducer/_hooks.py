@@ -70,7 +70,7 @@ def check_serializer(field: str, serializer: object) -> None:
             f"{field} must be a callable or have a serialize(topic, headers, data) method, not "
             f"{type(serializer).__name__}"
         )
-    if inspect.iscoroutinefunction(call):
+    if _is_async(call):
         raise SettingsError(f"{field} {_ON_A_THREAD}")
 
 
@@ -90,8 +90,15 @@ def check_partitioner(partitioner: object) -> None:
             "partitioner must be a callable that takes the topic, the key and the partitions, not "
             f"{type(partitioner).__name__}{hint if is_the_clients else ''}"
         )
-    if inspect.iscoroutinefunction(partitioner):
+    if _is_async(partitioner):
         raise SettingsError(f"partitioner {_ON_A_THREAD}")
+
+
+def _is_async(hook: object) -> bool:
+    """Whether a hook is an async function, or an object with an async ``__call__``."""
+    return inspect.iscoroutinefunction(hook) or inspect.iscoroutinefunction(
+        getattr(type(hook), "__call__", None)  # noqa: B004  # this does not test for callability
+    )
 
 
 def _check_instance(field: str, hook: object, method: str) -> None:

@@ -38,7 +38,6 @@ from ._delivery import (
 from ._exceptions import (
     DeliveryError,
     Persistence,
-    ProducerBroken,
     ProducerClosed,
     RecordRejected,
     SendProducerError,
@@ -49,6 +48,7 @@ from ._failures import (
     no_outcome,
     not_sent,
     not_tried,
+    producer_broken,
     timed_out,
 )
 from ._late import LateRecords
@@ -223,11 +223,7 @@ class Ledger:
     def refusal(self) -> SendProducerError:
         """Make the error of a record that is not accepted because of the producer's state."""
         if self.state is ProducerState.BROKEN:
-            error: SendProducerError = ProducerBroken(
-                f"the producer can't send any more: {self.broken_by}"
-            )
-            error.__cause__ = self.broken_by
-            return error
+            return producer_broken(self.broken_by)
         return ProducerClosed("the producer is closed: send within its `async with` block")
 
     def has_room(self, size: int) -> bool:

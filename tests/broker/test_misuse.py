@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from typing import Any
 
 import anyio
@@ -38,6 +38,16 @@ from tests.support.waiting import PATIENCE, until
 LOOPS = ["asyncio", "trio"]
 
 
+async def use_flow(producer: SendProducer, _: Delivery) -> None:
+    async with producer.flow(envelopes()):
+        with anyio.fail_after(PATIENCE):
+            await anyio.sleep_forever()
+
+
+async def envelopes() -> AsyncGenerator[Message[None, bytes, None]]:
+    yield Message(record(b"never"))
+
+
 #: Every call that waits. Each call is made in the place where it is not allowed.
 USES: dict[str, Callable[[SendProducer, Delivery], Awaitable[Any]]] = {
     "send": lambda producer, _: producer.send(record(b"never")),
@@ -45,6 +55,8 @@ USES: dict[str, Callable[[SendProducer, Delivery], Awaitable[Any]]] = {
     "multi_message": lambda producer, _: producer.send_envelope(MultiMessage([record(b"never")])),
     "send_many": lambda producer, _: producer.send_many([record(b"never")]),
     "enqueue": lambda producer, _: producer.enqueue(record(b"never")),
+    "flow": use_flow,
+    "sink": lambda producer, _: producer.sink(envelopes()),
     "flush": lambda producer, _: producer.flush(),
     "partitions_for": lambda producer, _: producer.partitions_for("t"),
     "aclose": lambda producer, _: producer.aclose(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import time
 from typing import Any
 
@@ -291,6 +292,32 @@ async def test_the_factory_makes_the_next_client(settings: ProducerSettings) -> 
     assert [values(fake) for fake in made] == [[b"1"], [b"2"]]
     assert failures == []
     assert all(fake.closed for fake in made)
+
+
+async def test_a_request_that_waits_for_the_next_client_ends_if_the_producer_breaks(
+    settings: ProducerSettings,
+) -> None:
+    """The thread gets the request after it has found out that no further client may be opened."""
+
+    class Gated(FakeDriver):
+        def open(self, sink: Any, /) -> None:
+            if self.opened:
+                reached.set()
+                assert gate.wait(PATIENCE)
+                raise ProducerFenced("another one")
+            super().open(sink)
+
+    reached, gate = threading.Event(), threading.Event()
+    fake = Gated()
+    async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
+        fake.break_client()
+        await until(reached.is_set)
+        call = Call(tasks, producer.partitions_for, "t")
+        await quiet()
+        gate.set()
+        error = (await call.wait()).error
+        assert isinstance(error, ProducerBroken)
+        assert isinstance(error.__cause__, ProducerFenced)
 
 
 async def test_closing_is_bounded_while_no_client_can_be_opened(

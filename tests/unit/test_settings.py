@@ -149,6 +149,13 @@ class LateSerializer:
         return b""
 
 
+class LateHook:
+    """An object with an async ``__call__``: as a serializer or a partitioner."""
+
+    async def __call__(self, *_: object) -> Any:
+        return None
+
+
 DURATION = "must be a number of seconds above 0, and no more than 1e+09, or a timedelta, not"
 #: Invalid fields and the whole message.
 BAD_EXACTLY: list[tuple[dict[str, Any], str]] = [
@@ -225,9 +232,16 @@ BAD_EXACTLY: list[tuple[dict[str, Any], str]] = [
         )
     ),
     ({"partitioner": First}, "partitioner must be an instance, First(), not the class"),
-    (
-        {"partitioner": choose_later},
-        "partitioner must not be async: it is called on a thread, where it may block",
+    *(
+        (
+            {field: hook},
+            f"{field} must not be async: it is called on a thread, where it may block",
+        )
+        for field, hook in (
+            ("partitioner", choose_later),
+            ("partitioner", LateHook()),
+            ("value_serializer", LateHook()),
+        )
     ),
     (
         {"partitioner": first_partition, "properties": {"partitioner": "murmur2"}},
